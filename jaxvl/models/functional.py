@@ -1,0 +1,87 @@
+"""A model seen from outside `models/`: pure functions of flat dicts of arrays.
+
+The modules are Flax NNX; nothing beyond this file and `models/`, `nn/`, `adapters/` knows that. Parameters and other
+state (batch-norm statistics) are flat dicts `"image/blocks/0/conv/kernel" -> Array`, which sort, mask by regular
+expression, shard and save without further ado.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Arrays = dict[str, jax.Array]
+
+
+def _flat(state: nnx.State) -> dict[str, nnx.Variable]:
+    return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Functional:
+    """A built model as functions.
+
+    Attributes:
+      graphdef: NNX's static half.
+      axes: logical axes of each parameter, path -> names.
+      params: shapes and dtypes of the parameters, path -> ShapeDtypeStruct.
+      rest: the same for non-trained state.
+      locked: paths that the optimiser must not touch (LiT locking).
+    """
+
+    graphdef: Any
+    axes: Mapping[str, tuple[str, ...] | None]
+    params: Mapping[str, jax.ShapeDtypeStruct]
+    rest: Mapping[str, jax.ShapeDtypeStruct]
+    locked: frozenset[str]
+    _build: Callable[[jax.Array], nnx.Module]
+    _templates: tuple[nnx.State, nnx.State]
+
+    def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
+        """Fresh (params, rest); jit-able, so that they can be born sharded."""
+        _, params, rest = nnx.split(self._build(key), nnx.Param, ...)
+        return self._arrays(params), self._arrays(rest)
+
+    def apply(self, params: Arrays, rest: Arrays, *args: Any, method: str = "__call__", **kwargs: Any) -> tuple[Any, Arrays]:
+        """`module.method(*args, **kwargs)` -> (its result, the new non-trained state)."""
+        module = nnx.merge(self.graphdef, *(self._state(t, a) for t, a in zip(self._templates, (params, rest))), copy=True)
+        out = getattr(module, method)(*args, **kwargs)
+        return out, self._arrays(nnx.split(module, nnx.Param, ...)[2])
+
+    @staticmethod
+    def _arrays(state: nnx.State) -> Arrays:
+        return {path: variable[...] for path, variable in _flat(state).items()}
+
+    @staticmethod
+    def _state(template: nnx.State, arrays: Arrays) -> nnx.State:
+        return nnx.from_flat_state([(path, v.replace(arrays["/".join(map(str, path))])) for path, v in nnx.to_flat_state(template)])
+
+
+def functional(config: Any, inputs: Any, dtype: Any = jnp.float32) -> Functional:
+    """Builds a model configuration into pure functions, without allocating anything.
+
+    Args:
+      config: a registered model configuration (`models.MODELS`).
+      inputs: `models.InputSpec`.
+      dtype: compute dtype; parameters are float32.
+
+    Raises:
+      ConfigError: sizes that do not fit together (from the configuration's `check_inputs`).
+    """
+    config.check_inputs(inputs)
+
+    def build(key: jax.Array) -> nnx.Module:
+        return config.build(inputs, nnx.Rngs(params=key), dtype=dtype)
+
+    module = nnx.eval_shape(build, jax.random.key(0))
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    shapes = [{p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in _flat(s).items()} for s in (params, rest)]
+    axes = {path: variable.get_metadata().get("axes") for path, variable in _flat(params).items()}
+    is_locked = getattr(module, "locked", lambda path: False)
+    locked = frozenset(path for path in shapes[0] if is_locked(path))
+    return Functional(graphdef, axes, *shapes, locked, build, (params, rest))

@@ -1,0 +1,79 @@
+"""Several processes: start-up, and stopping together."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxvl.config import ConfigError, check
+
+# Options of a command that may run as several processes; all three or none.
+OPTIONS = {"coordinator": None, "processes": None, "process": None}
+
+
+def initialise(options: Mapping[str, str]) -> None:
+    """Joins the other processes, if there are any: as `options` say, or as the cluster's environment says.
+
+    Raises:
+      ConfigError: only some of the options, or values that are not numbers.
+    """
+    given = {k: options[k] for k in OPTIONS if k in options}
+    if not given:
+        if any(os.environ.get(k) for k in ("JAX_COORDINATOR_ADDRESS", "CLOUD_TPU_TASK_ID", "SLURM_JOB_NUM_NODES")):
+            jax.distributed.initialize()
+        return
+    for name in OPTIONS:
+        check(name in given, f"--{name}", "is needed too: --coordinator, --processes and --process go together")
+    try:
+        count, index = int(given["processes"]), int(given["process"])
+    except ValueError:
+        raise ConfigError("--processes", f"{given['processes']!r} and --process {given['process']!r} must be integers") from None
+    check(0 <= index < count, "--process", f"{index} must be in 0 … {count - 1}")
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(given["coordinator"], count, index)
+
+
+class StopSignal:
+    """Context manager in which SIGTERM and SIGINT ask for a stop after the current step instead of ending the process.
+
+    A second signal ends the process as it would have without this.
+    """
+
+    def __init__(self):
+        self.name: str | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        try:
+            self._old = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread: whoever runs us there handles signals
+            self._old = {}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.name is not None:
+            self.__exit__()
+            signal.raise_signal(number)
+        self.name = signal.Signals(number).name
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step`; the same answer in every process."""
+        if jax.process_count() == 1:
+            return self.name is not None
+        if step % 10:  # one small message between the processes every ten steps
+            return False
+        asked = multihost_utils.process_allgather(jax.numpy.int32(self.name is not None))
+        if asked.any() and self.name is None:
+            self.name = "a signal to another process"
+        return bool(asked.any())

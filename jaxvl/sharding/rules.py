@@ -1,0 +1,88 @@
+"""Logical axes: modules name the axes of each parameter and activation, the rules say which mesh axis shards them.
+
+A parameter is created as `nnx.Param(value, axes=("embed", "mlp"))`. Every axis name must stand in the rules, and every
+parameter must name its axes: `param_shardings` refuses a tree in which one does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxvl.config import nearest
+
+# Logical axis -> mesh axes. Activations use `batch`; all others are axes of parameters (or of both).
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",  # width D of the residual stream
+    "mlp": "tensor",  # hidden width F
+    "heads": "tensor",
+    "kv": None,  # width of one head
+    "vocab": "tensor",
+    "joint": None,  # width of the shared embedding space
+    "length": None,  # tokens T, patches P, positions
+    "layers": None,  # stacked layers L
+    "kernel": None,  # height, width of a convolution; pixels of a patch
+    "conv_in": None,
+    "conv_out": "fsdp",
+    "norm": None,  # scales and biases: small, replicated
+    "classes": None,
+    "scalar": None,
+    "expert": "expert",
+}
+
+
+def spec(axes: Sequence[str | None], rules: Mapping = RULES, shape: Sequence[int] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
+    """`PartitionSpec` of logical `axes`.
+
+    With `shape` and `mesh`, an axis that its mesh axis does not divide stays whole (layout only, never meaning), and
+    a mesh axis is used once (the first axis that asks for it).
+
+    Raises KeyError for a name without a rule.
+    """
+    used: set[str] = set()
+    out = []
+    for i, axis in enumerate(axes):
+        if axis is not None and axis not in rules:
+            raise KeyError(f"logical axis {axis!r} has no sharding rule{nearest(axis, list(rules))} (rules: {', '.join(rules)})")
+        target = rules[axis] if axis is not None else None
+        names = () if target is None else (target,) if isinstance(target, str) else tuple(target)
+        if mesh is not None:
+            names = tuple(n for n in names if n in mesh.shape)
+        size = math.prod(mesh.shape[n] for n in names) if mesh is not None else 1
+        if used & set(names) or (shape is not None and size and shape[i] % size):
+            names = ()
+        used |= set(names)
+        out.append(names if len(names) > 1 else names[0] if names else None)
+    return PartitionSpec(*out)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x` laid out by the rules for `axes` (one logical name or None per dimension); no-op without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or any("Manual" in str(t) for t in mesh.axis_types):
+        return x
+    if len(axes) != x.ndim:
+        raise ValueError(f"constrain: {len(axes)} axes {axes} for an array of shape {x.shape}")
+    return jax.lax.with_sharding_constraint(x, spec(axes, shape=x.shape, mesh=mesh))
+
+
+def param_shardings(axes: Any, shapes: Any, mesh: Mesh, rules: Mapping = RULES) -> Any:
+    """Shardings of a parameter tree.
+
+    Args:
+      axes: flat mapping path -> tuple of logical axes (or None where a parameter names none).
+      shapes: flat mapping path -> shape.
+
+    Raises:
+      ValueError: parameters without axes, or with another number of axes than dimensions; all are listed.
+      KeyError: an axis name without a rule.
+    """
+    bad = [f"{'/'.join(map(str, p))} {tuple(s)}: {axes.get(p)}" for p, s in shapes.items() if axes.get(p) is None or len(axes[p]) != len(s)]
+    if bad:
+        raise ValueError("parameters without a logical axis for every dimension:\n  " + "\n  ".join(bad))
+    return {p: NamedSharding(mesh, spec(axes[p], rules, s, mesh)) for p, s in shapes.items()}

@@ -1,0 +1,125 @@
+"""A task: a data source, the objectives with their weights, and the signature (batch, resolution) that gets compiled.
+
+A task turns a batch into model inputs (`prepare`) and model outputs into a loss (`loss`); both are pure and run inside
+the compiled step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxvl.config import ConfigError, check, resolve
+from jaxvl.data.augment import augment
+from jaxvl.data.loader import DataConfig
+from jaxvl.data.preprocess import Preprocess
+from jaxvl.objectives import OBJECTIVES
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """Options of one task.
+
+    Attributes:
+      data: source, batch size, image size, text length, captions, augmentation.
+      objectives: name -> weight, or name -> group with `weight`, the objective's own options and, where the key is a
+        label of your own, `name`: `dict(align=1.0)`, `dict(align=dict(weight=0.5, label_smoothing=0.2))`.
+      microbatches: chunks in which the encoders run; all negatives of the batch count all the same.
+    """
+
+    data: DataConfig
+    objectives: dict[str, Any]
+    microbatches: int = 1
+
+    def __post_init__(self):
+        check(bool(self.objectives), "objectives", f"must name at least one (known: {', '.join(OBJECTIVES)})")
+        n = self.microbatches
+        check(n >= 1 and self.data.batch % n == 0, "microbatches", f"{n!r} must divide the batch of {self.data.batch}")
+        resolved = {key: _objective(key, value) for key, value in self.objectives.items()}
+        object.__setattr__(self, "objectives", resolved)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightedObjective:
+    """One objective of a task and its weight in the sum."""
+
+    name: str
+    weight: float
+    objective: Any
+
+
+def _objective(key: str, value: Any) -> WeightedObjective:
+    path = f"objectives.{key}"
+    if isinstance(value, WeightedObjective):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = {"weight": value}
+    check(hasattr(value, "items"), path, f"{value!r} must be a weight, or a group of options with a 'weight'")
+    options = dict(value.items())
+    weight, name = options.pop("weight", 1.0), options.pop("name", key)
+    if "objective" in options:  # as `config.to_dict` writes a resolved one
+        options = {k: v for k, v in dict(options["objective"]).items() if k != "name"}
+    check(isinstance(weight, (int, float)) and weight >= 0, f"{path}.weight", f"{weight!r} must be a number >= 0")
+    cls = OBJECTIVES.lookup(name, path if name == key else f"{path}.name")
+    return WeightedObjective(name, float(weight), resolve(cls, options, path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task in use.
+
+    Attributes:
+      name: its key in the config.
+      config: see `TaskConfig`.
+      preprocess: mean, standard deviation and background of model inputs, shared by all tasks.
+    """
+
+    name: str
+    config: TaskConfig
+    preprocess: Preprocess
+
+    @property
+    def objectives(self) -> dict[str, Any]:
+        return {key: use.objective for key, use in self.config.objectives.items()}
+
+    def check_outputs(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
+        """Raises ConfigError where an objective reads what the model or the data does not give."""
+        for key, use in self.config.objectives.items():
+            for kind, needed, given in (("model output", use.objective.reads, outputs), ("batch key", use.objective.batch_keys, batch)):
+                missing = [k for k in needed if k not in given]
+                if missing:
+                    raise ConfigError(
+                        f"tasks.{self.name}.objectives.{key}", f"needs the {kind} {missing[0]!r}, which is not there (there are: {', '.join(sorted(given))})"
+                    )
+
+    def prepare(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        """Model inputs of a training batch, inside the compiled step.
+
+        Args:
+          batch: image uint8 [B, S, S, 3 or 4], text int32 [B, T], id int32 [B], index int32 [B].
+          key: of this step. Rows draw from `fold_in(key, index)`: the same on every mesh and host count.
+
+        Returns:
+          image float32 [B, S, S, 3] (augmented, normalised); the rest as it came.
+        """
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
+        image = augment(batch["image"], keys, self.config.data.augment)
+        return {**batch, "image": self.preprocess.normalise(image)}
+
+    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], aux: dict[str, Any], key: jax.Array):
+        """Weighted sum of the objectives.
+
+        Returns:
+          loss float32 [], and (metrics, aux): each objective's `loss/KEY` and `KEY/figure`, and the whole aux state.
+        """
+        total, metrics, aux = jnp.float32(0), {}, dict(aux)
+        for i, (name, use) in enumerate(self.config.objectives.items()):
+            slot = f"{self.name}/{name}"
+            loss, aux[slot] = use.objective(outputs, batch, aux[slot], jax.random.fold_in(key, i))
+            total += use.weight * loss.value
+            metrics[f"loss/{name}"] = loss.value
+            metrics |= {f"{name}/{k}": v for k, v in loss.metrics.items()}
+        return total, (metrics, aux)

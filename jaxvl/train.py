@@ -1,0 +1,130 @@
+"""Train a model: `python -m jaxvl.train --config=configs/align_emoji.py --config.optim.lr=1e-3 --workdir=runs/emoji`.
+
+Options:
+  --config=FILE[:ARG]     the config file and its argument string; `--config.KEY=VALUE` overrides one of its values
+  --workdir=FOLDER        checkpoints, metrics and the report; a run found there is resumed
+  --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
+
+Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training diverged or was lost, 2 wrong config.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+import time
+
+import jax
+from absl import logging
+from rich.console import Console
+from rich.markup import escape
+
+from jaxvl.config import ConfigError
+from jaxvl.data.records import DataError
+from jaxvl.evals.report import save_gallery, summary_table, write_report
+from jaxvl.sharding import hosts
+from jaxvl.training.checkpoint import CheckpointError
+from jaxvl.training.experiment import Experiment, parse_command
+from jaxvl.training.guard import TrainingDiverged, check_metrics
+from jaxvl.training.meter import Meter
+from jaxvl.training.setup import Run, setup, write_workdir
+from jaxvl.training.state import TrainState
+from jaxvl.training.writer import Writer
+
+
+def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None = None) -> dict[str, float]:
+    """Runs or resumes a training run; returns the last evaluation figures, `EVALUATOR/METRIC` -> value.
+
+    Raises:
+      ConfigError: before anything is compiled.
+      TrainingDiverged: too many skipped steps in a row; the last good state is saved.
+      CheckpointError: the last checkpoint could not be written.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    stop = hosts.StopSignal()
+    with Writer(workdir, experiment.steps, tensorboard=experiment.log.tensorboard, console=console) as writer, stop:
+        run = setup(experiment, workdir, writer)
+        write_workdir(experiment, workdir)
+        try:
+            loop(run, stop)
+        finally:
+            run.close()
+        if experiment.log.report and jax.process_index() == 0:
+            writer.say(f"report: {write_report(workdir)}")
+    return run.latest
+
+
+def loop(run: Run, stop: hosts.StopSignal) -> None:
+    """The training loop. The order of its lines matters: what is saved at a step is what that step left behind."""
+    state, meter = run.state, Meter(run.experiment.log.every, run.feeds)
+    run.state = None  # the buffers are donated to the first step; nobody else may hold them
+    for step in range(run.start, run.total):
+        task = run.schedule(step)  # a pure function of the step: every host agrees, a resume continues
+        batch = next(run.feeds[task])  # already on the mesh
+        state, metrics = run.steps[task](state, batch)  # one compiled step per signature, state donated
+        done = step + 1
+        for record in meter.tick(done, task, metrics):  # figures of earlier steps, by now on the host
+            run.writer.record(record.step, "train", record.task, record.scalars)
+            guard(run, state, record)
+        run.writer.advance(done)
+        for name, evaluator in run.due(done):
+            evaluate(run, state, done, name, evaluator)
+            meter.pause()
+        stopping = stop.reached(done)
+        if stopping or run.checkpoints.due(done) or done == run.total:
+            run.checkpoints.save(done, state, run.frame(), run.latest)
+        if stopping:
+            run.writer.say(f"stopped by {stop.name} after step {done}; saved, and resumed by the same command")
+            break
+    for record in meter.flush():
+        run.writer.record(record.step, "train", record.task, record.scalars)
+        guard(run, state, record)
+    run.checkpoints.finish()
+
+
+def guard(run: Run, state: TrainState, record) -> None:
+    """Ends a run that has diverged, its last good state saved first."""
+    try:
+        check_metrics(run.experiment.guard, record.step, record.task, record.scalars)
+    except TrainingDiverged:
+        run.checkpoints.save(int(state.step), state, run.frame(), run.latest)
+        run.checkpoints.finish()
+        raise
+
+
+def evaluate(run: Run, state: TrainState, step: int, name: str, evaluator) -> None:
+    """Runs one evaluator and writes its figures and pictures."""
+    began = time.perf_counter()
+    result = evaluator.run(run.encoders(state))
+    run.writer.record(step, "eval", name, {**result.metrics, "seconds": time.perf_counter() - began})
+    run.latest |= {f"{name}/{metric}": value for metric, value in result.metrics.items()}
+    if jax.process_index() == 0 and result.gallery:
+        run.writer.image(step, f"gallery/{name}", save_gallery(run.workdir, name, step, result.gallery))
+
+
+def main(argv: list[str]) -> int:
+    console = Console(stderr=True)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        command = parse_command(argv, {"workdir": None, **hosts.OPTIONS})
+        for needed, given in (("--config", command.config), ("--workdir", command.options.get("workdir"))):
+            if not given:
+                raise ConfigError(needed, "is required; see python -m jaxvl.train --help")
+        hosts.initialise(command.options)
+        latest = train(command.experiment(), pathlib.Path(command.options["workdir"]), console)
+    except ConfigError as error:
+        console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
+        return 2
+    except (TrainingDiverged, CheckpointError, DataError) as error:
+        console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+    if latest and jax.process_index() == 0:
+        Console().print(summary_table(latest))
+    return 0
+
+
+if __name__ == "__main__":
+    if "--help" in sys.argv or "-h" in sys.argv:
+        print(__doc__)
+        sys.exit(0)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,148 @@
+"""The root of a config, and the command line that fills it.
+
+    python -m jaxvl.train --config=configs/align_emoji.py:long --config.optim.lr=1e-3 --workdir=runs/long
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from jax.sharding import Mesh
+
+from jaxvl.config import ConfigError, check, load_file, nearest, override, resolve
+from jaxvl.data.preprocess import PreprocessConfig
+from jaxvl.data.tokenizers import TokenizerConfig
+from jaxvl.evals import EVALUATORS
+from jaxvl.models import MODELS, InputSpec
+from jaxvl.sharding.mesh import MeshConfig, batch_shards
+from jaxvl.tasks import TaskConfig
+from jaxvl.training.checkpoint import CheckpointConfig
+from jaxvl.training.guard import GuardConfig
+from jaxvl.training.optim import OptimConfig
+from jaxvl.training.schedule import SCHEDULES, RoundRobin
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What is written while training.
+
+    Attributes:
+      every: steps between two records of the metrics.
+      tensorboard: also write TensorBoard files under `workdir/tb`.
+      report: write `workdir/report.html` at the end.
+    """
+
+    every: int = 50
+    tensorboard: bool = True
+    report: bool = True
+
+    def __post_init__(self):
+        check(self.every >= 1, "every", f"{self.every!r} must be >= 1 step")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A whole training run.
+
+    Attributes:
+      model: a model by name, with its options.
+      tasks: name -> task.
+      steps: steps of the run.
+      optim, schedule, mesh, guard, checkpoint, log: see their classes.
+      tokenizer, preprocess: shared by all tasks and evaluators; they travel in the checkpoint.
+      evals: name -> evaluator by name, with its options.
+      seed: of initialisation, data order and all randomness in the steps.
+      dtype: of computation; parameters are float32.
+    """
+
+    model: Annotated[Any, MODELS]
+    tasks: dict[str, TaskConfig]
+    steps: int
+    optim: OptimConfig = OptimConfig()
+    schedule: Annotated[Any, SCHEDULES] = RoundRobin()
+    mesh: MeshConfig = MeshConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    preprocess: PreprocessConfig = PreprocessConfig()
+    evals: dict[str, Annotated[Any, EVALUATORS]] = dataclasses.field(default_factory=dict)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+    log: LogConfig = LogConfig()
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check(self.steps >= 1, "steps", f"{self.steps!r} must be >= 1")
+        check(bool(self.tasks), "tasks", "must name at least one task")
+        check(self.optim.warmup <= self.steps, "optim.warmup", f"{self.optim.warmup!r} is longer than the run of {self.steps} steps")
+        for name in self.tasks:
+            check("/" not in name, f"tasks.{name}", "a task's name may not hold '/'")
+        self.schedule.build(list(self.tasks), self.steps)
+        best = self.checkpoint.best_metric
+        if best is not None:
+            evaluator = best.lstrip("-").split("/")[0]
+            check(evaluator in self.evals, "checkpoint.best_metric", f"{best!r}: no evaluator {evaluator!r}{nearest(evaluator, list(self.evals))} (evals: {', '.join(self.evals)})")
+
+    def inputs(self, vocab_size: int, pad_id: int, eos_id: int | None) -> InputSpec:
+        """The largest inputs that any task or evaluator gives the model."""
+        length = max(t.data.text_length for t in self.tasks.values())
+        return InputSpec(self.preprocess.image_size, length, vocab_size, pad_id, eos_id)
+
+    def check_mesh(self, mesh: Mesh) -> None:
+        """Raises ConfigError where a batch or chunk does not divide over the mesh."""
+        shards = batch_shards(mesh)
+        for name, task in self.tasks.items():
+            rows = task.data.batch // task.microbatches
+            if rows % shards:
+                up = -(-rows // shards) * shards * task.microbatches
+                what = f"{task.data.batch}" + (f" in {task.microbatches} microbatches" if task.microbatches > 1 else "")
+                raise ConfigError(
+                    f"tasks.{name}.data.batch", f"{what} does not divide over the {shards} batch shards of the mesh (data x fsdp); the nearest that does: {up}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A parsed command line: the config's assignments by path, and the options of the command itself."""
+
+    config: str
+    assignments: dict[str, str]
+    options: dict[str, str]
+
+    def experiment(self) -> Experiment:
+        """Raises ConfigError for whatever is wrong with the config."""
+        return resolve(Experiment, override(load_file(self.config), self.assignments))
+
+
+def parse_command(argv: Sequence[str], options: dict[str, str | None]) -> Command:
+    """Reads `--config=FILE[:ARG] --config.KEY=VALUE … --OPTION=VALUE …` (`--OPTION VALUE` as well).
+
+    Args:
+      argv: without the program's name.
+      options: the command's own options with their defaults; None: not given.
+
+    Raises:
+      ConfigError: an unknown option, or a value that is missing.
+    """
+    config, assignments, values = "", {}, {k: v for k, v in options.items() if v is not None}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, has_value, value = word.partition("=")
+        if not name.startswith("--"):
+            raise ConfigError("command line", f"{word!r} is not an option (options: --config, {', '.join('--' + o for o in options)})")
+        if not has_value:
+            if not words or words[0].startswith("--"):
+                raise ConfigError(name, "needs a value")
+            value = words.pop(0)
+        name = name[2:]
+        if name == "config":
+            config = value
+        elif name.startswith("config."):
+            assignments[name[len("config.") :]] = value
+        elif name in options:
+            values[name] = value
+        else:
+            raise ConfigError(f"--{name}", f"unknown option{nearest(name, ['config', *options])} (options: --config, {', '.join('--' + o for o in options)})")
+    return Command(config, assignments, values)

@@ -1,0 +1,168 @@
+"""Optimisers, learning-rate schedules and parameter masks.
+
+The optax chain yields an update of unit learning rate; `step.py` multiplies it by `-schedule(step)`. So a skipped step
+does not shift the schedule, and the schedule is a pure function of the global step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxvl.config import check
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser of all parameters.
+
+    Attributes:
+      name: `adamw` (Loshchilov & Hutter 2019), `lamb` (You et al. 2020; ALIGN), `adafactor` (Shazeer & Stern 2018;
+        factored second moment, momentum `b1`, updates clipped to RMS 1; CoCa), `lion` (Chen et al. 2023), `muon`
+        (Jordan 2024: matrices orthogonalised, vectors, embeddings and heads by Adam).
+      lr: peak learning rate.
+      schedule: shape after the warm-up: to `final_lr` at the last step (`linear`, `cosine`), `rsqrt`, or `constant`.
+      warmup: steps of linear warm-up from 0.
+      cooldown: last steps over which `rsqrt` and `constant` fall linearly to `final_lr`.
+      final_lr: as a fraction of `lr`.
+      b1, b2, eps: moments.
+      weight_decay: decoupled; multiplied by the current learning rate.
+      decay: regular expression of the parameter paths that decay (`re.search`); the default leaves out biases, norms,
+        and scalars.
+      freeze: regular expression of the parameter paths that stay as they are (no update, no moments), or None.
+      lr_scale: (regular expression, factor) pairs; the first that matches a path scales its updates.
+      clip_norm: largest global norm of the gradient, or None.
+      ema: decay of the moving average of parameters that evaluation uses, or None. Its first steps use
+        `(1 + t) / (10 + t)` where that is smaller.
+      moment_dtype: dtype of the first moment.
+    """
+
+    name: Literal["adamw", "lamb", "adafactor", "lion", "muon"] = "adamw"
+    lr: float = 1e-3
+    schedule: Literal["linear", "cosine", "rsqrt", "constant"] = "cosine"
+    warmup: int = 100
+    cooldown: int = 0
+    final_lr: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    decay: str = r"(kernel|embedding|query|pos\w*)$"
+    freeze: str | None = None
+    lr_scale: tuple[tuple[str, float], ...] = ()
+    clip_norm: float | None = 1.0
+    ema: float | None = None
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        check(self.lr > 0, "lr", f"{self.lr!r} must be > 0")
+        check(self.warmup >= 0, "warmup", f"{self.warmup!r} must be >= 0 steps")
+        check(self.cooldown >= 0, "cooldown", f"{self.cooldown!r} must be >= 0 steps")
+        check(0 <= self.final_lr <= 1, "final_lr", f"{self.final_lr!r} is a fraction of lr; must be in [0, 1]")
+        for name in ("b1", "b2"):
+            check(0 <= getattr(self, name) < 1, name, f"{getattr(self, name)!r} must be in [0, 1)")
+        check(self.weight_decay >= 0, "weight_decay", f"{self.weight_decay!r} must be >= 0")
+        check(self.clip_norm is None or self.clip_norm > 0, "clip_norm", f"{self.clip_norm!r} must be > 0, or None")
+        check(self.ema is None or 0 < self.ema < 1, "ema", f"{self.ema!r} must be in (0, 1), or None")
+        for key, pattern in (("decay", self.decay), ("freeze", self.freeze), *(("lr_scale", p) for p, _ in self.lr_scale)):
+            try:
+                re.compile(pattern or "")
+            except re.error as error:
+                check(False, key, f"{pattern!r} is not a regular expression: {error}")
+
+
+def learning_rate(config: OptimConfig, total: int) -> Callable[[jax.Array], jax.Array]:
+    """Learning rate as a function of the step, float32. Step `total - 1` is the last one that uses it."""
+    peak, final = config.lr, config.lr * config.final_lr
+    after = max(total - config.warmup, 1)
+    if config.schedule == "linear":
+        main = optax.linear_schedule(peak, final, after)
+    elif config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, after, alpha=config.final_lr)
+    elif config.schedule == "rsqrt":
+        shift = max(config.warmup, 1)
+        main = lambda t: peak * jnp.sqrt(shift / (t + shift))  # noqa: E731
+    else:
+        main = optax.constant_schedule(peak)
+
+    def rate(step: jax.Array) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        value = main(jnp.maximum(step - config.warmup, 0))
+        if config.schedule in ("rsqrt", "constant") and config.cooldown:
+            left = jnp.clip((total - step) / config.cooldown, 0, 1)
+            value = final + (value - final) * left
+        return jnp.float32(value * jnp.minimum(1.0, (step + 1) / config.warmup) if config.warmup else value)
+
+    return rate
+
+
+def optimiser(
+    config: OptimConfig, axes: Mapping[str, tuple[str, ...]], locked: frozenset[str] = frozenset()
+) -> tuple[optax.GradientTransformation, dict[str, bool]]:
+    """The optax chain (unit learning rate, positive sign) and which parameters it trains.
+
+    Args:
+      config: see `OptimConfig`.
+      axes: path -> logical axes of every parameter (muon takes its matrices from them).
+      locked: paths that the model has locked.
+
+    Raises:
+      ConfigError: `freeze` or an `lr_scale` pattern that matches no parameter.
+    """
+    paths = list(axes)
+    for key, pattern in (("optim.freeze", config.freeze), *(("optim.lr_scale", p) for p, _ in config.lr_scale)):
+        check(pattern is None or any(re.search(pattern, p) for p in paths), key, f"{pattern!r} matches no parameter (such as {paths[:3]})")
+    trained = {p: p not in locked and not (config.freeze and re.search(config.freeze, p)) for p in paths}
+    decayed = {p: bool(re.search(config.decay, p)) for p in paths}
+    chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    chain.append(_rule(config, axes))
+    if config.weight_decay:
+        chain.append(optax.add_decayed_weights(config.weight_decay, mask=lambda params: {p: decayed[p] for p in params}))
+    if config.name == "lamb":
+        chain.append(optax.scale_by_trust_ratio())
+    if config.lr_scale:
+        factor = {p: next((f for r, f in config.lr_scale if re.search(r, p)), 1.0) for p in paths}
+        chain.append(optax.stateless(lambda updates, params: {p: u * factor[p] for p, u in updates.items()}))
+    return optax.chain(*chain), trained
+
+
+def _rule(config: OptimConfig, axes: Mapping[str, tuple[str, ...]]) -> optax.GradientTransformation:
+    mu_dtype = jnp.dtype(config.moment_dtype)
+    if config.name in ("adamw", "lamb"):
+        return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=mu_dtype)
+    if config.name == "lion":
+        return optax.scale_by_lion(config.b1, config.b2, mu_dtype=mu_dtype)
+    if config.name == "adafactor":
+        decay = lambda step, _: config.b2 * jnp.ones_like(jnp.float32(step))  # noqa: E731
+        return optax.chain(
+            optax.scale_by_factored_rms(decay_rate_fn=decay), optax.clip_by_block_rms(1.0), optax.ema(config.b1, debias=False, accumulator_dtype=mu_dtype)
+        )
+    numbers = {p: _matrix(p, a) for p, a in axes.items()}
+    muon = optax.contrib.muon(
+        1.0, beta=config.b1, eps=config.eps, adam_b2=config.b2, mu_dtype=mu_dtype, consistent_rms=0.2,
+        muon_weight_dimension_numbers=lambda params: {p: numbers[p] for p in params},
+    )  # fmt: skip
+    return optax.chain(muon, optax.scale(-1.0))  # undo optax's descent sign
+
+
+def _matrix(path: str, axes: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which dimensions of a kernel are its input and its output; None: not a matrix for Muon."""
+    dims = [i for i, a in enumerate(axes) if a != "layers"]
+    if not path.endswith("kernel") or len(dims) < 2 or "vocab" in axes:
+        return None
+    names = [axes[i] for i in dims]
+    if names[-1] == "kv" and len(dims) == 3:  # [D, H, K]: heads and their width are the output
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=(dims[0],), output_axis=tuple(dims[1:]))
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=tuple(dims[:-1]), output_axis=(dims[-1],))
+
+
+def ema_decay(config: OptimConfig, step: jax.Array) -> jax.Array:
+    """Decay of the parameter average at `step`: `min(ema, (1 + t) / (10 + t))`."""
+    step = jnp.asarray(step, jnp.float32)
+    return jnp.minimum(config.ema, (1 + step) / (10 + step))

@@ -1,0 +1,211 @@
+"""Builds a run from its config: data, tokenizer, mesh, model, state, compiled steps, feeds, evaluators, checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
+
+from jaxvl.config import ConfigError, to_dict
+from jaxvl.data.loader import Feed
+from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
+from jaxvl.evals.encoders import Encoders
+from jaxvl.models.functional import Functional, functional
+from jaxvl.sharding.mesh import batch_sharding, make_mesh
+from jaxvl.tasks import Task
+from jaxvl.training.checkpoint import Checkpoints, abstract_state
+from jaxvl.training.experiment import Experiment
+from jaxvl.training.optim import learning_rate, optimiser
+from jaxvl.training.state import TrainState, init_state, state_shardings
+from jaxvl.training.step import compile_step, make_step
+from jaxvl.training.writer import Writer
+
+Step = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that the loop in `train.py` uses.
+
+    Attributes:
+      start, total: first step of this process and number of steps of the run.
+      steps: task -> compiled step. feeds: task -> iterator of global batches.
+      schedule: step -> task.
+    """
+
+    experiment: Experiment
+    workdir: pathlib.Path
+    mesh: Mesh
+    model: Functional
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+    state: TrainState
+    start: int
+    total: int
+    schedule: Callable[[int], str]
+    steps: dict[str, Step]
+    feeds: dict[str, Feed]
+    checkpoints: Checkpoints
+    writer: Writer
+    latest: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def frame(self) -> dict[str, Any]:
+        """What is saved beside the state."""
+        return {
+            "config": to_dict(self.experiment),
+            "tokenizer": self.tokenizer.to_json(),
+            "preprocess": self.preprocess.to_json(),
+            "positions": {t: f.position for t, f in self.feeds.items()},
+            "skipped_records": {t: dict(f.skipped) for t, f in self.feeds.items()},
+            "metrics": self.latest,
+        }
+
+    def encoders(self, state: TrainState) -> Encoders:
+        """The model's encode functions with the evaluation weights of `state`."""
+        return make_encoders(self.model, state.eval_params, state.rest, self.tokenizer, self.preprocess, self.experiment, self.mesh)
+
+    def due(self, step: int) -> Iterator[tuple[str, Any]]:
+        """Evaluators to run after `step` steps; all of them after the last one."""
+        for name, evaluator in self.experiment.evals.items():
+            if step == self.total or (evaluator.every and step % evaluator.every == 0):
+                yield name, evaluator
+
+    def close(self) -> None:
+        for feed in self.feeds.values():
+            feed.close()
+        self.checkpoints.close()
+
+
+def setup(experiment: Experiment, workdir: pathlib.Path, writer: Writer) -> Run:
+    """Builds the run, and restores the newest checkpoint of `workdir` where there is one.
+
+    Raises:
+      ConfigError: sizes that do not fit; a checkpoint in `workdir` of another model or tokenizer.
+    """
+    mesh = make_mesh(experiment.mesh)
+    experiment.check_mesh(mesh)
+    preprocess = experiment.preprocess.build()
+    tasks = {name: Task(name, config, preprocess) for name, config in experiment.tasks.items()}
+    corpora = prepare_corpora(experiment, writer.say)
+    first = next(iter(tasks.values())).config.data
+    tokenizer = make_tokenizer(experiment.tokenizer, corpora[first.corpus].texts(first.split))
+    model = build_model(experiment, tokenizer)
+    jax.set_mesh(mesh)
+
+    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
+    fresh = functools.partial(init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=experiment.optim.ema is not None)
+    shapes = jax.eval_shape(fresh)
+    shardings = state_shardings(model, shapes, mesh)
+    abstract = abstract_state(shapes, shardings)
+    checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
+    frame = {"tokenizer": tokenizer.to_json(), "preprocess": preprocess.to_json(), "config": to_dict(experiment)}
+    restored = checkpoints.restore(abstract, refuse=functools.partial(refuse_other, frame))
+    if restored is None:
+        start, state, positions = 0, jax.jit(fresh, out_shardings=shardings)(), {}
+    else:
+        start, state, saved = restored
+        positions = saved["positions"]
+        writer.say(f"resuming from step {start} of {workdir}")
+
+    feeds = {
+        name: Feed(task.config.data, corpora[task.config.data.corpus], tokenizer, seed=experiment.seed, mesh=mesh, start=positions.get(name, 0))
+        for name, task in tasks.items()
+    }
+    steps = compile_all(experiment, tasks, model, tx, trained, abstract, feeds, shardings, mesh, writer)
+    return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps,
+               experiment.schedule.build(list(tasks), experiment.steps), steps, feeds, checkpoints, writer)  # fmt: skip
+
+
+def prepare_corpora(experiment: Experiment, log: Callable[[str], None]) -> dict[Any, Any]:
+    """Corpus config -> prepared corpus, for all tasks and evaluators; built once each."""
+    configs = {t.data.corpus for t in experiment.tasks.values()}
+    return {config: config.prepare(log=log) for config in configs}
+
+
+def build_model(experiment: Experiment, tokenizer: Tokenizer) -> Functional:
+    """Raises ConfigError where model and inputs do not fit."""
+    inputs = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
+    try:
+        return functional(experiment.model, inputs, jnp.dtype(experiment.dtype))
+    except ConfigError as error:
+        raise error.under("model") from None
+
+
+def make_encoders(model, params, rest, tokenizer, preprocess, experiment, mesh) -> Encoders:
+    """`Encoders` over the model's `encode_image` and `encode_text`."""
+
+    def image(weights, pixels):
+        return model.apply(*weights, pixels, method="encode_image")[0]
+
+    def text(weights, tokens):
+        return model.apply(*weights, tokens, method="encode_text")[0]
+
+    length = max(t.data.text_length for t in experiment.tasks.values())
+    return Encoders(image, text, (params, rest), tokenizer, preprocess, length, mesh)
+
+
+def compile_all(experiment, tasks, model, tx, trained, abstract, feeds, shardings, mesh, writer) -> dict[str, Step]:
+    """One compiled step per task, ahead of the first step, with what the compiler says of each in the log."""
+    rate, steps = learning_rate(experiment.optim, experiment.steps), {}
+    for i, (name, task) in enumerate(tasks.items()):
+        batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh)) for k, s in feeds[name].shapes.items()}
+        inputs = jax.eval_shape(task.prepare, batch, jax.random.key(0))
+        outputs, _ = jax.eval_shape(functools.partial(model.apply, train=True), model.params, model.rest, inputs, key=jax.random.key(0))
+        task.check_outputs(outputs, batch)
+        step = make_step(task, model, tx, trained, rate, experiment.optim, experiment.guard, i)
+        began = time.perf_counter()
+        steps[name] = compile_step(step, abstract, batch, shardings)
+        cost, memory = steps[name].cost_analysis() or {}, steps[name].memory_analysis()
+        figures = {"compile_seconds": time.perf_counter() - began, "gflop_per_device": cost.get("flops", float("nan")) / 1e9}
+        if memory is not None:
+            figures |= {"state_mib": memory.argument_size_in_bytes / 2**20, "temporary_mib": memory.temp_size_in_bytes / 2**20}
+        writer.record(0, "event", f"compile/{name}", figures)
+        writer.say(f"task {name}: compiled in {figures['compile_seconds']:.1f} s; per device {figures['gflop_per_device']:.1f} GFLOP a step, "
+                   f"{figures.get('state_mib', 0):.0f} MiB state and batch, {figures.get('temporary_mib', 0):.0f} MiB temporary")  # fmt: skip
+    return steps
+
+
+def refuse_other(ours: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Raises ConfigError where a checkpoint's model, tokenizer or preprocessing is not that of this run."""
+    if saved["config"]["model"] != json.loads(json.dumps(ours["config"]["model"])):
+        old, new = saved["config"]["model"], ours["config"]["model"]
+        differing = [k for k in sorted({*old, *new}) if json.dumps(old.get(k)) != json.dumps(new.get(k))]
+        raise ConfigError(f"model.{differing[0] if differing else 'name'}", "differs from the checkpoint in the workdir "
+                          f"({old.get(differing[0])!r} there, {new.get(differing[0])!r} here); choose another --workdir, or the old config")  # fmt: skip
+    for part in ("tokenizer", "preprocess"):
+        if saved[part] != ours[part]:
+            raise ConfigError(part, "differs from that of the checkpoint in the workdir; choose another --workdir, or the old config")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, devices, versions, command line: what the report says of where a figure comes from."""
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    devices = jax.devices()
+    return {
+        "cpu": cpu, "cores": os.cpu_count(), "devices": f"{len(devices)} x {devices[0].device_kind}", "processes": jax.process_count(),
+        "python": platform.python_version(), "jax": jax.__version__, "system": platform.platform(), "command": " ".join(sys.orig_argv),
+    }  # fmt: skip
+
+
+def write_workdir(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """`config.json` (resolved) and `machine.json`."""
+    if jax.process_index() == 0:
+        (workdir / "config.json").write_text(json.dumps(to_dict(experiment), indent=2))
+        (workdir / "machine.json").write_text(json.dumps(describe_machine(), indent=2))
+        logging.info("config and machine written to %s", workdir)

@@ -1,0 +1,113 @@
+"""What a training run carries from step to step, as one pytree; everything in it is saved and restored together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from jaxvl.models.functional import Arrays, Functional
+from jaxvl.sharding import param_shardings
+from jaxvl.sharding.mesh import replicated
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class GuardState:
+    """Counters of the guard (`guard.py`), kept on the device so that no step waits for the host.
+
+    Attributes:
+      skipped: steps whose update was not applied, int32 [].
+      in_a_row: of these, the last uninterrupted run, int32 [].
+      typical_norm: moving average of the accepted gradient norms, float32 [].
+      accepted: steps that went into it, int32 [].
+    """
+
+    skipped: jax.Array
+    in_a_row: jax.Array
+    typical_norm: jax.Array
+    accepted: jax.Array
+
+    @classmethod
+    def fresh(cls) -> GuardState:
+        return cls(jnp.int32(0), jnp.int32(0), jnp.float32(0), jnp.int32(0))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """State shared by all tasks.
+
+    Attributes:
+      step: steps taken, skipped ones included, int32 [].
+      rng: root of all randomness, uint32 key data; steps fold in their number, so it never changes.
+      params: path -> float32 array.
+      rest: non-trained state of the model (batch-norm statistics), path -> array.
+      opt_state: of the trained parameters.
+      ema: moving average of `params`, or None.
+      aux: objective state by `task/objective` (teachers, queues, prototypes).
+      guard: one `GuardState` by task.
+    """
+
+    step: jax.Array
+    rng: jax.Array
+    params: Arrays
+    rest: Arrays
+    opt_state: Any
+    ema: Arrays | None
+    aux: dict[str, Any]
+    guard: dict[str, GuardState]
+
+    @property
+    def eval_params(self) -> Arrays:
+        """The weights that evaluation and export use: the average where one is kept."""
+        return self.params if self.ema is None else self.ema
+
+
+def init_state(
+    model: Functional, tx: optax.GradientTransformation, trained: dict[str, bool], *, tasks: dict[str, Any], seed: int, ema: bool
+) -> TrainState:
+    """A fresh state; meant to be jitted with `out_shardings=state_shardings(...)`, so that it is born sharded.
+
+    Args:
+      tasks: name -> `tasks.Task`; they know the objectives' own state.
+    """
+    root = jax.random.key(seed)
+    params, rest = model.init(jax.random.fold_in(root, 0))
+    aux = {f"{t}/{o}": objective.init_aux() for t, task in tasks.items() for o, objective in task.objectives.items()}
+    return TrainState(
+        step=jnp.int32(0),
+        rng=jax.random.key_data(jax.random.fold_in(root, 1)),
+        params=params,
+        rest=rest,
+        opt_state=tx.init(subset(params, trained)),
+        ema={p: jnp.copy(v) for p, v in params.items()} if ema else None,
+        aux=aux,
+        guard={t: GuardState.fresh() for t in tasks},
+    )
+
+
+def subset(params: Arrays, trained: dict[str, bool]) -> Arrays:
+    """The parameters that the optimiser works on."""
+    return {p: v for p, v in params.items() if trained[p]}
+
+
+def state_shardings(model: Functional, abstract: TrainState, mesh: Mesh) -> TrainState:
+    """A `NamedSharding` for every leaf: whatever is named and shaped like a parameter (moments, average) lies as it does.
+
+    Raises:
+      ValueError: a parameter without logical axes.
+    """
+    by_path = param_shardings(model.axes, {p: v.shape for p, v in model.params.items()}, mesh)
+    whole = replicated(mesh)
+
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey) and k.key in by_path]
+        fits = names and model.params[names[-1]].shape == leaf.shape
+        return by_path[names[-1]] if fits else whole
+
+    return jax.tree_util.tree_map_with_path(place, abstract)

@@ -1,0 +1,103 @@
+"""What a person and the tools see of a run: the progress line, `metrics.jsonl`, TensorBoard.
+
+`metrics.jsonl` has one JSON object a line: `step`, `time` (seconds since the epoch), `kind` (`train`, `eval`, `event`),
+`name` (task, evaluator or event) and the scalars. Only process 0 writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Writer:
+    """Context manager around a run. All methods take host values."""
+
+    def __init__(self, workdir: pathlib.Path, total: int, *, tensorboard: bool, console: Console | None = None):
+        self.workdir, self.total = workdir, total
+        self.active = jax.process_index() == 0
+        self.console = console or Console(stderr=True)
+        self._file = open(workdir / "metrics.jsonl", "a", buffering=1) if self.active else None
+        self._board = None
+        if self.active and tensorboard:
+            import tensorboardX
+
+            self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), flush_secs=10)
+        columns = [TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+                   TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()]  # fmt: skip
+        live = self.active and self.console.is_terminal
+        self._progress = Progress(*columns, console=self.console, disable=not live, refresh_per_second=2)
+        self._bar = self._progress.add_task("train", total=total, figures="")
+        self._live = live
+
+    def __enter__(self) -> Writer:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._progress.stop()
+        if self._file:
+            self._file.close()
+        if self._board:
+            self._board.close()
+
+    def say(self, text: str) -> None:
+        """One line for the person at the terminal."""
+        if self.active:
+            self.console.print(text, highlight=False)
+
+    def advance(self, step: int) -> None:
+        """Moves the progress line; cheap enough for every step."""
+        self._progress.update(self._bar, completed=step)
+
+    def record(self, step: int, kind: str, name: str, scalars: Mapping[str, Any]) -> None:
+        """Writes scalars to every sink. Values that are not finite become null in JSON."""
+        if not self.active:
+            return
+        values = {k: _plain(v) for k, v in scalars.items()}
+        line = {"step": step, "time": time.time(), "kind": kind, "name": name, **values}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._board:
+            for key, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{name}/{key}", value, step)
+        if kind == "train":
+            self._figures(step, name, values)
+        elif kind == "eval":
+            self.say(f"[bold cyan]{name}[/] at {step}: " + "  ".join(f"{k} {_short(v)}" for k, v in values.items() if k != "seconds"))
+
+    def image(self, step: int, name: str, image: Any) -> None:
+        """One uint8 [H, W, 3] picture for TensorBoard."""
+        if self._board:
+            self._board.add_image(name, image, step, dataformats="HWC")
+
+    def _figures(self, step: int, task: str, values: Mapping[str, Any]) -> None:
+        text = (f"{task} loss {_short(values['loss'])}  {_short(values['examples_per_second'])} ex/s  "
+                f"data wait {100 * values['data_wait']:.1f} %")  # fmt: skip
+        if values.get("skipped"):
+            text += f"  [yellow]skipped {int(values['skipped'])}[/]"
+        self._progress.update(self._bar, figures=text)
+        if not self._live:
+            left = (self.total - step) * values["seconds_per_step"]
+            self.say(f"step {step}/{self.total}  {text}  lr {values['lr']:.2e}  eta {int(left) // 60}:{int(left) % 60:02d}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str) or value is None:
+        return value
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "not finite"
+    return value if isinstance(value, str) else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Trains the demo on this machine and prints its evaluation: launch/local.sh [CONFIG[:ARG]] [--config.KEY=VALUE …]
+# Default: configs/align_emoji.py. The run's folder is runs/NAME (or --workdir=…); called again, it resumes or reports.
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+install demo
+
+config="configs/align_emoji.py"
+if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
+  config="$1"
+  shift
+fi
+case "$config" in /*) ;; *) [ -e "${config%%:*}" ] || config="$root/$config" ;; esac
+name="$(basename "${config%%:*}" .py)"
+[ "$config" = "${config%%:*}" ] || name="$name-$(printf '%s' "${config#*:}" | tr -c 'A-Za-z0-9.\n' '-')"
+exec "$venv/bin/python" -m jaxvl.train --config="$config" --workdir="$root/runs/$name" "$@"

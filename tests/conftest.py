@@ -1,0 +1,19 @@
+"""Every test sees 8 simulated CPU devices; that has to be said before jax is imported."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in f]
+os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_force_host_platform_device_count=8"])
+os.environ.setdefault("NPROC", "32")  # on few cores the CPU collectives' thread pool would otherwise starve and abort
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads a model
+
+import jax
+import pytest
+
+jax.config.update("jax_threefry_partitionable", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def eight_devices():
+    assert jax.device_count() == 8, "tests must see 8 CPU devices"
