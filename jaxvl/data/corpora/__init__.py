@@ -1,0 +1,5 @@
+"""Corpora by name. A corpus's config has `prepare(log)`, which builds it where needed and gives a `store.Corpus`."""
+
+from jaxvl.config import Registry
+
+CORPORA = Registry("corpus", load=["jaxvl.data.corpora.emoji", "jaxvl.data.corpora.shapes"])

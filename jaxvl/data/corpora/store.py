@@ -1,0 +1,165 @@
+"""A corpus on disk: built once into a cache folder, whole or not at all.
+
+    ~/.cache/jaxvl/NAME/         ($JAXVL_CACHE instead of ~/.cache/jaxvl)
+      records.array_record       all pictures with their captions
+      index.npz                  `label/…` and `split/…`: label of every record, record numbers of every split
+      classes.json               {locale: [name of label 0, …]}
+      ATTRIBUTION.md             whose work it is, and under which licence
+      manifest.json              counts; size and SHA-256 of every file
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import filelock
+import numpy as np
+
+from jaxvl.data.records import DataError, Record, RecordSource, write_records
+
+FORMAT = 1  # of the folder's layout; a corpus of another format is built anew
+
+
+def cache_folder() -> pathlib.Path:
+    """`$JAXVL_CACHE`, else `~/.cache/jaxvl`."""
+    return pathlib.Path(os.environ.get("JAXVL_CACHE") or pathlib.Path.home() / ".cache" / "jaxvl")
+
+
+class Corpus:
+    """A built corpus.
+
+    Attributes:
+      folder: where it lies.
+      manifest: counts and files.
+    """
+
+    def __init__(self, folder: pathlib.Path, manifest: dict[str, Any]):
+        self.folder, self.manifest = folder, manifest
+        with np.load(folder / "index.npz") as index:
+            self._labels = index["labels"]
+            self._splits = {k.removeprefix("split/"): index[k] for k in index.files if k.startswith("split/")}
+        self._classes: dict[str, list[str | None]] | None = None
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self._splits)
+
+    def split(self, name: str) -> RecordSource:
+        """Random access to the records of a split. Raises KeyError."""
+        return RecordSource(self.folder / "records.array_record", self._splits[name])
+
+    def labels(self, split: str) -> np.ndarray:
+        """Label of every record of a split, int32 [n]."""
+        return self._labels[self._splits[split]]
+
+    def class_names(self, locale: str = "en") -> list[str | None]:
+        """Name of every label in a language; None where it has none. Raises DataError for a language that is not there."""
+        if self._classes is None:
+            self._classes = json.loads((self.folder / "classes.json").read_text())
+        if locale not in self._classes:
+            raise DataError(f"{self.folder.name}: no names in locale {locale!r} (there are: {', '.join(sorted(self._classes))})")
+        return self._classes[locale]
+
+    def texts(self, split: str) -> Iterator[str]:
+        """Every caption of the labels of a split once, in the order of the file: what a tokenizer is trained on."""
+        seen = set()
+        source = self.split(split)
+        for i, label in enumerate(self.labels(split)):
+            if label in seen:
+                continue
+            seen.add(label)
+            for name, keywords in source[i]["captions"].values():
+                yield name
+                yield from keywords
+
+    def verify(self) -> None:
+        """Reads every file and compares its checksum. Raises DataError naming the first that differs."""
+        for name, about in self.manifest["files"].items():
+            if _sha256(self.folder / name) != about["sha256"]:
+                raise DataError(f"{self.folder / name}: content is not what was built; delete {self.folder} to have it built anew")
+
+
+def build_once(
+    name: str, build: Callable[[pathlib.Path], Mapping[str, Any]], log: Callable[[str], None], expect: Mapping[str, int] | None = None
+) -> Corpus:
+    """The corpus in the cache folder, built by `build(folder) -> counts` if it is not there or not whole.
+
+    It is built beside its place and renamed when it is whole; a lock keeps two processes from building it twice.
+
+    Args:
+      name: folder name; says everything that decides the content.
+      expect: counts that the build must reach.
+
+    Raises:
+      DataError: counts differ from `expect`.
+    """
+    folder = cache_folder() / name
+    corpus = _open(folder, log)
+    if corpus is not None:
+        return corpus
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(str(folder) + ".lock"):
+        corpus = _open(folder, log)  # another process may have built it meanwhile
+        if corpus is not None:
+            return corpus
+        building = folder.with_name(folder.name + ".building")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        try:
+            counts = dict(build(building))
+            wrong = {k: (n, counts.get(k)) for k, n in (expect or {}).items() if counts.get(k) != n}
+            if wrong:
+                what = "; ".join(f"{k}: {n} expected, {got} found" for k, (n, got) in wrong.items())
+                raise DataError(f"{name}: the sources are not what was expected ({what})")
+            files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(building.iterdir())}
+            manifest = {"format": FORMAT, "name": name, "counts": counts, "files": files}
+            (building / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            shutil.rmtree(folder, ignore_errors=True)
+            building.rename(folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return Corpus(folder, manifest)
+
+
+def _open(folder: pathlib.Path, log: Callable[[str], None]) -> Corpus | None:
+    """The corpus if it is there and its files have the sizes that they should have."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            log(f"{folder} has an older format and is built anew")
+            return None
+        bad = [n for n, about in manifest["files"].items() if not (folder / n).is_file() or (folder / n).stat().st_size != about["bytes"]]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        bad = ["manifest.json"]
+    if bad:
+        log(f"{folder / bad[0]} is damaged; the corpus is built anew")
+        return None
+    return Corpus(folder, manifest)
+
+
+def write_corpus(
+    folder: pathlib.Path, records: Iterable[Record], labels: np.ndarray, splits: Mapping[str, np.ndarray],
+    classes: Mapping[str, list[str | None]], attribution: str,
+) -> dict[str, int]:  # fmt: skip
+    """Writes the files of a corpus into `folder`; returns its counts."""
+    n = write_records(folder / "records.array_record", records)
+    if n != len(labels):
+        raise ValueError(f"{n} records, {len(labels)} labels")
+    np.savez(folder / "index.npz", labels=np.asarray(labels, np.int32), **{f"split/{k}": np.asarray(v, np.int32) for k, v in splits.items()})
+    (folder / "classes.json").write_text(json.dumps(classes, ensure_ascii=False))
+    (folder / "ATTRIBUTION.md").write_text(attribution)
+    named = sum(name is not None for names in classes.values() for name in names)
+    return {"images": n, "concepts": len(np.unique(labels)), "locales": len(classes), "names": named, **{k: len(v) for k, v in splits.items()}}
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

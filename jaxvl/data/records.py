@@ -1,0 +1,95 @@
+"""Records: one image with its captions, as msgpack in ArrayRecord files.
+
+A record is a dict: `key` (text, unique in its corpus), `image` (an encoded picture: PNG, JPEG, WebP bytes), `label`
+(int, equal for pictures of the same thing), `style` (text), `captions` ({locale: [name, [keyword, …]]}).
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_module
+from grain.sources import ArrayRecordDataSource
+
+Record = dict[str, Any]
+FIELDS = ("key", "image", "label", "style", "captions")
+
+
+class DataError(RuntimeError):
+    """Data that a run cannot go on with; the message names the file and what to do."""
+
+
+class BadRecord(ValueError):
+    """One record that cannot be used; it is skipped and counted by `cause`."""
+
+    def __init__(self, cause: str, detail: str):
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+
+
+def pack(record: Record) -> bytes:
+    return msgpack.packb(record, use_bin_type=True)
+
+
+def unpack(data: bytes) -> Record:
+    """Raises BadRecord where `data` is not a whole record."""
+    try:
+        record = msgpack.unpackb(data, raw=False)
+    except Exception as error:  # msgpack raises many types for one broken message
+        raise BadRecord("record cannot be read", f"{type(error).__name__}: {error}") from None
+    missing = [f for f in FIELDS if f not in record] if isinstance(record, dict) else FIELDS
+    if missing:
+        raise BadRecord("record is incomplete", f"no {missing[0]!r}")
+    return record
+
+
+def write_records(path: pathlib.Path, records: Iterable[Record]) -> int:
+    """Writes an ArrayRecord file for random access; returns the number of records."""
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,zstd:3")
+    n = 0
+    try:
+        for record in records:
+            writer.write(pack(record))
+            n += 1
+    finally:
+        writer.close()
+    return n
+
+
+class RecordSource(Sequence):
+    """Random access to some of the records of an ArrayRecord file; every `[i]` reads anew.
+
+    Args:
+      path: the file.
+      index: int [n], positions of the records in the file.
+
+    Raises:
+      DataError: the file cannot be opened (it was cut short, say).
+    """
+
+    def __init__(self, path: pathlib.Path, index: np.ndarray):
+        self.path, self.index = pathlib.Path(path), np.asarray(index)
+        try:
+            self._file = ArrayRecordDataSource(str(path))
+            size = len(self._file)
+        except Exception as error:
+            raise DataError(f"{path}: not a readable ArrayRecord file ({type(error).__name__}: {error}); delete its folder to have it built anew") from None
+        if len(self.index) and self.index.max() >= size:
+            raise DataError(f"{path}: holds {size} records, but record {self.index.max()} is asked for; delete its folder to have it built anew")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> Record:
+        """Raises BadRecord."""
+        try:
+            data = self._file[int(self.index[i])]
+        except IndexError:
+            raise
+        except Exception as error:
+            raise BadRecord("record cannot be read", f"{type(error).__name__}: {error}") from None
+        return unpack(data)

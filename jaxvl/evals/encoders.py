@@ -1,0 +1,177 @@
+"""The encode functions of a model as an evaluator uses them: pictures and texts in, rows of numpy out, on any mesh."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxvl.data.augment import plain
+from jaxvl.evals.ranking import put
+from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
+
+# Why a record is skipped. Processes tell each other which by its position, 1 being the first; 0 is a good record.
+CAUSES = ("record cannot be read", "record is incomplete", "image cannot be decoded")
+_PADDING = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedImages:
+    """Rows of the records that could be encoded.
+
+    Attributes:
+      rows: float32 [n, D].
+      index: int64 [n], positions in the source, ascending.
+      skipped: cause -> number of records left out.
+    """
+
+    rows: np.ndarray
+    index: np.ndarray
+    skipped: dict[str, int]
+
+
+class Encoders:
+    """Encodes sources and texts in padded, sharded batches; every process gets all rows.
+
+    In a multi-host run every process must make the same calls in the same order. Each reads and decodes only the
+    records of its own devices.
+
+    Args:
+      image_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, D]` unit rows, jit-able.
+      text_fn: `(weights, int32 [B, T]) -> [B, D]` unit rows, jit-able.
+      weights: any pytree of arrays; an argument of the compiled functions, so that new weights compile nothing.
+      tokenizer, preprocess: those that the model was trained with.
+      text_length: T.
+      mesh: the batch is sharded over its data x fsdp axes.
+      batch: rows per call, rounded up to what the mesh divides.
+      threads: for reading and decoding.
+    """
+
+    def __init__(
+        self,
+        image_fn: Callable[[Any, jax.Array], jax.Array],
+        text_fn: Callable[[Any, jax.Array], jax.Array],
+        weights: Any,
+        tokenizer: Any,
+        preprocess: Any,
+        text_length: int,
+        mesh: Mesh,
+        *,
+        batch: int = 256,
+        threads: int = 4,
+    ):
+        self.weights, self.tokenizer, self.preprocess = weights, tokenizer, preprocess
+        self.text_length, self.mesh, self.threads = text_length, mesh, threads
+        self.batch = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
+        self._sharding = batch_sharding(mesh)
+        self._memo: tuple[Hashable, EncodedImages] | None = None
+
+        def from_pixels(weights: Any, pixels: jax.Array, fault: jax.Array) -> tuple[jax.Array, jax.Array]:
+            image = preprocess.normalise(plain(pixels, preprocess.background))
+            return image_fn(weights, image).astype(jnp.float32), fault
+
+        def from_tokens(weights: Any, tokens: jax.Array) -> jax.Array:
+            return text_fn(weights, tokens).astype(jnp.float32)
+
+        self._image, self._text = (jax.jit(f, out_shardings=replicated(mesh)) for f in (from_pixels, from_tokens))
+
+    def with_weights(self, weights: Any) -> Encoders:
+        """The same compiled functions with other weights; nothing encoded before is kept."""
+        other = copy.copy(self)
+        other.weights, other._memo = weights, None
+        return other
+
+    def images(self, source: Sequence[Any] | np.ndarray, memo: Hashable = None) -> EncodedImages:
+        """Encodes every record of a source, or uint8 pictures [n, S, S, 3 or 4] of the model's size.
+
+        Records that cannot be read or decoded are left out and counted. `memo` names the source: rows of the last
+        named one are kept, so that several evaluators of one split encode it once.
+        """
+        if memo is not None and self._memo is not None and self._memo[0] == memo:
+            return self._memo[1]
+        rows, faults = [], []
+        for out in self._lagging(self._image, self._batches(source)):
+            rows.append(out[0])
+            faults.append(out[1])
+        fault = np.concatenate(faults) if faults else np.zeros(0, np.int32)
+        good = np.flatnonzero(fault == 0)
+        skipped = {cause: int((fault == i + 1).sum()) for i, cause in enumerate(CAUSES) if (fault == i + 1).any()}
+        encoded = EncodedImages(np.concatenate(rows)[good] if rows else np.zeros((0, 1), np.float32), good, skipped)
+        if memo is not None:
+            self._memo = memo, encoded
+        return encoded
+
+    def texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Encodes texts, equal ones once: float32 [n, D]."""
+        distinct = list(dict.fromkeys(texts))
+        rows = [out for (out,) in self._lagging(lambda *a: (self._text(*a),), self._tokens(distinct))]
+        if not rows:
+            return np.zeros((0, 1), np.float32)
+        place = {text: i for i, text in enumerate(distinct)}
+        return np.concatenate(rows)[[place[t] for t in texts]]
+
+    def _lagging(self, encode: Callable, batches: Iterator[tuple[jax.Array, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
+        """Results of the batches in order; the devices work on one batch while the host makes the next."""
+        pending: collections.deque = collections.deque()
+        with jax.set_mesh(self.mesh):
+            for batch in batches:
+                pending.append(encode(self.weights, *batch))
+                if len(pending) > 2:
+                    yield tuple(map(np.asarray, pending.popleft()))
+            while pending:
+                yield tuple(map(np.asarray, pending.popleft()))
+
+    def _tokens(self, texts: list[str]) -> Iterator[tuple[jax.Array]]:
+        for start in range(0, len(texts), self.batch):
+            part = texts[start : start + self.batch]
+            tokens = self.tokenizer.encode(part + [part[-1]] * (self.batch - len(part)), self.text_length)
+            yield (put(np.asarray(tokens, np.int32), self._sharding),)
+
+    def _batches(self, source: Sequence[Any] | np.ndarray) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """(pixels uint8 [B, S, S, C], fault int32 [B]) of consecutive records, each process filling in its own rows."""
+        mine = np.zeros(self.batch, bool)
+        for index in self._sharding.addressable_devices_indices_map((self.batch,)).values():
+            mine[index] = True
+        mine = np.flatnonzero(mine)
+        with ThreadPoolExecutor(self.threads) as pool:
+            ahead: collections.deque = collections.deque()
+            for start in range(0, len(source), self.batch):
+                ahead.append([pool.submit(self._row, source, start + i) for i in mine])
+                if len(ahead) > 1:
+                    yield self._assemble(mine, ahead.popleft())
+            while ahead:
+                yield self._assemble(mine, ahead.popleft())
+
+    def _assemble(self, mine: np.ndarray, futures: list) -> tuple[jax.Array, jax.Array]:
+        size = self.preprocess.image_size
+        pixels, fault = np.zeros((self.batch, size, size, 4), np.uint8), np.full(self.batch, _PADDING, np.int32)
+        for i, future in zip(mine, futures):
+            picture, fault[i] = future.result()
+            if picture is not None:
+                pixels[i, ..., : picture.shape[-1]] = picture
+                if picture.shape[-1] == 3:
+                    pixels[i, ..., 3] = 255
+        return put(pixels, self._sharding), put(fault, self._sharding)
+
+    def _row(self, source: Sequence[Any] | np.ndarray, i: int) -> tuple[np.ndarray | None, int]:
+        """Pixels and fault of record `i`."""
+        if i >= len(source):
+            return None, _PADDING
+        if isinstance(source, np.ndarray):
+            return source[i], 0
+        default = 0
+        try:
+            data = source[int(i)]["image"]
+            default = 2
+            return self.preprocess.decode(data), 0
+        except Exception as error:  # noqa: BLE001 (whatever a storage or a decoder raises: counted, not the run's end)
+            cause = getattr(error, "cause", "")
+            return None, 1 + (CAUSES.index(cause) if cause in CAUSES else default)

@@ -1,0 +1,284 @@
+"""The page that a run leaves behind, `workdir/report.html`, and the final table at the terminal.
+
+The page is one file: pictures, style and script are inside, and it opens without a network. It is made of what a
+workdir holds, each part optional: `metrics.jsonl`, `config.json`, `machine.json`, `gallery.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jinja2
+import numpy as np
+from rich.table import Table
+
+from jaxvl.evals.charts import Chart, Series, chart, write
+from jaxvl.evals.result import GalleryRow
+from jaxvl.evals.sheet import sheet
+
+GALLERY = "gallery.json"
+_SHARES = ("acc", "r@", "recall", "accuracy", "data_wait")
+
+
+def save_gallery(workdir: str | os.PathLike, name: str, step: int, gallery: Sequence[GalleryRow]) -> np.ndarray:
+    """Keeps an evaluator's latest gallery for the report.
+
+    Args:
+      workdir: of the run; `gallery.json` in it is replaced whole, never half written.
+      name: of the evaluator. step: that it ran after.
+
+    Returns:
+      The gallery as one picture, uint8 [H, W, 3], for TensorBoard.
+    """
+    path = pathlib.Path(workdir) / GALLERY
+    galleries = _read_json(path) or {}
+    galleries[name] = {"step": step, "rows": _finite([row.to_json() for row in gallery])}
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(galleries, allow_nan=False))
+    os.replace(part, path)
+    return sheet(gallery)
+
+
+def write_report(workdir: str | os.PathLike) -> pathlib.Path:
+    """Writes `workdir/report.html` and returns its path. Works on a run of any age, an empty one included."""
+    workdir = pathlib.Path(workdir)
+    loader = jinja2.PackageLoader("jaxvl.evals", "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["write"] = write
+    environment.filters["figure"] = lambda value, key: write(value, kind_of(key))
+    environment.filters["json_lines"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+    html = environment.get_template("report.html.j2").render(**context(workdir))
+    path = workdir / "report.html"
+    part = path.with_suffix(".part")
+    part.write_text(html, encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def summary_table(latest: Mapping[str, float | None]) -> Table:
+    """The last figures of every evaluator as a table for the terminal.
+
+    Args:
+      latest: `EVALUATOR/METRIC` -> value; shares in 0..1.
+    """
+    table = Table(title="Final results", title_justify="left", header_style="bold", pad_edge=False)
+    for column, style in (("evaluator", "cyan"), ("figure", ""), ("value", "bold"), ("chance", "dim")):
+        table.add_column(column, style=style, justify="left" if column in ("evaluator", "figure") else "right")
+    before = None
+    for key, value in latest.items():
+        name, _, metric = key.partition("/")
+        if metric.endswith("_chance"):
+            continue
+        chance, kind = latest.get(f"{key}_chance"), kind_of(metric)
+        if before not in (None, name):
+            table.add_section()
+        table.add_row("" if name == before else name, metric, write(value, kind), "" if chance is None else write(chance, kind))
+        before = name
+    return table
+
+
+def kind_of(metric: str) -> str:
+    """How a figure is written: "percent" for shares, else "number"."""
+    return "percent" if any(word in metric.split("/")[-1] for word in _SHARES) else "number"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the template shows
+
+
+def context(workdir: pathlib.Path) -> dict[str, Any]:
+    """Everything that `report.html.j2` reads."""
+    records = read_metrics(workdir / "metrics.jsonl")
+    config, machine = _read_json(workdir / "config.json") or {}, _read_json(workdir / "machine.json") or {}
+    train = [r for r in records if r["kind"] == "train"]
+    evals = _by_name(r for r in records if r["kind"] == "eval")
+    step, total = max((r["step"] for r in records), default=0), config.get("steps")
+    results = [_evaluator(name, rows, config) for name, rows in evals.items()]
+    return {
+        "title": workdir.resolve().name,
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+        "status": f"{write(step)} steps" if total in (None, step) else f"{write(step)} of {write(total)} steps",
+        "duration": _duration(_seconds(records)),
+        "results": results,
+        "tiles": [_tile(r) for r in results if r["main"]] + _speed_tiles(train),
+        "speed": _speed_tiles(train),
+        "curves": _curves(train, evals),
+        "small_charts": _small_charts(train),
+        "galleries": _galleries(_read_json(workdir / GALLERY) or {}),
+        "skipped": _skipped(records, train, evals),
+        "not_finite": sum(r.get("loss") is None and "loss" in r for r in train),
+        "settings": {k: v for k, v in config.items() if not isinstance(v, (dict, list))},
+        "config": {k: v for k, v in config.items() if isinstance(v, (dict, list))},
+        "machine": machine,
+        "events": [r for r in records if r["kind"] == "event" and not r["name"].startswith("skipped/")],
+    }
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Records of a `metrics.jsonl`, in order of steps; values that are not finite are None.
+
+    Of records of one step, kind and name the last counts (a resumed run repeats some); a line cut off by a crash is
+    left out.
+    """
+    records = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+            key = (record["step"], record["kind"], record["name"])
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+        records[key] = _finite(record)
+    return sorted(records.values(), key=lambda r: r["step"])
+
+
+def _evaluator(name: str, rows: list[dict[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
+    """One evaluator: what it is, and each figure with its last and best value and chance."""
+    options = (config.get("evals") or {}).get(name) or {}
+    last, figures = rows[-1], {}
+    for key in last:
+        if key in ("step", "time", "kind", "name") or key.endswith("_chance") or key.startswith("skipped/"):
+            continue
+        judged = kind_of(key) == "percent" or "rank" in key  # the others count something; there is no best of them
+        values = [(r[key], r["step"]) for r in rows if judged and r.get(key) is not None]
+        better = min if "rank" in key else max
+        best = better(values, key=lambda v: v[0]) if values else (None, None)
+        figures[key] = {"last": last[key], "best": best[0], "best_step": best[1], "chance": last.get(f"{key}_chance")}
+    shares = [k for k in figures if kind_of(k) == "percent"]
+    corpus = options.get("corpus")
+    corpus = corpus.get("name") if isinstance(corpus, Mapping) else corpus
+    data = f"{corpus}, {options['split']}" if "split" in options else ""
+    about = " · ".join(filter(None, (str(options.get("name", "")).replace("_", "-"), data, options.get("locale", ""))))
+    return {"name": name, "about": about, "step": last["step"], "figures": figures, "main": shares[:1], "shares": shares}
+
+
+def _tile(result: Mapping[str, Any]) -> dict[str, str]:
+    """A headline: the first share of an evaluator, and what to hold it against."""
+    key = result["main"][0]
+    figure, details = result["figures"][key], []
+    details += [f"{k}\u00a0{write(result['figures'][k]['last'], 'percent')}" for k in result["shares"][1:4] if not k.startswith("mean")]
+    if figure["chance"]:
+        times = f"\u00a0(×\u00a0{figure['last'] / figure['chance']:.3g})" if figure["last"] else ""
+        details.append(f"chance\u00a0{write(figure['chance'], 'percent')}{times}")
+    if "classes" in result["figures"]:
+        details.append(f"{write(result['figures']['classes']['last'])} classes")
+    label = result["name"].replace("_", " ")
+    return {"label": label, "key": key, "value": write(figure["last"], "percent"), "details": " · ".join(details)}
+
+
+def _speed_tiles(train: list[dict[str, Any]]) -> list[dict[str, str]]:
+    tiles = []
+    for key, label, details in (
+        ("examples_per_second", "examples per second", "median over the run"),
+        ("data_wait", "waiting for data", "share of the time, median"),
+    ):
+        values = [r[key] for r in train if r.get(key) is not None]
+        if values:
+            tiles.append({"label": label, "key": "", "value": write(float(np.median(values)), kind_of(key)), "details": details})
+    return tiles
+
+
+def _points(rows: Iterable[Mapping[str, Any]], key: str) -> tuple[tuple[float, float | None], ...]:
+    return tuple((r["step"], r[key]) for r in rows if key in r)
+
+
+def _curves(train: list[dict[str, Any]], evals: Mapping[str, list[dict[str, Any]]]) -> list[Chart]:
+    """Loss of every task, then the shares of every evaluator."""
+    charts = [chart("Loss", _lines(_by_name(train), "loss"))]
+    for name, rows in evals.items():
+        keys = [k for k in rows[-1] if kind_of(k) == "percent" and not k.startswith("mean_") and not k.endswith("_chance")]
+        kinds, sizes = ([*dict.fromkeys(k.split("@")[part] for k in keys)] for part in (0, -1))
+        # What is measured tells the dashes, at how many the colour: r@5 of both directions is of one colour.
+        series = [Series(k, _points(rows, k), sizes.index(k.split("@")[-1]), kinds.index(k.split("@")[0])) for k in keys]
+        charts.append(chart(name.replace("_", " "), series, "percent"))
+    return [c for c in charts if c]
+
+
+def _lines(tasks: Mapping[str, list[dict[str, Any]]], key: str) -> list[Series]:
+    """One line per task that has the scalar."""
+    return [Series(task, _points(rows, key), i, i) for i, (task, rows) in enumerate(tasks.items()) if any(key in r for r in rows)]
+
+
+def _small_charts(train: list[dict[str, Any]]) -> list[Chart]:
+    """All other scalars of training, one chart each."""
+    tasks = _by_name(train)
+    keys = dict.fromkeys(k for r in train for k in r if k not in ("step", "time", "kind", "name", "loss"))
+    charts = []
+    for key in keys:
+        series = _lines(tasks, key)
+        moves = len({y for s in series for _, y in s.points if y is not None}) > 1
+        charts += [chart(key, series, kind_of(key))] if moves else []
+    return [c for c in charts if c]
+
+
+def _galleries(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Evaluators with their groups of rows."""
+    out = []
+    for name, gallery in saved.items():
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in gallery["rows"]:
+            place = next((i for i, item in enumerate(row["items"], 1) if item["right"]), None)
+            groups.setdefault(row["group"], []).append({**row, "found": place})
+        out.append({"name": name, "step": gallery["step"], "groups": groups})
+    return out
+
+
+def _skipped(records: list[dict[str, Any]], train: list[dict[str, Any]], evals: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Records left out, by where and why: training tasks (events `skipped/TASK`, else their total) and evaluators."""
+    out = []
+    events = {r["name"].partition("/")[2]: r for r in records if r["kind"] == "event" and r["name"].startswith("skipped/")}
+    for task, rows in _by_name(train).items():
+        if task in events:
+            causes = {k: v for k, v in events[task].items() if k not in ("step", "time", "kind", "name") and v}
+        else:
+            causes = {"all causes": rows[-1].get("skipped_records") or 0}
+        if rows[-1].get("skipped"):
+            causes["step not applied (loss or gradient not finite, or a spike)"] = rows[-1]["skipped"]
+        out += [{"where": f"task {task}", "cause": cause, "count": n} for cause, n in causes.items() if n]
+    for name, rows in evals.items():
+        causes = {k.partition("/")[2]: n for k, n in rows[-1].items() if k.startswith("skipped/")}
+        out += [{"where": f"evaluator {name}", "cause": cause, "count": n} for cause, n in causes.items() if n]
+    return out
+
+
+def _by_name(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    out: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        out.setdefault(record["name"], []).append(record)
+    return out
+
+
+def _seconds(records: Sequence[Mapping[str, Any]]) -> float:
+    """Time from the first to the last record, without the breaks between a stop and a resume."""
+    times = sorted(r["time"] for r in records if r.get("time"))
+    gaps = np.diff(times)
+    return float(gaps[gaps < max(900.0, 20 * float(np.median(gaps)))].sum()) if len(gaps) else 0.0
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    return f"{minutes} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _finite(value: Any) -> Any:
+    """A JSON value with None for every number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    """None where the file is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,246 @@
+"""The one entry: `contrastive_loss`, on one device or a mesh, and `plan`, which says what it would run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Float
+
+from jaxvl.kernels.contrastive import dispatch, reference, tiles
+from jaxvl.kernels.contrastive.core import Blocks, Local, sigmoid_losses, softmax_losses
+from jaxvl.kernels.contrastive.dispatch import Plan
+from jaxvl.kernels.contrastive.ring import Gather, Ring
+from jaxvl.kernels.contrastive.targets import Diagonal, Form, Terms, lower
+
+KINDS = ("softmax", "sigmoid")
+DIRECTIONS = {"mean": 0.5, "sum": 1.0}
+BATCH_AXES = ("data", "fsdp")
+
+_log = logging.getLogger(__name__)
+
+
+def contrastive_loss(
+    u: Float[Array, "M D"],
+    v: Float[Array, "N D"],
+    log_scale: Float[Array, ""],
+    *,
+    targets: Any = Diagonal(),
+    kind: Literal["softmax", "sigmoid"] = "softmax",
+    directions: Literal["mean", "sum"] = "mean",
+    bias: Float[Array, ""] | None = None,
+    implementation: str | Blocks | None = None,
+    mesh_axes: tuple[str, ...] | None = None,
+    collective: Literal["gather", "ring"] | None = None,
+) -> Float[Array, ""]:
+    """Contrastive loss over all pairs of rows of `u` and `v`; no implementation but `reference` builds the `[M, N]` matrix.
+
+    With logits `s_ij = exp(log_scale) u_i . v_j (+ bias)` and targets W (`targets` says what they are):
+
+        softmax   rows     L_u = mean_i  sum_j W_ij (logsumexp_j' s_ij' - s_ij)         InfoNCE; CLIP, ALIGN
+                  columns  L_v = mean_j  sum_i W_ij (logsumexp_i' s_i'j - s_ij)
+        sigmoid   rows     L_u = 1/M  sum_ij  softplus(s_ij) - W_ij s_ij                SigLIP
+                  columns  L_v = 1/N  of the same sum, so that for M = N the mean of the directions is SigLIP's loss
+
+    The loss is that of the whole batch whatever the mesh: sharding is layout, never meaning.
+
+    Args:
+      u, v: float32, bfloat16 (or float64) rows, normally of unit length. Gradients have their dtype; sums are float32.
+      log_scale: log of the inverse temperature.
+      targets: `Diagonal`, `SameId`, `KPerRow`, `Mixup`, `SoftTargets` or `PairMask`. No gradient flows into a target.
+      kind: see above.
+      directions: "mean" (CLIP, CoCa, ALBEF) or "sum" (ALIGN) of the two directions.
+      bias: added to every logit. The softmax does not change under it (its gradient is zero); the sigmoid learns it.
+      implementation: None tries `pallas_tpu`, `pallas_gpu`, `chunked` for what runs here and logs why any was skipped.
+        A name ("reference", "chunked", "pallas_tpu", "pallas_gpu"), or blocks with sizes of your own (`Chunked(512, 2048)`),
+        is obeyed or refused, never replaced.
+      mesh_axes: mesh axes that shard the rows. None: `data` and `fsdp` of the mesh set by `jax.set_mesh`, if they are
+        there. Inside `shard_map` it must be given: the names of manual axes, where `u`, `v` and the targets' arrays are
+        this device's rows of the batch and the result is the loss of the whole batch; or `()` for the rows at hand alone.
+      collective: how the blocks of a mesh meet: "gather" or "ring". None: by size.
+
+    Returns:
+      Float32[""] (float64 for float64 inputs).
+
+    Raises:
+      ValueError: an argument that does not fit, or a named implementation that cannot run; says which and why.
+    """
+    _check(u, v, log_scale, bias, kind, directions, mesh_axes, collective)
+    dtype = jnp.promote_types(u.dtype, v.dtype)
+    acc = tiles.accumulator(dtype)
+    u, v = u.astype(dtype), v.astype(dtype)
+    scale, bias = jnp.exp(jnp.asarray(log_scale, acc)), jnp.asarray(0.0 if bias is None else bias, acc)
+    axes, inside = _axes(mesh_axes)
+    shards = _size(axes)
+    m, n = u.shape[0], v.shape[0]
+    terms = _lower_inside(targets, m, n, kind, acc, axes) if inside else lower(targets, m, n, kind, acc)
+    chosen = dispatch.choose(_shape(u, v, shards, inside), dtype, kind, terms.form, implementation, collective, shards)
+    _announce(chosen)
+    if chosen.implementation == "reference":
+        if inside:
+            raise ValueError("implementation: 'reference' does not run inside shard_map; 'chunked' does")
+        sums = reference.sums(u, v, scale, bias, terms, kind)
+    elif inside:
+        sums = _streamed(chosen, axes, kind, terms.form, u, v, _vary(scale, axes), _vary(bias, axes), terms.rows, terms.cols)
+    elif shards > 1:
+        sums = _over_mesh(chosen, axes, kind, u, v, scale, bias, terms)
+    else:
+        sums = _streamed(chosen, (), kind, terms.form, u, v, scale, bias, terms.rows, terms.cols)
+    parts = [s / jnp.maximum(n, 1).astype(acc) for s, n in zip(sums, (terms.row_count, terms.col_count), strict=True)]
+    return DIRECTIONS[directions] * (parts[0] + parts[1])
+
+
+def plan(
+    shape: tuple[int, int, int],
+    dtype: Any = jnp.float32,
+    *,
+    targets: Any = Diagonal(),
+    kind: Literal["softmax", "sigmoid"] = "softmax",
+    implementation: str | Blocks | None = None,
+    mesh_axes: tuple[str, ...] | None = None,
+    collective: Literal["gather", "ring"] | None = None,
+) -> Plan:
+    """What `contrastive_loss` would run for global `shape` (M, N, D): implementation, collective, blocks, what was skipped.
+
+    Raises:
+      ValueError: as `contrastive_loss`.
+    """
+    m, n, d = shape
+    axes, _ = _axes(mesh_axes)
+    form = jax.eval_shape(lambda: lower(targets, m, n, kind, jnp.float32)).form
+    shards = _size(axes)
+    local = (-(-m // shards), -(-n // shards), d)
+    return dispatch.choose(local, jnp.dtype(dtype), kind, form, implementation, collective, shards)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+
+def _check(u, v, log_scale, bias, kind, directions, mesh_axes, collective) -> None:
+    for name, x in (("u", u), ("v", v)):
+        if getattr(x, "ndim", None) != 2 or 0 in x.shape:
+            raise ValueError(f"{name}: shape {getattr(x, 'shape', None)} is not valid; must be (rows, width), neither zero")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name}: dtype {x.dtype} is not valid; must be a floating point type")
+    if u.shape[1] != v.shape[1]:
+        raise ValueError(f"v: width {v.shape[1]} does not fit; must be u's width {u.shape[1]}")
+    for name, x in (("log_scale", log_scale), ("bias", bias)):
+        if x is not None and jnp.shape(x) != ():
+            raise ValueError(f"{name}: shape {jnp.shape(x)} is not valid; must be a scalar")
+    if kind not in KINDS:
+        raise ValueError(f"kind: {kind!r} is not valid; must be one of {KINDS}")
+    if directions not in DIRECTIONS:
+        raise ValueError(f"directions: {directions!r} is not valid; must be one of {tuple(DIRECTIONS)}")
+    if collective not in (None, "gather", "ring"):
+        raise ValueError(f"collective: {collective!r} is not valid; must be 'gather', 'ring' or None")
+    if isinstance(mesh_axes, str):
+        raise ValueError(f"mesh_axes: {mesh_axes!r} is a text; must be a tuple of names, as ({mesh_axes!r},)")
+
+
+def _axes(mesh_axes: tuple[str, ...] | None) -> tuple[tuple[str, ...], bool]:
+    """Mesh axes that shard the batch, and whether they are manual here (inside shard_map)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)) if not mesh.empty else {}
+    manual = tuple(a for a, t in kinds.items() if t == AxisType.Manual)
+    if mesh_axes is None:
+        if manual:
+            raise ValueError(f"mesh_axes: is required inside shard_map over {manual}; name the axes that shard the batch for the "
+                             "loss of the whole batch, or () for the loss of the rows at hand alone")  # fmt: skip
+        return tuple(a for a in BATCH_AXES if a in kinds), False
+    for axis in mesh_axes:
+        if axis not in kinds:
+            raise ValueError(f"mesh_axes: {axis!r} is not an axis of the mesh set by jax.set_mesh (axes: {tuple(kinds)})")
+    inside = [a in manual for a in mesh_axes]
+    if any(inside) != all(inside):
+        raise ValueError(f"mesh_axes: {mesh_axes} are partly manual ({manual}); must be all or none")
+    return tuple(mesh_axes), any(inside)
+
+
+def _size(axes: tuple[str, ...]) -> int:
+    return math.prod(jax.sharding.get_abstract_mesh().shape[a] for a in axes)
+
+
+def _shape(u, v, shards: int, inside: bool) -> tuple[int, int, int]:
+    """Rows and columns per device, and the width."""
+    parts = 1 if inside else shards
+    return -(-u.shape[0] // parts), -(-v.shape[0] // parts), u.shape[1]
+
+
+_announced: set[str] = set()
+
+
+def _announce(chosen: Plan) -> None:
+    text = str(chosen)
+    if text not in _announced:
+        _announced.add(text)
+        _log.info("contrastive loss: %s", text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running
+
+
+def _streamed(chosen: Plan, axes, kind: str, form: Form, u, v, scale, bias, rows, cols) -> tuple[jax.Array, jax.Array]:
+    """Sums of the two directions' losses over the batch, from this device's rows and columns."""
+    exchange = Local() if not axes else {"ring": Ring, "gather": Gather}[chosen.collective](axes)
+    if kind == "softmax":
+        row, col = softmax_losses(chosen.blocks, exchange, form, u, v, scale, rows, cols)
+        return exchange.total(jnp.sum(row)), exchange.total(jnp.sum(col))
+    total = exchange.total(jnp.sum(sigmoid_losses(chosen.blocks, exchange, form, u, v, scale, bias, rows, cols)))
+    return total, total
+
+
+def _over_mesh(chosen: Plan, axes, kind: str, u, v, scale, bias, terms: Terms) -> tuple[jax.Array, jax.Array]:
+    """`_streamed` under shard_map; lengths that the mesh does not divide are padded with rows that are not valid."""
+    shards = _size(axes)
+    pad_rows, pad_cols = -u.shape[0] % shards, -v.shape[0] % shards
+    form, rows, cols = terms.form, terms.rows, terms.cols
+    if pad_rows or pad_cols:
+        rows, cols = dispatch.with_ok(rows, u.shape[0]), dispatch.with_ok(cols, v.shape[0])
+        (u, rows), (v, cols) = dispatch.pad((u, rows), pad_rows), dispatch.pad((v, cols), pad_cols)
+        if form.dense:
+            rows["keep"] = jnp.pad(rows["keep"], ((0, 0), (0, pad_cols)))
+        form = dataclasses.replace(form, valid=True)
+    batch = PartitionSpec(axes)
+    mesh = jax.sharding.get_abstract_mesh()
+    if any(t == AxisType.Explicit for t in mesh.axis_types):
+        u, v, rows, cols = jax.tree.map(lambda x: jax.sharding.reshard(x, batch), (u, v, rows, cols))
+        scale, bias = jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), (scale, bias))
+
+    def local(u, v, scale, bias, rows, cols):
+        return _streamed(chosen, axes, kind, form, u, v, _vary(scale, axes), _vary(bias, axes), rows, cols)
+
+    specs = (batch, batch, PartitionSpec(), PartitionSpec(), batch, batch)
+    return jax.shard_map(local, in_specs=specs, out_specs=PartitionSpec())(u, v, scale, bias, rows, cols)
+
+
+def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """`x` as a value that may differ between devices, so that its gradient is summed over them."""
+    return lax.pcast(x, axes, to="varying") if axes else x
+
+
+def _lower_inside(targets: Any, m: int, n: int, kind: str, acc, axes: tuple[str, ...]) -> Terms:
+    """Global terms, of which this device's rows and columns are kept; `targets` holds this device's part of every vector."""
+    shards, index = _size(axes), lax.axis_index(axes)
+
+    def whole(x):
+        return lax.all_gather(x, axes, tiled=True) if jnp.ndim(x) else x
+
+    terms = lower(jax.tree.map(whole, targets), m * shards, n * shards, kind, acc)
+
+    def own(length):
+        return lambda x: lax.dynamic_slice_in_dim(x, index * length, length)
+
+    def same(x):
+        # Every device has the same count, which only a reduction can tell the type system.
+        return lax.pmax(x + 0 * index, axes)
+
+    rows, cols = jax.tree.map(own(m), terms.rows), jax.tree.map(own(n), terms.cols)
+    return dataclasses.replace(terms, rows=rows, cols=cols, row_count=same(terms.row_count), col_count=same(terms.col_count))

@@ -1,0 +1,197 @@
+"""The streamed losses with their gradients: custom_vjp around block operations and a way to bring all pairs together.
+
+    Blocks (chunked, pallas_tpu, pallas_gpu)   statistics and gradients of one block of x against one block of y
+    Exchange (Local, Gather, Ring)             which blocks meet, on one device or over a mesh
+
+What is saved for the backward pass are the inputs and a few vectors; all logits are computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxvl.kernels.contrastive import tiles
+from jaxvl.kernels.contrastive.targets import Form
+from jaxvl.kernels.contrastive.tiles import Side, Stats
+
+
+class Blocks(Protocol):
+    """Block operations of one implementation; `chunked.Chunked` documents shapes."""
+
+    name: str
+
+    def check(self, shape: tuple[int, int, int], dtype: Any, kind: str, form: Form) -> None:
+        """Raises ValueError with the reason if this cannot run for (M, N, D) per device."""
+        ...
+
+    def softmax_forward(self, x, y, scale, rows: Side, cols: Side, form: Form) -> tuple[Stats, Stats]: ...
+
+    def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form) -> tuple[jax.Array, jax.Array]: ...
+
+    def sigmoid_forward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> jax.Array: ...
+
+    def sigmoid_backward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> tuple[jax.Array, jax.Array, jax.Array]: ...
+
+
+class Exchange(Protocol):
+    """Brings every row block together with every column block.
+
+    `block(x, y, rows, cols) -> (row result, column result)`; results are joined by `join`, and every device ends with
+    those of its own rows and columns.
+    """
+
+    def pairs(self, block: Callable, join: Callable, x, y, rows: Side, cols: Side) -> tuple[Any, Any]: ...
+
+    def total(self, value: jax.Array) -> jax.Array:
+        """Sum over the devices."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """All rows and columns are here."""
+
+    def pairs(self, block, join, x, y, rows, cols):
+        del join
+        return block(x, y, rows, cols)
+
+    def total(self, value):
+        return value
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Softmax
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def softmax_losses(blocks: Blocks, exchange: Exchange, form: Form, x, y, scale, rows: Side, cols: Side):
+    """Cross-entropies of the rows and of the columns.
+
+    Args:
+      x, y: Float[M D], Float[N D], this device's rows and columns.
+      scale: Float[""].
+      rows, cols: vectors of the lowered targets.
+
+    Returns:
+      Float[M], Float[N] in the accumulation dtype.
+    """
+    return _softmax_fwd(blocks, exchange, form, x, y, scale, rows, cols)[0]
+
+
+def _softmax_fwd(blocks, exchange, form, x, y, scale, rows, cols):
+    def block(x, y, rows, cols):
+        return blocks.softmax_forward(x, y, scale, rows, cols, form)
+
+    def join(a, b):
+        return tiles.merge_stats(a, b, scale)
+
+    row, col = exchange.pairs(block, join, x, y, rows, cols)
+    if form.smoothing and not form.masked:
+        row |= _uniform(exchange, x, y, cols)
+        col |= _uniform(exchange, y, x, rows)
+    losses = _loss(row, rows, form, form.soft_weights[0], scale), _loss(col, cols, form, form.soft_weights[1], scale)
+    return losses, (x, y, scale, rows, cols, _saved(row), _saved(col))
+
+
+def _uniform(exchange: Exchange, x: jax.Array, y: jax.Array, cols: Side) -> Stats:
+    """`sum_j c_ij` = x_i . sum_j y_j over all columns, in closed form, and their number."""
+    acc = tiles.accumulator(x.dtype)
+    ok = cols.get("ok", jnp.ones(y.shape[0], acc)).astype(acc)
+    total = exchange.total(ok @ y.astype(acc))
+    count = exchange.total(jnp.sum(ok))
+    return dict(uni=tiles.matmul(x.astype(acc), total[None], (1, 1))[:, 0], cnt=jnp.broadcast_to(count, x.shape[:1]))
+
+
+def _loss(stats: Stats, side: Side, form: Form, soft_weight: float, scale: jax.Array) -> jax.Array:
+    """`sum_j target_ij (lse_i - scale c_ij)`, written so that equal cosines cancel exactly."""
+    hit = side["norm"] * stats["pos"]
+    if form.soft:
+        hit += soft_weight * stats["tp"] / _nonzero(stats["ts"])
+    gap = side["total"] * stats["m"] - hit
+    if form.smoothing:
+        gap += form.smoothing * (hit - side["total"] * stats["uni"] / jnp.maximum(stats["cnt"], 1.0))
+    return side["total"] * jnp.log(stats["s"]) + scale * gap
+
+
+def _nonzero(x: jax.Array) -> jax.Array:
+    return jnp.where(x == 0, 1.0, x)
+
+
+def _saved(stats: Stats) -> Stats:
+    saved = dict(m=stats["m"], l=jnp.log(stats["s"]))
+    return saved | {k: stats[k] for k in ("cnt", "tm", "ts") if k in stats}
+
+
+def _cotangents(saved: Stats, side: Side, g: jax.Array, form: Form, soft_weight: float) -> Side:
+    """`side` with what `tiles.softmax_gradient` needs."""
+    out = dict(side, m=saved["m"], l=saved["l"], gz=g * side["total"], gw=g * side["norm"] * (1.0 - form.smoothing))
+    if form.smoothing:
+        out["gu"] = g * side["total"] * form.smoothing / jnp.maximum(saved["cnt"], 1.0)
+    if form.soft:
+        out["tm"] = saved["tm"]
+        out["gt"] = g * soft_weight * (1.0 - form.smoothing) / _nonzero(saved["ts"])
+    return out
+
+
+def _softmax_bwd(blocks, exchange, form, saved, g):
+    x, y, scale, rows, cols, row, col = saved
+
+    def block(x, y, rows, cols):
+        return blocks.softmax_backward(x, y, scale, rows, cols, form)
+
+    rows = _cotangents(row, rows, g[0], form, form.soft_weights[0])
+    cols = _cotangents(col, cols, g[1], form, form.soft_weights[1])
+    ax, ay = exchange.pairs(block, _add, x, y, rows, cols)
+    return *_input_gradients(x, y, scale, ax, ay), None, None
+
+
+def _input_gradients(x, y, scale, ax, ay):
+    """Gradients of x, y and scale from `G y` and `G^T x`: d scale = sum_ij G_ij c_ij = sum_i x_i . (G y)_i."""
+    dscale = jnp.sum(x.astype(ax.dtype) * ax)
+    return (scale * ax).astype(x.dtype), (scale * ay).astype(y.dtype), dscale.astype(scale.dtype)
+
+
+softmax_losses.defvjp(_softmax_fwd, _softmax_bwd)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sigmoid
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def sigmoid_losses(blocks: Blocks, exchange: Exchange, form: Form, x, y, scale, bias, rows: Side, cols: Side):
+    """Binary cross-entropies of each row's pairs, summed over all columns: Float[M]. Arguments as in `softmax_losses`."""
+    return _sigmoid_fwd(blocks, exchange, form, x, y, scale, bias, rows, cols)[0]
+
+
+def _sigmoid_fwd(blocks, exchange, form, x, y, scale, bias, rows, cols):
+    def block(x, y, rows, cols):
+        return blocks.sigmoid_forward(x, y, scale, bias, rows, cols, form), ()
+
+    loss, _ = exchange.pairs(block, _add, x, y, rows, cols)
+    return loss, (x, y, scale, bias, rows, cols)
+
+
+def _sigmoid_bwd(blocks, exchange, form, saved, g):
+    x, y, scale, bias, rows, cols = saved
+
+    def block(x, y, rows, cols):
+        ax, ay, sums = blocks.sigmoid_backward(x, y, scale, bias, rows, cols, form)
+        return (ax, sums), ay
+
+    (ax, sums), ay = exchange.pairs(block, _add, x, y, dict(rows, g=g), cols)
+    dx, dy, dscale = _input_gradients(x, y, scale, ax, ay)
+    return dx, dy, dscale, jnp.sum(sums).astype(bias.dtype), None, None
+
+
+sigmoid_losses.defvjp(_sigmoid_fwd, _sigmoid_bwd)

@@ -1,0 +1,96 @@
+"""Which implementation runs: by name, or the first of a list that can, with the reasons of those that cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxvl.kernels.contrastive.chunked import Chunked
+from jaxvl.kernels.contrastive.core import Blocks
+from jaxvl.kernels.contrastive.targets import Form
+from jaxvl.kernels.contrastive.tiles import Side
+
+# Up to this many bytes of gathered v per device the all-gather's few collectives beat the ring's n rounds.
+GATHER_BYTES = 8 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What runs.
+
+    Attributes:
+      implementation: name.
+      collective: "gather", "ring", or None on one device.
+      blocks: block operations with their sizes; None for `reference`.
+      skipped: implementations that were tried first -> why they cannot run.
+    """
+
+    implementation: str
+    collective: str | None
+    blocks: Blocks | None
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        how = self.implementation if self.blocks is None else repr(self.blocks)
+        how += f" over a {self.collective}" if self.collective else ""
+        return how + "".join(f"; skipped {name}: {why}" for name, why in self.skipped.items())
+
+
+def _chunked(shape, dtype, kind, form) -> Blocks:
+    del shape, dtype, kind, form
+    return Chunked()
+
+
+def _reference(shape, dtype, kind, form) -> None:
+    del shape, dtype, kind, form
+
+
+# Name -> `(local shape (M, N, D), dtype, kind, form) -> blocks`, which raises ValueError with the reason it cannot.
+IMPLEMENTATIONS = {"chunked": _chunked, "reference": _reference}
+ORDER = ("chunked",)
+
+
+def choose(
+    shape: tuple[int, int, int], dtype: Any, kind: str, form: Form, implementation: str | Blocks | None, collective: str | None, shards: int
+) -> Plan:
+    """The `Plan` for `shape` rows, columns and width per device; `implementation` is a name or configured blocks.
+
+    Raises:
+      ValueError: `implementation` is unknown or cannot run, or none can.
+    """
+    blocks = None
+    if implementation is not None and not isinstance(implementation, str):
+        blocks, implementation = implementation, getattr(implementation, "name", repr(implementation))
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation: {implementation!r} is not known; must be one of {tuple(IMPLEMENTATIONS)} or None")
+    if shards == 1 or implementation == "reference":
+        how = None
+    else:
+        small = shards * shape[1] * shape[2] * jnp.dtype(dtype).itemsize <= GATHER_BYTES
+        how = collective or ("gather" if small else "ring")
+    skipped = {}
+    for name in ORDER if implementation is None else (implementation,):
+        try:
+            if blocks is None:
+                return Plan(name, how, IMPLEMENTATIONS[name](shape, dtype, kind, form), skipped)
+            blocks.check(shape, dtype, kind, form)
+            return Plan(name, how, blocks, skipped)
+        except ValueError as reason:
+            if implementation is not None:
+                raise ValueError(f"implementation: {implementation!r} cannot run: {reason}") from None
+            skipped[name] = str(reason)
+    raise ValueError(f"implementation: none can run: {skipped}")
+
+
+def with_ok(side: Side, n: int) -> dict[str, jax.Array]:
+    """`side` with an `ok` vector of ones if it has none."""
+    return dict(side) if "ok" in side else dict(side, ok=jnp.ones(n, jnp.float32))
+
+
+def pad(tree: Any, rows: int) -> Any:
+    """Every leaf with `rows` zero rows appended."""
+    return jax.tree.map(lambda a: jnp.pad(a, ((0, rows), *((0, 0),) * (a.ndim - 1))), tree)

@@ -1,0 +1,72 @@
+"""Dual encoder of a ViT and a text transformer: CLIP- (Radford et al. 2021) and SigLIP-shaped (Zhai et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Annotated, Any, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvl.config import check
+from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
+from jaxvl.models.base import InputSpec
+from jaxvl.models.text import TextTransformerConfig
+from jaxvl.models.two_tower import Side, Tower, TwoTower, check_towers
+from jaxvl.models.vit import ViTConfig
+
+
+@MODELS.register("dual_encoder")
+@dataclasses.dataclass(frozen=True)
+class DualEncoderConfig:
+    """Dual encoder. `models.presets` has the exact shapes of CLIP and SigLIP.
+
+    Attributes:
+      image, text: encoders by name, with their options.
+      projections: which pooled outputs are mapped linearly to `embed_dim`: `both` (CLIP), `text` (SigLIP; the image's
+        pooled output is used as it is), or `none`.
+      projection_bias: bias of these maps.
+      embed_dim: width of the embedding space; None: the image encoder's width.
+      init_scale: initial factor of the cosine; it is learned, and stored as its logarithm.
+      max_scale: largest factor, or None for no limit.
+      init_bias: initial bias of the logits (SigLIP: -10), or None for a model without.
+      lock: a tower whose encoder is kept as it is (LiT, Zhai et al. 2022: `image`); its projection is trained.
+    """
+
+    image: Annotated[Any, IMAGE_ENCODERS] = ViTConfig()
+    text: Annotated[Any, TEXT_ENCODERS] = TextTransformerConfig()
+    projections: Literal["both", "text", "none"] = "both"
+    projection_bias: bool = False
+    embed_dim: int | None = None
+    init_scale: float = 1 / 0.07
+    max_scale: float | None = 100.0
+    init_bias: float | None = None
+    lock: Side = "none"
+
+    def __post_init__(self):
+        check(self.embed_dim is None or self.embed_dim >= 1, "embed_dim", f"{self.embed_dim!r} must be >= 1, or None for the image encoder's width")
+        check(self.init_scale > 0, "init_scale", f"{self.init_scale!r} must be > 0")
+        check(self.max_scale is None or self.max_scale >= self.init_scale, "max_scale", f"{self.max_scale!r} is below init_scale = {self.init_scale:g}")
+        for side, projected in (("image", self.projections == "both"), ("text", self.projections != "none")):
+            width = getattr(self, side).features
+            check(projected or width == self._width, "projections",
+                  f"{self.projections!r} leaves the {side} encoder's width of {width}, but the embedding space has {self._width}")  # fmt: skip
+
+    @property
+    def _width(self) -> int:
+        return self.embed_dim or self.image.features
+
+    def check_inputs(self, inputs: InputSpec) -> None:
+        """Raises ConfigError where an encoder cannot take such inputs."""
+        check_towers(self.image, self.text, inputs)
+
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TwoTower:
+        def tower(side: str, config: Any, project: bool) -> Tower:
+            encoder, locked = config.build(inputs, rngs, dtype), self.lock == side
+            return Tower(encoder, self._width, project=project, bias=self.projection_bias, locked=locked, rngs=rngs, dtype=dtype)
+
+        image = tower("image", self.image, self.projections == "both")
+        text = tower("text", self.text, self.projections != "none")
+        most = None if self.max_scale is None else math.log(self.max_scale)
+        return TwoTower(image, text, log_scale=math.log(self.init_scale), most=most, logit_bias=self.init_bias)

@@ -1,0 +1,328 @@
+"""EfficientNet (Tan & Le 2019), EfficientNet-L2 (Xie et al. 2020), EfficientNetV2 (Tan & Le 2021), and small variants.
+
+A network is a stem, stages of blocks, optionally a 1 x 1 head convolution, and a global pool. Stages are written in
+the notation of the papers' code: `mbconv_r2_k3_s2_e6_o24_se0.25` is two inverted residual blocks of kernel 3, the first
+with stride 2, expansion 6, 24 output channels and squeeze-excite of a quarter of the block's input width; `fused_…`
+expands with one full convolution instead of a 1 x 1 and a depthwise one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvl.config import ConfigError, check, nearest
+from jaxvl.models import IMAGE_ENCODERS
+from jaxvl.models.base import Encoded, InputSpec, check_rates
+from jaxvl.nn.conv import Conv, PadRule
+from jaxvl.nn.linear import Linear
+from jaxvl.nn.mlp import ACTIVATIONS, Activation
+from jaxvl.nn.norms import BatchNorm, GroupNorm
+from jaxvl.nn.random import drop_path
+from jaxvl.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A variant before its options.
+
+    Attributes:
+      width, depth: multipliers of channels and repeats.
+      stem, head: channels of the stem and of the head convolution, before `width`.
+      stages: see the module's docstring, before `width` and `depth`.
+    """
+
+    width: float
+    depth: float
+    stem: int
+    head: int
+    stages: tuple[str, ...]
+
+
+_V1 = (
+    "mbconv_r1_k3_s1_e1_o16_se0.25",
+    "mbconv_r2_k3_s2_e6_o24_se0.25",
+    "mbconv_r2_k5_s2_e6_o40_se0.25",
+    "mbconv_r3_k3_s2_e6_o80_se0.25",
+    "mbconv_r3_k5_s1_e6_o112_se0.25",
+    "mbconv_r4_k5_s2_e6_o192_se0.25",
+    "mbconv_r1_k3_s1_e6_o320_se0.25",
+)
+
+
+def _v1(width: float, depth: float) -> Plan:
+    return Plan(width, depth, 32, 1280, _V1)
+
+
+VARIANTS: Mapping[str, Plan] = {
+    "b0": _v1(1.0, 1.0),
+    "b1": _v1(1.0, 1.1),
+    "b2": _v1(1.1, 1.2),
+    "b3": _v1(1.2, 1.4),
+    "b4": _v1(1.4, 1.8),
+    "b5": _v1(1.6, 2.2),
+    "b6": _v1(1.8, 2.6),
+    "b7": _v1(2.0, 3.1),
+    "l2": _v1(4.3, 5.3),
+    "v2_s": Plan(
+        1.0, 1.0, 24, 1280,
+        ("fused_r2_k3_s1_e1_o24", "fused_r4_k3_s2_e4_o48", "fused_r4_k3_s2_e4_o64", "mbconv_r6_k3_s2_e4_o128_se0.25",
+         "mbconv_r9_k3_s1_e6_o160_se0.25", "mbconv_r15_k3_s2_e6_o256_se0.25"),
+    ),
+    "v2_m": Plan(
+        1.0, 1.0, 24, 1280,
+        ("fused_r3_k3_s1_e1_o24", "fused_r5_k3_s2_e4_o48", "fused_r5_k3_s2_e4_o80", "mbconv_r7_k3_s2_e4_o160_se0.25",
+         "mbconv_r14_k3_s1_e6_o176_se0.25", "mbconv_r18_k3_s2_e6_o304_se0.25", "mbconv_r5_k3_s1_e6_o512_se0.25"),
+    ),
+    "v2_l": Plan(
+        1.0, 1.0, 32, 1280,
+        ("fused_r4_k3_s1_e1_o32", "fused_r7_k3_s2_e4_o64", "fused_r7_k3_s2_e4_o96", "mbconv_r10_k3_s2_e4_o192_se0.25",
+         "mbconv_r19_k3_s1_e6_o224_se0.25", "mbconv_r25_k3_s2_e6_o384_se0.25", "mbconv_r7_k3_s1_e6_o640_se0.25"),
+    ),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage, as read from its notation.
+
+    Attributes:
+      kind: `mbconv` or `fused`.
+      repeats, kernel, stride, expand: as the letters r, k, s, e.
+      channels: o. squeeze: se, 0 where there is none.
+    """
+
+    kind: Literal["mbconv", "fused"]
+    repeats: int
+    kernel: int
+    stride: int
+    expand: int
+    channels: int
+    squeeze: float = 0.0
+
+
+_STAGE = re.compile(r"(mbconv|fused)_r(\d+)_k(\d+)_s(\d+)_e(\d+)_o(\d+)(?:_se(0?\.\d+|1))?")
+
+
+def parse_stage(text: str) -> Stage:
+    """Reads the notation. Raises ConfigError where it does not fit."""
+    match = _STAGE.fullmatch(text)
+    if match is None:
+        raise ConfigError("stages", f"{text!r} must be written like 'mbconv_r2_k3_s2_e6_o24_se0.25' or 'fused_r2_k3_s1_e4_o32'")
+    kind, *numbers, squeeze = match.groups()
+    stage = Stage(kind, *map(int, numbers), float(squeeze or 0))
+    check(min(stage.repeats, stage.kernel, stage.stride, stage.expand, stage.channels) >= 1, "stages", f"{text!r}: numbers must be >= 1")
+    return stage
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor`, never more than a tenth below `channels` (EfficientNet's rounding)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+@IMAGE_ENCODERS.register("efficientnet")
+@dataclasses.dataclass(frozen=True)
+class EfficientNetConfig:
+    """EfficientNet as an image encoder.
+
+    Attributes:
+      variant: `b0` … `b7`, `l2`, `v2_s`, `v2_m`, `v2_l`, or one of the small ones for images of 32 to 96 pixels.
+      width, depth: multipliers of channels and repeats; None: the variant's.
+      stages: stages in the module's notation instead of the variant's.
+      stem: channels of the stem (before `width`); None: the variant's.
+      stem_stride: 2, or 1 for small images.
+      head: whether a 1 x 1 convolution follows the last stage, as in the classifier. ALIGN pools the last stage itself.
+      norm: `batch` (statistics of the global batch) or `group` (of 8 channels, row by row).
+      norm_momentum, norm_eps: of the norm; momentum is the share of the old statistics that is kept.
+      activation: after norms.
+      drop_connect: drop-path rate that the last block would have; it grows linearly with depth from 0.
+      padding: see `nn.conv.pads`; `bottom_right` is transformers' layout.
+      symmetric_blocks: numbers of the blocks padded on all sides under `bottom_right`.
+      pool: global `mean` or `max`.
+      remat: recompute blocks in the backward pass.
+    """
+
+    variant: str = "b0"
+    width: float | None = None
+    depth: float | None = None
+    stages: tuple[str, ...] | None = None
+    stem: int | None = None
+    stem_stride: int = 2
+    head: bool = False
+    norm: Literal["batch", "group"] = "batch"
+    norm_momentum: float = 0.99
+    norm_eps: float = 1e-3
+    activation: Activation = "swish"
+    drop_connect: float = 0.2
+    padding: PadRule = "same"
+    symmetric_blocks: tuple[int, ...] = ()
+    pool: Literal["mean", "max"] = "mean"
+    remat: bool = False
+
+    def __post_init__(self):
+        known = list(VARIANTS)
+        check(self.variant in VARIANTS, "variant", f"{self.variant!r} is not a known variant{nearest(self.variant, known)} (known: {', '.join(known)})")
+        check(self.width is None or self.width > 0, "width", f"{self.width!r} multiplies channels; must be > 0")
+        check(self.depth is None or self.depth > 0, "depth", f"{self.depth!r} multiplies repeats; must be > 0")
+        check(self.stem_stride in (1, 2), "stem_stride", f"{self.stem_stride!r} must be 1 or 2")
+        check(0 <= self.norm_momentum < 1, "norm_momentum", f"{self.norm_momentum!r} must be in [0, 1)")
+        check(self.stages is None or len(self.stages) > 0, "stages", "must name at least one stage, or be None")
+        check_rates(self, "drop_connect")
+        self.plan()
+
+    def plan(self) -> tuple[int, tuple[Stage, ...], int]:
+        """(stem channels, stages, head channels) after the multipliers."""
+        plan = VARIANTS[self.variant]
+        width = plan.width if self.width is None else self.width
+        depth = plan.depth if self.depth is None else self.depth
+
+        def channels(n: int) -> int:
+            return round_channels(n * width)
+
+        stages = tuple(
+            dataclasses.replace(s, channels=channels(s.channels), repeats=math.ceil(depth * s.repeats))
+            for s in map(parse_stage, self.stages or plan.stages)
+        )
+        return channels(self.stem or plan.stem), stages, channels(plan.head)
+
+    @property
+    def features(self) -> int:
+        """Width of the pooled output."""
+        _, stages, head = self.plan()
+        return head if self.head else stages[-1].channels
+
+    def check_inputs(self, inputs: InputSpec) -> None:
+        """Raises ConfigError where the image is smaller than the network's total stride."""
+        total = self.stem_stride * math.prod(s.stride for s in self.plan()[1])
+        check(
+            inputs.image_size >= total,
+            "stem_stride",
+            f"the network divides the side by {total}, more than the image of {inputs.image_size} pixels has"
+            + ("; a stem_stride of 1 or stages of stride 1 keep more" if self.stem_stride == 2 else "; use stages of stride 1"),
+        )
+
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> EfficientNet:
+        return EfficientNet(self, inputs.channels, rngs=rngs, dtype=dtype)
+
+
+def _norm(config: EfficientNetConfig, channels: int, dtype: Any) -> nnx.Module:
+    if config.norm == "group":
+        return GroupNorm(channels, eps=config.norm_eps, dtype=dtype)
+    return BatchNorm(channels, momentum=config.norm_momentum, eps=config.norm_eps, dtype=dtype)
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without bias, norm, and activation where one is given.
+
+    Args:
+      activation: a name of `nn.mlp.ACTIVATIONS`, or None.
+      options: of `nn.conv.Conv`.
+    """
+
+    def __init__(self, config, inputs, outputs, kernel, *, activation=None, rngs, dtype, **options):
+        self.conv = Conv(inputs, outputs, kernel, rngs=rngs, dtype=dtype, **options)
+        self.norm = _norm(config, outputs, dtype)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = self.norm(self.conv(x), train=train)
+        return x if self.activation is None else ACTIVATIONS[self.activation](x)
+
+
+class SqueezeExcite(nnx.Module):
+    """Channel gates from the spatial mean (Hu et al. 2018): `x · sigmoid(up(act(down(mean(x)))))`.
+
+    Args:
+      channels: of x. squeezed: width between.
+    """
+
+    def __init__(self, channels: int, squeezed: int, *, activation: Activation, rngs: nnx.Rngs, dtype: Any):
+        init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        self.down = Linear(channels, squeezed, axes=("conv_in", "conv_out"), rngs=rngs, init=init, dtype=dtype)
+        self.up = Linear(squeezed, channels, axes=("conv_in", "conv_out"), rngs=rngs, init=init, dtype=dtype)
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate = self.up(ACTIVATIONS[self.activation](self.down(x.mean((1, 2)))))
+        return x * jax.nn.sigmoid(gate)[:, None, None, :]
+
+
+class MBConv(nnx.Module):
+    """Inverted residual block: expand, filter, squeeze-excite, project; residual where shapes allow.
+
+    Args:
+      stage: kind and sizes; stride: of this block. drop_rate: drop-connect of this block.
+      rule: padding.
+    """
+
+    def __init__(self, config, stage: Stage, inputs: int, stride: int, drop_rate: float, rule: PadRule, *, rngs, dtype):
+        hidden, act = inputs * stage.expand, config.activation
+        self.stride, self.drop_rate = stride, drop_rate
+        self.residual = stride == 1 and inputs == stage.channels
+        filters = dict(stride=stride, rule=rule, rngs=rngs, dtype=dtype)
+        expands = stage.expand != 1
+        if stage.kind == "fused":
+            # A fused block without expansion is one convolution, which then carries the activation (EfficientNetV2).
+            hidden = hidden if expands else stage.channels
+            self.expand = None
+            self.filter = ConvNorm(config, inputs, hidden, stage.kernel, activation=act, **filters)
+        else:
+            self.expand = ConvNorm(config, inputs, hidden, 1, activation=act, rngs=rngs, dtype=dtype) if expands else None
+            self.filter = ConvNorm(config, hidden, hidden, stage.kernel, activation=act, depthwise=True, **filters)
+        squeezed = max(1, int(inputs * stage.squeeze))
+        self.gate = SqueezeExcite(hidden, squeezed, activation=act, rngs=rngs, dtype=dtype) if stage.squeeze else None
+        projects = stage.kind == "mbconv" or expands
+        self.project = ConvNorm(config, hidden, stage.channels, 1, rngs=rngs, dtype=dtype) if projects else None
+
+    def __call__(self, x: jax.Array, key: jax.Array | None, *, train: bool) -> jax.Array:
+        y = x if self.expand is None else self.expand(x, train=train)
+        y = self.filter(y, train=train)
+        y = y if self.gate is None else self.gate(y)
+        y = y if self.project is None else self.project(y, train=train)
+        return x + drop_path(y, self.drop_rate, key, train=train) if self.residual else y
+
+
+class EfficientNet(nnx.Module):
+    """[B, S, S, C] -> `Encoded` with pooled [B, D].
+
+    Args:
+      config: see `EfficientNetConfig`. channels: C.
+    """
+
+    def __init__(self, config: EfficientNetConfig, channels: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        stem, stages, head = config.plan()
+        act, rule = config.activation, config.padding
+        self.stem = ConvNorm(config, channels, stem, 3, activation=act, stride=config.stem_stride, rule=rule, rngs=rngs, dtype=dtype)
+        total, inputs, blocks = sum(s.repeats for s in stages), stem, []
+        for stage in stages:
+            for i in range(stage.repeats):
+                number = len(blocks)
+                block_rule = "symmetric" if number in config.symmetric_blocks and rule == "bottom_right" else rule
+                rate = config.drop_connect * number / total
+                blocks.append(MBConv(config, stage, inputs, stage.stride if i == 0 else 1, rate, block_rule, rngs=rngs, dtype=dtype))
+                inputs = stage.channels
+        self.blocks = nnx.List(blocks)
+        self.head = ConvNorm(config, inputs, head, 1, activation=act, rngs=rngs, dtype=dtype) if config.head else None
+        self.width, self.pool, self.remat = config.features, config.pool, config.remat
+
+    def __call__(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Encoded:
+        """image [B, S, S, C] normalised. Raises ValueError in training without a key if drop_connect > 0."""
+
+        def run(block, x, key):
+            return constrain(block(x, key, train=train), "batch", None, None, None)
+
+        run = nnx.remat(run) if self.remat else run
+        x = constrain(self.stem(image, train=train), "batch", None, None, None)
+        for number, block in enumerate(self.blocks):
+            x = run(block, x, None if key is None else jax.random.fold_in(key, number))
+        x = x if self.head is None else self.head(x, train=train)
+        tokens = x.reshape(x.shape[0], -1, x.shape[-1])
+        return Encoded(tokens.max(1) if self.pool == "max" else tokens.mean(1), tokens)

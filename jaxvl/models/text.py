@@ -1,0 +1,125 @@
+"""Text transformer, causal or bidirectional, CLIP- and SigLIP-shaped included."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvl.config import check
+from jaxvl.models import TEXT_ENCODERS
+from jaxvl.models.base import SIZES, Encoded, InputSpec, check_rates, sizes_of
+from jaxvl.nn import poolers
+from jaxvl.nn.attention import Implementation
+from jaxvl.nn.linear import Embedding, normal
+from jaxvl.nn.mlp import Activation
+from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.random import dropout
+from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
+
+
+@TEXT_ENCODERS.register("text_transformer")
+@dataclasses.dataclass(frozen=True)
+class TextTransformerConfig:
+    """Pre-norm transformer over tokens.
+
+    Attributes:
+      variant: size: Ti, S, M (CLIP's texts beside ViT-B), B, L, So400m, H, g, G.
+      width, depth, heads, hidden: instead of the variant's.
+      causal: position t sees 0 … t only.
+      mask_padding: whether padding is hidden from attention and pooling. SigLIP has none of it: padding is seen, and
+        `last` is the last position.
+      pool: `eos` (first EOS token), `last`, `cls` (first token), `mean`, or `map` (attention with a learned query).
+      positions: rows of the position table; None: the text length that the model is built for.
+      activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
+      dropout: on the embeddings and the output of each branch.
+    """
+
+    variant: str = "B"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    hidden: int | None = None
+    causal: bool = False
+    mask_padding: bool = True
+    pool: Literal["eos", "last", "cls", "mean", "map"] = "map"
+    positions: int | None = None
+    activation: Activation = "gelu_tanh"
+    eps: float = 1e-6
+    qk_norm: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    scan: bool = True
+    remat: Remat = "none"
+    attention: Implementation = "xla"
+
+    def __post_init__(self):
+        check_rates(self, "dropout", "drop_path")
+        check(not (self.causal and self.pool == "cls"), "pool", "'cls': under causal attention the first token sees nothing but itself")
+        _ = self.sizes
+
+    @property
+    def sizes(self) -> Sizes:
+        return sizes_of(self, self.variant, SIZES)
+
+    @property
+    def features(self) -> int:
+        """Width of the pooled output."""
+        return self.sizes.width
+
+    def options(self) -> StackOptions:
+        return StackOptions(
+            activation=self.activation, eps=self.eps, qk_norm=self.qk_norm, dropout=self.dropout, hidden_dropout=self.dropout,
+            drop_path=self.drop_path, scan=self.scan, remat=self.remat, attention=self.attention,
+        )  # fmt: skip
+
+    def check_inputs(self, inputs: InputSpec) -> None:
+        """Raises ConfigError where texts are longer than the position table, or have no EOS to pool."""
+        rows, length = self.positions, inputs.text_length
+        check(rows is None or length <= rows, "positions", f"{rows!r} rows are fewer than the text length of {length}")
+        check(self.pool != "eos" or inputs.eos_id is not None, "pool", "'eos' needs a tokenizer with an EOS token; use last, cls, mean or map")
+
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TextTransformer:
+        return TextTransformer(self, inputs, rngs=rngs, dtype=dtype)
+
+
+class TextTransformer(nnx.Module):
+    """int [B, T] -> `Encoded` with pooled [B, D].
+
+    Args:
+      config: see `TextTransformerConfig`. inputs: fixes vocabulary, length, padding and EOS.
+    """
+
+    def __init__(self, config: TextTransformerConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        sizes, rows = config.sizes, config.positions or inputs.text_length
+        self.words = Embedding(inputs.vocab_size, sizes.width, rngs=rngs, dtype=dtype)
+        self.positions = nnx.Param(normal(0.01)(rngs.params(), (rows, sizes.width), jnp.float32), axes=("length", "embed"))
+        self.transformer = Transformer(sizes, config.options(), rngs=rngs, dtype=dtype)
+        self.norm = LayerNorm(sizes.width, eps=config.eps, dtype=dtype)
+        pooler = dict(activation=config.activation, eps=config.eps, rngs=rngs, dtype=dtype)
+        self.pooler = poolers.MapPooler(sizes.width, sizes.heads, sizes.hidden, **pooler) if config.pool == "map" else None
+        self.config, self.pad_id, self.eos_id, self.width, self.dtype = config, inputs.pad_id, inputs.eos_id, sizes.width, dtype
+
+    def __call__(self, tokens: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Encoded:
+        """tokens int [B, T], padding at the end. Raises ValueError in training without a key if anything drops."""
+        mask = tokens != self.pad_id if self.config.mask_padding else None
+        if mask is not None and self.eos_id == self.pad_id:  # CLIP's later tokenizers pad with EOS: the first one counts
+            mask = mask | (jnp.cumsum(~mask, axis=1) == 1)
+        embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        x = self.words(tokens) + self.positions[: tokens.shape[1]].astype(self.dtype)
+        x = dropout(x, self.config.dropout, embed_key, train=train)
+        # Under causal attention no token before the padding sees it anyway.
+        seen = None if self.config.causal else mask
+        x = self.norm(self.transformer(x, mask=seen, causal=self.config.causal, train=train, key=stack_key))
+        return Encoded(self._pool(x, tokens, mask), x, mask)
+
+    def _pool(self, x: jax.Array, tokens: jax.Array, mask: jax.Array | None) -> jax.Array:
+        pool = self.config.pool
+        if pool == "eos":
+            return poolers.eos(x, tokens, self.eos_id)
+        if pool == "cls":
+            return poolers.first(x)
+        return {"last": poolers.last, "mean": poolers.mean, "map": self.pooler}[pool](x, mask)

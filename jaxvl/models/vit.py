@@ -1,0 +1,137 @@
+"""Vision transformer (Dosovitskiy et al. 2021), CLIP- and SigLIP-shaped included."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvl.config import check
+from jaxvl.models import IMAGE_ENCODERS
+from jaxvl.models.base import SIZES, Encoded, InputSpec, check_rates, sizes_of
+from jaxvl.nn import poolers
+from jaxvl.nn.attention import Implementation
+from jaxvl.nn.embeddings import PatchEmbedding, sincos_2d
+from jaxvl.nn.linear import normal
+from jaxvl.nn.mlp import Activation
+from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.random import dropout
+from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
+
+
+@IMAGE_ENCODERS.register("vit")
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Vision transformer as an image encoder.
+
+    Attributes:
+      variant: size and patch side, as in `B/16`; sizes: Ti, S, M, B, L, So400m, H, g, G.
+      width, depth, heads, hidden: instead of the variant's.
+      pool: `cls` (a class token is prepended), `mean`, or `map` (attention with a learned query).
+      positions: `learned`, or fixed `sincos`.
+      patch_bias: bias of the patch embedding (CLIP has none).
+      pre_norm: layer norm before the first layer (CLIP).
+      activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
+      dropout: on the embeddings and the output of each branch.
+    """
+
+    variant: str = "B/16"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    hidden: int | None = None
+    pool: Literal["cls", "mean", "map"] = "map"
+    positions: Literal["learned", "sincos"] = "learned"
+    patch_bias: bool = True
+    pre_norm: bool = False
+    activation: Activation = "gelu_tanh"
+    eps: float = 1e-6
+    qk_norm: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    scan: bool = True
+    remat: Remat = "none"
+    attention: Implementation = "xla"
+
+    def __post_init__(self):
+        check_rates(self, "dropout", "drop_path")
+        check(self.patch >= 1, "variant", f"{self.variant!r} must be a size and a patch side, as in 'B/16'")
+        width = self.sizes.width
+        check(self.positions != "sincos" or width % 4 == 0, "width", f"{width} must be a multiple of 4 for sincos positions")
+
+    @property
+    def patch(self) -> int:
+        side = self.variant.rpartition("/")[2]
+        return int(side) if side.isdecimal() else 0
+
+    @property
+    def sizes(self) -> Sizes:
+        return sizes_of(self, self.variant.rpartition("/")[0], SIZES)
+
+    @property
+    def features(self) -> int:
+        """Width of the pooled output."""
+        return self.sizes.width
+
+    def options(self) -> StackOptions:
+        return StackOptions(
+            activation=self.activation, eps=self.eps, qk_norm=self.qk_norm, dropout=self.dropout, hidden_dropout=self.dropout,
+            drop_path=self.drop_path, scan=self.scan, remat=self.remat, attention=self.attention,
+        )  # fmt: skip
+
+    def check_inputs(self, inputs: InputSpec) -> None:
+        """Raises ConfigError where patches do not tile the image."""
+        side, patch = inputs.image_size, self.patch
+        check(patch <= side, "variant", f"{self.variant!r}: the patch of {patch} pixels is larger than the image of {side}")
+        check(side % patch == 0, "variant", f"{self.variant!r}: the patch of {patch} pixels must divide the image of {side}")
+
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> ViT:
+        return ViT(self, inputs, rngs=rngs, dtype=dtype)
+
+
+class ViT(nnx.Module):
+    """[B, S, S, C] -> `Encoded` with pooled [B, D] and tokens [B, P (+ 1), D].
+
+    Args:
+      config: see `ViTConfig`. inputs: fixes the number of patches.
+    """
+
+    def __init__(self, config: ViTConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        sizes, grid = config.sizes, inputs.image_size // config.patch
+        width, tokens = sizes.width, grid * grid + (config.pool == "cls")
+        self.patches = PatchEmbedding(config.patch, inputs.channels, width, rngs=rngs, bias=config.patch_bias, dtype=dtype)
+
+        def table(shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+            # Standard deviation 1 / sqrt(D), as in big_vision and CLIP.
+            return nnx.Param(normal(width**-0.5)(rngs.params(), shape, jnp.float32), axes=axes)
+
+        self.class_token = table((width,), ("norm",)) if config.pool == "cls" else None
+        self.positions = table((tokens, width), ("length", "embed")) if config.positions == "learned" else None
+        self.pre_norm = LayerNorm(width, eps=config.eps, dtype=dtype) if config.pre_norm else None
+        self.transformer = Transformer(sizes, config.options(), rngs=rngs, dtype=dtype)
+        self.norm = LayerNorm(width, eps=config.eps, dtype=dtype)
+        pooler = dict(activation=config.activation, eps=config.eps, rngs=rngs, dtype=dtype)
+        self.pooler = poolers.MapPooler(width, sizes.heads, sizes.hidden, **pooler) if config.pool == "map" else None
+        self.grid, self.width, self.pool, self.dropout, self.dtype = grid, width, config.pool, config.dropout, dtype
+
+    def __call__(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Encoded:
+        """image [B, S, S, C] normalised. Raises ValueError in training without a key if anything drops."""
+        x = self.patches(image)
+        positions = self.positions[...] if self.positions is not None else jnp.asarray(sincos_2d(self.grid, self.width))
+        positions = positions.astype(self.dtype)
+        if self.class_token is not None:
+            token = self.class_token[...].astype(self.dtype)
+            if self.positions is not None:
+                token, positions = token + positions[0], positions[1:]
+            x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x + positions], axis=1)
+        else:
+            x = x + positions
+        embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        x = dropout(x, self.dropout, embed_key, train=train)
+        x = x if self.pre_norm is None else self.pre_norm(x)
+        x = self.norm(self.transformer(x, train=train, key=stack_key))
+        pooled = {"cls": poolers.first, "mean": poolers.mean, "map": self.pooler}[self.pool](x)
+        return Encoded(pooled, x)

@@ -1,0 +1,96 @@
+"""Multi-head attention through `jax.nn.dot_product_attention`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvl.nn.linear import Initializer, Linear, xavier
+from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.random import dropout
+
+Implementation = Literal["xla", "cudnn"]
+
+
+class Attention(nnx.Module):
+    """Multi-head attention, of a sequence to itself or to a memory.
+
+    Args:
+      width, heads: D and H; K = D / H.
+      qk_norm: layer norm of queries and keys over K before the product (Dehghani et al. 2023).
+      dropout: rate on the attention weights (BERT). The fused product has none, so that a rate > 0 computes the weights
+        explicitly in training.
+      implementation: `xla`, or `cudnn` (flash attention on NVIDIA GPUs; bfloat16 only).
+
+    Raises:
+      ValueError: heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        rngs: nnx.Rngs,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+        eps: float = 1e-6,
+        init: Initializer = xavier,
+        implementation: Implementation = "xla",
+        dtype: Any = jnp.float32,
+    ):
+        if width % heads:
+            raise ValueError(f"heads: {heads} must divide the width of {width}")
+        split_axes, split_heads = ("embed", "heads", "kv"), (heads, width // heads)
+        self.query = Linear(width, split_heads, axes=split_axes, rngs=rngs, init=init, dtype=dtype)
+        self.key = Linear(width, split_heads, axes=split_axes, rngs=rngs, init=init, dtype=dtype)
+        self.value = Linear(width, split_heads, axes=split_axes, rngs=rngs, init=init, dtype=dtype)
+        self.out = Linear(split_heads, width, axes=("heads", "kv", "embed"), rngs=rngs, init=init, dtype=dtype)
+        self.query_norm = LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
+        self.key_norm = LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
+        self.dropout, self.implementation = dropout, implementation
+
+    def __call__(
+        self,
+        x: jax.Array,
+        memory: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        causal: bool = False,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attends.
+
+        Args:
+          x: [B, T, D], the queries' side.
+          memory: [B, N, D] that is attended to; None: x itself.
+          mask: bool [B, N], True where the memory may be seen (padding is False).
+          causal: position t sees 0 … t only; together with `mask`, both must allow.
+
+        Returns:
+          [B, T, D].
+        """
+        memory = x if memory is None else memory
+        q, k, v = self.query(x), self.key(memory), self.value(memory)
+        if self.query_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        mask = None if mask is None else mask[:, None, None, :]
+        if train and self.dropout:
+            y = _attend_with_dropout(q, k, v, mask, causal, self.dropout, key)
+        else:
+            y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=self.implementation)
+        return self.out(y)
+
+
+def _attend_with_dropout(q, k, v, mask, causal: bool, rate: float, key) -> jax.Array:
+    """q [B, T, H, K], k and v [B, N, H, K] -> [B, T, H, K], with dropout of the attention weights."""
+    logits = jnp.einsum("BTHK,BNHK->BHTN", q, k, preferred_element_type=jnp.float32) / jnp.sqrt(jnp.float32(q.shape[-1]))
+    seen = jnp.ones(logits.shape[-2:], bool)
+    seen = jnp.tril(seen) if causal else seen
+    seen = seen if mask is None else seen & mask
+    weights = jax.nn.softmax(jnp.where(seen, logits, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
+    return jnp.einsum("BHTN,BNHK->BTHK", dropout(weights, rate, key, train=True), v)

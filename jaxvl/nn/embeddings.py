@@ -1,0 +1,51 @@
+"""Patches of an image as tokens, and positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxvl.nn.linear import vector_axis
+
+
+class PatchEmbedding(nnx.Module):
+    """Cuts an image into patches and maps each to the width.
+
+    A convolution whose stride is its kernel, computed as the one matrix product that it is.
+
+    Args:
+      patch: side of a patch in pixels. channels: C.
+    """
+
+    def __init__(self, patch: int, channels: int, width: int, *, rngs: nnx.Rngs, bias: bool = True, dtype: Any = jnp.float32):
+        kernel = jax.nn.initializers.lecun_normal()(rngs.params(), (patch * patch * channels, width), jnp.float32)
+        self.kernel = nnx.Param(kernel.reshape(patch, patch, channels, width), axes=("kernel", "kernel", "conv_in", "embed"))
+        self.bias = nnx.Param(jnp.zeros(width, jnp.float32), axes=(vector_axis("embed"),)) if bias else None
+        self.patch, self.dtype = patch, dtype
+
+    def __call__(self, image: jax.Array) -> jax.Array:
+        """[B, S, S, C] -> [B, P, D], patches in reading order."""
+        p = self.patch
+        b, height, width, c = image.shape
+        x = image.astype(self.dtype).reshape(b, height // p, p, width // p, p, c)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
+        x = x @ self.kernel[...].astype(self.dtype).reshape(p * p * c, -1)
+        return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+
+def sincos_2d(grid: int, width: int) -> np.ndarray:
+    """Fixed two-dimensional sine-cosine positions (MoCo v3; Beyer et al. 2022), float32 [grid², width].
+
+    Raises:
+      ValueError: the width is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"width: {width} must be a multiple of 4 for sine-cosine positions in two dimensions")
+    y, x = np.mgrid[:grid, :grid]
+    omega = 1.0 / 10_000.0 ** (np.arange(width // 4) / max(width // 4 - 1, 1))
+    angles = [axis.reshape(-1, 1) * omega for axis in (x, y)]
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)

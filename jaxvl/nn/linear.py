@@ -1,0 +1,90 @@
+"""Linear maps and embeddings whose parameters name their logical axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Initializer = Callable[..., jax.Array]
+
+xavier = jax.nn.initializers.xavier_uniform()
+zeros = jax.nn.initializers.zeros
+ones = jax.nn.initializers.ones
+normal = jax.nn.initializers.normal
+
+# A vector along the width is too small to be worth sharding; along heads, mlp or vocabulary it follows its matrix.
+_VECTOR_AXES = {"embed": "norm", "conv_out": "norm", "conv_in": "norm"}
+
+
+def vector_axis(axis: str) -> str:
+    """Logical axis of a bias or scale along `axis`."""
+    return _VECTOR_AXES.get(axis, axis)
+
+
+class Linear(nnx.Module):
+    """`y[..., out] = x[..., in] · kernel[in, out] + bias[out]`, where `in` and `out` may be several dimensions.
+
+    Args:
+      inputs, outputs: sizes contracted and produced: an int, or several, as in `(H, K)`.
+      axes: logical names of the dimensions of `inputs` followed by those of `outputs`.
+      init: called with the shape `[prod(inputs), prod(outputs)]`, so that fans are those of the map.
+      dtype: of the computation and the result.
+    """
+
+    def __init__(
+        self,
+        inputs: int | Sequence[int],
+        outputs: int | Sequence[int],
+        *,
+        axes: Sequence[str],
+        rngs: nnx.Rngs,
+        bias: bool = True,
+        init: Initializer = xavier,
+        dtype: Any = jnp.float32,
+    ):
+        inputs, outputs = (tuple(s) if isinstance(s, Sequence) else (s,) for s in (inputs, outputs))
+        if len(axes) != len(inputs) + len(outputs):
+            raise ValueError(f"axes: {tuple(axes)} must name each dimension of {inputs} -> {outputs}")
+        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
+        kernel = init(rngs.params(), (math.prod(inputs), math.prod(outputs)), jnp.float32)
+        self.kernel = nnx.Param(kernel.reshape(*inputs, *outputs), axes=tuple(axes))
+        vector = tuple(vector_axis(a) for a in axes[len(inputs) :])
+        self.bias = nnx.Param(jnp.zeros(outputs, jnp.float32), axes=vector) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        lead = x.shape[: x.ndim - len(self.inputs)]
+        kernel = self.kernel[...].astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
+        y = x.astype(self.dtype).reshape(*lead, -1) @ kernel
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype).reshape(-1)
+        return y.reshape(*lead, *self.outputs)
+
+
+class Embedding(nnx.Module):
+    """Rows of a table: `y[..., :] = embedding[ids[...], :]`.
+
+    Args:
+      rows, width: shape of the table.
+      axes: its logical names; `("vocab", "embed")` for words, `("length", "embed")` for positions.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        axes: tuple[str, str] = ("vocab", "embed"),
+        init: Initializer = normal(0.02),
+        dtype: Any = jnp.float32,
+    ):
+        self.embedding = nnx.Param(init(rngs.params(), (rows, width), jnp.float32), axes=axes)
+        self.dtype = dtype
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)

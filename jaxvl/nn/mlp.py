@@ -1,0 +1,58 @@
+"""Activations and the two-layer perceptron of transformers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvl.nn.linear import Initializer, Linear, xavier
+from jaxvl.nn.random import dropout
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swish", "relu"]
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """`x · sigmoid(1.702 x)`, the approximation that OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": quick_gelu,
+    "swish": jax.nn.swish,
+    "relu": jax.nn.relu,
+}
+
+
+class Mlp(nnx.Module):
+    """`D -> F -> D` with an activation between.
+
+    Args:
+      width, hidden: D and F.
+      dropout: rate after the activation.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        rngs: nnx.Rngs,
+        activation: Activation = "gelu",
+        dropout: float = 0.0,
+        init: Initializer = xavier,
+        dtype: Any = jnp.float32,
+    ):
+        self.up = Linear(width, hidden, axes=("embed", "mlp"), rngs=rngs, init=init, dtype=dtype)
+        self.down = Linear(hidden, width, axes=("mlp", "embed"), rngs=rngs, init=init, dtype=dtype)
+        self.activation, self.dropout = activation, dropout
+
+    def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+        x = ACTIVATIONS[self.activation](self.up(x))
+        return self.down(dropout(x, self.dropout, key, train=train))

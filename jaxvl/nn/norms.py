@@ -1,0 +1,96 @@
+"""Normalisation layers. Statistics are float32 whatever the dtype of the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last dimension (Ba et al. 2016).
+
+    Args:
+      width: its size.
+      bias: whether to add a learned bias.
+      axis: logical name of the scale and bias.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-6, bias: bool = True, axis: str = "norm", dtype: Any = jnp.float32):
+        self.scale = nnx.Param(jnp.ones(width, jnp.float32), axes=(axis,))
+        self.bias = nnx.Param(jnp.zeros(width, jnp.float32), axes=(axis,)) if bias else None
+        self.eps, self.dtype = eps, dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        x = x - x.mean(-1, keepdims=True)
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps) * self.scale[...]
+        if self.bias is not None:
+            y = y + self.bias[...]
+        return y.astype(self.dtype)
+
+
+class BatchNorm(nnx.Module):
+    """Normalises each channel over the batch and space (Ioffe & Szegedy 2015).
+
+    In training the statistics are those of the GLOBAL batch: under `jit` on a mesh the mean over the batch axis spans
+    all devices, so any mesh gives the result of one device. Running statistics (`nnx.BatchStat`) follow as
+    `running = momentum * running + (1 - momentum) * batch`, with the biased variance of the batch.
+
+    Where a step runs the encoder on chunks of the batch (microbatches), the statistics are those of a chunk;
+    `GroupNorm` has none that depend on the batch.
+
+    Args:
+      channels: C of x [B, ..., C].
+      momentum: share of the old statistics that is kept.
+    """
+
+    def __init__(self, channels: int, *, momentum: float = 0.99, eps: float = 1e-3, dtype: Any = jnp.float32):
+        self.scale = nnx.Param(jnp.ones(channels, jnp.float32), axes=("norm",))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32), axes=("norm",))
+        self.mean = nnx.BatchStat(jnp.zeros(channels, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(channels, jnp.float32))
+        self.momentum, self.eps, self.dtype = momentum, eps, dtype
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if train:
+            wide, dims = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+            mean = wide.mean(dims)
+            var = jnp.square(wide - mean).mean(dims)
+            kept = jnp.float32(self.momentum)
+            self.mean[...] = kept * self.mean[...] + (1 - kept) * jax.lax.stop_gradient(mean)
+            self.var[...] = kept * self.var[...] + (1 - kept) * jax.lax.stop_gradient(var)
+        else:
+            mean, var = self.mean[...], self.var[...]
+        # One multiply-add over the large array; everything else is per channel.
+        scale = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        return (x.astype(jnp.float32) * scale + (self.bias[...] - mean * scale)).astype(self.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Normalises groups of channels over space, row by row (Wu & He 2018): the alternative without batch statistics.
+
+    Args:
+      channels: C of x [B, ..., C].
+      group_width: channels per group; must divide C.
+
+    Raises:
+      ValueError: it does not.
+    """
+
+    def __init__(self, channels: int, *, group_width: int = 8, eps: float = 1e-5, dtype: Any = jnp.float32):
+        if channels % group_width:
+            raise ValueError(f"group_width: {group_width} must divide the {channels} channels")
+        self.scale = nnx.Param(jnp.ones(channels, jnp.float32), axes=("norm",))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32), axes=("norm",))
+        self.group_width, self.eps, self.dtype = group_width, eps, dtype
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        del train
+        wide = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, self.group_width)
+        dims = (*range(1, x.ndim - 1), x.ndim)
+        wide = wide - wide.mean(dims, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(dims, keepdims=True) + self.eps)
+        return (wide.reshape(x.shape) * self.scale[...] + self.bias[...]).astype(self.dtype)

@@ -1,0 +1,83 @@
+"""From a sequence [B, T, D] to one vector per row [B, D]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvl.nn.attention import Attention
+from jaxvl.nn.linear import xavier
+from jaxvl.nn.mlp import Activation, Mlp
+from jaxvl.nn.norms import LayerNorm
+
+
+def first(x: jax.Array) -> jax.Array:
+    """The first token (class token, [CLS])."""
+    return x[:, 0]
+
+
+def mean(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Mean over the tokens that `mask` (bool [B, T]) allows; zeros for a row that has none."""
+    if mask is None:
+        return x.mean(1)
+    weight = mask[..., None].astype(jnp.float32)
+    total = (x.astype(jnp.float32) * weight).sum(1)
+    return (total / jnp.maximum(weight.sum(1), 1)).astype(x.dtype)
+
+
+def last(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The last token that `mask` allows; without a mask the last position, whatever stands there (SigLIP)."""
+    if mask is None:
+        return x[:, -1]
+    position = jnp.where(mask, jnp.arange(x.shape[1]), 0).max(1)
+    return _at(x, position)
+
+
+def eos(x: jax.Array, tokens: jax.Array, eos_id: int) -> jax.Array:
+    """The first EOS token (CLIP); the last position of a row without one.
+
+    Args:
+      x: [B, T, D]. tokens: int [B, T].
+    """
+    found = tokens == eos_id
+    return _at(x, jnp.where(found.any(1), found.argmax(1), x.shape[1] - 1))
+
+
+def _at(x: jax.Array, position: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, position[:, None, None], axis=1)[:, 0]
+
+
+class MapPooler(nnx.Module):
+    """Multi-head attention pooling: one learned query attends to the sequence, then a residual MLP.
+
+    As in Zhai et al. 2022 (Scaling vision transformers) and SigLIP: `y = a + mlp(norm(a))`, `a = attention(query, x)`.
+
+    Args:
+      width, heads, hidden: D, H, F.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        *,
+        rngs: nnx.Rngs,
+        activation: Activation = "gelu",
+        eps: float = 1e-6,
+        dtype: Any = jnp.float32,
+    ):
+        self.query = nnx.Param(xavier(rngs.params(), (1, width), jnp.float32), axes=("length", "embed"))
+        self.attention = Attention(width, heads, rngs=rngs, dtype=dtype)
+        self.norm = LayerNorm(width, eps=eps, dtype=dtype)
+        self.mlp = Mlp(width, hidden, rngs=rngs, activation=activation, dtype=dtype)
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """x [B, T, D], mask bool [B, T] or None -> [B, D]."""
+        query = jnp.broadcast_to(self.query[...].astype(self.dtype), (x.shape[0], *self.query.shape))
+        y = self.attention(query, x, mask=mask)
+        return (y + self.mlp(self.norm(y)))[:, 0]

@@ -1,0 +1,157 @@
+"""The transformer stack: one parameter tree with a leading layer axis, scanned or unrolled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxvl.nn.attention import Attention, Implementation
+from jaxvl.nn.linear import normal, xavier
+from jaxvl.nn.mlp import Activation, Mlp
+from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.random import drop_path, dropout, split
+from jaxvl.sharding import constrain
+
+Remat = Literal["none", "full", "dots"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Shape of a transformer: D, L, H and F."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StackOptions:
+    """How the layers of a stack are built and run.
+
+    Attributes:
+      norm: `pre` (x + f(norm(x))) or `post` (norm(x + f(x)), as in BERT).
+      activation: of the MLP.
+      eps: of the layer norms.
+      qk_norm: layer norm of queries and keys.
+      dropout: rate on the output of each branch; `hidden_dropout` inside the MLP; `attention_dropout` on the weights.
+      drop_path: rate in the last layer; it grows linearly from 0 in the first.
+      init_std: standard deviation of all kernels; None: Xavier.
+      scan: one compiled layer in a loop (small program, quick compilation) or all layers unrolled (the compiler sees
+        across layers). The parameters are the same.
+      remat: what the backward pass recomputes: nothing, whole layers, or all but matrix products.
+      attention: see `nn.attention.Attention.implementation`.
+    """
+
+    norm: Literal["pre", "post"] = "pre"
+    activation: Activation = "gelu_tanh"
+    eps: float = 1e-6
+    qk_norm: bool = False
+    dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    drop_path: float = 0.0
+    init_std: float | None = None
+    scan: bool = True
+    remat: Remat = "none"
+    attention: Implementation = "xla"
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each in a residual branch.
+
+    Args:
+      sizes, options: of the stack.
+    """
+
+    def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        init = xavier if options.init_std is None else normal(options.init_std)
+        self.attention_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype)
+        self.attention = Attention(
+            sizes.width, sizes.heads, rngs=rngs, qk_norm=options.qk_norm, dropout=options.attention_dropout, eps=options.eps,
+            init=init, implementation=options.attention, dtype=dtype,
+        )  # fmt: skip
+        self.mlp_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype)
+        self.mlp = Mlp(
+            sizes.width, sizes.hidden, rngs=rngs, activation=options.activation, dropout=options.hidden_dropout, init=init, dtype=dtype
+        )
+        self.post, self.dropout = options.norm == "post", options.dropout
+
+    def __call__(self, x, *, mask=None, causal=False, drop_rate=0.0, train=False, key=None) -> jax.Array:
+        """x [B, T, D] -> [B, T, D]; mask bool [B, T] or None; `drop_rate` of drop-path in this layer."""
+        keys = split(key, 6)
+
+        def branch(y, drop_key, path_key):
+            return drop_path(dropout(y, self.dropout, drop_key, train=train), drop_rate, path_key, train=train)
+
+        y = x if self.post else self.attention_norm(x)
+        x = x + branch(self.attention(y, mask=mask, causal=causal, train=train, key=keys[0]), *keys[1:3])
+        x = self.attention_norm(x) if self.post else x
+        y = x if self.post else self.mlp_norm(x)
+        x = x + branch(self.mlp(y, train=train, key=keys[3]), *keys[4:6])
+        return self.mlp_norm(x) if self.post else x
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`layers` modules of one kind as one module whose parameters have a leading axis L, named `layers`."""
+    stacked = nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), layers))
+    for _, variable in nnx.to_flat_state(nnx.state(stacked, nnx.Param)):
+        variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
+    return stacked
+
+
+def unstack(tree: Any, layers: int) -> list[Any]:
+    """The slices of every leaf along its leading axis.
+
+    By `lax.split`, whose gradient is one concatenation; that of indexing would be a sum of L arrays of the full size.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    slices = [[piece[0] for piece in jax.lax.split(leaf, (1,) * layers)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, [s[i] for s in slices]) for i in range(layers)]
+
+
+def rematerialise(f: Callable, remat: Remat, *, scanned: bool) -> Callable:
+    """`f` with its backward pass recomputing as `remat` says."""
+    if remat == "none":
+        return f
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(f, policy=policy, prevent_cse=not scanned)
+
+
+class Transformer(nnx.Module):
+    """A stack of `Block`s.
+
+    Args:
+      sizes, options: shape and behaviour.
+    """
+
+    def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        self.blocks = stack(lambda rngs: Block(sizes, options, rngs=rngs, dtype=dtype), sizes.depth, rngs)
+        self.depth, self.options = sizes.depth, options
+
+    def __call__(self, x, *, mask=None, causal=False, train=False, key=None) -> jax.Array:
+        """x [B, T, D] -> [B, T, D]; mask: bool [B, T], True = not padding; causal: t sees 0 … t."""
+        graphdef, params = nnx.split(self.blocks)
+        drops = bool(self.options.drop_path) and train
+
+        def layer(x, inputs):
+            params, key, rate = inputs
+            block = nnx.merge(graphdef, params)
+            x = block(x, mask=mask, causal=causal, drop_rate=rate if drops else 0.0, train=train, key=key)
+            return constrain(x, "batch", None, "embed"), None
+
+        layer = rematerialise(layer, self.options.remat, scanned=self.options.scan)
+        x = constrain(x, "batch", None, "embed")
+        keys = None if key is None or not train else jax.random.split(key, self.depth)
+        rates = np.linspace(0, self.options.drop_path, self.depth, dtype=np.float32) if drops else None
+        if self.options.scan:
+            return jax.lax.scan(layer, x, (params, keys, rates))[0]
+        for i, slice_ in enumerate(unstack(params, self.depth)):
+            x, _ = layer(x, (slice_, None if keys is None else keys[i], None if rates is None else rates[i]))
+        return x

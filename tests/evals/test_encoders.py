@@ -1,0 +1,71 @@
+"""Encoders: padding, sharding, order, bad records."""
+
+import jax
+import numpy as np
+import pytest
+from known_answers import PREPROCESS, SIZE, Source, corpus, encoders, picture, unit
+
+from jaxvl.sharding.mesh import MeshConfig, make_mesh
+
+MESH = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+ONE = make_mesh(devices=jax.devices()[:1])
+TABLE = unit(64, 8)
+
+
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 50])
+@pytest.mark.parametrize("mesh", [MESH, ONE], ids=["8 devices", "1 device"])
+def test_rows_come_in_order_whatever_the_batch(mesh, n):
+    labels = [(7 * i) % 64 for i in range(n)]
+    got = encoders(mesh, TABLE, TABLE).images(Source([(k, {}) for k in labels]))
+    assert got.rows.dtype == np.float32 and got.skipped == {}
+    np.testing.assert_array_equal(got.index, np.arange(n))
+    if n:
+        np.testing.assert_array_equal(got.rows, TABLE[labels])
+
+
+def test_arrays_of_pictures():
+    pixels = np.stack([picture(k) for k in range(20)])
+    np.testing.assert_array_equal(encoders(MESH, TABLE, TABLE).images(pixels).rows, TABLE[:20])
+    with_alpha = np.stack([picture(k, 4) for k in range(20)])
+    np.testing.assert_array_equal(encoders(MESH, TABLE, TABLE).images(with_alpha).rows, TABLE[:20])
+
+
+def test_pictures_reach_the_model_composited_and_normalised():
+    from jaxvl.evals.encoders import Encoders
+
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 4)).astype(np.uint8)
+    flat = Encoders(lambda w, x: x.reshape(len(x), -1), None, (), None, PREPROCESS, 4, ONE, batch=2).images(pixels).rows
+    alpha = pixels[..., 3:].astype(np.float64) / 255
+    colours = pixels[..., :3] / 255.0 * alpha + np.array(PREPROCESS.background) * (1 - alpha)
+    expected = (colours - PREPROCESS.mean) / np.array(PREPROCESS.std)
+    np.testing.assert_allclose(flat, expected.reshape(3, -1), atol=1e-5)
+
+
+def test_bad_records_are_left_out_and_counted():
+    source = corpus(list(range(40)), broken=(3, 17), unreadable=(0, 39, 20)).split("test")
+    got = encoders(MESH, TABLE, TABLE).images(source)
+    assert got.skipped == {"record cannot be read": 3, "image cannot be decoded": 2}
+    kept = [i for i in range(40) if i not in (0, 3, 17, 20, 39)]
+    np.testing.assert_array_equal(got.index, kept)
+    np.testing.assert_array_equal(got.rows, TABLE[kept])
+
+
+def test_a_split_is_encoded_once_for_all_evaluators_and_again_for_new_weights():
+    source = Source([(k, {}) for k in range(20)])
+    first = encoders(MESH, TABLE, TABLE)
+    first.images(source, memo="split")
+    assert first.images(source, memo="split").rows is first.images(source, memo="split").rows and source.reads == 20
+    other = first.with_weights({"image": 2 * first.weights["image"], "text": first.weights["text"]})
+    np.testing.assert_array_equal(other.images(source, memo="split").rows, 2 * TABLE[:20])
+    np.testing.assert_array_equal(first.images(source, memo="split").rows, TABLE[:20])
+    assert first._image is other._image and first._image._cache_size() == 1
+
+
+def test_texts_repeated_and_padded():
+    texts = [f"word {k}" for k in (5, 3, 5, 5, 9, 3)] * 7
+    np.testing.assert_array_equal(encoders(MESH, TABLE, TABLE).texts(texts), TABLE[[5, 3, 5, 5, 9, 3] * 7])
+    assert encoders(MESH, TABLE, TABLE).texts([]).shape[0] == 0
+
+
+def test_batch_is_rounded_up_to_the_mesh():
+    assert encoders(MESH, TABLE, TABLE, batch=5).batch == 8 and encoders(ONE, TABLE, TABLE, batch=5).batch == 5

@@ -1,0 +1,63 @@
+"""Two processes with four devices each give what one process with eight gives, and each reads only its own records."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+SCRIPT = """
+import json, sys
+import jax
+address, processes, process = sys.argv[1:]
+if processes != "1":
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(address, int(processes), int(process))
+from known_answers import corpus, encoders, unit
+from jaxvl.evals.retrieval import Retrieval
+from jaxvl.evals.zero_shot import ZeroShot
+from jaxvl.sharding.mesh import MeshConfig, make_mesh
+
+assert jax.device_count() == 8
+toy = corpus([k % 30 for k in range(40)], broken=(3, 33), unreadable=(20,))
+both = encoders(make_mesh(MeshConfig(data=4, fsdp=2)), unit(64, 8), unit(64, 8, seed=1), batch=8)
+encoded = both.images(toy.split("test"))
+reads = toy.split("test").reads
+metrics = [kind(toy, "test", gallery=2).run(both).metrics for kind in (Retrieval, ZeroShot)]
+print(json.dumps({"metrics": metrics, "index": encoded.index.tolist(), "reads": reads}))
+"""
+
+
+def start(address, processes, process):
+    flags = f"--xla_force_host_platform_device_count={8 // processes}"
+    path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    command = [sys.executable, "-c", SCRIPT, address, str(processes), str(process)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    running = [start(address, 2, i) for i in range(2)]
+    try:
+        first, second = (finish(p) for p in running)
+    finally:
+        for process in running:
+            process.kill()
+    alone = finish(start(address, 1, 0))
+    assert first["metrics"] == second["metrics"] == alone["metrics"]
+    assert first["index"] == second["index"] == alone["index"]
+    assert first["reads"] + second["reads"] == alone["reads"] == 39  # 40 records, of which one cannot be read

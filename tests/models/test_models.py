@@ -1,0 +1,250 @@
+"""What every model promises: named outputs, axes, layouts, dtypes, determinism, locking, clear errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from small_models import ALIGN, DUAL, INPUTS, MODELS_SMALL, SMALL_BERT, SMALL_NET, SMALL_TEXT, SMALL_VIT, batch_of, model_of, with_options
+
+from jaxvl.config import ConfigError, choose
+from jaxvl.models import MODELS, InputSpec, presets
+from jaxvl.models.two_tower import bounded
+from jaxvl.sharding import MeshConfig, make_mesh, param_shardings
+
+RANDOM_TEXT = dict(text__dropout=0.2)
+
+
+def setup(node, inputs=INPUTS, **kw):
+    model, _ = model_of(node, inputs, **kw)
+    return (model, *model.init(jax.random.key(0)))
+
+
+def gradients(model, params, rest, batch, **kw):
+    """Of a loss to which every output contributes."""
+
+    def loss(p):
+        out, _ = model.apply(p, rest, batch, **kw)
+        return jnp.sum(jnp.exp(out["log_scale"]) * jnp.sin(3 * out["image"] @ out["text"].T)) + sum(out.get(k, 0.0) for k in ["logit_bias"])
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def close(a, b, tol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tol, atol=tol * max(1e-2, float(jnp.abs(x).max()))), a, b)
+
+
+@pytest.mark.parametrize("node", MODELS_SMALL.values(), ids=MODELS_SMALL)
+def test_outputs(node):
+    model, params, rest = setup(node)
+    batch = batch_of(4)
+    out, _ = jax.jit(model.apply)(params, rest, batch)
+    assert set(out) == {"image", "text", "log_scale"}
+    for side in ("image", "text"):
+        assert out[side].dtype == jnp.float32 and out[side].shape[0] == 4
+        np.testing.assert_allclose(np.linalg.norm(out[side], axis=1), 1, rtol=1e-6)
+        alone, _ = model.apply(params, rest, batch[side], method=f"encode_{side}")
+        np.testing.assert_allclose(alone, out[side], atol=1e-6)
+    assert out["log_scale"].shape == ()
+
+
+@pytest.mark.parametrize("image, text", [(SMALL_VIT, SMALL_BERT), (SMALL_NET, SMALL_TEXT)])
+def test_any_tower_with_any_model(image, text):
+    for node in (dict(name="align", image=image, text=text), dict(name="dual_encoder", image=image, text=text, embed_dim=8)):
+        model, params, rest = setup(node)
+        out, _ = model.apply(params, rest, batch_of(2))
+        assert out["image"].shape == out["text"].shape
+
+
+def test_temperatures():
+    out, _ = (lambda m, p, r: m.apply(p, r, batch_of(2)))(*setup(ALIGN))
+    np.testing.assert_allclose(np.exp(-out["log_scale"]), 0.1, rtol=1e-6)
+    out, _ = (lambda m, p, r: m.apply(p, r, batch_of(2)))(*setup(with_options(DUAL, init_scale=10.0, init_bias=-10.0)))
+    np.testing.assert_allclose([np.exp(out["log_scale"]), out["logit_bias"]], [10, -10], rtol=1e-6)
+
+
+def test_bound_lets_back_only():
+    for x, sign, passes in ((1.0, 1, 1), (1.0, -1, 1), (5.0, 1, 1), (5.0, -1, 0)):
+        value, gradient = jax.value_and_grad(lambda x, sign=sign: sign * bounded(x, 4.0))(x)
+        assert (value, gradient) == (sign * min(x, 4.0), sign * passes)
+
+
+FULL = {
+    "align_b0": (presets.align("b0", "tiny"), InputSpec(64, 16, 100)),
+    "align_pooler": (with_options(presets.align("v2_s", "mini"), text__pool="pooler", embed_dim=64), InputSpec(64, 16, 100)),
+    "align_group": (with_options(presets.align("b0", "tiny"), image__norm="group", image__head=True), InputSpec(64, 16, 100)),
+    "clip": (presets.clip("B/32"), InputSpec(224, 77, 100, eos_id=2)),
+    "siglip": (presets.siglip("So400m/14"), InputSpec(224, 64, 100)),
+    "qk_norm": (with_options(DUAL, image__qk_norm=True, text__pool="mean", image__positions="sincos"), INPUTS),
+}
+
+
+@pytest.mark.parametrize("node, inputs", FULL.values(), ids=FULL)
+def test_every_parameter_has_axes(node, inputs):
+    model, _ = model_of(node, inputs)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    shardings = param_shardings(model.axes, {p: v.shape for p, v in model.params.items()}, mesh)
+    assert set(shardings) == set(model.params)
+    big = [p for p, v in model.params.items() if v.size > 2**20 and shardings[p].is_fully_replicated]
+    assert not big, big
+
+
+@pytest.mark.parametrize("node", MODELS_SMALL.values(), ids=MODELS_SMALL)
+@pytest.mark.parametrize("mesh", [dict(data=2, fsdp=4), dict(data=2, fsdp=2, tensor=2)], ids=str)
+def test_mesh_equals_one_device(node, mesh):
+    model, params, rest = setup(node)
+    batch = batch_of(16)
+    one = gradients(model, params, rest, batch, train=True)
+    mesh = make_mesh(MeshConfig(**mesh))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, param_shardings(model.axes, {p: v.shape for p, v in params.items()}, mesh))
+        batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+        close(one, gradients(model, placed, rest, batch, train=True), 1e-5 if node is DUAL else 1e-4)
+
+
+@pytest.mark.parametrize("node", MODELS_SMALL.values(), ids=MODELS_SMALL)
+@pytest.mark.parametrize("options", [dict(scan=False), dict(remat="full"), dict(remat="dots"), dict(scan=False, remat="dots")], ids=str)
+def test_scan_and_remat_change_nothing(node, options):
+    changes = {f"text__{k}": v for k, v in options.items()}
+    if node["image"]["name"] == "vit":
+        changes |= {f"image__{k}": v for k, v in options.items()} | dict(image__drop_path=0.2)
+    changes |= RANDOM_TEXT
+    plain = with_options(node, **{k: v for k, v in changes.items() if k.split("__")[1] in ("dropout", "drop_path")})
+    model, params, rest = setup(plain)
+    other, _ = model_of(with_options(node, **changes))
+    assert other.params == model.params
+    kw = dict(train=True, key=jax.random.key(3))
+    close(gradients(model, params, rest, batch_of(4), **kw), gradients(other, params, rest, batch_of(4), **kw))
+
+
+@pytest.mark.parametrize("node", MODELS_SMALL.values(), ids=MODELS_SMALL)
+def test_bfloat16_computes_low_and_keeps_float32(node):
+    model, params, rest = setup(node, dtype="bfloat16")
+    assert {v.dtype for v in (*params.values(), *rest.values())} == {jnp.dtype("float32")}
+    wide, _ = model_of(node)
+    batch = batch_of(4)
+    low, high = (jax.jit(m.apply)(params, rest, batch)[0] for m in (model, wide))
+    for side in ("image", "text"):
+        assert low[side].dtype == jnp.float32
+        difference = np.abs(low[side] - high[side]).max()
+        assert 1e-6 < difference < 0.05, difference
+    _, gradient = gradients(model, params, rest, batch)
+    assert {g.dtype for g in gradient.values()} == {jnp.dtype("float32")}
+    jaxpr = str(jax.make_jaxpr(lambda p: model.apply(p, rest, batch)[0]["image"])(params))
+    assert "bf16" in jaxpr
+
+
+TEXTS = {
+    "bert_cls": dict(SMALL_BERT),
+    "bert_mean": dict(SMALL_BERT, pool="mean"),
+    "causal_eos": dict(SMALL_TEXT, causal=True, pool="eos"),
+    "causal_last": dict(SMALL_TEXT, causal=True, pool="last"),
+    "eos": dict(SMALL_TEXT, pool="eos"),
+    "mean": dict(SMALL_TEXT, pool="mean"),
+    "map": dict(SMALL_TEXT, pool="map"),
+    "cls": dict(SMALL_TEXT, pool="cls"),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_padding_changes_nothing(text):
+    """A text gives the same embedding however much padding follows, and whatever stands beside it in the batch."""
+    model, params, rest = setup(dict(name="dual_encoder", image=SMALL_VIT, text=dict(text, positions=16), embed_dim=16))
+    tokens = jnp.array([[5, 9, 3, 7, 1]])
+    padded = jnp.pad(tokens, ((0, 0), (0, INPUTS.text_length - 5)))
+    other = jnp.full_like(padded, 8).at[0, -1].set(1)
+    encode = lambda t: np.asarray(model.apply(params, rest, t, method="encode_text")[0])
+    np.testing.assert_allclose(encode(padded), encode(tokens), atol=2e-6)
+    np.testing.assert_allclose(encode(jnp.concatenate([other, padded]))[1:], encode(tokens), atol=2e-6)
+    assert np.abs(encode(tokens.at[0, 1].set(20)) - encode(tokens)).max() > 1e-3
+
+
+def test_padding_with_eos():
+    """Tokenizers that pad with EOS: only the first one counts."""
+    inputs = InputSpec(32, 12, 50, pad_id=1, eos_id=1)
+    model, params, rest = setup(dict(name="dual_encoder", image=SMALL_VIT, text=dict(SMALL_TEXT, pool="mean", positions=12), embed_dim=16), inputs)
+    short, long = jnp.array([[5, 9, 1]]), jnp.array([[5, 9, 1, 1, 1, 1]])
+    encode = lambda t: np.asarray(model.apply(params, rest, t, method="encode_text")[0])
+    np.testing.assert_allclose(encode(long), encode(short), atol=2e-6)
+
+
+def test_causal_sees_no_later_token():
+    model, params, rest = setup(with_options(DUAL, text__causal=True, text__pool="eos"))
+    a = jnp.array([[5, 9, 3, 1, 6, 7]])
+    b = jnp.array([[5, 9, 3, 1, 40, 41]])
+    encode = lambda t: model.apply(params, rest, t, method="encode_text")[0]
+    np.testing.assert_allclose(encode(a), encode(b), atol=1e-6)
+
+
+RANDOM = with_options(ALIGN, image__drop_connect=0.5, text__dropout=0.3, text__attention_dropout=0.3)
+RANDOM_DUAL = with_options(DUAL, image__dropout=0.3, image__drop_path=0.5, text__dropout=0.3, text__drop_path=0.5)
+
+
+@pytest.mark.parametrize("node", [RANDOM, RANDOM_DUAL], ids=["align", "dual_encoder"])
+def test_randomness_is_a_function_of_the_key(node):
+    model, params, rest = setup(node)
+    batch = batch_of(8)
+    run = jax.jit(lambda key: model.apply(params, rest, batch, train=True, key=key)[0])
+    a, again, b = run(jax.random.key(1)), run(jax.random.key(1)), run(jax.random.key(2))
+    for side in ("image", "text"):
+        np.testing.assert_array_equal(a[side], again[side])
+        assert np.abs(a[side] - b[side]).max() > 1e-2
+    evaluated = [model.apply(params, rest, batch, key=k)[0]["text"] for k in (None, jax.random.key(1))]
+    np.testing.assert_array_equal(*evaluated)
+    with pytest.raises(ValueError, match="key: None"):
+        model.apply(params, rest, batch, train=True)
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("node", [RANDOM, RANDOM_DUAL], ids=["align", "dual_encoder"])
+def test_locked_tower_gets_exactly_no_gradient(node, side):
+    model, params, rest = setup(with_options(node, lock=side))
+    _, gradient = gradients(model, params, rest, batch_of(4), train=True, key=jax.random.key(0))
+    inside = {p for p in params if p.startswith(f"{side}/encoder/")}
+    assert model.locked == inside and inside
+    assert all(not np.any(gradient[p]) for p in inside)
+    assert all(np.any(gradient[p]) for p in set(params) - inside if "key/bias" not in p)
+    _, new = model.apply(params, rest, batch_of(4), train=True, key=jax.random.key(0))
+    for path in rest:
+        assert np.array_equal(new[path], rest[path]) == path.startswith(f"{side}/encoder/")
+
+
+def test_unlocked_model_locks_nothing():
+    assert setup(DUAL)[0].locked == frozenset()
+
+
+WRONG = {
+    "patch larger": (with_options(DUAL, image__variant="Ti/64"), r"image\.variant: 'Ti/64': the patch of 64 pixels is larger than the image of 32"),
+    "patch does not divide": (with_options(DUAL, image__variant="Ti/12"), r"image\.variant: .*12 pixels must divide the image of 32"),
+    "no patch": (with_options(DUAL, image__variant="Ti"), r"image\.variant: 'Ti' must be a size and a patch side"),
+    "size": (with_options(DUAL, image__variant="Hu/8"), r"image\.variant: 'Hu' is not a known variant.*did you mean 'H'.*known: Ti, S"),
+    "heads": (with_options(DUAL, image__heads=5), r"image\.heads: 5 must divide the width of 32"),
+    "heads of bert": (with_options(ALIGN, text__heads=3), r"text\.heads: 3 must divide the width of 32"),
+    "variant": (with_options(ALIGN, image__variant="b9"), r"image\.variant: 'b9' is not a known variant; did you mean 'b\d'"),
+    "encoder": (with_options(ALIGN, image__name="efficientnets"), r"image\.name: 'efficientnets' is not a known image encoder; did you mean 'efficientnet'"),
+    "stage": (with_options(ALIGN, image__stages=("mbconv_r2",)), r"image\.stages: 'mbconv_r2' must be written like"),
+    "positions": (with_options(ALIGN, text__positions=10), r"text\.positions: 10 rows are fewer than the text length of 12"),
+    "image too small": (with_options(ALIGN, image__stages=("fused_r1_k3_s2_e1_o8",) * 6), r"image\.stem_stride: the network divides the side by 128"),
+    "widths": (with_options(DUAL, projections="none"), r"projections: 'none' leaves the image encoder's width of 32"),
+    "rate": (with_options(ALIGN, text__dropout=1.0), r"text\.dropout: 1\.0 is a probability"),
+    "causal cls": (with_options(DUAL, text__causal=True, text__pool="cls"), r"text\.pool: 'cls'"),
+    "temperature": (with_options(ALIGN, init_temperature=0.0), r"init_temperature: 0\.0 must be > 0"),
+    "scale": (with_options(DUAL, max_scale=5.0), r"max_scale: 5\.0 is below init_scale"),
+    "unknown key": (with_options(ALIGN, image__stem_strid=1), r"image\.stem_strid: unknown key; did you mean 'stem_stride'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("node, message", WRONG.values(), ids=WRONG)
+def test_wrong_configs_are_one_sentence(node, message):
+    with pytest.raises(ConfigError, match=message):
+        choose(MODELS, node, "model").check_inputs(INPUTS)
+
+
+def test_eos_pooling_needs_an_eos():
+    with pytest.raises(ConfigError, match=r"text\.pool: 'eos' needs a tokenizer with an EOS"):
+        choose(MODELS, with_options(DUAL, text__pool="eos"), "model").check_inputs(InputSpec(32, 12, 50))
+
+
+def test_bare_names_have_complete_defaults():
+    for name in MODELS:
+        choose(MODELS, name, "model").check_inputs(InputSpec(224, 64, 1000, eos_id=1))
