@@ -106,7 +106,7 @@ class Task:
           image float32 [B, S, S, 3] (augmented, normalised); the rest as it came.
         """
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
-        image = augment(batch["image"], keys, self.config.data.augment)
+        image = augment(batch["image"], keys, self.config.data.augment, self.preprocess.background)
         return {**batch, "image": self.preprocess.normalise(image)}
 
     def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], aux: dict[str, Any], key: jax.Array):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
 from absl import logging
@@ -67,8 +68,8 @@ def loop(run: Run, stop: hosts.StopSignal) -> None:
             run.writer.record(record.step, "train", record.task, record.scalars)
             guard(run, state, record)
         run.writer.advance(done)
-        for name, evaluator in run.due(done):
-            evaluate(run, state, done, name, evaluator)
+        for name, result in evaluate(run, state, done):  # whichever evaluators are due
+            run.writer.record(done, "eval", name, result)
             meter.pause()
         stopping = stop.reached(done)
         if stopping or run.checkpoints.due(done) or done == run.total:
@@ -92,14 +93,16 @@ def guard(run: Run, state: TrainState, record) -> None:
         raise
 
 
-def evaluate(run: Run, state: TrainState, step: int, name: str, evaluator) -> None:
-    """Runs one evaluator and writes its figures and pictures."""
-    began = time.perf_counter()
-    result = evaluator.run(run.encoders(state))
-    run.writer.record(step, "eval", name, {**result.metrics, "seconds": time.perf_counter() - began})
-    run.latest |= {f"{name}/{metric}": value for metric, value in result.metrics.items()}
-    if jax.process_index() == 0 and result.gallery:
-        run.writer.image(step, f"gallery/{name}", save_gallery(run.workdir, name, step, result.gallery))
+def evaluate(run: Run, state: TrainState, step: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Runs the evaluators that are due; their pictures are kept for the report. Yields (name, figures)."""
+    encoders = run.encoders(state)
+    for name, evaluator in run.due(step):
+        began = time.perf_counter()
+        result = evaluator.run(encoders)
+        run.latest |= {f"{name}/{metric}": value for metric, value in result.metrics.items()}
+        if jax.process_index() == 0 and result.gallery:
+            run.writer.image(step, f"gallery/{name}", save_gallery(run.workdir, name, step, result.gallery))
+        yield name, {**result.metrics, "seconds": time.perf_counter() - began}
 
 
 def main(argv: list[str]) -> int:

@@ -21,7 +21,7 @@ from flax import nnx
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.models import IMAGE_ENCODERS
 from jaxvl.models.base import Encoded, InputSpec, check_rates
-from jaxvl.nn.conv import Conv, PadRule
+from jaxvl.nn.conv import Conv, PadRule, space_to_depth
 from jaxvl.nn.linear import Linear
 from jaxvl.nn.mlp import ACTIVATIONS, Activation
 from jaxvl.nn.norms import BatchNorm, GroupNorm
@@ -86,6 +86,10 @@ VARIANTS: Mapping[str, Plan] = {
         ("fused_r4_k3_s1_e1_o32", "fused_r7_k3_s2_e4_o64", "fused_r7_k3_s2_e4_o96", "mbconv_r10_k3_s2_e4_o192_se0.25",
          "mbconv_r19_k3_s1_e6_o224_se0.25", "mbconv_r25_k3_s2_e6_o384_se0.25", "mbconv_r7_k3_s1_e6_o640_se0.25"),
     ),
+    # Ours, for pictures of 64 pixels on a CPU: space-to-depth by 4, full convolutions only.
+    "pico": Plan(1.0, 1.0, 48, 384, (
+        "fused_r2_k3_s1_e1_o48", "fused_r3_k3_s2_e1_o96", "fused_r3_k3_s2_e1_o192",
+    )),
 }  # fmt: skip
 
 
@@ -139,6 +143,8 @@ class EfficientNetConfig:
       stages: stages in the module's notation instead of the variant's.
       stem: channels of the stem (before `width`); None: the variant's.
       stem_stride: 2, or 1 for small images.
+      stem_patch: the stem sees blocks of this many pixels a side as the channels of one (space-to-depth, Ridnik et al.
+        2021): 4 leaves a quarter of the side. Early convolutions over many pixels and few channels are what costs most.
       head: whether a 1 x 1 convolution follows the last stage, as in the classifier. ALIGN pools the last stage itself.
       norm: `batch` (statistics of the global batch) or `group` (of 8 channels, row by row).
       norm_momentum, norm_eps: of the norm; momentum is the share of the old statistics that is kept.
@@ -156,6 +162,7 @@ class EfficientNetConfig:
     stages: tuple[str, ...] | None = None
     stem: int | None = None
     stem_stride: int = 2
+    stem_patch: int = 1
     head: bool = False
     norm: Literal["batch", "group"] = "batch"
     norm_momentum: float = 0.99
@@ -173,6 +180,7 @@ class EfficientNetConfig:
         check(self.width is None or self.width > 0, "width", f"{self.width!r} multiplies channels; must be > 0")
         check(self.depth is None or self.depth > 0, "depth", f"{self.depth!r} multiplies repeats; must be > 0")
         check(self.stem_stride in (1, 2), "stem_stride", f"{self.stem_stride!r} must be 1 or 2")
+        check(self.stem_patch >= 1, "stem_patch", f"{self.stem_patch!r} must be >= 1 pixel")
         check(0 <= self.norm_momentum < 1, "norm_momentum", f"{self.norm_momentum!r} must be in [0, 1)")
         check(self.stages is None or len(self.stages) > 0, "stages", "must name at least one stage, or be None")
         check_rates(self, "drop_connect")
@@ -201,7 +209,8 @@ class EfficientNetConfig:
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where the image is smaller than the network's total stride."""
-        total = self.stem_stride * math.prod(s.stride for s in self.plan()[1])
+        check(inputs.image_size % self.stem_patch == 0, "stem_patch", f"{self.stem_patch} must divide the image of {inputs.image_size} pixels")
+        total = self.stem_patch * self.stem_stride * math.prod(s.stride for s in self.plan()[1])
         check(
             inputs.image_size >= total,
             "stem_stride",
@@ -300,7 +309,8 @@ class EfficientNet(nnx.Module):
     def __init__(self, config: EfficientNetConfig, channels: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         stem, stages, head = config.plan()
         act, rule = config.activation, config.padding
-        self.stem = ConvNorm(config, channels, stem, 3, activation=act, stride=config.stem_stride, rule=rule, rngs=rngs, dtype=dtype)
+        self.patch = config.stem_patch
+        self.stem = ConvNorm(config, channels * self.patch**2, stem, 3, activation=act, stride=config.stem_stride, rule=rule, rngs=rngs, dtype=dtype)
         total, inputs, blocks = sum(s.repeats for s in stages), stem, []
         for stage in stages:
             for i in range(stage.repeats):
@@ -320,7 +330,7 @@ class EfficientNet(nnx.Module):
             return constrain(block(x, key, train=train), "batch", None, None, None)
 
         run = nnx.remat(run) if self.remat else run
-        x = constrain(self.stem(image, train=train), "batch", None, None, None)
+        x = constrain(self.stem(space_to_depth(image, self.patch), train=train), "batch", None, None, None)
         for number, block in enumerate(self.blocks):
             x = run(block, x, None if key is None else jax.random.fold_in(key, number))
         x = x if self.head is None else self.head(x, train=train)

@@ -4,7 +4,8 @@
 
 * 1 x 1 with stride 1 is a matrix product;
 * depthwise on CPU is a sum of shifted products (`_depthwise_shifted`), elsewhere XLA's grouped convolution;
-* everything else is XLA's convolution.
+* everything else is XLA's convolution; with stride 1 on CPU the gradient of its kernel is k² matrix products, 1.1 to
+  2.3 times as fast as the convolution that XLA makes of it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,47 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Pads,
         return _depthwise(x, kernel, stride, padding)
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == ((0, 0), (0, 0)):
         return x @ kernel[0, 0]
+    if stride == 1:
+        return _full(x, kernel, padding)
     return _xla(x, kernel, stride, padding, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _full(x, kernel, padding):
+    """Convolution with stride 1."""
+    return _xla(x, kernel, 1, padding, 1)
+
+
+def _full_forward(x, kernel, padding):
+    return _full(x, kernel, padding), (x, kernel)
+
+
+def _full_backward(padding, saved, dy):
+    x, kernel = saved
+    pull_x = jax.vjp(lambda x: _xla(x, kernel, 1, padding, 1), x)[1]
+    default = lambda x, dy: jax.vjp(lambda w: _xla(x, w, 1, padding, 1), kernel)[1](dy)[0]
+    products = functools.partial(_kernel_products, side=kernel.shape[0], padding=padding)
+    return pull_x(dy)[0], jax.lax.platform_dependent(x, dy, cpu=products, default=default).astype(kernel.dtype)
+
+
+_full.defvjp(_full_forward, _full_backward)
+
+
+def _kernel_products(x, dy, side, padding):
+    """dL/dkernel [k, k, C, C'] from x [B, S, S, C] and dL/dy [B, S', S', C']."""
+    (rows, cols), inputs, outputs = dy.shape[1:3], x.shape[-1], dy.shape[-1]
+    x, dy = jnp.pad(x, ((0, 0), *padding, (0, 0))), dy.reshape(-1, outputs)
+    at = lambda i, j: x[:, i : i + rows, j : j + cols].reshape(-1, inputs).T @ dy
+    return jnp.stack([jnp.stack([at(i, j) for j in range(side)]) for i in range(side)])
+
+
+def space_to_depth(x: jax.Array, block: int) -> jax.Array:
+    """[B, S, S, C] -> [B, S / block, S / block, block² · C]."""
+    if block == 1:
+        return x
+    b, s, _, c = x.shape
+    n = s // block
+    return x.reshape(b, n, block, n, block, c).swapaxes(2, 3).reshape(b, n, n, block * block * c)
 
 
 def _xla(x, kernel, stride, padding, groups):

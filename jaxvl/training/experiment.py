@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from jax.sharding import Mesh
 
 from jaxvl.config import ConfigError, check, load_file, nearest, override, resolve
-from jaxvl.data.preprocess import PreprocessConfig
+from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import TokenizerConfig
 from jaxvl.evals import EVALUATORS
 from jaxvl.models import MODELS, InputSpec
@@ -64,7 +64,7 @@ class Experiment:
     schedule: Annotated[Any, SCHEDULES] = RoundRobin()
     mesh: MeshConfig = MeshConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
-    preprocess: PreprocessConfig = PreprocessConfig()
+    preprocess: Preprocess = Preprocess()
     evals: dict[str, Annotated[Any, EVALUATORS]] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()

@@ -59,6 +59,7 @@ class Run:
     steps: dict[str, Step]
     feeds: dict[str, Feed]
     checkpoints: Checkpoints
+    encode: Encoders
     writer: Writer
     latest: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -75,7 +76,7 @@ class Run:
 
     def encoders(self, state: TrainState) -> Encoders:
         """The model's encode functions with the evaluation weights of `state`."""
-        return make_encoders(self.model, state.eval_params, state.rest, self.tokenizer, self.preprocess, self.experiment, self.mesh)
+        return self.encode.with_weights((state.eval_params, state.rest))
 
     def due(self, step: int) -> Iterator[tuple[str, Any]]:
         """Evaluators to run after `step` steps; all of them after the last one."""
@@ -97,11 +98,10 @@ def setup(experiment: Experiment, workdir: pathlib.Path, writer: Writer) -> Run:
     """
     mesh = make_mesh(experiment.mesh)
     experiment.check_mesh(mesh)
-    preprocess = experiment.preprocess.build()
+    preprocess = experiment.preprocess
     tasks = {name: Task(name, config, preprocess) for name, config in experiment.tasks.items()}
     corpora = prepare_corpora(experiment, writer.say)
-    first = next(iter(tasks.values())).config.data
-    tokenizer = make_tokenizer(experiment.tokenizer, corpora[first.corpus].texts(first.split))
+    tokenizer = task_tokenizer(experiment, corpora)
     model = build_model(experiment, tokenizer)
     jax.set_mesh(mesh)
 
@@ -126,13 +126,22 @@ def setup(experiment: Experiment, workdir: pathlib.Path, writer: Writer) -> Run:
     }
     steps = compile_all(experiment, tasks, model, tx, trained, abstract, feeds, shardings, mesh, writer)
     return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps,
-               experiment.schedule.build(list(tasks), experiment.steps), steps, feeds, checkpoints, writer)  # fmt: skip
+               experiment.schedule.build(list(tasks), experiment.steps), steps, feeds, checkpoints,
+               make_encoders(experiment, model, tokenizer, mesh), writer)  # fmt: skip
 
 
 def prepare_corpora(experiment: Experiment, log: Callable[[str], None]) -> dict[Any, Any]:
     """Corpus config -> prepared corpus, for all tasks and evaluators; built once each."""
-    configs = {t.data.corpus for t in experiment.tasks.values()}
+    configs = {t.data.corpus for t in experiment.tasks.values()} | {e.corpus for e in experiment.evals.values()}
     return {config: config.prepare(log=log) for config in configs}
+
+
+def task_tokenizer(experiment: Experiment, corpora: dict[Any, Any]) -> Tokenizer:
+    """The tokenizer; a vocabulary that is trained is trained on the captions of the first task's split."""
+    data = next(iter(experiment.tasks.values())).data
+    corpus = corpora[data.corpus]
+    locales = data.captions.locales
+    return make_tokenizer(experiment.tokenizer, corpus.texts(data.split, locales), f"{corpus.folder.name}/{data.split}/{locales}")
 
 
 def build_model(experiment: Experiment, tokenizer: Tokenizer) -> Functional:
@@ -144,8 +153,8 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer) -> Functional:
         raise error.under("model") from None
 
 
-def make_encoders(model, params, rest, tokenizer, preprocess, experiment, mesh) -> Encoders:
-    """`Encoders` over the model's `encode_image` and `encode_text`."""
+def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenizer, mesh: Mesh, weights: Any = None) -> Encoders:
+    """`Encoders` over the model's `encode_image` and `encode_text`; `weights` = (params, rest)."""
 
     def image(weights, pixels):
         return model.apply(*weights, pixels, method="encode_image")[0]
@@ -154,7 +163,7 @@ def make_encoders(model, params, rest, tokenizer, preprocess, experiment, mesh) 
         return model.apply(*weights, tokens, method="encode_text")[0]
 
     length = max(t.data.text_length for t in experiment.tasks.values())
-    return Encoders(image, text, (params, rest), tokenizer, preprocess, length, mesh)
+    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh)
 
 
 def compile_all(experiment, tasks, model, tx, trained, abstract, feeds, shardings, mesh, writer) -> dict[str, Step]:

@@ -70,21 +70,23 @@ def test_stem_stride_keeps_resolution():
     sides = {}
     for stride in (1, 2):
         config = EfficientNetConfig(stem=8, stem_stride=stride, stages=("fused_r1_k3_s2_e1_o8",))
-        sides[stride] = config.build(InputSpec(16, 8, 8), nnx.Rngs(params=0))(jnp.ones((1, 16, 16, 3))).tokens.shape[1]
+        run = lambda image, config=config: config.build(InputSpec(16, 8, 8), nnx.Rngs(params=0))(image).tokens
+        sides[stride] = jax.eval_shape(run, jnp.ones((1, 16, 16, 3))).shape[1]
     assert sides == {1: 64, 2: 16}
 
 
 def test_head_and_group_norm():
     config = EfficientNetConfig(stem=8, stages=("mbconv_r1_k3_s2_e2_o8_se0.25",), head=True, width=0.1, norm="group")
-    module = config.build(InputSpec(16, 8, 8), nnx.Rngs(params=0))
-    assert module(jnp.ones((2, 16, 16, 3)), train=True).pooled.shape == (2, config.features) == (2, 128)
+    module = nnx.eval_shape(lambda: config.build(InputSpec(16, 8, 8), nnx.Rngs(params=0)))
     assert not nnx.to_flat_state(nnx.state(module, nnx.BatchStat))
+    pooled = jax.eval_shape(lambda x: config.build(InputSpec(16, 8, 8), nnx.Rngs(params=0))(x, train=True).pooled, jnp.ones((2, 16, 16, 3)))
+    assert pooled.shape == (2, config.features) == (2, 128)
 
 
 def test_batch_norm_on_eight_devices_equals_one():
     """Loss, gradients and running statistics; rows differ much between devices, so that local statistics would show."""
     model, _ = model_of(ALIGN)
-    params, rest = model.init(jax.random.key(0))
+    params, rest = jax.jit(model.init)(jax.random.key(0))
     batch = batch_of(16)
     batch["image"] = batch["image"] * jnp.linspace(0.1, 3, 16)[:, None, None, None]
     weight = jax.random.normal(jax.random.key(5), (16, 24))
@@ -104,7 +106,7 @@ def test_batch_norm_on_eight_devices_equals_one():
 
 def test_running_statistics_follow_the_batch():
     model, _ = model_of(ALIGN)
-    params, rest = model.init(jax.random.key(0))
+    params, rest = jax.jit(model.init)(jax.random.key(0))
     batch = batch_of(8)
     _, new = jax.jit(lambda p, r, b: model.apply(p, r, b, train=True))(params, rest, batch)
     path = "image/encoder/stem/norm"
@@ -120,7 +122,7 @@ def test_remat_equals_none():
     values = []
     for remat in (False, True):
         model, _ = model_of(with_options(ALIGN, image__remat=remat, image__drop_connect=0.3))
-        params, rest = model.init(jax.random.key(0))
+        params, rest = jax.jit(model.init)(jax.random.key(0))
 
         def loss(p, rest=rest, model=model):
             out, new = model.apply(p, rest, batch_of(4), train=True, key=jax.random.key(1))

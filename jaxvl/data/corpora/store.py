@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import filelock
@@ -66,17 +66,18 @@ class Corpus:
             raise DataError(f"{self.folder.name}: no names in locale {locale!r} (there are: {', '.join(sorted(self._classes))})")
         return self._classes[locale]
 
-    def texts(self, split: str) -> Iterator[str]:
-        """Every caption of the labels of a split once, in the order of the file: what a tokenizer is trained on."""
+    def texts(self, split: str, locales: Collection[str] | None = None) -> Iterator[str]:
+        """Names and keywords of the labels of a split, in some or all languages: what a tokenizer is trained on."""
         seen = set()
         source = self.split(split)
         for i, label in enumerate(self.labels(split)):
             if label in seen:
                 continue
             seen.add(label)
-            for name, keywords in source[i]["captions"].values():
-                yield name
-                yield from keywords
+            for locale, (name, keywords) in source[i]["captions"].items():
+                if locales is None or locale in locales:
+                    yield name
+                    yield from keywords
 
     def verify(self) -> None:
         """Reads every file and compares its checksum. Raises DataError naming the first that differs."""

@@ -157,10 +157,10 @@ def _axes(mesh_axes: tuple[str, ...] | None) -> tuple[tuple[str, ...], bool]:
     for axis in mesh_axes:
         if axis not in kinds:
             raise ValueError(f"mesh_axes: {axis!r} is not an axis of the mesh set by jax.set_mesh (axes: {tuple(kinds)})")
-    inside = [a in manual for a in mesh_axes]
-    if any(inside) != all(inside):
-        raise ValueError(f"mesh_axes: {mesh_axes} are partly manual ({manual}); must be all or none")
-    return tuple(mesh_axes), any(inside)
+    inside = {a in manual for a in mesh_axes}
+    if len(inside) == 2 or (manual and inside == {False}):
+        raise ValueError(f"mesh_axes: {mesh_axes} are not all manual inside shard_map over {manual}")
+    return tuple(mesh_axes), True in inside
 
 
 def _size(axes: tuple[str, ...]) -> int:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from contrastive_oracle import Dense, from_positives, softmax
 
 from jaxvl.kernels.contrastive import Diagonal, KPerRow, Mixup, PairMask, SameId, SoftTargets
+
+
+# Many small programs are compiled here, each run once or twice.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def unit_rows(rng, n, d, dtype="float32", close_to=None):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contrastive_cases import CASES, diagonal, unit_rows
+from contrastive_cases import CASES, diagonal, quick_jit, unit_rows
 from contrastive_oracle import check, loss_and_gradients
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -23,7 +23,7 @@ def mesh_of(shape, names=("data", "fsdp"), kind=AxisType.Auto):
 def run(mesh, u, v, log_scale, targets, kind="softmax", bias=0.0, **options):
     """Value and gradients on `mesh` (None: one device), inputs sharded as a trainer would."""
 
-    @jax.jit
+    @quick_jit
     def step(u, v, log_scale, bias, targets):
         def loss(u, v, log_scale, bias):
             return contrastive_loss(u, v, log_scale, targets=targets, kind=kind, bias=bias, **options)
@@ -96,7 +96,7 @@ def test_inside_shard_map(collective):
         def inside(u, v, log_scale, ids):
             return contrastive_loss(u, v, log_scale, targets=SameId(ids), mesh_axes=axes, collective=collective)
 
-        got = jax.jit(jax.value_and_grad(inside, argnums=(0, 1, 2)))(u, v, jnp.float32(1.0), ids)
+        got = quick_jit(jax.value_and_grad(inside, argnums=(0, 1, 2)))(u, v, jnp.float32(1.0), ids)
     want = run(None, u, v, 1.0, SameId(ids))
     for a, b in zip((got[0], *got[1]), want, strict=False):
         np.testing.assert_allclose(a, b, atol=1e-6)

@@ -1,15 +1,17 @@
 """What holds for any input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from contrastive_cases import unit_rows
+from contrastive_cases import quick_jit, unit_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxvl.kernels.contrastive import Chunked, Diagonal, KPerRow, Mixup, SameId, SoftTargets, contrastive_loss
 
-sizes = st.integers(1, 12)
+sizes = st.sampled_from([1, 3, 9])
 seeds = st.integers(0, 2**31)
 scales = st.floats(-5, 7)
 kinds = st.sampled_from(["softmax", "sigmoid"])
@@ -21,8 +23,18 @@ def rows(seed, n, d=5):
     return unit_rows(rng, n, d), unit_rows(rng, n, d), rng
 
 
-def loss(u, v, log_scale, implementation=Chunked(4, 8), **options):
-    return float(contrastive_loss(u, v, jnp.float32(log_scale), implementation=implementation, **options))
+@functools.partial(quick_jit, static_argnames=("implementation", "kind"))
+def compiled(u, v, log_scale, targets, bias, implementation, kind):
+    return contrastive_loss(u, v, log_scale, targets=targets, bias=bias, implementation=implementation, kind=kind)
+
+
+@functools.partial(quick_jit, static_argnames=("implementation", "kind"))
+def downhill(u, v, log_scale, targets, bias, implementation, kind):
+    return jax.value_and_grad(compiled.__wrapped__, (0, 1))(u, v, log_scale, targets, bias, implementation, kind)
+
+
+def loss(u, v, log_scale, implementation=Chunked(4, 8), targets=Diagonal(), bias=0.0, kind="softmax"):
+    return float(compiled(u, v, jnp.float32(log_scale), targets, jnp.float32(bias), implementation, kind))
 
 
 def near(a, b, log_scale):
@@ -30,7 +42,7 @@ def near(a, b, log_scale):
 
 
 @quick
-@given(seeds, sizes, scales, kinds, st.floats(0, 0.9))
+@given(seeds, sizes, scales, kinds, st.sampled_from([0.0, 0.3]))
 def test_tiles_do_not_change_the_loss(seed, n, log_scale, kind, smoothing):
     u, v, rng = rows(seed, n)
     targets = SameId(jnp.asarray(rng.integers(0, 5, n)), label_smoothing=smoothing)
@@ -71,7 +83,7 @@ def test_targets_that_mean_the_same_agree(seed, n, log_scale, kind):
 
 
 @quick
-@given(seeds, st.integers(2, 10), st.floats(-3, 4))
+@given(seeds, st.sampled_from([2, 9]), st.floats(-3, 4))
 def test_softmax_is_not_negative_and_blind_to_a_shift(seed, n, log_scale):
     u, v, _ = rows(seed, n)
     value = loss(u, v, log_scale)
@@ -81,14 +93,13 @@ def test_softmax_is_not_negative_and_blind_to_a_shift(seed, n, log_scale):
 
 
 @quick
-@given(seeds, st.integers(2, 8), st.sampled_from([0.0, 1.0, 2.0]), kinds)
+@given(seeds, st.sampled_from([2, 7]), st.floats(0.0, 2.0), kinds)
 def test_a_step_against_the_gradient_lowers_the_loss(seed, n, log_scale, kind):
     u, v, _ = rows(seed, n)
 
-    def f(u, v):
-        return contrastive_loss(u, v, jnp.float32(log_scale), targets=Diagonal(label_smoothing=0.1), kind=kind, implementation=Chunked(4, 8))
-
-    value, (du, dv) = jax.value_and_grad(f, (0, 1))(u, v)
+    options = (Diagonal(label_smoothing=0.1), jnp.float32(0.0), Chunked(4, 8), kind)
+    value, (du, dv) = downhill(u, v, jnp.float32(log_scale), *options)
     slope = float(jnp.vdot(du, du) + jnp.vdot(dv, dv))
     step = 1e-3
-    assert float(f(u - step * du, v - step * dv)) <= float(value) - 0.5 * step * slope + 1e-6 * abs(float(value))
+    after = compiled(u - step * du, v - step * dv, jnp.float32(log_scale), *options)
+    assert float(after) <= float(value) - 0.5 * step * slope + 1e-6 * abs(float(value))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contrastive_cases import CASES, diagonal, unit_rows
+from contrastive_cases import CASES, diagonal, quick_jit, unit_rows
 from contrastive_oracle import check, loss_and_gradients
 
 from jaxvl.kernels.contrastive import Chunked, Diagonal, contrastive_loss
@@ -14,7 +14,7 @@ from jaxvl.kernels.contrastive import Chunked, Diagonal, contrastive_loss
 TILES = {"reference": "reference", "one_tile": "chunked", "many_tiles": Chunked(16, 24)}
 
 
-@functools.partial(jax.jit, static_argnames=("kind", "directions", "implementation"))
+@functools.partial(quick_jit, static_argnames=("kind", "directions", "implementation"))
 def value_and_gradients(u, v, log_scale, bias, targets, kind="softmax", directions="mean", implementation=None):
     def loss(u, v, log_scale, bias):
         return contrastive_loss(u, v, log_scale, targets=targets, kind=kind, directions=directions, bias=bias, implementation=implementation)
@@ -121,18 +121,16 @@ def test_float64_inputs_are_computed_in_float64():
         for kind in ("softmax", "sigmoid"):
             want = loss_and_gradients(u, v, 3.0, dense, kind)
             for implementation in ("reference", Chunked(8, 8)):
-                got = jax.value_and_grad(
-                    lambda u, v, s: contrastive_loss(u, v, s, targets=targets, kind=kind, implementation=implementation),  # noqa: B023
-                    argnums=(0, 1, 2),
-                )(u, v, jnp.float64(3.0))
-                for a, b in zip((got[0], *got[1]), want, strict=False):
+                got = value_and_gradients(u, v, jnp.float64(3.0), jnp.float64(0.0), targets, kind, implementation=implementation)
+                for a, b in zip(got[:4], want[:4], strict=True):
                     assert a.dtype == jnp.float64 and np.abs(a - b).max() < 1e-12 * max(1, np.abs(b).max())
 
 
 def test_mean_is_half_of_sum_and_log_scale_is_inverse_temperature():
     rng = np.random.default_rng(4)
     u, v = unit_rows(rng, 9, 8), unit_rows(rng, 9, 8)
-    mean, both = (contrastive_loss(u, v, jnp.log(1 / jnp.float32(0.07)), directions=d) for d in ("mean", "sum"))
+    scale = jnp.log(1 / jnp.float32(0.07))
+    mean, both = (value_and_gradients(u, v, scale, scale, Diagonal(), directions=d)[0] for d in ("mean", "sum"))
     logits = np.asarray(u, np.float64) @ np.asarray(v, np.float64).T / 0.07
     half = [np.mean(np.log(np.exp(x).sum(1)) - np.diag(x)) for x in (logits, logits.T)]
     np.testing.assert_allclose([mean, both], [sum(half) / 2, sum(half)], rtol=1e-5)
@@ -141,7 +139,7 @@ def test_mean_is_half_of_sum_and_log_scale_is_inverse_temperature():
 def test_a_target_may_be_traced_and_takes_no_gradient():
     rng = np.random.default_rng(6)
     u, v = unit_rows(rng, 8, 4), unit_rows(rng, 16, 4)
-    moved = jax.jit(lambda offset: contrastive_loss(u, v, jnp.float32(1), targets=Diagonal(offset)))
+    moved = quick_jit(lambda offset: contrastive_loss(u, v, jnp.float32(1), targets=Diagonal(offset)))
     for offset in (0, 3, 8):
         want = loss_and_gradients(u, v, 1.0, diagonal(8, 16, rng, offset=offset)[1])[0]
         np.testing.assert_allclose(moved(offset), want, rtol=1e-5)

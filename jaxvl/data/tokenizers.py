@@ -1,0 +1,174 @@
+"""Tokenizers, through the `tokenizers` and `sentencepiece` libraries; the file and its rule travel in the checkpoint.
+
+Rule, the same for all: texts are cut to T tokens and padded at the end with `pad_id`. WordPiece puts [CLS] before and
+[SEP] after a text (BERT); the others put the end-of-text token after it. A text that is cut keeps its last special
+token.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import tokenizers
+
+from jaxvl.config import ConfigError, check
+from jaxvl.data.corpora.store import cache_folder
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Which tokenizer.
+
+    Attributes:
+      kind: `unigram` is trained (Kudo 2018) on the captions of the first task's split; `wordpiece` reads BERT's
+        vocab.txt or a tokenizer.json; `sentencepiece` reads a .model file.
+      path: the file; for `unigram` None.
+      vocab_size: of a vocabulary to be trained, special tokens included.
+      lowercase: whether `unigram` and a vocab.txt ignore case.
+    """
+
+    kind: Literal["unigram", "wordpiece", "sentencepiece"] = "unigram"
+    path: str | None = None
+    vocab_size: int = 16000
+    lowercase: bool = True
+
+    def __post_init__(self):
+        if self.kind == "unigram":
+            check(self.path is None, "path", f"{self.path!r}: a unigram vocabulary is trained, not read; choose kind wordpiece or sentencepiece")
+            check(self.vocab_size >= 16, "vocab_size", f"{self.vocab_size!r} must be >= 16")
+        else:
+            check(self.path is not None, "path", f"is required for kind {self.kind!r}")
+            check(pathlib.Path(self.path).is_file(), "path", f"no file {self.path!r}")
+
+
+class Tokenizer:
+    """Texts to token ids. Two tokenizers with equal `to_json()` give equal ids.
+
+    Attributes:
+      kind: as in the config. vocab_size: V. pad_id, eos_id: of padding and of the end of a text ([SEP] for WordPiece).
+    """
+
+    def __init__(self, kind: str, content: bytes, *, pad_id: int, eos_id: int, cls_id: int | None = None):
+        self.kind, self.content = kind, content
+        self.pad_id, self.eos_id, self.cls_id = pad_id, eos_id, cls_id
+        if kind == "sentencepiece":
+            import sentencepiece
+
+            model = sentencepiece.SentencePieceProcessor(model_proto=content)
+            self.vocab_size, self._ids = max(model.vocab_size(), pad_id + 1, eos_id + 1), model.encode
+        else:
+            model = tokenizers.Tokenizer.from_buffer(content)
+            model.no_truncation()
+            model.no_padding()
+            self.vocab_size = model.get_vocab_size()
+            self._ids = lambda texts: [e.ids for e in model.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
+        """Token ids int32 [n, length]. Raises ValueError if `length` has no room for a word beside the special tokens."""
+        before = [] if self.cls_id is None else [self.cls_id]
+        room = length - len(before) - 1
+        if room < 1:
+            raise ValueError(f"length {length} is too short for a {self.kind} tokenizer; must be >= {len(before) + 2}")
+        out = np.full((len(texts), length), self.pad_id, np.int32)
+        for row, ids in zip(out, self._ids(list(texts))):
+            ids = [*before, *ids[:room], self.eos_id]
+            row[: len(ids)] = ids
+        return out
+
+    def to_json(self) -> str:
+        """Everything that decides the ids, the file's content included."""
+        special = {"pad_id": self.pad_id, "eos_id": self.eos_id, "cls_id": self.cls_id}
+        return json.dumps({"kind": self.kind, **special, "content": base64.b64encode(self.content).decode()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        values = json.loads(text)
+        return cls(values.pop("kind"), base64.b64decode(values.pop("content")), **values)
+
+
+def make_tokenizer(config: TokenizerConfig, texts: Iterable[str] = (), origin: str = "") -> Tokenizer:
+    """The tokenizer of a config.
+
+    Args:
+      texts: what a `unigram` vocabulary is trained on: captions of the training split, nothing else.
+      origin: says where `texts` come from (corpus and split); the trained vocabulary is kept in the cache folder under
+        it. Empty: trained anew every time.
+
+    Raises:
+      ConfigError: a file that is not what its kind says, or lacks a special token; too few texts for the vocabulary.
+    """
+    if config.kind == "unigram":
+        return _trained(config, texts, origin)
+    content = pathlib.Path(config.path).read_bytes()
+    try:
+        return _wordpiece(config, content) if config.kind == "wordpiece" else _sentencepiece(content)
+    except ConfigError:
+        raise
+    except Exception as error:  # both libraries raise bare Exceptions
+        raise ConfigError("tokenizer.path", f"{config.path!r} is not a {config.kind} file ({type(error).__name__}: {error})") from None
+
+
+def _trained(config: TokenizerConfig, texts: Iterable[str], origin: str) -> Tokenizer:
+    name = hashlib.sha256(json.dumps([dataclasses.asdict(config), origin, tokenizers.__version__]).encode()).hexdigest()[:16]
+    kept = cache_folder() / "tokenizers" / f"{name}.json"
+    if origin and kept.is_file():
+        content = kept.read_bytes()
+    else:
+        content = train_unigram(texts, config.vocab_size, lowercase=config.lowercase)
+        if origin:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            part = kept.with_suffix(".part")
+            part.write_bytes(content)
+            part.rename(kept)
+    return Tokenizer("unigram", content, pad_id=0, eos_id=1)
+
+
+def train_unigram(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -> bytes:
+    """Trains a unigram vocabulary (NFKC, spaces as part of words) and returns its tokenizer.json.
+
+    Texts are sorted and made unique first, so that the same set gives the same vocabulary.
+    """
+    model = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    steps: list[Any] = [tokenizers.normalizers.NFKC()] + ([tokenizers.normalizers.Lowercase()] if lowercase else [])
+    model.normalizer = tokenizers.normalizers.Sequence(steps)
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    model.decoder = tokenizers.decoders.Metaspace()
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=[PAD, EOS, UNKNOWN], unk_token=UNKNOWN, show_progress=False
+    )
+    model.train_from_iterator(sorted(set(texts)), trainer)
+    return model.to_str().encode()
+
+
+def _wordpiece(config: TokenizerConfig, content: bytes) -> Tokenizer:
+    if config.path.endswith(".json"):
+        model = tokenizers.Tokenizer.from_buffer(content)
+    else:
+        words = content.decode("utf-8").splitlines()
+        model = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+        model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=config.lowercase)
+        model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        content = model.to_str().encode()
+    ids = {token: model.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]", "[UNK]")}
+    missing = [token for token, i in ids.items() if i is None]
+    check(not missing, "tokenizer.path", f"{config.path!r} has no {', '.join(missing)}; it is not a BERT vocabulary")
+    return Tokenizer("wordpiece", content, pad_id=ids["[PAD]"], eos_id=ids["[SEP]"], cls_id=ids["[CLS]"])
+
+
+def _sentencepiece(content: bytes) -> Tokenizer:
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor(model_proto=content)
+    eos = model.eos_id()
+    check(eos >= 0, "tokenizer.path", "the SentencePiece model has no end-of-sentence piece")
+    pad = model.pad_id()
+    return Tokenizer("sentencepiece", content, pad_id=pad if pad >= 0 else model.vocab_size(), eos_id=eos)
