@@ -1,5 +1,8 @@
 """Augmentation on the devices: batched, inside the compiled step, drawn per row from that row's own key.
 
+For photos: `Augment(flip=0.5, hue=25, saturation=(0.2, 1.8), grayscale=0.2, contrast=0.4, brightness=0.2, blur=0.5)` with
+`crop=(0.08, 1.0)` of the loader is close to SimCLR's (Chen et al. 2020, appendix A).
+
 Besides place and colour it changes the drawing STYLE (outlines, line drawing, flat colours), for corpora in which a
 thing must be known in a style never seen.
 
@@ -10,12 +13,17 @@ of colour that is affine in straight colour is one 4 x 4 matrix.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 
 from jaxvl.config import check
+
+
+PROBABILITIES = ("flip", "grayscale", "permute", "blur", "sharpen", "posterise", "outline", "line_drawing", "invert", "cutout", "background")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +43,16 @@ class Augment:
       contrast: standard deviation of the log of the factor.
       brightness: standard deviation of the offset (values are in 0..1).
       tint: standard deviation of the offset of single channels.
+      permute: probability of a random order of the channels.
+      blur: probability of a Gaussian blur.
+      blur_sigma: smallest and largest standard deviation of the blur, in pixels.
+      sharpen: probability of sharpening (what a 3 x 3 blur takes away is added again, up to twice).
       posterise: probability of 2 to 4 flat levels per channel.
       outline: probability of dark lines along edges.
       line_drawing: probability of nothing but dark lines on white.
       invert: probability of the negative.
+      cutout: probability that a square of the picture is missing (DeVries & Taylor 2017).
+      cutout_side: smallest and largest side of that square, as a share of the picture's.
       background: probability of a random colour behind transparent pictures (else that of `preprocess`).
     """
 
@@ -54,20 +68,30 @@ class Augment:
     contrast: float = 0.0
     brightness: float = 0.0
     tint: float = 0.0
+    permute: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    sharpen: float = 0.0
     posterise: float = 0.0
     outline: float = 0.0
     line_drawing: float = 0.0
     invert: float = 0.0
+    cutout: float = 0.0
+    cutout_side: tuple[float, float] = (0.1, 0.4)
     background: float = 0.0
 
     def __post_init__(self):
-        for name in ("flip", "grayscale", "posterise", "outline", "line_drawing", "invert", "background"):
+        for name in PROBABILITIES:
             check(0 <= getattr(self, name) <= 1, name, f"{getattr(self, name)!r} is a probability; must be in [0, 1]")
         for name in ("rotate", "stretch", "shear", "shift", "hue", "contrast", "brightness", "tint"):
             check(getattr(self, name) >= 0, name, f"{getattr(self, name)!r} must be >= 0")
         for name in ("zoom", "saturation"):
             low, high = getattr(self, name)
             check(0 < low <= high or (name == "saturation" and 0 <= low <= high), name, f"({low!r}, {high!r}) must be a smallest and a largest factor")
+        low, high = self.blur_sigma
+        check(0 < low <= high <= 8, "blur_sigma", f"({low!r}, {high!r}) must be a smallest and a largest one in (0, 8] pixels")
+        low, high = self.cutout_side
+        check(0 < low <= high <= 1, "cutout_side", f"({low!r}, {high!r}) must be a smallest and a largest share in (0, 1]")
 
     @property
     def moves(self) -> bool:
@@ -76,7 +100,7 @@ class Augment:
 
     @property
     def recolours(self) -> bool:
-        return any((self.hue, self.grayscale, self.contrast, self.brightness, self.tint)) or self.saturation != (1.0, 1.0)
+        return any((self.hue, self.grayscale, self.contrast, self.brightness, self.tint, self.permute)) or self.saturation != (1.0, 1.0)
 
 
 def plain(images: jax.Array, background: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> jax.Array:
@@ -102,7 +126,7 @@ def augment(images: jax.Array, keys: jax.Array, config: Augment, background: tup
     """
     if config == Augment():
         return plain(images, background)
-    uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), (24,)))(keys)
+    uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), (32,)))(keys)
     normal = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), (12,)))(keys)
     rgba = _premultiplied(images)
     if config.moves:
@@ -112,7 +136,12 @@ def augment(images: jax.Array, keys: jax.Array, config: Augment, background: tup
         b, s = rgba.shape[:2]
         # A matrix product also keeps the compiler from repeating the gathers above for each use of their result.
         rgba = jnp.einsum("bpc,bcd->bpd", rgba.reshape(b, s * s, 4), matrices).reshape(rgba.shape)
-    return _finish(jnp.moveaxis(rgba, -1, 1), uniform, config, background)
+    planes = jnp.moveaxis(rgba, -1, 1)  # [B, 4, S, S]: rows of pixels vectorise, quartets of channels do not
+    if config.blur or config.sharpen:
+        planes = _refocus(planes, uniform, config)
+    if config.cutout:
+        planes = planes * _holes(planes.shape[-1], uniform, config)[:, None]
+    return _finish(planes, uniform, config, background)
 
 
 def _premultiplied(images: jax.Array) -> jax.Array:
@@ -141,9 +170,10 @@ def _warp(image: jax.Array, u: jax.Array, n: jax.Array, config: Augment) -> jax.
 def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
     """Samples [S, S, C] at pixel coordinates y, x [T, U] -> [T, U, C]; zero outside."""
     s, c = image.shape[0], image.shape[-1]
+    y, x = (jnp.clip(v, -1, s) for v in (y, x))  # the first places outside are zero already; clipped later, edges would smear
     y0, x0 = jnp.floor(y), jnp.floor(x)
     fy, fx = (y - y0)[..., None], (x - x0)[..., None]
-    y0, x0 = (jnp.clip(v.astype(jnp.int32), -1, s) + 1 for v in (y0, x0))  # one row and column of zeros before the picture
+    y0, x0 = (v.astype(jnp.int32) + 1 for v in (y0, x0))  # one row and column of zeros before the picture
     w = s + 3
     flat = jnp.pad(image, ((1, 2), (1, 2), (0, 0))).reshape(w * w, c)
     i = y0 * w + x0
@@ -159,9 +189,49 @@ def _colour_matrix(u: jax.Array, n: jax.Array, config: Augment) -> jax.Array:
     saturation = jnp.where(u[5] < config.grayscale, 0.0, low + (high - low) * u[6])
     contrast = jnp.exp(config.contrast * n[4])
     linear = contrast * turn @ (saturation * jnp.eye(3) + (1 - saturation) / 3)
+    if config.permute:
+        order = jnp.array(list(itertools.permutations(range(3))))[jnp.floor(u[20] * 6).astype(jnp.int32)]
+        linear = jnp.where(u[19] < config.permute, linear[order], linear)
     offset = 0.5 * (1 - contrast) + config.brightness * n[5] + config.tint * n[6:9]
     colour = jnp.concatenate([linear, offset[:, None]], 1)  # the offset counts where there is a picture: times alpha
     return jnp.concatenate([colour, jnp.array([[0.0, 0, 0, 1]])]).T
+
+
+def _refocus(planes: jax.Array, u: jax.Array, config: Augment) -> jax.Array:
+    """Blurs or sharpens [B, 4, S, S] (premultiplied, so that blurred edges fade into the background)."""
+    if config.blur:
+        low, high = config.blur_sigma
+        reach = math.ceil(2.5 * high)
+        sigma = (low + (high - low) * u[:, 22:23]) * (u[:, 21:22] < config.blur) + 1e-6
+        weights = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / sigma) ** 2)
+        planes = _convolve(planes, weights / weights.sum(1, keepdims=True))
+    if config.sharpen:
+        soft = _convolve(planes, jnp.broadcast_to(jnp.array([0.25, 0.5, 0.25]), (len(planes), 3)))
+        amount = jnp.where(u[:, 23] < config.sharpen, 2 * u[:, 24], 0.0)[:, None, None, None]
+        planes = planes + amount * (planes - soft)
+        planes = planes.at[:, 3].set(jnp.clip(planes[:, 3], 0, 1))
+    return planes
+
+
+def _convolve(planes: jax.Array, weights: jax.Array) -> jax.Array:
+    """[B, C, S, S] along both sides with each row's own weights [B, 2 * reach + 1]; edge pixels are repeated."""
+    s, reach = planes.shape[-1], weights.shape[1] // 2
+    for axis in (2, 3):
+        padding = [(0, 0)] * 4
+        padding[axis] = (reach, reach)
+        padded = jnp.pad(planes, padding, mode="edge")
+        parts = (weights[:, i, None, None, None] * jax.lax.slice_in_dim(padded, i, i + s, axis=axis) for i in range(2 * reach + 1))
+        planes = functools.reduce(jnp.add, parts)
+    return planes
+
+
+def _holes(s: int, u: jax.Array, config: Augment) -> jax.Array:
+    """float32 [B, S, S]: 0 inside a row's missing square, else 1."""
+    low, high = config.cutout_side
+    side = (low + (high - low) * u[:, 26]) * (u[:, 25] < config.cutout)
+    grid = (jnp.arange(s) + 0.5) / s
+    inside = lambda place: jnp.abs(grid - place[:, None]) < side[:, None] / 2
+    return 1.0 - (inside(u[:, 27])[:, :, None] & inside(u[:, 28])[:, None, :])
 
 
 def _edges(plane: jax.Array, reach: int) -> jax.Array:
@@ -177,7 +247,7 @@ def _finish(rgba: jax.Array, u: jax.Array, config: Augment, background: tuple[fl
     per_row = lambda i: u[:, i, None, None]
     alpha = rgba[:, 3]
     behind = jnp.where(u[:, 7:8] < config.background, u[:, 8:11], jnp.asarray(background, jnp.float32))
-    levels = jnp.where(per_row(11) < config.posterise, jnp.floor(2 + 3 * per_row(12)), 255.0)
+    levels = jnp.floor(2 + 3 * per_row(12))
     lines = None
     if config.outline or config.line_drawing:
         grey = jnp.clip(0.3 * rgba[:, 0] + 0.5 * rgba[:, 1] + 0.2 * rgba[:, 2], 0, 1)
@@ -187,7 +257,7 @@ def _finish(rgba: jax.Array, u: jax.Array, config: Augment, background: tuple[fl
     for c in range(3):
         plane = jnp.clip(rgba[:, c], 0, alpha)
         if config.posterise:
-            plane = jnp.round(plane * levels) / levels
+            plane = jnp.where(per_row(11) < config.posterise, jnp.round(plane * levels) / levels, plane)
         plane = plane + (1 - alpha) * behind[:, c, None, None]
         if lines is not None:
             darkness = jnp.where(per_row(15) < config.outline, 0.3 + 0.7 * per_row(16), 0.0)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from jaxvl.config import check
 from jaxvl.data.records import BadRecord, Record
 
+DRAWS = 10  # uniform numbers that one choice may use
 Texts = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
 
@@ -17,7 +19,8 @@ class CaptionConfig:
     Attributes:
       locale: main language.
       name: weight of the name in the main language.
-      keyword: weight of one of its keywords.
+      keyword: weight of its keywords.
+      keywords_joined: a keyword caption has 1 to this many different keywords, joined with ", ".
       foreign: weight of the name in another language.
       foreign_locales: which other languages; empty: all that the picture has.
     """
@@ -25,6 +28,7 @@ class CaptionConfig:
     locale: str = "en"
     name: float = 1.0
     keyword: float = 0.0
+    keywords_joined: int = 1
     foreign: float = 0.0
     foreign_locales: tuple[str, ...] = ()
 
@@ -32,6 +36,7 @@ class CaptionConfig:
         weights = (self.name, self.keyword, self.foreign)
         check(min(weights) >= 0, "name", f"the weights {weights} must be >= 0")
         check(sum(weights) > 0, "name", "at least one of name, keyword and foreign must be > 0")
+        check(1 <= self.keywords_joined <= DRAWS - 2, "keywords_joined", f"{self.keywords_joined!r} must be in 1 … {DRAWS - 2}")
 
     @property
     def locales(self) -> tuple[str, ...] | None:
@@ -51,15 +56,21 @@ class CaptionConfig:
             raise BadRecord("no caption", f"{record['key']!r} has none of the asked kind (it has locales {sorted(captions)[:5]} …)")
         return sources
 
-    def choose(self, texts: Texts, source: float, within: float) -> str:
-        """One of `texts`; `source` and `within` are uniform in [0, 1)."""
+    def choose(self, texts: Texts, draws: Sequence[float]) -> str:
+        """One of `texts` (or several keywords, joined); `draws` are `DRAWS` uniform numbers in [0, 1)."""
         weights = [w if t else 0.0 for w, t in zip((self.name, self.keyword, self.foreign), texts)]
-        point = source * sum(weights)
-        last = texts[0]
-        for weight, of_source in zip(weights, texts):
+        point = draws[0] * sum(weights)
+        chosen = 0
+        for i, weight in enumerate(weights):
             if weight > 0:
-                last = of_source
+                chosen = i
                 if point < weight:
                     break
                 point -= weight
-        return last[min(int(within * len(last)), len(last) - 1)]
+        options = texts[chosen]
+        if chosen != 1 or self.keywords_joined == 1 or len(options) == 1:
+            return options[int(draws[1] * len(options))]
+        rest, picked = list(options), []
+        for draw in draws[2 : 2 + min(1 + int(draws[1] * self.keywords_joined), len(rest))]:
+            picked.append(rest.pop(int(draw * len(rest))))
+        return ", ".join(picked)

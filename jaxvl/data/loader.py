@@ -20,12 +20,13 @@ import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
 from jaxvl.config import check
 from jaxvl.data.augment import Augment
-from jaxvl.data.captions import CaptionConfig, Texts
+from jaxvl.data.captions import DRAWS, CaptionConfig, Texts
 from jaxvl.data.corpora import CORPORA
-from jaxvl.data.preprocess import decode
+from jaxvl.data.preprocess import crop_box, decode, fit, open_picture
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.sharding.mesh import batch_sharding
@@ -45,11 +46,14 @@ class DataConfig:
       image_size: side S in pixels.
       text_length: tokens T.
       captions: which caption a row gets.
-      augment: what is done to training pictures.
+      augment: what is done to training pictures, on the devices.
+      crop: smallest and largest share of a picture's area that is kept, a random part of it, cut on the host before
+        scaling (0.08, 1.0 for photos as in SimCLR); (1, 1): the centre square.
+      crop_ratio: smallest and largest width / height of such a part.
       shuffle: a new permutation every epoch; False: the order of the file.
       threads: for reading and decoding.
       prefetch: batches made ahead.
-      cache_mb: decoded pictures kept in memory, so that a small corpus is decoded once.
+      cache_mb: decoded pictures kept in memory, so that a small corpus is decoded once; with `crop` they are kept whole.
       error_budget: share of bad records that ends the run, once `error_minimum` have been met.
       error_minimum: see `error_budget`.
     """
@@ -61,6 +65,8 @@ class DataConfig:
     text_length: int = 64
     captions: CaptionConfig = CaptionConfig()
     augment: Augment = Augment()
+    crop: tuple[float, float] = (1.0, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     shuffle: bool = True
     threads: int = 4
     prefetch: int = 4
@@ -73,7 +79,13 @@ class DataConfig:
             check(getattr(self, name) >= 1, name, f"{getattr(self, name)!r} must be >= 1")
         check(self.text_length >= 3, "text_length", f"{self.text_length!r} must be >= 3 tokens")
         check(self.cache_mb >= 0, "cache_mb", f"{self.cache_mb!r} must be >= 0 MB")
+        check(0 < self.crop[0] <= self.crop[1] <= 1, "crop", f"{self.crop!r} must be a smallest and a largest share in (0, 1]")
+        check(0 < self.crop_ratio[0] <= self.crop_ratio[1], "crop_ratio", f"{self.crop_ratio!r} must be a smallest and a largest width / height")
         check(0 <= self.error_budget <= 1, "error_budget", f"{self.error_budget!r} is a share; must be in [0, 1]")
+
+
+# Picture (scaled, or whole where a part is cut out of it for each row), texts, label.
+Row = tuple[np.ndarray | Image.Image, Texts, int]
 
 
 class Batches:
@@ -92,7 +104,7 @@ class Batches:
         self._order = (order.shuffle(seed=seed) if config.shuffle else order).repeat()
         self.skipped: collections.Counter[str] = collections.Counter()
         self._seen, self._lock = 0, threading.Lock()
-        self._cache: dict[int, tuple[np.ndarray, Texts, int]] = {}
+        self._cache: dict[int, Row] = {}
         self._cache_left = config.cache_mb * 2**20
         self._tokens: dict[str, np.ndarray] = {}
 
@@ -103,20 +115,21 @@ class Batches:
         """
         config = self.config
         # One counter-based generator per batch, drawn for the global batch: the same whoever asks for which rows.
-        draws = np.random.Generator(np.random.Philox(key=[self._seed, i])).random((config.batch, 2))[self.rows]
+        draws = np.random.Generator(np.random.Philox(key=[self._seed, i])).random((config.batch, 4 + DRAWS))[self.rows]
         positions = i * config.batch + self.rows
         image = np.empty((len(self.rows), config.image_size, config.image_size, 4), np.uint8)
         label, texts = np.empty(len(self.rows), np.int32), []
         for row, position in enumerate(positions.tolist()):
-            pixels, sources, label[row] = self._row(position)
+            picture, sources, label[row] = self._row(position)
+            pixels = picture if isinstance(picture, np.ndarray) else self._cut(picture, draws[row, :4])
             image[row, ..., : pixels.shape[-1]] = pixels
             if pixels.shape[-1] == 3:
                 image[row, ..., 3] = 255
-            texts.append(config.captions.choose(sources, *draws[row]))
+            texts.append(config.captions.choose(sources, draws[row, 4:].tolist()))
         index = (positions % 2**31).astype(np.int32)
         return {"image": image, "text": self._encode(texts), "id": label, "index": index}
 
-    def _row(self, position: int) -> tuple[np.ndarray, Texts, int]:
+    def _row(self, position: int) -> Row:
         """The record at a position of the stream, or the next good one after it."""
         record = self._order[position]
         with self._lock:
@@ -129,26 +142,36 @@ class Batches:
                 record = (record + 1) % len(self._source)
         raise DataError(f"split {self.config.split!r}: {REPLACEMENTS} bad records in a row ({self._causes()})")
 
-    def _load(self, record: int) -> tuple[np.ndarray, Texts, int]:
+    def _load(self, record: int) -> Row:
         kept = self._cache.get(record)
         if kept is not None:
             return kept
         data = self._source[record]
-        row = decode(data["image"], self.config.image_size), self.config.captions.texts(data), data["label"]
-        if self._cache_left >= row[0].nbytes:
-            with self._lock:
-                self._cache_left -= row[0].nbytes
+        if self.config.crop == (1.0, 1.0):
+            picture = decode(data["image"], self.config.image_size)
+            size = picture.nbytes
+        else:
+            picture = open_picture(data["image"])
+            size = picture.width * picture.height * len(picture.getbands())
+        row = picture, self.config.captions.texts(data), data["label"]
+        with self._lock:
+            if record not in self._cache and self._cache_left >= size:
+                self._cache_left -= size
                 self._cache[record] = row
         return row
 
+    def _cut(self, picture: Image.Image, draws: np.ndarray) -> np.ndarray:
+        config = self.config
+        return fit(picture, config.image_size, crop_box(*picture.size, config.crop, config.crop_ratio, draws.tolist()))
+
     def _encode(self, texts: list[str]) -> np.ndarray:
-        new = [t for t in dict.fromkeys(texts) if t not in self._tokens]
+        known = self._tokens  # of this moment: another thread may put a fresh one in its place
+        new = [t for t in dict.fromkeys(texts) if t not in known]
         if new:
             rows = self._tokenizer.encode(new, self.config.text_length)
-            if len(self._tokens) + len(new) > KNOWN_TEXTS:
-                self._tokens = {t: self._tokens[t] for t in texts if t in self._tokens}
-            self._tokens.update(zip(new, rows))
-        known = self._tokens
+            if len(known) + len(new) > KNOWN_TEXTS:
+                known = self._tokens = {t: known[t] for t in texts if t in known}
+            known.update(zip(new, rows))
         return np.stack([known[t] for t in texts])
 
     def _count(self, error: BadRecord) -> None:
@@ -158,8 +181,8 @@ class Batches:
             bad = self.skipped.total()
         if bad >= config.error_minimum and bad > config.error_budget * self._seen:
             raise DataError(
-                f"split {config.split!r} of {type(config.corpus).__name__.lower()}: {bad} of {self._seen} records are bad ({self._causes()}), more than "
-                f"error_budget {config.error_budget:g} allows; the last: {error}"
+                f"split {config.split!r} of {getattr(self._source, 'path', 'the corpus')}: {bad} of {self._seen} records are bad "
+                f"({self._causes()}), more than error_budget {config.error_budget:g} allows; the last: {error}"
             )
 
     def _causes(self) -> str:
@@ -240,6 +263,8 @@ class _Ahead:
                 return
 
     def get(self) -> Any:
+        if self._closed.is_set():
+            raise ValueError("the feed is closed")
         item, error = self._ready.get()
         if error is not None:
             self._ready.put((None, error))  # whoever asks again is told again

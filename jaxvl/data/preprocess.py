@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,8 @@ from PIL import Image
 from jaxvl.config import check
 from jaxvl.data.records import BadRecord
 
-Image.MAX_IMAGE_PIXELS = 50_000_000  # a larger picture in a data set is damage or malice; it is skipped and counted
+MAX_PIXELS = 50_000_000  # a larger picture in a data set is damage or malice; it is skipped and counted
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +58,62 @@ class Preprocess:
 
 
 def decode(data: bytes, size: int) -> np.ndarray:
-    """Decodes, scales the shorter side to `size` and crops the centre: uint8 [size, size, 3 or 4].
-
-    Transparent pictures are scaled with premultiplied alpha, so that hidden colours do not bleed into edges.
+    """Decodes, scales the shorter side to `size` and keeps the centre: uint8 [size, size, 3 or 4].
 
     Raises:
-      BadRecord: not a picture, or one too large to be honest.
+      BadRecord: not a picture, cut short, or one too large to be honest.
+    """
+    return fit(open_picture(data, size), size)
+
+
+def open_picture(data: bytes, size: int | None = None) -> Image.Image:
+    """A decoded picture: `RGB`, or `RGBa` (premultiplied, so that scaling lets no hidden colour bleed into edges).
+
+    Args:
+      size: what it will be scaled to; lets a JPEG be decoded at a fraction of its size where that is enough.
+
+    Raises:
+      BadRecord: as `decode`.
     """
     try:
         picture = Image.open(io.BytesIO(data))
-        transparent = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
-        picture.draft("RGB", (size, size))  # JPEG decodes at a fraction of its size where that is enough
-        picture = picture.convert("RGBA").convert("RGBa") if transparent else picture.convert("RGB")
-        if picture.size != (size, size):
-            scale = size / min(picture.size)
-            whole = tuple(max(size, round(n * scale)) for n in picture.size)
-            left, top = ((n - size) // 2 for n in whole)
-            picture = picture.resize(whole, Image.Resampling.BICUBIC, reducing_gap=2.0).crop((left, top, left + size, top + size))
-        return np.asarray(picture.convert("RGBA") if transparent else picture)
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            raise BadRecord("image is too large", f"{width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
+        if size is not None:
+            picture.draft("RGB", (size, size))
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            return picture.convert("RGBA").convert("RGBa")
+        return picture.convert("RGB")
+    except BadRecord:
+        raise
     except Exception as error:  # Pillow raises many types for one broken file
         raise BadRecord("image cannot be decoded", f"{type(error).__name__}: {error}") from None
+
+
+def fit(picture: Image.Image, size: int, box: Box | None = None) -> np.ndarray:
+    """The part `box` (None: the centre square) of `open_picture`'s result, scaled: uint8 [size, size, 3 or 4]."""
+    if box is None:
+        side = min(picture.size)
+        left, top = ((n - side) / 2 for n in picture.size)
+        box = (left, top, left + side, top + side)
+    if picture.size != (size, size) or box != (0, 0, size, size):
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+    return np.asarray(picture.convert("RGBA") if picture.mode == "RGBa" else picture)
+
+
+def crop_box(width: int, height: int, area: tuple[float, float], ratio: tuple[float, float], draws: Sequence[float]) -> Box:
+    """The box of a random crop (Szegedy et al. 2015: "inception crop").
+
+    Args:
+      width, height: of the picture, in pixels.
+      area: smallest and largest share of the picture's area, drawn uniformly.
+      ratio: smallest and largest width / height, drawn log-uniformly.
+      draws: four uniform numbers in [0, 1). A crop that would not fit is narrowed, never drawn again, so that a row's
+        crop depends on its own numbers only.
+    """
+    pixels = width * height * (area[0] + (area[1] - area[0]) * draws[0])
+    aspect = ratio[0] * (ratio[1] / ratio[0]) ** draws[1]
+    w, h = min(width, math.sqrt(pixels * aspect)), min(height, math.sqrt(pixels / aspect))
+    left, top = draws[2] * (width - w), draws[3] * (height - h)
+    return left, top, left + w, top + h

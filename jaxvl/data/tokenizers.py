@@ -10,18 +10,21 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import io
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import sentencepiece
 import tokenizers
 
 from jaxvl.config import ConfigError, check
 from jaxvl.data.corpora.store import cache_folder
 
-PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"  # ids 0, 1, 2 of a trained vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,7 @@ class TokenizerConfig:
       kind: `unigram` is trained (Kudo 2018) on the captions of the first task's split; `wordpiece` reads BERT's
         vocab.txt or a tokenizer.json; `sentencepiece` reads a .model file.
       path: the file; for `unigram` None.
-      vocab_size: of a vocabulary to be trained, special tokens included.
+      vocab_size: of a vocabulary to be trained, special tokens included; few texts may give a smaller one.
       lowercase: whether `unigram` and a vocab.txt ignore case.
     """
 
@@ -60,9 +63,7 @@ class Tokenizer:
     def __init__(self, kind: str, content: bytes, *, pad_id: int, eos_id: int, cls_id: int | None = None):
         self.kind, self.content = kind, content
         self.pad_id, self.eos_id, self.cls_id = pad_id, eos_id, cls_id
-        if kind == "sentencepiece":
-            import sentencepiece
-
+        if kind in ("unigram", "sentencepiece"):
             model = sentencepiece.SentencePieceProcessor(model_proto=content)
             self.vocab_size, self._ids = max(model.vocab_size(), pad_id + 1, eos_id + 1), model.encode
         else:
@@ -118,35 +119,44 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str] = (), origin: s
 
 
 def _trained(config: TokenizerConfig, texts: Iterable[str], origin: str) -> Tokenizer:
-    name = hashlib.sha256(json.dumps([dataclasses.asdict(config), origin, tokenizers.__version__]).encode()).hexdigest()[:16]
-    kept = cache_folder() / "tokenizers" / f"{name}.json"
+    name = hashlib.sha256(json.dumps([dataclasses.asdict(config), origin, sentencepiece.__version__]).encode()).hexdigest()[:16]
+    kept = cache_folder() / "tokenizers" / f"{name}.model"
     if origin and kept.is_file():
         content = kept.read_bytes()
     else:
         content = train_unigram(texts, config.vocab_size, lowercase=config.lowercase)
         if origin:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(".part")
+            part = kept.with_suffix(f".{os.getpid()}")
             part.write_bytes(content)
-            part.rename(kept)
+            part.replace(kept)
     return Tokenizer("unigram", content, pad_id=0, eos_id=1)
 
 
 def train_unigram(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -> bytes:
-    """Trains a unigram vocabulary (NFKC, spaces as part of words) and returns its tokenizer.json.
+    """Trains a unigram vocabulary (Kudo 2018; NFKC, spaces as part of words) and returns its SentencePiece model.
 
-    Texts are sorted and made unique first, so that the same set gives the same vocabulary.
+    The same set of texts gives the same bytes in every process: hosts that train their own must read the same ids.
+    Hence sorted texts, one thread, and SentencePiece's trainer (that of `tokenizers` differs from run to run).
+
+    Raises:
+      ConfigError: no text, or more distinct characters than the vocabulary has room for.
     """
-    model = tokenizers.Tokenizer(tokenizers.models.Unigram())
-    steps: list[Any] = [tokenizers.normalizers.NFKC()] + ([tokenizers.normalizers.Lowercase()] if lowercase else [])
-    model.normalizer = tokenizers.normalizers.Sequence(steps)
-    model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    model.decoder = tokenizers.decoders.Metaspace()
-    trainer = tokenizers.trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=[PAD, EOS, UNKNOWN], unk_token=UNKNOWN, show_progress=False
-    )
-    model.train_from_iterator(sorted(set(texts)), trainer)
-    return model.to_str().encode()
+    texts, out = sorted({t for t in texts if t.strip()}), io.BytesIO()
+    check(bool(texts), "tokenizer.vocab_size", "there is no text to train the vocabulary on")
+    characters = len(set("".join(texts).lower() if lowercase else "".join(texts)))
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=out, model_type="unigram", vocab_size=vocab_size, hard_vocab_limit=False,
+            character_coverage=1.0, normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
+            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, pad_piece=PAD, eos_piece=EOS, unk_piece=UNKNOWN,
+            shuffle_input_sentence=False, num_threads=1, minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        raise ConfigError(
+            "tokenizer.vocab_size", f"{vocab_size!r} is too small for {len(texts)} texts with about {characters} distinct characters ({error})"
+        ) from None
+    return out.getvalue()
 
 
 def _wordpiece(config: TokenizerConfig, content: bytes) -> Tokenizer:
@@ -165,8 +175,6 @@ def _wordpiece(config: TokenizerConfig, content: bytes) -> Tokenizer:
 
 
 def _sentencepiece(content: bytes) -> Tokenizer:
-    import sentencepiece
-
     model = sentencepiece.SentencePieceProcessor(model_proto=content)
     eos = model.eos_id()
     check(eos >= 0, "tokenizer.path", "the SentencePiece model has no end-of-sentence piece")

@@ -88,7 +88,7 @@ VARIANTS: Mapping[str, Plan] = {
     ),
     # Ours, for pictures of 64 pixels on a CPU: space-to-depth by 4, full convolutions only.
     "pico": Plan(1.0, 1.0, 48, 384, (
-        "fused_r2_k3_s1_e1_o48", "fused_r3_k3_s2_e1_o96", "fused_r3_k3_s2_e1_o192",
+        "fused_r1_k3_s1_e1_o48", "fused_r1_k2_s2_e1_o96", "fused_r2_k3_s1_e1_o96", "fused_r1_k2_s2_e1_o192", "fused_r2_k3_s1_e1_o192",
     )),
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 `convolve` is the one entry; which form a convolution takes is a matter of speed only:
 
-* 1 x 1 with stride 1 is a matrix product;
+* 1 x 1 with stride 1, and k x k with stride k, are matrix products;
 * depthwise on CPU is a sum of shifted products (`_depthwise_shifted`), elsewhere XLA's grouped convolution;
 * everything else is XLA's convolution; with stride 1 on CPU the gradient of its kernel is k² matrix products, 1.1 to
   2.3 times as fast as the convolution that XLA makes of it.
@@ -47,6 +47,8 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Pads,
         return _depthwise(x, kernel, stride, padding)
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == ((0, 0), (0, 0)):
         return x @ kernel[0, 0]
+    if kernel.shape[:2] == (stride, stride) and padding == ((0, 0), (0, 0)) and x.shape[1] % stride == x.shape[2] % stride == 0:
+        return space_to_depth(x, stride) @ kernel.reshape(-1, kernel.shape[-1])
     if stride == 1:
         return _full(x, kernel, padding)
     return _xla(x, kernel, stride, padding, 1)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from jaxvl.data.records import DataError, Record, RecordSource, write_records
+from jaxvl.data.records import BadRecord, DataError, Record, RecordSource, write_records
 
 FORMAT = 1  # of the folder's layout; a corpus of another format is built anew
 
@@ -73,8 +74,12 @@ class Corpus:
         for i, label in enumerate(self.labels(split)):
             if label in seen:
                 continue
+            try:
+                captions = source[i]["captions"]
+            except BadRecord:  # another record of the label will do; the loader counts this one
+                continue
             seen.add(label)
-            for locale, (name, keywords) in source[i]["captions"].items():
+            for locale, (name, keywords) in captions.items():
                 if locales is None or locale in locales:
                     yield name
                     yield from keywords
@@ -105,7 +110,13 @@ def build_once(
     if corpus is not None:
         return corpus
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(str(folder) + ".lock"):
+    lock = filelock.FileLock(str(folder) + ".lock")
+    with contextlib.suppress(filelock.Timeout):
+        lock.acquire(timeout=0)
+    if not lock.is_locked:
+        log(f"{name}: waiting for another process that builds it")
+        lock.acquire()
+    try:
         corpus = _open(folder, log)  # another process may have built it meanwhile
         if corpus is not None:
             return corpus
@@ -125,6 +136,8 @@ def build_once(
             building.rename(folder)
         finally:
             shutil.rmtree(building, ignore_errors=True)
+    finally:
+        lock.release()
     return Corpus(folder, manifest)
 
 

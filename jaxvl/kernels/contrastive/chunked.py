@@ -54,15 +54,25 @@ class Chunked:
 
         return self._grid(tile, join, empty, empty, x, y, rows, cols, form)
 
-    def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form) -> tuple[jax.Array, jax.Array]:
-        """`G y` `[M, D]` and `G^T x` `[N, D]` in the accumulation dtype; see `tiles.softmax_gradient` for `rows`, `cols`."""
+    def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype):
+        """`((dx, dscale), dy)`: gradients `[M, D]`, `[N, D]` in dtype `out`, and each row's part of that of the scale, `[M]`.
+
+        See `tiles.softmax_gradient` for `rows`, `cols`.
+        """
 
         def tile(x, y, rows, cols, form):
             rows, cols = tiles.as_rows(rows), tiles.as_cols(cols)
             grad = tiles.softmax_gradient(matmul(x, y, (1, 1)), scale, rows, cols, form).astype(x.dtype)
             return matmul(grad, y, (1, 0)), matmul(grad, x, (0, 0))
 
-        return self._gradients(tile, x, y, rows, cols, form)
+        def zeros(n):
+            return tiles.full((n, x.shape[1]), 0.0, x)
+
+        def finish(x, ax):
+            return (scale * ax).astype(out), jnp.sum(x.astype(ax.dtype) * ax, 1)
+
+        row, ay = self._grid(tile, _add, zeros, zeros, x, y, rows, cols, form, finish)
+        return row, (scale * ay).astype(out)
 
     def sigmoid_forward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> jax.Array:
         """Sum over the columns of each row's pair losses, `[M]`."""
@@ -73,8 +83,8 @@ class Chunked:
 
         return self._grid(tile, _add, lambda m: tiles.full(m, 0.0, x), lambda n: (), x, y, rows, cols, form)[0]
 
-    def sigmoid_backward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`G y`, `G^T x` and the row sums of G `[M]`."""
+    def sigmoid_backward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype):
+        """`((dx, dscale, dbias), dy)`, as `softmax_backward`."""
 
         def tile(x, y, rows, cols, form):
             logits = scale * matmul(x, y, (1, 1)) + bias
@@ -82,24 +92,27 @@ class Chunked:
             low = grad.astype(x.dtype)
             return (matmul(low, y, (1, 0)), grad.sum(1)), matmul(low, x, (0, 0))
 
-        (ax, sums), ay = self._gradients(tile, x, y, rows, cols, form, sums=True)
-        return ax, ay, sums
-
-    def _gradients(self, tile, x, y, rows, cols, form, sums=False):
         def zeros(n):
             return tiles.full((n, x.shape[1]), 0.0, x)
 
-        def zeros_and_sums(m):
-            return zeros(m), tiles.full(m, 0.0, x)
+        def finish(x, state):
+            ax, sums = state
+            return (scale * ax).astype(out), jnp.sum(x.astype(ax.dtype) * ax, 1), sums
 
-        return self._grid(tile, _add, zeros_and_sums if sums else zeros, zeros, x, y, rows, cols, form)
+        row, ay = self._grid(tile, _add, lambda m: (zeros(m), tiles.full(m, 0.0, x)), zeros, x, y, rows, cols, form, finish)
+        return row, (scale * ay).astype(out)
 
-    def _grid(self, tile, join, row_init, col_init, x, y, rows, cols, form: Form) -> tuple[Any, Any]:
-        """`tile(x, y, rows, cols, form) -> (row result, column result)` over the grid, joined along rows and columns."""
+    def _grid(self, tile, join, row_init, col_init, x, y, rows, cols, form: Form, finish=None) -> tuple[Any, Any]:
+        """`tile(x, y, rows, cols, form) -> (row result, column result)` over the grid, joined along rows and columns.
+
+        `finish(x, row result)` is applied to each row block once it is complete.
+        """
+        finish = finish or (lambda x, row: row)
         (m, n), (bm, bn) = (x.shape[0], y.shape[0]), (_even(x.shape[0], self.rows), _even(y.shape[0], self.cols))
         ni, nj = -(-m // bm), -(-n // bn)
         if ni == nj == 1:
-            return tile(x, y, rows, cols, form)
+            row, col = tile(x, y, rows, cols, form)
+            return finish(x, row), col
         dense = rows["keep"] if form.dense else None
         rows = {k: v for k, v in rows.items() if k != "keep"}
         if (pad := (ni * bm - m, nj * bn - n)) != (0, 0):
@@ -120,7 +133,7 @@ class Chunked:
                 return join(row_state, row), join(state_j, col)
 
             row_state, col_state = lax.scan(col_step, row_init(bm), (y, cols, col_state, dense_i))
-            return col_state, row_state
+            return col_state, finish(x_i, row_state)
 
         col_state, row_state = lax.scan(row_step, col_start, (x, rows, dense))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,11 @@ class Blocks(Protocol):
 
     def softmax_forward(self, x, y, scale, rows: Side, cols: Side, form: Form) -> tuple[Stats, Stats]: ...
 
-    def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form) -> tuple[jax.Array, jax.Array]: ...
+    def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype) -> tuple[Any, jax.Array]: ...
 
     def sigmoid_forward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> jax.Array: ...
 
-    def sigmoid_backward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> tuple[jax.Array, jax.Array, jax.Array]: ...
+    def sigmoid_backward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype) -> tuple[Any, jax.Array]: ...
 
 
 class Exchange(Protocol):
@@ -44,7 +44,12 @@ class Exchange(Protocol):
 
     `block(x, y, rows, cols) -> (row result, column result)`; results are joined by `join`, and every device ends with
     those of its own rows and columns.
+
+    Attributes:
+      partial: whether results are joined, and so must come in the accumulation dtype.
     """
+
+    partial: bool
 
     def pairs(self, block: Callable, join: Callable, x, y, rows: Side, cols: Side) -> tuple[Any, Any]: ...
 
@@ -56,6 +61,8 @@ class Exchange(Protocol):
 @dataclasses.dataclass(frozen=True)
 class Local:
     """All rows and columns are here."""
+
+    partial: ClassVar[bool] = False
 
     def pairs(self, block, join, x, y, rows, cols):
         del join
@@ -145,20 +152,15 @@ def _cotangents(saved: Stats, side: Side, g: jax.Array, form: Form, soft_weight:
 
 def _softmax_bwd(blocks, exchange, form, saved, g):
     x, y, scale, rows, cols, row, col = saved
+    out = tiles.accumulator(x.dtype) if exchange.partial else x.dtype
 
     def block(x, y, rows, cols):
-        return blocks.softmax_backward(x, y, scale, rows, cols, form)
+        return blocks.softmax_backward(x, y, scale, rows, cols, form, out)
 
     rows = _cotangents(row, rows, g[0], form, form.soft_weights[0])
     cols = _cotangents(col, cols, g[1], form, form.soft_weights[1])
-    ax, ay = exchange.pairs(block, _add, x, y, rows, cols)
-    return *_input_gradients(x, y, scale, ax, ay), None, None
-
-
-def _input_gradients(x, y, scale, ax, ay):
-    """Gradients of x, y and scale from `G y` and `G^T x`: d scale = sum_ij G_ij c_ij = sum_i x_i . (G y)_i."""
-    dscale = jnp.sum(x.astype(ax.dtype) * ax)
-    return (scale * ax).astype(x.dtype), (scale * ay).astype(y.dtype), dscale.astype(scale.dtype)
+    (dx, dscale), dy = exchange.pairs(block, _add, x, y, rows, cols)
+    return dx.astype(x.dtype), dy.astype(y.dtype), jnp.sum(dscale).astype(scale.dtype), None, None
 
 
 softmax_losses.defvjp(_softmax_fwd, _softmax_bwd)
@@ -184,14 +186,14 @@ def _sigmoid_fwd(blocks, exchange, form, x, y, scale, bias, rows, cols):
 
 def _sigmoid_bwd(blocks, exchange, form, saved, g):
     x, y, scale, bias, rows, cols = saved
+    out = tiles.accumulator(x.dtype) if exchange.partial else x.dtype
 
     def block(x, y, rows, cols):
-        ax, ay, sums = blocks.sigmoid_backward(x, y, scale, bias, rows, cols, form)
-        return (ax, sums), ay
+        return blocks.sigmoid_backward(x, y, scale, bias, rows, cols, form, out)
 
-    (ax, sums), ay = exchange.pairs(block, _add, x, y, dict(rows, g=g), cols)
-    dx, dy, dscale = _input_gradients(x, y, scale, ax, ay)
-    return dx, dy, dscale, jnp.sum(sums).astype(bias.dtype), None, None
+    (dx, dscale, dbias), dy = exchange.pairs(block, _add, x, y, dict(rows, g=g), cols)
+    sums = jnp.sum(dscale).astype(scale.dtype), jnp.sum(dbias).astype(bias.dtype)
+    return dx.astype(x.dtype), dy.astype(y.dtype), *sums, None, None
 
 
 sigmoid_losses.defvjp(_sigmoid_fwd, _sigmoid_bwd)

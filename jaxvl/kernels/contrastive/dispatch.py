@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxvl.kernels.contrastive.chunked import Chunked
 from jaxvl.kernels.contrastive.core import Blocks
+from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu, chip_of
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side
 
@@ -40,18 +41,42 @@ class Plan:
         return how + "".join(f"; skipped {name}: {why}" for name, why in self.skipped.items())
 
 
-def _chunked(shape, dtype, kind, form) -> Blocks:
-    del shape, dtype, kind, form
+def device() -> tuple[str, str]:
+    """Platform ("cpu", "gpu", "tpu") and device kind of the mesh set by `jax.set_mesh`, else of the default devices.
+
+    The mesh may be of a topology that is only compiled for, with no such device here.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    kind = str(getattr(mesh, "device_kind", None) or "")
+    platform = str(getattr(mesh, "platform", None) or "")
+    if not platform and not kind:
+        first = jax.devices()[0]
+        platform, kind = first.platform, first.device_kind
+    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform or ("tpu" if "TPU" in kind else "cpu")), kind
+
+
+def _chunked(shape, dtype, kind, form, named) -> Blocks:
+    del shape, dtype, kind, form, named
     return Chunked()
 
 
-def _reference(shape, dtype, kind, form) -> None:
-    del shape, dtype, kind, form
+def _reference(shape, dtype, kind, form, named) -> None:
+    del shape, dtype, kind, form, named
 
 
-# Name -> `(local shape (M, N, D), dtype, kind, form) -> blocks`, which raises ValueError with the reason it cannot.
-IMPLEMENTATIONS = {"chunked": _chunked, "reference": _reference}
-ORDER = ("chunked",)
+def _pallas_tpu(shape, dtype, kind, form, named) -> Blocks:
+    platform, device_kind = device()
+    if platform != "tpu" and not named:
+        raise ValueError(f"this is a {platform}")
+    blocks = PallasTpu.fitting(shape, dtype, chip_of(device_kind))
+    blocks.check(shape, dtype, kind, form)
+    return blocks
+
+
+# Name -> `(local shape (M, N, D), dtype, kind, form, whether it was named) -> blocks`; raises ValueError with the reason
+# it cannot. A named one is not refused for the platform: it may be compiled for another, or run by an interpreter.
+IMPLEMENTATIONS = {"pallas_tpu": _pallas_tpu, "chunked": _chunked, "reference": _reference}
+ORDER = ("pallas_tpu", "chunked")
 
 
 def choose(
@@ -76,7 +101,7 @@ def choose(
     for name in ORDER if implementation is None else (implementation,):
         try:
             if blocks is None:
-                return Plan(name, how, IMPLEMENTATIONS[name](shape, dtype, kind, form), skipped)
+                return Plan(name, how, IMPLEMENTATIONS[name](shape, dtype, kind, form, implementation is not None), skipped)
             blocks.check(shape, dtype, kind, form)
             return Plan(name, how, blocks, skipped)
         except ValueError as reason:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,7 @@ class Gather:
     """
 
     axes: tuple[str, ...]
+    partial: ClassVar[bool] = True
 
     def pairs(self, block: Callable, join: Callable, x, y, rows: Side, cols: Side) -> tuple[Any, Any]:
         n = axis_size(self.axes)
@@ -80,6 +81,7 @@ class Ring:
     """
 
     axes: tuple[str, ...]
+    partial: ClassVar[bool] = True
 
     def pairs(self, block: Callable, join: Callable, x, y, rows: Side, cols: Side) -> tuple[Any, Any]:
         n = axis_size(self.axes)

@@ -60,12 +60,12 @@ def positives(rows: Side, cols: Side, form: Form) -> tuple[jax.Array, jax.Array]
     """Raw hard targets W `[m, n]` and where they stand (bool)."""
     equal = rows["label"] == cols["label"]
     if form.valid:
-        equal = equal & (rows["ok"] > 0) & (cols["ok"] > 0)
+        equal = equal & (rows["ok"] * cols["ok"] > 0)
     w = jnp.where(equal, rows["a"], 0.0)
     if form.second:
         also = rows["label2"] == cols["label"]
         if form.valid:
-            also = also & (rows["ok"] > 0) & (cols["ok"] > 0)
+            also = also & (rows["ok"] * cols["ok"] > 0)
         w, equal = w + jnp.where(also, rows["a2"], 0.0), equal | also
     return w, equal
 
@@ -81,7 +81,7 @@ def competing(rows: Side, cols: Side, form: Form, positive: jax.Array) -> jax.Ar
         stays = positive | rows["keep"]
         keep = stays if keep is None else keep & stays
     if form.valid:
-        both = (rows["ok"] > 0) & (cols["ok"] > 0)
+        both = rows["ok"] * cols["ok"] > 0
         keep = both if keep is None else keep & both
     return keep
 
