@@ -20,7 +20,7 @@ def get_config(arg=""):
     c.model = dict(
         name="align",
         image=dict(name="efficientnet", variant="pico", stem_stride=1, stem_patch=4, norm_momentum=0.95, drop_connect=0.0),
-        text=dict(name="bert", variant="tiny", width=64, dropout=0.0, attention_dropout=0.0, scan=False),
+        text=dict(name="bert", variant="tiny", depth=1, dropout=0.0, attention_dropout=0.0, scan=False),
         embed_dim=192,
         init_temperature=0.1,
     )
@@ -30,14 +30,11 @@ def get_config(arg=""):
         rotate=12.0, zoom=(0.7, 1.25), stretch=0.25, shear=0.12, shift=0.06, hue=20.0, saturation=(0.3, 1.6), grayscale=0.12, contrast=0.25,
         brightness=0.12, tint=0.05, posterise=0.25, outline=0.5, line_drawing=0.1, invert=0.03, background=0.5,
     )  # fmt: skip
-    captions = dict(name=0.7, keyword=0.15, foreign=0.15, foreign_locales=("de", "es", "fr", "it", "pt"))
-    objectives = dict(align=dict(label_smoothing=0.1, duplicates="positive"))
-    data = dict(corpus=corpus, split=f"train_{arg.split}", batch=256, text_length=12, captions=captions, augment=augment)
-    # Most of the run at a third of the cost, the last part at the size of the evaluation.
-    c.tasks = dict(small=dict(data=dict(image_size=32, **data), objectives=objectives), full=dict(data=dict(image_size=48, **data), objectives=objectives))
-    c.schedule = dict(name="stages", shares=(("small", 0.7), ("full", 0.3)))
-    c.steps = 9000 if arg.long else 2100
-    c.optim = dict(name="muon", lr=2e-3, warmup=100, schedule="cosine", b1=0.95, b2=0.98, weight_decay=0.05, ema=0.998 if arg.long else 0.995)
+    captions = dict(name=0.85, keyword=0.15)
+    data = dict(corpus=corpus, split=f"train_{arg.split}", batch=256, image_size=48, text_length=12, captions=captions, augment=augment)
+    c.tasks = dict(pairs=dict(data=data, objectives=dict(align=dict(label_smoothing=0.1, duplicates="positive"))))
+    c.steps = 3600 if arg.long else 1100
+    c.optim = dict(name="muon", lr=1.2e-2, warmup=60, schedule="cosine", final_lr=0.01, b1=0.95, b2=0.98, weight_decay=0.05, ema=0.99)
     every = c.steps // 4
     c.evals = dict(
         unseen_style=dict(name="zero_shot", corpus=corpus, split="test_a", every=every),

@@ -1,6 +1,6 @@
 """ALIGN on the generated corpus: no download, a few minutes on two cores.
 
-    launch/local.sh configs/align_shapes.py
+launch/local.sh configs/align_shapes.py
 """
 
 import ml_collections

@@ -92,7 +92,8 @@ class Task:
                 missing = [k for k in needed if k not in given]
                 if missing:
                     raise ConfigError(
-                        f"tasks.{self.name}.objectives.{key}", f"needs the {kind} {missing[0]!r}, which is not there (there are: {', '.join(sorted(given))})"
+                        f"tasks.{self.name}.objectives.{key}",
+                        f"needs the {kind} {missing[0]!r}, which is not there (there are: {', '.join(sorted(given))})",
                     )
 
     def prepare(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:

@@ -1,7 +1,11 @@
 """Every test sees 8 simulated CPU devices; that has to be said before jax is imported."""
 
 import os
+import pathlib
+import tempfile
 
+# Corpora and vocabularies that tests make go to a folder of their own, kept between runs.
+os.environ.setdefault("JAXVL_CACHE", str(pathlib.Path(tempfile.gettempdir()) / "jaxvl-tests"))
 os.environ["JAX_PLATFORMS"] = "cpu"
 flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in f]
 os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_force_host_platform_device_count=8"])

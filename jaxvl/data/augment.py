@@ -22,8 +22,19 @@ import jax.numpy as jnp
 
 from jaxvl.config import check
 
-
-PROBABILITIES = ("flip", "grayscale", "permute", "blur", "sharpen", "posterise", "outline", "line_drawing", "invert", "cutout", "background")
+PROBABILITIES = (
+    "flip",
+    "grayscale",
+    "permute",
+    "blur",
+    "sharpen",
+    "posterise",
+    "outline",
+    "line_drawing",
+    "invert",
+    "cutout",
+    "background",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +98,11 @@ class Augment:
             check(getattr(self, name) >= 0, name, f"{getattr(self, name)!r} must be >= 0")
         for name in ("zoom", "saturation"):
             low, high = getattr(self, name)
-            check(0 < low <= high or (name == "saturation" and 0 <= low <= high), name, f"({low!r}, {high!r}) must be a smallest and a largest factor")
+            check(
+                0 < low <= high or (name == "saturation" and 0 <= low <= high),
+                name,
+                f"({low!r}, {high!r}) must be a smallest and a largest factor",
+            )
         low, high = self.blur_sigma
         check(0 < low <= high <= 8, "blur_sigma", f"({low!r}, {high!r}) must be a smallest and a largest one in (0, 8] pixels")
         low, high = self.cutout_side

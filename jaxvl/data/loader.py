@@ -80,7 +80,11 @@ class DataConfig:
         check(self.text_length >= 3, "text_length", f"{self.text_length!r} must be >= 3 tokens")
         check(self.cache_mb >= 0, "cache_mb", f"{self.cache_mb!r} must be >= 0 MB")
         check(0 < self.crop[0] <= self.crop[1] <= 1, "crop", f"{self.crop!r} must be a smallest and a largest share in (0, 1]")
-        check(0 < self.crop_ratio[0] <= self.crop_ratio[1], "crop_ratio", f"{self.crop_ratio!r} must be a smallest and a largest width / height")
+        check(
+            0 < self.crop_ratio[0] <= self.crop_ratio[1],
+            "crop_ratio",
+            f"{self.crop_ratio!r} must be a smallest and a largest width / height",
+        )
         check(0 <= self.error_budget <= 1, "error_budget", f"{self.error_budget!r} is a share; must be in [0, 1]")
 
 
@@ -201,7 +205,11 @@ class Feed(Iterator):
     """
 
     def __init__(self, config: DataConfig, corpus: Any, tokenizer: Tokenizer, *, seed: int, mesh: Mesh, start: int = 0):
-        check(config.split in corpus.splits, "data.split", f"{config.split!r} is not a split of the corpus (splits: {', '.join(corpus.splits)})")
+        check(
+            config.split in corpus.splits,
+            "data.split",
+            f"{config.split!r} is not a split of the corpus (splits: {', '.join(corpus.splits)})",
+        )
         self.rows, self.position, self.waited = config.batch, start, 0.0
         self._sharding = batch_sharding(mesh)
         shape = (config.batch,)

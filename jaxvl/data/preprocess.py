@@ -38,7 +38,7 @@ class Preprocess:
     def __post_init__(self):
         check(self.image_size >= 1, "image_size", f"{self.image_size!r} must be >= 1 pixel")
         check(min(self.std) > 0, "std", f"{self.std!r} must be > 0")
-        check(0 <= min(self.background) and max(self.background) <= 1, "background", f"{self.background!r} must be in [0, 1]")
+        check(min(self.background) >= 0 and max(self.background) <= 1, "background", f"{self.background!r} must be in [0, 1]")
 
     def normalise(self, image: jax.Array) -> jax.Array:
         """float32 [..., 3] in 0..1 -> float32 [..., 3] as models see it."""

@@ -77,9 +77,13 @@ class RecordSource(Sequence):
             self._file = ArrayRecordDataSource(str(path))
             size = len(self._file)
         except Exception as error:
-            raise DataError(f"{path}: not a readable ArrayRecord file ({type(error).__name__}: {error}); delete its folder to have it built anew") from None
+            raise DataError(
+                f"{path}: not a readable ArrayRecord file ({type(error).__name__}: {error}); delete its folder to have it built anew"
+            ) from None
         if len(self.index) and self.index.max() >= size:
-            raise DataError(f"{path}: holds {size} records, but record {self.index.max()} is asked for; delete its folder to have it built anew")
+            raise DataError(
+                f"{path}: holds {size} records, but record {self.index.max()} is asked for; delete its folder to have it built anew"
+            )
 
     def __len__(self) -> int:
         return len(self.index)

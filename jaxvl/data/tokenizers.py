@@ -46,7 +46,11 @@ class TokenizerConfig:
 
     def __post_init__(self):
         if self.kind == "unigram":
-            check(self.path is None, "path", f"{self.path!r}: a unigram vocabulary is trained, not read; choose kind wordpiece or sentencepiece")
+            check(
+                self.path is None,
+                "path",
+                f"{self.path!r}: a unigram vocabulary is trained, not read; choose kind wordpiece or sentencepiece",
+            )
             check(self.vocab_size >= 16, "vocab_size", f"{self.vocab_size!r} must be >= 16")
         else:
             check(self.path is not None, "path", f"is required for kind {self.kind!r}")
@@ -154,7 +158,8 @@ def train_unigram(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -> 
         )  # fmt: skip
     except RuntimeError as error:
         raise ConfigError(
-            "tokenizer.vocab_size", f"{vocab_size!r} is too small for {len(texts)} texts with about {characters} distinct characters ({error})"
+            "tokenizer.vocab_size",
+            f"{vocab_size!r} is too small for {len(texts)} texts with about {characters} distinct characters ({error})",
         ) from None
     return out.getvalue()
 

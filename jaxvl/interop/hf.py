@@ -183,8 +183,9 @@ def _map_pooler(ours: str, theirs: str, sizes: Sizes) -> Iterator[tuple[str, Sou
     # torch's MultiheadAttention keeps query, key and value as thirds of one matrix.
     for i, part in enumerate(("query", "key", "value")):
         rows = slice(i * width, (i + 1) * width)
-        yield f"{ours}/attention/{part}/kernel", Source(
-            f"{theirs}.attention.in_proj_weight", lambda x, rows=rows: x[rows].T.reshape(width, heads, -1)
+        yield (
+            f"{ours}/attention/{part}/kernel",
+            Source(f"{theirs}.attention.in_proj_weight", lambda x, rows=rows: x[rows].T.reshape(width, heads, -1)),
         )
         yield f"{ours}/attention/{part}/bias", Source(f"{theirs}.attention.in_proj_bias", lambda x, rows=rows: x[rows].reshape(heads, -1))
     yield f"{ours}/attention/out/kernel", Source(f"{theirs}.attention.out_proj.weight", lambda x: x.T.reshape(heads, -1, width))

@@ -39,10 +39,18 @@ class AlignConfig:
     lock: Side = "none"
 
     def __post_init__(self):
-        check(self.embed_dim is None or self.embed_dim >= 1, "embed_dim", f"{self.embed_dim!r} must be >= 1, or None for the image encoder's width")
+        check(
+            self.embed_dim is None or self.embed_dim >= 1,
+            "embed_dim",
+            f"{self.embed_dim!r} must be >= 1, or None for the image encoder's width",
+        )
         check(self.init_temperature > 0, "init_temperature", f"{self.init_temperature!r} must be > 0")
         most = self.max_scale
-        check(most is None or most * self.init_temperature >= 1, "max_scale", f"{most!r} is below 1 / init_temperature = {1 / self.init_temperature:g}")
+        check(
+            most is None or most * self.init_temperature >= 1,
+            "max_scale",
+            f"{most!r} is below 1 / init_temperature = {1 / self.init_temperature:g}",
+        )
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where an encoder cannot take such inputs."""

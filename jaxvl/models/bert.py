@@ -87,7 +87,11 @@ class BertConfig:
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where texts are longer than the position table."""
-        check(inputs.text_length <= self.positions, "positions", f"{self.positions} rows are fewer than the text length of {inputs.text_length}")
+        check(
+            inputs.text_length <= self.positions,
+            "positions",
+            f"{self.positions} rows are fewer than the text length of {inputs.text_length}",
+        )
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Bert:
         return Bert(self, inputs, rngs=rngs, dtype=dtype)

@@ -45,9 +45,17 @@ class DualEncoderConfig:
     lock: Side = "none"
 
     def __post_init__(self):
-        check(self.embed_dim is None or self.embed_dim >= 1, "embed_dim", f"{self.embed_dim!r} must be >= 1, or None for the image encoder's width")
+        check(
+            self.embed_dim is None or self.embed_dim >= 1,
+            "embed_dim",
+            f"{self.embed_dim!r} must be >= 1, or None for the image encoder's width",
+        )
         check(self.init_scale > 0, "init_scale", f"{self.init_scale!r} must be > 0")
-        check(self.max_scale is None or self.max_scale >= self.init_scale, "max_scale", f"{self.max_scale!r} is below init_scale = {self.init_scale:g}")
+        check(
+            self.max_scale is None or self.max_scale >= self.init_scale,
+            "max_scale",
+            f"{self.max_scale!r} is below init_scale = {self.init_scale:g}",
+        )
         for side, projected in (("image", self.projections == "both"), ("text", self.projections != "none")):
             width = getattr(self, side).features
             check(projected or width == self._width, "projections",

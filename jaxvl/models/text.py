@@ -80,7 +80,9 @@ class TextTransformerConfig:
         """Raises ConfigError where texts are longer than the position table, or have no EOS to pool."""
         rows, length = self.positions, inputs.text_length
         check(rows is None or length <= rows, "positions", f"{rows!r} rows are fewer than the text length of {length}")
-        check(self.pool != "eos" or inputs.eos_id is not None, "pool", "'eos' needs a tokenizer with an EOS token; use last, cls, mean or map")
+        check(
+            self.pool != "eos" or inputs.eos_id is not None, "pool", "'eos' needs a tokenizer with an EOS token; use last, cls, mean or map"
+        )
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TextTransformer:
         return TextTransformer(self, inputs, rngs=rngs, dtype=dtype)

@@ -1,9 +1,9 @@
 """The device mesh: axes `data, fsdp, tensor, expert`; `data` x `fsdp` shard the batch.
 
-    devices 0..7, data=2, fsdp=4:      fsdp ->
-                                data   0 1 2 3     batch rows 0-1 | 2-3 | 4-5 | 6-7      of a batch of 16
-                                  |    4 5 6 7                8-9 | ...
-                                  v                parameters: split in 4 along a row, the two rows hold copies
+devices 0..7, data=2, fsdp=4:      fsdp ->
+                            data   0 1 2 3     batch rows 0-1 | 2-3 | 4-5 | 6-7      of a batch of 16
+                              |    4 5 6 7                8-9 | ...
+                              v                parameters: split in 4 along a row, the two rows hold copies
 """
 
 from __future__ import annotations

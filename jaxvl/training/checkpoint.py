@@ -52,6 +52,7 @@ class Checkpoints:
     def __init__(self, folder: str | pathlib.Path, config: CheckpointConfig = CheckpointConfig(), *, read_only: bool = False):
         self.folder, self.config = pathlib.Path(folder).absolute(), config
         self.failures = 0
+        self._lost = False  # whether the last save could not even be started
         policies = [LatestN(config.keep)]
         if config.best_metric and config.keep_best:
             policies.append(BestN(get_metric_fn=self._score, n=config.keep_best, keep_checkpoints_without_metrics=False))
@@ -89,15 +90,20 @@ class Checkpoints:
         Returns:
           Whether the write was started.
         """
+        self._lost = False
         try:
             self._settle()
             if step in self._manager.all_steps():
                 return True
-            items = ocp.args.Composite(state=ocp.args.StandardSave(state), frame=ocp.args.JsonSave(frame))
-            return self._manager.save(step, args=items, metrics=metrics or None, force=True)
+            return self._write(step, state, frame, metrics)
         except Exception as error:  # whatever storage raises, losing a checkpoint must not lose the run
             self._failed(step, error)
+            self._lost = True
             return False
+
+    def _write(self, step: int, state: Any, frame: dict[str, Any], metrics: dict[str, float] | None) -> bool:
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), frame=ocp.args.JsonSave(frame))
+        return self._manager.save(step, args=items, metrics=metrics or None, force=True)
 
     def _settle(self) -> None:
         try:
@@ -110,7 +116,13 @@ class Checkpoints:
         self.failures += 1
         what = "the previous checkpoint" if step is None else f"checkpoint {step}"
         good = self.steps
-        logging.error("%s could not be written: %s: %s. Last good: %s. Training goes on.", what, type(error).__name__, error, good[-1] if good else "none")
+        logging.error(
+            "%s could not be written: %s: %s. Last good: %s. Training goes on.",
+            what,
+            type(error).__name__,
+            error,
+            good[-1] if good else "none",
+        )
 
     def finish(self) -> None:
         """Waits for the last write.
@@ -120,13 +132,17 @@ class Checkpoints:
         """
         before = self.failures
         self._settle()
-        if self.failures > before:
-            raise CheckpointError(f"{self.folder}: the last checkpoint could not be written (see above); last good: {self.steps[-1:] or 'none'}")
+        if self.failures > before or self._lost:
+            raise CheckpointError(
+                f"{self.folder}: the last checkpoint could not be written (see above); last good: {self.steps[-1:] or 'none'}"
+            )
 
     def close(self) -> None:
         self._manager.close()
 
-    def restore(self, abstract: Any, step: int | None = None, refuse: Callable[[dict[str, Any]], None] | None = None) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore(
+        self, abstract: Any, step: int | None = None, refuse: Callable[[dict[str, Any]], None] | None = None
+    ) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest readable checkpoint, or that of `step`.
 
         Args:

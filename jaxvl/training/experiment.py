@@ -1,6 +1,6 @@
 """The root of a config, and the command line that fills it.
 
-    python -m jaxvl.train --config=configs/align_emoji.py:long --config.optim.lr=1e-3 --workdir=runs/long
+python -m jaxvl.train --config=configs/align_emoji.py:long --config.optim.lr=1e-3 --workdir=runs/long
 """
 
 from __future__ import annotations
@@ -82,7 +82,11 @@ class Experiment:
         best = self.checkpoint.best_metric
         if best is not None:
             evaluator = best.lstrip("-").split("/")[0]
-            check(evaluator in self.evals, "checkpoint.best_metric", f"{best!r}: no evaluator {evaluator!r}{nearest(evaluator, list(self.evals))} (evals: {', '.join(self.evals)})")
+            check(
+                evaluator in self.evals,
+                "checkpoint.best_metric",
+                f"{best!r}: no evaluator {evaluator!r}{nearest(evaluator, list(self.evals))} (evals: {', '.join(self.evals)})",
+            )
 
     def inputs(self, vocab_size: int, pad_id: int, eos_id: int | None) -> InputSpec:
         """The largest inputs that any task or evaluator gives the model."""
@@ -98,7 +102,8 @@ class Experiment:
                 up = -(-rows // shards) * shards * task.microbatches
                 what = f"{task.data.batch}" + (f" in {task.microbatches} microbatches" if task.microbatches > 1 else "")
                 raise ConfigError(
-                    f"tasks.{name}.data.batch", f"{what} does not divide over the {shards} batch shards of the mesh (data x fsdp); the nearest that does: {up}"
+                    f"tasks.{name}.data.batch",
+                    f"{what} does not divide over the {shards} batch shards of the mesh (data x fsdp); the nearest that does: {up}",
                 )
 
 
@@ -144,5 +149,8 @@ def parse_command(argv: Sequence[str], options: dict[str, str | None]) -> Comman
         elif name in options:
             values[name] = value
         else:
-            raise ConfigError(f"--{name}", f"unknown option{nearest(name, ['config', *options])} (options: --config, {', '.join('--' + o for o in options)})")
+            raise ConfigError(
+                f"--{name}",
+                f"unknown option{nearest(name, ['config', *options])} (options: --config, {', '.join('--' + o for o in options)})",
+            )
     return Command(config, assignments, values)

@@ -60,7 +60,11 @@ class Meter:
             "data_wait": min((self._wait() - self._waited) / seconds, 1.0),
         }
         records = [
-            Record(step, task, {**{k: float(v) for k, v in scalars.items()}, **shared, "skipped_records": float(sum(self._feeds[task].skipped.values()))})
+            Record(
+                step,
+                task,
+                {**{k: float(v) for k, v in scalars.items()}, **shared, "skipped_records": float(sum(self._feeds[task].skipped.values()))},
+            )
             for task, (step, scalars) in values.items()
         ]
         self.pause()

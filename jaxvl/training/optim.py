@@ -141,7 +141,9 @@ def _rule(config: OptimConfig, axes: Mapping[str, tuple[str, ...]]) -> optax.Gra
     if config.name == "adafactor":
         decay = lambda step, _: config.b2 * jnp.ones_like(jnp.float32(step))  # noqa: E731
         return optax.chain(
-            optax.scale_by_factored_rms(decay_rate_fn=decay), optax.clip_by_block_rms(1.0), optax.ema(config.b1, debias=False, accumulator_dtype=mu_dtype)
+            optax.scale_by_factored_rms(decay_rate_fn=decay),
+            optax.clip_by_block_rms(1.0),
+            optax.ema(config.b1, debias=False, accumulator_dtype=mu_dtype),
         )
     numbers = {p: _matrix(p, a) for p, a in axes.items()}
     muon = optax.contrib.muon(

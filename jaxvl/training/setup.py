@@ -105,10 +105,7 @@ def setup(experiment: Experiment, workdir: pathlib.Path, writer: Writer) -> Run:
     model = build_model(experiment, tokenizer)
     jax.set_mesh(mesh)
 
-    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
-    fresh = functools.partial(init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=experiment.optim.ema is not None)
-    shapes = jax.eval_shape(fresh)
-    shardings = state_shardings(model, shapes, mesh)
+    fresh, shapes, shardings = fresh_state(experiment, model, mesh)
     abstract = abstract_state(shapes, shardings)
     checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
     frame = {"tokenizer": tokenizer.to_json(), "preprocess": preprocess.to_json(), "config": to_dict(experiment)}
@@ -121,10 +118,12 @@ def setup(experiment: Experiment, workdir: pathlib.Path, writer: Writer) -> Run:
         writer.say(f"resuming from step {start} of {workdir}")
 
     feeds = {
-        name: Feed(task.config.data, corpora[task.config.data.corpus], tokenizer, seed=experiment.seed, mesh=mesh, start=positions.get(name, 0))
+        name: Feed(
+            task.config.data, corpora[task.config.data.corpus], tokenizer, seed=experiment.seed, mesh=mesh, start=positions.get(name, 0)
+        )
         for name, task in tasks.items()
     }
-    steps = compile_all(experiment, tasks, model, tx, trained, abstract, feeds, shardings, mesh, writer)
+    steps = compile_all(experiment, tasks, model, abstract, feeds, shardings, mesh, writer)
     return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps,
                experiment.schedule.build(list(tasks), experiment.steps), steps, feeds, checkpoints,
                make_encoders(experiment, model, tokenizer, mesh), writer)  # fmt: skip
@@ -153,6 +152,15 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer) -> Functional:
         raise error.under("model") from None
 
 
+def fresh_state(experiment: Experiment, model: Functional, mesh: Mesh) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
+    """A function that makes the first state, the state's shapes, and its shardings on `mesh`."""
+    tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
+    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
+    fresh = functools.partial(init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=experiment.optim.ema is not None)
+    shapes = jax.eval_shape(fresh)
+    return fresh, shapes, state_shardings(model, shapes, mesh)
+
+
 def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenizer, mesh: Mesh, weights: Any = None) -> Encoders:
     """`Encoders` over the model's `encode_image` and `encode_text`; `weights` = (params, rest)."""
 
@@ -166,9 +174,10 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
     return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh)
 
 
-def compile_all(experiment, tasks, model, tx, trained, abstract, feeds, shardings, mesh, writer) -> dict[str, Step]:
+def compile_all(experiment, tasks, model, abstract, feeds, shardings, mesh, writer) -> dict[str, Step]:
     """One compiled step per task, ahead of the first step, with what the compiler says of each in the log."""
     rate, steps = learning_rate(experiment.optim, experiment.steps), {}
+    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
     for i, (name, task) in enumerate(tasks.items()):
         batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh)) for k, s in feeds[name].shapes.items()}
         inputs = jax.eval_shape(task.prepare, batch, jax.random.key(0))

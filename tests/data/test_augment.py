@@ -104,7 +104,9 @@ def test_plain_is_alpha_compositing():
 def test_bilinear_sampling_is_scipys():
     image = np.random.default_rng(0).random((S, S, 4)).astype(np.float32)
     y, x = np.random.default_rng(1).uniform(-4, S + 3, (2, 40, 30)).astype(np.float32)
-    expected = np.stack([scipy.ndimage.map_coordinates(image[..., c], [y, x], order=1, mode="grid-constant", cval=0.0) for c in range(4)], -1)
+    expected = np.stack(
+        [scipy.ndimage.map_coordinates(image[..., c], [y, x], order=1, mode="grid-constant", cval=0.0) for c in range(4)], -1
+    )
     np.testing.assert_allclose(bilinear(image, y, x), expected, atol=2e-5)
 
 
@@ -139,7 +141,8 @@ def test_rotation_is_scipys_about_the_centre():
         cos, sin = np.cos(angle), np.sin(angle)
         matrix = np.array([[cos, sin], [-sin, cos]])  # (y, x) of the new picture -> (y, x) of the old one
         planes = [
-            scipy.ndimage.affine_transform(row[..., c], matrix, offset=centre - matrix @ centre, order=1, mode="grid-constant") for c in range(4)
+            scipy.ndimage.affine_transform(row[..., c], matrix, offset=centre - matrix @ centre, order=1, mode="grid-constant")
+            for c in range(4)
         ]
         expected = np.stack(planes[:3], -1) + (1 - planes[3][..., None])
         np.testing.assert_allclose(out, np.clip(expected, 0, 1), atol=1e-3)
@@ -187,7 +190,9 @@ def test_hue_turns_the_colour_circle_and_keeps_the_grey_level():
     np.testing.assert_allclose(got.mean(-1), np.mean([150, 110, 110]) / 255, atol=1e-5)
     hues = np.array([colorsys.rgb_to_hsv(*row)[0] for row in got.astype(float)])
     turned = (hues + 0.5) % 1 - 0.5  # signed, in turns; a pure hue keeps its distance from grey under rotation
-    np.testing.assert_allclose(np.linalg.norm(got - got.mean(-1, keepdims=True), axis=-1), np.linalg.norm([80 / 3, -40 / 3, -40 / 3]) / 255, atol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(got - got.mean(-1, keepdims=True), axis=-1), np.linalg.norm([80 / 3, -40 / 3, -40 / 3]) / 255, atol=1e-5
+    )
     kept = np.abs(turned) < 1e-4
     assert 0.4 < kept.mean() < 0.6 and 25 < 360 * turned.std() < 55 and (turned[~kept] > 0).mean() == pytest.approx(0.5, abs=0.15)
 

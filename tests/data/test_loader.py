@@ -219,7 +219,10 @@ def test_the_error_budget_ends_the_run(tmp_path):
     source = Source(N, {i: BAD[3] for i in range(0, N, 2)})
     source.path = "/data/records.array_record"
     b = batches(source, error_budget=0.25, error_minimum=4)
-    with pytest.raises(DataError, match=r"split 'train' of /data/records.array_record: \d+ of \d+ records are bad .record cannot be read: \d+., more than error_budget 0.25"):
+    with pytest.raises(
+        DataError,
+        match=r"split 'train' of /data/records.array_record: \d+ of \d+ records are bad .record cannot be read: \d+., more than error_budget 0.25",
+    ):
         [b[i] for i in range(9)]
     patient = batches(Source(N, {0: BAD[3]}), error_budget=0.25, error_minimum=1)
     for i in range(9):

@@ -14,7 +14,23 @@ import sentencepiece
 from jaxvl.config import ConfigError
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer, train_unigram
 
-WORDS = ["red", "green", "grün", "blue", "circle", "cercle", "star", "Stern", "étoile", "two", "three", "face", "smiling", "grinning", "heart"]
+WORDS = [
+    "red",
+    "green",
+    "grün",
+    "blue",
+    "circle",
+    "cercle",
+    "star",
+    "Stern",
+    "étoile",
+    "two",
+    "three",
+    "face",
+    "smiling",
+    "grinning",
+    "heart",
+]
 TEXTS = [" ".join(random.Random(i).choices(WORDS, k=1 + i % 4)) for i in range(300)]
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "star", "##s", "##ling", "smi", "face", "etoile", ",", "!", "two"]
 SAMPLES = ["red stars, two!", "Étoile smiling face", "a unknownword", "", "red " * 40]
@@ -52,7 +68,11 @@ def test_training_gives_the_same_bytes_in_every_process_and_order(unigram):
     hashes = {hashlib.sha256(unigram.content).hexdigest()}
     for seed in range(2):
         texts = random.Random(seed).sample(TEXTS, len(TEXTS)) + TEXTS[:50]  # another order, and repetitions
-        hashes.add(subprocess.run([sys.executable, "-c", program], input=json.dumps(texts), capture_output=True, text=True, check=True).stdout.strip())
+        hashes.add(
+            subprocess.run(
+                [sys.executable, "-c", program], input=json.dumps(texts), capture_output=True, text=True, check=True
+            ).stdout.strip()
+        )
     assert len(hashes) == 1
 
 

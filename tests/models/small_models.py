@@ -60,4 +60,3 @@ def with_options(node, **changes):
             target = target[parent]
         target[last] = value
     return node
-

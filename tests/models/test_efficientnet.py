@@ -111,7 +111,9 @@ def test_running_statistics_follow_the_batch():
     _, new = jax.jit(lambda p, r, b: model.apply(p, r, b, train=True))(params, rest, batch)
     path = "image/encoder/stem/norm"
     kernel = params["image/encoder/stem/conv/kernel"]
-    y = np.asarray(jax.lax.conv_general_dilated(batch["image"], kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")), np.float64)
+    y = np.asarray(
+        jax.lax.conv_general_dilated(batch["image"], kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")), np.float64
+    )
     np.testing.assert_allclose(new[f"{path}/mean"], 0.01 * y.mean((0, 1, 2)), rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(new[f"{path}/var"], 0.99 + 0.01 * y.var((0, 1, 2)), rtol=1e-5)
     _, kept = jax.jit(model.apply)(params, rest, batch)

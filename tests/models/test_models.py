@@ -170,7 +170,9 @@ def test_padding_changes_nothing(text):
 def test_padding_with_eos():
     """Tokenizers that pad with EOS: only the first one counts."""
     inputs = InputSpec(32, 12, 50, pad_id=1, eos_id=1)
-    model, params, rest = setup(dict(name="dual_encoder", image=SMALL_VIT, text=dict(SMALL_TEXT, pool="mean", positions=12), embed_dim=16), inputs)
+    model, params, rest = setup(
+        dict(name="dual_encoder", image=SMALL_VIT, text=dict(SMALL_TEXT, pool="mean", positions=12), embed_dim=16), inputs
+    )
     short, long = jnp.array([[5, 9, 1]]), jnp.array([[5, 9, 1, 1, 1, 1]])
     encode = lambda t, run=applied(model): np.asarray(run(params, rest, t, method="encode_text")[0])
     np.testing.assert_allclose(encode(long), encode(short), atol=2e-6)

@@ -100,7 +100,9 @@ def test_siglip():
     node["image"].update(OURS)
     node["text"].update(OURS, positions=12)
     tokens = texts(3, 12, 60, pad=1, eos=59)
-    out, ours = outputs_of(randomise(transformers.SiglipModel(config)), node, InputSpec(24, 12, 60, pad_id=1, eos_id=59), images(24), tokens)
+    out, ours = outputs_of(
+        randomise(transformers.SiglipModel(config)), node, InputSpec(24, 12, 60, pad_id=1, eos_id=59), images(24), tokens
+    )
     check_same(out, ours)
     logits = np.exp(ours["log_scale"]) * ours["image"] @ ours["text"].T + ours["logit_bias"]
     np.testing.assert_allclose(logits, out.logits_per_image.numpy(), atol=1e-4)

@@ -17,7 +17,9 @@ def example(b=11, d=6, seed=0):
     rng = np.random.default_rng(seed)
     image, text = rng.normal(size=(2, b, d))
     image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
-    outputs = {k: jnp.asarray(x, jnp.float32) for k, x in (("image", image), ("text", text), ("log_scale", np.log(5.0)), ("logit_bias", -2.0))}
+    outputs = {
+        k: jnp.asarray(x, jnp.float32) for k, x in (("image", image), ("text", text), ("log_scale", np.log(5.0)), ("logit_bias", -2.0))
+    }
     batch = {"id": jnp.asarray(rng.integers(0, 5, b), jnp.int32)}
     return outputs, batch, 5.0 * image @ text.T
 

@@ -132,7 +132,9 @@ def build(folder: pathlib.Path, *, size: int, log: Callable[[str], None], module
 
 def code(text: str) -> str:
     """Code points as `1f469-200d-1f33e`, from the characters or from such a name; without the presentation selector."""
-    points = text.lower().split("-") if re.fullmatch(r"[0-9a-fA-F]+(-[0-9a-fA-F]+)*", text) and len(text) > 1 else [f"{ord(c):x}" for c in text]
+    points = (
+        text.lower().split("-") if re.fullmatch(r"[0-9a-fA-F]+(-[0-9a-fA-F]+)*", text) and len(text) > 1 else [f"{ord(c):x}" for c in text]
+    )
     return "-".join(p for p in points if p != "fe0f")
 
 
@@ -209,7 +211,10 @@ def find_captions(modules: pathlib.Path, known: set[str]) -> dict[str, dict[str,
             for characters, about in _json(file)[part].get("annotations", {}).items():
                 key = code(characters)
                 if key in known and about.get("tts"):
-                    found.setdefault(file.parent.name, {})[key] = [about["tts"][0], [w for w in about.get("default", []) if w != about["tts"][0]]]
+                    found.setdefault(file.parent.name, {})[key] = [
+                        about["tts"][0],
+                        [w for w in about.get("default", []) if w != about["tts"][0]],
+                    ]
     missing = sorted(known - found.get("en", {}).keys())
     if missing:
         raise DataError(f"{len(missing)} emoji have no English name in CLDR, such as {missing[0]}")

@@ -1,11 +1,11 @@
 """A corpus on disk: built once into a cache folder, whole or not at all.
 
-    ~/.cache/jaxvl/NAME/         ($JAXVL_CACHE instead of ~/.cache/jaxvl)
-      records.array_record       all pictures with their captions
-      index.npz                  `label/…` and `split/…`: label of every record, record numbers of every split
-      classes.json               {locale: [name of label 0, …]}
-      ATTRIBUTION.md             whose work it is, and under which licence
-      manifest.json              counts; size and SHA-256 of every file
+~/.cache/jaxvl/NAME/         ($JAXVL_CACHE instead of ~/.cache/jaxvl)
+  records.array_record       all pictures with their captions
+  index.npz                  `label/…` and `split/…`: label of every record, record numbers of every split
+  classes.json               {locale: [name of label 0, …]}
+  ATTRIBUTION.md             whose work it is, and under which licence
+  manifest.json              counts; size and SHA-256 of every file
 """
 
 from __future__ import annotations
@@ -167,11 +167,19 @@ def write_corpus(
     n = write_records(folder / "records.array_record", records)
     if n != len(labels):
         raise ValueError(f"{n} records, {len(labels)} labels")
-    np.savez(folder / "index.npz", labels=np.asarray(labels, np.int32), **{f"split/{k}": np.asarray(v, np.int32) for k, v in splits.items()})
+    np.savez(
+        folder / "index.npz", labels=np.asarray(labels, np.int32), **{f"split/{k}": np.asarray(v, np.int32) for k, v in splits.items()}
+    )
     (folder / "classes.json").write_text(json.dumps(classes, ensure_ascii=False))
     (folder / "ATTRIBUTION.md").write_text(attribution)
     named = sum(name is not None for names in classes.values() for name in names)
-    return {"images": n, "concepts": len(np.unique(labels)), "locales": len(classes), "names": named, **{k: len(v) for k, v in splits.items()}}
+    return {
+        "images": n,
+        "concepts": len(np.unique(labels)),
+        "locales": len(classes),
+        "names": named,
+        **{k: len(v) for k, v in splits.items()},
+    }
 
 
 def _sha256(path: pathlib.Path) -> str:

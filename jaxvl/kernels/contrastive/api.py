@@ -218,7 +218,9 @@ def _over_mesh(chosen: Plan, axes, kind: str, u, v, scale, bias, terms: Terms) -
         return _streamed(chosen, axes, kind, form, u, v, _vary(scale, axes), _vary(bias, axes), rows, cols)
 
     specs = (batch, batch, PartitionSpec(), PartitionSpec(), batch, batch)
-    return jax.shard_map(local, in_specs=specs, out_specs=PartitionSpec())(u, v, scale, bias, rows, cols)
+    # The interpreters of Pallas kernels cannot type values that vary between devices; compiled kernels are checked.
+    typed = not getattr(chosen.blocks, "interpret", False)
+    return jax.shard_map(local, in_specs=specs, out_specs=PartitionSpec(), check_vma=typed)(u, v, scale, bias, rows, cols)
 
 
 def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

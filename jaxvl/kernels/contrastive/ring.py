@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from jaxvl.kernels.contrastive.tiles import Side

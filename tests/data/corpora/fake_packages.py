@@ -53,7 +53,11 @@ def write(folder):
         (assets / f"{name}.webp").write_bytes(out.getvalue())
     for package, part, chosen in (("cldr-annotations-full", "annotations", lambda k: "200d" not in k), ("cldr-annotations-derived-full", "annotationsDerived", lambda k: "200d" in k)):  # fmt: skip
         for locale, word in (("en", "{}"), ("de", "{} auf Deutsch"), ("zz", "{}")):
-            found = {c: {"tts": [word.format(n)], "default": [word.format(n), f"{locale} keyword"]} for k, (c, n, _) in EMOJI.items() if chosen(k)}
+            found = {
+                c: {"tts": [word.format(n)], "default": [word.format(n), f"{locale} keyword"]}
+                for k, (c, n, _) in EMOJI.items()
+                if chosen(k)
+            }
             if locale == "zz":  # too few names to count
                 found = dict(list(found.items())[:1])
             put(f"{package}/{part}/{locale}/annotations.json", {part: {"annotations": found}})

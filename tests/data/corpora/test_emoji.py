@@ -55,7 +55,7 @@ def test_the_whole_way_from_npm_to_records(tmp_path, modules, small, monkeypatch
         picture = Image.open(io.BytesIO(r["image"]))
         assert picture.mode == "RGBA" and picture.size == (24, 24)
         name = corpus.class_names()[r["label"]]
-        assert r["captions"] == {"en": [name, ["en keyword"]], "de": [f"{name} auf Deutsch", [f"de keyword"]]}
+        assert r["captions"] == {"en": [name, ["en keyword"]], "de": [f"{name} auf Deutsch", ["de keyword"]]}
     heart = np.array(Image.open(io.BytesIO(by_key["twemoji/2764"]["image"])))
     assert heart[12, 12].tolist() == [0xDD, 0x22, 0xDD, 255] and heart[0, 0, 3] == 0  # its colour; transparent around it
     wide = np.array(Image.open(io.BytesIO(by_key["fluent-3d/2764"]["image"])))
@@ -106,7 +106,8 @@ def test_concept_groups():
 
 
 @pytest.mark.parametrize(
-    "text, expected", [("❤️", "2764"), ("2764-FE0F", "2764"), ("👨‍🌾", "1f468-200d-1f33e"), ("#️⃣", "23-20e3"), ("1f600", "1f600"), ("©", "a9")]
+    "text, expected",
+    [("❤️", "2764"), ("2764-FE0F", "2764"), ("👨‍🌾", "1f468-200d-1f33e"), ("#️⃣", "23-20e3"), ("1f600", "1f600"), ("©", "a9")],
 )
 def test_codes(text, expected):
     assert emoji.code(text) == expected

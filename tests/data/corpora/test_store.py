@@ -134,7 +134,9 @@ def test_two_processes_build_once(cache):
 
 
 def test_counts_must_be_those_expected(cache):
-    with pytest.raises(DataError, match="tiny-v1: the sources are not what was expected .images: 31 expected, 30 found; x: 1 expected, None found"):
+    with pytest.raises(
+        DataError, match="tiny-v1: the sources are not what was expected .images: 31 expected, 30 found; x: 1 expected, None found"
+    ):
         make(expect={"images": 31, "train": 15, "x": 1})
     assert not (cache / "tiny-v1").exists()
 

@@ -11,7 +11,6 @@ from contrastive_oracle import Dense, from_positives, softmax
 
 from jaxvl.kernels.contrastive import Diagonal, KPerRow, Mixup, PairMask, SameId, SoftTargets
 
-
 # Many small programs are compiled here, each run once or twice.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 

@@ -69,7 +69,10 @@ def loss_and_gradients(u, v, log_scale, dense: Dense, kind="softmax", directions
             grad += weight * (p * total - target) / n
     else:
         y = (1 - dense.smoothing) * dense.raw + dense.smoothing / 2
-        counts = [len(s) if dense.valid_rows is None else dense.valid_rows.sum(), s.shape[1] if dense.valid_cols is None else dense.valid_cols.sum()]
+        counts = [
+            len(s) if dense.valid_rows is None else dense.valid_rows.sum(),
+            s.shape[1] if dense.valid_cols is None else dense.valid_cols.sum(),
+        ]
         each = np.where(dense.keep, np.logaddexp(0, s) - y * s, 0.0)
         grad = np.where(dense.keep, np.exp(-np.logaddexp(0, -s)) - y, 0.0)
         factor = weight * sum(1 / max(n, 1) for n in counts)

@@ -67,7 +67,14 @@ def test_wrong_targets(message, build):
 
 
 def test_targets_are_pytrees():
-    for target in (Diagonal(), SameId(jnp.arange(3)), KPerRow(2), Mixup(jnp.arange(3), 0.5), SoftTargets(U, U), PairMask(SameId(jnp.arange(3)))):
+    for target in (
+        Diagonal(),
+        SameId(jnp.arange(3)),
+        KPerRow(2),
+        Mixup(jnp.arange(3), 0.5),
+        SoftTargets(U, U),
+        PairMask(SameId(jnp.arange(3))),
+    ):
         leaves, tree = jax.tree.flatten(target)
         assert type(jax.tree.unflatten(tree, leaves)) is type(target)
 

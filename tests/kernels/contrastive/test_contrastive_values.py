@@ -17,7 +17,9 @@ TILES = {"reference": "reference", "one_tile": "chunked", "many_tiles": Chunked(
 @functools.partial(quick_jit, static_argnames=("kind", "directions", "implementation"))
 def value_and_gradients(u, v, log_scale, bias, targets, kind="softmax", directions="mean", implementation=None):
     def loss(u, v, log_scale, bias):
-        return contrastive_loss(u, v, log_scale, targets=targets, kind=kind, directions=directions, bias=bias, implementation=implementation)
+        return contrastive_loss(
+            u, v, log_scale, targets=targets, kind=kind, directions=directions, bias=bias, implementation=implementation
+        )
 
     value, grads = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(u, v, log_scale, bias)
     return value, *grads
@@ -43,7 +45,9 @@ def test_every_target(case, implementation, kind):
     targets, dense = build(m, n, rng)
     if kind == "sigmoid" and case in ("soft_albef", "soft_masked", "soft_cwcl"):
         with pytest.raises(ValueError, match="similarity|weight"):
-            value_and_gradients(*[jnp.ones((m, d))] * 2, jnp.float32(0), jnp.float32(0), targets, kind, implementation=TILES[implementation])
+            value_and_gradients(
+                *[jnp.ones((m, d))] * 2, jnp.float32(0), jnp.float32(0), targets, kind, implementation=TILES[implementation]
+            )
         return
     u = unit_rows(rng, m, d)
     v = unit_rows(rng, n, d)
@@ -89,7 +93,9 @@ def test_degenerate_inputs_stay_finite_and_right(what, kind, implementation):
         v[7, 3] = 3e7
     size = max(np.abs(u @ v.T).max(), 1.0)
     targets, dense = diagonal(33, 33, rng)
-    got = value_and_gradients(jnp.asarray(u), jnp.asarray(v), jnp.float32(1.0), jnp.float32(0.0), targets, kind, implementation=TILES[implementation])
+    got = value_and_gradients(
+        jnp.asarray(u), jnp.asarray(v), jnp.float32(1.0), jnp.float32(0.0), targets, kind, implementation=TILES[implementation]
+    )
     want = loss_and_gradients(u, v, np.float32(1.0), dense, kind)
     # Logits of the outlier's size carry a rounding error of that size.
     check(got[:4], want[:4], 1.0 + np.log(size), floor=1.0 if what == "all_equal" else 1e-30)

@@ -1,0 +1,1 @@
+"""`python -m jaxvl.bench.X`: measurements as tables and JSON."""

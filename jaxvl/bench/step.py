@@ -1,0 +1,150 @@
+"""One training step of CLIP's ViT-B/32 and 12-layer text transformer, forward, backward and AdamW, in float32.
+
+    python -m jaxvl.bench.step                        # jaxvl alone
+    python -m jaxvl.bench.step --peer open_clip       # beside OpenCLIP on the same machine, step by step in turn
+
+The peer needs (for a CPU build of torch):
+
+    pip install torch==2.13.0 && pip install --no-deps torchvision==0.28.0 open_clip_torch timm
+    pip install ftfy regex tqdm huggingface_hub safetensors pyyaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+from jaxvl.config import choose
+from jaxvl.kernels.contrastive import contrastive_loss
+from jaxvl.models import MODELS, InputSpec, presets
+from jaxvl.models.functional import functional
+from jaxvl.training.setup import describe_machine
+
+VOCABULARY, LENGTH, SIZE = 49408, 77, 224
+
+
+def jaxvl_step(batch: int, scan: bool) -> Callable[[], float]:
+    """A function that takes one step and returns the loss."""
+    node = presets.clip("B/32", activation="gelu")
+    for side in ("image", "text"):
+        node[side] |= dict(scan=scan)
+    model = functional(choose(MODELS, node, "model"), InputSpec(SIZE, LENGTH, VOCABULARY, 0, VOCABULARY - 1))
+    tx = optax.adamw(1e-4, weight_decay=0.2)
+    params, rest = jax.jit(model.init)(jax.random.key(0))
+    opt = jax.jit(tx.init)(params)
+    image, text = (jnp.asarray(x) for x in inputs(batch))
+
+    def step(params, opt):
+        def loss_of(params):
+            out, _ = model.apply(params, rest, {"image": image, "text": text}, train=True, key=jax.random.key(0))
+            return contrastive_loss(out["image"], out["text"], out["log_scale"])
+
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, opt = tx.update(grads, opt, params)
+        return optax.apply_updates(params, updates), opt, loss
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, opt).compile()
+    held = [params, opt]
+
+    def take() -> float:
+        held[0], held[1], loss = compiled(*held)
+        return float(loss)
+
+    return take
+
+
+def open_clip_step(batch: int, threads: int) -> Callable[[], float]:
+    """The same in OpenCLIP."""
+    import torch
+
+    _register_torchvision(torch)
+    import open_clip
+
+    torch.set_num_threads(threads)
+    model = open_clip.create_model("ViT-B-32")
+    model.train()
+    loss_of = open_clip.ClipLoss()
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.2)
+    image, text = inputs(batch)
+    image, text = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(text).long()
+
+    def take() -> float:
+        optimiser.zero_grad()
+        loss = loss_of(*model(image, text))
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    return take
+
+
+def _register_torchvision(torch) -> None:
+    """Names torchvision's operators, which a torchvision built for another torch does not bring; nothing calls them."""
+    library = torch.library.Library("torchvision", "DEF")
+    source = pathlib.Path(importlib.util.find_spec("torchvision").origin).parent / "_meta_registrations.py"
+    for name in set(re.findall(r'register_meta\("(\w+)"|torchvision::(\w+)', source.read_text())):
+        library.define(f"{name[0] or name[1]}(Tensor a) -> Tensor")
+    _register_torchvision.library = library  # its operators live as long as it does
+
+
+def inputs(batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """image float32 [B, 224, 224, 3], text int32 [B, 77] with the end-of-text token last."""
+    rng = np.random.default_rng(0)
+    text = rng.integers(1, VOCABULARY - 2, (batch, LENGTH), np.int32)
+    text[:, -1] = VOCABULARY - 1
+    return rng.standard_normal((batch, SIZE, SIZE, 3), np.float32), text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", choices=["open_clip"])
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--scan", action="store_true", help="layers in a scan instead of unrolled")
+    parser.add_argument("--json", default="bench-step.json")
+    args = parser.parse_args()
+    takers = {"jaxvl": jaxvl_step(args.batch, args.scan)}
+    if args.peer:
+        takers[args.peer] = open_clip_step(args.batch, os.cpu_count())
+    seconds: dict[str, list[float]] = {name: [] for name in takers}
+    for i in range(args.steps + 1):  # in turn, the first round not counted
+        for name, take in takers.items():
+            began = time.perf_counter()
+            take()
+            if i:
+                seconds[name].append(time.perf_counter() - began)
+    median = {name: statistics.median(s) for name, s in seconds.items()}
+    table = Table(
+        "", "median s", "min s", "max s", "examples/s", title=f"ViT-B/32 + text, batch {args.batch}, float32, {args.steps} steps in turn"
+    )
+    for name, s in seconds.items():
+        table.add_row(name, f"{median[name]:.2f}", f"{min(s):.2f}", f"{max(s):.2f}", f"{args.batch / median[name]:.2f}")
+    console = Console()
+    console.print(table)
+    result = {"machine": describe_machine(), "batch": args.batch, "seconds": seconds, "median": median}
+    if args.peer:
+        pairs = [b / a for a, b in zip(seconds["jaxvl"], seconds[args.peer])]
+        result["speed_relative_to_peer"] = statistics.median(pairs)
+        console.print(
+            f"jaxvl is {result['speed_relative_to_peer']:.2f} x as fast as {args.peer} (median of the pairs; {min(pairs):.2f} … {max(pairs):.2f})"
+        )
+    pathlib.Path(args.json).write_text(json.dumps(result, indent=1))
+    console.print(f"written to {args.json}; machine: {result['machine']['cpu']}, {result['machine']['cores']} cores")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Every shipped config resolves, and takes one tiny step on generated data."""
+
+import pathlib
+
+import pytest
+
+from jaxvl import train
+from jaxvl.config import ConfigError, load_file, override, resolve
+from jaxvl.training.experiment import Experiment
+
+ROOT = pathlib.Path(__file__).parent.parent
+ARGUMENTS = {"align_emoji.py": ["", "long", "split=b"], "align.py": ["", "variant=b7"], "clip.py": ["", "variant=L/14"], "siglip.py": [""]}
+CONFIGS = [f"{p.name}:{a}" if a else p.name for p in sorted((ROOT / "configs").glob("*.py")) for a in ARGUMENTS.get(p.name, [""])]
+CORPUS = dict(name="shapes", size=16, variants=1)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_resolves(name):
+    resolve(Experiment, load_file(str(ROOT / "configs" / name)))
+
+
+@pytest.mark.parametrize("name", [c for c in CONFIGS if ":" not in c])
+def test_takes_a_tiny_step(name, tmp_path):
+    config = load_file(str(ROOT / "configs" / name)).to_dict()
+    for task in config["tasks"].values():
+        task["data"] |= dict(corpus=CORPUS, split="train_a", batch=8, image_size=32, text_length=8, threads=1)
+        task["microbatches"] = 1
+    config["preprocess"]["image_size"] = 32
+    config["tokenizer"] = dict(vocab_size=64)
+    small_image = dict(efficientnet=dict(width=0.25, depth=0.2), vit=dict(width=16, depth=1, heads=2, patch=16))
+    small_text = dict(bert=dict(variant="tiny", width=16, heads=2), text_transformer=dict(width=16, depth=1, heads=2))
+    model = config["model"]
+    model["image"] |= small_image[model["image"]["name"]]
+    model["text"] |= small_text[model["text"]["name"]]
+    if model["embed_dim"]:
+        model["embed_dim"] = 16
+    config |= dict(steps=1, evals={}, schedule=dict(name="round_robin"), mesh=dict(data=-1), dtype="float32")
+    config["optim"] |= dict(warmup=0)
+    config["checkpoint"] = dict(every=1)
+    config["log"] = dict(every=1, tensorboard=False, report=False)
+    train.train(resolve(Experiment, config), tmp_path)
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_a_wrong_argument_of_a_config_names_the_right_one():
+    with pytest.raises(ConfigError, match="lnog: unknown argument; did you mean 'long'"):
+        load_file(str(ROOT / "configs" / "align_emoji.py") + ":lnog")
+
+
+def test_an_override_of_a_key_that_is_not_there_is_refused():
+    config = override(load_file(str(ROOT / "configs" / "align_emoji.py")), {"optim.ler": "1"})
+    with pytest.raises(ConfigError, match="optim.ler: unknown key; did you mean 'lr'"):
+        resolve(Experiment, config)

@@ -1,0 +1,258 @@
+"""Whole runs in miniature: resume, other meshes, damaged and missing storage, signals, the commands."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jaxvl import evaluate as evaluate_command
+from jaxvl import train as train_command
+from jaxvl.config import ConfigError
+from jaxvl.sharding.mesh import make_mesh
+from jaxvl.training import setup
+from jaxvl.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints
+from jaxvl.training.guard import TrainingDiverged
+
+
+def run(workdir, **changes):
+    """Trains in `workdir`; returns {step: loss} of everything logged there so far."""
+    train_command.train(tiny.experiment(**changes), workdir)
+    return losses(workdir)
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+
+
+def saved_arrays(workdir, step):
+    manager = Checkpoints(workdir / "checkpoints", read_only=True)
+    state = manager._manager.restore(step, args=setup_args())["state"]
+    return jax.tree.leaves(jax.tree.map(np.asarray, state))
+
+
+def setup_args():
+    import orbax.checkpoint as ocp
+
+    return ocp.args.Composite(state=ocp.args.StandardRestore())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of 6 steps with checkpoints at 3 and 6."""
+    workdir = tmp_path_factory.mktemp("finished")
+    run(workdir)
+    return workdir
+
+
+def at_step_3(finished, workdir):
+    """A copy of the finished run as it was when only its first checkpoint existed."""
+    shutil.copytree(finished / "checkpoints", workdir / "checkpoints", dirs_exist_ok=True)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+
+
+def test_2n_steps_equal_n_restart_n_bit_for_bit(finished, tmp_path):
+    at_step_3(finished, tmp_path)
+    again = run(tmp_path)
+    assert sorted(again) == [4, 5, 6]
+    assert again == {s: v for s, v in losses(finished).items() if s > 3}
+    for a, b in zip(saved_arrays(finished, 6), saved_arrays(tmp_path, 6)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_restores_on_fewer_devices_with_equal_losses(finished, tmp_path, devices, monkeypatch):
+    at_step_3(finished, tmp_path)
+    monkeypatch.setattr(setup, "make_mesh", lambda config: make_mesh(config, jax.devices()[:devices]))
+    again = run(tmp_path)
+    for step, loss in again.items():
+        np.testing.assert_allclose(loss, losses(finished)[step], rtol=1e-5)
+
+
+def test_a_finished_run_is_not_trained_further(finished):
+    before = losses(finished)
+    assert run(finished) == before
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(finished, tmp_path, caplog):
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    for file in (tmp_path / "checkpoints" / "6" / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert sorted(run(tmp_path)) == [4, 5, 6]
+
+
+def test_all_checkpoints_damaged_is_an_error_that_names_them(finished, tmp_path):
+    at_step_3(finished, tmp_path)
+    for file in (tmp_path / "checkpoints" / "3").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be read:\n  step 3: "):
+        run(tmp_path)
+
+
+def test_a_full_disk_does_not_end_training_and_the_last_good_checkpoint_loads(tmp_path, monkeypatch):
+    real, calls = Checkpoints._write, []
+
+    def full(self, step, state, frame, metrics):
+        calls.append(step)
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(self, step, state, frame, metrics)
+
+    monkeypatch.setattr(Checkpoints, "_write", full)
+    run(tmp_path)
+    assert calls == [3, 6]
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps == [6]
+
+
+def test_the_last_checkpoint_failing_is_an_error(tmp_path, monkeypatch):
+    def full(self, step, state, frame, metrics):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_write", full)
+    with pytest.raises(CheckpointError, match="the last checkpoint could not be written"):
+        run(tmp_path)
+
+
+def test_another_model_tokenizer_or_preprocessing_is_refused(finished, tmp_path):
+    at_step_3(finished, tmp_path)
+    other = tiny.config().to_dict()["model"]
+    with pytest.raises(ConfigError, match=r"model\.embed_dim: differs from the checkpoint in the workdir \(16 there, 8 here\)"):
+        run(tmp_path, model={**other, "embed_dim": 8})
+    with pytest.raises(ConfigError, match="preprocess: differs"):
+        run(tmp_path, preprocess=dict(image_size=16, mean=(0.4, 0.5, 0.5)))
+    with pytest.raises(ConfigError, match="tokenizer: differs"):
+        run(tmp_path, tokenizer=dict(vocab_size=64, lowercase=False))
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=1, keep_best=1, best_metric="val/acc"))
+    for step, score in ((1, 0.1), (2, 0.9), (3, 0.2), (4, 0.3)):
+        assert checkpoints.save(step, {"x": jax.numpy.ones(3)}, {"step": step}, {"val/acc": score})
+    checkpoints.finish()
+    assert checkpoints.steps == [2, 4]
+
+
+def test_diverged_run_saves_its_last_good_state(tmp_path):
+    with pytest.raises(TrainingDiverged, match="task 'pairs', step"):
+        run(tmp_path, optim=dict(lr=1e30, warmup=0), guard=dict(stop_after=2), steps=12)
+    step, _ = Checkpoints(tmp_path / "checkpoints", read_only=True).frame()
+    assert all(np.isfinite(a).all() for a in saved_arrays(tmp_path, step) if a.dtype == np.float32)
+
+
+CONFIG = "import sys\nsys.path.insert(0, {folder!r})\nimport tiny\n\n\ndef get_config():\n    return tiny.config(steps=100000, checkpoint=dict(every=20))\n"
+
+
+def start(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG.format(folder=os.path.dirname(__file__)))
+    command = [sys.executable, "-m", "jaxvl.train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(process, tmp_path, seconds=240):
+    end = time.monotonic() + seconds
+    folder = tmp_path / "run" / "checkpoints"
+    while time.monotonic() < end and process.poll() is None:
+        if folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir()):
+            return
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(f"no checkpoint within {seconds} s: {process.stderr.read()}")
+
+
+def test_sigterm_saves_and_exits_cleanly(tmp_path):
+    process = start(tmp_path)
+    wait_for_checkpoint(process, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "stopped by SIGTERM after step" in said.replace("\n", " ")
+    step, frame = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).frame()
+    assert frame["positions"] == {"pairs": step}, "the data position is that of the state"
+
+
+def test_kill_during_a_save_leaves_the_last_good_checkpoint(tmp_path):
+    process = start(tmp_path)
+    wait_for_checkpoint(process, tmp_path)
+    end = time.monotonic() + 60  # catch it with a temporary folder open, if it can be caught
+    folder = tmp_path / "run" / "checkpoints"
+    while time.monotonic() < end and not any("tmp" in p.name for p in folder.iterdir()):
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    step, frame = Checkpoints(folder, read_only=True).frame()
+    assert step % 20 == 0 and frame["positions"] == {"pairs": step}
+    assert saved_arrays(tmp_path / "run", step)
+
+
+def test_command_line_errors_are_one_line_and_exit_2(tmp_path, capsys):
+    (tmp_path / "config.py").write_text(
+        "import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({'stpes': 3})\n"
+    )
+    assert train_command.main([f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "stpes: unknown key; did you mean 'steps'?" in capsys.readouterr().err.replace("\n", " ")
+    assert train_command.main(["--confg=x"]) == 2
+    assert "--confg: unknown option; did you mean 'config'?" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(mesh=dict(data=3)), r"mesh: data=3 does not fit 8 devices"),
+        (dict(optim=dict(warmup=9)), r"optim\.warmup: 9 is longer than the run of 6 steps"),
+        (dict(checkpoint=dict(best_metric="evla/acc")), r"checkpoint\.best_metric: 'evla/acc': no evaluator 'evla'"),
+    ],
+)
+def test_impossible_values_are_refused_before_anything_compiles(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        (
+            "batch",
+            12,
+            r"tasks\.pairs\.data\.batch: 12 does not divide over the 8 batch shards of the mesh \(data x fsdp\); the nearest that does: 16",
+        ),
+        ("split", "trian_a", r"split: 'trian_a' is not a split of the corpus"),
+    ],
+)
+def test_impossible_data_is_refused(tmp_path, key, value, message):
+    tasks = tiny.config().to_dict()["tasks"]
+    tasks["pairs"]["data"][key] = value
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, tasks=tasks)
+
+
+def test_patch_larger_than_the_image(tmp_path):
+    model = tiny.config().to_dict()["model"]
+    model["image"]["patch"] = 32
+    with pytest.raises(ConfigError, match=r"model\.image\.\w+: .*32"):
+        run(tmp_path, model=model)
+
+
+def test_evaluate_command_gives_the_figures_of_the_loop(tmp_path, capsys):
+    evals = dict(
+        style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a"), texts=dict(name="retrieval", corpus=tiny.CORPUS, split="test_a")
+    )
+    latest = train_command.train(tiny.experiment(evals=evals, steps=2, log=dict(every=1)), tmp_path)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "tb").is_dir()
+    assert evaluate_command.main([f"--workdir={tmp_path}"]) == 0
+    figures = json.loads((tmp_path / "evaluate" / "results.json").read_text())
+    assert figures.pop("step") == 2
+    assert figures == pytest.approx(latest)
+    assert evaluate_command.main([f"--workdir={tmp_path}", "--only=sytle"]) == 2
+    assert "--only: 'sytle' is not an evaluator; did you mean 'style'?" in capsys.readouterr().err.replace("\n", " ")

@@ -1,0 +1,143 @@
+"""The training step: microbatches, guards, masks, meshes."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jaxvl.data.tokenizers import make_tokenizer
+from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from jaxvl.tasks import Task
+from jaxvl.training.guard import GuardConfig, GuardState, TrainingDiverged, check_metrics, judge
+from jaxvl.training.optim import learning_rate, optimiser
+from jaxvl.training.setup import build_model, fresh_state
+from jaxvl.training.step import make_step
+
+
+def batch(rows=16):
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 255, (rows, 16, 16, 4), np.uint8), "text": rng.integers(2, 60, (rows, 6), np.int32),
+        "id": np.arange(rows, dtype=np.int32), "index": np.arange(rows, dtype=np.int32),
+    }  # fmt: skip
+
+
+@functools.cache
+def tokenizer():
+    return make_tokenizer(tiny.experiment().tokenizer, ["red circle", "two blue squares", "three green stars", "a ring and a cross"] * 4)
+
+
+def run(n_steps=2, devices=1, poison=None, **changes):
+    """(state, metrics of the last step) after `n_steps` on the first `devices` devices."""
+    experiment = tiny.experiment(**changes)
+    mesh = make_mesh(experiment.mesh, jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        model = build_model(experiment, tokenizer())
+        fresh, _, shardings = fresh_state(experiment, model, mesh)
+        state = jax.jit(fresh, out_shardings=shardings)()
+        tx, trained = optimiser(experiment.optim, model.axes, model.locked)
+        task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
+        step = make_step(task, model, tx, trained, learning_rate(experiment.optim, 6), experiment.optim, experiment.guard, 0)
+        step = jax.jit(step, out_shardings=(shardings, None))
+        values = jax.device_put(batch(), batch_sharding(mesh))
+        for i in range(n_steps):
+            if poison == i:
+                broken = {**state.params, "log_scale": jnp.float32(jnp.nan)} if "log_scale" in state.params else None
+                state = dataclasses.replace(state, params=broken)
+            state, metrics = step(state, values)
+        return jax.device_get((state, metrics))
+
+
+def close(a, b, tolerance):
+    for path in a.params:
+        np.testing.assert_allclose(a.params[path], b.params[path], rtol=tolerance, atol=tolerance, err_msg=path)
+
+
+def tasks(**changes):
+    pairs = tiny.config().to_dict()["tasks"]["pairs"]
+    return dict(tasks=dict(pairs={**pairs, **changes}))
+
+
+SGD_LIKE = dict(optim=dict(lr=1e-3, warmup=0, eps=1.0, clip_norm=None))  # no division by tiny second moments
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_microbatches_keep_all_negatives(n):
+    whole, m1 = run(**SGD_LIKE)
+    chunked, m2 = run(**SGD_LIKE, **tasks(microbatches=n))
+    np.testing.assert_allclose(m1["loss"], m2["loss"], rtol=1e-5)
+    np.testing.assert_allclose(m1["norm/gradient"], m2["norm/gradient"], rtol=1e-4)
+    close(whole, chunked, 1e-6)
+
+
+@pytest.mark.parametrize("mesh", [dict(data=8), dict(data=2, fsdp=4), dict(data=1, fsdp=8)])
+def test_any_mesh_gives_the_numbers_of_one_device(mesh):
+    one, m1 = run(**SGD_LIKE, mesh=dict(data=1))
+    many, m8 = run(**SGD_LIKE, devices=8, mesh=mesh)
+    np.testing.assert_allclose(m1["loss"], m8["loss"], rtol=1e-5)
+    close(one, many, 1e-5)
+
+
+def test_microbatches_on_a_mesh():
+    one, m1 = run(**SGD_LIKE, mesh=dict(data=1))
+    many, m8 = run(**SGD_LIKE, devices=4, mesh=dict(data=2, fsdp=2), **tasks(microbatches=2))
+    np.testing.assert_allclose(m1["loss"], m8["loss"], rtol=1e-5)
+    close(one, many, 1e-5)
+
+
+def test_a_non_finite_step_is_skipped_and_counted():
+    state, metrics = run(n_steps=1, poison=0)
+    fresh, _ = run(n_steps=1)
+    assert not np.isfinite(metrics["loss"])
+    assert (metrics["skipped"], metrics["skipped_in_a_row"]) == (1, 1)
+    assert state.step == 1, "the step is counted, so that schedule and data go on"
+    assert all(np.isfinite(v).all() for p, v in state.params.items() if p != "log_scale")
+    moments = [m for m in jax.tree.leaves(state.opt_state) if np.ndim(m)]
+    assert all((m == 0).all() for m in moments), "moments are those before the bad step"
+    assert any((m != 0).any() for m in jax.tree.leaves(fresh.opt_state) if np.ndim(m)), "a good step moves them"
+
+
+def test_a_gradient_spike_is_skipped_only_once_the_norm_is_known():
+    config = GuardConfig(spike=5.0, patience=3)
+    state, accepted = GuardState.fresh(), []
+    for norm in (1.0, 50.0, 1.0, 1.0, 1000.0, 1.0):
+        ok, state = judge(config, state, jnp.float32(1.0), jnp.float32(norm))
+        accepted.append(bool(ok))
+    assert accepted == [True, True, True, True, False, True]
+    assert (int(state.skipped), int(state.in_a_row)) == (1, 0)
+
+
+def test_many_skipped_steps_end_the_run_naming_task_and_step():
+    metrics = {"skipped_in_a_row": 3.0, "loss": float("nan"), "norm/gradient": 1.0}
+    check_metrics(GuardConfig(stop_after=4), 17, "pairs", metrics)
+    with pytest.raises(TrainingDiverged, match="task 'pairs', step 17: 3 steps in a row"):
+        check_metrics(GuardConfig(stop_after=3), 17, "pairs", metrics)
+
+
+def test_frozen_parameters_and_their_moments_stay():
+    state, _ = run(optim=dict(lr=1e-2, warmup=0, freeze="^text/"))
+    fresh, _ = run(n_steps=1, optim=dict(lr=1e-30, warmup=0, freeze="^text/"))
+    moved = {p for p in state.params if (state.params[p] != fresh.params[p]).any()}
+    assert moved and not any(p.startswith("text/") for p in moved)
+    assert not any("text/" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state))
+
+
+def test_ema_follows_the_parameters():
+    state, _ = run(n_steps=1, optim=dict(lr=1e-2, warmup=0, ema=0.9))
+    fresh, _ = run(n_steps=1, optim=dict(lr=1e-30, warmup=0, ema=0.9))
+    for p in state.params:  # decay (1 + 0) / (10 + 0) = 0.1 at step 0
+        np.testing.assert_allclose(state.ema[p], 0.1 * fresh.params[p] + 0.9 * state.params[p], rtol=1e-5, atol=1e-7)
+
+
+def test_state_is_sharded_over_fsdp():
+    experiment = tiny.experiment(mesh=dict(data=1, fsdp=8))
+    mesh = make_mesh(MeshConfig(1, 8))
+    model = build_model(experiment, tokenizer())
+    _, shapes, shardings = fresh_state(experiment, model, mesh)
+    held = sum(np.prod(s.shard_shape(v.shape)) for v, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings)) if v.ndim)
+    total = sum(np.prod(v.shape) for v in jax.tree.leaves(shapes) if v.ndim)
+    assert held < 0.35 * total
