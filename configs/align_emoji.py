@@ -38,10 +38,10 @@ def get_config(arg=""):
     every = c.steps // 4
     c.evals = dict(
         unseen_style=dict(name="zero_shot", corpus=corpus, split="test_a", every=every),
-        retrieval=dict(name="retrieval", corpus=corpus, split="test_a"),
+        retrieval=dict(name="retrieval", corpus=corpus, split="test_a", every=every),
     )
     if arg.split == "b":
         c.evals.unseen_concepts = dict(name="zero_shot", corpus=corpus, split="test_b_new", every=every)
-    c.checkpoint = dict(every=every, keep=2, best_metric="unseen_style/acc@1")
+    c.checkpoint = dict(every=every, keep=2)  # no best_metric: the evaluations are the test, and may not choose
     c.log = dict(every=25)
     return c
