@@ -110,8 +110,8 @@ def test_mesh_equals_one_device(node, mesh):
         close(one, gradients(model, placed, rest, batch, train=True), 1e-5 if node is DUAL else 1e-4)
 
 
-@pytest.mark.parametrize("node", MODELS_SMALL.values(), ids=MODELS_SMALL)
-@pytest.mark.parametrize("options", [dict(scan=False), dict(remat="full"), dict(remat="dots"), dict(scan=False, remat="dots")], ids=str)
+@pytest.mark.parametrize("node", [DUAL], ids=["dual"])  # the stack is the same code in every tower
+@pytest.mark.parametrize("options", [dict(scan=False), dict(remat="full"), dict(scan=False, remat="dots")], ids=str)
 def test_scan_and_remat_change_nothing(node, options):
     changes = {f"text__{k}": v for k, v in options.items()}
     if node["image"]["name"] == "vit":

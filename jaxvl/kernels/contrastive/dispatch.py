@@ -46,13 +46,9 @@ def device() -> tuple[str, str]:
 
     The mesh may be of a topology that is only compiled for, with no such device here.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    kind = str(getattr(mesh, "device_kind", None) or "")
-    platform = str(getattr(mesh, "platform", None) or "")
-    if not platform and not kind:
-        first = jax.devices()[0]
-        platform, kind = first.platform, first.device_kind
-    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform or ("tpu" if "TPU" in kind else "cpu")), kind
+    of_mesh = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None) or jax.devices()[0]
+    platform = getattr(of_mesh, "platform", None) or ("tpu" if "TPU" in of_mesh.device_kind else "cpu")
+    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), of_mesh.device_kind
 
 
 def _chunked(shape, dtype, kind, form, named) -> Blocks:
