@@ -14,7 +14,7 @@ def config(**changes) -> ml_collections.ConfigDict:
     root = dict(
         model=dict(
             name="dual_encoder",
-            image=dict(name="vit", variant="Ti", width=16, depth=1, heads=2, patch=8, pool="mean"),
+            image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
             text=dict(name="text_transformer", variant="Ti", width=16, depth=1, heads=2, pool="mean"),
             embed_dim=16,
         ),

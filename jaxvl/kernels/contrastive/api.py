@@ -57,8 +57,8 @@ def contrastive_loss(
       kind: see above.
       directions: "mean" (CLIP, CoCa, ALBEF) or "sum" (ALIGN) of the two directions.
       bias: added to every logit. The softmax does not change under it (its gradient is zero); the sigmoid learns it.
-      implementation: None tries `pallas_tpu`, `pallas_gpu`, `chunked` for what runs here and logs why any was skipped.
-        A name ("reference", "chunked", "pallas_tpu", "pallas_gpu"), or blocks with sizes of your own (`Chunked(512, 2048)`),
+      implementation: None tries `pallas_tpu`, then `chunked`, for what runs here and logs why any was skipped.
+        A name ("reference", "chunked", "pallas_tpu"), or blocks with sizes of your own (`Chunked(512, 2048)`),
         is obeyed or refused, never replaced.
       mesh_axes: mesh axes that shard the rows. None: `data` and `fsdp` of the mesh set by `jax.set_mesh`, if they are
         there. Inside `shard_map` it must be given: the names of manual axes, where `u`, `v` and the targets' arrays are
