@@ -28,7 +28,8 @@ def test_takes_a_tiny_step(name, tmp_path):
     config["preprocess"]["image_size"] = 32
     config["tokenizer"] = dict(vocab_size=64)
     small_image = dict(
-        efficientnet=dict(stages=("mbconv_r1_k3_s2_e2_o8_se0.25",), width=1.0, depth=1.0), vit=dict(variant="Ti/16", width=16, depth=1, heads=2)
+        efficientnet=dict(stages=("mbconv_r1_k3_s2_e2_o8_se0.25",), width=1.0, depth=1.0),
+        vit=dict(variant="Ti/16", width=16, depth=1, heads=2),
     )
     small_text = dict(bert=dict(variant="tiny", width=16, heads=2), text_transformer=dict(width=16, depth=1, heads=2))
     model = config["model"]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 
-from jaxvl.config import ConfigError, to_dict
+from jaxvl.config import ConfigError, check, nearest, to_dict
 from jaxvl.data.loader import Feed
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
@@ -132,7 +132,15 @@ def setup(experiment: Experiment, workdir: pathlib.Path, writer: Writer) -> Run:
 def prepare_corpora(experiment: Experiment, log: Callable[[str], None]) -> dict[Any, Any]:
     """Corpus config -> prepared corpus, for all tasks and evaluators; built once each."""
     configs = {t.data.corpus for t in experiment.tasks.values()} | {e.corpus for e in experiment.evals.values()}
-    return {config: config.prepare(log=log) for config in configs}
+    corpora = {config: config.prepare(log=log) for config in configs}
+    for name, task in experiment.tasks.items():
+        split, splits = task.data.split, corpora[task.data.corpus].splits
+        check(
+            split in splits,
+            f"tasks.{name}.data.split",
+            f"{split!r} is not a split of the corpus{nearest(split, splits)} (splits: {', '.join(splits)})",
+        )
+    return corpora
 
 
 def task_tokenizer(experiment: Experiment, corpora: dict[Any, Any]) -> Tokenizer:

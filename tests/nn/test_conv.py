@@ -17,7 +17,18 @@ def plain(x, kernel, stride, padding, depthwise):
 @pytest.mark.parametrize("side", [7, 8])
 @pytest.mark.parametrize(
     "kernel, stride, depthwise",
-    [(1, 1, False), (1, 2, False), (2, 2, False), (3, 1, False), (3, 2, False), (5, 1, False), (3, 1, True), (3, 2, True), (5, 1, True), (5, 2, True)],
+    [
+        (1, 1, False),
+        (1, 2, False),
+        (2, 2, False),
+        (3, 1, False),
+        (3, 2, False),
+        (5, 1, False),
+        (3, 1, True),
+        (3, 2, True),
+        (5, 1, True),
+        (5, 2, True),
+    ],
 )
 def test_forms_agree(side, kernel, stride, depthwise):
     keys = jax.random.split(jax.random.key(0), 3)
