@@ -80,6 +80,9 @@ def loop(run: Run, stop: hosts.StopSignal) -> None:
     for record in meter.flush():
         run.writer.record(record.step, "train", record.task, record.scalars)
         guard(run, state, record)
+    for task, feed in run.feeds.items():
+        if feed.skipped:
+            run.writer.record(int(state.step), "event", f"skipped/{task}", feed.skipped)  # cause -> records
     run.checkpoints.finish()
 
 

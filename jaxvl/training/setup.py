@@ -119,9 +119,9 @@ def setup(experiment: Experiment, workdir: pathlib.Path, writer: Writer) -> Run:
 
     feeds = {
         name: Feed(
-            task.config.data, corpora[task.config.data.corpus], tokenizer, seed=experiment.seed, mesh=mesh, start=positions.get(name, 0)
+            task.config.data, corpora[task.config.data.corpus], tokenizer, seed=experiment.seed + i, mesh=mesh, start=positions.get(name, 0)
         )
-        for name, task in tasks.items()
+        for i, (name, task) in enumerate(tasks.items())  # tasks on one corpus draw different records
     }
     steps = compile_all(experiment, tasks, model, abstract, feeds, shardings, mesh, writer)
     return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps,

@@ -3,9 +3,11 @@
 import functools
 import json
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from jaxvl.config import choose
 from jaxvl.models import MODELS, InputSpec
@@ -60,3 +62,13 @@ def with_options(node, **changes):
             target = target[parent]
         target[last] = value
     return node
+
+
+def torch_and_transformers():
+    """Both modules; skips the test (or file) where they are not installed."""
+    torch = pytest.importorskip("torch")
+    try:
+        import torchvision  # noqa: F401
+    except Exception:  # one built for another torch: transformers would fail at it, and needs it for nothing here
+        sys.modules["torchvision"] = None
+    return torch, pytest.importorskip("transformers")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from small_models import ALIGN, batch_of, model_of, with_options
+from small_models import ALIGN, batch_of, model_of, torch_and_transformers, with_options
 
 from jaxvl.models import InputSpec
 from jaxvl.models.efficientnet import VARIANTS, EfficientNetConfig, Stage, parse_stage, round_channels
@@ -35,8 +35,7 @@ def test_published_parameter_counts(variant, millions):
 
 @pytest.mark.parametrize("variant", ["b0", "b3", "b7"])
 def test_count_equals_transformers_classifier(variant):
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
+    torch, transformers = torch_and_transformers()
     plan = VARIANTS[variant]
     with torch.device("meta"):
         config = transformers.EfficientNetConfig(width_coefficient=plan.width, depth_coefficient=plan.depth, num_labels=1000,

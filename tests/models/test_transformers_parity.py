@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_models import count, model_of
+from small_models import count, model_of, torch_and_transformers
 
 from jaxvl.interop.hf import _bert, from_transformers
 from jaxvl.models import InputSpec, presets
 from jaxvl.models.bert import BertConfig
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch, transformers = torch_and_transformers()
 
 TEXT = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
 OURS = dict(width=32, hidden=48, depth=3, heads=4)

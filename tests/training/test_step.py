@@ -17,14 +17,11 @@ from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.setup import build_model, fresh_state
 from jaxvl.training.step import make_step
 
-# Written in the last hour and not yet green: two of them failed for a cause not found yet. Remove this with the cause.
-pytestmark = pytest.mark.xfail(reason="new; at least two fail, cause not yet found", strict=False)
-
 
 def batch(rows=16):
     rng = np.random.default_rng(0)
     return {
-        "image": rng.integers(0, 255, (rows, 16, 16, 4), np.uint8), "text": rng.integers(2, 60, (rows, 6), np.int32),
+        "image": rng.integers(0, 255, (rows, 16, 16, 4), np.uint8), "text": rng.integers(2, tokenizer().vocab_size, (rows, 6), np.int32),
         "id": np.arange(rows, dtype=np.int32), "index": np.arange(rows, dtype=np.int32),
     }  # fmt: skip
 
@@ -52,6 +49,8 @@ def run(n_steps=2, devices=1, poison=None, **changes):
                 broken = {**state.params, "log_scale": jnp.float32(jnp.nan)} if "log_scale" in state.params else None
                 state = dataclasses.replace(state, params=broken)
             state, metrics = step(state, values)
+        if poison is None:
+            assert np.isfinite(metrics["loss"]) and metrics["skipped"] == 0, "a skipped step would make every comparison hold"
         return jax.device_get((state, metrics))
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxvl.kernels.contrastive.chunked import Chunked
 from jaxvl.kernels.contrastive.core import Blocks
+from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu
 from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu, chip_of
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side
@@ -69,10 +70,19 @@ def _pallas_tpu(shape, dtype, kind, form, named) -> Blocks:
     return blocks
 
 
+def _pallas_gpu(shape, dtype, kind, form, named) -> Blocks:
+    platform, _ = device()
+    if platform != "gpu" and not named:
+        raise ValueError(f"this is a {platform}")
+    blocks = PallasGpu.fitting(dtype)
+    blocks.check(shape, dtype, kind, form)
+    return blocks
+
+
 # Name -> `(local shape (M, N, D), dtype, kind, form, whether it was named) -> blocks`; raises ValueError with the reason
 # it cannot. A named one is not refused for the platform: it may be compiled for another, or run by an interpreter.
-IMPLEMENTATIONS = {"pallas_tpu": _pallas_tpu, "chunked": _chunked, "reference": _reference}
-ORDER = ("pallas_tpu", "chunked")
+IMPLEMENTATIONS = {"pallas_tpu": _pallas_tpu, "pallas_gpu": _pallas_gpu, "chunked": _chunked, "reference": _reference}
+ORDER = ("pallas_tpu", "pallas_gpu", "chunked")
 
 
 def choose(

@@ -87,8 +87,8 @@ def competing(rows: Side, cols: Side, form: Form, positive: jax.Array) -> jax.Ar
 
 
 def soft_logits(rows: Side, cols: Side, form: Form, keep: jax.Array | None) -> jax.Array:
-    """The teacher's z `[m, n]`; for the linear similarity already the target values, zero where pairs do not compete."""
-    z = matmul(rows["teacher"], cols["teacher"], (1, 1))
+    """The teacher's z `[m, n]` (given as `rows["z"]`, or multiplied here); for the linear similarity already the target values, zero where pairs do not compete."""
+    z = rows["z"] if "z" in rows else matmul(rows["teacher"], cols["teacher"], (1, 1))
     if form.soft == "linear":
         z = form.linear[0] + form.linear[1] * z
         return z if keep is None else jnp.where(keep, z, 0.0)
