@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.bench.harness import publish
 from jaxvl.config import choose
 from jaxvl.data.augment import Augment, augment
 from jaxvl.data.captions import CaptionConfig
@@ -31,7 +31,6 @@ from jaxvl.data.loader import Batches, DataConfig, Feed
 from jaxvl.data.preprocess import decode, open_picture
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
 from jaxvl.sharding import make_mesh
-from jaxvl.training.setup import describe_machine
 
 FOREIGN = ("de", "es", "fr", "it", "pt")
 # What the device does to a batch: nothing, what photos get, and all that changes a drawing's style.
@@ -165,18 +164,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         *device_parts(config, args.repeats),
     ]
 
-    machine = describe_machine()
-    console.print(table(figures, f"{args.corpus}/{args.split}, batch {args.batch}, {args.image_size} px, {args.text_length} tokens"))
-    console.print(f"{machine['cpu']}, {machine['cores']} cores; {machine['devices']}; Python {machine['python']}, jax {machine['jax']}")
     out = {
         "arguments": {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(args).items()},
-        "machine": machine,
         "figures": [f.row for f in figures],
     }
-    if args.json:
-        args.json.write_text(json.dumps(out, indent=2) + "\n")
-        console.print(f"written to {args.json}")
-    return out
+    title = f"{args.corpus}/{args.split}, batch {args.batch}, {args.image_size} px, {args.text_length} tokens"
+    return publish(console, table(figures, title), out, args.json)
 
 
 if __name__ == "__main__":

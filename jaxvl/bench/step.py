@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import pathlib
 import re
 import statistics
-import time
 from collections.abc import Callable
 
 import jax
@@ -28,11 +26,11 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.config import choose
 from jaxvl.kernels.contrastive import contrastive_loss
 from jaxvl.models import MODELS, InputSpec, presets
 from jaxvl.models.functional import functional
-from jaxvl.training.setup import describe_machine
 
 VOCABULARY, LENGTH, SIZE = 49408, 77, 224
 
@@ -115,35 +113,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--scan", action="store_true", help="layers in a scan instead of unrolled")
-    parser.add_argument("--json", default="bench-step.json")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args()
     takers = {"jaxvl": jaxvl_step(args.batch, args.scan)}
     if args.peer:
         takers[args.peer] = open_clip_step(args.batch, os.cpu_count())
-    seconds: dict[str, list[float]] = {name: [] for name in takers}
-    for i in range(args.steps + 1):  # in turn, the first round not counted
-        for name, take in takers.items():
-            began = time.perf_counter()
-            take()
-            if i:
-                seconds[name].append(time.perf_counter() - began)
-    median = {name: statistics.median(s) for name, s in seconds.items()}
-    table = Table(
-        "", "median s", "min s", "max s", "examples/s", title=f"ViT-B/32 + text, batch {args.batch}, float32, {args.steps} steps in turn"
-    )
+    seconds = in_turn(takers, args.steps)
+    table = Table(title=f"ViT-B/32 + text, batch {args.batch}, float32, {args.steps} steps in turn", title_justify="left")
+    for heading in ("", "median s", "min s", "max s", "examples/s"):
+        table.add_column(heading, justify="right" if heading else "left")
     for name, s in seconds.items():
-        table.add_row(name, f"{median[name]:.2f}", f"{min(s):.2f}", f"{max(s):.2f}", f"{args.batch / median[name]:.2f}")
-    console = Console()
-    console.print(table)
-    result = {"machine": describe_machine(), "batch": args.batch, "seconds": seconds, "median": median}
+        median = statistics.median(s)
+        table.add_row(name, f"{median:.2f}", f"{min(s):.2f}", f"{max(s):.2f}", f"{args.batch / median:.2f}")
+    console, result = Console(), {"batch": args.batch, "seconds": seconds}
     if args.peer:
-        pairs = [b / a for a, b in zip(seconds["jaxvl"], seconds[args.peer])]
-        result["speed_relative_to_peer"] = statistics.median(pairs)
-        console.print(
-            f"jaxvl is {result['speed_relative_to_peer']:.2f} x as fast as {args.peer} (median of the pairs; {min(pairs):.2f} … {max(pairs):.2f})"
-        )
-    pathlib.Path(args.json).write_text(json.dumps(result, indent=1))
-    console.print(f"written to {args.json}; machine: {result['machine']['cpu']}, {result['machine']['cores']} cores")
+        middle, low, high = result["speed_relative_to_peer"] = ratio(seconds, "jaxvl", args.peer)
+        table.caption = f"jaxvl is {middle:.2f} x as fast as {args.peer} (median of the pairs; {low:.2f} … {high:.2f})"
+    publish(console, table, result, args.json)
 
 
 if __name__ == "__main__":

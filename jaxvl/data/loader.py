@@ -87,6 +87,13 @@ class DataConfig:
         )
         check(0 <= self.error_budget <= 1, "error_budget", f"{self.error_budget!r} is a share; must be in [0, 1]")
 
+    @property
+    def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of the global batch: image uint8 [B, S, S, 4], text int32 [B, T], id int32 [B], index int32 [B]."""
+        b, s = self.batch, self.image_size
+        shapes = dict(image=((b, s, s, 4), np.uint8), text=((b, self.text_length), np.int32), id=((b,), np.int32), index=((b,), np.int32))
+        return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
 
 # Picture (scaled, or whole where a part is cut out of it for each row), texts, label.
 Row = tuple[np.ndarray | Image.Image, Texts, int]
@@ -217,11 +224,7 @@ class Feed(Iterator):
         for index in self._sharding.addressable_devices_indices_map(shape).values():
             mine[index] = True
         self._batches = Batches(config, corpus.split(config.split), tokenizer, seed=seed, rows=np.flatnonzero(mine))
-        s = config.image_size
-        self.shapes = {
-            "image": jax.ShapeDtypeStruct((*shape, s, s, 4), np.uint8), "text": jax.ShapeDtypeStruct((*shape, config.text_length), np.int32),
-            "id": jax.ShapeDtypeStruct(shape, np.int32), "index": jax.ShapeDtypeStruct(shape, np.int32),
-        }  # fmt: skip
+        self.shapes = config.shapes
         stream = grain.MapDataset.range(start, 2**40).map(self._batches.__getitem__)
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
         self._ahead = _Ahead(iter(stream.to_iter_dataset(options)), self._put)

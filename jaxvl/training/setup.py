@@ -11,7 +11,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jaxvl.models.functional import Functional, functional
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
 from jaxvl.tasks import Task
 from jaxvl.training.checkpoint import Checkpoints, abstract_state
+from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.state import TrainState, init_state, state_shardings
@@ -34,6 +35,14 @@ from jaxvl.training.step import compile_step, make_step
 from jaxvl.training.writer import Writer
 
 Step = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+class Vocabulary(NamedTuple):
+    """What a model has to know of a tokenizer."""
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int | None
 
 
 @dataclasses.dataclass
@@ -123,7 +132,7 @@ def setup(experiment: Experiment, workdir: pathlib.Path, writer: Writer) -> Run:
         )
         for i, (name, task) in enumerate(tasks.items())  # tasks on one corpus draw different records
     }
-    steps = compile_all(experiment, tasks, model, abstract, feeds, shardings, mesh, writer)
+    steps = compile_all(experiment, tasks, model, abstract, shardings, mesh, writer)
     return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps,
                experiment.schedule.build(list(tasks), experiment.steps), steps, feeds, checkpoints,
                make_encoders(experiment, model, tokenizer, mesh), writer)  # fmt: skip
@@ -151,7 +160,7 @@ def task_tokenizer(experiment: Experiment, corpora: dict[Any, Any]) -> Tokenizer
     return make_tokenizer(experiment.tokenizer, corpus.texts(data.split, locales), f"{corpus.folder.name}/{data.split}/{locales}")
 
 
-def build_model(experiment: Experiment, tokenizer: Tokenizer) -> Functional:
+def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Functional:
     """Raises ConfigError where model and inputs do not fit."""
     inputs = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     try:
@@ -182,26 +191,37 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
     return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh)
 
 
-def compile_all(experiment, tasks, model, abstract, feeds, shardings, mesh, writer) -> dict[str, Step]:
-    """One compiled step per task, ahead of the first step, with what the compiler says of each in the log."""
-    rate, steps = learning_rate(experiment.optim, experiment.steps), {}
-    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
-    for i, (name, task) in enumerate(tasks.items()):
-        batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh)) for k, s in feeds[name].shapes.items()}
-        inputs = jax.eval_shape(task.prepare, batch, jax.random.key(0))
-        outputs, _ = jax.eval_shape(functools.partial(model.apply, train=True), model.params, model.rest, inputs, key=jax.random.key(0))
-        task.check_outputs(outputs, batch)
-        step = make_step(task, model, tx, trained, rate, experiment.optim, experiment.guard, i)
+def compile_all(experiment, tasks, model, abstract, shardings, mesh, writer) -> dict[str, Step]:
+    """One compiled step per task, ahead of the first step, with what each costs in the log."""
+    steps = {}
+    for name in tasks:
         began = time.perf_counter()
-        steps[name] = compile_step(step, abstract, batch, shardings)
-        cost, memory = steps[name].cost_analysis() or {}, steps[name].memory_analysis()
-        figures = {"compile_seconds": time.perf_counter() - began, "gflop_per_device": cost.get("flops", float("nan")) / 1e9}
-        if memory is not None:
-            figures |= {"state_mib": memory.argument_size_in_bytes / 2**20, "temporary_mib": memory.temp_size_in_bytes / 2**20}
-        writer.record(0, "event", f"compile/{name}", figures)
-        writer.say(f"task {name}: compiled in {figures['compile_seconds']:.1f} s; per device {figures['gflop_per_device']:.1f} GFLOP a step, "
-                   f"{figures.get('state_mib', 0):.0f} MiB state and batch, {figures.get('temporary_mib', 0):.0f} MiB temporary")  # fmt: skip
+        steps[name], cost = compile_task(experiment, tasks, name, model, abstract, shardings, mesh)
+        seconds = time.perf_counter() - began
+        writer.record(0, "event", f"compile/{name}", {
+            "compile_seconds": seconds, "gflop": cost.flops / 1e9, "state_mib": cost.state / 2**20,
+            "temporary_mib": cost.temporary / 2**20, **cost.collectives,
+        })  # fmt: skip
+        writer.say(f"task {name}: compiled in {seconds:.1f} s; {cost.flops / 1e9:,.1f} GFLOP a step; per device "
+                   f"{cost.state / 2**20:,.0f} MiB state and batch, {cost.temporary / 2**20:,.0f} MiB temporary")  # fmt: skip
     return steps
+
+
+def compile_task(experiment, tasks, name, model, abstract, shardings, mesh) -> tuple[Step, Cost]:
+    """The compiled step of one task, and its cost; `mesh` may be of devices that are not here.
+
+    Raises:
+      ConfigError: an objective reads what the model or the data does not give.
+    """
+    task = tasks[name]
+    batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh)) for k, s in task.config.data.shapes.items()}
+    inputs = jax.eval_shape(task.prepare, batch, jax.random.key(0))
+    outputs, _ = jax.eval_shape(functools.partial(model.apply, train=True), model.params, model.rest, inputs, key=jax.random.key(0))
+    task.check_outputs(outputs, batch)
+    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
+    rate = learning_rate(experiment.optim, experiment.steps)
+    step = make_step(task, model, tx, trained, rate, experiment.optim, experiment.guard, list(tasks).index(name))
+    return compile_step(step, abstract, batch, shardings)
 
 
 def refuse_other(ours: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ import optax
 from jaxvl.models.functional import Functional
 from jaxvl.sharding import constrain
 from jaxvl.tasks import Task
+from jaxvl.training.cost import Cost, cost
 from jaxvl.training.guard import GuardConfig, judge
 from jaxvl.training.optim import OptimConfig, ema_decay
 from jaxvl.training.state import TrainState, subset
@@ -145,7 +146,10 @@ def _join(x: jax.Array) -> jax.Array:
     return constrain(x, "batch", *[None] * (x.ndim - 1))
 
 
-def compile_step(step: Callable[..., Any], state: TrainState, batch: dict[str, jax.ShapeDtypeStruct], shardings: TrainState) -> Any:
-    """The step compiled ahead of time, with the state donated and laid out as it came in."""
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    return jitted.lower(state, batch).compile()
+def compile_step(
+    step: Callable[..., Any], state: TrainState, batch: dict[str, jax.ShapeDtypeStruct], shardings: TrainState
+) -> tuple[Any, Cost]:
+    """The step compiled ahead of time, with the state donated and laid out as it came in; and its cost."""
+    traced = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).trace(state, batch)
+    compiled = traced.lower().compile()
+    return compiled, cost(traced, compiled)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import pathlib
 import time
@@ -15,7 +16,10 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LIBRARY = logging.getLogger("jaxvl")
 
 
 class Writer:
@@ -38,12 +42,18 @@ class Writer:
         self._bar = self._progress.add_task("train", total=total, figures="")
         self._live = live
 
+        self._heard = _Listener(self)
+
     def __enter__(self) -> Writer:
         self._progress.start()
+        _LIBRARY.addHandler(self._heard)
+        self._level, _ = _LIBRARY.level, _LIBRARY.setLevel(logging.INFO)
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._progress.stop()
+        _LIBRARY.removeHandler(self._heard)
+        _LIBRARY.setLevel(self._level)
         if self._file:
             self._file.close()
         if self._board:
@@ -52,7 +62,7 @@ class Writer:
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
         if self.active:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def advance(self, step: int) -> None:
         """Moves the progress line; cheap enough for every step."""
@@ -88,6 +98,21 @@ class Writer:
         if not self._live:
             left = (self.total - step) * values["seconds_per_step"]
             self.say(f"step {step}/{self.total}  {text}  lr {values['lr']:.2e}  eta {int(left) // 60}:{int(left) % 60:02d}")
+
+
+class _Listener(logging.Handler):
+    """What the library logs while a run is on, such as which implementation of a kernel was chosen: once each, said and recorded."""
+
+    def __init__(self, writer: Writer):
+        super().__init__(logging.INFO)
+        self._writer, self._said = writer, set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._said:
+            self._said.add(text)
+            self._writer.record(0, "event", f"log/{record.name}", {"message": text})
+            self._writer.say(escape(text))
 
 
 def _plain(value: Any) -> Any:

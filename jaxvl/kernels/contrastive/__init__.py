@@ -4,6 +4,8 @@ from jaxvl.kernels.contrastive.api import contrastive_loss as contrastive_loss
 from jaxvl.kernels.contrastive.api import plan as plan
 from jaxvl.kernels.contrastive.chunked import Chunked as Chunked
 from jaxvl.kernels.contrastive.dispatch import Plan as Plan
+from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu as PallasGpu
+from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu as PallasTpu
 from jaxvl.kernels.contrastive.targets import Diagonal as Diagonal
 from jaxvl.kernels.contrastive.targets import KPerRow as KPerRow
 from jaxvl.kernels.contrastive.targets import Mixup as Mixup

@@ -57,9 +57,9 @@ def contrastive_loss(
       kind: see above.
       directions: "mean" (CLIP, CoCa, ALBEF) or "sum" (ALIGN) of the two directions.
       bias: added to every logit. The softmax does not change under it (its gradient is zero); the sigmoid learns it.
-      implementation: None tries `pallas_tpu`, then `chunked`, for what runs here and logs why any was skipped.
-        A name ("reference", "chunked", "pallas_tpu"), or blocks with sizes of your own (`Chunked(512, 2048)`),
-        is obeyed or refused, never replaced.
+      implementation: None tries `pallas_tpu`, `pallas_gpu`, then `chunked`, for what runs here; the choice, and why any was
+        skipped, is logged. A name ("reference", "chunked", "pallas_tpu", "pallas_gpu"), or blocks with sizes of your own
+        (`Chunked(512, 2048)`), is obeyed or refused, never replaced.
       mesh_axes: mesh axes that shard the rows. None: `data` and `fsdp` of the mesh set by `jax.set_mesh`, if they are
         there. Inside `shard_map` it must be given: the names of manual axes, where `u`, `v` and the targets' arrays are
         this device's rows of the batch and the result is the loss of the whole batch; or `()` for the rows at hand alone.
@@ -81,7 +81,7 @@ def contrastive_loss(
     m, n = u.shape[0], v.shape[0]
     terms = _lower_inside(targets, m, n, kind, acc, axes) if inside else lower(targets, m, n, kind, acc)
     chosen = dispatch.choose(_shape(u, v, shards, inside), dtype, kind, terms.form, implementation, collective, shards)
-    _announce(chosen)
+    _log.info("contrastive loss: %s", chosen)  # whenever it is traced
     if chosen.implementation == "reference":
         if inside:
             raise ValueError("implementation: 'reference' does not run inside shard_map; 'chunked' does")
@@ -171,16 +171,6 @@ def _shape(u, v, shards: int, inside: bool) -> tuple[int, int, int]:
     """Rows and columns per device, and the width."""
     parts = 1 if inside else shards
     return -(-u.shape[0] // parts), -(-v.shape[0] // parts), u.shape[1]
-
-
-_announced: set[str] = set()
-
-
-def _announce(chosen: Plan) -> None:
-    text = str(chosen)
-    if text not in _announced:
-        _announced.add(text)
-        _log.info("contrastive loss: %s", text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

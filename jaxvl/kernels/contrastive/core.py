@@ -1,6 +1,6 @@
 """The streamed losses with their gradients: custom_vjp around block operations and a way to bring all pairs together.
 
-    Blocks (chunked, pallas_tpu)   statistics and gradients of one block of x against one block of y
+    Blocks (chunked, pallas_tpu, pallas_gpu)   statistics and gradients of one block of x against one block of y
     Exchange (Local, Gather, Ring)             which blocks meet, on one device or over a mesh
 
 What is saved for the backward pass are the inputs and a few vectors; all logits are computed again.

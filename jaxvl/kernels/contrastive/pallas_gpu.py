@@ -127,6 +127,7 @@ class PallasGpu:
         # Column statistics of every row block of a segment lie side by side until they are joined.
         per_row = 4 * len(stats) * n / self.tile.rows
         x, y, rows, cols, form, parts = self._padded(x, y, rows, cols, form, packing.TARGET, per_row)
+
         def segment(col_state, part):
             x_i, rows_i = part
             row, col = self._call(_forward_kernel, x_i, y, scale, bias, rows_i, cols, form, kind, stats)

@@ -9,9 +9,17 @@ import pytest
 from contrastive_cases import CASES, diagonal, quick_jit, unit_rows
 from contrastive_oracle import check, loss_and_gradients
 
-from jaxvl.kernels.contrastive import Chunked, Diagonal, contrastive_loss
+from jaxvl.kernels.contrastive import Chunked, Diagonal, PallasGpu, PallasTpu, contrastive_loss, pallas_gpu, pallas_tpu
 
-TILES = {"reference": "reference", "one_tile": "chunked", "many_tiles": Chunked(16, 24)}
+SMALL_TPU = pallas_tpu.Tile(128, 128)
+# The kernels run in Pallas' interpreter; with the smallest tiles that the chips take.
+TILES = {
+    "reference": "reference",
+    "one_tile": "chunked",
+    "many_tiles": Chunked(16, 24),
+    "pallas_tpu": PallasTpu(SMALL_TPU, SMALL_TPU, interpret=True),
+    "pallas_gpu": PallasGpu(pallas_gpu.Tile(16, 32, 16), segment=4096, interpret=True),
+}
 
 
 @functools.partial(quick_jit, static_argnames=("kind", "directions", "implementation"))
@@ -37,12 +45,19 @@ def compare(u, v, log_scale, targets, dense, kind="softmax", directions="mean", 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("implementation", ["reference", "many_tiles"])
+@pytest.mark.parametrize("implementation", ["reference", "many_tiles", "pallas_tpu", "pallas_gpu"])
 def test_every_target(case, implementation, kind):
     build, ratio = CASES[case]
     rng = np.random.default_rng(0)
-    m, n, d = 37, 37 * ratio, 12
+    m = 150 if implementation == "pallas_tpu" else 37  # more than one tile, not a multiple of it
+    n, d = m * ratio, 12
     targets, dense = build(m, n, rng)
+    if case == "mask_keep" and implementation.startswith("pallas"):
+        with pytest.raises(ValueError, match="cannot run: PairMask.keep=….*'chunked' take it"):
+            value_and_gradients(
+                *[jnp.ones((m, d))] * 2, jnp.float32(0), jnp.float32(0), targets, kind, implementation=TILES[implementation]
+            )
+        return
     if kind == "sigmoid" and case in ("soft_albef", "soft_masked", "soft_cwcl"):
         with pytest.raises(ValueError, match="similarity|weight"):
             value_and_gradients(
@@ -63,7 +78,7 @@ def test_odd_sizes(size, dtype, kind):
     v = unit_rows(rng, size, 64, dtype, close_to=u)
     targets, dense = diagonal(size, size, rng, smoothing=0.1)
     floor = 1.0 if size == 1 and kind == "softmax" else 1e-30  # one pair has no negatives: all gradients are zero
-    for implementation in ("chunked", Chunked(128, 256)):
+    for implementation in ("chunked", Chunked(128, 256), TILES["pallas_tpu"], PallasGpu(pallas_gpu.Tile(64, 128, 64), interpret=True)):
         compare(u, v, np.log(10.0), targets, dense, kind, bias=-3.0, implementation=implementation, floor=floor)
 
 
@@ -73,7 +88,7 @@ def test_extreme_scales(log_scale, kind):
     rng = np.random.default_rng(3)
     u, v = unit_rows(rng, 65, 24), unit_rows(rng, 65, 24)
     targets, dense = diagonal(65, 65, rng)
-    for implementation in ("reference", Chunked(32, 16)):
+    for implementation in ("reference", Chunked(32, 16), TILES["pallas_tpu"], TILES["pallas_gpu"]):
         compare(u, v, log_scale, targets, dense, kind, implementation=implementation)
 
 

@@ -1,0 +1,198 @@
+"""The contrastive core: time of forward and backward, memory on a mesh, and what the accelerators' compilers say.
+
+    python -m jaxvl.bench.contrastive                        # time on this machine, all implementations in turn
+    python -m jaxvl.bench.contrastive --memory               # temporary bytes per device on meshes of 8 to 32 devices
+    python -m jaxvl.bench.contrastive --compile v4,v5e,v6e   # memory, FLOP and roofline on TPUs that are not here
+
+"materialised" is the loss written out, `reference`: logits, softmax and autodiff left to XLA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import pathlib
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.table import Table
+
+from jaxvl.bench.harness import in_turn, publish, ratio
+from jaxvl.config import ConfigError
+from jaxvl.kernels.contrastive import contrastive_loss, plan
+from jaxvl.sharding.topology import chip, compile_only_devices
+
+MIB = 2**20
+NAMES = {"reference": "materialised"}
+
+
+def loss_and_gradients(kind: str, **options: Any):
+    """Jitted `(u, v, log_scale, bias) -> loss and its four gradients`."""
+
+    def loss(u, v, log_scale, bias):
+        return contrastive_loss(u, v, log_scale, kind=kind, bias=bias, **options)
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
+
+
+def operands(batch: int, width: int, dtype: Any, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes of the loss' arguments, rows sharded over the mesh."""
+    rows = jax.ShapeDtypeStruct((batch, width), dtype, sharding=NamedSharding(mesh, PartitionSpec("data")))
+    scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    return rows, rows, scalar, scalar
+
+
+def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def compiled(kind: str, shapes, mesh: Mesh, **options: Any):
+    with jax.set_mesh(mesh):
+        return loss_and_gradients(kind, **options).lower(*shapes).compile()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Time
+
+
+def time_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Median seconds per batch size and implementation, and the compiler's temporary bytes."""
+    default = plan((max(args.batch),) * 2 + (args.width,), args.dtype, kind=args.kind).implementation
+    for batch in args.batch:
+        rng = np.random.default_rng(0)
+        u, v = (rng.standard_normal((batch, args.width), np.float32) for _ in range(2))
+        u, v = (jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), args.dtype) for x in (u, v))
+        inputs = u, v, jnp.float32(np.log(1 / 0.07)), jnp.float32(-10.0)
+        takers, memory = {}, {}
+        for name in dict.fromkeys((default, "chunked", "reference")):
+            try:
+                program = loss_and_gradients(args.kind, implementation=name).lower(*inputs).compile()
+                jax.block_until_ready(program(*inputs))
+            except jax.errors.JaxRuntimeError as error:  # the materialised one is the first that no longer fits
+                yield {"batch": batch, "implementation": NAMES.get(name, name), "failed": why(error)}
+                continue
+            takers[name] = functools.partial(program, *inputs)
+            memory[name] = program.memory_analysis().temp_size_in_bytes
+        seconds = in_turn(takers, args.rounds)
+        for name in takers:
+            median = statistics.median(seconds[name])
+            yield {
+                "batch": batch, "implementation": NAMES.get(name, name), "seconds": median, "all_seconds": seconds[name],
+                # Forward one product of 2 B^2 D FLOP, backward three; whoever computes logits again does not count that.
+                "tflop_per_second": 6 * batch**2 * args.width / median / 1e12, "temporary_mib": memory[name] / MIB,
+                "speed": ratio(seconds, name, "reference")[0] if "reference" in takers else None,
+            }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory on a mesh
+
+
+def memory_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Temporary bytes per device as the batch grows with the mesh."""
+    devices = jax.devices()
+    for n in args.devices:
+        mesh = data_mesh(devices[:n])
+        shapes = operands(args.per_device * n, args.width, args.dtype, mesh)
+        for name, options in {
+            "ring": dict(implementation="chunked", collective="ring"),
+            "all-gather": dict(implementation="chunked", collective="gather"),
+            "materialised": dict(implementation="reference"),
+        }.items():
+            program = compiled(args.kind, shapes, mesh, **options)
+            yield {"devices": n, "batch": args.per_device * n, "implementation": name, "temporary_mib": temporary(program) / MIB}
+
+
+def why(error: Exception) -> str:
+    return "out of memory" if "RESOURCE_EXHAUSTED" in str(error) else str(error).splitlines()[0][:60]
+
+
+def temporary(program: Any) -> int:
+    return program.memory_analysis().temp_size_in_bytes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Accelerators that are not here
+
+
+def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Temporary bytes and the roofline of each implementation on one device of each topology, as its compiler has it."""
+    for topology in args.compile:
+        devices = compile_only_devices(topology)
+        mesh = data_mesh(devices if ":" in topology else devices[:1])
+        shapes = operands(args.batch[-1], args.width, args.dtype, mesh)
+        for name in ("pallas_gpu" if topology.startswith("h") else "pallas_tpu", "chunked", "reference"):
+            row = {"topology": topology, "devices": mesh.size, "batch": args.batch[-1], "implementation": NAMES.get(name, name)}
+            try:
+                program = compiled(args.kind, shapes, mesh, implementation=name)
+            except jax.errors.JaxRuntimeError as error:
+                yield row | {"failed": why(error)}
+                continue
+            row["temporary_mib"] = temporary(program) / MIB
+            cost = program.cost_analysis() or {}
+            if name == "pallas_tpu" and mesh.size == 1:  # the compiler counts the body of a loop once: no figure for the others
+                row |= {"gflop": cost["flops"] / 1e9, "gbyte": cost["bytes accessed"] / 1e9}
+                row["roofline_ms"] = 1e3 * chip(topology).roofline(cost["flops"], cost["bytes accessed"])
+            yield row
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+COLUMNS = {
+    "topology": "{}", "devices": "{}", "batch": "{:,}", "implementation": "{}", "seconds": "{:.4f}", "speed": "{:.2f} x",
+    "tflop_per_second": "{:.2f}", "temporary_mib": "{:,.1f}", "gflop": "{:,.0f}", "gbyte": "{:,.2f}", "roofline_ms": "{:.2f}", "failed": "{}",
+}  # fmt: skip
+
+
+def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    out, used = Table(title=title, title_justify="left"), [c for c in COLUMNS if any(r.get(c) is not None for r in rows)]
+    for column in used:
+        out.add_column(
+            column.replace("_", " ").replace("speed", "speed vs materialised"), justify="left" if column == "implementation" else "right"
+        )
+    for row in rows:
+        out.add_row(*("" if row.get(c) is None else COLUMNS[c].format(row[c]) for c in used))
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Prints the table; returns (and, with --json, writes) its rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    numbers = lambda text: [int(part) for part in text.split(",")]
+    parser.add_argument("--memory", action="store_true", help="temporary bytes on simulated meshes")
+    parser.add_argument("--compile", type=lambda text: text.split(","), help="topologies, as v5e or v5e:4x4 (see jaxvl.sharding.topology)")
+    parser.add_argument("--batch", type=numbers, help="batch sizes (default 8192,16384; with --compile 65536)")
+    parser.add_argument("--width", type=int, help="D (default 512; with --compile 768)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default float32; with --compile bfloat16")
+    parser.add_argument("--kind", choices=["softmax", "sigmoid"], default="softmax")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--devices", type=numbers, default=[8, 16, 32], help="mesh sizes of --memory")
+    parser.add_argument("--per-device", type=int, default=4096, help="rows per device of --memory")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
+    args = parser.parse_args(argv)
+    args.batch = args.batch or ([65536] if args.compile else [8192, 16384])
+    args.width = args.width or (768 if args.compile else 512)
+    args.dtype = jnp.dtype(args.dtype or ("bfloat16" if args.compile else "float32"))
+    if args.memory:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", max(args.devices))
+    console = Console()
+    measure, title = (compile_rows, "compiled for") if args.compile else (memory_rows, "on meshes") if args.memory else (time_rows, "time")
+    try:
+        rows = list(measure(args))
+    except ConfigError as error:
+        parser.error(str(error))
+    title = f"{args.kind} loss, forward and backward, D = {args.width}, {args.dtype}: {title}"
+    publish(console, table(rows, title), {"rows": rows}, args.json)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

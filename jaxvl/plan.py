@@ -1,0 +1,135 @@
+"""Say what a run would need before anyone pays for it: `python -m jaxvl.plan --config=configs/align.py:variant=b7 --topology=v5e:16x16`.
+
+Compiles the step of every task for devices that are not here and prints, from the compiler, bytes per device, collectives,
+FLOP and the least time of a step; and which mesh axes shard which parameters.
+
+Options:
+  --config=FILE[:ARG]     as for jaxvl.train, with its `--config.KEY=VALUE`
+  --topology=NAME:SIZE    v4:2x2x1, v5e:4x4, v5p:4x4x4, v6e:16x16 (pip install "jaxvl[tpu]"); h200:1x1x8 ("jaxvl[gpu]")
+  --json=FILE             the figures as JSON
+
+Exit status: 0 it fits, 1 the compiler refused it (out of memory, say), 2 wrong config.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxvl.config import ConfigError
+from jaxvl.data.tokenizers import make_tokenizer
+from jaxvl.sharding.mesh import make_mesh
+from jaxvl.sharding.topology import chip, compile_only_devices
+from jaxvl.tasks import Task
+from jaxvl.training.checkpoint import abstract_state
+from jaxvl.training.cost import Cost
+from jaxvl.training.experiment import Experiment, parse_command
+from jaxvl.training.setup import Vocabulary, build_model, compile_task, fresh_state
+
+GIB = 2**30
+
+
+def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
+    """The figures.
+
+    Returns:
+      `parameters` (their number), `bytes` (per device: `parameters`, `optimiser`, `average`), `sharding` (mesh axes -> number of
+      parameters), `tasks` (name -> `Cost` and `seconds`, the least time of a step by the chip's FLOP/s), `devices`.
+
+    Raises:
+      ConfigError: the config, or the topology.
+      jax.errors.JaxRuntimeError: the compiler refuses the program.
+    """
+    mesh = make_mesh(experiment.mesh, compile_only_devices(topology))
+    experiment.check_mesh(mesh)
+    tokenizer = experiment.tokenizer
+    vocabulary = Vocabulary(tokenizer.vocab_size, 0, 1) if tokenizer.kind == "unigram" else make_tokenizer(tokenizer, ())
+    model = build_model(experiment, vocabulary)
+    tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
+    with jax.set_mesh(mesh):
+        _, shapes, shardings = fresh_state(experiment, model, mesh)
+        abstract = abstract_state(shapes, shardings)
+        costs = {name: compile_task(experiment, tasks, name, model, abstract, shardings, mesh)[1] for name in tasks}
+    sharding = collections.Counter()
+    for path, shape in model.params.items():
+        sharding[str(tuple(a for a in shardings.params[path].spec if a)) if any(shardings.params[path].spec) else "replicated"] += (
+            math.prod(shape.shape)
+        )
+    return {
+        "topology": topology,
+        "devices": mesh.size,
+        "mesh": {axis: n for axis, n in mesh.shape.items() if n > 1},
+        "parameters": sum(math.prod(s.shape) for s in model.params.values()),
+        "bytes": {
+            "parameters": _bytes(shapes.params, shardings.params),
+            "optimiser": _bytes(shapes.opt_state, shardings.opt_state),
+            "average": _bytes(shapes.ema, shardings.ema),
+        },
+        "sharding": dict(sharding),
+        "tasks": {name: {"cost": cost, "seconds": cost.flops / mesh.size / chip(topology).flops} for name, cost in costs.items()},
+    }
+
+
+def _bytes(shapes: Any, shardings: Any) -> int:
+    """Bytes per device."""
+    sizes = jax.tree.map(lambda s, where: math.prod(where.shard_shape(s.shape)) * np.dtype(s.dtype).itemsize, shapes, shardings)
+    return sum(jax.tree.leaves(sizes))
+
+
+def show(console: Console, figures: dict[str, Any]) -> None:
+    memory, part = chip(figures["topology"]).memory, figures["bytes"]
+    console.print(
+        f"{figures['devices']} x {figures['topology']}, mesh {figures['mesh'] or 'of one device'}; {figures['parameters']:,} parameters"
+    )
+    console.print("per device: " + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in part.items() if v))
+    console.print("sharded over: " + "; ".join(f"{escape(k)} {v:,}" for k, v in figures["sharding"].items()))
+    table = Table()
+    for heading in ("task", "state + batch GiB", "temporary GiB", "of memory", "TFLOP a step", "least seconds", "collectives"):
+        table.add_column(heading, justify="left" if heading in ("task", "collectives") else "right")
+    for name, task in figures["tasks"].items():
+        cost: Cost = task["cost"]
+        table.add_row(
+            name, f"{cost.state / GIB:.2f}", f"{cost.temporary / GIB:.2f}", f"{100 * (cost.state + cost.temporary) / memory:.0f} %",
+            f"{cost.flops / 1e12:,.2f}", f"{task['seconds']:.3f}", ", ".join(f"{n} {k}" for k, n in cost.collectives.items()),
+        )  # fmt: skip
+    console.print(table)
+    console.print("Least seconds: products and convolutions at the chip's full bfloat16 speed; what is reached is often half of it.")
+
+
+def main(argv: list[str]) -> int:
+    console = Console()
+    try:
+        command = parse_command(argv, {"topology": None, "json": None})
+        for needed, given in (("--config", command.config), ("--topology", command.options.get("topology"))):
+            if not given:
+                raise ConfigError(needed, "is required; see python -m jaxvl.plan --help")
+        figures = plan(command.experiment(), command.options["topology"])
+    except ConfigError as error:
+        console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
+        return 2
+    except jax.errors.JaxRuntimeError as error:
+        console.print(f"[bold red]does not compile[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+    show(console, figures)
+    if "json" in command.options:
+        plain = {name: {"seconds": task["seconds"], **vars(task["cost"])} for name, task in figures["tasks"].items()}
+        pathlib.Path(command.options["json"]).write_text(json.dumps({**figures, "tasks": plain}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    if "--help" in sys.argv or "-h" in sys.argv:
+        print(__doc__)
+        sys.exit(0)
+    jax.config.update("jax_platforms", "cpu")
+    sys.exit(main(sys.argv[1:]))

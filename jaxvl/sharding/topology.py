@@ -1,0 +1,97 @@
+"""Meshes of accelerators that are not here, to compile for: `compile_only_devices("v5e:4x4")` on any machine.
+
+A jitted function lowered with shapes whose shardings lie on such a mesh is compiled by the accelerator's own compiler, which
+says how much memory and how many FLOP each device would need, and refuses what would not fit. Nothing can be run.
+
+    TPU     needs `pip install "jaxvl[tpu]"` (libtpu of the version that jax asks for)
+    H200    needs the CUDA plugin and its compiler: `pip install "jaxvl[gpu]"`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from jaxvl.config import ConfigError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of one device.
+
+    Attributes:
+      flops: bfloat16 multiply-adds, FLOP/s.
+      bandwidth: of its memory, bytes/s.
+      memory: bytes.
+      smallest: topology of the fewest devices.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: float
+    smallest: str
+
+    def roofline(self, flops: float, nbytes: float) -> float:
+        """Seconds that so many FLOP and bytes of memory traffic take at least, if they overlap perfectly."""
+        return max(flops / self.flops, nbytes / self.bandwidth)
+
+
+# TPU: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e); a v4 or v5p device is a whole chip. H200: NVIDIA's data sheet, dense.
+CHIPS = {
+    "v4": Chip(275e12, 1228e9, 32 * 2**30, "2x2x1"),
+    "v5e": Chip(197e12, 819e9, 16 * 2**30, "2x2"),
+    "v5p": Chip(459e12, 2765e9, 95 * 2**30, "2x2x1"),
+    "v6e": Chip(918e12, 1640e9, 32 * 2**30, "2x2"),
+    "h200": Chip(989e12, 4800e9, 141e9, "1x1x1"),
+}
+
+# What the CUDA compiler has to know of the device (`xla::TargetConfig`).
+H200 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 minor: 0 }
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 150000000000
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+runtime_version { major: 13 }
+device_description_str: "NVIDIA H200"
+"""
+
+
+def chip(topology: str) -> Chip:
+    """The `Chip` of a topology's name. Raises ConfigError for one that is not known."""
+    name = topology.split(":")[0]
+    if name not in CHIPS:
+        raise ConfigError("topology", f"{topology!r} is not known{nearest(name, list(CHIPS))} (as v5e:4x4; chips: {', '.join(CHIPS)})")
+    return CHIPS[name]
+
+
+def compile_only_devices(topology: str) -> Sequence[jax.Device]:
+    """Devices of a `topology` such as "v5e:4x4", "v5p:4x4x4" or "h200:1x1x8" (hosts and GPUs: 1 x hosts x per host).
+
+    Without a size: the smallest there is.
+
+    Raises:
+      ConfigError: the name or size is not one that the compiler knows, or the compiler is not installed.
+    """
+    known = chip(topology)
+    name, _, size = topology.partition(":")
+    size = size or known.smallest
+    try:
+        if name.startswith("h"):
+            return topologies.get_topology_desc(platform="cuda", topology_name=name, target_config=H200, topology=size).devices
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud machine's metadata to ask
+        return topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{size}").devices
+    except Exception as error:  # PJRT plugins raise bare RuntimeErrors
+        extra = "gpu" if name.startswith("h") else "tpu"
+        raise ConfigError(
+            "topology", f"{topology!r} cannot be compiled for: {str(error).splitlines()[0]} (the compiler: pip install 'jaxvl[{extra}]')"
+        ) from None
