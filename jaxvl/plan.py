@@ -14,6 +14,7 @@ Exit status: 0 it fits, 1 the compiler refused it (out of memory, say), 2 wrong 
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import math
 import pathlib
@@ -62,9 +63,8 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
         costs = {name: compile_task(experiment, tasks, name, model, abstract, shardings, mesh)[1] for name in tasks}
     sharding = collections.Counter()
     for path, shape in model.params.items():
-        sharding[str(tuple(a for a in shardings.params[path].spec if a)) if any(shardings.params[path].spec) else "replicated"] += (
-            math.prod(shape.shape)
-        )
+        names = itertools.chain.from_iterable((a,) if isinstance(a, str) else a or () for a in shardings.params[path].spec)
+        sharding[" x ".join(a for a in names if mesh.shape[a] > 1) or "no axis"] += math.prod(shape.shape)
     return {
         "topology": topology,
         "devices": mesh.size,
@@ -94,15 +94,17 @@ def show(console: Console, figures: dict[str, Any]) -> None:
     console.print("per device: " + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in part.items() if v))
     console.print("sharded over: " + "; ".join(f"{escape(k)} {v:,}" for k, v in figures["sharding"].items()))
     table = Table()
-    for heading in ("task", "state + batch GiB", "temporary GiB", "of memory", "TFLOP a step", "least seconds", "collectives"):
-        table.add_column(heading, justify="left" if heading in ("task", "collectives") else "right")
+    for heading in ("task", "state + batch GiB", "temporary GiB", "of memory", "TFLOP a step", "least seconds"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
     for name, task in figures["tasks"].items():
         cost: Cost = task["cost"]
         table.add_row(
             name, f"{cost.state / GIB:.2f}", f"{cost.temporary / GIB:.2f}", f"{100 * (cost.state + cost.temporary) / memory:.0f} %",
-            f"{cost.flops / 1e12:,.2f}", f"{task['seconds']:.3f}", ", ".join(f"{n} {k}" for k, n in cost.collectives.items()),
+            f"{cost.flops / 1e12:,.2f}", f"{task['seconds']:.3f}",
         )  # fmt: skip
     console.print(table)
+    for name, task in figures["tasks"].items():
+        console.print(f"collectives of {name}: " + (", ".join(f"{n} {k}" for k, n in task["cost"].collectives.items()) or "none"))
     console.print("Least seconds: products and convolutions at the chip's full bfloat16 speed; what is reached is often half of it.")
 
 

@@ -65,6 +65,9 @@ runtime_version { major: 13 }
 device_description_str: "NVIDIA H200"
 """
 
+# libtpu would ask a cloud machine's metadata for these, and complain where there is none. They do not restrict the topology.
+NO_CLOUD = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
+
 
 def chip(topology: str) -> Chip:
     """The `Chip` of a topology's name. Raises ConfigError for one that is not known."""
@@ -88,7 +91,8 @@ def compile_only_devices(topology: str) -> Sequence[jax.Device]:
     try:
         if name.startswith("h"):
             return topologies.get_topology_desc(platform="cuda", topology_name=name, target_config=H200, topology=size).devices
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud machine's metadata to ask
+        for variable, value in NO_CLOUD.items():
+            os.environ.setdefault(variable, value)
         return topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{size}").devices
     except Exception as error:  # PJRT plugins raise bare RuntimeErrors
         extra = "gpu" if name.startswith("h") else "tpu"

@@ -215,8 +215,9 @@ def compile_task(experiment, tasks, name, model, abstract, shardings, mesh) -> t
     """
     task = tasks[name]
     batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh)) for k, s in task.config.data.shapes.items()}
-    inputs = jax.eval_shape(task.prepare, batch, jax.random.key(0))
-    outputs, _ = jax.eval_shape(functools.partial(model.apply, train=True), model.params, model.rest, inputs, key=jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))  # an array could not be made on devices that are not here
+    inputs = jax.eval_shape(task.prepare, batch, key)
+    outputs, _ = jax.eval_shape(functools.partial(model.apply, train=True), model.params, model.rest, inputs, key=key)
     task.check_outputs(outputs, batch)
     tx, trained = optimiser(experiment.optim, model.axes, model.locked)
     rate = learning_rate(experiment.optim, experiment.steps)
