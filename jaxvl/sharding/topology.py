@@ -93,7 +93,9 @@ def compile_only_devices(topology: str) -> Sequence[jax.Device]:
             return topologies.get_topology_desc(platform="cuda", topology_name=name, target_config=H200, topology=size).devices
         for variable, value in NO_CLOUD.items():
             os.environ.setdefault(variable, value)
-        return topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{size}").devices
+        # Two cores of a v4 are one device of a real run ("megacore"), as they are by themselves on the others.
+        options = {"chip_config_name": "megacore"} if name == "v4" else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{size}", **options).devices
     except Exception as error:  # PJRT plugins raise bare RuntimeErrors
         extra = "gpu" if name.startswith("h") else "tpu"
         raise ConfigError(

@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_refused(devices):
     """Negative controls: without them a compiler that accepts everything would pass for proof."""
     mesh = data_mesh(devices["v5e"][:1])
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED.*(HBM|hbm)"):
-        compiled("softmax", operands(65536, 768, jnp.bfloat16, mesh), mesh, implementation="reference")
+        compiled("softmax", operands(65536, 768, jnp.bfloat16, mesh), mesh, implementation="materialised")
     too_large = pallas_tpu.PallasTpu(pallas_tpu.Tile(2048, 2048), pallas_tpu.Tile(2048, 2048), vmem=16 * MIB)
     with pytest.raises(jax.errors.JaxRuntimeError, match="(?i)vmem"):
         compiled("softmax", operands(8192, 1024, jnp.bfloat16, mesh), mesh, implementation=too_large)

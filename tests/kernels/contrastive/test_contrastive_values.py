@@ -78,7 +78,12 @@ def test_odd_sizes(size, dtype, kind):
     v = unit_rows(rng, size, 64, dtype, close_to=u)
     targets, dense = diagonal(size, size, rng, smoothing=0.1)
     floor = 1.0 if size == 1 and kind == "softmax" else 1e-30  # one pair has no negatives: all gradients are zero
-    for implementation in ("chunked", Chunked(128, 256), TILES["pallas_tpu"], PallasGpu(pallas_gpu.Tile(64, 128, 32, stages=2), interpret=True)):
+    for implementation in (
+        "chunked",
+        Chunked(128, 256),
+        TILES["pallas_tpu"],
+        PallasGpu(pallas_gpu.Tile(64, 128, 32, stages=2), interpret=True),
+    ):
         compare(u, v, np.log(10.0), targets, dense, kind, bias=-3.0, implementation=implementation, floor=floor)
 
 
