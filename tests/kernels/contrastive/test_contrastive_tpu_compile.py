@@ -24,9 +24,9 @@ def devices():
         pytest.skip(f"no TPU compiler (launch/test.sh installs it): {error}")
 
 
-def lowered_for(mesh, shape, dtype, targets, kind):
+def lowered_for(mesh, shape, dtype, targets, kind, implementation="pallas_tpu"):
     def loss(u, v, log_scale, bias, targets):
-        return contrastive_loss(u, v, log_scale, targets=targets, kind=kind, bias=bias, implementation="pallas_tpu")
+        return contrastive_loss(u, v, log_scale, targets=targets, kind=kind, bias=bias, implementation=implementation)
 
     u, v, *scalars = operands(shape[0], shape[2], dtype, mesh)
     v = jax.ShapeDtypeStruct((shape[1], shape[2]), dtype, sharding=v.sharding)

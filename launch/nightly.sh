@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The tests that take minutes, and those that compile for CUDA without a GPU: launch/nightly.sh [PYTEST ARGUMENTS…]
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+install demo,dev,interop "torch==2.13.0"
+
+# The CUDA plugin of this jax and its compiler, beside the packages (250 MB; nothing that only running needs).
+cuda="$venv/cuda"
+version="$("$venv/bin/python" -c 'import jax; print(jax.__version__)')"
+if [ "$(cat "$cuda/.request" 2>/dev/null || true)" != "$version" ]; then
+  rm -rf "$cuda"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$cuda" \
+    "jax-cuda13-plugin==$version" "jax-cuda13-pjrt==$version" nvidia-cuda-nvcc nvidia-nvvm
+  printf '%s' "$version" >"$cuda/.request"
+fi
+export PYTHONPATH="$cuda${PYTHONPATH:+:$PYTHONPATH}"
+exec bash "$root/launch/test.sh" -m slow "$@"
