@@ -13,6 +13,7 @@ from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.random import dropout
 
 Implementation = Literal["xla", "cudnn"]
+KeyValue = tuple[jax.Array, jax.Array]  # keys and values [B, N, H, K]
 
 
 class Attention(nnx.Module):
@@ -20,6 +21,7 @@ class Attention(nnx.Module):
 
     Args:
       width, heads: D and H; K = D / H.
+      memory_width: of the sequence that is attended to; None: `width`.
       qk_norm: layer norm of queries and keys over K before the product (Dehghani et al. 2023).
       dropout: rate on the attention weights (BERT). The fused product has none, so that a rate > 0 computes the weights
         explicitly in training.
@@ -35,6 +37,7 @@ class Attention(nnx.Module):
         heads: int,
         *,
         rngs: nnx.Rngs,
+        memory_width: int | None = None,
         qk_norm: bool = False,
         dropout: float = 0.0,
         eps: float = 1e-6,
@@ -46,8 +49,8 @@ class Attention(nnx.Module):
             raise ValueError(f"heads: {heads} must divide the width of {width}")
         split_axes, split_heads = ("embed", "heads", "kv"), (heads, width // heads)
         self.query = Linear(width, split_heads, axes=split_axes, rngs=rngs, init=init, dtype=dtype)
-        self.key = Linear(width, split_heads, axes=split_axes, rngs=rngs, init=init, dtype=dtype)
-        self.value = Linear(width, split_heads, axes=split_axes, rngs=rngs, init=init, dtype=dtype)
+        self.key = Linear(memory_width or width, split_heads, axes=split_axes, rngs=rngs, init=init, dtype=dtype)
+        self.value = Linear(memory_width or width, split_heads, axes=split_axes, rngs=rngs, init=init, dtype=dtype)
         self.out = Linear(split_heads, width, axes=("heads", "kv", "embed"), rngs=rngs, init=init, dtype=dtype)
         self.query_norm = LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
         self.key_norm = LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
@@ -67,23 +70,47 @@ class Attention(nnx.Module):
 
         Args:
           x: [B, T, D], the queries' side.
-          memory: [B, N, D] that is attended to; None: x itself.
+          memory: [B, N, D'] that is attended to; None: x itself.
           mask: bool [B, N], True where the memory may be seen (padding is False).
           causal: position t sees 0 … t only; together with `mask`, both must allow.
 
         Returns:
           [B, T, D].
         """
-        memory = x if memory is None else memory
-        q, k, v = self.query(x), self.key(memory), self.value(memory)
-        if self.query_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
+        k, v = self.remember(x if memory is None else memory)
+        q = self.query(x) if self.query_norm is None else self.query_norm(self.query(x))
         mask = None if mask is None else mask[:, None, None, :]
         if train and self.dropout:
             y = _attend_with_dropout(q, k, v, mask, causal, self.dropout, key)
         else:
             y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=self.implementation)
         return self.out(y)
+
+    def remember(self, memory: jax.Array) -> KeyValue:
+        """Keys and values [B, N, H, K] of a memory [B, N, D'], to be attended to by `recall`."""
+        k = self.key(memory)
+        return k if self.key_norm is None else self.key_norm(k), self.value(memory)
+
+    def recall(self, x: jax.Array, known: KeyValue, position: jax.Array | None = None) -> tuple[jax.Array, KeyValue]:
+        """One position of a sequence that grows token by token.
+
+        Args:
+          x: [B, 1, D].
+          known: keys and values [B, N, H, K].
+          position: int []: of x. Its own key and value are written there, and later ones are not seen. None: `known` is a
+            memory of which all is seen.
+
+        Returns:
+          [B, 1, D], and `known` with x in it.
+        """
+        mask = None
+        if position is not None:
+            known = tuple(
+                jax.lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), position, 1) for a, new in zip(known, self.remember(x))
+            )
+            mask = (jnp.arange(known[0].shape[1]) <= position)[None, None, None, :]
+        q = self.query(x) if self.query_norm is None else self.query_norm(self.query(x))
+        return self.out(jax.nn.dot_product_attention(q, *known, mask=mask)), known
 
 
 def _attend_with_dropout(q, k, v, mask, causal: bool, rate: float, key) -> jax.Array:

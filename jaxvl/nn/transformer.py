@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxvl.nn.attention import Attention, Implementation
+from jaxvl.nn.attention import Attention, Implementation, KeyValue
 from jaxvl.nn.linear import normal, xavier
 from jaxvl.nn.mlp import Activation, Mlp
 from jaxvl.nn.norms import LayerNorm
@@ -64,28 +65,38 @@ class StackOptions:
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each in a residual branch.
+    """Attention and MLP, each in a residual branch; with a memory, attention to that between the two.
 
     Args:
       sizes, options: of the stack.
+      memory_width: of the memory, or None for a block without.
+
+    Raises:
+      ValueError: a memory in a post-norm block.
     """
 
-    def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, dtype: Any = jnp.float32):
         init = xavier if options.init_std is None else normal(options.init_std)
         self.attention_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype)
-        self.attention = Attention(
-            sizes.width, sizes.heads, rngs=rngs, qk_norm=options.qk_norm, dropout=options.attention_dropout, eps=options.eps,
+        attention = functools.partial(
+            Attention, sizes.width, sizes.heads, rngs=rngs, qk_norm=options.qk_norm, dropout=options.attention_dropout, eps=options.eps,
             init=init, implementation=options.attention, dtype=dtype,
         )  # fmt: skip
+        self.attention = attention()
+        reads = memory_width is not None
+        if reads and options.norm == "post":
+            raise ValueError("norm: 'post' blocks have no attention to a memory")
+        self.cross_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype) if reads else None
+        self.cross = attention(memory_width=memory_width) if reads else None
         self.mlp_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype)
         self.mlp = Mlp(
             sizes.width, sizes.hidden, rngs=rngs, activation=options.activation, dropout=options.hidden_dropout, init=init, dtype=dtype
         )
         self.post, self.dropout = options.norm == "post", options.dropout
 
-    def __call__(self, x, *, mask=None, causal=False, drop_rate=0.0, train=False, key=None) -> jax.Array:
-        """x [B, T, D] -> [B, T, D]; mask bool [B, T] or None; `drop_rate` of drop-path in this layer."""
-        keys = split(key, 6)
+    def __call__(self, x, memory=None, *, mask=None, causal=False, drop_rate=0.0, train=False, key=None) -> jax.Array:
+        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask bool [B, T] or None; `drop_rate` of drop-path in this layer."""
+        keys = split(key, 6 if self.cross is None else 9)
 
         def branch(y, drop_key, path_key):
             return drop_path(dropout(y, self.dropout, drop_key, train=train), drop_rate, path_key, train=train)
@@ -93,9 +104,19 @@ class Block(nnx.Module):
         y = x if self.post else self.attention_norm(x)
         x = x + branch(self.attention(y, mask=mask, causal=causal, train=train, key=keys[0]), *keys[1:3])
         x = self.attention_norm(x) if self.post else x
+        if self.cross is not None:
+            x = x + branch(self.cross(self.cross_norm(x), memory, train=train, key=keys[6]), *keys[7:9])
         y = x if self.post else self.mlp_norm(x)
         x = x + branch(self.mlp(y, train=train, key=keys[3]), *keys[4:6])
         return self.mlp_norm(x) if self.post else x
+
+    def step(self, x: jax.Array, known: dict[str, KeyValue], position: jax.Array) -> tuple[jax.Array, dict[str, KeyValue]]:
+        """One position of a growing sequence: x [B, 1, D]; `known` as `Transformer.start` makes it, of this layer."""
+        y, own = self.attention.recall(self.attention_norm(x), known["self"], position)
+        x = x + y
+        if self.cross is not None:
+            x = x + self.cross.recall(self.cross_norm(x), known["memory"])[0]
+        return x + self.mlp(self.mlp_norm(x)), {**known, "self": own}
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -129,21 +150,22 @@ class Transformer(nnx.Module):
 
     Args:
       sizes, options: shape and behaviour.
+      memory_width: of a memory that every layer attends to, or None.
     """
 
-    def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
-        self.blocks = stack(lambda rngs: Block(sizes, options, rngs=rngs, dtype=dtype), sizes.depth, rngs)
-        self.depth, self.options = sizes.depth, options
+    def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, dtype: Any = jnp.float32):
+        self.blocks = stack(lambda rngs: Block(sizes, options, rngs=rngs, memory_width=memory_width, dtype=dtype), sizes.depth, rngs)
+        self.depth, self.options, self.sizes, self.dtype = sizes.depth, options, sizes, dtype
 
-    def __call__(self, x, *, mask=None, causal=False, train=False, key=None) -> jax.Array:
-        """x [B, T, D] -> [B, T, D]; mask: bool [B, T], True = not padding; causal: t sees 0 … t."""
+    def __call__(self, x, memory=None, *, mask=None, causal=False, train=False, key=None) -> jax.Array:
+        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask: bool [B, T], True = not padding; causal: t sees 0 … t."""
         graphdef, params = nnx.split(self.blocks)
         drops = bool(self.options.drop_path) and train
 
         def layer(x, inputs):
             params, key, rate = inputs
             block = nnx.merge(graphdef, params)
-            x = block(x, mask=mask, causal=causal, drop_rate=rate if drops else 0.0, train=train, key=key)
+            x = block(x, memory, mask=mask, causal=causal, drop_rate=rate if drops else 0.0, train=train, key=key)
             return constrain(x, "batch", None, "embed"), None
 
         layer = rematerialise(layer, self.options.remat, scanned=self.options.scan)
@@ -155,3 +177,28 @@ class Transformer(nnx.Module):
         for i, slice_ in enumerate(unstack(params, self.depth)):
             x, _ = layer(x, (slice_, None if keys is None else keys[i], None if rates is None else rates[i]))
         return x
+
+    def start(self, batch: int, length: int, memory: jax.Array | None = None) -> dict[str, KeyValue]:
+        """Keys and values of a sequence of up to `length` positions, none of them known yet, and of the memory [B, N, D'].
+
+        Every array has a leading axis L.
+        """
+        heads = self.sizes.heads
+        empty = jnp.zeros((self.depth, batch, length, heads, self.sizes.width // heads), self.dtype)
+        known = {"self": (empty, empty)}
+        if memory is None:
+            return known
+        graphdef, params = nnx.split(self.blocks)
+        return {**known, "memory": jax.lax.map(lambda p: nnx.merge(graphdef, p).cross.remember(memory), params)}
+
+    def step(self, x: jax.Array, known: dict[str, KeyValue], position: jax.Array) -> tuple[jax.Array, dict[str, KeyValue]]:
+        """The position after those that `known` holds, causally: x [B, 1, D] -> [B, 1, D] and what is known now."""
+        graphdef, params = nnx.split(self.blocks)
+
+        def layer(x, inputs):
+            params, known = inputs
+            x, known = nnx.merge(graphdef, params).step(x, known, position)
+            return x, known["self"]
+
+        x, own = jax.lax.scan(layer, x, (params, known))
+        return x, {**known, "self": own}

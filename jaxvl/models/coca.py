@@ -1,0 +1,236 @@
+"""CoCa, the contrastive captioner (Yu et al. 2022, arXiv 2205.01917): both losses from one forward pass.
+
+image -> encoder -> caption pooler (N queries) ------------------------------+
+                         |  cascade (or, in parallel, the encoder's tokens)  |
+                         v                                                   v
+                    contrastive pooler -> image embedding       cross-attention of every layer
+                                                                             |
+[start] w1 … wT [CLS] -> unimodal layers, causal ---- tokens ----> multimodal layers, causal -> w1 … wT, EOS
+                               | [CLS], which sees the whole text
+                               v
+                         text embedding
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvl.config import ConfigError, check
+from jaxvl.models import IMAGE_ENCODERS, MODELS
+from jaxvl.models.base import InputSpec, check_rates
+from jaxvl.models.two_tower import bounded, unit
+from jaxvl.models.vit import ViTConfig
+from jaxvl.nn.attention import KeyValue
+from jaxvl.nn.linear import Embedding, Linear, normal
+from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.poolers import QueryPooler
+from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
+from jaxvl.nn.vocabulary import VocabularyHead
+
+# Width, heads, hidden, layers of either half of the decoder (table 1 of the paper).
+VARIANTS: Mapping[str, tuple[int, int, int, int]] = {
+    "base": (768, 12, 3072, 12),
+    "large": (1024, 16, 4096, 12),
+    "2b": (1408, 16, 5632, 18),
+}
+
+
+@MODELS.register("coca")
+@dataclasses.dataclass(frozen=True)
+class CoCaConfig:
+    """CoCa.
+
+    Attributes:
+      image: image encoder by name; its tokens are read, not its pooled output.
+      variant: size of the text decoder: base, large, 2b.
+      width, heads, hidden: of the decoder, instead of the variant's.
+      unimodal, multimodal: layers of its two halves, instead of the variant's.
+      queries: tokens of the image that the caption is read from.
+      pooler_heads: of both poolers; None: as the decoder.
+      poolers: `cascade`: the contrastive pooler reads the caption pooler's tokens (the paper's default); `parallel`: both read the
+        encoder's.
+      tied: the vocabulary head shares the word embedding (the published sizes of base and large count them apart).
+      embed_dim: width of the embedding space; None: the decoder's.
+      init_scale, max_scale: of the cosine, as in `dual_encoder`.
+      dropout, drop_path, scan, remat: of the decoder, see `nn.transformer.StackOptions`.
+    """
+
+    image: Annotated[Any, IMAGE_ENCODERS] = ViTConfig(variant="B/18", pool="mean")
+    variant: str = "base"
+    width: int | None = None
+    heads: int | None = None
+    hidden: int | None = None
+    unimodal: int | None = None
+    multimodal: int | None = None
+    queries: int = 256
+    pooler_heads: int | None = None
+    poolers: Literal["cascade", "parallel"] = "cascade"
+    tied: bool = False
+    embed_dim: int | None = None
+    init_scale: float = 1 / 0.07
+    max_scale: float | None = 100.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    scan: bool = True
+    remat: Remat = "none"
+
+    def __post_init__(self):
+        check(self.variant in VARIANTS, "variant", f"{self.variant!r} is not a known variant (known: {', '.join(VARIANTS)})")
+        check_rates(self, "dropout", "drop_path")
+        for half in (self.sizes("unimodal"), self.sizes("multimodal")):
+            check(half.depth >= 1, "unimodal", "both halves of the decoder need at least one layer")
+            check(half.width % half.heads == 0, "heads", f"{half.heads} must divide the width of {half.width}")
+        check(self.queries >= 1, "queries", f"{self.queries!r} must be >= 1")
+        heads = self.pooler_heads or self.sizes("unimodal").heads
+        check(self.sizes("unimodal").width % heads == 0, "pooler_heads", f"{heads} must divide the width of {self.sizes('unimodal').width}")
+        check(self.init_scale > 0, "init_scale", f"{self.init_scale!r} must be > 0")
+
+    def sizes(self, half: Literal["unimodal", "multimodal"]) -> Sizes:
+        width, heads, hidden, depth = VARIANTS[self.variant]
+        given = getattr(self, half)
+        width, ratio = self.width or width, hidden / width
+        return Sizes(width, depth if given is None else given, self.heads or heads, self.hidden or round(ratio * width))
+
+    def options(self) -> StackOptions:
+        return StackOptions(
+            activation="gelu", eps=1e-5, dropout=self.dropout, hidden_dropout=self.dropout, drop_path=self.drop_path, scan=self.scan,
+            remat=self.remat,
+        )  # fmt: skip
+
+    def check_inputs(self, inputs: InputSpec) -> None:
+        """Raises ConfigError where the image encoder cannot take such images, or no token ends a caption."""
+        try:
+            self.image.check_inputs(inputs)
+        except ConfigError as error:
+            raise error.under("image") from None
+        check(inputs.eos_id is not None, "name", "'coca' needs a tokenizer with an EOS token, which ends a caption")
+
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> CoCa:
+        return CoCa(self, inputs, rngs=rngs, dtype=dtype)
+
+
+class CoCa(nnx.Module):
+    """See the top of this file.
+
+    Args:
+      config: see `CoCaConfig`. inputs: fixes vocabulary, text length, padding and EOS.
+    """
+
+    def __init__(self, config: CoCaConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        sizes, width = config.sizes("unimodal"), config.sizes("unimodal").width
+        embed, self.cascade = config.embed_dim or width, config.poolers == "cascade"
+        pooler = dict(heads=config.pooler_heads or sizes.heads, rngs=rngs, dtype=dtype)
+        options = dict(rngs=rngs, dtype=dtype)
+
+        def token() -> nnx.Param:
+            return nnx.Param(normal(0.01)(rngs.params(), (width,), jnp.float32), axes=("norm",))
+
+        def projection() -> Linear:
+            return Linear(width, embed, axes=("embed", "joint"), bias=False, init=normal(width**-0.5), **options)
+
+        self.encoder = config.image.build(inputs, rngs, dtype)
+        self.caption_pooler = QueryPooler(config.queries, width, memory_width=self.encoder.width, **pooler)
+        self.contrastive_pooler = QueryPooler(1, width, memory_width=width if self.cascade else self.encoder.width, **pooler)
+        self.image_projection, self.text_projection = projection(), projection()
+        self.words = Embedding(inputs.vocab_size, width, rngs=rngs, dtype=dtype)
+        # [start], the text, [CLS].
+        positions = normal(0.01)(rngs.params(), (inputs.text_length + 2, width), jnp.float32)
+        self.positions = nnx.Param(positions, axes=("length", "embed"))
+        self.start_token, self.class_token = token(), token()
+        self.unimodal = Transformer(sizes, config.options(), **options)
+        self.text_norm = LayerNorm(width, eps=1e-5, dtype=dtype)
+        self.multimodal = Transformer(config.sizes("multimodal"), config.options(), memory_width=width, **options)
+        self.norm = LayerNorm(width, eps=1e-5, dtype=dtype)
+        self.head = VocabularyHead(width, inputs.vocab_size, tied=config.tied, **options)
+        self.log_scale = nnx.Param(jnp.float32(math.log(config.init_scale)), axes=())
+        self.most = None if config.max_scale is None else math.log(config.max_scale)
+        self.pad_id, self.eos_id, self.width, self.dtype = inputs.pad_id, inputs.eos_id, width, dtype
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Image
+
+    def memory(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """image [B, S, S, C] -> what captions are read from [B, N, D], and the image embedding, unit rows float32 [B, E]."""
+        tokens = self.encoder(image, train=train, key=key).tokens
+        memory = self.caption_pooler(tokens)
+        pooled = self.contrastive_pooler(memory if self.cascade else tokens)[:, 0]
+        return memory, unit(self.image_projection(pooled))
+
+    def encode_image(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+        """image float [B, S, S, C], normalised -> unit rows float32 [B, E]."""
+        return self.memory(image, train=train, key=key)[1]
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Text
+
+    def _read(self, text: jax.Array, *, train: bool, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        """text int [B, T] -> tokens [B, T + 1, D] ([start] first) and the text embedding, unit rows float32 [B, E]."""
+        b, t = text.shape
+
+        def broadcast(token):
+            return jnp.broadcast_to(token[...].astype(self.dtype), (b, 1, self.width))
+
+        x = jnp.concatenate([broadcast(self.start_token), self.words(text), broadcast(self.class_token)], axis=1)
+        # [CLS] has the last row of the table whatever the length of the text.
+        positions = jnp.concatenate([self.positions[: t + 1], self.positions[-1:]]).astype(self.dtype)
+        always = jnp.ones((b, 1), bool)
+        mask = jnp.concatenate([always, text != self.pad_id, always], axis=1)
+        x = self.unimodal(x + positions, mask=mask, causal=True, train=train, key=key)
+        return x[:, :-1], unit(self.text_projection(self.text_norm(x[:, -1])))
+
+    def encode_text(self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+        """text int [B, T] -> unit rows float32 [B, E]."""
+        return self._read(text, train=train, key=key)[1]
+
+    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None) -> dict[str, jax.Array]:
+        """Embeds a batch and reads its texts as captions, in one pass.
+
+        Args:
+          batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding.
+          train, key: as for `TwoTower`.
+
+        Returns:
+          image, text: unit rows, float32 [B, E]; log_scale: float32 []; caption_lse, caption_target, caption_mean: float32 [B, T] and
+          caption_correct: bool [B, T], of the logits of each token given those before it (`VocabularyHead.scores`); caption_weight:
+          float32 [B, T], 1 where a token is not padding.
+        """
+        keys = [None] * 3 if key is None else jax.random.split(key, 3)
+        text, scale = batch["text"], self.log_scale[...]
+        memory, image = self.memory(batch["image"], train=train, key=keys[0])
+        tokens, embedding = self._read(text, train=train, key=keys[1])
+        x = self.norm(self.multimodal(tokens[:, :-1], memory, causal=True, train=train, key=keys[2]))
+        scores = self.head.scores(x, self.words, text)
+        return {
+            "image": image, "text": embedding, "log_scale": scale if self.most is None else bounded(scale, self.most),
+            "caption_weight": (text != self.pad_id).astype(jnp.float32), **{f"caption_{k}": v for k, v in scores.items()},
+        }  # fmt: skip
+
+    def caption_logits(self, image: jax.Array, text: jax.Array) -> jax.Array:
+        """float32 [B, T + 1, V]: of the token after [start], after the first of text int [B, T], and so on."""
+        tokens, _ = self._read(text, train=False, key=None)
+        x = self.multimodal(tokens, self.memory(image)[0], causal=True)
+        return self.head.logits(self.norm(x), self.words)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Token by token
+
+    def start(self, image: jax.Array, length: int) -> tuple[dict[str, KeyValue], dict[str, KeyValue]]:
+        """What is known before the first token of captions of up to `length` tokens; arrays [L, B, …]."""
+        memory = self.memory(image)[0]
+        return self.unimodal.start(len(image), length), self.multimodal.start(len(image), length, memory)
+
+    def step(self, known: Any, token: jax.Array, position: jax.Array) -> tuple[jax.Array, Any]:
+        """Logits of the next token, float32 [B, V], after the last one, int [B], at `position` (0: [start], `token` is not read)."""
+        own, cross = known
+        start = jnp.broadcast_to(self.start_token[...].astype(self.dtype), (len(token), self.width))
+        x = jnp.where(position == 0, start, self.words(token)) + self.positions[...][position].astype(self.dtype)
+        x, own = self.unimodal.step(x[:, None], own, position)
+        x, cross = self.multimodal.step(x, cross, position)
+        return self.head.logits(self.norm(x[:, 0]), self.words), (own, cross)

@@ -1,0 +1,233 @@
+"""CoCa: both losses from one pass, what may see what, published sizes, decoding with and without kept keys and values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from jaxvl.config import ConfigError, resolve
+from jaxvl.models import InputSpec
+from jaxvl.models.coca import CoCaConfig
+from jaxvl.models.functional import functional
+from jaxvl.models.generate import Captions, Generation, generate
+from jaxvl.nn import vocabulary
+from jaxvl.objectives.captioning import Captioning
+
+INPUTS = InputSpec(image_size=16, text_length=6, vocab_size=40, pad_id=0, eos_id=1)
+SMALL = dict(
+    image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=24, heads=2, unimodal=2, multimodal=2, queries=3,
+    pooler_heads=2, embed_dim=8,
+)  # fmt: skip
+
+
+def build(**changes):
+    model = functional(resolve(CoCaConfig, {**SMALL, **changes}), INPUTS)
+    params, rest = jax.jit(model.init)(jax.random.key(0))
+    # Biases and positions start at or near zero; without this, what reads the wrong one would pass.
+    keys = jax.random.split(jax.random.key(1), len(params))
+    params = {p: v + 0.1 * jax.random.normal(k, v.shape) for k, (p, v) in zip(keys, params.items())}
+    return lambda *args, method="__call__", **kwargs: model.apply(params, rest, *args, method=method, **kwargs)[0]
+
+
+def data(rows=3, seed=0):
+    rng = np.random.default_rng(seed)
+    text = rng.integers(2, 40, (rows, 6))
+    for i in range(rows):
+        end = 3 + i % 3
+        text[i, end], text[i, end + 1 :] = 1, 0
+    return jnp.asarray(rng.normal(size=(rows, 16, 16, 3)), jnp.float32), jnp.asarray(text, jnp.int32)
+
+
+@pytest.mark.parametrize("changes", [{}, {"poolers": "parallel", "tied": True, "scan": False}])
+def test_scores_are_those_of_the_logits(changes):
+    apply, (image, text) = build(**changes), data()
+    out = apply({"image": image, "text": text})
+    logits = np.asarray(apply(image, text, method="caption_logits"), np.float64)[:, :-1]
+    log_p = logits - scipy.special.logsumexp(logits, -1, keepdims=True)
+    expected = -np.take_along_axis(log_p, np.asarray(text)[..., None], -1)[..., 0]
+    weight = np.asarray(text) != 0
+    np.testing.assert_allclose(out["caption_weight"], weight)
+    loss, _ = Captioning()(out, {}, (), None)
+    np.testing.assert_allclose(loss.value, expected[weight].mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics["token_accuracy"], (logits.argmax(-1) == text)[weight].mean(), rtol=1e-6)
+    smooth, _ = Captioning(label_smoothing=0.1)(out, {}, (), None)
+    np.testing.assert_allclose(smooth.value, (0.9 * expected - 0.1 * log_p.mean(-1))[weight].mean(), rtol=1e-5)
+    for side in ("image", "text"):
+        np.testing.assert_allclose(np.linalg.norm(out[side], axis=-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(apply({"image": image, "text": text}[side], method=f"encode_{side}"), out[side], atol=1e-6)
+
+
+def test_a_token_sees_nothing_of_what_comes_after_it():
+    apply, (image, text) = build(), data()
+    before = apply(image, text, method="caption_logits")
+    after = apply(image, text.at[:, 3].set(17), method="caption_logits")
+    np.testing.assert_allclose(before[:, :4], after[:, :4], atol=1e-6)
+    assert np.abs(before[:, 4:] - after[:, 4:]).max() > 1e-3
+
+
+def test_the_text_embedding_sees_the_whole_text_and_no_padding():
+    apply, (_, text) = build(), data()
+    embedding = apply(text, method="encode_text")
+    assert np.abs(embedding - apply(text.at[:, 0].set(17), method="encode_text")).max(1).min() > 1e-3
+    shorter = apply(text[:1, :4], method="encode_text")  # the first row's end of text stands at 3
+    np.testing.assert_allclose(shorter, embedding[:1], atol=1e-6)
+
+
+def test_captions_read_the_image_and_the_contrastive_text_does_not():
+    apply, (image, text) = build(), data()
+    other = apply({"image": image[::-1], "text": text})
+    mine = apply({"image": image, "text": text})
+    np.testing.assert_allclose(other["text"], mine["text"], atol=1e-6)
+    assert np.abs(other["caption_lse"] - mine["caption_lse"])[0].max() > 1e-4
+
+
+def test_chunks_of_the_vocabulary_do_not_change_values_or_gradients(monkeypatch):
+    model = functional(resolve(CoCaConfig, SMALL), INPUTS)
+    params, rest = jax.jit(model.init)(jax.random.key(0))
+    image, text = data()
+
+    def value_and_gradient():
+        def loss(params):
+            out, _ = model.apply(params, rest, {"image": image, "text": text})
+            return Captioning(0.1)(out, {}, (), None)[0].value
+
+        return jax.value_and_grad(loss)(params)
+
+    whole = value_and_gradient()
+    original = vocabulary.VocabularyHead.scores
+
+    def chunked(self, x, words, targets):
+        self.chunk = 3 * 40 * 2  # two positions at a time
+        return original(self, x, words, targets)
+
+    monkeypatch.setattr(vocabulary.VocabularyHead, "scores", chunked)
+    parts = value_and_gradient()
+    np.testing.assert_allclose(whole[0], parts[0], rtol=1e-6)
+    for path in whole[1]:
+        np.testing.assert_allclose(whole[1][path], parts[1][path], atol=2e-6, err_msg=path)
+
+
+# Millions of parameters: image encoder, and everything of the text decoder with its embeddings apart (spec; table 1 of the paper).
+@pytest.mark.parametrize("variant, vit, image_millions, text_millions", [("base", "B/18", 86, 297), ("large", "L/18", 303, 484)])
+def test_published_sizes(variant, vit, image_millions, text_millions):
+    config = resolve(CoCaConfig, dict(image=dict(name="vit", variant=vit, pool="mean"), variant=variant))
+    model = functional(config, InputSpec(288, 64, 64000, 0, 1))
+    count = {p: int(np.prod(s.shape)) for p, s in model.params.items()}
+    image = sum(n for p, n in count.items() if p.startswith("encoder/"))
+    text = sum(n for p, n in count.items() if p.startswith(("words", "unimodal", "multimodal", "head")))
+    assert abs(image / 1e6 / image_millions - 1) < 0.01
+    assert abs(text / 1e6 / text_millions - 1) < 0.01
+
+
+def decode(apply, image, config, key=None, **options):
+    known = apply(image, 6, method="start")
+    step = lambda known, token, position: apply(known, token, position, method="step")
+    return generate(step, known, config, batch=len(image), length=6, eos_id=1, pad_id=0, key=key)
+
+
+def uncached(apply, image, choose, steps=6):
+    """Token by token through the whole model, nothing kept."""
+    text = np.zeros((len(image), 6), np.int32)
+    done = np.zeros(len(image), bool)
+    for t in range(steps):
+        logits = np.array(apply(image, jnp.asarray(text), method="caption_logits"))[:, t]
+        logits[:, 0] = -np.inf
+        if t + 1 < 1:
+            logits[:, 1] = -np.inf
+        new = np.full(len(image), 1) if t == steps - 1 else choose(logits)
+        text[:, t] = np.where(done, 0, new)
+        done |= new == 1
+    return text
+
+
+def test_greedy_decoding_equals_decoding_without_kept_keys():
+    for seed in range(3):
+        apply, (image, _) = build(), data(8, seed)
+        got = jax.jit(lambda image, apply=apply: decode(apply, image, Generation()))(image)
+        np.testing.assert_array_equal(got.tokens, uncached(apply, image, lambda logits: logits.argmax(-1)))
+
+
+def test_log_probability_is_that_of_the_tokens():
+    apply, (image, _) = build(), data(4)
+    for config in (Generation(), Generation(method="beam", beams=3)):
+        got = decode(apply, image, config)
+        logits = np.asarray(apply(image, got.tokens, method="caption_logits"), np.float64)[:, :-1]
+        logits[..., 0] = -np.inf
+        logits[:, -1, 2:] = -np.inf  # the last place is EOS's
+        log_p = logits - scipy.special.logsumexp(logits, -1, keepdims=True)
+        each = np.take_along_axis(log_p, np.asarray(got.tokens)[..., None], -1)[..., 0]
+        np.testing.assert_allclose(got.log_p, np.where(got.tokens != 0, each, 0).sum(1), atol=1e-4)
+
+
+def toy(table):
+    """A step whose logits depend on the last token alone: `table` [V, V] of probabilities, from token 2 at the start."""
+    log = jnp.log(jnp.asarray(table))
+
+    def step(known, token, position):
+        return log[jnp.where(position == 0, 2, token)], known
+
+    return step
+
+
+def run_toy(table, config, key=None, rows=1):
+    known = jnp.zeros((1, rows))
+    return generate(toy(table), known, config, batch=rows, length=4, eos_id=1, pad_id=0, key=key)
+
+
+# From 2 (the start): 3 is likelier, but leads nowhere; 4 ends well.
+TABLE = np.full((5, 5), 1e-6)
+TABLE[2, 3], TABLE[2, 4] = 0.6, 0.4
+TABLE[3] = [1e-6, 0.3, 0.25, 0.2, 0.25]
+TABLE[4, 1] = 1.0
+
+
+def test_beam_search_finds_what_greedy_misses():
+    assert run_toy(TABLE, Generation()).tokens[0].tolist() == [3, 1, 0, 0]
+    best = run_toy(TABLE, Generation(method="beam", beams=2, length_penalty=0.0))
+    assert best.tokens[0].tolist() == [4, 1, 0, 0]
+    np.testing.assert_allclose(best.log_p[0], np.log(0.4), atol=1e-4)
+
+
+def test_beam_search_over_all_paths_is_exhaustive_search():
+    rng = np.random.default_rng(0)
+    table = rng.dirichlet(np.full(5, 0.5), 5)
+    table[:, 0] = 1e-12
+    best = run_toy(table, Generation(method="beam", beams=60, length_penalty=0.0))
+    log = np.log(table / table[:, 1:].sum(1, keepdims=True))
+
+    def paths(last, length):
+        yield (1,), log[last, 1] if length < 4 else 0.0
+        if length < 4:
+            for token in (2, 3, 4):
+                for rest, value in paths(token, length + 1):
+                    yield (token, *rest), log[last, token] + value
+
+    want = max(paths(2, 1), key=lambda p: p[1])
+    assert tuple(t for t in best.tokens[0].tolist() if t) == want[0]
+    np.testing.assert_allclose(best.log_p[0], want[1], atol=1e-3)
+
+
+def test_lengths_repetition_and_restrictions():
+    assert run_toy(TABLE, Generation(min_length=3)).tokens[0].tolist().index(1) >= 2
+    assert run_toy(TABLE, Generation(max_length=1)).tokens[0].tolist() == [1, 0, 0, 0]
+    circle = np.full((5, 5), 1e-3)
+    circle[2, 3], circle[3, 3], circle[3, 4], circle[4, 1] = 0.9, 0.9, 0.5, 0.9
+    assert run_toy(circle, Generation()).tokens[0].tolist() == [3, 3, 3, 1]
+    assert run_toy(circle, Generation(repetition_penalty=1e4)).tokens[0].tolist()[:2] != [3, 3]
+    many = run_toy(TABLE, Generation(method="sample"), jax.random.key(0), rows=4000).tokens[:, 0]
+    np.testing.assert_allclose((many == 3).mean(), 0.6, atol=0.03)
+    for config in (Generation(method="sample", top_k=1), Generation(method="sample", top_p=0.5)):
+        assert (run_toy(TABLE, config, jax.random.key(0), rows=100).tokens[:, 0] == 3).all()
+    assert isinstance(run_toy(TABLE, Generation()), Captions)
+
+
+def test_wrong_options():
+    with pytest.raises(ConfigError, match="top_p: 0 is a probability"):
+        Generation(top_p=0)
+    with pytest.raises(ConfigError, match="max_length: 2 must be >= 1 and >= min_length = 3"):
+        Generation(max_length=2, min_length=3)
+    with pytest.raises(ConfigError, match="heads: 5 must divide the width of 24"):
+        resolve(CoCaConfig, {**SMALL, "heads": 5})
+    with pytest.raises(ValueError, match="key: None"):
+        run_toy(TABLE, Generation(method="sample"))
