@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,19 +18,64 @@ from rich.table import Table
 from jaxvl.training.setup import describe_machine
 
 
-def in_turn(takers: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call, `rounds` per taker, one of each in turn, so that a busy moment hits all of them alike.
+def in_turn(takers: Mapping[str, Callable[[], Any]], rounds: int, calls: int = 1, warm: int = 0) -> dict[str, list[float]]:
+    """Seconds of `rounds` x `calls` calls per taker, the takers in turn, so that a busy moment hits all of them alike.
 
     One round before is not counted. A taker's result is waited for.
+
+    Args:
+      calls: counted calls in a row of one taker.
+      warm: calls before those that are not counted: some machines take idle memory away within seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in takers}
     for i in range(rounds + 1):
         for name, take in takers.items():
-            began = time.perf_counter()
-            jax.block_until_ready(take())
-            if i:
-                seconds[name].append(time.perf_counter() - began)
+            for call in range(-warm, calls):
+                began = time.perf_counter()
+                jax.block_until_ready(take())
+                if i and call >= 0:
+                    seconds[name].append(time.perf_counter() - began)
     return seconds
+
+
+@contextlib.contextmanager
+def isolated(make: Callable[..., Callable[[], Any]], *args: Any) -> Iterator[Callable[[], Any]]:
+    """A taker that lives in a process of its own, where `make(*args)` builds it: one library's threads and allocator cannot slow
+    another's. Results come back pickled; an error in the process is raised here.
+    """
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, make, args), daemon=True)
+    process.start()
+    there.close()
+
+    def take() -> Any:
+        here.send("take")
+        try:
+            ok, value = here.recv()
+        except EOFError:
+            raise RuntimeError(f"the process of {make.__name__} has died") from None
+        if not ok:
+            raise RuntimeError(f"{make.__name__}: {value}")
+        return value
+
+    try:
+        yield take
+    finally:
+        here.close()
+        process.join(timeout=10)
+        process.kill()
+
+
+def _serve(connection: Any, make: Callable[..., Callable[[], Any]], args: tuple[Any, ...]) -> None:
+    try:
+        take = make(*args)
+        while connection.recv():
+            connection.send((True, take()))
+    except EOFError:
+        return
+    except BaseException as error:
+        connection.send((False, f"{type(error).__name__}: {error}"))
+        raise
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> tuple[float, float, float]:

@@ -1,7 +1,9 @@
 """One training step of CLIP's ViT-B/32 and 12-layer text transformer, forward, backward and AdamW, in float32.
 
     python -m jaxvl.bench.step                        # jaxvl alone
-    python -m jaxvl.bench.step --peer open_clip       # beside OpenCLIP on the same machine, step by step in turn
+    python -m jaxvl.bench.step --peer open_clip       # beside OpenCLIP, each in its own process, in turn
+
+On a CPU, `export GLIBC_TUNABLES=glibc.malloc.hugetlb=1` first (as launch/local.sh does): large arrays then lie in huge pages.
 
 The peer needs (for a CPU build of torch):
 
@@ -12,6 +14,7 @@ The peer needs (for a CPU build of torch):
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -26,7 +29,7 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from jaxvl.bench.harness import in_turn, publish, ratio
+from jaxvl.bench.harness import in_turn, isolated, publish, ratio
 from jaxvl.config import choose
 from jaxvl.kernels.contrastive import contrastive_loss
 from jaxvl.models import MODELS, InputSpec, presets
@@ -111,15 +114,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", choices=["open_clip"])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, help="of one step that does not count and two that do, per library")
     parser.add_argument("--scan", action="store_true", help="layers in a scan instead of unrolled")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args()
-    takers = {"jaxvl": jaxvl_step(args.batch, args.scan)}
-    if args.peer:
-        takers[args.peer] = open_clip_step(args.batch, os.cpu_count())
-    seconds = in_turn(takers, args.steps)
-    table = Table(title=f"ViT-B/32 + text, batch {args.batch}, float32, {args.steps} steps in turn", title_justify="left")
+    with contextlib.ExitStack() as processes:
+        takers = {"jaxvl": processes.enter_context(isolated(jaxvl_step, args.batch, args.scan))}
+        if args.peer:
+            takers[args.peer] = processes.enter_context(isolated(open_clip_step, args.batch, os.cpu_count()))
+        seconds = in_turn(takers, args.rounds, calls=2, warm=1)
+    table = Table(title=f"ViT-B/32 + text, batch {args.batch}, float32, {args.rounds} rounds in turn", title_justify="left")
     for heading in ("", "median s", "min s", "max s", "examples/s"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, s in seconds.items():
