@@ -21,18 +21,15 @@ import sys
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
 from rich.console import Console
 from rich.markup import escape
 
-from jaxvl.config import ConfigError, check, nearest, override, resolve
+from jaxvl.config import ConfigError, check, nearest
 from jaxvl.data.records import DataError
-from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.report import save_gallery, summary_table
-from jaxvl.sharding.mesh import make_mesh
-from jaxvl.training.checkpoint import CheckpointError, Checkpoints, abstract_state
-from jaxvl.training.experiment import Command, Experiment, parse_command
-from jaxvl.training.setup import build_model, fresh_state, make_encoders
+from jaxvl.training.checkpoint import CheckpointError
+from jaxvl.training.experiment import Command, parse_command
+from jaxvl.training.setup import restore_encoders
 
 
 def evaluate(command: Command, console: Console) -> dict[str, float]:
@@ -42,17 +39,7 @@ def evaluate(command: Command, console: Console) -> dict[str, float]:
       ConfigError: an unknown evaluator or option. CheckpointError: no readable checkpoint.
     """
     workdir = pathlib.Path(command.options["workdir"])
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    step = _step(command.options.get("step"))
-    step, frame = checkpoints.frame(step)
-    experiment = resolve(Experiment, override(ConfigDict(frame["config"]), command.assignments))
-    mesh = make_mesh(experiment.mesh)
-    jax.set_mesh(mesh)
-    tokenizer = Tokenizer.from_json(frame["tokenizer"])
-    model = build_model(experiment, tokenizer)
-    _, shapes, shardings = fresh_state(experiment, model, mesh)
-    _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), step)
-    encoders = make_encoders(experiment, model, tokenizer, mesh, (state.eval_params, state.rest))
+    experiment, step, encoders = restore_encoders(workdir, command.options.get("step"), command.assignments)
     out = pathlib.Path(command.options.get("out", workdir / "evaluate"))
     out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, float] = {}
@@ -65,11 +52,6 @@ def evaluate(command: Command, console: Console) -> dict[str, float]:
     if jax.process_index() == 0:
         (out / "results.json").write_text(json.dumps({"step": step, **figures}, indent=1))
     return figures
-
-
-def _step(text: str | None) -> int | None:
-    check(text is None or text.isdigit(), "--step", f"{text!r} must be a number")
-    return None if text is None else int(text)
 
 
 def _chosen(text: str | None, known: list[str]) -> list[str]:

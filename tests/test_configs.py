@@ -9,7 +9,12 @@ from jaxvl.config import ConfigError, load_file, override, resolve
 from jaxvl.training.experiment import Experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
-ARGUMENTS = {"align_emoji.py": ["", "long", "split=b"], "align.py": ["", "variant=b7"], "clip.py": ["", "variant=L/14"], "siglip.py": [""]}
+ARGUMENTS = {
+    "align_emoji.py": ["", "long", "split=b"],
+    "align.py": ["", "variant=b7"],
+    "clip.py": ["", "variant=L/14"],
+    "coca_emoji.py": ["", "loss=caption"],
+}
 CONFIGS = [f"{p.name}:{a}" if a else p.name for p in sorted((ROOT / "configs").glob("*.py")) for a in ARGUMENTS.get(p.name, [""])]
 CORPUS = dict(name="shapes", size=16, variants=1)
 
@@ -34,7 +39,10 @@ def test_takes_a_tiny_step(name, tmp_path):
     small_text = dict(bert=dict(variant="tiny", width=16, heads=2), text_transformer=dict(width=16, depth=1, heads=2))
     model = config["model"]
     model["image"] |= small_image[model["image"]["name"]]
-    model["text"] |= small_text[model["text"]["name"]]
+    if "text" in model:
+        model["text"] |= small_text[model["text"]["name"]]
+    else:
+        model |= dict(width=16, heads=2, hidden=32, unimodal=1, multimodal=1, queries=2)
     if model["embed_dim"]:
         model["embed_dim"] = 16
     config |= dict(steps=1, evals={}, schedule=dict(name="round_robin"), mesh=dict(data=-1), dtype="float32")

@@ -70,12 +70,16 @@ class Tokenizer:
         if kind in ("unigram", "sentencepiece"):
             model = sentencepiece.SentencePieceProcessor(model_proto=content)
             self.vocab_size, self._ids = max(model.vocab_size(), pad_id + 1, eos_id + 1), model.encode
+            pieces = model.vocab_size()
+            self._text = lambda ids: model.decode([i for i in ids if i < pieces])
         else:
             model = tokenizers.Tokenizer.from_buffer(content)
             model.no_truncation()
             model.no_padding()
             self.vocab_size = model.get_vocab_size()
             self._ids = lambda texts: [e.ids for e in model.encode_batch_fast(texts, add_special_tokens=False)]
+            model.decoder = model.decoder or tokenizers.decoders.WordPiece()
+            self._text = lambda ids: model.decode(ids, skip_special_tokens=True)
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Token ids int32 [n, length]. Raises ValueError if `length` has no room for a word beside the special tokens."""
@@ -87,6 +91,14 @@ class Tokenizer:
         for row, ids in zip(out, self._ids(list(texts))):
             ids = [*before, *ids[:room], self.eos_id]
             row[: len(ids)] = ids
+        return out
+
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """Texts of token ids int [n, length]: what stands before the first EOS, without special tokens."""
+        out = []
+        for row in np.asarray(ids).tolist():
+            row = row[: row.index(self.eos_id)] if self.eos_id in row else row
+            out.append(self._text([i for i in row if i not in (self.pad_id, self.cls_id)]).strip())
         return out
 
     def to_json(self) -> str:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxvl.config import ConfigError
 from jaxvl.data.augment import plain
 from jaxvl.evals.ranking import put
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
@@ -47,6 +48,7 @@ class Encoders:
     Args:
       image_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, D]` unit rows, jit-able.
       text_fn: `(weights, int32 [B, T]) -> [B, D]` unit rows, jit-able.
+      caption_fn: `(weights, float32 [B, S, S, 3] normalised, generation) -> int32 [B, T]`, jit-able; None for a model that writes none.
       weights: any pytree of arrays; an argument of the compiled functions, so that new weights compile nothing.
       tokenizer, preprocess: those that the model was trained with.
       text_length: T.
@@ -65,6 +67,7 @@ class Encoders:
         text_length: int,
         mesh: Mesh,
         *,
+        caption_fn: Callable[[Any, jax.Array, Any], jax.Array] | None = None,
         batch: int = 256,
         threads: int = 4,
     ):
@@ -81,6 +84,11 @@ class Encoders:
         def from_tokens(weights: Any, tokens: jax.Array) -> jax.Array:
             return text_fn(weights, tokens).astype(jnp.float32)
 
+        def written(weights: Any, pixels: jax.Array, fault: jax.Array, generation: Any) -> tuple[jax.Array, jax.Array]:
+            image = preprocess.normalise(plain(pixels, preprocess.background))
+            return caption_fn(weights, image, generation), fault
+
+        self._caption = caption_fn and jax.jit(written, out_shardings=replicated(mesh), static_argnums=3)
         self._image, self._text = (jax.jit(f, out_shardings=replicated(mesh)) for f in (from_pixels, from_tokens))
 
     def with_weights(self, weights: Any) -> Encoders:
@@ -97,17 +105,30 @@ class Encoders:
         """
         if memo is not None and self._memo is not None and self._memo[0] == memo:
             return self._memo[1]
+        encoded = self._encoded(self._image, source)
+        if memo is not None:
+            self._memo = memo, encoded
+        return encoded
+
+    def captions(self, source: Sequence[Any] | np.ndarray, generation: Any) -> tuple[list[str], EncodedImages]:
+        """Texts that the model writes of every record that can be read, and their token ids as `rows` of `EncodedImages`.
+
+        Raises ConfigError where the model writes none.
+        """
+        if self._caption is None:
+            raise ConfigError("name", "'captioning' needs a model that writes captions, as coca")
+        encoded = self._encoded(lambda *args: self._caption(*args, generation), source)
+        return self.tokenizer.decode(encoded.rows), encoded
+
+    def _encoded(self, function: Callable, source: Sequence[Any] | np.ndarray) -> EncodedImages:
         rows, faults = [], []
-        for out in self._lagging(self._image, self._batches(source)):
+        for out in self._lagging(function, self._batches(source)):
             rows.append(out[0])
             faults.append(out[1])
         fault = np.concatenate(faults) if faults else np.zeros(0, np.int32)
         good = np.flatnonzero(fault == 0)
         skipped = {cause: int((fault == i + 1).sum()) for i, cause in enumerate(CAUSES) if (fault == i + 1).any()}
-        encoded = EncodedImages(np.concatenate(rows)[good] if rows else np.zeros((0, 1), np.float32), good, skipped)
-        if memo is not None:
-            self._memo = memo, encoded
-        return encoded
+        return EncodedImages(np.concatenate(rows)[good] if rows else np.zeros((0, 1), np.float32), good, skipped)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Encodes texts, equal ones once: float32 [n, D]."""

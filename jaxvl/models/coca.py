@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,8 @@ class CoCaConfig:
     drop_path: float = 0.0
     scan: bool = True
     remat: Remat = "none"
+
+    writes: ClassVar[bool] = True  # it has `start` and `step`, which `generate` needs
 
     def __post_init__(self):
         check(self.variant in VARIANTS, "variant", f"{self.variant!r} is not a known variant (known: {', '.join(VARIANTS)})")

@@ -10,20 +10,22 @@ import pathlib
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from jaxvl.config import ConfigError, check, nearest, to_dict
+from jaxvl.config import ConfigError, check, nearest, override, resolve, to_dict
 from jaxvl.data.loader import Feed
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional, functional
+from jaxvl.models.generate import generate
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
 from jaxvl.tasks import Task
 from jaxvl.training.checkpoint import Checkpoints, abstract_state
@@ -188,7 +190,38 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
         return model.apply(*weights, tokens, method="encode_text")[0]
 
     length = max(t.data.text_length for t in experiment.tasks.values())
-    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh)
+
+    def caption(weights, pixels, generation):
+        apply = functools.partial(model.apply, *weights)
+        known, _ = apply(pixels, length, method="start")
+        step = lambda *args: apply(*args, method="step")[0]
+        ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+        key = jax.random.key(0) if generation.method == "sample" else None
+        return generate(step, known, generation, batch=len(pixels), length=length, key=key, **ids).tokens
+
+    writes = caption if getattr(experiment.model, "writes", False) else None
+    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, caption_fn=writes)
+
+
+def restore_encoders(
+    workdir: pathlib.Path, step: str | None = None, assignments: Mapping[str, str] = {}
+) -> tuple[Experiment, int, Encoders]:
+    """What a checkpoint of a run can encode and write; its config with `assignments`, and the step that it is of.
+
+    Raises:
+      ConfigError: a wrong step or assignment. CheckpointError: no readable checkpoint.
+    """
+    check(step is None or step.isdigit(), "--step", f"{step!r} must be a number")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    found, frame = checkpoints.frame(None if step is None else int(step))
+    experiment = resolve(Experiment, override(ConfigDict(frame["config"]), assignments))
+    mesh = make_mesh(experiment.mesh)
+    jax.set_mesh(mesh)
+    tokenizer = Tokenizer.from_json(frame["tokenizer"])
+    model = build_model(experiment, tokenizer)
+    _, shapes, shardings = fresh_state(experiment, model, mesh)
+    _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), found)
+    return experiment, found, make_encoders(experiment, model, tokenizer, mesh, (state.eval_params, state.rest))
 
 
 def compile_all(experiment, tasks, model, abstract, shardings, mesh, writer) -> dict[str, Step]:

@@ -1,0 +1,63 @@
+"""Captions that the model writes, against those of a split."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
+from jaxvl.evals.encoders import Encoders
+from jaxvl.evals.split import SplitOptions, Thumbnails, captions, open_split, same_text, sample, skipped_figures
+from jaxvl.models.generate import Generation
+
+
+@EVALUATORS.register("captioning")
+@dataclasses.dataclass(frozen=True)
+class Captioning(SplitOptions):
+    """Writes a caption of every image of a split.
+
+    Figures, means over images, the best of an image's captions counting: `exact` (the same text but for case, width and spacing),
+    `token_f1` (words in common: harmonic mean of precision and recall, with repetition; Rajpurkar et al. 2016); `distinct` captions,
+    their mean `length` in words, `images`, `skipped/CAUSE`.
+
+    Attributes:
+      captions: which texts of a record are right: its name, its keywords, or all of them.
+      generation: how captions are written.
+    """
+
+    captions: Literal["name", "keywords", "all"] = "name"
+    generation: Generation = Generation()
+
+    def run(self, encoders: Encoders) -> EvalResult:
+        """Raises ValueError where no record has both an image and a caption, ConfigError for a model that writes none."""
+        source = open_split(self.corpus, self.split)
+        written, encoded = encoders.captions(source, self.generation)
+        right = captions(self.corpus, self.split, self.locale, self.captions)
+        have = [(text, right[i], int(i)) for text, i in zip(written, encoded.index) if right[i]]
+        if not have:
+            raise ValueError(f"split {self.split!r} has no image with a caption ({self.captions}) in locale {self.locale!r}")
+        exact = np.array([float(same_text(text) in {same_text(t) for t in texts}) for text, texts, _ in have])
+        f1 = np.array([max(token_f1(text, t) for t in texts) for text, texts, _ in have])
+        metrics = {
+            "exact": float(exact.mean()), "token_f1": float(f1.mean()), "distinct": float(len({same_text(text) for text, _, _ in have})),
+            "length": float(np.mean([len(text.split()) for text, _, _ in have])), "images": float(len(have)),
+            **skipped_figures(encoded.skipped),
+        }  # fmt: skip
+        thumbnail = Thumbnails(source, encoders.preprocess)
+
+        def row(q: int) -> GalleryRow:
+            text, texts, i = have[q]
+            return GalleryRow("Image to caption", texts[0], thumbnail(i), (Item(text or "(nothing)", float(f1[q]), bool(exact[q])),), 1.0)
+
+        return EvalResult(metrics, [row(int(q)) for q in sample(len(have), self.gallery)])
+
+
+def token_f1(text: str, reference: str) -> float:
+    """Harmonic mean of precision and recall of the words of `text`, in 0 … 1."""
+    words: Sequence[collections.Counter] = [collections.Counter(same_text(t).split()) for t in (text, reference)]
+    common = (words[0] & words[1]).total()
+    return 0.0 if not common else 2 * common / (words[0].total() + words[1].total())
