@@ -48,7 +48,7 @@ class CoCaConfig:
     """CoCa.
 
     Attributes:
-      image: image encoder by name; its tokens are read, not its pooled output.
+      image: image encoder by name; its tokens are read, not its pooled output (the paper: B/18 at 288 pixels).
       variant: size of the text decoder: base, large, 2b.
       width, heads, hidden: of the decoder, instead of the variant's.
       unimodal, multimodal: layers of its two halves, instead of the variant's.
@@ -62,7 +62,7 @@ class CoCaConfig:
       dropout, drop_path, scan, remat: of the decoder, see `nn.transformer.StackOptions`.
     """
 
-    image: Annotated[Any, IMAGE_ENCODERS] = ViTConfig(variant="B/18", pool="mean")
+    image: Annotated[Any, IMAGE_ENCODERS] = ViTConfig(variant="B/16", pool="mean")
     variant: str = "base"
     width: int | None = None
     heads: int | None = None

@@ -25,7 +25,10 @@ def initialise(options: Mapping[str, str]) -> None:
     """
     given = {k: options[k] for k in OPTIONS if k in options}
     if not given:
-        if any(os.environ.get(k) for k in ("JAX_COORDINATOR_ADDRESS", "CLOUD_TPU_TASK_ID", "SLURM_JOB_NUM_NODES")):
+        announced = ["JAX_COORDINATOR_ADDRESS", "SLURM_JOB_NUM_NODES"]
+        if not os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+            announced.append("CLOUD_TPU_TASK_ID")  # libtpu sets it for its children, even where it only compiles
+        if any(os.environ.get(k) for k in announced):
             jax.distributed.initialize()
         return
     for name in OPTIONS:

@@ -47,13 +47,16 @@ class Writer:
     def __enter__(self) -> Writer:
         self._progress.start()
         _LIBRARY.addHandler(self._heard)
-        self._level, _ = _LIBRARY.level, _LIBRARY.setLevel(logging.INFO)
+        self._before = _LIBRARY.level, _LIBRARY.propagate
+        _LIBRARY.setLevel(logging.INFO)
+        _LIBRARY.propagate = False  # said here, so by nobody else
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._progress.stop()
         _LIBRARY.removeHandler(self._heard)
-        _LIBRARY.setLevel(self._level)
+        level, _LIBRARY.propagate = self._before
+        _LIBRARY.setLevel(level)
         if self._file:
             self._file.close()
         if self._board:

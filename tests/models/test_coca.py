@@ -1,5 +1,7 @@
 """CoCa: both losses from one pass, what may see what, published sizes, decoding with and without kept keys and values."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,12 @@ def build(**changes):
     # Biases and positions start at or near zero; without this, what reads the wrong one would pass.
     keys = jax.random.split(jax.random.key(1), len(params))
     params = {p: v + 0.1 * jax.random.normal(k, v.shape) for k, (p, v) in zip(keys, params.items())}
-    return lambda *args, method="__call__", **kwargs: model.apply(params, rest, *args, method=method, **kwargs)[0]
+
+    @functools.partial(jax.jit, static_argnames=("method", "length"))
+    def apply(*args, method="__call__", **kwargs):
+        return model.apply(params, rest, *args, method=method, **kwargs)[0]
+
+    return apply
 
 
 def data(rows=3, seed=0):
@@ -92,7 +99,7 @@ def test_chunks_of_the_vocabulary_do_not_change_values_or_gradients(monkeypatch)
             out, _ = model.apply(params, rest, {"image": image, "text": text})
             return Captioning(0.1)(out, {}, (), None)[0].value
 
-        return jax.value_and_grad(loss)(params)
+        return jax.jit(jax.value_and_grad(loss))(params)
 
     whole = value_and_gradient()
     original = vocabulary.VocabularyHead.scores
@@ -121,7 +128,7 @@ def test_published_sizes(variant, vit, image_millions, text_millions):
 
 
 def decode(apply, image, config, key=None, **options):
-    known = apply(image, 6, method="start")
+    known = apply(image, length=6, method="start")
     step = lambda known, token, position: apply(known, token, position, method="step")
     return generate(step, known, config, batch=len(image), length=6, eos_id=1, pad_id=0, key=key)
 
@@ -142,9 +149,10 @@ def uncached(apply, image, choose, steps=6):
 
 
 def test_greedy_decoding_equals_decoding_without_kept_keys():
+    apply = build()
     for seed in range(3):
-        apply, (image, _) = build(), data(8, seed)
-        got = jax.jit(lambda image, apply=apply: decode(apply, image, Generation()))(image)
+        image, _ = data(8, seed)
+        got = decode(apply, image, Generation())
         np.testing.assert_array_equal(got.tokens, uncached(apply, image, lambda logits: logits.argmax(-1)))
 
 

@@ -48,7 +48,8 @@ def test_a_conditional_counts_its_dearest_branch_and_a_mesh_all_devices():
     assert flops(lambda c, x: lax.cond(c[0] > 0, lambda x: x @ x, lambda x: x, x), (1,), (4, 4)) == 2 * 4**3
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     local = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(PartitionSpec("data"), PartitionSpec()), out_specs=PartitionSpec("data"))
-    assert flops(local, (16, 5), (5, 7)) == 2 * 16 * 5 * 7
+    with jax.set_mesh(mesh):
+        assert flops(local, (16, 5), (5, 7)) == 2 * 16 * 5 * 7
 
 
 def test_the_ring_counts_as_much_as_one_device():
