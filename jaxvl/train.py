@@ -23,7 +23,7 @@ from rich.markup import escape
 from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
 from jaxvl.evals.report import save_gallery, summary_table, write_report
-from jaxvl.sharding import hosts
+from jaxvl.sharding import hosts, make_mesh
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.guard import TrainingDiverged, check_metrics
@@ -43,8 +43,9 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
     """
     workdir.mkdir(parents=True, exist_ok=True)
     stop = hosts.StopSignal()
-    with Writer(workdir, experiment.steps, tensorboard=experiment.log.tensorboard, console=console) as writer, stop:
-        run = setup(experiment, workdir, writer)
+    mesh = make_mesh(experiment.mesh)
+    with Writer(workdir, experiment.steps, tensorboard=experiment.log.tensorboard, console=console) as writer, stop, jax.set_mesh(mesh):
+        run = setup(experiment, mesh, workdir, writer)
         write_workdir(experiment, workdir)
         try:
             loop(run, stop)

@@ -21,3 +21,9 @@ jax.config.update("jax_threefry_partitionable", True)
 @pytest.fixture(scope="session", autouse=True)
 def eight_devices():
     assert jax.device_count() == 8, "tests must see 8 CPU devices"
+
+
+@pytest.fixture(autouse=True)
+def no_mesh_is_left_behind():
+    yield
+    assert jax.sharding.get_abstract_mesh().empty, "the test left a mesh set, which changes what later ones compute"

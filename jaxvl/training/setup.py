@@ -101,21 +101,18 @@ class Run:
         self.checkpoints.close()
 
 
-def setup(experiment: Experiment, workdir: pathlib.Path, writer: Writer) -> Run:
-    """Builds the run, and restores the newest checkpoint of `workdir` where there is one.
+def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Writer) -> Run:
+    """Builds the run under `jax.set_mesh(mesh)`, and restores the newest checkpoint of `workdir` where there is one.
 
     Raises:
       ConfigError: sizes that do not fit; a checkpoint in `workdir` of another model or tokenizer.
     """
-    mesh = make_mesh(experiment.mesh)
     experiment.check_mesh(mesh)
     preprocess = experiment.preprocess
     tasks = {name: Task(name, config, preprocess) for name, config in experiment.tasks.items()}
     corpora = prepare_corpora(experiment, writer.say)
     tokenizer = task_tokenizer(experiment, corpora)
     model = build_model(experiment, tokenizer)
-    jax.set_mesh(mesh)
-
     fresh, shapes, shardings = fresh_state(experiment, model, mesh)
     abstract = abstract_state(shapes, shardings)
     checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
@@ -216,11 +213,11 @@ def restore_encoders(
     found, frame = checkpoints.frame(None if step is None else int(step))
     experiment = resolve(Experiment, override(ConfigDict(frame["config"]), assignments))
     mesh = make_mesh(experiment.mesh)
-    jax.set_mesh(mesh)
     tokenizer = Tokenizer.from_json(frame["tokenizer"])
     model = build_model(experiment, tokenizer)
-    _, shapes, shardings = fresh_state(experiment, model, mesh)
-    _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), found)
+    with jax.set_mesh(mesh):
+        _, shapes, shardings = fresh_state(experiment, model, mesh)
+        _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), found)
     return experiment, found, make_encoders(experiment, model, tokenizer, mesh, (state.eval_params, state.rest))
 
 

@@ -18,7 +18,6 @@ from jaxvl import evaluate as evaluate_command
 from jaxvl import train as train_command
 from jaxvl.config import ConfigError
 from jaxvl.sharding.mesh import make_mesh
-from jaxvl.training import setup
 from jaxvl.training.checkpoint import CheckpointConfig, CheckpointError, Checkpoints
 from jaxvl.training.guard import TrainingDiverged
 
@@ -72,7 +71,7 @@ def test_2n_steps_equal_n_restart_n_bit_for_bit(finished, tmp_path):
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_restores_on_fewer_devices_with_equal_losses(finished, tmp_path, devices, monkeypatch):
     at_step_3(finished, tmp_path)
-    monkeypatch.setattr(setup, "make_mesh", lambda config: make_mesh(config, jax.devices()[:devices]))
+    monkeypatch.setattr(train_command, "make_mesh", lambda config: make_mesh(config, jax.devices()[:devices]))
     again = run(tmp_path)
     for step, loss in again.items():
         np.testing.assert_allclose(loss, losses(finished)[step], rtol=1e-5)
