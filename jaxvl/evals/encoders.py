@@ -77,16 +77,17 @@ class Encoders:
         self._sharding = batch_sharding(mesh)
         self._memo: tuple[Hashable, EncodedImages] | None = None
 
+        def ready(pixels: jax.Array) -> jax.Array:
+            return preprocess.normalise(plain(pixels, preprocess.background))
+
         def from_pixels(weights: Any, pixels: jax.Array, fault: jax.Array) -> tuple[jax.Array, jax.Array]:
-            image = preprocess.normalise(plain(pixels, preprocess.background))
-            return image_fn(weights, image).astype(jnp.float32), fault
+            return image_fn(weights, ready(pixels)).astype(jnp.float32), fault
 
         def from_tokens(weights: Any, tokens: jax.Array) -> jax.Array:
             return text_fn(weights, tokens).astype(jnp.float32)
 
         def written(weights: Any, pixels: jax.Array, fault: jax.Array, generation: Any) -> tuple[jax.Array, jax.Array]:
-            image = preprocess.normalise(plain(pixels, preprocess.background))
-            return caption_fn(weights, image, generation), fault
+            return caption_fn(weights, ready(pixels), generation), fault
 
         self._caption = caption_fn and jax.jit(written, out_shardings=replicated(mesh), static_argnums=3)
         self._image, self._text = (jax.jit(f, out_shardings=replicated(mesh)) for f in (from_pixels, from_tokens))

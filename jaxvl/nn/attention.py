@@ -78,13 +78,18 @@ class Attention(nnx.Module):
           [B, T, D].
         """
         k, v = self.remember(x if memory is None else memory)
-        q = self.query(x) if self.query_norm is None else self.query_norm(self.query(x))
+        q = self._ask(x)
         mask = None if mask is None else mask[:, None, None, :]
         if train and self.dropout:
             y = _attend_with_dropout(q, k, v, mask, causal, self.dropout, key)
         else:
             y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=self.implementation)
         return self.out(y)
+
+    def _ask(self, x: jax.Array) -> jax.Array:
+        """Queries [B, T, H, K]."""
+        q = self.query(x)
+        return q if self.query_norm is None else self.query_norm(q)
 
     def remember(self, memory: jax.Array) -> KeyValue:
         """Keys and values [B, N, H, K] of a memory [B, N, D'], to be attended to by `recall`."""
@@ -109,7 +114,7 @@ class Attention(nnx.Module):
                 jax.lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), position, 1) for a, new in zip(known, self.remember(x))
             )
             mask = (jnp.arange(known[0].shape[1]) <= position)[None, None, None, :]
-        q = self.query(x) if self.query_norm is None else self.query_norm(self.query(x))
+        q = self._ask(x)
         return self.out(jax.nn.dot_product_attention(q, *known, mask=mask)), known
 
 
