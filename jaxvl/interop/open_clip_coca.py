@@ -225,13 +225,13 @@ def model_cfg_of(config: CoCaConfig, inputs: InputSpec) -> dict[str, Any]:
         vision |= dict(attn_pooler_queries=config.queries, attn_pooler_heads=config.pooler_heads or text.heads)
     pool = dict(embed_cls=True) if config.text_pool == "class" else dict(pool_type="eos", eos_id=inputs.eos_id)
     return dict(
-        embed_dim=config.embed_dim or text.width, quick_gelu=config.activation == "quick_gelu", init_logit_scale=math.log(config.init_scale),
+        embed_dim=config.embed_dim or text.width, quick_gelu=config.activation == "quick_gelu",
         vision_cfg=vision,
         text_cfg=dict(
             length, layers=text.depth, width=text.width, heads=text.heads, pad_id=inputs.pad_id, output_tokens=True, **pool
         ),
         multimodal_cfg=dict(length, layers=multimodal.depth, width=multimodal.width, heads=multimodal.heads),
-        custom_text=True,
+        custom_text=True, **({} if config.init_scale == 1 / 0.07 else dict(init_logit_scale=math.log(config.init_scale))),
     )  # fmt: skip
 
 
