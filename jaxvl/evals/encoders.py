@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -48,7 +49,8 @@ class Encoders:
     Args:
       image_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, D]` unit rows, jit-able.
       text_fn: `(weights, int32 [B, T]) -> [B, D]` unit rows, jit-able.
-      caption_fn: `(weights, float32 [B, S, S, 3] normalised, generation) -> int32 [B, T]`, jit-able; None for a model that writes none.
+      caption_fn: `(weights, float32 [B, S, S, 3] normalised, *generation.split(), index int32 [B]) -> int32 [B, T]`, jit-able; index: of
+        the records. None for a model that writes none.
       weights: any pytree of arrays; an argument of the compiled functions, so that new weights compile nothing.
       tokenizer, preprocess: those that the model was trained with.
       text_length: T.
@@ -67,7 +69,7 @@ class Encoders:
         text_length: int,
         mesh: Mesh,
         *,
-        caption_fn: Callable[[Any, jax.Array, Any], jax.Array] | None = None,
+        caption_fn: Callable[..., jax.Array] | None = None,
         batch: int = 256,
         threads: int = 4,
     ):
@@ -86,8 +88,8 @@ class Encoders:
         def from_tokens(weights: Any, tokens: jax.Array) -> jax.Array:
             return text_fn(weights, tokens).astype(jnp.float32)
 
-        def written(weights: Any, pixels: jax.Array, fault: jax.Array, generation: Any) -> tuple[jax.Array, jax.Array]:
-            return caption_fn(weights, ready(pixels), generation), fault
+        def written(weights: Any, pixels: jax.Array, fault: jax.Array, how: Any, numbers: Any, first: jax.Array) -> tuple:
+            return caption_fn(weights, ready(pixels), how, numbers, first + jnp.arange(len(pixels))), fault
 
         self._caption = caption_fn and jax.jit(written, out_shardings=replicated(mesh), static_argnums=3)
         self._image, self._text = (jax.jit(f, out_shardings=replicated(mesh)) for f in (from_pixels, from_tokens))
@@ -111,14 +113,16 @@ class Encoders:
             self._memo = memo, encoded
         return encoded
 
-    def captions(self, source: Sequence[Any] | np.ndarray, generation: Any) -> tuple[list[str], EncodedImages]:
+    def captions(self, source: Sequence[Any] | np.ndarray, generation: Any, first: int = 0) -> tuple[list[str], EncodedImages]:
         """Texts that the model writes of every record that can be read, and their token ids as `rows` of `EncodedImages`.
 
-        Raises ConfigError where the model writes none.
+        `first` is the number of the first record: what a sample of it is drawn from. Raises ConfigError where the model writes none.
         """
         if self._caption is None:
             raise ConfigError("name", "'captioning' needs a model that writes captions, as coca")
-        encoded = self._encoded(lambda *args: self._caption(*args, generation), source)
+        how, numbers = generation.split()
+        firsts = itertools.count(first, self.batch)
+        encoded = self._encoded(lambda *args: self._caption(*args, how, numbers, np.int32(next(firsts))), source)
         return self.tokenizer.decode(encoded.rows), encoded
 
     def _encoded(self, function: Callable, source: Sequence[Any] | np.ndarray) -> EncodedImages:

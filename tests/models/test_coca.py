@@ -127,10 +127,10 @@ def test_published_sizes(variant, vit, image_millions, text_millions):
     assert abs(text / 1e6 / text_millions - 1) < 0.01
 
 
-def decode(apply, image, config, key=None, **options):
-    known = apply(image, length=6, method="start")
-    step = lambda known, token, position: apply(known, token, position, method="step")
-    return generate(step, known, config, batch=len(image), length=6, eos_id=1, pad_id=0, key=key)
+def decode(apply, image, config, keys=None):
+    known, fixed = apply(image, length=6, method="start")
+    step = lambda known, token, position: apply(known, fixed, token, position, method="step")
+    return generate(step, known, config, batch=len(image), length=6, eos_id=1, pad_id=0, keys=keys)
 
 
 def uncached(apply, image, choose, steps=6):
@@ -179,8 +179,8 @@ def toy(table):
 
 
 def run_toy(table, config, key=None, rows=1):
-    known = jnp.zeros((1, rows))
-    return generate(toy(table), known, config, batch=rows, length=4, eos_id=1, pad_id=0, key=key)
+    keys = None if key is None else jax.random.split(key, rows)
+    return generate(toy(table), jnp.zeros((rows, 1)), config, batch=rows, length=4, eos_id=1, pad_id=0, keys=keys)
 
 
 # From 2 (the start): 3 is likelier, but leads nowhere; 4 ends well.
@@ -237,5 +237,5 @@ def test_wrong_options():
         Generation(max_length=2, min_length=3)
     with pytest.raises(ConfigError, match="heads: 5 must divide the width of 24"):
         resolve(CoCaConfig, {**SMALL, "heads": 5})
-    with pytest.raises(ValueError, match="key: None"):
+    with pytest.raises(ValueError, match="keys: None"):
         run_toy(TABLE, Generation(method="sample"))
