@@ -33,8 +33,8 @@ from jaxvl.training.setup import Vocabulary, build_model, compile_task, fresh_st
 LOSSES = ("both", "contrast", "caption")
 
 
-def taker(config: str, loss: str, changes: dict[str, str]) -> tuple[Callable[[], Any], float]:
-    """A function that takes one step, and the step's FLOP. Objectives of weight 0 are left out."""
+def taker(config: str, loss: str, changes: dict[str, str]) -> Callable[[], Any]:
+    """A function that takes one step. Objectives of weight 0 are left out."""
     experiment = resolve(Experiment, override(load_file(f"{config}:loss={loss}"), changes))
     (name, task), *_ = experiment.tasks.items()
     objectives = {key: use for key, use in task.objectives.items() if use.weight}
@@ -44,7 +44,7 @@ def taker(config: str, loss: str, changes: dict[str, str]) -> tuple[Callable[[],
     with jax.set_mesh(mesh):
         model = build_model(experiment, Vocabulary(words, 0, 1))
         fresh, shapes, shardings = fresh_state(experiment, model, mesh)
-        step, cost = compile_task(experiment, tasks, name, model, abstract_state(shapes, shardings), shardings, mesh, {})
+        step, _ = compile_task(experiment, tasks, name, model, abstract_state(shapes, shardings), shardings, mesh, {})
         held = [jax.jit(fresh, out_shardings=shardings)()]
         batch = {k: jax.device_put(v, batch_sharding(mesh)) for k, v in rows(task.data.shapes, words).items()}
 
@@ -52,7 +52,7 @@ def taker(config: str, loss: str, changes: dict[str, str]) -> tuple[Callable[[],
         held[0], metrics = step(held[0], batch)
         return metrics["loss"]
 
-    return take, cost.flops
+    return take
 
 
 def rows(shapes: dict[str, jax.ShapeDtypeStruct], words: int) -> dict[str, jnp.ndarray]:
@@ -74,16 +74,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     changes = {"tasks.pairs.data.batch": str(args.batch)} if args.batch else {}
     made = {loss: taker(args.config, loss, changes) for loss in LOSSES}
-    seconds = in_turn({loss: take for loss, (take, _) in made.items()}, args.rounds, calls=2, warm=1)
-    flops = {loss: count for loss, (_, count) in made.items()}
+    seconds = in_turn(made, args.rounds, calls=2, warm=1)
     costs = {loss: ratio(seconds, loss, "both") for loss in LOSSES[1:]}
     table = Table(title=f"CoCa, {args.config}, {args.rounds} rounds in turn", title_justify="left")
-    for heading in ("loss", "median s", "min s", "max s", "GFLOP", "both costs"):
+    for heading in ("loss", "median s", "min s", "max s", "both costs"):
         table.add_column(heading, justify="right" if heading != "loss" else "left")
     for loss, s in seconds.items():
         cost = "" if loss == "both" else "{:.2f} x ({:.2f} … {:.2f})".format(*costs[loss])
-        table.add_row(loss, f"{statistics.median(s):.3f}", f"{min(s):.3f}", f"{max(s):.3f}", f"{flops[loss] / 1e9:.1f}", cost)
-    result = {"config": args.config, "changes": changes, "seconds": seconds, "flops": flops, "both_costs": costs}
+        table.add_row(loss, f"{statistics.median(s):.3f}", f"{min(s):.3f}", f"{max(s):.3f}", cost)
+    result = {"config": args.config, "changes": changes, "seconds": seconds, "both_costs": costs}
     return publish(Console(), table, result, args.json)
 
 
