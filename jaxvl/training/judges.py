@@ -30,6 +30,8 @@ def make_judges(experiment: Experiment, model: Functional, tokenizer: Any) -> di
                 continue
             path = f"tasks.{task}.objectives.{key}"
             check(getattr(experiment.model, "writes", False), path, f"{use.name!r} needs a model that writes captions, as coca")
+            start = getattr(experiment.model, "start_id", None)
+            check(start is None, path, f"the model's texts begin with a token of their own (start_id={start}), which it does not write")
             check(not any(slot.startswith(f"{task}/") for slot in judges), path, "a task may have one objective that has the model write")
             check(source != "ema" or experiment.optim.ema is not None, f"{path}.judge", "'ema' needs optim.ema, which is None")
             try:
