@@ -52,6 +52,18 @@ def test_figures_count_what_can_be_read():
     assert result.metrics["distinct"] == 3 and result.metrics["images"] == 3 and result.metrics["skipped/record is incomplete"] == 1
 
 
+def test_references_are_all_texts_of_all_languages_that_are_asked_for():
+    toy = corpus([0, 1, 2])
+    texts = ["wort 0", "k1", "word 2"]
+    figures = lambda **options: Captioning(toy, "test", gallery=0, **options).run(Writes(texts, None, missing=None)).metrics
+    assert figures()["exact"] == pytest.approx(1 / 3)
+    assert figures(captions="all", more_locales=("de",))["exact"] == 1.0
+    scored = figures(captions="all", more_locales=("de",), scores=("bleu", "rouge_l", "meteor", "cider_d"))
+    assert scored["bleu_1"] == scored["rouge_l"] == 1.0 and scored["bleu_4"] == 0 and scored["meteor_exact_stem"] > 0.5
+    # Of each image's four references, one is right in its unigrams and (but for "k1") in its bigrams.
+    assert 0 < scored["cider_d"] < 10
+
+
 def test_ids_become_texts_again():
     texts = ["red apple", "green apple tree", "Ünïcödé"]
     tokenizer = Tokenizer("unigram", train_unigram(texts * 3, 40, lowercase=True), pad_id=0, eos_id=1)
