@@ -29,7 +29,7 @@ class EncodedImages:
     """Rows of the records that could be encoded.
 
     Attributes:
-      rows: float32 [n, D].
+      rows: float32 [n, D]; of `Encoders.scores` and `Encoders.features` other arrays [n, …].
       index: int64 [n], positions in the source, ascending.
       skipped: cause -> number of records left out.
     """
@@ -48,7 +48,11 @@ class Encoders:
     Args:
       image_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, D]` unit rows, jit-able.
       text_fn: `(weights, int32 [B, T]) -> [B, D]` unit rows, jit-able.
-      caption_fn: `(weights, float32 [B, S, S, 3] normalised, generation) -> int32 [B, T]`, jit-able; None for a model that writes none.
+      caption_fn: `(weights, float32 [B, S, S, 3] normalised, generation, prompt) -> int32 [B, T]`, jit-able; the prompt is int32 [B, T]
+        or None. None for a model that writes none.
+      score_fn: `(weights, float32 [B, S, S, 3] normalised, int32 [B, K, T], begin int32 [B]) -> float32 [B, K, 3]`, jit-able; see
+        `scores`. None for a model that cannot tell how likely a text is.
+      tokens_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, P, D]`, jit-able: the image encoder's tokens; None where there are none.
       weights: any pytree of arrays; an argument of the compiled functions, so that new weights compile nothing.
       tokenizer, preprocess: those that the model was trained with.
       text_length: T.
@@ -67,7 +71,9 @@ class Encoders:
         text_length: int,
         mesh: Mesh,
         *,
-        caption_fn: Callable[[Any, jax.Array, Any], jax.Array] | None = None,
+        caption_fn: Callable[[Any, jax.Array, Any, jax.Array | None], jax.Array] | None = None,
+        score_fn: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+        tokens_fn: Callable[[Any, jax.Array], jax.Array] | None = None,
         batch: int = 256,
         threads: int = 4,
     ):
@@ -86,10 +92,19 @@ class Encoders:
         def from_tokens(weights: Any, tokens: jax.Array) -> jax.Array:
             return text_fn(weights, tokens).astype(jnp.float32)
 
-        def written(weights: Any, pixels: jax.Array, fault: jax.Array, generation: Any) -> tuple[jax.Array, jax.Array]:
-            return caption_fn(weights, ready(pixels), generation), fault
+        def written(weights: Any, pixels: jax.Array, fault: jax.Array, generation: Any, prompt: Any = None) -> tuple[jax.Array, jax.Array]:
+            return caption_fn(weights, ready(pixels), generation, prompt), fault
+
+        def scored(weights: Any, pixels: jax.Array, fault: jax.Array, tokens: jax.Array, begin: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return score_fn(weights, ready(pixels), tokens, begin), fault
+
+        def featured(weights: Any, pixels: jax.Array, fault: jax.Array, mean: bool) -> tuple[jax.Array, jax.Array]:
+            tokens = tokens_fn(weights, ready(pixels))
+            return tokens.mean(1, dtype=jnp.float32) if mean else tokens, fault
 
         self._caption = caption_fn and jax.jit(written, out_shardings=replicated(mesh), static_argnums=3)
+        self._score = score_fn and jax.jit(scored, out_shardings=replicated(mesh))
+        self._features = tokens_fn and jax.jit(featured, out_shardings=replicated(mesh), static_argnums=3)
         self._image, self._text = (jax.jit(f, out_shardings=replicated(mesh)) for f in (from_pixels, from_tokens))
 
     def with_weights(self, weights: Any) -> Encoders:
@@ -111,19 +126,57 @@ class Encoders:
             self._memo = memo, encoded
         return encoded
 
-    def captions(self, source: Sequence[Any] | np.ndarray, generation: Any) -> tuple[list[str], EncodedImages]:
+    def captions(
+        self, source: Sequence[Any] | np.ndarray, generation: Any, prompt: np.ndarray | None = None
+    ) -> tuple[list[str], EncodedImages]:
         """Texts that the model writes of every record that can be read, and their token ids as `rows` of `EncodedImages`.
+
+        Args:
+          prompt: int32 [n, T], padded at the end: each text begins with its own; it is not part of what is returned as text.
 
         Raises ConfigError where the model writes none.
         """
-        if self._caption is None:
-            raise ConfigError("name", "'captioning' needs a model that writes captions, as coca")
-        encoded = self._encoded(lambda *args: self._caption(*args, generation), source)
-        return self.tokenizer.decode(encoded.rows), encoded
+        self._needs(self._caption, "writes captions")
+        extra = () if prompt is None else (prompt,)
+        encoded = self._encoded(lambda w, pixels, fault, *more: self._caption(w, pixels, fault, generation, *more), source, *extra)
+        rows = encoded.rows
+        if prompt is not None and len(rows):
+            rows = np.where(prompt[encoded.index] == self.tokenizer.pad_id, rows, self.tokenizer.pad_id)
+        return self.tokenizer.decode(rows), encoded
 
-    def _encoded(self, function: Callable, source: Sequence[Any] | np.ndarray) -> EncodedImages:
+    def scores(self, source: Sequence[Any] | np.ndarray, tokens: np.ndarray, begin: np.ndarray | None = None) -> EncodedImages:
+        """How likely texts are under the images of records, given all tokens before each (teacher forcing).
+
+        Args:
+          tokens: int32 [n, K, T], K texts of each record, padded at the end; a text may be padding alone.
+          begin: int32 [n]: tokens before this position are read, but do not count; None: all count.
+
+        Returns:
+          `rows` float32 [n', K, 3]: the sum of log-probabilities (natural) of a text's tokens, how many they are, and how many of
+          them are the likeliest token at their place. EOS counts, padding does not.
+
+        Raises ConfigError where the model does not give probabilities.
+        """
+        self._needs(self._score, "gives the probability of a text")
+        begin = np.zeros(len(tokens), np.int32) if begin is None else begin
+        return self._encoded(self._score, source, tokens, begin)
+
+    def features(self, source: Sequence[Any] | np.ndarray, mean: bool = False) -> EncodedImages:
+        """The image encoder's own tokens before any pooling, `rows` [n, P, D] in the dtype of computation, or their mean float32 [n, D].
+
+        Raises ConfigError where the model has none.
+        """
+        self._needs(self._features, "has tokens of an image")
+        return self._encoded(lambda *args: self._features(*args, mean), source)
+
+    def _needs(self, function: Callable | None, what: str) -> None:
+        if function is None:
+            raise ConfigError("name", f"needs a model that {what}, as coca")
+
+    def _encoded(self, function: Callable, source: Sequence[Any] | np.ndarray, *extra: np.ndarray) -> EncodedImages:
+        """Rows of `function(weights, pixels, fault, *rows of extra)`."""
         rows, faults = [], []
-        for out in self._lagging(function, self._batches(source)):
+        for out in self._lagging(function, self._batches(source, extra)):
             rows.append(out[0])
             faults.append(out[1])
         fault = np.concatenate(faults) if faults else np.zeros(0, np.int32)
@@ -157,8 +210,8 @@ class Encoders:
             tokens = self.tokenizer.encode(part + [part[-1]] * (self.batch - len(part)), self.text_length)
             yield (put(np.asarray(tokens, np.int32), self._sharding),)
 
-    def _batches(self, source: Sequence[Any] | np.ndarray) -> Iterator[tuple[jax.Array, jax.Array]]:
-        """(pixels uint8 [B, S, S, C], fault int32 [B]) of consecutive records, each process filling in its own rows."""
+    def _batches(self, source: Sequence[Any] | np.ndarray, extra: Sequence[np.ndarray] = ()) -> Iterator[tuple[jax.Array, ...]]:
+        """(pixels uint8 [B, S, S, C], fault int32 [B], rows of `extra` …) of consecutive records, each process filling in its own rows."""
         mine = np.zeros(self.batch, bool)
         for index in self._sharding.addressable_devices_indices_map((self.batch,)).values():
             mine[index] = True
@@ -166,13 +219,14 @@ class Encoders:
         with ThreadPoolExecutor(self.threads) as pool:
             ahead: collections.deque = collections.deque()
             for start in range(0, len(source), self.batch):
-                ahead.append([pool.submit(self._row, source, start + i) for i in mine])
+                more = [put(_padded(a[start : start + self.batch], self.batch), self._sharding) for a in extra]
+                ahead.append(([pool.submit(self._row, source, start + i) for i in mine], more))
                 if len(ahead) > 1:
-                    yield self._assemble(mine, ahead.popleft())
+                    yield self._assemble(mine, *ahead.popleft())
             while ahead:
-                yield self._assemble(mine, ahead.popleft())
+                yield self._assemble(mine, *ahead.popleft())
 
-    def _assemble(self, mine: np.ndarray, futures: list) -> tuple[jax.Array, jax.Array]:
+    def _assemble(self, mine: np.ndarray, futures: list, more: list[jax.Array]) -> tuple[jax.Array, ...]:
         size = self.preprocess.image_size
         pixels, fault = np.zeros((self.batch, size, size, 4), np.uint8), np.full(self.batch, _PADDING, np.int32)
         for i, future in zip(mine, futures):
@@ -181,7 +235,7 @@ class Encoders:
                 pixels[i, ..., : picture.shape[-1]] = picture
                 if picture.shape[-1] == 3:
                     pixels[i, ..., 3] = 255
-        return put(pixels, self._sharding), put(fault, self._sharding)
+        return put(pixels, self._sharding), put(fault, self._sharding), *more
 
     def _row(self, source: Sequence[Any] | np.ndarray, i: int) -> tuple[np.ndarray | None, int]:
         """Pixels and fault of record `i`."""
@@ -197,3 +251,8 @@ class Encoders:
         except Exception as error:  # noqa: BLE001 (whatever a storage or a decoder raises: counted, not the run's end)
             cause = getattr(error, "cause", "")
             return None, 1 + (CAUSES.index(cause) if cause in CAUSES else default)
+
+
+def _padded(rows: np.ndarray, n: int) -> np.ndarray:
+    """`rows` with zeros after them, `n` in all."""
+    return np.concatenate([rows, np.zeros((n - len(rows), *rows.shape[1:]), rows.dtype)]) if len(rows) < n else rows

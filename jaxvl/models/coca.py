@@ -207,12 +207,23 @@ class CoCa(nnx.Module):
         text, scale = batch["text"], self.log_scale[...]
         memory, image = self.memory(batch["image"], train=train, key=keys[0])
         tokens, embedding = self._read(text, train=train, key=keys[1])
-        x = self.norm(self.multimodal(tokens[:, :-1], memory, causal=True, train=train, key=keys[2]))
-        scores = self.head.scores(x, self.words, text)
+        scores = self._scores(tokens, memory, text, train=train, key=keys[2])
         return {
             "image": image, "text": embedding, "log_scale": scale if self.most is None else bounded(scale, self.most),
             "caption_weight": (text != self.pad_id).astype(jnp.float32), **{f"caption_{k}": v for k, v in scores.items()},
         }  # fmt: skip
+
+    def _scores(self, tokens: jax.Array, memory: jax.Array, text: jax.Array, *, train: bool, key: jax.Array | None) -> dict[str, jax.Array]:
+        x = self.norm(self.multimodal(tokens[:, :-1], memory, causal=True, train=train, key=key))
+        return self.head.scores(x, self.words, text)
+
+    def image_tokens(self, image: jax.Array) -> jax.Array:
+        """image [B, S, S, C] -> the encoder's tokens [B, P, D], which both poolers start from."""
+        return self.encoder(image).tokens
+
+    def caption_scores(self, memory: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
+        """As in `__call__`, without the prefix: what a cross-entropy needs of text int [B, T] under the image that `memory` is of."""
+        return self._scores(self._read(text, train=False, key=None)[0], memory, text, train=False, key=None)
 
     def caption_logits(self, image: jax.Array, text: jax.Array) -> jax.Array:
         """float32 [B, T + 1, V]: of the token after [start], after the first of text int [B, T], and so on."""

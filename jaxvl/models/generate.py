@@ -67,8 +67,9 @@ Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 def generate(
-    step: Step, known: Any, config: Generation, *, batch: int, length: int, eos_id: int, pad_id: int, key: jax.Array | None = None
-) -> Captions:
+    step: Step, known: Any, config: Generation, *, batch: int, length: int, eos_id: int, pad_id: int, key: jax.Array | None = None,
+    prompt: jax.Array | None = None,
+) -> Captions:  # fmt: skip
     """Runs inside jit.
 
     Args:
@@ -76,12 +77,14 @@ def generate(
       known: before the first token; the arrays' second axis is the batch.
       length: T; a shorter `max_length` ends captions earlier.
       key: needed to sample.
+      prompt: int [B, P], P <= T, padded at the end; captions begin with these tokens, which cost no log-probability but count as
+        length. Each caption goes on after its own prompt.
 
     Raises:
       ValueError: no key to sample with.
     """
     if config.method == "beam":
-        return _beam(step, known, config, batch, length, eos_id, pad_id)
+        return _beam(step, known, config, batch, length, eos_id, pad_id, prompt)
     if config.method == "sample" and key is None:
         raise ValueError("key: None, but method='sample' is random; pass a jax.random.key")
     most = min(config.max_length or length, length)
@@ -93,7 +96,7 @@ def generate(
     def extend(state):
         t, tokens, done, log_p, known = state
         logits, known = step(known, tokens[:, jnp.maximum(t - 1, 0)], t)
-        logits = _adjust(logits, tokens, t, config, most, eos_id, pad_id)
+        logits = _prompted(_adjust(logits, tokens, t, config, most, eos_id, pad_id), prompt, t, pad_id)
         if config.method == "sample":
             new = jax.random.categorical(jax.random.fold_in(key, t), _restrict(logits / config.temperature, config))
         else:
@@ -121,6 +124,16 @@ def _adjust(logits, tokens, t, config: Generation, most: int, eos_id: int, pad_i
     return jnp.where(banned | forced, NEVER, logits)
 
 
+def _prompted(logits: jax.Array, prompt: jax.Array | None, t: jax.Array, pad_id: int) -> jax.Array:
+    """Logits [B, V] of position t that leave a prompt's own token alone, where it has one there."""
+    if prompt is None:
+        return logits
+    most = prompt.shape[1]
+    token = jnp.where(t < most, prompt[:, jnp.minimum(t, most - 1)], pad_id)[:, None]
+    forced = jnp.where(jnp.arange(logits.shape[1]) == token, 0.0, NEVER)
+    return jnp.where(token == pad_id, logits, forced)
+
+
 def _restrict(logits: jax.Array, config: Generation) -> jax.Array:
     """Logits with all but the `top_k`, and all but the likeliest of `top_p`, out of reach."""
     if config.top_k is not None:
@@ -134,8 +147,9 @@ def _restrict(logits: jax.Array, config: Generation) -> jax.Array:
     return logits
 
 
-def _beam(step: Step, known, config: Generation, batch: int, length: int, eos_id: int, pad_id: int) -> Captions:
+def _beam(step: Step, known, config: Generation, batch: int, length: int, eos_id: int, pad_id: int, prompt=None) -> Captions:
     k, most = config.beams, min(config.max_length or length, length)
+    prompt = None if prompt is None else jnp.repeat(prompt, k, axis=0)
     known = jax.tree.map(lambda a: jnp.repeat(a, k, axis=1), known)
 
     def score(log_p, lengths):
@@ -147,7 +161,7 @@ def _beam(step: Step, known, config: Generation, batch: int, length: int, eos_id
     def extend(state):
         t, tokens, done, log_p, lengths, known = state
         logits, known = step(known, tokens[:, :, jnp.maximum(t - 1, 0)].reshape(-1), t)
-        logits = _adjust(logits, tokens.reshape(batch * k, length), t, config, most, eos_id, pad_id)
+        logits = _prompted(_adjust(logits, tokens.reshape(batch * k, length), t, config, most, eos_id, pad_id), prompt, t, pad_id)
         gain = jax.nn.log_softmax(logits).reshape(batch, k, -1)
         v = gain.shape[-1]
         # A finished caption goes on as itself alone: one padding token, which costs nothing.

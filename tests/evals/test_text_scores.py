@@ -69,8 +69,8 @@ def test_cider_d_by_hand():
 
 def sentences(n, seed=0):
     rng = np.random.default_rng(seed)
-    vocabulary = np.array("a the red blue kite cats cat dog running run over green house sea of two three small".split())
-    one = lambda: " ".join(rng.choice(vocabulary, rng.integers(1, 9)))
+    vocabulary = "a the red blue kite cats cat dog running run over green house sea of two three small"
+    one = lambda: " ".join(rng.choice(vocabulary.split(), rng.integers(1, 9)))
     return [one() for _ in range(n)], [[one() for _ in range(rng.integers(1, 5))] for _ in range(n)]
 
 
