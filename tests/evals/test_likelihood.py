@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from known_answers import PREPROCESS, Tokenizer, corpus
+from known_answers import Words, bigram_logits, corpus, scorer
 
 from jaxvl.config import ConfigError
 from jaxvl.data.tokenizers import Tokenizer as RealTokenizer
 from jaxvl.data.tokenizers import train_unigram
-from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.likelihood import Likelihood
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
 from jaxvl.training.setup import build_model, make_encoders
@@ -18,45 +17,6 @@ from jaxvl.training.setup import build_model, make_encoders
 MESH = make_mesh(MeshConfig(data=4, fsdp=2))
 ONE = make_mesh(devices=jax.devices()[:1])
 V, T = 12, 5
-
-
-class Words(Tokenizer):
-    """The digits of a text are its tokens (0 is EOS 1, a digit d is d + 2), then EOS."""
-
-    vocab_size, eos_id = V, 1
-
-    def encode(self, texts, length):
-        out = np.zeros((len(texts), length), np.int32)
-        for row, text in zip(out, texts):
-            ids = [2 + int(c) for c in text if c.isdigit()][: length - 1] + [1]
-            row[: len(ids)] = ids
-        return out
-
-
-def tables(kind, seed=0):
-    """Logits [class, last token, next token] of a bigram model that knows the picture's class."""
-    table = np.random.default_rng(seed).normal(size=(64, V, V))
-    if kind == "oracle":  # of class k: "k" then EOS, for certain
-        table[:] = 0
-        for k in range(10):
-            table[k, 0, 2 + k] = table[k, 2 + k, 1] = 50.0
-    return np.zeros_like(table) if kind == "uniform" else table
-
-
-def scorer(mesh, table, batch=16):
-    """Encoders that score with a table of logits; the first token is preceded by token 0."""
-
-    def score(weights, pixels, tokens, begin):
-        label = jnp.argmax(pixels[..., 0].reshape(len(pixels), -1), axis=1)
-        last = jnp.pad(tokens[..., :-1], ((0, 0), (0, 0), (1, 0)))
-        logits = weights[label[:, None, None], last]
-        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], -1)[..., 0]
-        best = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0] >= logits.max(-1)
-        counts = (tokens != 0) & (jnp.arange(tokens.shape[-1]) >= begin[:, None, None])
-        return jnp.stack([(log_p * counts).sum(-1), counts.sum(-1), (counts & best).sum(-1)], -1)
-
-    unused = lambda weights, x: jnp.zeros((len(x), 2))
-    return Encoders(unused, unused, jnp.asarray(table, jnp.float32), Words(), PREPROCESS, T, mesh, batch=batch, score_fn=score)
 
 
 def reference(table, rows):
@@ -74,7 +34,7 @@ LABELS = [k % 10 for k in range(27)]
 
 @pytest.mark.parametrize("kind", ["name", "keywords", "all"])
 def test_figures_are_those_of_float64(kind):
-    toy, table = corpus(LABELS, broken=(4,), unreadable=(9,)), tables("random")
+    toy, table = corpus(LABELS, broken=(4,), unreadable=(9,)), bigram_logits("random")
     got = Likelihood(toy, "test", captions=kind, gallery=3).run(scorer(MESH, table))
     texts = {"name": lambda k: [f"word {k}"], "keywords": lambda k: ["thing", f"k{k % 3}"]}
     texts["all"] = lambda k: texts["name"](k) + texts["keywords"](k)
@@ -94,14 +54,14 @@ def test_figures_are_those_of_float64(kind):
 
 def test_oracle_uniform_and_ties():
     toy = corpus(LABELS)
-    run = lambda kind: Likelihood(toy, "test", gallery=0).run(scorer(MESH, tables(kind))).metrics
+    run = lambda kind: Likelihood(toy, "test", gallery=0).run(scorer(MESH, bigram_logits(kind))).metrics
     sure, blind = run("oracle"), run("uniform")
     assert sure["token_acc"] == sure["caption_acc"] == 1 and sure["perplexity"] == pytest.approx(1, abs=1e-6)
     assert blind["perplexity"] == pytest.approx(V) and blind["caption_perplexity"] == pytest.approx(V)
 
 
 def test_eight_devices_equal_one():
-    toy, table = corpus(LABELS), tables("random", seed=3)
+    toy, table = corpus(LABELS), bigram_logits("random", seed=3)
     eight, one = (Likelihood(toy, "test", captions="all", gallery=0).run(scorer(m, table)).metrics for m in (MESH, ONE))
     assert {k: pytest.approx(v, rel=1e-6) for k, v in eight.items()} == one
 
@@ -109,10 +69,10 @@ def test_eight_devices_equal_one():
 def test_wrong_options_and_models():
     toy = corpus(LABELS)
     with pytest.raises(ValueError, match="no image with a caption"):
-        Likelihood(toy, "test", locale="xx").run(scorer(MESH, tables("uniform")))
+        Likelihood(toy, "test", locale="xx").run(scorer(MESH, bigram_logits("uniform")))
     with pytest.raises(ConfigError, match="template: 'a' must hold"):
         Likelihood(toy, "test", template="a")
-    other = scorer(MESH, tables("uniform"))
+    other = scorer(MESH, bigram_logits("uniform"))
     other._score = None
     with pytest.raises(ConfigError, match="needs a model that gives the probability of a text, as coca"):
         Likelihood(toy, "test").run(other)
