@@ -41,8 +41,8 @@ class Vqa(SplitOptions):
     The text that the captioner reads is the question, then the answer, as in the captions of such corpora.
 
     Figures: `vqa_acc` (`accuracy`: min(people who gave the answer / 3, 1) for VQAv2's ten answers, 1 or 0 where there is one),
-    `vqa_acc/KIND` of each kind of question, `exact` (the commonest answer), `majority` (the `vqa_acc` of always giving the split's
-    commonest answer), `questions`, `skipped/CAUSE`. By likelihood also `chance` (of a random candidate), `best_possible` (the best
+    `vqa_acc_KIND` of each kind of question, `exact` (the commonest answer), `vqa_acc_majority` (the `vqa_acc` of always giving the split's
+    commonest answer), `questions`, `skipped/CAUSE`. By likelihood also `vqa_acc_chance` (of a random candidate), `vqa_acc_best_possible` (the best
     candidate for every question) and `candidates`; equally likely candidates count by their mean.
 
     Attributes:
@@ -91,7 +91,7 @@ class Vqa(SplitOptions):
             exact, vqa, shown = _of_scores(given, candidates, asked)
             known = set(map(plain, candidates))
             worth = [[accuracy(a, q.answers) for a in set(map(plain, q.answers)) & known] for q in asked]  # all others: 0
-            more = {"chance": np.mean([sum(of) for of in worth]) / len(known), "best_possible": np.mean([max(of, default=0.0) for of in worth]),
+            more = {"vqa_acc_chance": np.mean([sum(of) for of in worth]) / len(known), "vqa_acc_best_possible": np.mean([max(of, default=0.0) for of in worth]),
                     "candidates": len(known)}  # fmt: skip
         else:
             exact = np.array([float(plain(t) == commonest(q.answers)) for t, q in zip(given, asked)])
@@ -100,8 +100,8 @@ class Vqa(SplitOptions):
         kinds = sorted({q.kind for q in asked if q.kind})
         usual = commonest([commonest(q.answers) for q in asked])
         metrics = {
-            "vqa_acc": vqa.mean(), "exact": exact.mean(), **{f"vqa_acc/{k.replace('/', '-')}": vqa[[q.kind == k for q in asked]].mean() for k in kinds},
-            "majority": np.mean([accuracy(usual, q.answers) for q in asked]), "questions": len(asked), **more,
+            "vqa_acc": vqa.mean(), "exact": exact.mean(), **{f"vqa_acc_{k.replace('/', '-')}": vqa[[q.kind == k for q in asked]].mean() for k in kinds},
+            "vqa_acc_majority": np.mean([accuracy(usual, q.answers) for q in asked]), "questions": len(asked), **more,
         }  # fmt: skip
         thumbnail = Thumbnails(source, encoders.preprocess)
         row = lambda q: GalleryRow("Answers", f"{asked[q].text} {commonest(asked[q].answers)}", thumbnail(asked[q].index), shown[q], 1.0)

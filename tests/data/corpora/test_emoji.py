@@ -56,6 +56,10 @@ def test_the_whole_way_from_npm_to_records(tmp_path, modules, small, monkeypatch
         assert picture.mode == "RGBA" and picture.size == (24, 24)
         name = corpus.class_names()[r["label"]]
         assert r["captions"] == {"en": [name, ["en keyword"]], "de": [f"{name} auf Deutsch", ["de keyword"]]}
+    values, names = corpus.attribute("group", "test_a")
+    about = json.loads((modules / "unicode-emoji-json" / "data-by-emoji.json").read_text())
+    groups = {emoji.code(c): a["group"] for c, a in about.items()}
+    assert [names[v] for v in values] == [groups[r["key"].split("/")[1]] for r in corpus.split("test_a")]
     heart = np.array(Image.open(io.BytesIO(by_key["twemoji/2764"]["image"])))
     assert heart[12, 12].tolist() == [0xDD, 0x22, 0xDD, 255] and heart[0, 0, 3] == 0  # its colour; transparent around it
     wide = np.array(Image.open(io.BytesIO(by_key["fluent-3d/2764"]["image"])))
