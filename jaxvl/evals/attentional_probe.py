@@ -29,14 +29,14 @@ class AttentionalProbe(ProbeOptions):
     """CoCa's evaluation of frozen features (Yu et al. 2022): the encoder stays, a pooler with one query and a linear layer learn.
 
     Trained with AdamW, linear warm-up over a twentieth of the steps and cosine decay, on tokens that are computed once. They lie
-    in every process's memory, P x D values an image, which `memory_gib` limits.
+    in every process's memory, P x D values an image (twice that while they are put together), which `memory_gib` limits.
 
     Figures as of `linear_probe`, with `train_loss` (mean of the last epoch) and `train_acc@1`.
 
     Attributes:
       epochs, batch, learning_rate, weight_decay, label_smoothing: of the training. batch is rounded up to what the mesh divides.
       width: of the pooler; None: that of the tokens. heads: of the pooler.
-      memory_gib: most memory of the tokens of both splits.
+      memory_gib: most memory of the tokens of one split.
       seed: of initialisation and order.
     """
 
@@ -73,9 +73,8 @@ class AttentionalProbe(ProbeOptions):
         return self.result(encoders, logits(test.rows), train, test, names, more)
 
     def _tokens(self, encoders: Encoders, source, split: str):
-        """The split's tokens, after one record has said how large they are."""
-        one = encoders.features([source[i] for i in range(min(1, len(source)))]).rows
-        need = one[0].nbytes * len(source) / 2**30 if len(one) else 0.0
+        """The split's tokens, if they are not too large."""
+        need = encoders.token_bytes() * len(source) / 2**30
         check(need <= self.memory_gib, "memory_gib", f"{self.memory_gib!r}: the tokens of the {len(source)} images of {split!r} take {need:.1f} GiB; "
               "raise it, or probe a smaller split")  # fmt: skip
         return encoders.features(source)

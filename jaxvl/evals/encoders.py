@@ -169,6 +169,15 @@ class Encoders:
         self._needs(self._features, "has tokens of an image")
         return self._encoded(lambda *args: self._features(*args, mean), source)
 
+    def token_bytes(self) -> int:
+        """Bytes of one image's `features`, without computing any."""
+        self._needs(self._features, "has tokens of an image")
+        size = self.preprocess.image_size
+        pixels = jax.ShapeDtypeStruct((self.batch, size, size, 4), jnp.uint8)
+        with jax.set_mesh(self.mesh):
+            tokens = jax.eval_shape(lambda w, x: self._features(w, x, jnp.zeros(self.batch, jnp.int32), False)[0], self.weights, pixels)
+        return tokens.size // self.batch * tokens.dtype.itemsize
+
     def _needs(self, function: Callable | None, what: str) -> None:
         if function is None:
             raise ConfigError("name", f"needs a model that {what}, as coca")
@@ -176,13 +185,12 @@ class Encoders:
     def _encoded(self, function: Callable, source: Sequence[Any] | np.ndarray, *extra: np.ndarray) -> EncodedImages:
         """Rows of `function(weights, pixels, fault, *rows of extra)`."""
         rows, faults = [], []
-        for out in self._lagging(function, self._batches(source, extra)):
-            rows.append(out[0])
-            faults.append(out[1])
+        for out, fault in self._lagging(function, self._batches(source, extra)):
+            rows.append(out[fault == 0])
+            faults.append(fault)
         fault = np.concatenate(faults) if faults else np.zeros(0, np.int32)
-        good = np.flatnonzero(fault == 0)
         skipped = {cause: int((fault == i + 1).sum()) for i, cause in enumerate(CAUSES) if (fault == i + 1).any()}
-        return EncodedImages(np.concatenate(rows)[good] if rows else np.zeros((0, 1), np.float32), good, skipped)
+        return EncodedImages(np.concatenate(rows) if rows else np.zeros((0, 1), np.float32), np.flatnonzero(fault == 0), skipped)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Encodes texts, equal ones once: float32 [n, D]."""

@@ -99,7 +99,7 @@ class ProbeOptions(SplitOptions):
         def row(q: int) -> GalleryRow:
             best = np.argsort(-logits[q], kind="stable")[:SHOWN]
             p = np.exp(logits[q].astype(np.float64) - logits[q].max())
-            items = tuple(Item(names[c], float(p[c] / p.sum()), c == test.labels[q]) for c in best)
+            items = tuple(Item(names[c], float(p[c] / p.sum()), bool(c == test.labels[q])) for c in best)
             return GalleryRow(
                 "Image to class", names[test.labels[q]], thumbnail(test.index[q]), items, float((p > p[test.labels[q]]).sum() + 1)
             )

@@ -96,7 +96,7 @@ class Vqa(SplitOptions):
         else:
             exact = np.array([float(plain(t) == commonest(q.answers)) for t, q in zip(given, asked)])
             vqa = np.array([accuracy(t, q.answers) for t, q in zip(given, asked)])
-            more, shown = {}, [(Item(t or "(nothing)", float(v), v > 0),) for t, v in zip(given, vqa)]
+            more, shown = {}, [(Item(t or "(nothing)", float(v), bool(v > 0)),) for t, v in zip(given, vqa)]
         kinds = sorted({q.kind for q in asked if q.kind})
         usual = commonest([commonest(q.answers) for q in asked])
         metrics = {

@@ -127,7 +127,7 @@ def test_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", fake_packages.client(tmp_path / "bin", "echo npm error code ENOTFOUND >&2; exit 1"))
     with pytest.raises(DataError, match=r"ENOTFOUND.* copy a built corpus .* \$JAXVL_CACHE .* configs/align_shapes.py"):
         Emoji(size=24).prepare(log=lambda text: None)
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["emoji-v2-24.lock"]
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [f"emoji-v{emoji.VERSION}-24.lock"]
 
 
 def test_an_npm_that_hangs(tmp_path, monkeypatch):
