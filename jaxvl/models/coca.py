@@ -268,12 +268,20 @@ class CoCa(nnx.Module):
         return out
 
     def _score(
-        self, text: jax.Array, targets: jax.Array, memory: jax.Array, *, train: bool, keys: Sequence[Any]
+        self, text: jax.Array, targets: jax.Array, memory: jax.Array, *, train: bool = False, keys: Sequence[Any] = (None, None)
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """`VocabularyHead.scores` of targets int [B, T'], the first of which follows the start, given text int [B, T]; its embedding."""
         tokens, embedding = self._read(text, train=train, key=keys[0])
         x = self.norm(self.multimodal(tokens[:, : targets.shape[1]], memory, causal=True, train=train, key=keys[1]))
         return self.head.scores(x, self.words, targets), embedding
+
+    def image_tokens(self, image: jax.Array) -> jax.Array:
+        """image [B, S, S, C] -> the encoder's tokens [B, P, D], which both poolers start from."""
+        return self.encoder(image).tokens
+
+    def caption_scores(self, memory: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
+        """As in `__call__`, without the prefix: what a cross-entropy needs of text int [B, T] under the image that `memory` is of."""
+        return self._score(text, text if self.start_id is None else text[:, 1:], memory)[0]
 
     def caption_logits(
         self, image: jax.Array, text: jax.Array, *, memory: jax.Array | None = None, position: jax.Array | None = None

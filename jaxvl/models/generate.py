@@ -96,13 +96,14 @@ Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class _Rules(NamedTuple):
-    """Everything but the model that decides a token. most: tokens that a caption may have."""
+    """Everything but the model that decides a token. most: tokens that a caption may have; prompt: as in `generate`, by hypothesis."""
 
     config: Generation
     numbers: Numbers
     most: int
     eos_id: int
     pad_id: int
+    prompt: jax.Array | None
 
 
 def generate(
@@ -116,6 +117,7 @@ def generate(
     pad_id: int,
     keys: jax.Array | None = None,
     numbers: Numbers | None = None,
+    prompt: jax.Array | None = None,
 ) -> Captions:
     """Runs inside jit.
 
@@ -125,11 +127,13 @@ def generate(
       length: T; a shorter `max_length` ends captions earlier.
       keys: one per row [B], needed to sample. So a row's caption does not depend on those beside it.
       numbers: those of `config.split()`, where they are to be arguments of the compiled function; None: as in `config`.
+      prompt: int [B, P], P <= T, padded at the end; captions begin with these tokens, which cost no log-probability but count as
+        length. Each caption goes on after its own prompt.
 
     Raises:
       ValueError: no keys to sample with.
     """
-    rules = _Rules(config, numbers or config.split()[1], min(config.max_length or length, length), eos_id, pad_id)
+    rules = _Rules(config, numbers or config.split()[1], min(config.max_length or length, length), eos_id, pad_id, prompt)
     if config.method == "beam":
         return _beam(step, known, rules, batch, length)
     if config.method == "sample" and keys is None:
@@ -169,7 +173,17 @@ def _adjust(logits, tokens, t, rules: _Rules) -> jax.Array:
     if config.no_repeat:
         banned = banned | _completing(tokens, t, config.no_repeat, v) & (token != rules.eos_id)
     forced = (t + 1 == rules.most) & (token != rules.eos_id)  # the last place is EOS's
-    return jnp.where(banned | forced, NEVER, logits)
+    return _prompted(jnp.where(banned | forced, NEVER, logits), rules.prompt, t, rules.pad_id)
+
+
+def _prompted(logits: jax.Array, prompt: jax.Array | None, t: jax.Array, pad_id: int) -> jax.Array:
+    """Logits [B, V] of position t that leave a prompt's own token alone, where it has one there."""
+    if prompt is None:
+        return logits
+    most = prompt.shape[1]
+    token = jnp.where(t < most, prompt[:, jnp.minimum(t, most - 1)], pad_id)[:, None]
+    forced = jnp.where(jnp.arange(logits.shape[1]) == token, 0.0, NEVER)
+    return jnp.where(token == pad_id, logits, forced)
 
 
 def _completing(tokens: jax.Array, t: jax.Array, n: int, v: int) -> jax.Array:
@@ -205,6 +219,7 @@ def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions
     """
     k, pad_id, eos_id, most = rules.config.beams, rules.pad_id, rules.eos_id, rules.most
     known = jax.tree.map(lambda a: jnp.repeat(a, k, axis=0), known)
+    rules = rules if rules.prompt is None else rules._replace(prompt=jnp.repeat(rules.prompt, k, axis=0))
 
     def score(log_p, length):
         return log_p / ((5.0 + length) / 6.0) ** rules.numbers.length_penalty

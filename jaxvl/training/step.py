@@ -123,14 +123,9 @@ def _chunked(n: int, encode, objectives, params, rest, inputs, key):
         return rest, outputs
 
     rest, stacked = jax.lax.scan(forward, rest, (chunks, keys))
-<<<<<<< HEAD
     outputs = {k: join(v) if per_row[k] else v[0] for k, v in stacked.items()}
-    (loss, extra), cotangent = jax.value_and_grad(objectives, has_aux=True)(outputs)
-=======
-    outputs = {k: _join(v) if per_row[k] else v[0] for k, v in stacked.items()}
     real = {k: v for k, v in outputs.items() if jnp.issubdtype(v.dtype, jnp.inexact)}  # no gradient goes through what is counted
     (loss, extra), cotangent = jax.value_and_grad(lambda real: objectives({**outputs, **real}), has_aux=True)(real)
->>>>>>> 70d87bb (Microbatches of models with boolean outputs (coca's caption_correct): no gradient is asked of those)
     # A scalar output reaches the loss once, so its cotangent is shared out over the chunks.
     cotangents = {k: divide(c, n) if per_row[k] else jnp.broadcast_to(c / n, (n,)) for k, c in cotangent.items()}
 
