@@ -50,7 +50,7 @@ class Generation:
         check(self.temperature > 0, "temperature", f"{self.temperature!r} must be > 0; for the likeliest token use method='greedy'")
         check(self.top_k is None or self.top_k >= 1, "top_k", f"{self.top_k!r} must be >= 1, or None for all")
         check(0 < self.top_p <= 1, "top_p", f"{self.top_p!r} is a probability; must be in (0, 1]")
-        check(0 <= self.seed < 2**32, "seed", f"{self.seed!r} must be in 0 … 2^32 - 1")
+        check(0 <= self.seed < 2**31, "seed", f"{self.seed!r} must be in 0 … 2^31 - 1")
         check(self.beams >= 1, "beams", f"{self.beams!r} must be >= 1")
         check(self.length_penalty >= 0, "length_penalty", f"{self.length_penalty!r} must be >= 0")
         check(self.repetition_penalty > 0, "repetition_penalty", f"{self.repetition_penalty!r} must be > 0")
