@@ -92,7 +92,7 @@ class SelfCritical:
         out = {"sampled": sampled, "sampled_drawn": drawn, "greedy": greedy}
         out |= {"reward_sampled": reward(sampled), "reward_greedy": reward(greedy)}
         if self.grammar:
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, -1))(keys)  # tokens are drawn with 0, 1, …
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, 2**31))(keys)  # tokens are drawn with 0, 1, …
             broken, differs = jax.vmap(lambda *row: corrupt(*row, actor.eos_id, actor.pad_id))(batch["text"], keys)
             out |= {
                 "grammar_real": actor.encode_text(batch["text"]),
