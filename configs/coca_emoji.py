@@ -5,7 +5,8 @@
     launch/local.sh configs/coca_emoji.py:loss=contrast
 
 The captions are those of `align_emoji.py`, of which this has the image encoder, data and steps; `written` writes names of
-OpenMoji pictures, a style that is not in training.
+OpenMoji pictures, a style that is not in training, `likelihood` is how likely their right names are, and `group` tells the nine
+groups of emoji by a linear classifier on the frozen embeddings, which has not seen those that it is tested on, after the last step.
 """
 
 import pathlib
@@ -27,5 +28,7 @@ def get_config(arg=""):
         align=dict(weight=contrast, label_smoothing=0.1, duplicates="positive"), captioning=dict(weight=caption, label_smoothing=0.1)
     )
     c.tasks.pairs.objectives = objectives
-    c.evals.written = dict(name="captioning", corpus=dict(name="emoji"), split="test_a", every=c.steps // 4)
+    c.evals.written = dict(name="captioning", corpus=dict(name="emoji"), split="test_a", every=c.steps // 4, scores=("cider_d",))
+    c.evals.likelihood = dict(name="likelihood", corpus=dict(name="emoji"), split="test_a", every=c.steps // 4)
+    c.evals.group = dict(name="linear_probe", corpus=dict(name="emoji"), split="test_b_new", train_split="train_b", label="group")
     return c

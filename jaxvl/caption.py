@@ -1,36 +1,42 @@
 """Write captions of pictures: `python -m jaxvl.caption --workdir=runs/coca_emoji IMAGE_OR_FOLDER…`.
 
 Prints one line per picture, its path and caption with a tab between. Folders are searched for pictures; one that cannot be read is
-told and left out.
+told, left out and counted.
 
 Options:
   --workdir=FOLDER        of a training run of a model that writes (coca)
   --step=N                another of its checkpoints
-  --KEY=VALUE             how captions are written: method (greedy, sample, beam), beams, temperature, top_k, top_p, max_length,
-                          min_length, length_penalty, repetition_penalty (see jaxvl/models/generate.py)
+  --checkpoint=FOLDER     one of its checkpoints, WORKDIR/checkpoints/N, instead of the two
+  --json                  lines of JSON instead: {"path": …, "caption": …}, or {"path": …, "error": …}
+  --KEY=VALUE             how captions are written: method (greedy, sample, beam), beams, temperature, top_k, top_p, seed, max_length,
+                          min_length, length_penalty, repetition_penalty, no_repeat (see jaxvl/models/generate.py)
 
 Exit status: 0 done, 1 no readable checkpoint, or no picture that can be read, 2 wrong option.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
+import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
 from absl import logging
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from jaxvl.config import ConfigError, check, nearest, resolve
+from jaxvl.config import ConfigError, check, override, resolve
+from jaxvl.evals.encoders import Encoders
 from jaxvl.models.generate import Generation
 from jaxvl.training.checkpoint import CheckpointError
+from jaxvl.training.experiment import parse_command
 from jaxvl.training.setup import restore_encoders
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+HELP = "see python -m jaxvl.caption --help"
 
 
 def pictures(paths: Sequence[str]) -> Iterator[pathlib.Path]:
@@ -40,25 +46,31 @@ def pictures(paths: Sequence[str]) -> Iterator[pathlib.Path]:
         yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
 
 
-def parse(argv: Sequence[str]) -> tuple[dict[str, str], Generation, list[str]]:
+def parse(argv: Sequence[str]) -> tuple[dict[str, str], Generation, tuple[str, ...]]:
     """(options of the command, how to write, paths). Raises ConfigError."""
-    known = ["workdir", "step", *(f.name for f in dataclasses.fields(Generation))]
-    options, how, paths = {}, {}, []
-    for word in argv:
-        name, _, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--"):
-            paths.append(word)
-        elif name in ("workdir", "step"):
-            options[name] = value
-        else:
-            check(name in known, f"--{name}", f"unknown option{nearest(name, known)} (options: {', '.join(known)})")
-            try:
-                how[name] = ast.literal_eval(value)
-            except (ValueError, SyntaxError):
-                how[name] = value
-    check("workdir" in options, "--workdir", "is required; see python -m jaxvl.caption --help")
-    check(bool(paths), "IMAGE", "no picture and no folder given; see python -m jaxvl.caption --help")
-    return options, resolve(Generation, how), paths
+    how = [f.name for f in dataclasses.fields(Generation)]
+    known = dict.fromkeys(("workdir", "step", "checkpoint", "json", *how))
+    command = parse_command(argv, known, flags=["json"], words="pictures", config=False)
+    options, paths = dict(command.options), command.words
+    if "checkpoint" in options:
+        folder = pathlib.Path(options["checkpoint"]).absolute()
+        fits = folder.parent.name == "checkpoints" and folder.name.isdigit()
+        check(fits, "--checkpoint", f"{str(folder)!r} is not named like a checkpoint of a run: WORKDIR/checkpoints/N")
+        check("workdir" not in options and "step" not in options, "--checkpoint", "stands for --workdir and --step; give it or these")
+        options |= {"workdir": str(folder.parent.parent), "step": folder.name}
+    check("workdir" in options, "--workdir", f"is required; {HELP}")
+    check(bool(paths), "IMAGE", f"no picture and no folder given; {HELP}")
+    return options, resolve(Generation, override(ConfigDict(), {name: options[name] for name in how if name in options})), paths
+
+
+def restore(options: dict[str, str]) -> Encoders:
+    """Raises ConfigError for a model that writes nothing, CheckpointError where there is no readable checkpoint."""
+    workdir = pathlib.Path(options["workdir"])
+    experiment, _, encoders = restore_encoders(workdir, options.get("step"))
+    model = experiment.model
+    kind = getattr(model, "registered_name", type(model).__name__)
+    check(getattr(model, "writes", False), "--workdir", f"the model of {workdir} is {kind!r}, which writes no captions; coca does")
+    return encoders
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,25 +79,47 @@ def main(argv: Sequence[str]) -> int:
     try:
         options, how, paths = parse(argv)
         files = list(pictures(paths))
-        _, _, encoders = restore_encoders(pathlib.Path(options["workdir"]), options.get("step"))
-        written = 0
-        parts = [files[i : i + encoders.batch] for i in range(0, len(files), encoders.batch)]
-        for part in track(parts, "captions", console=console, transient=True, disable=len(parts) < 2 or not console.is_terminal):
-            texts, encoded = encoders.captions([{"image": file.read_bytes()} for file in part], how)
+        encoders = restore(options)
+        lines, written = options.get("json", "false") == "true", 0
+        firsts = range(0, len(files), encoders.batch)
+        for first in track(firsts, "captions", console=console, transient=True, disable=len(firsts) < 2 or not console.is_terminal):
+            part = files[first : first + encoders.batch]
+            texts, encoded = encoders.captions([_Record(file) for file in part], how, first)
             said = dict(zip(encoded.index.tolist(), texts))
-            for i, file in enumerate(part):
-                if i in said:
-                    print(f"{file}\t{said[i]}")
-                else:
-                    console.print(f"[yellow]left out[/] {escape(str(file))}: not a picture that can be read", soft_wrap=True)
             written += len(said)
+            for i, file in enumerate(part):
+                report(console, file, said.get(i), lines)
     except ConfigError as error:
         console.print(f"[bold red]wrong option[/] {escape(str(error))}", soft_wrap=True)
         return 2
     except CheckpointError as error:
         console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
         return 1
+    if written < len(files):
+        console.print(f"{written} of {len(files)} pictures captioned, {len(files) - written} left out")
     return 0 if written else 1
+
+
+class _Record(dict):
+    """A picture as the encoders read it: its bytes are read when they are wanted, in the encoders' threads."""
+
+    def __init__(self, file: pathlib.Path):
+        super().__init__()
+        self._file = file
+
+    def __missing__(self, key: str) -> bytes:
+        return self._file.read_bytes()
+
+
+def report(console: Console, file: pathlib.Path, text: str | None, lines: bool) -> None:
+    """One picture's line; `text`: its caption, or None where it could not be read."""
+    if text is None:
+        console.print(f"[yellow]left out[/] {escape(str(file))}: not a picture that can be read", soft_wrap=True)
+    if lines:
+        found = {"error": "not a picture that can be read"} if text is None else {"caption": text}
+        print(json.dumps({"path": str(file), **found}, ensure_ascii=False))
+    elif text is not None:
+        print(f"{file}\t{text}")
 
 
 if __name__ == "__main__":

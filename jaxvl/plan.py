@@ -35,6 +35,7 @@ from jaxvl.tasks import Task
 from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment, parse_command
+from jaxvl.training.judges import make_judges
 from jaxvl.training.setup import Vocabulary, build_model, compile_task, fresh_state
 
 GIB = 2**30
@@ -57,10 +58,11 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
     vocabulary = Vocabulary(tokenizer.vocab_size, 0, 1) if tokenizer.kind == "unigram" else make_tokenizer(tokenizer, ())
     model = build_model(experiment, vocabulary)
     tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
+    judges = make_judges(experiment, model, vocabulary)
     with jax.set_mesh(mesh):
-        _, shapes, shardings = fresh_state(experiment, model, mesh)
+        _, shapes, shardings = fresh_state(experiment, model, mesh, judges)
         abstract = abstract_state(shapes, shardings)
-        costs = {name: compile_task(experiment, tasks, name, model, abstract, shardings, mesh)[1] for name in tasks}
+        costs = {name: compile_task(experiment, tasks, name, model, abstract, shardings, mesh, judges)[1] for name in tasks}
     sharding = collections.Counter()
     for path, shape in model.params.items():
         names = itertools.chain.from_iterable((a,) if isinstance(a, str) else a or () for a in shardings.params[path].spec)

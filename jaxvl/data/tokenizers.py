@@ -81,9 +81,18 @@ class Tokenizer:
             model.decoder = model.decoder or tokenizers.decoders.WordPiece()
             self._text = lambda ids: model.decode(ids, skip_special_tokens=True)
 
+    @property
+    def before(self) -> list[int]:
+        """Special tokens before every text."""
+        return [] if self.cls_id is None else [self.cls_id]
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as they are, without special tokens; those of "a b" are those of "a", then those of "b"."""
+        return self._ids(list(texts))
+
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Token ids int32 [n, length]. Raises ValueError if `length` has no room for a word beside the special tokens."""
-        before = [] if self.cls_id is None else [self.cls_id]
+        before = self.before
         room = length - len(before) - 1
         if room < 1:
             raise ValueError(f"length {length} is too short for a {self.kind} tokenizer; must be >= {len(before) + 2}")

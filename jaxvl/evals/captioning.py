@@ -12,6 +12,7 @@ import numpy as np
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.split import SplitOptions, Thumbnails, captions, open_split, same_text, sample, skipped_figures
+from jaxvl.evals.text_scores import SCORES, check_scores
 from jaxvl.models.generate import Generation
 
 
@@ -22,21 +23,32 @@ class Captioning(SplitOptions):
 
     Figures, means over images, the best of an image's captions counting: `exact` (the same text but for case, width and spacing),
     `token_f1` (words in common: harmonic mean of precision and recall, with repetition; Rajpurkar et al. 2016); `distinct` captions,
-    their mean `length` in words, `images`, `skipped/CAUSE`.
+    their mean `length` in words, `images`, `skipped/CAUSE`; and those of `scores` (see `evals.text_scores`).
 
     Attributes:
-      captions: which texts of a record are right: its name, its keywords, or all of them.
+      captions: which texts of a record are right: its name, its keywords, or all of them; each is a reference.
+      more_locales: other languages whose texts are references as well.
       generation: how captions are written.
+      scores: `bleu` (1 … 4), `rouge_l`, `meteor` (exact and stem stages), `cider_d`, and `coco`: BLEU, METEOR 1.5, ROUGE-L and CIDEr
+        of COCO's toolkit, comparable with papers. `cider_d` needs nothing; `coco` the extra `coco` and Java; the others the extra
+        `captioning`.
     """
 
     captions: Literal["name", "keywords", "all"] = "name"
+    more_locales: tuple[str, ...] = ()
     generation: Generation = Generation()
+    scores: tuple[Literal["bleu", "rouge_l", "meteor", "cider_d", "coco"], ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_scores(self.scores)
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ValueError where no record has both an image and a caption, ConfigError for a model that writes none."""
         source = open_split(self.corpus, self.split)
         written, encoded = encoders.captions(source, self.generation)
-        right = captions(self.corpus, self.split, self.locale, self.captions)
+        languages = [captions(self.corpus, self.split, locale, self.captions) for locale in (self.locale, *self.more_locales)]
+        right = [tuple(dict.fromkeys(text for part in parts for text in part)) for parts in zip(*languages)]
         have = [(text, right[i], int(i)) for text, i in zip(written, encoded.index) if right[i]]
         if not have:
             raise ValueError(f"split {self.split!r} has no image with a caption ({self.captions}) in locale {self.locale!r}")
@@ -47,6 +59,8 @@ class Captioning(SplitOptions):
             "length": float(np.mean([len(text.split()) for text, _, _ in have])), "images": float(len(have)),
             **skipped_figures(encoded.skipped),
         }  # fmt: skip
+        for name in self.scores:
+            metrics |= SCORES[name][0]([text for text, _, _ in have], [texts for _, texts, _ in have])
         thumbnail = Thumbnails(source, encoders.preprocess)
 
         def row(q: int) -> GalleryRow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,7 +30,7 @@ class EncodedImages:
     """Rows of the records that could be encoded.
 
     Attributes:
-      rows: float32 [n, D].
+      rows: float32 [n, D]; of `Encoders.scores` and `Encoders.features` other arrays [n, …].
       index: int64 [n], positions in the source, ascending.
       skipped: cause -> number of records left out.
     """
@@ -48,7 +49,11 @@ class Encoders:
     Args:
       image_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, D]` unit rows, jit-able.
       text_fn: `(weights, int32 [B, T]) -> [B, D]` unit rows, jit-able.
-      caption_fn: `(weights, float32 [B, S, S, 3] normalised, generation) -> int32 [B, T]`, jit-able; None for a model that writes none.
+      caption_fn: `(weights, float32 [B, S, S, 3] normalised, *generation.split(), index int32 [B], prompt) -> int32 [B, T]`, jit-able;
+        index: of the records; the prompt is int32 [B, T] or None. None for a model that writes none.
+      score_fn: `(weights, float32 [B, S, S, 3] normalised, int32 [B, K, T], begin int32 [B]) -> float32 [B, K, 3]`, jit-able; see
+        `scores`. None for a model that cannot tell how likely a text is.
+      tokens_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, P, D]`, jit-able: the image encoder's tokens; None where there are none.
       weights: any pytree of arrays; an argument of the compiled functions, so that new weights compile nothing.
       tokenizer, preprocess: those that the model was trained with.
       text_length: T.
@@ -67,7 +72,9 @@ class Encoders:
         text_length: int,
         mesh: Mesh,
         *,
-        caption_fn: Callable[[Any, jax.Array, Any], jax.Array] | None = None,
+        caption_fn: Callable[..., jax.Array] | None = None,
+        score_fn: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
+        tokens_fn: Callable[[Any, jax.Array], jax.Array] | None = None,
         batch: int = 256,
         threads: int = 4,
     ):
@@ -86,10 +93,21 @@ class Encoders:
         def from_tokens(weights: Any, tokens: jax.Array) -> jax.Array:
             return text_fn(weights, tokens).astype(jnp.float32)
 
-        def written(weights: Any, pixels: jax.Array, fault: jax.Array, generation: Any) -> tuple[jax.Array, jax.Array]:
-            return caption_fn(weights, ready(pixels), generation), fault
+        def written(
+            weights: Any, pixels: jax.Array, fault: jax.Array, how: Any, numbers: Any, first: jax.Array, prompt: Any = None
+        ) -> tuple:
+            return caption_fn(weights, ready(pixels), how, numbers, first + jnp.arange(len(pixels)), prompt), fault
+
+        def scored(weights: Any, pixels: jax.Array, fault: jax.Array, tokens: jax.Array, begin: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return score_fn(weights, ready(pixels), tokens, begin), fault
+
+        def featured(weights: Any, pixels: jax.Array, fault: jax.Array, mean: bool) -> tuple[jax.Array, jax.Array]:
+            tokens = tokens_fn(weights, ready(pixels))
+            return tokens.mean(1, dtype=jnp.float32) if mean else tokens, fault
 
         self._caption = caption_fn and jax.jit(written, out_shardings=replicated(mesh), static_argnums=3)
+        self._score = score_fn and jax.jit(scored, out_shardings=replicated(mesh))
+        self._features = tokens_fn and jax.jit(featured, out_shardings=replicated(mesh), static_argnums=3)
         self._image, self._text = (jax.jit(f, out_shardings=replicated(mesh)) for f in (from_pixels, from_tokens))
 
     def with_weights(self, weights: Any) -> Encoders:
@@ -111,25 +129,75 @@ class Encoders:
             self._memo = memo, encoded
         return encoded
 
-    def captions(self, source: Sequence[Any] | np.ndarray, generation: Any) -> tuple[list[str], EncodedImages]:
+    def captions(
+        self, source: Sequence[Any] | np.ndarray, generation: Any, prompt: np.ndarray | None = None, first: int = 0
+    ) -> tuple[list[str], EncodedImages]:
         """Texts that the model writes of every record that can be read, and their token ids as `rows` of `EncodedImages`.
+
+        Args:
+          prompt: int32 [n, T], padded at the end: each text begins with its own; it is not part of what is returned as text.
+          first: number of the first record; what is drawn for a record depends on its number.
 
         Raises ConfigError where the model writes none.
         """
-        if self._caption is None:
-            raise ConfigError("name", "'captioning' needs a model that writes captions, as coca")
-        encoded = self._encoded(lambda *args: self._caption(*args, generation), source)
-        return self.tokenizer.decode(encoded.rows), encoded
+        self._needs(self._caption, "writes captions")
+        (how, numbers), firsts = generation.split(), itertools.count(first, self.batch)
 
-    def _encoded(self, function: Callable, source: Sequence[Any] | np.ndarray) -> EncodedImages:
+        def write(weights, pixels, fault, *more):
+            return self._caption(weights, pixels, fault, how, numbers, np.int32(next(firsts)), *more)
+
+        rows = (encoded := self._encoded(write, source, *(() if prompt is None else (prompt,)))).rows
+        if prompt is not None and len(rows):
+            rows = np.where(prompt[encoded.index] == self.tokenizer.pad_id, rows, self.tokenizer.pad_id)
+        return self.tokenizer.decode(rows), encoded
+
+    def scores(self, source: Sequence[Any] | np.ndarray, tokens: np.ndarray, begin: np.ndarray | None = None) -> EncodedImages:
+        """How likely texts are under the images of records, given all tokens before each (teacher forcing).
+
+        Args:
+          tokens: int32 [n, K, T], K texts of each record, padded at the end; a text may be padding alone.
+          begin: int32 [n]: tokens before this position are read, but do not count; None: all count.
+
+        Returns:
+          `rows` float32 [n', K, 3]: the sum of log-probabilities (natural) of a text's tokens, how many they are, and how many of
+          them are the likeliest token at their place. EOS counts, padding does not.
+
+        Raises ConfigError where the model does not give probabilities.
+        """
+        self._needs(self._score, "gives the probability of a text")
+        begin = np.zeros(len(tokens), np.int32) if begin is None else begin
+        return self._encoded(self._score, source, tokens, begin)
+
+    def features(self, source: Sequence[Any] | np.ndarray, mean: bool = False) -> EncodedImages:
+        """The image encoder's own tokens before any pooling, `rows` [n, P, D] in the dtype of computation, or their mean float32 [n, D].
+
+        Raises ConfigError where the model has none.
+        """
+        self._needs(self._features, "has tokens of an image")
+        return self._encoded(lambda *args: self._features(*args, mean), source)
+
+    def token_bytes(self) -> int:
+        """Bytes of one image's `features`, without computing any."""
+        self._needs(self._features, "has tokens of an image")
+        size = self.preprocess.image_size
+        pixels = jax.ShapeDtypeStruct((self.batch, size, size, 4), jnp.uint8)
+        with jax.set_mesh(self.mesh):
+            tokens = jax.eval_shape(lambda w, x: self._features(w, x, jnp.zeros(self.batch, jnp.int32), False)[0], self.weights, pixels)
+        return tokens.size // self.batch * tokens.dtype.itemsize
+
+    def _needs(self, function: Callable | None, what: str) -> None:
+        if function is None:
+            raise ConfigError("name", f"needs a model that {what}, as coca")
+
+    def _encoded(self, function: Callable, source: Sequence[Any] | np.ndarray, *extra: np.ndarray) -> EncodedImages:
+        """Rows of `function(weights, pixels, fault, *rows of extra)`."""
         rows, faults = [], []
-        for out in self._lagging(function, self._batches(source)):
-            rows.append(out[0])
-            faults.append(out[1])
+        for out, fault in self._lagging(function, self._batches(source, extra)):
+            rows.append(out[fault == 0])
+            faults.append(fault)
         fault = np.concatenate(faults) if faults else np.zeros(0, np.int32)
-        good = np.flatnonzero(fault == 0)
         skipped = {cause: int((fault == i + 1).sum()) for i, cause in enumerate(CAUSES) if (fault == i + 1).any()}
-        return EncodedImages(np.concatenate(rows)[good] if rows else np.zeros((0, 1), np.float32), good, skipped)
+        return EncodedImages(np.concatenate(rows) if rows else np.zeros((0, 1), np.float32), np.flatnonzero(fault == 0), skipped)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Encodes texts, equal ones once: float32 [n, D]."""
@@ -157,8 +225,8 @@ class Encoders:
             tokens = self.tokenizer.encode(part + [part[-1]] * (self.batch - len(part)), self.text_length)
             yield (put(np.asarray(tokens, np.int32), self._sharding),)
 
-    def _batches(self, source: Sequence[Any] | np.ndarray) -> Iterator[tuple[jax.Array, jax.Array]]:
-        """(pixels uint8 [B, S, S, C], fault int32 [B]) of consecutive records, each process filling in its own rows."""
+    def _batches(self, source: Sequence[Any] | np.ndarray, extra: Sequence[np.ndarray] = ()) -> Iterator[tuple[jax.Array, ...]]:
+        """(pixels uint8 [B, S, S, C], fault int32 [B], rows of `extra` …) of consecutive records, each process filling in its own rows."""
         mine = np.zeros(self.batch, bool)
         for index in self._sharding.addressable_devices_indices_map((self.batch,)).values():
             mine[index] = True
@@ -166,13 +234,14 @@ class Encoders:
         with ThreadPoolExecutor(self.threads) as pool:
             ahead: collections.deque = collections.deque()
             for start in range(0, len(source), self.batch):
-                ahead.append([pool.submit(self._row, source, start + i) for i in mine])
+                more = [put(_padded(a[start : start + self.batch], self.batch), self._sharding) for a in extra]
+                ahead.append(([pool.submit(self._row, source, start + i) for i in mine], more))
                 if len(ahead) > 1:
-                    yield self._assemble(mine, ahead.popleft())
+                    yield self._assemble(mine, *ahead.popleft())
             while ahead:
-                yield self._assemble(mine, ahead.popleft())
+                yield self._assemble(mine, *ahead.popleft())
 
-    def _assemble(self, mine: np.ndarray, futures: list) -> tuple[jax.Array, jax.Array]:
+    def _assemble(self, mine: np.ndarray, futures: list, more: list[jax.Array]) -> tuple[jax.Array, ...]:
         size = self.preprocess.image_size
         pixels, fault = np.zeros((self.batch, size, size, 4), np.uint8), np.full(self.batch, _PADDING, np.int32)
         for i, future in zip(mine, futures):
@@ -181,7 +250,7 @@ class Encoders:
                 pixels[i, ..., : picture.shape[-1]] = picture
                 if picture.shape[-1] == 3:
                     pixels[i, ..., 3] = 255
-        return put(pixels, self._sharding), put(fault, self._sharding)
+        return put(pixels, self._sharding), put(fault, self._sharding), *more
 
     def _row(self, source: Sequence[Any] | np.ndarray, i: int) -> tuple[np.ndarray | None, int]:
         """Pixels and fault of record `i`."""
@@ -197,3 +266,8 @@ class Encoders:
         except Exception as error:  # noqa: BLE001 (whatever a storage or a decoder raises: counted, not the run's end)
             cause = getattr(error, "cause", "")
             return None, 1 + (CAUSES.index(cause) if cause in CAUSES else default)
+
+
+def _padded(rows: np.ndarray, n: int) -> np.ndarray:
+    """`rows` with zeros after them, `n` in all."""
+    return np.concatenate([rows, np.zeros((n - len(rows), *rows.shape[1:]), rows.dtype)]) if len(rows) < n else rows

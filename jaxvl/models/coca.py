@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -30,7 +30,6 @@ from jaxvl.models import IMAGE_ENCODERS, MODELS
 from jaxvl.models.base import InputSpec, check_rates
 from jaxvl.models.two_tower import bounded, unit
 from jaxvl.models.vit import ViTConfig
-from jaxvl.nn.attention import KeyValue
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.mlp import Activation
 from jaxvl.nn.norms import LayerNorm
@@ -244,51 +243,82 @@ class CoCa(nnx.Module):
         """Embeds a batch and reads its texts as captions, in one pass.
 
         Args:
-          batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding.
+          batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding; maybe `sampled` int [B, T], captions
+            of the model's own.
           train, key: as for `TwoTower`.
 
         Returns:
           image, text: unit rows, float32 [B, E]; log_scale: float32 []; caption_lse, caption_target, caption_mean: float32 [B, T] and
           caption_correct: bool [B, T], of the logits of each token given those before it (`VocabularyHead.scores`); caption_weight:
-          float32 [B, T], 1 where a token is not padding. With `start_id` these are T - 1: nothing is before the start.
+          float32 [B, T], 1 where a token is not padding. With `start_id` these are T - 1: nothing is before the start. With `sampled` also
+          sampled_log_p: float32 [B, T], of each of its tokens.
         """
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         text, scale = batch["text"], self.log_scale[...]
         memory, image = self.memory(batch["image"], train=train, key=keys[0])
-        tokens, embedding = self._read(text, train=train, key=keys[1])
-        x = self.norm(self.multimodal(tokens[:, :-1], memory, causal=True, train=train, key=keys[2]))
         targets = text if self.start_id is None else text[:, 1:]
-        scores = self.head.scores(x, self.words, targets)
-        return {
+        scores, embedding = self._score(text, targets, memory, train=train, keys=keys[1:])
+        out = {
             "image": image, "text": embedding, "log_scale": scale if self.most is None else bounded(scale, self.most),
             "caption_weight": (targets != self.pad_id).astype(jnp.float32), **{f"caption_{k}": v for k, v in scores.items()},
         }  # fmt: skip
+        if "sampled" in batch:
+            scores, _ = self._score(batch["sampled"], batch["sampled"], memory, train=train, keys=keys[1:])
+            out["sampled_log_p"] = scores["target"] - scores["lse"]
+        return out
 
-    def caption_logits(self, image: jax.Array, text: jax.Array) -> jax.Array:
+    def _score(
+        self, text: jax.Array, targets: jax.Array, memory: jax.Array, *, train: bool = False, keys: Sequence[Any] = (None, None)
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """`VocabularyHead.scores` of targets int [B, T'], the first of which follows the start, given text int [B, T]; its embedding."""
+        tokens, embedding = self._read(text, train=train, key=keys[0])
+        x = self.norm(self.multimodal(tokens[:, : targets.shape[1]], memory, causal=True, train=train, key=keys[1]))
+        return self.head.scores(x, self.words, targets), embedding
+
+    def image_tokens(self, image: jax.Array) -> jax.Array:
+        """image [B, S, S, C] -> the encoder's tokens [B, P, D], which both poolers start from."""
+        return self.encoder(image).tokens
+
+    def caption_scores(self, memory: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
+        """As in `__call__`, without the prefix: what a cross-entropy needs of text int [B, T] under the image that `memory` is of."""
+        return self._score(text, text if self.start_id is None else text[:, 1:], memory)[0]
+
+    def caption_logits(
+        self, image: jax.Array, text: jax.Array, *, memory: jax.Array | None = None, position: jax.Array | None = None
+    ) -> jax.Array:
         """float32 [B, T + 1, V]: of the token after [start], after the first of text int [B, T], and so on.
 
-        With `start_id`, which the text begins with: [B, T, V].
+        With `start_id`, which the text begins with: [B, T, V]. `memory`: of the image, where it is known already, instead of it;
+        `position`: only the logits there, [B, V].
         """
         tokens, _ = self._read(text, train=False, key=None)
-        x = self.multimodal(tokens, self.memory(image)[0], causal=True)
-        return self.head.logits(self.norm(x), self.words)
+        x = self.multimodal(tokens, self.memory(image)[0] if memory is None else memory, causal=True)
+        return self.head.logits(self.norm(x if position is None else x[:, position]), self.words)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Token by token
 
-    def start(self, image: jax.Array, length: int) -> tuple[dict[str, KeyValue], dict[str, KeyValue]]:
-        """What is known before the first token of captions of up to `length` tokens; arrays [L, B, …]."""
-        memory = self.memory(image)[0]
-        return self.unimodal.start(len(image), length), self.multimodal.start(len(image), length, memory)
+    def start(self, image: jax.Array, length: int) -> tuple[Any, Any]:
+        """Before the first token of captions of up to `length` tokens: what grows with them, and what does not.
 
-    def step(self, known: Any, token: jax.Array, position: jax.Array) -> tuple[jax.Array, Any]:
-        """Logits of the next token, float32 [B, V], after the last one, int [B], at `position` (0: the start, `token` is not read)."""
-        own, cross = known
+        The first: keys and values [B, T, H, K] by half and layer; the second: weights by layer, and the image's keys and values.
+        """
+        memory, halves = self.memory(image)[0], (self.unimodal, self.multimodal)
+        layers = [half.layers() for half in halves]
+        return [half.start(len(image), length) for half in halves], (layers, self.multimodal.remember(layers[1], memory))
+
+    def step(self, known: Any, fixed: Any, token: jax.Array, position: jax.Array) -> tuple[jax.Array, Any]:
+        """Logits of the next token, float32 [B, V], after the last one, int [B], at `position` (0: the start, `token` is not read).
+
+        Several captions of an image stand next to each other: B is a multiple of the images that `fixed` was made of.
+        """
+        layers, memory = fixed
         if self.start_token is None:
             x = self.words(jnp.where(position == 0, self.start_id, token))
         else:
             x = jnp.where(position == 0, self.start_token[...].astype(self.dtype), self.words(token))
-        x, own = self.unimodal.step((x + self.positions[...][position].astype(self.dtype))[:, None], own, position)
+        x = (x + self.positions[...][position].astype(self.dtype))[:, None]
+        x, own = self.unimodal.step(layers[0], x, known[0], position)
         x = x if self.class_token is not None else self.text_norm(x)
-        x, cross = self.multimodal.step(x, cross, position)
-        return self.head.logits(self.norm(x[:, 0]), self.words), (own, cross)
+        x, cross = self.multimodal.step(layers[1], x, known[1], position, memory)
+        return self.head.logits(self.norm(x[:, 0]), self.words), [own, cross]

@@ -100,6 +100,10 @@ class TwoTower(nnx.Module):
         """text int [B, T] -> unit rows float32 [B, D]."""
         return self.text(text, train=train, key=key)
 
+    def image_tokens(self, image: jax.Array) -> jax.Array:
+        """image [B, S, S, C] -> the image encoder's tokens before pooling [B, P, D]."""
+        return self.image.encode(image, train=False, key=None).tokens
+
     def __call__(self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None) -> dict[str, jax.Array]:
         """Embeds a batch.
 

@@ -101,21 +101,24 @@ class Attention(nnx.Module):
 
         Args:
           x: [B, 1, D].
-          known: keys and values [B, N, H, K].
+          known: keys and values [B, N, H, K]; of a memory [A, N, H, K], where the first B / A rows of x read its first row, and so
+            on: nothing is repeated for captions of one image.
           position: int []: of x. Its own key and value are written there, and later ones are not seen. None: `known` is a
             memory of which all is seen.
 
         Returns:
           [B, 1, D], and `known` with x in it.
         """
-        mask = None
-        if position is not None:
+        q, mask = self._ask(x), None
+        if position is None:
+            q = q.reshape(known[0].shape[0], -1, *q.shape[2:])
+        else:
             known = tuple(
                 jax.lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), position, 1) for a, new in zip(known, self.remember(x))
             )
             mask = (jnp.arange(known[0].shape[1]) <= position)[None, None, None, :]
-        q = self._ask(x)
-        return self.out(jax.nn.dot_product_attention(q, *known, mask=mask)), known
+        y = jax.nn.dot_product_attention(q, *known, mask=mask)
+        return self.out(y.reshape(x.shape[0], 1, *y.shape[2:])), known
 
 
 def _attend_with_dropout(q, k, v, mask, causal: bool, rate: float, key) -> jax.Array:

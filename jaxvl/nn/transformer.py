@@ -128,17 +128,17 @@ class Block(nnx.Module):
         """Keys and values of a memory [B, N, D'], which `step` attends to."""
         return self.cross.remember(memory if self.memory_norm is None else self.memory_norm(memory))
 
-    def step(self, x: jax.Array, known: dict[str, KeyValue], position: jax.Array) -> tuple[jax.Array, dict[str, KeyValue]]:
-        """One position of a growing sequence: x [B, 1, D]; `known` as `Transformer.start` makes it, of this layer."""
-        y, own = self.attention.recall(self.attention_norm(x), known["self"], position)
+    def step(self, x: jax.Array, known: KeyValue, position: jax.Array, memory: KeyValue | None = None) -> tuple[jax.Array, KeyValue]:
+        """One position of a growing sequence: x [B, 1, D]; `known`, `memory`: of this layer, see `Transformer.step`."""
+        y, known = self.attention.recall(self.attention_norm(x), known, position)
         x, after = x + y, self.cross_mlp is not None
         if self.cross is not None and not after:
-            x = x + self.cross.recall(self.cross_norm(x), known["memory"])[0]
+            x = x + self.cross.recall(self.cross_norm(x), memory)[0]
         x = x + self.mlp(self.mlp_norm(x))
         if after:
-            x = x + self.cross.recall(self.cross_norm(x), known["memory"])[0]
+            x = x + self.cross.recall(self.cross_norm(x), memory)[0]
             x = x + self.cross_mlp(self.cross_mlp_norm(x))
-        return x, {**known, "self": own}
+        return x, known
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -200,27 +200,33 @@ class Transformer(nnx.Module):
             x, _ = layer(x, (slice_, None if keys is None else keys[i], None if rates is None else rates[i]))
         return x
 
-    def start(self, batch: int, length: int, memory: jax.Array | None = None) -> dict[str, KeyValue]:
-        """Keys and values of a sequence of up to `length` positions, none of them known yet, and of the memory [B, N, D'].
+    def start(self, batch: int, length: int) -> list[KeyValue]:
+        """Keys and values [B, T, H, K] of a sequence of up to `length` positions, none of them known yet, of every layer."""
+        shape = batch, length, self.sizes.heads, self.sizes.width // self.sizes.heads
+        empty = constrain(jnp.zeros(shape, self.dtype), "batch", None, "heads", None)
+        return [(empty, empty)] * self.depth
 
-        Every array has a leading axis L.
+    def layers(self) -> list[nnx.State]:
+        """Each layer's weights, as `remember` and `step` want them.
+
+        Cut out of the stack once, before the loop over tokens: inside of it they would be copied for every token.
         """
-        heads = self.sizes.heads
-        empty = jnp.zeros((self.depth, batch, length, heads, self.sizes.width // heads), self.dtype)
-        known = {"self": (empty, empty)}
-        if memory is None:
-            return known
-        graphdef, params = nnx.split(self.blocks)
-        return {**known, "memory": jax.lax.map(lambda p: nnx.merge(graphdef, p).remember(memory), params)}
+        return unstack(nnx.split(self.blocks)[1], self.depth)
 
-    def step(self, x: jax.Array, known: dict[str, KeyValue], position: jax.Array) -> tuple[jax.Array, dict[str, KeyValue]]:
-        """The position after those that `known` holds, causally: x [B, 1, D] -> [B, 1, D] and what is known now."""
-        graphdef, params = nnx.split(self.blocks)
+    def remember(self, layers: list[nnx.State], memory: jax.Array) -> list[KeyValue]:
+        """Keys and values [B, N, H, K] of the memory [B, N, D'], of every layer."""
+        graphdef = nnx.split(self.blocks)[0]
+        return [nnx.merge(graphdef, layer).remember(memory) for layer in layers]
 
-        def layer(x, inputs):
-            params, known = inputs
-            x, known = nnx.merge(graphdef, params).step(x, known, position)
-            return x, known["self"]
+    def step(
+        self, layers: list[nnx.State], x: jax.Array, known: list[KeyValue], position: jax.Array, memory: list[KeyValue] | None = None
+    ) -> tuple[jax.Array, list[KeyValue]]:
+        """The position after those that `known` holds, causally: x [B, 1, D] -> [B, 1, D] and what is known now.
 
-        x, own = jax.lax.scan(layer, x, (params, known))
-        return x, {**known, "self": own}
+        Unrolled whatever `scan` says: a scan over the layers would copy their weights and all that is known, for every token.
+        """
+        graphdef, grown = nnx.split(self.blocks)[0], []
+        for i, layer in enumerate(layers):
+            x, own = nnx.merge(graphdef, layer).step(x, known[i], position, None if memory is None else memory[i])
+            grown.append(own)
+        return x, grown

@@ -7,6 +7,12 @@ An objective is a registered frozen dataclass with
     init_aux()   its state between steps (a queue, prototypes …), `()` if it has none
     __call__(outputs, batch, aux, key) -> (Loss, aux)
 
+and, where it has the model write before the gradient is taken,
+
+    judge                             what reads images and texts for it: `initial`, `ema`, or a workdir
+    init_aux(width)                   width of the judge's embeddings
+    rollout(actor, batch, aux, keys)  -> arrays [B, ...] that model and objective then find in the batch; rows draw from their own key
+
 It knows nothing of models, optimisers or meshes: the outputs are those of the whole batch, wherever they lie.
 """
 
@@ -20,7 +26,7 @@ import jax
 
 from jaxvl.config import Registry
 
-OBJECTIVES = Registry("objective", load=[f"jaxvl.objectives.{name}" for name in ("align", "captioning", "clip", "siglip")])
+OBJECTIVES = Registry("objective", load=[f"jaxvl.objectives.{name}" for name in ("align", "captioning", "clip", "self_critical", "siglip")])
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +41,29 @@ class Loss:
 
     value: jax.Array
     metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+
+class Actor(Protocol):
+    """What a `rollout` works with, on the rows of its batch.
+
+    Attributes:
+      pad_id, eos_id: of the tokenizer.
+    """
+
+    pad_id: int
+    eos_id: int
+
+    def write(self, keys: jax.Array | None = None, **how: Any) -> tuple[jax.Array, jax.Array]:
+        """Captions of the model that is trained: int32 [B, T], and which tokens were chosen freely, bool [B, T].
+
+        Sampled with keys [B], greedy without; how: options of `models.generate.Generation`.
+        """
+
+    def encode_image(self) -> jax.Array:
+        """The judge's embeddings of the batch's images, float32 [B, E]."""
+
+    def encode_text(self, tokens: jax.Array) -> jax.Array:
+        """The judge's embeddings of texts int32 [B, T], float32 [B, E]."""
 
 
 class Objective(Protocol):

@@ -53,6 +53,7 @@ class Experiment:
       optim, schedule, mesh, guard, checkpoint, log: see their classes.
       tokenizer, preprocess: shared by all tasks and evaluators; they travel in the checkpoint.
       evals: name -> evaluator by name, with its options.
+      init_from: workdir of a run of the same model whose weights (the average, where it keeps one) this one starts from.
       seed: of initialisation, data order and all randomness in the steps.
       dtype: of computation; parameters are float32.
     """
@@ -69,6 +70,7 @@ class Experiment:
     checkpoint: CheckpointConfig = CheckpointConfig()
     guard: GuardConfig = GuardConfig()
     log: LogConfig = LogConfig()
+    init_from: str | None = None
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -109,48 +111,55 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A parsed command line: the config's assignments by path, and the options of the command itself."""
+    """A parsed command line: the config's assignments by path, the options of the command itself, and its other words."""
 
     config: str
     assignments: dict[str, str]
     options: dict[str, str]
+    words: tuple[str, ...] = ()
 
     def experiment(self) -> Experiment:
         """Raises ConfigError for whatever is wrong with the config."""
         return resolve(Experiment, override(load_file(self.config), self.assignments))
 
 
-def parse_command(argv: Sequence[str], options: dict[str, str | None]) -> Command:
+def parse_command(
+    argv: Sequence[str], options: dict[str, str | None], *, flags: Sequence[str] = (), words: str | None = None, config: bool = True
+) -> Command:
     """Reads `--config=FILE[:ARG] --config.KEY=VALUE … --OPTION=VALUE …` (`--OPTION VALUE` as well).
 
     Args:
       argv: without the program's name.
       options: the command's own options with their defaults; None: not given.
+      flags: of these, those that may stand without a value, which then is "true".
+      words: what words that are no options are; None: there may be none.
+      config: whether the command has `--config`.
 
     Raises:
       ConfigError: an unknown option, or a value that is missing.
     """
-    config, assignments, values = "", {}, {k: v for k, v in options.items() if v is not None}
-    words = list(argv)
-    while words:
-        word = words.pop(0)
+    file, assignments, values, others = "", {}, {k: v for k, v in options.items() if v is not None}, []
+    names = [*(["config"] if config else []), *options]
+    known = f"options: {', '.join('--' + o for o in names)}"
+    left = list(argv)
+    while left:
+        word = left.pop(0)
         name, has_value, value = word.partition("=")
         if not name.startswith("--"):
-            raise ConfigError("command line", f"{word!r} is not an option (options: --config, {', '.join('--' + o for o in options)})")
-        if not has_value:
-            if not words or words[0].startswith("--"):
-                raise ConfigError(name, "needs a value")
-            value = words.pop(0)
+            check(words is not None, "command line", f"{word!r} is not an option ({known})")
+            others.append(word)
+            continue
         name = name[2:]
-        if name == "config":
-            config = value
-        elif name.startswith("config."):
+        if not has_value and name in flags:
+            value = "true"
+        elif not has_value:
+            check(bool(left) and not left[0].startswith("--"), f"--{name}", "needs a value")
+            value = left.pop(0)
+        if name == "config" and config:
+            file = value
+        elif name.startswith("config.") and config:
             assignments[name[len("config.") :]] = value
-        elif name in options:
-            values[name] = value
         else:
-            raise ConfigError(
-                f"--{name}",
-                f"unknown option{nearest(name, ['config', *options])} (options: --config, {', '.join('--' + o for o in options)})",
-            )
-    return Command(config, assignments, values)
+            check(name in options, f"--{name}", f"unknown option{nearest(name, names)} ({known})")
+            values[name] = value
+    return Command(file, assignments, values, tuple(others))

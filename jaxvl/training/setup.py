@@ -31,7 +31,9 @@ from jaxvl.tasks import Task
 from jaxvl.training.checkpoint import Checkpoints, abstract_state
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.judges import make_judges
 from jaxvl.training.optim import learning_rate, optimiser
+from jaxvl.training.rollout import Judge, roll_out
 from jaxvl.training.state import TrainState, init_state, state_shardings
 from jaxvl.training.step import compile_step, make_step
 from jaxvl.training.writer import Writer
@@ -113,13 +115,15 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     corpora = prepare_corpora(experiment, writer.say)
     tokenizer = task_tokenizer(experiment, corpora)
     model = build_model(experiment, tokenizer)
-    fresh, shapes, shardings = fresh_state(experiment, model, mesh)
+    judges = make_judges(experiment, model, tokenizer)
+    fresh, shapes, shardings = fresh_state(experiment, model, mesh, judges)
     abstract = abstract_state(shapes, shardings)
     checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
     frame = {"tokenizer": tokenizer.to_json(), "preprocess": preprocess.to_json(), "config": to_dict(experiment)}
     restored = checkpoints.restore(abstract, refuse=functools.partial(refuse_other, frame))
     if restored is None:
         start, state, positions = 0, jax.jit(fresh, out_shardings=shardings)(), {}
+        state = seat_judges(initialise(experiment, state, shardings, frame), shardings, judges)
     else:
         start, state, saved = restored
         positions = saved["positions"]
@@ -131,7 +135,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
         )
         for i, (name, task) in enumerate(tasks.items())  # tasks on one corpus draw different records
     }
-    steps = compile_all(experiment, tasks, model, abstract, shardings, mesh, writer)
+    steps = compile_all(experiment, tasks, model, abstract, shardings, mesh, writer, judges)
     return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps,
                experiment.schedule.build(list(tasks), experiment.steps), steps, feeds, checkpoints,
                make_encoders(experiment, model, tokenizer, mesh), writer)  # fmt: skip
@@ -168,13 +172,48 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Fu
         raise error.under("model") from None
 
 
-def fresh_state(experiment: Experiment, model: Functional, mesh: Mesh) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
+def fresh_state(
+    experiment: Experiment, model: Functional, mesh: Mesh, judges: Mapping[str, Judge] = {}
+) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
     """A function that makes the first state, the state's shapes, and its shardings on `mesh`."""
     tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
     tx, trained = optimiser(experiment.optim, model.axes, model.locked)
-    fresh = functools.partial(init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=experiment.optim.ema is not None)
+    ema = experiment.optim.ema is not None
+    fresh = functools.partial(init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=ema, judges=judges)
     shapes = jax.eval_shape(fresh)
     return fresh, shapes, state_shardings(model, shapes, mesh)
+
+
+def initialise(experiment: Experiment, state: TrainState, shardings: TrainState, frame: dict[str, Any]) -> TrainState:
+    """A fresh state with the evaluation weights of the run in `init_from`, where the config names one.
+
+    Raises:
+      ConfigError: its model, tokenizer or preprocessing differs, or it has no checkpoint.
+    """
+    if experiment.init_from is None:
+        return state
+    folder = pathlib.Path(experiment.init_from)
+    try:
+        refuse_other(frame, Checkpoints(folder / "checkpoints", read_only=True).frame()[1], f"init_from={folder}")
+        params, rest = restore_encoders(folder)[2].weights
+    except CheckpointError as error:
+        raise ConfigError("init_from", str(error)) from None
+    params, rest = jax.device_put((params, rest), (shardings.params, shardings.rest))
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return dataclasses.replace(state, params=params, rest=rest, ema=ema)
+
+
+def seat_judges(state: TrainState, shardings: TrainState, judges: Mapping[str, Judge]) -> TrainState:
+    """A fresh state with every judge's weights in their place."""
+    aux = dict(state.aux)
+    for slot, judge in judges.items():
+        if judge.source != "ema":
+            other = judge.source != "initial"
+            weights = (
+                restore_encoders(pathlib.Path(judge.source))[2].weights if other else jax.tree.map(jnp.copy, (state.params, state.rest))
+            )
+            aux[slot] = {**aux[slot], "judge": jax.device_put(weights, shardings.aux[slot]["judge"])}
+    return dataclasses.replace(state, aux=aux)
 
 
 def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenizer, mesh: Mesh, weights: Any = None) -> Encoders:
@@ -188,16 +227,30 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
 
     length = max(t.data.text_length for t in experiment.tasks.values())
 
-    def caption(weights, pixels, generation):
+    def caption(weights, pixels, generation, numbers, index, prompt):
         apply = functools.partial(model.apply, *weights)
-        known, _ = apply(pixels, length, method="start")
-        step = lambda *args: apply(*args, method="step")[0]
-        ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
-        key = jax.random.key(0) if generation.method == "sample" else None
-        return generate(step, known, generation, batch=len(pixels), length=length, key=key, **ids).tokens
+        (known, fixed), _ = apply(pixels, length, method="start")
+        step = lambda known, *args: apply(known, fixed, *args, method="step")[0]
+        ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, prompt=prompt)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(numbers.seed)))(index)
+        return generate(step, known, generation, batch=len(pixels), length=length, keys=keys, numbers=numbers, **ids).tokens
 
-    writes = caption if getattr(experiment.model, "writes", False) else None
-    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, caption_fn=writes)
+    def score(weights, pixels, tokens, begin):
+        memory, _ = model.apply(*weights, pixels, method="memory")[0]
+
+        def of_one(text):
+            scores, _ = model.apply(*weights, memory, text, method="caption_scores")
+            counts = (text != tokenizer.pad_id) & (jnp.arange(text.shape[1]) >= begin[:, None])
+            log_p = jnp.where(counts, scores["target"] - scores["lse"], 0.0)
+            return jnp.stack([log_p.sum(1), counts.sum(1, dtype=jnp.float32), (counts & scores["correct"]).sum(1, dtype=jnp.float32)], -1)
+
+        return jax.lax.map(of_one, tokens.swapaxes(0, 1)).swapaxes(0, 1)
+
+    def image_tokens(weights, pixels):
+        return model.apply(*weights, pixels, method="image_tokens")[0]
+
+    writer = dict(caption_fn=caption, score_fn=score) if getattr(experiment.model, "writes", False) else {}
+    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, tokens_fn=image_tokens, **writer)
 
 
 def restore_encoders(
@@ -216,17 +269,17 @@ def restore_encoders(
     tokenizer = Tokenizer.from_json(frame["tokenizer"])
     model = build_model(experiment, tokenizer)
     with jax.set_mesh(mesh):
-        _, shapes, shardings = fresh_state(experiment, model, mesh)
+        _, shapes, shardings = fresh_state(experiment, model, mesh, make_judges(experiment, model, tokenizer))
         _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), found)
     return experiment, found, make_encoders(experiment, model, tokenizer, mesh, (state.eval_params, state.rest))
 
 
-def compile_all(experiment, tasks, model, abstract, shardings, mesh, writer) -> dict[str, Step]:
+def compile_all(experiment, tasks, model, abstract, shardings, mesh, writer, judges) -> dict[str, Step]:
     """One compiled step per task, ahead of the first step, with what each costs in the log."""
     steps = {}
     for name in tasks:
         began = time.perf_counter()
-        steps[name], cost = compile_task(experiment, tasks, name, model, abstract, shardings, mesh)
+        steps[name], cost = compile_task(experiment, tasks, name, model, abstract, shardings, mesh, judges)
         seconds = time.perf_counter() - began
         writer.record(0, "event", f"compile/{name}", {
             "compile_seconds": seconds, "gflop": cost.flops / 1e9, "state_mib": cost.state / 2**20,
@@ -237,7 +290,7 @@ def compile_all(experiment, tasks, model, abstract, shardings, mesh, writer) -> 
     return steps
 
 
-def compile_task(experiment, tasks, name, model, abstract, shardings, mesh) -> tuple[Step, Cost]:
+def compile_task(experiment, tasks, name, model, abstract, shardings, mesh, judges) -> tuple[Step, Cost]:
     """The compiled step of one task, and its cost; `mesh` may be of devices that are not here.
 
     Raises:
@@ -247,24 +300,25 @@ def compile_task(experiment, tasks, name, model, abstract, shardings, mesh) -> t
     batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh)) for k, s in task.config.data.shapes.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))  # an array could not be made on devices that are not here
     inputs = jax.eval_shape(task.prepare, batch, key)
+    inputs = jax.eval_shape(functools.partial(roll_out, task, model, judges), abstract, inputs, key)
     outputs, _ = jax.eval_shape(functools.partial(model.apply, train=True), model.params, model.rest, inputs, key=key)
     task.check_outputs(outputs, batch)
     tx, trained = optimiser(experiment.optim, model.axes, model.locked)
     rate = learning_rate(experiment.optim, experiment.steps)
-    step = make_step(task, model, tx, trained, rate, experiment.optim, experiment.guard, list(tasks).index(name))
+    step = make_step(task, model, tx, trained, rate, experiment.optim, experiment.guard, list(tasks).index(name), judges)
     return compile_step(step, abstract, batch, shardings)
 
 
-def refuse_other(ours: dict[str, Any], saved: dict[str, Any]) -> None:
+def refuse_other(ours: dict[str, Any], saved: dict[str, Any], whose: str = "the checkpoint in the workdir") -> None:
     """Raises ConfigError where a checkpoint's model, tokenizer or preprocessing is not that of this run."""
     if saved["config"]["model"] != json.loads(json.dumps(ours["config"]["model"])):
         old, new = saved["config"]["model"], ours["config"]["model"]
         differing = [k for k in sorted({*old, *new}) if json.dumps(old.get(k)) != json.dumps(new.get(k))]
-        raise ConfigError(f"model.{differing[0] if differing else 'name'}", "differs from the checkpoint in the workdir "
+        raise ConfigError(f"model.{differing[0] if differing else 'name'}", f"differs from {whose} "
                           f"({old.get(differing[0])!r} there, {new.get(differing[0])!r} here); choose another --workdir, or the old config")  # fmt: skip
     for part in ("tokenizer", "preprocess"):
         if saved[part] != ours[part]:
-            raise ConfigError(part, "differs from that of the checkpoint in the workdir; choose another --workdir, or the old config")
+            raise ConfigError(part, f"differs from that of {whose}; choose another --workdir, or the old config")
 
 
 def describe_machine() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -69,16 +70,27 @@ class TrainState:
 
 
 def init_state(
-    model: Functional, tx: optax.GradientTransformation, trained: dict[str, bool], *, tasks: dict[str, Any], seed: int, ema: bool
+    model: Functional,
+    tx: optax.GradientTransformation,
+    trained: dict[str, bool],
+    *,
+    tasks: dict[str, Any],
+    seed: int,
+    ema: bool,
+    judges: Mapping[str, Any] = {},
 ) -> TrainState:
     """A fresh state; meant to be jitted with `out_shardings=state_shardings(...)`, so that it is born sharded.
 
     Args:
       tasks: name -> `tasks.Task`; they know the objectives' own state.
+      judges: `task/objective` -> `rollout.Judge`, whose weights are part of that objective's state.
     """
     root = jax.random.key(seed)
     params, rest = model.init(jax.random.fold_in(root, 0))
-    aux = {f"{t}/{o}": objective.init_aux() for t, task in tasks.items() for o, objective in task.objectives.items()}
+    aux = {}
+    for slot, objective in ((f"{t}/{o}", objective) for t, task in tasks.items() for o, objective in task.objectives.items()):
+        judge = judges.get(slot)
+        aux[slot] = {**objective.init_aux(judge.width), "judge": judge.init(params, rest)} if judge else objective.init_aux()
     return TrainState(
         step=jnp.int32(0),
         rng=jax.random.key_data(jax.random.fold_in(root, 1)),

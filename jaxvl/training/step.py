@@ -1,6 +1,7 @@
 """One compiled training step of one task.
 
-    batch -> prepare (augment, normalise) -> encode (in chunks, if asked) -> objectives -> gradient -> guard -> update
+    batch -> prepare (augment, normalise) -> roll out (only where an objective asks) -> encode (in chunks, if asked) -> objectives
+          -> gradient -> guard -> update
 
 With `microbatches` > 1 the encoders run chunk by chunk while the objectives see the whole batch: embeddings first, then
 the gradient with respect to the embeddings, then the encoders again with that gradient as their cotangent (GradCache,
@@ -11,7 +12,7 @@ normalisation apart, whose statistics are those of a chunk).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,11 +20,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxvl.models.functional import Functional
-from jaxvl.sharding import constrain
+from jaxvl.sharding.chunks import divide, join
 from jaxvl.tasks import Task
 from jaxvl.training.cost import Cost, cost
 from jaxvl.training.guard import GuardConfig, judge
 from jaxvl.training.optim import OptimConfig, ema_decay
+from jaxvl.training.rollout import Judge, roll_out
 from jaxvl.training.state import TrainState, subset
 
 Metrics = dict[str, jax.Array]
@@ -38,6 +40,7 @@ def make_step(
     optim: OptimConfig,
     guard: GuardConfig,
     task_id: int,
+    judges: Mapping[str, Judge] = {},
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
     """`step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
 
@@ -48,7 +51,7 @@ def make_step(
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), task_id)
         prepare_key, model_key, objective_key = jax.random.split(key, 3)
-        inputs = task.prepare(batch, prepare_key)
+        inputs = roll_out(task, model, judges, state, task.prepare(batch, prepare_key), objective_key)
         fixed = {p: v for p, v in state.params.items() if not trained[p]}
 
         def encode(params, rest, chunk, chunk_key):
@@ -110,7 +113,7 @@ def _whole(encode, objectives, params, rest, inputs, key):
 
 def _chunked(n: int, encode, objectives, params, rest, inputs, key):
     """The same with the encoders run on `n` chunks in turn."""
-    chunks = jax.tree.map(lambda x: _divide(x, n), inputs)
+    chunks = jax.tree.map(lambda x: divide(x, n), inputs)
     keys = jax.random.split(key, n)
     shapes, _ = jax.eval_shape(encode, params, rest, jax.tree.map(lambda x: x[0], chunks), keys[0])
     per_row = {name: s.ndim > 0 for name, s in shapes.items()}  # rows of the batch; else scalars, the same in each chunk
@@ -120,30 +123,19 @@ def _chunked(n: int, encode, objectives, params, rest, inputs, key):
         return rest, outputs
 
     rest, stacked = jax.lax.scan(forward, rest, (chunks, keys))
-    outputs = {k: _join(v) if per_row[k] else v[0] for k, v in stacked.items()}
-    (loss, extra), cotangent = jax.value_and_grad(objectives, has_aux=True)(outputs)
+    outputs = {k: join(v) if per_row[k] else v[0] for k, v in stacked.items()}
+    real = {k: v for k, v in outputs.items() if jnp.issubdtype(v.dtype, jnp.inexact)}  # no gradient goes through what is counted
+    (loss, extra), cotangent = jax.value_and_grad(lambda real: objectives({**outputs, **real}), has_aux=True)(real)
     # A scalar output reaches the loss once, so its cotangent is shared out over the chunks.
-    cotangents = {k: _divide(c, n) if per_row[k] else jnp.broadcast_to(c / n, (n,)) for k, c in cotangent.items()}
+    cotangents = {k: divide(c, n) if per_row[k] else jnp.broadcast_to(c / n, (n,)) for k, c in cotangent.items()}
 
     def backward(total, chunk):
         (inputs, key), ct = chunk
-        _, pull = jax.vjp(lambda p: encode(p, rest, inputs, key)[0], params)
+        _, pull = jax.vjp(lambda p: {k: v for k, v in encode(p, rest, inputs, key)[0].items() if k in ct}, params)
         return jax.tree.map(jnp.add, total, pull(ct)[0]), None
 
     gradient, _ = jax.lax.scan(backward, jax.tree.map(jnp.zeros_like, params), ((chunks, keys), cotangents))
     return loss, extra, gradient, rest
-
-
-def _divide(x: jax.Array, n: int) -> jax.Array:
-    """[B, ...] -> [n, B/n, ...] with every device's rows dealt over all chunks, so that no row changes its device."""
-    x = x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1)
-    return constrain(x, None, "batch", *[None] * (x.ndim - 2))
-
-
-def _join(x: jax.Array) -> jax.Array:
-    """Inverse of `_divide`."""
-    x = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
-    return constrain(x, "batch", *[None] * (x.ndim - 1))
 
 
 def compile_step(

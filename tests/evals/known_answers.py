@@ -7,12 +7,14 @@ k. The encoders read k and look it up in their weights, so any table of vectors 
 import dataclasses
 import io
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.evals.encoders import Encoders
+from jaxvl.models.generate import generate
 
 SIZE = 8
 PREPROCESS = Preprocess(image_size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.5, 0.5, 0.5), background=(1.0, 1.0, 1.0))
@@ -74,6 +76,13 @@ class Corpus:
     def class_names(self, locale="en"):
         return self.names[locale]
 
+    @property
+    def attributes(self):
+        return ["parity"]
+
+    def attribute(self, name, split):
+        return self.labels(split) % 2, ["even", "odd"]
+
 
 def corpus(labels, classes=None, **faults):
     """One split "test" with an image per label, named `word K` in English and `Wort K` in German."""
@@ -99,8 +108,68 @@ def unit(rows, width, seed=0):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
+def two_splits(train, test, **faults):
+    """Splits "train" and "test" with an image per label."""
+    both = corpus(train), corpus(test, **faults)
+    names = max((c.names for c in both), key=lambda names: len(names["en"]))
+    return Corpus({"train": both[0].sources["test"], "test": both[1].sources["test"]}, names)
+
+
+class Words(Tokenizer):
+    """The digits of a text are its tokens (digit d is token d + 2), then EOS, which is 1."""
+
+    vocab_size, eos_id, before = 12, 1, []
+
+    def ids(self, texts):
+        return [[2 + int(c) for c in t if c.isdigit()] for t in texts]
+
+    def encode(self, texts, length):
+        out = np.zeros((len(texts), length), np.int32)
+        for row, ids in zip(out, self.ids(texts)):
+            ids = [*ids[: length - 1], 1]
+            row[: len(ids)] = ids
+        return out
+
+    def decode(self, ids):
+        return [" ".join(str(i - 2) for i in row if i > 1) for row in np.asarray(ids)]
+
+
+def bigram_logits(kind, seed=0):
+    """Logits [class, last token, next token] of a model of texts that knows the picture's class; token 0 stands before a text."""
+    table = np.random.default_rng(seed).normal(size=(64, 12, 12))
+    if kind == "oracle":  # of class k: "k" then EOS, for certain, whatever stands before
+        table[:] = 0
+        for k in range(10):
+            table[k, :, 2 + k], table[k, 2 + k, 1] = 50.0, 100.0
+    return np.zeros_like(table) if kind == "uniform" else table
+
+
+def scorer(mesh, table, batch=16, length=5):
+    """Encoders that score, and write greedily, with a table of logits."""
+    label = lambda pixels: jnp.argmax(pixels[..., 0].reshape(len(pixels), -1), axis=1)
+
+    def score(weights, pixels, tokens, begin):
+        last = jnp.pad(tokens[..., :-1], ((0, 0), (0, 0), (1, 0)))
+        logits = weights[label(pixels)[:, None, None], last]
+        log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], -1)[..., 0]
+        best = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0] >= logits.max(-1)
+        counts = (tokens != 0) & (jnp.arange(tokens.shape[-1]) >= begin[:, None, None])
+        return jnp.stack([(log_p * counts).sum(-1), counts.sum(-1), (counts & best).sum(-1)], -1)
+
+    def write(weights, pixels, generation, numbers, index, prompt):
+        def step(known, last, position):
+            return weights[known, jnp.where(position == 0, 0, last)], known
+
+        options = dict(numbers=numbers, prompt=prompt)
+        return generate(step, label(pixels), generation, batch=len(pixels), length=length, eos_id=1, pad_id=0, **options).tokens
+
+    unused = lambda weights, x: jnp.zeros((len(x), 2))
+    weights = jnp.asarray(table, jnp.float32)
+    return Encoders(unused, unused, weights, Words(), PREPROCESS, length, mesh, batch=batch, score_fn=score, caption_fn=write)
+
+
 def encoders(mesh, image_table, text_table, batch=16):
-    """Encoders that look classes up in float32 [classes, D] tables."""
+    """Encoders that look classes up in float32 [classes, D] tables; of four tokens one is the class's vector, the others noise."""
 
     def image(weights, pixels):
         return weights["image"][jnp.argmax(pixels[..., 0].reshape(len(pixels), -1), axis=1)]
@@ -108,5 +177,10 @@ def encoders(mesh, image_table, text_table, batch=16):
     def text(weights, tokens):
         return weights["text"][tokens[:, 0]]
 
+    def tokens(weights, pixels):
+        label = jnp.argmax(pixels[..., 0].reshape(len(pixels), -1), axis=1)
+        noise = jax.random.normal(jax.random.key(0), (64, 4, weights["image"].shape[1]))[label] * 0.05
+        return jnp.where((jnp.arange(4) == label[:, None] % 4)[..., None], weights["image"][label][:, None], noise)
+
     weights = {"image": jnp.asarray(image_table), "text": jnp.asarray(text_table)}
-    return Encoders(image, text, weights, Tokenizer(), PREPROCESS, 4, mesh, batch=batch)
+    return Encoders(image, text, weights, Tokenizer(), PREPROCESS, 4, mesh, batch=batch, tokens_fn=tokens)

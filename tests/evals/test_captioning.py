@@ -52,6 +52,19 @@ def test_figures_count_what_can_be_read():
     assert result.metrics["distinct"] == 3 and result.metrics["images"] == 3 and result.metrics["skipped/record is incomplete"] == 1
 
 
+def test_references_are_all_texts_of_all_languages_that_are_asked_for():
+    toy = corpus([0, 1, 2])
+    texts = ["wort 0", "k1", "word 2"]
+    figures = lambda **options: Captioning(toy, "test", gallery=0, **options).run(Writes(texts, None, missing=None)).metrics
+    assert figures()["exact"] == pytest.approx(1 / 3)
+    assert figures(captions="all", more_locales=("de",))["exact"] == 1.0
+    scored = figures(captions="all", more_locales=("de",), scores=("bleu", "rouge_l", "meteor", "cider_d"))
+    assert [scored["bleu_1"], scored["rouge_l"]] == pytest.approx([1, 1]) and scored["bleu_4"] == 0
+    assert scored["meteor_exact_stem"] == pytest.approx((2 * (1 - 0.5 / 8) + 0.5) / 3)  # one chunk of two words, one of one
+    # Of each image's four references, one is right in its unigrams and (but for "k1") in its bigrams.
+    assert 0 < scored["cider_d"] < 10
+
+
 def test_ids_become_texts_again():
     texts = ["red apple", "green apple tree", "Ünïcödé"]
     tokenizer = Tokenizer("unigram", train_unigram(texts * 3, 40, lowercase=True), pad_id=0, eos_id=1)
@@ -96,10 +109,33 @@ def test_a_run_that_learns_to_write(tmp_path, capsys):
     assert caption.main([f"--workdir={tmp_path}", str(folder)]) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [f"{folder / f'{i}.png'}\t{toy[i]['captions']['en'][0]}" for i in range(3)]
-    assert "broken.png" in printed.err
+    assert "broken.png" in printed.err and "3 of 4 pictures captioned, 1 left out" in printed.err
+    checkpoint = tmp_path / "checkpoints" / "120"
+    assert caption.main([f"--checkpoint={checkpoint}", "--json", "--method=beam", "--beams", "2", str(folder)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["path"] for line in lines] == [str(folder / name) for name in ("0.png", "1.png", "2.png", "broken.png")]
+    assert lines[0]["caption"] == toy[0]["captions"]["en"][0] and "error" in lines[3]
     # A model that writes nothing says so.
-    with pytest.raises(ConfigError, match="'captioning' needs a model that writes captions, as coca"):
+    with pytest.raises(ConfigError, match="name: needs a model that writes captions, as coca"):
         config["model"] = dict(name="dual_encoder", image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2),
                                text=dict(name="text_transformer", variant="Ti", width=16, depth=1, heads=2), embed_dim=8)  # fmt: skip
         config["tasks"]["pairs"]["objectives"] = dict(clip=1.0)
-        train.train(resolve(Experiment, {**config, "steps": 1, "optim": {"warmup": 0}}), tmp_path / "other")
+        train.train(resolve(Experiment, {**config, "steps": 2, "optim": {"warmup": 0}, "checkpoint": {"every": 1}}), tmp_path / "other")
+    assert caption.main([f"--workdir={tmp_path / 'other'}", str(folder)]) == 2
+    assert "is 'dual_encoder', which writes no captions; coca does" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--workdri=x", "a.png"], "--workdri: unknown option; did you mean 'workdir'?"),
+        (["a.png"], "--workdir: is required"),
+        (["--workdir=x"], "IMAGE: no picture and no folder given"),
+        (["--workdir=x", "not_there.png"], "not_there.png: is not there; must be a picture or a folder"),
+        (["--checkpoint=runs/x", "a.png"], "is not named like a checkpoint of a run: WORKDIR/checkpoints/N"),
+        (["--workdir=x", "--temperature=0", "a.png"], "temperature: 0.0 must be > 0"),
+    ],
+)
+def test_wrong_options_of_the_command(argv, message, capsys):
+    assert caption.main(argv) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")

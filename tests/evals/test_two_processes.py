@@ -17,7 +17,10 @@ address, processes, process = sys.argv[1:]
 if processes != "1":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, int(processes), int(process))
-from known_answers import corpus, encoders, unit
+from known_answers import bigram_logits, corpus, encoders, scorer, two_splits, unit
+from jaxvl.evals.attentional_probe import AttentionalProbe
+from jaxvl.evals.likelihood import Likelihood
+from jaxvl.evals.linear_probe import LinearProbe
 from jaxvl.evals.retrieval import Retrieval
 from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
@@ -28,7 +31,11 @@ both = encoders(make_mesh(MeshConfig(data=4, fsdp=2)), unit(64, 8), unit(64, 8, 
 encoded = both.images(toy.split("test"))
 reads = toy.split("test").reads
 metrics = [kind(toy, "test", gallery=2).run(both).metrics for kind in (Retrieval, ZeroShot)]
-print(json.dumps({"metrics": metrics, "index": encoded.index.tolist(), "reads": reads}))
+probed, options = two_splits([k % 7 for k in range(42)], range(7)), dict(train_split="train", gallery=0)
+probes = LinearProbe(probed, "test", **options), AttentionalProbe(probed, "test", epochs=2, batch=8, heads=2, **options)
+summed = [probe.run(both).metrics for probe in probes]
+summed.append(Likelihood(toy, "test", captions="all").run(scorer(both.mesh, bigram_logits("random"), batch=8)).metrics)
+print(json.dumps({"metrics": metrics, "summed": summed, "index": encoded.index.tolist(), "reads": reads}))
 """
 
 
@@ -59,5 +66,11 @@ def test_two_processes_equal_one():
             process.kill()
     alone = finish(start(address, 1, 0))
     assert first["metrics"] == second["metrics"] == alone["metrics"]
+    assert first["summed"] == second["summed"]
+    for got, expected in zip(first["summed"], alone["summed"]):  # sums over processes are taken in another order
+        assert {k: pytest.approx(v, rel=1e-5) for k, v in expected.items()} == {
+            **got,
+            **{k: expected[k] for k in ("iterations",) if k in got},
+        }
     assert first["index"] == second["index"] == alone["index"]
     assert first["reads"] + second["reads"] == alone["reads"] == 39  # 40 records, of which one cannot be read

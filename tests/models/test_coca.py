@@ -1,6 +1,7 @@
 """CoCa: both losses from one pass, what may see what, published sizes, decoding with and without kept keys and values."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -137,10 +138,10 @@ def test_published_sizes(variant, tied, image_millions, text_millions):
         assert f"{sum(count.values()) / 1e9:.1f}" == ("2.1" if tied else "2.2")
 
 
-def decode(apply, image, config, key=None, **options):
-    known = apply(image, length=6, method="start")
-    step = lambda known, token, position: apply(known, token, position, method="step")
-    return generate(step, known, config, batch=len(image), length=6, eos_id=1, pad_id=0, key=key)
+def decode(apply, image, config, keys=None):
+    known, fixed = apply(image, length=6, method="start")
+    step = lambda known, token, position: apply(known, fixed, token, position, method="step")
+    return generate(step, known, config, batch=len(image), length=6, eos_id=1, pad_id=0, keys=keys)
 
 
 def uncached(apply, image, start_id=None, steps=6):
@@ -188,8 +189,8 @@ def toy(table):
 
 
 def run_toy(table, config, key=None, rows=1):
-    known = jnp.zeros((1, rows))
-    return generate(toy(table), known, config, batch=rows, length=4, eos_id=1, pad_id=0, key=key)
+    keys = None if key is None else jax.random.split(key, rows)
+    return generate(toy(table), jnp.zeros((rows, 1)), config, batch=rows, length=4, eos_id=1, pad_id=0, keys=keys)
 
 
 # From 2 (the start): 3 is likelier, but leads nowhere; 4 ends well.
@@ -250,5 +251,38 @@ def test_wrong_options():
         resolve(CoCaConfig, {**SMALL, "poolers": "none"})
     with pytest.raises(ConfigError, match="start_id: 1 must be a token .below 40. that is neither padding nor EOS"):
         functional(resolve(CoCaConfig, {**SMALL, "start_id": 1}), INPUTS)
-    with pytest.raises(ValueError, match="key: None"):
+    with pytest.raises(ValueError, match="keys: None"):
         run_toy(TABLE, Generation(method="sample"))
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_captions_go_on_after_their_own_prompts(method):
+    """Rows with prompts of two, one and no tokens, against a bigram model by hand; what a prompt costs is nothing."""
+    table = np.random.default_rng(3).normal(size=(8, 8)).astype(np.float32)
+    table[:, 0] = -1e9
+    prompt = jnp.array([[5, 6], [4, 0], [0, 0]])
+    config = Generation(method=method, beams=2, top_k=1, length_penalty=0.0, max_length=4)
+    known, keys = jnp.zeros((3, 1)), jax.random.split(jax.random.key(0), 3)
+    step = lambda known, last, t: (jnp.asarray(table)[jnp.where(t == 0, 0, last)], known)
+    got = generate(step, known, config, batch=3, length=5, eos_id=1, pad_id=0, keys=keys, prompt=prompt)
+    log_p = table - scipy.special.logsumexp(table, -1, keepdims=True)
+    for row, own in enumerate(([5, 6], [4], [])):
+        paths = []
+        for tail in itertools.product(range(1, 8), repeat=4 - len(own)):
+            tail = list(tail[: tail.index(1) + 1]) if 1 in tail else None
+            if tail is not None and [*own, *tail] not in [p for _, p in paths]:
+                path, cost = [*own, *tail], 0.0
+                for t in range(len(own), len(path)):
+                    last = path[t - 1] if t else 0
+                    cost += 0.0 if t == 3 else log_p[last, path[t]]  # EOS is forced at the last place
+                paths.append((cost, path))
+        if method == "beam":
+            best = dict((tuple(p), c) for c, p in paths)
+            path = [t for t in got.tokens[row].tolist() if t]
+            assert path[: len(own)] == own and best[tuple(path)] == pytest.approx(float(got.log_p[row]), rel=1e-5)
+        else:
+            path = list(own)
+            while 1 not in path:
+                path.append(1 if len(path) == 3 else int(table[path[-1] if path else 0].argmax()))
+            assert got.tokens[row].tolist()[: len(path)] == path and not any(got.tokens[row].tolist()[len(path) :])
+            assert dict((tuple(p), c) for c, p in paths)[tuple(path)] == pytest.approx(float(got.log_p[row]), rel=1e-5, abs=1e-6)

@@ -38,7 +38,7 @@ from jaxvl.data.corpora import CORPORA, npm
 from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
 from jaxvl.data.records import DataError
 
-VERSION = 2  # of the content: raise it when pictures, captions or splits change
+VERSION = 3  # of the content: raise it when pictures, captions, splits or attributes change
 
 PACKAGES = {
     "@iconify-json/noto": "1.2.9", "@iconify-json/noto-v1": "1.2.5", "@iconify-json/twemoji": "1.2.5",
@@ -127,7 +127,7 @@ def build(folder: pathlib.Path, *, size: int, log: Callable[[str], None], module
         splits = make_splits(order, {key: captions[key]["en"][0] for key in emoji}, groups)
         locales = sorted({locale for texts in captions.values() for locale in texts})
         classes = {locale: [captions[key].get(locale, [None])[0] for key in emoji] for locale in locales}
-        return write_corpus(folder, records(), labels, splits, classes, attribution(order))
+        return write_corpus(folder, records(), labels, splits, classes, attribution(order), {"group": [groups[key] for key in emoji]})
 
 
 def code(text: str) -> str:

@@ -4,6 +4,7 @@
   records.array_record       all pictures with their captions
   index.npz                  `label/…` and `split/…`: label of every record, record numbers of every split
   classes.json               {locale: [name of label 0, …]}
+  attributes.json            {attribute: {names: [name of value 0, …], values: [value of label 0, …]}}: what labels have in common
   ATTRIBUTION.md             whose work it is, and under which licence
   manifest.json              counts; size and SHA-256 of every file
 """
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -58,6 +60,21 @@ class Corpus:
     def labels(self, split: str) -> np.ndarray:
         """Label of every record of a split, int32 [n]."""
         return self._labels[self._splits[split]]
+
+    @functools.cached_property
+    def _attributes(self) -> dict[str, dict[str, list]]:
+        file = self.folder / "attributes.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    @property
+    def attributes(self) -> list[str]:
+        """Coarser classes than the labels: the emoji's group, a shape's colour."""
+        return list(self._attributes)
+
+    def attribute(self, name: str, split: str) -> tuple[np.ndarray, list[str]]:
+        """Value of an attribute for every record of a split, int32 [n], and the values' names. Raises KeyError."""
+        about = self._attributes[name]
+        return np.asarray(about["values"], np.int32)[self.labels(split)], about["names"]
 
     def class_names(self, locale: str = "en") -> list[str | None]:
         """Name of every label in a language; None where it has none. Raises DataError for a language that is not there."""
@@ -161,9 +178,13 @@ def _open(folder: pathlib.Path, log: Callable[[str], None]) -> Corpus | None:
 
 def write_corpus(
     folder: pathlib.Path, records: Iterable[Record], labels: np.ndarray, splits: Mapping[str, np.ndarray],
-    classes: Mapping[str, list[str | None]], attribution: str,
+    classes: Mapping[str, list[str | None]], attribution: str, attributes: Mapping[str, list[str]] | None = None,
 ) -> dict[str, int]:  # fmt: skip
-    """Writes the files of a corpus into `folder`; returns its counts."""
+    """Writes the files of a corpus into `folder`; returns its counts.
+
+    Args:
+      attributes: name -> its value of label 0, of label 1, ….
+    """
     n = write_records(folder / "records.array_record", records)
     if n != len(labels):
         raise ValueError(f"{n} records, {len(labels)} labels")
@@ -171,6 +192,9 @@ def write_corpus(
         folder / "index.npz", labels=np.asarray(labels, np.int32), **{f"split/{k}": np.asarray(v, np.int32) for k, v in splits.items()}
     )
     (folder / "classes.json").write_text(json.dumps(classes, ensure_ascii=False))
+    values = {name: sorted(set(of_labels)) for name, of_labels in (attributes or {}).items()}
+    known = {name: {"names": v, "values": [v.index(x) for x in attributes[name]]} for name, v in values.items()}
+    (folder / "attributes.json").write_text(json.dumps(known, ensure_ascii=False))
     (folder / "ATTRIBUTION.md").write_text(attribution)
     named = sum(name is not None for names in classes.values() for name in names)
     return {

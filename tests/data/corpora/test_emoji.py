@@ -56,6 +56,10 @@ def test_the_whole_way_from_npm_to_records(tmp_path, modules, small, monkeypatch
         assert picture.mode == "RGBA" and picture.size == (24, 24)
         name = corpus.class_names()[r["label"]]
         assert r["captions"] == {"en": [name, ["en keyword"]], "de": [f"{name} auf Deutsch", ["de keyword"]]}
+    values, names = corpus.attribute("group", "test_a")
+    about = json.loads((modules / "unicode-emoji-json" / "data-by-emoji.json").read_text())
+    groups = {emoji.code(c): a["group"] for c, a in about.items()}
+    assert [names[v] for v in values] == [groups[r["key"].split("/")[1]] for r in corpus.split("test_a")]
     heart = np.array(Image.open(io.BytesIO(by_key["twemoji/2764"]["image"])))
     assert heart[12, 12].tolist() == [0xDD, 0x22, 0xDD, 255] and heart[0, 0, 3] == 0  # its colour; transparent around it
     wide = np.array(Image.open(io.BytesIO(by_key["fluent-3d/2764"]["image"])))
@@ -123,7 +127,7 @@ def test_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", fake_packages.client(tmp_path / "bin", "echo npm error code ENOTFOUND >&2; exit 1"))
     with pytest.raises(DataError, match=r"ENOTFOUND.* copy a built corpus .* \$JAXVL_CACHE .* configs/align_shapes.py"):
         Emoji(size=24).prepare(log=lambda text: None)
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["emoji-v2-24.lock"]
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [f"emoji-v{emoji.VERSION}-24.lock"]
 
 
 def test_an_npm_that_hangs(tmp_path, monkeypatch):

@@ -32,6 +32,16 @@ def test_counts_and_splits(corpus):
         assert sorted(corpus.labels(whole)) == sorted(np.concatenate([corpus.labels(p) for p in parts]))
 
 
+def test_attributes_are_those_in_the_names(corpus):
+    assert corpus.attributes == ["colour", "shape", "count"]
+    for name, of in (("colour", 0), ("shape", 1)):
+        values, names = corpus.attribute(name, "test_a")
+        assert [names[v] for v in values] == [r["captions"]["en"][1][of] for r in corpus.split("test_a")]
+    values, names = corpus.attribute("count", "train_b")
+    words = [corpus.class_names()[label].split()[0] for label in corpus.labels("train_b")]
+    assert [("one", "two", "three")[int(names[v]) - 1] for v in values] == words
+
+
 def test_the_same_seed_gives_the_same_bytes(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path))
     again = Shapes(size=24, variants=1).prepare(log=lambda text: None)

@@ -1,0 +1,130 @@
+"""Questions about pictures of your own: a folder with one JSONL file for each split.
+
+`FOLDER/train.jsonl`, `FOLDER/val.jsonl`, …: a line for each question,
+
+    {"image": "val2014/COCO_val2014_000000262148.jpg", "question": "Where is he looking?", "answers": ["down", "down", "at table"]}
+
+`image` is a path from the folder `images`; `answers` are those of all people who were asked, one at least; `type` (text: figures
+are reported for each) and `question_id` may be there too. For VQAv2, join its questions and annotations by `question_id`:
+`answers = [a["answer"] for a in annotation["answers"]]`, `type = annotation["answer_type"]`.
+
+A record is as in `data.records`, with `question`, `answers` and `type` beside. Its caption is the question and its commonest
+answer in one text, so that a captioner trained on the corpus learns to answer; its label is that answer.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxvl.config import check
+from jaxvl.data.corpora import CORPORA
+from jaxvl.data.records import BadRecord, DataError, Record
+
+
+@CORPORA.register("questions")
+@dataclasses.dataclass(frozen=True)
+class Questions:
+    """See the module's text.
+
+    Attributes:
+      folder: of the JSONL files.
+      images: folder that the paths of images start from; None: the same.
+    """
+
+    folder: str
+    images: str | None = None
+
+    def __post_init__(self):
+        check(any(pathlib.Path(self.folder).glob("*.jsonl")), "folder", f"{self.folder!r} has no .jsonl file")
+        check(self.images is None or pathlib.Path(self.images).is_dir(), "images", f"no folder {self.images!r}")
+
+    def prepare(self, log: Callable[[str], None] = print) -> QuestionCorpus:
+        return QuestionCorpus(pathlib.Path(self.folder), pathlib.Path(self.images or self.folder))
+
+
+class QuestionSource(Sequence):
+    """Records of the questions of one file, whose pictures are read when asked for."""
+
+    def __init__(self, path: pathlib.Path, questions: list[dict[str, Any]], images: pathlib.Path, answers: Mapping[str, int]):
+        self.path, self.questions, self._images, self._answers = path, questions, images, answers
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def question(self, i: int) -> dict[str, Any]:
+        """`question`, `answers` and `type` without the picture."""
+        return self.questions[i]
+
+    def __getitem__(self, i: int) -> Record:
+        """Raises BadRecord where the picture cannot be read."""
+        asked = self.questions[i]
+        try:
+            image = (self._images / asked["image"]).read_bytes()
+        except OSError as error:
+            raise BadRecord("record cannot be read", f"{error}") from None
+        answer = common(asked["answers"])
+        captions = {"en": [f"{asked['question']} {answer}", []]}
+        return {**asked, "key": f"{self.path.stem}/{i}", "image": image, "label": self._answers[answer], "style": "", "captions": captions}
+
+
+class QuestionCorpus:
+    """What `store.Corpus` is, of a folder of questions. Raises DataError, with file and line, where a line is not as it should be."""
+
+    def __init__(self, folder: pathlib.Path, images: pathlib.Path):
+        self.folder, self._images = folder, images
+        self._questions = {path.stem: read(path) for path in sorted(folder.glob("*.jsonl"))}
+        self._answers = sorted({common(q["answers"]) for of in self._questions.values() for q in of})
+        self._places = {answer: i for i, answer in enumerate(self._answers)}
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self._questions)
+
+    @functools.cache  # noqa: B019 (a corpus lives as long as the process)
+    def split(self, name: str) -> QuestionSource:
+        """Random access to the records of a split. Raises KeyError."""
+        return QuestionSource(self.folder / f"{name}.jsonl", self._questions[name], self._images, self._places)
+
+    def labels(self, split: str) -> np.ndarray:
+        """Commonest answer of every question, int32 [n]."""
+        return np.array([self._places[common(q["answers"])] for q in self._questions[split]], np.int32)
+
+    def class_names(self, locale: str = "en") -> list[str]:
+        """The answers."""
+        return self._answers
+
+    def texts(self, split: str, locales: Collection[str] | None = None) -> Iterator[str]:
+        """Questions with their commonest answers."""
+        for asked in self._questions[split]:
+            yield f"{asked['question']} {common(asked['answers'])}"
+
+
+def common(answers: Sequence[str]) -> str:
+    """The commonest answer; of several the first."""
+    return collections.Counter(answers).most_common(1)[0][0]
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Questions of a file. Raises DataError."""
+    out = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            asked = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error})") from None
+        texts = isinstance(asked, dict) and all(isinstance(asked.get(k), str) and asked[k].strip() for k in ("image", "question"))
+        answers = asked.get("answers") if isinstance(asked, dict) else None
+        if not texts or not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
+            raise DataError(f"{path}:{number}: must have 'image' and 'question' (texts) and 'answers' (a list of one text or more)")
+        out.append({"type": "", **asked})
+    return out

@@ -1,0 +1,78 @@
+"""How likely the captions of a split are under the model: token accuracy and perplexity."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from jaxvl.config import check
+from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
+from jaxvl.evals.encoders import Encoders
+from jaxvl.evals.split import SplitOptions, Thumbnails, captions, open_split, sample, skipped_figures
+
+
+@EVALUATORS.register("likelihood")
+@dataclasses.dataclass(frozen=True)
+class Likelihood(SplitOptions):
+    """Reads every caption of a split under its image, each token given those before it (teacher forcing).
+
+    With s(c) the log-probability of caption c, EOS included, and n(c) its tokens, over all captions of all images:
+    `token_acc` (tokens that are the likeliest at their place), `nats_per_token` = -sum s / sum n, `perplexity` = exp of it;
+    `caption_acc` (captions of which every token is the likeliest), `nats_per_caption` = mean -s, `caption_perplexity` = exp of the
+    mean of -s / n, to which every caption contributes the same whatever its length; `tokens`, `captions`, `images`,
+    `skipped/CAUSE`. Perplexities of models with different vocabularies cannot be compared; `nats_per_caption` can, where neither
+    cuts a caption.
+
+    Attributes:
+      captions: which texts of a record are captions: its name, its keywords, or all of them, one caption each.
+      template: what is made of a caption `{}` before it is read.
+    """
+
+    captions: Literal["name", "keywords", "all"] = "name"
+    template: str = "{}"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.template.count("{}") == 1, "template", f"{self.template!r} must hold '{{}}' once, where the caption goes")
+
+    def run(self, encoders: Encoders) -> EvalResult:
+        """Raises ValueError where no record has both an image and a caption, ConfigError for a model that cannot tell."""
+        source = open_split(self.corpus, self.split)
+        texts = [[self.template.replace("{}", t) for t in of] for of in captions(self.corpus, self.split, self.locale, self.captions)]
+        encoded = encoders.scores(source, pad_tokens(encoders, texts))
+        there = encoded.rows[..., 1] > 0 if len(encoded.index) else np.zeros((0, 1), bool)
+        if not there.any():
+            raise ValueError(f"split {self.split!r} has no image with a caption ({self.captions}) in locale {self.locale!r}")
+        log_p, tokens, right = encoded.rows[there].astype(np.float64).T
+        per_token = -log_p.sum() / tokens.sum()
+        metrics = {
+            "token_acc": right.sum() / tokens.sum(), "nats_per_token": per_token, "perplexity": np.exp(per_token),
+            "caption_acc": (right == tokens).mean(), "nats_per_caption": -log_p.mean(),
+            "caption_perplexity": np.exp(-(log_p / tokens).mean()), "tokens": tokens.sum(), "captions": len(tokens),
+            "images": there.any(1).sum(),
+        }  # fmt: skip
+        missing = {f"no caption in locale {self.locale}": int((~there.any(1)).sum())}
+        metrics = {k: float(v) for k, v in metrics.items()} | skipped_figures(encoded.skipped, missing)
+        thumbnail, shown = Thumbnails(source, encoders.preprocess), np.flatnonzero(there.any(1))
+
+        def row(q: int) -> GalleryRow:
+            i, scores = encoded.index[q], encoded.rows[q]
+            order = sorted(np.flatnonzero(there[q]), key=lambda k: -scores[k, 0] / scores[k, 1])
+            items = tuple(Item(texts[i][k], float(np.exp(scores[k, 0] / scores[k, 1])), bool(scores[k, 1] == scores[k, 2])) for k in order)
+            return GalleryRow("Probability of a token, by caption", texts[i][0], thumbnail(i), items[:5], 1.0)
+
+        return EvalResult(metrics, [row(int(shown[q])) for q in sample(len(shown), self.gallery)])
+
+
+def pad_tokens(encoders: Encoders, texts: list[list[str]]) -> np.ndarray:
+    """Token ids int32 [n, K, T] of up to K texts a record; padding alone where a record has fewer."""
+    tokenizer, most = encoders.tokenizer, max((len(of) for of in texts), default=1) or 1
+    out = np.full((len(texts), most, encoders.text_length), tokenizer.pad_id, np.int32)
+    flat = [t for of in texts for t in of]
+    if flat:
+        out[[i for i, of in enumerate(texts) for _ in of], [k for of in texts for k in range(len(of))]] = tokenizer.encode(
+            flat, encoders.text_length
+        )
+    return out

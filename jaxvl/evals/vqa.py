@@ -1,0 +1,221 @@
+"""Visual question answering with a captioner: the likeliest of a list of answers, or what it writes after the question."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxvl.config import check
+from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
+from jaxvl.evals.encoders import Encoders
+from jaxvl.evals.split import SplitOptions, Thumbnails, open_split, prepared, sample, skipped_figures
+from jaxvl.evals.text_scores import words
+from jaxvl.models.generate import Generation
+
+TIE = 1e-6  # of log-probabilities
+SHOWN = 5
+CHUNK = 8  # batches whose texts are made at a time
+_ARTICLES = {"a", "an", "the"}
+_NUMBERS = {w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}  # noqa: SIM905
+
+
+class Question(NamedTuple):
+    """A question of the record at `index`, people's answers to it, and of which kind it is."""
+
+    index: int
+    text: str
+    answers: tuple[str, ...]
+    kind: str
+
+
+@EVALUATORS.register("vqa")
+@dataclasses.dataclass(frozen=True)
+class Vqa(SplitOptions):
+    """Answers the questions of a split whose records have `question` and `answers` (`data.corpora.questions`).
+
+    The text that the captioner reads is the question, then the answer, as in the captions of such corpora.
+
+    Figures: `vqa_acc` (`accuracy`: min(people who gave the answer / 3, 1) for VQAv2's ten answers, 1 or 0 where there is one),
+    `vqa_acc_KIND` of each kind of question, `exact` (the commonest answer), `vqa_acc_majority` (the `vqa_acc` of always giving the split's
+    commonest answer), `questions`, `skipped/CAUSE`. By likelihood also `vqa_acc_chance` (of a random candidate), `vqa_acc_best_possible` (the best
+    candidate for every question) and `candidates`; equally likely candidates count by their mean.
+
+    Attributes:
+      method: `likelihood`: the candidate that is likeliest after the question; `generate`: whatever the model writes after it.
+      candidates: answers to choose from: a list, or the name of the split whose commonest answers they are (the train split; None:
+        this one, which tells the model what can occur).
+      most: so many of them, the commonest first (VQAv2 is usually answered from 3,129).
+      per_token: divides the log-probability of a candidate by its tokens, so that long ones are not at a disadvantage.
+      template: what is made of a question `{}`.
+      generation: how answers are written; lengths include the question.
+    """
+
+    method: Literal["likelihood", "generate"] = "likelihood"
+    candidates: tuple[str, ...] | str | None = None
+    most: int = 3129
+    per_token: bool = False
+    template: str = "{}"
+    generation: Generation = Generation()
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(self.template.count("{}") == 1, "template", f"{self.template!r} must hold '{{}}' once, where the question goes")
+        check(self.most >= 1, "most", f"{self.most!r} must be >= 1")
+        check(self.candidates is None or len(self.candidates) > 0, "candidates", "must name a split or hold at least one answer")
+
+    def run(self, encoders: Encoders) -> EvalResult:
+        """Raises ValueError where no record has a question that fits, ConfigError for a model that cannot answer."""
+        source, asked = open_split(self.corpus, self.split), questions(self.corpus, self.split)
+        candidates = self._candidates() if self.method == "likelihood" else []
+        prompts = [
+            [*encoders.tokenizer.before, *ids] for ids in encoders.tokenizer.ids([self.template.replace("{}", q.text) for q in asked])
+        ]
+        choices = [[*ids, encoders.tokenizer.eos_id] for ids in encoders.tokenizer.ids(candidates)]
+        room = encoders.text_length - max(map(len, choices), default=2)
+        fits = np.array([len(p) <= room for p in prompts], bool)
+        skipped = {"no question": len(source) - len(asked), "question is too long": int((~fits).sum())}
+        asked, prompts = ([x for x, ok in zip(of, fits) if ok] for of in (asked, prompts))
+        if not asked:
+            raise ValueError(f"split {self.split!r} has no question that leaves room for an answer (skipped: {skipped})")
+        answer = functools.partial(self._choose, choices) if self.method == "likelihood" else self._write
+        given, index, faults = answer(encoders, Records(source, [q.index for q in asked]), prompts)
+        asked = [asked[i] for i in index]
+        if not asked:
+            raise ValueError(f"split {self.split!r} has no image that can be read (skipped: {skipped | faults})")
+        if self.method == "likelihood":
+            exact, vqa, shown = _of_scores(given, candidates, asked)
+            known = set(map(plain, candidates))
+            worth = [[accuracy(a, q.answers) for a in set(map(plain, q.answers)) & known] for q in asked]  # all others: 0
+            more = {"vqa_acc_chance": np.mean([sum(of) for of in worth]) / len(known), "vqa_acc_best_possible": np.mean([max(of, default=0.0) for of in worth]),
+                    "candidates": len(known)}  # fmt: skip
+        else:
+            exact = np.array([float(plain(t) == commonest(q.answers)) for t, q in zip(given, asked)])
+            vqa = np.array([accuracy(t, q.answers) for t, q in zip(given, asked)])
+            more, shown = {}, [(Item(t or "(nothing)", float(v), bool(v > 0)),) for t, v in zip(given, vqa)]
+        kinds = sorted({q.kind for q in asked if q.kind})
+        usual = commonest([commonest(q.answers) for q in asked])
+        metrics = {
+            "vqa_acc": vqa.mean(), "exact": exact.mean(), **{f"vqa_acc_{k.replace('/', '-')}": vqa[[q.kind == k for q in asked]].mean() for k in kinds},
+            "vqa_acc_majority": np.mean([accuracy(usual, q.answers) for q in asked]), "questions": len(asked), **more,
+        }  # fmt: skip
+        thumbnail = Thumbnails(source, encoders.preprocess)
+        row = lambda q: GalleryRow("Answers", f"{asked[q].text} {commonest(asked[q].answers)}", thumbnail(asked[q].index), shown[q], 1.0)
+        gallery = [row(int(q)) for q in sample(len(asked), self.gallery)]
+        return EvalResult({k: float(v) for k, v in metrics.items()} | skipped_figures(faults, skipped), gallery)
+
+    def _candidates(self) -> list[str]:
+        """Distinct answers as they were given, the commonest first; equal but for case and articles counts as equal."""
+        if isinstance(self.candidates, tuple):
+            given = list(self.candidates)
+        else:
+            open_split(self.corpus, self.candidates or self.split)  # says which splits there are, where this is none
+            given = [a for q in questions(self.corpus, self.candidates or self.split) for a in q.answers]
+        written: dict[str, str] = {}
+        for text in given:
+            written.setdefault(plain(text), text)
+        counts = collections.Counter(map(plain, given))
+        return [written[a] for a, _ in counts.most_common(self.most)]
+
+    def _choose(self, choices: list[list[int]], encoders: Encoders, records: Records, prompts: list[list[int]]):
+        """Scores float64 [n, A] of the candidates, which questions they are of int64 [n], and skipped images."""
+        padding, length = encoders.tokenizer.pad_id, encoders.text_length
+        answers = np.full((len(choices), max(map(len, choices))), padding, np.int32)
+        for row, ids in zip(answers, choices):
+            row[: len(ids)] = ids
+        scores, index, faults = [], [], collections.Counter()
+        for at in range(0, len(records), CHUNK * encoders.batch):
+            part = prompts[at : at + CHUNK * encoders.batch]
+            tokens = np.full((len(part), len(choices), length), padding, np.int32)
+            for row, ids in zip(tokens, part):
+                row[:, : len(ids)] = ids
+                row[:, len(ids) : len(ids) + answers.shape[1]] = answers
+            encoded = encoders.scores(records.part(at, at + len(part)), tokens, np.array([len(p) for p in part], np.int32))
+            faults.update(encoded.skipped)
+            if len(encoded.index):
+                log_p = encoded.rows[..., 0].astype(np.float64)
+                scores.append(log_p / encoded.rows[..., 1] if self.per_token else log_p)
+                index.append(at + encoded.index)
+        return np.concatenate([np.zeros((0, len(choices))), *scores]), np.concatenate([np.zeros(0, np.int64), *index]), faults
+
+    def _write(self, encoders: Encoders, records: Records, prompts: list[list[int]]):
+        """Texts that are written after the questions, which questions they answer int64 [n], and skipped images."""
+        tokens = np.full((len(prompts), encoders.text_length), encoders.tokenizer.pad_id, np.int32)
+        for row, ids in zip(tokens, prompts):
+            row[: len(ids)] = ids
+        texts, encoded = encoders.captions(records, self.generation, tokens)
+        return texts, encoded.index, encoded.skipped
+
+
+def _of_scores(scores: np.ndarray, candidates: list[str], asked: Sequence[Question]):
+    """(exact float [n], accuracy float [n], best candidates to show) of scores [n, A]."""
+    exact, vqa, shown = np.zeros(len(asked)), np.zeros(len(asked)), []
+    for i, (row, q) in enumerate(zip(scores, asked)):
+        best = np.flatnonzero(row >= row.max() - TIE)
+        exact[i] = np.mean([plain(candidates[c]) == commonest(q.answers) for c in best])
+        vqa[i] = np.mean([accuracy(candidates[c], q.answers) for c in best])
+        first = np.argsort(-row, kind="stable")[:SHOWN]
+        shown.append(tuple(Item(candidates[c], float(np.exp(row[c])), accuracy(candidates[c], q.answers) > 0) for c in first))
+    return exact, vqa, shown
+
+
+class Records(Sequence):
+    """Records of a source in another order, and more than once."""
+
+    def __init__(self, source: Any, index: Sequence[int]):
+        self._source, self._index = source, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, i: int) -> Any:
+        return self._source[self._index[i]]
+
+    def part(self, start: int, stop: int) -> Records:
+        return Records(self._source, self._index[start:stop])
+
+
+@functools.lru_cache(maxsize=8)
+def questions(corpus: Any, split: str) -> tuple[Question, ...]:
+    """Questions of a split, in its order; records that cannot be read or have none are left out."""
+    source, out = prepared(corpus).split(split), []
+    read = getattr(source, "question", source.__getitem__)
+    for i in range(len(source)):
+        try:
+            asked = read(i)
+        except Exception:  # noqa: BLE001 (whatever a storage raises: counted as having no question)
+            continue
+        if asked.get("question") and asked.get("answers"):
+            out.append(Question(i, asked["question"], tuple(asked["answers"]), asked.get("type") or ""))
+    return tuple(out)
+
+
+@functools.lru_cache(maxsize=2**16)
+def plain(answer: str) -> str:
+    """What answers are compared by, after VQA's rules: no case, punctuation and articles, numbers as digits.
+
+    VQA's table of misspelt contractions is left out.
+    """
+    kept = [_NUMBERS.get(w, w) for w in words(answer)]
+    return " ".join([w for w in kept if w not in _ARTICLES] or kept)
+
+
+def commonest(answers: Sequence[str]) -> str:
+    """The commonest answer as `plain`; of several the first."""
+    return collections.Counter(map(plain, answers)).most_common(1)[0][0]
+
+
+def accuracy(answer: str, people: Sequence[str]) -> float:
+    """VQA accuracy (Antol et al. 2015; Goyal et al. 2017): the mean over leaving out one person of min(others who agree / 3, 1).
+
+    Fewer than three others all have to agree; with one person it is whether the answer is theirs.
+    """
+    agree = [plain(answer) == plain(p) for p in people]
+    if len(people) == 1:
+        return float(agree[0])
+    enough = min(3, len(people) - 1)
+    return float(np.mean([min((sum(agree) - own) / enough, 1.0) for own in agree]))

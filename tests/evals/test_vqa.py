@@ -1,0 +1,182 @@
+"""Answers to questions: VQA's accuracy by its definition, a loop in float64, an oracle, a model that knows nothing, ties."""
+
+import itertools
+import json
+
+import jax
+import numpy as np
+import pytest
+import scipy.special
+from known_answers import Corpus, Source, Words, bigram_logits, picture, scorer
+from known_answers import encoded as png
+
+from jaxvl import evaluate as command
+from jaxvl import train
+from jaxvl.config import ConfigError, choose, resolve
+from jaxvl.data.corpora import CORPORA
+from jaxvl.data.records import DataError
+from jaxvl.evals.vqa import Vqa, accuracy, plain
+from jaxvl.sharding.mesh import MeshConfig, make_mesh
+from jaxvl.training.experiment import Experiment
+
+MESH = make_mesh(MeshConfig(data=4, fsdp=2))
+ONE = make_mesh(devices=jax.devices()[:1])
+LABELS = [k % 5 for k in range(27)]
+
+
+class Asked(Source):
+    """Records with a question; that of record `silent` is missing."""
+
+    def __init__(self, rows, asked, **faults):
+        super().__init__(rows, **faults)
+        self.asked = asked
+
+    def __getitem__(self, i):
+        return {**super().__getitem__(i), **self.asked[i]}
+
+
+def asked(labels, answers=lambda k: [f"{k}"], **faults):
+    """A question for every picture, whose token is 9; its class is the right answer."""
+    rows = [(k, {"en": [f"word {k}", []]}) for k in labels]
+    questions = [{"question": "what 9?", "answers": answers(k), "type": "even" if k % 2 == 0 else "odd/one"} for k in labels]
+    return Corpus({"test": Asked(rows, questions, **faults)}, {"en": []})
+
+
+@pytest.mark.parametrize(
+    "people", [["a b"] * 10, ["x"] * 2 + ["y"] * 8, ["x"] * 3 + ["y"] * 7, ["x"] * 4 + list("yzuvwq"), list("xxy"), ["x", "x"]]
+)
+def test_accuracy_is_the_mean_over_subsets_of_people(people):
+    for answer in ("x", "y", "a b", "nobody's"):
+        subsets = list(itertools.combinations(range(len(people)), len(people) - 1))
+        enough = min(3, len(people) - 1)
+        expected = np.mean([min(sum(people[i] == answer for i in s) / enough, 1) for s in subsets])
+        assert accuracy(answer, people) == pytest.approx(expected)
+    assert accuracy("x", ["x"]) == 1 and accuracy("x", ["y"]) == 0
+
+
+def test_answers_are_compared_after_vqas_rules():
+    assert plain("The  Two dogs.") == plain("2 dogs") and plain("NONE") == "0" and plain("a") == "a" and plain("red") != plain("read")
+
+
+@pytest.mark.parametrize("method", ["likelihood", "generate"])
+def test_oracle(method):
+    toy = asked(LABELS, broken=(3,), unreadable=(8,))
+    result = Vqa(toy, "test", method=method, gallery=3).run(scorer(MESH, bigram_logits("oracle")))
+    m = result.metrics
+    assert m["vqa_acc"] == m["exact"] == m["vqa_acc_even"] == m["vqa_acc_odd-one"] == 1.0
+    assert m["questions"] == 25 and m["skipped/image cannot be decoded"] == 1 and m["skipped/no question"] == 1
+    kept = np.bincount([k for i, k in enumerate(LABELS) if i not in (3, 8)])
+    assert m["vqa_acc_majority"] == pytest.approx(kept[0] / 25)
+    assert all(row.items[0].right for row in result.gallery)
+    if method == "likelihood":
+        assert (m["candidates"], m["vqa_acc_chance"], m["vqa_acc_best_possible"]) == (5, pytest.approx(1 / 5), 1.0)
+
+
+def test_a_model_that_knows_nothing_is_at_chance():
+    """All candidates are equally likely: each counts by a fifth, whatever its place in the list."""
+    got = Vqa(asked(LABELS), "test", gallery=0).run(scorer(MESH, bigram_logits("uniform"))).metrics
+    assert got["vqa_acc"] == got["exact"] == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_likelihood_is_that_of_a_loop_in_float64(per_token):
+    table, candidates = bigram_logits("random", seed=4), ("say 0", "say 1 2", "3", "4 4")
+    people = lambda k: ["say 0", "4 4", "4 4", "0"] if k == 2 else [f"{k} 2"] * 10
+    toy = Vqa(asked(LABELS, people), "test", candidates=candidates, per_token=per_token, gallery=0)
+    eight, one = (toy.run(scorer(mesh, table)).metrics for mesh in (MESH, ONE))
+    expected = []
+    for k in LABELS:
+        log_p = table[k] - scipy.special.logsumexp(table[k], -1, keepdims=True)
+        scores = []
+        for ids in Words().ids(candidates):
+            path = [11, *ids, 1]  # the question's token stands before the answer's
+            s = sum(log_p[a, b] for a, b in zip(path, path[1:]))
+            scores.append(s / (len(ids) + 1) if per_token else s)
+        expected.append(accuracy(candidates[int(np.argmax(scores))], people(k)))
+    assert eight["vqa_acc"] == pytest.approx(np.mean(expected)) == one["vqa_acc"]
+    worth = np.array([[accuracy(c, people(k)) for c in candidates] for k in LABELS])
+    assert eight["vqa_acc_chance"] == pytest.approx(worth.mean()) and eight["vqa_acc_best_possible"] == pytest.approx(worth.max(1).mean())
+
+
+def test_generation_is_greedy_after_the_question():
+    table = bigram_logits("random", seed=6)
+    texts = []
+    for k in LABELS:
+        path = [11]
+        while path[-1] != 1:
+            z = table[k, path[-1]].copy()
+            z[0] = -np.inf  # padding
+            path.append(1 if len(path) == 4 else int(z.argmax()))
+        texts.append(" ".join(str(i - 2) for i in path[1:-1] if i > 1))
+    toy = asked(LABELS, lambda k: [texts[k] or "nothing"] if k != 3 else ["other"])
+    got = Vqa(toy, "test", method="generate", gallery=0).run(scorer(MESH, table)).metrics
+    assert got["vqa_acc"] == pytest.approx(np.mean([k != 3 and bool(texts[k]) for k in LABELS])) and got["vqa_acc"] > 0
+
+
+def test_wrong_options():
+    run = lambda toy, **options: Vqa(toy, "test", **options).run(scorer(MESH, bigram_logits("uniform")))
+    with pytest.raises(ConfigError, match="split: 'trian' is not a split"):
+        run(asked([1, 2]), candidates="trian")
+    with pytest.raises(ValueError, match="no question that leaves room .* 'question is too long': 2"):
+        run(asked([1, 2]), template="1 2 3 4 {}")
+    with pytest.raises(ValueError, match="no question that leaves room .*'no question': 2,"):
+        run(asked([1, 2], unreadable=(0, 1)))
+    with pytest.raises(ConfigError, match="candidates: must name a split or hold at least one answer"):
+        Vqa(asked([1]), "test", candidates=())
+    assert run(asked(LABELS), most=2).metrics["candidates"] == 2
+
+
+def folder_of(tmp_path, lines):
+    (tmp_path / "images").mkdir()
+    for k in range(3):
+        (tmp_path / "images" / f"{k}.png").write_bytes(png(picture(k)))
+    (tmp_path / "val.jsonl").write_text("\n".join(lines) + "\n")
+    return dict(name="questions", folder=str(tmp_path), images=str(tmp_path / "images"))
+
+
+def test_questions_of_your_own(tmp_path):
+    lines = [json.dumps({"image": f"{k}.png", "question": "What 9?", "answers": [f"{k}", f"{k}", "x"], "type": "t"}) for k in (0, 1, 2, 7)]
+    corpus = choose(CORPORA, folder_of(tmp_path, lines), "corpus")
+    made = corpus.prepare()
+    assert made.splits == ["val"] and made.class_names() == ["0", "1", "2", "7"] and made.labels("val").tolist() == [0, 1, 2, 3]
+    record = made.split("val")[1]
+    assert record["captions"] == {"en": ["What 9? 1", []]} and record["label"] == 1 and list(made.texts("val"))[2] == "What 9? 2"
+    got = Vqa(corpus, "val", gallery=1).run(scorer(MESH, bigram_logits("oracle"))).metrics
+    assert got["exact"] == 1.0 and got["vqa_acc"] == got["vqa_acc_t"] == pytest.approx(2 / 3)  # one of three people said "x"
+    assert got["questions"] == 3 and got["skipped/record cannot be read"] == 1
+    assert got["candidates"] == 5  # the four, and "x"
+    (tmp_path / "val.jsonl").write_text(lines[0] + '\n\n{"image": "1.png", "question": "?", "answers": []}\n')
+    with pytest.raises(DataError, match=r"val.jsonl:3: must have 'image' and 'question' \(texts\) and 'answers'"):
+        corpus.prepare()
+    with pytest.raises(ConfigError, match="corpus.folder: .* has no .jsonl file"):
+        choose(CORPORA, dict(name="questions", folder=str(tmp_path / "images")), "corpus")
+
+
+def test_every_evaluator_of_a_captioner_in_the_loop_and_offline(tmp_path):
+    """One step of training on generated questions; the same figures after it and from the checkpoint."""
+    scenes, shapes = dict(name="shapes_vqa", size=16, scenes=40), dict(name="shapes", size=16, variants=1)
+    data = dict(corpus=scenes, split="train", batch=8, image_size=16, text_length=32, threads=2)
+    image = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean")
+    model = dict(name="coca", image=image, width=16, heads=2, hidden=32, unimodal=1, multimodal=1, queries=2, embed_dim=8)
+    both = dict(corpus=shapes, split="test_b_new", train_split="test_b_train_styles", gallery=1)
+    config = dict(
+        model=model, preprocess=dict(image_size=16), tokenizer=dict(vocab_size=80), steps=1, optim=dict(warmup=0),
+        tasks=dict(pairs=dict(data=data, objectives=dict(clip=1.0, captioning=1.0))), log=dict(tensorboard=False),
+        evals=dict(
+            likely=dict(name="likelihood", corpus=scenes, split="test", gallery=1),
+            answers=dict(name="vqa", corpus=scenes, split="test", candidates="train", gallery=1),
+            written=dict(name="vqa", corpus=scenes, split="test", method="generate", gallery=1),
+            linear=dict(name="linear_probe", label="colour", l2=[0.1], iterations=20, **both),
+            attentional=dict(name="attentional_probe", label="shape", epochs=1, heads=2, **both),
+        ),
+    )  # fmt: skip
+    latest = train.train(resolve(Experiment, config), tmp_path)
+    assert command.main([f"--workdir={tmp_path}"]) == 0
+    results = json.loads((tmp_path / "evaluate" / "results.json").read_text())
+    names = {k.split("/")[0] for k in latest} & set(config["evals"])
+    assert names == set(config["evals"])
+    for k, v in results.items():
+        if k.split("/")[0] in names:
+            assert latest[k] == pytest.approx(v, abs=1e-5), k
+    assert latest["likely/perplexity"] > 2 and latest["answers/questions"] == latest["written/questions"] == latest["likely/captions"]
+    assert latest["linear/classes"] >= 5 and latest["attentional/acc@1_chance"] == pytest.approx(1 / latest["attentional/classes"])

@@ -1,0 +1,162 @@
+"""Self-critical captioning: its gradient against the exact one, its reward, the grammar head, what is broken and how."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxvl.config import ConfigError
+from jaxvl.models.generate import Generation, generate
+from jaxvl.objectives.self_critical import SelfCritical, corrupt, repeated
+
+PAD, EOS, LENGTH = 0, 1, 4  # words are 2 and 3
+
+
+def captions():
+    """Every caption of up to LENGTH tokens: tokens [N, T], and which of them are drawn (the EOS of a full one is not)."""
+    rows = []
+    for n in range(LENGTH):
+        for words in itertools.product((2, 3), repeat=n):
+            rows.append([*words, EOS] + [PAD] * (LENGTH - n - 1))
+    tokens = np.array(rows)
+    return tokens, (tokens != PAD) & (np.arange(LENGTH) < LENGTH - 1)
+
+
+def log_p(table, tokens, np=np):
+    """Of each token given the one before it; `table` [V, V] of logits, row PAD at the start; padding can not be drawn."""
+    log = table - np.log(np.sum(np.exp(table[:, 1:]), -1, keepdims=True))
+    last = np.concatenate([np.zeros_like(tokens[:, :1]), tokens[:, :-1]], 1)
+    return log[last, tokens]
+
+
+@pytest.mark.parametrize("baseline", [0.0, 0.7])
+def test_the_expected_gradient_is_that_of_the_expected_reward(baseline):
+    tokens, drawn = captions()
+    rng = np.random.default_rng(0)
+    table, reward = rng.normal(size=(4, 4)), rng.uniform(size=len(tokens))
+
+    def probability(table):
+        return np.exp(np.where(drawn, log_p(table, tokens), 0).sum(1))
+
+    np.testing.assert_allclose(probability(table).sum(), 1, rtol=1e-12)
+    exact = np.zeros_like(table)
+    for place in np.ndindex(*table.shape):
+        step = np.zeros_like(table)
+        step[place] = 1e-5
+        exact[place] = (probability(table + step) - probability(table - step)) @ reward / 2e-5
+
+    def loss(table, tokens, drawn, reward):
+        # What is masked must not count, whatever stands there.
+        scores = jnp.where(drawn, log_p(table, tokens[None], jnp)[0], 100 * table.sum())
+        batch = {
+            "sampled": tokens[None], "sampled_drawn": drawn[None], "reward_sampled": reward[None], "reward_greedy": jnp.array([baseline])
+        }  # fmt: skip
+        return SelfCritical(per="caption")({"sampled_log_p": scores[None]}, batch, {}, None)[0].value
+
+    each = jax.vmap(jax.grad(loss), (None, 0, 0, 0))(jnp.asarray(table, jnp.float32), tokens, drawn, jnp.asarray(reward))
+    np.testing.assert_allclose(np.einsum("n,nij->ij", probability(table), each), -exact, atol=1e-6)
+
+
+def test_the_published_mean_is_over_tokens():
+    rng = np.random.default_rng(0)
+    drawn = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
+    scores, sampled, greedy = rng.normal(size=(2, 4)), np.array([0.9, 0.2]), np.array([0.4, 0.5])
+    batch = {
+        "sampled": np.full((2, 4), 2),
+        "sampled_drawn": drawn,
+        "reward_sampled": jnp.asarray(sampled),
+        "reward_greedy": jnp.asarray(greedy),
+    }
+    loss, _ = SelfCritical()({"sampled_log_p": jnp.asarray(scores)}, batch, {}, None)
+    np.testing.assert_allclose(loss.value, -(drawn * (sampled - greedy)[:, None] * scores).sum() / 4, rtol=1e-6)
+    np.testing.assert_allclose(loss.metrics["repeated"], 2 / 4)
+
+
+class Toy:
+    """Writes by a table of logits; the judge counts words, and its image is two parts of word 2 to one of word 3."""
+
+    pad_id, eos_id = PAD, EOS
+
+    def __init__(self, table, rows):
+        self.table, self.rows = table, rows
+
+    def write(self, keys=None, **how):
+        step = lambda known, token, t: (self.table[jnp.where(t == 0, PAD, token)], known)
+        config = Generation(method="greedy" if keys is None else "sample", **how)
+        made = generate(step, (), config, batch=self.rows, length=LENGTH, eos_id=EOS, pad_id=PAD, keys=keys)
+        return made.tokens, (made.tokens != PAD) & (jnp.arange(LENGTH) < LENGTH - 1)
+
+    def encode_text(self, tokens):
+        counts = jax.nn.one_hot(tokens, 4).at[..., :2].set(0).sum(1)
+        return counts / jnp.maximum(jnp.linalg.norm(counts, axis=-1, keepdims=True), 1e-6)
+
+    def encode_image(self):
+        return jnp.broadcast_to(jnp.array([0, 0, 2, 1]) / 5**0.5, (self.rows, 4))
+
+
+def train(objective, steps=300, rows=64):
+    """(rewards, share of repeated words) by step, of a table that starts with all words alike; real captions are `2 3`."""
+    tx = optax.adam(0.05)
+    text = jnp.broadcast_to(jnp.array([2, 3, EOS, PAD]), (rows, 4))
+
+    def step(state, t):
+        table, opt, aux = state
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), t), rows)
+        batch = {"text": text, **objective.rollout(Toy(table, rows), {"text": text}, aux, keys)}
+
+        def loss(table):
+            loss, new = objective({"sampled_log_p": log_p(table, batch["sampled"], jnp)}, batch, aux, None)
+            return loss.value, (loss.metrics, new)
+
+        gradient, (metrics, aux) = jax.grad(loss, has_aux=True)(table)
+        update, opt = tx.update(gradient, opt)
+        return (optax.apply_updates(table, update), opt, aux), metrics
+
+    table = jnp.zeros((4, 4)).at[:, PAD].set(-1e9)
+    _, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(steps)))((table, tx.init(table), objective.init_aux(4)))
+    return {k: np.asarray(v) for k, v in metrics.items()}
+
+
+def test_the_reward_rises_and_the_grammar_head_keeps_words_from_being_repeated():
+    plain, grammar = train(SelfCritical()), train(SelfCritical(grammar=2.0))
+    # `2 2 3` (in any order) fits the image best, so that the judge alone asks for a repeated word.
+    assert plain["reward_greedy"][-1] > 2.49 > 2.0 > plain["reward_sampled"][:5].mean()
+    assert plain["repeated"][-50:].mean() > 0.1
+    assert grammar["grammar_accuracy"][-50:].mean() > 0.9
+    assert grammar["repeated"][-50:].mean() < 0.02
+    assert grammar["reward_greedy"][-1] > 2.37 + 2.0 * 0.8  # 2.5 (2 + 1) / sqrt(5 * 2) and the head's word that it is a caption
+
+
+def test_what_is_broken():
+    caption = np.array([5, 6, 7, EOS, PAD, PAD, PAD, PAD])
+    broken, differs = jax.vmap(lambda key: corrupt(jnp.asarray(caption), key, EOS, PAD))(jax.random.split(jax.random.key(0), 300))
+    kinds = {"same": 0, "repeated": 0, "shuffled": 0, "dropped": 0}
+    for row, changed in zip(np.asarray(broken).tolist(), differs):
+        words = row[: row.index(EOS)]
+        assert row[len(words) + 1 :] == [PAD] * (7 - len(words))
+        assert changed == (words != [5, 6, 7])
+        shorter = [w for i, w in enumerate(words) if i == 0 or w != words[i - 1]]
+        kind = (
+            "same" if words == [5, 6, 7] else "shuffled" if sorted(words) == [5, 6, 7] else "dropped" if len(words) == 2 else "repeated"
+        )  # fmt: skip
+        assert kind != "dropped" or words in ([6, 7], [5, 7], [5, 6])
+        assert kind != "repeated" or (shorter == [5, 6, 7] and 4 <= len(words) <= 6)
+        kinds[kind] += 1
+    assert kinds["repeated"] > 60 and kinds["dropped"] > 60 and kinds["shuffled"] > 50 and kinds["same"] < 40
+    full, _ = jax.vmap(lambda key: corrupt(jnp.array([5, 6, 7, EOS]), key, EOS, PAD))(jax.random.split(jax.random.key(1), 100))
+    assert (np.asarray(full) == EOS).sum(1).tolist() == [1] * 100
+
+
+def test_repeated_tokens_are_counted():
+    tokens = jnp.array([[5, 5, 6, 1], [5, 6, 5, 1]])
+    assert float(repeated(tokens, tokens != 1)) == pytest.approx(1 / 6)
+
+
+def test_wrong_options():
+    with pytest.raises(ConfigError, match="temperature: 0 must be > 0"):
+        SelfCritical(temperature=0)
+    with pytest.raises(ConfigError, match="grammar: -1 must be >= 0"):
+        SelfCritical(grammar=-1)
