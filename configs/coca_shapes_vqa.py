@@ -13,12 +13,12 @@ import ml_collections
 
 def get_config():
     c = ml_collections.ConfigDict()
-    image = dict(name="vit", variant="Ti/8", width=128, depth=3, heads=4, hidden=384, pool="mean")
-    c.model = dict(name="coca", image=image, width=128, heads=4, hidden=384, unimodal=1, multimodal=2, queries=16, embed_dim=64, tied=True)
+    image = dict(name="efficientnet", variant="pico", stem_stride=1, stem_patch=2, norm_momentum=0.95, drop_connect=0.0)
+    c.model = dict(name="coca", image=image, width=128, heads=4, hidden=384, unimodal=1, multimodal=2, queries=8, embed_dim=64, tied=True)
     c.preprocess = dict(image_size=32)
     c.tokenizer = dict(kind="unigram", vocab_size=160)
     corpus, shapes = dict(name="shapes_vqa", size=32, scenes=4000), dict(name="shapes", size=32)
-    data = dict(corpus=corpus, split="train", batch=64, image_size=32, text_length=22, augment=dict(shift=0.05, hue=8.0, brightness=0.1))
+    data = dict(corpus=corpus, split="train", batch=64, image_size=32, text_length=28, augment=dict(shift=0.05, hue=8.0, brightness=0.1))
     c.tasks = dict(questions=dict(data=data, objectives=dict(captioning=1.0)))
     c.steps = 1500
     c.optim = dict(name="adamw", lr=2e-3, warmup=100, weight_decay=0.05, b2=0.98, ema=0.99)

@@ -119,7 +119,7 @@ class Programs(NamedTuple):
 def compiled(config: ProbeConfig, dtype: str, learning_rate: float, decay: float, smoothing: float, steps: int, mesh: Mesh) -> Programs:
     """Kept, so that an evaluation later in the run compiles nothing."""
     probe = functional(config, None, jnp.dtype(dtype))
-    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps)
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(max(1, steps // 20), steps - 1), steps)
     tx = optax.adamw(rate, weight_decay=decay, mask={path: path.endswith(("kernel", "query")) for path in probe.params})
     everywhere = replicated(mesh)
 
