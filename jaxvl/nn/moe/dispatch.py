@@ -75,9 +75,12 @@ class Mixing:
     combine: jax.Array
 
 
-def group_size(tokens: int, most: int) -> int:
-    """The largest divisor of `tokens` that is <= `most`."""
-    return next(s for s in range(min(tokens, most), 0, -1) if tokens % s == 0)
+def group_size(tokens: int, most: int, experts: int) -> int:
+    """S: the largest divisor of `tokens` that is <= `most`. Raises ValueError where that is below E, unless there are no more tokens."""
+    size = next(s for s in range(min(tokens, most), 0, -1) if tokens % s == 0)
+    if size < min(tokens, experts):
+        raise ValueError(f"group_size: {tokens} tokens have no divisor between the {experts} experts and {most}; choose another batch or length")
+    return size
 
 
 def group_axis(groups: int) -> str:

@@ -105,12 +105,17 @@ class Moe(nnx.Module):
 
     Args:
       config: see `MoeConfig`. width, hidden: D and F.
-      dropout: rate after the activation.
+      options: of `Experts`.
+
+    Raises:
+      ValueError: dropout in the experts with `ragged`.
     """
 
     def __init__(self, config: MoeConfig, width: int, hidden: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, **options: Any):
         self.router = config.router.build(width, config.experts, rngs)
         self.experts = Experts(config.experts, width, hidden, bias=config.bias, rngs=rngs, dtype=dtype, **options)
+        if config.dispatch == "ragged" and self.experts.dropout:
+            raise ValueError("dispatch: 'ragged' has no dropout inside the experts; use 'gather', or hidden_dropout=0")
         self.config, self.dtype = config, dtype
 
     def __call__(
@@ -148,7 +153,7 @@ class Moe(nnx.Module):
             raise ValueError("modality: given, but the configuration's `modalities` names none")
         (b, t, d), keys = x.shape, split(key, 2)
         span = config.span if train else config.eval_span or config.span
-        size = group_size(b * t if span == "batch" else t, config.group_size)
+        size = group_size(b * t if span == "batch" else t, config.group_size, config.experts)
 
         def grouped(a: jax.Array) -> jax.Array:
             return a.reshape(-1, size, *a.shape[2:])
