@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -15,12 +14,12 @@ from flax import nnx
 from jaxvl.nn.attention import Attention, Implementation, KeyValue
 from jaxvl.nn.linear import normal, xavier
 from jaxvl.nn.mlp import Activation, Mlp
+from jaxvl.nn.moe import MoeConfig, MoeOutput
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.random import drop_path, dropout, split
+from jaxvl.nn.stack import Remat as Remat
+from jaxvl.nn.stack import run_layers, stack
 from jaxvl.sharding import constrain
-
-Remat = Literal["none", "full", "dots"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -48,6 +47,7 @@ class StackOptions:
         across layers). The parameters are the same.
       remat: what the backward pass recomputes: nothing, whole layers, or all but matrix products.
       attention: see `nn.attention.Attention.implementation`.
+      moe: mixtures of experts in place of the MLP of some layers, or None. Call such a stack by `Transformer.routed`.
     """
 
     norm: Literal["pre", "post"] = "pre"
@@ -62,6 +62,7 @@ class StackOptions:
     scan: bool = True
     remat: Remat = "none"
     attention: Implementation = "xla"
+    moe: MoeConfig | None = None
 
 
 class Block(nnx.Module):
@@ -70,12 +71,16 @@ class Block(nnx.Module):
     Args:
       sizes, options: of the stack.
       memory_width: of the memory, or None for a block without.
+      moe: of the options: whether this block has it in place of the MLP.
 
     Raises:
       ValueError: a memory in a post-norm block.
     """
 
-    def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, dtype: Any = jnp.float32):
+    def __init__(
+        self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, moe: bool = False,
+        dtype: Any = jnp.float32,
+    ):  # fmt: skip
         init = xavier if options.init_std is None else normal(options.init_std)
         self.attention_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype)
         attention = functools.partial(
@@ -89,13 +94,18 @@ class Block(nnx.Module):
         self.cross_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype) if reads else None
         self.cross = attention(memory_width=memory_width) if reads else None
         self.mlp_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype)
-        self.mlp = Mlp(
-            sizes.width, sizes.hidden, rngs=rngs, activation=options.activation, dropout=options.hidden_dropout, init=init, dtype=dtype
-        )
+        perceptron = dict(rngs=rngs, activation=options.activation, dropout=options.hidden_dropout, init=init, dtype=dtype)
+        self.mlp = None if moe else Mlp(sizes.width, sizes.hidden, **perceptron)
+        self.moe = options.moe.build(sizes.width, sizes.hidden, **perceptron) if moe else None
         self.post, self.dropout = options.norm == "post", options.dropout
 
-    def __call__(self, x, memory=None, *, mask=None, causal=False, drop_rate=0.0, train=False, key=None) -> jax.Array:
-        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask bool [B, T] or None; `drop_rate` of drop-path in this layer."""
+    def __call__(
+        self, x, memory=None, *, mask=None, causal=False, drop_rate=0.0, train=False, key=None, **routing: Any
+    ) -> jax.Array | MoeOutput:
+        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask bool [B, T] or None; `drop_rate` of drop-path in this layer.
+
+        A block with a MoE gives `MoeOutput`; `routing` are then `real` (the mask for routing alone), `modality` and `skills`.
+        """
         keys = split(key, 6 if self.cross is None else 9)
 
         def branch(y, drop_key, path_key):
@@ -107,46 +117,36 @@ class Block(nnx.Module):
         if self.cross is not None:
             x = x + branch(self.cross(self.cross_norm(x), memory, train=train, key=keys[6]), *keys[7:9])
         y = x if self.post else self.mlp_norm(x)
-        x = x + branch(self.mlp(y, train=train, key=keys[3]), *keys[4:6])
-        return self.mlp_norm(x) if self.post else x
+        if self.moe is None:
+            y, routed = self.mlp(y, train=train, key=keys[3]), None
+        else:
+            real = routing.pop("real", None)
+            real = mask if real is None else real
+            routed = self.moe(y, mask=real, causal=causal, train=train, key=keys[3], **routing)
+            y = routed.y
+        x = x + branch(y, *keys[4:6])
+        x = self.mlp_norm(x) if self.post else x
+        return x if routed is None else dataclasses.replace(routed, y=x)
 
-    def step(self, x: jax.Array, known: dict[str, KeyValue], position: jax.Array) -> tuple[jax.Array, dict[str, KeyValue]]:
+    def step(
+        self, x: jax.Array, known: dict[str, KeyValue], position: jax.Array, skills: tuple[str, ...] | None = None
+    ) -> tuple[jax.Array, dict[str, KeyValue]]:
         """One position of a growing sequence: x [B, 1, D]; `known` as `Transformer.start` makes it, of this layer."""
         y, own = self.attention.recall(self.attention_norm(x), known["self"], position)
         x = x + y
         if self.cross is not None:
             x = x + self.cross.recall(self.cross_norm(x), known["memory"])[0]
-        return x + self.mlp(self.mlp_norm(x)), {**known, "self": own}
-
-
-def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`layers` modules of one kind as one module whose parameters have a leading axis L, named `layers`."""
-    stacked = nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), layers))
-    for _, variable in nnx.to_flat_state(nnx.state(stacked, nnx.Param)):
-        variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
-    return stacked
-
-
-def unstack(tree: Any, layers: int) -> list[Any]:
-    """The slices of every leaf along its leading axis.
-
-    By `lax.split`, whose gradient is one concatenation; that of indexing would be a sum of L arrays of the full size.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    slices = [[piece[0] for piece in jax.lax.split(leaf, (1,) * layers)] for leaf in leaves]
-    return [jax.tree.unflatten(structure, [s[i] for s in slices]) for i in range(layers)]
-
-
-def rematerialise(f: Callable, remat: Remat, *, scanned: bool) -> Callable:
-    """`f` with its backward pass recomputing as `remat` says."""
-    if remat == "none":
-        return f
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(f, policy=policy, prevent_cse=not scanned)
+        y = self.mlp_norm(x)
+        # One token a row has no capacity to share: nothing is dropped here.
+        y = self.mlp(y) if self.moe is None else self.moe(y, skills=skills, causal=True, drops=False).y
+        return x + y, {**known, "self": own}
 
 
 class Transformer(nnx.Module):
     """A stack of `Block`s.
+
+    Its parameters are `blocks`, with a leading axis of the layers that have an MLP, and `moe_blocks`, of those that have a MoE; both in
+    the order of the layers, either of them None where there are none.
 
     Args:
       sizes, options: shape and behaviour.
@@ -154,29 +154,55 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, dtype: Any = jnp.float32):
-        self.blocks = stack(lambda rngs: Block(sizes, options, rngs=rngs, memory_width=memory_width, dtype=dtype), sizes.depth, rngs)
-        self.depth, self.options, self.sizes, self.dtype = sizes.depth, options, sizes, dtype
+        def make(moe: bool) -> nnx.Module | None:
+            build = lambda rngs: Block(sizes, options, rngs=rngs, memory_width=memory_width, moe=moe, dtype=dtype)
+            return stack(build, count, rngs) if (count := kinds.count(moe)) else None
+
+        kinds = (False,) * sizes.depth if options.moe is None else options.moe.layers(sizes.depth)
+        self.blocks, self.moe_blocks = make(False), make(True)
+        self.kinds, self.depth, self.options, self.sizes, self.dtype = kinds, sizes.depth, options, sizes, dtype
 
     def __call__(self, x, memory=None, *, mask=None, causal=False, train=False, key=None) -> jax.Array:
-        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask: bool [B, T], True = not padding; causal: t sees 0 … t."""
-        graphdef, params = nnx.split(self.blocks)
+        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask: bool [B, T], True = not padding; causal: t sees 0 … t.
+
+        Raises:
+          ValueError: in training, where layers have a MoE, whose losses would be lost.
+        """
+        if train and True in self.kinds:
+            raise ValueError("this stack has MoE layers, whose losses would be lost in training; call `routed`")
+        return self.routed(x, memory, mask=mask, causal=causal, train=train, key=key).y
+
+    def routed(
+        self, x, memory=None, *, mask=None, real=None, modality=None, skills=None, causal=False, train=False, key=None
+    ) -> MoeOutput:
+        """The same with what the MoE layers report: losses summed, health stacked over them; both empty without such layers.
+
+        Args:
+          real: bool [B, T], False for padding that takes no place at an expert; None: `mask`.
+          modality, skills: see `nn.moe.Moe`.
+        """
         drops = bool(self.options.drop_path) and train
+        routing = dict(real=real, modality=modality, skills=skills)
 
-        def layer(x, inputs):
-            params, key, rate = inputs
-            block = nnx.merge(graphdef, params)
-            x = block(x, memory, mask=mask, causal=causal, drop_rate=rate if drops else 0.0, train=train, key=key)
-            return constrain(x, "batch", None, "embed"), None
+        def layer(block, x, inputs):
+            key, rate = inputs
+            options = routing if block.moe is not None else {}
+            out = block(x, memory, mask=mask, causal=causal, drop_rate=rate if drops else 0.0, train=train, key=key, **options)
+            y, report = (out, None) if block.moe is None else (out.y, (out.losses, out.health))
+            return constrain(y, "batch", None, "embed"), report
 
-        layer = rematerialise(layer, self.options.remat, scanned=self.options.scan)
         x = constrain(x, "batch", None, "embed")
         keys = None if key is None or not train else jax.random.split(key, self.depth)
         rates = np.linspace(0, self.options.drop_path, self.depth, dtype=np.float32) if drops else None
-        if self.options.scan:
-            return jax.lax.scan(layer, x, (params, keys, rates))[0]
-        for i, slice_ in enumerate(unstack(params, self.depth)):
-            x, _ = layer(x, (slice_, None if keys is None else keys[i], None if rates is None else rates[i]))
-        return x
+        x, reports = run_layers(
+            layer, x, self._halves, self.kinds, (keys, rates), scan=self.options.scan, remat=self.options.remat
+        )
+        losses, health = reports or ({}, {})
+        return MoeOutput(x, jax.tree.map(lambda a: a.sum(0), losses), health)
+
+    @property
+    def _halves(self) -> dict[bool, nnx.Module]:
+        return {kind: m for kind, m in ((False, self.blocks), (True, self.moe_blocks)) if m is not None}
 
     def start(self, batch: int, length: int, memory: jax.Array | None = None) -> dict[str, KeyValue]:
         """Keys and values of a sequence of up to `length` positions, none of them known yet, and of the memory [B, N, D'].
@@ -188,17 +214,17 @@ class Transformer(nnx.Module):
         known = {"self": (empty, empty)}
         if memory is None:
             return known
-        graphdef, params = nnx.split(self.blocks)
-        return {**known, "memory": jax.lax.map(lambda p: nnx.merge(graphdef, p).cross.remember(memory), params)}
+        remembered = run_layers(lambda block, x, _: (x, block.cross.remember(memory)), (), self._halves, self.kinds, ())[1]
+        return {**known, "memory": remembered}
 
-    def step(self, x: jax.Array, known: dict[str, KeyValue], position: jax.Array) -> tuple[jax.Array, dict[str, KeyValue]]:
+    def step(
+        self, x: jax.Array, known: dict[str, KeyValue], position: jax.Array, skills: tuple[str, ...] | None = None
+    ) -> tuple[jax.Array, dict[str, KeyValue]]:
         """The position after those that `known` holds, causally: x [B, 1, D] -> [B, 1, D] and what is known now."""
-        graphdef, params = nnx.split(self.blocks)
 
-        def layer(x, inputs):
-            params, known = inputs
-            x, known = nnx.merge(graphdef, params).step(x, known, position)
+        def layer(block, x, known):
+            x, known = block.step(x, known, position, skills)
             return x, known["self"]
 
-        x, own = jax.lax.scan(layer, x, (params, known))
+        x, own = run_layers(layer, x, self._halves, self.kinds, known)
         return x, {**known, "self": own}
