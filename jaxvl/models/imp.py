@@ -113,7 +113,9 @@ class ImpConfig:
         check(self.init_temperature is None or self.init_temperature > 0, "init_temperature", f"{self.init_temperature!r} must be > 0")
         moe = self.moe
         check(
-            moe is None or moe.modalities in ((), MODALITIES), "moe.modalities", f"must be () or {MODALITIES}, which are what this model has"
+            moe is None or moe.modalities in ((), MODALITIES),
+            "moe.modalities",
+            f"must be () or {MODALITIES}, which are what this model has",
         )
         if moe is not None:
             moe.layers(self.sizes.depth)
@@ -138,7 +140,9 @@ class ImpConfig:
         side = inputs.image_size
         check(side % self.patch == 0, "patch", f"{self.patch} pixels must divide the image of {side}")
         check(side <= self.most_pixels, "most_pixels", f"{self.most_pixels} pixels are fewer than the {side} of the images")
-        check(inputs.text_length <= self.most_words, "most_words", f"{self.most_words} are fewer than the texts' {inputs.text_length} tokens")
+        check(
+            inputs.text_length <= self.most_words, "most_words", f"{self.most_words} are fewer than the texts' {inputs.text_length} tokens"
+        )
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Imp:
         return Imp(self, inputs, rngs=rngs, dtype=dtype)
@@ -314,7 +318,7 @@ def _reports(encoded: list[MoeOutput], rows: int) -> dict[str, jax.Array]:
     if not encoded[0].health:
         return {}
     losses = {k: sum(out.losses[k] for out in encoded) for k in encoded[0].losses}
-    health = {k: sum(out.health[k] for out in encoded) / len(encoded) for k in encoded[0].health}
+    # Of `load_by_modality` each input fills the row of its own modality.
+    health = {k: sum(out.health[k] for out in encoded) / (1 if "by_modality" in k else len(encoded)) for k in encoded[0].health}
     named = {f"moe/{k}": v for k, v in losses.items()} | {f"moe_health/{k}": v for k, v in health.items()}
     return {k: jnp.broadcast_to(v, (rows, *v.shape)) for k, v in named.items()}
-

@@ -34,6 +34,7 @@ class ViTConfig:
       positions: `learned`, or fixed `sincos`.
       patch_bias: bias of the patch embedding (CLIP has none).
       pre_norm: layer norm before the first layer (CLIP).
+      post_norm: layer norm after the last one; without it, whoever reads the tokens normalises them (open_clip's CoCa).
       activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
     """
@@ -47,6 +48,7 @@ class ViTConfig:
     positions: Literal["learned", "sincos"] = "learned"
     patch_bias: bool = True
     pre_norm: bool = False
+    post_norm: bool = True
     activation: Activation = "gelu_tanh"
     eps: float = 1e-6
     qk_norm: bool = False
@@ -112,7 +114,7 @@ class ViT(nnx.Module):
         self.positions = table((tokens, width), ("length", "embed")) if config.positions == "learned" else None
         self.pre_norm = LayerNorm(width, eps=config.eps, dtype=dtype) if config.pre_norm else None
         self.transformer = Transformer(sizes, config.options(), rngs=rngs, dtype=dtype)
-        self.norm = LayerNorm(width, eps=config.eps, dtype=dtype)
+        self.norm = LayerNorm(width, eps=config.eps, dtype=dtype) if config.post_norm else None
         pooler = dict(activation=config.activation, eps=config.eps, rngs=rngs, dtype=dtype)
         self.pooler = poolers.MapPooler(width, sizes.heads, sizes.hidden, **pooler) if config.pool == "map" else None
         self.grid, self.width, self.pool, self.dropout, self.dtype = grid, width, config.pool, config.dropout, dtype
@@ -132,6 +134,7 @@ class ViT(nnx.Module):
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, self.dropout, embed_key, train=train)
         x = x if self.pre_norm is None else self.pre_norm(x)
-        x = self.norm(self.transformer(x, train=train, key=stack_key))
+        x = self.transformer(x, train=train, key=stack_key)
+        x = x if self.norm is None else self.norm(x)
         pooled = {"cls": poolers.first, "mean": poolers.mean, "map": self.pooler}[self.pool](x)
         return Encoded(pooled, x)

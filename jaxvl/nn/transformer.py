@@ -21,6 +21,9 @@ from jaxvl.nn.stack import Remat as Remat
 from jaxvl.nn.stack import run_layers, stack
 from jaxvl.sharding import constrain
 
+Cross = Literal["between", "after"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """Shape of a transformer: D, L, H and F."""
@@ -39,6 +42,7 @@ class StackOptions:
       norm: `pre` (x + f(norm(x))) or `post` (norm(x + f(x)), as in BERT).
       activation: of the MLP.
       eps: of the layer norms.
+      bias: of all linear maps and norms.
       qk_norm: layer norm of queries and keys.
       dropout: rate on the output of each branch; `hidden_dropout` inside the MLP; `attention_dropout` on the weights.
       drop_path: rate in the last layer; it grows linearly from 0 in the first.
@@ -46,6 +50,8 @@ class StackOptions:
       scan: one compiled layer in a loop (small program, quick compilation) or all layers unrolled (the compiler sees
         across layers). The parameters are the same.
       remat: what the backward pass recomputes: nothing, whole layers, or all but matrix products.
+      cross: attention to a memory, `between` self-attention and MLP, or `after` the MLP: a second pair of attention and MLP, which
+        normalises the memory first (open_clip's CoCa).
       attention: see `nn.attention.Attention.implementation`.
       moe: mixtures of experts in place of the MLP of some layers, or None. Call such a stack by `Transformer.routed`.
     """
@@ -53,6 +59,7 @@ class StackOptions:
     norm: Literal["pre", "post"] = "pre"
     activation: Activation = "gelu_tanh"
     eps: float = 1e-6
+    bias: bool = True
     qk_norm: bool = False
     dropout: float = 0.0
     hidden_dropout: float = 0.0
@@ -61,12 +68,13 @@ class StackOptions:
     init_std: float | None = None
     scan: bool = True
     remat: Remat = "none"
+    cross: Cross = "between"
     attention: Implementation = "xla"
     moe: MoeConfig | None = None
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each in a residual branch; with a memory, attention to that between the two.
+    """Attention and MLP, each in a residual branch; with a memory, attention to that as well (`StackOptions.cross`).
 
     Args:
       sizes, options: of the stack.
@@ -82,21 +90,27 @@ class Block(nnx.Module):
         dtype: Any = jnp.float32,
     ):  # fmt: skip
         init = xavier if options.init_std is None else normal(options.init_std)
-        self.attention_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype)
+        norm = functools.partial(LayerNorm, eps=options.eps, bias=options.bias, dtype=dtype)
+        self.attention_norm = norm(sizes.width)
         attention = functools.partial(
-            Attention, sizes.width, sizes.heads, rngs=rngs, qk_norm=options.qk_norm, dropout=options.attention_dropout, eps=options.eps,
-            init=init, implementation=options.attention, dtype=dtype,
+            Attention, sizes.width, sizes.heads, rngs=rngs, bias=options.bias, qk_norm=options.qk_norm,
+            dropout=options.attention_dropout, eps=options.eps, init=init, implementation=options.attention, dtype=dtype,
         )  # fmt: skip
         self.attention = attention()
         reads = memory_width is not None
         if reads and options.norm == "post":
             raise ValueError("norm: 'post' blocks have no attention to a memory")
-        self.cross_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype) if reads else None
+        self.cross_norm = norm(sizes.width) if reads else None
         self.cross = attention(memory_width=memory_width) if reads else None
-        self.mlp_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype)
+        self.mlp_norm = norm(sizes.width)
         perceptron = dict(rngs=rngs, activation=options.activation, dropout=options.hidden_dropout, init=init, dtype=dtype)
-        self.mlp = None if moe else Mlp(sizes.width, sizes.hidden, **perceptron)
+        mlp = functools.partial(Mlp, sizes.width, sizes.hidden, bias=options.bias, **perceptron)
+        self.mlp = None if moe else mlp()
         self.moe = options.moe.build(sizes.width, sizes.hidden, **perceptron) if moe else None
+        after = reads and options.cross == "after"
+        self.memory_norm = norm(memory_width) if after else None
+        self.cross_mlp_norm = norm(sizes.width) if after else None
+        self.cross_mlp = mlp() if after else None
         self.post, self.dropout = options.norm == "post", options.dropout
 
     def __call__(
@@ -106,7 +120,8 @@ class Block(nnx.Module):
 
         A block with a MoE gives `MoeOutput`; `routing` are then `real` (the mask for routing alone), `modality` and `skills`.
         """
-        keys = split(key, 6 if self.cross is None else 9)
+        after = self.cross_mlp is not None
+        keys = split(key, 6 if self.cross is None else 12 if after else 9)
 
         def branch(y, drop_key, path_key):
             return drop_path(dropout(y, self.dropout, drop_key, train=train), drop_rate, path_key, train=train)
@@ -114,7 +129,7 @@ class Block(nnx.Module):
         y = x if self.post else self.attention_norm(x)
         x = x + branch(self.attention(y, mask=mask, causal=causal, train=train, key=keys[0]), *keys[1:3])
         x = self.attention_norm(x) if self.post else x
-        if self.cross is not None:
+        if self.cross is not None and not after:
             x = x + branch(self.cross(self.cross_norm(x), memory, train=train, key=keys[6]), *keys[7:9])
         y = x if self.post else self.mlp_norm(x)
         if self.moe is None:
@@ -125,21 +140,31 @@ class Block(nnx.Module):
             routed = self.moe(y, mask=real, causal=causal, train=train, key=keys[3], **routing)
             y = routed.y
         x = x + branch(y, *keys[4:6])
+        if after:
+            x = x + branch(self.cross(self.cross_norm(x), self.memory_norm(memory), train=train, key=keys[6]), *keys[7:9])
+            x = x + branch(self.cross_mlp(self.cross_mlp_norm(x), train=train, key=keys[9]), *keys[10:12])
         x = self.mlp_norm(x) if self.post else x
         return x if routed is None else dataclasses.replace(routed, y=x)
+
+    def remember(self, memory: jax.Array) -> KeyValue:
+        """Keys and values of a memory [B, N, D'], which `step` attends to."""
+        return self.cross.remember(memory if self.memory_norm is None else self.memory_norm(memory))
 
     def step(
         self, x: jax.Array, known: dict[str, KeyValue], position: jax.Array, skills: tuple[str, ...] | None = None
     ) -> tuple[jax.Array, dict[str, KeyValue]]:
         """One position of a growing sequence: x [B, 1, D]; `known` as `Transformer.start` makes it, of this layer."""
         y, own = self.attention.recall(self.attention_norm(x), known["self"], position)
-        x = x + y
-        if self.cross is not None:
+        x, after = x + y, self.cross_mlp is not None
+        if self.cross is not None and not after:
             x = x + self.cross.recall(self.cross_norm(x), known["memory"])[0]
         y = self.mlp_norm(x)
         # One token a row has no capacity to share: nothing is dropped here.
-        y = self.mlp(y) if self.moe is None else self.moe(y, skills=skills, causal=True, drops=False).y
-        return x + y, {**known, "self": own}
+        x = x + (self.mlp(y) if self.moe is None else self.moe(y, skills=skills, causal=True, drops=False).y)
+        if after:
+            x = x + self.cross.recall(self.cross_norm(x), known["memory"])[0]
+            x = x + self.cross_mlp(self.cross_mlp_norm(x))
+        return x, {**known, "self": own}
 
 
 class Transformer(nnx.Module):
@@ -172,9 +197,7 @@ class Transformer(nnx.Module):
             raise ValueError("this stack has MoE layers, whose losses would be lost in training; call `routed`")
         return self.routed(x, memory, mask=mask, causal=causal, train=train, key=key).y
 
-    def routed(
-        self, x, memory=None, *, mask=None, real=None, modality=None, skills=None, causal=False, train=False, key=None
-    ) -> MoeOutput:
+    def routed(self, x, memory=None, *, mask=None, real=None, modality=None, skills=None, causal=False, train=False, key=None) -> MoeOutput:
         """The same with what the MoE layers report: losses summed, health stacked over them; both empty without such layers.
 
         Args:
@@ -194,9 +217,7 @@ class Transformer(nnx.Module):
         x = constrain(x, "batch", None, "embed")
         keys = None if key is None or not train else jax.random.split(key, self.depth)
         rates = np.linspace(0, self.options.drop_path, self.depth, dtype=np.float32) if drops else None
-        x, reports = run_layers(
-            layer, x, self._halves, self.kinds, (keys, rates), scan=self.options.scan, remat=self.options.remat
-        )
+        x, reports = run_layers(layer, x, self._halves, self.kinds, (keys, rates), scan=self.options.scan, remat=self.options.remat)
         losses, health = reports or ({}, {})
         return MoeOutput(x, jax.tree.map(lambda a: a.sum(0), losses), health)
 
@@ -214,7 +235,7 @@ class Transformer(nnx.Module):
         known = {"self": (empty, empty)}
         if memory is None:
             return known
-        remembered = run_layers(lambda block, x, _: (x, block.cross.remember(memory)), (), self._halves, self.kinds, ())[1]
+        remembered = run_layers(lambda block, x, _: (x, block.remember(memory)), (), self._halves, self.kinds, ())[1]
         return {**known, "memory": remembered}
 
     def step(

@@ -9,7 +9,9 @@ import pytest
 from flax import nnx
 from small_models import count, model_of, torch_and_transformers
 
-from jaxvl.interop.hf import _bert, from_transformers
+from jaxvl.interop.hf import from_transformers
+from jaxvl.interop.hf_align import bert_table
+from jaxvl.interop.mapping import ConversionError
 from jaxvl.models import InputSpec, presets
 from jaxvl.models.bert import BertConfig
 
@@ -43,11 +45,14 @@ def outputs_of(theirs, node, inputs, image, tokens, **hf):
     with torch.no_grad():
         out = theirs(pixel_values=torch.from_numpy(image.transpose(0, 3, 1, 2)), input_ids=torch.from_numpy(tokens).long(), **hf)
     model, config = model_of(node, inputs)
-    params, rest = from_transformers({k: v.numpy() for k, v in theirs.state_dict().items()}, config)
-    assert {p: v.shape for p, v in params.items()} == {p: v.shape for p, v in model.params.items()}
-    assert {p: v.shape for p, v in rest.items()} == {p: v.shape for p, v in model.rest.items()}
+    arrays = from_transformers({k: v.numpy() for k, v in theirs.state_dict().items()}, config, shapes_of(model))
+    params, rest = ({p: arrays[p] for p in part} for part in (model.params, model.rest))
     ours, _ = jax.jit(model.apply)(params, rest, dict(image=jnp.asarray(image), text=jnp.asarray(tokens)))
     return out, ours
+
+
+def shapes_of(model):
+    return {p: s.shape for part in (model.params, model.rest) for p, s in part.items()}
 
 
 def images(size, batch=3):
@@ -136,7 +141,7 @@ def test_align_pooler():
     ours = BertConfig(**OURS, positions=20, pool="pooler").build(InputSpec(8, 14, 60), nnx.Rngs(params=0))
     state = {f"text_model.{k}": v.numpy() for k, v in theirs.state_dict().items()}
     for path, variable in nnx.to_flat_state(nnx.state(ours, nnx.Param)):
-        variable[...] = jnp.asarray(dict(_bert("", "text_model", BertConfig(**OURS, pool="pooler")))["/" + "/".join(path)].read(state))
+        variable[...] = jnp.asarray(dict(bert_table("", "text_model", BertConfig(**OURS, pool="pooler")))["/" + "/".join(path)].read(state))
     encoded = ours(jnp.asarray(tokens))
     np.testing.assert_allclose(encoded.pooled, wanted.pooler_output.numpy(), atol=1e-4)
     seen = tokens != 0
@@ -147,9 +152,9 @@ def test_missing_and_unknown_tensors_are_named():
     node = presets.clip("B/8")
     node["image"].update(OURS)
     node["text"].update(OURS)
-    _, config = model_of(node, InputSpec(24, 16, 60, eos_id=59))
-    with pytest.raises(ValueError, match=r"missing: .*logit_scale.*without a place in the model: \['stray'\]"):
-        from_transformers({"stray": np.zeros(1)}, config)
+    model, config = model_of(node, InputSpec(24, 16, 60, eos_id=59))
+    with pytest.raises(ConversionError, match=r"missing: logit_scale, .* more; without a place in the model: stray"):
+        from_transformers({"stray": np.zeros(1)}, config, shapes_of(model))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
