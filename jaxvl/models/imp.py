@@ -60,6 +60,7 @@ class ImpConfig:
       spectrogram_patch: sides of a patch of a spectrogram. most_steps, most_bins: largest spectrogram.
       waveform_patch: samples of a token. most_samples: longest waveform.
       most_words: longest text.
+      inputs: what the model takes, of image, video, spectrogram, waveform and text; it has parameters for no other.
       pairs: modalities that are compared, as in `vision-text`; each has two projections and a temperature of its own.
       embed_dim, projection_hidden: width of the embedding space, and of the one hidden layer of a projection.
       classes: name -> number of classes: linear heads.
@@ -85,6 +86,7 @@ class ImpConfig:
     waveform_patch: int = 256
     most_samples: int = 2**18
     most_words: int = 4096
+    inputs: tuple[str, ...] = tuple(INPUTS)
     pairs: tuple[str, ...] = ("vision-text",)
     embed_dim: int = 1024
     projection_hidden: int = 1024
@@ -103,6 +105,8 @@ class ImpConfig:
         for name in ("patch", "patch_frames", "most_frames", "most_pixels", "spectrogram_patch", "most_steps", "most_bins",
                      "waveform_patch", "most_samples", "most_words", "embed_dim", "projection_hidden"):  # fmt: skip
             check(getattr(self, name) >= 1, name, f"{getattr(self, name)!r} must be >= 1")
+        for name in self.inputs:
+            check(name in INPUTS, "inputs", f"{name!r} is not one of {', '.join(INPUTS)}")
         for pair in self.pairs:
             sides = pair.split("-")
             known = len(sides) == 2 and sides[0] != sides[1] and set(sides) <= set(MODALITIES)
@@ -170,23 +174,19 @@ class Imp(nnx.Module):
     def __init__(self, config: ImpConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         width, options = config.sizes.width, dict(rngs=rngs, dtype=dtype)
         c, p, s = config, config.patch, config.spectrogram_patch
-        self.vision = GridTokens(
-            "video", dict(time=c.patch_frames, height=p, width=p), dict(time=c.most_frames, height=c.most_pixels, width=c.most_pixels),
-            inputs.channels, width, **options,
-        )  # fmt: skip
-        heard = {pair_side for pair in c.pairs for pair_side in pair.split("-")} >= {"audio"}
-        self.spectrogram = self.waveform = None
-        if heard:
-            self.spectrogram = GridTokens(
-                "spectrogram", dict(time=s, bins=s), dict(time=c.most_steps, bins=c.most_bins), 1, width, **options
-            )
-            self.waveform = GridTokens("waveform", dict(time=c.waveform_patch), dict(time=c.most_samples), 1, width, **options)
+        takes = set(c.inputs)
+        sides = dict(time=c.patch_frames, height=p, width=p)
+        most = dict(time=c.most_frames, height=c.most_pixels, width=c.most_pixels)
+        self.vision = GridTokens("video", sides, most, inputs.channels, width, **options)
+        sides, most = dict(time=s, bins=s), dict(time=c.most_steps, bins=c.most_bins)
+        self.spectrogram = GridTokens("spectrogram", sides, most, 1, width, **options) if "spectrogram" in takes else None
+        sides, most = dict(time=c.waveform_patch), dict(time=c.most_samples)
+        self.waveform = GridTokens("waveform", sides, most, 1, width, **options) if "waveform" in takes else None
         self.words = Embedding(inputs.vocab_size, width, **options)
         self.word_positions = FactoredPositions("text", dict(time=c.most_words), width, **options)
         self.transformer = Transformer(c.sizes, c.options(), **options)
         self.norm = LayerNorm(width, bias=False, dtype=dtype)
-        sides = [tuple(pair.split("-")) for pair in c.pairs]
-        directed = [f"{a}>{b}" for pair in sides for a, b in (pair, pair[::-1])]
+        directed = [f"{a}>{b}" for pair in map(lambda p: p.split("-"), c.pairs) for a, b in (pair, pair[::-1])]
         self.projections = nnx.Dict({name: Projection(width, c.projection_hidden, c.embed_dim, **options) for name in directed})
         start = -math.log(c.temperature)
         self.log_scale = nnx.Dict({pair: nnx.Param(jnp.float32(start), axes=()) for pair in c.pairs})
@@ -208,9 +208,9 @@ class Imp(nnx.Module):
             if drop:
                 raise ValueError("drop: 'text' has no tokens to drop; patches of image, video, spectrogram and waveform have")
             return self.words(x) + self.word_positions(places), x != self.pad_id
+        if name not in self.config.inputs:
+            raise ValueError(f"{name}: the model does not take it (inputs: {', '.join(self.config.inputs)})")
         grid = self.vision if name in ("image", "video") else getattr(self, name)
-        if grid is None:
-            raise ValueError(f"{name}: the model has no pair with audio (pairs: {', '.join(self.config.pairs)})")
         patches = grid.still(x) if name == "image" else grid.cut(x[..., None] if name in ("spectrogram", "waveform") else x)
         if length is not None:  # in steps of the first axis; a patch counts from its first step on
             patches = patches._replace(mask=patches.places[..., 0] * grid.patch[0] < length[:, None])
