@@ -20,7 +20,13 @@ import jax
 
 from jaxvl.config import Registry
 
-OBJECTIVES = Registry("objective", load=[f"jaxvl.objectives.{name}" for name in ("align", "captioning", "clip", "siglip")])
+OBJECTIVES = Registry(
+    "objective",
+    load=[
+        f"jaxvl.objectives.{name}"
+        for name in ("align", "captioning", "classification", "clip", "multi_instance", "routing", "siglip", "symile")
+    ],
+)
 
 
 @jax.tree_util.register_dataclass
