@@ -21,6 +21,7 @@ from jaxvl.nn.stack import Remat as Remat
 from jaxvl.nn.stack import run_layers, stack
 from jaxvl.sharding import constrain
 
+
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """Shape of a transformer: D, L, H and F."""
@@ -172,9 +173,7 @@ class Transformer(nnx.Module):
             raise ValueError("this stack has MoE layers, whose losses would be lost in training; call `routed`")
         return self.routed(x, memory, mask=mask, causal=causal, train=train, key=key).y
 
-    def routed(
-        self, x, memory=None, *, mask=None, real=None, modality=None, skills=None, causal=False, train=False, key=None
-    ) -> MoeOutput:
+    def routed(self, x, memory=None, *, mask=None, real=None, modality=None, skills=None, causal=False, train=False, key=None) -> MoeOutput:
         """The same with what the MoE layers report: losses summed, health stacked over them; both empty without such layers.
 
         Args:
@@ -194,9 +193,7 @@ class Transformer(nnx.Module):
         x = constrain(x, "batch", None, "embed")
         keys = None if key is None or not train else jax.random.split(key, self.depth)
         rates = np.linspace(0, self.options.drop_path, self.depth, dtype=np.float32) if drops else None
-        x, reports = run_layers(
-            layer, x, self._halves, self.kinds, (keys, rates), scan=self.options.scan, remat=self.options.remat
-        )
+        x, reports = run_layers(layer, x, self._halves, self.kinds, (keys, rates), scan=self.options.scan, remat=self.options.remat)
         losses, health = reports or ({}, {})
         return MoeOutput(x, jax.tree.map(lambda a: a.sum(0), losses), health)
 
