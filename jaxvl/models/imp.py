@@ -286,7 +286,7 @@ class Imp(nnx.Module):
 
         Returns:
           For each pair A-B of which the batch has both: `A>B` and `B>A`, unit rows float32 [B, E], and `log_scale/A-B` float32 [];
-          `logits/NAME` float32 [B, K]; `moe/LOSS` and `moe_health/FIGURE`, the same for every row: float32 [B] and [B, …], the sum
+          `logits/NAME` float32 [B, K]; `moe/loss/NAME` and `moe/health/NAME`, the same for every row: float32 [B] and [B, …], the sum
           of the losses over the layers and inputs, and the health by layer, mean over the inputs.
         """
         drop, given = drop or {}, [name for name in INPUTS if name in batch]
@@ -320,5 +320,5 @@ def _reports(encoded: list[MoeOutput], rows: int) -> dict[str, jax.Array]:
     losses = {k: sum(out.losses[k] for out in encoded) for k in encoded[0].losses}
     # Of `load_by_modality` each input fills the row of its own modality.
     health = {k: sum(out.health[k] for out in encoded) / (1 if "by_modality" in k else len(encoded)) for k in encoded[0].health}
-    named = {f"moe/{k}": v for k, v in losses.items()} | {f"moe_health/{k}": v for k, v in health.items()}
+    named = {f"moe/loss/{k}": v for k, v in losses.items()} | {f"moe/health/{k}": v for k, v in health.items()}
     return {k: jnp.broadcast_to(v, (rows, *v.shape)) for k, v in named.items()}

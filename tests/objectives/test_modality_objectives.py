@@ -1,4 +1,4 @@
-"""Objectives over any modalities: pairs of them, class heads, the losses of experts."""
+"""Objectives over any modalities: pairs of them, and class heads."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,6 @@ import pytest
 from jaxvl.config import ConfigError
 from jaxvl.objectives.classification import Classification
 from jaxvl.objectives.multi_instance import ModalityPairs
-from jaxvl.objectives.routing import Routing
 
 KEY = jax.random.key(0)
 
@@ -52,17 +51,6 @@ def test_classification_leaves_out_rows_without_a_label(smoothing):
     known = label >= 0
     np.testing.assert_allclose(loss.value, -(target * log_p).sum(1)[known].mean(), rtol=1e-5)
     np.testing.assert_allclose(loss.metrics["accuracy"], (logits.argmax(1) == label)[known].mean())
-
-
-def test_routing_weighs_the_losses_that_are_named():
-    outputs = {"moe/balance": np.full(4, 2.0, np.float32), "moe/z": np.full(4, 5.0, np.float32)}
-    outputs |= {f"moe_health/{k}": np.zeros((4, 2), np.float32) for k in ("dropped", "overflow", "entropy", "dead")}
-    outputs |= {"moe_health/load": np.full((4, 2, 8), 0.125, np.float32)}
-    loss, _ = Routing(weights=dict(balance=0.01))(outputs, {}, (), KEY)
-    np.testing.assert_allclose(loss.value, 0.02, rtol=1e-6)
-    assert float(loss.metrics["largest_load"]) == 1.0  # an even share
-    with pytest.raises(ValueError, match="no loss 'blance'; did you mean 'balance'"):
-        Routing(weights=dict(blance=0.01))(outputs, {}, (), KEY)
 
 
 def test_options_that_do_not_fit_are_refused_by_name():

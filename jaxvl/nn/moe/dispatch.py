@@ -79,29 +79,43 @@ def group_size(tokens: int, most: int, experts: int) -> int:
     """S: the largest divisor of `tokens` that is <= `most`. Raises ValueError where that is below E, unless there are no more tokens."""
     size = next(s for s in range(min(tokens, most), 0, -1) if tokens % s == 0)
     if size < min(tokens, experts):
-        raise ValueError(f"group_size: {tokens} tokens have no divisor between the {experts} experts and {most}; choose another batch or length")
+        raise ValueError(
+            f"group_size: {tokens} tokens have no divisor between the {experts} experts and {most}; choose another batch or length"
+        )
     return size
 
 
 def group_axis(groups: int) -> str:
     """Logical axis of `groups` groups: also over the experts' devices where that divides them, else as the batch."""
+    return "group" if groups % math.prod(n for _, n in _mesh_axes("group")) == 0 else "batch"
+
+
+def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`jax.lax.top_k` of x [G, …] along its last axis, each device with its own groups: the compiler would gather them all first."""
+    axes = _mesh_axes(group_axis(len(x)))
+    if not axes or len(x) % math.prod(n for _, n in axes):
+        return jax.lax.top_k(x, k)
+    spec = PartitionSpec(tuple(name for name, _ in axes))
+    return jax.shard_map(lambda x: jax.lax.top_k(x, k), mesh=auto_mesh(), in_specs=spec, out_specs=spec)(x)
+
+
+def _mesh_axes(logical: str) -> list[tuple[str, int]]:
+    """(name, devices) of the mesh axes that a logical axis is spread over; none without a mesh."""
     mesh = auto_mesh()
-    names = [a for a in RULES["group"] if mesh is not None and a in mesh.shape]
-    return "group" if groups % math.prod(mesh.shape[a] for a in names) == 0 else "batch"
+    return [] if mesh is None else [(a, mesh.shape[a]) for a in RULES[logical] if a in mesh.shape]
 
 
 def run_places(x: jax.Array, plan: Places | Mixing, run: Callable[[jax.Array], jax.Array], form: Form) -> jax.Array:
     """Through the experts by places.
 
     Args:
-      x: [G, S, D].
+      x: [G, S, D], laid out by `group_axis`.
       run: all experts: [G, E, C, D] -> [G, E, C, D].
 
     Returns:
       float32 [G, S, D].
     """
     (groups, size, width), axis = x.shape, group_axis(len(x))
-    x = constrain(x, axis, None, None)
     if isinstance(plan, Mixing):
         into, back = plan.dispatch.astype(x.dtype), plan.combine
     elif form == "einsum":
@@ -128,7 +142,9 @@ def run_places(x: jax.Array, plan: Places | Mixing, run: Callable[[jax.Array], j
     return constrain(y, axis, None, None)
 
 
-def run_choices(x: jax.Array, plan: Choices, run: Callable[[Any, jax.Array, jax.Array], jax.Array], weights: Any, experts: int) -> jax.Array:
+def run_choices(
+    x: jax.Array, plan: Choices, run: Callable[[Any, jax.Array, jax.Array], jax.Array], weights: Any, experts: int
+) -> jax.Array:
     """Through the experts by sorted choices.
 
     Args:
@@ -143,16 +159,15 @@ def run_choices(x: jax.Array, plan: Choices, run: Callable[[Any, jax.Array, jax.
       ValueError: a mesh that shards the experts, or that does not divide the groups.
     """
     local = functools.partial(_sorted_choices, run=run, experts=experts)
-    mesh = auto_mesh()
-    if mesh is None or mesh.size == 1:
+    mesh, axes = auto_mesh(), _mesh_axes("batch")
+    if mesh is None:
         return local(x, plan, weights)
-    axes = tuple(a for a in ("data", "fsdp") if a in mesh.shape)
-    shards = math.prod(mesh.shape[a] for a in axes)
+    shards = math.prod(n for _, n in axes)
     if mesh.size != shards or len(x) % shards:
         raise ValueError(
             f"dispatch: 'ragged' needs a mesh of data x fsdp alone that divides the {len(x)} groups (mesh: {dict(mesh.shape)}); use 'gather'"
         )
-    rows, whole = PartitionSpec(axes), PartitionSpec()
+    rows, whole = PartitionSpec(tuple(name for name, _ in axes)), PartitionSpec()
     return jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, whole), out_specs=rows)(x, plan, weights)
 
 

@@ -11,7 +11,6 @@ from flax import nnx
 from jaxvl.nn.linear import Initializer, xavier
 from jaxvl.nn.mlp import ACTIVATIONS, Activation
 from jaxvl.nn.random import dropout
-from jaxvl.sharding.rules import auto_mesh
 
 
 class Stacked(nnx.Module):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import entr
 
+from jaxvl.nn.moe.dispatch import Mixing
+from jaxvl.nn.moe.losses import entropy
 from jaxvl.nn.moe.router import Routing, Tokens
 
 DEAD = 0.01  # an expert is dead whose share of the weight is below this part of an even share
@@ -26,14 +27,13 @@ def health_of(routing: Routing, tokens: Tokens) -> dict[str, jax.Array]:
     """
     mass, real, probs = (jax.lax.stop_gradient(a) for a in (routing.mass, tokens.real, routing.probs))
     experts, count = mass.shape[-1], jnp.maximum(real.sum(), 1.0)
-    soft = "Mixing" in type(routing.plan).__name__
-    runs = mass * real[..., None] if soft else ((mass > 0) * real[..., None])
+    runs = (mass if isinstance(routing.plan, Mixing) else mass > 0) * real[..., None]
     weight = (mass * real[..., None]).sum((0, 1))
     found = {
         "load": _shares(runs.sum((0, 1))),
         "dropped": (real * (runs.sum(-1) == 0)).sum() / count,
         "overflow": jax.lax.stop_gradient(routing.overflow),
-        "entropy": (real * entr(probs).sum(-1)).sum() / count,
+        "entropy": (real * entropy(probs)).sum() / count,
         "dead": (_shares(weight) < DEAD / experts).sum().astype(jnp.float32),
     }
     if tokens.modality is not None:

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxvl.config import check
 from jaxvl.nn.linear import Initializer, xavier
 from jaxvl.nn.mlp import Activation, Mlp
-from jaxvl.nn.moe.dispatch import Form, group_size, run_choices, run_places
+from jaxvl.nn.moe.dispatch import Form, group_axis, group_size, run_choices, run_places
 from jaxvl.nn.moe.experts import Experts
 from jaxvl.nn.moe.health import health_of
 from jaxvl.nn.moe.router import ROUTERS, ExpertChoice, Skills, Tokens
@@ -36,6 +36,14 @@ class MoeOutput:
     y: jax.Array
     losses: dict[str, jax.Array]
     health: dict[str, jax.Array]
+
+    def by_row(self) -> dict[str, jax.Array]:
+        """Losses and health as outputs of a model: `moe/loss/NAME` [B], `moe/health/NAME` [B, …], the same in every row.
+
+        Rows are what a step joins where it encodes a batch in parts; the mean over rows is then that over the parts.
+        """
+        named = {f"moe/loss/{k}": v for k, v in self.losses.items()} | {f"moe/health/{k}": v for k, v in self.health.items()}
+        return {k: constrain(jnp.broadcast_to(v, (len(self.y), *v.shape)), "batch", *[None] * v.ndim) for k, v in named.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +169,7 @@ class Moe(nnx.Module):
         real = jnp.ones((b, t), jnp.float32) if mask is None else mask.astype(jnp.float32)
         kinds = None if modality is None else grouped(jnp.broadcast_to(modality, (b, t)))
         tokens, x = Tokens(grouped(real), kinds, config.modalities), grouped(x)
-        ragged = config.dispatch == "ragged"
+        x, ragged = constrain(x, group_axis(len(x)), None, None), config.dispatch == "ragged"
         routing = self.router(x, tokens, ragged=ragged, drops=drops, train=train, key=keys[0])
         x = x.astype(self.dtype)
         if ragged:

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import entr
+
+
+def entropy(probs: jax.Array) -> jax.Array:
+    """Over the last axis, in nats; its gradient is finite where a probability has underflown to 0."""
+    return -(probs * jnp.log(jnp.maximum(probs, 1e-30))).sum(-1)
 
 
 def _mean(x: jax.Array, real: jax.Array) -> jax.Array:
@@ -46,19 +50,20 @@ def importance(gates: jax.Array, real: jax.Array) -> jax.Array:
     return variation((gates * real[..., None]).sum(1))
 
 
-def load(clean: jax.Array, noisy: jax.Array, std: float, top: int, real: jax.Array) -> jax.Array:
-    """V-MoE's load loss: the variation of sum_t P(expert e stays among the first `top` if only its own noise is drawn again).
+def load(clean: jax.Array, bar: jax.Array, std: float, real: jax.Array) -> jax.Array:
+    """V-MoE's load loss: the variation of sum_t P(expert e stays among the first `top` if only its own noise
+    is drawn again).
 
     Args:
-      clean, noisy: logits [G, S, E] without and with noise. std: of the noise.
+      clean: logits [G, S, E] without noise. bar: the smallest chosen logit with noise, [G, S]. std: of the noise.
     """
-    bar = jax.lax.top_k(noisy, top)[0][..., -1:]
+    bar = bar[..., None]
     return variation((jax.scipy.stats.norm.sf((bar - clean) / std) * real[..., None]).sum(1))
 
 
 def local_entropy(probs: jax.Array, real: jax.Array) -> jax.Array:
     """mean_t H(p_t) in nats: low where each token is sure of its expert (Mustafa et al. 2022, LIMoE, eq. 3)."""
-    return _over_groups(_mean(entr(probs).sum(-1), real), real)
+    return _over_groups(_mean(entropy(probs), real), real)
 
 
 def global_entropy(probs: jax.Array, real: jax.Array, threshold: float | None = None) -> jax.Array:
@@ -67,7 +72,7 @@ def global_entropy(probs: jax.Array, real: jax.Array, threshold: float | None = 
     Args:
       threshold: log of how many experts are enough: max(0, threshold - H), which then pulls no further. None: no bound.
     """
-    h = entr(_mean(probs, real)).sum(-1)
+    h = entropy(_mean(probs, real))
     return _over_groups(-h if threshold is None else jnp.maximum(0.0, threshold - h), real)
 
 

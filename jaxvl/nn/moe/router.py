@@ -14,7 +14,7 @@ from flax import nnx
 from jaxvl.config import Registry, check
 from jaxvl.nn.linear import Linear, normal
 from jaxvl.nn.moe import losses
-from jaxvl.nn.moe.dispatch import Choices, Mixing, Places
+from jaxvl.nn.moe.dispatch import Choices, Mixing, Places, top_k
 
 ROUTERS = Registry("router")
 
@@ -117,7 +117,7 @@ class ExpertChoiceRouter(Linear32):
         logits = self.logits(x)
         probs = jax.nn.softmax(logits, -1)
         size = capacity(self.config.capacity_factor, x.shape[1], self.experts)
-        gate, token = jax.lax.top_k((probs * tokens.real[..., None]).swapaxes(1, 2), size)  # [G, E, C]
+        gate, token = top_k((probs * tokens.real[..., None]).swapaxes(1, 2), size)  # [G, E, C]
         taken = jnp.take_along_axis(tokens.real[:, None], token, -1) > 0
         plan = Places(token, gate, taken)
         return Routing(plan, probs, mass_of(plan, x.shape[1]), {"z": losses.router_z(logits, tokens.real)}, jnp.float32(0))
@@ -202,7 +202,7 @@ class TokenChoiceRouter(Linear32):
                 raise ValueError("key: None, but the router's noise is random in training; pass a jax.random.key")
             noisy = clean + std * jax.random.normal(key, clean.shape)
         probs = jax.nn.softmax(noisy, -1)
-        gate, expert = jax.lax.top_k(probs, config.top)  # [G, S, K]
+        gate, expert = top_k(probs, config.top)  # [G, S, K]
         chosen = jax.nn.one_hot(expert, self.experts, dtype=jnp.int32) * tokens.real[..., None, None].astype(jnp.int32)  # [G, S, K, E]
         limited = drops and config.capacity_factor is not None
         places = capacity(config.capacity_factor * config.top, size, self.experts) if limited else size
@@ -215,7 +215,10 @@ class TokenChoiceRouter(Linear32):
         plan = Choices(expert, gate) if ragged else _seat(expert, gate, place, kept, self.experts, places)
         wanted = jnp.maximum(chosen.sum(), 1)
         chosen = chosen.sum(2).astype(jnp.float32)
-        found = self._losses(clean, noisy, probs, chosen, tokens, std if train else 0.0)
+        found = self._losses(clean, probs, chosen, tokens)
+        if train and std:
+            bar = jnp.take_along_axis(noisy, expert[..., -1:], -1)[..., 0]
+            found["load"] = losses.load(clean, bar, std, tokens.real)
         return Routing(plan, probs, mass, found, 1 - kept.sum() / wanted)
 
     def _place(self, chosen: jax.Array, gate: jax.Array) -> jax.Array:
@@ -230,15 +233,13 @@ class TokenChoiceRouter(Linear32):
         place = (before * chosen).sum(-1)
         return jnp.take_along_axis(place, jnp.argsort(order, axis=1)[..., None], 1) if priority == "score" else place
 
-    def _losses(self, clean, noisy, probs, chosen, tokens: Tokens, std: float) -> dict[str, jax.Array]:
+    def _losses(self, clean, probs, chosen, tokens: Tokens) -> dict[str, jax.Array]:
         real, config = tokens.real, self.config
         found = {
             "balance": losses.balance(probs, chosen, real),
             "importance": losses.importance(probs, real),
             "z": losses.router_z(clean, real),
         }
-        if std and config.top < self.experts:
-            found["load"] = losses.load(clean, noisy, std, config.top, real)
         threshold = None if config.enough is None else math.log(config.enough)
         for name, theirs in tokens.kinds().items():
             found[f"local_entropy/{name}"] = losses.local_entropy(probs, theirs)
