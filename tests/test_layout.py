@@ -12,7 +12,7 @@ LAYERS = [
     {"config", "kernels"},
     {"sharding"},
     {"nn", "data"},
-    {"models", "objectives"},
+    {"models", "objectives", "adapters"},
     {"tasks", "evals", "interop"},
     {"training"},
     {"train", "evaluate", "caption", "plan", "bench"},

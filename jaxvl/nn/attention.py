@@ -22,6 +22,7 @@ class Attention(nnx.Module):
     Args:
       width, heads: D and H; K = D / H.
       memory_width: of the sequence that is attended to; None: `width`.
+      bias: of the four maps.
       qk_norm: layer norm of queries and keys over K before the product (Dehghani et al. 2023).
       dropout: rate on the attention weights (BERT). The fused product has none, so that a rate > 0 computes the weights
         explicitly in training.
@@ -38,6 +39,7 @@ class Attention(nnx.Module):
         *,
         rngs: nnx.Rngs,
         memory_width: int | None = None,
+        bias: bool = True,
         qk_norm: bool = False,
         dropout: float = 0.0,
         eps: float = 1e-6,
@@ -48,10 +50,11 @@ class Attention(nnx.Module):
         if width % heads:
             raise ValueError(f"heads: {heads} must divide the width of {width}")
         split_axes, split_heads = ("embed", "heads", "kv"), (heads, width // heads)
-        self.query = Linear(width, split_heads, axes=split_axes, rngs=rngs, init=init, dtype=dtype)
-        self.key = Linear(memory_width or width, split_heads, axes=split_axes, rngs=rngs, init=init, dtype=dtype)
-        self.value = Linear(memory_width or width, split_heads, axes=split_axes, rngs=rngs, init=init, dtype=dtype)
-        self.out = Linear(split_heads, width, axes=("heads", "kv", "embed"), rngs=rngs, init=init, dtype=dtype)
+        options = dict(bias=bias, rngs=rngs, init=init, dtype=dtype)
+        self.query = Linear(width, split_heads, axes=split_axes, **options)
+        self.key = Linear(memory_width or width, split_heads, axes=split_axes, **options)
+        self.value = Linear(memory_width or width, split_heads, axes=split_axes, **options)
+        self.out = Linear(split_heads, width, axes=("heads", "kv", "embed"), **options)
         self.query_norm = LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
         self.key_norm = LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
         self.dropout, self.implementation = dropout, implementation

@@ -36,6 +36,7 @@ class Mlp(nnx.Module):
     Args:
       width, hidden: D and F.
       dropout: rate after the activation.
+      bias: of both maps.
     """
 
     def __init__(
@@ -46,11 +47,12 @@ class Mlp(nnx.Module):
         rngs: nnx.Rngs,
         activation: Activation = "gelu",
         dropout: float = 0.0,
+        bias: bool = True,
         init: Initializer = xavier,
         dtype: Any = jnp.float32,
     ):
-        self.up = Linear(width, hidden, axes=("embed", "mlp"), rngs=rngs, init=init, dtype=dtype)
-        self.down = Linear(hidden, width, axes=("mlp", "embed"), rngs=rngs, init=init, dtype=dtype)
+        self.up = Linear(width, hidden, axes=("embed", "mlp"), bias=bias, rngs=rngs, init=init, dtype=dtype)
+        self.down = Linear(hidden, width, axes=("mlp", "embed"), bias=bias, rngs=rngs, init=init, dtype=dtype)
         self.activation, self.dropout = activation, dropout
 
     def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:

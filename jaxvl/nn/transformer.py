@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -15,11 +14,13 @@ from flax import nnx
 from jaxvl.nn.attention import Attention, Implementation, KeyValue
 from jaxvl.nn.linear import normal, xavier
 from jaxvl.nn.mlp import Activation, Mlp
+from jaxvl.nn.moe import MoeConfig, MoeOutput
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.random import drop_path, dropout, split
+from jaxvl.nn.stack import Remat as Remat
+from jaxvl.nn.stack import run_layers, stack, unstack
 from jaxvl.sharding import constrain
 
-Remat = Literal["none", "full", "dots"]
 Cross = Literal["between", "after"]
 
 
@@ -41,6 +42,7 @@ class StackOptions:
       norm: `pre` (x + f(norm(x))) or `post` (norm(x + f(x)), as in BERT).
       activation: of the MLP.
       eps: of the layer norms.
+      bias: of all linear maps and norms.
       qk_norm: layer norm of queries and keys.
       dropout: rate on the output of each branch; `hidden_dropout` inside the MLP; `attention_dropout` on the weights.
       drop_path: rate in the last layer; it grows linearly from 0 in the first.
@@ -51,11 +53,13 @@ class StackOptions:
       cross: attention to a memory, `between` self-attention and MLP, or `after` the MLP: a second pair of attention and MLP, which
         normalises the memory first (open_clip's CoCa).
       attention: see `nn.attention.Attention.implementation`.
+      moe: mixtures of experts in place of the MLP of some layers, or None. Call such a stack by `Transformer.routed`.
     """
 
     norm: Literal["pre", "post"] = "pre"
     activation: Activation = "gelu_tanh"
     eps: float = 1e-6
+    bias: bool = True
     qk_norm: bool = False
     dropout: float = 0.0
     hidden_dropout: float = 0.0
@@ -66,6 +70,7 @@ class StackOptions:
     remat: Remat = "none"
     cross: Cross = "between"
     attention: Implementation = "xla"
+    moe: MoeConfig | None = None
 
 
 class Block(nnx.Module):
@@ -74,18 +79,22 @@ class Block(nnx.Module):
     Args:
       sizes, options: of the stack.
       memory_width: of the memory, or None for a block without.
+      moe: of the options: whether this block has it in place of the MLP.
 
     Raises:
       ValueError: a memory in a post-norm block.
     """
 
-    def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, dtype: Any = jnp.float32):
+    def __init__(
+        self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, moe: bool = False,
+        dtype: Any = jnp.float32,
+    ):  # fmt: skip
         init = xavier if options.init_std is None else normal(options.init_std)
-        norm = functools.partial(LayerNorm, eps=options.eps, dtype=dtype)
+        norm = functools.partial(LayerNorm, eps=options.eps, bias=options.bias, dtype=dtype)
         self.attention_norm = norm(sizes.width)
         attention = functools.partial(
-            Attention, sizes.width, sizes.heads, rngs=rngs, qk_norm=options.qk_norm, dropout=options.attention_dropout, eps=options.eps,
-            init=init, implementation=options.attention, dtype=dtype,
+            Attention, sizes.width, sizes.heads, rngs=rngs, bias=options.bias, qk_norm=options.qk_norm,
+            dropout=options.attention_dropout, eps=options.eps, init=init, implementation=options.attention, dtype=dtype,
         )  # fmt: skip
         self.attention = attention()
         reads = memory_width is not None
@@ -94,18 +103,23 @@ class Block(nnx.Module):
         self.cross_norm = norm(sizes.width) if reads else None
         self.cross = attention(memory_width=memory_width) if reads else None
         self.mlp_norm = norm(sizes.width)
-        mlp = functools.partial(
-            Mlp, sizes.width, sizes.hidden, rngs=rngs, activation=options.activation, dropout=options.hidden_dropout, init=init, dtype=dtype
-        )
-        self.mlp = mlp()
+        perceptron = dict(rngs=rngs, activation=options.activation, dropout=options.hidden_dropout, init=init, dtype=dtype)
+        mlp = functools.partial(Mlp, sizes.width, sizes.hidden, bias=options.bias, **perceptron)
+        self.mlp = None if moe else mlp()
+        self.moe = options.moe.build(sizes.width, sizes.hidden, **perceptron) if moe else None
         after = reads and options.cross == "after"
         self.memory_norm = norm(memory_width) if after else None
         self.cross_mlp_norm = norm(sizes.width) if after else None
         self.cross_mlp = mlp() if after else None
         self.post, self.dropout = options.norm == "post", options.dropout
 
-    def __call__(self, x, memory=None, *, mask=None, causal=False, drop_rate=0.0, train=False, key=None) -> jax.Array:
-        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask bool [B, T] or None; `drop_rate` of drop-path in this layer."""
+    def __call__(
+        self, x, memory=None, *, mask=None, causal=False, drop_rate=0.0, train=False, key=None, **routing: Any
+    ) -> jax.Array | MoeOutput:
+        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask bool [B, T] or None; `drop_rate` of drop-path in this layer.
+
+        A block with a MoE gives `MoeOutput`; `routing` are then `real` (the mask for routing alone), `modality` and `skills`.
+        """
         after = self.cross_mlp is not None
         keys = split(key, 6 if self.cross is None else 12 if after else 9)
 
@@ -118,57 +132,46 @@ class Block(nnx.Module):
         if self.cross is not None and not after:
             x = x + branch(self.cross(self.cross_norm(x), memory, train=train, key=keys[6]), *keys[7:9])
         y = x if self.post else self.mlp_norm(x)
-        x = x + branch(self.mlp(y, train=train, key=keys[3]), *keys[4:6])
+        if self.moe is None:
+            y, routed = self.mlp(y, train=train, key=keys[3]), None
+        else:
+            real = routing.pop("real", None)
+            real = mask if real is None else real
+            routed = self.moe(y, mask=real, causal=causal, train=train, key=keys[3], **routing)
+            y = routed.y
+        x = x + branch(y, *keys[4:6])
         if after:
             x = x + branch(self.cross(self.cross_norm(x), self.memory_norm(memory), train=train, key=keys[6]), *keys[7:9])
             x = x + branch(self.cross_mlp(self.cross_mlp_norm(x), train=train, key=keys[9]), *keys[10:12])
-        return self.mlp_norm(x) if self.post else x
+        x = self.mlp_norm(x) if self.post else x
+        return x if routed is None else dataclasses.replace(routed, y=x)
 
     def remember(self, memory: jax.Array) -> KeyValue:
         """Keys and values of a memory [B, N, D'], which `step` attends to."""
         return self.cross.remember(memory if self.memory_norm is None else self.memory_norm(memory))
 
-    def step(self, x: jax.Array, known: KeyValue, position: jax.Array, memory: KeyValue | None = None) -> tuple[jax.Array, KeyValue]:
+    def step(
+        self, x: jax.Array, known: KeyValue, position: jax.Array, memory: KeyValue | None = None, skills: tuple[str, ...] | None = None
+    ) -> tuple[jax.Array, KeyValue]:
         """One position of a growing sequence: x [B, 1, D]; `known`, `memory`: of this layer, see `Transformer.step`."""
         y, known = self.attention.recall(self.attention_norm(x), known, position)
         x, after = x + y, self.cross_mlp is not None
         if self.cross is not None and not after:
             x = x + self.cross.recall(self.cross_norm(x), memory)[0]
-        x = x + self.mlp(self.mlp_norm(x))
+        y = self.mlp_norm(x)
+        # One token a row has no capacity to share: nothing is dropped here.
+        x = x + (self.mlp(y) if self.moe is None else self.moe(y, skills=skills, causal=True, drops=False).y)
         if after:
             x = x + self.cross.recall(self.cross_norm(x), memory)[0]
             x = x + self.cross_mlp(self.cross_mlp_norm(x))
         return x, known
 
 
-def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`layers` modules of one kind as one module whose parameters have a leading axis L, named `layers`."""
-    stacked = nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), layers))
-    for _, variable in nnx.to_flat_state(nnx.state(stacked, nnx.Param)):
-        variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
-    return stacked
-
-
-def unstack(tree: Any, layers: int) -> list[Any]:
-    """The slices of every leaf along its leading axis.
-
-    By `lax.split`, whose gradient is one concatenation; that of indexing would be a sum of L arrays of the full size.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    slices = [[piece[0] for piece in jax.lax.split(leaf, (1,) * layers)] for leaf in leaves]
-    return [jax.tree.unflatten(structure, [s[i] for s in slices]) for i in range(layers)]
-
-
-def rematerialise(f: Callable, remat: Remat, *, scanned: bool) -> Callable:
-    """`f` with its backward pass recomputing as `remat` says."""
-    if remat == "none":
-        return f
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(f, policy=policy, prevent_cse=not scanned)
-
-
 class Transformer(nnx.Module):
     """A stack of `Block`s.
+
+    Its parameters are `blocks`, with a leading axis of the layers that have an MLP, and `moe_blocks`, of those that have a MoE; both in
+    the order of the layers, either of them None where there are none.
 
     Args:
       sizes, options: shape and behaviour.
@@ -176,32 +179,54 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, dtype: Any = jnp.float32):
-        self.blocks = stack(lambda rngs: Block(sizes, options, rngs=rngs, memory_width=memory_width, dtype=dtype), sizes.depth, rngs)
-        self.depth, self.options, self.sizes, self.dtype = sizes.depth, options, sizes, dtype
+        def make(moe: bool) -> nnx.Module | None:
+            build = lambda rngs: Block(sizes, options, rngs=rngs, memory_width=memory_width, moe=moe, dtype=dtype)
+            return stack(build, count, rngs) if (count := kinds.count(moe)) else None
+
+        kinds = (False,) * sizes.depth if options.moe is None else options.moe.layers(sizes.depth)
+        self.blocks, self.moe_blocks = make(False), make(True)
+        self.kinds, self.depth, self.options, self.sizes, self.dtype = kinds, sizes.depth, options, sizes, dtype
 
     def __call__(self, x, memory=None, *, mask=None, causal=False, train=False, key=None) -> jax.Array:
-        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask: bool [B, T], True = not padding; causal: t sees 0 … t."""
-        graphdef, params = nnx.split(self.blocks)
+        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask: bool [B, T], True = not padding; causal: t sees 0 … t.
+
+        Raises:
+          ValueError: in training, where layers have a MoE, whose losses would be lost.
+        """
+        if train and True in self.kinds:
+            raise ValueError("this stack has MoE layers, whose losses would be lost in training; call `routed`")
+        return self.routed(x, memory, mask=mask, causal=causal, train=train, key=key).y
+
+    def routed(self, x, memory=None, *, mask=None, real=None, modality=None, skills=None, causal=False, train=False, key=None) -> MoeOutput:
+        """The same with what the MoE layers report: losses summed, health stacked over them; both empty without such layers.
+
+        Args:
+          real: bool [B, T], False for padding that takes no place at an expert; None: `mask`.
+          modality, skills: see `nn.moe.Moe`.
+        """
         drops = bool(self.options.drop_path) and train
+        routing = dict(real=real, modality=modality, skills=skills)
 
-        def layer(x, inputs):
-            params, key, rate = inputs
-            block = nnx.merge(graphdef, params)
-            x = block(x, memory, mask=mask, causal=causal, drop_rate=rate if drops else 0.0, train=train, key=key)
-            return constrain(x, "batch", None, "embed"), None
+        def layer(block, x, inputs):
+            key, rate = inputs
+            options = routing if block.moe is not None else {}
+            out = block(x, memory, mask=mask, causal=causal, drop_rate=rate if drops else 0.0, train=train, key=key, **options)
+            y, report = (out, None) if block.moe is None else (out.y, (out.losses, out.health))
+            return constrain(y, "batch", None, "embed"), report
 
-        layer = rematerialise(layer, self.options.remat, scanned=self.options.scan)
         x = constrain(x, "batch", None, "embed")
         keys = None if key is None or not train else jax.random.split(key, self.depth)
         rates = np.linspace(0, self.options.drop_path, self.depth, dtype=np.float32) if drops else None
-        if self.options.scan:
-            return jax.lax.scan(layer, x, (params, keys, rates))[0]
-        for i, slice_ in enumerate(unstack(params, self.depth)):
-            x, _ = layer(x, (slice_, None if keys is None else keys[i], None if rates is None else rates[i]))
-        return x
+        x, reports = run_layers(layer, x, self._halves, self.kinds, (keys, rates), scan=self.options.scan, remat=self.options.remat)
+        losses, health = reports or ({}, {})
+        return MoeOutput(x, jax.tree.map(lambda a: a.sum(0), losses), health)
+
+    @property
+    def _halves(self) -> dict[bool, nnx.Module]:
+        return {kind: m for kind, m in ((False, self.blocks), (True, self.moe_blocks)) if m is not None}
 
     def start(self, batch: int, length: int) -> list[KeyValue]:
-        """Keys and values [B, T, H, K] of a sequence of up to `length` positions, none of them known yet, of every layer."""
+        """Keys and values [B, N, H, K] of a sequence of up to `length` positions, none of them known yet, of every layer."""
         shape = batch, length, self.sizes.heads, self.sizes.width // self.sizes.heads
         empty = constrain(jnp.zeros(shape, self.dtype), "batch", None, "heads", None)
         return [(empty, empty)] * self.depth
@@ -211,22 +236,27 @@ class Transformer(nnx.Module):
 
         Cut out of the stack once, before the loop over tokens: inside of it they would be copied for every token.
         """
-        return unstack(nnx.split(self.blocks)[1], self.depth)
+        own = {kind: iter(unstack(nnx.split(half)[1], self.kinds.count(kind))) for kind, half in self._halves.items()}
+        return [next(own[kind]) for kind in self.kinds]
+
+    def _each(self, layers: list[nnx.State]) -> list[Block]:
+        graphs = {kind: nnx.split(half)[0] for kind, half in self._halves.items()}
+        return [nnx.merge(graphs[kind], layer) for kind, layer in zip(self.kinds, layers, strict=True)]
 
     def remember(self, layers: list[nnx.State], memory: jax.Array) -> list[KeyValue]:
         """Keys and values [B, N, H, K] of the memory [B, N, D'], of every layer."""
-        graphdef = nnx.split(self.blocks)[0]
-        return [nnx.merge(graphdef, layer).remember(memory) for layer in layers]
+        return [block.remember(memory) for block in self._each(layers)]
 
     def step(
-        self, layers: list[nnx.State], x: jax.Array, known: list[KeyValue], position: jax.Array, memory: list[KeyValue] | None = None
-    ) -> tuple[jax.Array, list[KeyValue]]:
+        self, layers: list[nnx.State], x: jax.Array, known: list[KeyValue], position: jax.Array, memory: list[KeyValue] | None = None,
+        skills: tuple[str, ...] | None = None,
+    ) -> tuple[jax.Array, list[KeyValue]]:  # fmt: skip
         """The position after those that `known` holds, causally: x [B, 1, D] -> [B, 1, D] and what is known now.
 
         Unrolled whatever `scan` says: a scan over the layers would copy their weights and all that is known, for every token.
         """
-        graphdef, grown = nnx.split(self.blocks)[0], []
-        for i, layer in enumerate(layers):
-            x, own = nnx.merge(graphdef, layer).step(x, known[i], position, None if memory is None else memory[i])
+        grown = []
+        for i, block in enumerate(self._each(layers)):
+            x, own = block.step(x, known[i], position, None if memory is None else memory[i], skills)
             grown.append(own)
         return x, grown

@@ -26,7 +26,18 @@ import jax
 
 from jaxvl.config import Registry
 
-OBJECTIVES = Registry("objective", load=[f"jaxvl.objectives.{name}" for name in ("align", "captioning", "clip", "self_critical", "siglip")])
+_MODULES = (
+    "align",
+    "captioning",
+    "classification",
+    "clip",
+    "multi_instance",
+    "routing",
+    "self_critical",
+    "siglip",
+    "symile",
+)
+OBJECTIVES = Registry("objective", load=[f"jaxvl.objectives.{name}" for name in _MODULES])
 
 
 @jax.tree_util.register_dataclass

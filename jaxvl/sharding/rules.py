@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxvl.config import nearest
 
@@ -32,7 +32,9 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "norm": None,  # scales and biases: small, replicated
     "classes": None,
     "scalar": None,
-    "expert": "expert",
+    "expert": "expert",  # experts E of a parameter, and of the places of their tokens
+    "route": None,  # a router's column per expert: small, every device routes its own tokens to all experts
+    "group": ("data", "fsdp", "expert"),  # groups G of tokens that are routed together
 }
 
 
@@ -61,10 +63,16 @@ def spec(axes: Sequence[str | None], rules: Mapping = RULES, shape: Sequence[int
     return PartitionSpec(*out)
 
 
+def auto_mesh() -> AbstractMesh | None:
+    """The mesh in use, where it has several devices and the compiler lays arrays out on it (not inside `shard_map`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 or any("Manual" in str(t) for t in mesh.axis_types) else mesh
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x` laid out by the rules for `axes` (one logical name or None per dimension); no-op without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or any("Manual" in str(t) for t in mesh.axis_types):
+    mesh = auto_mesh()
+    if mesh is None:
         return x
     if len(axes) != x.ndim:
         raise ValueError(f"constrain: {len(axes)} axes {axes} for an array of shape {x.shape}")

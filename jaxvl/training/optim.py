@@ -155,8 +155,8 @@ def _rule(config: OptimConfig, axes: Mapping[str, tuple[str, ...]]) -> optax.Gra
 
 def _matrix(path: str, axes: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Which dimensions of a kernel are its input and its output; None: not a matrix for Muon."""
-    dims = [i for i, a in enumerate(axes) if a != "layers"]
-    if not path.endswith("kernel") or len(dims) < 2 or "vocab" in axes:
+    dims = [i for i, a in enumerate(axes) if a not in ("layers", "expert")]  # one matrix for each of these
+    if not path.endswith("kernel") or len(dims) < 2 or {"vocab", "route"} & {*axes}:
         return None
     names = [axes[i] for i in dims]
     if names[-1] == "kv" and len(dims) == 3:  # [D, H, K]: heads and their width are the output

@@ -9,7 +9,8 @@ from flax import nnx
 from jaxvl.nn.embeddings import PatchEmbedding, sincos_2d
 from jaxvl.nn.linear import Embedding, Linear
 from jaxvl.nn.random import drop_path, dropout
-from jaxvl.nn.transformer import Block, Sizes, StackOptions, Transformer, unstack
+from jaxvl.nn.stack import unstack
+from jaxvl.nn.transformer import Block, Sizes, StackOptions, Transformer
 
 SIZES = Sizes(16, 3, 2, 24)
 

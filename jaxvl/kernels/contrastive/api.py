@@ -20,7 +20,7 @@ from jaxvl.kernels.contrastive.ring import Gather, Ring
 from jaxvl.kernels.contrastive.targets import Diagonal, Form, Terms, lower
 
 KINDS = ("softmax", "sigmoid")
-DIRECTIONS = {"mean": 0.5, "sum": 1.0}
+DIRECTIONS = {"mean": (0.5, 0.5), "sum": (1.0, 1.0), "rows": (1.0, 0.0)}  # weights of the rows' and the columns' loss
 BATCH_AXES = ("data", "fsdp")
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def contrastive_loss(
     *,
     targets: Any = Diagonal(),
     kind: Literal["softmax", "sigmoid"] = "softmax",
-    directions: Literal["mean", "sum"] = "mean",
+    directions: Literal["mean", "sum", "rows"] = "mean",
     bias: Float[Array, ""] | None = None,
     implementation: str | Blocks | None = None,
     mesh_axes: tuple[str, ...] | None = None,
@@ -55,7 +55,7 @@ def contrastive_loss(
       log_scale: log of the inverse temperature.
       targets: `Diagonal`, `SameId`, `KPerRow`, `Mixup`, `SoftTargets` or `PairMask`. No gradient flows into a target.
       kind: see above.
-      directions: "mean" (CLIP, CoCa, ALBEF) or "sum" (ALIGN) of the two directions.
+      directions: "mean" (CLIP, CoCa, ALBEF) or "sum" (ALIGN) of the two directions, or "rows" alone (Symile).
       bias: added to every logit. The softmax does not change under it (its gradient is zero); the sigmoid learns it.
       implementation: None tries `pallas_tpu`, `pallas_gpu`, then `chunked`, for what runs here; the choice, and why any was
         skipped, is logged. A name ("reference", "chunked", "pallas_tpu", "pallas_gpu"), or blocks with sizes of your own
@@ -93,7 +93,7 @@ def contrastive_loss(
     else:
         sums = _streamed(chosen, (), kind, terms.form, u, v, scale, bias, terms.rows, terms.cols)
     parts = [s / jnp.maximum(n, 1).astype(acc) for s, n in zip(sums, (terms.row_count, terms.col_count), strict=True)]
-    return DIRECTIONS[directions] * (parts[0] + parts[1])
+    return sum(weight * part for weight, part in zip(DIRECTIONS[directions], parts) if weight)
 
 
 def plan(

@@ -1,0 +1,1 @@
+"""Transforms of a model's parameters, chosen by path."""

@@ -1,0 +1,324 @@
+"""IMP, the integrated multimodal perceiver (Akbari et al. 2023, arXiv 2305.06324): one encoder for pictures, video, sound and text.
+
+image, video  -> 4 x 16 x 16 patches --+
+spectrogram   -> 16 x 16 patches ------+-- drop some -> + positions -> one transformer, dense or MoE -> norm -> mean
+waveform      -> 256 samples ----------+                                                                  |
+text          -> words ----------------+                    projection of each (source, target) pair <----+----> class heads
+
+A batch is encoded modality by modality. A picture is a video whose frames are equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvl.config import check, nearest
+from jaxvl.models import MODELS
+from jaxvl.models.base import InputSpec, check_rates, sizes_of
+from jaxvl.models.two_tower import bounded, unit
+from jaxvl.nn.linear import Embedding, Linear, normal
+from jaxvl.nn.moe import MoeConfig, MoeOutput
+from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.patches import FactoredPositions, GridTokens, keep_some
+from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
+
+# Width, layers, heads, hidden of the released models; a sparse one has the same with `moe`.
+SIZES: Mapping[str, Sizes] = {
+    "small": Sizes(384, 12, 6, 1536),
+    "base": Sizes(768, 12, 12, 3072),
+    "medium": Sizes(1024, 12, 16, 4096),
+    "large": Sizes(1024, 24, 16, 4096),
+    "xlarge": Sizes(1536, 24, 24, 4096),
+    "xxlarge": Sizes(1536, 32, 24, 4096),
+    "huge": Sizes(1536, 32, 24, 8192),
+    "xhuge": Sizes(2048, 32, 32, 8192),
+    "giant": Sizes(3072, 32, 48, 10240),
+}
+# What a batch may hold, and which modality that is for projections, experts and skills.
+INPUTS: Mapping[str, str] = {"image": "vision", "video": "vision", "spectrogram": "audio", "waveform": "audio", "text": "text"}
+MODALITIES = ("vision", "audio", "text")
+
+
+@MODELS.register("imp")
+@dataclasses.dataclass(frozen=True)
+class ImpConfig:
+    """IMP.
+
+    Attributes:
+      variant: size: small … giant. width, depth, heads, hidden: instead of the variant's.
+      moe: mixtures of experts of some layers, or None (dense). IMP: `dict(last=6, experts=16)`, with `qk_norm`.
+      qk_norm: layer norm of queries and keys; None: with `moe`.
+      patch, patch_frames: sides of a patch of video in pixels and frames.
+      most_frames, most_pixels: largest video.
+      spectrogram_patch: sides of a patch of a spectrogram. most_steps, most_bins: largest spectrogram.
+      waveform_patch: samples of a token. most_samples: longest waveform.
+      most_words: longest text.
+      inputs: what the model takes, of image, video, spectrogram, waveform and text; it has parameters for no other.
+      pairs: modalities that are compared, as in `vision-text`; each has two projections and a temperature of its own.
+      embed_dim, projection_hidden: width of the embedding space, and of the one hidden layer of a projection.
+      classes: name -> number of classes: linear heads.
+      init_temperature: of the cosine, of every pair; None: 0.2, or 1 with `moe`, whose start it eases.
+      max_scale: largest exp(log_scale), or None.
+      dropout, drop_path, scan, remat: see `nn.transformer.StackOptions`.
+    """
+
+    variant: str = "base"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    hidden: int | None = None
+    moe: MoeConfig | None = None
+    qk_norm: bool | None = None
+    patch: int = 16
+    patch_frames: int = 4
+    most_frames: int = 64
+    most_pixels: int = 512
+    spectrogram_patch: int = 16
+    most_steps: int = 1024
+    most_bins: int = 128
+    waveform_patch: int = 256
+    most_samples: int = 2**18
+    most_words: int = 4096
+    inputs: tuple[str, ...] = tuple(INPUTS)
+    pairs: tuple[str, ...] = ("vision-text",)
+    embed_dim: int = 1024
+    projection_hidden: int = 1024
+    classes: dict[str, int] = dataclasses.field(default_factory=dict)
+    init_temperature: float | None = None
+    max_scale: float | None = 100.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    scan: bool = True
+    remat: Remat = "none"
+
+    modalities: ClassVar[tuple[str, ...]] = MODALITIES
+
+    def __post_init__(self):
+        check_rates(self, "dropout", "drop_path")
+        for name in ("patch", "patch_frames", "most_frames", "most_pixels", "spectrogram_patch", "most_steps", "most_bins",
+                     "waveform_patch", "most_samples", "most_words", "embed_dim", "projection_hidden"):  # fmt: skip
+            check(getattr(self, name) >= 1, name, f"{getattr(self, name)!r} must be >= 1")
+        for name in self.inputs:
+            check(name in INPUTS, "inputs", f"{name!r} is not one of {', '.join(INPUTS)}")
+        for pair in self.pairs:
+            sides = pair.split("-")
+            known = len(sides) == 2 and sides[0] != sides[1] and set(sides) <= set(MODALITIES)
+            check(known, "pairs", f"{pair!r} must be two of {', '.join(MODALITIES)}, as in 'vision-text'")
+        check(len({frozenset(p.split("-")) for p in self.pairs}) == len(self.pairs), "pairs", f"{list(self.pairs)!r} names a pair twice")
+        for name, n in self.classes.items():
+            check(n >= 2, f"classes.{name}", f"{n!r} must be >= 2 classes")
+        check(self.init_temperature is None or self.init_temperature > 0, "init_temperature", f"{self.init_temperature!r} must be > 0")
+        moe = self.moe
+        check(
+            moe is None or moe.modalities in ((), MODALITIES),
+            "moe.modalities",
+            f"must be () or {MODALITIES}, which are what this model has",
+        )
+        if moe is not None:
+            moe.layers(self.sizes.depth)
+
+    @property
+    def sizes(self) -> Sizes:
+        return sizes_of(self, self.variant, SIZES)
+
+    @property
+    def temperature(self) -> float:
+        return self.init_temperature or (0.2 if self.moe is None else 1.0)
+
+    def options(self) -> StackOptions:
+        moe = self.moe and dataclasses.replace(self.moe, modalities=MODALITIES)
+        return StackOptions(
+            activation="gelu_tanh", bias=False, qk_norm=self.moe is not None if self.qk_norm is None else self.qk_norm,
+            dropout=self.dropout, hidden_dropout=self.dropout, drop_path=self.drop_path, scan=self.scan, remat=self.remat, moe=moe,
+        )  # fmt: skip
+
+    def check_inputs(self, inputs: InputSpec) -> None:
+        """Raises ConfigError where patches do not tile the image, or the model has not the positions."""
+        side = inputs.image_size
+        check(side % self.patch == 0, "patch", f"{self.patch} pixels must divide the image of {side}")
+        check(side <= self.most_pixels, "most_pixels", f"{self.most_pixels} pixels are fewer than the {side} of the images")
+        check(
+            inputs.text_length <= self.most_words, "most_words", f"{self.most_words} are fewer than the texts' {inputs.text_length} tokens"
+        )
+
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Imp:
+        return Imp(self, inputs, rngs=rngs, dtype=dtype)
+
+
+class Projection(nnx.Module):
+    """From the encoder to the space that one modality shares with one other: a hidden layer, and a linear one."""
+
+    def __init__(self, width: int, hidden: int, embed: int, *, rngs: nnx.Rngs, dtype: Any):
+        self.up = Linear(width, hidden, axes=("embed", "mlp"), rngs=rngs, dtype=dtype)
+        self.down = Linear(hidden, embed, axes=("mlp", "joint"), rngs=rngs, dtype=dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, D] -> unit rows float32 [B, E]."""
+        return unit(self.down(jax.nn.gelu(self.up(x))))
+
+
+class Imp(nnx.Module):
+    """See the top of this file.
+
+    Args:
+      config: see `ImpConfig`. inputs: fixes vocabulary, padding and channels.
+    """
+
+    def __init__(self, config: ImpConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        width, options = config.sizes.width, dict(rngs=rngs, dtype=dtype)
+        c, p, s = config, config.patch, config.spectrogram_patch
+        takes = set(c.inputs)
+        sides = dict(time=c.patch_frames, height=p, width=p)
+        most = dict(time=c.most_frames, height=c.most_pixels, width=c.most_pixels)
+        self.vision = GridTokens("video", sides, most, inputs.channels, width, **options)
+        sides, most = dict(time=s, bins=s), dict(time=c.most_steps, bins=c.most_bins)
+        self.spectrogram = GridTokens("spectrogram", sides, most, 1, width, **options) if "spectrogram" in takes else None
+        sides, most = dict(time=c.waveform_patch), dict(time=c.most_samples)
+        self.waveform = GridTokens("waveform", sides, most, 1, width, **options) if "waveform" in takes else None
+        self.words = Embedding(inputs.vocab_size, width, **options)
+        self.word_positions = FactoredPositions("text", dict(time=c.most_words), width, **options)
+        self.transformer = Transformer(c.sizes, c.options(), **options)
+        self.norm = LayerNorm(width, bias=False, dtype=dtype)
+        directed = [f"{a}>{b}" for pair in map(lambda p: p.split("-"), c.pairs) for a, b in (pair, pair[::-1])]
+        self.projections = nnx.Dict({name: Projection(width, c.projection_hidden, c.embed_dim, **options) for name in directed})
+        start = -math.log(c.temperature)
+        self.log_scale = nnx.Dict({pair: nnx.Param(jnp.float32(start), axes=()) for pair in c.pairs})
+        self.classes = nnx.Dict(
+            {name: Linear(width, n, axes=("embed", "classes"), init=normal(0.02), **options) for name, n in c.classes.items()}
+        )
+        self.most = None if c.max_scale is None else math.log(c.max_scale)
+        self.config, self.pad_id, self.dtype = config, inputs.pad_id, dtype
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # One modality
+
+    def _tokens(self, name: str, x: jax.Array, length: jax.Array | None, drop: float, key: jax.Array | None) -> tuple[Any, Any]:
+        """Tokens [B, P, D] of one input, and their mask bool [B, P] or None."""
+        if name == "text":
+            b, t = x.shape
+            self.word_positions.check([t])
+            places = jnp.broadcast_to(jnp.arange(t)[:, None], (b, t, 1))
+            if drop:
+                raise ValueError("drop: 'text' has no tokens to drop; patches of image, video, spectrogram and waveform have")
+            return self.words(x) + self.word_positions(places), x != self.pad_id
+        if name not in self.config.inputs:
+            raise ValueError(f"{name}: the model does not take it (inputs: {', '.join(self.config.inputs)})")
+        grid = self.vision if name in ("image", "video") else getattr(self, name)
+        patches = grid.still(x) if name == "image" else grid.cut(x[..., None] if name in ("spectrogram", "waveform") else x)
+        if length is not None:  # in steps of the first axis; a patch counts from its first step on
+            patches = patches._replace(mask=patches.places[..., 0] * grid.patch[0] < length[:, None])
+        if drop:
+            patches = keep_some(patches, drop, key)
+        return (grid.embed_still if name == "image" else grid)(patches), patches.mask
+
+    def encode(
+        self, name: str, x: jax.Array, length: jax.Array | None = None, *, drop: float = 0.0, skills: tuple[str, ...] | None = None,
+        train: bool = False, key: jax.Array | None = None,
+    ) -> MoeOutput:  # fmt: skip
+        """Encodes one input.
+
+        Args:
+          name, x: `image` [B, S, S, C], `video` [B, F, S, S, C], `spectrogram` [B, T, N], `waveform` [B, T], or `text` int [B, T].
+          length: int [B], frames, steps or samples that are not padding; None: all.
+          drop: share of its tokens that is left out, drawn with `key`.
+          skills: that run, where the experts are skills; None: those named like the modality.
+
+        Returns:
+          `y` [B, D], the mean of the tokens; losses and health of the MoE layers.
+
+        Raises:
+          ValueError: sides that patches do not divide, or beyond the tables of positions.
+        """
+        drop_key, key = (None, None) if key is None else jax.random.split(key)
+        tokens, mask = self._tokens(name, x, length, drop, drop_key)
+        kind = INPUTS[name]
+        routing: dict[str, Any] = {}
+        if self.config.moe is not None:
+            named = getattr(self.config.moe.router, "names", None)
+            routing = dict(modality=jnp.int32(MODALITIES.index(kind)), skills=skills or (named and (kind,)))
+        out = self.transformer.routed(tokens, mask=mask, train=train, key=key, **routing)
+        y = self.norm(out.y).astype(jnp.float32)
+        if mask is None:
+            return dataclasses.replace(out, y=y.mean(1))
+        weight = mask.astype(jnp.float32)[..., None]
+        return dataclasses.replace(out, y=(y * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0))
+
+    def embed(self, name: str, x: jax.Array, target: str, length: jax.Array | None = None) -> jax.Array:
+        """One input in the space that its modality shares with `target`: unit rows float32 [B, E].
+
+        Raises KeyError where the model has no such pair.
+        """
+        projection = f"{INPUTS[name]}>{target}"
+        if projection not in self.projections:
+            raise KeyError(f"{projection!r} is not among the model's projections{nearest(projection, list(self.projections))}")
+        return self.projections[projection](self.encode(name, x, length).y)
+
+    def encode_image(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+        """image float [B, S, S, C], normalised -> unit rows float32 [B, E], to be compared with texts."""
+        return self.embed("image", image, "text")
+
+    def encode_text(self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+        """text int [B, T] -> unit rows float32 [B, E], to be compared with pictures and video."""
+        return self.embed("text", text, "vision")
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # A batch
+
+    def __call__(
+        self, batch: Mapping[str, jax.Array], *, drop: Mapping[str, float] | None = None, classes: tuple[str, ...] = (),
+        skills: tuple[str, ...] | None = None, train: bool = False, key: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:  # fmt: skip
+        """Encodes whatever the batch holds.
+
+        Args:
+          batch: any of `INPUTS`, at most one of a modality, with `NAME_length` int [B] where rows are padded.
+          drop: input -> share of its tokens to leave out.
+          classes: heads to run, on the batch's first input that is not text.
+          skills: see `encode`.
+          train, key: as for `TwoTower`.
+
+        Returns:
+          For each pair A-B of which the batch has both: `A>B` and `B>A`, unit rows float32 [B, E], and `log_scale/A-B` float32 [];
+          `logits/NAME` float32 [B, K]; `moe/loss/NAME` and `moe/health/NAME`, the same for every row: float32 [B] and [B, …], the sum
+          of the losses over the layers and inputs, and the health by layer, mean over the inputs.
+        """
+        drop, given = drop or {}, [name for name in INPUTS if name in batch]
+        found = {INPUTS[name] for name in given}
+        if len(found) < len(given) or not given:
+            raise ValueError(f"batch: has {', '.join(given) or 'no input'}; must be at least one of {', '.join(INPUTS)}, one of a modality")
+        if unknown := set(drop) - set(INPUTS):
+            raise ValueError(f"drop: {sorted(unknown)} are no inputs (inputs: {', '.join(INPUTS)})")
+        keys = dict(zip(given, [None] * len(given) if key is None else jax.random.split(key, len(given))))
+        encoded = {}
+        for name in given:
+            rate = drop.get(name, 0.0) if train else 0.0
+            encoded[INPUTS[name]] = self.encode(
+                name, batch[name], batch.get(f"{name}_length"), drop=rate, skills=skills, train=train, key=keys[name]
+            )
+        outputs = {}
+        for pair, scale in self.log_scale.items():
+            a, b = pair.split("-")
+            if {a, b} <= found:
+                outputs |= {f"{s}>{t}": self.projections[f"{s}>{t}"](encoded[s].y) for s, t in ((a, b), (b, a))}
+                outputs[f"log_scale/{pair}"] = scale[...] if self.most is None else bounded(scale[...], self.most)
+        seen = next((encoded[INPUTS[name]].y for name in given if name != "text"), None)
+        outputs |= {f"logits/{name}": self.classes[name](seen).astype(jnp.float32) for name in classes}
+        return outputs | _reports(list(encoded.values()), len(batch[given[0]]))
+
+
+def _reports(encoded: list[MoeOutput], rows: int) -> dict[str, jax.Array]:
+    """Losses and health for every row alike, so that they pass through microbatches as rows do; a row's loss is the whole loss."""
+    if not encoded[0].health:
+        return {}
+    losses = {k: sum(out.losses[k] for out in encoded) for k in encoded[0].losses}
+    # Of `load_by_modality` each input fills the row of its own modality.
+    health = {k: sum(out.health[k] for out in encoded) / (1 if "by_modality" in k else len(encoded)) for k in encoded[0].health}
+    named = {f"moe/loss/{k}": v for k, v in losses.items()} | {f"moe/health/{k}": v for k, v in health.items()}
+    return {k: jnp.broadcast_to(v, (rows, *v.shape)) for k, v in named.items()}

@@ -1,0 +1,85 @@
+"""E perceptrons `D -> F -> D` with one parameter each for all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxvl.nn.linear import Initializer, xavier
+from jaxvl.nn.mlp import ACTIVATIONS, Activation
+from jaxvl.nn.random import dropout
+
+
+class Stacked(nnx.Module):
+    """E linear maps: kernel [E, in, out], and bias [E, out].
+
+    Args:
+      axes: logical names of `in` and `out`.
+      init: called once per expert with [in, out].
+    """
+
+    def __init__(self, experts: int, inputs: int, outputs: int, *, axes: tuple[str, str], bias: bool, init: Initializer, rngs: nnx.Rngs):
+        keys = jax.random.split(rngs.params(), experts)
+        self.kernel = nnx.Param(jax.vmap(lambda key: init(key, (inputs, outputs), jnp.float32))(keys), axes=("expert", *axes))
+        self.bias = nnx.Param(jnp.zeros((experts, outputs), jnp.float32), axes=("expert", axes[1])) if bias else None
+
+    def arrays(self, dtype: Any) -> dict[str, jax.Array | None]:
+        """Kernel and bias in the compute dtype."""
+        return {"kernel": self.kernel[...].astype(dtype), "bias": None if self.bias is None else self.bias[...].astype(dtype)}
+
+
+class Experts(nnx.Module):
+    """E perceptrons, each initialised on its own.
+
+    Args:
+      experts, width, hidden: E, D and F.
+      bias: IMP has none.
+      dropout: rate after the activation.
+    """
+
+    def __init__(
+        self,
+        experts: int,
+        width: int,
+        hidden: int,
+        *,
+        rngs: nnx.Rngs,
+        activation: Activation = "gelu_tanh",
+        bias: bool = False,
+        dropout: float = 0.0,
+        init: Initializer = xavier,
+        dtype: Any = jnp.float32,
+    ):
+        options = dict(bias=bias, init=init, rngs=rngs)
+        self.up = Stacked(experts, width, hidden, axes=("embed", "mlp"), **options)
+        self.down = Stacked(experts, hidden, width, axes=("mlp", "embed"), **options)
+        self.activation, self.dropout, self.dtype = activation, dropout, dtype
+
+    def weights(self) -> dict[str, dict[str, jax.Array | None]]:
+        """All parameters in the compute dtype."""
+        return {"up": self.up.arrays(self.dtype), "down": self.down.arrays(self.dtype)}
+
+    def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+        """x [G, E, C, D] -> [G, E, C, D]: row e through expert e."""
+        w = self.weights()
+        x = ACTIVATIONS[self.activation](_each(x.astype(self.dtype), w["up"]))
+        return _each(dropout(x, self.dropout, key, train=train), w["down"])
+
+    def sorted_rows(self, weights: Any, x: jax.Array, counts: jax.Array) -> jax.Array:
+        """x [N, D], sorted by expert, `counts` int32 [E] rows for each -> [N, D]; `weights` as `weights()` gives them."""
+        x = ACTIVATIONS[self.activation](_ragged(x.astype(self.dtype), weights["up"], counts))
+        return _ragged(x, weights["down"], counts)
+
+
+def _each(x: jax.Array, w: dict[str, jax.Array | None]) -> jax.Array:
+    """x [G, E, C, in] -> [G, E, C, out]."""
+    y = jnp.einsum("geci,eio->geco", x, w["kernel"])
+    return y if w["bias"] is None else y + w["bias"][:, None]
+
+
+def _ragged(x: jax.Array, w: dict[str, jax.Array | None], counts: jax.Array) -> jax.Array:
+    y = jax.lax.ragged_dot(x, w["kernel"], counts)
+    return y if w["bias"] is None else y + jnp.repeat(w["bias"], counts, axis=0, total_repeat_length=len(x))

@@ -1,0 +1,45 @@
+"""How well a router spreads its tokens, for the log."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxvl.nn.moe.dispatch import Mixing
+from jaxvl.nn.moe.losses import entropy
+from jaxvl.nn.moe.router import Routing, Tokens
+
+DEAD = 0.01  # an expert is dead whose share of the weight is below this part of an even share
+
+
+def health_of(routing: Routing, tokens: Tokens) -> dict[str, jax.Array]:
+    """Figures of one layer and batch, without gradient.
+
+    Returns:
+      load: each expert's share of the (token, expert) pairs that run, float32 [E]; of soft routing, its share of the weight.
+      load_by_modality: the same within each modality, float32 [M, E], rows of 0 where there is no token; only where tokens
+        have one.
+      dropped: share of the tokens that no expert sees.
+      overflow: share of the choices beyond an expert's capacity (token choice).
+      entropy: mean over tokens of the entropy of their distribution over experts, in nats.
+      dead: number of experts with less than 1 % of an even share of the weight.
+      Float32 [] where not said otherwise.
+    """
+    mass, real, probs = (jax.lax.stop_gradient(a) for a in (routing.mass, tokens.real, routing.probs))
+    experts, count = mass.shape[-1], jnp.maximum(real.sum(), 1.0)
+    runs = (mass if isinstance(routing.plan, Mixing) else mass > 0) * real[..., None]
+    weight = (mass * real[..., None]).sum((0, 1))
+    found = {
+        "load": _shares(runs.sum((0, 1))),
+        "dropped": (real * (runs.sum(-1) == 0)).sum() / count,
+        "overflow": jax.lax.stop_gradient(routing.overflow),
+        "entropy": (real * entropy(probs)).sum() / count,
+        "dead": (_shares(weight) < DEAD / experts).sum().astype(jnp.float32),
+    }
+    if tokens.modality is not None:
+        found["load_by_modality"] = jnp.stack([_shares((runs * own[..., None]).sum((0, 1))) for own in tokens.kinds().values()])
+    return found
+
+
+def _shares(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(x.sum(-1, keepdims=True), 1e-9)

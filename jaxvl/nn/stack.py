@@ -1,0 +1,133 @@
+"""Layers of one or two kinds as stacked parameters, and running them in order, scanned or unrolled."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Remat = Literal["none", "full", "dots"]
+Kinds = tuple[bool, ...]  # per layer: whether it is of the second kind
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`layers` modules of one kind as one module whose parameters have a leading axis L, named `layers`."""
+    stacked = nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), layers))
+    for _, variable in nnx.to_flat_state(nnx.state(stacked, nnx.Param)):
+        variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
+    return stacked
+
+
+def unstack(tree: Any, layers: int) -> list[Any]:
+    """The slices of every leaf along its leading axis.
+
+    By `lax.split`, whose gradient is one concatenation; that of indexing would be a sum of L arrays of the full size.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    slices = [[piece[0] for piece in jax.lax.split(leaf, (1,) * layers)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, [s[i] for s in slices]) for i in range(layers)]
+
+
+def rematerialise(f: Callable, remat: Remat, *, scanned: bool) -> Callable:
+    """`f` with its backward pass recomputing as `remat` says."""
+    if remat == "none":
+        return f
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(f, policy=policy, prevent_cse=not scanned)
+
+
+def segments(kinds: Kinds) -> list[tuple[Kinds, int]]:
+    """(kinds of a unit of layers, repeats) in order: how a stack of two kinds is scanned.
+
+    Layers of one kind in a row are a unit of one layer, repeated. Where a pattern recurs (dense, MoE, dense, MoE …), the pattern is
+    the unit, so that the compiled program holds it once.
+    """
+    period = kinds.index(True) + 1 if True in kinds else 0
+    whole, rest = divmod(len(kinds), period) if period else (0, 0)
+    if period > 1 and whole > 1 and kinds == (kinds[:period] * (whole + 1))[: len(kinds)]:
+        return [(kinds[:period], whole)] + [((False,), rest)] * bool(rest)
+    return [((kind,), len(list(run))) for kind, run in itertools.groupby(kinds)]
+
+
+def run_layers(
+    layer: Callable[[nnx.Module, Any, Any], tuple[Any, Any]],
+    x: Any,
+    modules: Mapping[bool, nnx.Module],
+    kinds: Kinds,
+    inputs: Any,
+    *,
+    scan: bool = True,
+    remat: Remat = "none",
+) -> tuple[Any, Any]:
+    """All layers in order.
+
+    Args:
+      layer: (module of one layer, x, its inputs) -> (x, report); a report is a pytree of arrays, or None.
+      modules: by kind, the layers of that kind as `stack` made them.
+      inputs: pytree of arrays with a leading axis L, one entry for each layer.
+
+    Returns:
+      x, and the reports that are not None with a leading axis of their layers, in order; None where there are none.
+    """
+    halves = {kind: nnx.split(module) for kind, module in modules.items()}
+
+    def call(kind: bool, x: Any, params: Any, inputs: Any) -> tuple[Any, Any]:
+        return layer(nnx.merge(halves[kind][0], params), x, inputs)
+
+    calls = {kind: rematerialise(functools.partial(call, kind), remat, scanned=scan) for kind in halves}
+    if not scan:
+        own = {kind: iter(unstack(params, kinds.count(kind))) for kind, (_, params) in halves.items()}
+        reports = []
+        for i, kind in enumerate(kinds):
+            x, report = calls[kind](x, next(own[kind]), jax.tree.map(lambda a, i=i: a[i], inputs))
+            reports.append(jax.tree.map(lambda a: a[None], report))
+        return x, _joined(reports)
+    parts, reports = segments(kinds), []
+    own = {kind: iter(_cut(params, [u.count(kind) * n for u, n in parts if kind in u])) for kind, (_, params) in halves.items()}
+    for (unit, n), theirs in zip(parts, _cut(inputs, [len(unit) * n for unit, n in parts])):
+        params = {kind: _fold(next(own[kind]), unit.count(kind)) for kind in sorted(set(unit))}
+        x, report = _scan_unit(calls, unit, x, params, _fold(theirs, len(unit)))
+        reports.append(report)
+    return x, _joined(reports)
+
+
+def _scan_unit(calls: Mapping[bool, Callable], unit: Kinds, x: Any, params: Mapping[bool, Any], inputs: Any) -> tuple[Any, Any]:
+    """A unit of layers, repeated: params and inputs [n, …] where the unit has one of a kind, else [n, layers of the unit, …]."""
+
+    def body(x: Any, slices: tuple[Any, Any]) -> tuple[Any, Any]:
+        params, inputs = slices
+        params = {kind: iter([p] if unit.count(kind) == 1 else unstack(p, unit.count(kind))) for kind, p in params.items()}
+        inputs = [inputs] if len(unit) == 1 else unstack(inputs, len(unit))
+        reports = []
+        for kind, own in zip(unit, inputs):
+            x, report = calls[kind](x, next(params[kind]), own)
+            reports.append(report)
+        return x, _joined([jax.tree.map(lambda a: a[None], r) for r in reports]) if len(unit) > 1 else reports[0]
+
+    x, report = jax.lax.scan(body, x, (params, inputs))
+    return x, report if len(unit) == 1 else jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), report)
+
+
+def _cut(tree: Any, sizes: Sequence[int]) -> list[Any]:
+    """Consecutive parts of every leaf along its leading axis."""
+    if len(sizes) == 1:
+        return [tree]
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [jax.lax.split(leaf, tuple(sizes)) for leaf in leaves]
+    return [jax.tree.unflatten(structure, [p[i] for p in parts]) for i in range(len(sizes))]
+
+
+def _fold(tree: Any, n: int) -> Any:
+    """[L, …] -> [L / n, n, …]; unchanged for n = 1."""
+    return tree if n == 1 else jax.tree.map(lambda a: a.reshape(-1, n, *a.shape[1:]), tree)
+
+
+def _joined(reports: Sequence[Any]) -> Any:
+    """The reports that are not None, one behind the other."""
+    given = [r for r in reports if r is not None]
+    return given[0] if len(given) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *given) if given else None

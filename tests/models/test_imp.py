@@ -1,0 +1,134 @@
+"""IMP: one encoder, whatever comes in."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxvl.config import ConfigError
+from jaxvl.models import InputSpec
+from jaxvl.models.functional import functional
+from jaxvl.models.imp import ImpConfig
+from jaxvl.nn.moe import MoeConfig
+from jaxvl.nn.patches import cut, keep_some
+from jaxvl.sharding import MeshConfig, make_mesh, param_shardings
+
+PAIRS = ("vision-text", "vision-audio", "audio-text")
+SMALL = ImpConfig(variant="small", width=32, depth=2, heads=2, hidden=64, embed_dim=16, projection_hidden=24, pairs=PAIRS)
+SPARSE = dataclasses.replace(SMALL, moe=MoeConfig(last=1, experts=4, span="row"), classes={"kind": 5})
+INPUTS = InputSpec(32, 8, 50, 0, 1)
+
+
+@pytest.fixture(scope="module", params=[SMALL, SPARSE], ids=["dense", "sparse"])
+def model(request):
+    built = functional(request.param, INPUTS)
+    params, rest = jax.jit(built.init)(jax.random.key(0))
+    return built, params, rest
+
+
+def embed(model, name, x, target, length=None):
+    built, params, rest = model
+    return np.asarray(jax.jit(lambda p, x, n: built.apply(p, rest, name, x, target, n, method="embed")[0])(params, x, length))
+
+
+# The released models' numbers of parameters in the backbone: attention, MLP, norms and the patches of video.
+@pytest.mark.parametrize("variant, millions", [("small", 21), ("base", 88), ("large", 306)])
+def test_backbones_have_the_published_sizes(variant, millions):
+    built = functional(ImpConfig(variant=variant), InputSpec(256, 16, 32100, 0, 1))
+    count = sum(math.prod(s.shape) for p, s in built.params.items() if p.startswith(("transformer", "vision", "norm")))
+    assert count / 1e6 == pytest.approx(millions, rel=0.07 if variant == "small" else 0.02)
+
+
+def test_a_picture_is_a_video_of_equal_frames(model):
+    image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    video = jnp.repeat(image[:, None], SMALL.patch_frames, axis=1)
+    np.testing.assert_allclose(embed(model, "image", image, "text"), embed(model, "video", video, "text"), atol=1e-5)
+
+
+@pytest.mark.parametrize("name, shape, part", [("spectrogram", (2, 64, 128), 32), ("waveform", (2, 2048), 1024), ("text", (2, 8), 5)])
+def test_padding_does_not_count(name, shape, part):
+    built = functional(SMALL, INPUTS)  # expert choice shares its places among all tokens, so that a sparse model sees the length
+    model = built, *jax.jit(built.init)(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(2), shape) if name != "text" else jax.random.randint(jax.random.key(2), shape, 2, 50)
+    short = x[:, :part]
+    padded = x.at[:, part:].set(0 if name == "text" else 9.0)
+    length = None if name == "text" else jnp.full(2, part)
+    np.testing.assert_allclose(embed(model, name, padded, "vision", length), embed(model, name, short, "vision"), atol=1e-5)
+
+
+def test_dropped_tokens_leave_the_others_where_they_were():
+    x = jnp.arange(2 * 8 * 32 * 32 * 1, dtype=jnp.float32).reshape(2, 8, 32, 32, 1)
+    patches = cut(x, (4, 16, 16), "video")
+    kept = keep_some(patches, 0.5, jax.random.key(0))
+    assert kept.values.shape[1] == 4
+    for row in range(2):
+        places = {tuple(p): v for p, v in zip(patches.places[row].tolist(), np.asarray(patches.values[row]))}
+        chosen = [tuple(p) for p in kept.places[row].tolist()]
+        assert chosen == sorted(chosen) and len(set(chosen)) == 4
+        for place, values in zip(chosen, np.asarray(kept.values[row])):
+            np.testing.assert_array_equal(values, places[place])
+            t, h, w = place
+            np.testing.assert_array_equal(values, x[row, 4 * t : 4 * t + 4, 16 * h : 16 * h + 16, 16 * w : 16 * w + 16].reshape(-1))
+    assert not np.array_equal(kept.places[0], keep_some(patches, 0.5, jax.random.key(1)).places[0])
+
+
+def test_a_batch_gives_the_pairs_that_it_has(model):
+    built, params, rest = model
+    batch = dict(image=jnp.ones((4, 32, 32, 3)), text=jnp.full((4, 8), 7), spectrogram=jnp.ones((4, 32, 128)))
+    outputs, _ = jax.eval_shape(lambda p: built.apply(p, rest, batch), params)
+    assert {k for k in outputs if ">" in k} == {f"{a}>{b}" for pair in PAIRS for a, b in (pair.split("-"), pair.split("-")[::-1])}
+    del batch["spectrogram"]
+    outputs, _ = jax.eval_shape(lambda p: built.apply(p, rest, batch), params)
+    assert {k for k in outputs if ">" in k or "scale" in k} == {"vision>text", "text>vision", "log_scale/vision-text"}
+
+
+def test_a_task_moves_only_what_it_uses():
+    built = functional(SPARSE, INPUTS)
+    params, rest = jax.jit(built.init)(jax.random.key(0))
+    batch = dict(image=jax.random.normal(jax.random.key(1), (4, 32, 32, 3)), text=jax.random.randint(jax.random.key(2), (4, 8), 2, 50))
+
+    def loss(params):
+        out = built.apply(params, rest, batch, classes=("kind",), train=True, key=jax.random.key(3))[0]
+        return jnp.sum(out["vision>text"] * out["text>vision"]) + jnp.sum(out["logits/kind"] ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    still = {p.split("/")[0] for p, g in gradient.items() if not np.any(g)}
+    assert {"spectrogram", "waveform"} <= still and not {"vision", "words", "transformer", "classes"} & still
+    assert all(np.any(g) == ("audio" not in p) for p, g in gradient.items() if p.startswith("projections/"))
+
+
+def test_eight_devices_equal_one():
+    built = functional(dataclasses.replace(SPARSE, moe=MoeConfig(last=1, experts=4, span="batch", group_size=64)), INPUTS)
+    params, rest = jax.jit(built.init)(jax.random.key(0))
+    batch = dict(image=jax.random.normal(jax.random.key(1), (8, 32, 32, 3)), text=jax.random.randint(jax.random.key(2), (8, 8), 2, 50))
+
+    def outputs(params, batch):
+        return built.apply(params, rest, batch, drop={"image": 0.5}, train=True, key=jax.random.key(3))[0]
+
+    alone = jax.jit(outputs)(params, batch)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, expert=2))
+    shardings = param_shardings(built.axes, {p: s.shape for p, s in built.params.items()}, mesh)
+    with jax.set_mesh(mesh):
+        together = jax.jit(outputs)(jax.device_put(params, shardings), batch)
+    for name, value in alone.items():
+        np.testing.assert_allclose(together[name], value, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name, x, message", [
+    ("video", jnp.ones((1, 6, 32, 32, 3)), "6 x 32 x 32 must be a multiple of the patch 4 x 16 x 16"),
+    ("spectrogram", jnp.ones((1, 2048, 128)), "128 patches along time are more than the 64 positions"),
+])  # fmt: skip
+def test_inputs_that_do_not_fit_are_refused(name, x, message):
+    built = functional(SMALL, INPUTS)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda p: built.apply(p, {}, name, x, "text", method="embed"), built.params)
+
+
+def test_options_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="pairs: 'vision-smell' must be two of vision, audio, text"):
+        ImpConfig(pairs=("vision-smell",))
+    with pytest.raises(ConfigError, match="last: 6 layers are more than the 2"):
+        ImpConfig(width=32, depth=2, heads=2, moe=MoeConfig(last=6))

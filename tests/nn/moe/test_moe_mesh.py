@@ -1,0 +1,113 @@
+"""Expert parallelism is layout: any mesh gives the numbers of one device, and tokens travel by all-to-all."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import moe_oracle as oracle
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxvl.nn.moe import ExpertChoice, Soft, TokenChoice
+from jaxvl.sharding import MeshConfig, make_mesh, param_shardings
+
+ROUTERS = {
+    "expert_choice": (ExpertChoice(), "gather"),
+    "einsum": (ExpertChoice(), "einsum"),
+    "token_choice": (TokenChoice(top=2, priority="score"), "gather"),
+    "soft": (Soft(2), "gather"),
+}
+MESHES = {2: dict(data=1, expert=2), 4: dict(data=2, expert=2), 8: dict(data=2, fsdp=2, expert=2)}
+SIZES = dict(experts=8, group_size=8, width=8)
+
+
+def mesh_of(**axes):
+    config = MeshConfig(**axes)
+    return make_mesh(config, jax.devices()[: int(np.prod([n for n in axes.values()]))])
+
+
+def placed(params, x, mesh):
+    """Weights and tokens as a trainer lays them out."""
+    pairs = nnx.to_flat_state(params)
+    axes = {"/".join(p): v.get_metadata()["axes"] for p, v in pairs}
+    where = param_shardings(axes, {"/".join(p): v.shape for p, v in pairs}, mesh)
+    params = nnx.from_flat_state([(p, v.replace(jax.device_put(v[...], where["/".join(p)]))) for p, v in pairs])
+    return params, jax.device_put(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+
+
+def step_of(graphdef, mask):
+    @oracle.quick_jit
+    def step(params, x):
+        def loss(params, x):
+            out = nnx.merge(graphdef, params)(x, mask=mask, train=True)
+            return (out.y**2).sum() + sum(out.losses.values(), jnp.float32(0)), (out.y, out.health)
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+
+    return step
+
+
+def tokens(t=8, lengths=5):
+    x = jax.random.normal(jax.random.key(1), (8, t, 8))
+    return x, jnp.arange(t) < 3 + jnp.arange(8)[:, None] % lengths
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_expert_parallel_equals_one_device(router):
+    choice, dispatch = ROUTERS[router]
+    graphdef, params = oracle.layer_of(choice, dispatch, **SIZES)
+    x, mask = tokens()
+    step = step_of(graphdef, mask)
+    one = step(params, x)
+    for devices in MESHES if router == "expert_choice" else [8]:
+        mesh = mesh_of(**MESHES[devices])
+        with jax.set_mesh(mesh):
+            program = step.lower(*placed(params, x, mesh)).compile()
+            many = program(*placed(params, x, mesh))
+        for (path, a), b in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(many), strict=True):
+            scale = max(np.abs(a).max(), 1e-3)
+            np.testing.assert_allclose(a, b, atol=1e-5 * scale, err_msg=f"{devices} {jax.tree_util.keystr(path)}")
+        text = program.as_text()
+        # To the experts and back; the same in the backward pass.
+        assert len(re.findall(r"= .*\sall-to-all(?:-start)?\(", text)) >= 4, devices
+
+
+def test_nothing_of_all_groups_is_gathered_on_a_device():
+    """The router's probabilities [G, E, S] and the places [G, E, C, D] of all groups exist nowhere."""
+    graphdef, params = oracle.layer_of(ExpertChoice(), **SIZES)
+    x, mask = tokens()
+    mesh = mesh_of(data=4, expert=2)
+    with jax.set_mesh(mesh):
+        text = step_of(graphdef, mask).lower(*placed(params, x, mesh)).compile().as_text()
+    for line in re.findall(r"= (f32\[[\d,]*\]).*\sall-gather(?:-start)?\(", text):
+        size = np.prod([int(n) for n in re.findall(r"\d+", line[3:])])
+        assert size <= x.size // 4, line  # the tokens of this data shard, back from the experts' devices
+
+
+def test_ragged_on_data_and_fsdp_and_refused_where_experts_are_sharded():
+    graphdef, params = oracle.layer_of(TokenChoice(top=2, capacity_factor=None), "ragged", **SIZES)
+    x, mask = tokens()
+    step = step_of(graphdef, mask)
+    one = step(params, x)
+    mesh = mesh_of(data=2, fsdp=2)
+    with jax.set_mesh(mesh):
+        many = step(*placed(params, x, mesh))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(a).max(), 1e-3))
+    mesh = mesh_of(data=2, expert=2)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="dispatch: 'ragged' needs a mesh of data x fsdp alone"):
+        step.lower(*placed(params, x, mesh))
+
+
+def test_groups_that_the_mesh_does_not_divide():
+    """One group over all examples: correct, if not spread."""
+    graphdef, params = oracle.layer_of(ExpertChoice(), experts=4, group_size=64, width=8)
+    x, mask = tokens()
+    step = step_of(graphdef, mask)
+    one, mesh = step(params, x), mesh_of(data=2, expert=2)
+    with jax.set_mesh(mesh):
+        many = step(*placed(params, x, mesh))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(a).max(), 1e-3))
