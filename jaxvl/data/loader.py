@@ -111,8 +111,11 @@ class Batches:
         self.rows = np.arange(config.batch) if rows is None else np.asarray(rows)
         if len(source) == 0:
             raise DataError(f"split {config.split!r} has no records")
-        order = grain.MapDataset.range(len(source))
-        self._order = (order.shuffle(seed=seed) if config.shuffle else order).repeat()
+        if hasattr(source, "order"):  # a mixture has an order of its own
+            self._order = source.order(seed, config.shuffle)
+        else:
+            order = grain.MapDataset.range(len(source))
+            self._order = (order.shuffle(seed=seed) if config.shuffle else order).repeat()
         self.skipped: collections.Counter[str] = collections.Counter()
         self._seen, self._lock = 0, threading.Lock()
         self._cache: dict[int, Row] = {}

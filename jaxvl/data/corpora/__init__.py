@@ -2,4 +2,4 @@
 
 from jaxvl.config import Registry
 
-CORPORA = Registry("corpus", load=["jaxvl.data.corpora.emoji", "jaxvl.data.corpora.shapes"])
+CORPORA = Registry("corpus", load=[f"jaxvl.data.corpora.{name}" for name in ("emoji", "mixture", "shapes", "stamps")])

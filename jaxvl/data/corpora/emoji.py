@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -30,11 +29,11 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.progress import track
 
 from jaxvl.config import check
 from jaxvl.data.corpora import CORPORA, npm
+from jaxvl.data.corpora.pictures import draw
 from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
 from jaxvl.data.records import DataError
 
@@ -179,24 +178,6 @@ def _svg(icon: Mapping[str, Any], icons: Mapping[str, Any]) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="{left} {top} {width} {height}" width="{width}" height="{height}">{icon["body"]}</svg>'
     )
-
-
-def draw(picture: str, size: int) -> bytes:
-    """An SVG text or WebP path as PNG bytes, RGBA, `size` x `size` (the longer side; centred on transparency)."""
-    if picture.startswith("<svg"):
-        import resvg_py  # of jaxvl[demo]; needed to build the corpus, not to read it
-
-        image = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=picture, width=size))))
-    else:
-        image = Image.open(picture)
-    image = image.convert("RGBA").convert("RGBa")
-    if max(image.size) != size:
-        image = image.resize(tuple(max(1, round(n * size / max(image.size))) for n in image.size), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGBa", (size, size))
-    canvas.paste(image, tuple((size - n) // 2 for n in image.size))
-    out = io.BytesIO()
-    canvas.convert("RGBA").save(out, "PNG")
-    return out.getvalue()
 
 
 def find_captions(modules: pathlib.Path, known: set[str]) -> dict[str, dict[str, list]]:
