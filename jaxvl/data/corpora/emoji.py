@@ -19,21 +19,17 @@ import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
-import os
 import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 from rich.progress import track
 
 from jaxvl.config import check
-from jaxvl.data.corpora import CORPORA, npm
-from jaxvl.data.corpora.pictures import draw
+from jaxvl.data.corpora import CORPORA, drawing, npm
 from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
 from jaxvl.data.records import DataError
 
@@ -114,9 +110,8 @@ def build(folder: pathlib.Path, *, size: int, log: Callable[[str], None], module
         emoji = sorted(groups)
         label = {key: i for i, key in enumerate(emoji)}
         log(f"emoji corpus: drawing {len(order)} pictures at {size} x {size}")
-        # Not forked: this process may already run JAX's threads.
-        pool = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")))
-        drawn = pool.map(functools.partial(draw, size=size), [pictures[k] for k in order], chunksize=64)
+        pool = stack.enter_context(drawing.workers())
+        drawn = pool.map(functools.partial(drawing.draw, size=size), [pictures[k] for k in order], chunksize=64)
 
         def records() -> Iterator[dict[str, Any]]:
             for (style, key), image in track(zip(order, drawn), "drawing", total=len(order), transient=True):

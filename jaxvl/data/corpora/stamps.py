@@ -19,13 +19,10 @@ import dataclasses
 import functools
 import hashlib
 import io
-import multiprocessing
-import os
 import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +31,7 @@ from rich.progress import track
 
 from jaxvl.config import check
 from jaxvl.data import clips
-from jaxvl.data.corpora import CORPORA, debian
-from jaxvl.data.corpora.pictures import draw
+from jaxvl.data.corpora import CORPORA, debian, drawing
 from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
 from jaxvl.data.records import BadRecord, DataError
 
@@ -121,11 +117,10 @@ def build(folder: pathlib.Path, *, config: Stamps, log: Callable[[str], None]) -
         labels = [english.index(same(stamps[key].captions["en"])) for key in keys]
         wanted = [clip for key in keys for clip in stamps[key].clips] if config.audio else []
         log(f"stamps corpus: {len(keys)} pictures at {config.size} x {config.size}, {len(wanted)} clips")
-        # Not forked: this process may already run JAX's threads.
-        pool = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")))
+        pool = stack.enter_context(drawing.workers())
         drawn = pool.map(functools.partial(draw_first, size=config.size), [stamps[k].pictures for k in keys], chunksize=16)
         sounds = pool.map(encode, [clip.path for clip in wanted], chunksize=64)
-        have = {kind: np.zeros(len(keys), bool) for kind in KINDS}
+        have: dict[str, np.ndarray] = {}
         counts = {f"clips/{kind}": 0 for kind in KINDS} | {"clips_unreadable": 0}
 
         def audio(number: int) -> dict[str, dict[str, bytes]]:
@@ -248,7 +243,9 @@ def make_splits(keys: Sequence[str], groups: Mapping[str, str]) -> dict[str, np.
 
 def class_names(stamps: Mapping[str, Stamp], keys: Sequence[str], labels: Sequence[int]) -> dict[str, list[str | None]]:
     """Locale -> caption of every label: that of the first stamp that has it."""
-    names: dict[str, list[str | None]] = {where: [None] * (max(labels) + 1) for where in sorted({k for s in stamps.values() for k in s.captions})}
+    names: dict[str, list[str | None]] = {
+        where: [None] * (max(labels) + 1) for where in sorted({k for s in stamps.values() for k in s.captions})
+    }
     for key, label in zip(keys, labels):
         for where, text in stamps[key].captions.items():
             names[where][label] = names[where][label] or text
@@ -263,7 +260,7 @@ def draw_first(pictures: Iterable[pathlib.Path], size: int) -> bytes:
     said = []
     for path in pictures:
         try:
-            data = draw(path.read_text(encoding="utf-8").lstrip("\ufeff \n") if path.suffix == ".svg" else str(path), size)
+            data = drawing.draw(path.read_text(encoding="utf-8").lstrip("\ufeff \n") if path.suffix == ".svg" else str(path), size)
         except Exception as error:  # resvg and Pillow raise many types
             said.append(f"{path.name}: {type(error).__name__}: {error}")
             continue

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
+from concurrent.futures import Executor, ProcessPoolExecutor
 
 from PIL import Image
+
+
+def workers() -> Executor:
+    """Processes that draw. Not forked: this process may already run JAX's threads."""
+    return ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn"))
 
 
 def draw(picture: str, size: int) -> bytes:
@@ -15,8 +23,9 @@ def draw(picture: str, size: int) -> bytes:
     if picture.startswith("<"):
         import resvg_py  # of jaxvl[demo]; needed to build a corpus, not to read it
 
-        # Without `dpi` a width in points or millimetres would be no width at all.
-        image = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=picture, width=size, dpi=96))))
+        # Without `dpi` a width in points or millimetres would be no width at all; fonts would make machines differ.
+        data = resvg_py.svg_to_bytes(svg_string=picture, width=size, dpi=96, skip_system_fonts=True)
+        image = Image.open(io.BytesIO(bytes(data)))
     else:
         image = Image.open(picture)
     out = io.BytesIO()
