@@ -2,4 +2,4 @@
 
 from jaxvl.config import Registry
 
-CORPORA = Registry("corpus", load=[f"jaxvl.data.corpora.{name}" for name in ("emoji", "mixture", "shapes", "stamps")])
+CORPORA = Registry("corpus", load=[f"jaxvl.data.corpora.{name}" for name in ("emoji", "mixture", "motion", "shapes", "stamps")])
