@@ -63,3 +63,9 @@ def decode_clip(data: bytes) -> np.ndarray:
     if rate != RATE or samples.ndim != 1 or not len(samples):
         raise BadRecord("clip is not 16 kHz mono", f"rate {rate}, shape {samples.shape}")
     return samples
+
+
+def fit(samples: np.ndarray, n: int, start: int = 0) -> tuple[np.ndarray, int]:
+    """`n` samples from `start` on, zeros where the clip has ended: int16 [n], and how many are the clip's."""
+    part = samples[start : start + n]
+    return np.pad(part, (0, n - len(part))), len(part)
