@@ -10,29 +10,39 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NamedTuple
 
 import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 
-from jaxvl.config import check
+from jaxvl.config import check, nearest
+from jaxvl.data.ahead import Ahead
 from jaxvl.data.augment import Augment
 from jaxvl.data.captions import DRAWS, CaptionConfig, Texts
 from jaxvl.data.corpora import CORPORA
-from jaxvl.data.preprocess import crop_box, decode, fit, open_picture
-from jaxvl.data.records import BadRecord, DataError
+from jaxvl.data.modalities import AudioConfig, Picture, VideoConfig, by_name
+from jaxvl.data.records import BadRecord, DataError, Record
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.sharding.mesh import batch_sharding
 
 KNOWN_TEXTS = 200_000  # token rows kept so that a caption is tokenised once
 REPLACEMENTS = 100  # bad records in a row for one row of a batch
+MODALITIES = ("image", "text", "frames", "waveform")
+# Which of a row's uniform numbers belong to what. Those from FIRST_MORE on have a generator of their own, so that what a row of
+# pictures and texts draws stays as it is whatever else is added.
+FIRST_MORE = 4 + DRAWS
+MORE = 8
+DRAWN = {
+    "image": slice(0, 4),
+    "text": slice(4, FIRST_MORE),
+    "frames": slice(FIRST_MORE, FIRST_MORE + 1),
+    "waveform": slice(FIRST_MORE + 1, FIRST_MORE + 3),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +53,13 @@ class DataConfig:
       corpus: by name, with its options.
       split: which of its splits.
       batch: rows B of the global batch.
-      image_size: side S in pixels.
+      modalities: what a batch shows: image, text, frames (of clips), waveform.
+      missing: records that lack one of these: "skip" leaves them out of the split; "mask" keeps those that have any, with
+        `has_KEY` in the batch for every modality, and zeros where a row does not have it.
+      image_size: side S in pixels, of pictures and frames.
       text_length: tokens T.
       captions: which caption a row gets.
+      video: which frames. audio: which clip.
       augment: what is done to training pictures, on the devices.
       crop: smallest and largest share of a picture's area that is kept, a random part of it, cut on the host before
         scaling (0.08, 1.0 for photos as in SimCLR); (1, 1): the centre square.
@@ -61,9 +75,13 @@ class DataConfig:
     corpus: Annotated[Any, CORPORA]
     split: str
     batch: int
+    modalities: tuple[str, ...] = ("image", "text")
+    missing: Literal["skip", "mask"] = "skip"
     image_size: int = 224
     text_length: int = 64
     captions: CaptionConfig = CaptionConfig()
+    video: VideoConfig = VideoConfig()
+    audio: AudioConfig = AudioConfig()
     augment: Augment = Augment()
     crop: tuple[float, float] = (1.0, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -77,6 +95,15 @@ class DataConfig:
     def __post_init__(self):
         for name in ("batch", "image_size", "threads", "prefetch", "error_minimum"):
             check(getattr(self, name) >= 1, name, f"{getattr(self, name)!r} must be >= 1")
+        for name in self.modalities:
+            check(name in MODALITIES, "modalities", f"{name!r} is none{nearest(name, MODALITIES)} (known: {', '.join(MODALITIES)})")
+        check(0 < len(set(self.modalities)) == len(self.modalities), "modalities", f"{self.modalities!r} must name each one once")
+        check(self.missing in ("skip", "mask"), "missing", f"{self.missing!r} must be skip or mask")
+        check(
+            not self.audio.paired or {"text", "waveform"} <= set(self.modalities),
+            "audio.paired",
+            f"pairs a text with a waveform; modalities are {self.modalities!r}",
+        )
         check(self.text_length >= 3, "text_length", f"{self.text_length!r} must be >= 3 tokens")
         check(self.cache_mb >= 0, "cache_mb", f"{self.cache_mb!r} must be >= 0 MB")
         check(0 < self.crop[0] <= self.crop[1] <= 1, "crop", f"{self.crop!r} must be a smallest and a largest share in (0, 1]")
@@ -89,14 +116,38 @@ class DataConfig:
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of the global batch: image uint8 [B, S, S, 4], text int32 [B, T], id int32 [B], index int32 [B]."""
-        b, s = self.batch, self.image_size
-        shapes = dict(image=((b, s, s, 4), np.uint8), text=((b, self.text_length), np.int32), id=((b,), np.int32), index=((b,), np.int32))
-        return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+        """Of the global batch: those of image uint8 [B, S, S, 4], text int32 [B, T], frames uint8 [B, F, S, S, 4], waveform int16
+        [B, N] with waveform_length int32 [B] that are asked for, has_KEY bool [B] under `missing="mask"`, id and index int32 [B]."""
+        fillers = self.fillers
+        shapes: dict[str, tuple[tuple[int, ...], type]] = {}
+        for name in self.modalities:
+            shapes |= {"text": ((self.text_length,), np.int32)} if name == "text" else fillers[name].shapes
+        if self.missing == "mask":
+            shapes |= {f"has_{name}": ((), np.bool_) for name in self.modalities}
+        shapes |= {"id": ((), np.int32), "index": ((), np.int32)}
+        return {name: jax.ShapeDtypeStruct((self.batch, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+    @property
+    def fillers(self) -> dict[str, Any]:
+        """Modality -> who reads it and writes its rows; `text` is the loader's own."""
+        return by_name(self.modalities, Picture(self.image_size, self.crop, self.crop_ratio), self.video, self.audio)
+
+    @property
+    def having(self) -> list[tuple[str, ...]]:
+        """What records must have that not all do, as `store.Corpus.split` names it."""
+        needed = {"frames": ("frames",), "waveform": self.audio.things}
+        return [needed[name] for name in self.modalities if name in needed and self.missing == "skip"]
+
+    def open(self, corpus: Any) -> Any:
+        """The records of `split` that the task can use. Raises KeyError; DataError where the corpus has none."""
+        return corpus.split(self.split, self.having) if self.having else corpus.split(self.split)
 
 
-# Picture (scaled, or whole where a part is cut out of it for each row), texts, label.
-Row = tuple[np.ndarray | Image.Image, Texts, int]
+class Row(NamedTuple):
+    """A record, read: modality -> what its filler made of it (for `text`, the texts by source); absent ones are not in it."""
+
+    label: int
+    values: dict[str, Any]
 
 
 class Batches:
@@ -111,34 +162,53 @@ class Batches:
         self.rows = np.arange(config.batch) if rows is None else np.asarray(rows)
         if len(source) == 0:
             raise DataError(f"split {config.split!r} has no records")
-        order = grain.MapDataset.range(len(source))
-        self._order = (order.shuffle(seed=seed) if config.shuffle else order).repeat()
+        if hasattr(source, "order"):  # a mixture has an order of its own
+            self._order = source.order(seed, config.shuffle)
+        else:
+            order = grain.MapDataset.range(len(source))
+            self._order = (order.shuffle(seed=seed) if config.shuffle else order).repeat()
         self.skipped: collections.Counter[str] = collections.Counter()
         self._seen, self._lock = 0, threading.Lock()
+        self._fillers = config.fillers
         self._cache: dict[int, Row] = {}
         self._cache_left = config.cache_mb * 2**20
         self._tokens: dict[str, np.ndarray] = {}
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        """Rows of batch `i`: image uint8 [b, S, S, 4], text int32 [b, T], id int32 [b], index int32 [b].
+        """Rows of batch `i`, as `DataConfig.shapes` says, of this host.
 
         Raises DataError once the error budget is exceeded.
         """
-        config = self.config
-        # One counter-based generator per batch, drawn for the global batch: the same whoever asks for which rows.
-        draws = np.random.Generator(np.random.Philox(key=[self._seed, i])).random((config.batch, 4 + DRAWS))[self.rows]
+        config, n = self.config, len(self.rows)
+        # Counter-based generators of the batch, drawn for the global batch: the same whoever asks for which rows.
+        draws = np.random.Generator(np.random.Philox(key=[self._seed, i])).random((config.batch, FIRST_MORE))[self.rows]
+        if not {"frames", "waveform"}.isdisjoint(config.modalities):
+            more = np.random.Generator(np.random.Philox(key=[self._seed, i], counter=[0, 0, 0, 1])).random((config.batch, MORE))
+            draws = np.concatenate([draws, more[self.rows]], 1)
         positions = i * config.batch + self.rows
-        image = np.empty((len(self.rows), config.image_size, config.image_size, 4), np.uint8)
-        label, texts = np.empty(len(self.rows), np.int32), []
+        out = {name: np.zeros((n, *shape.shape[1:]), shape.dtype) for name, shape in config.shapes.items()}
+        texts = []
         for row, position in enumerate(positions.tolist()):
-            picture, sources, label[row] = self._row(position)
-            pixels = picture if isinstance(picture, np.ndarray) else self._cut(picture, draws[row, :4])
-            image[row, ..., : pixels.shape[-1]] = pixels
-            if pixels.shape[-1] == 3:
-                image[row, ..., 3] = 255
-            texts.append(config.captions.choose(sources, draws[row, 4:].tolist()))
-        index = (positions % 2**31).astype(np.int32)
-        return {"image": image, "text": self._encode(texts), "id": label, "index": index}
+            out["id"][row], values = self._row(position)
+            drawn = draws[row].tolist()
+            for name, filler in self._fillers.items():
+                if name in values:
+                    filler.fill(out, row, values[name], drawn[DRAWN[name]])
+            if "text" in config.modalities:
+                texts.append(self._text(values, drawn))
+            if config.missing == "mask":
+                for name in config.modalities:
+                    out[f"has_{name}"][row] = name in values
+        if texts:
+            out["text"] = self._encode(texts)
+        out["index"] = (positions % 2**31).astype(np.int32)
+        return out
+
+    def _text(self, values: dict[str, Any], drawn: list[float]) -> str | None:
+        """The row's text; None where it has none."""
+        if self.config.audio.paired and "waveform" in values:
+            return self._fillers["waveform"].choose(values["waveform"], drawn[DRAWN["waveform"]]).name
+        return self.config.captions.choose(values["text"], drawn[DRAWN["text"]]) if "text" in values else None
 
     def _row(self, position: int) -> Row:
         """The record at a position of the stream, or the next good one after it."""
@@ -157,33 +227,43 @@ class Batches:
         kept = self._cache.get(record)
         if kept is not None:
             return kept
-        data = self._source[record]
-        if self.config.crop == (1.0, 1.0):
-            picture = decode(data["image"], self.config.image_size)
-            size = picture.nbytes
-        else:
-            picture = open_picture(data["image"])
-            size = picture.width * picture.height * len(picture.getbands())
-        row = picture, self.config.captions.texts(data), data["label"]
+        data, config = self._source[record], self.config
+        values = {name: filler.load(data) for name, filler in self._fillers.items()}
+        size = sum(filler.nbytes(values[name]) for name, filler in self._fillers.items() if values[name] is not None)
+        if "text" in config.modalities:
+            values["text"] = self._texts(data, spoken=config.audio.paired and values["waveform"] is not None)
+        absent = [name for name in config.modalities if values[name] is None]
+        if absent and (config.missing == "skip" or len(absent) == len(config.modalities)):
+            raise BadRecord(f"no {absent[0]}", f"{data['key']!r} has none of the asked kind")
+        row = Row(data["label"], {name: value for name, value in values.items() if value is not None})
         with self._lock:
             if record not in self._cache and self._cache_left >= size:
                 self._cache_left -= size
                 self._cache[record] = row
         return row
 
-    def _cut(self, picture: Image.Image, draws: np.ndarray) -> np.ndarray:
-        config = self.config
-        return fit(picture, config.image_size, crop_box(*picture.size, config.crop, config.crop_ratio, draws.tolist()))
+    def _texts(self, record: Record, spoken: bool) -> Texts | None:
+        """The record's texts; none are needed where its clips bring their own (`spoken`)."""
+        try:
+            return self.config.captions.texts(record)
+        except BadRecord:
+            if spoken:
+                return (), (), ()
+            if self.config.missing == "mask":
+                return None
+            raise
 
-    def _encode(self, texts: list[str]) -> np.ndarray:
+    def _encode(self, texts: list[str | None]) -> np.ndarray:
+        """int32 [b, T]; a row of padding for None."""
         known = self._tokens  # of this moment: another thread may put a fresh one in its place
-        new = [t for t in dict.fromkeys(texts) if t not in known]
+        new = [t for t in dict.fromkeys(texts) if t is not None and t not in known]
         if new:
             rows = self._tokenizer.encode(new, self.config.text_length)
             if len(known) + len(new) > KNOWN_TEXTS:
                 known = self._tokens = {t: known[t] for t in texts if t in known}
             known.update(zip(new, rows))
-        return np.stack([known[t] for t in texts])
+        nothing = np.full(self.config.text_length, self._tokenizer.pad_id, np.int32)
+        return np.stack([nothing if t is None else known[t] for t in texts])
 
     def _count(self, error: BadRecord) -> None:
         config = self.config
@@ -223,11 +303,11 @@ class Feed(Iterator):
         mine = np.zeros(config.batch, bool)
         for index in self._sharding.addressable_devices_indices_map(shape).values():
             mine[index] = True
-        self._batches = Batches(config, corpus.split(config.split), tokenizer, seed=seed, rows=np.flatnonzero(mine))
+        self._batches = Batches(config, config.open(corpus), tokenizer, seed=seed, rows=np.flatnonzero(mine))
         self.shapes = config.shapes
         stream = grain.MapDataset.range(start, 2**40).map(self._batches.__getitem__)
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
-        self._ahead = _Ahead(iter(stream.to_iter_dataset(options)), self._put)
+        self._ahead = Ahead(iter(stream.to_iter_dataset(options)), self._put)
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -246,55 +326,3 @@ class Feed(Iterator):
 
     def close(self) -> None:
         self._ahead.close()
-
-
-class _Ahead:
-    """Runs an iterator in a thread, two items ahead; what it raises is raised by `get`."""
-
-    def __init__(self, items: Iterator[Any], then: Callable[[Any], Any]):
-        self._items, self._then = items, then
-        self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(2)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="jaxvl-feed", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            try:
-                item = self._then(next(self._items)), None
-            except BaseException as error:
-                item = None, error
-            while not self._closed.is_set():
-                try:
-                    self._ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if item[1] is not None:
-                return
-
-    def get(self) -> Any:
-        if self._closed.is_set():
-            raise ValueError("the feed is closed")
-        item, error = self._ready.get()
-        if error is not None:
-            self._ready.put((None, error))  # whoever asks again is told again
-            raise _cause(error)
-        return item
-
-    def close(self) -> None:
-        self._closed.set()
-        self._thread.join(timeout=10)
-        closer = getattr(self._items, "close", None)
-        if closer:
-            closer()
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The DataError behind an error that Grain has wrapped, else the error itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, DataError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return error

@@ -1,7 +1,8 @@
 """Records: one image with its captions, as msgpack in ArrayRecord files.
 
 A record is a dict: `key` (text, unique in its corpus), `image` (an encoded picture: PNG, JPEG, WebP bytes), `label`
-(int, equal for pictures of the same thing), `style` (text), `captions` ({locale: [name, [keyword, …]]}).
+(int, equal for pictures of the same thing), `style` (text), `captions` ({locale: [name, [keyword, …]]}). Some have
+`audio` ({kind: {locale: FLAC bytes, 16 kHz mono}}; kinds are `speech`, `sound` …) or `frames` ([an encoded picture, …]).
 """
 
 from __future__ import annotations

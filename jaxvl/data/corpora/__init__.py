@@ -2,4 +2,13 @@
 
 from jaxvl.config import Registry
 
-CORPORA = Registry("corpus", load=[f"jaxvl.data.corpora.{name}" for name in ("emoji", "questions", "shapes", "shapes_vqa")])
+_MODULES = (
+    "emoji",
+    "mixture",
+    "motion",
+    "questions",
+    "shapes",
+    "shapes_vqa",
+    "stamps",
+)
+CORPORA = Registry("corpus", load=[f"jaxvl.data.corpora.{name}" for name in _MODULES])

@@ -18,23 +18,18 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import json
-import multiprocessing
-import os
 import pathlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.progress import track
 
 from jaxvl.config import check
-from jaxvl.data.corpora import CORPORA, npm
+from jaxvl.data.corpora import CORPORA, drawing, npm
 from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
 from jaxvl.data.records import DataError
 
@@ -115,9 +110,8 @@ def build(folder: pathlib.Path, *, size: int, log: Callable[[str], None], module
         emoji = sorted(groups)
         label = {key: i for i, key in enumerate(emoji)}
         log(f"emoji corpus: drawing {len(order)} pictures at {size} x {size}")
-        # Not forked: this process may already run JAX's threads.
-        pool = stack.enter_context(ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")))
-        drawn = pool.map(functools.partial(draw, size=size), [pictures[k] for k in order], chunksize=64)
+        pool = stack.enter_context(drawing.workers())
+        drawn = pool.map(functools.partial(drawing.draw, size=size), [pictures[k] for k in order], chunksize=64)
 
         def records() -> Iterator[dict[str, Any]]:
             for (style, key), image in track(zip(order, drawn), "drawing", total=len(order), transient=True):
@@ -179,24 +173,6 @@ def _svg(icon: Mapping[str, Any], icons: Mapping[str, Any]) -> str:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="{left} {top} {width} {height}" width="{width}" height="{height}">{icon["body"]}</svg>'
     )
-
-
-def draw(picture: str, size: int) -> bytes:
-    """An SVG text or WebP path as PNG bytes, RGBA, `size` x `size` (the longer side; centred on transparency)."""
-    if picture.startswith("<svg"):
-        import resvg_py  # of jaxvl[demo]; needed to build the corpus, not to read it
-
-        image = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=picture, width=size))))
-    else:
-        image = Image.open(picture)
-    image = image.convert("RGBA").convert("RGBa")
-    if max(image.size) != size:
-        image = image.resize(tuple(max(1, round(n * size / max(image.size))) for n in image.size), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGBa", (size, size))
-    canvas.paste(image, tuple((size - n) // 2 for n in image.size))
-    out = io.BytesIO()
-    canvas.convert("RGBA").save(out, "PNG")
-    return out.getvalue()
 
 
 def find_captions(modules: pathlib.Path, known: set[str]) -> dict[str, dict[str, list]]:

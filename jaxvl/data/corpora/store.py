@@ -2,7 +2,8 @@
 
 ~/.cache/jaxvl/NAME/         ($JAXVL_CACHE instead of ~/.cache/jaxvl)
   records.array_record       all pictures with their captions
-  index.npz                  `label/…` and `split/…`: label of every record, record numbers of every split
+  index.npz                  `labels`, `split/…`, `having/…`: label of every record; record numbers of every split; whether
+                             a record has a thing that not all have (`frames`, `speech`, `speech/fr`)
   classes.json               {locale: [name of label 0, …]}
   attributes.json            {attribute: {names: [name of value 0, …], values: [value of label 0, …]}}: what labels have in common
   ATTRIBUTION.md             whose work it is, and under which licence
@@ -46,16 +47,31 @@ class Corpus:
         self.folder, self.manifest = folder, manifest
         with np.load(folder / "index.npz") as index:
             self._labels = index["labels"]
-            self._splits = {k.removeprefix("split/"): index[k] for k in index.files if k.startswith("split/")}
+            part = lambda kind: {k.removeprefix(kind): index[k] for k in index.files if k.startswith(kind)}
+            self._splits, self._having = part("split/"), part("having/")
         self._classes: dict[str, list[str | None]] | None = None
 
     @property
     def splits(self) -> list[str]:
         return list(self._splits)
 
-    def split(self, name: str) -> RecordSource:
-        """Random access to the records of a split. Raises KeyError."""
-        return RecordSource(self.folder / "records.array_record", self._splits[name])
+    def split(self, name: str, having: Iterable[Collection[str]] = ()) -> RecordSource:
+        """Random access to the records of a split.
+
+        Args:
+          having: what its records must have: at least one thing of each entry (`[("speech/fr", "speech/es")]`).
+
+        Raises:
+          KeyError: there is no such split. DataError: no record of the corpus has any thing of an entry.
+        """
+        index = self._splits[name]
+        for things in having:
+            known = [self._having[thing] for thing in things if thing in self._having]
+            if not known:
+                has = ", ".join(sorted(self._having)) or "pictures and captions only"
+                raise DataError(f"{self.folder.name}: no record has {' or '.join(sorted(things))} (there are: {has})")
+            index = index[np.logical_or.reduce(known)[index]]
+        return RecordSource(self.folder / "records.array_record", index)
 
     def labels(self, split: str) -> np.ndarray:
         """Label of every record of a split, int32 [n]."""
@@ -179,18 +195,20 @@ def _open(folder: pathlib.Path, log: Callable[[str], None]) -> Corpus | None:
 def write_corpus(
     folder: pathlib.Path, records: Iterable[Record], labels: np.ndarray, splits: Mapping[str, np.ndarray],
     classes: Mapping[str, list[str | None]], attribution: str, attributes: Mapping[str, list[str]] | None = None,
+    having: Mapping[str, np.ndarray] = {},
 ) -> dict[str, int]:  # fmt: skip
     """Writes the files of a corpus into `folder`; returns its counts.
 
     Args:
       attributes: name -> its value of label 0, of label 1, ….
+      having: thing -> bool [n], whether each record has it; only things that not all records of all corpora have.
     """
     n = write_records(folder / "records.array_record", records)
     if n != len(labels):
         raise ValueError(f"{n} records, {len(labels)} labels")
-    np.savez(
-        folder / "index.npz", labels=np.asarray(labels, np.int32), **{f"split/{k}": np.asarray(v, np.int32) for k, v in splits.items()}
-    )
+    index = {f"split/{k}": np.asarray(v, np.int32) for k, v in splits.items()}
+    index |= {f"having/{k}": np.asarray(v, bool) for k, v in having.items()}
+    np.savez(folder / "index.npz", labels=np.asarray(labels, np.int32), **index)
     (folder / "classes.json").write_text(json.dumps(classes, ensure_ascii=False))
     values = {name: sorted(set(of_labels)) for name, of_labels in (attributes or {}).items()}
     known = {name: {"names": v, "values": [v.index(x) for x in attributes[name]]} for name, v in values.items()}

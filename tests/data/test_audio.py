@@ -1,0 +1,141 @@
+"""Log-mel spectrograms against librosa."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxvl.config import ConfigError
+from jaxvl.data import clips
+from jaxvl.data.audio import Spectrogram, from_mel, hann, mel_bank, to_mel
+from jaxvl.data.records import BadRecord
+
+librosa = pytest.importorskip("librosa")
+soundfile = pytest.importorskip("soundfile", reason="clips need jaxvl[audio]")
+
+SMALL = dict(frame=256, step=128, bins=24)
+CONFIGS = {
+    "default": {}, "small": SMALL, "htk": dict(SMALL, scale="htk", area=False, low=60.0, high=7000.0),
+    "8 kHz, frames apart": dict(rate=8000, frame=200, step=240, bins=10),
+}  # fmt: skip
+
+
+def signals(n):
+    """Noise; a gliding voice with overtones that fades; silence with a click."""
+    rng, t = np.random.default_rng(0), np.arange(n) / 16000
+    glide = 2 * np.pi * (120 * t + 400 * t**2)
+    voice = sum(np.sin(k * glide) / k for k in range(1, 9)) * np.exp(-2 * t) * 0.3
+    click = np.zeros(n)
+    click[n // 3] = 0.9
+    return np.stack([rng.normal(0, 0.2, n), voice, click]).astype(np.float32)
+
+
+def expected(x, c):
+    """librosa's in float64, of the signal with silence behind it, frames not centred."""
+    count = -(-x.shape[1] // c.step)
+    x = np.pad(x.astype(np.float64), ((0, 0), (0, max(0, (count - 1) * c.step + c.frame - x.shape[1]))))
+    mel = librosa.feature.melspectrogram(
+        y=x, sr=c.rate, n_fft=c.frame, hop_length=c.step, n_mels=c.bins, center=False, power=2.0, fmin=c.low, fmax=c.high,
+        htk=c.scale == "htk", norm="slaney" if c.area else None, dtype=np.float64,
+    )  # fmt: skip
+    return mel[..., :count].swapaxes(1, 2)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equal_to_librosa(name):
+    config = Spectrogram(**CONFIGS[name])
+    x = signals(131072 if name == "default" else 5000)
+    values, valid = jax.jit(config)(x)
+    mel = expected(x, config)
+    assert values.shape == mel.shape and valid.all()
+    assert name != "default" or values.shape == (3, 128, 128)  # 8.192 s
+    # float32 Fourier sums err by eps * log2(frame) of the frame's power; where less is left than that, only its smallness counts.
+    power = np.exp(np.asarray(values, np.float64))
+    loudest = mel.max(-1, keepdims=True)
+    assert np.abs(power - np.maximum(mel, config.floor)).max() <= 2e-6 * loudest.max()
+    clear = mel > np.maximum(1e-4 * loudest, 2 * config.floor)
+    assert clear.mean() > 0.2
+    np.testing.assert_allclose(np.asarray(values)[clear], np.log(mel)[clear], atol=1e-3)
+    assert np.all(np.asarray(values)[mel < config.floor / 2] <= np.log(config.floor) + 1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_mel_bank_is_librosas(name):
+    c = Spectrogram(**CONFIGS[name])
+    norm = "slaney" if c.area else None
+    theirs = librosa.filters.mel(sr=c.rate, n_fft=c.frame, n_mels=c.bins, fmin=c.low, fmax=c.high, htk=c.scale == "htk", norm=norm)
+    np.testing.assert_allclose(mel_bank(c), theirs, atol=1e-7)
+    np.testing.assert_allclose(hann(c.frame), librosa.filters.get_window("hann", c.frame), atol=1e-7)
+    hertz = np.linspace(0, 8000, 50)
+    np.testing.assert_allclose(to_mel(hertz, c.scale), librosa.hz_to_mel(hertz, htk=c.scale == "htk"), rtol=1e-12)
+    np.testing.assert_allclose(from_mel(to_mel(hertz, c.scale), c.scale), hertz, atol=1e-9)
+
+
+def test_lengths_integers_and_scaling():
+    config = Spectrogram(**SMALL)
+    x = signals(1000)
+    ints = np.rint(x.clip(-1, 1) * 32767).astype(np.int16)
+    plain, valid = config(jax.numpy.asarray(ints), np.array([1000, 129, 128]))
+    assert config.length(1000) == 8 == plain.shape[1]
+    assert valid.sum(1).tolist() == [8, 2, 1]
+    np.testing.assert_array_equal(valid, np.arange(8)[None] * 128 < np.array([1000, 129, 128])[:, None])
+    same, _ = config(jax.numpy.asarray(ints.astype(np.float32) / 32768))
+    np.testing.assert_allclose(plain, same, atol=1e-5)
+    scaled, _ = Spectrogram(**SMALL, mean=-4.0, std=2.5)(jax.numpy.asarray(ints))
+    np.testing.assert_allclose(scaled, (plain + 4) / 2.5, atol=1e-5)
+    # Silence behind a clip does not reach the frames before it.
+    ints[:, 600:] = 0
+    longer, _ = config(jax.numpy.asarray(np.pad(ints, ((0, 0), (0, 500)))))
+    np.testing.assert_allclose(longer[:, :8], config(jax.numpy.asarray(ints))[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (dict(step=0), "step: 0 must be >= 1"), (dict(low=9000.0), r"low: 9000.0 … 8000.0 Hz must lie in 0 … 8000"),
+        (dict(high=9000.0), "low: 0.0 … 9000.0 Hz"), (dict(scale="bark"), "scale: 'bark' must be slaney or htk"), (dict(floor=0.0), "floor"),
+    ],
+)  # fmt: skip
+def test_configs_that_cannot_be(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Spectrogram(**values)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stored clips
+
+
+def test_flac_keeps_16_bits_and_clips_what_is_louder(tmp_path):
+    x = np.random.default_rng(1).integers(-32768, 32768, 3000)
+    np.testing.assert_array_equal(clips.decode_clip(clips.to_flac(x / 32768)), x)
+    assert clips.decode_clip(clips.to_flac(np.array([2.0, -3.0]))).tolist() == [32767, -32768]
+
+
+@pytest.mark.parametrize("rate, channels, kind", [(44100, 2, "OGG"), (48000, 1, "WAV"), (5000, 1, "WAV"), (16000, 1, "WAV")])
+def test_any_sound_file_becomes_16_khz_mono(tmp_path, rate, channels, kind):
+    t = np.arange(int(0.5 * rate)) / rate
+    tone = 0.5 * np.sin(2 * np.pi * 440 * t)
+    soundfile.write(tmp_path / "x", np.stack([tone] * channels, 1), rate, format=kind)
+    got = clips.decode_clip(clips.encode_clip(tmp_path / "x")).astype(np.float64) / 32768
+    assert abs(len(got) - 8000) <= 2
+    n = np.arange(500, 7500)
+    assert np.abs(got[n] - 0.5 * np.sin(2 * np.pi * 440 * n / 16000)).max() < (0.03 if kind == "OGG" else 2e-3)
+
+
+def test_files_that_are_no_clips(tmp_path):
+    (tmp_path / "x.ogg").write_bytes(b"OggS is how it begins")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    for name in ("x.ogg", "empty.wav"):
+        with pytest.raises(BadRecord, match="clip cannot be decoded"):
+            clips.encode_clip(tmp_path / name)
+    with pytest.raises(BadRecord, match="clip cannot be decoded"):
+        clips.decode_clip(clips.to_flac(np.zeros(99))[:20])
+    soundfile.write(tmp_path / "x.flac", np.zeros(9), 8000)
+    with pytest.raises(BadRecord, match="clip is not 16 kHz mono: rate 8000"):
+        clips.decode_clip((tmp_path / "x.flac").read_bytes())
+
+
+def test_fit_cuts_and_pads():
+    x = np.arange(10, dtype=np.int16)
+    assert [(a.tolist(), n) for a, n in (clips.fit(x, 4, 3), clips.fit(x, 4, 8), clips.fit(x, 3, 10))] == [
+        ([3, 4, 5, 6], 4), ([8, 9, 0, 0], 2), ([0, 0, 0], 0)
+    ]  # fmt: skip
