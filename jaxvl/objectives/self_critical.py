@@ -163,6 +163,6 @@ def corrupt(tokens: jax.Array, key: jax.Array, eos_id: int, pad_id: int) -> tupl
 
 
 def repeated(tokens: jax.Array, drawn: jax.Array) -> jax.Array:
-    """Share of the drawn tokens [B, T] that equal the one before them."""
-    again = (tokens[:, 1:] == tokens[:, :-1]) & drawn[:, 1:]
+    """Share of the drawn tokens [B, T] that their caption held before."""
+    again = jnp.tril(tokens[:, :, None] == tokens[:, None, :], -1).any(-1) & drawn
     return again.sum() / jnp.maximum(drawn.sum(), 1).astype(jnp.float32)
