@@ -53,12 +53,12 @@ class DataConfig:
       corpus: by name, with its options.
       split: which of its splits.
       batch: rows B of the global batch.
-      modalities: what a batch shows: image, text, frames (of clips), waveform.
-      missing: records that lack one of these: "skip" leaves them out of the split; "mask" keeps those that have any, with
-        `has_KEY` in the batch for every modality, and zeros where a row does not have it.
       image_size: side S in pixels, of pictures and frames.
       text_length: tokens T.
       captions: which caption a row gets.
+      modalities: what a batch shows: image, text, frames (of clips), waveform.
+      missing: records that lack one of these: "skip" leaves them out of the split; "mask" keeps those that have any, with
+        `has_KEY` in the batch for every modality, and zeros where a row does not have it.
       video: which frames. audio: which clip.
       augment: what is done to training pictures, on the devices.
       crop: smallest and largest share of a picture's area that is kept, a random part of it, cut on the host before
@@ -75,11 +75,11 @@ class DataConfig:
     corpus: Annotated[Any, CORPORA]
     split: str
     batch: int
-    modalities: tuple[str, ...] = ("image", "text")
-    missing: Literal["skip", "mask"] = "skip"
     image_size: int = 224
     text_length: int = 64
     captions: CaptionConfig = CaptionConfig()
+    modalities: tuple[str, ...] = ("image", "text")
+    missing: Literal["skip", "mask"] = "skip"
     video: VideoConfig = VideoConfig()
     audio: AudioConfig = AudioConfig()
     augment: Augment = Augment()

@@ -132,7 +132,7 @@ def test_a_paired_text_is_in_the_language_of_the_clip():
         for wave, text, label in zip(batch["waveform"], batch["text"].tolist(), batch["id"].tolist()):
             number = wave[0].astype(int) // 1000
             languages.add(number)
-            locale = {1: "de", 2: "fr"}.get(number)  # sorted; no record has a Japanese name
+            locale = {1: "fr", 2: "de"}.get(number)  # sorted; no record has a Japanese name
             assert locale and text == tokens(f"{locale} {label - 100}")
     assert languages == {1, 2}
 

@@ -98,7 +98,7 @@ def unpack(deb: pathlib.Path, folder: pathlib.Path) -> None:
             try:
                 with tarfile.open(fileobj=member) as files:  # by its content: xz, gzip, bzip2, or none
                     files.extractall(folder, filter="data")
-            except (tarfile.TarError, EOFError, OSError) as error:
+            except Exception as error:  # the compressors have errors of their own
                 raise DataError(f"{deb}: {name} cannot be unpacked ({type(error).__name__}: {error})") from None
             return
         position += 60 + size + size % 2

@@ -38,7 +38,7 @@ def corpus(tmp_path_factory):
     assets.mkdir(parents=True)
     for name, data in {
         "1f600": animation(12), "1f997": animation(5, 3), "1f3cf-fe0f": animation(12, 5), "1f1e9-1f1ea": animation(3, 7),
-        "2764": animation(1), "ffff": animation(4), "1f468-200d-1f33e": animation(12)[:700],
+        "2764": animation(1), "ffff": animation(4), "1f468-200d-1f33e": animation(12)[:-200],
     }.items():  # fmt: skip
         (assets / f"{name}.webp").write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
@@ -57,8 +57,8 @@ def test_frames_captions_and_labels(corpus):
     assert {k: len(r["frames"]) for k, r in records.items()} == {"1f600": 4, "1f997": 3, "1f3cf": 4, "1f1e9-1f1ea": 2}
     for k, data in enumerate(records["1f600"]["frames"]):
         pixels = np.array(Image.open(io.BytesIO(data)).convert("RGBA"))
-        assert pixels.shape == (16, 16, 4) and (pixels[:7, :, 3] == 255).all() and (pixels[9:, :, 3] == 0).all()
-        assert np.abs(pixels[2:6, 2:14, :3].astype(int) - 20 * k).max() <= 4  # every second frame; WebP is not exact
+        assert pixels.shape == (16, 16, 4) and (pixels[:5, :, 3] > 250).all() and (pixels[11:, :, 3] < 5).all()
+        assert np.abs(pixels[1:5, 2:14, :3].astype(int) - 20 * k).max() <= 4  # every second frame; WebP is not exact
     middle = Image.open(io.BytesIO(records["1f600"]["image"]))
     assert middle.format == "PNG" and abs(middle.getpixel((8, 3))[0] - 40) <= 4
     order = sorted(fake_packages.EMOJI)
