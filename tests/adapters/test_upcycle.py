@@ -1,5 +1,6 @@
 """Upcycling: identical experts are the dense model, different ones are where they should be, and only gates are trained."""
 
+import functools
 import re
 
 import jax
@@ -15,20 +16,26 @@ from jaxvl.training.optim import OptimConfig, optimiser
 from jaxvl.training.state import subset
 
 SIZES = Sizes(8, 4, 2, 12)
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 CLIP_MOE = TokenChoice(top=2, capacity_factor=None, renormalise=True)
 
 
+@functools.cache
 def stack_of(moe=None, seed=0):
-    """(graphdef, state, flat params) under `image/transformer/`, with biases that are not 0."""
-    graphdef, state = nnx.split(Transformer(SIZES, StackOptions(moe=moe), rngs=nnx.Rngs(params=seed)), nnx.Param)
-    arrays = {f"image/transformer/{'/'.join(p)}": v[...] for p, v in nnx.to_flat_state(state)}
-    keys = jax.random.split(jax.random.key(seed), len(arrays))
-    return graphdef, state, {p: v + 0.1 * jax.random.normal(k, v.shape) for k, (p, v) in zip(keys, arrays.items())}
+    """(graphdef, shapes, flat params) under `image/transformer/`, drawn at random."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(SIZES, StackOptions(moe=moe), rngs=nnx.Rngs(params=0))), nnx.Param)
+    rng = np.random.default_rng(seed)
+    draw = lambda shape: jnp.asarray(0.3 * rng.normal(size=shape), jnp.float32)
+    return graphdef, state, {f"image/transformer/{'/'.join(p)}": draw(v.shape) for p, v in nnx.to_flat_state(state)}
 
 
 def run(graphdef, state, arrays, x):
-    pairs = [(p, v.replace(arrays[f"image/transformer/{'/'.join(p)}"])) for p, v in nnx.to_flat_state(state)]
-    return nnx.merge(graphdef, nnx.from_flat_state(pairs)).routed(x)
+    @quick_jit
+    def routed(arrays, x):
+        pairs = [(p, v.replace(arrays[f"image/transformer/{'/'.join(p)}"])) for p, v in nnx.to_flat_state(state)]
+        return nnx.merge(graphdef, nnx.from_flat_state(pairs)).routed(x)
+
+    return routed(arrays, x)
 
 
 def moe(**options):
@@ -72,7 +79,7 @@ def test_only_gates_are_trained():
         return (out.y**2).sum() + 0.01 * out.losses["balance"]
 
     some = subset(params, trained)
-    update, _ = tx.update(jax.jit(jax.grad(loss))(some), tx.init(some), some)
+    update, _ = tx.update(quick_jit(jax.grad(loss))(some), tx.init(some), some)
     after = {**params, **{p: v - 0.1 * update[p] for p, v in some.items()}}
     for path, value in params.items():
         assert (np.abs(after[path] - value).max() > 1e-3) == bool(re.search("router", path)), path

@@ -1,5 +1,7 @@
 """Encoders with MoE layers: what they report, and that encoding in parts changes nothing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,11 +32,16 @@ def test_both_towers_report_and_microbatches_give_the_same_gradient():
         losses = [use(outputs, dict(id=jnp.arange(8)), (), None)[0] for use in uses]
         return sum(loss.value for loss in losses), losses[1].metrics
 
-    parts = jax.jit(lambda p: step._chunked(2, encode, objectives, p, rest, batch, jax.random.key(1)))(params)
-    whole = jax.jit(lambda p: step._whole(encode, objectives, p, rest, batch, jax.random.key(1)))(params)
+    quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    parts = quick_jit(lambda p: step._chunked(2, encode, objectives, p, rest, batch, jax.random.key(1)))(params)
+    whole = quick_jit(lambda p: step._whole(encode, objectives, p, rest, batch, jax.random.key(1)))(params)
     assert {"dead", "dropped", "load/3", "balance"} <= whole[1].keys() and whole[1]["load_entropy"] > 0
-    for (path, a), b in zip(jax.tree.leaves_with_path(whole), jax.tree.leaves(parts), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(a).max()), err_msg=jax.tree_util.keystr(path))
+    for name in ("balance", "z"):  # the health of texts with padding is a mean of the parts' shares, not a share of the whole
+        np.testing.assert_allclose(parts[1][name], whole[1][name], rtol=1e-5)
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-5)
+    scale = max(np.abs(g).max() for g in whole[2].values())
+    for path, gradient in whole[2].items():
+        np.testing.assert_allclose(parts[2][path], gradient, atol=1e-5 * scale, err_msg=path)
     router = whole[2]["text/encoder/transformer/moe_blocks/moe/router/map/kernel"]
     assert router.shape == (1, 24, 4) and np.abs(router).max() > 0
 

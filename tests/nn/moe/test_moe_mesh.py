@@ -131,5 +131,7 @@ def test_a_scanned_and_rematerialised_stack_on_a_mesh():
     one, mesh = step(params, x), mesh_of(data=2, fsdp=2, expert=2)
     with jax.set_mesh(mesh):
         many = step(*placed(params, x, mesh))
+    # Of the whole: some gradients, as of the keys' bias, are 0 but for rounding.
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[1]))
     for (path, a), b in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(many), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(a).max(), 1e-3), err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
