@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 
 from jaxvl.config import ConfigError, check, nearest
+from jaxvl.nn.moe import Skills
 from jaxvl.nn.transformer import Sizes
 
 
@@ -40,11 +41,13 @@ class Encoded(NamedTuple):
       pooled: [B, D], one vector per row.
       tokens: [B, T, D], the sequence before pooling (an image: patches or pixels in reading order).
       mask: bool [B, T], True where a token is not padding; None where there is no padding.
+      routing: losses and health of MoE layers by row, see `nn.moe.MoeOutput.by_row`; None where there are no such layers.
     """
 
     pooled: jax.Array
     tokens: jax.Array
     mask: jax.Array | None = None
+    routing: dict[str, jax.Array] | None = None
 
 
 # Widths and depths of the ViT family (Dosovitskiy et al. 2021; Zhai et al. 2022; Alabdulmohsin et al. 2023 for So400m),
@@ -88,3 +91,17 @@ def check_rates(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         check(0 <= value < 1, name, f"{value!r} is a probability; must be in [0, 1)")
+
+
+def check_moe(config: object, causal: bool = False) -> None:
+    """Raises ConfigError where `config.moe` does not fit the layers, needs a call that names skills, or looks ahead in causal ones."""
+    sizes, moe = config.sizes, config.moe
+    if moe is None:
+        return
+    try:
+        moe.layers(sizes.depth)
+    except ConfigError as error:
+        raise error.under("moe") from None
+    check(not isinstance(moe.router, Skills), "moe.router", "'skills' are named call by call, which this encoder does not do")
+    problem = moe.router.causal_problem() if causal else None
+    check(problem is None, "moe.router", f"{problem}, but the layers are causal")

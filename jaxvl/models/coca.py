@@ -104,6 +104,7 @@ class CoCaConfig:
     def __post_init__(self):
         check(self.variant in VARIANTS, "variant", f"{self.variant!r} is not a known variant (known: {', '.join(VARIANTS)})")
         check_rates(self, "dropout", "drop_path")
+        check(getattr(self.image, "moe", None) is None, "image.moe", "the losses of its layers would be lost: 'coca' does not report them")
         for half in (self.sizes("unimodal"), self.sizes("multimodal")):
             check(half.depth >= 1, "unimodal", "both halves of the decoder need at least one layer")
             check(half.width % half.heads == 0, "heads", f"{half.heads} must divide the width of {half.width}")

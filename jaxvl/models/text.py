@@ -11,11 +11,12 @@ from flax import nnx
 
 from jaxvl.config import check
 from jaxvl.models import TEXT_ENCODERS
-from jaxvl.models.base import SIZES, Encoded, InputSpec, check_rates, sizes_of
+from jaxvl.models.base import SIZES, Encoded, InputSpec, check_moe, check_rates, sizes_of
 from jaxvl.nn import poolers
 from jaxvl.nn.attention import Implementation
 from jaxvl.nn.linear import Embedding, normal
 from jaxvl.nn.mlp import Activation
+from jaxvl.nn.moe import MoeConfig
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.random import dropout
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
@@ -36,6 +37,7 @@ class TextTransformerConfig:
       positions: rows of the position table; None: the text length that the model is built for.
       activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
+      moe: mixtures of experts in place of some MLPs, see `nn.moe.MoeConfig`; their losses are for the objective `routing`.
     """
 
     variant: str = "B"
@@ -55,11 +57,12 @@ class TextTransformerConfig:
     scan: bool = True
     remat: Remat = "none"
     attention: Implementation = "xla"
+    moe: MoeConfig | None = None
 
     def __post_init__(self):
         check_rates(self, "dropout", "drop_path")
         check(not (self.causal and self.pool == "cls"), "pool", "'cls': under causal attention the first token sees nothing but itself")
-        _ = self.sizes
+        check_moe(self, causal=self.causal)
 
     @property
     def sizes(self) -> Sizes:
@@ -73,7 +76,7 @@ class TextTransformerConfig:
     def options(self) -> StackOptions:
         return StackOptions(
             activation=self.activation, eps=self.eps, qk_norm=self.qk_norm, dropout=self.dropout, hidden_dropout=self.dropout,
-            drop_path=self.drop_path, scan=self.scan, remat=self.remat, attention=self.attention,
+            drop_path=self.drop_path, scan=self.scan, remat=self.remat, attention=self.attention, moe=self.moe,
         )  # fmt: skip
 
     def check_inputs(self, inputs: InputSpec) -> None:
@@ -115,8 +118,9 @@ class TextTransformer(nnx.Module):
         x = dropout(x, self.config.dropout, embed_key, train=train)
         # Under causal attention no token before the padding sees it anyway.
         seen = None if self.config.causal else mask
-        x = self.norm(self.transformer(x, mask=seen, causal=self.config.causal, train=train, key=stack_key))
-        return Encoded(self._pool(x, tokens, mask), x, mask)
+        routed = self.transformer.routed(x, mask=seen, real=mask, causal=self.config.causal, train=train, key=stack_key)
+        x = self.norm(routed.y)
+        return Encoded(self._pool(x, tokens, mask), x, mask, routed.by_row() or None)
 
     def _pool(self, x: jax.Array, tokens: jax.Array, mask: jax.Array | None) -> jax.Array:
         pool = self.config.pool

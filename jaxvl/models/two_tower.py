@@ -47,10 +47,13 @@ class Tower(nnx.Module):
         encoded = self.encoder(x, train=train and not self.locked, key=key)
         return jax.tree.map(jax.lax.stop_gradient, encoded) if self.locked else encoded
 
+    def embed(self, pooled: jax.Array) -> jax.Array:
+        """The encoder's pooled output -> unit rows, float32 [B, D]."""
+        return unit(pooled if self.projection is None else self.projection(pooled))
+
     def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """Unit rows, float32 [B, D]."""
-        pooled = self.encode(x, train=train, key=key).pooled
-        return unit(pooled if self.projection is None else self.projection(pooled))
+        return self.embed(self.encode(x, train=train, key=key).pooled)
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -74,6 +77,21 @@ def _bounded_backward(beyond, gradient):
 
 
 bounded.defvjp(_bounded_forward, _bounded_backward)
+
+
+def joined(*routings: dict[str, jax.Array] | None) -> dict[str, jax.Array]:
+    """What MoE layers of several encoders report, as one: losses [B] summed, health [B, L, …] of all layers in a row.
+
+    Figures that not all encoders with such layers have, or in another shape (other numbers of experts), are left out of the health.
+    """
+    given, out = [r for r in routings if r], {}
+    for name in dict.fromkeys(name for r in given for name in r):
+        values = [r[name] for r in given if name in r]
+        if name.startswith("moe/loss/"):
+            out[name] = sum(values[1:], values[0])
+        elif len(values) == len(given) and len({v.shape[2:] for v in values}) == 1:
+            out[name] = jnp.concatenate(values, axis=1)
+    return out
 
 
 class TwoTower(nnx.Module):
@@ -113,13 +131,17 @@ class TwoTower(nnx.Module):
           key: of dropout and drop-path; needed in training where a rate is > 0.
 
         Returns:
-          image, text: unit rows, float32 [B, D]; log_scale: float32 []; logit_bias: float32 [] where the model has one.
+          image, text: unit rows, float32 [B, D]; log_scale: float32 []; logit_bias: float32 [] where the model has one; moe/…: of
+          towers with MoE layers, what the objective `routing` reads.
         """
         image_key, text_key = (None, None) if key is None else jax.random.split(key)
         scale = self.log_scale[...]
+        image = self.image.encode(batch["image"], train=train, key=image_key)
+        text = self.text.encode(batch["text"], train=train, key=text_key)
         outputs = {
-            "image": self.encode_image(batch["image"], train=train, key=image_key),
-            "text": self.encode_text(batch["text"], train=train, key=text_key),
+            "image": self.image.embed(image.pooled),
+            "text": self.text.embed(text.pooled),
+            **joined(image.routing, text.routing),
             "log_scale": scale if self.most is None else bounded(scale, self.most),
         }
         return outputs if self.logit_bias is None else {**outputs, "logit_bias": self.logit_bias[...]}

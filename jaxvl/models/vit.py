@@ -11,12 +11,13 @@ from flax import nnx
 
 from jaxvl.config import check
 from jaxvl.models import IMAGE_ENCODERS
-from jaxvl.models.base import SIZES, Encoded, InputSpec, check_rates, sizes_of
+from jaxvl.models.base import SIZES, Encoded, InputSpec, check_moe, check_rates, sizes_of
 from jaxvl.nn import poolers
 from jaxvl.nn.attention import Implementation
 from jaxvl.nn.embeddings import PatchEmbedding, sincos_2d
 from jaxvl.nn.linear import normal
 from jaxvl.nn.mlp import Activation
+from jaxvl.nn.moe import MoeConfig
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.random import dropout
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
@@ -37,6 +38,7 @@ class ViTConfig:
       post_norm: layer norm after the last one; without it, whoever reads the tokens normalises them (open_clip's CoCa).
       activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
+      moe: mixtures of experts in place of some MLPs, see `nn.moe.MoeConfig`; their losses are for the objective `routing`.
     """
 
     variant: str = "B/16"
@@ -57,11 +59,13 @@ class ViTConfig:
     scan: bool = True
     remat: Remat = "none"
     attention: Implementation = "xla"
+    moe: MoeConfig | None = None
 
     def __post_init__(self):
         check_rates(self, "dropout", "drop_path")
         check(self.patch >= 1, "variant", f"{self.variant!r} must be a size and a patch side, as in 'B/16'")
         width = self.sizes.width
+        check_moe(self)
         check(self.positions != "sincos" or width % 4 == 0, "width", f"{width} must be a multiple of 4 for sincos positions")
 
     @property
@@ -81,7 +85,7 @@ class ViTConfig:
     def options(self) -> StackOptions:
         return StackOptions(
             activation=self.activation, eps=self.eps, qk_norm=self.qk_norm, dropout=self.dropout, hidden_dropout=self.dropout,
-            drop_path=self.drop_path, scan=self.scan, remat=self.remat, attention=self.attention,
+            drop_path=self.drop_path, scan=self.scan, remat=self.remat, attention=self.attention, moe=self.moe,
         )  # fmt: skip
 
     def check_inputs(self, inputs: InputSpec) -> None:
@@ -134,7 +138,7 @@ class ViT(nnx.Module):
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, self.dropout, embed_key, train=train)
         x = x if self.pre_norm is None else self.pre_norm(x)
-        x = self.transformer(x, train=train, key=stack_key)
-        x = x if self.norm is None else self.norm(x)
+        routed = self.transformer.routed(x, train=train, key=stack_key)
+        x = routed.y if self.norm is None else self.norm(routed.y)
         pooled = {"cls": poolers.first, "mean": poolers.mean, "map": self.pooler}[self.pool](x)
-        return Encoded(pooled, x)
+        return Encoded(pooled, x, routing=routed.by_row() or None)

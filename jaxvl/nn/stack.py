@@ -89,7 +89,7 @@ def run_layers(
         return x, _joined(reports)
     parts, reports = segments(kinds), []
     own = {kind: iter(_cut(params, [u.count(kind) * n for u, n in parts if kind in u])) for kind, (_, params) in halves.items()}
-    for (unit, n), theirs in zip(parts, _cut(inputs, [len(unit) * n for unit, n in parts])):
+    for (unit, _), theirs in zip(parts, _cut(inputs, [len(unit) * n for unit, n in parts])):
         params = {kind: _fold(next(own[kind]), unit.count(kind)) for kind in sorted(set(unit))}
         x, report = _scan_unit(calls, unit, x, params, _fold(theirs, len(unit)))
         reports.append(report)

@@ -64,9 +64,13 @@ class Experts(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """x [G, E, C, D] -> [G, E, C, D]: row e through expert e."""
-        w = self.weights()
-        x = ACTIVATIONS[self.activation](_each(x.astype(self.dtype), w["up"]))
-        return _each(dropout(x, self.dropout, key, train=train), w["down"])
+        (groups, experts, places, width), w = x.shape, self.weights()
+        # Rows expert by expert in one dimension: products of [E, N, D] are one matrix product per expert, and on a CPU take half
+        # the time of those of [G, E, C, D].
+        x = x.astype(self.dtype).swapaxes(0, 1).reshape(experts, groups * places, width)
+        x = ACTIVATIONS[self.activation](_each(x, w["up"]))
+        x = _each(dropout(x, self.dropout, key, train=train), w["down"])
+        return x.reshape(experts, groups, places, width).swapaxes(0, 1)
 
     def sorted_rows(self, weights: Any, x: jax.Array, counts: jax.Array) -> jax.Array:
         """x [N, D], sorted by expert, `counts` int32 [E] rows for each -> [N, D]; `weights` as `weights()` gives them."""
@@ -75,8 +79,8 @@ class Experts(nnx.Module):
 
 
 def _each(x: jax.Array, w: dict[str, jax.Array | None]) -> jax.Array:
-    """x [G, E, C, in] -> [G, E, C, out]."""
-    y = jnp.einsum("geci,eio->geco", x, w["kernel"])
+    """x [E, N, in] -> [E, N, out]."""
+    y = jnp.einsum("eni,eio->eno", x, w["kernel"])
     return y if w["bias"] is None else y + w["bias"][:, None]
 
 

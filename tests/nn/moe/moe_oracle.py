@@ -17,15 +17,14 @@ D, F, E = 6, 10, 4
 def layer_of(router, dispatch="gather", experts=E, group_size=12, bias=True, width=D, **options):
     """(graphdef, params): weights large enough that the router decides clearly."""
     config = MoeConfig(router=router, experts=experts, last=1, group_size=group_size, dispatch=dispatch, bias=bias, **options)
-    layer = config.build(width, F, rngs=nnx.Rngs(params=0))
-    graphdef, params = nnx.split(layer, nnx.Param)
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: config.build(width, F, rngs=nnx.Rngs(params=0))), nnx.Param)
     rng = np.random.default_rng(0)
-    for _, variable in nnx.to_flat_state(params):
-        if variable.ndim:
-            variable[...] = jnp.asarray(
-                rng.normal(size=variable.shape) * (variable.shape[-2] if variable.ndim > 1 else 4) ** -0.5, jnp.float32
-            )
-    return graphdef, params
+
+    def draw(shape):
+        fan = shape[-2] if len(shape) > 1 else 4
+        return jnp.asarray(rng.normal(size=shape) * fan**-0.5 if shape else 1.0, jnp.float32)
+
+    return graphdef, nnx.from_flat_state([(p, v.replace(draw(v.shape))) for p, v in nnx.to_flat_state(shapes)])
 
 
 def flat(params):
