@@ -100,15 +100,17 @@ class Task:
         """Model inputs of a training batch, inside the compiled step.
 
         Args:
-          batch: image uint8 [B, S, S, 3 or 4], text int32 [B, T], id int32 [B], index int32 [B].
-          key: of this step. Rows draw from `fold_in(key, index)`: the same on every mesh and host count.
+          batch: image uint8 [B, S, S, 3 or 4], text int32 [B, T], id int32 [B], index int32 [B]; or interleaved rows
+            (`DataConfig.shapes`).
+          key: of this step. Pictures draw from `fold_in(key, index)`: the same on every mesh and host count.
 
         Returns:
-          image float32 [B, S, S, 3] (augmented, normalised); the rest as it came.
+          image float32 [B, S, S, 3] or [B, K, S, S, 3] (augmented, normalised); the rest as it came.
         """
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"])
-        image = augment(batch["image"], keys, self.config.data.augment, self.preprocess.background)
-        return {**batch, "image": self.preprocess.normalise(image)}
+        images, index = batch["image"], batch["index"].reshape(-1)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        image = augment(images.reshape(-1, *images.shape[-3:]), keys, self.config.data.augment, self.preprocess.background)
+        return {**batch, "image": self.preprocess.normalise(image).reshape(*images.shape[:-1], 3)}
 
     def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], aux: dict[str, Any], key: jax.Array):
         """Weighted sum of the objectives.

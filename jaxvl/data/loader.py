@@ -26,6 +26,7 @@ from jaxvl.config import check
 from jaxvl.data.augment import Augment
 from jaxvl.data.captions import DRAWS, CaptionConfig, Texts
 from jaxvl.data.corpora import CORPORA
+from jaxvl.data.packing import LEAST, pack
 from jaxvl.data.preprocess import crop_box, decode, fit, open_picture
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.tokenizers import Tokenizer
@@ -44,7 +45,10 @@ class DataConfig:
       split: which of its splits.
       batch: rows B of the global batch.
       image_size: side S in pixels.
-      text_length: tokens T.
+      text_length: tokens T of one text.
+      images_per_row: images K of a row; more than one makes interleaved rows of consecutive records (`packing.py`), for models that
+        read them (cosmo). `batch` counts rows.
+      row_length: tokens R of such a row; None: K T, so that no text is cut.
       captions: which caption a row gets.
       augment: what is done to training pictures, on the devices.
       crop: smallest and largest share of a picture's area that is kept, a random part of it, cut on the host before
@@ -63,6 +67,8 @@ class DataConfig:
     batch: int
     image_size: int = 224
     text_length: int = 64
+    images_per_row: int = 1
+    row_length: int | None = None
     captions: CaptionConfig = CaptionConfig()
     augment: Augment = Augment()
     crop: tuple[float, float] = (1.0, 1.0)
@@ -75,9 +81,12 @@ class DataConfig:
     error_minimum: int = 10
 
     def __post_init__(self):
-        for name in ("batch", "image_size", "threads", "prefetch", "error_minimum"):
+        for name in ("batch", "image_size", "images_per_row", "threads", "prefetch", "error_minimum"):
             check(getattr(self, name) >= 1, name, f"{getattr(self, name)!r} must be >= 1")
         check(self.text_length >= 3, "text_length", f"{self.text_length!r} must be >= 3 tokens")
+        given, k = self.row_length, self.images_per_row
+        check(given is None or k > 1, "row_length", f"{given!r} is of interleaved rows, with images_per_row > 1")
+        check(given is None or given >= LEAST * k, "row_length", f"{given!r} must be >= {LEAST} tokens for each of {k} texts")
         check(self.cache_mb >= 0, "cache_mb", f"{self.cache_mb!r} must be >= 0 MB")
         check(0 < self.crop[0] <= self.crop[1] <= 1, "crop", f"{self.crop!r} must be a smallest and a largest share in (0, 1]")
         check(
@@ -88,10 +97,22 @@ class DataConfig:
         check(0 <= self.error_budget <= 1, "error_budget", f"{self.error_budget!r} is a share; must be in [0, 1]")
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a row: T, or R of an interleaved one."""
+        return self.row_length or self.images_per_row * self.text_length
+
+    @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of the global batch: image uint8 [B, S, S, 4], text int32 [B, T], id int32 [B], index int32 [B]."""
-        b, s = self.batch, self.image_size
-        shapes = dict(image=((b, s, s, 4), np.uint8), text=((b, self.text_length), np.int32), id=((b,), np.int32), index=((b,), np.int32))
+        """Of the global batch: image uint8 [B, S, S, 4], text int32 [B, T], id int32 [B], index int32 [B].
+
+        Interleaved: image uint8 [B, K, S, S, 4], text int32 [B, R], id int32 [B, K], index int32 [B, K], and segment int32 [B, R], lengths
+        int32 [B, K], weight float32 [B, R] (`packing.py`).
+        """
+        b, k, s, r = self.batch, self.images_per_row, self.image_size, self.tokens
+        rows = (b,) if k == 1 else (b, k)
+        shapes = dict(image=((*rows, s, s, 4), np.uint8), text=((b, r), np.int32), id=(rows, np.int32), index=(rows, np.int32))
+        if k > 1:
+            shapes |= dict(segment=((b, r), np.int32), lengths=((b, k), np.int32), weight=((b, r), np.float32))
         return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
@@ -120,16 +141,17 @@ class Batches:
         self._tokens: dict[str, np.ndarray] = {}
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        """Rows of batch `i`: image uint8 [b, S, S, 4], text int32 [b, T], id int32 [b], index int32 [b].
+        """Rows of batch `i`, as in `DataConfig.shapes`. Interleaved rows hold K consecutive records of the stream each.
 
         Raises DataError once the error budget is exceeded.
         """
-        config = self.config
+        config, k = self.config, self.config.images_per_row
+        records = self.rows if k == 1 else (self.rows[:, None] * k + np.arange(k)).reshape(-1)
         # One counter-based generator per batch, drawn for the global batch: the same whoever asks for which rows.
-        draws = np.random.Generator(np.random.Philox(key=[self._seed, i])).random((config.batch, 4 + DRAWS))[self.rows]
-        positions = i * config.batch + self.rows
-        image = np.empty((len(self.rows), config.image_size, config.image_size, 4), np.uint8)
-        label, texts = np.empty(len(self.rows), np.int32), []
+        draws = np.random.Generator(np.random.Philox(key=[self._seed, i])).random((config.batch * k, 4 + DRAWS))[records]
+        positions = i * config.batch * k + records
+        image = np.empty((len(records), config.image_size, config.image_size, 4), np.uint8)
+        label, texts = np.empty(len(records), np.int32), []
         for row, position in enumerate(positions.tolist()):
             picture, sources, label[row] = self._row(position)
             pixels = picture if isinstance(picture, np.ndarray) else self._cut(picture, draws[row, :4])
@@ -138,7 +160,11 @@ class Batches:
                 image[row, ..., 3] = 255
             texts.append(config.captions.choose(sources, draws[row, 4:].tolist()))
         index = (positions % 2**31).astype(np.int32)
-        return {"image": image, "text": self._encode(texts), "id": label, "index": index}
+        batch = {"image": image, "text": self._encode(texts), "id": label, "index": index}
+        if k == 1:
+            return batch
+        batch = {name: a.reshape(-1, k, *a.shape[1:]) for name, a in batch.items()}
+        return batch | pack(batch["text"], config.tokens, eos_id=self._tokenizer.eos_id, pad_id=self._tokenizer.pad_id)
 
     def _row(self, position: int) -> Row:
         """The record at a position of the stream, or the next good one after it."""

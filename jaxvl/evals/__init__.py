@@ -10,4 +10,6 @@ from jaxvl.evals.result import EvalResult as EvalResult
 from jaxvl.evals.result import GalleryRow as GalleryRow
 from jaxvl.evals.result import Item as Item
 
-EVALUATORS = Registry("evaluator", load=["jaxvl.evals.captioning", "jaxvl.evals.retrieval", "jaxvl.evals.zero_shot"])
+EVALUATORS = Registry(
+    "evaluator", load=[f"jaxvl.evals.{name}" for name in ("captioning", "interleaved", "masked_image", "retrieval", "zero_shot")]
+)

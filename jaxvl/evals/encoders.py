@@ -49,6 +49,7 @@ class Encoders:
       image_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, D]` unit rows, jit-able.
       text_fn: `(weights, int32 [B, T]) -> [B, D]` unit rows, jit-able.
       caption_fn: `(weights, float32 [B, S, S, 3] normalised, generation) -> int32 [B, T]`, jit-able; None for a model that writes none.
+      outputs_fn: `(weights, batch as the model takes it) -> named outputs`, jit-able; None where only the above is asked for.
       weights: any pytree of arrays; an argument of the compiled functions, so that new weights compile nothing.
       tokenizer, preprocess: those that the model was trained with.
       text_length: T.
@@ -68,6 +69,7 @@ class Encoders:
         mesh: Mesh,
         *,
         caption_fn: Callable[[Any, jax.Array, Any], jax.Array] | None = None,
+        outputs_fn: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]] | None = None,
         batch: int = 256,
         threads: int = 4,
     ):
@@ -89,6 +91,16 @@ class Encoders:
         def written(weights: Any, pixels: jax.Array, fault: jax.Array, generation: Any) -> tuple[jax.Array, jax.Array]:
             return caption_fn(weights, ready(pixels), generation), fault
 
+        def named(weights: Any, batch: dict[str, jax.Array], names: tuple[str, ...]) -> dict[str, jax.Array]:
+            found = outputs_fn(weights, {**batch, "image": ready(batch["image"])})
+            missing = [name for name in names if name not in found]
+            if missing:
+                raise ConfigError(
+                    "name", f"needs the model output {missing[0]!r}, which is not there (there are: {', '.join(sorted(found))})"
+                )
+            return {name: found[name] for name in names}
+
+        self._outputs = outputs_fn and jax.jit(named, out_shardings=replicated(mesh), static_argnums=2)
         self._caption = caption_fn and jax.jit(written, out_shardings=replicated(mesh), static_argnums=3)
         self._image, self._text = (jax.jit(f, out_shardings=replicated(mesh)) for f in (from_pixels, from_tokens))
 
@@ -120,6 +132,15 @@ class Encoders:
             raise ConfigError("name", "'captioning' needs a model that writes captions, as coca")
         encoded = self._encoded(lambda *args: self._caption(*args, generation), source)
         return self.tokenizer.decode(encoded.rows), encoded
+
+    def outputs(self, batch: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The model's outputs `names` of a batch as the loader makes it (image uint8), not in training; `self.batch` rows.
+
+        Raises ConfigError for an output that the model does not have.
+        """
+        with jax.set_mesh(self.mesh):
+            whole = {name: put(a, self._sharding) for name, a in batch.items()}
+            return {name: np.asarray(a) for name, a in self._outputs(self.weights, whole, names).items()}
 
     def _encoded(self, function: Callable, source: Sequence[Any] | np.ndarray) -> EncodedImages:
         rows, faults = [], []

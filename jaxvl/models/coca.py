@@ -31,7 +31,7 @@ from jaxvl.nn.attention import KeyValue
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.poolers import QueryPooler
-from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
+from jaxvl.nn.transformer import Block, Remat, Sizes, StackOptions, Transformer
 from jaxvl.nn.vocabulary import VocabularyHead
 
 # Width, heads, hidden, layers of either half of the decoder (table 1 of the paper).
@@ -125,6 +125,8 @@ class CoCa(nnx.Module):
       config: see `CoCaConfig`. inputs: fixes vocabulary, text length, padding and EOS.
     """
 
+    block: ClassVar[Any] = Block  # a multimodal layer
+
     def __init__(self, config: CoCaConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         sizes, width = config.sizes("unimodal"), config.sizes("unimodal").width
         embed, self.cascade = config.embed_dim or width, config.poolers == "cascade"
@@ -148,7 +150,7 @@ class CoCa(nnx.Module):
         self.start_token, self.class_token = token(), token()
         self.unimodal = Transformer(sizes, config.options(), **options)
         self.text_norm = LayerNorm(width, eps=1e-5, dtype=dtype)
-        self.multimodal = Transformer(config.sizes("multimodal"), config.options(), memory_width=width, **options)
+        self.multimodal = Transformer(config.sizes("multimodal"), config.options(), memory_width=width, block=self.block, **options)
         self.norm = LayerNorm(width, eps=1e-5, dtype=dtype)
         self.head = VocabularyHead(width, inputs.vocab_size, tied=config.tied, **options)
         self.log_scale = nnx.Param(jnp.float32(math.log(config.init_scale)), axes=())

@@ -94,8 +94,10 @@ class Block(nnx.Module):
         )
         self.post, self.dropout = options.norm == "post", options.dropout
 
-    def __call__(self, x, memory=None, *, mask=None, causal=False, drop_rate=0.0, train=False, key=None) -> jax.Array:
-        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask bool [B, T] or None; `drop_rate` of drop-path in this layer."""
+    def __call__(
+        self, x, memory=None, *, mask=None, memory_mask=None, causal=False, drop_rate=0.0, train=False, key=None
+    ) -> jax.Array:  # fmt: skip
+        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; masks as in `Transformer`; `drop_rate` of drop-path in this layer."""
         keys = split(key, 6 if self.cross is None else 9)
 
         def branch(y, drop_key, path_key):
@@ -105,7 +107,7 @@ class Block(nnx.Module):
         x = x + branch(self.attention(y, mask=mask, causal=causal, train=train, key=keys[0]), *keys[1:3])
         x = self.attention_norm(x) if self.post else x
         if self.cross is not None:
-            x = x + branch(self.cross(self.cross_norm(x), memory, train=train, key=keys[6]), *keys[7:9])
+            x = x + branch(self.cross(self.cross_norm(x), memory, mask=memory_mask, train=train, key=keys[6]), *keys[7:9])
         y = x if self.post else self.mlp_norm(x)
         x = x + branch(self.mlp(y, train=train, key=keys[3]), *keys[4:6])
         return self.mlp_norm(x) if self.post else x
@@ -151,21 +153,31 @@ class Transformer(nnx.Module):
     Args:
       sizes, options: shape and behaviour.
       memory_width: of a memory that every layer attends to, or None.
+      block: what a layer is, with the interface of `Block`.
     """
 
-    def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, dtype: Any = jnp.float32):
-        self.blocks = stack(lambda rngs: Block(sizes, options, rngs=rngs, memory_width=memory_width, dtype=dtype), sizes.depth, rngs)
+    def __init__(
+        self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, block: Callable[..., Any] = Block,
+        dtype: Any = jnp.float32,
+    ):  # fmt: skip
+        self.blocks = stack(lambda rngs: block(sizes, options, rngs=rngs, memory_width=memory_width, dtype=dtype), sizes.depth, rngs)
         self.depth, self.options, self.sizes, self.dtype = sizes.depth, options, sizes, dtype
 
-    def __call__(self, x, memory=None, *, mask=None, causal=False, train=False, key=None) -> jax.Array:
-        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask: bool [B, T], True = not padding; causal: t sees 0 … t."""
+    def __call__(self, x, memory=None, *, mask=None, memory_mask=None, causal=False, train=False, key=None) -> jax.Array:
+        """x [B, T, D], memory [B, N, D'] -> [B, T, D].
+
+        Args:
+          mask: bool [B, T], True = not padding; or [B, T, T], what each position may see.
+          memory_mask: the same of the memory: bool [B, N] or [B, T, N].
+          causal: t sees 0 … t only.
+        """
         graphdef, params = nnx.split(self.blocks)
         drops = bool(self.options.drop_path) and train
 
         def layer(x, inputs):
             params, key, rate = inputs
             block = nnx.merge(graphdef, params)
-            x = block(x, memory, mask=mask, causal=causal, drop_rate=rate if drops else 0.0, train=train, key=key)
+            x = block(x, memory, mask=mask, memory_mask=memory_mask, causal=causal, drop_rate=rate if drops else 0.0, train=train, key=key)
             return constrain(x, "batch", None, "embed"), None
 
         layer = rematerialise(layer, self.options.remat, scanned=self.options.scan)

@@ -20,7 +20,7 @@ import jax
 
 from jaxvl.config import Registry
 
-OBJECTIVES = Registry("objective", load=[f"jaxvl.objectives.{name}" for name in ("align", "captioning", "clip", "siglip")])
+OBJECTIVES = Registry("objective", load=[f"jaxvl.objectives.{name}" for name in ("align", "captioning", "clip", "masked_image", "siglip")])
 
 
 @jax.tree_util.register_dataclass

@@ -196,8 +196,11 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
         key = jax.random.key(0) if generation.method == "sample" else None
         return generate(step, known, generation, batch=len(pixels), length=length, key=key, **ids).tokens
 
+    def outputs(weights, batch):
+        return model.apply(*weights, batch)[0]
+
     writes = caption if getattr(experiment.model, "writes", False) else None
-    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, caption_fn=writes)
+    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, caption_fn=writes, outputs_fn=outputs)
 
 
 def restore_encoders(
