@@ -36,7 +36,7 @@ class Interleaved(SplitOptions):
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ConfigError for a model that writes no captions, ValueError where the split has less than one row."""
-        sums, rows = np.zeros(4), 0
+        sums, tokens, rows = np.zeros(4), 0.0, 0
         for batch, n in rows_of(self, encoders, images_per_row=self.images_per_row, row_length=self.row_length):
             swapped = {**batch, "image": np.roll(batch["image"], 1, axis=1)}
             for i, inputs in enumerate((batch, swapped)):
@@ -44,8 +44,7 @@ class Interleaved(SplitOptions):
                 weight = out["caption_weight"]
                 sums[i] += np.sum(weight * (out["caption_lse"] - out["caption_target"]))
                 sums[2 + i] += np.sum(weight * out["caption_correct"])
-            total = weight.sum() + (total if rows else 0.0)
-            rows += n
-        loss, swapped_loss, right, swapped_right = (sums / total).tolist()
+            tokens, rows = tokens + weight.sum(), rows + n
+        loss, swapped_loss, right, swapped_right = (sums / tokens).tolist()
         figures = {"loss": loss, "loss_swapped": swapped_loss, "rise": swapped_loss - loss}
         return EvalResult({**figures, "token_accuracy": right, "token_accuracy_swapped": swapped_right, "rows": float(rows)}, [])

@@ -17,6 +17,7 @@ from jaxvl.data.captions import CaptionConfig
 from jaxvl.data.corpora import CORPORA
 from jaxvl.data.loader import Batches, DataConfig
 from jaxvl.evals.encoders import EncodedImages, Encoders
+from jaxvl.sharding.mesh import batch_shards
 
 THUMBNAIL = 64  # pixels
 
@@ -142,7 +143,7 @@ def rows_of(options: SplitOptions, encoders: Encoders, **data: Any) -> Iterator[
       data: more of `DataConfig` (`images_per_row`).
 
     Returns:
-      Batches of `encoders.batch` rows without `id` and `index`, and how many of their rows count (the last batch is filled up).
+      Batches of at most `encoders.batch` rows without `id` and `index`, and how many of their rows count (the last batch is filled up).
 
     Raises:
       ValueError: the split is smaller than one row.
@@ -152,9 +153,10 @@ def rows_of(options: SplitOptions, encoders: Encoders, **data: Any) -> Iterator[
         options.corpus, options.split, encoders.batch, image_size=encoders.preprocess.image_size, text_length=encoders.text_length,
         captions=CaptionConfig(locale=options.locale), cache_mb=0, **data,
     )  # fmt: skip
-    rows = len(source) // config.images_per_row
+    rows, shards = len(source) // config.images_per_row, batch_shards(encoders.mesh)
     if not rows:
         raise ValueError(f"split {options.split!r} has {len(source)} records, too few for a row of {config.images_per_row}")
+    config = dataclasses.replace(config, batch=min(config.batch, -(-rows // shards) * shards))
     batches = Batches(config, source, encoders.tokenizer, seed=0)
     for i in range(-(-rows // config.batch)):
         batch = batches[i]

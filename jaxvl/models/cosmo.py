@@ -77,7 +77,7 @@ class Cosmo(CoCa):
 
     def _tokens(self, text: jax.Array, segment: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """What the unimodal layers make of [start] and each text but its end: int [B, R] and int [B, R] -> [B, R, D]."""
-        before = jnp.pad(segment, ((0, 0), (1, 0)))[:, :-1]  # of the position before; 0 before the row
+        before = jnp.pad(segment, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
         first = segment != before
         x = jnp.where(first[..., None], self.start_token[...].astype(self.dtype), self.words(jnp.roll(text, 1, axis=1)))
         place = jnp.arange(text.shape[1])

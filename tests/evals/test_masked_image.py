@@ -1,5 +1,6 @@
 """The evaluators of hidden patches and of interleaved rows, with models whose answers are known."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer, train_unigram
 from jaxvl.evals.interleaved import Interleaved
 from jaxvl.evals.masked_image import MaskedImages, overlap
+from jaxvl.sharding import make_mesh
 
 CORPUS, S, P = Shapes(size=16, variants=1), 16, 16
 
@@ -17,9 +19,10 @@ class Knows:
     """Stands for `Encoders`; `answer(batch)` gives the named outputs."""
 
     def __init__(self, answer, rows):
-        texts = [n for n in CORPUS.prepare(log=lambda text: None).class_names("en")]
+        texts = CORPUS.prepare(log=lambda text: None).class_names("en")
         self.tokenizer = Tokenizer("unigram", train_unigram(texts, 64, lowercase=True), pad_id=0, eos_id=1)
         self.answer, self.batch, self.text_length, self.preprocess = answer, rows, 12, Preprocess(image_size=S)
+        self.mesh = make_mesh(devices=jax.devices()[:1])
 
     def outputs(self, batch, names):
         return {name: np.asarray(v) for name, v in self.answer(batch).items() if name in names}

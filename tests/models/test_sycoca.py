@@ -95,8 +95,8 @@ def test_nothing_hidden_is_read():
         assert moved(after, "caption_lse") == captions and moved(after, "patch_prediction") == prediction, patch
     after = apply(params, {**batch, "text": np.where(batch["text"] > 1, 39, batch["text"])})
     assert moved(after, "patch_prediction"), "the text guides"
-    longer = np.concatenate([batch["text"], np.zeros((B, 2), np.int32)], 1)[:, :6]
-    np.testing.assert_allclose(apply(params, {**batch, "text": longer})["patch_prediction"], before["patch_prediction"], atol=1e-6)
+    shorter = {k: v[:2, :5] if k == "text" else v[:2] for k, v in batch.items()}  # the first two texts end before the last place
+    np.testing.assert_allclose(apply(params, shorter)["patch_prediction"], before["patch_prediction"][:2], atol=1e-5)
 
 
 def test_painted_over_patches_are_not_read_by_any_encoder():
