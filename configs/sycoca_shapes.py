@@ -17,8 +17,8 @@ def get_config(arg=""):
     arg = parse_arg(arg, masking="attentive", caption=2.0, image=1.0)
     c = ml_collections.ConfigDict()
     c.model = dict(
-        name="sycoca", image=dict(name="vit", variant="Ti/6", width=96, depth=3, heads=3, hidden=256, pool="mean", scan=False), width=96,
-        heads=3, hidden=256, unimodal=1, multimodal=1, queries=8, embed_dim=64, init_scale=10.0, tied=True, scan=False,
+        name="sycoca", image=dict(name="vit", variant="Ti/6", width=64, depth=2, heads=2, hidden=192, pool="mean", scan=False), width=64,
+        heads=2, hidden=192, unimodal=1, multimodal=1, queries=8, embed_dim=64, init_scale=10.0, tied=True, scan=False,
         masking=arg.masking, masked_share=0.25, hidden_share=0.25,
     )  # fmt: skip
     c.preprocess = dict(image_size=48)
@@ -32,7 +32,7 @@ def get_config(arg=""):
         )
     )
     c.steps = 500
-    c.optim = dict(name="adamw", lr=2e-3, warmup=50, weight_decay=0.05, b2=0.98)
+    c.optim = dict(name="adamw", lr=3e-3, warmup=50, weight_decay=0.05, b2=0.98)
     c.evals = dict(
         hidden=dict(name="masked_image", corpus=corpus, split="test_a", every=250, gallery=6),
         written=dict(name="captioning", corpus=corpus, split="test_a", gallery=6),
