@@ -98,6 +98,7 @@ def test_attention_to_the_image_before_equals_a_loop_over_tokens():
     block = GatedBlock(Sizes(d, 1, heads, hidden), StackOptions(activation="gelu"), rngs=nnx.Rngs(params=0), memory_width=10)
     for i, (_, variable) in enumerate(nnx.to_flat_state(nnx.state(block, nnx.Param))):
         variable[...] = variable[...] + 0.3 * jax.random.normal(jax.random.key(i), variable.shape)
+    assert abs(block.cross_gate[...]) > 0.01 and abs(block.mlp_gate[...]) > 0.01
     rng = np.random.default_rng(0)
     segment = np.array([[0, 1, 1, 2, 2, 2], [1, 1, 2, 3, 3, 0]])
     x, latents = rng.normal(size=(2, 6, d)), rng.normal(size=(2, 3 * n, 10))
