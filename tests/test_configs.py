@@ -15,6 +15,8 @@ ARGUMENTS = {
     "clip.py": ["", "variant=L/14"],
     "coca_emoji.py": ["", "loss=caption"],
     "coca_scst_emoji.py": ["", "grammar=0.0"],
+    "cosmo_shapes.py": ["", "across=False"],
+    "sycoca_shapes.py": ["", "masking=random"],
 }
 CONFIGS = [f"{p.name}:{a}" if a else p.name for p in sorted((ROOT / "configs").glob("*.py")) for a in ARGUMENTS.get(p.name, [""])]
 CORPUS = dict(name="shapes", size=16, variants=1)

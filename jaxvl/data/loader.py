@@ -26,6 +26,7 @@ from jaxvl.data.augment import Augment
 from jaxvl.data.captions import DRAWS, CaptionConfig, Texts
 from jaxvl.data.corpora import CORPORA
 from jaxvl.data.modalities import AudioConfig, Picture, VideoConfig, by_name
+from jaxvl.data.packing import LEAST, pack
 from jaxvl.data.records import BadRecord, DataError, Record
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.sharding.mesh import batch_sharding
@@ -54,7 +55,10 @@ class DataConfig:
       split: which of its splits.
       batch: rows B of the global batch.
       image_size: side S in pixels, of pictures and frames.
-      text_length: tokens T.
+      text_length: tokens T of one text.
+      images_per_row: images K of a row; more than one makes interleaved rows of consecutive records (`packing.py`), for models that
+        read them (cosmo). `batch` counts rows.
+      row_length: tokens R of such a row; None: K T, so that no text is cut.
       captions: which caption a row gets.
       modalities: what a batch shows: image, text, frames (of clips), waveform.
       missing: records that lack one of these: "skip" leaves them out of the split; "mask" keeps those that have any, with
@@ -77,6 +81,8 @@ class DataConfig:
     batch: int
     image_size: int = 224
     text_length: int = 64
+    images_per_row: int = 1
+    row_length: int | None = None
     captions: CaptionConfig = CaptionConfig()
     modalities: tuple[str, ...] = ("image", "text")
     missing: Literal["skip", "mask"] = "skip"
@@ -93,7 +99,7 @@ class DataConfig:
     error_minimum: int = 10
 
     def __post_init__(self):
-        for name in ("batch", "image_size", "threads", "prefetch", "error_minimum"):
+        for name in ("batch", "image_size", "images_per_row", "threads", "prefetch", "error_minimum"):
             check(getattr(self, name) >= 1, name, f"{getattr(self, name)!r} must be >= 1")
         for name in self.modalities:
             check(name in MODALITIES, "modalities", f"{name!r} is none{nearest(name, MODALITIES)} (known: {', '.join(MODALITIES)})")
@@ -105,6 +111,11 @@ class DataConfig:
             f"pairs a text with a waveform; modalities are {self.modalities!r}",
         )
         check(self.text_length >= 3, "text_length", f"{self.text_length!r} must be >= 3 tokens")
+        given, k = self.row_length, self.images_per_row
+        check(given is None or k > 1, "row_length", f"{given!r} is of interleaved rows, with images_per_row > 1")
+        pairs = {"image", "text"} <= set(self.modalities) and self.missing == "skip"
+        check(k == 1 or pairs, "images_per_row", f"{k!r} images a row need the modalities image and text, and missing='skip'")
+        check(given is None or given >= LEAST * k, "row_length", f"{given!r} must be >= {LEAST} tokens for each of {k} texts")
         check(self.cache_mb >= 0, "cache_mb", f"{self.cache_mb!r} must be >= 0 MB")
         check(0 < self.crop[0] <= self.crop[1] <= 1, "crop", f"{self.crop!r} must be a smallest and a largest share in (0, 1]")
         check(
@@ -115,17 +126,34 @@ class DataConfig:
         check(0 <= self.error_budget <= 1, "error_budget", f"{self.error_budget!r} is a share; must be in [0, 1]")
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a row: T, or R of an interleaved one."""
+        return self.row_length or self.images_per_row * self.text_length
+
+    @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Of the global batch: those of image uint8 [B, S, S, 4], text int32 [B, T], frames uint8 [B, F, S, S, 4], waveform int16
-        [B, N] with waveform_length int32 [B] that are asked for, has_KEY bool [B] under `missing="mask"`, id and index int32 [B]."""
+        [B, N] with waveform_length int32 [B] that are asked for, has_KEY bool [B] under `missing="mask"`, id and index int32 [B].
+
+        Interleaved: image uint8 [B, K, S, S, 4], text int32 [B, R], id int32 [B, K], index int32 [B, K], and segment int32 [B, R], lengths
+        int32 [B, K], weight float32 [B, R] (`packing.py`).
+        """
+        rows, k, r = self.record_shapes, self.images_per_row, self.tokens
+        if k > 1:
+            rows = {name: ((k, *shape), dtype) for name, (shape, dtype) in rows.items()}
+            rows |= dict(text=((r,), np.int32), segment=((r,), np.int32), lengths=((k,), np.int32), weight=((r,), np.float32))
+        return {name: jax.ShapeDtypeStruct((self.batch, *shape), dtype) for name, (shape, dtype) in rows.items()}
+
+    @property
+    def record_shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Shape and dtype of what one record gives a batch."""
         fillers = self.fillers
         shapes: dict[str, tuple[tuple[int, ...], type]] = {}
         for name in self.modalities:
             shapes |= {"text": ((self.text_length,), np.int32)} if name == "text" else fillers[name].shapes
         if self.missing == "mask":
             shapes |= {f"has_{name}": ((), np.bool_) for name in self.modalities}
-        shapes |= {"id": ((), np.int32), "index": ((), np.int32)}
-        return {name: jax.ShapeDtypeStruct((self.batch, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+        return shapes | {"id": ((), np.int32), "index": ((), np.int32)}
 
     @property
     def fillers(self) -> dict[str, Any]:
@@ -175,18 +203,19 @@ class Batches:
         self._tokens: dict[str, np.ndarray] = {}
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        """Rows of batch `i`, as `DataConfig.shapes` says, of this host.
+        """Rows of batch `i`, as `DataConfig.shapes` says, of this host. Interleaved rows hold K consecutive records of the stream each.
 
         Raises DataError once the error budget is exceeded.
         """
-        config, n = self.config, len(self.rows)
+        config, k = self.config, self.config.images_per_row
+        records = self.rows if k == 1 else (self.rows[:, None] * k + np.arange(k)).reshape(-1)
         # Counter-based generators of the batch, drawn for the global batch: the same whoever asks for which rows.
-        draws = np.random.Generator(np.random.Philox(key=[self._seed, i])).random((config.batch, FIRST_MORE))[self.rows]
+        draws = np.random.Generator(np.random.Philox(key=[self._seed, i])).random((config.batch * k, FIRST_MORE))[records]
         if not {"frames", "waveform"}.isdisjoint(config.modalities):
-            more = np.random.Generator(np.random.Philox(key=[self._seed, i], counter=[0, 0, 0, 1])).random((config.batch, MORE))
-            draws = np.concatenate([draws, more[self.rows]], 1)
-        positions = i * config.batch + self.rows
-        out = {name: np.zeros((n, *shape.shape[1:]), shape.dtype) for name, shape in config.shapes.items()}
+            more = np.random.Generator(np.random.Philox(key=[self._seed, i], counter=[0, 0, 0, 1])).random((config.batch * k, MORE))
+            draws = np.concatenate([draws, more[records]], 1)
+        positions = i * config.batch * k + records
+        out = {name: np.zeros((len(records), *shape), dtype) for name, (shape, dtype) in config.record_shapes.items()}
         texts = []
         for row, position in enumerate(positions.tolist()):
             out["id"][row], values = self._row(position)
@@ -202,7 +231,10 @@ class Batches:
         if texts:
             out["text"] = self._encode(texts)
         out["index"] = (positions % 2**31).astype(np.int32)
-        return out
+        if k == 1:
+            return out
+        out = {name: a.reshape(-1, k, *a.shape[1:]) for name, a in out.items()}
+        return out | pack(out["text"], config.tokens, eos_id=self._tokenizer.eos_id, pad_id=self._tokenizer.pad_id)
 
     def _text(self, values: dict[str, Any], drawn: list[float]) -> str | None:
         """The row's text; None where it has none."""

@@ -10,5 +10,15 @@ from jaxvl.evals.result import EvalResult as EvalResult
 from jaxvl.evals.result import GalleryRow as GalleryRow
 from jaxvl.evals.result import Item as Item
 
-_MODULES = ("attentional_probe", "captioning", "likelihood", "linear_probe", "retrieval", "vqa", "zero_shot")
+_MODULES = (
+    "attentional_probe",
+    "captioning",
+    "interleaved",
+    "likelihood",
+    "linear_probe",
+    "masked_image",
+    "retrieval",
+    "vqa",
+    "zero_shot",
+)
 EVALUATORS = Registry("evaluator", load=[f"jaxvl.evals.{name}" for name in _MODULES])

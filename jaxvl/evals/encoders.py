@@ -54,6 +54,7 @@ class Encoders:
       score_fn: `(weights, float32 [B, S, S, 3] normalised, int32 [B, K, T], begin int32 [B]) -> float32 [B, K, 3]`, jit-able; see
         `scores`. None for a model that cannot tell how likely a text is.
       tokens_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, P, D]`, jit-able: the image encoder's tokens; None where there are none.
+      outputs_fn: `(weights, batch as the model takes it) -> named outputs`, jit-able; None where only the above is asked for.
       weights: any pytree of arrays; an argument of the compiled functions, so that new weights compile nothing.
       tokenizer, preprocess: those that the model was trained with.
       text_length: T.
@@ -75,6 +76,7 @@ class Encoders:
         caption_fn: Callable[..., jax.Array] | None = None,
         score_fn: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
         tokens_fn: Callable[[Any, jax.Array], jax.Array] | None = None,
+        outputs_fn: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]] | None = None,
         batch: int = 256,
         threads: int = 4,
     ):
@@ -105,6 +107,16 @@ class Encoders:
             tokens = tokens_fn(weights, ready(pixels))
             return tokens.mean(1, dtype=jnp.float32) if mean else tokens, fault
 
+        def named(weights: Any, batch: dict[str, jax.Array], names: tuple[str, ...]) -> dict[str, jax.Array]:
+            found = outputs_fn(weights, {**batch, "image": ready(batch["image"])})
+            missing = [name for name in names if name not in found]
+            if missing:
+                raise ConfigError(
+                    "name", f"needs the model output {missing[0]!r}, which is not there (there are: {', '.join(sorted(found))})"
+                )
+            return {name: found[name] for name in names}
+
+        self._outputs = outputs_fn and jax.jit(named, out_shardings=replicated(mesh), static_argnums=2)
         self._caption = caption_fn and jax.jit(written, out_shardings=replicated(mesh), static_argnums=3)
         self._score = score_fn and jax.jit(scored, out_shardings=replicated(mesh))
         self._features = tokens_fn and jax.jit(featured, out_shardings=replicated(mesh), static_argnums=3)
@@ -184,6 +196,15 @@ class Encoders:
         with jax.set_mesh(self.mesh):
             tokens = jax.eval_shape(lambda w, x: self._features(w, x, jnp.zeros(self.batch, jnp.int32), False)[0], self.weights, pixels)
         return tokens.size // self.batch * tokens.dtype.itemsize
+
+    def outputs(self, batch: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The model's outputs `names` of a batch as the loader makes it (image uint8), not in training; `self.batch` rows.
+
+        Raises ConfigError for an output that the model does not have.
+        """
+        with jax.set_mesh(self.mesh):
+            whole = {name: put(a, self._sharding) for name, a in batch.items()}
+            return {name: np.asarray(a) for name, a in self._outputs(self.weights, whole, names).items()}
 
     def _needs(self, function: Callable | None, what: str) -> None:
         if function is None:

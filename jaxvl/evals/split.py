@@ -6,15 +6,18 @@ import dataclasses
 import functools
 import io
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
 
 from jaxvl.config import check, nearest
+from jaxvl.data.captions import CaptionConfig
 from jaxvl.data.corpora import CORPORA
+from jaxvl.data.loader import Batches, DataConfig
 from jaxvl.evals.encoders import EncodedImages, Encoders
+from jaxvl.sharding.mesh import batch_shards
 
 THUMBNAIL = 64  # pixels
 
@@ -129,6 +132,35 @@ class SplitOptions:
             counts = f"records: {len(source)}, skipped: {encoded.skipped or 0}"
             raise ValueError(f"split {self.split!r} has no image that can be encoded ({counts})")
         return source, encoded
+
+
+def rows_of(options: SplitOptions, encoders: Encoders, **data: Any) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+    """A split in batches as a model is trained with, names as texts, in an order that is random but always the same.
+
+    Every process makes whole batches. Records that cannot be used are replaced by the ones after them.
+
+    Args:
+      data: more of `DataConfig` (`images_per_row`).
+
+    Returns:
+      Batches of at most `encoders.batch` rows without `id` and `index`, and how many of their rows count (the last batch is filled up).
+
+    Raises:
+      ValueError: the split is smaller than one row.
+    """
+    source = open_split(options.corpus, options.split)
+    config = DataConfig(
+        options.corpus, options.split, encoders.batch, image_size=encoders.preprocess.image_size, text_length=encoders.text_length,
+        captions=CaptionConfig(locale=options.locale), cache_mb=0, **data,
+    )  # fmt: skip
+    rows, shards = len(source) // config.images_per_row, batch_shards(encoders.mesh)
+    if not rows:
+        raise ValueError(f"split {options.split!r} has {len(source)} records, too few for a row of {config.images_per_row}")
+    config = dataclasses.replace(config, batch=min(config.batch, -(-rows // shards) * shards))
+    batches = Batches(config, source, encoders.tokenizer, seed=0)
+    for i in range(-(-rows // config.batch)):
+        batch = batches[i]
+        yield {k: v for k, v in batch.items() if k not in ("id", "index")}, min(config.batch, rows - i * config.batch)
 
 
 def skipped_figures(*counts: Mapping[str, int]) -> dict[str, float]:

@@ -34,7 +34,7 @@ from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.mlp import Activation
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.poolers import QueryPooler, eos
-from jaxvl.nn.transformer import Cross, Remat, Sizes, StackOptions, Transformer
+from jaxvl.nn.transformer import Block, Cross, Remat, Sizes, StackOptions, Transformer
 from jaxvl.nn.vocabulary import VocabularyHead
 
 # Width, heads, hidden, layers of either half of the decoder (table 1 of the paper).
@@ -148,12 +148,21 @@ class CoCaConfig:
         return CoCa(self, inputs, rngs=rngs, dtype=dtype)
 
 
+def own_form(config: CoCaConfig) -> None:
+    """For variants of the paper's form. Raises ConfigError for the options of open_clip's."""
+    for name, value in (("start_id", None), ("text_pool", "class"), ("late_mask", False), ("cross", "between")):
+        given = getattr(config, name)
+        check(given == value, name, f"{given!r} is of open_clip's form; must be {value!r} here")
+
+
 class CoCa(nnx.Module):
     """See the top of this file.
 
     Args:
       config: see `CoCaConfig`. inputs: fixes vocabulary, text length, padding and EOS.
     """
+
+    block: ClassVar[Any] = Block  # a multimodal layer
 
     def __init__(self, config: CoCaConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         sizes, width = config.sizes("unimodal"), config.sizes("unimodal").width
@@ -184,8 +193,8 @@ class CoCa(nnx.Module):
         self.positions = nnx.Param(positions, axes=("length", "embed"))
         self.start_token, self.class_token = token() if learned_start else None, token() if with_class else None
         self.unimodal = Transformer(sizes, config.options(), **options)
-        self.text_norm = LayerNorm(width, eps=1e-5, dtype=dtype)
-        self.multimodal = Transformer(config.sizes("multimodal"), config.options(), memory_width=read, **options)
+        self.text_norm, self.norm_between = LayerNorm(width, eps=1e-5, dtype=dtype), not with_class
+        self.multimodal = Transformer(config.sizes("multimodal"), config.options(), memory_width=read, block=self.block, **options)
         self.norm = LayerNorm(width, eps=1e-5, dtype=dtype)
         self.head = VocabularyHead(width, inputs.vocab_size, tied=config.tied, **options)
         self.log_scale = nnx.Param(jnp.float32(math.log(config.init_scale)), axes=())
@@ -320,6 +329,6 @@ class CoCa(nnx.Module):
             x = jnp.where(position == 0, self.start_token[...].astype(self.dtype), self.words(token))
         x = (x + self.positions[...][position].astype(self.dtype))[:, None]
         x, own = self.unimodal.step(layers[0], x, known[0], position)
-        x = x if self.class_token is not None else self.text_norm(x)
+        x = self.text_norm(x) if self.norm_between else x
         x, cross = self.multimodal.step(layers[1], x, known[1], position, memory)
         return self.head.logits(self.norm(x[:, 0]), self.words), [own, cross]

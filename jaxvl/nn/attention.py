@@ -74,7 +74,7 @@ class Attention(nnx.Module):
         Args:
           x: [B, T, D], the queries' side.
           memory: [B, N, D'] that is attended to; None: x itself.
-          mask: bool [B, N], True where the memory may be seen (padding is False).
+          mask: bool [B, N], True where the memory may be seen (padding is False); or [B, T, N], of each position of x.
           causal: position t sees 0 … t only; together with `mask`, both must allow.
 
         Returns:
@@ -82,7 +82,7 @@ class Attention(nnx.Module):
         """
         k, v = self.remember(x if memory is None else memory)
         q = self._ask(x)
-        mask = None if mask is None else mask[:, None, None, :]
+        mask = None if mask is None else jnp.expand_dims(mask, (1, 2) if mask.ndim == 2 else 1)
         if train and self.dropout:
             y = _attend_with_dropout(q, k, v, mask, causal, self.dropout, key)
         else:

@@ -77,11 +77,23 @@ class QueryPooler(nnx.Module):
         self.attention = Attention(width, heads, memory_width=memory_width, rngs=rngs, eps=eps, dtype=dtype)
         self.norm = LayerNorm(width, eps=eps, dtype=dtype) if norm else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, D'] -> [B, N, D]."""
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """[B, T, D'] -> [B, N, D].
+
+        Args:
+          mask: bool [B, T], True where the sequence may be seen. A single query may be given [B, N, T] instead: N results of it,
+            each of its own part.
+        """
         query = self.query_norm(self.query[...])
-        query = jnp.broadcast_to(query, (x.shape[0], *query.shape))
-        y = self.attention(query, self.memory_norm(x))
+        n = mask.shape[1] if mask is not None and mask.ndim == 3 else len(query)
+        query = jnp.broadcast_to(query, (x.shape[0], n, query.shape[1]))
+        return self._normed(self.attention(query, self.memory_norm(x), mask=mask))
+
+    def alone(self, x: jax.Array) -> jax.Array:
+        """[B, T, D'] -> [B, T, D]: the result if each token were all that there is, whatever the query (its weight is 1)."""
+        return self._normed(self.attention.out(self.attention.value(self.memory_norm(x))))
+
+    def _normed(self, y: jax.Array) -> jax.Array:
         return y if self.norm is None else self.norm(y)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -114,9 +115,9 @@ class Block(nnx.Module):
         self.post, self.dropout = options.norm == "post", options.dropout
 
     def __call__(
-        self, x, memory=None, *, mask=None, causal=False, drop_rate=0.0, train=False, key=None, **routing: Any
+        self, x, memory=None, *, mask=None, memory_mask=None, causal=False, drop_rate=0.0, train=False, key=None, **routing: Any
     ) -> jax.Array | MoeOutput:
-        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask bool [B, T] or None; `drop_rate` of drop-path in this layer.
+        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; masks as in `Transformer`; `drop_rate` of drop-path in this layer.
 
         A block with a MoE gives `MoeOutput`; `routing` are then `real` (the mask for routing alone), `modality` and `skills`.
         """
@@ -130,18 +131,18 @@ class Block(nnx.Module):
         x = x + branch(self.attention(y, mask=mask, causal=causal, train=train, key=keys[0]), *keys[1:3])
         x = self.attention_norm(x) if self.post else x
         if self.cross is not None and not after:
-            x = x + branch(self.cross(self.cross_norm(x), memory, train=train, key=keys[6]), *keys[7:9])
+            x = x + branch(self.cross(self.cross_norm(x), memory, mask=memory_mask, train=train, key=keys[6]), *keys[7:9])
         y = x if self.post else self.mlp_norm(x)
         if self.moe is None:
             y, routed = self.mlp(y, train=train, key=keys[3]), None
         else:
             real = routing.pop("real", None)
-            real = mask if real is None else real
+            real = mask if real is None and (mask is None or mask.ndim == 2) else real
             routed = self.moe(y, mask=real, causal=causal, train=train, key=keys[3], **routing)
             y = routed.y
         x = x + branch(y, *keys[4:6])
         if after:
-            x = x + branch(self.cross(self.cross_norm(x), self.memory_norm(memory), train=train, key=keys[6]), *keys[7:9])
+            x = x + branch(self.cross(self.cross_norm(x), self.memory_norm(memory), mask=memory_mask, train=train, key=keys[6]), *keys[7:9])
             x = x + branch(self.cross_mlp(self.cross_mlp_norm(x), train=train, key=keys[9]), *keys[10:12])
         x = self.mlp_norm(x) if self.post else x
         return x if routed is None else dataclasses.replace(routed, y=x)
@@ -176,28 +177,39 @@ class Transformer(nnx.Module):
     Args:
       sizes, options: shape and behaviour.
       memory_width: of a memory that every layer attends to, or None.
+      block: what a layer is, with the interface of `Block`.
     """
 
-    def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, dtype: Any = jnp.float32):
+    def __init__(
+        self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, block: Callable[..., Any] = Block,
+        dtype: Any = jnp.float32,
+    ):  # fmt: skip
         def make(moe: bool) -> nnx.Module | None:
-            build = lambda rngs: Block(sizes, options, rngs=rngs, memory_width=memory_width, moe=moe, dtype=dtype)
+            build = lambda rngs: block(sizes, options, rngs=rngs, memory_width=memory_width, moe=moe, dtype=dtype)
             return stack(build, count, rngs) if (count := kinds.count(moe)) else None
 
         kinds = (False,) * sizes.depth if options.moe is None else options.moe.layers(sizes.depth)
         self.blocks, self.moe_blocks = make(False), make(True)
         self.kinds, self.depth, self.options, self.sizes, self.dtype = kinds, sizes.depth, options, sizes, dtype
 
-    def __call__(self, x, memory=None, *, mask=None, causal=False, train=False, key=None) -> jax.Array:
-        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask: bool [B, T], True = not padding; causal: t sees 0 … t.
+    def __call__(self, x, memory=None, *, mask=None, memory_mask=None, causal=False, train=False, key=None) -> jax.Array:
+        """x [B, T, D], memory [B, N, D'] -> [B, T, D].
+
+        Args:
+          mask: bool [B, T], True = not padding; or [B, T, T], what each position may see.
+          memory_mask: the same of the memory: bool [B, N] or [B, T, N].
+          causal: t sees 0 … t only.
 
         Raises:
           ValueError: in training, where layers have a MoE, whose losses would be lost.
         """
         if train and True in self.kinds:
             raise ValueError("this stack has MoE layers, whose losses would be lost in training; call `routed`")
-        return self.routed(x, memory, mask=mask, causal=causal, train=train, key=key).y
+        return self.routed(x, memory, mask=mask, memory_mask=memory_mask, causal=causal, train=train, key=key).y
 
-    def routed(self, x, memory=None, *, mask=None, real=None, modality=None, skills=None, causal=False, train=False, key=None) -> MoeOutput:
+    def routed(
+        self, x, memory=None, *, mask=None, memory_mask=None, real=None, modality=None, skills=None, causal=False, train=False, key=None
+    ) -> MoeOutput:
         """The same with what the MoE layers report: losses summed, health stacked over them; both empty without such layers.
 
         Args:
@@ -209,8 +221,8 @@ class Transformer(nnx.Module):
 
         def layer(block, x, inputs):
             key, rate = inputs
-            options = routing if block.moe is not None else {}
-            out = block(x, memory, mask=mask, causal=causal, drop_rate=rate if drops else 0.0, train=train, key=key, **options)
+            seen, options = dict(mask=mask, memory_mask=memory_mask, causal=causal), routing if block.moe is not None else {}
+            out = block(x, memory, **seen, drop_rate=rate if drops else 0.0, train=train, key=key, **options)
             y, report = (out, None) if block.moe is None else (out.y, (out.losses, out.health))
             return constrain(y, "batch", None, "embed"), report
 

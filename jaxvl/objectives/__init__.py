@@ -31,6 +31,7 @@ _MODULES = (
     "captioning",
     "classification",
     "clip",
+    "masked_image",
     "multi_instance",
     "routing",
     "self_critical",

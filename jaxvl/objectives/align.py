@@ -6,7 +6,7 @@ import dataclasses
 
 from jaxvl.kernels.contrastive import contrastive_loss
 from jaxvl.objectives import OBJECTIVES, Loss
-from jaxvl.objectives.pairs import PairObjective, pair_metrics
+from jaxvl.objectives.pairs import PairObjective, pair_metrics, pairs
 
 
 @OBJECTIVES.register("align")
@@ -26,7 +26,7 @@ class NormalisedSoftmax(PairObjective):
     def __call__(self, outputs, batch, aux, key):
         del key
         loss = contrastive_loss(
-            outputs["image"], outputs["text"], outputs["log_scale"],
+            *pairs(outputs), outputs["log_scale"],
             targets=self.targets(batch), directions="sum", implementation=self.implementation,
         )  # fmt: skip
         return Loss(loss, pair_metrics(outputs)), aux

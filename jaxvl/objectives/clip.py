@@ -6,7 +6,7 @@ import dataclasses
 
 from jaxvl.kernels.contrastive import contrastive_loss
 from jaxvl.objectives import OBJECTIVES, Loss
-from jaxvl.objectives.pairs import PairObjective, pair_metrics
+from jaxvl.objectives.pairs import PairObjective, pair_metrics, pairs
 
 
 @OBJECTIVES.register("clip")
@@ -22,7 +22,7 @@ class SymmetricSoftmax(PairObjective):
     def __call__(self, outputs, batch, aux, key):
         del key
         loss = contrastive_loss(
-            outputs["image"], outputs["text"], outputs["log_scale"],
+            *pairs(outputs), outputs["log_scale"],
             targets=self.targets(batch), directions="mean", implementation=self.implementation,
         )  # fmt: skip
         return Loss(loss, pair_metrics(outputs)), aux

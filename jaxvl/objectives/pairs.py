@@ -17,7 +17,8 @@ from jaxvl.kernels.contrastive import Diagonal, SameId
 class PairObjective:
     """Base of objectives on (image, text) pairs.
 
-    Reads image, text: Float[Array, "B D"], unit rows; log_scale: Float[Array, ""]; from the batch id: Int[Array, "B"].
+    Reads image, text: Float[Array, "B D"], unit rows; log_scale: Float[Array, ""]; from the batch id: Int[Array, "B"]. Of rows with K
+    images, "B K D" and "B K": B K pairs.
 
     Attributes:
       label_smoothing: in [0, 1).
@@ -45,12 +46,17 @@ class PairObjective:
         """Targets of `contrastive_loss` for this batch."""
         if self.duplicates == "diagonal":
             return Diagonal(label_smoothing=self.label_smoothing)
-        return SameId(batch["id"], duplicates=self.duplicates, label_smoothing=self.label_smoothing)
+        return SameId(batch["id"].reshape(-1), duplicates=self.duplicates, label_smoothing=self.label_smoothing)
+
+
+def pairs(outputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Image and text embeddings, one pair a row."""
+    return tuple(outputs[k].reshape(-1, outputs[k].shape[-1]) for k in ("image", "text"))
 
 
 def pair_metrics(outputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Scale of the logits, mean cosine of the pairs, and that of all pairs (in closed form; 1 would be a collapse)."""
-    image, text = (jax.lax.stop_gradient(outputs[k].astype(jnp.float32)) for k in ("image", "text"))
+    image, text = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in pairs(outputs))
     return {
         "scale": jnp.exp(jax.lax.stop_gradient(outputs["log_scale"]).astype(jnp.float32)),
         "cosine_pairs": jnp.mean(jnp.sum(image * text, -1)),

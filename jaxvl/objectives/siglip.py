@@ -9,7 +9,7 @@ import jax
 
 from jaxvl.kernels.contrastive import contrastive_loss
 from jaxvl.objectives import OBJECTIVES, Loss
-from jaxvl.objectives.pairs import PairObjective, pair_metrics
+from jaxvl.objectives.pairs import PairObjective, pair_metrics, pairs
 
 
 @OBJECTIVES.register("siglip")
@@ -29,7 +29,7 @@ class PairwiseSigmoid(PairObjective):
     def __call__(self, outputs, batch, aux, key):
         del key
         loss = contrastive_loss(
-            outputs["image"], outputs["text"], outputs["log_scale"], kind="sigmoid", bias=outputs["logit_bias"],
+            *pairs(outputs), outputs["log_scale"], kind="sigmoid", bias=outputs["logit_bias"],
             targets=self.targets(batch), implementation=self.implementation,
         )  # fmt: skip
         return Loss(loss, {**pair_metrics(outputs), "bias": jax.lax.stop_gradient(outputs["logit_bias"])}), aux

@@ -80,6 +80,12 @@ class Experiment:
         check(self.optim.warmup <= self.steps, "optim.warmup", f"{self.optim.warmup!r} is longer than the run of {self.steps} steps")
         for name in self.tasks:
             check("/" not in name, f"tasks.{name}", "a task's name may not hold '/'")
+            k, reads = self.tasks[name].data.images_per_row, getattr(self.model, "interleaved", False)
+            check(
+                k == 1 or reads,
+                f"tasks.{name}.data.images_per_row",
+                f"{k!r}: the model reads one image per row; must be 1 (cosmo reads more)",
+            )
         self.schedule.build(list(self.tasks), self.steps)
         best = self.checkpoint.best_metric
         if best is not None:
@@ -92,7 +98,7 @@ class Experiment:
 
     def inputs(self, vocab_size: int, pad_id: int, eos_id: int | None) -> InputSpec:
         """The largest inputs that any task or evaluator gives the model."""
-        length = max(t.data.text_length for t in self.tasks.values())
+        length = max(t.data.tokens for t in self.tasks.values())
         return InputSpec(self.preprocess.image_size, length, vocab_size, pad_id, eos_id)
 
     def check_mesh(self, mesh: Mesh) -> None:

@@ -249,8 +249,12 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
     def image_tokens(weights, pixels):
         return model.apply(*weights, pixels, method="image_tokens")[0]
 
-    writer = dict(caption_fn=caption, score_fn=score) if getattr(experiment.model, "writes", False) else {}
-    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, tokens_fn=image_tokens, **writer)
+    def outputs(weights, batch):
+        return model.apply(*weights, batch)[0]
+
+    more = dict(tokens_fn=image_tokens, outputs_fn=outputs)
+    more |= dict(caption_fn=caption, score_fn=score) if getattr(experiment.model, "writes", False) else {}
+    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more)
 
 
 def restore_encoders(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxvl.data.packing import pack
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxvl.tasks import Task
@@ -33,7 +34,7 @@ def tokenizer():
     return make_tokenizer(tiny.experiment().tokenizer, ["red circle", "two blue squares", "three green stars", "a ring and a cross"] * 4)
 
 
-def run(n_steps=2, devices=1, poison=None, **changes):
+def run(n_steps=2, devices=1, poison=None, values=None, **changes):
     """(state, metrics of the last step) after `n_steps` on the first `devices` devices."""
     experiment = tiny.experiment(**changes)
     mesh = make_mesh(experiment.mesh, jax.devices()[:devices])
@@ -45,7 +46,7 @@ def run(n_steps=2, devices=1, poison=None, **changes):
         task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
         step = make_step(task, model, tx, trained, learning_rate(experiment.optim, 6), experiment.optim, experiment.guard, 0)
         step = jax.jit(step, out_shardings=(shardings, None))
-        values = jax.device_put(batch(), batch_sharding(mesh))
+        values = jax.device_put(values or batch(), batch_sharding(mesh))
         for i in range(n_steps):
             if poison == i:
                 broken = {**state.params, "log_scale": jnp.float32(jnp.nan)} if "log_scale" in state.params else None
@@ -90,6 +91,31 @@ def test_microbatches_of_a_captioner():
     for name in ("loss/clip", "loss/captioning", "captioning/token_accuracy", "norm/gradient"):
         np.testing.assert_allclose(m1[name], m2[name], rtol=1e-4)
     close(whole, chunked, 1e-6)
+
+
+def interleaved(rows=16, k=2):
+    one = batch(rows * k)
+    wide = {name: one[name].reshape(rows, k, *one[name].shape[1:]) for name in ("image", "id", "index")}
+    texts = np.where((one["text"] == 0) | (np.arange(6) == 5), 1, one["text"]).reshape(rows, k, 6)
+    return {**wide, **pack(texts, 10, eos_id=1, pad_id=0)}
+
+
+@pytest.mark.parametrize("name", ["sycoca", "cosmo"])
+def test_microbatches_of_captioners_on_a_mesh(name):
+    """Their loss is a mean over tokens, of which chunks hold different numbers; some outputs are booleans, some not of the batch's shape."""
+    model = dict(
+        name=name, image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=16, heads=2, hidden=32, unimodal=1,
+        multimodal=1, queries=2, embed_dim=8,
+    )  # fmt: skip
+    objectives = dict(clip=dict(duplicates="positive"), captioning=2.0) | (dict(masked_image=1.0) if name == "sycoca" else {})
+    data = tiny.config().to_dict()["tasks"]["pairs"]["data"] | (dict(images_per_row=2, row_length=10) if name == "cosmo" else {})
+    values = interleaved() if name == "cosmo" else batch()
+    use = dict(**SGD_LIKE, model=model, values=values)
+    whole, m1 = run(**use, mesh=dict(data=1), **tasks(objectives=objectives, data=data))
+    parts, m2 = run(**use, devices=4, mesh=dict(data=2, fsdp=2), **tasks(objectives=objectives, data=data, microbatches=2))
+    for figure in (*(f"loss/{o}" for o in objectives), "captioning/token_accuracy", "norm/gradient"):
+        np.testing.assert_allclose(m1[figure], m2[figure], rtol=1e-4)
+    close(whole, parts, 1e-5)
 
 
 @pytest.mark.parametrize("mesh", [dict(data=8), dict(data=2, fsdp=4), dict(data=1, fsdp=8)])
