@@ -30,10 +30,12 @@ class ViTConfig:
     Attributes:
       variant: size and patch side, as in `B/16`; sizes: Ti, S, M, B, L, So400m, H, g, G.
       width, depth, heads, hidden: instead of the variant's.
-      pool: `cls` (a class token is prepended), `mean`, or `map` (attention with a learned query).
+      pool: `cls` (a class token is prepended), `mean`, `map` (attention with a learned query), or `cls_mean`: the mean of the patches,
+        a class token being prepended and left out of it, and the layer norm after it (CLIPA, Li et al. 2023).
       positions: `learned`, or fixed `sincos`.
       patch_bias: bias of the patch embedding (CLIP has none).
       pre_norm: layer norm before the first layer (CLIP).
+      uneven: let the patch not divide the image; pixels right and below of the last whole patch are not seen (SigLIP So400m/14 at 384).
       activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
     """
@@ -43,10 +45,11 @@ class ViTConfig:
     depth: int | None = None
     heads: int | None = None
     hidden: int | None = None
-    pool: Literal["cls", "mean", "map"] = "map"
+    pool: Literal["cls", "mean", "map", "cls_mean"] = "map"
     positions: Literal["learned", "sincos"] = "learned"
     patch_bias: bool = True
     pre_norm: bool = False
+    uneven: bool = False
     activation: Activation = "gelu_tanh"
     eps: float = 1e-6
     qk_norm: bool = False
@@ -86,7 +89,7 @@ class ViTConfig:
         """Raises ConfigError where patches do not tile the image."""
         side, patch = inputs.image_size, self.patch
         check(patch <= side, "variant", f"{self.variant!r}: the patch of {patch} pixels is larger than the image of {side}")
-        check(side % patch == 0, "variant", f"{self.variant!r}: the patch of {patch} pixels must divide the image of {side}")
+        check(self.uneven or side % patch == 0, "variant", f"{self.variant!r}: the patch of {patch} pixels must divide the image of {side}")
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> ViT:
         return ViT(self, inputs, rngs=rngs, dtype=dtype)
@@ -101,14 +104,15 @@ class ViT(nnx.Module):
 
     def __init__(self, config: ViTConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         sizes, grid = config.sizes, inputs.image_size // config.patch
-        width, tokens = sizes.width, grid * grid + (config.pool == "cls")
+        has_class = config.pool in ("cls", "cls_mean")
+        width, tokens = sizes.width, grid * grid + has_class
         self.patches = PatchEmbedding(config.patch, inputs.channels, width, rngs=rngs, bias=config.patch_bias, dtype=dtype)
 
         def table(shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
             # Standard deviation 1 / sqrt(D), as in big_vision and CLIP.
             return nnx.Param(normal(width**-0.5)(rngs.params(), shape, jnp.float32), axes=axes)
 
-        self.class_token = table((width,), ("norm",)) if config.pool == "cls" else None
+        self.class_token = table((width,), ("norm",)) if has_class else None
         self.positions = table((tokens, width), ("length", "embed")) if config.positions == "learned" else None
         self.pre_norm = LayerNorm(width, eps=config.eps, dtype=dtype) if config.pre_norm else None
         self.transformer = Transformer(sizes, config.options(), rngs=rngs, dtype=dtype)
@@ -132,6 +136,9 @@ class ViT(nnx.Module):
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, self.dropout, embed_key, train=train)
         x = x if self.pre_norm is None else self.pre_norm(x)
-        x = self.norm(self.transformer(x, train=train, key=stack_key))
+        x = self.transformer(x, train=train, key=stack_key)
+        if self.pool == "cls_mean":
+            return Encoded(self.norm(poolers.mean(x[:, 1:])), self.norm(x))
+        x = self.norm(x)
         pooled = {"cls": poolers.first, "mean": poolers.mean, "map": self.pooler}[self.pool](x)
         return Encoded(pooled, x)
