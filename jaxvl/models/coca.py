@@ -9,6 +9,9 @@ image -> encoder -> caption pooler (N queries) ------------------------------+
                                | [CLS], which sees the whole text
                                v
                          text embedding
+
+That is the paper's form. open_clip's models differ in many small ways, each of which is an option (`poolers` and what follows it in
+`CoCaConfig`); `presets.coca_open_clip` has them together.
 """
 
 from __future__ import annotations
@@ -29,9 +32,10 @@ from jaxvl.models.two_tower import bounded, unit
 from jaxvl.models.vit import ViTConfig
 from jaxvl.nn.attention import KeyValue
 from jaxvl.nn.linear import Embedding, Linear, normal
+from jaxvl.nn.mlp import Activation
 from jaxvl.nn.norms import LayerNorm
-from jaxvl.nn.poolers import QueryPooler
-from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
+from jaxvl.nn.poolers import QueryPooler, eos
+from jaxvl.nn.transformer import Cross, Remat, Sizes, StackOptions, Transformer
 from jaxvl.nn.vocabulary import VocabularyHead
 
 # Width, heads, hidden, layers of either half of the decoder (table 1 of the paper).
@@ -55,11 +59,20 @@ class CoCaConfig:
       queries: tokens of the image that the caption is read from.
       pooler_heads: of both poolers; None: as the decoder.
       poolers: `cascade`: the contrastive pooler reads the caption pooler's tokens (the paper's default); `parallel`: both read the
-        encoder's.
+        encoder's; `shared`: one pooler, whose first token is the image's and the other N - 1 are the caption's (open_clip's released
+        models); `none`: the encoder's class token and patches (open_clip's coca_base).
+      pooler_norm: layer norm of what poolers give.
+      cross: place of the attention to the image in a layer, see `nn.transformer.StackOptions`.
+      start_id: the token that begins every text, from which captions are written; None: texts have none, and a learned vector is put
+        before them.
+      text_pool: text embedding from an appended [CLS], `class`, or from the EOS token, `eos` (as in CLIP; the final norm is then that
+        of all tokens, and captions read them normalised).
+      late_mask: the mask of padding stands one place late, so that [CLS] sees the first token of padding, and itself only in a text
+        without any. A slip that all released weights of open_clip were trained with.
       tied: the vocabulary head shares the word embedding (the published sizes of base and large count them apart).
       embed_dim: width of the embedding space; None: the decoder's.
       init_scale, max_scale: of the cosine, as in `dual_encoder`.
-      dropout, drop_path, scan, remat: of the decoder, see `nn.transformer.StackOptions`.
+      activation, dropout, drop_path, scan, remat: of the decoder, see `nn.transformer.StackOptions`.
     """
 
     image: Annotated[Any, IMAGE_ENCODERS] = ViTConfig(variant="B/16", pool="mean")
@@ -71,11 +84,17 @@ class CoCaConfig:
     multimodal: int | None = None
     queries: int = 256
     pooler_heads: int | None = None
-    poolers: Literal["cascade", "parallel"] = "cascade"
+    poolers: Literal["cascade", "parallel", "shared", "none"] = "cascade"
+    pooler_norm: bool = True
+    cross: Cross = "between"
+    start_id: int | None = None
+    text_pool: Literal["class", "eos"] = "class"
+    late_mask: bool = False
     tied: bool = False
     embed_dim: int | None = None
     init_scale: float = 1 / 0.07
     max_scale: float | None = 100.0
+    activation: Activation = "gelu"
     dropout: float = 0.0
     drop_path: float = 0.0
     scan: bool = True
@@ -89,7 +108,13 @@ class CoCaConfig:
         for half in (self.sizes("unimodal"), self.sizes("multimodal")):
             check(half.depth >= 1, "unimodal", "both halves of the decoder need at least one layer")
             check(half.width % half.heads == 0, "heads", f"{half.heads} must divide the width of {half.width}")
-        check(self.queries >= 1, "queries", f"{self.queries!r} must be >= 1")
+        least = 1 + (self.poolers == "shared")
+        check(self.queries >= least, "queries", f"{self.queries!r} must be >= {least}")
+        check(
+            self.poolers != "none" or getattr(self.image, "pool", None) == "cls", "poolers",
+            "'none' needs an image encoder with a class token (a vit with pool='cls')",
+        )  # fmt: skip
+        check(not self.late_mask or self.text_pool == "class", "late_mask", "is of [CLS], which text_pool='eos' has not")
         heads = self.pooler_heads or self.sizes("unimodal").heads
         check(self.sizes("unimodal").width % heads == 0, "pooler_heads", f"{heads} must divide the width of {self.sizes('unimodal').width}")
         check(self.init_scale > 0, "init_scale", f"{self.init_scale!r} must be > 0")
@@ -102,8 +127,8 @@ class CoCaConfig:
 
     def options(self) -> StackOptions:
         return StackOptions(
-            activation="gelu", eps=1e-5, dropout=self.dropout, hidden_dropout=self.dropout, drop_path=self.drop_path, scan=self.scan,
-            remat=self.remat,
+            activation=self.activation, eps=1e-5, dropout=self.dropout, hidden_dropout=self.dropout, drop_path=self.drop_path,
+            scan=self.scan, remat=self.remat, cross=self.cross,
         )  # fmt: skip
 
     def check_inputs(self, inputs: InputSpec) -> None:
@@ -113,6 +138,11 @@ class CoCaConfig:
         except ConfigError as error:
             raise error.under("image") from None
         check(inputs.eos_id is not None, "name", "'coca' needs a tokenizer with an EOS token, which ends a caption")
+        start, special = self.start_id, (inputs.pad_id, inputs.eos_id)
+        check(
+            start is None or (0 <= start < inputs.vocab_size and start not in special), "start_id",
+            f"{start!r} must be a token (below {inputs.vocab_size}) that is neither padding nor EOS",
+        )  # fmt: skip
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> CoCa:
         return CoCa(self, inputs, rngs=rngs, dtype=dtype)
@@ -127,42 +157,55 @@ class CoCa(nnx.Module):
 
     def __init__(self, config: CoCaConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         sizes, width = config.sizes("unimodal"), config.sizes("unimodal").width
-        embed, self.cascade = config.embed_dim or width, config.poolers == "cascade"
-        pooler = dict(heads=config.pooler_heads or sizes.heads, rngs=rngs, dtype=dtype)
+        embed, self.poolers = config.embed_dim or width, config.poolers
         options = dict(rngs=rngs, dtype=dtype)
 
         def token() -> nnx.Param:
             return nnx.Param(normal(0.01)(rngs.params(), (width,), jnp.float32), axes=("norm",))
 
-        def projection() -> Linear:
+        def projection(width: int) -> Linear:
             return Linear(width, embed, axes=("embed", "joint"), bias=False, init=normal(width**-0.5), **options)
 
         self.encoder = config.image.build(inputs, rngs, dtype)
-        self.caption_pooler = QueryPooler(config.queries, width, memory_width=self.encoder.width, **pooler)
-        self.contrastive_pooler = QueryPooler(1, width, memory_width=width if self.cascade else self.encoder.width, **pooler)
-        self.image_projection, self.text_projection = projection(), projection()
+        read = width if config.poolers != "none" else self.encoder.width  # width of what captions are read from
+
+        def pool(queries: int, memory_width: int) -> QueryPooler:
+            heads = config.pooler_heads or sizes.heads
+            return QueryPooler(queries, width, heads, memory_width=memory_width, norm=config.pooler_norm, **options)
+
+        twice, cascade = config.poolers in ("cascade", "parallel"), config.poolers == "cascade"
+        self.caption_pooler = pool(config.queries, self.encoder.width) if config.poolers != "none" else None
+        self.contrastive_pooler = pool(1, width if cascade else self.encoder.width) if twice else None
+        self.image_projection, self.text_projection = projection(read), projection(width)
         self.words = Embedding(inputs.vocab_size, width, rngs=rngs, dtype=dtype)
-        # [start], the text, [CLS].
-        positions = normal(0.01)(rngs.params(), (inputs.text_length + 2, width), jnp.float32)
+        self.start_id, learned_start, with_class = config.start_id, config.start_id is None, config.text_pool == "class"
+        rows = learned_start + inputs.text_length + with_class
+        positions = normal(0.01)(rngs.params(), (rows, width), jnp.float32)
         self.positions = nnx.Param(positions, axes=("length", "embed"))
-        self.start_token, self.class_token = token(), token()
+        self.start_token, self.class_token = token() if learned_start else None, token() if with_class else None
         self.unimodal = Transformer(sizes, config.options(), **options)
         self.text_norm = LayerNorm(width, eps=1e-5, dtype=dtype)
-        self.multimodal = Transformer(config.sizes("multimodal"), config.options(), memory_width=width, **options)
+        self.multimodal = Transformer(config.sizes("multimodal"), config.options(), memory_width=read, **options)
         self.norm = LayerNorm(width, eps=1e-5, dtype=dtype)
         self.head = VocabularyHead(width, inputs.vocab_size, tied=config.tied, **options)
         self.log_scale = nnx.Param(jnp.float32(math.log(config.init_scale)), axes=())
         self.most = None if config.max_scale is None else math.log(config.max_scale)
-        self.pad_id, self.eos_id, self.width, self.dtype = inputs.pad_id, inputs.eos_id, width, dtype
+        self.pad_id, self.eos_id, self.late_mask, self.width, self.dtype = inputs.pad_id, inputs.eos_id, config.late_mask, width, dtype
 
     # -----------------------------------------------------------------------------------------------------------------
     # Image
 
     def memory(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """image [B, S, S, C] -> what captions are read from [B, N, D], and the image embedding, unit rows float32 [B, E]."""
-        tokens = self.encoder(image, train=train, key=key).tokens
-        memory = self.caption_pooler(tokens)
-        pooled = self.contrastive_pooler(memory if self.cascade else tokens)[:, 0]
+        encoded = self.encoder(image, train=train, key=key)
+        if self.poolers == "none":
+            memory, pooled = encoded.tokens[:, 1:], encoded.tokens[:, 0]
+        else:
+            memory = self.caption_pooler(encoded.tokens)
+            if self.poolers == "shared":
+                memory, pooled = memory[:, 1:], memory[:, 0]
+            else:
+                pooled = self.contrastive_pooler(memory if self.poolers == "cascade" else encoded.tokens)[:, 0]
         return memory, unit(self.image_projection(pooled))
 
     def encode_image(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
@@ -173,17 +216,23 @@ class CoCa(nnx.Module):
     # Text
 
     def _read(self, text: jax.Array, *, train: bool, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """text int [B, T] -> tokens [B, T + 1, D] ([start] first) and the text embedding, unit rows float32 [B, E]."""
+        """text int [B, T] -> tokens [B, T (+ 1: the learned start, first), D] and the text embedding, unit rows float32 [B, E]."""
         b, t = text.shape
 
         def broadcast(token):
             return jnp.broadcast_to(token[...].astype(self.dtype), (b, 1, self.width))
 
-        x = jnp.concatenate([broadcast(self.start_token), self.words(text), broadcast(self.class_token)], axis=1)
+        x, mask, always = self.words(text), text != self.pad_id, jnp.ones((b, 1), bool)
+        if self.start_token is not None:
+            x, mask = jnp.concatenate([broadcast(self.start_token), x], 1), jnp.concatenate([always, mask], 1)
+        positions = self.positions[: x.shape[1]]
+        if self.class_token is None:  # no token sees the padding, which comes after it
+            x = self.text_norm(self.unimodal(x + positions.astype(self.dtype), causal=True, train=train, key=key))
+            return x, unit(self.text_projection(eos(x[:, -t:], text, self.eos_id)))
+        x, mask = jnp.concatenate([x, broadcast(self.class_token)], 1), jnp.concatenate([mask, always], 1)
         # [CLS] has the last row of the table whatever the length of the text.
-        positions = jnp.concatenate([self.positions[: t + 1], self.positions[-1:]]).astype(self.dtype)
-        always = jnp.ones((b, 1), bool)
-        mask = jnp.concatenate([always, text != self.pad_id, always], axis=1)
+        positions = jnp.concatenate([positions, self.positions[-1:]]).astype(self.dtype)
+        mask = jnp.roll(mask, 1, axis=1) if self.late_mask else mask
         x = self.unimodal(x + positions, mask=mask, causal=True, train=train, key=key)
         return x[:, :-1], unit(self.text_projection(self.text_norm(x[:, -1])))
 
@@ -201,21 +250,25 @@ class CoCa(nnx.Module):
         Returns:
           image, text: unit rows, float32 [B, E]; log_scale: float32 []; caption_lse, caption_target, caption_mean: float32 [B, T] and
           caption_correct: bool [B, T], of the logits of each token given those before it (`VocabularyHead.scores`); caption_weight:
-          float32 [B, T], 1 where a token is not padding.
+          float32 [B, T], 1 where a token is not padding. With `start_id` these are T - 1: nothing is before the start.
         """
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         text, scale = batch["text"], self.log_scale[...]
         memory, image = self.memory(batch["image"], train=train, key=keys[0])
         tokens, embedding = self._read(text, train=train, key=keys[1])
         x = self.norm(self.multimodal(tokens[:, :-1], memory, causal=True, train=train, key=keys[2]))
-        scores = self.head.scores(x, self.words, text)
+        targets = text if self.start_id is None else text[:, 1:]
+        scores = self.head.scores(x, self.words, targets)
         return {
             "image": image, "text": embedding, "log_scale": scale if self.most is None else bounded(scale, self.most),
-            "caption_weight": (text != self.pad_id).astype(jnp.float32), **{f"caption_{k}": v for k, v in scores.items()},
+            "caption_weight": (targets != self.pad_id).astype(jnp.float32), **{f"caption_{k}": v for k, v in scores.items()},
         }  # fmt: skip
 
     def caption_logits(self, image: jax.Array, text: jax.Array) -> jax.Array:
-        """float32 [B, T + 1, V]: of the token after [start], after the first of text int [B, T], and so on."""
+        """float32 [B, T + 1, V]: of the token after [start], after the first of text int [B, T], and so on.
+
+        With `start_id`, which the text begins with: [B, T, V].
+        """
         tokens, _ = self._read(text, train=False, key=None)
         x = self.multimodal(tokens, self.memory(image)[0], causal=True)
         return self.head.logits(self.norm(x), self.words)
@@ -229,10 +282,13 @@ class CoCa(nnx.Module):
         return self.unimodal.start(len(image), length), self.multimodal.start(len(image), length, memory)
 
     def step(self, known: Any, token: jax.Array, position: jax.Array) -> tuple[jax.Array, Any]:
-        """Logits of the next token, float32 [B, V], after the last one, int [B], at `position` (0: [start], `token` is not read)."""
+        """Logits of the next token, float32 [B, V], after the last one, int [B], at `position` (0: the start, `token` is not read)."""
         own, cross = known
-        start = jnp.broadcast_to(self.start_token[...].astype(self.dtype), (len(token), self.width))
-        x = jnp.where(position == 0, start, self.words(token)) + self.positions[...][position].astype(self.dtype)
-        x, own = self.unimodal.step(x[:, None], own, position)
+        if self.start_token is None:
+            x = self.words(jnp.where(position == 0, self.start_id, token))
+        else:
+            x = jnp.where(position == 0, self.start_token[...].astype(self.dtype), self.words(token))
+        x, own = self.unimodal.step((x + self.positions[...][position].astype(self.dtype))[:, None], own, position)
+        x = x if self.class_token is not None else self.text_norm(x)
         x, cross = self.multimodal.step(x, cross, position)
         return self.head.logits(self.norm(x[:, 0]), self.words), (own, cross)

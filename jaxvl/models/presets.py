@@ -7,6 +7,15 @@ from typing import Any
 # Width, layers and heads of the text tower beside each image size, and the embedding space.
 _CLIP_TEXT = {"B": ("M", 512), "L": ("B", 768)}
 
+# Image encoder beside each size of the decoder.
+_COCA_IMAGE = {"base": "B/18", "large": "L/18", "2b": "g/18"}
+# Image encoder, width and heads of the decoder, embedding space, and what captions read.
+_COCA_OPEN_CLIP = {
+    "ViT-B-32": ("B/32", 512, 8, 512, dict(poolers="shared", pooler_heads=8)),
+    "ViT-L-14": ("L/14", 768, 12, 768, dict(poolers="shared", pooler_heads=8)),
+    "base": ("B/18", 768, 12, 512, dict(poolers="none")),
+}
+
 
 def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -> dict[str, Any]:
     """ALIGN: EfficientNet `image` and BERT `text`."""
@@ -44,3 +53,31 @@ def siglip(variant: str = "B/16") -> dict[str, Any]:
         init_bias=-10.0,
         max_scale=None,
     )
+
+
+def coca(variant: str = "base") -> dict[str, Any]:
+    """CoCa as in table 1 of its paper: `base`, `large` or `2b`, images of 288 pixels.
+
+    Raises:
+      KeyError: another variant.
+    """
+    return dict(name="coca", image=dict(name="vit", variant=_COCA_IMAGE[variant], pool="mean"), variant=variant)
+
+
+def coca_open_clip(variant: str = "ViT-B-32") -> dict[str, Any]:
+    """open_clip's `coca_ViT-B-32`, `coca_ViT-L-14` (images of 224 pixels) and `coca_base` (288 pixels), texts of 76 tokens from CLIP's
+    tokenizer; of another tokenizer, `start_id` has to be set.
+
+    Raises:
+      KeyError: another variant.
+    """
+    image, width, heads, embed_dim, form = _COCA_OPEN_CLIP[variant]
+    return dict(
+        name="coca",
+        image=dict(
+            name="vit", variant=image, pool="cls", patch_bias=False, pre_norm=True, post_norm=form["poolers"] == "none", activation="gelu",
+            eps=1e-5,
+        ),
+        width=width, heads=heads, hidden=4 * width, unimodal=12, multimodal=12, cross="after", start_id=49406, late_mask=True,
+        embed_dim=embed_dim, **form,
+    )  # fmt: skip

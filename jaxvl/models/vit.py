@@ -36,6 +36,7 @@ class ViTConfig:
       patch_bias: bias of the patch embedding (CLIP has none).
       pre_norm: layer norm before the first layer (CLIP).
       uneven: let the patch not divide the image; pixels right and below of the last whole patch are not seen (SigLIP So400m/14 at 384).
+      post_norm: layer norm after the last one; without it, whoever reads the tokens normalises them (open_clip's CoCa).
       activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
     """
@@ -50,6 +51,7 @@ class ViTConfig:
     patch_bias: bool = True
     pre_norm: bool = False
     uneven: bool = False
+    post_norm: bool = True
     activation: Activation = "gelu_tanh"
     eps: float = 1e-6
     qk_norm: bool = False
@@ -116,7 +118,7 @@ class ViT(nnx.Module):
         self.positions = table((tokens, width), ("length", "embed")) if config.positions == "learned" else None
         self.pre_norm = LayerNorm(width, eps=config.eps, dtype=dtype) if config.pre_norm else None
         self.transformer = Transformer(sizes, config.options(), rngs=rngs, dtype=dtype)
-        self.norm = LayerNorm(width, eps=config.eps, dtype=dtype)
+        self.norm = LayerNorm(width, eps=config.eps, dtype=dtype) if config.post_norm else None
         pooler = dict(activation=config.activation, eps=config.eps, rngs=rngs, dtype=dtype)
         self.pooler = poolers.MapPooler(width, sizes.heads, sizes.hidden, **pooler) if config.pool == "map" else None
         self.grid, self.width, self.pool, self.dropout, self.dtype = grid, width, config.pool, config.dropout, dtype
@@ -137,8 +139,9 @@ class ViT(nnx.Module):
         x = dropout(x, self.dropout, embed_key, train=train)
         x = x if self.pre_norm is None else self.pre_norm(x)
         x = self.transformer(x, train=train, key=stack_key)
+        norm = (lambda x: x) if self.norm is None else self.norm
         if self.pool == "cls_mean":
-            return Encoded(self.norm(poolers.mean(x[:, 1:])), self.norm(x))
-        x = self.norm(x)
+            return Encoded(norm(poolers.mean(x[:, 1:])), norm(x))
+        x = norm(x)
         pooled = {"cls": poolers.first, "mean": poolers.mean, "map": self.pooler}[self.pool](x)
         return Encoded(pooled, x)

@@ -58,26 +58,36 @@ def _at(x: jax.Array, position: jax.Array) -> jax.Array:
 class QueryPooler(nnx.Module):
     """Learned queries attend to a sequence once: CoCa's attentional pooler (Yu et al. 2022, section 3.2).
 
-    Layer norms on the queries, on the sequence and on the result; no residual, no MLP.
+    Layer norms on the queries, on the sequence and, with `norm`, on the result; no residual, no MLP.
 
     Args:
       queries: N. width, heads: D and H of the result. memory_width: of the sequence.
     """
 
     def __init__(
-        self, queries: int, width: int, heads: int, *, memory_width: int, rngs: nnx.Rngs, eps: float = 1e-5, dtype: Any = jnp.float32
+        self,
+        queries: int,
+        width: int,
+        heads: int,
+        *,
+        memory_width: int,
+        rngs: nnx.Rngs,
+        norm: bool = True,
+        eps: float = 1e-5,
+        dtype: Any = jnp.float32,
     ):
         self.query = nnx.Param(normal(1.0)(rngs.params(), (queries, width), jnp.float32), axes=("length", "embed"))
         self.query_norm = LayerNorm(width, eps=eps, dtype=dtype)
         self.memory_norm = LayerNorm(memory_width, eps=eps, dtype=dtype)
         self.attention = Attention(width, heads, memory_width=memory_width, rngs=rngs, eps=eps, dtype=dtype)
-        self.norm = LayerNorm(width, eps=eps, dtype=dtype)
+        self.norm = LayerNorm(width, eps=eps, dtype=dtype) if norm else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D'] -> [B, N, D]."""
         query = self.query_norm(self.query[...])
         query = jnp.broadcast_to(query, (x.shape[0], *query.shape))
-        return self.norm(self.attention(query, self.memory_norm(x)))
+        y = self.attention(query, self.memory_norm(x))
+        return y if self.norm is None else self.norm(y)
 
 
 class MapPooler(nnx.Module):

@@ -20,6 +20,7 @@ from jaxvl.nn.random import drop_path, dropout, split
 from jaxvl.sharding import constrain
 
 Remat = Literal["none", "full", "dots"]
+Cross = Literal["between", "after"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,8 @@ class StackOptions:
       scan: one compiled layer in a loop (small program, quick compilation) or all layers unrolled (the compiler sees
         across layers). The parameters are the same.
       remat: what the backward pass recomputes: nothing, whole layers, or all but matrix products.
+      cross: attention to a memory, `between` self-attention and MLP, or `after` the MLP: a second pair of attention and MLP, which
+        normalises the memory first (open_clip's CoCa).
       attention: see `nn.attention.Attention.implementation`.
     """
 
@@ -61,11 +64,12 @@ class StackOptions:
     init_std: float | None = None
     scan: bool = True
     remat: Remat = "none"
+    cross: Cross = "between"
     attention: Implementation = "xla"
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each in a residual branch; with a memory, attention to that between the two.
+    """Attention and MLP, each in a residual branch; with a memory, attention to that as well (`StackOptions.cross`).
 
     Args:
       sizes, options: of the stack.
@@ -77,7 +81,8 @@ class Block(nnx.Module):
 
     def __init__(self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, dtype: Any = jnp.float32):
         init = xavier if options.init_std is None else normal(options.init_std)
-        self.attention_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype)
+        norm = functools.partial(LayerNorm, eps=options.eps, dtype=dtype)
+        self.attention_norm = norm(sizes.width)
         attention = functools.partial(
             Attention, sizes.width, sizes.heads, rngs=rngs, qk_norm=options.qk_norm, dropout=options.attention_dropout, eps=options.eps,
             init=init, implementation=options.attention, dtype=dtype,
@@ -86,17 +91,23 @@ class Block(nnx.Module):
         reads = memory_width is not None
         if reads and options.norm == "post":
             raise ValueError("norm: 'post' blocks have no attention to a memory")
-        self.cross_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype) if reads else None
+        self.cross_norm = norm(sizes.width) if reads else None
         self.cross = attention(memory_width=memory_width) if reads else None
-        self.mlp_norm = LayerNorm(sizes.width, eps=options.eps, dtype=dtype)
-        self.mlp = Mlp(
-            sizes.width, sizes.hidden, rngs=rngs, activation=options.activation, dropout=options.hidden_dropout, init=init, dtype=dtype
+        self.mlp_norm = norm(sizes.width)
+        mlp = functools.partial(
+            Mlp, sizes.width, sizes.hidden, rngs=rngs, activation=options.activation, dropout=options.hidden_dropout, init=init, dtype=dtype
         )
+        self.mlp = mlp()
+        after = reads and options.cross == "after"
+        self.memory_norm = norm(memory_width) if after else None
+        self.cross_mlp_norm = norm(sizes.width) if after else None
+        self.cross_mlp = mlp() if after else None
         self.post, self.dropout = options.norm == "post", options.dropout
 
     def __call__(self, x, memory=None, *, mask=None, causal=False, drop_rate=0.0, train=False, key=None) -> jax.Array:
         """x [B, T, D], memory [B, N, D'] -> [B, T, D]; mask bool [B, T] or None; `drop_rate` of drop-path in this layer."""
-        keys = split(key, 6 if self.cross is None else 9)
+        after = self.cross_mlp is not None
+        keys = split(key, 6 if self.cross is None else 12 if after else 9)
 
         def branch(y, drop_key, path_key):
             return drop_path(dropout(y, self.dropout, drop_key, train=train), drop_rate, path_key, train=train)
@@ -104,19 +115,30 @@ class Block(nnx.Module):
         y = x if self.post else self.attention_norm(x)
         x = x + branch(self.attention(y, mask=mask, causal=causal, train=train, key=keys[0]), *keys[1:3])
         x = self.attention_norm(x) if self.post else x
-        if self.cross is not None:
+        if self.cross is not None and not after:
             x = x + branch(self.cross(self.cross_norm(x), memory, train=train, key=keys[6]), *keys[7:9])
         y = x if self.post else self.mlp_norm(x)
         x = x + branch(self.mlp(y, train=train, key=keys[3]), *keys[4:6])
+        if after:
+            x = x + branch(self.cross(self.cross_norm(x), self.memory_norm(memory), train=train, key=keys[6]), *keys[7:9])
+            x = x + branch(self.cross_mlp(self.cross_mlp_norm(x), train=train, key=keys[9]), *keys[10:12])
         return self.mlp_norm(x) if self.post else x
+
+    def remember(self, memory: jax.Array) -> KeyValue:
+        """Keys and values of a memory [B, N, D'], which `step` attends to."""
+        return self.cross.remember(memory if self.memory_norm is None else self.memory_norm(memory))
 
     def step(self, x: jax.Array, known: dict[str, KeyValue], position: jax.Array) -> tuple[jax.Array, dict[str, KeyValue]]:
         """One position of a growing sequence: x [B, 1, D]; `known` as `Transformer.start` makes it, of this layer."""
         y, own = self.attention.recall(self.attention_norm(x), known["self"], position)
-        x = x + y
-        if self.cross is not None:
+        x, after = x + y, self.cross_mlp is not None
+        if self.cross is not None and not after:
             x = x + self.cross.recall(self.cross_norm(x), known["memory"])[0]
-        return x + self.mlp(self.mlp_norm(x)), {**known, "self": own}
+        x = x + self.mlp(self.mlp_norm(x))
+        if after:
+            x = x + self.cross.recall(self.cross_norm(x), known["memory"])[0]
+            x = x + self.cross_mlp(self.cross_mlp_norm(x))
+        return x, {**known, "self": own}
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -189,7 +211,7 @@ class Transformer(nnx.Module):
         if memory is None:
             return known
         graphdef, params = nnx.split(self.blocks)
-        return {**known, "memory": jax.lax.map(lambda p: nnx.merge(graphdef, p).cross.remember(memory), params)}
+        return {**known, "memory": jax.lax.map(lambda p: nnx.merge(graphdef, p).remember(memory), params)}
 
     def step(self, x: jax.Array, known: dict[str, KeyValue], position: jax.Array) -> tuple[jax.Array, dict[str, KeyValue]]:
         """The position after those that `known` holds, causally: x [B, 1, D] -> [B, 1, D] and what is known now."""

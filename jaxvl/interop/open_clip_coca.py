@@ -1,0 +1,276 @@
+"""open_clip's `CoCa`: its configuration, and where its tensors are in `coca`; both ways.
+
+open_clip's models have fewer choices than ours and others than the paper's; `config_of` says which of ours makes them, and
+`models.presets.coca_open_clip` has the published ones. Texts must be padded to `text_length`, as open_clip's tokenizers do.
+Nothing here imports torch or open_clip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxvl.interop.mapping import (
+    CONVOLUTION,
+    SAME,
+    ConversionError,
+    Entries,
+    Form,
+    Source,
+    StateDict,
+    heads_bias,
+    heads_in,
+    heads_out,
+    linear,
+    multihead_attention,
+    norm,
+    read_arrays,
+    write_arrays,
+)
+from jaxvl.models import InputSpec
+from jaxvl.models.base import SIZES
+from jaxvl.models.coca import CoCaConfig
+from jaxvl.models.vit import ViTConfig
+from jaxvl.nn.transformer import Sizes
+
+BUFFERS = ("*attn_mask",)
+START, END = 49406, 49407  # of CLIP's tokenizer, which all of open_clip's CoCa models but the RoBERTa one read
+SCALAR = Form(lambda x: x.reshape(()), lambda x: x)  # theirs [] or, by choice, [1]
+
+
+def from_open_clip(state: StateDict, config: CoCaConfig, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    """Our arrays from their state dict; see `mapping.read_arrays`.
+
+    The names may begin with `module.`, as torch's data-parallel wrapper leaves them, and those of the text encoder may lack their
+    `text.`, as in checkpoints from before open_clip 2.
+    """
+    return read_arrays(table(config, state), state, shapes, spare=BUFFERS)
+
+
+def to_open_clip(arrays: StateDict, config: CoCaConfig) -> dict[str, np.ndarray]:
+    """Their state dict, as today's open_clip names it, from our arrays."""
+    return write_arrays(table(config), arrays)
+
+
+def table(config: CoCaConfig, names: Iterable[str] = ()) -> dict[str, Source]:
+    """Our path -> `Source`, with their names as they are today, or as they are in a state dict's `names`.
+
+    Raises:
+      ConversionError: a configuration that open_clip has no counterpart of.
+    """
+    _check_counterpart(config)
+    names = set(names)
+    wrapped = "module." if any(name.startswith("module.") for name in names) else ""
+    flat = f"{wrapped}positional_embedding" in names
+
+    def named(source: Source) -> Source:
+        name = source.name.removeprefix("text.") if flat else source.name
+        return dataclasses.replace(source, name=wrapped + name)
+
+    return {path: named(source) for path, source in _table(config)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tensors
+
+
+def _table(config: CoCaConfig) -> Entries:
+    image, image_sizes, heads = "encoder", config.image.sizes, config.pooler_heads or config.sizes("unimodal").heads
+    yield f"{image}/class_token", Source("visual.class_embedding")
+    yield f"{image}/patches/kernel", Source("visual.conv1.weight", CONVOLUTION)
+    yield f"{image}/positions", Source("visual.positional_embedding")
+    if config.image.pre_norm:
+        yield from norm(f"{image}/pre_norm", "visual.ln_pre")
+    yield from _layers(f"{image}/transformer/blocks", "visual.transformer.resblocks.{i}", image_sizes)
+    # One norm, which stands behind the pooler where there is but one, and behind the encoder otherwise.
+    yield from norm("caption_pooler/norm" if config.poolers == "shared" else f"{image}/norm", "visual.ln_post")
+    width = config.sizes("unimodal").width
+    if config.poolers != "none":
+        yield from _pooler("caption_pooler", "visual.attn_pool", heads, same=image_sizes.width == width)
+    if config.poolers in ("cascade", "parallel"):
+        yield from _pooler("contrastive_pooler", "visual.attn_pool_contrastive", heads, same=image_sizes.width == width)
+    yield "image_projection/kernel", Source("visual.proj")
+    yield "words/embedding", Source("text.token_embedding.weight")
+    yield "positions", Source("text.positional_embedding")
+    if config.text_pool == "class":
+        yield "class_token", Source("text.cls_emb")
+    yield from _layers("unimodal/blocks", "text.transformer.resblocks.{i}", config.sizes("unimodal"))
+    yield from norm("text_norm", "text.ln_final")
+    yield "text_projection/kernel", Source("text.text_projection")
+    sizes = config.sizes("multimodal")
+    yield from _layers("multimodal/blocks", "text_decoder.resblocks.{i}", sizes)
+    yield from _layers("multimodal/blocks", "text_decoder.cross_attn.{i}", sizes, ("cross", "cross_norm", "cross_mlp", "cross_mlp_norm"))
+    yield from norm("multimodal/blocks/memory_norm", "text_decoder.cross_attn.{i}.ln_1_kv", sizes.depth)
+    yield from norm("norm", "text_decoder.ln_final")
+    yield "head/out/kernel", Source("text_decoder.text_projection")
+    yield "log_scale", Source("logit_scale", SCALAR)
+
+
+def _layers(ours: str, theirs: str, sizes: Sizes, parts: Sequence[str] = ("attention", "attention_norm", "mlp", "mlp_norm")) -> Entries:
+    """Their residual attention blocks; `parts`: what ours call their `attn`, `ln_1`, `mlp`, `ln_2`."""
+    attention, attention_norm, mlp, mlp_norm = (f"{ours}/{part}" for part in parts)
+    yield from multihead_attention(attention, f"{theirs}.attn", sizes.heads, sizes.depth)
+    yield from norm(attention_norm, f"{theirs}.ln_1", sizes.depth)
+    yield from linear(f"{mlp}/up", f"{theirs}.mlp.c_fc", sizes.depth)
+    yield from linear(f"{mlp}/down", f"{theirs}.mlp.c_proj", sizes.depth)
+    yield from norm(mlp_norm, f"{theirs}.ln_2", sizes.depth)
+
+
+def _pooler(ours: str, theirs: str, heads: int, *, same: bool) -> Entries:
+    """`AttentionalPooler`; same: what it reads is as wide as its result, for which torch has one matrix of three parts."""
+    yield f"{ours}/query", Source(f"{theirs}.query")
+    yield from norm(f"{ours}/query_norm", f"{theirs}.ln_q")
+    yield from norm(f"{ours}/memory_norm", f"{theirs}.ln_k")
+    if same:
+        yield from multihead_attention(f"{ours}/attention", f"{theirs}.attn", heads)
+        return
+    for i, part in enumerate(("query", "key", "value")):
+        yield f"{ours}/attention/{part}/kernel", Source(f"{theirs}.attn.{part[0]}_proj_weight", heads_out(heads))
+        yield f"{ours}/attention/{part}/bias", Source(f"{theirs}.attn.in_proj_bias", heads_bias(heads), part=(i, 3))
+    yield f"{ours}/attention/out/kernel", Source(f"{theirs}.attn.out_proj.weight", heads_in(heads))
+    yield f"{ours}/attention/out/bias", Source(f"{theirs}.attn.out_proj.bias", SAME)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration
+
+# What is read of each part of `model_cfg`, with open_clip's defaults.
+_READ = dict(
+    vision_cfg=dict(
+        layers=12, width=768, head_width=64, mlp_ratio=4.0, patch_size=16, image_size=224, attentional_pool=False,
+        attn_pooler_queries=256, attn_pooler_heads=8, no_ln_pre=False,
+    ),
+    text_cfg=dict(
+        layers=12, width=512, heads=8, context_length=77, vocab_size=49408, embed_cls=False, pad_id=0, eos_id=2, pool_type="argmax"
+    ),
+    multimodal_cfg=dict(layers=12, width=512, heads=8),
+)  # fmt: skip
+# What must be as it is by default.
+_BLOCK = dict(
+    ls_init_value=None, act_kwargs=None, norm_kwargs=None, qk_norm=False, scaled_cosine_attn=False, scale_heads=False,
+    scale_attn_inner=False, scale_attn=False, scale_fc=False,
+)  # fmt: skip
+_FIXED = dict(
+    vision_cfg=dict(
+        _BLOCK, timm_model_name=None, patch_dropout=0.0, pos_embed_type="learnable", pool_type="tok", final_ln_after_pool=False
+    ),
+    text_cfg=dict(_BLOCK, hf_model_name=None, mlp_ratio=4.0, no_causal_mask=False, proj_type="linear", proj_bias=False),
+    multimodal_cfg=dict(ls_init_value=None),
+)
+_TOP = dict(init_logit_bias=None)
+
+
+def config_of(model_cfg: Mapping[str, Any], *, start_id: int = START, eos_id: int = END) -> tuple[CoCaConfig, InputSpec]:
+    """Our configuration and inputs of a model of theirs.
+
+    Args:
+      model_cfg: as in `model_configs/coca_*.json`, or under that key in a hub repository's `open_clip_config.json`.
+      start_id, eos_id: of the tokenizer; the defaults are CLIP's.
+
+    Raises:
+      ConversionError: a choice that ours has no counterpart of (another encoder of images or texts, layer scale, …).
+    """
+    for part in _READ:
+        if part not in model_cfg:
+            raise ConversionError(f"{part}: missing; open_clip's CoCa has {', '.join(_READ)}")
+    _check_defaults("", model_cfg, _TOP)
+    for part, fixed in _FIXED.items():
+        _check_defaults(f"{part}.", model_cfg[part], fixed)
+    vision, text, multimodal = (_READ[part] | {k: v for k, v in model_cfg[part].items() if k in _READ[part]} for part in _READ)
+    for name in ("width", "heads"):
+        if text[name] != multimodal[name]:
+            raise ConversionError(f"multimodal_cfg.{name}: {multimodal[name]}; must be that of text_cfg, {text[name]}")
+    for name in ("layers", "image_size", "patch_size"):
+        if not isinstance(vision[name], int):
+            raise ConversionError(f"vision_cfg.{name}: {vision[name]!r} must be one number")
+    if not text["embed_cls"]:
+        needed = {"argmax": text["vocab_size"] - 1, "eos": text["eos_id"]}.get(text["pool_type"])
+        if eos_id != needed:
+            raise ConversionError(f"text_cfg.pool_type: {text['pool_type']!r} does not read the EOS token, {eos_id}")
+    pooling = {True: "shared", False: "none"}.get(vision["attentional_pool"], vision["attentional_pool"])
+    activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
+    pooled = {} if pooling == "none" else dict(queries=vision["attn_pooler_queries"], pooler_heads=vision["attn_pooler_heads"])
+    config = CoCaConfig(
+        image=_vit(vision, activation, post_norm=pooling != "shared"), width=text["width"], heads=text["heads"], hidden=4 * text["width"],
+        unimodal=text["layers"], multimodal=multimodal["layers"], poolers=pooling, pooler_norm=pooling in ("shared", "none"), cross="after",
+        start_id=start_id, text_pool="class" if text["embed_cls"] else "eos", late_mask=text["embed_cls"],
+        embed_dim=model_cfg["embed_dim"], activation=activation,
+        init_scale=math.exp(model_cfg["init_logit_scale"]) if "init_logit_scale" in model_cfg else 1 / 0.07, **pooled,
+    )  # fmt: skip
+    _check_counterpart(config)
+    inputs = InputSpec(vision["image_size"], text["context_length"], text["vocab_size"], text["pad_id"], eos_id)
+    config.check_inputs(inputs)
+    return config, inputs
+
+
+def model_cfg_of(config: CoCaConfig, inputs: InputSpec) -> dict[str, Any]:
+    """Their `model_cfg`, the inverse of `config_of`; what is ours alone (dropout, scan, remat, `max_scale`) has no place in it.
+
+    Raises:
+      ConversionError: a configuration that open_clip has no counterpart of.
+    """
+    _check_counterpart(config)
+    image, text, multimodal = config.image.sizes, config.sizes("unimodal"), config.sizes("multimodal")
+    length = dict(context_length=inputs.text_length, vocab_size=inputs.vocab_size)
+    vision = dict(
+        image_size=inputs.image_size, layers=image.depth, width=image.width, head_width=image.width // image.heads,
+        mlp_ratio=image.hidden / image.width, patch_size=config.image.patch, no_ln_pre=not config.image.pre_norm,
+        attentional_pool={"shared": True, "none": False}.get(config.poolers, config.poolers), output_tokens=True,
+    )  # fmt: skip
+    if config.poolers != "none":
+        vision |= dict(attn_pooler_queries=config.queries, attn_pooler_heads=config.pooler_heads or text.heads)
+    pool = dict(embed_cls=True) if config.text_pool == "class" else dict(pool_type="eos", eos_id=inputs.eos_id)
+    return dict(
+        embed_dim=config.embed_dim or text.width, quick_gelu=config.activation == "quick_gelu", init_logit_scale=math.log(config.init_scale),
+        vision_cfg=vision,
+        text_cfg=dict(
+            length, layers=text.depth, width=text.width, heads=text.heads, pad_id=inputs.pad_id, output_tokens=True, **pool
+        ),
+        multimodal_cfg=dict(length, layers=multimodal.depth, width=multimodal.width, heads=multimodal.heads),
+        custom_text=True,
+    )  # fmt: skip
+
+
+def _vit(vision: Mapping[str, Any], activation: str, *, post_norm: bool) -> ViTConfig:
+    width = vision["width"]
+    sizes = Sizes(width, vision["layers"], width // vision["head_width"], int(width * vision["mlp_ratio"]))
+    name = next((name for name, known in SIZES.items() if known == sizes), None)
+    given = {} if name else dataclasses.asdict(sizes)
+    return ViTConfig(
+        variant=f"{name or 'B'}/{vision['patch_size']}", pool="cls", patch_bias=False, pre_norm=not vision["no_ln_pre"], post_norm=post_norm,
+        activation=activation, eps=1e-5, **given,
+    )  # fmt: skip
+
+
+def _check_defaults(prefix: str, given: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    for name, default in fixed.items():
+        if given.get(name, default) != default:
+            raise ConversionError(f"{prefix}{name}: {given[name]!r} has no counterpart in coca; must be {default!r}")
+
+
+def _check_counterpart(config: CoCaConfig) -> None:
+    """Raises ConversionError, naming the field, for what is not one of open_clip's forms."""
+    image, width, embed = config.image, config.sizes("unimodal").width, config.embed_dim or config.sizes("unimodal").width
+    if not isinstance(image, ViTConfig):
+        raise ConversionError(f"image: {image.registered_name!r} has no counterpart in open_clip's CoCa; must be 'vit'")
+    shared, none = config.poolers == "shared", config.poolers == "none"
+    theirs = {
+        "image.pool": (image.pool, "cls"), "image.positions": (image.positions, "learned"), "image.patch_bias": (image.patch_bias, False),
+        "image.eps": (image.eps, 1e-5), "image.qk_norm": (image.qk_norm, False), "image.activation": (image.activation, config.activation),
+        "image.post_norm": (image.post_norm, not shared), "pooler_norm": (config.pooler_norm or none, shared or none),
+        "cross": (config.cross, "after"), "late_mask": (config.late_mask, config.text_pool == "class"), "tied": (config.tied, False),
+        "hidden": (config.sizes("unimodal").hidden, 4 * width), "embed_dim": (embed, embed if none else width),
+        # Their norm behind the encoder is as wide as the embedding space where two poolers follow.
+        "image.width": (image.sizes.width, image.sizes.width if shared else width),
+    }  # fmt: skip
+    for field, (ours, needed) in theirs.items():
+        if ours != needed:
+            raise ConversionError(f"{field}: {ours!r} has no counterpart in open_clip's CoCa; must be {needed!r}")
+    if config.start_id is None:
+        raise ConversionError("start_id: None has no counterpart in open_clip's CoCa; must be the token that texts begin with")
+    if config.activation not in ("gelu", "quick_gelu"):
+        raise ConversionError(f"activation: {config.activation!r} has no counterpart in open_clip; must be 'gelu' or 'quick_gelu'")
