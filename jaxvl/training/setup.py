@@ -28,7 +28,7 @@ from jaxvl.models.functional import Functional, functional
 from jaxvl.models.generate import generate
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
 from jaxvl.tasks import Task
-from jaxvl.training.checkpoint import Checkpoints, abstract_state
+from jaxvl.training.checkpoint import CheckpointError, Checkpoints, abstract_state
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.optim import learning_rate, optimiser
@@ -107,11 +107,13 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     Raises:
       ConfigError: sizes that do not fit; a checkpoint in `workdir` of another model or tokenizer.
     """
+    check(bool(experiment.tasks), "tasks", "must name at least one task")
     experiment.check_mesh(mesh)
     preprocess = experiment.preprocess
     tasks = {name: Task(name, config, preprocess) for name, config in experiment.tasks.items()}
     corpora = prepare_corpora(experiment, writer.say)
-    tokenizer = task_tokenizer(experiment, corpora)
+    base = None if experiment.init_from is None else initial_weights(experiment)
+    tokenizer = task_tokenizer(experiment, corpora) if base is None else base.tokenizer
     model = build_model(experiment, tokenizer)
     fresh, shapes, shardings = fresh_state(experiment, model, mesh)
     abstract = abstract_state(shapes, shardings)
@@ -120,6 +122,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     restored = checkpoints.restore(abstract, refuse=functools.partial(refuse_other, frame))
     if restored is None:
         start, state, positions = 0, jax.jit(fresh, out_shardings=shardings)(), {}
+        state = state if base is None else base.put_into(state, model, shardings)
     else:
         start, state, saved = restored
         positions = saved["positions"]
@@ -186,7 +189,7 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
     def text(weights, tokens):
         return model.apply(*weights, tokens, method="encode_text")[0]
 
-    length = max(t.data.text_length for t in experiment.tasks.values())
+    length = experiment.longest_text
 
     def caption(weights, pixels, generation):
         apply = functools.partial(model.apply, *weights)
@@ -208,6 +211,51 @@ def restore_encoders(
     Raises:
       ConfigError: a wrong step or assignment. CheckpointError: no readable checkpoint.
     """
+    saved = restore_weights(workdir, step, assignments)
+    encoders = make_encoders(saved.experiment, saved.model, saved.tokenizer, saved.mesh, (saved.params, saved.rest))
+    return saved.experiment, saved.step, encoders
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedWeights:
+    """The evaluation weights of a checkpoint, with what they cannot be used without.
+
+    Attributes:
+      frame: see `Run.frame`.
+      params, rest: path -> array, on `mesh`.
+    """
+
+    experiment: Experiment
+    step: int
+    frame: dict[str, Any]
+    tokenizer: Tokenizer
+    model: Functional
+    mesh: Mesh
+    params: dict[str, jax.Array]
+    rest: dict[str, jax.Array]
+
+    def put_into(self, state: TrainState, model: Functional, shardings: TrainState) -> TrainState:
+        """A fresh state of another run that starts with these weights.
+
+        Raises ConfigError where the two models are not of one shape.
+        """
+        for mine, theirs in ((model.params, self.model.params), (model.rest, self.model.rest)):
+            for path in sorted({*mine, *theirs}):
+                here, there = (tuple(m[path].shape) if path in m else "not there" for m in (mine, theirs))
+                check(here == there, "init_from", f"{path} is {here} in this run's model and {there} in that of the weights; "
+                      "model = presets.saved(workdir), with its image_size and text_length, is the same")  # fmt: skip
+        # Copies: the run's buffers are donated to its steps.
+        params, rest = jax.tree.map(jnp.copy, jax.device_put((self.params, self.rest), (shardings.params, shardings.rest)))
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return dataclasses.replace(state, params=params, rest=rest, ema=ema)
+
+
+def restore_weights(workdir: pathlib.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> SavedWeights:
+    """The weights of a checkpoint, of a run or of `jaxvl.convert`; its config with `assignments`.
+
+    Raises:
+      ConfigError: a wrong step or assignment. CheckpointError: no readable checkpoint.
+    """
     check(step is None or step.isdigit(), "--step", f"{step!r} must be a number")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     found, frame = checkpoints.frame(None if step is None else int(step))
@@ -217,8 +265,26 @@ def restore_encoders(
     model = build_model(experiment, tokenizer)
     with jax.set_mesh(mesh):
         _, shapes, shardings = fresh_state(experiment, model, mesh)
-        _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), found)
-    return experiment, found, make_encoders(experiment, model, tokenizer, mesh, (state.eval_params, state.rest))
+        if frame.get("weights_only"):
+            parts = [{"params": s.params, "rest": s.rest} for s in (shapes, shardings)]
+            state = checkpoints.restore(abstract_state(*parts), found)[1]
+            params, rest = state["params"], state["rest"]
+        else:
+            _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), found)
+            params, rest = state.eval_params, state.rest
+    return SavedWeights(experiment, found, frame, tokenizer, model, mesh, params, rest)
+
+
+def initial_weights(experiment: Experiment) -> SavedWeights:
+    """Those of `init_from`. Raises ConfigError where it has none, or its pictures are scaled to other values than this run's."""
+    try:
+        saved = restore_weights(pathlib.Path(experiment.init_from))
+    except CheckpointError as error:
+        raise ConfigError("init_from", f"{experiment.init_from!r}: {error}") from None
+    for field in ("mean", "std"):
+        theirs, mine = (getattr(e.preprocess, field) for e in (saved.experiment, experiment))
+        check(theirs == mine, f"preprocess.{field}", f"{mine!r} is not what the weights of init_from were trained with; must be {theirs!r}")
+    return saved
 
 
 def compile_all(experiment, tasks, model, abstract, shardings, mesh, writer) -> dict[str, Step]:
@@ -256,14 +322,16 @@ def compile_task(experiment, tasks, name, model, abstract, shardings, mesh) -> t
 
 
 def refuse_other(ours: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Raises ConfigError where a checkpoint's model, tokenizer or preprocessing is not that of this run."""
+    """Raises ConfigError where a checkpoint's model, tokenizer or preprocessing is not that of this run, or where it is none of a run."""
+    if saved.get("weights_only"):
+        raise ConfigError("--workdir", "holds converted weights, not a run; choose another, and config.init_from=FOLDER to start from them")
     if saved["config"]["model"] != json.loads(json.dumps(ours["config"]["model"])):
         old, new = saved["config"]["model"], ours["config"]["model"]
         differing = [k for k in sorted({*old, *new}) if json.dumps(old.get(k)) != json.dumps(new.get(k))]
         raise ConfigError(f"model.{differing[0] if differing else 'name'}", "differs from the checkpoint in the workdir "
                           f"({old.get(differing[0])!r} there, {new.get(differing[0])!r} here); choose another --workdir, or the old config")  # fmt: skip
-    for part in ("tokenizer", "preprocess"):
-        if saved[part] != ours[part]:
+    for part, parsed in (("tokenizer", str), ("preprocess", Preprocess.from_json)):  # parsed: older ones have fewer fields
+        if parsed(saved[part]) != parsed(ours[part]):
             raise ConfigError(part, "differs from that of the checkpoint in the workdir; choose another --workdir, or the old config")
 
 
