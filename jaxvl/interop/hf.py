@@ -97,7 +97,7 @@ def save(bundle: Bundle, path: pathlib.Path) -> tuple[str, ...]:
     config = config_of(bundle)
     state = write_arrays(dict(FAMILIES[kind].table(bundle.model)), bundle.arrays)
     if kind == "align":
-        state |= hf_align.unused_pooler(bundle.model)
+        state |= hf_align.unused(bundle.model, state)
     path.mkdir(parents=True, exist_ok=True)
     notes = write_tokenizer(bundle.tokenizer, path, bundle.inputs.text_length) if bundle.tokenizer else ("no tokenizer is written",)
     patch = bundle.model.image.patch if kind == "siglip2" else None

@@ -152,10 +152,14 @@ def align_table(config: AlignConfig) -> Entries:
     yield "log_scale", Source("temperature", TEMPERATURE)
 
 
-def unused_pooler(config: AlignConfig) -> dict[str, np.ndarray]:
-    """BERT's pooler, which AlignModel carries and never uses; it must be there all the same, so zeros are written."""
+def unused(config: AlignConfig, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What AlignModel carries beside `state` and never uses, as zeros: BERT's pooler, and how many batches a batch norm has seen."""
     width = config.text.sizes.width
-    return {f"{POOLER}.weight": np.zeros((width, width), np.float32), f"{POOLER}.bias": np.zeros(width, np.float32)}
+    counts = {name.replace("running_mean", "num_batches_tracked"): np.int64(0) for name in state if name.endswith("running_mean")}
+    return {name: np.asarray(count) for name, count in counts.items()} | {
+        f"{POOLER}.weight": np.zeros((width, width), np.float32),
+        f"{POOLER}.bias": np.zeros(width, np.float32),
+    }
 
 
 def bert_table(ours: str, theirs: str, config: BertConfig) -> Entries:

@@ -133,7 +133,7 @@ def _read(path: str, source: Source, state: StateDict, shape: tuple[int, ...]) -
     if array.shape != shape:
         theirs = list(np.shape(state[source.names()[0]]))
         raise ConversionError(f"tensor {source.names()[0]} {theirs} reads as {list(array.shape)}; {path} must be {list(shape)}")
-    return np.ascontiguousarray(array, np.float32)
+    return np.asarray(array, np.float32, order="C")
 
 
 def write_arrays(table: Table, arrays: StateDict) -> dict[str, np.ndarray]:
@@ -149,10 +149,11 @@ def write_arrays(table: Table, arrays: StateDict) -> dict[str, np.ndarray]:
     for path, source in table.items():
         for name, array in source.write(np.asarray(arrays[path], np.float32)):
             if source.part is None:
-                state[name] = np.ascontiguousarray(array)
+                state[name] = array
             else:
                 parts.setdefault(name, {})[source.part[0]] = array
-    return state | {name: np.concatenate([pieces[i] for i in sorted(pieces)]) for name, pieces in parts.items()}
+    state |= {name: np.concatenate([pieces[i] for i in sorted(pieces)]) for name, pieces in parts.items()}
+    return {name: np.asarray(array, order="C") for name, array in state.items()}  # files are written as memory lies
 
 
 def _some(names: set[str], most: int = 6) -> str:

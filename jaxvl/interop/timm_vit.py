@@ -60,7 +60,8 @@ def trunk(name: str, pool: str) -> Trunk:
     size, patch, gap, side = match.groups()
     if pool not in ("", "avg" if gap else "map"):
         raise ConversionError(f"vision_cfg.timm_pool: {pool!r}; {name} is taken over with {'avg' if gap else 'map'!r} only")
-    tanh = gap or size == "giantopt" or (size, patch) == ("so400m", "16")
+    # SigLIP trained with the tanh form; timm has it in those that were added late.
+    tanh = size == "giantopt" or (size, patch) in (("so400m", "16"), ("base", "32")) or (size, side) == ("large", "512")
     return _trunk(_SIZES[size], int(patch), int(side), "gelu_tanh" if tanh else "gelu", _EPS, "mean" if gap else "map")
 
 
@@ -82,6 +83,8 @@ def _inspected(name: str, pool: str) -> Trunk:
         raise ConversionError(f"vision_cfg.timm_model_name: {name!r} cannot be built by timm ({error})") from None
     if not isinstance(model, VisionTransformer):
         raise refuse("the type", type(model).__name__, "VisionTransformer")
+    if not isinstance(model.patch_embed.proj, torch.nn.Conv2d):
+        raise refuse("the patch embedding", type(model.patch_embed.proj).__name__, "one convolution")
     block = model.blocks[0]
     activations = {torch.nn.GELU: "gelu", timm.layers.QuickGELU: "quick_gelu", timm.layers.GELUTanh: "gelu_tanh"}
     activation = activations.get(type(block.mlp.act))

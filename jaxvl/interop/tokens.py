@@ -23,7 +23,7 @@ from jaxvl.models import InputSpec
 
 SENTENCEPIECE = ("spiece.model", "tokenizer.model")
 FILES = ("tokenizer.json", *SENTENCEPIECE, "vocab.json with merges.txt", "vocab.txt")
-CLIP_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+CLIP_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_MERGES = 49152 - 256 - 2
 # What transformers' tokenizer classes do to a text beyond what is in their files.
 _CLASS_CLEANS = {"SiglipTokenizer": "siglip", "Siglip2Tokenizer": "lower", "Siglip2TokenizerFast": "lower"}

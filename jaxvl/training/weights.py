@@ -16,6 +16,7 @@ from jaxvl.interop.mapping import ConversionError
 from jaxvl.interop.tokens import without
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.optim import OptimConfig
 from jaxvl.training.setup import restore_weights
 
 
@@ -29,7 +30,8 @@ def save_weights(bundle: Bundle, workdir: pathlib.Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise ConversionError(f"{workdir}: has checkpoints already; choose another folder")
     workdir.mkdir(parents=True, exist_ok=True)
-    experiment = Experiment(model=bundle.model, steps=1, preprocess=bundle.preprocess, text_length=bundle.inputs.text_length)
+    options = dict(steps=1, optim=OptimConfig(warmup=0), text_length=bundle.inputs.text_length)
+    experiment = Experiment(model=bundle.model, preprocess=bundle.preprocess, **options)
     model = bundle.functional()
     state = {part: {p: jnp.asarray(bundle.arrays[p]) for p in getattr(model, part)} for part in ("params", "rest")}
     frame = {

@@ -26,7 +26,7 @@ CASES = {
 
 def picture():
     """Smooth, so that ways of scaling differ little, and no square."""
-    y, x = np.mgrid[:60, :96] / 15
+    y, x = np.mgrid[:60, :90] / 15  # sides that all scale to whole numbers
     pixels = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], -1)
     return Image.fromarray(np.uint8(127.5 + 127 * pixels))
 
