@@ -166,3 +166,21 @@ REFUSED = {
 def test_what_cannot_be_represented_is_refused_by_name(message):
     with pytest.raises(ConversionError, match=message):
         ours.read_config(Section(REFUSED[message], "model_cfg"))
+
+
+def test_coca_travels_the_same_way(tmp_path):
+    """Folder to ours and back, with the command's own parity check of embeddings and caption logits."""
+    from jaxvl.interop.check import check_open_clip
+
+    model_cfg = dict(
+        embed_dim=32, custom_text=True, vision_cfg=dict(VISION, attentional_pool=True, attn_pooler_queries=5, attn_pooler_heads=2,
+        output_tokens=True), text_cfg=dict(TEXT, width=32, embed_cls=True, output_tokens=True, context_length=LENGTH),
+        multimodal_cfg=dict(context_length=LENGTH, vocab_size=VOCAB, width=32, heads=4, layers=2),
+    )  # fmt: skip
+    theirs = randomise(open_clip.CoCa(**{k: v for k, v in copy.deepcopy(model_cfg).items() if k != "custom_text"}))
+    write(tmp_path / "from", model_cfg, theirs.state_dict())
+    bundle = ours.load(tmp_path / "from", "none")
+    rows = {row.output: row.largest for row in check_open_clip(bundle, tmp_path / "from")}
+    assert set(rows) == {"image embedding", "text embedding", "scale", "logits", "captions"} and max(rows.values()) < 1e-4, rows
+    ours.save(dataclasses.replace(bundle, origin={}), tmp_path / "to")
+    same_tensors(theirs.state_dict(), open_clip.create_model(f"local-dir:{tmp_path / 'to'}").state_dict())
