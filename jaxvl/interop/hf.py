@@ -115,5 +115,5 @@ def config_of(bundle: Bundle) -> dict[str, Any]:
         same, inputs = FAMILIES[kind].read(Section(origin))
         sizes = ("image_size", "vocab_size", "text_length")
         if same_model(same, bundle.model) and all(getattr(inputs, s) == getattr(bundle.inputs, s) for s in sizes):
-            return dict(origin)
+            config = {key: value for key, value in origin.items() if key != "dtype"}
     return {**config, "torch_dtype": "float32"}

@@ -21,6 +21,7 @@ from jaxvl.nn.transformer import Sizes
 TEMPERATURE = Form(lambda x: -np.log(x), lambda x: np.exp(-x))
 
 
+LENGTH = 64  # tokens that AlignProcessor gives the model; its table has more positions
 STEM = 32  # channels of the stem before the width multiplier: written in their code, not in their configuration
 POOLER = "text_model.pooler.dense"
 
@@ -46,7 +47,7 @@ def read_align(config: Section) -> tuple[AlignConfig, InputSpec]:
     ))  # fmt: skip
     if width != model.image.features:
         raise config.refuse("projection_dim", f"must be the {model.image.features} channels of the image, which texts are compared with")
-    return model, InputSpec(image_size, positions, vocabulary, text.get("pad_token_id", 0), None)
+    return model, InputSpec(image_size, min(positions, LENGTH), vocabulary, text.get("pad_token_id", 0), None)
 
 
 def _read_image(vision: Section, image_size: int) -> dict[str, Any]:

@@ -64,12 +64,15 @@ def _activation(section: Section, quick: bool) -> str:
     if quick:
         section.only("act_kwargs", (None, {}), {})
         return "quick_gelu"
-    return {"none": "gelu", "tanh": "gelu_tanh"}[section.section("act_kwargs", {}).only("approximate", ("none", "tanh"), "none")] \
-        if "act_kwargs" in section else "gelu"  # fmt: skip
+    given = section.section("act_kwargs", section.get("act_kwargs", {}))
+    given.known("approximate")
+    return given.only("approximate", {"none": "gelu", "tanh": "gelu_tanh"}, "none")
 
 
 def _eps(section: Section) -> float:
-    return section.section("norm_kwargs").number("eps", 1e-5) if "norm_kwargs" in section else 1e-5
+    given = section.section("norm_kwargs", section.get("norm_kwargs", {}))
+    given.known("eps")
+    return given.number("eps", 1e-5)
 
 
 def _same_block(section: Section) -> None:

@@ -112,12 +112,15 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     preprocess = experiment.preprocess
     tasks = {name: Task(name, config, preprocess) for name, config in experiment.tasks.items()}
     corpora = prepare_corpora(experiment, writer.say)
-    base = None if experiment.init_from is None else initial_weights(experiment)
-    tokenizer = task_tokenizer(experiment, corpora) if base is None else base.tokenizer
+    checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
+    base = initial_weights(experiment) if experiment.init_from is not None and not checkpoints.steps else None
+    if experiment.init_from is None:
+        tokenizer = task_tokenizer(experiment, corpora)
+    else:  # a run that is resumed does not need the weights that it began with
+        tokenizer = base.tokenizer if base is not None else Tokenizer.from_json(checkpoints.frame()[1]["tokenizer"])
     model = build_model(experiment, tokenizer)
     fresh, shapes, shardings = fresh_state(experiment, model, mesh)
     abstract = abstract_state(shapes, shardings)
-    checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
     frame = {"tokenizer": tokenizer.to_json(), "preprocess": preprocess.to_json(), "config": to_dict(experiment)}
     restored = checkpoints.restore(abstract, refuse=functools.partial(refuse_other, frame))
     if restored is None:

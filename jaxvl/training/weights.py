@@ -56,8 +56,9 @@ def load_weights(workdir: pathlib.Path, step: str | None = None) -> Bundle:
     tokenizer = saved.tokenizer
     arrays = {path: np.asarray(array) for part in (saved.params, saved.rest) for path, array in part.items()}
     inputs = saved.experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
-    rows = getattr(getattr(saved.experiment.model, "text", None), "positions", None)
-    inputs = dataclasses.replace(inputs, text_length=rows or inputs.text_length)
+    text = getattr(saved.experiment.model, "text", None)
+    if getattr(text, "registered_name", "") == "text_transformer" and text.positions:  # theirs read texts of one length only
+        inputs = dataclasses.replace(inputs, text_length=text.positions)
     preprocess = Preprocess.from_json(saved.frame["preprocess"])
     found = None if tokenizer.kind == "none" else tokenizer
     return Bundle(saved.experiment.model, inputs, arrays, found, preprocess, saved.frame.get("origin", {}))
