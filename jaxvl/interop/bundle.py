@@ -116,7 +116,10 @@ class Section:
         return ConversionError(f"{self.path(key)}: {'is missing' if key not in self.values else repr(value)}; {valid}")
 
     def section(self, key: str, default: Any = _MISSING) -> Section:
-        return Section(self.values.get(key, {} if default is _MISSING else default), self.path(key))
+        """A group of keys; none given (or null): `default`, or an empty one."""
+        value = self.values.get(key)
+        value = ({} if default is _MISSING else default) if value is None else value
+        return Section(value, self.path(key))
 
     def get(self, key: str, default: Any = _MISSING) -> Any:
         """The value; None counts as not there. Raises ConversionError where there is none and no default."""

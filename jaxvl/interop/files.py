@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxvl.interop.mapping import ConversionError
 
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 INDEX = "model.safetensors.index.json"
 
 
@@ -62,22 +63,23 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 
 def read_weights(folder: pathlib.Path, names: tuple[str, ...]) -> Mapping[str, np.ndarray]:
-    """The state dict of the first of `names` that is in the folder, or that `folder` itself is.
+    """The state dict of the first of `names` that is in the folder, or that `folder` itself is; else its only file of weights.
 
     Raises:
       ConversionError: none of them is there; a file that is damaged, or holds code.
     """
     found = [folder] if folder.is_file() else [folder / name for name in names if (folder / name).is_file()]
-    if not found:
-        raise ConversionError(f"{folder}: no weights (looked for {', '.join(names)})")
-    path = found[0]
+    others = [] if found or not folder.is_dir() else [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES]
+    if not found and len(others) != 1:
+        raise ConversionError(f"{folder}: no weights (looked for {', '.join(names)}, or one file of {', '.join(SUFFIXES)})")
+    path = (found or others)[0]
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if path.suffix == ".safetensors":
         return LazyState(_safetensors(path))
-    if path.suffix in (".bin", ".pt", ".pth"):
+    if path.suffix in SUFFIXES:
         return _read_torch(path)
-    raise ConversionError(f"{path}: weights are read from .safetensors, .bin, .pt or .pth")
+    raise ConversionError(f"{path}: weights are read from {', '.join(SUFFIXES)}")
 
 
 def _read_shards(path: pathlib.Path) -> LazyState:

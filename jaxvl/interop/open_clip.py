@@ -125,7 +125,7 @@ def _new_config(bundle: Bundle) -> dict[str, Any]:
 def _tokenizer(text: Section, folder: pathlib.Path | None, path: pathlib.Path, inputs: InputSpec) -> Tokenizer:
     """`folder`: where its files lie; None: in the model's own folder, or in open_clip's wheel where the model names none."""
     named = "hf_tokenizer_name" in text
-    options = text.section("tokenizer_kwargs", text.get("tokenizer_kwargs", {}))
+    options = text.section("tokenizer_kwargs")
     text.only("tokenizer_mode", (None, ""), "")
     if not named:
         options.known("clean")

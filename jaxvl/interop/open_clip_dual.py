@@ -64,13 +64,13 @@ def _activation(section: Section, quick: bool) -> str:
     if quick:
         section.only("act_kwargs", (None, {}), {})
         return "quick_gelu"
-    given = section.section("act_kwargs", section.get("act_kwargs", {}))
+    given = section.section("act_kwargs")
     given.known("approximate")
     return given.only("approximate", {"none": "gelu", "tanh": "gelu_tanh"}, "none")
 
 
 def _eps(section: Section) -> float:
-    given = section.section("norm_kwargs", section.get("norm_kwargs", {}))
+    given = section.section("norm_kwargs")
     given.known("eps")
     return given.number("eps", 1e-5)
 
