@@ -77,14 +77,17 @@ def read(state: StateDict, model_type: str, model: Any, inputs: InputSpec) -> di
 
 def model_type(bundle: Bundle) -> str:
     """Which of theirs the model becomes: that which it came from, else by its shape."""
-    name, origin = bundle.model.registered_name, bundle.origin.get("hf", {}).get("model_type")
-    if name == "align":
+    model, origin = bundle.model, bundle.origin.get("hf", {}).get("model_type")
+    name = model.registered_name
+    towers = tuple(getattr(getattr(model, side, None), "registered_name", "none") for side in ("image", "text"))
+    if name == "align" and towers == ("efficientnet", "bert"):
         return "align"
-    if name != "dual_encoder" or (bundle.model.image.registered_name, bundle.model.text.registered_name) != ("vit", "text_transformer"):
-        towers = [getattr(bundle.model, side).registered_name for side in ("image", "text") if hasattr(bundle.model, side)]
-        raise ConversionError(f"model: {name!r} of {' and '.join(towers)} has no counterpart in transformers (clip, siglip and align have)")
+    if name != "dual_encoder" or towers != ("vit", "text_transformer"):
+        raise ConversionError(
+            f"model: {name!r} of {' and '.join(towers)} has no counterpart in transformers (those of clip, siglip, align have)"
+        )
     siglip = "siglip2" if origin == "siglip2" else "siglip"
-    return siglip if bundle.model.init_bias is not None else "clip"
+    return siglip if model.init_bias is not None else "clip"
 
 
 def save(bundle: Bundle, path: pathlib.Path) -> tuple[str, ...]:
