@@ -133,7 +133,7 @@ def _read(path: str, source: Source, state: StateDict, shape: tuple[int, ...]) -
     if array.shape != shape:
         theirs = list(np.shape(state[source.names()[0]]))
         raise ConversionError(f"tensor {source.names()[0]} {theirs} reads as {list(array.shape)}; {path} must be {list(shape)}")
-    return np.asarray(array, np.float32, order="C")
+    return np.asarray(array, np.float32, order="C")  # ascontiguousarray would give a scalar an axis
 
 
 def write_arrays(table: Table, arrays: StateDict) -> dict[str, np.ndarray]:

@@ -161,7 +161,15 @@ _FIXED = dict(
     text_cfg=dict(_BLOCK, hf_model_name=None, mlp_ratio=4.0, no_causal_mask=False, proj_type="linear", proj_bias=False),
     multimodal_cfg=dict(ls_init_value=None),
 )
-_TOP = dict(init_logit_bias=None)
+# What changes nothing here: the tokenizer, and what other choices than the fixed ones would read. Their decoder reads little of its part.
+_TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
+_OTHER_ENCODER = ("output_tokens", "block_type", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "timm_model_pretrained",
+                  "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path")  # fmt: skip
+_UNREAD = dict(
+    vision_cfg=_OTHER_ENCODER,
+    text_cfg=(*_OTHER_ENCODER, *_TOKENIZER, "final_ln_after_pool"),
+    multimodal_cfg=("context_length", "vocab_size", "mlp_ratio", "dim_head", "n_queries", "attn_pooler_heads", "output_tokens"),
+)
 
 
 def config_of(model_cfg: Mapping[str, Any], *, start_id: int = START, eos_id: int = END) -> tuple[CoCaConfig, InputSpec]:
@@ -177,9 +185,9 @@ def config_of(model_cfg: Mapping[str, Any], *, start_id: int = START, eos_id: in
     for part in _READ:
         if part not in model_cfg:
             raise ConversionError(f"{part}: missing; open_clip's CoCa has {', '.join(_READ)}")
-    _check_defaults("", model_cfg, _TOP)
-    for part, fixed in _FIXED.items():
-        _check_defaults(f"{part}.", model_cfg[part], fixed)
+        _check_part(part, model_cfg[part])
+    if model_cfg.get("init_logit_bias") is not None:
+        raise ConversionError(f"init_logit_bias: {model_cfg['init_logit_bias']!r} has no counterpart in coca; must be None")
     vision, text, multimodal = (_READ[part] | {k: v for k, v in model_cfg[part].items() if k in _READ[part]} for part in _READ)
     for name in ("width", "heads"):
         if text[name] != multimodal[name]:
@@ -215,23 +223,25 @@ def model_cfg_of(config: CoCaConfig, inputs: InputSpec) -> dict[str, Any]:
     """
     _check_counterpart(config)
     image, text, multimodal = config.image.sizes, config.sizes("unimodal"), config.sizes("multimodal")
+    ratio = image.hidden / image.width
+    ratio = ratio if int(image.width * ratio) == image.hidden else (image.hidden + 0.5) / image.width  # theirs is rounded down
     length = dict(context_length=inputs.text_length, vocab_size=inputs.vocab_size)
     vision = dict(
         image_size=inputs.image_size, layers=image.depth, width=image.width, head_width=image.width // image.heads,
-        mlp_ratio=image.hidden / image.width, patch_size=config.image.patch, no_ln_pre=not config.image.pre_norm,
+        mlp_ratio=ratio, patch_size=config.image.patch, no_ln_pre=not config.image.pre_norm,
         attentional_pool={"shared": True, "none": False}.get(config.poolers, config.poolers), output_tokens=True,
     )  # fmt: skip
     if config.poolers != "none":
         vision |= dict(attn_pooler_queries=config.queries, attn_pooler_heads=config.pooler_heads or text.heads)
     pool = dict(embed_cls=True) if config.text_pool == "class" else dict(pool_type="eos", eos_id=inputs.eos_id)
     return dict(
-        embed_dim=config.embed_dim or text.width, quick_gelu=config.activation == "quick_gelu", init_logit_scale=math.log(config.init_scale),
+        embed_dim=config.embed_dim or text.width, quick_gelu=config.activation == "quick_gelu",
         vision_cfg=vision,
         text_cfg=dict(
             length, layers=text.depth, width=text.width, heads=text.heads, pad_id=inputs.pad_id, output_tokens=True, **pool
         ),
         multimodal_cfg=dict(length, layers=multimodal.depth, width=multimodal.width, heads=multimodal.heads),
-        custom_text=True,
+        custom_text=True, **({} if config.init_scale == 1 / 0.07 else dict(init_logit_scale=math.log(config.init_scale))),
     )  # fmt: skip
 
 
@@ -246,10 +256,14 @@ def _vit(vision: Mapping[str, Any], activation: str, *, post_norm: bool) -> ViTC
     )  # fmt: skip
 
 
-def _check_defaults(prefix: str, given: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    for name, default in fixed.items():
-        if given.get(name, default) != default:
-            raise ConversionError(f"{prefix}{name}: {given[name]!r} has no counterpart in coca; must be {default!r}")
+def _check_part(part: str, given: Mapping[str, Any]) -> None:
+    """Raises ConversionError for what is unknown, or not as it must be."""
+    fixed = _FIXED[part]
+    for name, value in given.items():
+        if name in fixed and value != fixed[name]:
+            raise ConversionError(f"{part}.{name}: {value!r} has no counterpart in coca; must be {fixed[name]!r}")
+        if name not in (*_READ[part], *fixed, *_UNREAD[part]):
+            raise ConversionError(f"{part}.{name}: {value!r} is not known here; known are open_clip 3.3's")
 
 
 def _check_counterpart(config: CoCaConfig) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.special
 
-from jaxvl.config import ConfigError, resolve
-from jaxvl.models import InputSpec
+from jaxvl.config import ConfigError, choose, resolve
+from jaxvl.models import MODELS, InputSpec, presets
 from jaxvl.models.coca import CoCaConfig
 from jaxvl.models.functional import functional
 from jaxvl.models.generate import Captions, Generation, generate
@@ -21,6 +21,9 @@ SMALL = dict(
     image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=24, heads=2, unimodal=2, multimodal=2, queries=3,
     pooler_heads=2, embed_dim=8,
 )  # fmt: skip
+# open_clip's forms: one pooler for both, or none; an attention to the image with an MLP of its own; texts that begin with a token, 2.
+SHARED = dict(image={**SMALL["image"], "pool": "cls", "post_norm": False}, poolers="shared", cross="after", start_id=2, late_mask=True)
+BARE = dict(image={**SMALL["image"], "pool": "cls"}, poolers="none", cross="after", start_id=2, text_pool="eos", scan=False)
 
 
 def build(**changes):
@@ -46,18 +49,20 @@ def data(rows=3, seed=0):
     return jnp.asarray(rng.normal(size=(rows, 16, 16, 3)), jnp.float32), jnp.asarray(text, jnp.int32)
 
 
-@pytest.mark.parametrize("changes", [{}, {"poolers": "parallel", "tied": True, "scan": False}])
+@pytest.mark.parametrize("changes", [{}, {"poolers": "parallel", "tied": True, "scan": False}, SHARED, BARE])
 def test_scores_are_those_of_the_logits(changes):
     apply, (image, text) = build(**changes), data()
+    text = text.at[:, 0].set(2) if "start_id" in changes else text
     out = apply({"image": image, "text": text})
     logits = np.asarray(apply(image, text, method="caption_logits"), np.float64)[:, :-1]
     log_p = logits - scipy.special.logsumexp(logits, -1, keepdims=True)
-    expected = -np.take_along_axis(log_p, np.asarray(text)[..., None], -1)[..., 0]
-    weight = np.asarray(text) != 0
+    targets = np.asarray(text)[:, "start_id" in changes :]
+    expected = -np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+    weight = targets != 0
     np.testing.assert_allclose(out["caption_weight"], weight)
     loss, _ = Captioning()(out, {}, (), None)
     np.testing.assert_allclose(loss.value, expected[weight].mean(), rtol=1e-5)
-    np.testing.assert_allclose(loss.metrics["token_accuracy"], (logits.argmax(-1) == text)[weight].mean(), rtol=1e-6)
+    np.testing.assert_allclose(loss.metrics["token_accuracy"], (logits.argmax(-1) == targets)[weight].mean(), rtol=1e-6)
     smooth, _ = Captioning(label_smoothing=0.1)(out, {}, (), None)
     np.testing.assert_allclose(smooth.value, (0.9 * expected - 0.1 * log_p.mean(-1))[weight].mean(), rtol=1e-5)
     for side in ("image", "text"):
@@ -115,16 +120,21 @@ def test_chunks_of_the_vocabulary_do_not_change_values_or_gradients(monkeypatch)
         np.testing.assert_allclose(whole[1][path], parts[1][path], atol=2e-6, err_msg=path)
 
 
-# Millions of parameters: image encoder, and everything of the text decoder with its embeddings apart (spec; table 1 of the paper).
-@pytest.mark.parametrize("variant, vit, image_millions, text_millions", [("base", "B/18", 86, 297), ("large", "L/18", 303, 484)])
-def test_published_sizes(variant, vit, image_millions, text_millions):
-    config = resolve(CoCaConfig, dict(image=dict(name="vit", variant=vit, pool="mean"), variant=variant))
-    model = functional(config, InputSpec(288, 64, 64000, 0, 1))
+# Millions of parameters: image encoder, and everything of the text decoder with its embeddings apart or, the largest, as one
+# (spec; table 1 of the paper).
+@pytest.mark.parametrize(
+    "variant, tied, image_millions, text_millions",
+    [("base", False, 86, 297), ("large", False, 303, 484), ("2b", True, 1009, 1089), ("2b", False, 1009, 1179)],
+)
+def test_published_sizes(variant, tied, image_millions, text_millions):
+    model = functional(choose(MODELS, {**presets.coca(variant), "tied": tied}, "model"), InputSpec(288, 64, 64000, 0, 1))
     count = {p: int(np.prod(s.shape)) for p, s in model.params.items()}
     image = sum(n for p, n in count.items() if p.startswith("encoder/"))
     text = sum(n for p, n in count.items() if p.startswith(("words", "unimodal", "multimodal", "head")))
     assert abs(image / 1e6 / image_millions - 1) < 0.01
     assert abs(text / 1e6 / text_millions - 1) < 0.01
+    if variant == "2b":
+        assert f"{sum(count.values()) / 1e9:.1f}" == ("2.1" if tied else "2.2")
 
 
 def decode(apply, image, config, key=None, **options):
@@ -133,27 +143,26 @@ def decode(apply, image, config, key=None, **options):
     return generate(step, known, config, batch=len(image), length=6, eos_id=1, pad_id=0, key=key)
 
 
-def uncached(apply, image, choose, steps=6):
-    """Token by token through the whole model, nothing kept."""
+def uncached(apply, image, start_id=None, steps=6):
+    """Greedy, token by token through the whole model, nothing kept."""
     text = np.zeros((len(image), 6), np.int32)
     done = np.zeros(len(image), bool)
     for t in range(steps):
-        logits = np.array(apply(image, jnp.asarray(text), method="caption_logits"))[:, t]
+        given = text if start_id is None else np.concatenate([np.full((len(image), 1), start_id), text[:, :-1]], 1)
+        logits = np.array(apply(image, jnp.asarray(given, jnp.int32), method="caption_logits"))[:, t]
         logits[:, 0] = -np.inf
-        if t + 1 < 1:
-            logits[:, 1] = -np.inf
-        new = np.full(len(image), 1) if t == steps - 1 else choose(logits)
+        new = np.full(len(image), 1) if t == steps - 1 else logits.argmax(-1)
         text[:, t] = np.where(done, 0, new)
         done |= new == 1
     return text
 
 
-def test_greedy_decoding_equals_decoding_without_kept_keys():
-    apply = build()
-    for seed in range(3):
-        image, _ = data(8, seed)
-        got = decode(apply, image, Generation())
-        np.testing.assert_array_equal(got.tokens, uncached(apply, image, lambda logits: logits.argmax(-1)))
+@pytest.mark.parametrize("changes", [{}, SHARED, BARE])
+def test_greedy_decoding_equals_decoding_without_kept_keys(changes):
+    apply, (image, _) = build(**changes), data(24)
+    got = decode(apply, image, Generation()).tokens
+    np.testing.assert_array_equal(got, uncached(apply, image, changes.get("start_id")))
+    assert len(np.unique(got, axis=0)) > 1
 
 
 def test_log_probability_is_that_of_the_tokens():
@@ -237,5 +246,9 @@ def test_wrong_options():
         Generation(max_length=2, min_length=3)
     with pytest.raises(ConfigError, match="heads: 5 must divide the width of 24"):
         resolve(CoCaConfig, {**SMALL, "heads": 5})
+    with pytest.raises(ConfigError, match="poolers: 'none' needs an image encoder with a class token"):
+        resolve(CoCaConfig, {**SMALL, "poolers": "none"})
+    with pytest.raises(ConfigError, match="start_id: 1 must be a token .below 40. that is neither padding nor EOS"):
+        functional(resolve(CoCaConfig, {**SMALL, "start_id": 1}), INPUTS)
     with pytest.raises(ValueError, match="key: None"):
         run_toy(TABLE, Generation(method="sample"))
