@@ -15,4 +15,5 @@ if [ "$(cat "$venv/compilers/.request" 2>/dev/null || true)" != "$libtpu" ]; the
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$venv/compilers" "$libtpu"
   printf '%s' "$libtpu" >"$venv/compilers/.request"
 fi
-exec "$venv/bin/python" -m pytest "$@"
+# One process per core, of at most 8 (each takes up to 6 GB); a file stays in one process, which shares what it compiles.
+exec "$venv/bin/python" -m pytest -n logical --maxprocesses 8 --dist loadfile "$@"
