@@ -15,7 +15,7 @@ LAYERS = [
     {"models", "objectives", "adapters"},
     {"tasks", "evals", "interop"},
     {"training"},
-    {"train", "evaluate", "caption", "plan", "bench"},
+    {"train", "evaluate", "caption", "convert", "plan", "bench"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 

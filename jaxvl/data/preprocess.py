@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jaxvl.config import check
 from jaxvl.data.records import BadRecord
 
 MAX_PIXELS = 50_000_000  # a larger picture in a data set is damage or malice; it is skipped and counted
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
@@ -28,17 +30,25 @@ class Preprocess:
       image_size: side S in pixels, of evaluation and export; tasks may train at another.
       mean, std: per channel, of values in 0..1: a model sees `(value - mean) / std`.
       background: colour in 0..1 behind transparent pictures.
+      resize: what evaluation sees of a picture that is no square: its `centre`, or all of it, `squash`ed (SigLIP).
+      scale_to: side to which it is scaled before the centre S x S is cut from that; None: S, nothing is cut (ALIGN: 346 for 289).
+      interpolation: of the scaling.
     """
 
     image_size: int = 224
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    resize: Literal["centre", "squash"] = "centre"
+    scale_to: int | None = None
+    interpolation: Interpolation = "bicubic"
 
     def __post_init__(self):
         check(self.image_size >= 1, "image_size", f"{self.image_size!r} must be >= 1 pixel")
         check(min(self.std) > 0, "std", f"{self.std!r} must be > 0")
         check(min(self.background) >= 0 and max(self.background) <= 1, "background", f"{self.background!r} must be in [0, 1]")
+        side = self.scale_to
+        check(side is None or side >= self.image_size, "scale_to", f"{side!r} must be >= the image_size of {self.image_size}, or None")
 
     def normalise(self, image: jax.Array) -> jax.Array:
         """float32 [..., 3] in 0..1 -> float32 [..., 3] as models see it."""
@@ -46,7 +56,13 @@ class Preprocess:
 
     def decode(self, data: bytes) -> np.ndarray:
         """An encoded picture -> uint8 [S, S, 3], or [S, S, 4] where it has transparency. Raises BadRecord."""
-        return decode(data, self.image_size)
+        scale_to = self.scale_to or self.image_size
+        picture = open_picture(data, scale_to)
+        width, height = picture.size
+        seen = (width, height) if self.resize == "squash" else (min(width, height),) * 2
+        seen = [n * self.image_size / scale_to for n in seen]
+        left, top = (width - seen[0]) / 2, (height - seen[1]) / 2
+        return fit(picture, self.image_size, (left, top, left + seen[0], top + seen[1]), self.interpolation)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -91,14 +107,14 @@ def open_picture(data: bytes, size: int | None = None) -> Image.Image:
         raise BadRecord("image cannot be decoded", f"{type(error).__name__}: {error}") from None
 
 
-def fit(picture: Image.Image, size: int, box: Box | None = None) -> np.ndarray:
+def fit(picture: Image.Image, size: int, box: Box | None = None, interpolation: Interpolation = "bicubic") -> np.ndarray:
     """The part `box` (None: the centre square) of `open_picture`'s result, scaled: uint8 [size, size, 3 or 4]."""
     if box is None:
         side = min(picture.size)
         left, top = ((n - side) / 2 for n in picture.size)
         box = (left, top, left + side, top + side)
     if picture.size != (size, size) or box != (0, 0, size, size):
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+        picture = picture.resize((size, size), Image.Resampling[interpolation.upper()], box=box, reducing_gap=2.0)
     return np.asarray(picture.convert("RGBA") if picture.mode == "RGBa" else picture)
 
 

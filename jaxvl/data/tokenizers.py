@@ -3,6 +3,9 @@
 Rule, the same for all: texts are cut to T tokens and padded at the end with `pad_id`. WordPiece puts [CLS] before and
 [SEP] after a text (BERT); the others put the end-of-text token after it. A text that is cut keeps its last special
 token.
+
+Tokenizers of other libraries (`jaxvl.convert`) keep their rule: kind `json` is any tokenizer.json, with the token before and after a
+text that it has; `clean` is done to texts first; `none` stands for one that was left behind.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import sentencepiece
 import tokenizers
 
 from jaxvl.config import ConfigError, check
+from jaxvl.data.cleaning import CLEANERS
 from jaxvl.data.corpora.store import cache_folder
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"  # ids 0, 1, 2 of a trained vocabulary
@@ -61,25 +65,39 @@ class Tokenizer:
     """Texts to token ids. Two tokenizers with equal `to_json()` give equal ids.
 
     Attributes:
-      kind: as in the config. vocab_size: V. pad_id, eos_id: of padding and of the end of a text ([SEP] for WordPiece).
+      kind: as in the config, `json` or `none`. vocab_size: V, which is more than the tokens there are where a model's table has rows to
+        spare. pad_id, eos_id: of padding and of the end of a text ([SEP] for WordPiece). cls_id: of the token before a text, or None.
+      clean: a name of `cleaning.CLEANERS`, or None.
     """
 
-    def __init__(self, kind: str, content: bytes, *, pad_id: int, eos_id: int, cls_id: int | None = None):
-        self.kind, self.content = kind, content
+    def __init__(
+        self, kind: str, content: bytes, *, pad_id: int, eos_id: int | None, cls_id: int | None = None, vocab_size: int | None = None,
+        clean: str | None = None,
+    ):  # fmt: skip
+        self.kind, self.content, self.clean, self._rows = kind, content, clean, vocab_size
         self.pad_id, self.eos_id, self.cls_id = pad_id, eos_id, cls_id
-        if kind in ("unigram", "sentencepiece"):
+        if kind == "none":
+            tokens, self._ids, self._text = vocab_size, _left_behind, _left_behind
+        elif kind in ("unigram", "sentencepiece"):
             model = sentencepiece.SentencePieceProcessor(model_proto=content)
-            self.vocab_size, self._ids = max(model.vocab_size(), pad_id + 1, eos_id + 1), model.encode
+            tokens, self._ids = max(model.vocab_size(), pad_id + 1, eos_id + 1), model.encode
             pieces = model.vocab_size()
             self._text = lambda ids: model.decode([i for i in ids if i < pieces])
         else:
             model = tokenizers.Tokenizer.from_buffer(content)
             model.no_truncation()
             model.no_padding()
-            self.vocab_size = model.get_vocab_size()
+            tokens = 1 + max(model.get_vocab().values())
             self._ids = lambda texts: [e.ids for e in model.encode_batch_fast(texts, add_special_tokens=False)]
-            model.decoder = model.decoder or tokenizers.decoders.WordPiece()
-            self._text = lambda ids: model.decode(ids, skip_special_tokens=True)
+            model.decoder = model.decoder or (tokenizers.decoders.WordPiece() if kind == "wordpiece" else None)
+            word_end = getattr(model.model, "end_of_word_suffix", None) or "</w>"
+            self._text = lambda ids: model.decode(ids, skip_special_tokens=True).replace(word_end, " ")
+        check(
+            vocab_size is None or tokens <= vocab_size,
+            "tokenizer",
+            f"has {tokens} tokens, more than the model's table of {vocab_size} rows",
+        )
+        self.vocab_size = vocab_size or tokens
 
     @property
     def before(self) -> list[int]:
@@ -97,7 +115,8 @@ class Tokenizer:
         if room < 1:
             raise ValueError(f"length {length} is too short for a {self.kind} tokenizer; must be >= {len(before) + 2}")
         out = np.full((len(texts), length), self.pad_id, np.int32)
-        for row, ids in zip(out, self._ids(list(texts))):
+        texts = list(texts) if self.clean is None else list(map(CLEANERS[self.clean], texts))
+        for row, ids in zip(out, self._ids(texts)):
             ids = [*before, *ids[:room], self.eos_id]
             row[: len(ids)] = ids
         return out
@@ -113,12 +132,17 @@ class Tokenizer:
     def to_json(self) -> str:
         """Everything that decides the ids, the file's content included."""
         special = {"pad_id": self.pad_id, "eos_id": self.eos_id, "cls_id": self.cls_id}
+        special |= {k: v for k, v in (("vocab_size", self._rows), ("clean", self.clean)) if v is not None}
         return json.dumps({"kind": self.kind, **special, "content": base64.b64encode(self.content).decode()})
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
         values = json.loads(text)
         return cls(values.pop("kind"), base64.b64decode(values.pop("content")), **values)
+
+
+def _left_behind(_) -> None:
+    raise ConfigError("tokenizer", "was left behind when these weights were converted (--tokenizer=none); convert again with its files")
 
 
 def make_tokenizer(config: TokenizerConfig, texts: Iterable[str] = (), origin: str = "") -> Tokenizer:

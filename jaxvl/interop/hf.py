@@ -1,37 +1,122 @@
-"""Weights of Hugging Face transformers' `AlignModel`, `CLIPModel` and `SiglipModel`.
+"""Folders of Hugging Face transformers: `CLIPModel`, `SiglipModel`, `Siglip2Model` and `AlignModel`, to and from.
 
-The tables are in `hf_align.py` and `hf_dual.py`. Nothing here imports torch or transformers; a state dict of NumPy arrays is all that
-is read.
+The configurations and tables are in `hf_dual.py` and `hf_align.py`, the preprocessor's files in `hf_files.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+from jaxvl.interop import hf_align, hf_dual, hf_files
+from jaxvl.interop.bundle import Bundle, Section, bounded, built, same_model, shapes_of
+from jaxvl.interop.files import INDEX, read_json, read_weights, write_json, write_safetensors
+from jaxvl.interop.mapping import ConversionError, Entries, StateDict, read_arrays, write_arrays
+from jaxvl.interop.tokens import find_tokenizer, read_tokenizer, with_tokens, write_tokenizer
+from jaxvl.models import InputSpec
 
-from jaxvl.interop import hf_align, hf_dual
-from jaxvl.interop.mapping import ConversionError, Source, StateDict, read_arrays
-from jaxvl.models.align import AlignConfig
-from jaxvl.models.dual_encoder import DualEncoderConfig
-
-BUFFERS = ("*position_ids", "*num_batches_tracked", "*token_type_ids")
-
-
-def from_transformers(state: StateDict, config: Any, shapes: Any) -> dict[str, np.ndarray]:
-    """Our arrays (parameters and batch statistics) from their state dict; see `mapping.read_arrays`."""
-    return read_arrays(table(config), state, shapes, spare=BUFFERS + (hf_align.spare(config) if isinstance(config, AlignConfig) else ()))
+WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")
+BUFFERS = ("*position_ids", "*num_batches_tracked", "*token_type_ids")  # of their modules; they hold nothing that was learned
 
 
-def table(config: Any) -> dict[str, Source]:
-    """Our path -> `Source`, for a model's configuration.
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One `model_type` of theirs.
+
+    Attributes:
+      read: their configuration to (ours, inputs); write: back.
+      table: of a configuration of ours.
+      spare: patterns of tensors that have no place in ours.
+    """
+
+    read: Callable[[Section], tuple[Any, InputSpec]]
+    write: Callable[[Any, InputSpec], dict[str, Any]]
+    table: Callable[[Any], Entries]
+    spare: tuple[str, ...] = ()
+
+
+FAMILIES = {
+    "clip": Family(hf_dual.read_clip, hf_dual.write_clip, hf_dual.clip_table),
+    "siglip": Family(hf_dual.read_siglip, hf_dual.write_siglip, hf_dual.siglip_table),
+    "siglip2": Family(hf_dual.read_siglip, hf_dual.write_siglip2, hf_dual.siglip2_table),
+    "align": Family(hf_align.read_align, hf_align.write_align, hf_align.align_table, ("text_model.pooler.*",)),
+}
+
+
+def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
+    """A model from a folder as `save_pretrained` writes it.
+
+    Args:
+      tokenizer: a folder with the tokenizer's files; None: the model's own; `none`: the tokenizer is left behind.
 
     Raises:
-      ConversionError: a configuration that transformers has no counterpart of.
+      ConversionError: see the command `jaxvl.convert`.
     """
-    towers = (config.image.registered_name, config.text.registered_name)
-    if isinstance(config, AlignConfig) and towers == ("efficientnet", "bert"):
-        return dict(hf_align.align_table(config))
-    if isinstance(config, DualEncoderConfig) and towers == ("vit", "text_transformer"):
-        return dict(hf_dual.siglip_table(config) if config.init_bias is not None else hf_dual.clip_table(config))
-    raise ConversionError(f"{type(config).__name__} of {towers[0]} and {towers[1]} has no counterpart in transformers")
+    config = Section(read_json(path / "config.json"))
+    kind = _model_type(config)
+    model, inputs = FAMILIES[kind].read(config)
+    preprocess, notes = hf_files.read_preprocess(path, inputs.image_size, kind)
+    found = find_tokenizer(tokenizer, lambda folder: read_tokenizer(folder or path, inputs))
+    arrays = read(read_weights(path, WEIGHTS), kind, model, inputs)
+    return Bundle(bounded(model, arrays), with_tokens(model, inputs, found), arrays, found, preprocess, {"hf": dict(config.values)}, notes)
+
+
+def _model_type(config: Section) -> str:
+    if config.get("model_type", None) not in FAMILIES:
+        raise config.refuse("model_type", f"can be taken over as {', '.join(FAMILIES)} only")
+    return config.get("model_type")
+
+
+def read(state: StateDict, model_type: str, model: Any, inputs: InputSpec) -> dict[str, Any]:
+    """Our arrays from their state dict; see `mapping.read_arrays`."""
+    family = FAMILIES[model_type]
+    return read_arrays(dict(family.table(model)), state, shapes_of(built(model, inputs)), BUFFERS + family.spare)
+
+
+def model_type(bundle: Bundle) -> str:
+    """Which of theirs the model becomes: that which it came from, else by its shape."""
+    model, origin = bundle.model, bundle.origin.get("hf", {}).get("model_type")
+    name = model.registered_name
+    towers = tuple(getattr(getattr(model, side, None), "registered_name", "none") for side in ("image", "text"))
+    if name == "align" and towers == ("efficientnet", "bert"):
+        return "align"
+    if name != "dual_encoder" or towers != ("vit", "text_transformer"):
+        raise ConversionError(
+            f"model: {name!r} of {' and '.join(towers)} has no counterpart in transformers (those of clip, siglip, align have)"
+        )
+    siglip = "siglip2" if origin == "siglip2" else "siglip"
+    return siglip if model.init_bias is not None else "clip"
+
+
+def save(bundle: Bundle, path: pathlib.Path) -> tuple[str, ...]:
+    """Writes a folder that `from_pretrained` reads; returns what is to be told.
+
+    Raises:
+      ConversionError: a model, tokenizer or preprocessing without a counterpart.
+    """
+    kind = model_type(bundle)
+    config = config_of(bundle)
+    state = write_arrays(dict(FAMILIES[kind].table(bundle.model)), bundle.arrays)
+    if kind == "align":
+        state |= hf_align.unused(bundle.model, state)
+    path.mkdir(parents=True, exist_ok=True)
+    notes = write_tokenizer(bundle.tokenizer, path, bundle.inputs.text_length) if bundle.tokenizer else ("no tokenizer is written",)
+    patch = bundle.model.image.patch if kind == "siglip2" else None
+    write_json(path / "preprocessor_config.json", hf_files.preprocessor(bundle.preprocess, patch))
+    write_json(path / "config.json", config)
+    write_safetensors(path / WEIGHTS[0], state)
+    return notes + (("text_model.pooler, which AlignModel carries and never uses, is written as zeros",) if kind == "align" else ())
+
+
+def config_of(bundle: Bundle) -> dict[str, Any]:
+    """Their configuration: the one that the model came with where it still says the same, else a new one."""
+    kind, origin = model_type(bundle), bundle.origin.get("hf")
+    config = FAMILIES[kind].write(bundle.model, bundle.inputs)
+    if origin is not None and origin.get("model_type") == kind:
+        same, inputs = FAMILIES[kind].read(Section(origin))
+        sizes = ("image_size", "vocab_size", "text_length")
+        if same_model(same, bundle.model) and all(getattr(inputs, s) == getattr(bundle.inputs, s) for s in sizes):
+            config = {key: value for key, value in origin.items() if key != "dtype"}
+    return {**config, "torch_dtype": "float32"}

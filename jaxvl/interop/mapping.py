@@ -149,10 +149,11 @@ def write_arrays(table: Table, arrays: StateDict) -> dict[str, np.ndarray]:
     for path, source in table.items():
         for name, array in source.write(np.asarray(arrays[path], np.float32)):
             if source.part is None:
-                state[name] = np.asarray(array, order="C")
+                state[name] = array
             else:
                 parts.setdefault(name, {})[source.part[0]] = array
-    return state | {name: np.concatenate([pieces[i] for i in sorted(pieces)]) for name, pieces in parts.items()}
+    state |= {name: np.concatenate([pieces[i] for i in sorted(pieces)]) for name, pieces in parts.items()}
+    return {name: np.asarray(array, order="C") for name, array in state.items()}  # files are written as memory lies
 
 
 def _some(names: set[str], most: int = 6) -> str:

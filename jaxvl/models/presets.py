@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 from typing import Any
 
 # Width, layers and heads of the text tower beside each image size, and the embedding space.
@@ -15,6 +17,14 @@ _COCA_OPEN_CLIP = {
     "ViT-L-14": ("L/14", 768, 12, 768, dict(poolers="shared", pooler_heads=8)),
     "base": ("B/18", 768, 12, 512, dict(poolers="none")),
 }
+
+
+def saved(workdir: str) -> dict[str, Any]:
+    """The model of a run's workdir, or of one that `jaxvl.convert` made: what a run with `init_from` has.
+
+    Raises OSError where there is none.
+    """
+    return json.loads((pathlib.Path(workdir) / "config.json").read_text())["model"]
 
 
 def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -> dict[str, Any]:

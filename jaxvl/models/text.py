@@ -33,7 +33,7 @@ class TextTransformerConfig:
       causal: position t sees 0 … t only.
       mask_padding: whether padding is hidden from attention and pooling. SigLIP has none of it: padding is seen, and
         `last` is the last position.
-      pool: `eos` (first EOS token), `last`, `cls` (first token), `mean`, or `map` (attention with a learned query).
+      pool: `eos` (first EOS token), `argmax` (first of the largest token id, which is EOS in CLIP's vocabulary), `last`, `cls` (first token), `mean`, or `map` (attention with a learned query).
       positions: rows of the position table; None: the text length that the model is built for.
       activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
@@ -47,7 +47,7 @@ class TextTransformerConfig:
     hidden: int | None = None
     causal: bool = False
     mask_padding: bool = True
-    pool: Literal["eos", "last", "cls", "mean", "map"] = "map"
+    pool: Literal["eos", "argmax", "last", "cls", "mean", "map"] = "map"
     positions: int | None = None
     activation: Activation = "gelu_tanh"
     eps: float = 1e-6
@@ -126,6 +126,8 @@ class TextTransformer(nnx.Module):
         pool = self.config.pool
         if pool == "eos":
             return poolers.eos(x, tokens, self.eos_id)
+        if pool == "argmax":
+            return poolers.argmax(x, tokens)
         if pool == "cls":
             return poolers.first(x)
         return {"last": poolers.last, "mean": poolers.mean, "map": self.pooler}[pool](x, mask)

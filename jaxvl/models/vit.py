@@ -31,10 +31,12 @@ class ViTConfig:
     Attributes:
       variant: size and patch side, as in `B/16`; sizes: Ti, S, M, B, L, So400m, H, g, G.
       width, depth, heads, hidden: instead of the variant's.
-      pool: `cls` (a class token is prepended), `mean`, or `map` (attention with a learned query).
+      pool: `cls` (a class token is prepended), `mean`, `map` (attention with a learned query), or `cls_mean`: the mean of the patches,
+        a class token being prepended and left out of it, and the layer norm after it (CLIPA, Li et al. 2023).
       positions: `learned`, or fixed `sincos`.
       patch_bias: bias of the patch embedding (CLIP has none).
       pre_norm: layer norm before the first layer (CLIP).
+      uneven: let the patch not divide the image; pixels right and below of the last whole patch are not seen (SigLIP So400m/14 at 384).
       post_norm: layer norm after the last one; without it, whoever reads the tokens normalises them (open_clip's CoCa).
       activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
@@ -46,10 +48,11 @@ class ViTConfig:
     depth: int | None = None
     heads: int | None = None
     hidden: int | None = None
-    pool: Literal["cls", "mean", "map"] = "map"
+    pool: Literal["cls", "mean", "map", "cls_mean"] = "map"
     positions: Literal["learned", "sincos"] = "learned"
     patch_bias: bool = True
     pre_norm: bool = False
+    uneven: bool = False
     post_norm: bool = True
     activation: Activation = "gelu_tanh"
     eps: float = 1e-6
@@ -92,7 +95,7 @@ class ViTConfig:
         """Raises ConfigError where patches do not tile the image."""
         side, patch = inputs.image_size, self.patch
         check(patch <= side, "variant", f"{self.variant!r}: the patch of {patch} pixels is larger than the image of {side}")
-        check(side % patch == 0, "variant", f"{self.variant!r}: the patch of {patch} pixels must divide the image of {side}")
+        check(self.uneven or side % patch == 0, "variant", f"{self.variant!r}: the patch of {patch} pixels must divide the image of {side}")
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> ViT:
         return ViT(self, inputs, rngs=rngs, dtype=dtype)
@@ -107,14 +110,15 @@ class ViT(nnx.Module):
 
     def __init__(self, config: ViTConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         sizes, grid = config.sizes, inputs.image_size // config.patch
-        width, tokens = sizes.width, grid * grid + (config.pool == "cls")
+        has_class = config.pool in ("cls", "cls_mean")
+        width, tokens = sizes.width, grid * grid + has_class
         self.patches = PatchEmbedding(config.patch, inputs.channels, width, rngs=rngs, bias=config.patch_bias, dtype=dtype)
 
         def table(shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
             # Standard deviation 1 / sqrt(D), as in big_vision and CLIP.
             return nnx.Param(normal(width**-0.5)(rngs.params(), shape, jnp.float32), axes=axes)
 
-        self.class_token = table((width,), ("norm",)) if config.pool == "cls" else None
+        self.class_token = table((width,), ("norm",)) if has_class else None
         self.positions = table((tokens, width), ("length", "embed")) if config.positions == "learned" else None
         self.pre_norm = LayerNorm(width, eps=config.eps, dtype=dtype) if config.pre_norm else None
         self.transformer = Transformer(sizes, config.options(), rngs=rngs, dtype=dtype)
@@ -139,6 +143,10 @@ class ViT(nnx.Module):
         x = dropout(x, self.dropout, embed_key, train=train)
         x = x if self.pre_norm is None else self.pre_norm(x)
         routed = self.transformer.routed(x, train=train, key=stack_key)
-        x = routed.y if self.norm is None else self.norm(routed.y)
+        x, routing = routed.y, routed.by_row() or None
+        norm = (lambda x: x) if self.norm is None else self.norm
+        if self.pool == "cls_mean":
+            return Encoded(norm(poolers.mean(x[:, 1:])), norm(x), routing=routing)
+        x = norm(x)
         pooled = {"cls": poolers.first, "mean": poolers.mean, "map": self.pooler}[self.pool](x)
-        return Encoded(pooled, x, routing=routed.by_row() or None)
+        return Encoded(pooled, x, routing=routing)

@@ -28,8 +28,9 @@ class PatchEmbedding(nnx.Module):
         self.patch, self.dtype = patch, dtype
 
     def __call__(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] -> [B, P, D], patches in reading order."""
+        """[B, S, S, C] -> [B, P, D], patches in reading order; pixels beyond the last whole patch are left out."""
         p = self.patch
+        image = image[:, : image.shape[1] // p * p, : image.shape[2] // p * p]
         b, height, width, c = image.shape
         x = image.astype(self.dtype).reshape(b, height // p, p, width // p, p, c)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)

@@ -46,6 +46,11 @@ def eos(x: jax.Array, tokens: jax.Array, eos_id: int) -> jax.Array:
     return _at(x, jnp.where(found.any(1), found.argmax(1), x.shape[1] - 1))
 
 
+def argmax(x: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The first of the tokens whose id, int [B, T], is the row's largest (CLIP's own code)."""
+    return _at(x, tokens.argmax(1))
+
+
 def _at(x: jax.Array, position: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x, position[:, None, None], axis=1)[:, 0]
 

@@ -48,19 +48,21 @@ class Experiment:
 
     Attributes:
       model: a model by name, with its options.
-      tasks: name -> task.
+      tasks: name -> task; only weights that were converted have none.
       steps: steps of the run.
       optim, schedule, mesh, guard, checkpoint, log: see their classes.
       tokenizer, preprocess: shared by all tasks and evaluators; they travel in the checkpoint.
       evals: name -> evaluator by name, with its options.
-      init_from: workdir of a run of the same model whose weights (the average, where it keeps one) this one starts from.
+      init_from: workdir of another run, or of `jaxvl.convert`: its newest weights are what this run starts with, and its tokenizer is
+        this run's. `presets.saved(workdir)` is its model.
+      text_length: tokens T of texts that are evaluated; None: the longest of the tasks'.
       seed: of initialisation, data order and all randomness in the steps.
       dtype: of computation; parameters are float32.
     """
 
     model: Annotated[Any, MODELS]
-    tasks: dict[str, TaskConfig]
     steps: int
+    tasks: dict[str, TaskConfig] = dataclasses.field(default_factory=dict)
     optim: OptimConfig = OptimConfig()
     schedule: Annotated[Any, SCHEDULES] = RoundRobin()
     mesh: MeshConfig = MeshConfig()
@@ -71,12 +73,13 @@ class Experiment:
     guard: GuardConfig = GuardConfig()
     log: LogConfig = LogConfig()
     init_from: str | None = None
+    text_length: int | None = None
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         check(self.steps >= 1, "steps", f"{self.steps!r} must be >= 1")
-        check(bool(self.tasks), "tasks", "must name at least one task")
+        check(bool(self.tasks) or self.text_length is not None, "tasks", "must name at least one task")
         check(self.optim.warmup <= self.steps, "optim.warmup", f"{self.optim.warmup!r} is longer than the run of {self.steps} steps")
         for name in self.tasks:
             check("/" not in name, f"tasks.{name}", "a task's name may not hold '/'")
@@ -86,7 +89,8 @@ class Experiment:
                 f"tasks.{name}.data.images_per_row",
                 f"{k!r}: the model reads one image per row; must be 1 (cosmo reads more)",
             )
-        self.schedule.build(list(self.tasks), self.steps)
+        if self.tasks:
+            self.schedule.build(list(self.tasks), self.steps)
         best = self.checkpoint.best_metric
         if best is not None:
             evaluator = best.lstrip("-").split("/")[0]
@@ -96,10 +100,14 @@ class Experiment:
                 f"{best!r}: no evaluator {evaluator!r}{nearest(evaluator, list(self.evals))} (evals: {', '.join(self.evals)})",
             )
 
+    @property
+    def longest_text(self) -> int:
+        """Tokens of the longest texts that the model is given."""
+        return max([self.text_length or 0, *(t.data.tokens for t in self.tasks.values())])
+
     def inputs(self, vocab_size: int, pad_id: int, eos_id: int | None) -> InputSpec:
         """The largest inputs that any task or evaluator gives the model."""
-        length = max(t.data.tokens for t in self.tasks.values())
-        return InputSpec(self.preprocess.image_size, length, vocab_size, pad_id, eos_id)
+        return InputSpec(self.preprocess.image_size, self.longest_text, vocab_size, pad_id, eos_id)
 
     def check_mesh(self, mesh: Mesh) -> None:
         """Raises ConfigError where a batch or chunk does not divide over the mesh."""

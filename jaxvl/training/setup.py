@@ -25,11 +25,11 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional, functional
-from jaxvl.models.generate import generate
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
 from jaxvl.tasks import Task
-from jaxvl.training.checkpoint import Checkpoints, abstract_state
+from jaxvl.training.checkpoint import CheckpointError, Checkpoints, abstract_state
 from jaxvl.training.cost import Cost
+from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.judges import make_judges
 from jaxvl.training.optim import learning_rate, optimiser
@@ -109,21 +109,26 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     Raises:
       ConfigError: sizes that do not fit; a checkpoint in `workdir` of another model or tokenizer.
     """
+    check(bool(experiment.tasks), "tasks", "must name at least one task")
     experiment.check_mesh(mesh)
     preprocess = experiment.preprocess
     tasks = {name: Task(name, config, preprocess) for name, config in experiment.tasks.items()}
     corpora = prepare_corpora(experiment, writer.say)
-    tokenizer = task_tokenizer(experiment, corpora)
+    checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
+    base = initial_weights(experiment) if experiment.init_from is not None and not checkpoints.steps else None
+    if experiment.init_from is None:
+        tokenizer = task_tokenizer(experiment, corpora)
+    else:  # a run that is resumed does not need the weights that it began with
+        tokenizer = base.tokenizer if base is not None else Tokenizer.from_json(checkpoints.frame()[1]["tokenizer"])
     model = build_model(experiment, tokenizer)
     judges = make_judges(experiment, model, tokenizer)
     fresh, shapes, shardings = fresh_state(experiment, model, mesh, judges)
     abstract = abstract_state(shapes, shardings)
-    checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
     frame = {"tokenizer": tokenizer.to_json(), "preprocess": preprocess.to_json(), "config": to_dict(experiment)}
     restored = checkpoints.restore(abstract, refuse=functools.partial(refuse_other, frame))
     if restored is None:
         start, state, positions = 0, jax.jit(fresh, out_shardings=shardings)(), {}
-        state = seat_judges(initialise(experiment, state, shardings, frame), shardings, judges)
+        state = seat_judges(state if base is None else base.put_into(state, model, shardings), shardings, judges)
     else:
         start, state, saved = restored
         positions = saved["positions"]
@@ -184,83 +189,66 @@ def fresh_state(
     return fresh, shapes, state_shardings(model, shapes, mesh)
 
 
-def initialise(experiment: Experiment, state: TrainState, shardings: TrainState, frame: dict[str, Any]) -> TrainState:
-    """A fresh state with the evaluation weights of the run in `init_from`, where the config names one.
-
-    Raises:
-      ConfigError: its model, tokenizer or preprocessing differs, or it has no checkpoint.
-    """
-    if experiment.init_from is None:
-        return state
-    folder = pathlib.Path(experiment.init_from)
-    try:
-        refuse_other(frame, Checkpoints(folder / "checkpoints", read_only=True).frame()[1], f"init_from={folder}")
-        params, rest = restore_encoders(folder)[2].weights
-    except CheckpointError as error:
-        raise ConfigError("init_from", str(error)) from None
-    params, rest = jax.device_put((params, rest), (shardings.params, shardings.rest))
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return dataclasses.replace(state, params=params, rest=rest, ema=ema)
-
-
 def seat_judges(state: TrainState, shardings: TrainState, judges: Mapping[str, Judge]) -> TrainState:
     """A fresh state with every judge's weights in their place."""
     aux = dict(state.aux)
     for slot, judge in judges.items():
         if judge.source != "ema":
-            other = judge.source != "initial"
-            weights = (
-                restore_encoders(pathlib.Path(judge.source))[2].weights if other else jax.tree.map(jnp.copy, (state.params, state.rest))
-            )
+            source = state if judge.source == "initial" else restore_weights(pathlib.Path(judge.source))
+            weights = jax.tree.map(jnp.copy, (source.params, source.rest))
             aux[slot] = {**aux[slot], "judge": jax.device_put(weights, shardings.aux[slot]["judge"])}
     return dataclasses.replace(state, aux=aux)
-
-
-def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenizer, mesh: Mesh, weights: Any = None) -> Encoders:
-    """`Encoders` over the model's `encode_image` and `encode_text`; `weights` = (params, rest)."""
-
-    def image(weights, pixels):
-        return model.apply(*weights, pixels, method="encode_image")[0]
-
-    def text(weights, tokens):
-        return model.apply(*weights, tokens, method="encode_text")[0]
-
-    length = max(t.data.text_length for t in experiment.tasks.values())
-
-    def caption(weights, pixels, generation, numbers, index, prompt):
-        apply = functools.partial(model.apply, *weights)
-        (known, fixed), _ = apply(pixels, length, method="start")
-        step = lambda known, *args: apply(known, fixed, *args, method="step")[0]
-        ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, prompt=prompt)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(numbers.seed)))(index)
-        return generate(step, known, generation, batch=len(pixels), length=length, keys=keys, numbers=numbers, **ids).tokens
-
-    def score(weights, pixels, tokens, begin):
-        memory, _ = model.apply(*weights, pixels, method="memory")[0]
-
-        def of_one(text):
-            scores, _ = model.apply(*weights, memory, text, method="caption_scores")
-            counts = (text != tokenizer.pad_id) & (jnp.arange(text.shape[1]) >= begin[:, None])
-            log_p = jnp.where(counts, scores["target"] - scores["lse"], 0.0)
-            return jnp.stack([log_p.sum(1), counts.sum(1, dtype=jnp.float32), (counts & scores["correct"]).sum(1, dtype=jnp.float32)], -1)
-
-        return jax.lax.map(of_one, tokens.swapaxes(0, 1)).swapaxes(0, 1)
-
-    def image_tokens(weights, pixels):
-        return model.apply(*weights, pixels, method="image_tokens")[0]
-
-    def outputs(weights, batch):
-        return model.apply(*weights, batch)[0]
-
-    more = dict(tokens_fn=image_tokens, outputs_fn=outputs)
-    more |= dict(caption_fn=caption, score_fn=score) if getattr(experiment.model, "writes", False) else {}
-    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more)
 
 
 def restore_encoders(
     workdir: pathlib.Path, step: str | None = None, assignments: Mapping[str, str] = {}
 ) -> tuple[Experiment, int, Encoders]:
     """What a checkpoint of a run can encode and write; its config with `assignments`, and the step that it is of.
+
+    Raises:
+      ConfigError: a wrong step or assignment. CheckpointError: no readable checkpoint.
+    """
+    saved = restore_weights(workdir, step, assignments)
+    encoders = make_encoders(saved.experiment, saved.model, saved.tokenizer, saved.mesh, (saved.params, saved.rest))
+    return saved.experiment, saved.step, encoders
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedWeights:
+    """The evaluation weights of a checkpoint, with what they cannot be used without.
+
+    Attributes:
+      frame: see `Run.frame`.
+      params, rest: path -> array, on `mesh`.
+    """
+
+    experiment: Experiment
+    step: int
+    frame: dict[str, Any]
+    tokenizer: Tokenizer
+    model: Functional
+    mesh: Mesh
+    params: dict[str, jax.Array]
+    rest: dict[str, jax.Array]
+
+    def put_into(self, state: TrainState, model: Functional, shardings: TrainState) -> TrainState:
+        """A fresh state of another run that starts with these weights.
+
+        Raises ConfigError where the two models are not of one shape.
+        """
+        for mine, theirs in ((model.params, self.model.params), (model.rest, self.model.rest)):
+            for path in sorted({*mine, *theirs}):
+                here, there = (tuple(m[path].shape) if path in m else "not there" for m in (mine, theirs))
+                check(here == there, "init_from", f"{path} is {here} in this run's model and {there} in that of the weights; "
+                      "model = presets.saved(workdir), with its image_size and text_length, is the same")  # fmt: skip
+        # Copies: the run's buffers are donated to its steps.
+        params, rest = jax.tree.map(jnp.copy, jax.device_put((self.params, self.rest), (shardings.params, shardings.rest)))
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return dataclasses.replace(state, params=params, rest=rest, ema=ema)
+
+
+def restore_weights(workdir: pathlib.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> SavedWeights:
+    """The weights of a checkpoint, of a run or of `jaxvl.convert`; its config with `assignments`.
 
     Raises:
       ConfigError: a wrong step or assignment. CheckpointError: no readable checkpoint.
@@ -274,8 +262,26 @@ def restore_encoders(
     model = build_model(experiment, tokenizer)
     with jax.set_mesh(mesh):
         _, shapes, shardings = fresh_state(experiment, model, mesh, make_judges(experiment, model, tokenizer))
-        _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), found)
-    return experiment, found, make_encoders(experiment, model, tokenizer, mesh, (state.eval_params, state.rest))
+        if frame.get("weights_only"):
+            parts = [{"params": s.params, "rest": s.rest} for s in (shapes, shardings)]
+            state = checkpoints.restore(abstract_state(*parts), found)[1]
+            params, rest = state["params"], state["rest"]
+        else:
+            _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), found)
+            params, rest = state.eval_params, state.rest
+    return SavedWeights(experiment, found, frame, tokenizer, model, mesh, params, rest)
+
+
+def initial_weights(experiment: Experiment) -> SavedWeights:
+    """Those of `init_from`. Raises ConfigError where it has none, or its pictures are scaled to other values than this run's."""
+    try:
+        saved = restore_weights(pathlib.Path(experiment.init_from))
+    except CheckpointError as error:
+        raise ConfigError("init_from", f"{experiment.init_from!r}: {error}") from None
+    for field in ("mean", "std"):
+        theirs, mine = (getattr(e.preprocess, field) for e in (saved.experiment, experiment))
+        check(theirs == mine, f"preprocess.{field}", f"{mine!r} is not what the weights of init_from were trained with; must be {theirs!r}")
+    return saved
 
 
 def compile_all(experiment, tasks, model, abstract, shardings, mesh, writer, judges) -> dict[str, Step]:
@@ -313,16 +319,18 @@ def compile_task(experiment, tasks, name, model, abstract, shardings, mesh, judg
     return compile_step(step, abstract, batch, shardings)
 
 
-def refuse_other(ours: dict[str, Any], saved: dict[str, Any], whose: str = "the checkpoint in the workdir") -> None:
-    """Raises ConfigError where a checkpoint's model, tokenizer or preprocessing is not that of this run."""
+def refuse_other(ours: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Raises ConfigError where a checkpoint's model, tokenizer or preprocessing is not that of this run, or where it is none of a run."""
+    if saved.get("weights_only"):
+        raise ConfigError("--workdir", "holds converted weights, not a run; choose another, and config.init_from=FOLDER to start from them")
     if saved["config"]["model"] != json.loads(json.dumps(ours["config"]["model"])):
         old, new = saved["config"]["model"], ours["config"]["model"]
         differing = [k for k in sorted({*old, *new}) if json.dumps(old.get(k)) != json.dumps(new.get(k))]
-        raise ConfigError(f"model.{differing[0] if differing else 'name'}", f"differs from {whose} "
+        raise ConfigError(f"model.{differing[0] if differing else 'name'}", "differs from the checkpoint in the workdir "
                           f"({old.get(differing[0])!r} there, {new.get(differing[0])!r} here); choose another --workdir, or the old config")  # fmt: skip
-    for part in ("tokenizer", "preprocess"):
-        if saved[part] != ours[part]:
-            raise ConfigError(part, f"differs from that of {whose}; choose another --workdir, or the old config")
+    for part, parsed in (("tokenizer", str), ("preprocess", Preprocess.from_json)):  # parsed: older ones have fewer fields
+        if parsed(saved[part]) != parsed(ours[part]):
+            raise ConfigError(part, "differs from that of the checkpoint in the workdir; choose another --workdir, or the old config")
 
 
 def describe_machine() -> dict[str, Any]:

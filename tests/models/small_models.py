@@ -3,13 +3,14 @@
 import functools
 import json
 import math
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxvl.config import choose
+from jaxvl.interop.mapping import ConversionError
+from jaxvl.interop.peers import peer
 from jaxvl.models import MODELS, InputSpec
 from jaxvl.models.functional import functional
 
@@ -66,9 +67,7 @@ def with_options(node, **changes):
 
 def torch_and_transformers():
     """Both modules; skips the test (or file) where they are not installed."""
-    torch = pytest.importorskip("torch")
     try:
-        import torchvision  # noqa: F401
-    except Exception:  # one built for another torch: transformers would fail at it, and needs it for nothing here
-        sys.modules["torchvision"] = None
-    return torch, pytest.importorskip("transformers")
+        return peer("torch"), peer("transformers")
+    except ConversionError as error:
+        pytest.skip(str(error), allow_module_level=True)

@@ -1,0 +1,41 @@
+"""What other libraries do to a text before they tokenise it; a tokenizer that came from one of them names its rule."""
+
+from __future__ import annotations
+
+import html
+import string
+from collections.abc import Callable, Mapping
+
+from jaxvl.config import ConfigError
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _spaces(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _repaired(text: str) -> str:
+    """Broken encodings and HTML entities undone, as CLIP's code does it."""
+    try:
+        import ftfy
+    except ImportError:
+        raise ConfigError("tokenizer", "this one repairs texts with ftfy, which is not installed; pip install 'jaxvl[interop]'") from None
+    return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+def canonical(text: str) -> str:
+    """Lower case without punctuation; `_` parts words (big_vision, SigLIP)."""
+    return _spaces(text.replace("_", " ").translate(_NO_PUNCTUATION).lower())
+
+
+# open_clip's `clean` options, and the rules of transformers' SiglipTokenizer (which lets `_` join words) and Siglip2Tokenizer.
+CLEANERS: Mapping[str, Callable[[str], str]] = {
+    "open_clip_lower": lambda text: _spaces(_repaired(text)).lower(),
+    "open_clip_whitespace": lambda text: _spaces(_repaired(text)),
+    "open_clip_canonicalize": lambda text: canonical(_repaired(text)),
+    "canonical": canonical,
+    "siglip": lambda text: _spaces(text.lower().translate(_NO_PUNCTUATION)),
+    "siglip_cased": lambda text: _spaces(text.translate(_NO_PUNCTUATION)),
+    "lower": str.lower,
+}

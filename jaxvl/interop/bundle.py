@@ -1,0 +1,173 @@
+"""What travels between libraries: a model's configuration, its weights, and what they cannot be used without."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxvl.config import ConfigError, choose
+from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.interop.mapping import ConversionError
+from jaxvl.models import MODELS, InputSpec
+from jaxvl.models.functional import Functional, functional
+from jaxvl.nn.transformer import Sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A model with its weights.
+
+    Attributes:
+      model: a registered model configuration.
+      inputs: the sizes and token ids that it is built for.
+      arrays: our path -> float32 array, of parameters and of batch statistics.
+      tokenizer: None where it was left behind on request.
+      preprocess: pictures to model input.
+      origin: library -> its configuration as it was read, so that what our own has no word for (a name, a licence) comes back when the
+        model returns unchanged to where it came from.
+      notes: what is told to whoever converts: lossless, but not self-evident.
+    """
+
+    model: Any
+    inputs: InputSpec
+    arrays: Mapping[str, np.ndarray]
+    tokenizer: Tokenizer | None
+    preprocess: Preprocess
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def functional(self) -> Functional:
+        return built(self.model, self.inputs)
+
+
+def model_of(node: Mapping[str, Any]) -> Any:
+    """The registered configuration of a node. Raises ConversionError for what ours refuses."""
+    with refusing("model"):
+        return choose(MODELS, node, "model")
+
+
+def built(model: Any, inputs: InputSpec) -> Functional:
+    """The model as functions. Raises ConversionError where model and inputs do not fit."""
+    with refusing("model"):
+        return functional(model, inputs)
+
+
+def shapes_of(model: Functional) -> dict[str, tuple[int, ...]]:
+    """Path -> shape, of parameters and of batch statistics."""
+    return {path: tuple(s.shape) for part in (model.params, model.rest) for path, s in part.items()}
+
+
+def same_model(a: Any, b: Any) -> bool:
+    """Whether two configurations compute the same, whatever is set for training."""
+    training = dict(max_scale=None, lock="none", init_scale=1.0)
+    a, b = (dataclasses.replace(m, **{k: v for k, v in training.items() if hasattr(m, k)}) for m in (a, b))
+    return a == b
+
+
+def bounded(model: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The configuration without its limit of the scale where the weights are beyond it: they would not give their own logits."""
+    most = model.max_scale
+    beyond = most is not None and float(arrays["log_scale"]) > math.log(most) + 1e-6
+    return dataclasses.replace(model, max_scale=None) if beyond else model
+
+
+@contextlib.contextmanager
+def refusing(path: str) -> Iterator[None]:
+    """Turns a ConfigError into a ConversionError under `path`."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConversionError(str(error if str(error).startswith(path) else error.under(path))) from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading other libraries' configurations
+
+_MISSING = object()
+
+
+class Section:
+    """A group of keys of another library's configuration; every refusal names the key, its value and what would be valid.
+
+    Args:
+      values: the group. where: its path, for messages.
+    """
+
+    def __init__(self, values: Any, where: str = ""):
+        if not isinstance(values, Mapping):
+            raise ConversionError(f"{where or 'config'}: {values!r} must be a group of keys")
+        self.values, self.where = values, where
+
+    def __contains__(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def path(self, key: str) -> str:
+        return f"{self.where}.{key}" if self.where else key
+
+    def refuse(self, key: str, valid: str) -> ConversionError:
+        """To be raised."""
+        value = self.values.get(key)
+        return ConversionError(f"{self.path(key)}: {'is missing' if key not in self.values else repr(value)}; {valid}")
+
+    def section(self, key: str, default: Any = _MISSING) -> Section:
+        """A group of keys; none given (or null): `default`, or an empty one."""
+        value = self.values.get(key)
+        value = ({} if default is _MISSING else default) if value is None else value
+        return Section(value, self.path(key))
+
+    def get(self, key: str, default: Any = _MISSING) -> Any:
+        """The value; None counts as not there. Raises ConversionError where there is none and no default."""
+        value = self.values.get(key)
+        if value is None:
+            if default is _MISSING:
+                raise ConversionError(f"{self.path(key)}: is missing")
+            return default
+        return value
+
+    def size(self, key: str, default: Any = _MISSING) -> int:
+        """A whole number >= 1, or a list of equal ones (a square)."""
+        value = self.get(key, default)
+        if isinstance(value, (list, tuple)) and len(set(value)) == 1:
+            value = value[0]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.refuse(
+                key, "must be a whole number >= 1" + (" (only square ones can be taken over)" if isinstance(value, (list, tuple)) else "")
+            )
+        return value
+
+    def number(self, key: str, default: Any = _MISSING) -> float:
+        value = self.get(key, default)
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise self.refuse(key, "must be a number")
+        return float(value)
+
+    def only(self, key: str, valid: Mapping[Any, Any] | tuple, default: Any = _MISSING) -> Any:
+        """What `valid` has for the value, or the value itself where `valid` is a tuple of those that can be taken over."""
+        value = self.get(key, default)
+        try:
+            known = value in valid
+        except TypeError:
+            known = False
+        if not known:
+            raise self.refuse(key, f"can be taken over as {', '.join(map(repr, valid))} only")
+        return valid[value] if isinstance(valid, Mapping) else value
+
+    def known(self, *keys: str) -> None:
+        """Raises ConversionError for a key that is not among `keys`: it could change what the model computes."""
+        for key in self.values:
+            if key not in keys:
+                raise self.refuse(key, f"is not a field that is known here (known: {', '.join(sorted(keys))})")
+
+
+def named_sizes(sizes: Sizes, table: Mapping[str, Sizes], nearest: str) -> dict[str, Any]:
+    """`variant` and the sizes that differ from it: a name of `table` where the sizes are exactly its, else `nearest` with all four given."""
+    for name, known in table.items():
+        if known == sizes:
+            return {"variant": name}
+    return {"variant": nearest, "width": sizes.width, "depth": sizes.depth, "heads": sizes.heads, "hidden": sizes.hidden}

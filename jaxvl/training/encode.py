@@ -1,0 +1,57 @@
+"""A model's encode functions as evaluators use them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals.encoders import Encoders
+from jaxvl.models.functional import Functional
+from jaxvl.models.generate import generate
+from jaxvl.training.experiment import Experiment
+
+
+def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenizer, mesh: Mesh, weights: Any = None) -> Encoders:
+    """`Encoders` over the model's `encode_image` and `encode_text`; `weights` = (params, rest)."""
+
+    def image(weights, pixels):
+        return model.apply(*weights, pixels, method="encode_image")[0]
+
+    def text(weights, tokens):
+        return model.apply(*weights, tokens, method="encode_text")[0]
+
+    length = experiment.longest_text
+
+    def caption(weights, pixels, generation, numbers, index, prompt):
+        apply = functools.partial(model.apply, *weights)
+        (known, fixed), _ = apply(pixels, length, method="start")
+        step = lambda known, *args: apply(known, fixed, *args, method="step")[0]
+        ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, prompt=prompt)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(numbers.seed)))(index)
+        return generate(step, known, generation, batch=len(pixels), length=length, keys=keys, numbers=numbers, **ids).tokens
+
+    def score(weights, pixels, tokens, begin):
+        memory, _ = model.apply(*weights, pixels, method="memory")[0]
+
+        def of_one(text):
+            scores, _ = model.apply(*weights, memory, text, method="caption_scores")
+            counts = (text != tokenizer.pad_id) & (jnp.arange(text.shape[1]) >= begin[:, None])
+            log_p = jnp.where(counts, scores["target"] - scores["lse"], 0.0)
+            return jnp.stack([log_p.sum(1), counts.sum(1, dtype=jnp.float32), (counts & scores["correct"]).sum(1, dtype=jnp.float32)], -1)
+
+        return jax.lax.map(of_one, tokens.swapaxes(0, 1)).swapaxes(0, 1)
+
+    def image_tokens(weights, pixels):
+        return model.apply(*weights, pixels, method="image_tokens")[0]
+
+    def outputs(weights, batch):
+        return model.apply(*weights, batch)[0]
+
+    more = dict(tokens_fn=image_tokens, outputs_fn=outputs)
+    more |= dict(caption_fn=caption, score_fn=score) if getattr(experiment.model, "writes", False) else {}
+    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more)

@@ -1,0 +1,64 @@
+"""Weights without a run: a workdir that holds what `jaxvl.convert` brought, and what it takes from a run's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvl.config import to_dict
+from jaxvl.data.preprocess import Preprocess
+from jaxvl.interop.bundle import Bundle
+from jaxvl.interop.mapping import ConversionError
+from jaxvl.interop.tokens import without
+from jaxvl.training.checkpoint import Checkpoints
+from jaxvl.training.experiment import Experiment
+from jaxvl.training.optim import OptimConfig
+from jaxvl.training.setup import restore_weights
+
+
+def save_weights(bundle: Bundle, workdir: pathlib.Path) -> None:
+    """Writes a workdir that evaluation, captioning and `init_from` read: one checkpoint, of step 0, without an optimiser's state.
+
+    Raises:
+      ConversionError: the workdir has checkpoints already. CheckpointError: it could not be written.
+    """
+    folder = workdir / "checkpoints"
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConversionError(f"{workdir}: has checkpoints already; choose another folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+    options = dict(steps=1, optim=OptimConfig(warmup=0), text_length=bundle.inputs.text_length)
+    experiment = Experiment(model=bundle.model, preprocess=bundle.preprocess, **options)
+    model = bundle.functional()
+    state = {part: {p: jnp.asarray(bundle.arrays[p]) for p in getattr(model, part)} for part in ("params", "rest")}
+    frame = {
+        "config": to_dict(experiment), "tokenizer": (bundle.tokenizer or without(bundle.inputs)).to_json(),
+        "preprocess": bundle.preprocess.to_json(), "positions": {}, "skipped_records": {}, "metrics": {}, "weights_only": True,
+        "origin": dict(bundle.origin),
+    }  # fmt: skip
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(0, state, frame)
+    checkpoints.finish()
+    checkpoints.close()
+    (workdir / "config.json").write_text(json.dumps(to_dict(experiment), indent=2))
+
+
+def load_weights(workdir: pathlib.Path, step: str | None = None) -> Bundle:
+    """The evaluation weights of a checkpoint of a run, or of `save_weights`.
+
+    Raises:
+      ConfigError: a wrong step. CheckpointError: no readable checkpoint.
+    """
+    saved = restore_weights(workdir, step)
+    tokenizer = saved.tokenizer
+    arrays = {path: np.asarray(array) for part in (saved.params, saved.rest) for path, array in part.items()}
+    inputs = saved.experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
+    text = getattr(saved.experiment.model, "text", None)
+    if getattr(text, "registered_name", "") == "text_transformer" and text.positions:  # theirs read texts of one length only
+        inputs = dataclasses.replace(inputs, text_length=text.positions)
+    preprocess = Preprocess.from_json(saved.frame["preprocess"])
+    found = None if tokenizer.kind == "none" else tokenizer
+    return Bundle(saved.experiment.model, inputs, arrays, found, preprocess, saved.frame.get("origin", {}))
