@@ -121,13 +121,14 @@ def _chunked(n: int, encode, objectives, params, rest, inputs, key):
 
     rest, stacked = jax.lax.scan(forward, rest, (chunks, keys))
     outputs = {k: _join(v) if per_row[k] else v[0] for k, v in stacked.items()}
-    (loss, extra), cotangent = jax.value_and_grad(objectives, has_aux=True)(outputs)
+    real = {k: v for k, v in outputs.items() if jnp.issubdtype(v.dtype, jnp.inexact)}  # no gradient goes through what is counted
+    (loss, extra), cotangent = jax.value_and_grad(lambda real: objectives({**outputs, **real}), has_aux=True)(real)
     # A scalar output reaches the loss once, so its cotangent is shared out over the chunks.
     cotangents = {k: _divide(c, n) if per_row[k] else jnp.broadcast_to(c / n, (n,)) for k, c in cotangent.items()}
 
     def backward(total, chunk):
         (inputs, key), ct = chunk
-        _, pull = jax.vjp(lambda p: encode(p, rest, inputs, key)[0], params)
+        _, pull = jax.vjp(lambda p: {k: v for k, v in encode(p, rest, inputs, key)[0].items() if k in ct}, params)
         return jax.tree.map(jnp.add, total, pull(ct)[0]), None
 
     gradient, _ = jax.lax.scan(backward, jax.tree.map(jnp.zeros_like, params), ((chunks, keys), cotangents))
