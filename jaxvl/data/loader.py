@@ -33,6 +33,10 @@ from jaxvl.sharding.mesh import batch_sharding
 
 KNOWN_TEXTS = 200_000  # token rows kept so that a caption is tokenised once
 REPLACEMENTS = 100  # bad records in a row for one row of a batch
+# Fields of `DataConfig` that say what is in a batch, not how it looks: the compiled step is the same whatever they are.
+HOST_ONLY = frozenset(
+    ("corpus", "split", "captions", "crop", "crop_ratio", "shuffle", "threads", "prefetch", "cache_mb", "error_budget", "error_minimum")
+)
 
 
 @dataclasses.dataclass(frozen=True)

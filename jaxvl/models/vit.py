@@ -31,7 +31,8 @@ class ViTConfig:
       variant: size and patch side, as in `B/16`; sizes: Ti, S, M, B, L, So400m, H, g, G.
       width, depth, heads, hidden: instead of the variant's.
       pool: `cls` (a class token is prepended), `mean`, or `map` (attention with a learned query).
-      positions: `learned`, or fixed `sincos`.
+      positions: `learned`, or fixed `sincos`. Images of another size than the model is built for get the learned ones resampled
+        bilinearly, by place in the image (Dosovitskiy et al. 2021, section 3.2).
       patch_bias: bias of the patch embedding (CLIP has none).
       pre_norm: layer norm before the first layer (CLIP).
       activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
@@ -96,7 +97,7 @@ class ViT(nnx.Module):
     """[B, S, S, C] -> `Encoded` with pooled [B, D] and tokens [B, P (+ 1), D].
 
     Args:
-      config: see `ViTConfig`. inputs: fixes the number of patches.
+      config: see `ViTConfig`. inputs: fixes the rows of the position table.
     """
 
     def __init__(self, config: ViTConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
@@ -120,8 +121,7 @@ class ViT(nnx.Module):
     def __call__(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Encoded:
         """image [B, S, S, C] normalised. Raises ValueError in training without a key if anything drops."""
         x = self.patches(image)
-        positions = self.positions[...] if self.positions is not None else jnp.asarray(sincos_2d(self.grid, self.width))
-        positions = positions.astype(self.dtype)
+        positions = self._positions(round(x.shape[1] ** 0.5)).astype(self.dtype)
         if self.class_token is not None:
             token = self.class_token[...].astype(self.dtype)
             if self.positions is not None:
@@ -135,3 +135,14 @@ class ViT(nnx.Module):
         x = self.norm(self.transformer(x, train=train, key=stack_key))
         pooled = {"cls": poolers.first, "mean": poolers.mean, "map": self.pooler}[self.pool](x)
         return Encoded(pooled, x)
+
+    def _positions(self, grid: int) -> jax.Array:
+        """Float32 [P (+ 1), D], of an image of `grid` x `grid` patches."""
+        if self.positions is None:
+            return jnp.asarray(sincos_2d(grid, self.width))
+        table = self.positions[...]
+        if grid == self.grid:
+            return table
+        first, table = table[: -(self.grid**2)], table[-(self.grid**2) :].reshape(self.grid, self.grid, -1)
+        table = jax.image.resize(table, (grid, grid, self.width), "bilinear")
+        return jnp.concatenate([first, table.reshape(grid**2, -1)])

@@ -20,6 +20,7 @@ from jaxvl.sharding.mesh import MeshConfig, batch_shards
 from jaxvl.tasks import TaskConfig
 from jaxvl.training.checkpoint import CheckpointConfig
 from jaxvl.training.guard import GuardConfig
+from jaxvl.training.meter import ALL
 from jaxvl.training.optim import OptimConfig
 from jaxvl.training.schedule import SCHEDULES, RoundRobin
 
@@ -78,6 +79,7 @@ class Experiment:
         check(self.optim.warmup <= self.steps, "optim.warmup", f"{self.optim.warmup!r} is longer than the run of {self.steps} steps")
         for name in self.tasks:
             check("/" not in name, f"tasks.{name}", "a task's name may not hold '/'")
+            check(name != ALL, f"tasks.{name}", "is the name of what is logged of all tasks together; choose another")
         self.schedule.build(list(self.tasks), self.steps)
         best = self.checkpoint.best_metric
         if best is not None:
@@ -89,7 +91,10 @@ class Experiment:
             )
 
     def inputs(self, vocab_size: int, pad_id: int, eos_id: int | None) -> InputSpec:
-        """The largest inputs that any task or evaluator gives the model."""
+        """What the model is built for: pictures of the evaluators' size, the longest texts of any task.
+
+        Tasks may give it pictures of other sizes; how encoders meet those is theirs to say.
+        """
         length = max(t.data.text_length for t in self.tasks.values())
         return InputSpec(self.preprocess.image_size, length, vocab_size, pad_id, eos_id)
 
