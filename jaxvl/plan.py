@@ -46,7 +46,8 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
 
     Returns:
       `parameters` (their number), `bytes` (per device: `parameters`, `optimiser`, `average`), `sharding` (mesh axes -> number of
-      parameters), `tasks` (task, or `A + B` where a step sums them, -> `Cost` and `seconds`, the least time of a step by the chip's FLOP/s), `devices`.
+      parameters), `tasks` (task, or `A + B` where a step sums them, -> `Cost` and `seconds`, the least time of a step by the chip's
+      FLOP/s), `devices`.
 
     Raises:
       ConfigError: the config, or the topology.

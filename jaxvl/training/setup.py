@@ -134,8 +134,8 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     epochs = {t: len(corpora[task.config.data.corpus].split(task.config.data.split)) / task.config.data.batch for t, task in tasks.items()}
     schedule = experiment.schedule.build(list(tasks), experiment.steps, epochs)
     programs = compile_turns(experiment, tasks, schedule.turns, model, abstract, shardings, mesh)
-    for i, program in enumerate(programs, 1):
-        describe_program(program, i, experiment, model, writer)
+    for program in programs:
+        describe_program(program, model, writer)
     steps = {turn: program.bind(turn, list(tasks), mesh) for program in programs for turn in program.turns}
     return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps, schedule, steps, feeds, checkpoints,
                make_encoders(experiment, model, tokenizer, mesh), writer)  # fmt: skip
@@ -232,21 +232,17 @@ def restore_encoders(
     return experiment, found, make_encoders(experiment, model, tokenizer, mesh, (state.eval_params, state.rest))
 
 
-def describe_program(program: Program, number: int, experiment: Experiment, model: Functional, writer: Writer) -> None:
-    """Says and records what was compiled: for which tasks, what it learns, what it costs."""
-    names, cost, size = (
-        " | ".join(map(str, program.turns)),
-        program.cost,
-        lambda paths: sum(math.prod(model.params[p].shape) for p in paths),
-    )
+def describe_program(program: Program, model: Functional, writer: Writer) -> None:
+    """Says and records what was compiled: for which tasks, how much of the model it trains, what it costs."""
+    names, cost = " | ".join(map(str, program.turns)), program.cost
+    trains, parameters = (sum(math.prod(model.params[p].shape) for p in paths) for paths in (program.learns, model.params))
     writer.record(0, "event", f"compile/{program.turns[0]}", {
-        "tasks": names, "compile_seconds": program.seconds, "gflop": cost.flops / 1e9, "state_mib": cost.state / 2**20,
-        "temporary_mib": cost.temporary / 2**20, "learns": size(program.learns), **cost.collectives,
+        "tasks": names, "trains": trains, "compile_seconds": program.seconds, "gflop": cost.flops / 1e9, "state_mib": cost.state / 2**20,
+        "temporary_mib": cost.temporary / 2**20, **cost.collectives,
     })  # fmt: skip
-    writer.say(
-        f"step {number} of {names}: compiled in {program.seconds:.1f} s; trains {size(program.learns):,} of {size(model.params):,} parameters"
-        f"; {cost.flops / 1e9:,.1f} GFLOP; per device {cost.state / 2**20:,.0f} MiB state and batch, {cost.temporary / 2**20:,.0f} MiB temporary"
-    )
+    writer.say(f"step of {names}: compiled in {program.seconds:.1f} s; trains {trains:,} of {parameters:,} parameters; "
+               f"{cost.flops / 1e9:,.1f} GFLOP; per device {cost.state / 2**20:,.0f} MiB state and batch, "
+               f"{cost.temporary / 2**20:,.0f} MiB temporary")  # fmt: skip
 
 
 def refuse_other(ours: dict[str, Any], saved: dict[str, Any]) -> None:
