@@ -14,6 +14,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import pathlib
 import types
 import typing
@@ -139,6 +140,24 @@ def resolve(schema: type, node: Mapping | ml_collections.ConfigDict, path: str =
         return schema(**values)
     except ConfigError as error:
         raise error.under(path) from None
+
+
+def resolve_call(function: Callable, node: Mapping[str, Any], path: str, given: Sequence[str] = ()) -> dict[str, Any]:
+    """Keyword arguments of `function` from `node`, converted as its annotations say.
+
+    Args:
+      given: keyword-only arguments that are not for a config to set.
+
+    Raises:
+      ConfigError: one that is not a keyword-only argument of `function`, or of the wrong type.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given]
+    for key in node:
+        valid = f"(valid: {', '.join(known)})" if known else "(it has none)"
+        check(key in known, _join(path, key), f"is no option of {function.__qualname__}{nearest(key, known)} {valid}")
+    hints = typing.get_type_hints(function, include_extras=True)
+    return {key: _convert(hints.get(key, Any), value, _join(path, key)) for key, value in node.items()}
 
 
 def to_dict(value: Any) -> Any:

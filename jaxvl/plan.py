@@ -33,10 +33,11 @@ from jaxvl.sharding.mesh import make_mesh
 from jaxvl.sharding.topology import chip, compile_only_devices
 from jaxvl.tasks import Task
 from jaxvl.training.checkpoint import abstract_state
+from jaxvl.training.compile import compile_turns
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.judges import make_judges
-from jaxvl.training.setup import Vocabulary, build_model, compile_task, fresh_state
+from jaxvl.training.setup import Vocabulary, build_model, fresh_state
 
 GIB = 2**30
 
@@ -46,7 +47,8 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
 
     Returns:
       `parameters` (their number), `bytes` (per device: `parameters`, `optimiser`, `average`), `sharding` (mesh axes -> number of
-      parameters), `tasks` (name -> `Cost` and `seconds`, the least time of a step by the chip's FLOP/s), `devices`.
+      parameters), `tasks` (task, or `A + B` where a step sums them, -> `Cost` and `seconds`, the least time of a step by the chip's
+      FLOP/s), `devices`.
 
     Raises:
       ConfigError: the config, or the topology.
@@ -62,7 +64,9 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         _, shapes, shardings = fresh_state(experiment, model, mesh, judges)
         abstract = abstract_state(shapes, shardings)
-        costs = {name: compile_task(experiment, tasks, name, model, abstract, shardings, mesh, judges)[1] for name in tasks}
+        turns = experiment.schedule.build(list(tasks), experiment.steps).turns
+        programs = compile_turns(experiment, tasks, turns, model, abstract, shardings, mesh, judges)
+    costs = {str(turn): program.cost for program in programs for turn in program.turns}
     sharding = collections.Counter()
     for path, shape in model.params.items():
         names = itertools.chain.from_iterable((a,) if isinstance(a, str) else a or () for a in shardings.params[path].spec)

@@ -7,14 +7,15 @@ the compiled step.
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxvl.config import ConfigError, check, resolve
+from jaxvl.config import ConfigError, check, resolve, to_dict
 from jaxvl.data.augment import augment
-from jaxvl.data.loader import DataConfig
+from jaxvl.data.loader import HOST_ONLY, DataConfig
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.objectives import OBJECTIVES
 
@@ -26,13 +27,16 @@ class TaskConfig:
     Attributes:
       data: source, batch size, image size, text length, captions, augmentation.
       objectives: name -> weight, or name -> group with `weight`, the objective's own options and, where the key is a
-        label of your own, `name`: `dict(align=1.0)`, `dict(align=dict(weight=0.5, label_smoothing=0.2))`.
+        label of your own, `name`: `dict(align=1.0)`, `dict(align=dict(weight=0.5, label_smoothing=0.2))`. One of weight 0
+        is computed for the log only.
       microbatches: chunks in which the encoders run; all negatives of the batch count all the same.
+      encode: this task's own options of the model's call in training, by name; which there are is the model's to say.
     """
 
     data: DataConfig
     objectives: dict[str, Any]
     microbatches: int = 1
+    encode: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check(bool(self.objectives), "objectives", f"must name at least one (known: {', '.join(OBJECTIVES)})")
@@ -85,6 +89,22 @@ class Task:
     def objectives(self) -> dict[str, Any]:
         return {key: use.objective for key, use in self.config.objectives.items()}
 
+    @property
+    def signature(self) -> str:
+        """What the compiled step depends on, as JSON; tasks of one signature share one.
+
+        In it: names, shapes and dtypes of the batch; augmentation and whatever else of `data` the devices see; objectives in
+        their order, with keys, weights and options; microbatches; `encode`. Not in it: where the data comes from
+        (`data.loader.HOST_ONLY`), and the task's name, unless one of its objectives keeps state between steps (a queue, a
+        teacher), which belongs to this task: then no other task has its signature.
+        """
+        config = to_dict(self.config)
+        shapes = {name: (s.shape, str(s.dtype)) for name, s in self.config.data.shapes.items()}
+        data = {key: value for key, value in config["data"].items() if key not in HOST_ONLY}
+        has_state = any(jax.tree.leaves(jax.eval_shape(objective.init_aux)) for objective in self.objectives.values())
+        parts = (shapes, data, [*config["objectives"].items()], self.config.microbatches, sorted(self.config.encode.items()))
+        return json.dumps([*parts, self.name if has_state else None], default=repr)
+
     def check_outputs(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
         """Raises ConfigError where an objective reads what the model or the data does not give."""
         for key, use in self.config.objectives.items():
@@ -123,7 +143,8 @@ class Task:
         for i, (name, use) in enumerate(self.config.objectives.items()):
             slot = f"{self.name}/{name}"
             loss, aux[slot] = use.objective(outputs, batch, aux[slot], jax.random.fold_in(key, i))
-            total += use.weight * loss.value
+            if use.weight:  # else nothing depends on it, not even by a factor of 0
+                total += use.weight * loss.value
             metrics[f"loss/{name}"] = loss.value
             metrics |= {f"{name}/{k}": v for k, v in loss.metrics.items()}
         return total, (metrics, aux)

@@ -27,7 +27,7 @@ from jaxvl.sharding import hosts, make_mesh
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.guard import TrainingDiverged, check_metrics
-from jaxvl.training.meter import Meter
+from jaxvl.training.meter import ALL, Meter
 from jaxvl.training.setup import Run, setup, write_workdir
 from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
@@ -44,7 +44,8 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
     workdir.mkdir(parents=True, exist_ok=True)
     stop = hosts.StopSignal()
     mesh = make_mesh(experiment.mesh)
-    with Writer(workdir, experiment.steps, tensorboard=experiment.log.tensorboard, console=console) as writer, stop, jax.set_mesh(mesh):
+    writer = Writer(workdir, experiment.steps, tensorboard=experiment.log.tensorboard, tasks=len(experiment.tasks), console=console)
+    with writer, stop, jax.set_mesh(mesh):
         run = setup(experiment, mesh, workdir, writer)
         write_workdir(experiment, workdir)
         try:
@@ -61,11 +62,11 @@ def loop(run: Run, stop: hosts.StopSignal) -> None:
     state, meter = run.state, Meter(run.experiment.log.every, run.feeds)
     run.state = None  # the buffers are donated to the first step; nobody else may hold them
     for step in range(run.start, run.total):
-        task = run.schedule(step)  # a pure function of the step: every host agrees, a resume continues
-        batch = next(run.feeds[task])  # already on the mesh
-        state, metrics = run.steps[task](state, batch)  # one compiled step per signature, state donated
+        turn = run.schedule(step)  # which task, or tasks; a pure function of the step: every host agrees, a resume continues
+        batches = tuple(next(run.feeds[task]) for task in turn.tasks)  # already on the mesh
+        state, metrics = run.steps[turn](state, batches)  # one compiled step per signature, state donated
         done = step + 1
-        for record in meter.tick(done, task, metrics):  # figures of earlier steps, by now on the host
+        for record in meter.tick(done, turn, metrics):  # figures of earlier steps, by now on the host
             run.writer.record(record.step, "train", record.task, record.scalars)
             guard(run, state, record)
         run.writer.advance(done)
@@ -89,6 +90,8 @@ def loop(run: Run, stop: hosts.StopSignal) -> None:
 
 def guard(run: Run, state: TrainState, record) -> None:
     """Ends a run that has diverged, its last good state saved first."""
+    if record.task == ALL:
+        return
     try:
         check_metrics(run.experiment.guard, record.step, record.task, record.scalars)
     except TrainingDiverged:

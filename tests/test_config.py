@@ -8,7 +8,7 @@ import ml_collections
 import pytest
 
 from jaxvl import config as cfg
-from jaxvl.config import ConfigError, Registry, check, resolve
+from jaxvl.config import ConfigError, Registry, check, resolve, resolve_call
 
 PETS = Registry("pet")
 
@@ -112,3 +112,18 @@ def test_registry_refuses_a_second_owner_of_a_name():
 
     with pytest.raises(KeyError, match="pet 'dog' is already registered"):
         PETS.register("dog")(Impostor)
+
+
+def test_options_of_a_call():
+    def call(batch, *, train=False, key=None, drop: float = 0.0, heads: tuple[str, ...] = ()):
+        """As a model's."""
+
+    given = ("train", "key")
+    assert resolve_call(call, {"drop": 1, "heads": ["image"]}, "encode", given) == {"drop": 1.0, "heads": ("image",)}
+    with pytest.raises(ConfigError, match=r"encode\.dorp: is no option of .*call; did you mean 'drop'\? \(valid: drop, heads\)"):
+        resolve_call(call, {"dorp": 0.5}, "encode", given)
+    for taken in ("train", "batch"):
+        with pytest.raises(ConfigError, match=rf"encode\.{taken}: is no option"):
+            resolve_call(call, {taken: True}, "encode", given)
+    with pytest.raises(ConfigError, match=r"encode\.drop: 'much' is of type str; must be a number"):
+        resolve_call(call, {"drop": "much"}, "encode", given)

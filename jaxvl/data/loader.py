@@ -44,6 +44,10 @@ DRAWN = {
     "frames": slice(FIRST_MORE, FIRST_MORE + 1),
     "waveform": slice(FIRST_MORE + 1, FIRST_MORE + 3),
 }
+# Fields of `DataConfig` that say what is in a batch, not how it looks: the compiled step is the same whatever they are.
+HOST_ONLY = frozenset(
+    ("corpus", "split", "captions", "crop", "crop_ratio", "shuffle", "threads", "prefetch", "cache_mb", "error_budget", "error_minimum")
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxvl.config import resolve_call
+
 Arrays = dict[str, jax.Array]
 
 
@@ -32,6 +34,7 @@ class Functional:
       params: shapes and dtypes of the parameters, path -> ShapeDtypeStruct.
       rest: the same for non-trained state.
       locked: paths that the optimiser must not touch (LiT locking).
+      call: the module's `__call__`, for its options.
     """
 
     graphdef: Any
@@ -39,8 +42,13 @@ class Functional:
     params: Mapping[str, jax.ShapeDtypeStruct]
     rest: Mapping[str, jax.ShapeDtypeStruct]
     locked: frozenset[str]
+    call: Callable[..., Any]
     _build: Callable[[jax.Array], nnx.Module]
     _templates: tuple[nnx.State, nnx.State]
+
+    def options(self, node: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """Options of the call in training from a config's `node`. Raises ConfigError at `path` for one that the model has not."""
+        return resolve_call(self.call, node, path, given=("train", "key"))
 
     def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
         """Fresh (params, rest); jit-able, so that they can be born sharded."""
@@ -84,4 +92,4 @@ def functional(config: Any, inputs: Any, dtype: Any = jnp.float32) -> Functional
     axes = {path: variable.get_metadata().get("axes") for path, variable in _flat(params).items()}
     is_locked = getattr(module, "locked", lambda path: False)
     locked = frozenset(path for path in shapes[0] if is_locked(path))
-    return Functional(graphdef, axes, *shapes, locked, build, (params, rest))
+    return Functional(graphdef, axes, *shapes, locked, type(module).__call__, build, (params, rest))

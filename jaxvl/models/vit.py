@@ -33,7 +33,8 @@ class ViTConfig:
       width, depth, heads, hidden: instead of the variant's.
       pool: `cls` (a class token is prepended), `mean`, `map` (attention with a learned query), or `cls_mean`: the mean of the patches,
         a class token being prepended and left out of it, and the layer norm after it (CLIPA, Li et al. 2023).
-      positions: `learned`, or fixed `sincos`.
+      positions: `learned`, or fixed `sincos`. Images of another size than the model is built for get the learned ones resampled
+        bilinearly, by place in the image (Dosovitskiy et al. 2021, section 3.2).
       patch_bias: bias of the patch embedding (CLIP has none).
       pre_norm: layer norm before the first layer (CLIP).
       uneven: let the patch not divide the image; pixels right and below of the last whole patch are not seen (SigLIP So400m/14 at 384).
@@ -105,7 +106,7 @@ class ViT(nnx.Module):
     """[B, S, S, C] -> `Encoded` with pooled [B, D] and tokens [B, P (+ 1), D].
 
     Args:
-      config: see `ViTConfig`. inputs: fixes the number of patches.
+      config: see `ViTConfig`. inputs: fixes the rows of the position table.
     """
 
     def __init__(self, config: ViTConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
@@ -130,8 +131,7 @@ class ViT(nnx.Module):
     def __call__(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Encoded:
         """image [B, S, S, C] normalised. Raises ValueError in training without a key if anything drops."""
         x = self.patches(image)
-        positions = self.positions[...] if self.positions is not None else jnp.asarray(sincos_2d(self.grid, self.width))
-        positions = positions.astype(self.dtype)
+        positions = self._positions(round(x.shape[1] ** 0.5)).astype(self.dtype)
         if self.class_token is not None:
             token = self.class_token[...].astype(self.dtype)
             if self.positions is not None:
@@ -150,3 +150,14 @@ class ViT(nnx.Module):
         x = norm(x)
         pooled = {"cls": poolers.first, "mean": poolers.mean, "map": self.pooler}[self.pool](x)
         return Encoded(pooled, x, routing=routing)
+
+    def _positions(self, grid: int) -> jax.Array:
+        """Float32 [P (+ 1), D], of an image of `grid` x `grid` patches."""
+        if self.positions is None:
+            return jnp.asarray(sincos_2d(grid, self.width))
+        table = self.positions[...]
+        if grid == self.grid:
+            return table
+        first, table = table[: -(self.grid**2)], table[-(self.grid**2) :].reshape(self.grid, self.grid, -1)
+        table = jax.image.resize(table, (grid, grid, self.width), "bilinear")
+        return jnp.concatenate([first, table.reshape(grid**2, -1)])

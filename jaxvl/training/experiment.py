@@ -20,6 +20,7 @@ from jaxvl.sharding.mesh import MeshConfig, batch_shards
 from jaxvl.tasks import TaskConfig
 from jaxvl.training.checkpoint import CheckpointConfig
 from jaxvl.training.guard import GuardConfig
+from jaxvl.training.meter import ALL
 from jaxvl.training.optim import OptimConfig
 from jaxvl.training.schedule import SCHEDULES, RoundRobin
 
@@ -83,6 +84,7 @@ class Experiment:
         check(self.optim.warmup <= self.steps, "optim.warmup", f"{self.optim.warmup!r} is longer than the run of {self.steps} steps")
         for name in self.tasks:
             check("/" not in name, f"tasks.{name}", "a task's name may not hold '/'")
+            check(name != ALL, f"tasks.{name}", "is the name of what is logged of all tasks together; choose another")
             k, reads = self.tasks[name].data.images_per_row, getattr(self.model, "interleaved", False)
             check(
                 k == 1 or reads,
@@ -106,7 +108,10 @@ class Experiment:
         return max([self.text_length or 0, *(t.data.tokens for t in self.tasks.values())])
 
     def inputs(self, vocab_size: int, pad_id: int, eos_id: int | None) -> InputSpec:
-        """The largest inputs that any task or evaluator gives the model."""
+        """What the model is built for: pictures of the evaluators' size, the longest texts of any task.
+
+        Tasks may give it pictures of other sizes; how encoders meet those is theirs to say.
+        """
         return InputSpec(self.preprocess.image_size, self.longest_text, vocab_size, pad_id, eos_id)
 
     def check_mesh(self, mesh: Mesh) -> None:

@@ -35,6 +35,11 @@ class OptimConfig:
       weight_decay: decoupled; multiplied by the current learning rate.
       decay: regular expression of the parameter paths that decay (`re.search`); the default leaves out biases, norms,
         and scalars.
+      unused: what a step does to parameters that its task's loss does not depend on (found from the program, so a
+        `stop_gradient` counts). `skip`: nothing; value and moments stay, and nothing decays. `decay`: IMP's released
+        behaviour; their gradient is 0, so they drift on by momentum and decay. Adam's step count is one for all
+        parameters either way: its bias correction is that of the run's step, not of a parameter's own steps. A parameter
+        first used late therefore starts with steps up to `(1 - b1) / sqrt(1 - b2)` times as long (3.2 by default).
       freeze: regular expression of the parameter paths that stay as they are (no update, no moments), or None.
       lr_scale: (regular expression, factor) pairs; the first that matches a path scales its updates.
       clip_norm: largest global norm of the gradient, or None.
@@ -54,6 +59,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     decay: str = r"(kernel|embedding|query|pos\w*)$"
+    unused: Literal["skip", "decay"] = "skip"
     freeze: str | None = None
     lr_scale: tuple[tuple[str, float], ...] = ()
     clip_norm: float | None = 1.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 import platform
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -25,20 +25,19 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional, functional
-from jaxvl.sharding.mesh import batch_sharding, make_mesh
+from jaxvl.sharding.mesh import make_mesh
 from jaxvl.tasks import Task
 from jaxvl.training.checkpoint import CheckpointError, Checkpoints, abstract_state
-from jaxvl.training.cost import Cost
+from jaxvl.training.compile import Program, compile_turns
 from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.judges import make_judges
-from jaxvl.training.optim import learning_rate, optimiser
-from jaxvl.training.rollout import Judge, roll_out
+from jaxvl.training.optim import optimiser
+from jaxvl.training.rollout import Judge
+from jaxvl.training.schedule import Turn, Turns
 from jaxvl.training.state import TrainState, init_state, state_shardings
-from jaxvl.training.step import compile_step, make_step
+from jaxvl.training.step import Metrics
 from jaxvl.training.writer import Writer
-
-Step = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
 
 class Vocabulary(NamedTuple):
@@ -55,8 +54,9 @@ class Run:
 
     Attributes:
       start, total: first step of this process and number of steps of the run.
-      steps: task -> compiled step. feeds: task -> iterator of global batches.
-      schedule: step -> task.
+      schedule: step -> turn: the task or tasks that it runs.
+      steps: turn -> its compiled step, (state, batches) -> (state, metrics), one batch and one set of metrics per task.
+      feeds: task -> iterator of global batches.
     """
 
     experiment: Experiment
@@ -68,8 +68,8 @@ class Run:
     state: TrainState
     start: int
     total: int
-    schedule: Callable[[int], str]
-    steps: dict[str, Step]
+    schedule: Turns
+    steps: dict[Turn, Callable[..., tuple[TrainState, tuple[Metrics, ...]]]]
     feeds: dict[str, Feed]
     checkpoints: Checkpoints
     encode: Encoders
@@ -140,9 +140,13 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
         )
         for i, (name, task) in enumerate(tasks.items())  # tasks on one corpus draw different records
     }
-    steps = compile_all(experiment, tasks, model, abstract, shardings, mesh, writer, judges)
-    return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps,
-               experiment.schedule.build(list(tasks), experiment.steps), steps, feeds, checkpoints,
+    epochs = {t: len(task.config.data.open(corpora[task.config.data.corpus])) / task.config.data.batch for t, task in tasks.items()}
+    schedule = experiment.schedule.build(list(tasks), experiment.steps, epochs)
+    programs = compile_turns(experiment, tasks, schedule.turns, model, abstract, shardings, mesh, judges)
+    for program in programs:
+        describe_program(program, model, writer)
+    steps = {turn: program.bind(turn, list(tasks), mesh) for program in programs for turn in program.turns}
+    return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps, schedule, steps, feeds, checkpoints,
                make_encoders(experiment, model, tokenizer, mesh), writer)  # fmt: skip
 
 
@@ -169,12 +173,19 @@ def task_tokenizer(experiment: Experiment, corpora: dict[Any, Any]) -> Tokenizer
 
 
 def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Functional:
-    """Raises ConfigError where model and inputs do not fit."""
+    """Raises ConfigError where model and inputs do not fit, be it those of one task only, or the model has not a task's options."""
     inputs = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     try:
-        return functional(experiment.model, inputs, jnp.dtype(experiment.dtype))
+        model = functional(experiment.model, inputs, jnp.dtype(experiment.dtype))
     except ConfigError as error:
         raise error.under("model") from None
+    for name, task in experiment.tasks.items():
+        model.options(task.encode, f"tasks.{name}.encode")
+        try:
+            experiment.model.check_inputs(dataclasses.replace(inputs, image_size=task.data.image_size))
+        except ConfigError as error:
+            raise ConfigError(f"tasks.{name}.data.image_size", f"{task.data.image_size} does not fit the model: {error}") from None
+    return model
 
 
 def fresh_state(
@@ -284,39 +295,17 @@ def initial_weights(experiment: Experiment) -> SavedWeights:
     return saved
 
 
-def compile_all(experiment, tasks, model, abstract, shardings, mesh, writer, judges) -> dict[str, Step]:
-    """One compiled step per task, ahead of the first step, with what each costs in the log."""
-    steps = {}
-    for name in tasks:
-        began = time.perf_counter()
-        steps[name], cost = compile_task(experiment, tasks, name, model, abstract, shardings, mesh, judges)
-        seconds = time.perf_counter() - began
-        writer.record(0, "event", f"compile/{name}", {
-            "compile_seconds": seconds, "gflop": cost.flops / 1e9, "state_mib": cost.state / 2**20,
-            "temporary_mib": cost.temporary / 2**20, **cost.collectives,
-        })  # fmt: skip
-        writer.say(f"task {name}: compiled in {seconds:.1f} s; {cost.flops / 1e9:,.1f} GFLOP a step; per device "
-                   f"{cost.state / 2**20:,.0f} MiB state and batch, {cost.temporary / 2**20:,.0f} MiB temporary")  # fmt: skip
-    return steps
-
-
-def compile_task(experiment, tasks, name, model, abstract, shardings, mesh, judges) -> tuple[Step, Cost]:
-    """The compiled step of one task, and its cost; `mesh` may be of devices that are not here.
-
-    Raises:
-      ConfigError: an objective reads what the model or the data does not give.
-    """
-    task = tasks[name]
-    batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh)) for k, s in task.config.data.shapes.items()}
-    key = jax.eval_shape(lambda: jax.random.key(0))  # an array could not be made on devices that are not here
-    inputs = jax.eval_shape(task.prepare, batch, key)
-    inputs = jax.eval_shape(functools.partial(roll_out, task, model, judges), abstract, inputs, key)
-    outputs, _ = jax.eval_shape(functools.partial(model.apply, train=True), model.params, model.rest, inputs, key=key)
-    task.check_outputs(outputs, batch)
-    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
-    rate = learning_rate(experiment.optim, experiment.steps)
-    step = make_step(task, model, tx, trained, rate, experiment.optim, experiment.guard, list(tasks).index(name), judges)
-    return compile_step(step, abstract, batch, shardings)
+def describe_program(program: Program, model: Functional, writer: Writer) -> None:
+    """Says and records what was compiled: for which tasks, how much of the model it trains, what it costs."""
+    names, cost = " | ".join(map(str, program.turns)), program.cost
+    trains, parameters = (sum(math.prod(model.params[p].shape) for p in paths) for paths in (program.learns, model.params))
+    writer.record(0, "event", f"compile/{program.turns[0]}", {
+        "tasks": names, "trains": trains, "compile_seconds": program.seconds, "gflop": cost.flops / 1e9, "state_mib": cost.state / 2**20,
+        "temporary_mib": cost.temporary / 2**20, **cost.collectives,
+    })  # fmt: skip
+    writer.say(f"step of {names}: compiled in {program.seconds:.1f} s; trains {trains:,} of {parameters:,} parameters; "
+               f"{cost.flops / 1e9:,.1f} GFLOP; per device {cost.state / 2**20:,.0f} MiB state and batch, "
+               f"{cost.temporary / 2**20:,.0f} MiB temporary")  # fmt: skip
 
 
 def refuse_other(ours: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -108,6 +108,12 @@ def subset(params: Arrays, trained: dict[str, bool]) -> Arrays:
     return {p: v for p, v in params.items() if trained[p]}
 
 
+def parameter_of(path: tuple, names: Collection[str]) -> str | None:
+    """Which of the parameters `names` a leaf at `path` of a state belongs to, such as `mu["image/kernel"]`; None: to none of them."""
+    keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey) and k.key in names]
+    return keys[-1] if keys else None
+
+
 def state_shardings(model: Functional, abstract: TrainState, mesh: Mesh) -> TrainState:
     """A `NamedSharding` for every leaf: whatever is named and shaped like a parameter (moments, average) lies as it does.
 
@@ -118,8 +124,7 @@ def state_shardings(model: Functional, abstract: TrainState, mesh: Mesh) -> Trai
     whole = replicated(mesh)
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey) and k.key in by_path]
-        fits = names and model.params[names[-1]].shape == leaf.shape
-        return by_path[names[-1]] if fits else whole
+        name = parameter_of(path, by_path)
+        return by_path[name] if name and model.params[name].shape == leaf.shape else whole
 
     return jax.tree_util.tree_map_with_path(place, abstract)

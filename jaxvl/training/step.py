@@ -1,4 +1,4 @@
-"""One compiled training step of one task.
+"""One compiled training step of one turn: of a task, or of several whose weighted losses are summed.
 
     batch -> prepare (augment, normalise) -> roll out (only where an objective asks) -> encode (in chunks, if asked) -> objectives
           -> gradient -> guard -> update
@@ -7,12 +7,16 @@ With `microbatches` > 1 the encoders run chunk by chunk while the objectives see
 the gradient with respect to the embeddings, then the encoders again with that gradient as their cotangent (GradCache,
 Gao et al. 2021). So every negative of the batch counts, and the result equals that of the undivided batch (batch
 normalisation apart, whose statistics are those of a chunk).
+
+Parameters that a turn does not learn (`optim.unused`) keep value, moments and all: their leaves of the optimiser state are
+known by the parameter's path. What is not of one parameter goes on: the average of the weights follows them at every step,
+and the optimiser's step count is one for all (see `OptimConfig.unused`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,77 +26,130 @@ import optax
 from jaxvl.models.functional import Functional
 from jaxvl.sharding.chunks import divide, join
 from jaxvl.tasks import Task
-from jaxvl.training.cost import Cost, cost
 from jaxvl.training.guard import GuardConfig, judge
 from jaxvl.training.optim import OptimConfig, ema_decay
 from jaxvl.training.rollout import Judge, roll_out
-from jaxvl.training.state import TrainState, subset
+from jaxvl.training.state import GuardState, TrainState, parameter_of, subset
 
 Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, tuple[dict[str, jax.Array], ...], jax.Array], tuple[TrainState, tuple[Metrics, ...]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One task of a turn.
+
+    Attributes:
+      task: the task; or, where several share the step, one of them.
+      weight: of its loss.
+      learns: paths of the parameters that it moves.
+      options: of the model's call.
+      judges: by `task/objective`, of objectives that have the model write.
+    """
+
+    task: Task
+    weight: float
+    learns: frozenset[str]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
 
 
 def make_step(
-    task: Task,
+    parts: Sequence[Part],
     model: Functional,
     tx: optax.GradientTransformation,
     trained: dict[str, bool],
     rate: Callable[[jax.Array], jax.Array],
     optim: OptimConfig,
     guard: GuardConfig,
-    task_id: int,
-    judges: Mapping[str, Judge] = {},
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
-    """`step(state, batch) -> (state, metrics)`, to be jitted with the state donated.
+    names: Sequence[str],
+) -> Step:
+    """`step(state, batches, numbers) -> (state, metrics)`, to be jitted with the state donated.
 
-    Metrics (float32 []): `loss`, each objective's `loss/NAME` and own figures, `lr`, `norm/{gradient,update,parameters}`,
-    `skipped` (of this task so far) and `skipped_in_a_row`.
+    Args:
+      names: of all tasks of the run.
+
+    The step's arguments: one batch for each part; the number of each part's task in `names`, int32 [parts]. So tasks of one
+    signature can share it.
+
+    Metrics, for each part (float32 []): `loss`, each objective's `loss/NAME` and own figures; and, of the step: `summed_loss`
+    where there are several parts, `lr`, `norm/{gradient,update,parameters}`, `skipped` (of this task so far),
+    `skipped_in_a_row`.
     """
+    learned = frozenset().union(*(part.learns for part in parts))
 
-    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), task_id)
-        prepare_key, model_key, objective_key = jax.random.split(key, 3)
-        inputs = roll_out(task, model, judges, state, task.prepare(batch, prepare_key), objective_key)
-        fixed = {p: v for p, v in state.params.items() if not trained[p]}
-
-        def encode(params, rest, chunk, chunk_key):
-            return model.apply({**params, **fixed}, rest, chunk, train=True, key=chunk_key)
-
-        def objectives(outputs):
-            return task.loss(outputs, inputs, state.aux, objective_key)
-
-        params = subset(state.params, trained)
-        n = task.config.microbatches
-        accumulate = _whole if n == 1 else lambda *a: _chunked(n, *a)
-        loss, (metrics, aux), gradient, rest = accumulate(encode, objectives, params, state.rest, inputs, model_key)
+    def step(state: TrainState, batches: tuple[dict[str, jax.Array], ...], numbers: jax.Array) -> tuple[TrainState, tuple[Metrics, ...]]:
+        params, own = subset(state.params, trained), []
+        total, gradient, rest, aux = None, {}, state.rest, state.aux
+        for i, (part, batch) in enumerate(zip(parts, batches)):
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), numbers[i])
+            loss, (figures, aux), slope, rest = _differentiate(part, model, dataclasses.replace(state, rest=rest, aux=aux), batch, key)
+            own.append({"loss": loss, **figures})
+            if part.weight != 1.0:
+                loss, slope = part.weight * loss, {p: part.weight * g for p, g in slope.items()}
+            total = loss if total is None else total + loss
+            gradient |= {p: gradient[p] + g if p in gradient else g for p, g in slope.items()}
 
         norm = optax.global_norm(gradient)
-        ok, guard_state = judge(guard, state.guard[task.name], loss, norm)
+        ok, guard_state = judge(guard, _of_number(state.guard, names, numbers[0]), total, norm)
+        gradient = {p: gradient[p] if p in gradient else jnp.zeros_like(v) for p, v in params.items()}
         update, opt_state = tx.update(gradient, state.opt_state, params)
         lr = rate(state.step)
-        update = jax.tree.map(lambda u: -lr * u, update)
-        new = {**optax.apply_updates(params, update), **fixed}
+        update = {p: -lr * u for p, u in update.items() if p in learned}
+        new = {**state.params, **optax.apply_updates({p: params[p] for p in update}, update)}
         average = None if state.ema is None else _average(state.ema, new, ema_decay(optim, state.step))
 
         def keep(new, old):
             return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
 
-        metrics = {
-            "loss": loss, **metrics, "lr": lr, "norm/gradient": norm, "norm/update": optax.global_norm(update),
-            "norm/parameters": optax.global_norm(params), "skipped": guard_state.skipped, "skipped_in_a_row": guard_state.in_a_row,
+        shared = {
+            "lr": lr, "norm/gradient": norm, "norm/update": optax.global_norm(update), "norm/parameters": optax.global_norm(params),
+            "skipped": guard_state.skipped, "skipped_in_a_row": guard_state.in_a_row,
         }  # fmt: skip
+        if len(parts) > 1:
+            shared["summed_loss"] = total
         state = dataclasses.replace(
             state,
             step=state.step + 1,
             params=keep(new, state.params),
             rest=keep(rest, state.rest),
-            opt_state=keep(opt_state, state.opt_state),
+            opt_state=keep(_hold(opt_state, state.opt_state, params.keys() - learned), state.opt_state),
             ema=None if average is None else keep(average, state.ema),
             aux=keep(aux, state.aux),
-            guard={**state.guard, task.name: guard_state},
-        )
-        return state, {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
+            guard={n: jax.tree.map(lambda a, b, i=i: jnp.where((numbers == i).any(), a, b), guard_state, state.guard[n])
+                   for i, n in enumerate(names)},
+        )  # fmt: skip
+        return state, tuple({k: jnp.asarray(v, jnp.float32) for k, v in {**mine, **shared}.items()} for mine in own)
 
     return step
+
+
+def _differentiate(part: Part, model: Functional, state: TrainState, batch, key):
+    """Loss of one part, (figures, aux), gradient of what it learns, and the model's other state."""
+    task = part.task
+    prepare_key, model_key, objective_key = jax.random.split(key, 3)
+    inputs = roll_out(task, model, part.judges, state, task.prepare(batch, prepare_key), objective_key)
+    fixed = {p: v for p, v in state.params.items() if p not in part.learns}
+
+    def encode(params, rest, chunk, chunk_key):
+        return model.apply({**params, **fixed}, rest, chunk, train=True, key=chunk_key, **part.options)
+
+    def objectives(outputs):
+        return task.loss(outputs, inputs, state.aux, objective_key)
+
+    n = task.config.microbatches
+    accumulate = _whole if n == 1 else lambda *a: _chunked(n, *a)
+    learns = {p: v for p, v in state.params.items() if p in part.learns}
+    return accumulate(encode, objectives, learns, state.rest, inputs, model_key)
+
+
+def _of_number(guards: Mapping[str, GuardState], names: Sequence[str], number: jax.Array) -> GuardState:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves)[number], *(guards[n] for n in names))
+
+
+def _hold(new: Any, old: Any, paths: Collection[str]) -> Any:
+    """`new` with the leaves of `old` for whatever belongs to the parameters at `paths`."""
+    return jax.tree_util.tree_map_with_path(lambda path, a, b: b if parameter_of(path, paths) else a, new, old)
 
 
 def _average(ema, params, decay):
@@ -136,12 +193,3 @@ def _chunked(n: int, encode, objectives, params, rest, inputs, key):
 
     gradient, _ = jax.lax.scan(backward, jax.tree.map(jnp.zeros_like, params), ((chunks, keys), cotangents))
     return loss, extra, gradient, rest
-
-
-def compile_step(
-    step: Callable[..., Any], state: TrainState, batch: dict[str, jax.ShapeDtypeStruct], shardings: TrainState
-) -> tuple[Any, Cost]:
-    """The step compiled ahead of time, with the state donated and laid out as it came in; and its cost."""
-    traced = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).trace(state, batch)
-    compiled = traced.lower().compile()
-    return compiled, cost(traced, compiled)

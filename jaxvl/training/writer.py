@@ -19,14 +19,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jaxvl.training.meter import ALL
+
 _LIBRARY = logging.getLogger("jaxvl")
 
 
 class Writer:
-    """Context manager around a run. All methods take host values."""
+    """Context manager around a run of `total` steps and so many tasks. All methods take host values."""
 
-    def __init__(self, workdir: pathlib.Path, total: int, *, tensorboard: bool, console: Console | None = None):
-        self.workdir, self.total = workdir, total
+    def __init__(self, workdir: pathlib.Path, total: int, *, tensorboard: bool, tasks: int = 1, console: Console | None = None):
+        self.workdir, self.total, self.several = workdir, total, tasks > 1
         self.active = jax.process_index() == 0
         self.console = console or Console(stderr=True)
         self._file = open(workdir / "metrics.jsonl", "a", buffering=1) if self.active else None
@@ -82,7 +84,7 @@ class Writer:
             for key, value in values.items():
                 if isinstance(value, (int, float)):
                     self._board.add_scalar(f"{kind}/{name}/{key}", value, step)
-        if kind == "train":
+        if kind == "train" and self.several == (name == ALL):  # of several tasks, one line for all together
             self._figures(step, name, values)
         elif kind == "eval":
             self.say(f"[bold cyan]{name}[/] at {step}: " + "  ".join(f"{k} {_short(v)}" for k, v in values.items() if k != "seconds"))
@@ -93,7 +95,8 @@ class Writer:
             self._board.add_image(name, image, step, dataformats="HWC")
 
     def _figures(self, step: int, task: str, values: Mapping[str, Any]) -> None:
-        text = (f"{task} loss {_short(values['loss'])}  {_short(values['examples_per_second'])} ex/s  "
+        losses = f"{task} loss {_short(values['loss'])}" + _some({k[5:]: v for k, v in values.items() if k[:5] == "loss/" and task == ALL})
+        text = (f"{losses}  {_short(values['examples_per_second'])} ex/s  "
                 f"data wait {100 * values['data_wait']:.1f} %")  # fmt: skip
         if values.get("skipped"):
             text += f"  [yellow]skipped {int(values['skipped'])}[/]"
@@ -116,6 +119,14 @@ class _Listener(logging.Handler):
             self._said.add(text)
             self._writer.record(0, "event", f"log/{record.name}", {"message": text})
             self._writer.say(escape(text))
+
+
+def _some(losses: Mapping[str, Any], most: int = 3, width: int = 12) -> str:
+    """The losses of the first few tasks, so that the line stays a line: ` (images 2.1, videos 1.7, … 5 more)`."""
+    names = {t: t if len(t) <= width else f"{t[: width - 1]}…" for t in list(losses)[:most]}
+    parts = [f"{escape(name)} {_short(losses[t])}" for t, name in names.items()]
+    parts += [f"… {len(losses) - most} more"] if len(losses) > most else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _plain(value: Any) -> Any:

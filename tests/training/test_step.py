@@ -16,7 +16,7 @@ from jaxvl.tasks import Task
 from jaxvl.training.guard import GuardConfig, GuardState, TrainingDiverged, check_metrics, judge
 from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.setup import build_model, fresh_state
-from jaxvl.training.step import make_step
+from jaxvl.training.step import Part, make_step
 
 
 def batch(rows=16):
@@ -44,14 +44,15 @@ def run(n_steps=2, devices=1, poison=None, values=None, **changes):
         state = jax.jit(fresh, out_shardings=shardings)()
         tx, trained = optimiser(experiment.optim, model.axes, model.locked)
         task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
-        step = make_step(task, model, tx, trained, learning_rate(experiment.optim, 6), experiment.optim, experiment.guard, 0)
+        part = Part(task, 1.0, frozenset(p for p, yes in trained.items() if yes))
+        step = make_step([part], model, tx, trained, learning_rate(experiment.optim, 6), experiment.optim, experiment.guard, ["pairs"])
         step = jax.jit(step, out_shardings=(shardings, None))
         values = jax.device_put(values or batch(), batch_sharding(mesh))
         for i in range(n_steps):
             if poison == i:
                 broken = {**state.params, "log_scale": jnp.float32(jnp.nan)} if "log_scale" in state.params else None
                 state = dataclasses.replace(state, params=broken)
-            state, metrics = step(state, values)
+            state, (metrics,) = step(state, (values,), np.zeros(1, np.int32))
         if poison is None:
             assert np.isfinite(metrics["loss"]) and metrics["skipped"] == 0, "a skipped step would make every comparison hold"
         return jax.device_get((state, metrics))

@@ -23,8 +23,11 @@ if processes != "1":
 import tiny
 from jaxvl.train import train
 assert jax.device_count() == 8
-pairs = dict(name="retrieval", corpus=tiny.CORPUS, split="test_a")
-train(tiny.experiment(mesh=dict(data=4, fsdp=2), evals=dict(pairs=pairs)), pathlib.Path(workdir))
+evals = dict(pairs=dict(name="retrieval", corpus=tiny.CORPUS, split="test_a"))
+pairs = tiny.config().to_dict()["tasks"]["pairs"]
+tasks = dict(pairs=pairs, more={**pairs, "data": {**pairs["data"], "split": "train_b"}})
+schedule = dict(name="weighted", weights=dict(pairs=2.0, more=1.0))
+train(tiny.experiment(mesh=dict(data=4, fsdp=2), evals=evals, tasks=tasks, schedule=schedule), pathlib.Path(workdir))
 """
 
 
@@ -37,7 +40,7 @@ def start(address, processes, process, workdir):
 
 
 def train(processes, workdir):
-    """Losses by step and the last evaluation of a run in `workdir` by so many processes."""
+    """Losses by (step, task) and the last evaluation of a run of two tasks in `workdir` by so many processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -51,14 +54,17 @@ def train(processes, workdir):
             process.kill()
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     evaluated = [{k: v for k, v in line.items() if k not in ("seconds", "time")} for line in lines if line["kind"] == "eval"]
-    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}, evaluated[-1]
+    return {(line["step"], line["name"]): line["loss"] for line in lines if line["kind"] == "train" and line["name"] != "all"}, evaluated[
+        -1
+    ]
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_resume(tmp_path):
     alone, figures = train(1, tmp_path / "one")
     together, figures_together = train(2, tmp_path / "two")
-    assert sorted(together) == sorted(alone) == [1, 2, 3, 4, 5, 6]  # only the first process writes
+    assert sorted(together) == sorted(alone) and [step for step, _ in sorted(alone)] == [1, 2, 3, 4, 5, 6]  # only the first process writes
+    assert {task for _, task in alone} == {"pairs", "more"}
     np.testing.assert_allclose([together[s] for s in alone], list(alone.values()), rtol=1e-5)
     assert figures_together == figures
     # Killed after its first checkpoint, the two resume; so does one process with what two have saved.
@@ -67,5 +73,6 @@ def test_two_processes_train_as_one_and_resume(tmp_path):
         shutil.copytree(tmp_path / "two" / "checkpoints", again / "checkpoints")
         shutil.rmtree(again / "checkpoints" / "6")
         resumed, _ = train(processes, again)
-        assert sorted(resumed) == [4, 5, 6]
-        np.testing.assert_allclose([resumed[s] for s in (4, 5, 6)], [together[s] for s in (4, 5, 6)], rtol=1e-5)
+        later = [key for key in sorted(together) if key[0] > 3]
+        assert sorted(resumed) == later
+        np.testing.assert_allclose([resumed[k] for k in later], [together[k] for k in later], rtol=1e-5)

@@ -1,0 +1,146 @@
+"""The compiled steps of a run: one for each signature, what it learns and what it costs.
+
+The signature of a turn is those of its tasks (`Task.signature`) with their weights. Tasks that differ only in where their
+data comes from share a program: the task's number, from which its random keys and its guard follow, is an argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jax.interpreters import partial_eval
+from jax.sharding import Mesh
+
+from jaxvl.config import check
+from jaxvl.models.functional import Arrays, Functional
+from jaxvl.sharding.mesh import batch_sharding, replicated
+from jaxvl.tasks import Task
+from jaxvl.training.cost import Cost, cost
+from jaxvl.training.experiment import Experiment
+from jaxvl.training.optim import OptimConfig, learning_rate, optimiser
+from jaxvl.training.rollout import Judge, roll_out
+from jaxvl.training.schedule import Turn
+from jaxvl.training.state import TrainState, subset
+from jaxvl.training.step import Metrics, Part, Step, make_step
+
+WORKERS = 4  # programs compiled at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled step.
+
+    Attributes:
+      turns: that it serves.
+      step: see `make_step`.
+      learns: paths of the parameters that it moves.
+      cost: of one step.
+      seconds: that it took to trace and compile.
+    """
+
+    turns: tuple[Turn, ...]
+    step: Step
+    learns: frozenset[str]
+    cost: Cost
+    seconds: float
+
+    def bind(self, turn: Turn, names: Sequence[str], mesh: Mesh) -> Callable[..., tuple[TrainState, tuple[Metrics, ...]]]:
+        """The step of one of its turns: (state, batches) -> (state, metrics). `names`: of all tasks."""
+        numbers = np.array([names.index(t) for t in turn.tasks], np.int32)
+        numbers = jax.make_array_from_callback(numbers.shape, replicated(mesh), lambda _: numbers)
+        return lambda state, batches: self.step(state, batches, numbers)
+
+
+def compile_turns(
+    experiment: Experiment,
+    tasks: Mapping[str, Task],
+    turns: Sequence[Turn],
+    model: Functional,
+    abstract: TrainState,
+    shardings: TrainState,
+    mesh: Mesh,
+    judges: Mapping[str, Judge] = {},
+) -> list[Program]:
+    """One program for each signature, under `jax.set_mesh(mesh)`, which may be of devices that are not here.
+
+    Raises:
+      ConfigError: an objective reads what the model or the data does not give.
+    """
+    shared: dict[tuple, list[Turn]] = {}
+    for turn in turns:
+        shared.setdefault((tuple(tasks[t].signature for t in turn.tasks), turn.weights), []).append(turn)
+    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
+    rate = learning_rate(experiment.optim, experiment.steps)
+
+    def trace(turn: Turn) -> tuple[Any, Any, frozenset[str], float]:
+        began = time.perf_counter()
+        parts, batches = [], []
+        for name, weight in zip(turn.tasks, turn.weights):
+            shapes = tasks[name].config.data.shapes
+            batches.append({k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh)) for k, s in shapes.items()})
+            parts.append(make_part(tasks[name], weight, model, trained, experiment.optim, abstract, batches[-1], judges))
+        step = make_step(parts, model, tx, trained, rate, experiment.optim, experiment.guard, list(tasks))
+        numbers = jax.ShapeDtypeStruct((len(parts),), np.int32, sharding=replicated(mesh))
+        traced = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).trace(abstract, tuple(batches), numbers)
+        return traced, traced.lower(), frozenset().union(*(part.learns for part in parts)), time.perf_counter() - began
+
+    def compile(same: Sequence[Turn], traced: Any, lowered: Any, learns: frozenset[str], seconds: float) -> Program:
+        began = time.perf_counter()
+        compiled = lowered.compile()
+        return Program(tuple(same), compiled, learns, cost(traced, compiled), seconds + time.perf_counter() - began)
+
+    with ThreadPoolExecutor(WORKERS) as pool:  # tracing is Python's, one at a time; compiling is not
+        return list(pool.map(lambda args: compile(*args), [(same, *trace(same[0])) for same in shared.values()]))
+
+
+def make_part(
+    task: Task,
+    weight: float,
+    model: Functional,
+    trained: Mapping[str, bool],
+    optim: OptimConfig,
+    abstract: TrainState,
+    batch: dict[str, jax.ShapeDtypeStruct],
+    judges: Mapping[str, Judge] = {},
+) -> Part:
+    """A task as part of a step, checked.
+
+    Raises:
+      ConfigError: an objective reads what the model or the data does not give; nothing that is trained has an effect on the loss.
+    """
+    options = model.options(task.config.encode, f"tasks.{task.name}.encode")
+
+    def loss(params, state, batch, key):
+        keys = jax.random.split(key, 3)
+        inputs = roll_out(task, model, judges, state, task.prepare(batch, keys[0]), keys[2])
+        outputs, _ = model.apply({**state.params, **params}, state.rest, inputs, train=True, key=keys[1], **options)
+        task.check_outputs(outputs, batch)
+        return task.loss(outputs, inputs, state.aux, keys[2])[0]
+
+    key = jax.eval_shape(lambda: jax.random.key(0))  # an array could not be made on devices that are not here
+    used = used_parameters(loss, subset(abstract.params, trained), abstract, batch, key)
+    check(bool(used), f"tasks.{task.name}.objectives", "the loss depends on no parameter that is trained")
+    return Part(task, weight, used if optim.unused == "skip" else frozenset(p for p, yes in trained.items() if yes), options, judges)
+
+
+def used_parameters(loss: Callable[..., jax.Array], params: Arrays, *args: Any) -> frozenset[str]:
+    """The `params` through which `loss(params, *args)` has a derivative; all may be shapes.
+
+    Exact as far as programs tell: what the tangent of the loss needs of the parameters' tangents, once everything else is removed
+    from it. So a parameter counts as unused behind a `stop_gradient` or an integer, and as used where only its numbers make
+    the derivative 0. A `custom_vjp` is taken to use all that goes into it.
+    """
+
+    def tangent(params, tangents, *args):
+        return jax.jvp(lambda p: loss(p, *args), (params,), (tangents,))[1]
+
+    jaxpr = jax.make_jaxpr(tangent)(params, params, *args).jaxpr
+    _, needed = partial_eval.dce_jaxpr(jaxpr, [True])
+    of_tangents = needed[len(params) : 2 * len(params)]  # a dict's leaves are in the order of its sorted keys
+    return frozenset(p for p, yes in zip(sorted(params), of_tangents) if yes)
