@@ -13,8 +13,8 @@ import ml_collections
 
 def get_config():
     c = ml_collections.ConfigDict()
-    image = dict(name="efficientnet", variant="pico", stem_stride=1, stem_patch=2, norm_momentum=0.95, drop_connect=0.0)
-    c.model = dict(name="coca", image=image, width=128, heads=4, hidden=384, unimodal=1, multimodal=2, queries=8, embed_dim=64, tied=True)
+    image = dict(name="vit", variant="Ti/8", width=128, depth=3, heads=4, hidden=384, pool="mean")
+    c.model = dict(name="coca", image=image, width=128, heads=4, hidden=384, unimodal=1, multimodal=2, queries=16, embed_dim=64, tied=True)
     c.preprocess = dict(image_size=32)
     c.tokenizer = dict(kind="unigram", vocab_size=160)
     corpus, shapes = dict(name="shapes_vqa", size=32, scenes=4000), dict(name="shapes", size=32)
