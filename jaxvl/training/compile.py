@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -28,8 +27,6 @@ from jaxvl.training.rollout import Judge, roll_out
 from jaxvl.training.schedule import Turn
 from jaxvl.training.state import TrainState, subset
 from jaxvl.training.step import Metrics, Part, Step, make_step
-
-WORKERS = 4  # programs compiled at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +92,7 @@ def compile_turns(
         compiled = lowered.compile()
         return Program(tuple(same), compiled, learns, cost(traced, compiled), seconds + time.perf_counter() - began)
 
-    with ThreadPoolExecutor(WORKERS) as pool:  # tracing is Python's, one at a time; compiling is not
-        return list(pool.map(lambda args: compile(*args), [(same, *trace(same[0])) for same in shared.values()]))
+    return [compile(same, *trace(same[0])) for same in shared.values()]
 
 
 def make_part(

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -138,7 +139,7 @@ def test_one_task_is_the_plain_loop_bit_for_bit():
         model = build_model(experiment, tokenizer)
         fresh, shapes, shardings = fresh_state(experiment, model, mesh)
         state = jax.jit(fresh, out_shardings=shardings)()
-        root, aux = jax.random.wrap_key_data(np.asarray(state.rng)), state.aux
+        root, aux = jax.random.wrap_key_data(jnp.copy(state.rng)), state.aux
         tx, _ = optimiser(experiment.optim, model.axes)
         rate = learning_rate(experiment.optim, experiment.steps)
 
@@ -154,7 +155,7 @@ def test_one_task_is_the_plain_loop_bit_for_bit():
             (value, rest), gradient = jax.value_and_grad(loss, has_aux=True)(params)
             update, opt = tx.update(gradient, opt, params)
             params = optax.apply_updates(params, jax.tree.map(lambda u: -rate(t) * u, update))
-            decay = jax.numpy.minimum(0.9, (1 + t) / (10 + t))
+            decay = jnp.minimum(0.9, (1 + t) / (10 + t))
             return params, rest, opt, {p: e + (1 - decay) * (params[p] - e) for p, e in ema.items()}, value
 
         (program,) = compile_turns(
@@ -162,7 +163,7 @@ def test_one_task_is_the_plain_loop_bit_for_bit():
         )
         step = program.bind(program.turns[0], ["pairs"], mesh)
         batch = jax.device_put(batch, batch_sharding(mesh))
-        params, rest, opt, ema = jax.tree.map(np.asarray, (state.params, state.rest, state.opt_state, state.ema))
+        params, rest, opt, ema = jax.tree.map(jnp.copy, (state.params, state.rest, state.opt_state, state.ema))
         for t in range(3):
             params, rest, opt, ema, value = plain(params, rest, opt, ema, np.int32(t), batch)
             state, (metrics,) = step(state, (batch,))
