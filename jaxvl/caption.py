@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         firsts = range(0, len(files), encoders.batch)
         for first in track(firsts, "captions", console=console, transient=True, disable=len(firsts) < 2 or not console.is_terminal):
             part = files[first : first + encoders.batch]
-            texts, encoded = encoders.captions([_Record(file) for file in part], how, first)
+            texts, encoded = encoders.captions([_Record(file) for file in part], how, first=first)
             said = dict(zip(encoded.index.tolist(), texts))
             written += len(said)
             for i, file in enumerate(part):

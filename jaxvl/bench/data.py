@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     console = Console()
     captions = CaptionConfig(name=0.7, keyword=0.15, foreign=0.15, foreign_locales=FOREIGN)
     corpus_config = choose(CORPORA, args.corpus, "corpus")
-    config = DataConfig(corpus_config, args.split, args.batch, args.image_size, args.text_length, captions)
+    config = DataConfig(corpus_config, args.split, args.batch, args.image_size, args.text_length, captions=captions)
     corpus = corpus_config.prepare(log=console.print)
     texts = list(corpus.texts(args.split, captions.locales))
     trained: list[Tokenizer] = []

@@ -58,7 +58,7 @@ class SelfCritical:
         check(self.grammar_hidden >= 1, "grammar_hidden", f"{self.grammar_hidden!r} must be >= 1")
         check(self.grammar_lr > 0, "grammar_lr", f"{self.grammar_lr!r} must be > 0")
 
-    def init_aux(self, width: int = 0) -> dict[str, Any]:
+    def init_aux(self, width: int = 1) -> dict[str, Any]:
         """The head and its optimiser's state; `width`: E of the judge's features."""
         if not self.grammar:
             return {}

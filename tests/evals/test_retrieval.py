@@ -117,4 +117,4 @@ def test_errors():
         Retrieval(corpus(range(4)), "test", template="no place")
     with pytest.raises(ConfigError, match="every"):
         Retrieval(corpus(range(4)), "test", every=-1)
-    assert set(EVALUATORS) == {"captioning", "retrieval", "zero_shot"}
+    assert set(EVALUATORS) > {"captioning", "retrieval", "zero_shot"}

@@ -180,8 +180,8 @@ def test_greedy_captions_are_those_of_their_model_without_kept_keys(form):
 
     @jax.jit
     def write(params, image):
-        known, _ = model.apply(params, {}, image, length, method="start")
-        step = lambda *args: model.apply(params, {}, *args, method="step")[0]
+        (known, fixed), _ = model.apply(params, {}, image, length, method="start")
+        step = lambda known, *args: model.apply(params, {}, known, fixed, *args, method="step")[0]
         return generate(step, known, Generation(), batch=8, length=length, eos_id=END, pad_id=0).tokens
 
     _, image, _ = theirs_of(theirs, batch)

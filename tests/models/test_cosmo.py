@@ -159,8 +159,8 @@ def test_a_fresh_model_reads_no_image_and_contrast_is_that_of_single_pairs():
 def test_decoding_equals_decoding_without_kept_keys():
     (apply, params), (batch, _) = build(), rows()
     image = jnp.asarray(batch["image"].reshape(B * K, 16, 16, 3))
-    known = apply(params, image, length=T, method="start")
-    step = lambda known, token, position: apply(params, known, token, position, method="step")
+    known, fixed = apply(params, image, length=T, method="start")
+    step = lambda known, token, position: apply(params, known, fixed, token, position, method="step")
     got = np.asarray(generate(step, known, Generation(), batch=len(image), length=T, eos_id=1, pad_id=0).tokens)
     logits = np.array(apply(params, image, jnp.asarray(got), method="caption_logits"))[:, :T]
     logits[..., 0] = -np.inf

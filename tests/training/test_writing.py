@@ -25,7 +25,7 @@ from jaxvl.training.judges import make_judges
 from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.rollout import roll_out
 from jaxvl.training.setup import build_model, fresh_state, make_encoders, seat_judges
-from jaxvl.training.step import make_step
+from jaxvl.training.step import Part, make_step
 
 MODEL = dict(
     name="coca", image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=16, heads=2, hidden=32, unimodal=1,
@@ -53,7 +53,8 @@ class Stage:
             tx, trained = optimiser(experiment.optim, self.model.axes, self.model.locked)
             self.task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
             rate = learning_rate(experiment.optim, experiment.steps)
-            step = make_step(self.task, self.model, tx, trained, rate, experiment.optim, experiment.guard, 0, self.judges)
+            part = Part(self.task, 1.0, frozenset(p for p, yes in trained.items() if yes), judges=self.judges)
+            step = make_step([part], self.model, tx, trained, rate, experiment.optim, experiment.guard, [self.task.name])
             self._step = jax.jit(step, out_shardings=(self.shardings, None))
 
     def run(self, steps):
@@ -61,7 +62,7 @@ class Stage:
         with jax.set_mesh(self.mesh):
             values, out = jax.device_put(self.values, batch_sharding(self.mesh)), []
             for _ in range(steps):
-                self.state, metrics = self._step(self.state, values)
+                self.state, (metrics,) = self._step(self.state, (values,), jnp.array([0]))
                 out.append(metrics)
             return jax.device_get(out)
 

@@ -111,7 +111,7 @@ def build(folder: pathlib.Path, *, config: Motion, log: Callable[[str], None]) -
     )  # fmt: skip
     labels = np.array([label[key] for key in kept], np.int32)
     having = {"frames": np.ones(len(kept), bool)}
-    counts = write_corpus(folder, records, labels, splits, classes, ATTRIBUTION, having)
+    counts = write_corpus(folder, records, labels, splits, classes, ATTRIBUTION, having=having)
     return counts | {"unreadable": len(clips) - len(kept)}
 
 

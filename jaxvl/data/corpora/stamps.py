@@ -143,7 +143,13 @@ def build(folder: pathlib.Path, *, config: Stamps, log: Callable[[str], None]) -
                 yield {"key": key, "image": image, "label": labels[i], "style": style, "captions": captions, "audio": audio(i)}
 
         written = write_corpus(
-            folder, records(), np.array(labels, np.int32), make_splits(keys, groups), class_names(stamps, keys, labels), ATTRIBUTION, have
+            folder,
+            records(),
+            np.array(labels, np.int32),
+            make_splits(keys, groups),
+            class_names(stamps, keys, labels),
+            ATTRIBUTION,
+            having=have,
         )
     captions = sum(len(stamp.captions) for stamp in stamps.values())
     return written | {"captions": captions, "groups": len(set(groups.values()))} | (counts if config.audio else {})

@@ -46,7 +46,7 @@ def test_other_compressions(tmp_path, mode, suffix):
     "data, message",
     [
         (b"<html>no such file</html>", "is no Debian package"), (fake_stamps.archive({"debian-binary": b"2.0"}), "holds no data.tar"),
-        (fake_stamps.archive({"data.tar.xz": fake_stamps.tar(CONTENT)[:-40]}), "data.tar.xz cannot be unpacked"),
+        (fake_stamps.archive({"data.tar.xz": fake_stamps.tar(CONTENT)[:100]}), "data.tar.xz cannot be unpacked"),
         (fake_stamps.archive({"data.tar.xz": b"what is this"}), "data.tar.xz cannot be unpacked"),
     ],
 )  # fmt: skip

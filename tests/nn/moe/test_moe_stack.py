@@ -105,9 +105,9 @@ def test_decoding_token_by_token_equals_the_whole(where):
     stack = stack_of(depth=4, router=TokenChoice(top=2, capacity_factor=None), **where)
     x = x_of(2, 3)
     step = oracle.quick_jit(stack.step)
-    known, steps = stack.start(2, 3), []
+    known, layers, steps = stack.start(2, 3), stack.layers(), []
     for t in range(3):
-        y, known = step(x[:, t : t + 1], known, jnp.int32(t))
+        y, known = step(layers, x[:, t : t + 1], known, jnp.int32(t))
         steps.append(y)
     np.testing.assert_allclose(jnp.concatenate(steps, 1), oracle.quick_jit(lambda x: stack(x, causal=True))(x), atol=1e-5)
 
