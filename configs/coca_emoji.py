@@ -4,9 +4,10 @@
     launch/local.sh configs/coca_emoji.py:loss=caption       # the paper's ablation: one of them alone
     launch/local.sh configs/coca_emoji.py:loss=contrast
 
-The captions are those of `align_emoji.py`, of which this has the image encoder, data and steps; `written` writes names of
-OpenMoji pictures, a style that is not in training, `likelihood` is how likely their right names are, and `group` tells the nine
-groups of emoji by a linear classifier on the frozen embeddings, which has not seen those that it is tested on, after the last step.
+The names are those of `align_emoji.py`, of which this has the image encoder; one row in twelve is a stamp with its sentence, in
+English. `written` writes names of OpenMoji pictures, a style that is not in training, `stamps` writes sentences, `likelihood` is how
+likely the right names are, and `group` tells the nine groups of emoji by a linear classifier on the frozen embeddings, which has
+not seen those that it is tested on, after the last step.
 """
 
 import pathlib
@@ -28,7 +29,18 @@ def get_config(arg=""):
         align=dict(weight=contrast, label_smoothing=0.1, duplicates="positive"), captioning=dict(weight=caption, label_smoothing=0.1)
     )
     c.tasks.pairs.objectives = objectives
-    c.evals.written = dict(name="captioning", corpus=dict(name="emoji"), split="test_a", every=c.steps // 4, scores=("cider_d",))
-    c.evals.likelihood = dict(name="likelihood", corpus=dict(name="emoji"), split="test_a", every=c.steps // 4)
+    parts = (
+        dict(corpus=dict(name="emoji"), split="train_a", weight=0.92),
+        dict(corpus=dict(name="stamps", audio=False), split="train", weight=0.08),
+    )
+    c.tasks.pairs.data.corpus, c.tasks.pairs.data.split = dict(name="mixture", parts=parts), "train"
+    c.steps = 800
+    for evaluator in c.evals.values():
+        evaluator.every = 200
+    c.checkpoint.every = 200
+    emoji, stamps = dict(corpus=dict(name="emoji"), split="test_a"), dict(corpus=dict(name="stamps", audio=False), split="val")
+    c.evals.written = dict(name="captioning", **emoji, every=200, scores=("cider_d",))
+    c.evals.stamps = dict(name="captioning", **stamps, every=200)
+    c.evals.likelihood = dict(name="likelihood", **emoji, every=200)
     c.evals.group = dict(name="linear_probe", corpus=dict(name="emoji"), split="test_b_new", train_split="train_b", label="group")
     return c

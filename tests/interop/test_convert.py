@@ -105,7 +105,7 @@ def test_a_workdir_encodes_and_a_run_starts_from_it(clip_folder, workdir, tmp_pa
     assert after.step == 1 and after.tokenizer.to_json() == before.tokenizer.to_json()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-20), before.params, after.params)
 
-    with pytest.raises(ConfigError, match="init_from: image/encoder/positions is .10, 32.* with its image_size"):
+    with pytest.raises(ConfigError, match="init_from: image/encoder/patches/kernel is .12, 12, 3, 32.* with its image_size"):
         node["model"]["image"]["variant"] = "B/12"
         train.train(resolve(Experiment, ConfigDict(node)), tmp_path / "other")
     with pytest.raises(ConfigError, match="preprocess.mean: .*0.5.* must be"):
