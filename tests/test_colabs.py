@@ -1,0 +1,46 @@
+"""Every notebook runs from its first cell to its last, on tiny settings and generated pictures; none is committed with outputs."""
+
+import json
+import pathlib
+
+import papermill
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
+EVAL = dict(corpus=dict(name="shapes", size=16, variants=1), split="test_a", every=4)
+CAPTIONER = dict(
+    model=dict(
+        name="coca", image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=16, heads=2, hidden=32, unimodal=1,
+        multimodal=1, queries=2, embed_dim=16,
+    ),
+    preprocess=dict(image_size=16),
+    tokenizer=dict(vocab_size=64),
+    tasks=dict(pairs=dict(
+        data=dict(corpus=EVAL["corpus"], split="train_a", batch=16, image_size=16, text_length=8, threads=2),
+        objectives=dict(align=1.0, captioning=2.0),
+    )),
+    steps=4, optim=dict(lr=1e-3, warmup=1), mesh=dict(data=-1), checkpoint=dict(every=4), log=dict(every=2, tensorboard=False),
+    evals=dict(written=dict(name="captioning", **EVAL), found=dict(name="retrieval", **EVAL)),
+)  # fmt: skip
+SETTINGS = {
+    "caption_and_search": (CAPTIONER, dict(CORPUS="shapes", SPLIT="test_a", QUERIES=["red circle", "blue square"])),
+}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs(notebook, tmp_path):
+    config, parameters = SETTINGS[notebook.stem]
+    file = tmp_path / "tiny.py"
+    file.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n    return ConfigDict({config!r})\n")
+    settings = dict(parameters, CONFIG=str(file), WORKDIR=str(tmp_path / "run"))
+    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", settings, cwd=notebook.parent, progress_bar=False, kernel_name="python3")
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    pictures = sum("image/png" in out.get("data", {}) for cell in cells for out in cell.get("outputs", []))
+    assert pictures >= 2 and "written" in json.dumps(cells)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_is_committed_without_outputs(notebook):
+    cells = json.loads(notebook.read_text())["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
