@@ -27,8 +27,10 @@ from jaxvl.config import load_file, override, resolve
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxvl.tasks import Task
 from jaxvl.training.checkpoint import abstract_state
+from jaxvl.training.compile import compile_turns
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.setup import Vocabulary, build_model, compile_task, fresh_state
+from jaxvl.training.schedule import Turn
+from jaxvl.training.setup import Vocabulary, build_model, fresh_state
 
 LOSSES = ("both", "contrast", "caption")
 
@@ -44,12 +46,13 @@ def taker(config: str, loss: str, changes: dict[str, str]) -> Callable[[], Any]:
     with jax.set_mesh(mesh):
         model = build_model(experiment, Vocabulary(words, 0, 1))
         fresh, shapes, shardings = fresh_state(experiment, model, mesh)
-        step, _ = compile_task(experiment, tasks, name, model, abstract_state(shapes, shardings), shardings, mesh, {})
+        (program,) = compile_turns(experiment, tasks, [Turn((name,))], model, abstract_state(shapes, shardings), shardings, mesh)
+        step = program.bind(program.turns[0], [name], mesh)
         held = [jax.jit(fresh, out_shardings=shardings)()]
-        batch = {k: jax.device_put(v, batch_sharding(mesh)) for k, v in rows(task.data.shapes, words).items()}
+        batch = ({k: jax.device_put(v, batch_sharding(mesh)) for k, v in rows(task.data.shapes, words).items()},)
 
     def take() -> jax.Array:
-        held[0], metrics = step(held[0], batch)
+        held[0], (metrics,) = step(held[0], batch)
         return metrics["loss"]
 
     return take
