@@ -120,17 +120,17 @@ class Task:
         """Model inputs of a training batch, inside the compiled step.
 
         Args:
-          batch: image uint8 [B, S, S, 3 or 4], of interleaved rows [B, K, S, S, 3 or 4], or frames uint8 [B, F, S, S, 3 or 4], where there
+          batch: image uint8 [B, S, S, 3 or 4], of interleaved rows [B, K, S, S, 3 or 4], or video uint8 [B, F, S, S, 3 or 4], where there
             are any; index int32 [B] or [B, K]; anything else.
           key: of this step. Pictures draw from `fold_in(key, index)`: the same on every mesh and host count.
 
         Returns:
-          image and frames float32 with 3 channels (augmented, all frames of a clip alike, and normalised); the rest as it came.
+          image and video float32 with 3 channels (augmented, all frames of a clip alike, and normalised); the rest as it came.
         """
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"].reshape(-1))
         look = lambda pixels: self.preprocess.normalise(augment(pixels, keys, self.config.data.augment, self.preprocess.background))
         pictures = lambda pixels: look(pixels.reshape(-1, *pixels.shape[-3:])).reshape(*pixels.shape[:-1], 3)
-        how = {"image": pictures, "frames": jax.vmap(look, in_axes=1, out_axes=1)}
+        how = {"image": pictures, "video": jax.vmap(look, in_axes=1, out_axes=1)}
         return batch | {name: see(batch[name]) for name, see in how.items() if name in batch}
 
     def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], aux: dict[str, Any], key: jax.Array):

@@ -33,7 +33,7 @@ from jaxvl.sharding.mesh import batch_sharding
 
 KNOWN_TEXTS = 200_000  # token rows kept so that a caption is tokenised once
 REPLACEMENTS = 100  # bad records in a row for one row of a batch
-MODALITIES = ("image", "text", "frames", "waveform")
+MODALITIES = ("image", "text", "video", "waveform")
 # Which of a row's uniform numbers belong to what. Those from FIRST_MORE on have a generator of their own, so that what a row of
 # pictures and texts draws stays as it is whatever else is added.
 FIRST_MORE = 4 + DRAWS
@@ -41,7 +41,7 @@ MORE = 8
 DRAWN = {
     "image": slice(0, 4),
     "text": slice(4, FIRST_MORE),
-    "frames": slice(FIRST_MORE, FIRST_MORE + 1),
+    "video": slice(FIRST_MORE, FIRST_MORE + 1),
     "waveform": slice(FIRST_MORE + 1, FIRST_MORE + 3),
 }
 # Fields of `DataConfig` that say what is in a batch, not how it looks: the compiled step is the same whatever they are.
@@ -64,7 +64,7 @@ class DataConfig:
         read them (cosmo). `batch` counts rows.
       row_length: tokens R of such a row; None: K T, so that no text is cut.
       captions: which caption a row gets.
-      modalities: what a batch shows: image, text, frames (of clips), waveform.
+      modalities: what a batch shows: image, text, video (frames of clips), waveform.
       missing: records that lack one of these: "skip" leaves them out of the split; "mask" keeps those that have any, with
         `has_KEY` in the batch for every modality, and zeros where a row does not have it.
       video: which frames. audio: which clip.
@@ -136,7 +136,7 @@ class DataConfig:
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of the global batch: those of image uint8 [B, S, S, 4], text int32 [B, T], frames uint8 [B, F, S, S, 4], waveform int16
+        """Of the global batch: those of image uint8 [B, S, S, 4], text int32 [B, T], video uint8 [B, F, S, S, 4], waveform int16
         [B, N] with waveform_length int32 [B] that are asked for, has_KEY bool [B] under `missing="mask"`, id and index int32 [B].
 
         Interleaved: image uint8 [B, K, S, S, 4], text int32 [B, R], id int32 [B, K], index int32 [B, K], and segment int32 [B, R], lengths
@@ -167,7 +167,7 @@ class DataConfig:
     @property
     def having(self) -> list[tuple[str, ...]]:
         """What records must have that not all do, as `store.Corpus.split` names it."""
-        needed = {"frames": ("frames",), "waveform": self.audio.things}
+        needed = {"video": ("frames",), "waveform": self.audio.things}
         return [needed[name] for name in self.modalities if name in needed and self.missing == "skip"]
 
     def open(self, corpus: Any) -> Any:
@@ -215,7 +215,7 @@ class Batches:
         records = self.rows if k == 1 else (self.rows[:, None] * k + np.arange(k)).reshape(-1)
         # Counter-based generators of the batch, drawn for the global batch: the same whoever asks for which rows.
         draws = np.random.Generator(np.random.Philox(key=[self._seed, i])).random((config.batch * k, FIRST_MORE))[records]
-        if not {"frames", "waveform"}.isdisjoint(config.modalities):
+        if not {"video", "waveform"}.isdisjoint(config.modalities):
             more = np.random.Generator(np.random.Philox(key=[self._seed, i], counter=[0, 0, 0, 1])).random((config.batch * k, MORE))
             draws = np.concatenate([draws, more[records]], 1)
         positions = i * config.batch * k + records

@@ -104,14 +104,14 @@ class Picture:
 
 
 class Frames:
-    """`frames` uint8 [F, S, S, 4]."""
+    """`video` uint8 [F, S, S, 4]."""
 
     def __init__(self, size: int, config: VideoConfig):
         self.size, self.config = size, config
 
     @property
     def shapes(self) -> Shapes:
-        return {"frames": ((self.config.frames, self.size, self.size, 4), np.uint8)}
+        return {"video": ((self.config.frames, self.size, self.size, 4), np.uint8)}
 
     def load(self, record: Record) -> np.ndarray | None:
         """All stored frames, uint8 [n, S, S, 4], so that a broken one is met whatever is asked for. Raises BadRecord."""
@@ -126,7 +126,7 @@ class Frames:
         return value.nbytes
 
     def fill(self, out: Arrays, row: int, value: np.ndarray, draws: Sequence[float]) -> None:
-        out["frames"][row] = value[self.config.choose(len(value), draws[0])]
+        out["video"][row] = value[self.config.choose(len(value), draws[0])]
 
 
 class Clip(NamedTuple):
@@ -174,5 +174,5 @@ def with_alpha(out: np.ndarray, pixels: np.ndarray) -> None:
 
 def by_name(names: Sequence[str], image: Picture, video: VideoConfig, audio: AudioConfig) -> dict[str, Any]:
     """The classes of some modalities, but for `text`, which the loader tokenises."""
-    made = {"image": lambda: image, "frames": lambda: Frames(image.size, video), "waveform": lambda: Waveform(audio)}
+    made = {"image": lambda: image, "video": lambda: Frames(image.size, video), "waveform": lambda: Waveform(audio)}
     return {name: made[name]() for name in names if name != "text"}

@@ -17,6 +17,7 @@ _MODULES = (
     "likelihood",
     "linear_probe",
     "masked_image",
+    "modalities",
     "retrieval",
     "vqa",
     "zero_shot",

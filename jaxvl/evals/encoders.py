@@ -108,7 +108,7 @@ class Encoders:
             return tokens.mean(1, dtype=jnp.float32) if mean else tokens, fault
 
         def named(weights: Any, batch: dict[str, jax.Array], names: tuple[str, ...]) -> dict[str, jax.Array]:
-            found = outputs_fn(weights, {**batch, "image": ready(batch["image"])})
+            found = outputs_fn(weights, batch | {name: _pictures(ready, batch[name]) for name in ("image", "video") if name in batch})
             missing = [name for name in names if name not in found]
             if missing:
                 raise ConfigError(
@@ -198,7 +198,7 @@ class Encoders:
         return tokens.size // self.batch * tokens.dtype.itemsize
 
     def outputs(self, batch: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """The model's outputs `names` of a batch as the loader makes it (image uint8), not in training; `self.batch` rows.
+        """The model's outputs `names` of a batch as the loader makes it (image, video uint8), not in training; `self.batch` rows.
 
         Raises ConfigError for an output that the model does not have.
         """
@@ -287,6 +287,11 @@ class Encoders:
         except Exception as error:  # noqa: BLE001 (whatever a storage or a decoder raises: counted, not the run's end)
             cause = getattr(error, "cause", "")
             return None, 1 + (CAUSES.index(cause) if cause in CAUSES else default)
+
+
+def _pictures(ready: Callable[[jax.Array], jax.Array], pixels: jax.Array) -> jax.Array:
+    """Model inputs [..., S, S, 3] of uint8 [..., S, S, 4]."""
+    return ready(pixels.reshape(-1, *pixels.shape[-3:])).reshape(*pixels.shape[:-1], 3)
 
 
 def _padded(rows: np.ndarray, n: int) -> np.ndarray:

@@ -143,16 +143,17 @@ def rows_of(options: SplitOptions, encoders: Encoders, **data: Any) -> Iterator[
       data: more of `DataConfig` (`images_per_row`).
 
     Returns:
-      Batches of at most `encoders.batch` rows without `id` and `index`, and how many of their rows count (the last batch is filled up).
+      Batches of at most `encoders.batch` rows without `index`, and how many of their rows count (the last batch is filled up).
 
     Raises:
-      ValueError: the split is smaller than one row.
+      ValueError: the split is smaller than one row. DataError: it has no record of the modalities that are asked for.
     """
-    source = open_split(options.corpus, options.split)
+    open_split(options.corpus, options.split)
     config = DataConfig(
         options.corpus, options.split, encoders.batch, image_size=encoders.preprocess.image_size, text_length=encoders.text_length,
         captions=CaptionConfig(locale=options.locale), cache_mb=0, **data,
     )  # fmt: skip
+    source = config.open(prepared(options.corpus))
     rows, shards = len(source) // config.images_per_row, batch_shards(encoders.mesh)
     if not rows:
         raise ValueError(f"split {options.split!r} has {len(source)} records, too few for a row of {config.images_per_row}")
@@ -160,7 +161,7 @@ def rows_of(options: SplitOptions, encoders: Encoders, **data: Any) -> Iterator[
     batches = Batches(config, source, encoders.tokenizer, seed=0)
     for i in range(-(-rows // config.batch)):
         batch = batches[i]
-        yield {k: v for k, v in batch.items() if k not in ("id", "index")}, min(config.batch, rows - i * config.batch)
+        yield {k: v for k, v in batch.items() if k != "index"}, min(config.batch, rows - i * config.batch)
 
 
 def skipped_figures(*counts: Mapping[str, int]) -> dict[str, float]:

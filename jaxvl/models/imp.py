@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvl.config import check, nearest
+from jaxvl.data.audio import Spectrogram
 from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec, check_rates, sizes_of
 from jaxvl.models.two_tower import bounded, unit
@@ -58,6 +59,7 @@ class ImpConfig:
       patch, patch_frames: sides of a patch of video in pixels and frames.
       most_frames, most_pixels: largest video.
       spectrogram_patch: sides of a patch of a spectrogram. most_steps, most_bins: largest spectrogram.
+      log_mel: a batch's waveforms are heard as this spectrogram; None: as samples.
       waveform_patch: samples of a token. most_samples: longest waveform.
       most_words: longest text.
       inputs: what the model takes, of image, video, spectrogram, waveform and text; it has parameters for no other.
@@ -83,6 +85,7 @@ class ImpConfig:
     spectrogram_patch: int = 16
     most_steps: int = 1024
     most_bins: int = 128
+    log_mel: Spectrogram | None = None
     waveform_patch: int = 256
     most_samples: int = 2**18
     most_words: int = 4096
@@ -114,6 +117,9 @@ class ImpConfig:
         check(len({frozenset(p.split("-")) for p in self.pairs}) == len(self.pairs), "pairs", f"{list(self.pairs)!r} names a pair twice")
         for name, n in self.classes.items():
             check(n >= 2, f"classes.{name}", f"{n!r} must be >= 2 classes")
+        check(
+            self.log_mel is None or "spectrogram" in self.inputs, "log_mel", "needs 'spectrogram' among the inputs, which waveforms become"
+        )
         check(self.init_temperature is None or self.init_temperature > 0, "init_temperature", f"{self.init_temperature!r} must be > 0")
         moe = self.moe
         check(
@@ -271,6 +277,19 @@ class Imp(nnx.Module):
     # -----------------------------------------------------------------------------------------------------------------
     # A batch
 
+    def _heard(self, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        """The batch with its waveform as the model takes it: float, or a spectrogram."""
+        if "waveform" not in batch:
+            return batch
+        if (log_mel := self.config.log_mel) is None:
+            x = batch["waveform"]
+            return {**batch, "waveform": x.astype(jnp.float32) * (1 / 32768 if x.dtype == jnp.int16 else 1.0)}
+        rest = {k: v for k, v in batch.items() if k not in ("waveform", "waveform_length", "has_waveform")}
+        rest["spectrogram"], real = log_mel(batch["waveform"], batch.get("waveform_length"))
+        if "waveform_length" in batch:
+            rest["spectrogram_length"] = real.sum(1, dtype=jnp.int32)
+        return rest | ({"has_spectrogram": batch["has_waveform"]} if "has_waveform" in batch else {})
+
     def __call__(
         self, batch: Mapping[str, jax.Array], *, drop: Mapping[str, float] | None = None, classes: tuple[str, ...] = (),
         skills: tuple[str, ...] | None = None, train: bool = False, key: jax.Array | None = None,
@@ -278,7 +297,8 @@ class Imp(nnx.Module):
         """Encodes whatever the batch holds.
 
         Args:
-          batch: any of `INPUTS`, at most one of a modality, with `NAME_length` int [B] where rows are padded.
+          batch: any of `INPUTS`, at most one of a modality, with `NAME_length` int [B] where rows are padded, and `has_NAME` bool [B]
+            where some rows lack it. A waveform is float in -1..1, or int16.
           drop: input -> share of its tokens to leave out.
           classes: heads to run, on the batch's first input that is not text.
           skills: see `encode`.
@@ -287,8 +307,10 @@ class Imp(nnx.Module):
         Returns:
           For each pair A-B of which the batch has both: `A>B` and `B>A`, unit rows float32 [B, E], and `log_scale/A-B` float32 [];
           `logits/NAME` float32 [B, K]; `moe/loss/NAME` and `moe/health/NAME`, the same for every row: float32 [B] and [B, …], the sum
-          of the losses over the layers and inputs, and the health by layer, mean over the inputs.
+          of the losses over the layers and inputs, and the health by layer, mean over the inputs; `has/A` bool [B] of modalities that
+          some rows lack.
         """
+        batch = self._heard(batch)
         drop, given = drop or {}, [name for name in INPUTS if name in batch]
         found = {INPUTS[name] for name in given}
         if len(found) < len(given) or not given:
@@ -302,7 +324,7 @@ class Imp(nnx.Module):
             encoded[INPUTS[name]] = self.encode(
                 name, batch[name], batch.get(f"{name}_length"), drop=rate, skills=skills, train=train, key=keys[name]
             )
-        outputs = {}
+        outputs = {f"has/{INPUTS[name]}": batch[f"has_{name}"] for name in given if f"has_{name}" in batch}
         for pair, scale in self.log_scale.items():
             a, b = pair.split("-")
             if {a, b} <= found:

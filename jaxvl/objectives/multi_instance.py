@@ -24,8 +24,8 @@ class ModalityPairs:
 
     A pair of which a row has only one half is left out of both directions, for that row and that pair alone.
 
-    Reads, for each pair: `A>B`, `B>A`: Float[Array, "B D"], unit rows; `log_scale/A-B`: Float[Array, ""]. From the batch id:
-    Int[Array, "B"], and where it is there `has_A`: Bool[Array, "B"].
+    Reads, for each pair: `A>B`, `B>A`: Float[Array, "B D"], unit rows; `log_scale/A-B`: Float[Array, ""]; and where it is there `has/A`:
+    Bool[Array, "B"]. From the batch id: Int[Array, "B"].
 
     Attributes:
       pairs: as in `vision-text`.
@@ -63,14 +63,14 @@ class ModalityPairs:
         for pair in self.pairs:
             a, b = pair.split("-")
             u, v, log_scale = outputs[f"{a}>{b}"], outputs[f"{b}>{a}"], outputs[f"log_scale/{pair}"]
-            loss = contrastive_loss(u, v, log_scale, targets=self._targets(batch, a, b), implementation=self.implementation)
+            loss = contrastive_loss(u, v, log_scale, targets=self._targets(outputs, batch, a, b), implementation=self.implementation)
             total += self.weights.get(pair, 1.0) * loss
             metrics |= {f"{pair}/loss": loss, f"{pair}/scale": jnp.exp(jax.lax.stop_gradient(log_scale))}
         return Loss(total / len(self.pairs), metrics), aux
 
-    def _targets(self, batch: Mapping[str, jax.Array], a: str, b: str) -> Any:
+    def _targets(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], a: str, b: str) -> Any:
         targets = Diagonal() if self.duplicates == "diagonal" else SameId(batch["id"], duplicates=self.duplicates)
-        has = [batch[f"has_{side}"] for side in (a, b) if f"has_{side}" in batch]
+        has = [outputs[f"has/{side}"] for side in (a, b) if f"has/{side}" in outputs]
         if not has:
             return targets
         both = has[0] & has[-1]

@@ -22,7 +22,7 @@ pytest.importorskip("soundfile", reason="clips need jaxvl[audio]")
 
 N, B, S, T = 16, 8, 10, 12
 TOKENIZER = tokenizer()
-ALL = ("image", "text", "frames", "waveform")
+ALL = ("image", "text", "video", "waveform")
 CONFIG = DataConfig(
     corpus=Shapes(), split="train", batch=B, image_size=S, text_length=T, threads=2, modalities=ALL, error_minimum=1000,
     video=VideoConfig(frames=3, stride=2), audio=AudioConfig(seconds=0.01),
@@ -59,7 +59,7 @@ def tokens(text):
 def test_shapes_are_those_announced():
     batch = batches()[0]
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (s.shape, s.dtype) for k, s in CONFIG.shapes.items()}
-    assert batch["frames"].shape == (B, 3, S, S, 4) and batch["frames"].dtype == np.uint8
+    assert batch["video"].shape == (B, 3, S, S, 4) and batch["video"].dtype == np.uint8
     assert batch["waveform"].shape == (B, SAMPLES) and batch["waveform"].dtype == np.int16
     assert (batch["waveform_length"].dtype, set(batch)) == (np.int32, {*ALL, "waveform_length", "id", "index"})
 
@@ -82,23 +82,23 @@ def test_frames_are_a_strided_run_that_starts_anywhere():
     b, seen = batches(), collections.Counter()
     for i in range(40):
         batch = b[i]
-        assert (batch["frames"][..., 3] == 255).all()
-        grey = batch["frames"][:, :, 5, 5, 0] // 20
+        assert (batch["video"][..., 3] == 255).all()
+        grey = batch["video"][:, :, 5, 5, 0] // 20
         assert (grey == grey[:, :1] + np.array([0, 2, 4])).all()
         seen.update(grey[:, 0].tolist())
     assert set(seen) == {0, 1, 2, 3, 4}  # 9 frames leave room for five starts
     assert min(seen.values()) > 40 * B / 5 / 2
     first = batches(video=VideoConfig(frames=3, stride=2, random=False))[0]
-    assert (first["frames"][:, :, 5, 5, 0] == [0, 40, 80]).all()
+    assert (first["video"][:, :, 5, 5, 0] == [0, 40, 80]).all()
     short = batches(source({i: full(i, frames=2) for i in range(N)}))[0]  # holds its last frame
-    assert (short["frames"][:, :, 5, 5, 0] == [0, 20, 20]).all()
+    assert (short["video"][:, :, 5, 5, 0] == [0, 20, 20]).all()
 
 
 def test_frames_are_scaled_and_keep_transparency():
     pixels = noise(3, 2 * S, 2 * S, 4)
     pixels[:S] = 0
-    b = batches(source({i: {**full(i), "frames": [encoded(pixels)]} for i in range(N)}), modalities=("frames",))
-    frame = b[0]["frames"][0, 0]
+    b = batches(source({i: {**full(i), "frames": [encoded(pixels)]} for i in range(N)}), modalities=("video",))
+    frame = b[0]["video"][0, 0]
     expected = np.array(Image.open(io.BytesIO(encoded(pixels))).convert("RGBa").resize((S, S), Image.Resampling.BICUBIC).convert("RGBA"))
     assert np.abs(frame.astype(int) - expected)[..., 3].max() <= 1 and frame[: S // 2 - 2, :, 3].max() == 0
 
@@ -145,7 +145,7 @@ def test_batches_depend_on_seed_and_number_only():
     assert_same(one[5], {k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
     epochs = [batches(seed=3, shuffle=False)[i] for i in (0, 2)]  # the same records, drawn anew in the next epoch
     np.testing.assert_array_equal(epochs[0]["id"], epochs[1]["id"])
-    assert (epochs[0]["waveform"] != epochs[1]["waveform"]).any() and (epochs[0]["frames"] != epochs[1]["frames"]).any()
+    assert (epochs[0]["waveform"] != epochs[1]["waveform"]).any() and (epochs[0]["video"] != epochs[1]["video"]).any()
 
 
 LACKING = {
@@ -161,8 +161,8 @@ def test_a_mask_says_what_a_row_has():
     rows = {label - 100: {k: v[r] for k, v in b[0].items()} for r, label in enumerate(b[0]["id"].tolist())}
     has = lambda i: {name for name in ALL if rows[i][f"has_{name}"]}
     assert has(0) == {*ALL} and has(1) == {"image", "text"} and has(2) == {"image", "text", "waveform"}
-    assert has(3) == {"image", "text", "frames"} and has(4) == {"image", "frames", "waveform"}
-    assert not rows[1]["frames"].any() and not rows[3]["waveform"].any() and rows[3]["waveform_length"] == 0
+    assert has(3) == {"image", "text", "video"} and has(4) == {"image", "video", "waveform"}
+    assert not rows[1]["video"].any() and not rows[3]["waveform"].any() and rows[3]["waveform_length"] == 0
     assert (rows[4]["text"] == TOKENIZER.pad_id).all() and not b.skipped
     shapes = dataclasses.replace(CONFIG, missing="mask").shapes
     assert {k: (v.shape, v.dtype) for k, v in b[0].items()} == {k: (s.shape, s.dtype) for k, s in shapes.items()}
@@ -171,7 +171,7 @@ def test_a_mask_says_what_a_row_has():
 def test_a_record_that_lacks_something_is_replaced_and_counted():
     b = batches(source(LACKING), shuffle=False)
     assert b[0]["id"].tolist() == [100, 105, 105, 105, 105, 105, 106, 107]
-    assert b.skipped == {"no frames": 3, "no waveform": 3, "no caption": 4}
+    assert b.skipped == {"no video": 3, "no waveform": 3, "no caption": 4}
     empty = batches(source({1: {**record(1), "captions": {}}}), modalities=("text", "waveform"), missing="mask", shuffle=False)
     assert empty[0]["id"].tolist()[:3] == [100, 102, 102] and empty.skipped == {"no text": 1}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxvl.config import ConfigError
+from jaxvl.data.audio import Spectrogram
 from jaxvl.models import InputSpec
 from jaxvl.models.functional import functional
 from jaxvl.models.imp import ImpConfig
@@ -83,6 +84,34 @@ def test_a_batch_gives_the_pairs_that_it_has(model):
     del batch["spectrogram"]
     outputs, _ = jax.eval_shape(lambda p: built.apply(p, rest, batch), params)
     assert {k for k in outputs if ">" in k or "scale" in k} == {"vision>text", "text>vision", "log_scale/vision-text"}
+
+
+def test_a_waveform_is_heard_as_its_spectrogram_and_what_rows_lack_is_told():
+    log_mel = Spectrogram(frame=256, step=128, bins=32)
+    config = dataclasses.replace(SMALL, log_mel=log_mel, spectrogram_patch=16)
+    built = functional(config, INPUTS)
+    params, rest = jax.jit(built.init)(jax.random.key(0))
+    waveform = np.random.default_rng(0).integers(-9000, 9000, (4, 4096)).astype(np.int16)
+    length, has = jnp.array([4096, 2048, 1000, 4096]), jnp.array([True, True, True, False])
+    image = jnp.ones((4, 32, 32, 3))
+    outputs, _ = built.apply(params, rest, dict(image=image, waveform=waveform, waveform_length=length, has_waveform=has))
+    values, real = log_mel(jnp.asarray(waveform), length)
+    assert real.sum(1).tolist() == [32, 16, 8, 32]
+    direct, _ = built.apply(params, rest, dict(image=image, spectrogram=values, spectrogram_length=real.sum(1)))
+    np.testing.assert_array_equal(outputs["audio>vision"], direct["audio>vision"])
+    np.testing.assert_array_equal(outputs["has/audio"], has)
+    padded = np.where(np.arange(4096) < np.asarray(length)[:, None], waveform, 0)
+    for row, n in ((1, 2048), (2, 1024)):  # as if it ended with its last patch, but for what the window reaches of what follows
+        alone, _ = log_mel(jnp.asarray(padded[row : row + 1]))
+        cut = built.apply(params, rest, "spectrogram", alone[:, : -(-n // 128 // 16) * 16], "vision", method="embed")[0]
+        masked = built.apply(params, rest, "spectrogram", alone, "vision", real.sum(1)[row : row + 1], method="embed")[0]
+        np.testing.assert_allclose(masked, cut, atol=1e-5)
+    raw = functional(dataclasses.replace(SMALL, waveform_patch=256), INPUTS)
+    params, rest = jax.jit(raw.init)(jax.random.key(0))
+    both = [raw.apply(params, rest, dict(image=image, waveform=w))[0]["audio>vision"] for w in (waveform, waveform / np.float32(32768))]
+    np.testing.assert_allclose(*both, atol=1e-6)
+    with pytest.raises(ConfigError, match="log_mel: needs 'spectrogram' among the inputs"):
+        dataclasses.replace(config, inputs=("image", "waveform"))
 
 
 def test_a_task_moves_only_what_it_uses():

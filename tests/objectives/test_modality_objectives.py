@@ -30,7 +30,7 @@ def test_each_pair_has_its_temperature_and_leaves_out_rows_with_one_half():
     outputs |= {"log_scale/vision-text": np.float32(1.5), "log_scale/vision-audio": np.float32(0.4)}
     has = np.array([1, 0, 1, 1, 1, 0, 1, 1, 1], bool)
     objective = ModalityPairs(pairs=("vision-text", "vision-audio"), weights={"vision-audio": 0.5})
-    loss, _ = objective(outputs, {"id": jnp.arange(b), "has_audio": jnp.asarray(has)}, (), KEY)
+    loss, _ = objective({**outputs, "has/audio": jnp.asarray(has)}, {"id": jnp.arange(b)}, (), KEY)
     text = nce(outputs["vision>text"], outputs["text>vision"], 1.5, np.ones(b, bool))
     audio = nce(outputs["vision>audio"], outputs["audio>vision"], 0.4, has)
     np.testing.assert_allclose(loss.value, (text + 0.5 * audio) / 2, rtol=1e-5)
