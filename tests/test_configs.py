@@ -15,6 +15,7 @@ ARGUMENTS = {
     "clip.py": ["", "variant=L/14"],
     "coca_emoji.py": ["", "loss=caption"],
     "coca_scst_emoji.py": ["", "grammar=0.0"],
+    "imp.py": ["", "variant=large,fsdp=4,expert=4"],
     "imp_demo.py": ["", "experts=8", "mode=summed", "mode=speech"],
     "cosmo_shapes.py": ["", "across=False"],
     "sycoca_shapes.py": ["", "masking=random"],
@@ -48,11 +49,12 @@ def test_takes_a_tiny_step(name, tmp_path):
         model["image"] |= small_image[model["image"]["name"]]
     if model["name"] == "imp":
         model |= dict(width=16, depth=2, heads=2, hidden=32, projection_hidden=16)
+        model["moe"] = model.get("moe") and dict(last=1, experts=2)
     elif "text" in model:
         model["text"] |= small_text[model["text"]["name"]]
     else:
         model |= dict(width=16, heads=2, hidden=32, unimodal=1, multimodal=1, queries=2)
-    if model["embed_dim"]:
+    if model.get("embed_dim", 1):
         model["embed_dim"] = 16
     config.pop("init_from", None)  # a run that is not there
     config |= dict(steps=1, evals={}, schedule=dict(name="round_robin"), mesh=dict(data=-1), dtype="float32")

@@ -94,9 +94,9 @@ class MoeConfig:
     def layers(self, depth: int) -> tuple[bool, ...]:
         """Which of `depth` layers are MoE. Raises ConfigError where none would be, or more than there are."""
         if self.last is not None:
-            check(self.last <= depth, "last", f"{self.last} layers are more than the {depth} of the stack")
+            check(self.last <= depth, "moe.last", f"{self.last} layers are more than the {depth} of the stack")
             return tuple(i >= depth - self.last for i in range(depth))
-        check(self.every <= depth, "every", f"{self.every} is more than the {depth} layers of the stack, of which none would be MoE")
+        check(self.every <= depth, "moe.every", f"{self.every} is more than the {depth} layers of the stack, of which none would be MoE")
         return tuple((i + 1) % self.every == 0 for i in range(depth))
 
     def build(

@@ -1,0 +1,52 @@
+"""IMP as published (Akbari et al. 2023): one encoder with 16 experts in its last six layers, one task a step.
+
+    python -m jaxvl.train --config=configs/imp.py:variant=large,fsdp=8,expert=4 --workdir=…
+    python -m jaxvl.plan --config=configs/imp.py:variant=large,fsdp=4,expert=4 --topology=v5p:4x4x4
+
+Batches, intervals, resolutions and drop rates are the paper's and its code's; the paper's text draws tasks at random (`schedule=dict(
+name="weighted", …)`), its code takes them by interval, as here. Needs corpora of your own in the place of those below; it is written
+for a pod (`mesh`: data x fsdp x expert).
+"""
+
+import ml_collections
+
+from jaxvl.config import parse_arg
+
+PEAK = {"small": 8e-4, "base": 1e-3, "large": 5e-4}
+STEPS, WARMUP = {"small": 200_000}, {"small": 10_000, "base": 25_000}
+
+
+def get_config(arg=""):
+    arg = parse_arg(arg, variant="base", experts=16, fsdp=1, expert=1)
+    c = ml_collections.ConfigDict()
+    pairs = ("vision-text", "vision-audio", "audio-text")
+    c.model = dict(
+        name="imp", variant=arg.variant, inputs=("image", "video", "spectrogram", "text"), pairs=pairs, log_mel={}, remat="full",
+    )  # fmt: skip
+    if arg.experts:
+        c.model.moe = dict(last=6, experts=arg.experts)
+    c.preprocess = dict(image_size=256)
+    c.tokenizer = dict(kind="unigram", vocab_size=32100)
+    shared = dict(image_size=256, text_length=16, batch=8192)
+    motion, stamps = dict(name="motion", size=256), dict(name="stamps", size=256)
+    clip = dict(modalities=("video", "text"), video=dict(frames=16, stride=2))
+    heard = dict(modalities=("image", "waveform", "text"), audio=dict(seconds=8.192, paired=True))
+    c.tasks = dict(
+        image_text=dict(data=dict(corpus=dict(name="emoji", size=256), split="train_a", **shared)),
+        video_text=dict(data=dict(corpus=motion, split="train", **clip, **shared), encode=dict(drop=dict(video=0.75))),
+        small_video_text=dict(data=dict(corpus=motion, split="train", **clip, **{**shared, "image_size": 128})),
+        audio_text=dict(data=dict(corpus=stamps, split="train", **heard, **shared)),
+    )
+    for name, task in c.tasks.items():
+        task.objectives = dict(nce=dict(pairs=pairs if name == "audio_text" else pairs[:1]))
+    c.schedule = dict(name="round_robin", intervals=dict(video_text=12, small_video_text=12, audio_text=12))
+    c.steps = STEPS.get(arg.variant, 500_000)
+    peak, warmup = PEAK.get(arg.variant, 5e-4), WARMUP.get(arg.variant, 50_000)
+    c.optim = dict(
+        name="adamw", lr=peak, warmup=warmup, schedule="cosine", final_lr=1e-6 / peak, b1=0.9, b2=0.999, eps=1e-7, weight_decay=1e-4,
+        clip_norm=1.0, unused="decay",
+    )  # fmt: skip
+    c.mesh = dict(data=-1, fsdp=arg.fsdp, expert=arg.expert)
+    c.dtype = "bfloat16"
+    c.checkpoint = dict(every=5000)
+    return c
