@@ -1,9 +1,10 @@
-"""IMP in small: one encoder learns pictures with names, clips with names, and pictures with speech in eight languages.
+"""IMP in small: one encoder learns pictures and clips with names, and stamps with speech, in sound and writing, in eight languages.
 
-    launch/local.sh configs/imp_demo.py                      # a task a step, in turn
+    launch/local.sh configs/imp_demo.py                      # a task a step, each as often as its share
     launch/local.sh configs/imp_demo.py:experts=8            # its last two layers with 8 experts, as many of them active as in one MLP
-    launch/local.sh configs/imp_demo.py:mode=summed          # all tasks in every step, a third of the steps
+    launch/local.sh configs/imp_demo.py:mode=summed          # all tasks in every step, as many FLOP in all
     launch/local.sh configs/imp_demo.py:mode=speech          # one task alone, with its share of the steps (images, clips, speech)
+    launch/local.sh configs/imp_demo.py:steps=600            # shorter, for comparisons
 
 Concepts that `clips` and `speech` are tested on are in none of the pictures with names either, for the emoji; the stamps of `speech` are
 in no other task. A run's seed is `--config.seed=1`.
@@ -19,50 +20,56 @@ STEPS = 1500
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, mode="agd", experts=0)
+    arg = parse_arg(arg, mode="agd", experts=0, steps=STEPS)
     check(arg.mode in ("agd", "summed", *SHARES), "mode", f"{arg.mode!r} must be agd, summed, {', '.join(SHARES)}")
     c = ml_collections.ConfigDict()
     c.model = dict(
-        name="imp", variant="small", width=128, depth=4, heads=4, hidden=512, patch=8, most_frames=8, most_pixels=48, most_steps=128,
-        most_bins=64, most_words=12, log_mel=dict(frame=1024, step=256, bins=64, mean=-7.2, std=4.4),
-        inputs=("image", "video", "spectrogram", "text"), pairs=("vision-text", "vision-audio"), embed_dim=128, projection_hidden=256,
-        init_temperature=0.1, scan=False,
+        name="imp", variant="small", width=128, depth=4, heads=4, hidden=512, patch=12, most_frames=8, most_pixels=48, most_steps=128,
+        most_bins=64, most_words=16, log_mel=dict(frame=1024, step=256, bins=64, mean=-7.2, std=4.4),
+        inputs=("image", "video", "spectrogram", "text"), pairs=("vision-text", "vision-audio", "audio-text"), embed_dim=128, projection_hidden=256,
+        init_temperature=0.1, qk_norm=True, scan=False,
     )  # fmt: skip
     if arg.experts:
         c.model.moe = dict(last=2, experts=arg.experts, span="row")
-        c.model.qk_norm = True
     c.preprocess = dict(image_size=48, mean=(0.6, 0.6, 0.6), std=(0.35, 0.35, 0.35))
-    c.tokenizer = dict(kind="unigram", vocab_size=6000)
+    c.tokenizer = dict(kind="unigram", vocab_size=8000)
     augment = dict(
-        rotate=12.0, zoom=(0.7, 1.25), stretch=0.25, shear=0.12, shift=0.06, hue=20.0, saturation=(0.3, 1.6), grayscale=0.12, contrast=0.25,
-        brightness=0.12, tint=0.05, posterise=0.25, outline=0.5, line_drawing=0.1, background=0.5,
+        rotate=12.0, zoom=(0.7, 1.25), stretch=0.25, shear=0.12, shift=0.06, hue=8.0, saturation=(0.3, 1.6), grayscale=0.05, contrast=0.25,
+        brightness=0.12, tint=0.05, outline=0.2, background=0.5,
     )  # fmt: skip
     emoji, motion, stamps = dict(name="emoji"), dict(name="motion"), dict(name="stamps")
-    shared = dict(image_size=48, text_length=12, augment=augment)
-    names = dict(captions=dict(name=0.85, keyword=0.15), **shared)
-    audio = dict(locales=LANGUAGES, seconds=2.048)
+    shared = dict(image_size=48, augment=augment)
+    names = dict(captions=dict(name=0.85, keyword=0.15), text_length=8, **shared)
+    audio = dict(locales=LANGUAGES, seconds=2.048, paired=True)
     tasks = dict(
         images=dict(data=dict(corpus=emoji, split="train_b", batch=256, **names), encode=dict(drop=dict(image=0.25))),
         clips=dict(
             data=dict(corpus=motion, split="train", batch=64, modalities=("video", "text"), video=dict(frames=8, stride=4), **names),
             encode=dict(drop=dict(video=0.5)),
         ),
-        speech=dict(data=dict(corpus=stamps, split="train", batch=128, modalities=("image", "waveform"), audio=audio, **shared)),
+        speech=dict(
+            data=dict(
+                corpus=stamps, split="train", batch=128, modalities=("image", "waveform", "text"), audio=audio, text_length=16, **shared
+            ),
+            encode=dict(drop=dict(image=0.25, spectrogram=0.25)),
+        ),
     )
     for name, task in tasks.items():
-        pair = "vision-audio" if name == "speech" else "vision-text"
-        task["objectives"] = dict(nce=dict(pairs=(pair,), duplicates="positive"))
+        pairs = ("vision-text", "vision-audio", "audio-text") if name == "speech" else ("vision-text",)
+        task["objectives"] = dict(nce=dict(pairs=pairs, duplicates="positive"))
     total = sum(SHARES.values())
-    c.steps = STEPS
+    c.steps = arg.steps
     if arg.mode == "agd":
         c.schedule = dict(name="weighted", weights=SHARES)
     elif arg.mode == "summed":
-        c.steps, c.schedule = STEPS // len(SHARES), dict(name="summed")
+        c.steps, c.schedule = round(arg.steps * 11 / 30), dict(name="summed")  # as many FLOP as `arg.steps` of one task each
     else:
-        tasks, c.steps = {arg.mode: tasks[arg.mode]}, STEPS * SHARES[arg.mode] // total
+        tasks, c.steps = {arg.mode: tasks[arg.mode]}, arg.steps * SHARES[arg.mode] // total
     c.tasks = tasks
-    c.optim = dict(name="muon", lr=1e-2, warmup=60, schedule="cosine", final_lr=0.01, b1=0.95, b2=0.98, weight_decay=0.05, ema=0.99)
-    every = c.steps // 3
+    c.optim = dict(
+        name="muon", lr=8e-3, warmup=min(30, c.steps), schedule="cosine", final_lr=0.01, b1=0.95, b2=0.98, weight_decay=0.05, ema=0.99
+    )
+    every = max(1, c.steps // 3)
     evals = dict(
         images=dict(
             unseen_style=dict(name="zero_shot", corpus=emoji, split="test_a"),

@@ -44,6 +44,12 @@ class TaskConfig:
         check(n >= 1 and self.data.batch % n == 0, "microbatches", f"{n!r} must divide the batch of {self.data.batch}")
         resolved = {key: _objective(key, value) for key, value in self.objectives.items()}
         object.__setattr__(self, "objectives", resolved)
+        for key, use in resolved.items():
+            if hasattr(use.objective, "check_data"):
+                try:
+                    use.objective.check_data(self.data)
+                except ConfigError as error:
+                    raise error.under(f"objectives.{key}") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,21 +23,53 @@ CAPTIONER = dict(
     steps=4, optim=dict(lr=1e-3, warmup=1), mesh=dict(data=-1), checkpoint=dict(every=4), log=dict(every=2, tensorboard=False),
     evals=dict(written=dict(name="captioning", **EVAL), found=dict(name="retrieval", **EVAL)),
 )  # fmt: skip
+CLIPS = dict(EVAL["corpus"], clips=True)
+HEARD = dict(locales=("en", "fr"), seconds=0.512, paired=True)
+
+
+def _task(pair, **data):
+    return dict(
+        data=dict(corpus=CLIPS, split="train_b", batch=8, image_size=16, text_length=8, threads=2, **data),
+        objectives=dict(nce=dict(pairs=(pair,), duplicates="positive")),
+    )
+
+
+PERCEIVER = dict(
+    model=dict(
+        name="imp", variant="small", width=16, depth=2, heads=2, hidden=32, patch=8, most_frames=8, most_pixels=16, most_steps=64, most_bins=32,
+        most_words=8, log_mel=dict(frame=1024, step=256, bins=32), embed_dim=16, projection_hidden=16, scan=False,
+        pairs=("vision-text", "vision-audio"), inputs=("image", "video", "spectrogram", "text"), moe=dict(last=1, experts=4, span="row"),
+    ),
+    preprocess=dict(image_size=16),
+    tokenizer=dict(vocab_size=64),
+    tasks=dict(
+        images=_task("vision-text"),
+        clips=_task("vision-text", modalities=("video", "text"), video=dict(frames=4)),
+        speech=_task("vision-audio", modalities=("image", "waveform", "text"), audio=HEARD),
+    ),
+    schedule=dict(name="weighted", weights=dict(images=2, clips=1, speech=2)),
+    steps=6, optim=dict(lr=1e-3, warmup=1), mesh=dict(data=-1), checkpoint=dict(every=6), log=dict(every=2, tensorboard=False),
+    evals=dict(heard=dict(
+        name="modalities", corpus=CLIPS, split="test_b_new", pair=("image", "waveform"), locales=("en", "fr"), audio=dict(seconds=0.512), every=6,
+    )),
+)  # fmt: skip
+# Config, parameters, and what the notebook must print.
 SETTINGS = {
-    "caption_and_search": (CAPTIONER, dict(CORPUS="shapes", SPLIT="test_a", QUERIES=["red circle", "blue square"])),
+    "caption_and_search": (CAPTIONER, dict(CORPUS="shapes", SPLIT="test_a", QUERIES=["red circle", "blue square"]), "written"),
+    "imp_agd": (PERCEIVER, dict(CORPUS=CLIPS, SPLIT="test_b_new", LOCALE="fr", QUERIES=2), "the right picture among the first ten for"),
 }
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs(notebook, tmp_path):
-    config, parameters = SETTINGS[notebook.stem]
+    config, parameters, printed = SETTINGS[notebook.stem]
     file = tmp_path / "tiny.py"
     file.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n    return ConfigDict({config!r})\n")
     settings = dict(parameters, CONFIG=str(file), WORKDIR=str(tmp_path / "run"))
     papermill.execute_notebook(notebook, tmp_path / "out.ipynb", settings, cwd=notebook.parent, progress_bar=False, kernel_name="python3")
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
     pictures = sum("image/png" in out.get("data", {}) for cell in cells for out in cell.get("outputs", []))
-    assert pictures >= 2 and "written" in json.dumps(cells)
+    assert pictures >= 2 and printed in json.dumps([cell.get("outputs") for cell in cells])
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)

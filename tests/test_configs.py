@@ -1,4 +1,4 @@
-"""Every shipped config resolves, and takes one tiny step on generated data."""
+"""Every shipped config resolves, and takes one tiny step of each of its tasks on generated data."""
 
 import pathlib
 
@@ -32,10 +32,12 @@ def test_resolves(name):
 @pytest.mark.parametrize("name", [c for c in CONFIGS if ":" not in c])
 def test_takes_a_tiny_step(name, tmp_path):
     config = load_file(str(ROOT / "configs" / name)).to_dict()
-    # Generated records have pictures and texts.
-    config["tasks"] = {k: t for k, t in config["tasks"].items() if set(t["data"].get("modalities", ())) <= {"image", "text"}}
     for task in config["tasks"].values():
-        task["data"] |= dict(corpus=CORPUS, split="train_a", batch=8, image_size=32, text_length=8, threads=1)
+        data = task["data"]
+        clips = not set(data.get("modalities", ())) <= {"image", "text"}
+        data |= dict(corpus=dict(CORPUS, clips=clips), split="train_a", batch=8, image_size=32, text_length=8, threads=1)
+        if data.get("audio", {}).get("locales"):
+            data["audio"]["locales"] = ("en", "fr")
         task["microbatches"] = 1
     config["preprocess"]["image_size"] = 32
     config["tokenizer"] = dict(vocab_size=64)
@@ -48,7 +50,7 @@ def test_takes_a_tiny_step(name, tmp_path):
     if "image" in model:
         model["image"] |= small_image[model["image"]["name"]]
     if model["name"] == "imp":
-        model |= dict(width=16, depth=2, heads=2, hidden=32, projection_hidden=16)
+        model |= dict(width=16, depth=2, heads=2, hidden=32, patch=16, projection_hidden=16)
         model["moe"] = model.get("moe") and dict(last=1, experts=2)
     elif "text" in model:
         model["text"] |= small_text[model["text"]["name"]]
@@ -57,12 +59,13 @@ def test_takes_a_tiny_step(name, tmp_path):
     if model.get("embed_dim", 1):
         model["embed_dim"] = 16
     config.pop("init_from", None)  # a run that is not there
-    config |= dict(steps=1, evals={}, schedule=dict(name="round_robin"), mesh=dict(data=-1), dtype="float32")
+    steps = len(config["tasks"])
+    config |= dict(steps=steps, evals={}, schedule=dict(name="round_robin"), mesh=dict(data=-1), dtype="float32")
     config["optim"] |= dict(warmup=0)
-    config["checkpoint"] = dict(every=1)
+    config["checkpoint"] = dict(every=steps)
     config["log"] = dict(every=1, tensorboard=False, report=False)
     train.train(resolve(Experiment, config), tmp_path)
-    assert (tmp_path / "checkpoints" / "1").is_dir()
+    assert (tmp_path / "checkpoints" / str(steps)).is_dir()
 
 
 def test_a_wrong_argument_of_a_config_names_the_right_one():

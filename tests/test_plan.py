@@ -47,3 +47,36 @@ def test_what_does_not_fit_is_told(capsys):
     assignments = [f"--config.{key}={value}" for key, value in {**SMALL, "tasks.pairs.data.batch": "1048576"}.items()]
     assert plan.main([f"--config={CONFIG}", "--topology=v5e:2x2", *assignments]) == 1
     assert "does not compile" in capsys.readouterr().out
+
+
+CONFIGS = pathlib.Path(CONFIG).parent
+SPARSE = {
+    "model.width": "128", "model.depth": "2", "model.heads": "2", "model.hidden": "256", "model.moe.last": "1", "model.moe.experts": "4",
+    "mesh.fsdp": "1", "preprocess.image_size": "64", "tokenizer.vocab_size": "512", "schedule.intervals": "{}",
+}  # fmt: skip
+
+
+def test_the_sparse_imp_steps_compile_with_experts_on_an_axis(tmp_path):
+    tasks = ("image_text", "video_text", "small_video_text", "audio_text")
+    sizes = {f"tasks.{task}.data.{key}": value for task in tasks for key, value in (("batch", "64"), ("image_size", "64"))}
+    assignments = [f"--config.{key}={value}" for key, value in {**SPARSE, **sizes}.items()]
+    config = f"{CONFIGS / 'imp.py'}:variant=small,expert=2"
+    assert plan.main([f"--config={config}", "--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}", *assignments]) == 0
+    figures = json.loads((tmp_path / "plan.json").read_text())
+    assert figures["mesh"] == {"data": 2, "expert": 2} and set(figures["tasks"]) == set(tasks)
+    for name, cost in figures["tasks"].items():
+        assert any("all-to-all" in collective for collective in cost["collectives"]), (name, cost["collectives"])
+    # Half of the experts' weights on a device; all of the others'.
+    assert 0.5 < figures["bytes"]["parameters"] / (4 * figures["parameters"]) < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v4:4x4x4", "v5p:4x4x4"])
+def test_the_step_of_imp_moe_large_compiles_for_a_pod(topology, tmp_path, capsys):
+    config = f"{CONFIGS / 'imp.py'}:variant=large,fsdp=4,expert=4"
+    assert plan.main([f"--config={config}", f"--topology={topology}", f"--json={tmp_path / 'plan.json'}"]) == 0
+    assert f"64 x {topology}" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "plan.json").read_text())
+    assert figures["mesh"] == {"data": 4, "fsdp": 4, "expert": 4}
+    for name, cost in figures["tasks"].items():
+        assert any("all-to-all" in collective for collective in cost["collectives"]), name

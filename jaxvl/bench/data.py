@@ -27,7 +27,8 @@ from jaxvl.config import choose
 from jaxvl.data.augment import Augment, augment
 from jaxvl.data.captions import CaptionConfig
 from jaxvl.data.corpora import CORPORA
-from jaxvl.data.loader import Batches, DataConfig, Feed
+from jaxvl.data.feed import Feed
+from jaxvl.data.loader import Batches, DataConfig
 from jaxvl.data.preprocess import decode, open_picture
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
 from jaxvl.sharding import make_mesh

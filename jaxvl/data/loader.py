@@ -1,4 +1,4 @@
-"""From records to batches on the mesh.
+"""From records to batches; `feed.py` puts them on the mesh.
 
 Batch `i` is a pure function of (seed, i): which records (a new permutation every epoch), which caption, in which order.
 So the position of a run is one integer, and it means the same on any number of hosts: each reads its own rows of the
@@ -11,17 +11,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
-import time
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple
 
 import grain
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxvl.config import check, nearest
-from jaxvl.data.ahead import Ahead
 from jaxvl.data.augment import Augment
 from jaxvl.data.captions import DRAWS, CaptionConfig, Texts
 from jaxvl.data.corpora import CORPORA
@@ -29,7 +25,6 @@ from jaxvl.data.modalities import AudioConfig, Picture, VideoConfig, by_name
 from jaxvl.data.packing import LEAST, pack
 from jaxvl.data.records import BadRecord, DataError, Record
 from jaxvl.data.tokenizers import Tokenizer
-from jaxvl.sharding.mesh import batch_sharding
 
 KNOWN_TEXTS = 200_000  # token rows kept so that a caption is tokenised once
 REPLACEMENTS = 100  # bad records in a row for one row of a batch
@@ -64,6 +59,9 @@ class DataConfig:
         read them (cosmo). `batch` counts rows.
       row_length: tokens R of such a row; None: K T, so that no text is cut.
       captions: which caption a row gets.
+      texts_per_row: texts N of a row, drawn each on its own (two may be equal); more than one are for models that read them (imp), and make
+        `text` [B, N, T].
+      attribute: of the corpus, for class heads: the batch's `label` is a record's value of it.
       modalities: what a batch shows: image, text, video (frames of clips), waveform.
       missing: records that lack one of these: "skip" leaves them out of the split; "mask" keeps those that have any, with
         `has_KEY` in the batch for every modality, and zeros where a row does not have it.
@@ -87,7 +85,9 @@ class DataConfig:
     text_length: int = 64
     images_per_row: int = 1
     row_length: int | None = None
+    texts_per_row: int = 1
     captions: CaptionConfig = CaptionConfig()
+    attribute: str | None = None
     modalities: tuple[str, ...] = ("image", "text")
     missing: Literal["skip", "mask"] = "skip"
     video: VideoConfig = VideoConfig()
@@ -103,7 +103,7 @@ class DataConfig:
     error_minimum: int = 10
 
     def __post_init__(self):
-        for name in ("batch", "image_size", "images_per_row", "threads", "prefetch", "error_minimum"):
+        for name in ("batch", "image_size", "images_per_row", "texts_per_row", "threads", "prefetch", "error_minimum"):
             check(getattr(self, name) >= 1, name, f"{getattr(self, name)!r} must be >= 1")
         for name in self.modalities:
             check(name in MODALITIES, "modalities", f"{name!r} is none{nearest(name, MODALITIES)} (known: {', '.join(MODALITIES)})")
@@ -120,6 +120,12 @@ class DataConfig:
         pairs = {"image", "text"} <= set(self.modalities) and self.missing == "skip"
         check(k == 1 or pairs, "images_per_row", f"{k!r} images a row need the modalities image and text, and missing='skip'")
         check(given is None or given >= LEAST * k, "row_length", f"{given!r} must be >= {LEAST} tokens for each of {k} texts")
+        several = "text" in self.modalities and not self.audio.paired and k == 1
+        check(
+            self.texts_per_row == 1 or several,
+            "texts_per_row",
+            f"{self.texts_per_row!r} texts a row need the modality text, without audio.paired, and images_per_row=1",
+        )
         check(self.cache_mb >= 0, "cache_mb", f"{self.cache_mb!r} must be >= 0 MB")
         check(0 < self.crop[0] <= self.crop[1] <= 1, "crop", f"{self.crop!r} must be a smallest and a largest share in (0, 1]")
         check(
@@ -136,8 +142,8 @@ class DataConfig:
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of the global batch: those of image uint8 [B, S, S, 4], text int32 [B, T], video uint8 [B, F, S, S, 4], waveform int16
-        [B, N] with waveform_length int32 [B] that are asked for, has_KEY bool [B] under `missing="mask"`, id and index int32 [B].
+        """Of the global batch: those of image uint8 [B, S, S, 4], text int32 [B, T] or [B, N, T], video uint8 [B, F, S, S, 4], waveform int16
+        [B, W] with waveform_length int32 [B] that are asked for, has_KEY bool [B] under `missing="mask"`, label int32 [B] of an `attribute`, id and index int32 [B].
 
         Interleaved: image uint8 [B, K, S, S, 4], text int32 [B, R], id int32 [B, K], index int32 [B, K], and segment int32 [B, R], lengths
         int32 [B, K], weight float32 [B, R] (`packing.py`).
@@ -149,14 +155,29 @@ class DataConfig:
         return {name: jax.ShapeDtypeStruct((self.batch, *shape), dtype) for name, (shape, dtype) in rows.items()}
 
     @property
+    def locales(self) -> tuple[str, ...] | None:
+        """Languages of its texts; None: all; (): it reads none."""
+        if "text" not in self.modalities:
+            return ()
+        spoken = self.audio.locales or None if self.audio.paired else ()
+        return None if None in (spoken, self.captions.locales) else tuple(dict.fromkeys((*self.captions.locales, *spoken)))
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        """(T,) or (N, T): of a record's texts."""
+        return (self.text_length,) if self.texts_per_row == 1 else (self.texts_per_row, self.text_length)
+
+    @property
     def record_shapes(self) -> dict[str, tuple[tuple[int, ...], type]]:
         """Shape and dtype of what one record gives a batch."""
         fillers = self.fillers
         shapes: dict[str, tuple[tuple[int, ...], type]] = {}
         for name in self.modalities:
-            shapes |= {"text": ((self.text_length,), np.int32)} if name == "text" else fillers[name].shapes
+            shapes |= {"text": (self.text_shape, np.int32)} if name == "text" else fillers[name].shapes
         if self.missing == "mask":
             shapes |= {f"has_{name}": ((), np.bool_) for name in self.modalities}
+        if self.attribute is not None:
+            shapes["label"] = ((), np.int32)
         return shapes | {"id": ((), np.int32), "index": ((), np.int32)}
 
     @property
@@ -174,6 +195,17 @@ class DataConfig:
         """The records of `split` that the task can use. Raises KeyError; DataError where the corpus has none."""
         return corpus.split(self.split, self.having) if self.having else corpus.split(self.split)
 
+    def classes(self, corpus: Any) -> tuple[np.ndarray, list[str]] | None:
+        """The attribute's value of every label of the corpus, int32, and the values' names; None where none is asked for. Raises ConfigError."""
+        if self.attribute is None:
+            return None
+        known = list(getattr(corpus, "attributes", ()))
+        problem = (
+            f"{self.attribute!r} is not an attribute of the corpus{nearest(self.attribute, known)} (it has: {', '.join(known) or 'none'})"
+        )
+        check(self.attribute in known, "attribute", problem)
+        return corpus.attribute_of_labels(self.attribute)
+
 
 class Row(NamedTuple):
     """A record, read: modality -> what its filler made of it (for `text`, the texts by source); absent ones are not in it."""
@@ -187,13 +219,19 @@ class Batches:
 
     Args:
       rows: positions within the global batch that this host fills (all of them on one host).
+      values: int32, of every label: the batch's `label`, where the config has an `attribute`.
     """
 
-    def __init__(self, config: DataConfig, source: Any, tokenizer: Tokenizer, *, seed: int, rows: np.ndarray | None = None):
+    def __init__(
+        self, config: DataConfig, source: Any, tokenizer: Tokenizer, *, seed: int, rows: np.ndarray | None = None,
+        values: np.ndarray | None = None,
+    ):  # fmt: skip
         self.config, self._source, self._tokenizer, self._seed = config, source, tokenizer, seed
-        self.rows = np.arange(config.batch) if rows is None else np.asarray(rows)
+        self.rows, self._values = np.arange(config.batch) if rows is None else np.asarray(rows), values
         if len(source) == 0:
             raise DataError(f"split {config.split!r} has no records")
+        if config.attribute is not None and values is None:
+            raise ValueError(f"values: those of the attribute {config.attribute!r} are needed")
         if hasattr(source, "order"):  # a mixture has an order of its own
             self._order = source.order(seed, config.shuffle)
         else:
@@ -218,6 +256,10 @@ class Batches:
         if not {"video", "waveform"}.isdisjoint(config.modalities):
             more = np.random.Generator(np.random.Philox(key=[self._seed, i], counter=[0, 0, 0, 1])).random((config.batch * k, MORE))
             draws = np.concatenate([draws, more[records]], 1)
+        further = np.empty((len(records), 0, DRAWS))
+        if config.texts_per_row > 1:
+            shape = (config.batch, config.texts_per_row - 1, DRAWS)
+            further = np.random.Generator(np.random.Philox(key=[self._seed, i], counter=[0, 0, 0, 2])).random(shape)[records]
         positions = i * config.batch * k + records
         out = {name: np.zeros((len(records), *shape), dtype) for name, (shape, dtype) in config.record_shapes.items()}
         texts = []
@@ -229,11 +271,14 @@ class Batches:
                     filler.fill(out, row, values[name], drawn[DRAWN[name]])
             if "text" in config.modalities:
                 texts.append(self._text(values, drawn))
+                texts.extend(self.config.captions.choose(values["text"], d) if "text" in values else None for d in further[row].tolist())
             if config.missing == "mask":
                 for name in config.modalities:
                     out[f"has_{name}"][row] = name in values
         if texts:
-            out["text"] = self._encode(texts)
+            out["text"] = self._encode(texts).reshape(len(records), *config.text_shape)
+        if config.attribute is not None:
+            out["label"] = self._values[out["id"]]
         out["index"] = (positions % 2**31).astype(np.int32)
         if k == 1:
             return out
@@ -314,51 +359,3 @@ class Batches:
 
     def _causes(self) -> str:
         return ", ".join(f"{cause}: {n}" for cause, n in self.skipped.most_common())
-
-
-class Feed(Iterator):
-    """Global batches on the mesh, made ahead of the step.
-
-    Attributes:
-      position: index of the next batch; the data position of a checkpoint.
-      waited: seconds that `next` has waited for a batch.
-      skipped: cause -> bad records met so far (by the batches made ahead as well).
-      rows: B.
-      shapes: name -> ShapeDtypeStruct of the global batch.
-    """
-
-    def __init__(self, config: DataConfig, corpus: Any, tokenizer: Tokenizer, *, seed: int, mesh: Mesh, start: int = 0):
-        check(
-            config.split in corpus.splits,
-            "data.split",
-            f"{config.split!r} is not a split of the corpus (splits: {', '.join(corpus.splits)})",
-        )
-        self.rows, self.position, self.waited = config.batch, start, 0.0
-        self._sharding = batch_sharding(mesh)
-        shape = (config.batch,)
-        mine = np.zeros(config.batch, bool)
-        for index in self._sharding.addressable_devices_indices_map(shape).values():
-            mine[index] = True
-        self._batches = Batches(config, config.open(corpus), tokenizer, seed=seed, rows=np.flatnonzero(mine))
-        self.shapes = config.shapes
-        stream = grain.MapDataset.range(start, 2**40).map(self._batches.__getitem__)
-        options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
-        self._ahead = Ahead(iter(stream.to_iter_dataset(options)), self._put)
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        return dict(self._batches.skipped)
-
-    def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {k: jax.make_array_from_process_local_data(self._sharding, v, self.shapes[k].shape) for k, v in batch.items()}
-
-    def __next__(self) -> dict[str, jax.Array]:
-        """Raises DataError once the error budget is exceeded."""
-        began = time.perf_counter()
-        batch = self._ahead.get()
-        self.waited += time.perf_counter() - began
-        self.position += 1
-        return batch
-
-    def close(self) -> None:
-        self._ahead.close()

@@ -36,7 +36,7 @@ class TokenizerConfig:
     """Which tokenizer.
 
     Attributes:
-      kind: `unigram` is trained (Kudo 2018) on the captions of the first task's split; `wordpiece` reads BERT's
+      kind: `unigram` is trained (Kudo 2018) on the texts of all tasks' splits; `wordpiece` reads BERT's
         vocab.txt or a tokenizer.json; `sentencepiece` reads a .model file.
       path: the file; for `unigram` None.
       vocab_size: of a vocabulary to be trained, special tokens included; few texts may give a smaller one.

@@ -65,7 +65,9 @@ class Captioning(SplitOptions):
 
         def row(q: int) -> GalleryRow:
             text, texts, i = have[q]
-            return GalleryRow("Image to caption", texts[0], thumbnail(i), (Item(text or "(nothing)", float(f1[q]), bool(exact[q])),), 1.0)
+            return GalleryRow(
+                "Image to caption, token F1", texts[0], thumbnail(i), (Item(text or "(nothing)", float(f1[q]), bool(exact[q])),)
+            )
 
         return EvalResult(metrics, [row(int(q)) for q in sample(len(have), self.gallery)])
 

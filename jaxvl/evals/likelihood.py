@@ -61,7 +61,7 @@ class Likelihood(SplitOptions):
             i, scores = encoded.index[q], encoded.rows[q]
             order = sorted(np.flatnonzero(there[q]), key=lambda k: -scores[k, 0] / scores[k, 1])
             items = tuple(Item(texts[i][k], float(np.exp(scores[k, 0] / scores[k, 1])), bool(scores[k, 1] == scores[k, 2])) for k in order)
-            return GalleryRow("Probability of a token, by caption", texts[i][0], thumbnail(i), items[:5], 1.0)
+            return GalleryRow("Probability of a token, by caption", texts[i][0], thumbnail(i), items[:5])
 
         return EvalResult(metrics, [row(int(shown[q])) for q in sample(len(shown), self.gallery)])
 

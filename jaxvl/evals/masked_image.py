@@ -75,7 +75,7 @@ class MaskedImages(SplitOptions):
         items = [Item("hidden", 0.0, True, drawn(np.where(over, 0.0, patches)))]
         for text, prediction, error, right in zip(texts, predictions, errors, (True, False)):
             items.append(Item(text, float(error[q]), right, drawn(np.where(over, prediction[q] * spread + level, patches))))
-        return GalleryRow("Hidden patches, completed by a text", texts[0], drawn(patches), tuple(items), 1.0, "The figures are errors.")
+        return GalleryRow("Hidden patches, completed by a text", texts[0], drawn(patches), tuple(items), note="The figures are errors.")
 
 
 def overlap(hidden: np.ndarray, shows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

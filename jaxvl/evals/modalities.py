@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.stats
 
 from jaxvl.config import check
 from jaxvl.data.modalities import AudioConfig, VideoConfig
-from jaxvl.evals import EVALUATORS, EvalResult
+from jaxvl.data.records import DataError
+from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.ranking import Ranks, rank
-from jaxvl.evals.split import SplitOptions, rows_of, text_ids
+from jaxvl.evals.ranking import Ranks, rank, top_k
+from jaxvl.evals.split import THUMBNAIL, SplitOptions, flatten, png, prepared, rows_of, sample, shrink, text_ids
 
 Input = Literal["image", "video", "waveform", "text"]
 MODALITY = {"image": "vision", "video": "vision", "waveform": "audio", "text": "text"}
 KS = (1, 5, 10)
+SHOWN = 5  # candidates in the gallery
 CONFIDENCE = 0.95
 
 
@@ -26,13 +28,16 @@ CONFIDENCE = 0.95
 class ModalityRetrieval(SplitOptions):
     """Retrieval of one thing that a record shows by another, in both directions, for each language on its own.
 
-    Records of one class are right answers for each other. Equal texts are one candidate and one query, so that `video2text_r@1` is
+    Records of one class are right answers for each other. Texts that the model cannot tell apart (equal tokens, cut at its length) are one
+    candidate and one query, `texts` in all, so that `video2text_r@1` is
     the accuracy of zero-shot classification among the names of a split. Sounds are the record's first clip in the language, from its
     beginning; with `waveform` and `text` the text is the name in the language of the clip. Records that lack either are left out.
 
-    Figures, for each language (`LOCALE/…` where there are several): `A2B_r@K` for K = 1, 5, 10, with `A2B_r@10_low` and `_high`, the ends
+    Figures, for each language (`LOCALE/…`, and their means, where `locales` are given): `A2B_r@K` for K = 1, 5, 10, with `A2B_r@10_low` and `_high`, the ends
     of Wilson's 95 % interval over queries, `A2B_r@10_chance`, and the same for B2A; `records`. `languages_over_2x`: in how many of them
     A2B_r@10 and B2A_r@10 are both at least twice chance.
+
+    The gallery shows pictures and middle frames, and for sounds names: in the sounds' language, or in `locale` where it has none.
 
     Attributes:
       pair: what is compared, as ("image", "waveform").
@@ -55,41 +60,96 @@ class ModalityRetrieval(SplitOptions):
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ConfigError where the model does not compare the two, DataError where no record has both."""
-        metrics, over = {}, 0
+        by_locale, over, gallery = {}, 0, []
         for locale in self.locales or (self.locale,):
-            figures = self._of(encoders, locale)
+            figures, gallery = self._of(encoders, locale, gallery)
             over += all(figures[f"{d}_r@10"] >= 2 * figures[f"{d}_r@10_chance"] for d in self._directions)
-            metrics |= {f"{locale}/{k}" if self.locales else k: v for k, v in figures.items()}
-        return EvalResult(metrics | ({"languages_over_2x": float(over)} if self.locales else {}), [])
+            by_locale[locale] = figures
+        if not self.locales:
+            return EvalResult(by_locale[self.locale], gallery)
+        metrics = {k: float(np.mean([f[k] for f in by_locale.values()])) for k in figures if not k.endswith(("_low", "_high"))}
+        metrics |= {"languages_over_2x": float(over)} | {f"{name}/{k}": v for name, f in by_locale.items() for k, v in f.items()}
+        return EvalResult(metrics, gallery)
 
     @property
     def _directions(self) -> tuple[str, str]:
         a, b = self.pair
         return f"{a}2{b}", f"{b}2{a}"
 
-    def _of(self, encoders: Encoders, locale: str) -> dict[str, float]:
+    def _of(self, encoders: Encoders, locale: str, gallery: list[GalleryRow]) -> tuple[dict[str, float], list[GalleryRow]]:
+        """The figures of one language, and the gallery, made where `gallery` is empty."""
         a, b = self.pair
         spoken = "waveform" in self.pair
         audio = dataclasses.replace(self.audio, locales=(locale,) if spoken else (), paired=set(self.pair) == {"waveform", "text"})
         options = dataclasses.replace(self, locale=locale)
         outputs = f"{MODALITY[a]}>{MODALITY[b]}", f"{MODALITY[b]}>{MODALITY[a]}"
-        found: tuple[list, list, list, list] = ([], [], [], [])
+        shown = self.gallery and not gallery
+        rows: tuple[list, list] = ([], [])
+        ids, texts, thumbnails = [], [], []
         for batch, n in rows_of(options, encoders, modalities=self.pair, audio=audio, video=self.video):
             embedded = encoders.outputs({k: v for k, v in batch.items() if k != "id"}, outputs)
-            texts = encoders.tokenizer.decode(batch["text"][:n]) if "text" in batch else [""] * n
-            for kept, new in zip(found, (embedded[outputs[0]][:n], embedded[outputs[1]][:n], batch["id"][:n], texts)):
-                kept.extend(new)
-        u, v, ids, texts = np.stack(found[0]), np.stack(found[1]), np.asarray(found[2]), found[3]
-        sides = {a: (u, ids), b: (v, ids)}
+            for kept, name in zip(rows, outputs):
+                kept.append(embedded[name][:n])
+            ids.extend(batch["id"][:n])
+            texts.extend(encoders.tokenizer.decode(batch["text"][:n]) if "text" in batch else [""] * n)
+            thumbnails.extend(_thumbnail(batch, i, encoders) if shown else None for i in range(n))
+        u, v = map(np.concatenate, rows)
+        ids = np.asarray(ids)
+        every = np.arange(len(ids))
+        metrics: dict[str, float] = {}
+        sides = {name: _Side(x, ids, every, MODALITY[name] == "vision") for name, x in ((a, u), (b, v))}
         if "text" in self.pair:
             of_text = text_ids(texts)  # then what is right is what has the same text
             first = np.unique(of_text, return_index=True)[1]
             other = a if b == "text" else b
-            sides = {other: (sides[other][0], of_text), "text": (sides["text"][0][first], of_text[first])}
-        metrics: dict[str, float] = {}
-        for name, (x, y) in zip(self._directions, ((a, b), (b, a))):
-            metrics |= _figures(name, rank(sides[x][0], sides[y][0], sides[x][1], sides[y][1], encoders.mesh))
-        return metrics | {"records": float(len(u))}
+            sides = {other: sides[other]._replace(ids=of_text), "text": _Side(sides["text"].rows[first], of_text[first], first, False)}
+            metrics["texts"] = float(len(first))
+        elif shown:
+            texts = self._names(locale, ids)
+        for name, x, y in zip(self._directions, (sides[a], sides[b]), (sides[b], sides[a])):
+            ranks = rank(x.rows, y.rows, x.ids, y.ids, encoders.mesh)
+            metrics |= _figures(name, ranks)
+            if shown:
+                source, target = name.split("2")
+                heading = f"{source.capitalize()} to {target}" + f", {locale}" * bool(self.locales)
+                gallery = gallery + self._shown(encoders, heading, x, y, ranks, texts, thumbnails)
+        return metrics | {"records": float(len(u))}, gallery
+
+    def _names(self, locale: str, ids: np.ndarray) -> list[str]:
+        """What records are called; sounds can be of a language (`zxx`: of none) that nothing is named in."""
+        for named in (locale, self.locale):
+            try:
+                names = prepared(self.corpus).class_names(named)
+            except DataError:
+                continue
+            return [names[i] or "" for i in ids]
+        return [""] * len(ids)
+
+    def _shown(
+        self, encoders: Encoders, heading: str, x: _Side, y: _Side, ranks: Ranks, texts: list[str], thumbnails: list[np.ndarray | None]
+    ) -> list[GalleryRow]:
+        """Queries of `x` with the best of `y`."""
+        pick = sample(len(x.rows), self.gallery)
+        out, every, pictured = [], ranks.rank(), lambda side, i: png(thumbnails[side.record[i]], THUMBNAIL) if side.pictured else None
+        for q, scores, best in zip(pick, *top_k(x.rows[pick], y.rows, SHOWN, encoders.mesh)):
+            items = tuple(Item(texts[y.record[c]], float(s), bool(x.ids[q] == y.ids[c]), pictured(y, c)) for s, c in zip(scores, best))
+            out.append(GalleryRow(heading, texts[x.record[q]], pictured(x, q), items, float(every[q])))
+        return out
+
+
+class _Side(NamedTuple):
+    """One of the two things: rows [n, E], what each is (int [n]), and the record that it is of (int [n])."""
+
+    rows: np.ndarray
+    ids: np.ndarray
+    record: np.ndarray
+    pictured: bool
+
+
+def _thumbnail(batch: dict[str, np.ndarray], i: int, encoders: Encoders) -> np.ndarray | None:
+    """Row `i`'s picture or middle frame, small: uint8 [H, W, 3]; None where it has neither."""
+    pixels = batch["image"][i] if "image" in batch else batch["video"][i, batch["video"].shape[1] // 2] if "video" in batch else None
+    return None if pixels is None else shrink(flatten(pixels, encoders.preprocess.background), THUMBNAIL)
 
 
 def _figures(name: str, ranks: Ranks) -> dict[str, float]:

@@ -23,7 +23,8 @@ from jaxvl.evals.result import GalleryRow
 from jaxvl.evals.sheet import sheet
 
 GALLERY = "gallery.json"
-_SHARES = ("acc", "r@", "recall", "accuracy", "data_wait")
+_SHARES = ("acc", "r@", "recall", "accuracy", "token_f1", "data_wait")
+_BESIDE = ("_chance", "_low", "_high")  # ends of figures that are shown with another one
 
 
 def save_gallery(workdir: str | os.PathLike, name: str, step: int, gallery: Sequence[GalleryRow]) -> np.ndarray:
@@ -62,7 +63,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def summary_table(latest: Mapping[str, float | None]) -> Table:
-    """The last figures of every evaluator as a table for the terminal.
+    """The last figures of every evaluator as a table for the terminal; those of parts, as `fr/…`, are left to the report but for R@10.
 
     Args:
       latest: `EVALUATOR/METRIC` -> value; shares in 0..1.
@@ -73,19 +74,32 @@ def summary_table(latest: Mapping[str, float | None]) -> Table:
     before = None
     for key, value in latest.items():
         name, _, metric = key.partition("/")
-        if metric.endswith("_chance"):
+        of_part = "/" in metric and not metric.startswith("skipped/")  # of one language, say
+        if metric.endswith(_BESIDE) or of_part and not metric.endswith("r@10"):
             continue
         chance, kind = latest.get(f"{key}_chance"), kind_of(metric)
         if before not in (None, name):
             table.add_section()
-        table.add_row("" if name == before else name, metric, write(value, kind), "" if chance is None else write(chance, kind))
+        table.add_row(
+            "" if name == before else name,
+            metric,
+            write(value, kind) + _interval(latest, key, kind),
+            "" if chance is None else write(chance, kind),
+        )
         before = name
     return table
 
 
+def _interval(figures: Mapping[str, float | None], key: str, kind: str) -> str:
+    """Where `KEY_low` and `KEY_high` are given: that interval."""
+    ends = [figures.get(f"{key}_{end}") for end in ("low", "high")]
+    return "" if None in ends else f" ({write(ends[0], kind)} … {write(ends[1], kind)})"
+
+
 def kind_of(metric: str) -> str:
     """How a figure is written: "percent" for shares, else "number"."""
-    return "percent" if any(word in metric.split("/")[-1] for word in _SHARES) else "number"
+    name = metric.split("/")[-1]
+    return "percent" if name == "exact" or any(word in name for word in _SHARES) else "number"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -142,13 +156,19 @@ def _evaluator(name: str, rows: list[dict[str, Any]], config: Mapping[str, Any])
     options = (config.get("evals") or {}).get(name) or {}
     last, figures = rows[-1], {}
     for key in last:
-        if key in ("step", "time", "kind", "name") or key.endswith("_chance") or key.startswith("skipped/"):
+        if key in ("step", "time", "kind", "name") or key.endswith(_BESIDE) or key.startswith("skipped/"):
             continue
         judged = kind_of(key) == "percent" or "rank" in key  # the others count something; there is no best of them
         values = [(r[key], r["step"]) for r in rows if judged and r.get(key) is not None]
         better = min if "rank" in key else max
         best = better(values, key=lambda v: v[0]) if values else (None, None)
-        figures[key] = {"last": last[key], "best": best[0], "best_step": best[1], "chance": last.get(f"{key}_chance")}
+        figures[key] = {
+            "last": last[key],
+            "best": best[0],
+            "best_step": best[1],
+            "chance": last.get(f"{key}_chance"),
+            "interval": _interval(last, key, kind_of(key)),
+        }
     shares = [k for k in figures if kind_of(k) == "percent"]
     corpus = options.get("corpus")
     corpus = corpus.get("name") if isinstance(corpus, Mapping) else corpus
@@ -191,7 +211,7 @@ def _curves(train: list[dict[str, Any]], evals: Mapping[str, list[dict[str, Any]
     """Loss of every task, then the shares of every evaluator."""
     charts = [chart("Loss", _lines(_by_name(train), "loss"))]
     for name, rows in evals.items():
-        keys = [k for k in rows[-1] if kind_of(k) == "percent" and not k.startswith("mean_") and not k.endswith("_chance")]
+        keys = [k for k in rows[-1] if kind_of(k) == "percent" and not k.startswith("mean_") and not k.endswith(_BESIDE) and "/" not in k]
         kinds, sizes = ([*dict.fromkeys(k.split("@")[part] for k in keys)] for part in (0, -1))
         # What is measured tells the dashes, at how many the colour: r@5 of both directions is of one colour.
         series = [Series(k, _points(rows, k), sizes.index(k.split("@")[-1]), kinds.index(k.split("@")[0])) for k in keys]

@@ -14,7 +14,7 @@ class Item:
 
     Attributes:
       text: its caption or class name.
-      score: cosine similarity with the query.
+      score: cosine similarity with the query, where the heading names no other.
       right: whether it is a correct answer.
       image: a small PNG, or None.
     """
@@ -34,7 +34,7 @@ class GalleryRow:
       text: the query's text; of an image query the right answer.
       image: the query image as a small PNG; None for a text query.
       items: best first.
-      rank: of the best right candidate, from 1 (ties: expected rank, so it may be fractional).
+      rank: of the best right candidate, from 1 (ties: expected rank, so it may be fractional); None where nothing is ranked.
       note: one sentence more about it.
     """
 
@@ -42,7 +42,7 @@ class GalleryRow:
     text: str
     image: bytes | None
     items: tuple[Item, ...]
-    rank: float
+    rank: float | None = None
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:

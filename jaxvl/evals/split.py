@@ -90,12 +90,17 @@ def flatten(pixels: np.ndarray, background: Sequence[float]) -> np.ndarray:
     return np.rint(pixels[..., :3] * alpha + 255 * np.asarray(background, np.float32) * (1 - alpha)).astype(np.uint8)
 
 
-def png(pixels: np.ndarray, size: int) -> bytes:
-    """uint8 [H, W, 3] as PNG of at most `size` pixels a side."""
+def shrink(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [H, W, 3] with at most `size` pixels a side."""
     picture = Image.fromarray(pixels)
     picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def png(pixels: np.ndarray, size: int) -> bytes:
+    """uint8 [H, W, 3] as PNG of at most `size` pixels a side."""
     out = io.BytesIO()
-    picture.save(out, "PNG", optimize=True)
+    Image.fromarray(shrink(pixels, size)).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 

@@ -104,7 +104,7 @@ class Vqa(SplitOptions):
             "vqa_acc_majority": np.mean([accuracy(usual, q.answers) for q in asked]), "questions": len(asked), **more,
         }  # fmt: skip
         thumbnail = Thumbnails(source, encoders.preprocess)
-        row = lambda q: GalleryRow("Answers", f"{asked[q].text} {commonest(asked[q].answers)}", thumbnail(asked[q].index), shown[q], 1.0)
+        row = lambda q: GalleryRow("Answers", f"{asked[q].text} {commonest(asked[q].answers)}", thumbnail(asked[q].index), shown[q])
         gallery = [row(int(q)) for q in sample(len(asked), self.gallery)]
         return EvalResult({k: float(v) for k, v in metrics.items()} | skipped_figures(faults, skipped), gallery)
 

@@ -5,7 +5,8 @@ spectrogram   -> 16 x 16 patches ------+-- drop some -> + positions -> one trans
 waveform      -> 256 samples ----------+                                                                  |
 text          -> words ----------------+                    projection of each (source, target) pair <----+----> class heads
 
-A batch is encoded modality by modality. A picture is a video whose frames are equal.
+A batch is encoded modality by modality. A picture is a video whose frames are equal. A row may be several instances of a modality (texts
+[B, N, T] of one picture): they are encoded like rows, and stay together in what is compared.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ SIZES: Mapping[str, Sizes] = {
 # What a batch may hold, and which modality that is for projections, experts and skills.
 INPUTS: Mapping[str, str] = {"image": "vision", "video": "vision", "spectrogram": "audio", "waveform": "audio", "text": "text"}
 MODALITIES = ("vision", "audio", "text")
+# Dimensions of a batch of one instance a row.
+DIMENSIONS: Mapping[str, int] = {"image": 4, "video": 5, "spectrogram": 3, "waveform": 2, "text": 2}
 
 
 @MODELS.register("imp")
@@ -102,6 +105,7 @@ class ImpConfig:
     remat: Remat = "none"
 
     modalities: ClassVar[tuple[str, ...]] = MODALITIES
+    multi_instance: ClassVar[bool] = True  # it reads rows of several texts
 
     def __post_init__(self):
         check_rates(self, "dropout", "drop_path")
@@ -166,7 +170,7 @@ class Projection(nnx.Module):
         self.down = Linear(hidden, embed, axes=("mlp", "joint"), rngs=rngs, dtype=dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, D] -> unit rows float32 [B, E]."""
+        """[…, D] -> unit rows float32 […, E]."""
         return unit(self.down(jax.nn.gelu(self.up(x))))
 
 
@@ -188,7 +192,7 @@ class Imp(nnx.Module):
         self.spectrogram = GridTokens("spectrogram", sides, most, 1, width, **options) if "spectrogram" in takes else None
         sides, most = dict(time=c.waveform_patch), dict(time=c.most_samples)
         self.waveform = GridTokens("waveform", sides, most, 1, width, **options) if "waveform" in takes else None
-        self.words = Embedding(inputs.vocab_size, width, **options)
+        self.words = Embedding(inputs.vocab_size, width, init=normal(width**-0.5), **options)  # as large as their positions
         self.word_positions = FactoredPositions("text", dict(time=c.most_words), width, **options)
         self.transformer = Transformer(c.sizes, c.options(), **options)
         self.norm = LayerNorm(width, bias=False, dtype=dtype)
@@ -231,17 +235,23 @@ class Imp(nnx.Module):
         """Encodes one input.
 
         Args:
-          name, x: `image` [B, S, S, C], `video` [B, F, S, S, C], `spectrogram` [B, T, N], `waveform` [B, T], or `text` int [B, T].
-          length: int [B], frames, steps or samples that are not padding; None: all.
+          name, x: `image` [B, S, S, C], `video` [B, F, S, S, C], `spectrogram` [B, T, M] of M bins, `waveform` [B, T], or `text` int [B, T]; with one
+            dimension more after B, N instances a row.
+          length: int [B] or [B, N], frames, steps or samples that are not padding; None: all.
           drop: share of its tokens that is left out, drawn with `key`.
           skills: that run, where the experts are skills; None: those named like the modality.
 
         Returns:
-          `y` [B, D], the mean of the tokens; losses and health of the MoE layers.
+          `y` [B, D] or [B, N, D], the mean of the tokens; losses and health of the MoE layers.
 
         Raises:
           ValueError: sides that patches do not divide, or beyond the tables of positions.
         """
+        if x.ndim == DIMENSIONS[name] + 1:
+            b, n = x.shape[:2]
+            length = None if length is None else length.reshape(-1)
+            out = self.encode(name, x.reshape(b * n, *x.shape[2:]), length, drop=drop, skills=skills, train=train, key=key)
+            return dataclasses.replace(out, y=out.y.reshape(b, n, -1))
         drop_key, key = (None, None) if key is None else jax.random.split(key)
         tokens, mask = self._tokens(name, x, length, drop, drop_key)
         kind = INPUTS[name]
@@ -285,9 +295,12 @@ class Imp(nnx.Module):
             x = batch["waveform"]
             return {**batch, "waveform": x.astype(jnp.float32) * (1 / 32768 if x.dtype == jnp.int16 else 1.0)}
         rest = {k: v for k, v in batch.items() if k not in ("waveform", "waveform_length", "has_waveform")}
-        rest["spectrogram"], real = log_mel(batch["waveform"], batch.get("waveform_length"))
-        if "waveform_length" in batch:
-            rest["spectrogram_length"] = real.sum(1, dtype=jnp.int32)
+        x, length = batch["waveform"], batch.get("waveform_length")
+        rows = x.shape[:-1]  # (B,) or (B, N)
+        spectrogram, real = log_mel(x.reshape(-1, x.shape[-1]), None if length is None else length.reshape(-1))
+        rest["spectrogram"] = spectrogram.reshape(*rows, *spectrogram.shape[1:])
+        if length is not None:
+            rest["spectrogram_length"] = real.sum(1, dtype=jnp.int32).reshape(rows)
         return rest | ({"has_spectrogram": batch["has_waveform"]} if "has_waveform" in batch else {})
 
     def __call__(
@@ -297,15 +310,15 @@ class Imp(nnx.Module):
         """Encodes whatever the batch holds.
 
         Args:
-          batch: any of `INPUTS`, at most one of a modality, with `NAME_length` int [B] where rows are padded, and `has_NAME` bool [B]
-            where some rows lack it. A waveform is float in -1..1, or int16.
+          batch: any of `INPUTS`, at most one of a modality, with `NAME_length` int [B] (or [B, N]) where rows are padded, and `has_NAME` bool [B]
+            where some rows lack it; see `encode` for several instances a row. A waveform is float in -1..1, or int16.
           drop: input -> share of its tokens to leave out.
           classes: heads to run, on the batch's first input that is not text.
           skills: see `encode`.
           train, key: as for `TwoTower`.
 
         Returns:
-          For each pair A-B of which the batch has both: `A>B` and `B>A`, unit rows float32 [B, E], and `log_scale/A-B` float32 [];
+          For each pair A-B of which the batch has both: `A>B` and `B>A`, unit rows float32 [B, E] or [B, N, E], and `log_scale/A-B` float32 [];
           `logits/NAME` float32 [B, K]; `moe/loss/NAME` and `moe/health/NAME`, the same for every row: float32 [B] and [B, …], the sum
           of the losses over the layers and inputs, and the health by layer, mean over the inputs; `has/A` bool [B] of modalities that
           some rows lack.

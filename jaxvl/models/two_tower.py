@@ -57,8 +57,8 @@ class Tower(nnx.Module):
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Rows scaled to length 1, float32; a zero row stays zero."""
-    x = constrain(x.astype(jnp.float32), "batch", None)
+    """[B, …, D] scaled to length 1 along D, float32; a zero row stays zero."""
+    x = constrain(x.astype(jnp.float32), "batch", *[None] * (x.ndim - 1))
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 

@@ -7,6 +7,10 @@ An objective is a registered frozen dataclass with
     init_aux()   its state between steps (a queue, prototypes …), `()` if it has none
     __call__(outputs, batch, aux, key) -> (Loss, aux)
 
+where its options do not go with any data
+
+    check_data(data)   raises ConfigError, given the task's `DataConfig`
+
 and, where it has the model write before the gradient is taken,
 
     judge                             what reads images and texts for it: `initial`, `ema`, or a workdir

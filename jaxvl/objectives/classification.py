@@ -20,7 +20,7 @@ class Classification:
 
         L = - mean_i log softmax_k(logits_ik)_{y_i};   with smoothing a the target is (1 - a) onehot + a / K
 
-    Reads `logits/HEAD`: Float[Array, "B K"]; from the batch label: Int[Array, "B"], in [0, K); a row with a label < 0 has none and is left out.
+    Reads `logits/HEAD`: Float[Array, "B K"]; from the batch label: Int[Array, "B"], in [0, K), of the task's `data.attribute`; a row with a label < 0 has none and is left out.
 
     Attributes:
       head: name of the model's head.

@@ -26,21 +26,25 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
         return model.apply(*weights, tokens, method="encode_text")[0]
 
     length = experiment.longest_text
+    first = getattr(experiment.model, "start_id", None)  # the token that every text begins with, where the model has one
+    begun = int(first is not None)
 
     def caption(weights, pixels, generation, numbers, index, prompt):
         apply = functools.partial(model.apply, *weights)
         (known, fixed), _ = apply(pixels, length, method="start")
         step = lambda known, *args: apply(known, fixed, *args, method="step")[0]
+        prompt = prompt if prompt is None else prompt[:, begun:]
         ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, prompt=prompt)
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(numbers.seed)))(index)
-        return generate(step, known, generation, batch=len(pixels), length=length, keys=keys, numbers=numbers, **ids).tokens
+        tokens = generate(step, known, generation, batch=len(pixels), length=length - begun, keys=keys, numbers=numbers, **ids).tokens
+        return jnp.pad(tokens, ((0, 0), (begun, 0)), constant_values=first or 0)
 
     def score(weights, pixels, tokens, begin):
         memory, _ = model.apply(*weights, pixels, method="memory")[0]
 
         def of_one(text):
             scores, _ = model.apply(*weights, memory, text, method="caption_scores")
-            counts = (text != tokenizer.pad_id) & (jnp.arange(text.shape[1]) >= begin[:, None])
+            counts = ((text != tokenizer.pad_id) & (jnp.arange(text.shape[1]) >= begin[:, None]))[:, begun:]
             log_p = jnp.where(counts, scores["target"] - scores["lse"], 0.0)
             return jnp.stack([log_p.sum(1), counts.sum(1, dtype=jnp.float32), (counts & scores["correct"]).sum(1, dtype=jnp.float32)], -1)
 

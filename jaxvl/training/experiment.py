@@ -85,12 +85,13 @@ class Experiment:
         for name in self.tasks:
             check("/" not in name, f"tasks.{name}", "a task's name may not hold '/'")
             check(name != ALL, f"tasks.{name}", "is the name of what is logged of all tasks together; choose another")
-            k, reads = self.tasks[name].data.images_per_row, getattr(self.model, "interleaved", False)
-            check(
-                k == 1 or reads,
-                f"tasks.{name}.data.images_per_row",
-                f"{k!r}: the model reads one image per row; must be 1 (cosmo reads more)",
-            )
+            for field, what, who in (("images_per_row", "interleaved", "cosmo"), ("texts_per_row", "multi_instance", "imp")):
+                k = getattr(self.tasks[name].data, field)
+                check(
+                    k == 1 or getattr(self.model, what, False),
+                    f"tasks.{name}.data.{field}",
+                    f"{k!r}: the model reads one {field.split('s_')[0]} per row; must be 1 ({who} reads more)",
+                )
         if self.tasks:
             self.schedule.build(list(self.tasks), self.steps)
         best = self.checkpoint.best_metric

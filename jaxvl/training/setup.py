@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvl.config import ConfigError, check, nearest, override, resolve, to_dict
-from jaxvl.data.loader import Feed
+from jaxvl.data.feed import Feed
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
 from jaxvl.evals.encoders import Encoders
@@ -161,24 +162,38 @@ def prepare_corpora(experiment: Experiment, log: Callable[[str], None]) -> dict[
             f"tasks.{name}.data.split",
             f"{split!r} is not a split of the corpus{nearest(split, splits)} (splits: {', '.join(splits)})",
         )
+        try:
+            found = task.data.classes(corpora[task.data.corpus])
+        except ConfigError as error:
+            raise error.under(f"tasks.{name}.data") from None
+        for key, use in task.objectives.items():
+            if found and (head := getattr(use.objective, "head", None)) is not None:
+                heads, k = getattr(experiment.model, "classes", {}), len(found[1])
+                problem = (
+                    f"{heads.get(head)!r} classes; must be {k}, for {task.data.attribute!r} of the corpus (tasks.{name}.objectives.{key})"
+                )
+                check(heads.get(head) == k, f"model.classes.{head}", problem)
     return corpora
 
 
 def task_tokenizer(experiment: Experiment, corpora: dict[Any, Any]) -> Tokenizer:
-    """The tokenizer; a vocabulary that is trained is trained on the captions of the first task's split."""
-    data = next(iter(experiment.tasks.values())).data
-    corpus = corpora[data.corpus]
-    locales = data.captions.locales
-    return make_tokenizer(experiment.tokenizer, corpus.texts(data.split, locales), f"{corpus.folder.name}/{data.split}/{locales}")
+    """The tokenizer; a vocabulary that is trained is trained on the texts of all tasks' splits, in the languages that they read."""
+    read = dict.fromkeys((t.data.corpus, t.data.split, t.data.locales) for t in experiment.tasks.values() if t.data.locales != ())
+    texts = itertools.chain.from_iterable(corpora[corpus].texts(split, locales) for corpus, split, locales in read)
+    origin = " ".join(f"{corpora[corpus].folder.name}/{split}/{locales}" for corpus, split, locales in read)
+    return make_tokenizer(experiment.tokenizer, texts, origin)
 
 
 def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Functional:
-    """Raises ConfigError where model and inputs do not fit, be it those of one task only, or the model has not a task's options."""
+    """Raises ConfigError where model, tokenizer and inputs do not fit, be it those of one task only, or the model has not a task's options."""
     inputs = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     try:
         model = functional(experiment.model, inputs, jnp.dtype(experiment.dtype))
     except ConfigError as error:
         raise error.under("model") from None
+    start = getattr(experiment.model, "start_id", None)
+    if isinstance(tokenizer, Tokenizer) and start is not None:
+        check(start == tokenizer.cls_id, "model.start_id", f"{start} is not what the tokenizer begins texts with ({tokenizer.cls_id})")
     for name, task in experiment.tasks.items():
         model.options(task.encode, f"tasks.{name}.encode")
         try:

@@ -87,7 +87,9 @@ class Writer:
         if kind == "train" and self.several == (name == ALL):  # of several tasks, one line for all together
             self._figures(step, name, values)
         elif kind == "eval":
-            self.say(f"[bold cyan]{name}[/] at {step}: " + "  ".join(f"{k} {_short(v)}" for k, v in values.items() if k != "seconds"))
+            whole = {k: v for k, v in values.items() if "/" not in k or k.startswith("skipped/")}  # those of parts, as `fr/…`, are too many
+            told = {k: v for k, v in whole.items() if k != "seconds" and not k.endswith(("_low", "_high"))}
+            self.say(f"[bold cyan]{name}[/] at {step}: " + "  ".join(f"{k} {_short(v)}" for k, v in told.items()))
 
     def image(self, step: int, name: str, image: Any) -> None:
         """One uint8 [H, W, 3] picture for TensorBoard."""

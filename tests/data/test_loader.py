@@ -14,7 +14,8 @@ from jaxvl.config import ConfigError
 from jaxvl.data import loader
 from jaxvl.data.captions import CaptionConfig
 from jaxvl.data.corpora.shapes import Shapes
-from jaxvl.data.loader import Batches, DataConfig, Feed
+from jaxvl.data.feed import Feed
+from jaxvl.data.loader import Batches, DataConfig
 from jaxvl.data.records import BadRecord, DataError, RecordSource, write_records
 from jaxvl.sharding import MeshConfig, make_mesh
 

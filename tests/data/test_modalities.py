@@ -13,7 +13,8 @@ from jaxvl.config import ConfigError, resolve
 from jaxvl.data import clips
 from jaxvl.data.captions import CaptionConfig
 from jaxvl.data.corpora.shapes import Shapes
-from jaxvl.data.loader import Batches, DataConfig, Feed
+from jaxvl.data.feed import Feed
+from jaxvl.data.loader import Batches, DataConfig
 from jaxvl.data.modalities import AudioConfig, VideoConfig
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.sharding import make_mesh
@@ -47,6 +48,8 @@ def batches(source_=None, rows=None, seed=0, **options):
 
 
 def assert_same(a, b):
+    if not isinstance(a, dict):
+        a, b = {"": a}, {"": b}
     assert a.keys() == b.keys()
     for key in a:
         np.testing.assert_array_equal(np.asarray(a[key]), np.asarray(b[key]), err_msg=key)
@@ -70,6 +73,19 @@ def test_pictures_and_texts_do_not_depend_on_what_else_is_asked_for():
     for i in range(4):
         more = batches(**options)[i]
         assert_same(plain[i], {k: more[k] for k in plain[i]})
+
+
+def test_several_texts_of_a_row_are_drawn_each_on_its_own_and_the_first_stays():
+    options = dict(modalities=("image", "text"), captions=CaptionConfig(name=1, keyword=1, foreign=1))
+    plain, several = batches(**options), batches(texts_per_row=3, **options)
+    share = []
+    for i in range(8):
+        one, three = plain[i], several[i]
+        assert three["text"].shape == several.config.shapes["text"].shape == (B, 3, T)
+        assert_same(one, {**three, "text": three["text"][:, 0]})
+        assert_same(three["text"][2:5], batches(rows=np.arange(2, 5), texts_per_row=3, **options)[i]["text"])
+        share.append((three["text"][:, 1] == three["text"][:, 2]).all(-1))
+    assert 0.1 < np.mean(share) < 0.9
 
 
 def test_only_what_is_asked_for_is_read():

@@ -9,7 +9,8 @@ from data_samples import Corpus, Source, tokenizer
 from jaxvl.config import ConfigError
 from jaxvl.data.captions import CaptionConfig
 from jaxvl.data.corpora.shapes import Shapes
-from jaxvl.data.loader import Batches, DataConfig, Feed
+from jaxvl.data.feed import Feed
+from jaxvl.data.loader import Batches, DataConfig
 from jaxvl.data.packing import LEAST, pack
 from jaxvl.sharding import make_mesh
 

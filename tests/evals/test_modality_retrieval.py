@@ -34,6 +34,9 @@ class Corpus:
     def prepare(self, log=print):
         return self
 
+    def class_names(self, locale):
+        return [f"{locale} {i}" for i in range(N)]
+
     def split(self, name, having=()):
         from jaxvl.data import clips
 
@@ -104,6 +107,23 @@ def test_one_that_knows_finds_all_in_each_language():
         assert figures[f"{locale}/image2waveform_r@1"] == figures[f"{locale}/waveform2image_r@1"] == 1
     assert figures["languages_over_2x"] == 1  # among 12 records, 10 are not twice chance
     np.testing.assert_allclose(figures["fr/image2waveform_r@10_chance"], 10 / 12)
+
+
+def test_the_gallery_shows_pictures_and_names_what_is_heard():
+    result = ModalityRetrieval(Corpus(), pair=("image", "waveform"), locales=("fr", "en"), gallery=3, **OPTIONS).run(
+        encoders(lambda i: i != 2)
+    )
+    assert [row.group for row in result.gallery] == ["Image to waveform, fr"] * 3 + ["Waveform to image, fr"] * 3
+    for row in result.gallery[3:]:  # a sound asks for pictures
+        label = int(row.text.split()[1])
+        best = row.items[0]
+        assert row.text.startswith("fr ") and row.image is None and row.rank >= 1
+        assert best.right == (label != 2) and best.text == f"fr {label + (label == 2)}" and best.image.startswith(b"\x89PNG")
+    assert result.gallery[0].image and result.gallery[0].items[0].image is None
+    texts = ModalityRetrieval(Corpus(), pair=("image", "text"), gallery=2, **OPTIONS).run(encoders()).gallery
+    assert [row.group for row in texts] == ["Image to text"] * 2 + ["Text to image"] * 2
+    assert all(row.items[0].right and row.items[0].text == row.text for row in texts)
+    assert not ModalityRetrieval(Corpus(), pair=("image", "text"), gallery=0, **OPTIONS).run(encoders()).gallery
 
 
 def test_figures_of_one_that_is_wrong_for_a_third():

@@ -107,9 +107,9 @@ def test_gallery_marks_right_and_wrong_by_more_than_colour(tmp_path):
     write_run(tmp_path, records())
     report.save_gallery(tmp_path, "unseen", 30, gallery())
     text, parsed = page(tmp_path)
-    assert "✓ right, similarity 0.500 red square" in parsed.words
-    assert "✗ wrong, similarity 0.750 blue square" in parsed.words
-    assert "✗ wrong, similarity not finite none" in parsed.words
+    assert "✓ right, score 0.500 red square" in parsed.words
+    assert "✗ wrong, score 0.750 blue square" in parsed.words
+    assert "✗ wrong, score not finite none" in parsed.words
     assert "right answer at rank 2 a note" in parsed.words and "right answer at rank 18" in parsed.words
     assert text.count("data:image/png;base64,") == 3
 
@@ -189,6 +189,23 @@ def test_summary_table():
     assert any(re.search(r"unseen.*acc@1.*34\.2 %.*0\.06 %", line) for line in lines)
     assert any(re.search(r"classes.*1 594", line) for line in lines)
     assert any(re.search(r"new.*mean_recall.*not finite", line) for line in lines)
+
+
+def test_summary_table_shows_intervals_and_of_the_parts_only_recall():
+    console = Console(record=True, width=100)
+    figures = {"heard/r@10": 0.2, "heard/r@10_low": 0.1, "heard/r@10_high": 0.3, "heard/fr/r@1": 0.01, "heard/fr/r@10": 0.25}
+    console.print(report.summary_table(figures))
+    text = console.export_text().replace("\u00a0", " ")
+    assert re.search(r"heard.*r@10.*20\.0 % \(10\.0 % … 30\.0 %\)", text) and re.search(r"fr/r@10.*25\.0 %", text)
+    assert "fr/r@1 " not in text and "_low" not in text
+
+
+def test_a_gallery_row_that_ranks_nothing_shows_no_rank(tmp_path):
+    write_run(tmp_path, records())
+    row = GalleryRow("Image to caption", "red square", None, (Item("a red square", 0.8, False),))
+    report.save_gallery(tmp_path, "written", 30, [row])
+    words = page(tmp_path)[1].words
+    assert "a red square" in words and "right answer at rank" not in words
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0.3, 97), (-5, 5), (1e-7, 3e-7), (999, 1001), (0, 6000)])

@@ -2,13 +2,17 @@
 
 import dataclasses
 import functools
+import json
 import math
 import sys
 
 import jax
 import numpy as np
 import pytest
+from interop_cases import run_convert
+from PIL import Image
 
+from jaxvl import caption, evaluate
 from jaxvl.config import choose
 from jaxvl.interop.mapping import ConversionError, write_arrays
 from jaxvl.interop.open_clip_coca import config_of, from_open_clip, model_cfg_of, table, to_open_clip
@@ -17,6 +21,7 @@ from jaxvl.models.functional import functional
 from jaxvl.models.generate import Generation, generate
 from jaxvl.objectives.captioning import Captioning
 from jaxvl.objectives.clip import SymmetricSoftmax
+from jaxvl.training.setup import restore_encoders
 
 torch = pytest.importorskip("torch")
 
@@ -274,3 +279,52 @@ def test_full_size(name):
         wanted, _, _ = theirs_of(theirs, batch)
     print(name, compare(out, np.asarray(logits), wanted, inputs))
     np.testing.assert_array_equal(to_open_clip(params, config)["visual.proj"], state_of(theirs)["visual.proj"])
+
+
+def test_a_converted_captioner_captions_and_is_evaluated_from_its_folder(tmp_path, capsys):
+    """`convert`, then `caption` and `evaluate` on what it wrote; the caption is that of their own model, read by their tokenizer."""
+    form = cfg(text=dict(vocab_size=49408, context_length=16, layers=1), vision=dict(attentional_pool=True, layers=1, **POOLER)) | dict(
+        custom_text=True, multimodal_cfg=dict(MULTIMODAL, vocab_size=49408, context_length=16, layers=1)
+    )
+    theirs, folder, workdir, shown = peer(form), tmp_path / "from", tmp_path / "run", tmp_path / "shown"
+    folder.mkdir(), shown.mkdir()
+    preprocess = dict(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic", resize_mode="shortest")
+    (folder / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=form, preprocess_cfg=preprocess)))
+    torch.save(theirs.state_dict(), folder / "open_clip_pytorch_model.bin")
+    status, said = run_convert(f"--from=open_clip:{folder}", f"--to=jaxvl:{workdir}", "--check")
+    assert status == 0, said
+
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(shown / f"{i}.png")
+    capsys.readouterr()
+    assert caption.main([f"--workdir={workdir}", "--json", str(shown)]) == 0
+    written = [json.loads(line)["caption"] for line in capsys.readouterr().out.splitlines()]
+    image = torch.from_numpy((pixels.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
+    text, tokenizer = torch.full((4, 1), 49406), open_clip.SimpleTokenizer()
+    with torch.no_grad():  # not padded: the mask of this form is of one length
+        for t in range(15):
+            logits = theirs(image, text, output_labels=False)["logits"][:, t]
+            logits[:, 0] = -torch.inf
+            text = torch.cat([text, logits.argmax(-1, keepdim=True)], 1)
+    for have, tokens in zip(written, text[:, 1:].tolist()):
+        tokens = tokens[: tokens.index(49407)] if 49407 in tokens else tokens[:-1]  # the last place is the end's
+        assert have.split() == tokenizer.decode(tokens).split()
+    assert len(set(written)) > 1
+
+    assert evaluate.main([
+        f"--workdir={workdir}", "--config.evals.named.name=zero_shot", "--config.evals.named.corpus=shapes", "--config.evals.named.split=test_a",
+        "--config.evals.said.name=likelihood", "--config.evals.said.corpus=shapes", "--config.evals.said.split=test_a",
+    ]) == 0  # fmt: skip
+    results = json.loads((workdir / "evaluate" / "results.json").read_text())
+    assert 0 <= results["named/acc@1"] < 0.2 and results["said/captions"] == 144 * 4
+
+    encoders = restore_encoders(workdir)[2]
+    said = encoders.tokenizer.encode(["one red circle", "two dogs", "a", "three green stars and more"], 16)
+    scores = encoders.scores(pixels, said[:, None]).rows[:, 0]
+    with torch.no_grad():
+        out = theirs(image, torch.from_numpy(said).long())
+    counts = out["labels"] != encoders.tokenizer.pad_id
+    log_p = torch.log_softmax(out["logits"].double(), -1).gather(-1, out["labels"][..., None])[..., 0]
+    np.testing.assert_allclose(scores[:, 0], (log_p * counts).sum(1).numpy(), rtol=1e-5)
+    np.testing.assert_array_equal(scores[:, 1], counts.sum(1).numpy())

@@ -15,7 +15,9 @@ from jaxvl.models.functional import functional
 from jaxvl.models.imp import ImpConfig
 from jaxvl.nn.moe import MoeConfig
 from jaxvl.nn.patches import cut, keep_some
+from jaxvl.objectives.multi_instance import ModalityPairs
 from jaxvl.sharding import MeshConfig, make_mesh, param_shardings
+from jaxvl.sharding.mesh import batch_sharding
 
 PAIRS = ("vision-text", "vision-audio", "audio-text")
 SMALL = ImpConfig(variant="small", width=32, depth=2, heads=2, hidden=64, embed_dim=16, projection_hidden=24, pairs=PAIRS)
@@ -47,6 +49,17 @@ def test_a_picture_is_a_video_of_equal_frames(model):
     image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     video = jnp.repeat(image[:, None], SMALL.patch_frames, axis=1)
     np.testing.assert_allclose(embed(model, "image", image, "text"), embed(model, "video", video, "text"), atol=1e-5)
+
+
+@pytest.mark.parametrize("name, one", [("image", (16, 16, 3)), ("spectrogram", (32, 128)), ("waveform", (1024,)), ("text", (8,))])
+def test_instances_of_a_row_are_encoded_each_like_a_row(name, one):
+    built = functional(SMALL, INPUTS)
+    model = built, *jax.jit(built.init)(jax.random.key(0))
+    shape, key, target = (2, 3, *one), jax.random.key(4), "vision" if name != "image" else "text"
+    x = jax.random.randint(key, shape, 0, 50) if name == "text" else jax.random.normal(key, shape)
+    length = jnp.array([[32, 16, 7], [1, 31, 32]]) if name in ("spectrogram", "waveform") else None
+    flat = embed(model, name, x.reshape(6, *one), target, None if length is None else length.reshape(-1))
+    np.testing.assert_allclose(embed(model, name, x, target, length), flat.reshape(2, 3, -1), atol=1e-6)
 
 
 @pytest.mark.parametrize("name, shape, part", [("spectrogram", (2, 64, 128), 32), ("waveform", (2, 2048), 1024), ("text", (2, 8), 5)])
@@ -144,6 +157,27 @@ def test_eight_devices_equal_one():
         together = jax.jit(outputs)(jax.device_put(params, shardings), batch)
     for name, value in alone.items():
         np.testing.assert_allclose(together[name], value, atol=1e-5, err_msg=name)
+
+
+def test_rows_of_several_texts_on_two_devices_equal_one():
+    built = functional(SMALL, INPUTS)
+    params, rest = jax.jit(built.init)(jax.random.key(0))
+    batch = dict(image=jax.random.normal(jax.random.key(1), (4, 32, 32, 3)), text=jax.random.randint(jax.random.key(2), (4, 3, 8), 2, 50))
+
+    def gradient(params, batch):
+        def loss(params):
+            return ModalityPairs()(built.apply(params, rest, batch)[0], {"id": jnp.arange(4)}, (), None)[0].value
+
+        return jax.value_and_grad(loss)(params)
+
+    alone = jax.jit(gradient)(params, batch)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:2])
+    shardings = param_shardings(built.axes, {p: s.shape for p, s in built.params.items()}, mesh)
+    with jax.set_mesh(mesh):
+        together = jax.jit(gradient)(jax.device_put(params, shardings), jax.device_put(batch, batch_sharding(mesh)))
+    np.testing.assert_allclose(together[0], alone[0], rtol=1e-5)
+    for name, value in alone[1].items():
+        np.testing.assert_allclose(together[1][name], value, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("name, x, message", [

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvl.config import ConfigError
+from jaxvl.config import ConfigError, resolve
 from jaxvl.objectives.classification import Classification
 from jaxvl.objectives.multi_instance import ModalityPairs
+from jaxvl.tasks import TaskConfig
 
 KEY = jax.random.key(0)
 
@@ -35,6 +36,64 @@ def test_each_pair_has_its_temperature_and_leaves_out_rows_with_one_half():
     audio = nce(outputs["vision>audio"], outputs["audio>vision"], 0.4, has)
     np.testing.assert_allclose(loss.value, (text + 0.5 * audio) / 2, rtol=1e-5)
     np.testing.assert_allclose(loss.metrics["vision-audio/loss"], audio, rtol=1e-5)
+
+
+def bags(u, v, scale, valid, ids=None):
+    """The multi-instance loss in float64, one record at a time: u [B, M, D], v [B, N, D]."""
+    u, v, kept = u[valid].astype(np.float64), v[valid].astype(np.float64), np.flatnonzero(valid)
+    total = 0.0
+    for i, b in enumerate(kept):
+        for own, others in ((u, v), (v, u)):
+            compete = [j for j, c in enumerate(kept) if j == i or ids is None or ids[c] != ids[b]]
+            e = np.exp(np.exp(np.float64(scale)) * np.einsum("md,cnd->mcn", own[i], others))
+            total += 0.5 * (np.log(e[:, compete].sum()) - np.log(e[:, i].sum()))
+    return total / len(kept)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("duplicates", ["diagonal", "mask"])
+@pytest.mark.parametrize("shape", [(1, 3), (2, 3)])
+def test_several_instances_of_a_row_are_one_positive(shape, duplicates, missing):
+    rng, b = np.random.default_rng(2), 7
+    u, v = unit(rng, b, shape[0], 5), unit(rng, b, shape[1], 5)
+    ids, has = np.array([0, 1, 0, 2, 3, 3, 4]), np.array([1, 1, 1, 0, 1, 1, 1], bool)
+    outputs = {"vision>text": u[:, 0] if shape[0] == 1 else u, "text>vision": v, "log_scale/vision-text": jnp.float32(1.2)}
+    outputs |= {"has/text": jnp.asarray(has)} if missing else {}
+    loss, _ = ModalityPairs(duplicates=duplicates)(outputs, {"id": jnp.asarray(ids)}, (), KEY)
+    want = bags(u, v, 1.2, has if missing else np.ones(b, bool), ids if duplicates == "mask" else None)
+    np.testing.assert_allclose(loss.value, want, rtol=1e-5)
+
+
+def test_rows_of_several_instances_that_have_nothing_to_be_compared_with_give_no_gradient():
+    rng = np.random.default_rng(4)
+    u, v, ids = unit(rng, 4, 5), unit(rng, 4, 3, 5), jnp.array([7, 7, 7, 7])
+
+    def loss(u, v):
+        outputs = {"vision>text": u, "text>vision": v, "log_scale/vision-text": jnp.float32(1)}
+        return ModalityPairs(duplicates="mask")(outputs, {"id": ids}, (), KEY)[0].value
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(u, v)
+    np.testing.assert_allclose(value, 0.0, atol=1e-6)
+    for gradient in gradients:
+        np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+
+
+def test_one_instance_as_a_bag_is_the_plain_loss():
+    rng = np.random.default_rng(3)
+    u, v = unit(rng, 6, 5), unit(rng, 6, 5)
+    run = lambda v: ModalityPairs()({"vision>text": u, "text>vision": v, "log_scale/vision-text": jnp.float32(1)}, {}, (), KEY)[0].value
+    np.testing.assert_allclose(run(v[:, None]), run(v), rtol=1e-6)
+
+
+def test_several_instances_cannot_be_positives_of_other_rows():
+    rng = np.random.default_rng(3)
+    outputs = {"vision>text": unit(rng, 6, 5), "text>vision": unit(rng, 6, 2, 5), "log_scale/vision-text": jnp.float32(1)}
+    with pytest.raises(ValueError, match="duplicates: 'positive' is for rows of one instance"):
+        ModalityPairs(duplicates="positive")(outputs, {"id": jnp.arange(6)}, (), KEY)
+    data = dict(corpus=dict(name="shapes"), split="train_a", batch=4, texts_per_row=2)
+    for option in (dict(duplicates="positive"), dict(implementation="reference")):
+        with pytest.raises(ConfigError, match=rf"objectives\.nce\.{next(iter(option))}: .* is for rows of one instance"):
+            resolve(TaskConfig, dict(data=data, objectives=dict(nce=option)))
 
 
 def test_a_task_is_told_which_outputs_its_pairs_need():

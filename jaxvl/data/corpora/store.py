@@ -16,6 +16,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -89,8 +90,13 @@ class Corpus:
 
     def attribute(self, name: str, split: str) -> tuple[np.ndarray, list[str]]:
         """Value of an attribute for every record of a split, int32 [n], and the values' names. Raises KeyError."""
+        values, names = self.attribute_of_labels(name)
+        return values[self.labels(split)], names
+
+    def attribute_of_labels(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """Value of an attribute for every label, int32 [labels], and the values' names. Raises KeyError."""
         about = self._attributes[name]
-        return np.asarray(about["values"], np.int32)[self.labels(split)], about["names"]
+        return np.asarray(about["values"], np.int32), about["names"]
 
     def class_names(self, locale: str = "en") -> list[str | None]:
         """Name of every label in a language; None where it has none. Raises DataError for a language that is not there."""
@@ -137,11 +143,14 @@ def build_once(
 
     Raises:
       DataError: counts differ from `expect`.
+      RuntimeError: called while a process that draws imports the script that wants the corpus (it would wait for its own parent).
     """
     folder = cache_folder() / name
     corpus = _open(folder, log)
     if corpus is not None:
         return corpus
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(f"{name} is built by several processes, which import your script: put its code under if __name__ == '__main__':")
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(str(folder) + ".lock")
     with contextlib.suppress(filelock.Timeout):

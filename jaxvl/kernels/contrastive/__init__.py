@@ -1,14 +1,16 @@
 """Contrastive losses that never build the B x B matrix. Import from here or from `api`; the rest is private."""
 
+from jaxvl.kernels.contrastive.api import contrastive_logsumexp as contrastive_logsumexp
 from jaxvl.kernels.contrastive.api import contrastive_loss as contrastive_loss
 from jaxvl.kernels.contrastive.api import plan as plan
 from jaxvl.kernels.contrastive.chunked import Chunked as Chunked
 from jaxvl.kernels.contrastive.dispatch import Plan as Plan
+from jaxvl.kernels.contrastive.masks import PairMask as PairMask
+from jaxvl.kernels.contrastive.masks import Unpaired as Unpaired
 from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu as PallasGpu
 from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu as PallasTpu
 from jaxvl.kernels.contrastive.targets import Diagonal as Diagonal
 from jaxvl.kernels.contrastive.targets import KPerRow as KPerRow
 from jaxvl.kernels.contrastive.targets import Mixup as Mixup
-from jaxvl.kernels.contrastive.targets import PairMask as PairMask
 from jaxvl.kernels.contrastive.targets import SameId as SameId
 from jaxvl.kernels.contrastive.targets import SoftTargets as SoftTargets

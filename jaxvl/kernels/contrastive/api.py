@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from jaxvl.kernels.contrastive import dispatch, reference, tiles
 from jaxvl.kernels.contrastive.core import Blocks, Local, sigmoid_losses, softmax_losses
 from jaxvl.kernels.contrastive.dispatch import Plan
+from jaxvl.kernels.contrastive.masks import PairMask, Unpaired
 from jaxvl.kernels.contrastive.ring import Gather, Ring
 from jaxvl.kernels.contrastive.targets import Diagonal, Form, Terms, lower
 
@@ -94,6 +95,55 @@ def contrastive_loss(
         sums = _streamed(chosen, (), kind, terms.form, u, v, scale, bias, terms.rows, terms.cols)
     parts = [s / jnp.maximum(n, 1).astype(acc) for s, n in zip(sums, (terms.row_count, terms.col_count), strict=True)]
     return sum(weight * part for weight, part in zip(DIRECTIONS[directions], parts) if weight)
+
+
+def contrastive_logsumexp(
+    u: Float[Array, "M D"],
+    v: Float[Array, "N D"],
+    log_scale: Float[Array, ""],
+    *,
+    targets: Any = Unpaired(),
+    implementation: str | Blocks | None = None,
+    collective: Literal["gather", "ring"] | None = None,
+) -> tuple[Float[Array, " M"], Float[Array, " N"]]:
+    """Log-sum-exp of the logits `s_ij = exp(log_scale) u_i . v_j` over all columns, of each row, and over all rows, of each column.
+
+    For losses that are functions of these (several positives as one, MIL-NCE); memory, meshes and arguments as of `contrastive_loss`,
+    but for `implementation="reference"`, and not inside `shard_map`.
+
+    Args:
+      targets: `Unpaired`, or a `PairMask` of groups around it.
+
+    Returns:
+      Float32[M], Float32[N] (float64 for float64 inputs); 0 for what is not valid, -inf (without gradient) for what is valid and has nothing
+      to be compared with.
+
+    Raises:
+      ValueError: see `contrastive_loss`; other targets; inside `shard_map`.
+    """
+    _check(u, v, log_scale, None, "softmax", "mean", None, collective)
+    inner = targets
+    while isinstance(inner, PairMask):
+        if inner.row_valid is not None or inner.col_valid is not None:
+            raise ValueError("row_valid, col_valid: PairMask cannot have them here; give them to Unpaired")
+        inner = inner.targets
+    if not isinstance(inner, Unpaired):
+        raise ValueError(f"targets: {type(inner).__name__} is not valid; must be Unpaired, or a PairMask around it")
+    dtype = jnp.promote_types(u.dtype, v.dtype)
+    acc = tiles.accumulator(dtype)
+    u, v, scale = u.astype(dtype), v.astype(dtype), jnp.exp(jnp.asarray(log_scale, acc))
+    if any(t == AxisType.Manual for t in jax.sharding.get_abstract_mesh().axis_types):
+        raise ValueError("contrastive_logsumexp: is not for the inside of shard_map; call it outside, under jax.set_mesh")
+    axes, _ = _axes(None)
+    shards = _size(axes)
+    terms = lower(targets, u.shape[0], v.shape[0], "softmax", acc)
+    chosen = dispatch.choose(_shape(u, v, shards, False), dtype, "softmax", terms.form, implementation, collective, shards)
+    if chosen.implementation == "reference":
+        raise ValueError("implementation: 'reference' has no log-sum-exp; 'chunked' does")
+    _log.info("contrastive log-sum-exp: %s", chosen)
+    if shards == 1:
+        return softmax_losses(chosen.blocks, Local(), terms.form, u, v, scale, terms.rows, terms.cols)
+    return _over_mesh(chosen, axes, "softmax", u, v, scale, jnp.asarray(0.0, acc), terms, each=True)
 
 
 def plan(
@@ -177,19 +227,22 @@ def _shape(u, v, shards: int, inside: bool) -> tuple[int, int, int]:
 # Running
 
 
-def _streamed(chosen: Plan, axes, kind: str, form: Form, u, v, scale, bias, rows, cols) -> tuple[jax.Array, jax.Array]:
-    """Sums of the two directions' losses over the batch, from this device's rows and columns."""
+def _streamed(chosen: Plan, axes, kind: str, form: Form, u, v, scale, bias, rows, cols, each: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Sums of the two directions' losses over the batch, from this device's rows and columns; `each`: these rows' and columns' own."""
     exchange = Local() if not axes else {"ring": Ring, "gather": Gather}[chosen.collective](axes)
     if kind == "softmax":
         row, col = softmax_losses(chosen.blocks, exchange, form, u, v, scale, rows, cols)
+        if each:
+            return row, col
         return exchange.total(jnp.sum(row)), exchange.total(jnp.sum(col))
     total = exchange.total(jnp.sum(sigmoid_losses(chosen.blocks, exchange, form, u, v, scale, bias, rows, cols)))
     return total, total
 
 
-def _over_mesh(chosen: Plan, axes, kind: str, u, v, scale, bias, terms: Terms) -> tuple[jax.Array, jax.Array]:
+def _over_mesh(chosen: Plan, axes, kind: str, u, v, scale, bias, terms: Terms, each: bool = False) -> tuple[jax.Array, jax.Array]:
     """`_streamed` under shard_map; lengths that the mesh does not divide are padded with rows that are not valid."""
     shards = _size(axes)
+    m, n = u.shape[0], v.shape[0]
     pad_rows, pad_cols = -u.shape[0] % shards, -v.shape[0] % shards
     form, rows, cols = terms.form, terms.rows, terms.cols
     if pad_rows or pad_cols:
@@ -205,12 +258,14 @@ def _over_mesh(chosen: Plan, axes, kind: str, u, v, scale, bias, terms: Terms) -
         scale, bias = jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), (scale, bias))
 
     def local(u, v, scale, bias, rows, cols):
-        return _streamed(chosen, axes, kind, form, u, v, _vary(scale, axes), _vary(bias, axes), rows, cols)
+        return _streamed(chosen, axes, kind, form, u, v, _vary(scale, axes), _vary(bias, axes), rows, cols, each)
 
     specs = (batch, batch, PartitionSpec(), PartitionSpec(), batch, batch)
     # The interpreters of Pallas kernels cannot type values that vary between devices; compiled kernels are checked.
     typed = not getattr(chosen.blocks, "interpret", False)
-    return jax.shard_map(local, in_specs=specs, out_specs=PartitionSpec(), check_vma=typed)(u, v, scale, bias, rows, cols)
+    out = batch if each else PartitionSpec()
+    row, col = jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=typed)(u, v, scale, bias, rows, cols)
+    return (row[:m], col[:n]) if each else (row, col)
 
 
 def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

@@ -75,7 +75,7 @@ class Terms:
     form: Form = dataclasses.field(metadata={"static": True})
 
 
-def _target(*data: str):
+def target(*data: str):
     """Registers a target dataclass as a pytree whose leaves are the fields in `data`."""
 
     def register(cls):
@@ -91,7 +91,7 @@ def _check_smoothing(value: float) -> None:
         raise ValueError(f"label_smoothing: {value!r} is not valid; must be a Python number in [0, 1)")
 
 
-def _vector(value: Any, length: int, name: str, integer: bool = False) -> jax.Array:
+def vector(value: Any, length: int, name: str, integer: bool = False) -> jax.Array:
     value = jnp.asarray(value)
     if value.shape != (length,):
         raise ValueError(f"{name}: shape {value.shape} does not fit; must be ({length},)")
@@ -100,17 +100,23 @@ def _vector(value: Any, length: int, name: str, integer: bool = False) -> jax.Ar
     return value
 
 
-def _ones(n: int) -> jax.Array:
+def ones(n: int) -> jax.Array:
     return jnp.ones(n, jnp.float32)
 
 
-def _count_equal(needles: jax.Array, haystack: jax.Array) -> jax.Array:
+def count_equal(needles: jax.Array, haystack: jax.Array) -> jax.Array:
     """How often each of `needles` `[M]` occurs in `haystack` `[N]`; O((M + N) log N), no `[M, N]`."""
     ordered = jnp.sort(haystack)
     return jnp.searchsorted(ordered, needles, side="right") - jnp.searchsorted(ordered, needles, side="left")
 
 
-@_target("offset")
+def with_group(terms: Terms, row: jax.Array, col: jax.Array, drop: str) -> Terms:
+    name = f"group{len(terms.form.groups)}"
+    form = dataclasses.replace(terms.form, groups=(*terms.form.groups, drop))
+    return dataclasses.replace(terms, rows={**terms.rows, name: row}, cols={**terms.cols, name: col}, form=form)
+
+
+@target("offset")
 class Diagonal:
     """Row `i` of `u` belongs to row `offset + i` of `v`; the other pairs are negatives.
 
@@ -139,13 +145,13 @@ class Diagonal:
             raise ValueError(f"u: {m} rows, but v has only {n}; Diagonal needs a column for every row")
         label = jnp.asarray(self.offset, jnp.int32) + jnp.arange(m, dtype=jnp.int32)
         column = jnp.arange(n, dtype=jnp.int32)
-        owned = _ones(n) if m == n else ((column >= label[0]) & (column <= label[-1])).astype(jnp.float32)
-        rows = dict(label=label, a=_ones(m), norm=_ones(m), total=_ones(m))
+        owned = ones(n) if m == n else ((column >= label[0]) & (column <= label[-1])).astype(jnp.float32)
+        rows = dict(label=label, a=ones(m), norm=ones(m), total=ones(m))
         cols = dict(label=column, norm=owned, total=owned)
         return Terms(rows, cols, m, m, Form(smoothing=self.label_smoothing))
 
 
-@_target("ids", "other")
+@target("ids", "other")
 class SameId:
     """Rows with equal ids mean the same (duplicate captions, images of one class).
 
@@ -171,20 +177,20 @@ class SameId:
             raise ValueError(f"duplicates: {self.duplicates!r} is not valid; must be 'positive' or 'mask'")
 
     def terms(self, m: int, n: int, kind: Kind) -> Terms:
-        row = _vector(self.ids, m, "ids", integer=True)
+        row = vector(self.ids, m, "ids", integer=True)
         if self.other is None and m != n:
             raise ValueError(f"other: is required where u ({m} rows) and v ({n} rows) differ in length")
-        col = row if self.other is None else _vector(self.other, n, "other", integer=True)
+        col = row if self.other is None else vector(self.other, n, "other", integer=True)
         if self.duplicates == "mask":
             base = Diagonal(label_smoothing=self.label_smoothing).terms(m, n, kind)
-            return _with_group(base, row, col, "same")
-        in_row, in_col = _count_equal(row, col), _count_equal(col, row)
-        rows = dict(label=row, a=_ones(m), norm=1.0 / jnp.maximum(in_row, 1), total=(in_row > 0).astype(jnp.float32))
+            return with_group(base, row, col, "same")
+        in_row, in_col = count_equal(row, col), count_equal(col, row)
+        rows = dict(label=row, a=ones(m), norm=1.0 / jnp.maximum(in_row, 1), total=(in_row > 0).astype(jnp.float32))
         cols = dict(label=col, norm=1.0 / jnp.maximum(in_col, 1), total=(in_col > 0).astype(jnp.float32))
         return Terms(rows, cols, rows["total"].sum(), cols["total"].sum(), Form(smoothing=self.label_smoothing))
 
 
-@_target()
+@target()
 class KPerRow:
     """K captions per image: rows `K i … K i + K - 1` of `v` belong to row `i` of `u` (1-to-K contrast, CCRK).
 
@@ -211,13 +217,13 @@ class KPerRow:
         del kind
         if n != m * self.k:
             raise ValueError(f"v: {n} rows do not fit; must be k * rows of u = {self.k} * {m} = {self.k * m}")
-        share = _ones(n) / (self.k if self.reduction == "release" else 1)
-        rows = dict(label=jnp.arange(m, dtype=jnp.int32), a=_ones(m), norm=_ones(m) / self.k, total=_ones(m))
+        share = ones(n) / (self.k if self.reduction == "release" else 1)
+        rows = dict(label=jnp.arange(m, dtype=jnp.int32), a=ones(m), norm=ones(m) / self.k, total=ones(m))
         cols = dict(label=jnp.arange(n, dtype=jnp.int32) // self.k, norm=share, total=share)
         return Terms(rows, cols, m, n, Form(smoothing=self.label_smoothing))
 
 
-@_target("permutation", "lam")
+@target("permutation", "lam")
 class Mixup:
     """Row `i` of `u` is a mix: `lam_i` of example `i` and `1 - lam_i` of example `permutation_i` (M3CoL, i-Mix).
 
@@ -245,21 +251,21 @@ class Mixup:
         del kind
         if m != n:
             raise ValueError(f"v: {n} rows do not fit; Mixup needs as many as u has ({m})")
-        permutation = _vector(self.permutation, m, "permutation", integer=True)
+        permutation = vector(self.permutation, m, "permutation", integer=True)
         lam = jnp.asarray(self.lam, jnp.float32)
-        lam = _vector(jnp.full(m, lam) if lam.ndim == 0 else lam, m, "lam")
+        lam = vector(jnp.full(m, lam) if lam.ndim == 0 else lam, m, "lam")
         total = lam + jnp.zeros(m, jnp.float32).at[permutation].add(1.0 - lam)
         label = jnp.arange(m, dtype=jnp.int32)
-        rows = dict(label=label, a=lam, label2=permutation.astype(jnp.int32), a2=1.0 - lam, norm=_ones(m), total=_ones(m))
+        rows = dict(label=label, a=lam, label2=permutation.astype(jnp.int32), a2=1.0 - lam, norm=ones(m), total=ones(m))
         if self.columns == "transposed":
-            cols = dict(label=label, norm=_ones(m), total=total)
+            cols = dict(label=label, norm=ones(m), total=total)
         else:
             some = total > 0
             cols = dict(label=label, norm=jnp.where(some, 1.0 / jnp.where(some, total, 1.0), 0.0), total=some.astype(jnp.float32))
         return Terms(rows, cols, m, n, Form(second=True, smoothing=self.label_smoothing))
 
 
-@_target("p", "q", "scale", "targets")
+@target("p", "q", "scale", "targets")
 class SoftTargets:
     """Soft targets from a second pair of embeddings, mixed with hard ones: `(1 - w) hard + w soft`.
 
@@ -317,94 +323,13 @@ class SoftTargets:
         return Terms(rows, cols, row_count, col_count, form)
 
 
-@_target("targets", "row_group", "col_group", "row_valid", "col_valid", "keep")
-class PairMask:
-    """Takes pairs out of the competition. Positives of `targets` always stay.
-
-    Attributes:
-      targets: what the positives are.
-      row_group, col_group: Int["M"], Int["N"]; with `drop="different"` only pairs of one group compete (per data set, per
-        domain), with `drop="same"` pairs of one group do not (near-duplicates).
-      drop: see above.
-      row_valid, col_valid: Bool["M"], Bool["N"]; a row that is not valid (a missing modality, padding) neither anchors nor
-        competes, and the means leave it out.
-      keep: Bool["M N"], True where a pair competes. The one target that is as large as the similarity matrix:
-        `reference` and `chunked` take it (on one device or a mesh), the Pallas kernels refuse it.
-    """
-
-    targets: Any = dataclasses.field(default_factory=Diagonal)
-    row_group: Any = None
-    col_group: Any = None
-    row_valid: Any = None
-    col_valid: Any = None
-    keep: Any = None
-    drop: Literal["same", "different"] = "different"
-
-    def __post_init__(self):
-        if self.drop not in ("same", "different"):
-            raise ValueError(f"drop: {self.drop!r} is not valid; must be 'same' or 'different'")
-        if (self.row_group is None) != (self.col_group is None):
-            raise ValueError("row_group, col_group: give both or neither")
-
-    def terms(self, m: int, n: int, kind: Kind) -> Terms:
-        out = self.targets.terms(m, n, kind)
-        if self.row_group is not None:
-            row, col = _vector(self.row_group, m, "row_group", integer=True), _vector(self.col_group, n, "col_group", integer=True)
-            out = _with_group(out, row, col, self.drop)
-        if self.keep is not None:
-            keep = jnp.asarray(self.keep)
-            if keep.shape != (m, n) or keep.dtype != jnp.bool_:
-                raise ValueError(f"keep: {keep.dtype}{keep.shape} does not fit; must be bool({m}, {n})")
-            if out.form.dense:
-                raise ValueError("keep: only one PairMask may hold a dense mask")
-            out = dataclasses.replace(out, rows=dict(out.rows, keep=keep), form=dataclasses.replace(out.form, dense=True))
-        if self.row_valid is None and self.col_valid is None:
-            return out
-        return _with_valid(out, self.row_valid, self.col_valid, m, n, kind)
-
-
-def _with_group(terms: Terms, row: jax.Array, col: jax.Array, drop: str) -> Terms:
-    name = f"group{len(terms.form.groups)}"
-    form = dataclasses.replace(terms.form, groups=(*terms.form.groups, drop))
-    return dataclasses.replace(terms, rows={**terms.rows, name: row}, cols={**terms.cols, name: col}, form=form)
-
-
-def _with_valid(terms: Terms, row_valid: Any, col_valid: Any, m: int, n: int, kind: Kind) -> Terms:
-    """Rows and columns that are not valid lose their labels, totals and `ok`.
-
-    A positive whose other half is not valid is gone too, so shares are counted anew; that needs plain labels.
-    """
-    if terms.form.second or terms.form.soft:
-        raise ValueError("row_valid, col_valid: cannot be put around Mixup or SoftTargets; put the PairMask inside SoftTargets")
-    row_ok = _ones(m) if row_valid is None else _vector(row_valid, m, "row_valid").astype(jnp.float32)
-    col_ok = _ones(n) if col_valid is None else _vector(col_valid, n, "col_valid").astype(jnp.float32)
-    row_ok, col_ok = row_ok * terms.rows.get("ok", 1.0), col_ok * terms.cols.get("ok", 1.0)
-
-    def side(own, own_ok, theirs, their_ok):
-        # The share of a positive stays 1 / (number of positives), counted over valid ones.
-        info = jnp.iinfo(own["label"].dtype)
-        label = jnp.where(own_ok > 0, own["label"], info.max)
-        found = _count_equal(label, jnp.where(their_ok > 0, theirs["label"], info.min))
-        before = _count_equal(own["label"], theirs["label"])
-        has = (found > 0).astype(jnp.float32) * own_ok
-        total = own["total"] * has
-        return dict(own, ok=own_ok, norm=own["norm"] * jnp.where(found > 0, before / jnp.maximum(found, 1), 0.0), total=total), has
-
-    rows, row_has = side(terms.rows, row_ok, terms.cols, col_ok)
-    cols, col_has = side(terms.cols, col_ok, terms.rows, row_ok)
-    if kind == "sigmoid":
-        row_has, col_has = row_ok, col_ok
-    form = dataclasses.replace(terms.form, valid=True)
-    return Terms(rows, cols, row_has.sum(), col_has.sum(), form)
-
-
 def lower(targets: Any, m: int, n: int, kind: Kind, dtype: jnp.dtype) -> Terms:
     """`Terms` of `targets` for `m` rows and `n` columns, in accumulation `dtype`, without gradients.
 
     For the sigmoid every valid row counts, whether or not it has a positive.
     """
     if not hasattr(targets, "terms"):
-        raise ValueError(f"targets: {targets!r} is not valid; must be Diagonal, SameId, KPerRow, Mixup, SoftTargets or PairMask")
+        raise ValueError(f"targets: {targets!r} is not valid; must be Diagonal, SameId, KPerRow, Mixup, SoftTargets, PairMask or Unpaired")
     terms = targets.terms(m, n, kind)
     if kind == "sigmoid" and not terms.form.valid:
         terms = dataclasses.replace(terms, row_count=m, col_count=n)

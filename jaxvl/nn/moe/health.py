@@ -18,7 +18,8 @@ def health_of(routing: Routing, tokens: Tokens) -> dict[str, jax.Array]:
     Returns:
       load: each expert's share of the (token, expert) pairs that run, float32 [E]; of soft routing, its share of the weight.
       load_by_modality: the same within each modality, float32 [M, E], rows of 0 where there is no token; only where tokens
-        have one.
+        have one. Where experts choose within one modality it is even by construction, and the next one tells.
+      weight_by_modality: each expert's share of the routing weight within each modality, likewise.
       dropped: share of the tokens that no expert sees.
       overflow: share of the choices beyond an expert's capacity (token choice).
       entropy: mean over tokens of the entropy of their distribution over experts, in nats.
@@ -37,7 +38,8 @@ def health_of(routing: Routing, tokens: Tokens) -> dict[str, jax.Array]:
         "dead": (_shares(weight) < DEAD / experts).sum().astype(jnp.float32),
     }
     if tokens.modality is not None:
-        found["load_by_modality"] = jnp.stack([_shares((runs * own[..., None]).sum((0, 1))) for own in tokens.kinds().values()])
+        for name, shared in (("load", runs), ("weight", mass)):
+            found[f"{name}_by_modality"] = jnp.stack([_shares((shared * own[..., None]).sum((0, 1))) for own in tokens.kinds().values()])
     return found
 
 

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from jaxvl.config import ConfigError
+from jaxvl.data.clips import decode_clip
 from jaxvl.data.corpora import CORPORA
-from jaxvl.data.corpora.shapes import COLOURS, SHAPES, STYLES, Shapes, draw, names
+from jaxvl.data.corpora.shapes import COLOURS, FRAMES, NOTE, SHAPES, STYLES, Shapes, draw, names
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +94,33 @@ def test_registry_and_refusals():
         Shapes(variants=0)
     with pytest.raises(ConfigError, match="size: 4 must be in 8 … 512 pixels"):
         Shapes(size=4)
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory):
+    pytest.importorskip("soundfile", reason="clips need jaxvl[audio]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXVL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Shapes(size=24, variants=1, clips=True).prepare(), Shapes(size=24, variants=1).prepare()
+
+
+def test_with_clips_the_pictures_are_the_same_and_the_first_frames(moving):
+    with_clips, without = moving
+    a, b = with_clips.split("test_b_new", [("frames",), ("speech/de",)])[3], without.split("test_b_new")[3]
+    assert a["image"] == b["image"] == a["frames"][0]
+    assert len(set(a["frames"])) == len(a["frames"]) == FRAMES
+
+
+def test_a_name_has_as_many_notes_as_shapes_and_each_colour_its_pitch(moving):
+    source, labels = moving[0].split("train_a"), moving[0].labels("train_a")
+    names = moving[0].class_names("en")
+    pitches = {}
+    for i in range(0, len(source), 7):
+        count, colour, _ = names[labels[i]].split()
+        sound = decode_clip(source[i]["audio"]["speech"]["en"]) / 32768
+        notes = [np.abs(sound[k * NOTE : (k + 1) * NOTE]).max() > 0.1 for k in range(3)]
+        assert sum(notes) == ("one", "two", "three").index(count) + 1
+        spectrum = np.abs(np.fft.rfft(sound[:NOTE], 16000))
+        pitches.setdefault(colour, []).append(int(np.argmax(spectrum[:480])))
+    means = sorted(np.mean(v) for v in pitches.values())
+    assert len(means) == 6 and all(b / a > 1.1 for a, b in zip(means, means[1:])) and max(np.std(v) for v in pitches.values()) < 8

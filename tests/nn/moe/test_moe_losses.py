@@ -94,3 +94,13 @@ def test_health_by_modality_where_experts_choose():
     np.testing.assert_allclose(health["load"], [0.25] * 4)
     np.testing.assert_allclose(health["load_by_modality"], [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5], [0] * 4])
     assert health["dropped"] == 0 and health["dead"] == 0
+
+
+def test_the_weight_tells_specialists_where_experts_choose_within_one_modality():
+    graphdef, params = oracle.layer_of(ExpertChoice(), modalities=("image", "text"))
+    dict((("/".join(p), v) for p, v in nnx.to_flat_state(params)))["router/map/kernel"][...] = jnp.eye(oracle.D, oracle.E) * 9
+    x = jnp.eye(oracle.D)[None, jnp.full(8, 2)]  # eight tokens that are all for the third expert
+    health = oracle.quick_jit(lambda x: nnx.merge(graphdef, params)(x, modality=jnp.zeros((1, 8), int)).health)(x)
+    np.testing.assert_allclose(health["load_by_modality"], [[0.25] * 4, [0] * 4])  # each takes two of them all the same
+    probs = np.exp([0, 0, 9.0, 0])
+    np.testing.assert_allclose(health["weight_by_modality"], [probs / probs.sum(), [0] * 4], rtol=1e-5)
