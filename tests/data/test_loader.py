@@ -67,6 +67,14 @@ def test_pictures_without_transparency_are_opaque():
     assert (batch["image"][..., 3] == 255).all()
 
 
+def test_an_attribute_needs_its_values():
+    values = np.arange(1000, dtype=np.int32) % 7
+    with pytest.raises(ValueError, match="values: those of the attribute 'colour' are needed"):
+        batches(attribute="colour")
+    batch = Batches(dataclasses.replace(CONFIG, attribute="colour"), Source(N), TOKENIZER, seed=0, values=values)[0]
+    np.testing.assert_array_equal(batch["label"], values[batch["id"]])
+
+
 def test_index_wraps_before_int32_does():
     i = 2**31 // B
     assert batches()[i]["index"].tolist() == list(range(B))

@@ -10,6 +10,7 @@ import scipy.stats
 from jaxvl.config import ConfigError
 from jaxvl.data.modalities import AudioConfig
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.records import DataError
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.modalities import ModalityRetrieval
 from jaxvl.sharding import make_mesh
@@ -28,13 +29,15 @@ class Corpus:
 
     splits = ("test",)
 
-    def __init__(self, labels=range(N)):
-        self.labels = list(labels)
+    def __init__(self, labels=range(N), heard=("en", "fr")):
+        self.labels, self.heard = list(labels), heard
 
     def prepare(self, log=print):
         return self
 
     def class_names(self, locale):
+        if locale not in ("en", "fr"):
+            raise DataError(f"no names in {locale!r}")
         return [f"{locale} {i}" for i in range(N)]
 
     def split(self, name, having=()):
@@ -43,7 +46,7 @@ class Corpus:
         assert name == "test"
         out = Source()
         for i, label in enumerate(self.labels):
-            heard = ["en"] if i % 2 else ["en", "fr"]
+            heard = self.heard[:1] if i % 2 else self.heard
             wanted = {k.split("/")[1] for things in having for k in things if "/" in k}
             if wanted and not wanted & set(heard):
                 continue
@@ -124,6 +127,15 @@ def test_the_gallery_shows_pictures_and_names_what_is_heard():
     assert [row.group for row in texts] == ["Image to text"] * 2 + ["Text to image"] * 2
     assert all(row.items[0].right and row.items[0].text == row.text for row in texts)
     assert not ModalityRetrieval(Corpus(), pair=("image", "text"), gallery=0, **OPTIONS).run(encoders()).gallery
+
+
+@pytest.mark.parametrize("locale, shown", [("fr", "fr"), ("xx", "")])
+def test_sounds_of_no_language_are_called_by_what_names_there_are(locale, shown):
+    options = dict(OPTIONS, pair=("image", "waveform"), locales=("zxx",), locale=locale, gallery=2)
+    result = ModalityRetrieval(Corpus(heard=("zxx",)), **options).run(encoders())
+    assert result.metrics["zxx/waveform2image_r@1"] == 1
+    for row in result.gallery:
+        assert row.text.startswith(f"{shown} ") if shown else row.text == ""
 
 
 def test_figures_of_one_that_is_wrong_for_a_third():

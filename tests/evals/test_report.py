@@ -200,6 +200,13 @@ def test_summary_table_shows_intervals_and_of_the_parts_only_recall():
     assert "fr/r@1 " not in text and "_low" not in text
 
 
+@pytest.mark.parametrize(
+    "name, kind", [("acc@1", "percent"), ("fr/text2image_r@10", "percent"), ("exact", "percent"), ("meteor_exact_stem", "number")]
+)
+def test_shares_are_percents(name, kind):
+    assert report.kind_of(name) == kind
+
+
 def test_a_gallery_row_that_ranks_nothing_shows_no_rank(tmp_path):
     write_run(tmp_path, records())
     row = GalleryRow("Image to caption", "red square", None, (Item("a red square", 0.8, False),))

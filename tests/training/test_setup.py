@@ -1,0 +1,58 @@
+"""What a run prepares before its first step: the tokenizer of several tasks, and models that do not go with it."""
+
+import pytest
+import tiny
+
+from jaxvl.config import ConfigError, resolve
+from jaxvl.data.loader import DataConfig
+from jaxvl.training.experiment import Experiment
+from jaxvl.training.setup import build_model, prepare_corpora, task_tokenizer
+
+DATA = dict(corpus=dict(tiny.CORPUS, clips=True), split="train_a", batch=16, image_size=16, text_length=6, threads=1)
+SPOKEN = dict(DATA, modalities=("waveform", "text"), audio=dict(locales=("fr",), seconds=0.1, paired=True))
+FRENCH = "trois étoiles bleues"  # no É in the English names
+
+
+def tokenizer(**tasks):
+    config = tiny.config(tokenizer=dict(kind="unigram", vocab_size=96)).to_dict()
+    config["tasks"] = {name: dict(data=data, objectives=dict(align=1.0)) for name, data in tasks.items()}
+    experiment = resolve(Experiment, config)
+    return task_tokenizer(experiment, prepare_corpora(experiment, print))
+
+
+@pytest.mark.parametrize("order", ["pictures first", "speech first"])
+def test_a_vocabulary_has_the_texts_of_all_tasks(order):
+    tasks = dict(pictures=DATA, speech=SPOKEN)
+    both = tokenizer(**(tasks if order == "pictures first" else dict(reversed(tasks.items()))))
+    assert both.decode(both.encode([FRENCH, "three blue stars"], 32)) == [FRENCH, "three blue stars"]
+    english = tokenizer(pictures=DATA)
+    assert english.decode(english.encode([FRENCH], 32)) != [FRENCH]
+
+
+@pytest.mark.parametrize(
+    "data, expected",
+    [
+        (DATA, ("en",)),
+        (dict(DATA, captions=dict(foreign=0.5, foreign_locales=("de",))), ("en", "de")),
+        (dict(DATA, captions=dict(foreign=0.5)), None),
+        (dict(DATA, modalities=("image",)), ()),
+        (SPOKEN, ("en", "fr")),
+        (dict(SPOKEN, audio=dict(paired=True)), None),
+        (dict(SPOKEN, audio=dict(locales=("fr",))), ("en",)),  # what is heard is not what is read
+    ],
+)  # fmt: skip
+def test_languages_that_a_task_reads(data, expected):
+    assert resolve(DataConfig, data).locales == expected
+
+
+def test_a_model_whose_texts_begin_otherwise_is_refused():
+    vit = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="cls")
+    model = dict(
+        name="coca", image=vit, width=16, unimodal=1, multimodal=1, heads=2, embed_dim=16, poolers="shared", cross="after",
+        late_mask=True, start_id=5,
+    )  # fmt: skip
+    experiment = tiny.experiment(model=model)
+    found = task_tokenizer(experiment, prepare_corpora(experiment, print))
+    assert found.cls_id is None
+    with pytest.raises(ConfigError, match=r"model.start_id: 5 is not what the tokenizer begins texts with \(None\)"):
+        build_model(experiment, found)
