@@ -56,7 +56,7 @@ PERCEIVER = dict(
 # Config, parameters, and what the notebook must print.
 SETTINGS = {
     "caption_and_search": (CAPTIONER, dict(CORPUS="shapes", SPLIT="test_a", QUERIES=["red circle", "blue square"]), "written"),
-    "imp_agd": (PERCEIVER, dict(CORPUS=CLIPS, SPLIT="test_b_new", LOCALE="fr", QUERIES=2), "the right picture among the first ten for"),
+    "imp_agd": (PERCEIVER, dict(CORPUS=CLIPS, SPLIT="test_b_new", LOCALE="fr", QUERIES=2), "a right picture among the first ten for"),
 }
 
 
