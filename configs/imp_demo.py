@@ -62,7 +62,7 @@ def get_config(arg=""):
     if arg.mode == "agd":
         c.schedule = dict(name="weighted", weights=SHARES)
     elif arg.mode == "summed":
-        c.steps, c.schedule = round(arg.steps * 11 / 30), dict(name="summed")  # as many FLOP as `arg.steps` of one task each
+        c.steps, c.schedule = round(arg.steps * 12 / 29), dict(name="summed")  # as many FLOP as `arg.steps` of one task each
     else:
         tasks, c.steps = {arg.mode: tasks[arg.mode]}, arg.steps * SHARES[arg.mode] // total
     c.tasks = tasks
