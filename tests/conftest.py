@@ -2,6 +2,7 @@
 
 import gc
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -27,6 +28,14 @@ jax.config.update("jax_threefry_partitionable", True)
 @pytest.fixture(scope="session", autouse=True)
 def eight_devices():
     assert jax.device_count() == 8, "tests must see 8 CPU devices"
+
+
+@pytest.fixture(scope="session")
+def tpu_compiler():
+    """Skips where libtpu is not installed, and only there."""
+    path = os.environ.get("TPU_LIBRARY_PATH")
+    if not (path and pathlib.Path(path).is_file()) and importlib.util.find_spec("libtpu") is None:
+        pytest.skip("no TPU compiler; launch/test.sh installs it")
 
 
 @pytest.fixture(autouse=True)

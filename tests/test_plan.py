@@ -6,8 +6,6 @@ import pathlib
 import pytest
 
 from jaxvl import plan
-from jaxvl.config import ConfigError
-from jaxvl.sharding.topology import compile_only_devices
 
 CONFIG = str(pathlib.Path(__file__).parent.parent / "configs" / "align.py")
 SMALL = {
@@ -16,14 +14,7 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def compiler():
-    try:
-        compile_only_devices("v5e")
-    except ConfigError as error:
-        pytest.skip(f"no TPU compiler (launch/test.sh installs it): {error}")
-
-
+pytestmark = pytest.mark.usefixtures("tpu_compiler")
 SLOW = [pytest.param(t, marks=pytest.mark.slow) for t in ("v4:2x2x1", "v5p:2x2x1", "v6e:2x2")]
 
 

@@ -65,8 +65,11 @@ runtime_version { major: 13 }
 device_description_str: "NVIDIA H200"
 """
 
-# libtpu would ask a cloud machine's metadata for these, and complain where there is none. They do not restrict the topology.
-NO_CLOUD = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
+# libtpu would ask a cloud machine's metadata for the first three, and complain where there is none. They do not restrict the topology.
+# The last: it refuses to be loaded beside another process that has it, or had and was killed, as if both were to use the chip.
+COMPILE_ONLY = {
+    "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}  # fmt: skip
 
 
 def chip(topology: str) -> Chip:
@@ -91,7 +94,7 @@ def compile_only_devices(topology: str) -> Sequence[jax.Device]:
     try:
         if name.startswith("h"):
             return topologies.get_topology_desc(platform="cuda", topology_name=name, target_config=H200, topology=size).devices
-        for variable, value in NO_CLOUD.items():
+        for variable, value in COMPILE_ONLY.items():
             os.environ.setdefault(variable, value)
         # Two cores of a v4 are one device of a real run ("megacore"), as they are by themselves on the others.
         options = {"chip_config_name": "megacore"} if name == "v4" else {}

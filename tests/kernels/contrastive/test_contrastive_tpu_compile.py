@@ -16,12 +16,9 @@ TPUS = [name for name in CHIPS if name.startswith("v")]
 
 
 @pytest.fixture(scope="module")
-def devices():
+def devices(tpu_compiler):
     """Topology -> its devices; compiled for in one process, one after the other."""
-    try:
-        return {name: compile_only_devices(name) for name in TPUS}
-    except ConfigError as error:
-        pytest.skip(f"no TPU compiler (launch/test.sh installs it): {error}")
+    return {name: compile_only_devices(name) for name in TPUS}
 
 
 def lowered_for(mesh, shape, dtype, targets, kind, implementation="pallas_tpu"):
