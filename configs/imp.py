@@ -1,9 +1,10 @@
-"""IMP as published (Akbari et al. 2023): one encoder with 16 experts in its last six layers, one task a step.
+"""IMP as published (Akbari et al. 2023): one encoder with 16 experts (small: 4) in its last six layers, one task a step.
 
     python -m jaxvl.train --config=configs/imp.py:variant=large,fsdp=8,expert=4 --workdir=…
     python -m jaxvl.plan --config=configs/imp.py:variant=large,fsdp=4,expert=4 --topology=v5p:4x4x4
 
-Batches, intervals, resolutions and drop rates are the paper's and its code's; the paper's text draws tasks at random (`schedule=dict(
+Its tasks are those with contrastive losses: of the classification tasks that the paper adds, with their own intervals, there is none, as
+there is no corpus for them (a class head and how a task uses it: tests/training/test_class_heads.py). Batches, intervals, resolutions and drop rates are the paper's and its code's; the paper's text draws tasks at random (`schedule=dict(
 name="weighted", …)`), its code takes them by interval, as here. Needs corpora of your own in the place of those below; it is written
 for a pod (`mesh`: data x fsdp x expert).
 """
@@ -17,14 +18,15 @@ STEPS, WARMUP = {"small": 200_000}, {"small": 10_000, "base": 25_000}
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, variant="base", experts=16, fsdp=1, expert=1)
+    arg = parse_arg(arg, variant="base", experts=-1, fsdp=1, expert=1)
+    experts = arg.experts if arg.experts >= 0 else 4 if arg.variant == "small" else 16  # 0: dense
     c = ml_collections.ConfigDict()
     pairs = ("vision-text", "vision-audio", "audio-text")
     c.model = dict(
         name="imp", variant=arg.variant, inputs=("image", "video", "spectrogram", "text"), pairs=pairs, log_mel={}, remat="full",
     )  # fmt: skip
-    if arg.experts:
-        c.model.moe = dict(last=6, experts=arg.experts)
+    if experts:
+        c.model.moe = dict(last=6, experts=experts)
     c.preprocess = dict(image_size=256)
     c.tokenizer = dict(kind="unigram", vocab_size=32100)
     shared = dict(image_size=256, text_length=16, batch=8192)
@@ -39,6 +41,8 @@ def get_config(arg=""):
     )
     for name, task in c.tasks.items():
         task.objectives = dict(nce=dict(pairs=pairs if name == "audio_text" else pairs[:1]))
+        if experts:
+            task.objectives["routing"] = {}  # for the log: expert choice needs no loss
     c.schedule = dict(name="round_robin", intervals=dict(video_text=12, small_video_text=12, audio_text=12))
     c.steps = STEPS.get(arg.variant, 500_000)
     peak, warmup = PEAK.get(arg.variant, 5e-4), WARMUP.get(arg.variant, 50_000)

@@ -57,6 +57,8 @@ def get_config(arg=""):
     for name, task in tasks.items():
         pairs = ("vision-text", "vision-audio", "audio-text") if name == "speech" else ("vision-text",)
         task["objectives"] = dict(nce=dict(pairs=pairs, duplicates="positive"))
+        if arg.experts:
+            task["objectives"]["routing"] = {}  # for the log: expert choice needs no loss
     total = sum(SHARES.values())
     c.steps = arg.steps
     if arg.mode == "agd":

@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
         console.print(f"[bold red]wrong option[/] {escape(str(error))}", soft_wrap=True)
         return 2
-    except (ConversionError, CheckpointError) as error:
+    except (ConversionError, CheckpointError, OSError) as error:  # OSError: a target that cannot be written
         console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
         return 1
 

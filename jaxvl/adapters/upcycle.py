@@ -6,8 +6,10 @@ holds its dense layers there and the others in `…/moe_blocks/X`, with `moe/exp
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +56,14 @@ def upcycle(sources: Sequence[Arrays], fresh: Arrays, moe: MoeConfig) -> dict[st
         out[path] = jnp.stack([arrays[e % len(arrays)] for e in range(moe.experts)], axis=1) if expert else arrays[0]
     _complain(first, fresh, used, out)
     return out
+
+
+def moe_configs(model: Any) -> list[MoeConfig]:
+    """The different configurations of experts in a model's, a tree of dataclasses."""
+    if isinstance(model, MoeConfig):
+        return [model]
+    parts = [getattr(model, f.name) for f in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else []
+    return list(dict.fromkeys(found for part in parts for found in moe_configs(part)))
 
 
 def _layers(array: jax.Array, path: str, fresh: Arrays, moe: MoeConfig) -> jax.Array:

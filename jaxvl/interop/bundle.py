@@ -141,11 +141,26 @@ class Section:
             )
         return value
 
+    def token(self, key: str, default: Any = _MISSING) -> int:
+        """The id of a token, >= 0."""
+        value = self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self.refuse(key, "must be the id of a token")
+        return value
+
     def number(self, key: str, default: Any = _MISSING) -> float:
         value = self.get(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise self.refuse(key, "must be a number")
         return float(value)
+
+    def numbers(self, key: str, default: Any = _MISSING, count: int = 3) -> tuple[float, ...]:
+        """So many numbers, of the channels of a picture."""
+        value = self.get(key, default)
+        many = isinstance(value, (list, tuple)) and len(value) == count
+        if not many or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+            raise self.refuse(key, f"must be {count} numbers")
+        return tuple(map(float, value))
 
     def only(self, key: str, valid: Mapping[Any, Any] | tuple, default: Any = _MISSING) -> Any:
         """What `valid` has for the value, or the value itself where `valid` is a tuple of those that can be taken over."""

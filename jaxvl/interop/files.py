@@ -104,9 +104,16 @@ def _safetensors(path: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
     safetensors = need("safetensors")
     try:
         file = safetensors.safe_open(path, "np")
-        return {name: functools.partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return {name: functools.partial(_tensor, path, file, name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except safetensors.SafetensorError as error:
         raise ConversionError(f"{path}: is not a whole safetensors file ({error})") from None
+
+
+def _tensor(path: pathlib.Path, file: Any, name: str) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except Exception as error:  # numpy lacks some dtypes of the format, which is told in several ways
+        raise ConversionError(f"{path}: tensor {name} cannot be read ({error})") from None
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -117,8 +124,9 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConversionError(f"{path}: is damaged or holds more than tensors, and is not run ({reason})") from None
     state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise ConversionError(f"{path}: must hold a state dict: names and tensors")
+    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
+    if not named or not all(tensor.layout == torch.strided for tensor in state.values()):
+        raise ConversionError(f"{path}: must hold a state dict: names and dense tensors")
     # Training on several devices puts `module.` before every name.
     return {name.removeprefix("module."): tensor.float().numpy() for name, tensor in state.items()}
 

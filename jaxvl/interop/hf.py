@@ -57,7 +57,7 @@ def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
     config = Section(read_json(path / "config.json"))
     kind = _model_type(config)
     model, inputs = FAMILIES[kind].read(config)
-    preprocess, notes = hf_files.read_preprocess(path, inputs.image_size, kind)
+    preprocess, notes = hf_files.read_preprocess(path, inputs.image_size, kind, getattr(model.image, "patch", None))
     found = find_tokenizer(tokenizer, lambda folder: read_tokenizer(folder or path, inputs))
     arrays = read(read_weights(path, WEIGHTS), kind, model, inputs)
     return Bundle(bounded(model, arrays), with_tokens(model, inputs, found), arrays, found, preprocess, {"hf": dict(config.values)}, notes)

@@ -47,7 +47,7 @@ def read_align(config: Section) -> tuple[AlignConfig, InputSpec]:
     ))  # fmt: skip
     if width != model.image.features:
         raise config.refuse("projection_dim", f"must be the {model.image.features} channels of the image, which texts are compared with")
-    return model, InputSpec(image_size, min(positions, LENGTH), vocabulary, text.get("pad_token_id", 0), None)
+    return model, InputSpec(image_size, min(positions, LENGTH), vocabulary, text.token("pad_token_id", 0), None)
 
 
 def _read_image(vision: Section, image_size: int) -> dict[str, Any]:
@@ -58,6 +58,8 @@ def _read_image(vision: Section, image_size: int) -> dict[str, Any]:
     kernels, inputs, outputs, strides, repeats, expands = (list(vision.get(key, value)) for key, value in defaults.items())
     if not len(kernels) == len(inputs) == len(outputs) == len(strides) == len(repeats) == len(expands):
         raise vision.refuse("kernel_sizes", "must be as many as in_channels, out_channels, strides, num_block_repeats and expand_ratios")
+    if not all(isinstance(k, int) and k % 2 for k in kernels):
+        raise vision.refuse("kernel_sizes", "must be odd numbers: an even one is not centred on its pixel")
     if inputs != [STEM, *outputs[:-1]]:
         raise vision.refuse("in_channels", f"must be {[STEM, *outputs[:-1]]}: the stem's, then what the stage before puts out")
     vision.only("depth_divisor", (8,), 8)

@@ -53,10 +53,9 @@ def _tower(section: Section, activation: str, eps: float) -> dict[str, Any]:
 
 def read_clip(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
     """Of a `CLIPConfig`'s JSON. Raises ConversionError for what cannot be represented."""
-    # Configurations of 2022 have both names; the one with `_dict` wins in transformers.
+    # Configurations of 2022 have both names; in transformers the one with `_dict` wins with all its values, be they its defaults.
     text, vision = (
-        Section({**config.get(f"{key}_config", {}), **config.get(f"{key}_config_dict", {})}, config.path(f"{key}_config"))
-        for key in ("text", "vision")
+        config.section(f"{key}_config_dict" if f"{key}_config_dict" in config else f"{key}_config") for key in ("text", "vision")
     )
     positions, vocabulary = text.size("max_position_embeddings", 77), text.size("vocab_size", 49408)
     eos = text.size("eos_token_id", 49407)
@@ -74,7 +73,7 @@ def read_clip(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
     eos = vocabulary - 1 if eos == ARGMAX_EOS else eos
     if eos >= vocabulary:
         raise text.refuse("eos_token_id", f"must be below the vocabulary's {vocabulary}")
-    return model, InputSpec(vision.size("image_size", 224), positions, vocabulary, text.get("pad_token_id", 1), eos)
+    return model, InputSpec(vision.size("image_size", 224), positions, vocabulary, text.token("pad_token_id", 1), eos)
 
 
 def write_clip(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
@@ -121,7 +120,7 @@ def read_siglip(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
         text=dict(**text_node(text_sizes, positions), mask_padding=False, pool="last", **_tower(text, "gelu_pytorch_tanh", 1e-6)),
         projections="text", projection_bias=True, init_scale=10.0, init_bias=-10.0, max_scale=None,
     ))  # fmt: skip
-    return model, InputSpec(image_size, positions, vocabulary, text.get("pad_token_id", 1), None)
+    return model, InputSpec(image_size, positions, vocabulary, text.token("pad_token_id", 1), None)
 
 
 def _side(vision: Section, patch: int) -> int:

@@ -15,8 +15,8 @@ RESAMPLE = {3: "bicubic", 2: "bilinear", 1: "lanczos", 0: "nearest"}  # Pillow's
 _PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor", "Siglip2ImageProcessor", "EfficientNetImageProcessor")
 
 
-def read_preprocess(folder: pathlib.Path, image_size: int, family: str) -> tuple[Preprocess, tuple[str, ...]]:
-    """`Preprocess` of a folder for a model of this image size, and what is to be told.
+def read_preprocess(folder: pathlib.Path, image_size: int, family: str, patch: int | None = None) -> tuple[Preprocess, tuple[str, ...]]:
+    """`Preprocess` of a folder for a model of this image size, cut into patches of so many pixels a side, and what is to be told.
 
     Raises:
       ConversionError: a size other than the model's, or a step that `Preprocess` has no word for.
@@ -37,6 +37,9 @@ def read_preprocess(folder: pathlib.Path, image_size: int, family: str) -> tuple
     )
     if kind not in _PROCESSORS:
         raise section.refuse("image_processor_type", f"can be taken over as {', '.join(_PROCESSORS)} only")
+    if kind.startswith("Siglip2") and patch is not None:
+        section.only("patch_size", (patch,), patch)
+        section.only("max_num_patches", ((image_size // patch) ** 2,), (image_size // patch) ** 2)
     return _read(section, kind, image_size)
 
 
@@ -79,17 +82,15 @@ def _normalisation(section: Section, clip: bool, efficient: bool) -> tuple[tuple
     """Mean and deviation of values in 0..1. Theirs are of `value · 255 · rescale_factor - rescale_offset`."""
     scale, offset = 255 * section.number("rescale_factor", 1 / 255), float(section.get("rescale_offset", False))
     normal = section.get("do_normalize", True)
-    mean = section.get("image_mean", CLIP_MEAN if clip else HALF) if normal else (0.0,) * 3
-    std = section.get("image_std", CLIP_STD if clip else HALF) if normal else (1.0,) * 3
-    if len(mean) != 3 or len(std) != 3:
-        raise section.refuse("image_mean", "must be three numbers")
+    mean = section.numbers("image_mean", CLIP_MEAN if clip else HALF) if normal else (0.0,) * 3
+    std = section.numbers("image_std", CLIP_STD if clip else HALF) if normal else (1.0,) * 3
     powers = 2 if efficient and section.get("include_top", True) else 1
     # Rounded where the factor is not exactly 1 / 255, so that 0.5 is 0.5.
     return tuple(round((offset + m) / scale, 9) for m in mean), tuple(round(s**powers / scale, 9) for s in std)
 
 
 def _side(section: Section, key: str, value: Any) -> int:
-    sides = set(value.values()) if isinstance(value, dict) else {value}
+    sides = set(value.values() if isinstance(value, dict) else [value] if isinstance(value, int) else ["none"])
     sides.discard(None)
     if len(sides) != 1 or not all(isinstance(s, int) for s in sides):
         raise section.refuse(key, "must be one number: only square pictures can be taken over")

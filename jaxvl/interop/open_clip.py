@@ -51,6 +51,7 @@ def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
     if found is not None and model.registered_name == "coca":
         with refusing("model_cfg"):
             model, inputs = coca.config_of(section.values, start_id=_start(found), eos_id=found.eos_id)
+        _check_padding(model, inputs, found)
     arrays = read_state(read_weights(path, WEIGHTS), model, inputs, section.values)
     return Bundle(bounded(model, arrays), with_tokens(model, inputs, found), arrays, found, preprocess, {"open_clip": config})
 
@@ -142,6 +143,17 @@ def _start(tokenizer: Tokenizer) -> int:
     return tokenizer.cls_id
 
 
+def _check_padding(model: Any, inputs: InputSpec, tokenizer: Tokenizer) -> None:
+    """Their model takes a token for padding by its id in `text_cfg`, whatever the tokenizer pads with."""
+    if model.text_pool == "class" and tokenizer.pad_id != inputs.pad_id:
+        raise ConversionError(f"text_cfg.pad_id: {inputs.pad_id} is what the model masks, but the tokenizer pads with {tokenizer.pad_id}; "
+                              "must be the same (or --tokenizer=none)")  # fmt: skip
+    if tokenizer.pad_id == tokenizer.eos_id:
+        raise ConversionError(
+            f"tokenizer: pads with its EOS, {tokenizer.eos_id}, so that no caption would be seen to end (or --tokenizer=none)"
+        )
+
+
 def _write_tokenizer(bundle: Bundle, path: pathlib.Path, text_cfg: dict[str, Any]) -> tuple[str, ...]:
     """Writes the files and says in `text_cfg` where they are; nothing for CLIP's own vocabulary, which open_clip carries."""
     tokenizer = bundle.tokenizer
@@ -173,7 +185,7 @@ def _read_preprocess(section: Section, image_size: int) -> Preprocess:
     section.only("mode", ("RGB",), "RGB")
     with refusing("preprocess_cfg"):
         return Preprocess(
-            image_size, tuple(section.get("mean", CLIP_MEAN)), tuple(section.get("std", CLIP_STD)),
+            image_size, section.numbers("mean", CLIP_MEAN), section.numbers("std", CLIP_STD),
             resize=section.only("resize_mode", RESIZE, "shortest"),
             interpolation=section.only("interpolation", ("bicubic", "bilinear"), "bicubic"),
         )  # fmt: skip

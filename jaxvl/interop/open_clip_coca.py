@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxvl.interop.bundle import Section
 from jaxvl.interop.mapping import (
     CONVOLUTION,
     SAME,
@@ -149,6 +150,16 @@ _READ = dict(
     ),
     multimodal_cfg=dict(layers=12, width=512, heads=8),
 )  # fmt: skip
+_TOP = (
+    "embed_dim",
+    "init_logit_scale",
+    "init_logit_bias",
+    "quick_gelu",
+    "custom_text",
+    "cast_dtype",
+    "output_dict",
+    "nonscalar_logit_scale",
+)
 # What must be as it is by default.
 _BLOCK = dict(
     ls_init_value=None, act_kwargs=None, norm_kwargs=None, qk_norm=False, scaled_cosine_attn=False, scale_heads=False,
@@ -186,6 +197,9 @@ def config_of(model_cfg: Mapping[str, Any], *, start_id: int = START, eos_id: in
         if part not in model_cfg:
             raise ConversionError(f"{part}: missing; open_clip's CoCa has {', '.join(_READ)}")
         _check_part(part, model_cfg[part])
+    top = Section(model_cfg)
+    top.known(*_READ, *_TOP)
+    embed_dim, init_scale = top.size("embed_dim"), math.exp(top.number("init_logit_scale")) if "init_logit_scale" in top else 1 / 0.07
     if model_cfg.get("init_logit_bias") is not None:
         raise ConversionError(f"init_logit_bias: {model_cfg['init_logit_bias']!r} has no counterpart in coca; must be None")
     vision, text, multimodal = (_READ[part] | {k: v for k, v in model_cfg[part].items() if k in _READ[part]} for part in _READ)
@@ -206,8 +220,7 @@ def config_of(model_cfg: Mapping[str, Any], *, start_id: int = START, eos_id: in
         image=_vit(vision, activation, post_norm=pooling != "shared"), width=text["width"], heads=text["heads"], hidden=4 * text["width"],
         unimodal=text["layers"], multimodal=multimodal["layers"], poolers=pooling, pooler_norm=pooling in ("shared", "none"), cross="after",
         start_id=start_id, text_pool="class" if text["embed_cls"] else "eos", late_mask=text["embed_cls"],
-        embed_dim=model_cfg["embed_dim"], activation=activation,
-        init_scale=math.exp(model_cfg["init_logit_scale"]) if "init_logit_scale" in model_cfg else 1 / 0.07, **pooled,
+        embed_dim=embed_dim, activation=activation, init_scale=init_scale, **pooled,
     )  # fmt: skip
     _check_counterpart(config)
     inputs = InputSpec(vision["image_size"], text["context_length"], text["vocab_size"], text["pad_id"], eos_id)
@@ -264,6 +277,27 @@ def _check_part(part: str, given: Mapping[str, Any]) -> None:
             raise ConversionError(f"{part}.{name}: {value!r} has no counterpart in coca; must be {fixed[name]!r}")
         if name not in (*_READ[part], *fixed, *_UNREAD[part]):
             raise ConversionError(f"{part}.{name}: {value!r} is not known here; known are open_clip 3.3's")
+        if name in _READ[part]:
+            _check_type(f"{part}.{name}", value, _READ[part][name])
+
+
+def _check_type(key: str, value: Any, default: Any) -> None:
+    """Raises ConversionError for a value of another kind than open_clip's default; lists of layers are refused later, by name."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if key.endswith(("layers", "image_size", "patch_size")) and isinstance(value, (list, tuple)):
+        return
+    if key.endswith("attentional_pool"):
+        right, valid = isinstance(value, (bool, str)), "true, false or a name"
+    elif isinstance(default, (bool, str)):
+        right, valid = isinstance(value, type(default)), "true or false" if isinstance(default, bool) else "a name"
+    elif key.endswith("_id"):
+        right, valid = isinstance(value, int) and number and value >= 0, "the id of a token"
+    elif isinstance(default, int):
+        right, valid = isinstance(value, int) and number and value >= 1, "a whole number >= 1"
+    else:
+        right, valid = number and value > 0, "a number > 0"
+    if not right:
+        raise ConversionError(f"{key}: {value!r} must be {valid}")
 
 
 def _check_counterpart(config: CoCaConfig) -> None:

@@ -86,6 +86,8 @@ def _inspected(name: str, pool: str) -> Trunk:
     if not isinstance(model.patch_embed.proj, torch.nn.Conv2d):
         raise refuse("the patch embedding", type(model.patch_embed.proj).__name__, "one convolution")
     block = model.blocks[0]
+    if type(block) is not timm.models.vision_transformer.Block:
+        raise refuse("the block", type(block).__name__, "Block")
     activations = {torch.nn.GELU: "gelu", timm.layers.QuickGELU: "quick_gelu", timm.layers.GELUTanh: "gelu_tanh"}
     activation = activations.get(type(block.mlp.act))
     if activation is None:

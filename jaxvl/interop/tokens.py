@@ -118,7 +118,10 @@ def _from_sentencepiece(folder: pathlib.Path, settings: dict[str, Any], options:
 
 def _from_merges(folder: pathlib.Path, settings: dict[str, Any], options: dict[str, Any]) -> Tokenizer:
     vocabulary = read_json(folder / "vocab.json")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    try:
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"{folder / 'merges.txt'}: is not a text file ({error})") from None
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
     names = [_special(folder, settings, name) or default for name, default in (
         ("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>"))]  # fmt: skip
@@ -126,7 +129,10 @@ def _from_merges(folder: pathlib.Path, settings: dict[str, Any], options: dict[s
     if lacking:
         raise ConversionError(f"{folder / 'vocab.json'}: has no {lacking[0]!r}")
     normal = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()])
-    content = _byte_pairs(vocabulary, merges, names[:2], normal)
+    try:
+        content = _byte_pairs(vocabulary, merges, names[:2], normal)
+    except Exception as error:  # the library raises bare Exceptions, and TypeErrors
+        raise ConversionError(f"{folder}: vocab.json and merges.txt do not fit together ({' '.join(str(error).split())})") from None
     ids = [vocabulary[name] for name in names]
     return Tokenizer("json", content, cls_id=ids[0], eos_id=ids[1], pad_id=ids[2], **options)
 

@@ -138,6 +138,9 @@ class CoCaConfig:
         except ConfigError as error:
             raise error.under("image") from None
         check(inputs.eos_id is not None, "name", "'coca' needs a tokenizer with an EOS token, which ends a caption")
+        check(
+            inputs.eos_id != inputs.pad_id, "name", f"'coca' needs a tokenizer that pads with another token than its EOS ({inputs.eos_id})"
+        )
         start, special = self.start_id, (inputs.pad_id, inputs.eos_id)
         check(
             start is None or (0 <= start < inputs.vocab_size and start not in special), "start_id",

@@ -169,7 +169,9 @@ def _adjust(logits, tokens, t, rules: _Rules) -> jax.Array:
         seen = jnp.zeros((b, v), bool).at[rows, tokens].max(jnp.broadcast_to(there, tokens.shape))
         logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     token = jnp.arange(v)
-    banned = (token == rules.pad_id) & (rules.pad_id != rules.eos_id) | (token == rules.eos_id) & (t + 1 < rules.numbers.min_length)
+    banned = (token == rules.pad_id) & (rules.pad_id != rules.eos_id) | (token == rules.eos_id) & (
+        t + 1 < jnp.minimum(rules.numbers.min_length, rules.most)
+    )
     if config.no_repeat:
         banned = banned | _completing(tokens, t, config.no_repeat, v) & (token != rules.eos_id)
     forced = (t + 1 == rules.most) & (token != rules.eos_id)  # the last place is EOS's

@@ -65,7 +65,8 @@ class ImpConfig:
       log_mel: a batch's waveforms are heard as this spectrogram; None: as samples.
       waveform_patch: samples of a token. most_samples: longest waveform.
       most_words: longest text.
-      inputs: what the model takes, of image, video, spectrogram, waveform and text; it has parameters for no other.
+      inputs: what the model takes, of image, video, spectrogram, waveform and text; it has parameters for no other. Each modality of
+        a pair needs one.
       pairs: modalities that are compared, as in `vision-text`; each has two projections and a temperature of its own.
       embed_dim, projection_hidden: width of the embedding space, and of the one hidden layer of a projection.
       classes: name -> number of classes: linear heads.
@@ -118,6 +119,11 @@ class ImpConfig:
             sides = pair.split("-")
             known = len(sides) == 2 and sides[0] != sides[1] and set(sides) <= set(MODALITIES)
             check(known, "pairs", f"{pair!r} must be two of {', '.join(MODALITIES)}, as in 'vision-text'")
+            for side in sides:
+                may = [name for name, kind in INPUTS.items() if kind == side]
+                check(
+                    bool({*may} & {*self.inputs}), "pairs", f"{pair!r} needs {' or '.join(may)} among the inputs ({', '.join(self.inputs)})"
+                )
         check(len({frozenset(p.split("-")) for p in self.pairs}) == len(self.pairs), "pairs", f"{list(self.pairs)!r} names a pair twice")
         for name, n in self.classes.items():
             check(n >= 2, f"classes.{name}", f"{n!r} must be >= 2 classes")
@@ -125,6 +131,7 @@ class ImpConfig:
             self.log_mel is None or "spectrogram" in self.inputs, "log_mel", "needs 'spectrogram' among the inputs, which waveforms become"
         )
         check(self.init_temperature is None or self.init_temperature > 0, "init_temperature", f"{self.init_temperature!r} must be > 0")
+        check(self.max_scale is None or self.max_scale > 0, "max_scale", f"{self.max_scale!r} must be > 0, or None")
         moe = self.moe
         check(
             moe is None or moe.modalities in ((), MODALITIES),
@@ -158,6 +165,37 @@ class ImpConfig:
             inputs.text_length <= self.most_words, "most_words", f"{self.most_words} are fewer than the texts' {inputs.text_length} tokens"
         )
 
+    def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
+        """Raises ConfigError where a task's `data` is not what the model takes, or its `encode` names what the data has not."""
+        heard = "waveform" if self.log_mel is None else "spectrogram"
+        given = [heard if name == "waveform" else name for name in data.modalities]
+        kinds = {INPUTS[name] for name in given}
+        for name in given:
+            check(name in self.inputs, "data.modalities", f"{name!r} is not among the inputs of the model ({', '.join(self.inputs)})")
+        check(len(kinds) == len(given), "data.modalities", f"{list(data.modalities)!r} must be one of a modality")
+        frames = data.video.frames
+        if "video" in given:
+            fits = frames % self.patch_frames == 0 and frames <= self.most_frames
+            check(fits, "data.video.frames", f"{frames!r} must be a multiple of {self.patch_frames}, of at most {self.most_frames}")
+        patched = [name for name in given if name != "text"]
+        for name, rate in (encode.get("drop") or {}).items():
+            known = f"has no patches to drop in this task (those that have: {', '.join(patched) or 'none'})"
+            check(name in patched, f"encode.drop.{name}", known)
+            check(0 <= rate < 1, f"encode.drop.{name}", f"{rate!r} is a share of the tokens; must be in [0, 1)")
+        for head, kind in (encode.get("classes") or {}).items():
+            key = f"encode.classes.{head}"
+            check(
+                head in self.classes,
+                key,
+                f"is no head of the model{nearest(head, list(self.classes))} ({', '.join(self.classes) or 'none'})",
+            )
+            check(kind in kinds, key, f"{kind!r} is no modality of this task ({', '.join(sorted(kinds))})")
+        names = getattr(self.moe and self.moe.router, "names", None)
+        if names is not None:
+            skills = encode.get("skills") or tuple(kinds)
+            for skill in skills:
+                check(skill in names, "encode.skills", f"{skill!r} is no skill of the model ({', '.join(names)})")
+
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Imp:
         return Imp(self, inputs, rngs=rngs, dtype=dtype)
 
@@ -187,13 +225,14 @@ class Imp(nnx.Module):
         takes = set(c.inputs)
         sides = dict(time=c.patch_frames, height=p, width=p)
         most = dict(time=c.most_frames, height=c.most_pixels, width=c.most_pixels)
-        self.vision = GridTokens("video", sides, most, inputs.channels, width, **options)
+        self.vision = GridTokens("video", sides, most, inputs.channels, width, **options) if {"image", "video"} & takes else None
         sides, most = dict(time=s, bins=s), dict(time=c.most_steps, bins=c.most_bins)
         self.spectrogram = GridTokens("spectrogram", sides, most, 1, width, **options) if "spectrogram" in takes else None
         sides, most = dict(time=c.waveform_patch), dict(time=c.most_samples)
         self.waveform = GridTokens("waveform", sides, most, 1, width, **options) if "waveform" in takes else None
-        self.words = Embedding(inputs.vocab_size, width, init=normal(width**-0.5), **options)  # as large as their positions
-        self.word_positions = FactoredPositions("text", dict(time=c.most_words), width, **options)
+        words = Embedding(inputs.vocab_size, width, init=normal(width**-0.5), **options)  # as large as their positions
+        positions = FactoredPositions("text", dict(time=c.most_words), width, **options)
+        self.words, self.word_positions = (words, positions) if "text" in takes else (None, None)
         self.transformer = Transformer(c.sizes, c.options(), **options)
         self.norm = LayerNorm(width, bias=False, dtype=dtype)
         directed = [f"{a}>{b}" for pair in map(lambda p: p.split("-"), c.pairs) for a, b in (pair, pair[::-1])]
@@ -211,6 +250,8 @@ class Imp(nnx.Module):
 
     def _tokens(self, name: str, x: jax.Array, length: jax.Array | None, drop: float, key: jax.Array | None) -> tuple[Any, Any]:
         """Tokens [B, P, D] of one input, and their mask bool [B, P] or None."""
+        if name not in self.config.inputs:
+            raise ValueError(f"{name}: the model does not take it (inputs: {', '.join(self.config.inputs)})")
         if name == "text":
             b, t = x.shape
             self.word_positions.check([t])
@@ -218,8 +259,6 @@ class Imp(nnx.Module):
             if drop:
                 raise ValueError("drop: 'text' has no tokens to drop; patches of image, video, spectrogram and waveform have")
             return self.words(x) + self.word_positions(places), x != self.pad_id
-        if name not in self.config.inputs:
-            raise ValueError(f"{name}: the model does not take it (inputs: {', '.join(self.config.inputs)})")
         grid = self.vision if name in ("image", "video") else getattr(self, name)
         patches = grid.still(x) if name == "image" else grid.cut(x[..., None] if name in ("spectrogram", "waveform") else x)
         if length is not None:  # in steps of the first axis; a patch counts from its first step on
@@ -304,7 +343,7 @@ class Imp(nnx.Module):
         return rest | ({"has_spectrogram": batch["has_waveform"]} if "has_waveform" in batch else {})
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, drop: Mapping[str, float] | None = None, classes: tuple[str, ...] = (),
+        self, batch: Mapping[str, jax.Array], *, drop: dict[str, float] | None = None, classes: dict[str, str] | None = None,
         skills: tuple[str, ...] | None = None, train: bool = False, key: jax.Array | None = None,
     ) -> dict[str, jax.Array]:  # fmt: skip
         """Encodes whatever the batch holds.
@@ -313,15 +352,15 @@ class Imp(nnx.Module):
           batch: any of `INPUTS`, at most one of a modality, with `NAME_length` int [B] (or [B, N]) where rows are padded, and `has_NAME` bool [B]
             where some rows lack it; see `encode` for several instances a row. A waveform is float in -1..1, or int16.
           drop: input -> share of its tokens to leave out.
-          classes: heads to run, on the batch's first input that is not text.
+          classes: heads to run -> the modality that each sees.
           skills: see `encode`.
           train, key: as for `TwoTower`.
 
         Returns:
           For each pair A-B of which the batch has both: `A>B` and `B>A`, unit rows float32 [B, E] or [B, N, E], and `log_scale/A-B` float32 [];
-          `logits/NAME` float32 [B, K]; `moe/loss/NAME` and `moe/health/NAME`, the same for every row: float32 [B] and [B, …], the sum
-          of the losses over the layers and inputs, and the health by layer, mean over the inputs; `has/A` bool [B] of modalities that
-          some rows lack.
+          `logits/NAME` float32 [B, K], and `has/logits/NAME` bool [B] where some rows lack what the head sees; `moe/loss/NAME` and `moe/health/NAME`, the same for every row: float32 [B] and [B, …], the sum
+          of the losses over the layers and inputs, and the health by layer, mean over the inputs, dead experts those of all inputs;
+          `has/A` bool [B] of modalities that some rows lack.
         """
         batch = self._heard(batch)
         drop, given = drop or {}, [name for name in INPUTS if name in batch]
@@ -343,8 +382,9 @@ class Imp(nnx.Module):
             if {a, b} <= found:
                 outputs |= {f"{s}>{t}": self.projections[f"{s}>{t}"](encoded[s].y) for s, t in ((a, b), (b, a))}
                 outputs[f"log_scale/{pair}"] = scale[...] if self.most is None else bounded(scale[...], self.most)
-        seen = next((encoded[INPUTS[name]].y for name in given if name != "text"), None)
-        outputs |= {f"logits/{name}": self.classes[name](seen).astype(jnp.float32) for name in classes}
+        for name, kind in (classes or {}).items():
+            outputs[f"logits/{name}"] = self.classes[name](encoded[kind].y).astype(jnp.float32)
+            outputs |= {f"has/logits/{name}": outputs[key] for key in (f"has/{kind}",) if key in outputs}
         return outputs | _reports(list(encoded.values()), len(batch[given[0]]))
 
 
@@ -353,7 +393,8 @@ def _reports(encoded: list[MoeOutput], rows: int) -> dict[str, jax.Array]:
     if not encoded[0].health:
         return {}
     losses = {k: sum(out.losses[k] for out in encoded) for k in encoded[0].losses}
-    # Of `load_by_modality` each input fills the row of its own modality.
-    health = {k: sum(out.health[k] for out in encoded) / (1 if "by_modality" in k else len(encoded)) for k in encoded[0].health}
+    each = {k: jnp.stack([out.health[k] for out in encoded]) for k in encoded[0].health}
+    # Of `load/MODALITY` all inputs but one have zeros; an expert is dead that no input wakes.
+    health = {k: v.sum(0) if "/" in k else v.min(0) if k == "dead" else v.mean(0) for k, v in each.items()}
     named = {f"moe/loss/{k}": v for k, v in losses.items()} | {f"moe/health/{k}": v for k, v in health.items()}
     return {k: jnp.broadcast_to(v, (rows, *v.shape)) for k, v in named.items()}

@@ -20,7 +20,8 @@ class Classification:
 
         L = - mean_i log softmax_k(logits_ik)_{y_i};   with smoothing a the target is (1 - a) onehot + a / K
 
-    Reads `logits/HEAD`: Float[Array, "B K"]; from the batch label: Int[Array, "B"], in [0, K), of the task's `data.attribute`; a row with a label < 0 has none and is left out.
+    Reads `logits/HEAD`: Float[Array, "B K"]; from the batch label: Int[Array, "B"], in [0, K), of the task's `data.attribute`. A row with
+    a label < 0 has none and is left out, and so is one that lacks what the head sees, where `has/logits/HEAD`: Bool[Array, "B"] says so.
 
     Attributes:
       head: name of the model's head.
@@ -45,7 +46,7 @@ class Classification:
     def __call__(self, outputs, batch, aux, key):
         del key
         logits, label = outputs[f"logits/{self.head}"].astype(jnp.float32), batch["label"]
-        known = (label >= 0).astype(jnp.float32)
+        known = (label >= 0).astype(jnp.float32) * outputs.get(f"has/logits/{self.head}", 1.0)
         total = jnp.maximum(known.sum(), 1.0)
         target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), self.label_smoothing)
         loss = jnp.sum(known * optax.softmax_cross_entropy(logits, target)) / total

@@ -18,8 +18,12 @@ class RoutingLosses:
     """sum_n w_n l_n over losses of the MoE layers (`nn.moe.losses`), and the routers' health for the log.
 
     Reads  moe/loss/NAME: Float[Array, "B"], of each example's share of the batch, equal in all rows of it;
-           moe/health/NAME: Float[Array, "B L ..."], likewise, where the model gives them.
+           moe/health/NAME: Float[Array, "B L ..."], likewise, where the model gives them (`nn.moe.health`).
     So that a batch that is encoded in parts gives the mean over its parts.
+
+    Logs, as means over the L layers: the losses; `dropped`, `overflow`, `entropy`; `dead`, a number of experts, summed over the layers;
+    `load/EXPERT`, its entropy `load_entropy` in nats and its largest value over an even share, `load_most`; where tokens have a
+    modality, `load_entropy/MODALITY` and `weight/MODALITY/EXPERT`, the expert's share of the routing weight of the modality's tokens.
 
     Attributes:
       losses: name -> weight, as in `dict(balance=0.01, z=1e-3)`; none: for the log alone (expert choice needs no loss).
@@ -50,6 +54,9 @@ class RoutingLosses:
             load = health["load"]  # [L, E]
             metrics |= {"dead": health["dead"].sum(), "load_entropy": entr(load).sum(-1).mean(), "load_most": load.max() * load.shape[-1]}
             metrics |= {f"load/{e}": load[:, e].mean() for e in range(load.shape[-1])}
-        for m, load in enumerate(health["load_by_modality"].swapaxes(0, 1) if "load_by_modality" in health else ()):
-            metrics[f"load_entropy/{m}"] = entr(load).sum(-1).mean()
+        for name, shares in health.items():  # [L, E]
+            if name.startswith("load/"):
+                metrics[name.replace("load/", "load_entropy/")] = entr(shares).sum(-1).mean()
+            elif name.startswith("weight/"):
+                metrics |= {f"{name}/{e}": shares[:, e].mean() for e in range(shares.shape[-1])}
         return Loss(total, metrics), aux

@@ -25,8 +25,9 @@ class Symile:
 
     It sees what no pair of modalities shows, as c = a xor b. `j = i` is the true tuple; the others are made of rows of the batch.
 
-    Reads the outputs named by `modalities`: Float[Array, "B D"], and `scale`: Float[Array, ""]; from the batch, where it is there,
-    `has_NAME`: Bool[Array, "B"]: a row that lacks a modality neither anchors nor competes.
+    Reads the outputs named by `modalities`: Float[Array, "B D"], and `scale`: Float[Array, ""]; where it is there, `has_NAME` of the
+    batch or, of an output such as `vision>text`, the output `has/vision`: Bool[Array, "B"]: a row that lacks a modality neither
+    anchors nor competes.
 
     Attributes:
       modalities: names of three or more model outputs of one width.
@@ -58,7 +59,8 @@ class Symile:
 
     def __call__(self, outputs, batch, aux, key):
         rows = [outputs[name].astype(jnp.float32) for name in self.modalities]
-        has = [batch[f"has_{name}"] for name in self.modalities if f"has_{name}" in batch]
+        told = [(batch, f"has_{name}") for name in self.modalities] + [(outputs, f"has/{name.split('>')[0]}") for name in self.modalities]
+        has = [source[key] for source, key in told if key in source]
         whole = functools.reduce(operator.and_, has) if has else None
         metrics, losses = {}, []
         for i, name in enumerate(self.modalities):

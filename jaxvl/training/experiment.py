@@ -55,7 +55,8 @@ class Experiment:
       tokenizer, preprocess: shared by all tasks and evaluators; they travel in the checkpoint.
       evals: name -> evaluator by name, with its options.
       init_from: workdir of another run, or of `jaxvl.convert`: its newest weights are what this run starts with, and its tokenizer is
-        this run's. `presets.saved(workdir)` is its model.
+        this run's. `presets.saved(workdir)` is its model. A model that differs in nothing but experts where that has MLPs starts with the
+        MLP as every expert (`adapters/upcycle.py`).
       text_length: tokens T of texts that are evaluated; None: the longest of the tasks'.
       seed: of initialisation, data order and all randomness in the steps.
       dtype: of computation; parameters are float32.

@@ -34,7 +34,7 @@ class OptimConfig:
       b1, b2, eps: moments.
       weight_decay: decoupled; multiplied by the current learning rate.
       decay: regular expression of the parameter paths that decay (`re.search`); the default leaves out biases, norms,
-        and scalars.
+        scalars, and IMP's tables of positions.
       unused: what a step does to parameters that its task's loss does not depend on (found from the program, so a
         `stop_gradient` counts). `skip`: nothing; value and moments stay, and nothing decays. `decay`: IMP's released
         behaviour; their gradient is 0, so they drift on by momentum and decay. Adam's step count is one for all

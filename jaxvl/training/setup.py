@@ -20,6 +20,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxvl.adapters.upcycle import moe_configs, upcycle
 from jaxvl.config import ConfigError, check, nearest, override, resolve, to_dict
 from jaxvl.data.feed import Feed
 from jaxvl.data.preprocess import Preprocess
@@ -129,7 +130,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     restored = checkpoints.restore(abstract, refuse=functools.partial(refuse_other, frame))
     if restored is None:
         start, state, positions = 0, jax.jit(fresh, out_shardings=shardings)(), {}
-        state = seat_judges(state if base is None else base.put_into(state, model, shardings), shardings, judges)
+        state = seat_judges(state if base is None else base.put_into(state, experiment, model, shardings), shardings, judges)
     else:
         start, state, saved = restored
         positions = saved["positions"]
@@ -195,7 +196,12 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Fu
     if isinstance(tokenizer, Tokenizer) and start is not None:
         check(start == tokenizer.cls_id, "model.start_id", f"{start} is not what the tokenizer begins texts with ({tokenizer.cls_id})")
     for name, task in experiment.tasks.items():
-        model.options(task.encode, f"tasks.{name}.encode")
+        options = model.options(task.encode, f"tasks.{name}.encode")
+        try:
+            if hasattr(experiment.model, "check_task"):
+                experiment.model.check_task(task.data, options)
+        except ConfigError as error:
+            raise error.under(f"tasks.{name}") from None
         try:
             experiment.model.check_inputs(dataclasses.replace(inputs, image_size=task.data.image_size))
         except ConfigError as error:
@@ -257,20 +263,39 @@ class SavedWeights:
     params: dict[str, jax.Array]
     rest: dict[str, jax.Array]
 
-    def put_into(self, state: TrainState, model: Functional, shardings: TrainState) -> TrainState:
-        """A fresh state of another run that starts with these weights.
+    def put_into(self, state: TrainState, experiment: Experiment, model: Functional, shardings: TrainState) -> TrainState:
+        """A fresh state of another run that starts with these weights; where only that has experts, each is the MLP of these weights.
 
         Raises ConfigError where the two models are not of one shape.
         """
-        for mine, theirs in ((model.params, self.model.params), (model.rest, self.model.rest)):
+        mine, theirs = ({p: v.shape for p, v in {**m.params, **m.rest}.items()} for m in (model, self.model))
+        params = self.params
+        if any("/moe/router/" in p for p in mine) and not any("/moe/" in p for p in theirs):
+            params = self._upcycled(state, experiment, shardings)
+        else:
             for path in sorted({*mine, *theirs}):
-                here, there = (tuple(m[path].shape) if path in m else "not there" for m in (mine, theirs))
+                here, there = (tuple(m[path]) if path in m else "not there" for m in (mine, theirs))
                 check(here == there, "init_from", f"{path} is {here} in this run's model and {there} in that of the weights; "
                       "model = presets.saved(workdir), with its image_size and text_length, is the same")  # fmt: skip
         # Copies: the run's buffers are donated to its steps.
-        params, rest = jax.tree.map(jnp.copy, jax.device_put((self.params, self.rest), (shardings.params, shardings.rest)))
+        params, rest = jax.tree.map(jnp.copy, jax.device_put((params, self.rest), (shardings.params, shardings.rest)))
         ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
         return dataclasses.replace(state, params=params, rest=rest, ema=ema)
+
+    def _upcycled(self, state: TrainState, experiment: Experiment, shardings: TrainState) -> dict[str, jax.Array]:
+        """These weights for a model with experts; its routers are fresh."""
+        found = moe_configs(experiment.model)
+        check(
+            len(found) == 1,
+            "init_from",
+            f"the model has experts of {len(found)} configurations; to start from dense weights they must be one",
+        )
+        try:
+            return jax.jit(lambda dense, fresh: upcycle([dense], fresh, found[0]), out_shardings=shardings.params)(
+                self.params, state.params
+            )
+        except ValueError as error:
+            raise ConfigError("init_from", str(error)) from None
 
 
 def restore_weights(workdir: pathlib.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> SavedWeights:

@@ -5,8 +5,8 @@
 
 With `microbatches` > 1 the encoders run chunk by chunk while the objectives see the whole batch: embeddings first, then
 the gradient with respect to the embeddings, then the encoders again with that gradient as their cotangent (GradCache,
-Gao et al. 2021). So every negative of the batch counts, and the result equals that of the undivided batch (batch
-normalisation apart, whose statistics are those of a chunk).
+Gao et al. 2021). So every negative of the batch counts, and the result equals that of the undivided batch, but for what an encoder
+takes from its whole batch (statistics of batch normalisation, experts with `span="batch"`) or draws (dropped tokens, dropout).
 
 Parameters that a turn does not learn (`optim.unused`) keep value, moments and all: their leaves of the optimiser state are
 known by the parameter's path. What is not of one parameter goes on: the average of the weights follows them at every step,

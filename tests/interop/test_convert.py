@@ -152,6 +152,23 @@ def damaged(folder, how):
         (folder / "config.json").write_text(json.dumps(config))
     elif how == "another size":
         processor(folder, crop_size=32)
+    elif how in ("numbers for names", "sparse"):
+        torch = pytest.importorskip("torch")
+        weights.unlink()
+        tensor = torch.eye(2)
+        torch.save({0: tensor} if how == "numbers for names" else {"a": tensor.to_sparse()}, folder / "pytorch_model.bin")
+    elif how == "eight bits":
+        torch = pytest.importorskip("torch")
+        state = {k: torch.from_numpy(v) for k, v in load_file(weights).items()}
+        state["logit_scale"] = state["logit_scale"].to(torch.float8_e4m3fn)
+        pytest.importorskip("safetensors.torch").save_file(state, weights)
+    elif how in ("other merges", "one-word merges", "binary merges"):
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).unlink()
+        words = ["<|startoftext|>", "<|endoftext|>", "a", "b</w>", "ab</w>"]
+        (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        lines = {"other merges": b"x y</w>", "one-word merges": b"ab", "binary merges": b"\xff\xfe\x00"}
+        (folder / "merges.txt").write_bytes(b"#version: 0.2\n" + lines[how])
     elif how == "rectangle":
         processor(folder, size={"height": 24, "width": 32}, do_center_crop=False)
 
@@ -167,6 +184,12 @@ REFUSED = {
     "another eos": "ends a text with 59, but the model looks for 7",
     "another size": "crop_size: 32; gives pictures of 32 pixels a side, but the model's are 24",
     "rectangle": "size: .*only square pictures",
+    "numbers for names": "pytorch_model.bin: must hold a state dict: names and dense tensors",
+    "sparse": "pytorch_model.bin: must hold a state dict: names and dense tensors",
+    "eight bits": "tensor logit_scale cannot be read",
+    "other merges": "vocab.json and merges.txt do not fit together",
+    "one-word merges": "vocab.json and merges.txt do not fit together",
+    "binary merges": "merges.txt: is not a text file",
 }
 
 
@@ -198,6 +221,7 @@ def test_without_a_tokenizer_on_request_only(clip_folder, tmp_path):
         (["--from=hf:/nowhere", "--to=jaxvl:x"], 1, "/nowhere: no such file or folder"),
         (["--from=jaxvl:{folder}", "--to=hf:x"], 1, "no readable checkpoint"),
         (["--from=jaxvl:{workdir}", "--to=jaxvl:{workdir}"], 1, "has checkpoints already"),
+        (["--from=jaxvl:{workdir}", "--to=hf:{workdir}/config.json"], 1, "FileExistsError"),
         (["--from=jaxvl:{workdir}", "--to=big_vision:x.npz"], 1, "model.image.pool: 'cls' has no counterpart in big_vision's SigLIP"),
     ],
 )

@@ -1,5 +1,6 @@
 """transformers' models with the same random weights: outputs, there and back, and parameter counts (no download)."""
 
+import copy
 import json
 import math
 
@@ -10,7 +11,8 @@ from flax import nnx
 from interop_cases import LENGTH, SIDE, TEXT, VOCAB, check_same, images, library, ours_of, randomise, same_tensors, texts
 
 from jaxvl.config import choose
-from jaxvl.interop import hf
+from jaxvl.interop import hf, hf_align, hf_dual
+from jaxvl.interop.bundle import Section
 from jaxvl.interop.hf_align import bert_table
 from jaxvl.interop.mapping import ConversionError
 from jaxvl.models import MODELS, InputSpec, presets
@@ -163,6 +165,30 @@ def test_what_cannot_be_represented_is_refused_by_name(message, siglip_folder):
             hf.load(siglip_folder, "none")
     finally:
         path.write_text(before)
+
+
+@pytest.mark.parametrize("values", [dict(hidden_size=48, num_attention_heads=3), {}])
+def test_a_configuration_of_2022_counts_with_its_defaults(values):
+    """`text_config_dict` is the whole of the text tower, as transformers reads it: what it does not say is the default."""
+    node = dict(model_type="clip", text_config=dict(hidden_act="gelu", layer_norm_eps=1e-3), text_config_dict=values)
+    model, inputs = hf_dual.read_clip(Section(node))
+    theirs = transformers.CLIPConfig(**copy.deepcopy(node)).text_config
+    text = model.text
+    assert (text.activation, text.eps) == (theirs.hidden_act, theirs.layer_norm_eps) == ("quick_gelu", 1e-5)
+    assert (text.sizes.width, text.sizes.heads, text.sizes.hidden) == (
+        theirs.hidden_size, theirs.num_attention_heads, theirs.intermediate_size,
+    )  # fmt: skip
+    assert inputs.eos_id == theirs.eos_token_id
+
+
+@pytest.mark.parametrize("read, node, message", [
+    (hf_align.read_align, dict(vision_config=dict(kernel_sizes=[3, 4, 5, 3, 5, 5, 3])), "vision_config.kernel_sizes: .*must be odd numbers"),
+    (hf_align.read_align, dict(text_config=dict(pad_token_id="a")), "text_config.pad_token_id: 'a'; must be the id of a token"),
+    (hf_dual.read_clip, dict(text_config=3), "text_config: 3 must be a group of keys"),
+])  # fmt: skip
+def test_values_of_the_wrong_kind_are_refused_by_name(read, node, message):
+    with pytest.raises(ConversionError, match=message):
+        read(Section(node))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

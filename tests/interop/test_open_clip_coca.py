@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import sys
+import types
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from jaxvl import caption, evaluate
 from jaxvl.config import choose
 from jaxvl.interop.mapping import ConversionError, write_arrays
+from jaxvl.interop.open_clip import _check_padding
 from jaxvl.interop.open_clip_coca import config_of, from_open_clip, model_cfg_of, table, to_open_clip
 from jaxvl.models import MODELS, presets
 from jaxvl.models.functional import functional
@@ -49,9 +51,9 @@ MULTIMODAL = dict(context_length=LENGTH, vocab_size=40, width=32, heads=4, layer
 POOLER = dict(attn_pooler_queries=5, attn_pooler_heads=2)
 
 
-def cfg(embed_dim=32, quick_gelu=False, vision=(), text=()):
+def cfg(embed_dim=32, quick_gelu=False, vision=(), text=(), **top):
     vision, text = VISION | dict(vision), TEXT | dict(text)
-    return dict(embed_dim=embed_dim, quick_gelu=quick_gelu, vision_cfg=vision, text_cfg=text, multimodal_cfg=MULTIMODAL)
+    return dict(embed_dim=embed_dim, quick_gelu=quick_gelu, vision_cfg=vision, text_cfg=text, multimodal_cfg=MULTIMODAL, **top)
 
 
 FORMS = {
@@ -236,12 +238,29 @@ def test_older_layouts():
         (dict(text=dict(rotary=True)), r"text_cfg.rotary: True is not known here"),
         (dict(text=dict(heads=8)), r"multimodal_cfg.heads: 4; must be that of text_cfg, 8"),
         (dict(text=dict(embed_cls=False, pool_type="last")), r"text_cfg.pool_type: 'last' does not read the EOS token, 39"),
+        (dict(vision=dict(head_width=0)), r"vision_cfg.head_width: 0 must be a whole number >= 1"),
+        (dict(vision=dict(width="32")), r"vision_cfg.width: '32' must be a whole number >= 1"),
+        (dict(text=dict(pad_id="a")), r"text_cfg.pad_id: 'a' must be the id of a token"),
+        (dict(embed_dim=None), r"embed_dim: is missing"),
+        (dict(stray=1), r"stray: 1; is not a field that is known here"),
+        (dict(init_logit_scale="large"), r"init_logit_scale: 'large'; must be a number"),
         (dict(vision=dict(attentional_pool=True), embed_dim=24), r"embed_dim: 24 has no counterpart in open_clip's CoCa; must be 32"),
     ],
 )
 def test_what_has_no_counterpart_is_named(change, words):
     with pytest.raises(ConversionError, match=words):
         config_of(cfg(**change), start_id=START, eos_id=END)
+
+
+@pytest.mark.parametrize(
+    "pad_id, words",
+    [(1, "text_cfg.pad_id: 0 is what the model masks, but the tokenizer pads with 1"), (END, "tokenizer: pads with its EOS")],
+)
+def test_a_tokenizer_that_pads_with_another_token_is_refused(pad_id, words):
+    config, inputs = config_of(FORMS["coca_ViT-B-32"], start_id=START, eos_id=END)
+    inputs = dataclasses.replace(inputs, pad_id=pad_id if pad_id == END else 0)
+    with pytest.raises(ConversionError, match=words):
+        _check_padding(config, inputs, types.SimpleNamespace(pad_id=pad_id, eos_id=END))
 
 
 def test_the_papers_form_is_not_open_clips():

@@ -158,6 +158,7 @@ REFUSED = {
     "text_cfg.proj_bias: True; must be False": config(text=dict(TEXT, proj_bias=True)),
     "model.text.pool: 'cls'": config(text=dict(TEXT, pool_type="first")),
     "timm_model_name: 'resnet50' has the type 'ResNet'": config(trunk("resnet50", "avg")),
+    "timm_model_name: 'vit_small_patch16_18x2_224' has the block": config(trunk("vit_small_patch16_18x2_224", "avg")),
     "vision_cfg.image_size: 224; timm builds": config(dict(trunk("vit_base_patch16_siglip_384"), image_size=224)),
 }
 

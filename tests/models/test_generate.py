@@ -78,6 +78,15 @@ def test_no_sequence_of_tokens_comes_twice(n, method):
         assert len(set(possible)) == len(possible), words
 
 
+@pytest.mark.parametrize("method", ["greedy", "sample", "beam"])
+def test_the_last_place_is_eos_whatever_the_least_length(method):
+    log = jnp.log(jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(5), 5)))
+    step = lambda known, token, t: (log[jnp.where(t == 0, 2, token)], known)
+    keys = jax.random.split(jax.random.key(0), 20)
+    got = generate(step, (), Generation(method=method, min_length=9), batch=20, length=6, eos_id=1, pad_id=0, keys=keys)
+    assert (got.tokens[:, 5] == 1).all() and (got.tokens[:, :5] > 1).all() and (got.log_p > -1e3).all()
+
+
 def test_a_row_is_drawn_from_its_own_key():
     table = np.full((5, 5), 0.2)
     step = lambda known, token, t: (jnp.log(jnp.asarray(table))[token], known)

@@ -10,10 +10,12 @@ import pytest
 
 from jaxvl.config import ConfigError
 from jaxvl.data.audio import Spectrogram
+from jaxvl.data.loader import DataConfig
+from jaxvl.data.modalities import VideoConfig
 from jaxvl.models import InputSpec
 from jaxvl.models.functional import functional
-from jaxvl.models.imp import ImpConfig
-from jaxvl.nn.moe import MoeConfig
+from jaxvl.models.imp import ImpConfig, _reports
+from jaxvl.nn.moe import MoeConfig, MoeOutput, Skills
 from jaxvl.nn.patches import cut, keep_some
 from jaxvl.objectives.multi_instance import ModalityPairs
 from jaxvl.sharding import MeshConfig, make_mesh, param_shardings
@@ -99,6 +101,50 @@ def test_a_batch_gives_the_pairs_that_it_has(model):
     assert {k for k in outputs if ">" in k or "scale" in k} == {"vision>text", "text>vision", "log_scale/vision-text"}
 
 
+def test_class_heads_see_the_modality_that_they_are_given():
+    built = functional(dataclasses.replace(SMALL, classes={"kind": 5, "voice": 3}), INPUTS)
+    params, rest = jax.jit(built.init)(jax.random.key(0))
+    batch = dict(image=jnp.ones((4, 32, 32, 3)), text=jnp.full((4, 8), 7), spectrogram=jax.random.normal(jax.random.key(1), (4, 32, 128)))
+    batch["has_spectrogram"] = jnp.array([True, False, True, True])
+    out, _ = built.apply(params, rest, batch, classes={"kind": "text", "voice": "audio"})
+    for head, name in (("kind", "text"), ("voice", "spectrogram")):
+        alone, _ = built.apply(params, rest, {name: batch[name]}, classes={head: "text" if name == "text" else "audio"})
+        np.testing.assert_allclose(out[f"logits/{head}"], alone[f"logits/{head}"], atol=1e-6)
+        pooled = built.apply(params, rest, name, batch[name], method="encode")[0].y
+        want = pooled @ params[f"classes/{head}/kernel"] + params[f"classes/{head}/bias"]
+        np.testing.assert_allclose(alone[f"logits/{head}"], want, atol=1e-5)
+    assert "has/logits/kind" not in out
+    np.testing.assert_array_equal(out["has/logits/voice"], batch["has_spectrogram"])
+
+
+def test_an_expert_is_dead_that_no_input_wakes():
+    shares = dict(image=[0.5, 0.5, 0, 0], text=[0, 0, 1.0, 0])
+
+    def reported(kind, weight):
+        weight = jnp.array([weight])  # one layer
+        health = {"load": weight, "dead": (weight == 0) * 1.0, "dropped": jnp.ones(1) * 0.5}
+        return MoeOutput(None, {}, health | {f"weight/{k}": weight * (k == kind) for k in shares})
+
+    found = _reports([reported(kind, weight) for kind, weight in shares.items()], 3)
+    np.testing.assert_array_equal(found["moe/health/dead"][0], [[0, 0, 0, 1]])
+    np.testing.assert_allclose(found["moe/health/load"][0], [[0.25, 0.25, 0.5, 0]])
+    for kind, weight in shares.items():
+        np.testing.assert_allclose(found[f"moe/health/weight/{kind}"][2], [weight])
+
+
+@pytest.mark.parametrize("inputs, pairs, none", [
+    (("spectrogram",), (), {"vision", "words", "word_positions", "waveform"}),
+    (("image", "text"), ("vision-text",), {"spectrogram", "waveform"}),
+])  # fmt: skip
+def test_it_has_no_parameters_for_what_it_does_not_take(inputs, pairs, none):
+    built = functional(dataclasses.replace(SMALL, inputs=inputs, pairs=pairs), INPUTS)
+    parts = {path.split("/")[0] for path in built.params}
+    assert not none & parts and {"transformer", "norm"} <= parts
+    if "text" not in inputs:
+        with pytest.raises(ValueError, match=r"text: the model does not take it \(inputs: spectrogram\)"):
+            jax.eval_shape(lambda p: built.apply(p, {}, "text", jnp.ones((2, 4), int), method="encode"), built.params)
+
+
 def test_a_waveform_is_heard_as_its_spectrogram_and_what_rows_lack_is_told():
     log_mel = Spectrogram(frame=256, step=128, bins=32)
     config = dataclasses.replace(SMALL, log_mel=log_mel, spectrogram_patch=16)
@@ -124,7 +170,7 @@ def test_a_waveform_is_heard_as_its_spectrogram_and_what_rows_lack_is_told():
     both = [raw.apply(params, rest, dict(image=image, waveform=w))[0]["audio>vision"] for w in (waveform, waveform / np.float32(32768))]
     np.testing.assert_allclose(*both, atol=1e-6)
     with pytest.raises(ConfigError, match="log_mel: needs 'spectrogram' among the inputs"):
-        dataclasses.replace(config, inputs=("image", "waveform"))
+        dataclasses.replace(config, inputs=("image", "waveform", "text"))
 
 
 def test_a_task_moves_only_what_it_uses():
@@ -133,7 +179,7 @@ def test_a_task_moves_only_what_it_uses():
     batch = dict(image=jax.random.normal(jax.random.key(1), (4, 32, 32, 3)), text=jax.random.randint(jax.random.key(2), (4, 8), 2, 50))
 
     def loss(params):
-        out = built.apply(params, rest, batch, classes=("kind",), train=True, key=jax.random.key(3))[0]
+        out = built.apply(params, rest, batch, classes={"kind": "vision"}, train=True, key=jax.random.key(3))[0]
         return jnp.sum(out["vision>text"] * out["text>vision"]) + jnp.sum(out["logits/kind"] ** 2)
 
     gradient = jax.jit(jax.grad(loss))(params)
@@ -193,5 +239,27 @@ def test_inputs_that_do_not_fit_are_refused(name, x, message):
 def test_options_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match="pairs: 'vision-smell' must be two of vision, audio, text"):
         ImpConfig(pairs=("vision-smell",))
+    with pytest.raises(ConfigError, match="pairs: 'vision-audio' needs spectrogram or waveform among the inputs"):
+        ImpConfig(inputs=("image", "text"), pairs=("vision-audio",))
+    with pytest.raises(ConfigError, match="max_scale: 0 must be > 0"):
+        ImpConfig(max_scale=0)
     with pytest.raises(ConfigError, match="last: 6 layers are more than the 2"):
         ImpConfig(width=32, depth=2, heads=2, moe=MoeConfig(last=6))
+
+
+@pytest.mark.parametrize("data, encode, message", [
+    ({}, dict(drop=dict(image=75.0)), r"encode\.drop\.image: 75\.0 is a share of the tokens; must be in \[0, 1\)"),
+    ({}, dict(drop=dict(image=-0.5)), r"encode\.drop\.image: -0\.5 is a share"),
+    ({}, dict(drop=dict(video=0.5)), r"encode\.drop\.video: has no patches to drop in this task \(those that have: image\)"),
+    ({}, dict(drop=dict(text=0.5)), r"encode\.drop\.text: has no patches"),
+    ({}, dict(classes=dict(knd="vision")), r"encode\.classes\.knd: is no head of the model; did you mean 'kind'"),
+    ({}, dict(classes=dict(kind="audio")), r"encode\.classes\.kind: 'audio' is no modality of this task \(text, vision\)"),
+    ({}, dict(skills=("nose",)), r"encode\.skills: 'nose' is no skill of the model \(vision, text\)"),
+    (dict(modalities=("image", "waveform")), {}, r"encode\.skills: 'audio' is no skill of the model \(vision, text\)"),
+    (dict(modalities=("video", "text"), video=VideoConfig(frames=6)), {}, r"data\.video\.frames: 6 must be a multiple of 4, of at most 64"),
+    (dict(modalities=("image", "video")), {}, r"data\.modalities: \['image', 'video'\] must be one of a modality"),
+])  # fmt: skip
+def test_tasks_that_do_not_fit_are_refused_by_name(data, encode, message):
+    config = dataclasses.replace(SPARSE, moe=MoeConfig(last=1, experts=2, router=Skills(names=("vision", "text"))))
+    with pytest.raises(ConfigError, match=message):
+        config.check_task(DataConfig(corpus=None, split="train", batch=4, **data), encode)

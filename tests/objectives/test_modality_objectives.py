@@ -112,6 +112,16 @@ def test_classification_leaves_out_rows_without_a_label(smoothing):
     np.testing.assert_allclose(loss.metrics["accuracy"], (logits.argmax(1) == label)[known].mean())
 
 
+def test_classification_leaves_out_rows_that_lack_what_the_head_sees():
+    rng, has = np.random.default_rng(1), np.array([1, 1, 0, 1, 0, 1], bool)
+    logits, label = rng.normal(size=(6, 4)).astype(np.float32), np.array([0, 3, 2, 2, 1, -1])
+    objective = Classification(head="kind")
+    loss, _ = objective({"logits/kind": logits, "has/logits/kind": jnp.asarray(has)}, {"label": jnp.asarray(label)}, (), KEY)
+    kept, _ = objective({"logits/kind": logits[has]}, {"label": jnp.asarray(label[has])}, (), KEY)
+    np.testing.assert_allclose(loss.value, kept.value, rtol=1e-6)
+    np.testing.assert_allclose(loss.metrics["accuracy"], kept.metrics["accuracy"], rtol=1e-6)
+
+
 def test_options_that_do_not_fit_are_refused_by_name():
     with pytest.raises(ConfigError, match="weights.audio-text: is not among the pairs"):
         ModalityPairs(weights={"audio-text": 1.0})

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from test_runs import saved_arrays
+from test_runs import saved_arrays, setup_args
 
 from jaxvl import train as train_command
 from jaxvl.config import ConfigError
@@ -229,3 +229,28 @@ def test_positions_of_other_image_sizes_are_resampled_by_place():
     expected = np.einsum("yv,xu,vud->yxd", two, two, table[1:].reshape(2, 2, 4)).reshape(16, 4)
     np.testing.assert_array_equal(model.apply(params, rest, 2, method="_positions")[0], table)
     np.testing.assert_allclose(model.apply(params, rest, 4, method="_positions")[0], np.concatenate([table[:1], expected]), atol=1e-6)
+
+
+def test_skills_that_a_task_does_not_name_keep_value_and_moments(tmp_path):
+    """IMP with skills in the place of MLPs: a step of clips alone neither runs nor moves the skill of texts (SkillNet)."""
+    model = dict(
+        name="imp", variant="small", width=16, depth=1, heads=2, hidden=16, patch=8, patch_frames=2, most_frames=2, most_pixels=16, most_words=8,
+        embed_dim=8, projection_hidden=8, scan=False, inputs=("image", "video", "text"), classes=dict(colour=6),
+        moe=dict(last=1, experts=2, router=dict(name="skills", names=("vision", "text"))),
+    )  # fmt: skip
+    data = dict(PAIRS["data"], corpus=dict(tiny.CORPUS, clips=True))
+    clips = dict(data, modalities=("video",), video=dict(frames=2), attribute="colour")
+    heads = dict(objectives=dict(kind=dict(name="classification", head="colour")), encode=dict(classes=dict(colour="vision")))
+    tasks = dict(first=dict(data=data, objectives=dict(nce=1.0)), second=dict(data=clips, **heads))
+    train(tmp_path, model=model, tasks=tasks, schedule=dict(name="round_robin"), steps=2, checkpoint=dict(every=1, keep=2),
+          optim=dict(lr=1e-2, warmup=0, weight_decay=0.1))  # fmt: skip
+    manager = Checkpoints(tmp_path / "checkpoints", read_only=True)._manager
+    before, after = (jax.tree_util.tree_leaves_with_path(manager.restore(step, args=setup_args())["state"]) for step in (1, 2))
+    changed = {"vision": [], "text": []}
+    for (path, a), (_, b) in zip(before, after):
+        for skill in changed:
+            if f"/skills/{skill}/" in jax.tree_util.keystr(path):
+                assert np.any(a), path
+                changed[skill].append(not np.array_equal(a, b))
+    assert len(changed["text"]) == len(changed["vision"]) >= 3 * 2  # values and both moments of two kernels
+    assert all(changed["vision"]) and not any(changed["text"])

@@ -17,7 +17,7 @@ CORPUS = dict(tiny.CORPUS, clips=True)
 
 def config(**data):
     common = dict(corpus=CORPUS, split="train_a", batch=32, image_size=16, text_length=6, threads=2, attribute="colour")
-    heads = dict(encode=dict(classes=("colour",)), objectives=dict(kind=dict(name="classification", head="colour")))
+    heads = dict(encode=dict(classes=dict(colour="vision")), objectives=dict(kind=dict(name="classification", head="colour")))
     images = dict(data={**common, **data}, encode=heads["encode"], objectives=dict(nce=1.0, **heads["objectives"]))
     clips = dict(data=dict(common, modalities=("video",), video=dict(frames=4)), **heads)
     return tiny.experiment(

@@ -1,12 +1,17 @@
 """What a run prepares before its first step: the tokenizer of several tasks, and models that do not go with it."""
 
+import jax
+import numpy as np
 import pytest
 import tiny
 
+from jaxvl import train
 from jaxvl.config import ConfigError, resolve
 from jaxvl.data.loader import DataConfig
+from jaxvl.sharding import make_mesh
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.setup import build_model, prepare_corpora, task_tokenizer
+from jaxvl.training.setup import build_model, prepare_corpora, restore_weights, setup, task_tokenizer
+from jaxvl.training.writer import Writer
 
 DATA = dict(corpus=dict(tiny.CORPUS, clips=True), split="train_a", batch=16, image_size=16, text_length=6, threads=1)
 SPOKEN = dict(DATA, modalities=("waveform", "text"), audio=dict(locales=("fr",), seconds=0.1, paired=True))
@@ -56,3 +61,39 @@ def test_a_model_whose_texts_begin_otherwise_is_refused():
     assert found.cls_id is None
     with pytest.raises(ConfigError, match=r"model.start_id: 5 is not what the tokenizer begins texts with \(None\)"):
         build_model(experiment, found)
+
+
+MOE = dict(last=1, experts=4, bias=True, router=dict(name="token_choice", top=2, capacity_factor=None, renormalise=True))
+
+
+def with_experts(**moe):
+    model = tiny.config().to_dict()["model"]
+    for tower in ("image", "text"):
+        model[tower]["moe"] = {**MOE, **moe}
+    return model
+
+
+def test_a_run_with_experts_starts_from_dense_weights(tmp_path):
+    """Sparse upcycling: at the start the model with experts is the dense one; only the routers are new."""
+    quiet = dict(log=dict(every=10, tensorboard=False, report=False))
+    train.train(tiny.experiment(steps=2, checkpoint=dict(every=2), **quiet), tmp_path / "dense")
+    dense = restore_weights(tmp_path / "dense")
+    (tmp_path / "sparse").mkdir()
+    sparse = tiny.experiment(model=with_experts(), init_from=str(tmp_path / "dense"), **quiet)
+    with Writer(tmp_path / "sparse", 6, tensorboard=False) as writer, jax.set_mesh(mesh := make_mesh(sparse.mesh)):
+        run = setup(sparse, mesh, tmp_path / "sparse", writer)
+        image, text = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32), np.full((8, 6), 5)
+        for method, x in (("encode_image", image), ("encode_text", text)):
+            want, _ = dense.model.apply(dense.params, dense.rest, x, method=method)
+            got, _ = run.model.apply(run.state.params, run.state.rest, x, method=method)
+            np.testing.assert_allclose(got, want, atol=1e-5)
+            averaged, _ = run.model.apply(run.state.eval_params, run.state.rest, x, method=method)
+            np.testing.assert_allclose(averaged, want, atol=1e-5)
+        run.close()
+    train.train(tiny.experiment(steps=1, model=with_experts(), init_from=str(tmp_path / "dense"), **quiet), tmp_path / "run")
+    for changed, message in (
+        (dict(bias=False), r"init_from: upcycle: .*of the source without a place: \[.*mlp/down/bias"),
+        (dict(hidden=5), r"init_from: upcycle: .*of another shape: \[.*up/kernel"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train.train(tiny.experiment(model=with_experts(**changed), init_from=str(tmp_path / "dense"), **quiet), tmp_path / "other")

@@ -16,15 +16,15 @@ def health_of(routing: Routing, tokens: Tokens) -> dict[str, jax.Array]:
     """Figures of one layer and batch, without gradient.
 
     Returns:
-      load: each expert's share of the (token, expert) pairs that run, float32 [E]; of soft routing, its share of the weight.
-      load_by_modality: the same within each modality, float32 [M, E], rows of 0 where there is no token; only where tokens
-        have one. Where experts choose within one modality it is even by construction, and the next one tells.
-      weight_by_modality: each expert's share of the routing weight within each modality, likewise.
+      load: each expert's share of the (token, expert) pairs that run; of soft routing, its share of the weight.
+      load/MODALITY: the same within each modality, 0 where it has no token; only where tokens have one. Where experts choose within one
+        modality it is even by construction, and the next one tells.
+      weight/MODALITY: each expert's share of the routing weight of the modality's tokens, likewise.
       dropped: share of the tokens that no expert sees.
       overflow: share of the choices beyond an expert's capacity (token choice).
       entropy: mean over tokens of the entropy of their distribution over experts, in nats.
-      dead: number of experts with less than 1 % of an even share of the weight.
-      Float32 [] where not said otherwise.
+      dead: 1 for an expert with less than 1 % of an even share of the weight, else 0, float32 [E].
+      Shares are float32 [E], the others float32 [].
     """
     mass, real, probs = (jax.lax.stop_gradient(a) for a in (routing.mass, tokens.real, routing.probs))
     experts, count = mass.shape[-1], jnp.maximum(real.sum(), 1.0)
@@ -35,11 +35,11 @@ def health_of(routing: Routing, tokens: Tokens) -> dict[str, jax.Array]:
         "dropped": (real * (runs.sum(-1) == 0)).sum() / count,
         "overflow": jax.lax.stop_gradient(routing.overflow),
         "entropy": (real * entropy(probs)).sum() / count,
-        "dead": (_shares(weight) < DEAD / experts).sum().astype(jnp.float32),
+        "dead": (_shares(weight) < DEAD / experts).astype(jnp.float32),
     }
     if tokens.modality is not None:
-        for name, shared in (("load", runs), ("weight", mass)):
-            found[f"{name}_by_modality"] = jnp.stack([_shares((shared * own[..., None]).sum((0, 1))) for own in tokens.kinds().values()])
+        for name, own in tokens.kinds().items():
+            found |= {f"{key}/{name}": _shares((shared * own[..., None]).sum((0, 1))) for key, shared in (("load", runs), ("weight", mass))}
     return found
 
 

@@ -213,4 +213,4 @@ class SkillMoe(nnx.Module):
         y = sum(results[1:], results[0]) / len(skills)
         on = jnp.asarray([name in skills for name in names], jnp.float32)
         zero = jnp.float32(0)
-        return MoeOutput(y, {}, {"load": on / on.sum(), "dropped": zero, "overflow": zero, "entropy": zero, "dead": zero})
+        return MoeOutput(y, {}, {"load": on / on.sum(), "dropped": zero, "overflow": zero, "entropy": zero, "dead": 0 * on})
