@@ -16,6 +16,7 @@ from jaxvl.nn.attention import Attention, Implementation, KeyValue
 from jaxvl.nn.linear import normal, xavier
 from jaxvl.nn.mlp import Activation, Mlp
 from jaxvl.nn.moe import MoeConfig, MoeOutput
+from jaxvl.nn.moe.dispatch import group_axis
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.random import drop_path, dropout, split
 from jaxvl.nn.stack import Remat as Remat
@@ -217,6 +218,9 @@ class Transformer(nnx.Module):
           modality, skills: see `nn.moe.Moe`.
         """
         drops = bool(self.options.drop_path) and train
+        # Beside experts the rows lie over the experts' devices as well: no device repeats another's dense layers, and the compiler, which
+        # would spread them so from the groups backwards, has no two layouts to reconcile (it then gathers whole batches).
+        rows = "batch" if self.options.moe is None else group_axis(len(x))
         routing = dict(real=real, modality=modality, skills=skills)
 
         def layer(block, x, inputs):
@@ -224,9 +228,9 @@ class Transformer(nnx.Module):
             seen, options = dict(mask=mask, memory_mask=memory_mask, causal=causal), routing if block.moe is not None else {}
             out = block(x, memory, **seen, drop_rate=rate if drops else 0.0, train=train, key=key, **options)
             y, report = (out, None) if block.moe is None else (out.y, (out.losses, out.health))
-            return constrain(y, "batch", None, "embed"), report
+            return constrain(y, rows, None, "embed"), report
 
-        x = constrain(x, "batch", None, "embed")
+        x = constrain(x, rows, None, "embed")
         keys = None if key is None or not train else jax.random.split(key, self.depth)
         rates = np.linspace(0, self.options.drop_path, self.depth, dtype=np.float32) if drops else None
         x, reports = run_layers(layer, x, self._halves, self.kinds, (keys, rates), scan=self.options.scan, remat=self.options.remat)

@@ -110,7 +110,7 @@ def test_a_run_that_learns_to_write(tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [f"{folder / f'{i}.png'}\t{toy[i]['captions']['en'][0]}" for i in range(3)]
     assert "broken.png" in printed.err and "3 of 4 pictures captioned, 1 left out" in printed.err
-    checkpoint = tmp_path / "checkpoints" / "120"
+    checkpoint = tmp_path / "checkpoints" / "240"
     assert caption.main([f"--checkpoint={checkpoint}", "--json", "--method=beam", "--beams", "2", str(folder)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["path"] for line in lines] == [str(folder / name) for name in ("0.png", "1.png", "2.png", "broken.png")]

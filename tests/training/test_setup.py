@@ -90,7 +90,7 @@ def test_a_run_with_experts_starts_from_dense_weights(tmp_path):
             averaged, _ = run.model.apply(run.state.eval_params, run.state.rest, x, method=method)
             np.testing.assert_allclose(averaged, want, atol=1e-5)
         run.close()
-    train.train(tiny.experiment(steps=1, model=with_experts(), init_from=str(tmp_path / "dense"), **quiet), tmp_path / "run")
+    train.train(tiny.experiment(steps=2, model=with_experts(), init_from=str(tmp_path / "dense"), **quiet), tmp_path / "run")
     for changed, message in (
         (dict(bias=False), r"init_from: upcycle: .*of the source without a place: \[.*mlp/down/bias"),
         (dict(hidden=5), r"init_from: upcycle: .*of another shape: \[.*up/kernel"),

@@ -176,7 +176,7 @@ class Moe(nnx.Module):
             y = run_choices(x, routing.plan, self.experts.sorted_rows, self.experts.weights(), config.experts)
         else:
             y = run_places(x, routing.plan, lambda places: self.experts(places, train=train, key=keys[1]), config.dispatch)
-        y = constrain(y.astype(self.dtype).reshape(b, t, d), "batch", None, None)
+        y = constrain(y.astype(self.dtype).reshape(b, t, d), group_axis(b), None, None)
         return MoeOutput(y, routing.losses, health_of(routing, tokens))
 
 
