@@ -34,7 +34,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "scalar": None,
     "expert": "expert",  # experts E of a parameter, and of the places of their tokens
     "route": None,  # a router's column per expert: small, every device routes its own tokens to all experts
-    "group": ("data", "fsdp", "expert"),  # groups G of tokens that are routed together
+    "group": ("data", "fsdp", "expert"),  # groups G of tokens that are routed together, and rows of a stack that has experts
 }
 
 
