@@ -154,12 +154,12 @@ class Section:
             raise self.refuse(key, "must be a number")
         return float(value)
 
-    def numbers(self, key: str, default: Any = _MISSING, count: int = 3) -> tuple[float, ...]:
-        """So many numbers, of the channels of a picture."""
+    def numbers(self, key: str, default: Any = _MISSING) -> tuple[float, ...]:
+        """Three numbers, of the channels of a picture."""
         value = self.get(key, default)
-        many = isinstance(value, (list, tuple)) and len(value) == count
+        many = isinstance(value, (list, tuple)) and len(value) == 3
         if not many or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
-            raise self.refuse(key, f"must be {count} numbers")
+            raise self.refuse(key, "must be 3 numbers")
         return tuple(map(float, value))
 
     def only(self, key: str, valid: Mapping[Any, Any] | tuple, default: Any = _MISSING) -> Any:

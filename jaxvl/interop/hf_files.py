@@ -90,11 +90,10 @@ def _normalisation(section: Section, clip: bool, efficient: bool) -> tuple[tuple
 
 
 def _side(section: Section, key: str, value: Any) -> int:
-    sides = set(value.values() if isinstance(value, dict) else [value] if isinstance(value, int) else ["none"])
-    sides.discard(None)
-    if len(sides) != 1 or not all(isinstance(s, int) for s in sides):
+    sides = [s for s in (value.values() if isinstance(value, dict) else [value]) if s is not None]
+    if not all(isinstance(s, int) for s in sides) or len(set(sides)) != 1:
         raise section.refuse(key, "must be one number: only square pictures can be taken over")
-    return sides.pop()
+    return sides[0]
 
 
 def preprocessor(preprocess: Preprocess, patch: int | None = None) -> dict[str, Any]:

@@ -230,9 +230,9 @@ class Imp(nnx.Module):
         self.spectrogram = GridTokens("spectrogram", sides, most, 1, width, **options) if "spectrogram" in takes else None
         sides, most = dict(time=c.waveform_patch), dict(time=c.most_samples)
         self.waveform = GridTokens("waveform", sides, most, 1, width, **options) if "waveform" in takes else None
-        words = Embedding(inputs.vocab_size, width, init=normal(width**-0.5), **options)  # as large as their positions
-        positions = FactoredPositions("text", dict(time=c.most_words), width, **options)
-        self.words, self.word_positions = (words, positions) if "text" in takes else (None, None)
+        # Words are as large as their positions.
+        self.words = Embedding(inputs.vocab_size, width, init=normal(width**-0.5), **options) if "text" in takes else None
+        self.word_positions = FactoredPositions("text", dict(time=c.most_words), width, **options) if "text" in takes else None
         self.transformer = Transformer(c.sizes, c.options(), **options)
         self.norm = LayerNorm(width, bias=False, dtype=dtype)
         directed = [f"{a}>{b}" for pair in map(lambda p: p.split("-"), c.pairs) for a, b in (pair, pair[::-1])]

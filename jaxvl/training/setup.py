@@ -268,13 +268,12 @@ class SavedWeights:
 
         Raises ConfigError where the two models are not of one shape.
         """
-        mine, theirs = ({p: v.shape for p, v in {**m.params, **m.rest}.items()} for m in (model, self.model))
         params = self.params
-        if any("/moe/router/" in p for p in mine) and not any("/moe/" in p for p in theirs):
+        if any("/moe/router/" in p for p in model.params) and not any("/moe/" in p for p in params):
             params = self._upcycled(state, experiment, shardings)
-        else:
+        for mine, theirs in ((model.params, params), (model.rest, self.rest)):
             for path in sorted({*mine, *theirs}):
-                here, there = (tuple(m[path]) if path in m else "not there" for m in (mine, theirs))
+                here, there = (tuple(m[path].shape) if path in m else "not there" for m in (mine, theirs))
                 check(here == there, "init_from", f"{path} is {here} in this run's model and {there} in that of the weights; "
                       "model = presets.saved(workdir), with its image_size and text_length, is the same")  # fmt: skip
         # Copies: the run's buffers are donated to its steps.
@@ -285,15 +284,10 @@ class SavedWeights:
     def _upcycled(self, state: TrainState, experiment: Experiment, shardings: TrainState) -> dict[str, jax.Array]:
         """These weights for a model with experts; its routers are fresh."""
         found = moe_configs(experiment.model)
-        check(
-            len(found) == 1,
-            "init_from",
-            f"the model has experts of {len(found)} configurations; to start from dense weights they must be one",
-        )
+        check(len(found) == 1, "init_from", f"the model has {len(found)} kinds of experts; must be one to start from dense weights")
+        convert = jax.jit(lambda dense, fresh: upcycle([dense], fresh, found[0]), out_shardings=shardings.params)
         try:
-            return jax.jit(lambda dense, fresh: upcycle([dense], fresh, found[0]), out_shardings=shardings.params)(
-                self.params, state.params
-            )
+            return convert(self.params, state.params)
         except ValueError as error:
             raise ConfigError("init_from", str(error)) from None
 

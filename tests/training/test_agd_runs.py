@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from test_runs import saved_arrays, setup_args
+from test_runs import saved_arrays, saved_state
 
 from jaxvl import train as train_command
 from jaxvl.config import ConfigError
@@ -244,8 +244,7 @@ def test_skills_that_a_task_does_not_name_keep_value_and_moments(tmp_path):
     tasks = dict(first=dict(data=data, objectives=dict(nce=1.0)), second=dict(data=clips, **heads))
     train(tmp_path, model=model, tasks=tasks, schedule=dict(name="round_robin"), steps=2, checkpoint=dict(every=1, keep=2),
           optim=dict(lr=1e-2, warmup=0, weight_decay=0.1))  # fmt: skip
-    manager = Checkpoints(tmp_path / "checkpoints", read_only=True)._manager
-    before, after = (jax.tree_util.tree_leaves_with_path(manager.restore(step, args=setup_args())["state"]) for step in (1, 2))
+    before, after = (jax.tree_util.tree_leaves_with_path(saved_state(tmp_path, step)) for step in (1, 2))
     changed = {"vision": [], "text": []}
     for (path, a), (_, b) in zip(before, after):
         for skill in changed:

@@ -33,10 +33,13 @@ def losses(workdir):
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
 
 
-def saved_arrays(workdir, step):
+def saved_state(workdir, step):
     manager = Checkpoints(workdir / "checkpoints", read_only=True)
-    state = manager._manager.restore(step, args=setup_args())["state"]
-    return jax.tree.leaves(jax.tree.map(np.asarray, state))
+    return jax.tree.map(np.asarray, manager._manager.restore(step, args=setup_args())["state"])
+
+
+def saved_arrays(workdir, step):
+    return jax.tree.leaves(saved_state(workdir, step))
 
 
 def setup_args():
