@@ -33,7 +33,7 @@ from jaxvl.evals.encoders import Encoders
 from jaxvl.models.generate import Generation
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import parse_command
-from jaxvl.training.setup import restore_encoders
+from jaxvl.training.restore import restore_encoders
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 HELP = "see python -m jaxvl.caption --help"

@@ -29,7 +29,7 @@ from jaxvl.data.records import DataError
 from jaxvl.evals.report import save_gallery, summary_table
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import Command, parse_command
-from jaxvl.training.setup import restore_encoders
+from jaxvl.training.restore import restore_encoders
 
 
 def evaluate(command: Command, console: Console) -> dict[str, float]:

@@ -32,12 +32,12 @@ from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.sharding.mesh import make_mesh
 from jaxvl.sharding.topology import chip, compile_only_devices
 from jaxvl.tasks import Task
+from jaxvl.training.build import Vocabulary, build_model, fresh_state
 from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import compile_turns
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.judges import make_judges
-from jaxvl.training.setup import Vocabulary, build_model, fresh_state
 
 GIB = 2**30
 

@@ -25,10 +25,12 @@ from jaxvl.data.records import DataError
 from jaxvl.evals.report import save_gallery, summary_table, write_report
 from jaxvl.sharding import hosts, make_mesh
 from jaxvl.training.checkpoint import CheckpointError
+from jaxvl.training.describe import write_workdir
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.guard import TrainingDiverged, check_metrics
 from jaxvl.training.meter import ALL, Meter
-from jaxvl.training.setup import Run, setup, write_workdir
+from jaxvl.training.run import Run
+from jaxvl.training.setup import setup
 from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
 

@@ -26,11 +26,11 @@ from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.config import load_file, override, resolve
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxvl.tasks import Task
+from jaxvl.training.build import Vocabulary, build_model, fresh_state
 from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import compile_turns
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.schedule import Turn
-from jaxvl.training.setup import Vocabulary, build_model, fresh_state
 
 LOSSES = ("both", "contrast", "caption")
 

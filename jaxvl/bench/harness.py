@@ -15,7 +15,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxvl.training.setup import describe_machine
+from jaxvl.training.describe import describe_machine
 
 
 def in_turn(takers: Mapping[str, Callable[[], Any]], rounds: int, calls: int = 1, warm: int = 0) -> dict[str, list[float]]:

@@ -17,7 +17,7 @@ from jaxvl.interop.tokens import without
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.optim import OptimConfig
-from jaxvl.training.setup import restore_weights
+from jaxvl.training.restore import restore_weights
 
 
 def save_weights(bundle: Bundle, workdir: pathlib.Path) -> None:

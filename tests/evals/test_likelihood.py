@@ -13,7 +13,8 @@ from jaxvl.data.tokenizers import train_unigram
 from jaxvl.evals.likelihood import Likelihood
 from jaxvl.models.generate import Generation
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
-from jaxvl.training.setup import build_model, make_encoders
+from jaxvl.training.build import build_model
+from jaxvl.training.encode import make_encoders
 
 MESH = make_mesh(MeshConfig(data=4, fsdp=2))
 ONE = make_mesh(devices=jax.devices()[:1])

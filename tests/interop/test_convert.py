@@ -16,7 +16,7 @@ from jaxvl import train
 from jaxvl.config import ConfigError, resolve
 from jaxvl.models import presets
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.setup import restore_encoders, restore_weights
+from jaxvl.training.restore import restore_encoders, restore_weights
 
 torch, transformers = library("torch"), library("transformers")
 

@@ -23,7 +23,7 @@ from jaxvl.models.functional import functional
 from jaxvl.models.generate import Generation, generate
 from jaxvl.objectives.captioning import Captioning
 from jaxvl.objectives.clip import SymmetricSoftmax
-from jaxvl.training.setup import restore_encoders
+from jaxvl.training.restore import restore_encoders
 
 torch = pytest.importorskip("torch")
 

@@ -22,11 +22,11 @@ from jaxvl.models.vit import ViTConfig
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxvl.tasks import Task
 from jaxvl.training import setup
+from jaxvl.training.build import Vocabulary, build_model, fresh_state
 from jaxvl.training.checkpoint import Checkpoints, abstract_state
 from jaxvl.training.compile import compile_turns, make_part
 from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.schedule import Turn
-from jaxvl.training.setup import build_model, fresh_state
 
 PAIRS = tiny.config().to_dict()["tasks"]["pairs"]
 
@@ -205,7 +205,7 @@ def test_a_captioner_alone_leaves_what_only_embeddings_need():
         multimodal=1, queries=2, embed_dim=8,
     )  # fmt: skip
     experiment = tiny.experiment(model=model, tasks=dict(pairs={**PAIRS, "objectives": dict(align=0.0, captioning=1.0)}))
-    model = build_model(experiment, setup.Vocabulary(64, 0, 1))
+    model = build_model(experiment, Vocabulary(64, 0, 1))
     _, shapes, _ = fresh_state(experiment, model, make_mesh(MeshConfig(1), jax.devices()[:1]))
     captions = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
     part = make_part(captions, 1.0, model, dict.fromkeys(model.params, True), experiment.optim, shapes, captions.config.data.shapes)

@@ -9,8 +9,11 @@ from jaxvl import train
 from jaxvl.config import ConfigError, resolve
 from jaxvl.data.loader import DataConfig
 from jaxvl.sharding import make_mesh
+from jaxvl.training.build import build_model
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.setup import build_model, prepare_corpora, restore_weights, setup, task_tokenizer
+from jaxvl.training.inputs import prepare_corpora, task_tokenizer
+from jaxvl.training.restore import restore_weights
+from jaxvl.training.setup import setup
 from jaxvl.training.writer import Writer
 
 DATA = dict(corpus=dict(tiny.CORPUS, clips=True), split="train_a", batch=16, image_size=16, text_length=6, threads=1)

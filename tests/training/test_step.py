@@ -13,9 +13,9 @@ from jaxvl.data.packing import pack
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxvl.tasks import Task
+from jaxvl.training.build import build_model, fresh_state
 from jaxvl.training.guard import GuardConfig, GuardState, TrainingDiverged, check_metrics, judge
 from jaxvl.training.optim import learning_rate, optimiser
-from jaxvl.training.setup import build_model, fresh_state
 from jaxvl.training.step import Part, make_step
 
 

@@ -21,10 +21,12 @@ from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.models.generate import Generation
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
 from jaxvl.tasks import Task
+from jaxvl.training.build import build_model, fresh_state
+from jaxvl.training.encode import make_encoders
 from jaxvl.training.judges import make_judges
 from jaxvl.training.optim import learning_rate, optimiser
+from jaxvl.training.restore import seat_judges
 from jaxvl.training.rollout import roll_out
-from jaxvl.training.setup import build_model, fresh_state, make_encoders, seat_judges
 from jaxvl.training.step import Part, make_step
 
 MODEL = dict(

@@ -1,0 +1,65 @@
+"""From a config to a model and the first state; needs no data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxvl.config import ConfigError, check
+from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.models.functional import Functional, functional
+from jaxvl.tasks import Task
+from jaxvl.training.experiment import Experiment
+from jaxvl.training.optim import optimiser
+from jaxvl.training.rollout import Judge
+from jaxvl.training.state import TrainState, init_state, state_shardings
+
+
+class Vocabulary(NamedTuple):
+    """What a model has to know of a tokenizer."""
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int | None
+
+
+def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Functional:
+    """Raises ConfigError where model, tokenizer and inputs do not fit, be it those of one task only, or the model has not a task's options."""
+    inputs = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
+    try:
+        model = functional(experiment.model, inputs, jnp.dtype(experiment.dtype))
+    except ConfigError as error:
+        raise error.under("model") from None
+    start = getattr(experiment.model, "start_id", None)
+    if isinstance(tokenizer, Tokenizer) and start is not None:
+        check(start == tokenizer.cls_id, "model.start_id", f"{start} is not what the tokenizer begins texts with ({tokenizer.cls_id})")
+    for name, task in experiment.tasks.items():
+        options = model.options(task.encode, f"tasks.{name}.encode")
+        try:
+            if hasattr(experiment.model, "check_task"):
+                experiment.model.check_task(task.data, options)
+        except ConfigError as error:
+            raise error.under(f"tasks.{name}") from None
+        try:
+            experiment.model.check_inputs(dataclasses.replace(inputs, image_size=task.data.image_size))
+        except ConfigError as error:
+            raise ConfigError(f"tasks.{name}.data.image_size", f"{task.data.image_size} does not fit the model: {error}") from None
+    return model
+
+
+def fresh_state(
+    experiment: Experiment, model: Functional, mesh: Mesh, judges: Mapping[str, Judge] = {}
+) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
+    """A function that makes the first state, the state's shapes, and its shardings on `mesh`."""
+    tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
+    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
+    ema = experiment.optim.ema is not None
+    fresh = functools.partial(init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=ema, judges=judges)
+    shapes = jax.eval_shape(fresh)
+    return fresh, shapes, state_shardings(model, shapes, mesh)

@@ -1,0 +1,54 @@
+"""What a run says of itself: its machine, its config, its compiled programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import platform
+import sys
+from typing import Any
+
+import jax
+from absl import logging
+
+from jaxvl.config import to_dict
+from jaxvl.models.functional import Functional
+from jaxvl.training.compile import Program
+from jaxvl.training.experiment import Experiment
+from jaxvl.training.writer import Writer
+
+
+def describe_program(program: Program, model: Functional, writer: Writer) -> None:
+    """Says and records what was compiled: for which tasks, how much of the model it trains, what it costs."""
+    names, cost = " | ".join(map(str, program.turns)), program.cost
+    trains, parameters = (sum(math.prod(model.params[p].shape) for p in paths) for paths in (program.learns, model.params))
+    writer.record(0, "event", f"compile/{program.turns[0]}", {
+        "tasks": names, "trains": trains, "compile_seconds": program.seconds, "gflop": cost.flops / 1e9, "state_mib": cost.state / 2**20,
+        "temporary_mib": cost.temporary / 2**20, **cost.collectives,
+    })  # fmt: skip
+    writer.say(f"step of {names}: compiled in {program.seconds:.1f} s; trains {trains:,} of {parameters:,} parameters; "
+               f"{cost.flops / 1e9:,.1f} GFLOP; per device {cost.state / 2**20:,.0f} MiB state and batch, "
+               f"{cost.temporary / 2**20:,.0f} MiB temporary")  # fmt: skip
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, devices, versions, command line: what the report says of where a figure comes from."""
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    devices = jax.devices()
+    return {
+        "cpu": cpu, "cores": os.cpu_count(), "devices": f"{len(devices)} x {devices[0].device_kind}", "processes": jax.process_count(),
+        "python": platform.python_version(), "jax": jax.__version__, "system": platform.platform(), "command": " ".join(sys.orig_argv),
+    }  # fmt: skip
+
+
+def write_workdir(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """`config.json` (resolved) and `machine.json`."""
+    if jax.process_index() == 0:
+        (workdir / "config.json").write_text(json.dumps(to_dict(experiment), indent=2))
+        (workdir / "machine.json").write_text(json.dumps(describe_machine(), indent=2))
+        logging.info("config and machine written to %s", workdir)

@@ -1,0 +1,135 @@
+"""Weights from elsewhere: a checkpoint of this or another run, or of `jaxvl.convert`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxvl.adapters.upcycle import moe_configs, upcycle
+from jaxvl.config import ConfigError, check, override, resolve
+from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals.encoders import Encoders
+from jaxvl.models.functional import Functional
+from jaxvl.sharding.mesh import make_mesh
+from jaxvl.training.build import build_model, fresh_state
+from jaxvl.training.checkpoint import CheckpointError, Checkpoints, abstract_state
+from jaxvl.training.encode import make_encoders
+from jaxvl.training.experiment import Experiment
+from jaxvl.training.judges import make_judges
+from jaxvl.training.rollout import Judge
+from jaxvl.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedWeights:
+    """The evaluation weights of a checkpoint, with what they cannot be used without.
+
+    Attributes:
+      frame: see `Run.frame`.
+      params, rest: path -> array, on `mesh`.
+    """
+
+    experiment: Experiment
+    step: int
+    frame: dict[str, Any]
+    tokenizer: Tokenizer
+    model: Functional
+    mesh: Mesh
+    params: dict[str, jax.Array]
+    rest: dict[str, jax.Array]
+
+    def put_into(self, state: TrainState, experiment: Experiment, model: Functional, shardings: TrainState) -> TrainState:
+        """A fresh state of another run that starts with these weights; where only that has experts, each is the MLP of these weights.
+
+        Raises ConfigError where the two models are not of one shape.
+        """
+        params = self.params
+        if any("/moe/router/" in p for p in model.params) and not any("/moe/" in p for p in params):
+            params = self._upcycled(state, experiment, shardings)
+        for mine, theirs in ((model.params, params), (model.rest, self.rest)):
+            for path in sorted({*mine, *theirs}):
+                here, there = (tuple(m[path].shape) if path in m else "not there" for m in (mine, theirs))
+                check(here == there, "init_from", f"{path} is {here} in this run's model and {there} in that of the weights; "
+                      "model = presets.saved(workdir), with its image_size and text_length, is the same")  # fmt: skip
+        # Copies: the run's buffers are donated to its steps.
+        params, rest = jax.tree.map(jnp.copy, jax.device_put((params, self.rest), (shardings.params, shardings.rest)))
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return dataclasses.replace(state, params=params, rest=rest, ema=ema)
+
+    def _upcycled(self, state: TrainState, experiment: Experiment, shardings: TrainState) -> dict[str, jax.Array]:
+        """These weights for a model with experts; its routers are fresh."""
+        found = moe_configs(experiment.model)
+        check(len(found) == 1, "init_from", f"the model has {len(found)} kinds of experts; must be one to start from dense weights")
+        convert = jax.jit(lambda dense, fresh: upcycle([dense], fresh, found[0]), out_shardings=shardings.params)
+        try:
+            return convert(self.params, state.params)
+        except ValueError as error:
+            raise ConfigError("init_from", str(error)) from None
+
+
+def restore_weights(workdir: pathlib.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> SavedWeights:
+    """The weights of a checkpoint, of a run or of `jaxvl.convert`; its config with `assignments`.
+
+    Raises:
+      ConfigError: a wrong step or assignment. CheckpointError: no readable checkpoint.
+    """
+    check(step is None or step.isdigit(), "--step", f"{step!r} must be a number")
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    found, frame = checkpoints.frame(None if step is None else int(step))
+    experiment = resolve(Experiment, override(ConfigDict(frame["config"]), assignments))
+    mesh = make_mesh(experiment.mesh)
+    tokenizer = Tokenizer.from_json(frame["tokenizer"])
+    model = build_model(experiment, tokenizer)
+    with jax.set_mesh(mesh):
+        _, shapes, shardings = fresh_state(experiment, model, mesh, make_judges(experiment, model, tokenizer))
+        if frame.get("weights_only"):
+            parts = [{"params": s.params, "rest": s.rest} for s in (shapes, shardings)]
+            state = checkpoints.restore(abstract_state(*parts), found)[1]
+            params, rest = state["params"], state["rest"]
+        else:
+            _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), found)
+            params, rest = state.eval_params, state.rest
+    return SavedWeights(experiment, found, frame, tokenizer, model, mesh, params, rest)
+
+
+def restore_encoders(
+    workdir: pathlib.Path, step: str | None = None, assignments: Mapping[str, str] = {}
+) -> tuple[Experiment, int, Encoders]:
+    """What a checkpoint of a run can encode and write; its config with `assignments`, and the step that it is of.
+
+    Raises:
+      ConfigError: a wrong step or assignment. CheckpointError: no readable checkpoint.
+    """
+    saved = restore_weights(workdir, step, assignments)
+    encoders = make_encoders(saved.experiment, saved.model, saved.tokenizer, saved.mesh, (saved.params, saved.rest))
+    return saved.experiment, saved.step, encoders
+
+
+def initial_weights(experiment: Experiment) -> SavedWeights:
+    """Those of `init_from`. Raises ConfigError where it has none, or its pictures are scaled to other values than this run's."""
+    try:
+        saved = restore_weights(pathlib.Path(experiment.init_from))
+    except CheckpointError as error:
+        raise ConfigError("init_from", f"{experiment.init_from!r}: {error}") from None
+    for field in ("mean", "std"):
+        theirs, mine = (getattr(e.preprocess, field) for e in (saved.experiment, experiment))
+        check(theirs == mine, f"preprocess.{field}", f"{mine!r} is not what the weights of init_from were trained with; must be {theirs!r}")
+    return saved
+
+
+def seat_judges(state: TrainState, shardings: TrainState, judges: Mapping[str, Judge]) -> TrainState:
+    """A fresh state with every judge's weights in their place."""
+    aux = dict(state.aux)
+    for slot, judge in judges.items():
+        if judge.source != "ema":
+            source = state if judge.source == "initial" else restore_weights(pathlib.Path(judge.source))
+            weights = jax.tree.map(jnp.copy, (source.params, source.rest))
+            aux[slot] = {**aux[slot], "judge": jax.device_put(weights, shardings.aux[slot]["judge"])}
+    return dataclasses.replace(state, aux=aux)
