@@ -5,7 +5,8 @@ Options:
   --workdir=FOLDER        checkpoints, metrics and the report; a run found there is resumed
   --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
 
-Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training diverged or was lost, 2 wrong config.
+Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training diverged or was lost, 2 wrong config,
+3 trained and saved, but an evaluator failed (the same command tries it again).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
 
 import jax
 from absl import logging
@@ -29,8 +29,8 @@ from jaxvl.training.describe import write_workdir
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.guard import TrainingDiverged, check_metrics
 from jaxvl.training.meter import ALL, Meter
-from jaxvl.training.run import Run
-from jaxvl.training.setup import setup
+from jaxvl.training.run import EvaluationError, Run
+from jaxvl.training.setup import finished_figures, setup
 from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
 
@@ -42,6 +42,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
       ConfigError: before anything is compiled.
       TrainingDiverged: too many skipped steps in a row; the last good state is saved.
       CheckpointError: the last checkpoint could not be written.
+      EvaluationError: the run is done and saved, but an evaluator failed.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     stop = hosts.StopSignal()
@@ -56,13 +57,17 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
             run.close()
         if experiment.log.report and jax.process_index() == 0:
             writer.say(f"report: {write_report(workdir)}")
-    return run.latest
+    if run.failed:
+        raise EvaluationError(run.failed, run.figures.latest)
+    return run.figures.latest
 
 
 def loop(run: Run, stop: hosts.StopSignal) -> None:
     """The training loop. The order of its lines matters: what is saved at a step is what that step left behind."""
-    state, meter = run.state, Meter(run.experiment.log.every, run.feeds)
-    run.state = None  # the buffers are donated to the first step; nobody else may hold them
+    state = run.take_state()
+    meter = Meter(run.experiment.log.every, run.feeds)
+    evaluate(run, state, run.start)  # what was due at the step of the checkpoint, if the run ended before it was done
+    meter.pause()
     for step in range(run.start, run.total):
         turn = run.schedule(step)  # which task, or tasks; a pure function of the step: every host agrees, a resume continues
         batches = tuple(next(run.feeds[task]) for task in turn.tasks)  # already on the mesh
@@ -72,15 +77,14 @@ def loop(run: Run, stop: hosts.StopSignal) -> None:
             run.writer.record(record.step, "train", record.task, record.scalars)
             guard(run, state, record)
         run.writer.advance(done)
-        for name, result in evaluate(run, state, done):  # whichever evaluators are due
-            run.writer.record(done, "eval", name, result)
-            meter.pause()
         stopping = stop.reached(done)
-        if stopping or run.checkpoints.due(done) or done == run.total:
-            run.checkpoints.save(done, state, run.frame(), run.latest)
+        if stopping or run.save_due(done):
+            run.checkpoints.save(done, state, run.frame())  # before the evaluators: what fails there loses nothing
         if stopping:
             run.writer.say(f"stopped by {stop.name} after step {done}; saved, and resumed by the same command")
             break
+        if evaluate(run, state, done):
+            meter.pause()
     for record in meter.flush():
         run.writer.record(record.step, "train", record.task, record.scalars)
         guard(run, state, record)
@@ -97,42 +101,72 @@ def guard(run: Run, state: TrainState, record) -> None:
     try:
         check_metrics(run.experiment.guard, record.step, record.task, record.scalars)
     except TrainingDiverged:
-        run.checkpoints.save(int(state.step), state, run.frame(), run.latest)
+        run.checkpoints.save(int(state.step), state, run.frame())
         run.checkpoints.finish()
         raise
 
 
-def evaluate(run: Run, state: TrainState, step: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """Runs the evaluators that are due; their pictures are kept for the report. Yields (name, figures)."""
+def evaluate(run: Run, state: TrainState, step: int) -> bool:
+    """Runs the evaluators that are due with the weights of `step`; returns whether there were any.
+
+    A fault in an evaluator is recorded and shown, and the run goes on.
+    """
+    due = run.due(step)
+    if not due:
+        return False
+    run.checkpoints.settle()  # a process that dies while it evaluates has lost no step
     encoders = run.encoders(state)
-    for name, evaluator in run.due(step):
+    for name, evaluator in due.items():
         began = time.perf_counter()
-        result = evaluator.run(encoders)
-        run.latest |= {f"{name}/{metric}": value for metric, value in result.metrics.items()}
-        if jax.process_index() == 0 and result.gallery:
-            run.writer.image(step, f"gallery/{name}", save_gallery(run.workdir, name, step, result.gallery))
-        yield name, {**result.metrics, "seconds": time.perf_counter() - began}
+        try:
+            result = evaluator.run(encoders)
+            gallery = None
+            if jax.process_index() == 0 and result.gallery:
+                gallery = save_gallery(run.workdir, name, step, result.gallery)
+        except Exception as error:  # the weights are saved; what an evaluator lacks must not end their training
+            hosts.meet(f"evaluator {name} at {step}")  # one that fails in some processes only would leave the others waiting
+            run.note_failure(step, name, error)
+            continue
+        run.note_figures(step, name, result.metrics, seconds=time.perf_counter() - began)
+        if gallery is not None:
+            run.writer.image(step, f"gallery/{name}", gallery)
+    return True
 
 
 def main(argv: list[str]) -> int:
     console = Console(stderr=True)
     logging.set_verbosity(logging.WARNING)
+    status = 0
     try:
         command = parse_command(argv, {"workdir": None, **hosts.OPTIONS})
         for needed, given in (("--config", command.config), ("--workdir", command.options.get("workdir"))):
             if not given:
                 raise ConfigError(needed, "is required; see python -m jaxvl.train --help")
         hosts.initialise(command.options)
-        latest = train(command.experiment(), pathlib.Path(command.options["workdir"]), console)
+        experiment = command.experiment()
+        workdir = pathlib.Path(command.options["workdir"])
+        shown = finished_figures(experiment, workdir)
+        show(shown)  # at once; what follows makes sure that the last checkpoint can be read
+        latest = train(experiment, workdir, console)
     except ConfigError as error:
         console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
         return 2
     except (TrainingDiverged, CheckpointError, DataError) as error:
         console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
         return 1
-    if latest and jax.process_index() == 0:
-        Console().print(summary_table(latest))
-    return 0
+    except EvaluationError as error:
+        latest = error.latest
+        status = 3
+        console.print(f"[bold red]evaluators failed[/] {escape(str(error))}", soft_wrap=True)
+    if latest != shown:
+        show(latest)
+    return status
+
+
+def show(figures: dict[str, float]) -> None:
+    """Prints evaluation figures as a table, if there are any."""
+    if figures and jax.process_index() == 0:
+        Console().print(summary_table(figures))
 
 
 if __name__ == "__main__":

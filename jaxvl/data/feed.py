@@ -26,6 +26,7 @@ class Feed(Iterator):
       waited: seconds that `next` has waited for a batch.
       skipped: cause -> bad records met so far (by the batches made ahead as well).
       rows: B.
+      records: of one epoch.
       shapes: name -> ShapeDtypeStruct of the global batch.
     """
 
@@ -42,11 +43,18 @@ class Feed(Iterator):
         for index in self._sharding.addressable_devices_indices_map(shape).values():
             mine[index] = True
         values = (config.classes(corpus) or (None,))[0]
-        self._batches = Batches(config, config.open(corpus), tokenizer, seed=seed, rows=np.flatnonzero(mine), values=values)
+        source = config.open(corpus)
+        self.records = len(source)
+        self._batches = Batches(config, source, tokenizer, seed=seed, rows=np.flatnonzero(mine), values=values)
         self.shapes = config.shapes
         stream = grain.MapDataset.range(start, 2**40).map(self._batches.__getitem__)
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
         self._ahead = Ahead(iter(stream.to_iter_dataset(options)), self._put)
+
+    @property
+    def identity(self) -> dict[str, int]:
+        """What tells whether another feed reads the same records, JSON-able."""
+        return {"records": self.records}
 
     @property
     def skipped(self) -> dict[str, int]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
+from jax._src import distributed  # its barrier is the only one with a time-out
 from jax.experimental import multihost_utils
 
 from jaxvl.config import ConfigError, check
@@ -41,6 +44,36 @@ def initialise(options: Mapping[str, str]) -> None:
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(given["coordinator"], count, index)
+
+
+def from_process_0(make: Callable[[], Any]) -> Any:
+    """What `make()` returns in process 0, in every process; it must be JSON-able.
+
+    So processes agree on what a shared folder holds, whenever each of them would have looked.
+    """
+    if jax.process_count() == 1:
+        return make()
+    text = json.dumps(make()).encode() if jax.process_index() == 0 else b""
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(length, np.uint8)
+    if jax.process_index() == 0:
+        padded[:] = np.frombuffer(text, np.uint8)
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))
+
+
+def meet(what: str, seconds: float = 60) -> None:
+    """Waits until every process has come here.
+
+    Raises:
+      TimeoutError: some process did not come within `seconds`.
+    """
+    if jax.process_count() == 1:
+        return
+    client = distributed.global_state.client
+    try:
+        client.wait_at_barrier(f"jaxvl: {what}", int(seconds * 1000))
+    except Exception as error:  # jaxlib raises its own type
+        raise TimeoutError(f"{what}: only some processes got there ({error})") from None
 
 
 class StopSignal:

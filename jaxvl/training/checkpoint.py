@@ -1,27 +1,39 @@
 """Checkpoints: the whole run in one atomic folder, written in the background.
 
-A checkpoint holds the state (parameters, moments, averages, objective state, rng root, guard counters), the data
-position of every task, the resolved config, and what the weights cannot be used without: the tokenizer's file and rule
-and the preprocessing. Orbax writes into a temporary folder and renames it, so one that was cut short is never seen.
+A checkpoint holds the state (parameters, moments, averages, objective state, rng root, guard counters) and its
+`frame`: its step, the data position of every task, the resolved config, and what the weights cannot be used without:
+the tokenizer's file and rule and the preprocessing. Orbax writes into a temporary folder and renames it, so one that
+was cut short is never seen.
+
+A checkpoint that cannot be read is moved to `FOLDER.damaged/STEP` when a run is resumed. It is kept there, and its
+place is free for a good one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from jaxvl.config import check
+
+Frame = dict[str, Any]
 
 
 class CheckpointError(RuntimeError):
     """No checkpoint could be read, or the last one could not be written."""
+
+
+class OtherState(CheckpointError):
+    """A readable checkpoint whose state has other leaves than the run's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +44,8 @@ class CheckpointConfig:
       every: steps between two checkpoints; the last step is always saved.
       keep: how many of the newest to keep.
       keep_best: how many of the best by `best_metric` to keep besides.
-      best_metric: `EVALUATOR/METRIC`, higher is better (a minus sign in front: lower is), or None.
+      best_metric: `EVALUATOR/METRIC`, higher is better (a minus sign in front: lower is), or None. A checkpoint is
+        also saved whenever this evaluator runs; one of a step at which it did not run has no score.
     """
 
     every: int = 1000
@@ -45,20 +58,62 @@ class CheckpointConfig:
         check(self.keep >= 1, "keep", f"{self.keep!r} must be >= 1 checkpoint")
         check(self.keep_best >= 0, "keep_best", f"{self.keep_best!r} must be >= 0 checkpoints")
 
+    @property
+    def best_evaluator(self) -> str | None:
+        """Name of the evaluator that gives `best_metric`."""
+        if self.best_metric is None:
+            return None
+        return self.best_metric.lstrip("-").split("/")[0]
+
+    def score(self, figures: dict[str, float]) -> float | None:
+        """Score of weights with these figures, higher is better; None where `best_metric` is not among them."""
+        if self.best_metric is None:
+            return None
+        value = figures.get(self.best_metric.lstrip("-"))
+        if value is None or np.isnan(value):
+            return None
+        return -value if self.best_metric.startswith("-") else value
+
+
+class Restored(NamedTuple):
+    """A checkpoint that was read: the step that it was saved after, its state and its frame."""
+
+    step: int
+    state: Any
+    frame: Frame
+
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`."""
+    """The checkpoints of one run, in `folder`.
 
-    def __init__(self, folder: str | pathlib.Path, config: CheckpointConfig = CheckpointConfig(), *, read_only: bool = False):
-        self.folder, self.config = pathlib.Path(folder).absolute(), config
+    Args:
+      folder: made if it is missing.
+      config: when to save and what to keep.
+      read_only: nothing is made, moved or deleted.
+    """
+
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        config: CheckpointConfig = CheckpointConfig(),
+        *,
+        read_only: bool = False,
+    ):
+        self.folder = pathlib.Path(folder).absolute()
+        self.config = config
         self.failures = 0
+        self._read_only = read_only
         self._lost = False  # whether the last save could not even be started
+        self._scores: dict[int, float] = {}
         policies = [LatestN(config.keep)]
         if config.best_metric and config.keep_best:
-            policies.append(BestN(get_metric_fn=self._score, n=config.keep_best, keep_checkpoints_without_metrics=False))
+            policies.append(_Best(self._scores, config.keep_best))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(policies), create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only,
-        )  # fmt: skip
+            preservation_policy=AnyPreservationPolicy(policies),
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+        )
         handlers = {"state": ocp.StandardCheckpointHandler(), "frame": ocp.JsonCheckpointHandler()}
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         registry.add("state", ocp.args.StandardSave, handlers["state"])
@@ -66,11 +121,6 @@ class Checkpoints:
         registry.add("frame", ocp.args.JsonSave, handlers["frame"])
         registry.add("frame", ocp.args.JsonRestore, handlers["frame"])
         self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=registry)
-
-    def _score(self, metrics: dict[str, float]) -> float:
-        name = self.config.best_metric
-        sign, name = (-1, name[1:]) if name.startswith("-") else (1, name)
-        return sign * metrics.get(name, -sign * float("inf"))
 
     @property
     def steps(self) -> list[int]:
@@ -81,31 +131,41 @@ class Checkpoints:
         """Whether to save after `step` steps."""
         return step % self.config.every == 0
 
-    def save(self, step: int, state: Any, frame: dict[str, Any], metrics: dict[str, float] | None = None) -> bool:
+    def score(self, step: int, figures: dict[str, float]) -> None:
+        """Notes the figures that were measured with the weights of `step`, for `keep_best`."""
+        value = self.config.score(figures)
+        if value is not None:
+            self._scores[step] = value
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Writing
+
+    def save(self, step: int, state: Any, frame: Frame) -> bool:
         """Starts writing a checkpoint; returns once the state has been copied off the devices.
 
         A failure (a full disk) is logged and counted, not raised: training goes on and the next save tries again. A
-        failure that only shows in the background is counted by the next `save` or `finish`.
+        failure that only shows in the background is counted by the next `save` or `settle`.
 
         Returns:
-          Whether the write was started.
+          Whether the write was started, or the checkpoint is there already.
         """
         self._lost = False
         try:
-            self._settle()
+            self.settle()
             if step in self._manager.all_steps():
                 return True
-            return self._write(step, state, frame, metrics)
+            return self._write(step, state, {**frame, "step": step})
         except Exception as error:  # whatever storage raises, losing a checkpoint must not lose the run
             self._failed(step, error)
             self._lost = True
             return False
 
-    def _write(self, step: int, state: Any, frame: dict[str, Any], metrics: dict[str, float] | None) -> bool:
+    def _write(self, step: int, state: Any, frame: Frame) -> bool:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), frame=ocp.args.JsonSave(frame))
-        return self._manager.save(step, args=items, metrics=metrics or None, force=True)
+        return self._manager.save(step, args=items, force=True)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Waits for the write in the background; a failure of it is logged and counted."""
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -131,69 +191,200 @@ class Checkpoints:
           CheckpointError: the last write failed, naming the last good checkpoint.
         """
         before = self.failures
-        self._settle()
+        self.settle()
         if self.failures > before or self._lost:
-            raise CheckpointError(
-                f"{self.folder}: the last checkpoint could not be written (see above); last good: {self.steps[-1:] or 'none'}"
-            )
+            last = self.steps[-1:] or "none"
+            raise CheckpointError(f"{self.folder}: the last checkpoint could not be written (see above); last good: {last}")
 
     def close(self) -> None:
         self._manager.close()
 
+    # -----------------------------------------------------------------------------------------------------------------
+    # Reading
+
     def restore(
-        self, abstract: Any, step: int | None = None, refuse: Callable[[dict[str, Any]], None] | None = None
-    ) -> tuple[int, Any, dict[str, Any]] | None:
+        self,
+        abstract: Any,
+        step: int | None = None,
+        refuse: Callable[[Frame], None] | None = None,
+    ) -> Restored | None:
         """The newest readable checkpoint, or that of `step`.
+
+        Unless read-only, damaged checkpoints that are passed over are moved out of the way, and a folder that was
+        renamed gets the name of the step that it holds.
 
         Args:
           abstract: the state's shapes, dtypes and shardings on the present mesh (any mesh will do).
           refuse: called with the frame before the state is read; raises where the checkpoint is of another kind.
 
         Returns:
-          (step, state, frame), or None where there is no checkpoint at all.
+          None where there is no checkpoint at all.
 
         Raises:
           CheckpointError: `step` is not there, or none can be read.
+          OtherState: the newest is readable, but its state is not like `abstract`.
         """
-        steps = self.steps
-        if step is not None and step not in steps:
-            raise CheckpointError(f"{self.folder}: no checkpoint of step {step} (there are: {', '.join(map(str, steps)) or 'none'})")
-        problems = []
-        for candidate in [step] if step is not None else reversed(steps):
-            frame = self._read(candidate, problems, frame=ocp.args.JsonRestore())
+        self._check_step(step)
+        problems: dict[int, str] = {}
+        for candidate in self._candidates(step):
+            frame = self._read_frame(candidate, problems)
             if frame is None:
                 continue
             if refuse is not None:
-                refuse(frame["frame"])
-            items = self._read(candidate, problems, state=ocp.args.StandardRestore(abstract))
-            if items is not None:
-                return candidate, items["state"], frame["frame"]
+                refuse(frame)
+            state = self._read(candidate, "state", ocp.args.StandardRestore(abstract), problems)
+            if state is None:
+                self._check_alike(candidate, abstract)
+                continue
+            self._set_aside(problems)
+            return Restored(self._own_step(candidate, frame), state, frame)
         if problems:
-            raise CheckpointError(f"{self.folder}: no checkpoint can be read:\n  " + "\n  ".join(problems))
+            causes = "\n  ".join(f"step {n}: {cause}" for n, cause in problems.items())
+            raise CheckpointError(f"{self.folder}: no checkpoint can be read:\n  {causes}")
         return None
 
-    def frame(self, step: int | None = None) -> tuple[int, dict[str, Any]]:
-        """Step and frame (config, tokenizer, preprocessing, positions) of the newest checkpoint, or that of `step`.
+    def frame(self, step: int | None = None) -> tuple[int, Frame]:
+        """Name and frame of the newest checkpoint, or of that of `step`.
+
+        The name is the step by which `restore` finds it; `frame["step"]` is the step that it was saved after.
 
         Raises:
           CheckpointError: there is none.
         """
-        for candidate in [step] if step is not None else reversed(self.steps):
-            problems: list[str] = []
-            items = self._read(candidate, problems, frame=ocp.args.JsonRestore())
-            if items is not None:
-                return candidate, items["frame"]
-        raise CheckpointError(f"{self.folder}: no readable checkpoint (there are: {', '.join(map(str, self.steps)) or 'none'})")
+        self._check_step(step)
+        for candidate in self._candidates(step):
+            frame = self._read_frame(candidate, {})
+            if frame is not None:
+                return candidate, frame
+        there = ", ".join(map(str, self.steps)) or "none"
+        raise CheckpointError(f"{self.folder}: no readable checkpoint (there are: {there})")
 
-    def _read(self, step: int, problems: list[str], **items: Any) -> Any | None:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except Exception as error:  # a damaged checkpoint is passed over, loudly, for the one before it
-            problems.append(f"step {step}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-            logging.error("checkpoint %d cannot be read and is passed over: %s", step, problems[-1])
+    def _check_step(self, step: int | None) -> None:
+        if step is None or step in self.steps:
+            return
+        there = ", ".join(map(str, self.steps)) or "none"
+        raise CheckpointError(f"{self.folder}: no checkpoint of step {step} (there are: {there})")
+
+    def _candidates(self, step: int | None) -> Sequence[int]:
+        return [step] if step is not None else self.steps[::-1]
+
+    def _read_frame(self, step: int, problems: dict[int, str]) -> Frame | None:
+        frame = self._read(step, "frame", ocp.args.JsonRestore(), problems)
+        if frame is None:
             return None
+        return {"step": step, **frame}  # those of earlier versions do not say their step
+
+    def _read(self, step: int, item: str, how: Any, problems: dict[int, str]) -> Any | None:
+        """An item of a checkpoint; None, with the cause in `problems`, where any process cannot read it."""
+        found = None
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+        except Exception as error:  # a damaged checkpoint is passed over, loudly, for the one before it
+            first_line = str(error).splitlines()[0] if str(error) else ""
+            problems[step] = f"{type(error).__name__}: {first_line}"
+        if not _everywhere(found is not None):
+            problems.setdefault(step, "another process cannot read it")
+            logging.error("checkpoint %d cannot be read: %s", step, problems[step])
+            return None
+        return found
+
+    def _check_alike(self, step: int, abstract: Any) -> None:
+        """Raises OtherState where the checkpoint's own description says that its state has other leaves.
+
+        So a good checkpoint is never taken for a damaged one.
+        """
+        try:
+            there = _leaves(self._manager.item_metadata(step)["state"].tree)
+        except Exception:  # not even its description can be read: it is damaged
+            return
+        here = _leaves(abstract)
+        for path in sorted({*there, *here}):
+            if there.get(path) != here.get(path):
+                ours = here.get(path, "not there")
+                theirs = there.get(path, "not there")
+                raise OtherState(
+                    f"{self.folder}: checkpoint {step} holds another state than this run: {path} is {theirs} in it and {ours} here"
+                )
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Putting the folder in order
+
+    def _set_aside(self, problems: dict[int, str]) -> None:
+        """Moves damaged checkpoints to `FOLDER.damaged`, so that good ones can be written in their place."""
+        for step, cause in problems.items():
+            moved = self._move(step, f"it is damaged ({cause})")
+            if moved is not None:
+                logging.error("checkpoint %d is damaged (%s); it is kept as %s", step, cause, moved)
+
+    def _own_step(self, name: int, frame: Frame) -> int:
+        """The step that a checkpoint was saved after, which its folder's `name` may belie."""
+        step = frame["step"]
+        if step == name:
+            return step
+        if step in self.steps:
+            moved = self._move(name, f"it holds step {step}")
+        else:
+            moved = self._move(name, f"it holds step {step}", self.folder / str(step))
+        logging.error("checkpoint folder %d holds step %d; it is now %s", name, step, moved)
+        return step
+
+    def _move(self, step: int, why: str, to: pathlib.Path | None = None) -> pathlib.Path | None:
+        """Renames a checkpoint's folder; returns the new path, or None where the checkpoints are read-only."""
+        if self._read_only:
+            logging.error("checkpoint %d: %s; left as it is", step, why)
+            return None
+        if to is None:
+            to = _free_name(self.folder.with_name(self.folder.name + ".damaged") / str(step))
+        if jax.process_index() == 0:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / str(step)).rename(to)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
+        self._manager.reload()
+        return to
+
+
+class _Best:
+    """Keeps the checkpoints of the `n` best scores; one without a score is not among them."""
+
+    def __init__(self, scores: dict[int, float], n: int):
+        self._scores = scores
+        self._n = n
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [info.step for info in checkpoints]
+        scored = [step for step in steps if step in self._scores]
+        best = sorted(scored, key=lambda step: (self._scores[step], step))[-self._n :]
+        return [step in best for step in steps]
 
 
 def abstract_state(shapes: Any, shardings: Any) -> Any:
     """Shapes with shardings, as `restore` wants them."""
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
+
+
+def _everywhere(ok: bool) -> bool:
+    """Whether `ok` holds in every process."""
+    if jax.process_count() == 1:
+        return ok
+    return bool(multihost_utils.process_allgather(np.int32(ok)).all())
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    """Path -> shape and dtype of every array of a state, or of a checkpoint's description of one; "empty" of empty nodes."""
+    found = {}
+    for path, leaf in ocp.tree.to_flat_dict(tree, keep_empty_nodes=True, sep="/").items():
+        is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        found[path] = f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" if is_array else "empty"
+    return found
+
+
+def _free_name(path: pathlib.Path) -> pathlib.Path:
+    """`path`, or `path-2`, `path-3` … where that is taken."""
+    candidate = path
+    n = 1
+    while candidate.exists():
+        n += 1
+        candidate = path.with_name(f"{path.name}-{n}")
+    return candidate

@@ -44,6 +44,18 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ResumeConfig:
+    """What may differ from the checkpoint that a run goes on from.
+
+    Attributes:
+      accept: options, such as `optim.lr`, or groups of them, such as `tasks.pairs.data`, whose new value holds from the
+        checkpoint's step on. Without it, a change that would make the run another one is refused.
+    """
+
+    accept: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """A whole training run.
 
@@ -51,7 +63,7 @@ class Experiment:
       model: a model by name, with its options.
       tasks: name -> task; only weights that were converted have none.
       steps: steps of the run.
-      optim, schedule, mesh, guard, checkpoint, log: see their classes.
+      optim, schedule, mesh, guard, checkpoint, resume, log: see their classes.
       tokenizer, preprocess: shared by all tasks and evaluators; they travel in the checkpoint.
       evals: name -> evaluator by name, with its options.
       init_from: workdir of another run, or of `jaxvl.convert`: its newest weights are what this run starts with, and its tokenizer is
@@ -72,6 +84,7 @@ class Experiment:
     preprocess: Preprocess = Preprocess()
     evals: dict[str, Annotated[Any, EVALUATORS]] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    resume: ResumeConfig = ResumeConfig()
     guard: GuardConfig = GuardConfig()
     log: LogConfig = LogConfig()
     init_from: str | None = None

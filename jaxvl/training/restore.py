@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxvl.adapters.upcycle import moe_configs, upcycle
 from jaxvl.config import ConfigError, check, override, resolve
-from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
 from jaxvl.sharding.mesh import make_mesh
@@ -91,12 +91,12 @@ def restore_weights(workdir: pathlib.Path, step: str | None = None, assignments:
         _, shapes, shardings = fresh_state(experiment, model, mesh, make_judges(experiment, model, tokenizer))
         if frame.get("weights_only"):
             parts = [{"params": s.params, "rest": s.rest} for s in (shapes, shardings)]
-            state = checkpoints.restore(abstract_state(*parts), found)[1]
+            state = checkpoints.restore(abstract_state(*parts), found).state
             params, rest = state["params"], state["rest"]
         else:
-            _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), found)
+            state = checkpoints.restore(abstract_state(shapes, shardings), found).state
             params, rest = state.eval_params, state.rest
-    return SavedWeights(experiment, found, frame, tokenizer, model, mesh, params, rest)
+    return SavedWeights(experiment, frame["step"], frame, tokenizer, model, mesh, params, rest)
 
 
 def restore_encoders(
@@ -113,11 +113,22 @@ def restore_encoders(
 
 
 def initial_weights(experiment: Experiment) -> SavedWeights:
-    """Those of `init_from`. Raises ConfigError where it has none, or its pictures are scaled to other values than this run's."""
+    """The weights of `init_from`.
+
+    Raises:
+      ConfigError: it has none; its pictures are scaled to other values than this run's; the config asks for another
+        tokenizer than that of the weights.
+    """
     try:
         saved = restore_weights(pathlib.Path(experiment.init_from))
     except CheckpointError as error:
         raise ConfigError("init_from", f"{experiment.init_from!r}: {error}") from None
+    asked = experiment.tokenizer
+    check(
+        asked in (TokenizerConfig(), saved.experiment.tokenizer),
+        "tokenizer",
+        f"{asked} is not that of the weights of init_from ({saved.experiment.tokenizer}), which this run uses; leave it out",
+    )
     for field in ("mean", "std"):
         theirs, mine = (getattr(e.preprocess, field) for e in (saved.experiment, experiment))
         check(theirs == mine, f"preprocess.{field}", f"{mine!r} is not what the weights of init_from were trained with; must be {theirs!r}")

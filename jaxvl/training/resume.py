@@ -1,23 +1,155 @@
-"""Whether a run may go on from the checkpoint in its workdir."""
+"""Whether a run may go on from the checkpoint in its workdir, and where in its data it does.
+
+A run that is resumed is the run that was never stopped. So its config must be the checkpoint's, but for options that
+change no number of the training. `resume.accept` names options whose new value is wanted all the same: it holds from
+the checkpoint's step on.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from jaxvl.config import ConfigError
+from jaxvl.config import ConfigError, check, resolve, to_dict
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.training.checkpoint import OtherState
+from jaxvl.training.experiment import Experiment
+
+# Options that change no number of the training, or none beyond rounding (`mesh`).
+FREE = (
+    "checkpoint.*",
+    "evals.*",
+    "guard.stop_after",
+    "init_from",  # the run has begun
+    "log.*",
+    "mesh.*",
+    "plugins",
+    "resume.*",
+    "tasks.*.data.cache_mb",
+    "tasks.*.data.error_budget",
+    "tasks.*.data.error_minimum",
+    "tasks.*.data.prefetch",
+    "tasks.*.data.threads",
+    "tokenizer.*",  # compared by what it does, not by how it was made
+)
+# Another model, whatever is accepted: the weights would mean something else.
+FIXED = ("model.*", "preprocess.*")
+_OTHER = "choose another --workdir, or the old config"
 
 
-def refuse_other(ours: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Raises ConfigError where a checkpoint's model, tokenizer or preprocessing is not that of this run, or where it is none of a run."""
-    if saved.get("weights_only"):
-        raise ConfigError("--workdir", "holds converted weights, not a run; choose another, and config.init_from=FOLDER to start from them")
-    if saved["config"]["model"] != json.loads(json.dumps(ours["config"]["model"])):
-        old, new = saved["config"]["model"], ours["config"]["model"]
-        differing = [k for k in sorted({*old, *new}) if json.dumps(old.get(k)) != json.dumps(new.get(k))]
-        raise ConfigError(f"model.{differing[0] if differing else 'name'}", "differs from the checkpoint in the workdir "
-                          f"({old.get(differing[0])!r} there, {new.get(differing[0])!r} here); choose another --workdir, or the old config")  # fmt: skip
-    for part, parsed in (("tokenizer", str), ("preprocess", Preprocess.from_json)):  # parsed: older ones have fewer fields
-        if parsed(saved[part]) != parsed(ours[part]):
-            raise ConfigError(part, "differs from that of the checkpoint in the workdir; choose another --workdir, or the old config")
+def check_resumable(experiment: Experiment, tokenizer: str | None, frame: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint that this run cannot continue exactly, unless `resume.accept` says so.
+
+    Args:
+      experiment: of this run.
+      tokenizer: of this run, as `Tokenizer.to_json` gives it; None leaves it unchecked.
+      frame: of the checkpoint.
+
+    Raises:
+      ConfigError: naming the option, both values and what can be done.
+    """
+    if frame.get("weights_only"):
+        problem = "holds converted weights, not a run; choose another, and config.init_from=FOLDER to start from them"
+        raise ConfigError("--workdir", problem)
+    changed = changes(frame["config"], experiment)
+    for key, (there, here) in changed.items():
+        check(
+            not _matches(key, FIXED),
+            key,
+            f"differs from the checkpoint in the workdir ({there!r} there, {here!r} here); {_OTHER}",
+        )
+    if tokenizer is not None:
+        check(
+            frame["tokenizer"] == tokenizer,
+            "tokenizer",
+            f"differs from that of the checkpoint in the workdir; {_OTHER}",
+        )
+    same_pictures = Preprocess.from_json(frame["preprocess"]) == experiment.preprocess
+    check(same_pictures, "preprocess", f"differs from that of the checkpoint in the workdir; {_OTHER}")
+    for key, (there, here) in changed.items():
+        if not (_matches(key, FREE) or _accepted(key, experiment)):
+            raise ConfigError(key, _refusal(key, there, here, frame["step"]))
+
+
+def _refusal(key: str, there: Any, here: Any, step: int) -> str:
+    return (
+        f"{there!r} in the checkpoint of step {step} in the workdir, {here!r} here, so the run could not go on "
+        f"exactly; set it back, or resume.accept=({key!r},) to take the new value from this step on, "
+        "or choose another --workdir (init_from=OLD starts there with these weights)"
+    )
+
+
+def check_data(experiment: Experiment, ours: Mapping[str, Any], frame: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint whose tasks read other records than this run's, under the same config.
+
+    Args:
+      ours: task -> what identifies its records, as `Run.frame` saves it in `data`.
+
+    Raises:
+      ConfigError: as `check_resumable`.
+    """
+    for task, there in frame.get("data", {}).items():
+        key = f"tasks.{task}.data"
+        here = json.loads(json.dumps(ours.get(task)))
+        if here is not None and here != there and not _accepted(key, experiment):
+            raise ConfigError(key, _refusal(key, there, here, frame["step"]))
+
+
+def explain(error: OtherState, experiment: Experiment, frame: Mapping[str, Any]) -> ConfigError:
+    """Which accepted option made the state another one."""
+    changed = changes(frame["config"], experiment)
+    kept = {k: v for k, v in changed.items() if _accepted(k, experiment)}
+    if not kept:
+        return ConfigError("--workdir", f"{error}; {_OTHER}")
+    key, (there, here) = next(iter(kept.items()))
+    problem = (
+        f"{there!r} in the checkpoint, {here!r} here, which changes what the state holds ({error}); it cannot be "
+        "accepted: set it back, or choose another --workdir (init_from=OLD starts there with these weights)"
+    )
+    return ConfigError(key, problem)
+
+
+def data_positions(frame: Mapping[str, Any]) -> dict[str, int]:
+    """Task -> records of its stream that the checkpoint's run had taken."""
+    found = dict(frame["positions"])
+    if frame.get("positions_in") == "records":
+        return found
+    for task, batches in found.items():  # earlier versions counted batches
+        data = frame["config"]["tasks"][task]["data"]
+        found[task] = batches * data["batch"] * data.get("images_per_row", 1)
+    return found
+
+
+def changes(saved: Mapping[str, Any], experiment: Experiment) -> dict[str, tuple[Any, Any]]:
+    """Key -> (value in the saved config, value in this run's), of all that differ.
+
+    Options that the saved config does not know yet have their default there.
+    """
+    try:
+        there = _flat(to_dict(resolve(Experiment, saved)))
+    except ConfigError as error:
+        raise ConfigError(error.key, f"of the checkpoint in the workdir: {error.problem}") from None
+    here = _flat(to_dict(experiment))
+    keys = [k for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
+    return {k: (there.get(k), here.get(k)) for k in keys}
+
+
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _accepted(key: str, experiment: Experiment) -> bool:
+    """Whether `resume.accept` names the key or a group that it is in."""
+    return any(key == name or key.startswith(f"{name}.") for name in experiment.resume.accept)
+
+
+def _flat(config: Any, path: str = "") -> dict[str, Any]:
+    """Dotted key -> value, as JSON has it; lists are values."""
+    if not isinstance(config, Mapping):
+        return {path: json.loads(json.dumps(config))}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{path}.{key}" if path else str(key))
+    return flat

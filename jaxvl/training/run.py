@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
+from rich.markup import escape
 
 from jaxvl.config import to_dict
 from jaxvl.data.feed import Feed
@@ -17,10 +19,23 @@ from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.figures import Figures
 from jaxvl.training.schedule import Turn, Turns
 from jaxvl.training.state import TrainState
 from jaxvl.training.step import Metrics
 from jaxvl.training.writer import Writer
+
+
+class EvaluationError(RuntimeError):
+    """Evaluators failed in a run that is otherwise done.
+
+    Attributes:
+      latest: the figures that there are, `EVALUATOR/METRIC` -> value.
+    """
+
+    def __init__(self, failed: Mapping[str, str], latest: dict[str, float]):
+        super().__init__("; ".join(f"{name}: {why}" for name, why in failed.items()))
+        self.latest = latest
 
 
 @dataclasses.dataclass
@@ -32,6 +47,8 @@ class Run:
       schedule: step -> turn: the task or tasks that it runs.
       steps: turn -> its compiled step, (state, batches) -> (state, metrics), one batch and one set of metrics per task.
       feeds: task -> iterator of global batches.
+      figures: what the evaluators have measured.
+      failed: evaluator -> why it failed, of those that did in this process.
     """
 
     experiment: Experiment
@@ -49,28 +66,60 @@ class Run:
     checkpoints: Checkpoints
     encode: Encoders
     writer: Writer
-    latest: dict[str, float] = dataclasses.field(default_factory=dict)
+    figures: Figures
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def take_state(self) -> TrainState:
+        """The state, once: its buffers are donated to the first step, so nobody else may hold them."""
+        state = self.state
+        self.state = None
+        return state
 
     def frame(self) -> dict[str, Any]:
-        """What is saved beside the state."""
+        """What is saved beside the state; `Checkpoints` adds the step."""
         return {
             "config": to_dict(self.experiment),
             "tokenizer": self.tokenizer.to_json(),
             "preprocess": self.preprocess.to_json(),
             "positions": {t: f.position for t, f in self.feeds.items()},
+            "positions_in": "records",
+            "data": {t: f.identity for t, f in self.feeds.items()},
             "skipped_records": {t: dict(f.skipped) for t, f in self.feeds.items()},
-            "metrics": self.latest,
+            "metrics": self.figures.latest,
         }
 
     def encoders(self, state: TrainState) -> Encoders:
         """The model's encode functions with the evaluation weights of `state`."""
         return self.encode.with_weights((state.eval_params, state.rest))
 
-    def due(self, step: int) -> Iterator[tuple[str, Any]]:
-        """Evaluators to run after `step` steps; all of them after the last one."""
+    def due(self, step: int) -> dict[str, Any]:
+        """Evaluators to run with the weights of `step`, without those that have; all of them after the last step."""
+        due = {}
         for name, evaluator in self.experiment.evals.items():
-            if step == self.total or (evaluator.every and step % evaluator.every == 0):
-                yield name, evaluator
+            now = step == self.total or (evaluator.every and step > 0 and step % evaluator.every == 0)
+            if now and not self.figures.has(step, name):
+                due[name] = evaluator
+        return due
+
+    def save_due(self, step: int) -> bool:
+        """Whether to save after `step` steps."""
+        scored = self.experiment.checkpoint.best_evaluator in self.due(step)
+        return self.checkpoints.due(step) or scored or step == self.total
+
+    def note_figures(self, step: int, name: str, metrics: dict[str, float], seconds: float) -> None:
+        """Records what an evaluator measured with the weights of `step`."""
+        self.figures.add(step, name, metrics)
+        self.checkpoints.score(step, self.figures.at(step))
+        self.failed.pop(name, None)
+        self.writer.record(step, "eval", name, {**metrics, "seconds": seconds})
+
+    def note_failure(self, step: int, name: str, error: Exception) -> None:
+        """Records and shows that an evaluator failed with the weights of `step`."""
+        why = f"{type(error).__name__}: {error}"
+        self.failed[name] = why
+        trace = "".join(traceback.format_exception(error))
+        self.writer.record(step, "event", f"failed/{name}", {"error": why, "traceback": trace})
+        self.writer.say(f"[bold red]evaluator {name} failed at {step}[/] {escape(why)}; training goes on")
 
     def close(self) -> None:
         for feed in self.feeds.values():

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from jaxvl.config import check, to_dict
+from jaxvl.config import check
 from jaxvl.data.feed import Feed
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.tasks import Task
 from jaxvl.training.build import build_model, fresh_state
-from jaxvl.training.checkpoint import Checkpoints, abstract_state
+from jaxvl.training.checkpoint import CheckpointError, Checkpoints, OtherState, Restored, abstract_state
 from jaxvl.training.compile import compile_turns
 from jaxvl.training.describe import describe_program
 from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.figures import Figures
 from jaxvl.training.inputs import prepare_corpora, task_tokenizer
 from jaxvl.training.judges import make_judges
-from jaxvl.training.restore import initial_weights, seat_judges
-from jaxvl.training.resume import refuse_other
+from jaxvl.training.restore import SavedWeights, initial_weights, seat_judges
+from jaxvl.training.resume import check_data, check_resumable, data_positions, explain
 from jaxvl.training.run import Run
+from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
 
 
@@ -30,44 +34,115 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     """Builds the run under `jax.set_mesh(mesh)`, and restores the newest checkpoint of `workdir` where there is one.
 
     Raises:
-      ConfigError: sizes that do not fit; a checkpoint in `workdir` of another model or tokenizer.
+      ConfigError: sizes that do not fit; a checkpoint in `workdir` that the run cannot go on from.
     """
     check(bool(experiment.tasks), "tasks", "must name at least one task")
     experiment.check_mesh(mesh)
-    preprocess = experiment.preprocess
-    tasks = {name: Task(name, config, preprocess) for name, config in experiment.tasks.items()}
-    corpora = prepare_corpora(experiment, writer.say)
     checkpoints = Checkpoints(workdir / "checkpoints", experiment.checkpoint)
-    base = initial_weights(experiment) if experiment.init_from is not None and not checkpoints.steps else None
-    if experiment.init_from is None:
-        tokenizer = task_tokenizer(experiment, corpora)
-    else:  # a run that is resumed does not need the weights that it began with
-        tokenizer = base.tokenizer if base is not None else Tokenizer.from_json(checkpoints.frame()[1]["tokenizer"])
+    if checkpoints.steps:
+        check_resumable(experiment, None, checkpoints.frame()[1])  # before anything costs time
+
+    corpora = prepare_corpora(experiment, writer.say)
+    base = None
+    if experiment.init_from is not None and not checkpoints.steps:
+        base = initial_weights(experiment)
+    tokenizer = _tokenizer(experiment, corpora, checkpoints, base)
     model = build_model(experiment, tokenizer)
     judges = make_judges(experiment, model, tokenizer)
     fresh, shapes, shardings = fresh_state(experiment, model, mesh, judges)
     abstract = abstract_state(shapes, shardings)
-    frame = {"tokenizer": tokenizer.to_json(), "preprocess": preprocess.to_json(), "config": to_dict(experiment)}
-    restored = checkpoints.restore(abstract, refuse=functools.partial(refuse_other, frame))
-    if restored is None:
-        start, state, positions = 0, jax.jit(fresh, out_shardings=shardings)(), {}
-        state = seat_judges(state if base is None else base.put_into(state, experiment, model, shardings), shardings, judges)
-    else:
-        start, state, saved = restored
-        positions = saved["positions"]
-        writer.say(f"resuming from step {start} of {workdir}")
 
-    feeds = {
-        name: Feed(
-            task.config.data, corpora[task.config.data.corpus], tokenizer, seed=experiment.seed + i, mesh=mesh, start=positions.get(name, 0)
-        )
-        for i, (name, task) in enumerate(tasks.items())  # tasks on one corpus draw different records
-    }
-    epochs = {t: len(task.config.data.open(corpora[task.config.data.corpus])) / task.config.data.batch for t, task in tasks.items()}
+    restored = _restore(experiment, checkpoints, abstract, tokenizer)
+    if restored is None:
+        start = 0
+        positions = {}
+        state = jax.jit(fresh, out_shardings=shardings)()
+        if base is not None:
+            state = base.put_into(state, experiment, model, shardings)
+        state = seat_judges(state, shardings, judges)
+    else:
+        start = restored.step
+        positions = data_positions(restored.frame)
+        state = restored.state
+        if start < experiment.steps:
+            writer.say(f"resuming from step {start} of {workdir}")
+        else:
+            writer.say(f"the run in {workdir} is finished; its checkpoint of step {start} can be read")
+
+    tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
+    feeds = {}
+    for i, (name, task) in enumerate(tasks.items()):
+        corpus = corpora[task.config.data.corpus]
+        seed = experiment.seed + i  # tasks on one corpus draw different records
+        begin = positions.get(name, 0)
+        feeds[name] = Feed(task.config.data, corpus, tokenizer, seed=seed, mesh=mesh, start=begin)
+    if restored is not None:
+        check_data(experiment, {name: feed.identity for name, feed in feeds.items()}, restored.frame)
+
+    epochs = {name: feed.records / feed.rows for name, feed in feeds.items()}
     schedule = experiment.schedule.build(list(tasks), experiment.steps, epochs)
-    programs = compile_turns(experiment, tasks, schedule.turns, model, abstract, shardings, mesh, judges)
-    for program in programs:
-        describe_program(program, model, writer)
-    steps = {turn: program.bind(turn, list(tasks), mesh) for program in programs for turn in program.turns}
-    return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps, schedule, steps, feeds, checkpoints,
-               make_encoders(experiment, model, tokenizer, mesh), writer)  # fmt: skip
+    steps = {}
+    if start < experiment.steps:  # else there is nothing left to train
+        programs = compile_turns(experiment, tasks, schedule.turns, model, abstract, shardings, mesh, judges)
+        for program in programs:
+            describe_program(program, model, writer)
+            steps |= {turn: program.bind(turn, list(tasks), mesh) for turn in program.turns}
+
+    figures = Figures(workdir, until=start)
+    for step in figures.steps:
+        checkpoints.score(step, figures.at(step))
+    return Run(
+        experiment=experiment,
+        workdir=workdir,
+        mesh=mesh,
+        model=model,
+        tokenizer=tokenizer,
+        preprocess=experiment.preprocess,
+        state=state,
+        start=start,
+        total=experiment.steps,
+        schedule=schedule,
+        steps=steps,
+        feeds=feeds,
+        checkpoints=checkpoints,
+        encode=make_encoders(experiment, model, tokenizer, mesh),
+        writer=writer,
+        figures=figures,
+    )
+
+
+def finished_figures(experiment: Experiment, workdir: pathlib.Path) -> dict[str, float]:
+    """The last figures of a run that is finished, `EVALUATOR/METRIC` -> value; empty where it is not.
+
+    Raises ConfigError where the checkpoint is of another run, as `setup` does.
+    """
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        return {}
+    try:
+        _, frame = Checkpoints(folder, read_only=True).frame()
+    except CheckpointError:
+        return {}
+    check_resumable(experiment, None, frame)
+    if frame["step"] < experiment.steps:
+        return {}
+    return Figures(workdir, until=frame["step"]).latest
+
+
+def _tokenizer(experiment: Experiment, corpora: Mapping[Any, Any], checkpoints: Checkpoints, base: SavedWeights | None) -> Tokenizer:
+    """The run's tokenizer: that of the weights which it starts with, if there are any, else one of its own."""
+    if experiment.init_from is None:
+        return task_tokenizer(experiment, corpora)
+    if base is not None:
+        return base.tokenizer
+    # A run that is resumed does not need the weights that it began with.
+    return Tokenizer.from_json(checkpoints.frame()[1]["tokenizer"])
+
+
+def _restore(experiment: Experiment, checkpoints: Checkpoints, abstract: TrainState, tokenizer: Tokenizer) -> Restored | None:
+    """The newest checkpoint that can be read. Raises ConfigError where the run cannot go on from it."""
+    try:
+        refuse = functools.partial(check_resumable, experiment, tokenizer.to_json())
+        return checkpoints.restore(abstract, refuse=refuse)
+    except OtherState as error:
+        raise explain(error, experiment, checkpoints.frame()[1]) from None

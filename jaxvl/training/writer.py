@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from rich.console import Console
@@ -31,7 +32,7 @@ class Writer:
         self.workdir, self.total, self.several = workdir, total, tasks > 1
         self.active = jax.process_index() == 0
         self.console = console or Console(stderr=True)
-        self._file = open(workdir / "metrics.jsonl", "a", buffering=1) if self.active else None
+        self._file = _open_for_lines(workdir / "metrics.jsonl") if self.active else None
         self._board = None
         if self.active and tensorboard:
             import tensorboardX
@@ -121,6 +122,17 @@ class _Listener(logging.Handler):
             self._said.add(text)
             self._writer.record(0, "event", f"log/{record.name}", {"message": text})
             self._writer.say(escape(text))
+
+
+def _open_for_lines(path: pathlib.Path) -> TextIO:
+    """Opens a file to which whole lines are added; a last line that a crash cut short is ended first."""
+    file = open(path, "a+b")
+    if file.tell() > 0:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    file.close()
+    return open(path, "a", buffering=1, encoding="utf-8")
 
 
 def _some(losses: Mapping[str, Any], most: int = 3, width: int = 12) -> str:

@@ -1,0 +1,164 @@
+"""Runs that are killed at random, again and again, end with the state of a run that nobody touched, bit for bit."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxvl.training.checkpoint import Checkpoints
+
+HERE = pathlib.Path(__file__).parent
+STEPS = 200
+PATIENCE = 240  # seconds that a process may take to get anywhere
+SCRIPT = """
+import pathlib, sys
+import jax
+address, processes, process, workdir, steps = sys.argv[1:]
+from jaxvl.sharding import hosts
+if processes != "1":
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    hosts.initialise({"coordinator": address, "processes": processes, "process": process})
+import tiny
+from jaxvl.train import train
+evals = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=50, gallery=0))
+options = dict(steps=int(steps), checkpoint=dict(every=10, keep=4), evals=evals)
+train(tiny.experiment(**options), pathlib.Path(workdir))
+"""
+
+
+@dataclasses.dataclass
+class Run:
+    """A run in `workdir` by so many processes of `2 / processes` devices each."""
+
+    workdir: pathlib.Path
+    processes: int
+
+    def start(self) -> list[subprocess.Popen]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        flags = f"--xla_force_host_platform_device_count={2 // self.processes}"
+        path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
+        env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+        started = []
+        for i in range(self.processes):
+            command = [sys.executable, "-c", SCRIPT, address, str(self.processes), str(i), str(self.workdir), str(STEPS)]
+            log = open(self.workdir.with_suffix(f".{i}.log"), "a")
+            started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
+        return started
+
+    def step(self) -> int:
+        """The last step that was logged."""
+        path = self.workdir / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in reversed(lines):
+            if line.endswith("}") and '"train"' in line:
+                return json.loads(line)["step"]
+        return 0
+
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written."""
+        folder = self.workdir / "checkpoints"
+        return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
+
+    def newest(self) -> pathlib.Path | None:
+        folder = self.workdir / "checkpoints"
+        steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+        return max(steps, key=lambda path: int(path.name), default=None)
+
+    def end(self) -> tuple[list[np.ndarray], dict]:
+        """State and frame after the last step."""
+        checkpoints = Checkpoints(self.workdir / "checkpoints", read_only=True)
+        name, frame = checkpoints.frame()
+        assert name == STEPS
+        state = checkpoints._manager.restore(name, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(state)], frame
+
+
+def kill(run: Run, draw: random.Random) -> bool:
+    """Starts the run, and kills a process of it after a random number of steps, half of the times during a save.
+
+    Returns whether it came to that: a run may be done before.
+    """
+    started = run.start()
+    after = run.step() + draw.randrange(1, 50)
+    in_save = draw.random() < 0.5
+    number = draw.choice([signal.SIGKILL, signal.SIGTERM])
+    end = time.monotonic() + PATIENCE
+    victim = draw.choice(started)
+    try:
+        while all(process.poll() is None for process in started):
+            assert time.monotonic() < end, f"no progress; see {run.workdir}.*.log"
+            if run.step() >= after and (run.saving() or not in_save):
+                victim.send_signal(number)
+                break
+            time.sleep(0.001)
+        for process in started:  # those that are left must end by themselves, however the other one ended
+            process.wait(PATIENCE)
+    finally:
+        for process in started:
+            process.kill()
+    killed = number == signal.SIGKILL and victim.returncode == -signal.SIGKILL
+    return killed or (number == signal.SIGTERM and run.step() < STEPS)
+
+
+def finish(run: Run) -> None:
+    for process in run.start():
+        assert process.wait(PATIENCE) == 0, f"see {run.workdir}.*.log"
+
+
+def damage(checkpoint: pathlib.Path, draw: random.Random) -> None:
+    """Cuts, empties or removes files of a checkpoint."""
+    files = [path for path in sorted((checkpoint / "state").rglob("*")) if path.is_file() and path.stat().st_size]
+    how = draw.choice(["cut", "empty", "remove"])
+    for file in files:
+        if how == "remove":
+            file.unlink()
+        elif how == "empty":
+            file.write_bytes(b"")
+        else:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def assert_same_end(run: Run, reference: Run) -> None:
+    (state, frame), (expected, expected_frame) = run.end(), reference.end()
+    for a, b in zip(state, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert frame == expected_frame
+    assert [p for p in run.workdir.rglob("*") if "tmp" in p.name] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "kills, processes, damaged",
+    [(40, 1, False), (20, 1, True), (10, 2, False)],
+    ids=["40 kills", "20 kills and damaged checkpoints", "10 kills of one of two processes"],
+)
+def test_a_run_that_is_killed_ends_as_if_it_was_not(tmp_path, kills, processes, damaged):
+    draw = random.Random(kills)
+    reference = Run(tmp_path / "reference", processes)
+    finish(reference)
+    done = runs = 0
+    while done < kills:
+        runs += 1
+        run = Run(tmp_path / f"run{runs}", processes)
+        while done < kills and kill(run, draw):
+            done += 1
+            newest = run.newest()
+            if damaged and newest is not None and int(newest.name) > 10:
+                damage(newest, draw)
+        finish(run)
+        assert_same_end(run, reference)
+    print(f"{done} kills, {runs} runs, all of them the same to the last bit")
