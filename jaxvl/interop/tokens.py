@@ -10,23 +10,28 @@ import gzip
 import importlib.util
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from jaxvl.data import text_files, wordpiece
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
 from jaxvl.interop.bundle import refusing
 from jaxvl.interop.files import read_json, write_json
 from jaxvl.interop.mapping import ConversionError
 from jaxvl.models import InputSpec
 
+T = TypeVar("T")
 SENTENCEPIECE = ("spiece.model", "tokenizer.model")
 FILES = ("tokenizer.json", *SENTENCEPIECE, "vocab.json with merges.txt", "vocab.txt")
 CLIP_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_MERGES = 49152 - 256 - 2
+# The classes of tokenizers that transformers takes for a model whose folder names none.
+_MODEL_CLASSES = {"clip": "CLIPTokenizer", "siglip": "SiglipTokenizer", "siglip2": "Siglip2Tokenizer", "align": "BertTokenizer"}
 # What transformers' tokenizer classes do to a text beyond what is in their files.
-_CLASS_CLEANS = {"SiglipTokenizer": "siglip", "Siglip2Tokenizer": "lower", "Siglip2TokenizerFast": "lower"}
+_CLASS_CLEANS = {"SiglipTokenizer": "siglip", "Siglip2Tokenizer": "lower"}
+_BERT_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
 
 
 def read_tokenizer(folder: pathlib.Path, inputs: InputSpec, *, clean: str | None = None, no_separator: bool = False) -> Tokenizer:
@@ -39,33 +44,54 @@ def read_tokenizer(folder: pathlib.Path, inputs: InputSpec, *, clean: str | None
     Raises:
       ConversionError: no tokenizer there, one that does not fit the model, or does what ours cannot.
     """
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    settings = _optional(folder / "tokenizer_config.json")
+    kind = _class_of(folder, settings)
     if settings.get("padding_side", "right") != "right":
         raise ConversionError(f"{folder / 'tokenizer_config.json'}: padding_side: {settings['padding_side']!r}; must be 'right'")
     if clean is None:
-        clean = _CLASS_CLEANS.get(settings.get("tokenizer_class"))
+        clean = _CLASS_CLEANS.get(kind)
         clean = "siglip_cased" if clean == "siglip" and not settings.get("do_lower_case", True) else clean
     options: dict[str, Any] = dict(vocab_size=inputs.vocab_size, clean=clean)
+    pieces = any((folder / name).is_file() for name in SENTENCEPIECE)
     with refusing("tokenizer"):
-        if (folder / "tokenizer.json").is_file():
+        if (folder / "tokenizer.json").is_file() and wordpiece.is_bert(kind):
+            model = wordpiece.with_options(_read_fast(folder), wordpiece.read_options(settings), _bert_token(folder, settings, "unk_token"))
+            tokenizer = _as_bert(folder, settings, model, options, no_separator)
+        elif (folder / "tokenizer.json").is_file() and not (kind == "SiglipTokenizer" and pieces):
             tokenizer = _from_json(folder, settings, options, no_separator)
-        elif any((folder / name).is_file() for name in SENTENCEPIECE):
+        elif pieces:
             tokenizer = _from_sentencepiece(folder, settings, options)
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             tokenizer = _from_merges(folder, settings, options)
         elif (folder / "vocab.txt").is_file():
-            bert = make_tokenizer(TokenizerConfig("wordpiece", str(folder / "vocab.txt"), lowercase=settings.get("do_lower_case", True)))
-            eos = 0 if no_separator else bert.eos_id
-            tokenizer = Tokenizer("wordpiece", bert.content, pad_id=bert.pad_id, eos_id=eos, cls_id=bert.cls_id, **options)
+            vocabulary = _read_text(folder / "vocab.txt", wordpiece.read_vocabulary)
+            unknown = _bert_token(folder, settings, "unk_token")
+            model = wordpiece.bert_tokenizer(vocabulary, wordpiece.read_options(settings), unknown)
+            tokenizer = _as_bert(folder, settings, model, options, no_separator)
         else:
             raise ConversionError(f"{folder}: has no tokenizer ({', '.join(FILES)}); give --tokenizer=FOLDER with its files, or "
                                   "--tokenizer=none to go on without")  # fmt: skip
     return tokenizer
 
 
+def _optional(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON file's object; empty where there is no file."""
+    return read_json(path) if path.is_file() else {}
+
+
+def _class_of(folder: pathlib.Path, settings: dict[str, Any]) -> str:
+    """Name of the class, without `Fast`, that transformers' `AutoTokenizer` takes for the folder."""
+    config = _optional(folder / "config.json")
+    model_type = config.get("model_type")
+    if model_type == "siglip2":  # published ones name Gemma's, and transformers takes SigLIP2's all the same
+        return _MODEL_CLASSES[model_type]
+    named = settings.get("tokenizer_class") or config.get("tokenizer_class") or _MODEL_CLASSES.get(model_type)
+    return named.removesuffix("Fast") if isinstance(named, str) else ""
+
+
 def _special(folder: pathlib.Path, settings: dict[str, Any], name: str) -> str | None:
     """Text of a special token, from either of the files that may say it."""
-    for values in (settings, read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").is_file() else {}):
+    for values in (settings, _optional(folder / "special_tokens_map.json")):
         token = values.get(name)
         if token is not None:
             return token["content"] if isinstance(token, dict) else str(token)
@@ -74,11 +100,7 @@ def _special(folder: pathlib.Path, settings: dict[str, Any], name: str) -> str |
 
 def _from_json(folder: pathlib.Path, settings: dict[str, Any], options: dict[str, Any], no_separator: bool) -> Tokenizer:
     path = folder / "tokenizer.json"
-    content = path.read_bytes()
-    try:
-        model = tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises bare Exceptions
-        raise ConversionError(f"{path}: is not a tokenizer ({error})") from None
+    model = _read_fast(folder)
     padding = model.padding or {}
     model.no_padding()
     model.no_truncation()
@@ -96,7 +118,43 @@ def _from_json(folder: pathlib.Path, settings: dict[str, Any], options: dict[str
     pad = model.token_to_id(name) if name is not None else padding.get("pad_id")
     if pad is None:
         raise ConversionError(f"{path}: pad_token: {name!r} is not one of its tokens" if name else f"{path}: has no pad_token")
+    content = _read_text(path, text_files.decode).encode()
     return Tokenizer("json", content, pad_id=pad, eos_id=0 if no_separator else after[0], cls_id=before[0] if before else None, **options)
+
+
+def _read_fast(folder: pathlib.Path) -> tokenizers.Tokenizer:
+    path = folder / "tokenizer.json"
+    content = _read_text(path, text_files.decode).encode()
+    try:
+        return tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises bare Exceptions
+        raise ConversionError(f"{path}: is not a tokenizer ({error})") from None
+
+
+def _read_text(path: pathlib.Path, read: Callable[[bytes], T]) -> T:
+    try:
+        return read(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"{path}: is not a text file ({error})") from None
+
+
+def _bert_token(folder: pathlib.Path, settings: dict[str, Any], name: str) -> str:
+    return _special(folder, settings, name) or _BERT_TOKENS[name]
+
+
+def _as_bert(
+    folder: pathlib.Path, settings: dict[str, Any], model: tokenizers.Tokenizer, options: dict[str, Any], no_separator: bool
+) -> Tokenizer:
+    """A WordPiece model with the special tokens of `BertTokenizer`, which stand for themselves in a text."""
+    names = {name: _bert_token(folder, settings, name) for name in _BERT_TOKENS}
+    ids = {name: model.token_to_id(token) for name, token in names.items()}
+    lacking = [names[name] for name, i in ids.items() if i is None and name != "mask_token"]
+    if lacking:
+        raise ConversionError(f"{folder}: has no {', '.join(lacking)} among its words; it is not a BERT vocabulary")
+    model.add_special_tokens([names[name] for name, i in ids.items() if i is not None])
+    eos = 0 if no_separator else ids["sep_token"]
+    content = model.to_str().encode()
+    return Tokenizer("wordpiece", content, pad_id=ids["pad_token"], eos_id=eos, cls_id=ids["cls_token"], **options)
 
 
 def _from_sentencepiece(folder: pathlib.Path, settings: dict[str, Any], options: dict[str, Any]) -> Tokenizer:
@@ -118,11 +176,8 @@ def _from_sentencepiece(folder: pathlib.Path, settings: dict[str, Any], options:
 
 def _from_merges(folder: pathlib.Path, settings: dict[str, Any], options: dict[str, Any]) -> Tokenizer:
     vocabulary = read_json(folder / "vocab.json")
-    try:
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConversionError(f"{folder / 'merges.txt'}: is not a text file ({error})") from None
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    lines = _read_text(folder / "merges.txt", text_files.read_lines)
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     names = [_special(folder, settings, name) or default for name, default in (
         ("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>"))]  # fmt: skip
     lacking = [name for name in names if name not in vocabulary]
@@ -160,8 +215,8 @@ def clip_tokenizer(inputs: InputSpec, clean: str = "open_clip_lower") -> Tokeniz
         raise ConversionError("CLIP's vocabulary comes with open_clip, which is not installed; pip install 'jaxvl[interop]', or give "
                               "--tokenizer=FOLDER with its files, or --tokenizer=none")  # fmt: skip
     path = pathlib.Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.open(path, "rt", encoding="utf-8").read().split("\n")[1 : CLIP_MERGES + 1]
-    merges = [tuple(line.split()) for line in lines]
+    lines = text_files.read_lines(gzip.decompress(path.read_bytes()))[1 : CLIP_MERGES + 1]
+    merges = [tuple(line.split(" ")) for line in lines]
     characters = byte_characters()
     special = ["<start_of_text>", "<end_of_text>"]
     words = [*characters, *(c + "</w>" for c in characters), *("".join(m) for m in merges), *special]
