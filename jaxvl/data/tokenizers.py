@@ -236,7 +236,10 @@ def _settings(path: pathlib.Path) -> dict[str, Any]:
     """Of a tokenizer_config.json; empty where there is none."""
     if not path.is_file():
         return {}
-    values = json.loads(text_files.decode(path.read_bytes()))
+    try:
+        values = json.loads(text_files.decode(path.read_bytes()))
+    except ValueError as error:
+        raise ConfigError("tokenizer.path", f"{str(path)!r} is not JSON ({error})") from None
     check(isinstance(values, dict), "tokenizer.path", f"{str(path)!r} must hold a JSON object")
     return values
 

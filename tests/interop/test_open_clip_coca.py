@@ -15,9 +15,9 @@ from PIL import Image
 
 from jaxvl import caption, evaluate
 from jaxvl.config import choose
+from jaxvl.interop.files import unwrapped
 from jaxvl.interop.mapping import ConversionError, write_arrays
 from jaxvl.interop.open_clip import _check_padding
-from jaxvl.interop.files import unwrapped
 from jaxvl.interop.open_clip_coca import config_of, from_open_clip, model_cfg_of, table, to_open_clip
 from jaxvl.models import MODELS, presets
 from jaxvl.models.functional import functional
