@@ -10,7 +10,7 @@ import gzip
 import importlib.util
 import pathlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
@@ -20,18 +20,17 @@ from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
 from jaxvl.interop.bundle import refusing
 from jaxvl.interop.files import read_json, write_json
 from jaxvl.interop.mapping import ConversionError
+from jaxvl.interop.token_folder import TokenizerFolder
 from jaxvl.models import InputSpec
 
-T = TypeVar("T")
 SENTENCEPIECE = ("spiece.model", "tokenizer.model")
 FILES = ("tokenizer.json", *SENTENCEPIECE, "vocab.json with merges.txt", "vocab.txt")
 CLIP_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_MERGES = 49152 - 256 - 2
-# The classes of tokenizers that transformers takes for a model whose folder names none.
-_MODEL_CLASSES = {"clip": "CLIPTokenizer", "siglip": "SiglipTokenizer", "siglip2": "Siglip2Tokenizer", "align": "BertTokenizer"}
 # What transformers' tokenizer classes do to a text beyond what is in their files.
 _CLASS_CLEANS = {"SiglipTokenizer": "siglip", "Siglip2Tokenizer": "lower"}
 _BERT_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
+_CLIP_TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 
 
 def read_tokenizer(folder: pathlib.Path, inputs: InputSpec, *, clean: str | None = None, no_separator: bool = False) -> Tokenizer:
@@ -44,63 +43,33 @@ def read_tokenizer(folder: pathlib.Path, inputs: InputSpec, *, clean: str | None
     Raises:
       ConversionError: no tokenizer there, one that does not fit the model, or does what ours cannot.
     """
-    settings = _optional(folder / "tokenizer_config.json")
-    kind = _class_of(folder, settings)
-    if settings.get("padding_side", "right") != "right":
-        raise ConversionError(f"{folder / 'tokenizer_config.json'}: padding_side: {settings['padding_side']!r}; must be 'right'")
+    files = TokenizerFolder.read(folder)
+    kind = files.tokenizer_class()
+    if files.settings.get("padding_side", "right") != "right":
+        raise ConversionError(f"{folder / 'tokenizer_config.json'}: padding_side: {files.settings['padding_side']!r}; must be 'right'")
     if clean is None:
         clean = _CLASS_CLEANS.get(kind)
-        clean = "siglip_cased" if clean == "siglip" and not settings.get("do_lower_case", True) else clean
+        clean = "siglip_cased" if clean == "siglip" and not files.settings.get("do_lower_case", True) else clean
     options: dict[str, Any] = dict(vocab_size=inputs.vocab_size, clean=clean)
-    pieces = any((folder / name).is_file() for name in SENTENCEPIECE)
+    pieces = any(files.has(name) for name in SENTENCEPIECE)
     with refusing("tokenizer"):
-        if (folder / "tokenizer.json").is_file() and wordpiece.is_bert(kind):
-            model = wordpiece.with_options(_read_fast(folder), wordpiece.read_options(settings), _bert_token(folder, settings, "unk_token"))
-            tokenizer = _as_bert(folder, settings, model, options, no_separator)
-        elif (folder / "tokenizer.json").is_file() and not (kind == "SiglipTokenizer" and pieces):
-            tokenizer = _from_json(folder, settings, options, no_separator)
-        elif pieces:
-            tokenizer = _from_sentencepiece(folder, settings, options)
-        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            tokenizer = _from_merges(folder, settings, options)
-        elif (folder / "vocab.txt").is_file():
-            vocabulary = _read_text(folder / "vocab.txt", wordpiece.read_vocabulary)
-            unknown = _bert_token(folder, settings, "unk_token")
-            model = wordpiece.bert_tokenizer(vocabulary, wordpiece.read_options(settings), unknown)
-            tokenizer = _as_bert(folder, settings, model, options, no_separator)
-        else:
-            raise ConversionError(f"{folder}: has no tokenizer ({', '.join(FILES)}); give --tokenizer=FOLDER with its files, or "
-                                  "--tokenizer=none to go on without")  # fmt: skip
-    return tokenizer
+        if files.has("tokenizer.json") and wordpiece.is_bert(kind):
+            return _from_bert(files, options, no_separator)
+        if files.has("tokenizer.json") and not (kind == "SiglipTokenizer" and pieces):
+            return _from_json(files, options, no_separator)
+        if pieces:
+            return _from_sentencepiece(files, options)
+        if files.has("vocab.json", "merges.txt"):
+            return _from_merges(files, options)
+        if files.has("vocab.txt"):
+            return _from_bert(files, options, no_separator)
+    raise ConversionError(f"{folder}: has no tokenizer ({', '.join(FILES)}); give --tokenizer=FOLDER with its files, or "
+                          "--tokenizer=none to go on without")  # fmt: skip
 
 
-def _optional(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is no file."""
-    return read_json(path) if path.is_file() else {}
-
-
-def _class_of(folder: pathlib.Path, settings: dict[str, Any]) -> str:
-    """Name of the class, without `Fast`, that transformers' `AutoTokenizer` takes for the folder."""
-    config = _optional(folder / "config.json")
-    model_type = config.get("model_type")
-    if model_type == "siglip2":  # published ones name Gemma's, and transformers takes SigLIP2's all the same
-        return _MODEL_CLASSES[model_type]
-    named = settings.get("tokenizer_class") or config.get("tokenizer_class") or _MODEL_CLASSES.get(model_type)
-    return named.removesuffix("Fast") if isinstance(named, str) else ""
-
-
-def _special(folder: pathlib.Path, settings: dict[str, Any], name: str) -> str | None:
-    """Text of a special token, from either of the files that may say it."""
-    for values in (settings, _optional(folder / "special_tokens_map.json")):
-        token = values.get(name)
-        if token is not None:
-            return token["content"] if isinstance(token, dict) else str(token)
-    return None
-
-
-def _from_json(folder: pathlib.Path, settings: dict[str, Any], options: dict[str, Any], no_separator: bool) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    model = _read_fast(folder)
+def _from_json(files: TokenizerFolder, options: dict[str, Any], no_separator: bool) -> Tokenizer:
+    path = files.path / "tokenizer.json"
+    model, content = files.tokenizer_json()
     padding = model.padding or {}
     model.no_padding()
     model.no_truncation()
@@ -108,59 +77,42 @@ def _from_json(folder: pathlib.Path, settings: dict[str, Any], options: dict[str
     start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
     before, after = whole[:start], whole[start + len(bare) :]
     if not after:  # some leave the end of a text to their class
-        eos = _special(folder, settings, "eos_token")
-        after = [model.token_to_id(eos)] if eos and settings.get("add_eos_token") else []
+        eos = files.special_token("eos_token")
+        after = [model.token_to_id(eos)] if eos and files.settings.get("add_eos_token") else []
     if len(before) > 1 or len(after) != 1:
         raise ConversionError(
             f"{path}: puts {len(before)} tokens before a text and {len(after)} after it; can be taken over as 0 or 1, and 1"
         )
-    name = _special(folder, settings, "pad_token")
+    name = files.special_token("pad_token")
     pad = model.token_to_id(name) if name is not None else padding.get("pad_id")
     if pad is None:
         raise ConversionError(f"{path}: pad_token: {name!r} is not one of its tokens" if name else f"{path}: has no pad_token")
-    content = _read_text(path, text_files.decode).encode()
     return Tokenizer("json", content, pad_id=pad, eos_id=0 if no_separator else after[0], cls_id=before[0] if before else None, **options)
 
 
-def _read_fast(folder: pathlib.Path) -> tokenizers.Tokenizer:
-    path = folder / "tokenizer.json"
-    content = _read_text(path, text_files.decode).encode()
-    try:
-        return tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises bare Exceptions
-        raise ConversionError(f"{path}: is not a tokenizer ({error})") from None
-
-
-def _read_text(path: pathlib.Path, read: Callable[[bytes], T]) -> T:
-    try:
-        return read(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise ConversionError(f"{path}: is not a text file ({error})") from None
-
-
-def _bert_token(folder: pathlib.Path, settings: dict[str, Any], name: str) -> str:
-    return _special(folder, settings, name) or _BERT_TOKENS[name]
-
-
-def _as_bert(
-    folder: pathlib.Path, settings: dict[str, Any], model: tokenizers.Tokenizer, options: dict[str, Any], no_separator: bool
-) -> Tokenizer:
-    """A WordPiece model with the special tokens of `BertTokenizer`, which stand for themselves in a text."""
-    names = {name: _bert_token(folder, settings, name) for name in _BERT_TOKENS}
+def _from_bert(files: TokenizerFolder, options: dict[str, Any], no_separator: bool) -> Tokenizer:
+    """As transformers' `BertTokenizer`: its special tokens stand for themselves in a text."""
+    names = {name: files.special_token(name, default) for name, default in _BERT_TOKENS.items()}
+    normal = wordpiece.read_options(files.settings)
+    if files.has("tokenizer.json"):
+        model = wordpiece.with_options(files.tokenizer_json()[0], normal, names["unk_token"])
+    else:
+        model = wordpiece.bert_tokenizer(files.text("vocab.txt", wordpiece.read_vocabulary), normal, names["unk_token"])
+        files.add_tokens(model)
     ids = {name: model.token_to_id(token) for name, token in names.items()}
     lacking = [names[name] for name, i in ids.items() if i is None and name != "mask_token"]
     if lacking:
-        raise ConversionError(f"{folder}: has no {', '.join(lacking)} among its words; it is not a BERT vocabulary")
+        raise ConversionError(f"{files.path}: has no {', '.join(lacking)} among its words; it is not a BERT vocabulary")
     model.add_special_tokens([names[name] for name, i in ids.items() if i is not None])
-    eos = 0 if no_separator else ids["sep_token"]
     content = model.to_str().encode()
+    eos = 0 if no_separator else ids["sep_token"]
     return Tokenizer("wordpiece", content, pad_id=ids["pad_token"], eos_id=eos, cls_id=ids["cls_token"], **options)
 
 
-def _from_sentencepiece(folder: pathlib.Path, settings: dict[str, Any], options: dict[str, Any]) -> Tokenizer:
-    path = next(folder / name for name in SENTENCEPIECE if (folder / name).is_file())
+def _from_sentencepiece(files: TokenizerFolder, options: dict[str, Any]) -> Tokenizer:
+    path = next(files.path / name for name in SENTENCEPIECE if files.has(name))
     model = make_tokenizer(TokenizerConfig("sentencepiece", str(path)))
-    pad = _special(folder, settings, "pad_token")
+    pad = files.special_token("pad_token")
     if options["clean"] == "siglip" and pad is None:
         pad = "</s>"  # the default of SiglipTokenizer
     pad_id = model.pad_id
@@ -174,25 +126,25 @@ def _from_sentencepiece(folder: pathlib.Path, settings: dict[str, Any], options:
     return Tokenizer("sentencepiece", model.content, pad_id=pad_id, eos_id=model.eos_id, **options)
 
 
-def _from_merges(folder: pathlib.Path, settings: dict[str, Any], options: dict[str, Any]) -> Tokenizer:
-    vocabulary = read_json(folder / "vocab.json")
-    lines = _read_text(folder / "merges.txt", text_files.read_lines)
+def _from_merges(files: TokenizerFolder, options: dict[str, Any]) -> Tokenizer:
+    vocabulary = read_json(files.path / "vocab.json")
+    lines = files.text("merges.txt", text_files.read_lines)
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    names = [_special(folder, settings, name) or default for name, default in (
-        ("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>"))]  # fmt: skip
+    names = [files.special_token(name, default) for name, default in _CLIP_TOKENS.items()]
     lacking = [name for name in names if name not in vocabulary]
     if lacking:
-        raise ConversionError(f"{folder / 'vocab.json'}: has no {lacking[0]!r}")
+        raise ConversionError(f"{files.path / 'vocab.json'}: has no {lacking[0]!r}")
     normal = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()])
     try:
-        content = _byte_pairs(vocabulary, merges, names[:2], normal)
+        model = _byte_pairs(vocabulary, merges, names[:2], normal)
     except Exception as error:  # the library raises bare Exceptions, and TypeErrors
-        raise ConversionError(f"{folder}: vocab.json and merges.txt do not fit together ({' '.join(str(error).split())})") from None
+        raise ConversionError(f"{files.path}: vocab.json and merges.txt do not fit together ({' '.join(str(error).split())})") from None
+    files.add_tokens(model)
     ids = [vocabulary[name] for name in names]
-    return Tokenizer("json", content, cls_id=ids[0], eos_id=ids[1], pad_id=ids[2], **options)
+    return Tokenizer("json", model.to_str().encode(), cls_id=ids[0], eos_id=ids[1], pad_id=ids[2], **options)
 
 
-def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], normal: Any) -> bytes:
+def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], normal: Any) -> tokenizers.Tokenizer:
     model = tokenizers.Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=special[1]))
     if normal is not None:
         model.normalizer = normal
@@ -202,7 +154,7 @@ def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]], speci
     model.add_special_tokens(special)
     start, end = ((name, vocabulary[name]) for name in special)
     model.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
-    return model.to_str().encode()
+    return model
 
 
 def clip_tokenizer(inputs: InputSpec, clean: str = "open_clip_lower") -> Tokenizer:
@@ -221,7 +173,7 @@ def clip_tokenizer(inputs: InputSpec, clean: str = "open_clip_lower") -> Tokeniz
     special = ["<start_of_text>", "<end_of_text>"]
     words = [*characters, *(c + "</w>" for c in characters), *("".join(m) for m in merges), *special]
     vocabulary = {word: i for i, word in enumerate(words)}
-    content = _byte_pairs(vocabulary, merges, special, None)
+    content = _byte_pairs(vocabulary, merges, special, None).to_str().encode()
     with refusing("tokenizer"):
         ids = dict(pad_id=0, cls_id=vocabulary[special[0]], eos_id=vocabulary[special[1]])
         return Tokenizer("json", content, **ids, vocab_size=inputs.vocab_size, clean=clean)

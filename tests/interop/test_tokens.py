@@ -198,6 +198,61 @@ def test_names_of_special_tokens_are_the_folders(tmp_path):
         tokens.read_tokenizer(tmp_path, INPUTS)
 
 
+DISTINCT = [line for line in LINES if line.strip()]
+
+
+def added(folder, how):
+    """A vocabulary with words and a special token that came later, as transformers 5, 4 and 3 write them."""
+    vocabulary(folder, DISTINCT)
+    theirs = transformers.BertTokenizer.from_pretrained(folder)
+    theirs.add_tokens(["newword", "cat dog"])
+    theirs.add_special_tokens({"additional_special_tokens": ["<X>"]})
+    theirs.save_pretrained(folder)
+    ids = {text: i for text, i in theirs.get_added_vocab().items() if i >= len(DISTINCT)}
+    assert ids == {"newword": len(DISTINCT), "cat dog": len(DISTINCT) + 1, "<X>": len(DISTINCT) + 2}
+    if how == "json":
+        return
+    (folder / "tokenizer.json").unlink()
+    if how == "decoder":
+        fields = dict(lstrip=False, rstrip=False, single_word=False)
+        tokens = {i: dict(content=text, special=text == "<X>", normalized=text != "<X>", **fields) for text, i in ids.items()}
+        vocabulary(folder, DISTINCT, added_tokens_decoder=tokens, additional_special_tokens=["<X>"])
+    else:
+        vocabulary(folder, DISTINCT)
+        (folder / "added_tokens.json").write_text(json.dumps(ids))
+        (folder / "special_tokens_map.json").write_text(json.dumps(dict(additional_special_tokens=["<X>"])))
+
+
+@pytest.mark.parametrize("how", ["json", "decoder", "added_tokens.json"])
+def test_tokens_that_were_added_to_a_vocabulary(how, tmp_path):
+    added(tmp_path, how)
+    texts = ["a newword NEWWORD cat dog <X> <x>", "Caf\u00e9<X>cat [MASK] newwords"]
+    ours = tokens.read_tokenizer(tmp_path, INPUTS)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    wanted = theirs(texts, padding="max_length", truncation=True, max_length=LENGTH).input_ids
+    assert any(len(DISTINCT) + 2 in row for row in wanted)
+    np.testing.assert_array_equal(ours.encode(texts, LENGTH), wanted)
+
+
+def test_an_added_token_of_another_id_is_refused(tmp_path):
+    vocabulary(tmp_path, DISTINCT)
+    (tmp_path / "added_tokens.json").write_text(json.dumps(dict(newword=40)))
+    with pytest.raises(ConversionError, match=f"'newword' gets the id {len(DISTINCT)}, but the folder says 40"):
+        tokens.read_tokenizer(tmp_path, INPUTS)
+
+
+def test_tokens_that_were_added_to_merges(tmp_path):
+    merges_only(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<style>": VOCAB}))
+    texts = ["a cat <style> dog", "<STYLE>"]
+    ours = tokens.read_tokenizer(tmp_path, dataclasses.replace(INPUTS, vocab_size=VOCAB + 1))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    wanted = theirs(texts, padding="max_length", truncation=True, max_length=LENGTH).input_ids
+    assert VOCAB in wanted[0]
+    np.testing.assert_array_equal(ours.encode(texts, LENGTH), wanted)
+
+
 @pytest.mark.parametrize("key", ["do_lower_case", "strip_accents", "tokenize_chinese_chars"])
 def test_settings_of_the_wrong_kind_are_refused_by_name(key, tmp_path):
     vocabulary(tmp_path, **{key: "false"})
