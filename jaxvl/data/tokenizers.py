@@ -18,13 +18,14 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import sentencepiece
 import tokenizers
 
 from jaxvl.config import ConfigError, check
+from jaxvl.data import text_files, wordpiece
 from jaxvl.data.cleaning import CLEANERS
 from jaxvl.data.corpora.store import cache_folder
 
@@ -40,13 +41,14 @@ class TokenizerConfig:
         vocab.txt or a tokenizer.json; `sentencepiece` reads a .model file.
       path: the file; for `unigram` None.
       vocab_size: of a vocabulary to be trained, special tokens included; few texts may give a smaller one.
-      lowercase: whether `unigram` and a vocab.txt ignore case.
+      lowercase: whether `unigram` and a vocab.txt ignore case; None: a vocab.txt does what the
+        tokenizer_config.json beside it says, and where that says nothing, case is ignored.
     """
 
     kind: Literal["unigram", "wordpiece", "sentencepiece"] = "unigram"
     path: str | None = None
     vocab_size: int = 16000
-    lowercase: bool = True
+    lowercase: bool | None = None
 
     def __post_init__(self):
         if self.kind == "unigram":
@@ -173,7 +175,7 @@ def _trained(config: TokenizerConfig, texts: Iterable[str], origin: str) -> Toke
     if origin and kept.is_file():
         content = kept.read_bytes()
     else:
-        content = train_unigram(texts, config.vocab_size, lowercase=config.lowercase)
+        content = train_unigram(texts, config.vocab_size, lowercase=config.lowercase is not False)
         if origin:
             kept.parent.mkdir(parents=True, exist_ok=True)
             part = kept.with_suffix(f".{os.getpid()}")
@@ -210,18 +212,36 @@ def train_unigram(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -> 
 
 
 def _wordpiece(config: TokenizerConfig, content: bytes) -> Tokenizer:
-    if config.path.endswith(".json"):
+    path = pathlib.Path(config.path)
+    settings = _settings(path.with_name("tokenizer_config.json"))
+    options = wordpiece.read_options(settings)
+    if path.suffix == ".json":
+        content = text_files.decode(content).encode()
         model = tokenizers.Tokenizer.from_buffer(content)
+        if wordpiece.is_bert(settings.get("tokenizer_class")):
+            model = wordpiece.with_options(model, options)
+            content = model.to_str().encode()
     else:
-        words = content.decode("utf-8").splitlines()
-        model = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
-        model.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=config.lowercase)
-        model.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        if config.lowercase is not None:
+            options = dataclasses.replace(options, lowercase=config.lowercase)
+        model = wordpiece.bert_tokenizer(wordpiece.read_vocabulary(content), options)
         content = model.to_str().encode()
     ids = {token: model.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]", "[UNK]")}
     missing = [token for token, i in ids.items() if i is None]
     check(not missing, "tokenizer.path", f"{config.path!r} has no {', '.join(missing)}; it is not a BERT vocabulary")
     return Tokenizer("wordpiece", content, pad_id=ids["[PAD]"], eos_id=ids["[SEP]"], cls_id=ids["[CLS]"])
+
+
+def _settings(path: pathlib.Path) -> dict[str, Any]:
+    """Of a tokenizer_config.json; empty where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(text_files.decode(path.read_bytes()))
+    except ValueError as error:
+        raise ConfigError("tokenizer.path", f"{str(path)!r} is not JSON ({error})") from None
+    check(isinstance(values, dict), "tokenizer.path", f"{str(path)!r} must hold a JSON object")
+    return values
 
 
 def _sentencepiece(content: bytes) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -92,6 +93,11 @@ def refusing(path: str) -> Iterator[None]:
 _MISSING = object()
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a finite float holds the value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
 class Section:
     """A group of keys of another library's configuration; every refusal names the key, its value and what would be valid.
 
@@ -148,9 +154,17 @@ class Section:
             raise self.refuse(key, "must be the id of a token")
         return value
 
+    def tokens(self, key: str, default: Any = _MISSING) -> tuple[int, ...]:
+        """The ids of one token, or of a list of them, all >= 0."""
+        value = self.get(key, default)
+        ids = value if isinstance(value, (list, tuple)) else [value]
+        if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+            raise self.refuse(key, "must be the id of a token, or a list of such ids")
+        return tuple(ids)
+
     def number(self, key: str, default: Any = _MISSING) -> float:
         value = self.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not _is_number(value):
             raise self.refuse(key, "must be a number")
         return float(value)
 
@@ -158,7 +172,7 @@ class Section:
         """Three numbers, of the channels of a picture."""
         value = self.get(key, default)
         many = isinstance(value, (list, tuple)) and len(value) == 3
-        if not many or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+        if not many or not all(map(_is_number, value)):
             raise self.refuse(key, "must be 3 numbers")
         return tuple(map(float, value))
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvl.interop.bundle import Bundle
+from jaxvl.interop.bundle import Bundle, Section
 from jaxvl.interop.files import read_json
+from jaxvl.interop.hf_dual import with_one_eos
 from jaxvl.interop.mapping import ConversionError
 from jaxvl.interop.peers import peer
 
@@ -85,12 +87,37 @@ def compare(mine: Arrays, theirs: Arrays) -> list[Difference]:
     return rows
 
 
+@contextlib.contextmanager
+def _running(library: str, path: pathlib.Path) -> Iterator[None]:
+    """Turns what a library raises over a folder into a ConversionError: we read some files that it does not."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:  # libraries raise whatever they meet
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConversionError(f"{path}: {library} itself cannot run it, so that there is nothing to compare with ({reason})") from None
+
+
 def check_hf(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
-    """Against the transformers model of a folder. Raises ConversionError where it lacks weights that the folder should have."""
+    """Against the transformers model of a folder.
+
+    Raises:
+      ConversionError: it lacks weights that the folder should have, or cannot run the folder.
+    """
+    with _running("transformers", path):
+        return _check_hf(bundle, path)
+
+
+def _check_hf(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
     torch, transformers = peer("torch"), peer("transformers")
-    kind = read_json(path / "config.json")["model_type"]
-    cls = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model", "align": "AlignModel"}[kind]
-    model, info = getattr(transformers, cls).from_pretrained(path, output_loading_info=True, dtype=torch.float32, local_files_only=True)
+    values = with_one_eos(Section(read_json(path / "config.json")), bundle.inputs.eos_id).values
+    kind = values["model_type"]
+    name = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2", "align": "Align"}[kind]
+    cls, config = f"{name}Model", getattr(transformers, f"{name}Config").from_dict(dict(values))
+    model, info = getattr(transformers, cls).from_pretrained(
+        path, config=config, output_loading_info=True, dtype=torch.float32, local_files_only=True
+    )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(n) for n in info.get(what, ()) if not str(n).endswith("position_ids"))
         if names:
@@ -120,7 +147,12 @@ def check_hf(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
 
 
 def check_open_clip(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
-    """Against open_clip's model of a folder, which it loads strictly."""
+    """Against open_clip's model of a folder, which it loads strictly. Raises ConversionError where it cannot."""
+    with _running("open_clip", path):
+        return _check_open_clip(bundle, path)
+
+
+def _check_open_clip(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
     torch, open_clip = peer("torch"), peer("open_clip")
     name = f"local-dir:{path}"
     model = open_clip.create_model(name, output_dict=True).eval()

@@ -1,4 +1,4 @@
-"""Files of weights: safetensors whole or in shards, PyTorch's without code, npz; and JSON.
+"""Files of weights: safetensors and PyTorch's (without code), each whole or in shards, npz; and JSON.
 
 A state dict is read lazily: a tensor is loaded when it is asked for, so that a model is never twice in memory.
 """
@@ -15,10 +15,17 @@ from typing import Any
 import ml_dtypes  # noqa: F401 (makes bfloat16 a dtype that NumPy, and so safetensors, knows)
 import numpy as np
 
-from jaxvl.interop.mapping import ConversionError
+from jaxvl.data import text_files
+from jaxvl.interop.mapping import ConversionError, StateDict
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-INDEX = "model.safetensors.index.json"
+INDEX = ".index.json"  # of a file's name, where it is split into shards
+# Keys under which training programs store the weights: open_clip and Lightning; plain torch; LAVIS; DeepSpeed.
+NESTS = ("state_dict", "model_state_dict", "model", "module")
+# What wraps a model, or a part of it, puts its own name into the names of the tensors: torch.compile, data-parallel training,
+# FSDP, activation checkpointing.
+WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+Reader = Callable[[], np.ndarray]
 
 
 def need(package: str) -> Any:
@@ -32,7 +39,7 @@ def need(package: str) -> Any:
 class LazyState(Mapping):
     """Name -> array, each read when it is asked for; all in float32 or the file's own type."""
 
-    def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]]):
+    def __init__(self, readers: Mapping[str, Reader]):
         self._readers = readers
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -50,7 +57,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConversionError(f"{path}: no such file")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text_files.decode(path.read_bytes()))
     except ValueError as error:
         raise ConversionError(f"{path}: is not JSON ({error})") from None
     if not isinstance(value, dict):
@@ -62,73 +69,121 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_weights(folder: pathlib.Path, names: tuple[str, ...]) -> Mapping[str, np.ndarray]:
-    """The state dict of the first of `names` that is in the folder, or that `folder` itself is; else its only file of weights.
+def read_weights(folder: pathlib.Path, names: tuple[str, ...]) -> StateDict:
+    """The state dict of the first of `names` that is in the folder, whole or in shards; else of its only file of weights.
+
+    `folder` may also be the file itself. Names of wrappers are removed, see `unwrapped`.
 
     Raises:
       ConversionError: none of them is there; a file that is damaged, or holds code.
     """
-    found = [folder] if folder.is_file() else [folder / name for name in names if (folder / name).is_file()]
-    others = [] if found or not folder.is_dir() else [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES]
-    if not found and len(others) != 1:
+    path = _find(folder, names)
+    return unwrapped(LazyState(_read_shards(path) if path.name.endswith(INDEX) else _read_file(path)))
+
+
+def _find(folder: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path:
+    if folder.is_file():
+        return folder
+    for name in names:
+        for place in (folder / name, folder / (name + INDEX)):
+            if place.is_file():
+                return place
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = [path for path in files if path.suffix in SUFFIXES]
+    if len(others) != 1:
         raise ConversionError(f"{folder}: no weights (looked for {', '.join(names)}, or one file of {', '.join(SUFFIXES)})")
-    path = (found or others)[0]
-    if path.name.endswith(".index.json"):
-        return _read_shards(path)
-    if path.suffix == ".safetensors":
-        return LazyState(_safetensors(path))
-    if path.suffix in SUFFIXES:
-        return _read_torch(path)
-    raise ConversionError(f"{path}: weights are read from {', '.join(SUFFIXES)}")
+    return others[0]
 
 
-def _read_shards(path: pathlib.Path) -> LazyState:
+def unwrapped(state: StateDict) -> StateDict:
+    """The state dict with the names of the bare model.
+
+    `WRAPPERS` are removed from every name, and a `model.` that all names begin with, as Lightning's modules have it.
+
+    Raises:
+      ConversionError: two tensors have the same name then.
+    """
+    names = {".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in state}
+    if len(names) < len(state):
+        twice = min(set(state) - set(names.values()))
+        raise ConversionError(f"tensor {twice}: is there a second time under another wrapper's name; must be there once")
+    while names and all(name.startswith("model.") for name in names):
+        names = {name.removeprefix("model."): theirs for name, theirs in names.items()}
+    return LazyState({name: functools.partial(state.__getitem__, theirs) for name, theirs in names.items()})
+
+
+def _read_shards(path: pathlib.Path) -> dict[str, Reader]:
     index = read_json(path).get("weight_map")
     if not isinstance(index, dict):
         raise ConversionError(f"{path}: has no weight_map")
-    readers: dict[str, Callable[[], np.ndarray]] = {}
-    for shard in sorted(set(index.values())):
+    names = list(index.values())
+    for shard in names:
         if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
             raise ConversionError(f"{path}: {shard!r} is not the name of a file beside it")
-        part = _safetensors(path.parent / shard)
+    readers: dict[str, Reader] = {}
+    for shard in sorted(set(names)):
+        part = _read_file(path.parent / shard)
         lacking = sorted(name for name, where in index.items() if where == shard and name not in part)
         if lacking:
             raise ConversionError(f"{path.parent / shard}: lacks {lacking[0]}, which {path.name} says it has")
         readers |= part
-    return LazyState(readers)
+    return readers
 
 
-def _safetensors(path: pathlib.Path) -> dict[str, Callable[[], np.ndarray]]:
+def _read_file(path: pathlib.Path) -> dict[str, Reader]:
     if not path.is_file():
         raise ConversionError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
+    if path.suffix in SUFFIXES:
+        return _torch(path)
+    raise ConversionError(f"{path}: weights are read from {', '.join(SUFFIXES)}")
+
+
+def _safetensors(path: pathlib.Path) -> dict[str, Reader]:
     safetensors = need("safetensors")
     try:
         file = safetensors.safe_open(path, "np")
-        return {name: functools.partial(_tensor, path, file, name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return {name: functools.partial(_tensor, path, name, file.get_tensor) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except safetensors.SafetensorError as error:
         raise ConversionError(f"{path}: is not a whole safetensors file ({error})") from None
 
 
-def _tensor(path: pathlib.Path, file: Any, name: str) -> np.ndarray:
+def _tensor(path: pathlib.Path, name: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
     try:
-        return file.get_tensor(name)
-    except Exception as error:  # numpy lacks some dtypes of the format, which is told in several ways
+        return read(name)
+    except Exception as error:  # types that NumPy lacks, quantised ones: told in several ways
         raise ConversionError(f"{path}: tensor {name} cannot be read ({error})") from None
 
 
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _torch(path: pathlib.Path) -> dict[str, Reader]:
     torch = need("torch")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Files from before torch 1.6 are no zip archives, and cannot be mapped into memory.
+        state = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises whatever its unpickler meets
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConversionError(f"{path}: is damaged or holds more than tensors, and is not run ({reason})") from None
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    state = _unnested(state)
     named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
     if not named or not all(tensor.layout == torch.strided for tensor in state.values()):
         raise ConversionError(f"{path}: must hold a state dict: names and dense tensors")
-    # Training on several devices puts `module.` before every name.
-    return {name.removeprefix("module."): tensor.float().numpy() for name, tensor in state.items()}
+
+    def read(name: str) -> np.ndarray:
+        # A copy: what is mapped must not change with the file.
+        return state[name].to(torch.float32, copy=True).numpy()
+
+    return {name: functools.partial(_tensor, path, name, read) for name in state}
+
+
+def _unnested(state: Any) -> Any:
+    """The weights of a checkpoint, which may hold an optimiser's state and more beside them."""
+    while isinstance(state, dict):
+        nest = next((state[key] for key in NESTS if isinstance(state.get(key), dict)), None)
+        if nest is None:
+            return state
+        state = nest
+    return state
 
 
 def write_safetensors(path: pathlib.Path, state: Mapping[str, np.ndarray]) -> None:

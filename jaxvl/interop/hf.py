@@ -12,12 +12,12 @@ from typing import Any
 
 from jaxvl.interop import hf_align, hf_dual, hf_files
 from jaxvl.interop.bundle import Bundle, Section, bounded, built, same_model, shapes_of
-from jaxvl.interop.files import INDEX, read_json, read_weights, write_json, write_safetensors
+from jaxvl.interop.files import read_json, read_weights, write_json, write_safetensors
 from jaxvl.interop.mapping import ConversionError, Entries, StateDict, read_arrays, write_arrays
 from jaxvl.interop.tokens import find_tokenizer, read_tokenizer, with_tokens, write_tokenizer
 from jaxvl.models import InputSpec
 
-WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 BUFFERS = ("*position_ids", "*num_batches_tracked", "*token_type_ids")  # of their modules; they hold nothing that was learned
 
 
@@ -56,9 +56,10 @@ def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
     """
     config = Section(read_json(path / "config.json"))
     kind = _model_type(config)
+    found = find_tokenizer(tokenizer, lambda folder: read_tokenizer(folder or path, FAMILIES[kind].read(config)[1]))
+    config = hf_dual.with_one_eos(config, None if found is None else found.eos_id)
     model, inputs = FAMILIES[kind].read(config)
     preprocess, notes = hf_files.read_preprocess(path, inputs.image_size, kind, getattr(model.image, "patch", None))
-    found = find_tokenizer(tokenizer, lambda folder: read_tokenizer(folder or path, inputs))
     arrays = read(read_weights(path, WEIGHTS), kind, model, inputs)
     return Bundle(bounded(model, arrays), with_tokens(model, inputs, found), arrays, found, preprocess, {"hf": dict(config.values)}, notes)
 

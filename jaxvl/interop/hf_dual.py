@@ -53,12 +53,9 @@ def _tower(section: Section, activation: str, eps: float) -> dict[str, Any]:
 
 def read_clip(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
     """Of a `CLIPConfig`'s JSON. Raises ConversionError for what cannot be represented."""
-    # Configurations of 2022 have both names; in transformers the one with `_dict` wins with all its values, be they its defaults.
-    text, vision = (
-        config.section(f"{key}_config_dict" if f"{key}_config_dict" in config else f"{key}_config") for key in ("text", "vision")
-    )
+    text, vision = (config.section(_section_name(config, key)) for key in ("text", "vision"))
     positions, vocabulary = text.size("max_position_embeddings", 77), text.size("vocab_size", 49408)
-    eos = text.size("eos_token_id", 49407)
+    eos = text.tokens("eos_token_id", 49407)[0]
     image = vit_node(_sizes(vision, _BASE), vision.size("patch_size", 32), vision.size("image_size", 224))
     model = model_of(dict(
         name="dual_encoder",
@@ -74,6 +71,29 @@ def read_clip(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
     if eos >= vocabulary:
         raise text.refuse("eos_token_id", f"must be below the vocabulary's {vocabulary}")
     return model, InputSpec(vision.size("image_size", 224), positions, vocabulary, text.token("pad_token_id", 1), eos)
+
+
+def _section_name(config: Section, key: str) -> str:
+    """Of the tower `key`.
+
+    Configurations of 2022 have both names; in transformers the one with `_dict` wins with all its values, be they its defaults.
+    """
+    return f"{key}_config_dict" if f"{key}_config_dict" in config else f"{key}_config"
+
+
+def with_one_eos(config: Section, eos_id: int | None) -> Section:
+    """The configuration with one `eos_token_id` where its text tower lists several, with which CLIPModel cannot run.
+
+    Args:
+      eos_id: the token that the tokenizer ends a text with; taken where the list has it. Otherwise its first one is.
+    """
+    name = _section_name(config, "text")
+    text = config.section(name)
+    if not isinstance(text.values.get("eos_token_id"), (list, tuple)):
+        return config
+    listed = text.tokens("eos_token_id")
+    chosen = eos_id if eos_id in listed else listed[0]
+    return Section({**config.values, name: {**text.values, "eos_token_id": chosen}}, config.where)
 
 
 def write_clip(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Form:
 SAME = Form(lambda x: x, lambda x: x)
 TRANSPOSED = Form(np.transpose, np.transpose)
 CONVOLUTION = Form(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # torch's [O, I, H, W]; ours [H, W, I, O]
-ONE = Form(lambda x: x.reshape(()), lambda x: x.reshape(1))  # a number as theirs [1]
+ONE = Form(SAME.read, lambda x: x.reshape(1))  # a number that is written as [1]; read as [] or [1], as all numbers are
 LEADING = Form(lambda x: x[0], lambda x: x[None])  # theirs has an axis of 1 in front
 POINTWISE = Form(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])  # a 1 x 1 convolution that is a linear map here
 
@@ -130,6 +130,8 @@ def _read(path: str, source: Source, state: StateDict, shape: tuple[int, ...]) -
         array = source.read(state)
     except (ValueError, IndexError) as error:
         raise ConversionError(f"tensor {source.names()[0]}: does not fit {path} {list(shape)} ({error})") from None
+    if shape == () and array.size == 1:
+        array = array.reshape(())  # some training programs keep a number, such as the scale, as [1]
     if array.shape != shape:
         theirs = list(np.shape(state[source.names()[0]]))
         raise ConversionError(f"tensor {source.names()[0]} {theirs} reads as {list(array.shape)}; {path} must be {list(shape)}")

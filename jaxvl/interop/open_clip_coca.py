@@ -20,7 +20,6 @@ from jaxvl.interop.mapping import (
     SAME,
     ConversionError,
     Entries,
-    Form,
     Source,
     StateDict,
     heads_bias,
@@ -40,14 +39,12 @@ from jaxvl.nn.transformer import Sizes
 
 BUFFERS = ("*attn_mask",)
 START, END = 49406, 49407  # of CLIP's tokenizer, which all of open_clip's CoCa models but the RoBERTa one read
-SCALAR = Form(lambda x: x.reshape(()), lambda x: x)  # theirs [] or, by choice, [1]
 
 
 def from_open_clip(state: StateDict, config: CoCaConfig, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
     """Our arrays from their state dict; see `mapping.read_arrays`.
 
-    The names may begin with `module.`, as torch's data-parallel wrapper leaves them, and those of the text encoder may lack their
-    `text.`, as in checkpoints from before open_clip 2.
+    The names of the text encoder may lack their `text.`, as in checkpoints from before open_clip 2.
     """
     return read_arrays(table(config, state), state, shapes, spare=BUFFERS)
 
@@ -64,13 +61,10 @@ def table(config: CoCaConfig, names: Iterable[str] = ()) -> dict[str, Source]:
       ConversionError: a configuration that open_clip has no counterpart of.
     """
     _check_counterpart(config)
-    names = set(names)
-    wrapped = "module." if any(name.startswith("module.") for name in names) else ""
-    flat = f"{wrapped}positional_embedding" in names
+    flat = "positional_embedding" in set(names)
 
     def named(source: Source) -> Source:
-        name = source.name.removeprefix("text.") if flat else source.name
-        return dataclasses.replace(source, name=wrapped + name)
+        return dataclasses.replace(source, name=source.name.removeprefix("text.")) if flat else source
 
     return {path: named(source) for path, source in _table(config)}
 
@@ -108,7 +102,7 @@ def _table(config: CoCaConfig) -> Entries:
     yield from norm("multimodal/blocks/memory_norm", "text_decoder.cross_attn.{i}.ln_1_kv", sizes.depth)
     yield from norm("norm", "text_decoder.ln_final")
     yield "head/out/kernel", Source("text_decoder.text_projection")
-    yield "log_scale", Source("logit_scale", SCALAR)
+    yield "log_scale", Source("logit_scale")
 
 
 def _layers(ours: str, theirs: str, sizes: Sizes, parts: Sequence[str] = ("attention", "attention_norm", "mlp", "mlp_norm")) -> Entries:

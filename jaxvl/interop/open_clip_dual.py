@@ -13,12 +13,11 @@ from typing import Any
 from jaxvl.interop import timm_vit
 from jaxvl.interop.bundle import Section, model_of
 from jaxvl.interop.dual import must_be, text_node, vit_node
-from jaxvl.interop.mapping import CONVOLUTION, TRANSPOSED, ConversionError, Entries, Form, Source, linear, multihead_attention, norm
+from jaxvl.interop.mapping import CONVOLUTION, ONE, SAME, TRANSPOSED, ConversionError, Entries, Source, linear, multihead_attention, norm
 from jaxvl.models import InputSpec
 from jaxvl.models.dual_encoder import DualEncoderConfig
 from jaxvl.nn.transformer import Sizes
 
-SCALAR = Form(lambda x: x.reshape(()), lambda x: x)  # theirs is [] or, by choice, [1]
 _BLOCK = dict(
     ls_init_value=None, block_type=None, qk_norm=False, scaled_cosine_attn=False, scale_heads=False, scale_attn_inner=False,
     scale_attn=False, scale_fc=False,
@@ -117,8 +116,8 @@ def _read_text(text: Section, quick: bool) -> tuple[dict[str, Any], InputSpec]:
     pool, causal = text.only("pool_type", pools, "argmax"), not text.get("no_causal_mask", False)
     width, length = text.size("width", 512), text.size("context_length", 77)
     sizes = Sizes(width, text.size("layers", 12), text.size("heads", 8), int(width * text.number("mlp_ratio", 4.0)))
-    vocabulary, pad = text.size("vocab_size", 49408), text.get("pad_id", 0)
-    eos = {"eos": text.get("eos_id", 2), "argmax": vocabulary - 1}.get(pool)
+    vocabulary, pad = text.size("vocab_size", 49408), text.token("pad_id", 0)
+    eos = {"eos": text.token("eos_id", 2), "argmax": vocabulary - 1}.get(pool)
     node = dict(
         text_node(sizes, length), causal=causal, pool=pool, mask_padding=causal and pool in ("argmax", "eos"),
         activation=_activation(text, quick), eps=_eps(text),
@@ -220,7 +219,7 @@ def table(model: DualEncoderConfig, model_cfg: Mapping[str, Any], prefix: str) -
         yield "text/projection/bias", Source(f"{prefix}text_projection.bias")
     elif model.projections != "none":
         yield "text/projection/kernel", Source(f"{prefix}text_projection")
-    scalar = Form(SCALAR.read, lambda x: x.reshape(1)) if model_cfg.get("nonscalar_logit_scale") else SCALAR
+    scalar = ONE if model_cfg.get("nonscalar_logit_scale") else SAME
     yield "log_scale", Source("logit_scale", scalar)
     if model.init_bias is not None:
         yield "logit_bias", Source("logit_bias", scalar)

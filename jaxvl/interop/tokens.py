@@ -15,10 +15,12 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from jaxvl.data import text_files, wordpiece
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
 from jaxvl.interop.bundle import refusing
 from jaxvl.interop.files import read_json, write_json
 from jaxvl.interop.mapping import ConversionError
+from jaxvl.interop.token_folder import TokenizerFolder
 from jaxvl.models import InputSpec
 
 SENTENCEPIECE = ("spiece.model", "tokenizer.model")
@@ -26,7 +28,9 @@ FILES = ("tokenizer.json", *SENTENCEPIECE, "vocab.json with merges.txt", "vocab.
 CLIP_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 CLIP_MERGES = 49152 - 256 - 2
 # What transformers' tokenizer classes do to a text beyond what is in their files.
-_CLASS_CLEANS = {"SiglipTokenizer": "siglip", "Siglip2Tokenizer": "lower", "Siglip2TokenizerFast": "lower"}
+_CLASS_CLEANS = {"SiglipTokenizer": "siglip", "Siglip2Tokenizer": "lower"}
+_BERT_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
+_CLIP_TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 
 
 def read_tokenizer(folder: pathlib.Path, inputs: InputSpec, *, clean: str | None = None, no_separator: bool = False) -> Tokenizer:
@@ -39,46 +43,33 @@ def read_tokenizer(folder: pathlib.Path, inputs: InputSpec, *, clean: str | None
     Raises:
       ConversionError: no tokenizer there, one that does not fit the model, or does what ours cannot.
     """
-    settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    if settings.get("padding_side", "right") != "right":
-        raise ConversionError(f"{folder / 'tokenizer_config.json'}: padding_side: {settings['padding_side']!r}; must be 'right'")
+    files = TokenizerFolder.read(folder)
+    kind = files.tokenizer_class()
+    if files.settings.get("padding_side", "right") != "right":
+        raise ConversionError(f"{folder / 'tokenizer_config.json'}: padding_side: {files.settings['padding_side']!r}; must be 'right'")
     if clean is None:
-        clean = _CLASS_CLEANS.get(settings.get("tokenizer_class"))
-        clean = "siglip_cased" if clean == "siglip" and not settings.get("do_lower_case", True) else clean
+        clean = _CLASS_CLEANS.get(kind)
+        clean = "siglip_cased" if clean == "siglip" and not files.settings.get("do_lower_case", True) else clean
     options: dict[str, Any] = dict(vocab_size=inputs.vocab_size, clean=clean)
+    pieces = any(files.has(name) for name in SENTENCEPIECE)
     with refusing("tokenizer"):
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = _from_json(folder, settings, options, no_separator)
-        elif any((folder / name).is_file() for name in SENTENCEPIECE):
-            tokenizer = _from_sentencepiece(folder, settings, options)
-        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            tokenizer = _from_merges(folder, settings, options)
-        elif (folder / "vocab.txt").is_file():
-            bert = make_tokenizer(TokenizerConfig("wordpiece", str(folder / "vocab.txt"), lowercase=settings.get("do_lower_case", True)))
-            eos = 0 if no_separator else bert.eos_id
-            tokenizer = Tokenizer("wordpiece", bert.content, pad_id=bert.pad_id, eos_id=eos, cls_id=bert.cls_id, **options)
-        else:
-            raise ConversionError(f"{folder}: has no tokenizer ({', '.join(FILES)}); give --tokenizer=FOLDER with its files, or "
-                                  "--tokenizer=none to go on without")  # fmt: skip
-    return tokenizer
+        if files.has("tokenizer.json") and wordpiece.is_bert(kind):
+            return _from_bert(files, options, no_separator)
+        if files.has("tokenizer.json") and not (kind == "SiglipTokenizer" and pieces):
+            return _from_json(files, options, no_separator)
+        if pieces:
+            return _from_sentencepiece(files, options)
+        if files.has("vocab.json", "merges.txt"):
+            return _from_merges(files, options)
+        if files.has("vocab.txt"):
+            return _from_bert(files, options, no_separator)
+    raise ConversionError(f"{folder}: has no tokenizer ({', '.join(FILES)}); give --tokenizer=FOLDER with its files, or "
+                          "--tokenizer=none to go on without")  # fmt: skip
 
 
-def _special(folder: pathlib.Path, settings: dict[str, Any], name: str) -> str | None:
-    """Text of a special token, from either of the files that may say it."""
-    for values in (settings, read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").is_file() else {}):
-        token = values.get(name)
-        if token is not None:
-            return token["content"] if isinstance(token, dict) else str(token)
-    return None
-
-
-def _from_json(folder: pathlib.Path, settings: dict[str, Any], options: dict[str, Any], no_separator: bool) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    content = path.read_bytes()
-    try:
-        model = tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises bare Exceptions
-        raise ConversionError(f"{path}: is not a tokenizer ({error})") from None
+def _from_json(files: TokenizerFolder, options: dict[str, Any], no_separator: bool) -> Tokenizer:
+    path = files.path / "tokenizer.json"
+    model, content = files.tokenizer_json()
     padding = model.padding or {}
     model.no_padding()
     model.no_truncation()
@@ -86,23 +77,42 @@ def _from_json(folder: pathlib.Path, settings: dict[str, Any], options: dict[str
     start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
     before, after = whole[:start], whole[start + len(bare) :]
     if not after:  # some leave the end of a text to their class
-        eos = _special(folder, settings, "eos_token")
-        after = [model.token_to_id(eos)] if eos and settings.get("add_eos_token") else []
+        eos = files.special_token("eos_token")
+        after = [model.token_to_id(eos)] if eos and files.settings.get("add_eos_token") else []
     if len(before) > 1 or len(after) != 1:
         raise ConversionError(
             f"{path}: puts {len(before)} tokens before a text and {len(after)} after it; can be taken over as 0 or 1, and 1"
         )
-    name = _special(folder, settings, "pad_token")
+    name = files.special_token("pad_token")
     pad = model.token_to_id(name) if name is not None else padding.get("pad_id")
     if pad is None:
         raise ConversionError(f"{path}: pad_token: {name!r} is not one of its tokens" if name else f"{path}: has no pad_token")
     return Tokenizer("json", content, pad_id=pad, eos_id=0 if no_separator else after[0], cls_id=before[0] if before else None, **options)
 
 
-def _from_sentencepiece(folder: pathlib.Path, settings: dict[str, Any], options: dict[str, Any]) -> Tokenizer:
-    path = next(folder / name for name in SENTENCEPIECE if (folder / name).is_file())
+def _from_bert(files: TokenizerFolder, options: dict[str, Any], no_separator: bool) -> Tokenizer:
+    """As transformers' `BertTokenizer`: its special tokens stand for themselves in a text."""
+    names = {name: files.special_token(name, default) for name, default in _BERT_TOKENS.items()}
+    normal = wordpiece.read_options(files.settings)
+    if files.has("tokenizer.json"):
+        model = wordpiece.with_options(files.tokenizer_json()[0], normal, names["unk_token"])
+    else:
+        model = wordpiece.bert_tokenizer(files.text("vocab.txt", wordpiece.read_vocabulary), normal, names["unk_token"])
+        files.add_tokens(model)
+    ids = {name: model.token_to_id(token) for name, token in names.items()}
+    lacking = [names[name] for name, i in ids.items() if i is None and name != "mask_token"]
+    if lacking:
+        raise ConversionError(f"{files.path}: has no {', '.join(lacking)} among its words; it is not a BERT vocabulary")
+    model.add_special_tokens([names[name] for name, i in ids.items() if i is not None])
+    content = model.to_str().encode()
+    eos = 0 if no_separator else ids["sep_token"]
+    return Tokenizer("wordpiece", content, pad_id=ids["pad_token"], eos_id=eos, cls_id=ids["cls_token"], **options)
+
+
+def _from_sentencepiece(files: TokenizerFolder, options: dict[str, Any]) -> Tokenizer:
+    path = next(files.path / name for name in SENTENCEPIECE if files.has(name))
     model = make_tokenizer(TokenizerConfig("sentencepiece", str(path)))
-    pad = _special(folder, settings, "pad_token")
+    pad = files.special_token("pad_token")
     if options["clean"] == "siglip" and pad is None:
         pad = "</s>"  # the default of SiglipTokenizer
     pad_id = model.pad_id
@@ -116,28 +126,25 @@ def _from_sentencepiece(folder: pathlib.Path, settings: dict[str, Any], options:
     return Tokenizer("sentencepiece", model.content, pad_id=pad_id, eos_id=model.eos_id, **options)
 
 
-def _from_merges(folder: pathlib.Path, settings: dict[str, Any], options: dict[str, Any]) -> Tokenizer:
-    vocabulary = read_json(folder / "vocab.json")
-    try:
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConversionError(f"{folder / 'merges.txt'}: is not a text file ({error})") from None
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
-    names = [_special(folder, settings, name) or default for name, default in (
-        ("bos_token", "<|startoftext|>"), ("eos_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>"))]  # fmt: skip
+def _from_merges(files: TokenizerFolder, options: dict[str, Any]) -> Tokenizer:
+    vocabulary = read_json(files.path / "vocab.json")
+    lines = files.text("merges.txt", text_files.read_lines)
+    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    names = [files.special_token(name, default) for name, default in _CLIP_TOKENS.items()]
     lacking = [name for name in names if name not in vocabulary]
     if lacking:
-        raise ConversionError(f"{folder / 'vocab.json'}: has no {lacking[0]!r}")
+        raise ConversionError(f"{files.path / 'vocab.json'}: has no {lacking[0]!r}")
     normal = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()])
     try:
-        content = _byte_pairs(vocabulary, merges, names[:2], normal)
+        model = _byte_pairs(vocabulary, merges, names[:2], normal)
     except Exception as error:  # the library raises bare Exceptions, and TypeErrors
-        raise ConversionError(f"{folder}: vocab.json and merges.txt do not fit together ({' '.join(str(error).split())})") from None
+        raise ConversionError(f"{files.path}: vocab.json and merges.txt do not fit together ({' '.join(str(error).split())})") from None
+    files.add_tokens(model)
     ids = [vocabulary[name] for name in names]
-    return Tokenizer("json", content, cls_id=ids[0], eos_id=ids[1], pad_id=ids[2], **options)
+    return Tokenizer("json", model.to_str().encode(), cls_id=ids[0], eos_id=ids[1], pad_id=ids[2], **options)
 
 
-def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], normal: Any) -> bytes:
+def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], normal: Any) -> tokenizers.Tokenizer:
     model = tokenizers.Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=special[1]))
     if normal is not None:
         model.normalizer = normal
@@ -147,7 +154,7 @@ def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]], speci
     model.add_special_tokens(special)
     start, end = ((name, vocabulary[name]) for name in special)
     model.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
-    return model.to_str().encode()
+    return model
 
 
 def clip_tokenizer(inputs: InputSpec, clean: str = "open_clip_lower") -> Tokenizer:
@@ -160,13 +167,13 @@ def clip_tokenizer(inputs: InputSpec, clean: str = "open_clip_lower") -> Tokeniz
         raise ConversionError("CLIP's vocabulary comes with open_clip, which is not installed; pip install 'jaxvl[interop]', or give "
                               "--tokenizer=FOLDER with its files, or --tokenizer=none")  # fmt: skip
     path = pathlib.Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.open(path, "rt", encoding="utf-8").read().split("\n")[1 : CLIP_MERGES + 1]
-    merges = [tuple(line.split()) for line in lines]
+    lines = text_files.read_lines(gzip.decompress(path.read_bytes()))[1 : CLIP_MERGES + 1]
+    merges = [tuple(line.split(" ")) for line in lines]
     characters = byte_characters()
     special = ["<start_of_text>", "<end_of_text>"]
     words = [*characters, *(c + "</w>" for c in characters), *("".join(m) for m in merges), *special]
     vocabulary = {word: i for i, word in enumerate(words)}
-    content = _byte_pairs(vocabulary, merges, special, None)
+    content = _byte_pairs(vocabulary, merges, special, None).to_str().encode()
     with refusing("tokenizer"):
         ids = dict(pad_id=0, cls_id=vocabulary[special[0]], eos_id=vocabulary[special[1]])
         return Tokenizer("json", content, **ids, vocab_size=inputs.vocab_size, clean=clean)

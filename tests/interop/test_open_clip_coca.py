@@ -15,6 +15,7 @@ from PIL import Image
 
 from jaxvl import caption, evaluate
 from jaxvl.config import choose
+from jaxvl.interop.files import unwrapped
 from jaxvl.interop.mapping import ConversionError, write_arrays
 from jaxvl.interop.open_clip import _check_padding
 from jaxvl.interop.open_clip_coca import config_of, from_open_clip, model_cfg_of, table, to_open_clip
@@ -224,7 +225,7 @@ def test_older_layouts():
     state = state_of(theirs) | {"text_decoder.attn_mask": np.zeros((LENGTH, LENGTH)), "text.attn_mask": np.zeros((LENGTH + 1,) * 2)}
     for rename in (lambda n: f"module.{n}", lambda n: n.removeprefix("text."), lambda n: f"module.{n.removeprefix('text.')}"):
         old = {rename(n): a.reshape(1) if n == "logit_scale" else a for n, a in state.items()}
-        arrays = from_open_clip(old, config, shapes(model))
+        arrays = from_open_clip(unwrapped(old), config, shapes(model))
         for path, array in params.items():
             np.testing.assert_array_equal(arrays[path], array, err_msg=path)
 

@@ -27,6 +27,7 @@ import numpy as np
 from jaxvl.config import check
 from jaxvl.data.corpora import CORPORA
 from jaxvl.data.records import BadRecord, DataError, Record
+from jaxvl.data.text_files import read_lines
 
 
 @CORPORA.register("questions")
@@ -115,7 +116,11 @@ def common(answers: Sequence[str]) -> str:
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
     """Questions of a file. Raises DataError."""
     out = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = read_lines(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error})") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

@@ -34,6 +34,7 @@ from jaxvl.data import clips
 from jaxvl.data.corpora import CORPORA, debian, drawing
 from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
 from jaxvl.data.records import BadRecord, DataError
+from jaxvl.data.text_files import read_lines
 
 VERSION = 1  # of the content: raise it when pictures, captions, clips or splits change
 
@@ -176,7 +177,7 @@ def find_stamps(root: pathlib.Path) -> dict[str, Stamp]:
 
 def read_captions(path: pathlib.Path) -> dict[str, str]:
     """Locale -> caption: English in the first line, then lines `pt_BR.utf8=…`; empty ones are left out."""
-    first, *others = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    first, *others = read_lines(path.read_bytes(), errors="replace") or [""]
     captions = {"en": first.strip()}
     for line in others:
         found = re.fullmatch(r"([A-Za-z]+(?:_[A-Za-z]+)?(?:@[a-z]+)?)\.utf8=(.*)", line)
