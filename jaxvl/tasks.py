@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxvl.config import ConfigError, check, resolve, to_dict
+from jaxvl.config import Batch, ConfigError, check, resolve, to_dict
 from jaxvl.data.augment import augment
 from jaxvl.data.loader import HOST_ONLY, DataConfig
 from jaxvl.data.preprocess import Preprocess
@@ -35,7 +35,7 @@ class TaskConfig:
 
     data: DataConfig
     objectives: dict[str, Any]
-    microbatches: int = 1
+    microbatches: Batch = 1
     encode: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):

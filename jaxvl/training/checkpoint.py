@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from jaxvl.config import check
+from jaxvl.config import Count, Range, Steps, check
 
 
 class CheckpointError(RuntimeError):
@@ -35,9 +35,9 @@ class CheckpointConfig:
       best_metric: `EVALUATOR/METRIC`, higher is better (a minus sign in front: lower is), or None.
     """
 
-    every: int = 1000
-    keep: int = 2
-    keep_best: int = 1
+    every: Steps = 1000
+    keep: Count = 2
+    keep_best: Annotated[int, Range(0, 1_048_576)] = 1
     best_metric: str | None = None
 
     def __post_init__(self):

@@ -7,8 +7,9 @@ import pathlib
 
 import jax
 from jax.sharding import Mesh
+from rich.markup import escape
 
-from jaxvl.config import check, to_dict
+from jaxvl.config import check, plugin_changes, to_dict
 from jaxvl.data.feed import Feed
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.tasks import Task
@@ -56,6 +57,8 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
         start, state, saved = restored
         positions = saved["positions"]
         writer.say(f"resuming from step {start} of {workdir}")
+        for sentence in plugin_changes(saved["config"].get("plugins", ()), experiment.plugins):
+            writer.say(escape(sentence))
 
     feeds = {
         name: Feed(
