@@ -33,13 +33,14 @@ from jaxvl.config.bounds import (
     TokenId,
     Tokens,
     VocabularySize,
+    Weight,
     Width,
 )
 from jaxvl.config.errors import ConfigError, check, nearest
 from jaxvl.config.files import load_file, override, parse_arg
 from jaxvl.config.plugins import Plugin, PluginWarning, load_plugins, loaded_plugins, plugin_changes, recall_plugins
 from jaxvl.config.registry import Registry
-from jaxvl.config.schema import choose, resolve, resolve_call, to_dict
+from jaxvl.config.schema import choose, convert, resolve, resolve_call, to_dict
 
 __all__ = [
     "Batch",
@@ -63,9 +64,11 @@ __all__ = [
     "TokenId",
     "Tokens",
     "VocabularySize",
+    "Weight",
     "Width",
     "check",
     "choose",
+    "convert",
     "load_file",
     "load_plugins",
     "loaded_plugins",

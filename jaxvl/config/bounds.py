@@ -69,4 +69,5 @@ Epsilon = Annotated[float, Range(0.0, 1.0)]  # what keeps a division from zero
 TokenId = Annotated[int, Range(0, 16_777_215)]
 Seed = Annotated[int, Range(0, 2**31 - 1)]
 Scale = Annotated[float, Range(0.0, 1e6, above=True)]  # a temperature, its inverse, a capacity
+Weight = Annotated[float, Range(0.0, 1e6)]  # of a loss or a penalty
 PathText = Annotated[str, NonEmpty("a path")]

@@ -34,9 +34,10 @@ def check(ok: bool, key: str, problem: str) -> None:
         raise ConfigError(key, problem)
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: Any, known: Sequence[str]) -> str:
     """`"; did you mean 'x'?"` where something known is close to `word`, else an empty string."""
-    close = difflib.get_close_matches(str(word)[:MOST_SHOWN], [str(k) for k in known], n=1, cutoff=0.5)
+    text = word if isinstance(word, str) else shown(word)
+    close = difflib.get_close_matches(text[:MOST_SHOWN], [str(k) for k in known], n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

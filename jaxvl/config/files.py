@@ -15,7 +15,7 @@ import ml_collections
 from jaxvl.config.errors import ConfigError, check, nearest, one_line, shown
 from jaxvl.config.plugins import beside
 from jaxvl.config.running import calling, run_file
-from jaxvl.config.schema import convert
+from jaxvl.config.schema import convert, plain_dict
 
 
 def load_file(spec: str) -> ml_collections.ConfigDict:
@@ -97,9 +97,9 @@ def override(config: ml_collections.ConfigDict, assignments: Mapping[str, str]) 
 
     Keys need not be written in the config file: whether they exist is for `resolve` to say.
 
-    Raises ConfigError for a path that no key can have.
+    Raises ConfigError for a path that no key can have, or a placeholder that the file has left open.
     """
-    config = ml_collections.ConfigDict(config.to_dict(), convert_dict=True)
+    config = ml_collections.ConfigDict(plain_dict(config, ""), convert_dict=True)
     for path, text in assignments.items():
         *parents, last = path.split(".")
         check(all((*parents, last)), f"--config.{path}", "must be keys with one dot between two")

@@ -134,7 +134,7 @@ def _place(name: str, folder: pathlib.Path) -> str:
         tried = list(dict.fromkeys(root / pathlib.Path(name).expanduser() for root in (folder, pathlib.Path.cwd())))
         found = [file for file in tried if file.is_file()]
         check(bool(found), KEY, f"no file {shown(name)} (looked for {' and '.join(map(str, tried))})")
-        return str(found[0])
+        return str(found[0].resolve())
     top = name.partition(".")[0]
     lies_here = (folder / top).is_dir() or (folder / f"{top}.py").is_file()
     if lies_here and not _is_known(top):
@@ -161,7 +161,8 @@ def _load(name: str) -> Plugin:
     file = pathlib.Path(name).expanduser()
     try:
         check(file.is_file(), KEY, f"no file {shown(name)} (in {pathlib.Path.cwd()})")
-        return _load_text(file.name, str(file.resolve()), file.read_bytes())
+        file = file.resolve()
+        return _load_text(file.name, str(file), file.read_bytes())
     except OSError as error:
         raise ConfigError(KEY, f"{shown(name)} cannot be read: {error.strerror}") from None
 

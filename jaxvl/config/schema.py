@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import types
@@ -34,7 +35,7 @@ def resolve(schema: type, node: Mapping | ml_collections.ConfigDict, path: str =
     if isinstance(node, schema):
         return node
     if isinstance(node, ml_collections.ConfigDict):
-        node = _plain_dict(node, path)
+        node = plain_dict(node, path)
     if not isinstance(node, Mapping):
         raise ConfigError(path or "config", f"{shown(node)} must be a group of keys ({', '.join(_names(schema))})")
     known = _names(schema)
@@ -43,7 +44,7 @@ def resolve(schema: type, node: Mapping | ml_collections.ConfigDict, path: str =
             raise ConfigError(_join(path, key), f"unknown key{nearest(key, known)} (valid: {', '.join(known)})")
     if hasattr(schema, "before_resolving"):
         node = schema.before_resolving(node)
-    hints = typing.get_type_hints(schema, include_extras=True)
+    hints = _hints(schema)
     values = {}
     for field in dataclasses.fields(schema):
         if not field.init:
@@ -72,8 +73,14 @@ def resolve_call(function: Callable, node: Mapping[str, Any], path: str, given: 
     for key in node:
         valid = f"(valid: {', '.join(known)})" if known else "(it has none)"
         check(key in known, _join(path, key), f"is no option of {function.__qualname__}{nearest(key, known)} {valid}")
-    hints = typing.get_type_hints(function, include_extras=True)
+    hints = _hints(function)
     return {key: convert(hints.get(key, Any), value, _join(path, key)) for key, value in node.items()}
+
+
+@functools.cache
+def _hints(annotated: Any) -> dict[str, Any]:
+    """Annotations of a class or function, with what they are annotated with."""
+    return typing.get_type_hints(annotated, include_extras=True)
 
 
 def to_dict(value: Any) -> Any:
@@ -105,7 +112,7 @@ def convert(hint: Any, value: Any, path: str) -> Any:  # noqa: PLR0911 (one retu
     """`value` as the annotation `hint` has it. Raises ConfigError at `path` for one of another type or out of bounds."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, ml_collections.ConfigDict):
-        value = _plain_dict(value, path)
+        value = plain_dict(value, path)
     if hint is Any:
         return _of_any_type(value, path)
     if origin is Annotated:
@@ -171,7 +178,8 @@ def _scalar(hint: type, value: Any, path: str, bounds: Range | None = None) -> A
         return hint(value)
     if hint in (bool, str) and isinstance(value, hint):
         return value
-    raise ConfigError(path, f"{shown(value)} is {_kind(value)}; must be {describe(hint)}")
+    wanted = describe(hint) if bounds is None else f"{describe(hint)} {bounds}"
+    raise ConfigError(path, f"{shown(value)} is {_kind(value)}; must be {wanted}")
 
 
 def _of_any_type(value: Any, path: str, depth: int = 0) -> Any:
@@ -195,7 +203,7 @@ def _check_finite(value: float, path: str) -> None:
     check(finite, path, f"{shown(value)} is not finite; must be a number that is")
 
 
-def _plain_dict(node: ml_collections.ConfigDict, path: str) -> dict[str, Any]:
+def plain_dict(node: ml_collections.ConfigDict, path: str) -> dict[str, Any]:
     """Raises ConfigError where the config file has left a placeholder open."""
     try:
         return node.to_dict()

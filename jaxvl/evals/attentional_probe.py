@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxvl.config import Batch, Count, Heads, Scale, Seed, Width, check
+from jaxvl.config import Batch, Count, Heads, Scale, Seed, Weight, Width, check
 from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.probing import Labelled, ProbeOptions, expected_accuracy
@@ -43,7 +43,7 @@ class AttentionalProbe(ProbeOptions):
     epochs: Count = 20
     batch: Batch = 256
     learning_rate: Scale = 1e-3
-    weight_decay: float = 1e-4
+    weight_decay: Weight = 1e-4
     label_smoothing: float = 0.0
     width: Width | None = None
     heads: Heads = 8

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import Scale, Width, check
+from jaxvl.config import Range, Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
 from jaxvl.models.base import InputSpec
 from jaxvl.models.text import TextTransformerConfig
@@ -41,7 +41,7 @@ class DualEncoderConfig:
     embed_dim: Width | None = None
     init_scale: Scale = 1 / 0.07
     max_scale: Scale | None = 100.0
-    init_bias: float | None = None
+    init_bias: Annotated[float, Range(-1e6, 1e6)] | None = None
     lock: Side = "none"
 
     def __post_init__(self):

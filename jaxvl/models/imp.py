@@ -47,7 +47,6 @@ SIZES: Mapping[str, Sizes] = {
 INPUTS: Mapping[str, str] = {"image": "vision", "video": "vision", "spectrogram": "audio", "waveform": "audio", "text": "text"}
 MODALITIES = ("vision", "audio", "text")
 # Dimensions of a batch of one instance a row.
-Classes = Annotated[int, Range(2, 16_777_216)]
 DIMENSIONS: Mapping[str, int] = {"image": 4, "video": 5, "spectrogram": 3, "waveform": 2, "text": 2}
 
 
@@ -98,7 +97,7 @@ class ImpConfig:
     pairs: tuple[str, ...] = ("vision-text",)
     embed_dim: Width = 1024
     projection_hidden: Hidden = 1024
-    classes: dict[str, Classes] = dataclasses.field(default_factory=dict)
+    classes: dict[str, Annotated[int, Range(2, 16_777_216)]] = dataclasses.field(default_factory=dict)
     init_temperature: Scale | None = None
     max_scale: Scale | None = 100.0
     dropout: float = 0.0

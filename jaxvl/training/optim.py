@@ -15,9 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxvl.config import Epsilon, Range, Scale, check
-
-Factor = Annotated[float, Range(0.0, 1e6)]
+from jaxvl.config import Epsilon, Range, Scale, Weight, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +57,11 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: Epsilon = 1e-8
-    weight_decay: Factor = 0.0
+    weight_decay: Weight = 0.0
     decay: str = r"(kernel|embedding|query|pos\w*)$"
     unused: Literal["skip", "decay"] = "skip"
     freeze: str | None = None
-    lr_scale: tuple[tuple[str, Factor], ...] = ()
+    lr_scale: tuple[tuple[str, Weight], ...] = ()
     clip_norm: float | None = 1.0
     ema: float | None = None
     moment_dtype: Literal["float32", "bfloat16"] = "float32"

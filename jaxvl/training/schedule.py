@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxvl.config import Range, Registry, Seed, check, nearest
+from jaxvl.config import Range, Registry, Seed, Weight, check, nearest
 
 SCHEDULES = Registry("schedule")
 LONGEST_PERIOD = 1_000_000
@@ -213,7 +213,7 @@ class Summed:
       weights: task -> weight of its loss, > 0; 1 for tasks not named.
     """
 
-    weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    weights: dict[str, Weight] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for task, w in self.weights.items():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import Range, Registry, Scale, check
+from jaxvl.config import Range, Registry, Scale, Weight, check
 from jaxvl.nn.linear import Linear, normal
 from jaxvl.nn.moe import losses
 from jaxvl.nn.moe.dispatch import Choices, Mixing, Places, top_k
@@ -156,7 +156,7 @@ class TokenChoice:
     capacity_factor: Scale | None = 1.25
     priority: Literal["order", "choice", "score"] = "choice"
     renormalise: bool = False
-    noise: float = 0.0
+    noise: Weight = 0.0
     enough: float | None = None
 
     forms: ClassVar[tuple[str, ...]] = ("gather", "einsum", "ragged")
