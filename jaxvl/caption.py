@@ -7,6 +7,7 @@ Options:
   --workdir=FOLDER        of a training run of a model that writes (coca)
   --step=N                another of its checkpoints
   --checkpoint=FOLDER     one of its checkpoints, WORKDIR/checkpoints/N, instead of the two
+  --plugins=PLACE         of the run's own files that lie elsewhere now, or `recorded`, see jaxvl/config/plugins.py
   --json                  lines of JSON instead: {"path": …, "caption": …}, or {"path": …, "error": …}
   --KEY=VALUE             how captions are written: method (greedy, sample, beam), beams, temperature, top_k, top_p, seed, max_length,
                           min_length, length_penalty, repetition_penalty, no_repeat (see jaxvl/models/generate.py)
@@ -49,7 +50,7 @@ def pictures(paths: Sequence[str]) -> Iterator[pathlib.Path]:
 def parse(argv: Sequence[str]) -> tuple[dict[str, str], Generation, tuple[str, ...]]:
     """(options of the command, how to write, paths). Raises ConfigError."""
     how = [f.name for f in dataclasses.fields(Generation)]
-    known = dict.fromkeys(("workdir", "step", "checkpoint", "json", *how))
+    known = dict.fromkeys(("workdir", "step", "checkpoint", "plugins", "json", *how))
     command = parse_command(argv, known, flags=["json"], words="pictures", config=False)
     options, paths = dict(command.options), command.words
     if "checkpoint" in options:
@@ -66,7 +67,8 @@ def parse(argv: Sequence[str]) -> tuple[dict[str, str], Generation, tuple[str, .
 def restore(options: dict[str, str]) -> Encoders:
     """Raises ConfigError for a model that writes nothing, CheckpointError where there is no readable checkpoint."""
     workdir = pathlib.Path(options["workdir"])
-    experiment, _, encoders = restore_encoders(workdir, options.get("step"))
+    assignments = {key: options[key] for key in ("plugins",) if key in options}
+    experiment, _, encoders = restore_encoders(workdir, options.get("step"), assignments)
     model = experiment.model
     kind = getattr(model, "registered_name", type(model).__name__)
     check(getattr(model, "writes", False), "--workdir", f"the model of {workdir} is {kind!r}, which writes no captions; coca does")

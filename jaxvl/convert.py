@@ -11,6 +11,7 @@ The tokenizer and the preprocessing go with the weights; one that does not fit t
 Options:
   --tokenizer=FOLDER      its files, where they do not lie beside the weights; `none`: go on without
   --step=N                another checkpoint of a jaxvl workdir
+  --plugins=PLACE         of a run's own files that lie elsewhere now, or `recorded`, see jaxvl/config/plugins.py
   --check                 build the peers' models from what was read and written, run them and ours on the same inputs, and print the
                           largest difference of every output
 
@@ -37,7 +38,7 @@ from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.weights import load_weights, save_weights
 
 LIBRARIES = ("hf", "open_clip", "big_vision", "jaxvl")
-OPTIONS = ("from", "to", "tokenizer", "step", "check")
+OPTIONS = ("from", "to", "tokenizer", "step", "plugins", "check")
 Place = tuple[str, pathlib.Path]
 
 
@@ -66,15 +67,16 @@ def place(option: str, text: str) -> Place:
     return library, pathlib.Path(path).expanduser()
 
 
-def load(source: Place, tokenizer: str | None, step: str | None) -> Bundle:
+def load(source: Place, tokenizer: str | None, step: str | None, plugins: str | None = None) -> Bundle:
     """Raises ConversionError for what cannot be taken over, CheckpointError where a workdir has nothing to read."""
     library, path = source
     if not path.exists():
         raise ConversionError(f"{path}: no such file or folder")
     if library != "jaxvl":
-        check(step is None, "--step", "is of a jaxvl workdir")
+        for option, given in (("--step", step), ("--plugins", plugins)):
+            check(given is None, option, "is of a jaxvl workdir")
         return {"hf": hf, "open_clip": open_clip, "big_vision": big_vision}[library].load(path, tokenizer)
-    return load_weights(path, step)
+    return load_weights(path, step, plugins)
 
 
 def save(bundle: Bundle, target: Place) -> tuple[str, ...]:
@@ -110,7 +112,7 @@ def convert(options: dict[str, str], console: Console) -> int:
     source, target = place("--from", options["from"]), place("--to", options["to"])
     if options.get("tokenizer") == "none":
         console.print("[yellow]without the tokenizer[/]: what is written takes token ids, not texts", soft_wrap=True)
-    bundle = load(source, options.get("tokenizer"), options.get("step"))
+    bundle = load(source, options.get("tokenizer"), options.get("step"), options.get("plugins"))
     if options.get("tokenizer") is not None and source[0] == "jaxvl":
         check(options["tokenizer"] == "none", "--tokenizer", "a workdir has its own; can be none only")
         bundle = Bundle(bundle.model, bundle.inputs, bundle.arrays, None, bundle.preprocess, bundle.origin, bundle.notes)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxvl.config import ConfigError, check, resolve, to_dict
+from jaxvl.config import Batch, ConfigError, Weight, check, convert, resolve, to_dict
 from jaxvl.data.augment import augment
 from jaxvl.data.loader import HOST_ONLY, DataConfig
 from jaxvl.data.preprocess import Preprocess
@@ -35,7 +35,7 @@ class TaskConfig:
 
     data: DataConfig
     objectives: dict[str, Any]
-    microbatches: int = 1
+    microbatches: Batch = 1
     encode: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -72,9 +72,9 @@ def _objective(key: str, value: Any) -> WeightedObjective:
     weight, name = options.pop("weight", 1.0), options.pop("name", key)
     if "objective" in options:  # as `config.to_dict` writes a resolved one
         options = {k: v for k, v in dict(options["objective"]).items() if k != "name"}
-    check(isinstance(weight, (int, float)) and weight >= 0, f"{path}.weight", f"{weight!r} must be a number >= 0")
     cls = OBJECTIVES.lookup(name, path if name == key else f"{path}.name")
-    return WeightedObjective(name, float(weight), resolve(cls, options, path))
+    weight = convert(Weight, weight, f"{path}.weight")
+    return WeightedObjective(name, weight, resolve(cls, options, path))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,7 +93,7 @@ def test_argument_string():
     assert (arg.variant, arg.long, arg.lr) == ("b7", True, 1e-3)
     with pytest.raises(ConfigError, match=re.escape("unknown argument; did you mean 'variant'? (valid: variant)")):
         cfg.parse_arg("varaint=b7", variant="b0")
-    with pytest.raises(ConfigError, match="'x' must be a number"):
+    with pytest.raises(ConfigError, match="'x' is of type str; must be a number"):
         cfg.parse_arg("lr=x", lr=1e-3)
 
 
@@ -110,7 +110,7 @@ def test_registry_refuses_a_second_owner_of_a_name():
     class Impostor:
         pass
 
-    with pytest.raises(KeyError, match="pet 'dog' is already registered"):
+    with pytest.raises(ValueError, match="pet 'dog' is already registered"):
         PETS.register("dog")(Impostor)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvl.config import check
+from jaxvl.config import Range, check
 from jaxvl.data.clips import RATE
 
 
@@ -32,10 +32,10 @@ class Spectrogram:
       mean, std: of the logarithm; a model sees `(value - mean) / std`.
     """
 
-    rate: int = RATE
-    frame: int = 2048
-    step: int = 1024
-    bins: int = 128
+    rate: Annotated[int, Range(1, 1_000_000)] = RATE
+    frame: Annotated[int, Range(1, 65_536)] = 2048
+    step: Annotated[int, Range(1, 65_536)] = 1024
+    bins: Annotated[int, Range(1, 65_536)] = 128
     low: float = 0.0
     high: float | None = None
     scale: Literal["slaney", "htk"] = "slaney"

@@ -16,12 +16,16 @@ import dataclasses
 import functools
 import itertools
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from jaxvl.config import check
+from jaxvl.config import Range, check
 
+Angle = Annotated[float, Range(0.0, 3_600.0)]  # degrees
+Spread = Annotated[float, Range(0.0, 10.0)]
+Factor = Annotated[float, Range(0.0, 1_000.0)]
 PROBABILITIES = (
     "flip",
     "grayscale",
@@ -67,18 +71,18 @@ class Augment:
       background: probability of a random colour behind transparent pictures (else that of `preprocess`).
     """
 
-    rotate: float = 0.0
-    zoom: tuple[float, float] = (1.0, 1.0)
-    stretch: float = 0.0
-    shear: float = 0.0
-    shift: float = 0.0
+    rotate: Angle = 0.0
+    zoom: tuple[Factor, Factor] = (1.0, 1.0)
+    stretch: Spread = 0.0
+    shear: Spread = 0.0
+    shift: Spread = 0.0
     flip: float = 0.0
-    hue: float = 0.0
-    saturation: tuple[float, float] = (1.0, 1.0)
+    hue: Angle = 0.0
+    saturation: tuple[Factor, Factor] = (1.0, 1.0)
     grayscale: float = 0.0
-    contrast: float = 0.0
-    brightness: float = 0.0
-    tint: float = 0.0
+    contrast: Spread = 0.0
+    brightness: Spread = 0.0
+    tint: Spread = 0.0
     permute: float = 0.0
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)

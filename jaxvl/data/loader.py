@@ -17,7 +17,7 @@ import grain
 import jax
 import numpy as np
 
-from jaxvl.config import check, nearest
+from jaxvl.config import Batch, Pixels, Range, Steps, Threads, Tokens, check, nearest
 from jaxvl.data.augment import Augment
 from jaxvl.data.captions import DRAWS, CaptionConfig, Texts
 from jaxvl.data.corpora import CORPORA
@@ -26,6 +26,7 @@ from jaxvl.data.packing import LEAST, pack
 from jaxvl.data.records import BadRecord, DataError, Record
 from jaxvl.data.tokenizers import Tokenizer
 
+Ratio = Annotated[float, Range(0.01, 100.0)]  # width / height of a part of a picture
 KNOWN_TEXTS = 200_000  # token rows kept so that a caption is tokenised once
 REPLACEMENTS = 100  # bad records in a row for one row of a batch
 MODALITIES = ("image", "text", "video", "waveform")
@@ -80,12 +81,12 @@ class DataConfig:
 
     corpus: Annotated[Any, CORPORA]
     split: str
-    batch: int
-    image_size: int = 224
-    text_length: int = 64
-    images_per_row: int = 1
-    row_length: int | None = None
-    texts_per_row: int = 1
+    batch: Batch
+    image_size: Pixels = 224
+    text_length: Tokens = 64
+    images_per_row: Annotated[int, Range(1, 1_024)] = 1
+    row_length: Tokens | None = None
+    texts_per_row: Annotated[int, Range(1, 1_024)] = 1
     captions: CaptionConfig = CaptionConfig()
     attribute: str | None = None
     modalities: tuple[str, ...] = ("image", "text")
@@ -94,13 +95,13 @@ class DataConfig:
     audio: AudioConfig = AudioConfig()
     augment: Augment = Augment()
     crop: tuple[float, float] = (1.0, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
     shuffle: bool = True
-    threads: int = 4
-    prefetch: int = 4
-    cache_mb: int = 1024
+    threads: Threads = 4
+    prefetch: Annotated[int, Range(1, 65_536)] = 4
+    cache_mb: Annotated[int, Range(0, 16_777_216)] = 1024
     error_budget: float = 0.01
-    error_minimum: int = 10
+    error_minimum: Steps = 10
 
     def __post_init__(self):
         for name in ("batch", "image_size", "images_per_row", "texts_per_row", "threads", "prefetch", "error_minimum"):

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from jaxvl.config import check
+from jaxvl.config import Range, check
 from jaxvl.data import clips
 from jaxvl.data.preprocess import crop_box, decode, fit, open_picture
 from jaxvl.data.records import Record
@@ -33,8 +33,8 @@ class VideoConfig:
       random: start anywhere that leaves room for all frames; False: with the first.
     """
 
-    frames: int = 16
-    stride: int = 1
+    frames: Annotated[int, Range(1, 65_536)] = 16
+    stride: Annotated[int, Range(1, 65_536)] = 1
     random: bool = True
 
     def __post_init__(self):
@@ -62,7 +62,7 @@ class AudioConfig:
 
     kind: str = "speech"
     locales: tuple[str, ...] = ()
-    seconds: float = 8.192
+    seconds: Annotated[float, Range(0.0, 86_400.0, above=True)] = 8.192
     random: bool = True
     paired: bool = False
 

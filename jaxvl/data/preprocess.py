@@ -7,18 +7,20 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxvl.config import check
+from jaxvl.config import Pixels, Range, check
 from jaxvl.data.records import BadRecord
 
 MAX_PIXELS = 50_000_000  # a larger picture in a data set is damage or malice; it is skipped and counted
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Level = Annotated[float, Range(-1e3, 1e3)]
+Spread = Annotated[float, Range(1e-6, 1e3)]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
@@ -35,12 +37,12 @@ class Preprocess:
       interpolation: of the scaling.
     """
 
-    image_size: int = 224
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_size: Pixels = 224
+    mean: tuple[Level, Level, Level] = (0.5, 0.5, 0.5)
+    std: tuple[Spread, Spread, Spread] = (0.5, 0.5, 0.5)
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
     resize: Literal["centre", "squash"] = "centre"
-    scale_to: int | None = None
+    scale_to: Pixels | None = None
     interpolation: Interpolation = "bicubic"
 
     def __post_init__(self):

@@ -24,7 +24,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from jaxvl.config import ConfigError, check
+from jaxvl.config import ConfigError, PathText, VocabularySize, check
 from jaxvl.data import text_files, wordpiece
 from jaxvl.data.cleaning import CLEANERS
 from jaxvl.data.corpora.store import cache_folder
@@ -46,8 +46,8 @@ class TokenizerConfig:
     """
 
     kind: Literal["unigram", "wordpiece", "sentencepiece"] = "unigram"
-    path: str | None = None
-    vocab_size: int = 16000
+    path: PathText | None = None
+    vocab_size: VocabularySize = 16000
     lowercase: bool | None = None
 
     def __post_init__(self):

@@ -10,16 +10,4 @@ from jaxvl.evals.result import EvalResult as EvalResult
 from jaxvl.evals.result import GalleryRow as GalleryRow
 from jaxvl.evals.result import Item as Item
 
-_MODULES = (
-    "attentional_probe",
-    "captioning",
-    "interleaved",
-    "likelihood",
-    "linear_probe",
-    "masked_image",
-    "modalities",
-    "retrieval",
-    "vqa",
-    "zero_shot",
-)
-EVALUATORS = Registry("evaluator", load=[f"jaxvl.evals.{name}" for name in _MODULES])
+EVALUATORS = Registry("evaluator", __name__)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxvl.config import check
+from jaxvl.config import Batch, Count, Heads, Scale, Seed, Weight, Width, check
 from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.probing import Labelled, ProbeOptions, expected_accuracy
@@ -40,15 +40,15 @@ class AttentionalProbe(ProbeOptions):
       seed: of initialisation and order.
     """
 
-    epochs: int = 20
-    batch: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
+    epochs: Count = 20
+    batch: Batch = 256
+    learning_rate: Scale = 1e-3
+    weight_decay: Weight = 1e-4
     label_smoothing: float = 0.0
-    width: int | None = None
-    heads: int = 8
-    memory_gib: float = 16.0
-    seed: int = 0
+    width: Width | None = None
+    heads: Heads = 8
+    memory_gib: Scale = 16.0
+    seed: Seed = 0
 
     def __post_init__(self):
         super().__post_init__()

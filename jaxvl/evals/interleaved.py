@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 
-from jaxvl.config import check
+from jaxvl.config import Range, Tokens, check
 from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.split import SplitOptions, rows_of
@@ -27,8 +28,8 @@ class Interleaved(SplitOptions):
       row_length: tokens of a row; None: K times those of a text.
     """
 
-    images_per_row: int = 4
-    row_length: int | None = None
+    images_per_row: Annotated[int, Range(2, 1_024)] = 4
+    row_length: Tokens | None = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxvl.config import check
+from jaxvl.config import Count, Weight, check
 from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.probing import ProbeOptions, expected_accuracy, hold_out
@@ -40,9 +40,9 @@ class LinearProbe(ProbeOptions):
     """
 
     features: Literal["embedding", "mean_tokens"] = "embedding"
-    l2: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    l2: tuple[Weight, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     validation: float = 0.2
-    iterations: int = 500
+    iterations: Count = 500
 
     def __post_init__(self):
         super().__post_init__()

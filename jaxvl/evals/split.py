@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from PIL import Image
 
-from jaxvl.config import check, nearest
+from jaxvl.config import Range, check, nearest
 from jaxvl.data.captions import CaptionConfig
 from jaxvl.data.corpora import CORPORA
 from jaxvl.data.loader import Batches, DataConfig
@@ -118,9 +118,9 @@ class SplitOptions:
 
     corpus: Annotated[Any, CORPORA]
     split: str
-    every: int = 0
+    every: Annotated[int, Range(0, 2**31 - 1)] = 0
     locale: str = "en"
-    gallery: int = 12
+    gallery: Annotated[int, Range(0, 10_000)] = 12
 
     def __post_init__(self):
         check(self.every >= 0, "every", f"{self.every!r} must be >= 1 step, or 0 for only after the last step")

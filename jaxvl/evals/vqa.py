@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxvl.config import check
+from jaxvl.config import Count, check
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.split import SplitOptions, Thumbnails, open_split, prepared, sample, skipped_figures
@@ -57,7 +57,7 @@ class Vqa(SplitOptions):
 
     method: Literal["likelihood", "generate"] = "likelihood"
     candidates: tuple[str, ...] | str | None = None
-    most: int = 3129
+    most: Count = 3129
     per_token: bool = False
     template: str = "{}"
     generation: Generation = Generation()

@@ -14,7 +14,6 @@ from jaxvl.config import Registry
 from jaxvl.models.base import Encoded as Encoded
 from jaxvl.models.base import InputSpec as InputSpec
 
-_MODULES = ("align", "coca", "cosmo", "dual_encoder", "imp", "sycoca")
-MODELS = Registry("model", load=[f"jaxvl.models.{name}" for name in _MODULES])
-IMAGE_ENCODERS = Registry("image encoder", load=["jaxvl.models.efficientnet", "jaxvl.models.vit"])
-TEXT_ENCODERS = Registry("text encoder", load=["jaxvl.models.bert", "jaxvl.models.text"])
+MODELS = Registry("model", __name__)
+IMAGE_ENCODERS = Registry("image encoder", __name__)
+TEXT_ENCODERS = Registry("text encoder", __name__)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import check
+from jaxvl.config import Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
 from jaxvl.models.base import InputSpec
 from jaxvl.models.bert import BertConfig
@@ -33,9 +33,9 @@ class AlignConfig:
 
     image: Annotated[Any, IMAGE_ENCODERS] = EfficientNetConfig("b7")
     text: Annotated[Any, TEXT_ENCODERS] = BertConfig("base")
-    embed_dim: int | None = None
-    init_temperature: float = 1.0
-    max_scale: float | None = 100.0
+    embed_dim: Width | None = None
+    init_temperature: Scale = 1.0
+    max_scale: Scale | None = 100.0
     lock: Side = "none"
 
     def __post_init__(self):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import check
+from jaxvl.config import Count, Depth, Epsilon, Heads, Hidden, Width, check
 from jaxvl.models import TEXT_ENCODERS
 from jaxvl.models.base import Encoded, InputSpec, check_rates, sizes_of
 from jaxvl.nn import poolers
@@ -50,15 +50,15 @@ class BertConfig:
     """
 
     variant: str = "base"
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    hidden: int | None = None
+    width: Width | None = None
+    depth: Depth | None = None
+    heads: Heads | None = None
+    hidden: Hidden | None = None
     pool: Literal["cls", "pooler", "mean"] = "cls"
-    positions: int = 512
-    types: int = 2
+    positions: Count = 512
+    types: Count = 2
     activation: Activation = "gelu"
-    eps: float = 1e-12
+    eps: Epsilon = 1e-12
     dropout: float = 0.1
     attention_dropout: float = 0.1
     scan: bool = True

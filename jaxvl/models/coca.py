@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import ConfigError, check
+from jaxvl.config import ConfigError, Depth, Heads, Hidden, Range, Scale, TokenId, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS
 from jaxvl.models.base import InputSpec, check_rates
 from jaxvl.models.two_tower import bounded, unit
@@ -76,23 +76,23 @@ class CoCaConfig:
 
     image: Annotated[Any, IMAGE_ENCODERS] = ViTConfig(variant="B/16", pool="mean")
     variant: str = "base"
-    width: int | None = None
-    heads: int | None = None
-    hidden: int | None = None
-    unimodal: int | None = None
-    multimodal: int | None = None
-    queries: int = 256
-    pooler_heads: int | None = None
+    width: Width | None = None
+    heads: Heads | None = None
+    hidden: Hidden | None = None
+    unimodal: Depth | None = None
+    multimodal: Depth | None = None
+    queries: Annotated[int, Range(1, 65_536)] = 256
+    pooler_heads: Heads | None = None
     poolers: Literal["cascade", "parallel", "shared", "none"] = "cascade"
     pooler_norm: bool = True
     cross: Cross = "between"
-    start_id: int | None = None
+    start_id: TokenId | None = None
     text_pool: Literal["class", "eos"] = "class"
     late_mask: bool = False
     tied: bool = False
-    embed_dim: int | None = None
-    init_scale: float = 1 / 0.07
-    max_scale: float | None = 100.0
+    embed_dim: Width | None = None
+    init_scale: Scale = 1 / 0.07
+    max_scale: Scale | None = 100.0
     activation: Activation = "gelu"
     dropout: float = 0.0
     drop_path: float = 0.0

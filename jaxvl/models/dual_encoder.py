@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import check
+from jaxvl.config import Range, Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
 from jaxvl.models.base import InputSpec
 from jaxvl.models.text import TextTransformerConfig
@@ -38,10 +38,10 @@ class DualEncoderConfig:
     text: Annotated[Any, TEXT_ENCODERS] = TextTransformerConfig()
     projections: Literal["both", "text", "none"] = "both"
     projection_bias: bool = False
-    embed_dim: int | None = None
-    init_scale: float = 1 / 0.07
-    max_scale: float | None = 100.0
-    init_bias: float | None = None
+    embed_dim: Width | None = None
+    init_scale: Scale = 1 / 0.07
+    max_scale: Scale | None = 100.0
+    init_bias: Annotated[float, Range(-1e6, 1e6)] | None = None
     lock: Side = "none"
 
     def __post_init__(self):

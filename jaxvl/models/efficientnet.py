@@ -12,13 +12,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import ConfigError, check, nearest
+from jaxvl.config import ConfigError, Epsilon, Range, Width, check, nearest
 from jaxvl.models import IMAGE_ENCODERS
 from jaxvl.models.base import Encoded, InputSpec, check_rates
 from jaxvl.nn.conv import Conv, PadRule, space_to_depth
@@ -113,7 +113,7 @@ class Stage:
     squeeze: float = 0.0
 
 
-_STAGE = re.compile(r"(mbconv|fused)_r(\d+)_k(\d+)_s(\d+)_e(\d+)_o(\d+)(?:_se(0?\.\d+|1))?")
+_STAGE = re.compile(r"(mbconv|fused)_r(\d{1,5})_k(\d{1,5})_s(\d{1,5})_e(\d{1,5})_o(\d{1,5})(?:_se(0?\.\d+|1))?")
 
 
 def parse_stage(text: str) -> Stage:
@@ -131,6 +131,10 @@ def round_channels(channels: float, divisor: int = 8) -> int:
     """The nearest multiple of `divisor`, never more than a tenth below `channels` (EfficientNet's rounding)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+MOST_BLOCKS, MOST_CHANNELS = 1_024, 65_536
+Multiplier = Annotated[float, Range(0.0, 64.0, above=True)]
 
 
 @IMAGE_ENCODERS.register("efficientnet")
@@ -158,16 +162,16 @@ class EfficientNetConfig:
     """
 
     variant: str = "b0"
-    width: float | None = None
-    depth: float | None = None
+    width: Multiplier | None = None
+    depth: Multiplier | None = None
     stages: tuple[str, ...] | None = None
-    stem: int | None = None
+    stem: Width | None = None
     stem_stride: int = 2
-    stem_patch: int = 1
+    stem_patch: Annotated[int, Range(1, 1_024)] = 1
     head: bool = False
     norm: Literal["batch", "group"] = "batch"
     norm_momentum: float = 0.99
-    norm_eps: float = 1e-3
+    norm_eps: Epsilon = 1e-3
     activation: Activation = "swish"
     drop_connect: float = 0.2
     padding: PadRule = "same"
@@ -189,7 +193,12 @@ class EfficientNetConfig:
         check(0 <= self.norm_momentum < 1, "norm_momentum", f"{self.norm_momentum!r} must be in [0, 1)")
         check(self.stages is None or len(self.stages) > 0, "stages", "must name at least one stage, or be None")
         check_rates(self, "drop_connect")
-        self.plan()
+        stem, stages, _ = self.plan()
+        blocks, widest = sum(s.repeats for s in stages), max(stem, *(s.channels * s.expand for s in stages))
+        check(blocks <= MOST_BLOCKS, "depth", f"{self.depth!r} makes {blocks:,} blocks of {self.variant!r}; must be <= {MOST_BLOCKS:,}")
+        check(
+            widest <= MOST_CHANNELS, "width", f"{self.width!r} makes {widest:,} channels of {self.variant!r}; must be <= {MOST_CHANNELS:,}"
+        )
 
     def plan(self) -> tuple[int, tuple[Stage, ...], int]:
         """(stem channels, stages, head channels) after the multipliers."""

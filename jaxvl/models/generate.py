@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxvl.config import check
+from jaxvl.config import Count, Range, Scale, Seed, check
 from jaxvl.sharding import constrain
 
 NEVER = -1e9  # a logit; far below any other, and finite, so that sums of it stay numbers
@@ -35,16 +35,16 @@ class Generation:
     """
 
     method: Literal["greedy", "sample", "beam"] = "greedy"
-    max_length: int | None = None
-    min_length: int = 1
-    temperature: float = 1.0
-    top_k: int | None = None
+    max_length: Count | None = None
+    min_length: Annotated[int, Range(0, 1_048_576)] = 1
+    temperature: Scale = 1.0
+    top_k: Annotated[int, Range(1, 16_777_216)] | None = None
     top_p: float = 1.0
-    seed: int = 0
-    beams: int = 4
-    length_penalty: float = 0.6
-    repetition_penalty: float = 1.0
-    no_repeat: int = 0
+    seed: Seed = 0
+    beams: Annotated[int, Range(1, 4_096)] = 4
+    length_penalty: Annotated[float, Range(0.0, 1e3)] = 0.6
+    repetition_penalty: Scale = 1.0
+    no_repeat: Annotated[int, Range(0, 1_048_576)] = 0
 
     def __post_init__(self):
         check(self.temperature > 0, "temperature", f"{self.temperature!r} must be > 0; for the likeliest token use method='greedy'")

@@ -14,13 +14,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import check, nearest
+from jaxvl.config import Count, Depth, Heads, Hidden, Pixels, Range, Scale, Width, check, nearest
 from jaxvl.data.audio import Spectrogram
 from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec, check_rates, sizes_of
@@ -76,30 +76,30 @@ class ImpConfig:
     """
 
     variant: str = "base"
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    hidden: int | None = None
+    width: Width | None = None
+    depth: Depth | None = None
+    heads: Heads | None = None
+    hidden: Hidden | None = None
     moe: MoeConfig | None = None
     qk_norm: bool | None = None
-    patch: int = 16
-    patch_frames: int = 4
-    most_frames: int = 64
-    most_pixels: int = 512
-    spectrogram_patch: int = 16
-    most_steps: int = 1024
-    most_bins: int = 128
+    patch: Annotated[int, Range(1, 1_024)] = 16
+    patch_frames: Annotated[int, Range(1, 1_024)] = 4
+    most_frames: Annotated[int, Range(1, 65_536)] = 64
+    most_pixels: Pixels = 512
+    spectrogram_patch: Annotated[int, Range(1, 1_024)] = 16
+    most_steps: Count = 1024
+    most_bins: Annotated[int, Range(1, 65_536)] = 128
     log_mel: Spectrogram | None = None
-    waveform_patch: int = 256
-    most_samples: int = 2**18
-    most_words: int = 4096
+    waveform_patch: Annotated[int, Range(1, 65_536)] = 256
+    most_samples: Annotated[int, Range(1, 2**30)] = 2**18
+    most_words: Count = 4096
     inputs: tuple[str, ...] = tuple(INPUTS)
     pairs: tuple[str, ...] = ("vision-text",)
-    embed_dim: int = 1024
-    projection_hidden: int = 1024
-    classes: dict[str, int] = dataclasses.field(default_factory=dict)
-    init_temperature: float | None = None
-    max_scale: float | None = 100.0
+    embed_dim: Width = 1024
+    projection_hidden: Hidden = 1024
+    classes: dict[str, Annotated[int, Range(2, 16_777_216)]] = dataclasses.field(default_factory=dict)
+    init_temperature: Scale | None = None
+    max_scale: Scale | None = 100.0
     dropout: float = 0.0
     drop_path: float = 0.0
     scan: bool = True

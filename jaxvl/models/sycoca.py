@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import check
+from jaxvl.config import Depth, check
 from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec
 from jaxvl.models.coca import CoCa, CoCaConfig, own_form
@@ -54,7 +54,7 @@ class SyCoCaConfig(CoCaConfig):
     masked_share: float = 0.5
     hidden_share: float = 0.5
     masked: Literal["tokens", "pixels"] = "tokens"
-    image_layers: int | None = None
+    image_layers: Depth | None = None
 
     def __post_init__(self):
         super().__post_init__()

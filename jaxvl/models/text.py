@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import check
+from jaxvl.config import Count, Depth, Epsilon, Heads, Hidden, Width, check
 from jaxvl.models import TEXT_ENCODERS
 from jaxvl.models.base import SIZES, Encoded, InputSpec, check_moe, check_rates, sizes_of
 from jaxvl.nn import poolers
@@ -41,16 +41,16 @@ class TextTransformerConfig:
     """
 
     variant: str = "B"
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    hidden: int | None = None
+    width: Width | None = None
+    depth: Depth | None = None
+    heads: Heads | None = None
+    hidden: Hidden | None = None
     causal: bool = False
     mask_padding: bool = True
     pool: Literal["eos", "argmax", "last", "cls", "mean", "map"] = "map"
-    positions: int | None = None
+    positions: Count | None = None
     activation: Activation = "gelu_tanh"
-    eps: float = 1e-6
+    eps: Epsilon = 1e-6
     qk_norm: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0

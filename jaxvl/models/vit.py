@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import check
+from jaxvl.config import Depth, Epsilon, Heads, Hidden, Width, check
 from jaxvl.models import IMAGE_ENCODERS
 from jaxvl.models.base import SIZES, Encoded, InputSpec, check_moe, check_rates, sizes_of
 from jaxvl.nn import poolers
@@ -45,10 +45,10 @@ class ViTConfig:
     """
 
     variant: str = "B/16"
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    hidden: int | None = None
+    width: Width | None = None
+    depth: Depth | None = None
+    heads: Heads | None = None
+    hidden: Hidden | None = None
     pool: Literal["cls", "mean", "map", "cls_mean"] = "map"
     positions: Literal["learned", "sincos"] = "learned"
     patch_bias: bool = True
@@ -56,7 +56,7 @@ class ViTConfig:
     uneven: bool = False
     post_norm: bool = True
     activation: Activation = "gelu_tanh"
-    eps: float = 1e-6
+    eps: Epsilon = 1e-6
     qk_norm: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -75,7 +75,7 @@ class ViTConfig:
     @property
     def patch(self) -> int:
         side = self.variant.rpartition("/")[2]
-        return int(side) if side.isdecimal() else 0
+        return int(side) if side.isdecimal() and len(side) <= 4 else 0
 
     @property
     def sizes(self) -> Sizes:

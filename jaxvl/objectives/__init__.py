@@ -30,19 +30,7 @@ import jax
 
 from jaxvl.config import Registry
 
-_MODULES = (
-    "align",
-    "captioning",
-    "classification",
-    "clip",
-    "masked_image",
-    "multi_instance",
-    "routing",
-    "self_critical",
-    "siglip",
-    "symile",
-)
-OBJECTIVES = Registry("objective", load=[f"jaxvl.objectives.{name}" for name in _MODULES])
+OBJECTIVES = Registry("objective", __name__)
 
 
 @jax.tree_util.register_dataclass

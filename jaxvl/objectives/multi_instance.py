@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxvl.config import check
+from jaxvl.config import Weight, check
 from jaxvl.kernels.contrastive import Diagonal, PairMask, SameId, Unpaired, contrastive_logsumexp, contrastive_loss
 from jaxvl.objectives import OBJECTIVES, Loss
 
@@ -44,7 +44,7 @@ class ModalityPairs:
     """
 
     pairs: tuple[str, ...] = ("vision-text",)
-    weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    weights: dict[str, Weight] = dataclasses.field(default_factory=dict)
     duplicates: Literal["diagonal", "positive", "mask"] = "diagonal"
     implementation: str | None = None
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
-from jaxvl.config import check
+from jaxvl.config import Weight, check
 from jaxvl.objectives import OBJECTIVES, Loss
 
 
@@ -29,7 +29,7 @@ class RoutingLosses:
       losses: name -> weight, as in `dict(balance=0.01, z=1e-3)`; none: for the log alone (expert choice needs no loss).
     """
 
-    losses: dict[str, float] = dataclasses.field(default_factory=dict)
+    losses: dict[str, Weight] = dataclasses.field(default_factory=dict)
 
     batch_keys: ClassVar[tuple[str, ...]] = ()
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxvl.config import check
+from jaxvl.config import Hidden, PathText, Scale, Weight, check
 from jaxvl.objectives import OBJECTIVES, Loss
 
 
@@ -39,13 +39,13 @@ class SelfCritical:
       grammar_hidden, grammar_lr: hidden width and learning rate of the head.
     """
 
-    judge: str = "initial"
-    scale: float = 2.5
-    temperature: float = 1.0
+    judge: PathText = "initial"
+    scale: Scale = 2.5
+    temperature: Scale = 1.0
     per: Literal["token", "caption"] = "token"
-    grammar: float = 0.0
-    grammar_hidden: int = 256
-    grammar_lr: float = 3e-3
+    grammar: Weight = 0.0
+    grammar_hidden: Hidden = 256
+    grammar_lr: Scale = 3e-3
 
     reads: ClassVar[tuple[str, ...]] = ("sampled_log_p",)
     batch_keys: ClassVar[tuple[str, ...]] = ("text", "index")

@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxvl.config import ConfigError, check
+from jaxvl.config import ConfigError, Range, check
 
 AXES = ("data", "fsdp", "tensor", "expert")
 BATCH_AXES = ("data", "fsdp")
@@ -32,10 +33,10 @@ class MeshConfig:
       expert: shards of the experts of MoE layers.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    expert: int = 1
+    data: Annotated[int, Range(-1, 1_048_576)] = -1
+    fsdp: Annotated[int, Range(-1, 1_048_576)] = 1
+    tensor: Annotated[int, Range(-1, 1_048_576)] = 1
+    expert: Annotated[int, Range(-1, 1_048_576)] = 1
 
     def __post_init__(self):
         for axis in AXES:

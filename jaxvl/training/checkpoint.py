@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from jaxvl.config import check
+from jaxvl.config import Count, Range, Steps, check
 
 Frame = dict[str, Any]
 
@@ -48,9 +48,9 @@ class CheckpointConfig:
         also saved whenever this evaluator runs; one of a step at which it did not run has no score.
     """
 
-    every: int = 1000
-    keep: int = 2
-    keep_best: int = 1
+    every: Steps = 1000
+    keep: Count = 2
+    keep_best: Annotated[int, Range(0, 1_048_576)] = 1
     best_metric: str | None = None
 
     def __post_init__(self):

@@ -6,12 +6,12 @@ python -m jaxvl.train --config=configs/align_emoji.py:long --config.optim.lr=1e-
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from jax.sharding import Mesh
 
-from jaxvl.config import ConfigError, check, load_file, nearest, override, resolve
+from jaxvl.config import ConfigError, PathText, Plugin, Seed, Steps, Tokens, check, load_file, load_plugins, nearest, override, resolve
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import TokenizerConfig
 from jaxvl.evals import EVALUATORS
@@ -35,7 +35,7 @@ class LogConfig:
       report: write `workdir/report.html` at the end.
     """
 
-    every: int = 50
+    every: Steps = 50
     tensorboard: bool = True
     report: bool = True
 
@@ -72,10 +72,11 @@ class Experiment:
       text_length: tokens T of texts that are evaluated; None: the longest of the tasks'.
       seed: of initialisation, data order and all randomness in the steps.
       dtype: of computation; parameters are float32.
+      plugins: files and modules of your own, which register components; see `config.plugins`.
     """
 
     model: Annotated[Any, MODELS]
-    steps: int
+    steps: Steps
     tasks: dict[str, TaskConfig] = dataclasses.field(default_factory=dict)
     optim: OptimConfig = OptimConfig()
     schedule: Annotated[Any, SCHEDULES] = RoundRobin()
@@ -87,10 +88,16 @@ class Experiment:
     resume: ResumeConfig = ResumeConfig()
     guard: GuardConfig = GuardConfig()
     log: LogConfig = LogConfig()
-    init_from: str | None = None
-    text_length: int | None = None
-    seed: int = 0
+    init_from: PathText | None = None
+    text_length: Tokens | None = None
+    seed: Seed = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    plugins: tuple[Plugin, ...] = ()
+
+    @classmethod
+    def before_resolving(cls, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Imports the plugins, whose components the other keys may name."""
+        return {**node, "plugins": load_plugins(node.get("plugins", ()))}
 
     def __post_init__(self):
         check(self.steps >= 1, "steps", f"{self.steps!r} must be >= 1")

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxvl.config import check
+from jaxvl.config import Steps, check
 from jaxvl.training.state import GuardState
 
 
@@ -29,8 +29,8 @@ class GuardConfig:
     """
 
     spike: float | None = 20.0
-    patience: int = 100
-    stop_after: int = 10
+    patience: Steps = 100
+    stop_after: Steps = 10
 
     def __post_init__(self):
         check(self.spike is None or self.spike > 1, "spike", f"{self.spike!r} must be > 1, or None")

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxvl.config import check
+from jaxvl.config import Epsilon, Range, Scale, Weight, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +49,19 @@ class OptimConfig:
     """
 
     name: Literal["adamw", "lamb", "adafactor", "lion", "muon"] = "adamw"
-    lr: float = 1e-3
+    lr: Scale = 1e-3
     schedule: Literal["linear", "cosine", "rsqrt", "constant"] = "cosine"
-    warmup: int = 100
-    cooldown: int = 0
+    warmup: Annotated[int, Range(0, 2**31 - 1)] = 100
+    cooldown: Annotated[int, Range(0, 2**31 - 1)] = 0
     final_lr: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
+    eps: Epsilon = 1e-8
+    weight_decay: Weight = 0.0
     decay: str = r"(kernel|embedding|query|pos\w*)$"
     unused: Literal["skip", "decay"] = "skip"
     freeze: str | None = None
-    lr_scale: tuple[tuple[str, float], ...] = ()
+    lr_scale: tuple[tuple[str, Weight], ...] = ()
     clip_norm: float | None = 1.0
     ema: float | None = None
     moment_dtype: Literal["float32", "bfloat16"] = "float32"

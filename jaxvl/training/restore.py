@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvl.adapters.upcycle import moe_configs, upcycle
-from jaxvl.config import ConfigError, check, override, resolve
+from jaxvl.config import ConfigError, check, override, recall_plugins, resolve
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
@@ -83,7 +83,7 @@ def restore_weights(workdir: pathlib.Path, step: str | None = None, assignments:
     check(step is None or step.isdigit(), "--step", f"{step!r} must be a number")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     found, frame = checkpoints.frame(None if step is None else int(step))
-    experiment = resolve(Experiment, override(ConfigDict(frame["config"]), assignments))
+    experiment = _saved_experiment(frame["config"], assignments)
     mesh = make_mesh(experiment.mesh)
     tokenizer = Tokenizer.from_json(frame["tokenizer"])
     model = build_model(experiment, tokenizer)
@@ -97,6 +97,13 @@ def restore_weights(workdir: pathlib.Path, step: str | None = None, assignments:
             state = checkpoints.restore(abstract_state(shapes, shardings), found).state
             params, rest = state.eval_params, state.rest
     return SavedWeights(experiment, frame["step"], frame, tokenizer, model, mesh, params, rest)
+
+
+def _saved_experiment(config: Mapping[str, Any], assignments: Mapping[str, str]) -> Experiment:
+    """The config of a checkpoint with `assignments`; of its plugins, one that is named anew stands for that of the same name."""
+    recorded = config.get("plugins", ())
+    node = override(ConfigDict({key: value for key, value in config.items() if key != "plugins"}), assignments).to_dict()
+    return resolve(Experiment, {**node, "plugins": recall_plugins(recorded, node.get("plugins"))})
 
 
 def restore_encoders(

@@ -128,7 +128,7 @@ def changes(saved: Mapping[str, Any], experiment: Experiment) -> dict[str, tuple
     Options that the saved config does not know yet have their default there.
     """
     try:
-        there = _flat(to_dict(resolve(Experiment, saved)))
+        there = _flat(to_dict(resolve(Experiment, {**saved, "plugins": experiment.plugins})))
     except ConfigError as error:
         raise ConfigError(error.key, f"of the checkpoint in the workdir: {error.problem}") from None
     here = _flat(to_dict(experiment))

@@ -8,14 +8,17 @@ accumulating gradients = `summed`. IMP (Akbari et al. 2023): released loop = `ro
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxvl.config import Registry, check, nearest
+from jaxvl.config import Range, Registry, Seed, Weight, check, nearest
 
 SCHEDULES = Registry("schedule")
+LONGEST_PERIOD = 1_000_000
+Interval = Annotated[int, Range(1, 1_000_000)]  # rounds
 
 
 class Turn(NamedTuple):
@@ -69,7 +72,7 @@ class RoundRobin:
       intervals: task -> rounds between two of its steps; 1 for tasks not named.
     """
 
-    intervals: dict[str, int] = dataclasses.field(default_factory=dict)
+    intervals: dict[str, Interval] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for task, n in self.intervals.items():
@@ -77,6 +80,11 @@ class RoundRobin:
 
     def build(self, tasks: Sequence[str], total: int, sizes: Mapping[str, float] | None = None) -> RoundRobinSequence:
         _known(self.intervals, tasks, "intervals")
+        period = math.lcm(*(self.intervals.get(t, 1) for t in tasks))
+        problem = (
+            f"together come round again after {period:,} rounds; must be at most {LONGEST_PERIOD:,}, so choose ones that share factors"
+        )
+        check(period <= LONGEST_PERIOD, "schedule.intervals", problem)
         return RoundRobinSequence(tasks, [self.intervals.get(t, 1) for t in tasks])
 
 
@@ -85,7 +93,7 @@ class RoundRobinSequence(Alternating):
 
     def __init__(self, tasks: Sequence[str], intervals: Sequence[int]):
         super().__init__(tasks)
-        period = int(np.lcm.reduce(intervals))
+        period = math.lcm(*intervals)
         self._period = [i for r in range(1, period + 1) for i, n in enumerate(intervals) if r % n == 0]
 
     def task(self, step: int) -> int:
@@ -113,7 +121,7 @@ class Weighted:
 
     weights: Literal["size"] | dict[str, float | Points]
     between: Literal["hold", "linear"] = "hold"
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self):
         for task, points in self._points().items():
@@ -205,7 +213,7 @@ class Summed:
       weights: task -> weight of its loss, > 0; 1 for tasks not named.
     """
 
-    weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    weights: dict[str, Weight] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for task, w in self.weights.items():

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from rich.markup import escape
 
-from jaxvl.config import check
+from jaxvl.config import check, plugin_changes
 from jaxvl.data.feed import Feed
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.tasks import Task
@@ -68,6 +69,8 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
             writer.say(f"resuming from step {start} of {workdir}")
         else:
             writer.say(f"the run in {workdir} is finished; its checkpoint of step {start} can be read")
+        for sentence in plugin_changes(restored.frame["config"].get("plugins", ()), experiment.plugins):
+            writer.say(escape(sentence))
 
     tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
     feeds = {}

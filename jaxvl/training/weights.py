@@ -9,7 +9,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvl.config import to_dict
+from jaxvl.config import loaded_plugins, to_dict
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.interop.bundle import Bundle
 from jaxvl.interop.mapping import ConversionError
@@ -30,7 +30,7 @@ def save_weights(bundle: Bundle, workdir: pathlib.Path) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise ConversionError(f"{workdir}: has checkpoints already; choose another folder")
     workdir.mkdir(parents=True, exist_ok=True)
-    options = dict(steps=1, optim=OptimConfig(warmup=0), text_length=bundle.inputs.text_length)
+    options = dict(steps=1, optim=OptimConfig(warmup=0), text_length=bundle.inputs.text_length, plugins=loaded_plugins())
     experiment = Experiment(model=bundle.model, preprocess=bundle.preprocess, **options)
     model = bundle.functional()
     state = {part: {p: jnp.asarray(bundle.arrays[p]) for p in getattr(model, part)} for part in ("params", "rest")}
@@ -46,13 +46,16 @@ def save_weights(bundle: Bundle, workdir: pathlib.Path) -> None:
     (workdir / "config.json").write_text(json.dumps(to_dict(experiment), indent=2))
 
 
-def load_weights(workdir: pathlib.Path, step: str | None = None) -> Bundle:
+def load_weights(workdir: pathlib.Path, step: str | None = None, plugins: str | None = None) -> Bundle:
     """The evaluation weights of a checkpoint of a run, or of `save_weights`.
 
+    Args:
+      plugins: where files of the run's own lie now, see `config.plugins`.
+
     Raises:
-      ConfigError: a wrong step. CheckpointError: no readable checkpoint.
+      ConfigError: a wrong step, or a plugin that is gone. CheckpointError: no readable checkpoint.
     """
-    saved = restore_weights(workdir, step)
+    saved = restore_weights(workdir, step, {} if plugins is None else {"plugins": plugins})
     tokenizer = saved.tokenizer
     arrays = {path: np.asarray(array) for part in (saved.params, saved.rest) for path, array in part.items()}
     inputs = saved.experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)

@@ -2,13 +2,4 @@
 
 from jaxvl.config import Registry
 
-_MODULES = (
-    "emoji",
-    "mixture",
-    "motion",
-    "questions",
-    "shapes",
-    "shapes_vqa",
-    "stamps",
-)
-CORPORA = Registry("corpus", load=[f"jaxvl.data.corpora.{name}" for name in _MODULES])
+CORPORA = Registry("corpus", __name__)

@@ -17,13 +17,13 @@ import io
 import pathlib
 import tempfile
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from jaxvl.config import check
+from jaxvl.config import Range, check
 from jaxvl.data.corpora import CORPORA, drawing, emoji, npm
 from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
 from jaxvl.data.records import DataError
@@ -56,8 +56,8 @@ class Motion:
 
     part: Literal["small", "full"] = "small"
     size: int = 96
-    stride: int = 2
-    frames: int = 36
+    stride: Annotated[int, Range(1, 1_024)] = 2
+    frames: Annotated[int, Range(2, 4_096)] = 36
 
     def __post_init__(self):
         check(self.part in PARTS, "part", f"{self.part!r} must be one of {', '.join(PARTS)}")

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxvl.config import check
+from jaxvl.config import PathText, check
 from jaxvl.data.corpora import CORPORA
 from jaxvl.data.records import BadRecord, DataError, Record
 from jaxvl.data.text_files import read_lines
@@ -40,8 +40,8 @@ class Questions:
       images: folder that the paths of images start from; None: the same.
     """
 
-    folder: str
-    images: str | None = None
+    folder: PathText
+    images: PathText | None = None
 
     def __post_init__(self):
         check(any(pathlib.Path(self.folder).glob("*.jsonl")), "folder", f"{self.folder!r} has no .jsonl file")

@@ -16,12 +16,12 @@ import itertools
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from jaxvl.config import check
+from jaxvl.config import Range, Seed, check
 from jaxvl.data import clips
 from jaxvl.data.corpora import CORPORA
 from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
@@ -69,8 +69,8 @@ class Shapes:
     """
 
     size: int = 48
-    variants: int = 4
-    seed: int = 0
+    variants: Annotated[int, Range(1, 10_000)] = 4
+    seed: Seed = 0
     clips: bool = False
 
     def __post_init__(self):

@@ -14,12 +14,12 @@ import hashlib
 import io
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from jaxvl.config import check
+from jaxvl.config import Range, Seed, check
 from jaxvl.data.corpora import CORPORA
 from jaxvl.data.corpora.shapes import COLOURS, SHAPES, STYLES, UNSEEN, outline, paint
 from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
@@ -56,8 +56,8 @@ class ShapesVqa:
     """
 
     size: int = 48
-    scenes: int = 600
-    seed: int = 0
+    scenes: Annotated[int, Range(20, 1_000_000)] = 600
+    seed: Seed = 0
 
     def __post_init__(self):
         check(8 <= self.size <= 512, "size", f"{self.size!r} must be in 8 … 512 pixels")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import check
+from jaxvl.config import Count, Depth, Hidden, Range, check
 from jaxvl.nn.linear import Initializer, xavier
 from jaxvl.nn.mlp import Activation, Mlp
 from jaxvl.nn.moe.dispatch import Form, group_axis, group_size, run_choices, run_places
@@ -66,12 +66,12 @@ class MoeConfig:
     """
 
     router: Annotated[Any, ROUTERS] = ExpertChoice()
-    experts: int = 16
-    last: int | None = None
-    every: int | None = None
-    hidden: int | None = None
+    experts: Annotated[int, Range(1, 65_536)] = 16
+    last: Depth | None = None
+    every: Depth | None = None
+    hidden: Hidden | None = None
     bias: bool = False
-    group_size: int = 2048
+    group_size: Count = 2048
     span: Span = "batch"
     eval_span: Span | None = None
     dispatch: Form = "gather"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import Registry, check
+from jaxvl.config import Range, Registry, Scale, Weight, check
 from jaxvl.nn.linear import Linear, normal
 from jaxvl.nn.moe import losses
 from jaxvl.nn.moe.dispatch import Choices, Mixing, Places, top_k
@@ -93,7 +93,7 @@ class ExpertChoice:
       capacity_factor: experts per token on average; C = max(1, round(factor · S / E)).
     """
 
-    capacity_factor: float = 1.0
+    capacity_factor: Scale = 1.0
 
     forms: ClassVar[tuple[str, ...]] = ("gather", "einsum")
     losses: ClassVar[tuple[str, ...]] = ("z",)
@@ -152,11 +152,11 @@ class TokenChoice:
       enough: number of experts that a modality should use at least, as LIMoE's threshold of the global entropy; None: all.
     """
 
-    top: int = 1
-    capacity_factor: float | None = 1.25
+    top: Annotated[int, Range(1, 65_536)] = 1
+    capacity_factor: Scale | None = 1.25
     priority: Literal["order", "choice", "score"] = "choice"
     renormalise: bool = False
-    noise: float = 0.0
+    noise: Weight = 0.0
     enough: float | None = None
 
     forms: ClassVar[tuple[str, ...]] = ("gather", "einsum", "ragged")
@@ -278,7 +278,7 @@ class Soft:
       slots: places of an expert in a group.
     """
 
-    slots: int = 32
+    slots: Annotated[int, Range(1, 65_536)] = 32
 
     forms: ClassVar[tuple[str, ...]] = ("gather", "einsum")
     losses: ClassVar[tuple[str, ...]] = ()
