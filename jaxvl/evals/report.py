@@ -23,7 +23,7 @@ from jaxvl.evals.result import GalleryRow
 from jaxvl.evals.sheet import sheet
 
 GALLERY = "gallery.json"
-_SHARES = ("acc", "r@", "recall", "accuracy", "token_f1", "data_wait")
+_SHARES = ("acc", "r@", "recall", "accuracy", "token_f1", "data_wait", "mfu", "hfu", "goodput", "share_")
 _BESIDE = ("_chance", "_low", "_high")  # ends of figures that are shown with another one
 
 

@@ -16,6 +16,7 @@ from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
 from jaxvl.training.checkpoint import Checkpoints
+from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.schedule import Turn, Turns
 from jaxvl.training.state import TrainState
@@ -31,6 +32,7 @@ class Run:
       start, total: first step of this process and number of steps of the run.
       schedule: step -> turn: the task or tasks that it runs.
       steps: turn -> its compiled step, (state, batches) -> (state, metrics), one batch and one set of metrics per task.
+      costs: turn -> what its step costs.
       feeds: task -> iterator of global batches.
     """
 
@@ -49,6 +51,7 @@ class Run:
     checkpoints: Checkpoints
     encode: Encoders
     writer: Writer
+    costs: dict[Turn, Cost] = dataclasses.field(default_factory=dict)
     latest: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def frame(self) -> dict[str, Any]:

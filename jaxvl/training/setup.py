@@ -68,6 +68,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     programs = compile_turns(experiment, tasks, schedule.turns, model, abstract, shardings, mesh, judges)
     for program in programs:
         describe_program(program, model, writer)
+    costs = {turn: program.cost for program in programs for turn in program.turns}
     steps = {turn: program.bind(turn, list(tasks), mesh) for program in programs for turn in program.turns}
     return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps, schedule, steps, feeds, checkpoints,
-               make_encoders(experiment, model, tokenizer, mesh), writer)  # fmt: skip
+               make_encoders(experiment, model, tokenizer, mesh), writer, costs)  # fmt: skip
