@@ -40,17 +40,10 @@ def describe_goodput(meter: Meter, step: int, writer: Writer) -> None:
     """Says and records where the time of this process went."""
     shares, seconds = meter.shares(), meter.wall()
     writer.record(step, "event", "goodput", {"wall_seconds": seconds, **shares})
-    rest = ", ".join(
-        f"{100 * shares[f'share_{name}']:.1f} % {what}"
-        for name, what in (
-            ("startup", "start-up"),
-            ("data", "waiting for data"),
-            ("evaluation", "evaluation"),
-            ("checkpoint", "checkpoints"),
-        )
-    )
+    names = {"startup": "start-up", "data": "data wait", "evaluation": "evaluation", "checkpoint": "checkpoints"}
+    rest = ", ".join(f"{words} {100 * shares[f'share_{name}']:.1f} %" for name, words in names.items())
     minutes = f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-    writer.say(f"goodput {100 * shares['goodput']:.1f} % of {minutes} min in steps; {rest}")
+    writer.say(f"goodput {100 * shares['goodput']:.1f} % of {minutes} min; {rest}")
 
 
 def describe_machine() -> dict[str, Any]:

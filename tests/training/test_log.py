@@ -20,8 +20,10 @@ from jaxvl.training.build import build_model, fresh_state
 from jaxvl.training.cost import count_flops
 from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.profile import Profile
+from jaxvl.training.sinks import WandbConfig
 from jaxvl.training.step import Part, make_step
 from jaxvl.training.terminal import Terminal
+from jaxvl.training.writer import Writer
 
 LOG = dict(every=2, tensorboard=True, report=False, peak_flops=1e12, wandb=dict(project="pairs", mode="offline"))
 EVALS = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=3))
@@ -35,18 +37,13 @@ def experiment(remat="full", microbatches=2):
     return tiny.experiment(model=root["model"], tasks=root["tasks"], log=LOG, evals=EVALS)
 
 
-def train(workdir, profile):
-    """What a run in `workdir` says, at 100 columns."""
-    said = io.StringIO()
-    train_command.train(experiment(), workdir, Console(file=said, width=100), profile)
-    return said.getvalue()
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(workdir, what it said, what the same command said when called again)."""
+    """A workdir, and what its run said."""
     workdir = tmp_path_factory.mktemp("logged")
-    return workdir, train(workdir, "3:4"), train(workdir, "1:2")
+    said = io.StringIO()
+    train_command.train(experiment(), workdir, Console(file=said, width=100), "3:4")
+    return workdir, said.getvalue()
 
 
 def lines(workdir, kind):
@@ -55,7 +52,7 @@ def lines(workdir, kind):
 
 
 def test_speed_is_told_per_chip_and_as_a_share_of_its_peak(finished):
-    workdir, said, _ = finished
+    workdir, said = finished
     (compiled,) = [line for line in lines(workdir, "event") if line["name"] == "compile/pairs"][:1]
     records = lines(workdir, "train")
     assert [line["step"] for line in records] == [2, 4, 6]
@@ -73,7 +70,7 @@ def test_speed_is_told_per_chip_and_as_a_share_of_its_peak(finished):
 
 
 def test_the_time_is_accounted_for(finished):
-    workdir, said, _ = finished
+    workdir, said = finished
     parts = ("goodput", "share_data", "share_startup", "share_evaluation", "share_checkpoint")
     events = [line for line in lines(workdir, "event") if line["name"] == "goodput"]
     for line in [*lines(workdir, "train"), *events]:
@@ -102,7 +99,7 @@ def test_model_flop_leave_recomputation_out(finished):
         step = make_step([part], model, tx, trained, rate, plain.optim, plain.guard, ["pairs"])
         batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in task.config.data.shapes.items()}
         once = count_flops(jax.make_jaxpr(step)(shapes, (batch,), jax.ShapeDtypeStruct((1,), np.int32)))
-    workdir, said, _ = finished
+    workdir, said = finished
     compiled = next(line for line in lines(workdir, "event") if line["name"] == "compile/pairs")
     assert compiled["model_gflop"] * 1e9 == pytest.approx(once)
     assert 1.3 * once < compiled["gflop"] * 1e9 < 2 * once  # two forward passes more, of the towers alone
@@ -110,15 +107,14 @@ def test_model_flop_leave_recomputation_out(finished):
 
 
 def test_the_trace_has_the_steps_that_were_asked_for(finished):
-    workdir, said, again = finished
+    workdir, said = finished
     (path,) = (workdir / "profile").rglob("*.xplane.pb")
     steps = []
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
             steps += [dict(event.stats)["step_num"] for event in line.events if event.name == "train"]
     assert sorted(int(step) for step in steps) == [3, 4]
-    assert "profile of steps 3 to 4: " in said
-    assert "profile: nothing is traced, the run goes on after step 6 and step 2 is past" in again
+    assert f"profile of steps 3 to 4: {workdir / 'profile'}" in said
 
 
 @pytest.mark.parametrize("window", ["10", "0:3", "4:3", "5:7", "a:b", "-1:2"])
@@ -127,11 +123,14 @@ def test_impossible_steps_to_trace(window, tmp_path):
         Profile(window, tmp_path, 6, print)
 
 
-def test_a_window_that_the_run_is_in_is_traced_from_there(tmp_path):
+def test_a_resumed_run_says_what_it_cannot_trace(tmp_path):
     said = []
-    profile = Profile("2:5", tmp_path, 6, said.append)
-    profile.begin(3)
-    assert said == ["profile: the run goes on after step 3; steps 4 to 5 are traced"]
+    for window in ("2:5", "1:2"):
+        Profile(window, tmp_path, 6, said.append).begin(3)
+    assert said == [
+        "profile: the run goes on after step 3; steps 4 to 5 are traced",
+        "profile: nothing is traced, the run goes on after step 3 and step 2 is past",
+    ]
 
 
 def values(items):
@@ -139,9 +138,9 @@ def values(items):
 
 
 def test_weights_and_biases_has_config_history_and_summary(finished):
-    workdir, _, _ = finished
-    first, second = sorted((workdir / "wandb").glob("offline-run-*/run-*.wandb"))
-    records = list(wandb_files.records(first))
+    workdir, _ = finished
+    (path,) = (workdir / "wandb").glob("offline-run-*/run-*.wandb")
+    records = list(wandb_files.records(path))
     (started,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
     config = values(started.config.update)
     assert config["steps"] == 6 and config["model"]["image"]["remat"] == "full"
@@ -157,9 +156,16 @@ def test_weights_and_biases_has_config_history_and_summary(finished):
             summary |= values(record.summary.update)
     assert summary["eval/style/acc@1"] == lines(workdir, "eval")[-1]["acc@1"]
     assert records[-1].exit.exit_code == 0
-    # The same command again goes on in the same run.
-    (resumed,) = [r.run for r in wandb_files.records(second) if r.WhichOneof("record_type") == "run"]
-    assert resumed.run_id == started.run_id == json.loads((workdir / "wandb.json").read_text())["id"]
+
+
+def test_a_resumed_run_goes_on_in_its_run_of_weights_and_biases(tmp_path):
+    ids = []
+    for project in ("pairs", "pairs", "another"):
+        with Writer(tmp_path, 6, tensorboard=False, wandb=WandbConfig(project, mode="offline")) as writer:
+            writer.record(1, "eval", "style", {"acc@1": 0.5})
+        newest = max((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+        ids += [r.run.run_id for r in wandb_files.records(newest) if r.WhichOneof("record_type") == "run"]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
