@@ -1,7 +1,8 @@
 """Write captions of pictures: `python -m jaxvl.caption --workdir=runs/coca_emoji IMAGE_OR_FOLDER…`.
 
 Prints one line per picture, its path and caption with a tab between. Folders are searched for pictures; one that cannot be read is
-told, left out and counted.
+told, left out and counted. On several hosts the same command runs on each, and all of them see the run and the pictures; the first
+one prints.
 
 Options:
   --workdir=FOLDER        of a training run of a model that writes (coca)
@@ -11,6 +12,7 @@ Options:
   --json                  lines of JSON instead: {"path": …, "caption": …}, or {"path": …, "error": …}
   --KEY=VALUE             how captions are written: method (greedy, sample, beam), beams, temperature, top_k, top_p, seed, max_length,
                           min_length, length_penalty, repetition_penalty, no_repeat (see jaxvl/models/generate.py)
+  --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
 
 Exit status: 0 done, 1 no readable checkpoint, or no picture that can be read, 2 wrong option.
 """
@@ -23,6 +25,7 @@ import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -32,6 +35,7 @@ from rich.progress import track
 from jaxvl.config import ConfigError, check, override, resolve
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.generate import Generation
+from jaxvl.sharding import hosts
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import parse_command
 from jaxvl.training.restore import restore_encoders
@@ -50,7 +54,7 @@ def pictures(paths: Sequence[str]) -> Iterator[pathlib.Path]:
 def parse(argv: Sequence[str]) -> tuple[dict[str, str], Generation, tuple[str, ...]]:
     """(options of the command, how to write, paths). Raises ConfigError."""
     how = [f.name for f in dataclasses.fields(Generation)]
-    known = dict.fromkeys(("workdir", "step", "checkpoint", "plugins", "json", *how))
+    known = dict.fromkeys(("workdir", "step", "checkpoint", "plugins", "json", *how, *hosts.OPTIONS))
     command = parse_command(argv, known, flags=["json"], words="pictures", config=False)
     options, paths = dict(command.options), command.words
     if "checkpoint" in options:
@@ -81,15 +85,18 @@ def main(argv: Sequence[str]) -> int:
     try:
         options, how, paths = parse(argv)
         files = list(pictures(paths))
+        hosts.initialise(options)
+        first_process = jax.process_index() == 0
         encoders = restore(options)
         lines, written = options.get("json", "false") == "true", 0
         firsts = range(0, len(files), encoders.batch)
-        for first in track(firsts, "captions", console=console, transient=True, disable=len(firsts) < 2 or not console.is_terminal):
+        live = first_process and len(firsts) > 1 and console.is_terminal
+        for first in track(firsts, "captions", console=console, transient=True, disable=not live):
             part = files[first : first + encoders.batch]
             texts, encoded = encoders.captions([_Record(file) for file in part], how, first=first)
             said = dict(zip(encoded.index.tolist(), texts))
             written += len(said)
-            for i, file in enumerate(part):
+            for i, file in enumerate(part if first_process else []):
                 report(console, file, said.get(i), lines)
     except ConfigError as error:
         console.print(f"[bold red]wrong option[/] {escape(str(error))}", soft_wrap=True)
@@ -97,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
     except CheckpointError as error:
         console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
         return 1
-    if written < len(files):
+    if first_process and written < len(files):
         console.print(f"{written} of {len(files)} pictures captioned, {len(files) - written} left out")
     return 0 if written else 1
 

@@ -1,6 +1,8 @@
 """Evaluate a checkpoint: `python -m jaxvl.evaluate --workdir=runs/align_emoji`.
 
-Runs the evaluators of the run's own config with the weights, tokenizer and preprocessing of its newest checkpoint.
+Runs the evaluators of the run's own config with the weights, tokenizer and preprocessing of its newest checkpoint, on all
+devices there are. A model of pod size is evaluated as it was trained: by the same command on every host, `--workdir` on
+storage that all of them see. The figures do not depend on the number of hosts; the first one writes and prints them.
 
 Options:
   --workdir=FOLDER        of a training run
@@ -8,7 +10,9 @@ Options:
   --out=FOLDER            where results go (default: WORKDIR/evaluate): results.json and the gallery
   --config.evals.NAME.KEY=VALUE   changes or adds evaluators: `--config.evals.german.name=zero_shot
                           --config.evals.german.corpus=emoji --config.evals.german.split=test_a --config.evals.german.locale=de`
+  --config.mesh.AXIS=N    other devices per axis than in training: `--config.mesh.data=-1 --config.mesh.fsdp=4`
   --only=NAME,NAME        only these evaluators
+  --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
 
 Exit status: 0 done, 1 no readable checkpoint or unreadable data, 2 wrong config.
 """
@@ -27,29 +31,35 @@ from rich.markup import escape
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.data.records import DataError
 from jaxvl.evals.report import save_gallery, summary_table
+from jaxvl.sharding import hosts
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import Command, parse_command
 from jaxvl.training.restore import restore_encoders
 
 
 def evaluate(command: Command, console: Console) -> dict[str, float]:
-    """Figures `EVALUATOR/METRIC` of a checkpoint; also written to `results.json`.
+    """Figures `EVALUATOR/METRIC` of a checkpoint; the first process also writes them to `results.json`.
+
+    Every process must make the call; each gets all figures.
 
     Raises:
       ConfigError: an unknown evaluator or option. CheckpointError: no readable checkpoint.
     """
+    first = jax.process_index() == 0
     workdir = pathlib.Path(command.options["workdir"])
     experiment, step, encoders = restore_encoders(workdir, command.options.get("step"), command.assignments)
     out = pathlib.Path(command.options.get("out", workdir / "evaluate"))
-    out.mkdir(parents=True, exist_ok=True)
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, float] = {}
     for name in _chosen(command.options.get("only"), list(experiment.evals)):
-        console.print(f"{name} …")
+        if first:
+            console.print(f"{name} …")
         result = experiment.evals[name].run(encoders)
         figures |= {f"{name}/{metric}": value for metric, value in result.metrics.items()}
-        if result.gallery and jax.process_index() == 0:
+        if first and result.gallery:
             save_gallery(out, name, step, result.gallery)
-    if jax.process_index() == 0:
+    if first:
         (out / "results.json").write_text(json.dumps({"step": step, **figures}, indent=1))
     return figures
 
@@ -65,8 +75,9 @@ def main(argv: list[str]) -> int:
     console = Console(stderr=True)
     logging.set_verbosity(logging.WARNING)
     try:
-        command = parse_command(argv, {"workdir": None, "step": None, "out": None, "only": None})
+        command = parse_command(argv, {"workdir": None, "step": None, "out": None, "only": None, **hosts.OPTIONS})
         check("workdir" in command.options, "--workdir", "is required; see python -m jaxvl.evaluate --help")
+        hosts.initialise(command.options)
         figures = evaluate(command, console)
     except ConfigError as error:
         console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
@@ -74,7 +85,8 @@ def main(argv: list[str]) -> int:
     except (CheckpointError, DataError) as error:
         console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
         return 1
-    Console().print(summary_table(figures))
+    if jax.process_index() == 0:
+        Console().print(summary_table(figures))
     return 0
 
 

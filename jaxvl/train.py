@@ -3,6 +3,7 @@
 Options:
   --config=FILE[:ARG]     the config file and its argument string; `--config.KEY=VALUE` overrides one of its values
   --workdir=FOLDER        checkpoints, metrics and the report; a run found there is resumed
+  --profile=FIRST:LAST    a trace of these steps into WORKDIR/profile, for xprof: --profile=10:12
   --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
 
 Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training diverged or was lost, 2 wrong config,
@@ -20,23 +21,28 @@ from absl import logging
 from rich.console import Console
 from rich.markup import escape
 
-from jaxvl.config import ConfigError
+from jaxvl.config import ConfigError, to_dict
 from jaxvl.data.records import DataError
-from jaxvl.evals.report import save_gallery, summary_table, write_report
+from jaxvl.evals.report import summary_table, write_report
 from jaxvl.sharding import hosts, make_mesh
+from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.checkpoint import CheckpointError
-from jaxvl.training.describe import write_workdir
+from jaxvl.training.describe import describe_goodput, write_workdir
 from jaxvl.training.experiment import Experiment, parse_command
+from jaxvl.training.goodput import Clock
 from jaxvl.training.guard import TrainingDiverged, check_metrics
-from jaxvl.training.meter import ALL, Meter
+from jaxvl.training.meter import ALL, Meter, Speed
+from jaxvl.training.profile import Profile
 from jaxvl.training.run import EvaluationError, Run
 from jaxvl.training.setup import finished_figures, setup
 from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
 
 
-def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None = None) -> dict[str, float]:
+def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None = None, profile: str | None = None) -> dict[str, float]:
     """Runs or resumes a training run; returns the last evaluation figures, `EVALUATOR/METRIC` -> value.
+
+    `profile`: steps to trace, `FIRST:LAST`; see `Profile`.
 
     Raises:
       ConfigError: before anything is compiled.
@@ -44,54 +50,77 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
       CheckpointError: the last checkpoint could not be written.
       EvaluationError: the run is done and saved, but an evaluator failed.
     """
+    clock = Clock()
     workdir.mkdir(parents=True, exist_ok=True)
     stop = hosts.StopSignal()
     mesh = make_mesh(experiment.mesh)
-    writer = Writer(workdir, experiment.steps, tensorboard=experiment.log.tensorboard, tasks=len(experiment.tasks), console=console)
+    log = experiment.log
+    writer = Writer(
+        workdir,
+        experiment.steps,
+        tensorboard=log.tensorboard,
+        tasks=len(experiment.tasks),
+        wandb=log.wandb,
+        config=to_dict(experiment),
+        console=console,
+    )
+    tracer = Profile(profile, workdir, experiment.steps, writer.say)
     with writer, stop, jax.set_mesh(mesh):
         run = setup(experiment, mesh, workdir, writer)
         write_workdir(experiment, workdir)
         try:
-            loop(run, stop)
+            loop(run, stop, clock, tracer)
         finally:
+            tracer.close()
             run.close()
-        if experiment.log.report and jax.process_index() == 0:
+        if log.report and jax.process_index() == 0:
             writer.say(f"report: {write_report(workdir)}")
     if run.failed:
         raise EvaluationError(run.failed, run.figures.latest)
     return run.figures.latest
 
 
-def loop(run: Run, stop: hosts.StopSignal) -> None:
+def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> None:
     """The training loop. The order of its lines matters: what is saved at a step is what that step left behind."""
     state = run.take_state()
-    meter = Meter(run.experiment.log.every, run.feeds)
-    evaluate(run, state, run.start)  # what was due at the step of the checkpoint, if the run ended before it was done
-    meter.pause()
+    meter = Meter(run.experiment.log.every, run.feeds, clock, speed(run))
+    profile.begin(run.start)
+    evaluate(run, state, run.start, meter)  # what was due at the step of the checkpoint, if the run ended before it was done
     for step in range(run.start, run.total):
-        turn = run.schedule(step)  # which task, or tasks; a pure function of the step: every host agrees, a resume continues
-        batches = tuple(next(run.feeds[task]) for task in turn.tasks)  # already on the mesh
-        state, metrics = run.steps[turn](state, batches)  # one compiled step per signature, state donated
         done = step + 1
+        turn = run.schedule(step)  # which task, or tasks; a pure function of the step: every host agrees, a resume continues
+        with profile.step(done):
+            batches = tuple(next(run.feeds[task]) for task in turn.tasks)  # already on the mesh
+            state, metrics = run.steps[turn](state, batches)  # one compiled step per signature, state donated
+        profile.stop(done, metrics)
         for record in meter.tick(done, turn, metrics):  # figures of earlier steps, by now on the host
             run.writer.record(record.step, "train", record.task, record.scalars)
             guard(run, state, record)
         run.writer.advance(done)
         stopping = stop.reached(done)
         if stopping or run.save_due(done):
-            run.checkpoints.save(done, state, run.frame())  # before the evaluators: what fails there loses nothing
+            with meter.away("checkpoint"):
+                run.checkpoints.save(done, state, run.frame())  # before the evaluators: what fails there loses nothing
         if stopping:
             run.writer.say(f"stopped by {stop.name} after step {done}; saved, and resumed by the same command")
             break
-        if evaluate(run, state, done):
-            meter.pause()
+        evaluate(run, state, done, meter)
     for record in meter.flush():
         run.writer.record(record.step, "train", record.task, record.scalars)
         guard(run, state, record)
     for task, feed in run.feeds.items():
         if feed.skipped:
             run.writer.record(int(state.step), "event", f"skipped/{task}", feed.skipped)  # cause -> records
-    run.checkpoints.finish()
+    with meter.away("checkpoint"):
+        run.checkpoints.finish()
+    describe_goodput(meter, int(state.step), run.writer)
+
+
+def speed(run: Run) -> Speed:
+    """What the steps cost, and what the devices of the mesh can do."""
+    kind = run.mesh.devices.flat[0].device_kind
+    peak = run.experiment.log.peak_flops or peak_flops(kind)
+    return Speed(run.costs, run.mesh.size, peak)
 
 
 def guard(run: Run, state: TrainState, record) -> None:
@@ -106,31 +135,25 @@ def guard(run: Run, state: TrainState, record) -> None:
         raise
 
 
-def evaluate(run: Run, state: TrainState, step: int) -> bool:
-    """Runs the evaluators that are due with the weights of `step`; returns whether there were any.
-
-    A fault in an evaluator is recorded and shown, and the run goes on.
-    """
+def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
+    """Runs the evaluators that are due with the weights of `step`; a fault in one is recorded and shown, and the run goes on."""
     due = run.due(step)
     if not due:
-        return False
-    run.checkpoints.settle()  # a process that dies while it evaluates has lost no step
+        return
+    with meter.away("checkpoint"):
+        run.checkpoints.settle()  # a process that dies while it evaluates has lost no step
     encoders = run.encoders(state)
     for name, evaluator in due.items():
         began = time.perf_counter()
         try:
-            result = evaluator.run(encoders)
-            gallery = None
-            if jax.process_index() == 0 and result.gallery:
-                gallery = save_gallery(run.workdir, name, step, result.gallery)
+            with meter.away("evaluation"):
+                result = evaluator.run(encoders)
         except Exception as error:  # the weights are saved; what an evaluator lacks must not end their training
             hosts.meet(f"evaluator {name} at {step}")  # one that fails in some processes only would leave the others waiting
             run.note_failure(step, name, error)
             continue
         run.note_figures(step, name, result.metrics, seconds=time.perf_counter() - began)
-        if gallery is not None:
-            run.writer.image(step, f"gallery/{name}", gallery)
-    return True
+        run.keep_gallery(step, name, result.gallery)
 
 
 def main(argv: list[str]) -> int:
@@ -138,7 +161,7 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     status = 0
     try:
-        command = parse_command(argv, {"workdir": None, **hosts.OPTIONS})
+        command = parse_command(argv, {"workdir": None, "profile": None, **hosts.OPTIONS})
         for needed, given in (("--config", command.config), ("--workdir", command.options.get("workdir"))):
             if not given:
                 raise ConfigError(needed, "is required; see python -m jaxvl.train --help")
@@ -147,7 +170,7 @@ def main(argv: list[str]) -> int:
         workdir = pathlib.Path(command.options["workdir"])
         shown = finished_figures(experiment, workdir)
         show(shown)  # at once; what follows makes sure that the last checkpoint can be read
-        latest = train(experiment, workdir, console)
+        latest = train(experiment, workdir, console, command.options.get("profile"))
     except ConfigError as error:
         console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
         return 2

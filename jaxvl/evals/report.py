@@ -23,7 +23,7 @@ from jaxvl.evals.result import GalleryRow
 from jaxvl.evals.sheet import sheet
 
 GALLERY = "gallery.json"
-_SHARES = ("acc", "r@", "recall", "accuracy", "token_f1", "data_wait")
+_SHARES = ("acc", "r@", "recall", "accuracy", "token_f1", "data_wait", "mfu", "hfu", "goodput", "share_", "memory_share")
 _BESIDE = ("_chance", "_low", "_high")  # ends of figures that are shown with another one
 
 
@@ -196,6 +196,7 @@ def _speed_tiles(train: list[dict[str, Any]]) -> list[dict[str, str]]:
     for key, label, details in (
         ("examples_per_second", "examples per second", "median over the run"),
         ("data_wait", "waiting for data", "share of the time, median"),
+        ("mfu", "MFU", "model FLOP/s as a share of the devices' peak, median"),
     ):
         values = [r[key] for r in train if r.get(key) is not None]
         if values:

@@ -26,6 +26,7 @@ from jaxvl.nn.linear import Linear
 from jaxvl.nn.mlp import ACTIVATIONS, Activation
 from jaxvl.nn.norms import BatchNorm, GroupNorm
 from jaxvl.nn.random import drop_path
+from jaxvl.nn.stack import recomputes
 from jaxvl.sharding import constrain
 
 
@@ -347,7 +348,7 @@ class EfficientNet(nnx.Module):
         def run(block, x, key):
             return constrain(block(x, key, train=train), "batch", None, None, None)
 
-        run = nnx.remat(run) if self.remat else run
+        run = nnx.remat(run) if recomputes(self.remat) else run
         x = constrain(self.stem(space_to_depth(image, self.patch), train=train), "batch", None, None, None)
         for number, block in enumerate(self.blocks):
             x = run(block, x, None if key is None else jax.random.fold_in(key, number))

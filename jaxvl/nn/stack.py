@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -13,6 +15,23 @@ from flax import nnx
 
 Remat = Literal["none", "full", "dots"]
 Kinds = tuple[bool, ...]  # per layer: whether it is of the second kind
+
+_KEEP = contextvars.ContextVar("keep_activations", default=False)
+
+
+@contextlib.contextmanager
+def keep_activations() -> Iterator[None]:
+    """Programs traced inside recompute no layer in their backward pass, whatever `remat` says: to count FLOP without it."""
+    token = _KEEP.set(True)
+    try:
+        yield
+    finally:
+        _KEEP.reset(token)
+
+
+def recomputes(remat: bool) -> bool:
+    """Whether a layer with this option is recomputed in the program being traced."""
+    return remat and not _KEEP.get()
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -35,7 +54,7 @@ def unstack(tree: Any, layers: int) -> list[Any]:
 
 def rematerialise(f: Callable, remat: Remat, *, scanned: bool) -> Callable:
     """`f` with its backward pass recomputing as `remat` says."""
-    if remat == "none":
+    if not recomputes(remat != "none"):
         return f
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     return jax.checkpoint(f, policy=policy, prevent_cse=not scanned)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvl.nn.linear import Embedding, Linear, normal
+from jaxvl.nn.stack import rematerialise
 
 CHUNK = 2**26  # logits at a time, over all devices: 256 MiB in float32
 
@@ -49,13 +50,13 @@ class VocabularyHead(nnx.Module):
         kernel, (b, t) = self.kernel(words), targets.shape
         rounds = next(n for n in range(1, t + 1) if t % n == 0 and (b * (t // n) * self.vocab_size <= self.chunk or n == t))
 
-        @jax.checkpoint
         def part(x, targets):
             logits = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
             target = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
             lse = jax.nn.logsumexp(logits, -1)
             return dict(lse=lse, target=target, mean=logits.mean(-1), correct=jax.lax.stop_gradient(target >= logits.max(-1)))
 
+        part = rematerialise(part, "full", scanned=False)
         if rounds == 1:
             return part(x, targets)
         cut = lambda a: a.reshape(b, rounds, t // rounds, *a.shape[2:]).swapaxes(0, 1)

@@ -1,4 +1,4 @@
-"""Meshes of accelerators that are not here, to compile for: `compile_only_devices("v5e:4x4")` on any machine.
+"""What accelerators can do, and meshes of those that are not here, to compile for: `compile_only_devices("v5e:4x4")`.
 
 A jitted function lowered with shapes whose shardings lie on such a mesh is compiled by the accelerator's own compiler, which
 says how much memory and how many FLOP each device would need, and refuses what would not fit. Nothing can be run.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 
 import jax
@@ -48,6 +49,59 @@ CHIPS = {
     "v6e": Chip(918e12, 1640e9, 32 * 2**30, "2x2"),
     "h200": Chip(989e12, 4800e9, 141e9, "1x1x1"),
 }
+
+# FLOP/s of one device by words of its `jax.Device.device_kind`: dense bfloat16 products accumulated in float32. Where several
+# entries fit, the longest counts. Data sheets that give figures with 2:4 sparsity are halved.
+PEAK_FLOPS = {
+    # cloud.google.com/tpu/docs; up to v3 a device is one of the two cores of a chip.
+    "TPU v2": 45e12 / 2,
+    "TPU v3": 123e12 / 2,
+    "TPU v4": CHIPS["v4"].flops,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5e": CHIPS["v5e"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v5p": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "TPU v6e": CHIPS["v6e"].flops,
+    # NVIDIA's data sheets of the A100, A30, A10, A40, L4, L40, L40S, H100, H200, H20, GH200, B200 and GB200.
+    "A100": 312e12,
+    "A30": 165e12,
+    "A10": 125e12,
+    "A40": 149.7e12,
+    "L4": 121e12,
+    "L40": 181e12,
+    "L40S": 362e12,
+    "H100": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200": CHIPS["h200"].flops,
+    "H200 NVL": 835e12,
+    "H20": 148e12,
+    "GH200": 990e12,
+    "B200": 2250e12,
+    "GB200": 2500e12,
+    # NVIDIA's architecture papers: GA102 (appendix A), Ada (appendix A), RTX Blackwell (appendix A).
+    "RTX A6000": 154.8e12,
+    "RTX 3090": 71e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX 4080": 97.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 5090": 209.5e12,
+    # AMD's data sheets; one device of an MI250X is half of it.
+    "MI250X": 191.5e12,
+    "MI300X": 1307.4e12,
+}
+# Parts and slower siblings of the above, of which no figure is known.
+_OTHER_CHIPS = re.compile(r"\b(laptop|mobile|max-q|mig|RTX \d+ (D|SUPER|Ti))\b", re.IGNORECASE)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of one device of this kind; None where it is not known, as of a CPU."""
+    if _OTHER_CHIPS.search(device_kind):
+        return None
+    fits = [name for name in PEAK_FLOPS if re.search(rf"\b{re.escape(name)}\b", device_kind, re.IGNORECASE)]
+    return PEAK_FLOPS[max(fits, key=len)] if fits else None
+
 
 # What the CUDA compiler has to know of the device (`xla::TargetConfig`).
 H200 = """

@@ -18,9 +18,10 @@ from jax.sharding import Mesh
 
 from jaxvl.config import check
 from jaxvl.models.functional import Arrays, Functional
+from jaxvl.nn.stack import keep_activations
 from jaxvl.sharding.mesh import batch_sharding, replicated
 from jaxvl.tasks import Task
-from jaxvl.training.cost import Cost, cost
+from jaxvl.training.cost import Cost, cost, count_flops, recomputes_layers
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.optim import OptimConfig, learning_rate, optimiser
 from jaxvl.training.rollout import Judge, roll_out
@@ -75,24 +76,43 @@ def compile_turns(
     tx, trained = optimiser(experiment.optim, model.axes, model.locked)
     rate = learning_rate(experiment.optim, experiment.steps)
 
-    def trace(turn: Turn) -> tuple[Any, Any, frozenset[str], float]:
+    def make(parts: Sequence[Part]) -> Step:
+        return make_step(parts, model, tx, trained, rate, experiment.optim, experiment.guard, list(tasks))
+
+    def trace(turn: Turn) -> tuple[Any, Any, frozenset[str], float | None, float]:
         began = time.perf_counter()
         parts, batches = [], []
         for name, weight in zip(turn.tasks, turn.weights):
             shapes = tasks[name].config.data.shapes
             batches.append({k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh)) for k, s in shapes.items()})
             parts.append(make_part(tasks[name], weight, model, trained, experiment.optim, abstract, batches[-1], judges))
-        step = make_step(parts, model, tx, trained, rate, experiment.optim, experiment.guard, list(tasks))
         numbers = jax.ShapeDtypeStruct((len(parts),), np.int32, sharding=replicated(mesh))
-        traced = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).trace(abstract, tuple(batches), numbers)
-        return traced, traced.lower(), frozenset().union(*(part.learns for part in parts)), time.perf_counter() - began
+        traced = jax.jit(make(parts), donate_argnums=0, out_shardings=(shardings, None)).trace(abstract, tuple(batches), numbers)
+        model_flops = _model_flops(traced, parts, make, (abstract, tuple(batches), numbers))
+        learns = frozenset().union(*(part.learns for part in parts))
+        return traced, traced.lower(), learns, model_flops, time.perf_counter() - began
 
-    def compile(same: Sequence[Turn], traced: Any, lowered: Any, learns: frozenset[str], seconds: float) -> Program:
+    def compile(
+        same: Sequence[Turn], traced: Any, lowered: Any, learns: frozenset[str], model_flops: float | None, seconds: float
+    ) -> Program:
         began = time.perf_counter()
         compiled = lowered.compile()
-        return Program(tuple(same), compiled, learns, cost(traced, compiled), seconds + time.perf_counter() - began)
+        costs = cost(traced, compiled, model_flops)
+        return Program(tuple(same), compiled, learns, costs, seconds + time.perf_counter() - began)
 
     return [compile(same, *trace(same[0])) for same in shared.values()]
+
+
+def _model_flops(traced: Any, parts: Sequence[Part], make: Callable[[Sequence[Part]], Step], shapes: tuple[Any, ...]) -> float | None:
+    """FLOP of the step without recomputation, from a second trace; None where the step recomputes nothing."""
+    if not recomputes_layers(traced.jaxpr) and all(part.task.config.microbatches == 1 for part in parts):
+        return None
+    whole = []
+    for part in parts:
+        config = dataclasses.replace(part.task.config, microbatches=1)
+        whole.append(dataclasses.replace(part, task=dataclasses.replace(part.task, config=config)))
+    with keep_activations():
+        return count_flops(jax.make_jaxpr(make(whole))(*shapes))
 
 
 def make_part(

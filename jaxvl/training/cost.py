@@ -1,4 +1,4 @@
-"""What a compiled step costs: FLOP from its jaxpr, memory and collectives from the compiler."""
+"""What a step costs: FLOP from its jaxpr, memory and collectives from the compiler."""
 
 from __future__ import annotations
 
@@ -16,23 +16,45 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute
 class Cost:
     """Of one step on a mesh.
 
+    FLOP are those of matrix products and convolutions, two per multiply-add, all devices together; loops count every round.
+
     Attributes:
-      flops: of matrix products and convolutions, all devices together. Recomputation counts, loops count every round.
+      flops: what the devices do, recomputation included.
+      model_flops: what the model and its gradient need: without the layers that `remat` computes again, and without the
+        second forward pass of microbatches. Tiles of similarities that a contrastive loss computes again count in both.
       state, temporary: bytes per device of the arguments, and of what lives only during the step.
       collectives: name -> how often it stands in the program.
     """
 
     flops: float
+    model_flops: float
     state: int
     temporary: int
     collectives: dict[str, int]
 
 
-def cost(traced: Any, compiled: Any) -> Cost:
-    """`traced` and `compiled` as `jax.jit(f).trace(…)` and its `.lower().compile()` return them."""
+def cost(traced: Any, compiled: Any, model_flops: float | None = None) -> Cost:
+    """`traced` and `compiled` as `jax.jit(f).trace(…)` and its `.lower().compile()` return them.
+
+    `model_flops`: those of the same step without recomputation; None: it has none.
+    """
     memory, text = compiled.memory_analysis(), compiled.as_text()
     counts = {name: len(re.findall(rf"= .*\s{name}(?:-start)?\(", text)) for name in COLLECTIVES}
-    return Cost(count_flops(traced.jaxpr), memory.argument_size_in_bytes, memory.temp_size_in_bytes, {k: n for k, n in counts.items() if n})
+    flops = count_flops(traced.jaxpr)
+    return Cost(
+        flops=flops,
+        model_flops=flops if model_flops is None else model_flops,
+        state=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        collectives={name: n for name, n in counts.items() if n},
+    )
+
+
+def recomputes_layers(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
+    """Whether the program computes something again in its backward pass (`jax.checkpoint`)."""
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    marked = any(eqn.params.get("differentiated") is True for eqn in jaxpr.eqns)
+    return marked or any(recomputes_layers(inner) for eqn in jaxpr.eqns for inner in _inner(eqn.params))
 
 
 def count_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:

@@ -17,6 +17,7 @@ from jaxvl.config import to_dict
 from jaxvl.models.functional import Functional
 from jaxvl.training.compile import Program
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.meter import Meter
 from jaxvl.training.writer import Writer
 
 
@@ -25,12 +26,24 @@ def describe_program(program: Program, model: Functional, writer: Writer) -> Non
     names, cost = " | ".join(map(str, program.turns)), program.cost
     trains, parameters = (sum(math.prod(model.params[p].shape) for p in paths) for paths in (program.learns, model.params))
     writer.record(0, "event", f"compile/{program.turns[0]}", {
-        "tasks": names, "trains": trains, "compile_seconds": program.seconds, "gflop": cost.flops / 1e9, "state_mib": cost.state / 2**20,
+        "tasks": names, "trains": trains, "compile_seconds": program.seconds, "gflop": cost.flops / 1e9, "model_gflop": cost.model_flops / 1e9, "state_mib": cost.state / 2**20,
         "temporary_mib": cost.temporary / 2**20, **cost.collectives,
     })  # fmt: skip
+    again = (cost.flops - cost.model_flops) / 1e9
+    recomputed = f" ({again:,.1f} of them recomputation)" if again > 0 else ""
     writer.say(f"step of {names}: compiled in {program.seconds:.1f} s; trains {trains:,} of {parameters:,} parameters; "
-               f"{cost.flops / 1e9:,.1f} GFLOP; per device {cost.state / 2**20:,.0f} MiB state and batch, "
+               f"{cost.flops / 1e9:,.1f} GFLOP{recomputed}; per device {cost.state / 2**20:,.0f} MiB state and batch, "
                f"{cost.temporary / 2**20:,.0f} MiB temporary")  # fmt: skip
+
+
+def describe_goodput(meter: Meter, step: int, writer: Writer) -> None:
+    """Says and records where the time of this process went."""
+    shares, seconds = meter.shares(), meter.wall()
+    writer.record(step, "event", "goodput", {"wall_seconds": seconds, **shares})
+    names = {"startup": "start-up", "data": "data wait", "evaluation": "evaluation", "checkpoint": "checkpoints"}
+    rest = ", ".join(f"{words} {100 * shares[f'share_{name}']:.1f} %" for name, words in names.items())
+    minutes = f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    writer.say(f"goodput {100 * shares['goodput']:.1f} % of {minutes} min; {rest}")
 
 
 def describe_machine() -> dict[str, Any]:

@@ -6,6 +6,7 @@ python -m jaxvl.train --config=configs/align_emoji.py:long --config.optim.lr=1e-
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from jaxvl.training.guard import GuardConfig
 from jaxvl.training.meter import ALL
 from jaxvl.training.optim import OptimConfig
 from jaxvl.training.schedule import SCHEDULES, RoundRobin
+from jaxvl.training.sinks import WandbConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +34,21 @@ class LogConfig:
     Attributes:
       every: steps between two records of the metrics.
       tensorboard: also write TensorBoard files under `workdir/tb`.
+      wandb: also send them to Weights & Biases: `dict(project="pairs", mode="offline")`, see `WandbConfig`.
+      peak_flops: FLOP/s that one device can do, for MFU; None: as published for its kind (`sharding/topology.py`).
       report: write `workdir/report.html` at the end.
     """
 
     every: Steps = 50
     tensorboard: bool = True
+    wandb: WandbConfig | None = None
+    peak_flops: float | None = None
     report: bool = True
 
     def __post_init__(self):
         check(self.every >= 1, "every", f"{self.every!r} must be >= 1 step")
+        peak = self.peak_flops
+        check(peak is None or 0 < peak < math.inf, "peak_flops", f"{peak!r} must be > 0 FLOP/s, as 312e12, or None")
 
 
 @dataclasses.dataclass(frozen=True)

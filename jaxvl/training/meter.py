@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from jaxvl.training.cost import Cost
+from jaxvl.training.goodput import Account, Clock
 from jaxvl.training.schedule import Turn
 
 ALL = "all"  # name of the record of all tasks together
@@ -24,30 +26,69 @@ class Record:
     scalars: dict[str, float]
 
 
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What the meter needs to know to compare a run with its devices.
+
+    Attributes:
+      costs: of one step of every turn; a turn that is missing counts no FLOP.
+      devices: of the mesh, over all processes.
+      peak: FLOP/s that one of them can do; None: not known.
+    """
+
+    costs: Mapping[Turn, Cost] = dataclasses.field(default_factory=dict)
+    devices: int = 1
+    peak: float | None = None
+
+
 class Meter:
     """Every `every` steps, one record per task that ran since; of several tasks also one of them together, named `ALL`.
 
     The host stays at most one step ahead of the devices: `tick` waits for the step before the one just started. So the
     time that a feed makes the loop wait is an upper bound of the time for which the devices had nothing to do.
 
-    Scalars besides the step's own: `examples_per_second` (rows of all tasks), `seconds_per_step`, `data_wait` (share of
-    the time spent waiting for a batch), `task_steps` (of the task, since the start of the run), `skipped_records` (of the
-    task's source, so far).
+    Scalars of every record besides the step's own:
+      task_steps: of the task, since the start of the run.
+      skipped_records: of the task's source, so far.
+      examples_per_second, examples_per_second_per_chip: rows of all tasks. A chip is a device of the mesh.
+      seconds_per_step: with the wait for data, without evaluation and checkpoints; so are all rates.
+      data_wait: share of that time spent waiting for a batch.
+      tflops_per_chip: 1e12 model FLOP/s. Model FLOP are those of the forward and backward pass without recomputation
+        (`Cost.model_flops`): counted, not estimated from the number of parameters.
+      mfu: these as a share of the device's peak; where the peak is known. The peak is that of dense bfloat16 products (or
+        `log.peak_flops`), also where `dtype` is float32.
+      hfu: the same with recomputation (`remat`, microbatches): what the devices really did.
+
+    Scalars of the record that stands for the whole run (`ALL`, or the only task's):
+      goodput: share of the wall time since the start of this process that went into steps, without the wait for data.
+      goodput_interval: the same since the last record.
+      share_data, share_startup, share_evaluation, share_checkpoint: where the rest of `goodput` went; the five add up to 1.
+      memory_gib, memory_share: the most that one of this process's devices has held so far, in 2^30 bytes and of its memory;
+        where the backend tells.
 
     Of all together, from the latest figures of every task that has run, however old: `loss` (their mean), `loss/TASK`,
     `steps/TASK`, `skipped`, `lr` and the rates.
     """
 
-    def __init__(self, every: int, feeds: Mapping[str, Any]):
-        self._every, self._feeds = every, feeds
+    def __init__(self, every: int, feeds: Mapping[str, Any], clock: Clock | None = None, speed: Speed = Speed()):
+        self._every, self._feeds, self._speed = every, feeds, speed
+        self._clock = clock or Clock()
         self._new: dict[str, tuple[int, dict[str, jax.Array]]] = {}
         self._last: dict[str, Record] = {}
         self._joint = False  # whether a step runs several tasks
         self._before: jax.Array | None = None
-        self.pause()
+        self._clock.start("training")
+        self._begin()
 
-    def _wait(self) -> float:
-        return sum(feed.waited for feed in self._feeds.values())
+    def _begin(self) -> None:
+        """Starts an interval."""
+        self._steps = self._rows = 0
+        self._flops = self._model_flops = 0.0
+        self._then = self._seconds()
+
+    def _seconds(self) -> dict[str, float]:
+        """By account, and the wait for data, which is part of `training`."""
+        return {**self._clock.seconds(), "data": sum(feed.waited for feed in self._feeds.values())}
 
     def tick(self, step: int, turn: Turn, metrics: Sequence[dict[str, jax.Array]]) -> Iterator[Record]:
         """Call after each step was started, with the metrics of each of its tasks; yields records when they are due."""
@@ -58,18 +99,27 @@ class Meter:
             self._new[task] = step, figures
             self._rows += self._feeds[task].rows
         self._steps += 1
+        if turn in self._speed.costs:
+            self._flops += self._speed.costs[turn].flops
+            self._model_flops += self._speed.costs[turn].model_flops
         if step % self._every == 0:
             yield from self.flush()
+
+    @contextlib.contextmanager
+    def away(self, account: Account) -> Iterator[None]:
+        """The time inside is no training: it counts in no rate. Waits for the last step first."""
+        if self._before is not None:
+            self._before.block_until_ready()
+        with self._clock.away(account):
+            yield
 
     def flush(self) -> list[Record]:
         """Records of what has not been reported yet."""
         values = {task: (step, jax.device_get(metrics)) for task, (step, metrics) in self._new.items()}
-        seconds = max(time.perf_counter() - self._began, 1e-9)
-        rates = {
-            "examples_per_second": self._rows / seconds,
-            "seconds_per_step": seconds / max(self._steps, 1),
-            "data_wait": min((self._wait() - self._waited) / seconds, 1.0),
-        }
+        now = self._seconds()
+        spent = {account: now[account] - self._then[account] for account in now}
+        rates = self._rates(spent)
+        whole = {**_shares(now), "goodput_interval": _shares(spent)["goodput"], **memory(jax.local_devices())}
         records = []
         for task, (step, scalars) in values.items():
             feed = self._feeds[task]
@@ -78,10 +128,38 @@ class Meter:
         self._last |= {record.task: record for record in records}
         if records and len(self._feeds) > 1:
             newest = max(records, key=lambda record: record.step)
-            records.append(Record(newest.step, ALL, {**self._together(), "lr": newest.scalars["lr"], **rates}))
+            together = {**self._together(), "lr": newest.scalars["lr"], **rates, **whole}
+            records.append(Record(newest.step, ALL, together))
+        else:
+            for record in records:
+                record.scalars.update(whole)
         self._new = {}
-        self.pause()
+        self._begin()
         return records
+
+    def _rates(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """Of an interval with so many seconds in each account."""
+        training, devices = max(seconds["training"], 1e-9), self._speed.devices
+        rates = {
+            "examples_per_second": self._rows / training,
+            "examples_per_second_per_chip": self._rows / training / devices,
+            "seconds_per_step": training / max(self._steps, 1),
+            "data_wait": min(seconds["data"] / training, 1.0),
+        }
+        if self._model_flops:
+            rates["tflops_per_chip"] = self._model_flops / training / devices / 1e12
+        if self._model_flops and self._speed.peak is not None:
+            rates["mfu"] = self._model_flops / training / devices / self._speed.peak
+            rates["hfu"] = self._flops / training / devices / self._speed.peak
+        return rates
+
+    def shares(self) -> dict[str, float]:
+        """`goodput`, and the shares of the wall time that went elsewhere, since the start of this process."""
+        return _shares(self._seconds())
+
+    def wall(self) -> float:
+        """Seconds since the start of this process's clock."""
+        return sum(self._clock.seconds().values())
 
     def _together(self) -> dict[str, float]:
         last = {task: self._last[task].scalars for task in self._feeds if task in self._last}
@@ -93,7 +171,28 @@ class Meter:
             "skipped": count(scalars["skipped"] for scalars in last.values()),
         }
 
-    def pause(self) -> None:
-        """Leaves the time up to now out of the rates (an evaluation ran)."""
-        self._steps = self._rows = 0
-        self._began, self._waited = time.perf_counter(), self._wait()
+
+def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """The goodput and the rest of the wall time, from seconds by account and of waiting for data; they add up to 1."""
+    wall = max(sum(spent for account, spent in seconds.items() if account != "data"), 1e-9)
+    data = min(seconds["data"], seconds["training"])
+    return {
+        "goodput": (seconds["training"] - data) / wall,
+        "share_data": data / wall,
+        "share_startup": seconds["startup"] / wall,
+        "share_evaluation": seconds["evaluation"] / wall,
+        "share_checkpoint": seconds["checkpoint"] / wall,
+    }
+
+
+def memory(devices: Sequence[Any]) -> dict[str, float]:
+    """`memory_gib` and `memory_share` of the fullest device so far; empty where the backend does not tell, as a CPU."""
+    stats = [device.memory_stats() or {} for device in devices]
+    peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    shares = [s["peak_bytes_in_use"] / s["bytes_limit"] for s in stats if s.get("bytes_limit") and "peak_bytes_in_use" in s]
+    figures = {}
+    if peaks:
+        figures["memory_gib"] = max(peaks) / 2**30
+    if shares:
+        figures["memory_share"] = max(shares)
+    return figures

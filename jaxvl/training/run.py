@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from rich.markup import escape
 
@@ -15,9 +16,12 @@ from jaxvl.config import to_dict
 from jaxvl.data.feed import Feed
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals import GalleryRow
 from jaxvl.evals.encoders import Encoders
+from jaxvl.evals.report import save_gallery
 from jaxvl.models.functional import Functional
 from jaxvl.training.checkpoint import Checkpoints
+from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.figures import Figures
 from jaxvl.training.schedule import Turn, Turns
@@ -46,6 +50,7 @@ class Run:
       start, total: first step of this process and number of steps of the run.
       schedule: step -> turn: the task or tasks that it runs.
       steps: turn -> its compiled step, (state, batches) -> (state, metrics), one batch and one set of metrics per task.
+      costs: turn -> what its step costs.
       feeds: task -> iterator of global batches.
       figures: what the evaluators have measured.
       failed: evaluator -> why it failed, of those that did in this process.
@@ -67,6 +72,7 @@ class Run:
     encode: Encoders
     writer: Writer
     figures: Figures
+    costs: dict[Turn, Cost] = dataclasses.field(default_factory=dict)
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def take_state(self) -> TrainState:
@@ -112,6 +118,17 @@ class Run:
         self.checkpoints.score(step, self.figures.at(step))
         self.failed.pop(name, None)
         self.writer.record(step, "eval", name, {**metrics, "seconds": seconds})
+
+    def keep_gallery(self, step: int, name: str, gallery: Sequence[GalleryRow]) -> None:
+        """Keeps an evaluator's pictures for the report and TensorBoard; figures without pictures are better than none."""
+        if not gallery or jax.process_index() != 0:
+            return
+        try:
+            sheet = save_gallery(self.workdir, name, step, gallery)
+        except Exception as error:
+            self.note_failure(step, name, error)
+        else:
+            self.writer.image(step, f"gallery/{name}", sheet)
 
     def note_failure(self, step: int, name: str, error: Exception) -> None:
         """Records and shows that an evaluator failed with the weights of `step`."""

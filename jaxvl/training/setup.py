@@ -85,11 +85,13 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     epochs = {name: feed.records / feed.rows for name, feed in feeds.items()}
     schedule = experiment.schedule.build(list(tasks), experiment.steps, epochs)
     steps = {}
+    costs = {}
     if start < experiment.steps:  # else there is nothing left to train
         programs = compile_turns(experiment, tasks, schedule.turns, model, abstract, shardings, mesh, judges)
         for program in programs:
             describe_program(program, model, writer)
             steps |= {turn: program.bind(turn, list(tasks), mesh) for turn in program.turns}
+            costs |= dict.fromkeys(program.turns, program.cost)
 
     figures = Figures(workdir, until=start)
     for step in figures.steps:
@@ -111,6 +113,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
         encode=make_encoders(experiment, model, tokenizer, mesh),
         writer=writer,
         figures=figures,
+        costs=costs,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a person and the tools see of a run: the progress line, `metrics.jsonl`, TensorBoard.
+"""What a person and the tools see of a run: the progress line, `metrics.jsonl`, TensorBoard, Weights & Biases.
 
 `metrics.jsonl` has one JSON object a line: `step`, `time` (seconds since the epoch), `kind` (`train`, `eval`, `event`),
 `name` (task, evaluator or event) and the scalars. Only process 0 writes.
@@ -6,107 +6,96 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import pathlib
-import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from jaxvl.training.meter import ALL
+from jaxvl.training.sinks import JsonLines, Sink, TensorBoard, Value, Wandb, WandbConfig
+from jaxvl.training.terminal import Terminal
 
 _LIBRARY = logging.getLogger("jaxvl")
 
 
 class Writer:
-    """Context manager around a run of `total` steps and so many tasks. All methods take host values."""
+    """Context manager around a run. All methods take host values.
 
-    def __init__(self, workdir: pathlib.Path, total: int, *, tensorboard: bool, tasks: int = 1, console: Console | None = None):
-        self.workdir, self.total, self.several = workdir, total, tasks > 1
+    Args:
+      total: steps of the run. tasks: how many it has.
+      tensorboard, wandb: see `LogConfig`.
+      config: the whole config, for those that show it.
+
+    Raises:
+      ConfigError: W&B is asked for and is not installed, or does not start.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        total: int,
+        *,
+        tensorboard: bool,
+        tasks: int = 1,
+        wandb: WandbConfig | None = None,
+        config: Mapping[str, Any] | None = None,
+        console: Console | None = None,
+    ):
+        self.workdir, self.total = workdir, total
         self.active = jax.process_index() == 0
-        self.console = console or Console(stderr=True)
-        self._file = _open_for_lines(workdir / "metrics.jsonl") if self.active else None
-        self._board = None
-        if self.active and tensorboard:
-            import tensorboardX
-
-            self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), flush_secs=10)
-        columns = [TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-                   TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()]  # fmt: skip
-        live = self.active and self.console.is_terminal
-        self._progress = Progress(*columns, console=self.console, disable=not live, refresh_per_second=2)
-        self._bar = self._progress.add_task("train", total=total, figures="")
-        self._live = live
-
+        self._terminal = Terminal(console or Console(stderr=True), total, tasks, quiet=not self.active)
         self._heard = _Listener(self)
+        self._sinks: list[Sink] = []
+        if wandb is not None:
+            wandb.check_installed()
+        if not self.active:
+            return
+        self._sinks += [JsonLines(workdir / "metrics.jsonl"), self._terminal]
+        if tensorboard:
+            self._sinks.append(TensorBoard(workdir / "tb"))
+        if wandb is not None:
+            run = Wandb(wandb, workdir, config or {})
+            self._sinks.append(run)
+            if run.url:
+                self.say(f"W&B: {run.url}")
 
     def __enter__(self) -> Writer:
-        self._progress.start()
+        self._terminal.start()
         _LIBRARY.addHandler(self._heard)
         self._before = _LIBRARY.level, _LIBRARY.propagate
         _LIBRARY.setLevel(logging.INFO)
         _LIBRARY.propagate = False  # said here, so by nobody else
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._progress.stop()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         _LIBRARY.removeHandler(self._heard)
         level, _LIBRARY.propagate = self._before
         _LIBRARY.setLevel(level)
-        if self._file:
-            self._file.close()
-        if self._board:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close(failed=kind is not None)
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
-        if self.active:
-            self.console.print(text, highlight=False, soft_wrap=True)
+        self._terminal.say(text)
 
     def advance(self, step: int) -> None:
         """Moves the progress line; cheap enough for every step."""
-        self._progress.update(self._bar, completed=step)
+        self._terminal.advance(step)
 
     def record(self, step: int, kind: str, name: str, scalars: Mapping[str, Any]) -> None:
-        """Writes scalars to every sink. Values that are not finite become null in JSON."""
-        if not self.active:
-            return
-        values = {k: _plain(v) for k, v in scalars.items()}
-        line = {"step": step, "time": time.time(), "kind": kind, "name": name, **values}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        if self._board:
-            for key, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{kind}/{name}/{key}", value, step)
-        if kind == "train" and self.several == (name == ALL):  # of several tasks, one line for all together
-            self._figures(step, name, values)
-        elif kind == "eval":
-            whole = {k: v for k, v in values.items() if "/" not in k or k.startswith("skipped/")}  # those of parts, as `fr/…`, are too many
-            told = {k: v for k, v in whole.items() if k != "seconds" and not k.endswith(("_low", "_high"))}
-            self.say(f"[bold cyan]{name}[/] at {step}: " + "  ".join(f"{k} {_short(v)}" for k, v in told.items()))
+        """Writes scalars to every sink. Values that are not finite become None."""
+        values = {key: _plain(value) for key, value in scalars.items()}
+        for sink in self._sinks:
+            sink.record(step, kind, name, values)
 
     def image(self, step: int, name: str, image: Any) -> None:
-        """One uint8 [H, W, 3] picture for TensorBoard."""
-        if self._board:
-            self._board.add_image(name, image, step, dataformats="HWC")
-
-    def _figures(self, step: int, task: str, values: Mapping[str, Any]) -> None:
-        losses = f"{task} loss {_short(values['loss'])}" + _some({k[5:]: v for k, v in values.items() if k[:5] == "loss/" and task == ALL})
-        text = (f"{losses}  {_short(values['examples_per_second'])} ex/s  "
-                f"data wait {100 * values['data_wait']:.1f} %")  # fmt: skip
-        if values.get("skipped"):
-            text += f"  [yellow]skipped {int(values['skipped'])}[/]"
-        self._progress.update(self._bar, figures=text)
-        if not self._live:
-            left = (self.total - step) * values["seconds_per_step"]
-            self.say(f"step {step}/{self.total}  {text}  lr {values['lr']:.2e}  eta {int(left) // 60}:{int(left) % 60:02d}")
+        """One uint8 [H, W, 3] picture for the sinks that show pictures."""
+        for sink in self._sinks:
+            sink.image(step, name, image)
 
 
 class _Listener(logging.Handler):
@@ -124,33 +113,8 @@ class _Listener(logging.Handler):
             self._writer.say(escape(text))
 
 
-def _open_for_lines(path: pathlib.Path) -> TextIO:
-    """Opens a file to which whole lines are added; a last line that a crash cut short is ended first."""
-    file = open(path, "a+b")
-    if file.tell() > 0:
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            file.write(b"\n")
-    file.close()
-    return open(path, "a", buffering=1, encoding="utf-8")
-
-
-def _some(losses: Mapping[str, Any], most: int = 3, width: int = 12) -> str:
-    """The losses of the first few tasks, so that the line stays a line: ` (images 2.1, videos 1.7, … 5 more)`."""
-    names = {t: t if len(t) <= width else f"{t[: width - 1]}…" for t in list(losses)[:most]}
-    parts = [f"{escape(name)} {_short(losses[t])}" for t, name in names.items()]
-    parts += [f"… {len(losses) - most} more"] if len(losses) > most else []
-    return f" ({', '.join(parts)})" if parts else ""
-
-
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> Value:
     if isinstance(value, str) or value is None:
         return value
     value = float(value)
     return value if math.isfinite(value) else None
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "not finite"
-    return value if isinstance(value, str) else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,13 +1,17 @@
 """Records of several tasks, and the line that a person sees of them."""
 
 import io
+import time
 import types
 
 import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from jaxvl.training.meter import ALL, Meter
+from jaxvl.sharding.topology import peak_flops
+from jaxvl.training.cost import Cost
+from jaxvl.training.goodput import Clock
+from jaxvl.training.meter import ALL, Meter, Speed, memory
 from jaxvl.training.schedule import Turn
 from jaxvl.training.writer import Writer
 
@@ -58,8 +62,79 @@ def test_a_pause_loses_no_figures():
     sources = feeds("a", "b")
     meter = Meter(10, sources)
     run(meter, sources, [(("a",), [1.0])])
-    meter.pause()
+    with meter.away("evaluation"):
+        pass
     assert [r.task for r in meter.flush()] == ["a", ALL]
+
+
+def test_rates_and_shares_of_known_times(monkeypatch):
+    """Ten seconds of start-up, four steps of two seconds with one of waiting, six of evaluation, one at a checkpoint."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock, sources = Clock(), feeds("a")
+    now[0] += 10
+    turn = Turn(("a",), (1.0,))
+    cost = Cost(flops=9e12, model_flops=6e12, state=0, temporary=0, collectives={})
+    meter, records = Meter(2, sources, clock, Speed({turn: cost}, devices=4, peak=3e12)), []
+    for step in range(1, 5):
+        sources["a"].waited += 1
+        now[0] += 2
+        records += meter.tick(step, turn, [figures(1.0)])
+        if step == 3:
+            with meter.away("evaluation"):
+                now[0] += 6
+            with meter.away("checkpoint"):
+                now[0] += 1
+    first, second = (record.scalars for record in records)
+    for scalars in (first, second):  # neither the evaluation nor the checkpoint is in the rates
+        assert scalars["seconds_per_step"] == 2 and scalars["data_wait"] == 0.5
+        assert scalars["examples_per_second"] == 2 and scalars["examples_per_second_per_chip"] == 0.5
+        assert scalars["tflops_per_chip"] == 6 / 2 / 4
+        assert scalars["mfu"] == pytest.approx(6 / 2 / 4 / 3) and scalars["hfu"] == pytest.approx(9 / 2 / 4 / 3)
+    assert first["goodput"] == pytest.approx(2 / 14) and first["goodput_interval"] == 0.5
+    assert second["goodput"] == pytest.approx(4 / 25) and second["goodput_interval"] == pytest.approx(2 / 11)
+    shares = {name: second[f"share_{name}"] for name in ("data", "startup", "evaluation", "checkpoint")}
+    assert shares == pytest.approx({"data": 4 / 25, "startup": 10 / 25, "evaluation": 6 / 25, "checkpoint": 1 / 25})
+
+
+def test_without_a_peak_there_is_no_mfu():
+    sources, turn = feeds("a"), Turn(("a",), (1.0,))
+    cost = Cost(flops=1e9, model_flops=1e9, state=0, temporary=0, collectives={})
+    (record,) = Meter(1, sources, speed=Speed({turn: cost})).tick(1, turn, [figures(1.0)])
+    assert record.scalars["tflops_per_chip"] > 0 and not {"mfu", "hfu"} & record.scalars.keys()
+
+
+def test_memory_is_that_of_the_fullest_device():
+    stats = [dict(peak_bytes_in_use=3 * 2**30, bytes_limit=4 * 2**30), dict(peak_bytes_in_use=2**30, bytes_limit=4 * 2**30), None]
+    devices = [types.SimpleNamespace(memory_stats=lambda s=s: s) for s in stats]
+    assert memory(devices) == {"memory_gib": 3.0, "memory_share": 0.75}
+    assert memory(devices[2:]) == {}, "a CPU tells nothing"
+
+
+@pytest.mark.parametrize(
+    "kind, tflops",
+    [
+        ("TPU v4", 275),
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+        ("TPU v6 lite", 918),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_of_a_device_is_known_by_its_kind(kind, tflops):
+    assert peak_flops(kind) == (None if tflops is None else tflops * 1e12)
 
 
 def test_many_tasks_do_not_overflow_the_line(tmp_path):
@@ -69,4 +144,4 @@ def test_many_tasks_do_not_overflow_the_line(tmp_path):
         for record in run(Meter(20, sources), sources, [((name,), [1.0]) for name in sources]):
             writer.record(record.step, "train", record.task, record.scalars)
     (line,) = said.getvalue().splitlines()
-    assert "all loss 1 (a_task_with… 1, " in line and "… 17 more)" in line and len(line) < 180
+    assert "loss 1 (a_task_with… 1, " in line and "… 17 more)" in line and len(line) < 180

@@ -1,0 +1,169 @@
+"""Where the figures of a run go: `metrics.jsonl`, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from jaxvl.config import ConfigError, check
+
+Value = float | str | None  # None: a figure that is not finite
+RUN_FILE = "wandb.json"  # in the workdir: which run of W&B it is
+
+
+@dataclasses.dataclass(frozen=True)
+class WandbConfig:
+    """A run of Weights & Biases (`pip install "jaxvl[wandb]"`).
+
+    A resumed run goes on in the same one: its id is kept in `workdir/wandb.json`. Online, `wandb login` or WANDB_API_KEY
+    comes first.
+
+    Attributes:
+      project: where the run is listed.
+      entity: user or team; None: the one that is logged in.
+      name: of the run; None: the workdir's.
+      group, tags: for the list of runs.
+      mode: online; or offline, into `workdir/wandb`, to be sent later with `wandb sync`. None: as WANDB_MODE says, else online.
+    """
+
+    project: str
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: Literal["online", "offline", "disabled"] | None = None
+
+    def __post_init__(self):
+        check(bool(self.project), "project", "'' must be the name of a project")
+
+    def check_installed(self) -> None:
+        """Raises ConfigError where the package is missing; to be called on every process, so that all of them end."""
+        found = importlib.util.find_spec("wandb") is not None
+        check(found, "log.wandb", "needs the package wandb, which is not installed: pip install 'jaxvl[wandb]'")
+
+
+class Sink(Protocol):
+    """What takes the records of a run. `image` and `close` may do nothing."""
+
+    def record(self, step: int, kind: str, name: str, values: Mapping[str, Value]) -> None:
+        """Figures and texts of `name` (a task, an evaluator, an event) after `step` steps."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """One uint8 [H, W, 3] picture."""
+
+    def close(self, failed: bool) -> None:
+        """Writes what is left. `failed`: the run ended with an exception."""
+
+
+class JsonLines(Sink):
+    """`metrics.jsonl`: one JSON object a line. A last line that a crash cut short is ended first."""
+
+    def __init__(self, path: pathlib.Path):
+        whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+        self._file = open(path, "a", buffering=1, encoding="utf-8")
+        if not whole:
+            self._file.write("\n")
+
+    def record(self, step: int, kind: str, name: str, values: Mapping[str, Value]) -> None:
+        line = {"step": step, "time": time.time(), "kind": kind, "name": name, **values}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def close(self, failed: bool) -> None:
+        self._file.close()
+
+
+class TensorBoard(Sink):
+    """Event files in `folder`."""
+
+    def __init__(self, folder: pathlib.Path):
+        import tensorboardX
+
+        self._board = tensorboardX.SummaryWriter(str(folder), flush_secs=10)
+
+    def record(self, step: int, kind: str, name: str, values: Mapping[str, Value]) -> None:
+        for key, value in numbers(values).items():
+            self._board.add_scalar(f"{kind}/{name}/{key}", value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self, failed: bool) -> None:
+        self._board.close()
+
+
+class Wandb(Sink):
+    """A run of Weights & Biases, the one that `workdir` had before.
+
+    Every figure is drawn over `step`, the run's own count, and not over W&B's, which may only grow: a resumed run repeats
+    the steps since its checkpoint.
+
+    Args:
+      config: shown with the run.
+
+    Raises:
+      ConfigError: W&B cannot be started, for want of a key or a network, say.
+    """
+
+    def __init__(self, options: WandbConfig, workdir: pathlib.Path, config: Mapping[str, Any]):
+        import wandb
+
+        self._wandb = wandb
+        settings = wandb.Settings(silent=True, console="off")
+        try:
+            self._run = wandb.init(
+                project=options.project,
+                entity=options.entity,
+                name=options.name or workdir.resolve().name,
+                group=options.group,
+                tags=options.tags or None,
+                mode=options.mode,
+                id=_run_id(options, workdir / RUN_FILE),
+                resume="allow",
+                dir=str(workdir),
+                config=dict(config),
+                settings=settings,
+            )
+        except Exception as error:  # W&B raises errors of many kinds
+            reason = str(error).strip().splitlines()
+            raise ConfigError("log.wandb", f"cannot be started: {reason[0] if reason else type(error).__name__}") from None
+        self.url: str | None = None if self._run.offline else self._run.url
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def record(self, step: int, kind: str, name: str, values: Mapping[str, Value]) -> None:
+        figures = {f"{kind}/{name}/{key}": value for key, value in numbers(values).items()}
+        if figures:
+            self._run.log({"step": step, **figures})
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        self._run.log({"step": step, name: self._wandb.Image(image)})
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+def _run_id(options: WandbConfig, path: pathlib.Path) -> str:
+    """The id in `path`, where that is a run of the same project; else a new one, which is kept there."""
+    place = {"project": options.project, "entity": options.entity}
+    try:
+        kept = json.loads(path.read_text())
+        if {key: kept.get(key) for key in place} == place and isinstance(kept.get("id"), str):
+            return kept["id"]
+    except (OSError, ValueError, AttributeError):
+        pass  # there is none yet, or the file holds something else
+    new = uuid.uuid4().hex[:8]
+    path.write_text(json.dumps({"id": new, **place}))
+    return new
+
+
+def numbers(values: Mapping[str, Value]) -> dict[str, float]:
+    """Those that can be drawn: no texts, and nothing that is not finite."""
+    return {key: value for key, value in values.items() if isinstance(value, (int, float))}

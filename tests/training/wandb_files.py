@@ -1,0 +1,24 @@
+"""Reads what W&B keeps of an offline run: records of Protocol Buffers in the log format of LevelDB."""
+
+import struct
+
+from wandb.proto import wandb_internal_pb2
+
+BLOCK, HEADER = 32768, 7
+
+
+def records(path):
+    """The records of a `run-ID.wandb`, in order."""
+    data, place, parts = path.read_bytes(), HEADER, []  # the file begins with seven bytes of its own
+    while place + HEADER <= len(data):
+        if BLOCK - place % BLOCK < HEADER:
+            place += BLOCK - place % BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + HEADER])
+        parts.append(data[place + HEADER : place + HEADER + length])
+        place += HEADER + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(b"".join(parts))
+            parts = []
+            yield record
