@@ -59,8 +59,14 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
 
     feeds = {
         name: Feed(
-            task.config.data, corpora[task.config.data.corpus], tokenizer, seed=experiment.seed + i, mesh=mesh, start=positions.get(name, 0)
-        )
+            task.config.data,
+            corpora[task.config.data.corpus],
+            tokenizer,
+            seed=experiment.seed + i,
+            mesh=mesh,
+            start=positions.get(name, 0),
+            preprocess=preprocess,
+        )  # fmt: skip
         for i, (name, task) in enumerate(tasks.items())  # tasks on one corpus draw different records
     }
     epochs = {t: len(task.config.data.open(corpora[task.config.data.corpus])) / task.config.data.batch for t, task in tasks.items()}
