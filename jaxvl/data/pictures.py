@@ -132,12 +132,14 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
         bits = 16
     if bits is None:
         raise BadRecord(NO_RANGE, f"{picture.format} of mode {picture.mode}; must be of at most 16 bits, unsigned")
-    upper = (np.asarray(picture) >> (bits - 8)).astype(np.uint8)
+    values = np.asarray(picture)
+    upper = (values >> (bits - 8)).astype(np.uint8)
     if tags.get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO:
         upper = 255 - upper
     grey = Image.fromarray(upper)
-    if picture.has_transparency_data:
-        grey.putalpha(picture.convert("RGBA").getchannel("A"))  # compares all bits
+    if "transparency" in picture.info:  # one value; Pillow itself compares 8 of its bits
+        opaque = values != picture.info["transparency"]
+        grey.putalpha(Image.fromarray(np.where(opaque, np.uint8(255), np.uint8(0))))
     return grey
 
 
