@@ -18,7 +18,7 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import BadRecord
 
 S = 16
-RAMP = np.linspace(0, 65535, S * S).round().astype(np.uint16).reshape(S, S)
+RAMP = (77 + 255 * np.arange(S * S, dtype=np.uint16)).reshape(S, S)  # upper and lower bits differ
 COLOURS = np.stack([RAMP, RAMP[::-1], RAMP.T], -1)
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG's colour types
 
