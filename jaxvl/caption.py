@@ -40,7 +40,7 @@ from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import parse_command
 from jaxvl.training.restore import restore_encoders
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
 HELP = "see python -m jaxvl.caption --help"
 
 

@@ -29,7 +29,8 @@ from jaxvl.data.captions import CaptionConfig
 from jaxvl.data.corpora import CORPORA
 from jaxvl.data.feed import Feed
 from jaxvl.data.loader import Batches, DataConfig
-from jaxvl.data.preprocess import decode, open_picture
+from jaxvl.data.pictures import open_picture
+from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
 from jaxvl.sharding import make_mesh
 
@@ -76,9 +77,10 @@ def host_parts(config: DataConfig, corpus: Any, tokenizer: Tokenizer, n: int) ->
     figures, records = [], []
     figures.append(measure("read and unpack a record", n, lambda: records.extend(source[i] for i in index)))
     figures.append(measure("decode at its stored size", n, lambda: [np.asarray(open_picture(r["image"])) for r in records]))
-    figures.append(
-        measure(f"decode and scale to {config.image_size} px", n, lambda: [decode(r["image"], config.image_size) for r in records])
-    )
+    preprocess = Preprocess(config.image_size)
+    for how, fast in (("", False), (", fast_decode", True)):
+        work = lambda fast=fast: [preprocess.decode(r["image"], fast=fast) for r in records]
+        figures.append(measure(f"decode and scale to {config.image_size} px{how}", n, work))
     texts = [config.captions.texts(r) for r in records]
     draws = np.random.default_rng(0).random((n, 14))
     captions: list[str] = []

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxvl.config import check
 from jaxvl.data.ahead import Ahead
 from jaxvl.data.loader import Batches, DataConfig
+from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.sharding.mesh import batch_sharding
 
@@ -30,7 +31,10 @@ class Feed(Iterator):
       shapes: name -> ShapeDtypeStruct of the global batch.
     """
 
-    def __init__(self, config: DataConfig, corpus: Any, tokenizer: Tokenizer, *, seed: int, mesh: Mesh, start: int = 0):
+    def __init__(
+        self, config: DataConfig, corpus: Any, tokenizer: Tokenizer, *, seed: int, mesh: Mesh, start: int = 0,
+        preprocess: Preprocess = Preprocess(),
+    ):  # fmt: skip
         check(
             config.split in corpus.splits,
             "data.split",
@@ -45,7 +49,7 @@ class Feed(Iterator):
         values = (config.classes(corpus) or (None,))[0]
         source = config.open(corpus)
         self.records = len(source)
-        self._batches = Batches(config, source, tokenizer, seed=seed, rows=np.flatnonzero(mine), values=values)
+        self._batches = Batches(config, source, tokenizer, seed=seed, rows=np.flatnonzero(mine), values=values, preprocess=preprocess)
         self.shapes = config.shapes
         stream = grain.MapDataset.range(start, 2**40).map(self._batches.__getitem__)
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jaxvl.config import Range, check
 from jaxvl.data import clips
-from jaxvl.data.preprocess import crop_box, decode, fit, open_picture
+from jaxvl.data.preprocess import Preprocess, crop_box, fit
 from jaxvl.data.records import Record
 
 Arrays = Mapping[str, np.ndarray]
@@ -81,10 +81,24 @@ class AudioConfig:
 
 
 class Picture:
-    """`image` uint8 [S, S, 4]. `crop`, `ratio`: see `DataConfig`."""
+    """`image` uint8 [S, S, 4].
 
-    def __init__(self, size: int, crop: tuple[float, float] = (1.0, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)):
-        self.size, self.crop, self.ratio = size, crop, ratio
+    Args:
+      preprocess: S, and what of a picture is seen and how it is scaled.
+      crop, ratio: see `DataConfig`; a random part takes the place of what `preprocess` would keep.
+      fast: see `Preprocess.decode`.
+    """
+
+    def __init__(
+        self,
+        preprocess: Preprocess,
+        crop: tuple[float, float] = (1.0, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        *,
+        fast: bool = False,
+    ):
+        self.preprocess, self.crop, self.ratio, self.fast = preprocess, crop, ratio, fast
+        self.size = preprocess.image_size
 
     @property
     def shapes(self) -> Shapes:
@@ -92,22 +106,26 @@ class Picture:
 
     def load(self, record: Record) -> np.ndarray | Image.Image:
         """The picture: scaled, or whole where a part is cut out of it for each row. Raises BadRecord."""
-        return decode(record["image"], self.size) if self.crop == (1.0, 1.0) else open_picture(record["image"])
+        if self.crop == (1.0, 1.0):
+            return self.preprocess.decode(record["image"], fast=self.fast)
+        return self.preprocess.open(record["image"])
 
     def nbytes(self, value: np.ndarray | Image.Image) -> int:
         return value.nbytes if isinstance(value, np.ndarray) else value.width * value.height * len(value.getbands())
 
     def fill(self, out: Arrays, row: int, value: np.ndarray | Image.Image, draws: Sequence[float]) -> None:
         if not isinstance(value, np.ndarray):
-            value = fit(value, self.size, crop_box(*value.size, self.crop, self.ratio, draws))
+            box = crop_box(*value.size, self.crop, self.ratio, draws)
+            value = fit(value, self.size, box, self.preprocess.interpolation, fast=self.fast)
         with_alpha(out["image"][row], value)
 
 
 class Frames:
-    """`video` uint8 [F, S, S, 4]."""
+    """`video` uint8 [F, S, S, 4]; each frame is a picture. `fast`: see `Preprocess.decode`."""
 
-    def __init__(self, size: int, config: VideoConfig):
-        self.size, self.config = size, config
+    def __init__(self, preprocess: Preprocess, config: VideoConfig, *, fast: bool = False):
+        self.preprocess, self.config, self.fast = preprocess, config, fast
+        self.size = preprocess.image_size
 
     @property
     def shapes(self) -> Shapes:
@@ -119,7 +137,7 @@ class Frames:
             return None
         out = np.empty((len(record["frames"]), self.size, self.size, 4), np.uint8)
         for frame, data in zip(out, record["frames"]):
-            with_alpha(frame, decode(data, self.size))
+            with_alpha(frame, self.preprocess.decode(data, fast=self.fast))
         return out
 
     def nbytes(self, value: np.ndarray) -> int:
@@ -174,5 +192,9 @@ def with_alpha(out: np.ndarray, pixels: np.ndarray) -> None:
 
 def by_name(names: Sequence[str], image: Picture, video: VideoConfig, audio: AudioConfig) -> dict[str, Any]:
     """The classes of some modalities, but for `text`, which the loader tokenises."""
-    made = {"image": lambda: image, "video": lambda: Frames(image.size, video), "waveform": lambda: Waveform(audio)}
+    made = {
+        "image": lambda: image,
+        "video": lambda: Frames(image.preprocess, video, fast=image.fast),
+        "waveform": lambda: Waveform(audio),
+    }
     return {name: made[name]() for name in names if name != "text"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -15,9 +14,8 @@ import numpy as np
 from PIL import Image
 
 from jaxvl.config import Pixels, Range, check
-from jaxvl.data.records import BadRecord
+from jaxvl.data.pictures import MAX_PIXELS, bad_pictures, open_picture
 
-MAX_PIXELS = 50_000_000  # a larger picture in a data set is damage or malice; it is skipped and counted
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Level = Annotated[float, Range(-1e3, 1e3)]
 Spread = Annotated[float, Range(1e-6, 1e3)]
@@ -32,9 +30,14 @@ class Preprocess:
       image_size: side S in pixels, of evaluation and export; tasks may train at another.
       mean, std: per channel, of values in 0..1: a model sees `(value - mean) / std`.
       background: colour in 0..1 behind transparent pictures.
-      resize: what evaluation sees of a picture that is no square: its `centre`, or all of it, `squash`ed (SigLIP).
+      flatten: put transparent pictures on `background` before they are scaled, as transformers does. False: after that, so that
+        training can put other colours behind them.
+      resize: what is seen of a picture that is no square, in evaluation and where training cuts no random part: its `centre`, or
+        all of it, `squash`ed (SigLIP).
       scale_to: side to which it is scaled before the centre S x S is cut from that; None: S, nothing is cut (ALIGN: 346 for 289).
       interpolation: of the scaling.
+      crop_rounding: where the centre begins that cannot be cut in the middle: half a pixel `down` (transformers), or at the `even`
+        one (torchvision, open_clip).
     """
 
     image_size: Pixels = 224
@@ -44,6 +47,8 @@ class Preprocess:
     resize: Literal["centre", "squash"] = "centre"
     scale_to: Pixels | None = None
     interpolation: Interpolation = "bicubic"
+    crop_rounding: Literal["down", "even"] = "down"
+    flatten: bool = False
 
     def __post_init__(self):
         check(self.image_size >= 1, "image_size", f"{self.image_size!r} must be >= 1 pixel")
@@ -56,15 +61,60 @@ class Preprocess:
         """float32 [..., 3] in 0..1 -> float32 [..., 3] as models see it."""
         return (image - jnp.asarray(self.mean, jnp.float32)) * (1 / jnp.asarray(self.std, jnp.float32))
 
-    def decode(self, data: bytes) -> np.ndarray:
-        """An encoded picture -> uint8 [S, S, 3], or [S, S, 4] where it has transparency. Raises BadRecord."""
-        scale_to = self.scale_to or self.image_size
-        picture = open_picture(data, scale_to)
-        width, height = picture.size
-        seen = (width, height) if self.resize == "squash" else (min(width, height),) * 2
-        seen = [n * self.image_size / scale_to for n in seen]
-        left, top = (width - seen[0]) / 2, (height - seen[1]) / 2
-        return fit(picture, self.image_size, (left, top, left + seen[0], top + seen[1]), self.interpolation)
+    def at(self, size: int) -> Preprocess:
+        """The same for pictures of another side; what is cut off them stays in proportion."""
+        scale_to = self.scale_to and round(self.scale_to * size / self.image_size)
+        return dataclasses.replace(self, image_size=size, scale_to=scale_to)
+
+    def open(self, data: bytes, *, fast: bool = False) -> Image.Image:
+        """An encoded picture, decoded but not scaled: `RGB`, or `RGBa` where it has transparency that is not flattened.
+
+        Args:
+          data: the file's bytes.
+          fast: decode a JPEG at a fraction of its size, where that is enough for what `decode` makes of it.
+
+        Raises:
+          BadRecord: as `pictures.open_picture`.
+        """
+        at_least = (self.scale_to or self.image_size) if fast else None
+        return open_picture(data, at_least, background=self.background if self.flatten else None)
+
+    def decode(self, data: bytes, *, fast: bool = False) -> np.ndarray:
+        """An encoded picture -> uint8 [S, S, 3], or [S, S, 4] where it has transparency that is not flattened.
+
+        Args:
+          data: the file's bytes.
+          fast: decode a JPEG at a fraction of its size where that is enough, and scale in two steps. Pixels then differ by 1
+            to 3 of 255 on average from what evaluation sees.
+
+        Raises:
+          BadRecord: as `pictures.open_picture`.
+        """
+        with bad_pictures():
+            picture = self.open(data, fast=fast)
+            width, height = self.scaled(*picture.size)
+            left, top = self._offset(width), self._offset(height)
+            box = (left, top, left + self.image_size, top + self.image_size)
+            if not fast and width * height <= MAX_PIXELS:
+                whole = picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
+                return as_array(whole.crop(box))
+            # The same but for rounding, and nothing is scaled that is cut off again.
+            across, down = picture.width / width, picture.height / height
+            box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+            return fit(picture, self.image_size, box, self.interpolation, fast=fast)
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height, whole pixels, to which a picture of so many pixels is scaled before the centre is cut from it."""
+        side = self.scale_to or self.image_size
+        if self.resize == "squash":
+            return side, side
+        shorter = min(width, height)
+        return int(side * width / shorter), int(side * height / shorter)
+
+    def _offset(self, length: int) -> int:
+        """Pixels before the centre S of so many."""
+        spare = length - self.image_size
+        return spare // 2 if self.crop_rounding == "down" else round(spare / 2)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -75,48 +125,24 @@ class Preprocess:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
-    """Decodes, scales the shorter side to `size` and keeps the centre: uint8 [size, size, 3 or 4].
-
-    Raises:
-      BadRecord: not a picture, cut short, or one too large to be honest.
-    """
-    return fit(open_picture(data, size), size)
-
-
-def open_picture(data: bytes, size: int | None = None) -> Image.Image:
-    """A decoded picture: `RGB`, or `RGBa` (premultiplied, so that scaling lets no hidden colour bleed into edges).
+def fit(picture: Image.Image, size: int, box: Box, interpolation: Interpolation, *, fast: bool = False) -> np.ndarray:
+    """The part `box` of `open_picture`'s result, scaled: uint8 [size, size, 3], or [size, size, 4] where it has transparency.
 
     Args:
-      size: what it will be scaled to; lets a JPEG be decoded at a fraction of its size where that is enough.
-
-    Raises:
-      BadRecord: as `decode`.
+      picture: `RGB` or `RGBa`.
+      size: side in pixels.
+      box: what is kept; pixels around it count at its edges, as where the whole picture is scaled first and then cut.
+      interpolation: of the scaling.
+      fast: scale down by more than 2 in two steps, the first by averages.
     """
-    try:
-        picture = Image.open(io.BytesIO(data))
-        width, height = picture.size
-        if width * height > MAX_PIXELS:
-            raise BadRecord("image is too large", f"{width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
-        if size is not None:
-            picture.draft("RGB", (size, size))
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            return picture.convert("RGBA").convert("RGBa")
-        return picture.convert("RGB")
-    except BadRecord:
-        raise
-    except Exception as error:  # Pillow raises many types for one broken file
-        raise BadRecord("image cannot be decoded", f"{type(error).__name__}: {error}") from None
-
-
-def fit(picture: Image.Image, size: int, box: Box | None = None, interpolation: Interpolation = "bicubic") -> np.ndarray:
-    """The part `box` (None: the centre square) of `open_picture`'s result, scaled: uint8 [size, size, 3 or 4]."""
-    if box is None:
-        side = min(picture.size)
-        left, top = ((n - side) / 2 for n in picture.size)
-        box = (left, top, left + side, top + side)
     if picture.size != (size, size) or box != (0, 0, size, size):
-        picture = picture.resize((size, size), Image.Resampling[interpolation.upper()], box=box, reducing_gap=2.0)
+        gap = 2.0 if fast else None
+        picture = picture.resize((size, size), Image.Resampling[interpolation.upper()], box=box, reducing_gap=gap)
+    return as_array(picture)
+
+
+def as_array(picture: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3] of a picture in `RGB`, [H, W, 4] of one in `RGBa`, its colours no longer premultiplied."""
     return np.asarray(picture.convert("RGBA") if picture.mode == "RGBa" else picture)
 
 

@@ -16,12 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxvl.config import ConfigError
+from jaxvl.data import pictures
 from jaxvl.data.augment import plain
 from jaxvl.evals.ranking import put
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
 
 # Why a record is skipped. Processes tell each other which by its position, 1 being the first; 0 is a good record.
-CAUSES = ("record cannot be read", "record is incomplete", "image cannot be decoded")
+CAUSES = ("record cannot be read", "record is incomplete", *pictures.CAUSES)
 _PADDING = -1
 
 

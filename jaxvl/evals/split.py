@@ -142,7 +142,7 @@ class SplitOptions:
 def rows_of(options: SplitOptions, encoders: Encoders, **data: Any) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """A split in batches as a model is trained with, names as texts, in an order that is random but always the same.
 
-    Every process makes whole batches. Records that cannot be used are replaced by the ones after them.
+    Pictures and frames are those of `encoders.preprocess`, exactly. Every process makes whole batches. Records that cannot be used are replaced by the ones after them.
 
     Args:
       data: more of `DataConfig` (`images_per_row`).
@@ -156,14 +156,14 @@ def rows_of(options: SplitOptions, encoders: Encoders, **data: Any) -> Iterator[
     open_split(options.corpus, options.split)
     config = DataConfig(
         options.corpus, options.split, encoders.batch, image_size=encoders.preprocess.image_size, text_length=encoders.text_length,
-        captions=CaptionConfig(locale=options.locale), cache_mb=0, **data,
+        captions=CaptionConfig(locale=options.locale), cache_mb=0, fast_decode=False, **data,
     )  # fmt: skip
     source = config.open(prepared(options.corpus))
     rows, shards = len(source) // config.images_per_row, batch_shards(encoders.mesh)
     if not rows:
         raise ValueError(f"split {options.split!r} has {len(source)} records, too few for a row of {config.images_per_row}")
     config = dataclasses.replace(config, batch=min(config.batch, -(-rows // shards) * shards))
-    batches = Batches(config, source, encoders.tokenizer, seed=0)
+    batches = Batches(config, source, encoders.tokenizer, seed=0, preprocess=encoders.preprocess)
     for i in range(-(-rows // config.batch)):
         batch = batches[i]
         yield {k: v for k, v in batch.items() if k != "index"}, min(config.batch, rows - i * config.batch)

@@ -194,6 +194,14 @@ class Section:
                 raise self.refuse(key, f"is not a field that is known here (known: {', '.join(sorted(keys))})")
 
 
+def rounding_note(preprocess: Preprocess, theirs: str, library: str) -> tuple[str, ...]:
+    """What is to be told where a library begins the centre that it cuts at another pixel (`Preprocess.crop_rounding`)."""
+    nothing_is_cut = preprocess.resize == "squash" and preprocess.scale_to in (None, preprocess.image_size)
+    if nothing_is_cut or preprocess.crop_rounding == theirs:
+        return ()
+    return (f"{library} cuts the centre of some pictures one pixel beside where this model's is cut: it rounds {theirs}",)
+
+
 def named_sizes(sizes: Sizes, table: Mapping[str, Sizes], nearest: str) -> dict[str, Any]:
     """`variant` and the sizes that differ from it: a name of `table` where the sizes are exactly its, else `nearest` with all four given."""
     for name, known in table.items():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxvl.interop import hf_align, hf_dual, hf_files
-from jaxvl.interop.bundle import Bundle, Section, bounded, built, same_model, shapes_of
+from jaxvl.interop.bundle import Bundle, Section, bounded, built, rounding_note, same_model, shapes_of
 from jaxvl.interop.files import read_json, read_weights, write_json, write_safetensors
 from jaxvl.interop.mapping import ConversionError, Entries, StateDict, read_arrays, write_arrays
 from jaxvl.interop.tokens import find_tokenizer, read_tokenizer, with_tokens, write_tokenizer
@@ -104,6 +104,7 @@ def save(bundle: Bundle, path: pathlib.Path) -> tuple[str, ...]:
         state |= hf_align.unused(bundle.model, state)
     path.mkdir(parents=True, exist_ok=True)
     notes = write_tokenizer(bundle.tokenizer, path, bundle.inputs.text_length) if bundle.tokenizer else ("no tokenizer is written",)
+    notes += rounding_note(bundle.preprocess, "down", "transformers")
     patch = bundle.model.image.patch if kind == "siglip2" else None
     write_json(path / "preprocessor_config.json", hf_files.preprocessor(bundle.preprocess, patch))
     write_json(path / "config.json", config)

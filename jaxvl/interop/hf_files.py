@@ -46,10 +46,11 @@ def read_preprocess(folder: pathlib.Path, image_size: int, family: str, patch: i
 def default(family: str, image_size: int) -> Preprocess:
     """What the papers of the family use."""
     if family == "clip":
-        return Preprocess(image_size, CLIP_MEAN, CLIP_STD)
+        return Preprocess(image_size, CLIP_MEAN, CLIP_STD, flatten=True)
     if family == "align":
-        return Preprocess(image_size, resize="squash", scale_to=round(image_size * 346 / 289), interpolation="bilinear")
-    return Preprocess(image_size, resize="squash")
+        scale_to = round(image_size * 346 / 289)
+        return Preprocess(image_size, resize="squash", scale_to=scale_to, interpolation="bilinear", flatten=True)
+    return Preprocess(image_size, resize="squash", flatten=True)
 
 
 def _read(section: Section, kind: str, image_size: int) -> tuple[Preprocess, tuple[str, ...]]:
@@ -75,7 +76,8 @@ def _read(section: Section, kind: str, image_size: int) -> tuple[Preprocess, tup
         scale_to = side if side != seen else None
     mean, std = _normalisation(section, clip, efficient)
     with refusing(section.where):
-        return Preprocess(image_size, mean, std, resize=resize, scale_to=scale_to, interpolation=interpolation), notes
+        how = dict(resize=resize, scale_to=scale_to, interpolation=interpolation, flatten=True)
+        return Preprocess(image_size, mean, std, **how), notes
 
 
 def _normalisation(section: Section, clip: bool, efficient: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -16,7 +16,7 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.interop import open_clip_coca as coca
 from jaxvl.interop import open_clip_dual as dual
-from jaxvl.interop.bundle import Bundle, Section, bounded, built, refusing, same_model, shapes_of
+from jaxvl.interop.bundle import Bundle, Section, bounded, built, refusing, rounding_note, same_model, shapes_of
 from jaxvl.interop.files import read_json, read_weights, write_json, write_safetensors
 from jaxvl.interop.hf_files import CLIP_MEAN, CLIP_STD
 from jaxvl.interop.mapping import ConversionError, StateDict, read_arrays, write_arrays
@@ -90,7 +90,7 @@ def save(bundle: Bundle, path: pathlib.Path) -> tuple[str, ...]:
     model_cfg = config["model_cfg"]
     state = write_state(bundle, model_cfg)
     path.mkdir(parents=True, exist_ok=True)
-    notes = _write_tokenizer(bundle, path, model_cfg["text_cfg"])
+    notes = _write_tokenizer(bundle, path, model_cfg["text_cfg"]) + rounding_note(bundle.preprocess, "even", "open_clip")
     write_json(path / CONFIG, config)
     write_safetensors(path / WEIGHTS[0], state)
     return notes
@@ -183,11 +183,12 @@ def _read_preprocess(section: Section, image_size: int) -> Preprocess:
     if section.size("size", image_size) != image_size:
         raise section.refuse("size", f"but the model's pictures are {image_size} pixels a side")
     section.only("mode", ("RGB",), "RGB")
+    resize = section.only("resize_mode", RESIZE, "shortest")
     with refusing("preprocess_cfg"):
         return Preprocess(
-            image_size, section.numbers("mean", CLIP_MEAN), section.numbers("std", CLIP_STD),
-            resize=section.only("resize_mode", RESIZE, "shortest"),
+            image_size, section.numbers("mean", CLIP_MEAN), section.numbers("std", CLIP_STD), resize=resize,
             interpolation=section.only("interpolation", ("bicubic", "bilinear"), "bicubic"),
+            crop_rounding="even" if resize == "centre" else "down",
         )  # fmt: skip
 
 

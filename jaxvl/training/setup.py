@@ -78,7 +78,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
         corpus = corpora[task.config.data.corpus]
         seed = experiment.seed + i  # tasks on one corpus draw different records
         begin = positions.get(name, 0)
-        feeds[name] = Feed(task.config.data, corpus, tokenizer, seed=seed, mesh=mesh, start=begin)
+        feeds[name] = Feed(task.config.data, corpus, tokenizer, seed=seed, mesh=mesh, start=begin, preprocess=experiment.preprocess)
     if restored is not None:
         check_data(experiment, {name: feed.identity for name, feed in feeds.items()}, restored.frame)
 

@@ -2,13 +2,21 @@ import io
 
 import numpy as np
 import pytest
-from data_samples import encoded, noise
+from data_samples import Source, encoded, noise, record, tokenizer
 from PIL import Image
 
 from jaxvl.config import ConfigError
-from jaxvl.data import preprocess
-from jaxvl.data.preprocess import Preprocess, crop_box, decode, fit, open_picture
+from jaxvl.data import pictures
+from jaxvl.data.corpora.shapes import Shapes
+from jaxvl.data.loader import Batches, DataConfig
+from jaxvl.data.modalities import VideoConfig
+from jaxvl.data.pictures import open_picture
+from jaxvl.data.preprocess import Preprocess, crop_box, fit
 from jaxvl.data.records import BadRecord
+
+
+def decode(data, size):
+    return Preprocess(size).decode(data)
 
 
 @pytest.mark.parametrize("channels", [3, 4])
@@ -65,7 +73,7 @@ def test_damaged_pictures_are_bad_records(keep):
 
 
 def test_a_picture_too_large_to_be_honest(monkeypatch):
-    monkeypatch.setattr(preprocess, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1000)
     with pytest.raises(BadRecord, match="image is too large: 40 x 40 pixels; at most 1,000"):
         decode(encoded(noise(0, 40, 40, 3)), 16)
 
@@ -87,13 +95,13 @@ def test_crops_stay_inside_and_keep_the_asked_area():
 def test_the_whole_area_is_the_whole_picture():
     pixels = noise(4, 24, 24, 3)
     box = crop_box(24, 24, (1.0, 1.0), (1.0, 1.0), [0.3, 0.6, 0.9, 0.1])
-    np.testing.assert_array_equal(fit(open_picture(encoded(pixels)), 24, box), pixels)
+    np.testing.assert_array_equal(fit(open_picture(encoded(pixels)), 24, box, "bicubic"), pixels)
 
 
 def test_a_box_is_cut_out():
     pixels = noise(5, 24, 24, 4)
     pixels[..., 3] = 255
-    np.testing.assert_array_equal(fit(open_picture(encoded(pixels)), 8, (4, 10, 12, 18)), pixels[10:18, 4:12])
+    np.testing.assert_array_equal(fit(open_picture(encoded(pixels)), 8, (4, 10, 12, 18), "bicubic"), pixels[10:18, 4:12])
 
 
 def test_json_round_trip_and_refusals():
@@ -104,3 +112,80 @@ def test_json_round_trip_and_refusals():
         Preprocess(std=(1.0, 0.0, 1.0))
     with pytest.raises(ConfigError, match="background"):
         Preprocess(background=(0.0, 0.0, 1.5))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training sees what evaluation sees
+
+S = 12
+PHOTO = encoded(np.kron(noise(7, 9, 14, 3), np.ones((8, 8, 1), np.uint8)), "JPEG", quality=95)  # 112 x 72
+WAYS = {
+    "centre": dict(),
+    "centre, bilinear": dict(interpolation="bilinear"),
+    "centre of more": dict(scale_to=16, interpolation="lanczos"),
+    "squash": dict(resize="squash"),
+    "squash, bilinear": dict(resize="squash", interpolation="bilinear"),
+    "squash, centre of more": dict(resize="squash", scale_to=17, interpolation="nearest", crop_rounding="even"),
+    "on a background": dict(flatten=True, background=(0.2, 0.4, 0.6)),
+}
+
+
+def by_pillow(data, scale_to=S, resize="centre", interpolation="bicubic", **_):
+    """uint8 [S, S, 3] by Pillow's methods alone."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    width, height = picture.size
+    size = (scale_to, scale_to) if resize == "squash" else (scale_to * width // height, scale_to)
+    scaled = picture.resize(size, Image.Resampling[interpolation.upper()])
+    left, top = (int((n - S) / 2) for n in scaled.size)
+    return np.asarray(scaled.crop((left, top, left + S, top + S)))
+
+
+def training(preprocess, **options):
+    """The first batch of a source whose pictures and frames are all PHOTO."""
+    records = {i: {**record(i), "image": PHOTO, "frames": [PHOTO, PHOTO]} for i in range(4)}
+    config = DataConfig(
+        corpus=Shapes(), split="train", batch=4, image_size=S, text_length=6, modalities=("image", "video"), video=VideoConfig(frames=2),
+        **options,
+    )  # fmt: skip
+    return Batches(config, Source(4, records), tokenizer(), seed=0, preprocess=preprocess)[0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_training_pictures_follow_preprocess(way):
+    preprocess, expected = Preprocess(S, **WAYS[way]), by_pillow(PHOTO, **WAYS[way])
+    np.testing.assert_array_equal(preprocess.decode(PHOTO), expected)
+    batch = training(preprocess, fast_decode=False)
+    for row in (*batch["image"], *batch["video"].reshape(-1, S, S, 4)):
+        np.testing.assert_array_equal(row[..., :3], expected)
+    fast = training(preprocess)["image"]  # decoded at a fraction of its size
+    assert (fast == fast[0]).all()
+    if "nearest" not in WAYS[way].values():
+        assert np.abs(fast[0, ..., :3].astype(int) - expected).mean() < 6
+
+
+def test_tasks_of_another_size_cut_in_proportion():
+    ours = Preprocess(289, scale_to=346, resize="squash")
+    assert ours.at(289) == ours and ours.at(224) == Preprocess(224, scale_to=268, resize="squash")
+    assert Preprocess(32).at(48) == Preprocess(48)
+
+
+def test_random_parts_are_scaled_by_the_interpolation_of_preprocess():
+    nearest = training(Preprocess(S, interpolation="nearest"), crop=(0.3, 0.6), fast_decode=False)["image"]
+    colours = {tuple(c) for c in np.asarray(Image.open(io.BytesIO(PHOTO)).convert("RGB")).reshape(-1, 3).tolist()}
+    assert {tuple(c) for c in nearest[..., :3].reshape(-1, 3).tolist()} <= colours  # none is mixed of two
+
+
+def test_a_picture_of_extreme_ratio_is_not_scaled_as_a_whole(monkeypatch):
+    wide = encoded(np.kron(noise(8, 1, 40, 3), np.ones((6, 9, 1), np.uint8)))  # 360 x 6
+    whole = Preprocess(S).decode(wide).astype(int)
+    np.testing.assert_array_equal(whole, by_pillow(wide))
+    monkeypatch.setattr("jaxvl.data.preprocess.MAX_PIXELS", S * S)
+    assert np.abs(Preprocess(S).decode(wide) - whole).max() <= 1
+
+
+def test_flattened_pictures_are_put_on_the_background_before_they_are_scaled():
+    pixels = noise(9, 30, 30, 4)
+    ours = Preprocess(S, flatten=True, background=(0.2, 0.4, 1.0)).decode(encoded(pixels))
+    behind = Image.new("RGBA", (30, 30), (51, 102, 255, 255))
+    expected = Image.alpha_composite(behind, Image.fromarray(pixels)).convert("RGB").resize((S, S), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(ours, np.asarray(expected))

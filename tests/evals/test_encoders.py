@@ -50,6 +50,16 @@ def test_bad_records_are_left_out_and_counted():
     np.testing.assert_array_equal(got.rows, TABLE[kept])
 
 
+def test_pictures_are_left_out_by_cause():
+    files = (
+        b"<svg/>",
+        b"GIF89a" + bytes([255] * 4 + [0] * 20),  # 65,535 x 65,535
+        b"Pf 1 1 -1.0\n" + np.float32(0.5).tobytes(),
+    )
+    got = encoders(MESH, TABLE, TABLE).images([{"image": data} for data in files])
+    assert got.skipped == {"image cannot be decoded": 1, "image is too large": 1, "image has no range of values": 1}
+
+
 def test_a_split_is_encoded_once_for_all_evaluators_and_again_for_new_weights():
     source = Source([(k, {}) for k in range(20)])
     first = encoders(MESH, TABLE, TABLE)

@@ -1,9 +1,12 @@
 """What a run prepares before its first step: the tokenizer of several tasks, and models that do not go with it."""
 
+import io
+
 import jax
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from jaxvl import train
 from jaxvl.config import ConfigError, resolve
@@ -64,6 +67,25 @@ def test_a_model_whose_texts_begin_otherwise_is_refused():
     assert found.cls_id is None
     with pytest.raises(ConfigError, match=r"model.start_id: 5 is not what the tokenizer begins texts with \(None\)"):
         build_model(experiment, found)
+
+
+def test_training_pictures_follow_preprocess(tmp_path, monkeypatch):
+    """The run's own feed, up to the first batch; nothing is compiled."""
+    monkeypatch.setattr("jaxvl.training.setup.compile_turns", lambda *args: [])
+    data = dict(DATA, corpus=dict(tiny.CORPUS, size=40), image_size=8, fast_decode=False)
+    how = dict(image_size=16, scale_to=20, interpolation="bilinear")
+    experiment = tiny.experiment(tasks=dict(pairs=dict(data=data, objectives=dict(align=1.0))), preprocess=how)
+    with Writer(tmp_path, 6, tensorboard=False) as writer, jax.set_mesh(mesh := make_mesh(experiment.mesh)):
+        run = setup(experiment, mesh, tmp_path, writer)
+        batch = next(run.feeds["pairs"])
+        run.close()
+    source = experiment.tasks["pairs"].data.corpus.prepare(log=print).split("train_a")
+    expected = set()
+    for i in range(len(source)):
+        picture = Image.open(io.BytesIO(source[i]["image"])).convert("RGBa")
+        scaled = picture.resize((10, 10), Image.Resampling.BILINEAR).convert("RGBA")  # 20 of 16 are 10 of 8
+        expected.add(np.asarray(scaled)[1:9, 1:9].tobytes())
+    assert {np.asarray(row).tobytes() for row in np.asarray(batch["image"])} <= expected
 
 
 MOE = dict(last=1, experts=4, bias=True, router=dict(name="token_choice", top=2, capacity_factor=None, renormalise=True))

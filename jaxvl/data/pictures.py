@@ -1,0 +1,152 @@
+"""Encoded pictures, opened: upright, 8 bits a channel, RGB or premultiplied RGBA, whatever kind of file they come as."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from jaxvl.data.records import BadRecord
+
+# Formats are named, so that no bytes from outside reach a reader that starts a program (EPS: Ghostscript) or takes
+# almost anything for a picture (TGA).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "QOI", "AVIF")
+Colour = tuple[float, float, float]
+MAX_PIXELS = 50_000_000  # a larger picture in a data set is damage or malice; it is skipped and counted
+MAX_SIDE = 65_535  # as JPEG; Pillow's boxes are float32, which cannot tell the pixels of a much longer side apart
+MAX_SCANS = 100  # of a progressive JPEG: encoders write about 10; a small file of thousands takes an hour to decode
+CANNOT_BE_DECODED, TOO_LARGE, NO_RANGE = CAUSES = (
+    "image cannot be decoded",
+    "image is too large",
+    "image has no range of values",
+)
+
+ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
+
+# Damaged metadata and large pictures are met by the million in crawled data. What matters of them is in the counts of
+# skipped records, and `catch_warnings` around each picture is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@contextlib.contextmanager
+def bad_pictures() -> Iterator[None]:
+    """Whatever Pillow raises for one broken file becomes a BadRecord."""
+    try:
+        yield
+    except BadRecord:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadRecord(TOO_LARGE, str(error)) from None
+    except UnidentifiedImageError:
+        raise BadRecord(CANNOT_BE_DECODED, f"it is none of {', '.join(FORMATS)}") from None
+    except Exception as error:
+        raise BadRecord(CANNOT_BE_DECODED, f"{type(error).__name__}: {error}") from None
+
+
+def open_picture(data: bytes, at_least: int | None = None, background: Colour | None = None) -> Image.Image:
+    """A decoded picture, the first of an animation: `RGB`, or `RGBa` where it is transparent.
+
+    `RGBa` is premultiplied, so that scaling lets no hidden colour bleed into edges. The picture is turned as its EXIF or XMP
+    orientation says. Values of 16 bits become their upper 8.
+
+    Args:
+      data: the file's bytes, in one of `FORMATS`.
+      at_least: smallest side that is needed, in pixels. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that is
+        enough, which is faster, but not what decoding and scaling gives. None: at its own size.
+      background: colour on which transparent pictures are put, 0..1 per channel. None: they stay transparent.
+
+    Raises:
+      BadRecord: not a picture, cut short, one too large to be honest, or one whose values have no defined range (float or
+        32-bit integer).
+    """
+    with bad_pictures():
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(*picture.size)
+        if picture.format in ("JPEG", "MPO"):
+            _check_scans(data)
+            if at_least is not None:
+                picture.draft("RGB", (at_least, at_least))
+        picture.load()
+        if picture.format == "PNG" and "transparency" in picture.info:
+            _mend_transparent_colour(picture, data)
+        turned = ORIENTATION.get(_orientation(picture))
+        picture = _in_rgb(picture, background)
+        return picture if turned is None else picture.transpose(turned)
+
+
+def _check_size(width: int, height: int) -> None:
+    if not width or not height:
+        raise BadRecord(CANNOT_BE_DECODED, f"{width} x {height} pixels")
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        at_most = f"at most {MAX_PIXELS:,} are decoded, and {MAX_SIDE:,} a side"
+        raise BadRecord(TOO_LARGE, f"{width} x {height} pixels; {at_most}")
+
+
+def _check_scans(data: bytes) -> None:
+    scans = data.count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise BadRecord(TOO_LARGE, f"a JPEG of {scans} scans; at most {MAX_SCANS} are decoded")
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's number, 1 (upright) to 8; 1 where it cannot be read, for damaged metadata loses no picture."""
+    try:
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 (Pillow raises many types for one broken file)
+        return 1
+
+
+def _in_rgb(picture: Image.Image, background: Colour | None) -> Image.Image:
+    """`RGB` or `RGBa` of a loaded picture of any mode."""
+    if picture.mode.startswith(("I", "F")):
+        picture = _eight_bits(picture)
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    picture = picture.convert("RGBA")
+    if background is None:
+        return picture.convert("RGBa")
+    colour = tuple(round(255 * value) for value in background)
+    return Image.alpha_composite(Image.new("RGBA", picture.size, (*colour, 255)), picture).convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """`L` or `LA` of a grey picture with more than 8 bits. Raises BadRecord where the range of its values is not defined."""
+    tags = getattr(picture, "tag_v2", {})  # of a TIFF
+    bits = 16 if picture.mode.startswith("I;16") else None
+    if bits and ExifTags.Base.BitsPerSample in tags:
+        bits = tags[ExifTags.Base.BitsPerSample][0]
+    if picture.mode == "I" and picture.format in ("PNG", "PPM"):  # Pillow scales these to 16 bits
+        bits = 16
+    if bits is None:
+        raise BadRecord(NO_RANGE, f"{picture.format} of mode {picture.mode}; must be of at most 16 bits, unsigned")
+    values = np.asarray(picture)
+    upper = (values >> (bits - 8)).astype(np.uint8)
+    if tags.get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO:
+        upper = 255 - upper
+    grey = Image.fromarray(upper)
+    if "transparency" in picture.info:  # one value; Pillow itself compares 8 of its bits
+        opaque = values != picture.info["transparency"]
+        grey.putalpha(Image.fromarray(np.where(opaque, np.uint8(255), np.uint8(0))))
+    return grey
+
+
+def _mend_transparent_colour(picture: Image.Image, data: bytes) -> None:
+    """A PNG's one transparent colour, which Pillow leaves in the file's bit depth, becomes one of the picture's own values."""
+    colour, depth = picture.info["transparency"], data[24]  # IHDR comes first
+    if picture.mode == "RGB" and depth == 16:
+        picture.info["transparency"] = tuple(value >> 8 for value in colour)
+    if picture.mode == "L" and depth < 8:
+        picture.info["transparency"] = colour * 255 // (2**depth - 1)
