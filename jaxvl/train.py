@@ -14,6 +14,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 from absl import logging
@@ -24,6 +25,7 @@ from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
 from jaxvl.evals.report import save_gallery, summary_table, write_report
 from jaxvl.sharding import hosts, make_mesh
+from jaxvl.training.agreement import Agreement
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.describe import write_workdir
 from jaxvl.training.experiment import Experiment, parse_command
@@ -42,6 +44,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
       ConfigError: before anything is compiled.
       TrainingDiverged: too many skipped steps in a row; the last good state is saved.
       CheckpointError: the last checkpoint could not be written.
+      DataError: the data cannot be read, by this process or another; the last whole step is saved.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     stop = hosts.StopSignal()
@@ -62,23 +65,27 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
 def loop(run: Run, stop: hosts.StopSignal) -> None:
     """The training loop. The order of its lines matters: what is saved at a step is what that step left behind."""
     state, meter = run.state, Meter(run.experiment.log.every, run.feeds)
+    agreement = Agreement(stop, run.feeds)
     run.state = None  # the buffers are donated to the first step; nobody else may hold them
     for step in range(run.start, run.total):
         turn = run.schedule(step)  # which task, or tasks; a pure function of the step: every host agrees, a resume continues
-        batches = tuple(next(run.feeds[task]) for task in turn.tasks)  # already on the mesh
+        batches = tuple(run.feeds[task].take(call=agreement.calling) for task in turn.tasks)  # already on the mesh
         state, metrics = run.steps[turn](state, batches)  # one compiled step per signature, state donated
         done = step + 1
         for record in meter.tick(done, turn, metrics):  # figures of earlier steps, by now on the host
             run.writer.record(record.step, "train", record.task, record.scalars)
             guard(run, state, record)
         run.writer.advance(done)
+        saving = run.checkpoints.due(done) or done == run.total
+        verdict = agreement.after(metrics, wait=saving or any(run.due(done)))
+        if verdict.error is not None:
+            end(run, state, done, verdict.error)
         for name, result in evaluate(run, state, done):  # whichever evaluators are due
             run.writer.record(done, "eval", name, result)
             meter.pause()
-        stopping = stop.reached(done)
-        if stopping or run.checkpoints.due(done) or done == run.total:
+        if verdict.stop or saving:
             run.checkpoints.save(done, state, run.frame(), run.latest)
-        if stopping:
+        if verdict.stop:
             run.writer.say(f"stopped by {stop.name} after step {done}; saved, and resumed by the same command")
             break
     for record in meter.flush():
@@ -88,6 +95,22 @@ def loop(run: Run, stop: hosts.StopSignal) -> None:
         if feed.skipped:
             run.writer.record(int(state.step), "event", f"skipped/{task}", feed.skipped)  # cause -> records
     run.checkpoints.finish()
+
+
+def end(run: Run, state: TrainState, done: int, error: Exception) -> NoReturn:
+    """Ends a run whose data has failed, in all processes at the same step: saves the state after the last step that was whole, and raises."""
+    whole = int(state.step)
+    for step in range(whole, done):  # steps whose rows some process did not have; they have changed nothing
+        for task in run.schedule(step).tasks:
+            run.feeds[task].take_back()
+    if whole > run.start:
+        run.checkpoints.save(whole, state, run.frame(), run.latest)
+        run.writer.say(f"ended after step {whole}, which is saved: {error}")
+    try:
+        run.checkpoints.finish()
+    except CheckpointError as lost:
+        raise CheckpointError(f"{error}; besides, {lost}") from error
+    raise error
 
 
 def guard(run: Run, state: TrainState, record) -> None:
@@ -139,4 +162,4 @@ if __name__ == "__main__":
     if "--help" in sys.argv or "-h" in sys.argv:
         print(__doc__)
         sys.exit(0)
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(hosts.run_command(main, sys.argv[1:]))

@@ -94,9 +94,6 @@ class Picture:
         """The picture: scaled, or whole where a part is cut out of it for each row. Raises BadRecord."""
         return decode(record["image"], self.size) if self.crop == (1.0, 1.0) else open_picture(record["image"])
 
-    def nbytes(self, value: np.ndarray | Image.Image) -> int:
-        return value.nbytes if isinstance(value, np.ndarray) else value.width * value.height * len(value.getbands())
-
     def fill(self, out: Arrays, row: int, value: np.ndarray | Image.Image, draws: Sequence[float]) -> None:
         if not isinstance(value, np.ndarray):
             value = fit(value, self.size, crop_box(*value.size, self.crop, self.ratio, draws))
@@ -121,9 +118,6 @@ class Frames:
         for frame, data in zip(out, record["frames"]):
             with_alpha(frame, decode(data, self.size))
         return out
-
-    def nbytes(self, value: np.ndarray) -> int:
-        return value.nbytes
 
     def fill(self, out: Arrays, row: int, value: np.ndarray, draws: Sequence[float]) -> None:
         out["video"][row] = value[self.config.choose(len(value), draws[0])]
@@ -152,9 +146,6 @@ class Waveform:
         names = {k: record["captions"].get(k, [None])[0] for k in sorted(found)} if self.config.paired else dict.fromkeys(sorted(found))
         kept = [k for k in names if (not self.config.locales or k in self.config.locales) and (names[k] or not self.config.paired)]
         return [Clip(clips.decode_clip(found[k]), names[k]) for k in kept] or None
-
-    def nbytes(self, value: list[Clip]) -> int:
-        return sum(clip.samples.nbytes for clip in value)
 
     def choose(self, value: list[Clip], draws: Sequence[float]) -> Clip:
         return value[int(draws[0] * len(value))]

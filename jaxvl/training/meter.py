@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from jaxvl.data.feed import SIGNAL
+from jaxvl.sharding.hosts import Signal
 from jaxvl.training.schedule import Turn
 
 ALL = "all"  # name of the record of all tasks together
@@ -63,7 +65,11 @@ class Meter:
 
     def flush(self) -> list[Record]:
         """Records of what has not been reported yet."""
-        values = {task: (step, jax.device_get(metrics)) for task, (step, metrics) in self._new.items()}
+        values = {}
+        for task, (step, metrics) in self._new.items():
+            scalars = jax.device_get(metrics)
+            if scalars.pop(SIGNAL, Signal.FINE) < Signal.BROKEN:  # figures of rows that are none would be taken for real ones
+                values[task] = step, scalars
         seconds = max(time.perf_counter() - self._began, 1e-9)
         rates = {
             "examples_per_second": self._rows / seconds,
@@ -73,7 +79,7 @@ class Meter:
         records = []
         for task, (step, scalars) in values.items():
             feed = self._feeds[task]
-            sums = {"task_steps": float(feed.position), "skipped_records": float(sum(feed.skipped.values()))}
+            sums = {"task_steps": float(feed.steps), "skipped_records": float(sum(feed.skipped.values()))}
             records.append(Record(step, task, {**{k: float(v) for k, v in scalars.items()}, **rates, **sums}))
         self._last |= {record.task: record for record in records}
         if records and len(self._feeds) > 1:
@@ -89,7 +95,7 @@ class Meter:
         return {
             "loss": statistics.fmean(scalars["loss"] for scalars in last.values()),
             **{f"loss/{task}": scalars["loss"] for task, scalars in last.items()},
-            **{f"steps/{task}": float(feed.position) for task, feed in self._feeds.items()},
+            **{f"steps/{task}": float(feed.steps) for task, feed in self._feeds.items()},
             "skipped": count(scalars["skipped"] for scalars in last.values()),
         }
 

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxvl.config import check, to_dict
+from jaxvl.data.draws import derive
 from jaxvl.data.feed import Feed
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.tasks import Task
@@ -57,12 +58,10 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
         positions = saved["positions"]
         writer.say(f"resuming from step {start} of {workdir}")
 
-    feeds = {
-        name: Feed(
-            task.config.data, corpora[task.config.data.corpus], tokenizer, seed=experiment.seed + i, mesh=mesh, start=positions.get(name, 0)
-        )
-        for i, (name, task) in enumerate(tasks.items())  # tasks on one corpus draw different records
-    }
+    feeds = {}
+    for name, task in tasks.items():
+        data, seed = task.config.data, derive(experiment.seed, "data", name)  # tasks on one corpus draw different records
+        feeds[name] = Feed(data, corpora[data.corpus], tokenizer, seed=seed, mesh=mesh, start=positions.get(name, 0))
     epochs = {t: len(task.config.data.open(corpora[task.config.data.corpus])) / task.config.data.batch for t, task in tasks.items()}
     schedule = experiment.schedule.build(list(tasks), experiment.steps, epochs)
     programs = compile_turns(experiment, tasks, schedule.turns, model, abstract, shardings, mesh, judges)
