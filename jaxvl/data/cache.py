@@ -3,7 +3,7 @@
 Which values are kept: a full cache takes in one new value of 64, and drops random ones for it. An epoch is a new permutation, so
 the value that was used last is no likelier to come next: with room for a share c of the records, "least recently used" finds about c² / 2 of
 them, dropping a random one for each new one somewhat more, and keeping the first ones c, which is the most that can be had without
-knowing the order. One of 64 stays near that (0.46 at c = 0.5, 0.09 at c = 0.1), and follows when other records are asked for
+knowing the order. One of 64 comes within a tenth of that, and follows when other records are asked for
 (another part of a mixture, other languages).
 """
 
