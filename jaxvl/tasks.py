@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxvl.config import Batch, ConfigError, Weight, check, convert, resolve, to_dict
 from jaxvl.data.augment import augment
-from jaxvl.data.loader import HOST_ONLY, DataConfig
+from jaxvl.data.loader import DataConfig
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.objectives import OBJECTIVES
 
@@ -99,14 +99,14 @@ class Task:
     def signature(self) -> str:
         """What the compiled step depends on, as JSON; tasks of one signature share one.
 
-        In it: names, shapes and dtypes of the batch; augmentation and whatever else of `data` the devices see; objectives in
-        their order, with keys, weights and options; microbatches; `encode`. Not in it: where the data comes from
-        (`data.loader.HOST_ONLY`), and the task's name, unless one of its objectives keeps state between steps (a queue, a
+        In it: names, shapes and dtypes of the batch; what else of `data` the compiled step reads (`DataConfig.on_device`); objectives in
+        their order, with keys, weights and options; microbatches; `encode`. Not in it: whatever the host alone reads (where the data comes
+        from, which frames of a clip), and the task's name, unless one of its objectives keeps state between steps (a queue, a
         teacher), which belongs to this task: then no other task has its signature.
         """
         config = to_dict(self.config)
         shapes = {name: (s.shape, str(s.dtype)) for name, s in self.config.data.shapes.items()}
-        data = {key: value for key, value in config["data"].items() if key not in HOST_ONLY}
+        data = {key: to_dict(value) for key, value in self.config.data.on_device.items()}
         has_state = any(jax.tree.leaves(jax.eval_shape(objective.init_aux)) for objective in self.objectives.values())
         parts = (shapes, data, [*config["objectives"].items()], self.config.microbatches, sorted(self.config.encode.items()))
         return json.dumps([*parts, self.name if has_state else None], default=repr)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import pathlib
 import sys
 import time
+from typing import NoReturn
 
 import jax
 from absl import logging
@@ -26,6 +27,7 @@ from jaxvl.data.records import DataError
 from jaxvl.evals.report import summary_table, write_report
 from jaxvl.sharding import hosts, make_mesh
 from jaxvl.sharding.topology import peak_flops
+from jaxvl.training.agreement import Agreement
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.describe import describe_goodput, write_workdir
 from jaxvl.training.experiment import Experiment, parse_command
@@ -48,6 +50,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
       ConfigError: before anything is compiled.
       TrainingDiverged: too many skipped steps in a row; the last good state is saved.
       CheckpointError: the last checkpoint could not be written.
+      DataError: the data cannot be read, by this process or another; the last whole step is saved.
       EvaluationError: the run is done and saved, but an evaluator failed.
     """
     clock = Clock()
@@ -84,24 +87,28 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
     """The training loop. The order of its lines matters: what is saved at a step is what that step left behind."""
     state = run.take_state()
     meter = Meter(run.experiment.log.every, run.feeds, clock, speed(run))
+    agreement = Agreement(stop, run.feeds)
     profile.begin(run.start)
     evaluate(run, state, run.start, meter)  # what was due at the step of the checkpoint, if the run ended before it was done
     for step in range(run.start, run.total):
         done = step + 1
         turn = run.schedule(step)  # which task, or tasks; a pure function of the step: every host agrees, a resume continues
         with profile.step(done):
-            batches = tuple(next(run.feeds[task]) for task in turn.tasks)  # already on the mesh
+            batches = tuple(run.feeds[task].take(call=agreement.calling) for task in turn.tasks)  # already on the mesh
             state, metrics = run.steps[turn](state, batches)  # one compiled step per signature, state donated
         profile.stop(done, metrics)
         for record in meter.tick(done, turn, metrics):  # figures of earlier steps, by now on the host
             run.writer.record(record.step, "train", record.task, record.scalars)
             guard(run, state, record)
         run.writer.advance(done)
-        stopping = stop.reached(done)
-        if stopping or run.save_due(done):
+        saving = run.save_due(done)
+        verdict = agreement.after(metrics, wait=saving or bool(run.due(done)))
+        if verdict.error is not None:
+            end(run, state, done, verdict.error)
+        if verdict.stop or saving:
             with meter.away("checkpoint"):
                 run.checkpoints.save(done, state, run.frame())  # before the evaluators: what fails there loses nothing
-        if stopping:
+        if verdict.stop:
             run.writer.say(f"stopped by {stop.name} after step {done}; saved, and resumed by the same command")
             break
         evaluate(run, state, done, meter)
@@ -121,6 +128,22 @@ def speed(run: Run) -> Speed:
     kind = run.mesh.devices.flat[0].device_kind
     peak = run.experiment.log.peak_flops or peak_flops(kind)
     return Speed(run.costs, run.mesh.size, peak)
+
+
+def end(run: Run, state: TrainState, done: int, error: Exception) -> NoReturn:
+    """Ends a run whose data has failed, in all processes at the same step: saves the state after the last step that was whole, and raises."""
+    whole = int(state.step)
+    for step in range(whole, done):  # steps whose rows some process did not have; they have changed nothing
+        for task in run.schedule(step).tasks:
+            run.feeds[task].take_back()
+    if whole > run.start:
+        run.checkpoints.save(whole, state, run.frame())
+        run.writer.say(f"ended after step {whole}, which is saved: {error}")
+    try:
+        run.checkpoints.finish()
+    except CheckpointError as lost:
+        raise CheckpointError(f"{error}; besides, {lost}") from error
+    raise error
 
 
 def guard(run: Run, state: TrainState, record) -> None:
@@ -196,4 +219,4 @@ if __name__ == "__main__":
     if "--help" in sys.argv or "-h" in sys.argv:
         print(__doc__)
         sys.exit(0)
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(hosts.run_command(main, sys.argv[1:]))

@@ -1,9 +1,9 @@
 """From records to batches; `feed.py` puts them on the mesh.
 
-Batch `i` is a pure function of (seed, i): which records (a new permutation every epoch), which caption, in which order.
-So the position of a run is one integer, and it means the same on any number of hosts: each reads its own rows of the
-global batch. Host work (reading, decoding, tokenising) runs in threads ahead of the step; augmentation is the
-devices' (`augment.py`).
+A task reads a stream of records. Which record stands at a position of it (a new permutation every epoch), which caption it shows and where
+its picture is cut are pure functions of (seed, position). So the position of a run is one integer, the number of records that it has
+consumed. It means the same with any batch size and on any number of hosts: each reads its own rows of the global batch. Host work
+(reading, decoding, tokenising) runs in threads ahead of the step; augmentation is the devices' (`augment.py`).
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-import grain
 import jax
 import numpy as np
 
 from jaxvl.config import Batch, Pixels, Range, Steps, Threads, Tokens, check, nearest
+from jaxvl.data import budget
 from jaxvl.data.augment import Augment
+from jaxvl.data.cache import Cache
 from jaxvl.data.captions import DRAWS, CaptionConfig, Texts
 from jaxvl.data.corpora import CORPORA
+from jaxvl.data.draws import Uniforms, epochs
 from jaxvl.data.modalities import AudioConfig, Picture, VideoConfig, by_name
 from jaxvl.data.packing import LEAST, pack
 from jaxvl.data.preprocess import Preprocess
@@ -28,36 +31,9 @@ from jaxvl.data.records import BadRecord, DataError, Record
 from jaxvl.data.tokenizers import Tokenizer
 
 Ratio = Annotated[float, Range(0.01, 100.0)]  # width / height of a part of a picture
-KNOWN_TEXTS = 200_000  # token rows kept so that a caption is tokenised once
 REPLACEMENTS = 100  # bad records in a row for one row of a batch
 MODALITIES = ("image", "text", "video", "waveform")
-# Which of a row's uniform numbers belong to what. Those from FIRST_MORE on have a generator of their own, so that what a row of
-# pictures and texts draws stays as it is whatever else is added.
-FIRST_MORE = 4 + DRAWS
-MORE = 8
-DRAWN = {
-    "image": slice(0, 4),
-    "text": slice(4, FIRST_MORE),
-    "video": slice(FIRST_MORE, FIRST_MORE + 1),
-    "waveform": slice(FIRST_MORE + 1, FIRST_MORE + 3),
-}
-# Fields of `DataConfig` that say what is in a batch, not how it looks: the compiled step is the same whatever they are.
-HOST_ONLY = frozenset(
-    (
-        "corpus",
-        "split",
-        "captions",
-        "crop",
-        "crop_ratio",
-        "fast_decode",
-        "shuffle",
-        "threads",
-        "prefetch",
-        "cache_mb",
-        "error_budget",
-        "error_minimum",
-    )
-)
+DRAWN = {"image": 4, "text": DRAWS, "video": 1, "waveform": 2}  # uniform numbers that one row of a modality may use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +68,11 @@ class DataConfig:
       shuffle: a new permutation every epoch; False: the order of the file.
       threads: for reading and decoding.
       prefetch: batches made ahead.
-      cache_mb: decoded pictures kept in memory, so that a small corpus is decoded once; with `crop` they are kept whole.
-      error_budget: share of bad records that ends the run, once `error_minimum` have been met.
-      error_minimum: see `error_budget`.
+      cache_mb: memory for what is read, decoded and tokenised, so that a small corpus is read once; with `crop` pictures are kept whole.
+        0: nothing is kept. What is kept of a larger corpus: see `cache.py`.
+      error_budget: share of bad records, of all hosts together, that a run goes on with; it ends when their share is surely above it
+        (`budget.py`).
+      error_minimum: bad records that there must be before the run ends.
     """
 
     corpus: Annotated[Any, CORPORA]
@@ -154,6 +132,16 @@ class DataConfig:
             f"{self.crop_ratio!r} must be a smallest and a largest width / height",
         )
         check(0 <= self.error_budget <= 1, "error_budget", f"{self.error_budget!r} is a share; must be in [0, 1]")
+
+    @property
+    def on_device(self) -> dict[str, Any]:
+        """The options that the compiled step reads. The others decide what is in a batch, or the shapes of its arrays (`shapes`)."""
+        return {"augment": self.augment}
+
+    @property
+    def records_per_batch(self) -> int:
+        """B K: how far a step moves the position of the task's stream."""
+        return self.batch * self.images_per_row
 
     @property
     def tokens(self) -> int:
@@ -235,20 +223,24 @@ class Row(NamedTuple):
 
 
 class Batches:
-    """Random access to the batches of a source, as this host's rows: numpy, nothing of jax.
+    """Random access to the batches of a source, as this host's rows: numpy, nothing of jax. Batch `i` has the records
+    `[start + i B K, start + (i + 1) B K)` of the stream.
 
     Args:
       rows: positions within the global batch that this host fills (all of them on one host).
       values: int32, of every label: the batch's `label`, where the config has an `attribute`.
       preprocess: what is seen of pictures and how they are scaled: those of the model; its side is the config's `image_size`.
+      start: position in the stream of the first record of batch 0.
+      counted: bool, which of `rows` this host counts; one that several hosts read is counted by one of them. None: all.
     """
 
     def __init__(
         self, config: DataConfig, source: Any, tokenizer: Tokenizer, *, seed: int, rows: np.ndarray | None = None,
-        values: np.ndarray | None = None, preprocess: Preprocess = Preprocess(),
+        values: np.ndarray | None = None, start: int = 0, counted: np.ndarray | None = None, preprocess: Preprocess = Preprocess(),
     ):  # fmt: skip
-        self.config, self._source, self._tokenizer, self._seed = config, source, tokenizer, seed
-        self.rows, self._values = np.arange(config.batch) if rows is None else np.asarray(rows), values
+        self.config, self._source, self._tokenizer = config, source, tokenizer
+        self.rows, self._values, self._start = np.arange(config.batch) if rows is None else np.asarray(rows), values, start
+        self._counted = np.ones(len(self.rows), bool) if counted is None else np.asarray(counted)
         if len(source) == 0:
             raise DataError(f"split {config.split!r} has no records")
         if config.attribute is not None and values is None:
@@ -256,43 +248,39 @@ class Batches:
         if hasattr(source, "order"):  # a mixture has an order of its own
             self._order = source.order(seed, config.shuffle)
         else:
-            order = grain.MapDataset.range(len(source))
-            self._order = (order.shuffle(seed=seed) if config.shuffle else order).repeat()
-        self.skipped: collections.Counter[str] = collections.Counter()
-        self._seen, self._lock = 0, threading.Lock()
+            self._order = epochs(0, len(source), seed, config.shuffle)
+        # Each has numbers of its own, so that what a row draws for one stays as it is whatever else is added.
+        self._draws = {name: Uniforms(seed, "row", name, n=DRAWN[name]) for name in config.modalities}
+        self._more_texts = [Uniforms(seed, "row", "text", n, n=DRAWS) for n in range(1, config.texts_per_row)]
+        self._seen = 0
+        self._skipped: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
         self._fillers = config.fillers(preprocess)
-        self._cache: dict[int, Row] = {}
-        self._cache_left = config.cache_mb * 2**20
-        self._tokens: dict[str, np.ndarray] = {}
+        self._cache = Cache(config.cache_mb * 2**20)
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         """Rows of batch `i`, as `DataConfig.shapes` says, of this host. Interleaved rows hold K consecutive records of the stream each.
 
-        Raises DataError once the error budget is exceeded.
+        Raises DataError where `REPLACEMENTS` records in a row are bad.
         """
         config, k = self.config, self.config.images_per_row
-        records = self.rows if k == 1 else (self.rows[:, None] * k + np.arange(k)).reshape(-1)
-        # Counter-based generators of the batch, drawn for the global batch: the same whoever asks for which rows.
-        draws = np.random.Generator(np.random.Philox(key=[self._seed, i])).random((config.batch * k, FIRST_MORE))[records]
-        if not {"video", "waveform"}.isdisjoint(config.modalities):
-            more = np.random.Generator(np.random.Philox(key=[self._seed, i], counter=[0, 0, 0, 1])).random((config.batch * k, MORE))
-            draws = np.concatenate([draws, more[records]], 1)
-        further = np.empty((len(records), 0, DRAWS))
-        if config.texts_per_row > 1:
-            shape = (config.batch, config.texts_per_row - 1, DRAWS)
-            further = np.random.Generator(np.random.Philox(key=[self._seed, i], counter=[0, 0, 0, 2])).random(shape)[records]
-        positions = i * config.batch * k + records
+        records = (self.rows[:, None] * k + np.arange(k)).reshape(-1)
+        positions = self._start + i * config.records_per_batch + records
+        counted = np.repeat(self._counted, k).tolist()
+        draws = {name: uniforms(positions).tolist() for name, uniforms in self._draws.items()}
+        more_texts = [uniforms(positions).tolist() for uniforms in self._more_texts]
         out = {name: np.zeros((len(records), *shape), dtype) for name, (shape, dtype) in config.record_shapes.items()}
-        texts = []
+        texts: list[str | None] = []
         for row, position in enumerate(positions.tolist()):
-            out["id"][row], values = self._row(position)
-            drawn = draws[row].tolist()
+            out["id"][row], values = self._row(position, counted[row])
+            drawn = {name: numbers[row] for name, numbers in draws.items()}
             for name, filler in self._fillers.items():
                 if name in values:
-                    filler.fill(out, row, values[name], drawn[DRAWN[name]])
+                    filler.fill(out, row, values[name], drawn[name])
             if "text" in config.modalities:
                 texts.append(self._text(values, drawn))
-                texts.extend(self.config.captions.choose(values["text"], d) if "text" in values else None for d in further[row].tolist())
+            for further in more_texts:
+                texts.append(config.captions.choose(values["text"], further[row]) if "text" in values else None)
             if config.missing == "mask":
                 for name in config.modalities:
                     out[f"has_{name}"][row] = name in values
@@ -306,24 +294,42 @@ class Batches:
         out = {name: a.reshape(-1, k, *a.shape[1:]) for name, a in out.items()}
         return out | pack(out["text"], config.tokens, eos_id=self._tokenizer.eos_id, pad_id=self._tokenizer.pad_id)
 
-    def _text(self, values: dict[str, Any], drawn: list[float]) -> str | None:
+    @property
+    def path(self) -> str:
+        """Where the records come from, for a message."""
+        return str(getattr(self._source, "path", "the corpus"))
+
+    def counts(self) -> tuple[int, dict[str, int]]:
+        """Records that were counted so far, and the bad ones of these by cause."""
+        with self._lock:
+            return self._seen, dict(self._skipped)
+
+    def check_budget(self) -> None:
+        """Raises DataError where too many of the records that this host counted are bad. For whoever reads on one host; a run of several
+        sums up the counts of all of them."""
+        seen, skipped = self.counts()
+        check_budget(self.config, self.path, seen, sum(skipped.values()), f" ({causes(skipped)})")
+
+    def _text(self, values: dict[str, Any], drawn: dict[str, list[float]]) -> str | None:
         """The row's text; None where it has none."""
         if self.config.audio.paired and "waveform" in values:
-            return self._fillers["waveform"].choose(values["waveform"], drawn[DRAWN["waveform"]]).name
-        return self.config.captions.choose(values["text"], drawn[DRAWN["text"]]) if "text" in values else None
+            return self._fillers["waveform"].choose(values["waveform"], drawn["waveform"]).name
+        return self.config.captions.choose(values["text"], drawn["text"]) if "text" in values else None
 
-    def _row(self, position: int) -> Row:
+    def _row(self, position: int, counted: bool) -> Row:
         """The record at a position of the stream, or the next good one after it."""
         record = self._order[position]
-        with self._lock:
-            self._seen += 1
         for _ in range(REPLACEMENTS):
             try:
-                return self._load(record)
+                row = self._load(record)
             except BadRecord as error:
-                self._count(error)
+                self._count(counted, error)
                 record = (record + 1) % len(self._source)
-        raise DataError(f"split {self.config.split!r}: {REPLACEMENTS} bad records in a row ({self._causes()})")
+            else:
+                self._count(counted)
+                return row
+        _, skipped = self.counts()
+        raise DataError(f"split {self.config.split!r} of {self.path}: {REPLACEMENTS} bad records in a row ({causes(skipped)})")
 
     def _load(self, record: int) -> Row:
         kept = self._cache.get(record)
@@ -331,17 +337,13 @@ class Batches:
             return kept
         data, config = self._source[record], self.config
         values = {name: filler.load(data) for name, filler in self._fillers.items()}
-        size = sum(filler.nbytes(values[name]) for name, filler in self._fillers.items() if values[name] is not None)
         if "text" in config.modalities:
             values["text"] = self._texts(data, spoken=config.audio.paired and values["waveform"] is not None)
         absent = [name for name in config.modalities if values[name] is None]
         if absent and (config.missing == "skip" or len(absent) == len(config.modalities)):
             raise BadRecord(f"no {absent[0]}", f"{data['key']!r} has none of the asked kind")
         row = Row(data["label"], {name: value for name, value in values.items() if value is not None})
-        with self._lock:
-            if record not in self._cache and self._cache_left >= size:
-                self._cache_left -= size
-                self._cache[record] = row
+        self._cache.put(record, row)
         return row
 
     def _texts(self, record: Record, spoken: bool) -> Texts | None:
@@ -357,26 +359,38 @@ class Batches:
 
     def _encode(self, texts: list[str | None]) -> np.ndarray:
         """int32 [b, T]; a row of padding for None."""
-        known = self._tokens  # of this moment: another thread may put a fresh one in its place
-        new = [t for t in dict.fromkeys(texts) if t is not None and t not in known]
+        rows: dict[str | None, np.ndarray | None] = {text: self._cache.get(text) for text in texts if text is not None}
+        new = [text for text, row in rows.items() if row is None]
         if new:
-            rows = self._tokenizer.encode(new, self.config.text_length)
-            if len(known) + len(new) > KNOWN_TEXTS:
-                known = self._tokens = {t: known[t] for t in texts if t in known}
-            known.update(zip(new, rows))
-        nothing = np.full(self.config.text_length, self._tokenizer.pad_id, np.int32)
-        return np.stack([nothing if t is None else known[t] for t in texts])
+            for text, row in zip(new, self._tokenizer.encode(new, self.config.text_length)):
+                rows[text] = row.copy()  # a view would keep the tokens of all new texts
+                self._cache.put(text, rows[text])
+        rows[None] = np.full(self.config.text_length, self._tokenizer.pad_id, np.int32)
+        return np.stack([rows[text] for text in texts])
 
-    def _count(self, error: BadRecord) -> None:
-        config = self.config
+    def _count(self, counted: bool, error: BadRecord | None = None) -> None:
+        if not counted:
+            return
         with self._lock:
-            self.skipped[error.cause] += 1
-            bad = self.skipped.total()
-        if bad >= config.error_minimum and bad > config.error_budget * self._seen:
-            raise DataError(
-                f"split {config.split!r} of {getattr(self._source, 'path', 'the corpus')}: {bad} of {self._seen} records are bad "
-                f"({self._causes()}), more than error_budget {config.error_budget:g} allows; the last: {error}"
-            )
+            self._seen += 1
+            if error is not None:
+                self._skipped[error.cause] += 1
 
-    def _causes(self) -> str:
-        return ", ".join(f"{cause}: {n}" for cause, n in self.skipped.most_common())
+
+def check_budget(config: DataConfig, path: str, seen: int, bad: int, detail: str) -> None:
+    """Raises DataError where too many records are bad.
+
+    Args:
+      path: where the records come from.
+      seen: records, bad ones included.
+      detail: more about the bad ones, for the message.
+    """
+    if budget.exceeded(bad, seen, config.error_budget, config.error_minimum):
+        raise DataError(
+            f"split {config.split!r} of {path}: {bad} of {seen} records are bad{detail}, "
+            f"more than error_budget {config.error_budget:g} allows"
+        )
+
+
+def causes(skipped: Mapping[str, int]) -> str:
+    return ", ".join(f"{cause}: {n}" for cause, n in sorted(skipped.items(), key=lambda item: -item[1]))

@@ -110,9 +110,6 @@ class Picture:
             return self.preprocess.decode(record["image"], fast=self.fast)
         return self.preprocess.open(record["image"])
 
-    def nbytes(self, value: np.ndarray | Image.Image) -> int:
-        return value.nbytes if isinstance(value, np.ndarray) else value.width * value.height * len(value.getbands())
-
     def fill(self, out: Arrays, row: int, value: np.ndarray | Image.Image, draws: Sequence[float]) -> None:
         if not isinstance(value, np.ndarray):
             box = crop_box(*value.size, self.crop, self.ratio, draws)
@@ -139,9 +136,6 @@ class Frames:
         for frame, data in zip(out, record["frames"]):
             with_alpha(frame, self.preprocess.decode(data, fast=self.fast))
         return out
-
-    def nbytes(self, value: np.ndarray) -> int:
-        return value.nbytes
 
     def fill(self, out: Arrays, row: int, value: np.ndarray, draws: Sequence[float]) -> None:
         out["video"][row] = value[self.config.choose(len(value), draws[0])]
@@ -170,9 +164,6 @@ class Waveform:
         names = {k: record["captions"].get(k, [None])[0] for k in sorted(found)} if self.config.paired else dict.fromkeys(sorted(found))
         kept = [k for k in names if (not self.config.locales or k in self.config.locales) and (names[k] or not self.config.paired)]
         return [Clip(clips.decode_clip(found[k]), names[k]) for k in kept] or None
-
-    def nbytes(self, value: list[Clip]) -> int:
-        return sum(clip.samples.nbytes for clip in value)
 
     def choose(self, value: list[Clip], draws: Sequence[float]) -> Clip:
         return value[int(draws[0] * len(value))]

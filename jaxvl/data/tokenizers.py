@@ -17,6 +17,7 @@ import io
 import json
 import os
 import pathlib
+import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -152,8 +153,8 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str] = (), origin: s
 
     Args:
       texts: what a `unigram` vocabulary is trained on: captions of the training split, nothing else.
-      origin: says where `texts` come from (corpus and split); the trained vocabulary is kept in the cache folder under
-        it. Empty: trained anew every time.
+      origin: says which `texts` these are (by the corpus's content, split and languages); the trained vocabulary is kept in the cache
+        folder under it. Empty: trained anew every time.
 
     Raises:
       ConfigError: a file that is not what its kind says, or lacks a special token; too few texts for the vocabulary.
@@ -170,18 +171,38 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str] = (), origin: s
 
 
 def _trained(config: TokenizerConfig, texts: Iterable[str], origin: str) -> Tokenizer:
-    name = hashlib.sha256(json.dumps([dataclasses.asdict(config), origin, sentencepiece.__version__]).encode()).hexdigest()[:16]
-    kept = cache_folder() / "tokenizers" / f"{name}.model"
-    if origin and kept.is_file():
-        content = kept.read_bytes()
-    else:
+    key = hashlib.sha256(json.dumps([dataclasses.asdict(config), origin, sentencepiece.__version__]).encode()).hexdigest()[:16]
+    folder = cache_folder() / "tokenizers"
+    content = _kept(folder, key) if origin else None
+    if content is None:
         content = train_unigram(texts, config.vocab_size, lowercase=config.lowercase is not False)
         if origin:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(f".{os.getpid()}")
-            part.write_bytes(content)
-            part.replace(kept)
+            _keep(folder, key, content)
     return Tokenizer("unigram", content, pad_id=0, eos_id=1)
+
+
+def _keep(folder: pathlib.Path, key: str, content: bytes) -> None:
+    """Writes a file under another name, then renames it; its name has the content's checksum."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{key}-{uuid.uuid4().hex}.part"  # several hosts may write to one folder
+    with open(part, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(folder / f"{key}-{_checksum(content)}.model")
+
+
+def _kept(folder: pathlib.Path, key: str) -> bytes | None:
+    """What was kept under a key; None where there is nothing, or a file that is not what was written."""
+    for path in sorted(folder.glob(f"{key}-*.model")):
+        content = path.read_bytes()
+        if path.name == f"{key}-{_checksum(content)}.model":
+            return content
+    return None
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def train_unigram(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -> bytes:

@@ -166,6 +166,7 @@ def rows_of(options: SplitOptions, encoders: Encoders, **data: Any) -> Iterator[
     batches = Batches(config, source, encoders.tokenizer, seed=0, preprocess=encoders.preprocess)
     for i in range(-(-rows // config.batch)):
         batch = batches[i]
+        batches.check_budget()
         yield {k: v for k, v in batch.items() if k != "index"}, min(config.batch, rows - i * config.batch)
 
 

@@ -1,11 +1,23 @@
-"""Several processes: start-up, and stopping together."""
+"""Several processes: start-up, what they tell each other, and ending together.
+
+What may end a run of several processes, and how the others hear of it:
+
+    a signal, a feed that fails, too many bad records    all confer at the next step, save the same state and end (`training/agreement.py`)
+    an exception in one process                          it ends at once; the others end when its heartbeats are missed (`run_command`)
+    a process is killed, a machine is lost               the others end when its heartbeats are missed; JAX's message names the task
+
+JAX waits 100 s for a heartbeat and 300 s for the others at the end, in which a run is paid for and does nothing; here it is `PATIENCE`.
+"""
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -16,6 +28,8 @@ from jax.experimental import multihost_utils
 
 from jaxvl.config import ConfigError, check
 
+PATIENCE = 30  # seconds without a heartbeat after which a process counts as lost; the same at the end of a run
+LONGEST = 2000  # bytes of a text that a process tells the others
 # Options of a command that may run as several processes; all three or none.
 OPTIONS = {"coordinator": None, "processes": None, "process": None}
 
@@ -26,13 +40,14 @@ def initialise(options: Mapping[str, str]) -> None:
     Raises:
       ConfigError: only some of the options, or values that are not numbers.
     """
+    patience = {"heartbeat_timeout_seconds": PATIENCE, "shutdown_timeout_seconds": PATIENCE}
     given = {k: options[k] for k in OPTIONS if k in options}
     if not given:
         announced = ["JAX_COORDINATOR_ADDRESS", "SLURM_JOB_NUM_NODES"]
         if not os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
             announced.append("CLOUD_TPU_TASK_ID")  # libtpu sets it for its children, even where it only compiles
         if any(os.environ.get(k) for k in announced):
-            jax.distributed.initialize()
+            jax.distributed.initialize(**patience)
         return
     for name in OPTIONS:
         check(name in given, f"--{name}", "is needed too: --coordinator, --processes and --process go together")
@@ -43,7 +58,7 @@ def initialise(options: Mapping[str, str]) -> None:
     check(0 <= index < count, "--process", f"{index} must be in 0 … {count - 1}")
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(given["coordinator"], count, index)
+    jax.distributed.initialize(given["coordinator"], count, index, **patience)
 
 
 def from_process_0(make: Callable[[], Any]) -> Any:
@@ -103,13 +118,49 @@ class StopSignal:
             signal.raise_signal(number)
         self.name = signal.Signals(number).name
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after `step`; the same answer in every process."""
-        if jax.process_count() == 1:
-            return self.name is not None
-        if step % 10:  # one small message between the processes every ten steps
-            return False
-        asked = multihost_utils.process_allgather(jax.numpy.int32(self.name is not None))
-        if asked.any() and self.name is None:
-            self.name = "a signal to another process"
-        return bool(asked.any())
+
+class Signal(enum.IntEnum):
+    """What a process says with the rows that it gives to a step. The largest of all rows is what the step was told."""
+
+    FINE = 0
+    CALL = 1  # all processes shall confer after this step
+    BROKEN = 2  # these rows are not to be learnt from, and all shall confer
+
+
+def gather(numbers: Sequence[int]) -> np.ndarray:
+    """What every process says: int64 [processes, len(numbers)]. All processes call it at the same place, with as many numbers."""
+    mine = np.asarray(numbers, np.int64)
+    if jax.process_count() == 1:
+        return mine[None]
+    everyone = multihost_utils.process_allgather(mine.view(np.uint8))  # jax makes 32 bits of an integer, unless it is told not to
+    return np.ascontiguousarray(everyone, np.uint8).view(np.int64)
+
+
+def gather_texts(text: str) -> list[str]:
+    """What every process says, cut after `LONGEST` bytes."""
+    mine = text.encode()[:LONGEST]
+    if jax.process_count() == 1:
+        return [mine.decode(errors="ignore")]
+    padded = np.frombuffer(mine.ljust(LONGEST, b"\0"), np.uint8)
+    everyone = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
+    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in everyone]
+
+
+def run_command(main: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Runs a command that may be several processes; returns its exit status.
+
+    The processes of a command that went well wait for each other, however long one of them writes its report. One that is ended by an
+    exception does not wait for the others, which would wait for it: it ends at once, and they hear of it.
+    """
+    try:
+        status = main(argv)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        print(f"process {jax.process_index()} of {jax.process_count()} ends with an error; the others follow", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)
+    if status == 0 and jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices("the command is done")
+    return status

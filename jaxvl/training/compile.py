@@ -17,6 +17,7 @@ from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
 from jaxvl.config import check
+from jaxvl.data.feed import SIGNAL, fed_shapes
 from jaxvl.models.functional import Arrays, Functional
 from jaxvl.nn.stack import keep_activations
 from jaxvl.sharding.mesh import batch_sharding, replicated
@@ -83,9 +84,10 @@ def compile_turns(
         began = time.perf_counter()
         parts, batches = [], []
         for name, weight in zip(turn.tasks, turn.weights):
-            shapes = tasks[name].config.data.shapes
+            shapes = fed_shapes(tasks[name].config.data)
             batches.append({k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh)) for k, s in shapes.items()})
-            parts.append(make_part(tasks[name], weight, model, trained, experiment.optim, abstract, batches[-1], judges))
+            rows = {k: s for k, s in batches[-1].items() if k != SIGNAL}
+            parts.append(make_part(tasks[name], weight, model, trained, experiment.optim, abstract, rows, judges))
         numbers = jax.ShapeDtypeStruct((len(parts),), np.int32, sharding=replicated(mesh))
         traced = jax.jit(make(parts), donate_argnums=0, out_shardings=(shardings, None)).trace(abstract, tuple(batches), numbers)
         model_flops = _model_flops(traced, parts, make, (abstract, tuple(batches), numbers))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxvl.config import ConfigError, check, nearest
@@ -40,5 +41,12 @@ def task_tokenizer(experiment: Experiment, corpora: dict[Any, Any]) -> Tokenizer
     """The tokenizer; a vocabulary that is trained is trained on the texts of all tasks' splits, in the languages that they read."""
     read = dict.fromkeys((t.data.corpus, t.data.split, t.data.locales) for t in experiment.tasks.values() if t.data.locales != ())
     texts = itertools.chain.from_iterable(corpora[corpus].texts(split, locales) for corpus, split, locales in read)
-    origin = " ".join(f"{corpora[corpus].folder.name}/{split}/{locales}" for corpus, split, locales in read)
-    return make_tokenizer(experiment.tokenizer, texts, origin)
+    return make_tokenizer(experiment.tokenizer, texts, _origin([(corpora[corpus], split, locales) for corpus, split, locales in read]))
+
+
+def _origin(read: Sequence[tuple[Any, str, Sequence[str] | None]]) -> str:
+    """Says by content what is read: (corpus, split, languages). Empty where a corpus does not know its content; then nothing is kept."""
+    fingerprints = [getattr(corpus, "fingerprint", None) for corpus, _, _ in read]
+    if None in fingerprints:
+        return ""
+    return json.dumps(sorted(json.dumps([own, split, locales]) for own, (_, split, locales) in zip(fingerprints, read)))

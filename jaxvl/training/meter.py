@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from jaxvl.data.feed import SIGNAL
+from jaxvl.sharding.hosts import Signal
 from jaxvl.training.cost import Cost
 from jaxvl.training.goodput import Account, Clock
 from jaxvl.training.schedule import Turn
@@ -115,7 +117,11 @@ class Meter:
 
     def flush(self) -> list[Record]:
         """Records of what has not been reported yet."""
-        values = {task: (step, jax.device_get(metrics)) for task, (step, metrics) in self._new.items()}
+        values = {}
+        for task, (step, metrics) in self._new.items():
+            scalars = jax.device_get(metrics)
+            if scalars.pop(SIGNAL, Signal.FINE) < Signal.BROKEN:  # figures of rows that are none would be taken for real ones
+                values[task] = step, scalars
         now = self._seconds()
         spent = {account: now[account] - self._then[account] for account in now}
         rates = self._rates(spent)
@@ -123,7 +129,7 @@ class Meter:
         records = []
         for task, (step, scalars) in values.items():
             feed = self._feeds[task]
-            sums = {"task_steps": float(feed.position), "skipped_records": float(sum(feed.skipped.values()))}
+            sums = {"task_steps": float(feed.steps), "skipped_records": float(sum(feed.skipped.values()))}
             records.append(Record(step, task, {**{k: float(v) for k, v in scalars.items()}, **rates, **sums}))
         self._last |= {record.task: record for record in records}
         if records and len(self._feeds) > 1:
@@ -167,7 +173,7 @@ class Meter:
         return {
             "loss": statistics.fmean(scalars["loss"] for scalars in last.values()),
             **{f"loss/{task}": scalars["loss"] for task, scalars in last.items()},
-            **{f"steps/{task}": float(feed.position) for task, feed in self._feeds.items()},
+            **{f"steps/{task}": float(feed.steps) for task, feed in self._feeds.items()},
             "skipped": count(scalars["skipped"] for scalars in last.values()),
         }
 

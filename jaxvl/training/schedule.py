@@ -15,6 +15,7 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 import numpy as np
 
 from jaxvl.config import Range, Registry, Seed, Weight, check, nearest
+from jaxvl.data.draws import Uniforms
 
 SCHEDULES = Registry("schedule")
 LONGEST_PERIOD = 1_000_000
@@ -106,7 +107,7 @@ Points = tuple[tuple[float, float], ...]
 @SCHEDULES.register("weighted")
 @dataclasses.dataclass(frozen=True)
 class Weighted:
-    """A task drawn at random each step (IMP's text), from Philox(seed, step).
+    """A task drawn at random each step (IMP's text), by a pure function of (seed, step).
 
     A curriculum (Ola: each stage goes on with the tasks of the one before, at a reduced rate) gives points instead of a weight:
     `dict(pairs=((0, 1.0), (0.5, 0.2)), clips=((0, 0.0), (0.5, 0.8)))`.
@@ -155,7 +156,8 @@ class WeightedSequence(Alternating):
         super().__init__(tasks)
         self._starts = [[round(share * total) for share, _ in p] for p in points]
         self._values = [[w for _, w in p] for p in points]
-        self._linear, self._seed = config.between == "linear", config.seed
+        self._linear = config.between == "linear"
+        self._draws = Uniforms(config.seed, "schedule", n=1)
 
     def weights(self, step: int) -> np.ndarray:
         """Of every task at `step`, float64."""
@@ -167,7 +169,7 @@ class WeightedSequence(Alternating):
 
     def task(self, step: int) -> int:
         weights = self.weights(step)
-        draw = np.random.Generator(np.random.Philox(key=[self._seed, step])).random()
+        draw = self._draws(np.array([step]))[0, 0]
         cumulative = np.cumsum(weights / weights.sum())
         return min(int(np.searchsorted(cumulative, draw, side="right")), int(np.flatnonzero(weights)[-1]))
 

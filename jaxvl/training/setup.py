@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from rich.markup import escape
 
 from jaxvl.config import check, plugin_changes
+from jaxvl.data.draws import derive
 from jaxvl.data.feed import Feed
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.tasks import Task
@@ -57,6 +58,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     if restored is None:
         start = 0
         positions = {}
+        task_steps = {}
         state = jax.jit(fresh, out_shardings=shardings)()
         if base is not None:
             state = base.put_into(state, experiment, model, shardings)
@@ -64,6 +66,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     else:
         start = restored.step
         positions = data_positions(restored.frame)
+        task_steps = restored.frame.get("task_steps", {})
         state = restored.state
         if start < experiment.steps:
             writer.say(f"resuming from step {start} of {workdir}")
@@ -74,11 +77,18 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
 
     tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
     feeds = {}
-    for i, (name, task) in enumerate(tasks.items()):
-        corpus = corpora[task.config.data.corpus]
-        seed = experiment.seed + i  # tasks on one corpus draw different records
-        begin = positions.get(name, 0)
-        feeds[name] = Feed(task.config.data, corpus, tokenizer, seed=seed, mesh=mesh, start=begin, preprocess=experiment.preprocess)
+    for name, task in tasks.items():
+        data = task.config.data
+        feeds[name] = Feed(
+            data,
+            corpora[data.corpus],
+            tokenizer,
+            seed=derive(experiment.seed, "data", name),  # tasks on one corpus draw different records
+            mesh=mesh,
+            start=positions.get(name, 0),
+            steps=task_steps.get(name),
+            preprocess=experiment.preprocess,
+        )
     if restored is not None:
         check_data(experiment, {name: feed.identity for name, feed in feeds.items()}, restored.frame)
 

@@ -16,6 +16,7 @@ and the optimiser's step count is one for all (see `OptimConfig.unused`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +24,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxvl.data.feed import SIGNAL
 from jaxvl.models.functional import Functional
 from jaxvl.sharding.chunks import divide, join
+from jaxvl.sharding.hosts import Signal
 from jaxvl.tasks import Task
 from jaxvl.training.guard import GuardConfig, judge
 from jaxvl.training.optim import OptimConfig, ema_decay
@@ -74,11 +77,14 @@ def make_step(
 
     Metrics, for each part (float32 []): `loss`, each objective's `loss/NAME` and own figures; and, of the step: `summed_loss`
     where there are several parts, `lr`, `norm/{gradient,update,parameters}`, `skipped` (of this task so far),
-    `skipped_in_a_row`.
+    `skipped_in_a_row`. Where the batches have a `SIGNAL`, the largest of it. A step with rows that are `BROKEN` leaves the whole state as it
+    was, its own number and the guard's counters too.
     """
     learned = frozenset().union(*(part.learns for part in parts))
 
     def step(state: TrainState, batches: tuple[dict[str, jax.Array], ...], numbers: jax.Array) -> tuple[TrainState, tuple[Metrics, ...]]:
+        signal, batches = take_signal(batches)
+        valid = jnp.bool_(True) if signal is None else signal < Signal.BROKEN
         params, own = subset(state.params, trained), []
         total, gradient, rest, aux = None, {}, state.rest, state.aux
         for i, (part, batch) in enumerate(zip(parts, batches)):
@@ -91,7 +97,10 @@ def make_step(
             gradient |= {p: gradient[p] + g if p in gradient else g for p, g in slope.items()}
 
         norm = optax.global_norm(gradient)
-        ok, guard_state = judge(guard, _of_number(state.guard, names, numbers[0]), total, norm)
+        guard_before = _of_number(state.guard, names, numbers[0])
+        ok, guard_state = judge(guard, guard_before, total, norm)
+        ok &= valid
+        guard_state = jax.tree.map(lambda new, old: jnp.where(valid, new, old), guard_state, guard_before)
         gradient = {p: gradient[p] if p in gradient else jnp.zeros_like(v) for p, v in params.items()}
         update, opt_state = tx.update(gradient, state.opt_state, params)
         lr = rate(state.step)
@@ -106,11 +115,13 @@ def make_step(
             "lr": lr, "norm/gradient": norm, "norm/update": optax.global_norm(update), "norm/parameters": optax.global_norm(params),
             "skipped": guard_state.skipped, "skipped_in_a_row": guard_state.in_a_row,
         }  # fmt: skip
+        if signal is not None:
+            shared[SIGNAL] = signal
         if len(parts) > 1:
             shared["summed_loss"] = total
         state = dataclasses.replace(
             state,
-            step=state.step + 1,
+            step=state.step + valid,
             params=keep(new, state.params),
             rest=keep(rest, state.rest),
             opt_state=keep(_hold(opt_state, state.opt_state, params.keys() - learned), state.opt_state),
@@ -141,6 +152,13 @@ def _differentiate(part: Part, model: Functional, state: TrainState, batch, key)
     accumulate = _whole if n == 1 else lambda *a: _chunked(n, *a)
     learns = {p: v for p, v in state.params.items() if p in part.learns}
     return accumulate(encode, objectives, learns, state.rest, inputs, model_key)
+
+
+def take_signal(batches: Sequence[dict[str, jax.Array]]) -> tuple[jax.Array | None, list[dict[str, jax.Array]]]:
+    """What the processes say with this step, uint8 [], or None where the batches do not have it; and the batches without it."""
+    signals = [batch[SIGNAL].max() for batch in batches if SIGNAL in batch]
+    batches = [{name: value for name, value in batch.items() if name != SIGNAL} for batch in batches]
+    return functools.reduce(jnp.maximum, signals) if signals else None, batches
 
 
 def _of_number(guards: Mapping[str, GuardState], names: Sequence[str], number: jax.Array) -> GuardState:

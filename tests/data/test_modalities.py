@@ -179,7 +179,7 @@ def test_a_mask_says_what_a_row_has():
     assert has(0) == {*ALL} and has(1) == {"image", "text"} and has(2) == {"image", "text", "waveform"}
     assert has(3) == {"image", "text", "video"} and has(4) == {"image", "video", "waveform"}
     assert not rows[1]["video"].any() and not rows[3]["waveform"].any() and rows[3]["waveform_length"] == 0
-    assert (rows[4]["text"] == TOKENIZER.pad_id).all() and not b.skipped
+    assert (rows[4]["text"] == TOKENIZER.pad_id).all() and not b.counts()[1]
     shapes = dataclasses.replace(CONFIG, missing="mask").shapes
     assert {k: (v.shape, v.dtype) for k, v in b[0].items()} == {k: (s.shape, s.dtype) for k, s in shapes.items()}
 
@@ -187,9 +187,9 @@ def test_a_mask_says_what_a_row_has():
 def test_a_record_that_lacks_something_is_replaced_and_counted():
     b = batches(source(LACKING), shuffle=False)
     assert b[0]["id"].tolist() == [100, 105, 105, 105, 105, 105, 106, 107]
-    assert b.skipped == {"no video": 3, "no waveform": 3, "no caption": 4}
+    assert b.counts()[1] == {"no video": 3, "no waveform": 3, "no caption": 4}
     empty = batches(source({1: {**record(1), "captions": {}}}), modalities=("text", "waveform"), missing="mask", shuffle=False)
-    assert empty[0]["id"].tolist()[:3] == [100, 102, 102] and empty.skipped == {"no text": 1}
+    assert empty[0]["id"].tolist()[:3] == [100, 102, 102] and empty.counts()[1] == {"no text": 1}
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,11 @@ def test_a_broken_clip_or_frame_is_skipped_by_cause(damage, cause):
     bad = full(2)
     damage(bad)
     b = batches(source({2: bad}), shuffle=False)
-    assert b[0]["id"].tolist() == [100, 101, 103, 103, 104, 105, 106, 107] and b.skipped == {cause: 1}
-    with pytest.raises(DataError, match=f"bad .{cause}: 2"):
-        worse = batches(source({2: bad, 3: bad}), shuffle=False, error_minimum=2)
-        worse[0]
+    assert b[0]["id"].tolist() == [100, 101, 103, 103, 104, 105, 106, 107] and b.counts()[1] == {cause: 1}
+    worse = batches(source({2: bad, 3: bad}), shuffle=False, error_minimum=2, error_budget=0.0)
+    worse[0]
+    with pytest.raises(DataError, match=f"3 of 11 records are bad .{cause}: 3"):
+        worse.check_budget()
 
 
 class Views:
@@ -241,7 +242,7 @@ def test_the_feed_resumes_and_puts_everything_on_the_mesh():
     f = make(0)
     whole = [next(f) for _ in range(5)]
     f.close()
-    f = make(3)
+    f = make(3 * B)
     for expected in whole[3:]:
         got = next(f)
         assert_same(got, expected)

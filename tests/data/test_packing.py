@@ -79,13 +79,24 @@ def test_hosts_and_a_resumed_feed_read_the_rows_of_the_same_batches():
     halves = [batches(rows=half, row_length=16)[3] for half in np.array_split(np.arange(B), 2)]
     for key, value in whole[3].items():
         np.testing.assert_array_equal(np.concatenate([h[key] for h in halves]), value)
-    feed = Feed(dataclasses.replace(CONFIG, row_length=16), Corpus(Source(N)), TOKENIZER, seed=3, mesh=make_mesh(), start=2)
+    feed = Feed(dataclasses.replace(CONFIG, row_length=16), Corpus(Source(N)), TOKENIZER, seed=3, mesh=make_mesh(), start=2 * B * K)
     try:
         for expected in whole[2:]:
             got = next(feed)
             assert got.keys() == expected.keys()
             for key, value in got.items():
                 np.testing.assert_array_equal(value, expected[key])
+    finally:
+        feed.close()
+
+
+def test_positions_count_records():
+    """Rows of three records: four of them, then rows in batches of twice as many."""
+    stream = np.concatenate([batches()[i]["id"] for i in range(3)])
+    feed = Feed(dataclasses.replace(CONFIG, batch=2 * B), Corpus(Source(N)), TOKENIZER, seed=3, mesh=make_mesh(), start=B * K)
+    try:
+        np.testing.assert_array_equal(next(feed)["id"], stream[B:])
+        assert feed.position == 3 * B * K
     finally:
         feed.close()
 

@@ -162,6 +162,17 @@ def test_a_trained_vocabulary_is_kept_by_its_origin(tmp_path, monkeypatch):
     assert len(list((tmp_path / "tokenizers").iterdir())) == 1
 
 
+def test_a_damaged_vocabulary_is_trained_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXVL_CACHE", str(tmp_path))
+    config = TokenizerConfig(vocab_size=60)
+    first = make_tokenizer(config, TEXTS, "corpus/train")
+    (kept,) = (tmp_path / "tokenizers").iterdir()
+    for content in (b"", kept.read_bytes()[:-100], b"something else"):
+        kept.write_bytes(content)
+        assert make_tokenizer(config, TEXTS, "corpus/train").to_json() == first.to_json()
+        assert make_tokenizer(config, iter(()), "corpus/train").to_json() == first.to_json()
+
+
 def test_a_vocabulary_too_small_for_the_characters():
     with pytest.raises(ConfigError, match=r"vocab_size: 16 is too small for \d+ texts with about \d+ distinct characters"):
         train_unigram(TEXTS, 16, lowercase=True)

@@ -17,7 +17,7 @@ from jaxvl.training.writer import Writer
 
 
 def feeds(*names):
-    return {n: types.SimpleNamespace(rows=4, waited=0.0, position=0, skipped={}) for n in names}
+    return {n: types.SimpleNamespace(rows=4, waited=0.0, steps=0, skipped={}) for n in names}
 
 
 def figures(loss, skipped=0.0):
@@ -30,7 +30,7 @@ def run(meter, sources, turns):
     out = []
     for step, (tasks, losses) in enumerate(turns, 1):
         for task in tasks:
-            sources[task].position += 1
+            sources[task].steps += 1
         out += meter.tick(step, Turn(tasks, (1.0,) * len(tasks)), [figures(x, skipped=1.0) for x in losses])
     return out
 

@@ -1,6 +1,9 @@
 """What a run prepares before its first step: the tokenizer of several tasks, and models that do not go with it."""
 
 import io
+import json
+import shutil
+import types
 
 import jax
 import numpy as np
@@ -10,8 +13,12 @@ from PIL import Image
 
 from jaxvl import train
 from jaxvl.config import ConfigError, resolve
+from jaxvl.data.corpora.mixture import MixedCorpus
+from jaxvl.data.corpora.store import Corpus
 from jaxvl.data.loader import DataConfig
+from jaxvl.data.preprocess import Preprocess
 from jaxvl.sharding import make_mesh
+from jaxvl.tasks import Task
 from jaxvl.training.build import build_model
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.inputs import prepare_corpora, task_tokenizer
@@ -38,6 +45,80 @@ def test_a_vocabulary_has_the_texts_of_all_tasks(order):
     assert both.decode(both.encode([FRENCH, "three blue stars"], 32)) == [FRENCH, "three blue stars"]
     english = tokenizer(pictures=DATA)
     assert english.decode(english.encode([FRENCH], 32)) != [FRENCH]
+
+
+def write_questions(folder, words):
+    """A folder of questions as `questions` reads them, without pictures: no vocabulary needs them."""
+    folder.mkdir(parents=True)
+    lines = [{"image": "x.png", "question": f"is it a {word}?", "answers": [word]} for word in words]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return dict(corpus=dict(name="questions", folder=str(folder)), split="train", batch=16, image_size=16, text_length=6)
+
+
+def test_a_vocabulary_is_that_of_the_texts_wherever_they_lie(tmp_path, monkeypatch):
+    """Two folders of one name with other texts; then the first one's again in another place, and changed in its place."""
+    monkeypatch.setenv("JAXVL_CACHE", str(tmp_path / "cache"))
+    fruit, birds = ("mango", "quince", "papaya", "kumquat"), ("heron", "wigeon", "dunnock", "siskin")
+    first, second = (tokenizer(vqa=write_questions(tmp_path / place / "vqa", words)) for place, words in (("a", fruit), ("b", birds)))
+    for own, words in ((first, fruit), (second, birds)):
+        texts = [f"is it a {word}?" for word in words]
+        assert own.decode(own.encode(texts, 32)) == texts
+    same = tokenizer(vqa=write_questions(tmp_path / "c" / "elsewhere", fruit))
+    assert same.to_json() == first.to_json() and len(list((tmp_path / "cache" / "tokenizers").iterdir())) == 2
+    shutil.rmtree(tmp_path / "a" / "vqa")
+    assert tokenizer(vqa=write_questions(tmp_path / "a" / "vqa", birds)).to_json() == second.to_json()
+
+
+def test_fingerprints_are_of_the_content(tmp_path):
+    def corpus(folder, size, name="records"):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "index.npz", labels=np.zeros(size, np.int32))
+        return Corpus(tmp_path / folder, {"files": {name: {"bytes": size, "sha256": f"{size}"}}})
+
+    a, b, c = corpus("a", 1), corpus("b", 1), corpus("c", 2)
+    assert a.fingerprint == b.fingerprint != c.fingerprint
+    mixed = [MixedCorpus.__new__(MixedCorpus) for _ in range(3)]
+    for mixture, parts in zip(mixed, ((a, c), (b, c), (c, a))):
+        mixture._parts, mixture._corpora = [types.SimpleNamespace(split="train")] * 2, parts
+    assert mixed[0].fingerprint == mixed[1].fingerprint != mixed[2].fingerprint
+
+
+HOST_SIDE = [
+    dict(video=dict(frames=3, stride=2)),
+    dict(video=dict(frames=3, random=False)),
+    dict(audio=dict(kind="sound", seconds=0.01)),
+    dict(audio=dict(locales=("fr",), random=False, seconds=0.01)),
+    dict(split="train_b", shuffle=False, threads=3, prefetch=1, cache_mb=0, error_budget=0.5, error_minimum=2),
+    dict(crop=(0.1, 0.9), crop_ratio=(0.5, 2.0), captions=dict(keyword=1.0)),
+]
+DEVICE_SIDE = [dict(video=dict(frames=4)), dict(batch=8), dict(image_size=8), dict(augment=dict(hue=3.0)), dict(missing="mask")]
+
+
+def task(**changes):
+    data = dict(
+        corpus=tiny.CORPUS, split="train_a", batch=16, image_size=16, text_length=6, modalities=("image", "text", "video", "waveform")
+    )
+    data |= dict(video=dict(frames=3), audio=dict(seconds=0.01), augment=dict(rotate=10.0))
+    config = tiny.config().to_dict()
+    config["tasks"] = dict(one=dict(data={**data, **changes}, objectives=dict(align=1.0)))
+    return Task("one", resolve(Experiment, config).tasks["one"], Preprocess(image_size=16))
+
+
+def program(task):
+    """What the device computes for a batch of the task, as text."""
+    batch = {name: shape for name, shape in task.config.data.shapes.items()}
+    return str(jax.make_jaxpr(task.prepare)(batch, jax.eval_shape(lambda: jax.random.key(0))))
+
+
+@pytest.mark.parametrize("changes", HOST_SIDE)
+def test_what_only_the_host_reads_compiles_nothing_new(changes):
+    one, other = task(), task(**changes)
+    assert one.config.data != other.config.data and one.signature == other.signature and program(one) == program(other)
+
+
+@pytest.mark.parametrize("changes", DEVICE_SIDE)
+def test_what_the_devices_see_is_another_program(changes):
+    assert task().signature != task(**changes).signature and program(task()) != program(task(**changes))
 
 
 @pytest.mark.parametrize(

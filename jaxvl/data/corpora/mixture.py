@@ -12,6 +12,8 @@ own: equal labels are the same thing of the same part.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Annotated, Any
@@ -21,6 +23,7 @@ import numpy as np
 
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.data.corpora import CORPORA
+from jaxvl.data.draws import epochs
 from jaxvl.data.records import Record
 
 SPLIT = "train"
@@ -89,6 +92,12 @@ class MixedCorpus:
         self.folder = pathlib.Path("+".join(f"{corpus.folder.name}.{part.split}" for part, corpus in zip(parts, corpora)))
         self._first = np.cumsum([0, *(len(corpus.class_names()) for corpus in corpora)])[:-1].tolist()
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the parts' content and splits, in their order."""
+        parts = [(corpus.fingerprint, part.split) for part, corpus in self._each()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
     def split(self, name: str, having: Iterable[Collection[str]] = ()) -> MixedSource:
         """Random access to the records of all parts. Raises KeyError; DataError where a part lacks what is asked for."""
         self._known(name)
@@ -149,6 +158,5 @@ class MixedSource(Sequence):
         every one a new permutation if `shuffle`. Position `i` can be asked for without the ones before it."""
         streams = []
         for part, (start, end) in enumerate(zip(self._starts, self._starts[1:])):
-            numbers = grain.MapDataset.range(start, end)
-            streams.append((numbers.shuffle(seed=seed + part) if shuffle else numbers).repeat())
+            streams.append(epochs(start, end, seed, shuffle, part))
         return grain.MapDataset.mix(streams, self._weights)

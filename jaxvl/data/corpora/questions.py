@@ -17,6 +17,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -88,6 +89,11 @@ class QuestionCorpus:
     @property
     def splits(self) -> list[str]:
         return list(self._questions)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the questions and answers; the pictures are not read for it."""
+        return hashlib.sha256(json.dumps(self._questions, sort_keys=True).encode()).hexdigest()
 
     @functools.cache  # noqa: B019 (a corpus lives as long as the process)
     def split(self, name: str) -> QuestionSource:

@@ -56,6 +56,12 @@ class Corpus:
     def splits(self) -> list[str]:
         return list(self._splits)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content: of the files' checksums, wherever the folder lies."""
+        checksums = {name: about["sha256"] for name, about in self.manifest["files"].items()}
+        return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
+
     def split(self, name: str, having: Iterable[Collection[str]] = ()) -> RecordSource:
         """Random access to the records of a split.
 

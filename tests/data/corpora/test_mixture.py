@@ -74,7 +74,7 @@ def test_one_part_is_that_corpus_itself():
 def test_a_bad_record_is_replaced_and_counted():
     b = batches(mixed(replace={2: BadRecord("record cannot be read", "x")}))
     ids = np.concatenate([b[i]["id"] for i in range(30)])
-    assert not {102, 1102, 2102} & set(ids.tolist()) and b.skipped["record cannot be read"] > 3
+    assert not {102, 1102, 2102} & set(ids.tolist()) and b.counts()[1]["record cannot be read"] > 3
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,152 @@
+"""What processes decide together; the others are played."""
+
+import numpy as np
+import pytest
+
+from jaxvl.data.feed import SIGNAL
+from jaxvl.data.loader import DataConfig
+from jaxvl.data.records import DataError
+from jaxvl.sharding import hosts
+from jaxvl.sharding.hosts import Signal
+from jaxvl.training import agreement
+from jaxvl.training.agreement import Agreement
+
+PROCESSES = 3
+
+
+class Feed:
+    """What `Agreement` knows of one."""
+
+    config, path = DataConfig(corpus=None, split="train", batch=8, error_budget=0.01, error_minimum=10), "/data/x"
+
+    def __init__(self):
+        self.failure, self.numbers = None, (1000, {})
+
+    def counts(self):
+        return self.numbers
+
+    @property
+    def skipped(self):
+        return self.numbers[1]
+
+
+class Others:
+    """Processes 0 and 2; this one is 1. They say `numbers` and `texts`."""
+
+    def __init__(self):
+        self.numbers, self.texts, self.asked = np.array([[0, 0, 1000, 0]] * 2), ["", ""], 0
+
+    def gather(self, numbers):
+        self.asked += 1
+        return np.stack([self.numbers[0], np.asarray(numbers, np.int64), self.numbers[1]])
+
+    def gather_texts(self, text):
+        return [self.texts[0], text, self.texts[1]]
+
+
+@pytest.fixture
+def others(monkeypatch):
+    others = Others()
+    monkeypatch.setattr(agreement.jax, "process_count", lambda: PROCESSES)
+    monkeypatch.setattr(hosts, "gather", others.gather)
+    monkeypatch.setattr(hosts, "gather_texts", others.gather_texts)
+    return others
+
+
+@pytest.fixture
+def stop():
+    return hosts.StopSignal()
+
+
+@pytest.fixture
+def feed():
+    return Feed()
+
+
+@pytest.fixture
+def ours(stop, feed):
+    return Agreement(stop, {"pairs": feed})
+
+
+def told(signal):
+    """Metrics of a step in which `signal` was the largest."""
+    return ({SIGNAL: np.float32(signal)},)
+
+
+def test_nobody_confers_while_nothing_is_the_matter(ours, others):
+    for _ in range(100):
+        assert ours.after(told(Signal.FINE)) == agreement.Verdict()
+    assert others.asked == 0
+
+
+def test_all_confer_one_step_after_a_call(ours, others):
+    ours.after(told(Signal.CALL))
+    assert others.asked == 0, "the step has not been computed yet"
+    ours.after(told(Signal.CALL))
+    assert others.asked == 1
+    for _ in range(9):
+        ours.after(told(Signal.FINE))
+    assert others.asked == 1, "what was said before they conferred is done with"
+
+
+def test_before_a_save_the_step_itself_is_looked_at(ours, others):
+    ours.after(told(Signal.BROKEN), wait=True)
+    assert others.asked == 1
+
+
+def test_a_process_calls_on_a_signal_and_every_few_seconds(ours, stop, others, monkeypatch):
+    assert not ours.calling
+    stop.name = "SIGTERM"
+    assert ours.calling
+    stop.name = None
+    now = agreement.time.monotonic()
+    monkeypatch.setattr(agreement.time, "monotonic", lambda: now + agreement.INTERVAL + 0.1)
+    assert ours.calling
+    ours.after(told(Signal.CALL), wait=True)
+    assert not ours.calling and agreement.INTERVAL <= 5
+
+
+def test_a_signal_to_one_process_stops_all(ours, stop, others):
+    others.numbers[1, 0] = 1
+    verdict = ours.after(told(Signal.CALL), wait=True)
+    assert verdict.stop and verdict.error is None and stop.name == "a signal to process 2"
+
+
+def test_the_failure_of_another_process_is_told_with_its_number(ours, others):
+    others.numbers[1, 1], others.texts[1] = 1, "task 'pairs': OSError: gone"
+    error = ours.after(told(Signal.BROKEN), wait=True).error
+    assert isinstance(error, DataError) and str(error) == "process 2 of 3 cannot read its data: task 'pairs': OSError: gone"
+
+
+def test_the_process_that_failed_has_its_own_error(ours, feed, others):
+    feed.failure = OSError("gone\nand more")
+    assert ours.after(told(Signal.BROKEN), wait=True).error is feed.failure
+
+
+def test_bad_records_are_summed_over_the_processes(ours, feed, others):
+    feed.numbers = (1000, {"record cannot be read": 20})
+    assert ours.after(told(Signal.CALL), wait=True).error is None, "20 of 3,000"
+    others.numbers[:, 3] = 40
+    error = ours.after(told(Signal.CALL), wait=True).error
+    assert str(error) == (
+        "task 'pairs': split 'train' of /data/x: 100 of 3000 records are bad in all 3 processes (here: record cannot be read: 20), "
+        "more than error_budget 0.01 allows"
+    )
+
+
+def test_one_process_looks_after_every_step(stop, feed):
+    ours = Agreement(stop, {"pairs": feed})
+    assert ours.after(()) == agreement.Verdict()
+    stop.name = "SIGTERM"
+    assert ours.after(()) == agreement.Verdict(stop=True)
+    feed.numbers = (1000, {"record cannot be read": 100})
+    assert "100 of 1000 records are bad (record cannot be read: 100)" in str(ours.after(()).error)
+
+
+def test_numbers_and_texts_survive_the_way_between_processes(monkeypatch):
+    """Of several processes: as jax gathers, in bytes."""
+    assert hosts.gather([1, 2**40]).tolist() == [[1, 2**40]] and hosts.gather_texts("ü" * 2000) == ["ü" * 1000]
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", lambda x: np.stack([np.zeros_like(x), x]))
+    assert hosts.gather([-1, 2**40]).tolist() == [[0, 0], [-1, 2**40]]
+    assert hosts.gather_texts("größer " * 400)[1] == ("größer " * 400).encode()[:2000].decode(errors="ignore")

@@ -1,0 +1,102 @@
+"""Runs whose data fails: they end with everything saved, and go on from there as if nothing had been."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny
+
+from jaxvl import train as train_command
+from jaxvl.data.loader import Batches
+from jaxvl.data.records import BadRecord, DataError, RecordSource
+from jaxvl.training.checkpoint import Checkpoints
+
+B = 16
+
+
+def state(workdir, step):
+    manager = Checkpoints(workdir / "checkpoints", read_only=True)._manager
+    restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+    return jax.tree.leaves(jax.tree.map(np.asarray, restored["state"]))
+
+
+def logged(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+
+
+def fails_at(monkeypatch, batch, error):
+    """Batch `batch` of every feed cannot be made."""
+    real = Batches.__getitem__
+
+    def get(self, i):
+        if i == batch:
+            raise error
+        return real(self, i)
+
+    monkeypatch.setattr(Batches, "__getitem__", get)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 6 steps in which nothing failed."""
+    workdir = tmp_path_factory.mktemp("finished")
+    train_command.train(tiny.experiment(), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("error", [DataError("the disk is gone"), ZeroDivisionError("a bug in a source")])
+def test_a_feed_that_fails_ends_the_run_with_everything_saved(finished, tmp_path, monkeypatch, error):
+    with monkeypatch.context() as patch:
+        fails_at(patch, 4, error)
+        with pytest.raises(type(error), match=str(error)):
+            train_command.train(tiny.experiment(), tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert checkpoints.steps[-1] == 4 and checkpoints.frame()[1]["positions"] == {"pairs": 4 * B}
+    assert sorted(logged(tmp_path)) == [1, 2, 3, 4], "the step without rows has no figures"
+    train_command.train(tiny.experiment(), tmp_path)
+    assert logged(tmp_path) == logged(finished)
+    for ours, expected in zip(state(tmp_path, 6), state(finished, 6)):
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_a_first_batch_that_fails_saves_nothing(tmp_path, monkeypatch):
+    fails_at(monkeypatch, 0, DataError("the disk is gone"))
+    with pytest.raises(DataError, match="the disk is gone"):
+        train_command.train(tiny.experiment(), tmp_path)
+    assert not Checkpoints(tmp_path / "checkpoints").steps
+
+
+def test_too_many_bad_records_end_the_run_with_everything_saved(tmp_path, monkeypatch, capsys):
+    real = RecordSource.__getitem__
+
+    def get(self, i):
+        if i % 2:
+            raise BadRecord("record cannot be read", "hash mismatch")
+        return real(self, i)
+
+    monkeypatch.setattr(RecordSource, "__getitem__", get)
+    with pytest.raises(DataError, match=r"task 'pairs': split 'train_a' of .* records are bad \(record cannot be read: \d+\), more than"):
+        train_command.train(tiny.experiment(), tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).frame()[1]["positions"] == {"pairs": B}
+
+
+def test_a_run_with_another_batch_continues_its_stream(finished, tmp_path, monkeypatch):
+    """Three steps of 16 rows, then steps of 8: which records they get is what the stream has there."""
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    starts, real = [], Batches.__init__
+
+    def init(self, *args, start=0, **options):
+        starts.append(start)
+        real(self, *args, start=start, **options)
+
+    monkeypatch.setattr(Batches, "__init__", init)
+    tasks = tiny.config().to_dict()["tasks"]
+    tasks["pairs"]["data"]["batch"] = 8
+    train_command.train(tiny.experiment(tasks=tasks), tmp_path)
+    assert starts == [3 * B]
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).frame()[1]["positions"] == {"pairs": 3 * B + 3 * 8}

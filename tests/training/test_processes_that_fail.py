@@ -1,0 +1,79 @@
+"""What befalls one of two processes ends both, within a minute, with what can be saved."""
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from processes import GOOD, free_address, start
+
+from jaxvl.training.checkpoint import Checkpoints
+
+MINUTE = 60
+
+
+def run(workdir, fault="none", processes=2):
+    """Exit statuses and what each process has said; seconds from the fault to the end of the last one."""
+    workdir.parent.mkdir(exist_ok=True)
+    address = free_address()
+    running = [start(address, processes, i, workdir, fault) for i in range(processes)]
+    said, befell = [[] for _ in running], []
+
+    def listen(process, lines):
+        for line in process.stderr:
+            lines.append(line)
+            if line == "FAULT\n":
+                befell.append(time.monotonic())
+
+    listening = [threading.Thread(target=listen, args=pair) for pair in zip(running, said)]
+    [t.start() for t in listening]
+    try:
+        codes = [process.wait(timeout=600) for process in running]
+    finally:
+        [process.kill() for process in running]
+        [t.join() for t in listening]
+    seconds = time.monotonic() - befell[0] if befell else None
+    return codes, [" ".join("".join(lines).split()) for lines in said], seconds
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+
+
+def saved(workdir):
+    step, frame = Checkpoints(workdir / "checkpoints", read_only=True).frame()
+    return step, frame["positions"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["data", "preempted"])
+def test_all_processes_save_the_same_step_and_end(tmp_path, fault):
+    whole, workdir = tmp_path / "whole" / "run", tmp_path / fault / "run"
+    assert run(whole)[0] == [0, 0]
+    codes, said, seconds = run(workdir, fault)
+    assert seconds < MINUTE, said
+    step, positions = saved(workdir)
+    assert positions == {"pairs": 16 * step}
+    if fault == "data":
+        assert codes == [1, 1] and step == GOOD
+        assert "process 1 of 2 cannot read its data: task 'pairs': DataError: the disk is gone" in said[0]
+        assert "DataError the disk is gone" in said[1]
+    else:
+        assert codes == [0, 0] and GOOD < step < 8
+        assert f"stopped by a signal to process 1 after step {step}" in said[0]
+    assert run(workdir)[0] == [0, 0]
+    assert losses(workdir).keys() == losses(whole).keys()
+    np.testing.assert_allclose(list(losses(workdir).values()), list(losses(whole).values()), rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault, code", [("exception", 1), ("kill", -9)])
+def test_a_process_that_is_lost_takes_the_others_with_it(tmp_path, fault, code):
+    codes, said, seconds = run(tmp_path / fault / "run", fault)
+    assert codes[1] == code and codes[0] not in (0, None)
+    assert seconds < MINUTE, said
+    assert "task:1" in said[0] or "process 1" in said[0], said[0][-3000:]
+    if fault == "exception":
+        assert "ZeroDivisionError: a bug in the loop" in said[1] and "process 1 of 2 ends with an error" in said[1]
