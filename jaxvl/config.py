@@ -13,15 +13,17 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
-import importlib.util
+import importlib
 import inspect
-import pathlib
+import os
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
 import ml_collections
+
+from jaxvl import paths
 
 
 class ConfigError(ValueError):
@@ -53,6 +55,14 @@ def check(ok: bool, key: str, problem: str) -> None:
     """Raises `ConfigError(key, problem)` unless `ok`."""
     if not ok:
         raise ConfigError(key, problem)
+
+
+def to_path(text: str | os.PathLike, key: str) -> paths.Path:
+    """The path that a text of a config or a command line names, local or remote. Raises ConfigError where it can be none."""
+    try:
+        return paths.as_path(text)
+    except paths.PathError as error:
+        raise ConfigError(key, str(error)) from None
 
 
 class Registry(Mapping):
@@ -274,14 +284,17 @@ def load_file(spec: str) -> ml_collections.ConfigDict:
 
     Raises ConfigError if the file is missing or defines no `get_config`.
     """
-    path, _, arg = spec.partition(":")
-    file = pathlib.Path(path)
-    if not file.is_file():
-        known = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+    scheme = paths.scheme_of(spec)
+    start = 0 if scheme is None else len(f"{scheme}://")
+    name, _, arg = spec[start:].partition(":")
+    path = spec[:start] + name
+    file = to_path(path, "--config")
+    if not paths.is_file(file):
+        known = [str(other) for other in paths.list_folder(file.parent, "*.py")]
         raise ConfigError("--config", f"no file {path!r}{nearest(path, known)}" + (f" (here: {', '.join(known)})" if known else ""))
-    module_spec = importlib.util.spec_from_file_location(f"jaxvl_config_{file.stem}", file)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    module = types.ModuleType(f"jaxvl_config_{file.stem}")
+    module.__file__ = str(file)
+    exec(compile(paths.read_bytes(file), str(file), "exec"), vars(module))
     if not hasattr(module, "get_config"):
         raise ConfigError("--config", f"{path!r} defines no get_config()")
     config = module.get_config(arg) if arg else module.get_config()

@@ -10,7 +10,6 @@ Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training di
 
 from __future__ import annotations
 
-import pathlib
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ from absl import logging
 from rich.console import Console
 from rich.markup import escape
 
-from jaxvl.config import ConfigError
+from jaxvl import paths
+from jaxvl.config import ConfigError, to_path
 from jaxvl.data.records import DataError
 from jaxvl.evals.report import save_gallery, summary_table, write_report
 from jaxvl.sharding import hosts, make_mesh
@@ -35,7 +35,7 @@ from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
 
 
-def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None = None) -> dict[str, float]:
+def train(experiment: Experiment, workdir: paths.Path, console: Console | None = None) -> dict[str, float]:
     """Runs or resumes a training run; returns the last evaluation figures, `EVALUATOR/METRIC` -> value.
 
     Raises:
@@ -43,7 +43,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
       TrainingDiverged: too many skipped steps in a row; the last good state is saved.
       CheckpointError: the last checkpoint could not be written.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(workdir)
     stop = hosts.StopSignal()
     mesh = make_mesh(experiment.mesh)
     writer = Writer(workdir, experiment.steps, tensorboard=experiment.log.tensorboard, tasks=len(experiment.tasks), console=console)
@@ -55,6 +55,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
         finally:
             run.close()
         if experiment.log.report and jax.process_index() == 0:
+            writer.flush()
             writer.say(f"report: {write_report(workdir)}")
     return run.latest
 
@@ -123,11 +124,11 @@ def main(argv: list[str]) -> int:
             if not given:
                 raise ConfigError(needed, "is required; see python -m jaxvl.train --help")
         hosts.initialise(command.options)
-        latest = train(command.experiment(), pathlib.Path(command.options["workdir"]), console)
+        latest = train(command.experiment(), to_path(command.options["workdir"], "--workdir"), console)
     except ConfigError as error:
         console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
         return 2
-    except (TrainingDiverged, CheckpointError, DataError) as error:
+    except (TrainingDiverged, CheckpointError, DataError, paths.PathError) as error:
         console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
         return 1
     if latest and jax.process_index() == 0:

@@ -15,8 +15,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -24,7 +22,8 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from jaxvl.config import ConfigError, check
+from jaxvl import paths
+from jaxvl.config import ConfigError, check, to_path
 from jaxvl.data.cleaning import CLEANERS
 from jaxvl.data.corpora.store import cache_folder
 
@@ -58,7 +57,7 @@ class TokenizerConfig:
             check(self.vocab_size >= 16, "vocab_size", f"{self.vocab_size!r} must be >= 16")
         else:
             check(self.path is not None, "path", f"is required for kind {self.kind!r}")
-            check(pathlib.Path(self.path).is_file(), "path", f"no file {self.path!r}")
+            check(paths.is_file(to_path(self.path, "path")), "path", f"no file {self.path!r}")
 
 
 class Tokenizer:
@@ -158,7 +157,7 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str] = (), origin: s
     """
     if config.kind == "unigram":
         return _trained(config, texts, origin)
-    content = pathlib.Path(config.path).read_bytes()
+    content = paths.read_bytes(paths.as_path(config.path))
     try:
         return _wordpiece(config, content) if config.kind == "wordpiece" else _sentencepiece(content)
     except ConfigError:
@@ -170,15 +169,13 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str] = (), origin: s
 def _trained(config: TokenizerConfig, texts: Iterable[str], origin: str) -> Tokenizer:
     name = hashlib.sha256(json.dumps([dataclasses.asdict(config), origin, sentencepiece.__version__]).encode()).hexdigest()[:16]
     kept = cache_folder() / "tokenizers" / f"{name}.model"
-    if origin and kept.is_file():
-        content = kept.read_bytes()
+    if origin and paths.is_file(kept):
+        content = paths.read_bytes(kept)
     else:
         content = train_unigram(texts, config.vocab_size, lowercase=config.lowercase)
         if origin:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(f".{os.getpid()}")
-            part.write_bytes(content)
-            part.replace(kept)
+            paths.make_folder(kept.parent)
+            paths.write_bytes(kept, content)
     return Tokenizer("unigram", content, pad_id=0, eos_id=1)
 
 

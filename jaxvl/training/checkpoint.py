@@ -8,7 +8,6 @@ and the preprocessing. Orbax writes into a temporary folder and renames it, so o
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from jaxvl import paths
 from jaxvl.config import check
+from jaxvl.training import object_store
 
 
 class CheckpointError(RuntimeError):
@@ -49,8 +50,8 @@ class CheckpointConfig:
 class Checkpoints:
     """The checkpoints of one run, in `folder`."""
 
-    def __init__(self, folder: str | pathlib.Path, config: CheckpointConfig = CheckpointConfig(), *, read_only: bool = False):
-        self.folder, self.config = pathlib.Path(folder).absolute(), config
+    def __init__(self, folder: str | paths.Path, config: CheckpointConfig = CheckpointConfig(), *, read_only: bool = False):
+        self.folder, self.config = paths.absolute(folder), config
         self.failures = 0
         self._lost = False  # whether the last save could not even be started
         policies = [LatestN(config.keep)]
@@ -58,6 +59,7 @@ class Checkpoints:
             policies.append(BestN(get_metric_fn=self._score, n=config.keep_best, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies), create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only,
+            **object_store.prepare(self.folder),
         )  # fmt: skip
         handlers = {"state": ocp.StandardCheckpointHandler(), "frame": ocp.JsonCheckpointHandler()}
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -189,6 +191,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # a damaged checkpoint is passed over, loudly, for the one before it
+            paths.exists(self.folder)  # raises where the store cannot be reached, which is no damage
             problems.append(f"step {step}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             logging.error("checkpoint %d cannot be read and is passed over: %s", step, problems[-1])
             return None

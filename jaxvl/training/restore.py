@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxvl import paths
 from jaxvl.adapters.upcycle import moe_configs, upcycle
-from jaxvl.config import ConfigError, check, override, resolve
+from jaxvl.config import ConfigError, check, override, resolve, to_path
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
@@ -74,7 +74,7 @@ class SavedWeights:
             raise ConfigError("init_from", str(error)) from None
 
 
-def restore_weights(workdir: pathlib.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> SavedWeights:
+def restore_weights(workdir: paths.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> SavedWeights:
     """The weights of a checkpoint, of a run or of `jaxvl.convert`; its config with `assignments`.
 
     Raises:
@@ -99,9 +99,7 @@ def restore_weights(workdir: pathlib.Path, step: str | None = None, assignments:
     return SavedWeights(experiment, found, frame, tokenizer, model, mesh, params, rest)
 
 
-def restore_encoders(
-    workdir: pathlib.Path, step: str | None = None, assignments: Mapping[str, str] = {}
-) -> tuple[Experiment, int, Encoders]:
+def restore_encoders(workdir: paths.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> tuple[Experiment, int, Encoders]:
     """What a checkpoint of a run can encode and write; its config with `assignments`, and the step that it is of.
 
     Raises:
@@ -115,7 +113,7 @@ def restore_encoders(
 def initial_weights(experiment: Experiment) -> SavedWeights:
     """Those of `init_from`. Raises ConfigError where it has none, or its pictures are scaled to other values than this run's."""
     try:
-        saved = restore_weights(pathlib.Path(experiment.init_from))
+        saved = restore_weights(to_path(experiment.init_from, "init_from"))
     except CheckpointError as error:
         raise ConfigError("init_from", f"{experiment.init_from!r}: {error}") from None
     for field in ("mean", "std"):
@@ -129,7 +127,7 @@ def seat_judges(state: TrainState, shardings: TrainState, judges: Mapping[str, J
     aux = dict(state.aux)
     for slot, judge in judges.items():
         if judge.source != "ema":
-            source = state if judge.source == "initial" else restore_weights(pathlib.Path(judge.source))
+            source = state if judge.source == "initial" else restore_weights(to_path(judge.source, "judge"))
             weights = jax.tree.map(jnp.copy, (source.params, source.rest))
             aux[slot] = {**aux[slot], "judge": jax.device_put(weights, shardings.aux[slot]["judge"])}
     return dataclasses.replace(state, aux=aux)

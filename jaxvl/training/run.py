@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from jax.sharding import Mesh
 
+from jaxvl import paths
 from jaxvl.config import to_dict
 from jaxvl.data.feed import Feed
 from jaxvl.data.preprocess import Preprocess
@@ -35,7 +35,7 @@ class Run:
     """
 
     experiment: Experiment
-    workdir: pathlib.Path
+    workdir: paths.Path
     mesh: Mesh
     model: Functional
     tokenizer: Tokenizer

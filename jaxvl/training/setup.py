@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import pathlib
 
 import jax
 from jax.sharding import Mesh
 
+from jaxvl import paths
 from jaxvl.config import check, to_dict
 from jaxvl.data.feed import Feed
 from jaxvl.data.tokenizers import Tokenizer
@@ -26,7 +26,7 @@ from jaxvl.training.run import Run
 from jaxvl.training.writer import Writer
 
 
-def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Writer) -> Run:
+def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Writer) -> Run:
     """Builds the run under `jax.set_mesh(mesh)`, and restores the newest checkpoint of `workdir` where there is one.
 
     Raises:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jaxvl import paths
+from jaxvl.training.growing import GrowingFiles
 from jaxvl.training.meter import ALL
 
 _LIBRARY = logging.getLogger("jaxvl")
@@ -27,16 +28,17 @@ _LIBRARY = logging.getLogger("jaxvl")
 class Writer:
     """Context manager around a run of `total` steps and so many tasks. All methods take host values."""
 
-    def __init__(self, workdir: pathlib.Path, total: int, *, tensorboard: bool, tasks: int = 1, console: Console | None = None):
+    def __init__(self, workdir: paths.Path, total: int, *, tensorboard: bool, tasks: int = 1, console: Console | None = None):
         self.workdir, self.total, self.several = workdir, total, tasks > 1
         self.active = jax.process_index() == 0
         self.console = console or Console(stderr=True)
-        self._file = open(workdir / "metrics.jsonl", "a", buffering=1) if self.active else None
+        self._growing = GrowingFiles(workdir) if self.active else None
+        self._file = open(self._growing.resume("metrics.jsonl"), "a", buffering=1) if self.active else None
         self._board = None
         if self.active and tensorboard:
             import tensorboardX
 
-            self._board = tensorboardX.SummaryWriter(str(workdir / "tb"), flush_secs=10)
+            self._board = tensorboardX.SummaryWriter(str(self._growing.folder / "tb"), flush_secs=10)
         columns = [TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
                    TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn()]  # fmt: skip
         live = self.active and self.console.is_terminal
@@ -63,6 +65,13 @@ class Writer:
             self._file.close()
         if self._board:
             self._board.close()
+        if self._growing:
+            self._growing.close()
+
+    def flush(self) -> None:
+        """Brings what has been written to the work folder, where that is remote."""
+        if self._growing:
+            self._growing.flush()
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
