@@ -78,6 +78,7 @@ def loop(run: Run, stop: hosts.StopSignal) -> None:
             meter.pause()
         stopping = stop.reached(done)
         if stopping or run.checkpoints.due(done) or done == run.total:
+            run.writer.flush(wait=False)  # a resume from this step finds the records of those before it
             run.checkpoints.save(done, state, run.frame(), run.latest)
         if stopping:
             run.writer.say(f"stopped by {stop.name} after step {done}; saved, and resumed by the same command")

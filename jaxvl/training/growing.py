@@ -35,6 +35,7 @@ class GrowingFiles:
         self._due: dict[str, float] = {}  # name -> when it may be copied again
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._failed = False
         if not paths.is_remote(workdir):
@@ -55,16 +56,21 @@ class GrowingFiles:
                 self._copied[name] = file.stat().st_size
         return file
 
-    def flush(self) -> None:
-        """Copies what has grown, now. A store that fails is logged, not raised."""
-        if self._thread is not None:
+    def flush(self, *, wait: bool = True) -> None:
+        """Copies what has grown, now; without `wait`, in the background. A store that fails is logged, not raised."""
+        if self._thread is None:
+            return
+        if wait:
             self._copy(now=True)
+        else:
+            self._wake.set()
 
     def close(self) -> None:
         """The last copy. Where that fails the local files are kept, and named in the log."""
         if self._thread is None:
             return
         self._stop.set()
+        self._wake.set()
         self._thread.join()
         self._thread = None
         for attempt in range(TRIES):
@@ -75,8 +81,10 @@ class GrowingFiles:
         logging.error("%s lacks the last lines of this run, which are kept in %s", self._workdir, self.folder)
 
     def _copy_until_stopped(self) -> None:
-        while not self._stop.wait(self._every / 4):
-            self._copy()
+        while not self._stop.is_set():
+            asked = self._wake.wait(self._every / 4)
+            self._wake.clear()
+            self._copy(now=asked)
 
     def _copy(self, *, now: bool = False) -> bool:
         """Copies every file that has grown and is due, or all that have grown; returns whether that worked."""

@@ -68,10 +68,10 @@ class Writer:
         if self._growing:
             self._growing.close()
 
-    def flush(self) -> None:
-        """Brings what has been written to the work folder, where that is remote."""
+    def flush(self, *, wait: bool = True) -> None:
+        """Brings what has been written to the work folder, where that is remote; without `wait`, in the background."""
         if self._growing:
-            self._growing.flush()
+            self._growing.flush(wait=wait)
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
