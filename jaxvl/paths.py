@@ -168,6 +168,22 @@ def make_folder(path: Path) -> None:
         raise PathError(f"{path}: there is no bucket {bucket}, or it may not be listed")
 
 
+def move(path: Path, target: Path) -> None:
+    """Renames a file or folder. In an object store every object is copied and then deleted, so that a kill may leave both. Raises OSError."""
+    if not is_remote(path):
+        path.rename(target)
+        return
+    with _named_errors(path):
+        system, source = fsspec.core.url_to_fs(str(path))
+        _, aim = fsspec.core.url_to_fs(str(target))
+        found = system.find(source)
+        if not found:
+            raise FileNotFoundError(f"{path}: there is nothing")
+        for name in found:
+            system.cp_file(name, aim + name.removeprefix(source))
+        system.rm(found)
+
+
 def upload(file: pathlib.Path, path: Path) -> None:
     """Copies a local file to a remote path, in parts where it is large. Raises OSError."""
     with _named_errors(path):

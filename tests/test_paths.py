@@ -56,6 +56,22 @@ def test_what_is_written_is_what_another_client_reads(bucket, client):
     assert paths.list_folder(folder / "not there") == []
 
 
+def test_a_folder_is_moved(bucket, client, tmp_path):
+    put(client, bucket, "moved/4/a/b.txt", b"b")
+    put(client, bucket, "moved/4/c.txt", b"c")
+    put(client, bucket, "moved/42/d.txt", b"d")
+    folder = paths.as_path(f"{bucket}/moved")
+    paths.move(folder / "4", folder / "damaged-4")
+    names = [str(file.relative_to(folder)) for file in paths.files_below(folder)]
+    assert names == ["42/d.txt", "damaged-4/a/b.txt", "damaged-4/c.txt"]
+    assert paths.read_bytes(folder / "damaged-4" / "c.txt") == b"c"
+    with pytest.raises(FileNotFoundError):
+        paths.move(folder / "4", folder / "5")
+    (tmp_path / "4").mkdir()
+    paths.move(tmp_path / "4", tmp_path / "5")
+    assert (tmp_path / "5").is_dir()
+
+
 def test_a_file_that_is_written_anew_is_never_half(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
     paths.write_text(file, "old")

@@ -22,6 +22,7 @@ def prepare(folder: paths.Path) -> dict[str, Any]:
 
     Raises:
       ConfigError: checkpoints cannot be written to the store.
+      PathError: it cannot be reached.
     """
     scheme = paths.scheme_of(folder)
     if scheme is None:
@@ -30,6 +31,7 @@ def prepare(folder: paths.Path) -> dict[str, Any]:
     check(scheme in paths.CHECKPOINT_SCHEMES, "--workdir", f"{str(folder)!r}: checkpoints can be kept in a local folder, {known}")
     if scheme == "s3":
         _teach_s3()
+    paths.exists(folder)  # what Orbax would raise is a page long
     # An object store renames by copying every object: a checkpoint is finished by a last object of its own instead.
     return {"temporary_path_class": orbax_path.atomicity.CommitFileTemporaryPath}
 
