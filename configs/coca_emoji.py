@@ -10,9 +10,8 @@ likely the right names are, and `group` tells the nine groups of emoji by a line
 not seen those that it is tested on, after the last step.
 """
 
-import pathlib
-
 from jaxvl.config import load_file, parse_arg
+from jaxvl.paths import as_path
 
 WEIGHTS = {"both": (1.0, 2.0), "caption": (0.0, 1.0), "contrast": (1.0, 0.0)}
 
@@ -20,7 +19,7 @@ WEIGHTS = {"both": (1.0, 2.0), "caption": (0.0, 1.0), "contrast": (1.0, 0.0)}
 def get_config(arg=""):
     arg = parse_arg(arg, loss="both")
     contrast, caption = WEIGHTS[arg.loss]
-    c = load_file(str(pathlib.Path(__file__).with_name("align_emoji.py")))
+    c = load_file(str(as_path(__file__).with_name("align_emoji.py")))
     c.model = dict(
         name="coca", image=c.model.image.to_dict(), width=192, heads=4, hidden=512, unimodal=1, multimodal=2, queries=8, embed_dim=192,
         init_scale=10.0, tied=True, scan=False,

@@ -8,14 +8,13 @@ captions. Contrastive and captioning losses go on beside it, so that the model n
 for the judge alone.
 """
 
-import pathlib
-
 from jaxvl.config import load_file, parse_arg
+from jaxvl.paths import as_path
 
 
 def get_config(arg=""):
     arg = parse_arg(arg, start="runs/coca_emoji", grammar=0.5)
-    c = load_file(str(pathlib.Path(__file__).with_name("coca_emoji.py")))
+    c = load_file(str(as_path(__file__).with_name("coca_emoji.py")))
     c.init_from = arg.start
     c.tasks.pairs.objectives = dict(
         self_critical=dict(weight=1.0, judge="initial", grammar=arg.grammar),

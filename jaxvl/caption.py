@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -32,7 +31,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from jaxvl.config import ConfigError, check, override, resolve
+from jaxvl import paths
+from jaxvl.config import ConfigError, check, override, resolve, to_path
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.generate import Generation
 from jaxvl.sharding import hosts
@@ -44,11 +44,15 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 HELP = "see python -m jaxvl.caption --help"
 
 
-def pictures(paths: Sequence[str]) -> Iterator[pathlib.Path]:
+def pictures(texts: Sequence[str]) -> Iterator[paths.Path]:
     """Files as given, and those of folders that are named like pictures. Raises ConfigError for a path that is not there."""
-    for path in map(pathlib.Path, paths):
-        check(path.exists(), str(path), "is not there; must be a picture or a folder")
-        yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+    for text in texts:
+        path = to_path(text, "IMAGE")
+        check(paths.exists(path), text, "is not there; must be a picture or a folder")
+        if paths.is_folder(path):
+            yield from (file for file in paths.files_below(path) if file.suffix.lower() in SUFFIXES)
+        else:
+            yield path
 
 
 def parse(argv: Sequence[str]) -> tuple[dict[str, str], Generation, tuple[str, ...]]:
@@ -56,21 +60,21 @@ def parse(argv: Sequence[str]) -> tuple[dict[str, str], Generation, tuple[str, .
     how = [f.name for f in dataclasses.fields(Generation)]
     known = dict.fromkeys(("workdir", "step", "checkpoint", "plugins", "json", *how, *hosts.OPTIONS))
     command = parse_command(argv, known, flags=["json"], words="pictures", config=False)
-    options, paths = dict(command.options), command.words
+    options, images = dict(command.options), command.words
     if "checkpoint" in options:
-        folder = pathlib.Path(options["checkpoint"]).absolute()
+        folder = paths.absolute(to_path(options["checkpoint"], "--checkpoint"))
         fits = folder.parent.name == "checkpoints" and folder.name.isdigit()
         check(fits, "--checkpoint", f"{str(folder)!r} is not named like a checkpoint of a run: WORKDIR/checkpoints/N")
         check("workdir" not in options and "step" not in options, "--checkpoint", "stands for --workdir and --step; give it or these")
         options |= {"workdir": str(folder.parent.parent), "step": folder.name}
     check("workdir" in options, "--workdir", f"is required; {HELP}")
-    check(bool(paths), "IMAGE", f"no picture and no folder given; {HELP}")
-    return options, resolve(Generation, override(ConfigDict(), {name: options[name] for name in how if name in options})), paths
+    check(bool(images), "IMAGE", f"no picture and no folder given; {HELP}")
+    return options, resolve(Generation, override(ConfigDict(), {name: options[name] for name in how if name in options})), images
 
 
 def restore(options: dict[str, str]) -> Encoders:
     """Raises ConfigError for a model that writes nothing, CheckpointError where there is no readable checkpoint."""
-    workdir = pathlib.Path(options["workdir"])
+    workdir = to_path(options["workdir"], "--workdir")
     assignments = {key: options[key] for key in ("plugins",) if key in options}
     experiment, _, encoders = restore_encoders(workdir, options.get("step"), assignments)
     model = experiment.model
@@ -83,8 +87,8 @@ def main(argv: Sequence[str]) -> int:
     console = Console(stderr=True)
     logging.set_verbosity(logging.ERROR)
     try:
-        options, how, paths = parse(argv)
-        files = list(pictures(paths))
+        options, how, images = parse(argv)
+        files = list(pictures(images))
         hosts.initialise(options)
         first_process = jax.process_index() == 0
         encoders = restore(options)
@@ -101,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     except ConfigError as error:
         console.print(f"[bold red]wrong option[/] {escape(str(error))}", soft_wrap=True)
         return 2
-    except CheckpointError as error:
+    except (CheckpointError, paths.PathError) as error:
         console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
         return 1
     if first_process and written < len(files):
@@ -112,15 +116,15 @@ def main(argv: Sequence[str]) -> int:
 class _Record(dict):
     """A picture as the encoders read it: its bytes are read when they are wanted, in the encoders' threads."""
 
-    def __init__(self, file: pathlib.Path):
+    def __init__(self, file: paths.Path):
         super().__init__()
         self._file = file
 
     def __missing__(self, key: str) -> bytes:
-        return self._file.read_bytes()
+        return paths.read_bytes(self._file)
 
 
-def report(console: Console, file: pathlib.Path, text: str | None, lines: bool) -> None:
+def report(console: Console, file: paths.Path, text: str | None, lines: bool) -> None:
     """One picture's line; `text`: its caption, or None where it could not be read."""
     if text is None:
         console.print(f"[yellow]left out[/] {escape(str(file))}: not a picture that can be read", soft_wrap=True)

@@ -20,7 +20,6 @@ Exit status: 0 done, 1 refused, damaged or beyond 1e-4 in --check, 2 wrong optio
 
 from __future__ import annotations
 
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -29,7 +28,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxvl.config import ConfigError, check, nearest
+from jaxvl import paths
+from jaxvl.config import ConfigError, check, nearest, to_path
 from jaxvl.interop import big_vision, hf, open_clip
 from jaxvl.interop.bundle import Bundle
 from jaxvl.interop.check import LIMIT, Difference, check_arrays, check_hf, check_open_clip
@@ -39,7 +39,7 @@ from jaxvl.training.weights import load_weights, save_weights
 
 LIBRARIES = ("hf", "open_clip", "big_vision", "jaxvl")
 OPTIONS = ("from", "to", "tokenizer", "step", "plugins", "check")
-Place = tuple[str, pathlib.Path]
+Place = tuple[str, paths.Path]
 
 
 def parse(argv: Sequence[str]) -> dict[str, str]:
@@ -64,13 +64,15 @@ def place(option: str, text: str) -> Place:
     library, _, path = text.partition(":")
     known = ", ".join(f"{name}:PATH" for name in LIBRARIES)
     check(library in LIBRARIES and bool(path), option, f"{text!r} must be one of {known}{nearest(library, LIBRARIES)}")
-    return library, pathlib.Path(path).expanduser()
+    local = library != "jaxvl"
+    check(not (local and paths.is_remote(path)), option, f"{text!r}: files of {library} are read and written in local folders only")
+    return library, to_path(path, option).expanduser()
 
 
 def load(source: Place, tokenizer: str | None, step: str | None, plugins: str | None = None) -> Bundle:
     """Raises ConversionError for what cannot be taken over, CheckpointError where a workdir has nothing to read."""
     library, path = source
-    if not path.exists():
+    if not paths.exists(path):
         raise ConversionError(f"{path}: no such file or folder")
     if library != "jaxvl":
         for option, given in (("--step", step), ("--plugins", plugins)):
@@ -90,7 +92,7 @@ def save(bundle: Bundle, target: Place) -> tuple[str, ...]:
 
 def compare(bundle: Bundle, source: Place, target: Place) -> list[tuple[str, list[Difference]]]:
     """(what was compared, differences) of the peers of both sides, and of our own arrays read again from the target."""
-    peers: dict[str, Callable[[Bundle, pathlib.Path], list[Difference]]] = {"hf": check_hf, "open_clip": check_open_clip}
+    peers: dict[str, Callable[[Bundle, paths.Path], list[Difference]]] = {"hf": check_hf, "open_clip": check_open_clip}
     rows = [(f"{library}:{path}", peers[library](bundle, path)) for library, path in (source, target) if library in peers]
     again = load(target, "none" if target[0] == "big_vision" or bundle.tokenizer is None else None, None)
     return [*rows, (f"{target[0]}:{target[1]}", check_arrays(bundle, again))]

@@ -20,7 +20,6 @@ Exit status: 0 done, 1 no readable checkpoint or unreadable data, 2 wrong config
 from __future__ import annotations
 
 import json
-import pathlib
 import sys
 
 import jax
@@ -28,7 +27,8 @@ from absl import logging
 from rich.console import Console
 from rich.markup import escape
 
-from jaxvl.config import ConfigError, check, nearest
+from jaxvl import paths
+from jaxvl.config import ConfigError, check, nearest, to_path
 from jaxvl.data.records import DataError
 from jaxvl.evals.report import save_gallery, summary_table
 from jaxvl.sharding import hosts
@@ -46,11 +46,11 @@ def evaluate(command: Command, console: Console) -> dict[str, float]:
       ConfigError: an unknown evaluator or option. CheckpointError: no readable checkpoint.
     """
     first = jax.process_index() == 0
-    workdir = pathlib.Path(command.options["workdir"])
+    workdir = to_path(command.options["workdir"], "--workdir")
     experiment, step, encoders = restore_encoders(workdir, command.options.get("step"), command.assignments)
-    out = pathlib.Path(command.options.get("out", workdir / "evaluate"))
+    out = to_path(command.options.get("out", workdir / "evaluate"), "--out")
     if first:
-        out.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(out)
     figures: dict[str, float] = {}
     for name in _chosen(command.options.get("only"), list(experiment.evals)):
         if first:
@@ -60,7 +60,7 @@ def evaluate(command: Command, console: Console) -> dict[str, float]:
         if first and result.gallery:
             save_gallery(out, name, step, result.gallery)
     if first:
-        (out / "results.json").write_text(json.dumps({"step": step, **figures}, indent=1))
+        paths.write_text(out / "results.json", json.dumps({"step": step, **figures}, indent=1))
     return figures
 
 
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
         return 2
-    except (CheckpointError, DataError) as error:
+    except (CheckpointError, DataError, paths.PathError) as error:
         console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
         return 1
     if jax.process_index() == 0:

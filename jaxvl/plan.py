@@ -17,7 +17,6 @@ import collections
 import itertools
 import json
 import math
-import pathlib
 import sys
 from typing import Any
 
@@ -27,7 +26,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxvl.config import ConfigError
+from jaxvl import paths
+from jaxvl.config import ConfigError, to_path
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.sharding.mesh import make_mesh
 from jaxvl.sharding.topology import chip, compile_only_devices
@@ -131,7 +131,8 @@ def main(argv: list[str]) -> int:
     show(console, figures)
     if "json" in command.options:
         plain = {name: {"seconds": task["seconds"], **vars(task["cost"])} for name, task in figures["tasks"].items()}
-        pathlib.Path(command.options["json"]).write_text(json.dumps({**figures, "tasks": plain}, indent=1) + "\n")
+        text = json.dumps({**figures, "tasks": plain}, indent=1) + "\n"
+        paths.write_text(to_path(command.options["json"], "--json"), text)
     return 0
 
 

@@ -12,7 +12,6 @@ Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training di
 
 from __future__ import annotations
 
-import pathlib
 import sys
 import time
 from typing import NoReturn
@@ -22,7 +21,8 @@ from absl import logging
 from rich.console import Console
 from rich.markup import escape
 
-from jaxvl.config import ConfigError, to_dict
+from jaxvl import paths
+from jaxvl.config import ConfigError, to_dict, to_path
 from jaxvl.data.records import DataError
 from jaxvl.evals.report import summary_table, write_report
 from jaxvl.sharding import hosts, make_mesh
@@ -41,7 +41,7 @@ from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
 
 
-def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None = None, profile: str | None = None) -> dict[str, float]:
+def train(experiment: Experiment, workdir: paths.Path, console: Console | None = None, profile: str | None = None) -> dict[str, float]:
     """Runs or resumes a training run; returns the last evaluation figures, `EVALUATOR/METRIC` -> value.
 
     `profile`: steps to trace, `FIRST:LAST`; see `Profile`.
@@ -54,7 +54,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
       EvaluationError: the run is done and saved, but an evaluator failed.
     """
     clock = Clock()
-    workdir.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(workdir)
     stop = hosts.StopSignal()
     mesh = make_mesh(experiment.mesh)
     log = experiment.log
@@ -67,7 +67,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
         config=to_dict(experiment),
         console=console,
     )
-    tracer = Profile(profile, workdir, experiment.steps, writer.say)
+    tracer = Profile(profile, writer.folder, experiment.steps, writer.say)
     with writer, stop, jax.set_mesh(mesh):
         run = setup(experiment, mesh, workdir, writer)
         write_workdir(experiment, workdir)
@@ -77,6 +77,7 @@ def train(experiment: Experiment, workdir: pathlib.Path, console: Console | None
             tracer.close()
             run.close()
         if log.report and jax.process_index() == 0:
+            writer.flush()
             writer.say(f"report: {write_report(workdir)}")
     if run.failed:
         raise EvaluationError(run.failed, run.figures.latest)
@@ -107,6 +108,7 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
             end(run, state, done, verdict.error)
         if verdict.stop or saving:
             with meter.away("checkpoint"):
+                run.writer.flush(wait=False)  # a resume from this step finds the records of those before it
                 run.checkpoints.save(done, state, run.frame())  # before the evaluators: what fails there loses nothing
         if verdict.stop:
             run.writer.say(f"stopped by {stop.name} after step {done}; saved, and resumed by the same command")
@@ -190,14 +192,14 @@ def main(argv: list[str]) -> int:
                 raise ConfigError(needed, "is required; see python -m jaxvl.train --help")
         hosts.initialise(command.options)
         experiment = command.experiment()
-        workdir = pathlib.Path(command.options["workdir"])
+        workdir = to_path(command.options["workdir"], "--workdir")
         shown = finished_figures(experiment, workdir)
         show(shown)  # at once; what follows makes sure that the last checkpoint can be read
         latest = train(experiment, workdir, console, command.options.get("profile"))
     except ConfigError as error:
         console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
         return 2
-    except (TrainingDiverged, CheckpointError, DataError) as error:
+    except (TrainingDiverged, CheckpointError, DataError, paths.PathError) as error:
         console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
         return 1
     except EvaluationError as error:

@@ -12,7 +12,8 @@ if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
   config="$1"
   shift
 fi
-case "$config" in /*) ;; *) [ -e "${config%%:*}" ] || config="$root/$config" ;; esac
-name="$(basename "${config%%:*}" .py)"
-[ "$config" = "${config%%:*}" ] || name="$name-$(printf '%s' "${config#*:}" | tr -c 'A-Za-z0-9.\n' '-')"
+case "$config" in /* | *://*) ;; *) [ -e "${config%%:*}" ] || config="$root/$config" ;; esac
+place="${config#*://}" # s3://BUCKET/FILE.py:ARG has a colon before its path
+name="$(basename "${place%%:*}" .py)"
+[ "$place" = "${place%%:*}" ] || name="$name-$(printf '%s' "${place#*:}" | tr -c 'A-Za-z0-9.\n' '-')"
 exec "$venv/bin/python" -m jaxvl.train --config="$config" --workdir="$root/runs/$name" "$@"

@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "jaxvl").rglob("*.py"))
 # Each layer may import the ones before it; packages of one layer do not import each other, except where listed.
 LAYERS = [
+    {"paths"},
     {"config", "kernels"},
     {"sharding"},
     {"nn", "data"},

@@ -36,7 +36,7 @@ from jaxvl.config.bounds import (
     Weight,
     Width,
 )
-from jaxvl.config.errors import ConfigError, check, nearest
+from jaxvl.config.errors import ConfigError, check, nearest, to_path
 from jaxvl.config.files import load_file, override, parse_arg
 from jaxvl.config.plugins import Plugin, PluginWarning, load_plugins, loaded_plugins, plugin_changes, recall_plugins
 from jaxvl.config.registry import Registry
@@ -73,6 +73,7 @@ __all__ = [
     "load_plugins",
     "loaded_plugins",
     "nearest",
+    "to_path",
     "override",
     "parse_arg",
     "plugin_changes",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from typing import Any
+
+from jaxvl import paths
 
 MOST_SHOWN = 120  # characters of a value in a message
 
@@ -32,6 +35,14 @@ def check(ok: bool, key: str, problem: str) -> None:
     """Raises `ConfigError(key, problem)` unless `ok`."""
     if not ok:
         raise ConfigError(key, problem)
+
+
+def to_path(text: str | os.PathLike, key: str) -> paths.Path:
+    """The path that a text of a config or a command line names, local or remote. Raises ConfigError where it can be none."""
+    try:
+        return paths.as_path(text)
+    except paths.PathError as error:
+        raise ConfigError(key, str(error)) from None
 
 
 def nearest(word: Any, known: Sequence[str]) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 import ml_collections
 
-from jaxvl.config.errors import ConfigError, check, nearest, one_line, shown
+from jaxvl import paths
+from jaxvl.config.errors import ConfigError, check, nearest, one_line, shown, to_path
 from jaxvl.config.plugins import beside
 from jaxvl.config.running import calling, run_file
 from jaxvl.config.schema import convert, plain_dict
@@ -42,7 +43,7 @@ def load_file(spec: str) -> ml_collections.ConfigDict:
     config = calling(lambda: get_config(*given), path, "--config")
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError("--config", f"{path!r}: get_config() returned {type(config).__name__}, must be a ConfigDict")
-    if config.get("plugins"):
+    if config.get("plugins") and not paths.is_remote(path):  # beside a remote config there is nothing to import
         with config.unlocked(), config.ignore_type():
             config.plugins = beside(pathlib.Path(path).parent, config.plugins)
     return config
@@ -56,12 +57,12 @@ def _split(spec: str) -> tuple[str, str]:
 
 def _read(path: str) -> bytes:
     """The file's bytes. Raises ConfigError, which names its neighbours where there is no such file."""
-    file = pathlib.Path(path)
+    file = to_path(path, "--config")
     try:
-        check(not file.is_dir(), "--config", f"{path!r} is a folder; must be a Python file")
-        return file.read_bytes()
+        check(not paths.is_folder(file), "--config", f"{path!r} is a folder; must be a Python file")
+        return paths.read_bytes(file)
     except (FileNotFoundError, NotADirectoryError):
-        here = sorted(str(p) for p in file.parent.glob("*.py")) if file.parent.is_dir() else []
+        here = [str(other) for other in paths.list_folder(file.parent, "*.py")]
         listed = f" (here: {', '.join(here)})" if here else ""
         raise ConfigError("--config", f"no file {path!r}{nearest(path, here)}{listed}") from None
     except (OSError, ValueError) as error:  # no permission; a name that no file can have

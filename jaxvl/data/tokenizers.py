@@ -15,9 +15,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-import pathlib
-import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -25,7 +22,8 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from jaxvl.config import ConfigError, PathText, VocabularySize, check
+from jaxvl import paths
+from jaxvl.config import ConfigError, PathText, VocabularySize, check, to_path
 from jaxvl.data import text_files, wordpiece
 from jaxvl.data.cleaning import CLEANERS
 from jaxvl.data.corpora.store import cache_folder
@@ -61,7 +59,7 @@ class TokenizerConfig:
             check(self.vocab_size >= 16, "vocab_size", f"{self.vocab_size!r} must be >= 16")
         else:
             check(self.path is not None, "path", f"is required for kind {self.kind!r}")
-            check(pathlib.Path(self.path).is_file(), "path", f"no file {self.path!r}")
+            check(paths.is_file(to_path(self.path, "path")), "path", f"no file {self.path!r}")
 
 
 class Tokenizer:
@@ -161,7 +159,7 @@ def make_tokenizer(config: TokenizerConfig, texts: Iterable[str] = (), origin: s
     """
     if config.kind == "unigram":
         return _trained(config, texts, origin)
-    content = pathlib.Path(config.path).read_bytes()
+    content = paths.read_bytes(paths.as_path(config.path))
     try:
         return _wordpiece(config, content) if config.kind == "wordpiece" else _sentencepiece(content)
     except ConfigError:
@@ -181,21 +179,16 @@ def _trained(config: TokenizerConfig, texts: Iterable[str], origin: str) -> Toke
     return Tokenizer("unigram", content, pad_id=0, eos_id=1)
 
 
-def _keep(folder: pathlib.Path, key: str, content: bytes) -> None:
-    """Writes a file under another name, then renames it; its name has the content's checksum."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{key}-{uuid.uuid4().hex}.part"  # several hosts may write to one folder
-    with open(part, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / f"{key}-{_checksum(content)}.model")
+def _keep(folder: paths.Path, key: str, content: bytes) -> None:
+    """Writes a file whose name has the content's checksum."""
+    paths.make_folder(folder)
+    paths.write_bytes(folder / f"{key}-{_checksum(content)}.model", content)
 
 
-def _kept(folder: pathlib.Path, key: str) -> bytes | None:
+def _kept(folder: paths.Path, key: str) -> bytes | None:
     """What was kept under a key; None where there is nothing, or a file that is not what was written."""
-    for path in sorted(folder.glob(f"{key}-*.model")):
-        content = path.read_bytes()
+    for path in paths.list_folder(folder, f"{key}-*.model"):
+        content = paths.read_bytes(path)
         if path.name == f"{key}-{_checksum(content)}.model":
             return content
     return None
@@ -233,7 +226,7 @@ def train_unigram(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -> 
 
 
 def _wordpiece(config: TokenizerConfig, content: bytes) -> Tokenizer:
-    path = pathlib.Path(config.path)
+    path = paths.as_path(config.path)
     settings = _settings(path.with_name("tokenizer_config.json"))
     options = wordpiece.read_options(settings)
     if path.suffix == ".json":
@@ -253,12 +246,12 @@ def _wordpiece(config: TokenizerConfig, content: bytes) -> Tokenizer:
     return Tokenizer("wordpiece", content, pad_id=ids["[PAD]"], eos_id=ids["[SEP]"], cls_id=ids["[CLS]"])
 
 
-def _settings(path: pathlib.Path) -> dict[str, Any]:
+def _settings(path: paths.Path) -> dict[str, Any]:
     """Of a tokenizer_config.json; empty where there is none."""
-    if not path.is_file():
+    if not paths.is_file(path):
         return {}
     try:
-        values = json.loads(text_files.decode(path.read_bytes()))
+        values = json.loads(text_files.decode(paths.read_bytes(path)))
     except ValueError as error:
         raise ConfigError("tokenizer.path", f"{str(path)!r} is not JSON ({error})") from None
     check(isinstance(values, dict), "tokenizer.path", f"{str(path)!r} must hold a JSON object")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pathlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import jinja2
 import numpy as np
 from rich.table import Table
 
+from jaxvl import paths
 from jaxvl.evals.charts import Chart, Series, chart, write
 from jaxvl.evals.result import GalleryRow
 from jaxvl.evals.sheet import sheet
@@ -37,18 +37,16 @@ def save_gallery(workdir: str | os.PathLike, name: str, step: int, gallery: Sequ
     Returns:
       The gallery as one picture, uint8 [H, W, 3], for TensorBoard.
     """
-    path = pathlib.Path(workdir) / GALLERY
+    path = paths.as_path(workdir) / GALLERY
     galleries = _read_json(path) or {}
     galleries[name] = {"step": step, "rows": _finite([row.to_json() for row in gallery])}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(galleries, allow_nan=False))
-    os.replace(part, path)
+    paths.write_text(path, json.dumps(galleries, allow_nan=False))
     return sheet(gallery)
 
 
-def write_report(workdir: str | os.PathLike) -> pathlib.Path:
+def write_report(workdir: str | os.PathLike) -> paths.Path:
     """Writes `workdir/report.html` and returns its path. Works on a run of any age, an empty one included."""
-    workdir = pathlib.Path(workdir)
+    workdir = paths.as_path(workdir)
     loader = jinja2.PackageLoader("jaxvl.evals", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["write"] = write
@@ -56,9 +54,7 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path:
     environment.filters["json_lines"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     html = environment.get_template("report.html.j2").render(**context(workdir))
     path = workdir / "report.html"
-    part = path.with_suffix(".part")
-    part.write_text(html, encoding="utf-8")
-    os.replace(part, path)
+    paths.write_text(path, html)
     return path
 
 
@@ -106,7 +102,7 @@ def kind_of(metric: str) -> str:
 # What the template shows
 
 
-def context(workdir: pathlib.Path) -> dict[str, Any]:
+def context(workdir: paths.Path) -> dict[str, Any]:
     """Everything that `report.html.j2` reads."""
     records = read_metrics(workdir / "metrics.jsonl")
     config, machine = _read_json(workdir / "config.json") or {}, _read_json(workdir / "machine.json") or {}
@@ -115,7 +111,7 @@ def context(workdir: pathlib.Path) -> dict[str, Any]:
     step, total = max((r["step"] for r in records), default=0), config.get("steps")
     results = [_evaluator(name, rows, config) for name, rows in evals.items()]
     return {
-        "title": workdir.resolve().name,
+        "title": paths.absolute(workdir).name,
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "status": f"{write(step)} steps" if total in (None, step) else f"{write(step)} of {write(total)} steps",
         "duration": _duration(_seconds(records)),
@@ -134,14 +130,14 @@ def context(workdir: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(path: paths.Path) -> list[dict[str, Any]]:
     """Records of a `metrics.jsonl`, in order of steps; values that are not finite are None.
 
     Of records of one step, kind and name the last counts (a resumed run repeats some); a line cut off by a crash is
     left out.
     """
     records = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in paths.read_text(path).splitlines() if paths.exists(path) else []:
         try:
             record = json.loads(line)
             key = (record["step"], record["kind"], record["name"])
@@ -297,9 +293,9 @@ def _finite(value: Any) -> Any:
     return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def _read_json(path: paths.Path) -> Any:
     """None where the file is missing or broken."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(paths.read_text(path))
     except (OSError, json.JSONDecodeError):
         return None

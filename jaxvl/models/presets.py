@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from typing import Any
+
+from jaxvl import paths
+from jaxvl.config import to_path
 
 # Width, layers and heads of the text tower beside each image size, and the embedding space.
 _CLIP_TEXT = {"B": ("M", 512), "L": ("B", 768)}
@@ -24,7 +26,7 @@ def saved(workdir: str) -> dict[str, Any]:
 
     Raises OSError where there is none.
     """
-    return json.loads((pathlib.Path(workdir) / "config.json").read_text())["model"]
+    return json.loads(paths.read_text(to_path(workdir, "presets.saved") / "config.json"))["model"]
 
 
 def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ place is free for a good one.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -23,7 +22,9 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
+from jaxvl import paths
 from jaxvl.config import Count, Range, Steps, check
+from jaxvl.training import object_store
 
 Frame = dict[str, Any]
 
@@ -94,12 +95,12 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: str | pathlib.Path,
+        folder: str | paths.Path,
         config: CheckpointConfig = CheckpointConfig(),
         *,
         read_only: bool = False,
     ):
-        self.folder = pathlib.Path(folder).absolute()
+        self.folder = paths.absolute(folder)
         self.config = config
         self.failures = 0
         self._read_only = read_only
@@ -113,6 +114,7 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
+            **object_store.prepare(self.folder),
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "frame": ocp.JsonCheckpointHandler()}
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -280,6 +282,7 @@ class Checkpoints:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
         except Exception as error:  # a damaged checkpoint is passed over, loudly, for the one before it
+            paths.exists(self.folder)  # raises where the store cannot be reached, which is no damage
             first_line = str(error).splitlines()[0] if str(error) else ""
             problems[step] = f"{type(error).__name__}: {first_line}"
         if not _everywhere(found is not None):
@@ -328,7 +331,7 @@ class Checkpoints:
         logging.error("checkpoint folder %d holds step %d; it is now %s", name, step, moved)
         return step
 
-    def _move(self, step: int, why: str, to: pathlib.Path | None = None) -> pathlib.Path | None:
+    def _move(self, step: int, why: str, to: paths.Path | None = None) -> paths.Path | None:
         """Renames a checkpoint's folder; returns the new path, or None where the checkpoints are read-only."""
         if self._read_only:
             logging.error("checkpoint %d: %s; left as it is", step, why)
@@ -336,8 +339,8 @@ class Checkpoints:
         if to is None:
             to = _free_name(self.folder.with_name(self.folder.name + ".damaged") / str(step))
         if jax.process_index() == 0:
-            to.parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / str(step)).rename(to)
+            paths.make_folder(to.parent)
+            paths.move(self.folder / str(step), to)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
         self._manager.reload()
@@ -380,11 +383,11 @@ def _leaves(tree: Any) -> dict[str, str]:
     return found
 
 
-def _free_name(path: pathlib.Path) -> pathlib.Path:
+def _free_name(path: paths.Path) -> paths.Path:
     """`path`, or `path-2`, `path-3` … where that is taken."""
     candidate = path
     n = 1
-    while candidate.exists():
+    while paths.exists(candidate):
         n += 1
         candidate = path.with_name(f"{path.name}-{n}")
     return candidate

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pathlib
 import platform
 import sys
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from jaxvl import paths
 from jaxvl.config import to_dict
 from jaxvl.models.functional import Functional
 from jaxvl.training.compile import Program
@@ -59,9 +59,9 @@ def describe_machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_workdir(experiment: Experiment, workdir: pathlib.Path) -> None:
+def write_workdir(experiment: Experiment, workdir: paths.Path) -> None:
     """`config.json` (resolved) and `machine.json`."""
     if jax.process_index() == 0:
-        (workdir / "config.json").write_text(json.dumps(to_dict(experiment), indent=2))
-        (workdir / "machine.json").write_text(json.dumps(describe_machine(), indent=2))
+        paths.write_text(workdir / "config.json", json.dumps(to_dict(experiment), indent=2))
+        paths.write_text(workdir / "machine.json", json.dumps(describe_machine(), indent=2))
         logging.info("config and machine written to %s", workdir)

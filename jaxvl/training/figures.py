@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
-
+from jaxvl import paths
 from jaxvl.evals.report import read_metrics
 from jaxvl.sharding import hosts
 
@@ -18,7 +17,7 @@ class Figures:
       until: figures of later steps are left out; the run is going to measure them again.
     """
 
-    def __init__(self, workdir: pathlib.Path, until: int):
+    def __init__(self, workdir: paths.Path, until: int):
         self._by_step: dict[int, dict[str, dict[str, float]]] = {}
         earlier = hosts.from_process_0(lambda: _read(workdir, until))
         for step, name, figures in earlier:
@@ -51,7 +50,7 @@ class Figures:
         return {f"{name}/{key}": v for name, figures in last.items() for key, v in figures.items()}
 
 
-def _read(workdir: pathlib.Path, until: int) -> list[tuple[int, str, dict[str, float]]]:
+def _read(workdir: paths.Path, until: int) -> list[tuple[int, str, dict[str, float]]]:
     found = []
     for record in read_metrics(workdir / "metrics.jsonl"):
         if record["kind"] == "eval" and record["step"] <= until:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxvl.config import ConfigError, check, resolve
+from jaxvl import paths
+from jaxvl.config import ConfigError, check, resolve, to_path
 from jaxvl.models.functional import Functional, functional
 from jaxvl.training.checkpoint import CheckpointError, Checkpoints
 from jaxvl.training.experiment import Experiment
@@ -35,7 +35,7 @@ def make_judges(experiment: Experiment, model: Functional, tokenizer: Any) -> di
             check(not any(slot.startswith(f"{task}/") for slot in judges), path, "a task may have one objective that has the model write")
             check(source != "ema" or experiment.optim.ema is not None, f"{path}.judge", "'ema' needs optim.ema, which is None")
             try:
-                judged = model if source in ("initial", "ema") else _other(experiment, pathlib.Path(source), tokenizer)
+                judged = model if source in ("initial", "ema") else _other(experiment, to_path(source, "judge"), tokenizer)
             except ConfigError as error:
                 raise error.under(path) from None
             tokens = jax.ShapeDtypeStruct((1, config.data.text_length), jnp.int32)
@@ -45,7 +45,7 @@ def make_judges(experiment: Experiment, model: Functional, tokenizer: Any) -> di
     return judges
 
 
-def _other(experiment: Experiment, workdir: pathlib.Path, tokenizer: Any) -> Functional:
+def _other(experiment: Experiment, workdir: paths.Path, tokenizer: Any) -> Functional:
     """The model of another run."""
     try:
         _, frame = Checkpoints(workdir / "checkpoints", read_only=True).frame()

@@ -22,6 +22,7 @@ class Profile:
 
     Args:
       window: `FIRST:LAST`, numbered from 1 as in the log; None: nothing is traced.
+      folder: the run's own, in the first process.
       total: steps of the run.
       say: shows one line.
 
@@ -29,8 +30,9 @@ class Profile:
       ConfigError: the window is none, or beyond the run's end.
     """
 
-    def __init__(self, window: str | None, workdir: pathlib.Path, total: int, say: Callable[[str], None]):
-        self._folder, self._say = workdir / "profile", say
+    def __init__(self, window: str | None, folder: pathlib.Path | None, total: int, say: Callable[[str], None]):
+        self._folder = None if folder is None else folder / "profile"
+        self._say = say
         self._steps = range(0)
         self._tracing = False
         if window is None:

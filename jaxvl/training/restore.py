@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxvl import paths
 from jaxvl.adapters.upcycle import moe_configs, upcycle
-from jaxvl.config import ConfigError, check, override, recall_plugins, resolve
+from jaxvl.config import ConfigError, check, override, recall_plugins, resolve, to_path
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
@@ -74,7 +74,7 @@ class SavedWeights:
             raise ConfigError("init_from", str(error)) from None
 
 
-def restore_weights(workdir: pathlib.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> SavedWeights:
+def restore_weights(workdir: paths.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> SavedWeights:
     """The weights of a checkpoint, of a run or of `jaxvl.convert`; its config with `assignments`.
 
     Raises:
@@ -106,9 +106,7 @@ def _saved_experiment(config: Mapping[str, Any], assignments: Mapping[str, str])
     return resolve(Experiment, {**node, "plugins": recall_plugins(recorded, node.get("plugins"))})
 
 
-def restore_encoders(
-    workdir: pathlib.Path, step: str | None = None, assignments: Mapping[str, str] = {}
-) -> tuple[Experiment, int, Encoders]:
+def restore_encoders(workdir: paths.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> tuple[Experiment, int, Encoders]:
     """What a checkpoint of a run can encode and write; its config with `assignments`, and the step that it is of.
 
     Raises:
@@ -127,7 +125,7 @@ def initial_weights(experiment: Experiment) -> SavedWeights:
         tokenizer than that of the weights.
     """
     try:
-        saved = restore_weights(pathlib.Path(experiment.init_from))
+        saved = restore_weights(to_path(experiment.init_from, "init_from"))
     except CheckpointError as error:
         raise ConfigError("init_from", f"{experiment.init_from!r}: {error}") from None
     asked = experiment.tokenizer
@@ -147,7 +145,7 @@ def seat_judges(state: TrainState, shardings: TrainState, judges: Mapping[str, J
     aux = dict(state.aux)
     for slot, judge in judges.items():
         if judge.source != "ema":
-            source = state if judge.source == "initial" else restore_weights(pathlib.Path(judge.source))
+            source = state if judge.source == "initial" else restore_weights(to_path(judge.source, "judge"))
             weights = jax.tree.map(jnp.copy, (source.params, source.rest))
             aux[slot] = {**aux[slot], "judge": jax.device_put(weights, shardings.aux[slot]["judge"])}
     return dataclasses.replace(state, aux=aux)

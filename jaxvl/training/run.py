@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 from rich.markup import escape
 
+from jaxvl import paths
 from jaxvl.config import to_dict
 from jaxvl.data.feed import Feed
 from jaxvl.data.preprocess import Preprocess
@@ -57,7 +57,7 @@ class Run:
     """
 
     experiment: Experiment
-    workdir: pathlib.Path
+    workdir: paths.Path
     mesh: Mesh
     model: Functional
     tokenizer: Tokenizer

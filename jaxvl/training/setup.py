@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 from rich.markup import escape
 
+from jaxvl import paths
 from jaxvl.config import check, plugin_changes
 from jaxvl.data.draws import derive
 from jaxvl.data.feed import Feed
@@ -32,7 +32,7 @@ from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
 
 
-def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Writer) -> Run:
+def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Writer) -> Run:
     """Builds the run under `jax.set_mesh(mesh)`, and restores the newest checkpoint of `workdir` where there is one.
 
     Raises:
@@ -127,13 +127,13 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     )
 
 
-def finished_figures(experiment: Experiment, workdir: pathlib.Path) -> dict[str, float]:
+def finished_figures(experiment: Experiment, workdir: paths.Path) -> dict[str, float]:
     """The last figures of a run that is finished, `EVALUATOR/METRIC` -> value; empty where it is not.
 
     Raises ConfigError where the checkpoint is of another run, as `setup` does.
     """
     folder = workdir / "checkpoints"
-    if not folder.is_dir():
+    if not paths.is_folder(folder):
         return {}
     try:
         _, frame = Checkpoints(folder, read_only=True).frame()

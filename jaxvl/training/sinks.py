@@ -67,10 +67,11 @@ class JsonLines(Sink):
     """`metrics.jsonl`: one JSON object a line. A last line that a crash cut short is ended first."""
 
     def __init__(self, path: pathlib.Path):
-        whole = not path.exists() or path.read_bytes()[-1:] in (b"", b"\n")
+        with open(path, "a+b") as file:
+            file.seek(max(file.tell() - 1, 0))
+            if file.read() not in (b"", b"\n"):
+                file.write(b"\n")
         self._file = open(path, "a", buffering=1, encoding="utf-8")
-        if not whole:
-            self._file.write("\n")
 
     def record(self, step: int, kind: str, name: str, values: Mapping[str, Value]) -> None:
         line = {"step": step, "time": time.time(), "kind": kind, "name": name, **values}
@@ -106,13 +107,15 @@ class Wandb(Sink):
     the steps since its checkpoint.
 
     Args:
+      folder: a local one, for the id of the run and its files.
+      name: of the run, unless `options` has one.
       config: shown with the run.
 
     Raises:
       ConfigError: W&B cannot be started, for want of a key or a network, say.
     """
 
-    def __init__(self, options: WandbConfig, workdir: pathlib.Path, config: Mapping[str, Any]):
+    def __init__(self, options: WandbConfig, folder: pathlib.Path, name: str, config: Mapping[str, Any]):
         import wandb
 
         self._wandb = wandb
@@ -121,13 +124,13 @@ class Wandb(Sink):
             self._run = wandb.init(
                 project=options.project,
                 entity=options.entity,
-                name=options.name or workdir.resolve().name,
+                name=options.name or name,
                 group=options.group,
                 tags=options.tags or None,
                 mode=options.mode,
-                id=_run_id(options, workdir / RUN_FILE),
+                id=_run_id(options, folder / RUN_FILE),
                 resume="allow",
-                dir=str(workdir),
+                dir=str(folder),
                 config=dict(config),
                 settings=settings,
             )

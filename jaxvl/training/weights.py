@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvl import paths
 from jaxvl.config import loaded_plugins, to_dict
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.interop.bundle import Bundle
@@ -20,16 +20,16 @@ from jaxvl.training.optim import OptimConfig
 from jaxvl.training.restore import restore_weights
 
 
-def save_weights(bundle: Bundle, workdir: pathlib.Path) -> None:
+def save_weights(bundle: Bundle, workdir: paths.Path) -> None:
     """Writes a workdir that evaluation, captioning and `init_from` read: one checkpoint, of step 0, without an optimiser's state.
 
     Raises:
       ConversionError: the workdir has checkpoints already. CheckpointError: it could not be written.
     """
     folder = workdir / "checkpoints"
-    if folder.is_dir() and any(folder.iterdir()):
+    if paths.list_folder(folder):
         raise ConversionError(f"{workdir}: has checkpoints already; choose another folder")
-    workdir.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(workdir)
     options = dict(steps=1, optim=OptimConfig(warmup=0), text_length=bundle.inputs.text_length, plugins=loaded_plugins())
     experiment = Experiment(model=bundle.model, preprocess=bundle.preprocess, **options)
     model = bundle.functional()
@@ -43,10 +43,10 @@ def save_weights(bundle: Bundle, workdir: pathlib.Path) -> None:
     checkpoints.save(0, state, frame)
     checkpoints.finish()
     checkpoints.close()
-    (workdir / "config.json").write_text(json.dumps(to_dict(experiment), indent=2))
+    paths.write_text(workdir / "config.json", json.dumps(to_dict(experiment), indent=2))
 
 
-def load_weights(workdir: pathlib.Path, step: str | None = None, plugins: str | None = None) -> Bundle:
+def load_weights(workdir: paths.Path, step: str | None = None, plugins: str | None = None) -> Bundle:
     """The evaluation weights of a checkpoint of a run, or of `save_weights`.
 
     Args:

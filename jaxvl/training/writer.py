@@ -16,7 +16,9 @@ import jax
 from rich.console import Console
 from rich.markup import escape
 
-from jaxvl.training.sinks import JsonLines, Sink, TensorBoard, Value, Wandb, WandbConfig
+from jaxvl import paths
+from jaxvl.training.growing import GrowingFiles
+from jaxvl.training.sinks import RUN_FILE, JsonLines, Sink, TensorBoard, Value, Wandb, WandbConfig
 from jaxvl.training.terminal import Terminal
 
 _LIBRARY = logging.getLogger("jaxvl")
@@ -36,7 +38,7 @@ class Writer:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: paths.Path,
         total: int,
         *,
         tensorboard: bool,
@@ -50,15 +52,18 @@ class Writer:
         self._terminal = Terminal(console or Console(stderr=True), total, tasks, quiet=not self.active)
         self._heard = _Listener(self)
         self._sinks: list[Sink] = []
+        self._growing: GrowingFiles | None = None
         if wandb is not None:
             wandb.check_installed()
         if not self.active:
             return
-        self._sinks += [JsonLines(workdir / "metrics.jsonl"), self._terminal]
+        self._growing = GrowingFiles(workdir)
+        self._sinks += [JsonLines(self._growing.resume("metrics.jsonl")), self._terminal]
         if tensorboard:
-            self._sinks.append(TensorBoard(workdir / "tb"))
+            self._sinks.append(TensorBoard(self._growing.folder / "tb"))
         if wandb is not None:
-            run = Wandb(wandb, workdir, config or {})
+            self._growing.resume(RUN_FILE)
+            run = Wandb(wandb, self._growing.folder, paths.absolute(workdir).name, config or {})
             self._sinks.append(run)
             if run.url:
                 self.say(f"W&B: {run.url}")
@@ -77,6 +82,18 @@ class Writer:
         _LIBRARY.setLevel(level)
         for sink in self._sinks:
             sink.close(failed=kind is not None)
+        if self._growing is not None:
+            self._growing.close()
+
+    @property
+    def folder(self) -> pathlib.Path | None:
+        """Local folder whose files get into the work folder; the work folder itself where that is local. Only in process 0."""
+        return None if self._growing is None else self._growing.folder
+
+    def flush(self, *, wait: bool = True) -> None:
+        """Brings what has been written to the work folder, where that is remote; without `wait`, in the background."""
+        if self._growing is not None:
+            self._growing.flush(wait=wait)
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""

@@ -19,13 +19,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxvl.config import PathText, check
+from jaxvl import paths
+from jaxvl.config import PathText, check, to_path
 from jaxvl.data.corpora import CORPORA
 from jaxvl.data.records import BadRecord, DataError, Record
 from jaxvl.data.text_files import read_lines
@@ -45,17 +45,19 @@ class Questions:
     images: PathText | None = None
 
     def __post_init__(self):
-        check(any(pathlib.Path(self.folder).glob("*.jsonl")), "folder", f"{self.folder!r} has no .jsonl file")
-        check(self.images is None or pathlib.Path(self.images).is_dir(), "images", f"no folder {self.images!r}")
+        found = paths.list_folder(to_path(self.folder, "folder"), "*.jsonl")
+        check(bool(found), "folder", f"{self.folder!r} has no .jsonl file")
+        if self.images is not None:
+            check(paths.is_folder(to_path(self.images, "images")), "images", f"no folder {self.images!r}")
 
     def prepare(self, log: Callable[[str], None] = print) -> QuestionCorpus:
-        return QuestionCorpus(pathlib.Path(self.folder), pathlib.Path(self.images or self.folder))
+        return QuestionCorpus(paths.as_path(self.folder), paths.as_path(self.images or self.folder))
 
 
 class QuestionSource(Sequence):
     """Records of the questions of one file, whose pictures are read when asked for."""
 
-    def __init__(self, path: pathlib.Path, questions: list[dict[str, Any]], images: pathlib.Path, answers: Mapping[str, int]):
+    def __init__(self, path: paths.Path, questions: list[dict[str, Any]], images: paths.Path, answers: Mapping[str, int]):
         self.path, self.questions, self._images, self._answers = path, questions, images, answers
 
     def __len__(self) -> int:
@@ -69,7 +71,7 @@ class QuestionSource(Sequence):
         """Raises BadRecord where the picture cannot be read."""
         asked = self.questions[i]
         try:
-            image = (self._images / asked["image"]).read_bytes()
+            image = paths.read_bytes(self._images / asked["image"])
         except OSError as error:
             raise BadRecord("record cannot be read", f"{error}") from None
         answer = common(asked["answers"])
@@ -80,9 +82,9 @@ class QuestionSource(Sequence):
 class QuestionCorpus:
     """What `store.Corpus` is, of a folder of questions. Raises DataError, with file and line, where a line is not as it should be."""
 
-    def __init__(self, folder: pathlib.Path, images: pathlib.Path):
+    def __init__(self, folder: paths.Path, images: paths.Path):
         self.folder, self._images = folder, images
-        self._questions = {path.stem: read(path) for path in sorted(folder.glob("*.jsonl"))}
+        self._questions = {path.stem: read(path) for path in paths.list_folder(folder, "*.jsonl")}
         self._answers = sorted({common(q["answers"]) for of in self._questions.values() for q in of})
         self._places = {answer: i for i, answer in enumerate(self._answers)}
 
@@ -119,11 +121,11 @@ def common(answers: Sequence[str]) -> str:
     return collections.Counter(answers).most_common(1)[0][0]
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
+def read(path: paths.Path) -> list[dict[str, Any]]:
     """Questions of a file. Raises DataError."""
     out = []
     try:
-        lines = read_lines(path.read_bytes())
+        lines = read_lines(paths.read_bytes(path))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 ({error})") from None
     for number, line in enumerate(lines, 1):

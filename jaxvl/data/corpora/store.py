@@ -1,6 +1,6 @@
 """A corpus on disk: built once into a cache folder, whole or not at all.
 
-~/.cache/jaxvl/NAME/         ($JAXVL_CACHE instead of ~/.cache/jaxvl)
+~/.cache/jaxvl/NAME/         ($JAXVL_CACHE instead of ~/.cache/jaxvl; it may be remote, s3://BUCKET/FOLDER)
   records.array_record       all pictures with their captions
   index.npz                  `labels`, `split/…`, `having/…`: label of every record; record numbers of every split; whether
                              a record has a thing that not all have (`frames`, `speech`, `speech/fr`)
@@ -8,6 +8,10 @@
   attributes.json            {attribute: {names: [name of value 0, …], values: [value of label 0, …]}}: what labels have in common
   ATTRIBUTION.md             whose work it is, and under which licence
   manifest.json              counts; size and SHA-256 of every file
+
+ArrayRecord files can be read from local disks only. A corpus in a remote cache is copied whole, once a machine, to
+~/.cache/jaxvl/fetched/KEY/NAME ($JAXVL_LOCAL_CACHE instead of ~/.cache/jaxvl); KEY is that of its content, so that a corpus
+that was replaced is copied anew. One that is not in the remote cache is built locally and copied there, its manifest last.
 """
 
 from __future__ import annotations
@@ -26,14 +30,20 @@ from typing import Any
 import filelock
 import numpy as np
 
+from jaxvl import paths
 from jaxvl.data.records import BadRecord, DataError, Record, RecordSource, write_records
 
 FORMAT = 1  # of the folder's layout; a corpus of another format is built anew
 
 
-def cache_folder() -> pathlib.Path:
-    """`$JAXVL_CACHE`, else `~/.cache/jaxvl`."""
-    return pathlib.Path(os.environ.get("JAXVL_CACHE") or pathlib.Path.home() / ".cache" / "jaxvl")
+def cache_folder() -> paths.Path:
+    """`$JAXVL_CACHE`, which may be remote, else `local_cache_folder()`. Raises PathError."""
+    return paths.as_path(os.environ.get("JAXVL_CACHE") or local_cache_folder())
+
+
+def local_cache_folder() -> pathlib.Path:
+    """What is built here, and copies of what lies in a remote cache: `$JAXVL_LOCAL_CACHE`, else `~/.cache/jaxvl`."""
+    return pathlib.Path(os.environ.get("JAXVL_LOCAL_CACHE") or pathlib.Path.home() / ".cache" / "jaxvl")
 
 
 class Corpus:
@@ -141,37 +151,42 @@ def build_once(
 ) -> Corpus:
     """The corpus in the cache folder, built by `build(folder) -> counts` if it is not there or not whole.
 
-    It is built beside its place and renamed when it is whole; a lock keeps two processes from building it twice.
-
     Args:
       name: folder name; says everything that decides the content.
       expect: counts that the build must reach.
 
     Raises:
       DataError: counts differ from `expect`.
+      PathError: the cache is remote and cannot be reached.
       RuntimeError: called while a process that draws imports the script that wants the corpus (it would wait for its own parent).
     """
-    folder = cache_folder() / name
-    corpus = _open(folder, log)
+    cache = cache_folder()
+    if not paths.is_remote(cache):
+        return _build_here(pathlib.Path(cache) / name, build, log, expect)
+    corpus = _fetch(cache / name, log)
+    if corpus is None:
+        corpus = _build_here(local_cache_folder() / name, build, log, expect)
+        _share(corpus, cache / name, log)
+    return corpus
+
+
+def _build_here(
+    folder: pathlib.Path, build: Callable[[pathlib.Path], Mapping[str, Any]], log: Callable[[str], None], expect: Mapping[str, int] | None
+) -> Corpus:
+    """As `build_once`, in a local folder.
+
+    It is built beside its place and renamed when it is whole; a lock keeps two processes from building it twice.
+    """
+    corpus, name = _open(folder, log), folder.name
     if corpus is not None:
         return corpus
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise RuntimeError(f"{name} is built by several processes, which import your script: put its code under if __name__ == '__main__':")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(str(folder) + ".lock")
-    with contextlib.suppress(filelock.Timeout):
-        lock.acquire(timeout=0)
-    if not lock.is_locked:
-        log(f"{name}: waiting for another process that builds it")
-        lock.acquire()
-    try:
+    with _locked(folder, log):
         corpus = _open(folder, log)  # another process may have built it meanwhile
         if corpus is not None:
             return corpus
-        building = folder.with_name(folder.name + ".building")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
-        try:
+        with _new_folder(folder) as building:
             counts = dict(build(building))
             wrong = {k: (n, counts.get(k)) for k, n in (expect or {}).items() if counts.get(k) != n}
             if wrong:
@@ -180,13 +195,91 @@ def build_once(
             files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(building.iterdir())}
             manifest = {"format": FORMAT, "name": name, "counts": counts, "files": files}
             (building / "manifest.json").write_text(json.dumps(manifest, indent=1))
-            shutil.rmtree(folder, ignore_errors=True)
-            building.rename(folder)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+    return Corpus(folder, manifest)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path, log: Callable[[str], None]) -> Iterator[None]:
+    """Keeps other processes of this machine from making the same folder meanwhile."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(str(folder) + ".lock")
+    with contextlib.suppress(filelock.Timeout):
+        lock.acquire(timeout=0)
+    if not lock.is_locked:
+        log(f"{folder.name}: waiting for another process that builds it")
+        lock.acquire()
+    try:
+        yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder beside `folder` that takes its place at the end, or is deleted where the body raises."""
+    building = folder.with_name(folder.name + ".building")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    try:
+        yield building
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _fetch(shared: paths.Path, log: Callable[[str], None]) -> Corpus | None:
+    """A local copy of the corpus in a remote cache; None where it is not there, or not what its manifest says.
+
+    Raises:
+      PathError: the store cannot be reached.
+    """
+    try:
+        text = paths.read_text(shared / "manifest.json")
+        manifest = json.loads(text)
+        size = sum(about["bytes"] for about in manifest["files"].values())
+        known = manifest["format"] == FORMAT
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        known = False
+    if not known:
+        log(f"{shared} is damaged or has another format; the corpus is built anew")
+        return None
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder = local_cache_folder() / "fetched" / key / shared.name
+    with _locked(folder, log):
+        corpus = _open(folder, log)
+        if corpus is not None:
+            return corpus
+        log(f"{shared} is copied to {folder} ({size / 2**20:,.0f} MiB)")
+        try:
+            with _new_folder(folder) as building:
+                _copy_files(shared, building, manifest["files"])
+                (building / "manifest.json").write_text(text)
+        except (FileNotFoundError, DataError) as error:
+            log(f"{shared} is damaged ({error}); the corpus is built anew")
+            return None
     return Corpus(folder, manifest)
+
+
+def _copy_files(shared: paths.Path, folder: pathlib.Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Copies files of a remote corpus. Raises DataError where one is not what its manifest says."""
+    for name, about in files.items():
+        if pathlib.PurePath(name).name != name:
+            raise DataError(f"{name!r} is not the name of a file")
+        paths.download(shared / name, folder / name)
+        if _sha256(folder / name) != about["sha256"]:
+            raise DataError(f"{shared / name} is not what was built")
+
+
+def _share(corpus: Corpus, shared: paths.Path, log: Callable[[str], None]) -> None:
+    """Copies a corpus to a remote cache. Where that may only be read, this is logged."""
+    try:
+        for name in (*corpus.manifest["files"], "manifest.json"):
+            paths.upload(corpus.folder / name, shared / name)
+    except OSError as error:
+        log(f"{shared}: the corpus cannot be kept there ({type(error).__name__}: {error})")
 
 
 def _open(folder: pathlib.Path, log: Callable[[str], None]) -> Corpus | None:

@@ -1,0 +1,203 @@
+"""Paths of work folders, configs and data: a local folder, or an object store such as `s3://` and `gs://`.
+
+A text becomes a path by `as_path`: a local one is a `pathlib.Path`, a remote one an `epath.Path` over fsspec. What is read and written
+as a whole goes through the functions here. An object store has no folders, cannot append, and renames by copying; it does replace an
+object whole. What grows while a run is on is therefore written to a local folder and copied as a whole every few seconds (`training/growing.py`).
+
+Credentials and endpoints are those of the store's own tools: `~/.aws`, `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_REGION`;
+`GOOGLE_APPLICATION_CREDENTIALS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+from collections.abc import Iterator
+
+# Of etils' two ways to an object store, TensorFlow and fsspec, always the same one: TensorFlow may be installed for another reason.
+os.environ.setdefault("EPATH_USE_TF", "false")
+
+import fsspec
+from etils import epath
+
+Path = pathlib.Path | epath.Path
+
+# Scheme -> the fsspec library that serves it, and how it is installed.
+LIBRARIES = {
+    "gs": ("gcsfs", 'pip install "jaxvl[remote]"'),
+    "s3": ("s3fs", 'pip install "jaxvl[remote]"'),
+    "az": ("adlfs", "pip install adlfs"),
+    "hf": ("huggingface_hub", "pip install huggingface_hub"),
+}
+# Stores that tensorstore, which writes the arrays of checkpoints, has a driver for.
+CHECKPOINT_SCHEMES = ("gs", "s3")
+# Names by which fsspec keeps options of these schemes.
+_FSSPEC_NAMES = {"gs": ("gs", "gcs"), "s3": ("s3",), "az": ("az",), "hf": ("hf",)}
+
+
+class PathError(OSError):
+    """A path that cannot be used, or a store that cannot be reached; one sentence."""
+
+
+def as_path(text: str | os.PathLike) -> Path:
+    """A local path, or a remote one for `SCHEME://…`.
+
+    Raises:
+      PathError: the scheme is not known, or its library is not installed.
+    """
+    text = os.fspath(text)
+    scheme = scheme_of(text)
+    if scheme is None:
+        return pathlib.Path(text)
+    if scheme not in LIBRARIES:
+        known = ", ".join(f"{name}://" for name in LIBRARIES)
+        raise PathError(f"{text!r}: {scheme}:// is not known; must be a local path or one of {known}")
+    library, install = LIBRARIES[scheme]
+    if importlib.util.find_spec(library) is None:
+        raise PathError(f"{text!r}: {scheme}:// needs {library}, which is not installed: {install}")
+    for name in _FSSPEC_NAMES[scheme]:
+        # tensorstore and other hosts write as well: a listing that fsspec has kept would miss what they wrote.
+        fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
+    return epath.Path(text)
+
+
+def scheme_of(path: str | os.PathLike) -> str | None:
+    """`"s3"` of `s3://…`; None of a local path."""
+    scheme, separator, _ = os.fspath(path).partition("://")
+    return scheme if separator and scheme.isalnum() else None
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    return scheme_of(path) is not None
+
+
+def absolute(path: str | os.PathLike) -> Path:
+    """The path from the root; a remote one always is."""
+    path = as_path(path)
+    return path if is_remote(path) else path.absolute()
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """What a store's client raises beside OSError (no credentials, no connection) as one PathError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        lines = str(error).splitlines() or [""]
+        raise PathError(f"{path}: {type(error).__name__}: {lines[0]}") from error
+
+
+def exists(path: Path) -> bool:
+    with _named_errors(path):
+        return path.exists()
+
+
+def is_file(path: Path) -> bool:
+    with _named_errors(path):
+        return path.exists() and not path.is_dir()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder; one of an object store is there when it holds something."""
+    with _named_errors(path):
+        return path.is_dir()
+
+
+def list_folder(path: Path, pattern: str = "*") -> list[Path]:
+    """Files and folders in `path` whose names match, sorted; none where it is not there."""
+    with _named_errors(path):
+        return sorted(path.glob(pattern)) if path.is_dir() else []
+
+
+def files_below(path: Path) -> list[Path]:
+    """All files in a folder and its folders, sorted."""
+    if not is_remote(path):
+        return sorted(found for found in path.rglob("*") if found.is_file())
+    with _named_errors(path):
+        system, root = fsspec.core.url_to_fs(str(path))
+        return sorted(as_path(system.unstrip_protocol(found)) for found in system.find(root))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Raises OSError."""
+    with _named_errors(path):
+        return path.read_bytes()
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file. Raises OSError, UnicodeDecodeError."""
+    return read_bytes(path).decode("utf-8")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole: a reader finds the old content or the new one, never a part. Raises OSError."""
+    if is_remote(path):
+        with _named_errors(path):
+            path.write_bytes(data)
+        return
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def make_folder(path: Path) -> None:
+    """Makes a local folder with its parents; of a remote one, which needs no making, checks that its bucket can be reached.
+
+    Raises:
+      OSError: it cannot be made. PathError: there is no such bucket, or no way to it.
+    """
+    if not is_remote(path):
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    bucket = as_path("/".join(str(path).split("/")[:3]))
+    if not exists(path) and not exists(bucket):
+        raise PathError(f"{path}: there is no bucket {bucket}, or it may not be listed")
+
+
+def move(path: Path, target: Path) -> None:
+    """Renames a file or folder. In an object store every object is copied and then deleted, so that a kill may leave both. Raises OSError."""
+    if not is_remote(path):
+        path.rename(target)
+        return
+    with _named_errors(path):
+        system, source = fsspec.core.url_to_fs(str(path))
+        _, aim = fsspec.core.url_to_fs(str(target))
+        found = system.find(source)
+        if not found:
+            raise FileNotFoundError(f"{path}: there is nothing")
+        for name in found:
+            system.cp_file(name, aim + name.removeprefix(source))
+        system.rm(found)
+
+
+def upload(file: pathlib.Path, path: Path) -> None:
+    """Copies a local file to a remote path, in parts where it is large. Raises OSError."""
+    with _named_errors(path):
+        system, target = fsspec.core.url_to_fs(str(path))
+        system.put_file(str(file), target)
+
+
+def download(path: Path, file: pathlib.Path) -> None:
+    """Copies a remote file to a local path, whole or not at all. Raises OSError."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        with _named_errors(path):
+            system, source = fsspec.core.url_to_fs(str(path))
+            system.get_file(source, str(part))
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)

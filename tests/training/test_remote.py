@@ -1,0 +1,259 @@
+"""Work folders in an object store: what an interrupted run leaves there is what one in a local folder would have left."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import boto3
+import jax
+import jax.numpy as jnp
+import numpy as np
+import object_store
+import pytest
+import test_runs
+import tiny
+
+from jaxvl import evaluate as evaluate_command
+from jaxvl import paths
+from jaxvl import train as train_command
+from jaxvl.config import load_file, override, resolve
+from jaxvl.data.corpora.shapes import Shapes
+from jaxvl.evals.report import read_metrics
+from jaxvl.training.checkpoint import CheckpointConfig, Checkpoints
+from jaxvl.training.experiment import Experiment
+from jaxvl.training.growing import GrowingFiles
+from jaxvl.training.restore import initial_weights
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+STEPS = 20
+TINY = """
+import sys
+sys.path.insert(0, {folder!r})
+import tiny
+
+
+def get_config():
+    evals = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a"))
+    return tiny.config(steps={steps}, evals=evals, checkpoint=dict(every=5), log=dict(every=1))
+"""
+# The demo with a smaller everything.
+DEMO = {
+    "steps": "60", "optim.warmup": "5", "checkpoint.every": "10", "log.every": "1", "tasks.pairs.data.batch": "16",
+    "tasks.pairs.data.corpus.variants": "1", **{f"evals.{name}.corpus.variants": "1" for name in
+    ("seen_style", "unseen_style", "unseen_concepts", "retrieval")}, "evals.unseen_style.every": "30",
+}  # fmt: skip
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    return object_store.start(monkeypatch)
+
+
+def names(bucket, prefix=""):
+    """Keys of all objects, as another client sees them."""
+    pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket.removeprefix("s3://"), Prefix=prefix)
+    return [item["Key"] for page in pages for item in page.get("Contents", [])]
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+
+
+def test_checkpoints_are_kept_and_read_back(bucket):
+    folder = paths.as_path(f"{bucket}/run/checkpoints")
+    states = {step: {"x": jnp.arange(1000.0) * step, "y": {"z": jnp.full((3, 4), step, jnp.int32)}} for step in (1, 2, 3)}
+    checkpoints = Checkpoints(folder, CheckpointConfig(keep=2))
+    for step, state in states.items():
+        assert checkpoints.save(step, state, {"step": step})
+    checkpoints.finish()
+    checkpoints.close()
+    again = Checkpoints(folder, read_only=True)
+    assert again.steps == [2, 3]
+    for step in again.steps:
+        _, state, frame = again.restore(abstract(states[step]), step)
+        assert frame == {"step": step}
+        for ours, saved in zip(jax.tree.leaves(states[step]), jax.tree.leaves(state)):
+            np.testing.assert_array_equal(ours, saved)
+    assert not [name for name in names(bucket) if name.startswith("run/checkpoints/1/")]
+
+
+def test_a_checkpoint_without_its_last_object_is_none(bucket):
+    """A kill during a save leaves objects, but not the one that is written last."""
+    folder, state = paths.as_path(f"{bucket}/run/checkpoints"), {"x": jnp.ones(3)}
+    checkpoints = Checkpoints(folder)
+    for step in (1, 2):
+        checkpoints.save(step, state, {"step": step})
+    checkpoints.finish()
+    checkpoints.close()
+    boto3.client("s3").delete_object(Bucket=bucket.removeprefix("s3://"), Key="run/checkpoints/2/commit_success.txt")
+    assert Checkpoints(folder, read_only=True).steps == [1]
+    writing = Checkpoints(folder)
+    assert writing.save(2, state, {"step": "again"})
+    writing.finish()
+    assert Checkpoints(folder, read_only=True).frame() == (2, {"step": "again"})
+
+
+def test_a_store_that_is_away_is_no_damage(bucket, monkeypatch):
+    """A good checkpoint must not be taken for a damaged one, or the run would go on from an older one."""
+    folder, state = paths.as_path(f"{bucket}/run/checkpoints"), {"x": jnp.ones(3)}
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, state, {"step": 1})
+    checkpoints.finish()
+
+    def away(*_, **__):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(checkpoints._manager, "restore", away)
+    monkeypatch.setattr(paths, "exists", away)
+    with pytest.raises(ConnectionError, match="no route"):
+        checkpoints.restore(abstract(state))
+
+
+def test_lines_are_there_within_seconds_and_a_resume_goes_on_with_them(bucket):
+    workdir = paths.as_path(f"{bucket}/run")
+    first = GrowingFiles(workdir, every=0.2)
+    file = open(first.resume("metrics.jsonl"), "a", buffering=1)
+    for number in range(3):
+        file.write(f"{number}\n")
+    end = time.monotonic() + 20
+    while not names(bucket) or paths.read_text(workdir / "metrics.jsonl") != "0\n1\n2\n":
+        assert time.monotonic() < end, "what was written is not in the store"
+        time.sleep(0.1)
+    second = GrowingFiles(workdir, every=1000.0)  # the first is killed: it closes nothing
+    with open(second.resume("metrics.jsonl"), "a", buffering=1) as file:
+        file.write("3\n")
+        (second.folder / "tb").mkdir()
+        (second.folder / "tb" / "events").write_bytes(b"board")
+    second.close()
+    assert paths.read_text(workdir / "metrics.jsonl") == "0\n1\n2\n3\n"
+    assert paths.read_bytes(workdir / "tb" / "events") == b"board"
+    assert not second.folder.exists()
+
+
+def test_a_store_that_fails_keeps_the_lines_and_does_not_end_the_run(bucket, monkeypatch):
+    growing = GrowingFiles(paths.as_path(f"{bucket}/run"), every=0.1)
+    real, fails = paths.upload, [True]
+
+    def upload(file, path):
+        if fails[0]:
+            raise OSError("503 Slow Down")
+        real(file, path)
+
+    monkeypatch.setattr(paths, "upload", upload)
+    (growing.folder / "metrics.jsonl").write_text("1\n")
+    growing.flush()
+    assert not names(bucket)
+    fails[0] = False
+    growing.close()
+    assert paths.read_text(paths.as_path(f"{bucket}/run/metrics.jsonl")) == "1\n"
+
+
+def must_not_build(*_, **__):
+    raise AssertionError("the corpus is built, though it is in the cache")
+
+
+def test_a_corpus_is_shared_by_machines(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXVL_CACHE", f"{bucket}/cache")
+    monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "here"))
+    config, said = Shapes(size=8, variants=1), []
+    built = config.prepare(said.append)
+    monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "there"))
+    monkeypatch.setattr("jaxvl.data.corpora.shapes.build", must_not_build)  # another machine copies
+    copied = config.prepare(said.append)
+    assert copied.folder.is_relative_to(tmp_path / "there" / "fetched") and copied.folder.name == built.folder.name
+    ours, theirs = built.split("test_a"), copied.split("test_a")
+    assert len(ours) and [ours[i] for i in range(len(ours))] == [theirs[i] for i in range(len(theirs))]
+    copied.verify()
+    said.clear()
+    assert config.prepare(said.append).folder == copied.folder and not said, "copied once"
+
+
+def test_a_damaged_shared_corpus_is_built_anew(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXVL_CACHE", f"{bucket}/cache")
+    monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "here"))
+    config, said = Shapes(size=8, variants=1), []
+    name = config.prepare(said.append).folder.name
+    file = paths.as_path(f"{bucket}/cache/{name}/records.array_record")
+    data = bytearray(paths.read_bytes(file))
+    data[len(data) // 2] ^= 1
+    paths.write_bytes(file, bytes(data))
+    monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "there"))
+    config.prepare(said.append).verify()
+    assert any("records.array_record is not what was built" in text for text in said)
+    monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "third"))
+    said.clear()
+    config.prepare(said.append)
+    assert not any("built anew" in text for text in said), "the good one is in its place"
+
+
+def kill_after_a_checkpoint(command, bucket, seconds=300):
+    """Starts a run, and kills it once its first checkpoint is whole."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    end = time.monotonic() + seconds
+    while not any(name.count("/") == 3 and name.endswith("/commit_success.txt") for name in names(bucket, "run/checkpoints/")):
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            raise AssertionError(f"no checkpoint: {process.stderr.read()}")
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+
+
+def arrays(workdir, step):
+    manager = Checkpoints(workdir / "checkpoints", read_only=True)._manager
+    return jax.tree.leaves_with_path(jax.tree.map(np.asarray, manager.restore(step, args=test_runs.setup_args())["state"]))
+
+
+@pytest.mark.parametrize("demo", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["tiny", "align_shapes"])
+def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(bucket, demo, tmp_path, monkeypatch, capsys):
+    """Config, corpus and work folder on `s3://`; the oracle is an uninterrupted run in a local folder."""
+    if demo:
+        text, assignments = (ROOT / "configs" / "align_shapes.py").read_text(), DEMO
+    else:
+        text, assignments = TINY.format(folder=os.path.dirname(__file__), steps=STEPS), {}
+    steps = int(assignments.get("steps", STEPS))
+    paths.write_text(paths.as_path(f"{bucket}/configs/run.py"), text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXVL_CACHE", str(tmp_path / "cache"))
+    experiment = resolve(Experiment, override(load_file(f"{bucket}/configs/run.py"), assignments))
+    expected = train_command.train(experiment, tmp_path / "local")
+
+    monkeypatch.setenv("JAXVL_CACHE", f"{bucket}/cache")
+    monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "copies"))
+    options = [f"--config={bucket}/configs/run.py", f"--workdir={bucket}/run", *(f"--config.{k}={v}" for k, v in assignments.items())]
+    kill_after_a_checkpoint([sys.executable, "-m", "jaxvl.train", *options], bucket)
+    remote = paths.as_path(f"{bucket}/run")
+    found = Checkpoints(remote / "checkpoints", read_only=True).steps[-1]
+    assert found < steps, "it was killed before its end"
+    assert train_command.main(options) == 0
+    assert f"resuming from step {found} of {bucket}/run" in capsys.readouterr().err.replace("\n", "")
+
+    for (path, here), (_, there) in zip(arrays(tmp_path / "local", steps), arrays(remote, steps), strict=True):
+        np.testing.assert_array_equal(here, there, err_msg=str(path))
+    losses = [{r["step"]: r["loss"] for r in read_metrics(place / "metrics.jsonl") if r["kind"] == "train"}
+              for place in (tmp_path / "local", remote)]  # fmt: skip
+    assert losses[1].items() <= losses[0].items(), "the same figures"
+    lost = sorted(set(losses[0]) - set(losses[1]))
+    assert len(lost) <= 2 and all(found - 2 <= step <= found for step in lost), "but for what the kill took"
+    for name in ("config.json", "machine.json", "gallery.json", "report.html"):
+        assert f"run/{name}" in names(bucket, "run/"), name
+    assert any(name.startswith("run/tb/") for name in names(bucket, "run/"))
+
+    assert evaluate_command.main([f"--workdir={remote}"]) == 0
+    figures = json.loads(paths.read_text(remote / "evaluate" / "results.json"))
+    assert figures.pop("step") == steps
+    assert figures == pytest.approx(expected)
+    assert not (tmp_path / "s3:").exists() and not (ROOT / "s3:").exists(), "nothing went to a folder of that name"
+
+
+def test_weights_of_a_run_there_start_another(bucket):
+    workdir = f"{bucket}/first"
+    train_command.train(tiny.experiment(steps=2, optim=dict(lr=1e-3, warmup=0)), paths.as_path(workdir))
+    taken = initial_weights(tiny.experiment(init_from=workdir)).params
+    saved = Checkpoints(f"{workdir}/checkpoints", read_only=True)._manager.restore(2, args=test_runs.setup_args())["state"]["params"]
+    assert sorted(taken) == sorted(saved) and taken
+    for path, array in saved.items():
+        np.testing.assert_array_equal(taken[path], array)
