@@ -66,7 +66,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
             mesh=mesh,
             start=positions.get(name, 0),
             preprocess=preprocess,
-        )  # fmt: skip
+        )
         for i, (name, task) in enumerate(tasks.items())  # tasks on one corpus draw different records
     }
     epochs = {t: len(task.config.data.open(corpora[task.config.data.corpus])) / task.config.data.batch for t, task in tasks.items()}
