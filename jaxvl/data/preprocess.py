@@ -98,7 +98,7 @@ class Preprocess:
             if not fast and width * height <= MAX_PIXELS:
                 whole = picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
                 return as_array(whole.crop(box))
-            # The same but for rounding, and nothing is scaled that is cut off again.
+            # The same but for rounding, and nothing is scaled that is cut off again: faster, and needed for extreme ratios.
             across, down = picture.width / width, picture.height / height
             box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
             return fit(picture, self.image_size, box, self.interpolation, fast=fast)

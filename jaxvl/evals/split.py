@@ -142,7 +142,8 @@ class SplitOptions:
 def rows_of(options: SplitOptions, encoders: Encoders, **data: Any) -> Iterator[tuple[dict[str, np.ndarray], int]]:
     """A split in batches as a model is trained with, names as texts, in an order that is random but always the same.
 
-    Pictures and frames are those of `encoders.preprocess`, exactly. Every process makes whole batches. Records that cannot be used are replaced by the ones after them.
+    Pictures and frames are exactly as `encoders.preprocess` makes them. Every process makes whole batches. Records that cannot be
+    used are replaced by the ones after them.
 
     Args:
       data: more of `DataConfig` (`images_per_row`).

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, check, resolve, to_path
+from jaxvl.data.preprocess import Preprocess
 from jaxvl.models.functional import Functional, functional
 from jaxvl.training.checkpoint import CheckpointError, Checkpoints
 from jaxvl.training.experiment import Experiment
@@ -51,9 +52,13 @@ def _other(experiment: Experiment, workdir: paths.Path, tokenizer: Any) -> Funct
         _, frame = Checkpoints(workdir / "checkpoints", read_only=True).frame()
     except CheckpointError as error:
         raise ConfigError("judge", str(error)) from None
-    preprocess, rule = experiment.preprocess.to_json(), getattr(tokenizer, "to_json", None)  # a plan knows the vocabulary's size only
-    for part, ours in (("tokenizer", rule() if rule else frame["tokenizer"]), ("preprocess", preprocess)):
-        check(frame[part] == ours, "judge", f"the {part} of {workdir} is not that of this run")
+    rule = getattr(tokenizer, "to_json", None)  # a plan knows the vocabulary's size only
+    same = {
+        "tokenizer": rule is None or frame["tokenizer"] == rule(),
+        "preprocess": Preprocess.from_json(frame["preprocess"]) == experiment.preprocess,  # parsed: older ones have fewer fields
+    }
+    for part, holds in same.items():
+        check(holds, "judge", f"the {part} of {workdir} is not that of this run")
     other = resolve(Experiment, frame["config"])
     inputs = other.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     length = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id).text_length

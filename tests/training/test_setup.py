@@ -12,13 +12,14 @@ import tiny
 from PIL import Image
 
 from jaxvl import train
-from jaxvl.config import ConfigError, resolve
+from jaxvl.config import ConfigError, resolve, to_dict
 from jaxvl.data.corpora.mixture import MixedCorpus
 from jaxvl.data.corpora.store import Corpus
 from jaxvl.data.loader import DataConfig
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.sharding import make_mesh
 from jaxvl.tasks import Task
+from jaxvl.training import judges
 from jaxvl.training.build import build_model
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.inputs import prepare_corpora, task_tokenizer
@@ -167,6 +168,18 @@ def test_training_pictures_follow_preprocess(tmp_path, monkeypatch):
         scaled = picture.resize((10, 10), Image.Resampling.BILINEAR).convert("RGBA")  # 20 of 16 are 10 of 8
         expected.add(np.asarray(scaled)[1:9, 1:9].tobytes())
     assert {np.asarray(row).tobytes() for row in np.asarray(batch["image"])} <= expected
+
+
+def test_a_judge_of_before_a_field_of_preprocess_existed(tmp_path, monkeypatch):
+    """Its checkpoint lacks the field; the default is meant."""
+    experiment = tiny.experiment()
+    found = task_tokenizer(experiment, prepare_corpora(experiment, print))
+    frame = {"tokenizer": found.to_json(), "preprocess": '{"image_size": 16}', "config": to_dict(experiment)}
+    monkeypatch.setattr(judges.Checkpoints, "frame", lambda self: (6, frame))
+    assert judges._other(experiment, tmp_path, found) is not None
+    frame["preprocess"] = '{"image_size": 16, "resize": "squash"}'
+    with pytest.raises(ConfigError, match="judge: the preprocess of .* is not that of this run"):
+        judges._other(experiment, tmp_path, found)
 
 
 MOE = dict(last=1, experts=4, bias=True, router=dict(name="token_choice", top=2, capacity_factor=None, renormalise=True))
