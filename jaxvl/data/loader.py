@@ -224,7 +224,6 @@ class Batches:
       values: int32, of every label: the batch's `label`, where the config has an `attribute`.
       start: position in the stream of the first record of batch 0.
       counted: bool, which of `rows` this host counts; one that several hosts read is counted by one of them. None: all.
-
     """
 
     def __init__(
