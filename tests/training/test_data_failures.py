@@ -48,11 +48,10 @@ def finished(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("error", [DataError("the disk is gone"), ZeroDivisionError("a bug in a source")])
-def test_a_feed_that_fails_ends_the_run_with_everything_saved(finished, tmp_path, monkeypatch, error):
+def test_a_feed_that_fails_ends_the_run_with_everything_saved(finished, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        fails_at(patch, 4, error)
-        with pytest.raises(type(error), match=str(error)):
+        fails_at(patch, 4, ZeroDivisionError("a bug in a source"))
+        with pytest.raises(ZeroDivisionError, match="a bug in a source"):
             train_command.train(tiny.experiment(), tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
     assert checkpoints.steps[-1] == 4 and checkpoints.frame()[1]["positions"] == {"pairs": 4 * B}
