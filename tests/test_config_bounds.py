@@ -214,7 +214,8 @@ def test_what_resolves_can_be_built():
 @pytest.mark.parametrize("end", [0, 1], ids=["smallest", "largest"])
 def test_models_at_their_bounds_can_be_built(end):
     changes = [(path, bounds(path)[end]) for path in leaves(ROOT) if path[0] in ("model", "optim") and bounds(path)]
-    changes = [change for change in changes if change[0] not in (("optim", "warmup"), ("optim", "lr"))]
+    # Those that depend on others: a warm-up is no longer than the run, a table of positions no shorter than a text.
+    changes = [change for change in changes if change[0][-1] not in ("warmup", "positions")]
     assert len(changes) > 10
     build(resolve(Experiment, changed(ROOT, changes)))
 

@@ -129,7 +129,7 @@ def beside(folder: pathlib.Path, entries: Any) -> Any:
 def _place(name: str, folder: pathlib.Path) -> str:
     """A file's absolute path; a module's name as it is."""
     name = name.strip()
-    folder = folder.absolute()
+    folder = folder.resolve()
     if _is_file_name(name):
         tried = list(dict.fromkeys(root / pathlib.Path(name).expanduser() for root in (folder, pathlib.Path.cwd())))
         found = [file for file in tried if file.is_file()]
