@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import time
 
 import jax
 import numpy as np
@@ -139,8 +140,7 @@ def values(items):
 
 def test_weights_and_biases_has_config_history_and_summary(finished):
     workdir, _ = finished
-    (path,) = (workdir / "wandb").glob("offline-run-*/run-*.wandb")
-    records = list(wandb_files.records(path))
+    (records,) = wandb_files.finished(workdir)
     (started,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
     config = values(started.config.update)
     assert config["steps"] == 6 and config["model"]["image"]["remat"] == "full"
@@ -159,13 +159,13 @@ def test_weights_and_biases_has_config_history_and_summary(finished):
 
 
 def test_a_resumed_run_goes_on_in_its_run_of_weights_and_biases(tmp_path):
-    ids = []
     for project in ("pairs", "pairs", "another"):
         with Writer(tmp_path, 6, tensorboard=False, wandb=WandbConfig(project, mode="offline")) as writer:
             writer.record(1, "eval", "style", {"acc@1": 0.5})
-        newest = max((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-        ids += [r.run.run_id for r in wandb_files.records(newest) if r.WhichOneof("record_type") == "run"]
-    assert ids[0] == ids[1] != ids[2]
+        time.sleep(1)  # W&B names the folder of a run by its second
+    runs = wandb_files.finished(tmp_path)
+    ids = [r.run.run_id for records in runs for r in records if r.WhichOneof("record_type") == "run"]
+    assert len(ids) == 3 and ids[0] == ids[1] != ids[2]
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):

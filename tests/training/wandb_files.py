@@ -1,10 +1,22 @@
 """Reads what W&B keeps of an offline run: records of Protocol Buffers in the log format of LevelDB."""
 
 import struct
+import time
 
 from wandb.proto import wandb_internal_pb2
 
 BLOCK, HEADER = 32768, 7
+
+
+def finished(workdir):
+    """The records of every run in `workdir`, oldest first. W&B's own process may write the last ones a little later."""
+    paths, deadline = sorted((workdir / "wandb").glob("offline-run-*/run-*.wandb")), time.monotonic() + 30
+    while True:
+        runs = [list(records(path)) for path in paths]
+        ended = [bool(run) and run[-1].WhichOneof("record_type") == "exit" for run in runs]
+        if all(ended) or time.monotonic() > deadline:
+            return runs
+        time.sleep(0.2)
 
 
 def records(path):
