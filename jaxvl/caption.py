@@ -29,6 +29,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from jaxvl.config import ConfigError, check, override, resolve
+from jaxvl.data.records import BadRecord
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.generate import Generation
 from jaxvl.training.checkpoint import CheckpointError
@@ -108,7 +109,10 @@ class _Record(dict):
         self._file = file
 
     def __missing__(self, key: str) -> bytes:
-        return self._file.read_bytes()
+        try:
+            return self._file.read_bytes()
+        except OSError as error:
+            raise BadRecord("record cannot be read", str(error)) from None
 
 
 def report(console: Console, file: pathlib.Path, text: str | None, lines: bool) -> None:

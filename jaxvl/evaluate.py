@@ -26,6 +26,7 @@ from rich.markup import escape
 
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.data.records import DataError
+from jaxvl.evals.contract import check_evaluators
 from jaxvl.evals.report import save_gallery, summary_table
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import Command, parse_command
@@ -43,7 +44,9 @@ def evaluate(command: Command, console: Console) -> dict[str, float]:
     out = pathlib.Path(command.options.get("out", workdir / "evaluate"))
     out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, float] = {}
-    for name in _chosen(command.options.get("only"), list(experiment.evals)):
+    chosen = _chosen(command.options.get("only"), list(experiment.evals))
+    check_evaluators({name: experiment.evals[name] for name in chosen}, encoders)
+    for name in chosen:
         console.print(f"{name} …")
         result = experiment.evals[name].run(encoders)
         figures |= {f"{name}/{metric}": value for metric, value in result.metrics.items()}

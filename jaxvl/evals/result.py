@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 
+class EvaluatorError(RuntimeError):
+    """An evaluator met an error that is no bad record. The message names the record; the error itself is the cause."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Item:
     """One retrieved candidate.

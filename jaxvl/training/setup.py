@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxvl.config import check, to_dict
 from jaxvl.data.feed import Feed
 from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals.contract import check_evaluators
 from jaxvl.tasks import Task
 from jaxvl.training.build import build_model, fresh_state
 from jaxvl.training.checkpoint import Checkpoints, abstract_state
@@ -44,6 +45,8 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     else:  # a run that is resumed does not need the weights that it began with
         tokenizer = base.tokenizer if base is not None else Tokenizer.from_json(checkpoints.frame()[1]["tokenizer"])
     model = build_model(experiment, tokenizer)
+    encoders = make_encoders(experiment, model, tokenizer, mesh)
+    check_evaluators(experiment.evals, encoders.with_weights((model.params, model.rest)), experiment.checkpoint.best_metric)
     judges = make_judges(experiment, model, tokenizer)
     fresh, shapes, shardings = fresh_state(experiment, model, mesh, judges)
     abstract = abstract_state(shapes, shardings)
@@ -70,4 +73,4 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
         describe_program(program, model, writer)
     steps = {turn: program.bind(turn, list(tasks), mesh) for program in programs for turn in program.turns}
     return Run(experiment, workdir, mesh, model, tokenizer, preprocess, state, start, experiment.steps, schedule, steps, feeds, checkpoints,
-               make_encoders(experiment, model, tokenizer, mesh), writer)  # fmt: skip
+               encoders, writer)  # fmt: skip
