@@ -19,8 +19,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from jaxvl.evals.shown import brief
 from jaxvl.training.meter import ALL
 
+LONGEST_MESSAGE = 5000  # characters of what is said or recorded as a text
 _LIBRARY = logging.getLogger("jaxvl")
 
 
@@ -89,15 +91,18 @@ class Writer:
         elif kind == "eval":
             whole = {k: v for k, v in values.items() if "/" not in k or k.startswith("skipped/")}  # those of parts, as `fr/…`, are too many
             told = {k: v for k, v in whole.items() if k != "seconds" and not k.endswith(("_low", "_high"))}
-            self.say(f"[bold cyan]{name}[/] at {step}: " + "  ".join(f"{k} {_short(v)}" for k, v in told.items()))
+            figures = "  ".join(f"{escape(brief(k))} {_short(v)}" for k, v in told.items())
+            self.say(f"[bold cyan]{escape(brief(name))}[/] at {step}: {figures}")
 
     def image(self, step: int, name: str, image: Any) -> None:
         """One uint8 [H, W, 3] picture for TensorBoard."""
         if self._board:
-            self._board.add_image(name, image, step, dataformats="HWC")
+            self._board.add_image(brief(name), image, step, dataformats="HWC")
 
     def _figures(self, step: int, task: str, values: Mapping[str, Any]) -> None:
-        losses = f"{task} loss {_short(values['loss'])}" + _some({k[5:]: v for k, v in values.items() if k[:5] == "loss/" and task == ALL})
+        losses = f"{escape(brief(task))} loss {_short(values['loss'])}" + _some(
+            {k[5:]: v for k, v in values.items() if k[:5] == "loss/" and task == ALL}
+        )
         text = (f"{losses}  {_short(values['examples_per_second'])} ex/s  "
                 f"data wait {100 * values['data_wait']:.1f} %")  # fmt: skip
         if values.get("skipped"):
@@ -116,7 +121,7 @@ class _Listener(logging.Handler):
         self._writer, self._said = writer, set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = brief(record.getMessage(), LONGEST_MESSAGE)
         if text not in self._said:
             self._said.add(text)
             self._writer.record(0, "event", f"log/{record.name}", {"message": text})
@@ -132,8 +137,10 @@ def _some(losses: Mapping[str, Any], most: int = 3, width: int = 12) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, str) or value is None:
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return brief(value, LONGEST_MESSAGE)
     value = float(value)
     return value if math.isfinite(value) else None
 
@@ -141,4 +148,4 @@ def _plain(value: Any) -> Any:
 def _short(value: Any) -> str:
     if value is None:
         return "not finite"
-    return value if isinstance(value, str) else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return escape(brief(value)) if isinstance(value, str) else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
