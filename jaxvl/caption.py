@@ -33,6 +33,7 @@ from rich.progress import track
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, check, override, resolve, to_path
+from jaxvl.data.records import BadRecord
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.generate import Generation
 from jaxvl.sharding import hosts
@@ -121,7 +122,10 @@ class _Record(dict):
         self._file = file
 
     def __missing__(self, key: str) -> bytes:
-        return paths.read_bytes(self._file)
+        try:
+            return paths.read_bytes(self._file)
+        except OSError as error:
+            raise BadRecord("record cannot be read", str(error)) from None
 
 
 def report(console: Console, file: paths.Path, text: str | None, lines: bool) -> None:

@@ -30,6 +30,7 @@ from rich.markup import escape
 from jaxvl import paths
 from jaxvl.config import ConfigError, check, nearest, to_path
 from jaxvl.data.records import DataError
+from jaxvl.evals.contract import check_evaluators
 from jaxvl.evals.report import save_gallery, summary_table
 from jaxvl.sharding import hosts
 from jaxvl.training.checkpoint import CheckpointError
@@ -52,7 +53,9 @@ def evaluate(command: Command, console: Console) -> dict[str, float]:
     if first:
         paths.make_folder(out)
     figures: dict[str, float] = {}
-    for name in _chosen(command.options.get("only"), list(experiment.evals)):
+    chosen = _chosen(command.options.get("only"), list(experiment.evals))
+    check_evaluators({name: experiment.evals[name] for name in chosen}, encoders)
+    for name in chosen:
         if first:
             console.print(f"{name} …")
         result = experiment.evals[name].run(encoders)

@@ -106,8 +106,8 @@ class Tokenizer:
         return [] if self.cls_id is None else [self.cls_id]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts as they are, without special tokens; those of "a b" are those of "a", then those of "b"."""
-        return self._ids(list(texts))
+        """Token ids of texts, cleaned as `encode` cleans them, without special tokens; those of "a b" are those of "a", then those of "b"."""
+        return self._ids(list(texts) if self.clean is None else list(map(CLEANERS[self.clean], texts)))
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Token ids int32 [n, length]. Raises ValueError if `length` has no room for a word beside the special tokens."""
@@ -116,8 +116,7 @@ class Tokenizer:
         if room < 1:
             raise ValueError(f"length {length} is too short for a {self.kind} tokenizer; must be >= {len(before) + 2}")
         out = np.full((len(texts), length), self.pad_id, np.int32)
-        texts = list(texts) if self.clean is None else list(map(CLEANERS[self.clean], texts))
-        for row, ids in zip(out, self._ids(texts)):
+        for row, ids in zip(out, self.ids(texts)):
             ids = [*before, *ids[:room], self.eos_id]
             row[: len(ids)] = ids
         return out

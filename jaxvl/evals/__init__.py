@@ -1,8 +1,7 @@
 """Evaluators: encode functions and a data set in, figures and pictures out; in the training loop and offline.
 
-An evaluator is a registered frozen dataclass with `corpus`, `split`, `every` (steps between two runs in the loop; 0:
-only after the last step) and `run(encoders) -> EvalResult`. It runs in every process of a multi-host run, and all get
-the same result.
+`contract.Evaluator` says what an evaluator is: a registered frozen dataclass that names its figures, checks model and
+data before anything is compiled, and runs in every process of a multi-host run, with the same result in all.
 """
 
 from jaxvl.config import Registry

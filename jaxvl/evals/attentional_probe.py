@@ -18,6 +18,7 @@ from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.probing import Labelled, ProbeOptions, expected_accuracy
 from jaxvl.evals.ranking import put
+from jaxvl.evals.split import open_split
 from jaxvl.models.functional import functional
 from jaxvl.models.probe import ProbeConfig
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
@@ -58,8 +59,20 @@ class AttentionalProbe(ProbeOptions):
         check(self.weight_decay >= 0, "weight_decay", f"{self.weight_decay!r} must be >= 0")
         check(0 <= self.label_smoothing < 1, "label_smoothing", f"{self.label_smoothing!r} must be in [0, 1)")
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return (*super().figures, "train_loss")
+
+    def check(self, encoders: Encoders) -> None:
+        """See `contract.Evaluator.check`."""
+        super().check(encoders)
+        width = self.width or encoders.token_shape().shape[-1]
+        check(width % self.heads == 0, "heads", f"{self.heads} must divide the width of {width}")
+        for split in (self.train_split, self.split):
+            self._check_memory(encoders, len(open_split(self.corpus, split)), split)
+
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ConfigError for a model without tokens or where they do not fit, ValueError where there is nothing to learn from."""
+        """Raises ConfigError for a model without tokens or where they do not fit, DataError where there is nothing to learn from."""
         train, test, names = self.both(lambda source, split: self._tokens(encoders, source, split))
         width = self.width or train.rows.shape[-1]
         check(width % self.heads == 0, "heads", f"{self.heads} must divide the width of {width}")
@@ -74,10 +87,13 @@ class AttentionalProbe(ProbeOptions):
 
     def _tokens(self, encoders: Encoders, source, split: str):
         """The split's tokens, if they are not too large."""
-        need = encoders.token_bytes() * len(source) / 2**30
-        check(need <= self.memory_gib, "memory_gib", f"{self.memory_gib!r}: the tokens of the {len(source)} images of {split!r} take {need:.1f} GiB; "
-              "raise it, or probe a smaller split")  # fmt: skip
+        self._check_memory(encoders, len(source), split)
         return encoders.features(source)
+
+    def _check_memory(self, encoders: Encoders, images: int, split: str) -> None:
+        need = encoders.token_bytes() * images / 2**30
+        problem = f"{self.memory_gib!r}: the tokens of the {images} images of {split!r} take {need:.1f} GiB"
+        check(need <= self.memory_gib, "memory_gib", f"{problem}; raise it, or probe a smaller split")
 
     def fit(self, programs: Programs, train: Labelled, batch: int, mesh: Mesh) -> tuple[Any, float]:
         """Trained parameters, replicated, and the mean loss of the last epoch."""

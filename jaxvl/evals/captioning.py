@@ -9,9 +9,19 @@ from typing import Literal
 
 import numpy as np
 
+from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.split import SplitOptions, Thumbnails, captions, open_split, same_text, sample, skipped_figures
+from jaxvl.evals.split import (
+    SplitOptions,
+    Thumbnails,
+    captions,
+    check_captions,
+    open_split,
+    same_text,
+    sample,
+    skipped_figures,
+)
 from jaxvl.evals.text_scores import SCORES, check_scores
 from jaxvl.models.generate import Generation
 
@@ -43,15 +53,29 @@ class Captioning(SplitOptions):
         super().__post_init__()
         check_scores(self.scores)
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        of_scores = [figure for name in self.scores for figure in SCORES[name].figures]
+        return ("exact", "token_f1", "distinct", "length", "images", *of_scores, "skipped/*")
+
+    def check(self, encoders: Encoders) -> None:
+        """See `contract.Evaluator.check`."""
+        super().check(encoders)
+        encoders.check_generates(self.generation)
+        check_captions(self.corpus, self.split, self.locale, self.captions)
+        for i, locale in enumerate(self.more_locales):
+            check_captions(self.corpus, self.split, locale, self.captions, f"more_locales[{i}]")
+
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ValueError where no record has both an image and a caption, ConfigError for a model that writes none."""
+        """Raises DataError where no record has both an image and a caption, ConfigError for a model that writes none."""
         source = open_split(self.corpus, self.split)
         written, encoded = encoders.captions(source, self.generation)
+        self.within_budget(encoded.skipped, len(source))
         languages = [captions(self.corpus, self.split, locale, self.captions) for locale in (self.locale, *self.more_locales)]
         right = [tuple(dict.fromkeys(text for part in parts for text in part)) for parts in zip(*languages)]
         have = [(text, right[i], int(i)) for text, i in zip(written, encoded.index) if right[i]]
         if not have:
-            raise ValueError(f"split {self.split!r} has no image with a caption ({self.captions}) in locale {self.locale!r}")
+            raise DataError(f"split {self.split!r} has no image with a caption ({self.captions}) in locale {self.locale!r}")
         exact = np.array([float(same_text(text) in {same_text(t) for t in texts}) for text, texts, _ in have])
         f1 = np.array([max(token_f1(text, t) for t in texts) for text, texts, _ in have])
         metrics = {
@@ -60,7 +84,7 @@ class Captioning(SplitOptions):
             **skipped_figures(encoded.skipped),
         }  # fmt: skip
         for name in self.scores:
-            metrics |= SCORES[name][0]([text for text, _, _ in have], [texts for _, texts, _ in have])
+            metrics |= SCORES[name].function([text for text, _, _ in have], [texts for _, texts, _ in have])
         thumbnail = Thumbnails(source, encoders.preprocess)
 
         def row(q: int) -> GalleryRow:

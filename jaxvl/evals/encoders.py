@@ -18,11 +18,15 @@ from jax.sharding import Mesh
 from jaxvl.config import ConfigError
 from jaxvl.data import pictures
 from jaxvl.data.augment import plain
+from jaxvl.data.records import BadRecord
+from jaxvl.evals.capabilities import Abstract
 from jaxvl.evals.ranking import put
+from jaxvl.evals.result import EvaluatorError
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
 
 # Why a record is skipped. Processes tell each other which by its position, 1 being the first; 0 is a good record.
 CAUSES = ("record cannot be read", "record is incomplete", *pictures.CAUSES)
+_FAILED = len(CAUSES) + 1  # an error that is no bad record: it ends the evaluator, in every process
 _PADDING = -1
 
 
@@ -41,11 +45,12 @@ class EncodedImages:
     skipped: dict[str, int]
 
 
-class Encoders:
+class Encoders(Abstract):
     """Encodes sources and texts in padded, sharded batches; every process gets all rows.
 
     In a multi-host run every process must make the same calls in the same order. Each reads and decodes only the
-    records of its own devices.
+    records of its own devices. Only a `BadRecord` is left out and counted. Any other error of a source or a decoder
+    ends the call in every process with `EvaluatorError`.
 
     Args:
       image_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, D]` unit rows, jit-able.
@@ -86,6 +91,8 @@ class Encoders:
         self.batch = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
         self._sharding = batch_sharding(mesh)
         self._memo: tuple[Hashable, EncodedImages] | None = None
+        self._errors: dict[int, Exception] = {}  # record of the present call -> what this process met at it
+        self._embeds = image_fn is not None and text_fn is not None
 
         def ready(pixels: jax.Array) -> jax.Array:
             return preprocess.normalise(plain(pixels, preprocess.background))
@@ -153,7 +160,7 @@ class Encoders:
 
         Raises ConfigError where the model writes none.
         """
-        self._needs(self._caption, "writes captions")
+        self.require("generates")
         (how, numbers), firsts = generation.split(), itertools.count(first, self.batch)
 
         def write(weights, pixels, fault, *more):
@@ -177,7 +184,7 @@ class Encoders:
 
         Raises ConfigError where the model does not give probabilities.
         """
-        self._needs(self._score, "gives the probability of a text")
+        self.require("scores")
         begin = np.zeros(len(tokens), np.int32) if begin is None else begin
         return self._encoded(self._score, source, tokens, begin)
 
@@ -186,17 +193,8 @@ class Encoders:
 
         Raises ConfigError where the model has none.
         """
-        self._needs(self._features, "has tokens of an image")
+        self.require("image_tokens")
         return self._encoded(lambda *args: self._features(*args, mean), source)
-
-    def token_bytes(self) -> int:
-        """Bytes of one image's `features`, without computing any."""
-        self._needs(self._features, "has tokens of an image")
-        size = self.preprocess.image_size
-        pixels = jax.ShapeDtypeStruct((self.batch, size, size, 4), jnp.uint8)
-        with jax.set_mesh(self.mesh):
-            tokens = jax.eval_shape(lambda w, x: self._features(w, x, jnp.zeros(self.batch, jnp.int32), False)[0], self.weights, pixels)
-        return tokens.size // self.batch * tokens.dtype.itemsize
 
     def outputs(self, batch: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """The model's outputs `names` of a batch as the loader makes it (image, video uint8), not in training; `self.batch` rows.
@@ -207,14 +205,13 @@ class Encoders:
             whole = {name: put(a, self._sharding) for name, a in batch.items()}
             return {name: np.asarray(a) for name, a in self._outputs(self.weights, whole, names).items()}
 
-    def _needs(self, function: Callable | None, what: str) -> None:
-        if function is None:
-            raise ConfigError("name", f"needs a model that {what}, as coca")
-
     def _encoded(self, function: Callable, source: Sequence[Any] | np.ndarray, *extra: np.ndarray) -> EncodedImages:
         """Rows of `function(weights, pixels, fault, *rows of extra)`."""
         rows, faults = [], []
+        self._errors.clear()
         for out, fault in self._lagging(function, self._batches(source, extra)):
+            if (fault == _FAILED).any():
+                raise self._failure(self.batch * len(faults) + int(np.argmax(fault == _FAILED)))
             rows.append(out[fault == 0])
             faults.append(fault)
         fault = np.concatenate(faults) if faults else np.zeros(0, np.int32)
@@ -285,9 +282,22 @@ class Encoders:
             data = source[int(i)]["image"]
             default = 2
             return self.preprocess.decode(data), 0
-        except Exception as error:  # noqa: BLE001 (whatever a storage or a decoder raises: counted, not the run's end)
-            cause = getattr(error, "cause", "")
-            return None, 1 + (CAUSES.index(cause) if cause in CAUSES else default)
+        except BadRecord as error:
+            return None, 1 + (CAUSES.index(error.cause) if error.cause in CAUSES else default)
+        except Exception as error:  # noqa: BLE001 (raised by `_encoded`, where all processes have learnt of it)
+            self._errors[i] = error
+            return None, _FAILED
+
+    def _failure(self, i: int) -> EvaluatorError:
+        """What to raise of record `i`, at which some process met an error that is no bad record."""
+        error = self._errors.get(i)
+        if error is None:
+            return EvaluatorError(f"record {i}: another process met an error at it and names it")
+        failure = EvaluatorError(
+            f"record {i}: {type(error).__name__}: {error} (a source raises BadRecord for a record that may be skipped)"
+        )
+        failure.__cause__ = error
+        return failure
 
 
 def _pictures(ready: Callable[[jax.Array], jax.Array], pixels: jax.Array) -> jax.Array:

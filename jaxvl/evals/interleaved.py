@@ -10,7 +10,7 @@ import numpy as np
 from jaxvl.config import Range, Tokens, check
 from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.split import SplitOptions, rows_of
+from jaxvl.evals.split import SplitOptions, check_captions, check_rows, check_tokenizer, rows_of
 
 READS = ("caption_lse", "caption_target", "caption_weight", "caption_correct")
 
@@ -35,8 +35,20 @@ class Interleaved(SplitOptions):
         super().__post_init__()
         check(self.images_per_row >= 2, "images_per_row", f"{self.images_per_row!r} must be >= 2, for images to be swapped")
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return ("loss", "loss_swapped", "rise", "token_accuracy", "token_accuracy_swapped", "rows")
+
+    def check(self, encoders: Encoders) -> None:
+        """See `contract.Evaluator.check`."""
+        super().check(encoders)
+        check_tokenizer(encoders)
+        check_captions(self.corpus, self.split, self.locale, "name")
+        config = check_rows(self, encoders, "images_per_row", images_per_row=self.images_per_row, row_length=self.row_length)
+        encoders.check_outputs(config.shapes, READS)
+
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ConfigError for a model that writes no captions, ValueError where the split has less than one row."""
+        """Raises ConfigError for a model that writes no captions, DataError where the split has less than one row."""
         sums, tokens, rows = np.zeros(4), 0.0, 0
         for batch, n in rows_of(self, encoders, images_per_row=self.images_per_row, row_length=self.row_length):
             swapped = {**batch, "image": np.roll(batch["image"], 1, axis=1)}

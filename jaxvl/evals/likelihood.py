@@ -8,9 +8,19 @@ from typing import Literal
 import numpy as np
 
 from jaxvl.config import check
+from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.split import SplitOptions, Thumbnails, captions, open_split, sample, skipped_figures
+from jaxvl.evals.split import (
+    SplitOptions,
+    Thumbnails,
+    captions,
+    check_captions,
+    check_tokenizer,
+    open_split,
+    sample,
+    skipped_figures,
+)
 
 
 @EVALUATORS.register("likelihood")
@@ -37,14 +47,28 @@ class Likelihood(SplitOptions):
         super().__post_init__()
         check(self.template.count("{}") == 1, "template", f"{self.template!r} must hold '{{}}' once, where the caption goes")
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        of_tokens = ("token_acc", "nats_per_token", "perplexity", "tokens")
+        of_captions = ("caption_acc", "nats_per_caption", "caption_perplexity", "captions")
+        return (*of_tokens, *of_captions, "images", "skipped/*")
+
+    def check(self, encoders: Encoders) -> None:
+        """See `contract.Evaluator.check`."""
+        super().check(encoders)
+        encoders.check_scores()
+        check_tokenizer(encoders)
+        check_captions(self.corpus, self.split, self.locale, self.captions)
+
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ValueError where no record has both an image and a caption, ConfigError for a model that cannot tell."""
+        """Raises DataError where no record has both an image and a caption, ConfigError for a model that cannot tell."""
         source = open_split(self.corpus, self.split)
         texts = [[self.template.replace("{}", t) for t in of] for of in captions(self.corpus, self.split, self.locale, self.captions)]
         encoded = encoders.scores(source, pad_tokens(encoders, texts))
+        self.within_budget(encoded.skipped, len(source))
         there = encoded.rows[..., 1] > 0 if len(encoded.index) else np.zeros((0, 1), bool)
         if not there.any():
-            raise ValueError(f"split {self.split!r} has no image with a caption ({self.captions}) in locale {self.locale!r}")
+            raise DataError(f"split {self.split!r} has no image with a caption ({self.captions}) in locale {self.locale!r}")
         log_p, tokens, right = encoded.rows[there].astype(np.float64).T
         per_token = -log_p.sum() / tokens.sum()
         metrics = {

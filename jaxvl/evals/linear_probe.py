@@ -50,8 +50,20 @@ class LinearProbe(ProbeOptions):
         check(0 < self.validation < 1, "validation", f"{self.validation!r} is a share; must be in (0, 1)")
         check(self.iterations >= 1, "iterations", f"{self.iterations!r} must be >= 1")
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return (*super().figures, "l2", "validation_acc@1", "iterations")
+
+    def check(self, encoders: Encoders) -> None:
+        """See `contract.Evaluator.check`."""
+        super().check(encoders)
+        if self.features == "embedding":
+            encoders.check_embeds(texts=False)
+        else:
+            encoders.token_shape()
+
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ConfigError for a label that the corpus does not have, ValueError where there is nothing to learn from."""
+        """Raises ConfigError for a label that the corpus does not have, DataError where there is nothing to learn from."""
         if self.features == "embedding":
             encode = lambda source, split: encoders.images(source, memo=(self.corpus, split))
         else:

@@ -10,7 +10,7 @@ from jaxvl.config import check
 from jaxvl.data.augment import plain
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.split import THUMBNAIL, SplitOptions, png, rows_of
+from jaxvl.evals.split import THUMBNAIL, SplitOptions, check_captions, check_rows, check_tokenizer, png, rows_of
 from jaxvl.objectives.masked_image import patch_errors, patches_of
 
 READS = ("patch_prediction", "patch_weight", "patch_scores")
@@ -36,6 +36,17 @@ class MaskedImages(SplitOptions):
     def __post_init__(self):
         super().__post_init__()
         check(0 < self.shown <= 1, "shown", f"{self.shown!r} is a share; must be in (0, 1]")
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        return ("error", "error_other_text", "gain", "hit", "hit_random", "iou", "iou_random", "images")
+
+    def check(self, encoders: Encoders) -> None:
+        """See `contract.Evaluator.check`."""
+        super().check(encoders)
+        check_tokenizer(encoders)
+        check_captions(self.corpus, self.split, self.locale, "name")
+        encoders.check_outputs(check_rows(self, encoders, "split").shapes, READS)
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ConfigError for a model that has no hidden patches."""

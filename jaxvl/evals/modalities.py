@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.stats
 
 from jaxvl.config import check
+from jaxvl.data.corpora.prepared import prepared
 from jaxvl.data.modalities import AudioConfig, VideoConfig
 from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.ranking import Ranks, rank, top_k
-from jaxvl.evals.split import THUMBNAIL, SplitOptions, flatten, png, prepared, rows_of, sample, shrink, text_ids
+from jaxvl.evals.split import (
+    THUMBNAIL,
+    SplitOptions,
+    check_captions,
+    check_rows,
+    check_tokenizer,
+    flatten,
+    png,
+    rows_of,
+    sample,
+    shrink,
+    text_ids,
+)
 
 Input = Literal["image", "video", "waveform", "text"]
 MODALITY = {"image": "vision", "video": "vision", "waveform": "audio", "text": "text"}
@@ -58,6 +71,29 @@ class ModalityRetrieval(SplitOptions):
             check(name in MODALITY, "pair", f"{name!r} is not one of {', '.join(MODALITY)}")
         check(MODALITY[a] != MODALITY[b], "pair", f"{list(self.pair)!r} must be of two modalities (image and video are one)")
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        ends = ("r@10_low", "r@10_high")
+        of_directions = [f"{d}_{figure}" for d in self._directions for figure in (*(f"r@{k}" for k in KS), *ends, "r@10_chance")]
+        own = [*of_directions, *(["texts"] if "text" in self.pair else []), "records"]
+        if not self.locales:
+            return tuple(own)
+        means = [figure for figure in own if not figure.endswith(ends)]
+        return (*means, "languages_over_2x", *(f"{locale}/{figure}" for locale in self.locales for figure in own))
+
+    def check(self, encoders: Encoders) -> None:
+        """See `contract.Evaluator.check`."""
+        super().check(encoders)
+        read = None
+        for i, locale in enumerate(self.locales or (self.locale,)):
+            field = f"locales[{i}]" if self.locales else "pair"
+            options, asked = self._asked(locale)
+            read = check_rows(options, encoders, field, **asked)
+            if "text" in self.pair and not read.audio.paired:
+                check_tokenizer(encoders)
+                check_captions(self.corpus, self.split, locale, "name", field if self.locales else "locale")
+        encoders.check_outputs(read.shapes, self._outputs)
+
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ConfigError where the model does not compare the two, DataError where no record has both."""
         by_locale, over, gallery = {}, 0, []
@@ -76,17 +112,28 @@ class ModalityRetrieval(SplitOptions):
         a, b = self.pair
         return f"{a}2{b}", f"{b}2{a}"
 
+    @property
+    def _outputs(self) -> tuple[str, str]:
+        """The model's outputs that hold the two sides."""
+        a, b = (MODALITY[name] for name in self.pair)
+        return f"{a}>{b}", f"{b}>{a}"
+
+    def _asked(self, locale: str) -> tuple[ModalityRetrieval, dict[str, Any]]:
+        """These options for one language, and what of a record is read (fields of `DataConfig`)."""
+        spoken = "waveform" in self.pair
+        paired = set(self.pair) == {"waveform", "text"}
+        audio = dataclasses.replace(self.audio, locales=(locale,) if spoken else (), paired=paired)
+        return dataclasses.replace(self, locale=locale), dict(modalities=self.pair, audio=audio, video=self.video)
+
     def _of(self, encoders: Encoders, locale: str, gallery: list[GalleryRow]) -> tuple[dict[str, float], list[GalleryRow]]:
         """The figures of one language, and the gallery, made where `gallery` is empty."""
         a, b = self.pair
-        spoken = "waveform" in self.pair
-        audio = dataclasses.replace(self.audio, locales=(locale,) if spoken else (), paired=set(self.pair) == {"waveform", "text"})
-        options = dataclasses.replace(self, locale=locale)
-        outputs = f"{MODALITY[a]}>{MODALITY[b]}", f"{MODALITY[b]}>{MODALITY[a]}"
+        options, asked = self._asked(locale)
+        outputs = self._outputs
         shown = self.gallery and not gallery
         rows: tuple[list, list] = ([], [])
         ids, texts, thumbnails = [], [], []
-        for batch, n in rows_of(options, encoders, modalities=self.pair, audio=audio, video=self.video):
+        for batch, n in rows_of(options, encoders, **asked):
             embedded = encoders.outputs({k: v for k, v in batch.items() if k != "id"}, outputs)
             for kept, name in zip(rows, outputs):
                 kept.append(embedded[name][:n])

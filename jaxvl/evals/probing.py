@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 
 from jaxvl.config import check, nearest
+from jaxvl.data.corpora.prepared import prepared
+from jaxvl.data.records import DataError
 from jaxvl.evals.encoders import EncodedImages, Encoders
 from jaxvl.evals.result import EvalResult, GalleryRow, Item
-from jaxvl.evals.split import SplitOptions, Thumbnails, open_split, prepared, sample, skipped_figures
+from jaxvl.evals.split import SplitOptions, Thumbnails, class_names, open_split, sample, skipped_figures
 
 TIE = 1e-6  # of logits
 SHOWN = 5
@@ -44,11 +46,25 @@ class ProbeOptions(SplitOptions):
         check(bool(self.train_split), "train_split", "is required: the split that the probe learns from")
         check(self.train_split != self.split, "train_split", f"{self.train_split!r} is the test split as well")
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        shares = ("acc@1", "mean_class_acc@1", "acc@1_chance", "acc@1_majority", "train_acc@1")
+        return (*shares, "classes", "images", "train_images", "skipped/*")
+
+    def check(self, encoders: Encoders) -> None:
+        """See `contract.Evaluator.check`; what the model must have is the probe's to say."""
+        super().check(encoders)
+        open_split(self.corpus, self.train_split, "train_split")
+        classes = np.unique(self.labels(self.train_split)[0])
+        check(len(classes) >= 2, "train_split", f"{self.train_split!r} has one class only: there is nothing to tell apart")
+        shared = np.isin(self.labels(self.split)[0], classes).any()
+        check(shared, "split", f"{self.split!r} has no image of a class of the train split {self.train_split!r}")
+
     def labels(self, split: str) -> tuple[np.ndarray, list[str]]:
         """Label of every record int64 [n], and the labels' names. Raises ConfigError for an attribute that the corpus does not have."""
         corpus = prepared(self.corpus)
         if self.label is None:
-            names = [name or f"class {i}" for i, name in enumerate(corpus.class_names(self.locale))]
+            names = [name or f"class {i}" for i, name in enumerate(class_names(self.corpus, self.locale))]
             return np.asarray(corpus.labels(split), np.int64), names
         known = list(getattr(corpus, "attributes", ()))
         problem = f"{self.label!r} is not an attribute of the corpus{nearest(self.label, known)} (it has: {', '.join(known) or 'none'}; None: its classes)"
@@ -65,21 +81,23 @@ class ProbeOptions(SplitOptions):
           encode: `(source, split) -> EncodedImages`.
 
         Raises:
-          ValueError: no image in one of the splits, or fewer than two classes in the train split.
+          DataError: no image in one of the splits, too many bad ones, or fewer than two classes in the train split.
         """
         parts, classes, names = [], None, None
         for split in (self.train_split, self.split):
-            encoded: EncodedImages = encode(open_split(self.corpus, split), split)
+            source = open_split(self.corpus, split)
+            encoded: EncodedImages = encode(source, split)
+            self.within_budget(encoded.skipped, len(source), split)
             labels, names = self.labels(split)
             labels = labels[encoded.index]
             classes = np.unique(labels) if classes is None else classes
             kept = np.isin(labels, classes)
             if not kept.any():
-                raise ValueError(f"split {split!r} has no image to probe (records that were skipped: {encoded.skipped or 0})")
+                raise DataError(f"split {split!r} has no image to probe (records that were skipped: {encoded.skipped or 0})")
             skipped = {**encoded.skipped, "class is not in the train split": int((~kept).sum())}
             parts.append(Labelled(encoded.rows[kept], np.searchsorted(classes, labels[kept]), encoded.index[kept], skipped))
         if len(classes) < 2:
-            raise ValueError(f"split {self.train_split!r} has one class only: there is nothing to tell apart")
+            raise DataError(f"split {self.train_split!r} has one class only: there is nothing to tell apart")
         return parts[0], parts[1], [names[c] for c in classes]
 
     def result(

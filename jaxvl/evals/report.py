@@ -1,13 +1,14 @@
 """The page that a run leaves behind, `workdir/report.html`, and the final table at the terminal.
 
 The page is one file: pictures, style and script are inside, and it opens without a network. It is made of what a
-workdir holds, each part optional: `metrics.jsonl`, `config.json`, `machine.json`, `gallery.json`.
+workdir holds, each part optional: `metrics.jsonl`, `config.json`, `machine.json`, `gallery.json`. What of these cannot be
+used is left out, and the page says so (`recorded.py`).
 """
 
 from __future__ import annotations
 
 import json
-import math
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +17,18 @@ from typing import Any
 import jinja2
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from jaxvl import paths
+from jaxvl.evals import recorded
 from jaxvl.evals.charts import Chart, Series, chart, write
+from jaxvl.evals.recorded import read_metrics as read_metrics
 from jaxvl.evals.result import GalleryRow
 from jaxvl.evals.sheet import sheet
+from jaxvl.evals.shown import brief
 
+_LOG = logging.getLogger(__name__)
+LONGEST_PART = 50_000  # characters of one part of the config, as the page shows it
 GALLERY = "gallery.json"
 _SHARES = ("acc", "r@", "recall", "accuracy", "token_f1", "data_wait", "mfu", "hfu", "goodput", "share_", "memory_share")
 _BESIDE = ("_chance", "_low", "_high")  # ends of figures that are shown with another one
@@ -31,15 +38,19 @@ def save_gallery(workdir: str | os.PathLike, name: str, step: int, gallery: Sequ
     """Keeps an evaluator's latest gallery for the report.
 
     Args:
-      workdir: of the run; `gallery.json` in it is replaced whole, never half written.
+      workdir: of the run; `gallery.json` in it is replaced whole, never half written. One that is damaged is set aside under
+        another name, which is logged, and what can be used of it is kept.
       name: of the evaluator. step: that it ran after.
 
     Returns:
       The gallery as one picture, uint8 [H, W, 3], for TensorBoard.
     """
     path = paths.as_path(workdir) / GALLERY
-    galleries = _read_json(path) or {}
-    galleries[name] = {"step": step, "rows": _finite([row.to_json() for row in gallery])}
+    damage: list[str] = []
+    galleries = recorded.read_galleries(path, damage)
+    if damage:
+        _LOG.warning("%s: damaged (%s); it is now %s, and a new one is written", path, "; ".join(damage), recorded.set_aside(path).name)
+    galleries[brief(name)] = {"step": step, "rows": [row.to_json() for row in gallery]}
     paths.write_text(path, json.dumps(galleries, allow_nan=False))
     return sheet(gallery)
 
@@ -51,10 +62,10 @@ def write_report(workdir: str | os.PathLike) -> paths.Path:
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["write"] = write
     environment.filters["figure"] = lambda value, key: write(value, kind_of(key))
-    environment.filters["json_lines"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+    environment.filters["json_lines"] = lambda value: brief(json.dumps(value, indent=2, ensure_ascii=False), LONGEST_PART)
     html = environment.get_template("report.html.j2").render(**context(workdir))
     path = workdir / "report.html"
-    paths.write_text(path, html)
+    paths.write_bytes(path, html.encode("utf-8", errors="replace"))
     return path
 
 
@@ -77,8 +88,8 @@ def summary_table(latest: Mapping[str, float | None]) -> Table:
         if before not in (None, name):
             table.add_section()
         table.add_row(
-            "" if name == before else name,
-            metric,
+            Text("" if name == before else brief(name)),  # a str would be read as markup
+            Text(brief(metric)),
             write(value, kind) + _interval(latest, key, kind),
             "" if chance is None else write(chance, kind),
         )
@@ -104,14 +115,18 @@ def kind_of(metric: str) -> str:
 
 def context(workdir: paths.Path) -> dict[str, Any]:
     """Everything that `report.html.j2` reads."""
-    records = read_metrics(workdir / "metrics.jsonl")
-    config, machine = _read_json(workdir / "config.json") or {}, _read_json(workdir / "machine.json") or {}
+    left_out: list[str] = []
+    records = read_metrics(workdir / "metrics.jsonl", left_out)
+    config = recorded.read_group(workdir / "config.json", left_out)
+    machine = recorded.read_group(workdir / "machine.json", left_out)
     train = [r for r in records if r["kind"] == "train"]
     evals = _by_name(r for r in records if r["kind"] == "eval")
-    step, total = max((r["step"] for r in records), default=0), config.get("steps")
+    step = max((r["step"] for r in records), default=0)
+    total = config["steps"] if recorded.is_step(config.get("steps")) else None
     results = [_evaluator(name, rows, config) for name, rows in evals.items()]
     return {
-        "title": paths.absolute(workdir).name,
+        "title": brief(paths.absolute(workdir).name),
+        "left_out": left_out,
         "written": time.strftime("%Y-%m-%d %H:%M"),
         "status": f"{write(step)} steps" if total in (None, step) else f"{write(step)} of {write(total)} steps",
         "duration": _duration(_seconds(records)),
@@ -120,7 +135,7 @@ def context(workdir: paths.Path) -> dict[str, Any]:
         "speed": _speed_tiles(train),
         "curves": _curves(train, evals),
         "small_charts": _small_charts(train),
-        "galleries": _galleries(_read_json(workdir / GALLERY) or {}),
+        "galleries": _galleries(recorded.read_galleries(workdir / GALLERY, left_out)),
         "skipped": _skipped(records, train, evals),
         "not_finite": sum(r.get("loss") is None and "loss" in r for r in train),
         "settings": {k: v for k, v in config.items() if not isinstance(v, (dict, list))},
@@ -130,26 +145,9 @@ def context(workdir: paths.Path) -> dict[str, Any]:
     }
 
 
-def read_metrics(path: paths.Path) -> list[dict[str, Any]]:
-    """Records of a `metrics.jsonl`, in order of steps; values that are not finite are None.
-
-    Of records of one step, kind and name the last counts (a resumed run repeats some); a line cut off by a crash is
-    left out.
-    """
-    records = {}
-    for line in paths.read_text(path).splitlines() if paths.exists(path) else []:
-        try:
-            record = json.loads(line)
-            key = (record["step"], record["kind"], record["name"])
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-        records[key] = _finite(record)
-    return sorted(records.values(), key=lambda r: r["step"])
-
-
 def _evaluator(name: str, rows: list[dict[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
     """One evaluator: what it is, and each figure with its last and best value and chance."""
-    options = (config.get("evals") or {}).get(name) or {}
+    options = _group(_group(config.get("evals")).get(name))
     last, figures = rows[-1], {}
     for key in last:
         if key in ("step", "time", "kind", "name") or key.endswith(_BESIDE) or key.startswith("skipped/"):
@@ -169,8 +167,8 @@ def _evaluator(name: str, rows: list[dict[str, Any]], config: Mapping[str, Any])
     corpus = options.get("corpus")
     corpus = corpus.get("name") if isinstance(corpus, Mapping) else corpus
     data = f"{corpus}, {options['split']}" if "split" in options else ""
-    about = " · ".join(filter(None, (str(options.get("name", "")).replace("_", "-"), data, options.get("locale", ""))))
-    return {"name": name, "about": about, "step": last["step"], "figures": figures, "main": shares[:1], "shares": shares}
+    about = " · ".join(filter(None, (str(options.get("name", "")).replace("_", "-"), data, str(options.get("locale", "")))))
+    return {"name": name, "about": brief(about), "step": last["step"], "figures": figures, "main": shares[:1], "shares": shares}
 
 
 def _tile(result: Mapping[str, Any]) -> dict[str, str]:
@@ -251,7 +249,8 @@ def _skipped(records: list[dict[str, Any]], train: list[dict[str, Any]], evals: 
     events = {r["name"].partition("/")[2]: r for r in records if r["kind"] == "event" and r["name"].startswith("skipped/")}
     for task, rows in _by_name(train).items():
         if task in events:
-            causes = {k: v for k, v in events[task].items() if k not in ("step", "time", "kind", "name") and v}
+            counts = {k: v for k, v in events[task].items() if k not in ("step", "time", "kind", "name")}
+            causes = {k: v for k, v in counts.items() if recorded.is_number(v)}
         else:
             causes = {"all causes": rows[-1].get("skipped_records") or 0}
         if rows[-1].get("skipped"):
@@ -261,6 +260,11 @@ def _skipped(records: list[dict[str, Any]], train: list[dict[str, Any]], evals: 
         causes = {k.partition("/")[2]: n for k, n in rows[-1].items() if k.startswith("skipped/")}
         out += [{"where": f"evaluator {name}", "cause": cause, "count": n} for cause, n in causes.items() if n]
     return out
+
+
+def _group(value: Any) -> Mapping[str, Any]:
+    """A part of a config that should be a group of keys; {} where it is something else."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _by_name(records: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -282,20 +286,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = int(seconds // 60)
     return f"{minutes} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _finite(value: Any) -> Any:
-    """A JSON value with None for every number that is not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _read_json(path: paths.Path) -> Any:
-    """None where the file is missing or broken."""
-    try:
-        return json.loads(paths.read_text(path))
-    except (OSError, json.JSONDecodeError):
-        return None

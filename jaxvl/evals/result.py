@@ -7,6 +7,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxvl.evals.recorded import number
+from jaxvl.evals.shown import brief
+
+
+class EvaluatorError(RuntimeError):
+    """An evaluator met an error that is no bad record. The message names the record; the error itself is the cause."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Item:
@@ -46,13 +53,23 @@ class GalleryRow:
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able dict with pictures in base64."""
-        items = [{**dataclasses.asdict(i), "image": _encode(i.image)} for i in self.items]
-        return {**dataclasses.asdict(self), "image": _encode(self.image), "items": items}
+        """JSON-able dict with pictures in base64, texts as they are shown, and None for a number that is not finite."""
+        items = [
+            {"text": brief(item.text), "score": number(item.score), "right": item.right, "image": _encode(item.image)}
+            for item in self.items
+        ]
+        return {
+            "group": brief(self.group),
+            "text": brief(self.text),
+            "image": _encode(self.image),
+            "items": items,
+            "rank": number(self.rank),
+            "note": brief(self.note),
+        }
 
     @classmethod
     def from_json(cls, node: Mapping[str, Any]) -> GalleryRow:
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`, but for what that cut."""
         items = tuple(Item(**{**i, "image": _decode(i["image"])}) for i in node["items"])
         return cls(**{**node, "image": _decode(node["image"]), "items": items})
 

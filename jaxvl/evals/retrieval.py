@@ -9,10 +9,20 @@ from typing import Literal
 import numpy as np
 
 from jaxvl.config import check
+from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.ranking import Ranks, pad_ids, rank, top_k
-from jaxvl.evals.split import SplitOptions, Thumbnails, captions, sample, skipped_figures, text_ids
+from jaxvl.evals.split import (
+    SplitOptions,
+    Thumbnails,
+    captions,
+    check_captions,
+    check_tokenizer,
+    sample,
+    skipped_figures,
+    text_ids,
+)
 
 KS = (1, 5, 10)
 SHOWN = 5
@@ -46,13 +56,25 @@ class Retrieval(SplitOptions):
         super().__post_init__()
         check(self.template.count("{}") == 1, "template", f"{self.template!r} must hold '{{}}' once, where the caption goes")
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        of_directions = [f"{d}_{figure}" for d in ("i2t", "t2i") for figure in (*(f"r@{k}" for k in KS), "r@1_chance", "median_rank")]
+        return (*of_directions, "mean_recall", "images", "captions", "skipped/*")
+
+    def check(self, encoders: Encoders) -> None:
+        """See `contract.Evaluator.check`."""
+        super().check(encoders)
+        encoders.check_embeds()
+        check_tokenizer(encoders)
+        check_captions(self.corpus, self.split, self.locale, self.captions)
+
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ValueError where no record has both an image and a caption."""
+        """Raises DataError where no record has both an image and a caption."""
         source, encoded = self.encode(encoders)
         texts_of = captions(self.corpus, self.split, self.locale, self.captions)
         have = np.array([bool(texts_of[i]) for i in encoded.index])
         if not have.any():
-            raise ValueError(f"split {self.split!r} has no captions ({self.captions}) in locale {self.locale!r}")
+            raise DataError(f"split {self.split!r} has no captions ({self.captions}) in locale {self.locale!r}")
         images, index = encoded.rows[have], encoded.index[have]
         owner = [row for row, i in enumerate(index) for _ in texts_of[i]]
         texts = [t for i in index for t in texts_of[i]]

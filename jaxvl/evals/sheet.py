@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from jaxvl.evals.result import GalleryRow
+from jaxvl.evals.shown import brief
 
+MOST = 120  # characters of a caption that are measured: more than two lines hold
 CELL, TEXT, GAP = 64, 28, 14  # pixels: a picture's side, the height of its caption, the space between cells
 RIGHT, WRONG, INK, PAPER = (22, 128, 60), (190, 40, 40), (30, 30, 30), (255, 255, 255)
 
@@ -24,7 +26,10 @@ def sheet(gallery: Sequence[GalleryRow]) -> np.ndarray:
     draw = ImageDraw.Draw(picture)
     font = ImageFont.truetype(str(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 11)
     for r, row in enumerate(gallery):
-        cells = [(row.text, row.image, None), *((f"{item.score:.2f} {item.text}", item.image, item.right) for item in row.items)]
+        cells = [
+            (row.text, row.image, None),
+            *((f"{item.score:.2f} {brief(item.text, MOST)}", item.image, item.right) for item in row.items),
+        ]
         for c, (text, image, right) in enumerate(cells):
             _cell(picture, draw, font, (GAP + c * width, GAP + r * height), text, image, right)
     return np.asarray(picture)
@@ -43,17 +48,27 @@ def _cell(picture, draw, font, corner, text, image, right) -> None:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """At most two lines of `width` pixels, cut where it is longer."""
-    lines, line = [], ""
-    for word in text.split():
+    """At most two lines of `width` pixels, cut where it is longer. No more than `MOST` characters are looked at."""
+    lines: list[str] = []
+    line = ""
+    for word in brief(text, MOST).split():
         longer = f"{line} {word}".strip()
         if line and font.getlength(longer) > width:
             lines.append(line)
             longer = word
         line = longer
-    lines = [*lines, line][:2]
-    for i, part in enumerate(lines):
-        while part and font.getlength(part) > width:
-            part = part[:-2].rstrip() + "…" if part.endswith("…") else part[:-1] + "…"
-        lines[i] = part
-    return "\n".join(lines)
+    return "\n".join(_fit(part, font, width) for part in [*lines, line][:2])
+
+
+def _fit(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """A line, or as much of its beginning as fits with … after it, found by halving."""
+    if font.getlength(line) <= width:
+        return line
+    fits, long = 0, len(line)  # characters that fit, and that do not
+    while long - fits > 1:
+        middle = (fits + long) // 2
+        if font.getlength(line[:middle].rstrip() + "…") <= width:
+            fits = middle
+        else:
+            long = middle
+    return line[:fits].rstrip() + "…"

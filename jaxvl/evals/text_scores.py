@@ -13,6 +13,7 @@ import math
 import shutil
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -134,23 +135,31 @@ def coco(texts: Sequence[str], references: References) -> dict[str, float]:
     return {name: float(score) for name, score in figures.items()}
 
 
-# Name -> (function, packages that it imports, the extra of jaxvl that has them).
-SCORES: Mapping[str, tuple[Callable[[Sequence[str], References], dict[str, float]], tuple[str, ...], str]] = {
-    "bleu": (bleu, ("sacrebleu",), "captioning"),
-    "rouge_l": (rouge_l, ("rouge_score",), "captioning"),
-    "meteor": (meteor, ("nltk",), "captioning"),
-    "cider_d": (cider_d, (), ""),
-    "coco": (coco, ("pycocoevalcap",), "coco"),
+class Score(NamedTuple):
+    """A score: texts and references -> `figures`; the packages that it imports, and the extra of jaxvl that has them."""
+
+    function: Callable[[Sequence[str], References], dict[str, float]]
+    figures: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+
+_COCO = ("coco_bleu_1", "coco_bleu_2", "coco_bleu_3", "coco_bleu_4", "coco_meteor", "coco_rouge_l", "coco_cider")
+SCORES: Mapping[str, Score] = {
+    "bleu": Score(bleu, ("bleu_1", "bleu_2", "bleu_3", "bleu_4"), ("sacrebleu",), "captioning"),
+    "rouge_l": Score(rouge_l, ("rouge_l",), ("rouge_score",), "captioning"),
+    "meteor": Score(meteor, ("meteor_exact_stem",), ("nltk",), "captioning"),
+    "cider_d": Score(cider_d, ("cider_d",)),
+    "coco": Score(coco, _COCO, ("pycocoevalcap",), "coco"),
 }
 
 
 def check_scores(names: Sequence[str]) -> None:
     """Raises ConfigError at `scores` where one of them needs what is not installed, so that no run finds out at its end."""
     for name in names:
-        _, packages, extra = SCORES[name]
-        for package in packages:
+        for package in SCORES[name].packages:
             if importlib.util.find_spec(package) is None:
-                raise ConfigError("scores", f"{name!r} needs the package {package}: pip install 'jaxvl[{extra}]'")
+                raise ConfigError("scores", f"{name!r} needs the package {package}: pip install 'jaxvl[{SCORES[name].extra}]'")
     if "coco" in names and shutil.which("java") is None:
         without = "'bleu', 'rouge_l', 'meteor' and 'cider_d' do without it"
         raise ConfigError(

@@ -11,9 +11,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxvl.config import Count, check
+from jaxvl.data.corpora.prepared import prepared
+from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.split import SplitOptions, Thumbnails, open_split, prepared, sample, skipped_figures
+from jaxvl.evals.split import SplitOptions, Thumbnails, check_tokenizer, open_split, read_all, sample, skipped_figures
 from jaxvl.evals.text_scores import words
 from jaxvl.models.generate import Generation
 
@@ -68,53 +70,102 @@ class Vqa(SplitOptions):
         check(self.most >= 1, "most", f"{self.most!r} must be >= 1")
         check(self.candidates is None or len(self.candidates) > 0, "candidates", "must name a split or hold at least one answer")
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        own = ("vqa_acc", "vqa_acc_*", "exact", "vqa_acc_majority", "questions", "skipped/*")
+        return (*own, "vqa_acc_chance", "vqa_acc_best_possible", "candidates") if self.method == "likelihood" else own
+
+    def check(self, encoders: Encoders) -> None:
+        """See `contract.Evaluator.check`."""
+        super().check(encoders)
+        if self.method == "likelihood":
+            encoders.check_scores()
+        else:
+            encoders.check_generates(self.generation)
+        check_tokenizer(encoders)
+        asked = questions(self.corpus, self.split).asked
+        check(bool(asked), "split", f"{self.split!r} has no record with a question and its answers")
+        prompts, choices = self._ids(encoders, asked, self._candidates())
+        room = self._room(encoders, choices)
+        problem = (
+            f"{self.template!r}: no question of split {self.split!r} leaves room for an answer; the shortest takes "
+            f"{min(map(len, prompts))} tokens, the longest answer {encoders.text_length - room} of {encoders.text_length}"
+        )
+        check(min(map(len, prompts)) <= room, "template", problem)
+
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ValueError where no record has a question that fits, ConfigError for a model that cannot answer."""
-        source, asked = open_split(self.corpus, self.split), questions(self.corpus, self.split)
-        candidates = self._candidates() if self.method == "likelihood" else []
-        prompts = [
-            [*encoders.tokenizer.before, *ids] for ids in encoders.tokenizer.ids([self.template.replace("{}", q.text) for q in asked])
-        ]
-        choices = [[*ids, encoders.tokenizer.eos_id] for ids in encoders.tokenizer.ids(candidates)]
-        room = encoders.text_length - max(map(len, choices), default=2)
-        fits = np.array([len(p) <= room for p in prompts], bool)
-        skipped = {"no question": len(source) - len(asked), "question is too long": int((~fits).sum())}
-        asked, prompts = ([x for x, ok in zip(of, fits) if ok] for of in (asked, prompts))
+        """Raises DataError where no record has a question that fits, ConfigError for a model that cannot answer."""
+        source = open_split(self.corpus, self.split)
+        asked, unreadable = questions(self.corpus, self.split)
+        candidates = self._candidates()
+        prompts, choices = self._ids(encoders, asked, candidates)
+        room = self._room(encoders, choices)
+        fits = [len(prompt) <= room for prompt in prompts]
+        skipped = {"no question": len(source) - len(asked) - unreadable, "question is too long": fits.count(False)}
+        asked = [question for question, ok in zip(asked, fits) if ok]
+        prompts = [prompt for prompt, ok in zip(prompts, fits) if ok]
+        faults = collections.Counter({"record cannot be read": unreadable})
         if not asked:
-            raise ValueError(f"split {self.split!r} has no question that leaves room for an answer (skipped: {skipped})")
+            raise DataError(f"split {self.split!r} has no question that leaves room for an answer (skipped: {skipped | faults})")
         answer = functools.partial(self._choose, choices) if self.method == "likelihood" else self._write
-        given, index, faults = answer(encoders, Records(source, [q.index for q in asked]), prompts)
+        given, index, met = answer(encoders, Records(source, [q.index for q in asked]), prompts)
+        faults.update(met)
+        self.within_budget(faults, len(source))
         asked = [asked[i] for i in index]
         if not asked:
-            raise ValueError(f"split {self.split!r} has no image that can be read (skipped: {skipped | faults})")
+            raise DataError(f"split {self.split!r} has no image that can be read (skipped: {skipped | faults})")
         if self.method == "likelihood":
             exact, vqa, shown = _of_scores(given, candidates, asked)
-            known = set(map(plain, candidates))
-            worth = [[accuracy(a, q.answers) for a in set(map(plain, q.answers)) & known] for q in asked]  # all others: 0
-            more = {"vqa_acc_chance": np.mean([sum(of) for of in worth]) / len(known), "vqa_acc_best_possible": np.mean([max(of, default=0.0) for of in worth]),
-                    "candidates": len(known)}  # fmt: skip
+            more = _of_candidates(candidates, asked)
         else:
-            exact = np.array([float(plain(t) == commonest(q.answers)) for t, q in zip(given, asked)])
-            vqa = np.array([accuracy(t, q.answers) for t, q in zip(given, asked)])
-            more, shown = {}, [(Item(t or "(nothing)", float(v), bool(v > 0)),) for t, v in zip(given, vqa)]
-        kinds = sorted({q.kind for q in asked if q.kind})
+            exact = np.array([float(plain(text) == commonest(q.answers)) for text, q in zip(given, asked)])
+            vqa = np.array([accuracy(text, q.answers) for text, q in zip(given, asked)])
+            shown = [(Item(text or "(nothing)", float(v), bool(v > 0)),) for text, v in zip(given, vqa)]
+            more = {}
         usual = commonest([commonest(q.answers) for q in asked])
         metrics = {
-            "vqa_acc": vqa.mean(), "exact": exact.mean(), **{f"vqa_acc_{k.replace('/', '-')}": vqa[[q.kind == k for q in asked]].mean() for k in kinds},
-            "vqa_acc_majority": np.mean([accuracy(usual, q.answers) for q in asked]), "questions": len(asked), **more,
-        }  # fmt: skip
+            "vqa_acc": vqa.mean(),
+            "exact": exact.mean(),
+            **_by_kind(vqa, asked),
+            "vqa_acc_majority": np.mean([accuracy(usual, q.answers) for q in asked]),
+            "questions": len(asked),
+            **more,
+        }
         thumbnail = Thumbnails(source, encoders.preprocess)
-        row = lambda q: GalleryRow("Answers", f"{asked[q].text} {commonest(asked[q].answers)}", thumbnail(asked[q].index), shown[q])
+
+        def row(q: int) -> GalleryRow:
+            question = asked[q]
+            return GalleryRow("Answers", f"{question.text} {commonest(question.answers)}", thumbnail(question.index), shown[q])
+
         gallery = [row(int(q)) for q in sample(len(asked), self.gallery)]
         return EvalResult({k: float(v) for k, v in metrics.items()} | skipped_figures(faults, skipped), gallery)
 
+    def _ids(self, encoders: Encoders, asked: Sequence[Question], candidates: list[str]) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of the questions, from the beginning of a text on; and of the candidates, with the end of a text."""
+        tokenizer = encoders.tokenizer
+        texts = [self.template.replace("{}", question.text) for question in asked]
+        prompts = [[*tokenizer.before, *ids] for ids in tokenizer.ids(texts)]
+        choices = [[*ids, tokenizer.eos_id] for ids in tokenizer.ids(candidates)]
+        return prompts, choices
+
+    def _room(self, encoders: Encoders, choices: list[list[int]]) -> int:
+        """Most tokens of a question; what is written gets room for one token and the end of the text."""
+        return encoders.text_length - max(map(len, choices), default=2)
+
     def _candidates(self) -> list[str]:
-        """Distinct answers as they were given, the commonest first; equal but for case and articles counts as equal."""
+        """Distinct answers as they were given, the commonest first; equal but for case and articles counts as equal.
+
+        None for a method that does not choose. Raises ConfigError at `candidates` where the split that they are of has none.
+        """
+        if self.method != "likelihood":
+            return []
         if isinstance(self.candidates, tuple):
             given = list(self.candidates)
         else:
-            open_split(self.corpus, self.candidates or self.split)  # says which splits there are, where this is none
-            given = [a for q in questions(self.corpus, self.candidates or self.split) for a in q.answers]
+            split = self.candidates or self.split
+            open_split(self.corpus, split, "candidates")
+            given = [answer for question in questions(self.corpus, split).asked for answer in question.answers]
+            check(bool(given), "candidates", f"split {split!r} has no answers to choose from")
         written: dict[str, str] = {}
         for text in given:
             written.setdefault(plain(text), text)
@@ -163,6 +214,23 @@ def _of_scores(scores: np.ndarray, candidates: list[str], asked: Sequence[Questi
     return exact, vqa, shown
 
 
+def _of_candidates(candidates: list[str], asked: Sequence[Question]) -> dict[str, float]:
+    """Figures of the candidates, whatever the model: of one at random, of the best one, and how many there are."""
+    known = set(map(plain, candidates))
+    worth = [[accuracy(answer, q.answers) for answer in set(map(plain, q.answers)) & known] for q in asked]  # all others: 0
+    return {
+        "vqa_acc_chance": np.mean([sum(of) for of in worth]) / len(known),
+        "vqa_acc_best_possible": np.mean([max(of, default=0.0) for of in worth]),
+        "candidates": len(known),
+    }
+
+
+def _by_kind(vqa: np.ndarray, asked: Sequence[Question]) -> dict[str, float]:
+    """Mean accuracy of each kind of question."""
+    kinds = sorted({q.kind for q in asked if q.kind})
+    return {f"vqa_acc_{kind.replace('/', '-')}": vqa[[q.kind == kind for q in asked]].mean() for kind in kinds}
+
+
 class Records(Sequence):
     """Records of a source in another order, and more than once."""
 
@@ -179,19 +247,27 @@ class Records(Sequence):
         return Records(self._source, self._index[start:stop])
 
 
+class Questions(NamedTuple):
+    """Questions of a split in its order, and how many of its records cannot be read."""
+
+    asked: tuple[Question, ...]
+    unreadable: int
+
+
+def questions(corpus: Any, split: str) -> Questions:
+    """Questions of a split; records that are bad or have none are left out."""
+    return _questions(prepared(corpus), split)
+
+
 @functools.lru_cache(maxsize=8)
-def questions(corpus: Any, split: str) -> tuple[Question, ...]:
-    """Questions of a split, in its order; records that cannot be read or have none are left out."""
-    source, out = prepared(corpus).split(split), []
-    read = getattr(source, "question", source.__getitem__)
-    for i in range(len(source)):
-        try:
-            asked = read(i)
-        except Exception:  # noqa: BLE001 (whatever a storage raises: counted as having no question)
-            continue
-        if asked.get("question") and asked.get("answers"):
-            out.append(Question(i, asked["question"], tuple(asked["answers"]), asked.get("type") or ""))
-    return tuple(out)
+def _questions(corpus: Any, split: str) -> Questions:
+    source = corpus.split(split)
+    records = read_all(source, getattr(source, "question", source.__getitem__))
+    out = []
+    for i, record in enumerate(records):
+        if record is not None and record.get("question") and record.get("answers"):
+            out.append(Question(i, record["question"], tuple(record["answers"]), record.get("type") or ""))
+    return Questions(tuple(out), records.count(None))
 
 
 @functools.lru_cache(maxsize=2**16)

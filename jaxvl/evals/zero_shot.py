@@ -8,11 +8,22 @@ import dataclasses
 import numpy as np
 
 from jaxvl.config import check, nearest
+from jaxvl.data.corpora.prepared import prepared
+from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.prompts import class_vectors, templates_of
 from jaxvl.evals.ranking import rank, top_k
-from jaxvl.evals.split import SplitOptions, Thumbnails, prepared, same_text, sample, skipped_figures, text_ids
+from jaxvl.evals.split import (
+    SplitOptions,
+    Thumbnails,
+    check_tokenizer,
+    class_names,
+    same_text,
+    sample,
+    skipped_figures,
+    text_ids,
+)
 
 KS = (1, 5)
 SHOWN = 5
@@ -45,15 +56,33 @@ class ZeroShot(SplitOptions):
         known = not isinstance(self.classes, str) or self.classes in ("split", "all")
         check(known and len(self.classes) > 0, "classes", f"{self.classes!r} must be 'split', 'all' or a list of class names")
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        shares = [f"acc@{k}" for k in KS]
+        return (*shares, "acc@1_chance", "mean_class_acc@1", "classes", "images", "skipped/*")
+
+    def check(self, encoders: Encoders) -> None:
+        """See `contract.Evaluator.check`."""
+        super().check(encoders)
+        encoders.check_embeds()
+        check_tokenizer(encoders)
+        labels = np.asarray(prepared(self.corpus).labels(self.split))
+        names = class_names(self.corpus, self.locale)
+        check(any(names), "locale", f"{self.locale!r}: no class of the corpus has a name in it")
+        candidates = self._candidates(names, labels)
+        found = np.isin(labels, candidates).any()
+        field = "locale" if self.classes == "split" else "classes"
+        check(found, field, f"{getattr(self, field)!r}: split {self.split!r} has no image of a class with a name in {self.locale!r}")
+
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ConfigError for class names that the corpus does not have, ValueError where no image is left."""
+        """Raises ConfigError for class names that the corpus does not have, DataError where no image is left."""
         source, encoded = self.encode(encoders)
         labels = np.asarray(prepared(self.corpus).labels(self.split))
-        names = prepared(self.corpus).class_names(self.locale)
+        names = class_names(self.corpus, self.locale)
         candidates = self._candidates(names, labels)
         has_class = np.isin(labels[encoded.index], candidates)
         if not has_class.any():
-            raise ValueError(f"split {self.split!r} has no image of the {len(candidates)} candidate classes in locale {self.locale!r}")
+            raise DataError(f"split {self.split!r} has no image of the {len(candidates)} candidate classes in locale {self.locale!r}")
         images, index = encoded.rows[has_class], encoded.index[has_class]
 
         answer = text_ids([names[c] for c in candidates])  # classes of one name are one answer

@@ -8,6 +8,7 @@ expression, shard and save without further ado.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ class Functional:
       rest: the same for non-trained state.
       locked: paths that the optimiser must not touch (LiT locking).
       call: the module's `__call__`, for its options.
+      methods: names of the module's public methods, which `apply` can run.
     """
 
     graphdef: Any
@@ -43,6 +45,7 @@ class Functional:
     rest: Mapping[str, jax.ShapeDtypeStruct]
     locked: frozenset[str]
     call: Callable[..., Any]
+    methods: frozenset[str]
     _build: Callable[[jax.Array], nnx.Module]
     _templates: tuple[nnx.State, nnx.State]
 
@@ -92,4 +95,5 @@ def functional(config: Any, inputs: Any, dtype: Any = jnp.float32) -> Functional
     axes = {path: variable.get_metadata().get("axes") for path, variable in _flat(params).items()}
     is_locked = getattr(module, "locked", lambda path: False)
     locked = frozenset(path for path in shapes[0] if is_locked(path))
-    return Functional(graphdef, axes, *shapes, locked, type(module).__call__, build, (params, rest))
+    methods = frozenset(name for name, _ in inspect.getmembers(type(module), inspect.isfunction) if not name.startswith("_"))
+    return Functional(graphdef, axes, *shapes, locked, type(module).__call__, methods, build, (params, rest))

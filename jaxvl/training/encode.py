@@ -56,6 +56,9 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
     def outputs(weights, batch):
         return model.apply(*weights, batch)[0]
 
-    more = dict(tokens_fn=image_tokens, outputs_fn=outputs)
-    more |= dict(caption_fn=caption, score_fn=score) if getattr(experiment.model, "writes", False) else {}
+    more = dict(outputs_fn=outputs)
+    if "image_tokens" in model.methods:
+        more |= dict(tokens_fn=image_tokens)
+    if getattr(experiment.model, "writes", False):
+        more |= dict(caption_fn=caption, score_fn=score)
     return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more)

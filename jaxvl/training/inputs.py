@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxvl.config import ConfigError, check, nearest
+from jaxvl.data.corpora.prepared import prepare_all
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
 from jaxvl.training.experiment import Experiment
 
@@ -15,7 +16,7 @@ from jaxvl.training.experiment import Experiment
 def prepare_corpora(experiment: Experiment, log: Callable[[str], None]) -> dict[Any, Any]:
     """Corpus config -> prepared corpus, for all tasks and evaluators; built once each."""
     configs = {t.data.corpus for t in experiment.tasks.values()} | {e.corpus for e in experiment.evals.values()}
-    corpora = {config: config.prepare(log=log) for config in configs}
+    corpora = prepare_all(configs, log)
     for name, task in experiment.tasks.items():
         split, splits = task.data.split, corpora[task.data.corpus].splits
         check(

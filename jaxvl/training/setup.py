@@ -15,6 +15,7 @@ from jaxvl.config import check, plugin_changes
 from jaxvl.data.draws import derive
 from jaxvl.data.feed import Feed
 from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals.contract import check_evaluators
 from jaxvl.tasks import Task
 from jaxvl.training.build import build_model, fresh_state
 from jaxvl.training.checkpoint import CheckpointError, Checkpoints, OtherState, Restored, abstract_state
@@ -50,6 +51,8 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
         base = initial_weights(experiment)
     tokenizer = _tokenizer(experiment, corpora, checkpoints, base)
     model = build_model(experiment, tokenizer)
+    encoders = make_encoders(experiment, model, tokenizer, mesh)
+    check_evaluators(experiment.evals, encoders.with_weights((model.params, model.rest)), experiment.checkpoint.best_metric)
     judges = make_judges(experiment, model, tokenizer)
     fresh, shapes, shardings = fresh_state(experiment, model, mesh, judges)
     abstract = abstract_state(shapes, shardings)
@@ -120,7 +123,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
         steps=steps,
         feeds=feeds,
         checkpoints=checkpoints,
-        encode=make_encoders(experiment, model, tokenizer, mesh),
+        encode=encoders,
         writer=writer,
         figures=figures,
         costs=costs,

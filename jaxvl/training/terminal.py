@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from jaxvl.evals.shown import brief
 from jaxvl.training.meter import ALL
 from jaxvl.training.sinks import Sink, Value
 
@@ -55,7 +56,8 @@ class Terminal(Sink):
             # Figures of parts, as `fr/…`, are too many.
             whole = {k: v for k, v in values.items() if "/" not in k or k.startswith("skipped/")}
             told = {k: v for k, v in whole.items() if k != "seconds" and not k.endswith(_BESIDE)}
-            self.say(f"[bold cyan]{name}[/] at {step}: " + "  ".join(f"{k} {short(v)}" for k, v in told.items()))
+            figures = "  ".join(f"{escape(brief(k))} {short(v)}" for k, v in told.items())
+            self.say(f"[bold cyan]{escape(brief(name))}[/] at {step}: {figures}")
 
     def close(self, failed: bool) -> None:
         self._progress.stop()
@@ -95,5 +97,5 @@ def short(value: Value) -> str:
     if value is None:
         return "not finite"
     if isinstance(value, str):
-        return value
+        return escape(brief(value))
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"

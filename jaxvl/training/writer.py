@@ -17,10 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from jaxvl import paths
+from jaxvl.evals.shown import brief
 from jaxvl.training.growing import GrowingFiles
 from jaxvl.training.sinks import RUN_FILE, JsonLines, Sink, TensorBoard, Value, Wandb, WandbConfig
 from jaxvl.training.terminal import Terminal
 
+LONGEST_MESSAGE = 5000  # characters of what is said or recorded as a text
 _LIBRARY = logging.getLogger("jaxvl")
 
 
@@ -112,7 +114,7 @@ class Writer:
     def image(self, step: int, name: str, image: Any) -> None:
         """One uint8 [H, W, 3] picture for the sinks that show pictures."""
         for sink in self._sinks:
-            sink.image(step, name, image)
+            sink.image(step, brief(name), image)
 
 
 class _Listener(logging.Handler):
@@ -123,7 +125,7 @@ class _Listener(logging.Handler):
         self._writer, self._said = writer, set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = brief(record.getMessage(), LONGEST_MESSAGE)
         if text not in self._said:
             self._said.add(text)
             self._writer.record(0, "event", f"log/{record.name}", {"message": text})
@@ -131,7 +133,9 @@ class _Listener(logging.Handler):
 
 
 def _plain(value: Any) -> Value:
-    if isinstance(value, str) or value is None:
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return brief(value, LONGEST_MESSAGE)
     value = float(value)
     return value if math.isfinite(value) else None

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.records import BadRecord, DataError
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.generate import generate
 
@@ -34,10 +35,13 @@ def encoded(pixels):
 
 
 class Source:
-    """Records of (class, captions by locale); `broken` positions hold no image, `unreadable` ones raise."""
+    """Records of (class, captions by locale).
 
-    def __init__(self, rows, broken=(), unreadable=()):
-        self.rows, self.broken, self.unreadable, self.reads = rows, broken, unreadable, 0
+    `broken` positions hold no image, `unreadable` ones are bad records, and those of `bugs` raise a KeyError.
+    """
+
+    def __init__(self, rows, broken=(), unreadable=(), bugs=()):
+        self.rows, self.broken, self.unreadable, self.bugs, self.reads = rows, broken, unreadable, bugs, 0
 
     def __len__(self):
         return len(self.rows)
@@ -46,7 +50,9 @@ class Source:
         if not 0 <= i < len(self.rows):
             raise IndexError(i)
         if i in self.unreadable:
-            raise OSError("truncated record")
+            raise BadRecord("record cannot be read", "truncated")
+        if i in self.bugs:
+            raise KeyError("no such column")
         self.reads += 1
         label, captions = self.rows[i]
         image = b"not a picture" if i in self.broken else encoded(picture(label, 3 + i % 2))
@@ -74,6 +80,8 @@ class Corpus:
         return np.array([label for label, _ in self.sources[split].rows], np.int32)
 
     def class_names(self, locale="en"):
+        if locale not in self.names:
+            raise DataError(f"toy: no names in locale {locale!r} (there are: {', '.join(self.names)})")
         return self.names[locale]
 
     @property

@@ -57,6 +57,8 @@ def test_references_are_all_texts_of_all_languages_that_are_asked_for():
     texts = ["wort 0", "k1", "word 2"]
     figures = lambda **options: Captioning(toy, "test", gallery=0, **options).run(Writes(texts, None, missing=None)).metrics
     assert figures()["exact"] == pytest.approx(1 / 3)
+    declared = Captioning(toy, "test", scores=("bleu", "rouge_l", "meteor", "cider_d")).figures
+    assert set(declared) - {"skipped/*"} == set(figures(scores=("bleu", "rouge_l", "meteor", "cider_d"))) - {"skipped/record is incomplete"}
     assert figures(captions="all", more_locales=("de",))["exact"] == 1.0
     scored = figures(captions="all", more_locales=("de",), scores=("bleu", "rouge_l", "meteor", "cider_d"))
     assert [scored["bleu_1"], scored["rouge_l"]] == pytest.approx([1, 1]) and scored["bleu_4"] == 0

@@ -3,8 +3,18 @@
 import jax
 import numpy as np
 import pytest
-from known_answers import PREPROCESS, SIZE, Source, corpus, encoders, picture, unit
+from known_answers import PREPROCESS, SIZE, Corpus, Source, bigram_logits, corpus, encoders, picture, scorer, unit
 
+from jaxvl.config import ConfigError
+from jaxvl.data.records import DataError
+from jaxvl.evals.attentional_probe import AttentionalProbe
+from jaxvl.evals.captioning import Captioning
+from jaxvl.evals.likelihood import Likelihood
+from jaxvl.evals.linear_probe import LinearProbe
+from jaxvl.evals.result import EvaluatorError
+from jaxvl.evals.retrieval import Retrieval
+from jaxvl.evals.split import captions
+from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
 
 MESH = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -79,3 +89,62 @@ def test_texts_repeated_and_padded():
 
 def test_batch_is_rounded_up_to_the_mesh():
     assert encoders(MESH, TABLE, TABLE, batch=5).batch == 8 and encoders(ONE, TABLE, TABLE, batch=5).batch == 5
+
+
+def test_an_error_that_is_no_bad_record_ends_the_evaluator():
+    """142 of 144 records that failed with a KeyError once gave acc@1 of two images."""
+    toy = corpus([k % 10 for k in range(40)], bugs=range(2, 40))
+    known = encoders(MESH, TABLE, TABLE)
+    with pytest.raises(EvaluatorError, match=r"record 2: KeyError: 'no such column' \(a source raises BadRecord") as met:
+        known.images(toy.split("test"))
+    assert isinstance(met.value.__cause__, KeyError)
+    with pytest.raises(EvaluatorError, match="record 2: KeyError"):
+        ZeroShot(toy, "test").run(known)
+    with pytest.raises(EvaluatorError, match="record 2: KeyError"):
+        captions(toy, "test", "en", "name")
+    good = corpus([k % 10 for k in range(40)]).split("test")
+    assert len(known.images(good).index) == 40  # the encoders are as good as before
+
+
+def test_a_decoder_that_is_broken_ends_the_evaluator(monkeypatch):
+    def decode(self, data):
+        raise TypeError("a bug of a decoder")
+
+    monkeypatch.setattr(type(PREPROCESS), "decode", decode)
+    with pytest.raises(EvaluatorError, match="record 0: TypeError: a bug of a decoder"):
+        encoders(MESH, TABLE, TABLE).images(corpus(range(20)).split("test"))
+
+
+@pytest.mark.parametrize("bad, options", [(9, {}), (12, dict(error_budget=0.3)), (12, dict(error_minimum=13)), (0, dict(error_budget=0.0))])
+def test_bad_records_within_the_budget_are_left_out(bad, options):
+    toy = corpus([k % 10 for k in range(40)], unreadable=range(bad))
+    got = ZeroShot(toy, "test", gallery=0, **options).run(encoders(MESH, TABLE, TABLE)).metrics
+    assert got["images"] == 40 - bad and got.get("skipped/record cannot be read", 0) == bad
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda toy: ZeroShot(toy, "test").run(encoders(MESH, TABLE, TABLE)),
+        lambda toy: Retrieval(toy, "test").run(encoders(MESH, TABLE, TABLE)),
+        lambda toy: Likelihood(toy, "test").run(scorer(MESH, bigram_logits("uniform"))),
+        lambda toy: Captioning(toy, "test").run(scorer(MESH, bigram_logits("uniform"))),
+        lambda toy: LinearProbe(toy, "test", train_split="train").run(encoders(MESH, TABLE, TABLE)),
+        lambda toy: AttentionalProbe(toy, "test", train_split="train").run(encoders(MESH, TABLE, TABLE)),
+    ],
+    ids=["zero_shot", "retrieval", "likelihood", "captioning", "linear_probe", "attentional_probe"],
+)
+def test_more_bad_records_than_the_budget_allows_end_the_evaluator(run):
+    both = Corpus({}, {"en": [f"word {k}" for k in range(10)]})
+    for split in ("train", "test"):
+        both.sources[split] = corpus([k % 10 for k in range(40)], unreadable=range(6), broken=range(30, 36)).split("test")
+    with pytest.raises(
+        DataError, match=r"12 of 40 records are bad \(record cannot be read: 6, image cannot be decoded: 6\), more than error_budget 0.01"
+    ):
+        run(both)
+
+
+def test_wrong_budgets():
+    for options, field in ((dict(error_budget=1.5), "error_budget"), (dict(error_minimum=0), "error_minimum")):
+        with pytest.raises(ConfigError, match=f"{field}: "):
+            ZeroShot(corpus(range(3)), "test", **options)

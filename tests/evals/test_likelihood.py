@@ -8,6 +8,7 @@ import scipy.special
 from known_answers import Words, bigram_logits, corpus, scorer
 
 from jaxvl.config import ConfigError
+from jaxvl.data.records import DataError
 from jaxvl.data.tokenizers import Tokenizer as RealTokenizer
 from jaxvl.data.tokenizers import train_unigram
 from jaxvl.evals.likelihood import Likelihood
@@ -56,8 +57,10 @@ def test_figures_are_those_of_float64(kind):
 
 def test_oracle_uniform_and_ties():
     toy = corpus(LABELS)
-    run = lambda kind: Likelihood(toy, "test", gallery=0).run(scorer(MESH, bigram_logits(kind))).metrics
+    evaluator = Likelihood(toy, "test", gallery=0)
+    run = lambda kind: evaluator.run(scorer(MESH, bigram_logits(kind))).metrics
     sure, blind = run("oracle"), run("uniform")
+    assert set(sure) == set(evaluator.figures) - {"skipped/*"}
     assert sure["token_acc"] == sure["caption_acc"] == 1 and sure["perplexity"] == pytest.approx(1, abs=1e-6)
     assert blind["perplexity"] == pytest.approx(V) and blind["caption_perplexity"] == pytest.approx(V)
 
@@ -70,7 +73,7 @@ def test_eight_devices_equal_one():
 
 def test_wrong_options_and_models():
     toy = corpus(LABELS)
-    with pytest.raises(ValueError, match="no image with a caption"):
+    with pytest.raises(DataError, match="no image with a caption"):
         Likelihood(toy, "test", locale="xx").run(scorer(MESH, bigram_logits("uniform")))
     with pytest.raises(ConfigError, match="template: 'a' must hold"):
         Likelihood(toy, "test", template="a")

@@ -7,6 +7,7 @@ import pytest
 from jaxvl.config import ConfigError
 from jaxvl.data.corpora.shapes import Shapes
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.records import DataError
 from jaxvl.data.tokenizers import Tokenizer, train_unigram
 from jaxvl.evals.interleaved import Interleaved
 from jaxvl.evals.masked_image import MaskedImages, overlap
@@ -60,6 +61,7 @@ def test_figures_of_a_model_that_completes_the_image_of_its_text_only():
 
     result = MaskedImages(CORPUS, "test_a", gallery=3).run(Knows(answer, rows=100))
     figures = result.metrics
+    assert set(figures) == set(MaskedImages(CORPUS, "test_a").figures)
     assert figures["images"] == 144 and len(result.gallery) == 3
     np.testing.assert_allclose([figures["error"], figures["error_other_text"], figures["gain"]], [0, 4, 1], atol=1e-3)
     assert 1 >= figures["hit"] > 0.8 > figures["hit_random"] and figures["iou"] > figures["iou_random"]
@@ -81,7 +83,8 @@ def test_figures_of_a_model_that_knows_the_order_of_a_row():
 
     figures = Interleaved(CORPUS, "test_a").run(Knows(answer, rows=10)).metrics
     assert figures == {"loss": 0.5, "loss_swapped": 2.5, "rise": 2.0, "token_accuracy": 1.0, "token_accuracy_swapped": 0.0, "rows": 36.0}
+    assert set(figures) == set(Interleaved(CORPUS, "test_a").figures)
     with pytest.raises(ConfigError, match="images_per_row: 1 must be >= 2"):
         Interleaved(CORPUS, "test_a", images_per_row=1)
-    with pytest.raises(ValueError, match="has 144 records, too few for a row of 200"):
+    with pytest.raises(DataError, match="has 144 records, too few for a row of 200"):
         Interleaved(CORPUS, "test_a", images_per_row=200).run(Knows(answer, rows=10))

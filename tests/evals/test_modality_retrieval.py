@@ -72,7 +72,7 @@ class Tokenizer:
     pad_id, eos_id = 0, 1
 
     def encode(self, texts, length):
-        return np.array([[WORDS[t] + 2, 1, *[0] * (length - 2)] for t in texts], np.int32)
+        return np.array([[WORDS.get(t, 0) + 2, 1, *[0] * (length - 2)] for t in texts], np.int32)
 
     def decode(self, rows):
         return [f"name {row[0] - 2}" for row in rows]
@@ -104,7 +104,10 @@ OPTIONS = dict(split="test", audio=AudioConfig(seconds=0.01, random=False))
 
 
 def test_one_that_knows_finds_all_in_each_language():
-    figures = ModalityRetrieval(Corpus(), pair=("image", "waveform"), locales=("en", "fr"), **OPTIONS).run(encoders()).metrics
+    evaluator = ModalityRetrieval(Corpus(), pair=("image", "waveform"), locales=("en", "fr"), **OPTIONS)
+    evaluator.check(encoders())
+    figures = evaluator.run(encoders()).metrics
+    assert set(figures) == set(evaluator.figures)
     assert (figures["en/records"], figures["fr/records"]) == (N, N // 2)
     for locale in ("en", "fr"):
         assert figures[f"{locale}/image2waveform_r@1"] == figures[f"{locale}/waveform2image_r@1"] == 1
@@ -123,7 +126,11 @@ def test_the_gallery_shows_pictures_and_names_what_is_heard():
         assert row.text.startswith("fr ") and row.image is None and row.rank >= 1
         assert best.right == (label != 2) and best.text == f"fr {label + (label == 2)}" and best.image.startswith(b"\x89PNG")
     assert result.gallery[0].image and result.gallery[0].items[0].image is None
-    texts = ModalityRetrieval(Corpus(), pair=("image", "text"), gallery=2, **OPTIONS).run(encoders()).gallery
+    evaluator = ModalityRetrieval(Corpus(), pair=("image", "text"), gallery=2, **OPTIONS)
+    evaluator.check(encoders())
+    result = evaluator.run(encoders())
+    assert set(result.metrics) == set(evaluator.figures)
+    texts = result.gallery
     assert [row.group for row in texts] == ["Image to text"] * 2 + ["Text to image"] * 2
     assert all(row.items[0].right and row.items[0].text == row.text for row in texts)
     assert not ModalityRetrieval(Corpus(), pair=("image", "text"), gallery=0, **OPTIONS).run(encoders()).gallery

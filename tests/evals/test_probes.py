@@ -8,6 +8,7 @@ import pytest
 from known_answers import corpus, encoders, two_splits, unit
 
 from jaxvl.config import ConfigError
+from jaxvl.data.records import DataError
 from jaxvl.evals.attentional_probe import AttentionalProbe, compiled
 from jaxvl.evals.linear_probe import LinearProbe, fit, shard
 from jaxvl.evals.probing import Labelled, expected_accuracy, hold_out
@@ -40,8 +41,10 @@ def test_fit_is_that_of_scikit_learn():
 
 def test_linear_probe_of_known_embeddings():
     toy = two_splits(TRAIN, [*TEST, 11, 12], broken=(4,))
-    got = LinearProbe(toy, "test", train_split="train").run(encoders(MESH, TABLE, TABLE))
+    probe = LinearProbe(toy, "test", train_split="train")
+    got = probe.run(encoders(MESH, TABLE, TABLE))
     m = got.metrics
+    assert {figure.split("/")[0] for figure in m} == {figure.split("/")[0] for figure in probe.figures}
     assert m["acc@1"] == m["mean_class_acc@1"] == m["train_acc@1"] == m["validation_acc@1"] == 1.0
     assert (m["classes"], m["images"], m["train_images"], m["acc@1_chance"]) == (10, 29, 60, 0.1)
     assert m["skipped/class is not in the train split"] == 2 and m["skipped/image cannot be decoded"] == 1
@@ -79,7 +82,7 @@ def test_an_attribute_and_the_encoders_own_tokens():
         LinearProbe(toy, "test")
     with pytest.raises(ConfigError, match="train_split: 'test' is the test split as well"):
         LinearProbe(toy, "test", train_split="test")
-    with pytest.raises(ValueError, match="has one class only"):
+    with pytest.raises(DataError, match="has one class only"):
         LinearProbe(two_splits([3, 3], [3]), "test", train_split="train").run(encoders(MESH, TABLE, TABLE))
     other = encoders(MESH, TABLE, TABLE)
     other._features = None
@@ -101,7 +104,9 @@ def test_ties_count_by_their_mean():
 
 def test_attentional_probe_finds_the_token_that_matters():
     toy = two_splits(TRAIN, TEST)
-    got = AttentionalProbe(toy, "test", train_split="train", **QUICK).run(encoders(MESH, TABLE, TABLE)).metrics
+    probe = AttentionalProbe(toy, "test", train_split="train", **QUICK)
+    got = probe.run(encoders(MESH, TABLE, TABLE)).metrics
+    assert set(got) == set(probe.figures) - {"skipped/*"}
     assert got["acc@1"] == got["mean_class_acc@1"] == got["train_acc@1"] == 1.0 and got["train_loss"] < 0.5
     before = compiled.cache_info().misses
     again = AttentionalProbe(toy, "test", train_split="train", **QUICK).run(encoders(MESH, TABLE, TABLE)).metrics

@@ -1,17 +1,21 @@
 """The report page: complete in one file, whatever the run went through, and safe with any caption."""
 
 import html.parser
+import io
 import json
+import pathlib
 import re
 
+import matplotlib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 from rich.console import Console
 
-from jaxvl.evals import charts, report
+from jaxvl.evals import charts, report, sheet
 from jaxvl.evals.result import GalleryRow, Item
 from jaxvl.evals.split import png
+from jaxvl.training.writer import Writer
 
 EVIL = "<script>alert('x')</script> & \"quotes\" </style>"
 
@@ -243,3 +247,219 @@ def test_long_runs_are_thinned_without_moving_the_mean():
     thin = charts._thin(points)
     assert len(thin) <= charts.MOST_POINTS and thin[-1][0] == 9999
     assert np.mean([y for _, y in thin]) == pytest.approx(np.mean([y for _, y in points]), abs=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files that were cut, edited, or are something else
+
+DAMAGED = {
+    "metrics.jsonl": [
+        b"[1, 2]\n3\nnull\n\"text\"\n", b"\xff\xfe\x00", b"[" * 100_000, b'{"step": true, "kind": "train", "name": "a"}\n',
+        b'{"step": -1, "kind": "train", "name": "a"}\n{"step": 1, "kind": ["train"], "name": {}}\n', b'{"step": 1e99, "kind": "eval", "name": "a"}',
+        b'{"step": 5, "time": "now", "kind": "eval", "name": "a", "acc@1": "much", "rank": [1], "acc@5": {"x": 1}}',
+        b'{"step": 5, "time": NaN, "kind": "train", "name": "a", "loss": Infinity, "lr": -Infinity}',
+        b'{"step": 5, "kind": "eval", "name": "a", "acc@1": ' + b"9" * 400 + b', "acc@5": 1e308, "acc@9": -1e308}',
+        b'{"step": 5, "kind": "train", "name": "a", "loss": 5e-324}\n{"step": 6, "kind": "train", "name": "a", "loss": 1e308}',
+        b'{"step": 5, "kind": "event", "name": "skipped/a", "cause": "a text"}\n{"step": 5, "kind": "train", "name": "a"}',
+    ],
+    "config.json": [
+        b"[1, 2, 3]", b"7", b'"text"', b"null", b'{"steps": "many", "evals": [1]}', b'{"steps": NaN, "evals": {"unseen": 3}}',
+        b'{"evals": {"unseen": {"corpus": [1], "split": {"a": 1}, "locale": 5, "name": null}}, "steps": -3}', b'{"steps": 30, "model":',
+        b'{"a": ' * 400 + b"1" + b"}" * 400, b'{"tasks": {"' + b"k" * 100_000 + b'": 1}, "x": [' + b"1, " * 5000 + b"1]}",
+    ],
+    "machine.json": [b"[]", b"1.5", b'{"command": ["a"], "cpu": {"name": null}, "cores": NaN}', b"{", b'{"cores": 1e999}'],
+    "gallery.json": [
+        b"[1]", b"3", b'{"unseen": 1}', b'{"unseen": {"step": 1}}', b'{"unseen": {"step": "x", "rows": []}}', b'{"unseen": {"step": 1, "rows": [1, "a", null]}}',
+        b'{"unseen": {"step": 1, "rows": [{"group": 1, "text": "a", "image": null, "items": []}]}}', b'{"unseen": {"step": 1, "rows": [{"grou',
+        b'{"unseen": {"step": 1, "rows": [{"group": "g", "text": "a", "image": "not base64", "items": []}]}}',
+        b'{"unseen": {"step": 1, "rows": [{"group": "g", "text": "a", "image": null, "items": [3], "rank": 1}]}}',
+        b'{"unseen": {"step": 1, "rows": [{"group": "g", "text": "a", "image": null, "items": [{"text": "b", "score": "x", "right": true}]}]}}',
+        b'{"unseen": {"step": 1, "rows": [{"group": "g", "text": "a", "image": null, "items": [], "rank": NaN}]}}',
+    ],
+}  # fmt: skip
+# What is no damage: a figure that is not finite, a config that is only strange, a task without records.
+UNHARMED = (b"Infinity", b"5e-324", b"1e308", b"NaN}]", b'{"a": ', b'"evals"', b'"tasks"', b'"cores"', b"skipped/a")
+CASES = [pytest.param(name, content, id=f"{name}-{i}") for name, contents in DAMAGED.items() for i, content in enumerate(contents)]
+
+
+@pytest.mark.parametrize("name, content", CASES)
+def test_a_file_that_holds_something_else_leaves_the_rest_of_the_page(tmp_path, name, content):
+    write_run(tmp_path, records(), config={"steps": 30, "seed": 7}, machine={"cpu": "a cpu"})
+    report.save_gallery(tmp_path, "other", 30, gallery("red square"))
+    whole = (tmp_path / name).read_bytes() if name == "metrics.jsonl" else b""
+    (tmp_path / name).write_bytes(whole + content)
+    text, parsed = page(tmp_path)
+    told = [word for word in ("metrics.jsonl", "config.json", "machine.json", "gallery.json") if f"{word}: " in parsed.words]
+    assert told == ([] if any(part in content for part in UNHARMED) else [name])
+    assert "30.0 %" in parsed.words
+    for other, expected in (("config.json", "seed 7"), ("machine.json", "cpu a cpu"), ("gallery.json", "red square")):
+        assert name == other or expected in parsed.words
+    assert not re.search(r"\b(NaN|Infinity|inf)\b", text)
+
+
+def test_all_files_damaged_at_once(tmp_path):
+    for name in DAMAGED:
+        (tmp_path / name).mkdir()  # not even files
+    words = page(tmp_path)[1].words
+    assert words.count("cannot be read (Is a directory)") == 4
+
+
+def test_a_last_line_that_was_cut_is_counted_and_nothing_else_is_lost(tmp_path):
+    lines = [json.dumps(record) for record in records()]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, lines[-1][:40]]))
+    assert len(report.read_metrics(tmp_path / "metrics.jsonl")) == len(lines)
+    assert f"metrics.jsonl: line {len(lines) + 1} is no record" in page(tmp_path)[1].words
+
+
+@pytest.mark.parametrize("content", DAMAGED["gallery.json"] + [b"", b"\xff", b'{"a": ' * 5000])
+def test_a_damaged_gallery_is_set_aside_and_replaced(tmp_path, content, caplog):
+    path = tmp_path / "gallery.json"
+    for n in (1, 2):
+        path.write_bytes(content)
+        report.save_gallery(tmp_path, "new", 2, gallery("a"))
+        saved = json.loads(path.read_text(), parse_constant=pytest.fail)
+        assert saved["new"]["step"] == 2 and saved["new"]["rows"][0]["text"] == "a"
+        if b"NaN" not in content:  # the rank of a row that is not finite is no damage
+            assert (tmp_path / f"gallery.json.damaged-{n}").read_bytes() == content
+            assert f"it is now gallery.json.damaged-{n}" in caplog.text
+
+
+def test_what_is_good_of_a_damaged_gallery_is_kept(tmp_path):
+    report.save_gallery(tmp_path, "good", 1, gallery("kept"))
+    saved = json.loads((tmp_path / "gallery.json").read_text())
+    saved["bad"] = 3
+    saved["good"]["rows"].append("no row")
+    (tmp_path / "gallery.json").write_text(json.dumps(saved))
+    report.save_gallery(tmp_path, "new", 2, gallery("a"))
+    again = json.loads((tmp_path / "gallery.json").read_text())
+    assert set(again) == {"good", "new"} and [row["text"] for row in again["good"]["rows"]] == ["kept", "kept"]
+    assert json.loads((tmp_path / "gallery.json.damaged-1").read_text())["bad"] == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Texts that are long, and texts that would do something
+
+HOSTILE = {
+    "script": "<script>alert(1)</script>",
+    "end of script": "</script><script>alert(1)</script>",
+    "end of style": "</style></title></textarea><h1>x</h1>",
+    "attribute": '" onmouseover="alert(1)" x=\'',
+    "single quotes": "' onclick='alert(1)' data-x='",
+    "image": "<img src=x onerror=alert(1)>",
+    "svg": "<svg/onload=alert(1)>",
+    "comment": "<!--",
+    "cdata": "]]><![CDATA[ &lt; &#60;script&#62;",
+    "template": "{{ 7 * 7 }}{% for x in y %}{# #}${7*7}",
+    "address": "javascript:alert(1)",
+    "rich": "[bold red]x[/] [link=http://x]y[/link] [/nothing]",
+    "ansi": "\x1b[31mred\x1b]8;;http://x\x07link\x1b\\",
+    "controls": "a\x00b\x08c\x0bd\x1fe\x7ff\x85g\r\nh",
+    "direction": "\u202eabc\u202d\u200f\u0627\u0644\u2067x",
+    "half a character": "a\ud800b\udc00",
+}
+assert len(HOSTILE) == 16
+
+
+def hostile_run(workdir, text):
+    """A run with `text` in every place that a file has for one."""
+    name = f"n{text}"
+    train = {"loss": 2.0, "lr": 0.1, name: 1.0, f"{name}acc": 0.5}
+    run = [{"step": 0, "time": 1.0, "kind": "event", "name": name, name: name, "other": text}]
+    run += [{"step": 1, "time": 1.0, "kind": "event", "name": f"skipped/{name}", name: 3.0}]
+    for step in (1, 2):
+        run += [{"step": step, "time": 2.0 + step, "kind": "train", "name": name, **train, "loss": 3.0 - step, name: 1.0 * step}]
+        figures = {f"{name}acc": 0.5 * step, "acc@1": 0.1 * step, "acc@1_chance": 0.01, f"skipped/{name}": 1.0, "classes": 3.0}
+        run += [{"step": step, "time": 2.5 + step, "kind": "eval", "name": name, **figures}]
+        run += [{"step": step, "time": 2.5 + step, "kind": text, "name": text}]
+    options = {"name": name, "corpus": {"name": name}, "split": name, "locale": name}
+    config = {"steps": 2, name: name, "model": {"name": name, name: [name, {name: name}]}, "evals": {name: options}}
+    write_run(workdir, run, config=config, machine={"command": name, "cpu": text, name: name, "more": [name]})
+    items = (Item(name, 0.5, True, picture(3)), Item(text, 0.4, False, None))
+    rows = [GalleryRow(name, name, picture(9), items, 1.0, name), GalleryRow(text, text, None, items, 17.5, text)]
+    report.save_gallery(workdir, name, 2, rows)
+
+
+def structure(parsed):
+    """What a page is made of, apart from its texts: tags in order, and names of their attributes."""
+    free = {"d", "class", "style", "x1", "x2", "y1", "y2", "aria-label", "alt", "dir"}
+    return parsed.tags, [(tag, name, value if name not in free else "") for tag, name, value in parsed.attributes]
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_texts_are_inert_wherever_a_page_shows_a_text(tmp_path, text):
+    (tmp_path / "run").mkdir()
+    # Figures with "/" are of parts and are not drawn; so the harmless text has one wherever the hostile one does.
+    harmless = "".join("/" if c == "/" else "@" if c == "@" else "x" for c in text)
+    pages = []
+    for content in (harmless, text):
+        hostile_run(tmp_path / "run", content)
+        path = report.write_report(tmp_path / "run")
+        raw = path.read_bytes()
+        assert not set(raw) & (set(range(32)) - {9, 10}), "control characters"
+        html_text = raw.decode("utf-8")
+        assert not {"\x7f", "\x85", "\u202e", "\u202d"} & set(html_text)
+        pages.append((html_text, Page(html_text)))
+        (tmp_path / "run" / "gallery.json").unlink()
+    (_, expected), (html_text, found) = pages
+    assert structure(found) == structure(expected)
+    for tag, name, value in found.attributes:
+        assert not name.startswith("on") and not (value or "").startswith("javascript:"), (tag, name)
+    for data in re.findall(r'<script type="application/json">(.*?)</script>', html_text, re.S):
+        assert isinstance(json.loads(data), list)
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_texts_are_inert_at_the_terminal_and_in_a_picture(tmp_path, text):
+    console = Console(record=True, width=400, force_terminal=True, file=io.StringIO())
+    console.print(report.summary_table({f"n{text.replace('/', '')}/acc@1": 0.5, "a/" + text.replace("/", "") + "x": 1.0}))
+    shown = console.file.getvalue()
+    assert not re.search(r"\x1b\]|\x1b\[3[1]m|[\x00-\x08\x0e-\x1a\x7f]", shown)
+    if "[bold" in text:
+        assert "[bold red]" in shown and "[link=http:x]" in shown
+    row = GalleryRow(text, text, picture(9), (Item(text, 0.5, True, picture(3)),), 1.0, text)
+    assert sheet.sheet([row]).ndim == 3
+    with Writer(tmp_path, 3, tensorboard=True, console=console) as writer:
+        writer.record(1, "eval", f"n{text}", {f"x{text}": 1.0})
+        writer.record(1, "event", text, {"message": text})
+        writer.image(1, f"gallery/{text}", np.zeros((8, 8, 3), np.uint8))
+    assert "\x1b]" not in console.file.getvalue()
+
+
+LONG = {"word": "w" * 10**6, "thin": "i" * 10**6, "words": "long " * 200_000, "wide": "\u4e00" * 10**6, "marks": "e" + "\u0301" * 10**6}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_a_text_of_a_megabyte_is_cut_before_it_is_measured(tmp_path, text, monkeypatch):
+    """Once each character that was taken off was a measurement of all the others: half an hour for a tenth of this."""
+    measured = []
+    getlength = ImageFont.FreeTypeFont.getlength
+    monkeypatch.setattr(
+        ImageFont.FreeTypeFont, "getlength", lambda self, part, *a, **k: (measured.append(len(part)), getlength(self, part, *a, **k))[1]
+    )
+    row = GalleryRow(text, text, picture(9), tuple(Item(text, 0.5, False, picture(3)) for _ in range(5)), 1.0, text)
+    report.save_gallery(tmp_path, text, 1, [row])
+    cells = 6
+    assert len(measured) <= 80 * cells and max(measured) <= sheet.MOST + 1
+    assert (tmp_path / "gallery.json").stat().st_size < 40_000
+    run = [
+        *records(),
+        {"step": 1, "kind": "train", "name": text, text: 1.0},
+        {"step": 1, "kind": "event", "name": "log", "message": text},
+    ]
+    write_run(tmp_path, run, config={"note": text, text: [text]}, machine={text: text})
+    page_text, parsed = page(tmp_path)
+    assert len(page_text) < 200_000 and max(map(len, parsed.text)) < 3000
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(report.summary_table({f"{text}/{text}": 0.5}))
+    assert len(console.export_text()) < 5000
+
+
+def test_a_picture_of_a_long_text_shows_its_beginning():
+    """As much of the words as two lines hold, by measuring every length there is."""
+    font = ImageFont.truetype(str(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 11)
+    word = "abcdefghij" * 100
+    longest = max(n for n in range(100) if font.getlength(word[:n] + "…") <= 128)
+    assert sheet._wrap(word, font, 128) == word[:longest] + "…"
+    assert sheet._wrap("a red square", font, 128) == "a red square" and sheet._wrap("", font, 128) == ""
+    two = sheet._wrap("several words that are too long for one line and for two", font, 128).split("\n")
+    assert len(two) == 2 and all(font.getlength(line) <= 128 for line in two)

@@ -6,6 +6,7 @@ import pytest
 from known_answers import Corpus, Source, corpus, encoders, unit
 
 from jaxvl.config import ConfigError
+from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS
 from jaxvl.evals.retrieval import Retrieval
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
@@ -17,7 +18,9 @@ RATES = [f"{d}_r@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)]
 
 
 def test_perfect_encoder():
-    got = Retrieval(corpus(range(50)), "test").run(encoders(MESH, TABLE, TABLE)).metrics
+    evaluator = Retrieval(corpus(range(50)), "test")
+    got = evaluator.run(encoders(MESH, TABLE, TABLE)).metrics
+    assert set(got) == set(evaluator.figures) - {"skipped/*"}
     assert [got[k] for k in RATES] == [1.0] * 6 and got["mean_recall"] == 1.0
     assert got["i2t_median_rank"] == got["t2i_median_rank"] == 1.0
     assert (got["images"], got["captions"], got["i2t_r@1_chance"]) == (50, 50, pytest.approx(1 / 50))
@@ -109,9 +112,9 @@ def test_locale_and_template():
 def test_errors():
     with pytest.raises(ConfigError, match=r"split: 'tset' is not a split of the corpus; did you mean 'test'\?"):
         Retrieval(corpus(range(4)), "tset").run(encoders(ONE, TABLE, TABLE))
-    with pytest.raises(ValueError, match="no captions .* in locale 'fr'"):
+    with pytest.raises(DataError, match="no captions .* in locale 'fr'"):
         Retrieval(corpus(range(4)), "test", locale="fr").run(encoders(ONE, TABLE, TABLE))
-    with pytest.raises(ValueError, match="no image that can be encoded.*records: 2, skipped: .*decoded.: 2"):
+    with pytest.raises(DataError, match="no image that can be encoded.*records: 2, skipped: .*decoded.: 2"):
         Retrieval(corpus(range(2), broken=(0, 1)), "test").run(encoders(ONE, TABLE, TABLE))
     with pytest.raises(ConfigError, match="template"):
         Retrieval(corpus(range(4)), "test", template="no place")

@@ -21,7 +21,9 @@ from known_answers import bigram_logits, corpus, encoders, scorer, two_splits, u
 from jaxvl.evals.attentional_probe import AttentionalProbe
 from jaxvl.evals.likelihood import Likelihood
 from jaxvl.evals.linear_probe import LinearProbe
+from jaxvl.evals.result import EvaluatorError
 from jaxvl.evals.retrieval import Retrieval
+from jaxvl.evals.split import captions
 from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
 
@@ -35,7 +37,23 @@ probed, options = two_splits([k % 7 for k in range(42)], range(7)), dict(train_s
 probes = LinearProbe(probed, "test", **options), AttentionalProbe(probed, "test", epochs=2, batch=8, heads=2, **options)
 summed = [probe.run(both).metrics for probe in probes]
 summed.append(Likelihood(toy, "test", captions="all").run(scorer(both.mesh, bigram_logits("random"), batch=8)).metrics)
-print(json.dumps({"metrics": metrics, "summed": summed, "index": encoded.index.tolist(), "reads": reads}))
+
+# What one process cannot read is left out by all; an error of one process that is no bad record ends the evaluator in all.
+own = jax.process_index()
+flaky = corpus(range(40), unreadable=(own + 1,))
+texts = captions(flaky, "test", "en", "name")
+empty = [i for i, of in enumerate(texts) if not of]
+failures = []
+for run in (
+    lambda: both.images(corpus(range(40), bugs=(33,)).split("test")),
+    lambda: captions(corpus(range(40), bugs=(own * 5,) if own else ()), "test", "en", "name"),
+):
+    try:
+        run()
+        failures.append("none")
+    except EvaluatorError as error:
+        failures.append(str(error))
+print(json.dumps({"empty": empty, "failures": failures, "metrics": metrics, "summed": summed, "index": encoded.index.tolist(), "reads": reads}))
 """
 
 
@@ -72,5 +90,10 @@ def test_two_processes_equal_one():
             **got,
             **{k: expected[k] for k in ("iterations",) if k in got},
         }
+    assert first["empty"] == second["empty"] == [1, 2]
+    for failures, at in zip(zip(first["failures"], second["failures"]), (33, 5)):
+        told = sorted(failures, key=lambda text: "another" in text)
+        assert told[0].startswith(f"record {at}: KeyError: 'no such column'")
+        assert told[1] == f"record {at}: another process met an error at it and names it"
     assert first["index"] == second["index"] == alone["index"]
     assert first["reads"] + second["reads"] == alone["reads"] == 39  # 40 records, of which one cannot be read

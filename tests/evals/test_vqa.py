@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.special
+import tokenizers
 from known_answers import Corpus, Source, Words, bigram_logits, picture, scorer
 from known_answers import encoded as png
 
@@ -15,6 +16,9 @@ from jaxvl import train
 from jaxvl.config import ConfigError, choose, resolve
 from jaxvl.data.corpora import CORPORA
 from jaxvl.data.records import DataError
+from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals.contract import gives
+from jaxvl.evals.encoders import EncodedImages
 from jaxvl.evals.vqa import Vqa, accuracy, plain
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
 from jaxvl.training.experiment import Experiment
@@ -61,10 +65,12 @@ def test_answers_are_compared_after_vqas_rules():
 @pytest.mark.parametrize("method", ["likelihood", "generate"])
 def test_oracle(method):
     toy = asked(LABELS, broken=(3,), unreadable=(8,))
-    result = Vqa(toy, "test", method=method, gallery=3).run(scorer(MESH, bigram_logits("oracle")))
+    evaluator = Vqa(toy, "test", method=method, gallery=3)
+    result = evaluator.run(scorer(MESH, bigram_logits("oracle")))
     m = result.metrics
+    assert all(gives(evaluator, figure) for figure in m) and {f for f in evaluator.figures if f[-1] != "*"} <= set(m)
     assert m["vqa_acc"] == m["exact"] == m["vqa_acc_even"] == m["vqa_acc_odd-one"] == 1.0
-    assert m["questions"] == 25 and m["skipped/image cannot be decoded"] == 1 and m["skipped/no question"] == 1
+    assert m["questions"] == 25 and m["skipped/image cannot be decoded"] == 1 and m["skipped/record cannot be read"] == 1
     kept = np.bincount([k for i, k in enumerate(LABELS) if i not in (3, 8)])
     assert m["vqa_acc_majority"] == pytest.approx(kept[0] / 25)
     assert all(row.items[0].right for row in result.gallery)
@@ -113,13 +119,48 @@ def test_generation_is_greedy_after_the_question():
     assert got["vqa_acc"] == pytest.approx(np.mean([k != 3 and bool(texts[k]) for k in LABELS])) and got["vqa_acc"] > 0
 
 
+class Reads:
+    """Stands for `Encoders`; keeps the tokens that it is given."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.text_length, self.batch, self.preprocess, self.tokens = tokenizer, 8, 8, None, []
+
+    def scores(self, source, tokens, begin):
+        self.tokens += [tuple(row) for of in tokens for row in of.tolist()]
+        return EncodedImages(np.zeros((len(tokens), tokens.shape[1], 3)) + 1, np.arange(len(tokens)), {})
+
+    def captions(self, source, generation, prompt):
+        self.tokens += [tuple(row) for row in prompt.tolist()]
+        return ["yes"] * len(prompt), EncodedImages(prompt, np.arange(len(prompt)), {})
+
+
+@pytest.mark.parametrize("clean", ["lower", "canonical", "open_clip_lower"])
+def test_questions_and_answers_are_cleaned_as_every_text(clean):
+    """A converted captioner reads no capital that it never saw: the ids are those of the whole text, and those written here."""
+    words = {"[UNK]": 0, "<end>": 1, "what": 2, "colour": 3, "?": 4, "dark": 5, "red": 6, "<pad>": 7}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = Tokenizer("json", model.to_str().encode(), pad_id=7, eos_id=1, clean=clean)
+    mark = [] if clean == "canonical" else [4]  # which leaves punctuation out
+    expected = [2, 3, *mark, 5, 6, 1]
+    padded = tuple(expected + [7] * (8 - len(expected)))
+    rows = [(0, {"en": ["word", []]})]
+    toy = Corpus({"test": Asked(rows, [{"question": "What COLOUR?", "answers": ["Dark Red"]}])}, {"en": []})
+    reads = Reads(tokenizer)
+    Vqa(toy, "test", gallery=0).run(reads)
+    Vqa(toy, "test", gallery=0, method="generate").run(reads)
+    assert reads.tokens == [padded, tuple([2, 3, *mark] + [7] * (6 - len(mark)))]
+    assert tuple(tokenizer.encode(["What COLOUR? Dark Red"], 8)[0].tolist()) == padded
+    assert tokenizer.ids(["What COLOUR?"]) == [[2, 3, *mark]]
+
+
 def test_wrong_options():
     run = lambda toy, **options: Vqa(toy, "test", **options).run(scorer(MESH, bigram_logits("uniform")))
-    with pytest.raises(ConfigError, match="split: 'trian' is not a split"):
+    with pytest.raises(ConfigError, match="candidates: 'trian' is not a split"):
         run(asked([1, 2]), candidates="trian")
-    with pytest.raises(ValueError, match="no question that leaves room .* 'question is too long': 2"):
+    with pytest.raises(DataError, match="no question that leaves room .* 'question is too long': 2"):
         run(asked([1, 2]), template="1 2 3 4 {}")
-    with pytest.raises(ValueError, match="no question that leaves room .*'no question': 2,"):
+    with pytest.raises(ConfigError, match="candidates: split 'test' has no answers to choose from"):
         run(asked([1, 2], unreadable=(0, 1)))
     with pytest.raises(ConfigError, match="candidates: must name a split or hold at least one answer"):
         Vqa(asked([1]), "test", candidates=())

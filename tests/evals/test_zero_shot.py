@@ -6,6 +6,7 @@ import pytest
 from known_answers import Corpus, Source, corpus, encoders, unit
 
 from jaxvl.config import ConfigError
+from jaxvl.data.records import DataError
 from jaxvl.evals.prompts import TEMPLATES, class_vectors, templates_of
 from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
@@ -16,7 +17,9 @@ TABLE = unit(64, 16)
 
 
 def test_perfect_encoder():
-    got = ZeroShot(corpus(range(50)), "test", templates="drawings").run(encoders(MESH, TABLE, TABLE)).metrics
+    evaluator = ZeroShot(corpus(range(50)), "test", templates="drawings")
+    got = evaluator.run(encoders(MESH, TABLE, TABLE)).metrics
+    assert set(got) == set(evaluator.figures) - {"skipped/*"}
     assert got["acc@1"] == got["acc@5"] == got["mean_class_acc@1"] == 1.0
     assert (got["classes"], got["images"], got["acc@1_chance"]) == (50, 50, pytest.approx(1 / 50))
 
@@ -118,5 +121,5 @@ def test_errors():
     with pytest.raises(ConfigError, match=r"classes\[1\]: 'wort 2' is not a class of the corpus in 'en'; did you mean 'word 2'\?"):
         ZeroShot(corpus(range(3)), "test", classes=("word 1", "wort 2")).run(encoders(ONE, TABLE, TABLE))
     toy = Corpus({"test": Source([(0, {})])}, {"en": [None]})
-    with pytest.raises(ValueError, match="no image of the 0 candidate classes in locale 'en'"):
+    with pytest.raises(DataError, match="no image of the 0 candidate classes in locale 'en'"):
         ZeroShot(toy, "test").run(encoders(ONE, TABLE, TABLE))

@@ -23,6 +23,7 @@ import numpy as np
 
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.data.corpora import CORPORA
+from jaxvl.data.corpora.prepared import prepared
 from jaxvl.data.draws import epochs
 from jaxvl.data.records import Record
 
@@ -69,7 +70,7 @@ class Mixture:
 
         Raises ConfigError where a part has no such split, DataError as the parts do.
         """
-        corpora = [part.corpus.prepare(log=log) for part in self.parts]
+        corpora = [prepared(part.corpus, log) for part in self.parts]
         for i, (part, corpus) in enumerate(zip(self.parts, corpora)):
             if part.split not in corpus.splits:
                 hint = f"{nearest(part.split, corpus.splits)} (splits: {', '.join(corpus.splits)})"
