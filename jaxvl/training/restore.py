@@ -24,7 +24,7 @@ from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.judges import make_judges
 from jaxvl.training.rollout import Judge
-from jaxvl.training.state import TrainState
+from jaxvl.training.state import TrainState, present_form, saved_form, start_average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class SavedWeights:
                       "model = presets.saved(workdir), with its image_size and text_length, is the same")  # fmt: skip
         # Copies: the run's buffers are donated to its steps.
         params, rest = jax.tree.map(jnp.copy, jax.device_put((params, self.rest), (shardings.params, shardings.rest)))
-        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        ema = None if state.ema is None else start_average(params, rest)
         return dataclasses.replace(state, params=params, rest=rest, ema=ema)
 
     def _upcycled(self, state: TrainState, experiment: Experiment, shardings: TrainState) -> dict[str, jax.Array]:
@@ -94,8 +94,9 @@ def restore_weights(workdir: pathlib.Path, step: str | None = None, assignments:
             state = checkpoints.restore(abstract_state(*parts), found)[1]
             params, rest = state["params"], state["rest"]
         else:
-            _, state, _ = checkpoints.restore(abstract_state(shapes, shardings), found)
-            params, rest = state.eval_params, state.rest
+            abstract = saved_form(abstract_state(shapes, shardings), frame)
+            state = present_form(checkpoints.restore(abstract, found)[1])
+            params, rest = state.eval_params, state.eval_rest
     return SavedWeights(experiment, found, frame, tokenizer, model, mesh, params, rest)
 
 

@@ -60,11 +60,12 @@ class Run:
             "positions": {t: f.position for t, f in self.feeds.items()},
             "skipped_records": {t: dict(f.skipped) for t, f in self.feeds.items()},
             "metrics": self.latest,
+            "averages": ["params", "rest"],  # what `optim.ema` is of; older checkpoints, without this entry, averaged params alone
         }
 
     def encoders(self, state: TrainState) -> Encoders:
         """The model's encode functions with the evaluation weights of `state`."""
-        return self.encode.with_weights((state.eval_params, state.rest))
+        return self.encode.with_weights((state.eval_params, state.eval_rest))
 
     def due(self, step: int) -> Iterator[tuple[str, Any]]:
         """Evaluators to run after `step` steps; all of them after the last one."""

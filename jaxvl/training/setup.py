@@ -23,6 +23,7 @@ from jaxvl.training.judges import make_judges
 from jaxvl.training.restore import initial_weights, seat_judges
 from jaxvl.training.resume import refuse_other
 from jaxvl.training.run import Run
+from jaxvl.training.state import present_form, saved_form
 from jaxvl.training.writer import Writer
 
 
@@ -48,12 +49,14 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: pathlib.Path, writer: Wri
     fresh, shapes, shardings = fresh_state(experiment, model, mesh, judges)
     abstract = abstract_state(shapes, shardings)
     frame = {"tokenizer": tokenizer.to_json(), "preprocess": preprocess.to_json(), "config": to_dict(experiment)}
-    restored = checkpoints.restore(abstract, refuse=functools.partial(refuse_other, frame))
+    saved_abstract = saved_form(abstract, checkpoints.frame()[1]) if checkpoints.steps else abstract
+    restored = checkpoints.restore(saved_abstract, refuse=functools.partial(refuse_other, frame))
     if restored is None:
         start, state, positions = 0, jax.jit(fresh, out_shardings=shardings)(), {}
         state = seat_judges(state if base is None else base.put_into(state, experiment, model, shardings), shardings, judges)
     else:
         start, state, saved = restored
+        state = present_form(state)
         positions = saved["positions"]
         writer.say(f"resuming from step {start} of {workdir}")
 
