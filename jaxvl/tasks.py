@@ -19,6 +19,8 @@ from jaxvl.data.loader import DataConfig
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.objectives import OBJECTIVES
 
+PICTURES = ("image", "video")  # what `Task.prepare` makes larger: uint8 from the loader, float32 for the model
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
@@ -123,7 +125,7 @@ class Task:
                     )
 
     def prepare(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
-        """Model inputs of a training batch, inside the compiled step.
+        """Model inputs of a training batch or of some of its rows, inside the compiled step.
 
         Args:
           batch: image uint8 [B, S, S, 3 or 4], of interleaved rows [B, K, S, S, 3 or 4], or video uint8 [B, F, S, S, 3 or 4], where there
@@ -137,20 +139,48 @@ class Task:
         look = lambda pixels: self.preprocess.normalise(augment(pixels, keys, self.config.data.augment, self.preprocess.background))
         pictures = lambda pixels: look(pixels.reshape(-1, *pixels.shape[-3:])).reshape(*pixels.shape[:-1], 3)
         how = {"image": pictures, "video": jax.vmap(look, in_axes=1, out_axes=1)}
-        return batch | {name: see(batch[name]) for name, see in how.items() if name in batch}
+        with jax.named_scope("prepare"):
+            return batch | {name: see(batch[name]) for name, see in how.items() if name in batch}
+
+    def per_row(self, outputs: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """What objectives take from single rows, beside the model's outputs: `objectives/KEY/NAME`, [B, …].
+
+        Args:
+          outputs: of the model, of any rows of the batch.
+          inputs: model inputs of the same rows. Prepared pictures are seen here and nowhere later.
+        """
+        found = dict(outputs)
+        for key, objective in self.objectives.items():
+            if hasattr(objective, "per_row"):
+                with jax.named_scope(f"objectives/{key}"):
+                    figures = objective.per_row(outputs, inputs)
+                found |= {f"{_own(key)}{name}": value for name, value in figures.items()}
+        return found
 
     def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], aux: dict[str, Any], key: jax.Array):
         """Weighted sum of the objectives.
+
+        Args:
+          outputs: of the whole batch, as `per_row` gives them.
+          batch: the whole batch; objectives do not see its pictures.
 
         Returns:
           loss float32 [], and (metrics, aux): each objective's `loss/KEY` and `KEY/figure`, and the whole aux state.
         """
         total, metrics, aux = jnp.float32(0), {}, dict(aux)
+        batch = {name: value for name, value in batch.items() if name not in PICTURES}
         for i, (name, use) in enumerate(self.config.objectives.items()):
             slot = f"{self.name}/{name}"
-            loss, aux[slot] = use.objective(outputs, batch, aux[slot], jax.random.fold_in(key, i))
+            own = {k.removeprefix(_own(name)): v for k, v in outputs.items() if k.startswith(_own(name))}
+            with jax.named_scope(f"objectives/{name}"):
+                loss, aux[slot] = use.objective({**outputs, **own}, batch, aux[slot], jax.random.fold_in(key, i))
             if use.weight:  # else nothing depends on it, not even by a factor of 0
                 total += use.weight * loss.value
             metrics[f"loss/{name}"] = loss.value
             metrics |= {f"{name}/{k}": v for k, v in loss.metrics.items()}
         return total, (metrics, aux)
+
+
+def _own(key: str) -> str:
+    """What the per-row figures of the objective `key` begin with, among all outputs."""
+    return f"objectives/{key}/"

@@ -207,6 +207,7 @@ class CoCa(nnx.Module):
     # -----------------------------------------------------------------------------------------------------------------
     # Image
 
+    @jax.named_scope("image")
     def memory(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """image [B, S, S, C] -> what captions are read from [B, N, D], and the image embedding, unit rows float32 [B, E]."""
         encoded = self.encoder(image, train=train, key=key)
@@ -227,6 +228,7 @@ class CoCa(nnx.Module):
     # -----------------------------------------------------------------------------------------------------------------
     # Text
 
+    @jax.named_scope("text")
     def _read(self, text: jax.Array, *, train: bool, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """text int [B, T] -> tokens [B, T (+ 1: the learned start, first), D] and the text embedding, unit rows float32 [B, E]."""
         b, t = text.shape
@@ -285,8 +287,9 @@ class CoCa(nnx.Module):
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """`VocabularyHead.scores` of targets int [B, T'], the first of which follows the start, given text int [B, T]; its embedding."""
         tokens, embedding = self._read(text, train=train, key=keys[0])
-        x = self.norm(self.multimodal(tokens[:, : targets.shape[1]], memory, causal=True, train=train, key=keys[1]))
-        return self.head.scores(x, self.words, targets), embedding
+        with jax.named_scope("captioner"):
+            x = self.norm(self.multimodal(tokens[:, : targets.shape[1]], memory, causal=True, train=train, key=keys[1]))
+            return self.head.scores(x, self.words, targets), embedding
 
     def image_tokens(self, image: jax.Array) -> jax.Array:
         """image [B, S, S, C] -> the encoder's tokens [B, P, D], which both poolers start from."""

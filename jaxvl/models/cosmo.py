@@ -81,6 +81,7 @@ class Cosmo(CoCa):
         there = text != self.pad_id
         return image[:, None], text, there.astype(jnp.int32), there.astype(jnp.float32)
 
+    @jax.named_scope("text")
     def _tokens(self, text: jax.Array, segment: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """What the unimodal layers make of [start] and each text but its end: int [B, R] and int [B, R] -> [B, R, D]."""
         before = jnp.pad(segment, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
@@ -128,6 +129,7 @@ class Cosmo(CoCa):
             "caption_weight": weight, **{f"caption_{name}": v for name, v in scores.items()},
         }  # fmt: skip
 
+    @jax.named_scope("captioner")
     def _read_images(self, tokens, latents, segment, count: int, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
         """The multimodal layers: tokens [B, R, D], latents [B, K N, D] of K = `count` images -> [B, R, D].
 

@@ -372,10 +372,9 @@ class Imp(nnx.Module):
         keys = dict(zip(given, [None] * len(given) if key is None else jax.random.split(key, len(given))))
         encoded = {}
         for name in given:
-            rate = drop.get(name, 0.0) if train else 0.0
-            encoded[INPUTS[name]] = self.encode(
-                name, batch[name], batch.get(f"{name}_length"), drop=rate, skills=skills, train=train, key=keys[name]
-            )
+            options = dict(drop=drop.get(name, 0.0) if train else 0.0, skills=skills, train=train, key=keys[name])
+            with jax.named_scope(name):
+                encoded[INPUTS[name]] = self.encode(name, batch[name], batch.get(f"{name}_length"), **options)
         outputs = {f"has/{INPUTS[name]}": batch[f"has_{name}"] for name in given if f"has_{name}" in batch}
         for pair, scale in self.log_scale.items():
             a, b = pair.split("-")

@@ -117,8 +117,9 @@ class SyCoCa(CoCa):
           sees them; patch_weight: float32 [B, P], 1 where a patch was hidden from it; patch_scores: float32 [B, P], what chose.
         """
         keys, text, scale = split(key, 6), batch["text"], self.log_scale[...]
-        patches = self.encoder(batch["image"], train=train, key=keys[0]).tokens
-        image = unit(self.image_projection(self.contrastive_pooler(patches)[:, 0]))
+        with jax.named_scope("image"):
+            patches = self.encoder(batch["image"], train=train, key=keys[0]).tokens
+            image = unit(self.image_projection(self.contrastive_pooler(patches)[:, 0]))
         tokens, embedding = self._read(text, train=train, key=keys[1])
         scores = batch.get("patch_scores")
         if scores is None:
@@ -126,8 +127,9 @@ class SyCoCa(CoCa):
         scores = jax.lax.stop_gradient(scores.astype(jnp.float32))
         order = jnp.argsort(jnp.argsort(-scores, axis=1), axis=1)  # 0: the most text-like
         masked, seen = order < self.masked_count, order < order.shape[1] - self.hidden_count
-        x = self.multimodal(tokens[:, :-1], self.caption_pooler(patches, seen), causal=True, train=train, key=keys[3])
-        captions = self.head.scores(self.norm(x), self.words, text)
+        with jax.named_scope("captioner"):
+            x = self.multimodal(tokens[:, :-1], self.caption_pooler(patches, seen), causal=True, train=train, key=keys[3])
+            captions = self.head.scores(self.norm(x), self.words, text)
         there = text != self.pad_id
         prediction = self._complete(batch["image"], patches, masked, tokens, there, train=train, keys=keys[4:])
         return {
@@ -145,6 +147,7 @@ class SyCoCa(CoCa):
     def _lot(self, patches: jax.Array, key: jax.Array | None) -> jax.Array:
         return jax.random.uniform(jax.random.key(0) if key is None else key, patches.shape[:2])
 
+    @jax.named_scope("image_decoder")
     def _complete(self, image, patches, masked, tokens, there, *, train: bool, keys) -> jax.Array:
         """Pixels float32 [B, P, p² C] of all patches, from those that are not `masked` (bool [B, P]) and the text's tokens [B, T + 1, D]."""
         if self.mask_patch is not None:

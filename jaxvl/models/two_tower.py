@@ -136,8 +136,10 @@ class TwoTower(nnx.Module):
         """
         image_key, text_key = (None, None) if key is None else jax.random.split(key)
         scale = self.log_scale[...]
-        image = self.image.encode(batch["image"], train=train, key=image_key)
-        text = self.text.encode(batch["text"], train=train, key=text_key)
+        with jax.named_scope("image"):
+            image = self.image.encode(batch["image"], train=train, key=image_key)
+        with jax.named_scope("text"):
+            text = self.text.encode(batch["text"], train=train, key=text_key)
         outputs = {
             "image": self.image.embed(image.pooled),
             "text": self.text.embed(text.pooled),

@@ -7,6 +7,11 @@ An objective is a registered frozen dataclass with
     init_aux()   its state between steps (a queue, prototypes …), `()` if it has none
     __call__(outputs, batch, aux, key) -> (Loss, aux)
 
+where it reads the pictures of the batch, or outputs as large as they
+
+    per_row(outputs, inputs)   -> arrays [B, ...] that it then finds in its outputs. It is called on the model inputs of some rows of
+                               the batch, as they are encoded; `batch` of `__call__` has no `image` and no `video`
+
 where its options do not go with any data
 
     check_data(data)   raises ConfigError, given the task's `DataConfig`
@@ -17,7 +22,7 @@ and, where it has the model write before the gradient is taken,
     init_aux(width)                   width of the judge's embeddings
     rollout(actor, batch, aux, keys)  -> arrays [B, ...] that model and objective then find in the batch; rows draw from their own key
 
-It knows nothing of models, optimisers or meshes: the outputs are those of the whole batch, wherever they lie.
+An objective knows nothing of models, optimisers or meshes: the outputs are those of the whole batch, wherever they lie.
 """
 
 from __future__ import annotations

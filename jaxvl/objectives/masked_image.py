@@ -20,7 +20,8 @@ class MaskedImage:
         L = sum_p w_p |y_p - x_p|² / F / sum_p w_p,   x_p: the F pixels of patch p, normalised by their own mean and deviation
 
     Reads patch_prediction: Float[Array, "B P F"], patches in reading order; patch_weight: Float[Array, "B P"]; from the batch
-    image: Float[Array, "B S S C"].
+    image: Float[Array, "B S S C"]. Its sums over the patches of a row are taken where the encoders run (`per_row`): pictures, and
+    predictions as large as they, exist of a chunk of the batch only.
 
     Attributes:
       normalise: whether x_p are normalised patch by patch; else they are the image's own values.
@@ -34,13 +35,20 @@ class MaskedImage:
     def init_aux(self) -> tuple[()]:
         return ()
 
-    def __call__(self, outputs, batch, aux, key):
-        """Raises ValueError where the predicted patches do not tile the image."""
-        del key
+    def per_row(self, outputs, inputs) -> dict[str, jax.Array]:
+        """error: float32 [B], sum_p w_p |y_p - x_p|² / F; hidden: float32 [B], sum_p w_p.
+
+        Raises ValueError where the predicted patches do not tile the image.
+        """
         weight = outputs["patch_weight"]
-        errors = patch_errors(outputs["patch_prediction"], batch["image"], normalise=self.normalise)
-        total = jnp.maximum(weight.sum(), 1.0)
-        return Loss(jnp.sum(weight * errors) / total, {"hidden": weight.mean()}), aux
+        errors = patch_errors(outputs["patch_prediction"], inputs["image"], normalise=self.normalise)
+        return {"error": (weight * errors).sum(1), "hidden": weight.sum(1)}
+
+    def __call__(self, outputs, batch, aux, key):
+        del batch, key
+        hidden = outputs["hidden"].sum()
+        patches = outputs["patch_weight"].size
+        return Loss(outputs["error"].sum() / jnp.maximum(hidden, 1.0), {"hidden": hidden / patches}), aux
 
 
 def patch_errors(prediction: jax.Array, image: jax.Array, *, normalise: bool = True) -> jax.Array:

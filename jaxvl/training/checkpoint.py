@@ -206,7 +206,7 @@ class Checkpoints:
 
     def restore(
         self,
-        abstract: Any,
+        abstract_of: Callable[[Frame], Any],
         step: int | None = None,
         refuse: Callable[[Frame], None] | None = None,
     ) -> Restored | None:
@@ -216,7 +216,7 @@ class Checkpoints:
         renamed gets the name of the step that it holds.
 
         Args:
-          abstract: the state's shapes, dtypes and shardings on the present mesh (any mesh will do).
+          abstract_of: frame -> shapes, dtypes and shardings of the state on the present mesh (any mesh will do).
           refuse: called with the frame before the state is read; raises where the checkpoint is of another kind.
 
         Returns:
@@ -224,7 +224,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: `step` is not there, or none can be read.
-          OtherState: the newest is readable, but its state is not like `abstract`.
+          OtherState: the newest is readable, but its state has other leaves.
         """
         self._check_step(step)
         problems: dict[int, str] = {}
@@ -234,6 +234,7 @@ class Checkpoints:
                 continue
             if refuse is not None:
                 refuse(frame)
+            abstract = abstract_of(frame)
             state = self._read(candidate, "state", ocp.args.StandardRestore(abstract), problems)
             if state is None:
                 self._check_alike(candidate, abstract)

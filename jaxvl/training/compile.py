@@ -7,6 +7,7 @@ data comes from share a program: the task's number, from which its random keys a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -136,10 +137,12 @@ def make_part(
 
     def loss(params, state, batch, key):
         keys = jax.random.split(key, 3)
-        inputs = roll_out(task, model, judges, state, task.prepare(batch, keys[0]), keys[2])
+        prepare = functools.partial(task.prepare, key=keys[0])
+        batch = roll_out(task, model, judges, state, batch, prepare, keys[2])
+        inputs = prepare(batch)
         outputs, _ = model.apply({**state.params, **params}, state.rest, inputs, train=True, key=keys[1], **options)
         task.check_outputs(outputs, batch)
-        return task.loss(outputs, inputs, state.aux, keys[2])[0]
+        return task.loss(task.per_row(outputs, inputs), batch, state.aux, keys[2])[0]
 
     key = jax.eval_shape(lambda: jax.random.key(0))  # an array could not be made on devices that are not here
     used = used_parameters(loss, subset(abstract.params, trained), abstract, batch, key)

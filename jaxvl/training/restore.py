@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.judges import make_judges
 from jaxvl.training.rollout import Judge
-from jaxvl.training.state import TrainState
+from jaxvl.training.state import TrainState, present_form, saved_form, start_average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class SavedWeights:
                       "model = presets.saved(workdir), with its image_size and text_length, is the same")  # fmt: skip
         # Copies: the run's buffers are donated to its steps.
         params, rest = jax.tree.map(jnp.copy, jax.device_put((params, self.rest), (shardings.params, shardings.rest)))
-        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        ema = None if state.ema is None else start_average(params, rest)
         return dataclasses.replace(state, params=params, rest=rest, ema=ema)
 
     def _upcycled(self, state: TrainState, experiment: Experiment, shardings: TrainState) -> dict[str, jax.Array]:
@@ -91,11 +92,13 @@ def restore_weights(workdir: paths.Path, step: str | None = None, assignments: M
         _, shapes, shardings = fresh_state(experiment, model, mesh, make_judges(experiment, model, tokenizer))
         if frame.get("weights_only"):
             parts = [{"params": s.params, "rest": s.rest} for s in (shapes, shardings)]
-            state = checkpoints.restore(abstract_state(*parts), found).state
+            state = checkpoints.restore(lambda _: abstract_state(*parts), found).state
             params, rest = state["params"], state["rest"]
         else:
-            state = checkpoints.restore(abstract_state(shapes, shardings), found).state
-            params, rest = state.eval_params, state.rest
+            abstract = abstract_state(shapes, shardings)
+            restored = checkpoints.restore(functools.partial(saved_form, abstract), found)
+            state = present_form(restored.state)
+            params, rest = state.eval_params, state.eval_rest
     return SavedWeights(experiment, frame["step"], frame, tokenizer, model, mesh, params, rest)
 
 

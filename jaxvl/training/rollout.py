@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxvl.models.functional import Arrays, Functional
 from jaxvl.models.generate import Generation, generate
-from jaxvl.sharding.chunks import divide, join
+from jaxvl.sharding.chunks import join, take
 from jaxvl.tasks import Task
 from jaxvl.training.state import TrainState
 
@@ -69,35 +69,47 @@ class Actor:
 
 
 def roll_out(
-    task: Task, model: Functional, judges: Mapping[str, Judge], state: TrainState, inputs: dict[str, jax.Array], key: jax.Array
+    task: Task,
+    model: Functional,
+    judges: Mapping[str, Judge],
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    prepare: Callable[[dict[str, jax.Array]], dict[str, jax.Array]],
+    key: jax.Array,
 ) -> dict[str, jax.Array]:
-    """`inputs`, and what the objectives' `rollout` adds to them, without gradient; in as many chunks as the encoders run in.
+    """`batch`, and what the objectives' `rollout` adds to it, without gradient; in as many chunks as the encoders run in.
 
     Args:
       judges: by `task/objective`.
+      batch: as it came from the loader.
+      prepare: rows of it -> model inputs (`Task.prepare`).
       key: of this step's objectives. Rows draw from their own key, as in `Task.prepare`.
     """
     for i, (name, objective) in enumerate(task.objectives.items()):
         slot = f"{task.name}/{name}"
         if slot in judges:
-            keys = _row_keys(jax.random.fold_in(key, i), inputs["index"])
-            written = functools.partial(_written, objective, model, judges[slot], state, state.aux[slot])
-            added = _in_chunks(task.config.microbatches, written, (inputs, jax.random.key_data(keys)))
-            inputs = {**inputs, **jax.lax.stop_gradient(added)}
-    return inputs
+            keys = _row_keys(jax.random.fold_in(key, i), batch["index"])
+            written = functools.partial(_written, objective, model, judges[slot], state, state.aux[slot], prepare)
+            with jax.named_scope("rollout"):
+                added = _in_chunks(task.config.microbatches, written, (batch, jax.random.key_data(keys)))
+            batch = {**batch, **jax.lax.stop_gradient(added)}
+    return batch
 
 
 def _row_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(index)
 
 
-def _written(objective, model: Functional, judge: Judge, state: TrainState, aux, rows) -> dict[str, jax.Array]:
+def _written(objective, model: Functional, judge: Judge, state: TrainState, aux, prepare, rows) -> dict[str, jax.Array]:
     batch, keys = rows
-    actor = Actor(model, (state.params, state.rest), judge, aux["judge"] or (state.ema, state.rest), batch)
-    return objective.rollout(actor, batch, aux, jax.random.wrap_key_data(keys))
+    inputs = prepare(batch)
+    judge_weights = aux["judge"] or (state.eval_params, state.eval_rest)
+    actor = Actor(model, (state.params, state.rest), judge, judge_weights, inputs)
+    return objective.rollout(actor, inputs, aux, jax.random.wrap_key_data(keys))
 
 
 def _in_chunks(n: int, function, rows):
     if n == 1:
         return function(rows)
-    return jax.tree.map(join, jax.lax.map(function, jax.tree.map(lambda x: divide(x, n), rows)))
+    written = jax.lax.map(lambda i: function(jax.tree.map(lambda x: take(x, i, n), rows)), jnp.arange(n))
+    return jax.tree.map(join, written)

@@ -93,11 +93,12 @@ class Run:
             "data": {t: f.identity for t, f in self.feeds.items()},
             "skipped_records": {t: dict(f.skipped) for t, f in self.feeds.items()},
             "metrics": self.figures.latest,
+            "averages": ["params", "rest"],  # what `optim.ema` is of; older checkpoints, without this entry, averaged params alone
         }
 
     def encoders(self, state: TrainState) -> Encoders:
         """The model's encode functions with the evaluation weights of `state`."""
-        return self.encode.with_weights((state.eval_params, state.rest))
+        return self.encode.with_weights((state.eval_params, state.eval_rest))
 
     def due(self, step: int) -> dict[str, Any]:
         """Evaluators to run with the weights of `step`, without those that have; all of them after the last step."""

@@ -29,7 +29,7 @@ from jaxvl.training.judges import make_judges
 from jaxvl.training.restore import SavedWeights, initial_weights, seat_judges
 from jaxvl.training.resume import check_data, check_resumable, data_positions, explain
 from jaxvl.training.run import Run
-from jaxvl.training.state import TrainState
+from jaxvl.training.state import TrainState, present_form, saved_form
 from jaxvl.training.writer import Writer
 
 
@@ -70,7 +70,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
         start = restored.step
         positions = data_positions(restored.frame)
         task_steps = restored.frame.get("task_steps", {})
-        state = restored.state
+        state = present_form(restored.state)
         if start < experiment.steps:
             writer.say(f"resuming from step {start} of {workdir}")
         else:
@@ -162,6 +162,6 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints, abstract: TrainSt
     """The newest checkpoint that can be read. Raises ConfigError where the run cannot go on from it."""
     try:
         refuse = functools.partial(check_resumable, experiment, tokenizer.to_json())
-        return checkpoints.restore(abstract, refuse=refuse)
+        return checkpoints.restore(functools.partial(saved_form, abstract), refuse=refuse)
     except OtherState as error:
         raise explain(error, experiment, checkpoints.frame()[1]) from None

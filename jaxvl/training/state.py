@@ -49,7 +49,7 @@ class TrainState:
       params: path -> float32 array.
       rest: non-trained state of the model (batch-norm statistics), path -> array.
       opt_state: of the trained parameters.
-      ema: moving average of `params`, or None.
+      ema: moving average of `params` and of the floating-point arrays of `rest`, path -> array; or None.
       aux: objective state by `task/objective` (teachers, queues, prototypes).
       guard: one `GuardState` by task.
     """
@@ -66,7 +66,12 @@ class TrainState:
     @property
     def eval_params(self) -> Arrays:
         """The weights that evaluation and export use: the average where one is kept."""
-        return self.params if self.ema is None else self.ema
+        return self.params if self.ema is None else {p: self.ema[p] for p in self.params}
+
+    @property
+    def eval_rest(self) -> Arrays:
+        """The model's other state beside `eval_params`: averaged with them, for batch statistics are those of certain weights."""
+        return self.rest if self.ema is None else {p: self.ema.get(p, v) for p, v in self.rest.items()}
 
 
 def init_state(
@@ -97,10 +102,35 @@ def init_state(
         params=params,
         rest=rest,
         opt_state=tx.init(subset(params, trained)),
-        ema={p: jnp.copy(v) for p, v in params.items()} if ema else None,
+        ema=start_average(params, rest) if ema else None,
         aux=aux,
         guard={t: GuardState.fresh() for t in tasks},
     )
+
+
+def start_average(params: Arrays, rest: Arrays) -> Arrays:
+    """`TrainState.ema` before the first step: copies, because a step is given the buffers of the whole state for good."""
+    return {p: jnp.copy(v) for p, v in {**params, **_averaged(rest)}.items()}
+
+
+def _averaged(rest: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `rest` has an average: not what is counted or drawn."""
+    return {p: v for p, v in rest.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+
+
+def saved_form(abstract: TrainState, frame: Mapping[str, Any]) -> TrainState:
+    """Shapes of a state as the checkpoint with `frame` holds it. Older ones averaged the parameters alone; see `present_form`."""
+    if abstract.ema is None or "averages" in frame:
+        return abstract
+    return dataclasses.replace(abstract, ema={p: v for p, v in abstract.ema.items() if p not in abstract.rest})
+
+
+def present_form(state: TrainState) -> TrainState:
+    """A state from a checkpoint of any age: averages that an older one has not begin with what they are to follow."""
+    if state.ema is None:
+        return state
+    missing = {p: jnp.copy(v) for p, v in _averaged(state.rest).items() if p not in state.ema}
+    return dataclasses.replace(state, ema={**state.ema, **missing}) if missing else state
 
 
 def subset(params: Arrays, trained: dict[str, bool]) -> Arrays:

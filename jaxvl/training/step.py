@@ -1,12 +1,15 @@
 """One compiled training step of one turn: of a task, or of several whose weighted losses are summed.
 
-    batch -> prepare (augment, normalise) -> roll out (only where an objective asks) -> encode (in chunks, if asked) -> objectives
+    batch -> roll out (only where an objective asks) -> prepare (augment, normalise) and encode (in chunks, if asked) -> objectives
           -> gradient -> guard -> update
 
 With `microbatches` > 1 the encoders run chunk by chunk while the objectives see the whole batch: embeddings first, then
 the gradient with respect to the embeddings, then the encoders again with that gradient as their cotangent (GradCache,
 Gao et al. 2021). So every negative of the batch counts, and the result equals that of the undivided batch, but for what an encoder
 takes from its whole batch (statistics of batch normalisation, experts with `span="batch"`) or draws (dropped tokens, dropout).
+Chunks are prepared one by one too, once more in the second pass: of the whole batch there are only the loader's arrays (pictures
+uint8) and the outputs, so that memory does not grow with it otherwise. State that the model keeps between calls (`rest`) goes from
+chunk to chunk; the second pass has each chunk meet the state that it met in the first.
 
 Parameters that a turn does not learn (`optim.unused`) keep value, moments and all: their leaves of the optimiser state are
 known by the parameter's path. What is not of one parameter goes on: the average of the weights follows them at every step,
@@ -26,7 +29,7 @@ import optax
 
 from jaxvl.data.feed import SIGNAL
 from jaxvl.models.functional import Functional
-from jaxvl.sharding.chunks import divide, join
+from jaxvl.sharding.chunks import join, take
 from jaxvl.sharding.hosts import Signal
 from jaxvl.tasks import Task
 from jaxvl.training.guard import GuardConfig, judge
@@ -101,12 +104,14 @@ def make_step(
         ok, guard_state = judge(guard, guard_before, total, norm)
         ok &= valid
         guard_state = jax.tree.map(lambda new, old: jnp.where(valid, new, old), guard_state, guard_before)
-        gradient = {p: gradient[p] if p in gradient else jnp.zeros_like(v) for p, v in params.items()}
-        update, opt_state = tx.update(gradient, state.opt_state, params)
         lr = rate(state.step)
-        update = {p: -lr * u for p, u in update.items() if p in learned}
-        new = {**state.params, **optax.apply_updates({p: params[p] for p in update}, update)}
-        average = None if state.ema is None else _average(state.ema, new, ema_decay(optim, state.step))
+        with jax.named_scope("optimiser"):
+            gradient = {p: gradient[p] if p in gradient else jnp.zeros_like(v) for p, v in params.items()}
+            update, opt_state = tx.update(gradient, state.opt_state, params)
+            update = {p: -lr * u for p, u in update.items() if p in learned}
+            new = {**state.params, **optax.apply_updates({p: params[p] for p in update}, update)}
+        with jax.named_scope("average"):
+            average = None if state.ema is None else _average(state.ema, {**new, **rest}, ema_decay(optim, state.step))
 
         def keep(new, old):
             return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
@@ -139,19 +144,24 @@ def _differentiate(part: Part, model: Functional, state: TrainState, batch, key)
     """Loss of one part, (figures, aux), gradient of what it learns, and the model's other state."""
     task = part.task
     prepare_key, model_key, objective_key = jax.random.split(key, 3)
-    inputs = roll_out(task, model, part.judges, state, task.prepare(batch, prepare_key), objective_key)
+    prepare = functools.partial(task.prepare, key=prepare_key)
+    batch = roll_out(task, model, part.judges, state, batch, prepare, objective_key)
     fixed = {p: v for p, v in state.params.items() if p not in part.learns}
 
-    def encode(params, rest, chunk, chunk_key):
-        return model.apply({**params, **fixed}, rest, chunk, train=True, key=chunk_key, **part.options)
+    def encode(params, rest, rows, rows_key):
+        # Prepared here, so that float pictures exist of the rows that are encoded, and of no others.
+        inputs = prepare(rows)
+        with jax.named_scope("model"):
+            outputs, rest = model.apply({**params, **fixed}, rest, inputs, train=True, key=rows_key, **part.options)
+        return task.per_row(outputs, inputs), rest
 
     def objectives(outputs):
-        return task.loss(outputs, inputs, state.aux, objective_key)
+        return task.loss(outputs, batch, state.aux, objective_key)
 
     n = task.config.microbatches
-    accumulate = _whole if n == 1 else lambda *a: _chunked(n, *a)
+    accumulate = _whole if n == 1 else functools.partial(_chunked, n)
     learns = {p: v for p, v in state.params.items() if p in part.learns}
-    return accumulate(encode, objectives, learns, state.rest, inputs, model_key)
+    return accumulate(encode, objectives, learns, state.rest, batch, model_key)
 
 
 def take_signal(batches: Sequence[dict[str, jax.Array]]) -> tuple[jax.Array | None, list[dict[str, jax.Array]]]:
@@ -170,15 +180,15 @@ def _hold(new: Any, old: Any, paths: Collection[str]) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, a, b: b if parameter_of(path, paths) else a, new, old)
 
 
-def _average(ema, params, decay):
-    return {p: e + (1 - decay) * (params[p] - e) for p, e in ema.items()}
+def _average(ema, new, decay):
+    return {p: e + (1 - decay).astype(e.dtype) * (new[p] - e) for p, e in ema.items()}
 
 
-def _whole(encode, objectives, params, rest, inputs, key):
+def _whole(encode, objectives, params, rest, batch, key):
     """Loss and gradient of the undivided batch."""
 
     def loss_of(params):
-        outputs, new_rest = encode(params, rest, inputs, key)
+        outputs, new_rest = encode(params, rest, batch, key)
         loss, extra = objectives(outputs)
         return loss, (extra, new_rest)
 
@@ -186,28 +196,44 @@ def _whole(encode, objectives, params, rest, inputs, key):
     return loss, extra, gradient, rest
 
 
-def _chunked(n: int, encode, objectives, params, rest, inputs, key):
-    """The same with the encoders run on `n` chunks in turn."""
-    chunks = jax.tree.map(lambda x: divide(x, n), inputs)
+def _chunked(n: int, encode, objectives, params, rest, batch, key):
+    """The same with the encoders run on `n` chunks in turn: the gradient of that loop, the model's state that it hands on included."""
     keys = jax.random.split(key, n)
-    shapes, _ = jax.eval_shape(encode, params, rest, jax.tree.map(lambda x: x[0], chunks), keys[0])
+
+    def run(params, rest, i):
+        return encode(params, rest, jax.tree.map(lambda x: take(x, i, n), batch), keys[i])
+
+    shapes, _ = jax.eval_shape(run, params, rest, jnp.int32(0))
     per_row = {name: s.ndim > 0 for name, s in shapes.items()}  # rows of the batch; else scalars, the same in each chunk
 
-    def forward(rest, chunk):
-        outputs, rest = encode(params, rest, *chunk)
-        return rest, outputs
+    def forward(before, i):
+        outputs, after = run(params, before, i)
+        return after, (outputs, before)
 
-    rest, stacked = jax.lax.scan(forward, rest, (chunks, keys))
+    last, (stacked, befores) = jax.lax.scan(forward, rest, jnp.arange(n))
     outputs = {k: join(v) if per_row[k] else v[0] for k, v in stacked.items()}
-    real = {k: v for k, v in outputs.items() if jnp.issubdtype(v.dtype, jnp.inexact)}  # no gradient goes through what is counted
-    (loss, extra), cotangent = jax.value_and_grad(lambda real: objectives({**outputs, **real}), has_aux=True)(real)
-    # A scalar output reaches the loss once, so its cotangent is shared out over the chunks.
-    cotangents = {k: divide(c, n) if per_row[k] else jnp.broadcast_to(c / n, (n,)) for k, c in cotangent.items()}
+    (loss, extra), cotangent = jax.value_and_grad(lambda real: objectives({**outputs, **real}), has_aux=True)(_real(outputs))
 
-    def backward(total, chunk):
-        (inputs, key), ct = chunk
-        _, pull = jax.vjp(lambda p: {k: v for k, v in encode(p, rest, inputs, key)[0].items() if k in ct}, params)
-        return jax.tree.map(jnp.add, total, pull(ct)[0]), None
+    def backward(carry, now):
+        """Adds chunk i's gradient. It meets the state that it met going forward, and what later chunks made of the state it left."""
+        total, ct_after = carry
+        i, before = now
+        # A scalar output reaches the loss once, so its cotangent is shared out over the chunks.
+        ct = {k: take(c, i, n) if per_row[k] else c / n for k, c in cotangent.items()}
 
-    gradient, _ = jax.lax.scan(backward, jax.tree.map(jnp.zeros_like, params), ((chunks, keys), cotangents))
-    return loss, extra, gradient, rest
+        def differentiable(params, real):
+            outputs, after = run(params, {**before, **real}, i)
+            return {k: outputs[k] for k in ct}, _real(after)
+
+        _, pull = jax.vjp(differentiable, params, _real(before))
+        gradient, ct_before = pull((ct, ct_after))
+        return (jax.tree.map(jnp.add, total, gradient), ct_before), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (params, _real(rest)))
+    (gradient, _), _ = jax.lax.scan(backward, zeros, (jnp.arange(n), befores), reverse=True)
+    return loss, extra, gradient, last
+
+
+def _real(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Those that a gradient goes through: none does through what is counted."""
+    return {k: v for k, v in arrays.items() if jnp.issubdtype(v.dtype, jnp.inexact)}

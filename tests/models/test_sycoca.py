@@ -116,7 +116,7 @@ def test_the_choice_has_no_gradient():
     def gradient(batch):
         def loss(params):
             out = apply(params, batch)
-            return MaskedImage()(out, batch, (), None)[0].value + Captioning()(out, batch, (), None)[0].value
+            return masked_loss(MaskedImage(), out, batch).value + Captioning()(out, batch, (), None)[0].value
 
         return jax.grad(loss)(params)
 
@@ -136,6 +136,10 @@ def test_random_masks_follow_the_key():
     np.testing.assert_array_equal(masks[2], masks[3])
 
 
+def masked_loss(objective, outputs, batch):
+    return objective({**outputs, **objective.per_row(outputs, batch)}, {}, (), None)[0]
+
+
 @pytest.mark.parametrize("normalise", [True, False])
 def test_masked_image_loss(normalise):
     rng = np.random.default_rng(0)
@@ -153,12 +157,13 @@ def test_masked_image_loss(normalise):
             total += weight[b, p] * np.mean((prediction[b, p] - target) ** 2)
     outputs = {"patch_prediction": jnp.asarray(prediction, jnp.float32), "patch_weight": jnp.asarray(weight, jnp.float32)}
     objective = MaskedImage(normalise=normalise)
-    loss, _ = objective(outputs, {"image": jnp.asarray(image, jnp.float32)}, (), None)
+    loss = masked_loss(objective, outputs, {"image": jnp.asarray(image, jnp.float32)})
     np.testing.assert_allclose(loss.value, total / weight.sum(), rtol=1e-5)
-    nothing, _ = objective({**outputs, "patch_weight": jnp.zeros((B, P))}, {"image": jnp.asarray(image, jnp.float32)}, (), None)
+    nothing = masked_loss(objective, {**outputs, "patch_weight": jnp.zeros((B, P))}, {"image": jnp.asarray(image, jnp.float32)})
+    np.testing.assert_allclose(loss.metrics["hidden"], weight.mean(), rtol=1e-6)
     assert nothing.value == 0
     with pytest.raises(ValueError, match="patch_prediction: .* does not tile images"):
-        objective(outputs, {"image": jnp.zeros((B, 32, 32, 3))}, (), None)
+        masked_loss(objective, outputs, {"image": jnp.zeros((B, 32, 32, 3))})
 
 
 @pytest.mark.parametrize(

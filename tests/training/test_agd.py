@@ -72,8 +72,9 @@ def toy_task(name, microbatches=1):
         return value + 1e-3 * jax.random.normal(key), ({}, aux)
 
     return types.SimpleNamespace(
-        name=name, config=types.SimpleNamespace(microbatches=microbatches), objectives={}, prepare=lambda batch, key: batch, loss=loss
-    )
+        name=name, config=types.SimpleNamespace(microbatches=microbatches), objectives={}, loss=loss,
+        prepare=lambda batch, key: batch, per_row=lambda outputs, inputs: outputs,
+    )  # fmt: skip
 
 
 def toy_params():

@@ -99,8 +99,9 @@ def test_the_reward_rises_and_the_judge_stays():
 def _check_rollout(stage):
     """What the objective gets is what the model writes and the judge says, called one by one."""
     state, key = stage.state, jax.random.key(7)
-    inputs = stage.task.prepare({k: jnp.asarray(v) for k, v in batch().items()}, key)
-    rolled = jax.jit(functools.partial(roll_out, stage.task, stage.model, stage.judges))(state, inputs, key)
+    prepare, rows = functools.partial(stage.task.prepare, key=key), {k: jnp.asarray(v) for k, v in batch().items()}
+    rolled = jax.jit(lambda state, rows: roll_out(stage.task, stage.model, stage.judges, state, rows, prepare, key))(state, rows)
+    inputs = prepare(rows)
     sampled, drawn = np.asarray(rolled["sampled"]), np.asarray(rolled["sampled_drawn"])
     for tokens, mask in zip(sampled.tolist(), drawn.tolist()):
         end = tokens.index(1)

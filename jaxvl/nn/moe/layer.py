@@ -60,7 +60,8 @@ class MoeConfig:
       group_size: most tokens of a group. Groups are consecutive tokens of the flattened batch, as many as divide it evenly.
       span: `batch`: a group may hold tokens of several examples, so that an example's result depends on its companions; `row`:
         it holds tokens of one, and neither microbatches nor companions change a result.
-      eval_span: the same outside training; None: as in training. `row` makes an evaluation independent of its batches.
+      eval_span: outside training. `row`, which None stands for: an example is routed on its own, whatever it is batched with
+        (see `Moe.alone`). `batch`: in groups as in training, where padding and companions change an embedding.
       dispatch: `gather`, `einsum` or `ragged`, see `dispatch.py`.
       modalities: names of the kinds of tokens, where the model gives `modality`: health and entropies are then by modality.
     """
@@ -111,6 +112,19 @@ class MoeConfig:
 class Moe(nnx.Module):
     """Experts with a learned router.
 
+    An embedding must not depend on what it is batched with, so outside training every example is routed on its own. A layer that was
+    trained so (`span="row"`) does exactly what it did in training. One that was trained on groups of several examples
+    (`span="batch"`) cannot; what stands closest to it depends on the router:
+
+        expert choice   An example is a group, and an expert takes max(1, factor · T / E) of its T tokens: as many experts per token
+                        as in training. Zhou et al. (2022) name small batches in serving as a limit of the method, and IMP and
+                        V-MoE say nothing of it.
+        soft            An example is a group, as in the paper (Puigcerver et al. 2023), with all of its places.
+        token choice    No token is dropped. Tokens choose for themselves, so only the capacity ties them to others; but the loads of
+                        one example are far more uneven than those of many, and the capacity of one would drop what training kept.
+                        Each expert then has room for all tokens of an example: up to E / (factor · K) times the work of the experts,
+                        but with `ragged`, which has no places.
+
     Args:
       config: see `MoeConfig`. width, hidden: D and F.
       options: of `Experts`.
@@ -160,8 +174,9 @@ class Moe(nnx.Module):
         if modality is not None and not config.modalities:
             raise ValueError("modality: given, but the configuration's `modalities` names none")
         (b, t, d), keys = x.shape, split(key, 2)
-        span = config.span if train else config.eval_span or config.span
-        size = group_size(b * t if span == "batch" else t, config.group_size, config.experts)
+        alone = self.alone(train)
+        mixed = config.span == "batch" and not alone
+        size = group_size(b * t if mixed else t, t if alone else config.group_size, config.experts)
 
         def grouped(a: jax.Array) -> jax.Array:
             return a.reshape(-1, size, *a.shape[2:])
@@ -170,7 +185,7 @@ class Moe(nnx.Module):
         kinds = None if modality is None else grouped(jnp.broadcast_to(modality, (b, t)))
         tokens, x = Tokens(grouped(real), kinds, config.modalities), grouped(x)
         x, ragged = constrain(x, group_axis(len(x)), None, None), config.dispatch == "ragged"
-        routing = self.router(x, tokens, ragged=ragged, drops=drops, train=train, key=keys[0])
+        routing = self.router(x, tokens, ragged=ragged, drops=drops and not alone, train=train, key=keys[0])
         x = x.astype(self.dtype)
         if ragged:
             y = run_choices(x, routing.plan, self.experts.sorted_rows, self.experts.weights(), config.experts)
@@ -178,6 +193,10 @@ class Moe(nnx.Module):
             y = run_places(x, routing.plan, lambda places: self.experts(places, train=train, key=keys[1]), config.dispatch)
         y = constrain(y.astype(self.dtype).reshape(b, t, d), group_axis(b), None, None)
         return MoeOutput(y, routing.losses, health_of(routing, tokens))
+
+    def alone(self, train: bool) -> bool:
+        """Whether an example that was trained in groups of several is now routed on its own, as a group of its T tokens."""
+        return not train and self.config.span == "batch" and self.config.eval_span != "batch"
 
 
 class SkillMoe(nnx.Module):

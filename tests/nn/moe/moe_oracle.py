@@ -14,9 +14,11 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 D, F, E = 6, 10, 4
 
 
-def layer_of(router, dispatch="gather", experts=E, group_size=12, bias=True, width=D, **options):
+def layer_of(router, dispatch="gather", experts=E, group_size=12, bias=True, width=D, eval_span="batch", **options):
     """(graphdef, params): weights large enough that the router decides clearly."""
-    config = MoeConfig(router=router, experts=experts, last=1, group_size=group_size, dispatch=dispatch, bias=bias, **options)
+    config = MoeConfig(
+        router=router, experts=experts, last=1, group_size=group_size, dispatch=dispatch, bias=bias, eval_span=eval_span, **options
+    )
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: config.build(width, F, rngs=nnx.Rngs(params=0))), nnx.Param)
     rng = np.random.default_rng(0)
 

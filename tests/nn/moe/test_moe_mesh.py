@@ -135,3 +135,21 @@ def test_a_scanned_and_rematerialised_stack_on_a_mesh():
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[1]))
     for (path, a), b in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(many), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("router", ["expert_choice", "token_choice", "soft"])
+def test_examples_on_their_own_in_evaluation(router):
+    """One group each: as on one device, and no device gathers the tokens or places of all."""
+    choice, dispatch = ROUTERS[router]
+    graphdef, params = oracle.layer_of(choice, dispatch, eval_span=None, **SIZES)
+    x, mask = tokens()
+    run = oracle.quick_jit(lambda params, x: nnx.merge(graphdef, params)(x, mask=mask).y)
+    one = run(params, x)
+    mesh = mesh_of(data=4, expert=2)
+    with jax.set_mesh(mesh):
+        program = run.lower(*placed(params, x, mesh)).compile()
+        many = program(*placed(params, x, mesh))
+    np.testing.assert_allclose(one, many, atol=1e-5 * np.abs(one).max())
+    for line in re.findall(r"= (f32\[[\d,]*\]).*\sall-gather(?:-start)?\(", program.as_text()):
+        size = np.prod([int(n) for n in re.findall(r"\d+", line[3:])])
+        assert size <= x.size // 4, line
