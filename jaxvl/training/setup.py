@@ -60,41 +60,17 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
     restored = _restore(experiment, checkpoints, abstract, tokenizer)
     if restored is None:
         start = 0
-        positions = {}
-        task_steps = {}
         state = jax.jit(fresh, out_shardings=shardings)()
         if base is not None:
             state = base.put_into(state, experiment, model, shardings)
         state = seat_judges(state, shardings, judges)
     else:
         start = restored.step
-        positions = data_positions(restored.frame)
-        task_steps = restored.frame.get("task_steps", {})
         state = present_form(restored.state)
-        if start < experiment.steps:
-            writer.say(f"resuming from step {start} of {workdir}")
-        else:
-            writer.say(f"the run in {workdir} is finished; its checkpoint of step {start} can be read")
-        for sentence in plugin_changes(restored.frame["config"].get("plugins", ()), experiment.plugins):
-            writer.say(escape(sentence))
+        _announce(experiment, restored, workdir, writer)
 
     tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
-    feeds = {}
-    for name, task in tasks.items():
-        data = task.config.data
-        feeds[name] = Feed(
-            data,
-            corpora[data.corpus],
-            tokenizer,
-            seed=derive(experiment.seed, "data", name),  # tasks on one corpus draw different records
-            mesh=mesh,
-            start=positions.get(name, 0),
-            steps=task_steps.get(name),
-            preprocess=experiment.preprocess,
-        )
-    if restored is not None:
-        check_data(experiment, {name: feed.identity for name, feed in feeds.items()}, restored.frame)
-
+    feeds = _feeds(experiment, corpora, tokenizer, mesh, restored)
     epochs = {name: feed.records / feed.rows for name, feed in feeds.items()}
     schedule = experiment.schedule.build(list(tasks), experiment.steps, epochs)
     steps = {}
@@ -165,3 +141,46 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints, abstract: TrainSt
         return checkpoints.restore(functools.partial(saved_form, abstract), refuse=refuse)
     except OtherState as error:
         raise explain(error, experiment, checkpoints.frame()[1]) from None
+
+
+def _announce(experiment: Experiment, restored: Restored, workdir: paths.Path, writer: Writer) -> None:
+    """Says from where the run goes on, and which of its plugins have changed since."""
+    if restored.step < experiment.steps:
+        writer.say(f"resuming from step {restored.step} of {workdir}")
+    else:
+        writer.say(f"the run in {workdir} is finished; its checkpoint of step {restored.step} can be read")
+    for sentence in plugin_changes(restored.frame["config"].get("plugins", ()), experiment.plugins):
+        writer.say(escape(sentence))
+
+
+def _feeds(
+    experiment: Experiment,
+    corpora: Mapping[Any, Any],
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    restored: Restored | None,
+) -> dict[str, Feed]:
+    """Task -> its feed, which begins where the checkpoint's run had got to.
+
+    Raises ConfigError where the checkpoint's run read other records.
+    """
+    positions = {}
+    task_steps = {}
+    if restored is not None:
+        positions = data_positions(restored.frame)
+        task_steps = restored.frame.get("task_steps", {})
+    feeds = {}
+    for name, task in experiment.tasks.items():
+        feeds[name] = Feed(
+            task.data,
+            corpora[task.data.corpus],
+            tokenizer,
+            seed=derive(experiment.seed, "data", name),  # tasks on one corpus draw different records
+            mesh=mesh,
+            start=positions.get(name, 0),
+            steps=task_steps.get(name),
+            preprocess=experiment.preprocess,
+        )
+    if restored is not None:
+        check_data(experiment, {name: feed.identity for name, feed in feeds.items()}, restored.frame)
+    return feeds
