@@ -73,7 +73,7 @@ def test_checkpoints_are_kept_and_read_back(bucket):
     again = Checkpoints(folder, read_only=True)
     assert again.steps == [2, 3]
     for step in again.steps:
-        _, state, frame = again.restore(lambda _: abstract(states[step]), step)
+        _, state, frame = again.restore(lambda _, step=step: abstract(states[step]), step)
         assert frame == {"step": step}
         for ours, saved in zip(jax.tree.leaves(states[step]), jax.tree.leaves(state)):
             np.testing.assert_array_equal(ours, saved)
