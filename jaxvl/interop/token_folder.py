@@ -81,9 +81,7 @@ class TokenizerFolder:
         Raises:
           ConversionError: one that gets another id than the folder says.
         """
-        decoder = self.settings.get("added_tokens_decoder") or {}
-        fields = {_text(token): token for token in decoder.values() if isinstance(token, dict)}
-        ids = {_text(token): int(i) for i, token in decoder.items()} or _optional(self.path / "added_tokens.json")
+        ids, fields = self._added_tokens()
         special = self._extra_tokens()
         named = {self.special_token(name) for name in _NAMED}
         for text in sorted(ids, key=ids.get):
@@ -96,6 +94,19 @@ class TokenizerFolder:
                 raise ConversionError(f"{self.path}: {text!r} gets the id {model.token_to_id(text)}, but the folder says {ids[text]}")
         late = [_text(token) for token in self.special.get("additional_special_tokens") or []]
         model.add_special_tokens([text for text in [*special, *late] if text not in ids])
+
+    def _added_tokens(self) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
+        """(text -> id, text -> its options where the folder has them) of the tokens that were added."""
+        decoder = self.settings.get("added_tokens_decoder") or {}
+        if not decoder:
+            ids = _optional(self.path / "added_tokens.json")
+            if not all(isinstance(i, int) for i in ids.values()):
+                raise ConversionError(f"{self.path / 'added_tokens.json'}: must hold the id of each token")
+            return ids, {}
+        if not isinstance(decoder, dict) or not all(i.isdecimal() for i in decoder):
+            raise ConversionError(f"{self.path / 'tokenizer_config.json'}: added_tokens_decoder: must hold a token for each id")
+        ids = {_text(token): int(i) for i, token in decoder.items()}
+        return ids, {_text(token): token for token in decoder.values() if isinstance(token, dict)}
 
     def _extra_tokens(self) -> list[str]:
         """Special tokens beside the named ones.
@@ -115,5 +126,8 @@ def _optional(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _text(token: Any) -> str:
-    """Of a token that is written as a text, or as its text and options."""
-    return token["content"] if isinstance(token, dict) else str(token)
+    """Of a token that is written as a text, or as its text and options. Raises ConversionError for anything else."""
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise ConversionError(f"token {token!r}: must be a text, or have it as content")
+    return text

@@ -241,6 +241,23 @@ def test_an_added_token_of_another_id_is_refused(tmp_path):
         tokens.read_tokenizer(tmp_path, INPUTS)
 
 
+@pytest.mark.parametrize(
+    "settings, ids, message",
+    [
+        (dict(added_tokens_decoder=["a"]), {}, "added_tokens_decoder: must hold a token for each id"),
+        (dict(added_tokens_decoder=dict(a="b")), {}, "added_tokens_decoder: must hold a token for each id"),
+        (dict(added_tokens_decoder={"30": dict(special=True)}), {}, "token {'special': True}: must be a text"),
+        (dict(cls_token=3), {}, "token 3: must be a text, or have it as content"),
+        ({}, dict(newword="b"), "added_tokens.json: must hold the id of each token"),
+    ],
+)
+def test_tokens_of_the_wrong_kind_are_refused_by_name(settings, ids, message, tmp_path):
+    vocabulary(tmp_path, **settings)
+    (tmp_path / "added_tokens.json").write_text(json.dumps(ids))
+    with pytest.raises(ConversionError, match=message):
+        tokens.read_tokenizer(tmp_path, INPUTS)
+
+
 def test_tokens_that_were_added_to_merges(tmp_path):
     merges_only(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
