@@ -29,7 +29,7 @@ def run(workdir, fault="none", processes=2):
     listening = [threading.Thread(target=listen, args=pair) for pair in zip(running, said)]
     [t.start() for t in listening]
     try:
-        codes = [process.wait(timeout=600) for process in running]
+        codes = [process.wait(timeout=840) for process in running]
     finally:
         [process.kill() for process in running]
         [t.join() for t in listening]
@@ -47,11 +47,19 @@ def saved(workdir):
     return step, frame["positions"]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Losses of a run that nothing befalls."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    codes, said, _ = run(workdir)
+    assert codes == [0, 0], said
+    return losses(workdir)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["data", "preempted"])
-def test_all_processes_save_the_same_step_and_end(tmp_path, fault):
-    whole, workdir = tmp_path / "whole" / "run", tmp_path / fault / "run"
-    assert run(whole)[0] == [0, 0]
+def test_all_processes_save_the_same_step_and_end(whole, tmp_path, fault):
+    workdir = tmp_path / fault / "run"
     codes, said, seconds = run(workdir, fault)
     assert seconds < MINUTE, said
     step, positions = saved(workdir)
@@ -64,8 +72,8 @@ def test_all_processes_save_the_same_step_and_end(tmp_path, fault):
         assert codes == [0, 0] and GOOD < step < 8
         assert f"stopped by a signal to process 1 after step {step}" in said[0]
     assert run(workdir)[0] == [0, 0]
-    assert losses(workdir).keys() == losses(whole).keys()
-    np.testing.assert_allclose(list(losses(workdir).values()), list(losses(whole).values()), rtol=1e-6)
+    assert losses(workdir).keys() == whole.keys()
+    np.testing.assert_allclose(list(losses(workdir).values()), list(whole.values()), rtol=1e-6)
 
 
 @pytest.mark.slow
