@@ -23,7 +23,7 @@ def run(workdir, fault="none", processes=2):
     def listen(process, lines):
         for line in process.stderr:
             lines.append(line)
-            if line == "FAULT\n":
+            if "FAULT" in line:
                 befell.append(time.monotonic())
 
     listening = [threading.Thread(target=listen, args=pair) for pair in zip(running, said)]
@@ -61,7 +61,7 @@ def whole(tmp_path_factory):
 def test_all_processes_save_the_same_step_and_end(whole, tmp_path, fault):
     workdir = tmp_path / fault / "run"
     codes, said, seconds = run(workdir, fault)
-    assert seconds < MINUTE, said
+    assert seconds is not None and seconds < MINUTE, said
     step, positions = saved(workdir)
     assert positions == {"pairs": 16 * step}
     if fault == "data":
@@ -80,8 +80,8 @@ def test_all_processes_save_the_same_step_and_end(whole, tmp_path, fault):
 @pytest.mark.parametrize("fault, code", [("exception", 1), ("kill", -9)])
 def test_a_process_that_is_lost_takes_the_others_with_it(tmp_path, fault, code):
     codes, said, seconds = run(tmp_path / fault / "run", fault)
-    assert codes[1] == code and codes[0] not in (0, None)
-    assert seconds < MINUTE, said
-    assert "task:1" in said[0] or "process 1" in said[0], said[0][-3000:]
+    assert seconds is not None and seconds < MINUTE, said
+    assert codes[1] == code and codes[0] != 0, said
+    assert "unhealthy (stopped sending heartbeats): 1 " in said[0], said[0]
     if fault == "exception":
         assert "ZeroDivisionError: a bug in the loop" in said[1] and "process 1 of 2 ends with an error" in said[1]
