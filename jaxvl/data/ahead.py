@@ -7,8 +7,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxvl.data.records import DataError
-
 
 class Ahead:
     """Runs an iterator in a thread, two items ahead; what it raises is raised by `get`."""
@@ -41,7 +39,7 @@ class Ahead:
         item, error = self._ready.get()
         if error is not None:
             self._ready.put((None, error))  # whoever asks again is told again
-            raise _cause(error)
+            raise error
         return item
 
     def close(self) -> None:
@@ -50,13 +48,3 @@ class Ahead:
         closer = getattr(self._items, "close", None)
         if closer:
             closer()
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The DataError behind an error that Grain has wrapped, else the error itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, DataError):
-            return seen
-        seen = seen.__cause__ or seen.__context__
-    return error

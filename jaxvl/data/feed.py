@@ -69,7 +69,7 @@ class Feed(Iterator):
         self.shapes = config.shapes
         self._signals = {signal: self._fill(fed_shapes(config)[SIGNAL], signal) for signal in Signal}
         self._nothing: dict[str, jax.Array] | None = None
-        stream = grain.MapDataset.range(2**40).map(self._batches.__getitem__)
+        stream = grain.MapDataset.range(2**40).map(self._make)
         options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
         self._ahead = Ahead(iter(stream.to_iter_dataset(options)), self._put)
 
@@ -87,7 +87,16 @@ class Feed(Iterator):
         """Cause -> bad records counted so far."""
         return self.counts()[1]
 
-    def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    def _make(self, i: int) -> dict[str, np.ndarray] | Exception:
+        """Rows of a batch, or what making it has raised: Grain would add lines of its own to it."""
+        try:
+            return self._batches[i]
+        except Exception as error:
+            return error
+
+    def _put(self, batch: dict[str, np.ndarray] | Exception) -> dict[str, jax.Array]:
+        if isinstance(batch, Exception):
+            raise batch
         return {k: jax.make_array_from_process_local_data(self._sharding, v, self.shapes[k].shape) for k, v in batch.items()}
 
     def _fill(self, shape: jax.ShapeDtypeStruct, value: int) -> jax.Array:

@@ -6,6 +6,8 @@ What may end a run of several processes, and how the others hear of it:
     an exception in one process                          it ends at once; the others end when its heartbeats are missed (`run_command`)
     a process is killed, a machine is lost               the others end when its heartbeats are missed; JAX's message names the task
 
+A step that the lost one had a part in may fail in the others before its heartbeats are missed; they wait to hear whose they were.
+
 JAX waits 100 s for a heartbeat and 300 s for the others at the end, in which a run is paid for and does nothing; here it is `PATIENCE`.
 """
 
@@ -16,10 +18,11 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -28,7 +31,7 @@ from jax.experimental import multihost_utils
 
 from jaxvl.config import ConfigError, check
 
-PATIENCE = 30  # seconds without a heartbeat after which a process counts as lost; the same at the end of a run
+PATIENCE = 20  # seconds without a heartbeat after which a process counts as lost; the same at the end of a run
 LONGEST = 2000  # bytes of a text that a process tells the others
 # Options of a command that may run as several processes; all three or none.
 OPTIONS = {"coordinator": None, "processes": None, "process": None}
@@ -154,13 +157,22 @@ def run_command(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """
     try:
         status = main(argv)
-    except Exception:
+    except Exception as error:
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
-        print(f"process {jax.process_index()} of {jax.process_count()} ends with an error; the others follow", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(1)
+        _abandon(error)
     if status == 0 and jax.distributed.is_initialized():
         multihost_utils.sync_global_devices("the command is done")
     return status
+
+
+def _abandon(error: Exception) -> NoReturn:
+    """Ends this process without a word to the others."""
+    me = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        print(f"{me}: a step has failed, perhaps because another process was lost; waiting to hear of it", file=sys.stderr, flush=True)
+        time.sleep(PATIENCE + 5)  # JAX ends this process, naming the one that was lost
+    print(f"{me} ends with an error; the others follow", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)

@@ -107,5 +107,5 @@ class Agreement:
 
 
 def _first_line(error: Exception) -> str:
-    """Its kind and what it says; Grain adds lines about its own frames."""
+    """Its kind and the beginning of what it says."""
     return f"{type(error).__name__}: {error}".partition("\n")[0]

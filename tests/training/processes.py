@@ -18,7 +18,7 @@ GOOD = 4  # steps before the fault
 
 def start(address, processes, process, workdir, fault="none"):
     path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
-    flags = f"--xla_force_host_platform_device_count={DEVICES // processes}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES // processes}"  # the last one counts
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
     command = [sys.executable, __file__, address, str(processes), str(process), str(workdir), fault]
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -80,7 +80,7 @@ import tiny
 
 
 def get_config():
-    return tiny.config(mesh=dict(data=4, fsdp=2), steps=8, checkpoint=dict(every=100))
+    return tiny.config(steps=8, checkpoint=dict(every=100))
 """
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ def run(workdir, fault="none", processes=2):
     def listen(process, lines):
         for line in process.stderr:
             lines.append(line)
-            if line == "FAULT\n":
+            if "FAULT" in line:
                 befell.append(time.monotonic())
 
     listening = [threading.Thread(target=listen, args=pair) for pair in zip(running, said)]
     [t.start() for t in listening]
     try:
-        codes = [process.wait(timeout=600) for process in running]
+        codes = [process.wait(timeout=840) for process in running]
     finally:
         [process.kill() for process in running]
         [t.join() for t in listening]
@@ -47,13 +47,21 @@ def saved(workdir):
     return step, frame["positions"]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Losses of a run that nothing befalls."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    codes, said, _ = run(workdir)
+    assert codes == [0, 0], said
+    return losses(workdir)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["data", "preempted"])
-def test_all_processes_save_the_same_step_and_end(tmp_path, fault):
-    whole, workdir = tmp_path / "whole" / "run", tmp_path / fault / "run"
-    assert run(whole)[0] == [0, 0]
+def test_all_processes_save_the_same_step_and_end(whole, tmp_path, fault):
+    workdir = tmp_path / fault / "run"
     codes, said, seconds = run(workdir, fault)
-    assert seconds < MINUTE, said
+    assert seconds is not None and seconds < MINUTE, said
     step, positions = saved(workdir)
     assert positions == {"pairs": 16 * step}
     if fault == "data":
@@ -64,16 +72,16 @@ def test_all_processes_save_the_same_step_and_end(tmp_path, fault):
         assert codes == [0, 0] and GOOD < step < 8
         assert f"stopped by a signal to process 1 after step {step}" in said[0]
     assert run(workdir)[0] == [0, 0]
-    assert losses(workdir).keys() == losses(whole).keys()
-    np.testing.assert_allclose(list(losses(workdir).values()), list(losses(whole).values()), rtol=1e-6)
+    assert losses(workdir).keys() == whole.keys()
+    np.testing.assert_allclose(list(losses(workdir).values()), list(whole.values()), rtol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault, code", [("exception", 1), ("kill", -9)])
 def test_a_process_that_is_lost_takes_the_others_with_it(tmp_path, fault, code):
     codes, said, seconds = run(tmp_path / fault / "run", fault)
-    assert codes[1] == code and codes[0] not in (0, None)
-    assert seconds < MINUTE, said
-    assert "task:1" in said[0] or "process 1" in said[0], said[0][-3000:]
+    assert seconds is not None and seconds < MINUTE, said
+    assert codes[1] == code and codes[0] != 0, said
+    assert "unhealthy (stopped sending heartbeats): 1 " in said[0], said[0]
     if fault == "exception":
         assert "ZeroDivisionError: a bug in the loop" in said[1] and "process 1 of 2 ends with an error" in said[1]
