@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import ALIGN, DUAL, batch_of, model_of, with_options
+from small_models import ALIGN, DUAL, SMALL_VIT, batch_of, model_of, with_options
 
 from jaxvl.models import InputSpec
 from jaxvl.models.functional import functional
@@ -40,8 +40,9 @@ def check_equal(found):
             np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
-def dual(**options):
-    model, _ = model_of(with_options(DUAL, **options))
+def dual(moe):
+    """Encode functions of two towers whose only layer has `moe`."""
+    model, _ = model_of(with_options(DUAL, image__moe=moe, image__depth=1, text__moe=moe, text__depth=1))
     params, rest = jax.jit(model.init)(jax.random.key(0))
     # Routers that decide clearly: at the start they are nearly even.
     params = {p: 50 * v if "/router/map/" in p else v for p, v in params.items()}
@@ -58,16 +59,21 @@ def dual(**options):
 def test_every_router(router):
     moe = dict(experts=4, last=1, **ROUTERS[router])
     batch = batch_of(5)
-    check_equal(embeddings(dual(image__moe=moe, text__moe=moe), batch["image"], batch["text"]))
+    check_equal(embeddings(dual(moe), batch["image"], batch["text"]))
 
 
 def test_groups_of_training_are_there_for_who_wants_them():
     moe, batch = dict(experts=4, last=1, eval_span="batch"), batch_of(5)
-    alone, among, _ = embeddings(dual(image__moe=moe, text__moe=moe), batch["image"], batch["text"])
+    alone, among, _ = embeddings(dual(moe), batch["image"], batch["text"])
     assert all(np.abs(mine - theirs).max() > 1e-4 for mine, theirs in zip(alone, among))
 
 
-@pytest.mark.parametrize("node", [DUAL, ALIGN], ids=lambda node: node["name"])
+COCA = dict(
+    name="coca", image=dict(SMALL_VIT, pool="mean"), width=16, heads=2, hidden=32, unimodal=1, multimodal=1, queries=2, embed_dim=8
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("node", [DUAL, ALIGN, COCA], ids=lambda node: node["name"])
 def test_dense_models(node):
     model, _ = model_of(node)
     params, rest = jax.jit(model.init)(jax.random.key(0))
@@ -76,7 +82,7 @@ def test_dense_models(node):
     @quick_jit
     def encode(images, texts):
         outputs, _ = model.apply(params, rest, {"image": images, "text": texts})
-        return outputs["image"], outputs["text"]
+        return [outputs[name] for name in ("image", "text", "caption_lse", "caption_target") if name in outputs]
 
     check_equal(embeddings(encode, batch["image"], batch["text"]))
 

@@ -83,9 +83,9 @@ TEXT = dict(name="text_transformer", variant="Ti", width=16, depth=1, heads=2, p
 @pytest.mark.parametrize("older", [False, True], ids=["with statistics", "of weights alone"])
 def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
     """One of before statistics were averaged is read as well; the live ones stand in for them."""
-    experiment = tiny.experiment(model=dict(name="dual_encoder", image=NET, text=TEXT, embed_dim=16), mesh=dict(data=1))
+    experiment = tiny.experiment(model=dict(name="dual_encoder", image=NET, text=TEXT, embed_dim=16))
     tokenizer = task_tokenizer(experiment, prepare_corpora(experiment, lambda text: None))
-    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
+    mesh = make_mesh(experiment.mesh)
     with jax.set_mesh(mesh):
         model = build_model(experiment, tokenizer)
         fresh, _, shardings = fresh_state(experiment, model, mesh)

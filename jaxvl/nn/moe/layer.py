@@ -117,13 +117,13 @@ class Moe(nnx.Module):
     (`span="batch"`) cannot; what stands closest to it depends on the router:
 
         expert choice   An example is a group, and an expert takes max(1, factor · T / E) of its T tokens: as many experts per token
-                        as in training. Zhou et al. (2022) name small batches in serving as a limit of the method, and IMP and
-                        V-MoE say nothing of it.
+                        as in training. That the choice depends on the batch is a limit of the method, which Zhou et al. (2022) leave
+                        open for small batches in serving.
         soft            An example is a group, as in the paper (Puigcerver et al. 2023), with all of its places.
-        token choice    No token is dropped. Tokens choose for themselves, so only the capacity ties them to others; but the loads of
-                        one example are far more uneven than those of many, and the capacity of one would drop what training kept.
-                        Each expert then has room for all tokens of an example: up to E / (factor · K) times the work of the experts,
-                        but with `ragged`, which has no places.
+        token choice    No token is dropped. Tokens choose for themselves; only the capacity ties them to others. The loads of one
+                        example are far more uneven than those of many, so that the capacity of one would drop what training kept.
+                        Each expert has room for all tokens of an example, which is up to E / (factor · K) times the experts' work;
+                        `ragged` has no places and does only what is needed.
 
     Args:
       config: see `MoeConfig`. width, hidden: D and F.

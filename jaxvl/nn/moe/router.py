@@ -271,8 +271,8 @@ class Soft:
 
         logits = unit(x) · scale · unit(key);  place = softmax over tokens;  y = softmax over all places of all experts
 
-    Nothing is dropped, nothing discrete is learned. Tokens of a group see one another: with `span="batch"` those of other
-    examples too.
+    Nothing is dropped, nothing discrete is learned. Tokens of a group see one another: with `span="batch"`, in training,
+    those of other examples too.
 
     Attributes:
       slots: places of an expert in a group.
