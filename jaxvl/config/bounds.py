@@ -13,11 +13,11 @@ from typing import Annotated
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """A closed interval, or an open one.
+    """An interval.
 
     Attributes:
-      low, high: bounds, which are valid themselves
-      above, below: unless these are True.
+      low, high: its bounds.
+      above, below: whether `low` or `high` itself is outside.
     """
 
     low: float

@@ -43,6 +43,8 @@ def load_file(spec: str) -> ml_collections.ConfigDict:
     config = calling(lambda: get_config(*given), path, "--config")
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError("--config", f"{path!r}: get_config() returned {type(config).__name__}, must be a ConfigDict")
+    if isinstance(config, ml_collections.FrozenConfigDict):
+        config = ml_collections.ConfigDict(config)
     if config.get("plugins") and not paths.is_remote(path):  # beside a remote config there is nothing to import
         with config.unlocked(), config.ignore_type():
             config.plugins = beside(pathlib.Path(path).parent, config.plugins)

@@ -81,7 +81,7 @@ def restore_weights(workdir: paths.Path, step: str | None = None, assignments: M
     Raises:
       ConfigError: a wrong step or assignment. CheckpointError: no readable checkpoint.
     """
-    check(step is None or step.isdigit(), "--step", f"{step!r} must be a number")
+    check(step is None or (step.isdecimal() and len(step) <= 10), "--step", f"{step!r} must be the number of a checkpoint")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     found, frame = checkpoints.frame(None if step is None else int(step))
     experiment = _saved_experiment(frame["config"], assignments)
