@@ -19,7 +19,7 @@ import tiny
 from jaxvl import evaluate as evaluate_command
 from jaxvl import paths
 from jaxvl import train as train_command
-from jaxvl.config import load_file, override, resolve
+from jaxvl.config import load_file, resolve
 from jaxvl.data.corpora.shapes import Shapes
 from jaxvl.evals.report import read_metrics
 from jaxvl.training.checkpoint import CheckpointConfig, Checkpoints
@@ -40,11 +40,11 @@ def get_config():
     return tiny.config(steps={steps}, evals=evals, checkpoint=dict(every=5), log=dict(every=1))
 """
 # The demo with a smaller everything.
-DEMO = {
-    "steps": "60", "optim.warmup": "5", "checkpoint.every": "10", "log.every": "1", "tasks.pairs.data.batch": "16",
-    "tasks.pairs.data.corpus.variants": "1", **{f"evals.{name}.corpus.variants": "1" for name in
-    ("seen_style", "unseen_style", "unseen_concepts", "retrieval")}, "evals.unseen_style.every": "30",
-}  # fmt: skip
+DEMO = [f"--config.{key}={value}" for key, value in {
+    "steps": 16, "optim.warmup": 4, "checkpoint.every": 4, "log.every": 1, "tasks.pairs.data.batch": 16,
+    "tasks.pairs.data.corpus.variants": 1, **{f"evals.{name}.corpus.variants": 1 for name in
+    ("seen_style", "unseen_style", "unseen_concepts", "retrieval")}, "evals.unseen_style.every": 8,
+}.items()]  # fmt: skip
 
 
 @pytest.fixture
@@ -189,9 +189,10 @@ def test_a_damaged_shared_corpus_is_built_anew(bucket, tmp_path, monkeypatch):
     assert not any("built anew" in text for text in said), "the good one is in its place"
 
 
-def kill_after_a_checkpoint(command, bucket, seconds=300):
+def kill_after_a_checkpoint(options, bucket, seconds=300, **environment):
     """Starts a run, and kills it once its first checkpoint is whole."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    command = [sys.executable, "-m", "jaxvl.train", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment})
     end = time.monotonic() + seconds
     while not any(name.count("/") == 3 and name.endswith("/commit_success.txt") for name in names(bucket, "run/checkpoints/")):
         if process.poll() is not None or time.monotonic() > end:
@@ -207,46 +208,70 @@ def arrays(workdir, step):
     return jax.tree.leaves_with_path(jax.tree.map(np.asarray, manager.restore(step, args=test_runs.setup_args())["state"]))
 
 
-@pytest.mark.parametrize("demo", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["tiny", "align_shapes"])
-def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(bucket, demo, tmp_path, monkeypatch, capsys):
+def assert_same_end(here, remote, steps, killed_at):
+    """The final state bit for bit, the same figures, and every file of a work folder."""
+    for (path, ours), (_, theirs) in zip(arrays(here, steps), arrays(remote, steps), strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=str(path))
+    losses = [{r["step"]: r["loss"] for r in read_metrics(place / "metrics.jsonl") if r["kind"] == "train"}
+              for place in (here, remote)]  # fmt: skip
+    assert losses[1].items() <= losses[0].items(), "the same figures"
+    lost = sorted(set(losses[0]) - set(losses[1]))
+    assert len(lost) <= 2 and all(killed_at - 2 <= step <= killed_at for step in lost), "but for what the kill took"
+    for name in ("config.json", "machine.json", "gallery.json", "report.html"):
+        assert paths.is_file(remote / name), name
+    assert paths.list_folder(remote / "tb")
+
+
+def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(bucket, tmp_path, monkeypatch, capsys):
     """Config, corpus and work folder on `s3://`; the oracle is an uninterrupted run in a local folder."""
-    if demo:
-        text, assignments = (ROOT / "configs" / "align_shapes.py").read_text(), DEMO
-    else:
-        text, assignments = TINY.format(folder=os.path.dirname(__file__), steps=STEPS), {}
-    steps = int(assignments.get("steps", STEPS))
-    paths.write_text(paths.as_path(f"{bucket}/configs/run.py"), text)
+    file, remote = f"{bucket}/configs/run.py", paths.as_path(f"{bucket}/run")
+    paths.write_text(paths.as_path(file), TINY.format(folder=os.path.dirname(__file__), steps=STEPS))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path / "cache"))
-    experiment = resolve(Experiment, override(load_file(f"{bucket}/configs/run.py"), assignments))
-    expected = train_command.train(experiment, tmp_path / "local")
+    expected = train_command.train(resolve(Experiment, load_file(file)), tmp_path / "local")
 
     monkeypatch.setenv("JAXVL_CACHE", f"{bucket}/cache")
     monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "copies"))
-    options = [f"--config={bucket}/configs/run.py", f"--workdir={bucket}/run", *(f"--config.{k}={v}" for k, v in assignments.items())]
-    kill_after_a_checkpoint([sys.executable, "-m", "jaxvl.train", *options], bucket)
-    remote = paths.as_path(f"{bucket}/run")
+    options = [f"--config={file}", f"--workdir={remote}"]
+    kill_after_a_checkpoint(options, bucket)
     found = Checkpoints(remote / "checkpoints", read_only=True).steps[-1]
-    assert found < steps, "it was killed before its end"
+    assert found < STEPS, "it was killed before its end"
     assert train_command.main(options) == 0
-    assert f"resuming from step {found} of {bucket}/run" in capsys.readouterr().err.replace("\n", "")
-
-    for (path, here), (_, there) in zip(arrays(tmp_path / "local", steps), arrays(remote, steps), strict=True):
-        np.testing.assert_array_equal(here, there, err_msg=str(path))
-    losses = [{r["step"]: r["loss"] for r in read_metrics(place / "metrics.jsonl") if r["kind"] == "train"}
-              for place in (tmp_path / "local", remote)]  # fmt: skip
-    assert losses[1].items() <= losses[0].items(), "the same figures"
-    lost = sorted(set(losses[0]) - set(losses[1]))
-    assert len(lost) <= 2 and all(found - 2 <= step <= found for step in lost), "but for what the kill took"
-    for name in ("config.json", "machine.json", "gallery.json", "report.html"):
-        assert f"run/{name}" in names(bucket, "run/"), name
-    assert any(name.startswith("run/tb/") for name in names(bucket, "run/"))
+    assert f"resuming from step {found} of {remote}" in capsys.readouterr().err.replace("\n", "")
+    assert_same_end(tmp_path / "local", remote, STEPS, found)
 
     assert evaluate_command.main([f"--workdir={remote}"]) == 0
     figures = json.loads(paths.read_text(remote / "evaluate" / "results.json"))
-    assert figures.pop("step") == steps
+    assert figures.pop("step") == STEPS
     assert figures == pytest.approx(expected)
     assert not (tmp_path / "s3:").exists() and not (ROOT / "s3:").exists(), "nothing went to a folder of that name"
+
+
+@pytest.mark.slow
+def test_the_demo_in_an_object_store(bucket, tmp_path):
+    """`configs/align_shapes.py` made small, by its commands, on one device."""
+    file, remote = f"{bucket}/configs/align_shapes.py", paths.as_path(f"{bucket}/run")
+    paths.write_bytes(paths.as_path(file), (ROOT / "configs" / "align_shapes.py").read_bytes())
+    environment = {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"), "JAXVL_CACHE": str(tmp_path / "cache")}
+
+    def run(command, *options):
+        program = [sys.executable, "-m", f"jaxvl.{command}", *options]
+        done = subprocess.run(program, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=800)
+        assert done.returncode == 0, done.stderr
+        return done.stderr.replace("\n", "")
+
+    run("train", f"--config={file}", f"--workdir={tmp_path / 'local'}", *DEMO)
+    environment |= {"JAXVL_CACHE": f"{bucket}/cache", "JAXVL_LOCAL_CACHE": str(tmp_path / "copies")}
+    options = [f"--config={file}", f"--workdir={remote}", *DEMO]
+    kill_after_a_checkpoint(options, bucket, **environment)
+    found = Checkpoints(remote / "checkpoints", read_only=True).steps[-1]
+    assert found < 16, "it was killed before its end"
+    assert f"resuming from step {found} of {remote}" in run("train", *options)
+    assert_same_end(tmp_path / "local", remote, 16, found)
+    for workdir in (tmp_path / "local", remote):
+        run("evaluate", f"--workdir={workdir}")
+    ours, theirs = (json.loads(paths.read_text(workdir / "evaluate" / "results.json")) for workdir in (tmp_path / "local", remote))
+    assert ours == theirs
 
 
 def test_weights_of_a_run_there_start_another(bucket):
