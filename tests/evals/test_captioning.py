@@ -118,11 +118,12 @@ def test_a_run_that_learns_to_write(tmp_path, capsys):
     assert [line["path"] for line in lines] == [str(folder / name) for name in ("0.png", "1.png", "2.png", "broken.png")]
     assert lines[0]["caption"] == toy[0]["captions"]["en"][0] and "error" in lines[3]
     # A model that writes nothing says so.
-    with pytest.raises(ConfigError, match="name: needs a model that writes captions, as coca"):
+    with pytest.raises(ConfigError, match=r"evals\.written\.name: needs a model that writes captions, as coca"):
         config["model"] = dict(name="dual_encoder", image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2),
                                text=dict(name="text_transformer", variant="Ti", width=16, depth=1, heads=2), embed_dim=8)  # fmt: skip
         config["tasks"]["pairs"]["objectives"] = dict(clip=1.0)
-        train.train(resolve(Experiment, {**config, "steps": 2, "optim": {"warmup": 0}, "checkpoint": {"every": 1}}), tmp_path / "other")
+        train.train(resolve(Experiment, {**config, "steps": 2, "optim": {"warmup": 0}}), tmp_path / "other")
+    train.train(resolve(Experiment, {**config, "steps": 1, "optim": {"warmup": 0}, "evals": {}}), tmp_path / "other")
     assert caption.main([f"--workdir={tmp_path / 'other'}", str(folder)]) == 2
     assert "is 'dual_encoder', which writes no captions; coca does" in capsys.readouterr().err.replace("\n", " ")
 
