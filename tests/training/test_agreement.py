@@ -1,5 +1,6 @@
 """What processes decide together; the others are played."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -150,3 +151,33 @@ def test_numbers_and_texts_survive_the_way_between_processes(monkeypatch):
     monkeypatch.setattr(hosts.multihost_utils, "process_allgather", lambda x: np.stack([np.zeros_like(x), x]))
     assert hosts.gather([-1, 2**40]).tolist() == [[0, 0], [-1, 2**40]]
     assert hosts.gather_texts("größer " * 400)[1] == ("größer " * 400).encode()[:2000].decode(errors="ignore")
+
+
+@pytest.mark.parametrize(
+    "error, waits", [(ZeroDivisionError("a bug"), []), (jax.errors.JaxRuntimeError("gloo: closed"), [hosts.PATIENCE + 5])]
+)
+def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch, capsys, error, waits):
+    """But where a step has failed, it waits to hear from JAX which process was lost; all within a minute."""
+    waited, left = [], []
+
+    def leave(status):
+        left.append(status)
+        raise SystemExit(status)
+
+    def main(argv):
+        raise error
+
+    monkeypatch.setattr(hosts.jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(hosts.time, "sleep", waited.append)
+    monkeypatch.setattr(hosts.os, "_exit", leave)
+    with pytest.raises(SystemExit):
+        hosts.run_command(main, [])
+    said = capsys.readouterr().err
+    assert left == [1] and waited == waits and 2 * hosts.PATIENCE + 5 < 60
+    assert str(error) in said and "process 0 of 1 ends with an error; the others follow" in said
+
+
+def test_a_command_of_one_process_raises_what_it_raises():
+    assert hosts.run_command(lambda argv: len(argv), ["a", "b"]) == 2
+    with pytest.raises(ZeroDivisionError):
+        hosts.run_command(lambda argv: 1 // 0, [])
