@@ -9,7 +9,7 @@ import boto3
 import object_store
 import pytest
 
-from jaxvl import evaluate, paths, plan, train
+from jaxvl import caption, evaluate, paths, plan, train
 from jaxvl.config import ConfigError, load_file
 from jaxvl.data.corpora.questions import Questions
 from jaxvl.data.tokenizers import TokenizerConfig, make_tokenizer
@@ -152,6 +152,21 @@ def test_questions_and_their_pictures(bucket, client):
     corpus = Questions(f"{bucket}/vqa", f"{bucket}/pictures").prepare()
     assert corpus.splits == ["val"]
     assert corpus.split("val")[0]["image"] == b"picture"
+
+
+def test_pictures_of_a_folder(bucket, client, tmp_path):
+    for name in ("b.png", "a.txt", "deep/c.JPG"):
+        put(client, bucket, f"seen/{name}", b"picture")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"picture")
+    for place in (f"{bucket}/seen", str(tmp_path)):
+        assert [str(file) for file in caption.pictures([place, f"{place}/a.txt"])] == [
+            f"{place}/b.png",
+            f"{place}/deep/c.JPG",
+            f"{place}/a.txt",
+        ]
+    with pytest.raises(ConfigError, match="is not there"):
+        list(caption.pictures([f"{bucket}/not-there"]))
 
 
 def test_a_vocabulary(bucket, client):

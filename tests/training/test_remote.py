@@ -248,6 +248,7 @@ def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(bucket, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_the_demo_in_an_object_store(bucket, tmp_path):
     """`configs/align_shapes.py` made small, by its commands, on one device."""
     file, remote = f"{bucket}/configs/align_shapes.py", paths.as_path(f"{bucket}/run")
