@@ -79,7 +79,7 @@ def from_process_0(make: Callable[[], Any]) -> Any:
     return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))
 
 
-def meet(what: str, seconds: float = 60) -> None:
+def meet(what: str, seconds: float = 20) -> None:
     """Waits until every process has come here.
 
     Raises:
