@@ -143,4 +143,4 @@ if __name__ == "__main__":
     if "--help" in sys.argv or "-h" in sys.argv:
         print(__doc__)
         sys.exit(0)
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(hosts.run_command(main, sys.argv[1:]))

@@ -111,12 +111,21 @@ def explain(error: OtherState, experiment: Experiment, frame: Mapping[str, Any])
     return ConfigError(key, problem)
 
 
-def data_positions(frame: Mapping[str, Any]) -> dict[str, int]:
-    """Task -> records of its stream that the checkpoint's run had taken."""
+def data_positions(experiment: Experiment, frame: Mapping[str, Any]) -> dict[str, int]:
+    """Task -> records of its stream that the checkpoint's run had taken.
+
+    Raises ConfigError where an earlier version drew records in another order, unless `resume.accept` names the data.
+    """
     found = dict(frame["positions"])
     if frame.get("positions_in") == "records":
         return found
     for task, batches in found.items():  # earlier versions counted batches
+        key = f"tasks.{task}.data"
+        problem = (
+            "the checkpoint in the workdir is of an earlier version, which drew records in another order; "
+            f"resume.accept=({key!r},) goes on in the new order, at the same place"
+        )
+        check(_accepted(key, experiment), key, problem)
         data = frame["config"]["tasks"][task]["data"]
         found[task] = batches * data["batch"] * data.get("images_per_row", 1)
     return found

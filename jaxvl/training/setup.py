@@ -167,7 +167,7 @@ def _feeds(
     positions = {}
     task_steps = {}
     if restored is not None:
-        positions = data_positions(restored.frame)
+        positions = data_positions(experiment, restored.frame)
         task_steps = restored.frame.get("task_steps", {})
     feeds = {}
     for name, task in experiment.tasks.items():

@@ -96,6 +96,7 @@ def test_a_run_with_another_batch_continues_its_stream(finished, tmp_path, monke
     monkeypatch.setattr(Batches, "__init__", init)
     tasks = tiny.config().to_dict()["tasks"]
     tasks["pairs"]["data"]["batch"] = 8
-    train_command.train(tiny.experiment(tasks=tasks), tmp_path)
+    accept = dict(accept=("tasks.pairs.data.batch",))
+    train_command.train(tiny.experiment(tasks=tasks, resume=accept), tmp_path)
     assert starts == [3 * B]
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).frame()[1]["positions"] == {"pairs": 3 * B + 3 * 8}
