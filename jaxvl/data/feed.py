@@ -49,7 +49,9 @@ class Feed(Iterator):
             "data.split",
             f"{config.split!r} is not a split of the corpus (splits: {', '.join(corpus.splits)})",
         )
-        self.config, self.rows, self.waited = config, config.batch, 0.0
+        self.config = config
+        self.rows = config.batch
+        self.waited = 0.0
         self.position = start
         self.steps = start // config.records_per_batch if steps is None else steps
         self.failure: Exception | None = None

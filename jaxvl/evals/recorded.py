@@ -62,25 +62,13 @@ def read_metrics(path: paths.Path, left_out: LeftOut | None = None) -> list[dict
 
 def read_group(path: paths.Path, left_out: LeftOut) -> dict[str, Any]:
     """The keys of a JSON file, long texts and deep groups cut; {} where it is missing or holds something else."""
-    found = _read_json(path, left_out)
-    if found is _NOTHING:
-        return {}
-    if not isinstance(found, Mapping):
-        left_out.append(f"{path.name}: holds no group of keys, but a {type(found).__name__}")
-        return {}
-    return plain(found)
+    return plain(_read_mapping(path, left_out))
 
 
 def read_galleries(path: paths.Path, left_out: LeftOut) -> dict[str, dict[str, Any]]:
     """Evaluator -> `step` and `rows` (`GalleryRow.to_json`) of a `gallery.json`."""
-    found = _read_json(path, left_out)
-    if found is _NOTHING:
-        return {}
-    if not isinstance(found, Mapping):
-        left_out.append(f"{path.name}: holds no galleries by name, but a {type(found).__name__}")
-        return {}
     galleries = {}
-    for name, gallery in found.items():
+    for name, gallery in _read_mapping(path, left_out).items():
         if not _is_gallery(gallery):
             left_out.append(f"{path.name}: {brief(name, 40)!r} is no gallery")
             continue
@@ -143,6 +131,17 @@ def _lines(path: paths.Path, left_out: LeftOut) -> list[bytes]:
     except OSError as error:
         left_out.append(f"{path.name}: cannot be read ({error.strerror})")
         return []
+
+
+def _read_mapping(path: paths.Path, left_out: LeftOut) -> Mapping[str, Any]:
+    """A JSON object; empty where the file is missing or holds something else."""
+    found = _read_json(path, left_out)
+    if found is _NOTHING:
+        return {}
+    if not isinstance(found, Mapping):
+        left_out.append(f"{path.name}: holds no group of keys, but a {type(found).__name__}")
+        return {}
+    return found
 
 
 def _read_json(path: paths.Path, left_out: LeftOut) -> Any:
