@@ -34,6 +34,7 @@ NEEDED = {
     "Part": SPLIT,
     "mixture": dict(parts=(SPLIT,)),
     "MoeConfig": dict(last=1),
+    "WandbConfig": dict(project="p"),
     "classification": dict(head="colour"),
     "weighted": dict(weights=dict(pairs=1.0)),
     "stages": dict(shares=(("pairs", 1.0),)),

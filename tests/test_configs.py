@@ -29,7 +29,12 @@ def test_resolves(name):
     resolve(Experiment, load_file(str(ROOT / "configs" / name)))
 
 
-@pytest.mark.parametrize("name", [c for c in CONFIGS if ":" not in c])
+# Each of these compiles for half a minute or longer; the others have the same models, objectives and evaluators.
+LONG = ("align.py", "align_emoji.py", "coca_emoji.py", "coca_scst_emoji.py", "imp.py", "imp_demo.py")
+STEPS = [pytest.param(c, marks=[pytest.mark.slow] if c in LONG else []) for c in CONFIGS if ":" not in c]
+
+
+@pytest.mark.parametrize("name", STEPS)
 def test_takes_a_tiny_step(name, tmp_path):
     config = load_file(str(ROOT / "configs" / name)).to_dict()
     for task in config["tasks"].values():

@@ -47,6 +47,7 @@ SPARSE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_sparse_imp_steps_compile_with_experts_on_an_axis(tmp_path):
     tasks = ("image_text", "video_text", "small_video_text", "audio_text")
     sizes = {f"tasks.{task}.data.{key}": value for task in tasks for key, value in (("batch", "64"), ("image_size", "64"))}

@@ -49,6 +49,7 @@ class Pull:
 @dataclasses.dataclass(frozen=True)
 class Counting(SplitOptions):
     factor: float = 1.0
+    figures = ("records",)
 
     def run(self, encoders):
         return EvalResult({"records": self.factor * len(self.corpus.prepare(log=lambda text: None).split(self.split))}, [])

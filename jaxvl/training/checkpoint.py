@@ -242,8 +242,7 @@ class Checkpoints:
             self._set_aside(problems)
             return Restored(self._own_step(candidate, frame), state, frame)
         if problems:
-            causes = "\n  ".join(f"step {n}: {cause}" for n, cause in problems.items())
-            raise CheckpointError(f"{self.folder}: no checkpoint can be read:\n  {causes}")
+            raise self._unreadable(problems)
         return None
 
     def frame(self, step: int | None = None) -> tuple[int, Frame]:
@@ -255,12 +254,18 @@ class Checkpoints:
           CheckpointError: there is none.
         """
         self._check_step(step)
+        problems: dict[int, str] = {}
         for candidate in self._candidates(step):
-            frame = self._read_frame(candidate, {})
+            frame = self._read_frame(candidate, problems)
             if frame is not None:
                 return candidate, frame
-        there = ", ".join(map(str, self.steps)) or "none"
-        raise CheckpointError(f"{self.folder}: no readable checkpoint (there are: {there})")
+        raise self._unreadable(problems)
+
+    def _unreadable(self, problems: dict[int, str]) -> CheckpointError:
+        if not problems:
+            return CheckpointError(f"{self.folder}: no readable checkpoint: there is none")
+        causes = "\n  ".join(f"step {n}: {cause}" for n, cause in problems.items())
+        return CheckpointError(f"{self.folder}: no checkpoint can be read:\n  {causes}")
 
     def _check_step(self, step: int | None) -> None:
         if step is None or step in self.steps:

@@ -67,7 +67,7 @@ def dual_encoder():
         (dict(HERE, name="attentional_probe", train_split="train_a", heads=3), r"evals\.x\.heads: 3 must divide the width of 16"),
         (dict(HERE, name="attentional_probe", train_split="train_a", memory_gib=1e-6), r"evals\.x\.memory_gib: .* take"),
         (dict(HERE, name="interleaved"), r"evals\.x\.name: "),
-        (dict(HERE, name="interleaved", images_per_row=100_000), r"evals\.x\.images_per_row: split 'test_b_new' has \d+ records, too few"),
+        (dict(HERE, name="interleaved", images_per_row=1024), r"evals\.x\.images_per_row: split 'test_b_new' has \d+ records, too few"),
         (dict(HERE, name="masked_image"), r"evals\.x\.name: needs the model output 'patch_prediction'"),
         (dict(HERE, name="masked_image", locale="xx"), r"evals\.x\.locale: 'xx': no record"),
         (dict(HERE, name="modalities", pair=("image", "text")), r"evals\.x\.name: needs the model output 'vision>text'"),

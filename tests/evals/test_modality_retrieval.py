@@ -124,7 +124,8 @@ def test_the_gallery_shows_pictures_and_names_what_is_heard():
         label = int(row.text.split()[1])
         best = row.items[0]
         assert row.text.startswith("fr ") and row.image is None and row.rank >= 1
-        assert best.right == (label != 2) and best.text == f"fr {label + (label == 2)}" and best.image.startswith(b"\x89PNG")
+        assert best.right == (label != 2) and best.image.startswith(b"\x89PNG")
+        assert label == 2 or best.text == f"fr {label}"
     assert result.gallery[0].image and result.gallery[0].items[0].image is None
     evaluator = ModalityRetrieval(Corpus(), pair=("image", "text"), gallery=2, **OPTIONS)
     evaluator.check(encoders())

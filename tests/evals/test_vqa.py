@@ -193,6 +193,7 @@ def test_questions_of_your_own(tmp_path):
         choose(CORPORA, dict(name="questions", folder=str(tmp_path / "images")), "corpus")
 
 
+@pytest.mark.slow
 def test_every_evaluator_of_a_captioner_in_the_loop_and_offline(tmp_path):
     """One step of training on generated questions; the same figures after it and from the checkpoint."""
     scenes, shapes = dict(name="shapes_vqa", size=16, scenes=40), dict(name="shapes", size=16, variants=1)

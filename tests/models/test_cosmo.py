@@ -196,6 +196,7 @@ def experiment(**changes):
     return resolve(Experiment, {**config, **changes})
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_which_image_is_meant(tmp_path):
     """On a mesh, in microbatches; resumed from a checkpoint, it ends where it would have."""
     latest = train.train(experiment(), tmp_path / "run")

@@ -15,6 +15,7 @@ from test_runs import saved_arrays, saved_state
 
 from jaxvl import train as train_command
 from jaxvl.config import ConfigError
+from jaxvl.data.feed import SIGNAL
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.models.base import InputSpec
 from jaxvl.models.functional import functional
@@ -73,9 +74,9 @@ def finished(tmp_path_factory):
     """Folder and records of a run of `CHANGES`, and the names of what was compiled before its loop, and in it."""
     workdir, compiled, counts, loop = tmp_path_factory.mktemp("agd"), [], [], train_command.loop
 
-    def counted(run, stop):
+    def counted(*args):
         counts.append(len(compiled))
-        loop(run, stop)
+        loop(*args)
 
     def listen(event, seconds, **about):
         if event == "/jax/core/compile/backend_compile_duration":
@@ -124,7 +125,8 @@ def test_a_summed_run_advances_and_saves_all_positions(tmp_path):
     a, b = records[2, "pairs"], records[2, "large"]
     assert a["summed_loss"] == b["summed_loss"] == pytest.approx(a["loss"] + 0.5 * b["loss"], rel=1e-6)
     _, frame = Checkpoints(tmp_path / "checkpoints", read_only=True).frame()
-    assert frame["positions"] == {"pairs": 2, "large": 2}
+    assert frame["positions"] == {"pairs": 2 * 16, "large": 2 * 8}
+    assert frame["task_steps"] == {"pairs": 2, "large": 2}
 
 
 def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
@@ -170,10 +172,11 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
         )
         step = program.bind(program.turns[0], ["pairs"], mesh)
         batch = jax.device_put(batch, batch_sharding(mesh))
+        signal = jax.device_put(np.zeros(16, np.uint8), batch_sharding(mesh))
         params, rest, opt, ema = jax.tree.map(jnp.copy, (state.params, state.rest, state.opt_state, state.ema))
         for t in range(3):
             params, rest, opt, ema, value = plain(params, rest, opt, ema, np.int32(t), batch)
-            state, (metrics,) = step(state, (batch,))
+            state, (metrics,) = step(state, (batch | {SIGNAL: signal},))
             assert metrics["loss"] == value
     for mine, theirs in ((state.params, params), (state.rest, rest), (state.opt_state, opt), (state.ema, ema)):
         jax.tree.map(np.testing.assert_array_equal, mine, theirs)

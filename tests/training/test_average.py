@@ -92,7 +92,9 @@ def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
         state = jax.jit(fresh, out_shardings=shardings)()
     assert model.rest and model.rest.keys() < state.ema.keys()
     ema = {p: v + 1 for p, v in state.ema.items()}
-    run = types.SimpleNamespace(experiment=experiment, tokenizer=tokenizer, preprocess=experiment.preprocess, feeds={}, latest={})
+    run = types.SimpleNamespace(
+        experiment=experiment, tokenizer=tokenizer, preprocess=experiment.preprocess, feeds={}, figures=types.SimpleNamespace(latest={})
+    )
     frame = Run.frame(run)
     if older:
         ema = {p: v for p, v in ema.items() if p in state.params}

@@ -85,15 +85,15 @@ def test_a_checkpoint_without_its_last_object_is_none(bucket):
     folder, state = paths.as_path(f"{bucket}/run/checkpoints"), {"x": jnp.ones(3)}
     checkpoints = Checkpoints(folder)
     for step in (1, 2):
-        checkpoints.save(step, state, {"step": step})
+        checkpoints.save(step, state, {"mark": "first"})
     checkpoints.finish()
     checkpoints.close()
     boto3.client("s3").delete_object(Bucket=bucket.removeprefix("s3://"), Key="run/checkpoints/2/commit_success.txt")
     assert Checkpoints(folder, read_only=True).steps == [1]
     writing = Checkpoints(folder)
-    assert writing.save(2, state, {"step": "again"})
+    assert writing.save(2, state, {"mark": "again"})
     writing.finish()
-    assert Checkpoints(folder, read_only=True).frame() == (2, {"step": "again"})
+    assert Checkpoints(folder, read_only=True).frame() == (2, {"mark": "again", "step": 2})
 
 
 def test_a_store_that_is_away_is_no_damage(bucket, monkeypatch):
@@ -222,6 +222,7 @@ def assert_same_end(here, remote, steps, killed_at):
     assert paths.list_folder(remote / "tb")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(bucket, tmp_path, monkeypatch, capsys):
     """Config, corpus and work folder on `s3://`; the oracle is an uninterrupted run in a local folder."""
     file, remote = f"{bucket}/configs/run.py", paths.as_path(f"{bucket}/run")
@@ -275,6 +276,7 @@ def test_the_demo_in_an_object_store(bucket, tmp_path):
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_weights_of_a_run_there_start_another(bucket):
     workdir = f"{bucket}/first"
     train_command.train(tiny.experiment(steps=2, optim=dict(lr=1e-3, warmup=0)), paths.as_path(workdir))

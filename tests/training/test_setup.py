@@ -192,6 +192,7 @@ def with_experts(**moe):
     return model
 
 
+@pytest.mark.slow
 def test_a_run_with_experts_starts_from_dense_weights(tmp_path):
     """Sparse upcycling: at the start the model with experts is the dense one; only the routers are new."""
     quiet = dict(log=dict(every=10, tensorboard=False, report=False))

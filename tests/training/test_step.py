@@ -101,6 +101,7 @@ def interleaved(rows=16, k=2):
     return {**wide, **pack(texts, 10, eos_id=1, pad_id=0)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sycoca", "cosmo"])
 def test_microbatches_of_captioners_on_a_mesh(name):
     """Their loss is a mean over tokens, of which chunks hold different numbers; some outputs are booleans, some not of the batch's shape."""

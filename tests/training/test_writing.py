@@ -69,6 +69,7 @@ class Stage:
             return jax.device_get(out)
 
 
+@pytest.mark.slow
 def test_meshes_and_chunks_give_the_numbers_of_one_device():
     # Losses near the start are sums of differences of nearly equal rewards: the parameters are what is compared.
     settings = dict(optim=dict(lr=1e-3, warmup=0, eps=1.0, clip_norm=None, ema=0.9), steps=6)
@@ -123,6 +124,7 @@ def losses(workdir):
     return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_is_judged_by_it_and_resumes(tmp_path):
     quiet = dict(log=dict(every=1, tensorboard=False, report=False), mesh=dict(data=-1))
     first = config(dict(clip=1.0, captioning=1.0), steps=2, checkpoint=dict(every=2), optim=dict(lr=1e-2, warmup=0), **quiet)
@@ -185,6 +187,7 @@ def test_captions_do_not_depend_on_mesh_or_batch_and_numbers_compile_nothing():
         assert keys.sharding.shard_shape(keys.shape) == (2, keys.shape[1], 1, keys.shape[3])
 
 
+@pytest.mark.slow
 def test_64_pairs_are_learnt_to_the_letter():
     """Every caption written as it was taught, word by word with kept keys and values, and every pair found both ways."""
     concepts = [concept for concept in itertools.product(shapes.COLOURS, shapes.SHAPES, (1, 2, 3))]

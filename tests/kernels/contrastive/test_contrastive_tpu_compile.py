@@ -41,7 +41,7 @@ def test_a_batch_of_65536_takes_next_to_no_memory(devices, tpu):
     assert program.cost_analysis()["flops"] >= 5 * 2 * 65536**2 * 768  # the kernels tell the compiler what they cost
 
 
-@pytest.mark.parametrize("tpu", TPUS)
+@pytest.mark.parametrize("tpu", [pytest.param(t, marks=[pytest.mark.slow] if t in ("v4", "v5p") else []) for t in TPUS])
 @pytest.mark.parametrize("dtype, width", [("float32", 1000), ("bfloat16", 64), ("bfloat16", 2048)])
 def test_widths_and_dtypes_compile(devices, tpu, dtype, width):
     mesh = data_mesh(devices[tpu][:1])
