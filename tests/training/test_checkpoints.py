@@ -12,6 +12,7 @@ from jaxvl import train as train_command
 from jaxvl.config import ConfigError
 from jaxvl.evals.result import EvalResult
 from jaxvl.evals.zero_shot import ZeroShot
+from jaxvl.training import setup
 from jaxvl.training.checkpoint import CheckpointConfig, Checkpoints
 from jaxvl.training.figures import Figures
 from jaxvl.training.resume import data_positions
@@ -42,6 +43,23 @@ def damage(checkpoint):
     for file in (checkpoint / "state").rglob("*"):
         if file.is_file() and file.stat().st_size:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_kept():
+    """What a restart compiles again is the same, so it is kept."""
+    known = {}
+    compile_turns = setup.compile_turns
+
+    def once(experiment, *args):
+        key = repr((experiment.tasks, experiment.schedule, experiment.optim, experiment.steps, experiment.model))
+        if key not in known:
+            known[key] = compile_turns(experiment, *args)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "compile_turns", once)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -158,6 +158,7 @@ def test_what_cannot_be_judged_is_refused():
             make_judges(experiment, build_model(experiment, tokenizer()), tokenizer())
 
 
+@pytest.mark.slow
 def test_captions_do_not_depend_on_mesh_or_batch_and_numbers_compile_nothing():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
     how = [Generation(), Generation(method="beam", beams=3), Generation(method="sample", temperature=1.2)]

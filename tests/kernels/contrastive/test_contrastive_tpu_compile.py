@@ -67,6 +67,7 @@ def test_the_ring_of_kernels_compiles(devices, tpu):
     assert "collective-permute" in program.as_text() and temporary(program) <= 128 * MIB
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(devices):
     """Negative controls: without them a compiler that accepts everything would pass for proof."""
     mesh = data_mesh(devices["v5e"][:1])
@@ -77,6 +78,7 @@ def test_what_does_not_fit_is_refused(devices):
         compiled("softmax", operands(8192, 1024, jnp.bfloat16, mesh), mesh, implementation=too_large)
 
 
+@pytest.mark.slow
 def test_the_report_of_the_compilers(devices, tmp_path):
     rows = main(["--compile", "v5e", "--batch", "4096", "--json", str(tmp_path / "out.json")])
     kernel = next(r for r in rows if r["implementation"] == "pallas_tpu")
