@@ -30,7 +30,17 @@ def test_resolves(name):
 
 
 # Each of these compiles for half a minute or longer; the others have the same models, objectives and evaluators.
-LONG = ("align.py", "align_emoji.py", "coca_emoji.py", "coca_scst_emoji.py", "cosmo_shapes.py", "imp.py", "imp_demo.py", "sycoca_shapes.py")
+LONG = (
+    "align.py",
+    "align_emoji.py",
+    "clip.py",
+    "coca_emoji.py",
+    "coca_scst_emoji.py",
+    "cosmo_shapes.py",
+    "imp.py",
+    "imp_demo.py",
+    "sycoca_shapes.py",
+)
 STEPS = [pytest.param(c, marks=[pytest.mark.slow] if c in LONG else []) for c in CONFIGS if ":" not in c]
 
 

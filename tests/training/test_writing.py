@@ -84,6 +84,7 @@ def test_meshes_and_chunks_give_the_numbers_of_one_device():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_reward_rises_and_the_judge_stays():
     stage = Stage(config(dict(self_critical=1.0), mesh=dict(data=1), steps=150, optim=dict(lr=1e-2, warmup=10)))
     before = jax.device_get(stage.state.params)

@@ -13,6 +13,7 @@ from jaxvl.sharding.topology import CHIPS, compile_only_devices
 
 MIB = 2**20
 TPUS = [name for name in CHIPS if name.startswith("v")]
+ONE_DAILY = [pytest.param(name, marks=[] if name == "v5e" else [pytest.mark.slow]) for name in TPUS]  # the others nightly
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_a_batch_of_65536_takes_next_to_no_memory(devices, tpu):
     assert program.cost_analysis()["flops"] >= 5 * 2 * 65536**2 * 768  # the kernels tell the compiler what they cost
 
 
-@pytest.mark.parametrize("tpu", [pytest.param(t, marks=[pytest.mark.slow] if t in ("v4", "v5p") else []) for t in TPUS])
+@pytest.mark.parametrize("tpu", ONE_DAILY)
 @pytest.mark.parametrize("dtype, width", [("float32", 1000), ("bfloat16", 64), ("bfloat16", 2048)])
 def test_widths_and_dtypes_compile(devices, tpu, dtype, width):
     mesh = data_mesh(devices[tpu][:1])
