@@ -18,6 +18,10 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag that XLA 
 os.environ["XLA_FLAGS"] = " ".join([*quick, *flags, "--xla_force_host_platform_device_count=8"])  # the last one given counts
 os.environ.setdefault("NPROC", "32")  # on few cores the CPU collectives' thread pool would otherwise starve and abort
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads a model
+# Programs that several tests, processes of tests or runs of the suite compile are compiled once. A damaged file is compiled again.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "jaxvl-tests" / "programs"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from test_runs import saved_arrays, saved_state
+from tiny import assert_same_state, saved_state
 
 from jaxvl import train as train_command
 from jaxvl.config import ConfigError
@@ -22,7 +22,6 @@ from jaxvl.models.functional import functional
 from jaxvl.models.vit import ViTConfig
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxvl.tasks import Task
-from jaxvl.training import setup
 from jaxvl.training.build import Vocabulary, build_model, fresh_state
 from jaxvl.training.checkpoint import Checkpoints, abstract_state
 from jaxvl.training.compile import compile_turns, make_part
@@ -43,19 +42,9 @@ ORDER = ["more", "pairs", "large", "more", "pairs", "more", "pairs", "large"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_device_and_programs_kept():
-    """What a restart compiles again is the same, so it is kept."""
-    known, compile = {}, setup.compile_turns
-
-    def once(experiment, *args):
-        key = repr((experiment.tasks, experiment.schedule))
-        if key not in known:
-            known[key] = compile(experiment, *args)
-        return known[key]
-
+def one_device(programs_kept):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_command, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-        patch.setattr(setup, "compile_turns", once)
         yield
 
 
@@ -115,8 +104,7 @@ def test_the_sequence_goes_on_after_a_restart_bit_for_bit(finished, tmp_path):
     shutil.rmtree(tmp_path / "checkpoints" / "8")
     again = steps_of(train(tmp_path))
     assert again == {k: v for k, v in steps_of(records).items() if k[0] > 4}
-    for a, b in zip(saved_arrays(workdir, 8), saved_arrays(tmp_path, 8)):
-        np.testing.assert_array_equal(a, b)
+    assert_same_state(workdir, tmp_path, 8)
 
 
 def test_a_summed_run_advances_and_saves_all_positions(tmp_path):

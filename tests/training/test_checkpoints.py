@@ -7,17 +7,18 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from tiny import assert_same_state, saved_state
 
 from jaxvl import train as train_command
 from jaxvl.config import ConfigError
 from jaxvl.evals.result import EvalResult
 from jaxvl.evals.zero_shot import ZeroShot
-from jaxvl.training import setup
 from jaxvl.training.checkpoint import CheckpointConfig, Checkpoints
 from jaxvl.training.figures import Figures
 from jaxvl.training.resume import data_positions
 from jaxvl.training.run import EvaluationError
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
 EVALS = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=2, gallery=0))
 
 
@@ -25,41 +26,11 @@ def train(workdir, **changes):
     return train_command.train(tiny.experiment(**changes), workdir)
 
 
-def saved_arrays(workdir, step):
-    import orbax.checkpoint as ocp
-
-    manager = Checkpoints(workdir / "checkpoints", read_only=True)._manager
-    args = ocp.args.Composite(state=ocp.args.StandardRestore())
-    return jax.tree.leaves(jax.tree.map(np.asarray, manager.restore(step, args=args)["state"]))
-
-
-def assert_same_state(one, other, step):
-    for a, b in zip(saved_arrays(one, step), saved_arrays(other, step), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def damage(checkpoint):
     """Cuts every file of the state in half."""
     for file in (checkpoint / "state").rglob("*"):
         if file.is_file() and file.stat().st_size:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs_kept():
-    """What a restart compiles again is the same, so it is kept."""
-    known = {}
-    compile_turns = setup.compile_turns
-
-    def once(experiment, *args):
-        key = repr((experiment.tasks, experiment.schedule, experiment.optim, experiment.steps, experiment.model))
-        if key not in known:
-            known[key] = compile_turns(experiment, *args)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "compile_turns", once)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +65,7 @@ def test_the_newest_ones_are_kept_whatever_damaged_ones_are_numbered(copy):
     damage(copy / "checkpoints" / "6")
     train(copy, steps=5, checkpoint=dict(every=4, keep=1), resume=dict(accept=("steps",)))
     assert Checkpoints(copy / "checkpoints", read_only=True).steps == [5]
-    assert saved_arrays(copy, 5)
+    assert saved_state(copy, 5)
 
 
 def test_two_damaged_ones_of_one_step_are_both_kept(finished, copy):
@@ -206,7 +177,7 @@ def test_free_options_may_change(finished, copy):
 def test_an_accepted_rate_holds_from_the_checkpoint_on(copy):
     shutil.rmtree(copy / "checkpoints" / "6")
     train(copy, optim=dict(lr=1e-9, warmup=2, ema=0.9), resume=dict(accept=("optim.lr",)))
-    params = [jax.tree.leaves(saved_arrays(copy, step)) for step in (3, 6)]
+    params = [jax.tree.leaves(saved_state(copy, step)) for step in (3, 6)]
     moved = max(np.abs(a - b).max() for a, b in zip(*params, strict=True) if a.dtype == np.float32 and a.ndim > 1)
     assert moved > 0  # moments and averages do
     rates = [json.loads(line)["lr"] for line in open(copy / "metrics.jsonl") if '"train"' in line]

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import object_store
 import pytest
-import test_runs
 import tiny
 
 from jaxvl import evaluate as evaluate_command
@@ -203,15 +202,9 @@ def kill_after_a_checkpoint(options, bucket, seconds=300, **environment):
     process.communicate()
 
 
-def arrays(workdir, step):
-    manager = Checkpoints(workdir / "checkpoints", read_only=True)._manager
-    return jax.tree.leaves_with_path(jax.tree.map(np.asarray, manager.restore(step, args=test_runs.setup_args())["state"]))
-
-
 def assert_same_end(here, remote, steps, killed_at):
     """The final state bit for bit, the same figures, and every file of a work folder."""
-    for (path, ours), (_, theirs) in zip(arrays(here, steps), arrays(remote, steps), strict=True):
-        np.testing.assert_array_equal(ours, theirs, err_msg=str(path))
+    tiny.assert_same_state(here, remote, steps)
     losses = [{r["step"]: r["loss"] for r in read_metrics(place / "metrics.jsonl") if r["kind"] == "train"}
               for place in (here, remote)]  # fmt: skip
     assert losses[1].items() <= losses[0].items(), "the same figures"
@@ -281,7 +274,7 @@ def test_weights_of_a_run_there_start_another(bucket):
     workdir = f"{bucket}/first"
     train_command.train(tiny.experiment(steps=2, optim=dict(lr=1e-3, warmup=0)), paths.as_path(workdir))
     taken = initial_weights(tiny.experiment(init_from=workdir)).params
-    saved = Checkpoints(f"{workdir}/checkpoints", read_only=True)._manager.restore(2, args=test_runs.setup_args())["state"]["params"]
+    saved = tiny.saved_state(workdir, 2)["params"]
     assert sorted(taken) == sorted(saved) and taken
     for path, array in saved.items():
         np.testing.assert_array_equal(taken[path], array)

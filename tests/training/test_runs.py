@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from tiny import assert_same_state, losses, saved_state
 
 from jaxvl import evaluate as evaluate_command
 from jaxvl import train as train_command
@@ -22,31 +23,13 @@ from jaxvl.sharding.mesh import make_mesh
 from jaxvl.training.checkpoint import CheckpointError, Checkpoints
 from jaxvl.training.guard import TrainingDiverged
 
+pytestmark = pytest.mark.usefixtures("programs_kept")
+
 
 def run(workdir, **changes):
     """Trains in `workdir`; returns {step: loss} of everything logged there so far."""
     train_command.train(tiny.experiment(**changes), workdir)
     return losses(workdir)
-
-
-def losses(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
-
-
-def saved_state(workdir, step):
-    manager = Checkpoints(workdir / "checkpoints", read_only=True)
-    return jax.tree.map(np.asarray, manager._manager.restore(step, args=setup_args())["state"])
-
-
-def saved_arrays(workdir, step):
-    return jax.tree.leaves(saved_state(workdir, step))
-
-
-def setup_args():
-    import orbax.checkpoint as ocp
-
-    return ocp.args.Composite(state=ocp.args.StandardRestore())
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +51,7 @@ def test_2n_steps_equal_n_restart_n_bit_for_bit(finished, tmp_path):
     again = run(tmp_path)
     assert sorted(again) == [4, 5, 6]
     assert again == {s: v for s, v in losses(finished).items() if s > 3}
-    for a, b in zip(saved_arrays(finished, 6), saved_arrays(tmp_path, 6)):
-        np.testing.assert_array_equal(a, b)
+    assert_same_state(finished, tmp_path, 6)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
@@ -144,7 +126,7 @@ def test_diverged_run_saves_its_last_good_state(tmp_path):
     with pytest.raises(TrainingDiverged, match="task 'pairs', step"):
         train_command.train(experiment, tmp_path)
     step, _ = Checkpoints(tmp_path / "checkpoints", read_only=True).frame()
-    assert all(np.isfinite(a).all() for a in saved_arrays(tmp_path, step) if a.dtype == np.float32)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(saved_state(tmp_path, step)) if a.dtype == np.float32)
 
 
 CONFIG = "import sys\nsys.path.insert(0, {folder!r})\nimport tiny\n\n\ndef get_config():\n    return tiny.config(steps=100000, checkpoint=dict(every=20))\n"
@@ -189,7 +171,7 @@ def test_kill_during_a_save_leaves_the_last_good_checkpoint(tmp_path):
     process.communicate()
     step, frame = Checkpoints(folder, read_only=True).frame()
     assert step % 20 == 0 and frame["positions"] == {"pairs": 16 * step}
-    assert saved_arrays(tmp_path / "run", step)
+    assert saved_state(tmp_path / "run", step)
 
 
 def test_command_line_errors_are_one_line_and_exit_2(tmp_path, capsys):

@@ -1,8 +1,16 @@
-"""A whole run in miniature: generated pictures of 16 pixels, towers of a few thousand parameters."""
+"""A whole run in miniature: generated pictures of 16 pixels, towers of a few thousand parameters; and what it leaves."""
 
+import json
+import pathlib
+
+import jax
 import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
 
+from jaxvl import paths
 from jaxvl.config import resolve
+from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.experiment import Experiment
 
 CORPUS = dict(name="shapes", size=16, variants=1)
@@ -32,3 +40,24 @@ def config(**changes) -> ml_collections.ConfigDict:
 
 def experiment(**changes) -> Experiment:
     return resolve(Experiment, config(**changes))
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+    """{step: loss} of everything that was logged there."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+
+
+def saved_state(workdir: pathlib.Path | str, step: int) -> dict:
+    """The state of a checkpoint, as arrays of this machine."""
+    manager = Checkpoints(paths.as_path(workdir) / "checkpoints", read_only=True)._manager
+    # The devices that it was saved from need not be here.
+    arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), manager.item_metadata(step)["state"].tree)
+    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays)))["state"]
+
+
+def assert_same_state(one: pathlib.Path | str, other: pathlib.Path | str, step: int) -> None:
+    """Both have the same checkpoint of `step`, to the last bit."""
+    pairs = zip(jax.tree.leaves_with_path(saved_state(one, step)), jax.tree.leaves_with_path(saved_state(other, step)), strict=True)
+    for (path, a), (_, b) in pairs:
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
