@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -27,7 +26,7 @@ from jaxvl.data.draws import Uniforms, epochs
 from jaxvl.data.modalities import AudioConfig, Picture, VideoConfig, by_name
 from jaxvl.data.packing import LEAST, pack
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.data.records import BadRecord, DataError, Record
+from jaxvl.data.records import BadRecord, DataError, Record, causes
 from jaxvl.data.tokenizers import Tokenizer
 
 Ratio = Annotated[float, Range(0.01, 100.0)]  # width / height of a part of a picture
@@ -390,7 +389,3 @@ def check_budget(config: DataConfig, path: str, seen: int, bad: int, detail: str
             f"split {config.split!r} of {path}: {bad} of {seen} records are bad{detail}, "
             f"more than error_budget {config.error_budget:g} allows"
         )
-
-
-def causes(skipped: Mapping[str, int]) -> str:
-    return ", ".join(f"{cause}: {n}" for cause, n in sorted(skipped.items(), key=lambda item: -item[1]))

@@ -8,7 +8,7 @@ A record is a dict: `key` (text, unique in its corpus), `image` (an encoded pict
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -30,6 +30,11 @@ class BadRecord(ValueError):
     def __init__(self, cause: str, detail: str):
         super().__init__(f"{cause}: {detail}")
         self.cause = cause
+
+
+def causes(skipped: Mapping[str, int]) -> str:
+    """Cause -> records, as a text: the commonest first."""
+    return ", ".join(f"{cause}: {n}" for cause, n in sorted(skipped.items(), key=lambda item: -item[1]))
 
 
 def pack(record: Record) -> bytes:

@@ -19,7 +19,7 @@ from jaxvl.data.captions import CaptionConfig
 from jaxvl.data.corpora import CORPORA
 from jaxvl.data.corpora.prepared import prepared
 from jaxvl.data.loader import Batches, DataConfig
-from jaxvl.data.records import BadRecord, DataError
+from jaxvl.data.records import BadRecord, DataError, causes
 from jaxvl.evals.encoders import EncodedImages, Encoders
 from jaxvl.evals.result import EvaluatorError
 from jaxvl.sharding.mesh import batch_shards
@@ -218,9 +218,8 @@ class SplitOptions:
         bad = sum(skipped.values())
         if bad < self.error_minimum or bad <= self.error_budget * seen:
             return
-        causes = ", ".join(f"{cause}: {n}" for cause, n in skipped.items())
         raise DataError(
-            f"split {split or self.split!r}: {bad} of {seen} records are bad ({causes}), more than error_budget {self.error_budget:g} allows"
+            f"split {split or self.split!r}: {bad} of {seen} records are bad ({causes(skipped)}), more than error_budget {self.error_budget:g} allows"
         )
 
     def encode(self, encoders: Encoders, split: str | None = None) -> tuple[Any, EncodedImages]:

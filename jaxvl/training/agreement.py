@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from jaxvl.data.feed import SIGNAL, Feed
-from jaxvl.data.loader import causes, check_budget
-from jaxvl.data.records import DataError
+from jaxvl.data.loader import check_budget
+from jaxvl.data.records import DataError, causes
 from jaxvl.sharding import hosts
 
 INTERVAL = 5.0  # seconds between two sums of the bad records

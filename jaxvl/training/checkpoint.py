@@ -24,6 +24,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from jaxvl import paths
 from jaxvl.config import Count, Range, Steps, check
+from jaxvl.sharding import hosts
 from jaxvl.training import object_store
 
 Frame = dict[str, Any]
@@ -291,7 +292,7 @@ class Checkpoints:
             paths.exists(self.folder)  # raises where the store cannot be reached, which is no damage
             first_line = str(error).splitlines()[0] if str(error) else ""
             problems[step] = f"{type(error).__name__}: {first_line}"
-        if not _everywhere(found is not None):
+        if not hosts.gather([found is not None]).all():
             problems.setdefault(step, "another process cannot read it")
             logging.error("checkpoint %d cannot be read: %s", step, problems[step])
             return None
@@ -371,13 +372,6 @@ class _Best:
 def abstract_state(shapes: Any, shardings: Any) -> Any:
     """Shapes with shardings, as `restore` wants them."""
     return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
-
-
-def _everywhere(ok: bool) -> bool:
-    """Whether `ok` holds in every process."""
-    if jax.process_count() == 1:
-        return ok
-    return bool(multihost_utils.process_allgather(np.int32(ok)).all())
 
 
 def _leaves(tree: Any) -> dict[str, str]:

@@ -1,8 +1,10 @@
-"""Starts a miniature run as several processes of this machine, and plays what may befall one of them.
+"""Starts a command of jaxvl as one or several processes of this machine, and plays what may befall one of them.
 
-As a script: `processes.py ADDRESS PROCESSES PROCESS WORKDIR FAULT`. A fault befalls the last process after some steps: `none`; `data`, its
-feed raises; `exception`, its loop raises; `kill`, it kills itself; `preempted`, it gets SIGTERM.
+As a script, `processes.py FAULT ARGUMENTS…`: `jaxvl.train` with these arguments, whose last process a fault befalls. `data`: its feed
+raises. `exception`: its loop raises. `kill`: it kills itself. `preempted`: it gets SIGTERM. `evaluator`: an evaluator raises.
 """
+
+from __future__ import annotations
 
 import os
 import pathlib
@@ -10,33 +12,59 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 HERE = pathlib.Path(__file__).parent
 DEVICES = 8
 GOOD = 4  # steps before the fault
 
 
-def start(address, processes, process, workdir, fault="none"):
+def start(argv: Sequence[str], processes: int = 1, devices: int = DEVICES, **options: Any) -> list[subprocess.Popen]:
+    """`python ARGV…` as so many processes that share `devices`. `options`: of `Popen`; by default what they say on stderr is piped."""
     path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES // processes}"  # the last one counts
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices // processes}"  # the last one counts
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    command = [sys.executable, __file__, address, str(processes), str(process), str(workdir), fault]
-    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    options = {**dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env), **options}
+    if processes == 1:
+        return [subprocess.Popen([sys.executable, *argv], **options)]
+    together = [f"--coordinator={_free_address()}", f"--processes={processes}"]
+    return [subprocess.Popen([sys.executable, *argv, *together, f"--process={i}"], **options) for i in range(processes)]
 
 
-def free_address():
+def train(config: pathlib.Path, workdir: Any) -> list[str]:
+    """Arguments of Python that train."""
+    return ["-m", "jaxvl.train", f"--config={config}", f"--workdir={workdir}"]
+
+
+def finish(running: Sequence[subprocess.Popen], seconds: float = 300) -> list[tuple[str, str]]:
+    """What each process has said on stdout and stderr; all of them must end well."""
+    try:
+        said = [process.communicate(timeout=seconds) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0] * len(running), said
+    return said
+
+
+def _free_address() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def befall(fault):
+def _befall(fault: str) -> None:
     """Has `fault` come over this process."""
     from jaxvl.data import feed
     from jaxvl.data.loader import Batches
     from jaxvl.data.records import DataError
+    from jaxvl.evals.zero_shot import ZeroShot
 
     read, take, taken = Batches.__getitem__, feed.Feed.take, []
+
+    def say() -> None:
+        print("FAULT", flush=True, file=sys.stderr)
 
     def get(self, i):
         if fault == "data" and i == GOOD:
@@ -44,8 +72,8 @@ def befall(fault):
         return read(self, i)
 
     def after(self, **options):
-        if len(taken) == GOOD:
-            print("FAULT", flush=True, file=sys.stderr)
+        if len(taken) == GOOD and fault != "evaluator":
+            say()
             if fault == "exception":
                 raise ZeroDivisionError("a bug in the loop")
             if fault == "kill":
@@ -55,33 +83,24 @@ def befall(fault):
         taken.append(1)
         return take(self, **options)
 
+    def evaluate(self, encoders):
+        say()
+        raise ZeroDivisionError("a bug in an evaluator")
+
     Batches.__getitem__, feed.Feed.take = get, after
+    if fault == "evaluator":
+        ZeroShot.run = evaluate
 
 
-def main(argv):
-    address, processes, process, workdir, fault = argv
-    import jax
-
+def _main(argv: Sequence[str]) -> int:
+    from jaxvl import train
     from jaxvl.sharding import hosts
 
-    if processes != "1":
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if int(process) == int(processes) - 1:
-        befall(fault)
-    (pathlib.Path(workdir).parent / "config.py").write_text(CONFIG)
-    options = [f"--coordinator={address}", f"--processes={processes}", f"--process={process}"] if processes != "1" else []
-    from jaxvl import train
+    fault, *arguments = argv
+    if "--process=1" in arguments:
+        _befall(fault)
+    return hosts.run_command(train.main, arguments)
 
-    return hosts.run_command(train.main, [f"--config={pathlib.Path(workdir).parent / 'config.py'}", f"--workdir={workdir}", *options])
-
-
-CONFIG = """
-import tiny
-
-
-def get_config():
-    return tiny.config(steps=8, checkpoint=dict(every=100))
-"""
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_main(sys.argv[1:]))

@@ -15,6 +15,7 @@ from jaxvl.evals.result import EvalResult
 from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.training.checkpoint import CheckpointConfig, Checkpoints
 from jaxvl.training.figures import Figures
+from jaxvl.training.restore import initial_weights
 from jaxvl.training.resume import data_positions
 from jaxvl.training.run import EvaluationError
 
@@ -322,3 +323,10 @@ def test_a_cut_line_of_metrics_costs_no_line_of_the_resume(finished, copy):
         except json.JSONDecodeError:
             assert line == lines[train_lines[3]][:30]
     assert [r["step"] for r in whole if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_weights_with_another_tokenizer_are_refused(finished):
+    changed = dict(init_from=str(finished), tokenizer=dict(vocab_size=80))
+    with pytest.raises(ConfigError, match=r"^tokenizer: .*vocab_size=80.* is not that of the weights of init_from .*vocab_size=64"):
+        initial_weights(tiny.experiment(**changed))
+    assert initial_weights(tiny.experiment(init_from=str(finished))).tokenizer.vocab_size <= 64

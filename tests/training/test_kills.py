@@ -2,37 +2,21 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import random
 import signal
-import socket
 import subprocess
-import sys
 import time
 
+import processes
 import pytest
 import tiny
 
 from jaxvl.training.checkpoint import Checkpoints
 
-HERE = pathlib.Path(__file__).parent
 STEPS = 200
 PATIENCE = 240  # seconds that a process may take to get anywhere
-SCRIPT = """
-import pathlib, sys
-import jax
-address, processes, process, workdir, steps = sys.argv[1:]
-from jaxvl.sharding import hosts
-if processes != "1":
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    hosts.initialise({"coordinator": address, "processes": processes, "process": process})
-import tiny
-from jaxvl.train import train
-evals = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=50, gallery=0))
-options = dict(steps=int(steps), checkpoint=dict(every=10, keep=4), evals=evals)
-train(tiny.experiment(**options), pathlib.Path(workdir))
-"""
+EVALS = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=50, gallery=0))
 
 
 @dataclasses.dataclass
@@ -43,18 +27,10 @@ class Run:
     processes: int
 
     def start(self) -> list[subprocess.Popen]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        flags = f"--xla_force_host_platform_device_count={2 // self.processes}"
-        path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
-        env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-        started = []
-        for i in range(self.processes):
-            command = [sys.executable, "-c", SCRIPT, address, str(self.processes), str(i), str(self.workdir), str(STEPS)]
-            log = open(self.workdir.with_suffix(f".{i}.log"), "a")
-            started.append(subprocess.Popen(command, env=env, stdout=log, stderr=log))
-        return started
+        config = self.workdir.with_suffix(".py")
+        tiny.config_file(config, steps=STEPS, checkpoint=dict(every=10, keep=4), evals=EVALS)
+        with open(self.workdir.with_suffix(".log"), "a") as log:
+            return processes.start(processes.train(config, self.workdir), self.processes, devices=2, stdout=log, stderr=log)
 
     def step(self) -> int:
         """The last step that was logged."""
@@ -95,7 +71,7 @@ def kill(run: Run, draw: random.Random) -> bool:
     victim = draw.choice(started)
     try:
         while all(process.poll() is None for process in started):
-            assert time.monotonic() < end, f"no progress; see {run.workdir}.*.log"
+            assert time.monotonic() < end, f"no progress; see {run.workdir}.log"
             if run.step() >= after and (run.saving() or not in_save):
                 victim.send_signal(number)
                 break
@@ -111,7 +87,7 @@ def kill(run: Run, draw: random.Random) -> bool:
 
 def finish(run: Run) -> None:
     for process in run.start():
-        assert process.wait(PATIENCE) == 0, f"see {run.workdir}.*.log"
+        assert process.wait(PATIENCE) == 0, f"see {run.workdir}.log"
 
 
 def damage(checkpoint: pathlib.Path, draw: random.Random) -> None:
@@ -136,18 +112,18 @@ def assert_same_end(run: Run, reference: Run) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
-    "kills, processes, damaged",
+    "kills, number, damaged",
     [(40, 1, False), (20, 1, True), (10, 2, False)],
     ids=["40 kills", "20 kills and damaged checkpoints", "10 kills of one of two processes"],
 )
-def test_a_run_that_is_killed_ends_as_if_it_was_not(tmp_path, kills, processes, damaged):
+def test_a_run_that_is_killed_ends_as_if_it_was_not(tmp_path, kills, number, damaged):
     draw = random.Random(kills)
-    reference = Run(tmp_path / "reference", processes)
+    reference = Run(tmp_path / "reference", number)
     finish(reference)
     done = runs = 0
     while done < kills:
         runs += 1
-        run = Run(tmp_path / f"run{runs}", processes)
+        run = Run(tmp_path / f"run{runs}", number)
         while done < kills and kill(run, draw):
             done += 1
             newest = run.newest()

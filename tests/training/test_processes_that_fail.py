@@ -1,23 +1,29 @@
 """What befalls one of two processes ends both, within a minute, with what can be saved."""
 
-import json
 import threading
 import time
 
 import numpy as np
+import processes
 import pytest
-from processes import GOOD, free_address, start
+import tiny
+from processes import GOOD
+from tiny import losses
 
 from jaxvl.training.checkpoint import Checkpoints
 
 MINUTE = 60
 
 
-def run(workdir, fault="none", processes=2):
-    """Exit statuses and what each process has said; seconds from the fault to the end of the last one."""
+def run(workdir, fault=None, evaluated=False):
+    """Exit statuses and what each of two processes has said; seconds from the fault to the end of the last one."""
     workdir.parent.mkdir(exist_ok=True)
-    address = free_address()
-    running = [start(address, processes, i, workdir, fault) for i in range(processes)]
+    evals = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=GOOD, gallery=0))
+    every = dict(evals=evals, checkpoint=dict(every=GOOD)) if evaluated else dict(checkpoint=dict(every=100))
+    command = processes.train(tiny.config_file(workdir.with_suffix(".py"), steps=8, **every), workdir)
+    if fault is not None:
+        command = [str(processes.HERE / "processes.py"), fault, *command[2:]]
+    running = processes.start(command, 2)
     said, befell = [[] for _ in running], []
 
     def listen(process, lines):
@@ -35,11 +41,6 @@ def run(workdir, fault="none", processes=2):
         [t.join() for t in listening]
     seconds = time.monotonic() - befell[0] if befell else None
     return codes, [" ".join("".join(lines).split()) for lines in said], seconds
-
-
-def losses(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
 
 
 def saved(workdir):
@@ -85,3 +86,15 @@ def test_a_process_that_is_lost_takes_the_others_with_it(tmp_path, fault, code):
     assert "unhealthy (stopped sending heartbeats): 1 " in said[0], said[0]
     if fault == "exception":
         assert "ZeroDivisionError: a bug in the loop" in said[1] and "process 1 of 2 ends with an error" in said[1]
+
+
+@pytest.mark.slow
+def test_an_evaluator_that_fails_in_one_process_only_ends_both_and_loses_no_step_that_was_saved(tmp_path):
+    workdir = tmp_path / "evaluator" / "run"
+    codes, said, seconds = run(workdir, "evaluator", evaluated=True)
+    assert seconds is not None and seconds < MINUTE, said
+    assert 0 not in codes, said
+    assert f"evaluator style at {GOOD}: only some processes got there" in said[1], said[1]
+    assert saved(workdir) == (GOOD, {"pairs": 16 * GOOD})
+    assert run(workdir, evaluated=True)[0] == [0, 0]
+    assert sorted(losses(workdir)) == list(range(1, 9))

@@ -28,16 +28,6 @@ from jaxvl.training.restore import initial_weights
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 20
-TINY = """
-import sys
-sys.path.insert(0, {folder!r})
-import tiny
-
-
-def get_config():
-    evals = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a"))
-    return tiny.config(steps={steps}, evals=evals, checkpoint=dict(every=5), log=dict(every=1))
-"""
 # The demo with a smaller everything.
 DEMO = [f"--config.{key}={value}" for key, value in {
     "steps": 16, "optim.warmup": 4, "checkpoint.every": 4, "log.every": 1, "tasks.pairs.data.batch": 16,
@@ -219,7 +209,8 @@ def assert_same_end(here, remote, steps, killed_at):
 def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(bucket, tmp_path, monkeypatch, capsys):
     """Config, corpus and work folder on `s3://`; the oracle is an uninterrupted run in a local folder."""
     file, remote = f"{bucket}/configs/run.py", paths.as_path(f"{bucket}/run")
-    paths.write_text(paths.as_path(file), TINY.format(folder=os.path.dirname(__file__), steps=STEPS))
+    evals = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a"))
+    tiny.config_file(file, steps=STEPS, evals=evals, checkpoint=dict(every=5), log=dict(every=1))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path / "cache"))
     expected = train_command.train(resolve(Experiment, load_file(file)), tmp_path / "local")

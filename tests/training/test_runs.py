@@ -3,15 +3,13 @@
 import dataclasses
 import errno
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
+import processes
 import pytest
 import tiny
 from tiny import assert_same_state, losses, saved_state
@@ -129,13 +127,10 @@ def test_diverged_run_saves_its_last_good_state(tmp_path):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(saved_state(tmp_path, step)) if a.dtype == np.float32)
 
 
-CONFIG = "import sys\nsys.path.insert(0, {folder!r})\nimport tiny\n\n\ndef get_config():\n    return tiny.config(steps=100000, checkpoint=dict(every=20))\n"
-
-
 def start(tmp_path):
-    (tmp_path / "config.py").write_text(CONFIG.format(folder=os.path.dirname(__file__)))
-    command = [sys.executable, "-m", "jaxvl.train", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    config = tiny.config_file(tmp_path / "config.py", steps=100_000, checkpoint=dict(every=20))
+    (process,) = processes.start(processes.train(config, tmp_path / "run"))
+    return process
 
 
 def wait_for_checkpoint(process, tmp_path, seconds=240):

@@ -1,12 +1,9 @@
 """A run is evaluated, and its pictures captioned, by two processes as by one; only the first writes and prints."""
 
 import json
-import os
-import pathlib
-import socket
 import subprocess
-import sys
 
+import processes
 import pytest
 import tiny
 from PIL import Image
@@ -14,8 +11,6 @@ from test_writing import MODEL
 
 from jaxvl import caption, evaluate
 from jaxvl.train import train
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +29,7 @@ def finished(tmp_path_factory):
 
 def on_two_processes(module, *argv):
     """(standard output, standard error) of each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=4"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", module, *argv, f"--coordinator={address}", "--processes=2"]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    running = [subprocess.Popen([*command, f"--process={i}"], env=env, **pipes) for i in range(2)]
-    try:
-        said = [process.communicate(timeout=300) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], said
+    said = processes.finish(processes.start(["-m", module, *argv], 2, stdout=subprocess.PIPE))
     return [(without_gloo(out), err) for out, err in said]
 
 

@@ -1,62 +1,34 @@
 """Two processes of four devices train as one of eight does, save one checkpoint together, and resume from it."""
 
 import json
-import os
-import pathlib
 import shutil
-import socket
-import subprocess
-import sys
 
+import boto3
 import numpy as np
+import object_store
+import processes
 import pytest
-
-HERE = pathlib.Path(__file__).parent
-SCRIPT = """
-import pathlib, sys
-import jax
-address, processes, process, workdir = sys.argv[1:]
-from jaxvl.sharding import hosts
-if processes != "1":
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    hosts.initialise({"coordinator": address, "processes": processes, "process": process})
 import tiny
-from jaxvl.train import train
-assert jax.device_count() == 8
-evals = dict(pairs=dict(name="retrieval", corpus=tiny.CORPUS, split="test_a"))
-pairs = tiny.config().to_dict()["tasks"]["pairs"]
-tasks = dict(pairs=pairs, more={**pairs, "data": {**pairs["data"], "split": "train_b"}})
-schedule = dict(name="weighted", weights=dict(pairs=2.0, more=1.0))
-train(tiny.experiment(mesh=dict(data=4, fsdp=2), evals=evals, tasks=tasks, schedule=schedule), pathlib.Path(workdir))
-"""
+
+from jaxvl import paths
+
+PAIRS = tiny.config().to_dict()["tasks"]["pairs"]
+CHANGES = dict(
+    mesh=dict(data=4, fsdp=2),
+    evals=dict(pairs=dict(name="retrieval", corpus=tiny.CORPUS, split="test_a")),
+    tasks=dict(pairs=PAIRS, more={**PAIRS, "data": {**PAIRS["data"], "split": "train_b"}}),
+    schedule=dict(name="weighted", weights=dict(pairs=2.0, more=1.0)),
+)
 
 
-def start(address, processes, process, workdir):
-    path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
-    flags = f"--xla_force_host_platform_device_count={8 // processes}"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    command = [sys.executable, "-c", SCRIPT, address, str(processes), str(process), str(workdir)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def train(processes, workdir):
+def train(number, workdir):
     """Losses by (step, task) and the last evaluation of a run of two tasks in `workdir` by so many processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    running = [start(address, processes, i, workdir) for i in range(processes)]
-    try:
-        for process in running:
-            _, err = process.communicate(timeout=300)
-            assert process.returncode == 0, err[-3000:]
-    finally:
-        for process in running:
-            process.kill()
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    config = tiny.config_file(workdir.with_suffix(".py"), **CHANGES)
+    processes.finish(processes.start(processes.train(config, workdir), number))
+    lines = [json.loads(line) for line in paths.read_text(workdir / "metrics.jsonl").splitlines()]
     evaluated = [{k: v for k, v in line.items() if k not in ("seconds", "time")} for line in lines if line["kind"] == "eval"]
-    return {(line["step"], line["name"]): line["loss"] for line in lines if line["kind"] == "train" and line["name"] != "all"}, evaluated[
-        -1
-    ]
+    losses = {(line["step"], line["name"]): line["loss"] for line in lines if line["kind"] == "train" and line["name"] != "all"}
+    return losses, evaluated[-1]
 
 
 @pytest.mark.slow
@@ -68,11 +40,27 @@ def test_two_processes_train_as_one_and_resume(tmp_path):
     np.testing.assert_allclose([together[s] for s in alone], list(alone.values()), rtol=1e-5)
     assert figures_together == figures
     # Killed after its first checkpoint, the two resume; so does one process with what two have saved.
-    for processes in (2, 1):
-        again = tmp_path / f"again{processes}"
+    for number in (2, 1):
+        again = tmp_path / f"again{number}"
         shutil.copytree(tmp_path / "two" / "checkpoints", again / "checkpoints")
         shutil.rmtree(again / "checkpoints" / "6")
-        resumed, _ = train(processes, again)
+        resumed, _ = train(number, again)
         later = [key for key in sorted(together) if key[0] > 3]
         assert sorted(resumed) == later
         np.testing.assert_allclose([resumed[k] for k in later], [together[k] for k in later], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_object_store(tmp_path, monkeypatch):
+    """What they save there together is what they save in a folder; after a kill they go on with it."""
+    bucket = object_store.start(monkeypatch)
+    remote = paths.as_path(f"{bucket}/run")
+    here, figures = train(2, tmp_path / "here")
+    there, figures_there = train(2, remote)
+    assert there == here and figures_there == figures
+    tiny.assert_same_state(tmp_path / "here", remote, 6)
+    # Killed while the last step was saved: the object that is written last is missing.
+    boto3.client("s3").delete_object(Bucket=bucket.removeprefix("s3://"), Key="run/checkpoints/6/commit_success.txt")
+    again, _ = train(2, remote)
+    assert again == here
+    tiny.assert_same_state(tmp_path / "here", remote, 6)

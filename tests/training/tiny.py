@@ -42,6 +42,13 @@ def experiment(**changes) -> Experiment:
     return resolve(Experiment, config(**changes))
 
 
+def config_file(path: pathlib.Path | str, **changes) -> pathlib.Path | str:
+    """Writes the miniature as a config file, for commands."""
+    text = f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config(**changes).to_dict()!r})\n"
+    paths.write_text(paths.as_path(path), text)
+    return path
+
+
 def losses(workdir: pathlib.Path) -> dict[int, float]:
     """{step: loss} of everything that was logged there."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
