@@ -42,6 +42,20 @@ def tpu_compiler():
         pytest.skip("no TPU compiler; launch/test.sh installs it")
 
 
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs have one device, where meshes are not what is tested: their steps compile in half the time."""
+    from jaxvl.sharding.mesh import make_mesh
+
+    def first(config):
+        return make_mesh(config, jax.devices()[:1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxvl.train.make_mesh", first)
+        patch.setattr("jaxvl.training.restore.make_mesh", first)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_mesh_is_left_behind():
     yield

@@ -1,6 +1,7 @@
 """Every notebook runs from its first cell to its last, on tiny settings and generated pictures; none is committed with outputs."""
 
 import json
+import os
 import pathlib
 
 import papermill
@@ -36,7 +37,7 @@ def _task(pair, **data):
 
 PERCEIVER = dict(
     model=dict(
-        name="imp", variant="small", width=16, depth=2, heads=2, hidden=32, patch=8, most_frames=8, most_pixels=16, most_steps=64, most_bins=32,
+        name="imp", variant="small", width=16, depth=1, heads=2, hidden=32, patch=8, most_frames=8, most_pixels=16, most_steps=64, most_bins=32,
         most_words=8, log_mel=dict(frame=1024, step=256, bins=32), embed_dim=16, projection_hidden=16, scan=False,
         pairs=("vision-text", "vision-audio"), inputs=("image", "video", "spectrogram", "text"), moe=dict(last=1, experts=4, span="row"),
     ),
@@ -61,7 +62,8 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
-def test_runs(notebook, tmp_path):
+def test_runs(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1")  # compiles in half the time
     config, parameters, printed = SETTINGS[notebook.stem]
     file = tmp_path / "tiny.py"
     file.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n    return ConfigDict({config!r})\n")

@@ -8,6 +8,8 @@ from jaxvl import train
 from jaxvl.config import ConfigError, load_file, override, resolve
 from jaxvl.training.experiment import Experiment
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ROOT = pathlib.Path(__file__).parent.parent
 ARGUMENTS = {
     "align_emoji.py": ["", "long", "split=b"],

@@ -16,6 +16,8 @@ from jaxvl.evals import EVALUATORS
 from jaxvl.objectives import OBJECTIVES
 from jaxvl.training.experiment import Experiment, parse_command
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ROOT = pathlib.Path(__file__).parent.parent
 PLUGIN = """
 from __future__ import annotations

@@ -15,6 +15,8 @@ from jaxvl.evals.captioning import Captioning, token_f1
 from jaxvl.evals.encoders import EncodedImages
 from jaxvl.training.experiment import Experiment
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.mark.parametrize(
     "text, reference, f1",

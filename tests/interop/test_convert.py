@@ -18,6 +18,8 @@ from jaxvl.models import presets
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.restore import restore_encoders, restore_weights
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 torch, transformers = library("torch"), library("transformers")
 
 

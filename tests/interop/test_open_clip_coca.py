@@ -26,6 +26,8 @@ from jaxvl.objectives.captioning import Captioning
 from jaxvl.objectives.clip import SymmetricSoftmax
 from jaxvl.training.restore import restore_encoders
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 torch = pytest.importorskip("torch")
 
 

@@ -28,6 +28,7 @@ from jaxvl.training.compile import compile_turns, make_part
 from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.schedule import Turn
 
+pytestmark = pytest.mark.usefixtures("programs_kept", "one_device")
 PAIRS = tiny.config().to_dict()["tasks"]["pairs"]
 
 
@@ -39,13 +40,6 @@ def task(**data):
 TASKS = dict(large=task(image_size=24, text_length=4, batch=8), more=task(split="train_b"), pairs=PAIRS)
 CHANGES = dict(tasks=TASKS, schedule=dict(name="round_robin", intervals=dict(large=2)), steps=8, checkpoint=dict(every=4))
 ORDER = ["more", "pairs", "large", "more", "pairs", "more", "pairs", "large"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device(programs_kept):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_command, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
-        yield
 
 
 def train(workdir, **changes):

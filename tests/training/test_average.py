@@ -85,7 +85,7 @@ def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
     """One of before statistics were averaged is read as well; the live ones stand in for them."""
     experiment = tiny.experiment(model=dict(name="dual_encoder", image=NET, text=TEXT, embed_dim=16))
     tokenizer = task_tokenizer(experiment, prepare_corpora(experiment, lambda text: None))
-    mesh = make_mesh(experiment.mesh)
+    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         model = build_model(experiment, tokenizer)
         fresh, _, shardings = fresh_state(experiment, model, mesh)

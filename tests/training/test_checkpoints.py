@@ -19,7 +19,7 @@ from jaxvl.training.restore import initial_weights
 from jaxvl.training.resume import data_positions
 from jaxvl.training.run import EvaluationError
 
-pytestmark = pytest.mark.usefixtures("programs_kept")
+pytestmark = pytest.mark.usefixtures("programs_kept", "one_device")
 EVALS = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=2, gallery=0))
 
 

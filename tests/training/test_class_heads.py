@@ -8,6 +8,8 @@ import tiny
 from jaxvl import train
 from jaxvl.config import ConfigError
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 MODEL = dict(
     name="imp", variant="small", width=32, depth=1, heads=2, hidden=64, patch=4, most_frames=8, most_pixels=16, most_words=8, embed_dim=16,
     projection_hidden=16, scan=False, inputs=("image", "video", "text"), classes=dict(colour=6),

@@ -11,7 +11,7 @@ from jaxvl.data.loader import Batches
 from jaxvl.data.records import BadRecord, DataError, RecordSource
 from jaxvl.training.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("programs_kept")
+pytestmark = pytest.mark.usefixtures("programs_kept", "one_device")
 B = 16
 
 
