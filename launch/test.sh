@@ -16,4 +16,5 @@ if [ "$(cat "$venv/compilers/.request" 2>/dev/null || true)" != "$libtpu" ]; the
   printf '%s' "$libtpu" >"$venv/compilers/.request"
 fi
 # One process per core, of at most 8 (each takes up to 6 GB); a file stays in one process, which shares what it compiles.
-exec "$venv/bin/python" -m pytest -n logical --maxprocesses 8 --dist loadfile "$@"
+# Files run in their order: those of few tests are the longest here, and would all come last.
+exec "$venv/bin/python" -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"

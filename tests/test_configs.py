@@ -38,6 +38,7 @@ LONG = (
     "clip.py",
     "coca_emoji.py",
     "coca_scst_emoji.py",
+    "coca_shapes_vqa.py",
     "cosmo_shapes.py",
     "imp.py",
     "imp_demo.py",

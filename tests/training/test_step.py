@@ -95,6 +95,7 @@ def test_microbatches_keep_all_negatives(n):
     close(whole, chunked, 1e-6)
 
 
+@pytest.mark.slow
 def test_microbatches_of_a_captioner():
     """Some of its outputs are booleans; its loss is a mean over tokens, of which chunks hold different numbers."""
     model = dict(
