@@ -15,6 +15,7 @@ flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "xla_force_host_p
 quick = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
     quick.append("--xla_cpu_use_fusion_emitters=false")  # the older emitters compile in two thirds of the time
+    quick.append("--xla_cpu_parallel_codegen_split_count=1")  # there is a process for every core already
 os.environ["XLA_FLAGS"] = " ".join([*quick, *flags, "--xla_force_host_platform_device_count=8"])  # the last one given counts
 os.environ.setdefault("NPROC", "32")  # on few cores the CPU collectives' thread pool would otherwise starve and abort
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads a model

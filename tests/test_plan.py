@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import pytest
 
 from jaxvl import plan
@@ -18,8 +19,17 @@ pytestmark = pytest.mark.usefixtures("tpu_compiler")
 SLOW = [pytest.param(t, marks=pytest.mark.slow) for t in ("v4:2x2x1", "v5p:2x2x1", "v6e:2x2")]
 
 
+@pytest.fixture
+def little_effort():
+    """The compiler optimises little, in a third of the time."""
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    yield
+    jax.config.update("jax_exec_time_optimization_effort", before)
+
+
 @pytest.mark.parametrize("topology", ["v5e:2x2", *SLOW])
-def test_the_align_step_compiles(topology, tmp_path, capsys):
+def test_the_align_step_compiles(topology, tmp_path, capsys, little_effort):
     assignments = [f"--config.{key}={value}" for key, value in SMALL.items()]
     assert plan.main([f"--config={CONFIG}", f"--topology={topology}", f"--json={tmp_path / 'plan.json'}", *assignments]) == 0
     printed, figures = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())

@@ -303,6 +303,7 @@ def test_full_size(name):
     np.testing.assert_array_equal(to_open_clip(params, config)["visual.proj"], state_of(theirs)["visual.proj"])
 
 
+@pytest.mark.slow
 def test_a_converted_captioner_captions_and_is_evaluated_from_its_folder(tmp_path, capsys):
     """`convert`, then `caption` and `evaluate` on what it wrote; the caption is that of their own model, read by their tokenizer."""
     form = cfg(text=dict(vocab_size=49408, context_length=16, layers=1), vision=dict(attentional_pool=True, layers=1, **POOLER)) | dict(

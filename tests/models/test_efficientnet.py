@@ -25,7 +25,7 @@ def parameters(config, image_size=64, classes=1000):
 # Tan & Le 2019, table 2; Xie et al. 2020 for L2; Tan & Le 2021, table 7 (V2-S 22M, M 54M, L 120M), in millions.
 @pytest.mark.parametrize(
     "variant, millions",
-    [("b0", 5.3), ("b1", 7.8), ("b2", 9.1), ("b3", 12), ("b4", 19), ("b5", 30), ("b6", 43), ("b7", 66), ("l2", 480), ("v2_s", 21.5), ("v2_m", 54), ("v2_l", 119)],
+    [("b0", 5.3), ("b1", 7.8), ("b2", 9.1), ("b3", 12), ("b4", 19), ("b5", 30), ("b6", 43), ("b7", 66), pytest.param("l2", 480, marks=pytest.mark.slow), ("v2_s", 21.5), ("v2_m", 54), pytest.param("v2_l", 119, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_published_parameter_counts(variant, millions):
     count = parameters(EfficientNetConfig(variant, head=True)) / 1e6

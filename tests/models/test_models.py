@@ -111,7 +111,9 @@ def test_mesh_equals_one_device(node, mesh):
 
 
 @pytest.mark.parametrize("node", [DUAL], ids=["dual"])  # the stack is the same code in every tower
-@pytest.mark.parametrize("options", [dict(scan=False), dict(remat="full"), dict(scan=False, remat="dots")], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(scan=False), dict(remat="full"), pytest.param(dict(scan=False, remat="dots"), marks=pytest.mark.slow)], ids=str
+)
 def test_scan_and_remat_change_nothing(node, options):
     changes = {f"text__{k}": v for k, v in options.items()}
     if node["image"]["name"] == "vit":

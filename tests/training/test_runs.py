@@ -52,7 +52,7 @@ def test_2n_steps_equal_n_restart_n_bit_for_bit(finished, tmp_path):
     assert_same_state(finished, tmp_path, 6)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_restores_on_fewer_devices_with_equal_losses(finished, tmp_path, devices, monkeypatch):
     at_step_3(finished, tmp_path)
     monkeypatch.setattr(train_command, "make_mesh", lambda config: make_mesh(config, jax.devices()[:devices]))
@@ -155,6 +155,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
     assert frame["positions"] == {"pairs": 16 * step}, "the data position is that of the state"
 
 
+@pytest.mark.slow
 def test_kill_during_a_save_leaves_the_last_good_checkpoint(tmp_path):
     process = start(tmp_path)
     wait_for_checkpoint(process, tmp_path)

@@ -33,7 +33,7 @@ def lowered_for(mesh, shape, dtype, targets, kind, implementation="pallas_tpu"):
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))).lower(u, v, *scalars, vectors)
 
 
-@pytest.mark.parametrize("tpu", TPUS)
+@pytest.mark.parametrize("tpu", ONE_DAILY)
 def test_a_batch_of_65536_takes_next_to_no_memory(devices, tpu):
     """Materialised, its logits alone are 16 GiB."""
     mesh = data_mesh(devices[tpu][:1])
@@ -60,7 +60,7 @@ def test_every_target_compiles(devices, case):
         lowered_for(data_mesh(devices["v5e"][:1]), (200, 200 * ratio, 72), jnp.bfloat16, targets, kind).compile()
 
 
-@pytest.mark.parametrize("tpu", TPUS)
+@pytest.mark.parametrize("tpu", ONE_DAILY)
 def test_the_ring_of_kernels_compiles(devices, tpu):
     mesh = data_mesh(devices[tpu])
     shapes = operands(4096 * mesh.size, 768, jnp.bfloat16, mesh)

@@ -71,7 +71,7 @@ def test_every_target(case, implementation, kind):
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("size", [1, 7, 129, 1000])
+@pytest.mark.parametrize("size", [1, 7, 129, 300])
 def test_odd_sizes(size, dtype, kind):
     rng = np.random.default_rng(size)
     u = unit_rows(rng, size, 64, dtype)
