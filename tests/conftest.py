@@ -8,7 +8,8 @@ import pathlib
 import tempfile
 
 # Corpora and vocabularies that tests make go to a folder of their own, kept between runs.
-os.environ.setdefault("JAXVL_CACHE", str(pathlib.Path(tempfile.gettempdir()) / "jaxvl-tests"))
+KEPT = pathlib.Path(tempfile.gettempdir()) / "jaxvl-tests"
+os.environ.setdefault("JAXVL_CACHE", str(KEPT))
 os.environ["JAX_PLATFORMS"] = "cpu"
 flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in f]
 # Tests compile much and compute little: the compiler's costly passes are left out, which halves the time of the suite.
@@ -20,7 +21,7 @@ os.environ["XLA_FLAGS"] = " ".join([*quick, *flags, "--xla_force_host_platform_d
 os.environ.setdefault("NPROC", "32")  # on few cores the CPU collectives' thread pool would otherwise starve and abort
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads a model
 # Programs that several tests, processes of tests or runs of the suite compile are compiled once. A damaged file is compiled again.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "jaxvl-tests" / "programs"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT / "programs"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 

@@ -155,7 +155,9 @@ class DataConfig:
         Interleaved: image uint8 [B, K, S, S, 4], text int32 [B, R], id int32 [B, K], index int32 [B, K], and segment int32 [B, R], lengths
         int32 [B, K], weight float32 [B, R] (`packing.py`).
         """
-        rows, k, r = self.record_shapes, self.images_per_row, self.tokens
+        rows = self.record_shapes
+        k = self.images_per_row
+        r = self.tokens
         if k > 1:
             rows = {name: ((k, *shape), dtype) for name, (shape, dtype) in rows.items()}
             rows |= dict(text=((r,), np.int32), segment=((r,), np.int32), lengths=((k,), np.int32), weight=((r,), np.float32))
@@ -237,8 +239,12 @@ class Batches:
         self, config: DataConfig, source: Any, tokenizer: Tokenizer, *, seed: int, rows: np.ndarray | None = None,
         values: np.ndarray | None = None, start: int = 0, counted: np.ndarray | None = None, preprocess: Preprocess = Preprocess(),
     ):  # fmt: skip
-        self.config, self._source, self._tokenizer = config, source, tokenizer
-        self.rows, self._values, self._start = np.arange(config.batch) if rows is None else np.asarray(rows), values, start
+        self.config = config
+        self.rows = np.arange(config.batch) if rows is None else np.asarray(rows)
+        self._source = source
+        self._tokenizer = tokenizer
+        self._values = values
+        self._start = start
         self._counted = np.ones(len(self.rows), bool) if counted is None else np.asarray(counted)
         if len(source) == 0:
             raise DataError(f"split {config.split!r} has no records")

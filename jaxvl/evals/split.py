@@ -44,7 +44,9 @@ def read_all(source: Any, read: Callable[[int], Any]) -> list[Any | None]:
     Raises:
       EvaluatorError: in every process, where `read` raised anything but BadRecord in one of them.
     """
-    good, bad, failed = 0, 1, 2
+    good = 0
+    bad = 1
+    failed = 2
     out: list[Any | None] = [None] * len(source)
     faults = np.full(len(source), good, np.int32)
     error: Exception | None = None
@@ -141,7 +143,9 @@ class Thumbnails:
     """Small pictures of a source's records as PNG, as the model sees them: decoded, on the background."""
 
     def __init__(self, source: Any, preprocess: Any):
-        self._source, self._preprocess, self._made = source, preprocess, {}
+        self._source = source
+        self._preprocess = preprocess
+        self._made: dict[int, bytes] = {}
 
     def __call__(self, i: int) -> bytes | None:
         """PNG of record `i`; None where it can no longer be read."""

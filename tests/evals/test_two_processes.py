@@ -1,22 +1,18 @@
 """Two processes with four devices each give what one process with eight gives, and each reads only its own records."""
 
 import json
-import os
 import pathlib
-import socket
 import subprocess
-import sys
 
+import processes
 import pytest
 
 HERE = pathlib.Path(__file__).parent
 SCRIPT = """
 import json, sys
 import jax
-address, processes, process = sys.argv[1:]
-if processes != "1":
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, int(processes), int(process))
+from jaxvl.sharding import hosts
+hosts.initialise(dict(option.removeprefix("--").split("=") for option in sys.argv[1:]))
 from known_answers import bigram_logits, corpus, encoders, scorer, two_splits, unit
 from jaxvl.evals.attentional_probe import AttentionalProbe
 from jaxvl.evals.likelihood import Likelihood
@@ -57,32 +53,16 @@ print(json.dumps({"empty": empty, "failures": failures, "metrics": metrics, "sum
 """
 
 
-def start(address, processes, process):
-    flags = f"--xla_force_host_platform_device_count={8 // processes}"
-    path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-    command = [sys.executable, "-c", SCRIPT, address, str(processes), str(process)]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
-    return json.loads(out.splitlines()[-1])
+def run(number):
+    """What each of so many processes has printed last."""
+    started = processes.start(["-c", SCRIPT], number, stdout=subprocess.PIPE, cwd=HERE)
+    return [json.loads(out.splitlines()[-1]) for out, _ in processes.finish(started)]
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    running = [start(address, 2, i) for i in range(2)]
-    try:
-        first, second = (finish(p) for p in running)
-    finally:
-        for process in running:
-            process.kill()
-    alone = finish(start(address, 1, 0))
+    first, second = run(2)
+    (alone,) = run(1)
     assert first["metrics"] == second["metrics"] == alone["metrics"]
     assert first["summed"] == second["summed"]
     for got, expected in zip(first["summed"], alone["summed"]):  # sums over processes are taken in another order

@@ -22,7 +22,7 @@ def run(workdir, fault=None, evaluated=False):
     every = dict(evals=evals, checkpoint=dict(every=GOOD)) if evaluated else dict(checkpoint=dict(every=100))
     command = processes.train(tiny.config_file(workdir.with_suffix(".py"), steps=8, **every), workdir)
     if fault is not None:
-        command = [str(processes.HERE / "processes.py"), fault, *command[2:]]
+        command = [processes.__file__, fault, *command[2:]]
     running = processes.start(command, 2)
     said, befell = [[] for _ in running], []
 

@@ -15,16 +15,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-HERE = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parent.parent
 DEVICES = 8
 GOOD = 4  # steps before the fault
 
 
 def start(argv: Sequence[str], processes: int = 1, devices: int = DEVICES, **options: Any) -> list[subprocess.Popen]:
     """`python ARGV…` as so many processes that share `devices`. `options`: of `Popen`; by default what they say on stderr is piped."""
-    path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices // processes}"  # the last one counts
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     options = {**dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env), **options}
     if processes == 1:
         return [subprocess.Popen([sys.executable, *argv], **options)]
