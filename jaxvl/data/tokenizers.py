@@ -26,7 +26,7 @@ from jaxvl import paths
 from jaxvl.config import ConfigError, PathText, VocabularySize, check, to_path
 from jaxvl.data import text_files, wordpiece
 from jaxvl.data.cleaning import CLEANERS
-from jaxvl.data.corpora.store import cache_folder
+from jaxvl.data.folders import cache_folder
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"  # ids 0, 1, 2 of a trained vocabulary
 

@@ -21,29 +21,20 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 import pathlib
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import filelock
 import numpy as np
 
 from jaxvl import paths
-from jaxvl.data.records import BadRecord, DataError, Record, RecordSource, write_records
+from jaxvl.data.classes import ClassSet
+from jaxvl.data.folders import cache_folder, local_cache_folder
+from jaxvl.data.records import DataError, Record, RecordSource, write_records
 
 FORMAT = 1  # of the folder's layout; a corpus of another format is built anew
-
-
-def cache_folder() -> paths.Path:
-    """`$JAXVL_CACHE`, which may be remote, else `local_cache_folder()`. Raises PathError."""
-    return paths.as_path(os.environ.get("JAXVL_CACHE") or local_cache_folder())
-
-
-def local_cache_folder() -> pathlib.Path:
-    """What is built here, and copies of what lies in a remote cache: `$JAXVL_LOCAL_CACHE`, else `~/.cache/jaxvl`."""
-    return pathlib.Path(os.environ.get("JAXVL_LOCAL_CACHE") or pathlib.Path.home() / ".cache" / "jaxvl")
 
 
 class Corpus:
@@ -60,7 +51,7 @@ class Corpus:
             self._labels = index["labels"]
             part = lambda kind: {k.removeprefix(kind): index[k] for k in index.files if k.startswith(kind)}
             self._splits, self._having = part("split/"), part("having/")
-        self._classes: dict[str, list[str | None]] | None = None
+        self._classes: ClassSet | None = None
 
     @property
     def splits(self) -> list[str]:
@@ -72,27 +63,26 @@ class Corpus:
         checksums = {name: about["sha256"] for name, about in self.manifest["files"].items()}
         return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
 
-    def split(self, name: str, having: Iterable[Collection[str]] = ()) -> RecordSource:
-        """Random access to the records of a split.
+    @property
+    def optional(self) -> Mapping[str, np.ndarray]:
+        """Thing that not all records have (`frames`, `speech/fr`) -> bool [n], which of all records have it."""
+        return self._having
 
-        Args:
-          having: what its records must have: at least one thing of each entry (`[("speech/fr", "speech/es")]`).
+    def index(self, split: str | None) -> np.ndarray:
+        """Numbers of the records of a split (None: of all), int [n]. Raises KeyError."""
+        return np.arange(len(self._labels)) if split is None else self._splits[split]
 
-        Raises:
-          KeyError: there is no such split. DataError: no record of the corpus has any thing of an entry.
-        """
-        index = self._splits[name]
-        for things in having:
-            known = [self._having[thing] for thing in things if thing in self._having]
-            if not known:
-                has = ", ".join(sorted(self._having)) or "pictures and captions only"
-                raise DataError(f"{self.folder.name}: no record has {' or '.join(sorted(things))} (there are: {has})")
-            index = index[np.logical_or.reduce(known)[index]]
-        return RecordSource(self.folder / "records.array_record", index)
+    def split(self, name: str | None) -> RecordSource:
+        """The stored records of a split (None: of all). Raises KeyError."""
+        return RecordSource(self.folder / "records.array_record", self.index(name))
 
-    def labels(self, split: str) -> np.ndarray:
+    def labels_of(self, index: np.ndarray) -> np.ndarray:
+        """Labels int32 of records by number."""
+        return self._labels[index]
+
+    def labels(self, split: str | None) -> np.ndarray:
         """Label of every record of a split, int32 [n]."""
-        return self._labels[self._splits[split]]
+        return self._labels[self.index(split)]
 
     @functools.cached_property
     def _attributes(self) -> dict[str, dict[str, list]]:
@@ -104,40 +94,17 @@ class Corpus:
         """Coarser classes than the labels: the emoji's group, a shape's colour."""
         return list(self._attributes)
 
-    def attribute(self, name: str, split: str) -> tuple[np.ndarray, list[str]]:
-        """Value of an attribute for every record of a split, int32 [n], and the values' names. Raises KeyError."""
-        values, names = self.attribute_of_labels(name)
-        return values[self.labels(split)], names
-
     def attribute_of_labels(self, name: str) -> tuple[np.ndarray, list[str]]:
         """Value of an attribute for every label, int32 [labels], and the values' names. Raises KeyError."""
         about = self._attributes[name]
         return np.asarray(about["values"], np.int32), about["names"]
 
-    def class_names(self, locale: str = "en") -> list[str | None]:
-        """Name of every label in a language; None where it has none. Raises DataError for a language that is not there."""
+    def class_set(self) -> ClassSet:
+        """Name of every label in every language."""
         if self._classes is None:
-            self._classes = json.loads((self.folder / "classes.json").read_text())
-        if locale not in self._classes:
-            raise DataError(f"{self.folder.name}: no names in locale {locale!r} (there are: {', '.join(sorted(self._classes))})")
-        return self._classes[locale]
-
-    def texts(self, split: str, locales: Collection[str] | None = None) -> Iterator[str]:
-        """Names and keywords of the labels of a split, in some or all languages: what a tokenizer is trained on."""
-        seen = set()
-        source = self.split(split)
-        for i, label in enumerate(self.labels(split)):
-            if label in seen:
-                continue
-            try:
-                captions = source[i]["captions"]
-            except BadRecord:  # another record of the label will do; the loader counts this one
-                continue
-            seen.add(label)
-            for locale, (name, keywords) in captions.items():
-                if locales is None or locale in locales:
-                    yield name
-                    yield from keywords
+            names = json.loads((self.folder / "classes.json").read_text())
+            self._classes = ClassSet({language: tuple(of) for language, of in names.items()})
+        return self._classes
 
     def verify(self) -> None:
         """Reads every file and compares its checksum. Raises DataError naming the first that differs."""

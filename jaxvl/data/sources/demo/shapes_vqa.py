@@ -13,16 +13,18 @@ import functools
 import hashlib
 import io
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from jaxvl.config import Range, Seed, check
-from jaxvl.data.corpora import CORPORA
-from jaxvl.data.corpora.shapes import COLOURS, SHAPES, STYLES, UNSEEN, outline, paint
-from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.base import Column
+from jaxvl.data.sources.demo.recipe import Recipe
+from jaxvl.data.sources.demo.shapes import COLOURS, SHAPES, STYLES, UNSEEN, outline, paint
+from jaxvl.data.sources.demo.store import Corpus, build_once, write_corpus
 
 VERSION = 1
 PLACES = {"beside": ("left", "right"), "above": ("top", "bottom")}
@@ -44,9 +46,9 @@ class Group(NamedTuple):
         return f"are the {SHAPES[self.shape][0]}" if self.count > 1 else f"is the {self.shape}"
 
 
-@CORPORA.register("shapes_vqa")
+@SOURCES.register("shapes_vqa")
 @dataclasses.dataclass(frozen=True)
-class ShapesVqa:
+class ShapesVqa(Recipe):
     """See the module's text.
 
     Attributes:
@@ -58,6 +60,11 @@ class ShapesVqa:
     size: int = 48
     scenes: Annotated[int, Range(20, 1_000_000)] = 600
     seed: Seed = 0
+    columns: ClassVar[Mapping[str, Column]] = {
+        "question": Column("text"),
+        "answers": Column("texts"),
+        "type": Column("text"),
+    }
 
     def __post_init__(self):
         check(8 <= self.size <= 512, "size", f"{self.size!r} must be in 8 … 512 pixels")

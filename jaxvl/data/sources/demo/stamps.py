@@ -31,9 +31,11 @@ from rich.progress import track
 
 from jaxvl.config import check
 from jaxvl.data import clips
-from jaxvl.data.corpora import CORPORA, debian, drawing
-from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
 from jaxvl.data.records import BadRecord, DataError
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.demo import debian, drawing
+from jaxvl.data.sources.demo.recipe import Recipe
+from jaxvl.data.sources.demo.store import Corpus, build_once, write_corpus
 from jaxvl.data.text_files import read_lines
 
 VERSION = 1  # of the content: raise it when pictures, captions, clips or splits change
@@ -74,9 +76,9 @@ class Stamp:
     clips: list[Clip] = dataclasses.field(default_factory=list)
 
 
-@CORPORA.register("stamps")
+@SOURCES.register("stamps")
 @dataclasses.dataclass(frozen=True)
-class Stamps:
+class Stamps(Recipe):
     """See the module's text.
 
     Attributes:

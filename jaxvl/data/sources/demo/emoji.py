@@ -29,9 +29,11 @@ import numpy as np
 from rich.progress import track
 
 from jaxvl.config import check
-from jaxvl.data.corpora import CORPORA, drawing, npm
-from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
 from jaxvl.data.records import DataError
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.demo import drawing, npm
+from jaxvl.data.sources.demo.recipe import Recipe
+from jaxvl.data.sources.demo.store import Corpus, build_once, write_corpus
 
 VERSION = 3  # of the content: raise it when pictures, captions, splits or attributes change
 
@@ -73,9 +75,9 @@ EXPECT = {
 Pictures = dict[tuple[str, str], str]  # (style, emoji) -> SVG text, or path of a WebP file
 
 
-@CORPORA.register("emoji")
+@SOURCES.register("emoji")
 @dataclasses.dataclass(frozen=True)
-class Emoji:
+class Emoji(Recipe):
     """See the module's text.
 
     Attributes:

@@ -23,8 +23,9 @@ from PIL import Image, ImageDraw
 
 from jaxvl.config import Range, Seed, check
 from jaxvl.data import clips
-from jaxvl.data.corpora import CORPORA
-from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.demo.recipe import Recipe
+from jaxvl.data.sources.demo.store import Corpus, build_once, write_corpus
 
 VERSION = 2
 STYLES = ("filled", "outlined", "shaded", "soft", "sketch")
@@ -56,9 +57,9 @@ FRAMES = 8
 NOTE = 2133  # samples of one note
 
 
-@CORPORA.register("shapes")
+@SOURCES.register("shapes")
 @dataclasses.dataclass(frozen=True)
-class Shapes:
+class Shapes(Recipe):
     """See the module's text.
 
     Attributes:

@@ -24,9 +24,11 @@ from PIL import Image
 from rich.progress import track
 
 from jaxvl.config import Range, check
-from jaxvl.data.corpora import CORPORA, drawing, emoji, npm
-from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
 from jaxvl.data.records import DataError
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.demo import drawing, emoji, npm
+from jaxvl.data.sources.demo.recipe import Recipe
+from jaxvl.data.sources.demo.store import Corpus, build_once, write_corpus
 
 VERSION = 1  # of the content: raise it when frames, captions or splits change
 
@@ -42,9 +44,9 @@ EXPECT = {
 }
 
 
-@CORPORA.register("motion")
+@SOURCES.register("motion")
 @dataclasses.dataclass(frozen=True)
-class Motion:
+class Motion(Recipe):
     """See the module's text.
 
     Attributes:
