@@ -107,7 +107,7 @@ class Abstract:
     def check_outputs(self, batch: Mapping[str, jax.ShapeDtypeStruct], names: tuple[str, ...]) -> None:
         """Raises ConfigError at `name` where the model does not give the outputs `names` of a batch of such shapes."""
         self.require("outputs")
-        shapes = {name: shape for name, shape in batch.items() if name != "index"}
+        shapes = {name: shape for name, shape in batch.items() if name != "position"}
         self._shapes(lambda weights, batch: self._outputs(weights, batch, names), shapes)
 
     def token_shape(self) -> jax.ShapeDtypeStruct:
