@@ -24,14 +24,11 @@ def get_config(arg=""):
     )
     c.preprocess = dict(image_size=289)
     c.tokenizer = dict(kind="unigram", vocab_size=30522)
-    data = dict(
-        corpus=dict(name="emoji", size=289),
-        split="train_a",
-        batch=16384,
-        image_size=289,
-        text_length=64,
-        augment=dict(flip=0.5, shift=0.08),
+    fields = dict(
+        image=dict(name="picture", size=289, augment=dict(flip=0.5, shift=0.08)),
+        text=dict(name="caption", columns="name/en", length=64),
     )
+    data = dict(source=dict(name="emoji", size=289, split="train_a"), batch=16384, fields=fields)
     c.tasks = dict(pairs=dict(data=data, objectives=dict(align=dict(label_smoothing=0.1))))
     c.steps = 1_200_000
     c.optim = dict(name="lamb", lr=1e-3, schedule="linear", warmup=10_000, weight_decay=1e-5, clip_norm=None)

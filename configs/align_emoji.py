@@ -15,7 +15,6 @@ from jaxvl.config import parse_arg
 
 def get_config(arg=""):
     arg = parse_arg(arg, long=False, split="a")
-    corpus = dict(name="emoji")
     c = ml_collections.ConfigDict()
     c.model = dict(
         name="align",
@@ -30,18 +29,23 @@ def get_config(arg=""):
         rotate=12.0, zoom=(0.7, 1.25), stretch=0.25, shear=0.12, shift=0.06, hue=20.0, saturation=(0.3, 1.6), grayscale=0.12, contrast=0.25,
         brightness=0.12, tint=0.05, posterise=0.25, outline=0.5, line_drawing=0.1, invert=0.03, background=0.5,
     )  # fmt: skip
-    captions = dict(name=0.85, keyword=0.15)
-    data = dict(corpus=corpus, split=f"train_{arg.split}", batch=256, image_size=48, text_length=12, captions=captions, augment=augment)
+    fields = dict(
+        image=dict(name="picture", size=48, augment=augment),
+        text=dict(name="caption", columns={"name/en": 0.85, "keywords/en": 0.15}, length=12),
+        group_id=dict(name="group", column="class_label"),
+    )
+    data = dict(source=dict(name="emoji", split=f"train_{arg.split}"), batch=256, fields=fields)
     c.tasks = dict(pairs=dict(data=data, objectives=dict(align=dict(label_smoothing=0.1, duplicates="positive"))))
     c.steps = 3600 if arg.long else 1100
     c.optim = dict(name="muon", lr=1.2e-2, warmup=60, schedule="cosine", final_lr=0.01, b1=0.95, b2=0.98, weight_decay=0.05, ema=0.99)
     every = c.steps // 4
+    test = dict(name="emoji", split="test_a")
     c.evals = dict(
-        unseen_style=dict(name="zero_shot", corpus=corpus, split="test_a", every=every),
-        retrieval=dict(name="retrieval", corpus=corpus, split="test_a", every=every),
+        unseen_style=dict(name="zero_shot", source=test, every=every),
+        retrieval=dict(name="retrieval", source=test, every=every),
     )
     if arg.split == "b":
-        c.evals.unseen_concepts = dict(name="zero_shot", corpus=corpus, split="test_b_new", every=every)
+        c.evals.unseen_concepts = dict(name="zero_shot", source=dict(name="emoji", split="test_b_new"), every=every)
     c.checkpoint = dict(every=every, keep=2)  # no best_metric: the evaluations are the test, and may not choose
     c.log = dict(every=25)
     return c

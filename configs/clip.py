@@ -17,7 +17,11 @@ def get_config(arg=""):
     c.model = presets.clip(arg.variant)
     c.preprocess = dict(image_size=224, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
     c.tokenizer = dict(kind="unigram", vocab_size=49408)
-    data = dict(corpus=dict(name="emoji", size=224), split="train_a", batch=32768, image_size=224, text_length=77, augment=dict(shift=0.05))
+    fields = dict(
+        image=dict(name="picture", size=224, augment=dict(shift=0.05)),
+        text=dict(name="caption", columns="name/en", length=77),
+    )
+    data = dict(source=dict(name="emoji", size=224, split="train_a"), batch=32768, fields=fields)
     c.tasks = dict(pairs=dict(data=data, objectives=dict(clip=1.0)))
     c.steps = 390_000
     c.optim = dict(name="adamw", lr=5e-4, schedule="cosine", warmup=2000, b2=0.98, eps=1e-6, weight_decay=0.2)

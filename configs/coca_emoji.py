@@ -10,6 +10,8 @@ likely the right names are, and `group` tells the nine groups of emoji by a line
 not seen those that it is tested on, after the last step.
 """
 
+import ml_collections
+
 from jaxvl.config import load_file, parse_arg
 from jaxvl.paths import as_path
 
@@ -29,17 +31,20 @@ def get_config(arg=""):
     )
     c.tasks.pairs.objectives = objectives
     parts = (
-        dict(corpus=dict(name="emoji"), split="train_a", weight=0.92),
-        dict(corpus=dict(name="stamps", audio=False), split="train", weight=0.08),
+        dict(source=dict(name="emoji", split="train_a"), weight=0.92),
+        dict(source=dict(name="stamps", audio=False, split="train"), weight=0.08),
     )
-    c.tasks.pairs.data.corpus, c.tasks.pairs.data.split = dict(name="mixture", parts=parts), "train"
+    c.tasks.pairs.data.source = ml_collections.ConfigDict(dict(name="mixture", parts=parts))
+    c.tasks.pairs.data.sampler = dict(name="mixture")
     c.steps = 800
     for evaluator in c.evals.values():
         evaluator.every = 200
     c.checkpoint.every = 200
-    emoji, stamps = dict(corpus=dict(name="emoji"), split="test_a"), dict(corpus=dict(name="stamps", audio=False), split="val")
-    c.evals.written = dict(name="captioning", **emoji, every=200, scores=("cider_d",))
-    c.evals.stamps = dict(name="captioning", **stamps, every=200)
-    c.evals.likelihood = dict(name="likelihood", **emoji, every=200)
-    c.evals.group = dict(name="linear_probe", corpus=dict(name="emoji"), split="test_b_new", train_split="train_b", label="group")
+    emoji = dict(name="emoji", split="test_a")
+    stamps = dict(name="stamps", audio=False, split="val")
+    c.evals.written = dict(name="captioning", source=emoji, every=200, scores=("cider_d",))
+    c.evals.stamps = dict(name="captioning", source=stamps, every=200)
+    c.evals.likelihood = dict(name="likelihood", source=emoji, every=200)
+    held_out = dict(name="emoji", split="test_b_new")
+    c.evals.group = dict(name="linear_probe", source=held_out, train=dict(name="emoji", split="train_b"), label="group")
     return c

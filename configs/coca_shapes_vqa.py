@@ -17,16 +17,21 @@ def get_config():
     c.model = dict(name="coca", image=image, width=128, heads=4, hidden=384, unimodal=1, multimodal=2, queries=16, embed_dim=64, tied=True)
     c.preprocess = dict(image_size=32)
     c.tokenizer = dict(kind="unigram", vocab_size=160)
-    corpus, shapes = dict(name="shapes_vqa", size=32, scenes=4000), dict(name="shapes", size=32)
-    data = dict(corpus=corpus, split="train", batch=64, image_size=32, text_length=28, augment=dict(shift=0.05, hue=8.0, brightness=0.1))
+    train, test = (dict(name="shapes_vqa", size=32, scenes=4000, split=split) for split in ("train", "test"))
+    shapes = lambda split: dict(name="shapes", size=32, split=split)
+    fields = dict(
+        image=dict(name="picture", size=32, augment=dict(shift=0.05, hue=8.0, brightness=0.1)),
+        text=dict(name="caption", columns="name/en", length=28),
+    )
+    data = dict(source=train, batch=64, fields=fields)
     c.tasks = dict(questions=dict(data=data, objectives=dict(captioning=1.0)))
     c.steps = 1500
     c.optim = dict(name="adamw", lr=2e-3, warmup=100, weight_decay=0.05, b2=0.98, ema=0.99)
-    probe = dict(corpus=shapes, split="test_a", train_split="train_a")
+    probe = dict(source=shapes("test_a"), train=shapes("train_a"))
     c.evals = dict(
-        answers=dict(name="vqa", corpus=corpus, split="test", candidates="train", every=500),
-        written=dict(name="vqa", corpus=corpus, split="test", method="generate"),
-        likelihood=dict(name="likelihood", corpus=corpus, split="test", every=500),
+        answers=dict(name="vqa", source=test, candidates=train, every=500),
+        written=dict(name="vqa", source=test, method="generate"),
+        likelihood=dict(name="likelihood", source=test, every=500),
         colour=dict(name="linear_probe", label="colour", features="mean_tokens", **probe),
         count=dict(name="attentional_probe", label="count", heads=4, epochs=5, **probe),
     )

@@ -21,21 +21,30 @@ def get_config(arg=""):
     )  # fmt: skip
     c.preprocess = dict(image_size=48)
     c.tokenizer = dict(kind="unigram", vocab_size=128)
-    corpus = dict(name="shapes", size=48)
+    train, test = (dict(name="shapes", size=48, split=split) for split in ("train_a", "test_a"))
     augment = dict(rotate=10.0, zoom=(0.75, 1.2), shift=0.1, outline=0.3, background=0.3)
-    rows = dict(images_per_row=arg.images, row_length=8 * arg.images)  # a name has 8 tokens at most
+    rows = dict(records=arg.images, length=8 * arg.images)  # a name has 8 tokens at most
     c.tasks = dict(
         rows=dict(
-            data=dict(corpus=corpus, split="train_a", batch=16, image_size=48, text_length=12, augment=augment, **rows),
+            data=dict(
+                source=train,
+                batch=16,
+                interleave=rows,
+                fields=dict(
+                    image=dict(name="picture", size=48, augment=augment),
+                    text=dict(name="caption", columns="name/en", length=12),
+                    group_id=dict(name="group", column="class_label"),
+                ),
+            ),
             objectives=dict(captioning=1.0, clip=dict(weight=arg.contrast, duplicates="positive")),
         )
     )
     c.steps = 500
     c.optim = dict(name="adamw", lr=3e-3, warmup=50, weight_decay=0.05, b2=0.98)
     c.evals = dict(
-        rows=dict(name="interleaved", corpus=corpus, split="test_a", every=250, **rows),
-        written=dict(name="captioning", corpus=corpus, split="test_a", gallery=6),
-        classes=dict(name="zero_shot", corpus=corpus, split="test_a", gallery=6),
+        rows=dict(name="interleaved", source=test, every=250, interleave=rows),
+        written=dict(name="captioning", source=test, gallery=6),
+        classes=dict(name="zero_shot", source=test, gallery=6),
     )
     c.checkpoint = dict(every=250)
     return c

@@ -30,17 +30,21 @@ def get_config(arg=""):
         c.model.moe = dict(last=6, experts=experts)
     c.preprocess = dict(image_size=256)
     c.tokenizer = dict(kind="unigram", vocab_size=32100)
-    shared = dict(image_size=256, text_length=16, batch=8192)
-    motion, stamps = dict(name="motion", size=256), dict(name="stamps", size=256)
-    clip = dict(modalities=("video", "text"), video=dict(frames=16, stride=2))
-    heard = dict(modalities=("image", "waveform", "text"), audio=dict(seconds=8.192, paired=True))
+    emoji = dict(name="emoji", size=256, split="train_a")
+    motion = dict(name="motion", size=256, split="train")
+    stamps = dict(name="stamps", size=256, split="train")
+    image = dict(name="picture", size=256)
+    text = dict(name="caption", columns="name/en", length=16)
+    frames = lambda size: dict(name="frames", size=size, frames=16, stride=2)
+    speech = dict(name="waveform", columns="speech/*", seconds=8.192, text="name/*", text_length=16)
     c.tasks = dict(
-        image_text=dict(data=dict(corpus=dict(name="emoji", size=256), split="train_a", **shared)),
-        video_text=dict(data=dict(corpus=motion, split="train", **clip, **shared), encode=dict(drop=dict(video=0.75))),
-        small_video_text=dict(data=dict(corpus=motion, split="train", **clip, **{**shared, "image_size": 128})),
-        audio_text=dict(data=dict(corpus=stamps, split="train", **heard, **shared)),
+        image_text=dict(data=dict(source=emoji, fields=dict(image=image, text=text))),
+        video_text=dict(data=dict(source=motion, fields=dict(video=frames(256), text=text)), encode=dict(drop=dict(video=0.75))),
+        small_video_text=dict(data=dict(source=motion, fields=dict(video=frames(128), text=text))),
+        audio_text=dict(data=dict(source=stamps, fields=dict(image=image, waveform=speech))),
     )
     for name, task in c.tasks.items():
+        task.data.batch = 8192
         task.objectives = dict(nce=dict(pairs=pairs if name == "audio_text" else pairs[:1]))
         if experts:
             task.objectives["routing"] = {}  # for the log: expert choice needs no loss

@@ -37,20 +37,25 @@ def get_config(arg=""):
         rotate=12.0, zoom=(0.7, 1.25), stretch=0.25, shear=0.12, shift=0.06, hue=8.0, saturation=(0.3, 1.6), grayscale=0.05, contrast=0.25,
         brightness=0.12, tint=0.05, outline=0.2, background=0.5,
     )  # fmt: skip
-    emoji, motion, stamps = dict(name="emoji"), dict(name="motion"), dict(name="stamps")
-    shared = dict(image_size=48, augment=augment)
-    names = dict(captions=dict(name=0.85, keyword=0.15), text_length=8, **shared)
-    audio = dict(locales=LANGUAGES, seconds=2.048, paired=True)
+    emoji = lambda split: dict(name="emoji", split=split)
+    motion = lambda split: dict(name="motion", split=split)
+    stamps = lambda split: dict(name="stamps", split=split)
+    image = dict(name="picture", size=48, augment=augment)
+    video = dict(name="frames", size=48, frames=8, stride=4, augment=augment)
+    text = dict(name="caption", columns={"name/en": 0.85, "keywords/en": 0.15}, length=8)
+    speech = dict(name="waveform", columns="speech/*", languages=LANGUAGES, seconds=2.048, text="name/*", text_length=16)
+    group = dict(name="group", column="class_label")
     tasks = dict(
-        images=dict(data=dict(corpus=emoji, split="train_b", batch=256, **names), encode=dict(drop=dict(image=0.25))),
+        images=dict(
+            data=dict(source=emoji("train_b"), batch=256, fields=dict(image=image, text=text, group_id=group)),
+            encode=dict(drop=dict(image=0.25)),
+        ),
         clips=dict(
-            data=dict(corpus=motion, split="train", batch=64, modalities=("video", "text"), video=dict(frames=8, stride=4), **names),
+            data=dict(source=motion("train"), batch=64, fields=dict(video=video, text=text, group_id=group)),
             encode=dict(drop=dict(video=0.5)),
         ),
         speech=dict(
-            data=dict(
-                corpus=stamps, split="train", batch=128, modalities=("image", "waveform", "text"), audio=audio, text_length=16, **shared
-            ),
+            data=dict(source=stamps("train"), batch=128, fields=dict(image=image, waveform=speech, group_id=group)),
             encode=dict(drop=dict(image=0.25, spectrogram=0.25)),
         ),
     )
@@ -74,14 +79,18 @@ def get_config(arg=""):
     every = max(1, c.steps // 3)
     evals = dict(
         images=dict(
-            unseen_style=dict(name="zero_shot", corpus=emoji, split="test_a"),
-            unseen_concepts=dict(name="zero_shot", corpus=emoji, split="test_b_new"),
+            unseen_style=dict(name="zero_shot", source=emoji("test_a")),
+            unseen_concepts=dict(name="zero_shot", source=emoji("test_b_new")),
         ),
-        clips=dict(clips=dict(name="modalities", corpus=motion, split="test", pair=("video", "text"), video=dict(frames=8, stride=4, random=False))),
+        clips=dict(
+            clips=dict(
+                name="cross_modal_retrieval", source=motion("test"), pair=("video", "text"), frames=8, stride=4, group="class_label"
+            )
+        ),
         speech=dict(
             speech=dict(
-                name="modalities", corpus=stamps, split="test", pair=("image", "waveform"), locales=LANGUAGES,
-                audio=dict(seconds=2.048, random=False),
+                name="cross_modal_retrieval", source=stamps("test"), pair=("image", "waveform"), languages=LANGUAGES, seconds=2.048,
+                group="class_label",
             )
         ),
     )  # fmt: skip

@@ -23,19 +23,20 @@ def get_config(arg=""):
     )  # fmt: skip
     c.preprocess = dict(image_size=48)
     c.tokenizer = dict(kind="unigram", vocab_size=128)
-    corpus = dict(name="shapes", size=48)
+    train, test = (dict(name="shapes", size=48, split=split) for split in ("train_a", "test_a"))
     augment = dict(rotate=10.0, zoom=(0.7, 1.1), shift=0.15)
     objectives = dict(clip=dict(duplicates="positive"), captioning=arg.caption, masked_image=arg.image)
-    c.tasks = dict(
-        pairs=dict(
-            data=dict(corpus=corpus, split="train_a", batch=64, image_size=48, text_length=12, augment=augment), objectives=objectives
-        )
+    fields = dict(
+        image=dict(name="picture", size=48, augment=augment),
+        text=dict(name="caption", columns="name/en", length=12),
+        group_id=dict(name="group", column="class_label"),
     )
+    c.tasks = dict(pairs=dict(data=dict(source=train, batch=64, fields=fields), objectives=objectives))
     c.steps = 500
     c.optim = dict(name="adamw", lr=3e-3, warmup=50, weight_decay=0.05, b2=0.98)
     c.evals = dict(
-        hidden=dict(name="masked_image", corpus=corpus, split="test_a", every=250, gallery=6),
-        written=dict(name="captioning", corpus=corpus, split="test_a", gallery=6),
+        hidden=dict(name="masked_image", source=test, every=250, gallery=6),
+        written=dict(name="captioning", source=test, gallery=6),
     )
     c.checkpoint = dict(every=250)
     return c

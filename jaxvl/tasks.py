@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxvl.config import Batch, ConfigError, Weight, check, convert, resolve, to_dict
-from jaxvl.data.augment import augment
-from jaxvl.data.loader import DataConfig
+from jaxvl.data.config import POSITION, DataConfig
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.objectives import OBJECTIVES
 
-PICTURES = ("image", "video")  # what `Task.prepare` makes larger: uint8 from the loader, float32 for the model
+VISUAL = ("image", "video")  # modalities that `Task.prepare` makes larger: uint8 from the loader, float32 for the model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Task:
         """
         config = to_dict(self.config)
         shapes = {name: (s.shape, str(s.dtype)) for name, s in self.config.data.shapes.items()}
-        data = {key: to_dict(value) for key, value in self.config.data.on_device.items()}
+        data = self.config.data.on_device
         has_state = any(jax.tree.leaves(jax.eval_shape(objective.init_aux)) for objective in self.objectives.values())
         parts = (shapes, data, [*config["objectives"].items()], self.config.microbatches, sorted(self.config.encode.items()))
         return json.dumps([*parts, self.name if has_state else None], default=repr)
@@ -128,19 +128,21 @@ class Task:
         """Model inputs of a training batch or of some of its rows, inside the compiled step.
 
         Args:
-          batch: image uint8 [B, S, S, 3 or 4], of interleaved rows [B, K, S, S, 3 or 4], or video uint8 [B, F, S, S, 3 or 4], where there
-            are any; index int32 [B] or [B, K]; anything else.
-          key: of this step. Pictures draw from `fold_in(key, index)`: the same on every mesh and host count.
+          batch: as the loader gives it (`DataConfig.shapes`), or some of its rows.
+          key: of this step. A row's field draws from its place in the stream and the field's name: the same on every mesh and host count.
 
         Returns:
-          image and video float32 with 3 channels (augmented, all frames of a clip alike, and normalised); the rest as it came.
+          The batch with what the fields' `on_device` changes: pictures float32 with 3 channels, augmented and normalised.
         """
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["index"].reshape(-1))
-        look = lambda pixels: self.preprocess.normalise(augment(pixels, keys, self.config.data.augment, self.preprocess.background))
-        pictures = lambda pixels: look(pixels.reshape(-1, *pixels.shape[-3:])).reshape(*pixels.shape[:-1], 3)
-        how = {"image": pictures, "video": jax.vmap(look, in_axes=1, out_axes=1)}
+        prepared = dict(batch)
         with jax.named_scope("prepare"):
-            return batch | {name: see(batch[name]) for name, see in how.items() if name in batch}
+            for name, field in self.config.data.fields.items():
+                if field.compiled() is None:
+                    continue
+                own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+                keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(own, batch[POSITION].reshape(-1))
+                prepared |= field.on_device(name, batch, keys, self.preprocess)
+        return prepared
 
     def per_row(self, outputs: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What objectives take from single rows, beside the model's outputs: `objectives/KEY/NAME`, [B, …].
@@ -168,7 +170,8 @@ class Task:
           loss float32 [], and (metrics, aux): each objective's `loss/KEY` and `KEY/figure`, and the whole aux state.
         """
         total, metrics, aux = jnp.float32(0), {}, dict(aux)
-        batch = {name: value for name, value in batch.items() if name not in PICTURES}
+        visual = [name for name, modality in self.config.data.inputs.items() if modality in VISUAL]
+        batch = {name: value for name, value in batch.items() if name not in visual}
         for i, (name, use) in enumerate(self.config.objectives.items()):
             slot = f"{self.name}/{name}"
             own = {k.removeprefix(_own(name)): v for k, v in outputs.items() if k.startswith(_own(name))}

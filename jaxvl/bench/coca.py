@@ -65,7 +65,7 @@ def rows(shapes: dict[str, jax.ShapeDtypeStruct], words: int) -> dict[str, jnp.n
     end = max(1, 3 * text.shape[1] // 4)
     tokens[:, end], tokens[:, end + 1 :] = 1, 0
     numbers = np.arange(text.shape[0], dtype=np.int32)
-    return {"image": rng.integers(0, 256, shapes["image"].shape, np.uint8), "text": tokens, "id": numbers, "index": numbers}
+    return {"image": rng.integers(0, 256, shapes["image"].shape, np.uint8), "text": tokens, "group_id": numbers, "position": numbers}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import itertools
+import math
 import time
 from collections.abc import Iterator
-from typing import Any
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxvl.config import check
 from jaxvl.data.ahead import Ahead
-from jaxvl.data.loader import Batches, DataConfig
+from jaxvl.data.batches import Batches, Pending, Rows
+from jaxvl.data.config import DataConfig
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.sources.base import Source
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.sharding.hosts import Signal
 from jaxvl.sharding.mesh import batch_sharding
 
+MOST_AHEAD = 8  # batches
 SIGNAL = "signal"  # entry of a batch that is trained with, uint8 [B]: what each row's process says with it (`hosts.Signal`)
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a task's stream begins.
+
+    Attributes:
+      position: records of it that were consumed before.
+      steps: batches that the task had before; None: as many as `position` makes of the present size.
+    """
+
+    position: int = 0
+    steps: int | None = None
 
 
 class Feed(Iterator):
     """Global batches on the mesh, made ahead of the step.
 
     Args:
-      start: position in the task's stream to begin at.
-      steps: batches that the task had before; None: as many as `start` makes of the present size.
+      config: of the task.
+      source: what `config.source` opens.
+      tokenizer, preprocess: of the run.
+      seed: of the task.
+      start: where in the task's stream to begin; None: at its beginning.
 
     Attributes:
       position: records of the stream consumed so far; the data position of a checkpoint.
@@ -37,43 +57,47 @@ class Feed(Iterator):
       rows: B.
       records: of one epoch.
       shapes: name -> ShapeDtypeStruct of the global batch.
-      path: where the records come from, for a message.
+      name: where the records come from, for a message.
+
+    Raises:
+      ConfigError: at a key below `data`, for what the source cannot serve.
     """
 
     def __init__(
-        self, config: DataConfig, corpus: Any, tokenizer: Tokenizer, *, seed: int, mesh: Mesh, start: int = 0, steps: int | None = None,
+        self,
+        config: DataConfig,
+        source: Source,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        mesh: Mesh,
+        start: Start | None = None,
         preprocess: Preprocess = Preprocess(),
-    ):  # fmt: skip
-        check(
-            config.split in corpus.splits,
-            "data.split",
-            f"{config.split!r} is not a split of the corpus (splits: {', '.join(corpus.splits)})",
-        )
+    ):
+        start = start or Start()
         self.config = config
         self.rows = config.batch
         self.waited = 0.0
-        self.position = start
-        self.steps = start // config.records_per_batch if steps is None else steps
+        self.position = start.position
+        self.steps = start.position // config.records_per_batch if start.steps is None else start.steps
         self.failure: Exception | None = None
         self._sharding = batch_sharding(mesh)
-        owners = row_owners(self._sharding, config.batch)
-        here = jax.process_index()
-        mine = np.flatnonzero([here in processes for processes in owners])
-        counted = np.array([min(owners[row]) == here for row in mine])
-        values = (config.classes(corpus) or (None,))[0]
-        source = config.open(corpus)
-        self.records = len(source)
-        self._fingerprint = getattr(corpus, "fingerprint", None)  # a corpus of a plugin may have none
-        self._batches = Batches(
-            config, source, tokenizer, seed=seed, rows=mine, values=values, start=start, counted=counted, preprocess=preprocess
-        )
-        self.path = self._batches.path
+        used = config.select(source)
+        self.records = len(used)
+        self.name = used.name
+        self._fingerprint = used.fingerprint
+        rows = own_rows(self._sharding, config.batch)
+        self._batches = Batches(config, used, tokenizer, seed=seed, preprocess=preprocess, rows=rows, start=start.position)
         self.shapes = config.shapes
         self._signals = {signal: self._fill(fed_shapes(config)[SIGNAL], signal) for signal in Signal}
         self._nothing: dict[str, jax.Array] | None = None
-        stream = grain.MapDataset.range(2**40).map(self._make)
-        options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
-        self._ahead = Ahead(iter(stream.to_iter_dataset(options)), self._put)
+        self._ahead = Ahead(in_flight(self._batches, self._flying()), self._put)
+
+    def _flying(self) -> int:
+        """Batches whose records are read at a time, within `reader.prefetch_mb`."""
+        rows = len(self._batches.rows.index)
+        size = sum(math.prod(shape.shape[1:]) * shape.dtype.itemsize for shape in self.shapes.values()) * rows
+        return max(1, min(MOST_AHEAD, self.config.reader.prefetch_mb * 2**20 // max(size, 1)))
 
     def counts(self) -> tuple[int, dict[str, int]]:
         """Records that this process has counted so far, and the bad ones of these by cause (of the batches made ahead as well)."""
@@ -89,20 +113,11 @@ class Feed(Iterator):
         """Cause -> bad records counted so far."""
         return self.counts()[1]
 
-    def _make(self, i: int) -> dict[str, np.ndarray] | Exception:
-        """Rows of a batch, or what making it has raised: Grain would add lines of its own to it."""
-        try:
-            return self._batches[i]
-        except Exception as error:
-            return error
-
-    def _put(self, batch: dict[str, np.ndarray] | Exception) -> dict[str, jax.Array]:
-        if isinstance(batch, Exception):
-            raise batch
+    def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         return {k: jax.make_array_from_process_local_data(self._sharding, v, self.shapes[k].shape) for k, v in batch.items()}
 
     def _fill(self, shape: jax.ShapeDtypeStruct, value: int) -> jax.Array:
-        local = np.full((len(self._batches.rows), *shape.shape[1:]), value, shape.dtype)
+        local = np.full((len(self._batches.rows.index), *shape.shape[1:]), value, shape.dtype)
         return jax.make_array_from_process_local_data(self._sharding, local, shape.shape)
 
     def __next__(self) -> dict[str, jax.Array]:
@@ -147,11 +162,30 @@ class Feed(Iterator):
 
     def close(self) -> None:
         self._ahead.close()
+        self._batches.close()
 
 
 def fed_shapes(config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what `Feed.take` gives."""
     return config.shapes | {SIGNAL: jax.ShapeDtypeStruct((config.batch,), np.uint8)}
+
+
+def in_flight(batches: Batches, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """The batches in their order, the records of `count` of them being read at a time."""
+    pending: collections.deque[Pending] = collections.deque()
+    for i in itertools.count():
+        pending.append(batches.begin(i))
+        if len(pending) >= count:
+            yield pending.popleft().result()
+
+
+def own_rows(sharding: jax.sharding.Sharding, batch: int) -> Rows:
+    """The rows of a global batch that this process fills, each of them counted by one process."""
+    owners = row_owners(sharding, batch)
+    here = jax.process_index()
+    mine = np.flatnonzero([here in processes for processes in owners])
+    counted = np.array([min(owners[row]) == here for row in mine], bool)
+    return Rows(mine, counted)
 
 
 def row_owners(sharding: jax.sharding.Sharding, rows: int) -> list[set[int]]:

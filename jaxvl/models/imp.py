@@ -168,15 +168,16 @@ class ImpConfig:
     def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
         """Raises ConfigError where a task's `data` is not what the model takes, or its `encode` names what the data has not."""
         heard = "waveform" if self.log_mel is None else "spectrogram"
-        given = [heard if name == "waveform" else name for name in data.modalities]
+        given = [heard if name == "waveform" else name for name in data.inputs.values()]
         kinds = {INPUTS[name] for name in given}
         for name in given:
-            check(name in self.inputs, "data.modalities", f"{name!r} is not among the inputs of the model ({', '.join(self.inputs)})")
-        check(len(kinds) == len(given), "data.modalities", f"{list(data.modalities)!r} must be one of a modality")
-        frames = data.video.frames
+            check(name in self.inputs, "data.fields", f"{name!r} is not among the inputs of the model ({', '.join(self.inputs)})")
+        check(len(kinds) == len(given), "data.fields", f"{given!r} must be one of a modality")
         if "video" in given:
+            frames = data.entries["video"].shape[0]
             fits = frames % self.patch_frames == 0 and frames <= self.most_frames
-            check(fits, "data.video.frames", f"{frames!r} must be a multiple of {self.patch_frames}, of at most {self.most_frames}")
+            problem = f"{frames!r} must be a multiple of {self.patch_frames}, of at most {self.most_frames}"
+            check(fits, "data.fields.video.frames", problem)
         patched = [name for name in given if name != "text"]
         for name, rate in (encode.get("drop") or {}).items():
             known = f"has no patches to drop in this task (those that have: {', '.join(patched) or 'none'})"

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -78,8 +78,11 @@ class Actor(Protocol):
 class Objective(Protocol):
     """See the top of this file."""
 
-    reads: ClassVar[tuple[str, ...]]
-    batch_keys: ClassVar[tuple[str, ...]]
+    @property
+    def reads(self) -> tuple[str, ...]: ...
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]: ...
 
     def init_aux(self) -> Any: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +48,6 @@ class ModalityPairs:
     duplicates: Literal["diagonal", "positive", "mask"] = "diagonal"
     implementation: str | None = None
 
-    batch_keys: ClassVar[tuple[str, ...]] = ("id",)
-
     def __post_init__(self):
         check(bool(self.pairs), "pairs", "must name at least one, as in 'vision-text'")
         for pair in self.pairs:
@@ -57,6 +55,10 @@ class ModalityPairs:
         for pair, weight in self.weights.items():
             check(pair in self.pairs, f"weights.{pair}", f"is not among the pairs ({', '.join(self.pairs)})")
             check(weight >= 0, f"weights.{pair}", f"{weight!r} must be >= 0")
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        return () if self.duplicates == "diagonal" else ("group_id",)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -69,7 +71,7 @@ class ModalityPairs:
     def check_data(self, data: Any) -> None:
         """Raises ConfigError for an option that rows of several instances cannot have, where the task's data has such rows."""
         if data.texts_per_row > 1:
-            why = f"is for rows of one instance (data.texts_per_row is {data.texts_per_row}); must be"
+            why = f"is for rows of one instance (texts a row: {data.texts_per_row}); must be"
             check(self.duplicates != "positive", "duplicates", f"'positive' {why} 'diagonal' or 'mask'")
             check(self.implementation != "reference", "implementation", f"'reference' {why} None or another")
 
@@ -89,7 +91,7 @@ class ModalityPairs:
         both = has[0] & has[-1] if has else None
         if u.ndim == 3 or v.ndim == 3:
             return self._bags(u if u.ndim == 3 else u[:, None], v if v.ndim == 3 else v[:, None], log_scale, both, batch)
-        targets = Diagonal() if self.duplicates == "diagonal" else SameId(batch["id"], duplicates=self.duplicates)
+        targets = Diagonal() if self.duplicates == "diagonal" else SameId(batch["group_id"], duplicates=self.duplicates)
         targets = targets if both is None else PairMask(targets, row_valid=both, col_valid=both)
         return contrastive_loss(u, v, log_scale, targets=targets, implementation=self.implementation)
 
@@ -105,7 +107,7 @@ class ModalityPairs:
         targets: Any = Unpaired(jnp.repeat(every, m), jnp.repeat(every, n))
         mask = self.duplicates == "mask"
         if mask:  # takes out the row's own instances too, which come back below
-            ids = batch["id"]
+            ids = batch["group_id"]
             targets = PairMask(targets, row_group=jnp.repeat(ids, m), col_group=jnp.repeat(ids, n), drop="same")
         sides = contrastive_logsumexp(
             u.reshape(-1, u.shape[-1]), v.reshape(-1, v.shape[-1]), log_scale, targets=targets, implementation=self.implementation

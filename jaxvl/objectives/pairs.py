@@ -17,12 +17,12 @@ from jaxvl.kernels.contrastive import Diagonal, SameId
 class PairObjective:
     """Base of objectives on (image, text) pairs.
 
-    Reads image, text: Float[Array, "B D"], unit rows; log_scale: Float[Array, ""]; from the batch id: Int[Array, "B"]. Of rows with K
-    images, "B K D" and "B K": B K pairs.
+    Reads image, text: Float[Array, "B D"], unit rows; log_scale: Float[Array, ""]; where `duplicates` asks for it, from the batch
+    group_id: Int[Array, "B"]. Of rows with K images, "B K D" and "B K": B K pairs.
 
     Attributes:
       label_smoothing: in [0, 1).
-      duplicates: what other rows with the same `batch["id"]` are: "diagonal": negatives like any other; "positive":
+      duplicates: what other rows with the same `batch["group_id"]` are: "diagonal": negatives like any other; "positive":
         positives too; "mask": neither.
       implementation: of `contrastive_loss`; None: the best that runs here.
     """
@@ -32,12 +32,15 @@ class PairObjective:
     implementation: str | None = None
 
     reads: ClassVar[tuple[str, ...]] = ("image", "text", "log_scale")
-    batch_keys: ClassVar[tuple[str, ...]] = ("id",)
 
     def __post_init__(self):
         check(0.0 <= self.label_smoothing < 1.0, "label_smoothing", f"{self.label_smoothing!r} is not valid; must be in [0, 1)")
         known = ("diagonal", "positive", "mask")
         check(self.duplicates in known, "duplicates", f"{self.duplicates!r} is not valid; must be one of {', '.join(known)}")
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        return () if self.duplicates == "diagonal" else ("group_id",)
 
     def init_aux(self) -> tuple[()]:
         return ()
@@ -46,7 +49,7 @@ class PairObjective:
         """Targets of `contrastive_loss` for this batch."""
         if self.duplicates == "diagonal":
             return Diagonal(label_smoothing=self.label_smoothing)
-        return SameId(batch["id"].reshape(-1), duplicates=self.duplicates, label_smoothing=self.label_smoothing)
+        return SameId(batch["group_id"].reshape(-1), duplicates=self.duplicates, label_smoothing=self.label_smoothing)
 
 
 def pairs(outputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:

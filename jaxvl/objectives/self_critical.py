@@ -48,7 +48,7 @@ class SelfCritical:
     grammar_lr: Scale = 3e-3
 
     reads: ClassVar[tuple[str, ...]] = ("sampled_log_p",)
-    batch_keys: ClassVar[tuple[str, ...]] = ("text", "index")
+    batch_keys: ClassVar[tuple[str, ...]] = ("text", "position")
 
     def __post_init__(self):
         check(bool(self.judge), "judge", "is empty; must be initial, ema, or the workdir of a run")

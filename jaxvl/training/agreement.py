@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
+from jaxvl.data.batches import check_budget
 from jaxvl.data.feed import SIGNAL, Feed
-from jaxvl.data.loader import check_budget
 from jaxvl.data.records import DataError, causes
 from jaxvl.sharding import hosts
 
@@ -93,7 +93,7 @@ class Agreement:
             if len(told) > 1:
                 detail = f" in all {len(told)} processes (here: {causes(feed.skipped) or 'none'})"
             try:
-                check_budget(feed.config, feed.path, seen, bad, detail)
+                check_budget(feed.config, feed.name, seen, bad, detail)
             except DataError as error:
                 return DataError(f"task {task!r}: {error}")
         return None

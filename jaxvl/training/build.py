@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxvl.config import ConfigError, check
+from jaxvl.data.config import DataConfig
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.models.functional import Functional, functional
-from jaxvl.tasks import Task
+from jaxvl.tasks import VISUAL, Task
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.optim import optimiser
 from jaxvl.training.rollout import Judge
@@ -46,11 +47,18 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Fu
                 experiment.model.check_task(task.data, options)
         except ConfigError as error:
             raise error.under(f"tasks.{name}") from None
-        try:
-            experiment.model.check_inputs(dataclasses.replace(inputs, image_size=task.data.image_size))
-        except ConfigError as error:
-            raise ConfigError(f"tasks.{name}.data.image_size", f"{task.data.image_size} does not fit the model: {error}") from None
+        for field, size in picture_sizes(task.data).items():
+            try:
+                experiment.model.check_inputs(dataclasses.replace(inputs, image_size=size))
+            except ConfigError as error:
+                raise ConfigError(f"tasks.{name}.data.fields.{field}.size", f"{size} does not fit the model: {error}") from None
     return model
+
+
+def picture_sizes(data: DataConfig) -> dict[str, int]:
+    """Side in pixels of the pictures and frames that a model reads, by their batch entry."""
+    entries = data.entries
+    return {name: entries[name].shape[-2] for name, modality in data.inputs.items() if modality in VISUAL}
 
 
 def fresh_state(

@@ -114,13 +114,12 @@ class Experiment:
         for name in self.tasks:
             check("/" not in name, f"tasks.{name}", "a task's name may not hold '/'")
             check(name != ALL, f"tasks.{name}", "is the name of what is logged of all tasks together; choose another")
-            for field, what, who in (("images_per_row", "interleaved", "cosmo"), ("texts_per_row", "multi_instance", "imp")):
-                k = getattr(self.tasks[name].data, field)
-                check(
-                    k == 1 or getattr(self.model, what, False),
-                    f"tasks.{name}.data.{field}",
-                    f"{k!r}: the model reads one {field.split('s_')[0]} per row; must be 1 ({who} reads more)",
-                )
+            data = self.tasks[name].data
+            reads_rows = data.interleave is None or getattr(self.model, "interleaved", False)
+            check(reads_rows, f"tasks.{name}.data.interleave", "the model reads one image per row; must be None (cosmo reads more)")
+            reads_texts = data.texts_per_row == 1 or getattr(self.model, "multi_instance", False)
+            problem = f"{data.texts_per_row!r}: the model reads one text per row; must be 1 (imp reads more)"
+            check(reads_texts, f"tasks.{name}.data.fields.text.count", problem)
         if self.tasks:
             self.schedule.build(list(self.tasks), self.steps)
         best = self.checkpoint.best_metric

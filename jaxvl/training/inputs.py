@@ -1,53 +1,95 @@
-"""What a run reads: the corpora of its tasks and evaluators, and its tokenizer."""
+"""What a run reads: the sources of its tasks and evaluators, and its tokenizer."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jaxvl.config import ConfigError, check, nearest
-from jaxvl.data.corpora.prepared import prepare_all
+from jaxvl.config import ConfigError, check
+from jaxvl.data.config import DataConfig
+from jaxvl.data.fields.caption import Caption
+from jaxvl.data.fields.numbers import Label
+from jaxvl.data.fields.waveform import Waveform
+from jaxvl.data.records import BadRecord
+from jaxvl.data.sources.base import Source
+from jaxvl.data.sources.opened import forget, opened
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
+from jaxvl.tasks import TaskConfig
 from jaxvl.training.experiment import Experiment
 
 
-def prepare_corpora(experiment: Experiment, log: Callable[[str], None]) -> dict[Any, Any]:
-    """Corpus config -> prepared corpus, for all tasks and evaluators; built once each."""
-    configs = {t.data.corpus for t in experiment.tasks.values()} | {e.corpus for e in experiment.evals.values()}
-    corpora = prepare_all(configs, log)
-    for name, task in experiment.tasks.items():
-        split, splits = task.data.split, corpora[task.data.corpus].splits
-        check(
-            split in splits,
-            f"tasks.{name}.data.split",
-            f"{split!r} is not a split of the corpus{nearest(split, splits)} (splits: {', '.join(splits)})",
-        )
+def open_sources(experiment: Experiment, log: Callable[[str], None]) -> dict[Any, Source]:
+    """Source config -> source, for all tasks and evaluators; opened once each.
+
+    Raises:
+      ConfigError: a source, or a field that it cannot serve.
+    """
+    owners = {task.data.source: f"tasks.{name}.data.source" for name, task in experiment.tasks.items()}
+    for name, evaluator in experiment.evals.items():
+        for source in evaluator.sources:
+            owners.setdefault(source, f"evals.{name}")
+    sources: dict[Any, Source] = {}
+    forget()
+    for config, path in owners.items():
         try:
-            found = task.data.classes(corpora[task.data.corpus])
+            sources[config] = opened(config, log)
+        except ConfigError as error:
+            raise error.under(path) from None
+    for name, task in experiment.tasks.items():
+        try:
+            task.data.select(sources[task.data.source])
         except ConfigError as error:
             raise error.under(f"tasks.{name}.data") from None
-        for key, use in task.objectives.items():
-            if found and (head := getattr(use.objective, "head", None)) is not None:
-                heads, k = getattr(experiment.model, "classes", {}), len(found[1])
-                problem = (
-                    f"{heads.get(head)!r} classes; must be {k}, for {task.data.attribute!r} of the corpus (tasks.{name}.objectives.{key})"
-                )
-                check(heads.get(head) == k, f"model.classes.{head}", problem)
-    return corpora
+        _check_heads(experiment, name, task, sources[task.data.source])
+    return sources
 
 
-def task_tokenizer(experiment: Experiment, corpora: dict[Any, Any]) -> Tokenizer:
-    """The tokenizer; a vocabulary that is trained is trained on the texts of all tasks' splits, in the languages that they read."""
-    read = dict.fromkeys((t.data.corpus, t.data.split, t.data.locales) for t in experiment.tasks.values() if t.data.locales != ())
-    texts = itertools.chain.from_iterable(corpora[corpus].texts(split, locales) for corpus, split, locales in read)
-    return make_tokenizer(experiment.tokenizer, texts, _origin([(corpora[corpus], split, locales) for corpus, split, locales in read]))
+def _check_heads(experiment: Experiment, name: str, task: TaskConfig, source: Source) -> None:
+    """Raises ConfigError where a class head of the model has not as many classes as the task's labels."""
+    for key, use in task.objectives.items():
+        head = getattr(use.objective, "head", None)
+        if head is None:
+            continue
+        field = task.data.fields.get(use.objective.label)
+        classes = field.classes(source) if isinstance(field, Label) else None
+        if classes is None:
+            continue
+        given = getattr(experiment.model, "classes", {}).get(head)
+        problem = f"{given!r} classes; must be {classes}, for {field.column!r} of {source.name} (tasks.{name}.objectives.{key})"
+        check(given == classes, f"model.classes.{head}", problem)
 
 
-def _origin(read: Sequence[tuple[Any, str, Sequence[str] | None]]) -> str:
-    """Says by content what is read: (corpus, split, languages). Empty where a corpus does not know its content; then nothing is kept."""
-    fingerprints = [getattr(corpus, "fingerprint", None) for corpus, _, _ in read]
-    if None in fingerprints:
-        return ""
-    return json.dumps(sorted(json.dumps([own, split, locales]) for own, (_, split, locales) in zip(fingerprints, read)))
+def task_tokenizer(experiment: Experiment, sources: Mapping[Any, Source]) -> Tokenizer:
+    """The tokenizer; a vocabulary that is trained is trained on the texts that the tasks read."""
+    read: dict[str, tuple[Source, tuple[str, ...]]] = {}
+    for task in experiment.tasks.values():
+        source = sources[task.data.source]
+        columns = text_columns(task.data, source)
+        if columns:
+            read[json.dumps([source.fingerprint, columns])] = (source, columns)
+    texts = itertools.chain.from_iterable(texts_of(source, columns) for source, columns in read.values())
+    return make_tokenizer(experiment.tokenizer, texts, json.dumps(sorted(read)))
+
+
+def text_columns(data: DataConfig, source: Source) -> tuple[str, ...]:
+    """Columns of a source whose texts a task reads, sorted."""
+    found: set[str] = set()
+    for field in data.fields.values():
+        if isinstance(field, Caption):
+            found.update(column for columns, _ in field.matched(source) for column in columns)
+        elif isinstance(field, Waveform):
+            found.update(column for column in field.sounds(source).values() if column is not None)
+    return tuple(sorted(found))
+
+
+def texts_of(source: Source, columns: tuple[str, ...]) -> Iterator[str]:
+    """All texts of some columns."""
+    for i in range(len(source)):
+        try:
+            record = source.read(i, columns)
+        except BadRecord:  # the loader counts it
+            continue
+        for value in record.values():
+            yield from [value] if isinstance(value, str) else value

@@ -27,11 +27,9 @@ FREE = (
     "mesh.*",
     "plugins",
     "resume.*",
-    "tasks.*.data.cache_mb",
     "tasks.*.data.error_budget",
     "tasks.*.data.error_minimum",
-    "tasks.*.data.prefetch",
-    "tasks.*.data.threads",
+    "tasks.*.data.reader.*",
     "tokenizer.*",  # compared by what it does, not by how it was made
 )
 # Another model, whatever is accepted: the weights would mean something else.

@@ -88,7 +88,7 @@ def roll_out(
     for i, (name, objective) in enumerate(task.objectives.items()):
         slot = f"{task.name}/{name}"
         if slot in judges:
-            keys = _row_keys(jax.random.fold_in(key, i), batch["index"])
+            keys = _row_keys(jax.random.fold_in(key, i), batch["position"])
             written = functools.partial(_written, objective, model, judges[slot], state, state.aux[slot], prepare)
             with jax.named_scope("rollout"):
                 added = _in_chunks(task.config.microbatches, written, (batch, jax.random.key_data(keys)))

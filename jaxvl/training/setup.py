@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 from rich.markup import escape
 
 from jaxvl import paths
-from jaxvl.config import check, plugin_changes
+from jaxvl.config import ConfigError, check, plugin_changes
 from jaxvl.data.draws import derive
-from jaxvl.data.feed import Feed
+from jaxvl.data.feed import Feed, Start
+from jaxvl.data.sources.base import Source
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.contract import check_evaluators
 from jaxvl.tasks import Task
@@ -24,7 +25,7 @@ from jaxvl.training.describe import describe_program
 from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.figures import Figures
-from jaxvl.training.inputs import prepare_corpora, task_tokenizer
+from jaxvl.training.inputs import open_sources, task_tokenizer
 from jaxvl.training.judges import make_judges
 from jaxvl.training.restore import SavedWeights, initial_weights, seat_judges
 from jaxvl.training.resume import check_data, check_resumable, data_positions, explain
@@ -45,11 +46,11 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
     if checkpoints.steps:
         check_resumable(experiment, None, checkpoints.frame()[1])  # before anything costs time
 
-    corpora = prepare_corpora(experiment, writer.say)
+    sources = open_sources(experiment, writer.say)
     base = None
     if experiment.init_from is not None and not checkpoints.steps:
         base = initial_weights(experiment)
-    tokenizer = _tokenizer(experiment, corpora, checkpoints, base)
+    tokenizer = _tokenizer(experiment, sources, checkpoints, base)
     model = build_model(experiment, tokenizer)
     encoders = make_encoders(experiment, model, tokenizer, mesh)
     check_evaluators(experiment.evals, encoders.with_weights((model.params, model.rest)), experiment.checkpoint.best_metric)
@@ -70,7 +71,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
         _announce(experiment, restored, workdir, writer)
 
     tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
-    feeds = _feeds(experiment, corpora, tokenizer, mesh, restored)
+    feeds = _feeds(experiment, sources, tokenizer, mesh, restored)
     epochs = {name: feed.records / feed.rows for name, feed in feeds.items()}
     schedule = experiment.schedule.build(list(tasks), experiment.steps, epochs)
     steps = {}
@@ -124,10 +125,10 @@ def finished_figures(experiment: Experiment, workdir: paths.Path) -> dict[str, f
     return Figures(workdir, until=frame["step"]).latest
 
 
-def _tokenizer(experiment: Experiment, corpora: Mapping[Any, Any], checkpoints: Checkpoints, base: SavedWeights | None) -> Tokenizer:
+def _tokenizer(experiment: Experiment, sources: Mapping[Any, Source], checkpoints: Checkpoints, base: SavedWeights | None) -> Tokenizer:
     """The run's tokenizer: that of the weights which it starts with, if there are any, else one of its own."""
     if experiment.init_from is None:
-        return task_tokenizer(experiment, corpora)
+        return task_tokenizer(experiment, sources)
     if base is not None:
         return base.tokenizer
     # A run that is resumed does not need the weights that it began with.
@@ -155,7 +156,7 @@ def _announce(experiment: Experiment, restored: Restored, workdir: paths.Path, w
 
 def _feeds(
     experiment: Experiment,
-    corpora: Mapping[Any, Any],
+    sources: Mapping[Any, Source],
     tokenizer: Tokenizer,
     mesh: Mesh,
     restored: Restored | None,
@@ -171,16 +172,18 @@ def _feeds(
         task_steps = restored.frame.get("task_steps", {})
     feeds = {}
     for name, task in experiment.tasks.items():
-        feeds[name] = Feed(
-            task.data,
-            corpora[task.data.corpus],
-            tokenizer,
-            seed=derive(experiment.seed, "data", name),  # tasks on one corpus draw different records
-            mesh=mesh,
-            start=positions.get(name, 0),
-            steps=task_steps.get(name),
-            preprocess=experiment.preprocess,
-        )
+        try:
+            feeds[name] = Feed(
+                task.data,
+                sources[task.data.source],
+                tokenizer,
+                seed=derive(experiment.seed, "data", name),  # tasks on one source draw different records
+                mesh=mesh,
+                start=Start(positions.get(name, 0), task_steps.get(name)),
+                preprocess=experiment.preprocess,
+            )
+        except ConfigError as error:
+            raise error.under(f"tasks.{name}.data") from None
     if restored is not None:
         check_data(experiment, {name: feed.identity for name, feed in feeds.items()}, restored.frame)
     return feeds

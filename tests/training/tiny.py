@@ -13,12 +13,19 @@ from jaxvl.config import resolve
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.experiment import Experiment
 
-CORPUS = dict(name="shapes", size=16, variants=1)
+SHAPES = dict(name="shapes", size=16, variants=1)
+TRAIN = dict(SHAPES, split="train_a")
+TEST = dict(SHAPES, split="test_a")
+FIELDS = dict(
+    image=dict(name="picture", size=16, augment=dict(rotate=10.0, hue=10.0)),
+    text=dict(name="caption", columns="name/en", length=6),
+    group_id=dict(name="group", column="class_label"),
+)
 
 
 def config(**changes) -> ml_collections.ConfigDict:
     """The miniature as a ConfigDict; `changes` replace keys of the root."""
-    data = dict(corpus=CORPUS, split="train_a", batch=16, image_size=16, text_length=6, threads=2, augment=dict(rotate=10.0, hue=10.0))
+    data = dict(source=TRAIN, batch=16, fields=FIELDS, reader=dict(threads=2))
     root = dict(
         model=dict(
             name="dual_encoder",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 from jaxvl import paths
 from jaxvl.data.folders import cache_folder
-from jaxvl.data.sources.base import Log, Source, SourceConfig
+from jaxvl.data.sources.base import Log, SourceConfig
 
 _OPENED: dict[tuple[paths.Path | pathlib.Path, SourceConfig], Any] = {}  # (cache folder, config) -> source
 
@@ -21,7 +20,6 @@ def opened(config: SourceConfig, log: Log = print) -> Any:
     return _OPENED[key]
 
 
-def open_all(configs: Iterable[SourceConfig], log: Log = print) -> dict[SourceConfig, Source]:
-    """Config -> source of a run that begins. Sources of an earlier run in this process are dropped and opened anew."""
+def forget() -> None:
+    """Drops the sources of an earlier run in this process: a run that begins opens its own anew."""
     _OPENED.clear()
-    return {config: opened(config, log) for config in configs}

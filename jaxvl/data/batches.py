@@ -1,0 +1,268 @@
+"""From records to batches; `feed.py` puts them on the mesh.
+
+A task reads a stream of records. Which record stands at a position of it, which caption it shows and where its picture is cut are pure
+functions of (seed, position). So the position of a run is one integer, the number of records that it has consumed. It means the same
+with any batch size and on any number of hosts: each reads its own rows of the global batch.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from jaxvl.config import ConfigError
+from jaxvl.data import budget
+from jaxvl.data.cache import Cache
+from jaxvl.data.config import POSITION, DataConfig
+from jaxvl.data.draws import Uniforms
+from jaxvl.data.fields.base import Context, Reader
+from jaxvl.data.packing import pack
+from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.records import BadRecord, DataError, causes
+from jaxvl.data.sources.base import Record, Source
+from jaxvl.data.tokenizers import Tokenizer
+
+REPLACEMENTS = 100  # bad records in a row for one row of a batch
+PER_THREAD = 4  # jobs of one batch for each thread, so that a slow record holds up few others
+STAGES = ("read", "decode", "write")
+
+Arrays = dict[str, np.ndarray]
+Values = Mapping[Any, Any]  # a reader's key -> what it took from a record
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of the global batch that this host fills.
+
+    Attributes:
+      index: int [b], their places in it.
+      counted: bool [b], which of them this host counts; one that several hosts read is counted by one of them.
+    """
+
+    index: np.ndarray
+    counted: np.ndarray
+
+    @classmethod
+    def every(cls, batch: int) -> Rows:
+        """All rows: those of a single host."""
+        return cls(np.arange(batch), np.ones(batch, bool))
+
+
+class Batches:
+    """Random access to the batches of a source, as this host's rows: numpy, nothing of jax. Batch `i` has the records
+    `[start + i B K, start + (i + 1) B K)` of the stream.
+
+    Args:
+      config: of the task.
+      source: its records, as `DataConfig.select` gives them.
+      tokenizer, preprocess: of the run.
+      seed: of the task.
+      rows: of this host; None: all.
+      start: position in the stream of the first record of batch 0.
+
+    Raises:
+      ConfigError: at `fields.NAME`, for a field that the source cannot serve.
+      DataError: the source is empty.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        source: Source,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        preprocess: Preprocess = Preprocess(),
+        rows: Rows | None = None,
+        start: int = 0,
+    ):
+        if len(source) == 0:
+            raise DataError(f"{source.name} has no records")
+        self.config = config
+        self.rows = rows or Rows.every(config.batch)
+        self.source = source
+        self._start = start
+        try:
+            self._order = config.sampler.order(source, seed)
+        except ConfigError as error:
+            raise error.under("sampler") from None
+        self._cache = Cache(config.reader.cache_mb * 2**20)
+        self._readers = _readers(config, source, Context(tokenizer, preprocess, self._cache))
+        self._columns = tuple(dict.fromkeys(column for reader in self._readers.values() for column in reader.columns))
+        self._special = (tokenizer.eos_id, tokenizer.pad_id)
+        # Each has numbers of its own, so that what a row draws for one stays as it is whatever else is added.
+        self._draws = {name: Uniforms(seed, "row", name, n=field.draws) for name, field in config.fields.items() if field.draws}
+        self._pool = ThreadPoolExecutor(config.reader.threads, thread_name_prefix="jaxvl-read")
+        self._lock = threading.Lock()
+        self._seen = 0
+        self._skipped: collections.Counter[str] = collections.Counter()
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+
+    def __getitem__(self, i: int) -> Arrays:
+        """Rows of batch `i`, as `DataConfig.shapes` says, of this host. Interleaved rows hold K consecutive records of the stream each.
+
+        Raises DataError where `REPLACEMENTS` records in a row are bad.
+        """
+        return self.begin(i).result()
+
+    def begin(self, i: int) -> Pending:
+        """Batch `i`, on its way: its records are read by the threads, together with those of other batches."""
+        config = self.config
+        k = config.records_per_row
+        places = (self.rows.index[:, None] * k + np.arange(k)).reshape(-1)
+        positions = self._start + i * config.records_per_batch + places
+        out = {name: np.zeros((len(places), *row.shape), row.dtype) for name, row in config.record_shapes.items()}
+        out[POSITION][:] = positions % 2**31
+        size = -(-len(places) // (PER_THREAD * config.reader.threads))
+        jobs = []
+        for first in range(0, len(places), size):
+            part = slice(first, min(first + size, len(places)))
+            jobs.append(self._pool.submit(self._fill, out, positions[part], part))
+        return Pending(self, out, jobs)
+
+    def finish(self, out: Arrays) -> Arrays:
+        """A batch all of whose records are there: interleaved rows are packed."""
+        k = self.config.records_per_row
+        if k == 1:
+            return out
+        out = {name: a.reshape(-1, k, *a.shape[1:]) for name, a in out.items()}
+        eos_id, pad_id = self._special
+        return out | pack(out["text"], self.config.tokens, eos_id=eos_id, pad_id=pad_id)
+
+    def counts(self) -> tuple[int, dict[str, int]]:
+        """Records that were counted so far, and the bad ones of these by cause."""
+        with self._lock:
+            return self._seen, dict(self._skipped)
+
+    def seconds(self) -> dict[str, float]:
+        """Stage -> seconds that all threads together have spent in it."""
+        with self._lock:
+            return dict(self._seconds)
+
+    def check_budget(self) -> None:
+        """Raises DataError where too many of the records that this host counted are bad. For whoever reads on one host; a run of several
+        sums up the counts of all of them."""
+        seen, skipped = self.counts()
+        check_budget(self.config, self.source.name, seen, sum(skipped.values()), f" ({causes(skipped)})")
+
+    def close(self) -> None:
+        """Ends the threads; nothing can be read afterwards."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _fill(self, out: Arrays, positions: np.ndarray, part: slice) -> None:
+        """Fills the rows `part` of a batch's arrays."""
+        config = self.config
+        numbers = self._order(positions).tolist()
+        draws = {name: uniforms(positions).tolist() for name, uniforms in self._draws.items()}
+        counted = np.repeat(self.rows.counted, config.records_per_row)[part].tolist()
+        masks = config.inputs if config.missing == "mask" else {}
+        spent = dict.fromkeys(STAGES, 0.0)
+        for at, number in enumerate(numbers):
+            row = part.start + at
+            values = self._values(number, counted[at], spent)
+            began = time.perf_counter()
+            for name, reader in self._readers.items():
+                value = values.get(reader.key)
+                if value is None:
+                    continue
+                reader.write(out, row, value, draws[name][at] if name in draws else ())
+                for entry in config.fields[name].inputs(name):
+                    if entry in masks:
+                        out[f"has_{entry}"][row] = True
+            spent["write"] += time.perf_counter() - began
+        with self._lock:
+            for stage, seconds in spent.items():
+                self._seconds[stage] += seconds
+
+    def _values(self, number: int, counted: bool, spent: dict[str, float]) -> Values:
+        """What the readers take from a record, or from the next good one after it."""
+        for _ in range(REPLACEMENTS):
+            try:
+                values = self._load(number, spent)
+            except BadRecord as error:
+                self._count(counted, error)
+                number = (number + 1) % len(self.source)
+            else:
+                self._count(counted)
+                return values
+        _, skipped = self.counts()
+        raise DataError(f"{self.source.name}: {REPLACEMENTS} bad records in a row ({causes(skipped)})")
+
+    def _load(self, number: int, spent: dict[str, float]) -> Values:
+        kept = self._cache.get(number)
+        if kept is not None:
+            return kept
+        began = time.perf_counter()
+        record = self.source.read(number, self._columns)
+        read = time.perf_counter()
+        values = self._decoded(record)
+        spent["read"] += read - began
+        spent["decode"] += time.perf_counter() - read
+        self._cache.put(number, values)
+        return values
+
+    def _decoded(self, record: Record) -> Values:
+        values: dict[Any, Any] = {}
+        for reader in self._readers.values():
+            if reader.key not in values:
+                values[reader.key] = reader.load(record)
+        absent = [name for name, reader in self._readers.items() if values[reader.key] is None]
+        if self.config.missing == "mask":
+            inputs = [name for name, field in self.config.fields.items() if field.inputs(name)]
+            if all(name in absent for name in inputs):
+                raise BadRecord(f"no {inputs[0]}", f"a record of {self.source.name} has none of {', '.join(inputs)}")
+        elif absent:
+            raise BadRecord(f"no {absent[0]}", f"a record of {self.source.name} has none")
+        return {key: value for key, value in values.items() if value is not None}
+
+    def _count(self, counted: bool, error: BadRecord | None = None) -> None:
+        if not counted:
+            return
+        with self._lock:
+            self._seen += 1
+            if error is not None:
+                self._skipped[error.cause] += 1
+
+
+class Pending:
+    """A batch whose records are being read."""
+
+    def __init__(self, batches: Batches, out: Arrays, jobs: list[Future]):
+        self._batches = batches
+        self._out = out
+        self._jobs = jobs
+
+    def result(self) -> Arrays:
+        """The batch, once all its records are there. Raises what reading one of them has raised."""
+        for job in self._jobs:
+            job.result()
+        return self._batches.finish(self._out)
+
+
+def _readers(config: DataConfig, source: Source, context: Context) -> dict[str, Reader]:
+    found = {}
+    for name, field in config.fields.items():
+        try:
+            found[name] = field.reader(name, source, context)
+        except ConfigError as error:
+            raise error.under(f"fields.{name}") from None
+    return found
+
+
+def check_budget(config: DataConfig, name: str, seen: int, bad: int, detail: str) -> None:
+    """Raises DataError where too many records are bad.
+
+    Args:
+      name: where the records come from.
+      seen: records, bad ones included.
+      detail: more about the bad ones, for the message.
+    """
+    if budget.exceeded(bad, seen, config.error_budget, config.error_minimum):
+        raise DataError(f"{name}: {bad} of {seen} records are bad{detail}, more than error_budget {config.error_budget:g} allows")

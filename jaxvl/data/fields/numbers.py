@@ -1,0 +1,182 @@
+"""Numbers of a record: its class, its group of duplicates, a figure, an array."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+
+from jaxvl.config import Range, check
+from jaxvl.data.fields import FIELDS
+from jaxvl.data.fields.base import Arrays, Context, Field, RowShape, match
+from jaxvl.data.records import BadRecord
+from jaxvl.data.sources.base import Kind, Record, Source
+
+
+class _ColumnField(Field):
+    """A field of one column; the subclass says which kinds, and what becomes of a value."""
+
+    column: str
+    kinds: tuple[Kind, ...]
+
+    def convert(self, value: Any) -> Any:
+        """What is written into the row. Raises BadRecord."""
+        return value
+
+    def needs(self, source: Source) -> list[tuple[str, ...]]:
+        """See `Field`."""
+        return [(self.column,)]
+
+    def reader(self, name: str, source: Source, context: Context) -> ColumnReader:
+        """See `Field`."""
+        match(source, self.column, self.kinds, "column")
+        return ColumnReader(name, self)
+
+
+class ColumnReader:
+    """The host half of a field of one column; see `base.Reader`."""
+
+    def __init__(self, name: str, config: _ColumnField):
+        self._name = name
+        self._config = config
+        self.columns = (config.column,)
+        self.key = ("column", config)
+
+    def load(self, record: Record) -> Any | None:
+        """The converted value. Raises BadRecord."""
+        value = record.get(self._config.column)
+        return None if value is None else self._config.convert(value)
+
+    def write(self, out: Arrays, row: int, value: Any, draws: Sequence[float]) -> None:
+        """See `base.Reader`."""
+        out[self._name][row] = value
+
+
+@FIELDS.register("label")
+@dataclasses.dataclass(frozen=True)
+class Label(_ColumnField):
+    """Fills NAME int32 [B]: a class.
+
+    Attributes:
+      column: of classes or integers.
+    """
+
+    column: str = "class_label"
+
+    kinds = ("class", "int")
+
+    def arrays(self, name: str) -> dict[str, RowShape]:
+        """See `Field`."""
+        return {name: RowShape((), np.int32)}
+
+    def convert(self, value: Any) -> int:
+        """See `_ColumnField`."""
+        if not -(2**31) <= value < 2**31:
+            raise BadRecord("class is no number of 32 bits", f"column {self.column!r} holds {value!r}")
+        return int(value)
+
+    def classes(self, source: Source) -> int | None:
+        """How many classes there are; None where the source does not say."""
+        known = source.columns[self.column].classes
+        return None if known is None else len(known)
+
+
+@FIELDS.register("group")
+@dataclasses.dataclass(frozen=True)
+class Group(_ColumnField):
+    """Fills NAME int32 [B]: rows with equal values are the same thing, so that objectives need not take them for negatives.
+
+    An integer or class is taken as it is. Of a text it is a hash of its letters, whatever their case, width and spacing; of a picture, of
+    its bytes. Two of the 65,536 rows of a batch get the same 32 bits by chance in every second batch.
+
+    Attributes:
+      column: of classes, integers, texts or pictures.
+    """
+
+    column: str = "text"
+
+    kinds = ("class", "int", "text", "texts", "image")
+
+    def arrays(self, name: str) -> dict[str, RowShape]:
+        """See `Field`."""
+        return {name: RowShape((), np.int32)}
+
+    def convert(self, value: Any) -> int:
+        """See `_ColumnField`."""
+        if isinstance(value, (int, np.integer)) and -(2**31) <= value < 2**31:
+            return int(value)
+        return hash_of(value)
+
+
+def hash_of(value: Any) -> int:
+    """32 bits, as int32: of a text as `same_text` has it, of a list of texts, or of bytes."""
+    if isinstance(value, bytes):
+        data = value
+    elif isinstance(value, (list, tuple)):
+        data = "\0".join(map(same_text, value)).encode(errors="surrogatepass")
+    else:
+        data = same_text(str(value)).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "little", signed=True)
+
+
+def same_text(text: str) -> str:
+    """What two captions must share to be the same caption: letters, whatever their case, width and spacing."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+@FIELDS.register("number")
+@dataclasses.dataclass(frozen=True)
+class Number(_ColumnField):
+    """Fills NAME float32 [B].
+
+    Attributes:
+      column: of numbers.
+    """
+
+    column: str
+
+    kinds = ("float", "int", "class")
+
+    def arrays(self, name: str) -> dict[str, RowShape]:
+        """See `Field`."""
+        return {name: RowShape((), np.float32)}
+
+    def convert(self, value: Any) -> float:
+        """See `_ColumnField`."""
+        if not np.isfinite(value):
+            raise BadRecord("number is not finite", f"column {self.column!r} holds {value!r}")
+        return float(value)
+
+
+@FIELDS.register("array")
+@dataclasses.dataclass(frozen=True)
+class Array(_ColumnField):
+    """Fills NAME float32 [B, *shape]: features that were computed before.
+
+    Attributes:
+      column: of arrays.
+      shape: of one.
+    """
+
+    column: str
+    shape: tuple[Annotated[int, Range(1, 2**31 - 1)], ...]
+
+    kinds = ("array",)
+
+    def __post_init__(self):
+        check(bool(self.shape) and min(self.shape) >= 1, "shape", f"{self.shape!r} must be sizes >= 1")
+
+    def arrays(self, name: str) -> dict[str, RowShape]:
+        """See `Field`."""
+        return {name: RowShape(self.shape, np.float32)}
+
+    def convert(self, value: Any) -> np.ndarray:
+        """See `_ColumnField`."""
+        array = np.asarray(value)
+        if array.shape != self.shape or array.dtype.kind not in "fiub":
+            raise BadRecord("array has another shape", f"column {self.column!r} holds {array.dtype} {array.shape}, not {self.shape}")
+        return array.astype(np.float32)

@@ -1,0 +1,61 @@
+"""What every sampler is: record numbers as a pure function of the position in a stream."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxvl.data.sources.base import Source
+
+State = Mapping[str, Any]  # JSON-able: numbers, texts, lists and dicts
+MOST_POSITIONS = 2**62
+
+
+class Order(abc.ABC):
+    """The record at each position of an endless stream.
+
+    Equal configs, seeds, states and sources (by their shards, length and columns) give equal orders. A position has its
+    record whatever other positions are asked for, so any host can read any part of the stream. It is thread-safe and
+    picklable.
+
+    Attributes:
+      epoch: positions in which every record of the order comes once; None where records come at different rates.
+      group: consecutive positions that are one row of a batch, an anchor and its negatives; the first of a row is a
+        multiple of it.
+    """
+
+    epoch: int | None
+    group: int = 1
+
+    @abc.abstractmethod
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """int64 [n]: record numbers of positions int64 [n], each in 0 … 2^62 - 1."""
+
+    def consumed(self, position: int) -> tuple[int, ...]:
+        """Rows of each part of the source among the first `position` ones. A source of one part has one number."""
+        return (position,)
+
+    def state(self, position: int) -> State:
+        """What a checkpoint at `position` keeps, small and JSON-able, for `SamplerConfig.order`.
+
+        An order that is made with it, under equal options, is this order at every position. Under other options it goes
+        on from `position` with what each part had then.
+        """
+        return {}
+
+
+class SamplerConfig(Protocol):
+    """A registered frozen dataclass."""
+
+    def order(self, source: Source, seed: int, state: State | None = None) -> Order:
+        """The order of a source's records.
+
+        Args:
+          state: of a checkpoint (`Order.state`); None or empty: the stream begins.
+
+        Raises:
+          ConfigError: at one of its own fields, where the source does not fit.
+        """

@@ -1,0 +1,75 @@
+"""Some of the records of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from jaxvl.data.records import DataError
+from jaxvl.data.sources.base import Record, Source
+
+
+class Selected(Source):
+    """Records of a source by number.
+
+    Args:
+      source: of the records.
+      index: int [n], their numbers, ascending.
+      why: what they have in common, for messages and the fingerprint.
+    """
+
+    def __init__(self, source: Source, index: np.ndarray, why: str):
+        self.source = source
+        self.name = source.name
+        self.columns = source.columns
+        self.fingerprint = f"{source.fingerprint}/{why}"
+        self._index = np.asarray(index, np.int64)
+        self._why = why
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def read(self, i: int, columns: Collection[str] | None = None) -> Record:
+        """See `base.Source`."""
+        return self.source.read(int(self._index[i]), columns)
+
+    def column(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
+        values = self.source.column(name)
+        return None if values is None else values[self._index]
+
+    def present(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
+        has = self.source.present(name)
+        return None if has is None else has[self._index]
+
+    def shards(self) -> np.ndarray:
+        """See `base.Source`: what is left of each shard."""
+        ends = np.cumsum(self.source.shards())
+        upto = np.searchsorted(self._index, ends)
+        left = np.diff(np.concatenate([[0], upto]))
+        return left[left > 0].astype(np.int64)
+
+
+def select(source: Source, needs: Iterable[tuple[str, ...]]) -> Source:
+    """The records that have at least one column of each entry of `needs`; what a source cannot tell is left to the reader.
+
+    Raises DataError where no record has any.
+    """
+    wanted = None
+    unmet = []
+    for names in needs:
+        known = [source.present(name) for name in names if name in source.columns]
+        if any(has is None for has in known) or all(has.all() for has in known):
+            continue
+        having = np.logical_or.reduce(known)
+        if not having.any():
+            raise DataError(f"{source.name}: no record has {' or '.join(names)}")
+        wanted = having if wanted is None else wanted & having
+        unmet.append("|".join(names))
+    if wanted is None or wanted.all():
+        return source
+    if not wanted.any():
+        raise DataError(f"{source.name}: no record has all of {', '.join(unmet)}")
+    return Selected(source, np.flatnonzero(wanted), f"having {','.join(unmet)}")
