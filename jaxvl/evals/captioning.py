@@ -9,9 +9,10 @@ from typing import Literal
 
 import numpy as np
 
+from jaxvl.data.fields.numbers import same_text
 from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
-from jaxvl.evals.columns import Columns, all_texts, check_texts, listed, same_text
+from jaxvl.evals.columns import Columns, all_texts, check_texts, listed
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.source_options import SourceOptions, sample, skipped_figures
 from jaxvl.evals.text_scores import SCORES, check_scores
@@ -36,7 +37,7 @@ class Captioning(SourceOptions):
         `captioning`.
     """
 
-    references: Columns = "name/en"
+    references: Columns = "text"
     generation: Generation = Generation()
     scores: tuple[Literal["bleu", "rouge_l", "meteor", "cider_d", "coco"], ...] = ()
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
-import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +13,10 @@ from jax.experimental import multihost_utils
 
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.data.classes import ClassSet
+from jaxvl.data.fields.caption import texts_of
+from jaxvl.data.fields.numbers import same_text
 from jaxvl.data.records import BadRecord
-from jaxvl.data.sources.base import Column, Kind, Record, Source
+from jaxvl.data.sources.base import Column, Kind, Source
 from jaxvl.evals.result import EvaluatorError
 
 PICTURES: tuple[Kind, ...] = ("image",)
@@ -99,22 +100,14 @@ def read_all(source: Source, read: Callable[[int], Any]) -> list[Any | None]:
 # Texts
 
 
-def texts_of(record: Record, columns: Sequence[str]) -> tuple[str, ...]:
-    """A record's distinct texts in columns of kind `text` and `texts`."""
-    out: list[str] = []
-    for name in columns:
-        value = record.get(name) or ()
-        out += [value] if isinstance(value, str) else value
-    return tuple(dict.fromkeys(text for text in out if text.strip()))
-
-
 @functools.lru_cache(maxsize=8)
 def all_texts(source: Source, columns: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Texts of every record, by position, as `texts_of`; empty where a record is bad or has none.
+    """Distinct texts of every record, by position; empty where a record is bad or has none.
 
     Bad records are not counted here: `Encoders.images` meets the same ones.
     """
-    return tuple(of or () for of in read_all(source, lambda i: texts_of(source.read(i, columns), columns)))
+    found = read_all(source, lambda i: texts_of(source.read(i, columns), columns))
+    return tuple(tuple(dict.fromkeys(of or ())) for of in found)
 
 
 def check_texts(source: Source, columns: Columns, field: str) -> None:
@@ -141,11 +134,6 @@ def _has_text(source: Source, name: str) -> bool:
         except BadRecord:
             continue
     return False
-
-
-def same_text(text: str) -> str:
-    """What two captions must share to be the same caption: letters, whatever their case, width and spacing."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def text_ids(texts: Sequence[str]) -> np.ndarray:
@@ -230,5 +218,3 @@ def in_language(pattern: str, language: str, field: str) -> str:
     if "{" in left or "}" in left:
         raise ConfigError(field, f"{pattern!r} may hold {{language}}, and no other braces")
     return pattern.replace("{language}", language)
-
-

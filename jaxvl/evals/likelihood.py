@@ -31,7 +31,7 @@ class Likelihood(SourceOptions):
       template: what is made of a caption `{}` before it is read.
     """
 
-    text: Columns = "name/en"
+    text: Columns = "text"
     template: str = "{}"
 
     def __post_init__(self):

@@ -8,10 +8,11 @@ import numpy as np
 
 from jaxvl.config import check
 from jaxvl.data.augment import plain
+from jaxvl.data.fields.base import Field
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.columns import check_texts
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.rows import check_rows, rows_of
+from jaxvl.evals.rows import caption, check_rows, picture, rows_of
 from jaxvl.evals.source_options import SourceOptions, check_tokenizer
 from jaxvl.evals.thumbnails import THUMBNAIL, png
 from jaxvl.objectives.masked_image import patch_errors, patches_of
@@ -35,7 +36,7 @@ class MaskedImages(SourceOptions):
       shown: least share of opaque pixels with which a patch shows the thing.
     """
 
-    text: str = "name/en"
+    text: str = "text"
     shown: float = 0.25
 
     def __post_init__(self):
@@ -52,7 +53,7 @@ class MaskedImages(SourceOptions):
         self.check_images(source)
         check_tokenizer(encoders)
         check_texts(source, self.text, "text")
-        encoders.check_outputs(check_rows(self, encoders, self._fields(encoders), "source").shapes, READS)
+        encoders.check_outputs(check_rows(self, encoders, "source", self._fields(encoders)).shapes, READS)
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ConfigError for a model that has no hidden patches."""
@@ -77,6 +78,10 @@ class MaskedImages(SourceOptions):
             overlaps = dict(hit=hit, hit_random=hit_random, iou=iou, iou_random=iou_random)
             metrics |= {k: float(v.mean()) for k, v in overlaps.items()}
         return EvalResult({**metrics, "images": float(len(own))}, gallery)
+
+    def _fields(self, encoders: Encoders) -> dict[str, Field]:
+        """What is read of a record."""
+        return {"image": picture(self.image, encoders), "text": caption(self.text, encoders)}
 
     def _row(self, encoders, batch, other_text, image, hidden, predictions, errors, q: int) -> GalleryRow:
         """The image with its hidden patches grey, and as both texts complete it."""

@@ -56,7 +56,7 @@ class Retrieval(SourceOptions):
       merge: whether equal captions are one candidate and one query; else each occurrence is one, as in the literature.
     """
 
-    text: Columns = "name/en"
+    text: Columns = "text"
     group: str | None = None
     template: str = "{}"
     merge: bool = False

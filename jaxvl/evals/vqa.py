@@ -211,7 +211,9 @@ class Vqa(SourceOptions):
             for row, ids in zip(tokens, part):
                 row[:, : len(ids)] = ids
                 row[:, len(ids) : len(ids) + answers.shape[1]] = answers
-            encoded = encoders.scores(records.part(at, at + len(part)), tokens, np.array([len(p) for p in part], np.int32), column=self.image)
+            encoded = encoders.scores(
+                records.part(at, at + len(part)), tokens, np.array([len(p) for p in part], np.int32), column=self.image
+            )
             faults.update(encoded.skipped)
             if len(encoded.index):
                 log_p = encoded.rows[..., 0].astype(np.float64)

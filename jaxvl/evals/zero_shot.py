@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxvl.config import check, nearest
+from jaxvl.data.fields.numbers import same_text
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Source
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
-from jaxvl.evals.columns import LABELS, Labels, check_column, class_names, labels_of, same_text, text_ids
+from jaxvl.evals.columns import LABELS, Labels, check_column, class_names, labels_of, text_ids
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.prompts import class_vectors, templates_of
 from jaxvl.evals.ranking import rank, top_k
