@@ -179,7 +179,7 @@ def test_candidates_of_another_source():
     assert got["candidates"] == 3 and got["vqa_acc"] == got["vqa_acc_best_possible"] == np.isin(LABELS, [0, 1, 3]).mean()
     node = dict(name="vqa", source="shapes_vqa", candidates=dict(name="shapes_vqa", split="train"))
     assert choose(EVALUATORS, node, "x").candidates.split == "train"
-    with pytest.raises(ConfigError, match=r"x\.candidates: 'train' is not a known source"):
+    with pytest.raises(ConfigError, match=r"x\.candidates\.name: 'train' is not a known source"):
         choose(EVALUATORS, {**node, "candidates": "train"}, "x")
     assert choose(EVALUATORS, {**node, "candidates": ["yes", "no"]}, "x").candidates == ("yes", "no")
 
