@@ -77,7 +77,7 @@ class ShuffledOrder(Order):
       part: which of several such orders of one seed.
     """
 
-    def __init__(self, shards: np.ndarray, seed: int, window: int, part: str | int = 0):
+    def __init__(self, shards: np.ndarray, seed: int, window: int, part: str = "0"):
         self._sizes = np.asarray(shards, np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self.epoch = int(self._sizes.sum())
