@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import math
 import time
@@ -14,9 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxvl.data.ahead import Ahead
-from jaxvl.data.batches import Batches, Pending, Rows
+from jaxvl.data.batches import Batches, Pending, Rows, Start
 from jaxvl.data.config import DataConfig
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.samplers.base import State
 from jaxvl.data.sources.base import Source
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.sharding.hosts import Signal
@@ -24,19 +24,6 @@ from jaxvl.sharding.mesh import batch_sharding
 
 MOST_AHEAD = 8  # batches
 SIGNAL = "signal"  # entry of a batch that is trained with, uint8 [B]: what each row's process says with it (`hosts.Signal`)
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """Where a task's stream begins.
-
-    Attributes:
-      position: records of it that were consumed before.
-      steps: batches that the task had before; None: as many as `position` makes of the present size.
-    """
-
-    position: int = 0
-    steps: int | None = None
 
 
 class Feed(Iterator):
@@ -87,7 +74,7 @@ class Feed(Iterator):
         self.name = used.name
         self._fingerprint = used.fingerprint
         rows = own_rows(self._sharding, config.batch)
-        self._batches = Batches(config, used, tokenizer, seed=seed, preprocess=preprocess, rows=rows, start=start.position)
+        self._batches = Batches(config, used, tokenizer, seed=seed, preprocess=preprocess, rows=rows, start=start)
         self.shapes = config.shapes
         self._signals = {signal: self._fill(fed_shapes(config)[SIGNAL], signal) for signal in Signal}
         self._nothing: dict[str, jax.Array] | None = None
@@ -107,6 +94,11 @@ class Feed(Iterator):
     def identity(self) -> dict[str, int | str | None]:
         """What tells whether another feed reads the same records, JSON-able."""
         return {"records": self.records, "fingerprint": self._fingerprint}
+
+    @property
+    def sampler_state(self) -> State:
+        """What the order of the records keeps in a checkpoint at `position`."""
+        return self._batches.order.state(self.position)
 
     @property
     def skipped(self) -> dict[str, int]:
