@@ -32,7 +32,7 @@ from jaxvl.data.tokenizers import Tokenizer
 
 REPLACEMENTS = 100  # bad records in a row for one row of a batch
 PER_THREAD = 4  # jobs of one batch for each thread, so that a slow record holds up few others
-STAGES = ("read", "decode", "write")
+STAGES = ("read", "decode", "transform")  # of `stages.STAGES`, those of this file
 
 Arrays = dict[str, np.ndarray]
 Values = Mapping[Any, Any]  # a reader's key -> what it took from a record
@@ -193,7 +193,7 @@ class Batches:
                 for entry in config.fields[name].inputs(name):
                     if entry in masks:
                         out[f"has_{entry}"][row] = True
-            spent["write"] += time.perf_counter() - began
+            spent["transform"] += time.perf_counter() - began
         with self._lock:
             for stage, seconds in spent.items():
                 self._seconds[stage] += seconds

@@ -68,6 +68,7 @@ class Feed(Iterator):
         self.position = start.position
         self.steps = start.position // config.records_per_batch if start.steps is None else start.steps
         self.failure: Exception | None = None
+        self._transferred = 0.0
         self._sharding = batch_sharding(mesh)
         used = config.select(source)
         self.records = len(used)
@@ -105,8 +106,16 @@ class Feed(Iterator):
         """Cause -> bad records counted so far."""
         return self.counts()[1]
 
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Stage (`stages.STAGES`) -> seconds that all threads of this process together have spent in it."""
+        return {**self._batches.seconds(), "transfer": self._transferred}
+
     def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {k: jax.make_array_from_process_local_data(self._sharding, v, self.shapes[k].shape) for k, v in batch.items()}
+        began = time.perf_counter()
+        whole = {k: jax.make_array_from_process_local_data(self._sharding, v, self.shapes[k].shape) for k, v in batch.items()}
+        self._transferred += time.perf_counter() - began
+        return whole
 
     def _fill(self, shape: jax.ShapeDtypeStruct, value: int) -> jax.Array:
         local = np.full((len(self._batches.rows.index), *shape.shape[1:]), value, shape.dtype)
