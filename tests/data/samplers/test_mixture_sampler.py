@@ -1,5 +1,6 @@
 import json
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -228,3 +229,18 @@ def test_a_buffer_holds_some_records_of_a_replayed_part():
 def test_replay_says_which_parts_there_are(parts, message):
     with pytest.raises(ConfigError, match=message):
         Replay(parts, 0.1).order(mixed(SHARDS[:2], names=["web", "new"]), 0)
+
+
+def test_ten_thousand_million_records_of_three_parts():
+    source = mixed([[10**5] * 60_000, [10**5] * 39_999, [10**5]], [0.5, 0.4, 0.1])
+    order = Mixture().order(source, 0)
+    for first in (0, 10**10 - 2000, 2**62 - 5000):
+        part, own = split_by_part(order(np.arange(first, first + 4096)), (6 * 10**9, 3_999_900_000, 10**5))
+        np.testing.assert_allclose(np.bincount(part), [2048, 1638.4, 409.6], atol=3)
+        assert (own >= 0).all()
+    began = time.process_time()
+    for i in range(30):
+        order(np.arange(i * 4096, (i + 1) * 4096))
+    each = (time.process_time() - began) / 30
+    print(f"mixture of 10^10 records: {each * 1e6 / 4096:.3f} us a row of 4,096")
+    assert each / 4096 < 8e-6
