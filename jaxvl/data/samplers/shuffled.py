@@ -64,7 +64,7 @@ class _Window:
 
     def records(self, places: np.ndarray) -> np.ndarray:
         mixed = permute(places, self.length, self.key)
-        shard = np.searchsorted(self.begins, mixed, side="right") - 1
+        shard = self.begins.searchsorted(mixed, side="right") - 1
         return mixed + self.shifts[shard]
 
 
@@ -77,7 +77,7 @@ class ShuffledOrder(Order):
       part: which of several such orders of one seed.
     """
 
-    def __init__(self, shards: np.ndarray, seed: int, window: int, part: str | int = 0):
+    def __init__(self, shards: np.ndarray, seed: int, window: int, part: str = "0"):
         self._sizes = np.asarray(shards, np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self.epoch = int(self._sizes.sum())
@@ -112,7 +112,7 @@ class ShuffledOrder(Order):
     def _of_epoch(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Records at places of one epoch."""
         _, firsts = self._layout(epoch)
-        windows = np.searchsorted(firsts, places, side="right") - 1
+        windows = firsts.searchsorted(places, side="right") - 1
         return by_value(windows, places, lambda window, some: self._window(epoch, window).records(some - firsts[window]))
 
     def _window(self, epoch: int, window: int) -> _Window:
