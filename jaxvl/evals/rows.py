@@ -48,8 +48,8 @@ def rows_config(options: SourceOptions, encoders: Encoders, fields: Fields, inte
 def check_rows(options: SourceOptions, encoders: Encoders, field: str, fields: Fields, interleave: Interleave | None = None) -> DataConfig:
     """How `rows_of` reads a source. Raises ConfigError at `field` where it has not one row of what is asked for."""
     source = options.open()
+    config = rows_config(options, encoders, fields, interleave)
     try:
-        config = rows_config(options, encoders, fields, interleave)
         records = len(config.select(source))
     except (ConfigError, DataError) as error:
         raise ConfigError(field, str(error)) from None

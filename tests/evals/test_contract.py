@@ -6,7 +6,7 @@ import sys
 
 import jax
 import pytest
-from known_answers import Corpus, Source, corpus, encoders, scorer, two_splits, unit
+from known_answers import Records, Toy, encoders, pair, scorer, toy, unit
 from known_answers import bigram_logits as logits
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "training"))
@@ -14,7 +14,7 @@ import tiny
 
 from jaxvl import train
 from jaxvl.config import ConfigError, choose
-from jaxvl.data.corpora.shapes import Shapes
+from jaxvl.data.sources.demo.shapes import Shapes
 from jaxvl.evals import EVALUATORS
 from jaxvl.evals.contract import Evaluator, check_evaluators, gives
 from jaxvl.models.generate import Generation
@@ -22,16 +22,16 @@ from jaxvl.sharding import make_mesh
 from jaxvl.training import setup
 from jaxvl.training.build import Vocabulary, build_model
 from jaxvl.training.encode import make_encoders
-from jaxvl.training.inputs import prepare_corpora
+from jaxvl.training.inputs import open_sources
 
 ONE = make_mesh(devices=jax.devices()[:1])
 TABLE = unit(64, 8)
-SHAPES = dict(tiny.CORPUS)
-HERE = dict(corpus=SHAPES, split="test_b_new")
-TOY = two_splits(range(12), range(12))
-NO_LABEL_SHARED = two_splits(range(4), range(8, 12))
-EMPTY = Corpus({"test": Source([]), "train": Source([])}, {"en": []})
-NO_CAPTIONS = Corpus({"test": Source([(0, {})])}, {"en": ["a"]})
+HERE = dict(source=dict(tiny.SHAPES, split="test_b_new"))
+TOY = toy(range(12))
+SPOKEN = dict(waveform="speech/{language}", text="name/{language}")
+EMPTY = Toy(Records([]))
+NO_CAPTIONS = Toy(Records([(0, {})], {"en": ["a"]}))
+SILENT = Toy(Records([(0, {"en": [None, []]})], {"en": ["a"]}))
 
 
 class LeftBehind:
@@ -57,23 +57,32 @@ def dual_encoder():
         (dict(HERE, name="likelihood"), r"evals\.x\.name: needs a model that gives the probability of a text, as coca"),
         (dict(HERE, name="vqa"), r"evals\.x\.name: needs a model that gives the probability"),
         (dict(HERE, name="vqa", method="generate"), r"evals\.x\.name: needs a model that writes captions"),
-        (dict(HERE, name="zero_shot", split="test_b_nwe"), r"evals\.x\.split: 'test_b_nwe' is not a split of the corpus; did you mean 'test_b_new'"),
-        (dict(HERE, name="zero_shot", locale="xx"), r"evals\.x\.locale: .*no names in locale 'xx' \(there are: .*en"),
-        (dict(HERE, name="zero_shot", classes=("blue squares", "nothing")), r"evals\.x\.classes\[\d\]: .*is not a class of the corpus in 'en'"),
-        (dict(HERE, name="retrieval", locale="xx"), r"evals\.x\.locale: 'xx': no record of split 'test_b_new' has a name in it .*its languages: .*en"),
-        (dict(HERE, name="retrieval", locale="de", captions="keywords"), r"evals\.x\.locale: 'de': no record of split 'test_b_new' has keywords"),
-        (dict(HERE, name="linear_probe", train_split="trian_a"), r"evals\.x\.train_split: 'trian_a' is not a split .* did you mean 'train_a'"),
-        (dict(HERE, name="linear_probe", train_split="train_a", label="color"), r"evals\.x\.label: 'color' is not an attribute .* did you mean 'colour'"),
-        (dict(HERE, name="attentional_probe", train_split="train_a", heads=3), r"evals\.x\.heads: 3 must divide the width of 16"),
-        (dict(HERE, name="attentional_probe", train_split="train_a", memory_gib=1e-6), r"evals\.x\.memory_gib: .* take"),
-        (dict(HERE, name="interleaved"), r"evals\.x\.name: "),
-        (dict(HERE, name="interleaved", images_per_row=1024), r"evals\.x\.images_per_row: split 'test_b_new' has \d+ records, too few"),
-        (dict(HERE, name="masked_image"), r"evals\.x\.name: needs the model output 'patch_prediction'"),
-        (dict(HERE, name="masked_image", locale="xx"), r"evals\.x\.locale: 'xx': no record"),
-        (dict(HERE, name="modalities", pair=("image", "text")), r"evals\.x\.name: needs the model output 'vision>text'"),
-        (dict(HERE, name="modalities", pair=("image", "waveform")), r"evals\.x\.pair: .*no record has speech"),
-        (dict(HERE, name="modalities", pair=("image", "waveform"), locales=("fr",)), r"evals\.x\.locales\[0\]: .*no record has speech/fr"),
-        (dict(HERE, name="modalities", pair=("video", "text")), r"evals\.x\.pair: .*no record has frames"),
+        (dict(name="zero_shot", source=dict(tiny.SHAPES, split="test_b_nwe")), r"evals\.x\.source\.split: 'test_b_nwe' is none; did you mean 'test_b_new'"),
+        (dict(HERE, name="zero_shot", language="xx"), r"evals\.x\.language: 'xx': the classes of 'class_label' of shapes.* have no names in it \(languages: en, de, fr\)"),
+        (dict(HERE, name="zero_shot", label="labels"), r"evals\.x\.label: 'labels' is not a column of shapes.*; did you mean 'class_label'\? \(columns: key, image"),
+        (dict(HERE, name="zero_shot", label="image"), r"evals\.x\.label: 'image' of shapes.* holds values of kind 'image'; must be class or int or text"),
+        (dict(HERE, name="zero_shot", image="class_label"), r"evals\.x\.image: 'class_label' of shapes.* of kind 'class'; must be image \(such columns: image\)"),
+        (dict(HERE, name="zero_shot", classes=("blue squares", "nothing")), r"evals\.x\.classes\[\d\]: .*is not a class of 'class_label' of shapes.* in 'en'"),
+        (dict(HERE, name="retrieval"), r"evals\.x\.text: 'text' is not a column of shapes.*\(columns: key, image, style, class_label, name/en, "),
+        (dict(HERE, name="retrieval", text="name/xx"), r"evals\.x\.text: 'name/xx' is not a column of shapes.*; did you mean 'name/"),
+        (dict(HERE, name="retrieval", text="image"), r"evals\.x\.text: 'image' of shapes.* of kind 'image'; must be text or texts \(such columns: key, style, name/en"),
+        (dict(HERE, name="retrieval", text=("name/de", "keywords/de")), r"evals\.x\.text\[1\]: 'keywords/de': no record of shapes.* has a text in it"),
+        (dict(HERE, name="retrieval", text=()), r"evals\.x\.text: must name a column or several"),
+        (dict(HERE, name="retrieval", text="name/en", group="image_id"), r"evals\.x\.group: 'image_id' is not a column"),
+        (dict(HERE, name="linear_probe", train=dict(tiny.SHAPES, split="trian_a")), r"evals\.x\.train\.split: 'trian_a' is none; did you mean 'train_a'"),
+        (dict(HERE, name="linear_probe", train=tiny.TRAIN, label="color"), r"evals\.x\.label: 'color' is not a column .* did you mean 'colour'"),
+        (dict(HERE, name="linear_probe", train=tiny.TRAIN, image="photo"), r"evals\.x\.image: 'photo' is not a column"),
+        (dict(HERE, name="attentional_probe", train=tiny.TRAIN, heads=3), r"evals\.x\.heads: 3 must divide the width of 16"),
+        (dict(HERE, name="attentional_probe", train=tiny.TRAIN, memory_gib=1e-6), r"evals\.x\.memory_gib: .* take"),
+        (dict(HERE, name="interleaved", text="name/en"), r"evals\.x\.name: "),
+        (dict(HERE, name="interleaved", text="name/en", interleave=dict(records=1024)), r"evals\.x\.interleave: shapes.* has \d+ records, too few"),
+        (dict(HERE, name="interleaved", text="name/en", interleave=dict(records=4, length=5)), r"evals\.x\.interleave\.length: 5 must be >="),
+        (dict(HERE, name="masked_image", text="name/en"), r"evals\.x\.name: needs the model output 'patch_prediction'"),
+        (dict(HERE, name="masked_image", text="name/xx"), r"evals\.x\.text: 'name/xx' is not a column"),
+        (dict(HERE, **SPOKEN, name="cross_modal_retrieval", pair=("image", "text")), r"evals\.x\.name: needs the model output 'vision>text'"),
+        (dict(HERE, **SPOKEN, name="cross_modal_retrieval", pair=("image", "waveform")), r"evals\.x\.waveform: 'speech/en' is not a column"),
+        (dict(HERE, **SPOKEN, name="cross_modal_retrieval", pair=("image", "waveform"), languages=("fr",)), r"evals\.x\.languages\[0\]: 'speech/fr' is not"),
+        (dict(HERE, name="cross_modal_retrieval", pair=("video", "text")), r"evals\.x\.video: 'frames' is not a column"),
     ],
 )  # fmt: skip
 def test_a_dual_encoder_and_what_it_cannot_be_asked(dual_encoder, options, message):
@@ -82,34 +91,47 @@ def test_a_dual_encoder_and_what_it_cannot_be_asked(dual_encoder, options, messa
         check_evaluators({"x": evaluator}, dual_encoder)
 
 
-def of(name, toy, split="test", **options):
-    return EVALUATORS[name](toy, split, **options)
+def of(name, config, **options):
+    return EVALUATORS[name](config, **options)
 
 
 @pytest.mark.parametrize(
     "evaluator, message",
     [
-        (of("retrieval", EMPTY), r"split: 'test' has no records"),
-        (of("zero_shot", NO_CAPTIONS, locale="de"), r"locale: toy: no names in locale 'de'"),
-        (of("retrieval", NO_CAPTIONS), r"locale: 'en': no record of split 'test' has a name in it \(its languages: none\)"),
-        (of("linear_probe", NO_LABEL_SHARED, train_split="train"), r"split: 'test' has no image of a class of the train split"),
-        (of("linear_probe", two_splits([3, 3], [3]), train_split="train"), r"train_split: 'train' has one class only"),
+        (of("retrieval", EMPTY), r"source: toy has no records"),
+        (of("zero_shot", NO_CAPTIONS, language="de"), r"language: 'de': the classes of 'class_label' of toy have no names in it"),
+        (of("retrieval", NO_CAPTIONS), r"text: 'text' is not a column of toy \(columns: image, class_label, parity\)"),
+        (
+            of("retrieval", SILENT, text="name/en"),
+            r"text: 'name/en': no record of toy has a text in it \(columns of texts: name/en, keywords/en\)",
+        ),
+        (EVALUATORS["linear_probe"](**pair(range(4), range(8, 12))), r"source: test has no image of a class of the train source train"),
+        (EVALUATORS["linear_probe"](**pair([3, 3], [3])), r"train: train has one class only"),
         (of("zero_shot", TOY, classes=("word 99",)), r"classes\[0\]: 'word 99' is not a class"),
     ],
 )
-def test_a_split_that_has_not_what_is_asked(evaluator, message):
+def test_a_source_that_has_not_what_is_asked(evaluator, message):
     with pytest.raises(ConfigError, match=rf"evals\.x\.{message}"):
         check_evaluators({"x": evaluator}, encoders(ONE, TABLE, TABLE))
 
 
+def test_many_columns_are_named_in_few_words():
+    languages = [f"l{i}" for i in range(50)]
+    source = Toy(Records([(0, {language: ["a", []] for language in languages})]))
+    with pytest.raises(ConfigError) as met:
+        check_evaluators({"x": of("retrieval", source)}, encoders(ONE, TABLE, TABLE))
+    assert "name/l0, name/l1, name/l10, name/l11, … (50 name/…), keywords/l0" in str(met.value) and len(str(met.value)) < 300
+
+
 def test_a_captioner_and_what_it_cannot_be_asked():
     writes = scorer(ONE, logits("uniform"))
-    check_evaluators({"x": of("captioning", corpus([1, 2])), "y": of("likelihood", corpus([1, 2]))}, writes)
+    both = {"x": of("captioning", TOY, references="name/en"), "y": of("likelihood", TOY, text="name/en")}
+    check_evaluators(both, writes)
     for evaluator, message in (
-        (of("captioning", corpus([1, 2]), more_locales=("de", "fr")), r"evals\.x\.more_locales\[1\]: 'fr': no record"),
-        (of("captioning", corpus([1, 2]), generation=Generation(method="sample", top_k=100)), r"evals\.x\.generation: the model does not"),
-        (of("vqa", corpus([1, 2])), r"evals\.x\.split: 'test' has no record with a question and its answers"),
-        (of("linear_probe", TOY, train_split="train", features="mean_tokens"), r"evals\.x\.name: needs a model that has tokens"),
+        (of("captioning", TOY, references=("name/de", "name/fr")), r"evals\.x\.references\[1\]: 'name/fr' is not a column of toy"),
+        (of("captioning", TOY, generation=Generation(method="sample", top_k=100)), r"evals\.x\.generation: the model does not"),
+        (of("vqa", TOY), r"evals\.x\.question: 'question' is not a column of toy"),
+        (EVALUATORS["linear_probe"](**pair([1, 2], [1, 2]), features="mean_tokens"), r"evals\.x\.name: needs a model that has tokens"),
     ):
         with pytest.raises(ConfigError, match=message):
             check_evaluators({"x": evaluator}, writes)
@@ -121,7 +143,7 @@ def test_a_tokenizer_that_was_left_behind():
     for name in ("zero_shot", "retrieval"):
         with pytest.raises(ConfigError, match=r"evals\.x\.tokenizer: was left behind"):
             check_evaluators({"x": of(name, TOY)}, blind)
-    check_evaluators({"x": of("linear_probe", TOY, train_split="train")}, blind)  # reads no text
+    check_evaluators({"x": EVALUATORS["linear_probe"](**pair([1, 2], [1, 2]))}, blind)  # reads no text
 
 
 def test_the_best_metric_must_be_one_that_its_evaluator_gives():
@@ -142,8 +164,7 @@ def test_the_best_metric_must_be_one_that_its_evaluator_gives():
 def test_what_is_no_evaluator_is_named():
     @dataclasses.dataclass(frozen=True)
     class Half:
-        corpus: object = None
-        split: str = "test"
+        sources: tuple = ()
         every: int = 0
 
     with pytest.raises(ConfigError, match=r"evals\.x\.name: Half must have check\(encoders\), figures and run\(encoders\)"):
@@ -172,11 +193,11 @@ def test_a_corpus_is_prepared_once_for_tasks_and_evaluators(monkeypatch):
     prepare = Shapes.prepare
     monkeypatch.setattr(Shapes, "prepare", lambda self, log=print: (prepared.append(self), prepare(self, log=log))[1])
     experiment = tiny.experiment(evals=dict(names=dict(HERE, name="zero_shot")))
-    prepare_corpora(experiment, lambda text: None)
+    open_sources(experiment, lambda text: None)
     model = build_model(experiment, Vocabulary(64, 0, 1))
     tokenizer = encoders(ONE, TABLE, TABLE).tokenizer
     made = make_encoders(experiment, model, tokenizer, make_mesh(experiment.mesh), (model.params, model.rest))
     check_evaluators(experiment.evals, made)
-    assert prepared == [experiment.tasks["pairs"].data.corpus]
-    prepare_corpora(experiment, lambda text: None)  # another run reads its corpora anew
+    assert len(prepared) == 1  # of which task and evaluator read a split each
+    open_sources(experiment, lambda text: None)  # another run opens its sources anew
     assert len(prepared) == 2

@@ -167,7 +167,9 @@ def test_errors():
     for pair, message in ((("image", "video"), "two modalities"), (("image", "smell"), "'smell' is not one of")):
         with pytest.raises(ConfigError, match=message):
             evaluator(pair=pair)
-    with pytest.raises(ConfigError, match=r"languages: \['fr'\]: neither image nor waveform names a column of a language, as speech/{language}"):
+    with pytest.raises(
+        ConfigError, match=r"languages: \['fr'\]: neither image nor waveform names a column of a language, as speech/{language}"
+    ):
         evaluator(pair=("image", "waveform"), waveform="audio", languages=("fr",))
     with pytest.raises(ConfigError, match=r"text: 'name/{locale}' may hold {language}, and no other braces"):
         evaluator(pair=("image", "text"), text="name/{locale}")

@@ -74,7 +74,9 @@ def test_another_label_and_the_encoders_own_tokens():
     known = encoders(MESH, TABLE, TABLE)
     got = LinearProbe(**both, label="parity", features="mean_tokens", gallery=2, l2=(1e-3,)).run(known)
     assert got.metrics["classes"] == 2 and got.metrics["acc@1"] > 0.6 and {r.text for r in got.gallery} <= {"even", "odd"}
-    with pytest.raises(ConfigError, match=r"label: 'party' is not a column of train; did you mean 'parity'\? \(columns: image, class_label, parity"):
+    with pytest.raises(
+        ConfigError, match=r"label: 'party' is not a column of train; did you mean 'parity'\? \(columns: image, class_label, parity"
+    ):
         LinearProbe(**both, label="party").run(known)
     with pytest.raises(ConfigError, match="language: 'de': the classes of 'parity' have no names in it"):
         LinearProbe(**both, label="parity", language="de").check(known)

@@ -114,7 +114,7 @@ def test_groups_say_what_is_right_whatever_the_texts():
     rows = [(k, {"en": [f"word {k}", [f"word {(k + 1) % 20}"]]}) for k in range(20)]
     source = Toy(Records(rows))
     options = dict(text=("name/en", "keywords/en"), gallery=2)
-    run = lambda **more: Retrieval(source, **options, **more).run(encoders(MESH, TABLE, TABLE))
+    run = lambda **more: Retrieval(source, **options, **more).run(encoders(ONE, TABLE, TABLE))
     by_text, by_group = run().metrics, run(group="class_label").metrics
     assert by_text["i2t_r@1"] == by_text["t2i_r@1"] == 1
     assert by_text["t2i_r@1_chance"] == pytest.approx(2 / 20) and by_group["t2i_r@1_chance"] == pytest.approx(1 / 20)
@@ -131,7 +131,7 @@ def test_groups_say_what_is_right_whatever_the_texts():
 def test_texts_are_read_without_pictures_and_pictures_without_texts():
     source = toy(range(20))
     evaluator = Retrieval(source, text=("name/en", "keywords/en"), group="parity", gallery=2)
-    known = encoders(MESH, TABLE, TABLE)
+    known = encoders(ONE, TABLE, TABLE)
     evaluator.check(known)
     evaluator.run(known)
     assert set(source.records.asked) == {("image",), ("name/en",), ("keywords/en",), ("name/en", "keywords/en"), ("parity",)}

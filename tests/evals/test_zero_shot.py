@@ -153,7 +153,9 @@ def test_errors():
     with pytest.raises(ConfigError, match=r"classes: 'some' must be 'split', 'all' or a list"):
         ZeroShot(toy(range(3)), classes="some")
     listed = ZeroShot(toy(range(3)), classes=("word 1", "wort 2"))
-    with pytest.raises(ConfigError, match=r"classes\[1\]: 'wort 2' is not a class of 'class_label' of toy in 'en'; did you mean 'word 2'\?"):
+    with pytest.raises(
+        ConfigError, match=r"classes\[1\]: 'wort 2' is not a class of 'class_label' of toy in 'en'; did you mean 'word 2'\?"
+    ):
         listed.run(known)
     unnamed = Toy(Records([(0, {})], {"en": [None]}))
     with pytest.raises(DataError, match="no image of the 0 candidate classes in 'en'"):
