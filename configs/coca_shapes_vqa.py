@@ -31,7 +31,7 @@ def get_config():
     c.evals = dict(
         answers=dict(name="vqa", source=test, candidates=train, every=500),
         written=dict(name="vqa", source=test, method="generate"),
-        likelihood=dict(name="likelihood", source=test, every=500),
+        likelihood=dict(name="likelihood", source=test, text="name/en", every=500),
         colour=dict(name="linear_probe", label="colour", features="mean_tokens", **probe),
         count=dict(name="attentional_probe", label="count", heads=4, epochs=5, **probe),
     )

@@ -84,7 +84,7 @@ def get_config(arg=""):
         ),
         clips=dict(
             clips=dict(
-                name="cross_modal_retrieval", source=motion("test"), pair=("video", "text"), frames=8, stride=4, group="class_label"
+                name="cross_modal_retrieval", source=motion("test"), pair=("video", "text"), text="name/en", frames=8, stride=4, group="class_label"
             )
         ),
         speech=dict(

@@ -8,8 +8,8 @@ Options:
   --workdir=FOLDER        of a training run
   --step=N                another of its checkpoints
   --out=FOLDER            where results go (default: WORKDIR/evaluate): results.json and the gallery
-  --config.evals.NAME.KEY=VALUE   changes or adds evaluators: `--config.evals.german.name=zero_shot
-                          --config.evals.german.corpus=emoji --config.evals.german.split=test_a --config.evals.german.locale=de`
+  --config.evals.NAME.KEY=VALUE   changes or adds evaluators: `--config.evals.german.name=zero_shot --config.evals.german.language=de
+                          --config.evals.german.source=emoji --config.evals.german.source.split=test_a`
   --config.mesh.AXIS=N    other devices per axis than in training: `--config.mesh.data=-1 --config.mesh.fsdp=4`
   --only=NAME,NAME        only these evaluators
   --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
