@@ -25,7 +25,7 @@ from jaxvl.training.optim import learning_rate
 
 HOSTILE = [-1, 0, 2**31, 2**63, 2**64, 10**30, 10**5000, 1e400, -1e400, math.nan, -0.0, 1e300, True, "", "x", None, [], {}, (1, 2), b"x"]
 TASK = tiny.config().tasks.pairs.to_dict()
-SPLIT = dict(corpus=tiny.CORPUS, split="test_a")
+SPLIT = dict(source=tiny.TEST)
 # What dataclasses need to have, by name of the class or of the component.
 NEEDED = {
     "Experiment": tiny.config().to_dict(),

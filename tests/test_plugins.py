@@ -66,7 +66,7 @@ def get_config():
     return tiny.config(
         plugins=("parts/mine.py",), steps=2, optim=dict(warmup=0),
         tasks=dict(pairs=dict(data=data, objectives=dict(pull=dict(weight=0.5, strength=2.0)))),
-        evals=dict(count=dict(name="counting", corpus=tiny.CORPUS, split="test_a", factor=2.0)),
+        evals=dict(count=dict(name="counting", source=tiny.TEST, factor=2.0)),
     )
 """
 

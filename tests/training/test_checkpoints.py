@@ -20,7 +20,7 @@ from jaxvl.training.resume import data_positions
 from jaxvl.training.run import EvaluationError
 
 pytestmark = pytest.mark.usefixtures("programs_kept", "one_device")
-EVALS = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=2, gallery=0))
+EVALS = dict(style=dict(name="zero_shot", source=tiny.TEST, every=2, gallery=0))
 
 
 def train(workdir, **changes):

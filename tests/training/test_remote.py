@@ -209,7 +209,7 @@ def assert_same_end(here, remote, steps, killed_at):
 def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(bucket, tmp_path, monkeypatch, capsys):
     """Config, corpus and work folder on `s3://`; the oracle is an uninterrupted run in a local folder."""
     file, remote = f"{bucket}/configs/run.py", paths.as_path(f"{bucket}/run")
-    evals = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a"))
+    evals = dict(style=dict(name="zero_shot", source=tiny.TEST))
     tiny.config_file(file, steps=STEPS, evals=evals, checkpoint=dict(every=5), log=dict(every=1))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path / "cache"))
