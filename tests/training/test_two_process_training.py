@@ -16,7 +16,7 @@ PAIRS = tiny.config().to_dict()["tasks"]["pairs"]
 CHANGES = dict(
     mesh=dict(data=4, fsdp=2),
     evals=dict(pairs=dict(name="retrieval", source=tiny.TEST)),
-    tasks=dict(pairs=PAIRS, more={**PAIRS, "data": {**PAIRS["data"], "split": "train_b"}}),
+    tasks=dict(pairs=PAIRS, more=tiny.task(source=dict(tiny.SHAPES, split="train_b"))),
     schedule=dict(name="weighted", weights=dict(pairs=2.0, more=1.0)),
 )
 
