@@ -29,7 +29,7 @@ from jaxvl.sharding import hosts, make_mesh
 from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.agreement import Agreement
 from jaxvl.training.checkpoint import CheckpointError
-from jaxvl.training.describe import describe_goodput, write_workdir
+from jaxvl.training.describe import describe_goodput, describe_input, write_workdir
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.goodput import Clock
 from jaxvl.training.guard import TrainingDiverged, check_metrics
@@ -122,6 +122,7 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
             run.writer.record(int(state.step), "event", f"skipped/{task}", feed.skipped)  # cause -> records
     with meter.away("checkpoint"):
         run.checkpoints.finish()
+    describe_input(meter, int(state.step), run.writer)
     describe_goodput(meter, int(state.step), run.writer)
 
 

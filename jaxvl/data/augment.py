@@ -145,8 +145,7 @@ def augment(images: jax.Array, keys: jax.Array, config: Augment, background: tup
     """
     if config == Augment():
         return plain(images, background)
-    uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), (32,)))(keys)
-    normal = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), (12,)))(keys)
+    uniform, normal = _numbers(keys)
     rgba = _premultiplied(images)
     if config.moves:
         rgba = jax.vmap(lambda x, u, n: _warp(x, u, n, config))(rgba, uniform, normal)
@@ -163,6 +162,21 @@ def augment(images: jax.Array, keys: jax.Array, config: Augment, background: tup
     return _finish(planes, uniform, config, background)
 
 
+def affine(keys: jax.Array, config: Augment) -> jax.Array:
+    """The map of `augment`'s change of place for the same keys, from a place in the new picture to one in the old: float32 [B, 2, 3].
+
+    Places are (x, y, 1) with x and y in -1 … 1 from left to right and from top to bottom.
+    """
+    return jax.vmap(lambda u, n: _affine(u, n, config))(*_numbers(keys))
+
+
+def _numbers(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The random numbers of each row: uniform [B, 32] and normal [B, 12]."""
+    uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), (32,)))(keys)
+    normal = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), (12,)))(keys)
+    return uniform, normal
+
+
 def _premultiplied(images: jax.Array) -> jax.Array:
     values = images.astype(jnp.float32) * (1 / 255)
     if images.shape[-1] == 3:
@@ -173,17 +187,27 @@ def _premultiplied(images: jax.Array) -> jax.Array:
 def _warp(image: jax.Array, u: jax.Array, n: jax.Array, config: Augment) -> jax.Array:
     """One picture [S, S, 4] under a random affine map, bilinear; outside it is transparent."""
     s = image.shape[0]
+    grid = (jnp.arange(s) + 0.5) * (2 / s) - 1
+    x, y = grid[None, :], grid[:, None]
+    (xx, xy, x0), (yx, yy, y0) = _affine(u, n, config)
+    old_x = xx * x + xy * y + x0
+    old_y = yx * x + yy * y + y0
+    return bilinear(image, (old_y + 1) * (s / 2) - 0.5, (old_x + 1) * (s / 2) - 0.5)
+
+
+def _affine(u: jax.Array, n: jax.Array, config: Augment) -> jax.Array:
+    """float32 [2, 3]; see `affine`."""
     angle, stretch, shear = math.radians(config.rotate) * n[0], jnp.exp(config.stretch / 2 * n[1]), config.shear * n[2]
     low, high = (math.log(z) for z in config.zoom)
     shrink = jnp.exp(-(low + (high - low) * u[0]))  # the map goes from the new picture to the old one
     mirror = jnp.where(u[3] < config.flip, -1.0, 1.0)
     shift = (u[1:3] - 0.5) * 4 * config.shift
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    grid = (jnp.arange(s) + 0.5) * (2 / s) - 1
-    x, y = grid[None, :], grid[:, None]
-    old_x = mirror * shrink * stretch * (cos * x + (cos * shear - sin) * y) + shift[0]
-    old_y = shrink / stretch * (sin * x + (sin * shear + cos) * y) + shift[1]
-    return bilinear(image, (old_y + 1) * (s / 2) - 0.5, (old_x + 1) * (s / 2) - 0.5)
+    across = mirror * shrink * stretch
+    down = shrink / stretch
+    first = jnp.stack([across * cos, across * (cos * shear - sin), shift[0]])
+    second = jnp.stack([down * sin, down * (sin * shear + cos), shift[1]])
+    return jnp.stack([first, second])
 
 
 def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:

@@ -26,15 +26,31 @@ from jaxvl.data.fields.base import Context, Reader
 from jaxvl.data.packing import pack
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import BadRecord, DataError, causes
+from jaxvl.data.samplers.base import State
 from jaxvl.data.sources.base import Record, Source
 from jaxvl.data.tokenizers import Tokenizer
 
 REPLACEMENTS = 100  # bad records in a row for one row of a batch
 PER_THREAD = 4  # jobs of one batch for each thread, so that a slow record holds up few others
-STAGES = ("read", "decode", "write")
+STAGES = ("read", "decode", "transform")  # of `stages.STAGES`, those of this file
 
 Arrays = dict[str, np.ndarray]
 Values = Mapping[Any, Any]  # a reader's key -> what it took from a record
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a task's stream begins.
+
+    Attributes:
+      position: records of it that were consumed before.
+      steps: batches that the task had before; None: as many as `position` makes of the present size.
+      sampler: what its order kept (`samplers.base.Order.state`).
+    """
+
+    position: int = 0
+    steps: int | None = None
+    sampler: State | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +73,7 @@ class Rows:
 
 class Batches:
     """Random access to the batches of a source, as this host's rows: numpy, nothing of jax. Batch `i` has the records
-    `[start + i B K, start + (i + 1) B K)` of the stream.
+    `[P + i B K, P + (i + 1) B K)` of the stream, which begins at P.
 
     Args:
       config: of the task.
@@ -65,7 +81,7 @@ class Batches:
       tokenizer, preprocess: of the run.
       seed: of the task.
       rows: of this host; None: all.
-      start: position in the stream of the first record of batch 0.
+      start: where the stream begins; None: at its beginning.
 
     Raises:
       ConfigError: at `fields.NAME`, for a field that the source cannot serve.
@@ -81,16 +97,17 @@ class Batches:
         seed: int,
         preprocess: Preprocess = Preprocess(),
         rows: Rows | None = None,
-        start: int = 0,
+        start: Start | None = None,
     ):
         if len(source) == 0:
             raise DataError(f"{source.name} has no records")
         self.config = config
         self.rows = rows or Rows.every(config.batch)
         self.source = source
-        self._start = start
+        start = start or Start()
+        self._first = start.position
         try:
-            self._order = config.sampler.order(source, seed)
+            self.order = config.sampler.order(source, seed, start.sampler)
         except ConfigError as error:
             raise error.under("sampler") from None
         self._cache = Cache(config.reader.cache_mb * 2**20)
@@ -117,7 +134,7 @@ class Batches:
         config = self.config
         k = config.records_per_row
         places = (self.rows.index[:, None] * k + np.arange(k)).reshape(-1)
-        positions = self._start + i * config.records_per_batch + places
+        positions = self._first + i * config.records_per_batch + places
         out = {name: np.zeros((len(places), *row.shape), row.dtype) for name, row in config.record_shapes.items()}
         out[POSITION][:] = positions % 2**31
         size = -(-len(places) // (PER_THREAD * config.reader.threads))
@@ -159,7 +176,7 @@ class Batches:
     def _fill(self, out: Arrays, positions: np.ndarray, part: slice) -> None:
         """Fills the rows `part` of a batch's arrays."""
         config = self.config
-        numbers = self._order(positions).tolist()
+        numbers = self.order(positions).tolist()
         draws = {name: uniforms(positions).tolist() for name, uniforms in self._draws.items()}
         counted = np.repeat(self.rows.counted, config.records_per_row)[part].tolist()
         masks = config.inputs if config.missing == "mask" else {}
@@ -176,7 +193,7 @@ class Batches:
                 for entry in config.fields[name].inputs(name):
                     if entry in masks:
                         out[f"has_{entry}"][row] = True
-            spent["write"] += time.perf_counter() - began
+            spent["transform"] += time.perf_counter() - began
         with self._lock:
             for stage, seconds in spent.items():
                 self._seconds[stage] += seconds

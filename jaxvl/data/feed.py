@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import itertools
 import math
 import time
@@ -14,9 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxvl.data.ahead import Ahead
-from jaxvl.data.batches import Batches, Pending, Rows
+from jaxvl.data.batches import Batches, Pending, Rows, Start
 from jaxvl.data.config import DataConfig
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.samplers.base import State
 from jaxvl.data.sources.base import Source
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.sharding.hosts import Signal
@@ -24,19 +24,6 @@ from jaxvl.sharding.mesh import batch_sharding
 
 MOST_AHEAD = 8  # batches
 SIGNAL = "signal"  # entry of a batch that is trained with, uint8 [B]: what each row's process says with it (`hosts.Signal`)
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """Where a task's stream begins.
-
-    Attributes:
-      position: records of it that were consumed before.
-      steps: batches that the task had before; None: as many as `position` makes of the present size.
-    """
-
-    position: int = 0
-    steps: int | None = None
 
 
 class Feed(Iterator):
@@ -81,13 +68,14 @@ class Feed(Iterator):
         self.position = start.position
         self.steps = start.position // config.records_per_batch if start.steps is None else start.steps
         self.failure: Exception | None = None
+        self._transferred = 0.0
         self._sharding = batch_sharding(mesh)
         used = config.select(source)
         self.records = len(used)
         self.name = used.name
         self._fingerprint = used.fingerprint
         rows = own_rows(self._sharding, config.batch)
-        self._batches = Batches(config, used, tokenizer, seed=seed, preprocess=preprocess, rows=rows, start=start.position)
+        self._batches = Batches(config, used, tokenizer, seed=seed, preprocess=preprocess, rows=rows, start=start)
         self.shapes = config.shapes
         self._signals = {signal: self._fill(fed_shapes(config)[SIGNAL], signal) for signal in Signal}
         self._nothing: dict[str, jax.Array] | None = None
@@ -109,12 +97,25 @@ class Feed(Iterator):
         return {"records": self.records, "fingerprint": self._fingerprint}
 
     @property
+    def sampler_state(self) -> State:
+        """What the order of the records keeps in a checkpoint at `position`."""
+        return self._batches.order.state(self.position)
+
+    @property
     def skipped(self) -> dict[str, int]:
         """Cause -> bad records counted so far."""
         return self.counts()[1]
 
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Stage (`stages.STAGES`) -> seconds that all threads of this process together have spent in it."""
+        return {**self._batches.seconds(), "transfer": self._transferred}
+
     def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {k: jax.make_array_from_process_local_data(self._sharding, v, self.shapes[k].shape) for k, v in batch.items()}
+        began = time.perf_counter()
+        whole = {k: jax.make_array_from_process_local_data(self._sharding, v, self.shapes[k].shape) for k, v in batch.items()}
+        self._transferred += time.perf_counter() - began
+        return whole
 
     def _fill(self, shape: jax.ShapeDtypeStruct, value: int) -> jax.Array:
         local = np.full((len(self._batches.rows.index), *shape.shape[1:]), value, shape.dtype)

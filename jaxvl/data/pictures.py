@@ -87,6 +87,14 @@ def open_picture(data: bytes, at_least: int | None = None, background: Colour | 
         return picture if turned is None else picture.transpose(turned)
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a picture as it is seen, from its header. Raises BadRecord."""
+    with bad_pictures():
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = picture.size
+        return (height, width) if _orientation(picture) >= 5 else (width, height)
+
+
 def _check_size(width: int, height: int) -> None:
     if not width or not height:
         raise BadRecord(CANNOT_BE_DECODED, f"{width} x {height} pixels")

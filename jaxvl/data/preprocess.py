@@ -111,6 +111,13 @@ class Preprocess:
         shorter = min(width, height)
         return int(side * width / shorter), int(side * height / shorter)
 
+    def seen(self, width: int, height: int) -> Box:
+        """The part of a picture of so many pixels that `decode` keeps."""
+        across, down = self.scaled(width, height)
+        left, top = self._offset(across), self._offset(down)
+        right, bottom = left + self.image_size, top + self.image_size
+        return left * width / across, top * height / down, right * width / across, bottom * height / down
+
     def _offset(self, length: int) -> int:
         """Pixels before the centre S of so many."""
         spare = length - self.image_size

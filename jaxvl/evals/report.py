@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxvl import paths
+from jaxvl.data.stages import STAGES
 from jaxvl.evals import recorded
 from jaxvl.evals.charts import Chart, Series, chart, write
 from jaxvl.evals.recorded import read_metrics as read_metrics
@@ -30,7 +31,7 @@ from jaxvl.evals.shown import brief
 _LOG = logging.getLogger(__name__)
 LONGEST_PART = 50_000  # characters of one part of the config, as the page shows it
 GALLERY = "gallery.json"
-_SHARES = ("acc", "r@", "recall", "accuracy", "token_f1", "data_wait", "mfu", "hfu", "goodput", "share_", "memory_share")
+_SHARES = ("acc", "r@", "recall", "accuracy", "token_f1", "data_wait", "mfu", "hfu", "goodput", "share_", "memory_share", "input_")
 _BESIDE = ("_chance", "_low", "_high")  # ends of figures that are shown with another one
 
 
@@ -193,9 +194,21 @@ def _speed_tiles(train: list[dict[str, Any]]) -> list[dict[str, str]]:
         ("mfu", "MFU", "model FLOP/s as a share of the devices' peak, median"),
     ):
         values = [r[key] for r in train if r.get(key) is not None]
+        if key == "data_wait":
+            details += _limiting(train)
         if values:
             tiles.append({"label": label, "key": "", "value": write(float(np.median(values)), kind_of(key)), "details": details})
     return tiles
+
+
+def _limiting(train: list[dict[str, Any]]) -> str:
+    """What the input spends most of its work on, as the end of a sentence."""
+    worked = {stage: [r[f"input_{stage}"] for r in train if r.get(f"input_{stage}") is not None] for stage in STAGES}
+    medians = {stage: float(np.median(values)) for stage, values in worked.items() if values}
+    if not medians:
+        return ""
+    stage = max(medians, key=medians.get)
+    return f"; {100 * medians[stage]:.0f}\u00a0% of the input's work is: {stage}"
 
 
 def _points(rows: Iterable[Mapping[str, Any]], key: str) -> tuple[tuple[float, float | None], ...]:

@@ -14,6 +14,7 @@ from absl import logging
 
 from jaxvl import paths
 from jaxvl.config import to_dict
+from jaxvl.data.stages import ADVICE, SLOW
 from jaxvl.models.functional import Functional
 from jaxvl.training.compile import Program
 from jaxvl.training.experiment import Experiment
@@ -44,6 +45,18 @@ def describe_goodput(meter: Meter, step: int, writer: Writer) -> None:
     rest = ", ".join(f"{words} {100 * shares[f'share_{name}']:.1f} %" for name, words in names.items())
     minutes = f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
     writer.say(f"goodput {100 * shares['goodput']:.1f} % of {minutes} min; {rest}")
+
+
+def describe_input(meter: Meter, step: int, writer: Writer) -> None:
+    """Says, where steps have waited for data, which stage of the input limits them and what to change."""
+    waited = meter.shares()["share_data"] / max(meter.shares()["share_data"] + meter.shares()["goodput"], 1e-9)
+    worked = meter.input_shares()
+    if waited < SLOW or not worked:
+        return
+    stage = max(worked, key=worked.get)
+    writer.record(step, "event", "slow_input", {"data_wait": waited, **{f"input_{name}": share for name, share in worked.items()}})
+    parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in worked.items())
+    writer.say(f"[yellow]slow input[/] steps waited {100 * waited:.0f} % of their time; its work: {parts}; try {ADVICE[stage]}")
 
 
 def describe_machine() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxvl.data import stages
 from jaxvl.data.feed import SIGNAL
 from jaxvl.sharding.hosts import Signal
 from jaxvl.training.cost import Cost
@@ -55,6 +56,7 @@ class Meter:
       examples_per_second, examples_per_second_per_chip: rows of all tasks. A chip is a device of the mesh.
       seconds_per_step: with the wait for data, without evaluation and checkpoints; so are all rates.
       data_wait: share of that time spent waiting for a batch.
+      input_read, input_decode, input_transform, input_transfer: shares of the work of the input, over all threads of this process.
       tflops_per_chip: 1e12 model FLOP/s. Model FLOP are those of the forward and backward pass without recomputation
         (`Cost.model_flops`): counted, not estimated from the number of parameters.
       mfu: these as a share of the device's peak; where the peak is known. The peak is that of dense bfloat16 products (or
@@ -87,10 +89,18 @@ class Meter:
         self._steps = self._rows = 0
         self._flops = self._model_flops = 0.0
         self._then = self._seconds()
+        self._stages_then = self._stages()
 
     def _seconds(self) -> dict[str, float]:
         """By account, and the wait for data, which is part of `training`."""
         return {**self._clock.seconds(), "data": sum(feed.waited for feed in self._feeds.values())}
+
+    def _stages(self) -> dict[str, float]:
+        return stages.add(feed.stage_seconds for feed in self._feeds.values())
+
+    def input_shares(self) -> dict[str, float]:
+        """Share of each stage in the work of the input, since the start of this process."""
+        return stages.shares(self._stages())
 
     def tick(self, step: int, turn: Turn, metrics: Sequence[dict[str, jax.Array]]) -> Iterator[Record]:
         """Call after each step was started, with the metrics of each of its tasks; yields records when they are due."""
@@ -124,7 +134,9 @@ class Meter:
                 values[task] = step, scalars
         now = self._seconds()
         spent = {account: now[account] - self._then[account] for account in now}
-        rates = self._rates(spent)
+        now_stages = self._stages()
+        worked = stages.shares({stage: now_stages[stage] - self._stages_then[stage] for stage in now_stages})
+        rates = self._rates(spent) | {f"input_{stage}": share for stage, share in worked.items()}
         whole = {**_shares(now), "goodput_interval": _shares(spent)["goodput"], **memory(jax.local_devices())}
         records = []
         for task, (step, scalars) in values.items():

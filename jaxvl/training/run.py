@@ -90,6 +90,7 @@ class Run:
             "positions": {t: f.position for t, f in self.feeds.items()},
             "positions_in": "records",
             "task_steps": {t: f.steps for t, f in self.feeds.items()},
+            "samplers": {t: f.sampler_state for t, f in self.feeds.items()},
             "data": {t: f.identity for t, f in self.feeds.items()},
             "skipped_records": {t: dict(f.skipped) for t, f in self.feeds.items()},
             "metrics": self.figures.latest,

@@ -12,8 +12,9 @@ from rich.markup import escape
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, check, plugin_changes
+from jaxvl.data.batches import Start
 from jaxvl.data.draws import derive
-from jaxvl.data.feed import Feed, Start
+from jaxvl.data.feed import Feed
 from jaxvl.data.sources.base import Source
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.contract import check_evaluators
@@ -167,9 +168,11 @@ def _feeds(
     """
     positions = {}
     task_steps = {}
+    samplers = {}
     if restored is not None:
         positions = data_positions(experiment, restored.frame)
         task_steps = restored.frame.get("task_steps", {})
+        samplers = restored.frame.get("samplers", {})
     feeds = {}
     for name, task in experiment.tasks.items():
         try:
@@ -179,7 +182,7 @@ def _feeds(
                 tokenizer,
                 seed=derive(experiment.seed, "data", name),  # tasks on one source draw different records
                 mesh=mesh,
-                start=Start(positions.get(name, 0), task_steps.get(name)),
+                start=Start(positions.get(name, 0), task_steps.get(name), samplers.get(name)),
                 preprocess=experiment.preprocess,
             )
         except ConfigError as error:

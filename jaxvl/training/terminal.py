@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from jaxvl.data.stages import SLOW, STAGES
 from jaxvl.evals.shown import brief
 from jaxvl.training.meter import ALL
 from jaxvl.training.sinks import Sink, Value
@@ -80,8 +81,16 @@ def figures_of(task: str, values: Mapping[str, Value]) -> str:
         parts.append(f"MFU {100 * values['mfu']:.1f} %")
     elif "tflops_per_chip" in values:
         parts.append(f"{values['tflops_per_chip']:.3g} TFLOP/s{chip}")
-    parts.append(f"data wait {100 * values['data_wait']:.1f} %")
+    parts.append(f"data wait {100 * values['data_wait']:.1f} %{_limit(values)}")
     return "  ".join(parts)
+
+
+def _limit(values: Mapping[str, Value]) -> str:
+    """Names the stage of the input that takes longest, where steps wait for it."""
+    worked = {stage: values[f"input_{stage}"] for stage in STAGES if f"input_{stage}" in values}
+    if not worked or values["data_wait"] < SLOW:
+        return ""
+    return f" [yellow]({max(worked, key=worked.get)})[/]"
 
 
 def some_losses(losses: Mapping[str, Value], most: int = 3, width: int = 12) -> str:

@@ -95,7 +95,7 @@ class CaptionReader:
         self._name = name
         self._config = config
         self._groups = groups
-        self._encode = TextEncoder(context.tokenizer, config.length, context.cache)
+        self.encode = TextEncoder(context.tokenizer, config.length, context.cache)
         self.columns = tuple(column for columns, _ in groups for column in columns)
         self.key = ("caption", *((tuple(columns), weight) for columns, weight in groups))
 
@@ -112,7 +112,7 @@ class CaptionReader:
         """See `base.Reader`."""
         target = out[self._name][row].reshape(self._config.count, self._config.length)
         for i in range(self._config.count):
-            target[i] = self._encode(choose(value, self._config.joined, draws[DRAWS * i : DRAWS * (i + 1)]))
+            target[i] = self.encode(choose(value, self._config.joined, draws[DRAWS * i : DRAWS * (i + 1)]))
 
 
 class TextEncoder:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Collection, Iterable
 
 import numpy as np
 
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Record, Source
+from jaxvl.data.sources.mixture import Part
 
 
 class Selected(Source):
@@ -26,6 +29,19 @@ class Selected(Source):
         self.fingerprint = f"{source.fingerprint}/{why}"
         self._index = np.asarray(index, np.int64)
         self._why = why
+
+    @functools.cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """What is left of the parts of a mixture; empty for any other source."""
+        sizes = self.source.shards()
+        starts = np.cumsum(sizes) - sizes
+        left = _left(self._index, sizes)
+        found = []
+        for part in getattr(self.source, "parts", ()):
+            start, end = np.searchsorted(self._index, [part.start, part.end]).tolist()
+            own = left[(starts >= part.start) & (starts < part.end)]
+            found.append(dataclasses.replace(part, start=start, end=end, shards=own[own > 0]))
+        return tuple(found)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -46,10 +62,14 @@ class Selected(Source):
 
     def shards(self) -> np.ndarray:
         """See `base.Source`: what is left of each shard."""
-        ends = np.cumsum(self.source.shards())
-        upto = np.searchsorted(self._index, ends)
-        left = np.diff(np.concatenate([[0], upto]))
-        return left[left > 0].astype(np.int64)
+        left = _left(self._index, self.source.shards())
+        return left[left > 0]
+
+
+def _left(index: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """int64 [shards]: how many of the numbers `index` are in each shard."""
+    upto = np.searchsorted(index, np.cumsum(sizes))
+    return np.diff(np.concatenate([[0], upto])).astype(np.int64)
 
 
 def select(source: Source, needs: Iterable[tuple[str, ...]]) -> Source:
