@@ -133,7 +133,7 @@ def test_bad_records_are_summed_over_the_processes(ours, feed, others):
     others.numbers[:, 3] = 40
     error = ours.after(told(Signal.CALL), wait=True).error
     assert str(error) == (
-        "task 'pairs': split 'train' of /data/x: 100 of 3000 records are bad in all 3 processes (here: record cannot be read: 20), "
+        "task 'pairs': /data/x: 100 of 3000 records are bad in all 3 processes (here: record cannot be read: 20), "
         "more than error_budget 0.01 allows"
     )
 
