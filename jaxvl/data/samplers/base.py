@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -11,7 +12,6 @@ import numpy as np
 from jaxvl.data.sources.base import Source
 
 State = Mapping[str, Any]  # JSON-able: numbers, texts, lists and dicts
-MOST_POSITIONS = 2**62
 
 
 class Order(abc.ABC):
@@ -59,3 +59,10 @@ class SamplerConfig(Protocol):
         Raises:
           ConfigError: at one of its own fields, where the source does not fit.
         """
+
+
+def for_batch(sampler: SamplerConfig, rows: int) -> SamplerConfig:
+    """The config with its option `batch`, where it has one that is None, set to the records of a batch."""
+    if getattr(sampler, "batch", rows) is not None:
+        return sampler
+    return dataclasses.replace(sampler, batch=rows)

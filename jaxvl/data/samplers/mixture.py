@@ -42,7 +42,7 @@ class Mixture:
       resampled: draw records with replacement, as open_clip's --dataset-resampled does with shards; there are no epochs
         then. False: every record of a part comes once per epoch of the part.
       homogeneous: every batch is of one part. Shares are those of batches.
-      batch: rows of a batch, for `homogeneous`.
+      batch: rows of a batch, for `homogeneous`; None: the data's.
       window: see `shuffled`.
     """
 
@@ -52,13 +52,6 @@ class Mixture:
     batch: Batch | None = None
     window: Window = 64
 
-    def __post_init__(self):
-        check(
-            self.homogeneous == (self.batch is not None),
-            "batch",
-            f"{self.batch!r} must be the rows of a batch with homogeneous=True, and None otherwise",
-        )
-
     def order(self, source: Source, seed: int, state: State | None = None) -> MixtureOrder:
         parts = parts_of(source)
         streams = [part_stream(part, seed, self.window, self.resampled) for part in parts]
@@ -66,7 +59,7 @@ class Mixture:
         equally = all(part.weight is None for part in parts)
         epoch = len(source) if equally and not self.resampled and not self.homogeneous else None
         names = [part.name for part in parts]
-        return MixtureOrder(streams, weights, names, batch=self.batch or 1, state=state, epoch=epoch)
+        return MixtureOrder(streams, weights, names, batch=dealt_rows(self.homogeneous, self.batch), state=state, epoch=epoch)
 
 
 def parts_of(source: Source) -> Sequence[Part]:
@@ -74,6 +67,14 @@ def parts_of(source: Source) -> Sequence[Part]:
     parts = getattr(source, "parts", ())
     check(bool(parts), "name", f"needs a source of parts, which {source.name} is not; must be a sampler such as 'shuffled'")
     return parts
+
+
+def dealt_rows(homogeneous: bool, batch: int | None) -> int:
+    """Rows that go to one part together. Raises ConfigError."""
+    if not homogeneous:
+        return 1
+    check(batch is not None, "batch", "None must be the rows of a batch with homogeneous=True")
+    return batch
 
 
 def weight_of(part: Part, weight_by: str) -> float:

@@ -26,13 +26,14 @@ class PerCluster:
 
     Attributes:
       table: cluster of every record: a `.npy` file of integers [n], or a column. Records of a negative cluster are left out.
-      batch: rows of a batch.
+      batch: rows of a batch; None: the data's.
     """
 
     table: str
-    batch: Batch
+    batch: Batch | None = None
 
     def order(self, source: Source, seed: int, state: State | None = None) -> ClusterOrder:
+        check(self.batch is not None, "batch", "None must be the rows of a batch")
         clusters = Table(source, self.table, axes=1).values
         used = int((clusters >= 0).sum())
         check(used >= self.batch, "batch", f"{self.batch!r} must be at most {used:,}, the records that have a cluster")

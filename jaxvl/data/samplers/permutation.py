@@ -9,6 +9,8 @@ every version of NumPy gives the same numbers.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
@@ -71,7 +73,8 @@ def permute(x: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
       n: int64 [m] or [1], at most 2^62.
       key: uint64 [m] or [1].
     """
-    n = np.atleast_1d(n)
+    if len(n) == 1:
+        return (_rank if n[0] <= RANKED else _walk)(x, n, key)
     small = n <= RANKED
     if not small.any():
         return _walk(x, n, key)
@@ -104,11 +107,10 @@ def _rank(x: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
 
 def _walk(x: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
     """int64 [m]: through the network until the result is in 0 … n - 1."""
+    left, right = _sides_of_one(int(n[0])) if len(n) == 1 else _sides(n)
     n = n.astype(np.uint64)
-    left = np.sqrt(n.astype(np.float64)).astype(np.uint64) + _ONE
-    right = (n + left - _ONE) // left
     out = _network(x.astype(np.uint64), left, right, key)
-    outside = np.flatnonzero(out >= n)
+    outside = (out >= n).nonzero()[0]
     if len(outside):
         n, left, right, key = (np.broadcast_to(each, x.shape) for each in (n, left, right, key))
     while len(outside):
@@ -116,6 +118,19 @@ def _walk(x: np.ndarray, n: np.ndarray, key: np.ndarray) -> np.ndarray:
         out[outside] = walked
         outside = outside[walked >= n[outside]]
     return out.astype(np.int64)
+
+
+def _sides(n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """a and b of the network, uint64 like n: close to each other, with a b >= n."""
+    n = n.astype(np.uint64)
+    left = np.sqrt(n.astype(np.float64)).astype(np.uint64) + _ONE
+    return left, (n + left - _ONE) // left
+
+
+@functools.lru_cache(1024)
+def _sides_of_one(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """`_sides` of one number, for small batches: it takes as long as half of the network."""
+    return _sides(np.array([n]))
 
 
 def _network(x: np.ndarray, left: np.ndarray, right: np.ndarray, key: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from jaxvl.config import Batch, Range, check, nearest
 from jaxvl.data.draws import derive
 from jaxvl.data.samplers import SAMPLERS
 from jaxvl.data.samplers.base import State
-from jaxvl.data.samplers.mixture import MixtureOrder, Stream, part_stream, parts_of, weight_of
+from jaxvl.data.samplers.mixture import MixtureOrder, Stream, dealt_rows, part_stream, parts_of, weight_of
 from jaxvl.data.samplers.permutation import keys, permute
 from jaxvl.data.samplers.shuffled import Window
 from jaxvl.data.sources.base import Source
@@ -42,11 +42,6 @@ class Replay:
 
     def __post_init__(self):
         check(bool(self.parts), "parts", "must name the parts that are replayed")
-        check(
-            self.homogeneous == (self.batch is not None),
-            "batch",
-            f"{self.batch!r} must be the rows of a batch with homogeneous=True, and None otherwise",
-        )
 
     def order(self, source: Source, seed: int, state: State | None = None) -> MixtureOrder:
         parts = parts_of(source)
@@ -61,7 +56,7 @@ class Replay:
             check(total > 0, "parts", f"the weights of {[n for n, s in zip(names, side) if s]} must not all be 0")
             weights[side] *= share / total
         streams = [self._stream(part, seed) for part in parts]
-        return MixtureOrder(streams, weights.tolist(), names, batch=self.batch or 1, state=state)
+        return MixtureOrder(streams, weights.tolist(), names, batch=dealt_rows(self.homogeneous, self.batch), state=state)
 
     def _stream(self, part: Part, seed: int) -> Stream:
         if part.name not in self.parts or self.buffer is None or self.buffer >= len(part):

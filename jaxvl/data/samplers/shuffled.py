@@ -64,7 +64,7 @@ class _Window:
 
     def records(self, places: np.ndarray) -> np.ndarray:
         mixed = permute(places, self.length, self.key)
-        shard = np.searchsorted(self.begins, mixed, side="right") - 1
+        shard = self.begins.searchsorted(mixed, side="right") - 1
         return mixed + self.shifts[shard]
 
 
@@ -112,7 +112,7 @@ class ShuffledOrder(Order):
     def _of_epoch(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Records at places of one epoch."""
         _, firsts = self._layout(epoch)
-        windows = np.searchsorted(firsts, places, side="right") - 1
+        windows = firsts.searchsorted(places, side="right") - 1
         return by_value(windows, places, lambda window, some: self._window(epoch, window).records(some - firsts[window]))
 
     def _window(self, epoch: int, window: int) -> _Window:

@@ -114,7 +114,8 @@ class MixtureSource(Source):
       names: of each; they differ.
 
     Raises:
-      ConfigError: at `parts`: a column is of different kinds, or has numbers of classes that cannot be told apart.
+      ConfigError: at `parts`: a column is of different kinds, or has numbers of classes that cannot be told apart; a
+        part is itself a mixture with weights.
       DataError: a part has no records.
     """
 
@@ -123,6 +124,8 @@ class MixtureSource(Source):
         for name, source in zip(names, sources):
             if len(source) == 0:
                 raise DataError(f"part {name!r} of the mixture, {source.name}, has no records")
+            weighted = any(part.weight is not None for part in getattr(source, "parts", ()))
+            check(not weighted, "parts", f"part {name!r} is a mixture whose weights would be lost; its parts must be named here")
         self._starts = [0]
         for source in sources:
             self._starts.append(self._starts[-1] + len(source))
@@ -140,7 +143,9 @@ class MixtureSource(Source):
     def _add(self, name: str) -> None:
         """Joins the parts' columns of one name."""
         having = [(i, source.columns[name]) for i, source in enumerate(self._sources) if name in source.columns]
-        kinds = {column.kind: i for i, column in reversed(having)}
+        kinds: dict[str, int] = {}  # kind -> the first part where the column is of it
+        for i, column in having:
+            kinds.setdefault(column.kind, i)
         if len(kinds) > 1:
             said = " and ".join(f"{kind!r} in part {self.parts[i].name!r}" for kind, i in kinds.items())
             raise ConfigError("parts", f"column {name!r} is of kind {said}; must be of one kind")
