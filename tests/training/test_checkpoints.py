@@ -16,7 +16,6 @@ from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.training.checkpoint import CheckpointConfig, Checkpoints
 from jaxvl.training.figures import Figures
 from jaxvl.training.restore import initial_weights
-from jaxvl.training.resume import data_positions
 from jaxvl.training.run import EvaluationError
 
 pytestmark = pytest.mark.usefixtures("programs_kept", "one_device")
@@ -191,16 +190,6 @@ def test_an_accepted_rate_holds_from_the_checkpoint_on(copy):
     assert moved > 0  # moments and averages do
     rates = [json.loads(line)["lr"] for line in open(copy / "metrics.jsonl") if '"train"' in line]
     assert max(rates[-3:]) <= 1e-9 < min(rates[:3])
-
-
-def test_checkpoints_that_count_batches_go_on_only_on_purpose():
-    config = tiny.config().to_dict()
-    frame = {"config": config, "positions": {"pairs": 5}}
-    with pytest.raises(ConfigError, match=r"^tasks\.pairs\.data: .* of an earlier version.*accept=\('tasks.pairs.data',\)"):
-        data_positions(tiny.experiment(), frame)
-    experiment = tiny.experiment(resume=dict(accept=("tasks.pairs.data",)))
-    assert data_positions(experiment, frame) == {"pairs": 5 * 16}
-    assert data_positions(tiny.experiment(), {**frame, "positions_in": "records"}) == {"pairs": 5}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
