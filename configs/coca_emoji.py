@@ -35,7 +35,6 @@ def get_config(arg=""):
         dict(source=dict(name="stamps", audio=False, split="train"), weight=0.08),
     )
     c.tasks.pairs.data.source = ml_collections.ConfigDict(dict(name="mixture", parts=parts))
-    c.tasks.pairs.data.sampler = dict(name="mixture")
     c.steps = 800
     for evaluator in c.evals.values():
         evaluator.every = 200

@@ -89,7 +89,8 @@ def get_config(arg=""):
         ),
         speech=dict(
             speech=dict(
-                name="cross_modal_retrieval", source=stamps("test"), pair=("image", "waveform"), languages=LANGUAGES, seconds=2.048,
+                name="cross_modal_retrieval", source=stamps("test"), pair=("image", "waveform"), waveform="speech/{language}",
+                languages=LANGUAGES, seconds=2.048,
                 group="class_label",
             )
         ),

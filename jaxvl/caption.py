@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 from absl import logging
@@ -34,6 +34,7 @@ from rich.progress import track
 from jaxvl import paths
 from jaxvl.config import ConfigError, check, override, resolve, to_path
 from jaxvl.data.records import BadRecord
+from jaxvl.data.sources.base import Record
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.generate import Generation
 from jaxvl.sharding import hosts
@@ -98,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
         live = first_process and len(firsts) > 1 and console.is_terminal
         for first in track(firsts, "captions", console=console, transient=True, disable=not live):
             part = files[first : first + encoders.batch]
-            texts, encoded = encoders.captions([_Record(file) for file in part], how, first=first)
+            texts, encoded = encoders.captions(_Files(part), how, first=first)
             said = dict(zip(encoded.index.tolist(), texts))
             written += len(said)
             for i, file in enumerate(part if first_process else []):
@@ -114,16 +115,20 @@ def main(argv: Sequence[str]) -> int:
     return 0 if written else 1
 
 
-class _Record(dict):
-    """A picture as the encoders read it: its bytes are read when they are wanted, in the encoders' threads."""
+class _Files:
+    """Pictures as the encoders read them: a file's bytes are read when they are wanted, in the encoders' threads."""
 
-    def __init__(self, file: paths.Path):
-        super().__init__()
-        self._file = file
+    def __init__(self, files: Sequence[paths.Path]):
+        self._files = files
 
-    def __missing__(self, key: str) -> bytes:
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, i: int, columns: Collection[str] | None = None) -> Record:
+        """See `base.Source.read`; there is no column but `image`."""
+        del columns
         try:
-            return paths.read_bytes(self._file)
+            return {"image": paths.read_bytes(self._files[i])}
         except OSError as error:
             raise BadRecord("record cannot be read", str(error)) from None
 

@@ -34,6 +34,9 @@ class Registry(Mapping):
         self._modules: dict[str, list[_Module]] | None = None
         self._unreadable: dict[str, str] = {}
 
+    __eq__ = object.__eq__  # by identity: an annotation with a registry stands in unions, whose members are hashed
+    __hash__ = object.__hash__
+
     def register(self, name: str) -> Callable[[type], type]:
         """Class decorator. Raises ValueError if `name` is taken by another class, TypeError if it decorates no dataclass."""
 

@@ -26,7 +26,8 @@ from jaxvl.data.fields.base import Context, Reader
 from jaxvl.data.packing import pack
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import BadRecord, DataError, causes
-from jaxvl.data.samplers.base import State
+from jaxvl.data.samplers.base import State, for_batch
+from jaxvl.data.samplers.default import default_sampler
 from jaxvl.data.sources.base import Record, Source
 from jaxvl.data.tokenizers import Tokenizer
 
@@ -107,7 +108,8 @@ class Batches:
         start = start or Start()
         self._first = start.position
         try:
-            self.order = config.sampler.order(source, seed, start.sampler)
+            sampler = for_batch(config.sampler or default_sampler(source), config.records_per_batch)
+            self.order = sampler.order(source, seed, start.sampler)
         except ConfigError as error:
             raise error.under("sampler") from None
         self._cache = Cache(config.reader.cache_mb * 2**20)
@@ -137,11 +139,14 @@ class Batches:
         positions = self._first + i * config.records_per_batch + places
         out = {name: np.zeros((len(places), *row.shape), row.dtype) for name, row in config.record_shapes.items()}
         out[POSITION][:] = positions % 2**31
+        numbers = self.order(positions).tolist()
+        draws = {name: uniforms(positions) for name, uniforms in self._draws.items()}
         size = -(-len(places) // (PER_THREAD * config.reader.threads))
         jobs = []
         for first in range(0, len(places), size):
-            part = slice(first, min(first + size, len(places)))
-            jobs.append(self._pool.submit(self._fill, out, positions[part], part))
+            part = range(first, min(first + size, len(places)))
+            drawn = {name: values[part.start : part.stop].tolist() for name, values in draws.items()}
+            jobs.append(self._pool.submit(self._fill, out, part, numbers[part.start : part.stop], drawn))
         return Pending(self, out, jobs)
 
     def finish(self, out: Arrays) -> Arrays:
@@ -173,17 +178,13 @@ class Batches:
         """Ends the threads; nothing can be read afterwards."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _fill(self, out: Arrays, positions: np.ndarray, part: slice) -> None:
-        """Fills the rows `part` of a batch's arrays."""
+    def _fill(self, out: Arrays, rows: range, numbers: list[int], draws: Mapping[str, list[list[float]]]) -> None:
+        """Fills some rows of a batch's arrays: with the records `numbers`, and the draws of each field."""
         config = self.config
-        numbers = self.order(positions).tolist()
-        draws = {name: uniforms(positions).tolist() for name, uniforms in self._draws.items()}
-        counted = np.repeat(self.rows.counted, config.records_per_row)[part].tolist()
         masks = config.inputs if config.missing == "mask" else {}
         spent = dict.fromkeys(STAGES, 0.0)
-        for at, number in enumerate(numbers):
-            row = part.start + at
-            values = self._values(number, counted[at], spent)
+        for at, (row, number) in enumerate(zip(rows, numbers)):
+            values = self._values(number, bool(self.rows.counted[row // config.records_per_row]), spent)
             began = time.perf_counter()
             for name, reader in self._readers.items():
                 value = values.get(reader.key)

@@ -14,7 +14,6 @@ from jaxvl.data.fields.base import RowShape
 from jaxvl.data.fields.caption import Caption
 from jaxvl.data.packing import LEAST
 from jaxvl.data.samplers import SAMPLERS
-from jaxvl.data.samplers.shuffled import Shuffled
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Source
 from jaxvl.data.sources.selected import select
@@ -62,7 +61,7 @@ class DataConfig:
       source: records by name of their format, or of a recipe that builds demo data.
       batch: rows B of the global batch.
       fields: batch entry -> what it holds.
-      sampler: which records stand where in the stream.
+      sampler: which records stand where in the stream; None: `mixture` where the source's parts have weights, else `shuffled`.
       missing: records that lack a field: "skip" leaves them out; "mask" keeps those that have any of the model's inputs, with
         `has_NAME` in the batch for each of these, and zeros where a row does not have it.
       interleave: rows of several records.
@@ -75,7 +74,7 @@ class DataConfig:
     source: Annotated[Any, SOURCES]
     batch: Batch
     fields: dict[str, Annotated[Any, FIELDS]]
-    sampler: Annotated[Any, SAMPLERS] = Shuffled()
+    sampler: Annotated[Any, SAMPLERS] | None = None
     missing: Literal["skip", "mask"] = "skip"
     interleave: Interleave | None = None
     reader: ReaderConfig = ReaderConfig()

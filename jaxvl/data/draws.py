@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 
-import grain
 import numpy as np
 
 WORDS = 4  # numbers that one step of Philox's counter gives
@@ -45,16 +44,3 @@ class Uniforms:
     def _run(self, first: int, length: int) -> np.ndarray:
         generator = np.random.Generator(np.random.Philox(key=self._key, counter=first * self._counts))
         return generator.random((length, self._counts * WORDS))[:, : self._n]
-
-
-def epochs(first: int, end: int, seed: int, shuffle: bool, part: int = 0) -> grain.MapDataset:
-    """The endless stream of the numbers `first … end - 1`: a new permutation every epoch, or their order again and again.
-
-    Args:
-      part: which of several such streams of one seed.
-    """
-    numbers = grain.MapDataset.range(first, end)
-    if shuffle:
-        # Grain adds the epoch to the seed: seeds that were next to each other would share permutations.
-        numbers = numbers.shuffle(seed=derive(seed, "order", part) % 2**32)
-    return numbers.repeat()

@@ -14,11 +14,11 @@ import optax
 from jax.sharding import Mesh
 
 from jaxvl.config import Batch, Count, Heads, Scale, Seed, Weight, Width, check
+from jaxvl.data.sources.base import Source
 from jaxvl.evals import EVALUATORS, EvalResult
-from jaxvl.evals.encoders import Encoders
+from jaxvl.evals.encoders import EncodedImages, Encoders
 from jaxvl.evals.probing import Labelled, ProbeOptions, expected_accuracy
 from jaxvl.evals.ranking import put
-from jaxvl.evals.split import open_split
 from jaxvl.models.functional import functional
 from jaxvl.models.probe import ProbeConfig
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
@@ -37,7 +37,7 @@ class AttentionalProbe(ProbeOptions):
     Attributes:
       epochs, batch, learning_rate, weight_decay, label_smoothing: of the training. batch is rounded up to what the mesh divides.
       width: of the pooler; None: that of the tokens. heads: of the pooler.
-      memory_gib: most memory of the tokens of one split.
+      memory_gib: most memory of the tokens of one source.
       seed: of initialisation and order.
     """
 
@@ -68,12 +68,12 @@ class AttentionalProbe(ProbeOptions):
         super().check(encoders)
         width = self.width or encoders.token_shape().shape[-1]
         check(width % self.heads == 0, "heads", f"{self.heads} must divide the width of {width}")
-        for split in (self.train_split, self.split):
-            self._check_memory(encoders, len(open_split(self.corpus, split)), split)
+        for source in (self.open_train(), self.open()):
+            self._check_memory(encoders, source)
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ConfigError for a model without tokens or where they do not fit, DataError where there is nothing to learn from."""
-        train, test, names = self.both(lambda source, split: self._tokens(encoders, source, split))
+        train, test, names = self.both(lambda source, _: self._tokens(encoders, source))
         width = self.width or train.rows.shape[-1]
         check(width % self.heads == 0, "heads", f"{self.heads} must divide the width of {width}")
         batch = rounded(min(self.batch, len(train.rows)), encoders.mesh)
@@ -85,15 +85,15 @@ class AttentionalProbe(ProbeOptions):
         more = {"train_loss": loss, "train_acc@1": expected_accuracy(logits(train.rows), train.labels).mean()}
         return self.result(encoders, logits(test.rows), train, test, names, more)
 
-    def _tokens(self, encoders: Encoders, source, split: str):
-        """The split's tokens, if they are not too large."""
-        self._check_memory(encoders, len(source), split)
-        return encoders.features(source)
+    def _tokens(self, encoders: Encoders, source: Source) -> EncodedImages:
+        """Tokens of all pictures of a source, if they are not too large."""
+        self._check_memory(encoders, source)
+        return encoders.features(source, column=self.image)
 
-    def _check_memory(self, encoders: Encoders, images: int, split: str) -> None:
-        need = encoders.token_bytes() * images / 2**30
-        problem = f"{self.memory_gib!r}: the tokens of the {images} images of {split!r} take {need:.1f} GiB"
-        check(need <= self.memory_gib, "memory_gib", f"{problem}; raise it, or probe a smaller split")
+    def _check_memory(self, encoders: Encoders, source: Source) -> None:
+        need = encoders.token_bytes() * len(source) / 2**30
+        problem = f"{self.memory_gib!r}: the tokens of the {len(source)} images of {source.name} take {need:.1f} GiB"
+        check(need <= self.memory_gib, "memory_gib", f"{problem}; raise it, or probe a smaller source")
 
     def fit(self, programs: Programs, train: Labelled, batch: int, mesh: Mesh) -> tuple[Any, float]:
         """Trained parameters, replicated, and the mean loss of the last epoch."""

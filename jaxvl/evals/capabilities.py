@@ -32,6 +32,7 @@ class Capabilities:
     outputs: bool
 
 
+BOOKKEEPING = ("position", "group_id")  # batch entries that no model is given
 _WORDS = {
     "embeds": "compares images with texts",
     "generates": "writes captions, as coca",
@@ -107,7 +108,7 @@ class Abstract:
     def check_outputs(self, batch: Mapping[str, jax.ShapeDtypeStruct], names: tuple[str, ...]) -> None:
         """Raises ConfigError at `name` where the model does not give the outputs `names` of a batch of such shapes."""
         self.require("outputs")
-        shapes = {name: shape for name, shape in batch.items() if name != "index"}
+        shapes = {name: shape for name, shape in batch.items() if name not in BOOKKEEPING}
         self._shapes(lambda weights, batch: self._outputs(weights, batch, names), shapes)
 
     def token_shape(self) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""Captions that the model writes, against those of a split."""
+"""Captions that the model writes, against those of a source."""
 
 from __future__ import annotations
 
@@ -9,43 +9,35 @@ from typing import Literal
 
 import numpy as np
 
+from jaxvl.data.fields.numbers import same_text
 from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
+from jaxvl.evals.columns import Columns, all_texts, check_texts, listed
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.split import (
-    SplitOptions,
-    Thumbnails,
-    captions,
-    check_captions,
-    open_split,
-    same_text,
-    sample,
-    skipped_figures,
-)
+from jaxvl.evals.source_options import SourceOptions, sample, skipped_figures
 from jaxvl.evals.text_scores import SCORES, check_scores
+from jaxvl.evals.thumbnails import Thumbnails
 from jaxvl.models.generate import Generation
 
 
 @EVALUATORS.register("captioning")
 @dataclasses.dataclass(frozen=True)
-class Captioning(SplitOptions):
-    """Writes a caption of every image of a split.
+class Captioning(SourceOptions):
+    """Writes a caption of every image of a source.
 
     Figures, means over images, the best of an image's captions counting: `exact` (the same text but for case, width and spacing),
     `token_f1` (words in common: harmonic mean of precision and recall, with repetition; Rajpurkar et al. 2016); `distinct` captions,
     their mean `length` in words, `images`, `skipped/CAUSE`; and those of `scores` (see `evals.text_scores`).
 
     Attributes:
-      captions: which texts of a record are right: its name, its keywords, or all of them; each is a reference.
-      more_locales: other languages whose texts are references as well.
+      references: a column of texts, or several (other languages, say); each text of a record is a reference.
       generation: how captions are written.
       scores: `bleu` (1 … 4), `rouge_l`, `meteor` (exact and stem stages), `cider_d`, and `coco`: BLEU, METEOR 1.5, ROUGE-L and CIDEr
         of COCO's toolkit, comparable with papers. `cider_d` needs nothing; `coco` the extra `coco` and Java; the others the extra
         `captioning`.
     """
 
-    captions: Literal["name", "keywords", "all"] = "name"
-    more_locales: tuple[str, ...] = ()
+    references: Columns = "text"
     generation: Generation = Generation()
     scores: tuple[Literal["bleu", "rouge_l", "meteor", "cider_d", "coco"], ...] = ()
 
@@ -60,22 +52,20 @@ class Captioning(SplitOptions):
 
     def check(self, encoders: Encoders) -> None:
         """See `contract.Evaluator.check`."""
-        super().check(encoders)
+        source = self.open()
+        self.check_images(source)
         encoders.check_generates(self.generation)
-        check_captions(self.corpus, self.split, self.locale, self.captions)
-        for i, locale in enumerate(self.more_locales):
-            check_captions(self.corpus, self.split, locale, self.captions, f"more_locales[{i}]")
+        check_texts(source, self.references, "references")
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises DataError where no record has both an image and a caption, ConfigError for a model that writes none."""
-        source = open_split(self.corpus, self.split)
-        written, encoded = encoders.captions(source, self.generation)
-        self.within_budget(encoded.skipped, len(source))
-        languages = [captions(self.corpus, self.split, locale, self.captions) for locale in (self.locale, *self.more_locales)]
-        right = [tuple(dict.fromkeys(text for part in parts for text in part)) for parts in zip(*languages)]
+        source = self.open()
+        written, encoded = encoders.captions(source, self.generation, column=self.image)
+        self.within_budget(encoded.skipped, source)
+        right = all_texts(source, listed(self.references))
         have = [(text, right[i], int(i)) for text, i in zip(written, encoded.index) if right[i]]
         if not have:
-            raise DataError(f"split {self.split!r} has no image with a caption ({self.captions}) in locale {self.locale!r}")
+            raise DataError(f"{source.name} has no image with a caption ({', '.join(listed(self.references))})")
         exact = np.array([float(same_text(text) in {same_text(t) for t in texts}) for text, texts, _ in have])
         f1 = np.array([max(token_f1(text, t) for t in texts) for text, texts, _ in have])
         metrics = {
@@ -85,7 +75,7 @@ class Captioning(SplitOptions):
         }  # fmt: skip
         for name in self.scores:
             metrics |= SCORES[name].function([text for text, _, _ in have], [texts for _, texts, _ in have])
-        thumbnail = Thumbnails(source, encoders.preprocess)
+        thumbnail = Thumbnails(source, encoders.preprocess, self.image)
 
         def row(q: int) -> GalleryRow:
             text, texts, i = have[q]

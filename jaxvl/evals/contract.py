@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxvl.config import ConfigError, check, nearest
+from jaxvl.data.sources.base import SourceConfig
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.result import EvalResult
 
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """A registered frozen dataclass; `split.SplitOptions` is a base that has all of this but `figures` and `run`.
+    """A registered frozen dataclass; `source_options.SourceOptions` is a base that has all of this but `figures` and `run`.
 
     Attributes:
-      corpus: the corpus that it reads, by name, with its options.
-      split: which of its splits.
+      sources: configs of all sources that it reads; they are opened before it is checked.
       every: steps between two runs in the training loop; 0: only after the last step.
       figures: names of the figures that `run` can give. One that ends in `*` stands for all that begin so.
     """
 
-    corpus: Any
-    split: str
     every: int
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]: ...
 
     @property
     def figures(self) -> tuple[str, ...]: ...
 
     def check(self, encoders: Encoders) -> None:
-        """Raises ConfigError, at one of its own fields, where model, corpus and split are not what `run` needs.
+        """Raises ConfigError, at one of its own fields, where model and source are not what `run` needs.
 
         It computes nothing on the devices: the weights of `encoders` may be shapes. It is called in every process.
         `name` is the field of the evaluator's kind: the model cannot do what that needs.

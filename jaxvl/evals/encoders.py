@@ -6,9 +6,9 @@ import collections
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxvl.config import ConfigError
 from jaxvl.data import pictures
 from jaxvl.data.augment import plain
 from jaxvl.data.records import BadRecord
+from jaxvl.data.sources.base import Record
 from jaxvl.evals.capabilities import Abstract
 from jaxvl.evals.ranking import put
 from jaxvl.evals.result import EvaluatorError
@@ -26,8 +27,17 @@ from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
 
 # Why a record is skipped. Processes tell each other which by its position, 1 being the first; 0 is a good record.
 CAUSES = ("record cannot be read", "record is incomplete", *pictures.CAUSES)
+_UNREAD, _INCOMPLETE, _UNDECODED = 0, 1, 2  # places in `CAUSES`
 _FAILED = len(CAUSES) + 1  # an error that is no bad record: it ends the evaluator, in every process
 _PADDING = -1
+
+
+class Pictures(Protocol):
+    """Records with a column of encoded pictures: a `base.Source`, or less than that."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int, columns: Collection[str] | None = None) -> Record: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +57,8 @@ class EncodedImages:
 
 class Encoders(Abstract):
     """Encodes sources and texts in padded, sharded batches; every process gets all rows.
+
+    Pictures are those of a source's column, of which nothing else is read, or uint8 [n, S, S, 3 or 4] of the model's size.
 
     In a multi-host run every process must make the same calls in the same order. Each reads and decodes only the
     records of its own devices. Only a `BadRecord` is left out and counted. Any other error of a source or a decoder
@@ -136,27 +148,29 @@ class Encoders(Abstract):
         other.weights, other._memo = weights, None
         return other
 
-    def images(self, source: Sequence[Any] | np.ndarray, memo: Hashable = None) -> EncodedImages:
-        """Encodes every record of a source, or uint8 pictures [n, S, S, 3 or 4] of the model's size.
+    def images(self, source: Pictures | np.ndarray, column: str = "image", memo: Hashable = None) -> EncodedImages:
+        """Encodes the pictures of every record of a source, or pictures themselves.
 
         Records that cannot be read or decoded are left out and counted. `memo` names the source: rows of the last
-        named one are kept, so that several evaluators of one split encode it once.
+        named one are kept, so that several evaluators of one source encode it once.
         """
-        if memo is not None and self._memo is not None and self._memo[0] == memo:
+        key = None if memo is None else (memo, column)
+        if key is not None and self._memo is not None and self._memo[0] == key:
             return self._memo[1]
-        encoded = self._encoded(self._image, source)
-        if memo is not None:
-            self._memo = memo, encoded
+        encoded = self._encoded(self._image, source, column)
+        if key is not None:
+            self._memo = key, encoded
         return encoded
 
     def captions(
-        self, source: Sequence[Any] | np.ndarray, generation: Any, prompt: np.ndarray | None = None, first: int = 0
+        self, source: Pictures | np.ndarray, generation: Any, prompt: np.ndarray | None = None, first: int = 0, column: str = "image"
     ) -> tuple[list[str], EncodedImages]:
         """Texts that the model writes of every record that can be read, and their token ids as `rows` of `EncodedImages`.
 
         Args:
           prompt: int32 [n, T], padded at the end: each text begins with its own; it is not part of what is returned as text.
           first: number of the first record; what is drawn for a record depends on its number.
+          column: of the pictures.
 
         Raises ConfigError where the model writes none.
         """
@@ -166,17 +180,20 @@ class Encoders(Abstract):
         def write(weights, pixels, fault, *more):
             return self._caption(weights, pixels, fault, how, numbers, np.int32(next(firsts)), *more)
 
-        rows = (encoded := self._encoded(write, source, *(() if prompt is None else (prompt,)))).rows
+        rows = (encoded := self._encoded(write, source, column, *(() if prompt is None else (prompt,)))).rows
         if prompt is not None and len(rows):
             rows = np.where(prompt[encoded.index] == self.tokenizer.pad_id, rows, self.tokenizer.pad_id)
         return self.tokenizer.decode(rows), encoded
 
-    def scores(self, source: Sequence[Any] | np.ndarray, tokens: np.ndarray, begin: np.ndarray | None = None) -> EncodedImages:
+    def scores(
+        self, source: Pictures | np.ndarray, tokens: np.ndarray, begin: np.ndarray | None = None, column: str = "image"
+    ) -> EncodedImages:
         """How likely texts are under the images of records, given all tokens before each (teacher forcing).
 
         Args:
           tokens: int32 [n, K, T], K texts of each record, padded at the end; a text may be padding alone.
           begin: int32 [n]: tokens before this position are read, but do not count; None: all count.
+          column: of the pictures.
 
         Returns:
           `rows` float32 [n', K, 3]: the sum of log-probabilities (natural) of a text's tokens, how many they are, and how many of
@@ -186,15 +203,15 @@ class Encoders(Abstract):
         """
         self.require("scores")
         begin = np.zeros(len(tokens), np.int32) if begin is None else begin
-        return self._encoded(self._score, source, tokens, begin)
+        return self._encoded(self._score, source, column, tokens, begin)
 
-    def features(self, source: Sequence[Any] | np.ndarray, mean: bool = False) -> EncodedImages:
+    def features(self, source: Pictures | np.ndarray, mean: bool = False, column: str = "image") -> EncodedImages:
         """The image encoder's own tokens before any pooling, `rows` [n, P, D] in the dtype of computation, or their mean float32 [n, D].
 
         Raises ConfigError where the model has none.
         """
         self.require("image_tokens")
-        return self._encoded(lambda *args: self._features(*args, mean), source)
+        return self._encoded(lambda *args: self._features(*args, mean), source, column)
 
     def outputs(self, batch: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """The model's outputs `names` of a batch as the loader makes it (image, video uint8), not in training; `self.batch` rows.
@@ -205,11 +222,11 @@ class Encoders(Abstract):
             whole = {name: put(a, self._sharding) for name, a in batch.items()}
             return {name: np.asarray(a) for name, a in self._outputs(self.weights, whole, names).items()}
 
-    def _encoded(self, function: Callable, source: Sequence[Any] | np.ndarray, *extra: np.ndarray) -> EncodedImages:
+    def _encoded(self, function: Callable, source: Pictures | np.ndarray, column: str, *extra: np.ndarray) -> EncodedImages:
         """Rows of `function(weights, pixels, fault, *rows of extra)`."""
         rows, faults = [], []
         self._errors.clear()
-        for out, fault in self._lagging(function, self._batches(source, extra)):
+        for out, fault in self._lagging(function, self._batches(source, column, extra)):
             if (fault == _FAILED).any():
                 raise self._failure(self.batch * len(faults) + int(np.argmax(fault == _FAILED)))
             rows.append(out[fault == 0])
@@ -244,7 +261,7 @@ class Encoders(Abstract):
             tokens = self.tokenizer.encode(part + [part[-1]] * (self.batch - len(part)), self.text_length)
             yield (put(np.asarray(tokens, np.int32), self._sharding),)
 
-    def _batches(self, source: Sequence[Any] | np.ndarray, extra: Sequence[np.ndarray] = ()) -> Iterator[tuple[jax.Array, ...]]:
+    def _batches(self, source: Pictures | np.ndarray, column: str, extra: Sequence[np.ndarray]) -> Iterator[tuple[jax.Array, ...]]:
         """(pixels uint8 [B, S, S, C], fault int32 [B], rows of `extra` …) of consecutive records, each process filling in its own rows."""
         mine = np.zeros(self.batch, bool)
         for index in self._sharding.addressable_devices_indices_map((self.batch,)).values():
@@ -254,7 +271,7 @@ class Encoders(Abstract):
             ahead: collections.deque = collections.deque()
             for start in range(0, len(source), self.batch):
                 more = [put(_padded(a[start : start + self.batch], self.batch), self._sharding) for a in extra]
-                ahead.append(([pool.submit(self._row, source, start + i) for i in mine], more))
+                ahead.append(([pool.submit(self._row, source, column, start + i) for i in mine], more))
                 if len(ahead) > 1:
                     yield self._assemble(mine, *ahead.popleft())
             while ahead:
@@ -271,16 +288,18 @@ class Encoders(Abstract):
                     pixels[i, ..., 3] = 255
         return put(pixels, self._sharding), put(fault, self._sharding), *more
 
-    def _row(self, source: Sequence[Any] | np.ndarray, i: int) -> tuple[np.ndarray | None, int]:
+    def _row(self, source: Pictures | np.ndarray, column: str, i: int) -> tuple[np.ndarray | None, int]:
         """Pixels and fault of record `i`."""
         if i >= len(source):
             return None, _PADDING
         if isinstance(source, np.ndarray):
             return source[i], 0
-        default = 0
+        default = _UNREAD
         try:
-            data = source[int(i)]["image"]
-            default = 2
+            data = source.read(int(i), (column,)).get(column)
+            if data is None:
+                return None, 1 + _INCOMPLETE
+            default = _UNDECODED
             return self.preprocess.decode(data), 0
         except BadRecord as error:
             return None, 1 + (CAUSES.index(error.cause) if error.cause in CAUSES else default)

@@ -1,32 +1,23 @@
-"""How likely the captions of a split are under the model: token accuracy and perplexity."""
+"""How likely the captions of a source are under the model: token accuracy and perplexity."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 
-from jaxvl.config import check
 from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
+from jaxvl.evals.columns import Columns, all_texts, check_texts, listed
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.split import (
-    SplitOptions,
-    Thumbnails,
-    captions,
-    check_captions,
-    check_tokenizer,
-    open_split,
-    sample,
-    skipped_figures,
-)
+from jaxvl.evals.source_options import SourceOptions, check_template, check_tokenizer, sample, skipped_figures
+from jaxvl.evals.thumbnails import Thumbnails
 
 
 @EVALUATORS.register("likelihood")
 @dataclasses.dataclass(frozen=True)
-class Likelihood(SplitOptions):
-    """Reads every caption of a split under its image, each token given those before it (teacher forcing).
+class Likelihood(SourceOptions):
+    """Reads every caption of a source under its image, each token given those before it (teacher forcing).
 
     With s(c) the log-probability of caption c, EOS included, and n(c) its tokens, over all captions of all images:
     `token_acc` (tokens that are the likeliest at their place), `nats_per_token` = -sum s / sum n, `perplexity` = exp of it;
@@ -36,16 +27,16 @@ class Likelihood(SplitOptions):
     cuts a caption.
 
     Attributes:
-      captions: which texts of a record are captions: its name, its keywords, or all of them, one caption each.
+      text: a column of texts, or several; each distinct text of a record is one caption.
       template: what is made of a caption `{}` before it is read.
     """
 
-    captions: Literal["name", "keywords", "all"] = "name"
+    text: Columns = "text"
     template: str = "{}"
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.template.count("{}") == 1, "template", f"{self.template!r} must hold '{{}}' once, where the caption goes")
+        check_template(self.template, "caption")
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -55,20 +46,21 @@ class Likelihood(SplitOptions):
 
     def check(self, encoders: Encoders) -> None:
         """See `contract.Evaluator.check`."""
-        super().check(encoders)
+        source = self.open()
+        self.check_images(source)
         encoders.check_scores()
         check_tokenizer(encoders)
-        check_captions(self.corpus, self.split, self.locale, self.captions)
+        check_texts(source, self.text, "text")
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises DataError where no record has both an image and a caption, ConfigError for a model that cannot tell."""
-        source = open_split(self.corpus, self.split)
-        texts = [[self.template.replace("{}", t) for t in of] for of in captions(self.corpus, self.split, self.locale, self.captions)]
-        encoded = encoders.scores(source, pad_tokens(encoders, texts))
-        self.within_budget(encoded.skipped, len(source))
+        source = self.open()
+        texts = [[self.template.replace("{}", t) for t in of] for of in all_texts(source, listed(self.text))]
+        encoded = encoders.scores(source, pad_tokens(encoders, texts), column=self.image)
+        self.within_budget(encoded.skipped, source)
         there = encoded.rows[..., 1] > 0 if len(encoded.index) else np.zeros((0, 1), bool)
         if not there.any():
-            raise DataError(f"split {self.split!r} has no image with a caption ({self.captions}) in locale {self.locale!r}")
+            raise DataError(f"{source.name} has no image with a caption ({', '.join(listed(self.text))})")
         log_p, tokens, right = encoded.rows[there].astype(np.float64).T
         per_token = -log_p.sum() / tokens.sum()
         metrics = {
@@ -77,9 +69,9 @@ class Likelihood(SplitOptions):
             "caption_perplexity": np.exp(-(log_p / tokens).mean()), "tokens": tokens.sum(), "captions": len(tokens),
             "images": there.any(1).sum(),
         }  # fmt: skip
-        missing = {f"no caption in locale {self.locale}": int((~there.any(1)).sum())}
+        missing = {"no caption": int((~there.any(1)).sum())}
         metrics = {k: float(v) for k, v in metrics.items()} | skipped_figures(encoded.skipped, missing)
-        thumbnail, shown = Thumbnails(source, encoders.preprocess), np.flatnonzero(there.any(1))
+        thumbnail, shown = Thumbnails(source, encoders.preprocess, self.image), np.flatnonzero(there.any(1))
 
         def row(q: int) -> GalleryRow:
             i, scores = encoded.index[q], encoded.rows[q]

@@ -26,16 +26,16 @@ class LinearProbe(ProbeOptions):
     """Multinomial logistic regression with an L2 penalty on frozen features, by L-BFGS on the whole mesh.
 
     Features are standardised (mean and deviation of each over the training images). The penalty is the one of the grid that
-    is most accurate on a held-out part of the train split (equal ones: the strongest); the classifier is then fitted to all of it.
+    is most accurate on a held-out part of the train source (equal ones: the strongest); the classifier is then fitted to all of it.
 
-    Figures, of the test split: `acc@1`, `mean_class_acc@1` (every class weighs the same), `acc@1_chance`, `acc@1_majority` (of always
-    saying the train split's commonest class), `classes`, `images`, `train_images`, `skipped/CAUSE`; `l2` that was chosen,
+    Figures, of the test source: `acc@1`, `mean_class_acc@1` (every class weighs the same), `acc@1_chance`, `acc@1_majority` (of always
+    saying the train source's commonest class), `classes`, `images`, `train_images`, `skipped/CAUSE`; `l2` that was chosen,
     `validation_acc@1` with it, `train_acc@1`, and `iterations` of the last fit. Equal scores count by the probability of the right one.
 
     Attributes:
       features: `embedding`: what is compared with texts; `mean_tokens`: the mean of the image encoder's tokens, before projections.
       l2: penalties to choose from: a / 2 |W|^2 beside the mean cross-entropy; the bias is free.
-      validation: share of the train split that is held out to choose.
+      validation: share of the train source that is held out to choose.
       iterations: most steps of one fit.
     """
 
@@ -63,11 +63,11 @@ class LinearProbe(ProbeOptions):
             encoders.token_shape()
 
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ConfigError for a label that the corpus does not have, DataError where there is nothing to learn from."""
+        """Raises ConfigError for a label that a source does not have, DataError where there is nothing to learn from."""
         if self.features == "embedding":
-            encode = lambda source, split: encoders.images(source, memo=(self.corpus, split))
+            encode = lambda source, config: encoders.images(source, column=self.image, memo=config)
         else:
-            encode = lambda source, split: encoders.features(source, mean=True)
+            encode = lambda source, _: encoders.features(source, mean=True, column=self.image)
         train, test, names = self.both(encode)
         mean, deviation = train.rows.mean(0, dtype=np.float64), train.rows.std(0, dtype=np.float64)
         ready = lambda rows: ((rows - mean) / np.where(deviation > 1e-6, deviation, 1.0)).astype(np.float32)

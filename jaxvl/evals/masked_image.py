@@ -8,9 +8,13 @@ import numpy as np
 
 from jaxvl.config import check
 from jaxvl.data.augment import plain
+from jaxvl.data.fields.base import Field
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
+from jaxvl.evals.columns import check_texts
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.split import THUMBNAIL, SplitOptions, check_captions, check_rows, check_tokenizer, png, rows_of
+from jaxvl.evals.rows import caption, check_rows, picture, rows_of
+from jaxvl.evals.source_options import SourceOptions, check_tokenizer
+from jaxvl.evals.thumbnails import THUMBNAIL, png
 from jaxvl.objectives.masked_image import patch_errors, patches_of
 
 READS = ("patch_prediction", "patch_weight", "patch_scores")
@@ -19,7 +23,7 @@ DRAWS = 32  # random masks per image, of which the expected overlap is taken
 
 @EVALUATORS.register("masked_image")
 @dataclasses.dataclass(frozen=True)
-class MaskedImages(SplitOptions):
+class MaskedImages(SourceOptions):
     """Error of reconstructed patches under the image's own text and another's, the patches being the same.
 
     Figures: `error` and `error_other_text`, mean squared errors of the hidden patches' normalised pixels, averaged over images whose
@@ -28,9 +32,11 @@ class MaskedImages(SplitOptions):
     at random, `hit_random` (in closed form) and `iou_random` (of `DRAWS` draws). `images`.
 
     Attributes:
+      text: the column of the texts.
       shown: least share of opaque pixels with which a patch shows the thing.
     """
 
+    text: str = "text"
     shown: float = 0.25
 
     def __post_init__(self):
@@ -43,15 +49,16 @@ class MaskedImages(SplitOptions):
 
     def check(self, encoders: Encoders) -> None:
         """See `contract.Evaluator.check`."""
-        super().check(encoders)
+        source = self.open()
+        self.check_images(source)
         check_tokenizer(encoders)
-        check_captions(self.corpus, self.split, self.locale, "name")
-        encoders.check_outputs(check_rows(self, encoders, "split").shapes, READS)
+        check_texts(source, self.text, "text")
+        encoders.check_outputs(check_rows(self, encoders, "source", self._fields(encoders)).shapes, READS)
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ConfigError for a model that has no hidden patches."""
         figures, gallery = [], []
-        for batch, n in rows_of(self, encoders):
+        for batch, n in rows_of(self, encoders, self._fields(encoders)):
             out = encoders.outputs(batch, READS)
             other_text = np.concatenate([np.roll(batch["text"][:n], 1, axis=0), batch["text"][n:]])
             inputs = {**batch, "text": other_text, "patch_scores": out["patch_scores"]}
@@ -71,6 +78,10 @@ class MaskedImages(SplitOptions):
             overlaps = dict(hit=hit, hit_random=hit_random, iou=iou, iou_random=iou_random)
             metrics |= {k: float(v.mean()) for k, v in overlaps.items()}
         return EvalResult({**metrics, "images": float(len(own))}, gallery)
+
+    def _fields(self, encoders: Encoders) -> dict[str, Field]:
+        """What is read of a record."""
+        return {"image": picture(self.image, encoders), "text": caption(self.text, encoders)}
 
     def _row(self, encoders, batch, other_text, image, hidden, predictions, errors, q: int) -> GalleryRow:
         """The image with its hidden patches grey, and as both texts complete it."""

@@ -1,17 +1,22 @@
-"""What probes of frozen features share: labels of the images of two splits, and what is reported of predictions."""
+"""What probes of frozen features share: classes of the images of two sources, and what is reported of predictions."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import numpy as np
 
-from jaxvl.config import check, nearest
-from jaxvl.data.corpora.prepared import prepared
+from jaxvl.config import check
 from jaxvl.data.records import DataError
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.base import Source, SourceConfig
+from jaxvl.evals.columns import NONE, class_names, labels_of
 from jaxvl.evals.encoders import EncodedImages, Encoders
 from jaxvl.evals.result import EvalResult, GalleryRow, Item
-from jaxvl.evals.split import SplitOptions, Thumbnails, class_names, open_split, sample, skipped_figures
+from jaxvl.evals.source_options import SourceOptions, open_source, sample, skipped_figures
+from jaxvl.evals.thumbnails import Thumbnails
 
 TIE = 1e-6  # of logits
 SHOWN = 5
@@ -19,7 +24,7 @@ SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class Labelled:
-    """Features of the images of a split that have a label. rows [n, …]; labels int64 [n]; index int64 [n]: records; skipped: by cause."""
+    """Features of the images of a source that have a class. rows [n, …]; labels int64 [n]; index int64 [n]: records; skipped: by cause."""
 
     rows: np.ndarray
     labels: np.ndarray
@@ -28,76 +33,91 @@ class Labelled:
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeOptions(SplitOptions):
-    """A probe is trained on one split and tested on another.
+class ProbeOptions(SourceOptions):
+    """A probe is trained on one source and tested on another.
 
     Attributes:
-      split: the test split.
-      train_split: images that the probe learns from; the model stays as it is.
-      label: what is to be told: None: the corpus's classes, else one of its attributes (emoji: `group`; shapes: `colour`, `shape`,
-        `count`).
+      source: the test source.
+      train: the source that the probe learns from, with the same columns; the model stays as it is.
+      label: the column that is to be told: of classes, numbers or texts (emoji: `class_label`, `group`; shapes: `colour`, `shape`,
+        `count`). Classes that the two sources number in different ways are matched by name.
+      language: of the classes' names.
     """
 
-    train_split: str = ""
-    label: str | None = None
+    train: Annotated[Any, SOURCES] | None = None
+    label: str = "class_label"
+    language: str = "en"
 
     def __post_init__(self):
         super().__post_init__()
-        check(bool(self.train_split), "train_split", "is required: the split that the probe learns from")
-        check(self.train_split != self.split, "train_split", f"{self.train_split!r} is the test split as well")
+        check(self.train is not None, "train", "is required: the source that the probe learns from")
+        check(self.train != self.source, "train", "is the test source as well")
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        return (self.source, self.train)
 
     @property
     def figures(self) -> tuple[str, ...]:
         shares = ("acc@1", "mean_class_acc@1", "acc@1_chance", "acc@1_majority", "train_acc@1")
         return (*shares, "classes", "images", "train_images", "skipped/*")
 
+    def open_train(self) -> Source:
+        """The records that the probe learns from. Raises ConfigError at `train`."""
+        return open_source(self.train, "train")
+
     def check(self, encoders: Encoders) -> None:
         """See `contract.Evaluator.check`; what the model must have is the probe's to say."""
-        super().check(encoders)
-        open_split(self.corpus, self.train_split, "train_split")
-        classes = np.unique(self.labels(self.train_split)[0])
-        check(len(classes) >= 2, "train_split", f"{self.train_split!r} has one class only: there is nothing to tell apart")
-        shared = np.isin(self.labels(self.split)[0], classes).any()
-        check(shared, "split", f"{self.split!r} has no image of a class of the train split {self.train_split!r}")
+        source, train = self.open(), self.open_train()
+        self.check_images(source)
+        self.check_images(train)
+        of_train, of_test, _ = self.labels(train, source)
+        classes = np.unique(of_train[of_train != NONE])
+        check(len(classes) >= 2, "train", f"{train.name} has one class only: there is nothing to tell apart")
+        shared = np.isin(of_test, classes).any()
+        check(shared, "source", f"{source.name} has no image of a class of the train source {train.name}")
 
-    def labels(self, split: str) -> tuple[np.ndarray, list[str]]:
-        """Label of every record int64 [n], and the labels' names. Raises ConfigError for an attribute that the corpus does not have."""
-        corpus = prepared(self.corpus)
-        if self.label is None:
-            names = [name or f"class {i}" for i, name in enumerate(class_names(self.corpus, self.locale))]
-            return np.asarray(corpus.labels(split), np.int64), names
-        known = list(getattr(corpus, "attributes", ()))
-        problem = f"{self.label!r} is not an attribute of the corpus{nearest(self.label, known)} (it has: {', '.join(known) or 'none'}; None: its classes)"
-        check(self.label in known, "label", problem)
-        values, names = corpus.attribute(self.label, split)
-        return np.asarray(values, np.int64), names
+    def labels(self, train: Source, test: Source) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Class of every record of both sources, int64 [n], `NONE` where it is no class of the train source, and the classes' names.
 
-    def both(self, encode) -> tuple[Labelled, Labelled, list[str]]:
-        """Train and test rows with labels 0 … C - 1, the classes being those of the train split, and their names.
+        Raises ConfigError where a source has no such column, or its classes no names in the language.
+        """
+        own, other = labels_of(train, self.label, self.language), labels_of(test, self.label, self.language)
+        names, of_test = (class_names(part.classes, self.language, repr(self.label)) for part in (own, other))
+        values = other.values
+        if of_test != names:
+            place = {name: i for i, name in reversed(list(enumerate(names))) if name}
+            numbers = np.array([place.get(name, NONE) for name in of_test], np.int64)
+            values = np.where(values == NONE, NONE, numbers[values])
+        return own.values, values, [name or f"class {i}" for i, name in enumerate(names)]
+
+    def both(self, encode: Callable[[Source, SourceConfig], EncodedImages]) -> tuple[Labelled, Labelled, list[str]]:
+        """Train and test rows with labels 0 … C - 1, the classes being those of the train source, and their names.
 
         Test images of other classes are left out and counted.
 
         Args:
-          encode: `(source, split) -> EncodedImages`.
+          encode: features of the pictures of a source, and its config.
 
         Raises:
-          DataError: no image in one of the splits, too many bad ones, or fewer than two classes in the train split.
+          DataError: no image in one of the sources, too many bad ones, or fewer than two classes in the train source.
         """
-        parts, classes, names = [], None, None
-        for split in (self.train_split, self.split):
-            source = open_split(self.corpus, split)
-            encoded: EncodedImages = encode(source, split)
-            self.within_budget(encoded.skipped, len(source), split)
-            labels, names = self.labels(split)
+        train, test = self.open_train(), self.open()
+        of_train, of_test, names = self.labels(train, test)
+        parts, classes = [], np.zeros(0, np.int64)
+        for source, config, labels in ((train, self.train, of_train), (test, self.source, of_test)):
+            encoded = encode(source, config)
+            self.within_budget(encoded.skipped, source)
             labels = labels[encoded.index]
-            classes = np.unique(labels) if classes is None else classes
+            if source is train:
+                classes = np.unique(labels[labels != NONE])
             kept = np.isin(labels, classes)
             if not kept.any():
-                raise DataError(f"split {split!r} has no image to probe (records that were skipped: {encoded.skipped or 0})")
-            skipped = {**encoded.skipped, "class is not in the train split": int((~kept).sum())}
+                raise DataError(f"{source.name} has no image to probe (records that were skipped: {encoded.skipped or 0})")
+            skipped = {**encoded.skipped, "class is not in the train source": int((~kept).sum())}
             parts.append(Labelled(encoded.rows[kept], np.searchsorted(classes, labels[kept]), encoded.index[kept], skipped))
         if len(classes) < 2:
-            raise DataError(f"split {self.train_split!r} has one class only: there is nothing to tell apart")
+            raise DataError(f"{train.name} has one class only: there is nothing to tell apart")
         return parts[0], parts[1], [names[c] for c in classes]
 
     def result(
@@ -112,7 +132,7 @@ class ProbeOptions(SplitOptions):
             "acc@1_majority": (test.labels == np.bincount(train.labels).argmax()).mean(), "classes": len(names),
             "images": len(test.labels), "train_images": len(train.labels), **more,
         }  # fmt: skip
-        thumbnail = Thumbnails(open_split(self.corpus, self.split), encoders.preprocess)
+        thumbnail = Thumbnails(self.open(), encoders.preprocess, self.image)
 
         def row(q: int) -> GalleryRow:
             best = np.argsort(-logits[q], kind="stable")[:SHOWN]

@@ -165,11 +165,16 @@ def _evaluator(name: str, rows: list[dict[str, Any]], config: Mapping[str, Any])
             "interval": _interval(last, key, kind_of(key)),
         }
     shares = [k for k in figures if kind_of(k) == "percent"]
-    corpus = options.get("corpus")
-    corpus = corpus.get("name") if isinstance(corpus, Mapping) else corpus
-    data = f"{corpus}, {options['split']}" if "split" in options else ""
-    about = " · ".join(filter(None, (str(options.get("name", "")).replace("_", "-"), data, str(options.get("locale", "")))))
+    about = " · ".join(filter(None, (str(options.get("name", "")).replace("_", "-"), _data(options), str(options.get("language", "")))))
     return {"name": name, "about": brief(about), "step": last["step"], "figures": figures, "main": shares[:1], "shares": shares}
+
+
+def _data(options: Mapping[str, Any]) -> str:
+    """The source of an evaluator, by name and split where it has one."""
+    source = options.get("source")
+    if not isinstance(source, Mapping):
+        return str(source or "")
+    return ", ".join(str(source[key]) for key in ("name", "split") if source.get(key))
 
 
 def _tile(result: Mapping[str, Any]) -> dict[str, str]:

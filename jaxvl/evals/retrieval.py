@@ -3,58 +3,67 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxvl.config import check
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.base import Source
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
+from jaxvl.evals.columns import Columns, all_texts, check_texts, groups_of, listed, text_ids
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.ranking import Ranks, pad_ids, rank, top_k
-from jaxvl.evals.split import (
-    SplitOptions,
-    Thumbnails,
-    captions,
-    check_captions,
-    check_tokenizer,
-    sample,
-    skipped_figures,
-    text_ids,
-)
+from jaxvl.evals.source_options import SourceOptions, check_template, check_tokenizer, sample, skipped_figures
+from jaxvl.evals.thumbnails import Thumbnails
 
 KS = (1, 5, 10)
 SHOWN = 5
 
 
+class Captions(NamedTuple):
+    """Texts, and the ids by which right answers are known: a text and a picture that share one belong together.
+
+    Attributes:
+      texts: each a candidate and a query.
+      of_texts: ids of each text; several where equal texts of several groups are merged.
+      of_images: ids of each picture.
+    """
+
+    texts: list[str]
+    of_texts: list[list[int]]
+    of_images: list[list[int]]
+
+
 @EVALUATORS.register("retrieval")
 @dataclasses.dataclass(frozen=True)
-class Retrieval(SplitOptions):
-    """Retrieval among all images and all captions of a split.
+class Retrieval(SourceOptions):
+    """Retrieval among all images and all captions of a source.
 
     An image may have several captions and a caption several images. Right answers are known by caption, not by
-    position: a text is right for an image if it equals one of the image's captions, and the other way round. A
-    query is found at k if any right answer is among the first k (Karpathy & Fei-Fei 2015); ties count by the
-    probability of that under random order (`ranking`).
+    position: a text is right for an image if it equals one of the image's captions, and the other way round. With
+    `group` they are known by that alone. A query is found at k if any right answer is among the first k (Karpathy &
+    Fei-Fei 2015); ties count by the probability of that under random order (`ranking`).
 
     Figures: `i2t_r@K` and `t2i_r@K` for K = 1, 5, 10 with `i2t_r@1_chance`, `t2i_r@1_chance` (of an encoder that
     knows nothing), `mean_recall` of the six, `i2t_median_rank`, `t2i_median_rank`, `images`, `captions`,
     `skipped/CAUSE`.
 
     Attributes:
-      captions: which texts of a record are captions: its name, its keywords, or all of them, one caption each.
+      text: a column of texts, or several; each distinct text of a record is one caption.
+      group: a column (`image_id`) whose equal values are right answers for each other; None: equal captions are.
       template: what is made of a caption `{}` before it is encoded.
       merge: whether equal captions are one candidate and one query; else each occurrence is one, as in the literature.
     """
 
-    captions: Literal["name", "keywords", "all"] = "name"
+    text: Columns = "text"
+    group: str | None = None
     template: str = "{}"
     merge: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.template.count("{}") == 1, "template", f"{self.template!r} must hold '{{}}' once, where the caption goes")
+        check_template(self.template, "caption")
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -63,53 +72,73 @@ class Retrieval(SplitOptions):
 
     def check(self, encoders: Encoders) -> None:
         """See `contract.Evaluator.check`."""
-        super().check(encoders)
+        source = self.open()
+        self.check_images(source)
         encoders.check_embeds()
         check_tokenizer(encoders)
-        check_captions(self.corpus, self.split, self.locale, self.captions)
+        check_texts(source, self.text, "text")
+        if self.group is not None:
+            groups_of(source, self.group)
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises DataError where no record has both an image and a caption."""
         source, encoded = self.encode(encoders)
-        texts_of = captions(self.corpus, self.split, self.locale, self.captions)
+        texts_of = all_texts(source, listed(self.text))
         have = np.array([bool(texts_of[i]) for i in encoded.index])
         if not have.any():
-            raise DataError(f"split {self.split!r} has no captions ({self.captions}) in locale {self.locale!r}")
+            raise DataError(f"{source.name} has no image with a caption ({', '.join(listed(self.text))})")
         images, index = encoded.rows[have], encoded.index[have]
-        owner = [row for row, i in enumerate(index) for _ in texts_of[i]]
-        texts = [t for i in index for t in texts_of[i]]
-        ids = text_ids(texts)
-        image_ids: list[list[int]] = [[] for _ in index]
-        for row, i in zip(owner, ids):
-            image_ids[row].append(int(i))
-        if self.merge:
-            _, first = np.unique(ids, return_index=True)
-            texts, ids = [texts[i] for i in first], ids[first]
-        rows = encoders.texts([self.template.replace("{}", t) for t in texts])
+        captions = self._captions(source, [texts_of[i] for i in index], index)
+        rows = encoders.texts([self.template.replace("{}", t) for t in captions.texts])
 
-        mesh, of_images = encoders.mesh, pad_ids(image_ids)
-        i2t = rank(images, rows, of_images, ids, mesh)
-        t2i = rank(rows, images, ids, of_images, mesh)
+        mesh, of_images, of_texts = encoders.mesh, pad_ids(captions.of_images), pad_ids(captions.of_texts)
+        i2t = rank(images, rows, of_images, of_texts, mesh)
+        t2i = rank(rows, images, of_texts, of_images, mesh)
         metrics = {**_figures("i2t", i2t), **_figures("t2i", t2i)}
         metrics["mean_recall"] = float(np.mean([metrics[f"{d}_r@{k}"] for d in ("i2t", "t2i") for k in KS]))
-        metrics |= {"images": float(len(images)), "captions": float(len(texts))}
-        metrics |= skipped_figures(encoded.skipped, {f"no caption in locale {self.locale}": int((~have).sum())})
+        metrics |= {"images": float(len(images)), "captions": float(len(rows))}
+        metrics |= skipped_figures(encoded.skipped, {"no caption": int((~have).sum())})
+        if not self.gallery:
+            return EvalResult(metrics, [])
 
-        thumbnail, gallery = Thumbnails(source, encoders.preprocess), []
-        if self.gallery:
-            picture = lambda row: thumbnail(index[row])
-            own = [", ".join(texts_of[i][:3]) for i in index]
-            pick = sample(len(images), self.gallery)
-            best = top_k(images[pick], rows, SHOWN, mesh)
-            for q, scores, found in zip(pick, *best):
-                items = _items(scores, found, texts, lambda c, q=q: ids[c] in image_ids[q])
-                gallery.append(GalleryRow("Image to text", own[q], picture(q), items, float(i2t.rank()[q])))
-            pick = sample(len(texts), self.gallery)
-            best = top_k(rows[pick], images, SHOWN, mesh)
-            for q, scores, found in zip(pick, *best):
-                items = _items(scores, found, own, lambda c, q=q: ids[q] in image_ids[c], picture)
-                gallery.append(GalleryRow("Text to image", texts[q], None, items, float(t2i.rank()[q])))
+        thumbnail = Thumbnails(source, encoders.preprocess, self.image)
+        picture = lambda row: thumbnail(index[row])
+        is_right = lambda row, c: not set(captions.of_images[row]).isdisjoint(captions.of_texts[c])
+        own = [", ".join(texts_of[i][:3]) for i in index]
+        gallery = []
+        pick = sample(len(images), self.gallery)
+        best = top_k(images[pick], rows, SHOWN, mesh)
+        for q, scores, found in zip(pick, *best):
+            items = _items(scores, found, captions.texts, lambda c, q=q: is_right(q, c))
+            gallery.append(GalleryRow("Image to text", own[q], picture(q), items, float(i2t.rank()[q])))
+        pick = sample(len(rows), self.gallery)
+        best = top_k(rows[pick], images, SHOWN, mesh)
+        for q, scores, found in zip(pick, *best):
+            items = _items(scores, found, own, lambda row, q=q: is_right(row, q), picture)
+            gallery.append(GalleryRow("Text to image", captions.texts[q], None, items, float(t2i.rank()[q])))
         return EvalResult(metrics, gallery)
+
+    def _captions(self, source: Source, texts_of: Sequence[Sequence[str]], index: np.ndarray) -> Captions:
+        """Candidates of the records at `index`, whose texts are `texts_of`."""
+        owner = [row for row, of in enumerate(texts_of) for _ in of]
+        texts = [text for of in texts_of for text in of]
+        same = text_ids(texts)
+        of_images: list[list[int]]
+        if self.group is None:
+            of_texts = [[int(i)] for i in same]
+            of_images = [[] for _ in index]
+            for row, i in zip(owner, same):
+                of_images[row].append(int(i))
+        else:
+            groups = groups_of(source, self.group)[index]
+            of_texts = [[int(groups[row])] for row in owner]
+            of_images = [[int(group)] for group in groups]
+        if not self.merge:
+            return Captions(texts, of_texts, of_images)
+        merged: dict[int, tuple[str, dict[int, None]]] = {}
+        for text, i, ids in zip(texts, same.tolist(), of_texts):
+            merged.setdefault(i, (text, {}))[1].update(dict.fromkeys(ids))
+        return Captions([text for text, _ in merged.values()], [list(ids) for _, ids in merged.values()], of_images)
 
 
 def _figures(direction: str, ranks: Ranks) -> dict[str, float]:
@@ -117,5 +146,11 @@ def _figures(direction: str, ranks: Ranks) -> dict[str, float]:
     return {**figures, f"{direction}_r@1_chance": ranks.chance(1), f"{direction}_median_rank": float(np.median(ranks.rank()))}
 
 
-def _items(scores: np.ndarray, found: np.ndarray, texts: Sequence[str], is_right, picture=lambda c: None) -> tuple[Item, ...]:
-    return tuple(Item(texts[c], float(s), bool(is_right(c)), picture(c)) for s, c in zip(scores, found))
+def _items(
+    scores: np.ndarray,
+    found: np.ndarray,
+    texts: Sequence[str],
+    is_right: Callable[[int], bool],
+    picture: Callable[[int], bytes | None] = lambda c: None,
+) -> tuple[Item, ...]:
+    return tuple(Item(texts[c], float(s), is_right(c), picture(c)) for s, c in zip(scores, found))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxvl.config import Count, check
-from jaxvl.data.corpora.prepared import prepared
+from jaxvl.config import ConfigError, Count, check
 from jaxvl.data.records import DataError
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.base import Record, Source, SourceConfig
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
+from jaxvl.evals.columns import TEXTS, check_column, read_all
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.split import SplitOptions, Thumbnails, check_tokenizer, open_split, read_all, sample, skipped_figures
+from jaxvl.evals.source_options import SourceOptions, check_template, check_tokenizer, open_source, sample, skipped_figures
 from jaxvl.evals.text_scores import words
+from jaxvl.evals.thumbnails import Thumbnails
 from jaxvl.models.generate import Generation
 
 TIE = 1e-6  # of log-probabilities
@@ -37,28 +40,34 @@ class Question(NamedTuple):
 
 @EVALUATORS.register("vqa")
 @dataclasses.dataclass(frozen=True)
-class Vqa(SplitOptions):
-    """Answers the questions of a split whose records have `question` and `answers` (`data.corpora.questions`).
+class Vqa(SourceOptions):
+    """Answers the questions of a source whose records have a question and people's answers (as `data.sources.questions`).
 
-    The text that the captioner reads is the question, then the answer, as in the captions of such corpora.
+    The text that the captioner reads is the question, then the answer, as in the captions of such sources.
 
     Figures: `vqa_acc` (`accuracy`: min(people who gave the answer / 3, 1) for VQAv2's ten answers, 1 or 0 where there is one),
-    `vqa_acc_KIND` of each kind of question, `exact` (the commonest answer), `vqa_acc_majority` (the `vqa_acc` of always giving the split's
+    `vqa_acc_KIND` of each kind of question, `exact` (the commonest answer), `vqa_acc_majority` (the `vqa_acc` of always giving the source's
     commonest answer), `questions`, `skipped/CAUSE`. By likelihood also `vqa_acc_chance` (of a random candidate), `vqa_acc_best_possible` (the best
     candidate for every question) and `candidates`; equally likely candidates count by their mean.
 
     Attributes:
+      question: the column of the question.
+      answers: the column of the answers of all people who were asked; of kind `texts`, or `text` where it was one.
+      kind: the column that says of which kind a question is; figures are reported for each. None: none are.
       method: `likelihood`: the candidate that is likeliest after the question; `generate`: whatever the model writes after it.
-      candidates: answers to choose from: a list, or the name of the split whose commonest answers they are (the train split; None:
-        this one, which tells the model what can occur).
+      candidates: answers to choose from: a list, or the source whose commonest answers they are, with the same columns (the
+        training data; None: this one, which tells the model what can occur).
       most: so many of them, the commonest first (VQAv2 is usually answered from 3,129).
       per_token: divides the log-probability of a candidate by its tokens, so that long ones are not at a disadvantage.
       template: what is made of a question `{}`.
       generation: how answers are written; lengths include the question.
     """
 
+    question: str = "question"
+    answers: str = "answers"
+    kind: str | None = "type"
     method: Literal["likelihood", "generate"] = "likelihood"
-    candidates: tuple[str, ...] | str | None = None
+    candidates: tuple[str, ...] | Annotated[Any, SOURCES] | None = None
     most: Count = 3129
     per_token: bool = False
     template: str = "{}"
@@ -66,9 +75,14 @@ class Vqa(SplitOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.template.count("{}") == 1, "template", f"{self.template!r} must hold '{{}}' once, where the question goes")
+        check_template(self.template, "question")
         check(self.most >= 1, "most", f"{self.most!r} must be >= 1")
-        check(self.candidates is None or len(self.candidates) > 0, "candidates", "must name a split or hold at least one answer")
+        check(self.candidates != (), "candidates", "must be a source or hold at least one answer")
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        listed = self.candidates is None or isinstance(self.candidates, tuple)
+        return (self.source,) if listed else (self.source, self.candidates)
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -77,26 +91,27 @@ class Vqa(SplitOptions):
 
     def check(self, encoders: Encoders) -> None:
         """See `contract.Evaluator.check`."""
-        super().check(encoders)
+        source = self.open()
+        self.check_images(source)
         if self.method == "likelihood":
             encoders.check_scores()
         else:
             encoders.check_generates(self.generation)
         check_tokenizer(encoders)
-        asked = questions(self.corpus, self.split).asked
-        check(bool(asked), "split", f"{self.split!r} has no record with a question and its answers")
+        asked = self._questions(source).asked
+        check(bool(asked), "source", f"{source.name} has no record with a question and its answers")
         prompts, choices = self._ids(encoders, asked, self._candidates())
         room = self._room(encoders, choices)
         problem = (
-            f"{self.template!r}: no question of split {self.split!r} leaves room for an answer; the shortest takes "
+            f"{self.template!r}: no question of {source.name} leaves room for an answer; the shortest takes "
             f"{min(map(len, prompts))} tokens, the longest answer {encoders.text_length - room} of {encoders.text_length}"
         )
         check(min(map(len, prompts)) <= room, "template", problem)
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises DataError where no record has a question that fits, ConfigError for a model that cannot answer."""
-        source = open_split(self.corpus, self.split)
-        asked, unreadable = questions(self.corpus, self.split)
+        source = self.open()
+        asked, unreadable = self._questions(source)
         candidates = self._candidates()
         prompts, choices = self._ids(encoders, asked, candidates)
         room = self._room(encoders, choices)
@@ -106,14 +121,14 @@ class Vqa(SplitOptions):
         prompts = [prompt for prompt, ok in zip(prompts, fits) if ok]
         faults = collections.Counter({"record cannot be read": unreadable})
         if not asked:
-            raise DataError(f"split {self.split!r} has no question that leaves room for an answer (skipped: {skipped | faults})")
+            raise DataError(f"{source.name} has no question that leaves room for an answer (skipped: {skipped | faults})")
         answer = functools.partial(self._choose, choices) if self.method == "likelihood" else self._write
         given, index, met = answer(encoders, Records(source, [q.index for q in asked]), prompts)
         faults.update(met)
-        self.within_budget(faults, len(source))
+        self.within_budget(faults, source)
         asked = [asked[i] for i in index]
         if not asked:
-            raise DataError(f"split {self.split!r} has no image that can be read (skipped: {skipped | faults})")
+            raise DataError(f"{source.name} has no image that can be read (skipped: {skipped | faults})")
         if self.method == "likelihood":
             exact, vqa, shown = _of_scores(given, candidates, asked)
             more = _of_candidates(candidates, asked)
@@ -131,7 +146,7 @@ class Vqa(SplitOptions):
             "questions": len(asked),
             **more,
         }
-        thumbnail = Thumbnails(source, encoders.preprocess)
+        thumbnail = Thumbnails(source, encoders.preprocess, self.image)
 
         def row(q: int) -> GalleryRow:
             question = asked[q]
@@ -152,20 +167,31 @@ class Vqa(SplitOptions):
         """Most tokens of a question; what is written gets room for one token and the end of the text."""
         return encoders.text_length - max(map(len, choices), default=2)
 
+    def _questions(self, source: Source) -> Questions:
+        """Questions of a source. Raises ConfigError where it lacks one of the columns."""
+        check_column(source, self.question, ("text",), "question")
+        check_column(source, self.answers, TEXTS, "answers")
+        if self.kind is not None:
+            check_column(source, self.kind, ("text",), "kind")
+        return questions(source, self.question, self.answers, self.kind)
+
     def _candidates(self) -> list[str]:
         """Distinct answers as they were given, the commonest first; equal but for case and articles counts as equal.
 
-        None for a method that does not choose. Raises ConfigError at `candidates` where the split that they are of has none.
+        None for a method that does not choose. Raises ConfigError at `candidates` where the source that they are of has none.
         """
         if self.method != "likelihood":
             return []
         if isinstance(self.candidates, tuple):
             given = list(self.candidates)
         else:
-            split = self.candidates or self.split
-            open_split(self.corpus, split, "candidates")
-            given = [answer for question in questions(self.corpus, split).asked for answer in question.answers]
-            check(bool(given), "candidates", f"split {split!r} has no answers to choose from")
+            source = self.open() if self.candidates is None else open_source(self.candidates, "candidates")
+            try:
+                asked = self._questions(source).asked
+            except ConfigError as error:
+                raise ConfigError("candidates", f"{error}") from None
+            given = [answer for question in asked for answer in question.answers]
+            check(bool(given), "candidates", f"{source.name} has no answers to choose from")
         written: dict[str, str] = {}
         for text in given:
             written.setdefault(plain(text), text)
@@ -185,7 +211,9 @@ class Vqa(SplitOptions):
             for row, ids in zip(tokens, part):
                 row[:, : len(ids)] = ids
                 row[:, len(ids) : len(ids) + answers.shape[1]] = answers
-            encoded = encoders.scores(records.part(at, at + len(part)), tokens, np.array([len(p) for p in part], np.int32))
+            encoded = encoders.scores(
+                records.part(at, at + len(part)), tokens, np.array([len(p) for p in part], np.int32), column=self.image
+            )
             faults.update(encoded.skipped)
             if len(encoded.index):
                 log_p = encoded.rows[..., 0].astype(np.float64)
@@ -198,7 +226,7 @@ class Vqa(SplitOptions):
         tokens = np.full((len(prompts), encoders.text_length), encoders.tokenizer.pad_id, np.int32)
         for row, ids in zip(tokens, prompts):
             row[: len(ids)] = ids
-        texts, encoded = encoders.captions(records, self.generation, tokens)
+        texts, encoded = encoders.captions(records, self.generation, tokens, column=self.image)
         return texts, encoded.index, encoded.skipped
 
 
@@ -231,43 +259,53 @@ def _by_kind(vqa: np.ndarray, asked: Sequence[Question]) -> dict[str, float]:
     return {f"vqa_acc_{kind.replace('/', '-')}": vqa[[q.kind == kind for q in asked]].mean() for kind in kinds}
 
 
-class Records(Sequence):
+class Records:
     """Records of a source in another order, and more than once."""
 
-    def __init__(self, source: Any, index: Sequence[int]):
+    def __init__(self, source: Source, index: Sequence[int]):
         self._source, self._index = source, index
 
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, i: int) -> Any:
-        return self._source[self._index[i]]
+    def read(self, i: int, columns: Collection[str] | None = None) -> Record:
+        """See `base.Source.read`."""
+        return self._source.read(self._index[i], columns)
 
     def part(self, start: int, stop: int) -> Records:
         return Records(self._source, self._index[start:stop])
 
 
 class Questions(NamedTuple):
-    """Questions of a split in its order, and how many of its records cannot be read."""
+    """Questions of a source in its order, and how many of its records cannot be read."""
 
     asked: tuple[Question, ...]
     unreadable: int
 
 
-def questions(corpus: Any, split: str) -> Questions:
-    """Questions of a split; records that are bad or have none are left out."""
-    return _questions(prepared(corpus), split)
-
-
 @functools.lru_cache(maxsize=8)
-def _questions(corpus: Any, split: str) -> Questions:
-    source = corpus.split(split)
-    records = read_all(source, getattr(source, "question", source.__getitem__))
+def questions(source: Source, question: str, answers: str, kind: str | None) -> Questions:
+    """Questions of a source, read without pictures; records that are bad or have none are left out.
+
+    Args:
+      question, answers, kind: the columns.
+    """
+    columns = [name for name in (question, answers, kind) if name is not None]
+    records = read_all(source, lambda i: source.read(i, columns))
     out = []
     for i, record in enumerate(records):
-        if record is not None and record.get("question") and record.get("answers"):
-            out.append(Question(i, record["question"], tuple(record["answers"]), record.get("type") or ""))
+        if record is None or not record.get(question):
+            continue
+        people = people_of(record, answers)
+        if people:
+            out.append(Question(i, record[question], people, (record.get(kind) or "") if kind else ""))
     return Questions(tuple(out), records.count(None))
+
+
+def people_of(record: Record, column: str) -> tuple[str, ...]:
+    """The answers of a record, one for each person; equal ones stay."""
+    answers = record.get(column) or ()
+    return (answers,) if isinstance(answers, str) else tuple(answers)
 
 
 @functools.lru_cache(maxsize=2**16)

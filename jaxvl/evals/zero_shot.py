@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxvl.config import check, nearest
-from jaxvl.data.corpora.prepared import prepared
+from jaxvl.data.fields.numbers import same_text
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.base import Source
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
+from jaxvl.evals.columns import LABELS, Labels, check_column, class_names, labels_of, text_ids
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.prompts import class_vectors, templates_of
 from jaxvl.evals.ranking import rank, top_k
-from jaxvl.evals.split import (
-    SplitOptions,
-    Thumbnails,
-    check_tokenizer,
-    class_names,
-    same_text,
-    sample,
-    skipped_figures,
-    text_ids,
-)
+from jaxvl.evals.source_options import SourceOptions, check_tokenizer, sample, skipped_figures
+from jaxvl.evals.thumbnails import Thumbnails
 
 KS = (1, 5)
 SHOWN = 5
@@ -31,8 +26,8 @@ SHOWN = 5
 
 @EVALUATORS.register("zero_shot")
 @dataclasses.dataclass(frozen=True)
-class ZeroShot(SplitOptions):
-    """Accuracy at 1 and 5 over the class names of a corpus, in any of its languages.
+class ZeroShot(SourceOptions):
+    """Accuracy at 1 and 5 over the names of classes, in any of their languages.
 
     A class is the renormalised mean of its prompts' unit vectors. Classes of one name are one answer; ties count by
     the probability that the right class is among the first k under random order (`ranking`).
@@ -42,17 +37,23 @@ class ZeroShot(SplitOptions):
     mistakes that the model was surest of.
 
     Attributes:
-      templates: a named set of `prompts.TEMPLATES`, or a list of texts with one `{}` each.
-      classes: the candidates: those that occur in the split, all of the corpus, or a list of names in `locale`. Images
+      label: the column that says what a picture shows: classes that the source has names of, or texts.
+      language: of the names.
+      classes: the candidates: those that occur in the source ("split"), all that it has names of, or a list of names. Images
         of other classes are left out and counted.
+      templates: a named set of `prompts.TEMPLATES`, or a list of texts with one `{}` each; None: those that the classes
+        come with, else "plain".
     """
 
-    templates: str | tuple[str, ...] = "plain"
+    label: str = "class_label"
+    language: str = "en"
     classes: str | tuple[str, ...] = "split"
+    templates: str | tuple[str, ...] | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        templates_of(self.templates)
+        if self.templates is not None:
+            templates_of(self.templates)
         known = not isinstance(self.classes, str) or self.classes in ("split", "all")
         check(known and len(self.classes) > 0, "classes", f"{self.classes!r} must be 'split', 'all' or a list of class names")
 
@@ -63,39 +64,39 @@ class ZeroShot(SplitOptions):
 
     def check(self, encoders: Encoders) -> None:
         """See `contract.Evaluator.check`."""
-        super().check(encoders)
+        source = self.open()
+        self.check_images(source)
         encoders.check_embeds()
         check_tokenizer(encoders)
-        labels = np.asarray(prepared(self.corpus).labels(self.split))
-        names = class_names(self.corpus, self.locale)
-        check(any(names), "locale", f"{self.locale!r}: no class of the corpus has a name in it")
-        candidates = self._candidates(names, labels)
-        found = np.isin(labels, candidates).any()
-        field = "locale" if self.classes == "split" else "classes"
-        check(found, field, f"{getattr(self, field)!r}: split {self.split!r} has no image of a class with a name in {self.locale!r}")
+        labels = self._labels(source)
+        candidates = self._candidates(source, labels)
+        found = np.isin(labels.values, candidates).any()
+        field = "label" if self.classes == "split" else "classes"
+        problem = f"{getattr(self, field)!r}: {source.name} has no image of a class with a name in {self.language!r}"
+        check(found, field, problem)
 
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ConfigError for class names that the corpus does not have, DataError where no image is left."""
+        """Raises ConfigError for class names that there are not, DataError where no image is left."""
         source, encoded = self.encode(encoders)
-        labels = np.asarray(prepared(self.corpus).labels(self.split))
-        names = class_names(self.corpus, self.locale)
-        candidates = self._candidates(names, labels)
-        has_class = np.isin(labels[encoded.index], candidates)
+        labels = self._labels(source)
+        names = class_names(labels.classes, self.language, repr(self.label))
+        candidates = self._candidates(source, labels)
+        has_class = np.isin(labels.values[encoded.index], candidates)
         if not has_class.any():
-            raise DataError(f"split {self.split!r} has no image of the {len(candidates)} candidate classes in locale {self.locale!r}")
+            raise DataError(f"{source.name} has no image of the {len(candidates)} candidate classes in {self.language!r}")
         images, index = encoded.rows[has_class], encoded.index[has_class]
 
         answer = text_ids([names[c] for c in candidates])  # classes of one name are one answer
         answers = [names[candidates[i]] for i in np.unique(answer, return_index=True)[1]]
-        rows = class_vectors(encoders.texts, answers, templates_of(self.templates))
-        truth = answer[np.searchsorted(candidates, labels[index])]
+        rows = class_vectors(encoders.texts, answers, self._templates(labels))
+        truth = answer[np.searchsorted(candidates, labels.values[index])]
         ranks = rank(images, rows, truth, np.arange(len(answers)), encoders.mesh)
         per_class = np.bincount(truth, ranks.recall(1)) / np.maximum(np.bincount(truth), 1)
         metrics = {f"acc@{k}": float(ranks.recall(k).mean()) for k in KS}
         metrics |= {"acc@1_chance": ranks.chance(1), "mean_class_acc@1": float(per_class[np.unique(truth)].mean())}
         metrics |= {"classes": float(len(answers)), "images": float(len(images))}
         metrics |= skipped_figures(encoded.skipped, {"class is not a candidate": int((~has_class).sum())})
-        thumbnails = Thumbnails(source, encoders.preprocess)
+        thumbnails = Thumbnails(source, encoders.preprocess, self.image)
         gallery = self._rows(images, rows, truth, answers, index, ranks, thumbnails, encoders.mesh) if self.gallery else []
         return EvalResult(metrics, gallery)
 
@@ -122,20 +123,42 @@ class ZeroShot(SplitOptions):
         shown = [row("Image to class", int(q)) for q in sample(len(images), self.gallery)]
         return shown + [row("Surest mistakes", q) for q in list(surest.values())[: self.gallery]]
 
-    def _candidates(self, names: list[str | None], labels: np.ndarray) -> np.ndarray:
-        """Labels of the candidate classes, ascending; classes without a name in the locale are none."""
+    def _labels(self, source: Source) -> Labels:
+        """Class of every record, and what classes there are: the label column's own.
+
+        A set of classes of other origin is given to `labels_of` here. Raises ConfigError at `label` where nothing names them.
+        """
+        column = check_column(source, self.label, LABELS, "label")
+        named = column.kind == "text" or column.classes is not None
+        check(named, "label", f"{self.label!r} of {source.name} holds numbers, and the source has no names of the classes")
+        return labels_of(source, self.label, self.language)
+
+    def _templates(self, labels: Labels) -> Sequence[str]:
+        """What prompts are made with."""
+        if self.templates is not None:
+            return templates_of(self.templates)
+        return labels.classes.templates or templates_of("plain")
+
+    def _candidates(self, source: Source, labels: Labels) -> np.ndarray:
+        """Numbers of the candidate classes, ascending; classes without a name in the language are none."""
+        names = class_names(labels.classes, self.language, f"{self.label!r} of {source.name}")
         named = np.array([bool(n) for n in names])
         if self.classes == "split":
-            chosen = np.unique(labels)
+            chosen = np.unique(labels.values[labels.values >= 0])
         elif self.classes == "all":
             chosen = np.arange(len(names))
         else:
-            by_name: dict[str, list[int]] = {}
-            for label, name in enumerate(names):
-                by_name.setdefault(same_text(name or ""), []).append(label)
-            for i, name in enumerate(self.classes):
-                known = [n for n in names if n]
-                problem = f"{name!r} is not a class of the corpus in {self.locale!r}{nearest(name, known)}"
-                check(same_text(name) in by_name, f"classes[{i}]", problem)
-            chosen = np.unique([label for name in self.classes for label in by_name[same_text(name)]])
+            chosen = self._by_name(source, names)
         return chosen[named[chosen]]
+
+    def _by_name(self, source: Source, names: Sequence[str | None]) -> np.ndarray:
+        """Numbers of the classes that are listed by name, ascending."""
+        by_name: dict[str, list[int]] = {}
+        for number, name in enumerate(names):
+            by_name.setdefault(same_text(name or ""), []).append(number)
+        known = [name for name in names if name]
+        for i, name in enumerate(self.classes):
+            hint = nearest(name, known)
+            problem = f"{name!r} is not a class of {self.label!r} of {source.name} in {self.language!r}{hint}"
+            check(same_text(name) in by_name, f"classes[{i}]", problem)
+        return np.unique([number for name in self.classes for number in by_name[same_text(name)]])

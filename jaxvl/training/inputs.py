@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from jaxvl.config import ConfigError, check
 from jaxvl.data.config import DataConfig
@@ -13,37 +12,38 @@ from jaxvl.data.fields.caption import Caption
 from jaxvl.data.fields.numbers import Label
 from jaxvl.data.fields.waveform import Waveform
 from jaxvl.data.records import BadRecord
-from jaxvl.data.sources.base import Source
+from jaxvl.data.sources.base import Source, SourceConfig
 from jaxvl.data.sources.opened import forget, opened
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
 from jaxvl.tasks import TaskConfig
 from jaxvl.training.experiment import Experiment
 
 
-def open_sources(experiment: Experiment, log: Callable[[str], None]) -> dict[Any, Source]:
-    """Source config -> source, for all tasks and evaluators; opened once each.
+def open_sources(experiment: Experiment, log: Callable[[str], None]) -> dict[str, Source]:
+    """Task -> its source; those of the evaluators are opened as well, equal ones once.
 
     Raises:
       ConfigError: a source, or a field that it cannot serve.
     """
-    owners = {task.data.source: f"tasks.{name}.data.source" for name, task in experiment.tasks.items()}
-    for name, evaluator in experiment.evals.items():
-        for source in evaluator.sources:
-            owners.setdefault(source, f"evals.{name}")
-    sources: dict[Any, Source] = {}
     forget()
-    for config, path in owners.items():
-        try:
-            sources[config] = opened(config, log)
-        except ConfigError as error:
-            raise error.under(path) from None
+    sources = {name: _open(task.data.source, f"tasks.{name}.data.source", log) for name, task in experiment.tasks.items()}
+    for name, evaluator in experiment.evals.items():
+        for config in evaluator.sources:
+            _open(config, f"evals.{name}.source", log)
     for name, task in experiment.tasks.items():
         try:
-            task.data.select(sources[task.data.source])
+            task.data.select(sources[name])
         except ConfigError as error:
             raise error.under(f"tasks.{name}.data") from None
-        _check_heads(experiment, name, task, sources[task.data.source])
+        _check_heads(experiment, name, task, sources[name])
     return sources
+
+
+def _open(config: SourceConfig, path: str, log: Callable[[str], None]) -> Source:
+    try:
+        return opened(config, log)
+    except ConfigError as error:
+        raise error.under(path) from None
 
 
 def _check_heads(experiment: Experiment, name: str, task: TaskConfig, source: Source) -> None:
@@ -61,11 +61,11 @@ def _check_heads(experiment: Experiment, name: str, task: TaskConfig, source: So
         check(given == classes, f"model.classes.{head}", problem)
 
 
-def task_tokenizer(experiment: Experiment, sources: Mapping[Any, Source]) -> Tokenizer:
+def task_tokenizer(experiment: Experiment, sources: Mapping[str, Source]) -> Tokenizer:
     """The tokenizer; a vocabulary that is trained is trained on the texts that the tasks read."""
     read: dict[str, tuple[Source, tuple[str, ...]]] = {}
-    for task in experiment.tasks.values():
-        source = sources[task.data.source]
+    for name, task in experiment.tasks.items():
+        source = sources[name]
         columns = text_columns(task.data, source)
         if columns:
             read[json.dumps([source.fingerprint, columns])] = (source, columns)

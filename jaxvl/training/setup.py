@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -126,7 +125,7 @@ def finished_figures(experiment: Experiment, workdir: paths.Path) -> dict[str, f
     return Figures(workdir, until=frame["step"]).latest
 
 
-def _tokenizer(experiment: Experiment, sources: Mapping[Any, Source], checkpoints: Checkpoints, base: SavedWeights | None) -> Tokenizer:
+def _tokenizer(experiment: Experiment, sources: Mapping[str, Source], checkpoints: Checkpoints, base: SavedWeights | None) -> Tokenizer:
     """The run's tokenizer: that of the weights which it starts with, if there are any, else one of its own."""
     if experiment.init_from is None:
         return task_tokenizer(experiment, sources)
@@ -157,7 +156,7 @@ def _announce(experiment: Experiment, restored: Restored, workdir: paths.Path, w
 
 def _feeds(
     experiment: Experiment,
-    sources: Mapping[Any, Source],
+    sources: Mapping[str, Source],
     tokenizer: Tokenizer,
     mesh: Mesh,
     restored: Restored | None,
@@ -178,7 +177,7 @@ def _feeds(
         try:
             feeds[name] = Feed(
                 task.data,
-                sources[task.data.source],
+                sources[name],
                 tokenizer,
                 seed=derive(experiment.seed, "data", name),  # tasks on one source draw different records
                 mesh=mesh,

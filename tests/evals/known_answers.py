@@ -1,4 +1,4 @@
-"""A corpus, tokenizer and encoders whose right answers are known.
+"""A source, tokenizer and encoders whose right answers are known.
 
 A picture of class k is black but for one white pixel at place k; a text of class k is a word that the tokenizer maps to
 k. The encoders read k and look it up in their weights, so any table of vectors can be put behind either of them.
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jaxvl.data.classes import ClassSet
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.data.records import BadRecord, DataError
+from jaxvl.data.records import BadRecord
+from jaxvl.data.sources.base import Column, Source
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.generate import generate
 
@@ -34,70 +36,72 @@ def encoded(pixels):
     return out.getvalue()
 
 
-class Source:
-    """Records of (class, captions by locale).
+class Records(Source):
+    """Records of (class, texts by language).
 
-    `broken` positions hold no image, `unreadable` ones are bad records, and those of `bugs` raise a KeyError.
+    Columns: `image`, `class_label` with `names`, `parity`, and of each language `name/…` and `keywords/…`.
+    `broken` positions hold no image, `unreadable` ones are bad records, and those of `bugs` raise a KeyError. `asked`: columns that are
+    read with each record, in order.
     """
 
-    def __init__(self, rows, broken=(), unreadable=(), bugs=()):
+    def __init__(self, rows, names=None, broken=(), unreadable=(), bugs=(), name="toy"):
         self.rows, self.broken, self.unreadable, self.bugs, self.reads = rows, broken, unreadable, bugs, 0
+        self.asked = []
+        self.name = self.fingerprint = name
+        languages = {language for _, texts in rows for language in texts}
+        self.columns = {
+            "image": Column("image"),
+            "class_label": Column("class", classes=ClassSet({k: tuple(v) for k, v in (names or {"en": ()}).items()})),
+            "parity": Column("class", classes=ClassSet({"en": ("even", "odd")})),
+        }
+        self.columns |= {f"name/{language}": Column("text", optional=True) for language in sorted(languages)}
+        self.columns |= {f"keywords/{language}": Column("texts", optional=True) for language in sorted(languages)}
 
     def __len__(self):
         return len(self.rows)
 
-    def __getitem__(self, i):
+    def read(self, i, columns=None):
         if not 0 <= i < len(self.rows):
             raise IndexError(i)
         if i in self.unreadable:
             raise BadRecord("record cannot be read", "truncated")
         if i in self.bugs:
             raise KeyError("no such column")
-        self.reads += 1
-        label, captions = self.rows[i]
-        image = b"not a picture" if i in self.broken else encoded(picture(label, 3 + i % 2))
-        return {"key": str(i), "image": image, "label": label, "style": "toy", "captions": captions}
+        columns = tuple(self.columns if columns is None else columns)
+        self.asked.append(columns)
+        self.reads += "image" in columns
+        record = self.record(i, columns)
+        return {name: record[name] for name in columns if record.get(name) is not None}
+
+    def record(self, i, columns):
+        label, texts = self.rows[i]
+        record = {"class_label": label, "parity": label % 2}
+        if "image" in columns:
+            record["image"] = b"not a picture" if i in self.broken else encoded(picture(label, 3 + i % 2))
+        for language, (name, keywords) in texts.items():
+            record |= {f"name/{language}": name, f"keywords/{language}": keywords}
+        return record
+
+    def column(self, name):
+        return np.array([label for label, _ in self.rows], np.int32) if name == "class_label" else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Corpus:
-    """Config and corpus in one."""
+class Toy:
+    """Config of a source."""
 
-    sources: dict
-    names: dict
+    records: Source
 
-    def prepare(self, log=print):
-        return self
-
-    @property
-    def splits(self):
-        return list(self.sources)
-
-    def split(self, name):
-        return self.sources[name]
-
-    def labels(self, split):
-        return np.array([label for label, _ in self.sources[split].rows], np.int32)
-
-    def class_names(self, locale="en"):
-        if locale not in self.names:
-            raise DataError(f"toy: no names in locale {locale!r} (there are: {', '.join(self.names)})")
-        return self.names[locale]
-
-    @property
-    def attributes(self):
-        return ["parity"]
-
-    def attribute(self, name, split):
-        return self.labels(split) % 2, ["even", "odd"]
+    def open(self, log=print):
+        return self.records
 
 
-def corpus(labels, classes=None, **faults):
-    """One split "test" with an image per label, named `word K` in English and `Wort K` in German."""
-    classes = classes or max(labels) + 1
+def toy(labels, classes=None, **faults):
+    """An image per label, named `word K` in English and `Wort K` in German."""
+    classes = classes or max(labels, default=0) + 1
     rows = [(k, {"en": [f"word {k}", ["thing", f"k{k % 3}"]], "de": [f"Wort {k}", []]}) for k in labels]
     names = {"en": [f"word {k}" for k in range(classes)], "de": [f"Wort {k}" for k in range(classes)]}
-    return Corpus({"test": Source(rows, **faults)}, names)
+    return Toy(Records(rows, names, **faults))
 
 
 class Tokenizer:
@@ -116,11 +120,10 @@ def unit(rows, width, seed=0):
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def two_splits(train, test, **faults):
-    """Splits "train" and "test" with an image per label."""
-    both = corpus(train), corpus(test, **faults)
-    names = max((c.names for c in both), key=lambda names: len(names["en"]))
-    return Corpus({"train": both[0].sources["test"], "test": both[1].sources["test"]}, names)
+def pair(train, test, **faults):
+    """Options of a probe: a source "train" and one "test", with an image per label and the same classes."""
+    classes = max(*train, *test) + 1
+    return dict(train=toy(train, classes, name="train"), source=toy(test, classes, **{"name": "test", **faults}))
 
 
 class Words(Tokenizer):

@@ -3,17 +3,17 @@
 import jax
 import numpy as np
 import pytest
-from known_answers import PREPROCESS, SIZE, Corpus, Source, bigram_logits, corpus, encoders, picture, scorer, unit
+from known_answers import PREPROCESS, SIZE, Records, bigram_logits, encoders, picture, scorer, toy, unit
 
 from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
 from jaxvl.evals.attentional_probe import AttentionalProbe
 from jaxvl.evals.captioning import Captioning
+from jaxvl.evals.columns import all_texts
 from jaxvl.evals.likelihood import Likelihood
 from jaxvl.evals.linear_probe import LinearProbe
 from jaxvl.evals.result import EvaluatorError
 from jaxvl.evals.retrieval import Retrieval
-from jaxvl.evals.split import captions
 from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
 
@@ -26,7 +26,7 @@ TABLE = unit(64, 8)
 @pytest.mark.parametrize("mesh", [MESH, ONE], ids=["8 devices", "1 device"])
 def test_rows_come_in_order_whatever_the_batch(mesh, n):
     labels = [(7 * i) % 64 for i in range(n)]
-    got = encoders(mesh, TABLE, TABLE).images(Source([(k, {}) for k in labels]))
+    got = encoders(mesh, TABLE, TABLE).images(Records([(k, {}) for k in labels]))
     assert got.rows.dtype == np.float32 and got.skipped == {}
     np.testing.assert_array_equal(got.index, np.arange(n))
     if n:
@@ -52,7 +52,7 @@ def test_pictures_reach_the_model_composited_and_normalised():
 
 
 def test_bad_records_are_left_out_and_counted():
-    source = corpus(list(range(40)), broken=(3, 17), unreadable=(0, 39, 20)).split("test")
+    source = toy(list(range(40)), broken=(3, 17), unreadable=(0, 39, 20)).records
     got = encoders(MESH, TABLE, TABLE).images(source)
     assert got.skipped == {"record cannot be read": 3, "image cannot be decoded": 2}
     kept = [i for i in range(40) if i not in (0, 3, 17, 20, 39)]
@@ -66,15 +66,20 @@ def test_pictures_are_left_out_by_cause():
         b"P5 60000 60000 255\n" + bytes(9),
         b"Pf 1 1 -1.0\n" + np.float32(0.5).tobytes(),
     )
-    got = encoders(MESH, TABLE, TABLE).images([{"image": data} for data in files])
-    assert got.skipped == {"image cannot be decoded": 1, "image is too large": 1, "image has no range of values": 1}
+    records = [{"image": data} for data in files] + [{}]
+    source = toy(range(4)).records
+    source.read = lambda i, columns: records[i]
+    got = encoders(MESH, TABLE, TABLE).images(source)
+    causes = ("record is incomplete", "image cannot be decoded", "image is too large", "image has no range of values")
+    assert got.skipped == dict.fromkeys(causes, 1)
 
 
 def test_a_split_is_encoded_once_for_all_evaluators_and_again_for_new_weights():
-    source = Source([(k, {}) for k in range(20)])
+    source = Records([(k, {}) for k in range(20)])
     first = encoders(MESH, TABLE, TABLE)
     first.images(source, memo="split")
     assert first.images(source, memo="split").rows is first.images(source, memo="split").rows and source.reads == 20
+    assert set(source.asked) == {("image",)}
     other = first.with_weights({"image": 2 * first.weights["image"], "text": first.weights["text"]})
     np.testing.assert_array_equal(other.images(source, memo="split").rows, 2 * TABLE[:20])
     np.testing.assert_array_equal(first.images(source, memo="split").rows, TABLE[:20])
@@ -93,16 +98,16 @@ def test_batch_is_rounded_up_to_the_mesh():
 
 def test_an_error_that_is_no_bad_record_ends_the_evaluator():
     """142 of 144 records that failed with a KeyError once gave acc@1 of two images."""
-    toy = corpus([k % 10 for k in range(40)], bugs=range(2, 40))
+    source = toy([k % 10 for k in range(40)], bugs=range(2, 40))
     known = encoders(MESH, TABLE, TABLE)
     with pytest.raises(EvaluatorError, match=r"record 2: KeyError: 'no such column' \(a source raises BadRecord") as met:
-        known.images(toy.split("test"))
+        known.images(source.records)
     assert isinstance(met.value.__cause__, KeyError)
     with pytest.raises(EvaluatorError, match="record 2: KeyError"):
-        ZeroShot(toy, "test").run(known)
+        ZeroShot(source).run(known)
     with pytest.raises(EvaluatorError, match="record 2: KeyError"):
-        captions(toy, "test", "en", "name")
-    good = corpus([k % 10 for k in range(40)]).split("test")
+        all_texts(source.records, ("name/en",))
+    good = toy([k % 10 for k in range(40)]).records
     assert len(known.images(good).index) == 40  # the encoders are as good as before
 
 
@@ -112,39 +117,43 @@ def test_a_decoder_that_is_broken_ends_the_evaluator(monkeypatch):
 
     monkeypatch.setattr(type(PREPROCESS), "decode", decode)
     with pytest.raises(EvaluatorError, match="record 0: TypeError: a bug of a decoder"):
-        encoders(MESH, TABLE, TABLE).images(corpus(range(20)).split("test"))
+        encoders(MESH, TABLE, TABLE).images(toy(range(20)).records)
 
 
 @pytest.mark.parametrize("bad, options", [(9, {}), (12, dict(error_budget=0.3)), (12, dict(error_minimum=13)), (0, dict(error_budget=0.0))])
 def test_bad_records_within_the_budget_are_left_out(bad, options):
-    toy = corpus([k % 10 for k in range(40)], unreadable=range(bad))
-    got = ZeroShot(toy, "test", gallery=0, **options).run(encoders(MESH, TABLE, TABLE)).metrics
+    source = toy([k % 10 for k in range(40)], unreadable=range(bad))
+    got = ZeroShot(source, gallery=0, **options).run(encoders(MESH, TABLE, TABLE)).metrics
     assert got["images"] == 40 - bad and got.get("skipped/record cannot be read", 0) == bad
 
 
 @pytest.mark.parametrize(
-    "run",
+    "evaluator",
     [
-        lambda toy: ZeroShot(toy, "test").run(encoders(MESH, TABLE, TABLE)),
-        lambda toy: Retrieval(toy, "test").run(encoders(MESH, TABLE, TABLE)),
-        lambda toy: Likelihood(toy, "test").run(scorer(MESH, bigram_logits("uniform"))),
-        lambda toy: Captioning(toy, "test").run(scorer(MESH, bigram_logits("uniform"))),
-        lambda toy: LinearProbe(toy, "test", train_split="train").run(encoders(MESH, TABLE, TABLE)),
-        lambda toy: AttentionalProbe(toy, "test", train_split="train").run(encoders(MESH, TABLE, TABLE)),
+        lambda both: ZeroShot(both["source"]),
+        lambda both: Retrieval(both["source"], text="name/en"),
+        lambda both: Likelihood(both["source"], text="name/en"),
+        lambda both: Captioning(both["source"], references="name/en"),
+        lambda both: LinearProbe(**both),
+        lambda both: AttentionalProbe(**both),
     ],
     ids=["zero_shot", "retrieval", "likelihood", "captioning", "linear_probe", "attentional_probe"],
 )
-def test_more_bad_records_than_the_budget_allows_end_the_evaluator(run):
-    both = Corpus({}, {"en": [f"word {k}" for k in range(10)]})
-    for split in ("train", "test"):
-        both.sources[split] = corpus([k % 10 for k in range(40)], unreadable=range(6), broken=range(30, 36)).split("test")
-    with pytest.raises(
-        DataError, match=r"12 of 40 records are bad \(record cannot be read: 6, image cannot be decoded: 6\), more than error_budget 0.01"
-    ):
-        run(both)
+def test_more_bad_records_than_the_budget_allows_end_the_evaluator(evaluator):
+    labels = [k % 10 for k in range(40)]
+    both = dict(
+        train=toy(labels, name="train"),
+        source=toy(labels, name="test", unreadable=range(6), broken=range(30, 36)),
+    )
+    made = evaluator(both)
+    writes = isinstance(made, (Likelihood, Captioning))
+    known = scorer(MESH, bigram_logits("uniform")) if writes else encoders(MESH, TABLE, TABLE)
+    causes = r"\(record cannot be read: 6, image cannot be decoded: 6\)"
+    with pytest.raises(DataError, match=rf"test: 12 of 40 records are bad {causes}, more than error_budget 0.01"):
+        made.run(known)
 
 
 def test_wrong_budgets():
     for options, field in ((dict(error_budget=1.5), "error_budget"), (dict(error_minimum=0), "error_minimum")):
         with pytest.raises(ConfigError, match=f"{field}: "):
-            ZeroShot(corpus(range(3)), "test", **options)
+            ZeroShot(toy(range(3)), **options)

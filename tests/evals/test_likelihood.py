@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from known_answers import Words, bigram_logits, corpus, scorer
+from known_answers import Words, bigram_logits, scorer, toy
 
 from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
@@ -35,10 +35,13 @@ def reference(table, rows):
 LABELS = [k % 10 for k in range(27)]
 
 
-@pytest.mark.parametrize("kind", ["name", "keywords", "all"])
+COLUMNS = {"name": "name/en", "keywords": ("keywords/en",), "all": ("name/en", "keywords/en")}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
 def test_figures_are_those_of_float64(kind):
-    toy, table = corpus(LABELS, broken=(4,), unreadable=(9,)), bigram_logits("random")
-    got = Likelihood(toy, "test", captions=kind, gallery=3).run(scorer(MESH, table))
+    source, table = toy(LABELS, broken=(4,), unreadable=(9,)), bigram_logits("random")
+    got = Likelihood(source, text=COLUMNS[kind], gallery=3).run(scorer(MESH, table))
     texts = {"name": lambda k: [f"word {k}"], "keywords": lambda k: ["thing", f"k{k % 3}"]}
     texts["all"] = lambda k: texts["name"](k) + texts["keywords"](k)
     kept = [k for i, k in enumerate(LABELS) if i not in (4, 9)]
@@ -56,8 +59,7 @@ def test_figures_are_those_of_float64(kind):
 
 
 def test_oracle_uniform_and_ties():
-    toy = corpus(LABELS)
-    evaluator = Likelihood(toy, "test", gallery=0)
+    evaluator = Likelihood(toy(LABELS), text="name/en", gallery=0)
     run = lambda kind: evaluator.run(scorer(MESH, bigram_logits(kind))).metrics
     sure, blind = run("oracle"), run("uniform")
     assert set(sure) == set(evaluator.figures) - {"skipped/*"}
@@ -66,21 +68,22 @@ def test_oracle_uniform_and_ties():
 
 
 def test_eight_devices_equal_one():
-    toy, table = corpus(LABELS), bigram_logits("random", seed=3)
-    eight, one = (Likelihood(toy, "test", captions="all", gallery=0).run(scorer(m, table)).metrics for m in (MESH, ONE))
+    source, table = toy(LABELS), bigram_logits("random", seed=3)
+    eight, one = (Likelihood(source, text=COLUMNS["all"], gallery=0).run(scorer(m, table)).metrics for m in (MESH, ONE))
     assert {k: pytest.approx(v, rel=1e-6) for k, v in eight.items()} == one
 
 
 def test_wrong_options_and_models():
-    toy = corpus(LABELS)
-    with pytest.raises(DataError, match="no image with a caption"):
-        Likelihood(toy, "test", locale="xx").run(scorer(MESH, bigram_logits("uniform")))
+    silent = toy(LABELS)
+    silent.records.rows[:] = [(k, {}) for k in LABELS]
+    with pytest.raises(DataError, match=r"toy has no image with a caption \(name/en\)"):
+        Likelihood(silent, text="name/en").run(scorer(MESH, bigram_logits("uniform")))
     with pytest.raises(ConfigError, match="template: 'a' must hold"):
-        Likelihood(toy, "test", template="a")
+        Likelihood(toy(LABELS), template="a")
     other = scorer(MESH, bigram_logits("uniform"))
     other._score = None
     with pytest.raises(ConfigError, match="needs a model that gives the probability of a text, as coca"):
-        Likelihood(toy, "test").run(other)
+        Likelihood(toy(LABELS), text="name/en").run(other)
 
 
 def test_coca_scores_several_texts_under_one_image():
@@ -91,8 +94,9 @@ def test_coca_scores_several_texts_under_one_image():
     tokenizer = RealTokenizer(
         "unigram", train_unigram(["red apple", "green tree", "two blue stars"] * 2, 40, lowercase=True), pad_id=0, eos_id=1
     )
-    shapes = dict(name="shapes", size=16, variants=1)
-    data = dict(corpus=shapes, split="test_b_new", batch=8, image_size=16, text_length=8)
+    shapes = dict(name="shapes", size=16, variants=1, split="test_b_new")
+    fields = dict(image=dict(name="picture", size=16), text=dict(name="caption", columns="name/en", length=8))
+    data = dict(source=shapes, batch=8, fields=fields)
     image = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean")
     model = dict(name="coca", image=image, width=16, heads=2, hidden=32, unimodal=1, multimodal=1, queries=2, embed_dim=8)
     objectives = dict(clip=1.0, captioning=1.0)

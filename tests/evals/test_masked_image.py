@@ -5,24 +5,26 @@ import numpy as np
 import pytest
 
 from jaxvl.config import ConfigError
-from jaxvl.data.corpora.shapes import Shapes
+from jaxvl.data.config import Interleave
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.demo.shapes import Shapes
 from jaxvl.data.tokenizers import Tokenizer, train_unigram
 from jaxvl.evals.interleaved import Interleaved
 from jaxvl.evals.masked_image import MaskedImages, overlap
 from jaxvl.sharding import make_mesh
 
-CORPUS, S, P = Shapes(size=16, variants=1), 16, 16
+SOURCE, S, P = Shapes(size=16, variants=1, split="test_a"), 16, 16
+NAMES = dict(source=SOURCE, text="name/en")
 
 
 class Knows:
     """Stands for `Encoders`; `answer(batch)` gives the named outputs."""
 
     def __init__(self, answer, rows):
-        texts = CORPUS.prepare(log=lambda text: None).class_names("en")
+        texts = SOURCE.open(log=lambda text: None).columns["class_label"].classes.names["en"]
         self.tokenizer = Tokenizer("unigram", train_unigram(texts, 64, lowercase=True), pad_id=0, eos_id=1)
-        self.answer, self.batch, self.text_length, self.preprocess = answer, rows, 12, Preprocess(image_size=S)
+        self.answer, self.batch, self.text_length, self.threads, self.preprocess = answer, rows, 12, 2, Preprocess(image_size=S)
         self.mesh = make_mesh(devices=jax.devices()[:1])
 
     def outputs(self, batch, names):
@@ -59,14 +61,14 @@ def test_figures_of_a_model_that_completes_the_image_of_its_text_only():
             names.update(enumerate(map(tuple, batch["text"].tolist())))
         return {"patch_prediction": right, "patch_weight": hidden.astype(np.float32), "patch_scores": scores}
 
-    result = MaskedImages(CORPUS, "test_a", gallery=3).run(Knows(answer, rows=100))
+    result = MaskedImages(**NAMES, gallery=3).run(Knows(answer, rows=100))
     figures = result.metrics
-    assert set(figures) == set(MaskedImages(CORPUS, "test_a").figures)
+    assert set(figures) == set(MaskedImages(**NAMES).figures)
     assert figures["images"] == 144 and len(result.gallery) == 3
     np.testing.assert_allclose([figures["error"], figures["error_other_text"], figures["gain"]], [0, 4, 1], atol=1e-3)
     assert 1 >= figures["hit"] > 0.8 > figures["hit_random"] and figures["iou"] > figures["iou_random"]
     with pytest.raises(ConfigError, match="shown: 0 is a share"):
-        MaskedImages(CORPUS, "test_a", shown=0)
+        MaskedImages(**NAMES, shown=0)
 
 
 def test_figures_of_a_model_that_knows_the_order_of_a_row():
@@ -81,10 +83,10 @@ def test_figures_of_a_model_that_knows_the_order_of_a_row():
         lse = np.full((b, r), 3.0 if swapped else 1.0)
         return dict(caption_lse=lse, caption_target=np.full((b, r), 0.5), caption_weight=batch["weight"], caption_correct=lse < 2)
 
-    figures = Interleaved(CORPUS, "test_a").run(Knows(answer, rows=10)).metrics
+    figures = Interleaved(**NAMES).run(Knows(answer, rows=10)).metrics
     assert figures == {"loss": 0.5, "loss_swapped": 2.5, "rise": 2.0, "token_accuracy": 1.0, "token_accuracy_swapped": 0.0, "rows": 36.0}
-    assert set(figures) == set(Interleaved(CORPUS, "test_a").figures)
-    with pytest.raises(ConfigError, match="images_per_row: 1 must be >= 2"):
-        Interleaved(CORPUS, "test_a", images_per_row=1)
+    assert set(figures) == set(Interleaved(**NAMES).figures)
+    with pytest.raises(ConfigError, match=r"interleave\.records: 1 must be >= 2"):
+        Interleaved(**NAMES, interleave=Interleave(1))
     with pytest.raises(DataError, match="has 144 records, too few for a row of 200"):
-        Interleaved(CORPUS, "test_a", images_per_row=200).run(Knows(answer, rows=10))
+        Interleaved(**NAMES, interleave=Interleave(200)).run(Knows(answer, rows=10))

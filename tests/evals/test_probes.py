@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from known_answers import corpus, encoders, two_splits, unit
+from known_answers import Records, Toy, encoders, pair, toy, unit
 
 from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.base import Column
 from jaxvl.evals.attentional_probe import AttentionalProbe, compiled
 from jaxvl.evals.linear_probe import LinearProbe, fit, shard
 from jaxvl.evals.probing import Labelled, expected_accuracy, hold_out
@@ -40,24 +41,23 @@ def test_fit_is_that_of_scikit_learn():
 
 
 def test_linear_probe_of_known_embeddings():
-    toy = two_splits(TRAIN, [*TEST, 11, 12], broken=(4,))
-    probe = LinearProbe(toy, "test", train_split="train")
+    probe = LinearProbe(**pair(TRAIN, [*TEST, 11, 12], broken=(4,)))
     got = probe.run(encoders(MESH, TABLE, TABLE))
     m = got.metrics
     assert {figure.split("/")[0] for figure in m} == {figure.split("/")[0] for figure in probe.figures}
     assert m["acc@1"] == m["mean_class_acc@1"] == m["train_acc@1"] == m["validation_acc@1"] == 1.0
     assert (m["classes"], m["images"], m["train_images"], m["acc@1_chance"]) == (10, 29, 60, 0.1)
-    assert m["skipped/class is not in the train split"] == 2 and m["skipped/image cannot be decoded"] == 1
+    assert m["skipped/class is not in the train source"] == 2 and m["skipped/image cannot be decoded"] == 1
     assert got.gallery[0].items[0].right and got.gallery[0].rank == 1
     same = np.repeat(TABLE[:1], 64, axis=0)
-    blind = LinearProbe(two_splits(TRAIN, TEST), "test", train_split="train", gallery=0).run(encoders(MESH, same, TABLE)).metrics
+    blind = LinearProbe(**pair(TRAIN, TEST), gallery=0).run(encoders(MESH, same, TABLE)).metrics
     assert blind["acc@1"] == pytest.approx(0.1) and blind["l2"] == 1.0  # ties count by their mean; of equal penalties the strongest
 
 
 def test_linear_probe_in_numbers_on_one_device_and_eight():
     """Fewer dimensions than classes, so that not all can be told; accuracy by a loop over the same classifier."""
     table = unit(64, 3, seed=2)
-    probe = LinearProbe(two_splits(TRAIN, [*TEST, 1, 1, 2]), "test", train_split="train", l2=(1e-2,), gallery=0)
+    probe = LinearProbe(**pair(TRAIN, [*TEST, 1, 1, 2]), l2=(1e-2,), gallery=0)
     eight, one = (probe.run(encoders(mesh, table, TABLE)).metrics for mesh in (MESH, ONE))
     for k in ("acc@1", "mean_class_acc@1", "train_acc@1"):
         assert eight[k] == pytest.approx(one[k]) and 0.1 < eight[k] <= 1
@@ -69,25 +69,52 @@ def test_linear_probe_in_numbers_on_one_device_and_eight():
     assert eight["acc@1"] == pytest.approx(right.mean())
 
 
-def test_an_attribute_and_the_encoders_own_tokens():
-    toy = two_splits(range(40), range(40))
-    probe = lambda **options: LinearProbe(toy, "test", train_split="train", gallery=2, l2=(1e-3,), **options).run(
-        encoders(MESH, TABLE, TABLE)
-    )
-    got = probe(label="parity", features="mean_tokens")
+def test_another_label_and_the_encoders_own_tokens():
+    both = pair(range(40), range(40))
+    known = encoders(MESH, TABLE, TABLE)
+    got = LinearProbe(**both, label="parity", features="mean_tokens", gallery=2, l2=(1e-3,)).run(known)
     assert got.metrics["classes"] == 2 and got.metrics["acc@1"] > 0.6 and {r.text for r in got.gallery} <= {"even", "odd"}
-    with pytest.raises(ConfigError, match="label: 'party' is not an attribute of the corpus; did you mean 'parity'"):
-        probe(label="party")
-    with pytest.raises(ConfigError, match="train_split: is required"):
-        LinearProbe(toy, "test")
-    with pytest.raises(ConfigError, match="train_split: 'test' is the test split as well"):
-        LinearProbe(toy, "test", train_split="test")
-    with pytest.raises(DataError, match="has one class only"):
-        LinearProbe(two_splits([3, 3], [3]), "test", train_split="train").run(encoders(MESH, TABLE, TABLE))
+    with pytest.raises(ConfigError, match=r"label: 'party' is not a column of train; did you mean 'parity'\? \(columns: image, class_label, parity"):
+        LinearProbe(**both, label="party").run(known)
+    with pytest.raises(ConfigError, match="language: 'de': the classes of 'parity' have no names in it"):
+        LinearProbe(**both, label="parity", language="de").check(known)
+    with pytest.raises(ConfigError, match="train: is required"):
+        LinearProbe(both["source"])
+    with pytest.raises(ConfigError, match="train: is the test source as well"):
+        LinearProbe(both["source"], train=both["source"])
+    with pytest.raises(DataError, match="train has one class only"):
+        LinearProbe(**pair([3, 3], [3])).run(known)
+    assert LinearProbe(**both).sources == (both["source"], both["train"])
     other = encoders(MESH, TABLE, TABLE)
     other._features = None
     with pytest.raises(ConfigError, match="needs a model that has tokens of an image"):
-        AttentionalProbe(toy, "test", train_split="train").run(other)
+        AttentionalProbe(**both).run(other)
+
+
+def test_classes_that_two_sources_number_in_different_ways_are_matched_by_name():
+    """As folders of pictures do, of which one lacks a class: number 1 is `word 1` in one and `word 2` in the other."""
+    train = toy(TRAIN, name="train")
+    test = Toy(Records([(k, {}) for k in TEST if k != 1], {"en": [f"word {k}" for k in range(10) if k != 1]}, name="test"))
+    numbers = [k - (k > 1) for k in TEST if k != 1]
+    test.records.column = lambda name: np.array(numbers)
+    got = LinearProbe(test, train=train, l2=(1e-3,), gallery=0).run(encoders(ONE, TABLE, TABLE)).metrics
+    assert (got["acc@1"], got["images"], got["classes"]) == (1.0, 27, 10)
+
+
+@pytest.mark.parametrize("kind", ["int", "text"])
+def test_labels_that_are_numbers_or_texts(kind):
+    """Numbers without names, texts that are names; -1 is no class."""
+    both = pair([*TRAIN, 3], [*TEST, 3])
+    for config in both.values():
+        records = config.records
+        labels = [(-1 if kind == "int" else None) if i == len(records) - 1 else k for i, (k, _) in enumerate(records.rows)]
+        values = [k if kind == "int" or k is None else f"class {k}" for k in labels]
+        records.columns["kind"] = Column(kind, optional=kind == "text")
+        records.record = lambda i, columns, values=values, old=records.record: {**old(i, columns), "kind": values[i]}
+    got = LinearProbe(**both, label="kind", l2=(1e-3,), gallery=1).run(encoders(ONE, TABLE, TABLE))
+    assert (got.metrics["acc@1"], got.metrics["classes"], got.metrics["train_images"]) == (1.0, 10, 60)
+    assert got.metrics["skipped/class is not in the train source"] == 1
+    assert got.gallery[0].text in ({str(k) for k in range(10)} if kind == "int" else {f"class {k}" for k in range(10)})
 
 
 def test_hold_out_takes_a_share_of_every_class_and_never_all():
@@ -103,20 +130,20 @@ def test_ties_count_by_their_mean():
 
 
 def test_attentional_probe_finds_the_token_that_matters():
-    toy = two_splits(TRAIN, TEST)
-    probe = AttentionalProbe(toy, "test", train_split="train", **QUICK)
+    both = pair(TRAIN, TEST)
+    probe = AttentionalProbe(**both, **QUICK)
     got = probe.run(encoders(MESH, TABLE, TABLE)).metrics
     assert set(got) == set(probe.figures) - {"skipped/*"}
     assert got["acc@1"] == got["mean_class_acc@1"] == got["train_acc@1"] == 1.0 and got["train_loss"] < 0.5
     before = compiled.cache_info().misses
-    again = AttentionalProbe(toy, "test", train_split="train", **QUICK).run(encoders(MESH, TABLE, TABLE)).metrics
+    again = AttentionalProbe(**both, **QUICK).run(encoders(MESH, TABLE, TABLE)).metrics
     assert again == got and compiled.cache_info().misses == before  # the same figures, and nothing compiled
     blind = encoders(MESH, TABLE, TABLE)
     blind._features = jax.jit(lambda w, pixels, fault, mean: (jnp.ones((len(pixels), 4, 16)), fault), static_argnums=3)
-    got = AttentionalProbe(toy, "test", train_split="train", **{**QUICK, "epochs": 2}).run(blind).metrics
+    got = AttentionalProbe(**both, **{**QUICK, "epochs": 2}).run(blind).metrics
     assert got["acc@1"] == pytest.approx(0.1)
-    with pytest.raises(ConfigError, match="memory_gib: .* the tokens of the 60 images of 'train' take"):
-        AttentionalProbe(toy, "test", train_split="train", heads=2, memory_gib=1e-6).run(encoders(MESH, TABLE, TABLE))
+    with pytest.raises(ConfigError, match="memory_gib: .* the tokens of the 60 images of train take"):
+        AttentionalProbe(**both, heads=2, memory_gib=1e-6).run(encoders(MESH, TABLE, TABLE))
 
 
 def test_attentional_probe_is_a_plain_loop_over_batches_of_any_size():
@@ -124,7 +151,7 @@ def test_attentional_probe_is_a_plain_loop_over_batches_of_any_size():
     rng = np.random.default_rng(0)
     train = Labelled(rng.normal(size=(20, 4, 16)).astype(np.float32), rng.integers(0, 3, 20), np.arange(20), {})
     config = ProbeConfig(classes=3, memory_width=16, width=16, heads=2)
-    options = AttentionalProbe(corpus([0]), "test", train_split="train", epochs=2, batch=8, seed=3, label_smoothing=0.1, heads=2)
+    options = AttentionalProbe(**pair([0], [0]), epochs=2, batch=8, seed=3, label_smoothing=0.1, heads=2)
     programs = compiled(config, "float32", options.learning_rate, options.weight_decay, options.label_smoothing, 6, MESH)
     got, loss = options.fit(programs, train, 8, MESH)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jaxvl.evals import charts, report, sheet
 from jaxvl.evals.result import GalleryRow, Item
-from jaxvl.evals.split import png
+from jaxvl.evals.thumbnails import png
 from jaxvl.training.writer import Writer
 
 EVIL = "<script>alert('x')</script> & \"quotes\" </style>"
@@ -264,7 +264,7 @@ DAMAGED = {
     ],
     "config.json": [
         b"[1, 2, 3]", b"7", b'"text"', b"null", b'{"steps": "many", "evals": [1]}', b'{"steps": NaN, "evals": {"unseen": 3}}',
-        b'{"evals": {"unseen": {"corpus": [1], "split": {"a": 1}, "locale": 5, "name": null}}, "steps": -3}', b'{"steps": 30, "model":',
+        b'{"evals": {"unseen": {"source": [1], "language": 5, "name": null}}, "steps": -3}', b'{"steps": 30, "model":',
         b'{"a": ' * 400 + b"1" + b"}" * 400, b'{"tasks": {"' + b"k" * 100_000 + b'": 1}, "x": [' + b"1, " * 5000 + b"1]}",
     ],
     "machine.json": [b"[]", b"1.5", b'{"command": ["a"], "cpu": {"name": null}, "cores": NaN}', b"{", b'{"cores": 1e999}'],
@@ -371,7 +371,7 @@ def hostile_run(workdir, text):
         figures = {f"{name}acc": 0.5 * step, "acc@1": 0.1 * step, "acc@1_chance": 0.01, f"skipped/{name}": 1.0, "classes": 3.0}
         run += [{"step": step, "time": 2.5 + step, "kind": "eval", "name": name, **figures}]
         run += [{"step": step, "time": 2.5 + step, "kind": text, "name": text}]
-    options = {"name": name, "corpus": {"name": name}, "split": name, "locale": name}
+    options = {"name": name, "source": {"name": name, "split": name}, "language": name}
     config = {"steps": 2, name: name, "model": {"name": name, name: [name, {name: name}]}, "evals": {name: options}}
     write_run(workdir, run, config=config, machine={"command": name, "cpu": text, name: name, "more": [name]})
     items = (Item(name, 0.5, True, picture(3)), Item(text, 0.4, False, None))

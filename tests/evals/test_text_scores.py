@@ -131,11 +131,11 @@ def test_the_toolkit_of_coco_agrees_with_ours_where_they_are_alike():
 
 
 def test_what_is_not_installed_is_said_at_once(monkeypatch):
-    from known_answers import corpus
+    from known_answers import toy
 
     monkeypatch.setattr(text_scores.shutil, "which", lambda name: None)
     monkeypatch.setattr(text_scores.importlib.util, "find_spec", lambda name: None if name == "sacrebleu" else name)
     with pytest.raises(ConfigError, match=r"scores: 'bleu' needs the package sacrebleu: pip install 'jaxvl\[captioning\]'"):
-        Captioning(corpus([0]), "test", scores=("cider_d", "bleu"))
+        Captioning(toy([0]), scores=("cider_d", "bleu"))
     with pytest.raises(ConfigError, match="scores: 'coco' runs Java programs and there is no `java`"):
-        Captioning(corpus([0]), "test", scores=("coco",))
+        Captioning(toy([0]), scores=("coco",))

@@ -13,36 +13,37 @@ import json, sys
 import jax
 from jaxvl.sharding import hosts
 hosts.initialise(dict(option.removeprefix("--").split("=") for option in sys.argv[1:]))
-from known_answers import bigram_logits, corpus, encoders, scorer, two_splits, unit
+from known_answers import bigram_logits, encoders, pair, scorer, toy, unit
 from jaxvl.evals.attentional_probe import AttentionalProbe
+from jaxvl.evals.columns import all_texts
 from jaxvl.evals.likelihood import Likelihood
 from jaxvl.evals.linear_probe import LinearProbe
 from jaxvl.evals.result import EvaluatorError
 from jaxvl.evals.retrieval import Retrieval
-from jaxvl.evals.split import captions
 from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
 
 assert jax.device_count() == 8
-toy = corpus([k % 30 for k in range(40)], broken=(3, 33), unreadable=(20,))
+source = toy([k % 30 for k in range(40)], broken=(3, 33), unreadable=(20,))
 both = encoders(make_mesh(MeshConfig(data=4, fsdp=2)), unit(64, 8), unit(64, 8, seed=1), batch=8)
-encoded = both.images(toy.split("test"))
-reads = toy.split("test").reads
-metrics = [kind(toy, "test", gallery=2).run(both).metrics for kind in (Retrieval, ZeroShot)]
-probed, options = two_splits([k % 7 for k in range(42)], range(7)), dict(train_split="train", gallery=0)
-probes = LinearProbe(probed, "test", **options), AttentionalProbe(probed, "test", epochs=2, batch=8, heads=2, **options)
+encoded = both.images(source.records)
+reads = source.records.reads
+compared = Retrieval(source, text="name/en", gallery=2), ZeroShot(source, gallery=2)
+metrics = [evaluator.run(both).metrics for evaluator in compared]
+options = dict(**pair([k % 7 for k in range(42)], range(7)), gallery=0)
+probes = LinearProbe(**options), AttentionalProbe(epochs=2, batch=8, heads=2, **options)
 summed = [probe.run(both).metrics for probe in probes]
-summed.append(Likelihood(toy, "test", captions="all").run(scorer(both.mesh, bigram_logits("random"), batch=8)).metrics)
+summed.append(Likelihood(source, text=("name/en", "keywords/en")).run(scorer(both.mesh, bigram_logits("random"), batch=8)).metrics)
 
 # What one process cannot read is left out by all; an error of one process that is no bad record ends the evaluator in all.
 own = jax.process_index()
-flaky = corpus(range(40), unreadable=(own + 1,))
-texts = captions(flaky, "test", "en", "name")
+flaky = toy(range(40), unreadable=(own + 1,))
+texts = all_texts(flaky.records, ("name/en",))
 empty = [i for i, of in enumerate(texts) if not of]
 failures = []
 for run in (
-    lambda: both.images(corpus(range(40), bugs=(33,)).split("test")),
-    lambda: captions(corpus(range(40), bugs=(own * 5,) if own else ()), "test", "en", "name"),
+    lambda: both.images(toy(range(40), bugs=(33,)).records),
+    lambda: all_texts(toy(range(40), bugs=(own * 5,) if own else ()).records, ("name/en",)),
 ):
     try:
         run()

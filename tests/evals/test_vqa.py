@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import scipy.special
 import tokenizers
-from known_answers import Corpus, Source, Words, bigram_logits, picture, scorer
+from known_answers import Records, Toy, Words, bigram_logits, picture, scorer
 from known_answers import encoded as png
 
 from jaxvl import evaluate as command
 from jaxvl import train
 from jaxvl.config import ConfigError, choose, resolve
-from jaxvl.data.corpora import CORPORA
 from jaxvl.data.records import DataError
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.base import Column
 from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals import EVALUATORS
 from jaxvl.evals.contract import gives
 from jaxvl.evals.encoders import EncodedImages
 from jaxvl.evals.vqa import Vqa, accuracy, plain
@@ -28,22 +30,22 @@ ONE = make_mesh(devices=jax.devices()[:1])
 LABELS = [k % 5 for k in range(27)]
 
 
-class Asked(Source):
-    """Records with a question; that of record `silent` is missing."""
+class Asked(Records):
+    """Records with a question."""
 
-    def __init__(self, rows, asked, **faults):
+    def __init__(self, rows, questions, **faults):
         super().__init__(rows, **faults)
-        self.asked = asked
+        self.questions = questions
+        self.columns |= {"question": Column("text"), "answers": Column("texts"), "type": Column("text", optional=True)}
 
-    def __getitem__(self, i):
-        return {**super().__getitem__(i), **self.asked[i]}
+    def record(self, i, columns):
+        return {**super().record(i, columns), **self.questions[i]}
 
 
 def asked(labels, answers=lambda k: [f"{k}"], **faults):
     """A question for every picture, whose token is 9; its class is the right answer."""
-    rows = [(k, {"en": [f"word {k}", []]}) for k in labels]
     questions = [{"question": "what 9?", "answers": answers(k), "type": "even" if k % 2 == 0 else "odd/one"} for k in labels]
-    return Corpus({"test": Asked(rows, questions, **faults)}, {"en": []})
+    return Toy(Asked([(k, {}) for k in labels], questions, **faults))
 
 
 @pytest.mark.parametrize(
@@ -64,8 +66,8 @@ def test_answers_are_compared_after_vqas_rules():
 
 @pytest.mark.parametrize("method", ["likelihood", "generate"])
 def test_oracle(method):
-    toy = asked(LABELS, broken=(3,), unreadable=(8,))
-    evaluator = Vqa(toy, "test", method=method, gallery=3)
+    source = asked(LABELS, broken=(3,), unreadable=(8,))
+    evaluator = Vqa(source, method=method, gallery=3)
     result = evaluator.run(scorer(MESH, bigram_logits("oracle")))
     m = result.metrics
     assert all(gives(evaluator, figure) for figure in m) and {f for f in evaluator.figures if f[-1] != "*"} <= set(m)
@@ -74,13 +76,14 @@ def test_oracle(method):
     kept = np.bincount([k for i, k in enumerate(LABELS) if i not in (3, 8)])
     assert m["vqa_acc_majority"] == pytest.approx(kept[0] / 25)
     assert all(row.items[0].right for row in result.gallery)
+    assert set(source.records.asked) == {("question", "answers", "type"), ("image",)}
     if method == "likelihood":
         assert (m["candidates"], m["vqa_acc_chance"], m["vqa_acc_best_possible"]) == (5, pytest.approx(1 / 5), 1.0)
 
 
 def test_a_model_that_knows_nothing_is_at_chance():
     """All candidates are equally likely: each counts by a fifth, whatever its place in the list."""
-    got = Vqa(asked(LABELS), "test", gallery=0).run(scorer(MESH, bigram_logits("uniform"))).metrics
+    got = Vqa(asked(LABELS), gallery=0).run(scorer(MESH, bigram_logits("uniform"))).metrics
     assert got["vqa_acc"] == got["exact"] == pytest.approx(1 / 5)
 
 
@@ -88,8 +91,8 @@ def test_a_model_that_knows_nothing_is_at_chance():
 def test_likelihood_is_that_of_a_loop_in_float64(per_token):
     table, candidates = bigram_logits("random", seed=4), ("say 0", "say 1 2", "3", "4 4")
     people = lambda k: ["say 0", "4 4", "4 4", "0"] if k == 2 else [f"{k} 2"] * 10
-    toy = Vqa(asked(LABELS, people), "test", candidates=candidates, per_token=per_token, gallery=0)
-    eight, one = (toy.run(scorer(mesh, table)).metrics for mesh in (MESH, ONE))
+    evaluator = Vqa(asked(LABELS, people), candidates=candidates, per_token=per_token, gallery=0)
+    eight, one = (evaluator.run(scorer(mesh, table)).metrics for mesh in (MESH, ONE))
     expected = []
     for k in LABELS:
         log_p = table[k] - scipy.special.logsumexp(table[k], -1, keepdims=True)
@@ -114,8 +117,8 @@ def test_generation_is_greedy_after_the_question():
             z[0] = -np.inf  # padding
             path.append(1 if len(path) == 4 else int(z.argmax()))
         texts.append(" ".join(str(i - 2) for i in path[1:-1] if i > 1))
-    toy = asked(LABELS, lambda k: [texts[k] or "nothing"] if k != 3 else ["other"])
-    got = Vqa(toy, "test", method="generate", gallery=0).run(scorer(MESH, table)).metrics
+    source = asked(LABELS, lambda k: [texts[k] or "nothing"] if k != 3 else ["other"])
+    got = Vqa(source, method="generate", gallery=0).run(scorer(MESH, table)).metrics
     assert got["vqa_acc"] == pytest.approx(np.mean([k != 3 and bool(texts[k]) for k in LABELS])) and got["vqa_acc"] > 0
 
 
@@ -125,11 +128,11 @@ class Reads:
     def __init__(self, tokenizer):
         self.tokenizer, self.text_length, self.batch, self.preprocess, self.tokens = tokenizer, 8, 8, None, []
 
-    def scores(self, source, tokens, begin):
+    def scores(self, source, tokens, begin, column):
         self.tokens += [tuple(row) for of in tokens for row in of.tolist()]
         return EncodedImages(np.zeros((len(tokens), tokens.shape[1], 3)) + 1, np.arange(len(tokens)), {})
 
-    def captions(self, source, generation, prompt):
+    def captions(self, source, generation, prompt, column):
         self.tokens += [tuple(row) for row in prompt.tolist()]
         return ["yes"] * len(prompt), EncodedImages(prompt, np.arange(len(prompt)), {})
 
@@ -144,26 +147,53 @@ def test_questions_and_answers_are_cleaned_as_every_text(clean):
     mark = [] if clean == "canonical" else [4]  # which leaves punctuation out
     expected = [2, 3, *mark, 5, 6, 1]
     padded = tuple(expected + [7] * (8 - len(expected)))
-    rows = [(0, {"en": ["word", []]})]
-    toy = Corpus({"test": Asked(rows, [{"question": "What COLOUR?", "answers": ["Dark Red"]}])}, {"en": []})
+    source = Toy(Asked([(0, {})], [{"question": "What COLOUR?", "answers": ["Dark Red"]}]))
     reads = Reads(tokenizer)
-    Vqa(toy, "test", gallery=0).run(reads)
-    Vqa(toy, "test", gallery=0, method="generate").run(reads)
+    Vqa(source, gallery=0).run(reads)
+    Vqa(source, gallery=0, method="generate").run(reads)
     assert reads.tokens == [padded, tuple([2, 3, *mark] + [7] * (6 - len(mark)))]
     assert tuple(tokenizer.encode(["What COLOUR? Dark Red"], 8)[0].tolist()) == padded
     assert tokenizer.ids(["What COLOUR?"]) == [[2, 3, *mark]]
 
 
+def test_columns_by_other_names_and_one_answer_as_a_text():
+    source = asked(LABELS)
+    records = source.records
+    records.columns |= {"q": Column("text"), "a": Column("text")}
+    for question in records.questions:
+        question["q"], question["a"] = question.pop("question"), question.pop("answers")[0]
+    evaluator = Vqa(source, question="q", answers="a", kind=None, gallery=1)
+    evaluator.check(scorer(ONE, bigram_logits("oracle")))
+    got = evaluator.run(scorer(ONE, bigram_logits("oracle"))).metrics
+    assert got["vqa_acc"] == 1 and not [name for name in got if name.startswith("vqa_acc_even")]
+    for field in ("question", "answers", "kind"):
+        with pytest.raises(ConfigError, match=f"^{field}: 'nothing' is not a column of toy"):
+            Vqa(source, **{"question": "q", "answers": "a", "kind": None, field: "nothing"}).check(scorer(ONE, bigram_logits("oracle")))
+
+
+def test_candidates_of_another_source():
+    few = asked([0, 0, 1, 3])
+    evaluator = Vqa(asked(LABELS), candidates=few, gallery=0)
+    assert evaluator.sources == (evaluator.source, few) and Vqa(few, candidates=("a",)).sources == (few,)
+    got = evaluator.run(scorer(MESH, bigram_logits("oracle"))).metrics
+    assert got["candidates"] == 3 and got["vqa_acc"] == got["vqa_acc_best_possible"] == np.isin(LABELS, [0, 1, 3]).mean()
+    node = dict(name="vqa", source="shapes_vqa", candidates=dict(name="shapes_vqa", split="train"))
+    assert choose(EVALUATORS, node, "x").candidates.split == "train"
+    with pytest.raises(ConfigError, match=r"x\.candidates\.name: 'train' is not a known source"):
+        choose(EVALUATORS, {**node, "candidates": "train"}, "x")
+    assert choose(EVALUATORS, {**node, "candidates": ["yes", "no"]}, "x").candidates == ("yes", "no")
+
+
 def test_wrong_options():
-    run = lambda toy, **options: Vqa(toy, "test", **options).run(scorer(MESH, bigram_logits("uniform")))
-    with pytest.raises(ConfigError, match="candidates: 'trian' is not a split"):
-        run(asked([1, 2]), candidates="trian")
+    run = lambda config, **options: Vqa(config, **options).run(scorer(MESH, bigram_logits("uniform")))
+    with pytest.raises(ConfigError, match="candidates: question: 'question' is not a column of toy"):
+        run(asked([1, 2]), candidates=Toy(Records([(0, {})])))
     with pytest.raises(DataError, match="no question that leaves room .* 'question is too long': 2"):
         run(asked([1, 2]), template="1 2 3 4 {}")
-    with pytest.raises(ConfigError, match="candidates: split 'test' has no answers to choose from"):
+    with pytest.raises(ConfigError, match="candidates: toy has no answers to choose from"):
         run(asked([1, 2], unreadable=(0, 1)))
-    with pytest.raises(ConfigError, match="candidates: must name a split or hold at least one answer"):
-        Vqa(asked([1]), "test", candidates=())
+    with pytest.raises(ConfigError, match="candidates: must be a source or hold at least one answer"):
+        Vqa(asked([1]), candidates=())
     assert run(asked(LABELS), most=2).metrics["candidates"] == 2
 
 
@@ -172,42 +202,35 @@ def folder_of(tmp_path, lines):
     for k in range(3):
         (tmp_path / "images" / f"{k}.png").write_bytes(png(picture(k)))
     (tmp_path / "val.jsonl").write_text("\n".join(lines) + "\n")
-    return dict(name="questions", folder=str(tmp_path), images=str(tmp_path / "images"))
+    return dict(name="questions", folder=str(tmp_path), images=str(tmp_path / "images"), split="val")
 
 
 def test_questions_of_your_own(tmp_path):
     lines = [json.dumps({"image": f"{k}.png", "question": "What 9?", "answers": [f"{k}", f"{k}", "x"], "type": "t"}) for k in (0, 1, 2, 7)]
-    corpus = choose(CORPORA, folder_of(tmp_path, lines), "corpus")
-    made = corpus.prepare()
-    assert made.splits == ["val"] and made.class_names() == ["0", "1", "2", "7"] and made.labels("val").tolist() == [0, 1, 2, 3]
-    record = made.split("val")[1]
-    assert record["captions"] == {"en": ["What 9? 1", []]} and record["label"] == 1 and list(made.texts("val"))[2] == "What 9? 2"
-    got = Vqa(corpus, "val", gallery=1).run(scorer(MESH, bigram_logits("oracle"))).metrics
+    config = choose(SOURCES, folder_of(tmp_path, lines), "source")
+    got = Vqa(config, gallery=1).run(scorer(MESH, bigram_logits("oracle"))).metrics
     assert got["exact"] == 1.0 and got["vqa_acc"] == got["vqa_acc_t"] == pytest.approx(2 / 3)  # one of three people said "x"
     assert got["questions"] == 3 and got["skipped/record cannot be read"] == 1
     assert got["candidates"] == 5  # the four, and "x"
-    (tmp_path / "val.jsonl").write_text(lines[0] + '\n\n{"image": "1.png", "question": "?", "answers": []}\n')
-    with pytest.raises(DataError, match=r"val.jsonl:3: must have 'image' and 'question' \(texts\) and 'answers'"):
-        corpus.prepare()
-    with pytest.raises(ConfigError, match="corpus.folder: .* has no .jsonl file"):
-        choose(CORPORA, dict(name="questions", folder=str(tmp_path / "images")), "corpus")
 
 
 @pytest.mark.slow
 def test_every_evaluator_of_a_captioner_in_the_loop_and_offline(tmp_path):
     """One step of training on generated questions; the same figures after it and from the checkpoint."""
     scenes, shapes = dict(name="shapes_vqa", size=16, scenes=40), dict(name="shapes", size=16, variants=1)
-    data = dict(corpus=scenes, split="train", batch=8, image_size=16, text_length=32, threads=2)
+    train_scenes, test_scenes = dict(scenes, split="train"), dict(scenes, split="test")
+    fields = dict(image=dict(name="picture", size=16), text=dict(name="caption", columns="name/en", length=32))
+    data = dict(source=train_scenes, batch=8, fields=fields, reader=dict(threads=2))
     image = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean")
     model = dict(name="coca", image=image, width=16, heads=2, hidden=32, unimodal=1, multimodal=1, queries=2, embed_dim=8)
-    both = dict(corpus=shapes, split="test_b_new", train_split="test_b_train_styles", gallery=1)
+    both = dict(source=dict(shapes, split="test_b_new"), train=dict(shapes, split="test_b_train_styles"), gallery=1)
     config = dict(
         model=model, preprocess=dict(image_size=16), tokenizer=dict(vocab_size=80), steps=1, optim=dict(warmup=0),
         tasks=dict(pairs=dict(data=data, objectives=dict(clip=1.0, captioning=1.0))), log=dict(tensorboard=False),
         evals=dict(
-            likely=dict(name="likelihood", corpus=scenes, split="test", gallery=1),
-            answers=dict(name="vqa", corpus=scenes, split="test", candidates="train", gallery=1),
-            written=dict(name="vqa", corpus=scenes, split="test", method="generate", gallery=1),
+            likely=dict(name="likelihood", source=test_scenes, text="name/en", gallery=1),
+            answers=dict(name="vqa", source=test_scenes, candidates=train_scenes, gallery=1),
+            written=dict(name="vqa", source=test_scenes, method="generate", gallery=1),
             linear=dict(name="linear_probe", label="colour", l2=[0.1], iterations=20, **both),
             attentional=dict(name="attentional_probe", label="shape", epochs=1, heads=2, **both),
         ),

@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from known_answers import Corpus, Source, corpus, encoders, unit
+from known_answers import Records, Toy, encoders, toy, unit
 
 from jaxvl.config import ConfigError
+from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.base import Column
 from jaxvl.evals.prompts import TEMPLATES, class_vectors, templates_of
 from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
@@ -17,7 +19,7 @@ TABLE = unit(64, 16)
 
 
 def test_perfect_encoder():
-    evaluator = ZeroShot(corpus(range(50)), "test", templates="drawings")
+    evaluator = ZeroShot(toy(range(50)), templates="drawings")
     got = evaluator.run(encoders(MESH, TABLE, TABLE)).metrics
     assert set(got) == set(evaluator.figures) - {"skipped/*"}
     assert got["acc@1"] == got["acc@5"] == got["mean_class_acc@1"] == 1.0
@@ -26,12 +28,12 @@ def test_perfect_encoder():
 
 def test_all_equal_encoder_is_at_chance():
     same = np.repeat(unit(1, 16), 64, axis=0)
-    got = ZeroShot(corpus(range(50)), "test").run(encoders(MESH, same, same)).metrics
+    got = ZeroShot(toy(range(50))).run(encoders(MESH, same, same)).metrics
     np.testing.assert_allclose([got["acc@1"], got["acc@5"]], [1 / 50, 5 / 50], atol=1e-9)
 
 
 def test_random_encoder_is_near_chance():
-    got = ZeroShot(corpus([k % 60 for k in range(300)]), "test").run(encoders(MESH, TABLE, unit(64, 16, seed=1))).metrics
+    got = ZeroShot(toy([k % 60 for k in range(300)])).run(encoders(MESH, TABLE, unit(64, 16, seed=1))).metrics
     for k in (1, 5):
         assert abs(got[f"acc@{k}"] - k / 60) < 5 * np.sqrt(k / 60 / 60)  # one verdict per class: images of a class are equal here
 
@@ -39,7 +41,7 @@ def test_random_encoder_is_near_chance():
 def test_accuracy_against_a_loop_in_float64():
     labels = [k % 30 for k in range(90)] + [0] * 10
     text = unit(64, 16, seed=3)
-    got = ZeroShot(corpus(labels), "test").run(encoders(MESH, TABLE, text)).metrics
+    got = ZeroShot(toy(labels)).run(encoders(MESH, TABLE, text)).metrics
     scores = TABLE.astype(np.float64) @ text[:30].astype(np.float64).T
     for k in (1, 5):
         assert got[f"acc@{k}"] == pytest.approx(np.mean([label in np.argsort(-scores[label])[:k] for label in labels]))
@@ -48,23 +50,23 @@ def test_accuracy_against_a_loop_in_float64():
 
 @pytest.mark.parametrize("classes, ways, images", [("split", 20, 20), ("all", 40, 20), (("word 3", "WORD 30", "word 7"), 3, 2)])
 def test_candidates(classes, ways, images):
-    got = ZeroShot(corpus(range(20), classes=40), "test", classes=classes).run(encoders(MESH, TABLE, TABLE)).metrics
+    got = ZeroShot(toy(range(20), classes=40), classes=classes).run(encoders(MESH, TABLE, TABLE)).metrics
     assert (got["classes"], got["images"], got["acc@1"]) == (ways, images, 1.0)
     assert got.get("skipped/class is not a candidate", 0) == 20 - images
 
 
 def test_classes_of_one_name_are_one_answer_and_unnamed_ones_none():
-    toy = corpus(range(10))
-    toy.names["fil"] = ["word 0", "word 1", "Word  1", None, "", *(f"word {k}" for k in range(5, 10))]
+    names = {"fil": ["word 0", "word 1", "Word  1", None, "", *(f"word {k}" for k in range(5, 10))]}
+    source = Toy(Records([(k, {}) for k in range(10)], names))
     table = TABLE.copy()
     table[2] = table[1]
-    got = ZeroShot(toy, "test", locale="fil").run(encoders(MESH, table, table)).metrics
+    got = ZeroShot(source, language="fil").run(encoders(MESH, table, table)).metrics
     assert (got["classes"], got["images"], got["skipped/class is not a candidate"], got["acc@1"]) == (7, 8, 2, 1.0)
 
 
 def test_eight_devices_equal_one():
-    toy = ZeroShot(corpus([k % 33 for k in range(50)]), "test", templates=("{}", "a {} again"))
-    eight, one = (toy.run(encoders(mesh, TABLE, unit(64, 16, seed=1))) for mesh in (MESH, ONE))
+    evaluator = ZeroShot(toy([k % 33 for k in range(50)]), templates=("{}", "a {} again"))
+    eight, one = (evaluator.run(encoders(mesh, TABLE, unit(64, 16, seed=1))) for mesh in (MESH, ONE))
     assert eight.metrics == one.metrics
     assert [[i.text for i in r.items] for r in eight.gallery] == [[i.text for i in r.items] for r in one.gallery]
 
@@ -73,7 +75,7 @@ def test_gallery_shows_a_sample_and_the_surest_mistakes_once_per_pair_of_classes
     table = TABLE.copy()
     table[[3, 4]] = table[[4, 3]]  # the encoder takes 3 for 4 and 4 for 3, and is right otherwise
     labels = [k % 10 for k in range(30)]
-    rows = ZeroShot(corpus(labels), "test", gallery=5).run(encoders(MESH, TABLE, table)).gallery
+    rows = ZeroShot(toy(labels), gallery=5).run(encoders(MESH, TABLE, table)).gallery
     assert [r.group for r in rows] == ["Image to class"] * 5 + ["Surest mistakes"] * 2
     assert {(r.text, r.items[0].text) for r in rows[5:]} == {("word 3", "word 4"), ("word 4", "word 3")}
     for row in rows[5:]:
@@ -84,7 +86,7 @@ def test_gallery_shows_a_sample_and_the_surest_mistakes_once_per_pair_of_classes
 
 def test_broken_embeddings_score_nothing():
     broken = np.full_like(TABLE, np.nan)
-    got = ZeroShot(corpus(range(20)), "test").run(encoders(MESH, broken, TABLE))
+    got = ZeroShot(toy(range(20))).run(encoders(MESH, broken, TABLE))
     assert got.metrics["acc@1"] == got.metrics["acc@5"] == 0
 
 
@@ -108,18 +110,60 @@ def test_templates():
     for name, templates in TEMPLATES.items():
         assert templates == templates_of(list(templates)) and len(set(templates)) == len(templates), name
     with pytest.raises(ConfigError, match=r"templates: 'drawing' is not a known set of templates; did you mean 'drawings'\?"):
-        ZeroShot(corpus(range(3)), "test", templates="drawing")
+        ZeroShot(toy(range(3)), templates="drawing")
     with pytest.raises(ConfigError, match=r"templates: 'a {}' .*one template of your own is a list: \['a {}'\]"):
-        ZeroShot(corpus(range(3)), "test", templates="a {}")
+        ZeroShot(toy(range(3)), templates="a {}")
     with pytest.raises(ConfigError, match=r"templates\[1\]: 'no place' must hold '{}' once"):
-        ZeroShot(corpus(range(3)), "test", templates=("{}", "no place"))
+        ZeroShot(toy(range(3)), templates=("{}", "no place"))
+
+
+def test_templates_come_with_the_classes():
+    """Prompts with the class's own templates: a model that reads the last number of a text takes each for the next class."""
+    source = toy(range(10))
+    own = ClassSet(source.records.columns["class_label"].classes.names, ("a word {}, not 3",))
+    source.records.columns["class_label"] = Column("class", classes=own)
+
+    def run(**options):
+        known = encoders(ONE, TABLE, TABLE)
+        seen = []
+        encode = known.texts
+        known.texts = lambda texts: (seen.extend(texts), encode(texts))[1]
+        ZeroShot(source, gallery=0, **options).run(known)
+        return set(seen)
+
+    assert run() == {f"a word word {k}, not 3" for k in range(10)}
+    assert run(templates="plain") == {f"word {k}" for k in range(10)}
+    assert run(templates=("{} is",)) == {f"word {k} is" for k in range(10)}
+
+
+def test_labels_that_are_texts_and_records_without_one():
+    rows = [(k, {"en": [f"word {k}", []]}) for k in range(12)]
+    rows[5] = (5, {})
+    source = Toy(Records(rows))
+    evaluator = ZeroShot(source, label="name/en", gallery=2)
+    evaluator.check(encoders(MESH, TABLE, TABLE))
+    got = evaluator.run(encoders(MESH, TABLE, TABLE))
+    assert (got.metrics["classes"], got.metrics["images"], got.metrics["acc@1"]) == (11, 11, 1.0)
+    assert got.metrics["skipped/class is not a candidate"] == 1
+    assert ("image", "name/en") not in source.records.asked and ("name/en",) in source.records.asked
 
 
 def test_errors():
+    known = encoders(ONE, TABLE, TABLE)
     with pytest.raises(ConfigError, match=r"classes: 'some' must be 'split', 'all' or a list"):
-        ZeroShot(corpus(range(3)), "test", classes="some")
-    with pytest.raises(ConfigError, match=r"classes\[1\]: 'wort 2' is not a class of the corpus in 'en'; did you mean 'word 2'\?"):
-        ZeroShot(corpus(range(3)), "test", classes=("word 1", "wort 2")).run(encoders(ONE, TABLE, TABLE))
-    toy = Corpus({"test": Source([(0, {})])}, {"en": [None]})
-    with pytest.raises(DataError, match="no image of the 0 candidate classes in locale 'en'"):
-        ZeroShot(toy, "test").run(encoders(ONE, TABLE, TABLE))
+        ZeroShot(toy(range(3)), classes="some")
+    listed = ZeroShot(toy(range(3)), classes=("word 1", "wort 2"))
+    with pytest.raises(ConfigError, match=r"classes\[1\]: 'wort 2' is not a class of 'class_label' of toy in 'en'; did you mean 'word 2'\?"):
+        listed.run(known)
+    unnamed = Toy(Records([(0, {})], {"en": [None]}))
+    with pytest.raises(DataError, match="no image of the 0 candidate classes in 'en'"):
+        ZeroShot(unnamed).run(known)
+    with pytest.raises(ConfigError, match="label: 'class_label': toy has no image of a class with a name in 'en'"):
+        ZeroShot(unnamed).check(known)
+    numbers = toy(range(3))
+    numbers.records.columns["class_label"] = Column("int")
+    with pytest.raises(ConfigError, match="label: 'class_label' of toy holds numbers, and the source has no names of the classes"):
+        ZeroShot(numbers).check(known)
+    few = Toy(Records([(k, {}) for k in range(3)], {"en": ["a", "b"]}))
+    with pytest.raises(ConfigError, match="label: 'class_label' of toy has the number 2, but there are 2 classes"):
+        ZeroShot(few).check(known)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import pathlib
+import json
 from typing import Any
 
-from jaxvl import paths
+from jaxvl.config import to_dict
 from jaxvl.data.folders import cache_folder
 from jaxvl.data.sources.base import Log, SourceConfig
 
-_OPENED: dict[tuple[paths.Path | pathlib.Path, SourceConfig], Any] = {}  # (cache folder, config) -> source
+_OPENED: dict[str, Any] = {}  # `key_of` a config -> source
+
+
+def key_of(config: SourceConfig) -> str:
+    """Equal configs have equal keys; a config of mappings has no hash of its own."""
+    kind = type(config)
+    return json.dumps([str(cache_folder()), kind.__module__, kind.__qualname__, to_dict(config)], sort_keys=True, default=repr)
 
 
 def opened(config: SourceConfig, log: Log = print) -> Any:
     """The source of a config; the first call opens it."""
-    key = (cache_folder(), config)
+    key = key_of(config)
     if key not in _OPENED:
         _OPENED[key] = config.open(log=log)
     return _OPENED[key]
