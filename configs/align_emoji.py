@@ -42,7 +42,7 @@ def get_config(arg=""):
     test = dict(name="emoji", split="test_a")
     c.evals = dict(
         unseen_style=dict(name="zero_shot", source=test, every=every),
-        retrieval=dict(name="retrieval", source=test, every=every),
+        retrieval=dict(name="retrieval", source=test, text="name/en", every=every),
     )
     if arg.split == "b":
         c.evals.unseen_concepts = dict(name="zero_shot", source=dict(name="emoji", split="test_b_new"), every=every)

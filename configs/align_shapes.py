@@ -35,7 +35,7 @@ def get_config():
         seen_style=dict(name="zero_shot", source=shapes("test_b_train_styles"), every=200),
         unseen_style=dict(name="zero_shot", source=shapes("test_a"), every=200),
         unseen_concepts=dict(name="zero_shot", source=shapes("test_b_new"), every=200),
-        retrieval=dict(name="retrieval", source=shapes("test_a")),
+        retrieval=dict(name="retrieval", source=shapes("test_a"), text="name/en"),
     )
     c.checkpoint = dict(every=200, best_metric="unseen_style/acc@1")
     return c

@@ -41,9 +41,9 @@ def get_config(arg=""):
     c.checkpoint.every = 200
     emoji = dict(name="emoji", split="test_a")
     stamps = dict(name="stamps", audio=False, split="val")
-    c.evals.written = dict(name="captioning", source=emoji, every=200, scores=("cider_d",))
-    c.evals.stamps = dict(name="captioning", source=stamps, every=200)
-    c.evals.likelihood = dict(name="likelihood", source=emoji, every=200)
+    c.evals.written = dict(name="captioning", source=emoji, references="name/en", every=200, scores=("cider_d",))
+    c.evals.stamps = dict(name="captioning", source=stamps, references="name/en", every=200)
+    c.evals.likelihood = dict(name="likelihood", source=emoji, text="name/en", every=200)
     held_out = dict(name="emoji", split="test_b_new")
     c.evals.group = dict(name="linear_probe", source=held_out, train=dict(name="emoji", split="train_b"), label="group")
     return c

@@ -42,8 +42,8 @@ def get_config(arg=""):
     c.steps = 500
     c.optim = dict(name="adamw", lr=3e-3, warmup=50, weight_decay=0.05, b2=0.98)
     c.evals = dict(
-        rows=dict(name="interleaved", source=test, every=250, interleave=rows),
-        written=dict(name="captioning", source=test, gallery=6),
+        rows=dict(name="interleaved", source=test, text="name/en", every=250, interleave=rows),
+        written=dict(name="captioning", source=test, references="name/en", gallery=6),
         classes=dict(name="zero_shot", source=test, gallery=6),
     )
     c.checkpoint = dict(every=250)

@@ -35,8 +35,8 @@ def get_config(arg=""):
     c.steps = 500
     c.optim = dict(name="adamw", lr=3e-3, warmup=50, weight_decay=0.05, b2=0.98)
     c.evals = dict(
-        hidden=dict(name="masked_image", source=test, every=250, gallery=6),
-        written=dict(name="captioning", source=test, gallery=6),
+        hidden=dict(name="masked_image", source=test, text="name/en", every=250, gallery=6),
+        written=dict(name="captioning", source=test, references="name/en", gallery=6),
     )
     c.checkpoint = dict(every=250)
     return c

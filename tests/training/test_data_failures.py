@@ -63,7 +63,9 @@ def test_too_many_bad_records_end_the_run_with_everything_saved(tmp_path, monkey
         return real(self, i)
 
     monkeypatch.setattr(RecordSource, "__getitem__", get)
-    with pytest.raises(DataError, match=r"task 'pairs': shapes-.*, split 'train_a': .* records are bad \(record cannot be read: \d+\), more than"):
+    with pytest.raises(
+        DataError, match=r"task 'pairs': shapes-.*, split 'train_a': .* records are bad \(record cannot be read: \d+\), more than"
+    ):
         train_command.train(tiny.experiment(), tmp_path)
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).frame()[1]["positions"] == {"pairs": B}
 

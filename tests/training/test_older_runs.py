@@ -71,7 +71,9 @@ def test_it_is_converted(trained, older, tmp_path):
 def test_it_cannot_go_on(older):
     before = sorted(older.rglob("*"))
     accept = dict(accept=("tasks.pairs.data",))
-    with pytest.raises(ConfigError, match=r"^--workdir: holds a run of an earlier version, .*; choose another, and config\.init_from=FOLDER"):
+    with pytest.raises(
+        ConfigError, match=r"^--workdir: holds a run of an earlier version, .*; choose another, and config\.init_from=FOLDER"
+    ):
         train_command.train(tiny.experiment(steps=4, resume=accept), older)
     assert sorted(older.rglob("*")) == before
 
