@@ -2,7 +2,7 @@
 
     python -m jaxvl.train --config=configs/align.py:variant=b7 --workdir=… --config.tokenizer.path=vocab.txt
 
-Needs a corpus of your own in the place of `data.corpus`; it is written for a pod (`mesh`: data x fsdp).
+Needs records of your own in the place of `data.source`; it is written for a pod (`mesh`: data x fsdp).
 """
 
 import ml_collections

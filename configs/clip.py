@@ -2,7 +2,7 @@
 
     python -m jaxvl.train --config=configs/clip.py:variant=B/16 --workdir=…
 
-Needs a corpus of your own in the place of `data.corpus`.
+Needs records of your own in the place of `data.source`.
 """
 
 import ml_collections

@@ -2,10 +2,10 @@
 
     launch/local.sh configs/coca_shapes_vqa.py
 
-A caption of this corpus is a question with its answer ("where are the red stars? left"), so that captioning alone trains it.
+A caption of this source is a question with its answer ("where are the red stars? left"), so that captioning alone trains it.
 `answers` chooses the likeliest of the train split's answers, `written` takes what the model writes after the question,
 `likelihood` says how likely the texts are, and `colour` and `count` are told from frozen features of other pictures.
-For VQAv2 or questions of your own, take the corpus `questions`.
+For VQAv2 or questions of your own, take the source `questions`, whose texts are in the column `text`.
 """
 
 import ml_collections

@@ -4,9 +4,9 @@
     python -m jaxvl.plan --config=configs/imp.py:variant=large,fsdp=4,expert=4 --topology=v5p:4x4x4
 
 Its tasks are those with contrastive losses: of the classification tasks that the paper adds, with their own intervals, there is none, as
-there is no corpus for them (a class head and how a task uses it: tests/training/test_class_heads.py). Batches, intervals, resolutions
+there are no records for them (a class head and how a task uses it: tests/training/test_class_heads.py). Batches, intervals, resolutions
 and drop rates are the paper's and its code's; the paper's text draws tasks at random (`schedule=dict(name="weighted", …)`), its code
-takes them by interval, as here. Needs corpora of your own in the place of those below; it is written for a pod (`mesh`: data x fsdp x
+takes them by interval, as here. Needs records of your own in the place of those below; it is written for a pod (`mesh`: data x fsdp x
 expert).
 """
 

@@ -84,14 +84,13 @@ def get_config(arg=""):
         ),
         clips=dict(
             clips=dict(
-                name="cross_modal_retrieval", source=motion("test"), pair=("video", "text"), text="name/en", frames=8, stride=4, group="class_label"
+                name="cross_modal_retrieval", source=motion("test"), pair=("video", "text"), text="name/en", frames=8, stride=4, group="class_label",
             )
         ),
         speech=dict(
             speech=dict(
                 name="cross_modal_retrieval", source=stamps("test"), pair=("image", "waveform"), waveform="speech/{language}",
-                languages=LANGUAGES, seconds=2.048,
-                group="class_label",
+                languages=LANGUAGES, seconds=2.048, group="class_label",
             )
         ),
     )  # fmt: skip

@@ -56,19 +56,23 @@ def _free_address() -> str:
 def _befall(fault: str) -> None:
     """Has `fault` come over this process."""
     from jaxvl.data import feed
-    from jaxvl.data.loader import Batches
+    from jaxvl.data.batches import Batches
     from jaxvl.data.records import DataError
     from jaxvl.evals.zero_shot import ZeroShot
 
-    read, take, taken = Batches.__getitem__, feed.Feed.take, []
+    begin, take, taken = Batches.begin, feed.Feed.take, []
+
+    class Gone:
+        """A batch whose records cannot be read."""
+
+        def result(self) -> None:
+            raise DataError("the disk is gone")
 
     def say() -> None:
         print("FAULT", flush=True, file=sys.stderr)
 
-    def get(self, i):
-        if fault == "data" and i == GOOD:
-            raise DataError("the disk is gone")
-        return read(self, i)
+    def begun(self, i):
+        return Gone() if fault == "data" and i == GOOD else begin(self, i)
 
     def after(self, **options):
         if len(taken) == GOOD and fault != "evaluator":
@@ -86,7 +90,7 @@ def _befall(fault: str) -> None:
         say()
         raise ZeroDivisionError("a bug in an evaluator")
 
-    Batches.__getitem__, feed.Feed.take = get, after
+    Batches.begin, feed.Feed.take = begun, after
     if fault == "evaluator":
         ZeroShot.run = evaluate
 

@@ -25,7 +25,7 @@ from jaxvl.training.optim import learning_rate
 
 HOSTILE = [-1, 0, 2**31, 2**63, 2**64, 10**30, 10**5000, 1e400, -1e400, math.nan, -0.0, 1e300, True, "", "x", None, [], {}, (1, 2), b"x"]
 TASK = tiny.config().tasks.pairs.to_dict()
-SPLIT = dict(corpus=tiny.CORPUS, split="test_a")
+SPLIT = dict(source=tiny.TEST)
 # What dataclasses need to have, by name of the class or of the component.
 NEEDED = {
     "Experiment": tiny.config().to_dict(),
@@ -171,7 +171,7 @@ def build(experiment):
     with jax.set_mesh(mesh):
         fresh_state(experiment, model, mesh, make_judges(experiment, model, vocabulary))
     for name, config in experiment.tasks.items():
-        batch = {key: value for key, value in config.data.shapes.items() if key in ("image", "index")}
+        batch = {key: value for key, value in config.data.shapes.items() if key in ("image", "position")}
         jax.eval_shape(Task(name, config, experiment.preprocess).prepare, batch, jax.random.key(0))
 
 
@@ -263,7 +263,16 @@ def refusal(tmp_path, capsys, config, *words):
         ("tasks.pairs.objectives.align=1e400", "tasks.pairs.objectives.align: inf is not finite"),
         ("tasks.pairs.objectives.align=-1", "tasks.pairs.objectives.align.weight: -1.0 must be >= 0 and <= 1e+06"),
         ("tasks.pairs.encode.drop=-1e999", "tasks.pairs.encode.drop: -inf is not finite"),
-        ("tasks.pairs.data.corpus={'name':'questions','folder':''}", "tasks.pairs.data.corpus.folder: is empty; must be a path"),
+        (
+            "tasks.pairs.data.source={'name':'questions','folder':'','split':'val'}",
+            "tasks.pairs.data.source.folder: is empty; must be a path",
+        ),
+        ("tasks.pairs.data.fields.image.size=0", "tasks.pairs.data.fields.image.size: 0 must be >= 1 and <= "),
+        ("tasks.pairs.data.fields.text.length=2", "tasks.pairs.data.fields.text.length: 2 must be >= 3"),
+        ("tasks.pairs.data.fields.text.lenght=8", "tasks.pairs.data.fields.text.lenght: unknown key; did you mean 'length'"),
+        ("tasks.pairs.data.fields.more.name=pictrue", "tasks.pairs.data.fields.more.name: unknown field 'pictrue'; did you mean 'picture'"),
+        ("tasks.pairs.data.reader.threads=0", "tasks.pairs.data.reader.threads: 0 must be >= 1"),
+        ("tasks.pairs.data.corpus=shapes", "tasks.pairs.data.corpus: unknown key"),
         ("model.image.variant=Ti/" + "9" * 5000, "model.image.variant: "),
         ("optim..lr=1", "--config.optim..lr: must be keys with one dot between two"),
         ("seed=" + "(" * 3000, "seed: '(((("),
@@ -271,10 +280,9 @@ def refusal(tmp_path, capsys, config, *words):
 )
 def test_the_command_names_key_and_bounds(tmp_path, capsys, assignment, message):
     if "folder" in message:
+        source = dict(name="questions", folder="", split="val")
         with pytest.raises(ConfigError, match="folder: is empty; must be a path"):
-            resolve(
-                Experiment, tiny.config(tasks=dict(pairs={**TASK, "data": {**TASK["data"], "corpus": dict(name="questions", folder="")}}))
-            )
+            resolve(Experiment, tiny.config(tasks=dict(pairs=tiny.task(source=source))))
     assert refusal(tmp_path, capsys, FILE, f"--config.{assignment}").startswith(message)
 
 

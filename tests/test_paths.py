@@ -11,7 +11,7 @@ import pytest
 
 from jaxvl import caption, evaluate, paths, plan, train
 from jaxvl.config import ConfigError, load_file
-from jaxvl.data.corpora.questions import Questions
+from jaxvl.data.sources.questions import Questions
 from jaxvl.data.tokenizers import TokenizerConfig, make_tokenizer
 from jaxvl.models import presets
 
@@ -119,7 +119,8 @@ def test_without_the_library_a_command_names_pip(command, options, monkeypatch, 
 def test_a_bucket_that_is_not_there_is_one_line(bucket, tmp_path, capsys):
     (tmp_path / "config.py").write_text(
         "import ml_collections\n\n\ndef get_config():\n    model = dict(name='align')\n"
-        "    data = dict(corpus='shapes', split='train_a', batch=8, text_length=8)\n"
+        "    fields = dict(image=dict(name='picture'), text=dict(name='caption', columns='name/en', length=8))\n"
+        "    data = dict(source=dict(name='shapes', split='train_a'), batch=8, fields=fields)\n"
         "    tasks = dict(pairs=dict(data=data, objectives=dict(align=1.0)))\n"
         "    return ml_collections.ConfigDict(dict(model=model, tasks=tasks, steps=2, optim=dict(warmup=0)))\n"
     )
@@ -149,9 +150,10 @@ def test_questions_and_their_pictures(bucket, client):
     asked = {"image": "im/1.png", "question": "Which colour?", "answers": ["red"]}
     put(client, bucket, "vqa/val.jsonl", json.dumps(asked).encode())
     put(client, bucket, "pictures/im/1.png", b"picture")
-    corpus = Questions(f"{bucket}/vqa", f"{bucket}/pictures").prepare()
-    assert corpus.splits == ["val"]
-    assert corpus.split("val")[0]["image"] == b"picture"
+    source = Questions(f"{bucket}/vqa", "val", f"{bucket}/pictures").open()
+    assert len(source) == 1 and source[0]["image"] == b"picture" and source[0]["text"] == "Which colour? red"
+    with pytest.raises(ConfigError, match=r"split: 'vla' is none; did you mean 'val'\? \(splits: val\)"):
+        Questions(f"{bucket}/vqa", "vla", f"{bucket}/pictures")
 
 
 def test_pictures_of_a_folder(bucket, client, tmp_path):

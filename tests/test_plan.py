@@ -11,7 +11,7 @@ from jaxvl import plan
 CONFIG = str(pathlib.Path(__file__).parent.parent / "configs" / "align.py")
 SMALL = {
     "model.image.stages": '("mbconv_r1_k3_s2_e2_o32_se0.25",)', "model.text.variant": "tiny", "tasks.pairs.data.batch": "8192",
-    "tasks.pairs.data.image_size": "32", "preprocess.image_size": "32", "tasks.pairs.data.text_length": "16", "mesh.fsdp": "2",
+    "tasks.pairs.data.fields.image.size": "32", "preprocess.image_size": "32", "tasks.pairs.data.fields.text.length": "16", "mesh.fsdp": "2",
 }  # fmt: skip
 
 
@@ -59,13 +59,14 @@ SPARSE = {
 
 @pytest.mark.slow
 def test_the_sparse_imp_steps_compile_with_experts_on_an_axis(tmp_path):
-    tasks = ("image_text", "video_text", "small_video_text", "audio_text")
-    sizes = {f"tasks.{task}.data.{key}": value for task in tasks for key, value in (("batch", "64"), ("image_size", "64"))}
+    pictures = dict(image_text="image", video_text="video", small_video_text="video", audio_text="image")
+    sizes = {f"tasks.{task}.data.batch": "64" for task in pictures}
+    sizes |= {f"tasks.{task}.data.fields.{field}.size": "64" for task, field in pictures.items()}
     assignments = [f"--config.{key}={value}" for key, value in {**SPARSE, **sizes}.items()]
     config = f"{CONFIGS / 'imp.py'}:variant=small,expert=2"
     assert plan.main([f"--config={config}", "--topology=v5e:2x2", f"--json={tmp_path / 'plan.json'}", *assignments]) == 0
     figures = json.loads((tmp_path / "plan.json").read_text())
-    assert figures["mesh"] == {"data": 2, "expert": 2} and set(figures["tasks"]) == set(tasks)
+    assert figures["mesh"] == {"data": 2, "expert": 2} and set(figures["tasks"]) == set(pictures)
     for name, cost in figures["tasks"].items():
         assert any("all-to-all" in collective for collective in cost["collectives"]), (name, cost["collectives"])
     # Half of the experts' weights on a device; all of the others'.

@@ -11,7 +11,9 @@ from training import tiny
 
 import jaxvl.objectives
 from jaxvl.config import ConfigError, resolve
-from jaxvl.data.corpora import CORPORA
+from jaxvl.data.fields import FIELDS
+from jaxvl.data.samplers import SAMPLERS
+from jaxvl.data.sources import SOURCES
 from jaxvl.evals import EVALUATORS
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
 from jaxvl.objectives import OBJECTIVES
@@ -105,7 +107,8 @@ def test_two_files_of_one_name_are_both_named(zoo):
 
 
 def test_all_components_of_the_packages_load():
-    for registry, least in ((OBJECTIVES, 10), (MODELS, 6), (EVALUATORS, 10), (CORPORA, 7), (IMAGE_ENCODERS, 2), (TEXT_ENCODERS, 2)):
+    data = ((SOURCES, 8), (FIELDS, 8), (SAMPLERS, 6))
+    for registry, least in ((OBJECTIVES, 10), (MODELS, 6), (EVALUATORS, 10), (IMAGE_ENCODERS, 2), (TEXT_ENCODERS, 2), *data):
         assert len(registry) >= least
         for name in registry:
             assert registry.lookup(name, "x").registered_name == name

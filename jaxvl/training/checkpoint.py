@@ -262,6 +262,10 @@ class Checkpoints:
                 return candidate, frame
         raise self._unreadable(problems)
 
+    def shapes(self, step: int) -> dict[str, Any]:
+        """Shapes and dtypes of the state of a checkpoint, as it describes itself: nested dicts by the names of its parts."""
+        return self._manager.item_metadata(step)["state"].tree
+
     def _unreadable(self, problems: dict[int, str]) -> CheckpointError:
         if not problems:
             return CheckpointError(f"{self.folder}: no readable checkpoint: there is none")

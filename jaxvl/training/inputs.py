@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from jaxvl.config import ConfigError, check
 from jaxvl.data.config import DataConfig
@@ -29,7 +30,7 @@ def open_sources(experiment: Experiment, log: Callable[[str], None]) -> dict[str
     sources = {name: _open(task.data.source, f"tasks.{name}.data.source", log) for name, task in experiment.tasks.items()}
     for name, evaluator in experiment.evals.items():
         for config in evaluator.sources:
-            _open(config, f"evals.{name}.source", log)
+            _open(config, f"evals.{name}.{_option_of(evaluator, config)}", log)
     for name, task in experiment.tasks.items():
         try:
             task.data.select(sources[name])
@@ -37,6 +38,12 @@ def open_sources(experiment: Experiment, log: Callable[[str], None]) -> dict[str
             raise error.under(f"tasks.{name}.data") from None
         _check_heads(experiment, name, task, sources[name])
     return sources
+
+
+def _option_of(evaluator: Any, config: SourceConfig) -> str:
+    """The option of an evaluator that holds a source."""
+    options = vars(evaluator)
+    return next((name for name, value in options.items() if value is config), "source")
 
 
 def _open(config: SourceConfig, path: str, log: Callable[[str], None]) -> Source:

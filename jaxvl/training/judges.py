@@ -13,6 +13,7 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.models.functional import Functional, functional
 from jaxvl.training.checkpoint import CheckpointError, Checkpoints
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.older import weights_config
 from jaxvl.training.rollout import Judge
 
 
@@ -59,7 +60,7 @@ def _other(experiment: Experiment, workdir: paths.Path, tokenizer: Any) -> Funct
     }
     for part, holds in same.items():
         check(holds, "judge", f"the {part} of {workdir} is not that of this run")
-    other = resolve(Experiment, frame["config"])
+    other = resolve(Experiment, weights_config(frame["config"], workdir))
     inputs = other.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     length = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id).text_length
     check(inputs.text_length >= length, "judge", f"{workdir} reads {inputs.text_length} tokens; this run writes {length}")

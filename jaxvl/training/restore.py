@@ -24,6 +24,7 @@ from jaxvl.training.checkpoint import CheckpointError, Checkpoints, abstract_sta
 from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.judges import make_judges
+from jaxvl.training.older import is_older, weights_config, with_saved_tasks
 from jaxvl.training.rollout import Judge
 from jaxvl.training.state import TrainState, present_form, saved_form, start_average
 
@@ -84,7 +85,7 @@ def restore_weights(workdir: paths.Path, step: str | None = None, assignments: M
     check(step is None or (step.isdecimal() and len(step) <= 10), "--step", f"{step!r} must be the number of a checkpoint")
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     found, frame = checkpoints.frame(None if step is None else int(step))
-    experiment = _saved_experiment(frame["config"], assignments)
+    experiment = _saved_experiment(weights_config(frame["config"], workdir), assignments)
     mesh = make_mesh(experiment.mesh)
     tokenizer = Tokenizer.from_json(frame["tokenizer"])
     model = build_model(experiment, tokenizer)
@@ -96,6 +97,8 @@ def restore_weights(workdir: paths.Path, step: str | None = None, assignments: M
             params, rest = state["params"], state["rest"]
         else:
             abstract = abstract_state(shapes, shardings)
+            if is_older(frame["config"]):
+                abstract = with_saved_tasks(abstract, checkpoints, found, mesh)
             restored = checkpoints.restore(functools.partial(saved_form, abstract), found)
             state = present_form(restored.state)
             params, rest = state.eval_params, state.eval_rest

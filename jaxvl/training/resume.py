@@ -16,6 +16,7 @@ from jaxvl.config import ConfigError, check, resolve, to_dict
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.training.checkpoint import OtherState
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.older import is_older
 
 # Options that change no number of the training, or none beyond rounding (`mesh`).
 FREE = (
@@ -34,6 +35,10 @@ FREE = (
 )
 # Another model, whatever is accepted: the weights would mean something else.
 FIXED = ("model.*", "preprocess.*")
+_OLDER = (
+    "holds a run of an earlier version, which drew records in another order and named a corpus where tasks name a source now, "
+    "so it cannot go on; choose another, and config.init_from=FOLDER to start from its weights"
+)
 _OTHER = "choose another --workdir, or the old config"
 
 
@@ -51,6 +56,7 @@ def check_resumable(experiment: Experiment, tokenizer: str | None, frame: Mappin
     if frame.get("weights_only"):
         problem = "holds converted weights, not a run; choose another, and config.init_from=FOLDER to start from them"
         raise ConfigError("--workdir", problem)
+    check(not is_older(frame["config"]), "--workdir", _OLDER)
     changed = changes(frame["config"], experiment)
     for key, (there, here) in changed.items():
         check(
@@ -107,26 +113,6 @@ def explain(error: OtherState, experiment: Experiment, frame: Mapping[str, Any])
         "accepted: set it back, or choose another --workdir (init_from=OLD starts there with these weights)"
     )
     return ConfigError(key, problem)
-
-
-def data_positions(experiment: Experiment, frame: Mapping[str, Any]) -> dict[str, int]:
-    """Task -> records of its stream that the checkpoint's run had taken.
-
-    Raises ConfigError where an earlier version drew records in another order, unless `resume.accept` names the data.
-    """
-    found = dict(frame["positions"])
-    if frame.get("positions_in") == "records":
-        return found
-    for task, batches in found.items():  # earlier versions counted batches
-        key = f"tasks.{task}.data"
-        problem = (
-            "the checkpoint in the workdir is of an earlier version, which drew records in another order; "
-            f"resume.accept=({key!r},) goes on in the new order, at the same place"
-        )
-        check(_accepted(key, experiment), key, problem)
-        data = frame["config"]["tasks"][task]["data"]
-        found[task] = batches * data["batch"] * data.get("images_per_row", 1)
-    return found
 
 
 def changes(saved: Mapping[str, Any], experiment: Experiment) -> dict[str, tuple[Any, Any]]:

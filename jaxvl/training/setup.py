@@ -28,7 +28,7 @@ from jaxvl.training.figures import Figures
 from jaxvl.training.inputs import open_sources, task_tokenizer
 from jaxvl.training.judges import make_judges
 from jaxvl.training.restore import SavedWeights, initial_weights, seat_judges
-from jaxvl.training.resume import check_data, check_resumable, data_positions, explain
+from jaxvl.training.resume import check_data, check_resumable, explain
 from jaxvl.training.run import Run
 from jaxvl.training.state import TrainState, present_form, saved_form
 from jaxvl.training.writer import Writer
@@ -169,7 +169,7 @@ def _feeds(
     task_steps = {}
     samplers = {}
     if restored is not None:
-        positions = data_positions(experiment, restored.frame)
+        positions = restored.frame["positions"]
         task_steps = restored.frame.get("task_steps", {})
         samplers = restored.frame.get("samplers", {})
     feeds = {}

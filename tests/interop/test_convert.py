@@ -96,7 +96,9 @@ def test_a_workdir_encodes_and_a_run_starts_from_it(clip_folder, workdir, tmp_pa
     np.testing.assert_allclose(encoders.texts(texts), torch.nn.functional.normalize(wanted, dim=-1).numpy(), atol=1e-4)
     assert step == 0 and encoders.images(np.zeros((3, SIDE, SIDE, 3), np.uint8)).rows.shape == (3, 20)
 
-    data = dict(corpus=dict(name="shapes", size=SIDE, variants=1), split="train_a", batch=16, image_size=SIDE, text_length=16, threads=2)
+    fields = dict(image=dict(name="picture", size=SIDE), text=dict(name="caption", columns="name/en", length=16))
+    source = dict(name="shapes", size=SIDE, variants=1, split="train_a")
+    data = dict(source=source, batch=16, fields=fields, reader=dict(threads=2))
     node = dict(
         model=presets.saved(workdir), tasks=dict(pairs=dict(data=data, objectives=dict(clip=1.0))), steps=1, init_from=str(workdir),
         preprocess=json.loads((workdir / "config.json").read_text())["preprocess"], optim=dict(lr=1e-30, warmup=0, ema=0.5),

@@ -10,7 +10,7 @@ from interop_cases import library
 from PIL import Image
 
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.evals.split import flatten
+from jaxvl.evals.thumbnails import flatten
 from jaxvl.interop import hf_files, open_clip
 from jaxvl.interop.bundle import Section, rounding_note
 

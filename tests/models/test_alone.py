@@ -107,7 +107,7 @@ def trained_imp(moe, steps=8):
     def step(params, batch):
         def loss(params):
             outputs, _ = model.apply(params, {}, batch, train=True, key=jax.random.key(0))
-            return objective(outputs, {"id": jnp.arange(8)}, (), None)[0].value
+            return objective(outputs, {"group_id": jnp.arange(8)}, (), None)[0].value
 
         value, gradient = jax.value_and_grad(loss)(params)
         return jax.tree.map(lambda p, g: p - 0.3 * g, params, gradient), value

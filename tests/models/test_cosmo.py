@@ -127,7 +127,7 @@ def test_attention_to_the_image_before_equals_a_loop_over_tokens():
 
 def test_the_contrast_has_no_gradient_above_the_split():
     (apply, params), (batch, _) = build(), rows()
-    ids = {"id": jnp.arange(B * K).reshape(B, K)}
+    ids = {"group_id": jnp.arange(B * K).reshape(B, K)}
 
     def gradient(objective):
         return jax.grad(lambda p: objective(apply(p, batch), ids, (), None)[0].value)(params)
@@ -152,7 +152,7 @@ def test_a_fresh_model_reads_no_image_and_contrast_is_that_of_single_pairs():
     s = np.exp(float(fresh["log_scale"])) * u @ v.T
     expected = (scipy.special.logsumexp(s, 0).mean() + scipy.special.logsumexp(s, 1).mean()) / 2 - np.diag(s).mean()
     for duplicates in ("diagonal", "positive"):
-        loss, _ = SymmetricSoftmax(duplicates=duplicates)(fresh, {"id": jnp.arange(B * K).reshape(B, K)}, (), None)
+        loss, _ = SymmetricSoftmax(duplicates=duplicates)(fresh, {"group_id": jnp.arange(B * K).reshape(B, K)}, (), None)
         np.testing.assert_allclose(loss.value, expected, rtol=1e-5)
 
 
@@ -173,11 +173,17 @@ def test_decoding_equals_decoding_without_kept_keys():
     np.testing.assert_allclose(scores["caption_lse"][got != 0], expected[got != 0], atol=1e-5)
 
 
-SHAPES = dict(name="shapes", size=16, variants=1)
+SHAPES = dict(name="shapes", size=16, variants=1, split="test_b_new")
+ROWS = dict(records=4, length=40)
+FIELDS = dict(
+    image=dict(name="picture", size=16),
+    text=dict(name="caption", columns="name/en", length=14),
+    group_id=dict(name="group", column="class_label"),
+)
 
 
 def experiment(**changes):
-    data = dict(corpus=SHAPES, split="test_b_new", batch=16, image_size=16, text_length=14, threads=2, images_per_row=4, row_length=40)
+    data = dict(source=SHAPES, batch=16, fields=FIELDS, interleave=ROWS, reader=dict(threads=2))
     config = dict(
         model=dict(
             name="cosmo", image=dict(name="vit", variant="Ti/4", width=64, depth=2, heads=2, pool="mean"), width=64, heads=2, hidden=128,
@@ -186,7 +192,7 @@ def experiment(**changes):
         preprocess=dict(image_size=16),
         tokenizer=dict(vocab_size=64),
         tasks=dict(rows=dict(data=data, objectives=dict(clip=dict(weight=0.5, duplicates="positive"), captioning=1.0), microbatches=2)),
-        evals=dict(rows=dict(name="interleaved", corpus=SHAPES, split="test_b_new", row_length=40)),
+        evals=dict(rows=dict(name="interleaved", source=SHAPES, interleave=ROWS)),
         mesh=dict(data=2, fsdp=4),
         steps=100,
         optim=dict(lr=3e-3, warmup=20),
@@ -209,5 +215,5 @@ def test_a_run_that_learns_which_image_is_meant(tmp_path):
 
 def test_a_model_of_single_images_refuses_interleaved_rows():
     model = dict(name="coca", image=SMALL["image"], width=24, heads=2, unimodal=1, multimodal=1)
-    with pytest.raises(ConfigError, match=r"tasks.rows.data.images_per_row: 4: the model reads one image per row; must be 1"):
+    with pytest.raises(ConfigError, match=r"^tasks\.rows\.data\.interleave: the model reads one image per row; must be None"):
         experiment(model=model)

@@ -10,8 +10,13 @@ import pytest
 
 from jaxvl.config import ConfigError
 from jaxvl.data.audio import Spectrogram
-from jaxvl.data.loader import DataConfig
-from jaxvl.data.modalities import VideoConfig
+from jaxvl.data.config import DataConfig
+from jaxvl.data.fields.base import Field
+from jaxvl.data.fields.caption import Caption
+from jaxvl.data.fields.frames import Frames
+from jaxvl.data.fields.picture import Picture
+from jaxvl.data.fields.waveform import Waveform
+from jaxvl.data.sources.demo.shapes import Shapes
 from jaxvl.models import InputSpec
 from jaxvl.models.functional import functional
 from jaxvl.models.imp import ImpConfig, _reports
@@ -212,7 +217,7 @@ def test_rows_of_several_texts_on_two_devices_equal_one():
 
     def gradient(params, batch):
         def loss(params):
-            return ModalityPairs()(built.apply(params, rest, batch)[0], {"id": jnp.arange(4)}, (), None)[0].value
+            return ModalityPairs()(built.apply(params, rest, batch)[0], {"group_id": jnp.arange(4)}, (), None)[0].value
 
         return jax.value_and_grad(loss)(params)
 
@@ -247,7 +252,10 @@ def test_options_that_do_not_fit_are_refused():
         ImpConfig(width=32, depth=2, heads=2, moe=MoeConfig(last=6))
 
 
-@pytest.mark.parametrize("data, encode, message", [
+IMAGE, TEXT = Picture(), Caption()
+
+
+@pytest.mark.parametrize("fields, encode, message", [
     ({}, dict(drop=dict(image=75.0)), r"encode\.drop\.image: 75\.0 is a share of the tokens; must be in \[0, 1\)"),
     ({}, dict(drop=dict(image=-0.5)), r"encode\.drop\.image: -0\.5 is a share"),
     ({}, dict(drop=dict(video=0.5)), r"encode\.drop\.video: has no patches to drop in this task \(those that have: image\)"),
@@ -255,11 +263,12 @@ def test_options_that_do_not_fit_are_refused():
     ({}, dict(classes=dict(knd="vision")), r"encode\.classes\.knd: is no head of the model; did you mean 'kind'"),
     ({}, dict(classes=dict(kind="audio")), r"encode\.classes\.kind: 'audio' is no modality of this task \(text, vision\)"),
     ({}, dict(skills=("nose",)), r"encode\.skills: 'nose' is no skill of the model \(vision, text\)"),
-    (dict(modalities=("image", "waveform")), {}, r"encode\.skills: 'audio' is no skill of the model \(vision, text\)"),
-    (dict(modalities=("video", "text"), video=VideoConfig(frames=6)), {}, r"data\.video\.frames: 6 must be a multiple of 4, of at most 64"),
-    (dict(modalities=("image", "video")), {}, r"data\.modalities: \['image', 'video'\] must be one of a modality"),
+    (dict(image=IMAGE, waveform=Waveform()), {}, r"encode\.skills: 'audio' is no skill of the model \(vision, text\)"),
+    (dict(video=Frames(frames=6), text=TEXT), {}, r"data\.fields\.video\.frames: 6 must be a multiple of 4, of at most 64"),
+    (dict(image=IMAGE, video=Frames()), {}, r"data\.fields: \['image', 'video'\] must be one of a modality"),
 ])  # fmt: skip
-def test_tasks_that_do_not_fit_are_refused_by_name(data, encode, message):
+def test_tasks_that_do_not_fit_are_refused_by_name(fields: dict[str, Field], encode: dict, message: str):
     config = dataclasses.replace(SPARSE, moe=MoeConfig(last=1, experts=2, router=Skills(names=("vision", "text"))))
+    data = DataConfig(Shapes(), batch=4, fields=fields or dict(image=IMAGE, text=TEXT))
     with pytest.raises(ConfigError, match=message):
-        config.check_task(DataConfig(corpus=None, split="train", batch=4, **data), encode)
+        config.check_task(data, encode)

@@ -31,7 +31,7 @@ def test_each_pair_has_its_temperature_and_leaves_out_rows_with_one_half():
     outputs |= {"log_scale/vision-text": np.float32(1.5), "log_scale/vision-audio": np.float32(0.4)}
     has = np.array([1, 0, 1, 1, 1, 0, 1, 1, 1], bool)
     objective = ModalityPairs(pairs=("vision-text", "vision-audio"), weights={"vision-audio": 0.5})
-    loss, _ = objective({**outputs, "has/audio": jnp.asarray(has)}, {"id": jnp.arange(b)}, (), KEY)
+    loss, _ = objective({**outputs, "has/audio": jnp.asarray(has)}, {"group_id": jnp.arange(b)}, (), KEY)
     text = nce(outputs["vision>text"], outputs["text>vision"], 1.5, np.ones(b, bool))
     audio = nce(outputs["vision>audio"], outputs["audio>vision"], 0.4, has)
     np.testing.assert_allclose(loss.value, (text + 0.5 * audio) / 2, rtol=1e-5)
@@ -59,7 +59,7 @@ def test_several_instances_of_a_row_are_one_positive(shape, duplicates, missing)
     ids, has = np.array([0, 1, 0, 2, 3, 3, 4]), np.array([1, 1, 1, 0, 1, 1, 1], bool)
     outputs = {"vision>text": u[:, 0] if shape[0] == 1 else u, "text>vision": v, "log_scale/vision-text": jnp.float32(1.2)}
     outputs |= {"has/text": jnp.asarray(has)} if missing else {}
-    loss, _ = ModalityPairs(duplicates=duplicates)(outputs, {"id": jnp.asarray(ids)}, (), KEY)
+    loss, _ = ModalityPairs(duplicates=duplicates)(outputs, {"group_id": jnp.asarray(ids)}, (), KEY)
     want = bags(u, v, 1.2, has if missing else np.ones(b, bool), ids if duplicates == "mask" else None)
     np.testing.assert_allclose(loss.value, want, rtol=1e-5)
 
@@ -70,7 +70,7 @@ def test_rows_of_several_instances_that_have_nothing_to_be_compared_with_give_no
 
     def loss(u, v):
         outputs = {"vision>text": u, "text>vision": v, "log_scale/vision-text": jnp.float32(1)}
-        return ModalityPairs(duplicates="mask")(outputs, {"id": ids}, (), KEY)[0].value
+        return ModalityPairs(duplicates="mask")(outputs, {"group_id": ids}, (), KEY)[0].value
 
     value, gradients = jax.value_and_grad(loss, (0, 1))(u, v)
     np.testing.assert_allclose(value, 0.0, atol=1e-6)
@@ -89,8 +89,9 @@ def test_several_instances_cannot_be_positives_of_other_rows():
     rng = np.random.default_rng(3)
     outputs = {"vision>text": unit(rng, 6, 5), "text>vision": unit(rng, 6, 2, 5), "log_scale/vision-text": jnp.float32(1)}
     with pytest.raises(ValueError, match="duplicates: 'positive' is for rows of one instance"):
-        ModalityPairs(duplicates="positive")(outputs, {"id": jnp.arange(6)}, (), KEY)
-    data = dict(corpus=dict(name="shapes"), split="train_a", batch=4, texts_per_row=2)
+        ModalityPairs(duplicates="positive")(outputs, {"group_id": jnp.arange(6)}, (), KEY)
+    fields = dict(image=dict(name="picture"), text=dict(name="caption", columns="name/en", count=2))
+    data = dict(source=dict(name="shapes", split="train_a"), batch=4, fields=fields)
     for option in (dict(duplicates="positive"), dict(implementation="reference")):
         with pytest.raises(ConfigError, match=rf"objectives\.nce\.{next(iter(option))}: .* is for rows of one instance"):
             resolve(TaskConfig, dict(data=data, objectives=dict(nce=option)))
@@ -104,7 +105,7 @@ def test_a_task_is_told_which_outputs_its_pairs_need():
 def test_classification_leaves_out_rows_without_a_label(smoothing):
     rng = np.random.default_rng(1)
     logits, label = rng.normal(size=(6, 4)).astype(np.float32), np.array([0, 3, -1, 2, 1, -1])
-    loss, _ = Classification(head="kind", label_smoothing=smoothing)({"logits/kind": logits}, {"label": jnp.asarray(label)}, (), KEY)
+    loss, _ = Classification(head="kind", label_smoothing=smoothing)({"logits/kind": logits}, {"class_label": jnp.asarray(label)}, (), KEY)
     log_p = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
     target = (1 - smoothing) * np.eye(4)[label] + smoothing / 4
     known = label >= 0
@@ -116,8 +117,8 @@ def test_classification_leaves_out_rows_that_lack_what_the_head_sees():
     rng, has = np.random.default_rng(1), np.array([1, 1, 0, 1, 0, 1], bool)
     logits, label = rng.normal(size=(6, 4)).astype(np.float32), np.array([0, 3, 2, 2, 1, -1])
     objective = Classification(head="kind")
-    loss, _ = objective({"logits/kind": logits, "has/logits/kind": jnp.asarray(has)}, {"label": jnp.asarray(label)}, (), KEY)
-    kept, _ = objective({"logits/kind": logits[has]}, {"label": jnp.asarray(label[has])}, (), KEY)
+    loss, _ = objective({"logits/kind": logits, "has/logits/kind": jnp.asarray(has)}, {"class_label": jnp.asarray(label)}, (), KEY)
+    kept, _ = objective({"logits/kind": logits[has]}, {"class_label": jnp.asarray(label[has])}, (), KEY)
     np.testing.assert_allclose(loss.value, kept.value, rtol=1e-6)
     np.testing.assert_allclose(loss.metrics["accuracy"], kept.metrics["accuracy"], rtol=1e-6)
 

@@ -20,7 +20,7 @@ def example(b=11, d=6, seed=0):
     outputs = {
         k: jnp.asarray(x, jnp.float32) for k, x in (("image", image), ("text", text), ("log_scale", np.log(5.0)), ("logit_bias", -2.0))
     }
-    batch = {"id": jnp.asarray(rng.integers(0, 5, b), jnp.int32)}
+    batch = {"group_id": jnp.asarray(rng.integers(0, 5, b), jnp.int32)}
     return outputs, batch, 5.0 * image @ text.T
 
 
@@ -64,7 +64,7 @@ def test_siglip_is_the_pairwise_sigmoid():
     z = 2 * np.eye(len(logits)) - 1
     want = np.logaddexp(0, -z * (logits - 2.0)).sum() / len(logits)
     np.testing.assert_allclose(value(PairwiseSigmoid(), outputs, batch), want, rtol=1e-5)
-    same = np.asarray(batch["id"])[:, None] == np.asarray(batch["id"])
+    same = np.asarray(batch["group_id"])[:, None] == np.asarray(batch["group_id"])
     want = np.logaddexp(0, -(2 * same - 1) * (logits - 2.0)).sum() / len(logits)
     np.testing.assert_allclose(value(PairwiseSigmoid(duplicates="positive"), outputs, batch), want, rtol=1e-5)
 
@@ -72,7 +72,7 @@ def test_siglip_is_the_pairwise_sigmoid():
 @pytest.mark.parametrize("objective", [NormalisedSoftmax, SymmetricSoftmax])
 def test_duplicates(objective):
     outputs, batch, logits = example()
-    same = np.asarray(batch["id"])[:, None] == np.asarray(batch["id"])
+    same = np.asarray(batch["group_id"])[:, None] == np.asarray(batch["group_id"])
     factor = 1.0 if objective is NormalisedSoftmax else 0.5
     share = same / same.sum(1, keepdims=True)
     want = factor * (cross_entropy(logits, share) + cross_entropy(logits.T, share))

@@ -131,7 +131,7 @@ def test_symile_learns_exclusive_or_and_pairs_stay_at_chance():
 
     def pairwise(z, key):
         pairs = (("image", "text"), ("image", "audio"), ("text", "audio"))
-        batch = {"id": jnp.arange(64)}
+        batch = {"group_id": jnp.arange(64)}
         return sum(
             SymmetricSoftmax()({"image": z[a], "text": z[b], "log_scale": z["log_scale"]}, batch, (), key)[0].value for a, b in pairs
         )

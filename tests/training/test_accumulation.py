@@ -29,7 +29,7 @@ class MeansApart:
     """Reads every row of the batch, and takes no more memory than they do; the tile of a contrastive loss grows up to 1,024 rows."""
 
     reads = ("image", "text")
-    batch_keys = ("id",)
+    batch_keys = ("group_id",)
 
     def init_aux(self):
         return ()
@@ -37,7 +37,7 @@ class MeansApart:
     def __call__(self, outputs, batch, aux, key):
         assert "image" not in batch
         apart = outputs["image"].mean(0) - outputs["text"].mean(0)
-        return Loss(jnp.square(apart).sum() + 0 * batch["id"].sum()), aux
+        return Loss(jnp.square(apart).sum() + 0 * batch["group_id"].sum()), aux
 
 
 def compiled(rows, chunks):

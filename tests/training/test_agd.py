@@ -210,9 +210,8 @@ def test_options_reach_the_model():
 # Signatures
 
 
-def task(name="pairs", data=types.MappingProxyType({}), **changes):
-    config = tiny.config().to_dict()["tasks"]["pairs"]
-    config = {**config, "data": {**config["data"], **data}, **changes}
+def task(name="pairs", data=types.MappingProxyType({}), fields=types.MappingProxyType({}), **changes):
+    config = {**tiny.task(fields=tiny.fields(**fields), **data), **changes}
     experiment = tiny.experiment(tasks={name: config})
     return Task(name, experiment.tasks[name], experiment.preprocess)
 
@@ -221,11 +220,13 @@ def test_the_signature_is_what_the_devices_see():
     same = [
         task(),
         task("other"),
-        task(data=dict(split="train_b", shuffle=False, threads=1, crop=(0.5, 1.0), captions=dict(locale="de"))),
+        task(data=dict(source=dict(tiny.SHAPES, split="train_b"), sampler=dict(name="in_order"), reader=dict(threads=1))),
+        task(fields=dict(image=dict(crop=(0.5, 1.0)), text=dict(columns="name/de"), group_id=dict(column="name/en"))),
     ]
     assert len({t.signature for t in same}) == 1
     others = [
-        task(data=dict(batch=8)), task(data=dict(image_size=24)), task(data=dict(text_length=5)), task(data=dict(augment=dict(rotate=5.0))),
+        task(data=dict(batch=8)), task(fields=dict(image=dict(size=24))), task(fields=dict(text=dict(length=5))),
+        task(fields=dict(image=dict(augment=dict(rotate=5.0)))), task(fields=dict(group_id=None)),
         task(objectives=dict(align=2.0)), task(objectives=dict(align=dict(label_smoothing=0.2))), task(objectives=dict(clip=1.0)),
         task(objectives=dict(mine=dict(name="align"))), task(microbatches=2), task(encode=dict(drop=0.5)),
         task(objectives=dict(align=1.0, clip=1.0)),

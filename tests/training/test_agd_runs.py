@@ -33,11 +33,12 @@ PAIRS = tiny.config().to_dict()["tasks"]["pairs"]
 
 
 def task(**data):
-    return {**PAIRS, "data": {**PAIRS["data"], **data}}
+    return {**PAIRS, "data": tiny.data(**data)}
 
 
+LARGE = tiny.fields(image=dict(size=24), text=dict(length=4))
 # `more` has the signature of `pairs`; `large` has larger pictures, shorter texts and a smaller batch. They run by name.
-TASKS = dict(large=task(image_size=24, text_length=4, batch=8), more=task(split="train_b"), pairs=PAIRS)
+TASKS = dict(large=task(fields=LARGE, batch=8), more=task(source=dict(tiny.SHAPES, split="train_b")), pairs=PAIRS)
 CHANGES = dict(tasks=TASKS, schedule=dict(name="round_robin", intervals=dict(large=2)), steps=8, checkpoint=dict(every=4))
 ORDER = ["more", "pairs", "large", "more", "pairs", "more", "pairs", "large"]
 
@@ -124,7 +125,7 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 255, (16, 16, 16, 4), np.uint8), "text": rng.integers(2, tokenizer.vocab_size, (16, 6), np.int32),
-        "id": np.arange(16, dtype=np.int32), "index": np.arange(16, dtype=np.int32),
+        "group_id": np.arange(16, dtype=np.int32), "position": np.arange(16, dtype=np.int32),
     }  # fmt: skip
     with jax.set_mesh(mesh):
         model = build_model(experiment, tokenizer)
@@ -168,8 +169,8 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
     "tasks, message",
     [
         (
-            dict(pairs=PAIRS, odd=task(image_size=20)),
-            r"tasks\.odd\.data\.image_size: 20 does not fit the model: image\.variant: .* patch of 8 pixels must divide the image of 20",
+            dict(pairs=PAIRS, odd=task(fields=tiny.fields(image=dict(size=20)))),
+            r"tasks\.odd\.data\.fields\.image\.size: 20 does not fit the model: image\.variant: .* patch of 8 pixels must divide the image of 20",
         ),
         (
             dict(pairs={**PAIRS, "encode": dict(drop=0.5)}),
@@ -223,10 +224,12 @@ def test_skills_that_a_task_does_not_name_keep_value_and_moments(tmp_path):
         embed_dim=8, projection_hidden=8, scan=False, inputs=("image", "video", "text"), classes=dict(colour=6),
         moe=dict(last=1, experts=2, router=dict(name="skills", names=("vision", "text"))),
     )  # fmt: skip
-    data = dict(PAIRS["data"], corpus=dict(tiny.CORPUS, clips=True))
-    clips = dict(data, modalities=("video",), video=dict(frames=2), attribute="colour")
-    heads = dict(objectives=dict(kind=dict(name="classification", head="colour")), encode=dict(classes=dict(colour="vision")))
-    tasks = dict(first=dict(data=data, objectives=dict(nce=1.0)), second=dict(data=clips, **heads))
+    source = dict(tiny.TRAIN, clips=True)
+    fields = dict(video=dict(name="frames", size=16, frames=2), colour=dict(name="label", column="colour"))
+    clips = tiny.data(source=source, fields=fields)
+    kind = dict(name="classification", head="colour", label="colour")
+    heads = dict(objectives=dict(kind=kind), encode=dict(classes=dict(colour="vision")))
+    tasks = dict(first=dict(data=tiny.data(source=source), objectives=dict(nce=1.0)), second=dict(data=clips, **heads))
     train(tmp_path, model=model, tasks=tasks, schedule=dict(name="round_robin"), steps=2, checkpoint=dict(every=1, keep=2),
           optim=dict(lr=1e-2, warmup=0, weight_decay=0.1))  # fmt: skip
     before, after = (jax.tree_util.tree_leaves_with_path(saved_state(tmp_path, step)) for step in (1, 2))

@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from jaxvl.data.config import DataConfig
 from jaxvl.data.feed import SIGNAL
-from jaxvl.data.loader import DataConfig
+from jaxvl.data.fields.picture import Picture
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.demo.shapes import Shapes
 from jaxvl.sharding import hosts
 from jaxvl.sharding.hosts import Signal
 from jaxvl.training import agreement
@@ -18,7 +20,8 @@ PROCESSES = 3
 class Feed:
     """What `Agreement` knows of one."""
 
-    config, path = DataConfig(corpus=None, split="train", batch=8, error_budget=0.01, error_minimum=10), "/data/x"
+    config = DataConfig(Shapes(), batch=8, fields=dict(image=Picture()), error_budget=0.01, error_minimum=10)
+    name = "/data/x"
 
     def __init__(self):
         self.failure, self.numbers = None, (1000, {})
@@ -130,7 +133,7 @@ def test_bad_records_are_summed_over_the_processes(ours, feed, others):
     others.numbers[:, 3] = 40
     error = ours.after(told(Signal.CALL), wait=True).error
     assert str(error) == (
-        "task 'pairs': split 'train' of /data/x: 100 of 3000 records are bad in all 3 processes (here: record cannot be read: 20), "
+        "task 'pairs': /data/x: 100 of 3000 records are bad in all 3 processes (here: record cannot be read: 20), "
         "more than error_budget 0.01 allows"
     )
 

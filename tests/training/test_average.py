@@ -13,7 +13,7 @@ from jaxvl.sharding.mesh import make_mesh
 from jaxvl.training.build import build_model, fresh_state
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.guard import GuardConfig
-from jaxvl.training.inputs import prepare_corpora, task_tokenizer
+from jaxvl.training.inputs import open_sources, task_tokenizer
 from jaxvl.training.optim import OptimConfig, optimiser
 from jaxvl.training.restore import restore_weights
 from jaxvl.training.run import Run
@@ -84,7 +84,7 @@ TEXT = dict(name="text_transformer", variant="Ti", width=16, depth=1, heads=2, p
 def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
     """One of before statistics were averaged is read as well; the live ones stand in for them."""
     experiment = tiny.experiment(model=dict(name="dual_encoder", image=NET, text=TEXT, embed_dim=16))
-    tokenizer = task_tokenizer(experiment, prepare_corpora(experiment, lambda text: None))
+    tokenizer = task_tokenizer(experiment, open_sources(experiment, lambda text: None))
     mesh = make_mesh(experiment.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         model = build_model(experiment, tokenizer)

@@ -16,11 +16,10 @@ from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.training.checkpoint import CheckpointConfig, Checkpoints
 from jaxvl.training.figures import Figures
 from jaxvl.training.restore import initial_weights
-from jaxvl.training.resume import data_positions
 from jaxvl.training.run import EvaluationError
 
 pytestmark = pytest.mark.usefixtures("programs_kept", "one_device")
-EVALS = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=2, gallery=0))
+EVALS = dict(style=dict(name="zero_shot", source=tiny.TEST, every=2, gallery=0))
 
 
 def train(workdir, **changes):
@@ -116,9 +115,12 @@ def test_a_checkpoint_whose_own_step_is_there_already_is_set_aside(finished, cop
 # Other configs
 
 
+CROPPED = tiny.fields(image=dict(crop=(0.5, 1.0)))
+OTHER_GROUPS = tiny.fields(group_id=dict(column="name/en"))
+
+
 def tasks(**data):
-    pairs = tiny.config().to_dict()["tasks"]["pairs"]
-    return dict(pairs={**pairs, "data": {**pairs["data"], **data}})
+    return dict(pairs=tiny.task(**data))
 
 
 @pytest.mark.parametrize(
@@ -128,8 +130,13 @@ def tasks(**data):
         ("steps", "6", "9", dict(steps=9)),
         ("dtype", "'float32'", "'bfloat16'", dict(dtype="bfloat16")),
         ("tasks.pairs.data.batch", "16", "8", dict(tasks=tasks(batch=8))),
-        ("tasks.pairs.data.split", "'train_a'", "'train_b'", dict(tasks=tasks(split="train_b"))),
-        ("tasks.pairs.data.corpus.variants", "1", "2", dict(tasks=tasks(corpus={**tiny.CORPUS, "variants": 2}))),
+        ("tasks.pairs.data.source.split", "'train_a'", "'train_b'", dict(tasks=tasks(source=dict(tiny.SHAPES, split="train_b")))),
+        ("tasks.pairs.data.source.variants", "1", "2", dict(tasks=tasks(source=dict(tiny.TRAIN, variants=2)))),
+        ("tasks.pairs.data.fields.image.crop", "[1.0, 1.0]", "[0.5, 1.0]", dict(tasks=tasks(fields=CROPPED))),
+        ("tasks.pairs.data.fields.group_id.column", "'class_label'", "'name/en'", dict(tasks=tasks(fields=OTHER_GROUPS))),
+        ("tasks.pairs.data.fields.label.name", "None", "'label'", dict(tasks=tasks(fields=tiny.fields(label=dict(name="label"))))),
+        ("tasks.pairs.data.sampler.name", "None", "'in_order'", dict(tasks=tasks(sampler=dict(name="in_order")))),
+        ("tasks.pairs.data.missing", "'skip'", "'mask'", dict(tasks=tasks(missing="mask"))),
         ("optim.clip_norm", "1.0", "None", dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, clip_norm=None))),
         ("optim.weight_decay", "0.0", "0.1", dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, weight_decay=0.1))),
         ("optim.name", "'adamw'", "'lion'", dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, name="lion"))),
@@ -170,7 +177,10 @@ def test_an_accepted_change_of_what_the_state_holds_is_one_line(copy, optim):
 def test_free_options_may_change(finished, copy):
     shutil.rmtree(copy / "checkpoints" / "6")
     train(
-        copy, tasks=tasks(threads=1, prefetch=2, cache_mb=7), checkpoint=dict(every=2), log=dict(every=3, tensorboard=False, report=False)
+        copy,
+        tasks=tasks(reader=dict(threads=1, prefetch_mb=2, cache_mb=7)),
+        checkpoint=dict(every=2),
+        log=dict(every=3, tensorboard=False, report=False),
     )
     assert_same_state(finished, copy, 6)
 
@@ -183,16 +193,6 @@ def test_an_accepted_rate_holds_from_the_checkpoint_on(copy):
     assert moved > 0  # moments and averages do
     rates = [json.loads(line)["lr"] for line in open(copy / "metrics.jsonl") if '"train"' in line]
     assert max(rates[-3:]) <= 1e-9 < min(rates[:3])
-
-
-def test_checkpoints_that_count_batches_go_on_only_on_purpose():
-    config = tiny.config().to_dict()
-    frame = {"config": config, "positions": {"pairs": 5}}
-    with pytest.raises(ConfigError, match=r"^tasks\.pairs\.data: .* of an earlier version.*accept=\('tasks.pairs.data',\)"):
-        data_positions(tiny.experiment(), frame)
-    experiment = tiny.experiment(resume=dict(accept=("tasks.pairs.data",)))
-    assert data_positions(experiment, frame) == {"pairs": 5 * 16}
-    assert data_positions(tiny.experiment(), {**frame, "positions_in": "records"}) == {"pairs": 5}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

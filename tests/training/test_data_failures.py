@@ -7,7 +7,7 @@ import tiny
 from tiny import assert_same_state, losses
 
 from jaxvl import train as train_command
-from jaxvl.data.loader import Batches
+from jaxvl.data.batches import Batches
 from jaxvl.data.records import BadRecord, DataError, RecordSource
 from jaxvl.training.checkpoint import Checkpoints
 
@@ -17,14 +17,13 @@ B = 16
 
 def fails_at(monkeypatch, batch, error):
     """Batch `batch` of every feed cannot be made."""
-    real = Batches.__getitem__
+    real = Batches.begin
 
-    def get(self, i):
-        if i == batch:
+    class Failed:
+        def result(self):
             raise error
-        return real(self, i)
 
-    monkeypatch.setattr(Batches, "__getitem__", get)
+    monkeypatch.setattr(Batches, "begin", lambda self, i: Failed() if i == batch else real(self, i))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,9 @@ def test_too_many_bad_records_end_the_run_with_everything_saved(tmp_path, monkey
         return real(self, i)
 
     monkeypatch.setattr(RecordSource, "__getitem__", get)
-    with pytest.raises(DataError, match=r"task 'pairs': split 'train_a' of .* records are bad \(record cannot be read: \d+\), more than"):
+    with pytest.raises(
+        DataError, match=r"task 'pairs': shapes-.*, split 'train_a': .* records are bad \(record cannot be read: \d+\), more than"
+    ):
         train_command.train(tiny.experiment(), tmp_path)
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).frame()[1]["positions"] == {"pairs": B}
 
@@ -80,8 +81,7 @@ def test_a_run_with_another_batch_continues_its_stream(finished, tmp_path, monke
         real(self, *args, start=start, **options)
 
     monkeypatch.setattr(Batches, "__init__", init)
-    tasks = tiny.config().to_dict()["tasks"]
-    tasks["pairs"]["data"]["batch"] = 8
+    tasks = dict(pairs=tiny.task(batch=8))
     accept = dict(accept=("tasks.pairs.data.batch",))
     train_command.train(tiny.experiment(tasks=tasks, resume=accept), tmp_path)
     assert starts == [3 * B]

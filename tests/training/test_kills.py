@@ -16,7 +16,7 @@ from jaxvl.training.checkpoint import Checkpoints
 
 STEPS = 200
 PATIENCE = 240  # seconds that a process may take to get anywhere
-EVALS = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=50, gallery=0))
+EVALS = dict(style=dict(name="zero_shot", source=tiny.TEST, every=50, gallery=0))
 
 
 @dataclasses.dataclass

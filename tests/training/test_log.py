@@ -27,7 +27,7 @@ from jaxvl.training.terminal import Terminal
 from jaxvl.training.writer import Writer
 
 LOG = dict(every=2, tensorboard=True, report=False, peak_flops=1e12, wandb=dict(project="pairs", mode="offline"))
-EVALS = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=3))
+EVALS = dict(style=dict(name="zero_shot", source=tiny.TEST, every=3))
 
 
 def experiment(remat="full", microbatches=2):

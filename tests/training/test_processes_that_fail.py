@@ -18,7 +18,7 @@ MINUTE = 60
 def run(workdir, fault=None, evaluated=False):
     """Exit statuses and what each of two processes has said; seconds from the fault to the end of the last one."""
     workdir.parent.mkdir(exist_ok=True)
-    evals = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a", every=GOOD, gallery=0))
+    evals = dict(style=dict(name="zero_shot", source=tiny.TEST, every=GOOD, gallery=0))
     every = dict(evals=evals, checkpoint=dict(every=GOOD)) if evaluated else dict(checkpoint=dict(every=100))
     command = processes.train(tiny.config_file(workdir.with_suffix(".py"), steps=8, **every), workdir)
     if fault is not None:

@@ -19,7 +19,7 @@ from jaxvl import evaluate as evaluate_command
 from jaxvl import paths
 from jaxvl import train as train_command
 from jaxvl.config import load_file, resolve
-from jaxvl.data.corpora.shapes import Shapes
+from jaxvl.data.sources.demo.shapes import Shapes
 from jaxvl.evals.report import read_metrics
 from jaxvl.training.checkpoint import CheckpointConfig, Checkpoints
 from jaxvl.training.experiment import Experiment
@@ -31,7 +31,7 @@ STEPS = 20
 # The demo with a smaller everything.
 DEMO = [f"--config.{key}={value}" for key, value in {
     "steps": 16, "optim.warmup": 4, "checkpoint.every": 4, "log.every": 1, "tasks.pairs.data.batch": 16,
-    "tasks.pairs.data.corpus.variants": 1, **{f"evals.{name}.corpus.variants": 1 for name in
+    "tasks.pairs.data.source.variants": 1, **{f"evals.{name}.source.variants": 1 for name in
     ("seen_style", "unseen_style", "unseen_concepts", "retrieval")}, "evals.unseen_style.every": 8,
 }.items()]  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_a_corpus_is_shared_by_machines(bucket, tmp_path, monkeypatch):
     config, said = Shapes(size=8, variants=1), []
     built = config.prepare(said.append)
     monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "there"))
-    monkeypatch.setattr("jaxvl.data.corpora.shapes.build", must_not_build)  # another machine copies
+    monkeypatch.setattr("jaxvl.data.sources.demo.shapes.build", must_not_build)  # another machine copies
     copied = config.prepare(said.append)
     assert copied.folder.is_relative_to(tmp_path / "there" / "fetched") and copied.folder.name == built.folder.name
     ours, theirs = built.split("test_a"), copied.split("test_a")
@@ -209,7 +209,7 @@ def assert_same_end(here, remote, steps, killed_at):
 def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(bucket, tmp_path, monkeypatch, capsys):
     """Config, corpus and work folder on `s3://`; the oracle is an uninterrupted run in a local folder."""
     file, remote = f"{bucket}/configs/run.py", paths.as_path(f"{bucket}/run")
-    evals = dict(style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a"))
+    evals = dict(style=dict(name="zero_shot", source=tiny.TEST))
     tiny.config_file(file, steps=STEPS, evals=evals, checkpoint=dict(every=5), log=dict(every=1))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path / "cache"))

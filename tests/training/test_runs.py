@@ -194,19 +194,33 @@ def test_impossible_values_are_refused_before_anything_compiles(tmp_path, change
 
 
 @pytest.mark.parametrize(
-    "key, value, message",
+    "data, message",
     [
         (
-            "batch",
-            12,
+            dict(batch=12),
             r"tasks\.pairs\.data\.batch: 12 does not divide over the 8 batch shards of the mesh \(data x fsdp\); the nearest that does: 16",
         ),
-        ("split", "trian_a", r"split: 'trian_a' is not a split of the corpus"),
+        (
+            dict(source=dict(tiny.SHAPES, split="trian_a")),
+            r"^tasks\.pairs\.data\.source\.split: 'trian_a' is none; did you mean 'train_a'\? \(splits: ",
+        ),
+        (
+            dict(fields=tiny.fields(text=dict(columns="nmae/en"))),
+            r"^tasks\.pairs\.data\.fields\.text\.columns: 'nmae/en' is no column of shapes-.*; did you mean 'name/en'\? \(columns: .*image \(image\)",
+        ),
+        (
+            dict(fields=tiny.fields(image=dict(column="name/en"))),
+            r"^tasks\.pairs\.data\.fields\.image\.column: 'name/en' of shapes-.* holds text; must be image",
+        ),
+        (
+            dict(fields=tiny.fields(group_id=None), objectives=dict(align=dict(duplicates="mask"))),
+            r"^tasks\.pairs\.objectives\.align: needs the batch key 'group_id', which is not there",
+        ),
     ],
 )
-def test_impossible_data_is_refused(tmp_path, key, value, message):
-    tasks = tiny.config().to_dict()["tasks"]
-    tasks["pairs"]["data"][key] = value
+def test_impossible_data_is_refused(tmp_path, data, message):
+    objectives = data.pop("objectives", dict(align=1.0))
+    tasks = dict(pairs={**tiny.task(**data), "objectives": objectives})
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, tasks=tasks)
 
@@ -219,9 +233,7 @@ def test_patch_larger_than_the_image(tmp_path):
 
 
 def test_evaluate_command_gives_the_figures_of_the_loop(tmp_path, capsys):
-    evals = dict(
-        style=dict(name="zero_shot", corpus=tiny.CORPUS, split="test_a"), texts=dict(name="retrieval", corpus=tiny.CORPUS, split="test_a")
-    )
+    evals = dict(style=dict(name="zero_shot", source=tiny.TEST), texts=dict(name="retrieval", source=tiny.TEST))
     latest = train_command.train(tiny.experiment(evals=evals, steps=2, log=dict(every=1)), tmp_path)
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert (tmp_path / "tb").is_dir()

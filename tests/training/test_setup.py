@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import types
 
 import jax
 import numpy as np
@@ -13,22 +12,27 @@ from PIL import Image
 
 from jaxvl import train
 from jaxvl.config import ConfigError, resolve, to_dict
-from jaxvl.data.corpora.mixture import MixedCorpus
-from jaxvl.data.corpora.store import Corpus
-from jaxvl.data.loader import DataConfig
+from jaxvl.data.config import DataConfig
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.sources.base import Column
+from jaxvl.data.sources.demo.recipe import DemoSource
+from jaxvl.data.sources.demo.shapes import Shapes
+from jaxvl.data.sources.demo.store import Corpus
+from jaxvl.data.sources.mixture import MixtureSource
 from jaxvl.sharding import make_mesh
 from jaxvl.tasks import Task
 from jaxvl.training import judges
 from jaxvl.training.build import build_model
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.inputs import prepare_corpora, task_tokenizer
+from jaxvl.training.inputs import open_sources, task_tokenizer, text_columns
 from jaxvl.training.restore import restore_weights
 from jaxvl.training.setup import setup
 from jaxvl.training.writer import Writer
 
-DATA = dict(corpus=dict(tiny.CORPUS, clips=True), split="train_a", batch=16, image_size=16, text_length=6, threads=1)
-SPOKEN = dict(DATA, modalities=("waveform", "text"), audio=dict(locales=("fr",), seconds=0.1, paired=True))
+CLIPS = dict(tiny.TRAIN, clips=True)
+DATA = tiny.data(source=CLIPS)
+SOUND = dict(name="waveform", columns="speech/*", languages=("fr",), seconds=0.1)
+SPOKEN = tiny.data(source=CLIPS, fields=dict(waveform=dict(SOUND, text="name/*", text_length=6)))
 FRENCH = "trois étoiles bleues"  # no É in the English names
 
 
@@ -36,7 +40,7 @@ def tokenizer(**tasks):
     config = tiny.config(tokenizer=dict(kind="unigram", vocab_size=96)).to_dict()
     config["tasks"] = {name: dict(data=data, objectives=dict(align=1.0)) for name, data in tasks.items()}
     experiment = resolve(Experiment, config)
-    return task_tokenizer(experiment, prepare_corpora(experiment, print))
+    return task_tokenizer(experiment, open_sources(experiment, print))
 
 
 @pytest.mark.parametrize("order", ["pictures first", "speech first"])
@@ -53,7 +57,8 @@ def write_questions(folder, words):
     folder.mkdir(parents=True)
     lines = [{"image": "x.png", "question": f"is it a {word}?", "answers": [word]} for word in words]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return dict(corpus=dict(name="questions", folder=str(folder)), split="train", batch=16, image_size=16, text_length=6)
+    source = dict(name="questions", folder=str(folder), split="train")
+    return tiny.data(source=source, fields=tiny.fields(text=dict(columns="text")))
 
 
 def test_a_vocabulary_is_that_of_the_texts_wherever_they_lie(tmp_path, monkeypatch):
@@ -70,6 +75,12 @@ def test_a_vocabulary_is_that_of_the_texts_wherever_they_lie(tmp_path, monkeypat
     assert tokenizer(vqa=write_questions(tmp_path / "a" / "vqa", birds)).to_json() == second.to_json()
 
 
+class PlainSource(DemoSource):
+    """Of a corpus whose index says nothing of columns."""
+
+    columns = {"image": Column("image")}
+
+
 def test_fingerprints_are_of_the_content(tmp_path):
     def corpus(folder, size, name="records"):
         (tmp_path / folder).mkdir()
@@ -78,31 +89,47 @@ def test_fingerprints_are_of_the_content(tmp_path):
 
     a, b, c = corpus("a", 1), corpus("b", 1), corpus("c", 2)
     assert a.fingerprint == b.fingerprint != c.fingerprint
-    mixed = [MixedCorpus.__new__(MixedCorpus) for _ in range(3)]
-    for mixture, parts in zip(mixed, ((a, c), (b, c), (c, a))):
-        mixture._parts, mixture._corpora = [types.SimpleNamespace(split="train")] * 2, parts
+    a, b, c = (PlainSource(part, {}) for part in (a, b, c))
+    assert a.fingerprint == b.fingerprint != c.fingerprint
+    mixed = [MixtureSource(parts, [None, None], ("0", "1")) for parts in ((a, c), (b, c), (c, a))]
     assert mixed[0].fingerprint == mixed[1].fingerprint != mixed[2].fingerprint
 
 
+FIELDS = dict(
+    image=dict(name="picture", size=16, augment=dict(rotate=10.0)),
+    text=dict(name="caption", columns="name/en", length=6),
+    video=dict(name="frames", size=16, frames=3),
+    waveform=dict(name="waveform", columns="speech/*", seconds=0.01),
+    group_id=dict(name="group", column="class_label"),
+)
 HOST_SIDE = [
-    dict(video=dict(frames=3, stride=2)),
-    dict(video=dict(frames=3, random=False)),
-    dict(audio=dict(kind="sound", seconds=0.01)),
-    dict(audio=dict(locales=("fr",), random=False, seconds=0.01)),
-    dict(split="train_b", shuffle=False, threads=3, prefetch=1, cache_mb=0, error_budget=0.5, error_minimum=2),
-    dict(crop=(0.1, 0.9), crop_ratio=(0.5, 2.0), captions=dict(keyword=1.0)),
+    dict(video=dict(stride=2)),
+    dict(video=dict(random=False)),
+    dict(waveform=dict(languages=("fr",), random=False)),
+    dict(image=dict(crop=(0.1, 0.9), crop_ratio=(0.5, 2.0), fast_decode=False)),
+    dict(text=dict(columns={"name/en": 1.0, "keywords/en": 2.0}, joined=3)),
+    dict(group_id=dict(column="name/en")),
+    dict(
+        source=dict(tiny.SHAPES, split="train_b"), sampler=dict(name="in_order"), error_budget=0.5, error_minimum=2,
+        reader=dict(threads=3, prefetch_mb=1, cache_mb=0),
+    ),
+]  # fmt: skip
+DEVICE_SIDE = [
+    dict(video=dict(frames=4)),
+    dict(batch=8),
+    dict(image=dict(size=8)),
+    dict(image=dict(augment=dict(hue=3.0))),
+    dict(video=dict(augment=dict(hue=3.0))),
+    dict(view=dict(name="picture", size=16)),
+    dict(missing="mask"),
 ]
-DEVICE_SIDE = [dict(video=dict(frames=4)), dict(batch=8), dict(image_size=8), dict(augment=dict(hue=3.0)), dict(missing="mask")]
 
 
 def task(**changes):
-    data = dict(
-        corpus=tiny.CORPUS, split="train_a", batch=16, image_size=16, text_length=6, modalities=("image", "text", "video", "waveform")
-    )
-    data |= dict(video=dict(frames=3), audio=dict(seconds=0.01), augment=dict(rotate=10.0))
-    config = tiny.config().to_dict()
-    config["tasks"] = dict(one=dict(data={**data, **changes}, objectives=dict(align=1.0)))
-    return Task("one", resolve(Experiment, config).tasks["one"], Preprocess(image_size=16))
+    """Changes of fields go to them; others are of the data."""
+    fields = {name: {**FIELDS.get(name, {}), **changes.pop(name, {})} for name in [*FIELDS, "view"] if name in FIELDS or name in changes}
+    tasks = dict(one=tiny.task(fields=fields, **changes))
+    return Task("one", resolve(Experiment, tiny.config(tasks=tasks)).tasks["one"], Preprocess(image_size=16))
 
 
 def program(task):
@@ -123,19 +150,21 @@ def test_what_the_devices_see_is_another_program(changes):
 
 
 @pytest.mark.parametrize(
-    "data, expected",
+    "fields, expected",
     [
-        (DATA, ("en",)),
-        (dict(DATA, captions=dict(foreign=0.5, foreign_locales=("de",))), ("en", "de")),
-        (dict(DATA, captions=dict(foreign=0.5)), None),
-        (dict(DATA, modalities=("image",)), ()),
-        (SPOKEN, ("en", "fr")),
-        (dict(SPOKEN, audio=dict(paired=True)), None),
-        (dict(SPOKEN, audio=dict(locales=("fr",))), ("en",)),  # what is heard is not what is read
+        (tiny.FIELDS, ("name/en",)),
+        (tiny.fields(text=dict(columns={"name/en": 1.0, "name/de": 0.5, "name/fr": 0.0})), ("name/de", "name/en")),
+        (tiny.fields(text=dict(columns="name/*")), ("name/de", "name/en", "name/fr")),
+        (tiny.fields(text=None), ()),
+        (dict(waveform=dict(SOUND, text="name/*")), ("name/fr",)),
+        (dict(waveform=dict(SOUND, languages=(), text="name/*")), ("name/de", "name/en", "name/fr")),
+        (tiny.fields(waveform=SOUND), ("name/en",)),  # what is heard is not what is read
+        (tiny.fields(more=dict(name="caption", columns="keywords/en", length=6)), ("keywords/en", "name/en")),
     ],
 )  # fmt: skip
-def test_languages_that_a_task_reads(data, expected):
-    assert resolve(DataConfig, data).locales == expected
+def test_texts_that_a_task_reads(fields, expected):
+    data = resolve(DataConfig, tiny.data(source=CLIPS, fields=fields))
+    assert text_columns(data, data.source.open(lambda text: None)) == expected
 
 
 def test_a_model_whose_texts_begin_otherwise_is_refused():
@@ -145,7 +174,7 @@ def test_a_model_whose_texts_begin_otherwise_is_refused():
         late_mask=True, start_id=5,
     )  # fmt: skip
     experiment = tiny.experiment(model=model)
-    found = task_tokenizer(experiment, prepare_corpora(experiment, print))
+    found = task_tokenizer(experiment, open_sources(experiment, print))
     assert found.cls_id is None
     with pytest.raises(ConfigError, match=r"model.start_id: 5 is not what the tokenizer begins texts with \(None\)"):
         build_model(experiment, found)
@@ -154,14 +183,15 @@ def test_a_model_whose_texts_begin_otherwise_is_refused():
 def test_training_pictures_follow_preprocess(tmp_path, monkeypatch):
     """The run's own feed, up to the first batch; nothing is compiled."""
     monkeypatch.setattr("jaxvl.training.setup.compile_turns", lambda *args: [])
-    data = dict(DATA, corpus=dict(tiny.CORPUS, size=40), image_size=8, fast_decode=False)
+    fields = tiny.fields(image=dict(size=8, fast_decode=False))
+    data = tiny.data(source=dict(tiny.TRAIN, size=40), fields=fields)
     how = dict(image_size=16, scale_to=20, interpolation="bilinear")
     experiment = tiny.experiment(tasks=dict(pairs=dict(data=data, objectives=dict(align=1.0))), preprocess=how)
     with Writer(tmp_path, 6, tensorboard=False) as writer, jax.set_mesh(mesh := make_mesh(experiment.mesh)):
         run = setup(experiment, mesh, tmp_path, writer)
         batch = next(run.feeds["pairs"])
         run.close()
-    source = experiment.tasks["pairs"].data.corpus.prepare(log=print).split("train_a")
+    source = Shapes(size=40, variants=1, split="train_a").open(print)
     expected = set()
     for i in range(len(source)):
         picture = Image.open(io.BytesIO(source[i]["image"])).convert("RGBa")
@@ -173,7 +203,7 @@ def test_training_pictures_follow_preprocess(tmp_path, monkeypatch):
 def test_a_judge_of_before_a_field_of_preprocess_existed(tmp_path, monkeypatch):
     """Its checkpoint lacks the field; the default is meant."""
     experiment = tiny.experiment()
-    found = task_tokenizer(experiment, prepare_corpora(experiment, print))
+    found = task_tokenizer(experiment, open_sources(experiment, print))
     frame = {"tokenizer": found.to_json(), "preprocess": '{"image_size": 16}', "config": to_dict(experiment)}
     monkeypatch.setattr(judges.Checkpoints, "frame", lambda self: (6, frame))
     assert judges._other(experiment, tmp_path, found) is not None

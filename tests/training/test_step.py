@@ -25,7 +25,7 @@ def batch(rows=16):
     text[np.arange(6) >= rng.integers(2, 7, (rows, 1))] = 0  # padding
     return {
         "image": rng.integers(0, 255, (rows, 16, 16, 4), np.uint8), "text": text,
-        "id": np.arange(rows, dtype=np.int32), "index": np.arange(rows, dtype=np.int32),
+        "group_id": np.arange(rows, dtype=np.int32), "position": np.arange(rows, dtype=np.int32),
     }  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_microbatches_of_a_captioner():
 
 def interleaved(rows=16, k=2):
     one = batch(rows * k)
-    wide = {name: one[name].reshape(rows, k, *one[name].shape[1:]) for name in ("image", "id", "index")}
+    wide = {name: one[name].reshape(rows, k, *one[name].shape[1:]) for name in ("image", "group_id", "position")}
     texts = np.where((one["text"] == 0) | (np.arange(6) == 5), 1, one["text"]).reshape(rows, k, 6)
     return {**wide, **pack(texts, 10, eos_id=1, pad_id=0)}
 
@@ -126,7 +126,7 @@ def test_microbatches_of_captioners_on_a_mesh(name):
         multimodal=1, queries=2, embed_dim=8,
     )  # fmt: skip
     objectives = dict(clip=dict(duplicates="positive"), captioning=2.0) | (dict(masked_image=1.0) if name == "sycoca" else {})
-    data = tiny.config().to_dict()["tasks"]["pairs"]["data"] | (dict(images_per_row=2, row_length=10) if name == "cosmo" else {})
+    data = tiny.data(interleave=dict(records=2, length=10) if name == "cosmo" else None)
     values = interleaved() if name == "cosmo" else batch()
     use = dict(**SGD_LIKE, model=model, values=values)
     whole, m1 = run(**use, mesh=dict(data=1), **tasks(objectives=objectives, data=data))

@@ -16,7 +16,7 @@ from test_step import batch, tokenizer
 
 from jaxvl import train as train_command
 from jaxvl.config import ConfigError
-from jaxvl.data.corpora import shapes
+from jaxvl.data.sources.demo import shapes
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.models.generate import Generation
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
@@ -199,11 +199,11 @@ def test_64_pairs_are_learnt_to_the_letter():
     pixels = [np.asarray(Image.open(io.BytesIO(shapes.draw(concepts[i], "filled", 16, np.random.default_rng(i))))) for i in chosen]
     words = make_tokenizer(tiny.experiment(tokenizer=dict(vocab_size=64)).tokenizer, texts)
     rows = np.arange(64, dtype=np.int32)
-    values = {"image": np.stack(pixels), "text": words.encode(texts, 14), "id": rows, "index": rows}
+    values = {"image": np.stack(pixels), "text": words.encode(texts, 14), "group_id": rows, "position": rows}
     model = {**MODEL, "image": dict(name="vit", variant="Ti/4", width=64, depth=2, heads=2, pool="mean"), "width": 64, "hidden": 128,
              "queries": 4, "embed_dim": 32}  # fmt: skip
     pairs = tiny.config().to_dict()["tasks"]["pairs"]
-    pairs["data"] |= dict(batch=64, text_length=14, augment={})
+    pairs["data"] = tiny.data(batch=64, fields=tiny.fields(image=dict(augment={}), text=dict(length=14)))
     pairs["objectives"] = dict(clip=1.0, captioning=2.0)
     settings = dict(steps=150, optim=dict(lr=3e-3, warmup=20), mesh=dict(data=1))
     stage = Stage(tiny.experiment(model=model, tasks=dict(pairs=pairs), **settings), words=words, values=values)

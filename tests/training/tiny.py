@@ -23,9 +23,24 @@ FIELDS = dict(
 )
 
 
+def fields(**changes) -> dict:
+    """The miniature's fields, with other options of some and further ones; a field that is None is left out."""
+    merged = {name: {**FIELDS.get(name, {}), **(changes.get(name, {}) or {})} for name in {**FIELDS, **changes}}
+    return {name: options for name, options in merged.items() if changes.get(name, options) is not None}
+
+
+def data(**changes) -> dict:
+    """The miniature's data; `changes` replace its keys."""
+    return {**dict(source=TRAIN, batch=16, fields=FIELDS, reader=dict(threads=2)), **changes}
+
+
+def task(**changes) -> dict:
+    """The miniature's task, with other data; `changes` are of `data`."""
+    return dict(data=data(**changes), objectives=dict(align=1.0))
+
+
 def config(**changes) -> ml_collections.ConfigDict:
     """The miniature as a ConfigDict; `changes` replace keys of the root."""
-    data = dict(source=TRAIN, batch=16, fields=FIELDS, reader=dict(threads=2))
     root = dict(
         model=dict(
             name="dual_encoder",
@@ -35,7 +50,7 @@ def config(**changes) -> ml_collections.ConfigDict:
         ),
         preprocess=dict(image_size=16),
         tokenizer=dict(vocab_size=64),
-        tasks=dict(pairs=dict(data=data, objectives=dict(align=1.0))),
+        tasks=dict(pairs=task()),
         steps=6,
         optim=dict(lr=1e-3, warmup=2, ema=0.9),
         mesh=dict(data=-1),

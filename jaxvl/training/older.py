@@ -1,0 +1,68 @@
+"""Checkpoints of versions whose tasks and evaluators named a corpus and a split, where they name a source and fields now.
+
+Their records came in another order, so such a run cannot go on. Its weights, tokenizer and preprocessing are read as ever.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxvl import paths
+from jaxvl.sharding.mesh import replicated
+from jaxvl.training.checkpoint import Checkpoints
+from jaxvl.training.state import GuardState, TrainState
+
+
+class OlderRunWarning(UserWarning):
+    """Parts of an older run's config are left out."""
+
+
+def is_older(config: Mapping[str, Any]) -> bool:
+    """Whether a recorded config is one of these."""
+    tasks = [task.get("data", {}) for task in config.get("tasks", {}).values()]
+    return any("corpus" in part for part in [*tasks, *config.get("evals", {}).values()])
+
+
+def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str, Any]:
+    """What a recorded config says of the weights; of an older one without tasks and evaluators, with a warning.
+
+    Args:
+      config: of the checkpoint's frame.
+      folder: of the run, for the warning.
+    """
+    if not is_older(config):
+        return config
+    evals = ", ".join(config.get("evals", {})) or "none"
+    warnings.warn(
+        f"{folder} is a run of an earlier version: its tasks, and its evaluators ({evals}), are left out; "
+        "evaluators can be named anew, as --config.evals.NAME.name=zero_shot --config.evals.NAME.source.name=…",
+        OlderRunWarning,
+        stacklevel=2,
+    )
+    lengths = [config.get("text_length") or 0, *(_tokens(task["data"]) for task in config.get("tasks", {}).values())]
+    return {**config, "tasks": {}, "evals": {}, "text_length": max(lengths)}
+
+
+def _tokens(data: Mapping[str, Any]) -> int:
+    """Tokens of a row of an older task's data."""
+    return data.get("row_length") or data.get("images_per_row", 1) * data.get("text_length", 64)
+
+
+def with_saved_tasks(abstract: TrainState, checkpoints: Checkpoints, step: int, mesh: Mesh) -> TrainState:
+    """Shapes of a state, with what the checkpoint itself holds of its tasks and objectives.
+
+    Args:
+      abstract: of a run without tasks.
+      step: name of the checkpoint.
+    """
+    held = checkpoints.shapes(step)
+    whole = replicated(mesh)
+    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+    aux, guard = (jax.tree.map(place, held.get(part) or {}) for part in ("aux", "guard"))
+    return dataclasses.replace(abstract, aux=aux, guard={task: GuardState(**counters) for task, counters in guard.items()})
