@@ -1,34 +1,22 @@
-"""Tokenizers, through the `tokenizers` and `sentencepiece` libraries; the file and its rule travel in the checkpoint.
-
-Rule, the same for all: texts are cut to T tokens and padded at the end with `pad_id`. WordPiece puts [CLS] before and
-[SEP] after a text (BERT); the others put the end-of-text token after it. A text that is cut keeps its last special
-token.
-
-Tokenizers of other libraries (`jaxvl.convert`) keep their rule: kind `json` is any tokenizer.json, with the token before and after a
-text that it has; `clean` is done to texts first; `none` stands for one that was left behind.
-"""
+"""The tokenizer of a run: one of the field's by name and path, or a vocabulary that is trained on the run's own texts."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
-import io
-import json
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
-import numpy as np
-import sentencepiece
 import tokenizers
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, PathText, VocabularySize, check, to_path
-from jaxvl.data import text_files, wordpiece
+from jaxvl.config import ConfigError, Count, PathText, VocabularySize, check, nearest, to_path
+from jaxvl.data import text_files, token_files, unigram, wordpiece
 from jaxvl.data.cleaning import CLEANERS
-from jaxvl.data.folders import cache_folder
+from jaxvl.data.token_folder import TokenizerFolder
+from jaxvl.data.tokenizer import Tokenizer
+from jaxvl.data.unigram import EOS, PAD, UNKNOWN, train_unigram
 
-PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"  # ids 0, 1, 2 of a trained vocabulary
+__all__ = ["EOS", "PAD", "UNKNOWN", "Tokenizer", "TokenizerConfig", "make_tokenizer", "train_unigram"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,197 +24,95 @@ class TokenizerConfig:
     """Which tokenizer.
 
     Attributes:
-      kind: `unigram` is trained (Kudo 2018) on the texts of all tasks' splits; `wordpiece` reads BERT's
-        vocab.txt or a tokenizer.json; `sentencepiece` reads a .model file.
-      path: the file; for `unigram` None.
+      kind: what it is:
+        unigram        trained (Kudo 2018) on texts of the tasks' own data
+        clip           CLIP's byte pairs, 49,408 tokens, as open_clip reads texts
+        siglip         a SentencePiece model, texts in lower case and without punctuation, padded with the end token, as SigLIP
+        t5             a SentencePiece model with T5's ids: padding 0, end 1
+        sentencepiece  any SentencePiece model that has an end token
+        wordpiece      BERT's vocab.txt, or a tokenizer.json of that kind
+        json           any tokenizer.json, or a folder of a Hugging Face tokenizer
+      path: the file, local or remote; for `json` also a folder. None for `unigram`; for `clip` None is the file that open_clip carries.
       vocab_size: of a vocabulary to be trained, special tokens included; few texts may give a smaller one.
       lowercase: whether `unigram` and a vocab.txt ignore case; None: a vocab.txt does what the
         tokenizer_config.json beside it says, and where that says nothing, case is ignored.
+      clean: what is done to a text first, a name of `cleaning.CLEANERS`; None: what the kind does.
+      sample: texts that a vocabulary is trained on, drawn by seed.
     """
 
-    kind: Literal["unigram", "wordpiece", "sentencepiece"] = "unigram"
+    kind: Literal["unigram", "clip", "siglip", "t5", "sentencepiece", "wordpiece", "json"] = "unigram"
     path: PathText | None = None
     vocab_size: VocabularySize = 16000
     lowercase: bool | None = None
+    clean: str | None = None
+    sample: Count = 2_000_000
 
     def __post_init__(self):
+        known = f"{self.clean!r} is not known{nearest(self.clean, list(CLEANERS))} (one of {', '.join(CLEANERS)})"
+        check(self.clean is None or self.clean in CLEANERS, "clean", known)
         if self.kind == "unigram":
             check(
                 self.path is None,
                 "path",
                 f"{self.path!r}: a unigram vocabulary is trained, not read; choose kind wordpiece or sentencepiece",
             )
+            check(self.clean is None, "clean", f"{self.clean!r}: a unigram vocabulary has its own; leave it out")
             check(self.vocab_size >= 16, "vocab_size", f"{self.vocab_size!r} must be >= 16")
-        else:
-            check(self.path is not None, "path", f"is required for kind {self.kind!r}")
-            check(paths.is_file(to_path(self.path, "path")), "path", f"no file {self.path!r}")
-
-
-class Tokenizer:
-    """Texts to token ids. Two tokenizers with equal `to_json()` give equal ids.
-
-    Attributes:
-      kind: as in the config, `json` or `none`. vocab_size: V, which is more than the tokens there are where a model's table has rows to
-        spare. pad_id, eos_id: of padding and of the end of a text ([SEP] for WordPiece). cls_id: of the token before a text, or None.
-      clean: a name of `cleaning.CLEANERS`, or None.
-    """
-
-    def __init__(
-        self, kind: str, content: bytes, *, pad_id: int, eos_id: int | None, cls_id: int | None = None, vocab_size: int | None = None,
-        clean: str | None = None,
-    ):  # fmt: skip
-        self.kind, self.content, self.clean, self._rows = kind, content, clean, vocab_size
-        self.pad_id, self.eos_id, self.cls_id = pad_id, eos_id, cls_id
-        if kind == "none":
-            tokens, self._ids, self._text = vocab_size, _left_behind, _left_behind
-        elif kind in ("unigram", "sentencepiece"):
-            model = sentencepiece.SentencePieceProcessor(model_proto=content)
-            tokens, self._ids = max(model.vocab_size(), pad_id + 1, eos_id + 1), model.encode
-            pieces = model.vocab_size()
-            self._text = lambda ids: model.decode([i for i in ids if i < pieces])
-        else:
-            model = tokenizers.Tokenizer.from_buffer(content)
-            model.no_truncation()
-            model.no_padding()
-            tokens = 1 + max(model.get_vocab().values())
-            self._ids = lambda texts: [e.ids for e in model.encode_batch_fast(texts, add_special_tokens=False)]
-            model.decoder = model.decoder or (tokenizers.decoders.WordPiece() if kind == "wordpiece" else None)
-            word_end = getattr(model.model, "end_of_word_suffix", None) or "</w>"
-            self._text = lambda ids: model.decode(ids, skip_special_tokens=True).replace(word_end, " ")
-        check(
-            vocab_size is None or tokens <= vocab_size,
-            "tokenizer",
-            f"has {tokens} tokens, more than the model's table of {vocab_size} rows",
-        )
-        self.vocab_size = vocab_size or tokens
-
-    @property
-    def before(self) -> list[int]:
-        """Special tokens before every text."""
-        return [] if self.cls_id is None else [self.cls_id]
-
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts, cleaned as `encode` cleans them, without special tokens; those of "a b" are those of "a", then those of "b"."""
-        return self._ids(list(texts) if self.clean is None else list(map(CLEANERS[self.clean], texts)))
-
-    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
-        """Token ids int32 [n, length]. Raises ValueError if `length` has no room for a word beside the special tokens."""
-        before = self.before
-        room = length - len(before) - 1
-        if room < 1:
-            raise ValueError(f"length {length} is too short for a {self.kind} tokenizer; must be >= {len(before) + 2}")
-        out = np.full((len(texts), length), self.pad_id, np.int32)
-        for row, ids in zip(out, self.ids(texts)):
-            ids = [*before, *ids[:room], self.eos_id]
-            row[: len(ids)] = ids
-        return out
-
-    def decode(self, ids: np.ndarray) -> list[str]:
-        """Texts of token ids int [n, length]: what stands before the first EOS, without special tokens."""
-        out = []
-        for row in np.asarray(ids).tolist():
-            row = row[: row.index(self.eos_id)] if self.eos_id in row else row
-            out.append(self._text([i for i in row if i not in (self.pad_id, self.cls_id)]).strip())
-        return out
-
-    def to_json(self) -> str:
-        """Everything that decides the ids, the file's content included."""
-        special = {"pad_id": self.pad_id, "eos_id": self.eos_id, "cls_id": self.cls_id}
-        special |= {k: v for k, v in (("vocab_size", self._rows), ("clean", self.clean)) if v is not None}
-        return json.dumps({"kind": self.kind, **special, "content": base64.b64encode(self.content).decode()})
-
-    @classmethod
-    def from_json(cls, text: str) -> Tokenizer:
-        values = json.loads(text)
-        return cls(values.pop("kind"), base64.b64decode(values.pop("content")), **values)
-
-
-def _left_behind(_) -> None:
-    raise ConfigError("tokenizer", "was left behind when these weights were converted (--tokenizer=none); convert again with its files")
+            check(self.sample >= 1, "sample", f"{self.sample!r} must be >= 1")
+            return
+        check(self.path is not None or self.kind == "clip", "path", f"is required for kind {self.kind!r}")
+        if self.path is not None:
+            path = to_path(self.path, "path")
+            found = paths.is_file(path) or (self.kind == "json" and paths.is_folder(path))
+            check(found, "path", f"no file {self.path!r}")
 
 
 def make_tokenizer(config: TokenizerConfig, texts: Iterable[str] = (), origin: str = "") -> Tokenizer:
     """The tokenizer of a config.
 
     Args:
-      texts: what a `unigram` vocabulary is trained on: captions of the training split, nothing else.
-      origin: says which `texts` these are (by the corpus's content, split and languages); the trained vocabulary is kept in the cache
-        folder under it. Empty: trained anew every time.
+      texts: what a `unigram` vocabulary is trained on: captions of the training data, nothing else (`text_sample.sample_texts`).
+      origin: says which `texts` these are (`text_sample.sample_origin`); the trained vocabulary is kept in the cache folder under it.
+        Empty: trained anew every time.
 
     Raises:
-      ConfigError: a file that is not what its kind says, or lacks a special token; too few texts for the vocabulary.
+      ConfigError: a file that is not what its kind says, or lacks a special token; too few texts for the vocabulary; something that is
+        not installed.
     """
     if config.kind == "unigram":
-        return _trained(config, texts, origin)
-    content = paths.read_bytes(paths.as_path(config.path))
+        lowercase = config.lowercase is not False
+        key = {"vocab_size": config.vocab_size, "lowercase": lowercase, "longest": unigram.LONGEST, "origin": origin} if origin else None
+        return Tokenizer("unigram", unigram.trained(texts, config.vocab_size, lowercase=lowercase, key=key), pad_id=0, eos_id=1)
     try:
-        return _wordpiece(config, content) if config.kind == "wordpiece" else _sentencepiece(content)
-    except ConfigError:
-        raise
+        tokenizer = _read(config)
+        tokenizer.ids(["a"])  # raises where a library that cleans texts is not installed
+    except ConfigError as error:
+        raise (error if error.key.startswith("tokenizer") else error.under("tokenizer")) from None
     except Exception as error:  # both libraries raise bare Exceptions
         raise ConfigError("tokenizer.path", f"{config.path!r} is not a {config.kind} file ({type(error).__name__}: {error})") from None
+    return tokenizer
 
 
-def _trained(config: TokenizerConfig, texts: Iterable[str], origin: str) -> Tokenizer:
-    key = hashlib.sha256(json.dumps([dataclasses.asdict(config), origin, sentencepiece.__version__]).encode()).hexdigest()[:16]
-    folder = cache_folder() / "tokenizers"
-    content = _kept(folder, key) if origin else None
-    if content is None:
-        content = train_unigram(texts, config.vocab_size, lowercase=config.lowercase is not False)
-        if origin:
-            _keep(folder, key, content)
-    return Tokenizer("unigram", content, pad_id=0, eos_id=1)
+def _read(config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer of a file."""
+    path = None if config.path is None else paths.as_path(config.path)
+    if config.kind == "clip":
+        return token_files.read_clip(path, clean=config.clean or "open_clip_lower")
+    if config.kind == "siglip":
+        return token_files.read_pieces(path, pad="</s>", clean=config.clean or "siglip")
+    if config.kind == "json":
+        return token_files.read_json(path, clean=config.clean)
+    if config.kind == "wordpiece":
+        return _wordpiece(config, path)
+    tokenizer = token_files.read_pieces(path, clean=config.clean)
+    ids = (tokenizer.pad_id, tokenizer.eos_id)
+    check(config.kind != "t5" or ids == (0, 1), "tokenizer.path", f"{config.path!r} has padding and end {ids}; T5's are (0, 1)")
+    return tokenizer
 
 
-def _keep(folder: paths.Path, key: str, content: bytes) -> None:
-    """Writes a file whose name has the content's checksum."""
-    paths.make_folder(folder)
-    paths.write_bytes(folder / f"{key}-{_checksum(content)}.model", content)
-
-
-def _kept(folder: paths.Path, key: str) -> bytes | None:
-    """What was kept under a key; None where there is nothing, or a file that is not what was written."""
-    for path in paths.list_folder(folder, f"{key}-*.model"):
-        content = paths.read_bytes(path)
-        if path.name == f"{key}-{_checksum(content)}.model":
-            return content
-    return None
-
-
-def _checksum(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def train_unigram(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -> bytes:
-    """Trains a unigram vocabulary (Kudo 2018; NFKC, spaces as part of words) and returns its SentencePiece model.
-
-    The same set of texts gives the same bytes in every process: hosts that train their own must read the same ids.
-    Hence sorted texts, one thread, and SentencePiece's trainer (that of `tokenizers` differs from run to run).
-
-    Raises:
-      ConfigError: no text, or more distinct characters than the vocabulary has room for.
-    """
-    texts, out = sorted({t for t in texts if t.strip()}), io.BytesIO()
-    check(bool(texts), "tokenizer.vocab_size", "there is no text to train the vocabulary on")
-    characters = len(set("".join(texts).lower() if lowercase else "".join(texts)))
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=out, model_type="unigram", vocab_size=vocab_size, hard_vocab_limit=False,
-            character_coverage=1.0, normalization_rule_name="nmt_nfkc_cf" if lowercase else "nmt_nfkc",
-            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, pad_piece=PAD, eos_piece=EOS, unk_piece=UNKNOWN,
-            shuffle_input_sentence=False, num_threads=1, minloglevel=2,
-        )  # fmt: skip
-    except RuntimeError as error:
-        raise ConfigError(
-            "tokenizer.vocab_size",
-            f"{vocab_size!r} is too small for {len(texts)} texts with about {characters} distinct characters ({error})",
-        ) from None
-    return out.getvalue()
-
-
-def _wordpiece(config: TokenizerConfig, content: bytes) -> Tokenizer:
-    path = paths.as_path(config.path)
-    settings = _settings(path.with_name("tokenizer_config.json"))
+def _wordpiece(config: TokenizerConfig, path: paths.Path) -> Tokenizer:
+    content = paths.read_bytes(path)
+    settings = TokenizerFolder.read(path.parent).settings
     options = wordpiece.read_options(settings)
     if path.suffix == ".json":
         content = text_files.decode(content).encode()
@@ -242,24 +128,4 @@ def _wordpiece(config: TokenizerConfig, content: bytes) -> Tokenizer:
     ids = {token: model.token_to_id(token) for token in ("[PAD]", "[CLS]", "[SEP]", "[UNK]")}
     missing = [token for token, i in ids.items() if i is None]
     check(not missing, "tokenizer.path", f"{config.path!r} has no {', '.join(missing)}; it is not a BERT vocabulary")
-    return Tokenizer("wordpiece", content, pad_id=ids["[PAD]"], eos_id=ids["[SEP]"], cls_id=ids["[CLS]"])
-
-
-def _settings(path: paths.Path) -> dict[str, Any]:
-    """Of a tokenizer_config.json; empty where there is none."""
-    if not paths.is_file(path):
-        return {}
-    try:
-        values = json.loads(text_files.decode(paths.read_bytes(path)))
-    except ValueError as error:
-        raise ConfigError("tokenizer.path", f"{str(path)!r} is not JSON ({error})") from None
-    check(isinstance(values, dict), "tokenizer.path", f"{str(path)!r} must hold a JSON object")
-    return values
-
-
-def _sentencepiece(content: bytes) -> Tokenizer:
-    model = sentencepiece.SentencePieceProcessor(model_proto=content)
-    eos = model.eos_id()
-    check(eos >= 0, "tokenizer.path", "the SentencePiece model has no end-of-sentence piece")
-    pad = model.pad_id()
-    return Tokenizer("sentencepiece", content, pad_id=pad if pad >= 0 else model.vocab_size(), eos_id=eos)
+    return Tokenizer("wordpiece", content, pad_id=ids["[PAD]"], eos_id=ids["[SEP]"], cls_id=ids["[CLS]"], clean=config.clean)

@@ -1,12 +1,8 @@
-"""Tokenizers of other libraries as ours, and back into their files.
-
-A folder's tokenizer is one of: tokenizer.json, a SentencePiece model, CLIP's vocab.json and merges.txt, or BERT's vocab.txt.
-"""
+"""Tokenizers of other libraries as ours (`data/token_files.py`), for a model of theirs; and back into their files."""
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import importlib.util
 import pathlib
 from collections.abc import Callable
@@ -15,22 +11,15 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from jaxvl.data import text_files, wordpiece
-from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
+from jaxvl.data import token_files
+from jaxvl.data.token_folder import TokenizerFolder
+from jaxvl.data.tokenizer import Tokenizer
 from jaxvl.interop.bundle import refusing
-from jaxvl.interop.files import read_json, write_json
+from jaxvl.interop.files import write_json
 from jaxvl.interop.mapping import ConversionError
-from jaxvl.interop.token_folder import TokenizerFolder
 from jaxvl.models import InputSpec
 
-SENTENCEPIECE = ("spiece.model", "tokenizer.model")
-FILES = ("tokenizer.json", *SENTENCEPIECE, "vocab.json with merges.txt", "vocab.txt")
-CLIP_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-CLIP_MERGES = 49152 - 256 - 2
-# What transformers' tokenizer classes do to a text beyond what is in their files.
-_CLASS_CLEANS = {"SiglipTokenizer": "siglip", "Siglip2Tokenizer": "lower"}
-_BERT_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
-_CLIP_TOKENS = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+_ELSEWHERE = "give --tokenizer=FOLDER with its files, or --tokenizer=none to go on without"
 
 
 def read_tokenizer(folder: pathlib.Path, inputs: InputSpec, *, clean: str | None = None, no_separator: bool = False) -> Tokenizer:
@@ -43,118 +32,11 @@ def read_tokenizer(folder: pathlib.Path, inputs: InputSpec, *, clean: str | None
     Raises:
       ConversionError: no tokenizer there, one that does not fit the model, or does what ours cannot.
     """
-    files = TokenizerFolder.read(folder)
-    kind = files.tokenizer_class()
-    if files.settings.get("padding_side", "right") != "right":
-        raise ConversionError(f"{folder / 'tokenizer_config.json'}: padding_side: {files.settings['padding_side']!r}; must be 'right'")
-    if clean is None:
-        clean = _CLASS_CLEANS.get(kind)
-        clean = "siglip_cased" if clean == "siglip" and not files.settings.get("do_lower_case", True) else clean
-    options: dict[str, Any] = dict(vocab_size=inputs.vocab_size, clean=clean)
-    pieces = any(files.has(name) for name in SENTENCEPIECE)
     with refusing("tokenizer"):
-        if files.has("tokenizer.json") and wordpiece.is_bert(kind):
-            return _from_bert(files, options, no_separator)
-        if files.has("tokenizer.json") and not (kind == "SiglipTokenizer" and pieces):
-            return _from_json(files, options, no_separator)
-        if pieces:
-            return _from_sentencepiece(files, options)
-        if files.has("vocab.json", "merges.txt"):
-            return _from_merges(files, options)
-        if files.has("vocab.txt"):
-            return _from_bert(files, options, no_separator)
-    raise ConversionError(f"{folder}: has no tokenizer ({', '.join(FILES)}); give --tokenizer=FOLDER with its files, or "
-                          "--tokenizer=none to go on without")  # fmt: skip
-
-
-def _from_json(files: TokenizerFolder, options: dict[str, Any], no_separator: bool) -> Tokenizer:
-    path = files.path / "tokenizer.json"
-    model, content = files.tokenizer_json()
-    padding = model.padding or {}
-    model.no_padding()
-    model.no_truncation()
-    bare, whole = (model.encode("a", add_special_tokens=special).ids for special in (False, True))
-    start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-    before, after = whole[:start], whole[start + len(bare) :]
-    if not after:  # some leave the end of a text to their class
-        eos = files.special_token("eos_token")
-        after = [model.token_to_id(eos)] if eos and files.settings.get("add_eos_token") else []
-    if len(before) > 1 or len(after) != 1:
-        raise ConversionError(
-            f"{path}: puts {len(before)} tokens before a text and {len(after)} after it; can be taken over as 0 or 1, and 1"
-        )
-    name = files.special_token("pad_token")
-    pad = model.token_to_id(name) if name is not None else padding.get("pad_id")
-    if pad is None:
-        raise ConversionError(f"{path}: pad_token: {name!r} is not one of its tokens" if name else f"{path}: has no pad_token")
-    return Tokenizer("json", content, pad_id=pad, eos_id=0 if no_separator else after[0], cls_id=before[0] if before else None, **options)
-
-
-def _from_bert(files: TokenizerFolder, options: dict[str, Any], no_separator: bool) -> Tokenizer:
-    """As transformers' `BertTokenizer`: its special tokens stand for themselves in a text."""
-    names = {name: files.special_token(name, default) for name, default in _BERT_TOKENS.items()}
-    normal = wordpiece.read_options(files.settings)
-    if files.has("tokenizer.json"):
-        model = wordpiece.with_options(files.tokenizer_json()[0], normal, names["unk_token"])
-    else:
-        model = wordpiece.bert_tokenizer(files.text("vocab.txt", wordpiece.read_vocabulary), normal, names["unk_token"])
-        files.add_tokens(model)
-    ids = {name: model.token_to_id(token) for name, token in names.items()}
-    lacking = [names[name] for name, i in ids.items() if i is None and name != "mask_token"]
-    if lacking:
-        raise ConversionError(f"{files.path}: has no {', '.join(lacking)} among its words; it is not a BERT vocabulary")
-    model.add_special_tokens([names[name] for name, i in ids.items() if i is not None])
-    content = model.to_str().encode()
-    eos = 0 if no_separator else ids["sep_token"]
-    return Tokenizer("wordpiece", content, pad_id=ids["pad_token"], eos_id=eos, cls_id=ids["cls_token"], **options)
-
-
-def _from_sentencepiece(files: TokenizerFolder, options: dict[str, Any]) -> Tokenizer:
-    path = next(files.path / name for name in SENTENCEPIECE if files.has(name))
-    model = make_tokenizer(TokenizerConfig("sentencepiece", str(path)))
-    pad = files.special_token("pad_token")
-    if options["clean"] == "siglip" and pad is None:
-        pad = "</s>"  # the default of SiglipTokenizer
-    pad_id = model.pad_id
-    if pad is not None:
-        import sentencepiece
-
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model.content)
-        pad_id = processor.piece_to_id(pad)
-        if processor.id_to_piece(pad_id) != pad:
-            raise ConversionError(f"{path}: pad_token: {pad!r} is not one of its pieces")
-    return Tokenizer("sentencepiece", model.content, pad_id=pad_id, eos_id=model.eos_id, **options)
-
-
-def _from_merges(files: TokenizerFolder, options: dict[str, Any]) -> Tokenizer:
-    vocabulary = read_json(files.path / "vocab.json")
-    lines = files.text("merges.txt", text_files.read_lines)
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    names = [files.special_token(name, default) for name, default in _CLIP_TOKENS.items()]
-    lacking = [name for name in names if name not in vocabulary]
-    if lacking:
-        raise ConversionError(f"{files.path / 'vocab.json'}: has no {lacking[0]!r}")
-    normal = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " "), normalizers.Lowercase()])
-    try:
-        model = _byte_pairs(vocabulary, merges, names[:2], normal)
-    except Exception as error:  # the library raises bare Exceptions, and TypeErrors
-        raise ConversionError(f"{files.path}: vocab.json and merges.txt do not fit together ({' '.join(str(error).split())})") from None
-    files.add_tokens(model)
-    ids = [vocabulary[name] for name in names]
-    return Tokenizer("json", model.to_str().encode(), cls_id=ids[0], eos_id=ids[1], pad_id=ids[2], **options)
-
-
-def _byte_pairs(vocabulary: dict[str, int], merges: list[tuple[str, str]], special: list[str], normal: Any) -> tokenizers.Tokenizer:
-    model = tokenizers.Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=special[1]))
-    if normal is not None:
-        model.normalizer = normal
-    split = pre_tokenizers.Split(tokenizers.Regex(CLIP_PATTERN), behavior="removed", invert=True)
-    model.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    model.decoder = decoders.ByteLevel()
-    model.add_special_tokens(special)
-    start, end = ((name, vocabulary[name]) for name in special)
-    model.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
-    return model
+        files = TokenizerFolder.read(folder)
+        if token_files.has_tokenizer(files):
+            return token_files.read_folder(files, vocab_size=inputs.vocab_size, clean=clean, no_separator=no_separator)
+    raise ConversionError(f"{folder}: has no tokenizer ({', '.join(token_files.FILES)}); {_ELSEWHERE}")
 
 
 def clip_tokenizer(inputs: InputSpec, clean: str = "open_clip_lower") -> Tokenizer:
@@ -162,28 +44,12 @@ def clip_tokenizer(inputs: InputSpec, clean: str = "open_clip_lower") -> Tokeniz
 
     Raises ConversionError where open_clip is not installed, or the model's vocabulary is another.
     """
-    spec = importlib.util.find_spec("open_clip")
-    if spec is None:
-        raise ConversionError("CLIP's vocabulary comes with open_clip, which is not installed; pip install 'jaxvl[interop]', or give "
-                              "--tokenizer=FOLDER with its files, or --tokenizer=none")  # fmt: skip
-    path = pathlib.Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    lines = text_files.read_lines(gzip.decompress(path.read_bytes()))[1 : CLIP_MERGES + 1]
-    merges = [tuple(line.split(" ")) for line in lines]
-    characters = byte_characters()
-    special = ["<start_of_text>", "<end_of_text>"]
-    words = [*characters, *(c + "</w>" for c in characters), *("".join(m) for m in merges), *special]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    content = _byte_pairs(vocabulary, merges, special, None).to_str().encode()
+    if importlib.util.find_spec("open_clip") is None:
+        raise ConversionError(
+            f"CLIP's vocabulary comes with open_clip, which is not installed; pip install 'jaxvl[interop]', or {_ELSEWHERE}"
+        )
     with refusing("tokenizer"):
-        ids = dict(pad_id=0, cls_id=vocabulary[special[0]], eos_id=vocabulary[special[1]])
-        return Tokenizer("json", content, **ids, vocab_size=inputs.vocab_size, clean=clean)
-
-
-def byte_characters() -> list[str]:
-    """The 256 characters that stand for bytes in GPT-2's and CLIP's vocabularies, in the order of their ids."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [b for b in range(256) if b not in printable]
-    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
+        return token_files.read_clip(vocab_size=inputs.vocab_size, clean=clean)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +64,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path, length: int) -> 
     """
     settings: dict[str, Any] = {"model_max_length": length, "padding_side": "right", "clean_up_tokenization_spaces": False}
     if tokenizer.kind == "sentencepiece" and tokenizer.clean in ("siglip", "siglip_cased"):
-        (folder / SENTENCEPIECE[0]).write_bytes(tokenizer.content)
+        (folder / token_files.SENTENCEPIECE[0]).write_bytes(tokenizer.content)
         names = _names(tokenizer)
         write_json(folder / "tokenizer_config.json", settings | {
             "tokenizer_class": "SiglipTokenizer", "do_lower_case": tokenizer.clean == "siglip", "pad_token": names["pad_token"],

@@ -90,8 +90,8 @@ def test_case_that_a_config_names_goes_before_the_file(tmp_path):
     [
         ('{"strip_accents": "no"}', "tokenizer_config.json.strip_accents: 'no' must be true, false or null"),
         ('{"do_lower_case": null}', "tokenizer_config.json.do_lower_case: None must be true or false"),
-        ("{", "tokenizer_config.json' is not JSON"),
-        ("[]", "tokenizer_config.json' must hold a JSON object"),
+        ("{", "tokenizer_config.json: is not JSON"),
+        ("[]", "tokenizer_config.json: must hold a JSON object"),
     ],
 )
 def test_settings_that_cannot_be(settings, message, tmp_path):

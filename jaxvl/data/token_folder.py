@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import tokenizers
 
+from jaxvl import paths
+from jaxvl.config import ConfigError
 from jaxvl.data import text_files
-from jaxvl.interop.files import read_json
-from jaxvl.interop.mapping import ConversionError
 
 T = TypeVar("T")
 # The classes of tokenizers that transformers takes for a model whose folder names none.
@@ -26,22 +26,25 @@ class TokenizerFolder:
     """A folder with a tokenizer's files.
 
     Attributes:
-      path: the folder.
+      path: the folder, local or remote.
       settings: of tokenizer_config.json; empty where there is none.
       special: of special_tokens_map.json, the same.
+      json_name: of its tokenizer.json.
     """
 
-    path: pathlib.Path
+    path: paths.Path
     settings: Mapping[str, Any]
     special: Mapping[str, Any]
+    json_name: str = "tokenizer.json"
 
     @classmethod
-    def read(cls, path: pathlib.Path) -> TokenizerFolder:
+    def read(cls, path: paths.Path) -> TokenizerFolder:
+        """Raises ConfigError where a file is not what its name says."""
         return cls(path, _optional(path / "tokenizer_config.json"), _optional(path / "special_tokens_map.json"))
 
     def has(self, *names: str) -> bool:
         """Whether all of these files are there."""
-        return all((self.path / name).is_file() for name in names)
+        return all(paths.is_file(self.path / name) for name in names)
 
     def tokenizer_class(self) -> str:
         """Name, without `Fast`, of the class that transformers' `AutoTokenizer` takes; empty where nothing says it."""
@@ -61,25 +64,25 @@ class TokenizerFolder:
         return default
 
     def text(self, name: str, read: Callable[[bytes], T]) -> T:
-        """A text file through `read`. Raises ConversionError where it is not UTF-8."""
+        """A text file through `read`. Raises ConfigError where it is not UTF-8."""
         try:
-            return read((self.path / name).read_bytes())
+            return read(paths.read_bytes(self.path / name))
         except UnicodeDecodeError as error:
-            raise ConversionError(f"{self.path / name}: is not a text file ({error})") from None
+            raise ConfigError("tokenizer", f"{self.path / name}: is not a text file ({error})") from None
 
     def tokenizer_json(self) -> tuple[tokenizers.Tokenizer, bytes]:
-        """The tokenizer of tokenizer.json, and the file."""
-        content = self.text("tokenizer.json", text_files.decode).encode()
+        """The tokenizer of tokenizer.json, and the file. Raises ConfigError."""
+        content = self.text(self.json_name, text_files.decode).encode()
         try:
             return tokenizers.Tokenizer.from_buffer(content), content
         except Exception as error:  # the library raises bare Exceptions
-            raise ConversionError(f"{self.path / 'tokenizer.json'}: is not a tokenizer ({error})") from None
+            raise ConfigError("tokenizer", f"{self.path / self.json_name}: is not a tokenizer ({error})") from None
 
     def add_tokens(self, model: tokenizers.Tokenizer) -> None:
         """Gives a tokenizer that was made from a vocabulary the tokens that the folder has beside it.
 
         Raises:
-          ConversionError: one that gets another id than the folder says.
+          ConfigError: one that gets another id than the folder says.
         """
         ids, fields = self._added_tokens()
         special = self._extra_tokens()
@@ -91,7 +94,9 @@ class TokenizerFolder:
             token = tokenizers.AddedToken(text, special=is_special, **{"normalized": not is_special, **options})
             (model.add_special_tokens if is_special else model.add_tokens)([token])
             if model.token_to_id(text) != ids[text]:
-                raise ConversionError(f"{self.path}: {text!r} gets the id {model.token_to_id(text)}, but the folder says {ids[text]}")
+                raise ConfigError(
+                    "tokenizer", f"{self.path}: {text!r} gets the id {model.token_to_id(text)}, but the folder says {ids[text]}"
+                )
         late = [_text(token) for token in self.special.get("additional_special_tokens") or []]
         model.add_special_tokens([text for text in [*special, *late] if text not in ids])
 
@@ -101,10 +106,10 @@ class TokenizerFolder:
         if not decoder:
             ids = _optional(self.path / "added_tokens.json")
             if not all(isinstance(i, int) for i in ids.values()):
-                raise ConversionError(f"{self.path / 'added_tokens.json'}: must hold the id of each token")
+                raise ConfigError("tokenizer", f"{self.path / 'added_tokens.json'}: must hold the id of each token")
             return ids, {}
         if not isinstance(decoder, dict) or not all(i.isdecimal() for i in decoder):
-            raise ConversionError(f"{self.path / 'tokenizer_config.json'}: added_tokens_decoder: must hold a token for each id")
+            raise ConfigError("tokenizer", f"{self.path / 'tokenizer_config.json'}: added_tokens_decoder: must hold a token for each id")
         ids = {_text(token): int(i) for i, token in decoder.items()}
         return ids, {_text(token): token for token in decoder.values() if isinstance(token, dict)}
 
@@ -120,14 +125,25 @@ class TokenizerFolder:
         return []
 
 
-def _optional(path: pathlib.Path) -> dict[str, Any]:
+def read_object(path: paths.Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises ConfigError where it holds none."""
+    try:
+        values = json.loads(text_files.decode(paths.read_bytes(path)))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError("tokenizer", f"{path}: is not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError("tokenizer", f"{path}: must hold a JSON object")
+    return values
+
+
+def _optional(path: paths.Path) -> dict[str, Any]:
     """A JSON file's object; empty where there is no file."""
-    return read_json(path) if path.is_file() else {}
+    return read_object(path) if paths.is_file(path) else {}
 
 
 def _text(token: Any) -> str:
-    """Of a token that is written as a text, or as its text and options. Raises ConversionError for anything else."""
+    """Of a token that is written as a text, or as its text and options. Raises ConfigError for anything else."""
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
-        raise ConversionError(f"token {token!r}: must be a text, or have it as content")
+        raise ConfigError("tokenizer", f"token {token!r}: must be a text, or have it as content")
     return text
