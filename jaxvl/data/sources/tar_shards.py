@@ -22,9 +22,11 @@ from collections.abc import Sequence
 import msgpack
 
 from jaxvl import paths
+from jaxvl.config.errors import shown
 from jaxvl.data.corpora.store import cache_folder
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Log
+from jaxvl.data.sources.shard_counts import count_notes
 from jaxvl.data.sources.tar_index import VERSION, BadIndex, TarIndex, make_index, read_index
 from jaxvl.paths import FileState
 
@@ -55,8 +57,8 @@ class Shard:
     left_out: dict[str, tuple[int, str]]
 
 
-def open_shards(files: Sequence[str], log: Log, index_folder: paths.Path | None = None) -> tuple[list[Shard], bool]:
-    """The shards, indexed, and whether any index was not there yet.
+def open_shards(files: Sequence[str], log: Log, index_folder: paths.Path | None = None) -> list[Shard]:
+    """The shards, indexed; what is odd about them is said.
 
     Args:
       index_folder: where indexes are kept instead of beside the shards.
@@ -66,12 +68,27 @@ def open_shards(files: Sequence[str], log: Log, index_folder: paths.Path | None 
     """
     states = _states(files)
     catalogue = _catalogue_file(files, states)
-    shards = _read_catalogue(catalogue, files, states)
-    if shards is not None:
-        return shards, False
-    shards = _index_all(files, states, log, index_folder)
-    _keep(catalogue, msgpack.packb([VERSION, [[s.samples, s.digest, s.left_out] for s in shards]]), log)
-    return shards, True
+    kept = _read_catalogue(catalogue, files, states)
+    if kept is None:
+        shards = _index_all(files, states, log, index_folder)
+        notes = count_notes({shard.file: shard.samples for shard in shards})
+        _keep(catalogue, _catalogue(shards, notes), log)
+    else:
+        shards, notes = kept
+    for note in [*_left_out(shards), *notes]:
+        log(note)
+    return shards
+
+
+def _left_out(shards: Sequence[Shard]) -> list[str]:
+    """One sentence for each cause why members are in no sample."""
+    members: dict[str, int] = {}
+    first: dict[str, str] = {}
+    for shard in shards:
+        for cause, (n, name) in shard.left_out.items():
+            members[cause] = members.get(cause, 0) + n
+            first.setdefault(cause, f"{shard.file}: {shown(name)}")
+    return [f"left out of the tar shards: {cause}: {n:,} (first: {first[cause]})" for cause, n in sorted(members.items())]
 
 
 def _states(files: Sequence[str]) -> list[FileState]:
@@ -96,17 +113,22 @@ def _catalogue_file(files: Sequence[str], states: Sequence[FileState]) -> paths.
     return cache_folder() / FOLDER / f"{digest.hexdigest()[:32]}.catalogue"
 
 
-def _read_catalogue(file: paths.Path, files: Sequence[str], states: Sequence[FileState]) -> list[Shard] | None:
-    """None where it is not there or damaged."""
+def _catalogue(shards: Sequence[Shard], notes: Sequence[str]) -> bytes:
+    entries = [[shard.samples, shard.digest, shard.left_out] for shard in shards]
+    return msgpack.packb([VERSION, entries, notes], unicode_errors="surrogateescape")
+
+
+def _read_catalogue(file: paths.Path, files: Sequence[str], states: Sequence[FileState]) -> tuple[list[Shard], list[str]] | None:
+    """The shards and what is odd about them; None where the catalogue is not there or damaged."""
     try:
-        version, entries = msgpack.unpackb(paths.read_bytes(file))
+        version, entries, notes = msgpack.unpackb(paths.read_bytes(file), unicode_errors="surrogateescape")
         if version != VERSION or len(entries) != len(files):
             return None
         shards = []
         for name, state, (samples, digest, left_out) in zip(files, states, entries):
             causes = {str(cause): (int(n), str(first)) for cause, (n, first) in left_out.items()}
             shards.append(Shard(name, state, int(samples), str(digest), causes))
-        return shards
+        return shards, [str(note) for note in notes]
     except FileNotFoundError:
         return None
     except Exception:  # msgpack raises many types for one damaged file; the indexes say the same
@@ -126,7 +148,7 @@ def _index_all(files: Sequence[str], states: Sequence[FileState], log: Log, fold
     order = list(range(len(files)))
     random.Random(os.getpid()).shuffle(order)  # so that hosts that share a folder do not index the same shard at the same time
     with concurrent.futures.ThreadPoolExecutor(INDEXED_AT_ONCE) as pool:
-        for done in [pool.submit(index, i) for i in order]:
+        for done in concurrent.futures.as_completed([pool.submit(index, i) for i in order]):
             try:
                 done.result()
             except BaseException:
