@@ -69,14 +69,20 @@ class TarIndex:
         """Number of samples."""
         return len(self.first) - 1
 
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(self, name).nbytes for name in _ARRAYS)
+
     def key(self, i: int) -> str:
         """Name of the members of sample `i` up to the first dot of the last part of the path."""
         return _text(self.keys[self.key_end[i] : self.key_end[i + 1]].tobytes())
 
     def members(self, i: int) -> dict[str, tuple[int, int]]:
         """Suffix -> offset and size in bytes of the members of sample `i`, in their order."""
-        start, stop = int(self.first[i]), int(self.first[i + 1])
-        suffixes, offsets, sizes = (part[start:stop].tolist() for part in (self.suffix, self.offset, self.size))
+        start, stop = self.first[i : i + 2].tolist()
+        suffixes = self.suffix[start:stop].tolist()
+        offsets = self.offset[start:stop].tolist()
+        sizes = self.size[start:stop].tolist()
         return {self.suffixes[s]: (offset * BLOCK, size) for s, offset, size in zip(suffixes, offsets, sizes)}
 
     def having(self, suffixes: set[str]) -> np.ndarray:

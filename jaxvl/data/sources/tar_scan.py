@@ -96,6 +96,8 @@ class Scan:
             start = self._position
             header = self._pages.get(start, BLOCK)
             if len(header) < BLOCK:
+                if start == 0:
+                    raise DataError(f"{self._name}: {_what_it_is(header)}")
                 if not self._cut:
                     self._leave_out(CUT_SHORT if header else NO_END, f"byte {start}")
                 return
@@ -227,9 +229,13 @@ def _number(field: bytes) -> int:
     digits = field.partition(b"\0")[0].strip()
     if not digits:
         return 0
-    if not digits.isdigit() or b"8" in digits or b"9" in digits:
-        raise _Damaged("a number that is none")
-    return int(digits, 8)
+    try:
+        number = int(digits, 8)
+    except ValueError:
+        raise _Damaged("a number that is none") from None
+    if number < 0:
+        raise _Damaged("a negative number")
+    return number
 
 
 def _decimal(text: str) -> int:

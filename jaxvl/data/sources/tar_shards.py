@@ -32,7 +32,9 @@ from jaxvl.paths import FileState
 
 ENDING = ".jaxvl.idx"
 FOLDER = "tar_index"
-MOST_OPEN = 256  # indexes
+MOST_HELD = 64 * 2**20  # bytes of indexes in memory
+MAPPED = 4 * 2**20  # an index that is larger is mapped into memory, and counts as if it had
+COST_OF_MAPPED = 2**20  # bytes; each keeps a file open
 PIECE_REMOTE = 8 * 2**20  # bytes that are read of a remote shard at a time
 INDEXED_AT_ONCE = 8  # shards
 SAID_EVERY = 10.0  # seconds
@@ -237,8 +239,8 @@ def open_index(place: paths.Path) -> TarIndex:
     if paths.is_remote(place):
         return read_index(paths.read_bytes(place))
     with open(place, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise BadIndex("it is empty")
+        if os.fstat(file.fileno()).st_size <= MAPPED:
+            return read_index(file.read())
         return read_index(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
@@ -270,7 +272,7 @@ def _keep(file: paths.Path, content: bytes, log: Log) -> None:
 
 
 class Indexes:
-    """The indexes of shards, opened when they are needed; the last ones used stay open. Thread-safe.
+    """The indexes of shards, opened when they are needed; those used last stay in memory. Thread-safe.
 
     Args:
       shards: whose indexes they are.
@@ -280,27 +282,41 @@ class Indexes:
     def __init__(self, shards: Sequence[Shard], folder: paths.Path | None, log: Log):
         self._shards, self._folder, self._log = shards, folder, log
         self._lock = threading.Lock()
-        self._open: collections.OrderedDict[int, TarIndex] = collections.OrderedDict()
+        self._held: collections.OrderedDict[int, TarIndex] = collections.OrderedDict()
+        self._cost = 0
 
     def __getitem__(self, i: int) -> TarIndex:
         """The index of shard `i`. Raises DataError where the shard is no longer what it was."""
         with self._lock:
-            index = self._open.get(i)
+            index = self._held.get(i)
             if index is not None:
-                self._open.move_to_end(i)
+                self._held.move_to_end(i)
                 return index
         shard = self._shards[i]
         index, _ = find_or_make(shard.file, shard.state, self._log, self._folder)
         if index.digest != shard.digest:
             raise DataError(f"{shard.file}: was replaced; start again")
-        with self._lock:
-            self._open[i] = index
-            if len(self._open) > MOST_OPEN:
-                self._open.popitem(last=False)
+        self._hold(i, index)
         return index
+
+    def _hold(self, i: int, index: TarIndex) -> None:
+        with self._lock:
+            if i in self._held:
+                return
+            self._held[i] = index
+            self._cost += _cost(index)
+            while self._cost > MOST_HELD and len(self._held) > 1:
+                _, oldest = self._held.popitem(last=False)
+                self._cost -= _cost(oldest)
 
     def __getstate__(self) -> tuple[Sequence[Shard], paths.Path | None]:
         return self._shards, self._folder
 
     def __setstate__(self, state: tuple[Sequence[Shard], paths.Path | None]) -> None:
         self.__init__(*state, log=print)
+
+
+def _cost(index: TarIndex) -> int:
+    """Bytes that count for an index that is held."""
+    size = index.nbytes
+    return size if size <= MAPPED else COST_OF_MAPPED

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Collection, Iterable, Mapping
@@ -181,13 +182,23 @@ class _Sample:
     """One sample: where it is, and its members."""
 
     def __init__(self, shard: Shard, index: TarIndex, row: int):
-        self.shard, self.key = shard, index.key(row)
+        self.shard, self._index, self._row = shard, index, row
         self.members = index.members(row)
-        self.where = f"{shard.file}: {self.key}"
+
+    @functools.cached_property
+    def key(self) -> str:
+        return self._index.key(self._row)
+
+    @functools.cached_property
+    def where(self) -> str:
+        return f"{self.shard.file}: {self.key}"
 
     def member(self, about: MemberColumn) -> str | None:
         """The ending that a column is read from."""
-        return next((ending for ending in about.endings if ending in self.members), None)
+        for ending in about.endings:
+            if ending in self.members:
+                return ending
+        return None
 
     def what_is_there(self) -> str:
         left_out = ", ".join(f"{cause}: {n}" for cause, (n, _) in self.shard.left_out.items())
