@@ -97,23 +97,12 @@ def _states(files: Sequence[str]) -> list[FileState]:
     """Raises DataError where files are not there, or cannot be read in ranges."""
     try:
         states = paths.file_states(files)
-        _check_servers([file for file, state in zip(files, states) if state is not None])
     except OSError as error:
         raise DataError(str(error)) from None
     missing = [file for file, state in zip(files, states) if state is None]
     if missing:
         raise DataError(f"{missing[0]}: is not there ({len(missing):,} of {len(files):,} shards are missing)")
     return [state for state in states if state is not None]
-
-
-def _check_servers(files: Sequence[str]) -> None:
-    """Asks each web server once whether it reads ranges. Raises OSError."""
-    seen = set()
-    for file in files:
-        server = "/".join(file.split("/")[:3])
-        if paths.scheme_of(file) in paths.READ_ONLY and server not in seen:
-            seen.add(server)
-            paths.check_ranges(file)
 
 
 def _catalogue_file(files: Sequence[str], states: Sequence[FileState]) -> paths.Path:
