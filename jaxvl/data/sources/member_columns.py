@@ -1,0 +1,199 @@
+"""Columns of a sample of named members: which member a column is, and how its bytes become a value.
+
+A column is written as endings of members, the first that is there wins: `"jpg;png;webp"`, `"txt;caption"`. Keys of a JSON
+member follow a colon: `"json:caption;alt"`, the first that is not empty wins. `"__key__"` and `"__url__"` are the sample's
+key and its shard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+import numpy as np
+
+from jaxvl.config import check, nearest
+from jaxvl.config.errors import ConfigError, shown
+from jaxvl.data import text_files
+from jaxvl.data.records import BadRecord
+from jaxvl.data.sources.base import Kind
+
+INFO = ("__key__", "__url__")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif", "jxl", "jp2", "heic")
+AUDIO = ("flac", "wav", "mp3", "ogg", "opus", "m4a", "aac")
+TEXTS = ("txt", "text", "caption", "transcript", "title", "alt")
+CLASSES = ("cls", "cls2", "class", "label", "index", "inx", "id")
+PICKLES = ("pyd", "pickle", "pkl", "pth", "pt", "joblib", "ckpt")
+KINDS = {
+    **dict.fromkeys(IMAGES, "image"),
+    **dict.fromkeys(AUDIO, "audio"),
+    **dict.fromkeys(TEXTS, "text"),
+    **dict.fromkeys(CLASSES, "class"),
+    "npy": "array",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MemberColumn:
+    """Where the values of a column come from.
+
+    Attributes:
+      endings: of members, the preferred one first; one of INFO alone for what is known of every sample.
+      keys: of a JSON object in the member, the preferred one first; empty: the member itself is the value.
+      kind: of the values; None: what the first records of the source hold decides.
+    """
+
+    endings: tuple[str, ...]
+    keys: tuple[str, ...]
+    kind: Kind | None
+
+    @property
+    def is_info(self) -> bool:
+        return self.endings[0] in INFO
+
+
+def parse_columns(columns: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, MemberColumn]:
+    """The columns of a config.
+
+    Args:
+      columns: name -> endings, or an ending and keys.
+      kinds: name -> kind, where the ending does not tell it.
+
+    Raises:
+      ConfigError: one cannot be used; its key is `columns.NAME` or `kinds.NAME`.
+    """
+    check(len(columns) > 0, "columns", "is empty; must name at least one column")
+    for name, kind in kinds.items():
+        field = f"kinds.{name}"
+        check(name in columns, field, f"is the kind of no column{nearest(name, list(columns))} (columns: {', '.join(columns)})")
+        valid = [k for k in get_args(Kind) if k != "frames"]
+        check(kind in valid, field, f"{kind!r} is not valid; must be one of {', '.join(valid)}{nearest(kind, valid)}")
+    return {name: _parse(text, f"columns.{name}", kinds.get(name)) for name, text in columns.items()}
+
+
+def _parse(text: str, field: str, kind: str | None) -> MemberColumn:
+    before, colon, after = text.partition(":")
+    endings, keys = _parts(before.lower()), _parts(after)
+    check(len(endings) > 0 and (not colon or len(keys) > 0), field, f"{text!r} names no members; write 'jpg;png' or 'json:caption'")
+    if any(ending in INFO for ending in endings):
+        check(len(endings) == 1 and not colon, field, f"{text!r} must be {' or '.join(INFO)} alone")
+        return MemberColumn(endings, (), "text")
+    for ending in endings:
+        last = ending.rpartition(".")[2]
+        check(
+            last not in PICKLES, field, f"{ending!r} members hold pickled objects, which may run code when they are read; write them as npy"
+        )
+        check(last != "npz", field, "'npz' members hold several arrays; write each as npy")
+        check(not colon or last == "json", field, f"{text!r}: only json members have keys")
+        check(bool(colon) or last != "json", field, f"{text!r}: which key of the json? write '{ending}:caption'")
+    if colon:
+        return MemberColumn(endings, keys, kind)
+    found = {KINDS.get(ending.rpartition(".")[2]) for ending in endings}
+    if kind is None and None in found:
+        raise ConfigError(field, f"what {text!r} members hold is not known; say it in kinds (image, audio, text, texts, class, …)")
+    check(kind is not None or len(found) == 1, field, f"{text!r} mixes {' and '.join(sorted(map(str, found)))}; say in kinds what is meant")
+    return MemberColumn(endings, (), kind or found.pop())
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().removeprefix(".") for part in text.split(";") if part.strip())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Values
+
+
+def decode(content: bytes, kind: Kind, where: str) -> object:
+    """The value of a member. Raises BadRecord."""
+    if kind in ("image", "audio"):
+        return content
+    if kind == "array":
+        return _array(content, where)
+    try:
+        text = text_files.decode(content)
+    except UnicodeDecodeError as error:
+        raise BadRecord("text is not UTF-8", f"{where}: {error}") from None
+    if kind == "text":
+        return text
+    if kind == "texts":
+        return [line for line in text_files.read_lines(content) if line.strip()]
+    return _number(text.strip(), kind, where)
+
+
+def _number(text: str, kind: Kind, where: str) -> int | float:
+    try:
+        return float(text) if kind == "float" else int(text)
+    except ValueError:
+        raise BadRecord("number cannot be read", f"{where}: {shown(text)}") from None
+
+
+def _array(content: bytes, where: str) -> np.ndarray:
+    try:
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a damaged header raises many types
+        raise BadRecord("array cannot be read", f"{where}: {type(error).__name__}: {error}") from None
+
+
+def parse_json(content: bytes, where: str) -> Mapping[str, object]:
+    """The object in a JSON member. Raises BadRecord."""
+    try:
+        value = json.loads(text_files.decode(content))
+    except (ValueError, RecursionError) as error:
+        raise BadRecord("json cannot be read", f"{where}: {type(error).__name__}: {error}"[:300]) from None
+    if not isinstance(value, dict):
+        raise BadRecord("json cannot be read", f"{where}: is of type {type(value).__name__}, not an object")
+    return value
+
+
+def first_value(found: Mapping[str, object], keys: Sequence[str]) -> object | None:
+    """The value of the first key that is there and not empty; None where there is none."""
+    for key in keys:
+        value = found.get(key)
+        empty = value is None or (isinstance(value, (str, list, dict)) and not value)
+        blank = isinstance(value, str) and not value.strip()
+        if not empty and not blank:
+            return value
+    return None
+
+
+def kind_of(value: object) -> Kind | None:
+    """The kind that a JSON value is; None where it is of no kind."""
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, bool):
+        return "int"
+    if isinstance(value, int):
+        return "int"
+    if isinstance(value, float):
+        return "float"
+    if isinstance(value, list) and value:
+        return "texts" if all(isinstance(part, str) for part in value) else _array_kind(value)
+    return None
+
+
+def _array_kind(value: list) -> Kind | None:
+    try:
+        return "array" if np.asarray(value).dtype.kind in "biuf" else None
+    except ValueError:  # lists of unequal lengths
+        return None
+
+
+def as_kind(value: object, kind: Kind, where: str) -> object:
+    """A JSON value as the kind of its column. Raises BadRecord where it is of another."""
+    found = kind_of(value)
+    if kind == "texts" and found in ("text", "texts"):
+        return [value] if found == "text" else list(value)
+    if kind == "text" and found == "text":
+        return value
+    if kind == "float" and found in ("int", "float"):
+        return float(value)
+    if kind in ("int", "class") and found == "int":
+        return int(value)
+    if kind == "array" and found in ("array", "int", "float"):
+        return np.asarray(value)
+    if kind in ("int", "float", "class") and found == "text":
+        return _number(value.strip(), kind, where)
+    raise BadRecord("value is of another kind", f"{where}: {shown(value)} is no {kind}; say in kinds what the column holds")

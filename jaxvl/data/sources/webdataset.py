@@ -1,0 +1,243 @@
+"""Tar shards as webdataset, open_clip and img2dataset write and read them, by random access.
+
+A sample is the members of one key: `000000001.jpg`, `000000001.txt`, `000000001.json`. Every sample is a record, in the
+order of the files and of the first members; one that lacks a column is a bad record of that cause. An index of each shard
+is made once, in one pass over its headers (`tar_index.py`). Nothing is unpacked and no pickle is read.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import hashlib
+import itertools
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+
+from jaxvl.config import check, nearest, to_path
+from jaxvl.config.errors import shown
+from jaxvl.data.records import BadRecord, DataError
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.base import Column, Kind, Log, Record, Source
+from jaxvl.data.sources.file_patterns import expand_files
+from jaxvl.data.sources.member_columns import MemberColumn, as_kind, decode, first_value, kind_of, parse_columns, parse_json
+from jaxvl.data.sources.range_files import RangeFiles
+from jaxvl.data.sources.tar_index import TarIndex
+from jaxvl.data.sources.tar_shards import Indexes, Shard, open_shards
+
+OPEN_CLIP_COLUMNS = {"image": "jpg;png;jpeg;webp", "text": "txt;caption"}
+MOST_BYTES = 2**28  # of a member that is read
+PROBED = 64  # records that may decide the kind of a column
+MOST_KEYS = 20_000_000  # that are listed at once
+
+
+@SOURCES.register("webdataset")
+@dataclasses.dataclass(frozen=True)
+class WebDataset:
+    """Config of a source of tar shards.
+
+    Attributes:
+      files: shards: paths or URLs (gs://, s3://, https://) with braces (`{00000..00099}.tar`) or globs, or folders; `::` joins several.
+      columns: name -> members: endings (`"jpg;png"`), or keys of a JSON member (`"json:caption;alt"`); the first that is there
+        wins. `key` and `url` (the sample's key, its shard) are added.
+      optional: columns that records may lack; a record that lacks another one is skipped and counted.
+      kinds: column -> kind, where its ending does not tell it. `texts` of a text member are its lines.
+      index: folder for the indexes; None: beside the shards where that can be written, else in the cache folder.
+    """
+
+    files: str | tuple[str, ...]
+    columns: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(OPEN_CLIP_COLUMNS))
+    optional: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    index: str | None = None
+
+    def __post_init__(self):
+        parse_columns(self.columns, self.kinds)
+        for name in self.optional:
+            columns = list(self.columns)
+            check(name in columns, "optional", f"{name!r} is no column{nearest(name, columns)} (columns: {', '.join(columns)})")
+
+    def open(self, log: Log = print) -> Source:
+        files = expand_files(self.files, "files")
+        columns = {name: text for name, text in (("key", "__key__"), ("url", "__url__")) if name not in self.columns}
+        members = parse_columns({**self.columns, **columns}, self.kinds)
+        folder = None if self.index is None else to_path(self.index, "index")
+        shards = open_shards(files, log, folder)
+        name = self.files if isinstance(self.files, str) else "::".join(self.files)
+        return TarSource(shown(name).strip("'"), shards, Indexes(shards, folder, log), members, frozenset(self.optional))
+
+
+class TarSource(Source):
+    """Samples of tar shards.
+
+    Args:
+      name: for messages.
+      shards: in order.
+      indexes: of the shards.
+      members: column -> where its values come from; one whose kind is not known is looked at.
+      optional: columns that records may lack.
+
+    Raises:
+      DataError: there are no samples.
+    """
+
+    def __init__(self, name: str, shards: list[Shard], indexes: Indexes, members: Mapping[str, MemberColumn], optional: frozenset[str]):
+        self.name, self._shards, self._indexes = name, shards, indexes
+        self._starts = [0, *itertools.accumulate(shard.samples for shard in shards)]
+        self._files = RangeFiles()
+        if self._starts[-1] == 0:
+            raise DataError(f"{name}: the {len(shards):,} shards hold no samples, that is members such as 0001.jpg and 0001.txt")
+        self._members = {column: self._with_kind(about) for column, about in members.items()}
+        self.columns = {column: Column(_kind(about), column in optional) for column, about in self._members.items()}
+        self.fingerprint = _fingerprint(shards, self._members)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def shards(self) -> np.ndarray:
+        return np.array([shard.samples for shard in self._shards], np.int64)
+
+    def read(self, i: int, columns: Collection[str] | None = None) -> Record:
+        shard, index, row = self._place(i)
+        sample = _Sample(shard, index, row)
+        names = list(self.columns) if columns is None else list(columns)
+        wanted = {name: sample.member(self._members[name]) for name in names if not self._members[name].is_info}
+        for name, ending in wanted.items():
+            if ending is None and not self.columns[name].optional:
+                raise BadRecord(f"no {name}", f"{sample.where}: {sample.what_is_there()}")
+        contents = self._read_members(sample, {ending for ending in wanted.values() if ending is not None})
+        parsed = _Parsed(sample, contents)
+        record = {}
+        for name in names:
+            value = parsed.value(self._members[name], wanted.get(name))
+            if value is not None:
+                record[name] = value
+            elif not self.columns[name].optional:
+                keys = " or ".join(map(repr, self._members[name].keys))
+                raise BadRecord(f"no {name}", f"{sample.where}: {wanted[name]} has no {keys} that is not empty")
+        return record
+
+    def column(self, name: str) -> np.ndarray | None:
+        if not self._members[name].is_info or len(self) > MOST_KEYS:
+            return None
+        if self._members[name].endings == ("__url__",):
+            return np.repeat([shard.file for shard in self._shards], self.shards())
+        keys = itertools.chain.from_iterable(self._indexes[s].all_keys() for s in range(len(self._shards)))
+        return np.array(list(keys))
+
+    def present(self, name: str) -> np.ndarray | None:
+        about = self._members.get(name)
+        if about is None or about.is_info or name not in self.columns or not self.columns[name].optional:
+            return super().present(name)
+        if about.keys:
+            return None
+        endings = set(about.endings)
+        return np.concatenate([self._indexes[s].having(endings) for s in range(len(self._shards))])
+
+    def _place(self, i: int) -> tuple[Shard, TarIndex, int]:
+        """Shard, index and row of record `i`. Raises IndexError, DataError."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.name}: there is no record {i} of {len(self):,}")
+        s = bisect.bisect_right(self._starts, i) - 1
+        return self._shards[s], self._indexes[s], int(i) - self._starts[s]
+
+    def _read_members(self, sample: _Sample, endings: Collection[str]) -> dict[str, bytes]:
+        """Content of members of one sample. Raises BadRecord, DataError."""
+        ordered = sorted(endings)
+        ranges = [sample.members[ending] for ending in ordered]
+        for ending, (_, size) in zip(ordered, ranges):
+            if size > MOST_BYTES:
+                raise BadRecord("member is too large", f"{sample.where}.{ending}: {size:,} bytes (at most {MOST_BYTES:,} are read)")
+        return dict(zip(ordered, self._files.read(sample.shard.file, sample.shard.state, ranges)))
+
+    def _with_kind(self, about: MemberColumn) -> MemberColumn:
+        """A column of JSON keys with the kind of what the first records hold; text where they hold nothing."""
+        if about.kind is not None:
+            return about
+        kinds = {kind_of(value) for value in self._first_values(about)} - {None}
+        if kinds == {"int", "float"}:
+            kinds = {"float"}
+        if kinds == {"text", "texts"}:
+            kinds = {"texts"}
+        check(len(kinds) <= 1, "columns", f"{';'.join(about.keys)!r} holds {' and '.join(sorted(kinds))}; say in kinds what is meant")
+        return dataclasses.replace(about, kind=next(iter(kinds), "text"))
+
+    def _first_values(self, about: MemberColumn) -> Iterable[object]:
+        for i in range(min(PROBED, len(self))):
+            shard, index, row = self._place(i)
+            sample = _Sample(shard, index, row)
+            ending = sample.member(about)
+            if ending is None:
+                continue
+            try:
+                content = self._read_members(sample, [ending])[ending]
+                yield first_value(parse_json(content, sample.where), about.keys)
+            except BadRecord:  # counted when it is read
+                continue
+
+
+class _Sample:
+    """One sample: where it is, and its members."""
+
+    def __init__(self, shard: Shard, index: TarIndex, row: int):
+        self.shard, self._index, self._row = shard, index, row
+        self.members = index.members(row)
+
+    @functools.cached_property
+    def key(self) -> str:
+        return self._index.key(self._row)
+
+    @functools.cached_property
+    def where(self) -> str:
+        return f"{self.shard.file}: {self.key}"
+
+    def member(self, about: MemberColumn) -> str | None:
+        """The ending that a column is read from."""
+        for ending in about.endings:
+            if ending in self.members:
+                return ending
+        return None
+
+    def what_is_there(self) -> str:
+        left_out = ", ".join(f"{cause}: {n}" for cause, (n, _) in self.shard.left_out.items())
+        besides = f" (left out of the shard: {left_out})" if left_out else ""
+        return f"has only {shown(', '.join(f'{self.key}.{ending}' for ending in self.members))}{besides}"
+
+
+class _Parsed:
+    """Values of a sample's columns; JSON is parsed once."""
+
+    def __init__(self, sample: _Sample, contents: Mapping[str, bytes]):
+        self._sample, self._contents = sample, contents
+        self._json: dict[str, Mapping[str, object]] = {}
+
+    def value(self, about: MemberColumn, ending: str | None) -> object | None:
+        """None where the sample has no such value. Raises BadRecord."""
+        if about.is_info:
+            return self._sample.key if about.endings == ("__key__",) else self._sample.shard.file
+        if ending is None:
+            return None
+        where = f"{self._sample.where}.{ending}"
+        if not about.keys:
+            return decode(self._contents[ending], _kind(about), where)
+        if ending not in self._json:
+            self._json[ending] = parse_json(self._contents[ending], where)
+        value = first_value(self._json[ending], about.keys)
+        return None if value is None else as_kind(value, _kind(about), where)
+
+
+def _kind(about: MemberColumn) -> Kind:
+    return about.kind or "text"
+
+
+def _fingerprint(shards: Collection[Shard], members: Mapping[str, MemberColumn]) -> str:
+    """By name without folder, size and index of each shard, and what the columns are."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        name = shard.file.rpartition("/")[2]
+        digest.update(f"{name}\0{shard.state.size}\0{shard.digest}\n".encode("utf-8", "surrogateescape"))
+    for column, about in sorted(members.items()):
+        digest.update(repr((column, about)).encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
