@@ -10,11 +10,18 @@ Credentials and endpoints are those of the store's own tools: `~/.aws`, `AWS_END
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import dataclasses
+import glob
 import importlib.util
 import os
 import pathlib
-from collections.abc import Iterator
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # Of etils' two ways to an object store, TensorFlow and fsspec, always the same one: TensorFlow may be installed for another reason.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -30,6 +37,11 @@ LIBRARIES = {
     "s3": ("s3fs", 'pip install "jaxvl[remote]"'),
     "az": ("adlfs", "pip install adlfs"),
     "hf": ("huggingface_hub", "pip install huggingface_hub"),
+}
+# Schemes of files that are only read, in ranges of bytes.
+READ_ONLY = {
+    "http": ("aiohttp", 'pip install "jaxvl[remote]"'),
+    "https": ("aiohttp", 'pip install "jaxvl[remote]"'),
 }
 # Stores that tensorstore, which writes the arrays of checkpoints, has a driver for.
 CHECKPOINT_SCHEMES = ("gs", "s3")
@@ -51,16 +63,21 @@ def as_path(text: str | os.PathLike) -> Path:
     scheme = scheme_of(text)
     if scheme is None:
         return pathlib.Path(text)
-    if scheme not in LIBRARIES:
-        known = ", ".join(f"{name}://" for name in LIBRARIES)
+    _check_scheme(text, scheme, LIBRARIES)
+    return epath.Path(text)
+
+
+def _check_scheme(text: str, scheme: str, libraries: Mapping[str, tuple[str, str]]) -> None:
+    """Raises PathError where a scheme is not known or its library is not installed."""
+    if scheme not in libraries:
+        known = ", ".join(f"{name}://" for name in libraries)
         raise PathError(f"{text!r}: {scheme}:// is not known; must be a local path or one of {known}")
-    library, install = LIBRARIES[scheme]
+    library, install = libraries[scheme]
     if importlib.util.find_spec(library) is None:
         raise PathError(f"{text!r}: {scheme}:// needs {library}, which is not installed: {install}")
-    for name in _FSSPEC_NAMES[scheme]:
+    for name in _FSSPEC_NAMES.get(scheme, ()):
         # tensorstore and other hosts write as well: a listing that fsspec has kept would miss what they wrote.
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
-    return epath.Path(text)
 
 
 def scheme_of(path: str | os.PathLike) -> str | None:
@@ -80,7 +97,7 @@ def absolute(path: str | os.PathLike) -> Path:
 
 
 @contextlib.contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def _named_errors(path: Path | str) -> Iterator[None]:
     """What a store's client raises beside OSError (no credentials, no connection) as one PathError."""
     try:
         yield
@@ -141,7 +158,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         with _named_errors(path):
             path.write_bytes(data)
         return
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         part.write_bytes(data)
         os.replace(part, path)
@@ -201,3 +218,144 @@ def download(path: Path, file: pathlib.Path) -> None:
         os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files that are read in ranges of bytes: local, in an object store, or of a web server
+
+ATTEMPTS = 4  # at reading a range of a remote file
+LISTED_AT_ONCE = 32  # requests about files
+
+
+@dataclasses.dataclass(frozen=True)
+class FileState:
+    """What a file is at a moment: while its state is the same, so is its content.
+
+    Attributes:
+      size: bytes.
+      version: time of the last change in ns of a local file; of a remote one what its server says: ETag, generation or date.
+    """
+
+    size: int
+    version: str
+
+
+def file_state(file: str) -> FileState:
+    """The state of a local or remote file. Raises OSError: FileNotFoundError where it is not there."""
+    if not is_remote(file):
+        about = os.stat(file)
+        return FileState(about.st_size, str(about.st_mtime_ns))
+    system, name = _file_system(file)
+    with _named_errors(file):
+        return _remote_state(file, system.info(name))
+
+
+def file_states(files: Sequence[str]) -> list[FileState | None]:
+    """The states of many files; None of one that is not there. Remote folders are listed, not asked file by file.
+
+    Raises:
+      OSError: a store cannot be reached.
+    """
+    listed: dict[str, dict[str, FileState]] = {}
+    folders = {file.rpartition("/")[0] for file in files if is_remote(file) and scheme_of(file) not in READ_ONLY}
+    for folder in folders:
+        listed[folder] = _listed_states(folder)
+
+    def state(file: str) -> FileState | None:
+        folder, _, name = file.rpartition("/")
+        if folder in listed:
+            return listed[folder].get(name)
+        try:
+            return file_state(file)
+        except FileNotFoundError:
+            return None
+
+    if not any(scheme_of(file) in READ_ONLY for file in files):
+        return [state(file) for file in files]
+    with concurrent.futures.ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
+        return list(pool.map(state, files))
+
+
+def _listed_states(folder: str) -> dict[str, FileState]:
+    """Name -> state of the files of a remote folder."""
+    system, name = _file_system(folder)
+    with _named_errors(folder):
+        try:
+            entries = system.ls(name, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {about["name"].rpartition("/")[2]: _remote_state(folder, about) for about in entries if about["type"] == "file"}
+
+
+def _remote_state(file: str, about: Mapping[str, object]) -> FileState:
+    """State by what fsspec says of a file; each library has keys of its own."""
+    size = about.get("size")
+    if not isinstance(size, int):
+        raise PathError(f"{file}: its server does not say how long it is, so that it cannot be read in parts; copy it to a folder")
+    for key in ("ETag", "etag", "generation", "md5Hash", "Last-Modified", "LastModified", "updated", "last_modified"):
+        if about.get(key):
+            return FileState(size, str(about[key]))
+    return FileState(size, "")
+
+
+def find_files(pattern: str) -> list[str]:
+    """Files whose names match a glob pattern, sorted. Raises OSError; PathError for a web server, which lists nothing."""
+    if not is_remote(pattern):
+        return sorted(file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
+    if scheme_of(pattern) in READ_ONLY:
+        raise PathError(f"{pattern!r}: a web server lists no files; write their names with braces, as in {{00000..00099}}.tar")
+    system, name = _file_system(pattern)
+    with _named_errors(pattern):
+        return sorted(str(system.unstrip_protocol(found)) for found in system.glob(name))
+
+
+def read_range(file: str, start: int, size: int) -> bytes:
+    """Bytes `start` … `start + size` of a remote file; fewer where it ends before. Tries again where the network fails.
+
+    Raises:
+      OSError: it is not there, or cannot be read.
+    """
+    if size <= 0:
+        return b""
+    system, name = _file_system(file)
+    data = _try_again(lambda: system.cat_file(name, start=start, end=start + size), file)
+    if len(data) > size:
+        raise PathError(f"{file}: its server does not read ranges of bytes, which records need; copy it to a folder")
+    return data
+
+
+def _try_again(read: Callable[[], bytes], file: str) -> bytes:
+    for attempt in range(ATTEMPTS):
+        try:
+            with _named_errors(file):
+                return read()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError:
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(0.1 * 4**attempt)
+    raise AssertionError("unreachable")
+
+
+def check_ranges(url: str) -> None:
+    """Asks a web server for one byte of a file. Raises PathError where it sends the whole file or nothing at all."""
+    request = urllib.request.Request(url, headers={"Range": "bytes=0-0", "Accept-Encoding": "identity"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            status = answer.status
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            raise FileNotFoundError(f"{url}: is not there (HTTP 404)") from None
+        raise PathError(f"{url}: cannot be read (HTTP {error.code})") from None
+    except OSError as error:
+        raise PathError(f"{url}: cannot be reached ({error})") from None
+    if status != 206:
+        raise PathError(f"{url}: its server does not read ranges of bytes, which records need; copy it to a folder")
+
+
+def _file_system(file: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of a remote file, and the file's name in it. Raises PathError."""
+    _check_scheme(file, scheme_of(file), {**LIBRARIES, **READ_ONLY})
+    with _named_errors(file):
+        return fsspec.core.url_to_fs(file)
