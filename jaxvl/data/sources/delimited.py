@@ -79,7 +79,9 @@ class Delimited:
             header = layout.header(records.head(number, LONGEST_HEADER), file)
             check(len(header) > 0, "files", f"{file!r} is empty; must begin with a header line")
             if number and header != first:
-                raise DataError(f"{file}: has the columns {', '.join(header)}, but {records.files[0]} has {', '.join(first)}; write them alike")
+                raise DataError(
+                    f"{file}: has the columns {', '.join(header)}, but {records.files[0]} has {', '.join(first)}; write them alike"
+                )
             first = header
         wanted = set(self.columns.values()) - set(first)
         if len(first) == 1 and (wanted or not self.columns):
@@ -94,7 +96,8 @@ class Delimited:
             if separator in header and separator != self.delimiter:
                 used = SEPARATORS.get(self.delimiter, repr(self.delimiter))
                 raise ConfigError(
-                    "delimiter", f"{self.delimiter!r} ({used}) finds one column, {header!r}, in {file}, which is separated by {name}: delimiter={separator!r}"
+                    "delimiter",
+                    f"{self.delimiter!r} ({used}) finds one column, {header!r}, in {file}, which is separated by {name}: delimiter={separator!r}",
                 )
 
 
@@ -143,7 +146,9 @@ class Layout:
             raise DataError(f"{file}: after byte {start}: {error}; is it separated by {self.delimiter!r}?") from None
         if self.quotes and len(last) > 1 and b"".join(last).count(b'"') % 2:
             opened = at - len(b"".join(last))
-            raise DataError(f"{file}: a quote that opens after byte {opened} is never closed; if quotes are part of the texts, set quotes=False")
+            raise DataError(
+                f"{file}: a quote that opens after byte {opened} is never closed; if quotes are part of the texts, set quotes=False"
+            )
         yield at
 
     def parse(self, content: bytes, where: str) -> list[str]:

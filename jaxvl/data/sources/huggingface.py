@@ -50,7 +50,9 @@ class HuggingFace:
     images: PathText | None = None
 
     def __post_init__(self):
-        check(not paths.is_remote(self.path), "path", f"{self.path!r} is remote, but Arrow files are memory-mapped; copy it to a local disk")
+        check(
+            not paths.is_remote(self.path), "path", f"{self.path!r} is remote, but Arrow files are memory-mapped; copy it to a local disk"
+        )
 
     def open(self, log: Log = print) -> HuggingFaceSource:
         """Raises ConfigError at one of its fields; DataError where the files are damaged."""

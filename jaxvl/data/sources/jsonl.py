@@ -1,6 +1,6 @@
 """JSON Lines: an object in every line, whose pictures are paths, data URIs or base64.
 
-    source = dict(name="jsonl", files="/data/captions.jsonl", images="/data/pictures", columns=dict(image="file", text="caption"))
+source = dict(name="jsonl", files="/data/captions.jsonl", images="/data/pictures", columns=dict(image="file", text="caption"))
 """
 
 from __future__ import annotations

@@ -111,7 +111,9 @@ def parse_index(content: bytes, root: str) -> list[Shard]:
         raise DataError(f"{where}: is damaged ({type(error).__name__}: {error})") from None
     for shard in shards:
         if dict(shard.columns) != dict(shards[0].columns):
-            raise DataError(f"{where}: {shard.file} has columns {dict(shard.columns)}, but {shards[0].file} {dict(shards[0].columns)}; write them alike")
+            raise DataError(
+                f"{where}: {shard.file} has columns {dict(shard.columns)}, but {shards[0].file} {dict(shards[0].columns)}; write them alike"
+            )
     return shards
 
 
@@ -244,7 +246,9 @@ class MdsShards:
         offsets = table[1:]
         ordered = bool((np.diff(offsets) >= 0).all()) and offsets[0] >= length and offsets[-1] <= shard.size
         if table[0] != shard.samples or not ordered:
-            raise DataError(f"{self._files[number]}: its offsets do not fit {shard.samples:,} samples in {shard.size:,} bytes; it is damaged")
+            raise DataError(
+                f"{self._files[number]}: its offsets do not fit {shard.samples:,} samples in {shard.size:,} bytes; it is damaged"
+            )
         with self._lock:
             self._tables[number] = offsets
             while len(self._tables) > MOST_TABLES:
@@ -286,7 +290,9 @@ def check_compression(compression: str, file: str) -> None:
         try:
             import zstandard  # noqa: F401
         except ImportError:
-            raise ConfigError("name", "'mds' needs zstandard for these shards, which is not installed: pip install \"jaxvl[mds]\"") from None
+            raise ConfigError(
+                "name", "'mds' needs zstandard for these shards, which is not installed: pip install \"jaxvl[mds]\""
+            ) from None
 
 
 def _unpack(content: bytes, shard: Shard, file: str, target: pathlib.Path) -> None:
@@ -306,7 +312,9 @@ def _unpack(content: bytes, shard: Shard, file: str, target: pathlib.Path) -> No
     except Exception as error:  # the compressors have errors of their own
         raise DataError(f"{file}: is damaged ({type(error).__name__}: {error})") from None
     if size != shard.size:
-        raise DataError(f"{file}: unpacks to {'more than ' if size > shard.size else ''}{min(size, shard.size):,} bytes, must be {shard.size:,}")
+        raise DataError(
+            f"{file}: unpacks to {'more than ' if size > shard.size else ''}{min(size, shard.size):,} bytes, must be {shard.size:,}"
+        )
 
 
 def _parts(content: bytes, compression: str) -> Iterator[bytes]:

@@ -117,9 +117,13 @@ def _check_schemas(files: Sequence[str], footers: Sequence[Footer], rows: Sequen
             name = column.theirs.split(".")[0]
             there = footers[row].types.get(name)
             if there is None:
-                raise DataError(f"{files[row]}: has no column {name!r}, which {files[rows[0]]} has (columns: {', '.join(footers[row].types)})")
+                raise DataError(
+                    f"{files[row]}: has no column {name!r}, which {files[rows[0]]} has (columns: {', '.join(footers[row].types)})"
+                )
             if there != first[name] and "null" not in (there, first[name]):
-                raise DataError(f"{files[row]}: column {name!r} is of type {there}, but {first[name]} in {files[rows[0]]}; write them alike")
+                raise DataError(
+                    f"{files[row]}: column {name!r} is of type {there}, but {first[name]} in {files[rows[0]]}; write them alike"
+                )
 
 
 def _warn_of_large_groups(files: Sequence[str], footers: Sequence[Footer], chosen: Mapping[str, Chosen], log: Log) -> None:

@@ -53,7 +53,9 @@ def remembered(what: str, key: str, find: Callable[[], Any], log: Log) -> Any:
     return found
 
 
-def remembered_arrays(what: str, key: str, find: Callable[[], tuple[np.ndarray, dict[str, Any]]], log: Log) -> tuple[np.ndarray, dict[str, Any]]:
+def remembered_arrays(
+    what: str, key: str, find: Callable[[], tuple[np.ndarray, dict[str, Any]]], log: Log
+) -> tuple[np.ndarray, dict[str, Any]]:
     """An array, memory-mapped, with what else was found out."""
     file = _folder(what) / f"{key}.npy"
     beside = file.with_suffix(".json")

@@ -93,7 +93,9 @@ def choose_columns(
         check(name in named, f"kinds.{name}", f"is the kind of no column{nearest(name, list(named))} (columns: {', '.join(named)})")
     known = {ours: column for ours, column in chosen.items() if column is not None}
     if not known:
-        raise ConfigError("columns", f"{where} has no column that is known to be a picture, text, number or array (there are: {_listed(found)})")
+        raise ConfigError(
+            "columns", f"{where} has no column that is known to be a picture, text, number or array (there are: {_listed(found)})"
+        )
     if not columns:
         _log_left_out(found, known, where, log)
     return known
@@ -132,10 +134,16 @@ def _chosen(ours: str, theirs: str, found: Found, kind: str | None, explicit: bo
         if ours in ("image", "audio") and kind == "text":
             kind = ours
     if kind is None:
-        check(not explicit, f"columns.{ours}", f"what {theirs!r} ({found.type}) holds is not known; say it in kinds.{ours} (image, audio, text …)")
+        check(
+            not explicit,
+            f"columns.{ours}",
+            f"what {theirs!r} ({found.type}) holds is not known; say it in kinds.{ours} (image, audio, text …)",
+        )
         return None
     by_path = kind in ("image", "audio") and found.kind == "text"
-    check(not by_path or paths_too, f"columns.{ours}", f"{theirs!r} holds texts; if they are paths of files, say in which folder: images='…'")
+    check(
+        not by_path or paths_too, f"columns.{ours}", f"{theirs!r} holds texts; if they are paths of files, say in which folder: images='…'"
+    )
     classes = found.classes if kind == "class" else None
     return Chosen(theirs, Column(kind, found.optional, classes), by_path)
 

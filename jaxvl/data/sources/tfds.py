@@ -8,7 +8,6 @@ Pictures stay encoded. Other datasets are prepared anew with `file_format="array
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, NonEmpty, PathText, check, nearest
+from jaxvl.config import ConfigError, PathText, check, nearest
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
@@ -51,7 +50,11 @@ class Tfds:
     kinds: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        check(not paths.is_remote(self.data_dir), "data_dir", f"{self.data_dir!r} is remote, but ArrayRecord files are read from local disks; copy it")
+        check(
+            not paths.is_remote(self.data_dir),
+            "data_dir",
+            f"{self.data_dir!r} is remote, but ArrayRecord files are read from local disks; copy it",
+        )
 
     def open(self, log: Log = print) -> TfdsSource:
         """Raises ConfigError at one of its fields; DataError where the dataset is damaged."""
@@ -71,7 +74,11 @@ class Tfds:
         check(os.path.isdir(self.data_dir), "data_dir", f"no folder {self.data_dir!r}")
         if self.dataset is None:
             info = os.path.join(self.data_dir, "dataset_info.json")
-            check(os.path.isfile(info), "data_dir", f"{self.data_dir!r} has no dataset_info.json; name the dataset, or the folder of one version")
+            check(
+                os.path.isfile(info),
+                "data_dir",
+                f"{self.data_dir!r} has no dataset_info.json; name the dataset, or the folder of one version",
+            )
             return _reading(lambda: tfds.builder_from_directory(self.data_dir), self.data_dir)
         folder = self._folder()
         return _reading(lambda: tfds.builder_from_directory(folder), folder)
@@ -85,7 +92,11 @@ class Tfds:
         found = {file.parent.name: file.parent for file in root.glob("*/dataset_info.json")}
         if not found:  # the only configuration of the dataset
             configs = sorted({file.parent.parent.name for file in root.glob("*/*/dataset_info.json")})
-            check(len(configs) == 1, "dataset", f"{name!r} has the configurations {', '.join(configs) or 'none'}; write '{name}/CONFIGURATION'")
+            check(
+                len(configs) == 1,
+                "dataset",
+                f"{name!r} has the configurations {', '.join(configs) or 'none'}; write '{name}/CONFIGURATION'",
+            )
             found = {file.parent.name: file.parent for file in root.glob("*/*/dataset_info.json")}
         if version:
             check(version in found, "dataset", f"{name!r} has no version {version!r} (there are: {', '.join(sorted(found))})")
@@ -106,7 +117,6 @@ def _reading(read: Any, folder: str) -> Any:
 
 
 def _data_source(builder: Any, split: str) -> Any:
-    import tensorflow_datasets as tfds
 
     decoders = _decoders(builder.info.features)
     splits = list(builder.info.splits)
@@ -115,7 +125,9 @@ def _data_source(builder: Any, split: str) -> Any:
         size = len(source)
     except NotImplementedError:
         told = f"{builder.info.full_name} was written as {builder.info.file_format.value}, which has no random access"
-        raise ConfigError("dataset", f"{told}; prepare it with file_format='array_record', or convert it by `tfds convert_format`") from None
+        raise ConfigError(
+            "dataset", f"{told}; prepare it with file_format='array_record', or convert it by `tfds convert_format`"
+        ) from None
     except (ValueError, KeyError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError("split", f"{split!r} cannot be used (there are: {', '.join(splits)}): {reason}") from None
