@@ -383,6 +383,6 @@ class MdsSource(TableSource):
                 values[name] = decode(content, self._encodings[name])
             except UnicodeDecodeError as error:
                 raise BadRecord(NOT_UTF8, f"{self.where(i)}, {name}: {error}") from None
-            except (ValueError, OverflowError, RecursionError) as error:
+            except (ValueError, OverflowError) as error:
                 raise BadRecord("record cannot be read", f"{self.where(i)}, {name}: no {self._encodings[name]} ({error})") from None
         return {name: values[top] if name == top else nested(values, name.split(".")) for name, top in tops.items()}

@@ -62,7 +62,7 @@ def decode(content: bytes, encoding: str) -> object:
     if encoding in ("str_float", "str_decimal"):
         return float(content)
     if encoding == "json":
-        return json.loads(content.decode("utf-8"))
+        return _json(content)
     if encoding.split(":")[0] == "ndarray":
         return _array(content, encoding)
     if encoding == "pil":
@@ -71,6 +71,13 @@ def decode(content: bytes, encoding: str) -> object:
         return _parts(content, 0)
     frames = _parts(content, 4)
     return [_pixels(frame) for frame in frames] if encoding == "list[pil]" else frames
+
+
+def _json(content: bytes) -> object:
+    try:
+        return json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 def _exactly(content: bytes, size: int) -> bytes:

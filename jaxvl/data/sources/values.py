@@ -122,7 +122,17 @@ def _text(value: object, where: str) -> str:
         return str(value)
     if not isinstance(value, str):
         raise _other(value, "text", where)
+    if not value.isascii():
+        _check_surrogates(value, where)
     return value
+
+
+def _check_surrogates(text: str, where: str) -> None:
+    """Raises BadRecord for half a character, which JSON can hold as an escape."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadRecord(NOT_UTF8, f"{where}: {error}") from None
 
 
 def _texts(value: object, where: str) -> list[str]:
