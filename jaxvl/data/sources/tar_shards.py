@@ -23,7 +23,7 @@ import msgpack
 
 from jaxvl import paths
 from jaxvl.config.errors import shown
-from jaxvl.data.corpora.store import cache_folder
+from jaxvl.data.folders import cache_folder
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.shard_counts import count_notes

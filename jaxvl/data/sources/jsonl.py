@@ -1,0 +1,154 @@
+"""JSON Lines: an object in every line, whose pictures are paths, data URIs or base64.
+
+source = dict(name="jsonl", files="/data/captions.jsonl", images="/data/pictures", columns=dict(image="file", text="caption"))
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+
+from jaxvl.config import PathText, check
+from jaxvl.data import text_files
+from jaxvl.data.records import BadRecord, DataError
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.base import Log
+from jaxvl.data.sources.file_patterns import expand_files
+from jaxvl.data.sources.line_index import RecordFiles, default_media_root
+from jaxvl.data.sources.media import MediaFolder
+from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, column_array, nested
+from jaxvl.data.sources.values import NOT_UTF8, as_value, common_kind, kind_of
+
+LOOKED_AT = 100  # records whose values say what a column holds
+MOST_PARSED = 5_000_000  # records up to which `column` parses all
+
+
+@SOURCES.register("jsonl")
+@dataclasses.dataclass(frozen=True)
+class JsonLines:
+    """See the module's text.
+
+    Attributes:
+      files: names with braces, globs or folders, local or remote; `::` joins several.
+      images: folder that paths of pictures start from, and may not leave; None: that of the first file.
+      columns: our name -> key, `name.part` for a part of an object; empty: see the source `parquet`.
+      kinds: our name -> kind, where the values do not tell it.
+    """
+
+    files: PathText | tuple[PathText, ...]
+    images: PathText | None = None
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    kinds: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def open(self, log: Log = print) -> JsonLinesSource:
+        """Raises ConfigError at one of its fields; DataError where a file is not there, or its first lines are no JSON."""
+        files = expand_files(self.files, "files", ".jsonl")
+        records = RecordFiles(files, split_lines, ["jsonl"], log)
+        check(len(records) > 0, "files", f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no lines")
+        chosen = choose_columns(_find_columns(records), self.columns, self.kinds, True, files[0], log)
+        media = MediaFolder(self.images or default_media_root(files))
+        return JsonLinesSource(records, chosen, media)
+
+
+def split_lines(lines: Iterator[bytes], file: str) -> Iterator[int]:
+    """Offsets of lines that are not blank, and the end of the last one."""
+    at, end = 0, 0
+    for line in lines:
+        if line.strip():
+            yield at
+            end = at + len(line)
+        at += len(line)
+    yield end
+
+
+def parse(content: bytes, where: str) -> Mapping[str, object]:
+    """The object of the first line. Raises BadRecord."""
+    line = content.split(b"\n", 1)[0]  # blank lines may follow
+    try:
+        value = json.loads(text_files.decode(line))
+    except UnicodeDecodeError as error:
+        raise BadRecord(NOT_UTF8, f"{where}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRecord("record cannot be read", f"{where}: no JSON ({error})"[:500]) from None
+    if not isinstance(value, dict):
+        raise BadRecord("record cannot be read", f"{where}: is of type {type(value).__name__}, not an object")
+    return value
+
+
+def _find_columns(records: RecordFiles) -> dict[str, Found]:
+    """Columns by the values of some records. Raises DataError where none of them is JSON."""
+    kinds: dict[str, list[str | None]] = collections.defaultdict(list)
+    types: dict[str, str] = {}
+    problem = None
+    for i in sorted({*range(min(len(records), LOOKED_AT // 2)), *np.linspace(0, len(records) - 1, LOOKED_AT // 2).astype(int).tolist()}):
+        try:
+            record = parse(records.content(i), records.where(i))
+        except BadRecord as error:
+            problem = problem or error
+            continue
+        for name, value in flat(record):
+            kinds[name].append(kind_of(value))
+            types.setdefault(name, type(value).__name__)
+    if not kinds:
+        raise DataError(f"{problem}; no line that was looked at is a JSON object")
+    return {name: Found(common_kind(of), types[name]) for name, of in kinds.items()}
+
+
+def flat(record: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
+    """Values by dotted name."""
+    for name, value in record.items():
+        yield f"{before}{name}", value
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{before}{name}.")
+
+
+class JsonLinesSource(TableSource):
+    """Lines of JSON. A shard is a file.
+
+    Args:
+      records: the lines.
+      chosen, media: see `TableSource`.
+    """
+
+    def __init__(self, records: RecordFiles, chosen: Mapping[str, Chosen], media: MediaFolder):
+        more = "" if len(records.files) == 1 else f" and {len(records.files) - 1:,} more"
+        super().__init__(f"{records.files[0]}{more}", records.digest, chosen, media)
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def shards(self) -> np.ndarray:
+        return self._records.sizes[self._records.sizes > 0]
+
+    def where(self, i: int) -> str:
+        return self._records.where(i)
+
+    def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
+        record = parse(self._records.content(i), self.where(i))
+        return {name: record[name] if name in record else nested(record, name.split(".")) for name in theirs}
+
+    def column(self, name: str) -> np.ndarray | None:
+        values = self._all_values(name)
+        return None if values is None else column_array(values, self.columns[name].kind)
+
+    def present(self, name: str) -> np.ndarray | None:
+        values = self._all_values(name)
+        return super().present(name) if values is None else np.array([value is not None for value in values], bool)
+
+    def _all_values(self, name: str) -> list[object | None] | None:
+        """None where the column is not a cheap one, or there are too many records."""
+        if name not in self.columns or self.columns[name].kind not in ("class", "int", "float", "text") or len(self) > MOST_PARSED:
+            return None
+        theirs, values = self.chosen[name].theirs, []
+        for i in range(len(self)):
+            try:
+                value = self.row(i, [theirs])[theirs]
+                values.append(None if value is None else as_value(value, self.columns[name].kind, self.where(i)))
+            except BadRecord:  # `read` says why
+                values.append(None)
+        return values

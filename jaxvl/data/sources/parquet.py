@@ -1,0 +1,204 @@
+"""Parquet files: pictures and texts in their columns, a row group read at a time (https://parquet.apache.org/docs/file-format/).
+
+    source = dict(name="parquet", files="s3://bucket/laion/{00000..00127}.parquet", columns=dict(image="jpg", text="TEXT"))
+
+A row cannot be read without the rest of its row group, so a file wants small ones: `row_group_size=1000` where it is
+written. Row groups that were read stay in memory up to `cache` MiB, column by column: a text is read without the pictures.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+
+from jaxvl.config import PathText, Range, check
+from jaxvl.data.records import DataError
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.arrow_columns import find_columns, import_pyarrow, part_of, value_at
+from jaxvl.data.sources.base import Log
+from jaxvl.data.sources.file_patterns import expand_files
+from jaxvl.data.sources.media import MediaFolder
+from jaxvl.data.sources.parquet_files import Footer, ParquetFiles, read_footer
+from jaxvl.data.sources.remembered import key_of, remembered, states_of
+from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, column_array
+
+if TYPE_CHECKING:
+    import pyarrow
+
+READ_AT_ONCE = 16  # footers
+LARGE_GROUP = 2**30  # bytes of a row group that should have been written in smaller ones
+LARGE_COLUMN = 2**28  # bytes of a text column up to which `column` reads it whole
+
+
+@SOURCES.register("parquet")
+@dataclasses.dataclass(frozen=True)
+class Parquet:
+    """See the module's text.
+
+    Attributes:
+      files: names with braces, globs or folders, local or remote; `::` joins several.
+      columns: our name -> theirs, `name.part` for a part of a struct; empty: pictures, sounds, texts and labels by the
+        names that teams give them, all others by their own.
+      kinds: our name -> kind, where the type does not tell it.
+      images: folder of the files that a column of paths names.
+      cache: MiB of row groups that stay in memory.
+    """
+
+    files: PathText | tuple[PathText, ...]
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    kinds: dict[str, str] = dataclasses.field(default_factory=dict)
+    images: PathText | None = None
+    cache: Annotated[int, Range(1, 1_048_576)] = 512
+
+    def open(self, log: Log = print) -> ParquetSource:
+        """Raises ConfigError at one of its fields; DataError for a file that is cut short, or differs from the first one."""
+        import_pyarrow("parquet")
+        files = expand_files(self.files, "files", ".parquet")
+        states = states_of(files)
+        key = key_of("parquet", files, states)
+
+        def find() -> list[list[Any]]:
+            with concurrent.futures.ThreadPoolExecutor(READ_AT_ONCE) as pool:
+                return [footer.packed() for footer in pool.map(read_footer, files, states)]
+
+        footers = [Footer.unpacked(packed) for packed in remembered("parquet", key, find, log)]
+        reader = ParquetFiles(files, states, self.cache * 2**20)
+        rows = [row for row, footer in enumerate(footers) if sum(footer.groups)]
+        check(len(rows) > 0, "files", f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no rows")
+        schema = reader.metadata(rows[0]).schema.to_arrow_schema()
+        found = find_columns(schema, functools.partial(_first_bytes, reader, footers[rows[0]], rows[0]))
+        found = {name: dataclasses.replace(column, optional=_may_lack(footers, name, column)) for name, column in found.items()}
+        chosen = choose_columns(found, self.columns, self.kinds, self.images is not None, files[rows[0]], log)
+        _check_schemas(files, footers, rows, chosen)
+        _warn_of_large_groups(files, footers, chosen, log)
+        media = MediaFolder(self.images) if self.images is not None else None
+        return ParquetSource(reader, footers, chosen, media)
+
+
+def _first_bytes(reader: ParquetFiles, footer: Footer, file: int, name: str) -> bytes | None:
+    """The content of the first record of a file that has one."""
+    for group, rows in enumerate(footer.groups):
+        column = reader.column(file, group, name)
+        for i in range(rows):
+            value = part_of({name.split(".")[0]: column[i].as_py()}, name.split("."))
+            if isinstance(value, list):
+                value = value[0] if value else None
+            if isinstance(value, Mapping):
+                value = value.get("bytes")
+            if value:
+                return value
+        if group == 0 and rows > 1000:
+            return None
+    return None
+
+
+def _may_lack(footers: Sequence[Footer], name: str, column: Found) -> bool:
+    """Whether some record has no value: by the counts in the footers, where these have them."""
+    for footer in footers:
+        nulls = [count for leaf, count in footer.nulls.items() if leaf == name or leaf.startswith(f"{name}.")]
+        if column.kind in ("image", "audio"):  # a struct's `path` may well be null
+            nulls = [footer.nulls.get(f"{name}.bytes", footer.nulls.get(name, -1))]
+        if sum(footer.groups) and (not nulls or any(count != 0 for count in nulls)):
+            return True
+    return False
+
+
+def _check_schemas(files: Sequence[str], footers: Sequence[Footer], rows: Sequence[int], chosen: Mapping[str, Chosen]) -> None:
+    """Raises DataError where a column that is read is missing in a file, or of another type."""
+    first = footers[rows[0]].types
+    for row in rows[1:]:
+        for column in chosen.values():
+            name = column.theirs.split(".")[0]
+            there = footers[row].types.get(name)
+            if there is None:
+                raise DataError(
+                    f"{files[row]}: has no column {name!r}, which {files[rows[0]]} has (columns: {', '.join(footers[row].types)})"
+                )
+            if there != first[name] and "null" not in (there, first[name]):
+                raise DataError(
+                    f"{files[row]}: column {name!r} is of type {there}, but {first[name]} in {files[rows[0]]}; write them alike"
+                )
+
+
+def _warn_of_large_groups(files: Sequence[str], footers: Sequence[Footer], chosen: Mapping[str, Chosen], log: Log) -> None:
+    read = {column.theirs for column in chosen.values()}
+    for file, footer in zip(files, footers):
+        if footer.largest_group(read) > LARGE_GROUP:
+            size = footer.largest_group(read) / 2**20
+            log(f"{file}: a row group has {size:,.0f} MiB, which are read for any row of it; write it with row_group_size=1000 or less")
+            return
+
+
+class ParquetSource(TableSource):
+    """Rows of Parquet files, one file after the other. A shard is a row group.
+
+    Args:
+      reader: of the files.
+      footers: of each file.
+      chosen, media: see `TableSource`.
+    """
+
+    def __init__(self, reader: ParquetFiles, footers: Sequence[Footer], chosen: Mapping[str, Chosen], media: MediaFolder | None):
+        digest = hashlib.sha256("".join(footer.digest for footer in footers).encode())
+        more = "" if len(reader.files) == 1 else f" and {len(reader.files) - 1:,} more"
+        super().__init__(f"{reader.files[0]}{more}", digest.hexdigest(), chosen, media)
+        self._reader, self._footers = reader, list(footers)
+        self._sizes = np.array([rows for footer in footers for rows in footer.groups if rows], np.int64)
+        self._ends = np.cumsum(self._sizes)
+        self._groups = [(file, group) for file, footer in enumerate(footers) for group, rows in enumerate(footer.groups) if rows]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def shards(self) -> np.ndarray:
+        return self._sizes
+
+    def _place(self, i: int) -> tuple[int, int, int]:
+        """(file, row group, row of the group) of a record."""
+        shard = int(np.searchsorted(self._ends, i, "right"))
+        file, group = self._groups[shard]
+        return file, group, i - int(self._ends[shard] - self._sizes[shard])
+
+    def where(self, i: int) -> str:
+        file, group, row = self._place(i)
+        return f"{self._reader.files[file]}, row group {group}, row {row}"
+
+    def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
+        file, group, row = self._place(i)
+        found = {}
+        for name in theirs:
+            column = self._reader.column(file, group, name)
+            found[name] = part_of({name.split(".")[0]: value_at(column, row, self.where(i))}, name.split("."))
+        return found
+
+    def column(self, name: str) -> np.ndarray | None:
+        if name not in self.columns or self.columns[name].kind not in ("class", "int", "float", "text"):
+            return None
+        theirs, kind = self.chosen[name].theirs, self.columns[name].kind
+        if kind == "text" and sum(footer.size(theirs) for footer in self._footers) > LARGE_COLUMN:
+            return None
+        values = self._all_values(theirs)
+        return column_array([None if v is None else float(v) if kind == "float" else v for v in values], kind)
+
+    def present(self, name: str) -> np.ndarray | None:
+        known = super().present(name)
+        if known is not None or name not in self.columns or self.columns[name].kind not in ("class", "int", "float"):
+            return known
+        return np.array([value is not None for value in self._all_values(self.chosen[name].theirs)], bool)
+
+    def _all_values(self, theirs: str) -> list[object | None]:
+        path = theirs.split(".")
+
+        def of_group(place: tuple[int, int]) -> list[object | None]:
+            column: pyarrow.ChunkedArray = self._reader.read(*place, theirs)
+            values = column.to_pylist()
+            return values if len(path) == 1 else [part_of({path[0]: value}, path) for value in values]
+
+        with concurrent.futures.ThreadPoolExecutor(READ_AT_ONCE) as pool:
+            return [value for values in pool.map(of_group, self._groups) for value in values]

@@ -1,0 +1,107 @@
+"""What opening many files takes long to find out, kept in the cache folder: counts, offsets, checksums."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from jaxvl import paths
+from jaxvl.data.folders import local_cache_folder
+from jaxvl.data.records import DataError
+from jaxvl.data.sources.base import Log
+from jaxvl.paths import FileState
+
+VERSION = 1  # of what is kept
+
+
+def states_of(files: Sequence[str]) -> list[FileState]:
+    """States of files that must be there. Raises DataError naming the first that is not."""
+    try:
+        states = paths.file_states(files)
+    except OSError as error:
+        raise DataError(f"{files[0]}: cannot be read ({type(error).__name__}: {error})") from None
+    for file, state in zip(files, states):
+        if state is None:
+            raise DataError(f"{file}: is not there")
+    return states
+
+
+def key_of(what: str, files: Sequence[str], states: Sequence[FileState], more: Sequence[object] = ()) -> str:
+    """Says which files in which state something was found out of."""
+    digest = hashlib.sha256(json.dumps([VERSION, what, list(more)]).encode())
+    for file, state in zip(files, states):
+        name = file if paths.is_remote(file) else os.path.abspath(file)
+        digest.update(json.dumps([name, state.size, state.version]).encode())
+    return digest.hexdigest()[:32]
+
+
+def remembered(what: str, key: str, find: Callable[[], Any], log: Log) -> Any:
+    """What `find` returns (msgpack's types), from the cache where it was found out before."""
+    file = _folder(what) / f"{key}.msgpack"
+    with contextlib.suppress(OSError, ValueError, msgpack.exceptions.UnpackException):
+        return msgpack.unpackb(file.read_bytes(), strict_map_key=False)
+    found = find()
+    _keep(file, msgpack.packb(found), log)
+    return found
+
+
+def remembered_arrays(
+    what: str, key: str, find: Callable[[], tuple[np.ndarray, dict[str, Any]]], log: Log
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """An array, memory-mapped, with what else was found out."""
+    file = _folder(what) / f"{key}.npy"
+    beside = file.with_suffix(".json")
+    with contextlib.suppress(OSError, ValueError):
+        return np.load(file, mmap_mode="r", allow_pickle=False), json.loads(beside.read_text())
+    array, more = find()
+    if not _keep(beside, json.dumps(more).encode(), log):
+        return array, more
+    try:
+        part = file.with_name(f"{file.name}.{os.getpid()}.part.npy")
+        np.save(part, array, allow_pickle=False)
+        os.replace(part, file)
+        return np.load(file, mmap_mode="r", allow_pickle=False), more
+    except (OSError, ValueError):  # a full disk; an array without rows cannot be mapped
+        return array, more
+
+
+def _folder(what: str) -> pathlib.Path:
+    return local_cache_folder() / "index" / what
+
+
+def _keep(file: pathlib.Path, content: bytes, log: Log) -> bool:
+    """Whether it could be written: a cache that may only be read is no reason to stop."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        paths.write_bytes(file, content)
+        return True
+    except OSError as error:
+        log(f"{file}: cannot be kept, and is found out again next time ({type(error).__name__}: {error})")
+        return False
+
+
+def edges_digest(file: str, size: int, edge: int = 2**16) -> str:
+    """SHA-256 of a file's size, start and end. Raises OSError."""
+    digest = hashlib.sha256(str(size).encode())
+    for start in (0, max(size - edge, edge)):
+        length = min(edge, size - start)
+        if length > 0:
+            digest.update(read_part(file, start, length))
+    return digest.hexdigest()
+
+
+def read_part(file: str, start: int, size: int) -> bytes:
+    """Bytes of a local or remote file. Raises OSError."""
+    if paths.is_remote(file):
+        return paths.read_range(file, start, size)
+    with open(file, "rb") as opened:
+        opened.seek(start)
+        return opened.read(size)
