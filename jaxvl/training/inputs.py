@@ -74,15 +74,17 @@ def _check_heads(experiment: Experiment, name: str, task: TaskConfig, source: So
 def task_tokenizer(experiment: Experiment, sources: Mapping[str, Source]) -> Tokenizer:
     """The tokenizer; a vocabulary that is trained is trained on texts that the tasks read, without their pictures."""
     read: dict[str, Iterator[str]] = {}
+    known = True  # whether all sources say what they hold; else nothing is kept
     size = experiment.tokenizer.sample
     for name, task in experiment.tasks.items():
         source = sources[name]
         columns = text_columns(task.data, source)
         if columns:
             origin = sample_origin(source, columns, size, VOCABULARY_SEED)
+            known = known and bool(origin)
             read[origin or name] = sample_texts(source, columns, size, VOCABULARY_SEED)
     texts = itertools.chain.from_iterable(read.values())
-    return make_tokenizer(experiment.tokenizer, texts, json.dumps(sorted(read)))
+    return make_tokenizer(experiment.tokenizer, texts, json.dumps(sorted(read)) if known else "")
 
 
 def text_columns(data: DataConfig, source: Source) -> tuple[str, ...]:
