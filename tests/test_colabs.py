@@ -9,7 +9,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
-EVAL = dict(corpus=dict(name="shapes", size=16, variants=1), split="test_a", every=4)
+SHAPES = dict(name="shapes", size=16, variants=1)
+TEST = dict(SHAPES, split="test_a")
+IMAGE = dict(name="picture", size=16)
+TEXT = dict(name="caption", columns="name/en", length=8)
 CAPTIONER = dict(
     model=dict(
         name="coca", image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=16, heads=2, hidden=32, unimodal=1,
@@ -18,19 +21,25 @@ CAPTIONER = dict(
     preprocess=dict(image_size=16),
     tokenizer=dict(vocab_size=64),
     tasks=dict(pairs=dict(
-        data=dict(corpus=EVAL["corpus"], split="train_a", batch=16, image_size=16, text_length=8, threads=2),
+        data=dict(source=dict(SHAPES, split="train_a"), batch=16, fields=dict(image=IMAGE, text=TEXT), reader=dict(threads=2)),
         objectives=dict(align=1.0, captioning=2.0),
     )),
     steps=4, optim=dict(lr=1e-3, warmup=1), mesh=dict(data=-1), checkpoint=dict(every=4), log=dict(every=2, tensorboard=False),
-    evals=dict(written=dict(name="captioning", **EVAL), found=dict(name="retrieval", **EVAL)),
+    evals=dict(
+        written=dict(name="captioning", source=TEST, references="name/en", every=4),
+        found=dict(name="retrieval", source=TEST, text="name/en", every=4),
+    ),
 )  # fmt: skip
-CLIPS = dict(EVAL["corpus"], clips=True)
-HEARD = dict(locales=("en", "fr"), seconds=0.512, paired=True)
+CLIPS = dict(SHAPES, clips=True)
+UNSEEN = dict(CLIPS, split="test_b_new")
+LANGUAGES = ("en", "fr")
+GROUP = dict(name="group", column="class_label")
+HEARD = dict(name="waveform", columns="speech/*", languages=LANGUAGES, seconds=0.512, text="name/*", text_length=8)
 
 
-def _task(pair, **data):
+def _task(pair, **fields):
     return dict(
-        data=dict(corpus=CLIPS, split="train_b", batch=8, image_size=16, text_length=8, threads=2, **data),
+        data=dict(source=dict(CLIPS, split="train_b"), batch=8, fields=dict(fields, group_id=GROUP), reader=dict(threads=2)),
         objectives=dict(nce=dict(pairs=(pair,), duplicates="positive")),
     )
 
@@ -44,20 +53,21 @@ PERCEIVER = dict(
     preprocess=dict(image_size=16),
     tokenizer=dict(vocab_size=64),
     tasks=dict(
-        images=_task("vision-text"),
-        clips=_task("vision-text", modalities=("video", "text"), video=dict(frames=4)),
-        speech=_task("vision-audio", modalities=("image", "waveform", "text"), audio=HEARD),
+        images=_task("vision-text", image=IMAGE, text=TEXT),
+        clips=_task("vision-text", video=dict(name="frames", size=16, frames=4), text=TEXT),
+        speech=_task("vision-audio", image=IMAGE, waveform=HEARD),
     ),
     schedule=dict(name="weighted", weights=dict(images=2, clips=1, speech=2)),
     steps=6, optim=dict(lr=1e-3, warmup=1), mesh=dict(data=-1), checkpoint=dict(every=6), log=dict(every=2, tensorboard=False),
     evals=dict(heard=dict(
-        name="modalities", corpus=CLIPS, split="test_b_new", pair=("image", "waveform"), locales=("en", "fr"), audio=dict(seconds=0.512), every=6,
+        name="cross_modal_retrieval", source=UNSEEN, pair=("image", "waveform"), waveform="speech/{language}", languages=LANGUAGES,
+        seconds=0.512, group="class_label", every=6,
     )),
 )  # fmt: skip
 # Config, parameters, and what the notebook must print.
 SETTINGS = {
-    "caption_and_search": (CAPTIONER, dict(CORPUS="shapes", SPLIT="test_a", QUERIES=["red circle", "blue square"]), "written"),
-    "imp_agd": (PERCEIVER, dict(CORPUS=CLIPS, SPLIT="test_b_new", LOCALE="fr", QUERIES=2), "a right picture among the first ten for"),
+    "caption_and_search": (CAPTIONER, dict(SOURCE=TEST, QUERIES=["red circle", "blue square"]), "written"),
+    "imp_agd": (PERCEIVER, dict(SOURCE=UNSEEN, LANGUAGE="fr", QUERIES=2), "a right picture among the first ten for"),
 }
 
 

@@ -11,7 +11,19 @@ import pytest
 from training import tiny
 
 from jaxvl import convert
-from jaxvl.config import ConfigError, PluginWarning, load_file, load_plugins, plugin_changes, plugins, recall_plugins, resolve, to_dict
+from jaxvl.config import (
+    ConfigError,
+    PluginWarning,
+    choose,
+    load_file,
+    load_plugins,
+    plugin_changes,
+    plugins,
+    recall_plugins,
+    resolve,
+    to_dict,
+)
+from jaxvl.data.sources import SOURCES
 from jaxvl.evals import EVALUATORS
 from jaxvl.objectives import OBJECTIVES
 from jaxvl.training.experiment import Experiment, parse_command
@@ -28,7 +40,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from jaxvl.evals import EVALUATORS, EvalResult
-from jaxvl.evals.split import SplitOptions
+from jaxvl.evals.source_options import SourceOptions
 from jaxvl.objectives import OBJECTIVES, Loss
 
 
@@ -49,12 +61,12 @@ class Pull:
 
 @EVALUATORS.register("counting")
 @dataclasses.dataclass(frozen=True)
-class Counting(SplitOptions):
+class Counting(SourceOptions):
     factor: float = 1.0
     figures = ("records",)
 
     def run(self, encoders):
-        return EvalResult({"records": self.factor * len(self.corpus.prepare(log=lambda text: None).split(self.split))}, [])
+        return EvalResult({"records": self.factor * len(self.open())}, [])
 """
 CONFIG = f"""
 import sys
@@ -66,7 +78,7 @@ def get_config():
     return tiny.config(
         plugins=("parts/mine.py",), steps=2, optim=dict(warmup=0),
         tasks=dict(pairs=dict(data=data, objectives=dict(pull=dict(weight=0.5, strength=2.0)))),
-        evals=dict(count=dict(name="counting", corpus=tiny.CORPUS, split="test_a", factor=2.0)),
+        evals=dict(count=dict(name="counting", source=tiny.TEST, factor=2.0)),
     )
 """
 
@@ -105,7 +117,7 @@ def test_an_objective_and_an_evaluator_of_ones_own_from_three_folders(tmp_path, 
     assert status == 0, said
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("loss/pull" in record for record in records)
-    count = len(resolve(Experiment, tiny.config()).tasks["pairs"].data.corpus.prepare(log=lambda text: None).split("test_a"))
+    count = len(choose(SOURCES, tiny.TEST, "source").open(log=lambda text: None))
     assert re.search(rf"records\W+{2 * count}\b", said)
 
     file = tmp_path / "project" / "parts" / "mine.py"
