@@ -137,7 +137,7 @@ class Batches:
         k = config.records_per_row
         places = (self.rows.index[:, None] * k + np.arange(k)).reshape(-1)
         positions = self._first + i * config.records_per_batch + places
-        out = {name: np.zeros((len(places), *row.shape), row.dtype) for name, row in config.record_shapes.items()}
+        out = {name: np.full((len(places), *row.shape), row.absent, row.dtype) for name, row in config.record_shapes.items()}
         out[POSITION][:] = positions % 2**31
         numbers = self.order(positions).tolist()
         draws = {name: uniforms(positions) for name, uniforms in self._draws.items()}

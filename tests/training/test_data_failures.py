@@ -76,8 +76,8 @@ def test_a_run_with_another_batch_continues_its_stream(finished, tmp_path, monke
     shutil.rmtree(tmp_path / "checkpoints" / "6")
     starts, real = [], Batches.__init__
 
-    def init(self, *args, start=0, **options):
-        starts.append(start)
+    def init(self, *args, start, **options):
+        starts.append(start.position)
         real(self, *args, start=start, **options)
 
     monkeypatch.setattr(Batches, "__init__", init)

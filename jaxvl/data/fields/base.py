@@ -22,10 +22,11 @@ Batch = dict[str, jax.Array]
 
 
 class RowShape(NamedTuple):
-    """Shape of one row of a batch entry, and its dtype."""
+    """Shape of one row of a batch entry, its dtype, and what a row holds that lacks it (`missing="mask"`)."""
 
     shape: tuple[int, ...]
     dtype: type
+    absent: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,7 @@ class ColumnReader:
 @FIELDS.register("label")
 @dataclasses.dataclass(frozen=True)
 class Label(_ColumnField):
-    """Fills NAME int32 [B]: a class.
+    """Fills NAME int32 [B]: a class; -1 where a row has none (`missing="mask"`), which objectives leave out.
 
     Attributes:
       column: of classes or integers.
@@ -71,7 +71,7 @@ class Label(_ColumnField):
 
     def arrays(self, name: str) -> dict[str, RowShape]:
         """See `Field`."""
-        return {name: RowShape((), np.int32)}
+        return {name: RowShape((), np.int32, absent=-1)}
 
     def convert(self, value: Any) -> int:
         """See `_ColumnField`."""
