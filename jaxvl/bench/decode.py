@@ -45,9 +45,17 @@ def ours() -> tuple[Decode, Crop]:
     """What training does with `fast_decode`."""
 
     def crop(data: bytes, box: Box, size: int) -> np.ndarray:
-        return fit(open_picture(data, size), size, box, "bicubic", fast=True)
+        picture = open_picture(data, size)
+        return fit(picture, size, scaled(box, data, picture), "bicubic", fast=True)
 
     return lambda data: np.asarray(open_picture(data, 1 << 16)), crop
+
+
+def scaled(box: Box, data: bytes, picture: Image.Image) -> Box:
+    """A box of the whole picture in the pixels of one that was decoded at a fraction of its size."""
+    with Image.open(io.BytesIO(data)) as whole:
+        across, down = picture.width / whole.width, picture.height / whole.height
+    return box[0] * across, box[1] * down, min(box[2] * across, picture.width), min(box[3] * down, picture.height)
 
 
 def exact() -> tuple[Decode, Crop]:
@@ -61,6 +69,7 @@ def pillow_fast() -> tuple[Decode, Crop]:
     def crop(data: bytes, box: Box, size: int) -> np.ndarray:
         picture = Image.open(io.BytesIO(data))
         picture.draft("RGB", (size, size))
+        box = scaled(box, data, picture)
         return np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
 
     return lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), crop
