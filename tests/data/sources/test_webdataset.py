@@ -160,6 +160,7 @@ def npy(array) -> bytes:
         ("json", b'{"caption": " ", "alt": "b"}', "json:none;caption;alt", "text", "b"),
         ("json", b'{"captions": ["a", "b"]}', "json:captions", "texts", ["a", "b"]),
         ("meta.json", b'{"width": 20}', "meta.json:width", "int", 20),
+        ("json", b'{"about": {"alt": ["a", "b"]}}', "json[about][alt][1]", "text", "b"),
         ("json", b'{"similarity": 0.25}', "json:similarity", "float", 0.25),
     ],
 )
@@ -189,13 +190,21 @@ def test_kinds_say_what_endings_do_not(tmp_path):
     assert record["texts"] == ["one", "two", "three"] and record["score"] == 0.5 and record["number"] == 3 and record["mask"] == b"..."
 
 
+def test_a_text_member_where_a_key_is_empty(tmp_path):
+    contents = [b'{"alt": "a"}', b'{"alt": " "}', b"{}"]
+    members = [(f"{i}.{ending}", content) for i, c in enumerate(contents) for ending, content in (("json", c), ("txt", b"t"))]
+    write_tar(tmp_path / "x.tar", [*members, ("3.txt", b"u")])
+    source = open_source(str(tmp_path / "x.tar"), columns={"c": "json[alt];txt"})
+    assert [source[i]["c"] for i in range(4)] == ["a", "t", "t", "u"]
+
+
 def test_a_json_column_that_holds_texts_and_lists(tmp_path):
     contents = [b'{"c": "a"}', b'{"c": ["b", "c"]}', b'{"c": null}']
     write_tar(tmp_path / "x.tar", [(f"{i}.json", content) for i, content in enumerate(contents)])
     source = open_source(str(tmp_path / "x.tar"), columns={"c": "json:c"})
     assert source.columns["c"].kind == "texts"
     assert [source[i]["c"] for i in range(2)] == [["a"], ["b", "c"]]
-    with pytest.raises(BadRecord, match="^no c: .*json has no 'c' that is not empty"):
+    with pytest.raises(BadRecord, match=r"^no c: .*x.tar: 2: has no json\[c\] that is not empty"):
         source.read(2)
     strict = open_source(str(tmp_path / "x.tar"), columns={"c": "json:c"}, kinds={"c": "text"})
     with pytest.raises(BadRecord, match="another kind.*say in kinds"):
@@ -273,6 +282,9 @@ def test_optional_columns_may_lack(tmp_path):
         ({"columns": {"a": "x.pyd"}}, "columns.a: 'x.pyd' members hold pickled objects"),
         ({"columns": {"a": "jpg;pickle"}}, "columns.a: 'pickle' members hold pickled objects"),
         ({"columns": {"a": "npz"}}, "columns.a: 'npz' members hold several arrays"),
+        ({"columns": {"a": "json[b"}}, "columns.a: 'json[b' is no ending of a member"),
+        ({"columns": {"a": "json[b]:c"}}, "columns.a: 'json[b]:c' has keys both in brackets and behind a colon"),
+        ({"columns": {"a": "txt[b]"}}, "columns.a: 'txt[b]': only json members have keys"),
         ({"columns": {"a": "xyz"}}, "columns.a: what 'xyz' members hold is not known; say it in kinds"),
         ({"columns": {"a": "jpg;txt"}}, "columns.a: 'jpg;txt' mixes image and text"),
         ({"columns": {"a": "__key__;txt"}}, "columns.a: '__key__;txt' must be"),
