@@ -96,6 +96,11 @@ class TarSource(Source):
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def key(self, i: int) -> str:
+        """What the names of the members of record `i` have in common."""
+        _, index, row = self._place(i)
+        return index.key(row)
+
     def shards(self) -> np.ndarray:
         return np.array([shard.samples for shard in self._shards], np.int64)
 
