@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Mapping
 
@@ -58,7 +59,7 @@ class Energon:
         columns = dict(self.columns) if self.columns is not None else self._field_map(folder)
         config = WebDataset(tuple(str(folder / name) for name in names), columns, self.optional, self.kinds, self.index)
         source = config.open(log)
-        _compare(names, source.shards(), folder, log)
+        _compare(names, source.samples(), folder, log)
         return _without(source, names, left_out)
 
     def _shards(self, parts: Mapping[str, object]) -> tuple[list[str], set[str]]:
@@ -101,12 +102,12 @@ def _load(file: paths.Path) -> Mapping[str, object]:
     return found
 
 
-def _compare(names: Collection[str], samples: np.ndarray, folder: paths.Path, log: Log) -> None:
+def _compare(names: Collection[str], samples: Collection[int], folder: paths.Path, log: Log) -> None:
     """Says where a shard holds another number of samples than `.info.json` has."""
     file = folder / FOLDER / ".info.json"
     try:
         counts = json.loads(paths.read_text(file))["shard_counts"]
-        different = [(name, n, counts[name]) for name, n in zip(names, samples.tolist()) if counts.get(name, n) != n]
+        different = [(name, n, counts[name]) for name, n in zip(names, samples) if counts.get(name, n) != n]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     if different:
@@ -120,7 +121,7 @@ def _without(source: TarSource, names: Collection[str], left_out: Collection[str
     if not any(keys.values()):
         return source
     kept = []
-    starts = np.concatenate([[0], np.cumsum(source.shards())]).tolist()
+    starts = [0, *itertools.accumulate(source.samples())]
     for name, start, stop in zip(names, starts, starts[1:]):
         numbers = range(start, stop)
         kept += [i for i in numbers if source.key(i) not in keys[name]] if keys[name] else numbers
@@ -157,4 +158,5 @@ class _Some(Source):
 
     def shards(self) -> np.ndarray:
         ends = np.searchsorted(self._numbers, np.cumsum(self._source.shards()))
-        return np.diff(ends, prepend=0).astype(np.int64)
+        sizes = np.diff(ends, prepend=0).astype(np.int64)
+        return sizes[sizes > 0]

@@ -102,12 +102,16 @@ class TarSource(Source):
         return index.key(row)
 
     def shards(self) -> np.ndarray:
-        return np.array([shard.samples for shard in self._shards], np.int64)
+        return np.array([shard.samples for shard in self._shards if shard.samples > 0], np.int64)
+
+    def samples(self) -> list[int]:
+        """Records of each tar; `shards` leaves out the empty ones."""
+        return [shard.samples for shard in self._shards]
 
     def read(self, i: int, columns: Collection[str] | None = None) -> Record:
         shard, index, row = self._place(i)
         sample = _Sample(shard, index, row)
-        names = list(self.columns) if columns is None else list(columns)
+        names = list(self.columns) if columns is None else [name for name in columns if name in self.columns]
         wanted: set[str] = set()
         for name in names:
             about = self._members[name]
@@ -127,13 +131,28 @@ class TarSource(Source):
         return record
 
     def column(self, name: str) -> np.ndarray | None:
-        info = self._members[name].info
-        if info is None or len(self) > MOST_KEYS:
+        about = self._members.get(name)
+        if about is None or len(self) > MOST_KEYS:
             return None
-        if info == "__url__":
-            return np.repeat([shard.file for shard in self._shards], self.shards())
+        if about.info is None:
+            return self._numbers(about)
+        if about.info == "__url__":
+            return np.repeat([shard.file for shard in self._shards], [shard.samples for shard in self._shards])
         keys = itertools.chain.from_iterable(self._indexes[s].all_keys() for s in range(len(self._shards)))
         return np.array(list(keys))
+
+    def _numbers(self, about: MemberColumn) -> np.ndarray | None:
+        """int64 [n]: numbers that the indexes hold."""
+        ending, path = about.choices[0]
+        if about.kind not in ("class", "int") or len(about.choices) > 1 or path:
+            return None
+        found = []
+        for s in range(len(self._shards)):
+            values = self._indexes[s].numbers_of(ending)
+            if values is None:
+                return None
+            found.append(values)
+        return np.concatenate(found)
 
     def present(self, name: str) -> np.ndarray | None:
         about = self._members.get(name)

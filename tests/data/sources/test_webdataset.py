@@ -104,8 +104,8 @@ def test_a_number_beyond_the_end_is_an_error(tmp_path):
     for i in (10, -1):
         with pytest.raises(IndexError):
             source.read(i)
-    with pytest.raises(KeyError):
-        source.read(0, ["pictures"])
+    assert source.read(0, ["pictures", "key"]) == {"key": "000000000"}
+    assert source.column("pictures") is None and source.column("text") is None
     assert source.read(np.int64(3), ["key"]) == {"key": "000000003"}
 
 
@@ -114,7 +114,8 @@ def test_empty_shards_between_others(tmp_path):
         write_tar(tmp_path / f"{name}.tar", members)
     source = open_source(f"{tmp_path}/{{a..d}}.tar", columns={"text": "txt"})
     assert [source[i]["text"] for i in range(len(source))] == ["one", "two"]
-    np.testing.assert_array_equal(source.shards(), [1, 0, 0, 1])
+    np.testing.assert_array_equal(source.shards(), [1, 1])
+    np.testing.assert_array_equal(source.column("key"), ["1", "2"])
     with pytest.raises(DataError, match="hold no samples"):
         open_source(f"{tmp_path}/b.tar")
 
@@ -188,6 +189,17 @@ def test_kinds_say_what_endings_do_not(tmp_path):
     )  # fmt: skip
     record = source[0]
     assert record["texts"] == ["one", "two", "three"] and record["score"] == 0.5 and record["number"] == 3 and record["mask"] == b"..."
+
+
+def test_classes_are_known_without_a_read(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", [("0.cls", b"5"), ("1.cls", b"7")])
+    write_tar(tmp_path / "b.tar", [("0.cls", b"6"), ("0.label", b"2")])
+    source = open_source(f"{tmp_path}/{{a,b}}.tar", columns={"c": "cls", "d": "label", "e": "cls;label"}, optional=("d",))
+    monkeypatch.setattr(source, "_files", None)
+    np.testing.assert_array_equal(source.column("c"), [5, 7, 6])
+    assert source.column("c").dtype == np.int64
+    assert source.column("d") is None and source.column("e") is None
+    np.testing.assert_array_equal(source.present("d"), [False, False, True])
 
 
 def test_a_text_member_where_a_key_is_empty(tmp_path):
