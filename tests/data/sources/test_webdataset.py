@@ -1,5 +1,6 @@
 """The webdataset source, against webdataset and open_clip; indexes, and shards that change."""
 
+import concurrent.futures
 import io
 import json
 import os
@@ -511,6 +512,15 @@ def test_threads_read_what_one_reads(tmp_path):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_several_open_and_index_the_same_shards_at_once(tmp_path):
+    files = write_shards(tmp_path / "data", shards=6, rows=5)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        sources = list(pool.map(open_source, [files] * 4))
+    assert len({source.fingerprint for source in sources}) == 1
+    assert [source[29]["text"] for source in sources] == ["shard 5 row 4"] * 4
+    assert len(list((tmp_path / "data").iterdir())) == 12  # shards and indexes, no parts
 
 
 def test_it_is_pickled_without_open_files(tmp_path):
