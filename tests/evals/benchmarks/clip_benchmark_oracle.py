@@ -16,6 +16,9 @@ from clip_benchmark.datasets.builder import build_wds_dataset  # noqa: E402
 from clip_benchmark.metrics import image_caption_selection, zeroshot_classification, zeroshot_retrieval  # noqa: E402
 from clip_benchmark.webdataset_builder import convert_dataset, convert_retrieval_dataset  # noqa: E402
 
+# Their `accuracy` takes `float` of arrays of one element, which numpy no longer has.
+zeroshot_classification.float = lambda x: float(x) if isinstance(x, str) else float(np.squeeze(np.asarray(x)))
+
 
 class Rows(list):
     """A data set of (picture bytes, label or captions) with `classes` and `templates`."""
