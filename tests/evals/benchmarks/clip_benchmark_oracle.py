@@ -11,7 +11,6 @@ from jaxvl.interop.peers import peer
 
 torch = peer("torch")
 
-import torch.utils.data  # noqa: E402
 from clip_benchmark.datasets.builder import build_wds_dataset  # noqa: E402
 from clip_benchmark.metrics import image_caption_selection, zeroshot_classification, zeroshot_retrieval  # noqa: E402
 from clip_benchmark.webdataset_builder import convert_dataset, convert_retrieval_dataset  # noqa: E402

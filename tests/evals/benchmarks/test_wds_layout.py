@@ -111,7 +111,15 @@ def by_hand(folder, members, nshards="1\n", names="cat\ndog\n", kind=None):
 
 def test_odd_samples(tmp_path):
     """Members that do not lie together, a dot in a suffix, upper case, links, a sample without label, one without picture."""
-    members = [("a.png", png(1)), ("b.png", png(2)), ("b.cls", b"1"), ("a.cls", b" 0\n"), ("c.PNG", png(3)), ("c.cls", b"x"), ("d.cls", b"1")]
+    members = [
+        ("a.png", png(1)),
+        ("b.png", png(2)),
+        ("b.cls", b"1"),
+        ("a.cls", b" 0\n"),
+        ("c.PNG", png(3)),
+        ("c.cls", b"x"),
+        ("d.cls", b"1"),
+    ]
     folder = by_hand(tmp_path / "odd", members)
     with tarfile.open(folder / "test" / "0.tar", "a") as tar:
         link = tarfile.TarInfo("e.png")

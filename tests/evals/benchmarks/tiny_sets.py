@@ -37,10 +37,10 @@ def write_json(path, node):
 
 
 def class_folders(folder, names, each=2, suffix=".JPEG"):
-    """`each` pictures in a folder of each name; pictures of the i-th tell i."""
+    """`each` pictures in a folder of each name; pictures of the i-th tell i (modulo 64)."""
     for i, name in enumerate(names):
         for j in range(each):
-            put(folder, f"{name}/{name}_{j}{suffix}", i)
+            put(folder, f"{name}/{name}_{j}{suffix}", i % 64)
     return folder
 
 
@@ -50,7 +50,13 @@ def karpathy(folder, name="dataset_coco.json", filepath="val2014", images=6):
     for i in range(images):
         split = ("test", "test", "restval")[i % 3]
         sentences = [{"tokens": ["word"], "raw": f"word {i}, number {j} of {i}", "imgid": i, "sentid": 5 * i + j} for j in range(5)]
-        row = {"filename": f"COCO_{i:03d}.jpg", "imgid": i, "split": split, "sentids": [5 * i + j for j in range(5)], "sentences": sentences}
+        row = {
+            "filename": f"COCO_{i:03d}.jpg",
+            "imgid": i,
+            "split": split,
+            "sentids": [5 * i + j for j in range(5)],
+            "sentences": sentences,
+        }
         rows.append(row | ({"filepath": filepath, "cocoid": 100 + i} if filepath else {}))
         put(folder, f"{filepath}/COCO_{i:03d}.jpg" if filepath else f"images/COCO_{i:03d}.jpg", i)
     return write_json(folder / name, {"images": rows, "dataset": "coco"})
