@@ -232,7 +232,10 @@ def _run(argv: list[str], console: Console) -> int:
 
 
 def _show(done: list[Mapping[str, Any]], failed: Mapping[str, str]) -> None:
-    Console().print(results.table(done, failed))
+    console = Console()
+    console.print(results.table(done))
+    if failed:
+        console.print(results.failures(failed))
 
 
 def main(argv: list[str]) -> int:

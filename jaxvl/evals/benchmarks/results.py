@@ -82,13 +82,13 @@ def saved(path: paths.Path, same: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def table(results: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> Table:
-    """One line for each benchmark with its own main figure; then those that could not be measured, and why."""
+def table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """One line for each benchmark with its own main figure."""
     out = Table(title="Benchmarks", title_justify="left", header_style="bold", pad_edge=False)
     for name in ("benchmark", "language", "figure"):
-        out.add_column(name, style="cyan" if name == "benchmark" else "")
+        out.add_column(name, style="cyan" if name == "benchmark" else "", overflow="fold")
     for name, style in (("value", "bold"), ("chance", "dim"), ("images", ""), ("skipped", "dim")):
-        out.add_column(name, style=style, justify="right")
+        out.add_column(name, style=style, justify="right", no_wrap=True)
     for node in results:
         more = node["jaxvl"]
         metric = more["main_metric"]
@@ -96,10 +96,16 @@ def table(results: Sequence[Mapping[str, Any]], failed: Mapping[str, str]) -> Ta
         bad = sum(more["skipped"].values())
         cells = [brief(node["dataset"]), node["language"], metric, _share(node["metrics"].get(metric)), _share(chance, "")]
         out.add_row(*map(Text, cells), write(more["images"], "number"), write(bad, "number") if bad else "")
-    if failed:
-        out.add_section()
+    return out
+
+
+def failures(failed: Mapping[str, str]) -> Table:
+    """Benchmarks that could not be measured, and why."""
+    out = Table(title="Not measured", title_justify="left", header_style="bold", pad_edge=False)
+    out.add_column("benchmark", style="cyan", overflow="fold")
+    out.add_column("why", style="yellow", overflow="fold")
     for name, why in failed.items():
-        out.add_row(Text(brief(name)), "", Text(brief(why), style="yellow"), Text("not measured", style="yellow"), "", "", "")
+        out.add_row(Text(brief(name)), Text(brief(why)))
     return out
 
 

@@ -18,7 +18,7 @@ from jaxvl.data.sources.base import Source
 from jaxvl.evals.benchmarks.base import Benchmark
 from jaxvl.evals.encoders import EncodedImages, Encoders
 from jaxvl.evals.metrics.classification import f1_macro, hits, mean_average_precision, mean_per_class_recall, worst_group
-from jaxvl.evals.metrics.pairs import PairScores, best_of, jaccard, pair_scores
+from jaxvl.evals.metrics.pairs import PairScores, best_of, chance, jaccard, pair_scores
 from jaxvl.evals.metrics.retrieval import any_among
 from jaxvl.evals.prompts import TEMPLATES
 from jaxvl.evals.ranking import rank, top_k
@@ -185,11 +185,16 @@ def _pairs(benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders) -> 
         "image_acc_strict": float(scores.image_strict.mean()),
         "text_acc_strict": float(scores.text_strict.mean()),
     }
+    if len(shapes) == 1:
+        expected = chance(*next(iter(shapes)))
+        names = {"image": "image_acc", "text": "text_acc", "both": "acc"}
+        metrics |= {f"{names[key]}_chance": value for key, value in expected.items()}
     if "kind" in benchmark.columns:
         kinds = benchmark.source.column(benchmark.columns["kind"])[[records[0] for records in whole]]
         by_kind = {kind: float(scores.image[kinds == kind].mean()) for kind in sorted(set(kinds))}
         metrics["image_acc_mean_of_kinds"] = float(np.mean(list(by_kind.values())))
         metrics |= {f"image_acc/{kind}": value for kind, value in by_kind.items()}
+        metrics |= {"image_acc_mean_of_kinds_chance": metrics["image_acc_chance"]} if "image_acc_chance" in metrics else {}
     skipped = _with(encoded.skipped, "instance is not whole", len(members) - len(whole))
     return Score(metrics, sum(len(records) for records in whole), skipped)
 

@@ -85,7 +85,10 @@ def _look(folder: pathlib.Path, depth: int, found: list[Found], unknown: list[tu
         unknown += nearly
         return True
     annotated = _tried(_ANNOTATIONS, folder, nearly)
-    classes = [] if annotated else _tried(_FOLDERS, folder, nearly)
+    classes = []
+    for find in _FOLDERS:
+        if not annotated and not classes and not nearly:
+            classes = _tried((find,), folder, nearly)
     found += annotated + classes
     unknown += nearly
     if classes or depth == 0:

@@ -109,14 +109,14 @@ def _classes(folder: pathlib.Path) -> ClassSet:
         raise DataError(str(error)) from None
 
 
-def check_labels(labels: Sequence[int | None] | np.ndarray, classes: int, folder: pathlib.Path) -> None:
-    """Raises DataError where no record has a label, or one has a label without a name."""
+def check_labels(labels: Sequence[int | None] | np.ndarray, classes: int, folder: pathlib.Path, names: str = "classnames.txt") -> None:
+    """Raises DataError where no record has a label, or one has a label without a name; `names`: what holds the names."""
     known = np.array([label for label in labels if label is not None], np.int64)
     if not len(known):
         raise DataError(f"{folder}: no record has a label")
     if known.min() < 0 or known.max() >= classes:
         worst = int(known.max() if known.max() >= classes else known.min())
-        raise DataError(f"{folder}: label {worst} has no name; classnames.txt names {classes} classes, from 0")
+        raise DataError(f"{folder}: label {worst} has no name; {names} names {classes} classes, from 0")
 
 
 def _check_vectors(source: Source, classes: int, folder: pathlib.Path) -> None:

@@ -45,6 +45,21 @@ def pair_scores(images: np.ndarray, texts: np.ndarray) -> PairScores:
     return PairScores(image, text, image & text, _alone_at_top(scores, own), _alone_at_top(scores.swapaxes(1, 2), own))
 
 
+def chance(images: int, texts: int) -> dict[str, float]:
+    """Expected shares of an encoder that knows nothing, by name of the score; those that have no simple form are left out.
+
+    Args:
+      images, texts: of an instance.
+    """
+    own = min(images, texts)
+    known = {"image": (1 / images) ** own, "text": (1 / texts) ** own}
+    if own == 1:
+        known["both"] = known["image"] * known["text"]
+    if images == texts == 2:
+        known["both"] = 1 / 6  # of the 24 orders of four scores, 4 have both right ones above both wrong ones
+    return known
+
+
 def _alone_at_top(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
     """bool [n]: whether candidate i of query i scores higher than every other one; scores [n, queries, candidates]."""
     right = scores[:, own, own]

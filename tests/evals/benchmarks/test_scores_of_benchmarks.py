@@ -140,7 +140,7 @@ def test_sugar_crepe(tmp_path):
     got = run(pairs(tmp_path, numbers, captions)).metrics
     theirs = oracle.selection(MODEL, numbers[:, None], captions)
     assert {name: got[name] for name in theirs} == pytest.approx(theirs, abs=1e-6)
-    assert 0.2 < got["acc"] < 0.8 and got["image_acc"] == 1
+    assert 0.2 < got["acc"] < 0.8 and got["image_acc"] == 1 and got["acc_chance"] == 0.5
 
 
 def test_winoground(tmp_path):

@@ -62,6 +62,7 @@ def test_everything_in_one_folder(tmp_path):
     assert "mscoco_captions was already found in" in unknown["karpathy_coco"]
     assert unknown["pictures"] == "1 pictures without annotations or folders of classes"
     assert "no known layout" in unknown["nothing"]
+    assert not any(why.startswith("a folder for each class") for why in unknown.values()), unknown
     assert not any(path.startswith(("coco/", "xm3600", "xtd/XTD10", "wds")) for path in unknown), unknown
     keys = [found.key for found in there.found]
     assert len(set(keys)) == len(keys) and "crossmodal3600_de" in keys and "wds_vtab_cifar10" in keys

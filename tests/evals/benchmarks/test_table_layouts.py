@@ -1,5 +1,6 @@
 """Benchmarks as Parquet and Arrow tables, written by pyarrow."""
 
+import json
 import pickle
 
 import jax
@@ -85,6 +86,47 @@ def test_captions_of_datacomp(tmp_path):
     benchmark = found.open()
     assert (found.name, benchmark.task) == ("flickr30k", "retrieval") and numbers_of(benchmark.source) == [0, 1, 2]
     assert benchmark.source.column("captions").tolist() == columns["caption"]
+
+
+def labelled(labels, names=None):
+    table = pa.table({"image": pa.array([struct(k) for k in range(len(labels))], IMAGE), "label": labels})
+    features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    return table if names is None else table.replace_schema_metadata({"huggingface": json.dumps(features)})
+
+
+def test_classes_as_datasets_writes_them(tmp_path):
+    """The validation split, for there is no test split; -1 is no label, as in the hub's unlabelled splits."""
+    folder = tmp_path / "beans" / "data"
+    as_parquet(folder, labelled([1, 0, -1, 2], ["leaf_spot", "rust", "healthy"]), "validation-00000-of-00001.parquet")
+    as_parquet(folder, labelled([1], ["leaf_spot", "rust", "healthy"]), "train-00000-of-00001.parquet")
+    (found,) = hugging_face.find(folder)
+    benchmark = found.open()
+    assert found.name == "beans" and benchmark.classes.names["en"] == ("leaf spot", "rust", "healthy")
+    assert benchmark.source.column("label").tolist() == [1, 0, None, 2] and numbers_of(benchmark.source) == [0, 1, 2, 3]
+
+
+def test_imagenet_of_the_hub_has_the_names_of_clip(tmp_path):
+    folder = tmp_path / "imagenet-1k" / "data"
+    as_parquet(folder, labelled([999, 0], [f"synset {k}" for k in range(1000)]), "validation-00000-of-00014.parquet")
+    (found,) = hugging_face.find(folder)
+    classes = found.open().classes
+    assert found.name == "imagenet1k" and classes.names["en"][0] == "tench" and len(classes.templates) == 80
+
+
+@pytest.mark.parametrize("labels, names, says", [
+    ([0, 1], None, "does not tell what the numbers in its column 'label' mean"),
+    ([0, 2], ["a", "b"], "label 2 has no name; the table names 2 classes"), ([-1], ["a"], "no record has a label"),
+])  # fmt: skip
+def test_labels_without_names(tmp_path, labels, names, says):
+    as_parquet(tmp_path, labelled(labels, names))
+    with pytest.raises(DataError, match=says):
+        hugging_face.find(tmp_path)[0].open()
+
+
+def test_a_training_split_alone(tmp_path):
+    as_parquet(tmp_path, winoground(), "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="holds a training split alone"):
+        hugging_face.find(tmp_path)
 
 
 def test_winogavil_against_its_authors_evaluation(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, jaccard_score, top_k_accuracy_score
 
 from jaxvl.evals.metrics.classification import average_precision, f1_macro, group_means, hits, mean_per_class_recall, worst_group
-from jaxvl.evals.metrics.pairs import best_of, jaccard, pair_scores
+from jaxvl.evals.metrics.pairs import best_of, chance, jaccard, pair_scores
 from jaxvl.evals.metrics.retrieval import any_among, recall_at_k
 
 
@@ -102,3 +102,14 @@ def test_jaccard_as_scikit_learn_has_it(both):
 def test_best_of():
     assert best_of(np.array([0.1, 0.9, 0.5]), 2).tolist() == [False, True, True]
     assert best_of(np.array([0.1, 0.9]), 0).tolist() == [False, False]
+
+
+@pytest.mark.parametrize("images, texts", [(1, 2), (2, 2), (1, 5)])
+def test_chance_of_pairs(images, texts):
+    rng = np.random.default_rng(0)
+    n = 20_000
+    scores = rng.permuted(np.tile(np.arange(images * texts), (n, 1)), axis=1).reshape(n, images, texts)  # every order is as likely
+    got = pair_scores(scores.astype(float), np.tile(np.eye(texts), (n, 1, 1)))
+    expected = chance(images, texts)
+    for name, share in expected.items():
+        assert getattr(got, name).mean() == pytest.approx(share, abs=5 * np.sqrt(0.25 / n)), name
