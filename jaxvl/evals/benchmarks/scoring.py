@@ -8,7 +8,7 @@ ties (`ranking`); the two differ only where scores are equal.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,8 @@ class Score:
     skipped: dict[str, int]
 
 
-class _Pictures(Sequence):
-    """A source's pictures alone, as `Encoders` read records."""
+class Pictures(Sequence):
+    """A source's pictures alone, as `Encoders` read records: by place, or by place and column."""
 
     def __init__(self, source: Source, column: str):
         self._source = source
@@ -48,6 +48,9 @@ class _Pictures(Sequence):
         return len(self._source)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.read(i)
+
+    def read(self, i: int, columns: Collection[str] | None = None) -> dict[str, Any]:
         record = self._source.read(i, (self._column,))
         if self._column not in record:
             raise BadRecord("record is incomplete", f"{self._source.name}: record {i} has no picture")
@@ -72,7 +75,7 @@ def score(benchmark: Benchmark, encoders: Encoders, class_vectors: ClassVectors,
       DataError: nothing is left to measure.
       EvaluatorError: an error that is no bad record.
     """
-    pictures = _Pictures(benchmark.source, benchmark.columns["image"])
+    pictures = Pictures(benchmark.source, benchmark.columns["image"])
     memo = None if benchmark.pictures is None else ("pictures", benchmark.pictures)
     encoded = encoders.images(pictures, memo=memo)
     if not len(encoded.index) and len(pictures):

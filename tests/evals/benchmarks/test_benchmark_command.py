@@ -1,17 +1,24 @@
 """The command from end to end: weights in a workdir, sets in a folder, results in files."""
 
 import json
+import pathlib
+import subprocess
 
 import clip_benchmark_oracle as oracle
 import numpy as np
+import processes
 import pytest
 import tokenizers
-from tiny_sets import class_folders, coco, png, sugar_crepe
+from tiny_sets import class_folders, coco, png, put, sugar_crepe
 
 from jaxvl import benchmark
 from jaxvl.config import choose
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.records import DataError
 from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals.benchmarks.base import Found
+from jaxvl.evals.benchmarks.files import ImageFiles
+from jaxvl.evals.benchmarks.scoring import Pictures
 from jaxvl.evals.prompts import class_vectors
 from jaxvl.interop.bundle import Bundle, built, shapes_of
 from jaxvl.models import MODELS, InputSpec
@@ -74,6 +81,14 @@ def first_run(workdir, root, tmp_path_factory):
     return status, out
 
 
+def image_rows(encoders, n, folder):
+    """Rows of the pictures of `known_answers` 0 … n - 1."""
+    for k in range(n):
+        put(folder, f"{k}.png", k)
+    source = ImageFiles("all", folder, [f"{k}.png" for k in range(n)])
+    return encoders.images(Pictures(source, "image")).rows
+
+
 def result_of(out, key):
     return json.loads((out / f"{key}.json").read_text())
 
@@ -91,10 +106,10 @@ def test_results_are_in_clip_benchmarks_fields(first_run, workdir):
     assert any(folder.endswith("papers") for folder in everything["not_recognised"])
 
 
-def test_figures_are_clip_benchmarks_for_the_same_embeddings(first_run, workdir, root):
+def test_figures_are_clip_benchmarks_for_the_same_embeddings(first_run, workdir, root, tmp_path):
     _, out = first_run
     _, _, encoders = restore_encoders(workdir)
-    images = encoders.images([{"image": png(k)} for k in range(14)]).rows
+    images = image_rows(encoders, 14, tmp_path)
     names = class_vectors(encoders.texts, NAMES, [t.replace("{c}", "{}") for t in TEMPLATES])
     texts = np.zeros((64, 16), np.float32)
     texts[:3] = names
@@ -106,7 +121,7 @@ def test_figures_are_clip_benchmarks_for_the_same_embeddings(first_run, workdir,
     annotations = json.loads((root / "coco" / "coco_test_karpathy.json").read_text())["annotations"]
     captions = [[a["caption"] for a in annotations if a["image_id"] == 900 - 7 * i] for i in (3, 2, 1, 0)]
     rows = encoders.texts([f"caption {k}" for k in range(20)])
-    model = oracle.Model(encoders.images([{"image": png(k)} for k in range(4)]).rows, rows)
+    model = oracle.Model(images, rows)
     theirs = oracle.retrieval(model, [3, 2, 1, 0], captions, (1,))
     node = result_of(out, "mscoco_captions")
     assert node["task"] == "zeroshot_retrieval"
@@ -162,6 +177,21 @@ def test_the_listing_needs_no_weights(root, capsys, monkeypatch):
         assert text in said
 
 
+@pytest.mark.slow
+def test_two_processes_measure_as_one(first_run, workdir, root, tmp_path):
+    """All figures are those of one process; the first one writes and prints, and keeps what was measured before."""
+    argv = ["-m", "jaxvl.benchmark", f"--workdir={workdir}", f"--root={root}", f"--out={tmp_path}", "--only=wds/*,mscoco*,sugar*"]
+    outs = [processes.finish(processes.start(argv, 2, stdout=subprocess.PIPE)) for _ in range(2)]
+    for key in ("wds_vtab_tiny", "mscoco_captions", "sugar_crepe_add_att"):
+        one, two = result_of(first_run[1], key), result_of(tmp_path, key)
+        defined = {name for name, value in one["metrics"].items() if value is not None}
+        assert {name for name, value in two["metrics"].items() if value is not None} == defined
+        assert {name: two["metrics"][name] for name in defined} == pytest.approx({name: one["metrics"][name] for name in defined}, rel=1e-6)
+        assert two["jaxvl"]["identity"] == one["jaxvl"]["identity"]
+    (first, _), (second, _) = outs[1]
+    assert "wds/vtab/tiny" in first and "measured before" in outs[1][0][1] and "wds/vtab/tiny" not in second
+
+
 @pytest.mark.parametrize("argv, status, says", [
     ([], 2, "--root: is required"),
     (["--root=ROOT"], 2, "--workdir: is required"),
@@ -176,3 +206,15 @@ def test_wrong_options(root, workdir, argv, status, says, capsys):
     argv = [word.replace("ROOT", str(root)) if word != "--workdir=W" else f"--workdir={workdir}" for word in argv]
     assert benchmark.main(argv) == status
     assert says in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("error, says", [
+    (DataError("sets/a: label 3 has no name"), "sets/a: label 3 has no name"),
+    (KeyError("a bug"), "sets/a: cannot be read as toy layout (KeyError: 'a bug')"),
+])  # fmt: skip
+def test_a_set_that_cannot_be_opened_is_told(error, says):
+    def fail():
+        raise error
+
+    opened, why = benchmark._agreed_open(Found("a", "toy layout", pathlib.Path("sets/a"), fail))
+    assert opened is None and why == says

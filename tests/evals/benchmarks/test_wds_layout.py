@@ -1,5 +1,6 @@
 """Folders of tars: CLIP_benchmark's own tool writes them, its own reader says what is in them."""
 
+import contextlib
 import io
 import pickle
 import tarfile
@@ -7,6 +8,8 @@ import tarfile
 import clip_benchmark_oracle as oracle
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tiny_sets import number_of, numbers_of, png
 
 from jaxvl.data.records import BadRecord, DataError
@@ -173,3 +176,51 @@ def test_shards_without_their_number_are_told(tmp_path):
     (folder / "test" / "nshards.txt").unlink()
     with pytest.raises(DataError, match="has test/0.tar, but test/nshards.txt, .* is missing"):
         wds.find(folder)
+
+
+def test_metadata_of_datacomp(tmp_path):
+    """A member .npy beside the label: region, year and class of FMoW."""
+    content = io.BytesIO()
+    np.save(content, np.array([3, 2016, 1]))
+    folder = by_hand(tmp_path / "wds_wilds-fmow_test", [("a.png", png(1)), ("a.cls", b"1"), ("a.npy", content.getvalue())])
+    benchmark = wds.find(folder)[0].open()
+    assert (benchmark.name, benchmark.main_metric) == ("wds/wilds/fmow", "acc_worst_region")
+    assert benchmark.source[0]["metadata"].tolist() == [3, 2016, 1] and benchmark.columns["metadata"] == "metadata"
+    other = by_hand(tmp_path / "wds_fairface_test", [("a.png", png(1))])
+    with pytest.raises(DataError, match="fairface asks several questions of each image"):
+        wds.find(other)[0].open()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1))
+def test_any_damage_of_a_tar_is_one_kind_of_error(tmp_path, seed):
+    """Bytes changed, cut, repeated or put in: it is opened and read, or a DataError or BadRecord says why not."""
+    rng = np.random.default_rng(seed)
+    folder = tmp_path / "wds_damaged"
+    if not folder.exists():
+        by_hand(
+            folder, [(f"{k}.{suffix}", content) for k in range(4) for suffix, content in (("png", png(k)), ("cls", b"1"), ("txt", b"a\nb"))]
+        )
+        (folder / "whole").write_bytes((folder / "test" / "0.tar").read_bytes())
+    content = bytearray((folder / "whole").read_bytes())
+    for _ in range(rng.integers(1, 6)):
+        at = int(rng.integers(0, len(content)))
+        kind = rng.integers(0, 4)
+        if kind == 0:
+            content[at] = rng.integers(0, 256)
+        elif kind == 1:
+            content = content[:at] or content
+        elif kind == 2:
+            content[at:at] = bytes(rng.integers(0, 256, rng.integers(1, 600), dtype=np.uint8))
+        else:
+            content[at:at] = content[at // 512 * 512 : at // 512 * 512 + 512]
+    (folder / "test" / "0.tar").write_bytes(bytes(content))
+    try:
+        source = wds.find(folder)[0].open().source
+        assert len(source.fingerprint) == 64
+    except DataError as error:
+        assert "0.tar" in str(error) or "label" in str(error)
+        return
+    for i in range(len(source)):
+        with contextlib.suppress(BadRecord):
+            source[i]
