@@ -76,6 +76,7 @@ class Benchmark:
       figures: what else is measured, by name: see `scoring.EXTRA_FIGURES`.
       candidates: of that task.
       pictures: equal where two benchmarks have the same pictures in the same order.
+      no_label: why a record may have no label.
       notes: what a reader of the figure should know.
     """
 
@@ -89,6 +90,7 @@ class Benchmark:
     figures: str | None = None
     candidates: Candidates | None = None
     pictures: str | None = None
+    no_label: str = "no label"
     notes: tuple[str, ...] = ()
 
 

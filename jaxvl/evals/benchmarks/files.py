@@ -16,6 +16,7 @@ from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources.base import Column, Record, Source
 from jaxvl.data.text_files import read_lines
 
+UP = 4  # folders above a set in which lists of all sets are looked for
 # Suffixes of pictures, as torchvision's ImageFolder knows them, so that both count the same files.
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -150,6 +151,11 @@ def by_class(folder: pathlib.Path, classes: Sequence[str]) -> tuple[list[str], n
         files += [f"{name}/{file}" for file in found]
         labels += [label] * len(found)
     return files, np.array(labels, np.int64)
+
+
+def file_above(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """A file in a folder or one of the `UP` above it; None where there is none."""
+    return next((above / name for above in [folder, *folder.parents][: UP + 1] if (above / name).is_file()), None)
 
 
 def json_of(path: pathlib.Path) -> Any:

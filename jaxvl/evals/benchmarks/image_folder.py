@@ -14,7 +14,7 @@ from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Column
 from jaxvl.evals.benchmarks.base import MAIN_METRIC, Benchmark, Found
-from jaxvl.evals.benchmarks.files import ImageFiles, Values, by_class, file_names, is_picture, json_of, subfolders, texts_in
+from jaxvl.evals.benchmarks.files import ImageFiles, Values, by_class, file_above, file_names, is_picture, json_of, subfolders, texts_in
 
 LAYOUT = "a folder for each class"
 _SPLITS = ("test", "val", "validation", "valid")
@@ -22,7 +22,6 @@ _NAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
 _LISTED_NAMES = "en_classnames.json"
 _LISTED_TEMPLATES = "en_zeroshot_classification_templates.json"
-_UP = 4  # folders above in which CLIP_benchmark's lists are looked for
 
 
 def find(folder: pathlib.Path) -> list[Found]:
@@ -75,12 +74,10 @@ def _templates(folder: pathlib.Path, name: str) -> tuple[str, ...]:
 
 def _listed(folder: pathlib.Path, file: str, name: str) -> list[str] | None:
     """The list of a set in CLIP_benchmark's JSON of all sets, in a folder above."""
-    for above in [folder, *folder.parents][: _UP + 1]:
-        if (above / file).is_file():
-            content = json_of(above / file)
-            listed = content.get(name) if isinstance(content, dict) else None
-            return None if listed is None else texts_in(listed, f"{above / file}: {name!r}")
-    return None
+    path = file_above(folder, file)
+    content = json_of(path) if path is not None else None
+    listed = content.get(name) if isinstance(content, dict) else None
+    return None if listed is None else texts_in(listed, f"{path}: {name!r}")
 
 
 def _read(read, path: pathlib.Path) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Column
 from jaxvl.evals.benchmarks.base import MAIN_METRIC, Benchmark, Found
 from jaxvl.evals.benchmarks.files import ImageFiles, Values, by_class, subfolders
+from jaxvl.evals.benchmarks.imagenet_languages import LanguageClasses, language_classes
 
 LAYOUT = "ImageNet folders"
 LAYOUT_V2 = "ImageNet-V2 folders"
@@ -39,7 +40,11 @@ def find(folder: pathlib.Path) -> list[Found]:
     if folder.name == "train":
         raise DataError(f"{folder}: {LAYOUT}: is a training split, which no benchmark is measured on")
     name, expected = _variant(folder, len(names))
-    return [Found(name, LAYOUT, folder, functools.partial(open_folder, folder, name, expected))]
+    found = [Found(name, LAYOUT, folder, functools.partial(open_folder, folder, name, expected))]
+    for named in language_classes(folder) if name == "imagenet1k" else ():
+        open_it = functools.partial(open_language, folder, named)
+        found.append(Found(named.name, LAYOUT, folder, open_it, named.language))
+    return found
 
 
 def _v2_name(folder: pathlib.Path) -> str:
@@ -79,6 +84,21 @@ def open_folder(folder: pathlib.Path, name: str, expected: int | None) -> Benchm
     classes = ImageNetClasses(tuple(wnids)).load()
     notes = () if expected is not None else (f"{len(wnids)} of the 1,000 classes of ImageNet, which are all candidates",)
     return _benchmark(folder, name, wnids, list(range(len(wnids))), classes, notes)
+
+
+def open_language(folder: pathlib.Path, named: LanguageClasses) -> Benchmark:
+    """ImageNet with the names and prompts of another language. Pictures of classes without a name there have no label."""
+    classes, numbers = named.load()
+    english = open_folder(folder, "imagenet1k", len(imagenet_classes()))
+    place = {number: i for i, number in enumerate(numbers)}
+    labels = [place.get(label) for label in english.source.column("label").tolist()]
+    values = {"label": Values(Column("class", optional=True, classes=classes), labels)}
+    files, _ = by_class(folder, subfolders(folder))
+    source = ImageFiles(str(folder), folder, files, values, repr((named.language, numbers)).encode())
+    cause = f"class without a name in {named.language}"
+    columns = {"image": "image", "label": "label"}
+    main = MAIN_METRIC["classification"]
+    return Benchmark(named.name, "classification", source, columns, main, classes, named.language, pictures=source.pictures, no_label=cause)
 
 
 def open_v2(folder: pathlib.Path) -> Benchmark:

@@ -106,7 +106,7 @@ def _classification(benchmark: Benchmark, encoded: EncodedImages, rows: np.ndarr
     }
     if benchmark.figures is not None:
         metrics[benchmark.figures] = _extra(benchmark, encoded.index[has_label], found, labels)
-    return Score(metrics, len(images), _with(encoded.skipped, "no label", int((~has_label).sum())))
+    return Score(metrics, len(images), _with(encoded.skipped, benchmark.no_label, int((~has_label).sum())))
 
 
 def _extra(benchmark: Benchmark, index: np.ndarray, found: np.ndarray, labels: np.ndarray) -> float:

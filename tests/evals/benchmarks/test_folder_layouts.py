@@ -1,5 +1,6 @@
 """Layouts of folders and annotations: the readers of torchvision and clip_benchmark say what is in them."""
 
+import json
 import pathlib
 
 import clip_benchmark_oracle  # noqa: F401 (makes torchvision importable)
@@ -303,3 +304,27 @@ def test_pictures_that_are_not_there(tmp_path):
         picture.unlink()
     with pytest.raises(DataError, match="the pictures of its annotations, as 'val2014/COCO_000.jpg', are in none of"):
         only(karpathy_layout.find(tmp_path)).open()
+
+
+def test_imagenet_in_other_languages(tmp_path):
+    """CLIP_benchmark's own lists, copied above the pictures; Babel-ImageNet leaves out pictures of classes without a name."""
+    folder = class_folders(tmp_path / "imagenet" / "val", WNIDS, each=1)
+    ship = pathlib.Path(builder.__file__).parent
+    files = ("it_classnames.json", "it_zeroshot_classification_templates.json", "babel_imagenet.json", "nllb_dist13b_prompts.json")
+    for name in files:
+        (tmp_path / name).write_bytes((ship / name).read_bytes())
+    found = {(one.name, one.language): one for one in imagenet.find(folder)}
+    babel = json.loads((ship / "babel_imagenet.json").read_text())
+    assert len(found) == 2 + len(babel)
+    english, italian, german = (found[key].open() for key in (("imagenet1k", "en"), ("imagenet1k", "it"), ("babel_imagenet", "de")))
+    theirs = json.loads((ship / "it_classnames.json").read_text())["imagenet1k"]
+    assert list(italian.classes.names["it"]) == theirs and labels_of(italian) == labels_of(english)
+    assert all("{}" in template for template in italian.classes.templates) and italian.language == "it"
+    numbers, names = babel["DE"]
+    assert german.classes.names["de"] == tuple(names)
+    assert [numbers[label] for label in labels_of(german) if label is not None] == sorted(numbers)
+    assert list(german.classes.templates) == json.loads((ship / "nllb_dist13b_prompts.json").read_text())["DE"]
+    assert english.pictures == italian.pictures == german.pictures, "pictures are encoded once for all languages"
+    write_json(tmp_path / "babel_imagenet.json", {"XX": [[0, 0], ["a", "b"]]})
+    with pytest.raises(DataError, match="'xx' must name classes of ImageNet, by numbers from 0 to 999"):
+        imagenet.find(folder)[-1].open()
