@@ -118,35 +118,35 @@ def apply(rule: Rule, rows: PCollection, context: Context) -> tuple[PCollection,
     import apache_beam as beam
 
     if isinstance(rule, RowRule):
-        split = rows | f"{rule.name}: judge" >> beam.FlatMap(_judged, rule).with_outputs("removed", main="left")
-        return split["left"], split["removed"]
-    assert isinstance(rule, JoinRule)
-    losses = rule.losses(rows, context) | f"{rule.name}: by record" >> beam.Map(_by_position)
-    keyed = rows | f"{rule.name}: rows by record" >> beam.Map(_by_position)
-    joined = {"rows": keyed, "losses": losses} | f"{rule.name}: join" >> beam.CoGroupByKey()
-    split = joined | f"{rule.name}: cut" >> beam.FlatMap(_cut_joined, rule.name).with_outputs("removed", main="left")
-    return split["left"], split["removed"]
+        judged = rows | f"{rule.name}: judge" >> beam.FlatMap(_judged, rule)
+    else:
+        assert isinstance(rule, JoinRule)
+        losses = rule.losses(rows, context) | f"{rule.name}: by record" >> beam.Map(_by_position)
+        keyed = rows | f"{rule.name}: rows by record" >> beam.Map(_by_position)
+        joined = {"rows": keyed, "losses": losses} | f"{rule.name}: join" >> beam.CoGroupByKey()
+        judged = joined | f"{rule.name}: cut" >> beam.FlatMap(_cut_joined, rule.name)
+    # Filters, not tagged outputs, which not every runner has.
+    left = judged | f"{rule.name}: left" >> beam.Filter(isinstance, Row)
+    return left, judged | f"{rule.name}: removed" >> beam.Filter(isinstance, Removal)
 
 
 def _by_position(value: Row | Loss) -> tuple[int, Row | Loss]:
     return value.position, value
 
 
-def _judged(row: Row, rule: RowRule) -> Iterator[Any]:
+def _judged(row: Row, rule: RowRule) -> Iterator[Row | Removal]:
     loss = rule.judge(row)
     yield from _split(row, [] if loss is None else [loss], rule.name)
 
 
-def _cut_joined(joined: tuple[int, dict[str, list[Any]]], rule: str) -> Iterator[Any]:
+def _cut_joined(joined: tuple[int, dict[str, list[Any]]], rule: str) -> Iterator[Row | Removal]:
     for row in joined[1]["rows"]:
         yield from _split(row, joined[1]["losses"], rule)
 
 
-def _split(row: Row, losses: list[Loss], rule: str) -> Iterator[Any]:
-    import apache_beam as beam
-
+def _split(row: Row, losses: list[Loss], rule: str) -> Iterator[Row | Removal]:
     left, removal = cut(row, losses, rule)
     if left is not None:
         yield left
     if removal is not None:
-        yield beam.pvalue.TaggedOutput("removed", removal)
+        yield removal

@@ -45,13 +45,9 @@ def build(pipeline: Pipeline, config: PrepareConfig, records: int, tests: dict[s
     said = rows.as_json(config)
     work = f"{folder}/{shards.WORK}"
     ranges = _ranges(records, config.range_records)
-    read = (
-        pipeline
-        | "ranges" >> beam.Create(ranges, reshuffle=False)
-        | "spread ranges" >> beam.Reshuffle()
-        | "read" >> beam.FlatMap(_read, said, work).with_outputs("bad", main="rows")
-    )
-    left = raw = read["rows"]
+    read = _spread(pipeline, ranges, "ranges") | "read" >> beam.FlatMap(_read, said, work)
+    left = raw = read | "rows" >> beam.Filter(isinstance, Row)
+    bad = read | "bad records" >> beam.Filter(isinstance, Bad)
     context = Context(raw, said, work, _test_looks(pipeline, config, tests, said))
     removed = []
     for rule in rules_of(config):
@@ -60,8 +56,8 @@ def build(pipeline: Pipeline, config: PrepareConfig, records: int, tests: dict[s
     numbered = numbering.by_shard(left, config.shard_records)
     written = numbered | "write shards" >> beam.FlatMap(shards.write_shard, said, folder)
     all_removed = tuple(removed) | "all removals" >> beam.Flatten(pipeline=pipeline)
-    _count(raw, read["bad"], all_removed, work)
-    _examples(read["bad"], all_removed, config, work)
+    _count(raw, bad, all_removed, work)
+    _examples(bad, all_removed, config, work)
     _write(written, "written", work)
 
 
@@ -69,11 +65,9 @@ def _ranges(records: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, records)) for start in range(0, records, size)]
 
 
-def _read(span: tuple[int, int], config: str, work: str) -> Iterator[Any]:
-    import apache_beam as beam
-
-    for row in rows.read_range(config, work, *span):
-        yield beam.pvalue.TaggedOutput("bad", row) if isinstance(row, Bad) else row
+def _read(group: tuple[tuple[int, int], Any], config: str, work: str) -> Iterator[Row | Bad]:
+    start, stop = group[0]
+    return rows.read_range(config, work, start, stop)
 
 
 def _test_looks(pipeline: Pipeline, config: PrepareConfig, tests: dict[str, int], said: str) -> PCollection | None:
@@ -82,12 +76,19 @@ def _test_looks(pipeline: Pipeline, config: PrepareConfig, tests: dict[str, int]
     if not tests or config.rules.test_distance is None:
         return None
     ranges = [(name, *span) for name, n in tests.items() for span in _ranges(n, config.range_records)]
-    return (
-        pipeline
-        | "test ranges" >> beam.Create(ranges, reshuffle=False)
-        | "spread test ranges" >> beam.Reshuffle()
-        | "look at tests" >> beam.FlatMap(near.read_test_range, said)
-    )
+    return _spread(pipeline, ranges, "test ranges") | "look at tests" >> beam.FlatMap(_look_at_tests, said)
+
+
+def _spread(pipeline: Pipeline, ranges: list[tuple[Any, ...]], name: str) -> PCollection:
+    """PCollection of (range, nothing): a group by key, which all runners have, gives each range to whichever worker is free."""
+    import apache_beam as beam
+
+    keyed = pipeline | name >> beam.Create([(one, None) for one in ranges], reshuffle=False)
+    return keyed | f"spread {name}" >> beam.GroupByKey()
+
+
+def _look_at_tests(group: tuple[tuple[str, int, int], Any], config: str) -> Iterator[near.TestLook]:
+    return near.read_test_range(group[0], config)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from jaxvl.data.preparing import SCORERS
-from jaxvl.data.records import BadRecord
+from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Column, Source
 
@@ -43,6 +43,8 @@ class PairsSource(Source):
     def read(self, i, columns=None):
         if columns is None and str(i) == os.environ.get("PAIRS_DIE_AT"):
             os._exit(9)
+        if columns is None and str(i) == os.environ.get("PAIRS_FAIL_AT"):
+            raise DataError("the disk is gone")
         found = _records(self.path)[i]
         if "cause" in found:
             raise BadRecord(found["cause"], f"record {i}")

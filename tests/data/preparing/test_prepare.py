@@ -17,11 +17,13 @@ pytest.importorskip("imagehash")
 
 import msgpack  # noqa: E402
 import planted as samples  # noqa: E402
+from array_record.python import array_record_data_source  # noqa: E402
 
 from jaxvl.config import ConfigError, resolve  # noqa: E402
 from jaxvl.data.prepare import main, parse  # noqa: E402
 from jaxvl.data.preparing.options import PrepareConfig  # noqa: E402
 from jaxvl.data.preparing.run import prepare  # noqa: E402
+from jaxvl.data.records import DataError  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 PLUGIN = str(HERE / "pairs_plugin.py")
@@ -142,6 +144,54 @@ def test_the_report_shows_examples_of_each_rule(done, planted):
     assert "image cannot be decoded" in (done.out / "report" / "bad_records.html").read_text()
 
 
+BEST = dict(
+    min_side=None, max_aspect=None, max_texts_per_image=None, test_distance=None, max_images_per_text=None, vocabulary=None,
+    min_words=None, max_words=None, duplicates="images", score="brightness", top_share=0.5,
+)  # fmt: skip
+
+
+def test_a_run_that_failed_goes_on_and_array_records_hold_the_best_share(folder, planted, monkeypatch):
+    out = folder / "arrays"
+    options = dict(format="array_record", rules=BEST, test_images={})
+    expected = best_share(planted)
+    monkeypatch.setenv("PAIRS_FAIL_AT", str(expected[-1]))
+    with pytest.raises(DataError, match="the disk is gone"):
+        prepare(config(folder, out, planted, **options), log=lambda _: None)
+    assert not out.exists()
+    first = out.with_name("arrays.unfinished") / "00000.array_record"
+    written = first.stat().st_mtime_ns
+    monkeypatch.delenv("PAIRS_FAIL_AT")
+    with pytest.raises(ConfigError, match="unfinished run of other options"):
+        prepare(config(folder, out, planted, **options, seed=1), log=lambda _: None)
+    done = prepare(config(folder, out, planted, **options), log=lambda _: None)
+    assert (out / first.name).stat().st_mtime_ns == written
+    with pytest.raises(ConfigError, match="is finished; choose another folder"):
+        prepare(config(folder, out, planted, **options), log=lambda _: None)
+
+    assert [rule.name for rule in done.rules] == ["duplicates", "score"]
+    sources = [array_record_data_source.ArrayRecordDataSource(str(path)) for path in sorted(out.glob("*.array_record"))]
+    found = [msgpack.unpackb(source[i]) for source in sources for i in range(len(source))]
+    assert [record["image"] for record in found] == [planted.records[position]["image"] for position in expected]
+    boxes = found[0]["boxes"]
+    assert np.frombuffer(boxes["data"], boxes["dtype"]).reshape(boxes["shape"]).tolist() == planted.records[expected[0]]["boxes"]
+
+
+def best_share(planted):
+    """Positions, by plain sorting."""
+    bad = {position for name, found in planted.faults.items() if " " in name for position in found}
+    first = {}
+    for position, record in enumerate(planted.records):
+        if position not in bad:
+            first.setdefault(record["image"], position)
+    pairs = []
+    for image, position in first.items():
+        record = planted.records[position]
+        pairs += [(samples.brightness(image), position)] * (len(record["alt"]) + ("title" in record))
+    best = sorted(pairs, reverse=True)[: len(pairs) // 2]
+    return sorted({position for _, position in best})
+
+
+@pytest.mark.slow
 def test_other_processes_and_ranges_write_the_same_bytes(done, folder, planted, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HERE.parents[2]))
     workers = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
@@ -156,6 +206,7 @@ def same(one, other):
     return first == second
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_looks_whole_and_goes_on(done, folder, planted):
     out = folder / "killed"
     file = folder / "killed.py"
@@ -172,37 +223,10 @@ def test_a_killed_run_leaves_nothing_that_looks_whole_and_goes_on(done, folder, 
     first = unfinished / "00000.tar"
     written = first.stat().st_mtime_ns
     assert not (unfinished / "00001.tar").exists()
-    with pytest.raises(ConfigError, match="unfinished run of other options"):
-        prepare(config(folder, out, planted, seed=1), log=lambda _: None)
     prepare(config(folder, out, planted), log=lambda _: None)
     assert not unfinished.exists()
     assert (out / "00000.tar").stat().st_mtime_ns == written
     assert same(done.out, out)
-    with pytest.raises(ConfigError, match="is finished; choose another folder"):
-        prepare(config(folder, out, planted), log=lambda _: None)
-
-
-def test_array_records_and_a_share_of_the_best(folder, planted):
-    from array_record.python import array_record_data_source
-
-    rules = dict(min_side=None, max_aspect=None, max_texts_per_image=None, test_distance=None, max_images_per_text=None,
-                 vocabulary=None, min_words=None, max_words=None, duplicates="images", score="brightness", top_share=0.5)  # fmt: skip
-    done = prepare(config(folder, folder / "arrays", planted, format="array_record", rules=rules, test_images={}), log=lambda _: None)
-    assert [rule.name for rule in done.rules] == ["duplicates", "score"]
-    bad = {position for cause in done.bad for position in planted.faults[cause]}
-    first = {}
-    for position, record in enumerate(planted.records):
-        if position not in bad:
-            first.setdefault(record["image"], position)
-    left = sorted(first.values())
-    pairs = [(samples.brightness(planted.records[position]["image"]), position) for position in left
-             for _ in [*planted.records[position]["alt"], *filter(None, [planted.records[position].get("title")])]]  # fmt: skip
-    best = sorted(pairs, reverse=True)[: len(pairs) // 2]
-    expected = sorted({position for _, position in best})
-    sources = [array_record_data_source.ArrayRecordDataSource(str(path)) for path in sorted(done.out.glob("*.array_record"))]
-    found = [msgpack.unpackb(source[i]) for source in sources for i in range(len(source))]
-    assert [record["image"] for record in found] == [planted.records[position]["image"] for position in expected]
-    assert np.frombuffer(found[0]["boxes"]["data"], found[0]["boxes"]["dtype"]).tolist() == planted.records[expected[0]]["boxes"][0]
 
 
 def test_wrong_options_are_one_sentence(folder, planted, capsys):
