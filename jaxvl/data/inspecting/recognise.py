@@ -15,6 +15,7 @@ from jaxvl.config import ConfigError, check, to_path
 HEAD = 512  # bytes
 MOST_LISTED = 5  # names in a message
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
+NAMED_LIKE_FILES = (*PICTURES, ".tar", ".parquet", ".arrow", ".array_record", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".mds", ".cls")
 # First bytes of files that no source reads, and what to do.
 UNREADABLE = (
     (re.compile(rb"\x1f\x8b"), "is compressed by gzip, which cannot be read from the middle; unpack it: gunzip"),
@@ -166,9 +167,15 @@ def _of_folder(path: paths.Path) -> dict[str, Any]:
 
 def list_names(path: paths.Path) -> Listing:
     """Names of a folder, sorted; folders end in `/`. Nothing below is read."""
-    found = paths.list_folder(path)
-    names = (f"{one.name}/" if not one.suffix and paths.is_folder(one) else one.name for one in found)
+    names = (f"{one.name}/" if _is_folder(one) else one.name for one in paths.list_folder(path))
     return Listing(path, tuple(names))
+
+
+def _is_folder(path: paths.Path) -> bool:
+    """Each question to an object store takes a while: there, what is named like a file is not asked."""
+    if paths.is_remote(path) and path.name.lower().endswith(NAMED_LIKE_FILES):
+        return False
+    return paths.is_folder(path)
 
 
 def _folder_options(source: str, listing: Listing) -> dict[str, Any]:
@@ -201,7 +208,8 @@ def _one_level_down(listing: Listing) -> dict[str, Any] | None:
 
 def as_config(node: Mapping[str, Any], columns: Sequence[str] = ()) -> str:
     """Lines of a config file that read this data."""
-    options = ", ".join(f"{key}={value!r}" for key, value in node.items())
+    ordered = {"name": node["name"], **node}
+    options = ", ".join(f"{key}={value!r}" for key, value in ordered.items())
     lines = [f"data = dict(source=dict({options}))"]
     if columns:
         lines.append(f"# columns: {', '.join(columns)}")
