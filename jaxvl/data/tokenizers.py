@@ -107,7 +107,8 @@ class Tokenizer:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, cleaned as `encode` cleans them, without special tokens; those of "a b" are those of "a", then those of "b"."""
-        return self._ids(list(texts) if self.clean is None else list(map(CLEANERS[self.clean], texts)))
+        texts = [text_files.without_surrogates(text) for text in texts]
+        return self._ids(texts if self.clean is None else list(map(CLEANERS[self.clean], texts)))
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         """Token ids int32 [n, length]. Raises ValueError if `length` has no room for a word beside the special tokens."""
