@@ -27,6 +27,8 @@ class Registry(Mapping):
       package: whose modules register them; None: they are registered by whoever is imported.
     """
 
+    __hash__ = object.__hash__  # so that a field may be `Annotated[Any, REGISTRY] | None`
+
     def __init__(self, kind: str, package: str | None = None):
         self.kind, self._package = kind, package
         self._entries: dict[str, type] = {}

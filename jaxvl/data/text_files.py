@@ -18,3 +18,8 @@ def read_lines(content: bytes, errors: str = "strict") -> list[str]:
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
+
+
+def without_surrogates(text: str) -> str:
+    r"""The text with U+FFFD for every lone surrogate, which JSON can hold (`"\ud83d"`) and UTF-8 and tokenizers cannot."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -18,6 +18,7 @@ import tokenizers
 
 from jaxvl.config import ConfigError, check
 from jaxvl.data.cleaning import CLEANERS
+from jaxvl.data.text_files import without_surrogates
 
 Ids = Callable[[Sequence[str]], list[list[int]]]
 
@@ -93,7 +94,7 @@ class Tokenizer:
         try:
             return self._ids(texts)
         except Exception:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot; libraries raise one type each
-            whole = list(map(_whole, texts))
+            whole = list(map(without_surrogates, texts))
             if whole == texts:
                 raise
             return self._ids(whole)
@@ -140,8 +141,3 @@ def _restore(values: dict[str, Any]) -> Tokenizer:
 
 def _left_behind(_) -> None:
     raise ConfigError("tokenizer", "was left behind when these weights were converted (--tokenizer=none); convert again with its files")
-
-
-def _whole(text: str) -> str:
-    """Pairs of surrogates joined; U+FFFD for half of one."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

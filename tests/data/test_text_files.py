@@ -8,7 +8,7 @@ import pytest
 from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import questions
-from jaxvl.data.text_files import read_lines
+from jaxvl.data.text_files import read_lines, without_surrogates
 from jaxvl.data.tokenizers import TokenizerConfig, make_tokenizer
 
 OTHERS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"  # `str.splitlines` ends a line at each of them
@@ -114,3 +114,15 @@ def test_questions_with_other_separators_are_one_line(end, tmp_path):
     (tmp_path / "train.jsonl").write_bytes(b"\xff")
     with pytest.raises(DataError, match="train.jsonl: is not UTF-8"):
         questions.read(tmp_path / "train.jsonl")
+
+
+def test_lone_surrogates_are_replaced_and_pairs_are_joined():
+    cases = [
+        ("a", "a"),
+        ("né 赤 \U0001f600", "né 赤 \U0001f600"),
+        ("a \ud83d dog", "a \ufffd dog"),
+        ("\ud83d\ude00", "\U0001f600"),
+        ("\ude00\ud83d", "\ufffd\ufffd"),
+    ]
+    for text, expected in cases:
+        assert without_surrogates(text) == expected

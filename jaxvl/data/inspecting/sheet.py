@@ -1,0 +1,32 @@
+"""Pictures with their texts, as one HTML file that needs no other."""
+
+from __future__ import annotations
+
+import base64
+
+import jinja2
+
+from jaxvl import paths
+from jaxvl.data.inspecting.survey import Survey
+
+
+def write_sheet(path: paths.Path, found: Survey, seed: int) -> None:
+    """Raises OSError."""
+    loader = jinja2.PackageLoader("jaxvl.data.inspecting", "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    examples = [
+        {"position": one.position, "texts": [printable(text) for text in one.texts], "picture": _address(one.picture)}
+        for one in found.examples
+    ]
+    template = environment.get_template("sheet.html")
+    paths.write_text(path, template.render(name=printable(found.name), records=found.records, seed=seed, examples=examples))
+
+
+def printable(text: str) -> str:
+    r"""The text without what UTF-8 or a terminal cannot show: lone surrogates and control characters as `\x00`."""
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(letter if letter.isprintable() or letter in "\u200d\ufe0f" else repr(letter)[1:-1] for letter in shown)
+
+
+def _address(picture: bytes | None) -> str | None:
+    return None if picture is None else "data:image/jpeg;base64," + base64.b64encode(picture).decode()

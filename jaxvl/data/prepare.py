@@ -1,0 +1,118 @@
+"""Clean image-text pairs as ALIGN did: `python -m jaxvl.data.prepare --source=NAME --source.KEY=VALUE … --out=FOLDER`.
+
+Reads any source of records, applies rules in order, and writes tar or ArrayRecord shards with a report that shows what each rule
+took away. It runs on this machine, or on a cluster by Apache Beam's own options. Called again after a kill, it goes on.
+
+Options:
+  --source=NAME --source.KEY=VALUE   the records, as in `data=dict(source=dict(name=NAME, KEY=VALUE))`
+  --config=FILE[:ARG]                or a Python file whose get_config() returns these options; what is said here changes it
+  --out=FOLDER                       that is made
+  --texts=COLUMN --image=COLUMN      columns; texts may be several: "('alt', 'title')"
+  --rules.KEY=VALUE                  a threshold, or None to leave the rule out: uid_subset, min_side, max_aspect, max_texts_per_image,
+                                     test_distance, max_images_per_text, vocabulary, min_words, max_words, duplicates, min_score, top_share
+  --rules.score=checkpoint --rules.score.workdir=RUN   a model that scores pairs, for min_score or top_share
+  --test_images.NAME=SOURCE --test_images.NAME.KEY=VALUE   pictures that nothing may look like
+  --format=tar|array_record --shard_records=N
+  --plugins=FILE                     your own sources and scorers
+  --runner=FlinkRunner …             any option of Apache Beam. On this machine with N processes:
+                                     --direct_num_workers=N --direct_running_mode=multi_processing
+
+See jaxvl/data/preparing/options.py for all options, and jaxvl/data/preparing/run.py for what is written.
+
+Exit status: 0 done, 1 unreadable data, 2 wrong option.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+
+import ml_collections
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from jaxvl import paths
+from jaxvl.config import ConfigError, check, load_file, nearest, override, resolve
+from jaxvl.data.preparing.options import PrepareConfig
+from jaxvl.data.preparing.run import Prepared, check_beam, prepare
+from jaxvl.data.records import DataError
+
+OWN = tuple(PrepareConfig.__dataclass_fields__)
+
+
+def parse(argv: Sequence[str]) -> tuple[PrepareConfig, list[str]]:
+    """(config, Beam's options). Raises ConfigError."""
+    assignments: dict[str, str] = {}
+    beam_options: list[str] = []
+    file = None
+    for word in argv:
+        name, separator, value = word.removeprefix("--").partition("=")
+        check(word.startswith("--"), "command line", f"{word!r} is not an option; must be --NAME=VALUE")
+        if name == "config":
+            file = value
+        elif name.partition(".")[0] in OWN:
+            check(bool(separator), f"--{name}", "needs a value: --NAME=VALUE")
+            assignments[name] = value
+        else:
+            beam_options.append(word)
+    _check_beam_options(beam_options)
+    node = ml_collections.ConfigDict() if file is None else load_file(file)
+    # `--source=NAME` comes before `--source.KEY`, wherever it stands.
+    ordered = dict(sorted(assignments.items(), key=lambda item: item[0].count(".")))
+    return resolve(PrepareConfig, override(node, ordered)), beam_options
+
+
+def _check_beam_options(options: Sequence[str]) -> None:
+    """Raises ConfigError for an option that neither this command nor Beam has; Beam itself would ignore it."""
+    if not options:
+        return
+    check_beam()
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    known: Mapping[str, object] = PipelineOptions([]).get_all_options()
+    for option in options:
+        name = option.removeprefix("--").partition("=")[0]
+        fits = name in known or name.removeprefix("no_") in known
+        check(fits, f"--{name}", f"is no option of this command or of Apache Beam{nearest(name, [*OWN, *known])}")
+
+
+def table(prepared: Prepared) -> Table:
+    """Records and texts that each rule has left."""
+    out = Table("rule", "what is kept", title=f"{prepared.records:,} records, {prepared.kept:,} kept")
+    for title in ("records in", "out", "texts in", "out"):
+        out.add_column(title, justify="right")
+    bad = sum(prepared.bad.values())
+    out.add_row("bad records", "what can be read", f"{prepared.records:,}", f"{prepared.records - bad:,}", "", "")
+    for cause, number in prepared.bad.items():
+        out.add_row("", f"  {escape(cause)}: {number:,}", "", "", "", "")
+    for rule in prepared.rules:
+        numbers = (rule.records_in, rule.records_out, rule.texts_in, rule.texts_out)
+        out.add_row(rule.name, escape(rule.says), *(f"{number:,}" for number in numbers))
+    return out
+
+
+def main(argv: Sequence[str]) -> int:
+    console = Console(stderr=True)
+    logging.getLogger().setLevel(logging.ERROR)  # Beam tells of each bundle
+    try:
+        check_beam()
+        config, beam_options = parse(argv)
+        prepared = prepare(config, beam_options, log=lambda text: console.print(escape(text), soft_wrap=True))
+    except ConfigError as error:
+        console.print(f"[bold red]wrong option[/] {escape(str(error))}", soft_wrap=True)
+        return 2
+    except (DataError, paths.PathError) as error:
+        console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
+        return 1
+    Console().print(table(prepared))
+    print(f"{prepared.out}: {prepared.kept:,} records in {len(prepared.shards):,} shards, {prepared.seconds:.0f} s; see report.html")
+    return 0
+
+
+if __name__ == "__main__":
+    if "--help" in sys.argv or "-h" in sys.argv:
+        print(__doc__)
+        sys.exit(0)
+    sys.exit(main(sys.argv[1:]))
