@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxvl import paths
 from jaxvl.config import ConfigError
-from jaxvl.data.corpora.store import local_cache_folder
+from jaxvl.data.folders import local_cache_folder
 
 UID_DIGITS = 32
 
