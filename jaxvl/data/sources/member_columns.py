@@ -2,12 +2,13 @@
 
 A column is written as endings of members, the first that is there wins: `"jpg;png;webp"`, `"txt;caption"`. Keys of a JSON
 member follow a colon, `"json:caption;alt"`, or stand in brackets, `"json[caption];json[about][title];txt"`; the first that is
-not empty wins. `"__key__"` and `"__url__"` are the sample's key and its shard.
+not empty wins. A pattern, `"*.jpg"`, means all members that match, as frames in the order of their numbers. `"__key__"` and `"__url__"` are the sample's key and its shard.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import functools
 import io
 import json
@@ -38,6 +39,7 @@ KINDS = {
 }
 
 _PART = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")  # ENDING or ENDING[KEY][KEY]
+_NUMBERED = re.compile(r"(\d{0,18})(\D*)")
 _KEY = re.compile(r"\[([^\[\]]+)\]")
 
 
@@ -72,11 +74,19 @@ class MemberColumn:
         return ending if ending in INFO else None
 
     @functools.cached_property
+    def pattern(self) -> str | None:
+        """Pattern of endings, where the value is all members that match."""
+        ending = self.choices[0].ending
+        return ending if "*" in ending else None
+
+    @functools.cached_property
     def has_keys(self) -> bool:
         return any(choice.path for choice in self.choices)
 
     def members(self, there: Collection[str]) -> list[str]:
         """Endings of the members that have to be read, of those that are there."""
+        if self.pattern:
+            return sorted(fnmatch.filter(there, self.pattern), key=_by_number)
         wanted = []
         for ending, path in self.choices:
             if ending in there:
@@ -84,6 +94,11 @@ class MemberColumn:
                 if not path:
                     break
         return wanted
+
+
+def _by_number(ending: str) -> list[tuple[int, str]]:
+    """Order in which 2.jpg comes before 10.jpg."""
+    return [(int(digits or 0), text) for digits, text in _NUMBERED.findall(ending)]
 
 
 def parse_columns(columns: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, MemberColumn]:
@@ -100,7 +115,7 @@ def parse_columns(columns: Mapping[str, str], kinds: Mapping[str, str]) -> dict[
     for name, kind in kinds.items():
         field = f"kinds.{name}"
         check(name in columns, field, f"is the kind of no column{nearest(name, list(columns))} (columns: {', '.join(columns)})")
-        valid = [k for k in get_args(Kind) if k != "frames"]
+        valid = [k for k in get_args(Kind) if k != "frames" or "*" in columns[name]]
         check(kind in valid, field, f"{kind!r} is not valid; must be one of {', '.join(valid)}{nearest(kind, valid)}")
     return {name: _parse(text, f"columns.{name}", kinds.get(name)) for name, text in columns.items()}
 
@@ -109,6 +124,15 @@ def _parse(text: str, field: str, kind: str | None) -> MemberColumn:
     choices = _choices(text, field)
     if choices[0].ending in INFO:
         return MemberColumn(choices, "text")
+    if any("*" in choice.ending for choice in choices):
+        last = choices[0].ending.rpartition(".")[2]
+        check(
+            len(choices) == 1 and last in IMAGES and not choices[0].path,
+            field,
+            f"{text!r}: a pattern must be one of pictures, such as '*.jpg'",
+        )
+        check(kind in (None, "frames"), field, f"{text!r}: all members that match are frames, not {kind}")
+        return MemberColumn(choices, "frames")
     for ending, path in choices:
         last = ending.rpartition(".")[2]
         check(

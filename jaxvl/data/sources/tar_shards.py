@@ -59,7 +59,25 @@ class Shard:
     left_out: dict[str, tuple[int, str]]
 
 
-def open_shards(files: Sequence[str], log: Log, index_folder: paths.Path | None = None) -> list[Shard]:
+MOST_SUFFIXES = 2000  # that are kept in a catalogue
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Indexed tar files.
+
+    Attributes:
+      shards: in order.
+      suffixes: of the members of all of them, sorted; None where they are too many.
+      notes: what is odd about the counts that are noted beside them.
+    """
+
+    shards: list[Shard]
+    suffixes: list[str] | None
+    notes: list[str]
+
+
+def open_shards(files: Sequence[str], log: Log, index_folder: paths.Path | None = None) -> Shards:
     """The shards, indexed; what is odd about them is said.
 
     Args:
@@ -70,16 +88,15 @@ def open_shards(files: Sequence[str], log: Log, index_folder: paths.Path | None 
     """
     states = _states(files)
     catalogue = _catalogue_file(files, states)
-    kept = _read_catalogue(catalogue, files, states)
-    if kept is None:
-        shards = _index_all(files, states, log, index_folder)
+    found = _read_catalogue(catalogue, files, states)
+    if found is None:
+        shards, suffixes = _index_all(files, states, log, index_folder)
         notes = count_notes({shard.file: shard.samples for shard in shards})
-        _keep(catalogue, _catalogue(shards, notes), log)
-    else:
-        shards, notes = kept
-    for note in [*_left_out(shards), *notes]:
+        found = Shards(shards, sorted(suffixes) if len(suffixes) <= MOST_SUFFIXES else None, notes)
+        _keep(catalogue, _catalogue(found), log)
+    for note in [*_left_out(found.shards), *found.notes]:
         log(note)
-    return shards
+    return found
 
 
 def _left_out(shards: Sequence[Shard]) -> list[str]:
@@ -101,7 +118,8 @@ def _states(files: Sequence[str]) -> list[FileState]:
         raise DataError(str(error)) from None
     missing = [file for file, state in zip(files, states) if state is None]
     if missing:
-        raise DataError(f"{missing[0]}: is not there ({len(missing):,} of {len(files):,} shards are missing)")
+        instead = "; a glob such as *.tar names those that are there" if len(missing) < len(files) else ""
+        raise DataError(f"{missing[0]}: is not there ({len(missing):,} of {len(files):,} shards are missing){instead}")
     return [state for state in states if state is not None]
 
 
@@ -112,36 +130,38 @@ def _catalogue_file(files: Sequence[str], states: Sequence[FileState]) -> paths.
     return cache_folder() / FOLDER / f"{digest.hexdigest()[:32]}.catalogue"
 
 
-def _catalogue(shards: Sequence[Shard], notes: Sequence[str]) -> bytes:
-    entries = [[shard.samples, shard.digest, shard.left_out] for shard in shards]
-    return msgpack.packb([VERSION, entries, notes], unicode_errors="surrogateescape")
+def _catalogue(found: Shards) -> bytes:
+    entries = [[shard.samples, shard.digest, shard.left_out] for shard in found.shards]
+    return msgpack.packb([VERSION, entries, found.suffixes, found.notes], unicode_errors="surrogateescape")
 
 
-def _read_catalogue(file: paths.Path, files: Sequence[str], states: Sequence[FileState]) -> tuple[list[Shard], list[str]] | None:
-    """The shards and what is odd about them; None where the catalogue is not there or damaged."""
+def _read_catalogue(file: paths.Path, files: Sequence[str], states: Sequence[FileState]) -> Shards | None:
+    """None where the catalogue is not there or damaged."""
     try:
-        version, entries, notes = msgpack.unpackb(paths.read_bytes(file), unicode_errors="surrogateescape")
+        version, entries, suffixes, notes = msgpack.unpackb(paths.read_bytes(file), unicode_errors="surrogateescape")
         if version != VERSION or len(entries) != len(files):
             return None
         shards = []
         for name, state, (samples, digest, left_out) in zip(files, states, entries):
             causes = {str(cause): (int(n), str(first)) for cause, (n, first) in left_out.items()}
             shards.append(Shard(name, state, int(samples), str(digest), causes))
-        return shards, [str(note) for note in notes]
+        return Shards(shards, suffixes, notes)
     except FileNotFoundError:
         return None
     except Exception:  # msgpack raises many types for one damaged file; the indexes say the same
         return None
 
 
-def _index_all(files: Sequence[str], states: Sequence[FileState], log: Log, folder: paths.Path | None) -> list[Shard]:
-    """Finds or makes the indexes, several at a time."""
+def _index_all(files: Sequence[str], states: Sequence[FileState], log: Log, folder: paths.Path | None) -> tuple[list[Shard], set[str]]:
+    """Finds or makes the indexes, several at a time; the shards, and some suffixes more than MOST_SUFFIXES or all of them."""
     progress = _Progress(len(files), sum(state.size for state in states), log)
     shards: list[Shard | None] = [None] * len(files)
+    suffixes: set[str] = set()
 
     def index(i: int) -> None:
         index, made = find_or_make(files[i], states[i], log, folder)
         shards[i] = Shard(files[i], states[i], len(index), index.digest, dict(index.left_out))
+        suffixes.update(index.suffixes[: MOST_SUFFIXES + 1])
         progress.add(states[i].size if made else 0)
 
     order = list(range(len(files)))
@@ -154,7 +174,7 @@ def _index_all(files: Sequence[str], states: Sequence[FileState], log: Log, fold
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     progress.end()
-    return [shard for shard in shards if shard is not None]
+    return [shard for shard in shards if shard is not None], suffixes
 
 
 class _Progress:

@@ -12,11 +12,11 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jaxvl.config import check, nearest, to_path
+from jaxvl.config import ConfigError, check, nearest, to_path
 from jaxvl.config.errors import shown
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
@@ -41,7 +41,7 @@ class WebDataset:
     Attributes:
       files: shards: paths or URLs (gs://, s3://, https://) with braces (`{00000..00099}.tar`) or globs, or folders; `::` joins several.
       columns: name -> members: endings (`"jpg;png"`), or keys of a JSON member (`"json:caption;alt"`); the first that is there
-        wins. `key` and `url` (the sample's key, its shard) are added.
+        wins. A pattern (`"*.jpg"`) means all members that match, as frames. `key` and `url` (the sample's key, its shard) are added.
       optional: columns that records may lack; a record that lacks another one is skipped and counted.
       kinds: column -> kind, where its ending does not tell it. `texts` of a text member are its lines.
       index: folder for the indexes; None: beside the shards where that can be written, else in the cache folder.
@@ -64,9 +64,20 @@ class WebDataset:
         columns = {name: text for name, text in (("key", "__key__"), ("url", "__url__")) if name not in self.columns}
         members = parse_columns({**self.columns, **columns}, self.kinds)
         folder = None if self.index is None else to_path(self.index, "index")
-        shards = open_shards(files, log, folder)
+        found = open_shards(files, log, folder)
+        self._check_members(members, found.suffixes)
         name = self.files if isinstance(self.files, str) else "::".join(self.files)
-        return TarSource(shown(name).strip("'"), shards, Indexes(shards, folder, log), members, frozenset(self.optional))
+        indexes = Indexes(found.shards, folder, log)
+        return TarSource(shown(name).strip("'"), found.shards, indexes, members, frozenset(self.optional))
+
+    def _check_members(self, members: Mapping[str, MemberColumn], there: Sequence[str] | None) -> None:
+        """Raises ConfigError where no sample at all has what a column needs."""
+        for name, about in members.items():
+            needed = there and not about.info and name not in self.optional
+            if needed and not about.members(there):
+                endings = " or ".join(sorted({repr(choice.ending) for choice in about.choices}))
+                shortest = sorted(there, key=lambda ending: (len(ending), ending))[:20]
+                raise ConfigError(f"columns.{name}", f"no sample has {endings} (members there are: {', '.join(shortest)})")
 
 
 class TarSource(Source):
@@ -160,8 +171,11 @@ class TarSource(Source):
             return super().present(name)
         if about.has_keys:
             return None
-        endings = {choice.ending for choice in about.choices}
-        return np.concatenate([self._indexes[s].having(endings) for s in range(len(self._shards))])
+        found = []
+        for s in range(len(self._shards)):
+            index = self._indexes[s]
+            found.append(index.having({suffix for suffix in index.suffixes if about.members([suffix])}))
+        return np.concatenate(found)
 
     def _place(self, i: int) -> tuple[Shard, TarIndex, int]:
         """Shard, index and row of record `i`. Raises IndexError, DataError."""
@@ -240,6 +254,8 @@ class _Values:
         """None where the sample has no such value. Raises BadRecord."""
         if about.info:
             return self._sample.key if about.info == "__key__" else self._sample.shard.file
+        if about.pattern:
+            return [self._contents[ending] for ending in about.members(self._sample.members)] or None
         for ending, path in about.choices:
             if ending not in self._contents:
                 continue

@@ -206,11 +206,11 @@ def test_members_beyond_4_gib():
 
 def scan_ends(content: bytes) -> None:
     """Indexing ends soon, with an index whose members lie inside of the file, or a DataError."""
-    start = time.monotonic()
+    start = time.process_time()
     with contextlib.suppress(DataError):
         index = index_of(content)
         tar_index.read_index(index.to_bytes())
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def damaged(base: bytes, edits: list[tuple[int, bytes]]) -> bytes:
