@@ -13,6 +13,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from jaxvl.data.sources.values import common_kind, kind_of
 from jaxvl.paths import FileState
 
 MOST_OPEN = 64  # files
+LOOK_AGAIN = 1.0  # seconds after which a file's state is asked for again
 READ_AT_ONCE = 16  # files whose records are counted
 LOOKED_AT = 32  # records whose values say what a column holds
 OPTIONS = "readahead_buffer_size:0"  # records are read by number
@@ -64,7 +66,7 @@ class ArrayRecord:
 
         def find() -> list[list[Any]]:
             with concurrent.futures.ThreadPoolExecutor(READ_AT_ONCE) as pool:
-                return list(pool.map(_count, files, states))
+                return list(pool.map(count_records, files, states))
 
         counted = remembered("array_record", key_of("array_record", files, states), find, log)
         sizes = [records for records, _ in counted]
@@ -77,7 +79,7 @@ class ArrayRecord:
         return ArrayRecordSource(reader, payload, digest, chosen)
 
 
-def _count(file: str, state: FileState) -> list[Any]:
+def count_records(file: str, state: FileState) -> list[Any]:
     """Records of a file, and a digest of its start and end. Raises DataError."""
     reader = _open(file)
     try:
@@ -116,6 +118,7 @@ class ArrayRecordFiles:
         self.sizes = np.array(sizes, np.int64)
         self._ends = np.cumsum(self.sizes)
         self._lock = threading.Lock()
+        self._looked: dict[int, float] = {}  # when a file's state was asked for
         self._open: collections.OrderedDict[int, array_record_module.ArrayRecordReader] = collections.OrderedDict()
 
     def __reduce__(self):
@@ -138,8 +141,11 @@ class ArrayRecordFiles:
     def _reader(self, file: int) -> array_record_module.ArrayRecordReader:
         with self._lock:
             reader = self._open.get(file)
-            if reader is None:
+            now = time.monotonic()
+            if reader is None or now - self._looked.get(file, 0.0) > LOOK_AGAIN:
                 self._check_same(file)
+                self._looked[file] = now
+            if reader is None:
                 reader = self._open[file] = _open(self.files[file])
                 while len(self._open) > MOST_OPEN:
                     self._open.popitem(last=False)  # closed once no thread reads from it any more

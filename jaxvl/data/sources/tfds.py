@@ -8,6 +8,7 @@ Pictures stay encoded. Other datasets are prepared anew with `file_format="array
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -23,7 +24,9 @@ from jaxvl.config import ConfigError, PathText, check, nearest
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.array_record import READ_AT_ONCE, count_records
 from jaxvl.data.sources.base import Kind, Log
+from jaxvl.data.sources.remembered import key_of, remembered, states_of
 from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, nested
 
 _KIND_OF_LIST: dict[Kind | None, Kind] = {
@@ -64,6 +67,7 @@ class Tfds:
             raise ConfigError("name", "'tfds' needs tensorflow-datasets, which is not installed: pip install \"jaxvl[tfds]\"") from None
         builder = self._builder()
         source = _data_source(builder, self.split)
+        _check_files(builder, self.split, log)
         found = _find_columns(builder.info.features)
         chosen = choose_columns(found, self.columns, self.kinds, False, builder.info.full_name, log)
         return TfdsSource(self, builder, source, chosen)
@@ -135,6 +139,32 @@ def _data_source(builder: Any, split: str) -> Any:
         raise DataError(f"{builder.data_dir}: {error}") from None
     check(size > 0, "split", f"{split!r} of {builder.info.full_name} has no records")
     return source
+
+
+def _instructions(builder: Any, split: str) -> Any:
+    """Which records of which files a split is."""
+    import tensorflow_datasets as tfds
+
+    return tfds.core.data_sources.base.file_instructions(builder.info, split)
+
+
+def _check_files(builder: Any, split: str, log: Log) -> None:
+    """Raises DataError where a file is not there, or has fewer records than it should have. Files of other formats are left alone."""
+    if builder.info.file_format.value != "array_record":
+        return
+    instructions = _instructions(builder, split)
+    files = [str(instruction.filename) for instruction in instructions]
+    states = states_of(files)
+
+    def find() -> list[list[Any]]:
+        with concurrent.futures.ThreadPoolExecutor(READ_AT_ONCE) as pool:
+            return list(pool.map(count_records, files, states))
+
+    counted = remembered("array_record", key_of("array_record", files, states), find, log)
+    for instruction, (records, _) in zip(instructions, counted):
+        wanted = instruction.examples_in_shard
+        if records != wanted:
+            raise DataError(f"{instruction.filename}: holds {records:,} records, but dataset_info.json says {wanted:,}; prepare the dataset anew")
 
 
 def _decoders(features: Any) -> Any:
@@ -226,6 +256,7 @@ class TfdsSource(TableSource):
             digest.update(file.read_bytes() if file.is_file() else b"")
         super().__init__(f"{builder.info.full_name} {config.split}", digest.hexdigest(), chosen)
         self._config, self._source = config, source
+        self._files = [str(instruction.filename) for instruction in _instructions(builder, config.split)]
         self._sizes = np.array([size for size in _shard_sizes(builder, config.split, len(source)) if size], np.int64)
 
     def __reduce__(self):
@@ -242,7 +273,9 @@ class TfdsSource(TableSource):
             record = self._source[i]
         except OSError as error:
             raise DataError(f"{self.where(i)}: {error}") from None
-        except Exception as error:  # what the library raises for one damaged record
+        except Exception as error:  # the library raises many types for one damaged record
+            if any(not os.path.isfile(file) for file in self._files):
+                raise DataError(f"{self.where(i)}: its file is not there any more") from None
             raise BadRecord("record cannot be read", f"{self.where(i)}: {type(error).__name__}: {error}") from None
         return {name: _plain(nested(record, name.split("."))) for name in theirs}
 
@@ -258,9 +291,7 @@ def _plain(value: Any) -> object:
 
 def _shard_sizes(builder: Any, split: str, total: int) -> list[int]:
     """Records of each file of a split."""
-    import tensorflow_datasets as tfds
-
-    instructions = tfds.core.data_sources.base.file_instructions(builder.info, split)
+    instructions = _instructions(builder, split)
     sizes = [instruction.examples_in_shard if instruction.takes_all else instruction.take for instruction in instructions]
     return sizes if sum(sizes) == total else [total]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import binascii
+import collections
 import json
 from collections.abc import Iterable, Sequence
 
@@ -76,14 +77,14 @@ def _kind_of_list(values: Sequence[object]) -> Kind | None:
 
 
 def common_kind(kinds: Iterable[Kind | None]) -> Kind | None:
-    """One kind for a column whose values are of several; None where there is none."""
-    found = {kind for kind in kinds if kind is not None}
-    if len(found) == 1:
-        return found.pop()
-    for together, kind in _TOGETHER.items():
-        if found and found <= together:
-            return kind
-    return None
+    """One kind for a column whose values are of several: that of most of them, where they do not go together; else None."""
+    found = collections.Counter(kind for kind in kinds if kind is not None)
+    if len(found) > 1:
+        for together, kind in _TOGETHER.items():
+            if set(found) <= together:
+                return kind
+    most = found.most_common(1)
+    return most[0][0] if most and 2 * most[0][1] > found.total() else None
 
 
 def as_value(value: object, kind: Kind, where: str, classes: ClassSet | None = None) -> object:
