@@ -65,8 +65,16 @@ class _Sides:
     def __init__(self):
         self.sides: dict[Side, int] = {}
         self.files: dict[str, int] = {}
+        self._known: dict[tuple[str | None, str | None], int] = {}
 
     def place(self, text: str | None, image: str | None) -> int:
+        """Number of the side of a text and a picture, as they stand in the table."""
+        known = self._known.get((text, image))
+        if known is None:
+            known = self._known[text, image] = self._new(text, image)
+        return known
+
+    def _new(self, text: str | None, image: str | None) -> int:
         number = self.files.setdefault(image, len(self.files)) if image else None
         words = " ".join(_MARK.sub(" ", text or "").split()) or None
         if words is None and number is None:

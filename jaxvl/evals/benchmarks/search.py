@@ -78,22 +78,14 @@ def _named(found: Found) -> str:
 
 def _look(folder: pathlib.Path, depth: int, found: list[Found], unknown: list[tuple[pathlib.Path, str]]) -> bool:
     """Whether a folder, or one in it, is a benchmark or nearly one; all such are added to `found` and `unknown`."""
-    nearly: list[tuple[pathlib.Path, str]] = []
-    whole = _tried(_WHOLE, folder, nearly)
-    if whole or nearly:
-        found += whole
-        unknown += nearly
+    if _tried(_WHOLE, folder, found, unknown):
         return True
-    annotated = _tried(_ANNOTATIONS, folder, nearly)
-    classes = []
-    for find in _FOLDERS:
-        if not annotated and not classes and not nearly:
-            classes = _tried((find,), folder, nearly)
-    found += annotated + classes
-    unknown += nearly
-    if classes or depth == 0:
-        return bool(annotated or classes or nearly)
-    return _look_below(folder, depth, found, unknown, bool(annotated or nearly))
+    annotated = _tried(_ANNOTATIONS, folder, found, unknown)
+    if not annotated and any(_tried((find,), folder, found, unknown) for find in _FOLDERS):
+        return True
+    if depth == 0:
+        return annotated
+    return _look_below(folder, depth, found, unknown, annotated)
 
 
 def _look_below(folder: pathlib.Path, depth: int, found: list[Found], unknown: list, known: bool) -> bool:
@@ -117,16 +109,17 @@ def _look_below(folder: pathlib.Path, depth: int, found: list[Found], unknown: l
     return known or any_found or (top and bool(empty))
 
 
-def _tried(layouts: Sequence[Find], folder: pathlib.Path, nearly: list[tuple[pathlib.Path, str]]) -> list[Found]:
-    found = []
+def _tried(layouts: Sequence[Find], folder: pathlib.Path, found: list[Found], unknown: list[tuple[pathlib.Path, str]]) -> bool:
+    """Whether a folder has one of the layouts, or nearly; what is found is added to `found`, or the reason to `unknown`."""
+    before = len(found) + len(unknown)
     for find in layouts:
         try:
             found += find(folder)
         except DataError as error:
-            nearly.append((folder, str(error)))
+            unknown.append((folder, str(error)))
         except Exception as error:  # noqa: BLE001 (a folder that breaks a layout's code is one that is not recognised)
-            nearly.append((folder, f"{folder}: cannot be looked at ({type(error).__name__}: {error})"))
-    return found
+            unknown.append((folder, f"{folder}: cannot be looked at ({type(error).__name__}: {error})"))
+    return len(found) + len(unknown) > before
 
 
 def _describe(folder: pathlib.Path) -> str:

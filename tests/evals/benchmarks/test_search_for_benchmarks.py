@@ -8,6 +8,7 @@ from tiny_sets import class_folders, coco, crossmodal, flickr, karpathy, mmvp, o
 
 from jaxvl.data.class_sets import imagenet_classes
 from jaxvl.data.records import DataError
+from jaxvl.evals.benchmarks import search
 from jaxvl.evals.benchmarks.search import survey
 
 WNIDS = [wnid for wnid, _ in imagenet_classes()]
@@ -109,3 +110,29 @@ def test_a_loop_of_links_ends(tmp_path):
     class_folders(tmp_path / "dtd", ["a", "b"])
     (tmp_path / "again").symlink_to(tmp_path)
     assert {found.name for found in survey(tmp_path).found} == {"dtd"}
+
+
+def test_folders_of_classes_are_not_looked_through(tmp_path, monkeypatch):
+    """A training split has a thousand of them."""
+    class_folders(tmp_path / "imagenet" / "train", WNIDS[:30], each=1)
+    class_folders(tmp_path / "imagenet" / "val", WNIDS[:30], each=1)
+    class_folders(tmp_path / "dtd", ["a", "b", "c"])
+    seen = []
+    real = search._look
+    monkeypatch.setattr(search, "_look", lambda folder, *args: seen.append(folder.name) or real(folder, *args))
+    assert len(survey(tmp_path).found) == 2
+    assert sorted(seen[1:]) == ["dtd", "imagenet", "train", "val"]
+
+
+def test_a_layout_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch):
+    def fail(folder):
+        if folder.name == "odd":
+            raise KeyError("a bug")
+        return []
+
+    monkeypatch.setattr(search, "_WHOLE", (fail, *search._WHOLE))
+    (tmp_path / "odd").mkdir()
+    wds(tmp_path / "wds_cars")
+    there = survey(tmp_path)
+    assert [found.name for found in there.found] == ["wds/cars"]
+    assert there.unknown == ((tmp_path / "odd", f"{tmp_path / 'odd'}: cannot be looked at (KeyError: 'a bug')"),)
