@@ -18,7 +18,8 @@ from jaxvl.data.pictures import CANNOT_BE_DECODED, NO_RANGE, TOO_LARGE
 
 S = 16
 PILLOW = "as Pillow"  # outcome: the pixels that Pillow gives in RGB, upright
-EITHER = "pixels or a cause"  # outcome: what is not damaged may be used, but need not
+IF_PILLOW = "as Pillow, or a cause where it fails"
+EITHER = "pixels or a cause"  # outcome: decoders differ in what of a damaged file they use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Kind:
 
     Attributes:
       data: the file.
-      outcome: a cause; PILLOW; EITHER; or the pixels, uint8 [H, W, 3].
+      outcome: a cause; PILLOW; IF_PILLOW; EITHER; or the pixels, uint8 [H, W, 3].
       limit: largest difference of a pixel.
     """
 
@@ -121,7 +122,7 @@ WHITE = np.full((S, S, 3), 255, np.uint8)
 PALETTE_BYTES = bytes(range(48))
 PROFILE_OF_100_MB = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(10**8)))
 TRUNCATED = {
-    f"a {kind} without its last half": Kind(cut(encoded(noise(6, 64, 64, 3), kind), 0.5), EITHER if kind in ("GIF", "JPEG2000") else CANNOT_BE_DECODED)
+    f"a {kind} without its last half": Kind(cut(encoded(noise(6, 64, 64, 3), kind), 0.5), IF_PILLOW if kind in ("GIF", "JPEG2000") else CANNOT_BE_DECODED)
     for kind in ("WEBP", "GIF", "BMP", "TIFF", "AVIF", "QOI", "PPM", "JPEG2000")
 }  # fmt: skip
 
@@ -153,7 +154,7 @@ NOT_READ = ("ICO", "TGA", "PCX", "DDS", "SGI", "ICNS")
 PICTURES = {
     **{f"mode: {name}": Kind(data, EITHER) for name, (data, _, _) in MODES.items()},  # their pixels are checked there
     **{name: Kind(data, NO_RANGE) for name, data in RANGELESS.items()},
-    **{name: Kind(data, cause or EITHER) for name, (data, cause) in HOSTILE.items()},
+    **{name: Kind(data, cause or IF_PILLOW) for name, (data, cause) in HOSTILE.items()},
     **{name: Kind(data, CANNOT_BE_DECODED) for name, data in NO_PICTURES.items()},
     **{f"{kind}, a format that is not read": Kind(saved(BLOCKS, kind), CANNOT_BE_DECODED) for kind in NOT_READ},
     **TRUNCATED,
@@ -162,16 +163,16 @@ PICTURES = {
     "an interlaced PNG": Kind(ADAM7, ADAM7_PIXELS),
     "a PNG with a wrong checksum of its header": Kind(PNG[:29] + b"\0\0\0\0" + PNG[33:], CANNOT_BE_DECODED),
     "a PNG without pixels": Kind(PNG[:33] + chunk(b"IEND", b""), CANNOT_BE_DECODED),
-    "a PNG without its end": Kind(PNG[:-12], EITHER),
+    "a PNG without its end": Kind(PNG[:-12], IF_PILLOW),
     "a PNG of a palette that is not there": Kind(png([bytes(S)] * S, 8, PALETTE), EITHER),
-    "a PNG of entries beyond its palette": Kind(png([bytes([200] * S)] * S, 8, PALETTE, chunk(b"PLTE", PALETTE_BYTES)), EITHER),
+    "a PNG of entries beyond its palette": Kind(png([bytes([200] * S)] * S, 8, PALETTE, chunk(b"PLTE", PALETTE_BYTES)), IF_PILLOW),
     "a PNG of an unknown kind of colour": Kind(png([bytes(S)] * S, 8, 5), CANNOT_BE_DECODED),
-    "a PNG of an unknown critical chunk": Kind(png([bytes(3 * S)] * S, 8, RGB, chunk(b"ABCD", b"?")), EITHER),
-    "a PNG with a colour profile of 100 MB": Kind(png([bytes([255] * 3 * S)] * S, 8, RGB, PROFILE_OF_100_MB), EITHER),
-    "a PNG with too few rows": Kind(png([bytes(3 * S)] * 4, 8, RGB, size=(S, S)), EITHER),
+    "a PNG of an unknown critical chunk": Kind(png([bytes(3 * S)] * S, 8, RGB, chunk(b"ABCD", b"?")), IF_PILLOW),
+    "a PNG with a colour profile of 100 MB": Kind(png([bytes([255] * 3 * S)] * S, 8, RGB, PROFILE_OF_100_MB), IF_PILLOW),
+    "a PNG with too few rows": Kind(png([bytes(3 * S)] * 4, 8, RGB, size=(S, S)), IF_PILLOW),
     "a PNG with too many rows": Kind(png([bytes([255] * 3 * S)] * 40, 8, RGB, size=(S, S)), WHITE),
-    "a PNG of 7,000 x 7,000 in 50 KB": Kind(png([bytes(875)] * 7000, 1, GREY, size=(7000, 7000)), EITHER),
-    "a PNG whose header says a negative width": Kind(png([bytes(S)], 8, GREY, size=(2**31, 1)), EITHER),
+    "a PNG of 7,000 x 7,000 in 50 KB": Kind(png([bytes(875)] * 7000, 1, GREY, size=(7000, 7000)), IF_PILLOW),
+    "a PNG whose header says a negative width": Kind(png([bytes(S)], 8, GREY, size=(2**31, 1)), IF_PILLOW),
     "a JPEG without its last bytes": Kind(JPEG[:-20], CANNOT_BE_DECODED),
     "a JPEG without its end marker": Kind(JPEG[:-2], EITHER),
     "a JPEG with garbage before it": Kind(b"\r\n\r\n" + JPEG, CANNOT_BE_DECODED),
@@ -193,24 +194,24 @@ PICTURES = {
     "a JPEG that lies on its side": Kind(saved(BLOCKS, "JPEG", exif=exif(6)), PILLOW),
     "a JPEG of 1 x 60,000": Kind(saved(Image.new("RGB", (1, 60_000), (9, 99, 199)), "JPEG"), PILLOW),
     "a JPEG of 60,000 x 1": Kind(saved(Image.new("RGB", (60_000, 1), (9, 99, 199)), "JPEG"), PILLOW),
-    "a progressive JPEG of 90 scans": Kind(PROGRESSIVE[:-2] + PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2] * 80 + b"\xff\xd9", EITHER),
+    "a progressive JPEG of 90 scans": Kind(PROGRESSIVE[:-2] + PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2] * 80 + b"\xff\xd9", IF_PILLOW),
     "a JPEG after a JPEG": Kind(PHOTO + PHOTO, PILLOW),
     "a GIF of 300 frames": Kind(gif_frames(300), np.zeros((S, S, 3), np.uint8)),
-    "a GIF without frames": Kind(b"GIF89a" + struct.pack("<HH", S, S) + b"\0\0\0;", EITHER),
+    "a GIF without frames": Kind(b"GIF89a" + struct.pack("<HH", S, S) + b"\0\0\0;", IF_PILLOW),
     "a GIF that ends in its header": Kind(b"GIF89a\x10", CANNOT_BE_DECODED),
-    "a GIF of a small canvas and a large frame": Kind(gif_of(1, 1).replace(struct.pack("<HHHH", 0, 0, 1, 1), struct.pack("<HHHH", 0, 0, 9, 9)), EITHER),
-    "a palette picture with transparency": Kind(saved(BLOCKS.convert("P"), "GIF", transparency=3), EITHER),
+    "a GIF of a small canvas and a large frame": Kind(gif_of(1, 1).replace(struct.pack("<HHHH", 0, 0, 1, 1), struct.pack("<HHHH", 0, 0, 9, 9)), IF_PILLOW),
+    "a palette picture with transparency": Kind(saved(BLOCKS.convert("P"), "GIF", transparency=3), IF_PILLOW),
     "an animated WebP": Kind(saved(COLOURS, "WEBP", save_all=True, append_images=[COLOURS.transpose(0)], lossless=True), np.asarray(COLOURS)),
     "a lossy WebP": Kind(saved(BLOCKS, "WEBP", quality=80), PILLOW),
-    "a WebP that says 16,384 x 16,384": Kind(riff_webp(16_384, 16_384), EITHER),
+    "a WebP that says 16,384 x 16,384": Kind(riff_webp(16_384, 16_384), IF_PILLOW),
     "an AVIF": Kind(saved(BLOCKS, "AVIF", quality=90), PILLOW),
     "an AVIF that ends in its header": Kind(saved(BLOCKS, "AVIF")[:40], CANNOT_BE_DECODED),
     "a BMP upside down": Kind(bmp(24, SMALL[..., ::-1].tobytes(), height=-S), SMALL),
-    "a BMP of 8 bits without its palette": Kind(bmp(8, bytes(S * S)), EITHER),
+    "a BMP of 8 bits without its palette": Kind(bmp(8, bytes(S * S)), IF_PILLOW),
     "a BMP of 16 bits": Kind(bmp(16, bytes([0, 0x7C]) * (S * S)), np.broadcast_to(np.uint8([255, 0, 0]), (S, S, 3)), 8),
     "a BMP that says 60,000 x 60,000": Kind(bmp(24, bytes(100), 60_000, 60_000), TOO_LARGE),
-    "a BMP of a run length that leaves it": Kind(bmp(8, b"\xff\1" * 300, compression=1, palette=bytes(1024)), EITHER),
-    "a TIFF whose directory names itself": Kind(looping_tiff(), EITHER),
+    "a BMP of a run length that leaves it": Kind(bmp(8, b"\xff\1" * 300, compression=1, palette=bytes(1024)), IF_PILLOW),
+    "a TIFF whose directory names itself": Kind(looping_tiff(), IF_PILLOW),
     "a TIFF whose pixels lie behind its end": Kind(tiff_tag(GREY_TIFF, 273, 10**9), CANNOT_BE_DECODED),
     "a TIFF that says 60,000 x 60,000": Kind(tiff_tag(tiff_tag(GREY_TIFF, 256, 60_000), 257, 60_000), TOO_LARGE),
     "a TIFF of an unknown compression": Kind(tiff_tag(GREY_TIFF, 259, 999), CANNOT_BE_DECODED),
