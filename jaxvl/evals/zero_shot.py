@@ -5,10 +5,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
 
-from jaxvl.config import check, nearest
+from jaxvl.config import ConfigError, check, nearest
+from jaxvl.data.class_sets import CLASS_SETS
+from jaxvl.data.classes import ClassSet
 from jaxvl.data.fields.numbers import same_text
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Source
@@ -37,17 +40,17 @@ class ZeroShot(SourceOptions):
     mistakes that the model was surest of.
 
     Attributes:
-      label: the column that says what a picture shows: classes that the source has names of, or texts.
+      label: the column that says what a picture shows: classes that the source has names of, texts, or numbers of a class set's classes.
       language: of the names.
-      classes: the candidates: those that occur in the source ("split"), all that it has names of, or a list of names. Images
-        of other classes are left out and counted.
+      classes: the candidates: those that occur in the source ("split"), all that it has names of ("all"), a list of names, or a class
+        set (`dict(name="imagenet")`), which says what the label's numbers mean. Images of other classes are left out and counted.
       templates: a named set of `prompts.TEMPLATES`, or a list of texts with one `{}` each; None: those that the classes
         come with, else "plain".
     """
 
     label: str = "class_label"
     language: str = "en"
-    classes: str | tuple[str, ...] = "split"
+    classes: str | tuple[str, ...] | Annotated[Any, CLASS_SETS] = "split"
     templates: str | tuple[str, ...] | None = None
 
     def __post_init__(self):
@@ -55,7 +58,8 @@ class ZeroShot(SourceOptions):
         if self.templates is not None:
             templates_of(self.templates)
         known = not isinstance(self.classes, str) or self.classes in ("split", "all")
-        check(known and len(self.classes) > 0, "classes", f"{self.classes!r} must be 'split', 'all' or a list of class names")
+        valid = "'split', 'all', a list of class names, or a class set, as dict(name='imagenet')"
+        check(known and self.classes != (), "classes", f"{self.classes!r} must be {valid}")
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -72,8 +76,7 @@ class ZeroShot(SourceOptions):
         candidates = self._candidates(source, labels)
         found = np.isin(labels.values, candidates).any()
         field = "label" if self.classes == "split" else "classes"
-        problem = f"{getattr(self, field)!r}: {source.name} has no image of a class with a name in {self.language!r}"
-        check(found, field, problem)
+        check(found, field, f"{source.name} has no image of a class with a name in {self.language!r}")
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ConfigError for class names that there are not, DataError where no image is left."""
@@ -124,14 +127,25 @@ class ZeroShot(SourceOptions):
         return shown + [row("Surest mistakes", q) for q in list(surest.values())[: self.gallery]]
 
     def _labels(self, source: Source) -> Labels:
-        """Class of every record, and what classes there are: the label column's own.
+        """Class of every record, and what classes there are: those of the class set, else the label column's own.
 
-        A set of classes of other origin is given to `labels_of` here. Raises ConfigError at `label` where nothing names them.
+        Raises ConfigError at `label` where nothing names them.
         """
         column = check_column(source, self.label, LABELS, "label")
-        named = column.kind == "text" or column.classes is not None
-        check(named, "label", f"{self.label!r} of {source.name} holds numbers, and the source has no names of the classes")
-        return labels_of(source, self.label, self.language)
+        given = self._class_set()
+        named = column.kind == "text" or column.classes is not None or given is not None
+        problem = f"{self.label!r} of {source.name} holds numbers, and the source has no names of the classes; name a class set in classes"
+        check(named, "label", problem)
+        return labels_of(source, self.label, self.language, given)
+
+    def _class_set(self) -> ClassSet | None:
+        """The class set that `classes` names; None where it names none."""
+        if isinstance(self.classes, (str, tuple)):
+            return None
+        try:
+            return self.classes.load()
+        except ConfigError as error:
+            raise error.under("classes") from None
 
     def _templates(self, labels: Labels) -> Sequence[str]:
         """What prompts are made with."""
@@ -145,10 +159,10 @@ class ZeroShot(SourceOptions):
         named = np.array([bool(n) for n in names])
         if self.classes == "split":
             chosen = np.unique(labels.values[labels.values >= 0])
-        elif self.classes == "all":
-            chosen = np.arange(len(names))
-        else:
+        elif isinstance(self.classes, tuple):
             chosen = self._by_name(source, names)
+        else:
+            chosen = np.arange(len(names))
         return chosen[named[chosen]]
 
     def _by_name(self, source: Source, names: Sequence[str | None]) -> np.ndarray:

@@ -1,14 +1,18 @@
 """Zero-shot classification and prompts."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from known_answers import Records, Toy, encoders, toy, unit
 
-from jaxvl.config import ConfigError
+from jaxvl.config import ConfigError, choose
+from jaxvl.data.class_sets import ClassFile, NamedClasses
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Column
+from jaxvl.evals import EVALUATORS
 from jaxvl.evals.prompts import TEMPLATES, class_vectors, templates_of
 from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
@@ -148,9 +152,33 @@ def test_labels_that_are_texts_and_records_without_one():
     assert ("image", "name/en") not in source.records.asked and ("name/en",) in source.records.asked
 
 
+def test_classes_of_a_class_set():
+    """Numbers without names get them from the set, with its prompts; texts are looked up among its names."""
+    names = [f"word {k}" for k in range(20)]
+    numbers = toy(range(12))
+    numbers.records.columns["class_label"] = Column("int")
+    own = dict(name="names", names=names, templates=["a word {c}"])
+    evaluator = choose(EVALUATORS, dict(name="zero_shot", source="shapes", classes=own), "x")
+    for label in ("class_label", "name/en"):
+        made = dataclasses.replace(evaluator, source=numbers, label=label)
+        made.check(encoders(ONE, TABLE, TABLE))
+        got = made.run(encoders(ONE, TABLE, TABLE)).metrics
+        assert (got["classes"], got["images"], got["acc@1"]) == (20, 12, 1.0)
+    few = dataclasses.replace(evaluator, source=numbers, classes=NamedClasses(("word 0", "word 1")))
+    with pytest.raises(ConfigError, match="label: 'class_label' of toy has the number 11, but there are 2 classes"):
+        few.check(encoders(ONE, TABLE, TABLE))
+    by_name = dataclasses.replace(few, label="name/en").run(encoders(ONE, TABLE, TABLE)).metrics
+    assert (by_name["classes"], by_name["images"], by_name["skipped/class is not a candidate"]) == (2, 2, 10)
+    with pytest.raises(ConfigError, match=r"x\.classes\.name: 'imagnet' is not a known class set; did you mean 'imagenet'"):
+        choose(EVALUATORS, dict(name="zero_shot", source="shapes", classes=dict(name="imagnet")), "x")
+    with pytest.raises(ConfigError, match=r"classes\.path: .*nothing"):
+        ZeroShot(numbers, classes=ClassFile("nothing.txt")).check(encoders(ONE, TABLE, TABLE))
+    assert len(choose(EVALUATORS, dict(name="zero_shot", source="shapes", classes=dict(name="imagenet")), "x").classes.load()) == 1000
+
+
 def test_errors():
     known = encoders(ONE, TABLE, TABLE)
-    with pytest.raises(ConfigError, match=r"classes: 'some' must be 'split', 'all' or a list"):
+    with pytest.raises(ConfigError, match=r"classes: 'some' must be 'split', 'all', a list of class names, or a class set"):
         ZeroShot(toy(range(3)), classes="some")
     listed = ZeroShot(toy(range(3)), classes=("word 1", "wort 2"))
     with pytest.raises(
@@ -160,11 +188,13 @@ def test_errors():
     unnamed = Toy(Records([(0, {})], {"en": [None]}))
     with pytest.raises(DataError, match="no image of the 0 candidate classes in 'en'"):
         ZeroShot(unnamed).run(known)
-    with pytest.raises(ConfigError, match="label: 'class_label': toy has no image of a class with a name in 'en'"):
+    with pytest.raises(ConfigError, match="label: toy has no image of a class with a name in 'en'"):
         ZeroShot(unnamed).check(known)
     numbers = toy(range(3))
     numbers.records.columns["class_label"] = Column("int")
-    with pytest.raises(ConfigError, match="label: 'class_label' of toy holds numbers, and the source has no names of the classes"):
+    with pytest.raises(
+        ConfigError, match="label: 'class_label' of toy holds numbers, and the source has no names of the classes; name a class set"
+    ):
         ZeroShot(numbers).check(known)
     few = Toy(Records([(k, {}) for k in range(3)], {"en": ["a", "b"]}))
     with pytest.raises(ConfigError, match="label: 'class_label' of toy has the number 2, but there are 2 classes"):
