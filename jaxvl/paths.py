@@ -10,6 +10,7 @@ Credentials and endpoints are those of the store's own tools: `~/.aws`, `AWS_END
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -230,7 +231,7 @@ def download(path: Path, file: pathlib.Path) -> None:
 # Files that are read in ranges of bytes: local, in an object store, or of a web server
 
 ATTEMPTS = 4  # at reading a range of a remote file
-LISTED_AT_ONCE = 32  # requests about files
+ASKED_AT_ONCE = 32  # requests about files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,15 +260,13 @@ def file_state(file: str) -> FileState:
 
 
 def file_states(files: Sequence[str]) -> list[FileState | None]:
-    """The states of many files; None of one that is not there. Remote folders are listed, not asked file by file.
+    """The states of many files; None of one that is not there. Of a remote folder that many are in, the files are listed.
 
     Raises:
       OSError: a store cannot be reached.
     """
-    listed: dict[str, dict[str, FileState]] = {}
-    folders = {file.rpartition("/")[0] for file in files if is_remote(file) and scheme_of(file) not in READ_ONLY}
-    for folder in folders:
-        listed[folder] = _listed_states(folder)
+    remote = collections.Counter(file.rpartition("/")[0] for file in files if is_remote(file) and scheme_of(file) not in READ_ONLY)
+    listed = {folder: _listed_states(folder) for folder, n in remote.items() if n > ASKED_AT_ONCE}
 
     def state(file: str) -> FileState | None:
         folder, _, name = file.rpartition("/")
@@ -278,9 +277,9 @@ def file_states(files: Sequence[str]) -> list[FileState | None]:
         except FileNotFoundError:
             return None
 
-    if not any(scheme_of(file) in READ_ONLY for file in files):
+    if not any(is_remote(file) for file in files):
         return [state(file) for file in files]
-    with concurrent.futures.ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
+    with concurrent.futures.ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         return list(pool.map(state, files))
 
 

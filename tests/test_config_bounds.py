@@ -95,7 +95,7 @@ def numeric(hint):
 def needed(name, cls, folder):
     """A node with what the class cannot be without."""
     if cls.__module__.startswith("jaxvl.evals."):
-        return {**SPLIT, "train_split": "train_a"} if name.endswith("_probe") else SPLIT
+        return dict(source=tiny.TEST, train=tiny.TRAIN) if name.endswith("_probe") else dict(source=tiny.TEST)
     return dict(folder=str(folder)) if name == "questions" else NEEDED.get(name, {})
 
 

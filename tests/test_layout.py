@@ -17,7 +17,7 @@ LAYERS = [
     {"models", "objectives", "adapters"},
     {"tasks", "evals", "interop"},
     {"training"},
-    {"train", "evaluate", "caption", "convert", "plan", "bench"},
+    {"train", "evaluate", "benchmark", "caption", "convert", "plan", "bench"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 

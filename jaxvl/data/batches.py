@@ -116,6 +116,8 @@ class Batches:
         self._readers = _readers(config, source, Context(tokenizer, preprocess, self._cache))
         self._columns = tuple(dict.fromkeys(column for reader in self._readers.values() for column in reader.columns))
         self._special = (tokenizer.eos_id, tokenizer.pad_id)
+        self._required = config.required
+        self._optional = [name for name in config.fields if name not in self._required]
         # Each has numbers of its own, so that what a row draws for one stays as it is whatever else is added.
         self._draws = {name: Uniforms(seed, "row", name, n=field.draws) for name, field in config.fields.items() if field.draws}
         self._pool = ThreadPoolExecutor(config.reader.threads, thread_name_prefix="jaxvl-read")
@@ -137,7 +139,7 @@ class Batches:
         k = config.records_per_row
         places = (self.rows.index[:, None] * k + np.arange(k)).reshape(-1)
         positions = self._first + i * config.records_per_batch + places
-        out = {name: np.full((len(places), *row.shape), row.absent, row.dtype) for name, row in config.record_shapes.items()}
+        out = self._nothing(len(places))
         out[POSITION][:] = positions % 2**31
         numbers = self.order(positions).tolist()
         draws = {name: uniforms(positions) for name, uniforms in self._draws.items()}
@@ -148,6 +150,16 @@ class Batches:
             drawn = {name: values[part.start : part.stop].tolist() for name, values in draws.items()}
             jobs.append(self._pool.submit(self._fill, out, part, numbers[part.start : part.stop], drawn))
         return Pending(self, out, jobs)
+
+    def _nothing(self, count: int) -> Arrays:
+        """So many rows that have nothing: zeros, and texts of padding."""
+        shapes = self.config.record_shapes
+        out = {name: np.full((count, *row.shape), row.absent, row.dtype) for name, row in shapes.items()}
+        _, pad_id = self._special
+        for name, modality in self.config.inputs.items():
+            if modality == "text":
+                out[name][:] = pad_id
+        return out
 
     def finish(self, out: Arrays) -> Arrays:
         """A batch all of whose records are there: interleaved rows are packed."""
@@ -232,12 +244,11 @@ class Batches:
             if reader.key not in values:
                 values[reader.key] = reader.load(record)
         absent = [name for name, reader in self._readers.items() if values[reader.key] is None]
-        if self.config.missing == "mask":
-            inputs = [name for name, field in self.config.fields.items() if field.inputs(name)]
-            if all(name in absent for name in inputs):
-                raise BadRecord(f"no {inputs[0]}", f"a record of {self.source.name} has none of {', '.join(inputs)}")
-        elif absent:
-            raise BadRecord(f"no {absent[0]}", f"a record of {self.source.name} has none")
+        for name in absent:
+            if name in self._required:
+                raise BadRecord(f"no {name}", f"a record of {self.source.name} has none")
+        if absent and all(name in absent for name in self._optional):
+            raise BadRecord(f"no {absent[0]}", f"a record of {self.source.name} has none of {', '.join(absent)}")
         return {key: value for key, value in values.items() if value is not None}
 
     def _count(self, counted: bool, error: BadRecord | None = None) -> None:

@@ -19,6 +19,8 @@ from jaxvl.data.sources.base import Source
 from jaxvl.data.sources.selected import select
 
 POSITION = "position"  # batch entry, int32 [B]: place of a row in the task's stream, modulo 2^31
+SIGNAL = "signal"  # entry of a batch that is trained with, uint8 [B]: what each row's process says with it (`hosts.Signal`)
+PACKED = ("segment", "lengths", "weight")  # entries of interleaved rows beside their fields' (`packing.py`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,8 @@ class DataConfig:
       fields: batch entry -> what it holds.
       sampler: which records stand where in the stream; None: `mixture` where the source's parts have weights, else `shuffled`.
       missing: records that lack a field: "skip" leaves them out; "mask" keeps those that have any of the model's inputs, with
-        `has_NAME` in the batch for each of these, and zeros where a row does not have it.
+        `has_NAME` in the batch for each of these, and zeros, or a text of padding, where a row does not have it. Other fields, such
+        as labels, have no mask: records that lack one of them are left out.
       interleave: rows of several records.
       reader: how records are read.
       error_budget: share of bad records, of all hosts together, that a run goes on with; it ends when their share is surely above it
@@ -92,7 +95,12 @@ class DataConfig:
             self._check_interleaved(self.interleave)
 
     def _check_names(self) -> None:
-        owners: dict[str, str] = {POSITION: "the loader"}
+        own = [POSITION, SIGNAL]
+        if self.missing == "mask":
+            own += [f"has_{name}" for name in self.inputs]
+        if self.interleave is not None:
+            own += PACKED
+        owners = dict.fromkeys(own, "the loader")
         for name, field in self.fields.items():
             for entry in field.arrays(name):
                 check(entry not in owners, f"fields.{name}", f"fills the batch entry {entry!r}, which {owners.get(entry)} fills")
@@ -126,6 +134,11 @@ class DataConfig:
         for name, field in self.fields.items():
             found |= field.inputs(name)
         return found
+
+    @property
+    def required(self) -> set[str]:
+        """Fields without which a record is left out: all of them, or under `missing="mask"` those that have no mask."""
+        return {name for name, field in self.fields.items() if self.missing == "skip" or not field.inputs(name)}
 
     @property
     def text_length(self) -> int:
@@ -185,14 +198,17 @@ class DataConfig:
         return {name: part for name, part in parts.items() if part[1] is not None}
 
     def select(self, source: Source) -> Source:
-        """The records that have what every field needs, where the source can tell; all of them under `missing="mask"`.
+        """The records that have what every field needs, where the source can tell. What may be masked is not needed.
 
         Raises ConfigError at `fields.NAME` where a field cannot be served.
         """
+        required = self.required
         needs: list[tuple[str, ...]] = []
         for name, field in self.fields.items():
             try:
-                needs += field.needs(source)
+                needed = field.needs(source)
             except ConfigError as error:
                 raise error.under(f"fields.{name}") from None
-        return source if self.missing == "mask" else select(source, needs)
+            if name in required:
+                needs += needed
+        return select(source, needs)

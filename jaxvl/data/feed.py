@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jaxvl.data.ahead import Ahead
 from jaxvl.data.batches import Batches, Pending, Rows, Start
-from jaxvl.data.config import DataConfig
+from jaxvl.data.config import SIGNAL, DataConfig
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.samplers.base import State
 from jaxvl.data.sources.base import Source
@@ -23,7 +23,6 @@ from jaxvl.sharding.hosts import Signal
 from jaxvl.sharding.mesh import batch_sharding
 
 MOST_AHEAD = 8  # batches
-SIGNAL = "signal"  # entry of a batch that is trained with, uint8 [B]: what each row's process says with it (`hosts.Signal`)
 
 
 class Feed(Iterator):

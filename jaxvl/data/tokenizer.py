@@ -40,7 +40,7 @@ class Tokenizer:
         self.kind, self.content, self.clean, self._rows = kind, content, clean, vocab_size
         self.pad_id, self.eos_id, self.cls_id = pad_id, eos_id, cls_id
         if kind == "none":
-            tokens, self._ids, self._text = vocab_size, _left_behind, _left_behind
+            tokens, self._ids, self._text, self._id_of = vocab_size, _left_behind, _left_behind, _left_behind
         elif kind in ("unigram", "sentencepiece"):
             tokens = self._read_pieces()
         else:
@@ -59,6 +59,7 @@ class Tokenizer:
         # Given a list, the library starts threads, which takes longer than a text.
         self._ids: Ids = lambda texts: [model.encode(text) for text in texts]
         self._text = lambda ids: model.decode([i for i in ids if i < pieces])
+        self._id_of = lambda token: model.piece_to_id(token) if model.id_to_piece(model.piece_to_id(token)) == token else None
         return max(pieces, self.pad_id + 1, self.eos_id + 1)
 
     def _read_json(self) -> int:
@@ -71,6 +72,7 @@ class Tokenizer:
         model.decoder = model.decoder or (tokenizers.decoders.WordPiece() if self.kind == "wordpiece" else None)
         word_end = getattr(model.model, "end_of_word_suffix", None) or "</w>"
         self._text = lambda ids: model.decode(ids, skip_special_tokens=True).replace(word_end, " ")
+        self._id_of = model.token_to_id
         return 1 + max(model.get_vocab().values())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -80,6 +82,10 @@ class Tokenizer:
     def before(self) -> list[int]:
         """Special tokens before every text."""
         return [] if self.cls_id is None else [self.cls_id]
+
+    def id_of(self, token: str) -> int | None:
+        """Id of one token of the vocabulary, such as `[MASK]`; None where there is no such token."""
+        return self._id_of(token)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, cleaned as `encode` cleans them, without special tokens; those of "a b" are those of "a", then those of "b"."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import tokenizers
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, Count, PathText, VocabularySize, check, nearest, to_path
+from jaxvl.config import ConfigError, PathText, Range, VocabularySize, check, nearest, to_path
 from jaxvl.data import text_files, token_files, unigram, wordpiece
 from jaxvl.data.cleaning import CLEANERS
 from jaxvl.data.token_folder import TokenizerFolder
 from jaxvl.data.tokenizer import Tokenizer
 from jaxvl.data.unigram import EOS, PAD, UNKNOWN, train_unigram
+
+Sample = Annotated[int, Range(1, 1_000_000_000)]  # texts
 
 __all__ = ["EOS", "PAD", "UNKNOWN", "Tokenizer", "TokenizerConfig", "make_tokenizer", "train_unigram"]
 
@@ -45,7 +47,7 @@ class TokenizerConfig:
     vocab_size: VocabularySize = 16000
     lowercase: bool | None = None
     clean: str | None = None
-    sample: Count = 2_000_000
+    sample: Sample = 2_000_000
 
     def __post_init__(self):
         known = f"{self.clean!r} is not known{nearest(self.clean, list(CLEANERS))} (one of {', '.join(CLEANERS)})"

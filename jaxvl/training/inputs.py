@@ -12,12 +12,15 @@ from jaxvl.data.config import DataConfig
 from jaxvl.data.fields.caption import Caption
 from jaxvl.data.fields.numbers import Label
 from jaxvl.data.fields.waveform import Waveform
-from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Source, SourceConfig
 from jaxvl.data.sources.opened import forget, opened
-from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
+from jaxvl.data.text_sample import sample_origin, sample_texts
+from jaxvl.data.tokenizer import Tokenizer
+from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.tasks import TaskConfig
 from jaxvl.training.experiment import Experiment
+
+VOCABULARY_SEED = 0  # the same texts in runs of other seeds, so that they share a vocabulary
 
 
 def open_sources(experiment: Experiment, log: Callable[[str], None]) -> dict[str, Source]:
@@ -69,15 +72,19 @@ def _check_heads(experiment: Experiment, name: str, task: TaskConfig, source: So
 
 
 def task_tokenizer(experiment: Experiment, sources: Mapping[str, Source]) -> Tokenizer:
-    """The tokenizer; a vocabulary that is trained is trained on the texts that the tasks read."""
-    read: dict[str, tuple[Source, tuple[str, ...]]] = {}
+    """The tokenizer; a vocabulary that is trained is trained on texts that the tasks read, without their pictures."""
+    read: dict[str, Iterator[str]] = {}
+    known = True  # whether all sources say what they hold; else nothing is kept
+    size = experiment.tokenizer.sample
     for name, task in experiment.tasks.items():
         source = sources[name]
         columns = text_columns(task.data, source)
         if columns:
-            read[json.dumps([source.fingerprint, columns])] = (source, columns)
-    texts = itertools.chain.from_iterable(texts_of(source, columns) for source, columns in read.values())
-    return make_tokenizer(experiment.tokenizer, texts, json.dumps(sorted(read)))
+            origin = sample_origin(source, columns, size, VOCABULARY_SEED)
+            known = known and bool(origin)
+            read[origin or name] = sample_texts(source, columns, size, VOCABULARY_SEED)
+    texts = itertools.chain.from_iterable(read.values())
+    return make_tokenizer(experiment.tokenizer, texts, json.dumps(sorted(read)) if known else "")
 
 
 def text_columns(data: DataConfig, source: Source) -> tuple[str, ...]:
@@ -89,14 +96,3 @@ def text_columns(data: DataConfig, source: Source) -> tuple[str, ...]:
         elif isinstance(field, Waveform):
             found.update(column for column in field.sounds(source).values() if column is not None)
     return tuple(sorted(found))
-
-
-def texts_of(source: Source, columns: tuple[str, ...]) -> Iterator[str]:
-    """All texts of some columns."""
-    for i in range(len(source)):
-        try:
-            record = source.read(i, columns)
-        except BadRecord:  # the loader counts it
-            continue
-        for value in record.values():
-            yield from [value] if isinstance(value, str) else value

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import gzip
+import html
 import io
 import json
 import pickle
@@ -13,6 +14,7 @@ from nasty_texts import ALPHABETS, WORDS, nasty_texts
 
 from jaxvl.config import ConfigError
 from jaxvl.data import token_files
+from jaxvl.data.cleaning import CLEANERS
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
 from jaxvl.interop.mapping import ConversionError
 from jaxvl.interop.peers import peer
@@ -205,6 +207,14 @@ def test_ids_of_another_model_are_not_t5s(tmp_path):
     (tmp_path / "m.model").write_bytes(out.getvalue())
     with pytest.raises(ConfigError, match=r"has padding and end \(\d+, 2\); T5's are \(0, 1\)"):
         made("t5", tmp_path / "m.model")
+
+
+def test_plain_texts_need_no_repair():
+    ftfy = library("ftfy")
+    rng = np.random.default_rng(0)
+    for size in rng.integers(0, 60, 500):
+        text = "".join(map(chr, rng.choice([*range(32, 38), *range(39, 127)], size)))
+        assert CLEANERS["open_clip_whitespace"](text) == " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,22 +4,24 @@ import dataclasses
 
 import numpy as np
 import pytest
-from data_samples import Corpus, Source, tokenizer
+from data_samples import FakeConfig, FakeSource, assert_same, tokenizer
 
 from jaxvl.config import ConfigError
-from jaxvl.data.captions import CaptionConfig
-from jaxvl.data.corpora.shapes import Shapes
+from jaxvl.data.batches import Batches, Rows, Start
+from jaxvl.data.config import DataConfig, Interleave, ReaderConfig
 from jaxvl.data.feed import Feed
-from jaxvl.data.loader import Batches, DataConfig
+from jaxvl.data.fields.caption import Caption
+from jaxvl.data.fields.numbers import Group
+from jaxvl.data.fields.picture import Picture
 from jaxvl.data.packing import LEAST, pack
 from jaxvl.sharding import make_mesh
 
 N, B, K, T = 24, 8, 3, 10
 TOKENIZER = tokenizer()
-CONFIG = DataConfig(
-    corpus=Shapes(), split="train", batch=B, image_size=12, text_length=T, threads=2, images_per_row=K,
-    captions=CaptionConfig(name=1, keyword=1, foreign=1), error_minimum=1000,
-)  # fmt: skip
+TEXT = Caption({"name/en": 1, "keywords/en": 1, "name/*": 1}, length=T)
+FIELDS = dict(image=Picture(size=12), text=TEXT, group_id=Group("class_label"))
+ROWS = Interleave(K)
+CONFIG = DataConfig(FakeConfig(), batch=B, fields=FIELDS, interleave=ROWS, reader=ReaderConfig(threads=2), error_minimum=1000)
 
 
 def random_texts(rng, b, k, t):
@@ -60,51 +62,88 @@ def test_padding_may_be_the_end_token_and_too_short_rows_are_refused():
         pack(np.zeros((1, 2, 4), int), 5, eos_id=1, pad_id=0)
 
 
-def batches(rows=None, **options):
-    return Batches(dataclasses.replace(CONFIG, **options), Source(N), TOKENIZER, seed=3, rows=rows)
+@pytest.fixture
+def batches():
+    """Makes `Batches` of 24 records, closed when the test ends."""
+    made = []
+
+    def make(rows=None, start=None, **options):
+        config = dataclasses.replace(CONFIG, **options)
+        made.append(Batches(config, FakeSource(N), TOKENIZER, seed=3, rows=rows, start=start))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
 
 
-def test_rows_hold_consecutive_records_of_the_stream():
-    packed, single = batches()[2], batches(images_per_row=1, batch=B * K)[2]
+def test_rows_hold_consecutive_records_of_the_stream(batches):
+    packed, single = batches()[2], batches(interleave=None, batch=B * K)[2]
     assert {k: (v.dtype, v.shape) for k, v in packed.items()} == {k: (s.dtype, s.shape) for k, s in CONFIG.shapes.items()}
-    for key in ("image", "id", "index"):
+    for key in ("image", "group_id", "position"):
         np.testing.assert_array_equal(packed[key].reshape(single[key].shape), single[key])
     for i, text in enumerate(single["text"]):
         row, k = divmod(i, K)
         assert packed["text"][row][packed["segment"][row] == k + 1].tolist() == words(text)
 
 
-def test_hosts_and_a_resumed_feed_read_the_rows_of_the_same_batches():
-    whole = [batches(row_length=16)[i] for i in range(4)]
-    halves = [batches(rows=half, row_length=16)[3] for half in np.array_split(np.arange(B), 2)]
-    for key, value in whole[3].items():
-        np.testing.assert_array_equal(np.concatenate([h[key] for h in halves]), value)
-    feed = Feed(dataclasses.replace(CONFIG, row_length=16), Corpus(Source(N)), TOKENIZER, seed=3, mesh=make_mesh(), start=2 * B * K)
+def test_hosts_and_a_resumed_feed_read_the_rows_of_the_same_batches(batches):
+    short = Interleave(K, length=16)
+    b = batches(interleave=short)
+    whole = [b[i] for i in range(4)]
+    halves = [batches(rows=Rows(half, np.ones(len(half), bool)), interleave=short)[3] for half in np.array_split(np.arange(B), 2)]
+    assert_same(whole[3], {key: np.concatenate([half[key] for half in halves]) for key in halves[0]})
+    config = dataclasses.replace(CONFIG, interleave=short)
+    feed = Feed(config, FakeSource(N), TOKENIZER, seed=3, mesh=make_mesh(), start=Start(2 * B * K))
     try:
         for expected in whole[2:]:
-            got = next(feed)
-            assert got.keys() == expected.keys()
-            for key, value in got.items():
-                np.testing.assert_array_equal(value, expected[key])
+            assert_same(next(feed), expected)
     finally:
         feed.close()
 
 
-def test_positions_count_records():
+def test_positions_count_records(batches):
     """Rows of three records: four of them, then rows in batches of twice as many."""
-    stream = np.concatenate([batches()[i]["id"] for i in range(3)])
-    feed = Feed(dataclasses.replace(CONFIG, batch=2 * B), Corpus(Source(N)), TOKENIZER, seed=3, mesh=make_mesh(), start=B * K)
+    b = batches()
+    stream = np.concatenate([b[i]["group_id"] for i in range(3)])
+    config = dataclasses.replace(CONFIG, batch=2 * B)
+    feed = Feed(config, FakeSource(N), TOKENIZER, seed=3, mesh=make_mesh(), start=Start(B * K))
     try:
-        np.testing.assert_array_equal(next(feed)["id"], stream[B:])
+        np.testing.assert_array_equal(next(feed)["group_id"], stream[B:])
         assert feed.position == 3 * B * K
     finally:
         feed.close()
+    late = batches(start=Start(K))  # one row later
+    np.testing.assert_array_equal(np.concatenate([late[i]["group_id"] for i in range(2)]), stream[1 : 2 * B + 1])
 
 
-def test_wrong_options():
-    with pytest.raises(ConfigError, match="row_length: 20 is of interleaved rows, with images_per_row > 1"):
-        dataclasses.replace(CONFIG, images_per_row=1, row_length=20)
-    with pytest.raises(ConfigError, match="row_length: 8 must be >= 3 tokens for each of 3 texts"):
-        dataclasses.replace(CONFIG, row_length=8)
-    with pytest.raises(ConfigError, match="images_per_row: 0 must be >= 1"):
-        dataclasses.replace(CONFIG, images_per_row=0)
+def test_each_record_of_a_row_is_counted(batches):
+    counted = np.arange(B) < 2
+    b = batches(rows=Rows(np.arange(B), counted))
+    b[0]
+    assert b.counts() == (2 * K, {})
+
+
+def test_sizes_of_a_row():
+    assert (CONFIG.records_per_row, CONFIG.records_per_batch, CONFIG.tokens) == (K, B * K, K * T)
+    assert dataclasses.replace(CONFIG, interleave=Interleave(K, 16)).tokens == 16
+    assert dataclasses.replace(CONFIG, interleave=None).tokens == T
+
+
+WRONG = [
+    (dict(interleave=Interleave(K, 8)), "interleave.length: 8 must be >= 3 tokens for each of 3 texts"),
+    (dict(fields=dict(image=Picture(size=12))), "interleave: needs an image and a text"),
+    (dict(fields=dict(text=TEXT)), "interleave: needs an image and a text"),
+    (dict(fields=dict(picture=Picture(size=12), text=TEXT)), "interleave: needs an image and a text"),
+    (dict(missing="mask"), "interleave: needs an image and a text, and missing='skip'"),
+    (
+        dict(fields=FIELDS | dict(text=dataclasses.replace(TEXT, count=2))),
+        r"interleave: needs one text of each record \(fields.text.count is 2",
+    ),
+]
+
+
+@pytest.mark.parametrize("options, message", WRONG)
+def test_wrong_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(CONFIG, **options)

@@ -2,14 +2,15 @@ import io
 
 import numpy as np
 import pytest
-from data_samples import Source, encoded, noise, record, tokenizer
+from data_samples import MOVING, FakeConfig, FakeSource, encoded, noise, record, tokenizer
 from PIL import Image
 
 from jaxvl.config import ConfigError
 from jaxvl.data import pictures
-from jaxvl.data.corpora.shapes import Shapes
-from jaxvl.data.loader import Batches, DataConfig
-from jaxvl.data.modalities import VideoConfig
+from jaxvl.data.batches import Batches
+from jaxvl.data.config import DataConfig
+from jaxvl.data.fields.frames import Frames
+from jaxvl.data.fields.picture import Picture
 from jaxvl.data.pictures import open_picture
 from jaxvl.data.preprocess import Preprocess, crop_box, fit
 from jaxvl.data.records import BadRecord
@@ -140,14 +141,17 @@ def by_pillow(data, scale_to=S, resize="centre", interpolation="bicubic", **_):
     return np.asarray(scaled.crop((left, top, left + S, top + S)))
 
 
-def training(preprocess, **options):
+def training(preprocess, fast_decode=True, **options):
     """The first batch of a source whose pictures and frames are all PHOTO."""
     records = {i: {**record(i), "image": PHOTO, "frames": [PHOTO, PHOTO]} for i in range(4)}
-    config = DataConfig(
-        corpus=Shapes(), split="train", batch=4, image_size=S, text_length=6, modalities=("image", "video"), video=VideoConfig(frames=2),
-        **options,
-    )  # fmt: skip
-    return Batches(config, Source(4, records), tokenizer(), seed=0, preprocess=preprocess)[0]
+    image = Picture(size=S, fast_decode=fast_decode, **options)
+    video = Frames(size=S, frames=2, fast_decode=fast_decode)
+    config = DataConfig(FakeConfig(), batch=4, fields=dict(image=image, video=video))
+    b = Batches(config, FakeSource(4, records, MOVING), tokenizer(), seed=0, preprocess=preprocess)
+    try:
+        return b[0]
+    finally:
+        b.close()
 
 
 @pytest.mark.parametrize("way", WAYS)

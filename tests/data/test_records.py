@@ -1,7 +1,7 @@
 import msgpack
 import numpy as np
 import pytest
-from data_samples import record
+from data_samples import stored
 
 from jaxvl.data.records import BadRecord, DataError, RecordSource, pack, unpack, write_records
 
@@ -10,7 +10,7 @@ N = 40
 
 @pytest.fixture
 def written(tmp_path):
-    records = [record(i, size=32) for i in range(N)]
+    records = [stored(i, size=32) for i in range(N)]
     path = tmp_path / "records.array_record"
     assert write_records(path, records) == N
     return path, records
@@ -33,13 +33,13 @@ def test_an_index_selects_and_orders(written):
 @pytest.mark.parametrize("cut", [1, 10, 200])
 def test_a_message_cut_short_is_a_bad_record(cut):
     with pytest.raises(BadRecord, match="record cannot be read") as error:
-        unpack(pack(record(0))[:-cut])
+        unpack(pack(stored(0))[:-cut])
     assert error.value.cause == "record cannot be read"
 
 
 @pytest.mark.parametrize("field", ["key", "image", "label", "style", "captions"])
 def test_a_missing_field_is_named(field):
-    whole = record(0)
+    whole = stored(0)
     del whole[field]
     with pytest.raises(BadRecord, match=f"record is incomplete: no '{field}'"):
         unpack(msgpack.packb(whole))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxvl.config import ConfigError
-from jaxvl.data.corpora import questions
 from jaxvl.data.records import DataError
+from jaxvl.data.sources import questions
 from jaxvl.data.text_files import read_lines
 from jaxvl.data.tokenizers import TokenizerConfig, make_tokenizer
 

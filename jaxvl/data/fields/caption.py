@@ -17,7 +17,7 @@ from jaxvl.data.sources.base import Record, Source
 from jaxvl.data.tokenizers import Tokenizer
 
 DRAWS = 10  # uniform numbers that the choice of one text may use
-Texts = tuple[tuple[float, tuple[str, ...]], ...]  # (weight, texts) of each group of columns that the record has
+Texts = tuple[tuple[float, tuple[tuple[str, ...], ...]], ...]  # weight, and texts of each column, of entries that the record has
 
 
 @FIELDS.register("caption")
@@ -25,11 +25,12 @@ Texts = tuple[tuple[float, tuple[str, ...]], ...]  # (weight, texts) of each gro
 class Caption(Field):
     """Fills NAME int32 [B, T], or [B, N, T].
 
-    A row draws one of the columns by weight, then one of its texts. Columns that a record lacks give their weight to the others.
+    A row draws one of the columns by weight, then one of its texts. Columns that a record lacks give their weight to the others: within
+    a pattern first.
 
     Attributes:
       columns: of texts: a name, several names, or name -> weight. `name/*` stands for all columns whose name begins so, which share its
-        weight; a column that is named by itself is not among them.
+        weight equally; a column that is named by itself is not among them.
       length: tokens T of one text.
       count: texts N of a row, drawn each on its own (two may be equal); more than one are for models that read them (imp).
       joined: of a column that holds lists, a caption has 1 to this many different texts, joined with ", ".
@@ -132,31 +133,35 @@ class TextEncoder:
         return ids
 
 
-def texts_of(record: Record, columns: Sequence[str]) -> tuple[str, ...]:
-    """The record's texts in some columns; empty ones are none. Raises BadRecord for a value that is no text."""
-    found: list[str] = []
+def texts_of(record: Record, columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The record's texts in each of some columns that has any; empty ones are none. Raises BadRecord for a value that is no text."""
+    found = []
     for column in columns:
         value = record.get(column)
         if value is None:
             continue
-        texts = [value] if isinstance(value, str) else value
+        texts = value if isinstance(value, (list, tuple)) else [value]
         for text in texts:
             if not isinstance(text, str):
                 raise BadRecord("caption is no text", f"column {column!r} holds {type(text).__name__}")
-            if text and not text.isspace():
-                found.append(text)
+        kept = tuple(text for text in texts if text and not text.isspace())
+        if kept:
+            found.append(kept)
     return tuple(found)
 
 
 def choose(texts: Texts, joined: int, draws: Sequence[float]) -> str:
-    """One of a record's texts, or several of one list, joined; `draws` are `DRAWS` uniform numbers in [0, 1)."""
+    """One of a record's texts, or several of one column, joined; `draws` are `DRAWS` uniform numbers in [0, 1)."""
     point = draws[0] * sum(weight for weight, _ in texts)
-    options = texts[-1][1]
-    for weight, of_columns in texts:
+    weight, columns = texts[0]
+    for following in texts[1:]:
         if point < weight:
-            options = of_columns
             break
         point -= weight
+        weight, columns = following
+    # Within its entry the point is uniform, so it chooses the column as well.
+    column = int(point / weight * len(columns))
+    options = columns[min(column, len(columns) - 1)]
     if joined == 1 or len(options) == 1:
         return options[int(draws[1] * len(options))]
     rest = list(options)

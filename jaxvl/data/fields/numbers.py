@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import numbers
 import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -11,10 +12,13 @@ from typing import Annotated, Any
 import numpy as np
 
 from jaxvl.config import Range, check
+from jaxvl.config.errors import shown
 from jaxvl.data.fields import FIELDS
 from jaxvl.data.fields.base import Arrays, Context, Field, RowShape, match
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Kind, Record, Source
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class _ColumnField(Field):
@@ -75,9 +79,12 @@ class Label(_ColumnField):
 
     def convert(self, value: Any) -> int:
         """See `_ColumnField`."""
-        if not -(2**31) <= value < 2**31:
-            raise BadRecord("class is no number of 32 bits", f"column {self.column!r} holds {value!r}")
-        return int(value)
+        number = whole(value)
+        if number is None:
+            raise BadRecord("class is no whole number", f"column {self.column!r} holds {shown(value)}")
+        if not -(2**31) <= number < 2**31:
+            raise BadRecord("class is no number of 32 bits", f"column {self.column!r} holds {shown(value)}")
+        return number
 
     def classes(self, source: Source) -> int | None:
         """How many classes there are; None where the source does not say."""
@@ -107,19 +114,30 @@ class Group(_ColumnField):
 
     def convert(self, value: Any) -> int:
         """See `_ColumnField`."""
-        if isinstance(value, (int, np.integer)) and -(2**31) <= value < 2**31:
-            return int(value)
+        number = whole(value)
+        if number is not None:
+            return number if -(2**31) <= number < 2**31 else hash_of(str(number))
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        if not isinstance(value, bytes) and not all(isinstance(text, str) for text in texts):
+            raise BadRecord("group is no number and no text", f"column {self.column!r} holds {shown(value)}")
         return hash_of(value)
 
 
-def hash_of(value: Any) -> int:
+def whole(value: Any) -> int | None:
+    """The integer that a value is, of whatever type; None where it is none."""
+    if isinstance(value, (float, np.floating)) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, (int, np.integer, np.bool_)) else None
+
+
+def hash_of(value: str | Sequence[str] | bytes) -> int:
     """32 bits, as int32: of a text as `same_text` has it, of a list of texts, or of bytes."""
     if isinstance(value, bytes):
         data = value
     elif isinstance(value, (list, tuple)):
         data = "\0".join(map(same_text, value)).encode(errors="surrogatepass")
     else:
-        data = same_text(str(value)).encode(errors="surrogatepass")
+        data = same_text(value).encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(data, digest_size=4).digest(), "little", signed=True)
 
 
@@ -147,9 +165,15 @@ class Number(_ColumnField):
 
     def convert(self, value: Any) -> float:
         """See `_ColumnField`."""
-        if not np.isfinite(value):
-            raise BadRecord("number is not finite", f"column {self.column!r} holds {value!r}")
-        return float(value)
+        if not isinstance(value, (numbers.Real, np.bool_)):
+            raise BadRecord("number is no number", f"column {self.column!r} holds {shown(value)}")
+        try:
+            found = float(value)
+        except OverflowError:
+            found = float("inf")
+        if not abs(found) <= LARGEST:
+            raise BadRecord("number is not finite", f"column {self.column!r} holds {shown(value)}")
+        return found
 
 
 @FIELDS.register("array")
@@ -176,7 +200,12 @@ class Array(_ColumnField):
 
     def convert(self, value: Any) -> np.ndarray:
         """See `_ColumnField`."""
-        array = np.asarray(value)
+        try:
+            array = np.asarray(value)
+        except ValueError as error:  # lists of different lengths
+            raise BadRecord("array has another shape", f"column {self.column!r} holds {error}") from None
         if array.shape != self.shape or array.dtype.kind not in "fiub":
             raise BadRecord("array has another shape", f"column {self.column!r} holds {array.dtype} {array.shape}, not {self.shape}")
+        if not (np.abs(array, dtype=np.float64) <= LARGEST).all():
+            raise BadRecord("array is not finite", f"column {self.column!r}")
         return array.astype(np.float32)

@@ -1,17 +1,19 @@
 """Columns of a sample of named members: which member a column is, and how its bytes become a value.
 
 A column is written as endings of members, the first that is there wins: `"jpg;png;webp"`, `"txt;caption"`. Keys of a JSON
-member follow a colon: `"json:caption;alt"`, the first that is not empty wins. `"__key__"` and `"__url__"` are the sample's
-key and its shard.
+member follow a colon, `"json:caption;alt"`, or stand in brackets, `"json[caption];json[about][title];txt"`; the first that is
+not empty wins. `"__key__"` and `"__url__"` are the sample's key and its shard.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
-from collections.abc import Mapping, Sequence
-from typing import get_args
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -35,24 +37,53 @@ KINDS = {
     "npy": "array",
 }
 
+_PART = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")  # ENDING or ENDING[KEY][KEY]
+_KEY = re.compile(r"\[([^\[\]]+)\]")
+
+
+class Choice(NamedTuple):
+    """One place that a value may come from.
+
+    Attributes:
+      ending: of the member.
+      path: keys of a JSON member, from the outside in; empty: the member itself is the value.
+    """
+
+    ending: str
+    path: tuple[str, ...] = ()
+
 
 @dataclasses.dataclass(frozen=True)
 class MemberColumn:
     """Where the values of a column come from.
 
     Attributes:
-      endings: of members, the preferred one first; one of INFO alone for what is known of every sample.
-      keys: of a JSON object in the member, the preferred one first; empty: the member itself is the value.
+      choices: the preferred one first; one of INFO alone for what is known of every sample.
       kind: of the values; None: what the first records of the source hold decides.
     """
 
-    endings: tuple[str, ...]
-    keys: tuple[str, ...]
+    choices: tuple[Choice, ...]
     kind: Kind | None
 
-    @property
-    def is_info(self) -> bool:
-        return self.endings[0] in INFO
+    @functools.cached_property
+    def info(self) -> str | None:
+        """`__key__` or `__url__`, where that is the value."""
+        ending = self.choices[0].ending
+        return ending if ending in INFO else None
+
+    @functools.cached_property
+    def has_keys(self) -> bool:
+        return any(choice.path for choice in self.choices)
+
+    def members(self, there: Collection[str]) -> list[str]:
+        """Endings of the members that have to be read, of those that are there."""
+        wanted = []
+        for ending, path in self.choices:
+            if ending in there:
+                wanted.append(ending)
+                if not path:
+                    break
+        return wanted
 
 
 def parse_columns(columns: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, MemberColumn]:
@@ -75,27 +106,40 @@ def parse_columns(columns: Mapping[str, str], kinds: Mapping[str, str]) -> dict[
 
 
 def _parse(text: str, field: str, kind: str | None) -> MemberColumn:
-    before, colon, after = text.partition(":")
-    endings, keys = _parts(before.lower()), _parts(after)
-    check(len(endings) > 0 and (not colon or len(keys) > 0), field, f"{text!r} names no members; write 'jpg;png' or 'json:caption'")
-    if any(ending in INFO for ending in endings):
-        check(len(endings) == 1 and not colon, field, f"{text!r} must be {' or '.join(INFO)} alone")
-        return MemberColumn(endings, (), "text")
-    for ending in endings:
+    choices = _choices(text, field)
+    if choices[0].ending in INFO:
+        return MemberColumn(choices, "text")
+    for ending, path in choices:
         last = ending.rpartition(".")[2]
         check(
             last not in PICKLES, field, f"{ending!r} members hold pickled objects, which may run code when they are read; write them as npy"
         )
         check(last != "npz", field, "'npz' members hold several arrays; write each as npy")
-        check(not colon or last == "json", field, f"{text!r}: only json members have keys")
-        check(bool(colon) or last != "json", field, f"{text!r}: which key of the json? write '{ending}:caption'")
-    if colon:
-        return MemberColumn(endings, keys, kind)
-    found = {KINDS.get(ending.rpartition(".")[2]) for ending in endings}
+        check(not path or last == "json", field, f"{text!r}: only json members have keys")
+        check(bool(path) or last != "json", field, f"{text!r}: which key of the json? write '{ending}:caption'")
+    found = {KINDS.get(ending.rpartition(".")[2]) for ending, path in choices if not path}
     if kind is None and None in found:
         raise ConfigError(field, f"what {text!r} members hold is not known; say it in kinds (image, audio, text, texts, class, …)")
-    check(kind is not None or len(found) == 1, field, f"{text!r} mixes {' and '.join(sorted(map(str, found)))}; say in kinds what is meant")
-    return MemberColumn(endings, (), kind or found.pop())
+    mixed = " and ".join(sorted(map(str, found)))
+    check(kind is not None or len(found) < 2, field, f"{text!r} mixes {mixed}; say in kinds what is meant")
+    return MemberColumn(choices, kind or next(iter(found), None))
+
+
+def _choices(text: str, field: str) -> tuple[Choice, ...]:
+    before, colon, after = text.partition(":")
+    parts, keys = _parts(before), _parts(after)
+    check(len(parts) > 0 and (not colon or len(keys) > 0), field, f"{text!r} names no members; write 'jpg;png' or 'json:caption'")
+    choices = []
+    for part in parts:
+        match = _PART.fullmatch(part)
+        check(match is not None, field, f"{part!r} is no ending of a member, with or without [keys]; write 'jpg;png' or 'json[caption]'")
+        path = tuple(_KEY.findall(match[2]))
+        check(not (colon and path), field, f"{text!r} has keys both in brackets and behind a colon")
+        ending = match[1].lower()
+        choices += [Choice(ending, (key,)) for key in keys] if colon else [Choice(ending, path)]
+    has_info = any(choice.ending in INFO for choice in choices)
+    check(not has_info or (len(choices) == 1 and not choices[0].path), field, f"{text!r} must be {' or '.join(INFO)} alone")
+    return tuple(choices)
 
 
 def _parts(text: str) -> tuple[str, ...]:
@@ -148,15 +192,19 @@ def parse_json(content: bytes, where: str) -> Mapping[str, object]:
     return value
 
 
-def first_value(found: Mapping[str, object], keys: Sequence[str]) -> object | None:
-    """The value of the first key that is there and not empty; None where there is none."""
-    for key in keys:
-        value = found.get(key)
-        empty = value is None or (isinstance(value, (str, list, dict)) and not value)
-        blank = isinstance(value, str) and not value.strip()
-        if not empty and not blank:
-            return value
-    return None
+def at_path(found: object, path: Sequence[str]) -> object | None:
+    """The value under keys of objects and numbers of lists; None where it is not there or empty."""
+    value = found
+    for key in path:
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and key.isdecimal() and len(key) < 10 and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    empty = isinstance(value, (str, list, dict)) and not value
+    blank = isinstance(value, str) and not value.strip()
+    return None if empty or blank else value
 
 
 def kind_of(value: object) -> Kind | None:

@@ -4,8 +4,9 @@ Layout of an index file, little-endian; arrays can be memory-mapped. About 50 by
   magic       16 bytes
   length      uint64, bytes of the header
   header      JSON: version, shard (size, version), samples, members, suffixes, sizes (u4, u8), suffix (u2, u4), keys (bytes),
-              left_out {cause: [n, first name]}, digest (SHA-256 of what follows, with the suffixes and what was left out)
+              numbers (suffixes), left_out {cause: [n, first name]}, digest (SHA-256 of what follows, with the lists of the header)
   padding     zeros up to a multiple of 64
+  number      int64 [numbers, samples] value of a member that is a whole number (`.cls`); NO_NUMBER where there is none
   size        [members] bytes of a member
   offset      uint32 [members], blocks of 512 bytes from the start of the shard
   first       uint32 [samples + 1], first member of a sample; members stand in the order of their samples
@@ -21,19 +22,23 @@ import dataclasses
 import hashlib
 import json
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from jaxvl.data.records import DataError
-from jaxvl.data.sources.tar_scan import BLOCK, Scan
+from jaxvl.data.sources.tar_scan import BLOCK, Read, Scan
 from jaxvl.paths import FileState
 
 MAGIC = b"jaxvl tar index\n"
-VERSION = 1
+VERSION = 2
 MOST_BLOCKS = 2**32
 _ALIGNED = 64
-_ARRAYS = ("size", "offset", "first", "key_end", "suffix", "keys")
+# Members whose content is a number are kept: a class is known without a read.
+NUMBERS = frozenset(("cls", "cls2", "class", "label", "index", "inx", "id"))
+NO_NUMBER = -(2**63)
+MOST_DIGITS = 19
+_ARRAYS = ("number", "size", "offset", "first", "key_end", "suffix", "keys")
 
 NO_SUFFIX = "name without a suffix"
 
@@ -49,15 +54,18 @@ class TarIndex:
     Attributes:
       state: of the shard when it was read.
       suffixes: what follows the first dot of a name, lower-cased: "jpg", "seg.png".
+      numbers: suffixes of the rows of `number`.
       left_out: cause -> number of members that are in no sample, and the first one's name.
       digest: SHA-256 of the content; equal shards have equal ones wherever they lie.
-      size, offset, first, key_end, suffix, keys: see the layout.
+      number, size, offset, first, key_end, suffix, keys: see the layout.
     """
 
     state: FileState
     suffixes: tuple[str, ...]
+    numbers: tuple[str, ...]
     left_out: Mapping[str, tuple[int, str]]
     digest: str
+    number: np.ndarray
     size: np.ndarray
     offset: np.ndarray
     first: np.ndarray
@@ -93,6 +101,13 @@ class TarIndex:
         found[samples[wanted[self.suffix]]] = True
         return found
 
+    def numbers_of(self, suffix: str) -> np.ndarray | None:
+        """int64 [samples]: the numbers that the members of a suffix hold; None where some sample has none."""
+        if suffix not in self.numbers:
+            return np.zeros(0, np.int64) if len(self) == 0 else None
+        values = self.number[self.numbers.index(suffix)]
+        return None if (values == NO_NUMBER).any() else values
+
     def all_keys(self) -> Iterator[str]:
         content, ends = self.keys.tobytes(), self.key_end.tolist()
         for start, end in zip(ends, ends[1:]):
@@ -106,6 +121,7 @@ class TarIndex:
             "samples": len(self),
             "members": len(self.offset),
             "suffixes": self.suffixes,
+            "numbers": self.numbers,
             "sizes": self.size.dtype.str[1:],
             "suffix": self.suffix.dtype.str[1:],
             "keys": len(self.keys),
@@ -148,7 +164,9 @@ def _from_header(header: Mapping, content: bytes | mmap.mmap, start: int) -> Tar
     kinds = {"sizes": ("u4", "u8"), "suffix": ("u2", "u4")}
     if min(samples, members, keys) < 0 or any(header[name] not in valid for name, valid in kinds.items()):
         raise BadIndex("its header is damaged")
+    numbers = tuple(str(suffix) for suffix in header["numbers"])
     layout = {
+        "number": ("<i8", len(numbers) * samples),
         "size": (f"<{header['sizes']}", members),
         "offset": ("<u4", members),
         "first": ("<u4", samples + 1),
@@ -162,16 +180,17 @@ def _from_header(header: Mapping, content: bytes | mmap.mmap, start: int) -> Tar
     for name, (kind, n) in layout.items():
         arrays[name] = np.frombuffer(content, kind, n, start)
         start += arrays[name].nbytes
+    arrays["number"] = arrays["number"].reshape(len(numbers), samples)
     size, version = header["shard"]
     suffixes = tuple(str(suffix) for suffix in header["suffixes"])
     left_out = {str(cause): (int(n), str(first)) for cause, (n, first) in header["left_out"].items()}
-    return TarIndex(FileState(int(size), str(version)), suffixes, left_out, str(header["digest"]), **arrays)
+    return TarIndex(FileState(int(size), str(version)), suffixes, numbers, left_out, str(header["digest"]), **arrays)
 
 
 def _check(index: TarIndex) -> None:
     """Raises BadIndex where the digest is not that of the content, or the content leads outside of the shard."""
     arrays = {name: getattr(index, name) for name in _ARRAYS}
-    if _digest(index.suffixes, index.left_out, arrays) != index.digest:
+    if _digest([index.suffixes, index.numbers, sorted(index.left_out.items())], arrays) != index.digest:
         raise BadIndex("its content is not what was written")
     first, key_end = index.first.astype(np.int64), index.key_end.astype(np.int64)
     ordered = first[0] == 0 and key_end[0] == 0 and (np.diff(first) > 0).all() and (np.diff(key_end) >= 0).all()
@@ -183,7 +202,7 @@ def _check(index: TarIndex) -> None:
         raise BadIndex("a member lies outside of the shard")
 
 
-def make_index(name: str, state: FileState, read: Callable[[int, int], bytes], piece: int = 2**18) -> TarIndex:
+def make_index(name: str, state: FileState, read: Read, piece: int = 2**18) -> TarIndex:
     """The index of a tar file, by one pass over its headers.
 
     Args:
@@ -215,12 +234,13 @@ class _Grouping:
         self._sample, self._suffix = array.array("L"), array.array("L")
         self._offset, self._size = array.array("Q"), array.array("Q")
         self._left_out: dict[str, tuple[int, str]] = {}
+        self._numbers: dict[str, dict[int, int]] = {}  # suffix -> sample -> value
 
     def leave_out(self, cause: str, name: str) -> None:
         n, first = self._left_out.get(cause, (0, name))
         self._left_out[cause] = (n + 1, first)
 
-    def add(self, name: str, offset: int, size: int) -> None:
+    def add(self, name: str, offset: int, size: int, read: Read) -> None:
         if _is_metadata(name):
             return
         key, suffix = split_name(name)
@@ -238,6 +258,10 @@ class _Grouping:
         self._suffix.append(number)
         self._offset.append(offset // BLOCK)
         self._size.append(size)
+        if suffix in NUMBERS and 0 < size <= MOST_DIGITS + 1:
+            value = _whole_number(read(offset, size))
+            if value is not None:
+                self._numbers.setdefault(suffix, {})[sample] = value
 
     def index(self, state: FileState) -> TarIndex:
         sample = np.array(self._sample, np.int64)
@@ -254,8 +278,20 @@ class _Grouping:
             "suffix": suffix if many else suffix.astype("<u2"),
             "keys": np.frombuffer(b"".join(self._keys), np.uint8),
         }
-        digest = _digest(suffixes, self._left_out, arrays)
-        return TarIndex(state, suffixes, self._left_out, digest, **arrays)
+        numbers = tuple(self._numbers)
+        arrays["number"] = np.full((len(numbers), len(self._keys)), NO_NUMBER, "<i8")
+        for row, values in zip(arrays["number"], self._numbers.values()):
+            row[list(values)] = list(values.values())
+        digest = _digest([suffixes, numbers, sorted(self._left_out.items())], arrays)
+        return TarIndex(state, suffixes, numbers, self._left_out, digest, **arrays)
+
+
+def _whole_number(content: bytes) -> int | None:
+    """Value of decimal digits; None where they are something else, or too many."""
+    digits = content.strip()
+    if not digits.removeprefix(b"-").isdigit() or len(digits) >= MOST_DIGITS:
+        return None
+    return int(digits)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -281,8 +317,8 @@ def _starts(lengths: np.ndarray | list[int]) -> np.ndarray:
     return starts.astype("<u4")
 
 
-def _digest(suffixes: tuple[str, ...], left_out: Mapping[str, tuple[int, str]], arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(json.dumps([VERSION, suffixes, sorted(left_out.items())]).encode())
+def _digest(lists: Sequence[object], arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps([VERSION, *lists]).encode())
     for name in _ARRAYS:
         digest.update(arrays[name].dtype.str.encode())
         digest.update(np.ascontiguousarray(arrays[name]))

@@ -37,6 +37,7 @@ _OTHER_FORMATS = {
 _REGULAR = (b"0", b"\0", b"7")
 _ZEROS = bytes(BLOCK)
 _PAX_RECORD = re.compile(rb"(\d{1,20}) ([^=\n]+)=")
+Read = Callable[[int, int], bytes]
 
 
 class _Damaged(ValueError):
@@ -52,7 +53,7 @@ class _Pages:
       piece: bytes that are read at a time.
     """
 
-    def __init__(self, read: Callable[[int, int], bytes], size: int, piece: int):
+    def __init__(self, read: Read, size: int, piece: int):
         self._read, self._size, self._piece = read, size, piece
         self._data, self._start = b"", 0
 
@@ -72,13 +73,13 @@ class Scan:
       name: of the file, for messages.
       read: (start, size) -> bytes; fewer where the file ends.
       size: bytes of the file.
-      add: takes name, offset and size of a member that is a plain file, in order.
+      add: takes name, offset and size of a member that is a plain file, in order, and what reads (offset, size).
       leave_out: takes cause and name of what is left out.
       piece: bytes that are read at a time.
     """
 
     def __init__(
-        self, name: str, read: Callable[[int, int], bytes], size: int, add: Callable[[str, int, int], None],
+        self, name: str, read: Read, size: int, add: Callable[[str, int, int, Read], None],
         leave_out: Callable[[str, str], None], piece: int = 2**18,
     ):  # fmt: skip
         self._name, self._size, self._add, self._leave_out = name, size, add, leave_out
@@ -137,7 +138,7 @@ class Scan:
         if cause is not None:
             self._leave_out(cause, name)
         elif kind != b"5":
-            self._add(name, data, size)
+            self._add(name, data, size, self._pages.get)
         if kind == b"S":
             self._skip_sparse_maps(header, data, size)
         self._position = min(self._position, self._size)

@@ -22,7 +22,7 @@ from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Column, Kind, Log, Record, Source
 from jaxvl.data.sources.file_patterns import expand_files
-from jaxvl.data.sources.member_columns import MemberColumn, as_kind, decode, first_value, kind_of, parse_columns, parse_json
+from jaxvl.data.sources.member_columns import MemberColumn, as_kind, at_path, decode, kind_of, parse_columns, parse_json
 from jaxvl.data.sources.range_files import RangeFiles
 from jaxvl.data.sources.tar_index import TarIndex
 from jaxvl.data.sources.tar_shards import Indexes, Shard, open_shards
@@ -96,44 +96,71 @@ class TarSource(Source):
     def __len__(self) -> int:
         return self._starts[-1]
 
+    def key(self, i: int) -> str:
+        """What the names of the members of record `i` have in common."""
+        _, index, row = self._place(i)
+        return index.key(row)
+
     def shards(self) -> np.ndarray:
-        return np.array([shard.samples for shard in self._shards], np.int64)
+        return np.array([shard.samples for shard in self._shards if shard.samples > 0], np.int64)
+
+    def samples(self) -> list[int]:
+        """Records of each tar; `shards` leaves out the empty ones."""
+        return [shard.samples for shard in self._shards]
 
     def read(self, i: int, columns: Collection[str] | None = None) -> Record:
         shard, index, row = self._place(i)
         sample = _Sample(shard, index, row)
-        names = list(self.columns) if columns is None else list(columns)
-        wanted = {name: sample.member(self._members[name]) for name in names if not self._members[name].is_info}
-        for name, ending in wanted.items():
-            if ending is None and not self.columns[name].optional:
+        names = list(self.columns) if columns is None else [name for name in columns if name in self.columns]
+        wanted: set[str] = set()
+        for name in names:
+            about = self._members[name]
+            endings = [] if about.info else about.members(sample.members)
+            if not endings and not about.info and not self.columns[name].optional:
                 raise BadRecord(f"no {name}", f"{sample.where}: {sample.what_is_there()}")
-        contents = self._read_members(sample, {ending for ending in wanted.values() if ending is not None})
-        parsed = _Parsed(sample, contents)
+            wanted.update(endings)
+        values = _Values(sample, self._read_members(sample, wanted))
         record = {}
         for name in names:
-            value = parsed.value(self._members[name], wanted.get(name))
+            value = values.of(self._members[name])
             if value is not None:
                 record[name] = value
             elif not self.columns[name].optional:
-                keys = " or ".join(map(repr, self._members[name].keys))
-                raise BadRecord(f"no {name}", f"{sample.where}: {wanted[name]} has no {keys} that is not empty")
+                keys = " or ".join(f"{ending}[{']['.join(path)}]" for ending, path in self._members[name].choices)
+                raise BadRecord(f"no {name}", f"{sample.where}: has no {keys} that is not empty")
         return record
 
     def column(self, name: str) -> np.ndarray | None:
-        if not self._members[name].is_info or len(self) > MOST_KEYS:
+        about = self._members.get(name)
+        if about is None or len(self) > MOST_KEYS:
             return None
-        if self._members[name].endings == ("__url__",):
-            return np.repeat([shard.file for shard in self._shards], self.shards())
+        if about.info is None:
+            return self._numbers(about)
+        if about.info == "__url__":
+            return np.repeat([shard.file for shard in self._shards], [shard.samples for shard in self._shards])
         keys = itertools.chain.from_iterable(self._indexes[s].all_keys() for s in range(len(self._shards)))
         return np.array(list(keys))
 
+    def _numbers(self, about: MemberColumn) -> np.ndarray | None:
+        """int64 [n]: numbers that the indexes hold."""
+        ending, path = about.choices[0]
+        if about.kind not in ("class", "int") or len(about.choices) > 1 or path:
+            return None
+        found = []
+        for s in range(len(self._shards)):
+            values = self._indexes[s].numbers_of(ending)
+            if values is None:
+                return None
+            found.append(values)
+        return np.concatenate(found)
+
     def present(self, name: str) -> np.ndarray | None:
         about = self._members.get(name)
-        if about is None or about.is_info or name not in self.columns or not self.columns[name].optional:
+        if about is None or about.info or not self.columns[name].optional:
             return super().present(name)
-        if about.keys:
+        if about.has_keys:
             return None
-        endings = set(about.endings)
+        endings = {choice.ending for choice in about.choices}
         return np.concatenate([self._indexes[s].having(endings) for s in range(len(self._shards))])
 
     def _place(self, i: int) -> tuple[Shard, TarIndex, int]:
@@ -144,7 +171,9 @@ class TarSource(Source):
         return self._shards[s], self._indexes[s], int(i) - self._starts[s]
 
     def _read_members(self, sample: _Sample, endings: Collection[str]) -> dict[str, bytes]:
-        """Content of members of one sample. Raises BadRecord, DataError."""
+        """Ending -> content of members of one sample. Raises BadRecord, DataError."""
+        if not endings:
+            return {}
         ordered = sorted(endings)
         ranges = [sample.members[ending] for ending in ordered]
         for ending, (_, size) in zip(ordered, ranges):
@@ -161,19 +190,16 @@ class TarSource(Source):
             kinds = {"float"}
         if kinds == {"text", "texts"}:
             kinds = {"texts"}
-        check(len(kinds) <= 1, "columns", f"{';'.join(about.keys)!r} holds {' and '.join(sorted(kinds))}; say in kinds what is meant")
+        keys = ";".join(choice.path[-1] for choice in about.choices)
+        check(len(kinds) <= 1, "columns", f"{keys!r} holds {' and '.join(sorted(kinds))}; say in kinds what is meant")
         return dataclasses.replace(about, kind=next(iter(kinds), "text"))
 
     def _first_values(self, about: MemberColumn) -> Iterable[object]:
         for i in range(min(PROBED, len(self))):
-            shard, index, row = self._place(i)
-            sample = _Sample(shard, index, row)
-            ending = sample.member(about)
-            if ending is None:
-                continue
+            sample = _Sample(*self._place(i))
             try:
-                content = self._read_members(sample, [ending])[ending]
-                yield first_value(parse_json(content, sample.where), about.keys)
+                values = _Values(sample, self._read_members(sample, about.members(sample.members)))
+                yield values.as_it_stands(about)
             except BadRecord:  # counted when it is read
                 continue
 
@@ -193,39 +219,47 @@ class _Sample:
     def where(self) -> str:
         return f"{self.shard.file}: {self.key}"
 
-    def member(self, about: MemberColumn) -> str | None:
-        """The ending that a column is read from."""
-        for ending in about.endings:
-            if ending in self.members:
-                return ending
-        return None
-
     def what_is_there(self) -> str:
         left_out = ", ".join(f"{cause}: {n}" for cause, (n, _) in self.shard.left_out.items())
         besides = f" (left out of the shard: {left_out})" if left_out else ""
         return f"has only {shown(', '.join(f'{self.key}.{ending}' for ending in self.members))}{besides}"
 
 
-class _Parsed:
-    """Values of a sample's columns; JSON is parsed once."""
+class _Values:
+    """Values of a sample's columns; JSON is parsed once.
+
+    Args:
+      contents: ending -> content of the members that were read.
+    """
 
     def __init__(self, sample: _Sample, contents: Mapping[str, bytes]):
         self._sample, self._contents = sample, contents
-        self._json: dict[str, Mapping[str, object]] = {}
+        self._json: dict[str, object] = {}
 
-    def value(self, about: MemberColumn, ending: str | None) -> object | None:
+    def of(self, about: MemberColumn) -> object | None:
         """None where the sample has no such value. Raises BadRecord."""
-        if about.is_info:
-            return self._sample.key if about.endings == ("__key__",) else self._sample.shard.file
-        if ending is None:
-            return None
-        where = f"{self._sample.where}.{ending}"
-        if not about.keys:
-            return decode(self._contents[ending], _kind(about), where)
+        if about.info:
+            return self._sample.key if about.info == "__key__" else self._sample.shard.file
+        for ending, path in about.choices:
+            if ending not in self._contents:
+                continue
+            where = f"{self._sample.where}.{ending}"
+            if not path:
+                return decode(self._contents[ending], _kind(about), where)
+            value = self._at(ending, path)
+            if value is not None:
+                return as_kind(value, _kind(about), where)
+        return None
+
+    def as_it_stands(self, about: MemberColumn) -> object | None:
+        """The first value of a column of JSON keys. Raises BadRecord."""
+        found = [self._at(ending, path) for ending, path in about.choices if ending in self._contents]
+        return next((value for value in found if value is not None), None)
+
+    def _at(self, ending: str, path: tuple[str, ...]) -> object | None:
         if ending not in self._json:
-            self._json[ending] = parse_json(self._contents[ending], where)
-        value = first_value(self._json[ending], about.keys)
-        return None if value is None else as_kind(value, _kind(about), where)
+            self._json[ending] = parse_json(self._contents[ending], f"{self._sample.where}.{ending}")
+        return at_path(self._json[ending], path)
 
 
 def _kind(about: MemberColumn) -> Kind:

@@ -174,16 +174,28 @@ def test_digest_is_of_the_content_alone():
 def test_more_than_65536_suffixes():
     grouping = tar_index._Grouping()
     for i in range(70_000):
-        grouping.add(f"a.{i}", 512 * (2 * i + 1), 1)
+        grouping.add(f"a.{i}", 512 * (2 * i + 1), 1, None)
     index = grouping.index(FileState(2 * 70_000 * 512, "1"))
     again = tar_index.read_index(index.to_bytes())
     assert len(again) == 1 and again.members(0) == {str(i): (512 * (2 * i + 1), 1) for i in range(70_000)}
 
 
+def test_numbers_are_known_without_a_read():
+    cls = [b"7", b" -12\n", b"0", b"7.5", b"x", b"", b"9" * 18, b"9" * 19]
+    index = index_of(tar_bytes([(f"{i}.cls", content) for i, content in enumerate(cls)]))
+    none = tar_index.NO_NUMBER
+    expected = [7, -12, 0, none, none, none, 10**18 - 1, none]
+    for found in (index, tar_index.read_index(index.to_bytes())):
+        np.testing.assert_array_equal(found.number, [expected])
+        assert found.numbers == ("cls",) and found.numbers_of("cls") is None and found.numbers_of("label") is None
+    whole = index_of(tar_bytes([("a.cls", b"1"), ("b.cls", b"2"), ("a.jpg", b""), ("a.cls", b"3")]))
+    np.testing.assert_array_equal(whole.numbers_of("cls"), [1, 2, 3])
+
+
 def test_members_beyond_4_gib():
     grouping = tar_index._Grouping()
-    grouping.add("a.mp4", 512, 2**33)
-    grouping.add("a.txt", 2**33 + 1024, 3)
+    grouping.add("a.mp4", 512, 2**33, None)
+    grouping.add("a.txt", 2**33 + 1024, 3, None)
     again = tar_index.read_index(grouping.index(FileState(2**33 + 4096, "1")).to_bytes())
     assert again.members(0) == {"mp4": (512, 2**33), "txt": (2**33 + 1024, 3)}
 

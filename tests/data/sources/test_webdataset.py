@@ -1,5 +1,6 @@
 """The webdataset source, against webdataset and open_clip; indexes, and shards that change."""
 
+import concurrent.futures
 import io
 import json
 import os
@@ -104,8 +105,8 @@ def test_a_number_beyond_the_end_is_an_error(tmp_path):
     for i in (10, -1):
         with pytest.raises(IndexError):
             source.read(i)
-    with pytest.raises(KeyError):
-        source.read(0, ["pictures"])
+    assert source.read(0, ["pictures", "key"]) == {"key": "000000000"}
+    assert source.column("pictures") is None and source.column("text") is None
     assert source.read(np.int64(3), ["key"]) == {"key": "000000003"}
 
 
@@ -114,7 +115,8 @@ def test_empty_shards_between_others(tmp_path):
         write_tar(tmp_path / f"{name}.tar", members)
     source = open_source(f"{tmp_path}/{{a..d}}.tar", columns={"text": "txt"})
     assert [source[i]["text"] for i in range(len(source))] == ["one", "two"]
-    np.testing.assert_array_equal(source.shards(), [1, 0, 0, 1])
+    np.testing.assert_array_equal(source.shards(), [1, 1])
+    np.testing.assert_array_equal(source.column("key"), ["1", "2"])
     with pytest.raises(DataError, match="hold no samples"):
         open_source(f"{tmp_path}/b.tar")
 
@@ -160,6 +162,7 @@ def npy(array) -> bytes:
         ("json", b'{"caption": " ", "alt": "b"}', "json:none;caption;alt", "text", "b"),
         ("json", b'{"captions": ["a", "b"]}', "json:captions", "texts", ["a", "b"]),
         ("meta.json", b'{"width": 20}', "meta.json:width", "int", 20),
+        ("json", b'{"about": {"alt": ["a", "b"]}}', "json[about][alt][1]", "text", "b"),
         ("json", b'{"similarity": 0.25}', "json:similarity", "float", 0.25),
     ],
 )
@@ -189,13 +192,32 @@ def test_kinds_say_what_endings_do_not(tmp_path):
     assert record["texts"] == ["one", "two", "three"] and record["score"] == 0.5 and record["number"] == 3 and record["mask"] == b"..."
 
 
+def test_classes_are_known_without_a_read(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", [("0.cls", b"5"), ("1.cls", b"7")])
+    write_tar(tmp_path / "b.tar", [("0.cls", b"6"), ("0.label", b"2")])
+    source = open_source(f"{tmp_path}/{{a,b}}.tar", columns={"c": "cls", "d": "label", "e": "cls;label"}, optional=("d",))
+    monkeypatch.setattr(source, "_files", None)
+    np.testing.assert_array_equal(source.column("c"), [5, 7, 6])
+    assert source.column("c").dtype == np.int64
+    assert source.column("d") is None and source.column("e") is None
+    np.testing.assert_array_equal(source.present("d"), [False, False, True])
+
+
+def test_a_text_member_where_a_key_is_empty(tmp_path):
+    contents = [b'{"alt": "a"}', b'{"alt": " "}', b"{}"]
+    members = [(f"{i}.{ending}", content) for i, c in enumerate(contents) for ending, content in (("json", c), ("txt", b"t"))]
+    write_tar(tmp_path / "x.tar", [*members, ("3.txt", b"u")])
+    source = open_source(str(tmp_path / "x.tar"), columns={"c": "json[alt];txt"})
+    assert [source[i]["c"] for i in range(4)] == ["a", "t", "t", "u"]
+
+
 def test_a_json_column_that_holds_texts_and_lists(tmp_path):
     contents = [b'{"c": "a"}', b'{"c": ["b", "c"]}', b'{"c": null}']
     write_tar(tmp_path / "x.tar", [(f"{i}.json", content) for i, content in enumerate(contents)])
     source = open_source(str(tmp_path / "x.tar"), columns={"c": "json:c"})
     assert source.columns["c"].kind == "texts"
     assert [source[i]["c"] for i in range(2)] == [["a"], ["b", "c"]]
-    with pytest.raises(BadRecord, match="^no c: .*json has no 'c' that is not empty"):
+    with pytest.raises(BadRecord, match=r"^no c: .*x.tar: 2: has no json\[c\] that is not empty"):
         source.read(2)
     strict = open_source(str(tmp_path / "x.tar"), columns={"c": "json:c"}, kinds={"c": "text"})
     with pytest.raises(BadRecord, match="another kind.*say in kinds"):
@@ -273,6 +295,9 @@ def test_optional_columns_may_lack(tmp_path):
         ({"columns": {"a": "x.pyd"}}, "columns.a: 'x.pyd' members hold pickled objects"),
         ({"columns": {"a": "jpg;pickle"}}, "columns.a: 'pickle' members hold pickled objects"),
         ({"columns": {"a": "npz"}}, "columns.a: 'npz' members hold several arrays"),
+        ({"columns": {"a": "json[b"}}, "columns.a: 'json[b' is no ending of a member"),
+        ({"columns": {"a": "json[b]:c"}}, "columns.a: 'json[b]:c' has keys both in brackets and behind a colon"),
+        ({"columns": {"a": "txt[b]"}}, "columns.a: 'txt[b]': only json members have keys"),
         ({"columns": {"a": "xyz"}}, "columns.a: what 'xyz' members hold is not known; say it in kinds"),
         ({"columns": {"a": "jpg;txt"}}, "columns.a: 'jpg;txt' mixes image and text"),
         ({"columns": {"a": "__key__;txt"}}, "columns.a: '__key__;txt' must be"),
@@ -487,6 +512,15 @@ def test_threads_read_what_one_reads(tmp_path):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_several_open_and_index_the_same_shards_at_once(tmp_path):
+    files = write_shards(tmp_path / "data", shards=6, rows=5)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        sources = list(pool.map(open_source, [files] * 4))
+    assert len({source.fingerprint for source in sources}) == 1
+    assert [source[29]["text"] for source in sources] == ["shard 5 row 4"] * 4
+    assert len(list((tmp_path / "data").iterdir())) == 12  # shards and indexes, no parts
 
 
 def test_it_is_pickled_without_open_files(tmp_path):

@@ -116,7 +116,11 @@ def test_a_shard_of_a_store_that_changes_during_a_run_is_an_error(stored, monkey
         source.read(6)
 
 
-def test_missing_shards_of_a_store(stored):
+@pytest.mark.parametrize("at_once", [32, 1])  # asked one by one; listed
+def test_missing_shards_of_a_store(stored, monkeypatch, at_once):
+    monkeypatch.setattr(paths, "ASKED_AT_ONCE", at_once)
+    check_records(WebDataset(f"{stored}/{{00000..00002}}.tar").open(print))
+    assert paths.file_states([f"{stored}/{{0}}.tar", f"{stored}-none/a", f"{stored}-none/b"]) == [None, None, None]
     with pytest.raises(DataError, match=r"00003\.tar: is not there \(2 of 5 shards are missing\)"):
         WebDataset(f"{stored}/{{00000..00004}}.tar").open(print)
     with pytest.raises(ConfigError, match="no file matches"):

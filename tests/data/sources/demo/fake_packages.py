@@ -6,7 +6,7 @@ import os
 
 from PIL import Image
 
-from jaxvl.data.corpora import emoji
+from jaxvl.data.sources.demo import emoji
 
 # Code point -> (characters, English name, group). Cricket the insect and cricket the game, as in the real packages.
 EMOJI = {

@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from jaxvl.data.corpora import stamps
+from jaxvl.data.sources.demo import stamps
 
 SVG = '<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg" {size}>{body}</svg>'
 CIRCLE = '<circle cx="50%" cy="50%" r="40%" fill="#d22"/>'

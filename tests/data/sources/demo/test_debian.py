@@ -6,8 +6,8 @@ import fake_packages
 import fake_stamps
 import pytest
 
-from jaxvl.data.corpora import debian
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.demo import debian
 
 CONTENT = {"a/b.txt": b"one\n", "a/ü.txt": b"zwei"}
 PATH = "pool/main/x/x_1-1_all.deb"

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from jaxvl.config import ConfigError
-from jaxvl.data.corpora import emoji, npm, store
-from jaxvl.data.corpora.emoji import Emoji
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.demo import emoji, npm, store
+from jaxvl.data.sources.demo.emoji import Emoji
 
 pytest.importorskip("resvg_py", reason="builds need jaxvl[demo]")
 
@@ -50,16 +50,18 @@ def test_the_whole_way_from_npm_to_records(tmp_path, modules, small, monkeypatch
     assert (counts["images"], counts["concepts"], counts["locales"], counts["names"]) == (fake_packages.IMAGES, 8, 2, 16)
     records = [corpus.split(s)[i] for s in ("train_a", "test_a") for i in range(len(corpus.split(s)))]
     by_key = {r["key"]: r for r in records}
+    names = corpus.class_set().names["en"]
     assert len(by_key) == len(records)
     for r in records:
         picture = Image.open(io.BytesIO(r["image"]))
         assert picture.mode == "RGBA" and picture.size == (24, 24)
-        name = corpus.class_names()[r["label"]]
+        name = names[r["label"]]
         assert r["captions"] == {"en": [name, ["en keyword"]], "de": [f"{name} auf Deutsch", ["de keyword"]]}
-    values, names = corpus.attribute("group", "test_a")
     about = json.loads((modules / "unicode-emoji-json" / "data-by-emoji.json").read_text())
     groups = {emoji.code(c): a["group"] for c, a in about.items()}
-    assert [names[v] for v in values] == [groups[r["key"].split("/")[1]] for r in corpus.split("test_a")]
+    of_labels, group_names = corpus.attribute_of_labels("group")
+    for r in corpus.split("test_a"):
+        assert group_names[of_labels[r["label"]]] == groups[r["key"].split("/")[1]]
     heart = np.array(Image.open(io.BytesIO(by_key["twemoji/2764"]["image"])))
     assert heart[12, 12].tolist() == [0xDD, 0x22, 0xDD, 255] and heart[0, 0, 3] == 0  # its colour; transparent around it
     wide = np.array(Image.open(io.BytesIO(by_key["fluent-3d/2764"]["image"])))
@@ -197,7 +199,8 @@ def test_real_start_is_quick(built):
 
 
 def test_real_splits_leak_no_concept(built):
-    names, group = built.class_names(), emoji.concept_group
+    names = built.class_set().names["en"]
+    group = emoji.concept_group
     held, trained = set(built.labels("test_b_new").tolist()), set(built.labels("train_b").tolist())
     assert len(held) == 248 and not held & trained
     assert not {group(names[i]) for i in held} & {group(names[i]) for i in trained}
@@ -210,7 +213,7 @@ def test_real_records(built):
         r = source[i]
         picture = np.array(Image.open(io.BytesIO(r["image"])))
         assert r["style"] == "openmoji" and picture.shape == (96, 96, 4) and 0 < (picture[..., 3] > 0).mean() < 1
-        assert r["captions"]["en"][0] == built.class_names()[r["label"]] and len(r["captions"]) >= 80
+        assert r["captions"]["en"][0] == built.class_set().names["en"][r["label"]] and len(r["captions"]) >= 80
 
 
 @pytest.mark.slow

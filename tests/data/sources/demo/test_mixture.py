@@ -5,11 +5,11 @@ import ml_collections
 import numpy as np
 import pytest
 from data_samples import Source, tokenizer
-
-from jaxvl.config import ConfigError, resolve, to_dict
 from jaxvl.data.corpora.mixture import MixedSource, Mixture, Part
 from jaxvl.data.corpora.shapes import Shapes
 from jaxvl.data.loader import Batches, DataConfig
+
+from jaxvl.config import ConfigError, resolve, to_dict
 from jaxvl.data.records import BadRecord, DataError
 
 SIZES = (20, 7, 3)

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from jaxvl.config import ConfigError
-from jaxvl.data.corpora import CORPORA, drawing, emoji, motion, store
-from jaxvl.data.corpora.motion import Motion
 from jaxvl.data.records import DataError
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.demo import drawing, emoji, motion, store
+from jaxvl.data.sources.demo.motion import Motion
 
 KEYS = ("1f600", "1f997", "1f3cf", "1f1e9-1f1ea")
 
@@ -52,7 +53,7 @@ def corpus(tmp_path_factory):
 
 
 def test_frames_captions_and_labels(corpus):
-    records = {r["key"].split("/")[1]: r for split in corpus.splits for r in corpus.split(split, [("frames",)])}
+    records = {r["key"].split("/")[1]: r for split in corpus.splits for r in corpus.split(split)}
     assert set(records) == set(KEYS)  # not the still heart, not what is no emoji, not the file that is cut short
     assert {k: len(r["frames"]) for k, r in records.items()} == {"1f600": 4, "1f997": 3, "1f3cf": 4, "1f1e9-1f1ea": 2}
     for k, data in enumerate(records["1f600"]["frames"]):
@@ -64,7 +65,7 @@ def test_frames_captions_and_labels(corpus):
     order = sorted(fake_packages.EMOJI)
     for key, r in records.items():
         name = fake_packages.EMOJI[key][1]
-        assert r["label"] == order.index(key) and corpus.class_names()[r["label"]] == name
+        assert r["label"] == order.index(key) and corpus.class_set().names["en"][r["label"]] == name
         assert r["captions"]["de"] == [f"{name} auf Deutsch", ["de keyword"]]
 
 
@@ -82,7 +83,7 @@ def test_packages_that_are_not_what_they_should_be(tmp_path):
 
 
 def test_refusals():
-    assert CORPORA["motion"] is Motion
+    assert SOURCES["motion"] is Motion
     for values, message in ((dict(part="half"), "part: 'half' must be one of small, full"), (dict(frames=1), "frames: 1 must be >= 2")):
         with pytest.raises(ConfigError, match=message):
             Motion(**values)
@@ -96,4 +97,4 @@ def test_the_real_corpus_shares_the_emoji_corpus_held_out_concepts():
     mine, other = (store.Corpus(f, json.loads((f / "manifest.json").read_text())) for f in (folders[0], theirs[0]))
     seen = set(other.labels("train_b").tolist())
     assert not set(mine.labels("test").tolist()) & seen and set(mine.labels("train").tolist()) <= seen
-    assert mine.class_names("fr") == other.class_names("fr")
+    assert mine.class_set().names["fr"] == other.class_set().names["fr"]

@@ -6,8 +6,8 @@ from PIL import Image
 
 from jaxvl.config import ConfigError
 from jaxvl.data.clips import decode_clip
-from jaxvl.data.corpora import CORPORA
-from jaxvl.data.corpora.shapes import COLOURS, FRAMES, NOTE, SHAPES, STYLES, Shapes, draw, names
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.demo.shapes import COLOURS, FRAMES, NOTE, SHAPES, STYLES, Shapes, draw, names
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,13 @@ def test_counts_and_splits(corpus):
 def test_attributes_are_those_in_the_names(corpus):
     assert corpus.attributes == ["colour", "shape", "count"]
     for name, of in (("colour", 0), ("shape", 1)):
-        values, names = corpus.attribute(name, "test_a")
-        assert [names[v] for v in values] == [r["captions"]["en"][1][of] for r in corpus.split("test_a")]
-    values, names = corpus.attribute("count", "train_b")
-    words = [corpus.class_names()[label].split()[0] for label in corpus.labels("train_b")]
-    assert [("one", "two", "three")[int(names[v]) - 1] for v in values] == words
+        of_labels, names = corpus.attribute_of_labels(name)
+        for r in corpus.split("test_a"):
+            assert names[of_labels[r["label"]]] == r["captions"]["en"][1][of]
+    of_labels, names = corpus.attribute_of_labels("count")
+    for label in corpus.labels("train_b"):
+        word = corpus.class_set().names["en"][label].split()[0]
+        assert ("one", "two", "three")[int(names[of_labels[label]]) - 1] == word
 
 
 def test_the_same_seed_gives_the_same_bytes(corpus, tmp_path, monkeypatch):
@@ -56,8 +58,9 @@ def test_names_in_three_languages(corpus):
     assert names(("green", "arrow", 3)) == {"en": "three green arrows", "de": "drei grüne Pfeile", "fr": "trois flèches vertes"}
     assert names(("grey", "cross", 2)) == {"en": "two grey crosses", "de": "zwei graue Kreuze", "fr": "deux croix grises"}
     assert names(("blue", "triangle", 1)) == {"en": "one blue triangle", "de": "ein blaues Dreieck", "fr": "un triangle bleu"}
-    for locale in ("en", "de", "fr"):
-        assert len(set(corpus.class_names(locale))) == len(corpus.class_names())
+    found = corpus.class_set().names
+    assert found.keys() == {"en", "de", "fr"}
+    assert all(len(set(of)) == len(found["en"]) for of in found.values())
 
 
 def test_pictures_have_the_named_colour_and_number():
@@ -89,7 +92,7 @@ def test_a_ring_has_a_hole():
 
 
 def test_registry_and_refusals():
-    assert CORPORA["shapes"] is Shapes
+    assert SOURCES["shapes"] is Shapes
     with pytest.raises(ConfigError, match="variants: 0 must be >= 1"):
         Shapes(variants=0)
     with pytest.raises(ConfigError, match="size: 4 must be in 8 … 512 pixels"):
@@ -106,14 +109,14 @@ def moving(tmp_path_factory):
 
 def test_with_clips_the_pictures_are_the_same_and_the_first_frames(moving):
     with_clips, without = moving
-    a, b = with_clips.split("test_b_new", [("frames",), ("speech/de",)])[3], without.split("test_b_new")[3]
+    a, b = with_clips.split("test_b_new")[3], without.split("test_b_new")[3]
     assert a["image"] == b["image"] == a["frames"][0]
     assert len(set(a["frames"])) == len(a["frames"]) == FRAMES
 
 
 def test_a_name_has_as_many_notes_as_shapes_and_each_colour_its_pitch(moving):
     source, labels = moving[0].split("train_a"), moving[0].labels("train_a")
-    names = moving[0].class_names("en")
+    names = moving[0].class_set().names["en"]
     pitches = {}
     for i in range(0, len(source), 7):
         count, colour, _ = names[labels[i]].split()

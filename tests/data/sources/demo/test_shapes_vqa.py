@@ -8,8 +8,8 @@ import scipy.ndimage
 from PIL import Image
 
 from jaxvl.config import ConfigError
-from jaxvl.data.corpora.shapes import COLOURS, SHAPES
-from jaxvl.data.corpora.shapes_vqa import ANSWERS, ShapesVqa, ask, draw, scene
+from jaxvl.data.sources.demo.shapes import COLOURS, SHAPES
+from jaxvl.data.sources.demo.shapes_vqa import ANSWERS, ShapesVqa, ask, draw, scene
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_records_and_splits(corpus):
     for source, split in ((train, "train"), (test, "test")):
         for i, label in enumerate(corpus.labels(split)):
             record = source[i]
-            assert record["answers"] == [ANSWERS[label]] and corpus.class_names()[label] == ANSWERS[label]
+            assert record["answers"] == [ANSWERS[label]] and corpus.class_set().names["en"][label] == ANSWERS[label]
             assert record["captions"]["en"][0] == f"{record['question']} {ANSWERS[label]}"
     numbers = [{r["key"].split("/")[0] for r in s} for s in (train, test)]
     assert not numbers[0] & numbers[1]  # all questions of a picture are in one split

@@ -12,9 +12,13 @@ from scipy.signal import resample_poly
 
 from jaxvl.config import ConfigError
 from jaxvl.data import clips
-from jaxvl.data.corpora import CORPORA, drawing, stamps, store
-from jaxvl.data.corpora.stamps import Stamps
+from jaxvl.data.fields.waveform import Waveform
 from jaxvl.data.records import DataError
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.demo import drawing, stamps, store
+from jaxvl.data.sources.demo.recipe import DemoSource
+from jaxvl.data.sources.demo.stamps import Stamps
+from jaxvl.data.sources.selected import select
 
 pytest.importorskip("resvg_py", reason="builds need jaxvl[demo]")
 pytest.importorskip("soundfile", reason="clips need jaxvl[audio]")
@@ -67,7 +71,8 @@ def test_pictures_and_captions(corpora):
     assert mute["animals/duck"]["style"] == "animals"
     labels = {k: r["label"] for k, r in mute.items()}
     assert labels["plants/rose"] == labels["plants/tulip"] and len(set(labels.values())) == 7
-    names, german = corpora[1].class_names(), corpora[1].class_names("de")
+    classes = corpora[1].class_set().names
+    names, german = classes["en"], classes["de"]
     assert names[labels["plants/tree2"]] == "An old tree." and german[labels["symbols/math/7"]] == "Sieben." and german.count(None) == 5
 
 
@@ -104,15 +109,34 @@ def test_groups_stay_together(corpora, monkeypatch, deb, tmp_path):
     assert {k: v.tolist() for k, v in splits.items()} == {"train": [], "val": [0, 1], "test": []}
 
 
+def keys(source, needs):
+    """Of the records that have one column of each entry of `needs`."""
+    found = select(source, needs)
+    return {found.read(i, ["key"])["key"] for i in range(len(found))}
+
+
 def test_views_of_what_has_a_clip(corpora):
-    keys = lambda having: {r["key"] for split in corpora[0].splits for r in corpora[0].split(split, having)}
-    assert keys([("speech",)]) == {"animals/duck", "animals/goose", "animals/gander"}
-    assert keys([("speech/en", "symbol/de")]) == {"animals/duck", "symbols/math/7"}
-    assert keys([("speech/fr",), ("sound",)]) == {"animals/duck"}
-    with pytest.raises(DataError, match=r"no record has speech/ja \(there are: sound, sound/zxx, speech, speech/en"):
-        corpora[0].split("train", [("speech/ja",)])
-    with pytest.raises(DataError, match="no record has speech"):
-        corpora[1].split("train", [("speech",)])
+    source = DemoSource(corpora[0], {})
+    speech = [name for name in source.columns if name.startswith("speech/")]
+    assert sorted(speech) == ["speech/en", "speech/fr", "speech/pt"]
+    assert keys(source, [tuple(speech)]) == {"animals/duck", "animals/goose", "animals/gander"}
+    assert keys(source, [("speech/en", "symbol/de")]) == {"animals/duck", "symbols/math/7"}
+    assert keys(source, [("speech/fr",), ("sound/zxx",)]) == {"animals/duck"}
+    parts = [DemoSource(corpora[0], {}, split) for split in corpora[0].splits]
+    without = [part for part in parts if len(part) and "animals/duck" not in keys(part, [])]
+    assert without
+    for part in without:
+        with pytest.raises(DataError, match=f"{part.name}: no record has sound/zxx"):
+            select(part, [("sound/zxx",)])
+
+
+def test_clips_that_are_not_there(corpora):
+    with_clips, mute = (DemoSource(corpus, {}) for corpus in corpora)
+    with pytest.raises(ConfigError, match=r"languages: \('ja',\): .* has no such sounds \(it has: .*speech/en"):
+        Waveform("speech/*", languages=("ja",)).needs(with_clips)
+    with pytest.raises(ConfigError, match=r"columns: 'speech/\*' is no column of stamps-v1-24-mute"):
+        Waveform("speech/*").needs(mute)
+    assert not any(column.kind == "audio" for column in mute.columns.values())
 
 
 def test_a_stamp_that_cannot_be_drawn_ends_the_build(tmp_path, monkeypatch):
@@ -134,7 +158,7 @@ def test_without_the_libraries(monkeypatch):
 
 
 def test_refusals():
-    assert CORPORA["stamps"] is Stamps
+    assert SOURCES["stamps"] is Stamps
     with pytest.raises(ConfigError, match="size: 4 must be in 16 … 512 pixels"):
         Stamps(size=4)
 
@@ -147,5 +171,6 @@ def test_the_real_corpus():
     corpus = store.Corpus(folder, json.loads((folder / "manifest.json").read_text()))
     counts = corpus.manifest["counts"]
     assert (counts["images"], counts["captions"], counts["locales"], counts["groups"], counts["concepts"]) == (950, 62340, 78, 733, 774)
-    with_speech = {r["key"] for split in corpus.splits for r in corpus.split(split, [("speech",)])}
-    assert len(with_speech) == 925
+    source = DemoSource(corpus, {})
+    speech = tuple(name for name in source.columns if name.startswith("speech/"))
+    assert len(select(source, [speech])) == 925

@@ -7,11 +7,12 @@ import time
 
 import numpy as np
 import pytest
-from data_samples import record
+from data_samples import stored
 
-from jaxvl.data.corpora import store
-from jaxvl.data.corpora.store import Corpus, build_once, write_corpus
-from jaxvl.data.records import DataError
+from jaxvl.data.records import BadRecord, DataError
+from jaxvl.data.sources.demo import store
+from jaxvl.data.sources.demo.recipe import DemoSource
+from jaxvl.data.sources.demo.store import Corpus, build_once, write_corpus
 
 N = 30
 
@@ -20,7 +21,7 @@ PROGRAM = """
 import pathlib, sys, time
 sys.path[:0] = [{tests!r}]
 from test_store import build
-from jaxvl.data.corpora.store import build_once
+from jaxvl.data.sources.demo.store import build_once
 cache = pathlib.Path({cache!r})
 
 def slow(folder):
@@ -41,7 +42,7 @@ def build(folder):
     labels = np.arange(N, dtype=np.int32) // 2
     splits = {"train": np.arange(0, N, 2), "test": np.arange(1, N, 2)}
     classes = {"en": [f"name {i}" for i in range(N // 2)], "de": ["eins", *[None] * (N // 2 - 1)]}
-    records = ({**record(i, size=32), "label": i // 2} for i in range(N))
+    records = ({**stored(i, size=32), "label": i // 2} for i in range(N))
     return write_corpus(folder, records, labels, splits, classes, "# Attribution\n")
 
 
@@ -57,7 +58,7 @@ def make(log=print, **options):
 
 def start(cache):
     here = os.path.dirname(os.path.abspath(__file__))
-    path = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([here, os.path.dirname(os.path.dirname(here)), os.environ.get("PYTHONPATH", "")])
     program = PROGRAM.format(tests=here, cache=str(cache))
     return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
 
@@ -73,9 +74,9 @@ def test_what_is_built_is_found_again(cache):
     assert corpus.splits == ["train", "test"] and corpus.folder == cache / "tiny-v1"
     assert [r["key"] for r in corpus.split("test")] == [f"style/{i}" for i in range(1, N, 2)]
     assert corpus.labels("train").tolist() == list(range(N // 2)) and corpus.labels("train").dtype == np.int32
-    assert corpus.class_names() == [f"name {i}" for i in range(N // 2)] and corpus.class_names("de")[:2] == ["eins", None]
-    with pytest.raises(DataError, match=r"tiny-v1: no names in locale 'fr' \(there are: de, en\)"):
-        corpus.class_names("fr")
+    classes = corpus.class_set()
+    assert classes.names["en"] == tuple(f"name {i}" for i in range(N // 2)) and classes.names["de"][:2] == ("eins", None)
+    assert classes.names.keys() == {"en", "de"} and len(classes) == N // 2
     with pytest.raises(KeyError):
         corpus.split("validation")
     again = build_once("tiny-v1", lambda folder: pytest.fail("it was there"), print)
@@ -85,21 +86,28 @@ def test_what_is_built_is_found_again(cache):
     assert sorted(p.name for p in cache.iterdir()) == ["tiny-v1", "tiny-v1.lock"]
 
 
-def test_texts_are_those_of_the_split_and_the_languages():
+def test_a_split_of_none_is_every_record():
     corpus = make()
-    names = {record(i)["captions"]["en"][0] for i in range(0, N, 2)}
-    assert names <= set(corpus.texts("train")) and {"de 4", "keyword 4 3"} <= set(corpus.texts("train"))
-    assert not {"de 5", "keyword 5 0"} & set(corpus.texts("train"))
-    assert set(corpus.texts("train", ["de"])) == {f"de {i}" for i in range(0, N, 2)}
+    assert [r["key"] for r in corpus.split(None)] == [f"style/{i}" for i in range(N)]
+    assert corpus.labels(None).tolist() == [i // 2 for i in range(N)]
+    assert corpus.labels_of(np.array([7, 0, 29])).tolist() == [3, 0, 14]
 
 
-def test_texts_pass_over_a_damaged_record():
+def test_a_damaged_record_is_a_bad_one_and_leaves_the_others_readable():
     corpus = make()
     path = corpus.folder / "records.array_record"
     data = bytearray(path.read_bytes())
-    data[data.find(record(4, size=32)["image"][40:60])] ^= 255
+    data[data.find(stored(4, size=32)["image"][40:60])] ^= 255
     path.write_bytes(data)
-    assert set(corpus.texts("train", ["de"])) == {f"de {i}" for i in range(0, N, 2) if i != 4}
+    source = DemoSource(corpus, {}, "train")
+    read = set()
+    for i in range(len(source)):
+        if i == 2:
+            with pytest.raises(BadRecord, match="record cannot be read"):
+                source[i]
+        else:
+            read.add(source.read(i, ["name/de"])["name/de"])
+    assert read == {f"de {i}" for i in range(0, N, 2) if i != 4}
 
 
 def test_a_build_that_fails_leaves_nothing(cache):

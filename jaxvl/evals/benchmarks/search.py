@@ -1,0 +1,148 @@
+"""Which benchmarks lie below a folder, and why the rest is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import pathlib
+from collections.abc import Callable, Sequence
+
+from jaxvl.data.records import DataError
+from jaxvl.evals.benchmarks import (
+    hugging_face,
+    image_folder,
+    imagenet,
+    karpathy,
+    mmeb,
+    mmvp,
+    multilingual,
+    objectnet,
+    sugar_crepe,
+    wds,
+)
+from jaxvl.evals.benchmarks.base import Found
+from jaxvl.evals.benchmarks.files import file_names, is_picture, subfolders
+
+Find = Callable[[pathlib.Path], list[Found]]
+# Layouts whose folder is one benchmark as a whole; what lies in it is not looked at again.
+_WHOLE: tuple[Find, ...] = (wds.find, objectnet.find, mmvp.find, mmeb.find, hugging_face.find)
+# Layouts of annotations, of which a folder may have several, beside folders of pictures and other benchmarks.
+_ANNOTATIONS: tuple[Find, ...] = (karpathy.find, multilingual.find, sugar_crepe.find)
+# Layouts of folders of classes, known by their folders alone.
+_FOLDERS: tuple[Find, ...] = (imagenet.find, image_folder.find)
+DEPTH = 6  # folders below the root
+MOST_FOLDERS = 2000  # a folder with more folders holds no benchmarks
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What lies below a folder.
+
+    Attributes:
+      found: benchmarks, each name and language once.
+      unknown: (folder, why it is no benchmark, in a sentence).
+    """
+
+    found: tuple[Found, ...]
+    unknown: tuple[tuple[pathlib.Path, str], ...]
+
+    def chosen(self, names: Sequence[str] | None, languages: Sequence[str] | None) -> list[Found]:
+        """Those whose name fits one of the patterns (`wds/vtab/*`), in one of the languages; None: all."""
+        return [
+            found
+            for found in self.found
+            if (names is None or any(fnmatch.fnmatchcase(found.name, pattern) for pattern in names))
+            and (languages is None or found.language in languages)
+        ]
+
+
+def survey(root: pathlib.Path) -> Survey:
+    """Looks through a folder and its folders. Raises DataError where it is none."""
+    if not root.is_dir():
+        raise DataError(f"{root}: is no folder")
+    found: list[Found] = []
+    unknown: list[tuple[pathlib.Path, str]] = []
+    if not _look(root, DEPTH, found, unknown):
+        unknown.append((root, _describe(root)))
+    kept: dict[tuple[str, str], Found] = {}
+    for one in found:
+        first = kept.setdefault((one.name, one.language), one)
+        if first is not one:
+            unknown.append((one.folder, f"{one.layout}: {_named(one)} was already found in {first.folder} ({first.layout})"))
+    return Survey(tuple(kept.values()), tuple(unknown))
+
+
+def _named(found: Found) -> str:
+    return found.name if found.language == "en" else f"{found.name} ({found.language})"
+
+
+def _look(folder: pathlib.Path, depth: int, found: list[Found], unknown: list[tuple[pathlib.Path, str]]) -> bool:
+    """Whether a folder, or one in it, is a benchmark or nearly one; all such are added to `found` and `unknown`."""
+    nearly: list[tuple[pathlib.Path, str]] = []
+    whole = _tried(_WHOLE, folder, nearly)
+    if whole or nearly:
+        found += whole
+        unknown += nearly
+        return True
+    annotated = _tried(_ANNOTATIONS, folder, nearly)
+    classes = []
+    for find in _FOLDERS:
+        if not annotated and not classes and not nearly:
+            classes = _tried((find,), folder, nearly)
+    found += annotated + classes
+    unknown += nearly
+    if classes or depth == 0:
+        return bool(annotated or classes or nearly)
+    return _look_below(folder, depth, found, unknown, bool(annotated or nearly))
+
+
+def _look_below(folder: pathlib.Path, depth: int, found: list[Found], unknown: list, known: bool) -> bool:
+    """`known`: the folder itself is something, so that its folders may be nothing."""
+    try:
+        names = subfolders(folder)
+    except DataError:
+        names = []
+    if len(names) > MOST_FOLDERS:
+        return known
+    empty = []
+    any_found = False
+    for name in names:
+        if _look(folder / name, depth - 1, found, unknown):
+            any_found = True
+        else:
+            empty.append(folder / name)
+    top = depth == DEPTH
+    if not known and (any_found or top):
+        unknown += [(path, _describe(path)) for path in empty]
+    return known or any_found or (top and bool(empty))
+
+
+def _tried(layouts: Sequence[Find], folder: pathlib.Path, nearly: list[tuple[pathlib.Path, str]]) -> list[Found]:
+    found = []
+    for find in layouts:
+        try:
+            found += find(folder)
+        except DataError as error:
+            nearly.append((folder, str(error)))
+        except Exception as error:  # noqa: BLE001 (a folder that breaks a layout's code is one that is not recognised)
+            nearly.append((folder, f"{folder}: cannot be looked at ({type(error).__name__}: {error})"))
+    return found
+
+
+def _describe(folder: pathlib.Path) -> str:
+    """What is there instead of a benchmark."""
+    try:
+        files = file_names(folder)
+        folders = subfolders(folder)
+    except DataError as error:
+        return str(error)
+    pictures = sum(is_picture(name) for name in files)
+    tars = sum(name.endswith(".tar") for name in files)
+    if tars:
+        return f"{tars} tar files without test/nshards.txt: no benchmark of CLIP_benchmark's layout"
+    if pictures:
+        return f"{pictures} pictures without annotations or folders of classes"
+    if not files and not folders:
+        return "empty"
+    examples = ", ".join([*folders, *files][:3])
+    return f"no known layout in {len(folders)} folders and {len(files)} files ({examples})"
