@@ -338,7 +338,7 @@ def test_a_converted_captioner_captions_and_is_evaluated_from_its_folder(tmp_pat
     assert evaluate.main([
         f"--workdir={workdir}", "--config.evals.named.name=zero_shot", "--config.evals.named.source.name=shapes",
         "--config.evals.named.source.split=test_a", "--config.evals.said.name=likelihood", "--config.evals.said.source.name=shapes",
-        "--config.evals.said.source.split=test_a",
+        "--config.evals.said.source.split=test_a", "--config.evals.said.text=name/en",
     ]) == 0  # fmt: skip
     results = json.loads((workdir / "evaluate" / "results.json").read_text())
     assert 0 <= results["named/acc@1"] < 0.2 and results["said/captions"] == 144 * 4

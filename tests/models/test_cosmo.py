@@ -192,7 +192,7 @@ def experiment(**changes):
         preprocess=dict(image_size=16),
         tokenizer=dict(vocab_size=64),
         tasks=dict(rows=dict(data=data, objectives=dict(clip=dict(weight=0.5, duplicates="positive"), captioning=1.0), microbatches=2)),
-        evals=dict(rows=dict(name="interleaved", source=SHAPES, interleave=ROWS)),
+        evals=dict(rows=dict(name="interleaved", source=SHAPES, text="name/en", interleave=ROWS)),
         mesh=dict(data=2, fsdp=4),
         steps=100,
         optim=dict(lr=3e-3, warmup=20),

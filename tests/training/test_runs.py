@@ -233,7 +233,7 @@ def test_patch_larger_than_the_image(tmp_path):
 
 
 def test_evaluate_command_gives_the_figures_of_the_loop(tmp_path, capsys):
-    evals = dict(style=dict(name="zero_shot", source=tiny.TEST), texts=dict(name="retrieval", source=tiny.TEST))
+    evals = dict(style=dict(name="zero_shot", source=tiny.TEST), texts=dict(name="retrieval", source=tiny.TEST, text="name/en"))
     latest = train_command.train(tiny.experiment(evals=evals, steps=2, log=dict(every=1)), tmp_path)
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert (tmp_path / "tb").is_dir()

@@ -20,7 +20,7 @@ def finished(tmp_path_factory):
     pairs = tiny.config().to_dict()["tasks"]["pairs"] | dict(objectives=dict(align=1.0, captioning=1.0))
     evals = {
         "style": dict(name="zero_shot", source=tiny.TEST),
-        "texts": dict(name="retrieval", source=tiny.TEST),
+        "texts": dict(name="retrieval", source=tiny.TEST, text="name/en"),
     }
     mesh = dict(data=4, fsdp=2)
     train(tiny.experiment(model=MODEL, tasks=dict(pairs=pairs), evals=evals, mesh=mesh, steps=2), workdir)

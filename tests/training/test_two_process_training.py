@@ -15,7 +15,7 @@ from jaxvl import paths
 PAIRS = tiny.config().to_dict()["tasks"]["pairs"]
 CHANGES = dict(
     mesh=dict(data=4, fsdp=2),
-    evals=dict(pairs=dict(name="retrieval", source=tiny.TEST)),
+    evals=dict(pairs=dict(name="retrieval", source=tiny.TEST, text="name/en")),
     tasks=dict(pairs=PAIRS, more=tiny.task(source=dict(tiny.SHAPES, split="train_b"))),
     schedule=dict(name="weighted", weights=dict(pairs=2.0, more=1.0)),
 )
