@@ -200,15 +200,20 @@ class _Progress:
             self._log(f"indexed {self._made:,} tar shards, {self._bytes / 1e6:,.0f} MB in {seconds:.1f} s ({speed:,.0f} MB/s)")
 
 
-def find_or_make(file: str, state: FileState, log: Log, folder: paths.Path | None = None) -> tuple[TarIndex, bool]:
+def find_or_make(
+    file: str, state: FileState, log: Log, folder: paths.Path | None = None, check_digest: bool = True
+) -> tuple[TarIndex, bool]:
     """The index of a shard, and whether it was made just now.
+
+    Args:
+      check_digest: whether its whole content is looked at.
 
     Raises:
       DataError: the shard is no tar or cannot be read.
     """
     places = _places(file, folder)
     for place in places:
-        index = _find(place, state, log)
+        index = _find(place, state, log, check_digest)
         if index is not None:
             return index, False
     index = _make(file, state)
@@ -236,10 +241,10 @@ def _full_name(file: str) -> str:
     return file if paths.is_remote(file) else os.path.abspath(file)
 
 
-def _find(place: paths.Path, state: FileState, log: Log) -> TarIndex | None:
+def _find(place: paths.Path, state: FileState, log: Log, check_digest: bool) -> TarIndex | None:
     """The index at a place; None where there is none, or one that is damaged or of another state of the shard."""
     try:
-        index = open_index(place)
+        index = open_index(place, check_digest)
     except OSError:
         return None
     except BadIndex as error:
@@ -251,14 +256,14 @@ def _find(place: paths.Path, state: FileState, log: Log) -> TarIndex | None:
     return index
 
 
-def open_index(place: paths.Path) -> TarIndex:
+def open_index(place: paths.Path, check_digest: bool) -> TarIndex:
     """Raises OSError, BadIndex."""
     if paths.is_remote(place):
-        return read_index(paths.read_bytes(place))
+        return read_index(paths.read_bytes(place), check_digest)
     with open(place, "rb") as file:
         if os.fstat(file.fileno()).st_size <= MAPPED:
-            return read_index(file.read())
-        return read_index(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return read_index(file.read(), check_digest)
+        return read_index(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), check_digest)
 
 
 def _make(file: str, state: FileState) -> TarIndex:
@@ -301,6 +306,7 @@ class Indexes:
         self._lock = threading.Lock()
         self._held: collections.OrderedDict[int, TarIndex] = collections.OrderedDict()
         self._cost = 0
+        self._checked: set[int] = set()
 
     def __getitem__(self, i: int) -> TarIndex:
         """The index of shard `i`. Raises DataError where the shard is no longer what it was."""
@@ -310,9 +316,10 @@ class Indexes:
                 self._held.move_to_end(i)
                 return index
         shard = self._shards[i]
-        index, _ = find_or_make(shard.file, shard.state, self._log, self._folder)
+        index, _ = find_or_make(shard.file, shard.state, self._log, self._folder, i not in self._checked)
         if index.digest != shard.digest:
             raise DataError(f"{shard.file}: was replaced; start again")
+        self._checked.add(i)
         self._hold(i, index)
         return index
 

@@ -148,9 +148,9 @@ class TarSource(Source):
         if about.info is None:
             return self._numbers(about)
         if about.info == "__url__":
-            return np.repeat([shard.file for shard in self._shards], [shard.samples for shard in self._shards])
+            return np.repeat(np.array([shard.file for shard in self._shards], object), self.samples())
         keys = itertools.chain.from_iterable(self._indexes[s].all_keys() for s in range(len(self._shards)))
-        return np.array(list(keys))
+        return np.array(list(keys), object)  # of fixed width, one long key would make all long
 
     def _numbers(self, about: MemberColumn) -> np.ndarray | None:
         """int64 [n]: numbers that the indexes hold."""
