@@ -58,7 +58,11 @@ def test_every_encoding_of_the_formats_own_writer(folder):
         "photo": "image", "drawing": "image", "plain": "image", "clip": "frames", "text": "text", "captions": "texts", "class_label": "class",
         "small": "int", "score": "float", "exact": "float", "big": "int", "fixed": "array", "shaped": "array", "free": "array",
     }  # fmt: skip
-    assert len(said) == 1 and "thing (is pickled, and unpickling may run code; write it as json, str or ndarray)" in said[0] and "code (bytes)" in said[0]
+    assert (
+        len(said) == 1
+        and "thing (is pickled, and unpickling may run code; write it as json, str or ndarray)" in said[0]
+        and "code (bytes)" in said[0]
+    )
     for i in range(3):
         record, want = source[i], pixels(make_png(20 * i))
         assert (pixels(record["drawing"]) == want).all() and (pixels(record["plain"]) == want).all()
@@ -75,7 +79,9 @@ def test_every_encoding_of_the_formats_own_writer(folder):
 
 
 def test_pickles_are_refused_with_the_reason(folder):
-    with pytest.raises(ConfigError, match=r"^columns.x: 'thing' is pickled, and unpickling may run code; write it as json, str or ndarray$"):
+    with pytest.raises(
+        ConfigError, match=r"^columns.x: 'thing' is pickled, and unpickling may run code; write it as json, str or ndarray$"
+    ):
         Mds(str(folder), columns={"x": "thing"}).open(quiet)
     with pytest.raises(ConfigError, match=r"^columns.x: 'thing' is pickled"):
         Mds(str(folder), columns={"x": "thing"}, kinds={"x": "text"}).open(quiet)
@@ -85,7 +91,11 @@ def test_pickles_are_refused_with_the_reason(folder):
 
 
 def test_parts_of_json(tmp_path):
-    write(tmp_path / "m", {"meta": "json"}, [{"meta": json.dumps({"text": f"t{i}", "deep": {"n": i}, "maybe": None if i else "x"}).encode()} for i in range(3)])
+    write(
+        tmp_path / "m",
+        {"meta": "json"},
+        [{"meta": json.dumps({"text": f"t{i}", "deep": {"n": i}, "maybe": None if i else "x"}).encode()} for i in range(3)],
+    )
     source = Mds(str(tmp_path / "m"), columns={"text": "meta.text", "n": "meta.n"}).open
     with pytest.raises(ConfigError, match="no column 'meta.n'"):
         source(quiet)
@@ -255,7 +265,13 @@ def test_the_writer_of_these_tests_writes_what_mosaicmls_writes(tmp_path):
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(st.lists(st.tuples(st.text(), st.binary(), st.integers(-(2**63), 2**63 - 1), st.lists(st.integers(0, 255), min_size=1, max_size=5)), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.tuples(st.text(), st.binary(), st.integers(-(2**63), 2**63 - 1), st.lists(st.integers(0, 255), min_size=1, max_size=5)),
+        min_size=1,
+        max_size=8,
+    )
+)
 def test_what_is_written_is_read(tmp_path, samples):
     shutil.rmtree(tmp_path / "m", ignore_errors=True)
     columns = {"text": "str", "blob": "bytes", "n": "int64", "array": "ndarray:uint8"}

@@ -71,7 +71,10 @@ def test_what_pandas_writes(tmp_path):
         record = source[i]
         assert record["text"] == frame.TEXT[i] and record["image"] == frame.jpg[i] and record["similarity"] == frame.similarity[i]
         assert record["clip_emb"].dtype == np.float32 and (record["clip_emb"] == frame.clip_emb[i]).all()
-        assert record.get("WIDTH") == (None if i % 2 else 3) and record.get("NSFW") == frame.NSFW.astype(object).where(frame.NSFW.notna(), None)[i]
+        assert (
+            record.get("WIDTH") == (None if i % 2 else 3)
+            and record.get("NSFW") == frame.NSFW.astype(object).where(frame.NSFW.notna(), None)[i]
+        )
         assert record["alts"] == ["one", f"two {i}"] and record["checked"] == (i % 2 == 0)
     assert source.shards().tolist() == [5, 5, 2]
     assert source.column("WIDTH").tolist() == [3, 0] * 6 and source.present("WIDTH").tolist() == [True, False] * 6
@@ -86,7 +89,10 @@ def test_what_datasets_writes_has_class_names_and_pictures(tmp_path):
             "image": datasets.Image(),
             "label": datasets.ClassLabel(names=["cat", "dog"]),
             "images": datasets.List(datasets.Image()),
-            "objects": {"names": datasets.List(datasets.Value("string")), "boxes": datasets.List(datasets.List(datasets.Value("float32"), 4))},
+            "objects": {
+                "names": datasets.List(datasets.Value("string")),
+                "boxes": datasets.List(datasets.List(datasets.Value("float32"), 4)),
+            },
             "grid": datasets.Array2D((2, 3), "int16"),
         }
     )
@@ -95,7 +101,11 @@ def test_what_datasets_writes_has_class_names_and_pictures(tmp_path):
         "image": [one, None, one],
         "label": [0, 1, 1],
         "images": [[one, one], [], [one]],
-        "objects": [{"names": ["a", "b"], "boxes": [[0, 0, 1, 1], [1, 1, 2, 2]]}, {"names": [], "boxes": []}, {"names": ["c"], "boxes": [[0, 0, 1, 2]]}],
+        "objects": [
+            {"names": ["a", "b"], "boxes": [[0, 0, 1, 1], [1, 1, 2, 2]]},
+            {"names": [], "boxes": []},
+            {"names": ["c"], "boxes": [[0, 0, 1, 2]]},
+        ],
         "grid": [np.arange(6).reshape(2, 3).tolist()] * 3,
     }
     dataset = datasets.Dataset.from_dict(columns, features=features)
@@ -132,17 +142,26 @@ def test_a_picture_by_path_lies_below_the_folder_that_was_given(tmp_path):
     assert source.read(2, ["n"]) == {"n": 2}, "a record without its picture has its other columns"
     texts = opened({"where": names[:2], "n": [1, 2]}, tmp_path / "b.parquet", columns={"image": "where"}, images=str(tmp_path / "pictures"))
     assert texts[1] == {"image": make_png(3)}
-    with pytest.raises(ConfigError, match=r"^columns.image: 'where' holds texts; if they are paths of files, say in which folder: images='…'"):
+    with pytest.raises(
+        ConfigError, match=r"^columns.image: 'where' holds texts; if they are paths of files, say in which folder: images='…'"
+    ):
         opened({"where": names[:2]}, tmp_path / "c.parquet", columns={"image": "where"})
     without = opened(table, tmp_path / "d.parquet")
-    with pytest.raises(BadRecord, match=r"no image: .*row group 0, row 0, image: is the path 'deep/a.png'; say in which folder: images='…'"):
+    with pytest.raises(
+        BadRecord, match=r"no image: .*row group 0, row 0, image: is the path 'deep/a.png'; say in which folder: images='…'"
+    ):
         without.read(0)
 
 
 def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path):
-    with pytest.raises(ConfigError, match=r"^columns.text: no column 'captoin'; did you mean 'caption'\? \(columns of .*: jpg \(binary\), caption \(string\)\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^columns.text: no column 'captoin'; did you mean 'caption'\? \(columns of .*: jpg \(binary\), caption \(string\)\)",
+    ):
         opened({"jpg": [make_png(1)], "caption": ["a"]}, tmp_path / "a.parquet", columns={"text": "captoin"})
-    with pytest.raises(ConfigError, match=r"^columns: .* has no column that is known .* \(there are: blob \(binary\), when \(date32\[day\]\)\)"):
+    with pytest.raises(
+        ConfigError, match=r"^columns: .* has no column that is known .* \(there are: blob \(binary\), when \(date32\[day\]\)\)"
+    ):
         opened({"blob": [b"\0\1"], "when": pa.array([0], pa.date32())}, tmp_path / "b.parquet")
     with pytest.raises(ConfigError, match=r"^kinds.image: 'picture' is not valid; must be one of image, "):
         opened({"blob": [b"\0"]}, tmp_path / "c.parquet", columns={"image": "blob"}, kinds={"image": "picture"})
@@ -335,7 +354,11 @@ def seeds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds")
     image = pa.array([{"bytes": make_png(i), "path": None} for i in range(6)], MEDIA)
     table = pa.table({"image": image, "text": [f"text {i}" for i in range(6)], "alts": [["a"]] * 6, "n": pa.array([1, None] * 3)})
-    options = (dict(), dict(compression="zstd", data_page_version="2.0"), dict(use_dictionary=False, compression="none", write_statistics=False))
+    options = (
+        dict(),
+        dict(compression="zstd", data_page_version="2.0"),
+        dict(use_dictionary=False, compression="none", write_statistics=False),
+    )
     for i, option in enumerate(options):
         pq.write_table(table, folder / f"{i}.parquet", row_group_size=3, **option)
     return [(folder / f"{i}.parquet").read_bytes() for i in range(len(options))]

@@ -52,7 +52,9 @@ NAMES = ("cat", "dog", "owl")
 
 def write_parquet(folder: pathlib.Path) -> Parquet:
     for part, rows in enumerate((RECORDS[:5], RECORDS[5:])):
-        table = pa.table({"jpg": [r["image"] for r in rows], "caption": [r["text"] for r in rows], "label": [r["class_label"] for r in rows]})
+        table = pa.table(
+            {"jpg": [r["image"] for r in rows], "caption": [r["text"] for r in rows], "label": [r["class_label"] for r in rows]}
+        )
         pyarrow.parquet.write_table(table, folder / f"{part:05d}.parquet", row_group_size=2)
     return Parquet(str(folder / "{00000..00001}.parquet"))
 
@@ -78,7 +80,9 @@ class Twelve(tfds.core.GeneratorBasedBuilder):
 
     def _info(self):
         of = tfds.features
-        features = of.FeaturesDict({"image": of.Image(shape=(None, None, 3)), "caption": of.Text(), "label": of.ClassLabel(names=list(NAMES))})
+        features = of.FeaturesDict(
+            {"image": of.Image(shape=(None, None, 3)), "caption": of.Text(), "label": of.ClassLabel(names=list(NAMES))}
+        )
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
