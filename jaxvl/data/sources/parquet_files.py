@@ -62,22 +62,33 @@ def read_footer(file: str, state: FileState) -> Footer:
     """Raises DataError."""
     content = footer_bytes(RangeFiles(1), file, state)
     metadata = _parse(content, file)
-    groups, nulls, sizes = [], collections.defaultdict(int), {}
+    digest = hashlib.sha256(content + str(state.size).encode()).hexdigest()
+    try:
+        footer = _described(metadata, digest)
+    except Exception as error:  # a damaged footer raises many types
+        raise DataError(f"{file}: its footer cannot be read ({_line(error)}); it is damaged") from None
+    if sum(footer.groups) != metadata.num_rows or any(rows < 0 for rows in footer.groups):
+        raise DataError(f"{file}: its footer counts {metadata.num_rows} rows, its row groups {sum(footer.groups)}; it is damaged")
+    return footer
+
+
+def _described(metadata: pyarrow.parquet.FileMetaData, digest: str) -> Footer:
+    groups: list[int] = []
+    nulls: dict[str, int] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     for g in range(metadata.num_row_groups):
         group = metadata.row_group(g)
         groups.append(group.num_rows)
         for c in range(group.num_columns):
             column = group.column(c)
-            leaf = column.path_in_schema
+            leaf, size = column.path_in_schema, column.total_uncompressed_size
             counted = column.is_stats_set and column.statistics.has_null_count
-            nulls[leaf] = nulls[leaf] + column.statistics.null_count if counted and nulls[leaf] >= 0 else -1
+            before = nulls.get(leaf, 0)
+            nulls[leaf] = before + column.statistics.null_count if counted and before >= 0 else -1
             most, total = sizes.get(leaf, (0, 0))
-            sizes[leaf] = (max(most, column.total_uncompressed_size), total + column.total_uncompressed_size)
-    if sum(groups) != metadata.num_rows or any(rows < 0 for rows in groups):
-        raise DataError(f"{file}: its footer counts {metadata.num_rows} rows, its row groups {sum(groups)}; it is damaged")
+            sizes[leaf] = (max(most, size), total + size)
     types = {field.name: str(field.type) for field in metadata.schema.to_arrow_schema()}
-    digest = hashlib.sha256(content + str(state.size).encode()).hexdigest()
-    return Footer(groups, digest, types, dict(nulls), sizes)
+    return Footer(groups, digest, types, nulls, sizes)
 
 
 def footer_bytes(files: RangeFiles, file: str, state: FileState) -> bytes:

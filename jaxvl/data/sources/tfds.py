@@ -164,7 +164,9 @@ def _check_files(builder: Any, split: str, log: Log) -> None:
     for instruction, (records, _) in zip(instructions, counted):
         wanted = instruction.examples_in_shard
         if records != wanted:
-            raise DataError(f"{instruction.filename}: holds {records:,} records, but dataset_info.json says {wanted:,}; prepare the dataset anew")
+            raise DataError(
+                f"{instruction.filename}: holds {records:,} records, but dataset_info.json says {wanted:,}; prepare the dataset anew"
+            )
 
 
 def _decoders(features: Any) -> Any:

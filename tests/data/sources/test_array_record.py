@@ -49,13 +49,21 @@ def test_maps_in_msgpack_of_every_kind(tmp_path):
     }  # fmt: skip
     for i, row in enumerate(rows):
         record = source[i]
-        assert record["image"] == row["image"] and record["text"] == row["caption"] and record["alts"] == row["alts"] and record["frames"] == row["frames"]
+        assert (
+            record["image"] == row["image"]
+            and record["text"] == row["caption"]
+            and record["alts"] == row["alts"]
+            and record["frames"] == row["frames"]
+        )
         assert record["n"] == -i and record.get("score") == row.get("score")
         assert record["emb"].dtype == np.float32 and (record["emb"] == small_array(i)).all()
 
 
 def test_the_records_of_the_demo_corpora(tmp_path):
-    rows = [{"key": f"k{i}", "image": make_png(i), "label": i, "style": "s", "captions": {"en": [f"name {i}", ["k"]], "fr": [f"nom {i}", []]}} for i in range(4)]
+    rows = [
+        {"key": f"k{i}", "image": make_png(i), "label": i, "style": "s", "captions": {"en": [f"name {i}", ["k"]], "fr": [f"nom {i}", []]}}
+        for i in range(4)
+    ]
     write_records(tmp_path / "a.array_record", rows)
     columns = {"image": "image", "class_label": "label", "name/en": "captions.en.0", "keywords/en": "captions.en.1"}
     source = ArrayRecord(str(tmp_path / "a.array_record"), columns=columns).open(quiet)
@@ -100,7 +108,9 @@ def test_one_damaged_record_is_one_bad_record(tmp_path):
     objects = msgpack.packb({"text": "a", "n": {"dtype": "|O", "shape": [1], "data": b"12345678"}})
     unfit = msgpack.packb({"text": "a", "n": {"dtype": "<f4", "shape": [9], "data": b"1234"}})
     bad_text = msgpack.packb({"text": b"\xff\xfe", "n": 1})
-    source = written(tmp_path, [good, good[:-2], b"", msgpack.packb(3), objects, unfit, bad_text, msgpack.packb({"text": 4.5, "n": "x"}), good])
+    source = written(
+        tmp_path, [good, good[:-2], b"", msgpack.packb(3), objects, unfit, bad_text, msgpack.packb({"text": 4.5, "n": "x"}), good]
+    )
     caused = {}
     for i in range(9):
         try:

@@ -47,11 +47,11 @@ def test_features_are_kinds_and_nothing_is_decoded(tmp_path):
     dataset.cast_column("sound", datasets.Audio(decode=False)).save_to_disk(str(tmp_path / "d"))  # encoding one would need torchcodec
     source = HuggingFace(str(tmp_path / "d")).open(quiet)
     assert {name: column.kind for name, column in source.columns.items()} == {
-        "image": "image", "text": "texts", "fine_label": "class", "grid": "array", "frames": "frames", "sound": "audio",
+        "image": "image", "text": "texts", "fine_label": "class", "grid": "array", "frames": "frames", "audio": "audio",
     }  # fmt: skip
     assert source.columns["fine_label"].classes.names == {"en": ("cat", "dog")}
     record = source[5]
-    assert record["image"] == make_png(5) and record["text"] == ["5", "b"] and record["fine_label"] == 1 and record["sound"] == b"fLaC\5"
+    assert record["image"] == make_png(5) and record["text"] == ["5", "b"] and record["fine_label"] == 1 and record["audio"] == b"fLaC\5"
     assert record["grid"].shape == (2, 3) and record["grid"].dtype == np.float32 and (record["grid"] == 5).all()
     assert record["frames"] == [make_png(5)] * 2 and source[3]["frames"] == []
     assert source.column("fine_label").tolist() == [0, 1] * 5
@@ -65,7 +65,11 @@ def test_rows_that_lack_a_value(tmp_path):
     datasets.Dataset.from_dict(table, features=features).save_to_disk(str(tmp_path / "d"))
     source = HuggingFace(str(tmp_path / "d")).open(quiet)
     assert source[1] == {"n": 3} and set(source[0]) == {"image", "text"}
-    assert source.present("image").tolist() == [True, False] and source.column("text").tolist() == ["a", ""] and source.column("n").tolist() == [0, 3]
+    assert (
+        source.present("image").tolist() == [True, False]
+        and source.column("text").tolist() == ["a", ""]
+        and source.column("n").tolist() == [0, 3]
+    )
 
 
 def test_a_selection_that_was_saved_is_what_is_read(tmp_path):
@@ -103,7 +107,9 @@ def test_the_arrow_cache_of_the_library(tmp_path):
 
 
 def test_what_is_no_dataset(tmp_path):
-    with pytest.raises(ConfigError, match=r"^path: .* holds no state.json, dataset_dict.json or .arrow files, so save_to_disk did not write it"):
+    with pytest.raises(
+        ConfigError, match=r"^path: .* holds no state.json, dataset_dict.json or .arrow files, so save_to_disk did not write it"
+    ):
         HuggingFace(str(tmp_path)).open(quiet)
     with pytest.raises(ConfigError, match=r"^path: no file or folder"):
         HuggingFace(str(tmp_path / "no")).open(quiet)
@@ -132,7 +138,9 @@ def test_pictures_by_path(tmp_path):
     """As the Arrow cache has them; `save_to_disk` would put the pictures into its files."""
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(make_png(1))
-    with datasets.arrow_writer.ArrowWriter(features=datasets.Features({"image": datasets.Image()}), path=str(tmp_path / "d-train.arrow")) as writer:
+    with datasets.arrow_writer.ArrowWriter(
+        features=datasets.Features({"image": datasets.Image()}), path=str(tmp_path / "d-train.arrow")
+    ) as writer:
         for path in ("a.png", "../x.png"):
             writer.write({"image": {"bytes": None, "path": path}})
         writer.finalize()

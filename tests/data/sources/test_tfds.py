@@ -120,7 +120,9 @@ def test_a_format_without_random_access_is_refused(tmp_path):
 
 def test_the_library_reads_the_same(tmp_path):
     source = write_tfds(tmp_path).open(quiet)
-    theirs = tfds.builder_from_directory(str(tmp_path / "twelve" / "1.2.0")).as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    theirs = tfds.builder_from_directory(str(tmp_path / "twelve" / "1.2.0")).as_data_source(
+        "train", decoders={"image": tfds.decode.SkipDecoding()}
+    )
     for i in range(12):
         assert source[i] == {"image": theirs[i]["image"], "text": theirs[i]["caption"].decode(), "class_label": theirs[i]["label"]}
         assert source[i]["image"] == RECORDS[i]["image"]
