@@ -38,7 +38,11 @@ def small() -> dict[str, Any]:
     """Config of three tasks: batches of different pictures, texts and rows; the third with another objective too."""
 
     def task(batch: int, image_size: int, text_length: int, **objectives: float) -> dict[str, Any]:
-        data = dict(corpus="shapes", split="train_a", batch=batch, image_size=image_size, text_length=text_length)
+        fields = dict(
+            image=dict(name="picture", size=image_size),
+            text=dict(name="caption", columns="name/en", length=text_length),
+        )
+        data = dict(source=dict(name="shapes", split="train_a"), batch=batch, fields=fields)
         return dict(data=data, objectives=objectives)
 
     side = dict(width=64, depth=2, heads=2)

@@ -1,11 +1,11 @@
 """How fast records become batches on the mesh, part by part.
 
-    python -m jaxvl.bench.data                                  # the emoji corpus, as the demo reads it
-    python -m jaxvl.bench.data --corpus shapes --json out.json  # no download
+    python -m jaxvl.bench.data                                  # emoji, as the demo reads them
+    python -m jaxvl.bench.data --source shapes --json out.json  # no download
 
 `images/s per core` counts the processor time of this process, all its threads, so it is a property of the code and
 holds on a busy machine too; `images/s` is by the clock. "Cold" reads and decodes, "warm" finds decoded pictures in
-memory (from the second epoch on, where the corpus fits `cache_mb`).
+memory (from the second epoch on, where the records fit `reader.cache_mb`).
 """
 
 from __future__ import annotations
@@ -23,18 +23,23 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxvl.bench.harness import publish
-from jaxvl.config import choose
+from jaxvl.config import choose, resolve
 from jaxvl.data.augment import Augment, augment
-from jaxvl.data.captions import CaptionConfig
-from jaxvl.data.corpora import CORPORA
+from jaxvl.data.batches import Batches
+from jaxvl.data.config import DataConfig
 from jaxvl.data.feed import Feed
-from jaxvl.data.loader import Batches, DataConfig
+from jaxvl.data.fields import caption as captions_of
 from jaxvl.data.pictures import open_picture
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.base import Source
+from jaxvl.data.text_sample import sample_texts
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
 from jaxvl.sharding import make_mesh
+from jaxvl.training.inputs import text_columns
 
-FOREIGN = ("de", "es", "fr", "it", "pt")
+# Weights of the columns of texts that the source has.
+WEIGHTS = {"name/en": 0.7, "keywords/en": 0.15} | {f"name/{language}": 0.03 for language in ("de", "es", "fr", "it", "pt")}
 # What the device does to a batch: nothing, what photos get, and all that changes a drawing's style.
 AUGMENTATIONS = {
     "background only": Augment(),
@@ -70,30 +75,29 @@ def measure(part: str, images: int, work: Callable[[], Any]) -> Figure:
     return Figure(part, images, max(time.perf_counter() - wall, 1e-9), max(time.process_time() - core, 1e-9))
 
 
-def host_parts(config: DataConfig, corpus: Any, tokenizer: Tokenizer, n: int) -> list[Figure]:
-    """Each step from a record to a row on its own, in one thread, over `n` records spread over the split."""
-    source = corpus.split(config.split)
+def host_parts(config: DataConfig, source: Source, tokenizer: Tokenizer, n: int) -> list[Figure]:
+    """Each step from a record to a row on its own, in one thread, over `n` records spread over the source."""
+    picture, caption = config.fields["image"], config.fields["text"]
     index = np.linspace(0, len(source) - 1, n).astype(int).tolist()
     figures, records = [], []
     figures.append(measure("read and unpack a record", n, lambda: records.extend(source[i] for i in index)))
     figures.append(measure("decode at its stored size", n, lambda: [np.asarray(open_picture(r["image"])) for r in records]))
-    preprocess = Preprocess(config.image_size)
+    preprocess = Preprocess(picture.size)
     for how, fast in (("", False), (", fast_decode", True)):
         work = lambda fast=fast: [preprocess.decode(r["image"], fast=fast) for r in records]
-        figures.append(measure(f"decode and scale to {config.image_size} px{how}", n, work))
-    texts = [config.captions.texts(r) for r in records]
-    draws = np.random.default_rng(0).random((n, 14))
+        figures.append(measure(f"decode and scale to {picture.size} px{how}", n, work))
+    groups = [[(weight, captions_of.texts_of(record, columns)) for columns, weight in caption.matched(source)] for record in records]
+    texts = [tuple(group for group in of if group[1]) for of in groups]
+    draws = np.random.default_rng(0).random((n, captions_of.DRAWS)).tolist()
     captions: list[str] = []
-    figures.append(
-        measure("choose a caption", n, lambda: captions.extend(config.captions.choose(t, d) for t, d in zip(texts, draws.tolist())))
-    )
-    figures.append(measure("tokenise a caption", n, lambda: tokenizer.encode(captions, config.text_length)))
+    choices = lambda: captions.extend(captions_of.choose(of, caption.joined, numbers) for of, numbers in zip(texts, draws) if of)
+    figures.append(measure("choose a caption", n, choices))
+    figures.append(measure("tokenise a caption", n, lambda: tokenizer.encode(captions, caption.length)))
     return figures
 
 
-def whole_feed(config: DataConfig, corpus: Any, tokenizer: Tokenizer) -> list[Figure]:
+def whole_feed(config: DataConfig, source: Source, tokenizer: Tokenizer) -> list[Figure]:
     """Batches in this thread, then through the feed onto the mesh: cold (one epoch) and warm (the next two)."""
-    source = corpus.split(config.split)
     epoch = max(1, len(source) // config.batch)
     batches = Batches(config, source, tokenizer, seed=0)
     run = lambda first, last: [batches[i] for i in range(first, last)] and None
@@ -101,7 +105,8 @@ def whole_feed(config: DataConfig, corpus: Any, tokenizer: Tokenizer) -> list[Fi
         measure("batch, cold", epoch * config.batch, lambda: run(0, epoch)),
         measure("batch, warm", 2 * epoch * config.batch, lambda: run(epoch, 3 * epoch)),
     ]
-    feed = Feed(config, corpus, tokenizer, seed=0, mesh=make_mesh())
+    batches.close()
+    feed = Feed(config, source, tokenizer, seed=0, mesh=make_mesh())
     try:
         take = lambda n: [jax.block_until_ready(next(feed)) for _ in range(n)] and None
         figures.append(measure("feed onto the mesh, cold", epoch * config.batch, lambda: take(epoch)))
@@ -113,7 +118,8 @@ def whole_feed(config: DataConfig, corpus: Any, tokenizer: Tokenizer) -> list[Fi
 
 def device_parts(config: DataConfig, repeats: int) -> list[Figure]:
     """Augmentation, compiled, per `AUGMENTATIONS` entry."""
-    images = jax.device_put(np.random.default_rng(0).integers(0, 256, (config.batch, config.image_size, config.image_size, 4), np.uint8))
+    shape = config.shapes["image"].shape
+    images = jax.device_put(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     keys = jax.random.split(jax.random.key(0), config.batch)
     figures = []
     for name, how in AUGMENTATIONS.items():
@@ -138,7 +144,7 @@ def table(figures: Sequence[Figure], title: str) -> Table:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Prints the table; returns (and, with --json, writes) the figures and the machine."""
     parser = argparse.ArgumentParser(prog="python -m jaxvl.bench.data", description="Speed of the data pipeline, part by part.")
-    parser.add_argument("--corpus", default="emoji", choices=list(CORPORA), help="which corpus")
+    parser.add_argument("--source", default="emoji", choices=("emoji", "shapes", "stamps"), help="which records")
     parser.add_argument("--split", default="train_a", help="which of its splits")
     parser.add_argument("--image-size", type=int, default=64, help="side of the pictures of a batch, pixels")
     parser.add_argument("--batch", type=int, default=256, help="rows of a batch")
@@ -149,21 +155,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
 
     console = Console()
-    captions = CaptionConfig(name=0.7, keyword=0.15, foreign=0.15, foreign_locales=FOREIGN)
-    corpus_config = choose(CORPORA, args.corpus, "corpus")
-    config = DataConfig(corpus_config, args.split, args.batch, args.image_size, args.text_length, captions=captions)
-    corpus = corpus_config.prepare(log=console.print)
-    texts = list(corpus.texts(args.split, captions.locales))
+    source = choose(SOURCES, dict(name=args.source, split=args.split), "source").open(log=console.print)
+    columns = {name: weight for name, weight in WEIGHTS.items() if name in source.columns}
+    fields = dict(
+        image=dict(name="picture", size=args.image_size),
+        text=dict(name="caption", columns=columns, length=args.text_length),
+    )
+    config = resolve(DataConfig, dict(source=dict(name=args.source, split=args.split), batch=args.batch, fields=fields))
+    texts = list(sample_texts(source, text_columns(config, source), TokenizerConfig().sample, seed=0))
     trained: list[Tokenizer] = []
-    size = 8000 if args.corpus == "emoji" else 256
+    size = 8000 if args.source == "emoji" else 256
     training = measure(
         "train the vocabulary (texts)", len(texts), lambda: trained.append(make_tokenizer(TokenizerConfig(vocab_size=size), texts))
     )
-    n = min(args.records, len(corpus.split(args.split)))
+    n = min(args.records, len(source))
     figures = [
         training,
-        *host_parts(config, corpus, trained[0], n),
-        *whole_feed(config, corpus, trained[0]),
+        *host_parts(config, source, trained[0], n),
+        *whole_feed(config, source, trained[0]),
         *device_parts(config, args.repeats),
     ]
 
@@ -171,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "arguments": {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(args).items()},
         "figures": [f.row for f in figures],
     }
-    title = f"{args.corpus}/{args.split}, batch {args.batch}, {args.image_size} px, {args.text_length} tokens"
+    title = f"{args.source}/{args.split}, batch {args.batch}, {args.image_size} px, {args.text_length} tokens"
     return publish(console, table(figures, title), out, args.json)
 
 

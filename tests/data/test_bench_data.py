@@ -10,7 +10,7 @@ def test_the_benchmark_measures_every_part(tmp_path, monkeypatch, capsys):
     file = tmp_path / "out.json"
     out = data.main(
         [
-            "--corpus",
+            "--source",
             "shapes",
             "--split",
             "test_b_new",
