@@ -154,7 +154,7 @@ class Batches:
     def _nothing(self, count: int) -> Arrays:
         """So many rows that have nothing: zeros, and texts of padding."""
         shapes = self.config.record_shapes
-        out = {name: np.full((count, *row.shape), row.absent, row.dtype) for name, row in shapes.items()}
+        out = {name: np.zeros((count, *row.shape), row.dtype) for name, row in shapes.items()}
         _, pad_id = self._special
         for name, modality in self.config.inputs.items():
             if modality == "text":

@@ -134,7 +134,7 @@ def tasks(**data):
         ("tasks.pairs.data.source.variants", "1", "2", dict(tasks=tasks(source=dict(tiny.TRAIN, variants=2)))),
         ("tasks.pairs.data.fields.image.crop", "[1.0, 1.0]", "[0.5, 1.0]", dict(tasks=tasks(fields=CROPPED))),
         ("tasks.pairs.data.fields.group_id.column", "'class_label'", "'name/en'", dict(tasks=tasks(fields=OTHER_GROUPS))),
-        ("tasks.pairs.data.fields.label.name", "None", "'label'", dict(tasks=tasks(fields=tiny.fields(label=dict(name="label"))))),
+        ("tasks.pairs.data.fields.label.column", "None", "'class_label'", dict(tasks=tasks(fields=tiny.fields(label=dict(name="label"))))),
         ("tasks.pairs.data.sampler.name", "None", "'in_order'", dict(tasks=tasks(sampler=dict(name="in_order")))),
         ("tasks.pairs.data.missing", "'skip'", "'mask'", dict(tasks=tasks(missing="mask"))),
         ("optim.clip_norm", "1.0", "None", dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, clip_norm=None))),

@@ -22,11 +22,10 @@ Batch = dict[str, jax.Array]
 
 
 class RowShape(NamedTuple):
-    """Shape of one row of a batch entry, its dtype, and what a row holds that lacks it (`missing="mask"`)."""
+    """Shape of one row of a batch entry, and its dtype."""
 
     shape: tuple[int, ...]
     dtype: type
-    absent: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,7 @@ class ColumnReader:
 @FIELDS.register("label")
 @dataclasses.dataclass(frozen=True)
 class Label(_ColumnField):
-    """Fills NAME int32 [B]: a class; -1 where a row has none (`missing="mask"`), which objectives leave out.
+    """Fills NAME int32 [B]: a class.
 
     Attributes:
       column: of classes or integers.
@@ -75,7 +75,7 @@ class Label(_ColumnField):
 
     def arrays(self, name: str) -> dict[str, RowShape]:
         """See `Field`."""
-        return {name: RowShape((), np.int32, absent=-1)}
+        return {name: RowShape((), np.int32)}
 
     def convert(self, value: Any) -> int:
         """See `_ColumnField`."""
