@@ -200,7 +200,7 @@ class MdsShards:
 
     def place(self, i: int) -> tuple[int, int]:
         """(shard, number in the shard) of a sample."""
-        shard = int(np.searchsorted(self._ends, i, "right"))
+        shard = int(self._ends.searchsorted(i, "right"))
         return shard, i - int(self._ends[shard] - self.sizes[shard])
 
     def where(self, i: int) -> str:

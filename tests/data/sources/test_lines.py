@@ -1,6 +1,7 @@
 """JSON Lines and CSV/TSV: as pandas and the csv module write them, odd ones from public reports, and damaged ones."""
 
 import base64
+import contextlib
 import csv
 import io
 import json
@@ -301,12 +302,7 @@ def test_what_the_csv_module_writes_is_read(tmp_path, rows, delimiter, end):
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_rows_or_an_error_of_ours(tmp_path, content):
-    for config in (
-        table(tmp_path, b"filepath\ttitle\n" + content),
-        table(tmp_path, content, "b.tsv", quotes=False),
-        lines(tmp_path, content),
-    ):
-        try:
+    headed = table(tmp_path, b"filepath\ttitle\n" + content)
+    for config in (headed, table(tmp_path, content, "b.tsv", quotes=False), lines(tmp_path, content)):
+        with contextlib.suppress(ConfigError, DataError):
             causes(config.open(quiet))
-        except (ConfigError, DataError):
-            pass

@@ -318,6 +318,19 @@ def test_in_an_object_store(tmp_path, monkeypatch):
     assert by_path._media.inside("../data/0.parquet") is None and by_path._media.inside("/etc/passwd") is None
 
 
+def test_from_a_web_server(tmp_path, monkeypatch):
+    bucket = object_store.start(monkeypatch)
+    pq.write_table(pa.table({"path": ["a.png", "../a.png"], "text": ["one", "two"]}), tmp_path / "a.parquet")
+    paths.upload(tmp_path / "a.parquet", paths.as_path(f"{bucket}/data/0.parquet"))
+    paths.write_bytes(paths.as_path(f"{bucket}/pictures/a.png"), make_png(4))
+    root = f"{os.environ['AWS_ENDPOINT_URL']}/{bucket.removeprefix('s3://')}"
+    columns = {"image": "path", "text": "text"}
+    source = Parquet(f"{root}/data/{{0..0}}.parquet", columns=columns, images=f"{root}/pictures").open(quiet)
+    assert source[0] == {"image": make_png(4), "text": "one"} and source.read(1, ["text"]) == {"text": "two"}
+    with pytest.raises(BadRecord, match="path leaves its folder"):
+        source.read(1)
+
+
 def test_a_config_resolves_by_name(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     config = resolve(SOURCES["parquet"], {"files": str(tmp_path), "columns": {"text": "text"}, "cache": 8})
