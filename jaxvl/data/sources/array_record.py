@@ -126,7 +126,7 @@ class ArrayRecordFiles:
 
     def place(self, i: int) -> tuple[int, int]:
         """(file, number in the file) of a record."""
-        file = int(np.searchsorted(self._ends, i, "right"))
+        file = int(self._ends.searchsorted(i, "right"))
         return file, i - int(self._ends[file] - self.sizes[file])
 
     def content(self, i: int) -> bytes:

@@ -7,7 +7,7 @@ structs are pictures and which are sounds.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -128,11 +128,6 @@ def _kind_of_list(of: pyarrow.DataType, name: str, feature: object, first_bytes:
     feature = feature.get("feature") if isinstance(feature, dict) else None
     kind = _kind(inner, name, feature, first_bytes)
     return {"text": "texts", "int": "array", "float": "array", "array": "array", "image": "frames"}.get(kind)
-
-
-def leaf_columns(theirs: Collection[str]) -> list[str]:
-    """Names by which pyarrow reads columns or parts of structs."""
-    return sorted(set(theirs))
 
 
 def value_at(column: pyarrow.ChunkedArray, i: int, where: str) -> object | None:

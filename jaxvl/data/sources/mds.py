@@ -28,13 +28,12 @@ import numpy as np
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, PathText, check
-from jaxvl.data.folders import local_cache_folder
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.mds_values import REFUSED, decode, fixed_size, is_known, kind_of_encoding
 from jaxvl.data.sources.range_files import RangeFiles
-from jaxvl.data.sources.remembered import key_of
+from jaxvl.data.sources.remembered import kept_folder, key_of, own_name
 from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, nested
 from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of
 from jaxvl.paths import FileState
@@ -200,7 +199,7 @@ class MdsShards:
 
     def place(self, i: int) -> tuple[int, int]:
         """(shard, number in the shard) of a sample."""
-        shard = int(np.searchsorted(self._ends, i, "right"))
+        shard = int(self._ends.searchsorted(i, "right"))
         return shard, i - int(self._ends[shard] - self.sizes[shard])
 
     def where(self, i: int) -> str:
@@ -265,13 +264,13 @@ class MdsShards:
     def _unpacked(self, number: int) -> pathlib.Path:
         """The shard in the cache folder, unpacked if it is not there."""
         file, state, shard = self._files[number], self._states[number], self.shards[number]
-        target = local_cache_folder() / "unpacked" / "mds" / f"{key_of('mds', [file], [state])}.mds"
+        target = kept_folder("unpacked") / "mds" / f"{key_of('mds', [file], [state])}.mds"
         with self._unpacking[number]:
             with contextlib.suppress(OSError):
                 if target.stat().st_size == shard.size:
                     return target
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f"{target.name}.{os.getpid()}.part")
+            part = target.with_name(f"{target.name}.{own_name()}.part")
             try:
                 [content] = self._ranges.read(file, state, [(0, state.size)])
                 _unpack(content, shard, file, part)

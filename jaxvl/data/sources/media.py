@@ -37,7 +37,8 @@ class MediaFolder:
             return content
         file = self.inside(path)
         if file is None:
-            raise BadRecord("path leaves its folder", f"{where}: {path[:200]!r} is not below {self.root}")
+            hint = "; images='/' admits every path from the root" if self._real is not None and os.path.isabs(path) else ""
+            raise BadRecord("path leaves its folder", f"{where}: {path[:200]!r} is not below {self.root}{hint}")
         try:
             return self._content(file)
         except (FileNotFoundError, NotADirectoryError):

@@ -161,7 +161,7 @@ class ParquetSource(TableSource):
 
     def _place(self, i: int) -> tuple[int, int, int]:
         """(file, row group, row of the group) of a record."""
-        shard = int(np.searchsorted(self._ends, i, "right"))
+        shard = int(self._ends.searchsorted(i, "right"))
         file, group = self._groups[shard]
         return file, group, i - int(self._ends[shard] - self._sizes[shard])
 
@@ -171,10 +171,12 @@ class ParquetSource(TableSource):
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
         file, group, row = self._place(i)
+        where = f"{self._reader.files[file]}, row group {group}, row {row}"
         found = {}
         for name in theirs:
-            column = self._reader.column(file, group, name)
-            found[name] = part_of({name.split(".")[0]: value_at(column, row, self.where(i))}, name.split("."))
+            value = value_at(self._reader.column(file, group, name), row, where)
+            path = name.split(".")
+            found[name] = value if len(path) == 1 else part_of({path[0]: value}, path)
         return found
 
     def column(self, name: str) -> np.ndarray | None:

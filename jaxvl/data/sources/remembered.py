@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,17 +65,29 @@ def remembered_arrays(
     array, more = find()
     if not _keep(beside, json.dumps(more).encode(), log):
         return array, more
+    part = file.with_name(f"{file.stem}.{own_name()}.part.npy")
     try:
-        part = file.with_name(f"{file.name}.{os.getpid()}.part.npy")
         np.save(part, array, allow_pickle=False)
         os.replace(part, file)
         return np.load(file, mmap_mode="r", allow_pickle=False), more
     except (OSError, ValueError):  # a full disk; an array without rows cannot be mapped
         return array, more
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def own_name() -> str:
+    """Differs between all that write at the same time."""
+    return f"{os.getpid()}-{threading.get_ident()}"
+
+
+def kept_folder(what: str) -> pathlib.Path:
+    """A folder of the local cache."""
+    return local_cache_folder() / what
 
 
 def _folder(what: str) -> pathlib.Path:
-    return local_cache_folder() / "index" / what
+    return kept_folder("index") / what
 
 
 def _keep(file: pathlib.Path, content: bytes, log: Log) -> bool:

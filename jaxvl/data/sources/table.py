@@ -206,23 +206,24 @@ class TableSource(Source):
         wanted = [name for name in self.columns if columns is None or name in columns]
         row = self.row(i, {self.chosen[name].theirs for name in wanted})
         record = {}
+        where = self.where(i)
         for name in wanted:
-            value = self._value(row.get(self.chosen[name].theirs), self.chosen[name], name, i)
+            value = self._value(row.get(self.chosen[name].theirs), self.chosen[name], f"{where}, {name}")
             if value is not None:
                 record[name] = value
         return record
 
-    def _value(self, value: object, chosen: Chosen, name: str, i: int) -> object | None:
+    def _value(self, value: object, chosen: Chosen, where: str) -> object | None:
         if value is None:
             return None
         kind = chosen.column.kind
         if isinstance(value, str) and kind in ("image", "audio"):
             if not value:
-                raise BadRecord(f"no {kind}", f"{self.where(i)}, {name}: the path is empty")
+                raise BadRecord(f"no {kind}", f"{where}: the path is empty")
             if self._media is None:
-                raise BadRecord(f"no {kind}", f"{self.where(i)}, {name}: is the path {value[:200]!r}; say in which folder: images='…'")
-            return self._media.read(value, kind, f"{self.where(i)}, {name}")
-        return as_value(value, kind, f"{self.where(i)}, {name}", chosen.column.classes)
+                raise BadRecord(f"no {kind}", f"{where}: is the path {value[:200]!r}; say in which folder: images='…'")
+            return self._media.read(value, kind, where)
+        return as_value(value, kind, where, chosen.column.classes)
 
 
 def column_array(values: Sequence[object | None], kind: Kind) -> np.ndarray:

@@ -1,6 +1,7 @@
 """JSON Lines and CSV/TSV: as pandas and the csv module write them, odd ones from public reports, and damaged ones."""
 
 import base64
+import contextlib
 import csv
 import io
 import json
@@ -202,6 +203,20 @@ def test_open_clips_defaults(tmp_path):
     assert not source.columns["text"].optional and source.present("image").all()
 
 
+def test_paths_from_the_root(tmp_path):
+    """As open_clip's CSV files often have them."""
+    text = f"filepath\ttitle\n{tmp_path}/a.png\there\n/etc/hostname\tb\n"
+    (tmp_path / "deep").mkdir()
+    inside = table(tmp_path, text, images=str(tmp_path)).open(quiet)
+    assert inside[0] == {"image": PNG, "text": "here"}
+    with pytest.raises(BadRecord, match=r"path leaves its folder: .* is not below .*; images='/' admits every path from the root"):
+        inside.read(1)
+    outside = table(tmp_path / "deep", text).open(quiet)
+    assert causes(outside) == {0: "path leaves its folder", 1: "path leaves its folder"}
+    everywhere = table(tmp_path / "deep", text, images="/").open(quiet)
+    assert everywhere[0]["image"] == PNG
+
+
 def test_texts_stay_what_they_are(tmp_path):
     odd = ["None", "null", "NA", "nan", "N/A", "", "  ", "1999", "1e5", "true", "-"]
     source = table(tmp_path, "filepath\ttitle\n" + "".join(f"a.png\t{text}\n" for text in odd)).open(quiet)
@@ -301,12 +316,7 @@ def test_what_the_csv_module_writes_is_read(tmp_path, rows, delimiter, end):
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_rows_or_an_error_of_ours(tmp_path, content):
-    for config in (
-        table(tmp_path, b"filepath\ttitle\n" + content),
-        table(tmp_path, content, "b.tsv", quotes=False),
-        lines(tmp_path, content),
-    ):
-        try:
+    headed = table(tmp_path, b"filepath\ttitle\n" + content)
+    for config in (headed, table(tmp_path, content, "b.tsv", quotes=False), lines(tmp_path, content)):
+        with contextlib.suppress(ConfigError, DataError):
             causes(config.open(quiet))
-        except (ConfigError, DataError):
-            pass

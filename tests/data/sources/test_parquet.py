@@ -1,5 +1,7 @@
 """Parquet files as pandas, pyarrow and `datasets` write them; damaged ones; what is read and kept."""
 
+import functools
+import http.server
 import os
 import pathlib
 import pickle
@@ -316,6 +318,39 @@ def test_in_an_object_store(tmp_path, monkeypatch):
     by_path = Parquet(f"{bucket}/data/", columns={"image": "path"}, images=f"{bucket}/pictures").open(quiet)
     assert pickle.loads(pickle.dumps(by_path))[4] == {"image": make_png(10)}
     assert by_path._media.inside("../data/0.parquet") is None and by_path._media.inside("/etc/passwd") is None
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """A web server that sends ranges of bytes, which that of the library does not."""
+
+    def do_GET(self):
+        content = pathlib.Path(self.translate_path(self.path)).read_bytes()
+        start, _, end = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        part = content[int(start) : int(end) + 1 if end else None]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {start}-{int(start) + len(part) - 1}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_from_a_web_server(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "pictures").mkdir()
+    pq.write_table(pa.table({"path": ["a.png", "../a.png"], "text": ["one", "two"]}), tmp_path / "data" / "0.parquet")
+    (tmp_path / "pictures" / "a.png").write_bytes(make_png(4))
+    columns = {"image": "path", "text": "text"}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Ranges, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        source = Parquet(f"{root}/data/{{0..0}}.parquet", columns=columns, images=f"{root}/pictures").open(quiet)
+        assert source[0] == {"image": make_png(4), "text": "one"} and source.read(1, ["text"]) == {"text": "two"}
+        with pytest.raises(BadRecord, match="path leaves its folder"):
+            source.read(1)
+        server.shutdown()
 
 
 def test_a_config_resolves_by_name(tmp_path):
