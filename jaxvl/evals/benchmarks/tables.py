@@ -24,7 +24,7 @@ def arrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError("Parquet and Arrow tables need pyarrow, which is not installed: pip install pyarrow") from None
+        raise DataError("Parquet and Arrow tables need pyarrow, which is not installed: pip install 'jaxvl[parquet]'") from None
     return pyarrow
 
 

@@ -246,3 +246,16 @@ def test_a_benchmark_without_templates_takes_the_80(tmp_path):
     score(benchmark, model, remember, ("{}!",))
     assert len(seen[0][1]) == 80 and seen[0][1][0] == "a bad photo of a {}." and seen[1][1] == ("{}!",)
     assert png(0) == (folder / "a/a_0.png").read_bytes()
+
+
+def test_languages_of_one_set_encode_its_pictures_once(tmp_path, monkeypatch):
+    reads = []
+    real = ImageFiles._read_picture
+    monkeypatch.setattr(ImageFiles, "_read_picture", lambda self, file: reads.append(file) or real(self, file))
+    sources = [files(tmp_path, range(6), captions=Values(Column("texts"), [[f"{lang} {k}"] for k in range(6)])) for lang in ("en", "de")]
+    model = encoders(ONE, IMAGES, TEXTS)
+    for source, language in zip(sources, ("en", "de")):
+        columns = {"image": "image", "captions": "captions"}
+        benchmark = Benchmark("toy", "retrieval", source, columns, "mean_recall@1", language=language, pictures=source.pictures)
+        score(benchmark, model, vectors(model))
+    assert sorted(reads) == [f"{k}.png" for k in range(6)]
