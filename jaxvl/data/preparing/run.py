@@ -112,6 +112,7 @@ def prepare(config: PrepareConfig, beam_options: Sequence[str] = (), log: Log = 
     folder = out if remote else out.with_name(f"{out.name}.unfinished")
     with _alone(folder):
         _begin(folder, config, source, log)
+        log(f"{source.name}: {len(source):,} records; rules: {', '.join(rule.name for rule in rules_of(config))}; works in {folder}")
         _run(config, len(source), {name: len(test) for name, test in tests.items()}, folder, beam_options)
         prepared = _result(config, folder, len(source), time.monotonic() - began)
         _finish(prepared, config, source, folder, out)

@@ -194,14 +194,15 @@ def _write_tar(
 def _members(key: str, row: Row, record: Mapping[str, Any], columns: Mapping[str, Column]) -> Iterator[tuple[str, bytes]]:
     """(suffix, bytes) of the members of one record: picture, text, the rest.
 
-    A second column of a kind has its name before the suffix: `KEY.mask.png`.
+    A second column of a kind has its name before the suffix: `KEY.mask.png`. A column that is called as one of img2dataset's fields
+    is kept as `original_NAME`.
     """
     about = {"key": key, "status": "success", "width": row.width, "height": row.height, "sha256": row.image.hex()}
     taken: set[str] = set()
     for name, value in record.items():
         kind = columns[name].kind
         if kind in IN_JSON:
-            about[name] = value
+            about[f"original_{name}" if name in about else name] = value
             continue
         data, suffix = (_npy(value), "npy") if kind == "array" else (value, suffix_of(value))
         yield (f"{_plain(name)}.{suffix}" if kind in taken else suffix), data

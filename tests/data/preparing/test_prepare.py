@@ -19,6 +19,7 @@ import msgpack  # noqa: E402
 import planted as samples  # noqa: E402
 from array_record.python import array_record_data_source  # noqa: E402
 
+from jaxvl import paths  # noqa: E402
 from jaxvl.config import ConfigError, resolve  # noqa: E402
 from jaxvl.data.prepare import main, parse  # noqa: E402
 from jaxvl.data.preparing.options import PrepareConfig  # noqa: E402
@@ -189,6 +190,22 @@ def best_share(planted):
         pairs += [(samples.brightness(image), position)] * (len(record["alt"]) + ("title" in record))
     best = sorted(pairs, reverse=True)[: len(pairs) // 2]
     return sorted({position for _, position in best})
+
+
+@pytest.mark.slow
+def test_shards_in_an_object_store_are_the_same(done, folder, planted, monkeypatch):
+    import object_store
+
+    bucket = object_store.start(monkeypatch)
+    out = f"{bucket}/prepared"
+    prepare(config(folder, out, planted), log=lambda _: None)
+    there = {str(path).removeprefix(f"{out}/"): path for path in paths.files_below(paths.as_path(out))}
+    mine = contents(done.out)
+    assert set(there) == set(mine)  # nothing of the work folder is left
+    for name, path in there.items():
+        assert name == "prepared.json" or hashlib.sha256(path.read_bytes()).hexdigest() == mine[name]
+    with pytest.raises(ConfigError, match="is finished; choose another folder"):
+        prepare(config(folder, out, planted), log=lambda _: None)
 
 
 @pytest.mark.slow
