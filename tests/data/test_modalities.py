@@ -116,7 +116,7 @@ def test_frames_are_scaled_and_keep_transparency():
     b = batches(source({i: {**full(i), "frames": [encoded(pixels)]} for i in range(N)}), modalities=("video",))
     frame = b[0]["video"][0, 0]
     expected = np.array(Image.open(io.BytesIO(encoded(pixels))).convert("RGBa").resize((S, S), Image.Resampling.BICUBIC).convert("RGBA"))
-    assert np.abs(frame.astype(int) - expected)[..., 3].max() <= 1 and frame[: S // 2 - 2, :, 3].max() == 0
+    assert np.abs(frame.astype(int) - expected)[..., 3].max() <= 4 and frame[: S // 2 - 2, :, 3].max() == 0
 
 
 def test_clips_of_every_language_are_drawn_cut_and_padded():
