@@ -67,17 +67,19 @@ class Preprocess:
         scale_to = self.scale_to and round(self.scale_to * size / self.image_size)
         return dataclasses.replace(self, image_size=size, scale_to=scale_to)
 
-    def open(self, data: bytes, *, fast: bool = False) -> Image.Image:
+    def open(self, data: bytes, *, fast: bool = False, smallest: float = 1.0) -> Image.Image:
         """An encoded picture, decoded but not scaled: `RGB`, or `RGBa` where it has transparency that is not flattened.
 
         Args:
           data: the file's bytes.
           fast: decode a JPEG at a fraction of its size, where that is enough for what `decode` makes of it.
+          smallest: share of the shorter side that the smallest part has which is cut out of it, see `smallest_part`; with `fast`, the
+            fraction is one at which that part still has S pixels.
 
         Raises:
           BadRecord: as `pictures.open_picture`.
         """
-        at_least = (self.scale_to or self.image_size) if fast else None
+        at_least = math.ceil((self.scale_to or self.image_size) / smallest) if fast else None
         return open_picture(data, at_least, background=self.background if self.flatten else None)
 
     def decode(self, data: bytes, *, fast: bool = False) -> np.ndarray:
@@ -156,6 +158,11 @@ def fit(picture: Image.Image, size: int, box: Box, interpolation: Interpolation,
 def as_array(picture: Image.Image) -> np.ndarray:
     """uint8 [H, W, 3] of a picture in `RGB`, [H, W, 4] of one in `RGBa`, its colours no longer premultiplied."""
     return np.asarray(picture.convert("RGBA") if picture.mode == "RGBa" else picture)
+
+
+def smallest_part(area: tuple[float, float], ratio: tuple[float, float]) -> float:
+    """Shortest side of any part that `crop_box` gives, as a share of the picture's shorter side."""
+    return min(1.0, math.sqrt(area[0] * min(ratio[0], 1 / ratio[1])))
 
 
 def crop_box(width: int, height: int, area: tuple[float, float], ratio: tuple[float, float], draws: Sequence[float]) -> Box:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxvl.data import fast_pictures
 from jaxvl.data.pictures import CAUSES, TOO_LARGE, open_picture
-from jaxvl.data.preprocess import Preprocess, as_array, crop_box, fit
+from jaxvl.data.preprocess import Preprocess, as_array, crop_box, fit, smallest_part
 from jaxvl.data.records import BadRecord
 
 pytest.importorskip("simplejpeg")
@@ -150,6 +150,23 @@ def test_training_pictures_differ_from_evaluation_as_documented(size, by_pillow)
         if size == 120:  # no fraction of the picture is enough
             assert 0 < ours < 0.5
         assert ours < theirs + 0.5
+
+
+@pytest.mark.parametrize(
+    "area, ratio", [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.9, 1.0), (0.75, 1.2)), ((0.3, 0.5), (1.0, 1.0)), ((1.0, 1.0), (2.0, 3.0))]
+)
+def test_no_random_part_has_fewer_pixels_than_asked_for(area, ratio):
+    """Of a JPEG that is decoded at a fraction of its size; and a smaller fraction would be too small for some part."""
+    size, smallest = 32, smallest_part(area, ratio)
+    for width, height in ((1200, 900), (500, 1700), (260, 240)):
+        picture = Preprocess(size).open(jpeg(np.zeros((height, width, 3), np.uint8)), fast=True, smallest=smallest)
+        draws = np.random.default_rng(0).random((4000, 4)).tolist()
+        boxes = [crop_box(*picture.size, area, ratio, row) for row in draws]
+        sides = [min(right - left, bottom - top) for left, top, right, bottom in boxes]
+        fraction = picture.width / width
+        assert min(sides) >= min(size, smallest * min(width, height)) - 1
+        assert fraction < 0.126 or smallest * min(picture.size) / 2 < size + 1
+    assert Preprocess(size).open(FILES["colour"], fast=True).size == Preprocess(size).open(FILES["colour"], fast=True, smallest=1.0).size
 
 
 def test_boxes_that_end_at_the_edge():
