@@ -90,78 +90,8 @@ def test_only_what_is_asked_for_is_read(batches):
     assert {column for asked in of.asked for column in asked} == {"name/en", "keywords/en", "name/de", "name/fr"}
 
 
-<<<<<<< HEAD
 def test_batches_depend_on_seed_and_number_only(batches):
     one, two = batches(seed=3), batches(seed=3, reader=ReaderConfig(threads=3, cache_mb=0))
-=======
-def test_only_what_is_asked_for_is_read():
-    broken = {i: {**record(i), "image": b"broken"} for i in range(N)}  # and no frames, no clips
-    batch = batches(Source(N, broken), modalities=("text",))[0]
-    assert set(batch) == {"text", "id", "index"}
-
-
-def test_frames_are_a_strided_run_that_starts_anywhere():
-    b, seen = batches(), collections.Counter()
-    for i in range(40):
-        batch = b[i]
-        assert (batch["video"][..., 3] == 255).all()
-        grey = batch["video"][:, :, 5, 5, 0] // 20
-        assert (grey == grey[:, :1] + np.array([0, 2, 4])).all()
-        seen.update(grey[:, 0].tolist())
-    assert set(seen) == {0, 1, 2, 3, 4}  # 9 frames leave room for five starts
-    assert min(seen.values()) > 40 * B / 5 / 2
-    first = batches(video=VideoConfig(frames=3, stride=2, random=False))[0]
-    assert (first["video"][:, :, 5, 5, 0] == [0, 40, 80]).all()
-    short = batches(source({i: full(i, frames=2) for i in range(N)}))[0]  # holds its last frame
-    assert (short["video"][:, :, 5, 5, 0] == [0, 20, 20]).all()
-
-
-def test_frames_are_scaled_and_keep_transparency():
-    pixels = noise(3, 2 * S, 2 * S, 4)
-    pixels[:S] = 0
-    b = batches(source({i: {**full(i), "frames": [encoded(pixels)]} for i in range(N)}), modalities=("video",))
-    frame = b[0]["video"][0, 0]
-    expected = np.array(Image.open(io.BytesIO(encoded(pixels))).convert("RGBa").resize((S, S), Image.Resampling.BICUBIC).convert("RGBA"))
-    assert np.abs(frame.astype(int) - expected)[..., 3].max() <= 4 and frame[: S // 2 - 2, :, 3].max() == 0
-
-
-def test_clips_of_every_language_are_drawn_cut_and_padded():
-    b, seen, starts = batches(), collections.Counter(), set()
-    for i in range(40):
-        batch = b[i]
-        for wave, length in zip(batch["waveform"].astype(int), batch["waveform_length"].tolist()):
-            language = wave[0] // 1000
-            seen[language] += 1
-            assert length == min(100 * language, SAMPLES)
-            assert (np.diff(wave[:length]) == 1).all() and not wave[length:].any()
-            if language == 3:
-                starts.add(wave[0] % 1000)
-            else:
-                assert language == 1 and wave[0] == 1000 or language == 2
-    assert set(seen) == {1, 2, 3} and min(seen.values()) > 40 * B / 3 / 2
-    assert min(starts) >= 0 and max(starts) <= 300 - SAMPLES and len(starts) > 20
-    kept = batches(audio=AudioConfig(seconds=0.01, random=False, locales=("ja",)))[0]
-    assert (kept["waveform"] == 3000 + np.arange(SAMPLES)).all()
-    noises = batches(audio=AudioConfig(kind="sound", seconds=0.01))[0]
-    assert (noises["waveform"][:, 0] == 9000).all() and (noises["waveform_length"] == 50).all()
-
-
-def test_a_paired_text_is_in_the_language_of_the_clip():
-    b = batches(audio=AudioConfig(seconds=0.01, paired=True), captions=CaptionConfig(locale="en"))
-    languages = set()
-    for i in range(6):
-        batch = b[i]
-        for wave, text, label in zip(batch["waveform"], batch["text"].tolist(), batch["id"].tolist()):
-            number = wave[0].astype(int) // 1000
-            languages.add(number)
-            locale = {1: "fr", 2: "de"}.get(number)  # sorted; no record has a Japanese name
-            assert locale and text == tokens(f"{locale} {label - 100}")
-    assert languages == {1, 2}
-
-
-def test_batches_depend_on_seed_and_number_only():
-    one, two = batches(seed=3), batches(seed=3, cache_mb=0)
->>>>>>> w/text
     for i in (5, 0, 2):
         assert_same(one[i], two[i])
     parts = [batches(seed=3, rows=Rows(rows, np.ones(2, bool)))[5] for rows in np.split(np.arange(B), 4)]
