@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -107,7 +108,7 @@ def all_texts(source: Source, columns: tuple[str, ...]) -> tuple[tuple[str, ...]
     Bad records are not counted here: `Encoders.images` meets the same ones.
     """
     found = read_all(source, lambda i: texts_of(source.read(i, columns), columns))
-    return tuple(tuple(dict.fromkeys(text for of_column in of or () for text in of_column)) for of in found)
+    return tuple(tuple(dict.fromkeys(itertools.chain.from_iterable(of or ()))) for of in found)
 
 
 def check_texts(source: Source, columns: Columns, field: str) -> None:
