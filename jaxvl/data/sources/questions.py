@@ -99,6 +99,8 @@ class QuestionSource(Source):
 
     def read(self, i: int, columns: Collection[str] | None = None) -> Record:
         """See `base.Source`. Raises BadRecord where the picture cannot be read."""
+        if not 0 <= i < len(self):
+            raise IndexError(i)
         asked = self.questions[i]
         answer = common(asked["answers"])
         record = {

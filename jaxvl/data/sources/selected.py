@@ -48,6 +48,8 @@ class Selected(Source):
 
     def read(self, i: int, columns: Collection[str] | None = None) -> Record:
         """See `base.Source`."""
+        if not 0 <= i < len(self):
+            raise IndexError(i)
         return self.source.read(int(self._index[i]), columns)
 
     def column(self, name: str) -> np.ndarray | None:

@@ -92,11 +92,14 @@ class DemoSource(Source):
 
     def read(self, i: int, columns: Collection[str] | None = None) -> Record:
         """See `base.Source`. A record is read whole, whatever is asked for."""
+        if not 0 <= i < len(self):
+            raise IndexError(i)
         return self._flat(self._records[i], columns)
 
     def _flat(self, data: Mapping[str, Any], columns: Collection[str] | None) -> dict[str, Any]:
         out = {}
-        for name in self.columns if columns is None else columns:
+        wanted = self.columns if columns is None else [name for name in columns if name in self.columns]
+        for name in wanted:
             value = self._value(data, name)
             if value is not None:
                 out[name] = value
