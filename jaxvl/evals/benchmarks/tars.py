@@ -1,187 +1,124 @@
-"""Pictures in tar shards. `open_shards` is the only way in; the reader behind it may be another one."""
+"""Pictures in tar shards: the `webdataset` source, with the labels and captions of all samples held in memory."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-import io
 import pathlib
-import tarfile
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from jaxvl.config import ConfigError
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources.base import Column, Record, Source
+from jaxvl.data.sources.tar_index import NO_NUMBER
+from jaxvl.data.sources.tar_scan import CUT_SHORT, DAMAGED, NO_END
+from jaxvl.data.sources.webdataset import WebDataset
 from jaxvl.evals.benchmarks.files import as_objects
 
 # Suffixes of pictures in the order in which CLIP_benchmark prefers them.
 PICTURES = ("webp", "png", "jpg", "jpeg")
 
 
-class Member(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Member:
     """A small member of every sample that becomes a column held in memory.
 
     Attributes:
       suffix: of the member.
       column: type of the column.
-      parse: bytes -> value. Raises ValueError where it cannot.
+      parse: what the source gives (int, text, array) -> value; None: as it is.
     """
 
     suffix: str
     column: Column
-    parse: Callable[[bytes], Any]
+    parse: Callable[[Any], Any] | None = None
 
 
-def parse_label(content: bytes) -> int:
-    label = int(content.decode("utf-8"))
-    if abs(label) >= 2**31:
-        raise ValueError(f"{label} is no label")
-    return label
-
-
-def parse_array(content: bytes) -> np.ndarray:
-    """An array in numpy's format; one that holds pickled objects is refused."""
-    try:
-        return np.load(io.BytesIO(content), allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise ValueError(str(error)) from None
-
-
-def parse_captions(content: bytes) -> list[str]:
+def split_captions(text: str) -> list[str]:
     """Captions, one a line; as CLIP_benchmark's reader, a line also ends at U+2028 and its like."""
-    return content.decode("utf-8").splitlines()
+    return text.splitlines()
+
+
+_READ_AS = {"class": "int", "texts": "text"}  # kind of a column -> kind that the source reads
 
 
 def open_shards(name: str, files: Sequence[pathlib.Path], members: Mapping[str, Member]) -> Source:
-    """Records of tar shards in their order: `image`, and a column for each of `members`.
+    """Records of tar shards in their order: `image`, and a column for each of `members`, which a record may lack.
 
-    Raises DataError where a shard is missing or is no whole tar.
+    Raises DataError where a shard is missing or cut short: figures of a part of a benchmark are none of the benchmark.
     """
-    return _TarImages(name, files, members)
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file}: is missing")
+    columns = {"image": ";".join(PICTURES), **{column: member.suffix for column, member in members.items()}}
+    kinds = {column: _READ_AS.get(member.column.kind, member.column.kind) for column, member in members.items()}
+    told: list[str] = []
+    try:
+        inner = WebDataset(tuple(map(str, files)), columns, tuple(columns), kinds).open(told.append)
+    except ConfigError as error:
+        raise DataError(f"{name}: {error}") from None
+    for text in told:
+        if any(cause in text for cause in (CUT_SHORT, DAMAGED, NO_END)):
+            raise DataError(f"{name}: {text}")
+    return _Shards(name, inner, members)
 
 
-class _Sample(NamedTuple):
-    file: int
-    key: str
-    suffix: str | None
-    offset: int
-    size: int
-    values: dict[str, Any]
+class _Shards(Source):
+    """See `open_shards`."""
 
-
-class _TarImages(Source):
-    """See `open_shards`. Headers and small members are read once, at the start; a picture when it is asked for."""
-
-    def __init__(self, name: str, files: Sequence[pathlib.Path], members: Mapping[str, Member]):
+    def __init__(self, name: str, inner: Source, members: Mapping[str, Member]):
         self.name = name
-        self._files = [pathlib.Path(file) for file in files]
-        self._samples: list[_Sample] = []
-        self._shards = []
-        for number, file in enumerate(self._files):
-            before = len(self._samples)
-            self._samples += _samples_of(number, file, members)
-            self._shards.append(len(self._samples) - before)
+        self._inner = inner
+        self._held = {column: _values(inner, column, member) for column, member in members.items()}
         self.columns = {"image": Column("image")}
-        self.columns |= {key: Column(m.column.kind, True, m.column.classes) for key, m in members.items()}
-        self._open = threading.local()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_open"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open = threading.local()
+        self.columns |= {column: dataclasses.replace(member.column, optional=True) for column, member in members.items()}
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._inner)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the samples' keys and sizes, and of the values of the small members."""
-        digest = hashlib.sha256()
-        for sample in self._samples:
-            values = {key: _plain(value) for key, value in sample.values.items()}
-            digest.update(f"{sample.key}\0{sample.suffix}\0{sample.size}\0{values}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+        """Of the shards and the values in memory."""
+        held = {column: [_plain(value) for value in values] for column, values in self._held.items()}
+        return hashlib.sha256(f"{self._inner.fingerprint} {held}".encode("utf-8", "surrogateescape")).hexdigest()
 
     def shards(self) -> np.ndarray:
-        return np.array(self._shards, np.int64)
+        return self._inner.shards()
 
     def read(self, i: int, columns: Collection[str] | None = None) -> Record:
         if not 0 <= i < len(self):
             raise IndexError(i)
-        sample = self._samples[i]
         wanted = self.columns if columns is None else columns
-        record = {key: value for key, value in sample.values.items() if key in wanted}
+        record = {column: values[i] for column, values in self._held.items() if column in wanted and values[i] is not None}
         if "image" in wanted:
-            record["image"] = self._read_picture(sample)
+            record |= self._inner.read(i, ("image",))
+            if "image" not in record:
+                raise BadRecord("record is incomplete", f"{self.name}, record {i}: no picture (.{', .'.join(PICTURES)})")
         return record
 
-    def _read_picture(self, sample: _Sample) -> bytes:
-        path = self._files[sample.file]
-        if sample.suffix is None:
-            raise BadRecord("record is incomplete", f"{path}, {sample.key}: no picture (.{', .'.join(PICTURES)})")
-        try:
-            file = self._file(sample.file)
-            file.seek(sample.offset)
-            content = file.read(sample.size)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read any more ({error})") from None
-        if len(content) < sample.size:
-            raise BadRecord("record cannot be read", f"{path}, {sample.key}.{sample.suffix}: cut short")
-        return content
-
-    def _file(self, number: int) -> Any:
-        """The shard, opened once in each thread."""
-        held = getattr(self._open, "held", None)
-        if held is None or held[0] != number:
-            self._open.held = held = (number, open(self._files[number], "rb"))
-        return held[1]
-
     def column(self, name: str) -> np.ndarray | None:
-        if name == "image" or name not in self.columns:
-            return None
-        return as_objects([sample.values.get(name) for sample in self._samples])
+        return as_objects(self._held[name]) if name in self._held else None
+
+
+def _values(inner: Source, column: str, member: Member) -> list[Any]:
+    """Values of all records; None where a record lacks it or holds something else."""
+    numbers = inner.column(column)
+    if numbers is not None:
+        return [None if number == NO_NUMBER else number for number in numbers.tolist()]
+    return [_value(inner, i, column, member) for i in range(len(inner))]
+
+
+def _value(inner: Source, i: int, column: str, member: Member) -> Any | None:
+    try:
+        value = inner.read(i, (column,)).get(column)
+    except BadRecord:
+        return None
+    return value if value is None or member.parse is None else member.parse(value)
 
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-def _samples_of(number: int, path: pathlib.Path, members: Mapping[str, Member]) -> list[_Sample]:
-    """Samples of a shard in the order of their first members. A key ends at the first dot of the base name."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, _, base = member.name.rpartition("/")
-                stem, dot, suffix = base.partition(".")
-                if not member.isreg() or not dot or not stem:
-                    continue
-                key = f"{folder}/{stem}" if folder else stem
-                found.setdefault(key, {}).setdefault(suffix.lower(), (member.offset_data, member.size))
-    except FileNotFoundError:
-        raise DataError(f"{path}: is missing") from None
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: is no whole tar file ({error})") from None
-    with open(path, "rb") as file:
-        return [_sample(number, key, parts, members, file) for key, parts in found.items()]
-
-
-def _sample(number: int, key: str, parts: Mapping[str, tuple[int, int]], members: Mapping[str, Member], file: Any) -> _Sample:
-    values = {}
-    for column, member in members.items():
-        if member.suffix not in parts:
-            continue
-        offset, size = parts[member.suffix]
-        file.seek(offset)
-        try:
-            values[column] = member.parse(file.read(size))
-        except ValueError:
-            continue  # the record lacks it, and whoever needs it counts that
-    suffix = next((suffix for suffix in PICTURES if suffix in parts), None)
-    offset, size = parts[suffix] if suffix else (0, 0)
-    return _Sample(number, key, suffix, offset, size, values)

@@ -14,7 +14,7 @@ from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Column, Source
 from jaxvl.evals.benchmarks.base import MAIN_METRIC, Benchmark, Found, Task
 from jaxvl.evals.benchmarks.files import lines_of
-from jaxvl.evals.benchmarks.tars import Member, open_shards, parse_array, parse_captions, parse_label
+from jaxvl.evals.benchmarks.tars import Member, open_shards, split_captions
 
 LAYOUT = "CLIP_benchmark wds"
 # Folder names have "-" for "/"; these begin names in which it was one.
@@ -61,19 +61,19 @@ def open_folder(folder: pathlib.Path, name: str, split: str = "test") -> Benchma
     task = _task(folder)
     files = [folder / split / f"{i}.tar" for i in range(_shards(folder / split / "nshards.txt"))]
     if task == "retrieval":
-        captions = Member("txt", Column("texts"), parse_captions)
+        captions = Member("txt", Column("texts"), split_captions)
         source = open_shards(str(folder), files, {"captions": captions})
         columns = {"image": "image", "captions": "captions"}
         return Benchmark(f"wds/{name}", task, source, columns, MAIN_METRIC[task], pictures=str(folder))
     classes = _classes(folder)
     if task == "multilabel":
-        source = open_shards(str(folder), files, {"labels": Member("npy", Column("array"), parse_array)})
+        source = open_shards(str(folder), files, {"labels": Member("npy", Column("array"))})
         _check_vectors(source, len(classes), folder)
         columns = {"image": "image", "labels": "labels"}
         return Benchmark(f"wds/{name}", task, source, columns, MAIN_METRIC[task], classes, pictures=str(folder))
-    members = {"label": Member("cls", Column("class", classes=classes), parse_label)}
+    members = {"label": Member("cls", Column("class", classes=classes))}
     if name in _FIGURES:
-        members["metadata"] = Member("npy", Column("array"), parse_array)
+        members["metadata"] = Member("npy", Column("array"))
     source = open_shards(str(folder), files, members)
     check_labels(source.column("label"), len(classes), folder)
     main = _MAIN.get(name, MAIN_METRIC[task])

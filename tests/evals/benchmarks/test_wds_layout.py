@@ -131,7 +131,7 @@ def test_odd_samples(tmp_path):
     source = wds.find(folder)[0].open().source
     assert len(source) == 4 and source.column("label").tolist() == [0, 1, None, 1]
     assert [number_of(source[i]["image"]) for i in range(3)] == [1, 2, 3]
-    with pytest.raises(BadRecord, match=r"record is incomplete: .*0.tar, d: no picture"):
+    with pytest.raises(BadRecord, match=r"record is incomplete: .*odd, record 3: no picture"):
         source[3]
 
 
@@ -167,7 +167,7 @@ def test_a_tar_that_is_cut_short(tmp_path):
     folder = by_hand(tmp_path / "set", [(f"{k}.{s}", c) for k in range(9) for s, c in (("png", png(k)), ("cls", b"0"))])
     path = folder / "test" / "0.tar"
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(DataError, match="0.tar: is no whole tar file"):
+    with pytest.raises(DataError, match="set: .*(member is cut short|no end mark)"):
         wds.find(folder)[0].open()
 
 
