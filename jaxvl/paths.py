@@ -313,7 +313,8 @@ def find_files(pattern: str) -> list[str]:
         raise PathError(f"{pattern!r}: a web server lists no files; write their names with braces, as in {{00000..00099}}.tar")
     system, name = _file_system(pattern)
     with _named_errors(pattern):
-        return sorted(str(system.unstrip_protocol(found)) for found in system.glob(name))
+        found = system.glob(name)
+    return sorted(f"{scheme_of(pattern)}://{file.lstrip('/')}" for file in found)
 
 
 def read_range(file: str, start: int, size: int) -> bytes:

@@ -149,6 +149,8 @@ def read_index(content: bytes | mmap.mmap, check_digest: bool = True) -> TarInde
     try:
         header = json.loads(bytes(content[start : start + length]))
         index = _from_header(header, content, start + length + -(start + length) % _ALIGNED)
+    except BadIndex:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise BadIndex(f"{type(error).__name__}: {error}"[:200]) from None
     if check_digest:

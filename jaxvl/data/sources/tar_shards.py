@@ -38,6 +38,7 @@ COST_OF_MAPPED = 2**20  # bytes; each keeps a file open
 PIECE_REMOTE = 8 * 2**20  # bytes that are read of a remote shard at a time
 INDEXED_AT_ONCE = 8  # shards
 SAID_EVERY = 10.0  # seconds
+MOST_NOTES = 3  # of single indexes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _index_all(files: Sequence[str], states: Sequence[FileState], log: Log, fold
     suffixes: set[str] = set()
 
     def index(i: int) -> None:
-        index, made = find_or_make(files[i], states[i], log, folder)
+        index, made = find_or_make(files[i], states[i], progress.note, folder)
         shards[i] = Shard(files[i], states[i], len(index), index.digest, dict(index.left_out))
         suffixes.update(index.suffixes[: MOST_SUFFIXES + 1])
         progress.add(states[i].size if made else 0)
@@ -184,7 +185,14 @@ class _Progress:
         self._shards, self._size, self._log = shards, size, log
         self._start = self._said = time.monotonic()
         self._lock = threading.Lock()
-        self._done = self._made = self._bytes = 0
+        self._done = self._made = self._bytes = self._notes = 0
+
+    def note(self, line: str) -> None:
+        """Says the first ones of what may be said of every shard."""
+        with self._lock:
+            self._notes += 1
+            if self._notes <= MOST_NOTES:
+                self._log(line)
 
     def add(self, size: int) -> None:
         with self._lock:
@@ -194,6 +202,8 @@ class _Progress:
                 self._log(f"indexing tar shards: {self._done:,} of {self._shards:,}")
 
     def end(self) -> None:
+        if self._notes > MOST_NOTES:
+            self._log(f"… and {self._notes - MOST_NOTES:,} more indexes likewise")
         seconds = max(time.monotonic() - self._start, 1e-3)
         if self._made:
             speed = self._bytes / seconds / 1e6

@@ -401,6 +401,16 @@ def test_an_index_of_the_shard_as_it_was_is_made_anew(tmp_path):
     assert len(source) == 1 and source[0]["text"] == "new" and source.fingerprint != first.fingerprint
 
 
+def test_of_many_indexes_few_lines_are_said(tmp_path):
+    files = write_shards(tmp_path / "data", shards=9, rows=1)
+    open_source(files)
+    for file in source_files(files):
+        os.utime(file, (1, 1))
+    log = []
+    open_source(files, log.append)
+    assert [("has changed" in line, "6 more indexes" in line) for line in log] == [(True, False)] * 3 + [(False, True), (False, False)]
+
+
 def test_in_a_folder_that_may_only_be_read_indexes_go_to_the_cache(tmp_path, cache, monkeypatch):
     files = write_shards(tmp_path / "data")
     write = paths.write_bytes
