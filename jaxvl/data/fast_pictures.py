@@ -22,6 +22,7 @@ except ImportError:
     cykooz_resizer = None
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+SCRATCH = 8_000_000  # bytes that a thread keeps to decode into
 _THREAD = threading.local()
 
 
@@ -30,13 +31,23 @@ def decode_jpeg(data: bytes, picture: Image.Image) -> Image.Image | None:
     if simplejpeg is None or picture.mode not in ("RGB", "L"):
         return None
     width, height = picture.size
-    # The array is made here, so that no other header in the file can ask for more memory than Pillow's checks have let through.
-    pixels = np.empty((height, width, 3), np.uint8)
+    # The array is given, so that no other header in the file can ask for more memory than Pillow's checks have let through.
+    pixels = _scratch(3 * width * height).reshape(height, width, 3)
     try:
         found = simplejpeg.decode_jpeg(data, "RGB", min_height=height, min_width=width, buffer=pixels)
     except (ValueError, MemoryError):  # it also raises where libjpeg only warns
         return None
-    return Image.fromarray(pixels) if found.shape == pixels.shape else None
+    return Image.fromarray(pixels) if found.shape == pixels.shape else None  # a copy
+
+
+def _scratch(n: int) -> np.ndarray:
+    """uint8 [n] of memory, the same each time in a thread: fresh memory costs a fault for each of its pages."""
+    if n > SCRATCH:
+        return np.empty(n, np.uint8)
+    found = getattr(_THREAD, "scratch", None)
+    if found is None:
+        found = _THREAD.scratch = np.empty(SCRATCH, np.uint8)
+    return found[:n]
 
 
 def resize(picture: Image.Image, size: int, box: Box, interpolation: str) -> Image.Image | None:

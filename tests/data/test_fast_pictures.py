@@ -229,3 +229,10 @@ def test_threads_do_not_mix_pictures():
         for _ in range(5):
             for got, expected in zip(pool.map(lambda data: Preprocess(48).decode(data, fast=True), files), wanted):
                 np.testing.assert_array_equal(got, expected)
+
+
+def test_a_picture_is_its_own_when_the_next_is_decoded():
+    first = open_picture(FILES["colour"], 180)
+    before = np.asarray(first).copy()
+    open_picture(jpeg(photo(9)), 180)
+    np.testing.assert_array_equal(np.asarray(first), before)
