@@ -17,9 +17,13 @@ from jaxvl.data.augment import Augment
 from jaxvl.data.batches import REPLACEMENTS, Batches, Rows, Start, check_budget
 from jaxvl.data.cache import Cache
 from jaxvl.data.config import DataConfig, ReaderConfig
+from jaxvl.data.fields.boxes import PictureWithBoxes
 from jaxvl.data.fields.caption import Caption
-from jaxvl.data.fields.numbers import Array, Group, Label
+from jaxvl.data.fields.frames import Frames
+from jaxvl.data.fields.masked_text import MaskedText
+from jaxvl.data.fields.numbers import Array, Group, Label, Number
 from jaxvl.data.fields.picture import Picture
+from jaxvl.data.fields.waveform import Waveform
 from jaxvl.data.records import BadRecord, DataError, RecordSource, causes, write_records
 from jaxvl.data.samplers.in_order import InOrder
 from jaxvl.data.samplers.mixture import Mixture
@@ -551,6 +555,13 @@ def test_an_error_that_is_no_bad_record_is_not_swallowed(error):
         (dict(group_id=Group("shape")), "fields.group_id.column: 'shape' is no column"),
         (dict(label=Label("name/en")), "fields.label.column: 'name/en' of fake holds text; must be class or int"),
         (dict(width=Array("width", (2,))), "fields.width.column: 'width' is no column"),
+        (dict(image=PictureWithBoxes(size=S)), "fields.image.boxes: 'boxes' is no column of fake"),
+        (dict(image=PictureWithBoxes(size=S, boxes="key")), "fields.image.boxes: 'key' of fake holds text; must be array"),
+        (dict(video=Frames(size=S)), r"fields.video.column: 'frames' is no column of fake.*\(columns: key \(text\), image \(image\)"),
+        (dict(sound=Waveform("speech/*")), r"fields.sound.columns: 'speech/\*' is no column of fake.*\(columns: key"),
+        (dict(hidden=MaskedText("title", mask_id=2)), "fields.hidden.columns: 'title' is no column of fake"),
+        (dict(hidden=MaskedText("name/en", mask_id=10**6)), "fields.hidden.mask_id: 1000000 must be < "),
+        (dict(width=Number("image")), "fields.width.column: 'image' of fake holds image; must be float or int or class"),
     ],
 )
 def test_a_field_that_the_source_cannot_serve_is_named(fields, message):

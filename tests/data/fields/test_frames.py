@@ -93,18 +93,19 @@ def test_a_broken_frame_is_met_whatever_is_asked_for(place):
 
 def test_all_frames_of_a_clip_are_augmented_alike():
     """Each frame as the picture that it is, with its clip's key."""
-    how = Augment(flip=0.5, rotate=20.0, hue=20.0, brightness=0.2)
+    how = Augment(flip=0.5, brightness=0.2)
     field = dataclasses.replace(FIELD, augment=how)
     preprocess = Preprocess(S)
     pixels = np.stack([row(field, clip(), draw) for draw in (0.1, 0.6, 0.9)])
     keys = jax.random.split(jax.random.key(3), 3)
-    made = field.on_device("video", {"video": jax.numpy.asarray(pixels)}, keys, preprocess)["video"]
+    step = jax.jit(lambda video: field.on_device("video", {"video": video}, keys, preprocess)["video"])
+    made = step(pixels)
     assert made.shape == (3, 3, S, S, 3) and made.dtype == np.float32
+    single = jax.jit(lambda frame: preprocess.normalise(augment(frame, keys, how, preprocess.background)))
     for i in range(3):
-        expected = preprocess.normalise(augment(jax.numpy.asarray(pixels[:, i]), keys, how, preprocess.background))
-        np.testing.assert_allclose(made[:, i], expected, atol=1e-5)
+        np.testing.assert_allclose(made[:, i], single(pixels[:, i]), atol=1e-5)
     still = np.stack([np.repeat(p[:1], 3, 0) for p in pixels])
-    frames = np.asarray(field.on_device("video", {"video": jax.numpy.asarray(still)}, keys, preprocess)["video"])
+    frames = np.asarray(step(still))
     np.testing.assert_allclose(frames[:, 0], frames[:, 2], atol=1e-6)
 
 

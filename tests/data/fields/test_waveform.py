@@ -36,7 +36,7 @@ def row(field, given=None, draws=(0.5, 0.5), source=SOURCE):
     return row_of(field, sounding() if given is None else given, "wave", source, list(draws), TOKENIZER)
 
 
-def rows(field, n=600, seed=0):
+def rows(field, n=400, seed=0):
     return [row(field, draws=draws) for draws in np.random.default_rng(seed).random((n, 2)).tolist()]
 
 
@@ -53,7 +53,7 @@ def test_clips_of_every_language_are_drawn_cut_and_padded():
             starts.add(wave[0] % 1000)
         else:
             assert language == 1 and wave[0] == 1000 or language == 2
-    assert set(seen) == {1, 2, 3} and min(seen.values()) > 600 / 3 / 1.3
+    assert set(seen) == {1, 2, 3} and min(seen.values()) > 400 / 3 / 1.4
     assert len(starts) > 80 and max(starts) <= 300 - SAMPLES
     last = np.nextafter(1.0, 0.0)
     assert row(FIELD, draws=(last, 0.0))["wave"][0] == 3000 and row(FIELD, draws=(last, last))["wave"][0] == 3000 + 300 - SAMPLES
