@@ -10,6 +10,7 @@ Credentials and endpoints are those of the store's own tools: `~/.aws`, `AWS_END
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -22,6 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 # Of etils' two ways to an object store, TensorFlow and fsspec, always the same one: TensorFlow may be installed for another reason.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -30,6 +32,7 @@ import fsspec
 from etils import epath
 
 Path = pathlib.Path | epath.Path
+Result = TypeVar("Result")
 
 # Scheme -> the fsspec library that serves it, and how it is installed.
 LIBRARIES = {
@@ -51,6 +54,10 @@ _FSSPEC_NAMES = {"gs": ("gs", "gcs"), "s3": ("s3",), "az": ("az",), "hf": ("hf",
 
 class PathError(OSError):
     """A path that cannot be used, or a store that cannot be reached; one sentence."""
+
+
+class RefusedError(PathError):
+    """What a server answers, and will answer again."""
 
 
 def as_path(text: str | os.PathLike) -> Path:
@@ -224,7 +231,7 @@ def download(path: Path, file: pathlib.Path) -> None:
 # Files that are read in ranges of bytes: local, in an object store, or of a web server
 
 ATTEMPTS = 4  # at reading a range of a remote file
-LISTED_AT_ONCE = 32  # requests about files
+ASKED_AT_ONCE = 32  # requests about files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,20 +253,20 @@ def file_state(file: str) -> FileState:
         about = os.stat(file)
         return FileState(about.st_size, str(about.st_mtime_ns))
     system, name = _file_system(file)
+    if scheme_of(file) in READ_ONLY:
+        return _try_again(lambda: _web_state(file), file)
     with _named_errors(file):
         return _remote_state(file, system.info(name))
 
 
 def file_states(files: Sequence[str]) -> list[FileState | None]:
-    """The states of many files; None of one that is not there. Remote folders are listed, not asked file by file.
+    """The states of many files; None of one that is not there. Of a remote folder that many are in, the files are listed.
 
     Raises:
       OSError: a store cannot be reached.
     """
-    listed: dict[str, dict[str, FileState]] = {}
-    folders = {file.rpartition("/")[0] for file in files if is_remote(file) and scheme_of(file) not in READ_ONLY}
-    for folder in folders:
-        listed[folder] = _listed_states(folder)
+    remote = collections.Counter(file.rpartition("/")[0] for file in files if is_remote(file) and scheme_of(file) not in READ_ONLY)
+    listed = {folder: _listed_states(folder) for folder, n in remote.items() if n > ASKED_AT_ONCE}
 
     def state(file: str) -> FileState | None:
         folder, _, name = file.rpartition("/")
@@ -270,9 +277,9 @@ def file_states(files: Sequence[str]) -> list[FileState | None]:
         except FileNotFoundError:
             return None
 
-    if not any(scheme_of(file) in READ_ONLY for file in files):
+    if not any(is_remote(file) for file in files):
         return [state(file) for file in files]
-    with concurrent.futures.ThreadPoolExecutor(LISTED_AT_ONCE) as pool:
+    with concurrent.futures.ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         return list(pool.map(state, files))
 
 
@@ -292,7 +299,7 @@ def _remote_state(file: str, about: Mapping[str, object]) -> FileState:
     size = about.get("size")
     if not isinstance(size, int):
         raise PathError(f"{file}: its server does not say how long it is, so that it cannot be read in parts; copy it to a folder")
-    for key in ("ETag", "etag", "generation", "md5Hash", "Last-Modified", "LastModified", "updated", "last_modified"):
+    for key in ("ETag", "etag", "generation", "md5Hash", "LastModified", "updated", "last_modified"):
         if about.get(key):
             return FileState(size, str(about[key]))
     return FileState(size, "")
@@ -324,12 +331,12 @@ def read_range(file: str, start: int, size: int) -> bytes:
     return data
 
 
-def _try_again(read: Callable[[], bytes], file: str) -> bytes:
+def _try_again(read: Callable[[], Result], file: str) -> Result:
     for attempt in range(ATTEMPTS):
         try:
             with _named_errors(file):
                 return read()
-        except (FileNotFoundError, PermissionError):
+        except (FileNotFoundError, PermissionError, RefusedError):
             raise
         except OSError:
             if attempt == ATTEMPTS - 1:
@@ -338,20 +345,30 @@ def _try_again(read: Callable[[], bytes], file: str) -> bytes:
     raise AssertionError("unreachable")
 
 
-def check_ranges(url: str) -> None:
-    """Asks a web server for one byte of a file. Raises PathError where it sends the whole file or nothing at all."""
+def _web_state(url: str) -> FileState:
+    """State of a file of a web server, which is asked for one byte of it.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      PathError: it cannot be had, or the server sends the whole file.
+    """
     request = urllib.request.Request(url, headers={"Range": "bytes=0-0", "Accept-Encoding": "identity"})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            status = answer.status
+            status, headers = answer.status, answer.headers
     except urllib.error.HTTPError as error:
-        if error.code == 404:
-            raise FileNotFoundError(f"{url}: is not there (HTTP 404)") from None
-        raise PathError(f"{url}: cannot be read (HTTP {error.code})") from None
+        if error.code in (404, 410):
+            raise FileNotFoundError(f"{url}: is not there (HTTP {error.code})") from None
+        if error.code == 416:  # no byte of it: it is empty
+            return FileState(0, "")
+        answered = f"{url}: cannot be read (HTTP {error.code})"
+        raise (PathError(answered) if error.code >= 500 else RefusedError(answered)) from None
     except OSError as error:
         raise PathError(f"{url}: cannot be reached ({error})") from None
-    if status != 206:
-        raise PathError(f"{url}: its server does not read ranges of bytes, which records need; copy it to a folder")
+    size = headers.get("Content-Range", "").rpartition("/")[2]
+    if status != 206 or not size.isdigit():
+        raise RefusedError(f"{url}: its server does not read ranges of bytes, which records need; copy it to a folder")
+    return FileState(int(size), headers.get("ETag") or headers.get("Last-Modified") or "")
 
 
 def _file_system(file: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jaxvl import paths
 from jaxvl.config import ConfigError, check
 
-MOST_FILES = 10_000_000
+MOST_FILES = 1_000_000
 _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?")
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.(-?\d{1,18}))?")
 

@@ -7,14 +7,14 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from jaxvl import paths
 from jaxvl.data.records import DataError
 from jaxvl.paths import FileState
 
 MOST_OPEN = 64  # local files
-LOOK_AGAIN = 1.0  # seconds after which a local file's name is looked up again
+LOOK_AGAIN = 0.25  # seconds after which it is looked up again whether a local file is what it was
 LOOK_AGAIN_REMOTE = 300.0
 # Ranges that are at most so far apart are read as one.
 GAP = 4 * 2**10
@@ -75,17 +75,19 @@ class RangeFiles:
         return _cut(ranges, together, parts)
 
     def _read_local(self, name: str, state: FileState, together: Sequence[tuple[int, int]]) -> list[bytes]:
-        with self._using(name, state) as file:
-            about = os.fstat(file.descriptor)
-            _check_same(name, state, FileState(about.st_size, str(about.st_mtime_ns)))
-            if time.monotonic() - file.looked > LOOK_AGAIN:
-                file.looked = time.monotonic()
+        file = self._take(name, state)
+        try:
+            now = time.monotonic()
+            if now - file.looked > LOOK_AGAIN:
+                file.looked = now
                 _check_same(name, state, paths.file_state(name))
             return [_read_whole(file.descriptor, start, stop - start) for start, stop in together]
+        finally:
+            with self._lock:
+                file.users -= 1
 
-    @contextlib.contextmanager
-    def _using(self, name: str, state: FileState) -> Iterator[_Open]:
-        """An open file, which is not closed meanwhile."""
+    def _take(self, name: str, state: FileState) -> _Open:
+        """An open file, which is not closed before its `users` are 0 again."""
         with self._lock:
             file = self._open.get(name)
             if file is None:
@@ -95,11 +97,7 @@ class RangeFiles:
                 self._close_oldest()
             self._open.move_to_end(name)
             file.users += 1
-        try:
-            yield file
-        finally:
-            with self._lock:
-                file.users -= 1
+            return file
 
     def _close_oldest(self) -> None:
         spare = len(self._open) - self._most_open
@@ -124,6 +122,8 @@ def _check_same(name: str, before: FileState, now: FileState) -> None:
 
 def _merge(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
     """(offset, size) -> (start, stop) of fewer reads, in order."""
+    if len(ranges) == 1:
+        return [(ranges[0][0], ranges[0][0] + ranges[0][1])]
     together: list[tuple[int, int]] = []
     for start, size in sorted(ranges):
         if together and start <= together[-1][1] + gap:
@@ -135,6 +135,8 @@ def _merge(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int]]
 
 def _cut(ranges: Sequence[tuple[int, int]], together: Sequence[tuple[int, int]], parts: Sequence[bytes]) -> list[bytes]:
     """The bytes of each range, out of those that were read together."""
+    if len(ranges) == 1:
+        return list(parts)
     found = []
     for offset, size in ranges:
         for (start, stop), part in zip(together, parts):

@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 
 from jaxvl import paths
-from jaxvl.data.corpora.store import local_cache_folder
+from jaxvl.data.folders import local_cache_folder
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Log
 from jaxvl.paths import FileState
