@@ -17,7 +17,7 @@ from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Kind
 from jaxvl.data.sources.table import NAMES, Found
-from jaxvl.data.sources.values import NOT_UTF8, media_kind
+from jaxvl.data.sources.values import NOT_UTF8, as_value, media_kind
 
 if TYPE_CHECKING:
     import pyarrow
@@ -44,7 +44,9 @@ def find_columns(schema: pyarrow.Schema, first_bytes: Callable[[str], bytes | No
     features = _features(schema)
     found: dict[str, Found] = {}
     for field in schema:
-        found |= dict(_columns_of(field, field.name, features.get(field.name), first_bytes))
+        for name, column in _columns_of(field, field.name, features.get(field.name), first_bytes):
+            if name == field.name or name not in schema.names:  # a column's own name comes before a part of a struct
+                found[name] = column
     return found
 
 
@@ -142,6 +144,34 @@ def value_at(column: pyarrow.ChunkedArray, i: int, where: str) -> object | None:
         raise BadRecord(NOT_UTF8, f"{where}: {error}") from None
 
 
+def plain_values(column: pyarrow.ChunkedArray, path: Sequence[str], kind: Kind) -> list[object | None]:
+    """All values of a column, or of a part of it; None where one is missing or of another kind.
+
+    Args:
+      path: of the part, from the column itself.
+      kind: of the values.
+    """
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError:  # one of them is no UTF-8
+        values = [_plain_or_none(column, i) for i in range(len(column))]
+    found: list[object | None] = []
+    for value in values:
+        value = value if len(path) == 1 else part_of({path[0]: value}, path)
+        try:
+            found.append(None if value is None else as_value(value, kind, path[0]))
+        except BadRecord:  # `read` says why
+            found.append(None)
+    return found
+
+
+def _plain_or_none(column: pyarrow.ChunkedArray, i: int) -> object | None:
+    try:
+        return _plain(column[i])
+    except UnicodeDecodeError:
+        return None
+
+
 def _plain(scalar: pyarrow.Scalar) -> object | None:
     import pyarrow as pa
 
@@ -178,7 +208,12 @@ def _list(values: pyarrow.Array) -> object:
     return parts
 
 
-def part_of(value: object, names: list[str]) -> object | None:
+def path_of(name: str, tops: Collection[str]) -> list[str]:
+    """The column and the parts of structs that a dotted name means; a column's own name may hold dots."""
+    return [name] if name in tops else name.split(".")
+
+
+def part_of(value: object, names: Sequence[str]) -> object | None:
     """The part of a struct that a dotted name means."""
     for name in names:
         if not isinstance(value, Mapping):

@@ -23,11 +23,10 @@ from jaxvl.data.sources.base import Kind, Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.line_index import RecordFiles, default_media_root
 from jaxvl.data.sources.media import MediaFolder
-from jaxvl.data.sources.table import NAMES, PATH_NAMES, Chosen, Found, TableSource, choose_columns, column_array
-from jaxvl.data.sources.values import NOT_UTF8, as_value, list_in_text
+from jaxvl.data.sources.table import NAMES, PATH_NAMES, Chosen, Found, ParsedTable, choose_columns
+from jaxvl.data.sources.values import NOT_UTF8, list_in_text
 
 LOOKED_AT = 100  # rows whose values say what a column holds
-MOST_PARSED = 5_000_000  # rows up to which `column` parses all
 LONGEST_HEADER = 2**20  # bytes
 SEPARATORS = {"\t": "a tab", ",": "a comma", ";": "a semicolon", "|": "a bar"}
 _TEXTS = {*NAMES["text"], *PATH_NAMES}  # columns that hold texts, whatever the first ones look like
@@ -197,7 +196,7 @@ def kind_of_texts(name: str, values: Sequence[str]) -> Kind:
     return "text"
 
 
-class DelimitedSource(TableSource):
+class DelimitedSource(ParsedTable):
     """Rows of CSV or TSV files. A shard is a file.
 
     Args:
@@ -234,26 +233,3 @@ class DelimitedSource(TableSource):
         """A number may be left out; a text may be empty."""
         numbers = any(each.theirs == name and each.column.kind in ("int", "float", "class") for each in self.chosen.values())
         return None if numbers and not text.strip() else text
-
-    def column(self, name: str) -> np.ndarray | None:
-        values = self._all_values(name)
-        return None if values is None else column_array(values, self.columns[name].kind)
-
-    def present(self, name: str) -> np.ndarray | None:
-        if name in self.columns and not self.columns[name].optional:
-            return np.ones(len(self), bool)
-        values = self._all_values(name)
-        return None if values is None else np.array([value is not None for value in values], bool)
-
-    def _all_values(self, name: str) -> list[object | None] | None:
-        """None where the column is not a cheap one, or there are too many rows."""
-        if name not in self.columns or self.columns[name].kind not in ("class", "int", "float", "text") or len(self) > MOST_PARSED:
-            return None
-        theirs, values = self.chosen[name].theirs, []
-        for i in range(len(self)):
-            try:
-                value = self.row(i, [theirs])[theirs]
-                values.append(None if value is None else as_value(value, self.columns[name].kind, self.where(i)))
-            except BadRecord:  # `read` says why
-                values.append(None)
-        return values

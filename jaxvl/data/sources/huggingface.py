@@ -19,7 +19,7 @@ from jaxvl import paths
 from jaxvl.config import ConfigError, PathText, check, nearest
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.arrow_columns import find_columns, part_of, value_at
+from jaxvl.data.sources.arrow_columns import find_columns, part_of, path_of, plain_values, value_at
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.media import MediaFolder
 from jaxvl.data.sources.remembered import edges_digest
@@ -120,9 +120,10 @@ def _load(path: str, files: Sequence[str]) -> datasets.Dataset:
 
 
 def _first_bytes(table: pyarrow.Table, name: str) -> bytes | None:
-    column = table.column(name.split(".")[0])
+    path = path_of(name, table.column_names)
+    column = table.column(path[0])
     for i in range(min(len(column), 1000)):
-        value = part_of({name.split(".")[0]: column[i].as_py()}, name.split("."))
+        value = part_of({path[0]: column[i].as_py()}, path)
         if isinstance(value, list):
             value = value[0] if value else None
         if isinstance(value, Mapping):
@@ -133,7 +134,7 @@ def _first_bytes(table: pyarrow.Table, name: str) -> bytes | None:
 
 
 def _may_lack(table: pyarrow.Table, name: str) -> bool:
-    top, *parts = name.split(".")
+    top, *parts = path_of(name, table.column_names)
     return bool(parts) or table.column(top).null_count > 0
 
 
@@ -149,6 +150,7 @@ class HuggingFaceSource(TableSource):
 
     def __init__(self, config: HuggingFace, files: Sequence[str], dataset: datasets.Dataset, chosen, media: MediaFolder | None):
         self._config, self._table = config, dataset.data
+        self._tops = set(dataset.column_names)
         self._indices = dataset._indices  # of a dataset that was saved with a selection of its rows
         self._length = len(dataset)
         arrow = [about["filename"] for about in dataset.cache_files]
@@ -181,23 +183,20 @@ class HuggingFaceSource(TableSource):
             i = self._indices.column(0)[i].as_py()
         found = {}
         for name in theirs:
-            path = name.split(".")
+            path = path_of(name, self._tops)
             value = value_at(self._table.column(path[0]), i, self.where(i))
             found[name] = part_of({path[0]: value}, path)
         return found
 
     def column(self, name: str) -> np.ndarray | None:
         values = self._all_values(name, ("class", "int", "float", "text"))
-        if values is None:
-            return None
-        kind = self.columns[name].kind
-        return column_array([None if v is None else float(v) if kind == "float" else v for v in values], kind)
+        return None if values is None else column_array(values, self.columns[name].kind)
 
     def present(self, name: str) -> np.ndarray | None:
         known = super().present(name)
         if known is not None or name not in self.columns:
             return known
-        top, *parts = self.chosen[name].theirs.split(".")
+        top, *parts = path_of(self.chosen[name].theirs, self._tops)
         if parts or self._indices is not None:
             return None
         return self._table.column(top).is_valid().to_numpy(zero_copy_only=False).astype(bool)
@@ -206,13 +205,13 @@ class HuggingFaceSource(TableSource):
         """None where it is not of one of the kinds, or too long."""
         if name not in self.columns or self.columns[name].kind not in kinds:
             return None
-        path = self.chosen[name].theirs.split(".")
+        path = path_of(self.chosen[name].theirs, self._tops)
         column = self._table.column(path[0])
         if column.nbytes > LARGE_COLUMN:
             return None
         if self._indices is not None:
             column = column.take(self._indices.column(0))
-        return [part_of({path[0]: value}, path) for value in column.to_pylist()]
+        return plain_values(column, path, self.columns[name].kind)
 
 
 def _reopen(config: HuggingFace) -> HuggingFaceSource:

@@ -20,11 +20,10 @@ from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.line_index import RecordFiles, default_media_root
 from jaxvl.data.sources.media import MediaFolder
-from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, column_array, nested
-from jaxvl.data.sources.values import NOT_UTF8, as_value, common_kind, kind_of
+from jaxvl.data.sources.table import Chosen, Found, ParsedTable, choose_columns, nested
+from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of
 
 LOOKED_AT = 100  # records whose values say what a column holds
-MOST_PARSED = 5_000_000  # records up to which `column` parses all
 
 
 @SOURCES.register("jsonl")
@@ -106,7 +105,7 @@ def flat(record: Mapping[str, object], before: str = "") -> Iterator[tuple[str, 
             yield from flat(value, f"{before}{name}.")
 
 
-class JsonLinesSource(TableSource):
+class JsonLinesSource(ParsedTable):
     """Lines of JSON. A shard is a file.
 
     Args:
@@ -131,24 +130,3 @@ class JsonLinesSource(TableSource):
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
         record = parse(self._records.content(i), self.where(i))
         return {name: record[name] if name in record else nested(record, name.split(".")) for name in theirs}
-
-    def column(self, name: str) -> np.ndarray | None:
-        values = self._all_values(name)
-        return None if values is None else column_array(values, self.columns[name].kind)
-
-    def present(self, name: str) -> np.ndarray | None:
-        values = self._all_values(name)
-        return super().present(name) if values is None else np.array([value is not None for value in values], bool)
-
-    def _all_values(self, name: str) -> list[object | None] | None:
-        """None where the column is not a cheap one, or there are too many records."""
-        if name not in self.columns or self.columns[name].kind not in ("class", "int", "float", "text") or len(self) > MOST_PARSED:
-            return None
-        theirs, values = self.chosen[name].theirs, []
-        for i in range(len(self)):
-            try:
-                value = self.row(i, [theirs])[theirs]
-                values.append(None if value is None else as_value(value, self.columns[name].kind, self.where(i)))
-            except BadRecord:  # `read` says why
-                values.append(None)
-        return values

@@ -20,7 +20,7 @@ import numpy as np
 from jaxvl.config import PathText, Range, check
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.arrow_columns import find_columns, import_pyarrow, part_of, value_at
+from jaxvl.data.sources.arrow_columns import find_columns, import_pyarrow, part_of, path_of, plain_values, value_at
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.media import MediaFolder
@@ -29,7 +29,7 @@ from jaxvl.data.sources.remembered import key_of, remembered, states_of
 from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, column_array
 
 if TYPE_CHECKING:
-    import pyarrow
+    pass
 
 READ_AT_ONCE = 16  # footers
 LARGE_GROUP = 2**30  # bytes of a row group that should have been written in smaller ones
@@ -86,7 +86,8 @@ def _first_bytes(reader: ParquetFiles, footer: Footer, file: int, name: str) -> 
     for group, rows in enumerate(footer.groups):
         column = reader.column(file, group, name)
         for i in range(rows):
-            value = part_of({name.split(".")[0]: column[i].as_py()}, name.split("."))
+            path = path_of(name, footer.types)
+            value = part_of({path[0]: column[i].as_py()}, path)
             if isinstance(value, list):
                 value = value[0] if value else None
             if isinstance(value, Mapping):
@@ -114,7 +115,7 @@ def _check_schemas(files: Sequence[str], footers: Sequence[Footer], rows: Sequen
     first = footers[rows[0]].types
     for row in rows[1:]:
         for column in chosen.values():
-            name = column.theirs.split(".")[0]
+            name = path_of(column.theirs, first)[0]
             there = footers[row].types.get(name)
             if there is None:
                 raise DataError(
@@ -149,6 +150,7 @@ class ParquetSource(TableSource):
         more = "" if len(reader.files) == 1 else f" and {len(reader.files) - 1:,} more"
         super().__init__(f"{reader.files[0]}{more}", digest.hexdigest(), chosen, media)
         self._reader, self._footers = reader, list(footers)
+        self._tops = {name for footer in footers for name in footer.types}
         self._sizes = np.array([rows for footer in footers for rows in footer.groups if rows], np.int64)
         self._ends = np.cumsum(self._sizes)
         self._groups = [(file, group) for file, footer in enumerate(footers) for group, rows in enumerate(footer.groups) if rows]
@@ -175,7 +177,7 @@ class ParquetSource(TableSource):
         found = {}
         for name in theirs:
             value = value_at(self._reader.column(file, group, name), row, where)
-            path = name.split(".")
+            path = path_of(name, self._tops)
             found[name] = value if len(path) == 1 else part_of({path[0]: value}, path)
         return found
 
@@ -185,22 +187,20 @@ class ParquetSource(TableSource):
         theirs, kind = self.chosen[name].theirs, self.columns[name].kind
         if kind == "text" and sum(footer.size(theirs) for footer in self._footers) > LARGE_COLUMN:
             return None
-        values = self._all_values(theirs)
-        return column_array([None if v is None else float(v) if kind == "float" else v for v in values], kind)
+        return column_array(self._all_values(name), kind)
 
     def present(self, name: str) -> np.ndarray | None:
         known = super().present(name)
         if known is not None or name not in self.columns or self.columns[name].kind not in ("class", "int", "float"):
             return known
-        return np.array([value is not None for value in self._all_values(self.chosen[name].theirs)], bool)
+        return np.array([value is not None for value in self._all_values(name)], bool)
 
-    def _all_values(self, theirs: str) -> list[object | None]:
-        path = theirs.split(".")
+    def _all_values(self, name: str) -> list[object | None]:
+        theirs, kind = self.chosen[name].theirs, self.columns[name].kind
+        path = path_of(theirs, self._tops)
 
         def of_group(place: tuple[int, int]) -> list[object | None]:
-            column: pyarrow.ChunkedArray = self._reader.read(*place, theirs)
-            values = column.to_pylist()
-            return values if len(path) == 1 else [part_of({path[0]: value}, path) for value in values]
+            return plain_values(self._reader.read(*place, theirs), path, kind)
 
         with concurrent.futures.ThreadPoolExecutor(READ_AT_ONCE) as pool:
             return [value for values in pool.map(of_group, self._groups) for value in values]

@@ -199,7 +199,7 @@ class ParquetFiles:
         try:
             parquet = pyarrow.parquet.ParquetFile(opened, metadata=metadata, pre_buffer=True)
             table = parquet.read_row_group(group, columns=[name], use_threads=False)
-            [column] = table.columns
+            column = table.column(name if name in table.column_names else name.split(".")[0])
         except DataError:
             raise
         except Exception as error:  # damaged pages raise many types

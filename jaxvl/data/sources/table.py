@@ -30,6 +30,7 @@ NAMES = {
 PATH_NAMES = ("image", "filepath", "file_name", "filename", "image_path", "img_path", "imgpath", "image_file", "path", "file")
 KINDS_OF = {"image": ("image",), "audio": ("audio",), "text": ("text", "texts"), "class_label": ("class", "int")}
 ABSENT = {"class": -1, "int": 0, "float": np.nan, "text": ""}  # what `column` holds for a record without a value
+MOST_PARSED = 5_000_000  # records up to which a column is read from all of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +225,34 @@ class TableSource(Source):
                 raise BadRecord(f"no {kind}", f"{where}: is the path {value[:200]!r}; say in which folder: images='…'")
             return self._media.read(value, kind, where)
         return as_value(value, kind, where, chosen.column.classes)
+
+
+class ParsedTable(TableSource):
+    """A table whose rows are cheap to read without their pictures: whole columns come from reading them all, up to `MOST_PARSED`."""
+
+    def column(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
+        values = self._all_values(name)
+        return None if values is None else column_array(values, self.columns[name].kind)
+
+    def present(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
+        known = super().present(name)
+        values = self._all_values(name) if known is None else None
+        return known if values is None else np.array([value is not None for value in values], bool)
+
+    def _all_values(self, name: str) -> list[object | None] | None:
+        """None of a record without a value; None in all where the column is not a cheap one, or there are too many records."""
+        if name not in self.columns or self.columns[name].kind not in ABSENT or len(self) > MOST_PARSED:
+            return None
+        theirs, values = self.chosen[name].theirs, []
+        for i in range(len(self)):
+            try:
+                value = self.row(i, [theirs])[theirs]
+                values.append(None if value is None else as_value(value, self.columns[name].kind, name))
+            except BadRecord:  # `read` says why
+                values.append(None)
+        return values
 
 
 def column_array(values: Sequence[object | None], kind: Kind) -> np.ndarray:

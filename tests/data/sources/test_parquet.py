@@ -219,6 +219,17 @@ def test_a_text_that_is_no_utf8_is_one_bad_record(tmp_path):
         source.read(1)
     assert caught.value.cause == "text is not UTF-8" and "row group 0, row 1" in str(caught.value)
     assert source.read(1, ["n"]) == {"n": 1} and source[2]["text"] == "also fine"
+    assert source.column("text").tolist() == ["fine", "", "also fine"]
+
+
+def test_numbers_that_are_written_as_texts_and_names_with_dots(tmp_path):
+    table = {"n": ["1", "x", None], "a.b": ["p", "q", "r"], "a": [{"b": 1}, {"b": 2}, None], "_id": [1, 2, 3]}
+    columns = {"number": "n", "dotted": "a.b", "id": "_id"}
+    source = opened(table, tmp_path / "a.parquet", columns=columns, kinds={"number": "int"})
+    assert source[0] == {"number": 1, "dotted": "p", "id": 1} and source[2] == {"dotted": "r", "id": 3}
+    assert source.column("number").tolist() == [1, 0, 0] and source.present("number").tolist() == [True, False, False]
+    with pytest.raises(BadRecord, match="number cannot be read"):
+        source.read(1)
 
 
 def test_a_file_that_changes_during_a_run_is_an_error_and_never_other_rows(tmp_path, monkeypatch):

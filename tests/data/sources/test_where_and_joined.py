@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from twelve_records import write_huggingface
 
 from jaxvl.config import ConfigError, resolve
 from jaxvl.data.records import DataError
@@ -63,6 +64,15 @@ def test_values_and_bounds(file):
     assert where(file, column="split", among=("train",)).fingerprint == source.fingerprint
 
 
+def test_classes_by_their_names(tmp_path):
+    config = write_huggingface(tmp_path)
+    node = {"source": {"name": "huggingface", "path": config.path}, "column": "class_label"}
+    source = resolve(SOURCES["where"], {**node, "among": ("owl", 0)}).open(quiet)
+    assert numbers(source) == [0, 0, 0, 0, 2, 2, 2, 2]
+    with pytest.raises(ConfigError, match=r"^among: 'owls' is no class of 'class_label'; did you mean 'owl'\?"):
+        resolve(SOURCES["where"], {**node, "among": ("owls",)}).open(quiet)
+
+
 def test_a_subset_file_of_datacomp(file, tmp_path):
     kept = [3, 17, 4, 39]
     pairs = np.array([(int(UIDS[i][:16], 16), int(UIDS[i][16:], 16)) for i in kept] + [(7, 7)], np.dtype("u8,u8"))
@@ -99,7 +109,7 @@ def test_options_that_do_not_fit(file):
 
 
 def test_a_column_that_has_to_be_read_one_by_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxvl.data.sources.jsonl.MOST_PARSED", 0)
+    monkeypatch.setattr("jaxvl.data.sources.table.MOST_PARSED", 0)
     monkeypatch.setattr("jaxvl.data.sources.pairs.BLOCK", 3)
     rows = [json.dumps({"text": f"{i}", "kind": "ab"[i % 2]}) for i in range(10)]
     (tmp_path / "a.jsonl").write_text("\n".join([*rows, "{"]))
