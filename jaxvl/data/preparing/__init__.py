@@ -5,7 +5,9 @@
     losses     what a rule takes away, and joining that with the rows
     rules      the rules, in their order
     words      normalised texts, words, uni- and bigrams
+    rare       texts with words that are seldom anywhere
     near       pictures that look like one of a list
+    subsets    DataComp's subset files
     scoring    scores of pairs by a model; `SCORERS`
     numbering  places of the rows that are left in shards of equal size
     shards     tar and ArrayRecord shards with their statistics

@@ -130,6 +130,14 @@ def test_counts_beside_the_shards_are_those_of_img2dataset_and_open_clip(done, p
         assert stats["sha256"] == hashlib.sha256((done.out / name).read_bytes()).hexdigest()
 
 
+def test_webdataset_itself_reads_the_shards(done, planted):
+    webdataset = pytest.importorskip("webdataset")
+    shards = [str(path) for path in sorted(done.out.glob("*.tar"))]
+    rows = list(webdataset.WebDataset(shards, shardshuffle=False).to_tuple("png", "txt", "json"))
+    assert [image for image, _, _ in rows] == [planted.records[position]["image"] for position in planted.clean]
+    assert [json.loads(about)["key"] for _, _, about in rows] == list(members(done.out))
+
+
 def test_the_report_shows_examples_of_each_rule(done, planted):
     report = json.loads((done.out / "report.json").read_text())
     for rule in report["rules"]:
