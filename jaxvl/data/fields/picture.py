@@ -14,7 +14,7 @@ from jaxvl.config import Pixels, Range, check, to_dict
 from jaxvl.data.augment import Augment, augment
 from jaxvl.data.fields import FIELDS
 from jaxvl.data.fields.base import Arrays, Batch, Context, Field, RowShape, match
-from jaxvl.data.preprocess import Preprocess, crop_box, fit
+from jaxvl.data.preprocess import Preprocess, crop_box, fit, smallest_part
 from jaxvl.data.sources.base import Record, Source
 
 Ratio = Annotated[float, Range(0.01, 100.0)]  # width / height of a part of a picture
@@ -94,7 +94,9 @@ class PictureReader:
         self._preprocess = preprocess
         self._whole = config.crop != (1.0, 1.0)  # each row has a part of its own
         self.columns = (config.column,)
-        self.key = ("picture", config.column, self._whole or preprocess, config.fast_decode)
+        self._smallest = smallest_part(config.crop, config.crop_ratio) if self._whole else 1.0
+        decoded = (preprocess, self._smallest) if config.fast_decode or not self._whole else None
+        self.key = ("picture", config.column, self._whole, decoded, config.fast_decode)
 
     def load(self, record: Record) -> np.ndarray | Image.Image | None:
         """The picture: scaled, or whole where a part is cut out of it for each row. Raises BadRecord."""
@@ -102,7 +104,7 @@ class PictureReader:
         if data is None:
             return None
         if self._whole:
-            return self._preprocess.open(data)
+            return self._preprocess.open(data, fast=self._config.fast_decode, smallest=self._smallest)
         return self._preprocess.decode(data, fast=self._config.fast_decode)
 
     def write(self, out: Arrays, row: int, value: np.ndarray | Image.Image, draws: Sequence[float]) -> None:
