@@ -14,9 +14,10 @@ ROWS = {b"x": [1.0, 0.0], b"y": [0.0, 1.0], b"z": [0.6, 0.8], "x": [1.0, 0.0], "
 
 
 class Encoders:
-    def images(self, records):
-        good = [i for i, record in enumerate(records) if record["image"] in ROWS]
-        rows = np.array([ROWS[records[i]["image"]] for i in good], np.float32).reshape(-1, 2)
+    def images(self, source):
+        pictures = [source.read(i, ("image",))["image"] for i in range(len(source))]
+        good = [i for i, picture in enumerate(pictures) if picture in ROWS]
+        rows = np.array([ROWS[pictures[i]] for i in good], np.float32).reshape(-1, 2)
         return types.SimpleNamespace(rows=rows, index=np.array(good, np.int64))
 
     def texts(self, texts):
