@@ -44,7 +44,7 @@ class Where:
 
     source: Annotated[Any, SOURCES]
     column: Annotated[str, NonEmpty("the name of a column")]
-    among: tuple[str | int | float, ...] = ()
+    among: tuple[str | float, ...] = ()
     low: float | None = None
     high: float | None = None
     subset: PathText | None = None
