@@ -31,8 +31,30 @@ NEEDED = {
     "Experiment": tiny.config().to_dict(),
     "TaskConfig": TASK,
     "DataConfig": TASK["data"],
-    "Part": SPLIT,
-    "mixture": dict(parts=(SPLIT,)),
+    "PartConfig": dict(source=tiny.TEST),
+    "MixtureConfig": dict(parts=(dict(source=tiny.TEST),)),
+    "array_record": dict(files="a.array_record"),
+    "csv": dict(files="a.tsv"),
+    "energon": dict(path="shards"),
+    "folder": dict(path="pictures"),
+    "huggingface": dict(path="saved"),
+    "joined": dict(source=tiny.TEST, other=tiny.TEST, key="key"),
+    "jsonl": dict(files="a.jsonl"),
+    "mds": dict(path="shards"),
+    "parquet": dict(files="a.parquet"),
+    "tfds": dict(data_dir="tfds"),
+    "webdataset": dict(files="a.tar"),
+    "where": dict(source=tiny.TEST, column="key", among=("a",)),
+    "array": dict(column="features", shape=(4,)),
+    "constant": dict(value=1.0),
+    "number": dict(column="weight"),
+    "few_shot": dict(k=4),
+    "per_cluster": dict(table="clusters"),
+    "with_negatives": dict(table="negatives"),
+    "Interleave": dict(records=2),
+    "replay": dict(parts=("old",), share=0.5),
+    "NamedClasses": dict(names=("cat", "dog")),
+    "ClassFile": dict(path="names.txt"),
     "MoeConfig": dict(last=1),
     "WandbConfig": dict(project="p"),
     "classification": dict(head="colour"),
@@ -61,6 +83,8 @@ def schemas():
             continue
         seen[cls] = name
         for hint in typing.get_type_hints(cls, include_extras=True).values():
+            if typing.get_origin(hint) is typing.ClassVar:
+                continue
             for part in parts(hint):
                 left += [(key, part[key]) for key in part] if isinstance(part, Registry) else [(part.__name__, part)]
     return sorted(((name, cls) for cls, name in seen.items()), key=lambda pair: (pair[0], pair[1].__module__))
@@ -94,9 +118,13 @@ def numeric(hint):
 
 def needed(name, cls, folder):
     """A node with what the class cannot be without."""
+    if name == "benchmarks":
+        return dict(root=str(folder))
     if cls.__module__.startswith("jaxvl.evals."):
         return dict(source=tiny.TEST, train=tiny.TRAIN) if name.endswith("_probe") else dict(source=tiny.TEST)
-    return dict(folder=str(folder)) if name == "questions" else NEEDED.get(name, {})
+    if name == "questions":
+        return dict(folder=str(folder), split="questions")
+    return NEEDED.get(cls.__name__, NEEDED.get(name, {}))
 
 
 def test_the_walk_meets_all_kinds():
@@ -270,7 +298,7 @@ def refusal(tmp_path, capsys, config, *words):
         ("tasks.pairs.data.fields.image.size=0", "tasks.pairs.data.fields.image.size: 0 must be >= 1 and <= "),
         ("tasks.pairs.data.fields.text.length=2", "tasks.pairs.data.fields.text.length: 2 must be >= 3"),
         ("tasks.pairs.data.fields.text.lenght=8", "tasks.pairs.data.fields.text.lenght: unknown key; did you mean 'length'"),
-        ("tasks.pairs.data.fields.more.name=pictrue", "tasks.pairs.data.fields.more.name: unknown field 'pictrue'; did you mean 'picture'"),
+        ("tasks.pairs.data.fields.more.name=pictrue", "tasks.pairs.data.fields.more.name: 'pictrue' is not a known field; did you mean 'picture'"),
         ("tasks.pairs.data.reader.threads=0", "tasks.pairs.data.reader.threads: 0 must be >= 1"),
         ("tasks.pairs.data.corpus=shapes", "tasks.pairs.data.corpus: unknown key"),
         ("model.image.variant=Ti/" + "9" * 5000, "model.image.variant: "),

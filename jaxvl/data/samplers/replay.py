@@ -35,7 +35,7 @@ class Replay:
 
     parts: tuple[str, ...]
     share: Annotated[float, Range(0.0, 1.0, above=True, below=True)]
-    buffer: Annotated[int, Range(1, 2**62)] | None = None
+    buffer: Annotated[int, Range(1, 2**31 - 1)] | None = None
     homogeneous: bool = False
     batch: Batch | None = None
     window: Window = 64

@@ -11,6 +11,7 @@ import json
 import pathlib
 import shutil
 import struct
+import tarfile
 import zlib
 
 import datasets
@@ -29,6 +30,7 @@ from jaxvl.data.sources.jsonl import JsonLines
 from jaxvl.data.sources.mds import Mds
 from jaxvl.data.sources.parquet import Parquet
 from jaxvl.data.sources.tfds import Tfds
+from jaxvl.data.sources.webdataset import WebDataset
 
 HERE = pathlib.Path(__file__).parent
 TEXTS = (
@@ -169,7 +171,21 @@ def write_packed_mds(folder: pathlib.Path) -> Mds:
     return Mds(str(folder / "mds"))
 
 
+def write_tars(folder: pathlib.Path) -> WebDataset:
+    for part, rows in enumerate((RECORDS[:5], RECORDS[5:])):
+        with tarfile.open(folder / f"{part:05d}.tar", "w") as tar:
+            for i, record in enumerate(rows):
+                members = {"png": record["image"], "txt": record["text"].encode(), "cls": str(record["class_label"]).encode()}
+                for ending, content in members.items():
+                    about = tarfile.TarInfo(f"{part:05d}{i:04d}.{ending}")
+                    about.size = len(content)
+                    tar.addfile(about, io.BytesIO(content))
+    columns = {"image": "png", "text": "txt", "class_label": "cls"}
+    return WebDataset(str(folder / "{00000..00001}.tar"), columns=columns)
+
+
 WRITERS = {
+    "webdataset": write_tars,
     "parquet": write_parquet,
     "huggingface": write_huggingface,
     "tfds": write_tfds,
