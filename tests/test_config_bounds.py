@@ -298,7 +298,10 @@ def refusal(tmp_path, capsys, config, *words):
         ("tasks.pairs.data.fields.image.size=0", "tasks.pairs.data.fields.image.size: 0 must be >= 1 and <= "),
         ("tasks.pairs.data.fields.text.length=2", "tasks.pairs.data.fields.text.length: 2 must be >= 3"),
         ("tasks.pairs.data.fields.text.lenght=8", "tasks.pairs.data.fields.text.lenght: unknown key; did you mean 'length'"),
-        ("tasks.pairs.data.fields.more.name=pictrue", "tasks.pairs.data.fields.more.name: 'pictrue' is not a known field; did you mean 'picture'"),
+        (
+            "tasks.pairs.data.fields.more.name=pictrue",
+            "tasks.pairs.data.fields.more.name: 'pictrue' is not a known field; did you mean 'picture'",
+        ),
         ("tasks.pairs.data.reader.threads=0", "tasks.pairs.data.reader.threads: 0 must be >= 1"),
         ("tasks.pairs.data.corpus=shapes", "tasks.pairs.data.corpus: unknown key"),
         ("model.image.variant=Ti/" + "9" * 5000, "model.image.variant: "),

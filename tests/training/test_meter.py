@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
+from jaxvl.data.stages import STAGES
 from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.cost import Cost
 from jaxvl.training.goodput import Clock
 from jaxvl.training.meter import ALL, Meter, Speed, memory
 from jaxvl.training.schedule import Turn
+from jaxvl.training.terminal import figures_of
 from jaxvl.training.writer import Writer
 
 
 def feeds(*names):
-    return {n: types.SimpleNamespace(rows=4, waited=0.0, steps=0, skipped={}) for n in names}
+    return {n: types.SimpleNamespace(rows=4, stage_seconds=dict.fromkeys(STAGES, 0.0), waited=0.0, steps=0, skipped={}) for n in names}
 
 
 def figures(loss, skipped=0.0):
@@ -51,6 +53,21 @@ def test_summed_tasks_have_a_record_each():
     assert [(r.task, r.scalars["loss"]) for r in records] == [("a", 1.0), ("b", 3.0), (ALL, 2.0)]
     assert records[-1].scalars["skipped"] == 1.0, "both skipped the same step"
     assert records[-1].scalars["examples_per_second"] * records[-1].scalars["seconds_per_step"] == pytest.approx(8)
+
+
+def test_the_stage_that_limits_the_input_is_named_where_steps_wait_for_it():
+    sources = feeds("a", "b")
+    meter = Meter(1, sources)
+    sources["a"].stage_seconds = dict(read=1.0, decode=5.0, transform=1.0, transfer=1.0)
+    sources["b"].stage_seconds = dict(read=1.0, decode=1.0, transform=0.0, transfer=0.0)
+    scalars = run(meter, sources, [(("a", "b"), [1.0, 3.0])])[-1].scalars
+    shares = [scalars[f"input_{stage}"] for stage in STAGES]
+    assert shares == pytest.approx([0.2, 0.6, 0.1, 0.1]), "of the seconds of both feeds"
+    assert "(decode)" in figures_of(ALL, scalars | {"data_wait": 0.3})
+    assert "(decode)" not in figures_of(ALL, scalars | {"data_wait": 0.01})
+    sources["a"].stage_seconds = dict(read=4.0, decode=5.0, transform=1.0, transfer=1.0)
+    scalars = run(meter, sources, [(("a",), [1.0])])[-1].scalars
+    assert scalars["input_read"] == 1.0, "of the interval, not of the whole run"
 
 
 def test_one_task_has_its_own_records_only():

@@ -83,7 +83,7 @@ class Field(abc.ABC):
         return {}
 
     def needs(self, source: Source) -> list[tuple[str, ...]]:
-        """Columns without which a record is of no use: at least one of each entry."""
+        """Columns without which a record is of no use: at least one of each entry. Raises ConfigError as `reader`."""
         return []
 
     def on_device(self, name: str, batch: Batch, keys: jax.Array, preprocess: Preprocess) -> Batch:

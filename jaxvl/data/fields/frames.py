@@ -59,7 +59,7 @@ class Frames(Field):
 
     def needs(self, source: Source) -> list[tuple[str, ...]]:
         """See `Field`."""
-        return [(self.column,)]
+        return [tuple(match(source, self.column, ("frames",), "column"))]
 
     def reader(self, name: str, source: Source, context: Context) -> FramesReader:
         """See `Field`."""

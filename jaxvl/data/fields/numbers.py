@@ -33,7 +33,7 @@ class _ColumnField(Field):
 
     def needs(self, source: Source) -> list[tuple[str, ...]]:
         """See `Field`."""
-        return [(self.column,)]
+        return [tuple(match(source, self.column, self.kinds, "column"))]
 
     def reader(self, name: str, source: Source, context: Context) -> ColumnReader:
         """See `Field`."""

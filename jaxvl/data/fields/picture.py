@@ -66,7 +66,7 @@ class Picture(Field):
 
     def needs(self, source: Source) -> list[tuple[str, ...]]:
         """See `Field`."""
-        return [(self.column,)]
+        return [tuple(match(source, self.column, ("image",), "column"))]
 
     def reader(self, name: str, source: Source, context: Context) -> PictureReader:
         """See `Field`."""
