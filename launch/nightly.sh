@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests that take minutes, and those that compile for CUDA without a GPU: launch/nightly.sh [PYTEST ARGUMENTS…]
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-install demo,dev,interop "torch==2.13.0"
+install demo,dev,interop,prepare "torch==2.13.0"
 
 # The CUDA plugin of this jax and its compiler, beside the packages (250 MB; nothing that only running needs).
 cuda="$venv/cuda"
