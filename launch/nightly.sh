@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests that take minutes, and those that compile for CUDA without a GPU: launch/nightly.sh [PYTEST ARGUMENTS…]
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-install demo,dev,interop,prepare "torch==2.13.0"
+install demo,dev,interop "torch==2.13.0"
 
 # The CUDA plugin of this jax and its compiler, beside the packages (250 MB; nothing that only running needs).
 cuda="$venv/cuda"
@@ -12,5 +12,14 @@ if [ "$(cat "$cuda/.request" 2>/dev/null || true)" != "$version" ]; then
     "jax-cuda13-plugin==$version" "jax-cuda13-pjrt==$version" nvidia-cuda-nvcc nvidia-nvvm
   printf '%s' "$version" >"$cuda/.request"
 fi
+
+# Apache Beam needs an older protobuf than transformers' tokenizers: its tests run in an environment of their own.
+(
+  venv="$venv-beam"
+  install demo,dev,prepare "torch==2.13.0"
+  cd "$root"
+  "$venv/bin/python" -m pytest -p no:xdist -m "slow or not slow" tests/data/preparing
+)
+
 export PYTHONPATH="$cuda${PYTHONPATH:+:$PYTHONPATH}"
 exec bash "$root/launch/test.sh" -m slow "$@"

@@ -120,7 +120,7 @@ def small_evaluator(evaluator):
 def test_evaluators_find_their_columns(name):
     """As a run checks them before its first step; nothing is compiled."""
     config = small(name)
-    config["text_length"] = 32  # of questions with their answers
+    config["text_length"] = min(32, config["model"].get("most_words", 32))  # of questions with their answers
     config["evals"] = {key: small_evaluator(evaluator) for key, evaluator in config["evals"].items()}
     experiment = resolve(Experiment, config)
     tokenizer = task_tokenizer(experiment, open_sources(experiment, lambda text: None))
