@@ -74,14 +74,15 @@ def test_the_same_records_in_another_format_are_the_same_run(name, pairs, expect
     assert tiny.losses(tmp_path / "run") == expected
 
 
-@pytest.mark.parametrize("config", ["align.py", "clip.py", "siglip.py", "coca.py"])
+@pytest.mark.parametrize("config", ["align.py", "clip.py", "siglip.py", "coca.py", "imp.py"])
 def test_published_configs_take_a_path(config, pairs, tmp_path):
     write_folder(tmp_path, pairs[:8])
     node = load_file(f"{ROOT}/configs/{config}:data={tmp_path},val={tmp_path},batch=8,steps=20")
     experiment = resolve(Experiment, override(node, {}))
-    assert experiment.tasks["pairs"].data.batch == 8
+    (task,) = experiment.tasks.values()
+    assert task.data.batch == 8
     assert experiment.steps == 20
-    assert len(opened(experiment.tasks["pairs"].data.source)) == 8
+    assert len(opened(task.data.source)) == 8
     assert len(opened(experiment.evals["val"].source)) == 8
 
 
