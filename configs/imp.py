@@ -23,7 +23,8 @@ STEPS, WARMUP = {"small": 200_000}, {"small": 10_000, "base": 25_000}
 
 def get_config(arg=""):
     arg = parse_arg(arg, variant="base", experts=-1, fsdp=1, expert=1, data="", val="", benchmarks="", batch=8192, steps=0)
-    experts = arg.experts if arg.experts >= 0 else 4 if arg.variant == "small" else 16  # 0: dense
+    published = 4 if arg.variant == "small" else 16
+    experts = arg.experts if arg.experts >= 0 else published  # 0: dense
     c = ml_collections.ConfigDict()
     pairs = ("vision-text", "vision-audio", "audio-text")
     c.model = dict(

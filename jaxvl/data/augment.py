@@ -197,7 +197,9 @@ def _warp(image: jax.Array, u: jax.Array, n: jax.Array, config: Augment) -> jax.
 
 def _affine(u: jax.Array, n: jax.Array, config: Augment) -> jax.Array:
     """float32 [2, 3]; see `affine`."""
-    angle, stretch, shear = math.radians(config.rotate) * n[0], jnp.exp(config.stretch / 2 * n[1]), config.shear * n[2]
+    angle = math.radians(config.rotate) * n[0]
+    stretch = jnp.exp(config.stretch / 2 * n[1])
+    shear = config.shear * n[2]
     low, high = (math.log(z) for z in config.zoom)
     shrink = jnp.exp(-(low + (high - low) * u[0]))  # the map goes from the new picture to the old one
     mirror = jnp.where(u[3] < config.flip, -1.0, 1.0)

@@ -56,7 +56,9 @@ def look(data: bytes) -> tuple[Seen, Image.Image]:
     if not isinstance(data, bytes):
         raise BadRecord("image cannot be decoded", f"it is of type {type(data).__name__}")
     with bad_pictures(), Image.open(io.BytesIO(data), formats=FORMATS) as head:
-        form, mode, (width, height) = head.format or "unknown", head.mode, head.size
+        form = head.format or "unknown"
+        mode = head.mode
+        width, height = head.size
     return Seen(form, mode, width, height, len(data)), open_picture(data, background=(1.0, 1.0, 1.0))
 
 

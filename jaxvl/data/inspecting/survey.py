@@ -135,7 +135,9 @@ class _Tally:
 
     def figures(self, name: str, sampled: int) -> ColumnFigures:
         kind = self.columns[name].kind
-        texts, seen, values = self.texts[name], self.seen[name], self.values[name]
+        texts = self.texts[name]
+        seen = self.seen[name]
+        values = self.values[name]
         sized = self.sizes[name] if kind not in ("class", "int", "float") else []
         return ColumnFigures(
             kind=kind,

@@ -56,7 +56,9 @@ class NegativesOrder(Order):
     def __init__(self, anchors: Order, table: Table, name: str, negatives: int, seed: int):
         self.group = 1 + negatives
         self.epoch = anchors.epoch * self.group
-        self._anchors, self._table, self._name = anchors, table, name
+        self._anchors = anchors
+        self._table = table
+        self._name = name
         self._draw_key = derive(seed, "negatives", "draw")
         self._random_key = derive(seed, "negatives", "random")
 

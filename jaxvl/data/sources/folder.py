@@ -225,7 +225,9 @@ class FolderSource(Source):
         labels: Mapping[str, int] | None, rows: Mapping[str, Mapping[str, object]], chosen: Mapping[str, Chosen],
     ):  # fmt: skip
         self.name = path
-        self._names, self._texts, self._chosen = list(names), dict(texts), dict(chosen)
+        self._names = list(names)
+        self._texts = dict(texts)
+        self._chosen = dict(chosen)
         self._labels = None if labels is None else np.array([labels[name] for name in names], np.int64)
         self._rows = [rows[name] for name in names] if rows else []
         self._media = MediaFolder(path)

@@ -255,7 +255,9 @@ class MdsShards:
         return offsets
 
     def _read(self, number: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        file, state, shard = self._files[number], self._states[number], self.shards[number]
+        file = self._files[number]
+        state = self._states[number]
+        shard = self.shards[number]
         if file.endswith(f"/{shard.file}"):
             return self._ranges.read(file, state, ranges)
         unpacked = self._unpacked(number)
@@ -263,7 +265,9 @@ class MdsShards:
 
     def _unpacked(self, number: int) -> pathlib.Path:
         """The shard in the cache folder, unpacked if it is not there."""
-        file, state, shard = self._files[number], self._states[number], self.shards[number]
+        file = self._files[number]
+        state = self._states[number]
+        shard = self.shards[number]
         target = kept_folder("unpacked") / "mds" / f"{key_of('mds', [file], [state])}.mds"
         with self._unpacking[number]:
             with contextlib.suppress(OSError):
