@@ -118,6 +118,10 @@ class Batches:
         self._special = (tokenizer.eos_id, tokenizer.pad_id)
         self._required = config.required
         self._optional = [name for name in config.fields if name not in self._required]
+        self._shapes = config.record_shapes
+        self._texts = [name for name, modality in config.inputs.items() if modality == "text"]
+        masked = config.missing == "mask"
+        self._masks = {name: [f"has_{entry}" for entry in field.inputs(name)] if masked else [] for name, field in config.fields.items()}
         # Each has numbers of its own, so that what a row draws for one stays as it is whatever else is added.
         self._draws = {name: Uniforms(seed, "row", name, n=field.draws) for name, field in config.fields.items() if field.draws}
         self._pool = ThreadPoolExecutor(config.reader.threads, thread_name_prefix="jaxvl-read")
@@ -153,12 +157,10 @@ class Batches:
 
     def _nothing(self, count: int) -> Arrays:
         """So many rows that have nothing: zeros, and texts of padding."""
-        shapes = self.config.record_shapes
-        out = {name: np.zeros((count, *row.shape), row.dtype) for name, row in shapes.items()}
+        out = {name: np.zeros((count, *row.shape), row.dtype) for name, row in self._shapes.items()}
         _, pad_id = self._special
-        for name, modality in self.config.inputs.items():
-            if modality == "text":
-                out[name][:] = pad_id
+        for name in self._texts:
+            out[name][:] = pad_id
         return out
 
     def finish(self, out: Arrays) -> Arrays:
@@ -192,20 +194,17 @@ class Batches:
 
     def _fill(self, out: Arrays, rows: range, numbers: list[int], draws: Mapping[str, list[list[float]]]) -> None:
         """Fills some rows of a batch's arrays: with the records `numbers`, and the draws of each field."""
-        config = self.config
-        masks = config.inputs if config.missing == "mask" else {}
         spent = dict.fromkeys(STAGES, 0.0)
         for at, (row, number) in enumerate(zip(rows, numbers)):
-            values = self._values(number, bool(self.rows.counted[row // config.records_per_row]), spent)
+            values = self._values(number, bool(self.rows.counted[row // self.config.records_per_row]), spent)
             began = time.perf_counter()
             for name, reader in self._readers.items():
                 value = values.get(reader.key)
                 if value is None:
                     continue
                 reader.write(out, row, value, draws[name][at] if name in draws else ())
-                for entry in config.fields[name].inputs(name):
-                    if entry in masks:
-                        out[f"has_{entry}"][row] = True
+                for mask in self._masks[name]:
+                    out[mask][row] = True
             spent["transform"] += time.perf_counter() - began
         with self._lock:
             for stage, seconds in spent.items():

@@ -220,3 +220,10 @@ def part_of(value: object, names: Sequence[str]) -> object | None:
             return None
         value = value.get(name)
     return value
+
+
+def first_content(value: object) -> object:
+    """The bytes of a value: of the first of a list, and of a struct of `bytes` and `path`; None where it has none."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return value.get("bytes") if isinstance(value, Mapping) else value

@@ -14,16 +14,14 @@ import io
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-import numpy as np
-
 from jaxvl.config import ConfigError, PathText, check
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Kind, Log
 from jaxvl.data.sources.file_patterns import expand_files
-from jaxvl.data.sources.line_index import RecordFiles, default_media_root
+from jaxvl.data.sources.line_index import RecordFiles, TextTable, default_media_root
 from jaxvl.data.sources.media import MediaFolder
-from jaxvl.data.sources.table import NAMES, PATH_NAMES, Chosen, Found, ParsedTable, choose_columns
+from jaxvl.data.sources.table import NAMES, PATH_NAMES, Chosen, Found, choose_columns
 from jaxvl.data.sources.values import NOT_UTF8, list_in_text
 
 LOOKED_AT = 100  # rows whose values say what a column holds
@@ -122,7 +120,9 @@ class Layout:
 
     def split(self, lines: Iterator[bytes], file: str) -> Iterator[int]:
         """Offsets of rows below the header, and the end of the last one. Raises DataError where quotes do not end."""
-        at, start, header = 0, 0, True
+        at = 0
+        start = 0
+        header = True
         pulled: list[bytes] = []  # lines of the row that is being read
 
         def texts() -> Iterator[str]:
@@ -196,7 +196,7 @@ def kind_of_texts(name: str, values: Sequence[str]) -> Kind:
     return "text"
 
 
-class DelimitedSource(ParsedTable):
+class DelimitedSource(TextTable):
     """Rows of CSV or TSV files. A shard is a file.
 
     Args:
@@ -209,19 +209,9 @@ class DelimitedSource(ParsedTable):
     def __init__(
         self, records: RecordFiles, header: Sequence[str], layout: Layout, chosen: Mapping[str, Chosen], media: MediaFolder
     ):  # fmt: skip
-        more = "" if len(records.files) == 1 else f" and {len(records.files) - 1:,} more"
-        super().__init__(f"{records.files[0]}{more}", records.digest, chosen, media)
-        self._records, self._layout = records, layout
+        super().__init__(records, chosen, media)
+        self._layout = layout
         self._places = {name: place for place, name in enumerate(header)}
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def shards(self) -> np.ndarray:
-        return self._records.sizes[self._records.sizes > 0]
-
-    def where(self, i: int) -> str:
-        return self._records.where(i)
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
         fields = self._layout.parse(self._records.content(i), self.where(i))

@@ -23,8 +23,9 @@ from jaxvl.config import ConfigError, check, nearest, to_path
 from jaxvl.config.errors import one_line
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.base import Log, Record, Source
+from jaxvl.data.sources.base import Log, Source
 from jaxvl.data.sources.file_patterns import expand_braces
+from jaxvl.data.sources.selected import Selected
 from jaxvl.data.sources.webdataset import TarSource, WebDataset
 
 FOLDER = ".nv-meta"
@@ -125,38 +126,5 @@ def _without(source: TarSource, names: Collection[str], left_out: Collection[str
     for name, start, stop in zip(names, starts, starts[1:]):
         numbers = range(start, stop)
         kept += [i for i in numbers if source.key(i) not in keys[name]] if keys[name] else numbers
-    return _Some(source, np.array(kept, np.int64))
-
-
-class _Some(Source):
-    """Some of the records of a source.
-
-    Args:
-      numbers: int64 [n], in ascending order.
-    """
-
-    def __init__(self, source: Source, numbers: np.ndarray):
-        self._source, self._numbers = source, numbers
-        self.name, self.columns = source.name, source.columns
-        self.fingerprint = f"{source.fingerprint}-{hashlib.sha256(numbers.tobytes()).hexdigest()[:16]}"
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def read(self, i: int, columns: Collection[str] | None = None) -> Record:
-        if not 0 <= i < len(self):
-            raise IndexError(f"{self.name}: there is no record {i} of {len(self):,}")
-        return self._source.read(int(self._numbers[i]), columns)
-
-    def column(self, name: str) -> np.ndarray | None:
-        values = self._source.column(name)
-        return None if values is None else values[self._numbers]
-
-    def present(self, name: str) -> np.ndarray | None:
-        there = self._source.present(name)
-        return None if there is None else there[self._numbers]
-
-    def shards(self) -> np.ndarray:
-        ends = np.searchsorted(self._numbers, np.cumsum(self._source.shards()))
-        sizes = np.diff(ends, prepend=0).astype(np.int64)
-        return sizes[sizes > 0]
+    index = np.array(kept, np.int64)
+    return Selected(source, index, f"split {hashlib.sha256(index.tobytes()).hexdigest()[:16]}")

@@ -19,7 +19,7 @@ from jaxvl import paths
 from jaxvl.config import ConfigError, PathText, check, nearest
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.arrow_columns import find_columns, part_of, path_of, plain_values, value_at
+from jaxvl.data.sources.arrow_columns import find_columns, first_content, part_of, path_of, plain_values, value_at
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.media import MediaFolder
 from jaxvl.data.sources.remembered import edges_digest
@@ -123,11 +123,7 @@ def _first_bytes(table: pyarrow.Table, name: str) -> bytes | None:
     path = path_of(name, table.column_names)
     column = table.column(path[0])
     for i in range(min(len(column), 1000)):
-        value = part_of({path[0]: column[i].as_py()}, path)
-        if isinstance(value, list):
-            value = value[0] if value else None
-        if isinstance(value, Mapping):
-            value = value.get("bytes")
+        value = first_content(part_of({path[0]: column[i].as_py()}, path))
         if value:
             return value
     return None

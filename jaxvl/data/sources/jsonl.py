@@ -18,9 +18,9 @@ from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
-from jaxvl.data.sources.line_index import RecordFiles, default_media_root
+from jaxvl.data.sources.line_index import RecordFiles, TextTable, default_media_root
 from jaxvl.data.sources.media import MediaFolder
-from jaxvl.data.sources.table import Chosen, Found, ParsedTable, choose_columns, nested
+from jaxvl.data.sources.table import Found, choose_columns, nested
 from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of
 
 LOOKED_AT = 100  # records whose values say what a column holds
@@ -105,27 +105,13 @@ def flat(record: Mapping[str, object], before: str = "") -> Iterator[tuple[str, 
             yield from flat(value, f"{before}{name}.")
 
 
-class JsonLinesSource(ParsedTable):
-    """Lines of JSON. A shard is a file.
+class JsonLinesSource(TextTable):
+    """Lines of JSON.
 
     Args:
       records: the lines.
       chosen, media: see `TableSource`.
     """
-
-    def __init__(self, records: RecordFiles, chosen: Mapping[str, Chosen], media: MediaFolder):
-        more = "" if len(records.files) == 1 else f" and {len(records.files) - 1:,} more"
-        super().__init__(f"{records.files[0]}{more}", records.digest, chosen, media)
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def shards(self) -> np.ndarray:
-        return self._records.sizes[self._records.sizes > 0]
-
-    def where(self, i: int) -> str:
-        return self._records.where(i)
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
         record = parse(self._records.content(i), self.where(i))

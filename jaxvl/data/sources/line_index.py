@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ import numpy as np
 from jaxvl import paths
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Log
+from jaxvl.data.sources.media import MediaFolder
 from jaxvl.data.sources.range_files import RangeFiles
 from jaxvl.data.sources.remembered import key_of, remembered_arrays, states_of
+from jaxvl.data.sources.table import Chosen, ParsedTable
 from jaxvl.paths import FileState
 
 CHUNK = 2**23  # bytes that are read at once
@@ -42,7 +44,9 @@ class RecordFiles:
         self.files = list(files)
         self._states = states_of(files)
         self._ranges = RangeFiles()
-        indexes, sizes, digest = [], [], hashlib.sha256()
+        indexes = []
+        sizes = []
+        digest = hashlib.sha256()
         for file, state in zip(files, self._states):
             key = key_of("lines", [file], [state], what)
             starts, about = remembered_arrays("lines", key, lambda file=file, state=state: self._index(file, state, split, log), log)
@@ -132,3 +136,26 @@ def default_media_root(files: Sequence[str]) -> str:
     """The folder of the first file: what paths in records are relative to, unless the config says something else."""
     folder = files[0].rpartition("/")[0] if paths.is_remote(files[0]) else str(paths.as_path(files[0]).absolute().parent)
     return folder or "/"
+
+
+class TextTable(ParsedTable):
+    """A table whose rows are records of text files. A shard is a file.
+
+    Args:
+      records: the rows.
+      chosen, media: see `TableSource`.
+    """
+
+    def __init__(self, records: RecordFiles, chosen: Mapping[str, Chosen], media: MediaFolder):
+        more = "" if len(records.files) == 1 else f" and {len(records.files) - 1:,} more"
+        super().__init__(f"{records.files[0]}{more}", records.digest, chosen, media)
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def shards(self) -> np.ndarray:
+        return self._records.sizes[self._records.sizes > 0]
+
+    def where(self, i: int) -> str:
+        return self._records.where(i)

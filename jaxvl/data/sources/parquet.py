@@ -20,7 +20,7 @@ import numpy as np
 from jaxvl.config import PathText, Range, check
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.arrow_columns import find_columns, import_pyarrow, part_of, path_of, plain_values, value_at
+from jaxvl.data.sources.arrow_columns import find_columns, first_content, import_pyarrow, part_of, path_of, plain_values, value_at
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.media import MediaFolder
@@ -87,11 +87,7 @@ def _first_bytes(reader: ParquetFiles, footer: Footer, file: int, name: str) -> 
         column = reader.column(file, group, name)
         for i in range(rows):
             path = path_of(name, footer.types)
-            value = part_of({path[0]: column[i].as_py()}, path)
-            if isinstance(value, list):
-                value = value[0] if value else None
-            if isinstance(value, Mapping):
-                value = value.get("bytes")
+            value = first_content(part_of({path[0]: column[i].as_py()}, path))
             if value:
                 return value
         if group == 0 and rows > 1000:

@@ -8,13 +8,11 @@ ties (`ranking`); the two differ only where scores are equal.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxvl.data.records import BadRecord, DataError, causes
-from jaxvl.data.sources.base import Source
+from jaxvl.data.records import DataError, causes
 from jaxvl.evals.benchmarks.base import Benchmark
 from jaxvl.evals.encoders import EncodedImages, Encoders
 from jaxvl.evals.metrics.classification import f1_macro, hits, mean_average_precision, mean_per_class_recall, worst_group
@@ -37,26 +35,6 @@ class Score:
     skipped: dict[str, int]
 
 
-class Pictures(Sequence):
-    """A source's pictures alone, as `Encoders` read records: by place, or by place and column."""
-
-    def __init__(self, source: Source, column: str):
-        self._source = source
-        self._column = column
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return self.read(i)
-
-    def read(self, i: int, columns: Collection[str] | None = None) -> dict[str, Any]:
-        record = self._source.read(i, (self._column,))
-        if self._column not in record:
-            raise BadRecord("record is incomplete", f"{self._source.name}: record {i} has no picture")
-        return {"image": record[self._column]}
-
-
 def prompts_of(benchmark: Benchmark, templates: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Class names and templates: the given ones, else the set's own, else the 80 of ImageNet, as CLIP_benchmark has it."""
     classes = benchmark.classes
@@ -75,11 +53,10 @@ def score(benchmark: Benchmark, encoders: Encoders, class_vectors: ClassVectors,
       DataError: nothing is left to measure.
       EvaluatorError: an error that is no bad record.
     """
-    pictures = Pictures(benchmark.source, benchmark.columns["image"])
     memo = None if benchmark.pictures is None else ("pictures", benchmark.pictures)
-    encoded = encoders.images(pictures, memo=memo)
-    if not len(encoded.index) and len(pictures):
-        raise DataError(f"none of {len(pictures)} pictures can be encoded ({causes(encoded.skipped)})")
+    encoded = encoders.images(benchmark.source, column=benchmark.columns["image"], memo=memo)
+    if not len(encoded.index) and len(benchmark.source):
+        raise DataError(f"none of {len(benchmark.source)} pictures can be encoded ({causes(encoded.skipped)})")
     if benchmark.task in ("classification", "multilabel"):
         rows = class_vectors(*prompts_of(benchmark, templates))
         measure = _classification if benchmark.task == "classification" else _multilabel

@@ -18,7 +18,6 @@ from jaxvl.data.records import DataError
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.benchmarks.base import Found
 from jaxvl.evals.benchmarks.files import ImageFiles
-from jaxvl.evals.benchmarks.scoring import Pictures
 from jaxvl.evals.prompts import class_vectors
 from jaxvl.interop.bundle import Bundle, built, shapes_of
 from jaxvl.models import MODELS, InputSpec
@@ -86,7 +85,7 @@ def image_rows(encoders, n, folder):
     for k in range(n):
         put(folder, f"{k}.png", k)
     source = ImageFiles("all", folder, [f"{k}.png" for k in range(n)])
-    return encoders.images(Pictures(source, "image")).rows
+    return encoders.images(source, column="image").rows
 
 
 def result_of(out, key):
