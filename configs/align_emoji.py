@@ -3,6 +3,7 @@
     launch/local.sh                                   # this
     launch/local.sh configs/align_emoji.py:long       # for patient users
     launch/local.sh configs/align_emoji.py:split=b    # held-out concepts as well
+    launch/local.sh configs/align_emoji.py:data=PATH  # the same recipe on pictures of your own, such as shards/*.tar
 
 Split A: `unseen_style` asks 1,594 ways for OpenMoji pictures, a style that is not in training. With `split=b` 15 % of
 the concepts are not in training either, and `unseen_concepts` asks for those.
@@ -11,10 +12,11 @@ the concepts are not in training either, and `unseen_concepts` asks for those.
 import ml_collections
 
 from jaxvl.config import parse_arg
+from jaxvl.data.own import own_pairs
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, long=False, split="a")
+    arg = parse_arg(arg, long=False, split="a", data="")
     c = ml_collections.ConfigDict()
     c.model = dict(
         name="align",
@@ -29,12 +31,14 @@ def get_config(arg=""):
         rotate=12.0, zoom=(0.7, 1.25), stretch=0.25, shear=0.12, shift=0.06, hue=20.0, saturation=(0.3, 1.6), grayscale=0.12, contrast=0.25,
         brightness=0.12, tint=0.05, posterise=0.25, outline=0.5, line_drawing=0.1, invert=0.03, background=0.5,
     )  # fmt: skip
+    source, text = own_pairs(arg.data, "data", dict(name="emoji", split=f"train_{arg.split}"))
+    captions = {text: 1.0} if arg.data else {text: 0.85, "keywords/en": 0.15}
     fields = dict(
         image=dict(name="picture", size=48, augment=augment),
-        text=dict(name="caption", columns={"name/en": 0.85, "keywords/en": 0.15}, length=12),
-        group_id=dict(name="group", column="class_label"),
+        text=dict(name="caption", columns=captions, length=12),
+        group_id=dict(name="group", column=text if arg.data else "class_label"),
     )
-    data = dict(source=dict(name="emoji", split=f"train_{arg.split}"), batch=256, fields=fields)
+    data = dict(source=source, batch=256, fields=fields)
     c.tasks = dict(pairs=dict(data=data, objectives=dict(align=dict(label_smoothing=0.1, duplicates="positive"))))
     c.steps = 3600 if arg.long else 1100
     c.optim = dict(name="muon", lr=1.2e-2, warmup=60, schedule="cosine", final_lr=0.01, b1=0.95, b2=0.98, weight_decay=0.05, ema=0.99)
