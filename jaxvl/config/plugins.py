@@ -103,6 +103,15 @@ def loaded_plugins() -> tuple[Plugin, ...]:
     return tuple(_loaded.values())
 
 
+def load_again(plugins: Sequence[Plugin]) -> None:
+    """Imports what another process on this machine has loaded: files as they were when it read them. Raises ConfigError."""
+    for plugin in plugins:
+        if _is_file_name(plugin.name):
+            _load_text(plugin.name, plugin.file, plugin.source.encode())
+        else:
+            _load_module(plugin.name)
+
+
 def plugin_changes(records: Sequence[Mapping[str, Any]], plugins: Sequence[Plugin]) -> list[str]:
     """A sentence for each plugin of a run that is not what its checkpoint has recorded."""
     sentences = []

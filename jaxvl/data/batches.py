@@ -7,36 +7,26 @@ with any batch size and on any number of hosts: each reads its own rows of the g
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import threading
-import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
+from concurrent.futures import Future
 
 import numpy as np
 
 from jaxvl.config import ConfigError
 from jaxvl.data import budget
-from jaxvl.data.cache import Cache
-from jaxvl.data.config import POSITION, DataConfig
+from jaxvl.data.config import DataConfig
 from jaxvl.data.draws import Uniforms
-from jaxvl.data.fields.base import Context, Reader
 from jaxvl.data.packing import pack
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.data.records import BadRecord, DataError, causes
+from jaxvl.data.reading.fill import REPLACEMENTS, AllBad, Arrays, Part, Recipe
+from jaxvl.data.reading.pool import Pool, Threads
+from jaxvl.data.reading.processes import Processes
+from jaxvl.data.records import DataError, causes
 from jaxvl.data.samplers.base import State, for_batch
 from jaxvl.data.samplers.default import default_sampler
-from jaxvl.data.sources.base import Record, Source
+from jaxvl.data.sources.base import Source
 from jaxvl.data.tokenizers import Tokenizer
-
-REPLACEMENTS = 100  # bad records in a row for one row of a batch
-PER_THREAD = 4  # jobs of one batch for each thread, so that a slow record holds up few others
-STAGES = ("read", "decode", "transform")  # of `stages.STAGES`, those of this file
-
-Arrays = dict[str, np.ndarray]
-Values = Mapping[Any, Any]  # a reader's key -> what it took from a record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,23 +102,11 @@ class Batches:
             self.order = sampler.order(source, seed, start.sampler)
         except ConfigError as error:
             raise error.under("sampler") from None
-        self._cache = Cache(config.reader.cache_mb * 2**20)
-        self._readers = _readers(config, source, Context(tokenizer, preprocess, self._cache))
-        self._columns = tuple(dict.fromkeys(column for reader in self._readers.values() for column in reader.columns))
         self._special = (tokenizer.eos_id, tokenizer.pad_id)
-        self._required = config.required
-        self._optional = [name for name in config.fields if name not in self._required]
-        self._shapes = config.record_shapes
-        self._texts = [name for name, modality in config.inputs.items() if modality == "text"]
-        masked = config.missing == "mask"
-        self._masks = {name: [f"has_{entry}" for entry in field.inputs(name)] if masked else [] for name, field in config.fields.items()}
         # Each has numbers of its own, so that what a row draws for one stays as it is whatever else is added.
         self._draws = {name: Uniforms(seed, "row", name, n=field.draws) for name, field in config.fields.items() if field.draws}
-        self._pool = ThreadPoolExecutor(config.reader.threads, thread_name_prefix="jaxvl-read")
-        self._lock = threading.Lock()
-        self._seen = 0
-        self._skipped: collections.Counter[str] = collections.Counter()
-        self._seconds = dict.fromkeys(STAGES, 0.0)
+        recipe = Recipe(config, source, tokenizer, preprocess, self.rows.counted)
+        self._pool: Pool = Processes(recipe) if config.reader.processes else Threads(recipe)
 
     def __getitem__(self, i: int) -> Arrays:
         """Rows of batch `i`, as `DataConfig.shapes` says, of this host. Interleaved rows hold K consecutive records of the stream each.
@@ -138,30 +116,13 @@ class Batches:
         return self.begin(i).result()
 
     def begin(self, i: int) -> Pending:
-        """Batch `i`, on its way: its records are read by the threads, together with those of other batches."""
+        """Batch `i`, on its way: its records are read together with those of other batches."""
         config = self.config
         k = config.records_per_row
         places = (self.rows.index[:, None] * k + np.arange(k)).reshape(-1)
         positions = self._first + i * config.records_per_batch + places
-        out = self._nothing(len(places))
-        out[POSITION][:] = positions % 2**31
-        numbers = self.order(positions).tolist()
         draws = {name: uniforms(positions) for name, uniforms in self._draws.items()}
-        size = -(-len(places) // (PER_THREAD * config.reader.threads))
-        jobs = []
-        for first in range(0, len(places), size):
-            part = range(first, min(first + size, len(places)))
-            drawn = {name: values[part.start : part.stop].tolist() for name, values in draws.items()}
-            jobs.append(self._pool.submit(self._fill, out, part, numbers[part.start : part.stop], drawn))
-        return Pending(self, out, jobs)
-
-    def _nothing(self, count: int) -> Arrays:
-        """So many rows that have nothing: zeros, and texts of padding."""
-        out = {name: np.zeros((count, *row.shape), row.dtype) for name, row in self._shapes.items()}
-        _, pad_id = self._special
-        for name in self._texts:
-            out[name][:] = pad_id
-        return out
+        return Pending(self, *self._pool.begin(Part(np.arange(len(places)), positions, self.order(positions), draws)))
 
     def finish(self, out: Arrays) -> Arrays:
         """A batch all of whose records are there: interleaved rows are packed."""
@@ -174,13 +135,12 @@ class Batches:
 
     def counts(self) -> tuple[int, dict[str, int]]:
         """Records that were counted so far, and the bad ones of these by cause."""
-        with self._lock:
-            return self._seen, dict(self._skipped)
+        tally = self._pool.tally()
+        return tally.seen, dict(tally.skipped)
 
     def seconds(self) -> dict[str, float]:
-        """Stage -> seconds that all threads together have spent in it."""
-        with self._lock:
-            return dict(self._seconds)
+        """Stage -> seconds that all threads together have spent in it, of all processes that read."""
+        return self._pool.tally().seconds
 
     def check_budget(self) -> None:
         """Raises DataError where too many of the records that this host counted are bad. For whoever reads on one host; a run of several
@@ -189,99 +149,27 @@ class Batches:
         check_budget(self.config, self.source.name, seen, sum(skipped.values()), f" ({causes(skipped)})")
 
     def close(self) -> None:
-        """Ends the threads; nothing can be read afterwards."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def _fill(self, out: Arrays, rows: range, numbers: list[int], draws: Mapping[str, list[list[float]]]) -> None:
-        """Fills some rows of a batch's arrays: with the records `numbers`, and the draws of each field."""
-        spent = dict.fromkeys(STAGES, 0.0)
-        for at, (row, number) in enumerate(zip(rows, numbers)):
-            values = self._values(number, bool(self.rows.counted[row // self.config.records_per_row]), spent)
-            began = time.perf_counter()
-            for name, reader in self._readers.items():
-                value = values.get(reader.key)
-                if value is None:
-                    continue
-                reader.write(out, row, value, draws[name][at] if name in draws else ())
-                for mask in self._masks[name]:
-                    out[mask][row] = True
-            spent["transform"] += time.perf_counter() - began
-        with self._lock:
-            for stage, seconds in spent.items():
-                self._seconds[stage] += seconds
-
-    def _values(self, number: int, counted: bool, spent: dict[str, float]) -> Values:
-        """What the readers take from a record, or from the next good one after it."""
-        for _ in range(REPLACEMENTS):
-            try:
-                values = self._load(number, spent)
-            except BadRecord as error:
-                self._count(counted, error)
-                number = (number + 1) % len(self.source)
-            else:
-                self._count(counted)
-                return values
-        _, skipped = self.counts()
-        raise DataError(f"{self.source.name}: {REPLACEMENTS} bad records in a row ({causes(skipped)})")
-
-    def _load(self, number: int, spent: dict[str, float]) -> Values:
-        kept = self._cache.get(number)
-        if kept is not None:
-            return kept
-        began = time.perf_counter()
-        record = self.source.read(number, self._columns)
-        read = time.perf_counter()
-        values = self._decoded(record)
-        spent["read"] += read - began
-        spent["decode"] += time.perf_counter() - read
-        self._cache.put(number, values)
-        return values
-
-    def _decoded(self, record: Record) -> Values:
-        values: dict[Any, Any] = {}
-        for reader in self._readers.values():
-            if reader.key not in values:
-                values[reader.key] = reader.load(record)
-        absent = [name for name, reader in self._readers.items() if values[reader.key] is None]
-        for name in absent:
-            if name in self._required:
-                raise BadRecord(f"no {name}", f"a record of {self.source.name} has none")
-        if absent and all(name in absent for name in self._optional):
-            raise BadRecord(f"no {absent[0]}", f"a record of {self.source.name} has none of {', '.join(absent)}")
-        return {key: value for key, value in values.items() if value is not None}
-
-    def _count(self, counted: bool, error: BadRecord | None = None) -> None:
-        if not counted:
-            return
-        with self._lock:
-            self._seen += 1
-            if error is not None:
-                self._skipped[error.cause] += 1
+        """Ends the threads and processes that read; nothing can be read afterwards."""
+        self._pool.close()
 
 
 class Pending:
     """A batch whose records are being read."""
 
-    def __init__(self, batches: Batches, out: Arrays, jobs: list[Future]):
+    def __init__(self, batches: Batches, out: Arrays, jobs: Sequence[Future[None]]):
         self._batches = batches
         self._out = out
         self._jobs = jobs
 
     def result(self) -> Arrays:
         """The batch, once all its records are there. Raises what reading one of them has raised."""
-        for job in self._jobs:
-            job.result()
-        return self._batches.finish(self._out)
-
-
-def _readers(config: DataConfig, source: Source, context: Context) -> dict[str, Reader]:
-    found = {}
-    for name, field in config.fields.items():
         try:
-            found[name] = field.reader(name, source, context)
-        except ConfigError as error:
-            raise error.under(f"fields.{name}") from None
-    return found
+            for job in self._jobs:
+                job.result()
+        except AllBad:
+            _, skipped = self._batches.counts()
+            raise DataError(f"{self._batches.source.name}: {REPLACEMENTS} bad records in a row ({causes(skipped)})") from None
+        return self._batches.finish(self._out)
 
 
 def check_budget(config: DataConfig, name: str, seen: int, bad: int, detail: str) -> None:

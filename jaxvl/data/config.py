@@ -41,17 +41,20 @@ class ReaderConfig:
     """How records are read; nothing of it changes what is read.
 
     Attributes:
-      threads: for reading and decoding.
+      threads: for reading and decoding; of each process that reads.
+      processes: that read, each with its own Python (`reading/processes.py`). 0: the threads of the training process read.
       prefetch_mb: memory of batches that are made ahead; one batch is always made ahead.
-      cache_mb: memory for what is read, decoded and tokenised, so that small data is read once. 0: nothing is kept.
+      cache_mb: memory for what is read, decoded and tokenised, so that small data is read once. 0: nothing is kept. Of all processes
+        together: each has its share.
     """
 
     threads: Threads = 4
+    processes: Annotated[int, Range(0, 1_024)] = 0
     prefetch_mb: Annotated[int, Range(1, 16_777_216)] = 512
     cache_mb: Annotated[int, Range(0, 16_777_216)] = 1024
 
     def __post_init__(self):
-        for name, least in (("threads", 1), ("prefetch_mb", 1), ("cache_mb", 0)):
+        for name, least in (("threads", 1), ("processes", 0), ("prefetch_mb", 1), ("cache_mb", 0)):
             check(getattr(self, name) >= least, name, f"{getattr(self, name)!r} must be >= {least}")
 
 

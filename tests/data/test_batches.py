@@ -306,7 +306,7 @@ def test_the_cache_is_bounded():
     for i in range(9):
         b[i]
     assert 3 * N - 2 * 3 - 6 <= len(source.reads) <= 3 * N, "three of the pictures fit"
-    assert 2 * 600 * 600 * 4 < b._cache.used <= 5 * 2**20
+    assert 2 * 600 * 600 * 4 < b._pool.filler.cache.used <= 5 * 2**20
 
 
 class Fresh(FakeSource):
@@ -338,7 +338,7 @@ def test_the_cache_binds_for_rows_without_pictures(megabytes):
 
 def test_threads_share_a_small_cache():
     b, expected = batches(), batches()
-    b._cache.limit = 8_000
+    b._pool.filler.cache.limit = 8_000
     want = [expected[i] for i in range(12)]
     got, errors = {}, []
 
@@ -352,7 +352,7 @@ def test_threads_share_a_small_cache():
     threads = [threading.Thread(target=work, args=(range(k, 12, 4),)) for k in range(4)]
     [t.start() for t in threads]
     [t.join() for t in threads]
-    assert not errors and isinstance(b._cache, Cache) and 0 < b._cache.used <= 8_000
+    assert not errors and isinstance(b._pool.filler.cache, Cache) and 0 < b._pool.filler.cache.used <= 8_000
     for i in range(12):
         assert_same(got[i], want[i])
 

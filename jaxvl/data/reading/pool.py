@@ -1,0 +1,65 @@
+"""What fills batches, and the threads of this process that do it."""
+
+from __future__ import annotations
+
+import abc
+import collections
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from jaxvl.data.reading.fill import Arrays, Filler, Layout, Part, Recipe, Tally
+
+PER_THREAD = 4  # jobs of one batch for each thread, so that a slow record holds up few others
+
+
+class Pool(abc.ABC):
+    """Fills the arrays of batches, several at a time. It is thread-safe."""
+
+    def __init__(self):
+        self._tally = Tally()
+        self._lock = threading.Lock()
+
+    @abc.abstractmethod
+    def begin(self, part: Part) -> tuple[Arrays, list[Future[None]]]:
+        """The arrays of a batch, and the jobs that fill all of its rows with `part`; they raise as `Filler.fill`."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Ends all that reads; nothing can be begun afterwards."""
+
+    def tally(self) -> Tally:
+        """What all jobs so far have met."""
+        with self._lock:
+            return Tally(self._tally.seen, collections.Counter(self._tally.skipped), dict(self._tally.seconds))
+
+    def _add(self, tally: Tally) -> None:
+        with self._lock:
+            self._tally.add(tally)
+
+
+class Threads(Pool):
+    """Threads of this process."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        reader = recipe.config.reader
+        self.filler = Filler(recipe, reader.cache_mb * 2**20)
+        self._layout: Layout = recipe.layout
+        self._pieces = PER_THREAD * reader.threads
+        self._threads = ThreadPoolExecutor(reader.threads, thread_name_prefix="jaxvl-read")
+
+    def begin(self, part: Part) -> tuple[Arrays, list[Future[None]]]:
+        """See `Pool`."""
+        out = self._layout.new()
+        return out, [self._threads.submit(self._fill, out, piece) for piece in part.cut(self._pieces)]
+
+    def _fill(self, out: Arrays, part: Part) -> None:
+        tally = Tally()
+        try:
+            self.filler.fill(out, part, tally)
+        finally:
+            self._add(tally)
+
+    def close(self) -> None:
+        """See `Pool`. Waits for what is being read."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
