@@ -78,8 +78,8 @@ class Slots:
         os.close(self.file)
 
 
-def share(value: Any) -> tuple[int, bytes, list[Span]]:
-    """A value for other processes: a file with its arrays, so that all of them read the same memory; the rest of it; where arrays are.
+def share(value: Any) -> tuple[int, list[Span]]:
+    """A value for other processes: a file with its pickle and its arrays, of which all of them read the same memory, and where each lies.
 
     Raises:
       Exception: it cannot be pickled.
@@ -90,17 +90,17 @@ def share(value: Any) -> tuple[int, bytes, list[Span]]:
     spans = []
     end = 0
     with open(file, "wb", closefd=False) as out:
-        for buffer in buffers:
-            content = buffer.raw()
+        for content in [memoryview(rest), *(buffer.raw() for buffer in buffers)]:
             out.seek(end)
             out.write(content)
             spans.append((end, end + content.nbytes))
             end = -(-spans[-1][1] // ALIGNED) * ALIGNED
-        out.truncate(max(end, 1))
-    return file, rest, spans
+    return file, spans
 
 
-def shared(file: int, rest: bytes, spans: Sequence[Span]) -> Any:
-    """What `share` was given. An array costs memory of its own only where it is written to."""
+def shared(file: int, spans: Sequence[Span]) -> Any:
+    """What `share` was given, in another process. An array costs memory of its own only where it is written to. Closes the file."""
     content = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_COPY))
-    return pickle.loads(rest, buffers=[content[first:end] for first, end in spans])
+    os.close(file)
+    rest, *buffers = [content[first:end] for first, end in spans]
+    return pickle.loads(rest, buffers=buffers)

@@ -51,13 +51,12 @@ class Begin(NamedTuple):
 
     Attributes:
       plugins: that this process has loaded; classes of the recipe may come from them.
-      recipe, spans: what `memory.share` gave for the recipe.
+      spans: where in its file the recipe lies, as `memory.share` gave it.
       slot_bytes: size of a slot.
       cache_bytes: what the worker may keep in memory.
     """
 
     plugins: tuple[Plugin, ...]
-    recipe: bytes
     spans: list[Span]
     slot_bytes: int
     cache_bytes: int
@@ -128,11 +127,11 @@ class Processes(Pool):
     def _start(self, recipe: Recipe) -> None:
         reader = recipe.config.reader
         try:
-            file, data, spans = share(recipe)
+            file, spans = share(recipe)
         except Exception as error:  # pickle raises many types
             problem = f"{self._name} cannot be given to other processes ({type(error).__name__}: {error}); set it to 0"
             raise ConfigError("reader.processes", problem) from error
-        begin = Begin(loaded_plugins(), data, spans, self._slots.size, reader.cache_mb * 2**20 // reader.processes)
+        begin = Begin(loaded_plugins(), spans, self._slots.size, reader.cache_mb * 2**20 // reader.processes)
         try:
             for number in range(reader.processes):
                 self._children.append(_child(number, [self._slots.file, file, reader.threads]))

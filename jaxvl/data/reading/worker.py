@@ -50,12 +50,12 @@ class Work:
 
     Args:
       connection: to the parent.
-      slots, shared_file: descriptors of the batches' memory, and of the arrays of the recipe.
+      slots, shared_file: descriptors of the batches' memory, and of the recipe's.
     """
 
     def __init__(self, connection: Connection, begin: Begin, slots: int, shared_file: int):
         load_again(begin.plugins)
-        recipe: Recipe = shared(shared_file, begin.recipe, begin.spans)
+        recipe: Recipe = shared(shared_file, begin.spans)
         self._connection = connection
         self._sending = threading.Lock()
         self._filler = Filler(recipe, begin.cache_bytes)
