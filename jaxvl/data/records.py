@@ -14,7 +14,6 @@ from typing import Any
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
-from grain.sources import ArrayRecordDataSource
 
 Record = dict[str, Any]
 FIELDS = ("key", "image", "label", "style", "captions")
@@ -80,6 +79,8 @@ class RecordSource(Sequence):
     def __init__(self, path: pathlib.Path, index: np.ndarray):
         self.path, self.index = pathlib.Path(path), np.asarray(index)
         try:
+            from grain.sources import ArrayRecordDataSource  # here, since it imports Orbax, which workers do not need
+
             self._file = ArrayRecordDataSource(str(path))
             size = len(self._file)
         except Exception as error:
