@@ -30,7 +30,6 @@ from jaxvl.data.config import DataConfig, ReaderConfig
 from jaxvl.data.feed import Feed
 from jaxvl.data.fields.caption import Caption
 from jaxvl.data.fields.picture import Picture
-from jaxvl.data.reading.processes import Processes
 from jaxvl.data.sources.webdataset import WebDataset
 from jaxvl.data.tokenizers import TokenizerConfig, make_tokenizer
 from jaxvl.sharding import make_mesh
@@ -89,8 +88,7 @@ def run(folder: str, way: str, batches: int, points: int) -> Callable[[], list[S
     tokenizer = make_tokenizer(TokenizerConfig(vocab_size=300), map(text_of, range(2000)))
     source = config.open(log=lambda line: None)
     feed = Feed(DataConfig(config, ROWS, fields, reader=WAYS[way]), source, tokenizer, seed=0, mesh=make_mesh(devices=jax.devices()[:1]))
-    pool = feed._batches._pool
-    workers = pool.pids if isinstance(pool, Processes) else []
+    workers = feed.workers
 
     def take() -> list[Sample]:
         samples = []
@@ -99,8 +97,6 @@ def run(folder: str, way: str, batches: int, points: int) -> Callable[[], list[S
             if i % (batches // points) == 0:
                 samples.append({"batches": i, **sample(workers)})
             jax.block_until_ready(next(feed))
-        if workers:
-            samples[-1]["slots"] = pool.slots
         feed.close()
         return samples
 

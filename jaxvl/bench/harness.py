@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -82,6 +83,15 @@ def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> tuple[flo
     """How many times as fast as `base` `name` is: median, lowest and highest of the pairs of a round."""
     pairs = [b / a for a, b in zip(seconds[name], seconds[base])]
     return statistics.median(pairs), min(pairs), max(pairs)
+
+
+def processor_seconds(pids: Iterable[int]) -> float:
+    """Processor time of some processes, all their threads, as Linux counts it: in steps of 10 ms."""
+    ticks = 0
+    for pid in pids:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # utime and stime of proc_pid_stat(5), counted from the third field
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def publish(console: Console, table: Table, result: dict[str, Any], path: pathlib.Path | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxvl.bench.decode import made
-from jaxvl.bench.harness import isolated, publish, ratio
+from jaxvl.bench.harness import isolated, processor_seconds, publish, ratio
 from jaxvl.data.batches import Batches
 from jaxvl.data.config import DataConfig, ReaderConfig
 from jaxvl.data.fields.caption import Caption
@@ -91,17 +91,19 @@ def clip_tokenizer() -> Any:
     return make_tokenizer(TokenizerConfig(kind="clip"))
 
 
-def ours(folder: str, images: int, threads: int) -> Take:
-    """jaxvl: threads read and decode records into the arrays of a batch."""
+def ours(folder: str, images: int, reader: ReaderConfig) -> Take:
+    """jaxvl: threads, here or in other processes, read and decode records into the arrays of a batch."""
     source = WebDataset(f"{folder}/*.tar").open(lambda text: None)
     fields = dict(image=Picture(size=SIDE, crop=AREA), text=Caption(columns={"text": 1.0}, length=LENGTH))
-    config = DataConfig(WebDataset(f"{folder}/*.tar"), BATCH, fields, reader=ReaderConfig(threads=threads, cache_mb=0))
+    config = DataConfig(WebDataset(f"{folder}/*.tar"), BATCH, fields, reader=reader)
     tokenizer = clip_tokenizer()
     epochs = iter(range(1_000_000))
 
     def take() -> dict[str, float]:
         batches = Batches(config, source, tokenizer, seed=next(epochs), preprocess=Preprocess(image_size=SIDE))
-        figures = timed(images, lambda: [batches[i] for i in range(images // BATCH)])
+        if batches.workers:
+            batches[0]  # they have started
+        figures = timed(images, lambda: [batches[i] for i in range(images // BATCH)], batches.workers)
         stages = {f"{stage} µs": 1e6 * seconds / images for stage, seconds in batches.seconds().items()}
         batches.close()
         return figures | stages
@@ -109,7 +111,7 @@ def ours(folder: str, images: int, threads: int) -> Take:
     return take
 
 
-def webdataset(folder: str, images: int, threads: int) -> Take:
+def webdataset(folder: str, images: int, reader: ReaderConfig) -> Take:
     """webdataset: Pillow decodes, crops and scales, in one thread."""
     import webdataset as wds
 
@@ -122,7 +124,7 @@ def webdataset(folder: str, images: int, threads: int) -> Take:
     return _pipeline(wds, folder, images, transform, encode)
 
 
-def open_clip(folder: str, images: int, threads: int) -> Take:
+def open_clip(folder: str, images: int, reader: ReaderConfig) -> Take:
     """open_clip: its transform (torchvision on Pillow, float32, normalised) and its tokenizer, in its pipeline."""
     import webdataset as wds
 
@@ -162,12 +164,15 @@ def tokens(tokenizer: Any, text: str) -> np.ndarray:
     return tokenizer.encode([text], LENGTH)[0]
 
 
-def timed(images: int, work: Callable[[], Any]) -> dict[str, float]:
-    """Processor time and wall time of `work`, for each of `images` rows, in µs."""
+def timed(images: int, work: Callable[[], Any], workers: Sequence[int] = ()) -> dict[str, float]:
+    """Processor time, that of other processes with it, and wall time of `work`, for each of `images` rows, in µs."""
     wall = time.perf_counter()
-    core = time.process_time()
+    core = time.process_time() + processor_seconds(workers)
     work()
-    return {"core µs": 1e6 * (time.process_time() - core) / images, "wall µs": 1e6 * (time.perf_counter() - wall) / images}
+    return {
+        "core µs": 1e6 * (time.process_time() + processor_seconds(workers) - core) / images,
+        "wall µs": 1e6 * (time.perf_counter() - wall) / images,
+    }
 
 
 WAYS = {"jaxvl": ours, "webdataset": webdataset, "open_clip": open_clip}
@@ -190,13 +195,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--images", type=int, default=2000, help=f"rows of a round, a multiple of {BATCH}")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count, each way in turn")
     parser.add_argument("--threads", type=int, default=1, help="of jaxvl")
+    parser.add_argument("--processes", type=int, default=0, help="of jaxvl, each with its threads; 0: none but this one")
     parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS), help=f"of {', '.join(WAYS)}")
     parser.add_argument("--folder", type=pathlib.Path, help="tars of your own, with .jpg and .txt")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args(argv)
     console = Console()
+    reader = ReaderConfig(args.threads, args.processes, cache_mb=0)
     with shards(args.folder, args.images) as folder, contextlib.ExitStack() as stack:
-        takers = {way: stack.enter_context(isolated(WAYS[way], str(folder), args.images, args.threads)) for way in args.ways}
+        takers = {way: stack.enter_context(isolated(WAYS[way], str(folder), args.images, reader)) for way in args.ways}
         rounds: dict[str, list[dict[str, float]]] = {way: [] for way in takers}
         for i in range(args.rounds + 1):  # the first warms up: indexes, files in memory
             for way, take in takers.items():

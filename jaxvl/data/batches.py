@@ -142,6 +142,11 @@ class Batches:
         """Stage -> seconds that all threads together have spent in it, of all processes that read."""
         return self._pool.tally().seconds
 
+    @property
+    def workers(self) -> list[int]:
+        """Process numbers of the workers; none where threads of this process read."""
+        return self._pool.pids
+
     def check_budget(self) -> None:
         """Raises DataError where too many of the records that this host counted are bad. For whoever reads on one host; a run of several
         sums up the counts of all of them."""

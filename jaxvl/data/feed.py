@@ -91,6 +91,11 @@ class Feed(Iterator):
         return self._batches.counts()
 
     @property
+    def workers(self) -> list[int]:
+        """Process numbers of the workers that read; none where threads of this process do."""
+        return self._batches.workers
+
+    @property
     def identity(self) -> dict[str, int | str | None]:
         """What tells whether another feed reads the same records, JSON-able."""
         return {"records": self.records, "fingerprint": self._fingerprint}

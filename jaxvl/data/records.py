@@ -29,6 +29,10 @@ class BadRecord(ValueError):
     def __init__(self, cause: str, detail: str):
         super().__init__(f"{cause}: {detail}")
         self.cause = cause
+        self._detail = detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.cause, self._detail)  # of itself, pickle would keep the message alone
 
 
 def causes(skipped: Mapping[str, int]) -> str:

@@ -13,9 +13,14 @@ PER_THREAD = 4  # jobs of one batch for each thread, so that a slow record holds
 
 
 class Pool(abc.ABC):
-    """Fills the arrays of batches, several at a time. It is thread-safe."""
+    """Fills the arrays of batches, several at a time. It is thread-safe.
+
+    Attributes:
+      pids: process numbers of its workers, if it has any.
+    """
 
     def __init__(self):
+        self.pids: list[int] = []
         self._tally = Tally()
         self._lock = threading.Lock()
 

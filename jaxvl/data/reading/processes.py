@@ -36,6 +36,7 @@ PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
 from multiprocessing.connection import Connection
 connection = Connection(int(sys.argv[1]))
 sys.path[:] = connection.recv()
@@ -135,6 +136,7 @@ class Processes(Pool):
         try:
             for number in range(reader.processes):
                 self._children.append(_child(number, [self._slots.file, file, reader.threads]))
+            self.pids = [child.process.pid for child in self._children]
             for child in self._children:
                 child.connection.send(sys.path)
                 child.connection.send(begin)
@@ -147,11 +149,6 @@ class Processes(Pool):
     def slots(self) -> int:
         """Batches of which there is memory."""
         return len(self._slots)
-
-    @property
-    def pids(self) -> list[int]:
-        """Process number of each worker."""
-        return [child.process.pid for child in self._children]
 
     def begin(self, part: Part) -> tuple[Arrays, list[Future[None]]]:
         """See `Pool`. Raises what ended a worker."""
@@ -257,8 +254,14 @@ def _child(number: int, arguments: Sequence[int]) -> Child:
     here, there = Pipe()
     command = [spawn.get_executable(), "-c", PROGRAM, str(there.fileno()), str(os.getpid()), *map(str, arguments)]
     environment = {**ENVIRONMENT, **os.environ, "JAX_PLATFORMS": "cpu"}
-    with there:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[there.fileno(), *arguments[:2]])
+    # A new process has this thread's mask: no signal ends it before it ignores them.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
+    try:
+        inherited = [there.fileno(), *arguments[:2]]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=inherited)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        there.close()
     return Child(number, process, here, threading.Lock())
 
 

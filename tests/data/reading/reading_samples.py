@@ -38,8 +38,8 @@ def write_mixture(folder):
 class Odd(FakeSource):
     """Numbers that say where they were read."""
 
-    name = "odd"
-    columns = {**COLUMNS, "pid": Column("int"), "devices": Column("int")}
+    def __init__(self, n):
+        super().__init__(n, columns={**COLUMNS, "pid": Column("int"), "devices": Column("int")})
 
     def read(self, i, columns=None):
         from jax._src import xla_bridge

@@ -121,10 +121,10 @@ def test_a_batch_that_nobody_takes_does_not_disturb_others(pooled, source):
 
 
 def test_interrupts_are_left_to_the_parent(pooled):
-    for pid in pooled._pool.pids:
+    for pid in pooled.workers:
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(pid, number)
-    assert len(pooled[3]["position"]) == B and all(map(alive, pooled._pool.pids))
+    assert len(pooled[3]["position"]) == B and all(map(alive, pooled.workers))
 
 
 def test_nothing_is_left_in_named_shared_memory(pooled):
@@ -220,13 +220,13 @@ def test_workers_read_and_start_no_devices(tmp_path):
     config = dataclasses.replace(TEXTS, source=module.OwnConfig(), fields=fields)
     batches = made(config, module.OwnConfig().open())
     batch = batches[0]
-    assert set(batch["pid"].tolist()) == set(batches._pool.pids) and not batch["devices"].any()
+    assert set(batch["pid"].tolist()) == set(batches.workers) and not batch["devices"].any()
     with pytest.raises(Exception, match="this and that") as raised:
         batches[5]
     assert "own_source.py" in "".join(raised.value.__notes__)
     batches[6]
     batches.close()
-    assert plugin.name == "own_source.py" and not any(map(alive, batches._pool.pids))
+    assert plugin.name == "own_source.py" and not any(map(alive, batches.workers))
     with pytest.raises(RuntimeError, match="shutdown"):
         batches[0]
 
@@ -272,7 +272,7 @@ def test_a_source_that_no_other_process_can_have():
 def test_a_worker_that_dies_is_told_with_its_cause():
     batches = made(dataclasses.replace(TEXTS, reader=ReaderConfig(threads=1, processes=2)), Slow(24))
     batches[0]
-    first, second = batches._pool.pids
+    first, second = batches.workers
     pending = [batches.begin(i) for i in (2, 3)]
     os.kill(second, signal.SIGKILL)
     message = rf"^fake: reader process 2 of 2 \(pid {second}\) was ended by SIGKILL; the system does so when memory runs out"
@@ -303,7 +303,7 @@ def test_workers_end_with_their_parent(how, tmp_path):
         if os.fork() == 0:
             time.sleep(30)
             os._exit(0)
-        print(*batches._pool.pids, flush=True)
+        print(*batches.workers, flush=True)
         if {how!r} == "kill":
             time.sleep(60)
     """
