@@ -81,7 +81,8 @@ def taker(file: str, kind: str, way: str) -> Callable[[], dict[str, float]]:
     fields: dict[str, Any] = {"text": Caption(length=LENGTH)}
     if side:
         fields["image"] = Picture(size=side, crop=(0.9, 1.0))
-    config = DataConfig(WebDataset(file), BATCH, fields, reader=WAYS[way])
+    columns = {"text": "txt", **({"image": kind} if side else {})}
+    config = DataConfig(WebDataset(file, columns=columns), BATCH, fields, reader=WAYS[way])
     source = config.source.open(lambda text: None)
     batches = Batches(config, source, clip_tokenizer(), seed=0, preprocess=Preprocess(image_size=side or SMALL))
     taken = in_flight(batches, AHEAD)
