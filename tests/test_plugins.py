@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import pickle
 import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 from training import tiny
@@ -60,6 +62,7 @@ class Counting(SourceOptions):
 """
 CONFIG = f"""
 import sys
+import textwrap
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from training import tiny
 
@@ -178,6 +181,25 @@ def test_the_same_file_is_imported_once(tmp_path, monkeypatch):
 
     assert builtins.times == 1 and {plugin.file for plugin in found} == {str(tmp_path / "mine.py")}
     del builtins.times
+
+
+def test_another_process_imports_what_this_one_has(tmp_path, monkeypatch):
+    """A file by its text, which may be gone since; a module by its name."""
+    names = [f"{tmp_path.name}_{kind}" for kind in ("file", "module")]
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(f"NAME = {name!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins = load_plugins([str(tmp_path / f"{names[0]}.py"), names[1]])
+    (tmp_path / f"{names[0]}.py").unlink()
+    program = """
+        import pickle, sys
+        sys.path[:], plugins = pickle.load(sys.stdin.buffer)
+        from jaxvl.config.plugins import load_again
+        load_again(plugins)
+        print(*sorted(module.NAME for name, module in sys.modules.items() if hasattr(module, "NAME") and "_file" in name or "_module" in name))
+    """
+    said = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], input=pickle.dumps((sys.path, plugins)), capture_output=True)
+    assert said.stdout.decode().split() == names, said.stderr.decode()
 
 
 def test_names_that_clash_say_which_two_files(tmp_path):

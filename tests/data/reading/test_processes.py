@@ -19,7 +19,7 @@ from jaxvl.config import ConfigError, load_plugins
 from jaxvl.data.augment import Augment
 from jaxvl.data.batches import Batches, Rows, Start
 from jaxvl.data.config import DataConfig, ReaderConfig
-from jaxvl.data.feed import Feed
+from jaxvl.data.feed import MOST_AHEAD, Feed
 from jaxvl.data.fields.caption import Caption
 from jaxvl.data.fields.numbers import Group, Number
 from jaxvl.data.fields.picture import Picture
@@ -165,18 +165,22 @@ def test_rows_that_lack_something_are_empty_in_memory_that_was_used_before():
 
 
 def test_a_feed_gives_the_same_arrays_however_long_they_are_held():
-    """Arrays of jax on a CPU may be the workers' memory itself."""
-    config = dataclasses.replace(TEXTS, batch=8, fields=TEXTS.fields | dict(image=Picture(size=64)))
+    """Arrays of jax on a CPU may be the workers' memory itself. And there is no more of it than `prefetch_mb` allows."""
+    reader = dataclasses.replace(SMALL, prefetch_mb=1)
+    config = dataclasses.replace(TEXTS, batch=8, fields=TEXTS.fields | dict(image=Picture(size=200)), reader=reader)
     source = FakeSource(24, size=70)
     expected = by_threads(config, source)
     feed = Feed(config, source, TOKENIZER, seed=5, mesh=make_mesh())
     held = [next(feed) for _ in range(6)]
+    used = []
     for i in range(6, 40):
         assert_same(next(feed), expected[i])
+        used.append((len(os.listdir("/proc/self/task")), feed._batches._pool.slots))
+    assert len(set(used[-15:])) == 1, "threads and memory are as many as before"
     for i, batch in enumerate(held):
         assert_same(batch, expected[i])
-    # Those held, `MOST_AHEAD` in flight, two on the mesh, one being put there, one in use and one that jax has not given back yet.
-    assert feed._batches._pool.slots <= 6 + feed._flying() + 6
+    # Those held, one in flight, two on the mesh, one being put there, one in use and one that jax has not given back yet.
+    assert feed._batches._pool.slots <= 6 + 1 + 5 < 6 + MOST_AHEAD
     assert all(0 < seconds < 600 for seconds in feed.stage_seconds.values())
     feed.close()
     expected.close()
