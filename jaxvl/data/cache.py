@@ -44,6 +44,8 @@ class Cache:
 
     def put(self, key: Hashable, value: Any) -> None:
         """Keeps `value`, or does not: see the module's text."""
+        if not self.limit:
+            return
         size = ENTRY + size_of(key) + size_of(value)
         with self._lock:
             if key in self._entries or size > self.limit:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import warnings
 from collections.abc import Iterator
 
@@ -18,6 +17,7 @@ from jaxvl.data.records import BadRecord
 # almost anything for a picture (TGA).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "QOI", "AVIF")
 Colour = tuple[float, float, float]
+Decoded = Image.Image | np.ndarray  # see `decode_picture`
 MAX_PIXELS = 50_000_000  # a larger picture in a data set is damage or malice; it is skipped and counted
 MAX_SIDE = 65_535  # as JPEG; Pillow's boxes are float32, which cannot tell the pixels of a much longer side apart
 MAX_SCANS = 100  # of a progressive JPEG: encoders write about 10; a small file of thousands takes an hour to decode
@@ -36,7 +36,6 @@ ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-SCAN = re.compile(b"\xff\xda")  # begins one in a JPEG
 WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
 
 # Damaged metadata and large pictures are met by the million in crawled data. What matters of them is in the counts of
@@ -60,10 +59,17 @@ def bad_pictures() -> Iterator[None]:
 
 
 def open_picture(data: bytes, at_least: int | None = None, background: Colour | None = None) -> Image.Image:
-    """A decoded picture, the first of an animation: `RGB`, or `RGBa` where it is transparent.
+    """`decode_picture`'s result as a Pillow image: `RGB`, or `RGBa` where it is transparent. Raises BadRecord."""
+    decoded = decode_picture(data, at_least, background)
+    return as_image(decoded).convert("RGB") if isinstance(decoded, np.ndarray) else decoded
 
-    `RGBa` is premultiplied, so that scaling lets no hidden colour bleed into edges. The picture is turned as its EXIF or XMP
-    orientation says. Values of 16 bits become their upper 8.
+
+def decode_picture(data: bytes, at_least: int | None = None, background: Colour | None = None) -> Decoded:
+    """A decoded picture, the first of an animation.
+
+    It is a Pillow image in `RGB`, or in `RGBa` where it is transparent; `RGBa` is premultiplied, so that scaling lets no hidden
+    colour bleed into edges. It is an array uint8 [H, W, 4], opaque, where simplejpeg has decoded it. The picture is turned as its
+    EXIF or XMP orientation says. Values of 16 bits become their upper 8.
 
     Args:
       data: the file's bytes, in one of `FORMATS`.
@@ -77,23 +83,46 @@ def open_picture(data: bytes, at_least: int | None = None, background: Colour | 
         32-bit integer).
     """
     with bad_pictures():
+        if at_least is not None and (decoded := _plain_jpeg(data, at_least)) is not None:
+            return decoded
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_size(*picture.size)
         if picture.format in ("JPEG", "MPO"):
             _check_scans(data)
             if at_least is not None:
                 picture.draft("RGB", (at_least, at_least))
-                if (decoded := fast_pictures.decode_jpeg(data, picture)) is not None:
-                    return _upright(decoded, _orientation(picture))
+                decoded = fast_pictures.decode_jpeg(data, *picture.size) if picture.mode in ("RGB", "L") else None
+                if decoded is not None:
+                    return _upright_array(decoded, _orientation(picture))
         picture.load()
         if picture.format == "PNG" and "transparency" in picture.info:
             _mend_transparent_colour(picture, data)
         return _upright(_in_rgb(picture, background), _orientation(picture))
 
 
+def _plain_jpeg(data: bytes, at_least: int) -> np.ndarray | None:
+    """uint8 [H, W, 4] of a JPEG that Pillow need not look at, which takes longer than scaling a small one. Raises BadRecord."""
+    size = fast_pictures.plain_size(data)
+    if size is None:
+        return None
+    _check_size(*size)
+    _check_scans(data)
+    return fast_pictures.decode_jpeg(data, *fast_pictures.reduced(*size, at_least))
+
+
+def as_image(pixels: np.ndarray) -> Image.Image:
+    """A Pillow image in `RGBX` that shares the memory of uint8 [H, W, 4]."""
+    height, width, _ = pixels.shape
+    return Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
+
+
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:
     turned = ORIENTATION.get(orientation)
     return picture if turned is None else picture.transpose(turned)
+
+
+def _upright_array(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    return np.array(_upright(as_image(pixels), orientation)) if orientation in ORIENTATION else pixels
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
@@ -113,7 +142,10 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _check_scans(data: bytes) -> None:
-    scans = len(SCAN.findall(data))  # three times as fast as `bytes.count`
+    values = np.frombuffer(data, np.uint8)
+    scans = np.count_nonzero(
+        (values[:-1] == fast_pictures.MARKER) & (values[1:] == fast_pictures.SCAN)
+    )  # a quarter of the time of `bytes.count`
     if scans > MAX_SCANS:
         raise BadRecord(TOO_LARGE, f"a JPEG of {scans} scans; at most {MAX_SCANS} are decoded")
 

@@ -239,13 +239,13 @@ def test_only_the_columns_of_the_fields_are_read(fields, columns):
 def decodes(monkeypatch):
     """Every decoding of a picture is in this list."""
     done = []
-    whole = preprocess.open_picture
+    whole = preprocess.decode_picture
 
     def counted(data, *args, **options):
         done.append(data)
         return whole(data, *args, **options)
 
-    monkeypatch.setattr(preprocess, "open_picture", counted)
+    monkeypatch.setattr(preprocess, "decode_picture", counted)
     return done
 
 

@@ -10,8 +10,8 @@ from data_samples import encoded
 from PIL import Image
 
 from jaxvl.data import fast_pictures
-from jaxvl.data.pictures import CAUSES, TOO_LARGE, open_picture
-from jaxvl.data.preprocess import Preprocess, as_array, crop_box, fit, smallest_part
+from jaxvl.data.pictures import CAUSES, TOO_LARGE, decode_picture, open_picture
+from jaxvl.data.preprocess import Preprocess, as_array, crop_box, fit, fit_into, sides, smallest_part
 from jaxvl.data.records import BadRecord
 
 pytest.importorskip("simplejpeg")
@@ -100,9 +100,10 @@ def test_jpegs_are_decoded_to_the_pixels_of_pillow(name, at_least, by_pillow):
     data = FILES[name]
     with Image.open(io.BytesIO(data)) as opened:
         opened.draft("RGB", (at_least, at_least))
-        assert (fast_pictures.decode_jpeg(data, opened) is None) == (name in UNKNOWN_TO_SIMPLEJPEG)
+        size = opened.size
+    assert isinstance(decode_picture(data, at_least), np.ndarray) == (name not in UNKNOWN_TO_SIMPLEJPEG)
     ours, theirs = open_picture(data, at_least), by_pillow(open_picture, data, at_least)
-    assert ours.mode == theirs.mode == "RGB"
+    assert ours.mode == theirs.mode == "RGB" and (ours.size == size or name.startswith("orientation"))
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
@@ -145,7 +146,7 @@ def test_training_pictures_differ_from_evaluation_as_documented(size, by_pillow)
     for seed in range(6):
         data = jpeg(photo(seed))
         exact = preprocess.decode(data).astype(int)
-        ours = np.abs(preprocess.decode(data, fast=True) - exact).mean()
+        ours = np.abs(preprocess.decode(data, fast=True)[..., :3] - exact).mean()
         theirs = np.abs(by_pillow(preprocess.decode, data, fast=True) - exact).mean()
         if size == 120:  # no fraction of the picture is enough
             assert 0 < ours < 0.5
@@ -161,12 +162,14 @@ def test_no_random_part_has_fewer_pixels_than_asked_for(area, ratio):
     for width, height in ((1200, 900), (500, 1700), (260, 240)):
         picture = Preprocess(size).open(jpeg(np.zeros((height, width, 3), np.uint8)), fast=True, smallest=smallest)
         draws = np.random.default_rng(0).random((4000, 4)).tolist()
-        boxes = [crop_box(*picture.size, area, ratio, row) for row in draws]
-        sides = [min(right - left, bottom - top) for left, top, right, bottom in boxes]
-        fraction = picture.width / width
-        assert min(sides) >= min(size, smallest * min(width, height)) - 1
-        assert fraction < 0.126 or smallest * min(picture.size) / 2 < size + 1
-    assert Preprocess(size).open(FILES["colour"], fast=True).size == Preprocess(size).open(FILES["colour"], fast=True, smallest=1.0).size
+        across, down = sides(picture)
+        boxes = [crop_box(across, down, area, ratio, row) for row in draws]
+        shortest = [min(right - left, bottom - top) for left, top, right, bottom in boxes]
+        fraction = across / width
+        assert min(shortest) >= min(size, smallest * min(width, height)) - 1
+        assert fraction < 0.126 or smallest * min(across, down) / 2 < size + 1
+    same = Preprocess(size).open(FILES["colour"], fast=True, smallest=1.0)
+    assert sides(Preprocess(size).open(FILES["colour"], fast=True)) == sides(same)
 
 
 def test_boxes_that_end_at_the_edge():
@@ -229,6 +232,88 @@ def test_threads_do_not_mix_pictures():
         for _ in range(5):
             for got, expected in zip(pool.map(lambda data: Preprocess(48).decode(data, fast=True), files), wanted):
                 np.testing.assert_array_equal(got, expected)
+
+
+SUBSAMPLINGS = ["4:4:4", "4:2:2", "4:2:0", "4:4:0", "4:1:1"]
+
+
+def test_a_picture_goes_straight_into_its_row(by_pillow):
+    """The same pixels as by way of Pillow images; with other rows as they were, and opaque."""
+    for name, data in FILES.items():
+        exact = open_picture(data)
+        picture = decode_picture(data, HEIGHT)
+        for draws in np.random.default_rng(1).random((4, 4)).tolist():
+            box = crop_box(*sides(picture), (0.3, 1.0), (3 / 4, 4 / 3), draws)
+            rows = np.full((3, 32, 32, 4), 7, np.uint8)
+            fit_into(rows[1], picture, box, "bicubic", fast=True)
+            assert (rows[[0, 2]] == 7).all() and (rows[1, ..., 3] == 255).all()
+            before = fit(open_picture(data, HEIGHT), 32, box, "bicubic", fast=True)
+            np.testing.assert_array_equal(rows[1, ..., :3], before, err_msg=name)
+            difference = np.abs(rows[1, ..., :3].astype(int) - fit(exact, 32, box, "bicubic"))
+            assert difference.mean() < 0.5 and difference.max() <= 8, name
+            by_pillow(fit_into, rows[1], picture, box, "bicubic", fast=True)
+            assert np.abs(rows[1, ..., :3].astype(int) - before).mean() < 3, name
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [*SUBSAMPLINGS, "grey"])
+def test_every_subsampling_and_odd_sizes_give_the_pixels_of_pillow(subsampling, progressive, by_pillow):
+    import simplejpeg
+
+    for width, height in ((1, 1), (17, 8), (33, 47), (64, 63), (99, 16)):
+        pixels = photo(3, width, height)
+        if subsampling == "grey":
+            data = jpeg(np.asarray(Image.fromarray(pixels).convert("L")), progressive=progressive)
+        elif progressive:
+            data = jpeg(pixels, subsampling=subsampling, progressive=True) if subsampling in SUBSAMPLINGS[:3] else None
+        else:
+            data = simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling=subsampling.replace(":", ""))
+        if data is None:  # Pillow writes three subsamplings, simplejpeg writes nothing progressive
+            continue
+        assert fast_pictures.plain_size(data) == (width, height)
+        for at_least in (1, 8, 16, 64):
+            ours = decode_picture(data, at_least)
+            theirs = by_pillow(open_picture, data, at_least)
+            assert (ours[..., 3] == 255).all()
+            np.testing.assert_array_equal(ours[..., :3], np.asarray(theirs))
+
+
+def test_headers_that_pillow_has_to_see_are_left_to_it():
+    assert fast_pictures.plain_size(FILES["colour"]) == (WIDTH, HEIGHT)
+    for name in ("grey", "4:4:4", "RGB kept", "progressive", "restart markers", "bytes after it"):
+        assert fast_pictures.plain_size(FILES[name]) == (WIDTH, HEIGHT), name
+    for name in ("CMYK", "MPO", *(f"orientation {n}" for n in range(1, 9))):
+        assert fast_pictures.plain_size(FILES[name]) is None, name
+    assert fast_pictures.plain_size(jpeg(PIXELS, icc_profile=b"p" * 70_000)) == (WIDTH, HEIGHT)
+    assert fast_pictures.plain_size(jpeg(PIXELS, comment=b"a comment")) == (WIDTH, HEIGHT)
+    assert fast_pictures.plain_size(jpeg(PIXELS, xmp=b"<x:xmpmeta/>")) is None
+    for data in (b"", b"\xff\xd8", b"\xff\xd8\xff", encoded(PIXELS), FILES["colour"][:100], b"\0" + FILES["colour"]):
+        assert fast_pictures.plain_size(data) is None
+
+
+@pytest.mark.parametrize("name", ["colour", "grey", "progressive"])
+def test_damaged_headers_have_the_same_outcome(name, by_pillow):
+    whole = FILES[name]
+    header = whole.index(b"\xff\xda") + 14
+    rng = np.random.default_rng(1)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for at in rng.integers(2, header, rng.integers(1, 4)):
+            data[at] = rng.choice([0, 1, 2, 0xFF, 0xC0, 0xDA, 0xE1, rng.integers(256)])
+        ours = outcome(open_picture, bytes(data), 64)
+        theirs = by_pillow(outcome, open_picture, bytes(data), 64)
+        np.testing.assert_array_equal(ours, theirs)
+        refused += isinstance(ours, str)
+    assert 0 < refused < 300
+
+
+@pytest.mark.parametrize("at_least", [1, 7, 20, 24, 100])
+def test_the_fraction_is_that_of_pillow(at_least):
+    for width, height in ((8, 9), (20, 40), (47, 48), (160, 161), (199, 801)):
+        with Image.open(io.BytesIO(jpeg(np.zeros((height, width, 3), np.uint8)))) as opened:
+            opened.draft("RGB", (at_least, at_least))
+            assert fast_pictures.reduced(width, height, at_least) == opened.size
 
 
 def test_a_picture_is_its_own_when_the_next_is_decoded():

@@ -9,15 +9,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from jaxvl.config import Range
 from jaxvl.data.augment import affine
 from jaxvl.data.fields import FIELDS
 from jaxvl.data.fields.base import Arrays, Batch, Context, RowShape, match
 from jaxvl.data.fields.picture import Picture, PictureReader
-from jaxvl.data.pictures import upright_size
-from jaxvl.data.preprocess import Box, Preprocess, crop_box
+from jaxvl.data.pictures import Decoded, upright_size
+from jaxvl.data.preprocess import Box, Preprocess, crop_box, sides
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Record, Source
 
@@ -100,7 +99,7 @@ def _area(boxes: jax.Array) -> jax.Array:
 class _Boxed(NamedTuple):
     """A picture, its size upright in pixels, and its boxes as shares of its sides, float32 [n, 4]."""
 
-    picture: np.ndarray | Image.Image
+    picture: Decoded
     size: tuple[int, int]
     boxes: np.ndarray
 
@@ -148,10 +147,10 @@ class BoxesReader:
 
     def _kept(self, value: _Boxed, draws: Sequence[float]) -> Box:
         """The part of the picture that is in the row, in shares of its sides."""
-        if isinstance(value.picture, np.ndarray):
+        if not self._picture.whole:
             width, height = value.size
             box = self._preprocess.seen(width, height)
         else:
-            width, height = value.picture.size
+            width, height = sides(value.picture)
             box = crop_box(width, height, self._config.crop, self._config.crop_ratio, draws)
         return box[0] / width, box[1] / height, box[2] / width, box[3] / height

@@ -13,8 +13,7 @@ from jaxvl.config import Pixels, Range, check, to_dict
 from jaxvl.data.augment import Augment, augment
 from jaxvl.data.fields import FIELDS
 from jaxvl.data.fields.base import Arrays, Batch, Context, Field, RowShape, match
-from jaxvl.data.fields.picture import with_alpha
-from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.preprocess import Preprocess, with_alpha
 from jaxvl.data.sources.base import Record, Source
 
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any, ClassVar
 
 import jax
 import numpy as np
-from PIL import Image
 
 from jaxvl.config import Pixels, Range, check, to_dict
 from jaxvl.data.augment import Augment, augment
 from jaxvl.data.fields import FIELDS
 from jaxvl.data.fields.base import Arrays, Batch, Context, Field, RowShape, match
-from jaxvl.data.preprocess import Preprocess, crop_box, fit, smallest_part
+from jaxvl.data.pictures import Decoded
+from jaxvl.data.preprocess import Preprocess, crop_box, fit_into, sides, smallest_part, with_alpha
 from jaxvl.data.sources.base import Record, Source
 
 Ratio = Annotated[float, Range(0.01, 100.0)]  # width / height of a part of a picture
@@ -86,38 +86,37 @@ class Picture(Field):
 
 
 class PictureReader:
-    """The host half of `Picture`; see `base.Reader`."""
+    """The host half of `Picture`; see `base.Reader`.
+
+    Attributes:
+      whole: whether pictures are loaded whole, for each row has a part of its own.
+    """
 
     def __init__(self, name: str, config: Picture, preprocess: Preprocess):
         self._name = name
         self._config = config
         self._preprocess = preprocess
-        self._whole = config.crop != (1.0, 1.0)  # each row has a part of its own
+        self.whole = config.crop != (1.0, 1.0)
         self.columns = (config.column,)
-        self._smallest = smallest_part(config.crop, config.crop_ratio) if self._whole else 1.0
-        decoded = (preprocess, self._smallest) if config.fast_decode or not self._whole else None
-        self.key = ("picture", config.column, self._whole, decoded, config.fast_decode)
+        self._smallest = smallest_part(config.crop, config.crop_ratio) if self.whole else 1.0
+        decoded = (preprocess, self._smallest) if config.fast_decode or not self.whole else None
+        self.key = ("picture", config.column, self.whole, decoded, config.fast_decode)
 
-    def load(self, record: Record) -> np.ndarray | Image.Image | None:
+    def load(self, record: Record) -> Decoded | None:
         """The picture: scaled, or whole where a part is cut out of it for each row. Raises BadRecord."""
         data = record.get(self._config.column)
         if data is None:
             return None
-        if self._whole:
+        if self.whole:
             return self._preprocess.open(data, fast=self._config.fast_decode, smallest=self._smallest)
         return self._preprocess.decode(data, fast=self._config.fast_decode)
 
-    def write(self, out: Arrays, row: int, value: np.ndarray | Image.Image, draws: Sequence[float]) -> None:
+    def write(self, out: Arrays, row: int, value: Decoded, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         config = self._config
-        if not isinstance(value, np.ndarray):
-            box = crop_box(*value.size, config.crop, config.crop_ratio, draws)
-            value = fit(value, config.size, box, self._preprocess.interpolation, fast=config.fast_decode)
-        with_alpha(out[self._name][row], value)
-
-
-def with_alpha(out: np.ndarray, pixels: np.ndarray) -> None:
-    """Writes uint8 [S, S, 3 or 4] into [S, S, 4]; without transparency it is opaque."""
-    if pixels.shape[-1] == 3:
-        pixels = np.asarray(Image.fromarray(pixels).convert("RGBA"))  # three times as fast as assigning three channels of four
-    out[...] = pixels
+        target = out[self._name][row]
+        if not self.whole:
+            with_alpha(target, value)
+            return
+        box = crop_box(*sides(value), config.crop, config.crop_ratio, draws)
+        fit_into(target, value, box, self._preprocess.interpolation, fast=config.fast_decode)
