@@ -30,7 +30,8 @@ from rich.markup import escape
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, PathText, Plugin, Range, Seed, check, load_plugins, nearest, override, resolve, to_path
-from jaxvl.data.inspecting.recognise import as_config, recognise
+from jaxvl.data.inspecting.paste import as_lines, data_config
+from jaxvl.data.inspecting.recognise import recognise
 from jaxvl.data.inspecting.sheet import write_sheet
 from jaxvl.data.inspecting.show import show
 from jaxvl.data.inspecting.survey import Survey, survey
@@ -98,14 +99,17 @@ def run(config: InspectConfig, written: Mapping[str, Any], console: Console) -> 
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.name).strip("-")[-60:]
     sheet = to_path(config.out or f"inspect-{name}.html", "--out")
     write_sheet(sheet, found, config.seed)
+    data = data_config(written, len(source), source.columns, found.captions)
     if config.json:
-        print(json.dumps({**figures(found), "config": dict(written), "sheet": str(sheet)}, indent=1))
+        print(json.dumps({**figures(found), "data": data, "sheet": str(sheet)}, indent=1))
         return
     out = Console()
     show(found, out)
     print(f"contact sheet: {paths.absolute(sheet)}")
     print()
-    print(as_config(written, list(source.columns)))
+    print("to paste into a config file, with the sizes of your model:")
+    print()
+    print(as_lines(data, source.columns))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxvl.config import ConfigError
+from jaxvl.config import ConfigError, choose
 from jaxvl.data.inspecting.recognise import recognise
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.base import Log, Source
 
 
 class Pairs(NamedTuple):
@@ -14,6 +17,16 @@ class Pairs(NamedTuple):
 
     source: dict[str, Any]
     text: str
+
+
+def open_path(path: str | os.PathLike[str], log: Log = print) -> Source:
+    """The records of a file, a folder or a pattern of files, whatever their format.
+
+    Raises:
+      ConfigError: there is nothing, or no source reads it.
+      DataError: what is there cannot be read.
+    """
+    return choose(SOURCES, recognise(os.fspath(path)), "path").open(log)
 
 
 def own_pairs(path: str, argument: str, demo: Mapping[str, Any]) -> Pairs:

@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxvl import paths
@@ -204,13 +204,3 @@ def _one_level_down(listing: Listing) -> dict[str, Any] | None:
         if any(inner.has(f"*{suffix}") for suffix in PICTURES):
             return {"name": "folder", "path": str(listing.path), "classes": "folder"}
     return None
-
-
-def as_config(node: Mapping[str, Any], columns: Sequence[str] = ()) -> str:
-    """Lines of a config file that read this data."""
-    ordered = {"name": node["name"], **node}
-    options = ", ".join(f"{key}={value!r}" for key, value in ordered.items())
-    lines = [f"data = dict(source=dict({options}))"]
-    if columns:
-        lines.append(f"# columns: {', '.join(columns)}")
-    return "\n".join(lines)

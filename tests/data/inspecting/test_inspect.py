@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -12,9 +13,10 @@ from PIL import Image
 
 from jaxvl.config import ConfigError
 from jaxvl.data import inspect
-from jaxvl.data.inspecting.recognise import as_config, recognise
+from jaxvl.data.inspecting.paste import absolute
+from jaxvl.data.inspecting.recognise import recognise
 from jaxvl.data.inspecting.survey import draw, survey
-from jaxvl.data.inspecting.texts import is_broken, script, text_figures
+from jaxvl.data.inspecting.texts import is_broken, only_name, script, text_figures
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Column, Source
@@ -124,14 +126,15 @@ def test_the_command_prints_figures_and_writes_a_sheet(tmp_path, capsys):
     plugins = ["--source=mixed_for_inspection", "--source.records=30", f"--out={sheet}"]
     assert inspect.main(plugins) == 0
     out = capsys.readouterr().out
-    for said in ("30 records in 2 shards", "mixed [bold]data", "image cannot be decoded", "shard 0: record 9", "texts of text", "ms a record",
-                 "data = dict(source=dict(name='mixed_for_inspection', records=30))", "# columns: image, text"):  # fmt: skip
+    for said in ("30 records in 2 shards of 15", "mixed [bold]data", "image cannot be decoded", "shard 0: record 9", "Texts of text",
+                 "ms a record", "such as None, null or NA", 'source=dict(name="mixed_for_inspection", records=30),', "batch=16,",
+                 "# further columns: alts (texts), class_label (class), score (float), boxes (array)"):  # fmt: skip
         assert said in out, said
     page = sheet.read_text()
     assert page.count("data:image/jpeg;base64,") == 24 and "赤い円" in page
     assert inspect.main([*plugins, "--json", "--sample=10"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["sampled"] == 10 and figures["config"] == {"name": "mixed_for_inspection", "records": 30}
+    assert figures["sampled"] == 10 and figures["data"]["source"] == {"name": "mixed_for_inspection", "records": 30}
     for wrong, said in (
         (["--samples=3"], "did you mean 'sample'"),
         ([], "PATH: is required"),
@@ -141,6 +144,27 @@ def test_the_command_prints_figures_and_writes_a_sheet(tmp_path, capsys):
     ):
         assert inspect.main(wrong) == 2
         assert said in " ".join(capsys.readouterr().err.split()), wrong
+
+
+def test_a_remote_source_keeps_its_address_and_a_local_one_gets_a_path_from_the_root():
+    assert absolute(dict(files="s3://bucket/a.tar", name="webdataset")) == dict(name="webdataset", files="s3://bucket/a.tar")
+    here = os.getcwd()
+    assert absolute(dict(name="webdataset", files="a/{0..3}.tar::/b.tar"))["files"] == f"{here}/a/{{0..3}}.tar::/b.tar"
+
+
+@pytest.mark.parametrize(
+    ("column", "texts", "expected"),
+    [
+        ("text", ["a1", "a2"], False),
+        ("image_url", ["a page"], True),
+        ("json.key", ["no code"], True),
+        ("name", ["00001", "img/2"], True),
+        ("name", ["cat", "dog 2"], False),
+        ("name", ["猫1", "犬2"], False),
+    ],
+)
+def test_texts_that_only_name_a_record_have_no_figures(column, texts, expected):
+    assert only_name(column, texts) == expected
 
 
 def tar(path):
@@ -191,7 +215,6 @@ def test_formats_are_recognised(tmp_path):
     ]  # fmt: skip
     for path, expected in cases:
         assert recognise(str(path)) == expected
-    assert as_config({"files": "x", "name": "csv"}) == "data = dict(source=dict(name='csv', files='x'))"
 
 
 def test_what_is_not_recognised_is_said(tmp_path):
