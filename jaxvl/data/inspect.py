@@ -2,7 +2,8 @@
 
 PATH is a file, a folder, or a pattern of files; its format is recognised: WebDataset tars, Parquet, Hugging Face datasets on disk, TFDS,
 ArrayRecord, JSONL, CSV, TSV, folders of pictures, MDS. Prints records, shards, columns, figures of texts and pictures, bad records by
-cause and the time to read, and the config lines that read it; writes a contact sheet. Only a sample is read.
+cause and the time to read, and the data of a config file that reads it; writes a contact sheet. Only a sample is read.
+`--config=configs/clip.py:data=PATH` of `jaxvl.train` reads PATH in the same way.
 
 Options:
   --source=NAME --source.KEY=VALUE   instead of PATH, or to change what was recognised
@@ -93,7 +94,10 @@ def figures(found: Survey) -> dict[str, Any]:
 
 def run(config: InspectConfig, written: Mapping[str, Any], console: Console) -> None:
     """Raises ConfigError, DataError, OSError."""
-    source = config.source.open(lambda text: console.print(escape(text), soft_wrap=True))
+    try:
+        source = config.source.open(lambda text: console.print(escape(text), soft_wrap=True))
+    except ConfigError as error:
+        raise error.under("source") from None
     check(len(source) > 0, "source", f"{source.name} has no records")
     found = survey(source, config.sample, config.seed, config.sheet)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.name).strip("-")[-60:]

@@ -56,8 +56,8 @@ def _field(name: str, option: str, column: str, default: str, **more: Any) -> di
 
 
 def absolute(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a source with local paths from the root, so that it may be used in any folder; `name` comes first."""
-    found = {"name": source["name"], **source}
+    """The config of a source with local paths from the root, so that it may be used in any folder; `name` and paths come first."""
+    found = {key: source[key] for key in ("name", *LOCAL) if key in source} | dict(source)
     for option in LOCAL:
         value = found.get(option)
         if isinstance(value, str) and "://" not in value:
@@ -77,6 +77,8 @@ def as_lines(data: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
     others = [f"{name} ({column.kind})" for name, column in columns.items() if name not in read]
     if others:
         lines.append(f"# further columns: {_few(others)}")
+    if "text" not in fields and "class_label" not in fields:
+        lines.append("# no column of texts or classes, which models of pairs need (in a folder: NAME.txt beside NAME.jpg)")
     return "\n".join(lines)
 
 

@@ -26,7 +26,9 @@ def _shown(one: Example, captions: Sequence[str]) -> dict[str, Any]:
     texts = {name: printable(text) for name, text in one.texts.items()}
     written = {name: text for name, text in texts.items() if name in captions}
     about = {name: text for name, text in texts.items() if name not in captions}
-    return {"position": one.position, "picture": _address(one.picture), "captions": written, "about": about}
+    missing = "no text" if captions and not written else ""
+    picture = _address(one.picture)
+    return {"position": one.position, "picture": picture, "fault": one.fault, "captions": written, "missing": missing, "about": about}
 
 
 def printable(text: str) -> str:

@@ -46,10 +46,18 @@ class ColumnFigures:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record on the contact sheet: its number, a small JPEG, and column -> text of texts and numbers."""
+    """A record on the contact sheet.
+
+    Attributes:
+      position: its number.
+      picture: a small JPEG.
+      fault: why there is none, where the record has one that cannot be decoded.
+      texts: column -> text, of texts and numbers.
+    """
 
     position: int
     picture: bytes | None
+    fault: str
     texts: dict[str, str]
 
 
@@ -114,8 +122,8 @@ class _Tally:
         self.read: list[float] = []
         self.decode: list[float] = []
 
-    def fault(self, error: BadRecord) -> None:
-        records, detail = self.bad.get(error.cause, (0, str(error).removeprefix(f"{error.cause}: ")))
+    def fault(self, error: BadRecord, where: str = "") -> None:
+        records, detail = self.bad.get(error.cause, (0, where + str(error).removeprefix(f"{error.cause}: ")))
         self.bad[error.cause] = records + 1, detail
 
     def add(self, name: str, value: Any) -> Image.Image | None:
@@ -192,16 +200,18 @@ def survey(source: Source, sample: int, seed: int, sheet: int) -> Survey:
     examples = []
     for position, record in _records(source, positions, tally):
         pictures = []
+        fault = ""
         for name, value in record.items():
             try:
                 picture = tally.add(name, value)
             except BadRecord as error:
-                tally.fault(error)
+                tally.fault(error, f"record {position}: ")
+                fault = error.cause
                 continue
             if picture is not None:
                 pictures.append(picture)
         if position in shown:
-            examples.append(_example(position, record, pictures, source))
+            examples.append(_example(position, record, pictures, fault, source))
     sizes = source.shards()
     shards = (len(sizes), int(sizes.min()), int(np.median(sizes)), int(sizes.max())) if len(sizes) else (0, 0, 0, 0)
     return Survey(
@@ -239,7 +249,7 @@ def _milliseconds(seconds: Sequence[float]) -> tuple[float, float, float]:
     return 1000 * float(np.mean(seconds)), 1000 * float(median), 1000 * float(high)
 
 
-def _example(position: int, record: Any, pictures: Sequence[Image.Image], source: Source) -> Example:
+def _example(position: int, record: Any, pictures: Sequence[Image.Image], fault: str, source: Source) -> Example:
     data = None
     if pictures:
         small = pictures[0].copy()
@@ -256,4 +266,4 @@ def _example(position: int, record: Any, pictures: Sequence[Image.Image], source
             texts[name] = " | ".join(value)[:LONGEST_SHOWN]
         elif kind in ("class", "int", "float"):
             texts[name] = str(value)
-    return Example(position, data, texts)
+    return Example(position, data, fault, texts)

@@ -19,7 +19,7 @@ NAMING_ENDS = ("_url", "_id", "_path", "_file", "_hash")
 NAMES_LOOKED_AT = 1000
 LETTERS_LOOKED_AT = 200  # of a text, to tell its script
 SHOWN = 5  # most common texts
-LONGEST_SHOWN = 80  # characters
+LONGEST_SHOWN = 60  # characters
 PERCENTILES = (0, 5, 50, 95, 100)
 
 
@@ -53,7 +53,7 @@ def text_figures(texts: Sequence[str]) -> TextFigures:
     """Figures of at least one text."""
     alike = collections.Counter(normalized(text) for text in texts)
     scripts = collections.Counter(script(text) for text in texts)
-    common = [(text[:LONGEST_SHOWN], n) for text, n in alike.most_common(SHOWN) if n > 1]
+    common = [(_cut(text), n) for text, n in alike.most_common(SHOWN) if n > 1]
     return TextFigures(
         texts=len(texts),
         characters=_percentiles([len(text) for text in texts]),
@@ -65,6 +65,10 @@ def text_figures(texts: Sequence[str]) -> TextFigures:
         no_text=sum(text.strip().lower() in NO_TEXT for text in texts),
         broken=sum(is_broken(text) for text in texts),
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1].rstrip()}…"
 
 
 def only_name(column: str, texts: Sequence[str]) -> bool:

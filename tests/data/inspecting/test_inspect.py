@@ -77,6 +77,7 @@ def test_figures_of_a_sample_are_those_of_plain_counting():
         "record cannot be read": (4, "shard 0: record 9"),
         "image cannot be decoded": (4, found.bad["image cannot be decoded"][1]),
     }
+    assert found.bad["image cannot be decoded"][1].startswith("record 7: ")
     good = [i for i in range(40) if i % 10 != 9]
     whole = [i for i in good if i % 10 != 7]
     image = found.columns["image"].image
@@ -102,6 +103,7 @@ def test_figures_of_texts():
     assert found.scripts == {"latin": 5 / 8, "none": 1 / 8, "cyrillic": 1 / 8, "chinese or japanese": 1 / 8}
     assert found.characters == tuple(np.percentile([len(text) for text in TEXTS], (0, 5, 50, 95, 100)))
     assert found.words[-1] == 4
+    assert text_figures(["long " * 20] * 2).common == [("long " * 11 + "long…", 2)]
     assert [is_broken(text) for text in ("a\0b", "\ud800", "né", "\ufffd")] == [True, True, False, True]
     assert script("عربي") == "arabic"
 
@@ -132,6 +134,7 @@ def test_the_command_prints_figures_and_writes_a_sheet(tmp_path, capsys):
         assert said in out, said
     page = sheet.read_text()
     assert page.count("data:image/jpeg;base64,") == 24 and "赤い円" in page
+    assert page.count('<span class="soft">image cannot be decoded</span>') == 3
     assert inspect.main([*plugins, "--json", "--sample=10"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["sampled"] == 10 and figures["data"]["source"] == {"name": "mixed_for_inspection", "records": 30}
@@ -141,6 +144,7 @@ def test_the_command_prints_figures_and_writes_a_sheet(tmp_path, capsys):
         (["a", "b"], "2 paths; must be one"),
         (["/no/such/path"], "is not there"),
         (["--source=mixed_for_inspection", "--source.records=0"], "has no records"),
+        (["/no/such/*.tar"], "source.files: '/no/such/*.tar': no file matches"),
     ):
         assert inspect.main(wrong) == 2
         assert said in " ".join(capsys.readouterr().err.split()), wrong
@@ -226,11 +230,14 @@ def test_what_is_not_recognised_is_said(tmp_path):
         "a.parquet": (b"<html>", "is named as parquet but begins with"),
         "empty.tar": (b"", "is empty"),
         "a.bin": (b"0123", "which is none of webdataset, parquet"),
+        "a.jpg": (b"\xff\xd8\xff", "is one picture; name the folder"),
     }
     for name, (content, said) in files.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match=said):
             recognise(str(tmp_path / name))
+    with pytest.raises(ConfigError, match="is not there; did you mean 'a.parquet'"):
+        recognise(str(tmp_path / "a.parqet"))
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/notes.doc").write_bytes(b"x")
     with pytest.raises(ConfigError, match="holds notes.doc; none of the formats"):
