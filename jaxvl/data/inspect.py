@@ -107,7 +107,7 @@ def run(config: InspectConfig, written: Mapping[str, Any], console: Console) -> 
     if config.json:
         print(json.dumps({**figures(found), "data": data, "sheet": str(sheet)}, indent=1))
         return
-    out = Console()
+    out = Console(highlight=False)
     show(found, out)
     print(f"contact sheet: {paths.absolute(sheet)}")
     print()

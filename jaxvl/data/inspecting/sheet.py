@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from jaxvl import paths
+from jaxvl.data.inspecting.paste import main_text
 from jaxvl.data.inspecting.survey import Example, Survey
 
 
@@ -24,7 +25,9 @@ def write_sheet(path: paths.Path, found: Survey, seed: int) -> None:
 def _shown(one: Example, captions: Sequence[str]) -> dict[str, Any]:
     """What the template reads of a record: its captions, and below them what only names it."""
     texts = {name: printable(text) for name, text in one.texts.items()}
-    written = {name: text for name, text in texts.items() if name in captions}
+    first = main_text(captions)
+    order = sorted(captions, key=lambda name: name != first)
+    written = {name: texts[name] for name in order if name in texts}
     about = {name: text for name, text in texts.items() if name not in captions}
     missing = "no text" if captions and not written else ""
     picture = _address(one.picture)
