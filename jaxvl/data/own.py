@@ -19,14 +19,15 @@ class Pairs(NamedTuple):
     text: str
 
 
-def open_path(path: str | os.PathLike[str], log: Log = print) -> Source:
-    """The records of a file, a folder or a pattern of files, whatever their format.
+def open_source(what: str | os.PathLike[str] | Mapping[str, Any], log: Log = print) -> Source:
+    """The records of a file, a folder or a pattern of files, whatever their format; or of a source's config, `{"name": …}`.
 
     Raises:
-      ConfigError: there is nothing, or no source reads it.
+      ConfigError: there is nothing, no source reads it, or the config is wrong.
       DataError: what is there cannot be read.
     """
-    return choose(SOURCES, recognise(os.fspath(path)), "path").open(log)
+    node = what if isinstance(what, Mapping) else recognise(os.fspath(what))
+    return choose(SOURCES, node, "source").open(log)
 
 
 def own_pairs(path: str, argument: str, demo: Mapping[str, Any]) -> Pairs:

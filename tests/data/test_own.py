@@ -6,7 +6,7 @@ import pytest
 from data_samples import encoded, noise
 
 from jaxvl.config import ConfigError, load_file, resolve
-from jaxvl.data.own import open_path
+from jaxvl.data.own import open_source
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.inputs import open_sources
 
@@ -24,10 +24,13 @@ def folder(tmp_path_factory):
 
 
 def test_a_path_opens_whatever_its_format(folder):
-    source = open_path(folder)
+    source = open_source(folder)
     assert [record["text"] for record in source] == [f"text {i}" for i in range(6)]
+    assert open_source({"name": "folder", "path": str(folder)}).fingerprint == source.fingerprint
     with pytest.raises(ConfigError, match="'/no/such' is not there"):
-        open_path("/no/such")
+        open_source("/no/such")
+    with pytest.raises(ConfigError, match="source.name: 'foldr' is not a known source; did you mean 'folder'"):
+        open_source({"name": "foldr", "path": str(folder)})
 
 
 @pytest.mark.parametrize("name", TAKING)

@@ -125,7 +125,7 @@ def _show_texts(name: str, found: TextFigures, console: Console) -> None:
     console.print("; ".join([about, *said]), soft_wrap=True)
     if found.common:
         common = ", ".join(f"{escape(printable(text))} ({times:,} x)" for text, times in found.common)
-        console.print(f"most common: {common}", soft_wrap=True)
+        console.print(f"most common: {common}")
 
 
 def _show_images(name: str, found: ImageFigures, console: Console) -> None:
