@@ -22,7 +22,7 @@ def get_config(arg=""):
     c.model = dict(
         name="align",
         image=dict(name="efficientnet", variant=arg.variant),
-        text=dict(name="bert", variant=arg.text or TEXT[arg.variant]),
+        text=dict(name="bert", variant=arg.text or TEXT.get(arg.variant, "base")),
         embed_dim=None,
         init_temperature=1.0,
     )

@@ -5,6 +5,9 @@
     launch/local.sh configs/align_emoji.py:split=b    # held-out concepts as well
     launch/local.sh configs/align_emoji.py:data=PATH  # the same recipe on pictures of your own, such as shards/*.tar
 
+With `data`, `val=PATH` is searched in, image by text and back, and `benchmarks=FOLDER` measured, instead of the emoji's own tests;
+`steps=…` and `batch=…` fit it to less data or time.
+
 Split A: `unseen_style` asks 1,594 ways for OpenMoji pictures, a style that is not in training. With `split=b` 15 % of
 the concepts are not in training either, and `unseen_concepts` asks for those.
 """
@@ -12,11 +15,11 @@ the concepts are not in training either, and `unseen_concepts` asks for those.
 import ml_collections
 
 from jaxvl.config import parse_arg
-from jaxvl.data.own import own_pairs
+from jaxvl.data.own import own_evals, own_pairs
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, long=False, split="a", data="")
+    arg = parse_arg(arg, long=False, split="a", data="", val="", benchmarks="", steps=0, batch=256)
     c = ml_collections.ConfigDict()
     c.model = dict(
         name="align",
@@ -38,18 +41,33 @@ def get_config(arg=""):
         text=dict(name="caption", columns=captions, length=12),
         group_id=dict(name="group", column=text if arg.data else "class_label"),
     )
-    data = dict(source=source, batch=256, fields=fields)
+    data = dict(source=source, batch=arg.batch, fields=fields)
     c.tasks = dict(pairs=dict(data=data, objectives=dict(align=dict(label_smoothing=0.1, duplicates="positive"))))
-    c.steps = 3600 if arg.long else 1100
-    c.optim = dict(name="muon", lr=1.2e-2, warmup=60, schedule="cosine", final_lr=0.01, b1=0.95, b2=0.98, weight_decay=0.05, ema=0.99)
-    every = c.steps // 4
-    test = dict(name="emoji", split="test_a")
-    c.evals = dict(
-        unseen_style=dict(name="zero_shot", source=test, every=every),
-        retrieval=dict(name="retrieval", source=test, text="name/en", every=every),
+    c.steps = arg.steps or (3600 if arg.long else 1100)
+    c.optim = dict(
+        name="muon",
+        lr=1.2e-2,
+        warmup=min(60, c.steps // 10),
+        schedule="cosine",
+        final_lr=0.01,
+        b1=0.95,
+        b2=0.98,
+        weight_decay=0.05,
+        ema=0.99,
     )
-    if arg.split == "b":
-        c.evals.unseen_concepts = dict(name="zero_shot", source=dict(name="emoji", split="test_b_new"), every=every)
+    every = max(c.steps // 4, 1)
+    c.evals = own_evals(arg.val, arg.benchmarks, every) or emoji_evals(arg.split, every)
     c.checkpoint = dict(every=every, keep=2)  # no best_metric: the evaluations are the test, and may not choose
     c.log = dict(every=25)
     return c
+
+
+def emoji_evals(split, every):
+    test = dict(name="emoji", split="test_a")
+    evals = dict(
+        unseen_style=dict(name="zero_shot", source=test, every=every),
+        retrieval=dict(name="retrieval", source=test, text="name/en", every=every),
+    )
+    if split == "b":
+        evals["unseen_concepts"] = dict(name="zero_shot", source=dict(name="emoji", split="test_b_new"), every=every)
+    return evals

@@ -61,8 +61,32 @@ PERCEIVER = dict(
         seconds=0.512, group="class_label", every=6,
     )),
 )  # fmt: skip
+# A config file as the shipped ones, which takes the folders that the notebook wrote.
+OF_FOLDERS = """
+import ml_collections
+
+from jaxvl.config import parse_arg
+from jaxvl.data.own import own_evals, own_pairs
+
+
+def get_config(arg=""):
+    arg = parse_arg(arg, data="", val="", steps=0)
+    data = dict(source=own_pairs(arg.data, "data", {}).source, batch=16, reader=dict(threads=2))
+    data["fields"] = dict(image=dict(name="picture", size=16), text=dict(name="caption", length=8))
+    return ml_collections.ConfigDict(dict(
+        model=dict(
+            name="dual_encoder", image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
+            text=dict(name="text_transformer", variant="Ti", width=16, depth=1, heads=2, positions=8), embed_dim=16,
+        ),
+        preprocess=dict(image_size=16), tokenizer=dict(vocab_size=64), tasks=dict(pairs=dict(data=data, objectives=dict(clip=1.0))),
+        steps=arg.steps, optim=dict(lr=1e-3, warmup=1), mesh=dict(data=-1), evals=own_evals(arg.val, "", 4),
+        checkpoint=dict(every=arg.steps), log=dict(every=2, tensorboard=False),
+    ))
+"""
+EXAMPLES = dict(EXAMPLE=dict(SHAPES, split="train_a"), EXAMPLE_HELD_OUT=dict(SHAPES, split="test_a"))
 # Config, parameters, and what the notebook must print.
 SETTINGS = {
+    "own_data": (OF_FOLDERS, dict(EXAMPLES, STEPS=4, QUERIES=["one red circle", "two blue squares"]), "wds/texts"),
     "caption_and_search": (CAPTIONER, dict(SOURCE=dict(SHAPES, split="test_a"), QUERIES=["red circle", "blue square"]), "written"),
     "imp_agd": (PERCEIVER, dict(SOURCE=HELD_OUT, LANGUAGE="fr", QUERIES=2), "a right picture among the first ten for"),
 }
@@ -73,7 +97,10 @@ def test_runs(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1")  # compiles in half the time
     config, parameters, printed = SETTINGS[notebook.stem]
     file = tmp_path / "tiny.py"
-    file.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n    return ConfigDict({config!r})\n")
+    if not isinstance(config, str):
+        config = f"from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n    return ConfigDict({config!r})\n"
+    file.write_text(config)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of commands that a notebook runs
     settings = dict(parameters, CONFIG=str(file), WORKDIR=str(tmp_path / "run"))
     papermill.execute_notebook(notebook, tmp_path / "out.ipynb", settings, cwd=notebook.parent, progress_bar=False, kernel_name="python3")
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]

@@ -93,6 +93,8 @@ def test_argument_string():
     assert (arg.variant, arg.long, arg.lr) == ("b7", True, 1e-3)
     with pytest.raises(ConfigError, match=re.escape("unknown argument; did you mean 'variant'? (valid: variant)")):
         cfg.parse_arg("varaint=b7", variant="b0")
+    arg = cfg.parse_arg("data=/data/{a,b}/{00..99}.tar,long,val={c,d}/e,n=2", data="", val="", long=False, n=1)
+    assert (arg.data, arg.val, arg.long, arg.n) == ("/data/{a,b}/{00..99}.tar", "{c,d}/e", True, 2)
     with pytest.raises(ConfigError, match="'x' is of type str; must be a number"):
         cfg.parse_arg("lr=x", lr=1e-3)
 

@@ -20,7 +20,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 ARGUMENTS = {
     "align_emoji.py": ["", "long", "split=b"],
     "align.py": ["", "variant=b7"],
-    "clip.py": ["", "variant=L/14"],
+    "clip.py": ["", "variant=L/14", "variant=S/16"],
     "coca_emoji.py": ["", "loss=caption"],
     "coca_scst_emoji.py": ["", "grammar=0.0"],
     "imp.py": ["", "variant=large,fsdp=4,expert=4"],
@@ -134,6 +134,19 @@ def test_evaluators_find_their_columns(name):
 def test_a_wrong_argument_of_a_config_names_the_right_one():
     with pytest.raises(ConfigError, match="lnog: unknown argument; did you mean 'long'"):
         load_file(str(ROOT / "configs" / "align_emoji.py") + ":lnog")
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("clip.py:variant=Ti/16", "variant: 'Ti/16' must be a size and a patch side, as 'B/32'"),
+        ("clip.py:variant=B32", "variant: 'B32' must be a size"),
+        ("coca.py:variant=huge", "variant: 'huge' is not known"),
+    ],
+)
+def test_a_variant_that_is_not_there_is_told(argument, told):
+    with pytest.raises(ConfigError, match=told):
+        load_file(str(ROOT / "configs" / argument))
 
 
 def test_an_override_of_a_key_that_is_not_there_is_refused():

@@ -18,6 +18,8 @@ from jaxvl.config.plugins import beside
 from jaxvl.config.running import calling, run_file
 from jaxvl.config.schema import convert, plain_dict
 
+BETWEEN_PARTS = re.compile(r",(?![^{}]*\})")  # a comma that no brace closes after
+
 
 def load_file(spec: str) -> ml_collections.ConfigDict:
     """`get_config(arg)` of the file in `spec` = `path/to/config.py` or `path/to/config.py:arg`.
@@ -76,12 +78,12 @@ def _read(path: str) -> bytes:
 def parse_arg(arg: str, **defaults: Any) -> types.SimpleNamespace:
     """Reads the argument string after a config file: `variant=b7,long` -> namespace over `defaults`.
 
-    A bare word sets its key to True. Values take the type of their default.
+    A bare word sets its key to True. Values take the type of their default. Commas in braces, `data=/data/{a,b}.tar`, are a value's own.
 
     Raises ConfigError for an unknown key or a value of the wrong type.
     """
     values = dict(defaults)
-    for part in filter(None, arg.split(",")):
+    for part in filter(None, BETWEEN_PARTS.split(arg)):
         key, has_value, text = part.partition("=")
         if key not in defaults:
             known = sorted(defaults)

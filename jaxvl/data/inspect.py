@@ -2,7 +2,8 @@
 
 PATH is a file, a folder, or a pattern of files; its format is recognised: WebDataset tars, Parquet, Hugging Face datasets on disk, TFDS,
 ArrayRecord, JSONL, CSV, TSV, folders of pictures, MDS. Prints records, shards, columns, figures of texts and pictures, bad records by
-cause and the time to read, and the config lines that read it; writes a contact sheet. Only a sample is read.
+cause and the time to read, and the data of a config file that reads it; writes a contact sheet. Only a sample is read.
+`--config=configs/clip.py:data=PATH` of `jaxvl.train` reads PATH in the same way.
 
 Options:
   --source=NAME --source.KEY=VALUE   instead of PATH, or to change what was recognised
@@ -30,7 +31,8 @@ from rich.markup import escape
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, PathText, Plugin, Range, Seed, check, load_plugins, nearest, override, resolve, to_path
-from jaxvl.data.inspecting.recognise import as_config, recognise
+from jaxvl.data.inspecting.paste import as_lines, data_config
+from jaxvl.data.inspecting.recognise import recognise
 from jaxvl.data.inspecting.sheet import write_sheet
 from jaxvl.data.inspecting.show import show
 from jaxvl.data.inspecting.survey import Survey, survey
@@ -92,20 +94,26 @@ def figures(found: Survey) -> dict[str, Any]:
 
 def run(config: InspectConfig, written: Mapping[str, Any], console: Console) -> None:
     """Raises ConfigError, DataError, OSError."""
-    source = config.source.open(lambda text: console.print(escape(text), soft_wrap=True))
+    try:
+        source = config.source.open(lambda text: console.print(escape(text), soft_wrap=True))
+    except ConfigError as error:
+        raise error.under("source") from None
     check(len(source) > 0, "source", f"{source.name} has no records")
     found = survey(source, config.sample, config.seed, config.sheet)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.name).strip("-")[-60:]
     sheet = to_path(config.out or f"inspect-{name}.html", "--out")
     write_sheet(sheet, found, config.seed)
+    data = data_config(written, len(source), source.columns, found.captions)
     if config.json:
-        print(json.dumps({**figures(found), "config": dict(written), "sheet": str(sheet)}, indent=1))
+        print(json.dumps({**figures(found), "data": data, "sheet": str(sheet)}, indent=1))
         return
-    out = Console()
+    out = Console(highlight=False)
     show(found, out)
     print(f"contact sheet: {paths.absolute(sheet)}")
     print()
-    print(as_config(written, list(source.columns)))
+    print("to paste into a config file, with the sizes of your model:")
+    print()
+    print(as_lines(data, source.columns))
 
 
 def main(argv: Sequence[str]) -> int:

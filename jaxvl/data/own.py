@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxvl.config import ConfigError
+from jaxvl.config import ConfigError, choose
 from jaxvl.data.inspecting.recognise import recognise
+from jaxvl.data.sources import SOURCES
+from jaxvl.data.sources.base import Log, Source
 
 
 class Pairs(NamedTuple):
@@ -14,6 +17,17 @@ class Pairs(NamedTuple):
 
     source: dict[str, Any]
     text: str
+
+
+def open_source(what: str | os.PathLike[str] | Mapping[str, Any], log: Log = print) -> Source:
+    """The records of a file, a folder or a pattern of files, whatever their format; or of a source's config, `{"name": …}`.
+
+    Raises:
+      ConfigError: there is nothing, no source reads it, or the config is wrong.
+      DataError: what is there cannot be read.
+    """
+    node = what if isinstance(what, Mapping) else recognise(os.fspath(what))
+    return choose(SOURCES, node, "source").open(log)
 
 
 def own_pairs(path: str, argument: str, demo: Mapping[str, Any]) -> Pairs:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from jaxvl import paths
-from jaxvl.config import to_path
+from jaxvl.config import check, nearest, to_path
 
 # Width, layers and heads of the text tower beside each image size, and the embedding space.
-_CLIP_TEXT = {"B": ("M", 512), "L": ("B", 768)}
+_CLIP_TEXT = {"S": ("S", 384), "B": ("M", 512), "L": ("B", 768)}
 
 # Image encoder beside each size of the decoder.
 _COCA_IMAGE = {"base": "B/18", "large": "L/18", "2b": "g/18"}
@@ -35,15 +36,18 @@ def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -
 
 
 def clip(variant: str = "B/32", activation: str = "quick_gelu") -> dict[str, Any]:
-    """OpenAI's CLIP: `B/32`, `B/16` or `L/14`, texts of 77 tokens.
+    """OpenAI's CLIP: `B/32`, `B/16` or `L/14`, texts of 77 tokens; and OpenCLIP's small ones, `S/32` and `S/16`.
 
     Args:
       activation: `quick_gelu` as OpenAI's weights have it; OpenCLIP trains with `gelu`.
 
     Raises:
-      KeyError: another image size.
+      ConfigError: another image size.
     """
-    text, embed_dim = _CLIP_TEXT[variant.partition("/")[0]]
+    size, slash, _ = variant.partition("/")
+    sizes = ", ".join(_CLIP_TEXT)
+    check(size in _CLIP_TEXT and bool(slash), "variant", f"{variant!r} must be a size and a patch side, as 'B/32' (sizes: {sizes})")
+    text, embed_dim = _CLIP_TEXT[size]
     shared = dict(activation=activation, eps=1e-5)
     return dict(
         name="dual_encoder",
@@ -71,8 +75,9 @@ def coca(variant: str = "base") -> dict[str, Any]:
     """CoCa as in table 1 of its paper: `base`, `large` or `2b`, images of 288 pixels.
 
     Raises:
-      KeyError: another variant.
+      ConfigError: another variant.
     """
+    _check_known(variant, _COCA_IMAGE)
     return dict(name="coca", image=dict(name="vit", variant=_COCA_IMAGE[variant], pool="mean"), variant=variant)
 
 
@@ -81,8 +86,9 @@ def coca_open_clip(variant: str = "ViT-B-32") -> dict[str, Any]:
     tokenizer; of another tokenizer, `start_id` has to be set.
 
     Raises:
-      KeyError: another variant.
+      ConfigError: another variant.
     """
+    _check_known(variant, _COCA_OPEN_CLIP)
     image, width, heads, embed_dim, form = _COCA_OPEN_CLIP[variant]
     return dict(
         name="coca",
@@ -93,3 +99,7 @@ def coca_open_clip(variant: str = "ViT-B-32") -> dict[str, Any]:
         width=width, heads=heads, hidden=4 * width, unimodal=12, multimodal=12, cross="after", start_id=49406, late_mask=True,
         embed_dim=embed_dim, **form,
     )  # fmt: skip
+
+
+def _check_known(variant: str, known: Collection[str]) -> None:
+    check(variant in known, "variant", f"{variant!r} is not known{nearest(variant, list(known))} (known: {', '.join(known)})")

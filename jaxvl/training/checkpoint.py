@@ -26,6 +26,7 @@ from jaxvl import paths
 from jaxvl.config import Count, Range, Steps, check
 from jaxvl.sharding import hosts
 from jaxvl.training import object_store
+from jaxvl.training.quiet import quiet
 
 Frame = dict[str, Any]
 
@@ -114,6 +115,7 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy(policies),
             create=not read_only,
             read_only=read_only,
+            save_interval_steps=0 if read_only else 1,
             cleanup_tmp_directories=not read_only,
             **object_store.prepare(self.folder),
         )
@@ -123,7 +125,8 @@ class Checkpoints:
         registry.add("state", ocp.args.StandardRestore, handlers["state"])
         registry.add("frame", ocp.args.JsonSave, handlers["frame"])
         registry.add("frame", ocp.args.JsonRestore, handlers["frame"])
-        self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=registry)
+        with quiet(read_only):  # that the folder is read only is what was asked for
+            self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=registry)
 
     @property
     def steps(self) -> list[int]:

@@ -5,5 +5,6 @@ survey      figures of a sample of records, drawn by seed
 texts       figures of texts
 images      figures of pictures
 sheet       pictures with their texts, as one HTML file
-show        all of it as tables, and the config lines to paste
+show        all of it as tables
+paste       the data of a config file that reads it
 """

@@ -6,11 +6,11 @@ import dataclasses
 import fnmatch
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, check, to_path
+from jaxvl.config import ConfigError, check, nearest, to_path
 
 HEAD = 512  # bytes
 MOST_LISTED = 5  # names in a message
@@ -105,8 +105,16 @@ def recognise(text: str) -> dict[str, Any]:
     if re.search(r"[{}*?\[]|::", text):
         return _of_pattern(text)
     path = to_path(text, "PATH")
-    check(paths.exists(path), "PATH", f"{text!r} is not there")
+    if not paths.exists(path):
+        raise ConfigError("PATH", f"{text!r} is not there{_near(path)}")
     return _of_folder(path) if paths.is_folder(path) else _of_file(path)
+
+
+def _near(path: paths.Path) -> str:
+    """A name like that of a path which is not there, in its folder."""
+    if paths.is_remote(path) or not paths.is_folder(path.parent):
+        return ""
+    return nearest(path.name, [one.name for one in paths.list_folder(path.parent)])
 
 
 def _of_pattern(text: str) -> dict[str, Any]:
@@ -128,6 +136,7 @@ def _of_file(path: paths.Path) -> dict[str, Any]:
     for magic, what in UNREADABLE:
         check(not magic.match(head), "PATH", f"{str(path)!r} {what}")
     check(len(head) > 0, "PATH", f"{str(path)!r} is empty")
+    check(not path.name.lower().endswith(PICTURES), "PATH", f"{str(path)!r} is one picture; name the folder that it is in")
     if path.name == "index.json" and b"shards" in head:
         return {"name": "mds", "path": str(path.parent)}
     for form in FILES:
@@ -204,13 +213,3 @@ def _one_level_down(listing: Listing) -> dict[str, Any] | None:
         if any(inner.has(f"*{suffix}") for suffix in PICTURES):
             return {"name": "folder", "path": str(listing.path), "classes": "folder"}
     return None
-
-
-def as_config(node: Mapping[str, Any], columns: Sequence[str] = ()) -> str:
-    """Lines of a config file that read this data."""
-    ordered = {"name": node["name"], **node}
-    options = ", ".join(f"{key}={value!r}" for key, value in ordered.items())
-    lines = [f"data = dict(source=dict({options}))"]
-    if columns:
-        lines.append(f"# columns: {', '.join(columns)}")
-    return "\n".join(lines)

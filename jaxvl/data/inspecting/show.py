@@ -2,67 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
-from rich.console import Console, RenderableType
+from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from jaxvl.data.inspecting.images import ALIGN_ASPECT, ALIGN_SIDE, ImageFigures
+from jaxvl.data.inspecting.paste import main_text
 from jaxvl.data.inspecting.sheet import printable
 from jaxvl.data.inspecting.survey import ColumnFigures, Survey
 from jaxvl.data.inspecting.texts import TextFigures
 
-MOST_SCRIPTS = 6
+MOST_SHARES = 5
+MOST_COLUMNS = 40  # lines of the table of columns
+MOST_TEXTS = 3  # columns of texts with a table of their own
 
 
 def show(found: Survey, console: Console) -> None:
-    records, sampled = found.records, found.sampled
     console.print(f"[bold]{escape(printable(found.name))}[/]", soft_wrap=True)
-    shards, fewest, median, most = found.shards
-    console.print(f"{records:,} records in {shards:,} shards of {fewest:,} to {most:,} (median {median:,}); {sampled:,} were looked at")
-    size = found.bytes * records
-    console.print(f"{_bytes(found.bytes)} a record, {_bytes(size)} in all by this sample; fingerprint {escape(found.fingerprint[:16])}")
-    console.print(_columns(found))
-    for table in _details(found):
-        console.print(table)
-    read, decode = found.read_ms, found.decode_ms
+    size = found.bytes * found.records
     console.print(
-        f"read {read[0]:.2f} ms a record (95 %: {read[1]:.2f}), decode {decode[0]:.2f} ms a picture (95 %: {decode[1]:.2f}), on one core"
+        f"{found.records:,} {_plural('record', found.records)} in {_shards(found)}; {found.sampled:,} were looked at", soft_wrap=True
     )
+    console.print(f"{_bytes(found.bytes)} a record, {_bytes(size)} in all by this sample; fingerprint {escape(found.fingerprint[:16])}")
+    console.print()
+    console.print(_columns(found))
+    for name, column in found.columns.items():
+        if column.image is not None:
+            console.print()
+            _show_images(name, column.image, console)
+    for name in _texts_shown(found.captions):
+        console.print()
+        _show_texts(name, found.columns[name].text, console)
+    console.print()
+    if found.bad:
+        console.print(_bad(found))
+        console.print()
+    console.print(_speed(found))
+
+
+def _plural(word: str, n: int) -> str:
+    return word if n == 1 else f"{word}s"
+
+
+def _shards(found: Survey) -> str:
+    shards, fewest, median, most = found.shards
+    if shards == 1:
+        return "one shard"
+    if fewest == most:
+        return f"{shards:,} shards of {most:,}"
+    return f"{shards:,} shards of {fewest:,} to {most:,}, median {median:,}"
+
+
+def _speed(found: Survey) -> str:
+    read, decode = found.read_ms, found.decode_ms
+    said = f"read: {read[0]:.2f} ms a record (median {read[1]:.2f}, 95 % {read[2]:.2f})"
+    if decode[0]:
+        said += f"; decode: {decode[0]:.2f} ms a picture (median {decode[1]:.2f}, 95 % {decode[2]:.2f})"
+    return f"{said}; on one core"
+
+
+def _table(title: str, *left: str) -> Table:
+    table = Table(*left, title=title, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD)
+    table.show_edge = False
+    table.pad_edge = False
+    return table
 
 
 def _columns(found: Survey) -> Table:
-    table = Table("column", "kind", title="columns")
+    table = _table("Columns")
+    table.add_column("column", style="cyan", overflow="fold")
+    table.add_column("kind")
     for title in ("present", "mean size"):
         table.add_column(title, justify="right")
-    table.add_column("values")
-    for name, column in found.columns.items():
+    table.add_column("values", overflow="fold")
+    for name, column in list(found.columns.items())[:MOST_COLUMNS]:
         size = "" if column.bytes is None else _bytes(column.bytes)
-        table.add_row(escape(name), column.kind, f"{column.present:.1%}", size, escape(column.values or _summary(column)))
+        values = escape(printable(column.values)) if column.values else _summary(column)
+        table.add_row(escape(name), column.kind, _percent(column.present), size, values)
+    if len(found.columns) > MOST_COLUMNS:
+        table.add_row(f"… {len(found.columns) - MOST_COLUMNS:,} more")
     return table
 
 
 def _summary(column: ColumnFigures) -> str:
     if column.text is not None:
-        return f"{column.text.words[2]:.0f} words, {column.text.duplicates:.1%} repeated"
+        return (
+            f"median {column.text.words[2]:.0f} {_plural('word', round(column.text.words[2]))}, {_percent(column.text.duplicates)} repeated"
+        )
     if column.image is not None:
-        return f"{column.image.width[2]:.0f} x {column.image.height[2]:.0f} pixels, {', '.join(column.image.formats)}"
+        return f"median {column.image.width[2]:.0f} x {column.image.height[2]:.0f} pixels, {', '.join(column.image.formats)}"
     return ""
 
 
-def _details(found: Survey) -> Iterator[RenderableType]:
-    for name, column in found.columns.items():
-        if column.text is not None:
-            yield _texts(name, column.text)
-        if column.image is not None:
-            yield _images(name, column.image)
-    if found.bad:
-        yield _bad(found)
+def _texts_shown(captions: Sequence[str]) -> list[str]:
+    """The column that is trained on first, then others in their order."""
+    main = main_text(captions)
+    return sorted(captions, key=lambda name: name != main)[:MOST_TEXTS]
 
 
 def _percentiles(title: str) -> Table:
-    table = Table("", title=title)
+    table = _table(title, "")
     for header in ("least", "5 %", "median", "95 %", "greatest"):
         table.add_column(header, justify="right")
     return table
@@ -72,48 +114,49 @@ def _row(table: Table, name: str, values: Sequence[float], form: str = "{:,.0f}"
     table.add_row(name, *(form.format(value) for value in values))
 
 
-def _texts(name: str, found: TextFigures) -> Table:
-    table = _percentiles(f"texts of {escape(name)}: {found.texts:,}")
+def _show_texts(name: str, found: TextFigures, console: Console) -> None:
+    table = _percentiles(f"Texts of {escape(name)}")
     _row(table, "characters", found.characters)
     _row(table, "words", found.words)
-    table.add_section()
-    scripts = list(found.scripts.items())[:MOST_SCRIPTS]
-    table.add_row("scripts", *_spread([f"{script} {share:.0%}" for script, share in scripts]))
-    table.add_row("repeated", f"{found.duplicates:.1%}")
-    table.add_row("empty", f"{found.empty:,}")
-    table.add_row("none, null, NA …", f"{found.no_text:,}")
-    table.add_row("broken", f"{found.broken:,}")
-    for text, times in found.common:
-        table.add_row("common", f"{times:,} x", escape(printable(text)))
-    return table
+    console.print(table)
+    faults = {"empty": found.empty, "such as None, null or NA": found.no_text, "with broken letters": found.broken}
+    said = [f"{n:,} {what}" for what, n in faults.items() if n]
+    about = f"{found.texts:,} {_plural('text', found.texts)}: {_shares(found.scripts)}; {_percent(found.duplicates)} repeated"
+    console.print("; ".join([about, *said]), soft_wrap=True)
+    if found.common:
+        common = ", ".join(f"{escape(printable(text))} ({times:,} x)" for text, times in found.common)
+        console.print(f"most common: {common}")
 
 
-def _spread(cells: Sequence[str]) -> list[str]:
-    """At most five cells; what is more stands in the last one."""
-    return [*cells[:4], ", ".join(cells[4:])] if len(cells) > 5 else list(cells)
-
-
-def _images(name: str, found: ImageFigures) -> Table:
-    table = _percentiles(f"pictures of {escape(name)}: {found.images:,}")
+def _show_images(name: str, found: ImageFigures, console: Console) -> None:
+    table = _percentiles(f"Pictures of {escape(name)}")
     _row(table, "width", found.width)
     _row(table, "height", found.height)
     _row(table, "aspect ratio", found.aspect, "{:.2f}")
     table.add_row("size", *(_bytes(value) for value in found.bytes))
-    table.add_section()
-    table.add_row("formats", *_spread([f"{form} {share:.1%}" for form, share in found.formats.items()][:5]))
-    table.add_row("modes", *_spread([f"{mode} {share:.1%}" for mode, share in found.modes.items()][:5]))
-    table.add_row(f"side <= {ALIGN_SIDE}", f"{found.small:.1%}")
-    table.add_row(f"aspect >= {ALIGN_ASPECT:g}", f"{found.long:.1%}")
-    return table
+    console.print(table)
+    console.print(f"{found.images:,} {_plural('picture', found.images)}: {_shares(found.formats)}; {_shares(found.modes)}", soft_wrap=True)
+    small, long = _percent(found.small), _percent(found.long)
+    rules = f"shorter side at most {ALIGN_SIDE} pixels: {small}; aspect ratio at least {ALIGN_ASPECT:g}: {long}"
+    console.print(f"ALIGN's rules leave out: {rules}", soft_wrap=True)
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    """`PNG 99.0 %, JPEG 1.0 %`, the most frequent ones."""
+    return ", ".join(f"{escape(name)} {_percent(share)}" for name, share in list(shares.items())[:MOST_SHARES])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _bad(found: Survey) -> Table:
-    table = Table("cause", title="bad records")
+    table = _table("Bad records", "cause")
     table.add_column("records", justify="right")
     table.add_column("of the sample", justify="right")
-    table.add_column("the first")
+    table.add_column("the first", overflow="fold")
     for cause, (records, detail) in found.bad.items():
-        table.add_row(escape(cause), f"{records:,}", f"{records / max(found.sampled, 1):.2%}", escape(printable(detail)[:200]))
+        table.add_row(escape(cause), f"{records:,}", f"{100 * records / max(found.sampled, 1):.2f} %", escape(printable(detail)[:200]))
     return table
 
 

@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image
 
 from jaxvl.data.inspecting.images import ImageFigures, Seen, image_figures, look
-from jaxvl.data.inspecting.texts import TextFigures, text_figures
+from jaxvl.data.inspecting.texts import TextFigures, only_name, text_figures
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Column, Source
 
 THUMBNAIL = 160  # pixels
 LONGEST_SHOWN = 300  # characters of a text below its picture
+LONGEST_NAME = 60  # characters of a key or an address in a table
 WITHOUT_REPLACEMENT = 4  # of a set this many times the sample or more, numbers are drawn until enough differ
 
 
@@ -30,8 +31,9 @@ class ColumnFigures:
       kind: see Column.
       present: share of the sampled records that have it.
       bytes: mean size of a value, for kinds with one.
-      values: for numbers and classes: least, median, greatest, and how many differ; for arrays: the shapes.
-      text, image: figures of texts and pictures, where there are any.
+      values: for numbers and classes: least, median, greatest, and how many differ; for arrays: the shapes; for texts that only name a
+        record: how many differ, and one of them.
+      text, image: figures of texts that say something and of pictures, where there are any.
     """
 
     kind: str
@@ -44,11 +46,19 @@ class ColumnFigures:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record on the contact sheet: its number, a small JPEG, a text or two."""
+    """A record on the contact sheet.
+
+    Attributes:
+      position: its number.
+      picture: a small JPEG.
+      fault: why there is none, where the record has one that cannot be decoded.
+      texts: column -> text, of texts and numbers.
+    """
 
     position: int
     picture: bytes | None
-    texts: list[str]
+    fault: str
+    texts: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Survey:
       sampled: records that were looked at.
       columns: name -> figures.
       bad: cause -> (records, the first one's detail).
-      read_ms, decode_ms: milliseconds a record: (mean, 95th percentile); of decoding: a picture.
+      read_ms, decode_ms: milliseconds a record: (mean, median, 95th percentile); of decoding: a picture.
       bytes: mean size of a record's encoded values.
       examples: for the contact sheet.
     """
@@ -74,10 +84,15 @@ class Survey:
     sampled: int
     columns: dict[str, ColumnFigures]
     bad: dict[str, tuple[int, str]]
-    read_ms: tuple[float, float]
-    decode_ms: tuple[float, float]
+    read_ms: tuple[float, float, float]
+    decode_ms: tuple[float, float, float]
     bytes: float
     examples: list[Example]
+
+    @property
+    def captions(self) -> list[str]:
+        """Columns of texts that say something of a record; others name it, as keys and addresses do."""
+        return [name for name, column in self.columns.items() if column.text is not None]
 
 
 def draw(records: int, sample: int, seed: int) -> list[int]:
@@ -107,8 +122,8 @@ class _Tally:
         self.read: list[float] = []
         self.decode: list[float] = []
 
-    def fault(self, error: BadRecord) -> None:
-        records, detail = self.bad.get(error.cause, (0, str(error).removeprefix(f"{error.cause}: ")))
+    def fault(self, error: BadRecord, where: str = "") -> None:
+        records, detail = self.bad.get(error.cause, (0, where + str(error).removeprefix(f"{error.cause}: ")))
         self.bad[error.cause] = records + 1, detail
 
     def add(self, name: str, value: Any) -> Image.Image | None:
@@ -139,12 +154,16 @@ class _Tally:
         seen = self.seen[name]
         values = self.values[name]
         sized = self.sizes[name] if kind not in ("class", "int", "float") else []
+        said = _said(kind, values) if values else None
+        naming = bool(texts) and only_name(name, texts)
+        if naming:
+            said = f"{len(set(texts)):,} different, as {texts[0][:LONGEST_NAME]}"
         return ColumnFigures(
             kind=kind,
             present=self.present[name] / max(sampled, 1),
             bytes=float(np.mean(sized)) if sized else None,
-            values=_said(kind, values) if values else None,
-            text=text_figures(texts) if texts else None,
+            values=said,
+            text=text_figures(texts) if texts and not naming else None,
             image=image_figures(seen) if seen else None,
         )
 
@@ -181,16 +200,18 @@ def survey(source: Source, sample: int, seed: int, sheet: int) -> Survey:
     examples = []
     for position, record in _records(source, positions, tally):
         pictures = []
+        fault = ""
         for name, value in record.items():
             try:
                 picture = tally.add(name, value)
             except BadRecord as error:
-                tally.fault(error)
+                tally.fault(error, f"record {position}: ")
+                fault = error.cause
                 continue
             if picture is not None:
                 pictures.append(picture)
         if position in shown:
-            examples.append(_example(position, record, pictures, source))
+            examples.append(_example(position, record, pictures, fault, source))
     sizes = source.shards()
     shards = (len(sizes), int(sizes.min()), int(np.median(sizes)), int(sizes.max())) if len(sizes) else (0, 0, 0, 0)
     return Survey(
@@ -221,13 +242,14 @@ def _records(source: Source, positions: Sequence[int], tally: _Tally) -> Iterato
         yield position, record
 
 
-def _milliseconds(seconds: Sequence[float]) -> tuple[float, float]:
+def _milliseconds(seconds: Sequence[float]) -> tuple[float, float, float]:
     if not seconds:
-        return 0.0, 0.0
-    return 1000 * float(np.mean(seconds)), 1000 * float(np.percentile(seconds, 95))
+        return 0.0, 0.0, 0.0
+    median, high = np.percentile(seconds, (50, 95))
+    return 1000 * float(np.mean(seconds)), 1000 * float(median), 1000 * float(high)
 
 
-def _example(position: int, record: Any, pictures: Sequence[Image.Image], source: Source) -> Example:
+def _example(position: int, record: Any, pictures: Sequence[Image.Image], fault: str, source: Source) -> Example:
     data = None
     if pictures:
         small = pictures[0].copy()
@@ -235,13 +257,13 @@ def _example(position: int, record: Any, pictures: Sequence[Image.Image], source
         out = io.BytesIO()
         small.save(out, "JPEG", quality=85)
         data = out.getvalue()
-    texts = []
+    texts = {}
     for name, value in record.items():
         kind = source.columns[name].kind
         if kind == "text":
-            texts.append(f"{name}: {value[:LONGEST_SHOWN]}")
+            texts[name] = value[:LONGEST_SHOWN]
         elif kind == "texts":
-            texts.append(f"{name}: {' | '.join(value)[:LONGEST_SHOWN]}")
+            texts[name] = " | ".join(value)[:LONGEST_SHOWN]
         elif kind in ("class", "int", "float"):
-            texts.append(f"{name}: {value}")
-    return Example(position, data, texts)
+            texts[name] = str(value)
+    return Example(position, data, fault, texts)

@@ -10,11 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxvl.data.preparing.words import normalized, words
+from jaxvl.data.sources.table import NAMES
 
 NO_TEXT = frozenset({"none", "null", "na", "n/a", "nan", "-", "undefined"})  # what tools write for a text that is not there
+# Columns whose texts name a record and say nothing of it, and how the names of such columns end.
+NAMING = ("key", "__key__", "url", "__url__", "id", "uid", "uuid", "file", "file_name", "filename", "path", "filepath", "sha256", "md5")
+NAMING_ENDS = ("_url", "_id", "_path", "_file", "_hash")
+NAMES_LOOKED_AT = 1000
 LETTERS_LOOKED_AT = 200  # of a text, to tell its script
 SHOWN = 5  # most common texts
-LONGEST_SHOWN = 80  # characters
+LONGEST_SHOWN = 60  # characters
 PERCENTILES = (0, 5, 50, 95, 100)
 
 
@@ -48,7 +53,7 @@ def text_figures(texts: Sequence[str]) -> TextFigures:
     """Figures of at least one text."""
     alike = collections.Counter(normalized(text) for text in texts)
     scripts = collections.Counter(script(text) for text in texts)
-    common = [(text[:LONGEST_SHOWN], n) for text, n in alike.most_common(SHOWN) if n > 1]
+    common = [(_cut(text), n) for text, n in alike.most_common(SHOWN) if n > 1]
     return TextFigures(
         texts=len(texts),
         characters=_percentiles([len(text) for text in texts]),
@@ -60,6 +65,26 @@ def text_figures(texts: Sequence[str]) -> TextFigures:
         no_text=sum(text.strip().lower() in NO_TEXT for text in texts),
         broken=sum(is_broken(text) for text in texts),
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1].rstrip()}…"
+
+
+def only_name(column: str, texts: Sequence[str]) -> bool:
+    """Whether the texts of a column only name their records, as keys, addresses and paths do: by the column's name, or because each is
+    one word of ASCII with a digit or a slash in it."""
+    name = column.lower().replace(".", "/").split("/")[-1]
+    if name in NAMES["text"]:
+        return False
+    if name in NAMING or name.endswith(NAMING_ENDS):
+        return True
+    return all(_is_code(text) for text in texts[:NAMES_LOOKED_AT])
+
+
+def _is_code(text: str) -> bool:
+    one_word = text.isascii() and len(text.split()) == 1
+    return one_word and any(letter.isdigit() or letter == "/" for letter in text)
 
 
 def script(text: str) -> str:

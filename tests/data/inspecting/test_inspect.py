@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -12,9 +13,10 @@ from PIL import Image
 
 from jaxvl.config import ConfigError
 from jaxvl.data import inspect
-from jaxvl.data.inspecting.recognise import as_config, recognise
+from jaxvl.data.inspecting.paste import absolute
+from jaxvl.data.inspecting.recognise import recognise
 from jaxvl.data.inspecting.survey import draw, survey
-from jaxvl.data.inspecting.texts import is_broken, script, text_figures
+from jaxvl.data.inspecting.texts import is_broken, only_name, script, text_figures
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Column, Source
@@ -75,6 +77,7 @@ def test_figures_of_a_sample_are_those_of_plain_counting():
         "record cannot be read": (4, "shard 0: record 9"),
         "image cannot be decoded": (4, found.bad["image cannot be decoded"][1]),
     }
+    assert found.bad["image cannot be decoded"][1].startswith("record 7: ")
     good = [i for i in range(40) if i % 10 != 9]
     whole = [i for i in good if i % 10 != 7]
     image = found.columns["image"].image
@@ -100,6 +103,7 @@ def test_figures_of_texts():
     assert found.scripts == {"latin": 5 / 8, "none": 1 / 8, "cyrillic": 1 / 8, "chinese or japanese": 1 / 8}
     assert found.characters == tuple(np.percentile([len(text) for text in TEXTS], (0, 5, 50, 95, 100)))
     assert found.words[-1] == 4
+    assert text_figures(["long " * 20] * 2).common == [("long " * 11 + "long…", 2)]
     assert [is_broken(text) for text in ("a\0b", "\ud800", "né", "\ufffd")] == [True, True, False, True]
     assert script("عربي") == "arabic"
 
@@ -124,23 +128,47 @@ def test_the_command_prints_figures_and_writes_a_sheet(tmp_path, capsys):
     plugins = ["--source=mixed_for_inspection", "--source.records=30", f"--out={sheet}"]
     assert inspect.main(plugins) == 0
     out = capsys.readouterr().out
-    for said in ("30 records in 2 shards", "mixed [bold]data", "image cannot be decoded", "shard 0: record 9", "texts of text", "ms a record",
-                 "data = dict(source=dict(name='mixed_for_inspection', records=30))", "# columns: image, text"):  # fmt: skip
+    for said in ("30 records in 2 shards of 15", "mixed [bold]data", "image cannot be decoded", "shard 0: record 9", "Texts of text",
+                 "ms a record", "such as None, null or NA", 'source=dict(name="mixed_for_inspection", records=30),', "batch=16,",
+                 "# further columns: alts (texts), class_label (class), score (float), boxes (array)"):  # fmt: skip
         assert said in out, said
     page = sheet.read_text()
     assert page.count("data:image/jpeg;base64,") == 24 and "赤い円" in page
+    assert page.count('<span class="soft">image cannot be decoded</span>') == 3
     assert inspect.main([*plugins, "--json", "--sample=10"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["sampled"] == 10 and figures["config"] == {"name": "mixed_for_inspection", "records": 30}
+    assert figures["sampled"] == 10 and figures["data"]["source"] == {"name": "mixed_for_inspection", "records": 30}
     for wrong, said in (
         (["--samples=3"], "did you mean 'sample'"),
         ([], "PATH: is required"),
         (["a", "b"], "2 paths; must be one"),
         (["/no/such/path"], "is not there"),
         (["--source=mixed_for_inspection", "--source.records=0"], "has no records"),
+        (["/no/such/*.tar"], "source.files: '/no/such/*.tar': no file matches"),
     ):
         assert inspect.main(wrong) == 2
         assert said in " ".join(capsys.readouterr().err.split()), wrong
+
+
+def test_a_remote_source_keeps_its_address_and_a_local_one_gets_a_path_from_the_root():
+    assert absolute(dict(files="s3://bucket/a.tar", name="webdataset")) == dict(name="webdataset", files="s3://bucket/a.tar")
+    here = os.getcwd()
+    assert absolute(dict(name="webdataset", files="a/{0..3}.tar::/b.tar"))["files"] == f"{here}/a/{{0..3}}.tar::/b.tar"
+
+
+@pytest.mark.parametrize(
+    ("column", "texts", "expected"),
+    [
+        ("text", ["a1", "a2"], False),
+        ("image_url", ["a page"], True),
+        ("json.key", ["no code"], True),
+        ("name", ["00001", "img/2"], True),
+        ("name", ["cat", "dog 2"], False),
+        ("name", ["猫1", "犬2"], False),
+    ],
+)
+def test_texts_that_only_name_a_record_have_no_figures(column, texts, expected):
+    assert only_name(column, texts) == expected
 
 
 def tar(path):
@@ -191,7 +219,6 @@ def test_formats_are_recognised(tmp_path):
     ]  # fmt: skip
     for path, expected in cases:
         assert recognise(str(path)) == expected
-    assert as_config({"files": "x", "name": "csv"}) == "data = dict(source=dict(name='csv', files='x'))"
 
 
 def test_what_is_not_recognised_is_said(tmp_path):
@@ -203,11 +230,14 @@ def test_what_is_not_recognised_is_said(tmp_path):
         "a.parquet": (b"<html>", "is named as parquet but begins with"),
         "empty.tar": (b"", "is empty"),
         "a.bin": (b"0123", "which is none of webdataset, parquet"),
+        "a.jpg": (b"\xff\xd8\xff", "is one picture; name the folder"),
     }
     for name, (content, said) in files.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match=said):
             recognise(str(tmp_path / name))
+    with pytest.raises(ConfigError, match="is not there; did you mean 'a.parquet'"):
+        recognise(str(tmp_path / "a.parqet"))
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/notes.doc").write_bytes(b"x")
     with pytest.raises(ConfigError, match="holds notes.doc; none of the formats"):
