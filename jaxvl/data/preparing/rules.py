@@ -178,7 +178,7 @@ def rules_of(config: PrepareConfig) -> list[Rule]:
         _rule(TextsPerImage, "texts_per_image", rules.max_texts_per_image, "pictures of at most {:,} distinct texts", OF_IMAGES),
         _rule(NearTestImages, "near_test_images", test_distance, no_near, OF_IMAGES),
         _rule(ImagesPerText, "images_per_text", rules.max_images_per_text, "texts of at most {:,} distinct pictures", OF_TEXTS),
-        _rule(RareWords, "rare_words", rules.vocabulary, "texts of the {:,} most frequent unigrams and bigrams", OF_TEXTS),
+        _rule(RareWords, "rare_words", rules.vocabulary, "texts of the {:,} most frequent unigrams and bigrams only", OF_TEXTS),
         _word_count(rules.min_words, rules.max_words),
         _rule(
             Duplicates, "duplicates", rules.duplicates, "equal {} once, the first in the source", "exact copies: SHA-256, normalised text"

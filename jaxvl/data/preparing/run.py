@@ -34,6 +34,8 @@ from jaxvl.data.sources.base import Log, Source
 
 EXTRA = "Apache Beam is not installed: pip install 'jaxvl[prepare]'"
 FORMAT = 1  # of prepared.json
+# Of this machine, in Python. Beam's default, `DirectRunner`, would first download a Go program and start it.
+LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,7 @@ def prepare(config: PrepareConfig, beam_options: Sequence[str] = (), log: Log = 
     """Runs the preparation, or what an earlier run of the same options has left to do.
 
     Args:
-      beam_options: Beam's own, as `--runner=FlinkRunner`; none: the direct runner.
+      beam_options: Beam's own, as `--runner=FlinkRunner`; without a runner: `LOCAL_RUNNER`.
 
     Raises:
       ConfigError: a wrong option, or a folder that holds something else.
@@ -172,7 +174,7 @@ def _run(config: PrepareConfig, records: int, tests: dict[str, int], folder: pat
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    built = beam.Pipeline(options=PipelineOptions(list(beam_options)))
+    built = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}", *beam_options]))  # the last one given counts
     pipeline.build(built, config, records, tests, str(folder))
     try:
         built.run().wait_until_finish()

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -28,6 +29,7 @@ from jaxvl.data.records import DataError  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 PLUGIN = str(HERE / "pairs_plugin.py")
+SPARK = "beam_pyspark_runner.pyspark_runner.PySparkRunner"
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +223,24 @@ def test_other_processes_and_ranges_write_the_same_bytes(done, folder, planted, 
     monkeypatch.setenv("PYTHONPATH", str(HERE.parents[2]))
     workers = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
     other = prepare(config(folder, folder / "other", planted, range_records=20), workers, log=lambda _: None)
+    assert same(done.out, other.out)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java")
+def test_spark_writes_the_same_bytes(done, folder, planted, monkeypatch):
+    pytest.importorskip("beam_pyspark_runner")
+    from pyspark.sql import SparkSession
+
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parents[2]))
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    # Without a parallelism every join has as many parts as both of its sides together.
+    monkeypatch.setenv(
+        "PYSPARK_SUBMIT_ARGS", "--master local[2] --conf spark.default.parallelism=2 --conf spark.ui.enabled=false pyspark-shell"
+    )
+    other = prepare(config(folder, folder / "spark", planted), [f"--runner={SPARK}"], log=lambda _: None)
+    SparkSession.getActiveSession().stop()
     assert same(done.out, other.out)
 
 
