@@ -77,7 +77,8 @@ class UidSubset(RowRule):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Rules that group records. A group is read twice and never held in memory: the text "image" has millions of pictures.
+# Rules that group records. They read a group twice and hold none of it: the text "image" has millions of pictures. Some runners
+# themselves hold one group whole, about 100 bytes a member.
 
 
 def _too_many(group: tuple[bytes, Iterable[tuple[bytes, int, tuple[Place, ...]]]], most: int, what: str) -> Iterator[Loss]:
