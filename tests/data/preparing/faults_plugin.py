@@ -13,7 +13,7 @@ from jaxvl.data.records import BadRecord
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Column, Source
 
-NAMES = {"image": "image", "name/en": "text", "key": "key"}  # column of the corpus -> of the pairs
+NAMES = {"image": "image", "name/en": "text", "key": "name"}  # column of the corpus -> of the pairs
 
 
 @functools.cache
@@ -22,7 +22,7 @@ def _faults(file):
 
 
 class WithFaults(Source):
-    columns = {"image": Column("image"), "text": Column("text"), "key": Column("text")}
+    columns = {"image": Column("image"), "text": Column("text"), "name": Column("text")}
 
     def __init__(self, corpus, faults, step):
         self.corpus, self.faults, self.step = corpus, faults, step

@@ -31,7 +31,7 @@ RULES = dict(min_side=95, max_aspect=3.0, max_texts_per_image=4, max_images_per_
 
 
 def fault(name, seed, text="smiling face", **options):
-    return {"image": encoded(samples.picture(seed, 96, 96), **options), "text": text, "key": f"{name}/{seed}"}
+    return {"image": encoded(samples.picture(seed, 96, 96), **options), "text": text, "name": f"{name}/{seed}"}
 
 
 def faults(test_picture):
@@ -112,7 +112,7 @@ def reference(source, test_looks, most):
     for row in rows:
         first.setdefault((image(row), text(row)), row[0])
     keep("duplicates", lambda row: first[image(row), text(row)] == row[0])
-    return gone, [row[1]["key"] for row in rows]
+    return gone, [row[1]["name"] for row in rows]
 
 
 @pytest.mark.slow
@@ -141,12 +141,12 @@ def test_planted_faults_in_a_corpus(corpus, test_step, tmp_path, monkeypatch):
     gone, stay = reference(source, [imagehash.phash(picture) for picture in test_pictures], most)
     for rule in done.rules:
         assert rule.records_in - rule.records_out == len(gone[rule.name]), rule
-        planted = [i for i in range(source.own, len(source)) if source.read(i)["key"].startswith(rule.name)]
+        planted = [i for i in range(source.own, len(source)) if source.read(i)["name"].startswith(rule.name)]
         taken = set(planted) & set(gone[rule.name])
         assert taken == set(planted[1:] if rule.name == "duplicates" else planted), rule.name
     assert sum(done.bad.values()) == len(gone["bad"]) and {source.own, source.own + 1} <= set(gone["bad"])
     found = []
     for shard in sorted(done.out.glob("*.tar")):
         with tarfile.open(shard) as tar:
-            found += [json.loads(tar.extractfile(member).read())["key"] for member in tar if member.name.endswith(".json")]
+            found += [json.loads(tar.extractfile(member).read())["name"] for member in tar if member.name.endswith(".json")]
     assert found == stay
