@@ -17,6 +17,9 @@ fi
 (
   venv="$venv-beam"
   install demo,dev,prepare "torch==2.13.0"
+  # A runner on Spark for which no jars are fetched from Maven. It pins an old Beam, hence --no-deps. Its test needs Java.
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+    beam-pyspark-runner==0.0.3 pyspark==3.5.1 py4j==0.10.9.7
   cd "$root"
   "$venv/bin/python" -m pytest -p no:xdist -m "slow or not slow" tests/data/preparing
 )

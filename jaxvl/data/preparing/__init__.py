@@ -2,6 +2,7 @@
 
     options    PrepareConfig and Rules: what is read, which rules hold, what is written
     rows       a record as the rules see it: checksum, size and perceptual hash of its picture, its texts; never pixels
+    gathering  small PCollections as one value
     losses     what a rule takes away, and joining that with the rows
     rules      the rules, in their order
     words      normalised texts, words, uni- and bigrams

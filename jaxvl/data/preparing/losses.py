@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from jaxvl.data.preparing.gathering import PCollection
 from jaxvl.data.preparing.rows import Place, Row
-
-if TYPE_CHECKING:
-    from apache_beam.pvalue import PCollection
-else:
-    PCollection = Any
 
 MOST_REASONS = 3  # of one record, in the report
 
@@ -52,6 +48,23 @@ class Removal:
 
 
 @dataclasses.dataclass(frozen=True)
+class Context:
+    """What a rule may use beside the rows that are left.
+
+    Attributes:
+      raw: all rows that could be read.
+      config: of the run, as JSON.
+      work: folder for what a restarted run can use again.
+      test_looks: (name of its list, number, perceptual hash) of every test picture; None where there are none.
+    """
+
+    raw: PCollection
+    config: str
+    work: str
+    test_looks: PCollection | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule(abc.ABC):
     """One rule.
 
@@ -65,6 +78,10 @@ class Rule(abc.ABC):
     says: str
     source: str
 
+    @abc.abstractmethod
+    def judged(self, rows: PCollection, context: Context) -> PCollection:
+        """PCollection of Row, what is left, and Removal, what goes."""
+
 
 class RowRule(Rule):
     """A rule that sees one record at a time."""
@@ -72,33 +89,53 @@ class RowRule(Rule):
     @abc.abstractmethod
     def judge(self, row: Row) -> Loss | None: ...
 
+    def judged(self, rows: PCollection, context: Context) -> PCollection:
+        import apache_beam as beam
 
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What a rule may use beside the rows that are left.
+        return rows | f"{self.name}: judge" >> beam.FlatMap(_judged, self)
 
-    Attributes:
-      raw: all rows that could be read.
-      config: of the run, as JSON.
-      work: folder for what a restarted run can use again.
-      test_looks: (perceptual hash, name of its list, number) of every test picture; None where there are none.
-    """
 
-    raw: PCollection
-    config: str
-    work: str
-    test_looks: PCollection | None
+def _judged(row: Row, rule: RowRule) -> Iterator[Row | Removal]:
+    loss = rule.judge(row)
+    return split(row, [] if loss is None else [loss], rule.name)
 
 
 class JoinRule(Rule):
-    """A rule that compares records with each other, or with something else. It uses joins and sums by key only, never a table in memory."""
+    """A rule that compares records with each other. It uses joins and sums by key only, never a table in memory."""
 
     @abc.abstractmethod
     def losses(self, rows: PCollection, context: Context) -> PCollection:
         """PCollection of Loss, several for one record where it has several reasons. Those of records that are gone do not matter."""
 
+    def judged(self, rows: PCollection, context: Context) -> PCollection:
+        import apache_beam as beam
 
-def cut(row: Row, losses: list[Loss], rule: str) -> tuple[Row | None, Removal | None]:
+        losses = self.losses(rows, context) | f"{self.name}: by record" >> beam.Map(_by_position)
+        keyed = rows | f"{self.name}: rows by record" >> beam.Map(_by_position)
+        joined = {"rows": keyed, "losses": losses} | f"{self.name}: join" >> beam.CoGroupByKey()
+        return joined | f"{self.name}: cut" >> beam.FlatMap(_cut_joined, self.name)
+
+
+def _by_position(value: Row | Loss) -> tuple[int, Row | Loss]:
+    return value.position, value
+
+
+def _cut_joined(joined: tuple[int, dict[str, list[Any]]], rule: str) -> Iterator[Row | Removal]:
+    for row in joined[1]["rows"]:
+        yield from split(row, joined[1]["losses"], rule)
+
+
+def apply(rule: Rule, rows: PCollection, context: Context) -> tuple[PCollection, PCollection]:
+    """(rows that are left, removals)."""
+    import apache_beam as beam
+
+    judged = rule.judged(rows, context)
+    # Filters, not tagged outputs, which not every runner has.
+    left = judged | f"{rule.name}: left" >> beam.Filter(isinstance, Row)
+    return left, judged | f"{rule.name}: removed" >> beam.Filter(isinstance, Removal)
+
+
+def cut(row: Row, losses: Sequence[Loss], rule: str) -> tuple[Row | None, Removal | None]:
     """(what is left of a row, what it lost); None for nothing."""
     whole = any(not loss.places for loss in losses)
     there = frozenset(place for place, _ in row.texts)
@@ -113,38 +150,8 @@ def cut(row: Row, losses: list[Loss], rule: str) -> tuple[Row | None, Removal | 
     return (None if record else left), Removal(rule, row.position, record, texts, why)
 
 
-def apply(rule: Rule, rows: PCollection, context: Context) -> tuple[PCollection, PCollection]:
-    """(rows that are left, removals)."""
-    import apache_beam as beam
-
-    if isinstance(rule, RowRule):
-        judged = rows | f"{rule.name}: judge" >> beam.FlatMap(_judged, rule)
-    else:
-        assert isinstance(rule, JoinRule)
-        losses = rule.losses(rows, context) | f"{rule.name}: by record" >> beam.Map(_by_position)
-        keyed = rows | f"{rule.name}: rows by record" >> beam.Map(_by_position)
-        joined = {"rows": keyed, "losses": losses} | f"{rule.name}: join" >> beam.CoGroupByKey()
-        judged = joined | f"{rule.name}: cut" >> beam.FlatMap(_cut_joined, rule.name)
-    # Filters, not tagged outputs, which not every runner has.
-    left = judged | f"{rule.name}: left" >> beam.Filter(isinstance, Row)
-    return left, judged | f"{rule.name}: removed" >> beam.Filter(isinstance, Removal)
-
-
-def _by_position(value: Row | Loss) -> tuple[int, Row | Loss]:
-    return value.position, value
-
-
-def _judged(row: Row, rule: RowRule) -> Iterator[Row | Removal]:
-    loss = rule.judge(row)
-    yield from _split(row, [] if loss is None else [loss], rule.name)
-
-
-def _cut_joined(joined: tuple[int, dict[str, list[Any]]], rule: str) -> Iterator[Row | Removal]:
-    for row in joined[1]["rows"]:
-        yield from _split(row, joined[1]["losses"], rule)
-
-
-def _split(row: Row, losses: list[Loss], rule: str) -> Iterator[Row | Removal]:
+def split(row: Row, losses: Sequence[Loss], rule: str) -> Iterator[Row | Removal]:
+    """What is left of a row, and what it loses."""
     left, removal = cut(row, losses, rule)
     if left is not None:
         yield left

@@ -7,16 +7,11 @@ before it in its block. So shards are the same whatever the runner, the workers 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxvl.data.preparing.gathering import PCollection, gathered
 from jaxvl.data.preparing.rows import Row
-
-if TYPE_CHECKING:
-    from apache_beam.pvalue import PCollection
-else:
-    PCollection = Any
 
 BLOCK = 10_000  # positions of the source
 Starts = tuple[np.ndarray, np.ndarray]  # numbers of the blocks that have rows, ascending; rows before each
@@ -38,14 +33,6 @@ def _one(row: Row) -> tuple[int, int]:
     return row.position // BLOCK, 1
 
 
-def _without_key(value: Any) -> tuple[None, Any]:
-    return None, value
-
-
-def _starts(together: tuple[None, Iterable[tuple[int, int]]]) -> Starts:
-    return starts_of(together[1])
-
-
 def placed(group: tuple[int, Iterable[Row]], starts: Starts, shard_records: int) -> Iterator[tuple[int, tuple[int, Row]]]:
     """(shard, (place in the shard, row)) of the rows of one block."""
     blocks, firsts = starts
@@ -60,8 +47,7 @@ def by_shard(rows: PCollection, shard_records: int) -> PCollection:
     import apache_beam as beam
 
     counts = rows | "numbering: count" >> beam.Map(_one) | "numbering: blocks" >> beam.CombinePerKey(sum)
-    together = counts | "numbering: no key" >> beam.Map(_without_key) | "numbering: together" >> beam.GroupByKey()
-    starts = together | "numbering: starts" >> beam.Map(_starts)
+    starts = gathered(counts, "numbering") | "numbering: starts" >> beam.Map(starts_of)
     none = (np.zeros(0, np.int64), np.zeros(0, np.int64))
     side = beam.pvalue.AsSingleton(starts, default_value=none)
     grouped = rows | "numbering: by block" >> beam.Map(_with_block) | "numbering: group" >> beam.GroupByKey()

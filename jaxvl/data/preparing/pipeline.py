@@ -13,22 +13,18 @@ import hashlib
 import heapq
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxvl import paths
 from jaxvl.data.preparing import losses, near, numbering, rows, shards
+from jaxvl.data.preparing.gathering import PCollection, Pipeline, gathered
 from jaxvl.data.preparing.losses import Context, Removal
 from jaxvl.data.preparing.options import PrepareConfig
 from jaxvl.data.preparing.rows import Bad, Row
 from jaxvl.data.preparing.rules import rules_of
 
-if TYPE_CHECKING:
-    from apache_beam import Pipeline
-    from apache_beam.pvalue import PCollection
-else:
-    Pipeline = PCollection = Any
-
 LONGEST_SHOWN = 300  # characters of a text in the report
+Span = tuple[str, int, int]  # name of a list of test pictures, or empty; first and last number (excluded)
 BAD = "bad"  # what records that cannot be used are counted and shown under, `bad/CAUSE`
 
 
@@ -44,8 +40,8 @@ def build(pipeline: Pipeline, config: PrepareConfig, records: int, tests: dict[s
 
     said = rows.as_json(config)
     work = f"{folder}/{shards.WORK}"
-    ranges = _ranges(records, config.range_records)
-    read = _spread(pipeline, ranges, "ranges") | "read" >> beam.FlatMap(_read, said, work)
+    ranges = _spread(pipeline, {"": records}, config.range_records, "ranges")
+    read = ranges | "read" >> beam.FlatMap(_read, said, work)
     left = raw = read | "rows" >> beam.Filter(isinstance, Row)
     bad = read | "bad records" >> beam.Filter(isinstance, Bad)
     context = Context(raw, said, work, _test_looks(pipeline, config, tests, said))
@@ -61,12 +57,26 @@ def build(pipeline: Pipeline, config: PrepareConfig, records: int, tests: dict[s
     _write(written, "written", work)
 
 
-def _ranges(records: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(start + size, records)) for start in range(0, records, size)]
+def _ranges(counted: tuple[str, int], size: int) -> Iterator[tuple[Span, None]]:
+    name, records = counted
+    for start in range(0, records, size):
+        yield (name, start, min(start + size, records)), None
 
 
-def _read(group: tuple[tuple[int, int], Any], config: str, work: str) -> Iterator[Row | Bad]:
-    start, stop = group[0]
+def _spread(pipeline: Pipeline, counts: dict[str, int], size: int, name: str) -> PCollection:
+    """PCollection of (range, nothing) of all records.
+
+    Ranges are made by a worker, since a pipeline that lists them is too large for some runners; a group by key, which all have,
+    gives each to whichever worker is free.
+    """
+    import apache_beam as beam
+
+    counted = pipeline | name >> beam.Create(list(counts.items()), reshuffle=False)
+    return counted | f"split {name}" >> beam.FlatMap(_ranges, size) | f"spread {name}" >> beam.GroupByKey()
+
+
+def _read(group: tuple[Span, Any], config: str, work: str) -> Iterator[Row | Bad]:
+    _, start, stop = group[0]
     return rows.read_range(config, work, start, stop)
 
 
@@ -75,19 +85,11 @@ def _test_looks(pipeline: Pipeline, config: PrepareConfig, tests: dict[str, int]
 
     if not tests or config.rules.test_distance is None:
         return None
-    ranges = [(name, *span) for name, n in tests.items() for span in _ranges(n, config.range_records)]
-    return _spread(pipeline, ranges, "test ranges") | "look at tests" >> beam.FlatMap(_look_at_tests, said)
+    ranges = _spread(pipeline, tests, config.range_records, "test ranges")
+    return ranges | "look at tests" >> beam.FlatMap(_look_at_tests, said)
 
 
-def _spread(pipeline: Pipeline, ranges: list[tuple[Any, ...]], name: str) -> PCollection:
-    """PCollection of (range, nothing): a group by key, which all runners have, gives each range to whichever worker is free."""
-    import apache_beam as beam
-
-    keyed = pipeline | name >> beam.Create([(one, None) for one in ranges], reshuffle=False)
-    return keyed | f"spread {name}" >> beam.GroupByKey()
-
-
-def _look_at_tests(group: tuple[tuple[str, int, int], Any], config: str) -> Iterator[near.TestLook]:
+def _look_at_tests(group: tuple[Span, Any], config: str) -> Iterator[near.TestLook]:
     return near.read_test_range(group[0], config)
 
 
@@ -163,14 +165,9 @@ def _write(values: PCollection, name: str, work: str) -> None:
     """Writes all values of a small PCollection to `work/NAME.json`, sorted; nothing where there are none."""
     import apache_beam as beam
 
-    together = values | f"{name}: no key" >> beam.Map(_without_key) | f"{name}: together" >> beam.GroupByKey()
-    _ = together | f"{name}: write" >> beam.Map(_write_json, f"{work}/{name}.json")
+    _ = gathered(values, name) | f"{name}: write" >> beam.Map(_write_json, f"{work}/{name}.json")
 
 
-def _without_key(value: Any) -> tuple[None, Any]:
-    return None, value
-
-
-def _write_json(together: tuple[None, Iterable[Any]], file: str) -> None:
-    lines = sorted(json.dumps(value, sort_keys=True, ensure_ascii=True) for value in together[1])
+def _write_json(values: Iterable[Any], file: str) -> None:
+    lines = sorted(json.dumps(value, sort_keys=True, ensure_ascii=True) for value in values)
     paths.write_text(paths.as_path(file), "[\n" + ",\n".join(lines) + "\n]\n")

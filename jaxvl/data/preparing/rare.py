@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from jaxvl.data.preparing.losses import Context, JoinRule, Loss, PCollection
+from jaxvl.data.preparing.gathering import PCollection, gathered
+from jaxvl.data.preparing.losses import Context, JoinRule, Loss
 from jaxvl.data.preparing.rows import Place, Row
 from jaxvl.data.preparing.words import grams
 
 Occurrence = tuple[int, Place]
-
-
-def _counted(row: Row) -> Iterator[tuple[str, int]]:
-    for _, text in row.texts:
-        for gram in grams(text):
-            yield gram, 1
-
-
-def _occurring(row: Row) -> Iterator[tuple[str, tuple[int, tuple[Occurrence, ...] | None]]]:
-    for place, text in row.texts:
-        for gram in grams(text):
-            yield gram, (1, ((row.position, place),))
+# Of one gram: how often it occurs, how often it has to, and where; None: often enough, wherever.
+Found = tuple[int, int, tuple[Occurrence, ...] | None]
 
 
 def lowest_kept(histogram: Iterable[tuple[int, int]], most: int) -> int:
@@ -41,27 +31,45 @@ def lowest_kept(histogram: Iterable[tuple[int, int]], most: int) -> int:
     return lowest
 
 
-def _gather(values: Iterable[tuple[int, tuple[Occurrence, ...] | None]], fewest: int) -> tuple[int, tuple[Occurrence, ...] | None]:
-    """Sums counts and joins occurrences; a gram that occurs often enough keeps no occurrences, so that none grows without end."""
+def _counted(row: Row) -> Iterator[tuple[str, int]]:
+    for _, text in row.texts:
+        for gram in grams(text):
+            yield gram, 1
+
+
+def _one_of_count(counted: tuple[str, int]) -> tuple[int, int]:
+    return counted[1], 1
+
+
+def _occurring(row: Row, fewest: int) -> Iterator[tuple[str, Found]]:
+    for place, text in row.texts:
+        for gram in grams(text):
+            yield gram, (1, fewest, ((row.position, place),))
+
+
+def _join(values: Iterable[Found]) -> Found:
+    """Sums counts and joins occurrences. A gram that occurs often enough keeps none, so that a frequent one takes no memory.
+
+    The threshold comes with the values, not as a side input: a combiner that has one keeps all keys of a bundle in memory, and
+    not every runner has such combiners.
+    """
     total = 0
     kept: list[Occurrence] | None = []
-    for count, occurrences in values:
+    needed = 0
+    for count, fewest, occurrences in values:
         total += count
+        needed = fewest
         if total >= fewest or occurrences is None:
             kept = None
         if kept is not None and occurrences is not None:
             kept.extend(occurrences)
-    return total, None if kept is None else tuple(kept)
+    return total, needed, None if kept is None else tuple(kept)
 
 
-def _rare(gathered: tuple[str, tuple[int, tuple[Occurrence, ...] | None]]) -> Iterator[Loss]:
-    gram, (count, occurrences) = gathered
+def _rare(joined: tuple[str, Found]) -> Iterator[Loss]:
+    gram, (count, _, occurrences) = joined
     for position, place in sorted(set(occurrences or ())):
         yield Loss(position, (place,), f"{gram!r} occurs {count} times")
-
-
-def _fewest(gathered: tuple[None, Iterable[tuple[int, int]]], most: int) -> int:
-    return lowest_kept(gathered[1], most)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +84,7 @@ class RareWords(JoinRule):
         name = self.name
         counts = context.raw | f"{name}: grams" >> beam.FlatMap(_counted) | f"{name}: counts" >> beam.CombinePerKey(sum)
         histogram = counts | f"{name}: alike" >> beam.Map(_one_of_count) | f"{name}: histogram" >> beam.CombinePerKey(sum)
-        together = histogram | f"{name}: no key" >> beam.Map(_without_key) | f"{name}: together" >> beam.GroupByKey()
-        fewest = together | f"{name}: cut-off" >> beam.Map(_fewest, self.vocabulary)
-        occurring = context.raw | f"{name}: places" >> beam.FlatMap(_occurring)
-        gathered = occurring | f"{name}: gather" >> beam.CombinePerKey(_gather, beam.pvalue.AsSingleton(fewest, default_value=1))
-        return gathered | f"{name}: rare" >> beam.FlatMap(_rare)
-
-
-def _one_of_count(counted: tuple[str, int]) -> tuple[int, int]:
-    return counted[1], 1
-
-
-def _without_key(value: Any) -> tuple[None, Any]:
-    return None, value
+        fewest = gathered(histogram, name) | f"{name}: cut-off" >> beam.Map(lowest_kept, self.vocabulary)
+        threshold = beam.pvalue.AsSingleton(fewest, default_value=1)
+        occurring = context.raw | f"{name}: places" >> beam.FlatMap(_occurring, threshold)
+        return occurring | f"{name}: joined" >> beam.CombinePerKey(_join) | f"{name}: rare" >> beam.FlatMap(_rare)

@@ -14,6 +14,7 @@ import jinja2
 from jaxvl import paths
 from jaxvl.data.pictures import open_picture
 from jaxvl.data.preparing.options import PrepareConfig
+from jaxvl.data.preparing.pipeline import BAD
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Source
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 160  # pixels
 WHITE = (1.0, 1.0, 1.0)
-BAD = "bad records"  # title of their page
+BAD_RECORDS = "bad records"  # title of their page
 
 
 def summary(prepared: Prepared, config: PrepareConfig) -> dict[str, Any]:
@@ -53,9 +54,9 @@ def write(
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.get_template("report.html")
     paths.make_folder(folder / "report")
-    bad = [one for name, found in sorted(shown.items()) if name.startswith("bad/") for one in found]
+    bad = [one for name, found in sorted(shown.items()) if name.startswith(f"{BAD}/") for one in found]
     pages = [(rule["name"], rule, shown.get(rule["name"], [])) for rule in counts["rules"]]
-    pages.append((BAD, None, bad))
+    pages.append((BAD_RECORDS, None, bad))
     for name, rule, found in pages:
         text = template.render(counts=counts, source=source.name, page=name, rule=rule, examples=found)
         paths.write_text(folder / "report" / f"{name.replace(' ', '_')}.html", text)

@@ -6,14 +6,16 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from jaxvl.data.preparing.losses import Context, JoinRule, Loss, PCollection, RowRule, Rule
+from jaxvl.data.preparing.gathering import PCollection
+from jaxvl.data.preparing.losses import Context, JoinRule, Loss, RowRule, Rule
 from jaxvl.data.preparing.near import NearTestImages
 from jaxvl.data.preparing.options import PrepareConfig
 from jaxvl.data.preparing.rare import RareWords
 from jaxvl.data.preparing.rows import Place, Row
 from jaxvl.data.preparing.scoring import MinScore, TopShare
-from jaxvl.data.preparing.subsets import UID_DIGITS, is_in_subset, subset
+from jaxvl.data.preparing.subsets import subset
 from jaxvl.data.preparing.words import text_key, words
+from jaxvl.data.sources.pairs import find_pairs, pairs_of_hex
 
 OF_DATACOMP = "DataComp (arXiv 2304.14108), subset files"
 OF_MODEL = "score of a model"
@@ -67,13 +69,16 @@ class UidSubset(RowRule):
     def judge(self, row: Row) -> Loss | None:
         if row.uid is None:
             return Loss(row.position, (), "it has no uid")
-        if len(row.uid) != UID_DIGITS or not all(digit in "0123456789abcdefABCDEF" for digit in row.uid):
-            return Loss(row.position, (), f"{row.uid[:64]!r} is not {UID_DIGITS} hex digits")
-        return None if is_in_subset(subset(self.file), row.uid) else Loss(row.position, (), f"{row.uid} is not in the file")
+        pairs, valid = pairs_of_hex([row.uid])
+        if not valid[0]:
+            return Loss(row.position, (), f"{row.uid[:64]!r} is not 32 hex digits")
+        there = find_pairs(subset(self.file), pairs)[0] >= 0
+        return None if there else Loss(row.position, (), f"{row.uid} is not in the file")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Rules that group records. A group is read twice and never held in memory: the text "image" has millions of pictures.
+# Rules that group records. They read a group twice and hold none of it: the text "image" has millions of pictures. Some runners
+# themselves hold one group whole, about 100 bytes a member.
 
 
 def _too_many(group: tuple[bytes, Iterable[tuple[bytes, int, tuple[Place, ...]]]], most: int, what: str) -> Iterator[Loss]:
@@ -174,7 +179,7 @@ def rules_of(config: PrepareConfig) -> list[Rule]:
         _rule(TextsPerImage, "texts_per_image", rules.max_texts_per_image, "pictures of at most {:,} distinct texts", OF_IMAGES),
         _rule(NearTestImages, "near_test_images", test_distance, no_near, OF_IMAGES),
         _rule(ImagesPerText, "images_per_text", rules.max_images_per_text, "texts of at most {:,} distinct pictures", OF_TEXTS),
-        _rule(RareWords, "rare_words", rules.vocabulary, "texts of the {:,} most frequent unigrams and bigrams", OF_TEXTS),
+        _rule(RareWords, "rare_words", rules.vocabulary, "texts of the {:,} most frequent unigrams and bigrams only", OF_TEXTS),
         _word_count(rules.min_words, rules.max_words),
         _rule(
             Duplicates, "duplicates", rules.duplicates, "equal {} once, the first in the source", "exact copies: SHA-256, normalised text"

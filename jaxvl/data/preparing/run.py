@@ -1,7 +1,8 @@
 """One run of the preparation: the folder that it works in, what a restart uses again, and the finished folder.
 
 All is made in `OUT.unfinished` and renamed to OUT when it is whole, so that OUT is never a part. (In an object store, which renames
-by copying, it is made in OUT, and `sizes.json` and `prepared.json` come last.)
+by copying, it is made in OUT, and `prepared.json` comes last.) Then the folder `work` is deleted; what a kill at that moment leaves
+of it in OUT is of no use.
 
 OUT/00000.tar, 00000_stats.json, …    shards, or 00000.array_record
 OUT/sizes.json                        {"00000.tar": records}, as open_clip reads it
@@ -27,12 +28,14 @@ from jaxvl.config import ConfigError, check, to_path
 from jaxvl.data.preparing import pipeline, report, rows, shards
 from jaxvl.data.preparing.options import PrepareConfig
 from jaxvl.data.preparing.rules import rules_of
-from jaxvl.data.preparing.subsets import subset
+from jaxvl.data.preparing.subsets import check_subset
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Log, Source
 
 EXTRA = "Apache Beam is not installed: pip install 'jaxvl[prepare]'"
 FORMAT = 1  # of prepared.json
+# Of this machine, in Python. Beam's default, `DirectRunner`, would first download a Go program and start it.
+LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,7 @@ def prepare(config: PrepareConfig, beam_options: Sequence[str] = (), log: Log = 
     """Runs the preparation, or what an earlier run of the same options has left to do.
 
     Args:
-      beam_options: Beam's own, as `--runner=FlinkRunner`; none: the direct runner.
+      beam_options: Beam's own, as `--runner=FlinkRunner`; without a runner: `LOCAL_RUNNER`.
 
     Raises:
       ConfigError: a wrong option, or a folder that holds something else.
@@ -107,7 +110,7 @@ def prepare(config: PrepareConfig, beam_options: Sequence[str] = (), log: Log = 
     rows.check_columns(config, source)
     shards.check_format(config, source)
     if config.rules.uid_subset is not None:
-        subset(config.rules.uid_subset)
+        check_subset(config.rules.uid_subset)
     tests = _open_tests(config, log)
     folder = out if remote else out.with_name(f"{out.name}.unfinished")
     with _alone(folder):
@@ -171,7 +174,7 @@ def _run(config: PrepareConfig, records: int, tests: dict[str, int], folder: pat
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    built = beam.Pipeline(options=PipelineOptions(list(beam_options)))
+    built = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}", *beam_options]))  # the last one given counts
     pipeline.build(built, config, records, tests, str(folder))
     try:
         built.run().wait_until_finish()
@@ -206,7 +209,7 @@ def _result(config: PrepareConfig, folder: paths.Path, records: int, seconds: fl
 
 
 def _finish(prepared: Prepared, config: PrepareConfig, source: Source, folder: paths.Path, out: paths.Path) -> None:
-    """Writes report and manifest, removes what only the run needed, and puts the folder in its place."""
+    """Writes report and manifest, puts the folder in its place, and removes what only the run needed."""
     work = folder / shards.WORK
     examples = dict(_read_json(work / "examples.json"))
     report.write(folder, report.summary(prepared, config), examples, source, config)
@@ -225,5 +228,5 @@ def _finish(prepared: Prepared, config: PrepareConfig, source: Source, folder: p
         for file in paths.files_below(work):
             file.unlink()
         return
-    shutil.rmtree(work)
     paths.move(folder, out)
+    shutil.rmtree(out / shards.WORK)

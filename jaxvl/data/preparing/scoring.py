@@ -12,18 +12,22 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from jaxvl import paths
-from jaxvl.data.preparing.losses import Context, JoinRule, Loss, PCollection
+from jaxvl.data.preparing.gathering import PCollection, gathered
+from jaxvl.data.preparing.losses import Context, Loss, Removal, Rule, split
 from jaxvl.data.preparing.rare import lowest_kept
-from jaxvl.data.preparing.rows import Place, Row, opened
+from jaxvl.data.preparing.rows import Row, opened
 from jaxvl.data.records import BadRecord, DataError
+from jaxvl.data.sources.base import Source
 
 STEPS = 10_000  # of scores between 0 and 1 that the share of the best tells apart
-Scored = tuple[int, Place, float]  # position, place of the text, score; nan where the picture cannot be encoded
+OF_NAN = -(2**62)  # step of a score that is none
+Range = tuple[int, Iterable[Row]]  # its number, rows in any order
+Scored = tuple[Row, tuple[float, ...]]  # a score for each text; nan where the picture cannot be encoded
 
 
 class Scorer(Protocol):
@@ -41,8 +45,16 @@ def _range_of(row: Row, records: int) -> tuple[int, Row]:
     return row.position // records, row
 
 
-def score_range(group: tuple[int, Iterable[Row]], config: str, work: str) -> Iterator[Scored]:
-    """Scores of the rows of one range of the source; they are kept in `work`, for a run that is started again."""
+def _in_ranges(name: str, rows: PCollection, context: Context) -> PCollection:
+    """PCollection of Range: the rows that are left of each range of the source."""
+    import apache_beam as beam
+
+    records = json.loads(context.config)["range_records"]
+    return rows | f"{name}: ranges" >> beam.Map(_range_of, records) | f"{name}: group" >> beam.GroupByKey()
+
+
+def scored(group: Range, config: str, work: str) -> list[Scored]:
+    """Rows of one range with their scores, which are kept in `work`: for a second reading, and for a run that is started again."""
     rows = sorted(group[1], key=lambda row: row.position)
     said = json.dumps([[row.position, [text for _, text in row.texts]] for row in rows])
     file = paths.as_path(work) / f"scores-{group[0]:012d}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
@@ -51,9 +63,7 @@ def score_range(group: tuple[int, Iterable[Row]], config: str, work: str) -> Ite
     except FileNotFoundError:
         values = _scores(config, rows)
         paths.write_text(file, json.dumps(values))
-    for row, scores in zip(rows, values):
-        for (place, _), score in zip(row.texts, scores):
-            yield row.position, place, score
+    return [(row, tuple(scores)) for row, scores in zip(rows, values)]
 
 
 def _scores(config: str, rows: Sequence[Row]) -> list[list[float]]:
@@ -64,64 +74,74 @@ def _scores(config: str, rows: Sequence[Row]) -> list[list[float]]:
     return [[float(score) for score in scores] for scores in found]
 
 
-def _picture(source: Any, position: int, column: str) -> bytes:
+def _picture(source: Source, position: int, column: str) -> bytes:
     try:
         return source.read(position, [column])[column]
     except (BadRecord, KeyError) as error:
         raise DataError(f"{source.name}: record {position} could be read before and cannot now ({error})") from None
 
 
-def _below(scored: Scored, least: float) -> Iterator[Loss]:
-    position, place, score = scored
-    if not score >= least:  # nan, too
-        yield Loss(position, (place,), f"scores {score:.4f}, less than {least:.4f}")
-
-
-def _step(scored: Scored) -> tuple[int, int]:
-    score = scored[2]
-    return (-(2**62) if math.isnan(score) else round(score * STEPS)), 1
-
-
-def _least(together: tuple[None, Iterable[tuple[int, int]]], share: float) -> float:
-    histogram = list(together[1])
-    pairs = sum(number for _, number in histogram)
-    return (lowest_kept(histogram, int(share * pairs)) - 0.5) / STEPS
-
-
-def _without_key(value: Any) -> tuple[None, Any]:
-    return None, value
-
-
-def _scored(name: str, rows: PCollection, context: Context) -> PCollection:
-    import apache_beam as beam
-
-    records = json.loads(context.config)["range_records"]
-    grouped = rows | f"{name}: ranges" >> beam.Map(_range_of, records) | f"{name}: group" >> beam.GroupByKey()
-    return grouped | f"{name}: scores" >> beam.FlatMap(score_range, context.config, context.work)
-
-
 @dataclasses.dataclass(frozen=True)
-class MinScore(JoinRule):
+class MinScore(Rule):
     least: float
 
-    def losses(self, rows: PCollection, context: Context) -> PCollection:
+    def judged(self, rows: PCollection, context: Context) -> PCollection:
         import apache_beam as beam
 
-        return _scored(self.name, rows, context) | f"{self.name}: below" >> beam.FlatMap(_below, self.least)
+        ranges = _in_ranges(self.name, rows, context)
+        return ranges | f"{self.name}: below" >> beam.FlatMap(_cut_below, self.least, context.config, context.work, self.name)
+
+
+def _cut_below(group: Range, least: float, config: str, work: str, rule: str) -> Iterator[Row | Removal]:
+    for row, scores in scored(group, config, work):
+        losses = [
+            Loss(row.position, (place,), f"scores {score:.4f}, less than {least:.4f}")
+            for (place, _), score in zip(row.texts, scores)
+            if not score >= least  # nan, too
+        ]
+        yield from split(row, losses, rule)
 
 
 @dataclasses.dataclass(frozen=True)
-class TopShare(JoinRule):
-    """Pairs of equal score, to four digits, at the border all go."""
+class TopShare(Rule):
+    """Scores are told apart to four digits. Of pairs that are equal at the border, none is kept."""
 
     share: float
 
-    def losses(self, rows: PCollection, context: Context) -> PCollection:
+    def judged(self, rows: PCollection, context: Context) -> PCollection:
         import apache_beam as beam
 
         name = self.name
-        scored = _scored(name, rows, context)
-        histogram = scored | f"{name}: steps" >> beam.Map(_step) | f"{name}: histogram" >> beam.CombinePerKey(sum)
-        together = histogram | f"{name}: no key" >> beam.Map(_without_key) | f"{name}: together" >> beam.GroupByKey()
-        least = together | f"{name}: cut-off" >> beam.Map(_least, self.share)
-        return scored | f"{name}: below" >> beam.FlatMap(_below, beam.pvalue.AsSingleton(least, default_value=0.0))
+        ranges = _in_ranges(name, rows, context)
+        steps = ranges | f"{name}: scores" >> beam.FlatMap(_steps, context.config, context.work)
+        histogram = steps | f"{name}: histogram" >> beam.CombinePerKey(sum)
+        least = gathered(histogram, name) | f"{name}: cut-off" >> beam.Map(least_step, self.share)
+        threshold = beam.pvalue.AsSingleton(least, default_value=0)
+        return ranges | f"{name}: below" >> beam.FlatMap(_cut_below_step, threshold, context.config, context.work, name)
+
+
+def step_of(score: float) -> int:
+    return OF_NAN if math.isnan(score) else round(score * STEPS)
+
+
+def _steps(group: Range, config: str, work: str) -> Iterator[tuple[int, int]]:
+    for _, scores in scored(group, config, work):
+        for score in scores:
+            yield step_of(score), 1
+
+
+def least_step(histogram: Iterable[tuple[int, int]], share: float) -> int:
+    """The lowest step that the best `share` of all pairs have; never that of nan."""
+    counts = list(histogram)
+    pairs = sum(number for _, number in counts)
+    return max(lowest_kept(counts, int(share * pairs)), OF_NAN + 1)
+
+
+def _cut_below_step(group: Range, least: int, config: str, work: str, rule: str) -> Iterator[Row | Removal]:
+    for row, scores in scored(group, config, work):
+        losses = [
+            Loss(row.position, (place,), f"scores {score:.4f}, less than {least / STEPS:.4f}")
+            for (place, _), score in zip(row.texts, scores)
+            if step_of(score) < least
+        ]
+        yield from split(row, losses, rule)

@@ -23,9 +23,11 @@ from typing import Any
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
+from PIL import Image
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, check
+from jaxvl.data.pictures import FORMATS
 from jaxvl.data.preparing.options import PrepareConfig
 from jaxvl.data.preparing.rows import Row, opened
 from jaxvl.data.records import BadRecord, DataError
@@ -36,23 +38,9 @@ SUFFIXES = {"tar": ".tar", "array_record": ".array_record"}
 OPTIONS = "group_size:1,zstd:3"  # of ArrayRecord: any record by itself
 IN_JSON = ("int", "float", "class", "text", "texts")
 KINDS_OF_TAR = (*IN_JSON, "image", "audio", "array")
-# First bytes of a file -> suffix; a kind that is not here is `.bin`.
-MAGIC = (
-    (re.compile(rb"\xff\xd8\xff"), "jpg"),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), "png"),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), "webp"),
-    (re.compile(rb"GIF8[79]a"), "gif"),
-    (re.compile(rb"BM"), "bmp"),
-    (re.compile(rb"II\*\0|MM\0\*"), "tif"),
-    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "jp2"),
-    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "avif"),
-    (re.compile(rb"P[1-7fF]\s"), "ppm"),
-    (re.compile(rb"qoif"), "qoi"),
-    (re.compile(rb"fLaC"), "flac"),
-    (re.compile(rb"OggS"), "ogg"),
-    (re.compile(rb"RIFF....WAVE", re.DOTALL), "wav"),
-    (re.compile(rb"ID3|\xff[\xfb\xf3\xf2]"), "mp3"),
-)
+# Pillow's names of formats whose usual suffix is another. A phone's picture of several frames, "MPO", is a JPEG.
+PICTURES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+SOUNDS = ((b"fLaC", "flac"), (b"OggS", "ogg"), (b"RIFF", "wav"))  # first bytes; others are MP3
 
 
 def check_format(config: PrepareConfig, source: Source) -> None:
@@ -170,12 +158,15 @@ def _with_texts(record: dict[str, Any], columns: Sequence[str], row: Row) -> dic
 # Tar
 
 
-def suffix_of(data: bytes) -> str:
-    """Of an encoded picture or sound, by its first bytes."""
-    for magic, suffix in MAGIC:
-        if magic.match(data):
-            return suffix
-    return "bin"
+def suffix_of(data: bytes, kind: str) -> str:
+    """Of an encoded picture or sound; `bin` where that is broken, which only a second picture of a record can be."""
+    if kind == "audio":
+        return next((suffix for start, suffix in SOUNDS if data.startswith(start)), "mp3")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            return PICTURES.get(picture.format, picture.format.lower())
+    except Exception:  # whatever Pillow raises
+        return "bin"
 
 
 def _write_tar(
@@ -204,7 +195,7 @@ def _members(key: str, row: Row, record: Mapping[str, Any], columns: Mapping[str
         if kind in IN_JSON:
             about[f"original_{name}" if name in about else name] = value
             continue
-        data, suffix = (_npy(value), "npy") if kind == "array" else (value, suffix_of(value))
+        data, suffix = (_npy(value), "npy") if kind == "array" else (value, suffix_of(value, kind))
         yield (f"{_plain(name)}.{suffix}" if kind in taken else suffix), data
         taken.add(kind)
     yield "txt", row.texts[0][1].encode("utf-8", "replace")

@@ -1,8 +1,7 @@
-"""DataComp's subset files: which uids are in one."""
+"""DataComp's subset files: `.npy`, dtype `u8,u8`, the first and the last 16 hexadecimal digits of each uid, sorted."""
 
 from __future__ import annotations
 
-import bisect
 import functools
 import hashlib
 
@@ -11,13 +10,14 @@ import numpy as np
 from jaxvl import paths
 from jaxvl.config import ConfigError
 from jaxvl.data.folders import local_cache_folder
+from jaxvl.data.sources.pairs import PAIR, is_sorted
 
-UID_DIGITS = 32
+AT_ONCE = 2**20  # uids whose order is checked at a time
 
 
 @functools.lru_cache(maxsize=4)
 def subset(file: str) -> np.ndarray:
-    """The uids of a DataComp subset file, memory-mapped. Raises ConfigError for a file of another kind."""
+    """The uids of a subset file, memory-mapped, since a file of 10^9 is 16 GB. Raises ConfigError for a file of another kind."""
     path = paths.as_path(file)
     if paths.is_remote(path):
         name = hashlib.sha256(file.encode()).hexdigest()[:16]
@@ -29,13 +29,14 @@ def subset(file: str) -> np.ndarray:
         uids = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ConfigError("rules.uid_subset", f"{file!r} cannot be read: {error}") from None
-    if uids.dtype != np.dtype("u8,u8") or uids.ndim != 1:
+    if uids.dtype != PAIR or uids.ndim != 1:
         raise ConfigError("rules.uid_subset", f"{file!r} is {uids.dtype} {list(uids.shape)}; must be a sorted list of dtype u8,u8")
     return uids
 
 
-def is_in_subset(uids: np.ndarray, uid: str) -> bool:
-    """Whether a sorted array of dtype `u8,u8` holds the first and last 16 hex digits of `uid`; reads log2(n) of its entries."""
-    wanted = int(uid[:16], 16), int(uid[16:], 16)
-    at = bisect.bisect_left(uids, wanted, key=lambda pair: pair.item())
-    return at < len(uids) and uids[at].item() == wanted
+def check_subset(file: str) -> None:
+    """Raises ConfigError for a file that is none, or is not sorted; in that nothing can be looked up."""
+    uids = subset(file)
+    for start in range(0, len(uids), AT_ONCE):
+        if not is_sorted(uids[start : start + AT_ONCE + 1]):
+            raise ConfigError("rules.uid_subset", f"{file!r} is not sorted (near number {start:,}); save np.sort of it")

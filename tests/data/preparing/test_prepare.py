@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,6 +22,7 @@ from array_record.python import array_record_data_source  # noqa: E402
 
 from jaxvl import paths  # noqa: E402
 from jaxvl.config import ConfigError, resolve  # noqa: E402
+from jaxvl.data.inspecting.recognise import recognise  # noqa: E402
 from jaxvl.data.prepare import main, parse  # noqa: E402
 from jaxvl.data.preparing.options import PrepareConfig  # noqa: E402
 from jaxvl.data.preparing.run import prepare  # noqa: E402
@@ -28,6 +30,7 @@ from jaxvl.data.records import DataError  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 PLUGIN = str(HERE / "pairs_plugin.py")
+SPARK = "beam_pyspark_runner.pyspark_runner.PySparkRunner"
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +141,21 @@ def test_webdataset_itself_reads_the_shards(done, planted):
     assert [json.loads(about)["key"] for _, _, about in rows] == list(members(done.out))
 
 
+def opened(out):
+    """The records of a folder, as `data=OUT` of a config reads them; of a copy, since an index is laid beside the shards."""
+    copy = shutil.copytree(out, out.with_name(f"{out.name}.read"))
+    return resolve(PrepareConfig, dict(source=recognise(str(copy)), out="none")).source.open(log=lambda _: None)
+
+
+def test_training_reads_the_shards_as_they_are(done, planted):
+    source = opened(done.out)
+    assert len(source) == len(planted.clean)
+    for i, position in enumerate(planted.clean):
+        record = source.read(i)
+        assert record["image"] == planted.records[position]["image"]
+        assert record["text"] == planted.kept_texts.get(position, planted.records[position])["alt"][0]
+
+
 def test_the_report_shows_examples_of_each_rule(done, planted):
     report = json.loads((done.out / "report.json").read_text())
     for rule in report["rules"]:
@@ -181,6 +199,8 @@ def test_a_run_that_failed_goes_on_and_array_records_hold_the_best_share(folder,
     sources = [array_record_data_source.ArrayRecordDataSource(str(path)) for path in sorted(out.glob("*.array_record"))]
     found = [msgpack.unpackb(source[i]) for source in sources for i in range(len(source))]
     assert [record["image"] for record in found] == [planted.records[position]["image"] for position in expected]
+    read = opened(out)
+    assert [read.read(i)["image"] for i in range(len(read))] == [record["image"] for record in found]
     boxes = found[0]["boxes"]
     assert np.frombuffer(boxes["data"], boxes["dtype"]).reshape(boxes["shape"]).tolist() == planted.records[expected[0]]["boxes"]
 
@@ -224,6 +244,24 @@ def test_other_processes_and_ranges_write_the_same_bytes(done, folder, planted, 
     assert same(done.out, other.out)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java")
+def test_spark_writes_the_same_bytes(done, folder, planted, monkeypatch):
+    pytest.importorskip("beam_pyspark_runner")
+    from pyspark.sql import SparkSession
+
+    monkeypatch.setenv("PYTHONPATH", str(HERE.parents[2]))
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    # Without a parallelism every join has as many parts as both of its sides together.
+    monkeypatch.setenv(
+        "PYSPARK_SUBMIT_ARGS", "--master local[2] --conf spark.default.parallelism=2 --conf spark.ui.enabled=false pyspark-shell"
+    )
+    other = prepare(config(folder, folder / "spark", planted), [f"--runner={SPARK}"], log=lambda _: None)
+    SparkSession.getActiveSession().stop()
+    assert same(done.out, other.out)
+
+
 def same(one, other):
     """Whether two folders hold the same bytes, but for the options in `prepared.json`."""
     first, second = contents(one), contents(other)
@@ -252,6 +290,35 @@ def test_a_killed_run_leaves_nothing_that_looks_whole_and_goes_on(done, folder, 
     assert not unfinished.exists()
     assert (out / "00000.tar").stat().st_mtime_ns == written
     assert same(done.out, out)
+
+
+class Killed(BaseException):
+    """As a signal would end the process at that line."""
+
+
+WHERE = [(paths, "write_text", "prepared.json"), (paths, "move", "move.unfinished"), (shutil, "rmtree", "work")]
+
+
+@pytest.mark.parametrize("module, function, name", WHERE, ids=["manifest", "rename", "clean up"])
+def test_a_run_that_is_killed_while_it_finishes_is_whole_or_goes_on(module, function, name, done, folder, planted):
+    out = folder / function
+    real = getattr(module, function)
+
+    def killed(path, *rest, **options):
+        if pathlib.Path(path).name == name:
+            raise Killed
+        return real(path, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module, function, killed)
+        prepare(config(folder, out, planted), log=lambda _: None)
+    assert out.exists() == (function == "rmtree")
+    if not out.exists():
+        prepare(config(folder, out, planted), log=lambda _: None)
+        assert same(done.out, out)
+    with pytest.raises(ConfigError, match="is finished; choose another folder"):
+        prepare(config(folder, out, planted), log=lambda _: None)
+    assert len(opened(out)) == len(planted.clean)
 
 
 def test_wrong_options_are_one_sentence(folder, planted, capsys):

@@ -1,7 +1,10 @@
 """Parts of the rules that need no Beam, against plain counting."""
 
 import collections
+import dataclasses
+import io
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -10,14 +13,15 @@ from hypothesis import strategies as st
 
 from jaxvl.config import ConfigError, resolve
 from jaxvl.data.preparing.losses import Loss, Removal, cut
-from jaxvl.data.preparing.near import bands
+from jaxvl.data.preparing.near import nearest_test, table_of
 from jaxvl.data.preparing.numbering import BLOCK, placed, starts_of
 from jaxvl.data.preparing.options import PrepareConfig, Rules
-from jaxvl.data.preparing.rare import _gather, lowest_kept
+from jaxvl.data.preparing.rare import _join, lowest_kept
 from jaxvl.data.preparing.rows import Bad, Row, _load, _save
-from jaxvl.data.preparing.rules import MaxAspect, MinSide, WordCount, rules_of
+from jaxvl.data.preparing.rules import MaxAspect, MinSide, UidSubset, WordCount, rules_of
+from jaxvl.data.preparing.scoring import least_step, step_of
 from jaxvl.data.preparing.shards import suffix_of
-from jaxvl.data.preparing.subsets import is_in_subset, subset
+from jaxvl.data.preparing.subsets import check_subset
 from jaxvl.data.preparing.words import grams, normalized, text_key, words
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
@@ -56,24 +60,25 @@ def test_texts_are_equal_without_case_and_spaces():
     assert normalized("\ud800 x") and text_key("\ud800")
 
 
+LOOKS = st.integers(0, 2**64 - 1)
+
+
 @QUICK
-@given(st.integers(0, 2**64 - 1), st.sets(st.integers(0, 63), max_size=6), st.integers(0, 15))
-def test_hashes_that_differ_in_few_bits_share_a_band(look, flipped, distance):
-    other = look
-    for bit in flipped:
-        other ^= 1 << bit
-    mine, theirs = list(bands(look, distance)), list(bands(other, distance))
-    assert len(mine) == distance + 1
-    if len(flipped) <= distance:
-        assert set(mine) & set(theirs)
-    if not flipped:
-        assert mine == theirs
+@given(st.lists(LOOKS, max_size=20), LOOKS, st.sets(st.integers(0, 63), max_size=6), st.integers(0, 15), st.randoms())
+def test_the_nearest_test_picture_is_found_within_the_distance(looks, look, flipped, distance, random):
+    near = look ^ sum(1 << bit for bit in flipped)
+    tests = [("a", i, other) for i, other in enumerate(looks)] + [("b", 7, near)]
+    random.shuffle(tests)
+    loss = nearest_test(dataclasses.replace(row(), look=look), table_of(tests), distance)
+    apart, name, number = min((bin(look ^ other).count("1"), name, number) for name, number, other in tests)
+    assert (loss is not None) == (apart <= distance)
+    if loss is not None:
+        assert loss.why == f"like record {number} of {name} ({apart} bits apart)" and loss.places == ()
 
 
-def test_bands_hold_every_bit_once():
-    for distance in range(16):
-        for bit in range(64):
-            assert [value.bit_count() for _, value in bands(1 << bit, distance)].count(1) == 1
+def test_without_test_pictures_nothing_is_near():
+    assert nearest_test(row(), table_of([]), 15) is None
+    assert nearest_test(dataclasses.replace(row(), look=None), table_of([("a", 0, 0)]), 15) is None
 
 
 @QUICK
@@ -89,18 +94,29 @@ def test_the_most_frequent_are_kept_and_ties_go_together(counts, most):
 
 @QUICK
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.integers(1, 12), st.data())
-def test_gathering_in_any_grouping_is_the_same(positions, fewest, data):
+def test_joining_in_any_grouping_is_the_same(positions, fewest, data):
     """A runner may combine parts of what a key has, and parts of parts."""
-    values = [(1, ((position, ("alt", 0)),)) for position in positions]
-    parts = values
+    parts = [(1, fewest, ((position, ("alt", 0)),)) for position in positions]
     while len(parts) > 1:
         size = data.draw(st.integers(2, len(parts)))
-        parts = [_gather(parts[:size], fewest), *parts[size:]]
-    total, kept = _gather(parts, fewest)
-    assert total == len(positions)
+        parts = [_join(parts[:size]), *parts[size:]]
+    total, needed, kept = _join(parts)
+    assert (total, needed) == (len(positions), fewest)
     assert (kept is None) == (total >= fewest)
     if kept is not None:
         assert sorted(position for position, _ in kept) == sorted(positions)
+
+
+@QUICK
+@given(st.lists(st.one_of(st.floats(-1, 1), st.just(math.nan)), min_size=1, max_size=30), st.floats(0.01, 1))
+def test_the_best_share_is_that_of_a_sorted_list(scores, share):
+    least = least_step(collections.Counter(step_of(score) for score in scores).items(), share)
+    kept = [score for score in scores if step_of(score) >= least]
+    most = int(share * len(scores))
+    assert len(kept) <= most and not any(math.isnan(score) for score in kept)
+    rest = sorted((step_of(score) for score in scores if not math.isnan(score) and step_of(score) < least), reverse=True)
+    if rest:  # the next of equal ones would have been too many
+        assert len(kept) + rest.count(rest[0]) > most
 
 
 def test_what_a_row_loses():
@@ -144,15 +160,22 @@ def test_uids_are_looked_up_in_a_sorted_file(tmp_path):
     rng = np.random.default_rng(0)
     numbers = sorted({tuple(pair) for pair in rng.integers(0, 2**64, (200, 2), np.uint64).tolist()})
     np.save(tmp_path / "uids.npy", np.array(numbers[::2], "u8,u8"))
-    uids = subset(str(tmp_path / "uids.npy"))
+    check_subset(str(tmp_path / "uids.npy"))
+    rule = UidSubset("u", "", "", str(tmp_path / "uids.npy"))
     names = [f"{a:016x}{b:016x}" for a, b in numbers]
-    assert [is_in_subset(uids, name) for name in names] == [i % 2 == 0 for i in range(len(names))]
+    losses = [rule.judge(dataclasses.replace(row(), uid=name)) for name in names]
+    assert [loss is None for loss in losses] == [i % 2 == 0 for i in range(len(names))]
+    assert rule.judge(dataclasses.replace(row(), uid="f" * 31)).why == f"{'f' * 31!r} is not 32 hex digits"
+    assert rule.judge(dataclasses.replace(row(), uid=None)).why == "it has no uid"
+    np.save(tmp_path / "mixed.npy", np.array([*numbers, numbers[3]], "u8,u8"))
+    with pytest.raises(ConfigError, match="is not sorted"):
+        check_subset(str(tmp_path / "mixed.npy"))
     np.save(tmp_path / "other.npy", np.zeros((3, 2)))
     with pytest.raises(ConfigError, match="must be a sorted list of dtype u8,u8"):
-        subset(str(tmp_path / "other.npy"))
+        check_subset(str(tmp_path / "other.npy"))
     np.save(tmp_path / "pickle.npy", np.array([{}], object))
     with pytest.raises(ConfigError, match="cannot be read"):
-        subset(str(tmp_path / "pickle.npy"))
+        check_subset(str(tmp_path / "pickle.npy"))
 
 
 def test_rows_come_back_from_their_file(tmp_path):
@@ -180,12 +203,24 @@ def _config(rules):
     return PrepareConfig(source=next(iter(SOURCES), None), out="x", rules=rules)
 
 
+@pytest.mark.parametrize("kind, suffix", [("FLAC", "flac"), ("OGG", "ogg"), ("WAV", "wav"), ("MP3", "mp3")])
+def test_suffixes_of_sounds(kind, suffix):
+    soundfile = pytest.importorskip("soundfile")
+    out = io.BytesIO()
+    soundfile.write(out, np.zeros(8000, np.float32), 16000, format=kind)
+    assert suffix_of(out.getvalue(), "audio") == suffix
+
+
+def test_a_broken_picture_has_no_suffix_of_its_own():
+    assert suffix_of(b"<html>404</html>", "image") == "bin"
+
+
 @pytest.mark.parametrize("kind, suffix", [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"), ("TIFF", "tif"),
                                           ("JPEG2000", "jp2"), ("AVIF", "avif"), ("PPM", "ppm"), ("QOI", "qoi")])  # fmt: skip
 def test_suffixes_of_pictures(kind, suffix):
     from data_samples import encoded, noise
 
-    assert suffix_of(encoded(noise(0, 8, 8, 3), kind)) == suffix
+    assert suffix_of(encoded(noise(0, 8, 8, 3), kind), "image") == suffix
 
 
 def test_every_subset_of_a_pair_of_rules_is_independent_of_order():

@@ -1,9 +1,8 @@
-"""The preparation on the emoji corpus with planted faults, against the same rules written with plain dicts."""
+"""The preparation on the emoji and stamps corpora with planted faults, against the same rules written with plain dicts."""
 
 import collections
 import hashlib
 import json
-import os
 import pathlib
 import tarfile
 import time
@@ -19,20 +18,20 @@ import planted as samples  # noqa: E402
 from data_samples import encoded  # noqa: E402
 
 from jaxvl.config import resolve  # noqa: E402
+from jaxvl.data.folders import local_cache_folder  # noqa: E402
 from jaxvl.data.pictures import open_picture  # noqa: E402
 from jaxvl.data.preparing.options import PrepareConfig  # noqa: E402
 from jaxvl.data.preparing.run import prepare  # noqa: E402
 from jaxvl.data.preparing.words import grams, normalized, words  # noqa: E402
-from jaxvl.data.records import BadRecord  # noqa: E402
-from jaxvl.data.sources import SOURCES  # noqa: E402
+from jaxvl.data.records import BadRecord, DataError  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
-EMOJI = pathlib.Path(os.environ.get("JAXVL_EMOJI") or pathlib.Path.home() / ".cache/jaxvl/emoji-v3-96")
+PLUGIN = str(HERE / "faults_plugin.py")
 RULES = dict(min_side=95, max_aspect=3.0, max_texts_per_image=4, max_images_per_text=10, min_words=1, max_words=8, test_distance=4)
 
 
 def fault(name, seed, text="smiling face", **options):
-    return {"image": encoded(samples.picture(seed, 96, 96), **options), "text": text, "emoji": f"{name}/{seed}"}
+    return {"image": encoded(samples.picture(seed, 96, 96), **options), "text": text, "name": f"{name}/{seed}"}
 
 
 def faults(test_picture):
@@ -52,6 +51,14 @@ def faults(test_picture):
     ]
 
 
+def pictures_of(source):
+    for i in range(len(source)):
+        try:
+            yield open_picture(source.read(i, ["image"])["image"], 64, background=(1.0, 1.0, 1.0))
+        except BadRecord:  # one without a name in English
+            continue
+
+
 def vocabulary(source):
     """How many unigrams and bigrams of the texts occur at least twice."""
     counts = collections.Counter()
@@ -64,7 +71,7 @@ def vocabulary(source):
 
 
 def reference(source, test_looks, most):
-    """Rule -> emoji that it takes, and the emoji that stay, in order: everything in memory, one rule after the other."""
+    """Rule -> numbers of records that it takes, and keys of those that stay, in order: all in memory, one rule after the other."""
     rows, gone = [], collections.defaultdict(list)
     for i in range(len(source)):
         try:
@@ -105,30 +112,28 @@ def reference(source, test_looks, most):
     for row in rows:
         first.setdefault((image(row), text(row)), row[0])
     keep("duplicates", lambda row: first[image(row), text(row)] == row[0])
-    return gone, [row[1]["emoji"] for row in rows]
+    return gone, [row[1]["name"] for row in rows]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # a minute on a free core
-@pytest.mark.skipif(not (EMOJI / "records.array_record").is_file(), reason="the emoji corpus is not built here")
-def test_planted_faults_in_the_emoji_corpus(tmp_path):
+@pytest.mark.parametrize("corpus, test_step", [(dict(name="emoji"), 997), (dict(name="stamps", audio=False), 97)], ids=["emoji", "stamps"])
+def test_planted_faults_in_a_corpus(corpus, test_step, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXVL_CACHE", str(local_cache_folder()))  # corpora that the demo has built, or will use
     (tmp_path / "none").write_bytes(msgpack.packb([]))
-    plain = dict(name="emoji_pairs", folder=str(EMOJI), faults=str(tmp_path / "none"))
-    plugins = (str(HERE / "emoji_plugin.py"),)
-    tests = {**plain, "step": 997}
-    node = dict(source=plain, test_images=dict(seen=tests), out=str(tmp_path / "out"), plugins=plugins)
-    seen = resolve(PrepareConfig, node).test_images["seen"].open()
-    test_pictures = []
-    for i in range(len(seen)):
-        try:
-            test_pictures.append(open_picture(seen.read(i, ["image"])["image"], 64, background=(1.0, 1.0, 1.0)))
-        except Exception:  # noqa: BLE001 (a record without a caption in English)
-            continue
+    tests = dict(name="with_faults", source=corpus, faults=str(tmp_path / "none"), step=test_step)
+    source = dict(name="with_faults", source=corpus, faults=str(tmp_path / "faults"))
+    node = dict(source=source, test_images=dict(seen=tests), out=str(tmp_path / "out"), plugins=(PLUGIN,), range_records=2000)
+    config = resolve(PrepareConfig, {**node, "rules": RULES})
+    try:
+        seen = config.test_images["seen"].open()
+    except DataError as error:
+        pytest.skip(f"the corpus cannot be fetched here: {error}")
+    test_pictures = list(pictures_of(seen))
     (tmp_path / "faults").write_bytes(msgpack.packb(faults(test_pictures[0])))
-    node["source"] = {**plain, "faults": str(tmp_path / "faults")}
-    source = SOURCES.lookup("emoji_pairs", "source")(**{k: v for k, v in node["source"].items() if k != "name"}).open()
+    source = config.source.open()
     most = vocabulary(source)
-    config = resolve(PrepareConfig, {**node, "rules": {**RULES, "vocabulary": most}, "range_records": 2000})
+    config = resolve(PrepareConfig, {**node, "rules": {**RULES, "vocabulary": most}})
     began = time.perf_counter()
     done = prepare(config, log=lambda _: None)
     print(f"{done.records} records, {done.kept} kept, {time.perf_counter() - began:.0f} s")
@@ -136,12 +141,12 @@ def test_planted_faults_in_the_emoji_corpus(tmp_path):
     gone, stay = reference(source, [imagehash.phash(picture) for picture in test_pictures], most)
     for rule in done.rules:
         assert rule.records_in - rule.records_out == len(gone[rule.name]), rule
-        planted = [i for i in range(source.own, len(source)) if source.read(i)["emoji"].startswith(rule.name)]
+        planted = [i for i in range(source.own, len(source)) if source.read(i)["name"].startswith(rule.name)]
         taken = set(planted) & set(gone[rule.name])
         assert taken == set(planted[1:] if rule.name == "duplicates" else planted), rule.name
-    assert sum(done.bad.values()) == len(gone["bad"])
+    assert sum(done.bad.values()) == len(gone["bad"]) and {source.own, source.own + 1} <= set(gone["bad"])
     found = []
     for shard in sorted(done.out.glob("*.tar")):
         with tarfile.open(shard) as tar:
-            found += [json.loads(tar.extractfile(member).read())["emoji"] for member in tar if member.name.endswith(".json")]
+            found += [json.loads(tar.extractfile(member).read())["name"] for member in tar if member.name.endswith(".json")]
     assert found == stay
