@@ -24,20 +24,19 @@ Exit status: 0 done, 1 no readable checkpoint, no benchmark, or one that could n
 from __future__ import annotations
 
 import pathlib
-import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import logging
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from jaxvl import paths
+from jaxvl.command import run_command, start
 from jaxvl.config import ConfigError, check, to_path
 from jaxvl.data.class_sets import read_templates
 from jaxvl.data.records import DataError
@@ -216,7 +215,7 @@ def listing(there: Survey) -> Table:
     return table
 
 
-def _run(argv: list[str], console: Console) -> int:
+def _run(argv: Sequence[str], console: Console) -> int:
     command = parse_command(argv, OPTIONS, flags=("list", "again"))
     check("root" in command.options, "--root", "is required; see python -m jaxvl.benchmark --help")
     if "list" in command.options:
@@ -238,21 +237,9 @@ def _show(done: list[Mapping[str, Any]], failed: Mapping[str, str]) -> None:
         console.print(results.failures(failed))
 
 
-def main(argv: list[str]) -> int:
-    console = Console(stderr=True)
-    logging.set_verbosity(logging.WARNING)
-    try:
-        return _run(argv, console)
-    except ConfigError as error:
-        console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except (CheckpointError, DataError, paths.PathError) as error:
-        console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
-        return 1
+def main(argv: Sequence[str]) -> int:
+    return run_command(_run, argv, (CheckpointError, DataError, paths.PathError), logging.ERROR)
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__)
-        sys.exit(0)
-    sys.exit(hosts.run_command(main, sys.argv[1:]))
+    start(main, __doc__)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -29,7 +28,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, PathText, Plugin, Range, Seed, check, load_plugins, nearest, override, resolve, to_path
+from jaxvl.command import run_command, start
+from jaxvl.config import PathText, Plugin, Range, Seed, check, load_plugins, nearest, override, resolve, to_path
 from jaxvl.data.inspecting.recognise import as_config, recognise
 from jaxvl.data.inspecting.sheet import write_sheet
 from jaxvl.data.inspecting.show import show
@@ -90,8 +90,8 @@ def figures(found: Survey) -> dict[str, Any]:
     return plain
 
 
-def run(config: InspectConfig, written: Mapping[str, Any], console: Console) -> None:
-    """Raises ConfigError, DataError, OSError."""
+def _run(argv: Sequence[str], console: Console) -> int:
+    config, written = parse(argv)
     source = config.source.open(lambda text: console.print(escape(text), soft_wrap=True))
     check(len(source) > 0, "source", f"{source.name} has no records")
     found = survey(source, config.sample, config.seed, config.sheet)
@@ -100,30 +100,18 @@ def run(config: InspectConfig, written: Mapping[str, Any], console: Console) -> 
     write_sheet(sheet, found, config.seed)
     if config.json:
         print(json.dumps({**figures(found), "config": dict(written), "sheet": str(sheet)}, indent=1))
-        return
+        return 0
     out = Console()
     show(found, out)
     print(f"contact sheet: {paths.absolute(sheet)}")
     print()
     print(as_config(written, list(source.columns)))
-
-
-def main(argv: Sequence[str]) -> int:
-    console = Console(stderr=True)
-    try:
-        config, written = parse(argv)
-        run(config, written, console)
-    except ConfigError as error:
-        console.print(f"[bold red]wrong option[/] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except (DataError, OSError) as error:
-        console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
-        return 1
     return 0
 
 
+def main(argv: Sequence[str]) -> int:
+    return run_command(_run, argv, (DataError, OSError))
+
+
 if __name__ == "__main__":
-    if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__)
-        sys.exit(0)
-    sys.exit(main(sys.argv[1:]))
+    start(main, __doc__)
