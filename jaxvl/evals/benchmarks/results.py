@@ -87,7 +87,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     out = Table(title="Benchmarks", title_justify="left", header_style="bold", pad_edge=False)
     for name in ("benchmark", "language", "figure"):
         out.add_column(name, style="cyan" if name == "benchmark" else "", overflow="fold")
-    for name, style in (("value", "bold"), ("chance", "dim"), ("images", ""), ("skipped", "dim")):
+    for name, style in (("value", "bold"), ("chance", "dim"), ("images", ""), ("skipped", "yellow")):
         out.add_column(name, style=style, justify="right", no_wrap=True)
     for node in results:
         more = node["jaxvl"]
