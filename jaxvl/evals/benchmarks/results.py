@@ -19,7 +19,7 @@ from jaxvl.evals.charts import write
 from jaxvl.evals.shown import brief
 
 ALL = "benchmarks.json"
-FORMAT = 1  # of what is measured: a result of another number is measured again
+FORMAT = 2  # of what is measured: a result of another number is measured again
 
 
 @dataclasses.dataclass(frozen=True)

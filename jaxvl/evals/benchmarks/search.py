@@ -84,6 +84,11 @@ class _Met:
     unknown: list[tuple[pathlib.Path, str]] = dataclasses.field(default_factory=list)
     folders: set[pathlib.Path] = dataclasses.field(default_factory=set)
 
+    def add_unknown(self, folder: pathlib.Path, why: str) -> None:
+        """Two layouts may meet the same damaged file."""
+        if (folder, why) not in self.unknown:
+            self.unknown.append((folder, why))
+
 
 def _named(found: Found) -> str:
     return found.name if found.language == "en" else f"{found.name} ({found.language})"
@@ -132,9 +137,9 @@ def _tried(layouts: Sequence[Find], folder: pathlib.Path, met: _Met) -> bool:
         try:
             met.found.extend(find(folder))
         except DataError as error:
-            met.unknown.append((folder, str(error)))
+            met.add_unknown(folder, str(error))
         except Exception as error:  # noqa: BLE001 (a folder that breaks a layout's code is one that is not recognised)
-            met.unknown.append((folder, f"{folder}: cannot be looked at ({type(error).__name__}: {error})"))
+            met.add_unknown(folder, f"{folder}: cannot be looked at ({type(error).__name__}: {error})")
     return len(met.found) + len(met.unknown) > before
 
 

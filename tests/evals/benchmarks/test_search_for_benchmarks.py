@@ -103,6 +103,7 @@ def test_nearly_benchmarks_are_told_with_the_reason(tmp_path):
     assert "1 tar files without test/nshards.txt" in unknown["tars"]
     assert "has Questions.csv, but no folder 'MLLM_VLM Images'" in unknown["mmvp"]
     assert "test.parquet: cannot be read as parquet" in unknown["hf"]
+    assert len(unknown) == len(survey(tmp_path).unknown), "each is told once"
 
 
 def test_empty_and_missing_roots(tmp_path):
