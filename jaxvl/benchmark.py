@@ -24,25 +24,25 @@ Exit status: 0 done, 1 no readable checkpoint, no benchmark, or one that could n
 from __future__ import annotations
 
 import pathlib
-import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import logging
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from jaxvl import paths
+from jaxvl.command import run_command, start
 from jaxvl.config import ConfigError, check, to_path
 from jaxvl.data.class_sets import read_templates
-from jaxvl.data.records import DataError
+from jaxvl.data.records import DataError, causes
 from jaxvl.evals.benchmarks import results
-from jaxvl.evals.benchmarks.base import Benchmark, Found
+from jaxvl.evals.benchmarks.base import Found
+from jaxvl.evals.benchmarks.opening import agreed_open
 from jaxvl.evals.benchmarks.scoring import prompts_of, score
 from jaxvl.evals.benchmarks.search import Survey, survey
 from jaxvl.evals.class_embeddings import ClassEmbeddings, weights_fingerprint
@@ -55,6 +55,7 @@ from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import Command, parse_command
 from jaxvl.training.restore import restore_encoders
 
+MOST_TOLD = 20  # folders that are no benchmarks
 OPTIONS = {"workdir": None, "root": None, "only": None, "language": None, "list": None, "again": None}
 OPTIONS |= {"templates": None, "out": None, "step": None, **hosts.OPTIONS}
 
@@ -81,6 +82,7 @@ def benchmark(command: Command, console: Console) -> tuple[list[dict[str, Any]],
     if jax.process_index() == 0:
         paths.make_folder(out)
     run = _Run(encoders, model, out, templates, "again" in command.options, console)
+    run.tell_unknown(there.unknown)
     done: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for found in chosen:
@@ -115,9 +117,16 @@ class _Run:
         self._console = console
         self._class_vectors = ClassEmbeddings(encoders, model.weights, out / "classes")
 
+    def tell_unknown(self, unknown: Sequence[tuple[pathlib.Path, str]]) -> None:
+        """Says which folders are no benchmarks, and why."""
+        for one in unknown[:MOST_TOLD]:
+            self._say(f"not recognised: {_reason(*one)}", "dim")
+        if len(unknown) > MOST_TOLD:
+            self._say(f"not recognised: {len(unknown) - MOST_TOLD} more; --list has them all", "dim")
+
     def measure(self, found: Found) -> tuple[dict[str, Any] | None, str]:
         """The result of a set, or why there is none."""
-        opened, why = _agreed_open(found)
+        opened, why = agreed_open(found)
         if opened is None:
             self._say(f"{found.key}: {why}", "yellow")
             return None, why
@@ -128,13 +137,16 @@ class _Run:
         if known is not None:
             self._say(f"{found.key}: measured before", "dim")
             return known, ""
-        self._say(f"{found.key}: {len(opened.source)} pictures …")
+        notes = f" ({'; '.join(opened.notes)})" if opened.notes else ""
+        self._say(f"{found.key}: {len(opened.source)} pictures{notes} …")
         began = time.perf_counter()
         try:
             got = score(opened, self._encoders, self._class_vectors, self._templates)
         except (DataError, EvaluatorError, ConfigError) as error:
             self._say(f"{found.key}: {error}", "yellow")
             return None, str(error)
+        if got.skipped:
+            self._say(f"{found.key}: left out of it: {causes(got.skipped)}", "yellow")
         node = results.result(opened, got, self._model, same)
         node["jaxvl"]["seconds"] = round(time.perf_counter() - began, 3)
         node["jaxvl"]["folder"] = str(found.folder)
@@ -147,26 +159,9 @@ class _Run:
             self._console.print(Text(brief(text), style=style), soft_wrap=True)
 
 
-def _agreed_open(found: Found) -> tuple[Benchmark | None, str]:
-    """Opens a set in every process; where one of them cannot, or finds other data, none of them goes on."""
-    opened = None
-    why = ""
-    print_of_data = 0
-    try:
-        opened = found.open()
-        print_of_data = zlib.crc32(opened.source.fingerprint.encode())
-        if not len(opened.source):
-            opened, why = None, f"{found.folder}: holds no picture"
-    except DataError as error:
-        opened, why = None, str(error)
-    except Exception as error:  # noqa: BLE001 (a damaged set must not end the measurement of the others)
-        opened, why = None, f"{found.folder}: cannot be read as {found.layout} ({type(error).__name__}: {error})"
-    told = hosts.gather([int(opened is not None), print_of_data])
-    if not told[:, 0].all():
-        return None, why or "another process cannot open it"
-    if len(set(told[:, 1].tolist())) > 1:
-        return None, "processes find different data"
-    return opened, ""
+def _reason(folder: pathlib.Path, why: str) -> str:
+    """Why a folder is no benchmark; reasons from a layout begin with the folder or a file in it."""
+    return why if why.startswith(str(folder)) else f"{folder}: {why}"
 
 
 def _survey(command: Command) -> Survey:
@@ -184,8 +179,11 @@ def _chosen(command: Command, there: Survey) -> list[Found]:
     told = hosts.gather([zlib.crc32(keys.encode())])
     if len(set(told[:, 0].tolist())) > 1:
         raise DataError(f"{command.options['root']}: processes see different benchmarks in it")
+    if not there.found:
+        reasons = "; ".join(_reason(*one) for one in there.unknown[:MOST_TOLD])
+        raise DataError(f"{command.options['root']}: holds no benchmark in a layout that is known ({reasons})")
     if not chosen:
-        names = ", ".join(sorted({found.name for found in there.found})) or "none"
+        names = ", ".join(sorted({found.name for found in there.found}))
         raise DataError(f"{command.options['root']}: no benchmark was chosen (there are: {names})")
     return chosen
 
@@ -216,7 +214,7 @@ def listing(there: Survey) -> Table:
     return table
 
 
-def _run(argv: list[str], console: Console) -> int:
+def _run(argv: Sequence[str], console: Console) -> int:
     command = parse_command(argv, OPTIONS, flags=("list", "again"))
     check("root" in command.options, "--root", "is required; see python -m jaxvl.benchmark --help")
     if "list" in command.options:
@@ -238,21 +236,9 @@ def _show(done: list[Mapping[str, Any]], failed: Mapping[str, str]) -> None:
         console.print(results.failures(failed))
 
 
-def main(argv: list[str]) -> int:
-    console = Console(stderr=True)
-    logging.set_verbosity(logging.WARNING)
-    try:
-        return _run(argv, console)
-    except ConfigError as error:
-        console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except (CheckpointError, DataError, paths.PathError) as error:
-        console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
-        return 1
+def main(argv: Sequence[str]) -> int:
+    return run_command(_run, argv, (CheckpointError, DataError, paths.PathError), logging.ERROR)
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__)
-        sys.exit(0)
-    sys.exit(hosts.run_command(main, sys.argv[1:]))
+    start(main, __doc__)

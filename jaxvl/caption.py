@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Collection, Iterator, Sequence
 
 import jax
@@ -32,7 +31,8 @@ from rich.markup import escape
 from rich.progress import track
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, check, override, resolve, to_path
+from jaxvl.command import run_command, start
+from jaxvl.config import check, override, resolve, to_path
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Record
 from jaxvl.evals.encoders import Encoders
@@ -86,30 +86,26 @@ def restore(options: dict[str, str]) -> Encoders:
 
 
 def main(argv: Sequence[str]) -> int:
-    console = Console(stderr=True)
-    logging.set_verbosity(logging.ERROR)
-    try:
-        options, how, images = parse(argv)
-        files = list(pictures(images))
-        hosts.initialise(options)
-        first_process = jax.process_index() == 0
-        encoders = restore(options)
-        lines, written = options.get("json", "false") == "true", 0
-        firsts = range(0, len(files), encoders.batch)
-        live = first_process and len(firsts) > 1 and console.is_terminal
-        for first in track(firsts, "captions", console=console, transient=True, disable=not live):
-            part = files[first : first + encoders.batch]
-            texts, encoded = encoders.captions(_Files(part), how, first=first)
-            said = dict(zip(encoded.index.tolist(), texts))
-            written += len(said)
-            for i, file in enumerate(part if first_process else []):
-                report(console, file, said.get(i), lines)
-    except ConfigError as error:
-        console.print(f"[bold red]wrong option[/] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except (CheckpointError, paths.PathError) as error:
-        console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
-        return 1
+    return run_command(_run, argv, (CheckpointError, paths.PathError), logging.ERROR)
+
+
+def _run(argv: Sequence[str], console: Console) -> int:
+    options, how, images = parse(argv)
+    files = list(pictures(images))
+    hosts.initialise(options)
+    first_process = jax.process_index() == 0
+    encoders = restore(options)
+    lines = options.get("json", "false") == "true"
+    written = 0
+    firsts = range(0, len(files), encoders.batch)
+    live = first_process and len(firsts) > 1 and console.is_terminal
+    for first in track(firsts, "captions", console=console, transient=True, disable=not live):
+        part = files[first : first + encoders.batch]
+        texts, encoded = encoders.captions(_Files(part), how, first=first)
+        said = dict(zip(encoded.index.tolist(), texts))
+        written += len(said)
+        for i, file in enumerate(part if first_process else []):
+            report(console, file, said.get(i), lines)
     if first_process and written < len(files):
         console.print(f"{written} of {len(files)} pictures captioned, {len(files) - written} left out")
     return 0 if written else 1
@@ -145,7 +141,4 @@ def report(console: Console, file: paths.Path, text: str | None, lines: bool) ->
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__)
-        sys.exit(0)
-    sys.exit(hosts.run_command(main, sys.argv[1:]))
+    start(main, __doc__)

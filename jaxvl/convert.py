@@ -20,7 +20,6 @@ Exit status: 0 done, 1 refused, damaged or beyond 1e-4 in --check, 2 wrong optio
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 
 from absl import logging
@@ -29,7 +28,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, check, nearest, to_path
+from jaxvl.command import run_command, start
+from jaxvl.config import check, nearest, to_path
 from jaxvl.interop import big_vision, hf, open_clip
 from jaxvl.interop.bundle import Bundle
 from jaxvl.interop.check import LIMIT, Difference, check_arrays, check_hf, check_open_clip
@@ -109,8 +109,9 @@ def report(console: Console, compared: list[tuple[str, list[Difference]]]) -> bo
     return all(row.largest <= LIMIT for _, rows in compared for row in rows)
 
 
-def convert(options: dict[str, str], console: Console) -> int:
+def convert(argv: Sequence[str], console: Console) -> int:
     """Exit status. Raises ConfigError, ConversionError, CheckpointError."""
+    options = parse(argv)
     source, target = place("--from", options["from"]), place("--to", options["to"])
     if options.get("tokenizer") == "none":
         console.print("[yellow]without the tokenizer[/]: what is written takes token ids, not texts", soft_wrap=True)
@@ -126,20 +127,9 @@ def convert(options: dict[str, str], console: Console) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    console = Console(stderr=True)
-    logging.set_verbosity(logging.ERROR)
-    try:
-        return convert(parse(argv), console)
-    except ConfigError as error:
-        console.print(f"[bold red]wrong option[/] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except (ConversionError, CheckpointError, OSError) as error:  # OSError: a target that cannot be written
-        console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
-        return 1
+    # OSError: a target that cannot be written
+    return run_command(convert, argv, (ConversionError, CheckpointError, OSError), logging.ERROR)
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__)
-        sys.exit(0)
-    sys.exit(main(sys.argv[1:]))
+    start(main, __doc__)

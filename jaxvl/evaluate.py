@@ -20,15 +20,15 @@ Exit status: 0 done, 1 no readable checkpoint or unreadable data, 2 wrong config
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Sequence
 
 import jax
 from absl import logging
 from rich.console import Console
-from rich.markup import escape
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, check, nearest, to_path
+from jaxvl.command import run_command, start
+from jaxvl.config import check, nearest, to_path
 from jaxvl.data.records import DataError
 from jaxvl.evals.contract import check_evaluators
 from jaxvl.evals.report import save_gallery, summary_table
@@ -74,27 +74,19 @@ def _chosen(text: str | None, known: list[str]) -> list[str]:
     return chosen
 
 
-def main(argv: list[str]) -> int:
-    console = Console(stderr=True)
-    logging.set_verbosity(logging.WARNING)
-    try:
-        command = parse_command(argv, {"workdir": None, "step": None, "out": None, "only": None, **hosts.OPTIONS})
-        check("workdir" in command.options, "--workdir", "is required; see python -m jaxvl.evaluate --help")
-        hosts.initialise(command.options)
-        figures = evaluate(command, console)
-    except ConfigError as error:
-        console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except (CheckpointError, DataError, paths.PathError) as error:
-        console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
-        return 1
+def main(argv: Sequence[str]) -> int:
+    return run_command(_run, argv, (CheckpointError, DataError, paths.PathError), logging.ERROR)
+
+
+def _run(argv: Sequence[str], console: Console) -> int:
+    command = parse_command(argv, {"workdir": None, "step": None, "out": None, "only": None, **hosts.OPTIONS})
+    check("workdir" in command.options, "--workdir", "is required; see python -m jaxvl.evaluate --help")
+    hosts.initialise(command.options)
+    figures = evaluate(command, console)
     if jax.process_index() == 0:
         Console().print(summary_table(figures))
     return 0
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__)
-        sys.exit(0)
-    sys.exit(hosts.run_command(main, sys.argv[1:]))
+    start(main, __doc__)

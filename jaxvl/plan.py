@@ -17,7 +17,7 @@ import collections
 import itertools
 import json
 import math
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, to_path
+from jaxvl.command import FAILED, run_command, start, tell
+from jaxvl.config import check, to_path
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.sharding.mesh import make_mesh
 from jaxvl.sharding.topology import chip, compile_only_devices
@@ -114,21 +115,20 @@ def show(console: Console, figures: dict[str, Any]) -> None:
     console.print("Least seconds: products and convolutions at the chip's full bfloat16 speed; what is reached is often half of it.")
 
 
-def main(argv: list[str]) -> int:
-    console = Console()
+def main(argv: Sequence[str]) -> int:
+    return run_command(_run, argv, (paths.PathError,))
+
+
+def _run(argv: Sequence[str], console: Console) -> int:
+    command = parse_command(argv, {"topology": None, "json": None})
+    for needed, given in (("--config", command.config), ("--topology", command.options.get("topology"))):
+        check(bool(given), needed, "is required; see python -m jaxvl.plan --help")
     try:
-        command = parse_command(argv, {"topology": None, "json": None})
-        for needed, given in (("--config", command.config), ("--topology", command.options.get("topology"))):
-            if not given:
-                raise ConfigError(needed, "is required; see python -m jaxvl.plan --help")
         figures = plan(command.experiment(), command.options["topology"])
-    except ConfigError as error:
-        console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
-        return 2
     except jax.errors.JaxRuntimeError as error:
-        console.print(f"[bold red]does not compile[/] {escape(str(error))}", soft_wrap=True)
-        return 1
-    show(console, figures)
+        tell(console, "does not compile", error)
+        return FAILED
+    show(Console(), figures)
     if "json" in command.options:
         plain = {name: {"seconds": task["seconds"], **vars(task["cost"])} for name, task in figures["tasks"].items()}
         text = json.dumps({**figures, "tasks": plain}, indent=1) + "\n"
@@ -137,8 +137,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__)
-        sys.exit(0)
     jax.config.update("jax_platforms", "cpu")
-    sys.exit(main(sys.argv[1:]))
+    start(main, __doc__)

@@ -12,17 +12,16 @@ Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training di
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
 import jax
-from absl import logging
 from rich.console import Console
-from rich.markup import escape
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, to_dict, to_path
+from jaxvl.command import run_command, start, tell
+from jaxvl.config import check, to_dict, to_path
 from jaxvl.data.records import DataError
 from jaxvl.evals.report import summary_table, write_report
 from jaxvl.sharding import hosts, make_mesh
@@ -182,31 +181,26 @@ def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
         run.keep_gallery(step, name, result.gallery)
 
 
-def main(argv: list[str]) -> int:
-    console = Console(stderr=True)
-    logging.set_verbosity(logging.WARNING)
+def main(argv: Sequence[str]) -> int:
+    return run_command(_run, argv, (TrainingDiverged, CheckpointError, DataError, paths.PathError))
+
+
+def _run(argv: Sequence[str], console: Console) -> int:
+    command = parse_command(argv, {"workdir": None, "profile": None, **hosts.OPTIONS})
+    for needed, given in (("--config", command.config), ("--workdir", command.options.get("workdir"))):
+        check(bool(given), needed, "is required; see python -m jaxvl.train --help")
+    hosts.initialise(command.options)
+    experiment = command.experiment()
+    workdir = to_path(command.options["workdir"], "--workdir")
+    shown = finished_figures(experiment, workdir)
+    show(shown)  # at once; what follows makes sure that the last checkpoint can be read
     status = 0
     try:
-        command = parse_command(argv, {"workdir": None, "profile": None, **hosts.OPTIONS})
-        for needed, given in (("--config", command.config), ("--workdir", command.options.get("workdir"))):
-            if not given:
-                raise ConfigError(needed, "is required; see python -m jaxvl.train --help")
-        hosts.initialise(command.options)
-        experiment = command.experiment()
-        workdir = to_path(command.options["workdir"], "--workdir")
-        shown = finished_figures(experiment, workdir)
-        show(shown)  # at once; what follows makes sure that the last checkpoint can be read
         latest = train(experiment, workdir, console, command.options.get("profile"))
-    except ConfigError as error:
-        console.print(f"[bold red]config error[/] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except (TrainingDiverged, CheckpointError, DataError, paths.PathError) as error:
-        console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
-        return 1
     except EvaluationError as error:
+        tell(console, "evaluators failed", error)
         latest = error.latest
         status = 3
-        console.print(f"[bold red]evaluators failed[/] {escape(str(error))}", soft_wrap=True)
     if latest != shown:
         show(latest)
     return status
@@ -219,7 +213,4 @@ def show(figures: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__)
-        sys.exit(0)
-    sys.exit(hosts.run_command(main, sys.argv[1:]))
+    start(main, __doc__)

@@ -102,7 +102,7 @@ def _main(argv: Sequence[str]) -> int:
     fault, *arguments = argv
     if "--process=1" in arguments:
         _befall(fault)
-    return hosts.run_command(train.main, arguments)
+    return hosts.run_together(train.main, arguments)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ LAYERS = [
     {"paths"},
     {"config", "kernels"},
     {"sharding"},
+    {"command"},
     {"nn", "data"},
     {"models", "objectives", "adapters"},
     {"tasks", "evals", "interop"},

@@ -47,7 +47,7 @@ def test_the_align_step_compiles(topology, tmp_path, capsys, little_effort):
 def test_what_does_not_fit_is_told(capsys):
     assignments = [f"--config.{key}={value}" for key, value in {**SMALL, "tasks.pairs.data.batch": "1048576"}.items()]
     assert plan.main([f"--config={CONFIG}", "--topology=v5e:2x2", *assignments]) == 1
-    assert "does not compile" in capsys.readouterr().out
+    assert "does not compile" in capsys.readouterr().err
 
 
 CONFIGS = pathlib.Path(CONFIG).parent

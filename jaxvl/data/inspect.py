@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -30,6 +29,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from jaxvl import paths
+from jaxvl.command import run_command, start
 from jaxvl.config import ConfigError, PathText, Plugin, Range, Seed, check, load_plugins, nearest, override, resolve, to_path
 from jaxvl.data.inspecting.paste import as_lines, data_config
 from jaxvl.data.inspecting.recognise import recognise
@@ -92,8 +92,8 @@ def figures(found: Survey) -> dict[str, Any]:
     return plain
 
 
-def run(config: InspectConfig, written: Mapping[str, Any], console: Console) -> None:
-    """Raises ConfigError, DataError, OSError."""
+def _run(argv: Sequence[str], console: Console) -> int:
+    config, written = parse(argv)
     try:
         source = config.source.open(lambda text: console.print(escape(text), soft_wrap=True))
     except ConfigError as error:
@@ -106,7 +106,7 @@ def run(config: InspectConfig, written: Mapping[str, Any], console: Console) -> 
     data = data_config(written, len(source), source.columns, found.captions)
     if config.json:
         print(json.dumps({**figures(found), "data": data, "sheet": str(sheet)}, indent=1))
-        return
+        return 0
     out = Console(highlight=False)
     show(found, out)
     print(f"contact sheet: {paths.absolute(sheet)}")
@@ -114,24 +114,12 @@ def run(config: InspectConfig, written: Mapping[str, Any], console: Console) -> 
     print("to paste into a config file, with the sizes of your model:")
     print()
     print(as_lines(data, source.columns))
-
-
-def main(argv: Sequence[str]) -> int:
-    console = Console(stderr=True)
-    try:
-        config, written = parse(argv)
-        run(config, written, console)
-    except ConfigError as error:
-        console.print(f"[bold red]wrong option[/] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except (DataError, OSError) as error:
-        console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
-        return 1
     return 0
 
 
+def main(argv: Sequence[str]) -> int:
+    return run_command(_run, argv, (DataError, OSError))
+
+
 if __name__ == "__main__":
-    if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__)
-        sys.exit(0)
-    sys.exit(main(sys.argv[1:]))
+    start(main, __doc__)

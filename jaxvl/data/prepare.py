@@ -39,7 +39,6 @@ Exit status: 0 done, 1 unreadable data, 2 wrong option.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 
 import ml_collections
@@ -48,7 +47,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, check, load_file, nearest, override, resolve
+from jaxvl.command import run_command, start
+from jaxvl.config import check, load_file, nearest, override, resolve
 from jaxvl.data.preparing.options import PrepareConfig
 from jaxvl.data.preparing.run import Prepared, check_beam, prepare
 from jaxvl.data.records import DataError
@@ -108,25 +108,18 @@ def table(prepared: Prepared) -> Table:
 
 
 def main(argv: Sequence[str]) -> int:
-    console = Console(stderr=True)
+    return run_command(_run, argv, (DataError, paths.PathError))
+
+
+def _run(argv: Sequence[str], console: Console) -> int:
     logging.getLogger().setLevel(logging.ERROR)  # Beam tells of each bundle
-    try:
-        check_beam()
-        config, beam_options = parse(argv)
-        prepared = prepare(config, beam_options, log=lambda text: console.print(escape(text), soft_wrap=True))
-    except ConfigError as error:
-        console.print(f"[bold red]wrong option[/] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except (DataError, paths.PathError) as error:
-        console.print(f"[bold red]{type(error).__name__}[/] {escape(str(error))}", soft_wrap=True)
-        return 1
+    check_beam()
+    config, beam_options = parse(argv)
+    prepared = prepare(config, beam_options, log=lambda text: console.print(escape(text), soft_wrap=True))
     Console().print(table(prepared))
     print(f"{prepared.out}: {prepared.kept:,} records in {len(prepared.shards):,} shards, {prepared.seconds:.0f} s; see report.html")
     return 0
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv or "-h" in sys.argv:
-        print(__doc__)
-        sys.exit(0)
-    sys.exit(main(sys.argv[1:]))
+    start(main, __doc__)

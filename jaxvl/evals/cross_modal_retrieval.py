@@ -116,15 +116,20 @@ class CrossModalRetrieval(SourceOptions):
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ConfigError where the model does not compare the two, DataError where no record has both."""
-        by_language, over, gallery = {}, 0, []
+        by_language: dict[str, dict[str, float]] = {}
+        over = 0
+        gallery: list[GalleryRow] = []
         for language in self.languages or (self.language,):
             figures, gallery = self._of(encoders, language, gallery)
             over += all(figures[f"{d}_r@10"] >= 2 * figures[f"{d}_r@10_chance"] for d in self._directions)
             by_language[language] = figures
         if not self.languages:
-            return EvalResult(by_language[self.language], gallery)
-        metrics = {k: float(np.mean([f[k] for f in by_language.values()])) for k in figures if not k.endswith(("_low", "_high"))}
-        metrics |= {"languages_over_2x": float(over)} | {f"{name}/{k}": v for name, f in by_language.items() for k, v in f.items()}
+            return EvalResult(figures, gallery)
+        means = [name for name in figures if not name.endswith(("_low", "_high"))]
+        metrics = {name: float(np.mean([of[name] for of in by_language.values()])) for name in means}
+        metrics["languages_over_2x"] = float(over)
+        for language, figures in by_language.items():
+            metrics |= {f"{language}/{name}": value for name, value in figures.items()}
         return EvalResult(metrics, gallery)
 
     @property
@@ -169,7 +174,9 @@ class CrossModalRetrieval(SourceOptions):
         outputs = self._outputs
         shown = self.gallery and not gallery
         rows: tuple[list, list] = ([], [])
-        groups, texts, thumbnails = [], [], []
+        groups: list[int] = []
+        texts: list[str] = []
+        thumbnails: list[np.ndarray | None] = []
         for batch, n in rows_of(self, encoders, self._fields(encoders, language)):
             embedded = encoders.outputs({name: array for name, array in batch.items() if name != GROUP}, outputs)
             for kept, name in zip(rows, outputs):
@@ -213,7 +220,12 @@ class CrossModalRetrieval(SourceOptions):
     ) -> list[GalleryRow]:
         """Queries of `x` with the best of `y`."""
         pick = sample(len(x.rows), self.gallery)
-        out, every, pictured = [], ranks.rank(), lambda side, i: png(thumbnails[side.record[i]], THUMBNAIL) if side.pictured else None
+        out = []
+        every = ranks.rank()
+
+        def pictured(side: _Side, i: int) -> bytes | None:
+            return png(thumbnails[side.record[i]], THUMBNAIL) if side.pictured else None
+
         for q, scores, best in zip(pick, *top_k(x.rows[pick], y.rows, SHOWN, encoders.mesh)):
             items = tuple(Item(texts[y.record[c]], float(s), bool(x.ids[q] == y.ids[c]), pictured(y, c)) for s, c in zip(scores, best))
             out.append(GalleryRow(heading, texts[x.record[q]], pictured(x, q), items, float(every[q])))
@@ -231,8 +243,13 @@ class _Side(NamedTuple):
 
 def _thumbnail(batch: dict[str, np.ndarray], i: int, encoders: Encoders) -> np.ndarray | None:
     """Row `i`'s picture or middle frame, small: uint8 [H, W, 3]; None where it has neither."""
-    pixels = batch["image"][i] if "image" in batch else batch["video"][i, batch["video"].shape[1] // 2] if "video" in batch else None
-    return None if pixels is None else shrink(flatten(pixels, encoders.preprocess.background), THUMBNAIL)
+    if "image" in batch:
+        pixels = batch["image"][i]
+    elif "video" in batch:
+        pixels = batch["video"][i, batch["video"].shape[1] // 2]
+    else:
+        return None
+    return shrink(flatten(pixels, encoders.preprocess.background), THUMBNAIL)
 
 
 def _figures(name: str, ranks: Ranks) -> dict[str, float]:

@@ -52,6 +52,12 @@ def skipped_figures(*counts: Mapping[str, int]) -> dict[str, float]:
     return {f"skipped/{cause}": float(n) for part in counts for cause, n in part.items() if n}
 
 
+def too_many(skipped: Mapping[str, int], records: int, budget: float = 0.01, minimum: int = 10) -> bool:
+    """Whether more of a source's records are bad than a budget allows; see `SourceOptions`."""
+    bad = sum(skipped.values())
+    return bad >= minimum and bad > budget * records
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceOptions:
     """Options that every evaluator of a source has.
@@ -98,12 +104,10 @@ class SourceOptions:
 
     def within_budget(self, skipped: Mapping[str, int], source: Source) -> None:
         """Raises DataError where more records of a source are bad than the error budget allows; `skipped`: cause -> bad records."""
-        bad, seen = sum(skipped.values()), len(source)
-        if bad < self.error_minimum or bad <= self.error_budget * seen:
+        if not too_many(skipped, len(source), self.error_budget, self.error_minimum):
             return
-        raise DataError(
-            f"{source.name}: {bad} of {seen} records are bad ({causes(skipped)}), more than error_budget {self.error_budget:g} allows"
-        )
+        bad = f"{sum(skipped.values())} of {len(source)} records are bad ({causes(skipped)})"
+        raise DataError(f"{source.name}: {bad}, more than error_budget {self.error_budget:g} allows")
 
     def encode(self, encoders: Encoders) -> tuple[Source, EncodedImages]:
         """The evaluated source, and its pictures' rows (encoded once for all evaluators of the source).

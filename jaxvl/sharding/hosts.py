@@ -3,7 +3,7 @@
 What may end a run of several processes, and how the others hear of it:
 
     a signal, a feed that fails, too many bad records    all confer at the next step, save the same state and end (`training/agreement.py`)
-    an exception in one process                          it ends at once; the others end when its heartbeats are missed (`run_command`)
+    an exception in one process                          it ends at once; the others end when its heartbeats are missed (`run_together`)
     a process is killed, a machine is lost               the others end when its heartbeats are missed; JAX's message names the task
 
 A step that the lost one had a part in may fail in the others before its heartbeats are missed; they wait to hear whose they were.
@@ -149,7 +149,7 @@ def gather_texts(text: str) -> list[str]:
     return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in everyone]
 
 
-def run_command(main: Callable[[list[str]], int], argv: list[str]) -> int:
+def run_together(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """Runs a command that may be several processes; returns its exit status.
 
     The processes of a command that went well wait for each other, however long one of them writes its report. One that is ended by an

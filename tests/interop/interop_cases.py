@@ -1,5 +1,6 @@
 """Shared by the tests of interop: random peers, folders as hubs have them, and our outputs without the code under test."""
 
+import contextlib
 import io
 import math
 
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from rich.console import Console
 
 from jaxvl import convert
 from jaxvl.interop.mapping import ConversionError
@@ -89,11 +89,9 @@ def same_tensors(a, b, rtol=0.0):
 def run_convert(*argv):
     """(exit status, what was said) of the command."""
     out = io.StringIO()
-    convert.Console = lambda stderr=False: Console(file=out, width=200)
-    try:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        patch.setenv("COLUMNS", "200")
         return convert.main(argv), out.getvalue()
-    finally:
-        convert.Console = Console
 
 
 # ---------------------------------------------------------------------------------------------------------------------

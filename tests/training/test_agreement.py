@@ -174,13 +174,13 @@ def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch, capsys, 
     monkeypatch.setattr(hosts.time, "sleep", waited.append)
     monkeypatch.setattr(hosts.os, "_exit", leave)
     with pytest.raises(SystemExit):
-        hosts.run_command(main, [])
+        hosts.run_together(main, [])
     said = capsys.readouterr().err
     assert left == [1] and waited == waits and 2 * hosts.PATIENCE + 5 < 60
     assert str(error) in said and "process 0 of 1 ends with an error; the others follow" in said
 
 
 def test_a_command_of_one_process_raises_what_it_raises():
-    assert hosts.run_command(lambda argv: len(argv), ["a", "b"]) == 2
+    assert hosts.run_together(lambda argv: len(argv), ["a", "b"]) == 2
     with pytest.raises(ZeroDivisionError):
-        hosts.run_command(lambda argv: 1 // 0, [])
+        hosts.run_together(lambda argv: 1 // 0, [])

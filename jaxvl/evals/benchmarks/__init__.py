@@ -17,6 +17,7 @@ A layout is a module with `find(folder) -> list[Found]`; `Found.open()` gives a 
     hugging_face  Winoground, WinoGAViL and captions as Hugging Face tables
     mmeb          MMEB's evaluation tables
     search        which of them are below a folder, and why the rest is not
+    opening       the same set in all processes, or none
     scoring       figures of one benchmark
     results       files of results, the table
 """

@@ -1,7 +1,8 @@
 """A folder for each class, as torchvision's ImageFolder reads it: VTAB's and other small sets.
 
 Class names are, in this order: `classnames.txt` in the folder or the one above, line i for the i-th folder; the list of that
-set in CLIP_benchmark's `en_classnames.json`, where that lies above; the folders' names with `_` as a space.
+set in CLIP_benchmark's `en_classnames.json`, where that lies above; the folders' names with `_` as a space. Folders that are
+numbered are in the order of their numbers, in which torchvision would have 10 before 2; they need one of the lists.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jaxvl.evals.benchmarks.files import ImageFiles, Values, by_class, file_abov
 
 LAYOUT = "a folder for each class"
 _SPLITS = ("test", "val", "validation", "valid")
+_PLAIN = (*_SPLITS, "images", "Images", "data")  # names of folders that name no set
 _NAMES = "classnames.txt"
 _TEMPLATES = "zeroshot_classification_templates.txt"
 _LISTED_NAMES = "en_classnames.json"
@@ -35,13 +37,15 @@ def find(folder: pathlib.Path) -> list[Found]:
         return []
     if folder.name == "train":
         raise DataError(f"{folder}: {LAYOUT}: is a training split, which no benchmark is measured on")
-    name = folder.parent.name if folder.name in _SPLITS else folder.name
+    name = next(part for part in [*reversed(folder.parts), folder.name] if part not in _PLAIN)
     return [Found(name, LAYOUT, folder, functools.partial(open_folder, folder, name))]
 
 
 def open_folder(folder: pathlib.Path, name: str) -> Benchmark:
-    """Labels are places among the sorted folders. Raises DataError where a folder is empty or names do not fit."""
+    """Labels are places among the sorted folders. Raises DataError where a folder is empty, or names are missing or do not fit."""
     folders = subfolders(folder)
+    if _numbered(folders):
+        folders.sort(key=int)
     files, labels = by_class(folder, folders)
     empty = sorted(set(range(len(folders))) - set(labels.tolist()))
     if empty:
@@ -62,7 +66,15 @@ def _names(folder: pathlib.Path, name: str, folders: list[str]) -> tuple[str, ..
     listed = _listed(folder, _LISTED_NAMES, name)
     if listed is not None and len(listed) == len(folders):
         return tuple(listed)
+    if _numbered(folders):
+        raise DataError(
+            f"{folder}: the class folders are numbers, as {folders[0]!r}; {_NAMES} must name the classes, in their order (ImageNet-V2 is known by its folder's name)"
+        )
     return tuple(text.replace("_", " ") for text in folders)
+
+
+def _numbered(folders: list[str]) -> bool:
+    return all(name.isdecimal() for name in folders)
 
 
 def _templates(folder: pathlib.Path, name: str) -> tuple[str, ...]:

@@ -102,11 +102,15 @@ def open_language(folder: pathlib.Path, named: LanguageClasses) -> Benchmark:
 
 
 def open_v2(folder: pathlib.Path) -> Benchmark:
-    """A folder's name is its label as a number: `10` is label 10, wherever it would be among sorted texts."""
+    """A folder's name is its label as a number: `10` is label 10, wherever it would be among sorted texts.
+
+    Raises DataError where one of the 1,000 is missing.
+    """
     names = sorted(subfolders(folder), key=int)
     numbers = [int(name) for name in names]
-    if len(set(numbers)) < len(numbers):
-        raise DataError(f"{folder}: two class folders have one number")
+    total = len(imagenet_classes())
+    if numbers != list(range(total)):
+        raise DataError(f"{folder}: has {len(names)} class folders; {_v2_name(folder)} has {total}, numbered from 0")
     return _benchmark(folder, _v2_name(folder), names, numbers, ImageNetClasses().load(), ())
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxvl.data.records import DataError
 from jaxvl.evals.benchmarks.base import MAIN_METRIC, Benchmark, Candidates, Found, Side
-from jaxvl.evals.benchmarks.files import ImageFiles, file_names
+from jaxvl.evals.benchmarks.files import ImageFiles, file_names, subfolders
 from jaxvl.evals.benchmarks.tables import Tables
 
 LAYOUT = "MMEB tables"
@@ -25,11 +25,27 @@ _MARK = re.compile(r"<\|image(_\d+)?\|>|<image>")
 
 
 def find(folder: pathlib.Path) -> list[Found]:
-    files = [folder / name for name in file_names(folder) if name.endswith(".parquet")]
-    if not files or not set(_COLUMNS) <= set(Tables(files[:1]).names):
+    files = _tables(folder)
+    if not files:
         return []
     tests = [file for file in files if file.name.startswith("test")]
     return [Found(f"mmeb/{folder.name}", LAYOUT, folder, functools.partial(open_files, tests or files, folder.name))]
+
+
+def _tables(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Parquet files of a folder, if they are MMEB's."""
+    files = [folder / name for name in file_names(folder) if name.endswith(".parquet")]
+    return files if files and set(_COLUMNS) <= set(Tables(files[:1]).names) else []
+
+
+def holds_pictures(folder: pathlib.Path) -> bool:
+    """Whether a folder has the name of MMEB's pictures, which are in a folder for each set, and lies beside its tables."""
+    if folder.name not in _PICTURES:
+        return False
+    try:
+        return any(_tables(folder.parent / name) for name in subfolders(folder.parent) if name != folder.name)
+    except DataError:  # of a folder beside it, which is told where that is looked at
+        return False
 
 
 def open_files(files: list[pathlib.Path], name: str) -> Benchmark:

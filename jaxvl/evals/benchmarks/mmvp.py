@@ -20,8 +20,14 @@ _HEADER = ("Question ID", "Type", "Statement")
 
 
 def find(folder: pathlib.Path) -> list[Found]:
-    if not (folder / "Questions.csv").is_file() or not (folder / _IMAGES).is_dir():
+    """Raises DataError where the questions are there and the pictures are not."""
+    path = folder / "Questions.csv"
+    if not path.is_file():
         return []
+    if not (folder / _IMAGES).is_dir():
+        if lines_of(path)[:1] != [",".join(_HEADER)]:
+            return []
+        raise DataError(f"{folder}: {LAYOUT}: has Questions.csv, but no folder {_IMAGES!r}")
     return [Found("mmvp_vlm", LAYOUT, folder, functools.partial(open_folder, folder))]
 
 

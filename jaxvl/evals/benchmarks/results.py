@@ -19,7 +19,7 @@ from jaxvl.evals.charts import write
 from jaxvl.evals.shown import brief
 
 ALL = "benchmarks.json"
-FORMAT = 1  # of what is measured: a result of another number is measured again
+FORMAT = 2  # of what is measured: a result of another number is measured again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     out = Table(title="Benchmarks", title_justify="left", header_style="bold", pad_edge=False)
     for name in ("benchmark", "language", "figure"):
         out.add_column(name, style="cyan" if name == "benchmark" else "", overflow="fold")
-    for name, style in (("value", "bold"), ("chance", "dim"), ("images", ""), ("skipped", "dim")):
+    for name, style in (("value", "bold"), ("chance", "dim"), ("images", ""), ("skipped", "yellow")):
         out.add_column(name, style=style, justify="right", no_wrap=True)
     for node in results:
         more = node["jaxvl"]

@@ -20,6 +20,7 @@ from jaxvl.evals.metrics.pairs import PairScores, best_of, chance, jaccard, pair
 from jaxvl.evals.metrics.retrieval import any_among
 from jaxvl.evals.prompts import TEMPLATES
 from jaxvl.evals.ranking import rank, top_k
+from jaxvl.evals.source_options import too_many
 
 KS = (1, 5, 10)
 ClassVectors = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # names, templates -> float32 [C, D]
@@ -50,13 +51,16 @@ def score(benchmark: Benchmark, encoders: Encoders, class_vectors: ClassVectors,
       templates: instead of those of the set.
 
     Raises:
-      DataError: nothing is left to measure.
+      DataError: nothing is left to measure, or too little: figures of a part of a benchmark are none of the benchmark.
       EvaluatorError: an error that is no bad record.
     """
     memo = None if benchmark.pictures is None else ("pictures", benchmark.pictures)
     encoded = encoders.images(benchmark.source, column=benchmark.columns["image"], memo=memo)
     if not len(encoded.index) and len(benchmark.source):
         raise DataError(f"none of {len(benchmark.source)} pictures can be encoded ({causes(encoded.skipped)})")
+    if too_many(encoded.skipped, len(benchmark.source)):
+        bad = f"{sum(encoded.skipped.values())} of {len(benchmark.source)} pictures cannot be used ({causes(encoded.skipped)})"
+        raise DataError(f"{benchmark.source.name}: {bad}, which leaves a part of the set; must be at most 1 %")
     if benchmark.task in ("classification", "multilabel"):
         rows = class_vectors(*prompts_of(benchmark, templates))
         measure = _classification if benchmark.task == "classification" else _multilabel
@@ -200,6 +204,7 @@ def _candidates(benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders
     tied: list[float] = []
     overlap: list[float] = []
     sizes: list[int] = []
+    guessed: list[float] = []
     for query, candidates, right in zip(table.queries, table.candidates, table.right):
         kept = usable[candidates]
         needed = kept if every else kept[right]
@@ -212,9 +217,11 @@ def _candidates(benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders
         tied.append(float(good[scores == best].mean() if np.isfinite(best) else 0.0))
         overlap.append(jaccard(best_of(scores, int(good.sum())), good))
         sizes.append(len(candidates))
+        guessed.append(float(good.mean()))
     if not first:
         raise DataError("no query has all of its pictures")
     metrics: dict[str, float | None] = {"acc1": float(np.mean(first)), "acc1_random_ties": float(np.mean(tied))}
+    metrics["acc1_chance"] = float(np.mean(guessed))
     if every:
         metrics = _by_size(np.array(overlap), np.array(sizes))
     skipped = _with(encoded.skipped, "query is not whole", len(table.queries) - len(first))

@@ -60,66 +60,87 @@ def survey(root: pathlib.Path) -> Survey:
     """Looks through a folder and its folders. Raises DataError where it is none."""
     if not root.is_dir():
         raise DataError(f"{root}: is no folder")
-    found: list[Found] = []
-    unknown: list[tuple[pathlib.Path, str]] = []
-    if not _look(root, DEPTH, found, unknown):
-        unknown.append((root, _describe(root)))
+    met = _Met()
+    if not _look(root, DEPTH, met):
+        met.unknown.append((root, _describe(root)))
     kept: dict[tuple[str, str], Found] = {}
-    for one in found:
+    for one in met.found:
         first = kept.setdefault((one.name, one.language), one)
         if first is not one:
-            unknown.append((one.folder, f"{one.layout}: {_named(one)} was already found in {first.folder} ({first.layout})"))
-    return Survey(tuple(kept.values()), tuple(unknown))
+            met.unknown.append((one.folder, f"{one.layout}: {_named(one)} was already found in {first.folder} ({first.layout})"))
+    return Survey(tuple(kept.values()), tuple(met.unknown))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Met:
+    """What a survey has met so far.
+
+    Attributes:
+      found, unknown: see `Survey`.
+      folders: without links, so that none is looked at twice.
+    """
+
+    found: list[Found] = dataclasses.field(default_factory=list)
+    unknown: list[tuple[pathlib.Path, str]] = dataclasses.field(default_factory=list)
+    folders: set[pathlib.Path] = dataclasses.field(default_factory=set)
+
+    def add_unknown(self, folder: pathlib.Path, why: str) -> None:
+        """Two layouts may meet the same damaged file."""
+        if (folder, why) not in self.unknown:
+            self.unknown.append((folder, why))
 
 
 def _named(found: Found) -> str:
     return found.name if found.language == "en" else f"{found.name} ({found.language})"
 
 
-def _look(folder: pathlib.Path, depth: int, found: list[Found], unknown: list[tuple[pathlib.Path, str]]) -> bool:
-    """Whether a folder, or one in it, is a benchmark or nearly one; all such are added to `found` and `unknown`."""
-    if _tried(_WHOLE, folder, found, unknown):
+def _look(folder: pathlib.Path, depth: int, met: _Met) -> bool:
+    """Whether a folder, or one in it, is a benchmark or nearly one; all such are added to `met`."""
+    met.folders.add(folder.resolve())
+    if mmeb.holds_pictures(folder) or _tried(_WHOLE, folder, met):
         return True
-    annotated = _tried(_ANNOTATIONS, folder, found, unknown)
-    if not annotated and any(_tried((find,), folder, found, unknown) for find in _FOLDERS):
+    annotated = _tried(_ANNOTATIONS, folder, met)
+    if not annotated and any(_tried((find,), folder, met) for find in _FOLDERS):
         return True
     if depth == 0:
         return annotated
-    return _look_below(folder, depth, found, unknown, annotated)
+    return _look_below(folder, depth, met, annotated)
 
 
-def _look_below(folder: pathlib.Path, depth: int, found: list[Found], unknown: list, known: bool) -> bool:
+def _look_below(folder: pathlib.Path, depth: int, met: _Met, known: bool) -> bool:
     """`known`: the folder itself is something, so that its folders may be nothing."""
     try:
-        names = subfolders(folder)
+        paths = [folder / name for name in subfolders(folder)]
     except DataError:
-        names = []
-    if len(names) > MOST_FOLDERS:
+        paths = []
+    if len(paths) > MOST_FOLDERS:
         return known
     empty = []
     any_found = False
-    for name in names:
-        if _look(folder / name, depth - 1, found, unknown):
+    for path in sorted(paths, key=pathlib.Path.is_symlink):  # a set has the name of its own folder, not of a link to it
+        if path.resolve() in met.folders:
+            continue
+        if _look(path, depth - 1, met):
             any_found = True
         else:
-            empty.append(folder / name)
+            empty.append(path)
     top = depth == DEPTH
     if not known and (any_found or top):
-        unknown += [(path, _describe(path)) for path in empty]
+        met.unknown.extend((path, _describe(path)) for path in empty)
     return known or any_found or (top and bool(empty))
 
 
-def _tried(layouts: Sequence[Find], folder: pathlib.Path, found: list[Found], unknown: list[tuple[pathlib.Path, str]]) -> bool:
-    """Whether a folder has one of the layouts, or nearly; what is found is added to `found`, or the reason to `unknown`."""
-    before = len(found) + len(unknown)
+def _tried(layouts: Sequence[Find], folder: pathlib.Path, met: _Met) -> bool:
+    """Whether a folder has one of the layouts, or nearly; what is found, or the reason why it is not, is added to `met`."""
+    before = len(met.found) + len(met.unknown)
     for find in layouts:
         try:
-            found += find(folder)
+            met.found.extend(find(folder))
         except DataError as error:
-            unknown.append((folder, str(error)))
+            met.add_unknown(folder, str(error))
         except Exception as error:  # noqa: BLE001 (a folder that breaks a layout's code is one that is not recognised)
-            unknown.append((folder, f"{folder}: cannot be looked at ({type(error).__name__}: {error})"))
-    return len(found) + len(unknown) > before
+            met.add_unknown(folder, f"{folder}: cannot be looked at ({type(error).__name__}: {error})")
+    return len(met.found) + len(met.unknown) > before
 
 
 def _describe(folder: pathlib.Path) -> str:

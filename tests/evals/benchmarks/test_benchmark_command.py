@@ -1,5 +1,7 @@
 """The command from end to end: weights in a workdir, sets in a folder, results in files."""
 
+import contextlib
+import io
 import json
 import pathlib
 import subprocess
@@ -16,8 +18,10 @@ from jaxvl.config import choose
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import DataError
 from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals.benchmark_folder import BenchmarkFolder
 from jaxvl.evals.benchmarks.base import Found
 from jaxvl.evals.benchmarks.files import ImageFiles
+from jaxvl.evals.benchmarks.opening import agreed_open
 from jaxvl.evals.prompts import class_vectors
 from jaxvl.interop.bundle import Bundle, built, shapes_of
 from jaxvl.models import MODELS, InputSpec
@@ -74,10 +78,11 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def first_run(workdir, root, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    with pytest.MonkeyPatch.context() as patch:
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
         patch.setenv("COLUMNS", "160")
         status = benchmark.main([f"--workdir={workdir}", f"--root={root}", f"--out={out}"])
-    return status, out
+    return status, out, said.getvalue().splitlines()
 
 
 def image_rows(encoders, n, folder):
@@ -93,7 +98,7 @@ def result_of(out, key):
 
 
 def test_results_are_in_clip_benchmarks_fields(first_run, workdir):
-    status, out = first_run
+    status, out, _ = first_run
     assert status == 1, "one set could not be measured"
     everything = json.loads((out / "benchmarks.json").read_text())
     assert {node["dataset"] for node in everything["results"]} == {"wds/vtab/tiny", "mscoco_captions", "sugar_crepe/add_att"}
@@ -105,8 +110,30 @@ def test_results_are_in_clip_benchmarks_fields(first_run, workdir):
     assert any(folder.endswith("papers") for folder in everything["not_recognised"])
 
 
+def test_what_is_said_meanwhile(first_run, root):
+    said = first_run[2]
+    assert f"not recognised: {root / 'papers'}: no known layout in 0 folders and 1 files (clip.pdf)" in said
+    assert "sugar_crepe_add_att: 4 pictures …" in said
+    assert "sugar_crepe_add_att: left out of it: image cannot be decoded: 1, instance is not whole: 1" in said
+    assert "WARNING" not in "".join(said), "what libraries say is of no use to who reads this"
+
+
+def test_the_evaluator_gives_the_same_figures(first_run, workdir, root):
+    """A set that cannot be measured is counted."""
+    _, _, encoders = restore_encoders(workdir)
+    evaluator = BenchmarkFolder(str(root))
+    evaluator.check(encoders)
+    got = evaluator.run(encoders).metrics
+    nodes = json.loads((first_run[1] / "benchmarks.json").read_text())["results"]
+    figure = lambda node: f"{node['dataset'].replace('/', '_')}/{node['jaxvl']['main_metric']}"
+    expected = {figure(node): node["metrics"][node["jaxvl"]["main_metric"]] for node in nodes}
+    assert got == pytest.approx(expected | {"not_measured": 1.0, "images": float(sum(node["jaxvl"]["images"] for node in nodes))})
+    with pytest.raises(DataError, match="dtd: .*names 1 classes"):
+        BenchmarkFolder(str(root), only=("dtd",)).run(encoders)
+
+
 def test_figures_are_clip_benchmarks_for_the_same_embeddings(first_run, workdir, root, tmp_path):
-    _, out = first_run
+    _, out, _ = first_run
     _, _, encoders = restore_encoders(workdir)
     images = image_rows(encoders, 14, tmp_path)
     names = class_vectors(encoders.texts, NAMES, [t.replace("{c}", "{}") for t in TEMPLATES])
@@ -133,7 +160,7 @@ def test_bad_pictures_are_counted(first_run):
 
 
 def test_a_second_run_measures_nothing_again(first_run, workdir, root, monkeypatch, capsys):
-    _, out = first_run
+    _, out, _ = first_run
     before = {path.name: path.read_bytes() for path in out.glob("*.json")}
     with monkeypatch.context() as patch:
         patch.setattr("jaxvl.benchmark.score", lambda *args: pytest.fail("measured again"))
@@ -215,5 +242,5 @@ def test_a_set_that_cannot_be_opened_is_told(error, says):
     def fail():
         raise error
 
-    opened, why = benchmark._agreed_open(Found("a", "toy layout", pathlib.Path("sets/a"), fail))
+    opened, why = agreed_open(Found("a", "toy layout", pathlib.Path("sets/a"), fail))
     assert opened is None and why == says

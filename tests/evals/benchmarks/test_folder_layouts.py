@@ -102,18 +102,18 @@ def test_a_variant_with_a_class_missing_is_refused_and_a_subset_is_told(tmp_path
 
 
 def test_folder_names_of_v2_are_numbers(tmp_path):
-    folder = tmp_path / "ImageNetV2-matched-frequency"
-    for k in (0, 1, 2, 10, 11, 101, 999):
-        put(folder, f"{k}/a.jpeg", k % 60)
+    folder = class_folders(tmp_path / "ImageNetV2-matched-frequency", map(str, range(1000)), each=1, suffix=".jpeg")
     found = only(imagenet.find(folder))
     benchmark = found.open()
     assert found.name == "imagenetv2" and len(benchmark.classes) == 1000
     theirs = {path: int(pathlib.Path(path).parent.name) for path in map(str, folder.glob("**/*.jpeg"))}  # as their ImageNetV2Dataset
-    assert dict(zip(paths_of(benchmark.source), labels_of(benchmark))) == theirs
-    wrong = ImageFolder(str(folder)).targets
-    assert labels_of(benchmark) != wrong, "torchvision numbers these by text, which is wrong for V2"
-    other = class_folders(tmp_path / "imagenetv2-top-images-format-val", ["3"], suffix=".jpeg")
-    assert only(imagenet.find(other)).name == "imagenetv2-top-images"
+    labels = dict(zip(paths_of(benchmark.source), labels_of(benchmark)))
+    assert labels == theirs
+    assert labels != dict(ImageFolder(str(folder)).samples), "torchvision numbers these by text, which is wrong for V2"
+    other = only(imagenet.find(class_folders(tmp_path / "imagenetv2-top-images-format-val", ["3"], suffix=".jpeg")))
+    assert other.name == "imagenetv2-top-images"
+    with pytest.raises(DataError, match="has 1 class folders; imagenetv2-top-images has 1000, numbered from 0"):
+        other.open()
 
 
 def test_objectnet_as_theirs(tmp_path):
@@ -157,6 +157,19 @@ def test_names_and_templates_of_class_folders(tmp_path):
     (tmp_path / "pets" / "classnames.txt").write_text("Katze\n")
     with pytest.raises(DataError, match="names 1 classes, but .* has 2 folders"):
         only(image_folder.find(folder)).open()
+
+
+def test_numbered_class_folders_are_in_the_order_of_their_numbers(tmp_path):
+    folder = class_folders(tmp_path / "svhn" / "images", [str(k) for k in range(12)], each=1)
+    with pytest.raises(DataError, match="are numbers, as '0'; classnames.txt must name the classes"):
+        only(image_folder.find(folder)).open()
+    (folder / "classnames.txt").write_text("\n".join(f"digit {k}" for k in range(12)))
+    found = only(image_folder.find(folder))
+    benchmark = found.open()
+    assert found.name == "svhn", "the folder that says more than images"
+    assert [f"digit {number}" for number in numbers_of(benchmark.source)] == [
+        benchmark.classes.names["en"][k] for k in labels_of(benchmark)
+    ]
 
 
 def test_an_empty_class_folder_is_refused(tmp_path):

@@ -184,6 +184,19 @@ def test_nothing_left(tmp_path):
         run(benchmark)
 
 
+@pytest.mark.parametrize("bad, refused", [(9, False), (10, True)])
+def test_figures_of_a_part_are_none_of_the_set(tmp_path, bad, refused):
+    """Of fewer than 1,000 pictures 9 may be bad."""
+    benchmark = classification(tmp_path, [k % 64 for k in range(40)], [k % 3 for k in range(40)], 3)
+    for i in range(bad):
+        (tmp_path / f"{i}.png").write_bytes(b"<html>")
+    if refused:
+        with pytest.raises(DataError, match="toy: 10 of 40 pictures cannot be used .*which leaves a part of the set"):
+            run(benchmark)
+    else:
+        assert run(benchmark).images == 31
+
+
 def test_figures_of_datacomp(tmp_path):
     """Regions 0, 1 and 5; 5 is "Other", which FMoW leaves out and the others do not."""
     numbers = np.arange(12)
@@ -224,6 +237,7 @@ def test_candidates(tmp_path):
 
     hits = [np.argmax([row(sides[c]) @ row(sides[q]) for c in of]) == 0 for q, of in zip(queries, candidates)]
     assert got.metrics["acc1"] == pytest.approx(np.mean(hits)) and got.images == 30
+    assert got.metrics["acc1_chance"] == pytest.approx(np.mean([1 / len(of) for of in candidates]))
     (tmp_path / "4.png").unlink()
     again = run(Benchmark("toy", "candidates", source, {"image": "image"}, "acc1", candidates=table))
     bad = {i for i, side in enumerate(sides) if side.image == 4}

@@ -3,6 +3,8 @@
 import io
 import tarfile
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny_sets import class_folders, coco, crossmodal, flickr, karpathy, mmvp, objectnet, png, put, sugar_crepe, write_json, xtd
 
@@ -35,7 +37,7 @@ def everything(root):
     class_folders(root / "imagenet" / "val", WNIDS[:20], each=1)
     class_folders(root / "imagenet" / "train", WNIDS[:20], each=1)
     class_folders(root / "imagenet-r", WNIDS[::5], each=1)
-    put(root, "ImageNetV2-matched-frequency/10/a.jpeg", 1)
+    class_folders(root / "ImageNetV2-matched-frequency", map(str, range(1000)), each=1)
     objectnet(root / "objectnet")
     class_folders(root / "vtab" / "eurosat" / "test", ["forest", "river"])
     coco(root / "coco")
@@ -91,13 +93,17 @@ def test_nearly_benchmarks_are_told_with_the_reason(tmp_path):
     (tmp_path / "xm" / "images").mkdir()
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "00000.tar").write_bytes(b"")
+    mmvp(tmp_path / "mmvp")
+    (tmp_path / "mmvp" / "MLLM_VLM Images").rename(tmp_path / "mmvp" / "pictures")
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "test.parquet").write_bytes(b"PAR1")
     unknown = {folder.name: why for folder, why in survey(tmp_path).unknown}
     assert "test/nshards.txt, which says how many there are, is missing" in unknown["wds_a"]
     assert "line 1 is no JSON object" in unknown["xm"]
     assert "1 tar files without test/nshards.txt" in unknown["tars"]
+    assert "has Questions.csv, but no folder 'MLLM_VLM Images'" in unknown["mmvp"]
     assert "test.parquet: cannot be read as parquet" in unknown["hf"]
+    assert len(unknown) == len(survey(tmp_path).unknown), "each is told once"
 
 
 def test_empty_and_missing_roots(tmp_path):
@@ -107,9 +113,27 @@ def test_empty_and_missing_roots(tmp_path):
 
 
 def test_a_loop_of_links_ends(tmp_path):
+    """And each folder is looked at once, under its own name where it has one here."""
     class_folders(tmp_path / "dtd", ["a", "b"])
-    (tmp_path / "again").symlink_to(tmp_path)
-    assert {found.name for found in survey(tmp_path).found} == {"dtd"}
+    wds(tmp_path / "elsewhere" / "wds_cars")
+    (tmp_path / "root" / "in").mkdir(parents=True)
+    (tmp_path / "root" / "in" / "again").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "a_link").symlink_to(tmp_path / "root" / "dtd")
+    (tmp_path / "dtd").rename(tmp_path / "root" / "dtd")
+    (tmp_path / "root" / "wds_linked").symlink_to(tmp_path / "elsewhere" / "wds_cars")
+    there = survey(tmp_path / "root")
+    assert [found.name for found in there.found] == ["dtd", "wds/linked"]
+    assert [folder.name for folder, _ in there.unknown] == ["in"]
+
+
+def test_pictures_of_mmeb_are_no_folders_of_classes(tmp_path):
+    table = pa.table({"qry_text": ["a"], "qry_img_path": ["A/0.jpg"], "tgt_text": [["b", "c"]], "tgt_img_path": [["", ""]]})
+    for name in ("A", "B"):
+        put(tmp_path, f"eval_images/{name}/0.jpg", 1)
+        (tmp_path / name).mkdir()
+        pq.write_table(table, tmp_path / name / "test-00000-of-00001.parquet")
+    there = survey(tmp_path)
+    assert [found.name for found in there.found] == ["mmeb/A", "mmeb/B"] and there.unknown == ()
 
 
 def test_folders_of_classes_are_not_looked_through(tmp_path, monkeypatch):
