@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import tarfile
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -75,3 +76,23 @@ def _plain(writer: Callable[[pathlib.Path], Any]) -> Callable[[pathlib.Path], Wr
 
 EVERY = {name: _plain(writer) for name, writer in WRITERS.items()}
 EVERY |= {"energon": energon, "where": where, "joined": joined, "mixture": mixture}
+
+
+def assert_epochs(ids: Sequence[int], records: Sequence[int]) -> None:
+    """Every epoch has every record once; what is left of the last has none twice."""
+    assert len(set(records)) == len(records)
+    for first in range(0, len(ids), len(records)):
+        epoch = list(ids[first : first + len(records)])
+        assert len(set(epoch)) == len(epoch)
+        assert len(epoch) < len(records) or sorted(epoch) == sorted(records)
+
+
+def break_picture(file: pathlib.Path, name: str) -> None:
+    """Puts as many zero bytes in place of a member of a tar."""
+    with tarfile.open(file) as tar:
+        member = tar.getmember(name)
+    content = bytearray(file.read_bytes())
+    content[member.offset_data : member.offset_data + member.size] = bytes(member.size)
+    file.write_bytes(content)
+    with tarfile.open(file) as tar:
+        assert tar.extractfile(name).read() == bytes(member.size)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import tarfile
 import types
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 from data_samples import FakeConfig, tokenizer
-from every_source import ALL, EVERY, IDS, mixture
+from every_source import ALL, EVERY, IDS, assert_epochs, break_picture, mixture
 from twelve_records import RECORDS, write_tars
 
 from jaxvl.data import feed
@@ -111,15 +110,6 @@ def read(monkeypatch, plan, lives, copies=1):
     return np.concatenate(found)
 
 
-def assert_epochs(ids, records):
-    """Every epoch has every record once; what is left of the last has none twice."""
-    assert len(set(records)) == len(records)
-    for first in range(0, len(ids), len(records)):
-        epoch = ids[first : first + len(records)].tolist()
-        assert len(set(epoch)) == len(epoch)
-        assert len(epoch) < len(records) or sorted(epoch) == sorted(records)
-
-
 @pytest.mark.parametrize("plan", PLANS, ids=NAMES)
 def test_each_record_comes_once_in_an_epoch(written, plan, monkeypatch):
     source, records = written
@@ -169,14 +159,3 @@ def test_a_bad_record_is_counted_once_over_all_hosts(hosts, copies, tmp_path, mo
     life.end(3 * B)
     np.testing.assert_array_equal(ids, np.where(whole == IDS[7], IDS[8], whole))
     assert sorted(whole) == sorted(IDS)
-
-
-def break_picture(file, name):
-    """Puts as many zero bytes in place of a member of a tar."""
-    with tarfile.open(file) as tar:
-        member = tar.getmember(name)
-    content = bytearray(file.read_bytes())
-    content[member.offset_data : member.offset_data + member.size] = bytes(member.size)
-    file.write_bytes(content)
-    with tarfile.open(file) as tar:
-        assert tar.extractfile(name).read() == bytes(member.size)
