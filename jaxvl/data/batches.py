@@ -47,11 +47,34 @@ class Start:
       position: records of it that were consumed before.
       steps: batches that the task had before; None: as many as `position` makes of the present size.
       sampler: what its order kept (`samplers.base.Order.state`).
+      skipped: bad records by cause, of all hosts, among those that were consumed before.
     """
 
     position: int = 0
     steps: int | None = None
     sampler: State | None = None
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Counts:
+    """Records that were read for rows which this host counts.
+
+    Attributes:
+      seen: all of them.
+      skipped: the bad ones of these by cause.
+    """
+
+    seen: int = 0
+    skipped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def add(self, other: Counts) -> None:
+        self.seen += other.seen
+        self.skipped.update(other.skipped)
+
+    def take_away(self, other: Counts) -> None:
+        self.seen -= other.seen
+        self.skipped -= other.skipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +149,7 @@ class Batches:
         self._draws = {name: Uniforms(seed, "row", name, n=field.draws) for name, field in config.fields.items() if field.draws}
         self._pool = ThreadPoolExecutor(config.reader.threads, thread_name_prefix="jaxvl-read")
         self._lock = threading.Lock()
-        self._seen = 0
-        self._skipped: collections.Counter[str] = collections.Counter()
+        self._counts = Counts()
         self._seconds = dict.fromkeys(STAGES, 0.0)
 
     def __getitem__(self, i: int) -> Arrays:
@@ -173,9 +195,14 @@ class Batches:
         return out | pack(out["text"], self.config.tokens, eos_id=eos_id, pad_id=pad_id)
 
     def counts(self) -> tuple[int, dict[str, int]]:
-        """Records that were counted so far, and the bad ones of these by cause."""
+        """Records of the batches that were made so far, and the bad ones of these by cause."""
         with self._lock:
-            return self._seen, dict(self._skipped)
+            return self._counts.seen, dict(self._counts.skipped)
+
+    def count(self, counts: Counts) -> None:
+        """Adds those of a batch that was made."""
+        with self._lock:
+            self._counts.add(counts)
 
     def seconds(self) -> dict[str, float]:
         """Stage -> seconds that all threads together have spent in it."""
@@ -192,11 +219,15 @@ class Batches:
         """Ends the threads; nothing can be read afterwards."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _fill(self, out: Arrays, rows: range, numbers: list[int], draws: Mapping[str, list[list[float]]]) -> None:
+    def _fill(self, out: Arrays, rows: range, numbers: list[int], draws: Mapping[str, list[list[float]]]) -> Counts:
         """Fills some rows of a batch's arrays: with the records `numbers`, and the draws of each field."""
         spent = dict.fromkeys(STAGES, 0.0)
+        counts = Counts()
         for at, (row, number) in enumerate(zip(rows, numbers)):
-            values = self._values(number, bool(self.rows.counted[row // self.config.records_per_row]), spent)
+            met = Counts()
+            values = self._values(number, met, spent)
+            if self.rows.counted[row // self.config.records_per_row]:
+                counts.add(met)
             began = time.perf_counter()
             for name, reader in self._readers.items():
                 value = values.get(reader.key)
@@ -209,20 +240,18 @@ class Batches:
         with self._lock:
             for stage, seconds in spent.items():
                 self._seconds[stage] += seconds
+        return counts
 
-    def _values(self, number: int, counted: bool, spent: dict[str, float]) -> Values:
-        """What the readers take from a record, or from the next good one after it."""
+    def _values(self, number: int, met: Counts, spent: dict[str, float]) -> Values:
+        """What the readers take from a record, or from the next good one after it; `met` counts them."""
         for _ in range(REPLACEMENTS):
+            met.seen += 1
             try:
-                values = self._load(number, spent)
+                return self._load(number, spent)
             except BadRecord as error:
-                self._count(counted, error)
+                met.skipped[error.cause] += 1
                 number = (number + 1) % len(self.source)
-            else:
-                self._count(counted)
-                return values
-        _, skipped = self.counts()
-        raise DataError(f"{self.source.name}: {REPLACEMENTS} bad records in a row ({causes(skipped)})")
+        raise DataError(f"{self.source.name}: {REPLACEMENTS} bad records in a row ({causes(met.skipped)})")
 
     def _load(self, number: int, spent: dict[str, float]) -> Values:
         kept = self._cache.get(number)
@@ -250,27 +279,25 @@ class Batches:
             raise BadRecord(f"no {absent[0]}", f"a record of {self.source.name} has none of {', '.join(absent)}")
         return {key: value for key, value in values.items() if value is not None}
 
-    def _count(self, counted: bool, error: BadRecord | None = None) -> None:
-        if not counted:
-            return
-        with self._lock:
-            self._seen += 1
-            if error is not None:
-                self._skipped[error.cause] += 1
-
 
 class Pending:
-    """A batch whose records are being read."""
+    """A batch whose records are being read.
 
-    def __init__(self, batches: Batches, out: Arrays, jobs: list[Future]):
+    Attributes:
+      counts: of its records, once `result` has returned.
+    """
+
+    def __init__(self, batches: Batches, out: Arrays, jobs: list[Future[Counts]]):
+        self.counts = Counts()
         self._batches = batches
         self._out = out
         self._jobs = jobs
 
     def result(self) -> Arrays:
-        """The batch, once all its records are there. Raises what reading one of them has raised."""
+        """The batch, once all its records are there; asked for once. Raises what reading one of them has raised."""
         for job in self._jobs:
-            job.result()
+            self.counts.add(job.result())
+        self._batches.count(self.counts)
         return self._batches.finish(self._out)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxvl.data.ahead import Ahead
-from jaxvl.data.batches import Batches, Pending, Rows, Start
+from jaxvl.data.batches import Batches, Counts, Pending, Rows, Start
 from jaxvl.data.config import SIGNAL, DataConfig
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.samplers.base import State
@@ -23,6 +23,7 @@ from jaxvl.sharding.hosts import Signal
 from jaxvl.sharding.mesh import batch_sharding
 
 MOST_AHEAD = 8  # batches
+TAKEN_BACK = 8  # batches; a run notices within two steps that the rows of one were none
 
 
 class Feed(Iterator):
@@ -40,6 +41,7 @@ class Feed(Iterator):
       steps: batches given so far.
       waited: seconds that `next` has waited for a batch.
       failure: what a batch could not be made for, once `take` has met it.
+      skipped_before: bad records by cause that all processes had counted by `start`.
       rows: B.
       records: of one epoch.
       shapes: name -> ShapeDtypeStruct of the global batch.
@@ -67,6 +69,9 @@ class Feed(Iterator):
         self.position = start.position
         self.steps = start.position // config.records_per_batch if start.steps is None else start.steps
         self.failure: Exception | None = None
+        self.skipped_before = dict(start.skipped)
+        self._counts = Counts()
+        self._last: collections.deque[Counts] = collections.deque(maxlen=TAKEN_BACK)
         self._transferred = 0.0
         self._sharding = batch_sharding(mesh)
         used = config.select(source)
@@ -87,8 +92,8 @@ class Feed(Iterator):
         return max(1, min(MOST_AHEAD, self.config.reader.prefetch_mb * 2**20 // max(size, 1)))
 
     def counts(self) -> tuple[int, dict[str, int]]:
-        """Records that this process has counted so far, and the bad ones of these by cause (of the batches made ahead as well)."""
-        return self._batches.counts()
+        """Records of the batches given so far that this process counts, and the bad ones of these by cause."""
+        return self._counts.seen, dict(self._counts.skipped)
 
     @property
     def identity(self) -> dict[str, int | str | None]:
@@ -102,7 +107,7 @@ class Feed(Iterator):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Cause -> bad records counted so far."""
+        """Cause -> bad records that this process has counted so far."""
         return self.counts()[1]
 
     @property
@@ -110,11 +115,12 @@ class Feed(Iterator):
         """Stage (`stages.STAGES`) -> seconds that all threads of this process together have spent in it."""
         return {**self._batches.seconds(), "transfer": self._transferred}
 
-    def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    def _put(self, made: tuple[dict[str, np.ndarray], Counts]) -> tuple[dict[str, jax.Array], Counts]:
+        batch, counts = made
         began = time.perf_counter()
         whole = {k: jax.make_array_from_process_local_data(self._sharding, v, self.shapes[k].shape) for k, v in batch.items()}
         self._transferred += time.perf_counter() - began
-        return whole
+        return whole, counts
 
     def _fill(self, shape: jax.ShapeDtypeStruct, value: int) -> jax.Array:
         local = np.full((len(self._batches.rows.index), *shape.shape[1:]), value, shape.dtype)
@@ -123,11 +129,16 @@ class Feed(Iterator):
     def __next__(self) -> dict[str, jax.Array]:
         """Raises what making the batch has raised."""
         began = time.perf_counter()
-        batch = self._ahead.get()
+        batch, counts = self._ahead.get()
         self.waited += time.perf_counter() - began
+        self._advance(counts)
+        return batch
+
+    def _advance(self, counts: Counts) -> None:
         self.position += self.config.records_per_batch
         self.steps += 1
-        return batch
+        self._counts.add(counts)
+        self._last.append(counts)
 
     def take(self, *, call: bool = False) -> dict[str, jax.Array]:
         """The next batch with its `SIGNAL`, for a training loop.
@@ -143,17 +154,17 @@ class Feed(Iterator):
         except Exception as error:  # whatever a reader raises, the other processes must not be left in a step
             self.failure = error
             batch = self._zeros()
-            self.position += self.config.records_per_batch
-            self.steps += 1
+            self._advance(Counts())
         signal = Signal.CALL if call else Signal.FINE
         if self.failure is not None:
             signal = Signal.BROKEN
         return batch | {SIGNAL: self._signals[signal]}
 
     def take_back(self) -> None:
-        """Leaves the last batch out of `position` and `steps`: a step did not learn from it. Not for reading it again."""
+        """Leaves the last batch out of `position`, `steps` and the counts: a step did not learn from it. Not for reading it again."""
         self.position -= self.config.records_per_batch
         self.steps -= 1
+        self._counts.take_away(self._last.pop())
 
     def _zeros(self) -> dict[str, jax.Array]:
         if self._nothing is None:
@@ -170,13 +181,14 @@ def fed_shapes(config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return config.shapes | {SIGNAL: jax.ShapeDtypeStruct((config.batch,), np.uint8)}
 
 
-def in_flight(batches: Batches, count: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches in their order, the records of `count` of them being read at a time."""
+def in_flight(batches: Batches, count: int) -> Iterator[tuple[dict[str, np.ndarray], Counts]]:
+    """The batches in their order, and their counts; the records of `count` of them are read at a time."""
     pending: collections.deque[Pending] = collections.deque()
     for i in itertools.count():
         pending.append(batches.begin(i))
         if len(pending) >= count:
-            yield pending.popleft().result()
+            oldest = pending.popleft()
+            yield oldest.result(), oldest.counts
 
 
 def own_rows(sharding: jax.sharding.Sharding, batch: int) -> Rows:
