@@ -116,9 +116,9 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
     for record in meter.flush():
         run.writer.record(record.step, "train", record.task, record.scalars)
         guard(run, state, record)
-    for task, feed in run.feeds.items():
-        if feed.skipped:
-            run.writer.record(int(state.step), "event", f"skipped/{task}", feed.skipped)  # cause -> records
+    for task, skipped in run.skipped_records().items():
+        if skipped:
+            run.writer.record(int(state.step), "event", f"skipped/{task}", skipped)  # cause -> records
     with meter.away("checkpoint"):
         run.checkpoints.finish()
     describe_input(meter, int(state.step), run.writer)

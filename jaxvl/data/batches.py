@@ -8,7 +8,8 @@ with any batch size and on any number of hosts: each reads its own rows of the g
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -19,7 +20,7 @@ from jaxvl.data.config import DataConfig
 from jaxvl.data.draws import Uniforms
 from jaxvl.data.packing import pack
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.data.reading.fill import REPLACEMENTS, AllBad, Arrays, Part, Recipe
+from jaxvl.data.reading.fill import REPLACEMENTS, Arrays, Part, Recipe, Tally
 from jaxvl.data.reading.pool import Pool, Threads
 from jaxvl.data.reading.processes import Processes
 from jaxvl.data.records import DataError, causes
@@ -37,11 +38,13 @@ class Start:
       position: records of it that were consumed before.
       steps: batches that the task had before; None: as many as `position` makes of the present size.
       sampler: what its order kept (`samplers.base.Order.state`).
+      skipped: bad records by cause, of all hosts, among those that were consumed before.
     """
 
     position: int = 0
     steps: int | None = None
     sampler: State | None = None
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +108,10 @@ class Batches:
         self._special = (tokenizer.eos_id, tokenizer.pad_id)
         # Each has numbers of its own, so that what a row draws for one stays as it is whatever else is added.
         self._draws = {name: Uniforms(seed, "row", name, n=field.draws) for name, field in config.fields.items() if field.draws}
-        recipe = Recipe(config, source, tokenizer, preprocess, self.rows.counted)
+        recipe = Recipe(config, source, self.order, tokenizer, preprocess, self.rows.counted)
         self._pool: Pool = Processes(recipe) if config.reader.processes else Threads(recipe)
+        self._lock = threading.Lock()
+        self._tally = Tally()
 
     def __getitem__(self, i: int) -> Arrays:
         """Rows of batch `i`, as `DataConfig.shapes` says, of this host. Interleaved rows hold K consecutive records of the stream each.
@@ -134,13 +139,19 @@ class Batches:
         return out | pack(out["text"], self.config.tokens, eos_id=eos_id, pad_id=pad_id)
 
     def counts(self) -> tuple[int, dict[str, int]]:
-        """Records that were counted so far, and the bad ones of these by cause."""
-        tally = self._pool.tally()
-        return tally.seen, dict(tally.skipped)
+        """Records of the batches that were made so far, and the bad ones of these by cause."""
+        with self._lock:
+            return self._tally.seen, dict(self._tally.skipped)
+
+    def count(self, tally: Tally) -> None:
+        """Adds what reading a batch has met."""
+        with self._lock:
+            self._tally.add(tally)
 
     def seconds(self) -> dict[str, float]:
-        """Stage -> seconds that all threads together have spent in it, of all processes that read."""
-        return self._pool.tally().seconds
+        """Stage -> seconds that all threads together have spent in it, of all processes that read, for the batches that were made so far."""
+        with self._lock:
+            return dict(self._tally.seconds)
 
     @property
     def workers(self) -> list[int]:
@@ -159,21 +170,23 @@ class Batches:
 
 
 class Pending:
-    """A batch whose records are being read."""
+    """A batch whose records are being read.
 
-    def __init__(self, batches: Batches, out: Arrays, jobs: Sequence[Future[None]]):
+    Attributes:
+      tally: what reading them has met, once `result` has returned.
+    """
+
+    def __init__(self, batches: Batches, out: Arrays, jobs: Sequence[Future[Tally]]):
+        self.tally = Tally()
         self._batches = batches
         self._out = out
         self._jobs = jobs
 
     def result(self) -> Arrays:
-        """The batch, once all its records are there. Raises what reading one of them has raised."""
-        try:
-            for job in self._jobs:
-                job.result()
-        except AllBad:
-            _, skipped = self._batches.counts()
-            raise DataError(f"{self._batches.source.name}: {REPLACEMENTS} bad records in a row ({causes(skipped)})") from None
+        """The batch, once all its records are there; asked for once. Raises what reading one of them has raised."""
+        for job in self._jobs:
+            self.tally.add(job.result())
+        self._batches.count(self.tally)
         return self._batches.finish(self._out)
 
 

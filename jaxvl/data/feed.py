@@ -16,6 +16,7 @@ from jaxvl.data.ahead import Ahead
 from jaxvl.data.batches import Batches, Pending, Rows, Start
 from jaxvl.data.config import SIGNAL, DataConfig
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.reading.fill import Tally
 from jaxvl.data.samplers.base import State
 from jaxvl.data.sources.base import Source
 from jaxvl.data.tokenizers import Tokenizer
@@ -23,6 +24,7 @@ from jaxvl.sharding.hosts import Signal
 from jaxvl.sharding.mesh import batch_sharding
 
 MOST_AHEAD = 8  # batches
+TAKEN_BACK = 8  # batches; a run notices within two steps that the rows of one were none
 
 
 class Feed(Iterator):
@@ -40,6 +42,7 @@ class Feed(Iterator):
       steps: batches given so far.
       waited: seconds that `next` has waited for a batch.
       failure: what a batch could not be made for, once `take` has met it.
+      skipped_before: bad records by cause that all processes had counted by `start`.
       rows: B.
       records: of one epoch.
       shapes: name -> ShapeDtypeStruct of the global batch.
@@ -67,6 +70,9 @@ class Feed(Iterator):
         self.position = start.position
         self.steps = start.position // config.records_per_batch if start.steps is None else start.steps
         self.failure: Exception | None = None
+        self.skipped_before = dict(start.skipped)
+        self._tally = Tally()
+        self._last: collections.deque[Tally] = collections.deque(maxlen=TAKEN_BACK)
         self._transferred = 0.0
         self._sharding = batch_sharding(mesh)
         used = config.select(source)
@@ -87,8 +93,8 @@ class Feed(Iterator):
         return max(1, min(MOST_AHEAD, self.config.reader.prefetch_mb * 2**20 // max(size, 1)))
 
     def counts(self) -> tuple[int, dict[str, int]]:
-        """Records that this process has counted so far, and the bad ones of these by cause (of the batches made ahead as well)."""
-        return self._batches.counts()
+        """Records of the batches given so far that this process counts, and the bad ones of these by cause."""
+        return self._tally.seen, dict(self._tally.skipped)
 
     @property
     def workers(self) -> list[int]:
@@ -107,7 +113,7 @@ class Feed(Iterator):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Cause -> bad records counted so far."""
+        """Cause -> bad records that this process has counted so far."""
         return self.counts()[1]
 
     @property
@@ -115,11 +121,12 @@ class Feed(Iterator):
         """Stage (`stages.STAGES`) -> seconds that all threads of this process together have spent in it."""
         return {**self._batches.seconds(), "transfer": self._transferred}
 
-    def _put(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    def _put(self, made: tuple[dict[str, np.ndarray], Tally]) -> tuple[dict[str, jax.Array], Tally]:
+        batch, tally = made
         began = time.perf_counter()
         whole = {k: jax.make_array_from_process_local_data(self._sharding, v, self.shapes[k].shape) for k, v in batch.items()}
         self._transferred += time.perf_counter() - began
-        return whole
+        return whole, tally
 
     def _fill(self, shape: jax.ShapeDtypeStruct, value: int) -> jax.Array:
         local = np.full((len(self._batches.rows.index), *shape.shape[1:]), value, shape.dtype)
@@ -128,11 +135,16 @@ class Feed(Iterator):
     def __next__(self) -> dict[str, jax.Array]:
         """Raises what making the batch has raised."""
         began = time.perf_counter()
-        batch = self._ahead.get()
+        batch, tally = self._ahead.get()
         self.waited += time.perf_counter() - began
+        self._advance(tally)
+        return batch
+
+    def _advance(self, tally: Tally) -> None:
         self.position += self.config.records_per_batch
         self.steps += 1
-        return batch
+        self._tally.add(tally)
+        self._last.append(tally)
 
     def take(self, *, call: bool = False) -> dict[str, jax.Array]:
         """The next batch with its `SIGNAL`, for a training loop.
@@ -148,17 +160,17 @@ class Feed(Iterator):
         except Exception as error:  # whatever a reader raises, the other processes must not be left in a step
             self.failure = error
             batch = self._zeros()
-            self.position += self.config.records_per_batch
-            self.steps += 1
+            self._advance(Tally())
         signal = Signal.CALL if call else Signal.FINE
         if self.failure is not None:
             signal = Signal.BROKEN
         return batch | {SIGNAL: self._signals[signal]}
 
     def take_back(self) -> None:
-        """Leaves the last batch out of `position` and `steps`: a step did not learn from it. Not for reading it again."""
+        """Leaves the last batch out of `position`, `steps` and the counts: a step did not learn from it. Not for reading it again."""
         self.position -= self.config.records_per_batch
         self.steps -= 1
+        self._tally.take_away(self._last.pop())
 
     def _zeros(self) -> dict[str, jax.Array]:
         if self._nothing is None:
@@ -175,13 +187,14 @@ def fed_shapes(config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return config.shapes | {SIGNAL: jax.ShapeDtypeStruct((config.batch,), np.uint8)}
 
 
-def in_flight(batches: Batches, count: int) -> Iterator[dict[str, np.ndarray]]:
-    """The batches in their order, the records of `count` of them being read at a time."""
+def in_flight(batches: Batches, count: int) -> Iterator[tuple[dict[str, np.ndarray], Tally]]:
+    """The batches in their order, and what reading them has met; the records of `count` of them are read at a time."""
     pending: collections.deque[Pending] = collections.deque()
     for i in itertools.count():
         pending.append(batches.begin(i))
         if len(pending) >= count:
-            yield pending.popleft().result()
+            oldest = pending.popleft()
+            yield oldest.result(), oldest.tally
 
 
 def own_rows(sharding: jax.sharding.Sharding, batch: int) -> Rows:

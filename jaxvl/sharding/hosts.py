@@ -13,6 +13,7 @@ JAX waits 100 s for a heartbeat and 300 s for the others at the end, in which a 
 
 from __future__ import annotations
 
+import collections
 import enum
 import json
 import os
@@ -141,12 +142,27 @@ def gather(numbers: Sequence[int]) -> np.ndarray:
 
 def gather_texts(text: str) -> list[str]:
     """What every process says, cut after `LONGEST` bytes."""
-    mine = text.encode()[:LONGEST]
+    return [said.decode(errors="ignore") for said in _gather_bytes(text.encode()[:LONGEST])]
+
+
+def add_up(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Name -> name -> sum over all processes, which need not know the same inner names. All of them call it at the same place."""
+    totals: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in counts}
+    for said in _gather_bytes(json.dumps({name: dict(of) for name, of in counts.items()}).encode()):
+        for name, of in json.loads(said).items():
+            totals[name].update(of)
+    return {name: dict(of) for name, of in totals.items()}
+
+
+def _gather_bytes(mine: bytes) -> list[bytes]:
+    """What every process says."""
     if jax.process_count() == 1:
-        return [mine.decode(errors="ignore")]
-    padded = np.frombuffer(mine.ljust(LONGEST, b"\0"), np.uint8)
+        return [mine]
+    lengths = gather([len(mine)])[:, 0].tolist()
+    size = 1 << max(lengths).bit_length()  # few sizes, since each is compiled
+    padded = np.frombuffer(mine.ljust(size, b"\0"), np.uint8)
     everyone = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
-    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in everyone]
+    return [row.tobytes()[:length] for row, length in zip(everyone, lengths)]
 
 
 def run_together(main: Callable[[list[str]], int], argv: list[str]) -> int:

@@ -52,7 +52,7 @@ class Meter:
 
     Scalars of every record besides the step's own:
       task_steps: of the task, since the start of the run.
-      skipped_records: of the task's source, so far.
+      skipped_records: of the task's source, which this process has counted since it started; the event at the end of a run has all.
       examples_per_second, examples_per_second_per_chip: rows of all tasks. A chip is a device of the mesh.
       seconds_per_step: with the wait for data, without evaluation and checkpoints; so are all rates.
       data_wait: share of that time spent waiting for a batch.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from jaxvl.evals import GalleryRow
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.report import save_gallery
 from jaxvl.models.functional import Functional
+from jaxvl.sharding import hosts
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment
@@ -81,8 +83,15 @@ class Run:
         self.state = None
         return state
 
+    def skipped_records(self) -> dict[str, dict[str, int]]:
+        """Task -> cause -> bad records that steps of the run have met, of all processes, which all call this together."""
+        found = {}
+        for task, own in hosts.add_up({task: feed.skipped for task, feed in self.feeds.items()}).items():
+            found[task] = dict(collections.Counter(self.feeds[task].skipped_before) + collections.Counter(own))
+        return found
+
     def frame(self) -> dict[str, Any]:
-        """What is saved beside the state; `Checkpoints` adds the step."""
+        """What is saved beside the state; `Checkpoints` adds the step. All processes call it together."""
         return {
             "config": to_dict(self.experiment),
             "tokenizer": self.tokenizer.to_json(),
@@ -92,7 +101,7 @@ class Run:
             "task_steps": {t: f.steps for t, f in self.feeds.items()},
             "samplers": {t: f.sampler_state for t, f in self.feeds.items()},
             "data": {t: f.identity for t, f in self.feeds.items()},
-            "skipped_records": {t: dict(f.skipped) for t, f in self.feeds.items()},
+            "skipped_records": self.skipped_records(),
             "metrics": self.figures.latest,
             "averages": ["params", "rest"],  # what `optim.ema` is of; older checkpoints, without this entry, averaged params alone
         }

@@ -168,10 +168,12 @@ def _feeds(
     positions = {}
     task_steps = {}
     samplers = {}
+    skipped = {}
     if restored is not None:
         positions = restored.frame["positions"]
         task_steps = restored.frame.get("task_steps", {})
         samplers = restored.frame.get("samplers", {})
+        skipped = restored.frame.get("skipped_records", {})
     feeds = {}
     for name, task in experiment.tasks.items():
         try:
@@ -181,7 +183,7 @@ def _feeds(
                 tokenizer,
                 seed=derive(experiment.seed, "data", name),  # tasks on one source draw different records
                 mesh=mesh,
-                start=Start(positions.get(name, 0), task_steps.get(name), samplers.get(name)),
+                start=Start(positions.get(name, 0), task_steps.get(name), samplers.get(name), skipped.get(name, {})),
                 preprocess=experiment.preprocess,
             )
         except ConfigError as error:

@@ -270,6 +270,24 @@ def test_skips_are_counted_and_what_a_batch_raises_is_raised_by_next():
     f.close()
 
 
+def test_only_batches_that_were_given_are_counted():
+    """Not those made ahead, so that a bad record is counted once, wherever a run was stopped; nor those that are taken back."""
+    f = feed(FakeSource(N, BAD), reader=ReaderConfig(threads=4, prefetch_mb=64), **IN_ORDER)
+    deadline = time.monotonic() + 60
+    while f._ahead._ready.qsize() < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    counts = [f.counts()]
+    for _ in range(4):
+        f.take()
+        counts.append(f.counts())
+    f.take_back()
+    counts.append(f.counts())
+    f.close()
+    unreadable, undecoded = {"record cannot be read": 1}, {"image cannot be decoded": 1}
+    assert counts[:3] == [(0, {}), (B + 1, unreadable), (2 * B + 2, unreadable | undecoded)]
+    assert counts[3:] == [(N + 2, unreadable | undecoded), (N + B + 3, {**undecoded, **dict.fromkeys(unreadable, 2)}), counts[3]]
+
+
 def test_an_error_that_is_no_bad_record_is_not_swallowed():
     f = feed(FakeSource(N, {0: ZeroDivisionError("a bug in a source")}), **IN_ORDER)
     with pytest.raises(ZeroDivisionError, match="a bug in a source"):

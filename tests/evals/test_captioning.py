@@ -84,7 +84,7 @@ def test_ids_become_texts_again():
 def test_a_run_that_learns_to_write(tmp_path, capsys):
     """Overfits generated pictures until it names them, in the training loop and by the command."""
     shapes = dict(name="shapes", size=16, variants=1, split="test_b_new")
-    fields = dict(image=dict(name="picture", size=16), text=dict(name="caption", columns="name/en", length=14))
+    fields = dict(image=dict(name="picture", size=16), text=dict(name="caption", columns="name/en", length=20))
     data = dict(source=shapes, batch=32, fields=fields, reader=dict(threads=2))
     config = dict(
         model=dict(

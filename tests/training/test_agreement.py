@@ -156,6 +156,15 @@ def test_numbers_and_texts_survive_the_way_between_processes(monkeypatch):
     assert hosts.gather_texts("größer " * 400)[1] == ("größer " * 400).encode()[:2000].decode(errors="ignore")
 
 
+def test_counts_are_added_up_over_processes(monkeypatch):
+    """However much one of them has to tell."""
+    many = {"pairs": {f"cause {i}": i for i in range(300)}, "clips": {}}
+    assert hosts.add_up(many) == many
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)
+    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", lambda x: np.stack([x, x, x]))
+    assert hosts.add_up(many) == {"pairs": {f"cause {i}": 3 * i for i in range(300)}, "clips": {}}
+
+
 @pytest.mark.parametrize(
     "error, waits", [(ZeroDivisionError("a bug"), []), (jax.errors.JaxRuntimeError("gloo: closed"), [hosts.PATIENCE + 5])]
 )

@@ -1,5 +1,6 @@
 """Runs whose data fails: they end with everything saved, and go on from there as if nothing had been."""
 
+import json
 import shutil
 
 import pytest
@@ -67,7 +68,35 @@ def test_too_many_bad_records_end_the_run_with_everything_saved(tmp_path, monkey
         DataError, match=r"task 'pairs': shapes-.*, split 'train_a': .* records are bad \(record cannot be read: \d+\), more than"
     ):
         train_command.train(tiny.experiment(), tmp_path)
-    assert Checkpoints(tmp_path / "checkpoints", read_only=True).frame()[1]["positions"] == {"pairs": B}
+    # Those of the first batch alone could be chance; what is made ahead does not count.
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).frame()[1]["positions"] == {"pairs": 2 * B}
+
+
+def test_bad_records_are_counted_once_through_a_resume(tmp_path, monkeypatch):
+    """The run that goes on from a checkpoint tells of those before it as well, and of none twice."""
+    real = RecordSource.__getitem__
+
+    def get(self, i):
+        if i % 5 == 0:
+            raise BadRecord("record cannot be read", "hash mismatch")
+        return real(self, i)
+
+    def told(workdir):
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        return [line["record cannot be read"] for line in lines if line["name"] == "skipped/pairs"]
+
+    monkeypatch.setattr(RecordSource, "__getitem__", get)
+    tasks = dict(pairs=tiny.task(error_budget=1.0))
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    train_command.train(tiny.experiment(tasks=tasks), whole)
+    (count,) = told(whole)
+    shutil.copytree(whole / "checkpoints", again / "checkpoints")
+    shutil.rmtree(again / "checkpoints" / "6")
+    train_command.train(tiny.experiment(tasks=tasks), again)
+    assert told(again) == [count]
+    frames = [Checkpoints(workdir / "checkpoints", read_only=True).frame()[1]["skipped_records"] for workdir in (whole, again)]
+    assert frames == [{"pairs": {"record cannot be read": count}}] * 2
+    assert 6 * B / 5 / 2 < count < 6 * B / 5 * 2
 
 
 def test_a_run_with_another_batch_continues_its_stream(finished, tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from jaxvl.data.cache import Cache
 from jaxvl.data.config import POSITION, DataConfig
 from jaxvl.data.fields.base import Context, Reader
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.data.records import BadRecord
+from jaxvl.data.records import BadRecord, DataError, causes
+from jaxvl.data.samplers.base import Order
 from jaxvl.data.sources.base import Record, Source
 from jaxvl.data.tokenizers import Tokenizer
 
@@ -24,10 +25,6 @@ STAGES = ("read", "decode", "transform")  # of `stages.STAGES`, those of this fi
 
 Arrays = dict[str, np.ndarray]
 Values = Mapping[Any, Any]  # a reader's key -> what it took from a record
-
-
-class AllBad(Exception):
-    """`REPLACEMENTS` records in a row are bad. Whoever knows the counts of all threads makes a sentence of it."""
 
 
 class Part(NamedTuple):
@@ -77,6 +74,11 @@ class Tally:
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
 
+    def take_away(self, other: Tally) -> None:
+        """Takes away the records that another one has counted; the time spent on them stays."""
+        self.seen -= other.seen
+        self.skipped -= other.skipped
+
 
 class Layout:
     """The arrays of a batch as records give them, before interleaved rows are packed.
@@ -124,12 +126,14 @@ class Recipe:
     Attributes:
       config: of the task.
       source: its records.
+      order: of them.
       tokenizer, preprocess: of the run.
       counted: bool [b], which rows of a batch this host counts.
     """
 
     config: DataConfig
     source: Source
+    order: Order
     tokenizer: Tokenizer
     preprocess: Preprocess
     counted: np.ndarray
@@ -153,6 +157,7 @@ class Filler:
     def __init__(self, recipe: Recipe, cache_bytes: int):
         config = recipe.config
         self.source = recipe.source
+        self._order = recipe.order
         self.cache = Cache(cache_bytes)
         self._counted = recipe.counted
         self._records_per_row = config.records_per_row
@@ -163,20 +168,21 @@ class Filler:
         masked = config.missing == "mask"
         self._masks = {name: [f"has_{entry}" for entry in field.inputs(name)] if masked else [] for name, field in config.fields.items()}
 
-    def fill(self, out: Arrays, part: Part, tally: Tally) -> None:
-        """Fills rows that have nothing.
-
-        Args:
-          tally: what is met is added to it, also where this raises.
+    def fill(self, out: Arrays, part: Part) -> Tally:
+        """Fills rows that have nothing; returns what it has met.
 
         Raises:
-          AllBad: no record was good for a row.
+          DataError: `REPLACEMENTS` records in a row are bad.
           Exception: whatever else the source raises.
         """
+        tally = Tally()
         draws = {name: values.tolist() for name, values in part.draws.items()}
         out[POSITION][part.rows] = part.positions % 2**31
         for at, (row, number) in enumerate(zip(part.rows.tolist(), part.numbers.tolist())):
-            values = self._values(number, bool(self._counted[row // self._records_per_row]), tally)
+            values, skipped = self._values(number, tally.seconds)
+            if self._counted[row // self._records_per_row]:
+                tally.seen += 1 + len(skipped)
+                tally.skipped.update(skipped)
             began = time.perf_counter()
             for name, reader in self._readers.items():
                 value = values.get(reader.key)
@@ -186,21 +192,18 @@ class Filler:
                 for mask in self._masks[name]:
                     out[mask][row] = True
             tally.seconds["transform"] += time.perf_counter() - began
+        return tally
 
-    def _values(self, number: int, counted: bool, tally: Tally) -> Values:
-        """What the readers take from a record, or from the next good one after it."""
-        for _ in range(REPLACEMENTS):
+    def _values(self, number: int, spent: dict[str, float]) -> tuple[Values, list[str]]:
+        """What the readers take from a record, or from the next good one of its part or cluster, and why those before it are bad."""
+        skipped: list[str] = []
+        while len(skipped) < REPLACEMENTS:
             try:
-                values = self._load(number, tally.seconds)
+                return self._load(number, spent), skipped
             except BadRecord as error:
-                if counted:
-                    tally.seen += 1
-                    tally.skipped[error.cause] += 1
-                number = (number + 1) % len(self.source)
-            else:
-                tally.seen += counted
-                return values
-        raise AllBad
+                skipped.append(error.cause)
+                number = self._order.after(number)
+        raise DataError(f"{self.source.name}: {REPLACEMENTS} bad records in a row ({causes(collections.Counter(skipped))})")
 
     def _load(self, number: int, spent: dict[str, float]) -> Values:
         kept = self.cache.get(number)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import abc
-import collections
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from jaxvl.data.reading.fill import Arrays, Filler, Layout, Part, Recipe, Tally
@@ -21,25 +19,14 @@ class Pool(abc.ABC):
 
     def __init__(self):
         self.pids: list[int] = []
-        self._tally = Tally()
-        self._lock = threading.Lock()
 
     @abc.abstractmethod
-    def begin(self, part: Part) -> tuple[Arrays, list[Future[None]]]:
-        """The arrays of a batch, and the jobs that fill all of its rows with `part`; they raise as `Filler.fill`."""
+    def begin(self, part: Part) -> tuple[Arrays, list[Future[Tally]]]:
+        """The arrays of a batch, and the jobs that fill all of its rows with `part`: each does what `Filler.fill` does."""
 
     @abc.abstractmethod
     def close(self) -> None:
         """Ends all that reads; nothing can be begun afterwards."""
-
-    def tally(self) -> Tally:
-        """What all jobs so far have met."""
-        with self._lock:
-            return Tally(self._tally.seen, collections.Counter(self._tally.skipped), dict(self._tally.seconds))
-
-    def _add(self, tally: Tally) -> None:
-        with self._lock:
-            self._tally.add(tally)
 
 
 class Threads(Pool):
@@ -53,17 +40,10 @@ class Threads(Pool):
         self._pieces = PER_THREAD * reader.threads
         self._threads = ThreadPoolExecutor(reader.threads, thread_name_prefix="jaxvl-read")
 
-    def begin(self, part: Part) -> tuple[Arrays, list[Future[None]]]:
+    def begin(self, part: Part) -> tuple[Arrays, list[Future[Tally]]]:
         """See `Pool`."""
         out = self._layout.new()
-        return out, [self._threads.submit(self._fill, out, piece) for piece in part.cut(self._pieces)]
-
-    def _fill(self, out: Arrays, part: Part) -> None:
-        tally = Tally()
-        try:
-            self.filler.fill(out, part, tally)
-        finally:
-            self._add(tally)
+        return out, [self._threads.submit(self.filler.fill, out, piece) for piece in part.cut(self._pieces)]
 
     def close(self) -> None:
         """See `Pool`. Waits for what is being read."""

@@ -72,11 +72,11 @@ class Job(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What became of a job: `error` is an exception, pickled. Without a number, the worker could not begin."""
+    """What became of a job: what reading its records has met, or an exception, pickled. Without a number, the worker could not begin."""
 
     number: int | None
-    tally: Tally
-    error: bytes | None
+    tally: Tally | None = None
+    error: bytes | None = None
 
 
 class Child(NamedTuple):
@@ -103,6 +103,7 @@ class Processes(Pool):
 
     def __init__(self, recipe: Recipe):
         super().__init__()
+        self._lock = threading.Lock()
         Filler(recipe, 0)  # raises what is wrong with the fields
         reader = recipe.config.reader
         self._name = recipe.source.name
@@ -110,7 +111,7 @@ class Processes(Pool):
         self._pieces = PER_THREAD * reader.threads
         self._cached = reader.cache_mb > 0
         self._numbers = itertools.count()
-        self._jobs: dict[int, tuple[Future[None], Arrays]] = {}  # arrays stay in use until nobody writes into them
+        self._jobs: dict[int, tuple[Future[Tally], Arrays]] = {}  # arrays stay in use until nobody writes into them
         self._failure: Exception | None = None
         self._closed = False
         self._slots = Slots(self._layout.nbytes)
@@ -150,7 +151,7 @@ class Processes(Pool):
         """Batches of which there is memory."""
         return len(self._slots)
 
-    def begin(self, part: Part) -> tuple[Arrays, list[Future[None]]]:
+    def begin(self, part: Part) -> tuple[Arrays, list[Future[Tally]]]:
         """See `Pool`. Raises what ended a worker."""
         slot, memory = self._slots.take()
         out = self._layout.within(memory)
@@ -167,8 +168,8 @@ class Processes(Pool):
             return [np.flatnonzero(numbers % workers == worker) for worker in range(workers)]
         return np.array_split(np.arange(len(numbers)), workers)
 
-    def _send(self, child: Child, slot: int, part: Part, out: Arrays) -> Future[None]:
-        future: Future[None] = Future()
+    def _send(self, child: Child, slot: int, part: Part, out: Arrays) -> Future[Tally]:
+        future: Future[Tally] = Future()
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot read after shutdown")
@@ -201,12 +202,11 @@ class Processes(Pool):
             self._fail(error)
             return
         with self._lock:
-            self._tally.add(reply.tally)
             future, _ = self._jobs.pop(reply.number, (None, None))
         if future is None:
             return  # it was given up
         if error is None:
-            future.set_result(None)
+            future.set_result(reply.tally)
         else:
             future.set_exception(error)
 

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 import cloudpickle
 
 from jaxvl.config.plugins import load_again
-from jaxvl.data.reading.fill import Arrays, Filler, Layout, Recipe, Tally
+from jaxvl.data.reading.fill import Arrays, Filler, Layout, Recipe
 from jaxvl.data.reading.memory import shared
 from jaxvl.data.reading.processes import Begin, Job, Reply
 
@@ -64,16 +64,14 @@ class Work:
 
     def do(self, job: Job) -> None:
         """Fills the rows of a job and says so."""
-        tally = Tally()
-        error = None
         try:
             out = self._memory[job.slot]
             self._layout.clear(out, job.part.rows)
-            self._filler.fill(out, job.part, tally)
-        except BaseException as raised:
-            error = portable(raised)
+            reply = Reply(job.number, tally=self._filler.fill(out, job.part))
+        except BaseException as error:
+            reply = Reply(job.number, error=portable(error))
         with self._sending:
-            self._connection.send(Reply(job.number, tally, error))
+            self._connection.send(reply)
 
 
 def work(connection: Connection, parent: int, slots: int, shared_file: int, threads: int) -> None:
@@ -89,7 +87,7 @@ def work(connection: Connection, parent: int, slots: int, shared_file: int, thre
     except EOFError:
         os._exit(0)
     except BaseException as error:
-        connection.send(Reply(None, Tally(), portable(error)))
+        connection.send(Reply(None, error=portable(error)))
         os._exit(1)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="jaxvl-read")
     try:
