@@ -135,7 +135,8 @@ class MixtureOrder(Order):
         self._shares = Shares(weights)
         self._batch = batch
         self._dealt = {"names": list(names), "weights": list(weights), "batch": batch}
-        self._since, self._consumed = 0, dict.fromkeys(names, 0)
+        self._since = 0
+        self._consumed = dict.fromkeys(names, 0)
         if state:
             began = state["began"] if state["dealt"] == self._dealt else state["now"]
             self._since = began["position"]

@@ -114,7 +114,8 @@ class ArrayRecordFiles:
     """
 
     def __init__(self, files: Sequence[str], states: Sequence[FileState], sizes: Sequence[int]):
-        self.files, self._states = list(files), list(states)
+        self.files = list(files)
+        self._states = list(states)
         self.sizes = np.array(sizes, np.int64)
         self._ends = np.cumsum(self.sizes)
         self._lock = threading.Lock()
@@ -261,7 +262,8 @@ class ArrayRecordSource(TableSource):
     def __init__(self, reader: ArrayRecordFiles, payload: str, fingerprint: str, chosen: Mapping[str, Chosen]):
         more = "" if len(reader.files) == 1 else f" and {len(reader.files) - 1:,} more"
         super().__init__(f"{reader.files[0]}{more}", fingerprint, chosen)
-        self._reader, self._payload = reader, payload
+        self._reader = reader
+        self._payload = payload
         self._length = int(reader.sizes.sum())
 
     def __len__(self) -> int:

@@ -78,7 +78,8 @@ def _columns_of(
     classes = None
     names = feature.get("names") if isinstance(feature, dict) else None
     if isinstance(names, list) and pa.types.is_integer(of):
-        kind, classes = "class", ClassSet({"en": tuple(map(str, names))})
+        kind = "class"
+        classes = ClassSet({"en": tuple(map(str, names))})
     yield name, Found(kind, told if len(told) < 60 else told[:57] + "…", True, classes)
 
 

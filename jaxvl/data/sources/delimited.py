@@ -135,7 +135,8 @@ class Layout:
         last: list[bytes] = []
         try:
             for row in self.rows(texts()):
-                last, end = list(pulled), at
+                last = list(pulled)
+                end = at
                 pulled.clear()
                 if row and not header:
                     yield start

@@ -105,7 +105,8 @@ def _first_group(pattern: str) -> tuple[int, int, list[int]] | None:
     """Where the first whole brace opens and closes, and the commas right inside of it."""
     start = pattern.find("{")
     while start >= 0:
-        depth, commas = 0, []
+        depth = 0
+        commas = []
         for at in range(start, len(pattern)):
             sign = pattern[at]
             depth += (sign == "{") - (sign == "}")
@@ -128,7 +129,8 @@ def _choices(pattern: str, start: int, stop: int, commas: Sequence[int], field: 
 
 def _range(inside: str, field: str) -> list[str] | None:
     """Numbers or letters of `FIRST..LAST` or `FIRST..LAST..STEP`; None for something else."""
-    numbers, letters = _RANGE.fullmatch(inside), _LETTERS.fullmatch(inside)
+    numbers = _RANGE.fullmatch(inside)
+    letters = _LETTERS.fullmatch(inside)
     match = numbers or letters
     if match is None:
         return None

@@ -281,7 +281,8 @@ class FolderSource(Source):
             raise BadRecord(NOT_UTF8, f"{self.name}, {beside}: {error}") from None
 
     def _of_row(self, i: int, name: str) -> object | None:
-        chosen, row = self._chosen[name], self._rows[i]
+        chosen = self._chosen[name]
+        row = self._rows[i]
         value = row[chosen.theirs] if chosen.theirs in row else nested(row, chosen.theirs.split("."))
         if value is None:
             return None

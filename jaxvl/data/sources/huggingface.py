@@ -145,7 +145,8 @@ class HuggingFaceSource(TableSource):
     """
 
     def __init__(self, config: HuggingFace, files: Sequence[str], dataset: datasets.Dataset, chosen, media: MediaFolder | None):
-        self._config, self._table = config, dataset.data
+        self._config = config
+        self._table = dataset.data
         self._tops = set(dataset.column_names)
         self._indices = dataset._indices  # of a dataset that was saved with a selection of its rows
         self._length = len(dataset)

@@ -50,7 +50,8 @@ class Joined:
 
     def open(self, log: Log = print) -> Source:
         """Raises ConfigError at one of its fields; DataError where no record has a partner."""
-        source, other = _open(self.source, "source", log), _open(self.other, "other", log)
+        source = _open(self.source, "source", log)
+        other = _open(self.other, "other", log)
         other_key = self.other_key or self.key
         _check_key(source, self.key, "key")
         _check_key(other, other_key, "other_key" if self.other_key else "key")
@@ -107,10 +108,12 @@ class JoinedSource(Source):
     """
 
     def __init__(self, source: Source, other: Source, index: np.ndarray, more: Collection[str], fingerprint: str):
-        self.source, self.other = source, other
+        self.source = source
+        self.other = other
         self.name = f"{source.name} + {other.name}"
         self.fingerprint = fingerprint
-        self._index, self._more = np.asarray(index), tuple(more)
+        self._index = np.asarray(index)
+        self._more = tuple(more)
         lacking = bool((self._index < 0).any())
         self.columns: dict[str, Column] = dict(source.columns)
         for name in more:

@@ -55,7 +55,8 @@ class JsonLines:
 
 def split_lines(lines: Iterator[bytes], file: str) -> Iterator[int]:
     """Offsets of lines that are not blank, and the end of the last one."""
-    at, end = 0, 0
+    at = 0
+    end = 0
     for line in lines:
         if line.strip():
             yield at

@@ -115,7 +115,8 @@ class _Mapped:
     """An index on its way to another process: the name of its file, where it has one."""
 
     def __init__(self, file: str | None, array: np.ndarray | None):
-        self._file, self._array = file, array
+        self._file = file
+        self._array = array
 
     @classmethod
     def of(cls, index: np.ndarray) -> _Mapped:

@@ -151,7 +151,8 @@ def _parse(text: str, field: str, kind: str | None) -> MemberColumn:
 
 def _choices(text: str, field: str) -> tuple[Choice, ...]:
     before, colon, after = text.partition(":")
-    parts, keys = _parts(before), _parts(after)
+    parts = _parts(before)
+    keys = _parts(after)
     check(len(parts) > 0 and (not colon or len(keys) > 0), field, f"{text!r} names no members; write 'jpg;png' or 'json:caption'")
     choices = []
     for part in parts:

@@ -145,7 +145,8 @@ class ParquetSource(TableSource):
         digest = hashlib.sha256("".join(footer.digest for footer in footers).encode())
         more = "" if len(reader.files) == 1 else f" and {len(reader.files) - 1:,} more"
         super().__init__(f"{reader.files[0]}{more}", digest.hexdigest(), chosen, media)
-        self._reader, self._footers = reader, list(footers)
+        self._reader = reader
+        self._footers = list(footers)
         self._tops = {name for footer in footers for name in footer.types}
         self._sizes = np.array([rows for footer in footers for rows in footer.groups if rows], np.int64)
         self._ends = np.cumsum(self._sizes)
@@ -180,7 +181,8 @@ class ParquetSource(TableSource):
     def column(self, name: str) -> np.ndarray | None:
         if name not in self.columns or self.columns[name].kind not in ("class", "int", "float", "text"):
             return None
-        theirs, kind = self.chosen[name].theirs, self.columns[name].kind
+        theirs = self.chosen[name].theirs
+        kind = self.columns[name].kind
         if kind == "text" and sum(footer.size(theirs) for footer in self._footers) > LARGE_COLUMN:
             return None
         return column_array(self._all_values(name), kind)
@@ -192,7 +194,8 @@ class ParquetSource(TableSource):
         return np.array([value is not None for value in self._all_values(name)], bool)
 
     def _all_values(self, name: str) -> list[object | None]:
-        theirs, kind = self.chosen[name].theirs, self.columns[name].kind
+        theirs = self.chosen[name].theirs
+        kind = self.columns[name].kind
         path = path_of(theirs, self._tops)
 
         def of_group(place: tuple[int, int]) -> list[object | None]:

@@ -81,7 +81,8 @@ def _described(metadata: pyarrow.parquet.FileMetaData, digest: str) -> Footer:
         groups.append(group.num_rows)
         for c in range(group.num_columns):
             column = group.column(c)
-            leaf, size = column.path_in_schema, column.total_uncompressed_size
+            leaf = column.path_in_schema
+            size = column.total_uncompressed_size
             counted = column.is_stats_set and column.statistics.has_null_count
             before = nulls.get(leaf, 0)
             nulls[leaf] = before + column.statistics.null_count if counted and before >= 0 else -1
@@ -130,7 +131,9 @@ class ParquetFiles:
     """
 
     def __init__(self, files: Sequence[str], states: Sequence[FileState], cache_bytes: int):
-        self.files, self._states, self._cache_bytes = list(files), list(states), cache_bytes
+        self.files = list(files)
+        self._states = list(states)
+        self._cache_bytes = cache_bytes
         self._ranges = RangeFiles()
         self._lock = threading.Lock()
         self._footers: collections.OrderedDict[int, pyarrow.parquet.FileMetaData] = collections.OrderedDict()
@@ -213,7 +216,10 @@ class _Opened(io.RawIOBase):
     """A file as pyarrow reads one; all that is read comes from `RangeFiles`."""
 
     def __init__(self, ranges: RangeFiles, file: str, state: FileState):
-        self._ranges, self._file, self._state, self._at = ranges, file, state, 0
+        self._ranges = ranges
+        self._file = file
+        self._state = state
+        self._at = 0
 
     def readable(self) -> bool:
         return True

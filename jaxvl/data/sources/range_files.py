@@ -25,7 +25,9 @@ class _Open:
     """A local file that is open."""
 
     def __init__(self, descriptor: int):
-        self.descriptor, self.users, self.looked = descriptor, 0, time.monotonic()
+        self.descriptor = descriptor
+        self.users = 0
+        self.looked = time.monotonic()
 
 
 class RangeFiles:
@@ -151,7 +153,8 @@ def _read_whole(descriptor: int, start: int, size: int) -> bytes:
     data = os.pread(descriptor, size, start)
     if len(data) == size:
         return data
-    parts, read = [data], len(data)
+    parts = [data]
+    read = len(data)
     while data and read < size:
         data = os.pread(descriptor, size - read, start + read)
         parts.append(data)

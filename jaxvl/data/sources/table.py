@@ -183,7 +183,8 @@ class TableSource(Source):
     """
 
     def __init__(self, name: str, fingerprint: str, chosen: Mapping[str, Chosen], media: MediaFolder | None = None):
-        self.name, self.fingerprint = name, fingerprint
+        self.name = name
+        self.fingerprint = fingerprint
         self.chosen = dict(chosen)
         self.columns = {ours: each.column for ours, each in chosen.items()}
         self._media = media
@@ -245,7 +246,8 @@ class ParsedTable(TableSource):
         """None of a record without a value; None in all where the column is not a cheap one, or there are too many records."""
         if name not in self.columns or self.columns[name].kind not in ABSENT or len(self) > MOST_PARSED:
             return None
-        theirs, values = self.chosen[name].theirs, []
+        theirs = self.chosen[name].theirs
+        values = []
         for i in range(len(self)):
             try:
                 value = self.row(i, [theirs])[theirs]

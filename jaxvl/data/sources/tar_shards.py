@@ -182,7 +182,9 @@ class _Progress:
     """Says every few seconds how far the indexing is."""
 
     def __init__(self, shards: int, size: int, log: Log):
-        self._shards, self._size, self._log = shards, size, log
+        self._shards = shards
+        self._size = size
+        self._log = log
         self._start = self._said = time.monotonic()
         self._lock = threading.Lock()
         self._done = self._made = self._bytes = self._notes = 0
@@ -196,7 +198,9 @@ class _Progress:
 
     def add(self, size: int) -> None:
         with self._lock:
-            self._done, self._bytes, self._made = self._done + 1, self._bytes + size, self._made + (size > 0)
+            self._done += 1
+            self._bytes += size
+            self._made += size > 0
             if time.monotonic() - self._said > SAID_EVERY:
                 self._said = time.monotonic()
                 self._log(f"indexing tar shards: {self._done:,} of {self._shards:,}")
@@ -312,7 +316,9 @@ class Indexes:
     """
 
     def __init__(self, shards: Sequence[Shard], folder: paths.Path | None, log: Log):
-        self._shards, self._folder, self._log = shards, folder, log
+        self._shards = shards
+        self._folder = folder
+        self._log = log
         self._lock = threading.Lock()
         self._held: collections.OrderedDict[int, TarIndex] = collections.OrderedDict()
         self._cost = 0

@@ -257,7 +257,8 @@ class TfdsSource(TableSource):
             file = pathlib.Path(builder.data_dir, name)
             digest.update(file.read_bytes() if file.is_file() else b"")
         super().__init__(f"{builder.info.full_name} {config.split}", digest.hexdigest(), chosen)
-        self._config, self._source = config, source
+        self._config = config
+        self._source = source
         self._files = [str(instruction.filename) for instruction in _instructions(builder, config.split)]
         self._sizes = np.array([size for size in _shard_sizes(builder, config.split, len(source)) if size], np.int64)
 

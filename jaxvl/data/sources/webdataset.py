@@ -95,7 +95,9 @@ class TarSource(Source):
     """
 
     def __init__(self, name: str, shards: list[Shard], indexes: Indexes, members: Mapping[str, MemberColumn], optional: frozenset[str]):
-        self.name, self._shards, self._indexes = name, shards, indexes
+        self.name = name
+        self._shards = shards
+        self._indexes = indexes
         self._starts = [0, *itertools.accumulate(shard.samples for shard in shards)]
         self._files = RangeFiles()
         if self._starts[-1] == 0:
@@ -222,7 +224,9 @@ class _Sample:
     """One sample: where it is, and its members."""
 
     def __init__(self, shard: Shard, index: TarIndex, row: int):
-        self.shard, self._index, self._row = shard, index, row
+        self.shard = shard
+        self._index = index
+        self._row = row
         self.members = index.members(row)
 
     @functools.cached_property
@@ -247,7 +251,8 @@ class _Values:
     """
 
     def __init__(self, sample: _Sample, contents: Mapping[str, bytes]):
-        self._sample, self._contents = sample, contents
+        self._sample = sample
+        self._contents = contents
         self._json: dict[str, object] = {}
 
     def of(self, about: MemberColumn) -> object | None:
