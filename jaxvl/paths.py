@@ -148,6 +148,15 @@ def files_below(path: Path) -> list[Path]:
         return sorted(as_path(system.unstrip_protocol(found)) for found in system.find(root))
 
 
+def sizes_below(path: Path) -> dict[str, int]:
+    """File -> bytes of all files in a remote folder and its folders, by their names from the folder, sorted."""
+    with _named_errors(path):
+        system, root = fsspec.core.url_to_fs(str(path).rstrip("/"))
+        found = system.find(root, detail=True)
+    sizes = {name.removeprefix(root).lstrip("/"): about["size"] for name, about in sorted(found.items())}
+    return {name: size for name, size in sizes.items() if name and not name.endswith("/")}
+
+
 def read_bytes(path: Path) -> bytes:
     """Raises OSError."""
     with _named_errors(path):

@@ -19,8 +19,7 @@ from jaxvl.data.samplers.base import Order, State
 from jaxvl.data.samplers.permutation import below, keys
 from jaxvl.data.samplers.shares import Shares
 from jaxvl.data.samplers.shuffled import ShuffledOrder, Window
-from jaxvl.data.sources.base import Source
-from jaxvl.data.sources.mixture import Part
+from jaxvl.data.sources.base import Part, Source
 
 Stream = Callable[[np.ndarray], np.ndarray]  # places of a part's own stream, int64 [n], to record numbers of the source
 
@@ -64,9 +63,8 @@ class Mixture:
 
 def parts_of(source: Source) -> Sequence[Part]:
     """Raises ConfigError where the source has no parts."""
-    parts = getattr(source, "parts", ())
-    check(bool(parts), "name", f"needs a source of parts, which {source.name} is not; must be a sampler such as 'shuffled'")
-    return parts
+    check(bool(source.parts), "name", f"needs a source of parts, which {source.name} is not; must be a sampler such as 'shuffled'")
+    return source.parts
 
 
 def dealt_rows(homogeneous: bool, batch: int | None) -> int:

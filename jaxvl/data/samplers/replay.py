@@ -14,8 +14,7 @@ from jaxvl.data.samplers.base import State
 from jaxvl.data.samplers.mixture import MixtureOrder, Stream, dealt_rows, part_stream, parts_of, weight_of
 from jaxvl.data.samplers.permutation import keys, permute
 from jaxvl.data.samplers.shuffled import Window
-from jaxvl.data.sources.base import Source
-from jaxvl.data.sources.mixture import Part
+from jaxvl.data.sources.base import Part, Source
 
 
 @SAMPLERS.register("replay")

@@ -41,7 +41,7 @@ class Shuffled:
 
     def order(self, source: Source, seed: int, state: State | None = None) -> ShuffledOrder:
         """Raises ConfigError for a mixture with weights, which this order would not keep."""
-        weighted = [part for part in getattr(source, "parts", ()) if part.weight is not None]
+        weighted = [part for part in source.parts if part.weight is not None]
         check(not weighted, "name", "'shuffled' reads all records equally often, but the source's parts have weights; must be 'mixture'")
         return ShuffledOrder(source.shards(), seed, self.window)
 

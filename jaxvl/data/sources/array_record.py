@@ -28,9 +28,9 @@ from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.remembered import edges_digest, key_of, remembered, states_of
-from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, nested
+from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns
 from jaxvl.data.sources.tf_example import parse_example
-from jaxvl.data.sources.values import common_kind, kind_of
+from jaxvl.data.sources.values import common_kind, kind_of, named
 from jaxvl.paths import FileState
 
 MOST_OPEN = 64  # files
@@ -278,4 +278,4 @@ class ArrayRecordSource(TableSource):
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
         record = decode(self._reader.content(i), self._payload, self.where(i))
-        return {name: record[name] if name in record else nested(record, name.split(".")) for name in theirs}
+        return {name: named(record, name) for name in theirs}

@@ -20,8 +20,8 @@ from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.line_index import RecordFiles, TextTable, default_media_root
 from jaxvl.data.sources.media import MediaFolder
-from jaxvl.data.sources.table import Found, choose_columns, nested
-from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of
+from jaxvl.data.sources.table import Found, choose_columns
+from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of, named
 
 LOOKED_AT = 100  # records whose values say what a column holds
 
@@ -116,4 +116,4 @@ class JsonLinesSource(TextTable):
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
         record = parse(self._records.content(i), self.where(i))
-        return {name: record[name] if name in record else nested(record, name.split(".")) for name in theirs}
+        return {name: named(record, name) for name in theirs}

@@ -34,8 +34,8 @@ from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.mds_values import REFUSED, decode, fixed_size, is_known, kind_of_encoding
 from jaxvl.data.sources.range_files import RangeFiles
 from jaxvl.data.sources.remembered import kept_folder, key_of, own_name
-from jaxvl.data.sources.table import Chosen, Found, ParsedTable, choose_columns, nested
-from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of
+from jaxvl.data.sources.table import Chosen, Found, ParsedTable, choose_columns
+from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of, nested
 from jaxvl.paths import FileState
 
 MOST_TABLES = 256  # offsets of shards in memory

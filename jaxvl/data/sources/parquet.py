@@ -13,23 +13,21 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from jaxvl.config import PathText, Range, check
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.arrow_columns import find_columns, first_content, import_pyarrow, part_of, path_of, plain_values, value_at
+from jaxvl.data.sources.arrow_columns import find_columns, first_content, import_pyarrow, path_of, plain_values, value_at
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.media import MediaFolder
 from jaxvl.data.sources.parquet_files import Footer, ParquetFiles, read_footer
 from jaxvl.data.sources.remembered import key_of, remembered, states_of
 from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, column_array
-
-if TYPE_CHECKING:
-    pass
+from jaxvl.data.sources.values import nested
 
 READ_AT_ONCE = 16  # footers
 LARGE_GROUP = 2**30  # bytes of a row group that should have been written in smaller ones
@@ -87,7 +85,7 @@ def _first_bytes(reader: ParquetFiles, footer: Footer, file: int, name: str) -> 
         column = reader.column(file, group, name)
         for i in range(rows):
             path = path_of(name, footer.types)
-            value = first_content(part_of({path[0]: column[i].as_py()}, path))
+            value = first_content(nested(column[i].as_py(), path[1:]))
             if value:
                 return value
         if group == 0 and rows > 1000:
@@ -175,7 +173,7 @@ class ParquetSource(TableSource):
         for name in theirs:
             value = value_at(self._reader.column(file, group, name), row, where)
             path = path_of(name, self._tops)
-            found[name] = value if len(path) == 1 else part_of({path[0]: value}, path)
+            found[name] = nested(value, path[1:])
         return found
 
     def column(self, name: str) -> np.ndarray | None:

@@ -27,7 +27,8 @@ from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.array_record import READ_AT_ONCE, count_records
 from jaxvl.data.sources.base import Kind, Log
 from jaxvl.data.sources.remembered import key_of, remembered, states_of
-from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, nested
+from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns
+from jaxvl.data.sources.values import nested
 
 _KIND_OF_LIST: dict[Kind | None, Kind] = {
     "image": "frames", "text": "texts", "int": "array", "float": "array", "class": "array", "array": "array",
@@ -121,7 +122,6 @@ def _reading(read: Any, folder: str) -> Any:
 
 
 def _data_source(builder: Any, split: str) -> Any:
-
     decoders = _decoders(builder.info.features)
     splits = list(builder.info.splits)
     try:
