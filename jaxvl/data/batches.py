@@ -211,13 +211,13 @@ class Batches:
                 self._seconds[stage] += seconds
 
     def _values(self, number: int, counted: bool, spent: dict[str, float]) -> Values:
-        """What the readers take from a record, or from the next good one after it."""
+        """What the readers take from a record, or from the next good one of its part or cluster."""
         for _ in range(REPLACEMENTS):
             try:
                 values = self._load(number, spent)
             except BadRecord as error:
                 self._count(counted, error)
-                number = (number + 1) % len(self.source)
+                number = self.order.after(number)
             else:
                 self._count(counted)
                 return values

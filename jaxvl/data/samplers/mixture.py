@@ -57,8 +57,7 @@ class Mixture:
         weights = [weight_of(part, self.weight_by) for part in parts]
         equally = all(part.weight is None for part in parts)
         epoch = len(source) if equally and not self.resampled and not self.homogeneous else None
-        names = [part.name for part in parts]
-        return MixtureOrder(streams, weights, names, batch=dealt_rows(self.homogeneous, self.batch), state=state, epoch=epoch)
+        return MixtureOrder(parts, streams, weights, batch=dealt_rows(self.homogeneous, self.batch), state=state, epoch=epoch)
 
 
 def parts_of(source: Source) -> Sequence[Part]:
@@ -117,22 +116,25 @@ class MixtureOrder(Order):
     Its state names the weights, the position where they began to hold, and what each part had consumed by then.
 
     Args:
-      streams, weights, names: of the parts.
+      parts: of the source.
+      streams, weights: of each part.
       batch: rows that are dealt together.
       state: of a checkpoint.
       epoch: see `Order`.
     """
 
     def __init__(
-        self, streams: Sequence[Stream], weights: Sequence[float], names: Sequence[str], *,
+        self, parts: Sequence[Part], streams: Sequence[Stream], weights: Sequence[float], *,
         batch: int = 1, state: State | None = None, epoch: int | None = None,
     ):  # fmt: skip
+        names = [part.name for part in parts]
         self.epoch = epoch
+        self._spans = [range(part.start, part.end) for part in parts]
         self._streams = list(streams)
-        self._names = list(names)
+        self._names = names
         self._shares = Shares(weights)
         self._batch = batch
-        self._dealt = {"names": list(names), "weights": list(weights), "batch": batch}
+        self._dealt = {"names": names, "weights": list(weights), "batch": batch}
         self._since = 0
         self._consumed = dict.fromkeys(names, 0)
         if state:
@@ -152,6 +154,11 @@ class MixtureOrder(Order):
             mine = dealt == part
             out[mine] = self._streams[part](self._consumed[self._names[part]] + of_part[mine])
         return out
+
+    def after(self, record: int) -> int:
+        """See `Order`."""
+        span = next(span for span in self._spans if record in span)
+        return span.start + (record + 1 - span.start) % len(span)
 
     def consumed(self, position: int) -> tuple[int, ...]:
         """Raises ValueError for a position before this order began."""

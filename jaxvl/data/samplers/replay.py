@@ -55,7 +55,7 @@ class Replay:
             check(total > 0, "parts", f"the weights of {[n for n, s in zip(names, side) if s]} must not all be 0")
             weights[side] *= share / total
         streams = [self._stream(part, seed) for part in parts]
-        return MixtureOrder(streams, weights.tolist(), names, batch=dealt_rows(self.homogeneous, self.batch), state=state)
+        return MixtureOrder(parts, streams, weights.tolist(), batch=dealt_rows(self.homogeneous, self.batch), state=state)
 
     def _stream(self, part: Part, seed: int) -> Stream:
         if part.name not in self.parts or self.buffer is None or self.buffer >= len(part):

@@ -109,6 +109,10 @@ class ShuffledOrder(Order):
             return permute(places, np.array([self.epoch]), key)
         return by_value(epochs, places, self._of_epoch)
 
+    def after(self, record: int) -> int:
+        """See `Order`."""
+        return (record + 1) % self.epoch
+
     def _of_epoch(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Records at places of one epoch."""
         _, firsts = self._layout(epoch)
