@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from jaxvl import paths
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.remembered import why
 from jaxvl.paths import FileState
 
 MOST_OPEN = 64  # local files
@@ -71,7 +72,7 @@ class RangeFiles:
         except FileNotFoundError:
             raise DataError(f"{name}: is not there any more") from None
         except OSError as error:
-            raise DataError(f"{name}: cannot be read ({type(error).__name__}: {error})") from None
+            raise DataError(why(error, name)) from None
         if any(len(part) != stop - start for part, (start, stop) in zip(parts, together)):
             raise DataError(f"{name}: has become shorter while it is read; start again once it is whole")
         return _cut(ranges, together, parts)

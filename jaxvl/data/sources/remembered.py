@@ -24,15 +24,23 @@ VERSION = 1  # of what is kept
 
 
 def states_of(files: Sequence[str]) -> list[FileState]:
-    """States of files that must be there. Raises DataError naming the first that is not."""
+    """States of files that must be there. Raises DataError naming the first that is not, and where one cannot be read in ranges."""
     try:
         states = paths.file_states(files)
     except OSError as error:
-        raise DataError(f"{files[0]}: cannot be read ({type(error).__name__}: {error})") from None
-    for file, state in zip(files, states):
-        if state is None:
-            raise DataError(f"{file}: is not there")
-    return states
+        raise DataError(why(error, files[0])) from None
+    missing = [file for file, state in zip(files, states) if state is None]
+    if missing:
+        instead = "; a glob such as *.tar names those that are there" if len(missing) < len(files) else ""
+        raise DataError(f"{missing[0]}: is not there ({len(missing):,} of {len(files):,} files are missing){instead}")
+    return [state for state in states if state is not None]
+
+
+def why(error: OSError, file: str) -> str:
+    """A sentence that says why a file cannot be read."""
+    if isinstance(error, (paths.PathError, PermissionError)):
+        return str(error)  # which names the file
+    return f"{file}: cannot be read ({type(error).__name__}: {error})"
 
 
 def key_of(what: str, files: Sequence[str], states: Sequence[FileState], more: Sequence[object] = ()) -> str:
