@@ -49,15 +49,18 @@ def _expand(pattern: str, field: str, ending: str) -> list[str]:
     if not paths.is_remote(pattern) and os.path.isfile(pattern):
         return [pattern]  # whatever it is called
     found: list[str] = []
-    for name in expand_braces(pattern, field):
-        found += _matching(name, field, ending)
+    names = expand_braces(pattern, field)
+    for name in names:
+        # Of many names that end as files do, each would have to be asked for.
+        is_file = len(names) > 1 and name.endswith(ending)
+        found += _matching(name, field, ending, is_file)
     return found
 
 
-def _matching(name: str, field: str, ending: str) -> list[str]:
+def _matching(name: str, field: str, ending: str, is_file: bool) -> list[str]:
     """The file itself, the files in a folder, or those that match a glob."""
     try:
-        if not paths.is_remote(name) and os.path.isdir(name):
+        if not is_file and not paths.is_remote(name) and os.path.isdir(name):
             name = os.path.join(name, f"*{ending}")
         elif name.endswith("/"):
             name = f"{name}*{ending}"

@@ -23,6 +23,7 @@ from jaxvl.data.sources.media import MediaFolder
 from jaxvl.data.sources.table import Found, choose_columns
 from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of, named
 
+HEAD = 64  # bytes
 LOOKED_AT = 100  # records whose values say what a column holds
 
 
@@ -48,6 +49,8 @@ class JsonLines:
         files = expand_files(self.files, "files", ".jsonl")
         records = RecordFiles(files, split_lines, ["jsonl"], log)
         check(len(records) > 0, "files", f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no lines")
+        if text_files.decode(records.head(0, HEAD), "replace").lstrip().startswith("["):
+            raise DataError(f"{files[0]}: begins with a list; write each of its elements as a line, as `jq -c '.[]'` does")
         chosen = choose_columns(_find_columns(records), self.columns, self.kinds, True, files[0], log)
         media = MediaFolder(self.images or default_media_root(files))
         return JsonLinesSource(records, chosen, media)

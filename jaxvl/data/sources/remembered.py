@@ -20,7 +20,7 @@ from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Log
 from jaxvl.paths import FileState
 
-VERSION = 1  # of what is kept
+VERSION = 2  # of what is kept
 
 
 def states_of(files: Sequence[str]) -> list[FileState]:
@@ -48,7 +48,7 @@ def key_of(what: str, files: Sequence[str], states: Sequence[FileState], more: S
     digest = hashlib.sha256(json.dumps([VERSION, what, list(more)]).encode())
     for file, state in zip(files, states):
         name = file if paths.is_remote(file) else os.path.abspath(file)
-        digest.update(json.dumps([name, state.size, state.version]).encode())
+        digest.update(f"{name}\0{state.size}\0{state.version}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
 
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.other_formats import other_format
 
 BLOCK = 512  # bytes; headers and data begin at multiples of it
 MOST_EXTENDED = 2**20  # bytes of a long name or of pax records
@@ -25,15 +26,6 @@ SPARSE = "sparse member"
 UNKNOWN_TYPE = "member of unknown type"
 UNSAFE_NAME = "unsafe name"
 
-# First bytes of what is often named .tar and is none.
-_OTHER_FORMATS = {
-    b"\x1f\x8b": "is compressed with gzip, and a member in its middle cannot be read alone; unpack it with `gunzip`",
-    b"\x28\xb5\x2f\xfd": "is compressed with Zstandard, and a member in its middle cannot be read alone; unpack it with `unzstd`",
-    b"BZh": "is compressed with bzip2, and a member in its middle cannot be read alone; unpack it with `bunzip2`",
-    b"\xfd7zXZ": "is compressed with xz, and a member in its middle cannot be read alone; unpack it with `unxz`",
-    b"PK\x03\x04": "is a zip file, not a tar",
-    b"<": "is a web page, not a tar",
-}
 _REGULAR = (b"0", b"\0", b"7")
 _ZEROS = bytes(BLOCK)
 _PAX_RECORD = re.compile(rb"(\d{1,20}) ([^=\n]+)=")
@@ -279,7 +271,4 @@ def _pax_records(content: bytes) -> dict[str, str]:
 
 
 def _what_it_is(header: bytes) -> str:
-    for magic, what in _OTHER_FORMATS.items():
-        if header.lstrip().startswith(magic):
-            return what
-    return f"is not a tar file (it begins with {header[:16]!r})"
+    return other_format(header) or f"is not a tar file (it begins with {header[:16]!r})"

@@ -51,7 +51,9 @@ def media_kind(content: bytes) -> Kind | None:
 
 
 def kind_of(value: object) -> Kind | None:
-    """The kind that a value is of; None where it is of none, or does not tell."""
+    """The kind that a value is of; None where it is of none, or does not tell, as NaN does not."""
+    if is_missing(value, "text"):
+        return None
     if isinstance(value, bool):
         return "int"
     for kind, types in (("text", str), ("int", (int, np.integer)), ("float", (float, np.floating)), ("array", np.ndarray)):
