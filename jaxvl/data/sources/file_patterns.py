@@ -8,8 +8,11 @@ from collections.abc import Sequence
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, check
+from jaxvl.config.errors import shown
 
 MOST_FILES = 1_000_000
+LONGEST = 4096  # characters of a pattern
+DEEPEST = 32  # braces inside of each other
 _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?")
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.(-?\d{1,18}))?")
 
@@ -85,8 +88,17 @@ def expand_braces(pattern: str, field: str) -> list[str]:
     """`a{1..3}b{x,y}` -> a1bx, a1by, a2bx, … as the shell does; a pattern without a whole brace stays as it is.
 
     Raises:
-      ConfigError: it stands for too many names.
+      ConfigError: it stands for too many names, or is too long or too deep.
     """
+    check(len(pattern) <= LONGEST, field, f"{shown(pattern)} has {len(pattern):,} characters; must have at most {LONGEST:,}")
+    depth = 0
+    for sign in pattern:
+        depth += (sign == "{") - (sign == "}" and depth > 0)
+        check(depth <= DEEPEST, field, f"{shown(pattern)} has braces more than {DEEPEST} deep")
+    return _expand_braces(pattern, field)
+
+
+def _expand_braces(pattern: str, field: str) -> list[str]:
     opened = _first_group(pattern)
     if opened is None:
         return [pattern]
@@ -94,12 +106,11 @@ def expand_braces(pattern: str, field: str) -> list[str]:
     inside = pattern[start + 1 : stop]
     choices = _choices(pattern, start, stop, commas, field) if commas else _range(inside, field)
     if choices is None:  # braces around something else
-        heads = [pattern[: stop + 1]]
-        inner = expand_braces(inside, field)
+        inner = _expand_braces(inside, field)
         heads = [f"{pattern[:start]}{{{text}}}" for text in inner]
     else:
         heads = [f"{pattern[:start]}{choice}" for choice in choices]
-    tails = expand_braces(pattern[stop + 1 :], field)
+    tails = _expand_braces(pattern[stop + 1 :], field)
     check(len(heads) * len(tails) <= MOST_FILES, field, f"{pattern!r} stands for more than {MOST_FILES:,} files")
     return [head + tail for head in heads for tail in tails]
 
@@ -126,7 +137,8 @@ def _choices(pattern: str, start: int, stop: int, commas: Sequence[int], field: 
     starts = [start, *commas]
     choices: list[str] = []
     for left, right in zip(starts, ends):
-        choices += expand_braces(pattern[left + 1 : right], field)
+        choices += _expand_braces(pattern[left + 1 : right], field)
+        check(len(choices) <= MOST_FILES, field, f"{pattern!r} stands for more than {MOST_FILES:,} files")
     return choices
 
 
