@@ -108,11 +108,16 @@ def _named_errors(path: Path | str) -> Iterator[None]:
     """What a store's client raises beside OSError (no credentials, no connection) as one PathError."""
     try:
         yield
-    except OSError:
+    except OSError as error:
+        if isinstance(error, PermissionError) and is_remote(path):
+            raise PermissionError(f"{path}: permission is denied ({error})") from None
         raise
     except Exception as error:
         if not is_remote(path):
             raise
+        status = getattr(error, "status", None)  # of aiohttp's errors
+        if scheme_of(path) in READ_ONLY and status is not None:
+            raise _web_error(str(path), status) from None
         lines = str(error).splitlines() or [""]
         raise PathError(f"{path}: {type(error).__name__}: {lines[0]}") from error
 
@@ -143,9 +148,16 @@ def files_below(path: Path) -> list[Path]:
     """All files in a folder and its folders, sorted."""
     if not is_remote(path):
         return sorted(found for found in path.rglob("*") if found.is_file())
+    return [path / name for name in sizes_below(path)]
+
+
+def sizes_below(path: Path) -> dict[str, int]:
+    """File -> bytes of all files in a remote folder and its folders, by their names from the folder, sorted."""
     with _named_errors(path):
-        system, root = fsspec.core.url_to_fs(str(path))
-        return sorted(as_path(system.unstrip_protocol(found)) for found in system.find(root))
+        system, root = fsspec.core.url_to_fs(str(path).rstrip("/"))
+        found = system.find(root, detail=True)
+    sizes = {name.removeprefix(root).lstrip("/"): about["size"] for name, about in sorted(found.items())}
+    return {name: size for name, size in sizes.items() if name and not name.endswith("/")}
 
 
 def read_bytes(path: Path) -> bytes:
@@ -358,18 +370,25 @@ def _web_state(url: str) -> FileState:
         with urllib.request.urlopen(request, timeout=60) as answer:
             status, headers = answer.status, answer.headers
     except urllib.error.HTTPError as error:
-        if error.code in (404, 410):
-            raise FileNotFoundError(f"{url}: is not there (HTTP {error.code})") from None
         if error.code == 416:  # no byte of it: it is empty
             return FileState(0, "")
-        answered = f"{url}: cannot be read (HTTP {error.code})"
-        raise (PathError(answered) if error.code >= 500 else RefusedError(answered)) from None
+        raise _web_error(url, error.code) from None
     except OSError as error:
         raise PathError(f"{url}: cannot be reached ({error})") from None
     size = headers.get("Content-Range", "").rpartition("/")[2]
     if status != 206 or not size.isdigit():
         raise RefusedError(f"{url}: its server does not read ranges of bytes, which records need; copy it to a folder")
     return FileState(int(size), headers.get("ETag") or headers.get("Last-Modified") or "")
+
+
+def _web_error(url: str, status: int) -> OSError:
+    """What an answer of a web server means."""
+    if status in (404, 410):
+        return FileNotFoundError(f"{url}: is not there (HTTP {status})")
+    if status in (401, 403):
+        return RefusedError(f"{url}: permission is denied (HTTP {status})")
+    kind = PathError if status >= 500 or status == 429 else RefusedError
+    return kind(f"{url}: cannot be read (HTTP {status})")
 
 
 def _file_system(file: str) -> tuple[fsspec.AbstractFileSystem, str]:

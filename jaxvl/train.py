@@ -89,6 +89,9 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
     meter = Meter(run.experiment.log.every, run.feeds, clock, speed(run))
     agreement = Agreement(stop, run.feeds)
     profile.begin(run.start)
+    for task, feed in run.feeds.items():
+        if feed.left_out:
+            run.writer.record(run.start, "event", f"left_out/{task}", feed.left_out)  # cause -> files or members, of all hosts once
     evaluate(run, state, run.start, meter)  # what was due at the step of the checkpoint, if the run ended before it was done
     for step in range(run.start, run.total):
         done = step + 1

@@ -20,7 +20,7 @@ from jaxvl.data.config import DataConfig
 from jaxvl.data.draws import Uniforms
 from jaxvl.data.packing import pack
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.data.reading.fill import REPLACEMENTS, Arrays, Part, Recipe, Tally
+from jaxvl.data.reading.fill import Arrays, Part, Recipe, Tally
 from jaxvl.data.reading.pool import Pool, Threads
 from jaxvl.data.reading.processes import Processes
 from jaxvl.data.records import DataError, causes

@@ -47,6 +47,7 @@ class Feed(Iterator):
       records: of one epoch.
       shapes: name -> ShapeDtypeStruct of the global batch.
       name: where the records come from, for a message.
+      left_out: cause -> files or members that are in no record; the same on every host.
 
     Raises:
       ConfigError: at a key below `data`, for what the source cannot serve.
@@ -78,6 +79,7 @@ class Feed(Iterator):
         used = config.select(source)
         self.records = len(used)
         self.name = used.name
+        self.left_out = dict(used.left_out())
         self._fingerprint = used.fingerprint
         rows = own_rows(self._sharding, config.batch)
         self._batches = Batches(config, used, tokenizer, seed=seed, preprocess=preprocess, rows=rows, start=start)

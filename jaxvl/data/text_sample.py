@@ -65,9 +65,11 @@ def sample_texts(
     """
     check(n >= 1, "sample", f"{n!r} must be >= 1")
     reader = _Texts(source, text_columns(source, columns))
-    total, skipped = len(source), Counter() if skipped is None else skipped
+    total = len(source)
+    skipped = Counter() if skipped is None else skipped
     records = min(n, total)
-    each, before = n / max(records, 1), sum(skipped.values())
+    each = n / max(records, 1)
+    before = sum(skipped.values())
     draws = Uniforms(seed, "texts", n=3)
     with concurrent.futures.ThreadPoolExecutor(threads, "jaxvl-texts") as pool:
         for first in range(0, records, CHUNK):
@@ -99,7 +101,8 @@ class _Texts:
     """The texts of one record at a time."""
 
     def __init__(self, source: Source, columns: Sequence[str]):
-        self._source, self._columns = source, columns
+        self._source = source
+        self._columns = columns
         self._cheap = {name: values for name in columns if (values := source.column(name)) is not None}
         self._rest = tuple(name for name in columns if name not in self._cheap)
         self._present = {name: source.present(name) for name in self._cheap}
@@ -131,7 +134,8 @@ def _positions(stretches: np.ndarray, count: int, total: int, draws: np.ndarray)
     """One record of each of `count` equal stretches of `total` records, in exact integers."""
     positions = []
     for k, draw in zip(stretches.tolist(), draws.tolist()):
-        first, end = k * total // count, (k + 1) * total // count
+        first = k * total // count
+        end = (k + 1) * total // count
         positions.append(min(first + int(draw * (end - first)), end - 1))
     return positions
 

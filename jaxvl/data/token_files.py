@@ -51,7 +51,8 @@ def read_folder(
         clean = _CLASS_CLEANS.get(kind)
         clean = "siglip_cased" if clean == "siglip" and not files.settings.get("do_lower_case", True) else clean
     options: dict[str, Any] = dict(vocab_size=vocab_size, clean=clean)
-    has_json, pieces = files.has(files.json_name), any(files.has(name) for name in SENTENCEPIECE)
+    has_json = files.has(files.json_name)
+    pieces = any(files.has(name) for name in SENTENCEPIECE)
     if has_json and wordpiece.is_bert(kind):
         return _from_bert(files, options, no_separator)
     if has_json and not (kind == "SiglipTokenizer" and pieces):
@@ -87,7 +88,8 @@ def _from_json(files: TokenizerFolder, options: dict[str, Any], no_separator: bo
     model.no_truncation()
     bare, whole = (model.encode("a", add_special_tokens=special).ids for special in (False, True))
     start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-    before, after = whole[:start], whole[start + len(bare) :]
+    before = whole[:start]
+    after = whole[start + len(bare) :]
     if not after:  # some leave the end of a text to their class
         eos = files.special_token("eos_token")
         after = [model.token_to_id(eos)] if eos and files.settings.get("add_eos_token") else []
@@ -137,7 +139,8 @@ def read_pieces(path: paths.Path, *, pad: str | None = None, vocab_size: int | N
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
     except Exception as error:  # the library raises bare Exceptions
         raise ConfigError("tokenizer", f"{path}: is not a sentencepiece file ({type(error).__name__}: {error})") from None
-    eos, pad_id = model.eos_id(), model.pad_id()
+    eos = model.eos_id()
+    pad_id = model.pad_id()
     check(eos >= 0, "tokenizer", f"{path}: the SentencePiece model has no end-of-sentence piece")
     if pad is not None:
         pad_id = model.piece_to_id(pad)
@@ -197,7 +200,8 @@ def read_clip(path: paths.Path | None = None, *, vocab_size: int | None = None, 
     merges = [tuple(line.split(" ")) for line in lines]
     whole = len(merges) == CLIP_MERGES and all(len(pair) == 2 for pair in merges)
     check(whole, "tokenizer", f"{path}: is not a file of CLIP's merges (a line of version and {CLIP_MERGES:,} pairs of words)")
-    characters, special = byte_characters(), ["<start_of_text>", "<end_of_text>"]
+    characters = byte_characters()
+    special = ["<start_of_text>", "<end_of_text>"]
     words = [*characters, *(c + "</w>" for c in characters), *("".join(m) for m in merges), *special]
     vocabulary = {word: i for i, word in enumerate(words)}
     try:

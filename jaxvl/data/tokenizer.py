@@ -38,10 +38,18 @@ class Tokenizer:
         self, kind: str, content: bytes, *, pad_id: int, eos_id: int | None, cls_id: int | None = None, vocab_size: int | None = None,
         clean: str | None = None,
     ):  # fmt: skip
-        self.kind, self.content, self.clean, self._rows = kind, content, clean, vocab_size
-        self.pad_id, self.eos_id, self.cls_id = pad_id, eos_id, cls_id
+        self.kind = kind
+        self.content = content
+        self.clean = clean
+        self._rows = vocab_size
+        self.pad_id = pad_id
+        self.eos_id = eos_id
+        self.cls_id = cls_id
         if kind == "none":
-            tokens, self._ids, self._text, self._id_of = vocab_size, _left_behind, _left_behind, _left_behind
+            tokens = vocab_size
+            self._ids = _left_behind
+            self._text = _left_behind
+            self._id_of = _left_behind
         elif kind in ("unigram", "sentencepiece"):
             tokens = self._read_pieces()
         else:
@@ -105,7 +113,8 @@ class Tokenizer:
         room = length - len(before) - 1
         if room < 1:
             raise ValueError(f"length {length} is too short for a {self.kind} tokenizer; must be >= {len(before) + 2}")
-        end, padding = [self.eos_id], [self.pad_id] * length
+        end = [self.eos_id]
+        padding = [self.pad_id] * length
         rows = [(before + ids[:room] + end + padding)[:length] for ids in self.ids(texts)]
         return np.array(rows, np.int32).reshape(len(rows), length)
 

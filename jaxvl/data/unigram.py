@@ -14,7 +14,9 @@ from jaxvl import paths
 from jaxvl.config import ConfigError, check
 from jaxvl.data.folders import cache_folder
 
-PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"  # ids 0, 1, 2 of a trained vocabulary
+PAD = "<pad>"
+EOS = "<eos>"
+UNKNOWN = "<unk>"  # ids 0, 1, 2 of a trained vocabulary
 LONGEST = 1000  # characters of a text that is trained on. SentencePiece leaves texts of more than 4,192 bytes out
 COVERED = 0.9995  # share of the characters with a token of their own where there are too many of them
 
@@ -31,7 +33,8 @@ def train_unigram(texts: Iterable[str], vocab_size: int, *, lowercase: bool) -> 
     Raises:
       ConfigError: no text, or more distinct characters than the vocabulary has room for.
     """
-    texts, out = sorted({cut(t) for t in texts if t.strip()}), io.BytesIO()
+    texts = sorted({cut(t) for t in texts if t.strip()})
+    out = io.BytesIO()
     check(bool(texts), "tokenizer.vocab_size", "there is no text to train the vocabulary on")
     found: set[str] = set()
     for text in texts:

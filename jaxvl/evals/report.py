@@ -262,9 +262,15 @@ def _galleries(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _skipped(records: list[dict[str, Any]], train: list[dict[str, Any]], evals: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Records left out, by where and why: training tasks (events `skipped/TASK`, else their total) and evaluators."""
+    """Records left out, by where and why: training tasks (events `skipped/TASK`, else their total) and evaluators.
+
+    Events `left_out/TASK` tell of files and members that were in no record from the start.
+    """
     out = []
-    events = {r["name"].partition("/")[2]: r for r in records if r["kind"] == "event" and r["name"].startswith("skipped/")}
+    events = _events(records, "skipped")
+    for task, event in _events(records, "left_out").items():
+        counts = {cause: n for cause, n in event.items() if cause not in ("step", "time", "kind", "name") and recorded.is_number(n)}
+        out += [{"where": f"data of task {task}", "cause": cause, "count": n} for cause, n in counts.items()]
     for task, rows in _by_name(train).items():
         if task in events:
             counts = {k: v for k, v in events[task].items() if k not in ("step", "time", "kind", "name")}
@@ -278,6 +284,11 @@ def _skipped(records: list[dict[str, Any]], train: list[dict[str, Any]], evals: 
         causes = {k.partition("/")[2]: n for k, n in rows[-1].items() if k.startswith("skipped/")}
         out += [{"where": f"evaluator {name}", "cause": cause, "count": n} for cause, n in causes.items() if n]
     return out
+
+
+def _events(records: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """Task -> its last event of a kind."""
+    return {r["name"].partition("/")[2]: r for r in records if r["kind"] == "event" and r["name"].startswith(f"{kind}/")}
 
 
 def _group(value: Any) -> Mapping[str, Any]:

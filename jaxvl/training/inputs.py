@@ -78,7 +78,7 @@ def task_tokenizer(experiment: Experiment, sources: Mapping[str, Source]) -> Tok
     size = experiment.tokenizer.sample
     for name, task in experiment.tasks.items():
         source = sources[name]
-        columns = text_columns(task.data, source)
+        columns = vocabulary_columns(task.data, source)
         if columns:
             origin = sample_origin(source, columns, size, VOCABULARY_SEED)
             known = known and bool(origin)
@@ -87,7 +87,7 @@ def task_tokenizer(experiment: Experiment, sources: Mapping[str, Source]) -> Tok
     return make_tokenizer(experiment.tokenizer, texts, json.dumps(sorted(read)) if known else "")
 
 
-def text_columns(data: DataConfig, source: Source) -> tuple[str, ...]:
+def vocabulary_columns(data: DataConfig, source: Source) -> tuple[str, ...]:
     """Columns of a source whose texts a task reads, sorted."""
     found: set[str] = set()
     for field in data.fields.values():

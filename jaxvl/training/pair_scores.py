@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from jaxvl.config import PathText, to_path
 from jaxvl.data.preparing import SCORERS
-from jaxvl.data.sources.base import Column, Record, Source
+from jaxvl.data.sources.base import Column
+from jaxvl.data.sources.in_memory import InMemory
 from jaxvl.evals.encoders import Encoders
 from jaxvl.training.restore import restore_encoders
 
@@ -34,23 +35,6 @@ class CheckpointScorer:
         return PairScores(encoders)
 
 
-class _Pictures(Source):
-    """Encoded pictures in memory as records with one column, `image`."""
-
-    name = "pictures of pairs"
-    fingerprint = ""
-    columns = {"image": Column("image")}
-
-    def __init__(self, pictures: Sequence[bytes]):
-        self._pictures = pictures
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def read(self, i: int, columns: Collection[str] | None = None) -> Record:
-        return {"image": self._pictures[i]}
-
-
 class PairScores:
     """Scores by the encoders of a model; see `CheckpointScorer`."""
 
@@ -59,7 +43,8 @@ class PairScores:
 
     def scores(self, pictures: Sequence[bytes], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
         """float32 [K] for each picture: cosine with each of its K texts; nan where the picture cannot be encoded."""
-        encoded = self._encoders.images(_Pictures(pictures))
+        records = [{"image": picture} for picture in pictures]
+        encoded = self._encoders.images(InMemory("pictures of pairs", {"image": Column("image")}, records))
         rows = dict(zip(encoded.index.tolist(), encoded.rows))
         flat = [text for some in texts for text in some]
         embedded = self._encoders.texts(flat) if flat else np.zeros((0, encoded.rows.shape[-1]), np.float32)

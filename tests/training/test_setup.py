@@ -24,7 +24,7 @@ from jaxvl.tasks import Task
 from jaxvl.training import judges
 from jaxvl.training.build import build_model
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.inputs import open_sources, task_tokenizer, text_columns
+from jaxvl.training.inputs import open_sources, task_tokenizer, vocabulary_columns
 from jaxvl.training.restore import restore_weights
 from jaxvl.training.setup import setup
 from jaxvl.training.writer import Writer
@@ -164,7 +164,7 @@ def test_what_the_devices_see_is_another_program(changes):
 )  # fmt: skip
 def test_texts_that_a_task_reads(fields, expected):
     data = resolve(DataConfig, tiny.data(source=CLIPS, fields=fields))
-    assert text_columns(data, data.source.open(lambda text: None)) == expected
+    assert vocabulary_columns(data, data.source.open(lambda text: None)) == expected
 
 
 def test_a_model_whose_texts_begin_otherwise_is_refused():

@@ -33,12 +33,14 @@ class Caption(Field):
         weight equally; a column that is named by itself is not among them.
       length: tokens T of one text.
       count: texts N of a row, drawn each on its own (two may be equal); more than one are for models that read them (imp).
+      different: the N texts are different ones: all of a record's texts where it has N, and some of them twice where it has fewer.
       joined: of a column that holds lists, a caption has 1 to this many different texts, joined with ", ".
     """
 
     columns: dict[str, float] = dataclasses.field(default_factory=lambda: {"text": 1.0})
     length: Tokens = 64
     count: Annotated[int, Range(1, 1_024)] = 1
+    different: bool = False
     joined: Annotated[int, Range(1, DRAWS - 2)] = 1
 
     @classmethod
@@ -54,6 +56,7 @@ class Caption(Field):
         check(self.length >= 3, "length", f"{self.length!r} must be >= 3 tokens")
         check(self.count >= 1, "count", f"{self.count!r} must be >= 1")
         check(1 <= self.joined <= DRAWS - 2, "joined", f"{self.joined!r} must be in 1 … {DRAWS - 2}")
+        check(not self.different or self.joined == 1, "different", f"True is for single texts; joined is {self.joined!r}")
 
     @property
     def draws(self) -> int:
@@ -111,9 +114,14 @@ class CaptionReader:
 
     def write(self, out: Arrays, row: int, value: Texts, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
-        target = out[self._name][row].reshape(self._config.count, self._config.length)
-        for i in range(self._config.count):
-            target[i] = self.encode(choose(value, self._config.joined, draws[DRAWS * i : DRAWS * (i + 1)]))
+        config = self._config
+        target = out[self._name][row].reshape(config.count, config.length)
+        left = value
+        for i in range(config.count):
+            text = choose(left, config.joined, draws[DRAWS * i : DRAWS * (i + 1)])
+            target[i] = self.encode(text)
+            if config.different:
+                left = without(left, text) or value
 
 
 class TextEncoder:
@@ -169,6 +177,15 @@ def choose(texts: Texts, joined: int, draws: Sequence[float]) -> str:
     for draw in draws[2 : 2 + min(1 + int(draws[1] * joined), len(rest))]:
         picked.append(rest.pop(int(draw * len(rest))))
     return ", ".join(picked)
+
+
+def without(texts: Texts, taken: str) -> Texts:
+    """A record's texts but for one."""
+    left = []
+    for weight, columns in texts:
+        kept = [tuple(text for text in column if text != taken) for column in columns]
+        left.append((weight, tuple(column for column in kept if column)))
+    return tuple((weight, columns) for weight, columns in left if columns)
 
 
 def _weighted(columns: Any) -> Any:

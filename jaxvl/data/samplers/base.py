@@ -34,6 +34,13 @@ class Order(abc.ABC):
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """int64 [n]: record numbers of positions int64 [n], each in 0 … 2^62 - 1."""
 
+    @abc.abstractmethod
+    def after(self, record: int) -> int:
+        """The record that takes the place of `record` where that cannot be read: the next one of its part or cluster.
+
+        So a row stays of the part or cluster that it was dealt to. Whoever goes on from one to the next meets all of them.
+        """
+
     def consumed(self, position: int) -> tuple[int, ...]:
         """Rows of each part of the source among the first `position` ones. A source of one part has one number."""
         return (position,)

@@ -10,5 +10,5 @@ from jaxvl.data.sources.base import Source
 
 def default_sampler(source: Source) -> SamplerConfig:
     """`mixture` where the parts of the source have weights, else `shuffled`."""
-    weighted = any(part.weight is not None for part in getattr(source, "parts", ()))
+    weighted = any(part.weight is not None for part in source.parts)
     return Mixture() if weighted else Shuffled()

@@ -70,3 +70,8 @@ class ChosenOrder(Order):
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         return self.chosen[self._places(positions)]
+
+    def after(self, record: int) -> int:
+        """See `Order`: the next of the chosen ones, of whatever class."""
+        place = np.searchsorted(self.chosen, record, "right")
+        return int(self.chosen[place % len(self.chosen)])

@@ -28,3 +28,7 @@ class InOrderOrder(Order):
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         return np.asarray(positions, np.int64) % self.epoch
+
+    def after(self, record: int) -> int:
+        """See `Order`."""
+        return (record + 1) % self.epoch

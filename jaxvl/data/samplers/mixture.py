@@ -19,8 +19,7 @@ from jaxvl.data.samplers.base import Order, State
 from jaxvl.data.samplers.permutation import below, keys
 from jaxvl.data.samplers.shares import Shares
 from jaxvl.data.samplers.shuffled import ShuffledOrder, Window
-from jaxvl.data.sources.base import Source
-from jaxvl.data.sources.mixture import Part
+from jaxvl.data.sources.base import Part, Source
 
 Stream = Callable[[np.ndarray], np.ndarray]  # places of a part's own stream, int64 [n], to record numbers of the source
 
@@ -58,15 +57,13 @@ class Mixture:
         weights = [weight_of(part, self.weight_by) for part in parts]
         equally = all(part.weight is None for part in parts)
         epoch = len(source) if equally and not self.resampled and not self.homogeneous else None
-        names = [part.name for part in parts]
-        return MixtureOrder(streams, weights, names, batch=dealt_rows(self.homogeneous, self.batch), state=state, epoch=epoch)
+        return MixtureOrder(parts, streams, weights, batch=dealt_rows(self.homogeneous, self.batch), state=state, epoch=epoch)
 
 
 def parts_of(source: Source) -> Sequence[Part]:
     """Raises ConfigError where the source has no parts."""
-    parts = getattr(source, "parts", ())
-    check(bool(parts), "name", f"needs a source of parts, which {source.name} is not; must be a sampler such as 'shuffled'")
-    return parts
+    check(bool(source.parts), "name", f"needs a source of parts, which {source.name} is not; must be a sampler such as 'shuffled'")
+    return source.parts
 
 
 def dealt_rows(homogeneous: bool, batch: int | None) -> int:
@@ -119,23 +116,27 @@ class MixtureOrder(Order):
     Its state names the weights, the position where they began to hold, and what each part had consumed by then.
 
     Args:
-      streams, weights, names: of the parts.
+      parts: of the source.
+      streams, weights: of each part.
       batch: rows that are dealt together.
       state: of a checkpoint.
       epoch: see `Order`.
     """
 
     def __init__(
-        self, streams: Sequence[Stream], weights: Sequence[float], names: Sequence[str], *,
+        self, parts: Sequence[Part], streams: Sequence[Stream], weights: Sequence[float], *,
         batch: int = 1, state: State | None = None, epoch: int | None = None,
     ):  # fmt: skip
+        names = [part.name for part in parts]
         self.epoch = epoch
+        self._spans = [range(part.start, part.end) for part in parts]
         self._streams = list(streams)
-        self._names = list(names)
+        self._names = names
         self._shares = Shares(weights)
         self._batch = batch
-        self._dealt = {"names": list(names), "weights": list(weights), "batch": batch}
-        self._since, self._consumed = 0, dict.fromkeys(names, 0)
+        self._dealt = {"names": names, "weights": list(weights), "batch": batch}
+        self._since = 0
+        self._consumed = dict.fromkeys(names, 0)
         if state:
             began = state["began"] if state["dealt"] == self._dealt else state["now"]
             self._since = began["position"]
@@ -153,6 +154,11 @@ class MixtureOrder(Order):
             mine = dealt == part
             out[mine] = self._streams[part](self._consumed[self._names[part]] + of_part[mine])
         return out
+
+    def after(self, record: int) -> int:
+        """See `Order`."""
+        span = next(span for span in self._spans if record in span)
+        return span.start + (record + 1 - span.start) % len(span)
 
     def consumed(self, position: int) -> tuple[int, ...]:
         """Raises ValueError for a position before this order began."""

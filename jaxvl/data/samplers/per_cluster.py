@@ -82,6 +82,13 @@ class ClusterOrder(Order):
         shuffled = permute(rank, self._sizes[cluster], keys(self._keys["records"], epochs, cluster))
         return self._records[self._firsts[cluster] + shuffled]
 
+    def after(self, record: int) -> int:
+        """See `Order`: the next of its cluster."""
+        place = int(np.flatnonzero(self._records == record)[0])
+        cluster = np.searchsorted(self._firsts, place, side="right") - 1
+        first = int(self._firsts[cluster])
+        return int(self._records[first + (place + 1 - first) % int(self._sizes[cluster])])
+
     def _of_whole(self, batches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cluster, and place in it, of rows of batches that are of one cluster; 0 and 0 for the others."""
         whole = batches < self._first_batches[-1]

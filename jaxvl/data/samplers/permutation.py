@@ -136,8 +136,10 @@ def _sides_of_one(n: int) -> tuple[np.ndarray, np.ndarray]:
 def _network(x: np.ndarray, left: np.ndarray, right: np.ndarray, key: np.ndarray) -> np.ndarray:
     """One pass: x = high * left + low; the rounds change low and high in turn, each by a hash of the other."""
     high, low = np.divmod(x, left)
-    changed, given = low, high
-    size, other = left, right
+    changed = low
+    given = high
+    size = left
+    other = right
     for multiplier in _ROUNDS:
         hashed = given + key
         hashed *= multiplier

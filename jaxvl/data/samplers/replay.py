@@ -14,8 +14,7 @@ from jaxvl.data.samplers.base import State
 from jaxvl.data.samplers.mixture import MixtureOrder, Stream, dealt_rows, part_stream, parts_of, weight_of
 from jaxvl.data.samplers.permutation import keys, permute
 from jaxvl.data.samplers.shuffled import Window
-from jaxvl.data.sources.base import Source
-from jaxvl.data.sources.mixture import Part
+from jaxvl.data.sources.base import Part, Source
 
 
 @SAMPLERS.register("replay")
@@ -56,7 +55,7 @@ class Replay:
             check(total > 0, "parts", f"the weights of {[n for n, s in zip(names, side) if s]} must not all be 0")
             weights[side] *= share / total
         streams = [self._stream(part, seed) for part in parts]
-        return MixtureOrder(streams, weights.tolist(), names, batch=dealt_rows(self.homogeneous, self.batch), state=state)
+        return MixtureOrder(parts, streams, weights.tolist(), batch=dealt_rows(self.homogeneous, self.batch), state=state)
 
     def _stream(self, part: Part, seed: int) -> Stream:
         if part.name not in self.parts or self.buffer is None or self.buffer >= len(part):

@@ -41,7 +41,7 @@ class Shuffled:
 
     def order(self, source: Source, seed: int, state: State | None = None) -> ShuffledOrder:
         """Raises ConfigError for a mixture with weights, which this order would not keep."""
-        weighted = [part for part in getattr(source, "parts", ()) if part.weight is not None]
+        weighted = [part for part in source.parts if part.weight is not None]
         check(not weighted, "name", "'shuffled' reads all records equally often, but the source's parts have weights; must be 'mixture'")
         return ShuffledOrder(source.shards(), seed, self.window)
 
@@ -108,6 +108,10 @@ class ShuffledOrder(Order):
             key = keys(self._record_key, epochs, np.zeros(1, np.int64))
             return permute(places, np.array([self.epoch]), key)
         return by_value(epochs, places, self._of_epoch)
+
+    def after(self, record: int) -> int:
+        """See `Order`."""
+        return (record + 1) % self.epoch
 
     def _of_epoch(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Records at places of one epoch."""

@@ -73,6 +73,10 @@ class NegativesOrder(Order):
             out[rows] = self._negatives(anchors[rows], groups[rows], members[rows] - 1, positions[rows])
         return out
 
+    def after(self, record: int) -> int:
+        """See `Order`."""
+        return self._anchors.after(record)
+
     def _negatives(self, anchors: np.ndarray, groups: np.ndarray, places: np.ndarray, positions: np.ndarray) -> np.ndarray:
         n, width = self._table.values.shape
         if self.group - 1 < width:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import hashlib
 import threading
@@ -27,13 +28,15 @@ from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
-from jaxvl.data.sources.remembered import edges_digest, key_of, remembered, states_of
-from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, nested
+from jaxvl.data.sources.other_formats import other_format
+from jaxvl.data.sources.remembered import edges_digest, key_of, read_part, remembered, states_of
+from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns
 from jaxvl.data.sources.tf_example import parse_example
-from jaxvl.data.sources.values import common_kind, kind_of
+from jaxvl.data.sources.values import common_kind, kind_of, named
 from jaxvl.paths import FileState
 
 MOST_OPEN = 64  # files
+HEAD = 64  # bytes from the start that tell another format
 LOOK_AGAIN = 1.0  # seconds after which a file's state is asked for again
 READ_AT_ONCE = 16  # files whose records are counted
 LOOKED_AT = 32  # records whose values say what a column holds
@@ -102,6 +105,10 @@ def _open(file: str) -> array_record_module.ArrayRecordReader:
 
 def _not_readable(file: str, error: Exception) -> DataError:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    with contextlib.suppress(OSError):
+        known = other_format(read_part(file, 0, HEAD))
+        if known is not None:
+            return DataError(f"{file}: {known}")
     return DataError(f"{file}: not a whole ArrayRecord file ({reason}); it was cut short, or is still being written")
 
 
@@ -114,7 +121,8 @@ class ArrayRecordFiles:
     """
 
     def __init__(self, files: Sequence[str], states: Sequence[FileState], sizes: Sequence[int]):
-        self.files, self._states = list(files), list(states)
+        self.files = list(files)
+        self._states = list(states)
         self.sizes = np.array(sizes, np.int64)
         self._ends = np.cumsum(self.sizes)
         self._lock = threading.Lock()
@@ -261,7 +269,8 @@ class ArrayRecordSource(TableSource):
     def __init__(self, reader: ArrayRecordFiles, payload: str, fingerprint: str, chosen: Mapping[str, Chosen]):
         more = "" if len(reader.files) == 1 else f" and {len(reader.files) - 1:,} more"
         super().__init__(f"{reader.files[0]}{more}", fingerprint, chosen)
-        self._reader, self._payload = reader, payload
+        self._reader = reader
+        self._payload = payload
         self._length = int(reader.sizes.sum())
 
     def __len__(self) -> int:
@@ -276,4 +285,4 @@ class ArrayRecordSource(TableSource):
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
         record = decode(self._reader.content(i), self._payload, self.where(i))
-        return {name: record[name] if name in record else nested(record, name.split(".")) for name in theirs}
+        return {name: named(record, name) for name in theirs}

@@ -17,7 +17,7 @@ from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Kind
 from jaxvl.data.sources.table import NAMES, Found
-from jaxvl.data.sources.values import NOT_UTF8, as_value, media_kind
+from jaxvl.data.sources.values import NOT_UTF8, as_value, is_missing, media_kind, nested
 
 if TYPE_CHECKING:
     import pyarrow
@@ -78,7 +78,8 @@ def _columns_of(
     classes = None
     names = feature.get("names") if isinstance(feature, dict) else None
     if isinstance(names, list) and pa.types.is_integer(of):
-        kind, classes = "class", ClassSet({"en": tuple(map(str, names))})
+        kind = "class"
+        classes = ClassSet({"en": tuple(map(str, names))})
     yield name, Found(kind, told if len(told) < 60 else told[:57] + "…", True, classes)
 
 
@@ -157,9 +158,9 @@ def plain_values(column: pyarrow.ChunkedArray, path: Sequence[str], kind: Kind) 
         values = [_plain_or_none(column, i) for i in range(len(column))]
     found: list[object | None] = []
     for value in values:
-        value = value if len(path) == 1 else part_of({path[0]: value}, path)
+        value = nested(value, path[1:])
         try:
-            found.append(None if value is None else as_value(value, kind, path[0]))
+            found.append(None if is_missing(value, kind) else as_value(value, kind, path[0]))
         except BadRecord:  # `read` says why
             found.append(None)
     return found
@@ -211,15 +212,6 @@ def _list(values: pyarrow.Array) -> object:
 def path_of(name: str, tops: Collection[str]) -> list[str]:
     """The column and the parts of structs that a dotted name means; a column's own name may hold dots."""
     return [name] if name in tops else name.split(".")
-
-
-def part_of(value: object, names: Sequence[str]) -> object | None:
-    """The part of a struct that a dotted name means."""
-    for name in names:
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(name)
-    return value
 
 
 def first_content(value: object) -> object:

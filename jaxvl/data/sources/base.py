@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from jaxvl.data.classes import ClassSet
 Kind = Literal["image", "frames", "audio", "text", "texts", "class", "int", "float", "array"]
 Record = Mapping[str, Any]  # column -> value; a column that the record lacks is not in it
 Log = Callable[[str], None]
+ABSENT = {"class": -1, "int": 0, "float": np.nan, "text": ""}  # what `Source.column` holds for a record without a value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +44,43 @@ class Column:
     classes: ClassSet | None = None
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """A part of a mixture (`mixture.py`).
+
+    Attributes:
+      name: which part this is when a run is resumed with other parts.
+      start, end: its records are `start … end - 1` of the mixture.
+      weight: how often its records come; None: each as often as any other.
+      shards: int64 [k], records of its shards.
+    """
+
+    name: str
+    start: int
+    end: int
+    weight: float | None
+    shards: np.ndarray
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
 class Source(abc.ABC):
     """Records by number. It is thread-safe, and picklable: a worker process opens its files anew.
 
     Attributes:
       name: where the records come from, for messages.
-      fingerprint: says what the records are, by content: sizes and dates of the files, or checksums. Equal records have
-        equal fingerprints wherever they lie, as far as the format tells. It keys caches and guards a resume.
+      fingerprint: says what the records are. Equal files have equal fingerprints wherever they lie and whenever they were
+        written. It comes from what is read at the start anyway: names, sizes, footers, indexes, checksums. So a picture
+        that is replaced by another one of the same size may go unnoticed. It keys caches and guards a resume.
       columns: name -> type.
+      parts: of a mixture; empty: this is none.
     """
 
     name: str
     fingerprint: str
     columns: Mapping[str, Column]
+    parts: Sequence[Part] = ()
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -85,6 +110,10 @@ class Source(abc.ABC):
     def shards(self) -> np.ndarray:
         """int64 [shards]: records of each shard, in order. A shard is what is fast to read together."""
         return np.array([len(self)], np.int64)
+
+    def left_out(self) -> Mapping[str, int]:
+        """Cause -> files or members that were found when the source was opened and are in no record. It is the same on every host."""
+        return {}
 
 
 class SourceConfig(Protocol):

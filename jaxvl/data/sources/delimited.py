@@ -2,7 +2,8 @@ r"""CSV and TSV files with a header line, by open_clip's defaults: tab, `filepat
 
     source = dict(name="csv", files="/data/cc3m.tsv", images="/data/cc3m")
 
-Quoted fields may hold separators and line breaks. A text stays as it is: "None", "null", "NA" and "nan" are captions like
+Quoted fields may hold separators and line breaks. Where a header is written with a space after each separator (`filepath, title`),
+fields lose the spaces that they begin with. Otherwise a text stays as it is: "None", "null", "NA" and "nan" are captions like
 any other. A column whose texts are lists, in JSON or as Python prints them, is of kind `texts`.
 """
 
@@ -61,7 +62,8 @@ class Delimited:
         """Raises ConfigError at one of its fields; DataError where a file is not there, or its quotes do not end."""
         files = expand_files(self.files, "files", ".tsv" if self.delimiter == "\t" else ".csv")
         layout = Layout(self.delimiter, self.quotes)
-        records = RecordFiles(files, layout.split, ["csv", self.delimiter, self.quotes], log)
+        records = RecordFiles(files, layout.split, ["csv", self.delimiter, self.quotes, "spaces"], log)
+        layout = layout.of_header(layout.header(records.head(0, LONGEST_HEADER), files[0]))
         header = self._header(records, layout)
         check(len(records) > 0, "files", f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no rows below its header")
         found = _find_columns(records, header, layout)
@@ -100,15 +102,35 @@ class Delimited:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How rows are written."""
+    """How rows are written.
+
+    Attributes:
+      delimiter, quotes: see `Delimited`.
+      spaces: whether a space after a delimiter is part of it.
+    """
 
     delimiter: str
     quotes: bool
+    spaces: bool = False
 
     def rows(self, lines: Iterator[str]) -> Iterator[list[str]]:
         """Raises csv.Error."""
         quoting = csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE
-        return csv.reader(lines, delimiter=self.delimiter, quoting=quoting)
+        return csv.reader(lines, delimiter=self.delimiter, quoting=quoting, skipinitialspace=self.spaces)
+
+    def rows_of_file(self, lines: Iterator[str]) -> Iterator[list[str]]:
+        """All rows, whose header says whether there are spaces. Raises csv.Error."""
+        header: list[str] = []
+        for header in self.rows(lines):
+            yield header
+            if header:
+                break
+        yield from self.of_header(header).rows(lines)
+
+    def of_header(self, header: Sequence[str]) -> Layout:
+        """The layout of a file with a header."""
+        spaces = len(header) > 1 and all(name.startswith(" ") for name in header[1:])
+        return dataclasses.replace(self, spaces=spaces)
 
     def header(self, content: bytes, file: str) -> list[str]:
         """Raises DataError."""
@@ -134,8 +156,9 @@ class Layout:
 
         last: list[bytes] = []
         try:
-            for row in self.rows(texts()):
-                last, end = list(pulled), at
+            for row in self.rows_of_file(texts()):
+                last = list(pulled)
+                end = at
                 pulled.clear()
                 if row and not header:
                     yield start

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, check
+from jaxvl.config.errors import shown
 
 MOST_FILES = 1_000_000
+LONGEST = 4096  # characters of a pattern
+DEEPEST = 32  # braces inside of each other
 _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?")
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.(-?\d{1,18}))?")
 
@@ -49,15 +52,18 @@ def _expand(pattern: str, field: str, ending: str) -> list[str]:
     if not paths.is_remote(pattern) and os.path.isfile(pattern):
         return [pattern]  # whatever it is called
     found: list[str] = []
-    for name in expand_braces(pattern, field):
-        found += _matching(name, field, ending)
+    names = expand_braces(pattern, field)
+    for name in names:
+        # Of many names that end as files do, each would have to be asked for.
+        is_file = len(names) > 1 and name.endswith(ending)
+        found += _matching(name, field, ending, is_file)
     return found
 
 
-def _matching(name: str, field: str, ending: str) -> list[str]:
+def _matching(name: str, field: str, ending: str, is_file: bool) -> list[str]:
     """The file itself, the files in a folder, or those that match a glob."""
     try:
-        if not paths.is_remote(name) and os.path.isdir(name):
+        if not is_file and not paths.is_remote(name) and os.path.isdir(name):
             name = os.path.join(name, f"*{ending}")
         elif name.endswith("/"):
             name = f"{name}*{ending}"
@@ -82,8 +88,17 @@ def expand_braces(pattern: str, field: str) -> list[str]:
     """`a{1..3}b{x,y}` -> a1bx, a1by, a2bx, … as the shell does; a pattern without a whole brace stays as it is.
 
     Raises:
-      ConfigError: it stands for too many names.
+      ConfigError: it stands for too many names, or is too long or too deep.
     """
+    check(len(pattern) <= LONGEST, field, f"{shown(pattern)} has {len(pattern):,} characters; must have at most {LONGEST:,}")
+    depth = 0
+    for sign in pattern:
+        depth += (sign == "{") - (sign == "}" and depth > 0)
+        check(depth <= DEEPEST, field, f"{shown(pattern)} has braces more than {DEEPEST} deep")
+    return _expand_braces(pattern, field)
+
+
+def _expand_braces(pattern: str, field: str) -> list[str]:
     opened = _first_group(pattern)
     if opened is None:
         return [pattern]
@@ -91,12 +106,11 @@ def expand_braces(pattern: str, field: str) -> list[str]:
     inside = pattern[start + 1 : stop]
     choices = _choices(pattern, start, stop, commas, field) if commas else _range(inside, field)
     if choices is None:  # braces around something else
-        heads = [pattern[: stop + 1]]
-        inner = expand_braces(inside, field)
+        inner = _expand_braces(inside, field)
         heads = [f"{pattern[:start]}{{{text}}}" for text in inner]
     else:
         heads = [f"{pattern[:start]}{choice}" for choice in choices]
-    tails = expand_braces(pattern[stop + 1 :], field)
+    tails = _expand_braces(pattern[stop + 1 :], field)
     check(len(heads) * len(tails) <= MOST_FILES, field, f"{pattern!r} stands for more than {MOST_FILES:,} files")
     return [head + tail for head in heads for tail in tails]
 
@@ -105,7 +119,8 @@ def _first_group(pattern: str) -> tuple[int, int, list[int]] | None:
     """Where the first whole brace opens and closes, and the commas right inside of it."""
     start = pattern.find("{")
     while start >= 0:
-        depth, commas = 0, []
+        depth = 0
+        commas = []
         for at in range(start, len(pattern)):
             sign = pattern[at]
             depth += (sign == "{") - (sign == "}")
@@ -122,13 +137,15 @@ def _choices(pattern: str, start: int, stop: int, commas: Sequence[int], field: 
     starts = [start, *commas]
     choices: list[str] = []
     for left, right in zip(starts, ends):
-        choices += expand_braces(pattern[left + 1 : right], field)
+        choices += _expand_braces(pattern[left + 1 : right], field)
+        check(len(choices) <= MOST_FILES, field, f"{pattern!r} stands for more than {MOST_FILES:,} files")
     return choices
 
 
 def _range(inside: str, field: str) -> list[str] | None:
     """Numbers or letters of `FIRST..LAST` or `FIRST..LAST..STEP`; None for something else."""
-    numbers, letters = _RANGE.fullmatch(inside), _LETTERS.fullmatch(inside)
+    numbers = _RANGE.fullmatch(inside)
+    letters = _LETTERS.fullmatch(inside)
     match = numbers or letters
     if match is None:
         return None

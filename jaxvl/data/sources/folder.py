@@ -9,20 +9,19 @@ Three kinds of text or class, which may come together:
     torchvision's ImageFolder has it; `classes="integer"`: the folder's name is the number itself, as in ImageNet-V2;
   - `metadata.jsonl` or `metadata.csv` in the folder gives further columns by `file_name`, as Hugging Face's imagefolder.
 
-Hidden files and folders are left out. Other files, links that lead out of the folder and links in a circle are counted.
+Hidden files and folders are left out. Other files, links that lead out of the folder and links in a circle are counted. Where
+there is metadata, a picture without a row of it is left out and counted, too.
 """
 
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -30,19 +29,46 @@ from jaxvl import paths
 from jaxvl.config import PathText, check
 from jaxvl.data import text_files
 from jaxvl.data.classes import ClassSet
-from jaxvl.data.records import BadRecord, DataError, causes
+from jaxvl.data.records import BadRecord, causes
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.base import Column, Log, Record, Source
-from jaxvl.data.sources.delimited import kind_of_texts
+from jaxvl.data.sources.base import ABSENT, Column, Log, Record, Source
+from jaxvl.data.sources.folder_metadata import FILES, Metadata, read_metadata
 from jaxvl.data.sources.media import MediaFolder, is_below
-from jaxvl.data.sources.table import ABSENT, Chosen, Found, choose_columns, column_array, nested
-from jaxvl.data.sources.values import NOT_UTF8, as_value, common_kind, kind_of
+from jaxvl.data.sources.table import column_array
+from jaxvl.data.sources.values import NOT_UTF8
 
 PICTURES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".jxl",
 )  # fmt: skip
-METADATA = ("metadata.jsonl", "metadata.csv")
 LARGEST_INTEGER = 2**31 - 1  # that a folder's name may be
+NO_PICTURE = "no picture"
+NO_ROW = "picture without a row of metadata"
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The files of a folder.
+
+    Attributes:
+      path: of the folder.
+      names: of the pictures, from the folder, in order.
+      sizes: file -> bytes, of all files.
+      texts: picture -> file with its text.
+      left_out: cause -> files that are in no record.
+    """
+
+    path: str
+    names: list[str]
+    sizes: dict[str, int]
+    texts: dict[str, str]
+    left_out: collections.Counter[str]
+
+
+class Labels(NamedTuple):
+    """The class of every picture, int64 [n], and what the numbers mean where that is known."""
+
+    numbers: np.ndarray
+    classes: ClassSet | None
 
 
 @SOURCES.register("folder")
@@ -63,187 +89,132 @@ class Folder:
 
     def open(self, log: Log = print) -> FolderSource:
         """Raises ConfigError at one of its fields; DataError where the metadata cannot be read."""
-        folder = paths.as_path(self.path)
-        check(paths.is_folder(folder), "path", f"no folder {self.path!r}")
-        skipped: collections.Counter[str] = collections.Counter()
-        sizes = dict(_remote_files(self.path)) if paths.is_remote(self.path) else dict(_local_files(self.path, skipped))
-        names = [name for name in sizes if name.lower().endswith(PICTURES)]
-        names.sort(key=lambda name: ("/" in name, name.split("/")))  # those in no folder first
-        texts = {name for name in sizes if name.lower().endswith(".txt")}
-        used = {name: text for name in names if (text := f"{os.path.splitext(name)[0]}.txt") in texts}
-        others = len(sizes) - len(names) - len(set(used.values())) - sum(name in METADATA for name in sizes)
-        skipped["no picture"] += max(others, 0)
-        skipped = collections.Counter({cause: n for cause, n in skipped.items() if n})
-        told = f" (left out: {causes(skipped)})" if skipped else ""
-        check(len(names) > 0, "path", f"{self.path!r} holds no pictures{told}")
-        if skipped:
-            log(f"{self.path}: {len(names):,} pictures{told}")
-        classes, labels = _classes(names, self.classes, self.path)
-        rows = _metadata(self.path, sizes)
-        _check_files(rows, sizes, self.path)
-        found = _find_columns(rows)
-        found.pop("file_name", None)
-        chosen = choose_columns(found, self.columns, self.kinds, False, f"{self.path}'s metadata", log) if found else {}
-        check(bool(found) or not self.columns, "columns", f"{self.path!r} has no {' or '.join(METADATA)} that would have columns")
-        if rows:
-            names = [name for name in names if name in rows]
-            labels = None if labels is None else {name: labels[name] for name in names}
-        return FolderSource(self.path, names, sizes, used, classes, labels, rows, chosen)
+        check(paths.is_folder(paths.as_path(self.path)), "path", f"no folder {self.path!r}")
+        listing = _list(self.path)
+        check(len(listing.names) > 0, "path", f"{self.path!r} holds no pictures{_told(listing)}")
+        # The classes are those of all pictures, whether or not they have metadata.
+        labels = _labels(listing.names, self.classes, self.path)
+        metadata = read_metadata(self.path, listing.names, listing.sizes, self.columns, self.kinds, log)
+        if metadata is not None:
+            listing, labels = _with_rows(listing, labels, metadata)
+        if listing.left_out:
+            log(f"{self.path}: {len(listing.names):,} pictures{_told(listing)}")
+        return FolderSource(listing, labels, metadata)
 
 
-def _local_files(root: str, skipped: collections.Counter[str]) -> Iterator[tuple[str, int]]:
+def _told(listing: Listing) -> str:
+    return f" (left out: {causes(listing.left_out)})" if listing.left_out else ""
+
+
+def _list(path: str) -> Listing:
+    left_out: collections.Counter[str] = collections.Counter()
+    sizes = dict(_remote_files(path) if paths.is_remote(path) else _local_files(path, left_out))
+    names = [name for name in sizes if name.lower().endswith(PICTURES)]
+    names.sort(key=lambda name: ("/" in name, name.split("/")))  # those in no folder first
+    beside = {os.path.splitext(name)[0]: name for name in sizes if name.lower().endswith(".txt")}
+    texts = {name: beside[stem] for name in names if (stem := os.path.splitext(name)[0]) in beside}
+    used = {*names, *texts.values()}
+    others = sum(name not in used and name.rpartition("/")[2] not in FILES for name in sizes)
+    if others:
+        left_out[NO_PICTURE] += others
+    return Listing(path, names, sizes, texts, left_out)
+
+
+def _local_files(root: str, left_out: collections.Counter[str]) -> Iterator[tuple[str, int]]:
     """(path from the root, bytes) of all files. A link is followed where it stays inside, and never in a circle."""
     real_root = os.path.realpath(root)
-    left = [("", (real_root,))]
-    while left:
-        below, above = left.pop()
+    todo = [("", (real_root,))]
+    while todo:
+        below, above = todo.pop()
         for entry in sorted(os.scandir(os.path.join(root, below)), key=lambda entry: entry.name):
             name = f"{below}/{entry.name}" if below else entry.name
             if entry.name.startswith("."):
                 continue
             real = os.path.realpath(entry.path) if entry.is_symlink() else None
+            inside = real or os.path.join(above[-1], entry.name)
             if real is not None and not is_below(real, real_root):
-                skipped["link that leads out of the folder"] += 1
+                left_out["link that leads out of the folder"] += 1
+            elif entry.is_dir() and inside in above:
+                left_out["link in a circle"] += 1
             elif entry.is_dir():
-                inside = real or os.path.join(above[-1], entry.name)
-                if inside in above:
-                    skipped["link in a circle"] += 1
-                else:
-                    left.append((name, (*above, inside)))
-            elif not entry.is_file():
-                skipped["link to nothing" if entry.is_symlink() else "no regular file"] += 1
-            else:
+                todo.append((name, (*above, inside)))
+            elif entry.is_file():
                 yield name, entry.stat().st_size
+            else:
+                left_out["link to nothing" if entry.is_symlink() else "no regular file"] += 1
 
 
 def _remote_files(root: str) -> Iterator[tuple[str, int]]:
-    for file in paths.files_below(paths.as_path(root)):
-        name = str(file)[len(root.rstrip("/")) + 1 :]
+    for name, size in paths.sizes_below(paths.as_path(root)).items():
         if not any(part.startswith(".") for part in name.split("/")):
-            yield name, -1
+            yield name, size
 
 
-def _classes(names: Sequence[str], how: str | None, path: str) -> tuple[ClassSet | None, dict[str, int] | None]:
-    """The class set, and the class of every picture."""
+def _labels(names: Sequence[str], how: str | None, path: str) -> Labels | None:
+    """Raises ConfigError where a picture is in no folder, or the folder's name is no number."""
     if how is None:
-        return None, None
+        return None
     loose = [name for name in names if "/" not in name]
     check(not loose, "classes", f"{how!r}: {path!r} holds {loose[0]!r} outside of any folder" if loose else "")
-    folders = sorted({name.split("/")[0] for name in names})
+    tops = [name.split("/")[0] for name in names]
+    folders = sorted(set(tops))
     if how == "folder":
         places = {folder: place for place, folder in enumerate(folders)}
-        return ClassSet({"en": tuple(folders)}), {name: places[name.split("/")[0]] for name in names}
+        return Labels(np.array([places[top] for top in tops], np.int64), ClassSet({"en": tuple(folders)}))
     wrong = [folder for folder in folders if not (folder.isascii() and folder.isdigit() and int(folder) <= LARGEST_INTEGER)]
     check(not wrong, "classes", f"'integer': the folder {wrong[0]!r} of {path!r} is no number; must be 0, 1, 2 …" if wrong else "")
-    return None, {name: int(name.split("/")[0]) for name in names}
+    return Labels(np.array([int(top) for top in tops], np.int64), None)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Metadata by file name
-
-
-def _metadata(path: str, files: Collection[str]) -> dict[str, Mapping[str, object]]:
-    """Picture -> its row of every metadata file in the folder or below; a file's names start from its own folder. Raises DataError."""
-    rows: dict[str, Mapping[str, object]] = {}
-    for name in sorted(files):
-        before, _, last = name.rpartition("/")
-        if last not in METADATA:
-            continue
-        file = f"{path.rstrip('/')}/{name}"
-        content = paths.read_bytes(paths.as_path(file))
-        for number, row in enumerate(_rows(content, file), 1):
-            of = row.get("file_name")
-            if not isinstance(of, str) or not of:
-                raise DataError(f"{file}: row {number} has no 'file_name' (it has: {', '.join(map(str, row))})")
-            rows[f"{before}/{of}" if before else of] = row
-    return rows
-
-
-def _rows(content: bytes, file: str) -> Iterator[Mapping[str, object]]:
-    try:
-        if file.endswith(".csv"):
-            yield from _typed(list(csv.DictReader(io.StringIO(text_files.decode(content), newline=""))))
-            return
-        for number, line in enumerate(text_files.read_lines(content), 1):
-            if line.strip():
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise DataError(f"{file}:{number}: is no JSON object")
-                yield row
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not UTF-8 ({error})") from None
-    except (ValueError, csv.Error, RecursionError) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from None
-
-
-def _typed(rows: list[dict[str, str]]) -> list[dict[str, object]]:
-    """Rows of a CSV file with numbers where all values of a column are such; an empty number is None."""
-    typed: list[dict[str, object]] = [dict(row) for row in rows]
-    for name in rows[0] if rows else ():
-        kind = kind_of_texts(name, [row[name] for row in rows if row[name]])
-        if kind in ("int", "float"):
-            for row in typed:
-                row[name] = as_value(row[name], kind, name) if row[name] else None
-    return typed
-
-
-def _check_files(rows: Mapping[str, object], files: Collection[str], path: str) -> None:
-    if rows and not any(name in files for name in rows):
-        first = next(iter(rows))
-        raise DataError(f"{path}: none of the {len(rows):,} files that its metadata names is there, as {first!r}")
-
-
-def _find_columns(rows: Mapping[str, Mapping[str, object]]) -> dict[str, Found]:
-    values: dict[str, list[object]] = {}
-    for row in rows.values():
-        for name, value in row.items():
-            if value is not None:
-                values.setdefault(name, []).append(value)
-    found = {}
-    for name, of in values.items():
-        kind = common_kind(kind_of(value) for value in of)
-        found[name] = Found(kind, str(kind), len(of) < len(rows))
-    return found
+def _with_rows(listing: Listing, labels: Labels | None, metadata: Metadata) -> tuple[Listing, Labels | None]:
+    """Only the pictures that the metadata names."""
+    kept = np.array([name in metadata.rows for name in listing.names], bool)
+    left_out = listing.left_out + metadata.left_out
+    if not kept.all():
+        left_out[NO_ROW] += int((~kept).sum())
+    names = [name for name in listing.names if name in metadata.rows]
+    if labels is not None:
+        labels = labels._replace(numbers=labels.numbers[kept])
+    return dataclasses.replace(listing, names=names, left_out=left_out), labels
 
 
 class FolderSource(Source):
     """Pictures of a folder. A shard is a top folder.
 
+    Its fingerprint is of the names and sizes of pictures and texts, the classes and the metadata. No picture is read for it.
+
     Args:
-      path: the folder.
-      names: of the pictures, from the folder, in order.
-      sizes: file -> bytes; -1: not known.
-      texts: picture -> file with its text.
-      classes: what the labels mean.
-      labels: picture -> class; None: no classes.
-      rows: picture -> its metadata.
-      chosen: columns of the metadata.
+      listing: the files.
+      labels: None: there is no column `class_label`.
+      metadata: None: there is none.
     """
 
-    def __init__(
-        self, path: str, names: Sequence[str], sizes: Mapping[str, int], texts: Mapping[str, str], classes: ClassSet | None,
-        labels: Mapping[str, int] | None, rows: Mapping[str, Mapping[str, object]], chosen: Mapping[str, Chosen],
-    ):  # fmt: skip
-        self.name = path
-        self._names = list(names)
-        self._texts = dict(texts)
-        self._chosen = dict(chosen)
-        self._labels = None if labels is None else np.array([labels[name] for name in names], np.int64)
-        self._rows = [rows[name] for name in names] if rows else []
-        self._media = MediaFolder(path)
+    def __init__(self, listing: Listing, labels: Labels | None, metadata: Metadata | None):
+        self.name = listing.path
+        self._names = listing.names
+        self._texts = {name: listing.texts[name] for name in listing.names if name in listing.texts}
+        self._labels = None if labels is None else labels.numbers
+        self._metadata = metadata
+        self._left_out = dict(listing.left_out)
+        self._media = MediaFolder(listing.path)
         self.columns = {"image": Column("image")}
         if self._texts:
-            self.columns["text"] = Column("text", optional=len(self._texts) < len(names))
+            self.columns["text"] = Column("text", optional=len(self._texts) < len(self._names))
         if labels is not None:
-            self.columns["class_label"] = Column("class", classes=classes)
-        self.columns |= {name: each.column for name, each in chosen.items()}
+            self.columns["class_label"] = Column("class", classes=labels.classes)
+        if metadata is not None:
+            self.columns |= metadata.columns
         self.columns["file"] = Column("text")
-        digest = hashlib.sha256(json.dumps(self._rows, sort_keys=True, default=str).encode())
+        self.fingerprint = self._digest(listing.sizes)
+
+    def _digest(self, sizes: Mapping[str, int]) -> str:
+        rows = [] if self._metadata is None else [self._metadata.rows[name] for name in self._names]
+        digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode())
         if self._labels is not None:
             digest.update(self._labels.tobytes())
-        for name in names:
+        for name in self._names:
             digest.update(json.dumps([name, sizes[name], sizes.get(self._texts.get(name, ""), 0)]).encode())
-        self.fingerprint = digest.hexdigest()
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._names)
@@ -261,14 +232,16 @@ class FolderSource(Source):
 
     def _value(self, i: int, name: str) -> object | None:
         file = self._names[i]
-        where = f"{self.name.rstrip('/')}/{file}"
-        if name in self._chosen:
-            return self._of_row(i, name)
+        if self._of_metadata(name):
+            return self._metadata.value(file, name)
         if name == "image":
-            return self._media.read(file, "image", where)
+            return self._media.read(file, "image", f"{self.name.rstrip('/')}/{file}")
         if name == "text":
             return self._text(file)
         return file if name == "file" else int(self._labels[i])
+
+    def _of_metadata(self, name: str) -> bool:
+        return self._metadata is not None and name in self._metadata.columns
 
     def _text(self, file: str) -> str | None:
         beside = self._texts.get(file)
@@ -280,35 +253,36 @@ class FolderSource(Source):
         except UnicodeDecodeError as error:
             raise BadRecord(NOT_UTF8, f"{self.name}, {beside}: {error}") from None
 
-    def _of_row(self, i: int, name: str) -> object | None:
-        chosen, row = self._chosen[name], self._rows[i]
-        value = row[chosen.theirs] if chosen.theirs in row else nested(row, chosen.theirs.split("."))
-        if value is None:
-            return None
-        return as_value(value, chosen.column.kind, f"{self.name}, {self._names[i]}, {name}", chosen.column.classes)
-
     def column(self, name: str) -> np.ndarray | None:
         """See `base.Source`."""
-        if name == "class_label" and name not in self._chosen:
+        if self._of_metadata(name):
+            return self._metadata_column(name)
+        if name == "class_label":
             return self._labels
-        if name == "file":
-            return column_array(self._names, "text")
-        if name in self._chosen and self.columns[name].kind in ABSENT:
-            return column_array([self._of_row(i, name) for i in range(len(self))], self.columns[name].kind)
-        return None
+        return column_array(self._names, "text") if name == "file" else None
+
+    def _metadata_column(self, name: str) -> np.ndarray | None:
+        kind = self.columns[name].kind
+        if kind not in ABSENT:
+            return None
+        return column_array([self._metadata.cheap_value(file, name) for file in self._names], kind)
 
     def present(self, name: str) -> np.ndarray | None:
         """See `base.Source`."""
-        if name == "text" and name not in self._chosen and self._texts:
+        if self._of_metadata(name):
+            return np.array([self._metadata.cheap_value(file, name) is not None for file in self._names], bool)
+        if name == "text" and self._texts:
             return np.array([file in self._texts for file in self._names], bool)
-        if name in self._chosen:
-            return np.array([self._of_row(i, name) is not None for i in range(len(self))], bool)
         return super().present(name)
 
     def shards(self) -> np.ndarray:
         """See `base.Source`."""
         sizes: dict[str, int] = {}
         for name in self._names:
-            top = name.rpartition("/")[0].split("/")[0]
+            top = name.split("/")[0] if "/" in name else ""
             sizes[top] = sizes.get(top, 0) + 1
         return np.array(list(sizes.values()), np.int64)
+
+    def left_out(self) -> Mapping[str, int]:
+        """See `base.Source`."""
+        return self._left_out

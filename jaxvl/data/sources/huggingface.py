@@ -19,11 +19,12 @@ from jaxvl import paths
 from jaxvl.config import ConfigError, PathText, check, nearest
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.arrow_columns import find_columns, first_content, part_of, path_of, plain_values, value_at
+from jaxvl.data.sources.arrow_columns import find_columns, first_content, path_of, plain_values, value_at
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.media import MediaFolder
 from jaxvl.data.sources.remembered import edges_digest
 from jaxvl.data.sources.table import TableSource, choose_columns, column_array
+from jaxvl.data.sources.values import nested
 
 if TYPE_CHECKING:
     import datasets
@@ -123,7 +124,7 @@ def _first_bytes(table: pyarrow.Table, name: str) -> bytes | None:
     path = path_of(name, table.column_names)
     column = table.column(path[0])
     for i in range(min(len(column), 1000)):
-        value = first_content(part_of({path[0]: column[i].as_py()}, path))
+        value = first_content(nested(column[i].as_py(), path[1:]))
         if value:
             return value
     return None
@@ -145,7 +146,8 @@ class HuggingFaceSource(TableSource):
     """
 
     def __init__(self, config: HuggingFace, files: Sequence[str], dataset: datasets.Dataset, chosen, media: MediaFolder | None):
-        self._config, self._table = config, dataset.data
+        self._config = config
+        self._table = dataset.data
         self._tops = set(dataset.column_names)
         self._indices = dataset._indices  # of a dataset that was saved with a selection of its rows
         self._length = len(dataset)
@@ -181,7 +183,7 @@ class HuggingFaceSource(TableSource):
         for name in theirs:
             path = path_of(name, self._tops)
             value = value_at(self._table.column(path[0]), i, self.where(i))
-            found[name] = part_of({path[0]: value}, path)
+            found[name] = nested(value, path[1:])
         return found
 
     def column(self, name: str) -> np.ndarray | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,11 +20,10 @@ import numpy as np
 from jaxvl.config import ConfigError, NonEmpty, check, nearest
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.base import Column, Log, Record, Source
+from jaxvl.data.sources.base import ABSENT, Column, Log, Record, Source
 from jaxvl.data.sources.pairs import find_pairs, pairs_of_keys, values_of
 from jaxvl.data.sources.remembered import remembered_arrays
 from jaxvl.data.sources.selected import Selected
-from jaxvl.data.sources.table import ABSENT
 
 KEYS = ("text", "int", "class")
 
@@ -50,7 +49,8 @@ class Joined:
 
     def open(self, log: Log = print) -> Source:
         """Raises ConfigError at one of its fields; DataError where no record has a partner."""
-        source, other = _open(self.source, "source", log), _open(self.other, "other", log)
+        source = _open(self.source, "source", log)
+        other = _open(self.other, "other", log)
         other_key = self.other_key or self.key
         _check_key(source, self.key, "key")
         _check_key(other, other_key, "other_key" if self.other_key else "key")
@@ -107,10 +107,13 @@ class JoinedSource(Source):
     """
 
     def __init__(self, source: Source, other: Source, index: np.ndarray, more: Collection[str], fingerprint: str):
-        self.source, self.other = source, other
+        self.source = source
+        self.other = other
         self.name = f"{source.name} + {other.name}"
         self.fingerprint = fingerprint
-        self._index, self._more = np.asarray(index), tuple(more)
+        self.parts = source.parts
+        self._index = np.asarray(index)
+        self._more = tuple(more)
         lacking = bool((self._index < 0).any())
         self.columns: dict[str, Column] = dict(source.columns)
         for name in more:
@@ -154,3 +157,7 @@ class JoinedSource(Source):
     def shards(self) -> np.ndarray:
         """See `base.Source`: those of the first source, whose pictures are what takes long to read."""
         return self.source.shards()
+
+    def left_out(self) -> Mapping[str, int]:
+        """See `base.Source`."""
+        return self.source.left_out()

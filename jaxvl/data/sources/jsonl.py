@@ -20,9 +20,10 @@ from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.line_index import RecordFiles, TextTable, default_media_root
 from jaxvl.data.sources.media import MediaFolder
-from jaxvl.data.sources.table import Found, choose_columns, nested
-from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of
+from jaxvl.data.sources.table import Found, choose_columns
+from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of, named
 
+HEAD = 64  # bytes
 LOOKED_AT = 100  # records whose values say what a column holds
 
 
@@ -48,6 +49,8 @@ class JsonLines:
         files = expand_files(self.files, "files", ".jsonl")
         records = RecordFiles(files, split_lines, ["jsonl"], log)
         check(len(records) > 0, "files", f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no lines")
+        if text_files.decode(records.head(0, HEAD), "replace").lstrip().startswith("["):
+            raise DataError(f"{files[0]}: begins with a list; write each of its elements as a line, as `jq -c '.[]'` does")
         chosen = choose_columns(_find_columns(records), self.columns, self.kinds, True, files[0], log)
         media = MediaFolder(self.images or default_media_root(files))
         return JsonLinesSource(records, chosen, media)
@@ -55,7 +58,8 @@ class JsonLines:
 
 def split_lines(lines: Iterator[bytes], file: str) -> Iterator[int]:
     """Offsets of lines that are not blank, and the end of the last one."""
-    at, end = 0, 0
+    at = 0
+    end = 0
     for line in lines:
         if line.strip():
             yield at
@@ -115,4 +119,4 @@ class JsonLinesSource(TextTable):
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
         record = parse(self._records.content(i), self.where(i))
-        return {name: record[name] if name in record else nested(record, name.split(".")) for name in theirs}
+        return {name: named(record, name) for name in theirs}

@@ -12,12 +12,14 @@ from jaxvl import paths
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.media import MediaFolder
+from jaxvl.data.sources.other_formats import other_format
 from jaxvl.data.sources.range_files import RangeFiles
 from jaxvl.data.sources.remembered import key_of, remembered_arrays, states_of
 from jaxvl.data.sources.table import Chosen, ParsedTable
 from jaxvl.paths import FileState
 
 CHUNK = 2**23  # bytes that are read at once
+HEAD = 64  # bytes from the start that tell another format
 # Lines of a file, each with its end, and for each record: its start, and the number of its first line.
 Split = Callable[[Iterator[bytes], str], Iterator[int]]
 
@@ -80,6 +82,9 @@ class RecordFiles:
         left = b""
         for start in range(0, state.size, CHUNK):
             [chunk] = self._ranges.read(file, state, [(start, min(CHUNK, state.size - start))])
+            known = other_format(chunk[:HEAD]) if start == 0 else None
+            if known is not None:
+                raise DataError(f"{file}: {known}")
             digest.update(chunk)
             *lines, last = (left + chunk).split(b"\n")
             for line in lines:
@@ -115,7 +120,8 @@ class _Mapped:
     """An index on its way to another process: the name of its file, where it has one."""
 
     def __init__(self, file: str | None, array: np.ndarray | None):
-        self._file, self._array = file, array
+        self._file = file
+        self._array = array
 
     @classmethod
     def of(cls, index: np.ndarray) -> _Mapped:

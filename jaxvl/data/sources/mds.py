@@ -34,8 +34,8 @@ from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.mds_values import REFUSED, decode, fixed_size, is_known, kind_of_encoding
 from jaxvl.data.sources.range_files import RangeFiles
 from jaxvl.data.sources.remembered import kept_folder, key_of, own_name
-from jaxvl.data.sources.table import Chosen, Found, ParsedTable, choose_columns, nested
-from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of
+from jaxvl.data.sources.table import Chosen, Found, ParsedTable, choose_columns
+from jaxvl.data.sources.values import NOT_UTF8, common_kind, kind_of, nested
 from jaxvl.paths import FileState
 
 MOST_TABLES = 256  # offsets of shards in memory
@@ -127,7 +127,8 @@ def _parse_shard(about: Mapping[str, Any], where: str) -> Shard:
             raise DataError(f"{where}: column {name!r} ({encoding}) is said to have {size} bytes, not {known}")
         if size is not None and (not isinstance(size, int) or size < 0):
             raise DataError(f"{where}: column {name!r} is said to have {size!r} bytes")
-    raw, packed = about["raw_data"], about.get("zip_data")
+    raw = about["raw_data"]
+    packed = about.get("zip_data")
     samples = about["samples"]
     if not isinstance(samples, int) or samples < 0 or not isinstance(raw["bytes"], int):
         raise DataError(f"{where}: {raw['basename']!r} is said to have {samples!r} samples in {raw['bytes']!r} bytes")
@@ -155,7 +156,8 @@ class MdsShards:
     """
 
     def __init__(self, root: str, shards: Sequence[Shard], log: Log):
-        self.root, self.shards = root, list(shards)
+        self.root = root
+        self.shards = list(shards)
         self._files: list[str] = []
         self._states: list[FileState] = []
         self._find_files(log)
@@ -183,9 +185,12 @@ class MdsShards:
         asked = [file for file in packed if file is not None]
         states = dict(zip(asked, paths.file_states(asked)))
         for shard, state, zipped in zip(self.shards, plain, packed):
-            file, size = f"{self.root}/{shard.file}", shard.size
+            file = f"{self.root}/{shard.file}"
+            size = shard.size
             if state is None and zipped is not None:
-                file, size, state = zipped, shard.packed[1], states[zipped]
+                file = zipped
+                size = shard.packed[1]
+                state = states[zipped]
                 check_compression(shard.compression, file)
             if state is None:
                 raise DataError(f"{file}: is not there, but index.json names it")
@@ -220,7 +225,8 @@ class MdsShards:
             raise BadRecord("record cannot be read", f"{self.where(i)}: has {end - start} bytes")
         [head] = self._read(number, [(start, variable)])
         given = iter(np.frombuffer(head, "<u4").tolist())
-        spans, at = {}, start + variable
+        spans = {}
+        at = start + variable
         for name, size in zip(shard.columns, shard.sizes):
             size = size or next(given)
             spans[name] = (at, size)

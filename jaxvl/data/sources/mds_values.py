@@ -122,13 +122,16 @@ def _array(content: bytes, encoding: str) -> np.ndarray:
     if dtype is None:
         if not content or content[0] not in _DTYPES:
             raise ValueError("an array of an unknown dtype")
-        dtype, at = np.dtype(_DTYPES[content[0]]), 1
+        dtype = np.dtype(_DTYPES[content[0]])
+        at = 1
     if shape is None:
         if len(content) <= at:
             raise ValueError("an array without a shape")
-        rank, width = content[at] >> 2, 1 << (content[at] & 3)
+        rank = content[at] >> 2
+        width = 1 << (content[at] & 3)
         head = _exactly(content[at + 1 : at + 1 + rank * width], rank * width)
-        shape, at = tuple(np.frombuffer(head, f"<u{width}").tolist()), at + 1 + rank * width
+        shape = tuple(np.frombuffer(head, f"<u{width}").tolist())
+        at += 1 + rank * width
     count = 1
     for size in shape:
         count *= size

@@ -19,10 +19,11 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from jaxvl.config import check, nearest
-from jaxvl.config.errors import ConfigError, shown
+from jaxvl.config.errors import ConfigError
 from jaxvl.data import text_files
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Kind
+from jaxvl.data.sources.values import NOT_UTF8, as_value, nested
 
 INFO = ("__key__", "__url__")
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif", "jxl", "jp2", "heic")
@@ -151,7 +152,8 @@ def _parse(text: str, field: str, kind: str | None) -> MemberColumn:
 
 def _choices(text: str, field: str) -> tuple[Choice, ...]:
     before, colon, after = text.partition(":")
-    parts, keys = _parts(before), _parts(after)
+    parts = _parts(before)
+    keys = _parts(after)
     check(len(parts) > 0 and (not colon or len(keys) > 0), field, f"{text!r} names no members; write 'jpg;png' or 'json:caption'")
     choices = []
     for part in parts:
@@ -176,26 +178,14 @@ def _parts(text: str) -> tuple[str, ...]:
 
 def decode(content: bytes, kind: Kind, where: str) -> object:
     """The value of a member. Raises BadRecord."""
-    if kind in ("image", "audio"):
-        return content
     if kind == "array":
         return _array(content, where)
+    if kind != "texts":
+        return as_value(content, kind, where)
     try:
-        text = text_files.decode(content)
-    except UnicodeDecodeError as error:
-        raise BadRecord("text is not UTF-8", f"{where}: {error}") from None
-    if kind == "text":
-        return text
-    if kind == "texts":
         return [line for line in text_files.read_lines(content) if line.strip()]
-    return _number(text.strip(), kind, where)
-
-
-def _number(text: str, kind: Kind, where: str) -> int | float:
-    try:
-        return float(text) if kind == "float" else int(text)
-    except ValueError:
-        raise BadRecord("number cannot be read", f"{where}: {shown(text)}") from None
+    except UnicodeDecodeError as error:
+        raise BadRecord(NOT_UTF8, f"{where}: {error}") from None
 
 
 def _array(content: bytes, where: str) -> np.ndarray:
@@ -218,54 +208,7 @@ def parse_json(content: bytes, where: str) -> Mapping[str, object]:
 
 def at_path(found: object, path: Sequence[str]) -> object | None:
     """The value under keys of objects and numbers of lists; None where it is not there or empty."""
-    value = found
-    for key in path:
-        if isinstance(value, dict):
-            value = value.get(key)
-        elif isinstance(value, list) and key.isdecimal() and len(key) < 10 and int(key) < len(value):
-            value = value[int(key)]
-        else:
-            return None
+    value = nested(found, path)
     empty = isinstance(value, (str, list, dict)) and not value
     blank = isinstance(value, str) and not value.strip()
     return None if empty or blank else value
-
-
-def kind_of(value: object) -> Kind | None:
-    """The kind that a JSON value is; None where it is of no kind."""
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, bool):
-        return "int"
-    if isinstance(value, int):
-        return "int"
-    if isinstance(value, float):
-        return "float"
-    if isinstance(value, list) and value:
-        return "texts" if all(isinstance(part, str) for part in value) else _array_kind(value)
-    return None
-
-
-def _array_kind(value: list) -> Kind | None:
-    try:
-        return "array" if np.asarray(value).dtype.kind in "biuf" else None
-    except ValueError:  # lists of unequal lengths
-        return None
-
-
-def as_kind(value: object, kind: Kind, where: str) -> object:
-    """A JSON value as the kind of its column. Raises BadRecord where it is of another."""
-    found = kind_of(value)
-    if kind == "texts" and found in ("text", "texts"):
-        return [value] if found == "text" else list(value)
-    if kind == "text" and found == "text":
-        return value
-    if kind == "float" and found in ("int", "float"):
-        return float(value)
-    if kind in ("int", "class") and found == "int":
-        return int(value)
-    if kind == "array" and found in ("array", "int", "float"):
-        return np.asarray(value)
-    if kind in ("int", "float", "class") and found == "text":
-        return _number(value.strip(), kind, where)
-    raise BadRecord("value is of another kind", f"{where}: {shown(value)} is no {kind}; say in kinds what the column holds")

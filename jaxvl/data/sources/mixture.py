@@ -11,10 +11,11 @@ Its records are those of the parts, one part after the other. The sampler `mixtu
 from __future__ import annotations
 
 import bisect
+import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,10 +24,7 @@ from jaxvl.config import ConfigError, Range, check
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.base import Column, Log, Record, Source
-
-# What `column` holds for records of a part that lacks the column; `present` tells which they are.
-ABSENT = {"class": -1, "int": 0, "float": np.nan, "text": ""}
+from jaxvl.data.sources.base import ABSENT, Column, Log, Part, Record, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,26 +80,6 @@ class MixtureConfig:
         return MixtureSource(sources, [part.weight for part in self.parts], self.names)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Part:
-    """A part of a mixture.
-
-    Attributes:
-      start, end: its records are `start … end - 1` of the mixture.
-      weight: None: its number of records.
-      shards: int64 [k], records of its shards.
-    """
-
-    name: str
-    start: int
-    end: int
-    weight: float | None
-    shards: np.ndarray
-
-    def __len__(self) -> int:
-        return self.end - self.start
-
-
 class MixtureSource(Source):
     """The records of several sources, one source after the other.
 
@@ -124,7 +102,7 @@ class MixtureSource(Source):
         for name, source in zip(names, sources):
             if len(source) == 0:
                 raise DataError(f"part {name!r} of the mixture, {source.name}, has no records")
-            weighted = any(part.weight is not None for part in getattr(source, "parts", ()))
+            weighted = any(part.weight is not None for part in source.parts)
             check(not weighted, "parts", f"part {name!r} is a mixture whose weights would be lost; its parts must be named here")
         self._starts = [0]
         for source in sources:
@@ -221,7 +199,15 @@ class MixtureSource(Source):
         return np.concatenate(found)
 
     def shards(self) -> np.ndarray:
+        """See `base.Source`."""
         return np.concatenate([part.shards for part in self.parts])
+
+    def left_out(self) -> Mapping[str, int]:
+        """See `base.Source`."""
+        counts: collections.Counter[str] = collections.Counter()
+        for source in self._sources:
+            counts.update(source.left_out())
+        return counts
 
 
 def _equal(one: ClassSet, other: ClassSet) -> bool:

@@ -18,7 +18,8 @@ BLOCK = 4096  # records
 
 def pairs_of_hex(texts: Iterable[object]) -> tuple[np.ndarray, np.ndarray]:
     """([n] pairs, [n] whether a text is one): the first and last 16 of 32 hexadecimal digits, as DataComp's `uid`."""
-    found, valid = [], []
+    found = []
+    valid = []
     for text in texts:
         ok = isinstance(text, str) and len(text) == 32 and all(digit in "0123456789abcdefABCDEF" for digit in text)
         found.append((int(text[:16], 16), int(text[16:], 16)) if ok else (0, 0))
@@ -37,7 +38,8 @@ def pairs_of_keys(keys: Iterable[object]) -> np.ndarray:
 
 def find_pairs(ordered: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """int64 [n]: the first place of each wanted pair in `ordered`, which is sorted; -1 where it is not there."""
-    first, second = ordered["f0"], ordered["f1"]
+    first = ordered["f0"]
+    second = ordered["f1"]
     low = np.searchsorted(first, wanted["f0"], "left")
     high = np.searchsorted(first, wanted["f0"], "right")
     out = np.full(len(wanted), -1, np.int64)
@@ -52,7 +54,8 @@ def find_pairs(ordered: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def is_sorted(pairs: np.ndarray) -> bool:
-    first, second = pairs["f0"], pairs["f1"]
+    first = pairs["f0"]
+    second = pairs["f1"]
     rising = first[:-1] < first[1:]
     return bool((rising | ((first[:-1] == first[1:]) & (second[:-1] <= second[1:]))).all())
 

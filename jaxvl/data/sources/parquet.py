@@ -8,30 +8,38 @@ written. Row groups that were read stay in memory up to `cache` MiB, column by c
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from jaxvl.config import PathText, Range, check
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.arrow_columns import find_columns, first_content, import_pyarrow, part_of, path_of, plain_values, value_at
+from jaxvl.data.sources.arrow_columns import find_columns, first_content, import_pyarrow, path_of, plain_values, value_at
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.media import MediaFolder
-from jaxvl.data.sources.parquet_files import Footer, ParquetFiles, read_footer
+from jaxvl.data.sources.parquet_files import Footer, ParquetFiles, pack_footers, read_footer, unpack_footers
 from jaxvl.data.sources.remembered import key_of, remembered, states_of
 from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, column_array
-
-if TYPE_CHECKING:
-    pass
+from jaxvl.data.sources.values import nested
 
 READ_AT_ONCE = 16  # footers
+# Arrow types as texts -> what they have in common: writers differ in widths, and in the names of what is in lists.
+_ALIKE = (
+    (re.compile(r"dictionary<values=(\w+), indices=\w+, ordered=\d>"), r"\1"),
+    (re.compile(r"\bu?int\d+\b"), "int"),
+    (re.compile(r"\b(halffloat|double)\b"), "float"),
+    (re.compile(r"\blarge_|_view\b| not null\b"), ""),
+    (re.compile(r"<element: "), "<item: "),
+)
 LARGE_GROUP = 2**30  # bytes of a row group that should have been written in smaller ones
 LARGE_COLUMN = 2**28  # bytes of a text column up to which `column` reads it whole
 
@@ -63,17 +71,18 @@ class Parquet:
         states = states_of(files)
         key = key_of("parquet", files, states)
 
-        def find() -> list[list[Any]]:
+        def find() -> list[Any]:
             with concurrent.futures.ThreadPoolExecutor(READ_AT_ONCE) as pool:
-                return [footer.packed() for footer in pool.map(read_footer, files, states)]
+                return pack_footers(list(pool.map(read_footer, files, states)))
 
-        footers = [Footer.unpacked(packed) for packed in remembered("parquet", key, find, log)]
+        footers = unpack_footers(remembered("parquet", key, find, log))
         reader = ParquetFiles(files, states, self.cache * 2**20)
         rows = [row for row, footer in enumerate(footers) if sum(footer.groups)]
         check(len(rows) > 0, "files", f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no rows")
         schema = reader.metadata(rows[0]).schema.to_arrow_schema()
         found = find_columns(schema, functools.partial(_first_bytes, reader, footers[rows[0]], rows[0]))
-        found = {name: dataclasses.replace(column, optional=_may_lack(footers, name, column)) for name, column in found.items()}
+        nulls = _all_nulls([footers[row] for row in rows])
+        found = {name: dataclasses.replace(column, optional=_may_lack(nulls, name, column)) for name, column in found.items()}
         chosen = choose_columns(found, self.columns, self.kinds, self.images is not None, files[rows[0]], log)
         _check_schemas(files, footers, rows, chosen)
         _warn_of_large_groups(files, footers, chosen, log)
@@ -87,7 +96,7 @@ def _first_bytes(reader: ParquetFiles, footer: Footer, file: int, name: str) -> 
         column = reader.column(file, group, name)
         for i in range(rows):
             path = path_of(name, footer.types)
-            value = first_content(part_of({path[0]: column[i].as_py()}, path))
+            value = first_content(nested(column[i].as_py(), path[1:]))
             if value:
                 return value
         if group == 0 and rows > 1000:
@@ -95,21 +104,30 @@ def _first_bytes(reader: ParquetFiles, footer: Footer, file: int, name: str) -> 
     return None
 
 
-def _may_lack(footers: Sequence[Footer], name: str, column: Found) -> bool:
-    """Whether some record has no value: by the counts in the footers, where these have them."""
+def _all_nulls(footers: Sequence[Footer]) -> dict[str, int]:
+    """Leaf column -> 0 where all files say that every record has one."""
+    files: collections.Counter[str] = collections.Counter()
+    nulls: dict[str, int] = {}
     for footer in footers:
-        nulls = [count for leaf, count in footer.nulls.items() if leaf == name or leaf.startswith(f"{name}.")]
-        if column.kind in ("image", "audio"):  # a struct's `path` may well be null
-            nulls = [footer.nulls.get(f"{name}.bytes", footer.nulls.get(name, -1))]
-        if sum(footer.groups) and (not nulls or any(count != 0 for count in nulls)):
-            return True
-    return False
+        files.update(footer.nulls.keys())
+        nulls |= {leaf: -1 for leaf, count in footer.nulls.items() if count != 0}
+    return {leaf: nulls.get(leaf, 0) if n == len(footers) else -1 for leaf, n in files.items()}
+
+
+def _may_lack(nulls: Mapping[str, int], name: str, column: Found) -> bool:
+    """Whether some record has no value."""
+    if column.kind in ("image", "audio"):  # a struct's `path` may well be null
+        return nulls.get(f"{name}.bytes", nulls.get(name, -1)) != 0
+    counts = [count for leaf, count in nulls.items() if leaf == name or leaf.startswith(f"{name}.")]
+    return not counts or any(count != 0 for count in counts)
 
 
 def _check_schemas(files: Sequence[str], footers: Sequence[Footer], rows: Sequence[int], chosen: Mapping[str, Chosen]) -> None:
     """Raises DataError where a column that is read is missing in a file, or of another type."""
     first = footers[rows[0]].types
     for row in rows[1:]:
+        if footers[row].types is first or footers[row].types == first:
+            continue
         for column in chosen.values():
             name = path_of(column.theirs, first)[0]
             there = footers[row].types.get(name)
@@ -117,17 +135,26 @@ def _check_schemas(files: Sequence[str], footers: Sequence[Footer], rows: Sequen
                 raise DataError(
                     f"{files[row]}: has no column {name!r}, which {files[rows[0]]} has (columns: {', '.join(footers[row].types)})"
                 )
-            if there != first[name] and "null" not in (there, first[name]):
+            if _read_alike(there) != _read_alike(first[name]) and "null" not in (there, first[name]):
                 raise DataError(
                     f"{files[row]}: column {name!r} is of type {there}, but {first[name]} in {files[rows[0]]}; write them alike"
                 )
 
 
+@functools.cache
+def _read_alike(of: str) -> str:
+    """An Arrow type; equal for types whose values are read alike."""
+    for pattern, common in _ALIKE:
+        of = pattern.sub(common, of)
+    return of
+
+
 def _warn_of_large_groups(files: Sequence[str], footers: Sequence[Footer], chosen: Mapping[str, Chosen], log: Log) -> None:
     read = {column.theirs for column in chosen.values()}
-    for file, footer in zip(files, footers):
-        if footer.largest_group(read) > LARGE_GROUP:
-            size = footer.largest_group(read) / 2**20
+    large = [(file, footer) for file, footer in zip(files, footers) if sum(most for most, _ in footer.sizes.values()) > LARGE_GROUP]
+    for file, footer in large:
+        size = footer.largest_group(read) / 2**20
+        if size * 2**20 > LARGE_GROUP:
             log(f"{file}: a row group has {size:,.0f} MiB, which are read for any row of it; write it with row_group_size=1000 or less")
             return
 
@@ -145,7 +172,8 @@ class ParquetSource(TableSource):
         digest = hashlib.sha256("".join(footer.digest for footer in footers).encode())
         more = "" if len(reader.files) == 1 else f" and {len(reader.files) - 1:,} more"
         super().__init__(f"{reader.files[0]}{more}", digest.hexdigest(), chosen, media)
-        self._reader, self._footers = reader, list(footers)
+        self._reader = reader
+        self._footers = list(footers)
         self._tops = {name for footer in footers for name in footer.types}
         self._sizes = np.array([rows for footer in footers for rows in footer.groups if rows], np.int64)
         self._ends = np.cumsum(self._sizes)
@@ -174,13 +202,14 @@ class ParquetSource(TableSource):
         for name in theirs:
             value = value_at(self._reader.column(file, group, name), row, where)
             path = path_of(name, self._tops)
-            found[name] = value if len(path) == 1 else part_of({path[0]: value}, path)
+            found[name] = nested(value, path[1:])
         return found
 
     def column(self, name: str) -> np.ndarray | None:
         if name not in self.columns or self.columns[name].kind not in ("class", "int", "float", "text"):
             return None
-        theirs, kind = self.chosen[name].theirs, self.columns[name].kind
+        theirs = self.chosen[name].theirs
+        kind = self.columns[name].kind
         if kind == "text" and sum(footer.size(theirs) for footer in self._footers) > LARGE_COLUMN:
             return None
         return column_array(self._all_values(name), kind)
@@ -192,7 +221,8 @@ class ParquetSource(TableSource):
         return np.array([value is not None for value in self._all_values(name)], bool)
 
     def _all_values(self, name: str) -> list[object | None]:
-        theirs, kind = self.chosen[name].theirs, self.columns[name].kind
+        theirs = self.chosen[name].theirs
+        kind = self.columns[name].kind
         path = path_of(theirs, self._tops)
 
         def of_group(place: tuple[int, int]) -> list[object | None]:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.other_formats import other_format
 from jaxvl.data.sources.range_files import RangeFiles
 from jaxvl.paths import FileState
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"PAR1"
 TAIL = 2**16  # bytes from the end that are read at once: most footers are shorter
+HEAD = 64  # bytes from the start that tell another format
 MOST_FOOTERS = 256  # in memory
 
 
@@ -42,13 +44,6 @@ class Footer:
     nulls: Mapping[str, int]
     sizes: Mapping[str, Sequence[int]]
 
-    def packed(self) -> list[Any]:
-        return [self.groups, self.digest, dict(self.types), dict(self.nulls), {k: list(v) for k, v in self.sizes.items()}]
-
-    @classmethod
-    def unpacked(cls, packed: Sequence[Any]) -> Footer:
-        return cls(*packed)
-
     def largest_group(self, columns: Collection[str]) -> int:
         """Bytes of the columns in the largest row group."""
         return sum(most for leaf, (most, _) in self.sizes.items() if any(leaf == c or leaf.startswith(f"{c}.") for c in columns))
@@ -56,6 +51,27 @@ class Footer:
     def size(self, column: str) -> int:
         """Bytes of a column in all row groups."""
         return sum(total for leaf, (_, total) in self.sizes.items() if leaf == column or leaf.startswith(f"{column}."))
+
+
+def pack_footers(footers: Sequence[Footer]) -> list[Any]:
+    """The footers as lists; what most of them have in common, the columns, is there once."""
+    layouts: dict[tuple, int] = {}
+    rows = []
+    for footer in footers:
+        layout = (tuple(footer.types.items()), tuple(footer.nulls), tuple(footer.sizes))
+        place = layouts.setdefault(layout, len(layouts))
+        rows.append([footer.groups, footer.digest, place, list(footer.nulls.values()), *map(list, zip(*footer.sizes.values()))])
+    return [[[list(part) for part in layout] for layout in layouts], rows]
+
+
+def unpack_footers(packed: Sequence[Any]) -> list[Footer]:
+    """The inverse of `pack_footers`."""
+    layouts = [(dict(types), nulls, sizes) for types, nulls, sizes in packed[0]]
+    footers = []
+    for groups, digest, place, nulls, *sizes in packed[1]:
+        types, leaves, sized = layouts[place]
+        footers.append(Footer(groups, digest, types, dict(zip(leaves, nulls)), dict(zip(sized, zip(*sizes)))))
+    return footers
 
 
 def read_footer(file: str, state: FileState) -> Footer:
@@ -81,7 +97,8 @@ def _described(metadata: pyarrow.parquet.FileMetaData, digest: str) -> Footer:
         groups.append(group.num_rows)
         for c in range(group.num_columns):
             column = group.column(c)
-            leaf, size = column.path_in_schema, column.total_uncompressed_size
+            leaf = column.path_in_schema
+            size = column.total_uncompressed_size
             counted = column.is_stats_set and column.statistics.has_null_count
             before = nulls.get(leaf, 0)
             nulls[leaf] = before + column.statistics.null_count if counted and before >= 0 else -1
@@ -98,7 +115,9 @@ def footer_bytes(files: RangeFiles, file: str, state: FileState) -> bytes:
     if tail[-4:] == b"PARE":
         raise DataError(f"{file}: is encrypted, which is not read")
     if len(tail) < 12 or tail[-4:] != MAGIC:
-        raise DataError(f"{file}: has no footer: it was cut short, is still being written, or is no Parquet file")
+        [head] = files.read(file, state, [(0, min(state.size, HEAD))])
+        known = other_format(head) or "has no footer: it was cut short, is still being written, or is no Parquet file"
+        raise DataError(f"{file}: {known}")
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length > state.size - len(MAGIC):
         raise DataError(f"{file}: its footer would begin before the file does; it is damaged")
@@ -130,7 +149,9 @@ class ParquetFiles:
     """
 
     def __init__(self, files: Sequence[str], states: Sequence[FileState], cache_bytes: int):
-        self.files, self._states, self._cache_bytes = list(files), list(states), cache_bytes
+        self.files = list(files)
+        self._states = list(states)
+        self._cache_bytes = cache_bytes
         self._ranges = RangeFiles()
         self._lock = threading.Lock()
         self._footers: collections.OrderedDict[int, pyarrow.parquet.FileMetaData] = collections.OrderedDict()
@@ -213,7 +234,10 @@ class _Opened(io.RawIOBase):
     """A file as pyarrow reads one; all that is read comes from `RangeFiles`."""
 
     def __init__(self, ranges: RangeFiles, file: str, state: FileState):
-        self._ranges, self._file, self._state, self._at = ranges, file, state, 0
+        self._ranges = ranges
+        self._file = file
+        self._state = state
+        self._at = 0
 
     def readable(self) -> bool:
         return True

@@ -27,9 +27,10 @@ import numpy as np
 from jaxvl import paths
 from jaxvl.config import PathText, check, nearest, to_path
 from jaxvl.data.classes import ClassSet
-from jaxvl.data.records import BadRecord, DataError
+from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Column, Log, Record, Source
+from jaxvl.data.sources.media import MediaFolder
 from jaxvl.data.text_files import read_lines
 
 
@@ -61,7 +62,7 @@ class Questions:
         folder = paths.as_path(self.folder)
         files = {path.stem: read(path) for path in paths.list_folder(folder, "*.jsonl")}
         answers = sorted({common(asked["answers"]) for of in files.values() for asked in of})
-        images = paths.as_path(self.images or self.folder)
+        images = MediaFolder(self.images or self.folder)
         return QuestionSource(str(folder / f"{self.split}.jsonl"), files[self.split], images, answers)
 
 
@@ -71,11 +72,11 @@ class QuestionSource(Source):
     Args:
       name: of the file.
       questions: its lines.
-      images: folder that the paths of images start from.
+      images: folder that the paths of images start from, and may not leave.
       answers: the classes.
     """
 
-    def __init__(self, name: str, questions: list[dict[str, Any]], images: paths.Path, answers: Sequence[str]):
+    def __init__(self, name: str, questions: list[dict[str, Any]], images: MediaFolder, answers: Sequence[str]):
         self.name = name
         self.questions = questions
         self._images = images
@@ -111,10 +112,7 @@ class QuestionSource(Source):
             "class_label": self._places[answer],
         }
         if columns is None or "image" in columns:
-            try:
-                record["image"] = paths.read_bytes(self._images / asked["image"])
-            except OSError as error:
-                raise BadRecord("record cannot be read", f"{error}") from None
+            record["image"] = self._images.read(asked["image"], "image", f"{self.name}, question {i}")
         return record if columns is None else {name: record[name] for name in columns if name in record}
 
     def column(self, name: str) -> np.ndarray | None:
@@ -141,7 +139,7 @@ def read(path: paths.Path) -> list[dict[str, Any]]:
             continue
         try:
             asked = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON ({error})") from None
         texts = isinstance(asked, dict) and all(isinstance(asked.get(k), str) and asked[k].strip() for k in ("image", "question"))
         answers = asked.get("answers") if isinstance(asked, dict) else None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from jaxvl import paths
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.remembered import why
 from jaxvl.paths import FileState
 
 MOST_OPEN = 64  # local files
@@ -25,7 +26,9 @@ class _Open:
     """A local file that is open."""
 
     def __init__(self, descriptor: int):
-        self.descriptor, self.users, self.looked = descriptor, 0, time.monotonic()
+        self.descriptor = descriptor
+        self.users = 0
+        self.looked = time.monotonic()
 
 
 class RangeFiles:
@@ -69,7 +72,7 @@ class RangeFiles:
         except FileNotFoundError:
             raise DataError(f"{name}: is not there any more") from None
         except OSError as error:
-            raise DataError(f"{name}: cannot be read ({type(error).__name__}: {error})") from None
+            raise DataError(why(error, name)) from None
         if any(len(part) != stop - start for part, (start, stop) in zip(parts, together)):
             raise DataError(f"{name}: has become shorter while it is read; start again once it is whole")
         return _cut(ranges, together, parts)
@@ -151,7 +154,8 @@ def _read_whole(descriptor: int, start: int, size: int) -> bytes:
     data = os.pread(descriptor, size, start)
     if len(data) == size:
         return data
-    parts, read = [data], len(data)
+    parts = [data]
+    read = len(data)
     while data and read < size:
         data = os.pread(descriptor, size - read, start + read)
         parts.append(data)

@@ -20,19 +20,27 @@ from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Log
 from jaxvl.paths import FileState
 
-VERSION = 1  # of what is kept
+VERSION = 2  # of what is kept
 
 
 def states_of(files: Sequence[str]) -> list[FileState]:
-    """States of files that must be there. Raises DataError naming the first that is not."""
+    """States of files that must be there. Raises DataError naming the first that is not, and where one cannot be read in ranges."""
     try:
         states = paths.file_states(files)
     except OSError as error:
-        raise DataError(f"{files[0]}: cannot be read ({type(error).__name__}: {error})") from None
-    for file, state in zip(files, states):
-        if state is None:
-            raise DataError(f"{file}: is not there")
-    return states
+        raise DataError(why(error, files[0])) from None
+    missing = [file for file, state in zip(files, states) if state is None]
+    if missing:
+        instead = "; a glob such as *.tar names those that are there" if len(missing) < len(files) else ""
+        raise DataError(f"{missing[0]}: is not there ({len(missing):,} of {len(files):,} files are missing){instead}")
+    return [state for state in states if state is not None]
+
+
+def why(error: OSError, file: str) -> str:
+    """A sentence that says why a file cannot be read."""
+    if isinstance(error, (paths.PathError, PermissionError)):
+        return str(error)  # which names the file
+    return f"{file}: cannot be read ({type(error).__name__}: {error})"
 
 
 def key_of(what: str, files: Sequence[str], states: Sequence[FileState], more: Sequence[object] = ()) -> str:
@@ -40,7 +48,7 @@ def key_of(what: str, files: Sequence[str], states: Sequence[FileState], more: S
     digest = hashlib.sha256(json.dumps([VERSION, what, list(more)]).encode())
     for file, state in zip(files, states):
         name = file if paths.is_remote(file) else os.path.abspath(file)
-        digest.update(json.dumps([name, state.size, state.version]).encode())
+        digest.update(f"{name}\0{state.size}\0{state.version}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:32]
 
 

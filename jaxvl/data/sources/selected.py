@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
 from jaxvl.data.records import DataError
-from jaxvl.data.sources.base import Record, Source
-from jaxvl.data.sources.mixture import Part
+from jaxvl.data.sources.base import Part, Record, Source
 
 
 class Selected(Source):
@@ -37,7 +36,7 @@ class Selected(Source):
         starts = np.cumsum(sizes) - sizes
         left = _left(self._index, sizes)
         found = []
-        for part in getattr(self.source, "parts", ()):
+        for part in self.source.parts:
             start, end = np.searchsorted(self._index, [part.start, part.end]).tolist()
             own = left[(starts >= part.start) & (starts < part.end)]
             found.append(dataclasses.replace(part, start=start, end=end, shards=own[own > 0]))
@@ -66,6 +65,10 @@ class Selected(Source):
         """See `base.Source`: what is left of each shard."""
         left = _left(self._index, self.source.shards())
         return left[left > 0]
+
+    def left_out(self) -> Mapping[str, int]:
+        """See `base.Source`: what was left out of the whole source. Records that are not selected do not count."""
+        return self.source.left_out()
 
 
 def _left(index: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -60,7 +60,8 @@ def _read_json(names: Sequence[str]) -> dict[str, object]:
 
 
 def _of_stats(samples: Mapping[str, int], stats: Mapping[str, object]) -> list[str]:
-    different, unfinished = [], [file for file in samples if file not in stats]
+    different = []
+    unfinished = [file for file in samples if file not in stats]
     for file, about in stats.items():
         expected = about.get("successes") if isinstance(about, dict) else None
         if isinstance(expected, int) and expected != samples[file]:
@@ -85,7 +86,8 @@ def _of_sizes(samples: Mapping[str, int], files: Sequence[str], name: str, found
 
 
 def _of_total(samples: Mapping[str, int], files: Sequence[str], name: str, found: Mapping[str, object]) -> list[str]:
-    expected, total = found.get(name), sum(samples[file] for file in files)
+    expected = found.get(name)
+    total = sum(samples[file] for file in files)
     if not isinstance(expected, int) or expected == total:
         return []
     return [f"{name}: says {expected:,} samples, but the {len(files):,} shards that are read of its folder hold {total:,}"]

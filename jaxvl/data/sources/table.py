@@ -16,9 +16,9 @@ import numpy as np
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import BadRecord
-from jaxvl.data.sources.base import Column, Kind, Log, Record, Source
+from jaxvl.data.sources.base import ABSENT, Column, Kind, Log, Record, Source
 from jaxvl.data.sources.media import MediaFolder
-from jaxvl.data.sources.values import as_value
+from jaxvl.data.sources.values import as_value, is_missing
 
 # Our name -> names that teams use, the preferred one first; upper and lower case are the same.
 NAMES = {
@@ -29,7 +29,6 @@ NAMES = {
 }
 PATH_NAMES = ("image", "filepath", "file_name", "filename", "image_path", "img_path", "imgpath", "image_file", "path", "file")
 KINDS_OF = {"image": ("image",), "audio": ("audio",), "text": ("text", "texts"), "class_label": ("class", "int")}
-ABSENT = {"class": -1, "int": 0, "float": np.nan, "text": ""}  # what `column` holds for a record without a value
 MOST_PARSED = 5_000_000  # records up to which a column is read from all of them
 
 
@@ -161,18 +160,6 @@ def _log_left_out(found: Mapping[str, Found], known: Mapping[str, Chosen], where
         log(f"{where}: not read: {', '.join(left)}")
 
 
-def nested(value: object, path: Sequence[str]) -> object | None:
-    """The part of a nested value that a dotted name means; None where it is not there."""
-    for name in path:
-        if isinstance(value, Mapping):
-            value = value.get(name)
-        elif isinstance(value, (list, tuple)) and name.isdigit() and int(name) < len(value):
-            value = value[int(name)]
-        else:
-            return None
-    return value
-
-
 class TableSource(Source):
     """A source whose records are rows of a table.
 
@@ -183,7 +170,8 @@ class TableSource(Source):
     """
 
     def __init__(self, name: str, fingerprint: str, chosen: Mapping[str, Chosen], media: MediaFolder | None = None):
-        self.name, self.fingerprint = name, fingerprint
+        self.name = name
+        self.fingerprint = fingerprint
         self.chosen = dict(chosen)
         self.columns = {ours: each.column for ours, each in chosen.items()}
         self._media = media
@@ -215,9 +203,9 @@ class TableSource(Source):
         return record
 
     def _value(self, value: object, chosen: Chosen, where: str) -> object | None:
-        if value is None:
-            return None
         kind = chosen.column.kind
+        if is_missing(value, kind):
+            return None
         if isinstance(value, str) and kind in ("image", "audio"):
             if not value:
                 raise BadRecord(f"no {kind}", f"{where}: the path is empty")
@@ -245,11 +233,13 @@ class ParsedTable(TableSource):
         """None of a record without a value; None in all where the column is not a cheap one, or there are too many records."""
         if name not in self.columns or self.columns[name].kind not in ABSENT or len(self) > MOST_PARSED:
             return None
-        theirs, values = self.chosen[name].theirs, []
+        theirs = self.chosen[name].theirs
+        kind = self.columns[name].kind
+        values = []
         for i in range(len(self)):
             try:
                 value = self.row(i, [theirs])[theirs]
-                values.append(None if value is None else as_value(value, self.columns[name].kind, name))
+                values.append(None if is_missing(value, kind) else as_value(value, kind, name))
             except BadRecord:  # `read` says why
                 values.append(None)
         return values

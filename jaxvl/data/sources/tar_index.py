@@ -109,7 +109,8 @@ class TarIndex:
         return None if (values == NO_NUMBER).any() else values
 
     def all_keys(self) -> Iterator[str]:
-        content, ends = self.keys.tobytes(), self.key_end.tolist()
+        content = self.keys.tobytes()
+        ends = self.key_end.tolist()
         for start, end in zip(ends, ends[1:]):
             yield _text(content[start:end])
 
@@ -194,7 +195,8 @@ def _check(index: TarIndex) -> None:
     arrays = {name: getattr(index, name) for name in _ARRAYS}
     if _digest([index.suffixes, index.numbers, sorted(index.left_out.items())], arrays) != index.digest:
         raise BadIndex("its content is not what was written")
-    first, key_end = index.first.astype(np.int64), index.key_end.astype(np.int64)
+    first = index.first.astype(np.int64)
+    key_end = index.key_end.astype(np.int64)
     ordered = first[0] == 0 and key_end[0] == 0 and (np.diff(first) > 0).all() and (np.diff(key_end) >= 0).all()
     whole = ordered and first[-1] == len(index.offset) and key_end[-1] == len(index.keys)
     if not whole or (len(index.suffix) and int(index.suffix.max()) >= len(index.suffixes)):
@@ -233,8 +235,10 @@ class _Grouping:
         self._latest: dict[str, tuple[int, set[int]]] = {}  # key -> its last sample, suffixes that it has
         self._suffix_ids: dict[str, int] = {}
         self._keys: list[bytes] = []
-        self._sample, self._suffix = array.array("L"), array.array("L")
-        self._offset, self._size = array.array("Q"), array.array("Q")
+        self._sample = array.array("L")
+        self._suffix = array.array("L")
+        self._offset = array.array("Q")
+        self._size = array.array("Q")
         self._left_out: dict[str, tuple[int, str]] = {}
         self._numbers: dict[str, dict[int, int]] = {}  # suffix -> sample -> value
 
@@ -252,7 +256,8 @@ class _Grouping:
         number = self._suffix_ids.setdefault(suffix, len(self._suffix_ids))
         sample, has = self._latest.get(key, (-1, ()))
         if sample < 0 or number in has:
-            sample, has = len(self._keys), set()
+            sample = len(self._keys)
+            has = set()
             self._latest[key] = (sample, has)
             self._keys.append(key.encode("utf-8", "surrogateescape"))
         has.add(number)
@@ -268,7 +273,8 @@ class _Grouping:
     def index(self, state: FileState) -> TarIndex:
         sample = np.array(self._sample, np.int64)
         order = np.argsort(sample, kind="stable")
-        size, suffix = np.array(self._size, "<u8")[order], np.array(self._suffix, "<u4")[order]
+        size = np.array(self._size, "<u8")[order]
+        suffix = np.array(self._suffix, "<u4")[order]
         wide = len(size) > 0 and int(size.max()) >= 2**32
         many = len(self._suffix_ids) > 2**16
         suffixes = tuple(self._suffix_ids)

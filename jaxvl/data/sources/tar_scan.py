@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 
 from jaxvl.data.records import DataError
+from jaxvl.data.sources.other_formats import other_format
 
 BLOCK = 512  # bytes; headers and data begin at multiples of it
 MOST_EXTENDED = 2**20  # bytes of a long name or of pax records
@@ -25,15 +26,6 @@ SPARSE = "sparse member"
 UNKNOWN_TYPE = "member of unknown type"
 UNSAFE_NAME = "unsafe name"
 
-# First bytes of what is often named .tar and is none.
-_OTHER_FORMATS = {
-    b"\x1f\x8b": "is compressed with gzip, and a member in its middle cannot be read alone; unpack it with `gunzip`",
-    b"\x28\xb5\x2f\xfd": "is compressed with Zstandard, and a member in its middle cannot be read alone; unpack it with `unzstd`",
-    b"BZh": "is compressed with bzip2, and a member in its middle cannot be read alone; unpack it with `bunzip2`",
-    b"\xfd7zXZ": "is compressed with xz, and a member in its middle cannot be read alone; unpack it with `unxz`",
-    b"PK\x03\x04": "is a zip file, not a tar",
-    b"<": "is a web page, not a tar",
-}
 _REGULAR = (b"0", b"\0", b"7")
 _ZEROS = bytes(BLOCK)
 _PAX_RECORD = re.compile(rb"(\d{1,20}) ([^=\n]+)=")
@@ -54,15 +46,20 @@ class _Pages:
     """
 
     def __init__(self, read: Read, size: int, piece: int):
-        self._read, self._size, self._piece = read, size, piece
-        self._data, self._start = b"", 0
+        self._read = read
+        self._size = size
+        self._piece = piece
+        self._data = b""
+        self._start = 0
 
     def get(self, start: int, size: int) -> bytes:
         """Fewer bytes where the file ends before."""
         at = start - self._start
         if at < 0 or at + size > len(self._data):
             wanted = min(max(size, self._piece), self._size - start)
-            self._data, self._start, at = self._read(start, max(wanted, 0)), start, 0
+            self._data = self._read(start, max(wanted, 0))
+            self._start = start
+            at = 0
         return self._data[at : at + size]
 
 
@@ -82,7 +79,10 @@ class Scan:
         self, name: str, read: Read, size: int, add: Callable[[str, int, int, Read], None],
         leave_out: Callable[[str, str], None], piece: int = 2**18,
     ):  # fmt: skip
-        self._name, self._size, self._add, self._leave_out = name, size, add, leave_out
+        self._name = name
+        self._size = size
+        self._add = add
+        self._leave_out = leave_out
         self._pages = _Pages(read, size, piece)
         self._position = 0
         self._global: dict[str, str] = {}  # pax records of all members
@@ -134,7 +134,8 @@ class Scan:
         self._position = data if kind in (b"1", b"2", b"3", b"4", b"5", b"6") else data + _padded(size)
         cause = _why_left_out(kind, name, about)
         if cause is None and data + size > self._size:
-            cause, self._cut = CUT_SHORT, True
+            cause = CUT_SHORT
+            self._cut = True
         if cause is not None:
             self._leave_out(cause, name)
         elif kind != b"5":
@@ -161,12 +162,14 @@ class Scan:
 
     def _skip_sparse_maps(self, header: bytes, data: int, size: int) -> None:
         """Old GNU sparse members: blocks of the map stand between header and data, each says whether one more follows."""
-        more, blocks = header[482], 0
+        more = header[482]
+        blocks = 0
         while more:
             block = self._pages.get(data + blocks * BLOCK, BLOCK)
             if len(block) < BLOCK:
                 break
-            more, blocks = block[504], blocks + 1
+            more = block[504]
+            blocks += 1
         self._position = data + blocks * BLOCK + _padded(size)
 
     def _after_end(self, start: int) -> None:
@@ -268,7 +271,4 @@ def _pax_records(content: bytes) -> dict[str, str]:
 
 
 def _what_it_is(header: bytes) -> str:
-    for magic, what in _OTHER_FORMATS.items():
-        if header.lstrip().startswith(magic):
-            return what
-    return f"is not a tar file (it begins with {header[:16]!r})"
+    return other_format(header) or f"is not a tar file (it begins with {header[:16]!r})"

@@ -26,6 +26,7 @@ from jaxvl.config.errors import shown
 from jaxvl.data.folders import cache_folder
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Log
+from jaxvl.data.sources.remembered import states_of, why
 from jaxvl.data.sources.shard_counts import count_notes
 from jaxvl.data.sources.tar_index import VERSION, BadIndex, TarIndex, make_index, read_index
 from jaxvl.paths import FileState
@@ -87,7 +88,7 @@ def open_shards(files: Sequence[str], log: Log, index_folder: paths.Path | None 
     Raises:
       DataError: a file is not there or is no tar.
     """
-    states = _states(files)
+    states = states_of(files)
     catalogue = _catalogue_file(files, states)
     found = _read_catalogue(catalogue, files, states)
     if found is None:
@@ -109,19 +110,6 @@ def _left_out(shards: Sequence[Shard]) -> list[str]:
             members[cause] = members.get(cause, 0) + n
             first.setdefault(cause, f"{shard.file}: {shown(name)}")
     return [f"left out of the tar shards: {cause}: {n:,} (first: {first[cause]})" for cause, n in sorted(members.items())]
-
-
-def _states(files: Sequence[str]) -> list[FileState]:
-    """Raises DataError where files are not there, or cannot be read in ranges."""
-    try:
-        states = paths.file_states(files)
-    except OSError as error:
-        raise DataError(str(error)) from None
-    missing = [file for file, state in zip(files, states) if state is None]
-    if missing:
-        instead = "; a glob such as *.tar names those that are there" if len(missing) < len(files) else ""
-        raise DataError(f"{missing[0]}: is not there ({len(missing):,} of {len(files):,} shards are missing){instead}")
-    return [state for state in states if state is not None]
 
 
 def _catalogue_file(files: Sequence[str], states: Sequence[FileState]) -> paths.Path:
@@ -182,7 +170,9 @@ class _Progress:
     """Says every few seconds how far the indexing is."""
 
     def __init__(self, shards: int, size: int, log: Log):
-        self._shards, self._size, self._log = shards, size, log
+        self._shards = shards
+        self._size = size
+        self._log = log
         self._start = self._said = time.monotonic()
         self._lock = threading.Lock()
         self._done = self._made = self._bytes = self._notes = 0
@@ -196,7 +186,9 @@ class _Progress:
 
     def add(self, size: int) -> None:
         with self._lock:
-            self._done, self._bytes, self._made = self._done + 1, self._bytes + size, self._made + (size > 0)
+            self._done += 1
+            self._bytes += size
+            self._made += size > 0
             if time.monotonic() - self._said > SAID_EVERY:
                 self._said = time.monotonic()
                 self._log(f"indexing tar shards: {self._done:,} of {self._shards:,}")
@@ -289,7 +281,7 @@ def _make(file: str, state: FileState) -> TarIndex:
                 os.close(descriptor)
         now = paths.file_state(file)
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
+        raise DataError(why(error, file)) from None
     if now != state:
         raise DataError(f"{file}: is still being written ({state.size:,} bytes, now {now.size:,}); start again once it is whole")
     return index
@@ -312,7 +304,9 @@ class Indexes:
     """
 
     def __init__(self, shards: Sequence[Shard], folder: paths.Path | None, log: Log):
-        self._shards, self._folder, self._log = shards, folder, log
+        self._shards = shards
+        self._folder = folder
+        self._log = log
         self._lock = threading.Lock()
         self._held: collections.OrderedDict[int, TarIndex] = collections.OrderedDict()
         self._cost = 0

@@ -32,7 +32,8 @@ def example_class() -> type[message.Message]:
     feature.oneof_decl.add(name="kind")
     for number, (name, of) in enumerate(zip(("bytes_list", "float_list", "int64_list"), _LISTS), 1):
         one = feature.field.add(name=name, number=number, label=field.LABEL_OPTIONAL, type=field.TYPE_MESSAGE)
-        one.type_name, one.oneof_index = f".{_PACKAGE}.{of}", 0
+        one.type_name = f".{_PACKAGE}.{of}"
+        one.oneof_index = 0
     features = file.message_type.add(name="Features")
     entry = features.nested_type.add(name="FeatureEntry")
     entry.options.map_entry = True

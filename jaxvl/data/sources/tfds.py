@@ -27,7 +27,8 @@ from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.array_record import READ_AT_ONCE, count_records
 from jaxvl.data.sources.base import Kind, Log
 from jaxvl.data.sources.remembered import key_of, remembered, states_of
-from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, nested
+from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns
+from jaxvl.data.sources.values import nested
 
 _KIND_OF_LIST: dict[Kind | None, Kind] = {
     "image": "frames", "text": "texts", "int": "array", "float": "array", "class": "array", "array": "array",
@@ -121,7 +122,6 @@ def _reading(read: Any, folder: str) -> Any:
 
 
 def _data_source(builder: Any, split: str) -> Any:
-
     decoders = _decoders(builder.info.features)
     splits = list(builder.info.splits)
     try:
@@ -257,7 +257,8 @@ class TfdsSource(TableSource):
             file = pathlib.Path(builder.data_dir, name)
             digest.update(file.read_bytes() if file.is_file() else b"")
         super().__init__(f"{builder.info.full_name} {config.split}", digest.hexdigest(), chosen)
-        self._config, self._source = config, source
+        self._config = config
+        self._source = source
         self._files = [str(instruction.filename) for instruction in _instructions(builder, config.split)]
         self._sizes = np.array([size for size in _shard_sizes(builder, config.split, len(source)) if size], np.int64)
 

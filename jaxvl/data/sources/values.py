@@ -7,7 +7,7 @@ import base64
 import binascii
 import collections
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -51,7 +51,9 @@ def media_kind(content: bytes) -> Kind | None:
 
 
 def kind_of(value: object) -> Kind | None:
-    """The kind that a value is of; None where it is of none, or does not tell."""
+    """The kind that a value is of; None where it is of none, or does not tell, as NaN does not."""
+    if is_missing(value, "text"):
+        return None
     if isinstance(value, bool):
         return "int"
     for kind, types in (("text", str), ("int", (int, np.integer)), ("float", (float, np.floating)), ("array", np.ndarray)):
@@ -85,6 +87,34 @@ def common_kind(kinds: Iterable[Kind | None]) -> Kind | None:
                 return kind
     most = found.most_common(1)
     return most[0][0] if most and 2 * most[0][1] > found.total() else None
+
+
+def is_missing(value: object, kind: Kind) -> bool:
+    """Whether a value stands for none: None, and NaN, which pandas writes for it, where the kind is not one of floats."""
+    if value is None:
+        return True
+    return kind not in ("float", "array") and isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+
+
+def nested(value: object, path: Sequence[str]) -> object | None:
+    """The value under keys of objects and numbers of lists, from the outside in; None where it is not there."""
+    for name in path:
+        if isinstance(value, Mapping):
+            value = value.get(name)
+        elif isinstance(value, (list, tuple)) and _is_place(name) and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            return None
+    return value
+
+
+def _is_place(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) < 10
+
+
+def named(record: Mapping[str, object], name: str) -> object | None:
+    """The value of a key, or else of the part that a dotted name means; None where there is none."""
+    return record[name] if name in record else nested(record, name.split("."))
 
 
 def as_value(value: object, kind: Kind, where: str, classes: ClassSet | None = None) -> object:
@@ -145,7 +175,7 @@ def _texts(value: object, where: str) -> list[str]:
         value = value.tolist()
     if not isinstance(value, (list, tuple)):
         raise _other(value, "texts", where)
-    return [_text(part, where) for part in value if part is not None]
+    return [_text(part, where) for part in value if not is_missing(part, "text")]
 
 
 def list_in_text(text: str) -> list[str] | None:

@@ -8,6 +8,7 @@ is made once, in one pass over its headers (`tar_index.py`). Nothing is unpacked
 from __future__ import annotations
 
 import bisect
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -22,10 +23,11 @@ from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Column, Kind, Log, Record, Source
 from jaxvl.data.sources.file_patterns import expand_files
-from jaxvl.data.sources.member_columns import MemberColumn, as_kind, at_path, decode, kind_of, parse_columns, parse_json
+from jaxvl.data.sources.member_columns import MemberColumn, at_path, decode, parse_columns, parse_json
 from jaxvl.data.sources.range_files import RangeFiles
 from jaxvl.data.sources.tar_index import TarIndex
 from jaxvl.data.sources.tar_shards import Indexes, Shard, open_shards
+from jaxvl.data.sources.values import as_value, common_kind, is_missing, kind_of
 
 OPEN_CLIP_COLUMNS = {"image": "jpg;png;jpeg;webp", "text": "txt;caption"}
 MOST_BYTES = 2**28  # of a member that is read
@@ -95,7 +97,9 @@ class TarSource(Source):
     """
 
     def __init__(self, name: str, shards: list[Shard], indexes: Indexes, members: Mapping[str, MemberColumn], optional: frozenset[str]):
-        self.name, self._shards, self._indexes = name, shards, indexes
+        self.name = name
+        self._shards = shards
+        self._indexes = indexes
         self._starts = [0, *itertools.accumulate(shard.samples for shard in shards)]
         self._files = RangeFiles()
         if self._starts[-1] == 0:
@@ -113,7 +117,15 @@ class TarSource(Source):
         return index.key(row)
 
     def shards(self) -> np.ndarray:
+        """See `base.Source`."""
         return np.array([shard.samples for shard in self._shards if shard.samples > 0], np.int64)
+
+    def left_out(self) -> Mapping[str, int]:
+        """See `base.Source`: members that are in no sample, by why."""
+        counts: collections.Counter[str] = collections.Counter()
+        for shard in self._shards:
+            counts.update({cause: n for cause, (n, _) in shard.left_out.items()})
+        return counts
 
     def samples(self) -> list[int]:
         """Records of each tar; `shards` leaves out the empty ones."""
@@ -199,14 +211,12 @@ class TarSource(Source):
         """A column of JSON keys with the kind of what the first records hold; text where they hold nothing."""
         if about.kind is not None:
             return about
-        kinds = {kind_of(value) for value in self._first_values(about)} - {None}
-        if kinds == {"int", "float"}:
-            kinds = {"float"}
-        if kinds == {"text", "texts"}:
-            kinds = {"texts"}
+        kinds = [kind_of(value) for value in self._first_values(about)]
         keys = ";".join(choice.path[-1] for choice in about.choices)
-        check(len(kinds) <= 1, "columns", f"{keys!r} holds {' and '.join(sorted(kinds))}; say in kinds what is meant")
-        return dataclasses.replace(about, kind=next(iter(kinds), "text"))
+        known = sorted({kind for kind in kinds if kind is not None})
+        kind = common_kind(kinds)
+        check(kind is not None or not known, "columns", f"{keys!r} holds {' and '.join(known)}; say in kinds what is meant")
+        return dataclasses.replace(about, kind=kind or "text")
 
     def _first_values(self, about: MemberColumn) -> Iterable[object]:
         for i in range(min(PROBED, len(self))):
@@ -222,7 +232,9 @@ class _Sample:
     """One sample: where it is, and its members."""
 
     def __init__(self, shard: Shard, index: TarIndex, row: int):
-        self.shard, self._index, self._row = shard, index, row
+        self.shard = shard
+        self._index = index
+        self._row = row
         self.members = index.members(row)
 
     @functools.cached_property
@@ -247,7 +259,8 @@ class _Values:
     """
 
     def __init__(self, sample: _Sample, contents: Mapping[str, bytes]):
-        self._sample, self._contents = sample, contents
+        self._sample = sample
+        self._contents = contents
         self._json: dict[str, object] = {}
 
     def of(self, about: MemberColumn) -> object | None:
@@ -263,8 +276,8 @@ class _Values:
             if not path:
                 return decode(self._contents[ending], _kind(about), where)
             value = self._at(ending, path)
-            if value is not None:
-                return as_kind(value, _kind(about), where)
+            if not is_missing(value, _kind(about)):
+                return as_value(value, _kind(about), where)
         return None
 
     def as_it_stands(self, about: MemberColumn) -> object | None:

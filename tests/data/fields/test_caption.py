@@ -203,3 +203,30 @@ def test_refusals(values, message):
 def test_columns_that_a_source_has_not(columns, message):
     with pytest.raises(ConfigError, match=message):
         reader_of(Caption(columns))
+
+
+def shown(field, given, draws):
+    """The texts of a row."""
+    rows = row_of(field, given, "text", SOURCE, draws=list(draws), tokens=TOKENIZER)["text"]
+    return TOKENIZER.decode(rows.reshape(-1, field.length))
+
+
+def test_different_texts_are_all_of_a_record_or_so_many_of_them():
+    names = {"black circle 3", "de 3", "fr 3"}
+    random = np.random.default_rng(0)
+    whole = Caption("name/*", length=16, count=3, different=True)
+    some = Caption({"name/*": 1, "keywords/en": 2}, length=16, count=2, different=True)
+    firsts = collections.Counter()
+    for _ in range(200):
+        texts = shown(whole, RECORD, random.random(whole.draws))
+        assert set(texts) == names
+        firsts[texts[0]] += 1
+        assert len(set(shown(some, RECORD, random.random(some.draws)))) == 2
+    assert all(near(count, 200, 1 / 3) for count in firsts.values()), "their order is drawn"
+    more = Caption("name/*", length=16, count=5, different=True)
+    texts = shown(more, RECORD, random.random(more.draws))
+    assert set(texts[:3]) == names and len(set(texts[3:])) == 2, "where there are fewer, they come again"
+    twice = {"name/en": "a", "name/de": "a", "name/fr": "b"}
+    assert sorted(shown(Caption("name/*", length=16, count=2, different=True), twice, [0.0] * 20)) == ["a", "b"]
+    with pytest.raises(ConfigError, match="different: True is for single texts; joined is 2"):
+        Caption("keywords/en", joined=2, different=True)

@@ -134,6 +134,8 @@ def test_files_without_records(tmp_path):
     with pytest.raises(ConfigError, match=r"^files: .*a.jsonl' has no lines"):
         lines(tmp_path, b"", b"  ").open(quiet)
     with pytest.raises(DataError, match=r"record 0: no JSON .*; no line that was looked at is a JSON object"):
+        lines(tmp_path, b"no json").open(quiet)
+    with pytest.raises(DataError, match=r"a.jsonl: is a web page$"):
         lines(tmp_path, b"<html>").open(quiet)
     with pytest.raises(DataError, match="b.jsonl: is not there"):
         JsonLines(str(tmp_path / "b.jsonl")).open(quiet)

@@ -8,31 +8,25 @@ from jaxvl.config import ConfigError, choose, to_dict
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.base import Column, Source
+from jaxvl.data.sources.base import Column
+from jaxvl.data.sources.in_memory import InMemory
 from jaxvl.data.sources.mixture import MixtureConfig, MixtureSource, PartConfig
 
 CATS = ClassSet({"en": ("tabby", "tiger"), "de": ("getigert", "Tiger")}, ("a photo of a {} cat.",))
 DOGS = ClassSet({"en": ("beagle", "pug", None)}, ("a photo of a {} dog.",))
 
 
-class InMemory(Source):
-    """Records as dicts; `cheap` columns can be asked for as a whole."""
+class Sharded(InMemory):
+    """Records in memory, or an error in place of one, with shards of their own."""
 
-    def __init__(self, name, columns, records, cheap=(), shards=None):
-        self.name, self.columns, self.fingerprint = name, columns, f"fingerprint of {name}"
-        self._records, self._cheap, self._shards = records, cheap, shards or [len(records)]
-
-    def __len__(self):
-        return len(self._records)
+    def __init__(self, name, columns, records, shards=None):
+        super().__init__(name, columns, records, f"fingerprint of {name}")
+        self._shards = shards or [len(records)]
 
     def read(self, i, columns=None):
-        record = self._records[i]
-        if isinstance(record, Exception):
-            raise record
-        return {name: value for name, value in record.items() if columns is None or name in columns}
-
-    def column(self, name):
-        return np.array([record[name] for record in self._records]) if name in self._cheap else None
+        if isinstance(self._records[i], Exception):
+            raise self._records[i]
+        return super().read(i, columns)
 
     def shards(self):
         return np.array(self._shards)
@@ -41,13 +35,13 @@ class InMemory(Source):
 def cats(classes=CATS, **options):
     columns = {"text": Column("text"), "class_label": Column("class", classes=classes)}
     records = [{"text": f"cat {i}", "class_label": i % 2} for i in range(5)]
-    return InMemory("cats", columns, records, cheap=("class_label", "text"), **options)
+    return Sharded("cats", columns, records, **options)
 
 
 def dogs(classes=DOGS, kind="text"):
     columns = {"text": Column(kind), "class_label": Column("class", classes=classes), "width": Column("int")}
     records = [{"text": f"dog {i}", "class_label": i % 3, "width": 100 + i} for i in range(4)]
-    return InMemory("dogs", columns, records, cheap=("class_label", "text", "width"))
+    return Sharded("dogs", columns, records)
 
 
 def mixed(*sources, weights=None):
@@ -111,11 +105,11 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="^parts: part '1' is a mixture whose weights would be lost"):
         mixed(cats(), mixed(dogs(), cats(), weights=[1.0, 2.0]))
     with pytest.raises(DataError, match="part '1' of the mixture, nothing, has no records"):
-        mixed(cats(), InMemory("nothing", {}, []))
+        mixed(cats(), Sharded("nothing", {}, []))
 
 
 def test_bad_records_are_the_parts_own():
-    bad = InMemory("bad", {"text": Column("text")}, [BadRecord("record cannot be read", "here")])
+    bad = Sharded("bad", {"text": Column("text")}, [BadRecord("record cannot be read", "here")])
     with pytest.raises(BadRecord, match="here"):
         mixed(cats(), bad).read(5)
 

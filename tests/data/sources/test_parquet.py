@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
+import msgpack
 import numpy as np
 import object_store
 import pandas as pd
@@ -26,6 +27,7 @@ from jaxvl.config import ConfigError, resolve
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES, parquet_files
 from jaxvl.data.sources.parquet import Parquet
+from jaxvl.data.sources.parquet_files import pack_footers, read_footer, unpack_footers
 
 MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -293,6 +295,19 @@ def test_a_damaged_row_group_is_told_with_its_file(tmp_path):
     with pytest.raises(DataError, match=r"a.parquet: row group 0, column 'text' cannot be read"):
         source.read(0)
     assert source[70] == {"text": "text 70"}
+
+
+def test_footers_are_kept_as_they_were_read(tmp_path):
+    pq.write_table(pa.table({"a": [1, None], "b": ["x", "y"]}), tmp_path / "0.parquet", row_group_size=1)
+    pq.write_table(pa.table({"a": [{"c": 1, "d": b""}]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"a": pa.array([], pa.int64()), "b": pa.array([], pa.string())}), tmp_path / "2.parquet")
+    footers = [read_footer(str(tmp_path / f"{i}.parquet"), paths.file_state(str(tmp_path / f"{i}.parquet"))) for i in (0, 1, 0, 2)]
+    packed = msgpack.unpackb(msgpack.packb(pack_footers(footers)))
+    kept = unpack_footers(packed)
+    for footer, again in zip(footers, kept):
+        assert (again.groups, again.digest, again.types, again.nulls) == (footer.groups, footer.digest, footer.types, footer.nulls)
+        assert {leaf: tuple(size) for leaf, size in again.sizes.items()} == {leaf: tuple(size) for leaf, size in footer.sizes.items()}
+        assert again.size("a") == footer.size("a")
 
 
 def test_large_row_groups_are_warned_of(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def test_a_picture_is_read_only_where_it_is_asked_for(folder):
     assert source.read(2, ["text", "answers"]) == {"text": "what colour? red", "answers": ["red", "blue"]}
     assert source.read(2, []) == {} and source.read(0, ["none"]) == {}
     for columns in (None, ["image"]):
-        with pytest.raises(BadRecord, match="record cannot be read: .*gone.png"):
+        with pytest.raises(BadRecord, match="image is missing: .*gone.png"):
             source.read(2, columns)
 
 

@@ -464,7 +464,7 @@ def test_fingerprints_follow_the_content_not_the_place(tmp_path):
 
 def test_missing_shards_are_counted_and_the_first_is_named(tmp_path):
     files = write_shards(tmp_path / "data")
-    with pytest.raises(DataError, match=r"00003\.tar: is not there \(2 of 5 shards are missing\)"):
+    with pytest.raises(DataError, match=r"00003\.tar: is not there \(2 of 5 files are missing\)"):
         open_source(files.replace("00002", "00004"))
 
 

@@ -121,7 +121,7 @@ def test_missing_shards_of_a_store(stored, monkeypatch, at_once):
     monkeypatch.setattr(paths, "ASKED_AT_ONCE", at_once)
     check_records(WebDataset(f"{stored}/{{00000..00002}}.tar").open(print))
     assert paths.file_states([f"{stored}/{{0}}.tar", f"{stored}-none/a", f"{stored}-none/b"]) == [None, None, None]
-    with pytest.raises(DataError, match=r"00003\.tar: is not there \(2 of 5 shards are missing\)"):
+    with pytest.raises(DataError, match=r"00003\.tar: is not there \(2 of 5 files are missing\)"):
         WebDataset(f"{stored}/{{00000..00004}}.tar").open(print)
     with pytest.raises(ConfigError, match="no file matches"):
         WebDataset(f"{stored}/none-*.tar").open(print)
@@ -169,12 +169,25 @@ def test_a_web_server_without_ranges_is_an_error():
 
 def test_missing_shards_of_a_web_server():
     with web_server.serve(FILES) as server:
-        with pytest.raises(DataError, match=r"00003\.tar: is not there \(1 of 4 shards are missing\)"):
+        with pytest.raises(DataError, match=r"00003\.tar: is not there \(1 of 4 files are missing\)"):
             WebDataset(f"{server.url}/data/{{00000..00003}}.tar").open(print)
         with pytest.raises(DataError, match="is not there"):
             WebDataset(f"{server.url}/nothing.tar").open(print)
     with pytest.raises(DataError, match="00000.tar: cannot be reached"):
         WebDataset(f"{server.url}/data/00000.tar").open(print)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_file_that_may_not_be_read_is_not_said_to_be_missing(status):
+    with web_server.serve({**FILES, "/data/00003.tar": status}) as server:
+        with pytest.raises(DataError, match=rf"00003\.tar: permission is denied \(HTTP {status}\)$"):
+            WebDataset(f"{server.url}/data/{{00000..00003}}.tar").open(print)
+        source = WebDataset(f"{server.url}/data/{{00000..00002}}.tar").open(print)
+        server.files["/data/00001.tar"] = status
+        server.asked.clear()
+        with pytest.raises(DataError, match=rf"00001\.tar: permission is denied \(HTTP {status}\)$"):
+            source.read(8)
+        assert len(server.asked) == 1  # it is not asked again
 
 
 def test_a_server_that_is_busy_is_asked_again():

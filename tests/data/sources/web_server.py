@@ -17,6 +17,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.server.failures.get(self.path, 0) > 0:
             self.server.failures[self.path] -= 1
             return self._send(503, b"busy", {})
+        if isinstance(content, int):
+            return self._send(content, b"<html>no</html>", {"Content-Type": "text/html"})
         if content is None:
             return self._send(404, b"<html>not here</html>", {"Content-Type": "text/html"})
         wanted = self.headers.get("Range")
@@ -47,7 +49,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve(files: Mapping[str, bytes], ranges: bool = True):
-    """Serves path -> content; yields the server, with `url`, what was `asked`, and `failures` (path -> answers that fail)."""
+    """Serves path -> content, or the status of an answer without any; yields the server, with `url`, what was `asked`, and `failures` (path -> answers that fail)."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.ranges, server.asked, server.failures = dict(files), ranges, [], {}
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
