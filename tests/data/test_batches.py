@@ -14,7 +14,7 @@ from PIL import Image
 from jaxvl.config import ConfigError
 from jaxvl.data import preprocess
 from jaxvl.data.augment import Augment
-from jaxvl.data.batches import REPLACEMENTS, Batches, Rows, Start, check_budget
+from jaxvl.data.batches import Batches, Rows, Start, check_budget
 from jaxvl.data.cache import Cache
 from jaxvl.data.config import DataConfig, ReaderConfig
 from jaxvl.data.fields.boxes import PictureWithBoxes
@@ -24,6 +24,7 @@ from jaxvl.data.fields.masked_text import MaskedText
 from jaxvl.data.fields.numbers import Array, Group, Label, Number
 from jaxvl.data.fields.picture import Picture
 from jaxvl.data.fields.waveform import Waveform
+from jaxvl.data.reading.fill import REPLACEMENTS
 from jaxvl.data.records import BadRecord, DataError, RecordSource, causes, write_records
 from jaxvl.data.samplers.in_order import InOrder
 from jaxvl.data.samplers.mixture import Mixture
