@@ -98,6 +98,7 @@ class ImageNetClasses:
             check(wnid in known, f"wnids[{i}]", f"{wnid!r} is not the WordNet id of a class of ImageNet, as 'n01440764'")
 
     def load(self) -> ClassSet:
+        """The class set."""
         chosen = set(self.wnids)
         names = tuple(name for wnid, name in imagenet_classes() if not chosen or wnid in chosen)
         return ClassSet({"en": names}, imagenet_templates())
@@ -125,6 +126,7 @@ class NamedClasses:
             check(held, f"templates[{i}]", f"{template!r} must hold '{{}}' or '{{c}}', where the class name goes")
 
     def load(self) -> ClassSet:
+        """The class set."""
         return ClassSet({self.language: self.names}, tuple(to_template(t) for t in self.templates))
 
 

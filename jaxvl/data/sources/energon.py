@@ -54,6 +54,7 @@ class Energon:
     split_yaml: str = "split.yaml"
 
     def open(self, log: Log = print) -> Source:
+        """Raises ConfigError at one of its fields; DataError where a file of `.nv-meta` or a shard cannot be read."""
         folder = to_path(self.path, "path")
         parts = _load(folder / FOLDER / self.split_yaml)
         names, left_out = self._shards(parts)
