@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, check, nearest, to_path
+from jaxvl.config import ConfigError, PathText, check, nearest, to_path
 from jaxvl.config.errors import one_line
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
@@ -44,12 +44,12 @@ class Energon:
       dataset_yaml, split_yaml: names of the files in `.nv-meta`.
     """
 
-    path: str
+    path: PathText
     split: str = "train"
     columns: Mapping[str, str] | None = None
     optional: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    index: str | None = None
+    index: PathText | None = None
     dataset_yaml: str = "dataset.yaml"
     split_yaml: str = "split.yaml"
 

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jaxvl.config import ConfigError, check, nearest, to_path
+from jaxvl.config import ConfigError, PathText, check, nearest, to_path
 from jaxvl.config.errors import shown
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
@@ -49,11 +49,11 @@ class WebDataset:
       index: folder for the indexes; None: beside the shards where that can be written, else in the cache folder.
     """
 
-    files: str | tuple[str, ...]
+    files: PathText | tuple[PathText, ...]
     columns: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(OPEN_CLIP_COLUMNS))
     optional: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    index: str | None = None
+    index: PathText | None = None
 
     def __post_init__(self):
         parse_columns(self.columns, self.kinds)
