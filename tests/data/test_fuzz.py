@@ -175,7 +175,7 @@ def test_any_text_of_a_pattern_is_taken_or_refused(text):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=5_000, deadline=None)
+@hypothesis.settings(max_examples=2_000, deadline=None)
 @hypothesis.given(*OF_SOURCE)
 def test_any_options_of_a_source_are_taken_or_refused_for_long(empty, name, values):
     fuzz_source(name, values, empty)
