@@ -9,8 +9,8 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, PathText, Registry, check, nearest, to_path
@@ -19,6 +19,7 @@ from jaxvl.data.text_files import decode, read_lines
 
 CLASS_SETS = Registry("class set")
 PLACE = "{}"  # where a template holds the name
+T = TypeVar("T")
 LISTS = pathlib.Path(__file__).parent / "class_lists"  # see NOTICE.txt there
 
 
@@ -98,6 +99,7 @@ class ImageNetClasses:
             check(wnid in known, f"wnids[{i}]", f"{wnid!r} is not the WordNet id of a class of ImageNet, as 'n01440764'")
 
     def load(self) -> ClassSet:
+        """The class set."""
         chosen = set(self.wnids)
         names = tuple(name for wnid, name in imagenet_classes() if not chosen or wnid in chosen)
         return ClassSet({"en": names}, imagenet_templates())
@@ -125,6 +127,7 @@ class NamedClasses:
             check(held, f"templates[{i}]", f"{template!r} must hold '{{}}' or '{{c}}', where the class name goes")
 
     def load(self) -> ClassSet:
+        """The class set."""
         return ClassSet({self.language: self.names}, tuple(to_template(t) for t in self.templates))
 
 
@@ -193,7 +196,8 @@ def read_json(path: paths.Path) -> Any:
         raise ValueError(f"{path}: is no JSON ({error})") from None
 
 
-def _read(field: str, read: Any, path: paths.Path) -> Any:
+def _read(field: str, read: Callable[[paths.Path], T], path: paths.Path) -> T:
+    """What `read` returns. Raises ConfigError at `field` where the file is not as it should be."""
     try:
         return read(path)
     except (OSError, ValueError) as error:

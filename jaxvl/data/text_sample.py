@@ -119,10 +119,11 @@ class _Texts:
         out: list[str] = []
         for name in self._columns:
             value = self._cheap_value(name, i) if name in self._cheap else record.get(name)
-            out.extend([value] if isinstance(value, str) else value if value is not None else ())
+            out.extend([value] if isinstance(value, str) else value or ())
         return [text for text in out if isinstance(text, str) and text.strip()]
 
     def read_all(self, positions: Sequence[int]) -> list[list[str] | BadRecord]:
+        """`read` of several records."""
         return [self.read(i) for i in positions]
 
     def _cheap_value(self, name: str, i: int) -> Any:

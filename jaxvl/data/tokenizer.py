@@ -139,6 +139,7 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
+        """The tokenizer of what `to_json` has written."""
         values = json.loads(text)
         return _restore(values | {"content": base64.b64decode(values["content"])})
 

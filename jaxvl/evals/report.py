@@ -142,7 +142,7 @@ def context(workdir: paths.Path) -> dict[str, Any]:
         "settings": {k: v for k, v in config.items() if not isinstance(v, (dict, list))},
         "config": {k: v for k, v in config.items() if isinstance(v, (dict, list))},
         "machine": machine,
-        "events": [r for r in records if r["kind"] == "event" and not r["name"].startswith("skipped/")],
+        "events": [r for r in records if r["kind"] == "event" and not r["name"].startswith(("skipped/", "left_out/"))],
     }
 
 

@@ -288,6 +288,23 @@ def test_only_batches_that_were_given_are_counted():
     assert counts[3:] == [(N + 2, unreadable | undecoded), (N + B + 3, {**undecoded, **dict.fromkeys(unreadable, 2)}), counts[3]]
 
 
+class Leaving(FakeSource):
+    """Records of files that were not all taken."""
+
+    def left_out(self):
+        return {"damaged header": 2, "link": 1}
+
+
+def test_what_was_left_out_when_the_data_was_opened_is_told_of_all_parts():
+    source = MixtureSource([Leaving(N), FakeSource(N), Leaving(N)], [None] * 3, ["a", "b", "c"])
+    f = feed(source)
+    f.close()
+    assert f.left_out == {"damaged header": 4, "link": 2}
+    f = feed(FakeSource(N))
+    f.close()
+    assert f.left_out == {}
+
+
 def test_an_error_that_is_no_bad_record_is_not_swallowed():
     f = feed(FakeSource(N, {0: ZeroDivisionError("a bug in a source")}), **IN_ORDER)
     with pytest.raises(ZeroDivisionError, match="a bug in a source"):

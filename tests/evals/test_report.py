@@ -167,6 +167,13 @@ def test_skips_by_cause_come_from_events(tmp_path):
     assert "task pairs truncated record 2" in words and "other" not in words
 
 
+def test_what_the_data_left_out_is_shown_once(tmp_path):
+    event = {"time": 40.0, "kind": "event", "name": "left_out/pairs", "damaged header": 4.0}
+    write_run(tmp_path, records() + [{"step": 0, **event}, {"step": 20, **event}])  # of the start, and of a resume
+    words = page(tmp_path)[1].words
+    assert words.count("damaged header") == 1 and "data of task pairs damaged header 4" in words
+
+
 def test_save_gallery_keeps_the_latest_of_every_evaluator(tmp_path):
     report.save_gallery(tmp_path, "a", 1, gallery("old"))
     report.save_gallery(tmp_path, "b", 1, gallery("b"))

@@ -128,7 +128,7 @@ def read_row(config: PrepareConfig, source: Source, position: int) -> Row | Bad:
 
 
 def _row(config: PrepareConfig, record: Mapping[str, Any], position: int) -> Row:
-    texts = texts_of(record, config.texts)
+    texts = placed_texts(record, config.texts)
     if not texts:
         raise BadRecord(NO_CAPTION, f"record {position} of {', '.join(config.texts)}")
     data = record.get(config.image)
@@ -139,7 +139,7 @@ def _row(config: PrepareConfig, record: Mapping[str, Any], position: int) -> Row
     return Row(position, hashlib.sha256(data).digest(), width, height, look, uid, texts)
 
 
-def texts_of(record: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[tuple[Place, str], ...]:
+def placed_texts(record: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[tuple[Place, str], ...]:
     """(place, text) of every text that holds more than spaces."""
     found: list[tuple[Place, str]] = []
     for column in columns:

@@ -34,6 +34,7 @@ class FewShot:
     allow_fewer: bool = False
 
     def order(self, source: Source, seed: int, state: State | None = None) -> ChosenOrder:
+        """See `SamplerConfig`."""
         classes = Table(source, self.column, axes=1, key="column").values
         usable = classes >= 0
         present = source.present(self.column) if self.column in source.columns else None

@@ -17,6 +17,7 @@ class InOrder:
     """Records 0, 1, 2 …; every epoch is the same."""
 
     def order(self, source: Source, seed: int, state: State | None = None) -> InOrderOrder:
+        """See `SamplerConfig`."""
         return InOrderOrder(len(source))
 
 

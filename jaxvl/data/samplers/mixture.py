@@ -52,6 +52,7 @@ class Mixture:
     window: Window = 64
 
     def order(self, source: Source, seed: int, state: State | None = None) -> MixtureOrder:
+        """See `SamplerConfig`."""
         parts = parts_of(source)
         streams = [part_stream(part, seed, self.window, self.resampled) for part in parts]
         weights = [weight_of(part, self.weight_by) for part in parts]
@@ -75,6 +76,7 @@ def dealt_rows(homogeneous: bool, batch: int | None) -> int:
 
 
 def weight_of(part: Part, weight_by: str) -> float:
+    """What the rows of a part go by."""
     if part.weight is None:
         return len(part)
     factor = {"share": 1, "records": len(part), "shards": len(part.shards)}[weight_by]
@@ -105,6 +107,7 @@ class ResampledPart:
 
 
 def part_stream(part: Part, seed: int, window: int, resampled: bool = False) -> Stream:
+    """The stream of one part, by an order of its own or with replacement."""
     if resampled:
         return ResampledPart(derive(seed, "resampled", part.name), part.start, len(part))
     return OrderedPart(ShuffledOrder(part.shards, seed, window, part.name), part.start)
@@ -177,6 +180,7 @@ class MixtureOrder(Order):
         return counts
 
     def state(self, position: int) -> State:
+        """See `Order`."""
         began = {"position": self._since, "consumed": dict(self._consumed)}
         now = {"position": position, "consumed": dict(self._all_consumed(position))}
         return {"dealt": self._dealt, "began": began, "now": now}

@@ -33,6 +33,7 @@ class PerCluster:
     batch: Batch | None = None
 
     def order(self, source: Source, seed: int, state: State | None = None) -> ClusterOrder:
+        """See `SamplerConfig`."""
         check(self.batch is not None, "batch", "None must be the rows of a batch")
         clusters = Table(source, self.table, axes=1).values
         used = int((clusters >= 0).sum())
@@ -105,4 +106,5 @@ class ClusterOrder(Order):
         return cluster, self._whole[cluster] + place - self._first_left[cluster]
 
     def state(self, position: int) -> State:
+        """See `Order`."""
         return {"batch": self._batch, "began": self._since, "now": position}

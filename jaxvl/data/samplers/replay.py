@@ -43,6 +43,7 @@ class Replay:
         check(bool(self.parts), "parts", "must name the parts that are replayed")
 
     def order(self, source: Source, seed: int, state: State | None = None) -> MixtureOrder:
+        """See `SamplerConfig`."""
         parts = parts_of(source)
         names = [part.name for part in parts]
         for name in self.parts:

@@ -63,6 +63,7 @@ class _Window:
     shifts: np.ndarray
 
     def records(self, places: np.ndarray) -> np.ndarray:
+        """Record numbers of places in the window."""
         mixed = permute(places, self.length, self.key)
         shard = self.begins.searchsorted(mixed, side="right") - 1
         return mixed + self.shifts[shard]

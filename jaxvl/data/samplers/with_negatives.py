@@ -34,6 +34,7 @@ class WithNegatives:
     window: Window = 64
 
     def order(self, source: Source, seed: int, state: State | None = None) -> NegativesOrder:
+        """See `SamplerConfig`."""
         table = Table(source, self.table, axes=2)
         width = table.values.shape[1]
         check(width > 0, "table", f"{self.table!r} has the shape {list(table.values.shape)}; must have a negative for each record")

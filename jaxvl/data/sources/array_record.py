@@ -29,6 +29,7 @@ from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.other_formats import other_format
+from jaxvl.data.sources.places import Places, name_of
 from jaxvl.data.sources.remembered import edges_digest, key_of, read_part, remembered, states_of
 from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns
 from jaxvl.data.sources.tf_example import parse_example
@@ -117,34 +118,33 @@ class ArrayRecordFiles:
 
     Attributes:
       files: their names.
-      sizes: int64 [files], records of each.
+      places: of the records.
     """
 
     def __init__(self, files: Sequence[str], states: Sequence[FileState], sizes: Sequence[int]):
         self.files = list(files)
         self._states = list(states)
-        self.sizes = np.array(sizes, np.int64)
-        self._ends = np.cumsum(self.sizes)
+        self.places = Places(sizes)
         self._lock = threading.Lock()
         self._looked: dict[int, float] = {}  # when a file's state was asked for
         self._open: collections.OrderedDict[int, array_record_module.ArrayRecordReader] = collections.OrderedDict()
 
     def __reduce__(self):
-        return ArrayRecordFiles, (self.files, self._states, self.sizes.tolist())
+        return ArrayRecordFiles, (self.files, self._states, self.places.sizes.tolist())
 
-    def place(self, i: int) -> tuple[int, int]:
-        """(file, number in the file) of a record."""
-        file = int(self._ends.searchsorted(i, "right"))
-        return file, i - int(self._ends[file] - self.sizes[file])
+    def where(self, i: int) -> str:
+        """A record's place, for messages."""
+        file, number = self.places[i]
+        return f"{self.files[file]}, record {number}"
 
     def content(self, i: int) -> bytes:
         """Raises BadRecord where the record is damaged; DataError where the file is gone or has changed."""
-        file, number = self.place(i)
+        file, number = self.places[i]
         reader = self._reader(file)
         try:
             return reader.read([number])[0]
         except Exception as error:
-            raise BadRecord("record cannot be read", f"{self.files[file]}, record {number}: {type(error).__name__}: {error}") from None
+            raise BadRecord("record cannot be read", f"{self.where(i)}: {type(error).__name__}: {error}") from None
 
     def _reader(self, file: int) -> array_record_module.ArrayRecordReader:
         with self._lock:
@@ -189,7 +189,7 @@ def _payload(content: bytes, file: str) -> Literal["msgpack", "example"]:
 
 def _find_columns(reader: ArrayRecordFiles, payload: str) -> dict[str, Found]:
     """Columns by the values of some records, spread over all."""
-    total = int(reader.sizes.sum())
+    total = len(reader.places)
     kinds: dict[str, list[str | None]] = collections.defaultdict(list)
     examples: dict[str, object] = {}
     read = 0
@@ -267,22 +267,22 @@ class ArrayRecordSource(TableSource):
     """
 
     def __init__(self, reader: ArrayRecordFiles, payload: str, fingerprint: str, chosen: Mapping[str, Chosen]):
-        more = "" if len(reader.files) == 1 else f" and {len(reader.files) - 1:,} more"
-        super().__init__(f"{reader.files[0]}{more}", fingerprint, chosen)
+        super().__init__(name_of(reader.files), fingerprint, chosen)
         self._reader = reader
         self._payload = payload
-        self._length = int(reader.sizes.sum())
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._reader.places)
 
     def shards(self) -> np.ndarray:
-        return self._reader.sizes[self._reader.sizes > 0]
+        """See `base.Source`."""
+        return self._reader.places.shards()
 
     def where(self, i: int) -> str:
-        file, number = self._reader.place(i)
-        return f"{self._reader.files[file]}, record {number}"
+        """See `TableSource`."""
+        return self._reader.where(i)
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
+        """See `TableSource`."""
         record = decode(self._reader.content(i), self._payload, self.where(i))
         return {name: named(record, name) for name in theirs}

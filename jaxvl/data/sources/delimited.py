@@ -237,6 +237,7 @@ class DelimitedSource(TextTable):
         self._places = {name: place for place, name in enumerate(header)}
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
+        """See `TableSource`."""
         fields = self._layout.parse(self._records.content(i), self.where(i))
         if len(fields) != len(self._places):
             raise BadRecord("row has another number of fields", f"{self.where(i)}: {len(fields)} fields, {len(self._places)} columns")

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from jaxvl import paths
-from jaxvl.config import ConfigError, check, nearest, to_path
+from jaxvl.config import ConfigError, PathText, check, nearest, to_path
 from jaxvl.config.errors import one_line
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
@@ -44,16 +44,17 @@ class Energon:
       dataset_yaml, split_yaml: names of the files in `.nv-meta`.
     """
 
-    path: str
+    path: PathText
     split: str = "train"
     columns: Mapping[str, str] | None = None
     optional: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    index: str | None = None
+    index: PathText | None = None
     dataset_yaml: str = "dataset.yaml"
     split_yaml: str = "split.yaml"
 
     def open(self, log: Log = print) -> Source:
+        """Raises ConfigError at one of its fields; DataError where a file of `.nv-meta` or a shard cannot be read."""
         folder = to_path(self.path, "path")
         parts = _load(folder / FOLDER / self.split_yaml)
         names, left_out = self._shards(parts)

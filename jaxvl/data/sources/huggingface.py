@@ -174,9 +174,11 @@ class HuggingFaceSource(TableSource):
         return np.array([size for size in sizes if size], np.int64)
 
     def shards(self) -> np.ndarray:
+        """See `base.Source`."""
         return self._sizes
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
+        """See `TableSource`."""
         if self._indices is not None:
             i = self._indices.column(0)[i].as_py()
         found = {}
@@ -187,10 +189,12 @@ class HuggingFaceSource(TableSource):
         return found
 
     def column(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
         values = self._all_values(name, ("class", "int", "float", "text"))
         return None if values is None else column_array(values, self.columns[name].kind)
 
     def present(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
         known = super().present(name)
         if known is not None or name not in self.columns:
             return known

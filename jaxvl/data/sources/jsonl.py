@@ -118,5 +118,6 @@ class JsonLinesSource(TextTable):
     """
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
+        """See `TableSource`."""
         record = parse(self._records.content(i), self.where(i))
         return {name: named(record, name) for name in theirs}

@@ -13,6 +13,7 @@ from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.media import MediaFolder
 from jaxvl.data.sources.other_formats import other_format
+from jaxvl.data.sources.places import Places, name_of
 from jaxvl.data.sources.range_files import RangeFiles
 from jaxvl.data.sources.remembered import key_of, remembered_arrays, states_of
 from jaxvl.data.sources.table import Chosen, ParsedTable
@@ -29,7 +30,7 @@ class RecordFiles:
 
     Attributes:
       files: their names.
-      sizes: int64 [files], records of each.
+      places: of the records.
       digest: SHA-256 of all content.
 
     Args:
@@ -56,8 +57,7 @@ class RecordFiles:
             sizes.append(max(len(starts) - 1, 0))
             digest.update(about["sha256"].encode())
         self._indexes = indexes
-        self.sizes = np.array(sizes, np.int64)
-        self._ends = np.cumsum(self.sizes)
+        self.places = Places(sizes)
         self.digest = digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class RecordFiles:
         self._indexes = [index.open() for index in state["_indexes"]]
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self.places)
 
     def _index(self, file: str, state: FileState, split: Split, log: Log) -> tuple[np.ndarray, dict[str, Any]]:
         if state.size > 2**30:
@@ -93,18 +93,14 @@ class RecordFiles:
         if left:
             yield left
 
-    def place(self, i: int) -> tuple[int, int]:
-        """(file, number in the file) of a record."""
-        file = int(self._ends.searchsorted(i, "right"))
-        return file, i - int(self._ends[file] - self.sizes[file])
-
     def where(self, i: int) -> str:
-        file, number = self.place(i)
+        """A record's place, for messages."""
+        file, number = self.places[i]
         return f"{self.files[file]}, record {number}"
 
     def content(self, i: int) -> bytes:
         """A record's bytes. Raises DataError where its file is gone or has changed."""
-        file, number = self.place(i)
+        file, number = self.places[i]
         start, end = (int(offset) for offset in self._indexes[file][number : number + 2])
         [content] = self._ranges.read(self.files[file], self._states[file], [(start, end - start)])
         return content
@@ -125,11 +121,13 @@ class _Mapped:
 
     @classmethod
     def of(cls, index: np.ndarray) -> _Mapped:
+        """What is sent of an index."""
         if isinstance(index, np.memmap) and index.filename is not None:
             return cls(str(index.filename), None)
         return cls(None, np.asarray(index))
 
     def open(self) -> np.ndarray:
+        """The index. Raises DataError where its file is gone."""
         if self._file is None:
             return self._array
         try:
@@ -153,15 +151,16 @@ class TextTable(ParsedTable):
     """
 
     def __init__(self, records: RecordFiles, chosen: Mapping[str, Chosen], media: MediaFolder):
-        more = "" if len(records.files) == 1 else f" and {len(records.files) - 1:,} more"
-        super().__init__(f"{records.files[0]}{more}", records.digest, chosen, media)
+        super().__init__(name_of(records.files), records.digest, chosen, media)
         self._records = records
 
     def __len__(self) -> int:
         return len(self._records)
 
     def shards(self) -> np.ndarray:
-        return self._records.sizes[self._records.sizes > 0]
+        """See `base.Source`."""
+        return self._records.places.shards()
 
     def where(self, i: int) -> str:
+        """See `TableSource`."""
         return self._records.where(i)

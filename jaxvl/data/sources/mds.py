@@ -32,6 +32,7 @@ from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.mds_values import REFUSED, decode, fixed_size, is_known, kind_of_encoding
+from jaxvl.data.sources.places import Places
 from jaxvl.data.sources.range_files import RangeFiles
 from jaxvl.data.sources.remembered import kept_folder, key_of, own_name
 from jaxvl.data.sources.table import Chosen, Found, ParsedTable, choose_columns
@@ -150,6 +151,7 @@ class MdsShards:
     Attributes:
       root: folder of the index.
       shards: as the index has them.
+      places: of the samples.
 
     Raises:
       DataError: a shard is not there, or not as long as the index says.
@@ -161,8 +163,7 @@ class MdsShards:
         self._files: list[str] = []
         self._states: list[FileState] = []
         self._find_files(log)
-        self.sizes = np.array([shard.samples for shard in shards], np.int64)
-        self._ends = np.cumsum(self.sizes)
+        self.places = Places([shard.samples for shard in shards])
         self._set_up()
 
     def _set_up(self) -> None:
@@ -200,15 +201,11 @@ class MdsShards:
             self._states.append(state)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def place(self, i: int) -> tuple[int, int]:
-        """(shard, number in the shard) of a sample."""
-        shard = int(self._ends.searchsorted(i, "right"))
-        return shard, i - int(self._ends[shard] - self.sizes[shard])
+        return len(self.places)
 
     def where(self, i: int) -> str:
-        shard, number = self.place(i)
+        """A sample's place, for messages."""
+        shard, number = self.places[i]
         return f"{self.root}/{self.shards[shard].file}, sample {number}"
 
     def values(self, i: int, columns: Collection[str]) -> dict[str, bytes]:
@@ -217,7 +214,7 @@ class MdsShards:
         Raises:
           BadRecord: its sizes do not fit. DataError: the shard is gone or has changed.
         """
-        number, place = self.place(i)
+        number, place = self.places[i]
         shard = self.shards[number]
         start, end = (int(offset) for offset in self._table(number)[place : place + 2])
         variable = 4 * sum(not size for size in shard.sizes)
@@ -379,12 +376,15 @@ class MdsSource(ParsedTable):
         return len(self._reader)
 
     def shards(self) -> np.ndarray:
-        return self._reader.sizes[self._reader.sizes > 0]
+        """See `base.Source`."""
+        return self._reader.places.shards()
 
     def where(self, i: int) -> str:
+        """See `TableSource`."""
         return self._reader.where(i)
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
+        """See `TableSource`."""
         tops = {name: name if name in self._encodings else name.split(".")[0] for name in theirs}
         values = {}
         for name, content in self._reader.values(i, set(tops.values())).items():

@@ -46,6 +46,7 @@ def kind_of_encoding(encoding: str) -> Kind | None:
 
 
 def is_known(encoding: str) -> bool:
+    """Whether values of an encoding are read."""
     return kind_of_encoding(encoding) is not None or encoding in ("bytes", "json")
 
 

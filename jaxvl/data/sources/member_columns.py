@@ -82,6 +82,7 @@ class MemberColumn:
 
     @functools.cached_property
     def has_keys(self) -> bool:
+        """Whether a value comes from a key of a JSON member."""
         return any(choice.path for choice in self.choices)
 
     def members(self, there: Collection[str]) -> list[str]:

@@ -67,6 +67,7 @@ class MixtureConfig:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the parts."""
         return tuple(str(i) if part.name is None else part.name for i, part in enumerate(self.parts))
 
     def open(self, log: Log = print) -> MixtureSource:
@@ -153,6 +154,7 @@ class MixtureSource(Source):
         return self._starts[-1]
 
     def read(self, i: int, columns: Collection[str] | None = None) -> Record:
+        """See `base.Source`."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         part = bisect.bisect_right(self._starts, i) - 1
@@ -166,6 +168,7 @@ class MixtureSource(Source):
         return {**record, **{name: int(record[name]) + first for name, first in moved.items()}}
 
     def column(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
         values = []
         for i, source in enumerate(self._sources):
             value = self._column_of_part(i, source, name)
@@ -190,6 +193,7 @@ class MixtureSource(Source):
         return moved if present is None else np.where(present, moved, values)
 
     def present(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
         found = []
         for source in self._sources:
             known = source.present(name) if name in source.columns else np.zeros(len(source), bool)

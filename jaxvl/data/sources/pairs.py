@@ -54,6 +54,7 @@ def find_pairs(ordered: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def is_sorted(pairs: np.ndarray) -> bool:
+    """Whether pairs are in ascending order."""
     first = pairs["f0"]
     second = pairs["f1"]
     rising = first[:-1] < first[1:]

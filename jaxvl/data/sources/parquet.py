@@ -27,6 +27,7 @@ from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.media import MediaFolder
 from jaxvl.data.sources.parquet_files import Footer, ParquetFiles, pack_footers, read_footer, unpack_footers
+from jaxvl.data.sources.places import Places, name_of
 from jaxvl.data.sources.remembered import key_of, remembered, states_of
 from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, column_array
 from jaxvl.data.sources.values import nested
@@ -170,34 +171,35 @@ class ParquetSource(TableSource):
 
     def __init__(self, reader: ParquetFiles, footers: Sequence[Footer], chosen: Mapping[str, Chosen], media: MediaFolder | None):
         digest = hashlib.sha256("".join(footer.digest for footer in footers).encode())
-        more = "" if len(reader.files) == 1 else f" and {len(reader.files) - 1:,} more"
-        super().__init__(f"{reader.files[0]}{more}", digest.hexdigest(), chosen, media)
+        super().__init__(name_of(reader.files), digest.hexdigest(), chosen, media)
         self._reader = reader
         self._footers = list(footers)
         self._tops = {name for footer in footers for name in footer.types}
-        self._sizes = np.array([rows for footer in footers for rows in footer.groups if rows], np.int64)
-        self._ends = np.cumsum(self._sizes)
+        self._places = Places([rows for footer in footers for rows in footer.groups if rows])
         self._groups = [(file, group) for file, footer in enumerate(footers) for group, rows in enumerate(footer.groups) if rows]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._places)
 
     def shards(self) -> np.ndarray:
-        return self._sizes
+        """See `base.Source`."""
+        return self._places.sizes
 
     def _place(self, i: int) -> tuple[int, int, int]:
         """(file, row group, row of the group) of a record."""
-        shard = int(self._ends.searchsorted(i, "right"))
+        shard, row = self._places[i]
         file, group = self._groups[shard]
-        return file, group, i - int(self._ends[shard] - self._sizes[shard])
+        return file, group, row
 
     def where(self, i: int) -> str:
+        """See `TableSource`."""
         file, group, row = self._place(i)
         return f"{self._reader.files[file]}, row group {group}, row {row}"
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
+        """See `TableSource`."""
         file, group, row = self._place(i)
-        where = f"{self._reader.files[file]}, row group {group}, row {row}"
+        where = self.where(i)
         found = {}
         for name in theirs:
             value = value_at(self._reader.column(file, group, name), row, where)
@@ -206,6 +208,7 @@ class ParquetSource(TableSource):
         return found
 
     def column(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
         if name not in self.columns or self.columns[name].kind not in ("class", "int", "float", "text"):
             return None
         theirs = self.chosen[name].theirs
@@ -215,6 +218,7 @@ class ParquetSource(TableSource):
         return column_array(self._all_values(name), kind)
 
     def present(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
         known = super().present(name)
         if known is not None or name not in self.columns or self.columns[name].kind not in ("class", "int", "float"):
             return known

@@ -119,7 +119,7 @@ class QuestionSource(Source):
         """See `base.Source`."""
         if name != "class_label":
             return None
-        return np.array([self._places[common(asked["answers"])] for asked in self.questions], np.int32)
+        return np.array([self._places[common(asked["answers"])] for asked in self.questions], np.int64)
 
 
 def common(answers: Sequence[str]) -> str:

@@ -91,15 +91,27 @@ class RangeFiles:
 
     def _take(self, name: str, state: FileState) -> _Open:
         """An open file, which is not closed before its `users` are 0 again."""
+        file = self._use(name)
+        if file is not None:
+            return file
+        # Without the lock: a disk that is slow to open a file holds up nobody who reads another one.
+        _check_same(name, state, paths.file_state(name))
+        opened = _Open(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
+        file = self._use(name, opened)
+        if file is not opened:
+            os.close(opened.descriptor)
+        return file
+
+    def _use(self, name: str, opened: _Open | None = None) -> _Open | None:
+        """The open file of a name, with one more user; `opened` where there is none yet."""
         with self._lock:
-            file = self._open.get(name)
+            file = self._open.get(name, opened)
             if file is None:
-                _check_same(name, state, paths.file_state(name))
-                file = _Open(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
-                self._open[name] = file
-                self._close_oldest()
+                return None
+            self._open[name] = file
             self._open.move_to_end(name)
             file.users += 1
+            self._close_oldest()
             return file
 
     def _close_oldest(self) -> None:

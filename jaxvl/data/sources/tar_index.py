@@ -79,6 +79,7 @@ class TarIndex:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the arrays."""
         return sum(getattr(self, name).nbytes for name in _ARRAYS)
 
     def key(self, i: int) -> str:
@@ -109,6 +110,7 @@ class TarIndex:
         return None if (values == NO_NUMBER).any() else values
 
     def all_keys(self) -> Iterator[str]:
+        """The keys of all samples, in order."""
         content = self.keys.tobytes()
         ends = self.key_end.tolist()
         for start, end in zip(ends, ends[1:]):
@@ -243,10 +245,12 @@ class _Grouping:
         self._numbers: dict[str, dict[int, int]] = {}  # suffix -> sample -> value
 
     def leave_out(self, cause: str, name: str) -> None:
+        """Counts a member that is in no sample."""
         n, first = self._left_out.get(cause, (0, name))
         self._left_out[cause] = (n + 1, first)
 
     def add(self, name: str, offset: int, size: int, read: Read) -> None:
+        """Takes a member that is a plain file."""
         if _is_metadata(name):
             return
         key, suffix = split_name(name)
@@ -271,6 +275,7 @@ class _Grouping:
                 self._numbers.setdefault(suffix, {})[sample] = value
 
     def index(self, state: FileState) -> TarIndex:
+        """The samples of the members that were taken."""
         sample = np.array(self._sample, np.int64)
         order = np.argsort(sample, kind="stable")
         size = np.array(self._size, "<u8")[order]

@@ -185,6 +185,7 @@ class _Progress:
                 self._log(line)
 
     def add(self, size: int) -> None:
+        """Counts a shard that is indexed, and the bytes that were read of it."""
         with self._lock:
             self._done += 1
             self._bytes += size
@@ -194,6 +195,7 @@ class _Progress:
                 self._log(f"indexing tar shards: {self._done:,} of {self._shards:,}")
 
     def end(self) -> None:
+        """Says how fast it went."""
         if self._notes > MOST_NOTES:
             self._log(f"… and {self._notes - MOST_NOTES:,} more indexes likewise")
         seconds = max(time.monotonic() - self._start, 1e-3)

@@ -10,6 +10,7 @@ protobuf here:
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
@@ -69,5 +70,11 @@ def parse_example(content: bytes, where: str) -> dict[str, object]:
         if len(values) == 1:
             found[name] = values[0]
         elif len(values) > 1:
-            found[name] = list(values) if kind == "bytes_list" else np.array(values, np.float32 if kind == "float_list" else np.int64)
+            found[name] = _several(values, kind)
     return found
+
+
+def _several(values: Sequence[object], kind: str) -> list[bytes] | np.ndarray:
+    if kind == "bytes_list":
+        return list(values)
+    return np.array(values, np.float32 if kind == "float_list" else np.int64)

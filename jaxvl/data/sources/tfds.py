@@ -269,9 +269,11 @@ class TfdsSource(TableSource):
         return len(self._source)
 
     def shards(self) -> np.ndarray:
+        """See `base.Source`."""
         return self._sizes
 
     def row(self, i: int, theirs: Collection[str]) -> Mapping[str, object]:
+        """See `TableSource`."""
         try:
             record = self._source[i]
         except OSError as error:

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from jaxvl.config import ConfigError, check, nearest, to_path
+from jaxvl.config import ConfigError, PathText, check, nearest, to_path
 from jaxvl.config.errors import shown
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
@@ -49,11 +49,11 @@ class WebDataset:
       index: folder for the indexes; None: beside the shards where that can be written, else in the cache folder.
     """
 
-    files: str | tuple[str, ...]
+    files: PathText | tuple[PathText, ...]
     columns: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(OPEN_CLIP_COLUMNS))
     optional: tuple[str, ...] = ()
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    index: str | None = None
+    index: PathText | None = None
 
     def __post_init__(self):
         parse_columns(self.columns, self.kinds)
@@ -62,6 +62,7 @@ class WebDataset:
             check(name in columns, "optional", f"{name!r} is no column{nearest(name, columns)} (columns: {', '.join(columns)})")
 
     def open(self, log: Log = print) -> Source:
+        """Raises ConfigError at one of its fields; DataError where a shard is not there or is no tar."""
         files = expand_files(self.files, "files")
         columns = {name: text for name, text in (("key", "__key__"), ("url", "__url__")) if name not in self.columns}
         members = parse_columns({**self.columns, **columns}, self.kinds)
@@ -132,6 +133,7 @@ class TarSource(Source):
         return [shard.samples for shard in self._shards]
 
     def read(self, i: int, columns: Collection[str] | None = None) -> Record:
+        """See `base.Source`."""
         shard, index, row = self._place(i)
         sample = _Sample(shard, index, row)
         names = list(self.columns) if columns is None else [name for name in columns if name in self.columns]
@@ -154,6 +156,7 @@ class TarSource(Source):
         return record
 
     def column(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
         about = self._members.get(name)
         if about is None or len(self) > MOST_KEYS:
             return None
@@ -178,6 +181,7 @@ class TarSource(Source):
         return np.concatenate(found)
 
     def present(self, name: str) -> np.ndarray | None:
+        """See `base.Source`."""
         about = self._members.get(name)
         if about is None or about.info or not self.columns[name].optional:
             return super().present(name)
@@ -239,13 +243,16 @@ class _Sample:
 
     @functools.cached_property
     def key(self) -> str:
+        """What the names of the members have in common."""
         return self._index.key(self._row)
 
     @functools.cached_property
     def where(self) -> str:
+        """The sample's place, for messages."""
         return f"{self.shard.file}: {self.key}"
 
     def what_is_there(self) -> str:
+        """The members, for the message of a bad record."""
         left_out = ", ".join(f"{cause}: {n}" for cause, (n, _) in self.shard.left_out.items())
         besides = f" (left out of the shard: {left_out})" if left_out else ""
         return f"has only {shown(', '.join(f'{self.key}.{ending}' for ending in self.members))}{besides}"

@@ -64,7 +64,7 @@ def test_classes_are_the_commonest_answers_of_all_files(folder):
     for source in (train, val):
         assert source.columns["class_label"].classes.names == {"en": tuple(expected)}
     assert train.column("class_label").tolist() == [expected.index(a) for a in ("down", "2", "red")]
-    assert val.column("class_label").tolist() == [expected.index("yes")] and val.column("class_label").dtype == np.int32
+    assert val.column("class_label").tolist() == [expected.index("yes")] and val.column("class_label").dtype == np.int64
     assert [train.read(i, ["class_label"])["class_label"] for i in range(3)] == train.column("class_label").tolist()
     assert train.column("question") is None
 
