@@ -245,6 +245,7 @@ def test_other_processes_and_ranges_write_the_same_bytes(done, folder, planted, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # two minutes on free cores
 @pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java")
 def test_spark_writes_the_same_bytes(done, folder, planted, monkeypatch):
     pytest.importorskip("beam_pyspark_runner")
