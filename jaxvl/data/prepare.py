@@ -24,8 +24,8 @@ Where it runs, with Beam's options of these names (apache_beam/options/pipeline_
                               --environment_type=DOCKER --environment_config=IMAGE
   Spark                       --runner=SparkRunner --spark_master_url=spark://HOST:7077
                               --environment_type=DOCKER --environment_config=IMAGE
-  Spark, without job server   --runner=beam_pyspark_runner.pyspark_runner.PySparkRunner in the environment that pyspark uses;
-                              needs beam-pyspark-runner, and its Spark
+  Spark, without job server   --runner=beam_pyspark_runner.pyspark_runner.PySparkRunner; the workers' Python has jaxvl[prepare],
+                              pyspark 3.5 and beam-pyspark-runner (by `pip install --no-deps`: it pins an old Beam)
 IMAGE is a container image made from `apache/beam_python3.11_sdk` of the Beam version that is installed here, with jaxvl[prepare] in
 it. The source, OUT and plugins have the same paths on every worker: `gs://…`, `s3://…`, a shared folder, or in the image. Workers of
 Flink and Spark need Docker; the command needs Java, and fetches Beam's job server from Maven, unless it is given as
