@@ -19,17 +19,18 @@ Options:
 Where it runs, with Beam's options of these names (apache_beam/options/pipeline_options.py, 2.77):
   this machine, N processes   --direct_num_workers=N --direct_running_mode=multi_processing
   Dataflow                    --runner=DataflowRunner --project=PROJECT --region=REGION --temp_location=gs://BUCKET/tmp
-                              --sdk_container_image=IMAGE --sdk_location=container; needs apache-beam[gcp]
+                              --sdk_container_image=IMAGE; needs apache-beam[gcp]
   Flink                       --runner=FlinkRunner --flink_master=HOST:8081 --flink_version=1.20
                               --environment_type=DOCKER --environment_config=IMAGE
   Spark                       --runner=SparkRunner --spark_master_url=spark://HOST:7077
                               --environment_type=DOCKER --environment_config=IMAGE
-  Spark, without job server   --runner=beam_pyspark_runner.pyspark_runner.PySparkRunner in the environment that pyspark uses;
-                              needs beam-pyspark-runner, and its Spark
+  Spark, without job server   --runner=beam_pyspark_runner.pyspark_runner.PySparkRunner; the workers' Python has jaxvl[prepare],
+                              pyspark 3.5 and beam-pyspark-runner (by `pip install --no-deps`: it pins an old Beam)
 IMAGE is a container image made from `apache/beam_python3.11_sdk` of the Beam version that is installed here, with jaxvl[prepare] in
-it. The source, OUT and plugins have the same paths on every worker: `gs://…`, `s3://…`, a shared folder, or in the image. The runners
-for Flink and Spark need Java where the command runs, and fetch Beam's job server from Maven, or take `--flink_job_server_jar=FILE`,
-`--spark_job_server_jar=FILE`. For 10^9 records say --range_records=100000, so that the work folder has 10^4 files.
+it. The source, OUT and plugins have the same paths on every worker: `gs://…`, `s3://…`, a shared folder, or in the image. Workers of
+Flink and Spark need Docker; the command needs Java, and fetches Beam's job server from Maven, unless it is given as
+--flink_job_server_jar=FILE, --spark_job_server_jar=FILE. For 10^9 records say --range_records=100000: 10^4 files in the work folder.
+Tests run it on this machine, with and without processes, and on Spark without job server.
 
 See jaxvl/data/preparing/options.py for all options, and jaxvl/data/preparing/run.py for what is written.
 

@@ -82,7 +82,7 @@ class PrepareConfig:
       test_images: name -> source whose pictures (column `image`) may not be among the data, nor anything that looks like them.
       format: `tar` (WebDataset, as img2dataset writes it) or `array_record`.
       shard_records: records of a shard; the last one may have fewer.
-      range_records: records that a worker reads at a time.
+      range_records: records that a worker reads at a time; what it has read of them is a file of the work folder.
       examples: removed records that the report shows, for each rule.
       seed: of the examples.
       plugins: files and modules of your own, which may register sources and scorers.

@@ -26,7 +26,8 @@ from jaxvl.data.sources.base import Source
 
 STEPS = 10_000  # of scores between 0 and 1 that the share of the best tells apart
 OF_NAN = -(2**62)  # step of a score that is none
-Range = tuple[int, Iterable[Row]]  # its number, rows in any order
+AT_ONCE = 1000  # records whose pictures are in memory
+RangeRows = tuple[int, Iterable[Row]]  # its number, rows in any order
 Scored = tuple[Row, tuple[float, ...]]  # a score for each text; nan where the picture cannot be encoded
 
 
@@ -46,14 +47,14 @@ def _range_of(row: Row, records: int) -> tuple[int, Row]:
 
 
 def _in_ranges(name: str, rows: PCollection, context: Context) -> PCollection:
-    """PCollection of Range: the rows that are left of each range of the source."""
+    """PCollection of RangeRows: the rows that are left of each range of the source."""
     import apache_beam as beam
 
     records = json.loads(context.config)["range_records"]
     return rows | f"{name}: ranges" >> beam.Map(_range_of, records) | f"{name}: group" >> beam.GroupByKey()
 
 
-def scored(group: Range, config: str, work: str) -> list[Scored]:
+def scored(group: RangeRows, config: str, work: str) -> list[Scored]:
     """Rows of one range with their scores, which are kept in `work`: for a second reading, and for a run that is started again."""
     rows = sorted(group[1], key=lambda row: row.position)
     said = json.dumps([[row.position, [text for _, text in row.texts]] for row in rows])
@@ -68,10 +69,13 @@ def scored(group: Range, config: str, work: str) -> list[Scored]:
 
 def _scores(config: str, rows: Sequence[Row]) -> list[list[float]]:
     resolved, source = opened(config)
-    pictures = [_picture(source, row.position, resolved.image) for row in rows]
-    texts = [[text for _, text in row.texts] for row in rows]
-    found = _scorer(config).scores(pictures, texts)
-    return [[float(score) for score in scores] for scores in found]
+    out: list[list[float]] = []
+    for start in range(0, len(rows), AT_ONCE):
+        some = rows[start : start + AT_ONCE]
+        pictures = [_picture(source, row.position, resolved.image) for row in some]
+        texts = [[text for _, text in row.texts] for row in some]
+        out += [[float(score) for score in scores] for scores in _scorer(config).scores(pictures, texts)]
+    return out
 
 
 def _picture(source: Source, position: int, column: str) -> bytes:
@@ -92,7 +96,7 @@ class MinScore(Rule):
         return ranges | f"{self.name}: below" >> beam.FlatMap(_cut_below, self.least, context.config, context.work, self.name)
 
 
-def _cut_below(group: Range, least: float, config: str, work: str, rule: str) -> Iterator[Row | Removal]:
+def _cut_below(group: RangeRows, least: float, config: str, work: str, rule: str) -> Iterator[Row | Removal]:
     for row, scores in scored(group, config, work):
         losses = [
             Loss(row.position, (place,), f"scores {score:.4f}, less than {least:.4f}")
@@ -124,7 +128,7 @@ def step_of(score: float) -> int:
     return OF_NAN if math.isnan(score) else round(score * STEPS)
 
 
-def _steps(group: Range, config: str, work: str) -> Iterator[tuple[int, int]]:
+def _steps(group: RangeRows, config: str, work: str) -> Iterator[tuple[int, int]]:
     for _, scores in scored(group, config, work):
         for score in scores:
             yield step_of(score), 1
@@ -137,7 +141,7 @@ def least_step(histogram: Iterable[tuple[int, int]], share: float) -> int:
     return max(lowest_kept(counts, int(share * pairs)), OF_NAN + 1)
 
 
-def _cut_below_step(group: Range, least: int, config: str, work: str, rule: str) -> Iterator[Row | Removal]:
+def _cut_below_step(group: RangeRows, least: int, config: str, work: str, rule: str) -> Iterator[Row | Removal]:
     for row, scores in scored(group, config, work):
         losses = [
             Loss(row.position, (place,), f"scores {score:.4f}, less than {least / STEPS:.4f}")

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from array_record.python import array_record_data_source  # noqa: E402
 
 from jaxvl import paths  # noqa: E402
 from jaxvl.config import ConfigError, resolve  # noqa: E402
+from jaxvl.data import prepare as prepare_command  # noqa: E402
 from jaxvl.data.inspecting.recognise import recognise  # noqa: E402
 from jaxvl.data.prepare import main, parse  # noqa: E402
 from jaxvl.data.preparing.options import PrepareConfig  # noqa: E402
@@ -245,6 +247,7 @@ def test_other_processes_and_ranges_write_the_same_bytes(done, folder, planted, 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # two minutes on free cores
 @pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java")
 def test_spark_writes_the_same_bytes(done, folder, planted, monkeypatch):
     pytest.importorskip("beam_pyspark_runner")
@@ -319,6 +322,12 @@ def test_a_run_that_is_killed_while_it_finishes_is_whole_or_goes_on(module, func
     with pytest.raises(ConfigError, match="is finished; choose another folder"):
         prepare(config(folder, out, planted), log=lambda _: None)
     assert len(opened(out)) == len(planted.clean)
+
+
+def test_options_of_beam_in_the_help_are_known():
+    options = re.findall(r"--[a-z_]+=[\w:/.]*\w", prepare_command.__doc__.partition("Where it runs")[2])
+    assert len(options) > 10
+    parse(["--source=pairs_in_a_file", f"--plugins={PLUGIN}", "--source.path=x", "--out=x", *options])
 
 
 def test_wrong_options_are_one_sentence(folder, planted, capsys):
