@@ -32,7 +32,7 @@ jax.config.update("jax_threefry_partitionable", True)
 
 
 def pytest_collection_finish():
-    """What has been imported stays, and the collector need not look at it again; it took 8 % of the time of the suite."""
+    """What has been imported stays, and the collector need not look at it again, which took 8 % of the time of runs in miniature."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 10)

@@ -118,7 +118,8 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
     compiled = jax.stages.Lowered.compile
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compiled(lowered, compiler_options=own))
 
-    experiment = tiny.experiment(optim=dict(lr=1e-2, warmup=2, ema=0.9, weight_decay=0.1))
+    pairs = task(fields=tiny.fields(image=dict(augment=dict(hue=10.0))))
+    experiment = tiny.experiment(tasks=dict(pairs=pairs), optim=dict(lr=1e-2, warmup=2, ema=0.9, weight_decay=0.1))
     tokenizer = make_tokenizer(experiment.tokenizer, ["red circle", "two blue squares", "three green stars", "a ring and a cross"] * 4)
     mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
     alone = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)

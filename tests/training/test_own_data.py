@@ -14,7 +14,7 @@ from jaxvl.config import ConfigError, load_file, override, resolve
 from jaxvl.data.sources.opened import opened
 from jaxvl.training.experiment import Experiment
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = pytest.mark.usefixtures("programs_kept", "one_device")
 
 ROOT = pathlib.Path(__file__).parents[2]
 FIELDS = {name: field for name, field in tiny.FIELDS.items() if name != "group_id"}

@@ -129,7 +129,7 @@ def test_diverged_run_saves_its_last_good_state(tmp_path):
 
 def start(tmp_path):
     config = tiny.config_file(tmp_path / "config.py", steps=100_000, checkpoint=dict(every=20))
-    (process,) = processes.start(processes.train(config, tmp_path / "run"))
+    (process,) = processes.start(processes.train(config, tmp_path / "run"), devices=1)
     return process
 
 
@@ -234,12 +234,12 @@ def test_patch_larger_than_the_image(tmp_path):
 
 def test_evaluate_command_gives_the_figures_of_the_loop(tmp_path, capsys):
     evals = dict(style=dict(name="zero_shot", source=tiny.TEST), texts=dict(name="retrieval", source=tiny.TEST, text="name/en"))
-    latest = train_command.train(tiny.experiment(evals=evals, steps=2, log=dict(every=1)), tmp_path)
+    latest = train_command.train(tiny.experiment(evals=evals, log=dict(every=1)), tmp_path)
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert (tmp_path / "tb").is_dir()
     assert evaluate_command.main([f"--workdir={tmp_path}"]) == 0
     figures = json.loads((tmp_path / "evaluate" / "results.json").read_text())
-    assert figures.pop("step") == 2
+    assert figures.pop("step") == 6
     assert figures == pytest.approx(latest)
     assert evaluate_command.main([f"--workdir={tmp_path}", "--only=sytle"]) == 2
     assert "--only: 'sytle' is not an evaluator; did you mean 'style'?" in capsys.readouterr().err.replace("\n", " ")
