@@ -223,11 +223,10 @@ class Batches:
         """Fills some rows of a batch's arrays: with the records `numbers`, and the draws of each field."""
         spent = dict.fromkeys(STAGES, 0.0)
         counts = Counts()
+        elsewhere = Counts()  # of rows that another host counts
         for at, (row, number) in enumerate(zip(rows, numbers)):
-            met = Counts()
-            values = self._values(number, met, spent)
-            if self.rows.counted[row // self.config.records_per_row]:
-                counts.add(met)
+            counted = self.rows.counted[row // self.config.records_per_row]
+            values = self._values(number, counts if counted else elsewhere, spent)
             began = time.perf_counter()
             for name, reader in self._readers.items():
                 value = values.get(reader.key)
