@@ -66,7 +66,7 @@ class DataConfig:
       source: records by name of their format, or of a recipe that builds demo data.
       batch: rows B of the global batch.
       fields: batch entry -> what it holds.
-      sampler: which records stand where in the stream; None: `mixture` where the source's parts have weights, else `shuffled`.
+      sampler: which records stand where in the stream; None: `mixture` where the source has parts, else `shuffled`.
       missing: records that lack a field: "skip" leaves them out; "mask" keeps those that have any of the model's inputs, with
         `has_NAME` in the batch for each of these, and zeros, or a text of padding, where a row does not have it. Other fields, such
         as labels, have no mask: records that lack one of them are left out.

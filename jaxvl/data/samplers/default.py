@@ -9,6 +9,8 @@ from jaxvl.data.sources.base import Source
 
 
 def default_sampler(source: Source) -> SamplerConfig:
-    """`mixture` where the parts of the source have weights, else `shuffled`."""
-    weighted = any(part.weight is not None for part in source.parts)
-    return Mixture() if weighted else Shuffled()
+    """`mixture` where the source has parts, else `shuffled`.
+
+    Also for parts without weights: a run that gives them some later goes on with what it has seen of each.
+    """
+    return Mixture() if source.parts else Shuffled()
