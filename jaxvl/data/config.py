@@ -42,7 +42,10 @@ class ReaderConfig:
 
     Attributes:
       threads: for reading and decoding; of each process that reads.
-      processes: that read, each with its own Python (`reading/processes.py`). 0: the threads of the training process read.
+      processes: that read, each with its own Python (`reading/processes.py`). 0: the threads of the training process read, which is
+        enough where most time goes into decoding and scaling JPEGs: that runs beside other threads. Python itself runs in one thread of a
+        process at a time, so that processes are faster where a record costs little else: small pictures, texts, sources written in
+        Python. They need idle cores, and about 70 MB and one or two seconds of a core each to start.
       prefetch_mb: memory of batches that are made ahead; one batch is always made ahead.
       cache_mb: memory for what is read, decoded and tokenised, so that small data is read once. 0: nothing is kept. Of all processes
         together: each has its share.

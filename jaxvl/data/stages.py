@@ -9,8 +9,8 @@ SLOW = 0.05  # share of the time spent waiting for data from which on input is c
 
 ADVICE = {
     "read": "more reader.threads, data on a faster or nearer disk, or larger shards",
-    "decode": "more reader.threads, fast_decode=True, pip install 'jaxvl[fast]', or pictures stored nearer to the size that is trained at",
-    "transform": "more reader.threads, a larger reader.cache_mb, or a crop that is less costly to scale",
+    "decode": "more reader.threads (reader.processes for small pictures), fast_decode=True, or pictures stored nearer to the size that is trained at",
+    "transform": "more reader.threads (reader.processes where cores are idle), a larger reader.cache_mb, or a crop that is less costly to scale",
     "transfer": "smaller pictures, or more hosts for the same batch",
 }
 

@@ -27,7 +27,7 @@ import numpy as np
 from jaxvl.config import ConfigError, Plugin, loaded_plugins
 from jaxvl.data.reading.fill import Arrays, Filler, Part, Recipe, Tally
 from jaxvl.data.reading.memory import Slots, Span, share
-from jaxvl.data.reading.pool import PER_THREAD, Pool
+from jaxvl.data.reading.pool import Pool
 from jaxvl.data.records import DataError
 
 PATIENCE = 10.0  # seconds that a worker has to end by itself
@@ -108,7 +108,7 @@ class Processes(Pool):
         reader = recipe.config.reader
         self._name = recipe.source.name
         self._layout = recipe.layout
-        self._pieces = PER_THREAD * reader.threads
+        self._pieces = reader.threads  # no more: a message takes as long as a few rows of text
         self._cached = reader.cache_mb > 0
         self._numbers = itertools.count()
         self._jobs: dict[int, tuple[Future[Tally], Arrays]] = {}  # arrays stay in use until nobody writes into them
