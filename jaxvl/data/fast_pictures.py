@@ -102,7 +102,7 @@ def decode_jpeg(data: bytes, width: int, height: int) -> np.ndarray | None:
 
 def resize(picture: Image.Image, size: int, box: Box, interpolation: str) -> Image.Image | None:
     """The part `box` of an `RGB` or `RGBa` picture, scaled to `size` x `size`; None: Pillow has to scale it."""
-    if cykooz_resizer is None or interpolation not in _resizer().filters:
+    if cykooz_resizer is None or interpolation not in _resizer().options:
         return None
     out = Image.new(picture.mode, (size, size))
     _resizer().resize(picture, out, box, interpolation)
@@ -111,7 +111,7 @@ def resize(picture: Image.Image, size: int, box: Box, interpolation: str) -> Ima
 
 def resize_into(out: np.ndarray, pixels: np.ndarray, box: Box, interpolation: str) -> bool:
     """Scales the part `box` of uint8 [H, W, 4] into uint8 [S, S, 4], each channel by itself; False: Pillow has to scale it."""
-    if cykooz_resizer is None or interpolation not in _resizer().filters or not out.flags.c_contiguous:
+    if cykooz_resizer is None or interpolation not in _resizer().options or not out.flags.c_contiguous:
         return False
     _resizer().resize(_mapped(pixels), _mapped(out), box, interpolation)
     return True
@@ -129,7 +129,8 @@ class _Resizer:
     def __init__(self):
         kinds = cykooz_resizer.FilterType
         filters = {"bilinear": kinds.bilinear, "bicubic": kinds.catmull_rom, "lanczos": kinds.lanczos3}
-        self.filters = {name: cykooz_resizer.ResizeAlg.convolution(kind) for name, kind in filters.items()}
+        convolution = cykooz_resizer.ResizeAlg.convolution
+        self.options = {name: cykooz_resizer.ResizeOptions(convolution(kind), use_alpha=False) for name, kind in filters.items()}
         self._resizer = cykooz_resizer.Resizer()
 
     def resize(self, picture: Image.Image, out: Image.Image, box: Box, interpolation: str) -> None:
@@ -141,8 +142,8 @@ class _Resizer:
             width = np.nextafter(width, 0)
         if top + height > picture.height:
             height = np.nextafter(height, 0)
-        crop = cykooz_resizer.CropBox(left, top, float(width), float(height))
-        options = cykooz_resizer.ResizeOptions(resize_alg=self.filters[interpolation], crop_box=crop, use_alpha=False)
+        options = self.options[interpolation]
+        options.crop_box = cykooz_resizer.CropBox(left, top, float(width), float(height))
         self._resizer.resize_pil(picture, out, options)
 
 
