@@ -41,7 +41,7 @@ APPLICATION = {0xE0: (b"", 12), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"", 12)}
 def plain_size(data: bytes) -> tuple[int, int] | None:
     """Width and height of a JPEG of 8 bits, in colour or grey, whose header says nothing else that matters: no orientation, no second
     picture. None: Pillow has to look at it."""
-    if not data.startswith(START):
+    if data[: len(START)] != START:
         return None
     size = None
     at = len(START)
@@ -64,7 +64,7 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 def _says_nothing(kind: int, content: bytes) -> bool:
     """Whether an application's segment is of a kind that Pillow need not see."""
     beginning, least = APPLICATION.get(kind, (b"", 1 << 16))
-    return len(content) >= least and content.startswith(beginning)
+    return len(content) >= least and content[: len(beginning)] == beginning
 
 
 def _frame_size(content: bytes) -> tuple[int, int] | None:
