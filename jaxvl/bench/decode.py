@@ -29,8 +29,8 @@ from rich.table import Table
 
 from jaxvl.bench.harness import publish
 from jaxvl.data import fast_pictures
-from jaxvl.data.pictures import open_picture
-from jaxvl.data.preprocess import Box, crop_box, fit
+from jaxvl.data.pictures import decode_picture, open_picture
+from jaxvl.data.preprocess import Box, crop_box, fit, fit_into, sides
 
 Decode = Callable[[bytes], np.ndarray]
 Crop = Callable[[bytes, Box, int], np.ndarray]
@@ -45,17 +45,19 @@ def ours() -> tuple[Decode, Crop]:
     """What training does with `fast_decode`."""
 
     def crop(data: bytes, box: Box, size: int) -> np.ndarray:
-        picture = open_picture(data, size)
-        return fit(picture, size, scaled(box, data, picture), "bicubic", fast=True)
+        picture = decode_picture(data, size)
+        out = np.empty((size, size, 4), np.uint8)
+        fit_into(out, picture, scaled(box, data, *sides(picture)), "bicubic", fast=True)
+        return out[..., :3]
 
-    return lambda data: np.asarray(open_picture(data, 1 << 16)), crop
+    return lambda data: decode_picture(data, 1 << 16)[..., :3], crop
 
 
-def scaled(box: Box, data: bytes, picture: Image.Image) -> Box:
+def scaled(box: Box, data: bytes, width: int, height: int) -> Box:
     """A box of the whole picture in the pixels of one that was decoded at a fraction of its size."""
     with Image.open(io.BytesIO(data)) as whole:
-        across, down = picture.width / whole.width, picture.height / whole.height
-    return box[0] * across, box[1] * down, min(box[2] * across, picture.width), min(box[3] * down, picture.height)
+        across, down = width / whole.width, height / whole.height
+    return box[0] * across, box[1] * down, min(box[2] * across, width), min(box[3] * down, height)
 
 
 def exact() -> tuple[Decode, Crop]:
@@ -69,7 +71,7 @@ def pillow_fast() -> tuple[Decode, Crop]:
     def crop(data: bytes, box: Box, size: int) -> np.ndarray:
         picture = Image.open(io.BytesIO(data))
         picture.draft("RGB", (size, size))
-        box = scaled(box, data, picture)
+        box = scaled(box, data, *picture.size)
         return np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
 
     return lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), crop

@@ -41,7 +41,7 @@ APPLICATION = {0xE0: (b"", 12), 0xE2: (b"ICC_PROFILE\0", 14), 0xEE: (b"", 12)}
 def plain_size(data: bytes) -> tuple[int, int] | None:
     """Width and height of a JPEG of 8 bits, in colour or grey, whose header says nothing else that matters: no orientation, no second
     picture. None: Pillow has to look at it."""
-    if not data.startswith(START):
+    if data[: len(START)] != START:
         return None
     size = None
     at = len(START)
@@ -64,7 +64,7 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 def _says_nothing(kind: int, content: bytes) -> bool:
     """Whether an application's segment is of a kind that Pillow need not see."""
     beginning, least = APPLICATION.get(kind, (b"", 1 << 16))
-    return len(content) >= least and content.startswith(beginning)
+    return len(content) >= least and content[: len(beginning)] == beginning
 
 
 def _frame_size(content: bytes) -> tuple[int, int] | None:
@@ -102,7 +102,7 @@ def decode_jpeg(data: bytes, width: int, height: int) -> np.ndarray | None:
 
 def resize(picture: Image.Image, size: int, box: Box, interpolation: str) -> Image.Image | None:
     """The part `box` of an `RGB` or `RGBa` picture, scaled to `size` x `size`; None: Pillow has to scale it."""
-    if cykooz_resizer is None or interpolation not in _resizer().filters:
+    if cykooz_resizer is None or interpolation not in _resizer().options:
         return None
     out = Image.new(picture.mode, (size, size))
     _resizer().resize(picture, out, box, interpolation)
@@ -111,7 +111,7 @@ def resize(picture: Image.Image, size: int, box: Box, interpolation: str) -> Ima
 
 def resize_into(out: np.ndarray, pixels: np.ndarray, box: Box, interpolation: str) -> bool:
     """Scales the part `box` of uint8 [H, W, 4] into uint8 [S, S, 4], each channel by itself; False: Pillow has to scale it."""
-    if cykooz_resizer is None or interpolation not in _resizer().filters or not out.flags.c_contiguous:
+    if cykooz_resizer is None or interpolation not in _resizer().options or not out.flags.c_contiguous:
         return False
     _resizer().resize(_mapped(pixels), _mapped(out), box, interpolation)
     return True
@@ -129,7 +129,8 @@ class _Resizer:
     def __init__(self):
         kinds = cykooz_resizer.FilterType
         filters = {"bilinear": kinds.bilinear, "bicubic": kinds.catmull_rom, "lanczos": kinds.lanczos3}
-        self.filters = {name: cykooz_resizer.ResizeAlg.convolution(kind) for name, kind in filters.items()}
+        convolution = cykooz_resizer.ResizeAlg.convolution
+        self.options = {name: cykooz_resizer.ResizeOptions(convolution(kind), use_alpha=False) for name, kind in filters.items()}
         self._resizer = cykooz_resizer.Resizer()
 
     def resize(self, picture: Image.Image, out: Image.Image, box: Box, interpolation: str) -> None:
@@ -141,8 +142,8 @@ class _Resizer:
             width = np.nextafter(width, 0)
         if top + height > picture.height:
             height = np.nextafter(height, 0)
-        crop = cykooz_resizer.CropBox(left, top, float(width), float(height))
-        options = cykooz_resizer.ResizeOptions(resize_alg=self.filters[interpolation], crop_box=crop, use_alpha=False)
+        options = self.options[interpolation]
+        options.crop_box = cykooz_resizer.CropBox(left, top, float(width), float(height))
         self._resizer.resize_pil(picture, out, options)
 
 

@@ -286,6 +286,7 @@ def test_headers_that_pillow_has_to_see_are_left_to_it():
         assert fast_pictures.plain_size(FILES[name]) is None, name
     assert fast_pictures.plain_size(jpeg(PIXELS, icc_profile=b"p" * 70_000)) == (WIDTH, HEIGHT)
     assert fast_pictures.plain_size(jpeg(PIXELS, comment=b"a comment")) == (WIDTH, HEIGHT)
+    assert fast_pictures.plain_size(memoryview(jpeg(PIXELS, icc_profile=b"profile"))) == (WIDTH, HEIGHT)
     assert fast_pictures.plain_size(jpeg(PIXELS, xmp=b"<x:xmpmeta/>")) is None
     for data in (b"", b"\xff\xd8", b"\xff\xd8\xff", encoded(PIXELS), FILES["colour"][:100], b"\0" + FILES["colour"]):
         assert fast_pictures.plain_size(data) is None
