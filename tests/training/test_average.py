@@ -93,8 +93,9 @@ def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
     assert model.rest and model.rest.keys() < state.ema.keys()
     ema = {p: v + 1 for p, v in state.ema.items()}
     run = types.SimpleNamespace(
-        experiment=experiment, tokenizer=tokenizer, preprocess=experiment.preprocess, feeds={}, figures=types.SimpleNamespace(latest={})
-    )
+        experiment=experiment, tokenizer=tokenizer, preprocess=experiment.preprocess, feeds={}, figures=types.SimpleNamespace(latest={}),
+        skipped_records=dict,
+    )  # fmt: skip
     frame = Run.frame(run)
     if older:
         ema = {p: v for p, v in ema.items() if p in state.params}

@@ -43,7 +43,7 @@ def finished(tmp_path_factory):
     """A workdir, and what its run said."""
     workdir = tmp_path_factory.mktemp("logged")
     said = io.StringIO()
-    train_command.train(experiment(), workdir, Console(file=said, width=100), "3:4")
+    train_command.train(experiment(), workdir, Console(file=said, width=100), "4:5")
     return workdir, said.getvalue()
 
 
@@ -114,8 +114,8 @@ def test_the_trace_has_the_steps_that_were_asked_for(finished):
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
             steps += [dict(event.stats)["step_num"] for event in line.events if event.name == "train"]
-    assert sorted(int(step) for step in steps) == [3, 4]
-    assert f"profile of steps 3 to 4: {workdir / 'profile'}" in said
+    assert sorted(int(step) for step in steps) == [4, 5]
+    assert f"profile of steps 4 to 5: {workdir / 'profile'}" in said
 
 
 @pytest.mark.parametrize("window", ["10", "0:3", "4:3", "5:7", "a:b", "-1:2"])
