@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import threading
 import time
@@ -49,12 +50,10 @@ class RangeFiles:
     def __setstate__(self, most_open: int) -> None:
         self.__init__(most_open)
 
-    def __del__(self, close=os.close):  # at the end of Python `os` may be gone
+    def __del__(self, close=os.close, suppress=contextlib.suppress):  # modules may be gone at the end of Python
         for file in self._open.values():
-            try:
+            with suppress(OSError):
                 close(file.descriptor)
-            except OSError:
-                pass
 
     def read(self, name: str, state: FileState, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Bytes of (offset, size) ranges of a file that should be in `state`.
