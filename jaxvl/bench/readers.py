@@ -88,7 +88,9 @@ def taker(file: str, kind: str, way: str) -> Callable[[], dict[str, float]]:
     taken = in_flight(batches, AHEAD)
 
     def take() -> dict[str, float]:
-        wall, own, workers = time.perf_counter(), time.process_time(), processor_seconds(batches.workers)
+        wall = time.perf_counter()
+        own = time.process_time()
+        workers = processor_seconds(batches.workers)
         for _ in itertools.islice(taken, count // BATCH):
             pass
         own = time.process_time() - own

@@ -113,14 +113,14 @@ def resize_into(out: np.ndarray, pixels: np.ndarray, box: Box, interpolation: st
     """Scales the part `box` of uint8 [H, W, 4] into uint8 [S, S, 4], each channel by itself; False: Pillow has to scale it."""
     if cykooz_resizer is None or interpolation not in _resizer().options or not out.flags.c_contiguous:
         return False
-    _resizer().resize(_mapped(pixels), _mapped(out), box, interpolation)
+    _resizer().resize(as_image(pixels, FOUR_CHANNELS), as_image(out, FOUR_CHANNELS), box, interpolation)
     return True
 
 
-def _mapped(pixels: np.ndarray) -> Image.Image:
-    """A picture that shares its memory with uint8 [H, W, 4]."""
+def as_image(pixels: np.ndarray, mode: str = "RGBX") -> Image.Image:
+    """A Pillow image that shares the memory of uint8 [H, W, 4], in one of Pillow's modes of four channels."""
     height, width, _ = pixels.shape
-    return Image.frombuffer(FOUR_CHANNELS, (width, height), pixels, "raw", FOUR_CHANNELS, 0, 1)
+    return Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
 
 
 class _Resizer:

@@ -21,11 +21,10 @@ Decoded = Image.Image | np.ndarray  # see `decode_picture`
 MAX_PIXELS = 50_000_000  # a larger picture in a data set is damage or malice; it is skipped and counted
 MAX_SIDE = 65_535  # as JPEG; Pillow's boxes are float32, which cannot tell the pixels of a much longer side apart
 MAX_SCANS = 100  # of a progressive JPEG: encoders write about 10; a small file of thousands takes an hour to decode
-CANNOT_BE_DECODED, TOO_LARGE, NO_RANGE = CAUSES = (
-    "image cannot be decoded",
-    "image is too large",
-    "image has no range of values",
-)
+CANNOT_BE_DECODED = "image cannot be decoded"
+TOO_LARGE = "image is too large"
+NO_RANGE = "image has no range of values"
+CAUSES = (CANNOT_BE_DECODED, TOO_LARGE, NO_RANGE)
 
 ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,7 +60,7 @@ def bad_pictures() -> Iterator[None]:
 def open_picture(data: bytes, at_least: int | None = None, background: Colour | None = None) -> Image.Image:
     """`decode_picture`'s result as a Pillow image: `RGB`, or `RGBa` where it is transparent. Raises BadRecord."""
     decoded = decode_picture(data, at_least, background)
-    return as_image(decoded).convert("RGB") if isinstance(decoded, np.ndarray) else decoded
+    return fast_pictures.as_image(decoded).convert("RGB") if isinstance(decoded, np.ndarray) else decoded
 
 
 def decode_picture(data: bytes, at_least: int | None = None, background: Colour | None = None) -> Decoded:
@@ -110,19 +109,13 @@ def _plain_jpeg(data: bytes, at_least: int) -> np.ndarray | None:
     return fast_pictures.decode_jpeg(data, *fast_pictures.reduced(*size, at_least))
 
 
-def as_image(pixels: np.ndarray) -> Image.Image:
-    """A Pillow image in `RGBX` that shares the memory of uint8 [H, W, 4]."""
-    height, width, _ = pixels.shape
-    return Image.frombuffer("RGBX", (width, height), pixels, "raw", "RGBX", 0, 1)
-
-
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:
     turned = ORIENTATION.get(orientation)
     return picture if turned is None else picture.transpose(turned)
 
 
 def _upright_array(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    return np.array(_upright(as_image(pixels), orientation)) if orientation in ORIENTATION else pixels
+    return np.array(_upright(fast_pictures.as_image(pixels), orientation)) if orientation in ORIENTATION else pixels
 
 
 def upright_size(data: bytes) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxvl.config import Pixels, Range, check
 from jaxvl.data import fast_pictures
-from jaxvl.data.pictures import MAX_PIXELS, Decoded, as_image, bad_pictures, decode_picture
+from jaxvl.data.pictures import MAX_PIXELS, Decoded, bad_pictures, decode_picture
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Level = Annotated[float, Range(-1e3, 1e3)]
@@ -158,7 +158,7 @@ def fit(picture: Decoded, size: int, box: Box, interpolation: Interpolation, *, 
         out = np.empty((size, size, 4), np.uint8)
         if fast and fast_pictures.resize_into(out, picture, box, interpolation):
             return out
-        picture = as_image(picture)
+        picture = fast_pictures.as_image(picture)
     if picture.size == (size, size) and box == (0, 0, size, size):
         return as_array(picture)
     if fast and (scaled := fast_pictures.resize(picture, size, box, interpolation)) is not None:

@@ -269,14 +269,9 @@ def _skipped(records: list[dict[str, Any]], train: list[dict[str, Any]], evals: 
     out = []
     events = _events(records, "skipped")
     for task, event in _events(records, "left_out").items():
-        counts = {cause: n for cause, n in event.items() if cause not in ("step", "time", "kind", "name") and recorded.is_number(n)}
-        out += [{"where": f"data of task {task}", "cause": cause, "count": n} for cause, n in counts.items()]
+        out += [{"where": f"data of task {task}", "cause": cause, "count": n} for cause, n in _causes(event).items()]
     for task, rows in _by_name(train).items():
-        if task in events:
-            counts = {k: v for k, v in events[task].items() if k not in ("step", "time", "kind", "name")}
-            causes = {k: v for k, v in counts.items() if recorded.is_number(v)}
-        else:
-            causes = {"all causes": rows[-1].get("skipped_records") or 0}
+        causes = _causes(events[task]) if task in events else {"all causes": rows[-1].get("skipped_records") or 0}
         if rows[-1].get("skipped"):
             causes["step not applied (loss or gradient not finite, or a spike)"] = rows[-1]["skipped"]
         out += [{"where": f"task {task}", "cause": cause, "count": n} for cause, n in causes.items() if n]
@@ -289,6 +284,11 @@ def _skipped(records: list[dict[str, Any]], train: list[dict[str, Any]], evals: 
 def _events(records: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
     """Task -> its last event of a kind."""
     return {r["name"].partition("/")[2]: r for r in records if r["kind"] == "event" and r["name"].startswith(f"{kind}/")}
+
+
+def _causes(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Cause -> number of an event that tells what was left out."""
+    return {cause: n for cause, n in event.items() if cause not in ("step", "time", "kind", "name") and recorded.is_number(n)}
 
 
 def _group(value: Any) -> Mapping[str, Any]:

@@ -75,7 +75,9 @@ class Meter:
     """
 
     def __init__(self, every: int, feeds: Mapping[str, Any], clock: Clock | None = None, speed: Speed = Speed()):
-        self._every, self._feeds, self._speed = every, feeds, speed
+        self._every = every
+        self._feeds = feeds
+        self._speed = speed
         self._clock = clock or Clock()
         self._new: dict[str, tuple[int, dict[str, jax.Array]]] = {}
         self._last: dict[str, Record] = {}

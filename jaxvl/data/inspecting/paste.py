@@ -14,6 +14,7 @@ BATCH = 256
 SIZE = 224  # pixels
 LENGTH = 64  # tokens
 LOCAL = ("path", "files", "data_dir", "images")  # options of sources that hold paths
+DEFAULTS = {"picture": "image", "frames": "frames", "waveform": "audio", "label": "class_label"}  # field -> column that it reads by itself
 
 
 def data_config(source: Mapping[str, Any], records: int, columns: Mapping[str, Column], captions: Sequence[str]) -> dict[str, Any]:
@@ -28,16 +29,16 @@ def data_config(source: Mapping[str, Any], records: int, columns: Mapping[str, C
         first.setdefault(column.kind, name)
     fields: dict[str, Any] = {}
     if "image" in first:
-        fields["image"] = _field("picture", "column", "image" if "image" in columns else first["image"], "image", size=SIZE)
+        fields["image"] = _field("picture", "column", "image" if "image" in columns else first["image"], size=SIZE)
     if "frames" in first:
-        fields["video"] = _field("frames", "column", first["frames"], "frames", size=SIZE)
+        fields["video"] = _field("frames", "column", first["frames"], size=SIZE)
     if "audio" in first:
-        fields["waveform"] = _field("waveform", "columns", first["audio"], "audio")
+        fields["waveform"] = _field("waveform", "columns", first["audio"])
     text = main_text(captions)
     if text is not None:
         fields["text"] = dict(name="caption", columns=text, length=LENGTH)
     elif "class" in first:
-        fields["class_label"] = _field("label", "column", first["class"], "class_label")
+        fields["class_label"] = _field("label", "column", first["class"])
     if not fields:
         fields = {name: dict(name="number", column=name) for name, column in columns.items() if column.kind in ("int", "float")}
     return dict(source=absolute(source), batch=min(BATCH, 2 ** (records.bit_length() - 1)), fields=fields)
@@ -51,8 +52,8 @@ def main_text(captions: Sequence[str]) -> str | None:
     return captions[0] if captions else None
 
 
-def _field(name: str, option: str, column: str, default: str, **more: Any) -> dict[str, Any]:
-    return dict(name=name, **({} if column == default else {option: column}), **more)
+def _field(name: str, option: str, column: str, **more: Any) -> dict[str, Any]:
+    return dict(name=name, **({} if column == DEFAULTS[name] else {option: column}), **more)
 
 
 def absolute(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,8 +73,7 @@ def as_lines(data: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
     lines += [f"        {name}={_call(field)}," for name, field in fields.items()]
     lines += ["    ),", ")"]
     read = {value for field in fields.values() for key, value in field.items() if key in ("column", "columns")}
-    defaults = {"picture": "image", "frames": "frames", "waveform": "audio", "label": "class_label"}
-    read |= {defaults[field["name"]] for field in fields.values() if field["name"] in defaults and not {"column", "columns"} & set(field)}
+    read |= {DEFAULTS[field["name"]] for field in fields.values() if field["name"] in DEFAULTS and not {"column", "columns"} & set(field)}
     others = [f"{name} ({column.kind})" for name, column in columns.items() if name not in read]
     if others:
         lines.append(f"# further columns: {_few(others)}")

@@ -11,18 +11,13 @@ from typing import Any
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, check, nearest, to_path
+from jaxvl.data.sources.other_formats import packed
 
 HEAD = 512  # bytes
 MOST_LISTED = 5  # names in a message
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
 NAMED_LIKE_FILES = (*PICTURES, ".tar", ".parquet", ".arrow", ".array_record", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".mds", ".cls")
-# First bytes of files that no source reads, and what to do.
-UNREADABLE = (
-    (re.compile(rb"\x1f\x8b"), "is compressed by gzip, which cannot be read from the middle; unpack it: gunzip"),
-    (re.compile(rb"\x28\xb5\x2f\xfd"), "is compressed by zstd, which cannot be read from the middle; unpack it: unzstd"),
-    (re.compile(rb"PK\x03\x04"), "is a zip file; unpack it: unzip"),
-    (re.compile(rb"\x80[\x02-\x05]"), "is a pickle, which may run code when it is read; write the records in another format"),
-)
+PICKLE = re.compile(rb"\x80[\x02-\x05]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +128,10 @@ def head_of(path: paths.Path) -> bytes:
 
 def _of_file(path: paths.Path) -> dict[str, Any]:
     head = head_of(path)
-    for magic, what in UNREADABLE:
-        check(not magic.match(head), "PATH", f"{str(path)!r} {what}")
+    unreadable = packed(head)
+    if PICKLE.match(head):
+        unreadable = "is a pickle, which may run code when it is read; write the records in another format"
+    check(unreadable is None, "PATH", f"{str(path)!r} {unreadable}")
     check(len(head) > 0, "PATH", f"{str(path)!r} is empty")
     check(not path.name.lower().endswith(PICTURES), "PATH", f"{str(path)!r} is one picture; name the folder that it is in")
     if path.name == "index.json" and b"shards" in head:
