@@ -15,7 +15,7 @@ from jaxvl.data.sources.base import Source, SourceConfig
 from jaxvl.evals.columns import NONE, class_names, labels_of
 from jaxvl.evals.encoders import EncodedImages, Encoders
 from jaxvl.evals.result import EvalResult, GalleryRow, Item
-from jaxvl.evals.source_options import SourceOptions, open_source, sample, skipped_figures
+from jaxvl.evals.source_options import SourceOptions, open_named, sample, skipped_figures
 from jaxvl.evals.thumbnails import Thumbnails
 
 TIE = 1e-6  # of logits
@@ -64,7 +64,7 @@ class ProbeOptions(SourceOptions):
 
     def open_train(self) -> Source:
         """The records that the probe learns from. Raises ConfigError at `train`."""
-        return open_source(self.train, "train")
+        return open_named(self.train, "train")
 
     def check(self, encoders: Encoders) -> None:
         """See `contract.Evaluator.check`; what the model must have is the probe's to say."""

@@ -17,7 +17,7 @@ from jaxvl.evals.columns import PICTURES, check_column
 from jaxvl.evals.encoders import EncodedImages, Encoders
 
 
-def open_source(config: SourceConfig, field: str = "source") -> Source:
+def open_named(config: SourceConfig, field: str = "source") -> Source:
     """The source of a config. Raises ConfigError at `field` where it cannot be opened as it says, or has no record."""
     try:
         source = opened(config)
@@ -92,7 +92,7 @@ class SourceOptions:
 
     def open(self) -> Source:
         """The evaluated records. Raises ConfigError at `source`."""
-        return open_source(self.source)
+        return open_named(self.source)
 
     def check(self, encoders: Encoders) -> None:
         """See `contract.Evaluator.check`."""

@@ -17,7 +17,7 @@ from jaxvl.data.sources.base import Record, Source, SourceConfig
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.columns import TEXTS, check_column, read_all
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.source_options import SourceOptions, check_template, check_tokenizer, open_source, sample, skipped_figures
+from jaxvl.evals.source_options import SourceOptions, check_template, check_tokenizer, open_named, sample, skipped_figures
 from jaxvl.evals.text_scores import words
 from jaxvl.evals.thumbnails import Thumbnails
 from jaxvl.models.generate import Generation
@@ -185,7 +185,7 @@ class Vqa(SourceOptions):
         if isinstance(self.candidates, tuple):
             given = list(self.candidates)
         else:
-            source = self.open() if self.candidates is None else open_source(self.candidates, "candidates")
+            source = self.open() if self.candidates is None else open_named(self.candidates, "candidates")
             try:
                 asked = self._questions(source).asked
             except ConfigError as error:

@@ -1,7 +1,5 @@
 """Log-mel spectrograms against librosa."""
 
-import os
-
 import jax
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from jaxvl.data import clips
 from jaxvl.data.audio import Spectrogram, from_mel, hann, mel_bank, to_mel
 from jaxvl.data.records import BadRecord
 
-os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # librosa compiles for 20 seconds what these few calls do not need
 librosa = pytest.importorskip("librosa")
 soundfile = pytest.importorskip("soundfile", reason="clips need jaxvl[audio]")
 
