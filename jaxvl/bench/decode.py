@@ -56,7 +56,8 @@ def ours() -> tuple[Decode, Crop]:
 def scaled(box: Box, data: bytes, width: int, height: int) -> Box:
     """A box of the whole picture in the pixels of one that was decoded at a fraction of its size."""
     with Image.open(io.BytesIO(data)) as whole:
-        across, down = width / whole.width, height / whole.height
+        across = width / whole.width
+        down = height / whole.height
     return box[0] * across, box[1] * down, min(box[2] * across, width), min(box[3] * down, height)
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from jaxvl.bench.harness import isolated, publish
+from jaxvl.bench.harness import add_member, isolated, publish
 from jaxvl.data.config import DataConfig, ReaderConfig
 from jaxvl.data.feed import Feed
 from jaxvl.data.fields.caption import Caption
@@ -58,9 +58,7 @@ def write_shards(folder: pathlib.Path, records: int) -> None:
         with tarfile.open(folder / f"{first // SHARD:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for i in range(first, min(first + SHARD, records)):
                 for suffix, content in (("png", pictures[i % len(pictures)]), ("txt", text_of(i).encode())):
-                    member = tarfile.TarInfo(f"{i:09d}.{suffix}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                    add_member(tar, f"{i:09d}.{suffix}", content)
 
 
 def kilobytes(pid: int | str, name: str) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import multiprocessing
 import os
 import pathlib
 import statistics
+import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -92,6 +94,13 @@ def processor_seconds(pids: Iterable[int]) -> float:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])  # utime and stime of proc_pid_stat(5), counted from the third field
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Writes a file into a tar."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
 
 
 def publish(console: Console, table: Table, result: dict[str, Any], path: pathlib.Path | None) -> dict[str, Any]:

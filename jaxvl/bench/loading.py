@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import io
 import pathlib
 import tarfile
 import tempfile
@@ -33,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxvl.bench.decode import made
-from jaxvl.bench.harness import isolated, processor_seconds, publish, ratio
+from jaxvl.bench.harness import add_member, isolated, processor_seconds, publish, ratio
 from jaxvl.data.batches import Batches
 from jaxvl.data.config import DataConfig, ReaderConfig
 from jaxvl.data.fields.caption import Caption
@@ -85,9 +84,7 @@ def write_shards(folder: pathlib.Path, images: int, distinct: int = 200) -> None
             for i in range(first, min(first + SHARD, images)):
                 text = " ".join(rng.choice(WORDS, 10))
                 for suffix, content in (("jpg", pictures[i % len(pictures)]), ("txt", text.encode())):
-                    member = tarfile.TarInfo(f"{i:09d}.{suffix}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                    add_member(tar, f"{i:09d}.{suffix}", content)
 
 
 def clip_tokenizer() -> Any:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxvl.bench.decode import made
-from jaxvl.bench.harness import isolated, processor_seconds, publish
+from jaxvl.bench.harness import add_member, isolated, processor_seconds, publish
 from jaxvl.bench.loading import LENGTH, WORDS, clip_tokenizer
 from jaxvl.data.batches import Batches
 from jaxvl.data.config import DataConfig, ReaderConfig
@@ -70,9 +70,7 @@ def write_tar(file: pathlib.Path, kind: str) -> None:
             members = [("txt", " ".join(rng.choice(WORDS, 12)).encode())]
             members += [(kind, pictures[i % len(pictures)])] if side else []
             for suffix, data in members:
-                member = tarfile.TarInfo(f"{i:06d}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+                add_member(tar, f"{i:06d}.{suffix}", data)
 
 
 def taker(file: str, kind: str, way: str) -> Callable[[], dict[str, float]]:

@@ -204,7 +204,9 @@ class Vqa(SourceOptions):
         answers = np.full((len(choices), max(map(len, choices))), padding, np.int32)
         for row, ids in zip(answers, choices):
             row[: len(ids)] = ids
-        scores, index, faults = [], [], collections.Counter()
+        scores = []
+        index = []
+        faults: collections.Counter[str] = collections.Counter()
         for at in range(0, len(records), CHUNK * encoders.batch):
             part = prompts[at : at + CHUNK * encoders.batch]
             tokens = np.full((len(part), len(choices), length), padding, np.int32)
@@ -232,7 +234,9 @@ class Vqa(SourceOptions):
 
 def _of_scores(scores: np.ndarray, candidates: list[str], asked: Sequence[Question]):
     """(exact float [n], accuracy float [n], best candidates to show) of scores [n, A]."""
-    exact, vqa, shown = np.zeros(len(asked)), np.zeros(len(asked)), []
+    exact = np.zeros(len(asked))
+    vqa = np.zeros(len(asked))
+    shown = []
     for i, (row, q) in enumerate(zip(scores, asked)):
         best = np.flatnonzero(row >= row.max() - TIE)
         exact[i] = np.mean([plain(candidates[c]) == commonest(q.answers) for c in best])

@@ -68,8 +68,8 @@ def absolute(source: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_lines(data: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
     """`data` as it is written in a config file, and which columns it leaves out."""
-    source, fields = data["source"], data["fields"]
-    lines = ["data = dict(", f"    source={_call(source)},", f"    batch={data['batch']},", "    fields=dict("]
+    fields = data["fields"]
+    lines = ["data = dict(", f"    source={_call(data['source'])},", f"    batch={data['batch']},", "    fields=dict("]
     lines += [f"        {name}={_call(field)}," for name, field in fields.items()]
     lines += ["    ),", ")"]
     read = {value for field in fields.values() for key, value in field.items() if key in ("column", "columns")}

@@ -18,11 +18,14 @@ def agreed_open(found: Found) -> tuple[Benchmark | None, str]:
         opened = found.open()
         print_of_data = zlib.crc32(opened.source.fingerprint.encode())
         if not len(opened.source):
-            opened, why = None, f"{found.folder}: holds no picture"
+            opened = None
+            why = f"{found.folder}: holds no picture"
     except DataError as error:
-        opened, why = None, str(error)
+        opened = None
+        why = str(error)
     except Exception as error:  # noqa: BLE001 (a damaged set must not end the measurement of the others)
-        opened, why = None, f"{found.folder}: cannot be read as {found.layout} ({type(error).__name__}: {error})"
+        opened = None
+        why = f"{found.folder}: cannot be read as {found.layout} ({type(error).__name__}: {error})"
     told = hosts.gather([int(opened is not None), print_of_data])
     if not told[:, 0].all():
         return None, why or "another process cannot open it"
