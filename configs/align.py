@@ -1,10 +1,12 @@
-"""ALIGN as published (Jia et al. 2021): EfficientNet and BERT from scratch, LAMB, 16,384 pairs a step.
+"""ALIGN as published (Jia et al. 2021): EfficientNet and BERT from scratch, LAMB, 16,384 pairs a
+step.
 
     python -m jaxvl.train --config=configs/align.py:variant=b7,data=/data/pairs,val=/data/coco --workdir=…
 
-`data` is whatever `python -m jaxvl.data.inspect` knows: tar shards, Parquet, a folder … `val` is searched in, image by text and back, and
-`benchmarks` is a folder of standard benchmarks. Without `data` it takes the emoji, to try it out. It is written for a pod (`mesh`:
-data x fsdp); on one machine give `batch=…,steps=…`.
+`data` is whatever `python -m jaxvl.data.inspect` knows: tar shards, Parquet, a folder … `val` is
+searched in, image by text and back, and `benchmarks` is a folder of standard benchmarks. Without
+`data` it takes the emoji, to try it out. It is written for a pod (`mesh`: data x fsdp); on one
+machine give `batch=…,steps=…`.
 """
 
 import ml_collections
@@ -12,12 +14,32 @@ import ml_collections
 from jaxvl.config import parse_arg
 from jaxvl.data.own import own_evals, own_pairs
 
-TEXT = {"b0": "mini", "b1": "mini", "b2": "medium", "b3": "medium", "b4": "base", "b5": "base", "b6": "base", "b7": "base", "l2": "large"}
+TEXT = {
+    "b0": "mini",
+    "b1": "mini",
+    "b2": "medium",
+    "b3": "medium",
+    "b4": "base",
+    "b5": "base",
+    "b6": "base",
+    "b7": "base",
+    "l2": "large",
+}
 SIZE = 289
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, variant="b7", text="", fsdp=1, data="", val="", benchmarks="", batch=16384, steps=1_200_000)
+    arg = parse_arg(
+        arg,
+        variant="b7",
+        text="",
+        fsdp=1,
+        data="",
+        val="",
+        benchmarks="",
+        batch=16384,
+        steps=1_200_000,
+    )
     c = ml_collections.ConfigDict()
     c.model = dict(
         name="align",
@@ -36,7 +58,14 @@ def get_config(arg=""):
     data = dict(source=source, batch=arg.batch, fields=fields)
     c.tasks = dict(pairs=dict(data=data, objectives=dict(align=dict(label_smoothing=0.1))))
     c.steps = arg.steps
-    c.optim = dict(name="lamb", lr=1e-3, schedule="linear", warmup=min(10_000, arg.steps // 10), weight_decay=1e-5, clip_norm=None)
+    c.optim = dict(
+        name="lamb",
+        lr=1e-3,
+        schedule="linear",
+        warmup=min(10_000, arg.steps // 10),
+        weight_decay=1e-5,
+        clip_norm=None,
+    )
     c.mesh = dict(data=-1, fsdp=arg.fsdp)
     c.dtype = "bfloat16"
     every = min(5000, arg.steps)

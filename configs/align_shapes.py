@@ -8,13 +8,27 @@ import ml_collections
 
 def get_config():
     c = ml_collections.ConfigDict()
-    c.model = dict(name="align", image=dict(name="efficientnet", variant="pico", stem_stride=1, stem_patch=4, depth=0.5), text=dict(name="bert", variant="tiny"), embed_dim=128,
-                   init_temperature=0.1)  # fmt: skip
+    c.model = dict(
+        name="align",
+        image=dict(name="efficientnet", variant="pico", stem_stride=1, stem_patch=4, depth=0.5),
+        text=dict(name="bert", variant="tiny"),
+        embed_dim=128,
+        init_temperature=0.1,
+    )
     c.preprocess = dict(image_size=48)
     c.tokenizer = dict(kind="unigram", vocab_size=128)
     shapes = lambda split: dict(name="shapes", size=48, split=split)
-    augment = dict(rotate=10.0, zoom=(0.75, 1.2), shift=0.1, hue=8.0, saturation=(0.5, 1.3), contrast=0.2, brightness=0.1,
-                   outline=0.5, background=0.5)  # fmt: skip
+    augment = dict(
+        rotate=10.0,
+        zoom=(0.75, 1.2),
+        shift=0.1,
+        hue=8.0,
+        saturation=(0.5, 1.3),
+        contrast=0.2,
+        brightness=0.1,
+        outline=0.5,
+        background=0.5,
+    )
     c.tasks = dict(
         pairs=dict(
             data=dict(
@@ -22,7 +36,11 @@ def get_config():
                 batch=128,
                 fields=dict(
                     image=dict(name="picture", size=48, augment=augment),
-                    text=dict(name="caption", columns={"name/en": 0.7, "name/de": 0.15, "name/fr": 0.15}, length=12),
+                    text=dict(
+                        name="caption",
+                        columns={"name/en": 0.7, "name/de": 0.15, "name/fr": 0.15},
+                        length=12,
+                    ),
                     group_id=dict(name="group", column="class_label"),
                 ),
             ),

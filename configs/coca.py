@@ -13,7 +13,9 @@ from jaxvl.models import presets
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, variant="base", fsdp=1, data="", val="", benchmarks="", batch=65536, steps=500_000)
+    arg = parse_arg(
+        arg, variant="base", fsdp=1, data="", val="", benchmarks="", batch=65536, steps=500_000
+    )
     c = ml_collections.ConfigDict()
     c.model = presets.coca(arg.variant)
     c.preprocess = dict(image_size=288)
@@ -26,7 +28,13 @@ def get_config(arg=""):
     data = dict(source=source, batch=arg.batch, fields=fields)
     c.tasks = dict(pairs=dict(data=data, objectives=dict(clip=1.0, captioning=2.0)))
     c.steps = arg.steps
-    c.optim = dict(name="adafactor", lr=8e-4, schedule="linear", warmup=max(1, arg.steps // 50), weight_decay=0.01)
+    c.optim = dict(
+        name="adafactor",
+        lr=8e-4,
+        schedule="linear",
+        warmup=max(1, arg.steps // 50),
+        weight_decay=0.01,
+    )
     c.mesh = dict(data=-1, fsdp=arg.fsdp)
     c.dtype = "bfloat16"
     every = min(5000, arg.steps)

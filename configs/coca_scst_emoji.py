@@ -1,11 +1,12 @@
-"""Self-critical fine-tuning of `coca_emoji.py`: captions are rewarded for how well they fit their picture.
+"""Self-critical fine-tuning of `coca_emoji.py`: captions are rewarded for how well they fit their
+picture.
 
     launch/local.sh configs/coca_emoji.py
     launch/local.sh configs/coca_scst_emoji.py:start=runs/coca_emoji
 
-The run starts from the weights of `start`, and these, frozen, are the judge; `grammar=0` leaves out the head that knows broken
-captions. Contrastive and captioning losses go on beside it, so that the model neither forgets how to find pictures nor writes
-for the judge alone.
+The run starts from the weights of `start`, and these, frozen, are the judge; `grammar=0` leaves out
+the head that knows broken captions. Contrastive and captioning losses go on beside it, so that the
+model neither forgets how to find pictures nor writes for the judge alone.
 """
 
 from jaxvl.config import load_file, parse_arg
@@ -22,7 +23,9 @@ def get_config(arg=""):
         captioning=dict(weight=0.2, label_smoothing=0.1),
     )
     c.steps = 300
-    c.optim = dict(name="adamw", lr=1e-4, warmup=30, schedule="cosine", b2=0.98, weight_decay=0.05, ema=0.99)
+    c.optim = dict(
+        name="adamw", lr=1e-4, warmup=30, schedule="cosine", b2=0.98, weight_decay=0.05, ema=0.99
+    )
     for evaluator in c.evals.values():
         evaluator.every = 100
     c.checkpoint = dict(every=100, keep=2)

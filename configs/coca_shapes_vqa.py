@@ -2,10 +2,11 @@
 
     launch/local.sh configs/coca_shapes_vqa.py
 
-A caption of this source is a question with its answer ("where are the red stars? left"), so that captioning alone trains it.
-`answers` chooses the likeliest of the train split's answers, `written` takes what the model writes after the question,
-`likelihood` says how likely the texts are, and `colour` and `count` are told from frozen features of other pictures.
-For VQAv2 or questions of your own, take the source `questions`, whose texts are in the column `text`.
+A caption of this source is a question with its answer ("where are the red stars? left"), so that
+captioning alone trains it. `answers` chooses the likeliest of the train split's answers, `written`
+takes what the model writes after the question, `likelihood` says how likely the texts are, and
+`colour` and `count` are told from frozen features of other pictures. For VQAv2 or questions of your
+own, take the source `questions`, whose texts are in the column `text`.
 """
 
 import ml_collections
@@ -14,10 +15,23 @@ import ml_collections
 def get_config():
     c = ml_collections.ConfigDict()
     image = dict(name="vit", variant="Ti/8", width=128, depth=3, heads=4, hidden=384, pool="mean")
-    c.model = dict(name="coca", image=image, width=128, heads=4, hidden=384, unimodal=1, multimodal=2, queries=16, embed_dim=64, tied=True)
+    c.model = dict(
+        name="coca",
+        image=image,
+        width=128,
+        heads=4,
+        hidden=384,
+        unimodal=1,
+        multimodal=2,
+        queries=16,
+        embed_dim=64,
+        tied=True,
+    )
     c.preprocess = dict(image_size=32)
     c.tokenizer = dict(kind="unigram", vocab_size=160)
-    train, test = (dict(name="shapes_vqa", size=32, scenes=4000, split=split) for split in ("train", "test"))
+    train, test = (
+        dict(name="shapes_vqa", size=32, scenes=4000, split=split) for split in ("train", "test")
+    )
     shapes = lambda split: dict(name="shapes", size=32, split=split)
     fields = dict(
         image=dict(name="picture", size=32, augment=dict(shift=0.05, hue=8.0, brightness=0.1)),

@@ -1,10 +1,12 @@
-"""COSMO on the generated corpus, four pictures and their names to a row, in a few minutes on two cores.
+"""COSMO on the generated corpus, four pictures and their names to a row, in a few minutes on two
+cores.
 
     launch/local.sh configs/cosmo_shapes.py
     launch/local.sh configs/cosmo_shapes.py:across=False     # a name sees nothing of the names before it
 
-`rows` says how much dearer captions become where each picture stands in the place of the next; `written` and `classes` ask for
-single pictures. The weight of the contrast, and the split of the decoder, are not from the paper.
+`rows` says how much dearer captions become where each picture stands in the place of the next;
+`written` and `classes` ask for single pictures. The weight of the contrast, and the split of the
+decoder, are not from the paper.
 """
 
 import ml_collections
@@ -16,9 +18,29 @@ def get_config(arg=""):
     arg = parse_arg(arg, images=4, across=True, contrast=0.5)
     c = ml_collections.ConfigDict()
     c.model = dict(
-        name="cosmo", image=dict(name="vit", variant="Ti/8", width=64, depth=2, heads=2, hidden=192, pool="mean", scan=False), width=64,
-        heads=2, hidden=192, unimodal=1, multimodal=2, queries=8, embed_dim=64, init_scale=10.0, tied=True, scan=False, across=arg.across,
-    )  # fmt: skip
+        name="cosmo",
+        image=dict(
+            name="vit",
+            variant="Ti/8",
+            width=64,
+            depth=2,
+            heads=2,
+            hidden=192,
+            pool="mean",
+            scan=False,
+        ),
+        width=64,
+        heads=2,
+        hidden=192,
+        unimodal=1,
+        multimodal=2,
+        queries=8,
+        embed_dim=64,
+        init_scale=10.0,
+        tied=True,
+        scan=False,
+        across=arg.across,
+    )
     c.preprocess = dict(image_size=48)
     c.tokenizer = dict(kind="unigram", vocab_size=128)
     train, test = (dict(name="shapes", size=48, split=split) for split in ("train_a", "test_a"))

@@ -2,7 +2,8 @@
 
     python -m jaxvl.train --config=configs/siglip.py:variant=B/16,data=/data/pairs,val=/data/coco --workdir=…
 
-`data`, `val`, `benchmarks`, `batch` and `steps`: see `align.py`. `--config.tokenizer.kind=siglip --config.tokenizer.path=spiece.model`
+`data`, `val`, `benchmarks`, `batch` and `steps`: see `align.py`. `--config.tokenizer.kind=siglip
+  --config.tokenizer.path=spiece.model`
 takes SigLIP's own vocabulary.
 """
 
@@ -14,7 +15,9 @@ from jaxvl.models import presets
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, variant="B/16", fsdp=1, data="", val="", benchmarks="", batch=32768, steps=275_000)
+    arg = parse_arg(
+        arg, variant="B/16", fsdp=1, data="", val="", benchmarks="", batch=32768, steps=275_000
+    )
     c = ml_collections.ConfigDict()
     c.model = presets.siglip(arg.variant)
     c.preprocess = dict(image_size=224, resize="squash")
@@ -27,7 +30,14 @@ def get_config(arg=""):
     data = dict(source=source, batch=arg.batch, fields=fields)
     c.tasks = dict(pairs=dict(data=data, objectives=dict(siglip=1.0)))
     c.steps = arg.steps
-    c.optim = dict(name="adamw", lr=1e-3, schedule="cosine", warmup=min(10_000, arg.steps // 10), b2=0.95, weight_decay=1e-4)
+    c.optim = dict(
+        name="adamw",
+        lr=1e-3,
+        schedule="cosine",
+        warmup=min(10_000, arg.steps // 10),
+        b2=0.95,
+        weight_decay=1e-4,
+    )
     c.mesh = dict(data=-1, fsdp=arg.fsdp)
     c.dtype = "bfloat16"
     every = min(5000, arg.steps)

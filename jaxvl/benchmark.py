@@ -1,8 +1,10 @@
-"""Measure a checkpoint on standard benchmarks: `python -m jaxvl.benchmark --workdir=runs/clip --root=/data/benchmarks`.
+"""Measure a checkpoint on standard benchmarks: `python -m jaxvl.benchmark --workdir=runs/clip
+--root=/data/benchmarks`.
 
-Looks through a local folder for benchmarks in the layouts that they are published in (`jaxvl/evals/benchmarks`), and measures
-the newest checkpoint of a run, or weights of `jaxvl.convert`, on each, on all devices there are. Nothing is downloaded. A set
-that cannot be read is told with the reason, and the others go on.
+Looks through a local folder for benchmarks in the layouts that they are published in
+(`jaxvl/evals/benchmarks`), and measures the newest checkpoint of a run, or weights of
+`jaxvl.convert`, on each, on all devices there are. Nothing is downloaded. A set that cannot be read
+is told with the reason, and the others go on.
 
 Options:
   --workdir=FOLDER        of a training run or of converted weights
@@ -11,14 +13,17 @@ Options:
   --language=LANG,LANG    only sets in these languages
   --list                  only say what is there; needs no --workdir
   --again                 measure sets anew that have results for the same weights, data and prompts
-  --templates=NAME|FILE   prompts instead of those that a set brings: plain, imagenet80 … or a text file, one a line
-  --out=FOLDER            where results go (default: WORKDIR/benchmark): a JSON file for each set in CLIP_benchmark's fields, and
-                          benchmarks.json with all of them
+  --templates=NAME|FILE   prompts instead of those that a set brings: plain, imagenet80 … or a text
+                          file, one a line
+  --out=FOLDER            where results go (default: WORKDIR/benchmark): a JSON file for each set in
+                          CLIP_benchmark's fields, and benchmarks.json with all of them
   --step=N                another checkpoint
   --config.mesh.AXIS=N    other devices per axis than in training
-  --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
+  --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not
+                                                       announce by itself
 
-Exit status: 0 done, 1 no readable checkpoint, no benchmark, or one that could not be measured, 2 wrong option.
+Exit status: 0 done, 1 no readable checkpoint, no benchmark, or one that could not be measured, 2
+wrong option.
 """
 
 from __future__ import annotations
@@ -56,12 +61,20 @@ from jaxvl.training.experiment import Command, parse_command
 from jaxvl.training.restore import restore_encoders
 
 MOST_TOLD = 20  # folders that are no benchmarks
-OPTIONS = {"workdir": None, "root": None, "only": None, "language": None, "list": None, "again": None}
+OPTIONS = {
+    "workdir": None,
+    "root": None,
+    "only": None,
+    "language": None,
+    "list": None,
+    "again": None,
+}
 OPTIONS |= {"templates": None, "out": None, "step": None, **hosts.OPTIONS}
 
 
 def benchmark(command: Command, console: Console) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Results of every chosen set, and why the others have none; the first process also writes them.
+    """Results of every chosen set, and why the others have none; the first process also writes
+    them.
 
     Every process must make the call; each gets all results.
 
@@ -74,10 +87,14 @@ def benchmark(command: Command, console: Console) -> tuple[list[dict[str, Any]],
     templates = _templates(command.options.get("templates"))
     there = _survey(command)
     chosen = _chosen(command, there)
-    experiment, step, encoders = restore_encoders(workdir, command.options.get("step"), command.assignments)
+    experiment, step, encoders = restore_encoders(
+        workdir, command.options.get("step"), command.assignments
+    )
     encoders.check_embeds()
     name = type(experiment.model).registered_name
-    model = results.Model(name, f"{paths.absolute(workdir)}@{step}", weights_fingerprint(encoders.weights))
+    model = results.Model(
+        name, f"{paths.absolute(workdir)}@{step}", weights_fingerprint(encoders.weights)
+    )
     out = to_path(command.options.get("out", workdir / "benchmark"), "--out")
     if jax.process_index() == 0:
         paths.make_folder(out)
@@ -107,7 +124,13 @@ class _Run:
     """
 
     def __init__(
-        self, encoders: Encoders, model: results.Model, out: paths.Path, templates: tuple[str, ...] | None, again: bool, console: Console
+        self,
+        encoders: Encoders,
+        model: results.Model,
+        out: paths.Path,
+        templates: tuple[str, ...] | None,
+        again: bool,
+        console: Console,
     ):
         self._encoders = encoders
         self._model = model
@@ -122,7 +145,9 @@ class _Run:
         for one in unknown[:MOST_TOLD]:
             self._say(f"not recognised: {_reason(*one)}", "dim")
         if len(unknown) > MOST_TOLD:
-            self._say(f"not recognised: {len(unknown) - MOST_TOLD} more; --list has them all", "dim")
+            self._say(
+                f"not recognised: {len(unknown) - MOST_TOLD} more; --list has them all", "dim"
+            )
 
     def measure(self, found: Found) -> tuple[dict[str, Any] | None, str]:
         """The result of a set, or why there is none."""
@@ -166,14 +191,20 @@ def _reason(folder: pathlib.Path, why: str) -> str:
 
 def _survey(command: Command) -> Survey:
     root = to_path(command.options["root"], "--root")
-    check(not paths.is_remote(root), "--root", f"{command.options['root']!r} must be a local folder")
+    check(
+        not paths.is_remote(root), "--root", f"{command.options['root']!r} must be a local folder"
+    )
     check(root.is_dir(), "--root", f"{command.options['root']!r} is no folder")
     return survey(pathlib.Path(root))
 
 
 def _chosen(command: Command, there: Survey) -> list[Found]:
-    """The chosen sets, the same in every process. Raises DataError where there is none, or processes see different ones."""
-    only, languages = (None if text is None else text.split(",") for text in map(command.options.get, ("only", "language")))
+    """The chosen sets, the same in every process. Raises DataError where there is none, or
+    processes see different ones."""
+    only, languages = (
+        None if text is None else text.split(",")
+        for text in map(command.options.get, ("only", "language"))
+    )
     chosen = there.chosen(only, languages)
     keys = "\n".join(found.key for found in chosen)
     told = hosts.gather([zlib.crc32(keys.encode())])
@@ -181,7 +212,9 @@ def _chosen(command: Command, there: Survey) -> list[Found]:
         raise DataError(f"{command.options['root']}: processes see different benchmarks in it")
     if not there.found:
         reasons = "; ".join(_reason(*one) for one in there.unknown[:MOST_TOLD])
-        raise DataError(f"{command.options['root']}: holds no benchmark in a layout that is known ({reasons})")
+        raise DataError(
+            f"{command.options['root']}: holds no benchmark in a layout that is known ({reasons})"
+        )
     if not chosen:
         names = ", ".join(sorted({found.name for found in there.found}))
         raise DataError(f"{command.options['root']}: no benchmark was chosen (there are: {names})")
@@ -202,15 +235,27 @@ def _templates(text: str | None) -> tuple[str, ...] | None:
 
 def listing(there: Survey) -> Table:
     """What was found, and what was not recognised, with the reason."""
-    table = Table(title="Benchmarks found", title_justify="left", header_style="bold", pad_edge=False)
+    table = Table(
+        title="Benchmarks found", title_justify="left", header_style="bold", pad_edge=False
+    )
     for name, style in (("benchmark", "cyan"), ("language", ""), ("layout", ""), ("folder", "dim")):
         table.add_column(name, style=style)
     for found in there.found:
-        table.add_row(*(Text(brief(text)) for text in (found.name, found.language, found.layout, str(found.folder))))
+        table.add_row(
+            *(
+                Text(brief(text))
+                for text in (found.name, found.language, found.layout, str(found.folder))
+            )
+        )
     if there.unknown:
         table.add_section()
     for folder, why in there.unknown:
-        table.add_row(Text("–"), Text(""), Text(brief(why.removeprefix(f"{folder}: ")), style="yellow"), Text(brief(str(folder))))
+        table.add_row(
+            Text("–"),
+            Text(""),
+            Text(brief(why.removeprefix(f"{folder}: ")), style="yellow"),
+            Text(brief(str(folder))),
+        )
     return table
 
 
@@ -221,7 +266,11 @@ def _run(argv: Sequence[str], console: Console) -> int:
         there = _survey(command)
         Console().print(listing(there))
         return 0 if there.found else 1
-    check("workdir" in command.options, "--workdir", "is required; see python -m jaxvl.benchmark --help")
+    check(
+        "workdir" in command.options,
+        "--workdir",
+        "is required; see python -m jaxvl.benchmark --help",
+    )
     hosts.initialise(command.options)
     done, failed = benchmark(command, console)
     if jax.process_index() == 0:

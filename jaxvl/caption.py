@@ -1,18 +1,22 @@
 """Write captions of pictures: `python -m jaxvl.caption --workdir=runs/coca_emoji IMAGE_OR_FOLDER…`.
 
-Prints one line per picture, its path and caption with a tab between. Folders are searched for pictures; one that cannot be read is
-told, left out and counted. On several hosts the same command runs on each, and all of them see the run and the pictures; the first
-one prints.
+Prints one line per picture, its path and caption with a tab between. Folders are searched for
+pictures; one that cannot be read is told, left out and counted. On several hosts the same command
+runs on each, and all of them see the run and the pictures; the first one prints.
 
 Options:
   --workdir=FOLDER        of a training run of a model that writes (coca)
   --step=N                another of its checkpoints
   --checkpoint=FOLDER     one of its checkpoints, WORKDIR/checkpoints/N, instead of the two
-  --plugins=PLACE         of the run's own files that lie elsewhere now, or `recorded`, see jaxvl/config/plugins.py
-  --json                  lines of JSON instead: {"path": …, "caption": …}, or {"path": …, "error": …}
-  --KEY=VALUE             how captions are written: method (greedy, sample, beam), beams, temperature, top_k, top_p, seed, max_length,
-                          min_length, length_penalty, repetition_penalty, no_repeat (see jaxvl/models/generate.py)
-  --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
+  --plugins=PLACE         of the run's own files that lie elsewhere now, or `recorded`, see
+                          jaxvl/config/plugins.py
+  --json                  lines of JSON instead: {"path": …, "caption": …}, or {"path": …, "error":
+                          …}
+  --KEY=VALUE             how captions are written: method (greedy, sample, beam), beams,
+                          temperature, top_k, top_p, seed, max_length, min_length, length_penalty,
+                          repetition_penalty, no_repeat (see jaxvl/models/generate.py)
+  --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not
+                                                       announce by itself
 
 Exit status: 0 done, 1 no readable checkpoint, or no picture that can be read, 2 wrong option.
 """
@@ -47,7 +51,8 @@ HELP = "see python -m jaxvl.caption --help"
 
 
 def pictures(texts: Sequence[str]) -> Iterator[paths.Path]:
-    """Files as given, and those of folders that are named like pictures. Raises ConfigError for a path that is not there."""
+    """Files as given, and those of folders that are named like pictures. Raises ConfigError for a
+    path that is not there."""
     for text in texts:
         path = to_path(text, "IMAGE")
         check(paths.exists(path), text, "is not there; must be a picture or a folder")
@@ -60,28 +65,50 @@ def pictures(texts: Sequence[str]) -> Iterator[paths.Path]:
 def parse(argv: Sequence[str]) -> tuple[dict[str, str], Generation, tuple[str, ...]]:
     """(options of the command, how to write, paths). Raises ConfigError."""
     how = [f.name for f in dataclasses.fields(Generation)]
-    known = dict.fromkeys(("workdir", "step", "checkpoint", "plugins", "json", *how, *hosts.OPTIONS))
+    known = dict.fromkeys(
+        ("workdir", "step", "checkpoint", "plugins", "json", *how, *hosts.OPTIONS)
+    )
     command = parse_command(argv, known, flags=["json"], words="pictures", config=False)
     options, images = dict(command.options), command.words
     if "checkpoint" in options:
         folder = paths.absolute(to_path(options["checkpoint"], "--checkpoint"))
         fits = folder.parent.name == "checkpoints" and folder.name.isdigit()
-        check(fits, "--checkpoint", f"{str(folder)!r} is not named like a checkpoint of a run: WORKDIR/checkpoints/N")
-        check("workdir" not in options and "step" not in options, "--checkpoint", "stands for --workdir and --step; give it or these")
+        check(
+            fits,
+            "--checkpoint",
+            f"{str(folder)!r} is not named like a checkpoint of a run: WORKDIR/checkpoints/N",
+        )
+        check(
+            "workdir" not in options and "step" not in options,
+            "--checkpoint",
+            "stands for --workdir and --step; give it or these",
+        )
         options |= {"workdir": str(folder.parent.parent), "step": folder.name}
     check("workdir" in options, "--workdir", f"is required; {HELP}")
     check(bool(images), "IMAGE", f"no picture and no folder given; {HELP}")
-    return options, resolve(Generation, override(ConfigDict(), {name: options[name] for name in how if name in options})), images
+    return (
+        options,
+        resolve(
+            Generation,
+            override(ConfigDict(), {name: options[name] for name in how if name in options}),
+        ),
+        images,
+    )
 
 
 def restore(options: dict[str, str]) -> Encoders:
-    """Raises ConfigError for a model that writes nothing, CheckpointError where there is no readable checkpoint."""
+    """Raises ConfigError for a model that writes nothing, CheckpointError where there is no
+    readable checkpoint."""
     workdir = to_path(options["workdir"], "--workdir")
     assignments = {key: options[key] for key in ("plugins",) if key in options}
     experiment, _, encoders = restore_encoders(workdir, options.get("step"), assignments)
     model = experiment.model
     kind = getattr(model, "registered_name", type(model).__name__)
-    check(getattr(model, "writes", False), "--workdir", f"the model of {workdir} is {kind!r}, which writes no captions; coca does")
+    check(
+        getattr(model, "writes", False),
+        "--workdir",
+        f"the model of {workdir} is {kind!r}, which writes no captions; coca does",
+    )
     return encoders
 
 
@@ -107,12 +134,15 @@ def _run(argv: Sequence[str], console: Console) -> int:
         for i, file in enumerate(part if first_process else []):
             report(console, file, said.get(i), lines)
     if first_process and written < len(files):
-        console.print(f"{written} of {len(files)} pictures captioned, {len(files) - written} left out")
+        console.print(
+            f"{written} of {len(files)} pictures captioned, {len(files) - written} left out"
+        )
     return 0 if written else 1
 
 
 class _Files:
-    """Pictures as the encoders read them: a file's bytes are read when they are wanted, in the encoders' threads."""
+    """Pictures as the encoders read them: a file's bytes are read when they are wanted, in the
+    encoders' threads."""
 
     def __init__(self, files: Sequence[paths.Path]):
         self._files = files
@@ -132,7 +162,10 @@ class _Files:
 def report(console: Console, file: paths.Path, text: str | None, lines: bool) -> None:
     """One picture's line; `text`: its caption, or None where it could not be read."""
     if text is None:
-        console.print(f"[yellow]left out[/] {escape(str(file))}: not a picture that can be read", soft_wrap=True)
+        console.print(
+            f"[yellow]left out[/] {escape(str(file))}: not a picture that can be read",
+            soft_wrap=True,
+        )
     if lines:
         found = {"error": "not a picture that can be read"} if text is None else {"caption": text}
         print(json.dumps({"path": str(file), **found}, ensure_ascii=False))

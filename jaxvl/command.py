@@ -1,4 +1,5 @@
-"""What all commands do alike: the text of `--help`, one line for what the user can mend, the exit status.
+"""What all commands do alike: the text of `--help`, one line for what the user can mend, the exit
+status.
 
 A command is a module whose docstring is that text, and that ends:
 
@@ -32,10 +33,12 @@ def run_command(
     errors: tuple[type[Exception], ...] = (),
     verbosity: int = logging.WARNING,
 ) -> int:
-    """Exit status of a command. A ConfigError and its own errors are told in a line; any other is a fault of ours and is raised.
+    """Exit status of a command. A ConfigError and its own errors are told in a line; any other is a
+    fault of ours and is raised.
 
     Args:
-      body: the command; it returns its exit status, and tells what goes on at the console (standard error).
+      body: the command; it returns its exit status, and tells what goes on at the console (standard
+        error).
       argv: words of the command line after the command's own.
       errors: what ends this command with status 1.
       verbosity: of what libraries log.
@@ -58,7 +61,8 @@ def tell(console: Console, what: str, error: Exception) -> None:
 
 
 def start(main: Callable[[list[str]], int], text: str) -> NoReturn:
-    """Runs `main` with the words of the command line, or prints the text of `--help`, and ends this process."""
+    """Runs `main` with the words of the command line, or prints the text of `--help`, and ends this
+    process."""
     argv = sys.argv[1:]
     if "--help" in argv or "-h" in argv:
         print(text)

@@ -1,18 +1,23 @@
 """Evaluate a checkpoint: `python -m jaxvl.evaluate --workdir=runs/align_emoji`.
 
-Runs the evaluators of the run's own config with the weights, tokenizer and preprocessing of its newest checkpoint, on all
-devices there are. A model of pod size is evaluated as it was trained: by the same command on every host, `--workdir` on
-storage that all of them see. The figures do not depend on the number of hosts; the first one writes and prints them.
+Runs the evaluators of the run's own config with the weights, tokenizer and preprocessing of its
+newest checkpoint, on all devices there are. A model of pod size is evaluated as it was trained: by
+the same command on every host, `--workdir` on storage that all of them see. The figures do not
+depend on the number of hosts; the first one writes and prints them.
 
 Options:
   --workdir=FOLDER        of a training run
   --step=N                another of its checkpoints
   --out=FOLDER            where results go (default: WORKDIR/evaluate): results.json and the gallery
-  --config.evals.NAME.KEY=VALUE   changes or adds evaluators: `--config.evals.german.name=zero_shot --config.evals.german.language=de
-                          --config.evals.german.source=emoji --config.evals.german.source.split=test_a`
-  --config.mesh.AXIS=N    other devices per axis than in training: `--config.mesh.data=-1 --config.mesh.fsdp=4`
+  --config.evals.NAME.KEY=VALUE   changes or adds evaluators: `--config.evals.german.name=zero_shot
+                                  --config.evals.german.language=de
+                          --config.evals.german.source=emoji
+                          --config.evals.german.source.split=test_a`
+  --config.mesh.AXIS=N    other devices per axis than in training: `--config.mesh.data=-1
+                          --config.mesh.fsdp=4`
   --only=NAME,NAME        only these evaluators
-  --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
+  --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not
+                                                       announce by itself
 
 Exit status: 0 done, 1 no readable checkpoint or unreadable data, 2 wrong config.
 """
@@ -39,7 +44,8 @@ from jaxvl.training.restore import restore_encoders
 
 
 def evaluate(command: Command, console: Console) -> dict[str, float]:
-    """Figures `EVALUATOR/METRIC` of a checkpoint; the first process also writes them to `results.json`.
+    """Figures `EVALUATOR/METRIC` of a checkpoint; the first process also writes them to
+    `results.json`.
 
     Every process must make the call; each gets all figures.
 
@@ -48,7 +54,9 @@ def evaluate(command: Command, console: Console) -> dict[str, float]:
     """
     first = jax.process_index() == 0
     workdir = to_path(command.options["workdir"], "--workdir")
-    experiment, step, encoders = restore_encoders(workdir, command.options.get("step"), command.assignments)
+    experiment, step, encoders = restore_encoders(
+        workdir, command.options.get("step"), command.assignments
+    )
     out = to_path(command.options.get("out", workdir / "evaluate"), "--out")
     if first:
         paths.make_folder(out)
@@ -70,7 +78,11 @@ def evaluate(command: Command, console: Console) -> dict[str, float]:
 def _chosen(text: str | None, known: list[str]) -> list[str]:
     chosen = known if text is None else text.split(",")
     for name in chosen:
-        check(name in known, "--only", f"{name!r} is not an evaluator{nearest(name, known)} (there are: {', '.join(known)})")
+        check(
+            name in known,
+            "--only",
+            f"{name!r} is not an evaluator{nearest(name, known)} (there are: {', '.join(known)})",
+        )
     return chosen
 
 
@@ -79,8 +91,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str], console: Console) -> int:
-    command = parse_command(argv, {"workdir": None, "step": None, "out": None, "only": None, **hosts.OPTIONS})
-    check("workdir" in command.options, "--workdir", "is required; see python -m jaxvl.evaluate --help")
+    command = parse_command(
+        argv, {"workdir": None, "step": None, "out": None, "only": None, **hosts.OPTIONS}
+    )
+    check(
+        "workdir" in command.options,
+        "--workdir",
+        "is required; see python -m jaxvl.evaluate --help",
+    )
     hosts.initialise(command.options)
     figures = evaluate(command, console)
     if jax.process_index() == 0:

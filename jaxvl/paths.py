@@ -1,11 +1,14 @@
-"""Paths of work folders, configs and data: a local folder, or an object store such as `s3://` and `gs://`.
+"""Paths of work folders, configs and data: a local folder, or an object store such as `s3://` and
+`gs://`.
 
-A text becomes a path by `as_path`: a local one is a `pathlib.Path`, a remote one an `epath.Path` over fsspec. What is read and written
-as a whole goes through the functions here. An object store has no folders, cannot append, and renames by copying; it does replace an
-object whole. What grows while a run is on is therefore written to a local folder and copied as a whole every few seconds (`training/growing.py`).
+A text becomes a path by `as_path`: a local one is a `pathlib.Path`, a remote one an `epath.Path`
+over fsspec. What is read and written as a whole goes through the functions here. An object store
+has no folders, cannot append, and renames by copying; it does replace an object whole. What grows
+while a run is on is therefore written to a local folder and copied as a whole every few seconds
+(`training/growing.py`).
 
-Credentials and endpoints are those of the store's own tools: `~/.aws`, `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_REGION`;
-`GOOGLE_APPLICATION_CREDENTIALS`.
+Credentials and endpoints are those of the store's own tools: `~/.aws`, `AWS_ENDPOINT_URL`,
+`AWS_ACCESS_KEY_ID`, `AWS_REGION`; `GOOGLE_APPLICATION_CREDENTIALS`.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-# Of etils' two ways to an object store, TensorFlow and fsspec, always the same one: TensorFlow may be installed for another reason.
+# Of etils' two ways to an object store, TensorFlow and fsspec, always the same one: TensorFlow may
+# be installed for another reason.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
 import fsspec
@@ -78,12 +82,15 @@ def _check_scheme(text: str, scheme: str, libraries: Mapping[str, tuple[str, str
     """Raises PathError where a scheme is not known or its library is not installed."""
     if scheme not in libraries:
         known = ", ".join(f"{name}://" for name in libraries)
-        raise PathError(f"{text!r}: {scheme}:// is not known; must be a local path or one of {known}")
+        raise PathError(
+            f"{text!r}: {scheme}:// is not known; must be a local path or one of {known}"
+        )
     library, install = libraries[scheme]
     if importlib.util.find_spec(library) is None:
         raise PathError(f"{text!r}: {scheme}:// needs {library}, which is not installed: {install}")
     for name in _FSSPEC_NAMES.get(scheme, ()):
-        # tensorstore and other hosts write as well: a listing that fsspec has kept would miss what they wrote.
+        # tensorstore and other hosts write as well: a listing that fsspec has kept would miss what
+        # they wrote.
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
 
 
@@ -105,7 +112,8 @@ def absolute(path: str | os.PathLike) -> Path:
 
 @contextlib.contextmanager
 def _named_errors(path: Path | str) -> Iterator[None]:
-    """What a store's client raises beside OSError (no credentials, no connection) as one PathError."""
+    """What a store's client raises beside OSError (no credentials, no connection) as one
+    PathError."""
     try:
         yield
     except OSError as error:
@@ -152,11 +160,14 @@ def files_below(path: Path) -> list[Path]:
 
 
 def sizes_below(path: Path) -> dict[str, int]:
-    """File -> bytes of all files in a remote folder and its folders, by their names from the folder, sorted."""
+    """File -> bytes of all files in a remote folder and its folders, by their names from the
+    folder, sorted."""
     with _named_errors(path):
         system, root = fsspec.core.url_to_fs(str(path).rstrip("/"))
         found = system.find(root, detail=True)
-    sizes = {name.removeprefix(root).lstrip("/"): about["size"] for name, about in sorted(found.items())}
+    sizes = {
+        name.removeprefix(root).lstrip("/"): about["size"] for name, about in sorted(found.items())
+    }
     return {name: size for name, size in sizes.items() if name and not name.endswith("/")}
 
 
@@ -172,7 +183,8 @@ def read_text(path: Path) -> str:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole: a reader finds the old content or the new one, never a part. Raises OSError."""
+    """Writes a file whole: a reader finds the old content or the new one, never a part. Raises
+    OSError."""
     if is_remote(path):
         with _named_errors(path):
             path.write_bytes(data)
@@ -191,7 +203,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a local folder with its parents; of a remote one, which needs no making, checks that its bucket can be reached.
+    """Makes a local folder with its parents; of a remote one, which needs no making, checks that
+    its bucket can be reached.
 
     Raises:
       OSError: it cannot be made. PathError: there is no such bucket, or no way to it.
@@ -205,7 +218,8 @@ def make_folder(path: Path) -> None:
 
 
 def move(path: Path, target: Path) -> None:
-    """Renames a file or folder. In an object store every object is copied and then deleted, so that a kill may leave both. Raises OSError."""
+    """Renames a file or folder. In an object store every object is copied and then deleted, so that
+    a kill may leave both. Raises OSError."""
     if not is_remote(path):
         path.rename(target)
         return
@@ -239,7 +253,7 @@ def download(path: Path, file: pathlib.Path) -> None:
         part.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files that are read in ranges of bytes: local, in an object store, or of a web server
 
 ATTEMPTS = 4  # at reading a range of a remote file
@@ -252,7 +266,8 @@ class FileState:
 
     Attributes:
       size: bytes.
-      version: time of the last change in ns of a local file; of a remote one what its server says: ETag, generation or date.
+      version: time of the last change in ns of a local file; of a remote one what its server says:
+        ETag, generation or date.
     """
 
     size: int
@@ -260,7 +275,8 @@ class FileState:
 
 
 def file_state(file: str) -> FileState:
-    """The state of a local or remote file. Raises OSError: FileNotFoundError where it is not there."""
+    """The state of a local or remote file. Raises OSError: FileNotFoundError where it is not
+    there."""
     if not is_remote(file):
         about = os.stat(file)
         return FileState(about.st_size, str(about.st_mtime_ns))
@@ -272,12 +288,17 @@ def file_state(file: str) -> FileState:
 
 
 def file_states(files: Sequence[str]) -> list[FileState | None]:
-    """The states of many files; None of one that is not there. Of a remote folder that many are in, the files are listed.
+    """The states of many files; None of one that is not there. Of a remote folder that many are in,
+    the files are listed.
 
     Raises:
       OSError: a store cannot be reached.
     """
-    remote = collections.Counter(file.rpartition("/")[0] for file in files if is_remote(file) and scheme_of(file) not in READ_ONLY)
+    remote = collections.Counter(
+        file.rpartition("/")[0]
+        for file in files
+        if is_remote(file) and scheme_of(file) not in READ_ONLY
+    )
     listed = {folder: _listed_states(folder) for folder, n in remote.items() if n > ASKED_AT_ONCE}
 
     def state(file: str) -> FileState | None:
@@ -303,26 +324,45 @@ def _listed_states(folder: str) -> dict[str, FileState]:
             entries = system.ls(name, detail=True)
         except FileNotFoundError:
             return {}
-        return {about["name"].rpartition("/")[2]: _remote_state(folder, about) for about in entries if about["type"] == "file"}
+        return {
+            about["name"].rpartition("/")[2]: _remote_state(folder, about)
+            for about in entries
+            if about["type"] == "file"
+        }
 
 
 def _remote_state(file: str, about: Mapping[str, object]) -> FileState:
     """State by what fsspec says of a file; each library has keys of its own."""
     size = about.get("size")
     if not isinstance(size, int):
-        raise PathError(f"{file}: its server does not say how long it is, so that it cannot be read in parts; copy it to a folder")
-    for key in ("ETag", "etag", "generation", "md5Hash", "LastModified", "updated", "last_modified"):
+        raise PathError(
+            f"{file}: its server does not say how long it is, so that it cannot be read in "
+            f"parts; copy it to a folder"
+        )
+    for key in (
+        "ETag",
+        "etag",
+        "generation",
+        "md5Hash",
+        "LastModified",
+        "updated",
+        "last_modified",
+    ):
         if about.get(key):
             return FileState(size, str(about[key]))
     return FileState(size, "")
 
 
 def find_files(pattern: str) -> list[str]:
-    """Files whose names match a glob pattern, sorted. Raises OSError; PathError for a web server, which lists nothing."""
+    """Files whose names match a glob pattern, sorted. Raises OSError; PathError for a web server,
+    which lists nothing."""
     if not is_remote(pattern):
         return sorted(file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
     if scheme_of(pattern) in READ_ONLY:
-        raise PathError(f"{pattern!r}: a web server lists no files; write their names with braces, as in {{00000..00099}}.tar")
+        raise PathError(
+            f"{pattern!r}: a web server lists no files; write their names with braces, as in "
+            f"{{00000..00099}}.tar"
+        )
     system, name = _file_system(pattern)
     with _named_errors(pattern):
         found = system.glob(name)
@@ -330,7 +370,8 @@ def find_files(pattern: str) -> list[str]:
 
 
 def read_range(file: str, start: int, size: int) -> bytes:
-    """Bytes `start` … `start + size` of a remote file; fewer where it ends before. Tries again where the network fails.
+    """Bytes `start` … `start + size` of a remote file; fewer where it ends before. Tries again
+    where the network fails.
 
     Raises:
       OSError: it is not there, or cannot be read.
@@ -340,7 +381,10 @@ def read_range(file: str, start: int, size: int) -> bytes:
     system, name = _file_system(file)
     data = _try_again(lambda: system.cat_file(name, start=start, end=start + size), file)
     if len(data) > size:
-        raise PathError(f"{file}: its server does not read ranges of bytes, which records need; copy it to a folder")
+        raise PathError(
+            f"{file}: its server does not read ranges of bytes, which records need; copy it "
+            f"to a folder"
+        )
     return data
 
 
@@ -365,7 +409,9 @@ def _web_state(url: str) -> FileState:
       FileNotFoundError: it is not there.
       PathError: it cannot be had, or the server sends the whole file.
     """
-    request = urllib.request.Request(url, headers={"Range": "bytes=0-0", "Accept-Encoding": "identity"})
+    request = urllib.request.Request(
+        url, headers={"Range": "bytes=0-0", "Accept-Encoding": "identity"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             status, headers = answer.status, answer.headers
@@ -377,7 +423,10 @@ def _web_state(url: str) -> FileState:
         raise PathError(f"{url}: cannot be reached ({error})") from None
     size = headers.get("Content-Range", "").rpartition("/")[2]
     if status != 206 or not size.isdigit():
-        raise RefusedError(f"{url}: its server does not read ranges of bytes, which records need; copy it to a folder")
+        raise RefusedError(
+            f"{url}: its server does not read ranges of bytes, which records need; copy it to "
+            f"a folder"
+        )
     return FileState(int(size), headers.get("ETag") or headers.get("Last-Modified") or "")
 
 

@@ -1,11 +1,14 @@
-"""Say what a run would need before anyone pays for it: `python -m jaxvl.plan --config=configs/align.py:variant=b7 --topology=v5e:16x16`.
+"""Say what a run would need before anyone pays for it: `python -m jaxvl.plan
+--config=configs/align.py:variant=b7 --topology=v5e:16x16`.
 
-Compiles the step of every task for devices that are not here and prints, from the compiler, bytes per device, collectives,
-FLOP and the least time of a step; and which mesh axes shard which parameters.
+Compiles the step of every task for devices that are not here and prints, from the compiler, bytes
+per device, collectives, FLOP and the least time of a step; and which mesh axes shard which
+parameters.
 
 Options:
   --config=FILE[:ARG]     as for jaxvl.train, with its `--config.KEY=VALUE`
-  --topology=NAME:SIZE    v4:2x2x1, v5e:4x4, v5p:4x4x4, v6e:16x16 (pip install "jaxvl[tpu]"); h200:1x1x8 ("jaxvl[gpu]")
+  --topology=NAME:SIZE    v4:2x2x1, v5e:4x4, v5p:4x4x4, v6e:16x16 (pip install "jaxvl[tpu]");
+                          h200:1x1x8 ("jaxvl[gpu]")
   --json=FILE             the figures as JSON
 
 Exit status: 0 it fits, 1 the compiler refused it (out of memory, say), 2 wrong config.
@@ -47,9 +50,9 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
     """The figures.
 
     Returns:
-      `parameters` (their number), `bytes` (per device: `parameters`, `optimiser`, `average`), `sharding` (mesh axes -> number of
-      parameters), `tasks` (task, or `A + B` where a step sums them, -> `Cost` and `seconds`, the least time of a step by the chip's
-      FLOP/s), `devices`.
+      `parameters` (their number), `bytes` (per device: `parameters`, `optimiser`, `average`),
+      `sharding` (mesh axes -> number of parameters), `tasks` (task, or `A + B` where a step sums
+      them, -> `Cost` and `seconds`, the least time of a step by the chip's FLOP/s), `devices`.
 
     Raises:
       ConfigError: the config, or the topology.
@@ -58,9 +61,15 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
     mesh = make_mesh(experiment.mesh, compile_only_devices(topology))
     experiment.check_mesh(mesh)
     tokenizer = experiment.tokenizer
-    vocabulary = Vocabulary(tokenizer.vocab_size, 0, 1) if tokenizer.kind == "unigram" else make_tokenizer(tokenizer, ())
+    vocabulary = (
+        Vocabulary(tokenizer.vocab_size, 0, 1)
+        if tokenizer.kind == "unigram"
+        else make_tokenizer(tokenizer, ())
+    )
     model = build_model(experiment, vocabulary)
-    tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
+    tasks = {
+        name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()
+    }
     judges = make_judges(experiment, model, vocabulary)
     with jax.set_mesh(mesh):
         _, shapes, shardings = fresh_state(experiment, model, mesh, judges)
@@ -70,8 +79,12 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
     costs = {str(turn): program.cost for program in programs for turn in program.turns}
     sharding = collections.Counter()
     for path, shape in model.params.items():
-        names = itertools.chain.from_iterable((a,) if isinstance(a, str) else a or () for a in shardings.params[path].spec)
-        sharding[" x ".join(a for a in names if mesh.shape[a] > 1) or "no axis"] += math.prod(shape.shape)
+        names = itertools.chain.from_iterable(
+            (a,) if isinstance(a, str) else a or () for a in shardings.params[path].spec
+        )
+        sharding[" x ".join(a for a in names if mesh.shape[a] > 1) or "no axis"] += math.prod(
+            shape.shape
+        )
     return {
         "topology": topology,
         "devices": mesh.size,
@@ -83,36 +96,65 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
             "average": _bytes(shapes.ema, shardings.ema),
         },
         "sharding": dict(sharding),
-        "tasks": {name: {"cost": cost, "seconds": cost.flops / mesh.size / chip(topology).flops} for name, cost in costs.items()},
+        "tasks": {
+            name: {"cost": cost, "seconds": cost.flops / mesh.size / chip(topology).flops}
+            for name, cost in costs.items()
+        },
     }
 
 
 def _bytes(shapes: Any, shardings: Any) -> int:
     """Bytes per device."""
-    sizes = jax.tree.map(lambda s, where: math.prod(where.shard_shape(s.shape)) * np.dtype(s.dtype).itemsize, shapes, shardings)
+    sizes = jax.tree.map(
+        lambda s, where: math.prod(where.shard_shape(s.shape)) * np.dtype(s.dtype).itemsize,
+        shapes,
+        shardings,
+    )
     return sum(jax.tree.leaves(sizes))
 
 
 def show(console: Console, figures: dict[str, Any]) -> None:
     memory, part = chip(figures["topology"]).memory, figures["bytes"]
     console.print(
-        f"{figures['devices']} x {figures['topology']}, mesh {figures['mesh'] or 'of one device'}; {figures['parameters']:,} parameters"
+        f"{figures['devices']} x {figures['topology']}, mesh "
+        f"{figures['mesh'] or 'of one device'}; {figures['parameters']:,} parameters"
     )
-    console.print("per device: " + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in part.items() if v))
-    console.print("sharded over: " + "; ".join(f"{escape(k)} {v:,}" for k, v in figures["sharding"].items()))
+    console.print(
+        "per device: " + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in part.items() if v)
+    )
+    console.print(
+        "sharded over: " + "; ".join(f"{escape(k)} {v:,}" for k, v in figures["sharding"].items())
+    )
     table = Table()
-    for heading in ("task", "state + batch GiB", "temporary GiB", "of memory", "TFLOP a step", "least seconds"):
+    for heading in (
+        "task",
+        "state + batch GiB",
+        "temporary GiB",
+        "of memory",
+        "TFLOP a step",
+        "least seconds",
+    ):
         table.add_column(heading, justify="left" if heading == "task" else "right")
     for name, task in figures["tasks"].items():
         cost: Cost = task["cost"]
         table.add_row(
-            name, f"{cost.state / GIB:.2f}", f"{cost.temporary / GIB:.2f}", f"{100 * (cost.state + cost.temporary) / memory:.0f} %",
-            f"{cost.flops / 1e12:,.2f}", f"{task['seconds']:.3f}",
-        )  # fmt: skip
+            name,
+            f"{cost.state / GIB:.2f}",
+            f"{cost.temporary / GIB:.2f}",
+            f"{100 * (cost.state + cost.temporary) / memory:.0f} %",
+            f"{cost.flops / 1e12:,.2f}",
+            f"{task['seconds']:.3f}",
+        )
     console.print(table)
     for name, task in figures["tasks"].items():
-        console.print(f"collectives of {name}: " + (", ".join(f"{n} {k}" for k, n in task["cost"].collectives.items()) or "none"))
-    console.print("Least seconds: products and convolutions at the chip's full bfloat16 speed; what is reached is often half of it.")
+        console.print(
+            f"collectives of {name}: "
+            + (", ".join(f"{n} {k}" for k, n in task["cost"].collectives.items()) or "none")
+        )
+    console.print(
+        "Least seconds: products and convolutions at the chip's full bfloat16 speed; what is "
+        "reached is often half of it."
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -121,7 +163,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str], console: Console) -> int:
     command = parse_command(argv, {"topology": None, "json": None})
-    for needed, given in (("--config", command.config), ("--topology", command.options.get("topology"))):
+    for needed, given in (
+        ("--config", command.config),
+        ("--topology", command.options.get("topology")),
+    ):
         check(bool(given), needed, "is required; see python -m jaxvl.plan --help")
     try:
         figures = plan(command.experiment(), command.options["topology"])
@@ -130,7 +175,10 @@ def _run(argv: Sequence[str], console: Console) -> int:
         return FAILED
     show(Console(), figures)
     if "json" in command.options:
-        plain = {name: {"seconds": task["seconds"], **vars(task["cost"])} for name, task in figures["tasks"].items()}
+        plain = {
+            name: {"seconds": task["seconds"], **vars(task["cost"])}
+            for name, task in figures["tasks"].items()
+        }
         text = json.dumps({**figures, "tasks": plain}, indent=1) + "\n"
         paths.write_text(to_path(command.options["json"], "--json"), text)
     return 0

@@ -1,7 +1,8 @@
-"""A task: a data source, the objectives with their weights, and the signature (batch, resolution) that gets compiled.
+"""A task: a data source, the objectives with their weights, and the signature (batch, resolution)
+that gets compiled.
 
-A task turns a batch into model inputs (`prepare`) and model outputs into a loss (`loss`); both are pure and run inside
-the compiled step.
+A task turns a batch into model inputs (`prepare`) and model outputs into a loss (`loss`); both are
+pure and run inside the compiled step.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from jaxvl.data.config import POSITION, DataConfig
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.objectives import OBJECTIVES
 
-VISUAL = ("image", "video")  # modalities that `Task.prepare` makes larger: uint8 from the loader, float32 for the model
+VISUAL = (
+    "image",
+    "video",
+)  # modalities that `Task.prepare` makes larger: uint8 from the loader, float32 for the model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +32,13 @@ class TaskConfig:
 
     Attributes:
       data: source, batch size, image size, text length, captions, augmentation.
-      objectives: name -> weight, or name -> group with `weight`, the objective's own options and, where the key is a
-        label of your own, `name`: `dict(align=1.0)`, `dict(align=dict(weight=0.5, label_smoothing=0.2))`. One of weight 0
-        is computed for the log only.
+      objectives: name -> weight, or name -> group with `weight`, the objective's own options and,
+        where the key is a label of your own, `name`: `dict(align=1.0)`,
+        `dict(align=dict(weight=0.5, label_smoothing=0.2))`. One of weight 0 is computed for the log
+        only.
       microbatches: chunks in which the encoders run; all negatives of the batch count all the same.
-      encode: this task's own options of the model's call in training, by name; which there are is the model's to say.
+      encode: this task's own options of the model's call in training, by name; which there are is
+        the model's to say.
     """
 
     data: DataConfig
@@ -41,9 +47,17 @@ class TaskConfig:
     encode: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        check(bool(self.objectives), "objectives", f"must name at least one (known: {', '.join(OBJECTIVES)})")
+        check(
+            bool(self.objectives),
+            "objectives",
+            f"must name at least one (known: {', '.join(OBJECTIVES)})",
+        )
         n = self.microbatches
-        check(n >= 1 and self.data.batch % n == 0, "microbatches", f"{n!r} must divide the batch of {self.data.batch}")
+        check(
+            n >= 1 and self.data.batch % n == 0,
+            "microbatches",
+            f"{n!r} must divide the batch of {self.data.batch}",
+        )
         resolved = {key: _objective(key, value) for key, value in self.objectives.items()}
         object.__setattr__(self, "objectives", resolved)
         for key, use in resolved.items():
@@ -69,7 +83,11 @@ def _objective(key: str, value: Any) -> WeightedObjective:
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = {"weight": value}
-    check(hasattr(value, "items"), path, f"{value!r} must be a weight, or a group of options with a 'weight'")
+    check(
+        hasattr(value, "items"),
+        path,
+        f"{value!r} must be a weight, or a group of options with a 'weight'",
+    )
     options = dict(value.items())
     weight, name = options.pop("weight", 1.0), options.pop("name", key)
     if "objective" in options:  # as `config.to_dict` writes a resolved one
@@ -101,27 +119,42 @@ class Task:
     def signature(self) -> str:
         """What the compiled step depends on, as JSON; tasks of one signature share one.
 
-        In it: names, shapes and dtypes of the batch; what else of `data` the compiled step reads (`DataConfig.on_device`); objectives in
-        their order, with keys, weights and options; microbatches; `encode`. Not in it: whatever the host alone reads (where the data comes
-        from, which frames of a clip), and the task's name, unless one of its objectives keeps state between steps (a queue, a
-        teacher), which belongs to this task: then no other task has its signature.
+        In it: names, shapes and dtypes of the batch; what else of `data` the compiled step reads
+        (`DataConfig.on_device`); objectives in their order, with keys, weights and options;
+        microbatches; `encode`. Not in it: whatever the host alone reads (where the data comes from,
+        which frames of a clip), and the task's name, unless one of its objectives keeps state
+        between steps (a queue, a teacher), which belongs to this task: then no other task has its
+        signature.
         """
         config = to_dict(self.config)
         shapes = {name: (s.shape, str(s.dtype)) for name, s in self.config.data.shapes.items()}
         data = self.config.data.on_device
-        has_state = any(jax.tree.leaves(jax.eval_shape(objective.init_aux)) for objective in self.objectives.values())
-        parts = (shapes, data, [*config["objectives"].items()], self.config.microbatches, sorted(self.config.encode.items()))
+        has_state = any(
+            jax.tree.leaves(jax.eval_shape(objective.init_aux))
+            for objective in self.objectives.values()
+        )
+        parts = (
+            shapes,
+            data,
+            [*config["objectives"].items()],
+            self.config.microbatches,
+            sorted(self.config.encode.items()),
+        )
         return json.dumps([*parts, self.name if has_state else None], default=repr)
 
     def check_outputs(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
         """Raises ConfigError where an objective reads what the model or the data does not give."""
         for key, use in self.config.objectives.items():
-            for kind, needed, given in (("model output", use.objective.reads, outputs), ("batch key", use.objective.batch_keys, batch)):
+            for kind, needed, given in (
+                ("model output", use.objective.reads, outputs),
+                ("batch key", use.objective.batch_keys, batch),
+            ):
                 missing = [k for k in needed if k not in given]
                 if missing:
                     raise ConfigError(
                         f"tasks.{self.name}.objectives.{key}",
-                        f"needs the {kind} {missing[0]!r}, which is not there (there are: {', '.join(sorted(given))})",
+                        f"needs the {kind} {missing[0]!r}, which is not there (there are: "
+                        f"{', '.join(sorted(given))})",
                     )
 
     def prepare(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
@@ -129,10 +162,12 @@ class Task:
 
         Args:
           batch: as the loader gives it (`DataConfig.shapes`), or some of its rows.
-          key: of this step. A row's field draws from its place in the stream and the field's name: the same on every mesh and host count.
+          key: of this step. A row's field draws from its place in the stream and the field's name:
+            the same on every mesh and host count.
 
         Returns:
-          The batch with what the fields' `on_device` changes: pictures float32 with 3 channels, augmented and normalised.
+          The batch with what the fields' `on_device` changes: pictures float32 with 3 channels,
+          augmented and normalised.
         """
         prepared = dict(batch)
         with jax.named_scope("prepare"):
@@ -140,12 +175,17 @@ class Task:
                 if field.compiled() is None:
                     continue
                 own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-                keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(own, batch[POSITION].reshape(-1))
+                keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
+                    own, batch[POSITION].reshape(-1)
+                )
                 prepared |= field.on_device(name, batch, keys, self.preprocess)
         return prepared
 
-    def per_row(self, outputs: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """What objectives take from single rows, beside the model's outputs: `objectives/KEY/NAME`, [B, …].
+    def per_row(
+        self, outputs: dict[str, jax.Array], inputs: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
+        """What objectives take from single rows, beside the model's outputs: `objectives/KEY/NAME`,
+        [B, …].
 
         Args:
           outputs: of the model, of any rows of the batch.
@@ -159,7 +199,13 @@ class Task:
                 found |= {f"{_own(key)}{name}": value for name, value in figures.items()}
         return found
 
-    def loss(self, outputs: dict[str, jax.Array], batch: dict[str, jax.Array], aux: dict[str, Any], key: jax.Array):
+    def loss(
+        self,
+        outputs: dict[str, jax.Array],
+        batch: dict[str, jax.Array],
+        aux: dict[str, Any],
+        key: jax.Array,
+    ):
         """Weighted sum of the objectives.
 
         Args:
@@ -167,16 +213,23 @@ class Task:
           batch: the whole batch; objectives do not see its pictures.
 
         Returns:
-          loss float32 [], and (metrics, aux): each objective's `loss/KEY` and `KEY/figure`, and the whole aux state.
+          loss float32 [], and (metrics, aux): each objective's `loss/KEY` and `KEY/figure`, and the
+          whole aux state.
         """
         total, metrics, aux = jnp.float32(0), {}, dict(aux)
         visual = [name for name, modality in self.config.data.inputs.items() if modality in VISUAL]
         batch = {name: value for name, value in batch.items() if name not in visual}
         for i, (name, use) in enumerate(self.config.objectives.items()):
             slot = f"{self.name}/{name}"
-            own = {k.removeprefix(_own(name)): v for k, v in outputs.items() if k.startswith(_own(name))}
+            own = {
+                k.removeprefix(_own(name)): v
+                for k, v in outputs.items()
+                if k.startswith(_own(name))
+            }
             with jax.named_scope(f"objectives/{name}"):
-                loss, aux[slot] = use.objective({**outputs, **own}, batch, aux[slot], jax.random.fold_in(key, i))
+                loss, aux[slot] = use.objective(
+                    {**outputs, **own}, batch, aux[slot], jax.random.fold_in(key, i)
+                )
             if use.weight:  # else nothing depends on it, not even by a factor of 0
                 total += use.weight * loss.value
             metrics[f"loss/{name}"] = loss.value

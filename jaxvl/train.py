@@ -1,4 +1,5 @@
-"""Train a model: `python -m jaxvl.train --config=configs/align_emoji.py --config.optim.lr=1e-3 --workdir=runs/emoji`.
+"""Train a model: `python -m jaxvl.train --config=configs/align_emoji.py --config.optim.lr=1e-3
+--workdir=runs/emoji`.
 
 Options:
   --config=FILE[:ARG]     the config file and its argument string; `--config.KEY=VALUE` overrides one of its values
@@ -6,8 +7,8 @@ Options:
   --profile=FIRST:LAST    a trace of these steps into WORKDIR/profile, for xprof: --profile=10:12
   --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
 
-Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training diverged or was lost, 2 wrong config,
-3 trained and saved, but an evaluator failed (the same command tries it again).
+Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training diverged or was lost,
+2 wrong config, 3 trained and saved, but an evaluator failed (the same command tries it again).
 """
 
 from __future__ import annotations
@@ -40,8 +41,14 @@ from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
 
 
-def train(experiment: Experiment, workdir: paths.Path, console: Console | None = None, profile: str | None = None) -> dict[str, float]:
-    """Runs or resumes a training run; returns the last evaluation figures, `EVALUATOR/METRIC` -> value.
+def train(
+    experiment: Experiment,
+    workdir: paths.Path,
+    console: Console | None = None,
+    profile: str | None = None,
+) -> dict[str, float]:
+    """Runs or resumes a training run; returns the last evaluation figures, `EVALUATOR/METRIC` ->
+    value.
 
     `profile`: steps to trace, `FIRST:LAST`; see `Profile`.
 
@@ -84,23 +91,36 @@ def train(experiment: Experiment, workdir: paths.Path, console: Console | None =
 
 
 def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> None:
-    """The training loop. The order of its lines matters: what is saved at a step is what that step left behind."""
+    """The training loop. The order of its lines matters: what is saved at a step is what that step
+    left behind."""
     state = run.take_state()
     meter = Meter(run.experiment.log.every, run.feeds, clock, speed(run))
     agreement = Agreement(stop, run.feeds)
     profile.begin(run.start)
     for task, feed in run.feeds.items():
         if feed.left_out:
-            run.writer.record(run.start, "event", f"left_out/{task}", feed.left_out)  # cause -> files or members, of all hosts once
-    evaluate(run, state, run.start, meter)  # what was due at the step of the checkpoint, if the run ended before it was done
+            run.writer.record(
+                run.start, "event", f"left_out/{task}", feed.left_out
+            )  # cause -> files or members, of all hosts once
+    evaluate(
+        run, state, run.start, meter
+    )  # what was due at the step of the checkpoint, if the run ended before it was done
     for step in range(run.start, run.total):
         done = step + 1
-        turn = run.schedule(step)  # which task, or tasks; a pure function of the step: every host agrees, a resume continues
+        turn = run.schedule(
+            step
+        )  # which task, or tasks; a pure function of the step: every host agrees, a resume continues
         with profile.step(done):
-            batches = tuple(run.feeds[task].take(call=agreement.calling) for task in turn.tasks)  # already on the mesh
-            state, metrics = run.steps[turn](state, batches)  # one compiled step per signature, state donated
+            batches = tuple(
+                run.feeds[task].take(call=agreement.calling) for task in turn.tasks
+            )  # already on the mesh
+            state, metrics = run.steps[turn](
+                state, batches
+            )  # one compiled step per signature, state donated
         profile.stop(done, metrics)
-        for record in meter.tick(done, turn, metrics):  # figures of earlier steps, by now on the host
+        for record in meter.tick(
+            done, turn, metrics
+        ):  # figures of earlier steps, by now on the host
             run.writer.record(record.step, "train", record.task, record.scalars)
             guard(run, state, record)
         run.writer.advance(done)
@@ -110,10 +130,16 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
             end(run, state, done, verdict.error)
         if verdict.stop or saving:
             with meter.away("checkpoint"):
-                run.writer.flush(wait=False)  # a resume from this step finds the records of those before it
-                run.checkpoints.save(done, state, run.frame())  # before the evaluators: what fails there loses nothing
+                run.writer.flush(
+                    wait=False
+                )  # a resume from this step finds the records of those before it
+                run.checkpoints.save(
+                    done, state, run.frame()
+                )  # before the evaluators: what fails there loses nothing
         if verdict.stop:
-            run.writer.say(f"stopped by {stop.name} after step {done}; saved, and resumed by the same command")
+            run.writer.say(
+                f"stopped by {stop.name} after step {done}; saved, and resumed by the same command"
+            )
             break
         evaluate(run, state, done, meter)
     for record in meter.flush():
@@ -121,7 +147,9 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
         guard(run, state, record)
     for task, skipped in run.skipped_records().items():
         if skipped:
-            run.writer.record(int(state.step), "event", f"skipped/{task}", skipped)  # cause -> records
+            run.writer.record(
+                int(state.step), "event", f"skipped/{task}", skipped
+            )  # cause -> records
     with meter.away("checkpoint"):
         run.checkpoints.finish()
     describe_input(meter, int(state.step), run.writer)
@@ -136,9 +164,12 @@ def speed(run: Run) -> Speed:
 
 
 def end(run: Run, state: TrainState, done: int, error: Exception) -> NoReturn:
-    """Ends a run whose data has failed, in all processes at the same step: saves the state after the last step that was whole, and raises."""
+    """Ends a run whose data has failed, in all processes at the same step: saves the state after
+    the last step that was whole, and raises."""
     whole = int(state.step)
-    for step in range(whole, done):  # steps whose rows some process did not have; they have changed nothing
+    for step in range(
+        whole, done
+    ):  # steps whose rows some process did not have; they have changed nothing
         for task in run.schedule(step).tasks:
             run.feeds[task].take_back()
     if whole > run.start:
@@ -164,7 +195,8 @@ def guard(run: Run, state: TrainState, record) -> None:
 
 
 def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
-    """Runs the evaluators that are due with the weights of `step`; a fault in one is recorded and shown, and the run goes on."""
+    """Runs the evaluators that are due with the weights of `step`; a fault in one is recorded and
+    shown, and the run goes on."""
     due = run.due(step)
     if not due:
         return
@@ -176,8 +208,12 @@ def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
         try:
             with meter.away("evaluation"):
                 result = evaluator.run(encoders)
-        except Exception as error:  # the weights are saved; what an evaluator lacks must not end their training
-            hosts.meet(f"evaluator {name} at {step}")  # one that fails in some processes only would leave the others waiting
+        except (
+            Exception
+        ) as error:  # the weights are saved; what an evaluator lacks must not end their training
+            hosts.meet(
+                f"evaluator {name} at {step}"
+            )  # one that fails in some processes only would leave the others waiting
             run.note_failure(step, name, error)
             continue
         run.note_figures(step, name, result.metrics, seconds=time.perf_counter() - began)
@@ -190,7 +226,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(argv: Sequence[str], console: Console) -> int:
     command = parse_command(argv, {"workdir": None, "profile": None, **hosts.OPTIONS})
-    for needed, given in (("--config", command.config), ("--workdir", command.options.get("workdir"))):
+    for needed, given in (
+        ("--config", command.config),
+        ("--workdir", command.options.get("workdir")),
+    ):
         check(bool(given), needed, "is required; see python -m jaxvl.train --help")
     hosts.initialise(command.options)
     experiment = command.experiment()

@@ -11,16 +11,32 @@ import tempfile
 KEPT = pathlib.Path(tempfile.gettempdir()) / "jaxvl-tests"
 os.environ.setdefault("JAXVL_CACHE", str(KEPT))
 os.environ["JAX_PLATFORMS"] = "cpu"
-flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "xla_force_host_platform_device_count" not in f]
-# Tests compile much and compute little: the compiler's costly passes are left out, which halves the time of the suite.
+flags = [
+    f
+    for f in os.environ.get("XLA_FLAGS", "").split()
+    if "xla_force_host_platform_device_count" not in f
+]
+# Tests compile much and compute little: the compiler's costly passes are left out, which halves the
+# time of the suite.
 quick = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
-    quick.append("--xla_cpu_use_fusion_emitters=false")  # the older emitters compile in two thirds of the time
-    quick.append("--xla_cpu_parallel_codegen_split_count=1")  # there is a process for every core already
-os.environ["XLA_FLAGS"] = " ".join([*quick, *flags, "--xla_force_host_platform_device_count=8"])  # the last one given counts
-os.environ.setdefault("NPROC", "32")  # on few cores the CPU collectives' thread pool would otherwise starve and abort
+if importlib.metadata.version("jaxlib").startswith(
+    "0.10."
+):  # a flag that XLA does not know ends the process
+    quick.append(
+        "--xla_cpu_use_fusion_emitters=false"
+    )  # the older emitters compile in two thirds of the time
+    quick.append(
+        "--xla_cpu_parallel_codegen_split_count=1"
+    )  # there is a process for every core already
+os.environ["XLA_FLAGS"] = " ".join(
+    [*quick, *flags, "--xla_force_host_platform_device_count=8"]
+)  # the last one given counts
+os.environ.setdefault(
+    "NPROC", "32"
+)  # on few cores the CPU collectives' thread pool would otherwise starve and abort
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads a model
-# Programs that several tests, processes of tests or runs of the suite compile are compiled once. A damaged file is compiled again.
+# Programs that several tests, processes of tests or runs of the suite compile are compiled once. A
+# damaged file is compiled again.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT / "programs"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -32,7 +48,8 @@ jax.config.update("jax_threefry_partitionable", True)
 
 
 def pytest_collection_finish():
-    """What has been imported stays, and the collector need not look at it again, which took 8 % of the time of runs in miniature."""
+    """What has been imported stays, and the collector need not look at it again, which took 8 % of
+    the time of runs in miniature."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 10)
@@ -53,7 +70,8 @@ def tpu_compiler():
 
 @pytest.fixture(scope="module")
 def one_device():
-    """Runs have one device, where meshes are not what is tested: their steps compile in half the time."""
+    """Runs have one device, where meshes are not what is tested: their steps compile in half the
+    time."""
     from jaxvl.sharding.mesh import make_mesh
 
     def first(config):
@@ -68,12 +86,15 @@ def one_device():
 @pytest.fixture(autouse=True)
 def no_mesh_is_left_behind():
     yield
-    assert jax.sharding.get_abstract_mesh().empty, "the test left a mesh set, which changes what later ones compute"
+    assert jax.sharding.get_abstract_mesh().empty, (
+        "the test left a mesh set, which changes what later ones compute"
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_dropped():
-    """Drops the compiled programs of earlier files in time: each holds memory maps, and Linux kills a process at 65,530 of them."""
+    """Drops the compiled programs of earlier files in time: each holds memory maps, and Linux kills
+    a process at 65,530 of them."""
     yield
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:

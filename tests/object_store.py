@@ -11,7 +11,8 @@ _SERVER = None
 
 
 def start(monkeypatch) -> str:
-    """Points `s3://` of this process and its children to the store; returns a new bucket, `s3://bucket-N`."""
+    """Points `s3://` of this process and its children to the store; returns a new bucket,
+    `s3://bucket-N`."""
     global _SERVER
     if _SERVER is None:  # clients keep the address that they first met: one server a process
         _SERVER = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -1,7 +1,9 @@
-"""Starts a command of jaxvl as one or several processes of this machine, and plays what may befall one of them.
+"""Starts a command of jaxvl as one or several processes of this machine, and plays what may befall
+one of them.
 
-As a script, `processes.py FAULT ARGUMENTS…`: `jaxvl.train` with these arguments, whose last process a fault befalls. `data`: its feed
-raises. `exception`: its loop raises. `kill`: it kills itself. `preempted`: it gets SIGTERM. `evaluator`: an evaluator raises.
+As a script, `processes.py FAULT ARGUMENTS…`: `jaxvl.train` with these arguments, whose last process
+a fault befalls. `data`: its feed raises. `exception`: its loop raises. `kill`: it kills itself.
+`preempted`: it gets SIGTERM. `evaluator`: an evaluator raises.
 """
 
 from __future__ import annotations
@@ -20,15 +22,28 @@ DEVICES = 8
 GOOD = 4  # steps before the fault
 
 
-def start(argv: Sequence[str], processes: int = 1, devices: int = DEVICES, **options: Any) -> list[subprocess.Popen]:
-    """`python ARGV…` as so many processes that share `devices`. `options`: of `Popen`; by default what they say on stderr is piped."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices // processes}"  # the last one counts
+def start(
+    argv: Sequence[str], processes: int = 1, devices: int = DEVICES, **options: Any
+) -> list[subprocess.Popen]:
+    """`python ARGV…` as so many processes that share `devices`. `options`: of `Popen`; by default
+    what they say on stderr is piped."""
+    # the last one counts
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={devices // processes}"
+    )
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    options = {**dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env), **options}
+    options = {
+        **dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env),
+        **options,
+    }
     if processes == 1:
         return [subprocess.Popen([sys.executable, *argv], **options)]
     together = [f"--coordinator={_free_address()}", f"--processes={processes}"]
-    return [subprocess.Popen([sys.executable, *argv, *together, f"--process={i}"], **options) for i in range(processes)]
+    return [
+        subprocess.Popen([sys.executable, *argv, *together, f"--process={i}"], **options)
+        for i in range(processes)
+    ]
 
 
 def train(config: pathlib.Path, workdir: Any) -> list[str]:

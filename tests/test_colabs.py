@@ -1,4 +1,5 @@
-"""Every notebook runs from its first cell to its last, on tiny settings and generated pictures; none is committed with outputs."""
+"""Every notebook runs from its first cell to its last, on tiny settings and generated pictures;
+none is committed with outputs."""
 
 import json
 import os
@@ -15,37 +16,83 @@ IMAGE = dict(name="picture", size=16)
 TEXT = dict(name="caption", columns="name/en", length=8)
 CAPTIONER = dict(
     model=dict(
-        name="coca", image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=16, heads=2, hidden=32, unimodal=1,
-        multimodal=1, queries=2, embed_dim=16,
+        name="coca",
+        image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
+        width=16,
+        heads=2,
+        hidden=32,
+        unimodal=1,
+        multimodal=1,
+        queries=2,
+        embed_dim=16,
     ),
     preprocess=dict(image_size=16),
     tokenizer=dict(vocab_size=64),
-    tasks=dict(pairs=dict(
-        data=dict(source=dict(SHAPES, split="train_a"), batch=16, fields=dict(image=IMAGE, text=TEXT), reader=dict(threads=2)),
-        objectives=dict(align=1.0, captioning=2.0),
-    )),
-    steps=4, optim=dict(lr=1e-3, warmup=1), mesh=dict(data=-1), checkpoint=dict(every=4), log=dict(every=2, tensorboard=False),
-    evals=dict(written=dict(name="captioning", references="name/en", **EVAL), found=dict(name="retrieval", text="name/en", **EVAL)),
-)  # fmt: skip
+    tasks=dict(
+        pairs=dict(
+            data=dict(
+                source=dict(SHAPES, split="train_a"),
+                batch=16,
+                fields=dict(image=IMAGE, text=TEXT),
+                reader=dict(threads=2),
+            ),
+            objectives=dict(align=1.0, captioning=2.0),
+        )
+    ),
+    steps=4,
+    optim=dict(lr=1e-3, warmup=1),
+    mesh=dict(data=-1),
+    checkpoint=dict(every=4),
+    log=dict(every=2, tensorboard=False),
+    evals=dict(
+        written=dict(name="captioning", references="name/en", **EVAL),
+        found=dict(name="retrieval", text="name/en", **EVAL),
+    ),
+)
 CLIPS = dict(SHAPES, clips=True)
 HELD_OUT = dict(CLIPS, split="test_b_new")
 VIDEO = dict(name="frames", size=16, frames=4)
-SPEECH = dict(name="waveform", columns="speech/*", languages=("en", "fr"), seconds=0.512, text="name/*", text_length=8)
+SPEECH = dict(
+    name="waveform",
+    columns="speech/*",
+    languages=("en", "fr"),
+    seconds=0.512,
+    text="name/*",
+    text_length=8,
+)
 
 
 def _task(pair, **fields):
     fields["group_id"] = dict(name="group", column="class_label")
     return dict(
-        data=dict(source=dict(CLIPS, split="train_b"), batch=8, fields=fields, reader=dict(threads=2)),
+        data=dict(
+            source=dict(CLIPS, split="train_b"), batch=8, fields=fields, reader=dict(threads=2)
+        ),
         objectives=dict(nce=dict(pairs=(pair,), duplicates="positive")),
     )
 
 
 PERCEIVER = dict(
     model=dict(
-        name="imp", variant="small", width=16, depth=1, heads=2, hidden=32, patch=8, most_frames=8, most_pixels=16, most_steps=64, most_bins=32,
-        most_words=8, log_mel=dict(frame=1024, step=256, bins=32), embed_dim=16, projection_hidden=16, scan=False,
-        pairs=("vision-text", "vision-audio"), inputs=("image", "video", "spectrogram", "text"), moe=dict(last=1, experts=4, span="row"),
+        name="imp",
+        variant="small",
+        width=16,
+        depth=1,
+        heads=2,
+        hidden=32,
+        patch=8,
+        most_frames=8,
+        most_pixels=16,
+        most_steps=64,
+        most_bins=32,
+        most_words=8,
+        log_mel=dict(frame=1024, step=256, bins=32),
+        embed_dim=16,
+        projection_hidden=16,
+        scan=False,
+        pairs=("vision-text", "vision-audio"),
+        inputs=("image", "video", "spectrogram", "text"),
+        moe=dict(last=1, experts=4, span="row"),
     ),
     preprocess=dict(image_size=16),
     tokenizer=dict(vocab_size=64),
@@ -55,12 +102,24 @@ PERCEIVER = dict(
         speech=_task("vision-audio", image=IMAGE, waveform=SPEECH),
     ),
     schedule=dict(name="weighted", weights=dict(images=2, clips=1, speech=2)),
-    steps=6, optim=dict(lr=1e-3, warmup=1), mesh=dict(data=-1), checkpoint=dict(every=6), log=dict(every=2, tensorboard=False),
-    evals=dict(heard=dict(
-        name="cross_modal_retrieval", source=HELD_OUT, pair=("image", "waveform"), waveform="speech/{language}", languages=("en", "fr"),
-        seconds=0.512, group="class_label", every=6,
-    )),
-)  # fmt: skip
+    steps=6,
+    optim=dict(lr=1e-3, warmup=1),
+    mesh=dict(data=-1),
+    checkpoint=dict(every=6),
+    log=dict(every=2, tensorboard=False),
+    evals=dict(
+        heard=dict(
+            name="cross_modal_retrieval",
+            source=HELD_OUT,
+            pair=("image", "waveform"),
+            waveform="speech/{language}",
+            languages=("en", "fr"),
+            seconds=0.512,
+            group="class_label",
+            every=6,
+        )
+    ),
+)
 # A config file as the shipped ones, which takes the folders that the notebook wrote.
 OF_FOLDERS = """
 import ml_collections
@@ -83,28 +142,56 @@ def get_config(arg=""):
         checkpoint=dict(every=arg.steps), log=dict(every=2, tensorboard=False),
     ))
 """
-EXAMPLES = dict(EXAMPLE=dict(SHAPES, split="train_a"), EXAMPLE_HELD_OUT=dict(SHAPES, split="test_a"))
+EXAMPLES = dict(
+    EXAMPLE=dict(SHAPES, split="train_a"), EXAMPLE_HELD_OUT=dict(SHAPES, split="test_a")
+)
 # Config, parameters, and what the notebook must print.
 SETTINGS = {
-    "own_data": (OF_FOLDERS, dict(EXAMPLES, STEPS=4, QUERIES=["one red circle", "two blue squares"]), "wds/texts"),
-    "caption_and_search": (CAPTIONER, dict(SOURCE=dict(SHAPES, split="test_a"), QUERIES=["red circle", "blue square"]), "written"),
-    "imp_agd": (PERCEIVER, dict(SOURCE=HELD_OUT, LANGUAGE="fr", QUERIES=2), "a right picture among the first ten for"),
+    "own_data": (
+        OF_FOLDERS,
+        dict(EXAMPLES, STEPS=4, QUERIES=["one red circle", "two blue squares"]),
+        "wds/texts",
+    ),
+    "caption_and_search": (
+        CAPTIONER,
+        dict(SOURCE=dict(SHAPES, split="test_a"), QUERIES=["red circle", "blue square"]),
+        "written",
+    ),
+    "imp_agd": (
+        PERCEIVER,
+        dict(SOURCE=HELD_OUT, LANGUAGE="fr", QUERIES=2),
+        "a right picture among the first ten for",
+    ),
 }
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs(notebook, tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1")  # compiles in half the time
+    monkeypatch.setenv(
+        "XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    )  # compiles in half the time
     config, parameters, printed = SETTINGS[notebook.stem]
     file = tmp_path / "tiny.py"
     if not isinstance(config, str):
-        config = f"from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n    return ConfigDict({config!r})\n"
+        config = (
+            f"from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n    return "
+            f"ConfigDict({config!r})\n"
+        )
     file.write_text(config)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of commands that a notebook runs
     settings = dict(parameters, CONFIG=str(file), WORKDIR=str(tmp_path / "run"))
-    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", settings, cwd=notebook.parent, progress_bar=False, kernel_name="python3")
+    papermill.execute_notebook(
+        notebook,
+        tmp_path / "out.ipynb",
+        settings,
+        cwd=notebook.parent,
+        progress_bar=False,
+        kernel_name="python3",
+    )
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
-    pictures = sum("image/png" in out.get("data", {}) for cell in cells for out in cell.get("outputs", []))
+    pictures = sum(
+        "image/png" in out.get("data", {}) for cell in cells for out in cell.get("outputs", [])
+    )
     assert pictures >= 2 and printed in json.dumps([cell.get("outputs") for cell in cells])
 
 

@@ -10,7 +10,16 @@ from jaxvl.command import run_command, start
 from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
 
-COMMANDS = ("train", "plan", "evaluate", "benchmark", "caption", "convert", "data.inspect", "data.prepare")
+COMMANDS = (
+    "train",
+    "plan",
+    "evaluate",
+    "benchmark",
+    "caption",
+    "convert",
+    "data.inspect",
+    "data.prepare",
+)
 
 
 def raising(error):
@@ -20,10 +29,17 @@ def raising(error):
     return body
 
 
-@pytest.mark.parametrize("error, status, line", [
-    (ConfigError("--step", "'[x]' must be a number"), 2, "config error --step: '[x]' must be a number"),
-    (DataError("a/b.tar: is missing"), 1, "DataError a/b.tar: is missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, status, line",
+    [
+        (
+            ConfigError("--step", "'[x]' must be a number"),
+            2,
+            "config error --step: '[x]' must be a number",
+        ),
+        (DataError("a/b.tar: is missing"), 1, "DataError a/b.tar: is missing"),
+    ],
+)
 def test_what_the_user_can_mend_is_one_line(error, status, line, capsys):
     assert run_command(raising(error), [], (DataError,)) == status
     said = capsys.readouterr()

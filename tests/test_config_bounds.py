@@ -1,4 +1,5 @@
-"""Every number of every config: what is hostile is one line that names key and bounds, what resolves can be built."""
+"""Every number of every config: what is hostile is one line that names key and bounds, what
+resolves can be built."""
 
 import copy
 import dataclasses
@@ -23,7 +24,28 @@ from jaxvl.training.experiment import Experiment
 from jaxvl.training.judges import make_judges
 from jaxvl.training.optim import learning_rate
 
-HOSTILE = [-1, 0, 2**31, 2**63, 2**64, 10**30, 10**5000, 1e400, -1e400, math.nan, -0.0, 1e300, True, "", "x", None, [], {}, (1, 2), b"x"]
+HOSTILE = [
+    -1,
+    0,
+    2**31,
+    2**63,
+    2**64,
+    10**30,
+    10**5000,
+    1e400,
+    -1e400,
+    math.nan,
+    -0.0,
+    1e300,
+    True,
+    "",
+    "x",
+    None,
+    [],
+    {},
+    (1, 2),
+    b"x",
+]
 TASK = tiny.config().tasks.pairs.to_dict()
 SPLIT = dict(source=tiny.TEST)
 # What dataclasses need to have, by name of the class or of the component.
@@ -73,7 +95,10 @@ def parts(hint):
 
 def schemas():
     """Every dataclass that a config can hold: (name for the test, class, node of what it needs)."""
-    seen, left = {}, [("Experiment", Experiment), ("Generation", Generation), ("MoeConfig", MoeConfig)]
+    seen, left = (
+        {},
+        [("Experiment", Experiment), ("Generation", Generation), ("MoeConfig", MoeConfig)],
+    )
     from jaxvl.objectives import OBJECTIVES  # a task's are of type Any
 
     left += [(name, OBJECTIVES[name]) for name in OBJECTIVES]
@@ -86,15 +111,22 @@ def schemas():
             if typing.get_origin(hint) is typing.ClassVar:
                 continue
             for part in parts(hint):
-                left += [(key, part[key]) for key in part] if isinstance(part, Registry) else [(part.__name__, part)]
-    return sorted(((name, cls) for cls, name in seen.items()), key=lambda pair: (pair[0], pair[1].__module__))
+                left += (
+                    [(key, part[key]) for key in part]
+                    if isinstance(part, Registry)
+                    else [(part.__name__, part)]
+                )
+    return sorted(
+        ((name, cls) for cls, name in seen.items()), key=lambda pair: (pair[0], pair[1].__module__)
+    )
 
 
 SCHEMAS = schemas()
 
 
 def numeric(hint):
-    """(int or float, function from a hostile value to one of the annotation with that in the place of one of its numbers)."""
+    """(int or float, function from a hostile value to one of the annotation with that in the place
+    of one of its numbers)."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint in (int, float):
         yield hint, lambda value: value
@@ -113,7 +145,14 @@ def numeric(hint):
         for i, part in enumerate(args):
             for kind, inner in numeric(part):
                 others = ["image" if a is str else 1.0 for a in args]
-                yield kind, lambda value, i=i, inner=inner, others=others: (*others[:i], inner(value), *others[i + 1 :])
+                yield (
+                    kind,
+                    lambda value, i=i, inner=inner, others=others: (
+                        *others[:i],
+                        inner(value),
+                        *others[i + 1 :],
+                    ),
+                )
 
 
 def needed(name, cls, folder):
@@ -121,7 +160,11 @@ def needed(name, cls, folder):
     if name == "benchmarks":
         return dict(root=str(folder))
     if cls.__module__.startswith("jaxvl.evals."):
-        return dict(source=tiny.TEST, train=tiny.TRAIN) if name.endswith("_probe") else dict(source=tiny.TEST)
+        return (
+            dict(source=tiny.TEST, train=tiny.TRAIN)
+            if name.endswith("_probe")
+            else dict(source=tiny.TEST)
+        )
     if name == "questions":
         return dict(folder=str(folder), split="questions")
     return NEEDED.get(cls.__name__, NEEDED.get(name, {}))
@@ -129,18 +172,33 @@ def needed(name, cls, folder):
 
 def test_the_walk_meets_all_kinds():
     names = {name for name, _ in SCHEMAS}
-    assert {"Experiment", "DataConfig", "dual_encoder", "vit", "bert", "token_choice", "nce", "zero_shot", "shapes", "weighted"} <= names
+    assert {
+        "Experiment",
+        "DataConfig",
+        "dual_encoder",
+        "vit",
+        "bert",
+        "token_choice",
+        "nce",
+        "zero_shot",
+        "shapes",
+        "weighted",
+    } <= names
     assert len(SCHEMAS) > 60
 
 
-@pytest.mark.parametrize("name, cls", SCHEMAS, ids=[f"{cls.__module__.split('.')[-1]}-{name}" for name, cls in SCHEMAS])
+@pytest.mark.parametrize(
+    "name, cls", SCHEMAS, ids=[f"{cls.__module__.split('.')[-1]}-{name}" for name, cls in SCHEMAS]
+)
 def test_every_number_resolves_or_is_refused_by_name(name, cls, tmp_path):
     (tmp_path / "questions.jsonl").write_text("{}\n")
     node = needed(name, cls, tmp_path)
     plain = to_dict(resolve(cls, node))
     if hasattr(cls, "registered_name"):
         del plain["name"]
-    assert to_dict(resolve(cls, plain)) == to_dict(resolve(cls, node)), "the defaults are inside the bounds"
+    assert to_dict(resolve(cls, plain)) == to_dict(resolve(cls, node)), (
+        "the defaults are inside the bounds"
+    )
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         for kind, put in numeric(hints[field.name]):
@@ -156,7 +214,7 @@ def test_every_number_resolves_or_is_refused_by_name(name, cls, tmp_path):
                         assert -most <= hostile <= most, f"{name}.{field.name} took it"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What resolves can be built
 
 
@@ -174,8 +232,17 @@ def bounds(path):
     holder = resolve(Experiment, ROOT)
     for key in path[:-1]:
         holder = holder[key] if isinstance(holder, (dict, tuple)) else getattr(holder, key)
-    hint = typing.get_type_hints(type(holder), include_extras=True).get(path[-1]) if dataclasses.is_dataclass(holder) else None
-    found = [note for part in (hint, *typing.get_args(hint)) for note in typing.get_args(part) if isinstance(note, Range)]
+    hint = (
+        typing.get_type_hints(type(holder), include_extras=True).get(path[-1])
+        if dataclasses.is_dataclass(holder)
+        else None
+    )
+    found = [
+        note
+        for part in (hint, *typing.get_args(hint))
+        for note in typing.get_args(part)
+        if isinstance(note, Range)
+    ]
     return [found[0].low + (1e-6 if found[0].above else 0), found[0].high] if found else []
 
 
@@ -199,7 +266,9 @@ def build(experiment):
     with jax.set_mesh(mesh):
         fresh_state(experiment, model, mesh, make_judges(experiment, model, vocabulary))
     for name, config in experiment.tasks.items():
-        batch = {key: value for key, value in config.data.shapes.items() if key in ("image", "position")}
+        batch = {
+            key: value for key, value in config.data.shapes.items() if key in ("image", "position")
+        }
         jax.eval_shape(Task(name, config, experiment.preprocess).prepare, batch, jax.random.key(0))
 
 
@@ -221,7 +290,8 @@ CHANGES = [(path, value) for path in leaves(ROOT) for value in [*NUMBERS, *bound
 
 
 def walk(check):
-    """How many single changes of a number resolve; `check` may raise nothing but ConfigError for them."""
+    """How many single changes of a number resolve; `check` may raise nothing but ConfigError for
+    them."""
     kept = 0
     for change in CHANGES:
         try:
@@ -245,14 +315,19 @@ def test_what_resolves_can_be_built():
 
 @pytest.mark.parametrize("end", [0, 1], ids=["smallest", "largest"])
 def test_models_at_their_bounds_can_be_built(end):
-    changes = [(path, bounds(path)[end]) for path in leaves(ROOT) if path[0] in ("model", "optim") and bounds(path)]
-    # Those that depend on others: a warm-up is no longer than the run, a table of positions no shorter than a text.
+    changes = [
+        (path, bounds(path)[end])
+        for path in leaves(ROOT)
+        if path[0] in ("model", "optim") and bounds(path)
+    ]
+    # Those that depend on others: a warm-up is no longer than the run, a table of positions no
+    # shorter than a text.
     changes = [change for change in changes if change[0][-1] not in ("warmup", "positions")]
     assert len(changes) > 10
     build(resolve(Experiment, changed(ROOT, changes)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Through the command
 
 FILE = """
@@ -285,22 +360,40 @@ def refusal(tmp_path, capsys, config, *words):
         ("text_length=-4", "text_length: -4 must be >= 3 and <= 1,048,576"),
         ("text_length=0", "text_length: 0 must be >= 3 and <= 1,048,576"),
         ("init_from=", "init_from: is empty; must be a path"),
-        (f"tokenizer.vocab_size={2**31}", f"tokenizer.vocab_size: {2**31} must be >= 16 and <= 16,777,216"),
+        (
+            f"tokenizer.vocab_size={2**31}",
+            f"tokenizer.vocab_size: {2**31} must be >= 16 and <= 16,777,216",
+        ),
         ("model.image.depth=1000000", "model.image.depth: 1000000 must be >= 1 and <= 1,024"),
         (f"schedule.seed={2**64}", f"schedule.seed: {2**64} must be >= 0 and <= 2,147,483,647"),
         ("tasks.pairs.objectives.align=1e400", "tasks.pairs.objectives.align: inf is not finite"),
-        ("tasks.pairs.objectives.align=-1", "tasks.pairs.objectives.align.weight: -1.0 must be >= 0 and <= 1e+06"),
+        (
+            "tasks.pairs.objectives.align=-1",
+            "tasks.pairs.objectives.align.weight: -1.0 must be >= 0 and <= 1e+06",
+        ),
         ("tasks.pairs.encode.drop=-1e999", "tasks.pairs.encode.drop: -inf is not finite"),
         (
             "tasks.pairs.data.source={'name':'questions','folder':'','split':'val'}",
             "tasks.pairs.data.source.folder: is empty; must be a path",
         ),
-        ("tasks.pairs.data.fields.image.size=0", "tasks.pairs.data.fields.image.size: 0 must be >= 1 and <= "),
-        ("tasks.pairs.data.fields.text.length=2", "tasks.pairs.data.fields.text.length: 2 must be >= 3"),
-        ("tasks.pairs.data.fields.text.lenght=8", "tasks.pairs.data.fields.text.lenght: unknown key; did you mean 'length'"),
+        (
+            "tasks.pairs.data.fields.image.size=0",
+            "tasks.pairs.data.fields.image.size: 0 must be >= 1 and <= ",
+        ),
+        (
+            "tasks.pairs.data.fields.text.length=2",
+            "tasks.pairs.data.fields.text.length: 2 must be >= 3",
+        ),
+        (
+            "tasks.pairs.data.fields.text.lenght=8",
+            "tasks.pairs.data.fields.text.lenght: unknown key; did you mean 'length'",
+        ),
         (
             "tasks.pairs.data.fields.more.name=pictrue",
-            "tasks.pairs.data.fields.more.name: 'pictrue' is not a known field; did you mean 'picture'",
+            (
+                "tasks.pairs.data.fields.more.name: 'pictrue' is not a known field; did you mean "
+                "'picture'"
+            ),
         ),
         ("tasks.pairs.data.reader.threads=0", "tasks.pairs.data.reader.threads: 0 must be >= 1"),
         ("tasks.pairs.data.corpus=shapes", "tasks.pairs.data.corpus: unknown key"),
@@ -322,17 +415,41 @@ def test_the_command_names_key_and_bounds(tmp_path, capsys, assignment, message)
     [
         ("def get_config(:\n    pass\n", "config.py, line 1: invalid syntax"),
         ("import math\nx = math.sqrt(-1)\n", "config.py, line 2: ValueError: math domain error"),
-        ("def get_config():\n    a = 1\n    return a.b\n", "config.py, line 3: AttributeError: 'int' object has no attribute 'b'"),
-        ("def get_config():\n    raise ValueError('a\\nb')\n", "config.py, line 2: ValueError: a b"),
+        (
+            "def get_config():\n    a = 1\n    return a.b\n",
+            "config.py, line 3: AttributeError: 'int' object has no attribute 'b'",
+        ),
+        (
+            "def get_config():\n    raise ValueError('a\\nb')\n",
+            "config.py, line 2: ValueError: a b",
+        ),
         ("import sys\nsys.exit('no')\n", "config.py, line 2: SystemExit: no"),
         ("def f(): f()\nget_config = f\n", "config.py, line 1: RecursionError: "),
-        ("def get_config(arg):\n    return arg\n", "config.py': get_config() needs an argument; must be --config="),
+        (
+            "def get_config(arg):\n    return arg\n",
+            "config.py': get_config() needs an argument; must be --config=",
+        ),
         ("get_config = 3\n", "config.py' defines no get_config()"),
-        ("x = '\\0'\nimport none_such\n", "config.py, line 2: ModuleNotFoundError: No module named 'none_such'"),
-        ("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'a.b': 1})\n", "config.py, line 3: ValueError: "),
-        ("import ml_collections as m\ndef get_config():\n    return m.ConfigDict(dict(steps=m.config_dict.required_placeholder(int)))\n", "config: "),
+        (
+            "x = '\\0'\nimport none_such\n",
+            "config.py, line 2: ModuleNotFoundError: No module named 'none_such'",
+        ),
+        (
+            (
+                "from ml_collections import ConfigDict\ndef get_config():\n    return "
+                "ConfigDict({'a.b': 1})\n"
+            ),
+            "config.py, line 3: ValueError: ",
+        ),
+        (
+            (
+                "import ml_collections as m\ndef get_config():\n    return "
+                "m.ConfigDict(dict(steps=m.config_dict.required_placeholder(int)))\n"
+            ),
+            "config: ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_fails_in_a_config_file_is_one_line_with_its_place(tmp_path, capsys, text, message):
     assert message in refusal(tmp_path, capsys, text)
 
@@ -356,8 +473,11 @@ def test_files_that_are_no_config(tmp_path, capsys):
 
 def test_arguments_of_a_file_are_finite_and_of_their_type():
     for arg, message in (
-        ("lr=1e400", "lr: inf is not finite"), ("lr=nan", "lr: 'nan' is of type str"), (f"n={10**30}", "n: 10{30} must be >= "),
-        ("n", "n: True is of type bool; must be an integer"), ("flag=2", "flag: 2 is of type int; must be True or False"),
-    ):  # fmt: skip
+        ("lr=1e400", "lr: inf is not finite"),
+        ("lr=nan", "lr: 'nan' is of type str"),
+        (f"n={10**30}", "n: 10{30} must be >= "),
+        ("n", "n: True is of type bool; must be an integer"),
+        ("flag=2", "flag: 2 is of type int; must be True or False"),
+    ):
         with pytest.raises(ConfigError, match=message):
             parse_arg(arg, lr=1e-3, n=1, flag=False)

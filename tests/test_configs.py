@@ -1,4 +1,5 @@
-"""Every shipped config resolves, has evaluators that find their columns, and takes one tiny step of each of its tasks on generated data."""
+"""Every shipped config resolves, has evaluators that find their columns, and takes one tiny step of
+each of its tasks on generated data."""
 
 import pathlib
 
@@ -28,7 +29,11 @@ ARGUMENTS = {
     "cosmo_shapes.py": ["", "across=False"],
     "sycoca_shapes.py": ["", "masking=random"],
 }
-CONFIGS = [f"{p.name}:{a}" if a else p.name for p in sorted((ROOT / "configs").glob("*.py")) for a in ARGUMENTS.get(p.name, [""])]
+CONFIGS = [
+    f"{p.name}:{a}" if a else p.name
+    for p in sorted((ROOT / "configs").glob("*.py"))
+    for a in ARGUMENTS.get(p.name, [""])
+]
 SOURCE = dict(name="shapes", size=16, variants=1, split="train_a")
 
 
@@ -38,12 +43,19 @@ def test_resolves(name):
 
 
 DAILY = "align_shapes.py"  # a step of any other compiles for long, and is taken nightly
-STEPS = [pytest.param(c, marks=[] if c == DAILY else [pytest.mark.slow]) for c in CONFIGS if ":" not in c]
+STEPS = [
+    pytest.param(c, marks=[] if c == DAILY else [pytest.mark.slow]) for c in CONFIGS if ":" not in c
+]
 
 
 def small_field(field):
     """A field of a size that compiles at once."""
-    sizes = dict(picture=dict(size=32), frames=dict(size=32), caption=dict(length=8), waveform=dict(text_length=8))
+    sizes = dict(
+        picture=dict(size=32),
+        frames=dict(size=32),
+        caption=dict(length=8),
+        waveform=dict(text_length=8),
+    )
     field = {**field, **sizes.get(field["name"], {})}
     if field.get("languages"):
         field["languages"] = ("en", "fr")
@@ -57,7 +69,10 @@ def small_model(model):
         efficientnet=dict(stages=("mbconv_r1_k3_s2_e2_o8_se0.25",), width=1.0, depth=1.0),
         vit=dict(variant="Ti/16", width=16, depth=1, heads=2),
     )
-    text = dict(bert=dict(variant="tiny", width=16, heads=2), text_transformer=dict(width=16, depth=1, heads=2))
+    text = dict(
+        bert=dict(variant="tiny", width=16, heads=2),
+        text_transformer=dict(width=16, depth=1, heads=2),
+    )
     if "image" in model:
         model["image"] = {**model["image"], **image[model["image"]["name"]]}
     if model["name"] == "imp":
@@ -78,7 +93,9 @@ def small(name):
     for task in config["tasks"].values():
         fields = {entry: small_field(field) for entry, field in task["data"]["fields"].items()}
         clips = bool({"video", "waveform"} & set(fields))
-        task["data"] |= dict(source=dict(SOURCE, clips=clips), batch=8, fields=fields, reader=dict(threads=1))
+        task["data"] |= dict(
+            source=dict(SOURCE, clips=clips), batch=8, fields=fields, reader=dict(threads=1)
+        )
         task["data"].pop("sampler", None)  # of a mixture
         task["microbatches"] = 1
     config["model"] = small_model(config["model"])
@@ -94,7 +111,12 @@ def small(name):
 def test_takes_a_tiny_step(name, tmp_path):
     config = small(name)
     steps = len(config["tasks"])
-    config |= dict(steps=steps, evals={}, checkpoint=dict(every=steps), log=dict(every=1, tensorboard=False, report=False))
+    config |= dict(
+        steps=steps,
+        evals={},
+        checkpoint=dict(every=steps),
+        log=dict(every=1, tensorboard=False, report=False),
+    )
     train.train(resolve(Experiment, config), tmp_path)
     assert (tmp_path / "checkpoints" / str(steps)).is_dir()
 
@@ -116,19 +138,34 @@ def small_evaluator(evaluator):
     return evaluator
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if ":" not in name and load_file(str(ROOT / "configs" / name)).get("evals")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in CONFIGS
+        if ":" not in name and load_file(str(ROOT / "configs" / name)).get("evals")
+    ],
+)
 def test_evaluators_find_their_columns(name):
     """As a run checks them before its first step; nothing is compiled."""
     config = small(name)
-    config["text_length"] = min(32, config["model"].get("most_words", 32))  # of questions with their answers
-    config["evals"] = {key: small_evaluator(evaluator) for key, evaluator in config["evals"].items()}
+    config["text_length"] = min(
+        32, config["model"].get("most_words", 32)
+    )  # of questions with their answers
+    config["evals"] = {
+        key: small_evaluator(evaluator) for key, evaluator in config["evals"].items()
+    }
     experiment = resolve(Experiment, config)
     tokenizer = task_tokenizer(experiment, open_sources(experiment, lambda text: None))
     mesh = make_mesh(experiment.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         model = build_model(experiment, tokenizer)
         encoders = make_encoders(experiment, model, tokenizer, mesh)
-        check_evaluators(experiment.evals, encoders.with_weights((model.params, model.rest)), experiment.checkpoint.best_metric)
+        check_evaluators(
+            experiment.evals,
+            encoders.with_weights((model.params, model.rest)),
+            experiment.checkpoint.best_metric,
+        )
 
 
 def test_a_wrong_argument_of_a_config_names_the_right_one():

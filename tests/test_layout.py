@@ -8,7 +8,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "jaxvl").rglob("*.py"))
-# Each layer may import the ones before it; packages of one layer do not import each other, except where listed.
+# Each layer may import the ones before it; packages of one layer do not import each other, except
+# where listed.
 LAYERS = [
     {"paths"},
     {"config", "kernels"},
@@ -71,4 +72,6 @@ def test_the_loop_names_no_model_and_no_loss():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports(path):
     """So that a command that no other test starts is not left behind when what it uses moves."""
-    importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    importlib.import_module(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    )

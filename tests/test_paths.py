@@ -46,13 +46,20 @@ def test_what_is_written_is_what_another_client_reads(bucket, client):
     paths.make_folder(folder)
     paths.write_text(folder / "a.json", "first")
     paths.write_text(folder / "a.json", "grün")
-    found = client.get_object(Bucket=bucket.removeprefix("s3://"), Key="written/a.json")["Body"].read()
+    found = client.get_object(Bucket=bucket.removeprefix("s3://"), Key="written/a.json")[
+        "Body"
+    ].read()
     assert found == "grün".encode()
     put(client, bucket, "written/deep/er/b.txt", b"b")
     assert paths.read_text(folder / "a.json") == "grün"
-    assert [str(file) for file in paths.files_below(folder)] == [f"{bucket}/written/a.json", f"{bucket}/written/deep/er/b.txt"]
+    assert [str(file) for file in paths.files_below(folder)] == [
+        f"{bucket}/written/a.json",
+        f"{bucket}/written/deep/er/b.txt",
+    ]
     assert [file.name for file in paths.list_folder(folder, "*.json")] == ["a.json"]
-    assert paths.is_file(folder / "a.json") and not paths.is_file(folder) and paths.is_folder(folder)
+    assert (
+        paths.is_file(folder / "a.json") and not paths.is_file(folder) and paths.is_folder(folder)
+    )
     assert paths.list_folder(folder / "not there") == []
 
 
@@ -85,11 +92,23 @@ def test_a_file_that_is_written_anew_is_never_half(tmp_path, monkeypatch):
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("ftp://host/run", r"'ftp://host/run': ftp:// is not known; must be a local path or one of gs://, s3://, az://, hf://"),
-    ("s3://bucket/run", r"'s3://bucket/run': s3:// needs s3fs, which is not installed: pip install \"jaxvl\[remote\]\""),
-    ("gs://bucket/run", r"'gs://bucket/run': gs:// needs gcsfs, which is not installed: pip install \"jaxvl\[remote\]\""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "ftp://host/run",
+            r"'ftp://host/run': ftp:// is not known; must be a local path or one of gs://, s3://, az://, hf://",
+        ),
+        (
+            "s3://bucket/run",
+            r"'s3://bucket/run': s3:// needs s3fs, which is not installed: pip install \"jaxvl\[remote\]\"",
+        ),
+        (
+            "gs://bucket/run",
+            r"'gs://bucket/run': gs:// needs gcsfs, which is not installed: pip install \"jaxvl\[remote\]\"",
+        ),
+    ],
+)
 def test_what_cannot_be_reached_is_one_line(text, message, monkeypatch):
     without_libraries(monkeypatch)
     with pytest.raises(paths.PathError, match=f"^{message}$"):
@@ -99,15 +118,22 @@ def test_what_cannot_be_reached_is_one_line(text, message, monkeypatch):
 def without_libraries(monkeypatch):
     find = importlib.util.find_spec
     missing = ("s3fs", "gcsfs")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in missing else find(name, *more))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *more: None if name in missing else find(name, *more),
+    )
 
 
-@pytest.mark.parametrize("command, options", [
-    (train, ["--config=configs/align_shapes.py", "--workdir=s3://bucket/run"]),
-    (train, ["--config=s3://bucket/config.py", "--workdir=runs/a"]),
-    (evaluate, ["--workdir=s3://bucket/run"]),
-    (plan, ["--config=s3://bucket/config.py", "--topology=v5e:4x4"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "command, options",
+    [
+        (train, ["--config=configs/align_shapes.py", "--workdir=s3://bucket/run"]),
+        (train, ["--config=s3://bucket/config.py", "--workdir=runs/a"]),
+        (evaluate, ["--workdir=s3://bucket/run"]),
+        (plan, ["--config=s3://bucket/config.py", "--topology=v5e:4x4"]),
+    ],
+)
 def test_without_the_library_a_command_names_pip(command, options, monkeypatch, capsys):
     without_libraries(monkeypatch)
     assert command.main(options) == 2
@@ -119,30 +145,52 @@ def test_without_the_library_a_command_names_pip(command, options, monkeypatch, 
 def test_a_bucket_that_is_not_there_is_one_line(bucket, tmp_path, capsys):
     (tmp_path / "config.py").write_text(
         "import ml_collections\n\n\ndef get_config():\n    model = dict(name='align')\n"
-        "    fields = dict(image=dict(name='picture'), text=dict(name='caption', columns='name/en', length=8))\n"
+        "    fields = dict(image=dict(name='picture'), text=dict(name='caption', "
+        "columns='name/en', length=8))\n"
         "    data = dict(source=dict(name='shapes', split='train_a'), batch=8, fields=fields)\n"
         "    tasks = dict(pairs=dict(data=data, objectives=dict(align=1.0)))\n"
-        "    return ml_collections.ConfigDict(dict(model=model, tasks=tasks, steps=2, optim=dict(warmup=0)))\n"
+        "    return ml_collections.ConfigDict(dict(model=model, tasks=tasks, steps=2, "
+        "optim=dict(warmup=0)))\n"
     )
-    assert train.main([f"--config={tmp_path / 'config.py'}", "--workdir=s3://no-such-bucket/run"]) == 1
+    assert (
+        train.main([f"--config={tmp_path / 'config.py'}", "--workdir=s3://no-such-bucket/run"]) == 1
+    )
     assert "there is no bucket s3://no-such-bucket" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_checkpoints_are_refused_where_tensorstore_cannot_write(monkeypatch):
     from jaxvl.training.object_store import prepare
 
-    with pytest.raises(ConfigError, match=r"'hf://me/run': checkpoints can be kept in a local folder, gs:// and s3://"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'hf://me/run': checkpoints can be kept in a local folder, gs:// and s3://",
+    ):
         prepare(paths.epath.Path("hf://me/run"))
 
 
 def test_a_config_and_the_one_beside_it(bucket, client):
-    put(client, bucket, "configs/base.py", b"import ml_collections\n\ndef get_config(arg='x'):\n"
-        b"    return ml_collections.ConfigDict({'steps': 3, 'arg': arg})\n")  # fmt: skip
-    put(client, bucket, "configs/more.py", b"from jaxvl.config import load_file\nfrom jaxvl.paths import as_path\n\ndef get_config(arg):\n"
-        b"    c = load_file(str(as_path(__file__).with_name('base.py')))\n    c.arg = arg\n    return c\n")  # fmt: skip
-    assert load_file(f"{bucket}/configs/more.py:long,n=2").to_dict() == {"steps": 3, "arg": "long,n=2"}
+    put(
+        client,
+        bucket,
+        "configs/base.py",
+        b"import ml_collections\n\ndef get_config(arg='x'):\n"
+        b"    return ml_collections.ConfigDict({'steps': 3, 'arg': arg})\n",
+    )
+    put(
+        client,
+        bucket,
+        "configs/more.py",
+        b"from jaxvl.config import load_file\nfrom jaxvl.paths import as_path\n\ndef get_config(arg):\n"
+        b"    c = load_file(str(as_path(__file__).with_name('base.py')))\n    c.arg = arg\n    return c\n",
+    )
+    assert load_file(f"{bucket}/configs/more.py:long,n=2").to_dict() == {
+        "steps": 3,
+        "arg": "long,n=2",
+    }
     assert load_file(f"{bucket}/configs/base.py").arg == "x"
-    with pytest.raises(ConfigError, match=r"no file '.*/configs/bas.py'; did you mean '.*/configs/base.py'"):
+    with pytest.raises(
+        ConfigError, match=r"no file '.*/configs/bas.py'; did you mean '.*/configs/base.py'"
+    ):
         load_file(f"{bucket}/configs/bas.py")
 
 
@@ -151,8 +199,14 @@ def test_questions_and_their_pictures(bucket, client):
     put(client, bucket, "vqa/val.jsonl", json.dumps(asked).encode())
     put(client, bucket, "pictures/im/1.png", b"picture")
     source = Questions(f"{bucket}/vqa", "val", f"{bucket}/pictures").open()
-    assert len(source) == 1 and source[0]["image"] == b"picture" and source[0]["text"] == "Which colour? red"
-    with pytest.raises(ConfigError, match=r"split: 'vla' is none; did you mean 'val'\? \(splits: val\)"):
+    assert (
+        len(source) == 1
+        and source[0]["image"] == b"picture"
+        and source[0]["text"] == "Which colour? red"
+    )
+    with pytest.raises(
+        ConfigError, match=r"split: 'vla' is none; did you mean 'val'\? \(splits: val\)"
+    ):
         Questions(f"{bucket}/vqa", "vla", f"{bucket}/pictures")
 
 
@@ -190,5 +244,8 @@ def test_importing_jaxvl_imports_no_store_library():
     """They take a second, and only those who name a remote path pay for it."""
     import subprocess
 
-    program = "import sys, jaxvl.config, jaxvl.paths; sys.exit('s3fs' in sys.modules or 'gcsfs' in sys.modules)"
+    program = (
+        "import sys, jaxvl.config, jaxvl.paths; sys.exit('s3fs' in sys.modules or 'gcsfs' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

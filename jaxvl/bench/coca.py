@@ -1,10 +1,12 @@
-"""One training step of CoCa with both losses, beside one with either loss alone: what the second loss costs.
+"""One training step of CoCa with both losses, beside one with either loss alone: what the second
+loss costs.
 
     python -m jaxvl.bench.coca                    # configs/coca_emoji.py as it is
 
-The steps are the run's own (augmentation, both passes, optimiser, average, guard), on one batch that stays on the device, in turn in
-one process. The paper gives about 1.18 x the cost of contrastive training (Yu et al. 2022, table 8b). `contrast` and `caption` are the
-config's `loss=` arguments: a loss of weight 0 is not computed.
+The steps are the run's own (augmentation, both passes, optimiser, average, guard), on one batch
+that stays on the device, in turn in one process. The paper gives about 1.18 x the cost of
+contrastive training (Yu et al. 2022, table 8b). `contrast` and `caption` are the config's `loss=`
+arguments: a loss of weight 0 is not computed.
 """
 
 from __future__ import annotations
@@ -40,16 +42,33 @@ def taker(config: str, loss: str, changes: dict[str, str]) -> Callable[[], Any]:
     experiment = resolve(Experiment, override(load_file(f"{config}:loss={loss}"), changes))
     (name, task), *_ = experiment.tasks.items()
     objectives = {key: use for key, use in task.objectives.items() if use.weight}
-    experiment = dataclasses.replace(experiment, tasks={name: dataclasses.replace(task, objectives=objectives)}, mesh=MeshConfig())
+    experiment = dataclasses.replace(
+        experiment,
+        tasks={name: dataclasses.replace(task, objectives=objectives)},
+        mesh=MeshConfig(),
+    )
     tasks = {name: Task(name, experiment.tasks[name], experiment.preprocess)}
     mesh, words = make_mesh(MeshConfig(), jax.devices()[:1]), experiment.tokenizer.vocab_size
     with jax.set_mesh(mesh):
         model = build_model(experiment, Vocabulary(words, 0, 1))
         fresh, shapes, shardings = fresh_state(experiment, model, mesh)
-        (program,) = compile_turns(experiment, tasks, [Turn((name,))], model, abstract_state(shapes, shardings), shardings, mesh)
+        (program,) = compile_turns(
+            experiment,
+            tasks,
+            [Turn((name,))],
+            model,
+            abstract_state(shapes, shardings),
+            shardings,
+            mesh,
+        )
         step = program.bind(program.turns[0], [name], mesh)
         held = [jax.jit(fresh, out_shardings=shardings)()]
-        batch = ({k: jax.device_put(v, batch_sharding(mesh)) for k, v in rows(task.data.shapes, words).items()},)
+        batch = (
+            {
+                k: jax.device_put(v, batch_sharding(mesh))
+                for k, v in rows(task.data.shapes, words).items()
+            },
+        )
 
     def take() -> jax.Array:
         held[0], (metrics,) = step(held[0], batch)
@@ -65,14 +84,30 @@ def rows(shapes: dict[str, jax.ShapeDtypeStruct], words: int) -> dict[str, jnp.n
     end = max(1, 3 * text.shape[1] // 4)
     tokens[:, end], tokens[:, end + 1 :] = 1, 0
     numbers = np.arange(text.shape[0], dtype=np.int32)
-    return {"image": rng.integers(0, 256, shapes["image"].shape, np.uint8), "text": tokens, "group_id": numbers, "position": numbers}
+    return {
+        "image": rng.integers(0, 256, shapes["image"].shape, np.uint8),
+        "text": tokens,
+        "group_id": numbers,
+        "position": numbers,
+    }
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/coca_emoji.py", help="a config with the argument loss=both, contrast or caption")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        default="configs/coca_emoji.py",
+        help="a config with the argument loss=both, contrast or caption",
+    )
     parser.add_argument("--batch", type=int, help="instead of the config's")
-    parser.add_argument("--rounds", type=int, default=5, help="of one step that does not count and two that do, per loss")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="of one step that does not count and two that do, per loss",
+    )
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args(argv)
     changes = {"tasks.pairs.data.batch": str(args.batch)} if args.batch else {}

@@ -1,10 +1,12 @@
-"""The contrastive core: time of forward and backward, memory on a mesh, and what the accelerators' compilers say.
+"""The contrastive core: time of forward and backward, memory on a mesh, and what the accelerators'
+compilers say.
 
     python -m jaxvl.bench.contrastive                        # time on this machine, all implementations in turn
     python -m jaxvl.bench.contrastive --memory               # temporary bytes per device on meshes of 8 to 32 devices
     python -m jaxvl.bench.contrastive --compile v4,v5e,v6e   # memory, FLOP and roofline on TPUs that are not here
 
-"materialised" is the loss as one writes it without this package: the logits, their log-softmax, autodiff by XLA.
+"materialised" is the loss as one writes it without this package: the logits, their log-softmax,
+autodiff by XLA.
 """
 
 from __future__ import annotations
@@ -34,11 +36,14 @@ MIB = 2**20
 
 
 def materialised(u, v, log_scale, bias, kind: str):
-    """Mean over the batch of both directions' softmax losses, or of the sigmoid loss, from `[B, B]` logits."""
+    """Mean over the batch of both directions' softmax losses, or of the sigmoid loss, from `[B, B]`
+    logits."""
     logits = jnp.exp(log_scale) * jnp.dot(u, v.T, preferred_element_type=jnp.float32) + bias
     if kind == "softmax":
         labels = jnp.arange(len(u))
-        both = (optax.softmax_cross_entropy_with_integer_labels(x, labels) for x in (logits, logits.T))
+        both = (
+            optax.softmax_cross_entropy_with_integer_labels(x, labels) for x in (logits, logits.T)
+        )
         return sum(jnp.mean(x) for x in both) / 2
     signs = 2 * jnp.eye(len(u)) - 1
     return -jnp.sum(jax.nn.log_sigmoid(signs * logits)) / len(u)
@@ -57,7 +62,9 @@ def loss_and_gradients(kind: str, **options: Any):
 
 def operands(batch: int, width: int, dtype: Any, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shapes of the loss' arguments, rows sharded over the mesh."""
-    rows = jax.ShapeDtypeStruct((batch, width), dtype, sharding=NamedSharding(mesh, PartitionSpec("data")))
+    rows = jax.ShapeDtypeStruct(
+        (batch, width), dtype, sharding=NamedSharding(mesh, PartitionSpec("data"))
+    )
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     return rows, rows, scalar, scalar
 
@@ -71,24 +78,32 @@ def compiled(kind: str, shapes, mesh: Mesh, **options: Any):
         return loss_and_gradients(kind, **options).lower(*shapes).compile()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Time
 
 
 def time_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Median seconds per batch size and implementation, and the compiler's temporary bytes."""
-    default = plan((max(args.batch),) * 2 + (args.width,), args.dtype, kind=args.kind).implementation
+    default = plan(
+        (max(args.batch),) * 2 + (args.width,), args.dtype, kind=args.kind
+    ).implementation
     for batch in args.batch:
         rng = np.random.default_rng(0)
         u, v = (rng.standard_normal((batch, args.width), np.float32) for _ in range(2))
-        u, v = (jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), args.dtype) for x in (u, v))
+        u, v = (
+            jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), args.dtype) for x in (u, v)
+        )
         inputs = u, v, jnp.float32(np.log(1 / 0.07)), jnp.float32(-10.0)
         takers, memory = {}, {}
         for name in dict.fromkeys((default, "chunked", "materialised")):
             try:
-                program = loss_and_gradients(args.kind, implementation=name).lower(*inputs).compile()
+                program = (
+                    loss_and_gradients(args.kind, implementation=name).lower(*inputs).compile()
+                )
                 jax.block_until_ready(program(*inputs))
-            except jax.errors.JaxRuntimeError as error:  # the materialised one is the first that no longer fits
+            except (
+                jax.errors.JaxRuntimeError
+            ) as error:  # the materialised one is the first that no longer fits
                 yield {"batch": batch, "implementation": name, "failed": why(error)}
                 continue
             takers[name] = functools.partial(program, *inputs)
@@ -97,14 +112,21 @@ def time_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for name in takers:
             median = statistics.median(seconds[name])
             yield {
-                "batch": batch, "implementation": name, "seconds": median, "all_seconds": seconds[name],
-                # Forward one product of 2 B^2 D FLOP, backward three; whoever computes logits again does not count that.
-                "tflop_per_second": 6 * batch**2 * args.width / median / 1e12, "temporary_mib": memory[name] / MIB,
-                "speed": ratio(seconds, name, "materialised")[0] if "materialised" in takers else None,
-            }  # fmt: skip
+                "batch": batch,
+                "implementation": name,
+                "seconds": median,
+                "all_seconds": seconds[name],
+                # Forward one product of 2 B^2 D FLOP, backward three; whoever computes logits again
+                # does not count that.
+                "tflop_per_second": 6 * batch**2 * args.width / median / 1e12,
+                "temporary_mib": memory[name] / MIB,
+                "speed": ratio(seconds, name, "materialised")[0]
+                if "materialised" in takers
+                else None,
+            }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Memory on a mesh
 
 
@@ -120,29 +142,46 @@ def memory_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "materialised": dict(implementation="materialised"),
         }.items():
             program = compiled(args.kind, shapes, mesh, **options)
-            yield {"devices": n, "batch": args.per_device * n, "implementation": name, "temporary_mib": temporary(program) / MIB}
+            yield {
+                "devices": n,
+                "batch": args.per_device * n,
+                "implementation": name,
+                "temporary_mib": temporary(program) / MIB,
+            }
 
 
 def why(error: Exception) -> str:
-    return "out of memory" if "RESOURCE_EXHAUSTED" in str(error) else str(error).splitlines()[0][:60]
+    return (
+        "out of memory" if "RESOURCE_EXHAUSTED" in str(error) else str(error).splitlines()[0][:60]
+    )
 
 
 def temporary(program: Any) -> int:
     return program.memory_analysis().temp_size_in_bytes
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Accelerators that are not here
 
 
 def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Temporary bytes and the roofline of each implementation on one device of each topology, as its compiler has it."""
+    """Temporary bytes and the roofline of each implementation on one device of each topology, as
+    its compiler has it."""
     for topology in args.compile:
         devices = compile_only_devices(topology)
         mesh = data_mesh(devices if ":" in topology else devices[:1])
         shapes = operands(args.batch[-1], args.width, args.dtype, mesh)
-        for name in ("pallas_gpu" if topology.startswith("h") else "pallas_tpu", "chunked", "materialised"):
-            row = {"topology": topology, "devices": mesh.size, "batch": args.batch[-1], "implementation": name}
+        for name in (
+            "pallas_gpu" if topology.startswith("h") else "pallas_tpu",
+            "chunked",
+            "materialised",
+        ):
+            row = {
+                "topology": topology,
+                "devices": mesh.size,
+                "batch": args.batch[-1],
+                "implementation": name,
+            }
             try:
                 program = compiled(args.kind, shapes, mesh, implementation=name)
             except jax.errors.JaxRuntimeError as error:
@@ -150,26 +189,44 @@ def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 continue
             row["temporary_mib"] = temporary(program) / MIB
             cost = program.cost_analysis() or {}
-            if name == "pallas_tpu" and mesh.size == 1:  # the compiler counts the body of a loop once: no figure for the others
+            if (
+                name == "pallas_tpu" and mesh.size == 1
+            ):  # the compiler counts the body of a loop once: no figure for the others
                 row |= {"gflop": cost["flops"] / 1e9, "gbyte": cost["bytes accessed"] / 1e9}
-                row["roofline_ms"] = 1e3 * chip(topology).roofline(cost["flops"], cost["bytes accessed"])
+                row["roofline_ms"] = 1e3 * chip(topology).roofline(
+                    cost["flops"], cost["bytes accessed"]
+                )
             yield row
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 COLUMNS = {
-    "topology": "{}", "devices": "{}", "batch": "{:,}", "implementation": "{}", "seconds": "{:.4f}", "speed": "{:.2f} x",
-    "tflop_per_second": "{:.2f}", "temporary_mib": "{:,.1f}", "gflop": "{:,.0f}", "gbyte": "{:,.2f}", "roofline_ms": "{:.2f}", "failed": "{}",
-}  # fmt: skip
+    "topology": "{}",
+    "devices": "{}",
+    "batch": "{:,}",
+    "implementation": "{}",
+    "seconds": "{:.4f}",
+    "speed": "{:.2f} x",
+    "tflop_per_second": "{:.2f}",
+    "temporary_mib": "{:,.1f}",
+    "gflop": "{:,.0f}",
+    "gbyte": "{:,.2f}",
+    "roofline_ms": "{:.2f}",
+    "failed": "{}",
+}
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    out, used = Table(title=title, title_justify="left"), [c for c in COLUMNS if any(r.get(c) is not None for r in rows)]
+    out, used = (
+        Table(title=title, title_justify="left"),
+        [c for c in COLUMNS if any(r.get(c) is not None for r in rows)],
+    )
     for column in used:
         out.add_column(
-            column.replace("_", " ").replace("speed", "speed vs materialised"), justify="left" if column == "implementation" else "right"
+            column.replace("_", " ").replace("speed", "speed vs materialised"),
+            justify="left" if column == "implementation" else "right",
         )
     for row in rows:
         out.add_row(*("" if row.get(c) is None else COLUMNS[c].format(row[c]) for c in used))
@@ -178,16 +235,28 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Prints the table; returns (and, with --json, writes) its rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     numbers = lambda text: [int(part) for part in text.split(",")]
     parser.add_argument("--memory", action="store_true", help="temporary bytes on simulated meshes")
-    parser.add_argument("--compile", type=lambda text: text.split(","), help="topologies, as v5e or v5e:4x4 (see jaxvl.sharding.topology)")
-    parser.add_argument("--batch", type=numbers, help="batch sizes (default 8192,16384; with --compile 65536)")
+    parser.add_argument(
+        "--compile",
+        type=lambda text: text.split(","),
+        help="topologies, as v5e or v5e:4x4 (see jaxvl.sharding.topology)",
+    )
+    parser.add_argument(
+        "--batch", type=numbers, help="batch sizes (default 8192,16384; with --compile 65536)"
+    )
     parser.add_argument("--width", type=int, help="D (default 512; with --compile 768)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default float32; with --compile bfloat16")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="default float32; with --compile bfloat16"
+    )
     parser.add_argument("--kind", choices=["softmax", "sigmoid"], default="softmax")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--devices", type=numbers, default=[8, 16, 32], help="mesh sizes of --memory")
+    parser.add_argument(
+        "--devices", type=numbers, default=[8, 16, 32], help="mesh sizes of --memory"
+    )
     parser.add_argument("--per-device", type=int, default=4096, help="rows per device of --memory")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args(argv)
@@ -195,13 +264,23 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     args.width = args.width or (768 if args.compile else 512)
     args.dtype = jnp.dtype(args.dtype or ("bfloat16" if args.compile else "float32"))
     if args.memory:
-        with contextlib.suppress(RuntimeError):  # too late where this process has used jax; then it needs as many devices
+        with contextlib.suppress(
+            RuntimeError
+        ):  # too late where this process has used jax; then it needs as many devices
             jax.config.update("jax_platforms", "cpu")
             jax.config.update("jax_num_cpu_devices", max(args.devices))
         if max(args.devices) > jax.device_count():
-            parser.error(f"--devices: {max(args.devices)} is more than the {jax.device_count()} there are")
+            parser.error(
+                f"--devices: {max(args.devices)} is more than the {jax.device_count()} there are"
+            )
     console = Console()
-    measure, title = (compile_rows, "compiled for") if args.compile else (memory_rows, "on meshes") if args.memory else (time_rows, "time")
+    measure, title = (
+        (compile_rows, "compiled for")
+        if args.compile
+        else (memory_rows, "on meshes")
+        if args.memory
+        else (time_rows, "time")
+    )
     try:
         rows = list(measure(args))
     except ConfigError as error:

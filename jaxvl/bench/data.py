@@ -4,9 +4,10 @@
     python -m jaxvl.bench.data --source=shapes --source.split=train_a --json=out.json     # no download
     python -m jaxvl.bench.data --source=webdataset --source.files='data/*.tar' --text=txt  # your own
 
-`images/s per core` counts the processor time of this process, all its threads, so it is a property of the code and
-holds on a busy machine too; `images/s` is by the clock. "Cold" reads and decodes, "warm" finds decoded pictures in
-memory (from the second epoch on, where the data fits `cache_mb`). The last lines say which stage the feed's work is in.
+`images/s per core` counts the processor time of this process, all its threads, so it is a property
+of the code and holds on a busy machine too; `images/s` is by the clock. "Cold" reads and decodes,
+"warm" finds decoded pictures in memory (from the second epoch on, where the data fits `cache_mb`).
+The last lines say which stage the feed's work is in.
 """
 
 from __future__ import annotations
@@ -45,17 +46,43 @@ from jaxvl.data.sources.selected import Selected
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
 from jaxvl.sharding import make_mesh
 
-TEXTS = ("name/en", "text", "caption")  # columns that are taken for the text, the first that there is
+TEXTS = (
+    "name/en",
+    "text",
+    "caption",
+)  # columns that are taken for the text, the first that there is
 VOCABULARY = 8_000  # most tokens
 # What the device does to a batch: nothing, what photos get, and all that changes a drawing's style.
 AUGMENTATIONS = {
     "background only": Augment(),
-    "photo (SimCLR)": Augment(flip=0.5, hue=25.0, saturation=(0.2, 1.8), grayscale=0.2, contrast=0.4, brightness=0.2, blur=0.5),
-    "drawing style": Augment(
-        rotate=12.0, zoom=(0.7, 1.25), stretch=0.25, shear=0.12, shift=0.06, hue=20.0, saturation=(0.3, 1.6), grayscale=0.12, contrast=0.25,
-        brightness=0.12, tint=0.05, posterise=0.25, outline=0.5, line_drawing=0.1, invert=0.03, background=0.5,
+    "photo (SimCLR)": Augment(
+        flip=0.5,
+        hue=25.0,
+        saturation=(0.2, 1.8),
+        grayscale=0.2,
+        contrast=0.4,
+        brightness=0.2,
+        blur=0.5,
     ),
-}  # fmt: skip
+    "drawing style": Augment(
+        rotate=12.0,
+        zoom=(0.7, 1.25),
+        stretch=0.25,
+        shear=0.12,
+        shift=0.06,
+        hue=20.0,
+        saturation=(0.3, 1.6),
+        grayscale=0.12,
+        contrast=0.25,
+        brightness=0.12,
+        tint=0.05,
+        posterise=0.25,
+        outline=0.5,
+        line_drawing=0.1,
+        invert=0.03,
+        background=0.5,
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +97,21 @@ class Figure:
     @property
     def row(self) -> dict[str, Any]:
         return {
-            "part": self.part, "images": self.images, "images_per_second": self.images / self.seconds,
-            "images_per_second_per_core": self.images / self.core_seconds, "core_us_per_image": 1e6 * self.core_seconds / self.images,
-        }  # fmt: skip
+            "part": self.part,
+            "images": self.images,
+            "images_per_second": self.images / self.seconds,
+            "images_per_second_per_core": self.images / self.core_seconds,
+            "core_us_per_image": 1e6 * self.core_seconds / self.images,
+        }
 
 
 def measure(part: str, images: int, work: Callable[[], Any]) -> Figure:
     """Runs `work` once."""
     wall, core = time.perf_counter(), time.process_time()
     work()
-    return Figure(part, images, max(time.perf_counter() - wall, 1e-9), max(time.process_time() - core, 1e-9))
+    return Figure(
+        part, images, max(time.perf_counter() - wall, 1e-9), max(time.process_time() - core, 1e-9)
+    )
 
 
 def numbers(source: Source, n: int) -> list[int]:
@@ -98,7 +130,9 @@ def read(source: Source, wanted: Sequence[int], columns: Sequence[str]) -> list[
     return found
 
 
-def loaded(readers: Mapping[str, Reader], records: Sequence[Record]) -> list[tuple[Record, dict[str, Any]]]:
+def loaded(
+    readers: Mapping[str, Reader], records: Sequence[Record]
+) -> list[tuple[Record, dict[str, Any]]]:
     """Those records of which every field takes something, with what it takes."""
     found = []
     for record in records:
@@ -113,7 +147,8 @@ def loaded(readers: Mapping[str, Reader], records: Sequence[Record]) -> list[tup
 
 
 def host_parts(config: DataConfig, source: Source, tokenizer: Tokenizer, n: int) -> list[Figure]:
-    """Each step from a record to a row on its own, in one thread, over `n` records spread over the source."""
+    """Each step from a record to a row on its own, in one thread, over `n` records spread over the
+    source."""
     picture: Picture = config.fields["image"]
     caption: Caption = config.fields["text"]
     size = picture.size
@@ -128,28 +163,44 @@ def host_parts(config: DataConfig, source: Source, tokenizer: Tokenizer, n: int)
     good = loaded(readers, records)
     n = len(good)
     pictures = [record[picture.column] for record, _ in good]
-    figures.append(measure("decode at its stored size", n, lambda: [np.asarray(open_picture(data)) for data in pictures]))
+    figures.append(
+        measure(
+            "decode at its stored size",
+            n,
+            lambda: [np.asarray(open_picture(data)) for data in pictures],
+        )
+    )
     for how, fast in (("", False), (", fast_decode", True)):
         work = lambda fast=fast: [preprocess.decode(data, fast=fast) for data in pictures]
         figures.append(measure(f"decode and scale to {size} px{how}", n, work))
 
     out = {name: np.zeros((1, *row.shape), row.dtype) for name, row in config.entries.items()}
     drawn = np.random.default_rng(0).random((n, max(picture.draws, caption.draws))).tolist()
-    for name, what in (("image", "write a picture's row"), ("text", "write a caption's row: choose, tokenise")):
-        work = lambda name=name: [readers[name].write(out, 0, values[name], row) for (_, values), row in zip(good, drawn)]
+    for name, what in (
+        ("image", "write a picture's row"),
+        ("text", "write a caption's row: choose, tokenise"),
+    ):
+        work = lambda name=name: [
+            readers[name].write(out, 0, values[name], row) for (_, values), row in zip(good, drawn)
+        ]
         figures.append(measure(what, n, work))
     texts = [values["text"][0][1][0][0] for _, values in good]
-    figures.append(measure("tokenise a text, all together", n, lambda: tokenizer.encode(texts, caption.length)))
+    figures.append(
+        measure("tokenise a text, all together", n, lambda: tokenizer.encode(texts, caption.length))
+    )
     return figures
 
 
 def first_of(source: Source, batches: int, rows: int) -> tuple[Source, int]:
-    """The records of so many batches at most, so that an epoch of them is soon read, and the whole batches of that epoch."""
+    """The records of so many batches at most, so that an epoch of them is soon read, and the whole
+    batches of that epoch."""
     count = min(len(source), batches * rows)
     return Selected(source, np.arange(count), f"first {count}"), max(1, count // rows)
 
 
-def whole_batches(config: DataConfig, source: Source, tokenizer: Tokenizer, epoch: int) -> list[Figure]:
+def whole_batches(
+    config: DataConfig, source: Source, tokenizer: Tokenizer, epoch: int
+) -> list[Figure]:
     """Batches as numpy arrays: cold (one epoch) and warm (the next two)."""
     batches = Batches(config, source, tokenizer, seed=0)
     images = epoch * config.batch
@@ -165,7 +216,9 @@ def whole_batches(config: DataConfig, source: Source, tokenizer: Tokenizer, epoc
         batches.close()
 
 
-def whole_feed(config: DataConfig, source: Source, tokenizer: Tokenizer, epoch: int) -> tuple[list[Figure], dict[str, dict[str, float]]]:
+def whole_feed(
+    config: DataConfig, source: Source, tokenizer: Tokenizer, epoch: int
+) -> tuple[list[Figure], dict[str, dict[str, float]]]:
     """Batches through the feed onto the mesh: cold (one epoch) and warm (the next two).
 
     Returns the figures, and "cold" and "warm" -> share of each stage in the work.
@@ -190,24 +243,36 @@ def whole_feed(config: DataConfig, source: Source, tokenizer: Tokenizer, epoch: 
 
 def device_parts(batch: int, size: int, repeats: int) -> list[Figure]:
     """Augmentation, compiled, per `AUGMENTATIONS` entry."""
-    images = jax.device_put(np.random.default_rng(0).integers(0, 256, (batch, size, size, 4), np.uint8))
+    images = jax.device_put(
+        np.random.default_rng(0).integers(0, 256, (batch, size, size, 4), np.uint8)
+    )
     keys = jax.random.split(jax.random.key(0), batch)
     figures = []
     for name, how in AUGMENTATIONS.items():
         step = jax.jit(lambda x, k, how=how: augment(x, k, how))
         jax.block_until_ready(step(images, keys))
-        work = lambda step=step: [jax.block_until_ready(step(images, keys)) for _ in range(repeats)] and None
+        work = lambda step=step: (
+            [jax.block_until_ready(step(images, keys)) for _ in range(repeats)] and None
+        )
         figures.append(measure(f"augment on the device: {name}", repeats * batch, work))
     return figures
 
 
 def table(figures: Sequence[Figure], title: str) -> Table:
     out = Table(title=title, title_justify="left")
-    for heading, side in (("part", "left"), ("images/s", "right"), ("images/s per core", "right"), ("µs of a core per image", "right")):
+    for heading, side in (
+        ("part", "left"),
+        ("images/s", "right"),
+        ("images/s per core", "right"),
+        ("µs of a core per image", "right"),
+    ):
         out.add_column(heading, justify=side)
     for row in (f.row for f in figures):
         out.add_row(
-            row["part"], f"{row['images_per_second']:,.0f}", f"{row['images_per_second_per_core']:,.0f}", f"{row['core_us_per_image']:,.1f}"
+            row["part"],
+            f"{row['images_per_second']:,.0f}",
+            f"{row['images_per_second_per_core']:,.0f}",
+            f"{row['core_us_per_image']:,.1f}",
         )
     return out
 
@@ -219,14 +284,29 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Any]:
         description="Speed of the data pipeline, part by part.",
         epilog="--source.KEY=VALUE sets an option of the source.",
     )
-    parser.add_argument("--source", help=f"which records, by name: {', '.join(SOURCES)}; none: emoji, its split train_a")
+    parser.add_argument(
+        "--source",
+        help=f"which records, by name: {', '.join(SOURCES)}; none: emoji, its split train_a",
+    )
     parser.add_argument("--image", default="image", help="column of the pictures")
-    parser.add_argument("--text", help=f"column of the texts, or a pattern of columns; none: the first of {', '.join(TEXTS)}")
-    parser.add_argument("--image-size", type=int, default=64, help="side of the pictures of a batch, pixels")
+    parser.add_argument(
+        "--text",
+        help=f"column of the texts, or a pattern of columns; none: the first of {', '.join(TEXTS)}",
+    )
+    parser.add_argument(
+        "--image-size", type=int, default=64, help="side of the pictures of a batch, pixels"
+    )
     parser.add_argument("--batch", type=int, default=256, help="rows of a batch")
-    parser.add_argument("--batches", type=int, default=64, help="batches of records that whole batches are made of, at most")
+    parser.add_argument(
+        "--batches",
+        type=int,
+        default=64,
+        help="batches of records that whole batches are made of, at most",
+    )
     parser.add_argument("--text-length", type=int, default=16, help="tokens of a row")
-    parser.add_argument("--records", type=int, default=1000, help="records for the parts on their own")
+    parser.add_argument(
+        "--records", type=int, default=1000, help="records for the parts on their own"
+    )
     parser.add_argument("--repeats", type=int, default=10, help="batches for each augmentation")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args, others = parser.parse_known_args(argv)
@@ -255,7 +335,10 @@ def train(source: Source, caption: Caption, n: int) -> tuple[Tokenizer, Figure]:
     for record in read(source, numbers(source, n), columns):
         for value in record.values():
             texts += [value] if isinstance(value, str) else value
-    size = min(VOCABULARY, 16 + len(set("".join(texts))) + len({word for text in texts for word in text.split()}))
+    size = min(
+        VOCABULARY,
+        16 + len(set("".join(texts))) + len({word for text in texts for word in text.split()}),
+    )
     trained: list[Tokenizer] = []
     work = lambda: trained.append(make_tokenizer(TokenizerConfig(vocab_size=size), texts))
     figure = measure("train the vocabulary (texts)", max(1, len(texts)), work)
@@ -283,14 +366,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         *device_parts(config.batch, args.image_size, args.repeats),
     ]
     out = {
-        "arguments": {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(args).items()},
+        "arguments": {
+            k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(args).items()
+        },
         "figures": [f.row for f in figures],
         "stages": shares,
     }
     title = f"{source.name}, batch {args.batch}, {args.image_size} px, {args.text_length} tokens"
     result = publish(console, table(figures, title), out, args.json)
     for kind, of in shares.items():
-        console.print(f"work of the feed, {kind}: " + ", ".join(f"{stage} {share:.0%}" for stage, share in of.items()))
+        console.print(
+            f"work of the feed, {kind}: "
+            + ", ".join(f"{stage} {share:.0%}" for stage, share in of.items())
+        )
     return result
 
 

@@ -1,12 +1,14 @@
-"""How fast JPEGs become pictures of a batch, by library: what training uses, what evaluation uses, and whatever else is installed.
+"""How fast JPEGs become pictures of a batch, by library: what training uses, what evaluation uses,
+and whatever else is installed.
 
     python -m jaxvl.bench.decode                          # 1,000 made pictures of 375 x 500, crops of 224 px
     python -m jaxvl.bench.decode --folder=/data/photos    # your own JPEGs
 
-"Decode" is a JPEG to uint8 [H, W, 3] at its own size; "crop" is a JPEG to a random part, uint8 [S, S, 3]. Figures are processor time
-of one thread per picture, the lowest of all rounds, so that a busy machine does not count; pictures a second with several threads are
-by the clock. "Off" is the mean difference from evaluation's pixels, of 255. Made pictures have the spectrum of photos and the size of
-ImageNet's files.
+"Decode" is a JPEG to uint8 [H, W, 3] at its own size; "crop" is a JPEG to a random part, uint8 [S,
+S, 3]. Figures are processor time of one thread per picture, the lowest of all rounds, so that a
+busy machine does not count; pictures a second with several threads are by the clock. "Off" is the
+mean difference from evaluation's pixels, of 255. Made pictures have the spectrum of photos and the
+size of ImageNet's files.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ Crop = Callable[[bytes, Box, int], np.ndarray]
 RATIO = (3 / 4, 4 / 3)  # width / height of a random part
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Ways. Each library is one function that makes them, so that one which is missing is left out by name.
+# --------------------------------------------------------------------------------------------------
+# Ways. Each library is one function that makes them, so that one which is missing is left out by
+# name.
 
 
 def ours() -> tuple[Decode, Crop]:
@@ -54,7 +57,8 @@ def ours() -> tuple[Decode, Crop]:
 
 
 def scaled(box: Box, data: bytes, width: int, height: int) -> Box:
-    """A box of the whole picture in the pixels of one that was decoded at a fraction of its size."""
+    """A box of the whole picture in the pixels of one that was decoded at a fraction of its
+    size."""
     with Image.open(io.BytesIO(data)) as whole:
         across = width / whole.width
         down = height / whole.height
@@ -63,24 +67,33 @@ def scaled(box: Box, data: bytes, width: int, height: int) -> Box:
 
 def exact() -> tuple[Decode, Crop]:
     """What evaluation does: Pillow."""
-    return lambda data: np.asarray(open_picture(data)), lambda data, box, size: fit(open_picture(data), size, box, "bicubic")
+    return lambda data: np.asarray(open_picture(data)), lambda data, box, size: fit(
+        open_picture(data), size, box, "bicubic"
+    )
 
 
 def pillow_fast() -> tuple[Decode, Crop]:
-    """What training does where the other libraries are not installed: Pillow, scaling in two steps."""
+    """What training does where the other libraries are not installed: Pillow, scaling in two
+    steps."""
 
     def crop(data: bytes, box: Box, size: int) -> np.ndarray:
         picture = Image.open(io.BytesIO(data))
         picture.draft("RGB", (size, size))
         box = scaled(box, data, *picture.size)
-        return np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0))
+        return np.asarray(
+            picture.convert("RGB").resize(
+                (size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0
+            )
+        )
 
     return lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), crop
 
 
 def pillow_by(decode: Decode, data: bytes, box: Box, size: int) -> np.ndarray:
     """Another library's pixels, scaled by Pillow."""
-    return np.asarray(Image.fromarray(decode(data)).resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return np.asarray(
+        Image.fromarray(decode(data)).resize((size, size), Image.Resampling.BICUBIC, box=box)
+    )
 
 
 def simplejpeg_alone() -> tuple[Decode, Crop]:
@@ -89,14 +102,17 @@ def simplejpeg_alone() -> tuple[Decode, Crop]:
 
 
 def opencv() -> tuple[Decode, Crop]:
-    """Its `INTER_AREA` is the only filter of its `resize` that averages; parts begin at whole pixels."""
+    """Its `INTER_AREA` is the only filter of its `resize` that averages; parts begin at whole
+    pixels."""
     cv2 = importlib.import_module("cv2")
     cv2.setNumThreads(1)
     decode = lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
     def crop(data: bytes, box: Box, size: int) -> np.ndarray:
         left, top, right, bottom = (round(value) for value in box)
-        return cv2.resize(decode(data)[top:bottom, left:right], (size, size), interpolation=cv2.INTER_AREA)
+        return cv2.resize(
+            decode(data)[top:bottom, left:right], (size, size), interpolation=cv2.INTER_AREA
+        )
 
     return decode, crop
 
@@ -121,7 +137,9 @@ def libvips() -> tuple[Decode, Crop]:
     def crop(data: bytes, box: Box, size: int) -> np.ndarray:
         left, top, right, bottom = (round(value) for value in box)
         part = image.new_from_buffer(data, "").crop(left, top, right - left, bottom - top)
-        return part.resize(size / part.width, vscale=size / part.height, kernel="cubic").numpy()[:size, :size]
+        return part.resize(size / part.width, vscale=size / part.height, kernel="cubic").numpy()[
+            :size, :size
+        ]
 
     return decode, crop
 
@@ -131,19 +149,29 @@ def torchvision() -> tuple[Decode, Crop]:
     torch, vision = importlib.import_module("torch"), importlib.import_module("torchvision.io")
     scale = functools.partial(torch.nn.functional.interpolate, mode="bicubic", antialias=True)
     torch.set_num_threads(1)
-    pixels = lambda data: vision.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), vision.ImageReadMode.RGB)
+    pixels = lambda data: vision.decode_jpeg(
+        torch.frombuffer(bytearray(data), dtype=torch.uint8), vision.ImageReadMode.RGB
+    )
 
     def crop(data: bytes, box: Box, size: int) -> np.ndarray:
         left, top, right, bottom = (round(value) for value in box)
-        return scale(pixels(data)[None, :, top:bottom, left:right], (size, size))[0].permute(1, 2, 0).numpy()
+        return (
+            scale(pixels(data)[None, :, top:bottom, left:right], (size, size))[0]
+            .permute(1, 2, 0)
+            .numpy()
+        )
 
     return lambda data: pixels(data).permute(1, 2, 0).numpy(), crop
 
 
 def kornia() -> tuple[Decode, Crop]:
     """kornia-rs; its own scaling does not average, so Pillow scales."""
-    decode = functools.partial(importlib.import_module("kornia_rs").io.decode_image_jpegturbo, mode="rgb")
-    return (lambda data: np.asarray(decode(data))), functools.partial(pillow_by, lambda data: np.asarray(decode(data)))
+    decode = functools.partial(
+        importlib.import_module("kornia_rs").io.decode_image_jpegturbo, mode="rgb"
+    )
+    return (lambda data: np.asarray(decode(data))), functools.partial(
+        pillow_by, lambda data: np.asarray(decode(data))
+    )
 
 
 WAYS: Mapping[str, Callable[[], tuple[Decode, Crop]]] = {
@@ -174,7 +202,7 @@ def installed(first: bytes) -> tuple[dict[str, tuple[Decode, Crop]], dict[str, s
     return found, missing
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pictures
 
 
@@ -183,7 +211,12 @@ def made(seed: int, width: int, height: int) -> bytes:
     rng = np.random.default_rng(seed)
     squared = np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width)[None] ** 2
     squared[0, 0] = 1
-    layers = [np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / squared**0.55, (height, width)) for _ in range(3)]
+    layers = [
+        np.fft.irfft2(
+            np.fft.rfft2(rng.standard_normal((height, width))) / squared**0.55, (height, width)
+        )
+        for _ in range(3)
+    ]
     mixed = np.stack([layers[0] + 0.35 * layer for layer in layers], -1)
     pixels = np.clip((mixed - mixed.mean()) / mixed.std() * 55 + 120, 0, 255).astype(np.uint8)
     out = io.BytesIO()
@@ -202,12 +235,13 @@ def pictures(folder: pathlib.Path | None, n: int) -> Iterator[bytes]:
     yield from (path.read_bytes() for path in files[:n])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Time
 
 
 def lowest(works: Mapping[str, Callable[[int], Any]], n: int, rounds: int) -> dict[str, float]:
-    """Microseconds of processor time per call `work(i)`: the mean over `n` of the lowest of the rounds. Ways take turns."""
+    """Microseconds of processor time per call `work(i)`: the mean over `n` of the lowest of the
+    rounds. Ways take turns."""
     best = {name: np.full(n, np.inf) for name in works}
     for _ in range(rounds):
         for i in range(n):
@@ -218,7 +252,9 @@ def lowest(works: Mapping[str, Callable[[int], Any]], n: int, rounds: int) -> di
     return {name: 1e6 * float(values.mean()) for name, values in best.items()}
 
 
-def by_clock(works: Mapping[str, Callable[[int], Any]], n: int, rounds: int, threads: int) -> dict[str, float]:
+def by_clock(
+    works: Mapping[str, Callable[[int], Any]], n: int, rounds: int, threads: int
+) -> dict[str, float]:
     """Calls a second of `threads` threads: the median of the rounds."""
     rates: dict[str, list[float]] = {name: [] for name in works}
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -230,20 +266,31 @@ def by_clock(works: Mapping[str, Callable[[int], Any]], n: int, rounds: int, thr
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
-def difference(crop: Crop, wanted: Crop, files: Sequence[bytes], boxes: Sequence[Box], size: int) -> float:
+def difference(
+    crop: Crop, wanted: Crop, files: Sequence[bytes], boxes: Sequence[Box], size: int
+) -> float:
     """Mean absolute difference of two ways, of 255."""
-    pairs = [(crop(data, box, size).astype(int), wanted(data, box, size)) for data, box in zip(files, boxes)]
+    pairs = [
+        (crop(data, box, size).astype(int), wanted(data, box, size))
+        for data, box in zip(files, boxes)
+    ]
     return float(np.mean([np.abs(a - b).mean() for a, b in pairs]))
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Prints the table; returns (and, with --json, writes) the figures and the machine."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=pathlib.Path, help="folder with JPEGs; default: made ones")
     parser.add_argument("--pictures", type=int, default=1000, help="how many")
     parser.add_argument("--size", type=int, default=224, help="side of a crop, pixels")
     parser.add_argument(
-        "--area", type=float, nargs=2, default=(0.08, 1.0), help="smallest and largest share of the picture that a crop shows"
+        "--area",
+        type=float,
+        nargs=2,
+        default=(0.08, 1.0),
+        help="smallest and largest share of the picture that a crop shows",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="for the figures by the clock")
@@ -251,29 +298,71 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     files = list(pictures(args.folder, args.pictures))
     draws = np.random.default_rng(0).random((len(files), 4)).tolist()
-    boxes = [crop_box(*Image.open(io.BytesIO(data)).size, tuple(args.area), RATIO, row) for data, row in zip(files, draws)]
+    boxes = [
+        crop_box(*Image.open(io.BytesIO(data)).size, tuple(args.area), RATIO, row)
+        for data, row in zip(files, draws)
+    ]
     ways, missing = installed(files[0])
-    decodes = {name: lambda i, decode=decode: decode(files[i]) for name, (decode, _) in ways.items()}
-    crops = {name: lambda i, crop=crop: crop(files[i], boxes[i], args.size) for name, (_, crop) in ways.items()}
+    decodes = {
+        name: lambda i, decode=decode: decode(files[i]) for name, (decode, _) in ways.items()
+    }
+    crops = {
+        name: lambda i, crop=crop: crop(files[i], boxes[i], args.size)
+        for name, (_, crop) in ways.items()
+    }
     n, base = len(files), "Pillow, in two steps"
     decode_us, crop_us = lowest(decodes, n, args.rounds), lowest(crops, n, args.rounds)
     rates = by_clock(crops, n, args.rounds, args.threads)
     few = slice(min(n, 50))
-    off = {name: difference(crop, exact()[1], files[few], boxes[few], args.size) for name, (_, crop) in ways.items()}
+    off = {
+        name: difference(crop, exact()[1], files[few], boxes[few], args.size)
+        for name, (_, crop) in ways.items()
+    }
     kilobytes = sum(map(len, files)) / n / 1000
-    title = f"{n:,} JPEGs of {kilobytes:.0f} kB, crops of {args.size} px; training's libraries: {', '.join(fast_libraries()) or 'none'}"
+    title = (
+        f"{n:,} JPEGs of {kilobytes:.0f} kB, crops of {args.size} px; training's libraries: "
+        f"{', '.join(fast_libraries()) or 'none'}"
+    )
     table = Table(title=title, title_justify="left")
-    for heading in ("way", "decode, µs", "crop, µs", "as fast", f"crops/s, {args.threads} threads", "off"):
+    for heading in (
+        "way",
+        "decode, µs",
+        "crop, µs",
+        "as fast",
+        f"crops/s, {args.threads} threads",
+        "off",
+    ):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     for name in ways:
         speed = f"{crop_us[base] / crop_us[name]:.2f} x"
-        table.add_row(name, f"{decode_us[name]:,.0f}", f"{crop_us[name]:,.0f}", speed, f"{rates[name]:,.0f}", f"{off[name]:.2f}")
+        table.add_row(
+            name,
+            f"{decode_us[name]:,.0f}",
+            f"{crop_us[name]:,.0f}",
+            speed,
+            f"{rates[name]:,.0f}",
+            f"{off[name]:.2f}",
+        )
     console = Console()
     figures = {
-        name: {"decode_us": decode_us[name], "crop_us": crop_us[name], "crops_per_second": rates[name], "off": off[name]} for name in ways
+        name: {
+            "decode_us": decode_us[name],
+            "crop_us": crop_us[name],
+            "crops_per_second": rates[name],
+            "off": off[name],
+        }
+        for name in ways
     }
-    arguments = {name: str(value) if isinstance(value, pathlib.Path) else value for name, value in vars(args).items()}
-    result = publish(console, table, {"arguments": arguments, "kilobytes": kilobytes, "figures": figures, "missing": missing}, args.json)
+    arguments = {
+        name: str(value) if isinstance(value, pathlib.Path) else value
+        for name, value in vars(args).items()
+    }
+    result = publish(
+        console,
+        table,
+        {"arguments": arguments, "kilobytes": kilobytes, "figures": figures, "missing": missing},
+        args.json,
+    )
     for name, why in missing.items():
         console.print(f"left out: {name} ({why})", highlight=False)
     return result
@@ -281,7 +370,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def fast_libraries() -> list[str]:
     """Which of the libraries that training uses are installed."""
-    libraries = {"simplejpeg": fast_pictures.simplejpeg, "cykooz-resizer": fast_pictures.cykooz_resizer}
+    libraries = {
+        "simplejpeg": fast_pictures.simplejpeg,
+        "cykooz-resizer": fast_pictures.cykooz_resizer,
+    }
     return [name for name, library in libraries.items() if library is not None]
 
 

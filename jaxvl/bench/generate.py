@@ -1,12 +1,14 @@
-"""Captions by CoCa's decoder with and without kept keys and values, greedy and by beam search, in float32.
+"""Captions by CoCa's decoder with and without kept keys and values, greedy and by beam search, in
+float32.
 
     python -m jaxvl.bench.generate                                  # the paper's base width, 2 + 2 layers, 32 tokens
     python -m jaxvl.bench.generate --size emoji                     # the decoder of configs/coca_emoji.py
 
-Every method writes captions of the full length from the same weights and pictures. `uncached` is the decoder over the whole text for
-every token: the image is read once and only the logits that are needed are computed, as in the cached loop. All methods run in turn
-in one process; ratios are of pairs of one round. `programs` is how many were compiled for two pictures, two sets of weights and two
-temperatures.
+Every method writes captions of the full length from the same weights and pictures. `uncached` is
+the decoder over the whole text for every token: the image is read once and only the logits that are
+needed are computed, as in the cached loop. All methods run in turn in one process; ratios are of
+pairs of one round. `programs` is how many were compiled for two pictures, two sets of weights and
+two temperatures.
 """
 
 from __future__ import annotations
@@ -34,21 +36,35 @@ from jaxvl.models.generate import Generation, generate
 
 # Decoder, and words of its vocabulary.
 SIZES = {
-    "base": (dict(width=768, heads=12, hidden=3072, unimodal=2, multimodal=2, queries=64, tied=True), 8000),
-    "emoji": (dict(width=192, heads=4, hidden=512, unimodal=1, multimodal=2, queries=8, tied=True), 6000),
-    "tiny": (dict(width=32, heads=2, hidden=64, unimodal=1, multimodal=1, queries=4, tied=True), 50),
+    "base": (
+        dict(width=768, heads=12, hidden=3072, unimodal=2, multimodal=2, queries=64, tied=True),
+        8000,
+    ),
+    "emoji": (
+        dict(width=192, heads=4, hidden=512, unimodal=1, multimodal=2, queries=8, tied=True),
+        6000,
+    ),
+    "tiny": (
+        dict(width=32, heads=2, hidden=64, unimodal=1, multimodal=1, queries=4, tied=True),
+        50,
+    ),
 }
-IMAGE = dict(name="vit", variant="Ti/16", width=64, depth=1, heads=2, pool="mean")  # next to nothing: the decoder is measured
+IMAGE = dict(
+    name="vit", variant="Ti/16", width=64, depth=1, heads=2, pool="mean"
+)  # next to nothing: the decoder is measured
 SIDE, EOS, PAD = 32, 1, 0
 
 
 def build(size: str, length: int) -> Functional:
     decoder, words = SIZES[size]
-    return functional(resolve(CoCaConfig, dict(image=IMAGE, **decoder)), InputSpec(SIDE, length, words, PAD, EOS))
+    return functional(
+        resolve(CoCaConfig, dict(image=IMAGE, **decoder)), InputSpec(SIDE, length, words, PAD, EOS)
+    )
 
 
 def cached(model: Functional, rest: Any, batch: int, length: int) -> Callable[..., jax.Array]:
-    """`(params, image, generation, numbers, keys) -> tokens`, compiled per shape and `generation`."""
+    """`(params, image, generation, numbers, keys) -> tokens`, compiled per shape and
+    `generation`."""
 
     @functools.partial(jax.jit, static_argnums=2)
     def write(params, image, generation, numbers, keys):
@@ -56,13 +72,16 @@ def cached(model: Functional, rest: Any, batch: int, length: int) -> Callable[..
         (known, fixed), _ = apply(image, length, method="start")
         step = lambda known, *args: apply(known, fixed, *args, method="step")[0]
         ids = dict(eos_id=EOS, pad_id=PAD)
-        return generate(step, known, generation, batch=batch, length=length, keys=keys, numbers=numbers, **ids).tokens
+        return generate(
+            step, known, generation, batch=batch, length=length, keys=keys, numbers=numbers, **ids
+        ).tokens
 
     return write
 
 
 def uncached(model: Functional, rest: Any, batch: int, length: int) -> Callable[..., jax.Array]:
-    """`(params, image) -> tokens`: greedy, of the full length, nothing kept between tokens but the tokens."""
+    """`(params, image) -> tokens`: greedy, of the full length, nothing kept between tokens but the
+    tokens."""
 
     @jax.jit
     def write(params, image):
@@ -76,39 +95,55 @@ def uncached(model: Functional, rest: Any, batch: int, length: int) -> Callable[
             new = jnp.where(t == length - 1, EOS, jnp.where(never, -jnp.inf, logits).argmax(-1))
             return text.at[:, t].set(new.astype(jnp.int32))
 
-        # Words in the place of what is to come: it is not seen, and padding would be masked besides.
+        # Words in the place of what is to come: it is not seen, and padding would be masked
+        # besides.
         return lax.fori_loop(0, length, extend, jnp.full((batch, length), 2, jnp.int32))
 
     return write
 
 
 def measure(size: str, batch: int, length: int, beams: int, rounds: int) -> dict[str, Any]:
-    """Seconds by method, ratios to `uncached` and of beams to greedy, compiled programs, and whether both ways wrote the same."""
+    """Seconds by method, ratios to `uncached` and of beams to greedy, compiled programs, and
+    whether both ways wrote the same."""
     model = build(size, length)
     params, rest = jax.jit(model.init)(jax.random.key(0))
     image = jax.random.normal(jax.random.key(1), (batch, SIDE, SIDE, 3))
     keys = jax.random.split(jax.random.key(2), batch)
     write, slow = cached(model, rest, batch, length), uncached(model, rest, batch, length)
     how = {
-        "greedy": Generation(min_length=length), "sample": Generation(method="sample", min_length=length),
+        "greedy": Generation(min_length=length),
+        "sample": Generation(method="sample", min_length=length),
         f"beam {beams}": Generation(method="beam", beams=beams, min_length=length),
-    }  # fmt: skip
-    takers = {name: functools.partial(write, params, image, *g.split(), keys) for name, g in how.items()}
+    }
+    takers = {
+        name: functools.partial(write, params, image, *g.split(), keys) for name, g in how.items()
+    }
     takers["uncached"] = functools.partial(slow, params, image)
     seconds = in_turn(takers, rounds)
-    for other in (Generation(method="sample", temperature=0.7), Generation(method="sample", temperature=1.3, min_length=2)):
+    for other in (
+        Generation(method="sample", temperature=0.7),
+        Generation(method="sample", temperature=1.3, min_length=2),
+    ):
         write(jax.tree.map(lambda a: a + 0.01, params), image + 1, *other.split(), keys)
     same = np.mean(np.asarray(takers["greedy"]()) == np.asarray(takers["uncached"]()))
     return {
-        "size": size, "parameters": sum(int(np.prod(s.shape)) for s in model.params.values()), "batch": batch, "length": length,
-        "rounds": rounds, "seconds": seconds, "cached_over_uncached": ratio(seconds, "greedy", "uncached"),
-        "beam_cost": ratio(seconds, "greedy", f"beam {beams}"), "programs": {"three methods": write._cache_size()},
+        "size": size,
+        "parameters": sum(int(np.prod(s.shape)) for s in model.params.values()),
+        "batch": batch,
+        "length": length,
+        "rounds": rounds,
+        "seconds": seconds,
+        "cached_over_uncached": ratio(seconds, "greedy", "uncached"),
+        "beam_cost": ratio(seconds, "greedy", f"beam {beams}"),
+        "programs": {"three methods": write._cache_size()},
         "same_tokens": float(same),
-    }  # fmt: skip
+    }
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=list(SIZES), default="base")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=32)
@@ -117,17 +152,28 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args(argv)
     result = measure(args.size, args.batch, args.length, args.beams, args.rounds)
-    title = f"CoCa decoder {args.size} ({result['parameters'] / 1e6:.1f} M parameters), batch {args.batch}, {args.length} tokens"
+    title = (
+        f"CoCa decoder {args.size} ({result['parameters'] / 1e6:.1f} M parameters), batch "
+        f"{args.batch}, {args.length} tokens"
+    )
     table = Table(title=title, title_justify="left")
     for heading in ("", "median s", "min s", "max s", "tokens/s"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, s in result["seconds"].items():
         median = statistics.median(s)
-        table.add_row(name, f"{median:.3f}", f"{min(s):.3f}", f"{max(s):.3f}", f"{args.batch * args.length / median:,.0f}")
+        table.add_row(
+            name,
+            f"{median:.3f}",
+            f"{min(s):.3f}",
+            f"{max(s):.3f}",
+            f"{args.batch * args.length / median:,.0f}",
+        )
     (middle, low, high), (cost, *_) = result["cached_over_uncached"], result["beam_cost"]
     table.caption = (
-        f"greedy with kept keys and values is {middle:.1f} x as fast as without (median of the pairs; {low:.1f} … {high:.1f}); "
-        f"{args.beams} beams cost {cost:.1f} x greedy; {result['programs']['three methods']} programs for three methods; "
+        f"greedy with kept keys and values is {middle:.1f} x as fast as without (median of "
+        f"the pairs; {low:.1f} … {high:.1f}); "
+        f"{args.beams} beams cost {cost:.1f} x greedy; "
+        f"{result['programs']['three methods']} programs for three methods; "
         f"{100 * result['same_tokens']:.1f} % of tokens equal"
     )
     return publish(Console(), table, result, args.json)

@@ -1,4 +1,5 @@
-"""What the benchmarks share: timing side by side in one process, and a result as a table and as JSON."""
+"""What the benchmarks share: timing side by side in one process, and a result as a table and as
+JSON."""
 
 from __future__ import annotations
 
@@ -21,14 +22,18 @@ from rich.table import Table
 from jaxvl.training.describe import describe_machine
 
 
-def in_turn(takers: Mapping[str, Callable[[], Any]], rounds: int, calls: int = 1, warm: int = 0) -> dict[str, list[float]]:
-    """Seconds of `rounds` x `calls` calls per taker, the takers in turn, so that a busy moment hits all of them alike.
+def in_turn(
+    takers: Mapping[str, Callable[[], Any]], rounds: int, calls: int = 1, warm: int = 0
+) -> dict[str, list[float]]:
+    """Seconds of `rounds` x `calls` calls per taker, the takers in turn, so that a busy moment hits
+    all of them alike.
 
     One round before is not counted. A taker's result is waited for.
 
     Args:
       calls: counted calls in a row of one taker.
-      warm: calls before those that are not counted: some machines take idle memory away within seconds.
+      warm: calls before those that are not counted: some machines take idle memory away within
+        seconds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in takers}
     for i in range(rounds + 1):
@@ -43,11 +48,14 @@ def in_turn(takers: Mapping[str, Callable[[], Any]], rounds: int, calls: int = 1
 
 @contextlib.contextmanager
 def isolated(make: Callable[..., Callable[[], Any]], *args: Any) -> Iterator[Callable[[], Any]]:
-    """A taker that lives in a process of its own, where `make(*args)` builds it: one library's threads and allocator cannot slow
-    another's. Results come back pickled; an error in the process is raised here.
+    """A taker that lives in a process of its own, where `make(*args)` builds it: one library's
+    threads and allocator cannot slow another's. Results come back pickled; an error in the process
+    is raised here.
     """
     here, there = multiprocessing.get_context("spawn").Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, make, args), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve, args=(there, make, args), daemon=True
+    )
     process.start()
     there.close()
 
@@ -82,17 +90,21 @@ def _serve(connection: Any, make: Callable[..., Callable[[], Any]], args: tuple[
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> tuple[float, float, float]:
-    """How many times as fast as `base` `name` is: median, lowest and highest of the pairs of a round."""
+    """How many times as fast as `base` `name` is: median, lowest and highest of the pairs of a
+    round."""
     pairs = [b / a for a, b in zip(seconds[name], seconds[base])]
     return statistics.median(pairs), min(pairs), max(pairs)
 
 
 def processor_seconds(pids: Iterable[int]) -> float:
-    """Processor time of some processes, all their threads, as Linux counts it: in steps of 10 ms."""
+    """Processor time of some processes, all their threads, as Linux counts it: in steps of 10
+    ms."""
     ticks = 0
     for pid in pids:
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # utime and stime of proc_pid_stat(5), counted from the third field
+        ticks += int(fields[11]) + int(
+            fields[12]
+        )  # utime and stime of proc_pid_stat(5), counted from the third field
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -103,12 +115,18 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
-def publish(console: Console, table: Table, result: dict[str, Any], path: pathlib.Path | None) -> dict[str, Any]:
-    """Prints the table and the machine; returns (and writes to `path`) `result` with the machine."""
+def publish(
+    console: Console, table: Table, result: dict[str, Any], path: pathlib.Path | None
+) -> dict[str, Any]:
+    """Prints the table and the machine; returns (and writes to `path`) `result` with the
+    machine."""
     machine = describe_machine()
     result = {"machine": machine, **result}
     console.print(table)
-    console.print(f"{machine['cpu']}, {machine['cores']} cores; {machine['devices']}; Python {machine['python']}, jax {machine['jax']}")
+    console.print(
+        f"{machine['cpu']}, {machine['cores']} cores; {machine['devices']}; Python "
+        f"{machine['python']}, jax {machine['jax']}"
+    )
     if path:
         path.write_text(json.dumps(result, indent=1) + "\n")
         console.print(f"written to {path}")

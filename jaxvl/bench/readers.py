@@ -3,8 +3,9 @@
     python -m jaxvl.bench.readers                                          # four kinds of records, six ways of reading
     python -m jaxvl.bench.readers --kinds=webp,text --rounds=5 --json=out.json
 
-Rows a second are by the clock, of the best round, and need cores of their own to mean something. `core µs` is processor time of a row, all
-threads and processes together; `own µs` the part of it in the process that reads its batches, where the training loop runs too.
+Rows a second are by the clock, of the best round, and need cores of their own to mean something.
+`core µs` is processor time of a row, all threads and processes together; `own µs` the part of it in
+the process that reads its batches, where the training loop runs too.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def taker(file: str, kind: str, way: str) -> Callable[[], dict[str, float]]:
     columns = {"text": "txt", **({"image": kind} if side else {})}
     config = DataConfig(WebDataset(file, columns=columns), BATCH, fields, reader=WAYS[way])
     source = config.source.open(lambda text: None)
-    batches = Batches(config, source, clip_tokenizer(), seed=0, preprocess=Preprocess(image_size=side or SMALL))
+    batches = Batches(
+        config, source, clip_tokenizer(), seed=0, preprocess=Preprocess(image_size=side or SMALL)
+    )
     taken = in_flight(batches, AHEAD)
 
     def take() -> dict[str, float]:
@@ -93,16 +96,32 @@ def taker(file: str, kind: str, way: str) -> Callable[[], dict[str, float]]:
             pass
         own = time.process_time() - own
         spent = own + processor_seconds(batches.workers) - workers
-        return {"rows/s": count / (time.perf_counter() - wall), "core µs": 1e6 * spent / count, "own µs": 1e6 * own / count}
+        return {
+            "rows/s": count / (time.perf_counter() - wall),
+            "core µs": 1e6 * spent / count,
+            "own µs": 1e6 * own / count,
+        }
 
     return take
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Prints the table; returns (and, with --json, writes) the figures and the machine."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS), help=f"of {', '.join(WAYS)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kinds",
+        type=lambda text: text.split(","),
+        default=list(KINDS),
+        help=f"of {', '.join(KINDS)}",
+    )
+    parser.add_argument(
+        "--ways",
+        type=lambda text: text.split(","),
+        default=list(WAYS),
+        help=f"of {', '.join(WAYS)}",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count, each way in turn")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args(argv)
@@ -123,7 +142,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                         found[kind][way].append(take())
             for way, rounds in found[kind].items():
                 best = max(figures["rows/s"] for figures in rounds)
-                cheapest = [min(figures[name] for figures in rounds) for name in ("core µs", "own µs")]
+                cheapest = [
+                    min(figures[name] for figures in rounds) for name in ("core µs", "own µs")
+                ]
                 table.add_row(kind, way, f"{best:,.0f}", *(f"{value:,.0f}" for value in cheapest))
             table.add_section()
     return publish(console, table, {"rounds": found}, args.json)

@@ -1,9 +1,12 @@
-"""One training step of CLIP's ViT-B/32 and 12-layer text transformer, forward, backward and AdamW, in float32.
+"""One training step of CLIP's ViT-B/32 and 12-layer text transformer, forward, backward and AdamW,
+in float32.
 
     python -m jaxvl.bench.step                        # jaxvl alone
-    python -m jaxvl.bench.step --peer open_clip       # beside OpenCLIP, each in its own process, in turn
+    python -m jaxvl.bench.step --peer open_clip       # beside OpenCLIP, each in its own process, in
+                                                      turn
 
-On a CPU, `export GLIBC_TUNABLES=glibc.malloc.hugetlb=1` first (as launch/local.sh does): large arrays then lie in huge pages.
+On a CPU, `export GLIBC_TUNABLES=glibc.malloc.hugetlb=1` first (as launch/local.sh does): large
+arrays then lie in huge pages.
 
 The peer needs (for a CPU build of torch):
 
@@ -43,7 +46,9 @@ def jaxvl_step(batch: int, scan: bool) -> Callable[[], float]:
     node = presets.clip("B/32", activation="gelu")
     for side in ("image", "text"):
         node[side] |= dict(scan=scan)
-    model = functional(choose(MODELS, node, "model"), InputSpec(SIZE, LENGTH, VOCABULARY, 0, VOCABULARY - 1))
+    model = functional(
+        choose(MODELS, node, "model"), InputSpec(SIZE, LENGTH, VOCABULARY, 0, VOCABULARY - 1)
+    )
     tx = optax.adamw(1e-4, weight_decay=0.2)
     params, rest = jax.jit(model.init)(jax.random.key(0))
     opt = jax.jit(tx.init)(params)
@@ -51,7 +56,9 @@ def jaxvl_step(batch: int, scan: bool) -> Callable[[], float]:
 
     def step(params, opt):
         def loss_of(params):
-            out, _ = model.apply(params, rest, {"image": image, "text": text}, train=True, key=jax.random.key(0))
+            out, _ = model.apply(
+                params, rest, {"image": image, "text": text}, train=True, key=jax.random.key(0)
+            )
             return contrastive_loss(out["image"], out["text"], out["log_scale"])
 
         loss, grads = jax.value_and_grad(loss_of)(params)
@@ -81,7 +88,10 @@ def open_clip_step(batch: int, threads: int) -> Callable[[], float]:
     loss_of = open_clip.ClipLoss()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.2)
     image, text = inputs(batch)
-    image, text = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(text).long()
+    image, text = (
+        torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(),
+        torch.from_numpy(text).long(),
+    )
 
     def take() -> float:
         optimiser.zero_grad()
@@ -94,9 +104,13 @@ def open_clip_step(batch: int, threads: int) -> Callable[[], float]:
 
 
 def _register_torchvision(torch) -> None:
-    """Names torchvision's operators, which a torchvision built for another torch does not bring; nothing calls them."""
+    """Names torchvision's operators, which a torchvision built for another torch does not bring;
+    nothing calls them."""
     library = torch.library.Library("torchvision", "DEF")
-    source = pathlib.Path(importlib.util.find_spec("torchvision").origin).parent / "_meta_registrations.py"
+    source = (
+        pathlib.Path(importlib.util.find_spec("torchvision").origin).parent
+        / "_meta_registrations.py"
+    )
     for name in set(re.findall(r'register_meta\("(\w+)"|torchvision::(\w+)', source.read_text())):
         library.define(f"{name[0] or name[1]}(Tensor a) -> Tensor")
     _register_torchvision.library = library  # its operators live as long as it does
@@ -111,28 +125,45 @@ def inputs(batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer", choices=["open_clip"])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3, help="of one step that does not count and two that do, per library")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="of one step that does not count and two that do, per library",
+    )
     parser.add_argument("--scan", action="store_true", help="layers in a scan instead of unrolled")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args()
     with contextlib.ExitStack() as processes:
         takers = {"jaxvl": processes.enter_context(isolated(jaxvl_step, args.batch, args.scan))}
         if args.peer:
-            takers[args.peer] = processes.enter_context(isolated(open_clip_step, args.batch, os.cpu_count()))
+            takers[args.peer] = processes.enter_context(
+                isolated(open_clip_step, args.batch, os.cpu_count())
+            )
         seconds = in_turn(takers, args.rounds, calls=2, warm=1)
-    table = Table(title=f"ViT-B/32 + text, batch {args.batch}, float32, {args.rounds} rounds in turn", title_justify="left")
+    table = Table(
+        title=f"ViT-B/32 + text, batch {args.batch}, float32, {args.rounds} rounds in turn",
+        title_justify="left",
+    )
     for heading in ("", "median s", "min s", "max s", "examples/s"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, s in seconds.items():
         median = statistics.median(s)
-        table.add_row(name, f"{median:.2f}", f"{min(s):.2f}", f"{max(s):.2f}", f"{args.batch / median:.2f}")
+        table.add_row(
+            name, f"{median:.2f}", f"{min(s):.2f}", f"{max(s):.2f}", f"{args.batch / median:.2f}"
+        )
     console, result = Console(), {"batch": args.batch, "seconds": seconds}
     if args.peer:
         middle, low, high = result["speed_relative_to_peer"] = ratio(seconds, "jaxvl", args.peer)
-        table.caption = f"jaxvl is {middle:.2f} x as fast as {args.peer} (median of the pairs; {low:.2f} … {high:.2f})"
+        table.caption = (
+            f"jaxvl is {middle:.2f} x as fast as {args.peer} (median of the pairs; {low:.2f} … "
+            f"{high:.2f})"
+        )
     publish(console, table, result, args.json)
 
 

@@ -1,11 +1,13 @@
 """From an `ml_collections.ConfigDict` to frozen dataclasses, in one place.
 
-Every component declares its options as a frozen dataclass beside its code. A component that is chosen by name
-(a model, an objective, a corpus, an evaluator …) registers its dataclass in a `Registry`; the field that holds such
-a choice is annotated `Annotated[Any, REGISTRY]` and its config node carries a `name` key.
+Every component declares its options as a frozen dataclass beside its code. A component that is
+chosen by name (a model, an objective, a corpus, an evaluator …) registers its dataclass in a
+`Registry`; the field that holds such a choice is annotated `Annotated[Any, REGISTRY]` and its
+config node carries a `name` key.
 
-`resolve(schema, node)` turns a config node into the dataclass. Whatever is wrong is one `ConfigError`: a sentence
-that names the key, the value, what would be valid and, for a misspelt key or name, the nearest one.
+`resolve(schema, node)` turns a config node into the dataclass. Whatever is wrong is one
+`ConfigError`: a sentence that names the key, the value, what would be valid and, for a misspelt key
+or name, the nearest one.
 
     errors     ConfigError and its sentences
     bounds     what a number may be, as data on the fields
@@ -38,7 +40,14 @@ from jaxvl.config.bounds import (
 )
 from jaxvl.config.errors import ConfigError, check, nearest, to_path
 from jaxvl.config.files import load_file, override, parse_arg
-from jaxvl.config.plugins import Plugin, PluginWarning, load_plugins, loaded_plugins, plugin_changes, recall_plugins
+from jaxvl.config.plugins import (
+    Plugin,
+    PluginWarning,
+    load_plugins,
+    loaded_plugins,
+    plugin_changes,
+    recall_plugins,
+)
 from jaxvl.config.registry import Registry
 from jaxvl.config.schema import choose, convert, resolve, resolve_call, to_dict
 

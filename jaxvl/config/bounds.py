@@ -1,8 +1,9 @@
 """What a number or text may be, as data on the fields of dataclasses: `depth: Depth | None = None`.
 
-`resolve` refuses what lies outside, naming key and bounds. A number without bounds of its own must be finite and fit the
-devices' int32 or float32. Upper bounds are several times the largest published size: they catch slips of the keyboard
-before memory is asked for, they do not promise that a model of that size fits.
+`resolve` refuses what lies outside, naming key and bounds. A number without bounds of its own must
+be finite and fit the devices' int32 or float32. Upper bounds are several times the largest
+published size: they catch slips of the keyboard before memory is asked for, they do not promise
+that a model of that size fits.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ class Range:
         return bottom and top
 
     def __str__(self) -> str:
-        return f"{'>' if self.above else '>='} {_number(self.low)} and {'<' if self.below else '<='} {_number(self.high)}"
+        return (
+            f"{'>' if self.above else '>='} {_number(self.low)} and {'<' if self.below else '<='} "
+            f"{_number(self.high)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

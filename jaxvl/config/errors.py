@@ -15,7 +15,8 @@ MOST_SHOWN = 120  # characters of a value in a message
 class ConfigError(ValueError):
     """A config value that cannot be used.
 
-    Raised inside a dataclass's `__post_init__` with the name of its own field; `resolve` puts the path before it.
+    Raised inside a dataclass's `__post_init__` with the name of its own field; `resolve` puts the
+    path before it.
 
     Attributes:
       key: path of the key, relative to whoever raised it (`"optim.lr"`).
@@ -38,7 +39,8 @@ def check(ok: bool, key: str, problem: str) -> None:
 
 
 def to_path(text: str | os.PathLike, key: str) -> paths.Path:
-    """The path that a text of a config or a command line names, local or remote. Raises ConfigError where it can be none."""
+    """The path that a text of a config or a command line names, local or remote. Raises ConfigError
+    where it can be none."""
     try:
         return paths.as_path(text)
     except paths.PathError as error:
@@ -55,7 +57,8 @@ def nearest(word: Any, known: Sequence[str]) -> str:
 def shown(value: Any) -> str:
     """`repr(value)` on one line, cut where it is long; never raises."""
     if isinstance(value, int) and value.bit_length() > 4 * MOST_SHOWN:
-        return f"an integer of {value.bit_length():,} bits"  # repr refuses integers of more than 4,300 digits
+        # repr refuses integers of more than 4,300 digits
+        return f"an integer of {value.bit_length():,} bits"
     try:
         text = repr(value)
     except Exception:

@@ -24,10 +24,12 @@ BETWEEN_PARTS = re.compile(r",(?![^{}]*\})")  # a comma that no brace closes aft
 def load_file(spec: str) -> ml_collections.ConfigDict:
     """`get_config(arg)` of the file in `spec` = `path/to/config.py` or `path/to/config.py:arg`.
 
-    Plugins that the config names by a relative path are those beside the file, where there are such.
+    Plugins that the config names by a relative path are those beside the file, where there are
+    such.
 
     Raises:
-      ConfigError: the file is missing, is no Python, defines no `get_config`, or fails; one line with the file and its line.
+      ConfigError: the file is missing, is no Python, defines no `get_config`, or fails; one line
+        with the file and its line.
     """
     path, arg = _split(spec)
     module = run_file(_read(path), path, f"jaxvl_config_{pathlib.PurePath(path).stem}", "--config")
@@ -44,10 +46,15 @@ def load_file(spec: str) -> ml_collections.ConfigDict:
         pass  # a callable without a signature
     config = calling(lambda: get_config(*given), path, "--config")
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError("--config", f"{path!r}: get_config() returned {type(config).__name__}, must be a ConfigDict")
+        raise ConfigError(
+            "--config",
+            f"{path!r}: get_config() returned {type(config).__name__}, must be a ConfigDict",
+        )
     if isinstance(config, ml_collections.FrozenConfigDict):
         config = ml_collections.ConfigDict(config)
-    if config.get("plugins") and not paths.is_remote(path):  # beside a remote config there is nothing to import
+    if config.get("plugins") and not paths.is_remote(
+        path
+    ):  # beside a remote config there is nothing to import
         with config.unlocked(), config.ignore_type():
             config.plugins = beside(pathlib.Path(path).parent, config.plugins)
     return config
@@ -60,7 +67,8 @@ def _split(spec: str) -> tuple[str, str]:
 
 
 def _read(path: str) -> bytes:
-    """The file's bytes. Raises ConfigError, which names its neighbours where there is no such file."""
+    """The file's bytes. Raises ConfigError, which names its neighbours where there is no such
+    file."""
     file = to_path(path, "--config")
     try:
         check(not paths.is_folder(file), "--config", f"{path!r} is a folder; must be a Python file")
@@ -76,9 +84,11 @@ def _read(path: str) -> bytes:
 
 
 def parse_arg(arg: str, **defaults: Any) -> types.SimpleNamespace:
-    """Reads the argument string after a config file: `variant=b7,long` -> namespace over `defaults`.
+    """Reads the argument string after a config file: `variant=b7,long` -> namespace over
+    `defaults`.
 
-    A bare word sets its key to True. Values take the type of their default. Commas in braces, `data=/data/{a,b}.tar`, are a value's own.
+    A bare word sets its key to True. Values take the type of their default. Commas in braces,
+    `data=/data/{a,b}.tar`, are a value's own.
 
     Raises ConfigError for an unknown key or a value of the wrong type.
     """
@@ -87,7 +97,10 @@ def parse_arg(arg: str, **defaults: Any) -> types.SimpleNamespace:
         key, has_value, text = part.partition("=")
         if key not in defaults:
             known = sorted(defaults)
-            raise ConfigError(f"--config=…:{one_line(key)}", f"unknown argument{nearest(key, known)} (valid: {', '.join(known)})")
+            raise ConfigError(
+                f"--config=…:{one_line(key)}",
+                f"unknown argument{nearest(key, known)} (valid: {', '.join(known)})",
+            )
         wanted = type(defaults[key])
         if wanted is str:
             values[key] = text if has_value else part
@@ -97,12 +110,16 @@ def parse_arg(arg: str, **defaults: Any) -> types.SimpleNamespace:
     return types.SimpleNamespace(**values)
 
 
-def override(config: ml_collections.ConfigDict, assignments: Mapping[str, str]) -> ml_collections.ConfigDict:
-    """A copy of `config` with `{"optim.lr": "1e-3"}` applied; values are Python literals, else texts.
+def override(
+    config: ml_collections.ConfigDict, assignments: Mapping[str, str]
+) -> ml_collections.ConfigDict:
+    """A copy of `config` with `{"optim.lr": "1e-3"}` applied; values are Python literals, else
+    texts.
 
     Keys need not be written in the config file: whether they exist is for `resolve` to say.
 
-    Raises ConfigError for a path that no key can have, or a placeholder that the file has left open.
+    Raises ConfigError for a path that no key can have, or a placeholder that the file has left
+    open.
     """
     config = ml_collections.ConfigDict(plain_dict(config, ""), convert_dict=True)
     for path, text in assignments.items():
@@ -115,7 +132,13 @@ def override(config: ml_collections.ConfigDict, assignments: Mapping[str, str]) 
             elif not isinstance(node[parent], ml_collections.ConfigDict):
                 # A shorthand (`objectives.align = 1.0`, `model = "align"`) opened by the override.
                 short = node[parent]
-                _assign(node, parent, ml_collections.ConfigDict({"name": short} if isinstance(short, str) else {"weight": short}))
+                _assign(
+                    node,
+                    parent,
+                    ml_collections.ConfigDict(
+                        {"name": short} if isinstance(short, str) else {"weight": short}
+                    ),
+                )
             node = node[parent]
         _assign(node, last, literal(text))
     return config
@@ -130,5 +153,11 @@ def literal(text: str) -> Any:
     """A Python literal, `true`, `false` or `none` in any case, else the text itself."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the last three: `{[]: 1}`, and nesting without end
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        MemoryError,
+        RecursionError,
+    ):  # the last three: `{[]: 1}`, and nesting without end
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)

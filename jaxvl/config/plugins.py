@@ -1,13 +1,15 @@
-"""A user's own files and modules, which may register anything: an objective, a model, an evaluator, a corpus, a schedule.
+"""A user's own files and modules, which may register anything: an objective, a model, an evaluator,
+a corpus, a schedule.
 
-`plugins=("my_objective.py", "my_package.module")` in a config: they are imported before the rest of it is read. A file is
-one that ends in `.py`, beside the config file or in the current folder; all else is a module on the Python path or beside
-the config file. The same file is imported once.
+`plugins=("my_objective.py", "my_package.module")` in a config: they are imported before the rest of
+it is read. A file is one that ends in `.py`, beside the config file or in the current folder; all
+else is a module on the Python path or beside the config file. The same file is imported once.
 
-A checkpoint keeps name, place, hash and text of each. Whoever reads the checkpoint, from whatever folder, imports the file
-from its place. One that has changed since is used as it is now, with a warning that names both hashes. One that is gone is
-an error that says what to do: name its new place, or `plugins=recorded`, which runs the text that the checkpoint holds.
-Text from a checkpoint is never run unasked.
+A checkpoint keeps name, place, hash and text of each. Whoever reads the checkpoint, from whatever
+folder, imports the file from its place. One that has changed since is used as it is now, with a
+warning that names both hashes. One that is gone is an error that says what to do: name its new
+place, or `plugins=recorded`, which runs the text that the checkpoint holds. Text from a checkpoint
+is never run unasked.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ from jaxvl.config.running import run_file
 
 RECORDED = "recorded"  # instead of a file: the texts that the checkpoint holds
 KEY = "plugins"
-HOW = "--config.plugins=PLACE for jaxvl.train and jaxvl.evaluate, --plugins=PLACE for jaxvl.caption and jaxvl.convert"
+HOW = (
+    "--config.plugins=PLACE for jaxvl.train and jaxvl.evaluate, --plugins=PLACE for "
+    "jaxvl.caption and jaxvl.convert"
+)
 
 
 class PluginWarning(UserWarning):
@@ -59,14 +64,18 @@ def load_plugins(entries: Any) -> tuple[Plugin, ...]:
     """Imports what a config names.
 
     Args:
-      entries: a text or a sequence of texts (files and modules, also with commas between), of records of a checkpoint, or of plugins.
+      entries: a text or a sequence of texts (files and modules, also with commas between), of
+        records of a checkpoint, or of plugins.
 
     Raises:
-      ConfigError: there is no such file or module, it cannot be imported, or it registers a name that another file has.
+      ConfigError: there is no such file or module, it cannot be imported, or it registers a name
+        that another file has.
     """
     if isinstance(entries, (str, Mapping, Plugin)) or entries is None:
         entries = (entries,) if entries else ()
-    check(isinstance(entries, Sequence), KEY, f"{shown(entries)} must be a list of files and modules")
+    check(
+        isinstance(entries, Sequence), KEY, f"{shown(entries)} must be a list of files and modules"
+    )
     plugins: list[Plugin] = []
     records = []
     for entry in entries:
@@ -78,7 +87,11 @@ def load_plugins(entries: Any) -> tuple[Plugin, ...]:
             check(isinstance(entry, str), KEY, f"{shown(entry)} must be a file or a module")
             plugins += [_load(name.strip()) for name in entry.split(",")]
     before = dict(_loaded)
-    return tuple(dict.fromkeys([*plugins, *(_recall(record, before, as_recorded=False) for record in records)]))
+    return tuple(
+        dict.fromkeys(
+            [*plugins, *(_recall(record, before, as_recorded=False) for record in records)]
+        )
+    )
 
 
 def recall_plugins(records: Sequence[Mapping[str, Any]], given: Any = None) -> tuple[Plugin, ...]:
@@ -86,8 +99,8 @@ def recall_plugins(records: Sequence[Mapping[str, Any]], given: Any = None) -> t
 
     Args:
       records: `to_dict` of plugins.
-      given: what the user names instead or besides, as in `load_plugins`, or `recorded`. One of the same name as a record, here
-        or loaded before, stands for it.
+      given: what the user names instead or besides, as in `load_plugins`, or `recorded`. One of the
+        same name as a record, here or loaded before, stands for it.
 
     Raises:
       ConfigError: as `load_plugins`; one that is gone and not named by `given`.
@@ -95,7 +108,9 @@ def recall_plugins(records: Sequence[Mapping[str, Any]], given: Any = None) -> t
     as_recorded = given == RECORDED
     more = () if as_recorded else load_plugins(given)
     before = dict(_loaded)
-    return tuple(dict.fromkeys([*more, *(_recall(record, before, as_recorded) for record in records)]))
+    return tuple(
+        dict.fromkeys([*more, *(_recall(record, before, as_recorded) for record in records)])
+    )
 
 
 def loaded_plugins() -> tuple[Plugin, ...]:
@@ -104,7 +119,8 @@ def loaded_plugins() -> tuple[Plugin, ...]:
 
 
 def load_again(plugins: Sequence[Plugin]) -> None:
-    """Imports what another process on this machine has loaded: files as they were when it read them. Raises ConfigError."""
+    """Imports what another process on this machine has loaded: files as they were when it read
+    them. Raises ConfigError."""
     for plugin in plugins:
         if _is_file_name(plugin.name):
             _load_text(plugin.name, plugin.file, plugin.source.encode())
@@ -124,7 +140,8 @@ def plugin_changes(records: Sequence[Mapping[str, Any]], plugins: Sequence[Plugi
 
 
 def beside(folder: pathlib.Path, entries: Any) -> Any:
-    """The plugins of a config file in `folder`, files by absolute path; modules there become importable.
+    """The plugins of a config file in `folder`, files by absolute path; modules there become
+    importable.
 
     Raises ConfigError for a file that is neither there nor in the current folder.
     """
@@ -140,9 +157,15 @@ def _place(name: str, folder: pathlib.Path) -> str:
     name = name.strip()
     folder = folder.resolve()
     if _is_file_name(name):
-        tried = list(dict.fromkeys(root / pathlib.Path(name).expanduser() for root in (folder, pathlib.Path.cwd())))
+        tried = list(
+            dict.fromkeys(
+                root / pathlib.Path(name).expanduser() for root in (folder, pathlib.Path.cwd())
+            )
+        )
         found = [file for file in tried if file.is_file()]
-        check(bool(found), KEY, f"no file {shown(name)} (looked for {' and '.join(map(str, tried))})")
+        check(
+            bool(found), KEY, f"no file {shown(name)} (looked for {' and '.join(map(str, tried))})"
+        )
         return str(found[0].resolve())
     top = name.partition(".")[0]
     lies_here = (folder / top).is_dir() or (folder / f"{top}.py").is_file()
@@ -181,7 +204,9 @@ def _load_text(name: str, file: str, data: bytes) -> Plugin:
     try:
         source = importlib.util.decode_source(data)
     except (SyntaxError, UnicodeDecodeError, LookupError) as error:
-        raise ConfigError(KEY, f"{file} cannot be imported: {describe_exception(error, file)}") from None
+        raise ConfigError(
+            KEY, f"{file} cannot be imported: {describe_exception(error, file)}"
+        ) from None
     plugin = Plugin(name, file, _digest(source), source)
     if _loaded.get(file) == plugin:
         return plugin
@@ -201,11 +226,15 @@ def _load_module(name: str) -> Plugin:
         source = inspect.getsource(module)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
-            raise ConfigError(KEY, f"no module {shown(name)} on the Python path; a file's name ends in .py") from None
+            raise ConfigError(
+                KEY, f"no module {shown(name)} on the Python path; a file's name ends in .py"
+            ) from None
         raise ConfigError(KEY, f"cannot import {name}: {describe_exception(error, '')}") from error
     except (Exception, SystemExit) as error:
         file = getattr(importlib.util.find_spec(name.partition(".")[0]), "origin", None) or name
-        raise ConfigError(KEY, f"cannot import {name} ({file}): {describe_exception(error, file)}") from error
+        raise ConfigError(
+            KEY, f"cannot import {name} ({file}): {describe_exception(error, file)}"
+        ) from error
     plugin = Plugin(name, str(pathlib.Path(module.__file__).resolve()), _digest(source), source)
     _loaded[plugin.file] = plugin
     return plugin
@@ -226,7 +255,9 @@ def _recall(record: Mapping[str, Any], before: Mapping[str, Plugin], as_recorded
         return alike[0]
     if as_recorded:
         return _load_text(name, file, record["source"].encode())
-    named = before.get(file) or next((plugin for plugin in before.values() if plugin.name == name), None)
+    named = before.get(file) or next(
+        (plugin for plugin in before.values() if plugin.name == name), None
+    )
     plugin = named or _find(name, file)
     if plugin.sha256 != record["sha256"]:
         warnings.warn(_changed(record, plugin), PluginWarning, stacklevel=2)
@@ -235,8 +266,13 @@ def _recall(record: Mapping[str, Any], before: Mapping[str, Plugin], as_recorded
 
 def _find(name: str, file: str) -> Plugin:
     """A recorded plugin where it lay. Raises ConfigError where it is no more."""
-    check(pathlib.Path(file).is_file(), KEY, f"{name!r} is not at {file} any more, where the checkpoint has recorded it; say where it is "
-          f"({HOW}), or {RECORDED!r} instead of a place to run the text that the checkpoint holds")  # fmt: skip
+    check(
+        pathlib.Path(file).is_file(),
+        KEY,
+        f"{name!r} is not at {file} any more, where the checkpoint has recorded it; say "
+        f"where it is "
+        f"({HOW}), or {RECORDED!r} instead of a place to run the text that the checkpoint holds",
+    )
     if _is_file_name(name):
         return _load(file)
     parts = len(name.split(".")) + (pathlib.Path(file).name == "__init__.py")
@@ -250,7 +286,8 @@ def _changed(record: Mapping[str, Any], plugin: Plugin) -> str:
     then, now = record["sha256"][:12], plugin.sha256[:12]
     moved = "" if record["file"] == plugin.file else f" (then {record['file']})"
     return (
-        f"plugin {plugin.file}{moved} has changed since the checkpoint was written: sha256 {then} then, {now} now; it is used as it is now"
+        f"plugin {plugin.file}{moved} has changed since the checkpoint was written: sha256 {then} "
+        f"then, {now} now; it is used as it is now"
     )
 
 

@@ -17,10 +17,11 @@ from jaxvl.config.errors import ConfigError, check, describe_exception, nearest
 class Registry(Mapping):
     """Names of one kind of component -> the frozen dataclass that configures it.
 
-    Registering is one decorator above the dataclass, `@OBJECTIVES.register("clip")`. The modules of `package` are not
-    imported to find it: their source is read, and a module is imported when a component of its is looked up. So a module
-    that needs a library that is not installed is in nobody's way, and one that registers nothing is left alone. A module
-    whose source is not there (bytecode only), or that registers by other words than these, is imported at the first look.
+    Registering is one decorator above the dataclass, `@OBJECTIVES.register("clip")`. The modules of
+    `package` are not imported to find it: their source is read, and a module is imported when a
+    component of its is looked up. So a module that needs a library that is not installed is in
+    nobody's way, and one that registers nothing is left alone. A module whose source is not there
+    (bytecode only), or that registers by other words than these, is imported at the first look.
 
     Args:
       kind: what the components are, for messages.
@@ -36,19 +37,27 @@ class Registry(Mapping):
         self._modules: dict[str, list[_Module]] | None = None
         self._unreadable: dict[str, str] = {}
 
-    __eq__ = object.__eq__  # by identity: an annotation with a registry stands in unions, whose members are hashed
+    __eq__ = (
+        object.__eq__
+    )  # by identity: an annotation with a registry stands in unions, whose members are hashed
     __hash__ = object.__hash__
 
     def register(self, name: str) -> Callable[[type], type]:
-        """Class decorator. Raises ValueError if `name` is taken by another class, TypeError if it decorates no dataclass."""
+        """Class decorator. Raises ValueError if `name` is taken by another class, TypeError if it
+        decorates no dataclass."""
 
         def add(cls: type) -> type:
             if not dataclasses.is_dataclass(cls):
-                raise TypeError(f"{self.kind} {name!r}: {cls.__qualname__} must be a (frozen) dataclass")
+                raise TypeError(
+                    f"{self.kind} {name!r}: {cls.__qualname__} must be a (frozen) dataclass"
+                )
             file = getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
             other = self._other_owner(name, cls)
             if other is not None:
-                raise ValueError(f"{self.kind} {name!r} is already registered by {other}; {file} must choose another name")
+                raise ValueError(
+                    f"{self.kind} {name!r} is already registered by {other}; {file} must "
+                    f"choose another name"
+                )
             self._entries[name], self._files[name] = cls, file
             cls.registered_name = name
             return cls
@@ -77,7 +86,11 @@ class Registry(Mapping):
     def _look_into(self, module: _Module) -> None:
         package = importlib.import_module(self._package)
         variable = next(key for key, value in vars(package).items() if value is self)
-        others = [key for key, value in vars(package).items() if isinstance(value, Registry) and value is not self]
+        others = [
+            key
+            for key, value in vars(package).items()
+            if isinstance(value, Registry) and value is not self
+        ]
         try:
             names = _registered(module.source(), variable, others)
         except (SyntaxError, ValueError) as error:
@@ -108,27 +121,43 @@ class Registry(Mapping):
         return len({*self._found(), *self._entries})
 
     def lookup(self, name: Any, path: str) -> type:
-        """Like `[]`, but raises a `ConfigError` at `path` that says what is known, or why a component cannot be loaded."""
+        """Like `[]`, but raises a `ConfigError` at `path` that says what is known, or why a
+        component cannot be loaded."""
         if not isinstance(name, str) or name not in self:
             known = list(self)
-            unread = "".join(f"; {file} could not be read: {why}" for file, why in self._unreadable.items())
-            raise ConfigError(path, f"{name!r} is not a known {self.kind}{nearest(name, known)} (known: {', '.join(known)}){unread}")
+            unread = "".join(
+                f"; {file} could not be read: {why}" for file, why in self._unreadable.items()
+            )
+            raise ConfigError(
+                path,
+                f"{name!r} is not a known {self.kind}{nearest(name, known)} (known: "
+                f"{', '.join(known)}){unread}",
+            )
         owners = self._found().get(name, [])
-        check(len(owners) < 2, path, f"the {self.kind} {name!r} is registered by two files: {' and '.join(m.file for m in owners[:2])}")
+        check(
+            len(owners) < 2,
+            path,
+            f"the {self.kind} {name!r} is registered by two files: "
+            f"{' and '.join(m.file for m in owners[:2])}",
+        )
         try:
             return self[name]
         except ModuleNotFoundError as error:
             where = owners[0].file if owners else "?"
             raise ConfigError(
-                path, f"the {self.kind} {name!r} needs the package {error.name!r}, which is not installed ({where})"
+                path,
+                f"the {self.kind} {name!r} needs the package {error.name!r}, which is not "
+                f"installed ({where})",
             ) from error
         except Exception as error:
             where = owners[0].file if owners else "?"
             why = describe_exception(error, where)
-            raise ConfigError(path, f"the {self.kind} {name!r} cannot be loaded: {where}, {why}") from error
+            raise ConfigError(
+                path, f"the {self.kind} {name!r} cannot be loaded: {where}, {why}"
+            ) from error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Looking into modules without importing them
 
 
@@ -144,7 +173,8 @@ class _Module:
         self.file = spec.origin or spec.name
 
     def source(self) -> str | None:
-        """Its text, or None where there is only bytecode. Raises SyntaxError for a text that is in no encoding."""
+        """Its text, or None where there is only bytecode. Raises SyntaxError for a text that is in
+        no encoding."""
         read = getattr(self._loader, "get_source", None)
         try:
             return read(self.name) if read is not None else None
@@ -167,7 +197,8 @@ def _modules_of(package: str) -> Iterator[_Module]:
 
 
 def _registered(source: str | None, variable: str, others: Sequence[str]) -> list[str] | None:
-    """Names that a module registers by `variable.register("NAME")`; None where only importing it can tell.
+    """Names that a module registers by `variable.register("NAME")`; None where only importing it
+    can tell.
 
     Args:
       others: variables of other registries, whose names are not meant.
@@ -181,14 +212,22 @@ def _registered(source: str | None, variable: str, others: Sequence[str]) -> lis
         return []
     names = []
     for node in ast.walk(ast.parse(source)):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "register"):
+        if not (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "register"
+        ):
             continue
         owner = node.func.value
         called = getattr(owner, "id", None) or getattr(owner, "attr", None)
         if called in others:
             continue
         argument = node.args[0] if len(node.args) == 1 and not node.keywords else None
-        if called != variable or not isinstance(argument, ast.Constant) or not isinstance(argument.value, str):
+        if (
+            called != variable
+            or not isinstance(argument, ast.Constant)
+            or not isinstance(argument.value, str)
+        ):
             return None
         names.append(argument.value)
     return names

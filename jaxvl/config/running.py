@@ -13,7 +13,8 @@ Result = TypeVar("Result")
 
 
 def run_file(source: bytes | str, file: str, name: str, key: str) -> types.ModuleType:
-    """The module `name` that a file's text makes. It is in `sys.modules`, where dataclasses look for it.
+    """The module `name` that a file's text makes. It is in `sys.modules`, where dataclasses look
+    for it.
 
     Raises:
       ConfigError: at `key`; it is no Python, or fails.
@@ -23,7 +24,9 @@ def run_file(source: bytes | str, file: str, name: str, key: str) -> types.Modul
     before = sys.modules.get(name)
     sys.modules[name] = module
     try:
-        calling(lambda: exec(compile(source, file, "exec", dont_inherit=True), vars(module)), file, key)
+        calling(
+            lambda: exec(compile(source, file, "exec", dont_inherit=True), vars(module)), file, key
+        )
     except ConfigError:
         sys.modules.pop(name)
         if before is not None:

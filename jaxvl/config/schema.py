@@ -24,24 +24,29 @@ def resolve(schema: type, node: Mapping | ml_collections.ConfigDict, path: str =
     """The frozen dataclass `schema` filled from `node`.
 
     Args:
-      schema: a dataclass; keys that `node` lacks take the dataclass's default. One with a class method
-        `before_resolving(node) -> node` is asked first.
+      schema: a dataclass; keys that `node` lacks take the dataclass's default. One with a class
+        method `before_resolving(node) -> node` is asked first.
       node: a mapping (ConfigDict or dict).
       path: where `node` stands in the config, for messages.
 
     Raises:
-      ConfigError: unknown key, missing key, wrong type, a number out of bounds, or a value that the dataclass itself refuses.
+      ConfigError: unknown key, missing key, wrong type, a number out of bounds, or a value that the
+        dataclass itself refuses.
     """
     if isinstance(node, schema):
         return node
     if isinstance(node, ml_collections.ConfigDict):
         node = plain_dict(node, path)
     if not isinstance(node, Mapping):
-        raise ConfigError(path or "config", f"{shown(node)} must be a group of keys ({', '.join(_names(schema))})")
+        raise ConfigError(
+            path or "config", f"{shown(node)} must be a group of keys ({', '.join(_names(schema))})"
+        )
     known = _names(schema)
     for key in node:
         if key not in known:
-            raise ConfigError(_join(path, key), f"unknown key{nearest(key, known)} (valid: {', '.join(known)})")
+            raise ConfigError(
+                _join(path, key), f"unknown key{nearest(key, known)} (valid: {', '.join(known)})"
+            )
     if hasattr(schema, "before_resolving"):
         node = schema.before_resolving(node)
     hints = _hints(schema)
@@ -50,16 +55,22 @@ def resolve(schema: type, node: Mapping | ml_collections.ConfigDict, path: str =
         if not field.init:
             continue
         if field.name in node:
-            values[field.name] = convert(hints[field.name], node[field.name], _join(path, field.name))
+            values[field.name] = convert(
+                hints[field.name], node[field.name], _join(path, field.name)
+            )
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(_join(path, field.name), f"is required ({describe(hints[field.name])})")
+            raise ConfigError(
+                _join(path, field.name), f"is required ({describe(hints[field.name])})"
+            )
     try:
         return schema(**values)
     except ConfigError as error:
         raise error.under(path) from None
 
 
-def resolve_call(function: Callable, node: Mapping[str, Any], path: str, given: Sequence[str] = ()) -> dict[str, Any]:
+def resolve_call(
+    function: Callable, node: Mapping[str, Any], path: str, given: Sequence[str] = ()
+) -> dict[str, Any]:
     """Keyword arguments of `function` from `node`, converted as its annotations say.
 
     Args:
@@ -72,9 +83,15 @@ def resolve_call(function: Callable, node: Mapping[str, Any], path: str, given: 
     known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in given]
     for key in node:
         valid = f"(valid: {', '.join(known)})" if known else "(it has none)"
-        check(key in known, _join(path, key), f"is no option of {function.__qualname__}{nearest(key, known)} {valid}")
+        check(
+            key in known,
+            _join(path, key),
+            f"is no option of {function.__qualname__}{nearest(key, known)} {valid}",
+        )
     hints = _hints(function)
-    return {key: convert(hints.get(key, Any), value, _join(path, key)) for key, value in node.items()}
+    return {
+        key: convert(hints.get(key, Any), value, _join(path, key)) for key, value in node.items()
+    }
 
 
 @functools.cache
@@ -84,7 +101,8 @@ def _hints(annotated: Any) -> dict[str, Any]:
 
 
 def to_dict(value: Any) -> Any:
-    """The plain nested dict (JSON-able) of a resolved config; `resolve` of it gives the same dataclass again."""
+    """The plain nested dict (JSON-able) of a resolved config; `resolve` of it gives the same
+    dataclass again."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         out = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         name = getattr(type(value), "registered_name", None)
@@ -95,13 +113,16 @@ def to_dict(value: Any) -> Any:
 
 
 def choose(registry: Registry, node: Any, path: str) -> Any:
-    """The registered dataclass that `node["name"]` (or a bare name) chooses, filled from the other keys."""
+    """The registered dataclass that `node["name"]` (or a bare name) chooses, filled from the other
+    keys."""
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         return node
     if isinstance(node, str):
         node = {"name": node}
     if not isinstance(node, Mapping):
-        raise ConfigError(path, f"{shown(node)} must be a {registry.kind}'s name or a group with a 'name'")
+        raise ConfigError(
+            path, f"{shown(node)} must be a {registry.kind}'s name or a group with a 'name'"
+        )
     if "name" not in node:
         raise ConfigError(_join(path, "name"), f"is required (known: {', '.join(registry)})")
     cls = registry.lookup(node["name"], _join(path, "name"))
@@ -109,7 +130,8 @@ def choose(registry: Registry, node: Any, path: str) -> Any:
 
 
 def convert(hint: Any, value: Any, path: str) -> Any:  # noqa: PLR0911 (one return per kind of annotation)
-    """`value` as the annotation `hint` has it. Raises ConfigError at `path` for one of another type or out of bounds."""
+    """`value` as the annotation `hint` has it. Raises ConfigError at `path` for one of another type
+    or out of bounds."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, ml_collections.ConfigDict):
         value = plain_dict(value, path)
@@ -122,7 +144,9 @@ def convert(hint: Any, value: Any, path: str) -> Any:  # noqa: PLR0911 (one retu
     if origin is Literal:
         if any(type(value) is type(a) and value == a for a in args):
             return value
-        raise ConfigError(path, f"{shown(value)} is not valid; {describe(hint)}{nearest(value, args)}")
+        raise ConfigError(
+            path, f"{shown(value)} is not valid; {describe(hint)}{nearest(value, args)}"
+        )
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(path, f"{shown(value)} must be a group of named entries")
@@ -143,7 +167,11 @@ def _annotated(hint: Any, notes: Sequence[Any], value: Any, path: str) -> Any:
             return _scalar(hint, value, path, note)
     text = convert(hint, value, path)
     for note in notes:
-        check(not isinstance(note, NonEmpty) or len(text) > 0, path, f"is empty; must be {getattr(note, 'what', '')}")
+        check(
+            not isinstance(note, NonEmpty) or len(text) > 0,
+            path,
+            f"is empty; must be {getattr(note, 'what', '')}",
+        )
     return text
 
 
@@ -171,7 +199,11 @@ def _tuple(hint: Any, args: Sequence[Any], value: Any, path: str) -> tuple:
 
 
 def _scalar(hint: type, value: Any, path: str, bounds: Range | None = None) -> Any:
-    if hint in (int, float) and isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool):
+    if (
+        hint in (int, float)
+        and isinstance(value, (int, float) if hint is float else int)
+        and not isinstance(value, bool)
+    ):
         _check_finite(value, path)
         bounds = bounds or (FLOAT32 if hint is float else INT32)
         check(value in bounds, path, f"{shown(value)} must be {bounds}")
@@ -183,7 +215,8 @@ def _scalar(hint: type, value: Any, path: str, bounds: Range | None = None) -> A
 
 
 def _of_any_type(value: Any, path: str, depth: int = 0) -> Any:
-    """The value itself. Raises ConfigError where a number in it is not finite, or an integer needs more than 64 bits."""
+    """The value itself. Raises ConfigError where a number in it is not finite, or an integer needs
+    more than 64 bits."""
     check(depth <= MOST_NESTED, path, f"is nested more than {MOST_NESTED} deep")
     if isinstance(value, float):
         _check_finite(value, path)
@@ -208,7 +241,9 @@ def plain_dict(node: ml_collections.ConfigDict, path: str) -> dict[str, Any]:
     try:
         return node.to_dict()
     except ml_collections.config_dict.RequiredValueError as error:
-        raise ConfigError(path or "config", f"has a placeholder without a value: {one_line(error)}") from None
+        raise ConfigError(
+            path or "config", f"has a placeholder without a value: {one_line(error)}"
+        ) from None
 
 
 def describe(hint: Any) -> str:
@@ -224,7 +259,9 @@ def describe(hint: Any) -> str:
         return f"a list of {describe(typing.get_args(hint)[0])}"
     if hint is type(None):
         return "None"
-    return {int: "an integer", float: "a number", bool: "True or False", str: "a text"}.get(hint, getattr(hint, "__name__", str(hint)))
+    return {int: "an integer", float: "a number", bool: "True or False", str: "a text"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )
 
 
 def _describe_annotated(args: Sequence[Any]) -> str:

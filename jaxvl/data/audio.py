@@ -16,14 +16,16 @@ from jaxvl.data.clips import RATE
 
 @dataclasses.dataclass(frozen=True)
 class Spectrogram:
-    """A log-mel spectrogram: power of short-time Fourier frames under a Hann window, summed by triangles on the mel scale.
+    """A log-mel spectrogram: power of short-time Fourier frames under a Hann window, summed by
+    triangles on the mel scale.
 
     The defaults make 8.192 seconds 128 x 128, as IMP does (Akbari et al. 2023).
 
     Attributes:
       rate: samples per second.
       frame: samples under one window.
-      step: samples between two windows. Frame `l` begins at sample `l * step`; what lies beyond the end is silence.
+      step: samples between two windows. Frame `l` begins at sample `l * step`; what lies beyond the
+        end is silence.
       bins: mel bins F.
       low, high: frequencies in Hz that the bins cover; `high` None: half the rate.
       scale: "slaney" (linear to 1 kHz, then logarithmic) or "htk" (2595 log10(1 + f / 700)).
@@ -48,7 +50,11 @@ class Spectrogram:
         for name in ("rate", "frame", "step", "bins"):
             check(getattr(self, name) >= 1, name, f"{getattr(self, name)!r} must be >= 1")
         top = self.rate / 2 if self.high is None else self.high
-        check(0 <= self.low < top <= self.rate / 2, "low", f"{self.low!r} … {top!r} Hz must lie in 0 … {self.rate / 2:g}")
+        check(
+            0 <= self.low < top <= self.rate / 2,
+            "low",
+            f"{self.low!r} … {top!r} Hz must lie in 0 … {self.rate / 2:g}",
+        )
         check(self.scale in ("slaney", "htk"), "scale", f"{self.scale!r} must be slaney or htk")
         check(self.floor > 0, "floor", f"{self.floor!r} must be > 0")
         check(self.std > 0, "std", f"{self.std!r} must be > 0")
@@ -57,7 +63,9 @@ class Spectrogram:
         """Frames L of `samples` samples."""
         return -(-samples // self.step)
 
-    def __call__(self, waveform: jax.Array, lengths: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, waveform: jax.Array, lengths: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """The spectrograms of a batch, to be traced in a compiled step.
 
         Args:
@@ -68,7 +76,11 @@ class Spectrogram:
           float32 [B, L, F], and bool [B, L]: the frames that begin before the padding does.
         """
         count = self.length(waveform.shape[1])
-        x = waveform.astype(jnp.float32) * (1 / 32768) if waveform.dtype == jnp.int16 else waveform.astype(jnp.float32)
+        x = (
+            waveform.astype(jnp.float32) * (1 / 32768)
+            if waveform.dtype == jnp.int16
+            else waveform.astype(jnp.float32)
+        )
         x = jnp.pad(x, ((0, 0), (0, max((count - 1) * self.step + self.frame - x.shape[1], 0))))
         frames = x[:, np.arange(count)[:, None] * self.step + np.arange(self.frame)]
         spectrum = jnp.fft.rfft(frames * hann(self.frame))
@@ -88,7 +100,10 @@ def hann(n: int) -> np.ndarray:
 def mel_bank(config: Spectrogram) -> np.ndarray:
     """Weights of the Fourier frequencies in every mel bin, float32 [F, frame / 2 + 1]."""
     top = config.rate / 2 if config.high is None else config.high
-    edges = from_mel(np.linspace(*to_mel(np.array([config.low, top]), config.scale), config.bins + 2), config.scale)
+    edges = from_mel(
+        np.linspace(*to_mel(np.array([config.low, top]), config.scale), config.bins + 2),
+        config.scale,
+    )
     frequencies = np.fft.rfftfreq(config.frame, 1 / config.rate)
     rise = (frequencies[None] - edges[:-2, None]) / np.diff(edges)[:-1, None]
     fall = (edges[2:, None] - frequencies[None]) / np.diff(edges)[1:, None]
@@ -105,7 +120,11 @@ def to_mel(hertz: np.ndarray, scale: str) -> np.ndarray:
     """Frequencies in Hz on the mel scale."""
     if scale == "htk":
         return 2595 * np.log10(1 + hertz / 700)
-    return np.where(hertz < KNEE, hertz / PER_MEL, KNEE / PER_MEL + np.log(np.maximum(hertz, KNEE) / KNEE) / LOG_STEP)
+    return np.where(
+        hertz < KNEE,
+        hertz / PER_MEL,
+        KNEE / PER_MEL + np.log(np.maximum(hertz, KNEE) / KNEE) / LOG_STEP,
+    )
 
 
 def from_mel(mel: np.ndarray, scale: str) -> np.ndarray:

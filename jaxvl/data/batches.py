@@ -1,8 +1,9 @@
 """From records to batches; `feed.py` puts them on the mesh.
 
-A task reads a stream of records. Which record stands at a position of it, which caption it shows and where its picture is cut are pure
-functions of (seed, position). So the position of a run is one integer, the number of records that it has consumed. It means the same
-with any batch size and on any number of hosts: each reads its own rows of the global batch.
+A task reads a stream of records. Which record stands at a position of it, which caption it shows
+and where its picture is cut are pure functions of (seed, position). So the position of a run is one
+integer, the number of records that it has consumed. It means the same with any batch size and on
+any number of hosts: each reads its own rows of the global batch.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Start:
 
     Attributes:
       position: records of it that were consumed before.
-      steps: batches that the task had before; None: as many as `position` makes of the present size.
+      steps: batches that the task had before; None: as many as `position` makes of the present
+        size.
       sampler: what its order kept (`samplers.base.Order.state`).
       skipped: bad records by cause, of all hosts, among those that were consumed before.
     """
@@ -53,7 +55,8 @@ class Rows:
 
     Attributes:
       index: int [b], their places in it.
-      counted: bool [b], which of them this host counts; one that several hosts read is counted by one of them.
+      counted: bool [b], which of them this host counts; one that several hosts read is counted by
+        one of them.
     """
 
     index: np.ndarray
@@ -66,8 +69,8 @@ class Rows:
 
 
 class Batches:
-    """Random access to the batches of a source, as this host's rows: numpy, nothing of jax. Batch `i` has the records
-    `[P + i B K, P + (i + 1) B K)` of the stream, which begins at P.
+    """Random access to the batches of a source, as this host's rows: numpy, nothing of jax. Batch
+    `i` has the records `[P + i B K, P + (i + 1) B K)` of the stream, which begins at P.
 
     Args:
       config: of the task.
@@ -106,15 +109,21 @@ class Batches:
         except ConfigError as error:
             raise error.under("sampler") from None
         self._special = (tokenizer.eos_id, tokenizer.pad_id)
-        # Each has numbers of its own, so that what a row draws for one stays as it is whatever else is added.
-        self._draws = {name: Uniforms(seed, "row", name, n=field.draws) for name, field in config.fields.items() if field.draws}
+        # Each has numbers of its own, so that what a row draws for one stays as it is whatever else
+        # is added.
+        self._draws = {
+            name: Uniforms(seed, "row", name, n=field.draws)
+            for name, field in config.fields.items()
+            if field.draws
+        }
         recipe = Recipe(config, source, self.order, tokenizer, preprocess, self.rows.counted)
         self._pool: Pool = Processes(recipe) if config.reader.processes else Threads(recipe)
         self._lock = threading.Lock()
         self._tally = Tally()
 
     def __getitem__(self, i: int) -> Arrays:
-        """Rows of batch `i`, as `DataConfig.shapes` says, of this host. Interleaved rows hold K consecutive records of the stream each.
+        """Rows of batch `i`, as `DataConfig.shapes` says, of this host. Interleaved rows hold K
+        consecutive records of the stream each.
 
         Raises DataError where `REPLACEMENTS` records in a row are bad.
         """
@@ -127,7 +136,12 @@ class Batches:
         places = (self.rows.index[:, None] * k + np.arange(k)).reshape(-1)
         positions = self._first + i * config.records_per_batch + places
         draws = {name: uniforms(positions) for name, uniforms in self._draws.items()}
-        return Pending(self, *self._pool.begin(Part(np.arange(len(places)), positions, self.order(positions), draws)))
+        return Pending(
+            self,
+            *self._pool.begin(
+                Part(np.arange(len(places)), positions, self.order(positions), draws)
+            ),
+        )
 
     def finish(self, out: Arrays) -> Arrays:
         """A batch all of whose records are there: interleaved rows are packed."""
@@ -149,7 +163,8 @@ class Batches:
             self._tally.add(tally)
 
     def seconds(self) -> dict[str, float]:
-        """Stage -> seconds that all threads together have spent in it, of all processes that read, for the batches that were made so far."""
+        """Stage -> seconds that all threads together have spent in it, of all processes that read,
+        for the batches that were made so far."""
         with self._lock:
             return dict(self._tally.seconds)
 
@@ -159,10 +174,12 @@ class Batches:
         return self._pool.pids
 
     def check_budget(self) -> None:
-        """Raises DataError where too many of the records that this host counted are bad. For whoever reads on one host; a run of several
-        sums up the counts of all of them."""
+        """Raises DataError where too many of the records that this host counted are bad. For
+        whoever reads on one host; a run of several sums up the counts of all of them."""
         seen, skipped = self.counts()
-        check_budget(self.config, self.source.name, seen, sum(skipped.values()), f" ({causes(skipped)})")
+        check_budget(
+            self.config, self.source.name, seen, sum(skipped.values()), f" ({causes(skipped)})"
+        )
 
     def close(self) -> None:
         """Ends the threads and processes that read; nothing can be read afterwards."""
@@ -183,7 +200,8 @@ class Pending:
         self._jobs = jobs
 
     def result(self) -> Arrays:
-        """The batch, once all its records are there; asked for once. Raises what reading one of them has raised."""
+        """The batch, once all its records are there; asked for once. Raises what reading one of
+        them has raised."""
         for job in self._jobs:
             self.tally.add(job.result())
         self._batches.count(self.tally)
@@ -199,4 +217,7 @@ def check_budget(config: DataConfig, name: str, seen: int, bad: int, detail: str
       detail: more about the bad ones, for the message.
     """
     if budget.exceeded(bad, seen, config.error_budget, config.error_minimum):
-        raise DataError(f"{name}: {bad} of {seen} records are bad{detail}, more than error_budget {config.error_budget:g} allows")
+        raise DataError(
+            f"{name}: {bad} of {seen} records are bad{detail}, more than error_budget "
+            f"{config.error_budget:g} allows"
+        )

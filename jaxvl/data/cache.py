@@ -1,10 +1,11 @@
 """What the loader keeps in memory, within a number of bytes.
 
-Which values are kept: a full cache takes in one new value of 64, and drops random ones for it. An epoch is a new permutation, so
-the value that was used last is no likelier to come next: with room for a share c of the records, "least recently used" finds about c² / 2 of
-them, dropping a random one for each new one somewhat more, and keeping the first ones c, which is the most that can be had without
-knowing the order. One of 64 comes within a tenth of that, and follows when other records are asked for
-(another part of a mixture, other languages).
+Which values are kept: a full cache takes in one new value of 64, and drops random ones for it. An
+epoch is a new permutation, so the value that was used last is no likelier to come next: with room
+for a share c of the records, "least recently used" finds about c² / 2 of them, dropping a random
+one for each new one somewhat more, and keeping the first ones c, which is the most that can be had
+without knowing the order. One of 64 comes within a tenth of that, and follows when other records
+are asked for (another part of a mixture, other languages).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Cache:
 
     def __init__(self, limit: int):
         self.limit, self.used = limit, 0
-        self._entries: dict[Hashable, tuple[Any, int, int]] = {}  # key -> value, bytes, place in `_keys`
+        self._entries: dict[
+            Hashable, tuple[Any, int, int]
+        ] = {}  # key -> value, bytes, place in `_keys`
         self._keys: list[Hashable] = []
         self._lock = threading.Lock()
         self._random = random.Random(0)
@@ -77,7 +80,9 @@ def size_of(value: Any) -> int:
             whole = whole.base
         return sys.getsizeof(np.empty(0)) + whole.nbytes
     if isinstance(value, Image.Image):
-        return sys.getsizeof(value) + value.width * value.height * (1 if value.mode in ("1", "L", "P") else 4)
+        return sys.getsizeof(value) + value.width * value.height * (
+            1 if value.mode in ("1", "L", "P") else 4
+        )
     size = sys.getsizeof(value)
     if isinstance(value, Mapping):
         return size + sum(size_of(key) + size_of(item) for key, item in value.items())

@@ -1,6 +1,7 @@
 """Class sets by name, from a file or inline; templates of prompts as files hold them.
 
-`classes = dict(name="imagenet")`, `dict(name="file", path="classes.json")`, `dict(name="names", names=("cat", "dog"))`.
+`classes = dict(name="imagenet")`, `dict(name="file", path="classes.json")`, `dict(name="names",
+names=("cat", "dog"))`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ LISTS = pathlib.Path(__file__).parent / "class_lists"  # see NOTICE.txt there
 
 
 def to_template(text: str) -> str:
-    """A template with `{}` for the name: CLIP_benchmark's files write `{c}`. Either may occur several times."""
+    """A template with `{}` for the name: CLIP_benchmark's files write `{c}`. Either may occur
+    several times."""
     return text.replace("{c}", PLACE)
 
 
@@ -41,7 +43,10 @@ def read_templates(path: paths.Path) -> tuple[str, ...]:
         raise ValueError(f"{path}: holds no template")
     for template in templates:
         if PLACE not in template:
-            raise ValueError(f"{path}: the template {template!r} must hold '{{c}}' or '{{}}', where the class name goes")
+            raise ValueError(
+                f"{path}: the template {template!r} must hold '{{c}}' or '{{}}', where the "
+                f"class name goes"
+            )
     return templates
 
 
@@ -58,7 +63,9 @@ def read_names(path: paths.Path) -> tuple[str, ...]:
     if not names:
         raise ValueError(f"{path}: holds no class name")
     if "" in names:
-        raise ValueError(f"{path}: line {names.index('') + 1} is blank, and no class has an empty name")
+        raise ValueError(
+            f"{path}: line {names.index('') + 1} is blank, and no class has an empty name"
+        )
     return tuple(names)
 
 
@@ -66,7 +73,9 @@ def _lines(path: paths.Path) -> list[str]:
     try:
         return read_lines(paths.read_bytes(path))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise ValueError(
+            f"{path}: is no UTF-8 text ({error.reason} at byte {error.start})"
+        ) from None
 
 
 @functools.lru_cache(maxsize=1)
@@ -88,7 +97,8 @@ class ImageNetClasses:
     """The classes of ImageNet (ILSVRC 2012) with CLIP's names and 80 prompts.
 
     Attributes:
-      wnids: only these classes, in the order of ImageNet; none: all 1,000. ImageNet-A, -O and -R have 200 each.
+      wnids: only these classes, in the order of ImageNet; none: all 1,000. ImageNet-A, -O and -R
+        have 200 each.
     """
 
     wnids: tuple[str, ...] = ()
@@ -96,7 +106,11 @@ class ImageNetClasses:
     def __post_init__(self):
         known = {wnid for wnid, _ in imagenet_classes()}
         for i, wnid in enumerate(self.wnids):
-            check(wnid in known, f"wnids[{i}]", f"{wnid!r} is not the WordNet id of a class of ImageNet, as 'n01440764'")
+            check(
+                wnid in known,
+                f"wnids[{i}]",
+                f"{wnid!r} is not the WordNet id of a class of ImageNet, as 'n01440764'",
+            )
 
     def load(self) -> ClassSet:
         """The class set."""
@@ -124,7 +138,11 @@ class NamedClasses:
         check(len(self.names) > 0, "names", "must hold at least one class name")
         for i, template in enumerate(self.templates):
             held = PLACE in to_template(template)
-            check(held, f"templates[{i}]", f"{template!r} must hold '{{}}' or '{{c}}', where the class name goes")
+            check(
+                held,
+                f"templates[{i}]",
+                f"{template!r} must hold '{{}}' or '{{c}}', where the class name goes",
+            )
 
     def load(self) -> ClassSet:
         """The class set."""
@@ -137,13 +155,16 @@ class ClassFile:
     """Classes whose names stand in a file.
 
     A text file holds one name a line. A JSON file holds a list of names, or lists by key: languages
-    (`{"en": [...], "de": [...]}`), or data sets, as CLIP_benchmark's `en_classnames.json` does; then `key` chooses one.
+    (`{"en": [...], "de": [...]}`), or data sets, as CLIP_benchmark's `en_classnames.json` does;
+    then `key` chooses one.
 
     Attributes:
       path: of the file.
-      key: of one of several lists in a JSON file, whose names are in `language`; None: the keys are languages.
+      key: of one of several lists in a JSON file, whose names are in `language`; None: the keys are
+        languages.
       language: of the names, where the file does not say.
-      templates: path of a text file with one template a line, `{c}` or `{}` for the name; or of a JSON file like the above.
+      templates: path of a text file with one template a line, `{c}` or `{}` for the name; or of a
+        JSON file like the above.
     """
 
     path: PathText
@@ -152,7 +173,8 @@ class ClassFile:
     templates: PathText | None = None
 
     def load(self) -> ClassSet:
-        """Raises ConfigError at its own fields where a file cannot be read or does not hold what it should."""
+        """Raises ConfigError at its own fields where a file cannot be read or does not hold what it
+        should."""
         names = self._names()
         return ClassSet(names, self._templates())
 
@@ -163,13 +185,23 @@ class ClassFile:
         content = _read("path", read_json, path)
         if isinstance(content, list):
             return {self.language: _texts("path", self.path, content)}
-        check(isinstance(content, Mapping) and len(content) > 0, "path", f"{self.path!r} must hold a list of names, or lists by key")
+        check(
+            isinstance(content, Mapping) and len(content) > 0,
+            "path",
+            f"{self.path!r} must hold a list of names, or lists by key",
+        )
         if self.key is not None:
             return {self.language: _texts("path", self.path, _by_key(content, self.key))}
-        names = {language: _texts("path", self.path, listed, blank=True) for language, listed in content.items()}
+        names = {
+            language: _texts("path", self.path, listed, blank=True)
+            for language, listed in content.items()
+        }
         lengths = {language: len(listed) for language, listed in names.items()}
         same = len(set(lengths.values())) == 1
-        problem = f"{self.path!r}: its lists have different lengths ({lengths}), so they are no languages of one class set"
+        problem = (
+            f"{self.path!r}: its lists have different lengths ({lengths}), so they are no "
+            f"languages of one class set"
+        )
         check(same, "path", f"{problem}; choose one by key")
         return names
 
@@ -184,7 +216,11 @@ class ClassFile:
             content = _by_key(content, self.key or "")
         templates = tuple(to_template(t) for t in _texts("templates", self.templates, content))
         for template in templates:
-            check(PLACE in template, "templates", f"{template!r} must hold '{{c}}' or '{{}}', where the class name goes")
+            check(
+                PLACE in template,
+                "templates",
+                f"{template!r} must hold '{{c}}' or '{{}}', where the class name goes",
+            )
         return templates
 
 
@@ -206,7 +242,11 @@ def _read(field: str, read: Callable[[paths.Path], T], path: paths.Path) -> T:
 
 def _by_key(content: Mapping[str, Any], key: str) -> Any:
     known = sorted(content)
-    check(key in content, "key", f"{key!r} is not in the file{nearest(key, known)} (there are: {', '.join(known)})")
+    check(
+        key in content,
+        "key",
+        f"{key!r} is not in the file{nearest(key, known)} (there are: {', '.join(known)})",
+    )
     return content[key]
 
 

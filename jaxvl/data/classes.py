@@ -1,4 +1,5 @@
-"""Classes apart from records: their names in each language, and the texts that are made of a name."""
+"""Classes apart from records: their names in each language, and the texts that are made of a
+name."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ class ClassSet:
     """What the numbers of a class column mean.
 
     Attributes:
-      names: language -> name of class 0, of class 1, …; None where a class has no name in that language.
+      names: language -> name of class 0, of class 1, …; None where a class has no name in that
+        language.
       templates: texts that prompts are made with, `{}` for the name; empty: the evaluator's own.
     """
 

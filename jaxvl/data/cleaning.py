@@ -1,4 +1,5 @@
-"""What other libraries do to a text before they tokenise it; a tokenizer that came from one of them names its rule."""
+"""What other libraries do to a text before they tokenise it; a tokenizer that came from one of them
+names its rule."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ from collections.abc import Callable, Mapping
 
 from jaxvl.config import ConfigError
 
-LONGEST_REPAIRED = 20_000  # characters of a text that is repaired; ftfy takes 35 us a line, seconds for a megabyte of short ones
+# characters of a text that is repaired; ftfy takes 35 us a line, seconds for a megabyte of short
+# ones
+LONGEST_REPAIRED = 20_000
 _NESTED = re.compile("&(?:(?:amp|#38|#x26);){9,}", re.IGNORECASE)
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -19,17 +22,24 @@ def _spaces(text: str) -> str:
 
 
 def _repaired(text: str) -> str:
-    """Broken encodings and HTML entities undone, as CLIP's code does it, of the first `LONGEST_REPAIRED` characters.
+    """Broken encodings and HTML entities undone, as CLIP's code does it, of the first
+    `LONGEST_REPAIRED` characters.
 
-    ftfy undoes one level of an entity of an entity (`&amp;amp;amp;`) at a time and reads the whole text for each. So deep ones
-    are made shallow first, which gives the same text.
+    ftfy undoes one level of an entity of an entity (`&amp;amp;amp;`) at a time and reads the whole
+    text for each. So deep ones are made shallow first, which gives the same text.
     """
     try:
         import ftfy
     except ImportError:
-        raise ConfigError("tokenizer", "this one repairs texts with ftfy, which is not installed; pip install 'jaxvl[interop]'") from None
+        raise ConfigError(
+            "tokenizer",
+            "this one repairs texts with ftfy, which is not installed; pip install "
+            "'jaxvl[interop]'",
+        ) from None
     if text.isascii() and text.isprintable() and "&" not in text:
-        return text[:LONGEST_REPAIRED].strip()  # nothing to repair; ftfy takes most of the time that a tokenizer has
+        return text[
+            :LONGEST_REPAIRED
+        ].strip()  # nothing to repair; ftfy takes most of the time that a tokenizer has
     text = _NESTED.sub("&" + 8 * "amp;", text[:LONGEST_REPAIRED])
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
@@ -39,7 +49,8 @@ def canonical(text: str) -> str:
     return _spaces(text.replace("_", " ").translate(_NO_PUNCTUATION).lower())
 
 
-# open_clip's `clean` options, and the rules of transformers' SiglipTokenizer (which lets `_` join words) and Siglip2Tokenizer.
+# open_clip's `clean` options, and the rules of transformers' SiglipTokenizer (which lets `_` join
+# words) and Siglip2Tokenizer.
 CLEANERS: Mapping[str, Callable[[str], str]] = {
     "open_clip_lower": lambda text: _spaces(_repaired(text)).lower(),
     "open_clip_whitespace": lambda text: _spaces(_repaired(text)),

@@ -24,7 +24,8 @@ def require() -> None:
 
 
 def encode_clip(path: str | pathlib.Path) -> bytes:
-    """A sound file (any rate, any number of channels) as FLAC, 16 kHz, mono: the mean of its channels.
+    """A sound file (any rate, any number of channels) as FLAC, 16 kHz, mono: the mean of its
+    channels.
 
     Raises BadRecord for a file that cannot be read or has no samples.
     """
@@ -34,7 +35,9 @@ def encode_clip(path: str | pathlib.Path) -> bytes:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except Exception as error:  # libsndfile's errors, and those of a broken header
-        raise BadRecord("clip cannot be decoded", f"{path}: {type(error).__name__}: {error}") from None
+        raise BadRecord(
+            "clip cannot be decoded", f"{path}: {type(error).__name__}: {error}"
+        ) from None
     if not len(samples):
         raise BadRecord("clip cannot be decoded", f"{path}: it has no samples")
     mono = samples.mean(1)
@@ -46,7 +49,9 @@ def to_flac(samples: np.ndarray) -> bytes:
     import soundfile
 
     out = io.BytesIO()
-    values = np.clip(np.rint(np.asarray(samples, np.float64) * 32768), -32768, 32767).astype(np.int16)
+    values = np.clip(np.rint(np.asarray(samples, np.float64) * 32768), -32768, 32767).astype(
+        np.int16
+    )
     soundfile.write(out, values, RATE, format="FLAC", subtype="PCM_16")
     return out.getvalue()
 
@@ -66,6 +71,7 @@ def decode_clip(data: bytes) -> np.ndarray:
 
 
 def fit(samples: np.ndarray, n: int, start: int = 0) -> tuple[np.ndarray, int]:
-    """`n` samples from `start` on, zeros where the clip has ended: int16 [n], and how many are the clip's."""
+    """`n` samples from `start` on, zeros where the clip has ended: int16 [n], and how many are the
+    clip's."""
     part = samples[start : start + n]
     return np.pad(part, (0, n - len(part))), len(part)

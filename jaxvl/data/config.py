@@ -1,4 +1,5 @@
-"""Data of a task, as a config says it: which records, in which order, and what of them is in a batch."""
+"""Data of a task, as a config says it: which records, in which order, and what of them is in a
+batch."""
 
 from __future__ import annotations
 
@@ -19,13 +20,20 @@ from jaxvl.data.sources.base import Source
 from jaxvl.data.sources.selected import select
 
 POSITION = "position"  # batch entry, int32 [B]: place of a row in the task's stream, modulo 2^31
-SIGNAL = "signal"  # entry of a batch that is trained with, uint8 [B]: what each row's process says with it (`hosts.Signal`)
-PACKED = ("segment", "lengths", "weight")  # entries of interleaved rows beside their fields' (`packing.py`)
+# entry of a batch that is trained with, uint8 [B]: what each row's process says with it
+# (`hosts.Signal`)
+SIGNAL = "signal"
+PACKED = (
+    "segment",
+    "lengths",
+    "weight",
+)  # entries of interleaved rows beside their fields' (`packing.py`)
 
 
 @dataclasses.dataclass(frozen=True)
 class Interleave:
-    """Rows of several consecutive records each, as documents have them (`packing.py`), for models that read them (cosmo).
+    """Rows of several consecutive records each, as documents have them (`packing.py`), for models
+    that read them (cosmo).
 
     Attributes:
       records: K, each with an `image` and a `text`.
@@ -42,13 +50,15 @@ class ReaderConfig:
 
     Attributes:
       threads: for reading and decoding; of each process that reads.
-      processes: that read, each with its own Python (`reading/processes.py`). 0: the threads of the training process read, which is
-        enough where most time goes into decoding and scaling JPEGs: that runs beside other threads. Python itself runs in one thread of a
-        process at a time, so that processes are faster where a record costs little else: small pictures, texts, sources written in
-        Python. They need idle cores, and about 70 MB and one or two seconds of a core each to start.
+      processes: that read, each with its own Python (`reading/processes.py`). 0: the threads of the
+        training process read, which is enough where most time goes into decoding and scaling JPEGs:
+        that runs beside other threads. Python itself runs in one thread of a process at a time, so
+        that processes are faster where a record costs little else: small pictures, texts, sources
+        written in Python. They need idle cores, and about 70 MB and one or two seconds of a core
+        each to start.
       prefetch_mb: memory of batches that are made ahead; one batch is always made ahead.
-      cache_mb: memory for what is read, decoded and tokenised, so that small data is read once. 0: nothing is kept. Of all processes
-        together: each has its share.
+      cache_mb: memory for what is read, decoded and tokenised, so that small data is read once. 0:
+        nothing is kept. Of all processes together: each has its share.
     """
 
     threads: Threads = 4
@@ -69,14 +79,16 @@ class DataConfig:
       source: records by name of their format, or of a recipe that builds demo data.
       batch: rows B of the global batch.
       fields: batch entry -> what it holds.
-      sampler: which records stand where in the stream; None: `mixture` where the source has parts, else `shuffled`.
-      missing: records that lack a field: "skip" leaves them out; "mask" keeps those that have any of the model's inputs, with
-        `has_NAME` in the batch for each of these, and zeros, or a text of padding, where a row does not have it. Other fields, such
-        as labels, have no mask: records that lack one of them are left out.
+      sampler: which records stand where in the stream; None: `mixture` where the source has parts,
+        else `shuffled`.
+      missing: records that lack a field: "skip" leaves them out; "mask" keeps those that have any
+        of the model's inputs, with `has_NAME` in the batch for each of these, and zeros, or a text
+        of padding, where a row does not have it. Other fields, such as labels, have no mask:
+        records that lack one of them are left out.
       interleave: rows of several records.
       reader: how records are read.
-      error_budget: share of bad records, of all hosts together, that a run goes on with; it ends when their share is surely above it
-        (`budget.py`).
+      error_budget: share of bad records, of all hosts together, that a run goes on with; it ends
+        when their share is surely above it (`budget.py`).
       error_minimum: bad records that there must be before the run ends.
     """
 
@@ -93,9 +105,17 @@ class DataConfig:
     def __post_init__(self):
         for name in ("batch", "error_minimum"):
             check(getattr(self, name) >= 1, name, f"{getattr(self, name)!r} must be >= 1")
-        check(0 <= self.error_budget <= 1, "error_budget", f"{self.error_budget!r} is a share; must be in [0, 1]")
+        check(
+            0 <= self.error_budget <= 1,
+            "error_budget",
+            f"{self.error_budget!r} is a share; must be in [0, 1]",
+        )
         check(self.missing in ("skip", "mask"), "missing", f"{self.missing!r} must be skip or mask")
-        check(bool(self.fields), "fields", f"must name at least one field (known: {', '.join(FIELDS)})")
+        check(
+            bool(self.fields),
+            "fields",
+            f"must name at least one field (known: {', '.join(FIELDS)})",
+        )
         self._check_names()
         if self.interleave is not None:
             self._check_interleaved(self.interleave)
@@ -109,15 +129,27 @@ class DataConfig:
         owners = dict.fromkeys(own, "the loader")
         for name, field in self.fields.items():
             for entry in field.arrays(name):
-                check(entry not in owners, f"fields.{name}", f"fills the batch entry {entry!r}, which {owners.get(entry)} fills")
+                check(
+                    entry not in owners,
+                    f"fields.{name}",
+                    f"fills the batch entry {entry!r}, which {owners.get(entry)} fills",
+                )
                 owners[entry] = f"fields.{name}"
         if self.missing == "mask":
             check(bool(self.inputs), "missing", "'mask' needs a field that the model reads")
 
     def _check_interleaved(self, rows: Interleave) -> None:
-        fit = self.inputs.get("image") == "image" and self.inputs.get("text") == "text" and self.missing == "skip"
+        fit = (
+            self.inputs.get("image") == "image"
+            and self.inputs.get("text") == "text"
+            and self.missing == "skip"
+        )
         check(fit, "interleave", "needs an image and a text, and missing='skip'")
-        check(self.texts_per_row == 1, "interleave", f"needs one text of each record (fields.text.count is {self.texts_per_row})")
+        check(
+            self.texts_per_row == 1,
+            "interleave",
+            f"needs one text of each record (fields.text.count is {self.texts_per_row})",
+        )
         length = rows.length
         least = LEAST * rows.records
         problem = f"{length!r} must be >= {LEAST} tokens for each of {rows.records} texts"
@@ -143,13 +175,22 @@ class DataConfig:
 
     @property
     def required(self) -> set[str]:
-        """Fields without which a record is left out: all of them, or under `missing="mask"` those that have no mask."""
-        return {name for name, field in self.fields.items() if self.missing == "skip" or not field.inputs(name)}
+        """Fields without which a record is left out: all of them, or under `missing="mask"` those
+        that have no mask."""
+        return {
+            name
+            for name, field in self.fields.items()
+            if self.missing == "skip" or not field.inputs(name)
+        }
 
     @property
     def text_length(self) -> int:
         """Tokens T of the longest text; 0 where there is none."""
-        found = [shape.shape[-1] for name, shape in self.entries.items() if self.inputs.get(name) == "text"]
+        found = [
+            shape.shape[-1]
+            for name, shape in self.entries.items()
+            if self.inputs.get(name) == "text"
+        ]
         return max(found, default=0)
 
     @property
@@ -162,7 +203,9 @@ class DataConfig:
     @property
     def texts_per_row(self) -> int:
         """N."""
-        return max([field.count for field in self.fields.values() if isinstance(field, Caption)], default=1)
+        return max(
+            [field.count for field in self.fields.values() if isinstance(field, Caption)], default=1
+        )
 
     @property
     def entries(self) -> dict[str, RowShape]:
@@ -182,9 +225,11 @@ class DataConfig:
 
     @property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of the global batch: every field's arrays [B, …], `position` int32 [B], and `has_NAME` bool [B] under `missing="mask"`.
+        """Of the global batch: every field's arrays [B, …], `position` int32 [B], and `has_NAME`
+        bool [B] under `missing="mask"`.
 
-        Interleaved: [B, K, …], and text int32 [B, R], segment int32 [B, R], lengths int32 [B, K], weight float32 [B, R] (`packing.py`).
+        Interleaved: [B, K, …], and text int32 [B, R], segment int32 [B, R], lengths int32 [B, K],
+          weight float32 [B, R] (`packing.py`).
         """
         rows = self.record_shapes
         if self.interleave is not None:
@@ -195,16 +240,23 @@ class DataConfig:
             rows["segment"] = RowShape((r,), np.int32)
             rows["lengths"] = RowShape((k,), np.int32)
             rows["weight"] = RowShape((r,), np.float32)
-        return {name: jax.ShapeDtypeStruct((self.batch, *row.shape), row.dtype) for name, row in rows.items()}
+        return {
+            name: jax.ShapeDtypeStruct((self.batch, *row.shape), row.dtype)
+            for name, row in rows.items()
+        }
 
     @property
     def on_device(self) -> dict[str, Any]:
-        """The options that the compiled step reads. The others decide what is in a batch, or the shapes of its arrays (`shapes`)."""
-        parts = {name: (type(field).__name__, field.compiled()) for name, field in self.fields.items()}
+        """The options that the compiled step reads. The others decide what is in a batch, or the
+        shapes of its arrays (`shapes`)."""
+        parts = {
+            name: (type(field).__name__, field.compiled()) for name, field in self.fields.items()
+        }
         return {name: part for name, part in parts.items() if part[1] is not None}
 
     def select(self, source: Source) -> Source:
-        """The records that have what every field needs, where the source can tell. What may be masked is not needed.
+        """The records that have what every field needs, where the source can tell. What may be
+        masked is not needed.
 
         Raises ConfigError at `fields.NAME` where a field cannot be served.
         """

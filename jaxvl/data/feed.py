@@ -69,7 +69,9 @@ class Feed(Iterator):
         self.rows = config.batch
         self.waited = 0.0
         self.position = start.position
-        self.steps = start.position // config.records_per_batch if start.steps is None else start.steps
+        self.steps = (
+            start.position // config.records_per_batch if start.steps is None else start.steps
+        )
         self.failure: Exception | None = None
         self.skipped_before = dict(start.skipped)
         self._tally = Tally()
@@ -82,20 +84,28 @@ class Feed(Iterator):
         self.left_out = dict(used.left_out())
         self._fingerprint = used.fingerprint
         rows = own_rows(self._sharding, config.batch)
-        self._batches = Batches(config, used, tokenizer, seed=seed, preprocess=preprocess, rows=rows, start=start)
+        self._batches = Batches(
+            config, used, tokenizer, seed=seed, preprocess=preprocess, rows=rows, start=start
+        )
         self.shapes = config.shapes
-        self._signals = {signal: self._fill(fed_shapes(config)[SIGNAL], signal) for signal in Signal}
+        self._signals = {
+            signal: self._fill(fed_shapes(config)[SIGNAL], signal) for signal in Signal
+        }
         self._nothing: dict[str, jax.Array] | None = None
         self._ahead = Ahead(in_flight(self._batches, self._flying()), self._put)
 
     def _flying(self) -> int:
         """Batches whose records are read at a time, within `reader.prefetch_mb`."""
         rows = len(self._batches.rows.index)
-        size = sum(math.prod(shape.shape[1:]) * shape.dtype.itemsize for shape in self.shapes.values()) * rows
+        size = (
+            sum(math.prod(shape.shape[1:]) * shape.dtype.itemsize for shape in self.shapes.values())
+            * rows
+        )
         return max(1, min(MOST_AHEAD, self.config.reader.prefetch_mb * 2**20 // max(size, 1)))
 
     def counts(self) -> tuple[int, dict[str, int]]:
-        """Records of the batches given so far that this process counts, and the bad ones of these by cause."""
+        """Records of the batches given so far that this process counts, and the bad ones of these
+        by cause."""
         return self._tally.seen, dict(self._tally.skipped)
 
     @property
@@ -120,13 +130,17 @@ class Feed(Iterator):
 
     @property
     def stage_seconds(self) -> dict[str, float]:
-        """Stage (`stages.STAGES`) -> seconds that all threads of this process together have spent in it."""
+        """Stage (`stages.STAGES`) -> seconds that all threads of this process together have spent
+        in it."""
         return {**self._batches.seconds(), "transfer": self._transferred}
 
     def _put(self, made: tuple[dict[str, np.ndarray], Tally]) -> tuple[dict[str, jax.Array], Tally]:
         batch, tally = made
         began = time.perf_counter()
-        whole = {k: jax.make_array_from_process_local_data(self._sharding, v, self.shapes[k].shape) for k, v in batch.items()}
+        whole = {
+            k: jax.make_array_from_process_local_data(self._sharding, v, self.shapes[k].shape)
+            for k, v in batch.items()
+        }
         self._transferred += time.perf_counter() - began
         return whole, tally
 
@@ -151,15 +165,18 @@ class Feed(Iterator):
     def take(self, *, call: bool = False) -> dict[str, jax.Array]:
         """The next batch with its `SIGNAL`, for a training loop.
 
-        Where it cannot be made, its rows are zeros that the step does not learn from (`Signal.BROKEN`), and `failure` says why: in a run of
-        several processes this one has to take part in the steps until all of them end together.
+        Where it cannot be made, its rows are zeros that the step does not learn from
+        (`Signal.BROKEN`), and `failure` says why: in a run of several processes this one has to
+        take part in the steps until all of them end together.
 
         Args:
           call: whether this process asks all of them to confer.
         """
         try:
             batch = next(self)
-        except Exception as error:  # whatever a reader raises, the other processes must not be left in a step
+        except (
+            Exception
+        ) as error:  # whatever a reader raises, the other processes must not be left in a step
             self.failure = error
             batch = self._zeros()
             self._advance(Tally())
@@ -169,7 +186,8 @@ class Feed(Iterator):
         return batch | {SIGNAL: self._signals[signal]}
 
     def take_back(self) -> None:
-        """Leaves the last batch out of `position`, `steps` and the counts: a step did not learn from it. Not for reading it again."""
+        """Leaves the last batch out of `position`, `steps` and the counts: a step did not learn
+        from it. Not for reading it again."""
         self.position -= self.config.records_per_batch
         self.steps -= 1
         self._tally.take_away(self._last.pop())
@@ -190,7 +208,8 @@ def fed_shapes(config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def in_flight(batches: Batches, count: int) -> Iterator[tuple[dict[str, np.ndarray], Tally]]:
-    """The batches in their order, and what reading them has met; the records of `count` of them are read at a time."""
+    """The batches in their order, and what reading them has met; the records of `count` of them are
+    read at a time."""
     pending: collections.deque[Pending] = collections.deque()
     for i in itertools.count():
         pending.append(batches.begin(i))

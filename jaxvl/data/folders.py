@@ -14,5 +14,8 @@ def cache_folder() -> paths.Path:
 
 
 def local_cache_folder() -> pathlib.Path:
-    """What is built here, and copies of what lies in a remote cache: `$JAXVL_LOCAL_CACHE`, else `~/.cache/jaxvl`."""
-    return pathlib.Path(os.environ.get("JAXVL_LOCAL_CACHE") or pathlib.Path.home() / ".cache" / "jaxvl")
+    """What is built here, and copies of what lies in a remote cache: `$JAXVL_LOCAL_CACHE`, else
+    `~/.cache/jaxvl`."""
+    return pathlib.Path(
+        os.environ.get("JAXVL_LOCAL_CACHE") or pathlib.Path.home() / ".cache" / "jaxvl"
+    )

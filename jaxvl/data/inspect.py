@@ -1,15 +1,17 @@
 """Show what is inside data: `python -m jaxvl.data.inspect PATH`.
 
-PATH is a file, a folder, or a pattern of files; its format is recognised: WebDataset tars, Parquet, Hugging Face datasets on disk, TFDS,
-ArrayRecord, JSONL, CSV, TSV, folders of pictures, MDS. Prints records, shards, columns, figures of texts and pictures, bad records by
-cause and the time to read, and the data of a config file that reads it; writes a contact sheet. Only a sample is read.
+PATH is a file, a folder, or a pattern of files; its format is recognised: WebDataset tars, Parquet,
+Hugging Face datasets on disk, TFDS, ArrayRecord, JSONL, CSV, TSV, folders of pictures, MDS. Prints
+records, shards, columns, figures of texts and pictures, bad records by cause and the time to read,
+and the data of a config file that reads it; writes a contact sheet. Only a sample is read.
 `--config=configs/clip.py:data=PATH` of `jaxvl.train` reads PATH in the same way.
 
 Options:
   --source=NAME --source.KEY=VALUE   instead of PATH, or to change what was recognised
   --sample=2000 --seed=0             records that are looked at, and which
   --sheet=60                         records on the contact sheet
-  --out=FILE                         the contact sheet (default: inspect-NAME.html in the current folder)
+  --out=FILE                         the contact sheet (default: inspect-NAME.html in the current
+                                     folder)
   --json                             figures as JSON instead of tables
   --plugins=FILE                     your own sources
 
@@ -30,7 +32,19 @@ from rich.markup import escape
 
 from jaxvl import paths
 from jaxvl.command import run_command, start
-from jaxvl.config import ConfigError, PathText, Plugin, Range, Seed, check, load_plugins, nearest, override, resolve, to_path
+from jaxvl.config import (
+    ConfigError,
+    PathText,
+    Plugin,
+    Range,
+    Seed,
+    check,
+    load_plugins,
+    nearest,
+    override,
+    resolve,
+    to_path,
+)
 from jaxvl.data.inspecting.paste import as_lines, data_config
 from jaxvl.data.inspecting.recognise import recognise
 from jaxvl.data.inspecting.sheet import write_sheet
@@ -70,12 +84,24 @@ def parse(argv: Sequence[str]) -> tuple[InspectConfig, dict[str, Any]]:
         if not word.startswith("--"):
             words.append(word)
             continue
-        check(name.partition(".")[0] in NAMES, f"--{name}", f"unknown option{nearest(name, NAMES)} (options: {', '.join(NAMES)})")
+        check(
+            name.partition(".")[0] in NAMES,
+            f"--{name}",
+            f"unknown option{nearest(name, NAMES)} (options: {', '.join(NAMES)})",
+        )
         check(bool(separator) or name == "json", f"--{name}", "needs a value: --NAME=VALUE")
         assignments[name] = value if separator else "true"
-    check(len(words) <= 1, "command line", f"{len(words)} paths; must be one (quote a pattern: 'data/*.tar')")
+    check(
+        len(words) <= 1,
+        "command line",
+        f"{len(words)} paths; must be one (quote a pattern: 'data/*.tar')",
+    )
     named = any(name.partition(".")[0] == "source" for name in assignments)
-    check(bool(words) or named, "PATH", "is required, or --source=NAME; see python -m jaxvl.data.inspect --help")
+    check(
+        bool(words) or named,
+        "PATH",
+        "is required, or --source=NAME; see python -m jaxvl.data.inspect --help",
+    )
     load_plugins(assignments.get("plugins", ()))
     node = {"source": recognise(words[0])} if words and "source" not in assignments else {}
     ordered = dict(sorted(assignments.items(), key=lambda item: item[0].count(".")))

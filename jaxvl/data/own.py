@@ -20,7 +20,8 @@ class Pairs(NamedTuple):
 
 
 def open_source(what: str | os.PathLike[str] | Mapping[str, Any], log: Log = print) -> Source:
-    """The records of a file, a folder or a pattern of files, whatever their format; or of a source's config, `{"name": …}`.
+    """The records of a file, a folder or a pattern of files, whatever their format; or of a
+    source's config, `{"name": …}`.
 
     Raises:
       ConfigError: there is nothing, no source reads it, or the config is wrong.

@@ -1,4 +1,5 @@
-"""Encoded pictures, opened: upright, 8 bits a channel, RGB or premultiplied RGBA, whatever kind of file they come as."""
+"""Encoded pictures, opened: upright, 8 bits a channel, RGB or premultiplied RGBA, whatever kind of
+file they come as."""
 
 from __future__ import annotations
 
@@ -13,14 +14,18 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from jaxvl.data import fast_pictures
 from jaxvl.data.records import BadRecord
 
-# Formats are named, so that no bytes from outside reach a reader that starts a program (EPS: Ghostscript) or takes
-# almost anything for a picture (TGA).
+# Formats are named, so that no bytes from outside reach a reader that starts a program (EPS:
+# Ghostscript) or takes almost anything for a picture (TGA).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "QOI", "AVIF")
 Colour = tuple[float, float, float]
 Decoded = Image.Image | np.ndarray  # see `decode_picture`
-MAX_PIXELS = 50_000_000  # a larger picture in a data set is damage or malice; it is skipped and counted
-MAX_SIDE = 65_535  # as JPEG; Pillow's boxes are float32, which cannot tell the pixels of a much longer side apart
-MAX_SCANS = 100  # of a progressive JPEG: encoders write about 10; a small file of thousands takes an hour to decode
+MAX_PIXELS = (
+    50_000_000  # a larger picture in a data set is damage or malice; it is skipped and counted
+)
+# as JPEG; Pillow's boxes are float32, which cannot tell the pixels of a much longer side apart
+MAX_SIDE = 65_535
+# of a progressive JPEG: encoders write about 10; a small file of thousands takes an hour to decode
+MAX_SCANS = 100
 CANNOT_BE_DECODED = "image cannot be decoded"
 TOO_LARGE = "image is too large"
 NO_RANGE = "image has no range of values"
@@ -37,8 +42,9 @@ ORIENTATION = {
 }
 WHITE_IS_ZERO = 0  # of TIFF's PhotometricInterpretation
 
-# Damaged metadata and large pictures are met by the million in crawled data. What matters of them is in the counts of
-# skipped records, and `catch_warnings` around each picture is not safe in threads.
+# Damaged metadata and large pictures are met by the million in crawled data. What matters of them
+# is in the counts of skipped records, and `catch_warnings` around each picture is not safe in
+# threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -57,29 +63,41 @@ def bad_pictures() -> Iterator[None]:
         raise BadRecord(CANNOT_BE_DECODED, f"{type(error).__name__}: {error}") from None
 
 
-def open_picture(data: bytes, at_least: int | None = None, background: Colour | None = None) -> Image.Image:
-    """`decode_picture`'s result as a Pillow image: `RGB`, or `RGBa` where it is transparent. Raises BadRecord."""
+def open_picture(
+    data: bytes, at_least: int | None = None, background: Colour | None = None
+) -> Image.Image:
+    """`decode_picture`'s result as a Pillow image: `RGB`, or `RGBa` where it is transparent. Raises
+    BadRecord."""
     decoded = decode_picture(data, at_least, background)
-    return fast_pictures.as_image(decoded).convert("RGB") if isinstance(decoded, np.ndarray) else decoded
+    return (
+        fast_pictures.as_image(decoded).convert("RGB")
+        if isinstance(decoded, np.ndarray)
+        else decoded
+    )
 
 
-def decode_picture(data: bytes, at_least: int | None = None, background: Colour | None = None) -> Decoded:
+def decode_picture(
+    data: bytes, at_least: int | None = None, background: Colour | None = None
+) -> Decoded:
     """A decoded picture, the first of an animation.
 
-    It is a Pillow image in `RGB`, or in `RGBa` where it is transparent; `RGBa` is premultiplied, so that scaling lets no hidden
-    colour bleed into edges. It is an array uint8 [H, W, 4], opaque, where simplejpeg has decoded it. The picture is turned as its
-    EXIF or XMP orientation says. Values of 16 bits become their upper 8.
+    It is a Pillow image in `RGB`, or in `RGBa` where it is transparent; `RGBa` is premultiplied, so
+    that scaling lets no hidden colour bleed into edges. It is an array uint8 [H, W, 4], opaque,
+    where simplejpeg has decoded it. The picture is turned as its EXIF or XMP orientation says.
+    Values of 16 bits become their upper 8.
 
     Args:
       data: the file's bytes, in one of `FORMATS`.
-      at_least: smallest side that is needed, in pixels. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that is
-        enough, which is faster, but not what decoding and scaling gives; and by simplejpeg where that is installed, whose pixels
-        are Pillow's. None: at its own size, by Pillow.
-      background: colour on which transparent pictures are put, 0..1 per channel. None: they stay transparent.
+      at_least: smallest side that is needed, in pixels. A JPEG is then decoded at 1/2, 1/4 or 1/8
+        of its size where that is enough, which is faster, but not what decoding and scaling gives;
+        and by simplejpeg where that is installed, whose pixels are Pillow's. None: at its own size,
+        by Pillow.
+      background: colour on which transparent pictures are put, 0..1 per channel. None: they stay
+        transparent.
 
     Raises:
-      BadRecord: not a picture, cut short, one too large to be honest, or one whose values have no defined range (float or
-        32-bit integer).
+      BadRecord: not a picture, cut short, one too large to be honest, or one whose values have no
+        defined range (float or 32-bit integer).
     """
     with bad_pictures():
         if at_least is not None and (decoded := _plain_jpeg(data, at_least)) is not None:
@@ -90,7 +108,11 @@ def decode_picture(data: bytes, at_least: int | None = None, background: Colour 
             _check_scans(data)
             if at_least is not None:
                 picture.draft("RGB", (at_least, at_least))
-                decoded = fast_pictures.decode_jpeg(data, *picture.size) if picture.mode in ("RGB", "L") else None
+                decoded = (
+                    fast_pictures.decode_jpeg(data, *picture.size)
+                    if picture.mode in ("RGB", "L")
+                    else None
+                )
                 if decoded is not None:
                     return _upright_array(decoded, _orientation(picture))
         picture.load()
@@ -100,7 +122,8 @@ def decode_picture(data: bytes, at_least: int | None = None, background: Colour 
 
 
 def _plain_jpeg(data: bytes, at_least: int) -> np.ndarray | None:
-    """uint8 [H, W, 4] of a JPEG that Pillow need not look at, which takes longer than scaling a small one. Raises BadRecord."""
+    """uint8 [H, W, 4] of a JPEG that Pillow need not look at, which takes longer than scaling a
+    small one. Raises BadRecord."""
     size = fast_pictures.plain_size(data)
     if size is None:
         return None
@@ -115,7 +138,11 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
 
 
 def _upright_array(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    return np.array(_upright(fast_pictures.as_image(pixels), orientation)) if orientation in ORIENTATION else pixels
+    return (
+        np.array(_upright(fast_pictures.as_image(pixels), orientation))
+        if orientation in ORIENTATION
+        else pixels
+    )
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
@@ -144,7 +171,8 @@ def _check_scans(data: bytes) -> None:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF's number, 1 (upright) to 8; 1 where it cannot be read, for damaged metadata loses no picture."""
+    """EXIF's number, 1 (upright) to 8; 1 where it cannot be read, for damaged metadata loses no
+    picture."""
     try:
         return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 (Pillow raises many types for one broken file)
@@ -161,11 +189,14 @@ def _in_rgb(picture: Image.Image, background: Colour | None) -> Image.Image:
     if background is None:
         return picture.convert("RGBa")
     colour = tuple(round(255 * value) for value in background)
-    return Image.alpha_composite(Image.new("RGBA", picture.size, (*colour, 255)), picture).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, (*colour, 255)), picture).convert(
+        "RGB"
+    )
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """`L` or `LA` of a grey picture with more than 8 bits. Raises BadRecord where the range of its values is not defined."""
+    """`L` or `LA` of a grey picture with more than 8 bits. Raises BadRecord where the range of its
+    values is not defined."""
     tags = getattr(picture, "tag_v2", {})  # of a TIFF
     bits = 16 if picture.mode.startswith("I;16") else None
     if bits and ExifTags.Base.BitsPerSample in tags:
@@ -173,7 +204,10 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if picture.mode == "I" and picture.format in ("PNG", "PPM"):  # Pillow scales these to 16 bits
         bits = 16
     if bits is None:
-        raise BadRecord(NO_RANGE, f"{picture.format} of mode {picture.mode}; must be of at most 16 bits, unsigned")
+        raise BadRecord(
+            NO_RANGE,
+            f"{picture.format} of mode {picture.mode}; must be of at most 16 bits, unsigned",
+        )
     values = np.asarray(picture)
     upper = (values >> (bits - 8)).astype(np.uint8)
     if tags.get(ExifTags.Base.PhotometricInterpretation) == WHITE_IS_ZERO:
@@ -186,7 +220,8 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _mend_transparent_colour(picture: Image.Image, data: bytes) -> None:
-    """A PNG's one transparent colour, which Pillow leaves in the file's bit depth, becomes one of the picture's own values."""
+    """A PNG's one transparent colour, which Pillow leaves in the file's bit depth, becomes one of
+    the picture's own values."""
     colour, depth = picture.info["transparency"], data[24]  # IHDR comes first
     if picture.mode == "RGB" and depth == 16:
         picture.info["transparency"] = tuple(value >> 8 for value in colour)

@@ -1,4 +1,5 @@
-"""From an encoded picture to model input. The figures travel in the checkpoint: a model is useless with other ones."""
+"""From an encoded picture to model input. The figures travel in the checkpoint: a model is useless
+with other ones."""
 
 from __future__ import annotations
 
@@ -31,14 +32,15 @@ class Preprocess:
       image_size: side S in pixels, of evaluation and export; tasks may train at another.
       mean, std: per channel, of values in 0..1: a model sees `(value - mean) / std`.
       background: colour in 0..1 behind transparent pictures.
-      flatten: put transparent pictures on `background` before they are scaled, as transformers does. False: after that, so that
-        training can put other colours behind them.
-      resize: what is seen of a picture that is no square, in evaluation and where training cuts no random part: its `centre`, or
-        all of it, `squash`ed (SigLIP).
-      scale_to: side to which it is scaled before the centre S x S is cut from that; None: S, nothing is cut (ALIGN: 346 for 289).
+      flatten: put transparent pictures on `background` before they are scaled, as transformers
+        does. False: after that, so that training can put other colours behind them.
+      resize: what is seen of a picture that is no square, in evaluation and where training cuts no
+        random part: its `centre`, or all of it, `squash`ed (SigLIP).
+      scale_to: side to which it is scaled before the centre S x S is cut from that; None: S,
+        nothing is cut (ALIGN: 346 for 289).
       interpolation: of the scaling.
-      crop_rounding: where the centre begins that cannot be cut in the middle: half a pixel `down` (transformers), or at the `even`
-        one (torchvision, open_clip).
+      crop_rounding: where the centre begins that cannot be cut in the middle: half a pixel `down`
+        (transformers), or at the `even` one (torchvision, open_clip).
     """
 
     image_size: Pixels = 224
@@ -54,13 +56,23 @@ class Preprocess:
     def __post_init__(self):
         check(self.image_size >= 1, "image_size", f"{self.image_size!r} must be >= 1 pixel")
         check(min(self.std) > 0, "std", f"{self.std!r} must be > 0")
-        check(min(self.background) >= 0 and max(self.background) <= 1, "background", f"{self.background!r} must be in [0, 1]")
+        check(
+            min(self.background) >= 0 and max(self.background) <= 1,
+            "background",
+            f"{self.background!r} must be in [0, 1]",
+        )
         side = self.scale_to
-        check(side is None or side >= self.image_size, "scale_to", f"{side!r} must be >= the image_size of {self.image_size}, or None")
+        check(
+            side is None or side >= self.image_size,
+            "scale_to",
+            f"{side!r} must be >= the image_size of {self.image_size}, or None",
+        )
 
     def normalise(self, image: jax.Array) -> jax.Array:
         """float32 [..., 3] in 0..1 -> float32 [..., 3] as models see it."""
-        return (image - jnp.asarray(self.mean, jnp.float32)) * (1 / jnp.asarray(self.std, jnp.float32))
+        return (image - jnp.asarray(self.mean, jnp.float32)) * (
+            1 / jnp.asarray(self.std, jnp.float32)
+        )
 
     def at(self, size: int) -> Preprocess:
         """The same for pictures of another side; what is cut off them stays in proportion."""
@@ -72,9 +84,10 @@ class Preprocess:
 
         Args:
           data: the file's bytes.
-          fast: decode a JPEG at a fraction of its size, where that is enough for what `decode` makes of it.
-          smallest: share of the shorter side that the smallest part has which is cut out of it, see `smallest_part`; with `fast`, the
-            fraction is one at which that part still has S pixels.
+          fast: decode a JPEG at a fraction of its size, where that is enough for what `decode`
+            makes of it.
+          smallest: share of the shorter side that the smallest part has which is cut out of it, see
+            `smallest_part`; with `fast`, the fraction is one at which that part still has S pixels.
 
         Raises:
           BadRecord: as `pictures.decode_picture`.
@@ -83,13 +96,15 @@ class Preprocess:
         return decode_picture(data, at_least, background=self.background if self.flatten else None)
 
     def decode(self, data: bytes, *, fast: bool = False) -> np.ndarray:
-        """An encoded picture -> uint8 [S, S, 3], or [S, S, 4] where it has transparency that is not flattened.
+        """An encoded picture -> uint8 [S, S, 3], or [S, S, 4] where it has transparency that is not
+        flattened.
 
         Args:
           data: the file's bytes.
-          fast: decode a JPEG at a fraction of its size where that is enough, and scale as `fit` does. Pixels then differ by 1
-            to 6 of 255 on average from what evaluation sees; by 0.3 where no fraction is enough and cykooz-resizer is installed.
-            A JPEG may have a fourth channel, of 255.
+          fast: decode a JPEG at a fraction of its size where that is enough, and scale as `fit`
+            does. Pixels then differ by 1 to 6 of 255 on average from what evaluation sees; by 0.3
+            where no fraction is enough and cykooz-resizer is installed. A JPEG may have a fourth
+            channel, of 255.
 
         Raises:
           BadRecord: as `pictures.decode_picture`.
@@ -101,16 +116,20 @@ class Preprocess:
             left, top = self._offset(width), self._offset(height)
             box = (left, top, left + self.image_size, top + self.image_size)
             if not fast and width * height <= MAX_PIXELS:
-                whole = picture.resize((width, height), Image.Resampling[self.interpolation.upper()])
+                whole = picture.resize(
+                    (width, height), Image.Resampling[self.interpolation.upper()]
+                )
                 return as_array(whole.crop(box))
-            # The same but for rounding, and nothing is scaled that is cut off again: faster, and needed for extreme ratios.
+            # The same but for rounding, and nothing is scaled that is cut off again: faster, and
+            # needed for extreme ratios.
             across /= width
             down /= height
             box = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
             return fit(picture, self.image_size, box, self.interpolation, fast=fast)
 
     def scaled(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height, whole pixels, to which a picture of so many pixels is scaled before the centre is cut from it."""
+        """Width and height, whole pixels, to which a picture of so many pixels is scaled before the
+        centre is cut from it."""
         side = self.scale_to or self.image_size
         if self.resize == "squash":
             return side, side
@@ -122,7 +141,12 @@ class Preprocess:
         across, down = self.scaled(width, height)
         left, top = self._offset(across), self._offset(down)
         right, bottom = left + self.image_size, top + self.image_size
-        return left * width / across, top * height / down, right * width / across, bottom * height / down
+        return (
+            left * width / across,
+            top * height / down,
+            right * width / across,
+            bottom * height / down,
+        )
 
     def _offset(self, length: int) -> int:
         """Pixels before the centre S of so many."""
@@ -143,16 +167,20 @@ def sides(picture: Decoded) -> tuple[int, int]:
     return picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size
 
 
-def fit(picture: Decoded, size: int, box: Box, interpolation: Interpolation, *, fast: bool = False) -> np.ndarray:
-    """The part `box` of `decode_picture`'s result, scaled: uint8 [size, size, 3], or [size, size, 4] of one with four channels.
+def fit(
+    picture: Decoded, size: int, box: Box, interpolation: Interpolation, *, fast: bool = False
+) -> np.ndarray:
+    """The part `box` of `decode_picture`'s result, scaled: uint8 [size, size, 3], or [size, size,
+    4] of one with four channels.
 
     Args:
       picture: `RGB`, `RGBa` or uint8 [H, W, 4].
       size: side in pixels.
-      box: what is kept; pixels around it count at its edges, as where the whole picture is scaled first and then cut.
+      box: what is kept; pixels around it count at its edges, as where the whole picture is scaled
+        first and then cut.
       interpolation: of the scaling.
-      fast: scale by cykooz-resizer, which differs from Pillow by rounding; where it is not installed, scale down by more than 2 in two
-        steps, the first by averages.
+      fast: scale by cykooz-resizer, which differs from Pillow by rounding; where it is not
+        installed, scale down by more than 2 in two steps, the first by averages.
     """
     if isinstance(picture, np.ndarray):
         out = np.empty((size, size, 4), np.uint8)
@@ -164,11 +192,15 @@ def fit(picture: Decoded, size: int, box: Box, interpolation: Interpolation, *, 
     if fast and (scaled := fast_pictures.resize(picture, size, box, interpolation)) is not None:
         return as_array(scaled)
     gap = 2.0 if fast else None
-    picture = picture.resize((size, size), Image.Resampling[interpolation.upper()], box=box, reducing_gap=gap)
+    picture = picture.resize(
+        (size, size), Image.Resampling[interpolation.upper()], box=box, reducing_gap=gap
+    )
     return as_array(picture)
 
 
-def fit_into(out: np.ndarray, picture: Decoded, box: Box, interpolation: Interpolation, *, fast: bool = False) -> None:
+def fit_into(
+    out: np.ndarray, picture: Decoded, box: Box, interpolation: Interpolation, *, fast: bool = False
+) -> None:
     """Writes what `fit` gives into uint8 [S, S, 4]; without transparency it is opaque."""
     straight = fast and isinstance(picture, np.ndarray)
     if not (straight and fast_pictures.resize_into(out, picture, box, interpolation)):
@@ -178,12 +210,15 @@ def fit_into(out: np.ndarray, picture: Decoded, box: Box, interpolation: Interpo
 def with_alpha(out: np.ndarray, pixels: np.ndarray) -> None:
     """Writes uint8 [S, S, 3 or 4] into [S, S, 4]; without transparency it is opaque."""
     if pixels.shape[-1] == 3:
-        pixels = np.asarray(Image.fromarray(pixels).convert("RGBA"))  # three times as fast as assigning three channels of four
+        pixels = np.asarray(
+            Image.fromarray(pixels).convert("RGBA")
+        )  # three times as fast as assigning three channels of four
     out[...] = pixels
 
 
 def as_array(picture: Image.Image) -> np.ndarray:
-    """uint8 [H, W, 3] of a picture in `RGB`, [H, W, 4] of one in `RGBX`, or in `RGBa`, its colours no longer premultiplied."""
+    """uint8 [H, W, 3] of a picture in `RGB`, [H, W, 4] of one in `RGBX`, or in `RGBa`, its colours
+    no longer premultiplied."""
     return np.asarray(picture.convert("RGBA") if picture.mode == "RGBa" else picture)
 
 
@@ -192,15 +227,21 @@ def smallest_part(area: tuple[float, float], ratio: tuple[float, float]) -> floa
     return min(1.0, math.sqrt(area[0] * min(ratio[0], 1 / ratio[1])))
 
 
-def crop_box(width: int, height: int, area: tuple[float, float], ratio: tuple[float, float], draws: Sequence[float]) -> Box:
+def crop_box(
+    width: int,
+    height: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    draws: Sequence[float],
+) -> Box:
     """The box of a random crop (Szegedy et al. 2015: "inception crop").
 
     Args:
       width, height: of the picture, in pixels.
       area: smallest and largest share of the picture's area, drawn uniformly.
       ratio: smallest and largest width / height, drawn log-uniformly.
-      draws: four uniform numbers in [0, 1). A crop that would not fit is narrowed, never drawn again, so that a row's
-        crop depends on its own numbers only.
+      draws: four uniform numbers in [0, 1). A crop that would not fit is narrowed, never drawn
+        again, so that a row's crop depends on its own numbers only.
     """
     pixels = width * height * (area[0] + (area[1] - area[0]) * draws[0])
     aspect = ratio[0] * (ratio[1] / ratio[0]) ** draws[1]

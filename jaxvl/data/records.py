@@ -1,8 +1,9 @@
 """Records: one image with its captions, as msgpack in ArrayRecord files.
 
-A record is a dict: `key` (text, unique in its corpus), `image` (an encoded picture: PNG, JPEG, WebP bytes), `label`
-(int, equal for pictures of the same thing), `style` (text), `captions` ({locale: [name, [keyword, …]]}). Some have
-`audio` ({kind: {locale: FLAC bytes, 16 kHz mono}}; kinds are `speech`, `sound` …) or `frames` ([an encoded picture, …]).
+A record is a dict: `key` (text, unique in its corpus), `image` (an encoded picture: PNG, JPEG, WebP
+bytes), `label` (int, equal for pictures of the same thing), `style` (text), `captions` ({locale:
+[name, [keyword, …]]}). Some have `audio` ({kind: {locale: FLAC bytes, 16 kHz mono}}; kinds are
+`speech`, `sound` …) or `frames` ([an encoded picture, …]).
 """
 
 from __future__ import annotations
@@ -32,12 +33,17 @@ class BadRecord(ValueError):
         self._detail = detail
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.cause, self._detail)  # of itself, pickle would keep the message alone
+        return type(self), (
+            self.cause,
+            self._detail,
+        )  # of itself, pickle would keep the message alone
 
 
 def causes(skipped: Mapping[str, int]) -> str:
     """Cause -> records, as a text: the commonest first."""
-    return ", ".join(f"{cause}: {n}" for cause, n in sorted(skipped.items(), key=lambda item: -item[1]))
+    return ", ".join(
+        f"{cause}: {n}" for cause, n in sorted(skipped.items(), key=lambda item: -item[1])
+    )
 
 
 def pack(record: Record) -> bytes:
@@ -83,17 +89,21 @@ class RecordSource(Sequence):
     def __init__(self, path: pathlib.Path, index: np.ndarray):
         self.path, self.index = pathlib.Path(path), np.asarray(index)
         try:
-            from grain.sources import ArrayRecordDataSource  # here, since it imports Orbax, which workers do not need
+            from grain.sources import (
+                ArrayRecordDataSource,
+            )  # here, since it imports Orbax, which workers do not need
 
             self._file = ArrayRecordDataSource(str(path))
             size = len(self._file)
         except Exception as error:
             raise DataError(
-                f"{path}: not a readable ArrayRecord file ({type(error).__name__}: {error}); delete its folder to have it built anew"
+                f"{path}: not a readable ArrayRecord file ({type(error).__name__}: {error}); "
+                f"delete its folder to have it built anew"
             ) from None
         if len(self.index) and self.index.max() >= size:
             raise DataError(
-                f"{path}: holds {size} records, but record {self.index.max()} is asked for; delete its folder to have it built anew"
+                f"{path}: holds {size} records, but record {self.index.max()} is asked for; "
+                f"delete its folder to have it built anew"
             )
 
     def __len__(self) -> int:

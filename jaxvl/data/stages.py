@@ -1,4 +1,5 @@
-"""The stages that a record goes through on the host, and what to change where one of them limits the run."""
+"""The stages that a record goes through on the host, and what to change where one of them limits
+the run."""
 
 from __future__ import annotations
 
@@ -9,8 +10,14 @@ SLOW = 0.05  # share of the time spent waiting for data from which on input is c
 
 ADVICE = {
     "read": "more reader.threads, data on a faster or nearer disk, or larger shards",
-    "decode": "more reader.threads (reader.processes for small pictures), fast_decode=True, or pictures stored nearer to the size that is trained at",
-    "transform": "more reader.threads (reader.processes where cores are idle), a larger reader.cache_mb, or a crop that is less costly to scale",
+    "decode": (
+        "more reader.threads (reader.processes for small pictures), fast_decode=True, or "
+        "pictures stored nearer to the size that is trained at"
+    ),
+    "transform": (
+        "more reader.threads (reader.processes where cores are idle), a larger reader.cache_mb, "
+        "or a crop that is less costly to scale"
+    ),
     "transfer": "smaller pictures, or more hosts for the same batch",
 }
 

@@ -1,8 +1,10 @@
-"""The texts that a vocabulary is trained on: some of a source's, drawn by seed, without reading a picture.
+"""The texts that a vocabulary is trained on: some of a source's, drawn by seed, without reading a
+picture.
 
-A source of N records is cut into as many equal stretches as texts are asked for, and one record is drawn from each. So records are
-drawn without replacement and read in order, and nothing is kept in memory of the others, however many there are. Which texts are
-drawn depends on the source, the columns, the number and the seed alone: every process draws the same.
+A source of N records is cut into as many equal stretches as texts are asked for, and one record is
+drawn from each. So records are drawn without replacement and read in order, and nothing is kept in
+memory of the others, however many there are. Which texts are drawn depends on the source, the
+columns, the number and the seed alone: every process draws the same.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ RULE = 1  # raised when other texts are drawn for the same arguments
 
 
 def text_columns(source: Source, patterns: Iterable[str], key: str = "columns") -> tuple[str, ...]:
-    """The text columns that match any of the patterns, in the source's order; `name/*` matches `name/en` and `name/de`.
+    """The text columns that match any of the patterns, in the source's order; `name/*` matches
+    `name/en` and `name/de`.
 
     Raises:
       ConfigError: at `key`; a pattern matches no column of kind text or texts.
@@ -40,19 +43,34 @@ def text_columns(source: Source, patterns: Iterable[str], key: str = "columns") 
         found = [name for name in texts if fnmatch.fnmatchcase(name, pattern)]
         if not found:
             column = source.columns.get(pattern)
-            what = f"is of kind {column.kind}, not text or texts" if column else f"matches no column{nearest(pattern, texts)}"
-            raise ConfigError(key, f"{pattern!r} {what} (text columns of {source.name}: {', '.join(texts) or 'none'})")
+            what = (
+                f"is of kind {column.kind}, not text or texts"
+                if column
+                else f"matches no column{nearest(pattern, texts)}"
+            )
+            raise ConfigError(
+                key,
+                f"{pattern!r} {what} (text columns of {source.name}: {', '.join(texts) or 'none'})",
+            )
         matched.update(found)
     return tuple(name for name in texts if name in matched)
 
 
 def sample_texts(
-    source: Source, columns: Sequence[str], n: int, seed: int, *, threads: int = 8, skipped: Counter[str] | None = None
+    source: Source,
+    columns: Sequence[str],
+    n: int,
+    seed: int,
+    *,
+    threads: int = 8,
+    skipped: Counter[str] | None = None,
 ) -> Iterator[str]:
-    """About `n` of the texts of a source, or all of them if there are fewer; each cut to `unigram.LONGEST` characters.
+    """About `n` of the texts of a source, or all of them if there are fewer; each cut to
+    `unigram.LONGEST` characters.
 
-    Every record is as likely to be drawn, and so is every text of a record: one where there are more records than `n`, all where
-    there are few. Other columns are not asked for; cheap columns are not read record by record.
+    Every record is as likely to be drawn, and so is every text of a record: one where there are
+    more records than `n`, all where there are few. Other columns are not asked for; cheap columns
+    are not read record by record.
 
     Args:
       columns: names or patterns of text columns.
@@ -76,7 +94,11 @@ def sample_texts(
             stretches = np.arange(first, min(first + CHUNK, records))
             numbers = draws(stretches)
             positions = _positions(stretches, records, total, numbers[:, 0])
-            parts = [positions[i::threads] for i in range(threads)] if not reader.is_cheap else [positions]
+            parts = (
+                [positions[i::threads] for i in range(threads)]
+                if not reader.is_cheap
+                else [positions]
+            )
             read = [iter(texts) for texts in pool.map(reader.read_all, parts)]
             for i, (_, share, start) in enumerate(numbers.tolist()):
                 texts = next(read[i % len(read)])
@@ -87,11 +109,15 @@ def sample_texts(
                     yield text[:LONGEST]
     bad = sum(skipped.values()) - before
     if records and bad == records:
-        raise DataError(f"{source.name}: none of {records:,} records that were drawn for the vocabulary can be read ({causes(skipped)})")
+        raise DataError(
+            f"{source.name}: none of {records:,} records that were drawn for the vocabulary "
+            f"can be read ({causes(skipped)})"
+        )
 
 
 def sample_origin(source: Source, columns: Sequence[str], n: int, seed: int) -> str:
-    """Says what `sample_texts` draws, for `make_tokenizer`; empty where the source does not know its content."""
+    """Says what `sample_texts` draws, for `make_tokenizer`; empty where the source does not know
+    its content."""
     if not source.fingerprint:
         return ""
     return json.dumps([source.fingerprint, text_columns(source, columns), n, seed, LONGEST, RULE])
@@ -103,13 +129,16 @@ class _Texts:
     def __init__(self, source: Source, columns: Sequence[str]):
         self._source = source
         self._columns = columns
-        self._cheap = {name: values for name in columns if (values := source.column(name)) is not None}
+        self._cheap = {
+            name: values for name in columns if (values := source.column(name)) is not None
+        }
         self._rest = tuple(name for name in columns if name not in self._cheap)
         self._present = {name: source.present(name) for name in self._cheap}
         self.is_cheap = not self._rest
 
     def read(self, i: int) -> list[str] | BadRecord:
-        """All texts of a record, in the order of the columns; a BadRecord is returned, for whoever counts."""
+        """All texts of a record, in the order of the columns; a BadRecord is returned, for whoever
+        counts."""
         record: Mapping[str, Any] = {}
         if self._rest:
             try:

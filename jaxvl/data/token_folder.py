@@ -15,10 +15,23 @@ from jaxvl.data import text_files
 
 T = TypeVar("T")
 # The classes of tokenizers that transformers takes for a model whose folder names none.
-_MODEL_CLASSES = {"clip": "CLIPTokenizer", "siglip": "SiglipTokenizer", "siglip2": "Siglip2Tokenizer", "align": "BertTokenizer"}
+_MODEL_CLASSES = {
+    "clip": "CLIPTokenizer",
+    "siglip": "SiglipTokenizer",
+    "siglip2": "Siglip2Tokenizer",
+    "align": "BertTokenizer",
+}
 # Tokens that a folder has beside its vocabulary; the newer name is the first.
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +53,30 @@ class TokenizerFolder:
     @classmethod
     def read(cls, path: paths.Path) -> TokenizerFolder:
         """Raises ConfigError where a file is not what its name says."""
-        return cls(path, _optional(path / "tokenizer_config.json"), _optional(path / "special_tokens_map.json"))
+        return cls(
+            path,
+            _optional(path / "tokenizer_config.json"),
+            _optional(path / "special_tokens_map.json"),
+        )
 
     def has(self, *names: str) -> bool:
         """Whether all of these files are there."""
         return all(paths.is_file(self.path / name) for name in names)
 
     def tokenizer_class(self) -> str:
-        """Name, without `Fast`, of the class that transformers' `AutoTokenizer` takes; empty where nothing says it."""
+        """Name, without `Fast`, of the class that transformers' `AutoTokenizer` takes; empty where
+        nothing says it."""
         config = _optional(self.path / "config.json")
         model_type = config.get("model_type")
-        if model_type == "siglip2":  # published ones name Gemma's, and transformers takes SigLIP2's all the same
+        if (
+            model_type == "siglip2"
+        ):  # published ones name Gemma's, and transformers takes SigLIP2's all the same
             return _MODEL_CLASSES[model_type]
-        named = self.settings.get("tokenizer_class") or config.get("tokenizer_class") or _MODEL_CLASSES.get(model_type)
+        named = (
+            self.settings.get("tokenizer_class")
+            or config.get("tokenizer_class")
+            or _MODEL_CLASSES.get(model_type)
+        )
         return named.removesuffix("Fast") if isinstance(named, str) else ""
 
     def special_token(self, name: str, default: str | None = None) -> str | None:
@@ -68,7 +92,9 @@ class TokenizerFolder:
         try:
             return read(paths.read_bytes(self.path / name))
         except UnicodeDecodeError as error:
-            raise ConfigError("tokenizer", f"{self.path / name}: is not a text file ({error})") from None
+            raise ConfigError(
+                "tokenizer", f"{self.path / name}: is not a text file ({error})"
+            ) from None
 
     def tokenizer_json(self) -> tuple[tokenizers.Tokenizer, bytes]:
         """The tokenizer of tokenizer.json, and the file. Raises ConfigError."""
@@ -76,10 +102,13 @@ class TokenizerFolder:
         try:
             return tokenizers.Tokenizer.from_buffer(content), content
         except Exception as error:  # the library raises bare Exceptions
-            raise ConfigError("tokenizer", f"{self.path / self.json_name}: is not a tokenizer ({error})") from None
+            raise ConfigError(
+                "tokenizer", f"{self.path / self.json_name}: is not a tokenizer ({error})"
+            ) from None
 
     def add_tokens(self, model: tokenizers.Tokenizer) -> None:
-        """Gives a tokenizer that was made from a vocabulary the tokens that the folder has beside it.
+        """Gives a tokenizer that was made from a vocabulary the tokens that the folder has beside
+        it.
 
         Raises:
           ConfigError: one that gets another id than the folder says.
@@ -90,34 +119,50 @@ class TokenizerFolder:
         for text in sorted(ids, key=ids.get):
             given = fields.get(text, {})
             is_special = given.get("special", text in special or text in named)
-            options = {k: v for k, v in given.items() if k in ("single_word", "lstrip", "rstrip", "normalized")}
-            token = tokenizers.AddedToken(text, special=is_special, **{"normalized": not is_special, **options})
+            options = {
+                k: v
+                for k, v in given.items()
+                if k in ("single_word", "lstrip", "rstrip", "normalized")
+            }
+            token = tokenizers.AddedToken(
+                text, special=is_special, **{"normalized": not is_special, **options}
+            )
             (model.add_special_tokens if is_special else model.add_tokens)([token])
             if model.token_to_id(text) != ids[text]:
                 raise ConfigError(
-                    "tokenizer", f"{self.path}: {text!r} gets the id {model.token_to_id(text)}, but the folder says {ids[text]}"
+                    "tokenizer",
+                    f"{self.path}: {text!r} gets the id {model.token_to_id(text)}, but the "
+                    f"folder says {ids[text]}",
                 )
         late = [_text(token) for token in self.special.get("additional_special_tokens") or []]
         model.add_special_tokens([text for text in [*special, *late] if text not in ids])
 
     def _added_tokens(self) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-        """(text -> id, text -> its options where the folder has them) of the tokens that were added."""
+        """(text -> id, text -> its options where the folder has them) of the tokens that were
+        added."""
         decoder = self.settings.get("added_tokens_decoder") or {}
         if not decoder:
             ids = _optional(self.path / "added_tokens.json")
             if not all(isinstance(i, int) for i in ids.values()):
-                raise ConfigError("tokenizer", f"{self.path / 'added_tokens.json'}: must hold the id of each token")
+                raise ConfigError(
+                    "tokenizer",
+                    f"{self.path / 'added_tokens.json'}: must hold the id of each token",
+                )
             return ids, {}
         if not isinstance(decoder, dict) or not all(i.isdecimal() for i in decoder):
-            raise ConfigError("tokenizer", f"{self.path / 'tokenizer_config.json'}: added_tokens_decoder: must hold a token for each id")
+            raise ConfigError(
+                "tokenizer",
+                f"{self.path / 'tokenizer_config.json'}: added_tokens_decoder: must hold a "
+                f"token for each id",
+            )
         ids = {_text(token): int(i) for i, token in decoder.items()}
         return ids, {_text(token): token for token in decoder.values() if isinstance(token, dict)}
 
     def _extra_tokens(self) -> list[str]:
         """Special tokens beside the named ones.
 
-        A token of added_tokens.json that special_tokens_map.json alone lists, under the older name, is an ordinary word to
-        transformers.
+        A token of added_tokens.json that special_tokens_map.json alone lists, under the older name,
+        is an ordinary word to transformers.
         """
         for listed in (*(self.settings.get(name) for name in _EXTRA), self.special.get(_EXTRA[0])):
             if isinstance(listed, list) and listed:
@@ -142,7 +187,8 @@ def _optional(path: paths.Path) -> dict[str, Any]:
 
 
 def _text(token: Any) -> str:
-    """Of a token that is written as a text, or as its text and options. Raises ConfigError for anything else."""
+    """Of a token that is written as a text, or as its text and options. Raises ConfigError for
+    anything else."""
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
         raise ConfigError("tokenizer", f"token {token!r}: must be a text, or have it as content")

@@ -1,4 +1,5 @@
-"""Standard benchmarks of a local folder, in the training loop; `python -m jaxvl.benchmark` measures a checkpoint on them."""
+"""Standard benchmarks of a local folder, in the training loop; `python -m jaxvl.benchmark` measures
+a checkpoint on them."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from jaxvl.evals.source_options import check_tokenizer
 class BenchmarkFolder:
     """Each set's own main figure, of the benchmarks that lie below a folder (`evals/benchmarks`).
 
-    Figures: `SET/FIGURE`, as `imagenet1k/acc1`; `images`, of all sets together; `not_measured`, how many sets could not be, if any.
+    Figures: `SET/FIGURE`, as `imagenet1k/acc1`; `images`, of all sets together; `not_measured`, how
+      many sets could not be, if any.
 
     Attributes:
       root: the folder.
@@ -55,10 +57,15 @@ class BenchmarkFolder:
         """See `contract.Evaluator.check`."""
         encoders.check_embeds()
         check_tokenizer(encoders)
-        check(bool(self._chosen()), "root", f"{self.root!r} has none of the benchmarks {list(self.only) or ''}")
+        check(
+            bool(self._chosen()),
+            "root",
+            f"{self.root!r} has none of the benchmarks {list(self.only) or ''}",
+        )
 
     def run(self, encoders: Encoders) -> EvalResult:
-        """A set that cannot be measured is logged, and the others go on. Raises DataError where none can be."""
+        """A set that cannot be measured is logged, and the others go on. Raises DataError where
+        none can be."""
         metrics: dict[str, float] = {}
         failed: dict[str, str] = {}
         images = 0

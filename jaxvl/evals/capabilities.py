@@ -74,23 +74,29 @@ class Abstract:
         )
 
     def require(self, capability: str) -> None:
-        """Raises ConfigError at `name` where the model cannot do what this field of `Capabilities` says."""
+        """Raises ConfigError at `name` where the model cannot do what this field of `Capabilities`
+        says."""
         if not getattr(self.capabilities, capability):
             raise ConfigError("name", f"needs a model that {_WORDS[capability]}")
 
     def check_embeds(self, texts: bool = True) -> None:
-        """Raises ConfigError at `name` where the model does not give rows of images, and of texts (`texts`) of the same width."""
+        """Raises ConfigError at `name` where the model does not give rows of images, and of texts
+        (`texts`) of the same width."""
         self.require("embeds")
         of_images, _ = self._shapes(self._image, *self._pictures)
         if not texts:
             return
         of_texts = self._shapes(self._text, self._text_ids())
         if of_images.shape != of_texts.shape:
-            problem = f"needs a model that {_WORDS['embeds']}; its rows are {of_images.shape[1:]} and {of_texts.shape[1:]}"
+            problem = (
+                f"needs a model that {_WORDS['embeds']}; its rows are {of_images.shape[1:]} and "
+                f"{of_texts.shape[1:]}"
+            )
             raise ConfigError("name", problem)
 
     def check_generates(self, generation: Any) -> None:
-        """Raises ConfigError at `name` where the model writes nothing, at `generation` where it cannot write in that way."""
+        """Raises ConfigError at `name` where the model writes nothing, at `generation` where it
+        cannot write in that way."""
         self.require("generates")
         how, numbers = generation.split()
 
@@ -105,14 +111,18 @@ class Abstract:
         begin = jax.ShapeDtypeStruct((self.batch,), jnp.int32)
         self._shapes(self._score, *self._pictures, self._text_ids(1), begin)
 
-    def check_outputs(self, batch: Mapping[str, jax.ShapeDtypeStruct], names: tuple[str, ...]) -> None:
-        """Raises ConfigError at `name` where the model does not give the outputs `names` of a batch of such shapes."""
+    def check_outputs(
+        self, batch: Mapping[str, jax.ShapeDtypeStruct], names: tuple[str, ...]
+    ) -> None:
+        """Raises ConfigError at `name` where the model does not give the outputs `names` of a batch
+        of such shapes."""
         self.require("outputs")
         shapes = {name: shape for name, shape in batch.items() if name not in BOOKKEEPING}
         self._shapes(lambda weights, batch: self._outputs(weights, batch, names), shapes)
 
     def token_shape(self) -> jax.ShapeDtypeStruct:
-        """Shape [P, D] and dtype of one image's `features`. Raises ConfigError where the model has none."""
+        """Shape [P, D] and dtype of one image's `features`. Raises ConfigError where the model has
+        none."""
         self.require("image_tokens")
         tokens, _ = self._shapes(lambda *args: self._features(*args, False), *self._pictures)
         return jax.ShapeDtypeStruct(tokens.shape[1:], tokens.dtype)
@@ -126,14 +136,17 @@ class Abstract:
     def _pictures(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Shapes of a batch of pictures, and of their faults."""
         size = self.preprocess.image_size
-        return jax.ShapeDtypeStruct((self.batch, size, size, 4), jnp.uint8), jax.ShapeDtypeStruct((self.batch,), jnp.int32)
+        return jax.ShapeDtypeStruct((self.batch, size, size, 4), jnp.uint8), jax.ShapeDtypeStruct(
+            (self.batch,), jnp.int32
+        )
 
     def _text_ids(self, *texts: int) -> jax.ShapeDtypeStruct:
         """Shape [B, *texts, T] of token ids."""
         return jax.ShapeDtypeStruct((self.batch, *texts, self.text_length), jnp.int32)
 
     def _shapes(self, function: Callable, *args: Any, field: str = "name") -> Any:
-        """Shapes of `function(weights, *args)`. Raises ConfigError at `field` where the model does not take such inputs."""
+        """Shapes of `function(weights, *args)`. Raises ConfigError at `field` where the model does
+        not take such inputs."""
         try:
             with jax.set_mesh(self.mesh):
                 return jax.eval_shape(function, self.weights, *args)
@@ -141,4 +154,6 @@ class Abstract:
             raise
         except (AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
             problem = error.args[0] if error.args else type(error).__name__
-            raise ConfigError(field, f"the model does not take this evaluator's inputs: {problem}") from error
+            raise ConfigError(
+                field, f"the model does not take this evaluator's inputs: {problem}"
+            ) from error

@@ -25,16 +25,18 @@ from jaxvl.models.generate import Generation
 class Captioning(SourceOptions):
     """Writes a caption of every image of a source.
 
-    Figures, means over images, the best of an image's captions counting: `exact` (the same text but for case, width and spacing),
-    `token_f1` (words in common: harmonic mean of precision and recall, with repetition; Rajpurkar et al. 2016); `distinct` captions,
-    their mean `length` in words, `images`, `skipped/CAUSE`; and those of `scores` (see `evals.text_scores`).
+    Figures, means over images, the best of an image's captions counting: `exact` (the same text but
+    for case, width and spacing), `token_f1` (words in common: harmonic mean of precision and
+    recall, with repetition; Rajpurkar et al. 2016); `distinct` captions, their mean `length` in
+    words, `images`, `skipped/CAUSE`; and those of `scores` (see `evals.text_scores`).
 
     Attributes:
-      references: a column of texts, or several (other languages, say); each text of a record is a reference.
+      references: a column of texts, or several (other languages, say); each text of a record is a
+        reference.
       generation: how captions are written.
-      scores: `bleu` (1 … 4), `rouge_l`, `meteor` (exact and stem stages), `cider_d`, and `coco`: BLEU, METEOR 1.5, ROUGE-L and CIDEr
-        of COCO's toolkit, comparable with papers. `cider_d` needs nothing; `coco` the extra `coco` and Java; the others the extra
-        `captioning`.
+      scores: `bleu` (1 … 4), `rouge_l`, `meteor` (exact and stem stages), `cider_d`, and `coco`:
+        BLEU, METEOR 1.5, ROUGE-L and CIDEr of COCO's toolkit, comparable with papers. `cider_d`
+        needs nothing; `coco` the extra `coco` and Java; the others the extra `captioning`.
     """
 
     references: Columns = "text"
@@ -58,29 +60,42 @@ class Captioning(SourceOptions):
         check_texts(source, self.references, "references")
 
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises DataError where no record has both an image and a caption, ConfigError for a model that writes none."""
+        """Raises DataError where no record has both an image and a caption, ConfigError for a model
+        that writes none."""
         source = self.open()
         written, encoded = encoders.captions(source, self.generation, column=self.image)
         self.within_budget(encoded.skipped, source)
         right = all_texts(source, listed(self.references))
         have = [(text, right[i], int(i)) for text, i in zip(written, encoded.index) if right[i]]
         if not have:
-            raise DataError(f"{source.name} has no image with a caption ({', '.join(listed(self.references))})")
-        exact = np.array([float(same_text(text) in {same_text(t) for t in texts}) for text, texts, _ in have])
+            raise DataError(
+                f"{source.name} has no image with a caption ({', '.join(listed(self.references))})"
+            )
+        exact = np.array(
+            [float(same_text(text) in {same_text(t) for t in texts}) for text, texts, _ in have]
+        )
         f1 = np.array([max(token_f1(text, t) for t in texts) for text, texts, _ in have])
         metrics = {
-            "exact": float(exact.mean()), "token_f1": float(f1.mean()), "distinct": float(len({same_text(text) for text, _, _ in have})),
-            "length": float(np.mean([len(text.split()) for text, _, _ in have])), "images": float(len(have)),
+            "exact": float(exact.mean()),
+            "token_f1": float(f1.mean()),
+            "distinct": float(len({same_text(text) for text, _, _ in have})),
+            "length": float(np.mean([len(text.split()) for text, _, _ in have])),
+            "images": float(len(have)),
             **skipped_figures(encoded.skipped),
-        }  # fmt: skip
+        }
         for name in self.scores:
-            metrics |= SCORES[name].function([text for text, _, _ in have], [texts for _, texts, _ in have])
+            metrics |= SCORES[name].function(
+                [text for text, _, _ in have], [texts for _, texts, _ in have]
+            )
         thumbnail = Thumbnails(source, encoders.preprocess, self.image)
 
         def row(q: int) -> GalleryRow:
             text, texts, i = have[q]
             return GalleryRow(
-                "Image to caption, token F1", texts[0], thumbnail(i), (Item(text or "(nothing)", float(f1[q]), bool(exact[q])),)
+                "Image to caption, token F1",
+                texts[0],
+                thumbnail(i),
+                (Item(text or "(nothing)", float(f1[q]), bool(exact[q])),),
             )
 
         return EvalResult(metrics, [row(int(q)) for q in sample(len(have), self.gallery)])
@@ -88,6 +103,8 @@ class Captioning(SourceOptions):
 
 def token_f1(text: str, reference: str) -> float:
     """Harmonic mean of precision and recall of the words of `text`, in 0 … 1."""
-    words: Sequence[collections.Counter] = [collections.Counter(same_text(t).split()) for t in (text, reference)]
+    words: Sequence[collections.Counter] = [
+        collections.Counter(same_text(t).split()) for t in (text, reference)
+    ]
     common = (words[0] & words[1]).total()
     return 0.0 if not common else 2 * common / (words[0].total() + words[1].total())

@@ -1,7 +1,8 @@
 """Line charts for a page: scales, ticks and SVG paths, so that a template only has to place them.
 
-A plot is an SVG stretched over a box whose corners are (0, 0) and (100, 100), with labels in HTML at percentages: lines
-and text keep their size whatever the width of the page, and nothing needs JavaScript to be seen.
+A plot is an SVG stretched over a box whose corners are (0, 0) and (100, 100), with labels in HTML
+at percentages: lines and text keep their size whatever the width of the page, and nothing needs
+JavaScript to be seen.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ MOST_POINTS = 500
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One line: points (step, value), ascending; None breaks the line. Lines differ by colour and by dashes."""
+    """One line: points (step, value), ascending; None breaks the line. Lines differ by colour and
+    by dashes."""
 
     name: str
     points: tuple[Point, ...]
@@ -56,8 +58,11 @@ class Chart:
 
 
 def chart(title: str, series: Sequence[Series], kind: Kind = "number") -> Chart | None:
-    """Lays out a chart; None where there is no finite value to draw. Steps start at zero, and so do percentages."""
-    series = tuple(dataclasses.replace(s, points=_thin(s.points)) for s in series if s.last is not None)
+    """Lays out a chart; None where there is no finite value to draw. Steps start at zero, and so do
+    percentages."""
+    series = tuple(
+        dataclasses.replace(s, points=_thin(s.points)) for s in series if s.last is not None
+    )
     if not series:
         return None
     xs = [x for s in series for x, _ in s.points]
@@ -68,15 +73,23 @@ def chart(title: str, series: Sequence[Series], kind: Kind = "number") -> Chart 
     scale = math.log10 if log else float
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return round(100 * (x - left) / (right - left), 3), round(100 - 100 * (scale(y) - scale(low)) / (scale(high) - scale(low)), 3)
+        return round(100 * (x - left) / (right - left), 3), round(
+            100 - 100 * (scale(y) - scale(low)) / (scale(high) - scale(low)), 3
+        )
 
     paths, scaled = [], []
     for s in series:
         paths.append(_path([place(x, y) if y is not None else None for x, y in s.points]))
-        scaled.append(tuple((*place(x, y), int(x), write(y, kind)) for x, y in s.points if y is not None))
-    x_ticks = tuple((place(x, low)[0], compact(x)) for x in _ticks(left, right, 5) if left <= x <= right)
+        scaled.append(
+            tuple((*place(x, y), int(x), write(y, kind)) for x, y in s.points if y is not None)
+        )
+    x_ticks = tuple(
+        (place(x, low)[0], compact(x)) for x in _ticks(left, right, 5) if left <= x <= right
+    )
     y_ticks = tuple((place(left, y)[1], write(y, kind, axis=True)) for y in ticks)
-    words = "; ".join(f"{s.name} from {write(_first(s), kind)} to {write(s.last, kind)}" for s in series)
+    words = "; ".join(
+        f"{s.name} from {write(_first(s), kind)} to {write(s.last, kind)}" for s in series
+    )
     summary = f"{title}, steps {compact(min(xs))} to {compact(right)}: {words}"
     return Chart(title, kind, series, tuple(paths), x_ticks, y_ticks, tuple(scaled), summary, log)
 
@@ -112,7 +125,8 @@ def _first(series: Series) -> float:
 
 
 def _thin(points: Sequence[Point]) -> tuple[Point, ...]:
-    """At most `MOST_POINTS` of the points: of each run of neighbours its mean, and None where all of it is missing."""
+    """At most `MOST_POINTS` of the points: of each run of neighbours its mean, and None where all
+    of it is missing."""
     size = -(-len(points) // MOST_POINTS)
     if size <= 1:
         return tuple(points)
@@ -154,10 +168,13 @@ def _axis(low: float, high: float, kind: Kind, log: bool) -> tuple[float, float,
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers (1, 2, 5 times a power of ten) that cover [low, high] in at most `most` steps."""
+    """Round numbers (1, 2, 5 times a power of ten) that cover [low, high] in at most `most`
+    steps."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10, 20) if m * power >= rough * (1 - 1e-9))
     while math.ceil(high / step - 1e-9) - math.floor(low / step + 1e-9) > most:
         step *= 2
-    return [i * step for i in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+    return [
+        i * step for i in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)
+    ]

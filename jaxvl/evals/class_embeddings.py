@@ -1,4 +1,5 @@
-"""Class vectors kept on disk: they depend on weights, tokenizer, names and templates, and on nothing else."""
+"""Class vectors kept on disk: they depend on weights, tokenizer, names and templates, and on
+nothing else."""
 
 from __future__ import annotations
 
@@ -22,13 +23,18 @@ _ODD = 2654435761  # an odd factor, so that two values that change places change
 
 
 def weights_fingerprint(weights: Any) -> str:
-    """16 hex digits that say which weights these are, whatever mesh they lie on: a checksum of their bits.
+    """16 hex digits that say which weights these are, whatever mesh they lie on: a checksum of
+    their bits.
 
-    Every process must make the call and gets the same answer. Sums of integers modulo 2^32 depend on no order.
+    Every process must make the call and gets the same answer. Sums of integers modulo 2^32 depend
+    on no order.
     """
     with_paths, _ = jax.tree.flatten_with_path(weights)
     sums = np.asarray(_checksums([leaf for _, leaf in with_paths]))
-    parts = [f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} {int(n)}" for (path, leaf), n in zip(with_paths, sums)]
+    parts = [
+        f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape} {int(n)}"
+        for (path, leaf), n in zip(with_paths, sums)
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -43,7 +49,9 @@ def _checksum(x: jax.Array) -> jax.Array:
     if x.dtype == jnp.bool_:
         bits = x.astype(jnp.uint32)
     elif x.dtype.itemsize in (1, 2, 4):
-        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(
+            jnp.uint32
+        )
     else:
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     place = jnp.zeros(bits.shape, jnp.uint32)
@@ -68,7 +76,8 @@ class ClassEmbeddings:
         self._model = {"weights": weights, "tokenizer": tokenizer, "length": encoders.text_length}
 
     def __call__(self, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-        """float32 [C, D], as `prompts.class_vectors`. Every process must make the call; process 0 reads and writes."""
+        """float32 [C, D], as `prompts.class_vectors`. Every process must make the call; process 0
+        reads and writes."""
         key = {**self._model, "names": list(names), "templates": list(templates)}
         name = f"{hashlib.sha256(_json(key).encode()).hexdigest()[:32]}.npy"
         path = None if self._folder is None else self._folder / name

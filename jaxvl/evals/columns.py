@@ -1,4 +1,5 @@
-"""Columns of a source as evaluators read them: texts, classes and groups, without the pictures beside them."""
+"""Columns of a source as evaluators read them: texts, classes and groups, without the pictures
+beside them."""
 
 from __future__ import annotations
 
@@ -56,13 +57,21 @@ def described(names: Collection[str]) -> str:
 
 
 def check_column(source: Source, name: str, kinds: Collection[Kind], field: str) -> Column:
-    """Type of a column. Raises ConfigError at `field` where the source does not have it, or it is of another kind than these."""
+    """Type of a column. Raises ConfigError at `field` where the source does not have it, or it is
+    of another kind than these."""
     columns = source.columns
     hint = nearest(name, list(columns))
-    check(name in columns, field, f"{name!r} is not a column of {source.name}{hint} (columns: {described(columns)})")
+    check(
+        name in columns,
+        field,
+        f"{name!r} is not a column of {source.name}{hint} (columns: {described(columns)})",
+    )
     fit = [other for other, column in columns.items() if column.kind in kinds]
     kind = columns[name].kind
-    problem = f"{name!r} of {source.name} holds values of kind {kind!r}; must be {' or '.join(kinds)} (such columns: {described(fit)})"
+    problem = (
+        f"{name!r} of {source.name} holds values of kind {kind!r}; must be {' or '.join(kinds)} "
+        f"(such columns: {described(fit)})"
+    )
     check(kind in kinds, field, problem)
     return columns[name]
 
@@ -92,12 +101,16 @@ def read_all(source: Source, read: Callable[[int], Any]) -> list[Any | None]:
     if jax.process_count() > 1:
         faults = np.max(multihost_utils.process_allgather(faults), axis=0)
     if (faults == failed).any():
-        what = "another process met an error at it and names it" if error is None else f"{type(error).__name__}: {error}"
+        what = (
+            "another process met an error at it and names it"
+            if error is None
+            else f"{type(error).__name__}: {error}"
+        )
         raise EvaluatorError(f"record {int(np.argmax(faults == failed))}: {what}") from error
     return [value if fault == good else None for value, fault in zip(out, faults)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Texts
 
 
@@ -115,13 +128,17 @@ def check_texts(source: Source, columns: Columns, field: str) -> None:
     """Checks columns of texts. Reads records until each column has a text.
 
     Raises:
-      ConfigError: at `field`: there is none, it holds something else, or no record has a text in it.
+      ConfigError: at `field`: there is none, it holds something else, or no record has a text in
+        it.
     """
     check(bool(listed(columns)), field, "must name a column or several")
     for name, place in fields_of(columns, field):
         check_column(source, name, TEXTS, place)
         of_texts = [other for other, column in source.columns.items() if column.kind in TEXTS]
-        problem = f"{name!r}: no record of {source.name} has a text in it (columns of texts: {described(of_texts)})"
+        problem = (
+            f"{name!r}: no record of {source.name} has a text in it (columns of texts: "
+            f"{described(of_texts)})"
+        )
         check(_has_text(source, name), place, problem)
 
 
@@ -143,7 +160,7 @@ def text_ids(texts: Sequence[str]) -> np.ndarray:
     return np.array([ids.setdefault(same_text(t), len(ids)) for t in texts], np.int32)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Classes and groups
 
 
@@ -152,7 +169,8 @@ class Labels(NamedTuple):
 
     Attributes:
       values: int64 [n], the class of every record; `NONE` where it has none, or is bad.
-      classes: what the numbers mean. Of a column of texts they are its texts; of one of numbers alone, these written out.
+      classes: what the numbers mean. Of a column of texts they are its texts; of one of numbers
+        alone, these written out.
     """
 
     values: np.ndarray
@@ -168,53 +186,81 @@ def values_of(source: Source, name: str) -> tuple[Any | None, ...]:
     return tuple(read_all(source, lambda i: source.read(i, (name,)).get(name)))
 
 
-def labels_of(source: Source, name: str, language: str, classes: ClassSet | None = None, field: str = "label") -> Labels:
-    """Classes of a column of kind `class`, `int` or `text`. Numbers below zero stand for no class, as in many data sets.
+def labels_of(
+    source: Source, name: str, language: str, classes: ClassSet | None = None, field: str = "label"
+) -> Labels:
+    """Classes of a column of kind `class`, `int` or `text`. Numbers below zero stand for no class,
+    as in many data sets.
 
     Args:
-      language: that texts are in: those of a column of texts, and the names that they are looked up by.
+      language: that texts are in: those of a column of texts, and the names that they are looked up
+        by.
       classes: what the column's numbers mean, or its texts name; None: what the source says.
 
     Raises:
-      ConfigError: at `field`: there is no such column, it holds something else, or a number that is no class.
+      ConfigError: at `field`: there is no such column, it holds something else, or a number that is
+        no class.
     """
     column = check_column(source, name, LABELS, field)
     values = values_of(source, name)
     classes = classes or column.classes
     if classes is None:
-        given = {value for value in values if value is not None and (isinstance(value, str) or value >= 0)}
+        given = {
+            value
+            for value in values
+            if value is not None and (isinstance(value, str) or value >= 0)
+        }
         place = {value: i for i, value in enumerate(sorted(given))}
-        return Labels(np.array([place.get(value, NONE) for value in values], np.int64), ClassSet({language: tuple(map(str, place))}))
+        return Labels(
+            np.array([place.get(value, NONE) for value in values], np.int64),
+            ClassSet({language: tuple(map(str, place))}),
+        )
     if column.kind == "text":
         names = class_names(classes, language, repr(name))
         place = {same_text(text): i for i, text in reversed(list(enumerate(names))) if text}
-        return Labels(np.array([place.get(same_text(value or ""), NONE) for value in values], np.int64), classes)
+        return Labels(
+            np.array([place.get(same_text(value or ""), NONE) for value in values], np.int64),
+            classes,
+        )
     numbers = np.array([NONE if value is None else max(value, NONE) for value in values], np.int64)
     most = numbers.max(initial=NONE)
-    check(most < len(classes), field, f"{name!r} of {source.name} has the number {most}, but there are {len(classes)} classes")
+    check(
+        most < len(classes),
+        field,
+        f"{name!r} of {source.name} has the number {most}, but there are {len(classes)} classes",
+    )
     return Labels(numbers, classes)
 
 
 def class_names(classes: ClassSet, language: str, of: str) -> tuple[str | None, ...]:
-    """Name of every class. Raises ConfigError at `language` where they have none in it; `of`: whose classes, for the message."""
+    """Name of every class. Raises ConfigError at `language` where they have none in it; `of`: whose
+    classes, for the message."""
     known = list(classes.names)
-    problem = f"{language!r}: the classes of {of} have no names in it{nearest(language, known)} (languages: {described(known)})"
+    problem = (
+        f"{language!r}: the classes of {of} have no names in it{nearest(language, known)} "
+        f"(languages: {described(known)})"
+    )
     check(language in known, "language", problem)
     return classes.names[language]
 
 
 def groups_of(source: Source, name: str, field: str = "group") -> np.ndarray:
-    """Group of every record, int32 [n]: equal where the column's values are; a record without one is a group of its own.
+    """Group of every record, int32 [n]: equal where the column's values are; a record without one
+    is a group of its own.
 
     Raises ConfigError at `field` as `labels_of`.
     """
     check_column(source, name, LABELS, field)
     ids: dict[Any, int] = collections.defaultdict(lambda: len(ids))
-    return np.array([ids[(i,) if value is None else value] for i, value in enumerate(values_of(source, name))], np.int32)
+    return np.array(
+        [ids[(i,) if value is None else value] for i, value in enumerate(values_of(source, name))],
+        np.int32,
+    )
 
 
 def in_language(pattern: str, language: str, field: str) -> str:
-    """The column that a pattern names for a language: `name/{language}` -> `name/fr`. Raises ConfigError at `field`."""
+    """The column that a pattern names for a language: `name/{language}` -> `name/fr`. Raises
+    ConfigError at `field`."""
     left = pattern.replace("{language}", "")
     if "{" in left or "}" in left:
         raise ConfigError(field, f"{pattern!r} may hold {{language}}, and no other braces")

@@ -1,4 +1,5 @@
-"""Retrieval between any two modalities of a model: video and text, pictures and speech, speech and text."""
+"""Retrieval between any two modalities of a model: video and text, pictures and speech, speech and
+text."""
 
 from __future__ import annotations
 
@@ -25,7 +26,12 @@ from jaxvl.evals.thumbnails import THUMBNAIL, flatten, png, shrink
 
 Input = Literal["image", "video", "waveform", "text"]
 MODALITY = {"image": "vision", "video": "vision", "waveform": "audio", "text": "text"}
-KINDS: dict[str, tuple[Kind, ...]] = {"image": ("image",), "video": ("frames",), "waveform": ("audio",), "text": ("text", "texts")}
+KINDS: dict[str, tuple[Kind, ...]] = {
+    "image": ("image",),
+    "video": ("frames",),
+    "waveform": ("audio",),
+    "text": ("text", "texts"),
+}
 GROUP = "group_id"
 KS = (1, 5, 10)
 SHOWN = 5  # candidates in the gallery
@@ -35,25 +41,31 @@ CONFIDENCE = 0.95
 @EVALUATORS.register("cross_modal_retrieval")
 @dataclasses.dataclass(frozen=True)
 class CrossModalRetrieval(SourceOptions):
-    """Retrieval of one thing that a record shows by another, in both directions, for each language on its own.
+    """Retrieval of one thing that a record shows by another, in both directions, for each language
+    on its own.
 
-    Records of one `group` are right answers for each other. Texts that the model cannot tell apart (equal tokens, cut at its length) are
-    one candidate and one query, `texts` in all. So `video2text_r@1` is the accuracy of zero-shot classification among the texts of the
-    source. Sounds are read from their beginning. Records that lack either are left out.
+    Records of one `group` are right answers for each other. Texts that the model cannot tell apart
+    (equal tokens, cut at its length) are one candidate and one query, `texts` in all. So
+    `video2text_r@1` is the accuracy of zero-shot classification among the texts of the source.
+    Sounds are read from their beginning. Records that lack either are left out.
 
-    Figures: `A2B_r@K` for K = 1, 5, 10, with `A2B_r@10_low` and `_high`, the ends of Wilson's 95 % interval over queries,
-    `A2B_r@10_chance`, and the same for B2A; `records`. With `languages` they are given for each (`LANGUAGE/…`), with their means and
-    `languages_over_2x`: in how many of them A2B_r@10 and B2A_r@10 are both at least twice chance.
+    Figures: `A2B_r@K` for K = 1, 5, 10, with `A2B_r@10_low` and `_high`, the ends of Wilson's 95 %
+      interval over queries,
+    `A2B_r@10_chance`, and the same for B2A; `records`. With `languages` they are given for each
+    (`LANGUAGE/…`), with their means and `languages_over_2x`: in how many of them A2B_r@10 and
+    B2A_r@10 are both at least twice chance.
 
-    The gallery shows pictures and middle frames, and for sounds the names of the group's classes: in the sounds' language, or in
-    `language` where there are none in it.
+    The gallery shows pictures and middle frames, and for sounds the names of the group's classes:
+    in the sounds' language, or in `language` where there are none in it.
 
     Attributes:
       pair: what is compared, as ("image", "waveform").
-      video, waveform, text: the columns of frames, sounds and texts; `{language}` in them stands for the language (`speech/{language}`).
+      video, waveform, text: the columns of frames, sounds and texts; `{language}` in them stands
+        for the language (`speech/{language}`).
       languages: of these columns; empty: only `language`.
       language: see `languages`, and the gallery above.
-      group: the column of classes, numbers or texts that are equal for right answers; None: only the record itself is right.
+      group: the column of classes, numbers or texts that are equal for right answers; None: only
+        the record itself is right.
       frames: of a clip.
       stride: every how many stored frames one is taken.
       seconds: of a sound.
@@ -75,21 +87,38 @@ class CrossModalRetrieval(SourceOptions):
         a, b = self.pair
         for name in self.pair:
             check(name in MODALITY, "pair", f"{name!r} is not one of {', '.join(MODALITY)}")
-        check(MODALITY[a] != MODALITY[b], "pair", f"{list(self.pair)!r} must be of two modalities (image and video are one)")
+        check(
+            MODALITY[a] != MODALITY[b],
+            "pair",
+            f"{list(self.pair)!r} must be of two modalities (image and video are one)",
+        )
         for name in self.pair:
             in_language(self._patterns[name], "en", name)
         fits = not self.languages or any("{language}" in self._patterns[name] for name in self.pair)
-        check(fits, "languages", f"{list(self.languages)!r}: neither {a} nor {b} names a column of a language, as speech/{{language}}")
+        check(
+            fits,
+            "languages",
+            f"{list(self.languages)!r}: neither {a} nor {b} names a column of a language, as "
+            f"speech/{{language}}",
+        )
 
     @property
     def figures(self) -> tuple[str, ...]:
         ends = ("r@10_low", "r@10_high")
-        of_directions = [f"{d}_{figure}" for d in self._directions for figure in (*(f"r@{k}" for k in KS), *ends, "r@10_chance")]
+        of_directions = [
+            f"{d}_{figure}"
+            for d in self._directions
+            for figure in (*(f"r@{k}" for k in KS), *ends, "r@10_chance")
+        ]
         own = [*of_directions, *(["texts"] if "text" in self.pair else []), "records"]
         if not self.languages:
             return tuple(own)
         means = [figure for figure in own if not figure.endswith(ends)]
-        return (*means, "languages_over_2x", *(f"{language}/{figure}" for language in self.languages for figure in own))
+        return (
+            *means,
+            "languages_over_2x",
+            *(f"{language}/{figure}" for language in self.languages for figure in own),
+        )
 
     def check(self, encoders: Encoders) -> None:
         """See `contract.Evaluator.check`."""
@@ -106,7 +135,8 @@ class CrossModalRetrieval(SourceOptions):
         encoders.check_outputs(shapes, self._outputs)
 
     def _check_columns(self, source: Source, language: str, field: str | None) -> None:
-        """Raises ConfigError at `field` (None: at the option itself) where a source lacks the columns of a language."""
+        """Raises ConfigError at `field` (None: at the option itself) where a source lacks the
+        columns of a language."""
         for name in self.pair:
             column = self._column(name, language)
             place = field if field and "{language}" in self._patterns[name] else name
@@ -115,18 +145,23 @@ class CrossModalRetrieval(SourceOptions):
                 check_texts(source, column, place)
 
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ConfigError where the model does not compare the two, DataError where no record has both."""
+        """Raises ConfigError where the model does not compare the two, DataError where no record
+        has both."""
         by_language: dict[str, dict[str, float]] = {}
         over = 0
         gallery: list[GalleryRow] = []
         for language in self.languages or (self.language,):
             figures, gallery = self._of(encoders, language, gallery)
-            over += all(figures[f"{d}_r@10"] >= 2 * figures[f"{d}_r@10_chance"] for d in self._directions)
+            over += all(
+                figures[f"{d}_r@10"] >= 2 * figures[f"{d}_r@10_chance"] for d in self._directions
+            )
             by_language[language] = figures
         if not self.languages:
             return EvalResult(figures, gallery)
         means = [name for name in figures if not name.endswith(("_low", "_high"))]
-        metrics = {name: float(np.mean([of[name] for of in by_language.values()])) for name in means}
+        metrics = {
+            name: float(np.mean([of[name] for of in by_language.values()])) for name in means
+        }
         metrics["languages_over_2x"] = float(over)
         for language, figures in by_language.items():
             metrics |= {f"{language}/{name}": value for name, value in figures.items()}
@@ -146,7 +181,12 @@ class CrossModalRetrieval(SourceOptions):
     @property
     def _patterns(self) -> dict[str, str]:
         """Input -> its column, or a pattern of it."""
-        return {"image": self.image, "video": self.video, "waveform": self.waveform, "text": self.text}
+        return {
+            "image": self.image,
+            "video": self.video,
+            "waveform": self.waveform,
+            "text": self.text,
+        }
 
     def _column(self, name: str, language: str) -> str:
         """The column of an input in a language."""
@@ -161,14 +201,18 @@ class CrossModalRetrieval(SourceOptions):
                 fields[name] = picture(column, encoders)
             elif name == "video":
                 size = encoders.preprocess.image_size
-                fields[name] = Frames(column, size, self.frames, self.stride, random=False, fast_decode=False)
+                fields[name] = Frames(
+                    column, size, self.frames, self.stride, random=False, fast_decode=False
+                )
             elif name == "waveform":
                 fields[name] = Waveform(column, seconds=self.seconds, random=False)
             else:
                 fields[name] = caption(column, encoders)
         return fields if self.group is None else fields | {GROUP: Group(self.group)}
 
-    def _of(self, encoders: Encoders, language: str, gallery: list[GalleryRow]) -> tuple[dict[str, float], list[GalleryRow]]:
+    def _of(
+        self, encoders: Encoders, language: str, gallery: list[GalleryRow]
+    ) -> tuple[dict[str, float], list[GalleryRow]]:
         """The figures of one language, and the gallery, made where `gallery` is empty."""
         a, b = self.pair
         outputs = self._outputs
@@ -178,22 +222,33 @@ class CrossModalRetrieval(SourceOptions):
         texts: list[str] = []
         thumbnails: list[np.ndarray | None] = []
         for batch, n in rows_of(self, encoders, self._fields(encoders, language)):
-            embedded = encoders.outputs({name: array for name, array in batch.items() if name != GROUP}, outputs)
+            embedded = encoders.outputs(
+                {name: array for name, array in batch.items() if name != GROUP}, outputs
+            )
             for kept, name in zip(rows, outputs):
                 kept.append(embedded[name][:n])
-            groups.extend(batch[GROUP][:n] if self.group is not None else range(len(groups), len(groups) + n))
-            texts.extend(encoders.tokenizer.decode(batch["text"][:n]) if "text" in batch else [""] * n)
+            groups.extend(
+                batch[GROUP][:n] if self.group is not None else range(len(groups), len(groups) + n)
+            )
+            texts.extend(
+                encoders.tokenizer.decode(batch["text"][:n]) if "text" in batch else [""] * n
+            )
             thumbnails.extend(_thumbnail(batch, i, encoders) if shown else None for i in range(n))
         u, v = map(np.concatenate, rows)
         ids = np.unique(groups, return_inverse=True)[1]
         every = np.arange(len(ids))
         metrics: dict[str, float] = {}
-        sides = {name: _Side(x, ids, every, MODALITY[name] == "vision") for name, x in ((a, u), (b, v))}
+        sides = {
+            name: _Side(x, ids, every, MODALITY[name] == "vision") for name, x in ((a, u), (b, v))
+        }
         if "text" in self.pair:
             of_text = text_ids(texts)  # then what is right is what has the same text
             first = np.unique(of_text, return_index=True)[1]
             other = a if b == "text" else b
-            sides = {other: sides[other]._replace(ids=of_text), "text": _Side(sides["text"].rows[first], of_text[first], first, False)}
+            sides = {
+                other: sides[other]._replace(ids=of_text),
+                "text": _Side(sides["text"].rows[first], of_text[first], first, False),
+            }
             metrics["texts"] = float(len(first))
         elif shown:
             texts = self._names(language, groups)
@@ -202,12 +257,15 @@ class CrossModalRetrieval(SourceOptions):
             metrics |= _figures(name, ranks)
             if shown:
                 source, target = name.split("2")
-                heading = f"{source.capitalize()} to {target}" + f", {language}" * bool(self.languages)
+                heading = f"{source.capitalize()} to {target}" + f", {language}" * bool(
+                    self.languages
+                )
                 gallery = gallery + self._shown(encoders, heading, x, y, ranks, texts, thumbnails)
         return metrics | {"records": float(len(u))}, gallery
 
     def _names(self, language: str, groups: Sequence[int]) -> list[str]:
-        """What records are called; sounds can be of a language (`zxx`: of none) that nothing is named in."""
+        """What records are called; sounds can be of a language (`zxx`: of none) that nothing is
+        named in."""
         classes = None if self.group is None else self.open().columns[self.group].classes
         for named in (language, self.language):
             names = None if classes is None else classes.names.get(named)
@@ -216,7 +274,14 @@ class CrossModalRetrieval(SourceOptions):
         return [""] * len(groups)
 
     def _shown(
-        self, encoders: Encoders, heading: str, x: _Side, y: _Side, ranks: Ranks, texts: list[str], thumbnails: list[np.ndarray | None]
+        self,
+        encoders: Encoders,
+        heading: str,
+        x: _Side,
+        y: _Side,
+        ranks: Ranks,
+        texts: list[str],
+        thumbnails: list[np.ndarray | None],
     ) -> list[GalleryRow]:
         """Queries of `x` with the best of `y`."""
         pick = sample(len(x.rows), self.gallery)
@@ -227,13 +292,19 @@ class CrossModalRetrieval(SourceOptions):
             return png(thumbnails[side.record[i]], THUMBNAIL) if side.pictured else None
 
         for q, scores, best in zip(pick, *top_k(x.rows[pick], y.rows, SHOWN, encoders.mesh)):
-            items = tuple(Item(texts[y.record[c]], float(s), bool(x.ids[q] == y.ids[c]), pictured(y, c)) for s, c in zip(scores, best))
-            out.append(GalleryRow(heading, texts[x.record[q]], pictured(x, q), items, float(every[q])))
+            items = tuple(
+                Item(texts[y.record[c]], float(s), bool(x.ids[q] == y.ids[c]), pictured(y, c))
+                for s, c in zip(scores, best)
+            )
+            out.append(
+                GalleryRow(heading, texts[x.record[q]], pictured(x, q), items, float(every[q]))
+            )
         return out
 
 
 class _Side(NamedTuple):
-    """One of the two things: rows [n, E], what each is (int [n]), and the record that it is of (int [n])."""
+    """One of the two things: rows [n, E], what each is (int [n]), and the record that it is of (int
+    [n])."""
 
     rows: np.ndarray
     ids: np.ndarray
@@ -256,5 +327,11 @@ def _figures(name: str, ranks: Ranks) -> dict[str, float]:
     recall = {k: ranks.recall(k) for k in KS}
     out = {f"{name}_r@{k}": float(r.mean()) for k, r in recall.items()}
     n = len(recall[10])
-    low, high = scipy.stats.binomtest(round(float(recall[10].sum())), n).proportion_ci(CONFIDENCE, "wilson")
-    return out | {f"{name}_r@10_low": float(low), f"{name}_r@10_high": float(high), f"{name}_r@10_chance": ranks.chance(10)}
+    low, high = scipy.stats.binomtest(round(float(recall[10].sum())), n).proportion_ci(
+        CONFIDENCE, "wilson"
+    )
+    return out | {
+        f"{name}_r@10_low": float(low),
+        f"{name}_r@10_high": float(high),
+        f"{name}_r@10_chance": ranks.chance(10),
+    }

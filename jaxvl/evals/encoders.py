@@ -1,4 +1,5 @@
-"""The encode functions of a model as an evaluator uses them: pictures and texts in, rows of numpy out, on any mesh."""
+"""The encode functions of a model as an evaluator uses them: pictures and texts in, rows of numpy
+out, on any mesh."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from jaxvl.evals.ranking import put
 from jaxvl.evals.result import EvaluatorError
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
 
-# Why a record is skipped. Processes tell each other which by its position, 1 being the first; 0 is a good record.
+# Why a record is skipped. Processes tell each other which by its position, 1 being the first; 0 is
+# a good record.
 CAUSES = ("record cannot be read", "record is incomplete", *pictures.CAUSES)
 _UNREAD, _INCOMPLETE, _UNDECODED = 0, 1, 2  # places in `CAUSES`
 _FAILED = len(CAUSES) + 1  # an error that is no bad record: it ends the evaluator, in every process
@@ -58,22 +60,28 @@ class EncodedImages:
 class Encoders(Abstract):
     """Encodes sources and texts in padded, sharded batches; every process gets all rows.
 
-    Pictures are those of a source's column, of which nothing else is read, or uint8 [n, S, S, 3 or 4] of the model's size.
+    Pictures are those of a source's column, of which nothing else is read, or uint8 [n, S, S, 3 or
+    4] of the model's size.
 
-    In a multi-host run every process must make the same calls in the same order. Each reads and decodes only the
-    records of its own devices. Only a `BadRecord` is left out and counted. Any other error of a source or a decoder
-    ends the call in every process with `EvaluatorError`.
+    In a multi-host run every process must make the same calls in the same order. Each reads and
+    decodes only the records of its own devices. Only a `BadRecord` is left out and counted. Any
+    other error of a source or a decoder ends the call in every process with `EvaluatorError`.
 
     Args:
       image_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, D]` unit rows, jit-able.
       text_fn: `(weights, int32 [B, T]) -> [B, D]` unit rows, jit-able.
-      caption_fn: `(weights, float32 [B, S, S, 3] normalised, *generation.split(), index int32 [B], prompt) -> int32 [B, T]`, jit-able;
-        index: of the records; the prompt is int32 [B, T] or None. None for a model that writes none.
-      score_fn: `(weights, float32 [B, S, S, 3] normalised, int32 [B, K, T], begin int32 [B]) -> float32 [B, K, 3]`, jit-able; see
-        `scores`. None for a model that cannot tell how likely a text is.
-      tokens_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, P, D]`, jit-able: the image encoder's tokens; None where there are none.
-      outputs_fn: `(weights, batch as the model takes it) -> named outputs`, jit-able; None where only the above is asked for.
-      weights: any pytree of arrays; an argument of the compiled functions, so that new weights compile nothing.
+      caption_fn: `(weights, float32 [B, S, S, 3] normalised, *generation.split(), index int32 [B],
+        prompt) -> int32 [B, T]`, jit-able; index: of the records; the prompt is int32 [B, T] or
+        None. None for a model that writes none.
+      score_fn: `(weights, float32 [B, S, S, 3] normalised, int32 [B, K, T], begin int32 [B]) ->
+        float32 [B, K, 3]`, jit-able; see `scores`. None for a model that cannot tell how likely a
+        text is.
+      tokens_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, P, D]`, jit-able: the image
+        encoder's tokens; None where there are none.
+      outputs_fn: `(weights, batch as the model takes it) -> named outputs`, jit-able; None where
+        only the above is asked for.
+      weights: any pytree of arrays; an argument of the compiled functions, so that new weights
+        compile nothing.
       tokenizer, preprocess: those that the model was trained with.
       text_length: T.
       mesh: the batch is sharded over its data x fsdp axes.
@@ -103,44 +111,80 @@ class Encoders(Abstract):
         self.batch = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
         self._sharding = batch_sharding(mesh)
         self._memo: tuple[Hashable, EncodedImages] | None = None
-        self._errors: dict[int, Exception] = {}  # record of the present call -> what this process met at it
+        self._errors: dict[
+            int, Exception
+        ] = {}  # record of the present call -> what this process met at it
         self._embeds = image_fn is not None and text_fn is not None
 
         def ready(pixels: jax.Array) -> jax.Array:
             return preprocess.normalise(plain(pixels, preprocess.background))
 
-        def from_pixels(weights: Any, pixels: jax.Array, fault: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def from_pixels(
+            weights: Any, pixels: jax.Array, fault: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
             return image_fn(weights, ready(pixels)).astype(jnp.float32), fault
 
         def from_tokens(weights: Any, tokens: jax.Array) -> jax.Array:
             return text_fn(weights, tokens).astype(jnp.float32)
 
         def written(
-            weights: Any, pixels: jax.Array, fault: jax.Array, how: Any, numbers: Any, first: jax.Array, prompt: Any = None
+            weights: Any,
+            pixels: jax.Array,
+            fault: jax.Array,
+            how: Any,
+            numbers: Any,
+            first: jax.Array,
+            prompt: Any = None,
         ) -> tuple:
-            return caption_fn(weights, ready(pixels), how, numbers, first + jnp.arange(len(pixels)), prompt), fault
+            return caption_fn(
+                weights, ready(pixels), how, numbers, first + jnp.arange(len(pixels)), prompt
+            ), fault
 
-        def scored(weights: Any, pixels: jax.Array, fault: jax.Array, tokens: jax.Array, begin: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def scored(
+            weights: Any, pixels: jax.Array, fault: jax.Array, tokens: jax.Array, begin: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
             return score_fn(weights, ready(pixels), tokens, begin), fault
 
-        def featured(weights: Any, pixels: jax.Array, fault: jax.Array, mean: bool) -> tuple[jax.Array, jax.Array]:
+        def featured(
+            weights: Any, pixels: jax.Array, fault: jax.Array, mean: bool
+        ) -> tuple[jax.Array, jax.Array]:
             tokens = tokens_fn(weights, ready(pixels))
             return tokens.mean(1, dtype=jnp.float32) if mean else tokens, fault
 
-        def named(weights: Any, batch: dict[str, jax.Array], names: tuple[str, ...]) -> dict[str, jax.Array]:
-            found = outputs_fn(weights, batch | {name: _pictures(ready, batch[name]) for name in ("image", "video") if name in batch})
+        def named(
+            weights: Any, batch: dict[str, jax.Array], names: tuple[str, ...]
+        ) -> dict[str, jax.Array]:
+            found = outputs_fn(
+                weights,
+                batch
+                | {
+                    name: _pictures(ready, batch[name])
+                    for name in ("image", "video")
+                    if name in batch
+                },
+            )
             missing = [name for name in names if name not in found]
             if missing:
                 raise ConfigError(
-                    "name", f"needs the model output {missing[0]!r}, which is not there (there are: {', '.join(sorted(found))})"
+                    "name",
+                    f"needs the model output {missing[0]!r}, which is not there (there are: "
+                    f"{', '.join(sorted(found))})",
                 )
             return {name: found[name] for name in names}
 
-        self._outputs = outputs_fn and jax.jit(named, out_shardings=replicated(mesh), static_argnums=2)
-        self._caption = caption_fn and jax.jit(written, out_shardings=replicated(mesh), static_argnums=3)
+        self._outputs = outputs_fn and jax.jit(
+            named, out_shardings=replicated(mesh), static_argnums=2
+        )
+        self._caption = caption_fn and jax.jit(
+            written, out_shardings=replicated(mesh), static_argnums=3
+        )
         self._score = score_fn and jax.jit(scored, out_shardings=replicated(mesh))
-        self._features = tokens_fn and jax.jit(featured, out_shardings=replicated(mesh), static_argnums=3)
-        self._image, self._text = (jax.jit(f, out_shardings=replicated(mesh)) for f in (from_pixels, from_tokens))
+        self._features = tokens_fn and jax.jit(
+            featured, out_shardings=replicated(mesh), static_argnums=3
+        )
+        self._image, self._text = (
+            jax.jit(f, out_shardings=replicated(mesh)) for f in (from_pixels, from_tokens)
+        )
 
     def with_weights(self, weights: Any) -> Encoders:
         """The same compiled functions with other weights; nothing encoded before is kept."""
@@ -148,11 +192,14 @@ class Encoders(Abstract):
         other.weights, other._memo = weights, None
         return other
 
-    def images(self, source: Pictures | np.ndarray, column: str = "image", memo: Hashable = None) -> EncodedImages:
+    def images(
+        self, source: Pictures | np.ndarray, column: str = "image", memo: Hashable = None
+    ) -> EncodedImages:
         """Encodes the pictures of every record of a source, or pictures themselves.
 
-        Records that cannot be read or decoded are left out and counted. `memo` names the source: rows of the last
-        named one are kept, so that several evaluators of one source encode it once.
+        Records that cannot be read or decoded are left out and counted. `memo` names the source:
+        rows of the last named one are kept, so that several evaluators of one source encode it
+        once.
         """
         key = None if memo is None else (memo, column)
         if key is not None and self._memo is not None and self._memo[0] == key:
@@ -163,12 +210,19 @@ class Encoders(Abstract):
         return encoded
 
     def captions(
-        self, source: Pictures | np.ndarray, generation: Any, prompt: np.ndarray | None = None, first: int = 0, column: str = "image"
+        self,
+        source: Pictures | np.ndarray,
+        generation: Any,
+        prompt: np.ndarray | None = None,
+        first: int = 0,
+        column: str = "image",
     ) -> tuple[list[str], EncodedImages]:
-        """Texts that the model writes of every record that can be read, and their token ids as `rows` of `EncodedImages`.
+        """Texts that the model writes of every record that can be read, and their token ids as
+        `rows` of `EncodedImages`.
 
         Args:
-          prompt: int32 [n, T], padded at the end: each text begins with its own; it is not part of what is returned as text.
+          prompt: int32 [n, T], padded at the end: each text begins with its own; it is not part of
+            what is returned as text.
           first: number of the first record; what is drawn for a record depends on its number.
           column: of the pictures.
 
@@ -178,26 +232,39 @@ class Encoders(Abstract):
         (how, numbers), firsts = generation.split(), itertools.count(first, self.batch)
 
         def write(weights, pixels, fault, *more):
-            return self._caption(weights, pixels, fault, how, numbers, np.int32(next(firsts)), *more)
+            return self._caption(
+                weights, pixels, fault, how, numbers, np.int32(next(firsts)), *more
+            )
 
-        rows = (encoded := self._encoded(write, source, column, *(() if prompt is None else (prompt,)))).rows
+        rows = (
+            encoded := self._encoded(write, source, column, *(() if prompt is None else (prompt,)))
+        ).rows
         if prompt is not None and len(rows):
-            rows = np.where(prompt[encoded.index] == self.tokenizer.pad_id, rows, self.tokenizer.pad_id)
+            rows = np.where(
+                prompt[encoded.index] == self.tokenizer.pad_id, rows, self.tokenizer.pad_id
+            )
         return self.tokenizer.decode(rows), encoded
 
     def scores(
-        self, source: Pictures | np.ndarray, tokens: np.ndarray, begin: np.ndarray | None = None, column: str = "image"
+        self,
+        source: Pictures | np.ndarray,
+        tokens: np.ndarray,
+        begin: np.ndarray | None = None,
+        column: str = "image",
     ) -> EncodedImages:
-        """How likely texts are under the images of records, given all tokens before each (teacher forcing).
+        """How likely texts are under the images of records, given all tokens before each (teacher
+        forcing).
 
         Args:
-          tokens: int32 [n, K, T], K texts of each record, padded at the end; a text may be padding alone.
+          tokens: int32 [n, K, T], K texts of each record, padded at the end; a text may be padding
+            alone.
           begin: int32 [n]: tokens before this position are read, but do not count; None: all count.
           column: of the pictures.
 
         Returns:
-          `rows` float32 [n', K, 3]: the sum of log-probabilities (natural) of a text's tokens, how many they are, and how many of
-          them are the likeliest token at their place. EOS counts, padding does not.
+          `rows` float32 [n', K, 3]: the sum of log-probabilities (natural) of a text's tokens, how
+          many they are, and how many of them are the likeliest token at their place. EOS counts,
+          padding does not.
 
         Raises ConfigError where the model does not give probabilities.
         """
@@ -205,24 +272,34 @@ class Encoders(Abstract):
         begin = np.zeros(len(tokens), np.int32) if begin is None else begin
         return self._encoded(self._score, source, column, tokens, begin)
 
-    def features(self, source: Pictures | np.ndarray, mean: bool = False, column: str = "image") -> EncodedImages:
-        """The image encoder's own tokens before any pooling, `rows` [n, P, D] in the dtype of computation, or their mean float32 [n, D].
+    def features(
+        self, source: Pictures | np.ndarray, mean: bool = False, column: str = "image"
+    ) -> EncodedImages:
+        """The image encoder's own tokens before any pooling, `rows` [n, P, D] in the dtype of
+        computation, or their mean float32 [n, D].
 
         Raises ConfigError where the model has none.
         """
         self.require("image_tokens")
         return self._encoded(lambda *args: self._features(*args, mean), source, column)
 
-    def outputs(self, batch: dict[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """The model's outputs `names` of a batch as the loader makes it (image, video uint8), not in training; `self.batch` rows.
+    def outputs(
+        self, batch: dict[str, np.ndarray], names: tuple[str, ...]
+    ) -> dict[str, np.ndarray]:
+        """The model's outputs `names` of a batch as the loader makes it (image, video uint8), not
+        in training; `self.batch` rows.
 
         Raises ConfigError for an output that the model does not have.
         """
         with jax.set_mesh(self.mesh):
             whole = {name: put(a, self._sharding) for name, a in batch.items()}
-            return {name: np.asarray(a) for name, a in self._outputs(self.weights, whole, names).items()}
+            return {
+                name: np.asarray(a) for name, a in self._outputs(self.weights, whole, names).items()
+            }
 
-    def _encoded(self, function: Callable, source: Pictures | np.ndarray, column: str, *extra: np.ndarray) -> EncodedImages:
+    def _encoded(
+        self, function: Callable, source: Pictures | np.ndarray, column: str, *extra: np.ndarray
+    ) -> EncodedImages:
         """Rows of `function(weights, pixels, fault, *rows of extra)`."""
         rows, faults = [], []
         self._errors.clear()
@@ -232,20 +309,33 @@ class Encoders(Abstract):
             rows.append(out[fault == 0])
             faults.append(fault)
         fault = np.concatenate(faults) if faults else np.zeros(0, np.int32)
-        skipped = {cause: int((fault == i + 1).sum()) for i, cause in enumerate(CAUSES) if (fault == i + 1).any()}
-        return EncodedImages(np.concatenate(rows) if rows else np.zeros((0, 1), np.float32), np.flatnonzero(fault == 0), skipped)
+        skipped = {
+            cause: int((fault == i + 1).sum())
+            for i, cause in enumerate(CAUSES)
+            if (fault == i + 1).any()
+        }
+        return EncodedImages(
+            np.concatenate(rows) if rows else np.zeros((0, 1), np.float32),
+            np.flatnonzero(fault == 0),
+            skipped,
+        )
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Encodes texts, equal ones once: float32 [n, D]."""
         distinct = list(dict.fromkeys(texts))
-        rows = [out for (out,) in self._lagging(lambda *a: (self._text(*a),), self._tokens(distinct))]
+        rows = [
+            out for (out,) in self._lagging(lambda *a: (self._text(*a),), self._tokens(distinct))
+        ]
         if not rows:
             return np.zeros((0, 1), np.float32)
         place = {text: i for i, text in enumerate(distinct)}
         return np.concatenate(rows)[[place[t] for t in texts]]
 
-    def _lagging(self, encode: Callable, batches: Iterator[tuple[jax.Array, ...]]) -> Iterator[tuple[np.ndarray, ...]]:
-        """Results of the batches in order; the devices work on one batch while the host makes the next."""
+    def _lagging(
+        self, encode: Callable, batches: Iterator[tuple[jax.Array, ...]]
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """Results of the batches in order; the devices work on one batch while the host makes the
+        next."""
         pending: collections.deque = collections.deque()
         with jax.set_mesh(self.mesh):
             for batch in batches:
@@ -258,11 +348,16 @@ class Encoders(Abstract):
     def _tokens(self, texts: list[str]) -> Iterator[tuple[jax.Array]]:
         for start in range(0, len(texts), self.batch):
             part = texts[start : start + self.batch]
-            tokens = self.tokenizer.encode(part + [part[-1]] * (self.batch - len(part)), self.text_length)
+            tokens = self.tokenizer.encode(
+                part + [part[-1]] * (self.batch - len(part)), self.text_length
+            )
             yield (put(np.asarray(tokens, np.int32), self._sharding),)
 
-    def _batches(self, source: Pictures | np.ndarray, column: str, extra: Sequence[np.ndarray]) -> Iterator[tuple[jax.Array, ...]]:
-        """(pixels uint8 [B, S, S, C], fault int32 [B], rows of `extra` …) of consecutive records, each process filling in its own rows."""
+    def _batches(
+        self, source: Pictures | np.ndarray, column: str, extra: Sequence[np.ndarray]
+    ) -> Iterator[tuple[jax.Array, ...]]:
+        """(pixels uint8 [B, S, S, C], fault int32 [B], rows of `extra` …) of consecutive records,
+        each process filling in its own rows."""
         mine = np.zeros(self.batch, bool)
         for index in self._sharding.addressable_devices_indices_map((self.batch,)).values():
             mine[index] = True
@@ -270,16 +365,26 @@ class Encoders(Abstract):
         with ThreadPoolExecutor(self.threads) as pool:
             ahead: collections.deque = collections.deque()
             for start in range(0, len(source), self.batch):
-                more = [put(_padded(a[start : start + self.batch], self.batch), self._sharding) for a in extra]
-                ahead.append(([pool.submit(self._row, source, column, start + i) for i in mine], more))
+                more = [
+                    put(_padded(a[start : start + self.batch], self.batch), self._sharding)
+                    for a in extra
+                ]
+                ahead.append(
+                    ([pool.submit(self._row, source, column, start + i) for i in mine], more)
+                )
                 if len(ahead) > 1:
                     yield self._assemble(mine, *ahead.popleft())
             while ahead:
                 yield self._assemble(mine, *ahead.popleft())
 
-    def _assemble(self, mine: np.ndarray, futures: list, more: list[jax.Array]) -> tuple[jax.Array, ...]:
+    def _assemble(
+        self, mine: np.ndarray, futures: list, more: list[jax.Array]
+    ) -> tuple[jax.Array, ...]:
         size = self.preprocess.image_size
-        pixels, fault = np.zeros((self.batch, size, size, 4), np.uint8), np.full(self.batch, _PADDING, np.int32)
+        pixels, fault = (
+            np.zeros((self.batch, size, size, 4), np.uint8),
+            np.full(self.batch, _PADDING, np.int32),
+        )
         for i, future in zip(mine, futures):
             picture, fault[i] = future.result()
             if picture is not None:
@@ -288,7 +393,9 @@ class Encoders(Abstract):
                     pixels[i, ..., 3] = 255
         return put(pixels, self._sharding), put(fault, self._sharding), *more
 
-    def _row(self, source: Pictures | np.ndarray, column: str, i: int) -> tuple[np.ndarray | None, int]:
+    def _row(
+        self, source: Pictures | np.ndarray, column: str, i: int
+    ) -> tuple[np.ndarray | None, int]:
         """Pixels and fault of record `i`."""
         if i >= len(source):
             return None, _PADDING
@@ -313,7 +420,8 @@ class Encoders(Abstract):
         if error is None:
             return EvaluatorError(f"record {i}: another process met an error at it and names it")
         failure = EvaluatorError(
-            f"record {i}: {type(error).__name__}: {error} (a source raises BadRecord for a record that may be skipped)"
+            f"record {i}: {type(error).__name__}: {error} (a source raises BadRecord for a "
+            f"record that may be skipped)"
         )
         failure.__cause__ = error
         return failure
@@ -326,4 +434,8 @@ def _pictures(ready: Callable[[jax.Array], jax.Array], pixels: jax.Array) -> jax
 
 def _padded(rows: np.ndarray, n: int) -> np.ndarray:
     """`rows` with zeros after them, `n` in all."""
-    return np.concatenate([rows, np.zeros((n - len(rows), *rows.shape[1:]), rows.dtype)]) if len(rows) < n else rows
+    return (
+        np.concatenate([rows, np.zeros((n - len(rows), *rows.shape[1:]), rows.dtype)])
+        if len(rows) < n
+        else rows
+    )

@@ -21,9 +21,11 @@ READS = ("caption_lse", "caption_target", "caption_weight", "caption_correct")
 @EVALUATORS.register("interleaved")
 @dataclasses.dataclass(frozen=True)
 class Interleaved(SourceOptions):
-    """Caption loss of interleaved rows, with their images as they are and each in the place of the next.
+    """Caption loss of interleaved rows, with their images as they are and each in the place of the
+    next.
 
-    Figures: `loss` and `loss_swapped` in nats per token, their difference `rise`, `token_accuracy` and `token_accuracy_swapped`, `rows`.
+    Figures: `loss` and `loss_swapped` in nats per token, their difference `rise`, `token_accuracy`
+      and `token_accuracy_swapped`, `rows`.
     There is no gallery.
 
     Attributes:
@@ -53,19 +55,30 @@ class Interleaved(SourceOptions):
         encoders.check_outputs(config.shapes, READS)
 
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises ConfigError for a model that writes no captions, DataError where the source has less than one row."""
+        """Raises ConfigError for a model that writes no captions, DataError where the source has
+        less than one row."""
         sums, tokens, rows = np.zeros(4), 0.0, 0
         for batch, n in rows_of(self, encoders, self._fields(encoders), self.interleave):
             swapped = {**batch, "image": np.roll(batch["image"], 1, axis=1)}
             for i, inputs in enumerate((batch, swapped)):
-                out = {k: v[:n].astype(np.float64) for k, v in encoders.outputs(inputs, READS).items()}
+                out = {
+                    k: v[:n].astype(np.float64) for k, v in encoders.outputs(inputs, READS).items()
+                }
                 weight = out["caption_weight"]
                 sums[i] += np.sum(weight * (out["caption_lse"] - out["caption_target"]))
                 sums[2 + i] += np.sum(weight * out["caption_correct"])
             tokens, rows = tokens + weight.sum(), rows + n
         loss, swapped_loss, right, swapped_right = (sums / tokens).tolist()
         figures = {"loss": loss, "loss_swapped": swapped_loss, "rise": swapped_loss - loss}
-        return EvalResult({**figures, "token_accuracy": right, "token_accuracy_swapped": swapped_right, "rows": float(rows)}, [])
+        return EvalResult(
+            {
+                **figures,
+                "token_accuracy": right,
+                "token_accuracy_swapped": swapped_right,
+                "rows": float(rows),
+            },
+            [],
+        )
 
     def _fields(self, encoders: Encoders) -> dict[str, Field]:
         """What is read of a record."""

@@ -14,8 +14,23 @@ PROMPTS = 8192  # texts at a time
 # Sets by name. A template is any text with `{}` in it, once or more, where the class name goes.
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "plain": ("{}",),
-    "photos": ("{}", "a photo of {}", "a close-up photo of {}", "a blurry photo of {}", "a photo with {} in it", "many {} in a photo"),
-    "drawings": ("{}", "a drawing of {}", "an icon of {}", "a picture of {}", "an emoji of {}", "a cartoon of {}", "{} in flat colours"),
+    "photos": (
+        "{}",
+        "a photo of {}",
+        "a close-up photo of {}",
+        "a blurry photo of {}",
+        "a photo with {} in it",
+        "many {} in a photo",
+    ),
+    "drawings": (
+        "{}",
+        "a drawing of {}",
+        "an icon of {}",
+        "a picture of {}",
+        "an emoji of {}",
+        "a cartoon of {}",
+        "{} in flat colours",
+    ),
     "imagenet80": imagenet_templates(),
 }
 
@@ -28,19 +43,32 @@ def templates_of(choice: str | Sequence[str], field: str = "templates") -> tuple
     """
     if isinstance(choice, str):
         known = sorted(TEMPLATES)
-        hint = f"; one template of your own is a list: [{choice!r}]" if "{}" in choice else nearest(choice, known)
+        hint = (
+            f"; one template of your own is a list: [{choice!r}]"
+            if "{}" in choice
+            else nearest(choice, known)
+        )
         valid = f"(known: {', '.join(known)}; or a list of texts)"
-        check(choice in TEMPLATES, field, f"{choice!r} is not a known set of templates{hint} {valid}")
+        check(
+            choice in TEMPLATES, field, f"{choice!r} is not a known set of templates{hint} {valid}"
+        )
         return TEMPLATES[choice]
     check(len(choice) > 0, field, "must hold at least one template, such as '{}'")
     for i, template in enumerate(choice):
         held = "{}" in to_template(template)
-        check(held, f"{field}[{i}]", f"{template!r} must hold '{{}}' once or more, where the class name goes")
+        check(
+            held,
+            f"{field}[{i}]",
+            f"{template!r} must hold '{{}}' once or more, where the class name goes",
+        )
     return tuple(to_template(template) for template in choice)
 
 
-def class_vectors(encode: Callable[[list[str]], np.ndarray], names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
-    """One unit vector per class: the mean of its prompts' unit vectors, renormalised (CLIP, Radford et al. 2021, 3.1.4).
+def class_vectors(
+    encode: Callable[[list[str]], np.ndarray], names: Sequence[str], templates: Sequence[str]
+) -> np.ndarray:
+    """One unit vector per class: the mean of its prompts' unit vectors, renormalised (CLIP, Radford
+    et al. 2021, 3.1.4).
 
     At most `PROMPTS` texts are made and encoded at a time, or those of one class.
 
@@ -53,11 +81,16 @@ def class_vectors(encode: Callable[[list[str]], np.ndarray], names: Sequence[str
       float32 [C, D]. A class whose prompts cancel out exactly keeps the zero vector.
     """
     step = max(1, PROMPTS // len(templates))
-    parts = [_some_vectors(encode, names[start : start + step], templates) for start in range(0, len(names), step)]
+    parts = [
+        _some_vectors(encode, names[start : start + step], templates)
+        for start in range(0, len(names), step)
+    ]
     return np.concatenate(parts)
 
 
-def _some_vectors(encode: Callable[[list[str]], np.ndarray], names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
+def _some_vectors(
+    encode: Callable[[list[str]], np.ndarray], names: Sequence[str], templates: Sequence[str]
+) -> np.ndarray:
     prompts = [template.replace("{}", name) for name in names for template in templates]
     rows = encode(prompts).astype(np.float64)
     mean = _unit(rows).reshape(len(names), len(templates), -1).mean(1)

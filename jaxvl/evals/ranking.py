@@ -1,13 +1,15 @@
 """Ranks and best candidates by streaming over tiles of the similarity matrix, on the whole mesh.
 
-Queries are sharded over all devices; candidates come tile by tile, so a device holds its share of the queries, one
-tile of candidates and one block of scores. The rank of the best positive needs no sorting: a first pass finds its
-score, a second one counts the candidates that score higher, or as high.
+Queries are sharded over all devices; candidates come tile by tile, so a device holds its share of
+the queries, one tile of candidates and one block of scores. The rank of the best positive needs no
+sorting: a first pass finds its score, a second one counts the candidates that score higher, or as
+high.
 
-Ties. The recall at k of a query is the probability that a right candidate is among the first k when candidates of
-equal score stand in random order. An encoder that gives every pair the same score is therefore at chance exactly,
-however the candidates happen to be ordered. Scores closer than `TIE` to the best positive's are equal: float32 cannot
-order them, and the same row may differ by a few units in the last place from tile to tile.
+Ties. The recall at k of a query is the probability that a right candidate is among the first k when
+candidates of equal score stand in random order. An encoder that gives every pair the same score is
+therefore at chance exactly, however the candidates happen to be ordered. Scores closer than `TIE`
+to the best positive's are equal: float32 cannot order them, and the same row may differ by a few
+units in the last place from tile to tile.
 
 Scores that are not numbers never help: NaN is -inf for a right candidate and +inf for a wrong one.
 """
@@ -24,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-TIE = 1e-6  # of cosine similarities; the rounding error of a float32 product of unit rows stays below it
+# of cosine similarities; the rounding error of a float32 product of unit rows stays below it
+TIE = 1e-6
 TILE = 4096  # candidates at a time
 BLOCK = 512  # queries at a time on one device: 8 MiB of scores with such a tile
 _NONE = -1  # pads id lists; on the candidates' side it becomes -2, so that padding never matches
@@ -49,10 +52,11 @@ class Ranks:
     candidates: int
 
     def recall(self, k: int) -> np.ndarray:
-        """Probability that a right candidate is among the first `k` under random order of ties, float64 [M].
+        """Probability that a right candidate is among the first `k` under random order of ties,
+        float64 [M].
 
-        With m = k - better free places: 1 - C(tied, m) / C(tied + tied_right, m). A query without any right candidate
-        counts as missed.
+        With m = k - better free places: 1 - C(tied, m) / C(tied + tied_right, m). A query without
+        any right candidate counts as missed.
         """
         places = np.clip(k - self.better, 0, None)
         miss = np.ones(len(self.better))
@@ -62,14 +66,21 @@ class Ranks:
         return np.where(self.right > 0, 1.0 - miss, 0.0)
 
     def rank(self) -> np.ndarray:
-        """Expected rank of the best right candidate, from 1, float64 [M]; candidates + 1 where there is none."""
+        """Expected rank of the best right candidate, from 1, float64 [M]; candidates + 1 where
+        there is none."""
         rank = self.better + (self.tied + self.tied_right + 1) / (self.tied_right + 1)
         return np.where(self.right > 0, rank, self.candidates + 1.0)
 
     def chance(self, k: int) -> float:
         """Mean recall at `k` of an encoder that knows nothing."""
         zero = np.zeros_like(self.better)
-        return float(np.mean(Ranks(zero, self.candidates - self.right, self.right, self.right, self.candidates).recall(k)))
+        return float(
+            np.mean(
+                Ranks(
+                    zero, self.candidates - self.right, self.right, self.right, self.candidates
+                ).recall(k)
+            )
+        )
 
 
 def pad_ids(ids: Sequence[Sequence[int]]) -> np.ndarray:
@@ -104,10 +115,16 @@ def rank(
       ValueError: shapes that do not fit, or no candidates.
     """
     _check(queries, candidates)
-    query_ids, candidate_ids = (i.reshape(len(i), i.shape[1] if i.ndim == 2 else 1).astype(np.int32) for i in (query_ids, candidate_ids))
+    query_ids, candidate_ids = (
+        i.reshape(len(i), i.shape[1] if i.ndim == 2 else 1).astype(np.int32)
+        for i in (query_ids, candidate_ids)
+    )
     if len(query_ids) != len(queries) or len(candidate_ids) != len(candidates):
         sizes = f"{len(queries)} and {len(candidates)} rows"
-        raise ValueError(f"ids of {len(query_ids)} queries and {len(candidate_ids)} candidates do not fit {sizes}")
+        raise ValueError(
+            f"ids of {len(query_ids)} queries and {len(candidate_ids)} candidates do not fit "
+            f"{sizes}"
+        )
     rows = _Rows(mesh, len(queries), block)
     q, ids = rows.put(queries, 0), rows.put(query_ids, _NONE)
     zero = functools.partial(rows.fill, 0, np.int32)
@@ -122,9 +139,16 @@ def rank(
 
 
 def top_k(
-    queries: np.ndarray, candidates: np.ndarray, k: int, mesh: Mesh, *, tile: int = TILE, block: int = BLOCK
+    queries: np.ndarray,
+    candidates: np.ndarray,
+    k: int,
+    mesh: Mesh,
+    *,
+    tile: int = TILE,
+    block: int = BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores float32 [M, k] and positions int32 [M, k] of the best candidates, best first; of equal ones the first.
+    """Scores float32 [M, k] and positions int32 [M, k] of the best candidates, best first; of equal
+    ones the first.
 
     `k` is cut to the number of candidates. Arguments as in `rank`.
     """
@@ -139,12 +163,21 @@ def top_k(
 
 
 def _check(queries: np.ndarray, candidates: np.ndarray) -> None:
-    if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1] or not len(candidates):
-        raise ValueError(f"queries {queries.shape} and candidates {candidates.shape} must be [M, D] and [N, D] with N >= 1")
+    if (
+        queries.ndim != 2
+        or candidates.ndim != 2
+        or queries.shape[1] != candidates.shape[1]
+        or not len(candidates)
+    ):
+        raise ValueError(
+            f"queries {queries.shape} and candidates {candidates.shape} must be [M, D] and "
+            f"[N, D] with N >= 1"
+        )
 
 
 class _Rows:
-    """Layout of per-query arrays: padded to full blocks on every device, sharded over all mesh axes."""
+    """Layout of per-query arrays: padded to full blocks on every device, sharded over all mesh
+    axes."""
 
     def __init__(self, mesh: Mesh, n: int, block: int):
         self.n = n
@@ -176,7 +209,8 @@ def _gather(sharding: NamedSharding, x: jax.Array) -> jax.Array:
 
 
 class _Tile(NamedTuple):
-    """Candidates rows [t, D], ids [t, L], valid [t] (False: padding), positions [t] among all candidates."""
+    """Candidates rows [t, D], ids [t, L], valid [t] (False: padding), positions [t] among all
+    candidates."""
 
     rows: jax.Array
     ids: jax.Array
@@ -192,7 +226,12 @@ def _tiles(mesh: Mesh, tile: int, candidates: np.ndarray, ids: np.ndarray) -> It
     for start in range(0, len(candidates), tile):
         position = np.arange(start, start + tile, dtype=np.int32)
         take = np.minimum(position, len(candidates) - 1)
-        yield _Tile(*(put(x, everywhere) for x in (candidates[take], ids[take], position < len(candidates), position)))
+        yield _Tile(
+            *(
+                put(x, everywhere)
+                for x in (candidates[take], ids[take], position < len(candidates), position)
+            )
+        )
 
 
 def _blockwise(mesh: Mesh, block: int, body: Callable, rows: Any, tile: Any) -> Any:
@@ -204,21 +243,28 @@ def _blockwise(mesh: Mesh, block: int, body: Callable, rows: Any, tile: Any) -> 
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
     spread = PartitionSpec(mesh.axis_names)
-    return jax.shard_map(local, mesh=mesh, in_specs=(spread, PartitionSpec()), out_specs=spread, check_vma=False)(rows, tile)
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(spread, PartitionSpec()), out_specs=spread, check_vma=False
+    )(rows, tile)
 
 
 def _scores(q: jax.Array, c: jax.Array) -> jax.Array:
-    return jnp.einsum("md,nd->mn", q, c, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        "md,nd->mn", q, c, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
 
 
 def _is_right(q_ids: jax.Array, c_ids: jax.Array) -> jax.Array:
-    """bool [m, n]: whether id lists [m, K] and [n, L] share an id; one pair of columns at a time."""
+    """bool [m, n]: whether id lists [m, K] and [n, L] share an id; one pair of columns at a
+    time."""
     width = c_ids.shape[1]
 
     def add(i, mask):
         return mask | (q_ids[:, i // width, None] == c_ids[None, :, i % width])
 
-    return jax.lax.fori_loop(0, q_ids.shape[1] * width, add, jnp.zeros((len(q_ids), len(c_ids)), bool))
+    return jax.lax.fori_loop(
+        0, q_ids.shape[1] * width, add, jnp.zeros((len(q_ids), len(c_ids)), bool)
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
@@ -239,10 +285,14 @@ def _count_pass(mesh, block, q, q_ids, best, carry, tile):
         q, q_ids, best, better, tied, tied_right = rows
         mask, s = _is_right(q_ids, tile.ids), _scores(q, tile.rows)
         s = jnp.where(jnp.isnan(s), jnp.where(mask, -jnp.inf, jnp.inf), s)
-        gap = jnp.where(s == best[:, None], 0.0, s - best[:, None])  # two infinities of one sign are a tie as well
+        gap = jnp.where(
+            s == best[:, None], 0.0, s - best[:, None]
+        )  # two infinities of one sign are a tie as well
         right, wrong, equal = mask & tile.valid, ~mask & tile.valid, jnp.abs(gap) <= TIE
         counts = (wrong & (gap > TIE), wrong & equal, right & equal)
-        return tuple(x + n.sum(1, dtype=jnp.int32) for x, n in zip((better, tied, tied_right), counts))
+        return tuple(
+            x + n.sum(1, dtype=jnp.int32) for x, n in zip((better, tied, tied_right), counts)
+        )
 
     return _blockwise(mesh, block, body, (q, q_ids, best, *carry), tile)
 

@@ -1,7 +1,8 @@
-"""What a run recorded in its folder, read for the report: whatever else a file holds is left out, and said.
+"""What a run recorded in its folder, read for the report: whatever else a file holds is left out,
+and said.
 
-A folder may be of an older version, cut short by a full disk, or edited by hand. So every value is checked for its type
-here, and whoever shows it need not.
+A folder may be of an older version, cut short by a full disk, or edited by hand. So every value is
+checked for its type here, and whoever shows it need not.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ _NOTHING = object()
 def read_metrics(path: paths.Path, left_out: LeftOut | None = None) -> list[dict[str, Any]]:
     """Records of a `metrics.jsonl`, in order of steps; values that are not finite are None.
 
-    Of records of one step, kind and name the last counts: a resumed run repeats some. A line that is no record, such as one
-    cut off by a crash, is left out; so is a value that is neither a number nor, in an event, a text.
+    Of records of one step, kind and name the last counts: a resumed run repeats some. A line that
+    is no record, such as one cut off by a crash, is left out; so is a value that is neither a
+    number nor, in an event, a text.
 
     Args:
       left_out: gets a sentence for each kind of thing that was left out.
@@ -53,15 +55,22 @@ def read_metrics(path: paths.Path, left_out: LeftOut | None = None) -> list[dict
         records[record["step"], record["kind"], record["name"]] = record
     if bad_lines:
         lines = f"{len(bad_lines)} lines are no records; the first is line {bad_lines[0]}"
-        notes.append(f"{path.name}: " + (lines if len(bad_lines) > 1 else f"line {bad_lines[0]} is no record"))
+        notes.append(
+            f"{path.name}: "
+            + (lines if len(bad_lines) > 1 else f"line {bad_lines[0]} is no record")
+        )
     if bad_values:
         names = ", ".join(brief(name, 40) for name, _ in bad_values.most_common(3))
-        notes.append(f"{path.name}: {bad_values.total()} values are of no use here ({names}{' …' if len(bad_values) > 3 else ''})")
+        notes.append(
+            f"{path.name}: {bad_values.total()} values are of no use here "
+            f"({names}{' …' if len(bad_values) > 3 else ''})"
+        )
     return sorted(records.values(), key=lambda record: record["step"])
 
 
 def read_group(path: paths.Path, left_out: LeftOut) -> dict[str, Any]:
-    """The keys of a JSON file, long texts and deep groups cut; {} where it is missing or holds something else."""
+    """The keys of a JSON file, long texts and deep groups cut; {} where it is missing or holds
+    something else."""
     return plain(_read_mapping(path, left_out))
 
 
@@ -75,13 +84,17 @@ def read_galleries(path: paths.Path, left_out: LeftOut) -> dict[str, dict[str, A
         rows = [_gallery_row(row) for row in gallery["rows"]]
         good = [row for row in rows if row is not None]
         if len(good) < len(rows):
-            left_out.append(f"{path.name}: {len(rows) - len(good)} of {len(rows)} rows of {brief(name, 40)!r} are not as they should be")
+            left_out.append(
+                f"{path.name}: {len(rows) - len(good)} of {len(rows)} rows of "
+                f"{brief(name, 40)!r} are not as they should be"
+            )
         galleries[brief(name)] = {"step": gallery["step"], "rows": good}
     return galleries
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """A JSON value that can be shown: numbers that are not finite as text, long texts, long lists and deep groups cut."""
+    """A JSON value that can be shown: numbers that are not finite as text, long texts, long lists
+    and deep groups cut."""
     if isinstance(value, str):
         return brief(value, LONGEST_SETTING)
     if isinstance(value, float) and not math.isfinite(value):
@@ -181,7 +194,11 @@ def _record(found: Any, bad_values: collections.Counter) -> dict[str, Any]:
 
 
 def _is_gallery(gallery: Any) -> bool:
-    return isinstance(gallery, dict) and is_step(gallery.get("step")) and isinstance(gallery.get("rows"), list)
+    return (
+        isinstance(gallery, dict)
+        and is_step(gallery.get("step"))
+        and isinstance(gallery.get("rows"), list)
+    )
 
 
 def _gallery_row(row: Any) -> dict[str, Any] | None:
@@ -190,22 +207,42 @@ def _gallery_row(row: Any) -> dict[str, Any] | None:
         return None
     texts = [row.get("group"), row.get("text"), row.get("note", "")]
     rank = row.get("rank")
-    if not all(isinstance(text, str) for text in texts) or not (rank is None or is_number(rank)) or not _is_picture(row.get("image")):
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or not (rank is None or is_number(rank))
+        or not _is_picture(row.get("image"))
+    ):
         return None
     items = [_gallery_item(item) for item in row["items"]]
     if None in items:
         return None
     group, text, note = map(brief, texts)
-    return {"group": group, "text": text, "image": row.get("image"), "items": items, "rank": number(rank), "note": note}
+    return {
+        "group": group,
+        "text": text,
+        "image": row.get("image"),
+        "items": items,
+        "rank": number(rank),
+        "note": note,
+    }
 
 
 def _gallery_item(item: Any) -> dict[str, Any] | None:
-    if not isinstance(item, dict) or not isinstance(item.get("text"), str) or not isinstance(item.get("right"), bool):
+    if (
+        not isinstance(item, dict)
+        or not isinstance(item.get("text"), str)
+        or not isinstance(item.get("right"), bool)
+    ):
         return None
     score = item.get("score")
     if not (score is None or is_number(score)) or not _is_picture(item.get("image")):
         return None
-    return {"text": brief(item["text"]), "score": number(score), "right": item["right"], "image": item.get("image")}
+    return {
+        "text": brief(item["text"]),
+        "score": number(score),
+        "right": item["right"],
+        "image": item.get("image"),
+    }
 
 
 def _is_picture(image: Any) -> bool:

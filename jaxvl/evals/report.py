@@ -1,8 +1,8 @@
 """The page that a run leaves behind, `workdir/report.html`, and the final table at the terminal.
 
-The page is one file: pictures, style and script are inside, and it opens without a network. It is made of what a
-workdir holds, each part optional: `metrics.jsonl`, `config.json`, `machine.json`, `gallery.json`. What of these cannot be
-used is left out, and the page says so (`recorded.py`).
+The page is one file: pictures, style and script are inside, and it opens without a network. It is
+made of what a workdir holds, each part optional: `metrics.jsonl`, `config.json`, `machine.json`,
+`gallery.json`. What of these cannot be used is left out, and the page says so (`recorded.py`).
 """
 
 from __future__ import annotations
@@ -31,16 +31,32 @@ from jaxvl.evals.shown import brief
 _LOG = logging.getLogger(__name__)
 LONGEST_PART = 50_000  # characters of one part of the config, as the page shows it
 GALLERY = "gallery.json"
-_SHARES = ("acc", "r@", "recall", "accuracy", "token_f1", "data_wait", "mfu", "hfu", "goodput", "share_", "memory_share", "input_")
+_SHARES = (
+    "acc",
+    "r@",
+    "recall",
+    "accuracy",
+    "token_f1",
+    "data_wait",
+    "mfu",
+    "hfu",
+    "goodput",
+    "share_",
+    "memory_share",
+    "input_",
+)
 _BESIDE = ("_chance", "_low", "_high")  # ends of figures that are shown with another one
 
 
-def save_gallery(workdir: str | os.PathLike, name: str, step: int, gallery: Sequence[GalleryRow]) -> np.ndarray:
+def save_gallery(
+    workdir: str | os.PathLike, name: str, step: int, gallery: Sequence[GalleryRow]
+) -> np.ndarray:
     """Keeps an evaluator's latest gallery for the report.
 
     Args:
-      workdir: of the run; `gallery.json` in it is replaced whole, never half written. One that is damaged is set aside under
-        another name, which is logged, and what can be used of it is kept.
+      workdir: of the run; `gallery.json` in it is replaced whole, never half written. One that is
+        damaged is set aside under another name, which is logged, and what can be used of it is
+        kept.
       name: of the evaluator. step: that it ran after.
 
     Returns:
@@ -50,20 +66,34 @@ def save_gallery(workdir: str | os.PathLike, name: str, step: int, gallery: Sequ
     damage: list[str] = []
     galleries = recorded.read_galleries(path, damage)
     if damage:
-        _LOG.warning("%s: damaged (%s); it is now %s, and a new one is written", path, "; ".join(damage), recorded.set_aside(path).name)
+        _LOG.warning(
+            "%s: damaged (%s); it is now %s, and a new one is written",
+            path,
+            "; ".join(damage),
+            recorded.set_aside(path).name,
+        )
     galleries[brief(name)] = {"step": step, "rows": [row.to_json() for row in gallery]}
     paths.write_text(path, json.dumps(galleries, allow_nan=False))
     return sheet(gallery)
 
 
 def write_report(workdir: str | os.PathLike) -> paths.Path:
-    """Writes `workdir/report.html` and returns its path. Works on a run of any age, an empty one included."""
+    """Writes `workdir/report.html` and returns its path. Works on a run of any age, an empty one
+    included."""
     workdir = paths.as_path(workdir)
     loader = jinja2.PackageLoader("jaxvl.evals", "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["write"] = write
     environment.filters["figure"] = lambda value, key: write(value, kind_of(key))
-    environment.filters["json_lines"] = lambda value: brief(json.dumps(value, indent=2, ensure_ascii=False), LONGEST_PART)
+    environment.filters["json_lines"] = lambda value: brief(
+        json.dumps(value, indent=2, ensure_ascii=False), LONGEST_PART
+    )
     html = environment.get_template("report.html.j2").render(**context(workdir))
     path = workdir / "report.html"
     paths.write_bytes(path, html.encode("utf-8", errors="replace"))
@@ -71,14 +101,22 @@ def write_report(workdir: str | os.PathLike) -> paths.Path:
 
 
 def summary_table(latest: Mapping[str, float | None]) -> Table:
-    """The last figures of every evaluator as a table for the terminal; those of parts, as `fr/…`, are left to the report but for R@10.
+    """The last figures of every evaluator as a table for the terminal; those of parts, as `fr/…`,
+    are left to the report but for R@10.
 
     Args:
       latest: `EVALUATOR/METRIC` -> value; shares in 0..1.
     """
     table = Table(title="Final results", title_justify="left", header_style="bold", pad_edge=False)
-    for column, style in (("evaluator", "cyan"), ("figure", ""), ("value", "bold"), ("chance", "dim")):
-        table.add_column(column, style=style, justify="left" if column in ("evaluator", "figure") else "right")
+    for column, style in (
+        ("evaluator", "cyan"),
+        ("figure", ""),
+        ("value", "bold"),
+        ("chance", "dim"),
+    ):
+        table.add_column(
+            column, style=style, justify="left" if column in ("evaluator", "figure") else "right"
+        )
     before = None
     for key, value in latest.items():
         name, _, metric = key.partition("/")
@@ -110,7 +148,7 @@ def kind_of(metric: str) -> str:
     return "percent" if name == "exact" or any(word in name for word in _SHARES) else "number"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What the template shows
 
 
@@ -129,7 +167,9 @@ def context(workdir: paths.Path) -> dict[str, Any]:
         "title": brief(paths.absolute(workdir).name),
         "left_out": left_out,
         "written": time.strftime("%Y-%m-%d %H:%M"),
-        "status": f"{write(step)} steps" if total in (None, step) else f"{write(step)} of {write(total)} steps",
+        "status": f"{write(step)} steps"
+        if total in (None, step)
+        else f"{write(step)} of {write(total)} steps",
         "duration": _duration(_seconds(records)),
         "results": results,
         "tiles": [_tile(r) for r in results if r["main"]] + _speed_tiles(train),
@@ -142,7 +182,11 @@ def context(workdir: paths.Path) -> dict[str, Any]:
         "settings": {k: v for k, v in config.items() if not isinstance(v, (dict, list))},
         "config": {k: v for k, v in config.items() if isinstance(v, (dict, list))},
         "machine": machine,
-        "events": [r for r in records if r["kind"] == "event" and not r["name"].startswith(("skipped/", "left_out/"))],
+        "events": [
+            r
+            for r in records
+            if r["kind"] == "event" and not r["name"].startswith(("skipped/", "left_out/"))
+        ],
     }
 
 
@@ -151,9 +195,15 @@ def _evaluator(name: str, rows: list[dict[str, Any]], config: Mapping[str, Any])
     options = _group(_group(config.get("evals")).get(name))
     last, figures = rows[-1], {}
     for key in last:
-        if key in ("step", "time", "kind", "name") or key.endswith(_BESIDE) or key.startswith("skipped/"):
+        if (
+            key in ("step", "time", "kind", "name")
+            or key.endswith(_BESIDE)
+            or key.startswith("skipped/")
+        ):
             continue
-        judged = kind_of(key) == "percent" or "rank" in key  # the others count something; there is no best of them
+        judged = (
+            kind_of(key) == "percent" or "rank" in key
+        )  # the others count something; there is no best of them
         values = [(r[key], r["step"]) for r in rows if judged and r.get(key) is not None]
         better = min if "rank" in key else max
         best = better(values, key=lambda v: v[0]) if values else (None, None)
@@ -165,8 +215,24 @@ def _evaluator(name: str, rows: list[dict[str, Any]], config: Mapping[str, Any])
             "interval": _interval(last, key, kind_of(key)),
         }
     shares = [k for k in figures if kind_of(k) == "percent"]
-    about = " · ".join(filter(None, (str(options.get("name", "")).replace("_", "-"), _data(options), str(options.get("language", "")))))
-    return {"name": name, "about": brief(about), "step": last["step"], "figures": figures, "main": shares[:1], "shares": shares}
+    about = " · ".join(
+        filter(
+            None,
+            (
+                str(options.get("name", "")).replace("_", "-"),
+                _data(options),
+                str(options.get("language", "")),
+            ),
+        )
+    )
+    return {
+        "name": name,
+        "about": brief(about),
+        "step": last["step"],
+        "figures": figures,
+        "main": shares[:1],
+        "shares": shares,
+    }
 
 
 def _data(options: Mapping[str, Any]) -> str:
@@ -181,14 +247,23 @@ def _tile(result: Mapping[str, Any]) -> dict[str, str]:
     """A headline: the first share of an evaluator, and what to hold it against."""
     key = result["main"][0]
     figure, details = result["figures"][key], []
-    details += [f"{k}\u00a0{write(result['figures'][k]['last'], 'percent')}" for k in result["shares"][1:4] if not k.startswith("mean")]
+    details += [
+        f"{k}\u00a0{write(result['figures'][k]['last'], 'percent')}"
+        for k in result["shares"][1:4]
+        if not k.startswith("mean")
+    ]
     if figure["chance"]:
         times = f"\u00a0(×\u00a0{figure['last'] / figure['chance']:.3g})" if figure["last"] else ""
         details.append(f"chance\u00a0{write(figure['chance'], 'percent')}{times}")
     if "classes" in result["figures"]:
         details.append(f"{write(result['figures']['classes']['last'])} classes")
     label = result["name"].replace("_", " ")
-    return {"label": label, "key": key, "value": write(figure["last"], "percent"), "details": " · ".join(details)}
+    return {
+        "label": label,
+        "key": key,
+        "value": write(figure["last"], "percent"),
+        "details": " · ".join(details),
+    }
 
 
 def _speed_tiles(train: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -202,13 +277,23 @@ def _speed_tiles(train: list[dict[str, Any]]) -> list[dict[str, str]]:
         if key == "data_wait":
             details += _limiting(train)
         if values:
-            tiles.append({"label": label, "key": "", "value": write(float(np.median(values)), kind_of(key)), "details": details})
+            tiles.append(
+                {
+                    "label": label,
+                    "key": "",
+                    "value": write(float(np.median(values)), kind_of(key)),
+                    "details": details,
+                }
+            )
     return tiles
 
 
 def _limiting(train: list[dict[str, Any]]) -> str:
     """What the input spends most of its work on, as the end of a sentence."""
-    worked = {stage: [r[f"input_{stage}"] for r in train if r.get(f"input_{stage}") is not None] for stage in STAGES}
+    worked = {
+        stage: [r[f"input_{stage}"] for r in train if r.get(f"input_{stage}") is not None]
+        for stage in STAGES
+    }
     medians = {stage: float(np.median(values)) for stage, values in worked.items() if values}
     if not medians:
         return ""
@@ -224,23 +309,40 @@ def _curves(train: list[dict[str, Any]], evals: Mapping[str, list[dict[str, Any]
     """Loss of every task, then the shares of every evaluator."""
     charts = [chart("Loss", _lines(_by_name(train), "loss"))]
     for name, rows in evals.items():
-        keys = [k for k in rows[-1] if kind_of(k) == "percent" and not k.startswith("mean_") and not k.endswith(_BESIDE) and "/" not in k]
+        keys = [
+            k
+            for k in rows[-1]
+            if kind_of(k) == "percent"
+            and not k.startswith("mean_")
+            and not k.endswith(_BESIDE)
+            and "/" not in k
+        ]
         kinds, sizes = ([*dict.fromkeys(k.split("@")[part] for k in keys)] for part in (0, -1))
-        # What is measured tells the dashes, at how many the colour: r@5 of both directions is of one colour.
-        series = [Series(k, _points(rows, k), sizes.index(k.split("@")[-1]), kinds.index(k.split("@")[0])) for k in keys]
+        # What is measured tells the dashes, at how many the colour: r@5 of both directions is of
+        # one colour.
+        series = [
+            Series(k, _points(rows, k), sizes.index(k.split("@")[-1]), kinds.index(k.split("@")[0]))
+            for k in keys
+        ]
         charts.append(chart(name.replace("_", " "), series, "percent"))
     return [c for c in charts if c]
 
 
 def _lines(tasks: Mapping[str, list[dict[str, Any]]], key: str) -> list[Series]:
     """One line per task that has the scalar."""
-    return [Series(task, _points(rows, key), i, i) for i, (task, rows) in enumerate(tasks.items()) if any(key in r for r in rows)]
+    return [
+        Series(task, _points(rows, key), i, i)
+        for i, (task, rows) in enumerate(tasks.items())
+        if any(key in r for r in rows)
+    ]
 
 
 def _small_charts(train: list[dict[str, Any]]) -> list[Chart]:
     """All other scalars of training, one chart each."""
     tasks = _by_name(train)
-    keys = dict.fromkeys(k for r in train for k in r if k not in ("step", "time", "kind", "name", "loss"))
+    keys = dict.fromkeys(
+        k for r in train for k in r if k not in ("step", "time", "kind", "name", "loss")
+    )
     charts = []
     for key in keys:
         series = _lines(tasks, key)
@@ -261,34 +363,64 @@ def _galleries(saved: Mapping[str, Any]) -> list[dict[str, Any]]:
     return out
 
 
-def _skipped(records: list[dict[str, Any]], train: list[dict[str, Any]], evals: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Records left out, by where and why: training tasks (events `skipped/TASK`, else their total) and evaluators.
+def _skipped(
+    records: list[dict[str, Any]],
+    train: list[dict[str, Any]],
+    evals: Mapping[str, list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Records left out, by where and why: training tasks (events `skipped/TASK`, else their total)
+    and evaluators.
 
     Events `left_out/TASK` tell of files and members that were in no record from the start.
     """
     out = []
     events = _events(records, "skipped")
     for task, event in _events(records, "left_out").items():
-        out += [{"where": f"data of task {task}", "cause": cause, "count": n} for cause, n in _causes(event).items()]
+        out += [
+            {"where": f"data of task {task}", "cause": cause, "count": n}
+            for cause, n in _causes(event).items()
+        ]
     for task, rows in _by_name(train).items():
-        causes = _causes(events[task]) if task in events else {"all causes": rows[-1].get("skipped_records") or 0}
+        causes = (
+            _causes(events[task])
+            if task in events
+            else {"all causes": rows[-1].get("skipped_records") or 0}
+        )
         if rows[-1].get("skipped"):
-            causes["step not applied (loss or gradient not finite, or a spike)"] = rows[-1]["skipped"]
-        out += [{"where": f"task {task}", "cause": cause, "count": n} for cause, n in causes.items() if n]
+            causes["step not applied (loss or gradient not finite, or a spike)"] = rows[-1][
+                "skipped"
+            ]
+        out += [
+            {"where": f"task {task}", "cause": cause, "count": n}
+            for cause, n in causes.items()
+            if n
+        ]
     for name, rows in evals.items():
         causes = {k.partition("/")[2]: n for k, n in rows[-1].items() if k.startswith("skipped/")}
-        out += [{"where": f"evaluator {name}", "cause": cause, "count": n} for cause, n in causes.items() if n]
+        out += [
+            {"where": f"evaluator {name}", "cause": cause, "count": n}
+            for cause, n in causes.items()
+            if n
+        ]
     return out
 
 
 def _events(records: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
     """Task -> its last event of a kind."""
-    return {r["name"].partition("/")[2]: r for r in records if r["kind"] == "event" and r["name"].startswith(f"{kind}/")}
+    return {
+        r["name"].partition("/")[2]: r
+        for r in records
+        if r["kind"] == "event" and r["name"].startswith(f"{kind}/")
+    }
 
 
 def _causes(event: Mapping[str, Any]) -> dict[str, Any]:
     """Cause -> number of an event that tells what was left out."""
-    return {cause: n for cause, n in event.items() if cause not in ("step", "time", "kind", "name") and recorded.is_number(n)}
+    return {
+        cause: n
+        for cause, n in event.items()
+        if cause not in ("step", "time", "kind", "name") and recorded.is_number(n)
+    }
 
 
 def _group(value: Any) -> Mapping[str, Any]:
@@ -314,4 +446,8 @@ def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = int(seconds // 60)
-    return f"{minutes} min {int(seconds % 60)} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return (
+        f"{minutes} min {int(seconds % 60)} s"
+        if minutes < 60
+        else f"{minutes // 60} h {minutes % 60} min"
+    )

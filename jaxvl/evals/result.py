@@ -12,7 +12,8 @@ from jaxvl.evals.shown import brief
 
 
 class EvaluatorError(RuntimeError):
-    """An evaluator met an error that is no bad record. The message names the record; the error itself is the cause."""
+    """An evaluator met an error that is no bad record. The message names the record; the error
+    itself is the cause."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,8 @@ class GalleryRow:
       text: the query's text; of an image query the right answer.
       image: the query image as a small PNG; None for a text query.
       items: best first.
-      rank: of the best right candidate, from 1 (ties: expected rank, so it may be fractional); None where nothing is ranked.
+      rank: of the best right candidate, from 1 (ties: expected rank, so it may be fractional); None
+        where nothing is ranked.
       note: one sentence more about it.
     """
 
@@ -53,9 +55,15 @@ class GalleryRow:
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able dict with pictures in base64, texts as they are shown, and None for a number that is not finite."""
+        """JSON-able dict with pictures in base64, texts as they are shown, and None for a number
+        that is not finite."""
         items = [
-            {"text": brief(item.text), "score": number(item.score), "right": item.right, "image": _encode(item.image)}
+            {
+                "text": brief(item.text),
+                "score": number(item.score),
+                "right": item.right,
+                "image": _encode(item.image),
+            }
             for item in self.items
         ]
         return {

@@ -14,7 +14,13 @@ from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.columns import Columns, all_texts, check_texts, groups_of, listed, text_ids
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.ranking import Ranks, pad_ids, rank, top_k
-from jaxvl.evals.source_options import SourceOptions, check_template, check_tokenizer, sample, skipped_figures
+from jaxvl.evals.source_options import (
+    SourceOptions,
+    check_template,
+    check_tokenizer,
+    sample,
+    skipped_figures,
+)
 from jaxvl.evals.thumbnails import Thumbnails
 
 KS = (1, 5, 10)
@@ -22,7 +28,8 @@ SHOWN = 5
 
 
 class Captions(NamedTuple):
-    """Texts, and the ids by which right answers are known: a text and a picture that share one belong together.
+    """Texts, and the ids by which right answers are known: a text and a picture that share one
+    belong together.
 
     Attributes:
       texts: each a candidate and a query.
@@ -40,20 +47,24 @@ class Captions(NamedTuple):
 class Retrieval(SourceOptions):
     """Retrieval among all images and all captions of a source.
 
-    An image may have several captions and a caption several images. Right answers are known by caption, not by
-    position: a text is right for an image if it equals one of the image's captions, and the other way round. With
-    `group` they are known by that alone. A query is found at k if any right answer is among the first k (Karpathy &
-    Fei-Fei 2015); ties count by the probability of that under random order (`ranking`).
+    An image may have several captions and a caption several images. Right answers are known by
+    caption, not by position: a text is right for an image if it equals one of the image's captions,
+    and the other way round. With `group` they are known by that alone. A query is found at k if any
+    right answer is among the first k (Karpathy & Fei-Fei 2015); ties count by the probability of
+    that under random order (`ranking`).
 
-    Figures: `i2t_r@K` and `t2i_r@K` for K = 1, 5, 10 with `i2t_r@1_chance`, `t2i_r@1_chance` (of an encoder that
-    knows nothing), `mean_recall` of the six, `i2t_median_rank`, `t2i_median_rank`, `images`, `captions`,
-    `skipped/CAUSE`.
+    Figures: `i2t_r@K` and `t2i_r@K` for K = 1, 5, 10 with `i2t_r@1_chance`, `t2i_r@1_chance` (of an
+      encoder that
+    knows nothing), `mean_recall` of the six, `i2t_median_rank`, `t2i_median_rank`, `images`,
+    `captions`, `skipped/CAUSE`.
 
     Attributes:
       text: a column of texts, or several; each distinct text of a record is one caption.
-      group: a column (`image_id`) whose equal values are right answers for each other; None: equal captions are.
+      group: a column (`image_id`) whose equal values are right answers for each other; None: equal
+        captions are.
       template: what is made of a caption `{}` before it is encoded.
-      merge: whether equal captions are one candidate and one query; else each occurrence is one, as in the literature.
+      merge: whether equal captions are one candidate and one query; else each occurrence is one, as
+        in the literature.
     """
 
     text: Columns = "text"
@@ -67,7 +78,11 @@ class Retrieval(SourceOptions):
 
     @property
     def figures(self) -> tuple[str, ...]:
-        of_directions = [f"{d}_{figure}" for d in ("i2t", "t2i") for figure in (*(f"r@{k}" for k in KS), "r@1_chance", "median_rank")]
+        of_directions = [
+            f"{d}_{figure}"
+            for d in ("i2t", "t2i")
+            for figure in (*(f"r@{k}" for k in KS), "r@1_chance", "median_rank")
+        ]
         return (*of_directions, "mean_recall", "images", "captions", "skipped/*")
 
     def check(self, encoders: Encoders) -> None:
@@ -86,16 +101,24 @@ class Retrieval(SourceOptions):
         texts_of = all_texts(source, listed(self.text))
         have = np.array([bool(texts_of[i]) for i in encoded.index])
         if not have.any():
-            raise DataError(f"{source.name} has no image with a caption ({', '.join(listed(self.text))})")
+            raise DataError(
+                f"{source.name} has no image with a caption ({', '.join(listed(self.text))})"
+            )
         images, index = encoded.rows[have], encoded.index[have]
         captions = self._captions(source, [texts_of[i] for i in index], index)
         rows = encoders.texts([self.template.replace("{}", t) for t in captions.texts])
 
-        mesh, of_images, of_texts = encoders.mesh, pad_ids(captions.of_images), pad_ids(captions.of_texts)
+        mesh, of_images, of_texts = (
+            encoders.mesh,
+            pad_ids(captions.of_images),
+            pad_ids(captions.of_texts),
+        )
         i2t = rank(images, rows, of_images, of_texts, mesh)
         t2i = rank(rows, images, of_texts, of_images, mesh)
         metrics = {**_figures("i2t", i2t), **_figures("t2i", t2i)}
-        metrics["mean_recall"] = float(np.mean([metrics[f"{d}_r@{k}"] for d in ("i2t", "t2i") for k in KS]))
+        metrics["mean_recall"] = float(
+            np.mean([metrics[f"{d}_r@{k}"] for d in ("i2t", "t2i") for k in KS])
+        )
         metrics |= {"images": float(len(images)), "captions": float(len(rows))}
         metrics |= skipped_figures(encoded.skipped, {"no caption": int((~have).sum())})
         if not self.gallery:
@@ -110,15 +133,21 @@ class Retrieval(SourceOptions):
         best = top_k(images[pick], rows, SHOWN, mesh)
         for q, scores, found in zip(pick, *best):
             items = _items(scores, found, captions.texts, lambda c, q=q: is_right(q, c))
-            gallery.append(GalleryRow("Image to text", own[q], picture(q), items, float(i2t.rank()[q])))
+            gallery.append(
+                GalleryRow("Image to text", own[q], picture(q), items, float(i2t.rank()[q]))
+            )
         pick = sample(len(rows), self.gallery)
         best = top_k(rows[pick], images, SHOWN, mesh)
         for q, scores, found in zip(pick, *best):
             items = _items(scores, found, own, lambda row, q=q: is_right(row, q), picture)
-            gallery.append(GalleryRow("Text to image", captions.texts[q], None, items, float(t2i.rank()[q])))
+            gallery.append(
+                GalleryRow("Text to image", captions.texts[q], None, items, float(t2i.rank()[q]))
+            )
         return EvalResult(metrics, gallery)
 
-    def _captions(self, source: Source, texts_of: Sequence[Sequence[str]], index: np.ndarray) -> Captions:
+    def _captions(
+        self, source: Source, texts_of: Sequence[Sequence[str]], index: np.ndarray
+    ) -> Captions:
         """Candidates of the records at `index`, whose texts are `texts_of`."""
         owner = [row for row, of in enumerate(texts_of) for _ in of]
         texts = [text for of in texts_of for text in of]
@@ -138,12 +167,20 @@ class Retrieval(SourceOptions):
         merged: dict[int, tuple[str, dict[int, None]]] = {}
         for text, i, ids in zip(texts, same.tolist(), of_texts):
             merged.setdefault(i, (text, {}))[1].update(dict.fromkeys(ids))
-        return Captions([text for text, _ in merged.values()], [list(ids) for _, ids in merged.values()], of_images)
+        return Captions(
+            [text for text, _ in merged.values()],
+            [list(ids) for _, ids in merged.values()],
+            of_images,
+        )
 
 
 def _figures(direction: str, ranks: Ranks) -> dict[str, float]:
     figures = {f"{direction}_r@{k}": float(ranks.recall(k).mean()) for k in KS}
-    return {**figures, f"{direction}_r@1_chance": ranks.chance(1), f"{direction}_median_rank": float(np.median(ranks.rank()))}
+    return {
+        **figures,
+        f"{direction}_r@1_chance": ranks.chance(1),
+        f"{direction}_median_rank": float(np.median(ranks.rank())),
+    }
 
 
 def _items(

@@ -32,8 +32,11 @@ def caption(column: str, encoders: Encoders) -> Caption:
     return Caption({column: 1.0}, length=encoders.text_length)
 
 
-def rows_config(options: SourceOptions, encoders: Encoders, fields: Fields, interleave: Interleave | None = None) -> DataConfig:
-    """How `rows_of` reads a source: what of it is in a batch of `encoders.batch` rows. Raises ConfigError as `DataConfig` does."""
+def rows_config(
+    options: SourceOptions, encoders: Encoders, fields: Fields, interleave: Interleave | None = None
+) -> DataConfig:
+    """How `rows_of` reads a source: what of it is in a batch of `encoders.batch` rows. Raises
+    ConfigError as `DataConfig` does."""
     return DataConfig(
         options.source,
         encoders.batch,
@@ -45,8 +48,15 @@ def rows_config(options: SourceOptions, encoders: Encoders, fields: Fields, inte
     )
 
 
-def check_rows(options: SourceOptions, encoders: Encoders, field: str, fields: Fields, interleave: Interleave | None = None) -> DataConfig:
-    """How `rows_of` reads a source. Raises ConfigError at `field` where it has not one row of what is asked for."""
+def check_rows(
+    options: SourceOptions,
+    encoders: Encoders,
+    field: str,
+    fields: Fields,
+    interleave: Interleave | None = None,
+) -> DataConfig:
+    """How `rows_of` reads a source. Raises ConfigError at `field` where it has not one row of what
+    is asked for."""
     source = options.open()
     config = rows_config(options, encoders, fields, interleave)
     try:
@@ -62,19 +72,23 @@ def check_rows(options: SourceOptions, encoders: Encoders, field: str, fields: F
 def rows_of(
     options: SourceOptions, encoders: Encoders, fields: Fields, interleave: Interleave | None = None
 ) -> Iterator[tuple[Arrays, int]]:
-    """A source in batches as a model is trained with, in an order that is random but always the same.
+    """A source in batches as a model is trained with, in an order that is random but always the
+    same.
 
-    Every process makes whole batches. Records that cannot be used are replaced by the ones after them.
+    Every process makes whole batches. Records that cannot be used are replaced by the ones after
+    them.
 
     Args:
       fields: batch entry -> what it holds.
       interleave: rows of several records.
 
     Returns:
-      Batches of at most `encoders.batch` rows without `position`, and how many of their rows count (the last batch is filled up).
+      Batches of at most `encoders.batch` rows without `position`, and how many of their rows count
+      (the last batch is filled up).
 
     Raises:
-      DataError: the source is smaller than one row, has no record with all fields, or too many bad ones.
+      DataError: the source is smaller than one row, has no record with all fields, or too many bad
+        ones.
       EvaluatorError: a record raised anything but BadRecord.
     """
     config = rows_config(options, encoders, fields, interleave)
@@ -89,7 +103,10 @@ def rows_of(
     try:
         for i in range(-(-rows // config.batch)):
             batch = _read(batches, i)
-            yield {name: a for name, a in batch.items() if name != POSITION}, min(config.batch, rows - i * config.batch)
+            yield (
+                {name: a for name, a in batch.items() if name != POSITION},
+                min(config.batch, rows - i * config.batch),
+            )
     finally:
         batches.close()
 
@@ -102,5 +119,7 @@ def _read(batches: Batches, i: int) -> Mapping[str, np.ndarray]:
     except (ConfigError, DataError):
         raise
     except Exception as error:
-        raise EvaluatorError(f"batch {i} of {batches.source.name}: {type(error).__name__}: {error}") from error
+        raise EvaluatorError(
+            f"batch {i} of {batches.source.name}: {type(error).__name__}: {error}"
+        ) from error
     return batch

@@ -14,21 +14,31 @@ from jaxvl.evals.result import GalleryRow
 from jaxvl.evals.shown import brief
 
 MOST = 120  # characters of a caption that are measured: more than two lines hold
-CELL, TEXT, GAP = 64, 28, 14  # pixels: a picture's side, the height of its caption, the space between cells
+CELL, TEXT, GAP = (
+    64,
+    28,
+    14,
+)  # pixels: a picture's side, the height of its caption, the space between cells
 RIGHT, WRONG, INK, PAPER = (22, 128, 60), (190, 40, 40), (30, 30, 30), (255, 255, 255)
 
 
 def sheet(gallery: Sequence[GalleryRow]) -> np.ndarray:
-    """uint8 [H, W, 3]: a line per query, the query first; right answers in a double green frame, wrong ones in a red one."""
+    """uint8 [H, W, 3]: a line per query, the query first; right answers in a double green frame,
+    wrong ones in a red one."""
     columns = 1 + max((len(row.items) for row in gallery), default=0)
     width, height = CELL * 2 + GAP, CELL + TEXT + GAP
     picture = Image.new("RGB", (columns * width + GAP, max(1, len(gallery)) * height + GAP), PAPER)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.truetype(str(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 11)
+    font = ImageFont.truetype(
+        str(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 11
+    )
     for r, row in enumerate(gallery):
         cells = [
             (row.text, row.image, None),
-            *((f"{item.score:.2f} {brief(item.text, MOST)}", item.image, item.right) for item in row.items),
+            *(
+                (f"{item.score:.2f} {brief(item.text, MOST)}", item.image, item.right)
+                for item in row.items
+            ),
         ]
         for c, (text, image, right) in enumerate(cells):
             _cell(picture, draw, font, (GAP + c * width, GAP + r * height), text, image, right)
@@ -38,8 +48,16 @@ def sheet(gallery: Sequence[GalleryRow]) -> np.ndarray:
 def _cell(picture, draw, font, corner, text, image, right) -> None:
     x, y = corner
     if image is not None:
-        picture.paste(Image.open(io.BytesIO(image)).convert("RGB").resize((CELL, CELL)), (x + CELL // 2, y))
-    draw.multiline_text((x, y + CELL if image is not None else y + CELL // 2), _wrap(text, font, 2 * CELL), fill=INK, font=font, spacing=1)
+        picture.paste(
+            Image.open(io.BytesIO(image)).convert("RGB").resize((CELL, CELL)), (x + CELL // 2, y)
+        )
+    draw.multiline_text(
+        (x, y + CELL if image is not None else y + CELL // 2),
+        _wrap(text, font, 2 * CELL),
+        fill=INK,
+        font=font,
+        spacing=1,
+    )
     if right is not None:
         box = (x - 3, y - 3, x + 2 * CELL + 2, y + CELL + TEXT)
         draw.rectangle(box, outline=RIGHT if right else WRONG)
@@ -48,7 +66,8 @@ def _cell(picture, draw, font, corner, text, image, right) -> None:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """At most two lines of `width` pixels, cut where it is longer. No more than `MOST` characters are looked at."""
+    """At most two lines of `width` pixels, cut where it is longer. No more than `MOST` characters
+    are looked at."""
     lines: list[str] = []
     line = ""
     for word in brief(text, MOST).split():

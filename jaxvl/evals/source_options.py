@@ -1,4 +1,5 @@
-"""What evaluators of a source of records share: the options, the source itself, its encoded pictures."""
+"""What evaluators of a source of records share: the options, the source itself, its encoded
+pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from jaxvl.evals.encoders import EncodedImages, Encoders
 
 
 def open_named(config: SourceConfig, field: str = "source") -> Source:
-    """The source of a config. Raises ConfigError at `field` where it cannot be opened as it says, or has no record."""
+    """The source of a config. Raises ConfigError at `field` where it cannot be opened as it says,
+    or has no record."""
     try:
         source = opened(config)
     except ConfigError as error:
@@ -28,7 +30,8 @@ def open_named(config: SourceConfig, field: str = "source") -> Source:
 
 
 def check_tokenizer(encoders: Encoders) -> None:
-    """Raises ConfigError where no text can be read: the tokenizer was left behind, a package is missing, there is no room for a word."""
+    """Raises ConfigError where no text can be read: the tokenizer was left behind, a package is
+    missing, there is no room for a word."""
     try:
         encoders.tokenizer.encode(["a"], encoders.text_length)
     except ConfigError:
@@ -39,11 +42,16 @@ def check_tokenizer(encoders: Encoders) -> None:
 
 def check_template(template: str, what: str) -> None:
     """Raises ConfigError at `template` where it does not say once where `what` goes."""
-    check(template.count("{}") == 1, "template", f"{template!r} must hold '{{}}' once, where the {what} goes")
+    check(
+        template.count("{}") == 1,
+        "template",
+        f"{template!r} must hold '{{}}' once, where the {what} goes",
+    )
 
 
 def sample(n: int, size: int) -> np.ndarray:
-    """At most `size` of `n` positions: random, but the same ones at every evaluation, so that runs can be compared."""
+    """At most `size` of `n` positions: random, but the same ones at every evaluation, so that runs
+    can be compared."""
     return np.sort(np.random.default_rng(0).permutation(n)[:size])
 
 
@@ -52,7 +60,9 @@ def skipped_figures(*counts: Mapping[str, int]) -> dict[str, float]:
     return {f"skipped/{cause}": float(n) for part in counts for cause, n in part.items() if n}
 
 
-def too_many(skipped: Mapping[str, int], records: int, budget: float = 0.01, minimum: int = 10) -> bool:
+def too_many(
+    skipped: Mapping[str, int], records: int, budget: float = 0.01, minimum: int = 10
+) -> bool:
     """Whether more of a source's records are bad than a budget allows; see `SourceOptions`."""
     bad = sum(skipped.values())
     return bad >= minimum and bad > budget * records
@@ -67,8 +77,9 @@ class SourceOptions:
       every: steps between two evaluations in the training loop; 0: only after the last step.
       image: the column of pictures.
       gallery: queries shown with what was retrieved, in each direction; 0: none.
-      error_budget: share of bad records that ends the evaluator, once `error_minimum` have been met. The whole source is
-        read, so the share is exact; training, which has seen a sample, asks a statistical test (`data/budget.py`).
+      error_budget: share of bad records that ends the evaluator, once `error_minimum` have been
+        met. The whole source is read, so the share is exact; training, which has seen a sample,
+        asks a statistical test (`data/budget.py`).
       error_minimum: see `error_budget`.
     """
 
@@ -80,9 +91,17 @@ class SourceOptions:
     error_minimum: Steps = 10
 
     def __post_init__(self):
-        check(self.every >= 0, "every", f"{self.every!r} must be >= 1 step, or 0 for only after the last step")
+        check(
+            self.every >= 0,
+            "every",
+            f"{self.every!r} must be >= 1 step, or 0 for only after the last step",
+        )
         check(self.gallery >= 0, "gallery", f"{self.gallery!r} must be >= 0 queries")
-        check(0 <= self.error_budget <= 1, "error_budget", f"{self.error_budget!r} is a share; must be in [0, 1]")
+        check(
+            0 <= self.error_budget <= 1,
+            "error_budget",
+            f"{self.error_budget!r} is a share; must be in [0, 1]",
+        )
         check(self.error_minimum >= 1, "error_minimum", f"{self.error_minimum!r} must be >= 1")
 
     @property
@@ -103,14 +122,18 @@ class SourceOptions:
         check_column(source, self.image, PICTURES, "image")
 
     def within_budget(self, skipped: Mapping[str, int], source: Source) -> None:
-        """Raises DataError where more records of a source are bad than the error budget allows; `skipped`: cause -> bad records."""
+        """Raises DataError where more records of a source are bad than the error budget allows;
+        `skipped`: cause -> bad records."""
         if not too_many(skipped, len(source), self.error_budget, self.error_minimum):
             return
         bad = f"{sum(skipped.values())} of {len(source)} records are bad ({causes(skipped)})"
-        raise DataError(f"{source.name}: {bad}, more than error_budget {self.error_budget:g} allows")
+        raise DataError(
+            f"{source.name}: {bad}, more than error_budget {self.error_budget:g} allows"
+        )
 
     def encode(self, encoders: Encoders) -> tuple[Source, EncodedImages]:
-        """The evaluated source, and its pictures' rows (encoded once for all evaluators of the source).
+        """The evaluated source, and its pictures' rows (encoded once for all evaluators of the
+        source).
 
         Raises DataError where too many of its pictures cannot be encoded.
         """

@@ -16,7 +16,8 @@ THUMBNAIL = 64  # pixels
 
 
 class Thumbnails:
-    """Small pictures of a source's records as PNG, as the model sees them: decoded, on the background.
+    """Small pictures of a source's records as PNG, as the model sees them: decoded, on the
+    background.
 
     Args:
       source: of the records.
@@ -49,7 +50,9 @@ def flatten(pixels: np.ndarray, background: Sequence[float]) -> np.ndarray:
     if pixels.shape[-1] == 3:
         return pixels
     alpha = pixels[..., 3:].astype(np.float32) / 255
-    return np.rint(pixels[..., :3] * alpha + 255 * np.asarray(background, np.float32) * (1 - alpha)).astype(np.uint8)
+    return np.rint(
+        pixels[..., :3] * alpha + 255 * np.asarray(background, np.float32) * (1 - alpha)
+    ).astype(np.uint8)
 
 
 def shrink(pixels: np.ndarray, size: int) -> np.ndarray:

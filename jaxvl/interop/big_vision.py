@@ -1,7 +1,8 @@
 """big_vision's two-tower models (SigLIP, LiT) in npz files, to and from.
 
-A file has no configuration beside it: sizes are read off the arrays, and what they do not show is as in SigLIP's published models
-(tanh GELU, texts pooled at the last position). Arrays are laid out as ours, so that a round trip changes no bit.
+A file has no configuration beside it: sizes are read off the arrays, and what they do not show is
+as in SigLIP's published models (tanh GELU, texts pooled at the last position). Arrays are laid out
+as ours, so that a round trip changes no bit.
 """
 
 from __future__ import annotations
@@ -18,13 +19,24 @@ from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.interop.bundle import Bundle, bounded, built, model_of, shapes_of
 from jaxvl.interop.dual import must_be, text_node, vit_node
 from jaxvl.interop.files import read_npz
-from jaxvl.interop.mapping import LEADING, ONE, ConversionError, Entries, Source, read_arrays, write_arrays
+from jaxvl.interop.mapping import (
+    LEADING,
+    ONE,
+    ConversionError,
+    Entries,
+    Source,
+    read_arrays,
+    write_arrays,
+)
 from jaxvl.interop.tokens import find_tokenizer, read_tokenizer, with_tokens
 from jaxvl.models import InputSpec
 from jaxvl.models.dual_encoder import DualEncoderConfig
 from jaxvl.nn.transformer import Sizes
 
-SPARE = ("opt/*", "extra/*")  # the optimiser's state and the data's position of a training checkpoint
+SPARE = (
+    "opt/*",
+    "extra/*",
+)  # the optimiser's state and the data's position of a training checkpoint
 ROOT = "params/"
 C4_EN = 32000  # pieces of SigLIP's English vocabulary, which its configurations pad with 1, its EOS
 
@@ -33,7 +45,8 @@ def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
     """A model from an npz file.
 
     Args:
-      tokenizer: a folder with the SentencePiece model, as the file has none beside it; `none`: it is left behind.
+      tokenizer: a folder with the SentencePiece model, as the file has none beside it; `none`: it
+        is left behind.
 
     Raises:
       ConversionError: see the command `jaxvl.convert`.
@@ -42,20 +55,42 @@ def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
     root = ROOT if any(name.startswith(ROOT) for name in state) else ""
     model, inputs, scanned = read_config(state, root)
     found = find_tokenizer(tokenizer, lambda folder: _tokenizer(folder, inputs))
-    arrays = read_arrays(dict(table(model, root, scanned)), state, shapes_of(built(model, inputs)), SPARE)
-    notes = ("an npz file does not say how pictures were scaled nor how texts are pooled: taken as in SigLIP (squashed, last position)",)
+    arrays = read_arrays(
+        dict(table(model, root, scanned)), state, shapes_of(built(model, inputs)), SPARE
+    )
+    notes = (
+        (
+            "an npz file does not say how pictures were scaled nor how texts are pooled: taken "
+            "as in SigLIP (squashed, last position)"
+        ),
+    )
     preprocess = Preprocess(inputs.image_size, resize="squash", interpolation="bilinear")
     origin = {"big_vision": {"root": root, "scanned": list(scanned)}}
-    return Bundle(bounded(model, arrays), with_tokens(model, inputs, found), arrays, found, preprocess, origin, notes)
+    return Bundle(
+        bounded(model, arrays),
+        with_tokens(model, inputs, found),
+        arrays,
+        found,
+        preprocess,
+        origin,
+        notes,
+    )
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
     """npz files know no bfloat16 and keep it as two raw bytes."""
-    return array.view(ml_dtypes.bfloat16).astype(np.float32) if array.dtype == np.dtype("V2") else array
+    return (
+        array.view(ml_dtypes.bfloat16).astype(np.float32)
+        if array.dtype == np.dtype("V2")
+        else array
+    )
 
 
-def read_config(state: Mapping[str, np.ndarray], root: str) -> tuple[DualEncoderConfig, InputSpec, tuple[bool, bool]]:
-    """(model, inputs, whether the layers of the image and of the text tower are stacked in one array).
+def read_config(
+    state: Mapping[str, np.ndarray], root: str
+) -> tuple[DualEncoderConfig, InputSpec, tuple[bool, bool]]:
+    """(model, inputs, whether the layers of the image and of the text tower are stacked in one
+    array).
 
     Raises:
       ConversionError: arrays of another model.
@@ -63,7 +98,10 @@ def read_config(state: Mapping[str, np.ndarray], root: str) -> tuple[DualEncoder
 
     def shape(name: str) -> tuple[int, ...]:
         if root + name not in state:
-            raise ConversionError(f"{root}{name}: is missing; a two-tower model of big_vision has params/img/… and params/txt/…")
+            raise ConversionError(
+                f"{root}{name}: is missing; a two-tower model of big_vision has params/img/… "
+                f"and params/txt/…"
+            )
         return state[root + name].shape
 
     image, image_scanned = _sizes(state, f"{root}img/Transformer")
@@ -72,12 +110,22 @@ def read_config(state: Mapping[str, np.ndarray], root: str) -> tuple[DualEncoder
     if channels != 3:
         raise ConversionError(f"{root}img/embedding/kernel: reads {channels} channels; must be 3")
     if f"{root}img/cls" in state:
-        raise ConversionError(f"{root}img/cls: a class token without a position has no counterpart here; MAP heads and mean pooling have")
+        raise ConversionError(
+            f"{root}img/cls: a class token without a position has no counterpart here; MAP "
+            f"heads and mean pooling have"
+        )
     pool = "map" if f"{root}img/MAPHead_0/probe" in state else "mean"
     positions = shape("img/pos_embedding")[1]
     if math.isqrt(positions) ** 2 != positions:
-        raise ConversionError(f"{root}img/pos_embedding: {positions} positions are no square; only square pictures can be taken over")
-    side, length, (vocabulary, _) = math.isqrt(positions) * patch, shape("txt/pos_embedding")[1], shape("txt/Embed_0/embedding")
+        raise ConversionError(
+            f"{root}img/pos_embedding: {positions} positions are no square; only square "
+            f"pictures can be taken over"
+        )
+    side, length, (vocabulary, _) = (
+        math.isqrt(positions) * patch,
+        shape("txt/pos_embedding")[1],
+        shape("txt/Embed_0/embedding"),
+    )
     heads = tuple(f"{root}{tower}/head/kernel" in state for tower in ("img", "txt"))
     projections = {(True, True): "both", (False, True): "text", (False, False): "none"}.get(heads)
     if projections is None:
@@ -90,7 +138,11 @@ def read_config(state: Mapping[str, np.ndarray], root: str) -> tuple[DualEncoder
         text=dict(text_node(text, length), mask_padding=False, pool="map" if f"{root}txt/MAPHead_0/probe" in state else "last", **shared),
         projections=projections, projection_bias=True, embed_dim=embed, init_scale=10.0, init_bias=-10.0 if biased else None, max_scale=None,
     ))  # fmt: skip
-    return model, InputSpec(side, length, vocabulary, 1 if vocabulary == C4_EN else 0, None), (image_scanned, text_scanned)
+    return (
+        model,
+        InputSpec(side, length, vocabulary, 1 if vocabulary == C4_EN else 0, None),
+        (image_scanned, text_scanned),
+    )
 
 
 def _sizes(state: Mapping[str, np.ndarray], stack: str) -> tuple[Sizes, bool]:
@@ -100,7 +152,13 @@ def _sizes(state: Mapping[str, np.ndarray], stack: str) -> tuple[Sizes, bool]:
     if f"{block}/{query}" not in state or f"{block}/{up}" not in state:
         raise ConversionError(f"{block}/{query}: is missing; not a two-tower model of big_vision")
     *layers, width, heads, _ = state[f"{block}/{query}"].shape
-    depth = layers[0] if scanned else sum(name.startswith(f"{stack}/encoderblock_") and name.endswith(query) for name in state)
+    depth = (
+        layers[0]
+        if scanned
+        else sum(
+            name.startswith(f"{stack}/encoderblock_") and name.endswith(query) for name in state
+        )
+    )
     return Sizes(width, depth, heads, state[f"{block}/{up}"].shape[-1]), scanned
 
 
@@ -111,9 +169,13 @@ def save(bundle: Bundle, path: pathlib.Path) -> tuple[str, ...]:
       ConversionError: a model without a counterpart.
     """
     model = bundle.model
-    if model.registered_name != "dual_encoder" or (model.image.registered_name, model.text.registered_name) != ("vit", "text_transformer"):
+    if model.registered_name != "dual_encoder" or (
+        model.image.registered_name,
+        model.text.registered_name,
+    ) != ("vit", "text_transformer"):
         raise ConversionError(
-            f"model: {model.registered_name!r} has no counterpart in big_vision (dual_encoder of vit and text_transformer has)"
+            f"model: {model.registered_name!r} has no counterpart in big_vision (dual_encoder "
+            f"of vit and text_transformer has)"
         )
     must_be("big_vision's SigLIP", model, {
         "image.pool": ("map", "mean"), "image.positions": ("learned",), "image.pre_norm": (False,), "image.post_norm": (True,),
@@ -122,25 +184,39 @@ def save(bundle: Bundle, path: pathlib.Path) -> tuple[str, ...]:
         "text.eps": (1e-6,), "text.qk_norm": (False,), "projection_bias": (True,),
     })  # fmt: skip
     origin = bundle.origin.get("big_vision", {"root": ROOT, "scanned": [False, False]})
-    state = write_arrays(dict(table(model, origin["root"], tuple(origin["scanned"]))), bundle.arrays)
+    state = write_arrays(
+        dict(table(model, origin["root"], tuple(origin["scanned"]))), bundle.arrays
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         np.savez(file, **state)
     tokenizer = bundle.tokenizer
     if tokenizer is not None and tokenizer.kind in ("unigram", "sentencepiece"):
         path.with_suffix(".model").write_bytes(tokenizer.content)
-        return (f"the tokenizer is {path.with_suffix('.model').name}, padded with {tokenizer.pad_id}",)
+        return (
+            f"the tokenizer is {path.with_suffix('.model').name}, padded with {tokenizer.pad_id}",
+        )
     return ("an npz file has no place for the tokenizer",)
 
 
 def _tokenizer(folder: pathlib.Path | None, inputs: InputSpec) -> Tokenizer:
     if folder is None:
-        raise ConversionError("an npz file has no tokenizer; give --tokenizer=FOLDER with its SentencePiece model, or --tokenizer=none")
+        raise ConversionError(
+            "an npz file has no tokenizer; give --tokenizer=FOLDER with its SentencePiece "
+            "model, or --tokenizer=none"
+        )
     found = read_tokenizer(folder, inputs)
     if found.kind != "sentencepiece":
         return found
     pad = 1 if found.vocab_size == C4_EN else found.pad_id
-    return Tokenizer(found.kind, found.content, pad_id=pad, eos_id=found.eos_id, vocab_size=inputs.vocab_size, clean=found.clean)
+    return Tokenizer(
+        found.kind,
+        found.content,
+        pad_id=pad,
+        eos_id=found.eos_id,
+        vocab_size=inputs.vocab_size,
+        clean=found.clean,
+    )
 
 
 def table(model: DualEncoderConfig, root: str, scanned: tuple[bool, bool]) -> Entries:
@@ -184,7 +260,9 @@ def _pooler(ours: str, theirs: str) -> Entries:
 
 def _attention_mlp(ours: str, theirs: str, layers: int = 0) -> Entries:
     for part in ("query", "key", "value", "out"):
-        yield from _dense(f"{ours}/attention/{part}", f"{theirs}/MultiHeadDotProductAttention_0/{part}", layers)
+        yield from _dense(
+            f"{ours}/attention/{part}", f"{theirs}/MultiHeadDotProductAttention_0/{part}", layers
+        )
     yield from _dense(f"{ours}/mlp/up", f"{theirs}/MlpBlock_0/Dense_0", layers)
     yield from _dense(f"{ours}/mlp/down", f"{theirs}/MlpBlock_0/Dense_1", layers)
 

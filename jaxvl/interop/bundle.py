@@ -1,4 +1,5 @@
-"""What travels between libraries: a model's configuration, its weights, and what they cannot be used without."""
+"""What travels between libraries: a model's configuration, its weights, and what they cannot be
+used without."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ class Bundle:
       arrays: our path -> float32 array, of parameters and of batch statistics.
       tokenizer: None where it was left behind on request.
       preprocess: pictures to model input.
-      origin: library -> its configuration as it was read, so that what our own has no word for (a name, a licence) comes back when the
-        model returns unchanged to where it came from.
+      origin: library -> its configuration as it was read, so that what our own has no word for (a
+        name, a licence) comes back when the model returns unchanged to where it came from.
       notes: what is told to whoever converts: lossless, but not self-evident.
     """
 
@@ -67,12 +68,16 @@ def shapes_of(model: Functional) -> dict[str, tuple[int, ...]]:
 def same_model(a: Any, b: Any) -> bool:
     """Whether two configurations compute the same, whatever is set for training."""
     training = dict(max_scale=None, lock="none", init_scale=1.0)
-    a, b = (dataclasses.replace(m, **{k: v for k, v in training.items() if hasattr(m, k)}) for m in (a, b))
+    a, b = (
+        dataclasses.replace(m, **{k: v for k, v in training.items() if hasattr(m, k)})
+        for m in (a, b)
+    )
     return a == b
 
 
 def bounded(model: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The configuration without its limit of the scale where the weights are beyond it: they would not give their own logits."""
+    """The configuration without its limit of the scale where the weights are beyond it: they would
+    not give their own logits."""
     most = model.max_scale
     beyond = most is not None and float(arrays["log_scale"]) > math.log(most) + 1e-6
     return dataclasses.replace(model, max_scale=None) if beyond else model
@@ -84,10 +89,12 @@ def refusing(path: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConversionError(str(error if str(error).startswith(path) else error.under(path))) from None
+        raise ConversionError(
+            str(error if str(error).startswith(path) else error.under(path))
+        ) from None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading other libraries' configurations
 
 _MISSING = object()
@@ -95,11 +102,16 @@ _MISSING = object()
 
 def _is_number(value: Any) -> bool:
     """Whether a finite float holds the value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    )
 
 
 class Section:
-    """A group of keys of another library's configuration; every refusal names the key, its value and what would be valid.
+    """A group of keys of another library's configuration; every refusal names the key, its value
+    and what would be valid.
 
     Args:
       values: the group. where: its path, for messages.
@@ -119,7 +131,9 @@ class Section:
     def refuse(self, key: str, valid: str) -> ConversionError:
         """To be raised."""
         value = self.values.get(key)
-        return ConversionError(f"{self.path(key)}: {'is missing' if key not in self.values else repr(value)}; {valid}")
+        return ConversionError(
+            f"{self.path(key)}: {'is missing' if key not in self.values else repr(value)}; {valid}"
+        )
 
     def section(self, key: str, default: Any = _MISSING) -> Section:
         """A group of keys; none given (or null): `default`, or an empty one."""
@@ -128,7 +142,8 @@ class Section:
         return Section(value, self.path(key))
 
     def get(self, key: str, default: Any = _MISSING) -> Any:
-        """The value; None counts as not there. Raises ConversionError where there is none and no default."""
+        """The value; None counts as not there. Raises ConversionError where there is none and no
+        default."""
         value = self.values.get(key)
         if value is None:
             if default is _MISSING:
@@ -143,7 +158,13 @@ class Section:
             value = value[0]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.refuse(
-                key, "must be a whole number >= 1" + (" (only square ones can be taken over)" if isinstance(value, (list, tuple)) else "")
+                key,
+                "must be a whole number >= 1"
+                + (
+                    " (only square ones can be taken over)"
+                    if isinstance(value, (list, tuple))
+                    else ""
+                ),
             )
         return value
 
@@ -158,7 +179,9 @@ class Section:
         """The ids of one token, or of a list of them, all >= 0."""
         value = self.get(key, default)
         ids = value if isinstance(value, (list, tuple)) else [value]
-        if not ids or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        if not ids or not all(
+            isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids
+        ):
             raise self.refuse(key, "must be the id of a token, or a list of such ids")
         return tuple(ids)
 
@@ -177,7 +200,8 @@ class Section:
         return tuple(map(float, value))
 
     def only(self, key: str, valid: Mapping[Any, Any] | tuple, default: Any = _MISSING) -> Any:
-        """What `valid` has for the value, or the value itself where `valid` is a tuple of those that can be taken over."""
+        """What `valid` has for the value, or the value itself where `valid` is a tuple of those
+        that can be taken over."""
         value = self.get(key, default)
         try:
             known = value in valid
@@ -188,23 +212,42 @@ class Section:
         return valid[value] if isinstance(valid, Mapping) else value
 
     def known(self, *keys: str) -> None:
-        """Raises ConversionError for a key that is not among `keys`: it could change what the model computes."""
+        """Raises ConversionError for a key that is not among `keys`: it could change what the model
+        computes."""
         for key in self.values:
             if key not in keys:
-                raise self.refuse(key, f"is not a field that is known here (known: {', '.join(sorted(keys))})")
+                raise self.refuse(
+                    key, f"is not a field that is known here (known: {', '.join(sorted(keys))})"
+                )
 
 
 def rounding_note(preprocess: Preprocess, theirs: str, library: str) -> tuple[str, ...]:
-    """What is to be told where a library begins the centre that it cuts at another pixel (`Preprocess.crop_rounding`)."""
-    nothing_is_cut = preprocess.resize == "squash" and preprocess.scale_to in (None, preprocess.image_size)
+    """What is to be told where a library begins the centre that it cuts at another pixel
+    (`Preprocess.crop_rounding`)."""
+    nothing_is_cut = preprocess.resize == "squash" and preprocess.scale_to in (
+        None,
+        preprocess.image_size,
+    )
     if nothing_is_cut or preprocess.crop_rounding == theirs:
         return ()
-    return (f"{library} cuts the centre of some pictures one pixel beside where this model's is cut: it rounds {theirs}",)
+    return (
+        (
+            f"{library} cuts the centre of some pictures one pixel beside where this model's is "
+            f"cut: it rounds {theirs}"
+        ),
+    )
 
 
 def named_sizes(sizes: Sizes, table: Mapping[str, Sizes], nearest: str) -> dict[str, Any]:
-    """`variant` and the sizes that differ from it: a name of `table` where the sizes are exactly its, else `nearest` with all four given."""
+    """`variant` and the sizes that differ from it: a name of `table` where the sizes are exactly
+    its, else `nearest` with all four given."""
     for name, known in table.items():
         if known == sizes:
             return {"variant": name}
-    return {"variant": nearest, "width": sizes.width, "depth": sizes.depth, "heads": sizes.heads, "hidden": sizes.hidden}
+    return {
+        "variant": nearest,
+        "width": sizes.width,
+        "depth": sizes.depth,
+        "heads": sizes.heads,
+        "hidden": sizes.hidden,
+    }

@@ -27,7 +27,8 @@ class Difference:
     """Largest absolute difference of one output.
 
     Attributes:
-      output: its name. shape: of ours. largest: difference in the output's own unit; infinity where the shapes differ.
+      output: its name. shape: of ours. largest: difference in the output's own unit; infinity where
+        the shapes differ.
     """
 
     output: str
@@ -36,11 +37,13 @@ class Difference:
 
 
 def inputs_of(bundle: Bundle, batch: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """(image float32 [B, S, S, 3], text int32 [B, T]): normal noise; texts of falling length that start, end and are padded as the
-    tokenizer has it."""
+    """(image float32 [B, S, S, 3], text int32 [B, T]): normal noise; texts of falling length that
+    start, end and are padded as the tokenizer has it."""
     spec, tokenizer = bundle.inputs, bundle.tokenizer
     rng = np.random.default_rng(0)
-    image = rng.normal(size=(batch, spec.image_size, spec.image_size, spec.channels)).astype(np.float32)
+    image = rng.normal(size=(batch, spec.image_size, spec.image_size, spec.channels)).astype(
+        np.float32
+    )
     start = getattr(bundle.model, "start_id", None) if tokenizer is None else tokenizer.cls_id
     eos = spec.vocab_size - 1 if spec.eos_id is None else spec.eos_id
     special = {spec.pad_id, eos, start}
@@ -56,21 +59,34 @@ def inputs_of(bundle: Bundle, batch: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ours(bundle: Bundle, image: np.ndarray, text: np.ndarray) -> Arrays:
-    """image, text: unit rows [B, D]; scale, bias where there is one; logits [B, B]; captions [B, T', V] of a model that writes."""
+    """image, text: unit rows [B, D]; scale, bias where there is one; logits [B, B]; captions [B,
+    T', V] of a model that writes."""
     model = bundle.functional()
-    params, rest = ({p: jnp.asarray(bundle.arrays[p]) for p in part} for part in (model.params, model.rest))
+    params, rest = (
+        {p: jnp.asarray(bundle.arrays[p]) for p in part} for part in (model.params, model.rest)
+    )
     out, _ = jax.jit(model.apply)(params, rest, {"image": image, "text": text})
     captions = {}
     if getattr(bundle.model, "writes", False):
-        captions["captions"] = model.apply(params, rest, image, text, method="caption_logits")[0][:, :-1]
-    return _outputs(out["image"], out["text"], np.exp(out["log_scale"]), out.get("logit_bias")) | captions
+        captions["captions"] = model.apply(params, rest, image, text, method="caption_logits")[0][
+            :, :-1
+        ]
+    return (
+        _outputs(out["image"], out["text"], np.exp(out["log_scale"]), out.get("logit_bias"))
+        | captions
+    )
 
 
 def _outputs(image, text, scale, bias) -> dict[str, np.ndarray]:
     image, text = (np.asarray(x, np.float32) for x in (image, text))
     image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
     scale = np.asarray(scale, np.float32).reshape(())
-    out = {"image embedding": image, "text embedding": text, "scale": scale, "logits": scale * image @ text.T}
+    out = {
+        "image embedding": image,
+        "text embedding": text,
+        "scale": scale,
+        "logits": scale * image @ text.T,
+    }
     if bias is not None:
         bias = np.asarray(bias, np.float32).reshape(())
         out |= {"bias": bias, "logits": out["logits"] + bias}
@@ -83,20 +99,28 @@ def compare(mine: Arrays, theirs: Arrays) -> list[Difference]:
     for name in dict.fromkeys((*mine, *theirs)):
         a, b = (np.asarray(x.get(name, np.zeros(0)), np.float64) for x in (mine, theirs))
         same = a.shape == b.shape and np.isfinite(a).all() and np.isfinite(b).all()
-        rows.append(Difference(name, a.shape, float(np.abs(a - b).max(initial=0.0)) if same else float("inf")))
+        rows.append(
+            Difference(
+                name, a.shape, float(np.abs(a - b).max(initial=0.0)) if same else float("inf")
+            )
+        )
     return rows
 
 
 @contextlib.contextmanager
 def _running(library: str, path: pathlib.Path) -> Iterator[None]:
-    """Turns what a library raises over a folder into a ConversionError: we read some files that it does not."""
+    """Turns what a library raises over a folder into a ConversionError: we read some files that it
+    does not."""
     try:
         yield
     except ConversionError:
         raise
     except Exception as error:  # libraries raise whatever they meet
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConversionError(f"{path}: {library} itself cannot run it, so that there is nothing to compare with ({reason})") from None
+        raise ConversionError(
+            f"{path}: {library} itself cannot run it, so that there is nothing to compare "
+            f"with ({reason})"
+        ) from None
 
 
 def check_hf(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
@@ -129,16 +153,27 @@ def _check_hf(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
         ids["attention_mask"] = ids["input_ids"] != bundle.inputs.pad_id
     if kind == "siglip2":
         p, side = bundle.model.image.patch, bundle.inputs.image_size // bundle.model.image.patch
-        patches = image.reshape(len(image), side, p, side, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(len(image), side * side, -1)
-        ids |= dict(pixel_attention_mask=torch.ones(patches.shape[:2]), spatial_shapes=torch.full((len(image), 2), side))
+        patches = (
+            image.reshape(len(image), side, p, side, p, 3)
+            .transpose(0, 1, 3, 2, 4, 5)
+            .reshape(len(image), side * side, -1)
+        )
+        ids |= dict(
+            pixel_attention_mask=torch.ones(patches.shape[:2]),
+            spatial_shapes=torch.full((len(image), 2), side),
+        )
         pixels = torch.from_numpy(patches)
     with torch.no_grad():
         out = model.eval()(pixel_values=pixels, **ids)
     state = {
-        name: value.detach().numpy() for name, value in model.named_parameters() if name in ("logit_scale", "logit_bias", "temperature")
+        name: value.detach().numpy()
+        for name, value in model.named_parameters()
+        if name in ("logit_scale", "logit_bias", "temperature")
     }
     scale = 1 / state["temperature"] if kind == "align" else np.exp(state["logit_scale"])
-    theirs = _outputs(out.image_embeds.numpy(), out.text_embeds.numpy(), scale, state.get("logit_bias"))
+    theirs = _outputs(
+        out.image_embeds.numpy(), out.text_embeds.numpy(), scale, state.get("logit_bias")
+    )
     theirs["logits"] = out.logits_per_image.numpy()
     rows = compare(ours(bundle, image, text), theirs)
     tokenize = lambda texts: transformers.AutoTokenizer.from_pretrained(path)(
@@ -147,7 +182,8 @@ def _check_hf(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
 
 
 def check_open_clip(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
-    """Against open_clip's model of a folder, which it loads strictly. Raises ConversionError where it cannot."""
+    """Against open_clip's model of a folder, which it loads strictly. Raises ConversionError where
+    it cannot."""
     with _running("open_clip", path):
         return _check_open_clip(bundle, path)
 
@@ -158,9 +194,16 @@ def _check_open_clip(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
     model = open_clip.create_model(name, output_dict=True).eval()
     image, text = inputs_of(bundle)
     with torch.no_grad():
-        out = model(torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), torch.from_numpy(text).long())
+        out = model(
+            torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), torch.from_numpy(text).long()
+        )
     bias = None if out.get("logit_bias") is None else out["logit_bias"].numpy()
-    theirs = _outputs(out["image_features"].numpy(), out["text_features"].numpy(), out["logit_scale"].numpy(), bias)
+    theirs = _outputs(
+        out["image_features"].numpy(),
+        out["text_features"].numpy(),
+        out["logit_scale"].numpy(),
+        bias,
+    )
     if "logits" in out:
         theirs["captions"] = out["logits"].numpy()
     rows = compare(ours(bundle, image, text), theirs)
@@ -172,12 +215,18 @@ def _tokens(bundle: Bundle, theirs: Callable[[list[str]], object], there: bool) 
     if bundle.tokenizer is None or not there:
         return []
     texts, length = list(TEXTS), bundle.inputs.text_length
-    return compare({"token ids": bundle.tokenizer.encode(texts, length)}, {"token ids": np.asarray(theirs(texts))})
+    return compare(
+        {"token ids": bundle.tokenizer.encode(texts, length)},
+        {"token ids": np.asarray(theirs(texts))},
+    )
 
 
 def check_arrays(bundle: Bundle, again: Bundle) -> list[Difference]:
     """Of what was written and read again: the largest difference of any array."""
     if set(bundle.arrays) != set(again.arrays):
         return [Difference("arrays", (), float("inf"))]
-    rows = [compare({"arrays": bundle.arrays[path]}, {"arrays": again.arrays[path]})[0].largest for path in bundle.arrays]
+    rows = [
+        compare({"arrays": bundle.arrays[path]}, {"arrays": again.arrays[path]})[0].largest
+        for path in bundle.arrays
+    ]
     return [Difference("arrays, read again", (len(rows),), max(rows))]

@@ -15,7 +15,12 @@ from jaxvl.nn.transformer import Sizes
 def vit_node(sizes: Sizes, patch: int, image_size: int) -> dict[str, Any]:
     """Name and sizes of an image tower."""
     node = named_sizes(sizes, SIZES, "B")
-    return {**node, "name": "vit", "variant": f"{node['variant']}/{patch}", "uneven": image_size % patch != 0}
+    return {
+        **node,
+        "name": "vit",
+        "variant": f"{node['variant']}/{patch}",
+        "uneven": image_size % patch != 0,
+    }
 
 
 def text_node(sizes: Sizes, positions: int) -> dict[str, Any]:
@@ -38,5 +43,6 @@ def must_be(theirs: str, model: Any, values: Mapping[str, tuple]) -> None:
         value = operator.attrgetter(path)(model)
         if value not in allowed:
             raise ConversionError(
-                f"model.{path}: {value!r} has no counterpart in {theirs}, whose models have {' or '.join(map(repr, allowed))}"
+                f"model.{path}: {value!r} has no counterpart in {theirs}, whose models have "
+                f"{' or '.join(map(repr, allowed))}"
             )

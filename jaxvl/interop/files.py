@@ -1,6 +1,8 @@
-"""Files of weights: safetensors and PyTorch's (without code), each whole or in shards, npz; and JSON.
+"""Files of weights: safetensors and PyTorch's (without code), each whole or in shards, npz; and
+JSON.
 
-A state dict is read lazily: a tensor is loaded when it is asked for, so that a model is never twice in memory.
+A state dict is read lazily: a tensor is loaded when it is asked for, so that a model is never twice
+in memory.
 """
 
 from __future__ import annotations
@@ -20,20 +22,24 @@ from jaxvl.interop.mapping import ConversionError, StateDict
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 INDEX = ".index.json"  # of a file's name, where it is split into shards
-# Keys under which training programs store the weights: open_clip and Lightning; plain torch; LAVIS; DeepSpeed.
+# Keys under which training programs store the weights: open_clip and Lightning; plain torch; LAVIS;
+# DeepSpeed.
 NESTS = ("state_dict", "model_state_dict", "model", "module")
-# What wraps a model, or a part of it, puts its own name into the names of the tensors: torch.compile, data-parallel training,
-# FSDP, activation checkpointing.
+# What wraps a model, or a part of it, puts its own name into the names of the tensors:
+# torch.compile, data-parallel training, FSDP, activation checkpointing.
 WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 Reader = Callable[[], np.ndarray]
 
 
 def need(package: str) -> Any:
-    """Imports a package of the extra `interop`. Raises ConversionError where it is not installed."""
+    """Imports a package of the extra `interop`. Raises ConversionError where it is not
+    installed."""
     try:
         return __import__(package, fromlist=["_"])
     except ImportError as error:
-        raise ConversionError(f"{package.partition('.')[0]} is not installed; pip install 'jaxvl[interop]' ({error})") from None
+        raise ConversionError(
+            f"{package.partition('.')[0]} is not installed; pip install 'jaxvl[interop]' ({error})"
+        ) from None
 
 
 class LazyState(Mapping):
@@ -70,7 +76,8 @@ def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 
 def read_weights(folder: pathlib.Path, names: tuple[str, ...]) -> StateDict:
-    """The state dict of the first of `names` that is in the folder, whole or in shards; else of its only file of weights.
+    """The state dict of the first of `names` that is in the folder, whole or in shards; else of its
+    only file of weights.
 
     `folder` may also be the file itself. Names of wrappers are removed, see `unwrapped`.
 
@@ -78,7 +85,9 @@ def read_weights(folder: pathlib.Path, names: tuple[str, ...]) -> StateDict:
       ConversionError: none of them is there; a file that is damaged, or holds code.
     """
     path = _find(folder, names)
-    return unwrapped(LazyState(_read_shards(path) if path.name.endswith(INDEX) else _read_file(path)))
+    return unwrapped(
+        LazyState(_read_shards(path) if path.name.endswith(INDEX) else _read_file(path))
+    )
 
 
 def _find(folder: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path:
@@ -91,25 +100,36 @@ def _find(folder: pathlib.Path, names: tuple[str, ...]) -> pathlib.Path:
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     others = [path for path in files if path.suffix in SUFFIXES]
     if len(others) != 1:
-        raise ConversionError(f"{folder}: no weights (looked for {', '.join(names)}, or one file of {', '.join(SUFFIXES)})")
+        raise ConversionError(
+            f"{folder}: no weights (looked for {', '.join(names)}, or one file of "
+            f"{', '.join(SUFFIXES)})"
+        )
     return others[0]
 
 
 def unwrapped(state: StateDict) -> StateDict:
     """The state dict with the names of the bare model.
 
-    `WRAPPERS` are removed from every name, and a `model.` that all names begin with, as Lightning's modules have it.
+    `WRAPPERS` are removed from every name, and a `model.` that all names begin with, as Lightning's
+    modules have it.
 
     Raises:
       ConversionError: two tensors have the same name then.
     """
-    names = {".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in state}
+    names = {
+        ".".join(part for part in name.split(".") if part not in WRAPPERS): name for name in state
+    }
     if len(names) < len(state):
         twice = min(set(state) - set(names.values()))
-        raise ConversionError(f"tensor {twice}: is there a second time under another wrapper's name; must be there once")
+        raise ConversionError(
+            f"tensor {twice}: is there a second time under another wrapper's name; must be "
+            f"there once"
+        )
     while names and all(name.startswith("model.") for name in names):
         names = {name.removeprefix("model."): theirs for name, theirs in names.items()}
-    return LazyState({name: functools.partial(state.__getitem__, theirs) for name, theirs in names.items()})
+    return LazyState(
+        {name: functools.partial(state.__getitem__, theirs) for name, theirs in names.items()}
+    )
 
 
 def _read_shards(path: pathlib.Path) -> dict[str, Reader]:
@@ -123,9 +143,13 @@ def _read_shards(path: pathlib.Path) -> dict[str, Reader]:
     readers: dict[str, Reader] = {}
     for shard in sorted(set(names)):
         part = _read_file(path.parent / shard)
-        lacking = sorted(name for name, where in index.items() if where == shard and name not in part)
+        lacking = sorted(
+            name for name, where in index.items() if where == shard and name not in part
+        )
         if lacking:
-            raise ConversionError(f"{path.parent / shard}: lacks {lacking[0]}, which {path.name} says it has")
+            raise ConversionError(
+                f"{path.parent / shard}: lacks {lacking[0]}, which {path.name} says it has"
+            )
         readers |= part
     return readers
 
@@ -144,7 +168,9 @@ def _safetensors(path: pathlib.Path) -> dict[str, Reader]:
     safetensors = need("safetensors")
     try:
         file = safetensors.safe_open(path, "np")
-        return {name: functools.partial(_tensor, path, name, file.get_tensor) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return {
+            name: functools.partial(_tensor, path, name, file.get_tensor) for name in file.keys()
+        }  # noqa: SIM118 (not a mapping)
     except safetensors.SafetensorError as error:
         raise ConversionError(f"{path}: is not a whole safetensors file ({error})") from None
 
@@ -160,12 +186,18 @@ def _torch(path: pathlib.Path) -> dict[str, Reader]:
     torch = need("torch")
     try:
         # Files from before torch 1.6 are no zip archives, and cannot be mapped into memory.
-        state = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = torch.load(
+            str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except Exception as error:  # torch raises whatever its unpickler meets
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConversionError(f"{path}: is damaged or holds more than tensors, and is not run ({reason})") from None
+        raise ConversionError(
+            f"{path}: is damaged or holds more than tensors, and is not run ({reason})"
+        ) from None
     state = _unnested(state)
-    named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
+    named = isinstance(state, dict) and all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    )
     if not named or not all(tensor.layout == torch.strided for tensor in state.values()):
         raise ConversionError(f"{path}: must hold a state dict: names and dense tensors")
 

@@ -1,6 +1,8 @@
-"""Folders of Hugging Face transformers: `CLIPModel`, `SiglipModel`, `Siglip2Model` and `AlignModel`, to and from.
+"""Folders of Hugging Face transformers: `CLIPModel`, `SiglipModel`, `Siglip2Model` and
+`AlignModel`, to and from.
 
-The configurations and tables are in `hf_dual.py` and `hf_align.py`, the preprocessor's files in `hf_files.py`.
+The configurations and tables are in `hf_dual.py` and `hf_align.py`, the preprocessor's files in
+`hf_files.py`.
 """
 
 from __future__ import annotations
@@ -11,14 +13,26 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxvl.interop import hf_align, hf_dual, hf_files
-from jaxvl.interop.bundle import Bundle, Section, bounded, built, rounding_note, same_model, shapes_of
+from jaxvl.interop.bundle import (
+    Bundle,
+    Section,
+    bounded,
+    built,
+    rounding_note,
+    same_model,
+    shapes_of,
+)
 from jaxvl.interop.files import read_json, read_weights, write_json, write_safetensors
 from jaxvl.interop.mapping import ConversionError, Entries, StateDict, read_arrays, write_arrays
 from jaxvl.interop.tokens import find_tokenizer, read_tokenizer, with_tokens, write_tokenizer
 from jaxvl.models import InputSpec
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-BUFFERS = ("*position_ids", "*num_batches_tracked", "*token_type_ids")  # of their modules; they hold nothing that was learned
+BUFFERS = (
+    "*position_ids",
+    "*num_batches_tracked",
+    "*token_type_ids",
+)  # of their modules; they hold nothing that was learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +55,9 @@ FAMILIES = {
     "clip": Family(hf_dual.read_clip, hf_dual.write_clip, hf_dual.clip_table),
     "siglip": Family(hf_dual.read_siglip, hf_dual.write_siglip, hf_dual.siglip_table),
     "siglip2": Family(hf_dual.read_siglip, hf_dual.write_siglip2, hf_dual.siglip2_table),
-    "align": Family(hf_align.read_align, hf_align.write_align, hf_align.align_table, ("text_model.pooler.*",)),
+    "align": Family(
+        hf_align.read_align, hf_align.write_align, hf_align.align_table, ("text_model.pooler.*",)
+    ),
 }
 
 
@@ -49,19 +65,32 @@ def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
     """A model from a folder as `save_pretrained` writes it.
 
     Args:
-      tokenizer: a folder with the tokenizer's files; None: the model's own; `none`: the tokenizer is left behind.
+      tokenizer: a folder with the tokenizer's files; None: the model's own; `none`: the tokenizer
+        is left behind.
 
     Raises:
       ConversionError: see the command `jaxvl.convert`.
     """
     config = Section(read_json(path / "config.json"))
     kind = _model_type(config)
-    found = find_tokenizer(tokenizer, lambda folder: read_tokenizer(folder or path, FAMILIES[kind].read(config)[1]))
+    found = find_tokenizer(
+        tokenizer, lambda folder: read_tokenizer(folder or path, FAMILIES[kind].read(config)[1])
+    )
     config = hf_dual.with_one_eos(config, None if found is None else found.eos_id)
     model, inputs = FAMILIES[kind].read(config)
-    preprocess, notes = hf_files.read_preprocess(path, inputs.image_size, kind, getattr(model.image, "patch", None))
+    preprocess, notes = hf_files.read_preprocess(
+        path, inputs.image_size, kind, getattr(model.image, "patch", None)
+    )
     arrays = read(read_weights(path, WEIGHTS), kind, model, inputs)
-    return Bundle(bounded(model, arrays), with_tokens(model, inputs, found), arrays, found, preprocess, {"hf": dict(config.values)}, notes)
+    return Bundle(
+        bounded(model, arrays),
+        with_tokens(model, inputs, found),
+        arrays,
+        found,
+        preprocess,
+        {"hf": dict(config.values)},
+        notes,
+    )
 
 
 def _model_type(config: Section) -> str:
@@ -73,19 +102,24 @@ def _model_type(config: Section) -> str:
 def read(state: StateDict, model_type: str, model: Any, inputs: InputSpec) -> dict[str, Any]:
     """Our arrays from their state dict; see `mapping.read_arrays`."""
     family = FAMILIES[model_type]
-    return read_arrays(dict(family.table(model)), state, shapes_of(built(model, inputs)), BUFFERS + family.spare)
+    return read_arrays(
+        dict(family.table(model)), state, shapes_of(built(model, inputs)), BUFFERS + family.spare
+    )
 
 
 def model_type(bundle: Bundle) -> str:
     """Which of theirs the model becomes: that which it came from, else by its shape."""
     model, origin = bundle.model, bundle.origin.get("hf", {}).get("model_type")
     name = model.registered_name
-    towers = tuple(getattr(getattr(model, side, None), "registered_name", "none") for side in ("image", "text"))
+    towers = tuple(
+        getattr(getattr(model, side, None), "registered_name", "none") for side in ("image", "text")
+    )
     if name == "align" and towers == ("efficientnet", "bert"):
         return "align"
     if name != "dual_encoder" or towers != ("vit", "text_transformer"):
         raise ConversionError(
-            f"model: {name!r} of {' and '.join(towers)} has no counterpart in transformers (those of clip, siglip, align have)"
+            f"model: {name!r} of {' and '.join(towers)} has no counterpart in transformers "
+            f"(those of clip, siglip, align have)"
         )
     siglip = "siglip2" if origin == "siglip2" else "siglip"
     return siglip if model.init_bias is not None else "clip"
@@ -103,22 +137,33 @@ def save(bundle: Bundle, path: pathlib.Path) -> tuple[str, ...]:
     if kind == "align":
         state |= hf_align.unused(bundle.model, state)
     path.mkdir(parents=True, exist_ok=True)
-    notes = write_tokenizer(bundle.tokenizer, path, bundle.inputs.text_length) if bundle.tokenizer else ("no tokenizer is written",)
+    notes = (
+        write_tokenizer(bundle.tokenizer, path, bundle.inputs.text_length)
+        if bundle.tokenizer
+        else ("no tokenizer is written",)
+    )
     notes += rounding_note(bundle.preprocess, "down", "transformers")
     patch = bundle.model.image.patch if kind == "siglip2" else None
     write_json(path / "preprocessor_config.json", hf_files.preprocessor(bundle.preprocess, patch))
     write_json(path / "config.json", config)
     write_safetensors(path / WEIGHTS[0], state)
-    return notes + (("text_model.pooler, which AlignModel carries and never uses, is written as zeros",) if kind == "align" else ())
+    return notes + (
+        ("text_model.pooler, which AlignModel carries and never uses, is written as zeros",)
+        if kind == "align"
+        else ()
+    )
 
 
 def config_of(bundle: Bundle) -> dict[str, Any]:
-    """Their configuration: the one that the model came with where it still says the same, else a new one."""
+    """Their configuration: the one that the model came with where it still says the same, else a
+    new one."""
     kind, origin = model_type(bundle), bundle.origin.get("hf")
     config = FAMILIES[kind].write(bundle.model, bundle.inputs)
     if origin is not None and origin.get("model_type") == kind:
         same, inputs = FAMILIES[kind].read(Section(origin))
         sizes = ("image_size", "vocab_size", "text_length")
-        if same_model(same, bundle.model) and all(getattr(inputs, s) == getattr(bundle.inputs, s) for s in sizes):
+        if same_model(same, bundle.model) and all(
+            getattr(inputs, s) == getattr(bundle.inputs, s) for s in sizes
+        ):
             config = {key: value for key, value in origin.items() if key != "dtype"}
     return {**config, "torch_dtype": "float32"}

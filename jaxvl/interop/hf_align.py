@@ -10,7 +10,17 @@ import numpy as np
 from jaxvl.interop.bundle import Section, model_of, named_sizes
 from jaxvl.interop.dual import must_be
 from jaxvl.interop.hf_dual import ACTIVATIONS, activation_name
-from jaxvl.interop.mapping import CONVOLUTION, POINTWISE, ConversionError, Entries, Form, Source, attention, linear, norm
+from jaxvl.interop.mapping import (
+    CONVOLUTION,
+    POINTWISE,
+    ConversionError,
+    Entries,
+    Form,
+    Source,
+    attention,
+    linear,
+    norm,
+)
 from jaxvl.models import InputSpec
 from jaxvl.models.align import AlignConfig
 from jaxvl.models.bert import BERT_SIZES, BertConfig
@@ -22,7 +32,9 @@ TEMPERATURE = Form(lambda x: -np.log(x), lambda x: np.exp(-x))
 
 
 LENGTH = 64  # tokens that AlignProcessor gives the model; its table has more positions
-STEM = 32  # channels of the stem before the width multiplier: written in their code, not in their configuration
+# channels of the stem before the width multiplier: written in their code, not in their
+# configuration
+STEM = 32
 POOLER = "text_model.pooler.dense"
 
 
@@ -46,8 +58,14 @@ def read_align(config: Section) -> tuple[AlignConfig, InputSpec]:
         init_temperature=config.number("temperature_init_value", 1.0),
     ))  # fmt: skip
     if width != model.image.features:
-        raise config.refuse("projection_dim", f"must be the {model.image.features} channels of the image, which texts are compared with")
-    return model, InputSpec(image_size, min(positions, LENGTH), vocabulary, text.token("pad_token_id", 0), None)
+        raise config.refuse(
+            "projection_dim",
+            f"must be the {model.image.features} channels of the image, which texts are "
+            f"compared with",
+        )
+    return model, InputSpec(
+        image_size, min(positions, LENGTH), vocabulary, text.token("pad_token_id", 0), None
+    )
 
 
 def _read_image(vision: Section, image_size: int) -> dict[str, Any]:
@@ -55,13 +73,31 @@ def _read_image(vision: Section, image_size: int) -> dict[str, Any]:
         kernel_sizes=(3, 3, 5, 3, 5, 5, 3), in_channels=(32, 16, 24, 40, 80, 112, 192), out_channels=(16, 24, 40, 80, 112, 192, 320),
         strides=(1, 2, 2, 2, 1, 2, 1), num_block_repeats=(1, 2, 2, 3, 3, 4, 1), expand_ratios=(1, 6, 6, 6, 6, 6, 6),
     )  # fmt: skip
-    kernels, inputs, outputs, strides, repeats, expands = (list(vision.get(key, value)) for key, value in defaults.items())
-    if not len(kernels) == len(inputs) == len(outputs) == len(strides) == len(repeats) == len(expands):
-        raise vision.refuse("kernel_sizes", "must be as many as in_channels, out_channels, strides, num_block_repeats and expand_ratios")
+    kernels, inputs, outputs, strides, repeats, expands = (
+        list(vision.get(key, value)) for key, value in defaults.items()
+    )
+    if (
+        not len(kernels)
+        == len(inputs)
+        == len(outputs)
+        == len(strides)
+        == len(repeats)
+        == len(expands)
+    ):
+        raise vision.refuse(
+            "kernel_sizes",
+            "must be as many as in_channels, out_channels, strides, num_block_repeats and "
+            "expand_ratios",
+        )
     if not all(isinstance(k, int) and k % 2 for k in kernels):
-        raise vision.refuse("kernel_sizes", "must be odd numbers: an even one is not centred on its pixel")
+        raise vision.refuse(
+            "kernel_sizes", "must be odd numbers: an even one is not centred on its pixel"
+        )
     if inputs != [STEM, *outputs[:-1]]:
-        raise vision.refuse("in_channels", f"must be {[STEM, *outputs[:-1]]}: the stem's, then what the stage before puts out")
+        raise vision.refuse(
+            "in_channels",
+            f"must be {[STEM, *outputs[:-1]]}: the stem's, then what the stage before puts out",
+        )
     vision.only("depth_divisor", (8,), 8)
     vision.only("num_channels", (3,), 3)
     squeeze = vision.number("squeeze_expansion_ratio", 0.25)
@@ -70,7 +106,10 @@ def _read_image(vision: Section, image_size: int) -> dict[str, Any]:
     ]  # fmt: skip
     pool = vision.only("pooling_type", ("mean", "max"), "mean")
     if vision.size("hidden_dim", 2560) < image_size // (2 * math.prod(strides)):
-        raise vision.refuse("hidden_dim", "is smaller than the last feature map, so that more than one vector would be pooled")
+        raise vision.refuse(
+            "hidden_dim",
+            "is smaller than the last feature map, so that more than one vector would be pooled",
+        )
     width, depth = vision.number("width_coefficient", 2.0), vision.number("depth_coefficient", 3.1)
     return dict(
         name="efficientnet", **_variant(width, depth, stages), norm_eps=vision.number("batch_norm_eps", 1e-3),
@@ -96,7 +135,8 @@ def write_align(model: AlignConfig, inputs: InputSpec) -> dict[str, Any]:
     width = model.image.features
     if model.embed_dim not in (None, width):
         raise ConversionError(
-            f"model.embed_dim: {model.embed_dim} has no counterpart in AlignModel, which uses the image's {width} channels as they are"
+            f"model.embed_dim: {model.embed_dim} has no counterpart in AlignModel, which uses "
+            f"the image's {width} channels as they are"
         )
     text, sizes = model.text, model.text.sizes
     return {
@@ -117,12 +157,22 @@ def _written_image(config: EfficientNetConfig, inputs: InputSpec) -> dict[str, A
     stages = [parse_stage(s) for s in config.stages or plan.stages]
     stem = config.stem or plan.stem
     if stem != STEM:
-        raise ConversionError(f"model.image.stem: {stem} has no counterpart in AlignModel, whose stem has {STEM} channels")
+        raise ConversionError(
+            f"model.image.stem: {stem} has no counterpart in AlignModel, whose stem has "
+            f"{STEM} channels"
+        )
     squeezes = {s.squeeze for s in stages}
     odd = [s for s in stages if s.kind != "mbconv" or s.kernel % 2 == 0 or not s.squeeze]
     if odd or len(squeezes) > 1:
-        raise ConversionError("model.image.stages: AlignModel has mbconv stages of odd kernels and of one squeeze ratio only")
-    symmetric = config.symmetric_blocks if config.padding == "bottom_right" else _odd_blocks(config, inputs.image_size)
+        raise ConversionError(
+            "model.image.stages: AlignModel has mbconv stages of odd kernels and of one "
+            "squeeze ratio only"
+        )
+    symmetric = (
+        config.symmetric_blocks
+        if config.padding == "bottom_right"
+        else _odd_blocks(config, inputs.image_size)
+    )
     return {
         "image_size": inputs.image_size, "num_channels": 3, "width_coefficient": plan.width if config.width is None else config.width,
         "depth_coefficient": plan.depth if config.depth is None else config.depth, "depth_divisor": 8,
@@ -136,9 +186,13 @@ def _written_image(config: EfficientNetConfig, inputs: InputSpec) -> dict[str, A
 
 
 def _odd_blocks(config: EfficientNetConfig, side: int) -> list[int]:
-    """Blocks of stride 2 that see an odd side, where the rule `same` pads on all sides. Raises ConversionError for an odd picture."""
+    """Blocks of stride 2 that see an odd side, where the rule `same` pads on all sides. Raises
+    ConversionError for an odd picture."""
     if side % 2:
-        raise ConversionError(f"preprocess.image_size: {side} is odd, and AlignModel's stem pads right and below only; must be even")
+        raise ConversionError(
+            f"preprocess.image_size: {side} is odd, and AlignModel's stem pads right and "
+            f"below only; must be even"
+        )
     side, number, found = side // 2, 0, []
     for stage in config.plan()[1]:
         if stage.stride == 2 and side % 2:
@@ -156,9 +210,14 @@ def align_table(config: AlignConfig) -> Entries:
 
 
 def unused(config: AlignConfig, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What AlignModel carries beside `state` and never uses, as zeros: BERT's pooler, and how many batches a batch norm has seen."""
+    """What AlignModel carries beside `state` and never uses, as zeros: BERT's pooler, and how many
+    batches a batch norm has seen."""
     width = config.text.sizes.width
-    counts = {name.replace("running_mean", "num_batches_tracked"): np.int64(0) for name in state if name.endswith("running_mean")}
+    counts = {
+        name.replace("running_mean", "num_batches_tracked"): np.int64(0)
+        for name in state
+        if name.endswith("running_mean")
+    }
     return {name: np.asarray(count) for name, count in counts.items()} | {
         f"{POOLER}.weight": np.zeros((width, width), np.float32),
         f"{POOLER}.bias": np.zeros(width, np.float32),
@@ -173,7 +232,9 @@ def bert_table(ours: str, theirs: str, config: BertConfig) -> Entries:
     yield f"{ours}/types/embedding", Source(f"{theirs}.embeddings.token_type_embeddings.weight")
     yield from norm(f"{ours}/norm", f"{theirs}.embeddings.LayerNorm")
     block, layer, n = f"{ours}/transformer/blocks", f"{theirs}.encoder.layer.{{i}}", sizes.depth
-    names = {part: f"{layer}.attention.self.{part}" for part in ("query", "key", "value")} | {"out": f"{layer}.attention.output.dense"}
+    names = {part: f"{layer}.attention.self.{part}" for part in ("query", "key", "value")} | {
+        "out": f"{layer}.attention.output.dense"
+    }
     yield from attention(f"{block}/attention", names, sizes.heads, n)
     yield from norm(f"{block}/attention_norm", f"{layer}.attention.output.LayerNorm", n)
     yield from linear(f"{block}/mlp/up", f"{layer}.intermediate.dense", n)
@@ -195,10 +256,25 @@ def _efficientnet(ours: str, theirs: str, config: EfficientNetConfig) -> Entries
     for i, stage in enumerate(stages):
         block = f"encoder.blocks.{i}"
         if stage.expand != 1:
-            yield from conv_norm(f"blocks/{i}/expand", f"{block}.expansion.expand_conv", f"{block}.expansion.expand_bn")
-        yield from conv_norm(f"blocks/{i}/filter", f"{block}.depthwise_conv.depthwise_conv", f"{block}.depthwise_conv.depthwise_norm")
+            yield from conv_norm(
+                f"blocks/{i}/expand",
+                f"{block}.expansion.expand_conv",
+                f"{block}.expansion.expand_bn",
+            )
+        yield from conv_norm(
+            f"blocks/{i}/filter",
+            f"{block}.depthwise_conv.depthwise_conv",
+            f"{block}.depthwise_conv.depthwise_norm",
+        )
         for gate, name in (("down", "reduce"), ("up", "expand")):
             path = f"{ours}/blocks/{i}/gate/{gate}"
-            yield f"{path}/kernel", Source(f"{theirs}.{block}.squeeze_excite.{name}.weight", POINTWISE)
+            yield (
+                f"{path}/kernel",
+                Source(f"{theirs}.{block}.squeeze_excite.{name}.weight", POINTWISE),
+            )
             yield f"{path}/bias", Source(f"{theirs}.{block}.squeeze_excite.{name}.bias")
-        yield from conv_norm(f"blocks/{i}/project", f"{block}.projection.project_conv", f"{block}.projection.project_bn")
+        yield from conv_norm(
+            f"blocks/{i}/project",
+            f"{block}.projection.project_conv",
+            f"{block}.projection.project_bn",
+        )

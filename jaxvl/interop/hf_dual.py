@@ -1,4 +1,5 @@
-"""Hugging Face transformers' `CLIPModel`, `SiglipModel` and `Siglip2Model` as `dual_encoder`: configurations and tables."""
+"""Hugging Face transformers' `CLIPModel`, `SiglipModel` and `Siglip2Model` as `dual_encoder`:
+configurations and tables."""
 
 from __future__ import annotations
 
@@ -32,9 +33,12 @@ ACTIVATIONS = {
     "gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
     "quick_gelu": "quick_gelu", "silu": "swish", "swish": "swish", "relu": "relu",
 }  # fmt: skip
-ARGMAX_EOS = 2  # what configurations of before transformers 4.31 say; their model then takes the largest token id
+# what configurations of before transformers 4.31 say; their model then takes the largest token id
+ARGMAX_EOS = 2
 
-_CLIP_TEXT = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8)
+_CLIP_TEXT = dict(
+    hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8
+)
 _BASE = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
 
 
@@ -48,7 +52,10 @@ def _sizes(section: Section, defaults: Mapping[str, int]) -> Sizes:
 
 
 def _tower(section: Section, activation: str, eps: float) -> dict[str, Any]:
-    return dict(activation=section.only("hidden_act", ACTIVATIONS, activation), eps=section.number("layer_norm_eps", eps))
+    return dict(
+        activation=section.only("hidden_act", ACTIVATIONS, activation),
+        eps=section.number("layer_norm_eps", eps),
+    )
 
 
 def read_clip(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
@@ -56,7 +63,9 @@ def read_clip(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
     text, vision = (config.section(_section_name(config, key)) for key in ("text", "vision"))
     positions, vocabulary = text.size("max_position_embeddings", 77), text.size("vocab_size", 49408)
     eos = text.tokens("eos_token_id", 49407)[0]
-    image = vit_node(_sizes(vision, _BASE), vision.size("patch_size", 32), vision.size("image_size", 224))
+    image = vit_node(
+        _sizes(vision, _BASE), vision.size("patch_size", 32), vision.size("image_size", 224)
+    )
     model = model_of(dict(
         name="dual_encoder",
         image=dict(**image, pool="cls", pre_norm=True, patch_bias=False, **_tower(vision, "quick_gelu", 1e-5)),
@@ -70,22 +79,27 @@ def read_clip(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
     eos = vocabulary - 1 if eos == ARGMAX_EOS else eos
     if eos >= vocabulary:
         raise text.refuse("eos_token_id", f"must be below the vocabulary's {vocabulary}")
-    return model, InputSpec(vision.size("image_size", 224), positions, vocabulary, text.token("pad_token_id", 1), eos)
+    return model, InputSpec(
+        vision.size("image_size", 224), positions, vocabulary, text.token("pad_token_id", 1), eos
+    )
 
 
 def _section_name(config: Section, key: str) -> str:
     """Of the tower `key`.
 
-    Configurations of 2022 have both names; in transformers the one with `_dict` wins with all its values, be they its defaults.
+    Configurations of 2022 have both names; in transformers the one with `_dict` wins with all its
+    values, be they its defaults.
     """
     return f"{key}_config_dict" if f"{key}_config_dict" in config else f"{key}_config"
 
 
 def with_one_eos(config: Section, eos_id: int | None) -> Section:
-    """The configuration with one `eos_token_id` where its text tower lists several, with which CLIPModel cannot run.
+    """The configuration with one `eos_token_id` where its text tower lists several, with which
+    CLIPModel cannot run.
 
     Args:
-      eos_id: the token that the tokenizer ends a text with; taken where the list has it. Otherwise its first one is.
+      eos_id: the token that the tokenizer ends a text with; taken where the list has it. Otherwise
+        its first one is.
     """
     name = _section_name(config, "text")
     text = config.section(name)
@@ -106,7 +120,10 @@ def write_clip(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
     width = model.embed_dim or model.image.features
     eos = ARGMAX_EOS if model.text.pool == "argmax" else inputs.eos_id
     if model.text.pool == "eos" and eos == ARGMAX_EOS:
-        raise ConversionError(f"tokenizer.eos_id: {eos} means something else to CLIPModel (the largest id of a text); use pool 'argmax'")
+        raise ConversionError(
+            f"tokenizer.eos_id: {eos} means something else to CLIPModel (the largest id of a "
+            f"text); use pool 'argmax'"
+        )
     return {
         "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": width,
         "logit_scale_init_value": math.log(model.init_scale),
@@ -124,14 +141,23 @@ def write_clip(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
 
 
 def read_siglip(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
-    """Of a `SiglipConfig`'s or `Siglip2Config`'s JSON. Raises ConversionError for what cannot be represented."""
+    """Of a `SiglipConfig`'s or `Siglip2Config`'s JSON. Raises ConversionError for what cannot be
+    represented."""
     text, vision = config.section("text_config"), config.section("vision_config")
     patch, sizes = vision.size("patch_size", 16), _sizes(vision, _BASE)
-    image_size = _side(vision, patch) if config.get("model_type") == "siglip2" else vision.size("image_size", 224)
+    image_size = (
+        _side(vision, patch)
+        if config.get("model_type") == "siglip2"
+        else vision.size("image_size", 224)
+    )
     positions, vocabulary = text.size("max_position_embeddings", 64), text.size("vocab_size", 32000)
     text_sizes = _sizes(text, _BASE)
     if text.size("projection_size", text_sizes.width) != sizes.width:
-        raise text.refuse("projection_size", f"must be the vision tower's hidden_size of {sizes.width}, which the texts are compared with")
+        raise text.refuse(
+            "projection_size",
+            f"must be the vision tower's hidden_size of {sizes.width}, which the texts are "
+            f"compared with",
+        )
     vision.only("vision_use_head", (True,), True)
     vision.only("num_channels", (3,), 3)
     model = model_of(dict(
@@ -172,10 +198,14 @@ def write_siglip(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
 
 
 def write_siglip2(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
-    """A `Siglip2Config`'s JSON: as `write_siglip`, with a number of patches for the picture's size."""
+    """A `Siglip2Config`'s JSON: as `write_siglip`, with a number of patches for the picture's
+    size."""
     config = write_siglip(model, inputs)
     config["vision_config"].pop("image_size")
-    config["vision_config"] |= {"model_type": "siglip2_vision_model", "num_patches": (inputs.image_size // model.image.patch) ** 2}
+    config["vision_config"] |= {
+        "model_type": "siglip2_vision_model",
+        "num_patches": (inputs.image_size // model.image.patch) ** 2,
+    }
     config["text_config"]["model_type"] = "siglip2_text_model"
     return {**config, "architectures": ["Siglip2Model"], "model_type": "siglip2"}
 
@@ -188,7 +218,7 @@ def _written(tower: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tables
 
 
@@ -196,7 +226,10 @@ def clip_table(config: DualEncoderConfig) -> Entries:
     """`CLIPModel`, of a configuration in the shape of `presets.clip`."""
     image, text = "image/encoder", "text/encoder"
     yield f"{image}/class_token", Source("vision_model.embeddings.class_embedding")
-    yield f"{image}/patches/kernel", Source("vision_model.embeddings.patch_embedding.weight", CONVOLUTION)
+    yield (
+        f"{image}/patches/kernel",
+        Source("vision_model.embeddings.patch_embedding.weight", CONVOLUTION),
+    )
     yield f"{image}/positions", Source("vision_model.embeddings.position_embedding.weight")
     yield from norm(f"{image}/pre_norm", "vision_model.pre_layrnorm")
     yield from _layers(image, "vision_model", config.image.sizes)
@@ -210,9 +243,13 @@ def clip_table(config: DualEncoderConfig) -> Entries:
 
 
 def siglip_table(config: DualEncoderConfig, patches: Form = CONVOLUTION) -> Entries:
-    """`SiglipModel`, of a configuration in the shape of `presets.siglip`; `patches`: layout of the patch embedding."""
+    """`SiglipModel`, of a configuration in the shape of `presets.siglip`; `patches`: layout of the
+    patch embedding."""
     image, text, sizes = "image/encoder", "text/encoder", config.image.sizes
-    yield f"{image}/patches/kernel", Source("vision_model.embeddings.patch_embedding.weight", patches)
+    yield (
+        f"{image}/patches/kernel",
+        Source("vision_model.embeddings.patch_embedding.weight", patches),
+    )
     yield f"{image}/patches/bias", Source("vision_model.embeddings.patch_embedding.bias")
     yield f"{image}/positions", Source("vision_model.embeddings.position_embedding.weight")
     yield from _layers(image, "vision_model", sizes)
@@ -227,7 +264,8 @@ def siglip_table(config: DualEncoderConfig, patches: Form = CONVOLUTION) -> Entr
 
 
 def siglip2_table(config: DualEncoderConfig) -> Entries:
-    """`Siglip2Model`, whose patches come cut and flattened: its patch embedding is a `Linear` over [rows, columns, channels]."""
+    """`Siglip2Model`, whose patches come cut and flattened: its patch embedding is a `Linear` over
+    [rows, columns, channels]."""
     patch = config.image.patch
 
     def read(x: np.ndarray) -> np.ndarray:
@@ -239,7 +277,10 @@ def siglip2_table(config: DualEncoderConfig) -> Entries:
 def _layers(ours: str, theirs: str, sizes: Sizes) -> Entries:
     """The pre-norm encoder layers."""
     ours, theirs, n = f"{ours}/transformer/blocks", f"{theirs}.encoder.layers.{{i}}", sizes.depth
-    names = {part: f"{theirs}.self_attn.{short}_proj" for part, short in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "out"))}
+    names = {
+        part: f"{theirs}.self_attn.{short}_proj"
+        for part, short in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "out"))
+    }
     yield from attention(f"{ours}/attention", names, sizes.heads, n)
     yield from norm(f"{ours}/attention_norm", f"{theirs}.layer_norm1", n)
     yield from norm(f"{ours}/mlp_norm", f"{theirs}.layer_norm2", n)

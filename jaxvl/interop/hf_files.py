@@ -12,11 +12,20 @@ from jaxvl.interop.files import read_json
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 RESAMPLE = {3: "bicubic", 2: "bilinear", 1: "lanczos", 0: "nearest"}  # Pillow's numbers
-_PROCESSORS = ("CLIPImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor", "Siglip2ImageProcessor", "EfficientNetImageProcessor")
+_PROCESSORS = (
+    "CLIPImageProcessor",
+    "CLIPFeatureExtractor",
+    "SiglipImageProcessor",
+    "Siglip2ImageProcessor",
+    "EfficientNetImageProcessor",
+)
 
 
-def read_preprocess(folder: pathlib.Path, image_size: int, family: str, patch: int | None = None) -> tuple[Preprocess, tuple[str, ...]]:
-    """`Preprocess` of a folder for a model of this image size, cut into patches of so many pixels a side, and what is to be told.
+def read_preprocess(
+    folder: pathlib.Path, image_size: int, family: str, patch: int | None = None
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """`Preprocess` of a folder for a model of this image size, cut into patches of so many pixels a
+    side, and what is to be told.
 
     Raises:
       ConversionError: a size other than the model's, or a step that `Preprocess` has no word for.
@@ -24,19 +33,30 @@ def read_preprocess(folder: pathlib.Path, image_size: int, family: str, patch: i
     path, values = folder / "preprocessor_config.json", None
     if path.is_file():
         values = read_json(path)
-    elif (folder / "processor_config.json").is_file():  # transformers 5 writes all of it in one file
+    elif (
+        folder / "processor_config.json"
+    ).is_file():  # transformers 5 writes all of it in one file
         path = folder / "processor_config.json"
         values = read_json(path).get("image_processor")
     if values is None:
-        return default(family, image_size), (f"{folder} has no preprocessor_config.json; the usual preprocessing of {family} is taken",)
+        return default(family, image_size), (
+            (
+                f"{folder} has no preprocessor_config.json; the usual preprocessing of {family} "
+                f"is taken"
+            ),
+        )
     section = Section(values, path.name)
     kind = (
-        section.get("image_processor_type", section.get("feature_extractor_type", "CLIPImageProcessor"))
+        section.get(
+            "image_processor_type", section.get("feature_extractor_type", "CLIPImageProcessor")
+        )
         .removesuffix("Fast")
         .removesuffix("Pil")
     )
     if kind not in _PROCESSORS:
-        raise section.refuse("image_processor_type", f"can be taken over as {', '.join(_PROCESSORS)} only")
+        raise section.refuse(
+            "image_processor_type", f"can be taken over as {', '.join(_PROCESSORS)} only"
+        )
     if kind.startswith("Siglip2") and patch is not None:
         section.only("patch_size", (patch,), patch)
         section.only("max_num_patches", ((image_size // patch) ** 2,), (image_size // patch) ** 2)
@@ -49,29 +69,52 @@ def default(family: str, image_size: int) -> Preprocess:
         return Preprocess(image_size, CLIP_MEAN, CLIP_STD, flatten=True)
     if family == "align":
         scale_to = round(image_size * 346 / 289)
-        return Preprocess(image_size, resize="squash", scale_to=scale_to, interpolation="bilinear", flatten=True)
+        return Preprocess(
+            image_size, resize="squash", scale_to=scale_to, interpolation="bilinear", flatten=True
+        )
     return Preprocess(image_size, resize="squash", flatten=True)
 
 
 def _read(section: Section, kind: str, image_size: int) -> tuple[Preprocess, tuple[str, ...]]:
-    clip, efficient, naflex = kind.startswith("CLIP"), kind.startswith("Efficient"), kind.startswith("Siglip2")
+    clip, efficient, naflex = (
+        kind.startswith("CLIP"),
+        kind.startswith("Efficient"),
+        kind.startswith("Siglip2"),
+    )
     section.only("do_rescale", (True,), True)
     interpolation = section.only("resample", RESAMPLE, 2 if naflex else 3)
     resize, scale_to, notes = "squash", None, ()
     if naflex:
-        notes = ("Siglip2ImageProcessor keeps the sides' ratio; here pictures are scaled to a square, as fixed-resolution SigLIP2 does",)
+        notes = (
+            (
+                "Siglip2ImageProcessor keeps the sides' ratio; here pictures are scaled to a "
+                "square, as fixed-resolution SigLIP2 does"
+            ),
+        )
     else:
         section.only("do_resize", (True,), True)
-        size = section.get("size", {"shortest_edge": 224} if clip else dict.fromkeys(("height", "width"), 346 if efficient else 224))
+        size = section.get(
+            "size",
+            {"shortest_edge": 224}
+            if clip
+            else dict.fromkeys(("height", "width"), 346 if efficient else 224),
+        )
         resize = "centre" if isinstance(size, int) or "shortest_edge" in size else "squash"
         side = _side(section, "size", size)
         crop = section.get("do_center_crop", clip)
-        seen = _side(section, "crop_size", section.get("crop_size", 224 if clip else 289)) if crop else side
+        seen = (
+            _side(section, "crop_size", section.get("crop_size", 224 if clip else 289))
+            if crop
+            else side
+        )
         if not crop and resize == "centre":
-            raise section.refuse("do_center_crop", "must be true where only the shortest side is scaled")
+            raise section.refuse(
+                "do_center_crop", "must be true where only the shortest side is scaled"
+            )
         if seen != image_size:
             raise section.refuse(
-                "crop_size" if crop else "size", f"gives pictures of {seen} pixels a side, but the model's are {image_size}"
+                "crop_size" if crop else "size",
+                f"gives pictures of {seen} pixels a side, but the model's are {image_size}",
             )
         scale_to = side if side != seen else None
     mean, std = _normalisation(section, clip, efficient)
@@ -80,15 +123,23 @@ def _read(section: Section, kind: str, image_size: int) -> tuple[Preprocess, tup
         return Preprocess(image_size, mean, std, **how), notes
 
 
-def _normalisation(section: Section, clip: bool, efficient: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of values in 0..1. Theirs are of `value · 255 · rescale_factor - rescale_offset`."""
-    scale, offset = 255 * section.number("rescale_factor", 1 / 255), float(section.get("rescale_offset", False))
+def _normalisation(
+    section: Section, clip: bool, efficient: bool
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of values in 0..1. Theirs are of `value · 255 · rescale_factor -
+    rescale_offset`."""
+    scale, offset = (
+        255 * section.number("rescale_factor", 1 / 255),
+        float(section.get("rescale_offset", False)),
+    )
     normal = section.get("do_normalize", True)
     mean = section.numbers("image_mean", CLIP_MEAN if clip else HALF) if normal else (0.0,) * 3
     std = section.numbers("image_std", CLIP_STD if clip else HALF) if normal else (1.0,) * 3
     powers = 2 if efficient and section.get("include_top", True) else 1
     # Rounded where the factor is not exactly 1 / 255, so that 0.5 is 0.5.
-    return tuple(round((offset + m) / scale, 9) for m in mean), tuple(round(s**powers / scale, 9) for s in std)
+    return tuple(round((offset + m) / scale, 9) for m in mean), tuple(
+        round(s**powers / scale, 9) for s in std
+    )
 
 
 def _side(section: Section, key: str, value: Any) -> int:
@@ -99,7 +150,8 @@ def _side(section: Section, key: str, value: Any) -> int:
 
 
 def preprocessor(preprocess: Preprocess, patch: int | None = None) -> dict[str, Any]:
-    """A preprocessor_config.json; with `patch`, that of Siglip2Model, which takes pictures as patches."""
+    """A preprocessor_config.json; with `patch`, that of Siglip2Model, which takes pictures as
+    patches."""
     side, scaled = preprocess.image_size, preprocess.scale_to or preprocess.image_size
     shared = {
         "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True,
@@ -108,11 +160,27 @@ def preprocessor(preprocess: Preprocess, patch: int | None = None) -> dict[str, 
     }  # fmt: skip
     square = {"height": scaled, "width": scaled}
     if patch is not None:
-        return {"image_processor_type": "Siglip2ImageProcessor", **shared, "patch_size": patch, "max_num_patches": (side // patch) ** 2}
+        return {
+            "image_processor_type": "Siglip2ImageProcessor",
+            **shared,
+            "patch_size": patch,
+            "max_num_patches": (side // patch) ** 2,
+        }
     if preprocess.resize == "squash" and scaled == side:
         return {"image_processor_type": "SiglipImageProcessor", **shared, "size": square}
     crop = {"do_center_crop": True, "crop_size": {"height": side, "width": side}}
     if preprocess.resize == "squash":
         more = {"rescale_offset": False, "include_top": False}
-        return {"image_processor_type": "EfficientNetImageProcessor", **shared, "size": square, **crop, **more}
-    return {"image_processor_type": "CLIPImageProcessor", **shared, "size": {"shortest_edge": scaled}, **crop}
+        return {
+            "image_processor_type": "EfficientNetImageProcessor",
+            **shared,
+            "size": square,
+            **crop,
+            **more,
+        }
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        **shared,
+        "size": {"shortest_edge": scaled},
+        **crop,
+    }

@@ -1,7 +1,9 @@
-"""Where each of our arrays lies in another library's state dict, as data that is read in both directions.
+"""Where each of our arrays lies in another library's state dict, as data that is read in both
+directions.
 
-A table is `{our path: Source}`. `read_arrays` takes a state dict to our arrays, `write_arrays` takes them back; no table has code of
-its own for either. Nothing here imports another library: tensors are NumPy arrays.
+A table is `{our path: Source}`. `read_arrays` takes a state dict to our arrays, `write_arrays`
+takes them back; no table has code of its own for either. Nothing here imports another library:
+tensors are NumPy arrays.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ Transform = Callable[[np.ndarray], np.ndarray]
 
 
 class ConversionError(ValueError):
-    """Weights, a configuration or a tokenizer that cannot be taken over, with what would be valid."""
+    """Weights, a configuration or a tokenizer that cannot be taken over, with what would be
+    valid."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +38,16 @@ class Form:
 
 SAME = Form(lambda x: x, lambda x: x)
 TRANSPOSED = Form(np.transpose, np.transpose)
-CONVOLUTION = Form(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # torch's [O, I, H, W]; ours [H, W, I, O]
-ONE = Form(SAME.read, lambda x: x.reshape(1))  # a number that is written as [1]; read as [] or [1], as all numbers are
+CONVOLUTION = Form(
+    lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
+)  # torch's [O, I, H, W]; ours [H, W, I, O]
+ONE = Form(
+    SAME.read, lambda x: x.reshape(1)
+)  # a number that is written as [1]; read as [] or [1], as all numbers are
 LEADING = Form(lambda x: x[0], lambda x: x[None])  # theirs has an axis of 1 in front
-POINTWISE = Form(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])  # a 1 x 1 convolution that is a linear map here
+POINTWISE = Form(
+    lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None]
+)  # a 1 x 1 convolution that is a linear map here
 
 
 def heads_out(heads: int) -> Form:
@@ -48,7 +57,9 @@ def heads_out(heads: int) -> Form:
 
 def heads_in(heads: int) -> Form:
     """Output of attention: torch's [D, H K], ours [H, K, D]."""
-    return Form(lambda x: x.T.reshape(heads, -1, x.shape[0]), lambda x: x.reshape(-1, x.shape[-1]).T)
+    return Form(
+        lambda x: x.T.reshape(heads, -1, x.shape[0]), lambda x: x.reshape(-1, x.shape[-1]).T
+    )
 
 
 def heads_bias(heads: int) -> Form:
@@ -64,8 +75,9 @@ class Source:
       name: their tensor; with `{i}` in it, one per layer, stacked along our first axis.
       form: their layout to ours and back, of one layer.
       layers: number of layers of a stacked array; 0: not stacked.
-      part: (i, n): our array is the i-th of n equal parts of their tensor along its first axis (queries, keys and values in one
-        matrix); None: the whole. The other parts belong to other entries of the table.
+      part: (i, n): our array is the i-th of n equal parts of their tensor along its first axis
+        (queries, keys and values in one matrix); None: the whole. The other parts belong to other
+        entries of the table.
     """
 
     name: str
@@ -77,7 +89,8 @@ class Source:
         return [self.name.format(i=i) for i in range(self.layers)] if self.layers else [self.name]
 
     def read(self, state: StateDict) -> np.ndarray:
-        """Ours from theirs. Raises KeyError where the state dict lacks the tensor, ValueError for an impossible shape."""
+        """Ours from theirs. Raises KeyError where the state dict lacks the tensor, ValueError for
+        an impossible shape."""
         arrays = [self.form.read(self._part(np.asarray(state[name]))) for name in self.names()]
         return np.stack(arrays) if self.layers else arrays[0]
 
@@ -99,29 +112,40 @@ Table = Mapping[str, Source]
 Entries = Iterator[tuple[str, Source]]
 
 
-def read_arrays(table: Table, state: StateDict, shapes: Mapping[str, Sequence[int]], spare: Sequence[str] = ()) -> dict[str, np.ndarray]:
+def read_arrays(
+    table: Table, state: StateDict, shapes: Mapping[str, Sequence[int]], spare: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
     """Our arrays from their state dict.
 
     Args:
       table: our path -> `Source`.
       state: their name -> array; read lazily, one tensor at a time.
       shapes: our path -> shape that the model has there; the same paths as the table's.
-      spare: patterns (`fnmatch`) of their tensors that hold nothing of the model's (buffers, an unused pooler).
+      spare: patterns (`fnmatch`) of their tensors that hold nothing of the model's (buffers, an
+        unused pooler).
 
     Returns:
       Path -> float32 array.
 
     Raises:
-      ConversionError: tensors that the model needs and the state dict lacks, or that it has and the model has no use for; one of
-        another shape than the model's.
+      ConversionError: tensors that the model needs and the state dict lacks, or that it has and the
+        model has no use for; one of another shape than the model's.
     """
     if set(table) != set(shapes):
-        raise ConversionError(f"the table and the model differ in {sorted(set(table) ^ set(shapes))}")
+        raise ConversionError(
+            f"the table and the model differ in {sorted(set(table) ^ set(shapes))}"
+        )
     wanted = {name for source in table.values() for name in source.names()}
     missing = wanted - set(state)
-    unused = {name for name in set(state) - wanted if not any(fnmatch.fnmatch(name, pattern) for pattern in spare)}
+    unused = {
+        name
+        for name in set(state) - wanted
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in spare)
+    }
     if missing or unused:
-        raise ConversionError(f"tensors missing: {_some(missing)}; without a place in the model: {_some(unused)}")
+        raise ConversionError(
+            f"tensors missing: {_some(missing)}; without a place in the model: {_some(unused)}"
+        )
     return {path: _read(path, source, state, tuple(shapes[path])) for path, source in table.items()}
 
 
@@ -129,12 +153,17 @@ def _read(path: str, source: Source, state: StateDict, shape: tuple[int, ...]) -
     try:
         array = source.read(state)
     except (ValueError, IndexError) as error:
-        raise ConversionError(f"tensor {source.names()[0]}: does not fit {path} {list(shape)} ({error})") from None
+        raise ConversionError(
+            f"tensor {source.names()[0]}: does not fit {path} {list(shape)} ({error})"
+        ) from None
     if shape == () and array.size == 1:
         array = array.reshape(())  # some training programs keep a number, such as the scale, as [1]
     if array.shape != shape:
         theirs = list(np.shape(state[source.names()[0]]))
-        raise ConversionError(f"tensor {source.names()[0]} {theirs} reads as {list(array.shape)}; {path} must be {list(shape)}")
+        raise ConversionError(
+            f"tensor {source.names()[0]} {theirs} reads as {list(array.shape)}; {path} must "
+            f"be {list(shape)}"
+        )
     return np.asarray(array, np.float32, order="C")  # ascontiguousarray would give a scalar an axis
 
 
@@ -145,7 +174,9 @@ def write_arrays(table: Table, arrays: StateDict) -> dict[str, np.ndarray]:
       ConversionError: the table and `arrays` have not the same paths.
     """
     if set(table) != set(arrays):
-        raise ConversionError(f"the table and the model differ in {sorted(set(table) ^ set(arrays))}")
+        raise ConversionError(
+            f"the table and the model differ in {sorted(set(table) ^ set(arrays))}"
+        )
     state: dict[str, np.ndarray] = {}
     parts: dict[str, dict[int, np.ndarray]] = {}
     for path, source in table.items():
@@ -154,8 +185,12 @@ def write_arrays(table: Table, arrays: StateDict) -> dict[str, np.ndarray]:
                 state[name] = array
             else:
                 parts.setdefault(name, {})[source.part[0]] = array
-    state |= {name: np.concatenate([pieces[i] for i in sorted(pieces)]) for name, pieces in parts.items()}
-    return {name: np.asarray(array, order="C") for name, array in state.items()}  # files are written as memory lies
+    state |= {
+        name: np.concatenate([pieces[i] for i in sorted(pieces)]) for name, pieces in parts.items()
+    }
+    return {
+        name: np.asarray(array, order="C") for name, array in state.items()
+    }  # files are written as memory lies
 
 
 def _some(names: set[str], most: int = 6) -> str:
@@ -163,11 +198,13 @@ def _some(names: set[str], most: int = 6) -> str:
     return f"{shown or 'none'}" + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pieces that the tables of all libraries built on torch share
 
 
-def linear(ours: str, theirs: str, layers: int = 0, bias: bool = True, part: tuple[int, int] | None = None) -> Entries:
+def linear(
+    ours: str, theirs: str, layers: int = 0, bias: bool = True, part: tuple[int, int] | None = None
+) -> Entries:
     """torch's `Linear`, or a part of its outputs."""
     yield f"{ours}/kernel", Source(f"{theirs}.weight", TRANSPOSED, layers, part)
     if bias:
@@ -192,7 +229,13 @@ def attention(ours: str, theirs: Mapping[str, str], heads: int, layers: int = 0)
 def multihead_attention(ours: str, theirs: str, heads: int, layers: int = 0) -> Entries:
     """torch's `MultiheadAttention`, which keeps query, key and value as thirds of one matrix."""
     for i, name in enumerate(("query", "key", "value")):
-        yield f"{ours}/{name}/kernel", Source(f"{theirs}.in_proj_weight", heads_out(heads), layers, (i, 3))
-        yield f"{ours}/{name}/bias", Source(f"{theirs}.in_proj_bias", heads_bias(heads), layers, (i, 3))
+        yield (
+            f"{ours}/{name}/kernel",
+            Source(f"{theirs}.in_proj_weight", heads_out(heads), layers, (i, 3)),
+        )
+        yield (
+            f"{ours}/{name}/bias",
+            Source(f"{theirs}.in_proj_bias", heads_bias(heads), layers, (i, 3)),
+        )
     yield f"{ours}/out/kernel", Source(f"{theirs}.out_proj.weight", heads_in(heads), layers)
     yield f"{ours}/out/bias", Source(f"{theirs}.out_proj.bias", layers=layers)

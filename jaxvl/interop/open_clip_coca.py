@@ -1,8 +1,8 @@
 """open_clip's `CoCa`: its configuration, and where its tensors are in `coca`; both ways.
 
-open_clip's models have fewer choices than ours and others than the paper's; `config_of` says which of ours makes them, and
-`models.presets.coca_open_clip` has the published ones. Texts must be padded to `text_length`, as open_clip's tokenizers do.
-Nothing here imports torch or open_clip.
+open_clip's models have fewer choices than ours and others than the paper's; `config_of` says which
+of ours makes them, and `models.presets.coca_open_clip` has the published ones. Texts must be padded
+to `text_length`, as open_clip's tokenizers do. Nothing here imports torch or open_clip.
 """
 
 from __future__ import annotations
@@ -38,10 +38,15 @@ from jaxvl.models.vit import ViTConfig
 from jaxvl.nn.transformer import Sizes
 
 BUFFERS = ("*attn_mask",)
-START, END = 49406, 49407  # of CLIP's tokenizer, which all of open_clip's CoCa models but the RoBERTa one read
+START, END = (
+    49406,
+    49407,
+)  # of CLIP's tokenizer, which all of open_clip's CoCa models but the RoBERTa one read
 
 
-def from_open_clip(state: StateDict, config: CoCaConfig, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+def from_open_clip(
+    state: StateDict, config: CoCaConfig, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, np.ndarray]:
     """Our arrays from their state dict; see `mapping.read_arrays`.
 
     The names of the text encoder may lack their `text.`, as in checkpoints from before open_clip 2.
@@ -55,7 +60,8 @@ def to_open_clip(arrays: StateDict, config: CoCaConfig) -> dict[str, np.ndarray]
 
 
 def table(config: CoCaConfig, names: Iterable[str] = ()) -> dict[str, Source]:
-    """Our path -> `Source`, with their names as they are today, or as they are in a state dict's `names`.
+    """Our path -> `Source`, with their names as they are today, or as they are in a state dict's
+    `names`.
 
     Raises:
       ConversionError: a configuration that open_clip has no counterpart of.
@@ -64,49 +70,82 @@ def table(config: CoCaConfig, names: Iterable[str] = ()) -> dict[str, Source]:
     flat = "positional_embedding" in set(names)
 
     def named(source: Source) -> Source:
-        return dataclasses.replace(source, name=source.name.removeprefix("text.")) if flat else source
+        return (
+            dataclasses.replace(source, name=source.name.removeprefix("text.")) if flat else source
+        )
 
     return {path: named(source) for path, source in _table(config)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tensors
 
 
 def _table(config: CoCaConfig) -> Entries:
-    image, image_sizes, heads = "encoder", config.image.sizes, config.pooler_heads or config.sizes("unimodal").heads
+    image, image_sizes, heads = (
+        "encoder",
+        config.image.sizes,
+        config.pooler_heads or config.sizes("unimodal").heads,
+    )
     yield f"{image}/class_token", Source("visual.class_embedding")
     yield f"{image}/patches/kernel", Source("visual.conv1.weight", CONVOLUTION)
     yield f"{image}/positions", Source("visual.positional_embedding")
     if config.image.pre_norm:
         yield from norm(f"{image}/pre_norm", "visual.ln_pre")
-    yield from _layers(f"{image}/transformer/blocks", "visual.transformer.resblocks.{i}", image_sizes)
-    # One norm, which stands behind the pooler where there is but one, and behind the encoder otherwise.
-    yield from norm("caption_pooler/norm" if config.poolers == "shared" else f"{image}/norm", "visual.ln_post")
+    yield from _layers(
+        f"{image}/transformer/blocks", "visual.transformer.resblocks.{i}", image_sizes
+    )
+    # One norm, which stands behind the pooler where there is but one, and behind the encoder
+    # otherwise.
+    yield from norm(
+        "caption_pooler/norm" if config.poolers == "shared" else f"{image}/norm", "visual.ln_post"
+    )
     width = config.sizes("unimodal").width
     if config.poolers != "none":
-        yield from _pooler("caption_pooler", "visual.attn_pool", heads, same=image_sizes.width == width)
+        yield from _pooler(
+            "caption_pooler", "visual.attn_pool", heads, same=image_sizes.width == width
+        )
     if config.poolers in ("cascade", "parallel"):
-        yield from _pooler("contrastive_pooler", "visual.attn_pool_contrastive", heads, same=image_sizes.width == width)
+        yield from _pooler(
+            "contrastive_pooler",
+            "visual.attn_pool_contrastive",
+            heads,
+            same=image_sizes.width == width,
+        )
     yield "image_projection/kernel", Source("visual.proj")
     yield "words/embedding", Source("text.token_embedding.weight")
     yield "positions", Source("text.positional_embedding")
     if config.text_pool == "class":
         yield "class_token", Source("text.cls_emb")
-    yield from _layers("unimodal/blocks", "text.transformer.resblocks.{i}", config.sizes("unimodal"))
+    yield from _layers(
+        "unimodal/blocks", "text.transformer.resblocks.{i}", config.sizes("unimodal")
+    )
     yield from norm("text_norm", "text.ln_final")
     yield "text_projection/kernel", Source("text.text_projection")
     sizes = config.sizes("multimodal")
     yield from _layers("multimodal/blocks", "text_decoder.resblocks.{i}", sizes)
-    yield from _layers("multimodal/blocks", "text_decoder.cross_attn.{i}", sizes, ("cross", "cross_norm", "cross_mlp", "cross_mlp_norm"))
-    yield from norm("multimodal/blocks/memory_norm", "text_decoder.cross_attn.{i}.ln_1_kv", sizes.depth)
+    yield from _layers(
+        "multimodal/blocks",
+        "text_decoder.cross_attn.{i}",
+        sizes,
+        ("cross", "cross_norm", "cross_mlp", "cross_mlp_norm"),
+    )
+    yield from norm(
+        "multimodal/blocks/memory_norm", "text_decoder.cross_attn.{i}.ln_1_kv", sizes.depth
+    )
     yield from norm("norm", "text_decoder.ln_final")
     yield "head/out/kernel", Source("text_decoder.text_projection")
     yield "log_scale", Source("logit_scale")
 
 
-def _layers(ours: str, theirs: str, sizes: Sizes, parts: Sequence[str] = ("attention", "attention_norm", "mlp", "mlp_norm")) -> Entries:
-    """Their residual attention blocks; `parts`: what ours call their `attn`, `ln_1`, `mlp`, `ln_2`."""
+def _layers(
+    ours: str,
+    theirs: str,
+    sizes: Sizes,
+    parts: Sequence[str] = ("attention", "attention_norm", "mlp", "mlp_norm"),
+) -> Entries:
+    """Their residual attention blocks; `parts`: what ours call their `attn`, `ln_1`, `mlp`,
+    `ln_2`."""
     attention, attention_norm, mlp, mlp_norm = (f"{ours}/{part}" for part in parts)
     yield from multihead_attention(attention, f"{theirs}.attn", sizes.heads, sizes.depth)
     yield from norm(attention_norm, f"{theirs}.ln_1", sizes.depth)
@@ -116,7 +155,8 @@ def _layers(ours: str, theirs: str, sizes: Sizes, parts: Sequence[str] = ("atten
 
 
 def _pooler(ours: str, theirs: str, heads: int, *, same: bool) -> Entries:
-    """`AttentionalPooler`; same: what it reads is as wide as its result, for which torch has one matrix of three parts."""
+    """`AttentionalPooler`; same: what it reads is as wide as its result, for which torch has one
+    matrix of three parts."""
     yield f"{ours}/query", Source(f"{theirs}.query")
     yield from norm(f"{ours}/query_norm", f"{theirs}.ln_q")
     yield from norm(f"{ours}/memory_norm", f"{theirs}.ln_k")
@@ -124,13 +164,19 @@ def _pooler(ours: str, theirs: str, heads: int, *, same: bool) -> Entries:
         yield from multihead_attention(f"{ours}/attention", f"{theirs}.attn", heads)
         return
     for i, part in enumerate(("query", "key", "value")):
-        yield f"{ours}/attention/{part}/kernel", Source(f"{theirs}.attn.{part[0]}_proj_weight", heads_out(heads))
-        yield f"{ours}/attention/{part}/bias", Source(f"{theirs}.attn.in_proj_bias", heads_bias(heads), part=(i, 3))
+        yield (
+            f"{ours}/attention/{part}/kernel",
+            Source(f"{theirs}.attn.{part[0]}_proj_weight", heads_out(heads)),
+        )
+        yield (
+            f"{ours}/attention/{part}/bias",
+            Source(f"{theirs}.attn.in_proj_bias", heads_bias(heads), part=(i, 3)),
+        )
     yield f"{ours}/attention/out/kernel", Source(f"{theirs}.attn.out_proj.weight", heads_in(heads))
     yield f"{ours}/attention/out/bias", Source(f"{theirs}.attn.out_proj.bias", SAME)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Configuration
 
 # What is read of each part of `model_cfg`, with open_clip's defaults.
@@ -161,31 +207,56 @@ _BLOCK = dict(
 )  # fmt: skip
 _FIXED = dict(
     vision_cfg=dict(
-        _BLOCK, timm_model_name=None, patch_dropout=0.0, pos_embed_type="learnable", pool_type="tok", final_ln_after_pool=False
+        _BLOCK,
+        timm_model_name=None,
+        patch_dropout=0.0,
+        pos_embed_type="learnable",
+        pool_type="tok",
+        final_ln_after_pool=False,
     ),
-    text_cfg=dict(_BLOCK, hf_model_name=None, mlp_ratio=4.0, no_causal_mask=False, proj_type="linear", proj_bias=False),
+    text_cfg=dict(
+        _BLOCK,
+        hf_model_name=None,
+        mlp_ratio=4.0,
+        no_causal_mask=False,
+        proj_type="linear",
+        proj_bias=False,
+    ),
     multimodal_cfg=dict(ls_init_value=None),
 )
-# What changes nothing here: the tokenizer, and what other choices than the fixed ones would read. Their decoder reads little of its part.
+# What changes nothing here: the tokenizer, and what other choices than the fixed ones would read.
+# Their decoder reads little of its part.
 _TOKENIZER = ("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs")
 _OTHER_ENCODER = ("output_tokens", "block_type", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "timm_model_pretrained",
                   "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path")  # fmt: skip
 _UNREAD = dict(
     vision_cfg=_OTHER_ENCODER,
     text_cfg=(*_OTHER_ENCODER, *_TOKENIZER, "final_ln_after_pool"),
-    multimodal_cfg=("context_length", "vocab_size", "mlp_ratio", "dim_head", "n_queries", "attn_pooler_heads", "output_tokens"),
+    multimodal_cfg=(
+        "context_length",
+        "vocab_size",
+        "mlp_ratio",
+        "dim_head",
+        "n_queries",
+        "attn_pooler_heads",
+        "output_tokens",
+    ),
 )
 
 
-def config_of(model_cfg: Mapping[str, Any], *, start_id: int = START, eos_id: int = END) -> tuple[CoCaConfig, InputSpec]:
+def config_of(
+    model_cfg: Mapping[str, Any], *, start_id: int = START, eos_id: int = END
+) -> tuple[CoCaConfig, InputSpec]:
     """Our configuration and inputs of a model of theirs.
 
     Args:
-      model_cfg: as in `model_configs/coca_*.json`, or under that key in a hub repository's `open_clip_config.json`.
+      model_cfg: as in `model_configs/coca_*.json`, or under that key in a hub repository's
+        `open_clip_config.json`.
       start_id, eos_id: of the tokenizer; the defaults are CLIP's.
 
     Raises:
-      ConversionError: a choice that ours has no counterpart of (another encoder of images or texts, layer scale, …).
+      ConversionError: a choice that ours has no counterpart of (another encoder of images or texts,
+        layer scale, …).
     """
     for part in _READ:
         if part not in model_cfg:
@@ -193,23 +264,42 @@ def config_of(model_cfg: Mapping[str, Any], *, start_id: int = START, eos_id: in
         _check_part(part, model_cfg[part])
     top = Section(model_cfg)
     top.known(*_READ, *_TOP)
-    embed_dim, init_scale = top.size("embed_dim"), math.exp(top.number("init_logit_scale")) if "init_logit_scale" in top else 1 / 0.07
+    embed_dim, init_scale = (
+        top.size("embed_dim"),
+        math.exp(top.number("init_logit_scale")) if "init_logit_scale" in top else 1 / 0.07,
+    )
     if model_cfg.get("init_logit_bias") is not None:
-        raise ConversionError(f"init_logit_bias: {model_cfg['init_logit_bias']!r} has no counterpart in coca; must be None")
-    vision, text, multimodal = (_READ[part] | {k: v for k, v in model_cfg[part].items() if k in _READ[part]} for part in _READ)
+        raise ConversionError(
+            f"init_logit_bias: {model_cfg['init_logit_bias']!r} has no counterpart in coca; "
+            f"must be None"
+        )
+    vision, text, multimodal = (
+        _READ[part] | {k: v for k, v in model_cfg[part].items() if k in _READ[part]}
+        for part in _READ
+    )
     for name in ("width", "heads"):
         if text[name] != multimodal[name]:
-            raise ConversionError(f"multimodal_cfg.{name}: {multimodal[name]}; must be that of text_cfg, {text[name]}")
+            raise ConversionError(
+                f"multimodal_cfg.{name}: {multimodal[name]}; must be that of text_cfg, {text[name]}"
+            )
     for name in ("layers", "image_size", "patch_size"):
         if not isinstance(vision[name], int):
             raise ConversionError(f"vision_cfg.{name}: {vision[name]!r} must be one number")
     if not text["embed_cls"]:
         needed = {"argmax": text["vocab_size"] - 1, "eos": text["eos_id"]}.get(text["pool_type"])
         if eos_id != needed:
-            raise ConversionError(f"text_cfg.pool_type: {text['pool_type']!r} does not read the EOS token, {eos_id}")
-    pooling = {True: "shared", False: "none"}.get(vision["attentional_pool"], vision["attentional_pool"])
+            raise ConversionError(
+                f"text_cfg.pool_type: {text['pool_type']!r} does not read the EOS token, {eos_id}"
+            )
+    pooling = {True: "shared", False: "none"}.get(
+        vision["attentional_pool"], vision["attentional_pool"]
+    )
     activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
-    pooled = {} if pooling == "none" else dict(queries=vision["attn_pooler_queries"], pooler_heads=vision["attn_pooler_heads"])
+    pooled = (
+        {}
+        if pooling == "none"
+        else dict(queries=vision["attn_pooler_queries"], pooler_heads=vision["attn_pooler_heads"])
+    )
     config = CoCaConfig(
         image=_vit(vision, activation, post_norm=pooling != "shared"), width=text["width"], heads=text["heads"], hidden=4 * text["width"],
         unimodal=text["layers"], multimodal=multimodal["layers"], poolers=pooling, pooler_norm=pooling in ("shared", "none"), cross="after",
@@ -217,21 +307,30 @@ def config_of(model_cfg: Mapping[str, Any], *, start_id: int = START, eos_id: in
         embed_dim=embed_dim, activation=activation, init_scale=init_scale, **pooled,
     )  # fmt: skip
     _check_counterpart(config)
-    inputs = InputSpec(vision["image_size"], text["context_length"], text["vocab_size"], text["pad_id"], eos_id)
+    inputs = InputSpec(
+        vision["image_size"], text["context_length"], text["vocab_size"], text["pad_id"], eos_id
+    )
     config.check_inputs(inputs)
     return config, inputs
 
 
 def model_cfg_of(config: CoCaConfig, inputs: InputSpec) -> dict[str, Any]:
-    """Their `model_cfg`, the inverse of `config_of`; what is ours alone (dropout, scan, remat, `max_scale`) has no place in it.
+    """Their `model_cfg`, the inverse of `config_of`; what is ours alone (dropout, scan, remat,
+    `max_scale`) has no place in it.
 
     Raises:
       ConversionError: a configuration that open_clip has no counterpart of.
     """
     _check_counterpart(config)
-    image, text, multimodal = config.image.sizes, config.sizes("unimodal"), config.sizes("multimodal")
+    image, text, multimodal = (
+        config.image.sizes,
+        config.sizes("unimodal"),
+        config.sizes("multimodal"),
+    )
     ratio = image.hidden / image.width
-    ratio = ratio if int(image.width * ratio) == image.hidden else (image.hidden + 0.5) / image.width  # theirs is rounded down
+    ratio = (
+        ratio if int(image.width * ratio) == image.hidden else (image.hidden + 0.5) / image.width
+    )  # theirs is rounded down
     length = dict(context_length=inputs.text_length, vocab_size=inputs.vocab_size)
     vision = dict(
         image_size=inputs.image_size, layers=image.depth, width=image.width, head_width=image.width // image.heads,
@@ -239,8 +338,14 @@ def model_cfg_of(config: CoCaConfig, inputs: InputSpec) -> dict[str, Any]:
         attentional_pool={"shared": True, "none": False}.get(config.poolers, config.poolers), output_tokens=True,
     )  # fmt: skip
     if config.poolers != "none":
-        vision |= dict(attn_pooler_queries=config.queries, attn_pooler_heads=config.pooler_heads or text.heads)
-    pool = dict(embed_cls=True) if config.text_pool == "class" else dict(pool_type="eos", eos_id=inputs.eos_id)
+        vision |= dict(
+            attn_pooler_queries=config.queries, attn_pooler_heads=config.pooler_heads or text.heads
+        )
+    pool = (
+        dict(embed_cls=True)
+        if config.text_pool == "class"
+        else dict(pool_type="eos", eos_id=inputs.eos_id)
+    )
     return dict(
         embed_dim=config.embed_dim or text.width, quick_gelu=config.activation == "quick_gelu",
         vision_cfg=vision,
@@ -254,7 +359,9 @@ def model_cfg_of(config: CoCaConfig, inputs: InputSpec) -> dict[str, Any]:
 
 def _vit(vision: Mapping[str, Any], activation: str, *, post_norm: bool) -> ViTConfig:
     width = vision["width"]
-    sizes = Sizes(width, vision["layers"], width // vision["head_width"], int(width * vision["mlp_ratio"]))
+    sizes = Sizes(
+        width, vision["layers"], width // vision["head_width"], int(width * vision["mlp_ratio"])
+    )
     name = next((name for name, known in SIZES.items() if known == sizes), None)
     given = {} if name else dataclasses.asdict(sizes)
     return ViTConfig(
@@ -268,22 +375,30 @@ def _check_part(part: str, given: Mapping[str, Any]) -> None:
     fixed = _FIXED[part]
     for name, value in given.items():
         if name in fixed and value != fixed[name]:
-            raise ConversionError(f"{part}.{name}: {value!r} has no counterpart in coca; must be {fixed[name]!r}")
+            raise ConversionError(
+                f"{part}.{name}: {value!r} has no counterpart in coca; must be {fixed[name]!r}"
+            )
         if name not in (*_READ[part], *fixed, *_UNREAD[part]):
-            raise ConversionError(f"{part}.{name}: {value!r} is not known here; known are open_clip 3.3's")
+            raise ConversionError(
+                f"{part}.{name}: {value!r} is not known here; known are open_clip 3.3's"
+            )
         if name in _READ[part]:
             _check_type(f"{part}.{name}", value, _READ[part][name])
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
-    """Raises ConversionError for a value of another kind than open_clip's default; lists of layers are refused later, by name."""
+    """Raises ConversionError for a value of another kind than open_clip's default; lists of layers
+    are refused later, by name."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if key.endswith(("layers", "image_size", "patch_size")) and isinstance(value, (list, tuple)):
         return
     if key.endswith("attentional_pool"):
         right, valid = isinstance(value, (bool, str)), "true, false or a name"
     elif isinstance(default, (bool, str)):
-        right, valid = isinstance(value, type(default)), "true or false" if isinstance(default, bool) else "a name"
+        right, valid = (
+            isinstance(value, type(default)),
+            "true or false" if isinstance(default, bool) else "a name",
+        )
     elif key.endswith("_id"):
         right, valid = isinstance(value, int) and number and value >= 0, "the id of a token"
     elif isinstance(default, int):
@@ -296,9 +411,16 @@ def _check_type(key: str, value: Any, default: Any) -> None:
 
 def _check_counterpart(config: CoCaConfig) -> None:
     """Raises ConversionError, naming the field, for what is not one of open_clip's forms."""
-    image, width, embed = config.image, config.sizes("unimodal").width, config.embed_dim or config.sizes("unimodal").width
+    image, width, embed = (
+        config.image,
+        config.sizes("unimodal").width,
+        config.embed_dim or config.sizes("unimodal").width,
+    )
     if not isinstance(image, ViTConfig):
-        raise ConversionError(f"image: {image.registered_name!r} has no counterpart in open_clip's CoCa; must be 'vit'")
+        raise ConversionError(
+            f"image: {image.registered_name!r} has no counterpart in open_clip's CoCa; must "
+            f"be 'vit'"
+        )
     shared, none = config.poolers == "shared", config.poolers == "none"
     theirs = {
         "image.pool": (image.pool, "cls"), "image.positions": (image.positions, "learned"), "image.patch_bias": (image.patch_bias, False),
@@ -311,8 +433,16 @@ def _check_counterpart(config: CoCaConfig) -> None:
     }  # fmt: skip
     for field, (ours, needed) in theirs.items():
         if ours != needed:
-            raise ConversionError(f"{field}: {ours!r} has no counterpart in open_clip's CoCa; must be {needed!r}")
+            raise ConversionError(
+                f"{field}: {ours!r} has no counterpart in open_clip's CoCa; must be {needed!r}"
+            )
     if config.start_id is None:
-        raise ConversionError("start_id: None has no counterpart in open_clip's CoCa; must be the token that texts begin with")
+        raise ConversionError(
+            "start_id: None has no counterpart in open_clip's CoCa; must be the token that "
+            "texts begin with"
+        )
     if config.activation not in ("gelu", "quick_gelu"):
-        raise ConversionError(f"activation: {config.activation!r} has no counterpart in open_clip; must be 'gelu' or 'quick_gelu'")
+        raise ConversionError(
+            f"activation: {config.activation!r} has no counterpart in open_clip; must be "
+            f"'gelu' or 'quick_gelu'"
+        )

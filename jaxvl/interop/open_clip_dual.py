@@ -1,6 +1,7 @@
 """open_clip's `CLIP` and `CustomTextCLIP` as `dual_encoder`: configurations and tables.
 
-The image tower is open_clip's own ViT or one of timm's (`timm_vit.py`); the text tower is open_clip's own.
+The image tower is open_clip's own ViT or one of timm's (`timm_vit.py`); the text tower is
+open_clip's own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,18 @@ from typing import Any
 from jaxvl.interop import timm_vit
 from jaxvl.interop.bundle import Section, model_of
 from jaxvl.interop.dual import must_be, text_node, vit_node
-from jaxvl.interop.mapping import CONVOLUTION, ONE, SAME, TRANSPOSED, ConversionError, Entries, Source, linear, multihead_attention, norm
+from jaxvl.interop.mapping import (
+    CONVOLUTION,
+    ONE,
+    SAME,
+    TRANSPOSED,
+    ConversionError,
+    Entries,
+    Source,
+    linear,
+    multihead_attention,
+    norm,
+)
 from jaxvl.models import InputSpec
 from jaxvl.models.dual_encoder import DualEncoderConfig
 from jaxvl.nn.transformer import Sizes
@@ -22,7 +34,16 @@ _BLOCK = dict(
     ls_init_value=None, block_type=None, qk_norm=False, scaled_cosine_attn=False, scale_heads=False, scale_attn_inner=False,
     scale_attn=False, scale_fc=False,
 )  # fmt: skip
-_TOP = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias", "nonscalar_logit_scale")
+_TOP = (
+    "embed_dim",
+    "vision_cfg",
+    "text_cfg",
+    "quick_gelu",
+    "custom_text",
+    "init_logit_scale",
+    "init_logit_bias",
+    "nonscalar_logit_scale",
+)
 _VISION = ("layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout", "attentional_pool",
            "attn_pooler_queries", "attn_pooler_heads", "no_ln_pre", "pos_embed_type", "final_ln_after_pool", "pool_type", "output_tokens",
            "act_kwargs", "norm_kwargs", "timm_model_name", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop",
@@ -40,13 +61,21 @@ def read(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
     vision.known(*_VISION)
     text.known(*_TEXT)
     embed_dim, quick = config.size("embed_dim"), config.get("quick_gelu", False)
-    image, image_size, projected = (_read_timm if "timm_model_name" in vision else _read_vision)(vision, quick)
+    image, image_size, projected = (_read_timm if "timm_model_name" in vision else _read_vision)(
+        vision, quick
+    )
     text_tower, inputs = _read_text(text, quick)
     projects = text.only("proj_type", {"linear": True, "none": False}, "linear")
-    projections = {(True, True): "both", (False, True): "text", (False, False): "none"}.get((projected is not None, projects))
+    projections = {(True, True): "both", (False, True): "text", (False, False): "none"}.get(
+        (projected is not None, projects)
+    )
     if projections is None:
         raise text.refuse("proj_type", "must be 'linear' where the image is projected")
-    biased = {b for b in (projected, bool(text.get("proj_bias", False)) if projects else None) if b is not None}
+    biased = {
+        b
+        for b in (projected, bool(text.get("proj_bias", False)) if projects else None)
+        if b is not None
+    }
     if len(biased) > 1:
         raise text.refuse("proj_bias", f"must be {projected}, as for the image's projection")
     bias = config.get("init_logit_bias", None)
@@ -80,18 +109,26 @@ def _same_block(section: Section) -> None:
 
 
 def _read_vision(vision: Section, quick: bool) -> tuple[dict[str, Any], int, bool | None]:
-    """(node, image size, bias of the projection or None where there is none) of open_clip's own ViT."""
+    """(node, image size, bias of the projection or None where there is none) of open_clip's own
+    ViT."""
     if isinstance(vision.get("layers", 12), (list, tuple)):
         raise vision.refuse("layers", "is a ResNet; only ViT towers can be taken over")
     _same_block(vision)
     vision.only("attentional_pool", (False,), False)
-    vision.only("pos_embed_type", ("learnable", "sin_cos_2d"), "learnable")  # both are in the weights
+    vision.only(
+        "pos_embed_type", ("learnable", "sin_cos_2d"), "learnable"
+    )  # both are in the weights
     pool = vision.only("pool_type", {"tok": "cls", "avg": "cls_mean"}, "tok")
     if pool == "cls_mean":
         vision.only("final_ln_after_pool", (True,), False)
     width, head = vision.size("width", 768), vision.size("head_width", 64)
     side, patch = vision.size("image_size", 224), vision.size("patch_size", 16)
-    sizes = Sizes(width, vision.size("layers", 12), width // head, int(width * vision.number("mlp_ratio", 4.0)))
+    sizes = Sizes(
+        width,
+        vision.size("layers", 12),
+        width // head,
+        int(width * vision.number("mlp_ratio", 4.0)),
+    )
     node = dict(
         vit_node(sizes, patch, side), pool=pool, pre_norm=not vision.get("no_ln_pre", False), patch_bias=False,
         activation=_activation(vision, quick), eps=_eps(vision),
@@ -102,20 +139,36 @@ def _read_vision(vision: Section, quick: bool) -> tuple[dict[str, Any], int, boo
 def _read_timm(vision: Section, quick: bool) -> tuple[dict[str, Any], int, bool | None]:
     trunk = timm_vit.trunk(vision.get("timm_model_name"), vision.get("timm_pool", "avg"))
     if vision.size("image_size", 224) != trunk.image_size:
-        raise vision.refuse("image_size", f"timm builds {vision.get('timm_model_name')} for pictures of {trunk.image_size} pixels")
+        raise vision.refuse(
+            "image_size",
+            f"timm builds {vision.get('timm_model_name')} for pictures of {trunk.image_size} "
+            f"pixels",
+        )
     proj = vision.only("timm_proj", ("linear", "none"), "linear")
-    return trunk.node, trunk.image_size, bool(vision.get("timm_proj_bias", False)) if proj == "linear" else None
+    return (
+        trunk.node,
+        trunk.image_size,
+        bool(vision.get("timm_proj_bias", False)) if proj == "linear" else None,
+    )
 
 
 def _read_text(text: Section, quick: bool) -> tuple[dict[str, Any], InputSpec]:
     if "hf_model_name" in text:
-        raise text.refuse("hf_model_name", "text towers of transformers cannot be taken over, only open_clip's own")
+        raise text.refuse(
+            "hf_model_name",
+            "text towers of transformers cannot be taken over, only open_clip's own",
+        )
     _same_block(text)
     text.only("embed_cls", (False,), False)
     pools = {"argmax": "argmax", "eos": "eos", "last": "last", "first": "cls"}
     pool, causal = text.only("pool_type", pools, "argmax"), not text.get("no_causal_mask", False)
     width, length = text.size("width", 512), text.size("context_length", 77)
-    sizes = Sizes(width, text.size("layers", 12), text.size("heads", 8), int(width * text.number("mlp_ratio", 4.0)))
+    sizes = Sizes(
+        width,
+        text.size("layers", 12),
+        text.size("heads", 8),
+        int(width * text.number("mlp_ratio", 4.0)),
+    )
     vocabulary, pad = text.size("vocab_size", 49408), text.token("pad_id", 0)
     eos = {"eos": text.token("eos_id", 2), "argmax": vocabulary - 1}.get(pool)
     node = dict(
@@ -137,11 +190,14 @@ def write(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
     })  # fmt: skip
     if (model.embed_dim or model.image.features) != model.image.features and timm:
         raise ConversionError(
-            f"model.embed_dim: {model.embed_dim} must be the image tower's {model.image.features}, which is not projected"
+            f"model.embed_dim: {model.embed_dim} must be the image tower's "
+            f"{model.image.features}, which is not projected"
         )
     quick = model.text.activation == "quick_gelu"
     if not timm and quick != (model.image.activation == "quick_gelu"):
-        raise ConversionError("model.image.activation: open_clip has quick_gelu in both towers or in none")
+        raise ConversionError(
+            "model.image.activation: open_clip has quick_gelu in both towers or in none"
+        )
     vision = (
         {
             "image_size": inputs.image_size, "timm_model_name": timm_vit.name_of(model.image, inputs.image_size),
@@ -151,7 +207,11 @@ def write(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
         if timm
         else _write_vision(model, inputs)
     )  # fmt: skip
-    config = {"embed_dim": model.embed_dim or model.image.features, "vision_cfg": vision, "text_cfg": _write_text(model, inputs)}
+    config = {
+        "embed_dim": model.embed_dim or model.image.features,
+        "vision_cfg": vision,
+        "text_cfg": _write_text(model, inputs),
+    }
     if quick:
         config["quick_gelu"] = True
     if model.init_bias is not None:
@@ -192,12 +252,13 @@ def _ratio(sizes: Sizes) -> float:
     return ratio if int(sizes.width * ratio) == sizes.hidden else (sizes.hidden + 0.5) / sizes.width
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tables
 
 
 def layout(names: Iterable[str]) -> str:
-    """Prefix of the text tower's tensors in a state dict: `text.` (`CustomTextCLIP`) or none (`CLIP`, and all of before 2022)."""
+    """Prefix of the text tower's tensors in a state dict: `text.` (`CustomTextCLIP`) or none
+    (`CLIP`, and all of before 2022)."""
     return "text." if "text.token_embedding.weight" in set(names) else ""
 
 

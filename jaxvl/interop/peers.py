@@ -13,8 +13,9 @@ from jaxvl.interop.files import need
 def _torch() -> Any:
     """torch, with a torchvision that can be imported.
 
-    torchvision declares its own operators from a library that is built for one build of torch; beside another (one for GPUs beside
-    torch for CPUs) it fails at the first of them. The peers use none of them, so that it is enough that they are declared.
+    torchvision declares its own operators from a library that is built for one build of torch;
+    beside another (one for GPUs beside torch for CPUs) it fails at the first of them. The peers use
+    none of them, so that it is enough that they are declared.
     """
     torch = need("torch")
     try:
@@ -22,7 +23,11 @@ def _torch() -> Any:
     except ImportError:
         pass
     except RuntimeError:
-        for name in [name for name in sys.modules if name.split(".")[0] in ("torchvision", "timm", "open_clip")]:
+        for name in [
+            name
+            for name in sys.modules
+            if name.split(".")[0] in ("torchvision", "timm", "open_clip")
+        ]:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
@@ -32,6 +37,7 @@ def _torch() -> Any:
 
 
 def peer(name: str) -> Any:
-    """`torch`, `transformers`, `open_clip` or `timm`. Raises ConversionError, naming the extra, where it is not installed."""
+    """`torch`, `transformers`, `open_clip` or `timm`. Raises ConversionError, naming the extra,
+    where it is not installed."""
     torch = _torch()
     return torch if name == "torch" else need(name)

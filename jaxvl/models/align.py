@@ -1,4 +1,5 @@
-"""ALIGN (Jia et al. 2021): EfficientNet and BERT from scratch, trained with a normalised softmax."""
+"""ALIGN (Jia et al. 2021): EfficientNet and BERT from scratch, trained with a normalised
+softmax."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ from jaxvl.models.two_tower import Side, Tower, TwoTower, check_towers
 @MODELS.register("align")
 @dataclasses.dataclass(frozen=True)
 class AlignConfig:
-    """ALIGN. The text's pooled state is mapped linearly to the width of the pooled image, both are scaled to length 1.
+    """ALIGN. The text's pooled state is mapped linearly to the width of the pooled image, both are
+    scaled to length 1.
 
     Attributes:
       image, text: encoders by name, with their options.
-      embed_dim: width of the embedding space. None: that of the image encoder, whose output is then used as it is (the
-        paper's form); another number adds a linear map on the image side.
-      init_temperature: initial temperature; it is learned, and stored as `log_scale = -log(temperature)`.
+      embed_dim: width of the embedding space. None: that of the image encoder, whose output is then
+        used as it is (the paper's form); another number adds a linear map on the image side.
+      init_temperature: initial temperature; it is learned, and stored as `log_scale =
+        -log(temperature)`.
       max_scale: largest 1 / temperature, or None for no limit (the paper states none).
       lock: a tower whose encoder is kept as it is (LiT).
     """
@@ -44,7 +47,9 @@ class AlignConfig:
             "embed_dim",
             f"{self.embed_dim!r} must be >= 1, or None for the image encoder's width",
         )
-        check(self.init_temperature > 0, "init_temperature", f"{self.init_temperature!r} must be > 0")
+        check(
+            self.init_temperature > 0, "init_temperature", f"{self.init_temperature!r} must be > 0"
+        )
         most = self.max_scale
         check(
             most is None or most * self.init_temperature >= 1,
@@ -61,8 +66,19 @@ class AlignConfig:
 
         def tower(side: str, config: Any, project: bool) -> Tower:
             encoder = config.build(inputs, rngs, dtype)
-            return Tower(encoder, width, project=project, bias=True, locked=self.lock == side, rngs=rngs, dtype=dtype)
+            return Tower(
+                encoder,
+                width,
+                project=project,
+                bias=True,
+                locked=self.lock == side,
+                rngs=rngs,
+                dtype=dtype,
+            )
 
-        image, text = tower("image", self.image, width != self.image.features), tower("text", self.text, True)
+        image, text = (
+            tower("image", self.image, width != self.image.features),
+            tower("text", self.text, True),
+        )
         most = None if self.max_scale is None else math.log(self.max_scale)
         return TwoTower(image, text, log_scale=-math.log(self.init_temperature), most=most)

@@ -41,7 +41,8 @@ class Encoded(NamedTuple):
       pooled: [B, D], one vector per row.
       tokens: [B, T, D], the sequence before pooling (an image: patches or pixels in reading order).
       mask: bool [B, T], True where a token is not padding; None where there is no padding.
-      routing: losses and health of MoE layers by row, see `nn.moe.MoeOutput.by_row`; None where there are no such layers.
+      routing: losses and health of MoE layers by row, see `nn.moe.MoeOutput.by_row`; None where
+        there are no such layers.
     """
 
     pooled: jax.Array
@@ -50,8 +51,8 @@ class Encoded(NamedTuple):
     routing: dict[str, jax.Array] | None = None
 
 
-# Widths and depths of the ViT family (Dosovitskiy et al. 2021; Zhai et al. 2022; Alabdulmohsin et al. 2023 for So400m),
-# used for texts as well.
+# Widths and depths of the ViT family (Dosovitskiy et al. 2021; Zhai et al. 2022; Alabdulmohsin et
+# al. 2023 for So400m), used for texts as well.
 SIZES: Mapping[str, Sizes] = {
     "Ti": Sizes(192, 12, 3, 768),
     "S": Sizes(384, 12, 6, 1536),
@@ -66,7 +67,8 @@ SIZES: Mapping[str, Sizes] = {
 
 
 def sizes_of(config: object, name: str, table: Mapping[str, Sizes], key: str = "variant") -> Sizes:
-    """Sizes of the variant `name`, with those of `config`'s `width, depth, heads, hidden` that are not None instead.
+    """Sizes of the variant `name`, with those of `config`'s `width, depth, heads, hidden` that are
+    not None instead.
 
     A width without `hidden` keeps the variant's ratio of the two.
 
@@ -74,7 +76,11 @@ def sizes_of(config: object, name: str, table: Mapping[str, Sizes], key: str = "
       ConfigError: an unknown variant; heads that do not divide the width; a size < 1.
     """
     if name not in table:
-        raise ConfigError(key, f"{name!r} is not a known variant{nearest(name, list(table))} (known: {', '.join(table)})")
+        raise ConfigError(
+            key,
+            f"{name!r} is not a known variant{nearest(name, list(table))} (known: "
+            f"{', '.join(table)})",
+        )
     base = table[name]
     width = base.width if config.width is None else config.width
     hidden = round(base.hidden / base.width * width) if config.hidden is None else config.hidden
@@ -94,7 +100,8 @@ def check_rates(config: object, *names: str) -> None:
 
 
 def check_moe(config: object, causal: bool = False) -> None:
-    """Raises ConfigError where `config.moe` does not fit the layers, needs a call that names skills, or looks ahead in causal ones."""
+    """Raises ConfigError where `config.moe` does not fit the layers, needs a call that names
+    skills, or looks ahead in causal ones."""
     sizes, moe = config.sizes, config.moe
     if moe is None:
         return
@@ -102,6 +109,10 @@ def check_moe(config: object, causal: bool = False) -> None:
         moe.layers(sizes.depth)
     except ConfigError as error:
         raise error.under("moe") from None
-    check(not isinstance(moe.router, Skills), "moe.router", "'skills' are named call by call, which this encoder does not do")
+    check(
+        not isinstance(moe.router, Skills),
+        "moe.router",
+        "'skills' are named call by call, which this encoder does not do",
+    )
     problem = moe.router.causal_problem() if causal else None
     check(problem is None, "moe.router", f"{problem}, but the layers are causal")

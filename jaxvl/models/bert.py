@@ -40,8 +40,8 @@ class BertConfig:
     Attributes:
       variant: tiny, mini, small, medium, base or large.
       width, depth, heads, hidden: instead of the variant's.
-      pool: `cls` (the first token's state, as ALIGN has it), `pooler` (that through BERT's dense layer and tanh), or
-        `mean` over the tokens that are not padding.
+      pool: `cls` (the first token's state, as ALIGN has it), `pooler` (that through BERT's dense
+        layer and tanh), or `mean` over the tokens that are not padding.
       positions: rows of the position table.
       types: rows of the token-type table; a single text is all type 0.
       activation, eps, scan, remat, attention: see `nn.transformer.StackOptions`.
@@ -81,9 +81,16 @@ class BertConfig:
 
     def options(self) -> StackOptions:
         return StackOptions(
-            norm="post", activation=self.activation, eps=self.eps, dropout=self.dropout, attention_dropout=self.attention_dropout,
-            init_std=_INIT_STD, scan=self.scan, remat=self.remat, attention=self.attention,
-        )  # fmt: skip
+            norm="post",
+            activation=self.activation,
+            eps=self.eps,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            init_std=_INIT_STD,
+            scan=self.scan,
+            remat=self.remat,
+            attention=self.attention,
+        )
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where texts are longer than the position table."""
@@ -104,22 +111,44 @@ class Bert(nnx.Module):
       config: see `BertConfig`. inputs: fixes vocabulary and padding.
     """
 
-    def __init__(self, config: BertConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: BertConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         sizes, init = config.sizes, normal(_INIT_STD)
         self.words = Embedding(inputs.vocab_size, sizes.width, rngs=rngs, init=init, dtype=dtype)
-        self.positions = nnx.Param(init(rngs.params(), (config.positions, sizes.width), jnp.float32), axes=("length", "embed"))
-        self.types = Embedding(config.types, sizes.width, axes=("length", "embed"), rngs=rngs, init=init, dtype=dtype)
+        self.positions = nnx.Param(
+            init(rngs.params(), (config.positions, sizes.width), jnp.float32),
+            axes=("length", "embed"),
+        )
+        self.types = Embedding(
+            config.types, sizes.width, axes=("length", "embed"), rngs=rngs, init=init, dtype=dtype
+        )
         self.norm = LayerNorm(sizes.width, eps=config.eps, dtype=dtype)
         self.transformer = Transformer(sizes, config.options(), rngs=rngs, dtype=dtype)
         pooler = dict(axes=("embed", "mlp"), rngs=rngs, init=init, dtype=dtype)
-        self.pooler = Linear(sizes.width, sizes.width, **pooler) if config.pool == "pooler" else None
-        self.pool, self.dropout, self.pad_id, self.width, self.dtype = config.pool, config.dropout, inputs.pad_id, sizes.width, dtype
+        self.pooler = (
+            Linear(sizes.width, sizes.width, **pooler) if config.pool == "pooler" else None
+        )
+        self.pool, self.dropout, self.pad_id, self.width, self.dtype = (
+            config.pool,
+            config.dropout,
+            inputs.pad_id,
+            sizes.width,
+            dtype,
+        )
 
-    def __call__(self, tokens: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Encoded:
-        """tokens int [B, T], padding at the end. Raises ValueError in training without a key if anything drops."""
+    def __call__(
+        self, tokens: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> Encoded:
+        """tokens int [B, T], padding at the end. Raises ValueError in training without a key if
+        anything drops."""
         mask = tokens != self.pad_id
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        x = self.words(tokens) + self.positions[: tokens.shape[1]].astype(self.dtype) + self.types.embedding[0].astype(self.dtype)
+        x = (
+            self.words(tokens)
+            + self.positions[: tokens.shape[1]].astype(self.dtype)
+            + self.types.embedding[0].astype(self.dtype)
+        )
         x = dropout(self.norm(x), self.dropout, embed_key, train=train)
         x = self.transformer(x, mask=mask, train=train, key=stack_key)
         if self.pool == "mean":

@@ -1,4 +1,5 @@
-"""CoCa, the contrastive captioner (Yu et al. 2022, arXiv 2205.01917): both losses from one forward pass.
+"""CoCa, the contrastive captioner (Yu et al. 2022, arXiv 2205.01917): both losses from one forward
+pass.
 
 image -> encoder -> caption pooler (N queries) ------------------------------+
                          |  cascade (or, in parallel, the encoder's tokens)  |
@@ -10,8 +11,8 @@ image -> encoder -> caption pooler (N queries) ------------------------------+
                                v
                          text embedding
 
-That is the paper's form. open_clip's models differ in many small ways, each of which is an option (`poolers` and what follows it in
-`CoCaConfig`); `presets.coca_open_clip` has them together.
+That is the paper's form. open_clip's models differ in many small ways, each of which is an option
+(`poolers` and what follows it in `CoCaConfig`); `presets.coca_open_clip` has them together.
 """
 
 from __future__ import annotations
@@ -51,27 +52,32 @@ class CoCaConfig:
     """CoCa.
 
     Attributes:
-      image: image encoder by name; its tokens are read, not its pooled output (the paper: B/18 at 288 pixels).
+      image: image encoder by name; its tokens are read, not its pooled output (the paper: B/18 at
+        288 pixels).
       variant: size of the text decoder: base, large, 2b.
       width, heads, hidden: of the decoder, instead of the variant's.
       unimodal, multimodal: layers of its two halves, instead of the variant's.
       queries: tokens of the image that the caption is read from.
       pooler_heads: of both poolers; None: as the decoder.
-      poolers: `cascade`: the contrastive pooler reads the caption pooler's tokens (the paper's default); `parallel`: both read the
-        encoder's; `shared`: one pooler, whose first token is the image's and the other N - 1 are the caption's (open_clip's released
-        models); `none`: the encoder's class token and patches (open_clip's coca_base).
+      poolers: `cascade`: the contrastive pooler reads the caption pooler's tokens (the paper's
+        default); `parallel`: both read the encoder's; `shared`: one pooler, whose first token is
+        the image's and the other N - 1 are the caption's (open_clip's released models); `none`: the
+        encoder's class token and patches (open_clip's coca_base).
       pooler_norm: layer norm of what poolers give.
       cross: place of the attention to the image in a layer, see `nn.transformer.StackOptions`.
-      start_id: the token that begins every text, from which captions are written; None: texts have none, and a learned vector is put
-        before them.
-      text_pool: text embedding from an appended [CLS], `class`, or from the EOS token, `eos` (as in CLIP; the final norm is then that
-        of all tokens, and captions read them normalised).
-      late_mask: the mask of padding stands one place late, so that [CLS] sees the first token of padding, and itself only in a text
-        without any. A slip that all released weights of open_clip were trained with.
-      tied: the vocabulary head shares the word embedding (the published sizes of base and large count them apart).
+      start_id: the token that begins every text, from which captions are written; None: texts have
+        none, and a learned vector is put before them.
+      text_pool: text embedding from an appended [CLS], `class`, or from the EOS token, `eos` (as in
+        CLIP; the final norm is then that of all tokens, and captions read them normalised).
+      late_mask: the mask of padding stands one place late, so that [CLS] sees the first token of
+        padding, and itself only in a text without any. A slip that all released weights of
+        open_clip were trained with.
+      tied: the vocabulary head shares the word embedding (the published sizes of base and large
+        count them apart).
       embed_dim: width of the embedding space; None: the decoder's.
       init_scale, max_scale: of the cosine, as in `dual_encoder`.
-      activation, dropout, drop_path, scan, remat: of the decoder, see `nn.transformer.StackOptions`.
+      activation, dropout, drop_path, scan, remat: of the decoder, see
+        `nn.transformer.StackOptions`.
     """
 
     image: Annotated[Any, IMAGE_ENCODERS] = ViTConfig(variant="B/16", pool="mean")
@@ -102,50 +108,91 @@ class CoCaConfig:
     writes: ClassVar[bool] = True  # it has `start` and `step`, which `generate` needs
 
     def __post_init__(self):
-        check(self.variant in VARIANTS, "variant", f"{self.variant!r} is not a known variant (known: {', '.join(VARIANTS)})")
+        check(
+            self.variant in VARIANTS,
+            "variant",
+            f"{self.variant!r} is not a known variant (known: {', '.join(VARIANTS)})",
+        )
         check_rates(self, "dropout", "drop_path")
-        check(getattr(self.image, "moe", None) is None, "image.moe", "the losses of its layers would be lost: 'coca' does not report them")
+        check(
+            getattr(self.image, "moe", None) is None,
+            "image.moe",
+            "the losses of its layers would be lost: 'coca' does not report them",
+        )
         for half in (self.sizes("unimodal"), self.sizes("multimodal")):
             check(half.depth >= 1, "unimodal", "both halves of the decoder need at least one layer")
-            check(half.width % half.heads == 0, "heads", f"{half.heads} must divide the width of {half.width}")
+            check(
+                half.width % half.heads == 0,
+                "heads",
+                f"{half.heads} must divide the width of {half.width}",
+            )
         least = 1 + (self.poolers == "shared")
         check(self.queries >= least, "queries", f"{self.queries!r} must be >= {least}")
         check(
-            self.poolers != "none" or getattr(self.image, "pool", None) == "cls", "poolers",
+            self.poolers != "none" or getattr(self.image, "pool", None) == "cls",
+            "poolers",
             "'none' needs an image encoder with a class token (a vit with pool='cls')",
-        )  # fmt: skip
-        check(not self.late_mask or self.text_pool == "class", "late_mask", "is of [CLS], which text_pool='eos' has not")
+        )
+        check(
+            not self.late_mask or self.text_pool == "class",
+            "late_mask",
+            "is of [CLS], which text_pool='eos' has not",
+        )
         heads = self.pooler_heads or self.sizes("unimodal").heads
-        check(self.sizes("unimodal").width % heads == 0, "pooler_heads", f"{heads} must divide the width of {self.sizes('unimodal').width}")
+        check(
+            self.sizes("unimodal").width % heads == 0,
+            "pooler_heads",
+            f"{heads} must divide the width of {self.sizes('unimodal').width}",
+        )
         check(self.init_scale > 0, "init_scale", f"{self.init_scale!r} must be > 0")
 
     def sizes(self, half: Literal["unimodal", "multimodal"]) -> Sizes:
         width, heads, hidden, depth = VARIANTS[self.variant]
         given = getattr(self, half)
         width, ratio = self.width or width, hidden / width
-        return Sizes(width, depth if given is None else given, self.heads or heads, self.hidden or round(ratio * width))
+        return Sizes(
+            width,
+            depth if given is None else given,
+            self.heads or heads,
+            self.hidden or round(ratio * width),
+        )
 
     def options(self) -> StackOptions:
         return StackOptions(
-            activation=self.activation, eps=1e-5, dropout=self.dropout, hidden_dropout=self.dropout, drop_path=self.drop_path,
-            scan=self.scan, remat=self.remat, cross=self.cross,
-        )  # fmt: skip
+            activation=self.activation,
+            eps=1e-5,
+            dropout=self.dropout,
+            hidden_dropout=self.dropout,
+            drop_path=self.drop_path,
+            scan=self.scan,
+            remat=self.remat,
+            cross=self.cross,
+        )
 
     def check_inputs(self, inputs: InputSpec) -> None:
-        """Raises ConfigError where the image encoder cannot take such images, or no token ends a caption."""
+        """Raises ConfigError where the image encoder cannot take such images, or no token ends a
+        caption."""
         try:
             self.image.check_inputs(inputs)
         except ConfigError as error:
             raise error.under("image") from None
-        check(inputs.eos_id is not None, "name", "'coca' needs a tokenizer with an EOS token, which ends a caption")
         check(
-            inputs.eos_id != inputs.pad_id, "name", f"'coca' needs a tokenizer that pads with another token than its EOS ({inputs.eos_id})"
+            inputs.eos_id is not None,
+            "name",
+            "'coca' needs a tokenizer with an EOS token, which ends a caption",
+        )
+        check(
+            inputs.eos_id != inputs.pad_id,
+            "name",
+            f"'coca' needs a tokenizer that pads with another token than its EOS ({inputs.eos_id})",
         )
         start, special = self.start_id, (inputs.pad_id, inputs.eos_id)
         check(
-            start is None or (0 <= start < inputs.vocab_size and start not in special), "start_id",
-            f"{start!r} must be a token (below {inputs.vocab_size}) that is neither padding nor EOS",
-        )  # fmt: skip
+            start is None or (0 <= start < inputs.vocab_size and start not in special),
+            "start_id",
+            f"{start!r} must be a token (below {inputs.vocab_size}) that is neither padding "
+            f"nor EOS",
+        )
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> CoCa:
         return CoCa(self, inputs, rngs=rngs, dtype=dtype)
@@ -153,7 +200,12 @@ class CoCaConfig:
 
 def own_form(config: CoCaConfig) -> None:
     """For variants of the paper's form. Raises ConfigError for the options of open_clip's."""
-    for name, value in (("start_id", None), ("text_pool", "class"), ("late_mask", False), ("cross", "between")):
+    for name, value in (
+        ("start_id", None),
+        ("text_pool", "class"),
+        ("late_mask", False),
+        ("cross", "between"),
+    ):
         given = getattr(config, name)
         check(given == value, name, f"{given!r} is of open_clip's form; must be {value!r} here")
 
@@ -167,7 +219,9 @@ class CoCa(nnx.Module):
 
     block: ClassVar[Any] = Block  # a multimodal layer
 
-    def __init__(self, config: CoCaConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: CoCaConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         sizes, width = config.sizes("unimodal"), config.sizes("unimodal").width
         embed, self.poolers = config.embed_dim or width, config.poolers
         options = dict(rngs=rngs, dtype=dtype)
@@ -176,40 +230,77 @@ class CoCa(nnx.Module):
             return nnx.Param(normal(0.01)(rngs.params(), (width,), jnp.float32), axes=("norm",))
 
         def projection(width: int) -> Linear:
-            return Linear(width, embed, axes=("embed", "joint"), bias=False, init=normal(width**-0.5), **options)
+            return Linear(
+                width,
+                embed,
+                axes=("embed", "joint"),
+                bias=False,
+                init=normal(width**-0.5),
+                **options,
+            )
 
         self.encoder = config.image.build(inputs, rngs, dtype)
-        read = width if config.poolers != "none" else self.encoder.width  # width of what captions are read from
+        read = (
+            width if config.poolers != "none" else self.encoder.width
+        )  # width of what captions are read from
 
         def pool(queries: int, memory_width: int) -> QueryPooler:
             heads = config.pooler_heads or sizes.heads
-            return QueryPooler(queries, width, heads, memory_width=memory_width, norm=config.pooler_norm, **options)
+            return QueryPooler(
+                queries, width, heads, memory_width=memory_width, norm=config.pooler_norm, **options
+            )
 
         twice, cascade = config.poolers in ("cascade", "parallel"), config.poolers == "cascade"
-        self.caption_pooler = pool(config.queries, self.encoder.width) if config.poolers != "none" else None
-        self.contrastive_pooler = pool(1, width if cascade else self.encoder.width) if twice else None
+        self.caption_pooler = (
+            pool(config.queries, self.encoder.width) if config.poolers != "none" else None
+        )
+        self.contrastive_pooler = (
+            pool(1, width if cascade else self.encoder.width) if twice else None
+        )
         self.image_projection, self.text_projection = projection(read), projection(width)
         self.words = Embedding(inputs.vocab_size, width, rngs=rngs, dtype=dtype)
-        self.start_id, learned_start, with_class = config.start_id, config.start_id is None, config.text_pool == "class"
+        self.start_id, learned_start, with_class = (
+            config.start_id,
+            config.start_id is None,
+            config.text_pool == "class",
+        )
         rows = learned_start + inputs.text_length + with_class
         positions = normal(0.01)(rngs.params(), (rows, width), jnp.float32)
         self.positions = nnx.Param(positions, axes=("length", "embed"))
-        self.start_token, self.class_token = token() if learned_start else None, token() if with_class else None
+        self.start_token, self.class_token = (
+            token() if learned_start else None,
+            token() if with_class else None,
+        )
         self.unimodal = Transformer(sizes, config.options(), **options)
         self.text_norm, self.norm_between = LayerNorm(width, eps=1e-5, dtype=dtype), not with_class
-        self.multimodal = Transformer(config.sizes("multimodal"), config.options(), memory_width=read, block=self.block, **options)
+        self.multimodal = Transformer(
+            config.sizes("multimodal"),
+            config.options(),
+            memory_width=read,
+            block=self.block,
+            **options,
+        )
         self.norm = LayerNorm(width, eps=1e-5, dtype=dtype)
         self.head = VocabularyHead(width, inputs.vocab_size, tied=config.tied, **options)
         self.log_scale = nnx.Param(jnp.float32(math.log(config.init_scale)), axes=())
         self.most = None if config.max_scale is None else math.log(config.max_scale)
-        self.pad_id, self.eos_id, self.late_mask, self.width, self.dtype = inputs.pad_id, inputs.eos_id, config.late_mask, width, dtype
+        self.pad_id, self.eos_id, self.late_mask, self.width, self.dtype = (
+            inputs.pad_id,
+            inputs.eos_id,
+            config.late_mask,
+            width,
+            dtype,
+        )
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Image
 
     @jax.named_scope("image")
-    def memory(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """image [B, S, S, C] -> what captions are read from [B, N, D], and the image embedding, unit rows float32 [B, E]."""
+    def memory(
+        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """image [B, S, S, C] -> what captions are read from [B, N, D], and the image embedding,
+        unit rows float32 [B, E]."""
         encoded = self.encoder(image, train=train, key=key)
         if self.poolers == "none":
             memory, pooled = encoded.tokens[:, 1:], encoded.tokens[:, 0]
@@ -218,19 +309,26 @@ class CoCa(nnx.Module):
             if self.poolers == "shared":
                 memory, pooled = memory[:, 1:], memory[:, 0]
             else:
-                pooled = self.contrastive_pooler(memory if self.poolers == "cascade" else encoded.tokens)[:, 0]
+                pooled = self.contrastive_pooler(
+                    memory if self.poolers == "cascade" else encoded.tokens
+                )[:, 0]
         return memory, unit(self.image_projection(pooled))
 
-    def encode_image(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+    def encode_image(
+        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
         """image float [B, S, S, C], normalised -> unit rows float32 [B, E]."""
         return self.memory(image, train=train, key=key)[1]
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Text
 
     @jax.named_scope("text")
-    def _read(self, text: jax.Array, *, train: bool, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        """text int [B, T] -> tokens [B, T (+ 1: the learned start, first), D] and the text embedding, unit rows float32 [B, E]."""
+    def _read(
+        self, text: jax.Array, *, train: bool, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """text int [B, T] -> tokens [B, T (+ 1: the learned start, first), D] and the text
+        embedding, unit rows float32 [B, E]."""
         b, t = text.shape
 
         def broadcast(token):
@@ -238,35 +336,50 @@ class CoCa(nnx.Module):
 
         x, mask, always = self.words(text), text != self.pad_id, jnp.ones((b, 1), bool)
         if self.start_token is not None:
-            x, mask = jnp.concatenate([broadcast(self.start_token), x], 1), jnp.concatenate([always, mask], 1)
+            x, mask = (
+                jnp.concatenate([broadcast(self.start_token), x], 1),
+                jnp.concatenate([always, mask], 1),
+            )
         positions = self.positions[: x.shape[1]]
         if self.class_token is None:  # no token sees the padding, which comes after it
-            x = self.text_norm(self.unimodal(x + positions.astype(self.dtype), causal=True, train=train, key=key))
+            x = self.text_norm(
+                self.unimodal(x + positions.astype(self.dtype), causal=True, train=train, key=key)
+            )
             return x, unit(self.text_projection(eos(x[:, -t:], text, self.eos_id)))
-        x, mask = jnp.concatenate([x, broadcast(self.class_token)], 1), jnp.concatenate([mask, always], 1)
+        x, mask = (
+            jnp.concatenate([x, broadcast(self.class_token)], 1),
+            jnp.concatenate([mask, always], 1),
+        )
         # [CLS] has the last row of the table whatever the length of the text.
         positions = jnp.concatenate([positions, self.positions[-1:]]).astype(self.dtype)
         mask = jnp.roll(mask, 1, axis=1) if self.late_mask else mask
         x = self.unimodal(x + positions, mask=mask, causal=True, train=train, key=key)
         return x[:, :-1], unit(self.text_projection(self.text_norm(x[:, -1])))
 
-    def encode_text(self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+    def encode_text(
+        self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
         """text int [B, T] -> unit rows float32 [B, E]."""
         return self._read(text, train=train, key=key)[1]
 
-    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None) -> dict[str, jax.Array]:
+    def __call__(
+        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Embeds a batch and reads its texts as captions, in one pass.
 
         Args:
-          batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding; maybe `sampled` int [B, T], captions
-            of the model's own.
+          batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding;
+            maybe `sampled` int [B, T], captions of the model's own.
           train, key: as for `TwoTower`.
 
         Returns:
-          image, text: unit rows, float32 [B, E]; log_scale: float32 []; caption_lse, caption_target, caption_mean: float32 [B, T] and
-          caption_correct: bool [B, T], of the logits of each token given those before it (`VocabularyHead.scores`); caption_weight:
-          float32 [B, T], 1 where a token is not padding. With `start_id` these are T - 1: nothing is before the start. With `sampled` also
-          sampled_log_p: float32 [B, T], of each of its tokens.
+          image, text: unit rows, float32 [B, E]; log_scale: float32 []; caption_lse,
+            caption_target, caption_mean: float32 [B, T] and
+          caption_correct: bool [B, T], of the logits of each token given those before it
+            (`VocabularyHead.scores`); caption_weight:
+          float32 [B, T], 1 where a token is not padding. With `start_id` these are T - 1: nothing
+          is before the start. With `sampled` also sampled_log_p: float32 [B, T], of each of its
+          tokens.
         """
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         text, scale = batch["text"], self.log_scale[...]
@@ -274,21 +387,37 @@ class CoCa(nnx.Module):
         targets = text if self.start_id is None else text[:, 1:]
         scores, embedding = self._score(text, targets, memory, train=train, keys=keys[1:])
         out = {
-            "image": image, "text": embedding, "log_scale": scale if self.most is None else bounded(scale, self.most),
-            "caption_weight": (targets != self.pad_id).astype(jnp.float32), **{f"caption_{k}": v for k, v in scores.items()},
-        }  # fmt: skip
+            "image": image,
+            "text": embedding,
+            "log_scale": scale if self.most is None else bounded(scale, self.most),
+            "caption_weight": (targets != self.pad_id).astype(jnp.float32),
+            **{f"caption_{k}": v for k, v in scores.items()},
+        }
         if "sampled" in batch:
-            scores, _ = self._score(batch["sampled"], batch["sampled"], memory, train=train, keys=keys[1:])
+            scores, _ = self._score(
+                batch["sampled"], batch["sampled"], memory, train=train, keys=keys[1:]
+            )
             out["sampled_log_p"] = scores["target"] - scores["lse"]
         return out
 
     def _score(
-        self, text: jax.Array, targets: jax.Array, memory: jax.Array, *, train: bool = False, keys: Sequence[Any] = (None, None)
+        self,
+        text: jax.Array,
+        targets: jax.Array,
+        memory: jax.Array,
+        *,
+        train: bool = False,
+        keys: Sequence[Any] = (None, None),
     ) -> tuple[dict[str, jax.Array], jax.Array]:
-        """`VocabularyHead.scores` of targets int [B, T'], the first of which follows the start, given text int [B, T]; its embedding."""
+        """`VocabularyHead.scores` of targets int [B, T'], the first of which follows the start,
+        given text int [B, T]; its embedding."""
         tokens, embedding = self._read(text, train=train, key=keys[0])
         with jax.named_scope("captioner"):
-            x = self.norm(self.multimodal(tokens[:, : targets.shape[1]], memory, causal=True, train=train, key=keys[1]))
+            x = self.norm(
+                self.multimodal(
+                    tokens[:, : targets.shape[1]], memory, causal=True, train=train, key=keys[1]
+                )
+            )
             return self.head.scores(x, self.words, targets), embedding
 
     def image_tokens(self, image: jax.Array) -> jax.Array:
@@ -296,43 +425,63 @@ class CoCa(nnx.Module):
         return self.encoder(image).tokens
 
     def caption_scores(self, memory: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
-        """As in `__call__`, without the prefix: what a cross-entropy needs of text int [B, T] under the image that `memory` is of."""
+        """As in `__call__`, without the prefix: what a cross-entropy needs of text int [B, T] under
+        the image that `memory` is of."""
         return self._score(text, text if self.start_id is None else text[:, 1:], memory)[0]
 
     def caption_logits(
-        self, image: jax.Array, text: jax.Array, *, memory: jax.Array | None = None, position: jax.Array | None = None
+        self,
+        image: jax.Array,
+        text: jax.Array,
+        *,
+        memory: jax.Array | None = None,
+        position: jax.Array | None = None,
     ) -> jax.Array:
-        """float32 [B, T + 1, V]: of the token after [start], after the first of text int [B, T], and so on.
+        """float32 [B, T + 1, V]: of the token after [start], after the first of text int [B, T],
+        and so on.
 
-        With `start_id`, which the text begins with: [B, T, V]. `memory`: of the image, where it is known already, instead of it;
-        `position`: only the logits there, [B, V].
+        With `start_id`, which the text begins with: [B, T, V]. `memory`: of the image, where it is
+        known already, instead of it; `position`: only the logits there, [B, V].
         """
         tokens, _ = self._read(text, train=False, key=None)
-        x = self.multimodal(tokens, self.memory(image)[0] if memory is None else memory, causal=True)
+        x = self.multimodal(
+            tokens, self.memory(image)[0] if memory is None else memory, causal=True
+        )
         return self.head.logits(self.norm(x if position is None else x[:, position]), self.words)
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Token by token
 
     def start(self, image: jax.Array, length: int) -> tuple[Any, Any]:
-        """Before the first token of captions of up to `length` tokens: what grows with them, and what does not.
+        """Before the first token of captions of up to `length` tokens: what grows with them, and
+        what does not.
 
-        The first: keys and values [B, T, H, K] by half and layer; the second: weights by layer, and the image's keys and values.
+        The first: keys and values [B, T, H, K] by half and layer; the second: weights by layer, and
+        the image's keys and values.
         """
         memory, halves = self.memory(image)[0], (self.unimodal, self.multimodal)
         layers = [half.layers() for half in halves]
-        return [half.start(len(image), length) for half in halves], (layers, self.multimodal.remember(layers[1], memory))
+        return [half.start(len(image), length) for half in halves], (
+            layers,
+            self.multimodal.remember(layers[1], memory),
+        )
 
-    def step(self, known: Any, fixed: Any, token: jax.Array, position: jax.Array) -> tuple[jax.Array, Any]:
-        """Logits of the next token, float32 [B, V], after the last one, int [B], at `position` (0: the start, `token` is not read).
+    def step(
+        self, known: Any, fixed: Any, token: jax.Array, position: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Logits of the next token, float32 [B, V], after the last one, int [B], at `position` (0:
+        the start, `token` is not read).
 
-        Several captions of an image stand next to each other: B is a multiple of the images that `fixed` was made of.
+        Several captions of an image stand next to each other: B is a multiple of the images that
+        `fixed` was made of.
         """
         layers, memory = fixed
         if self.start_token is None:
             x = self.words(jnp.where(position == 0, self.start_id, token))
         else:
-            x = jnp.where(position == 0, self.start_token[...].astype(self.dtype), self.words(token))
+            x = jnp.where(
+                position == 0, self.start_token[...].astype(self.dtype), self.words(token)
+            )
         x = (x + self.positions[...][position].astype(self.dtype))[:, None]
         x, own = self.unimodal.step(layers[0], x, known[0], position)
         x = self.text_norm(x) if self.norm_between else x

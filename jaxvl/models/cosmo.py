@@ -1,16 +1,20 @@
-"""COSMO (Wang et al. 2024, arXiv 2401.00849): a decoder that reads rows of several images and texts, and is contrasted halfway up.
+"""COSMO (Wang et al. 2024, arXiv 2401.00849): a decoder that reads rows of several images and
+texts, and is contrasted halfway up.
 
 images 1 … K -> encoder -> resampler (N queries each) -> latents ----------------------------------+
                                                             |                                      | each token sees those of the
                                      contrastive pooler -> K image embeddings                      | last image before it
                                                                                                    v
-[start] a b  [start] c d e  … -> unimodal layers, causal ------ tokens -----> multimodal layers, causal, gated cross-attention
+[start] a b  [start] c d e  … -> unimodal layers, causal ------ tokens -----> multimodal layers,
+                            causal, gated cross-attention
                                      |                                                             |
                       a learned query reads each text -> K text embeddings                         v
-                                                                                        a b E  c d e E  …
+                                                                                        a b E  c d e
+                                                                                        E  …
 
-A text's first token is predicted from [start], the others from the token before; E, the end of the text, is predicted and never read.
-Rows are those of `data.packing`; a row of one image and one text is that of `coca`.
+A text's first token is predicted from [start], the others from the token before; E, the end of the
+text, is predicted and never read. Rows are those of `data.packing`; a row of one image and one text
+is that of `coca`.
 """
 
 from __future__ import annotations
@@ -36,12 +40,14 @@ from jaxvl.nn.random import split
 @MODELS.register("cosmo")
 @dataclasses.dataclass(frozen=True)
 class CosmoConfig(CoCaConfig):
-    """COSMO. The options are CoCa's: `unimodal` layers read text alone (the paper's split is not known to us), the `multimodal` ones
-    above them have gated cross-attention to the `queries` latents of an image. And
+    """COSMO. The options are CoCa's: `unimodal` layers read text alone (the paper's split is not
+    known to us), the `multimodal` ones above them have gated cross-attention to the `queries`
+    latents of an image. And
 
     Attributes:
-      across: a token sees the texts before its own in the row, and positions run along the row; False: it sees its own only, and
-        positions start anew with each text, so that a row of K is K rows of one.
+      across: a token sees the texts before its own in the row, and positions run along the row;
+        False: it sees its own only, and positions start anew with each text, so that a row of K is
+        K rows of one.
     """
 
     across: bool = True
@@ -51,7 +57,11 @@ class CosmoConfig(CoCaConfig):
     def __post_init__(self):
         super().__post_init__()
         own_form(self)
-        check(self.poolers in ("cascade", "parallel"), "poolers", f"{self.poolers!r} is not for cosmo; must be 'cascade' or 'parallel'")
+        check(
+            self.poolers in ("cascade", "parallel"),
+            "poolers",
+            f"{self.poolers!r} is not for cosmo; must be 'cascade' or 'parallel'",
+        )
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Cosmo:
         return Cosmo(self, inputs, rngs=rngs, dtype=dtype)
@@ -66,15 +76,22 @@ class Cosmo(CoCa):
 
     block: ClassVar[Any] = GatedBlock
 
-    def __init__(self, config: CosmoConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: CosmoConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         super().__init__(config, inputs, rngs=rngs, dtype=dtype)
         heads = config.pooler_heads or config.sizes("unimodal").heads
-        self.text_pooler = QueryPooler(1, self.width, heads, memory_width=self.width, rngs=rngs, dtype=dtype)
+        self.text_pooler = QueryPooler(
+            1, self.width, heads, memory_width=self.width, rngs=rngs, dtype=dtype
+        )
         self.across = config.across
         del self.class_token, self.text_norm  # the pooler is in their place
 
-    def _rows(self, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """image [B, K, S, S, C], text, segment int [B, R] and weight float32 [B, R] of a batch of either kind."""
+    def _rows(
+        self, batch: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """image [B, K, S, S, C], text, segment int [B, R] and weight float32 [B, R] of a batch of
+        either kind."""
         image, text = batch["image"], batch["text"]
         if image.ndim == 5:
             return image, text, batch["segment"], batch["weight"]
@@ -82,11 +99,23 @@ class Cosmo(CoCa):
         return image[:, None], text, there.astype(jnp.int32), there.astype(jnp.float32)
 
     @jax.named_scope("text")
-    def _tokens(self, text: jax.Array, segment: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """What the unimodal layers make of [start] and each text but its end: int [B, R] and int [B, R] -> [B, R, D]."""
+    def _tokens(
+        self,
+        text: jax.Array,
+        segment: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """What the unimodal layers make of [start] and each text but its end: int [B, R] and int
+        [B, R] -> [B, R, D]."""
         before = jnp.pad(segment, ((0, 0), (1, 0)), constant_values=-1)[:, :-1]
         first = segment != before
-        x = jnp.where(first[..., None], self.start_token[...].astype(self.dtype), self.words(jnp.roll(text, 1, axis=1)))
+        x = jnp.where(
+            first[..., None],
+            self.start_token[...].astype(self.dtype),
+            self.words(jnp.roll(text, 1, axis=1)),
+        )
         place = jnp.arange(text.shape[1])
         mask = None
         if not self.across:
@@ -100,17 +129,21 @@ class Cosmo(CoCa):
         own = segment[:, None, :] == jnp.arange(1, count + 1)[:, None]
         return _unit(self.text_projection(self.text_pooler(tokens, own)))
 
-    def encode_text(self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+    def encode_text(
+        self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
         """text int [B, T], one a row -> unit rows float32 [B, E]."""
         segment = (text != self.pad_id).astype(jnp.int32)
         return self._pool(self._tokens(text, segment, train=train, key=key), segment, 1)[:, 0]
 
-    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None) -> dict[str, jax.Array]:
+    def __call__(
+        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Embeds the images and texts of a batch and reads the texts as captions, in one pass.
 
         Args:
-          batch: image float [B, K, S, S, C], normalised; text, segment int [B, R]; weight float [B, R] (`data.packing`). Or rows of one:
-            image [B, S, S, C], text [B, T].
+          batch: image float [B, K, S, S, C], normalised; text, segment int [B, R]; weight float [B,
+            R] (`data.packing`). Or rows of one: image [B, S, S, C], text [B, T].
           train, key: as for CoCa.
 
         Returns:
@@ -119,41 +152,72 @@ class Cosmo(CoCa):
         keys, scale = split(key, 3), self.log_scale[...]
         images, text, segment, weight = self._rows(batch)
         b, k = images.shape[:2]
-        latents, image = self.memory(images.reshape(b * k, *images.shape[2:]), train=train, key=keys[0])
+        latents, image = self.memory(
+            images.reshape(b * k, *images.shape[2:]), train=train, key=keys[0]
+        )
         tokens = self._tokens(text, segment, train=train, key=keys[1])
-        x = self._read_images(tokens, latents.reshape(b, -1, self.width), segment, k, train=train, key=keys[2])
+        x = self._read_images(
+            tokens, latents.reshape(b, -1, self.width), segment, k, train=train, key=keys[2]
+        )
         scores = self.head.scores(self.norm(x), self.words, text)
         return {
-            "image": image.reshape(b, k, -1), "text": self._pool(tokens, segment, k),
+            "image": image.reshape(b, k, -1),
+            "text": self._pool(tokens, segment, k),
             "log_scale": scale if self.most is None else bounded(scale, self.most),
-            "caption_weight": weight, **{f"caption_{name}": v for name, v in scores.items()},
-        }  # fmt: skip
+            "caption_weight": weight,
+            **{f"caption_{name}": v for name, v in scores.items()},
+        }
 
     @jax.named_scope("captioner")
-    def _read_images(self, tokens, latents, segment, count: int, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """The multimodal layers: tokens [B, R, D], latents [B, K N, D] of K = `count` images -> [B, R, D].
+    def _read_images(
+        self,
+        tokens,
+        latents,
+        segment,
+        count: int,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The multimodal layers: tokens [B, R, D], latents [B, K N, D] of K = `count` images -> [B,
+        R, D].
 
-        A token of segment k sees the latents of image k, the last one before it; one of segment 0 sees none.
+        A token of segment k sees the latents of image k, the last one before it; one of segment 0
+        sees none.
         """
         of = jnp.repeat(jnp.arange(1, count + 1), latents.shape[1] // count)
         seen = segment[:, :, None] == of
         mask = None if self.across else segment[:, :, None] == segment[:, None, :]
-        return self.multimodal(tokens, latents, mask=mask, memory_mask=seen, causal=True, train=train, key=key)
+        return self.multimodal(
+            tokens, latents, mask=mask, memory_mask=seen, causal=True, train=train, key=key
+        )
 
     def _score(self, text, targets, memory, *, train: bool = False, keys=(None, None)):
         """As CoCa's, of one image and one text."""
         segment = (text != self.pad_id).astype(jnp.int32)
         tokens = self._tokens(text, segment, train=train, key=keys[0])
         x = self._read_images(tokens, memory, segment, 1, train=train, key=keys[1])
-        return self.head.scores(self.norm(x), self.words, targets), self._pool(tokens, segment, 1)[:, 0]
+        return self.head.scores(self.norm(x), self.words, targets), self._pool(tokens, segment, 1)[
+            :, 0
+        ]
 
     def caption_logits(
-        self, image: jax.Array, text: jax.Array, *, memory: jax.Array | None = None, position: jax.Array | None = None
+        self,
+        image: jax.Array,
+        text: jax.Array,
+        *,
+        memory: jax.Array | None = None,
+        position: jax.Array | None = None,
     ) -> jax.Array:
         """As CoCa's, of one image and one text: float32 [B, T + 1, V]."""
         text = jnp.pad(text, ((0, 0), (0, 1)))  # a place for what comes after the last token
         segment = jnp.ones_like(text)
-        x = self._read_images(self._tokens(text, segment), self.memory(image)[0] if memory is None else memory, segment, 1)
+        x = self._read_images(
+            self._tokens(text, segment),
+            self.memory(image)[0] if memory is None else memory,
+            segment,
+            1,
+        )
         return self.head.logits(self.norm(x if position is None else x[:, position]), self.words)
 
 

@@ -1,4 +1,5 @@
-"""Dual encoder of a ViT and a text transformer: CLIP- (Radford et al. 2021) and SigLIP-shaped (Zhai et al. 2023)."""
+"""Dual encoder of a ViT and a text transformer: CLIP- (Radford et al. 2021) and SigLIP-shaped (Zhai
+et al. 2023)."""
 
 from __future__ import annotations
 
@@ -24,14 +25,15 @@ class DualEncoderConfig:
 
     Attributes:
       image, text: encoders by name, with their options.
-      projections: which pooled outputs are mapped linearly to `embed_dim`: `both` (CLIP), `text` (SigLIP; the image's
-        pooled output is used as it is), or `none`.
+      projections: which pooled outputs are mapped linearly to `embed_dim`: `both` (CLIP), `text`
+        (SigLIP; the image's pooled output is used as it is), or `none`.
       projection_bias: bias of these maps.
       embed_dim: width of the embedding space; None: the image encoder's width.
       init_scale: initial factor of the cosine; it is learned, and stored as its logarithm.
       max_scale: largest factor, or None for no limit.
       init_bias: initial bias of the logits (SigLIP: -10), or None for a model without.
-      lock: a tower whose encoder is kept as it is (LiT, Zhai et al. 2022: `image`); its projection is trained.
+      lock: a tower whose encoder is kept as it is (LiT, Zhai et al. 2022: `image`); its projection
+        is trained.
     """
 
     image: Annotated[Any, IMAGE_ENCODERS] = ViTConfig()
@@ -56,10 +58,17 @@ class DualEncoderConfig:
             "max_scale",
             f"{self.max_scale!r} is below init_scale = {self.init_scale:g}",
         )
-        for side, projected in (("image", self.projections == "both"), ("text", self.projections != "none")):
+        for side, projected in (
+            ("image", self.projections == "both"),
+            ("text", self.projections != "none"),
+        ):
             width = getattr(self, side).features
-            check(projected or width == self._width, "projections",
-                  f"{self.projections!r} leaves the {side} encoder's width of {width}, but the embedding space has {self._width}")  # fmt: skip
+            check(
+                projected or width == self._width,
+                "projections",
+                f"{self.projections!r} leaves the {side} encoder's width of {width}, but the "
+                f"embedding space has {self._width}",
+            )
 
     @property
     def _width(self) -> int:
@@ -72,9 +81,19 @@ class DualEncoderConfig:
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TwoTower:
         def tower(side: str, config: Any, project: bool) -> Tower:
             encoder, locked = config.build(inputs, rngs, dtype), self.lock == side
-            return Tower(encoder, self._width, project=project, bias=self.projection_bias, locked=locked, rngs=rngs, dtype=dtype)
+            return Tower(
+                encoder,
+                self._width,
+                project=project,
+                bias=self.projection_bias,
+                locked=locked,
+                rngs=rngs,
+                dtype=dtype,
+            )
 
         image = tower("image", self.image, self.projections == "both")
         text = tower("text", self.text, self.projections != "none")
         most = None if self.max_scale is None else math.log(self.max_scale)
-        return TwoTower(image, text, log_scale=math.log(self.init_scale), most=most, logit_bias=self.init_bias)
+        return TwoTower(
+            image, text, log_scale=math.log(self.init_scale), most=most, logit_bias=self.init_bias
+        )

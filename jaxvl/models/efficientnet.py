@@ -1,9 +1,11 @@
-"""EfficientNet (Tan & Le 2019), EfficientNet-L2 (Xie et al. 2020), EfficientNetV2 (Tan & Le 2021), and small variants.
+"""EfficientNet (Tan & Le 2019), EfficientNet-L2 (Xie et al. 2020), EfficientNetV2 (Tan & Le 2021),
+and small variants.
 
-A network is a stem, stages of blocks, optionally a 1 x 1 head convolution, and a global pool. Stages are written in
-the notation of the papers' code: `mbconv_r2_k3_s2_e6_o24_se0.25` is two inverted residual blocks of kernel 3, the first
-with stride 2, expansion 6, 24 output channels and squeeze-excite of a quarter of the block's input width; `fused_…`
-expands with one full convolution instead of a 1 x 1 and a depthwise one.
+A network is a stem, stages of blocks, optionally a 1 x 1 head convolution, and a global pool.
+Stages are written in the notation of the papers' code: `mbconv_r2_k3_s2_e6_o24_se0.25` is two
+inverted residual blocks of kernel 3, the first with stride 2, expansion 6, 24 output channels and
+squeeze-excite of a quarter of the block's input width; `fused_…` expands with one full convolution
+instead of a 1 x 1 and a depthwise one.
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ VARIANTS: Mapping[str, Plan] = {
         ("fused_r4_k3_s1_e1_o32", "fused_r7_k3_s2_e4_o64", "fused_r7_k3_s2_e4_o96", "mbconv_r10_k3_s2_e4_o192_se0.25",
          "mbconv_r19_k3_s1_e6_o224_se0.25", "mbconv_r25_k3_s2_e6_o384_se0.25", "mbconv_r7_k3_s1_e6_o640_se0.25"),
     ),
-    # Ours, for pictures of 48 pixels on a CPU with stem_patch=4: full convolutions only, where they run fastest.
+    # Ours, for pictures of 48 pixels on a CPU with stem_patch=4: full convolutions only, where they
+    # run fastest.
     "pico": Plan(1.0, 1.0, 48, 384, (
         "fused_r1_k3_s1_e1_o48_se0.25", "fused_r1_k2_s2_e1_o96", "fused_r2_k3_s1_e1_o96_se0.25",
         "fused_r1_k2_s2_e1_o192", "fused_r3_k3_s1_e1_o192_se0.25",
@@ -114,22 +117,33 @@ class Stage:
     squeeze: float = 0.0
 
 
-_STAGE = re.compile(r"(mbconv|fused)_r(\d{1,5})_k(\d{1,5})_s(\d{1,5})_e(\d{1,5})_o(\d{1,5})(?:_se(0?\.\d+|1))?")
+_STAGE = re.compile(
+    r"(mbconv|fused)_r(\d{1,5})_k(\d{1,5})_s(\d{1,5})_e(\d{1,5})_o(\d{1,5})(?:_se(0?\.\d+|1))?"
+)
 
 
 def parse_stage(text: str) -> Stage:
     """Reads the notation. Raises ConfigError where it does not fit."""
     match = _STAGE.fullmatch(text)
     if match is None:
-        raise ConfigError("stages", f"{text!r} must be written like 'mbconv_r2_k3_s2_e6_o24_se0.25' or 'fused_r2_k3_s1_e4_o32'")
+        raise ConfigError(
+            "stages",
+            f"{text!r} must be written like 'mbconv_r2_k3_s2_e6_o24_se0.25' or "
+            f"'fused_r2_k3_s1_e4_o32'",
+        )
     kind, *numbers, squeeze = match.groups()
     stage = Stage(kind, *map(int, numbers), float(squeeze or 0))
-    check(min(stage.repeats, stage.kernel, stage.stride, stage.expand, stage.channels) >= 1, "stages", f"{text!r}: numbers must be >= 1")
+    check(
+        min(stage.repeats, stage.kernel, stage.stride, stage.expand, stage.channels) >= 1,
+        "stages",
+        f"{text!r}: numbers must be >= 1",
+    )
     return stage
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, never more than a tenth below `channels` (EfficientNet's rounding)."""
+    """The nearest multiple of `divisor`, never more than a tenth below `channels` (EfficientNet's
+    rounding)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
@@ -144,18 +158,23 @@ class EfficientNetConfig:
     """EfficientNet as an image encoder.
 
     Attributes:
-      variant: `b0` … `b7`, `l2`, `v2_s`, `v2_m`, `v2_l`, or one of the small ones for images of 32 to 96 pixels.
+      variant: `b0` … `b7`, `l2`, `v2_s`, `v2_m`, `v2_l`, or one of the small ones for images of 32
+        to 96 pixels.
       width, depth: multipliers of channels and repeats; None: the variant's.
       stages: stages in the module's notation instead of the variant's.
       stem: channels of the stem (before `width`); None: the variant's.
       stem_stride: 2, or 1 for small images.
-      stem_patch: the stem sees blocks of this many pixels a side as the channels of one (space-to-depth, Ridnik et al.
-        2021): 4 leaves a quarter of the side. Early convolutions over many pixels and few channels are what costs most.
-      head: whether a 1 x 1 convolution follows the last stage, as in the classifier. ALIGN pools the last stage itself.
+      stem_patch: the stem sees blocks of this many pixels a side as the channels of one
+        (space-to-depth, Ridnik et al. 2021): 4 leaves a quarter of the side. Early convolutions
+        over many pixels and few channels are what costs most.
+      head: whether a 1 x 1 convolution follows the last stage, as in the classifier. ALIGN pools
+        the last stage itself.
       norm: `batch` (statistics of the global batch) or `group` (of 8 channels, row by row).
-      norm_momentum, norm_eps: of the norm; momentum is the share of the old statistics that is kept.
+      norm_momentum, norm_eps: of the norm; momentum is the share of the old statistics that is
+        kept.
       activation: after norms.
-      drop_connect: drop-path rate that the last block would have; it grows linearly with depth from 0.
+      drop_connect: drop-path rate that the last block would have; it grows linearly with depth from
+        0.
       padding: see `nn.conv.pads`; `bottom_right` is transformers' layout.
       symmetric_blocks: numbers of the blocks padded on all sides under `bottom_right`.
       pool: global `mean` or `max`.
@@ -185,20 +204,48 @@ class EfficientNetConfig:
         check(
             self.variant in VARIANTS,
             "variant",
-            f"{self.variant!r} is not a known variant{nearest(self.variant, known)} (known: {', '.join(known)})",
+            f"{self.variant!r} is not a known variant{nearest(self.variant, known)} (known: "
+            f"{', '.join(known)})",
         )
-        check(self.width is None or self.width > 0, "width", f"{self.width!r} multiplies channels; must be > 0")
-        check(self.depth is None or self.depth > 0, "depth", f"{self.depth!r} multiplies repeats; must be > 0")
+        check(
+            self.width is None or self.width > 0,
+            "width",
+            f"{self.width!r} multiplies channels; must be > 0",
+        )
+        check(
+            self.depth is None or self.depth > 0,
+            "depth",
+            f"{self.depth!r} multiplies repeats; must be > 0",
+        )
         check(self.stem_stride in (1, 2), "stem_stride", f"{self.stem_stride!r} must be 1 or 2")
         check(self.stem_patch >= 1, "stem_patch", f"{self.stem_patch!r} must be >= 1 pixel")
-        check(0 <= self.norm_momentum < 1, "norm_momentum", f"{self.norm_momentum!r} must be in [0, 1)")
-        check(self.stages is None or len(self.stages) > 0, "stages", "must name at least one stage, or be None")
+        check(
+            0 <= self.norm_momentum < 1,
+            "norm_momentum",
+            f"{self.norm_momentum!r} must be in [0, 1)",
+        )
+        check(
+            self.stages is None or len(self.stages) > 0,
+            "stages",
+            "must name at least one stage, or be None",
+        )
         check_rates(self, "drop_connect")
         stem, stages, _ = self.plan()
-        blocks, widest = sum(s.repeats for s in stages), max(stem, *(s.channels * s.expand for s in stages))
-        check(blocks <= MOST_BLOCKS, "depth", f"{self.depth!r} makes {blocks:,} blocks of {self.variant!r}; must be <= {MOST_BLOCKS:,}")
+        blocks, widest = (
+            sum(s.repeats for s in stages),
+            max(stem, *(s.channels * s.expand for s in stages)),
+        )
         check(
-            widest <= MOST_CHANNELS, "width", f"{self.width!r} makes {widest:,} channels of {self.variant!r}; must be <= {MOST_CHANNELS:,}"
+            blocks <= MOST_BLOCKS,
+            "depth",
+            f"{self.depth!r} makes {blocks:,} blocks of {self.variant!r}; must be <= "
+            f"{MOST_BLOCKS:,}",
+        )
+        check(
+            widest <= MOST_CHANNELS,
+            "width",
+            f"{self.width!r} makes {widest:,} channels of {self.variant!r}; must be <= "
+            f"{MOST_CHANNELS:,}",
         )
 
     def plan(self) -> tuple[int, tuple[Stage, ...], int]:
@@ -211,7 +258,9 @@ class EfficientNetConfig:
             return round_channels(n * width)
 
         stages = tuple(
-            dataclasses.replace(s, channels=channels(s.channels), repeats=math.ceil(depth * s.repeats))
+            dataclasses.replace(
+                s, channels=channels(s.channels), repeats=math.ceil(depth * s.repeats)
+            )
             for s in map(parse_stage, self.stages or plan.stages)
         )
         return channels(self.stem or plan.stem), stages, channels(plan.head)
@@ -225,14 +274,23 @@ class EfficientNetConfig:
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where the image is smaller than the network's total stride."""
         check(
-            inputs.image_size % self.stem_patch == 0, "stem_patch", f"{self.stem_patch} must divide the image of {inputs.image_size} pixels"
+            inputs.image_size % self.stem_patch == 0,
+            "stem_patch",
+            f"{self.stem_patch} must divide the image of {inputs.image_size} pixels",
         )
         total = self.stem_patch * self.stem_stride * math.prod(s.stride for s in self.plan()[1])
         check(
             inputs.image_size >= total,
             "stem_stride",
-            f"the network divides the side by {total}, more than the image of {inputs.image_size} pixels has"
-            + ("; a stem_stride of 1 or stages of stride 1 keep more" if self.stem_stride == 2 else "; use stages of stride 1"),
+            (
+                f"the network divides the side by {total}, more than the image of "
+                f"{inputs.image_size} pixels has"
+            )
+            + (
+                "; a stem_stride of 1 or stages of stride 1 keep more"
+                if self.stem_stride == 2
+                else "; use stages of stride 1"
+            ),
         )
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> EfficientNet:
@@ -270,10 +328,16 @@ class SqueezeExcite(nnx.Module):
       channels: of x. squeezed: width between.
     """
 
-    def __init__(self, channels: int, squeezed: int, *, activation: Activation, rngs: nnx.Rngs, dtype: Any):
+    def __init__(
+        self, channels: int, squeezed: int, *, activation: Activation, rngs: nnx.Rngs, dtype: Any
+    ):
         init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        self.down = Linear(channels, squeezed, axes=("conv_in", "conv_out"), rngs=rngs, init=init, dtype=dtype)
-        self.up = Linear(squeezed, channels, axes=("conv_in", "conv_out"), rngs=rngs, init=init, dtype=dtype)
+        self.down = Linear(
+            channels, squeezed, axes=("conv_in", "conv_out"), rngs=rngs, init=init, dtype=dtype
+        )
+        self.up = Linear(
+            squeezed, channels, axes=("conv_in", "conv_out"), rngs=rngs, init=init, dtype=dtype
+        )
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -282,31 +346,58 @@ class SqueezeExcite(nnx.Module):
 
 
 class MBConv(nnx.Module):
-    """Inverted residual block: expand, filter, squeeze-excite, project; residual where shapes allow.
+    """Inverted residual block: expand, filter, squeeze-excite, project; residual where shapes
+    allow.
 
     Args:
       stage: kind and sizes; stride: of this block. drop_rate: drop-connect of this block.
       rule: padding.
     """
 
-    def __init__(self, config, stage: Stage, inputs: int, stride: int, drop_rate: float, rule: PadRule, *, rngs, dtype):
+    def __init__(
+        self,
+        config,
+        stage: Stage,
+        inputs: int,
+        stride: int,
+        drop_rate: float,
+        rule: PadRule,
+        *,
+        rngs,
+        dtype,
+    ):
         hidden, act = inputs * stage.expand, config.activation
         self.stride, self.drop_rate = stride, drop_rate
         self.residual = stride == 1 and inputs == stage.channels
         filters = dict(stride=stride, rule=rule, rngs=rngs, dtype=dtype)
         expands = stage.expand != 1
         if stage.kind == "fused":
-            # A fused block without expansion is one convolution, which then carries the activation (EfficientNetV2).
+            # A fused block without expansion is one convolution, which then carries the activation
+            # (EfficientNetV2).
             hidden = hidden if expands else stage.channels
             self.expand = None
             self.filter = ConvNorm(config, inputs, hidden, stage.kernel, activation=act, **filters)
         else:
-            self.expand = ConvNorm(config, inputs, hidden, 1, activation=act, rngs=rngs, dtype=dtype) if expands else None
-            self.filter = ConvNorm(config, hidden, hidden, stage.kernel, activation=act, depthwise=True, **filters)
+            self.expand = (
+                ConvNorm(config, inputs, hidden, 1, activation=act, rngs=rngs, dtype=dtype)
+                if expands
+                else None
+            )
+            self.filter = ConvNorm(
+                config, hidden, hidden, stage.kernel, activation=act, depthwise=True, **filters
+            )
         squeezed = max(1, int(inputs * stage.squeeze))
-        self.gate = SqueezeExcite(hidden, squeezed, activation=act, rngs=rngs, dtype=dtype) if stage.squeeze else None
+        self.gate = (
+            SqueezeExcite(hidden, squeezed, activation=act, rngs=rngs, dtype=dtype)
+            if stage.squeeze
+            else None
+        )
         projects = stage.kind == "mbconv" or expands
-        self.project = ConvNorm(config, hidden, stage.channels, 1, rngs=rngs, dtype=dtype) if projects else None
+        self.project = (
+            ConvNorm(config, hidden, stage.channels, 1, rngs=rngs, dtype=dtype)
+            if projects
+            else None
+        )
 
     def __call__(self, x: jax.Array, key: jax.Array | None, *, train: bool) -> jax.Array:
         y = x if self.expand is None else self.expand(x, train=train)
@@ -323,33 +414,67 @@ class EfficientNet(nnx.Module):
       config: see `EfficientNetConfig`. channels: C.
     """
 
-    def __init__(self, config: EfficientNetConfig, channels: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: EfficientNetConfig, channels: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         stem, stages, head = config.plan()
         act, rule = config.activation, config.padding
         self.patch = config.stem_patch
         self.stem = ConvNorm(
-            config, channels * self.patch**2, stem, 3, activation=act, stride=config.stem_stride, rule=rule, rngs=rngs, dtype=dtype
+            config,
+            channels * self.patch**2,
+            stem,
+            3,
+            activation=act,
+            stride=config.stem_stride,
+            rule=rule,
+            rngs=rngs,
+            dtype=dtype,
         )
         total, inputs, blocks = sum(s.repeats for s in stages), stem, []
         for stage in stages:
             for i in range(stage.repeats):
                 number = len(blocks)
-                block_rule = "symmetric" if number in config.symmetric_blocks and rule == "bottom_right" else rule
+                block_rule = (
+                    "symmetric"
+                    if number in config.symmetric_blocks and rule == "bottom_right"
+                    else rule
+                )
                 rate = config.drop_connect * number / total
-                blocks.append(MBConv(config, stage, inputs, stage.stride if i == 0 else 1, rate, block_rule, rngs=rngs, dtype=dtype))
+                blocks.append(
+                    MBConv(
+                        config,
+                        stage,
+                        inputs,
+                        stage.stride if i == 0 else 1,
+                        rate,
+                        block_rule,
+                        rngs=rngs,
+                        dtype=dtype,
+                    )
+                )
                 inputs = stage.channels
         self.blocks = nnx.List(blocks)
-        self.head = ConvNorm(config, inputs, head, 1, activation=act, rngs=rngs, dtype=dtype) if config.head else None
+        self.head = (
+            ConvNorm(config, inputs, head, 1, activation=act, rngs=rngs, dtype=dtype)
+            if config.head
+            else None
+        )
         self.width, self.pool, self.remat = config.features, config.pool, config.remat
 
-    def __call__(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Encoded:
-        """image [B, S, S, C] normalised. Raises ValueError in training without a key if drop_connect > 0."""
+    def __call__(
+        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> Encoded:
+        """image [B, S, S, C] normalised. Raises ValueError in training without a key if
+        drop_connect > 0."""
 
         def run(block, x, key):
             return constrain(block(x, key, train=train), "batch", None, None, None)
 
         run = nnx.remat(run) if recomputes(self.remat) else run
-        x = constrain(self.stem(space_to_depth(image, self.patch), train=train), "batch", None, None, None)
+        x = constrain(
+            self.stem(space_to_depth(image, self.patch), train=train), "batch", None, None, None
+        )
         for number, block in enumerate(self.blocks):
             x = run(block, x, None if key is None else jax.random.fold_in(key, number))
         x = x if self.head is None else self.head(x, train=train)

@@ -1,8 +1,8 @@
 """A model seen from outside `models/`: pure functions of flat dicts of arrays.
 
-The modules are Flax NNX; nothing beyond this file and `models/`, `nn/`, `adapters/` knows that. Parameters and other
-state (batch-norm statistics) are flat dicts `"image/blocks/0/conv/kernel" -> Array`, which sort, mask by regular
-expression, shard and save without further ado.
+The modules are Flax NNX; nothing beyond this file and `models/`, `nn/`, `adapters/` knows that.
+Parameters and other state (batch-norm statistics) are flat dicts `"image/blocks/0/conv/kernel" ->
+Array`, which sort, mask by regular expression, shard and save without further ado.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Functional:
     _templates: tuple[nnx.State, nnx.State]
 
     def options(self, node: Mapping[str, Any], path: str) -> dict[str, Any]:
-        """Options of the call in training from a config's `node`. Raises ConfigError at `path` for one that the model has not."""
+        """Options of the call in training from a config's `node`. Raises ConfigError at `path` for
+        one that the model has not."""
         return resolve_call(self.call, node, path, given=("train", "key"))
 
     def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
@@ -58,9 +59,15 @@ class Functional:
         _, params, rest = nnx.split(self._build(key), nnx.Param, ...)
         return self._arrays(params), self._arrays(rest)
 
-    def apply(self, params: Arrays, rest: Arrays, *args: Any, method: str = "__call__", **kwargs: Any) -> tuple[Any, Arrays]:
+    def apply(
+        self, params: Arrays, rest: Arrays, *args: Any, method: str = "__call__", **kwargs: Any
+    ) -> tuple[Any, Arrays]:
         """`module.method(*args, **kwargs)` -> (its result, the new non-trained state)."""
-        module = nnx.merge(self.graphdef, *(self._state(t, a) for t, a in zip(self._templates, (params, rest))), copy=True)
+        module = nnx.merge(
+            self.graphdef,
+            *(self._state(t, a) for t, a in zip(self._templates, (params, rest))),
+            copy=True,
+        )
         out = getattr(module, method)(*args, **kwargs)
         return out, self._arrays(nnx.split(module, nnx.Param, ...)[2])
 
@@ -70,7 +77,12 @@ class Functional:
 
     @staticmethod
     def _state(template: nnx.State, arrays: Arrays) -> nnx.State:
-        return nnx.from_flat_state([(path, v.replace(arrays["/".join(map(str, path))])) for path, v in nnx.to_flat_state(template)])
+        return nnx.from_flat_state(
+            [
+                (path, v.replace(arrays["/".join(map(str, path))]))
+                for path, v in nnx.to_flat_state(template)
+            ]
+        )
 
 
 def functional(config: Any, inputs: Any, dtype: Any = jnp.float32) -> Functional:
@@ -91,9 +103,18 @@ def functional(config: Any, inputs: Any, dtype: Any = jnp.float32) -> Functional
 
     module = nnx.eval_shape(build, jax.random.key(0))
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-    shapes = [{p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in _flat(s).items()} for s in (params, rest)]
+    shapes = [
+        {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in _flat(s).items()}
+        for s in (params, rest)
+    ]
     axes = {path: variable.get_metadata().get("axes") for path, variable in _flat(params).items()}
     is_locked = getattr(module, "locked", lambda path: False)
     locked = frozenset(path for path in shapes[0] if is_locked(path))
-    methods = frozenset(name for name, _ in inspect.getmembers(type(module), inspect.isfunction) if not name.startswith("_"))
-    return Functional(graphdef, axes, *shapes, locked, type(module).__call__, methods, build, (params, rest))
+    methods = frozenset(
+        name
+        for name, _ in inspect.getmembers(type(module), inspect.isfunction)
+        if not name.startswith("_")
+    )
+    return Functional(
+        graphdef, axes, *shapes, locked, type(module).__call__, methods, build, (params, rest)
+    )

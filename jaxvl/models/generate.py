@@ -1,4 +1,5 @@
-"""Captions token by token: greedy, sampled or by beam search, with keys and values kept, in one compiled loop."""
+"""Captions token by token: greedy, sampled or by beam search, with keys and values kept, in one
+compiled loop."""
 
 from __future__ import annotations
 
@@ -21,17 +22,23 @@ class Generation:
     """How the next token is chosen.
 
     Attributes:
-      method: `greedy`, `sample`, or `beam` (the best of `beams` partial captions by their summed log-probability).
-      max_length, min_length: tokens of a caption, EOS included; None: what the model was trained with.
+      method: `greedy`, `sample`, or `beam` (the best of `beams` partial captions by their summed
+        log-probability).
+      max_length, min_length: tokens of a caption, EOS included; None: what the model was trained
+        with.
       temperature: divides the logits (`sample`).
       top_k: only so many likeliest tokens (`sample`); None: all.
-      top_p: only the likeliest tokens that together have this probability (`sample`; Holtzman et al. 2020).
-      seed: of samples; record i draws from `fold_in(key(seed), i)`, whatever the batch and the mesh.
+      top_p: only the likeliest tokens that together have this probability (`sample`; Holtzman et
+        al. 2020).
+      seed: of samples; record i draws from `fold_in(key(seed), i)`, whatever the batch and the
+        mesh.
       beams: K.
-      length_penalty: a >= 0 in score = log p / ((5 + length) / 6)^a (Wu et al. 2016); 0 favours short captions.
-      repetition_penalty: logits of tokens already there are divided by it where positive, multiplied where negative (Keskar et
-        al. 2019); 1: none.
-      no_repeat: no sequence of so many tokens comes twice in a caption (Paulus et al. 2018); 0: any may.
+      length_penalty: a >= 0 in score = log p / ((5 + length) / 6)^a (Wu et al. 2016); 0 favours
+        short captions.
+      repetition_penalty: logits of tokens already there are divided by it where positive,
+        multiplied where negative (Keskar et al. 2019); 1: none.
+      no_repeat: no sequence of so many tokens comes twice in a caption (Paulus et al. 2018); 0: any
+        may.
     """
 
     method: Literal["greedy", "sample", "beam"] = "greedy"
@@ -47,13 +54,25 @@ class Generation:
     no_repeat: Annotated[int, Range(0, 1_048_576)] = 0
 
     def __post_init__(self):
-        check(self.temperature > 0, "temperature", f"{self.temperature!r} must be > 0; for the likeliest token use method='greedy'")
-        check(self.top_k is None or self.top_k >= 1, "top_k", f"{self.top_k!r} must be >= 1, or None for all")
+        check(
+            self.temperature > 0,
+            "temperature",
+            f"{self.temperature!r} must be > 0; for the likeliest token use method='greedy'",
+        )
+        check(
+            self.top_k is None or self.top_k >= 1,
+            "top_k",
+            f"{self.top_k!r} must be >= 1, or None for all",
+        )
         check(0 < self.top_p <= 1, "top_p", f"{self.top_p!r} is a probability; must be in (0, 1]")
         check(0 <= self.seed < 2**31, "seed", f"{self.seed!r} must be in 0 … 2^31 - 1")
         check(self.beams >= 1, "beams", f"{self.beams!r} must be >= 1")
         check(self.length_penalty >= 0, "length_penalty", f"{self.length_penalty!r} must be >= 0")
-        check(self.repetition_penalty > 0, "repetition_penalty", f"{self.repetition_penalty!r} must be > 0")
+        check(
+            self.repetition_penalty > 0,
+            "repetition_penalty",
+            f"{self.repetition_penalty!r} must be > 0",
+        )
         check(self.no_repeat >= 0, "no_repeat", f"{self.no_repeat!r} must be >= 0 tokens")
         check(self.min_length >= 0, "min_length", f"{self.min_length!r} must be >= 0 tokens")
         longest = self.max_length
@@ -64,15 +83,34 @@ class Generation:
         )
 
     def split(self) -> tuple[Generation, Numbers]:
-        """What decides the compiled program (hashable, the numbers at stand-ins), and the numbers: arguments of that program."""
-        numbers = Numbers(self.temperature, self.top_p, self.length_penalty, self.repetition_penalty, self.min_length, self.seed)
-        penalty, nucleus = (2.0 if self.repetition_penalty != 1 else 1.0), (0.5 if self.top_p < 1 else 1.0)
-        changes = dict(temperature=1.0, top_p=nucleus, length_penalty=0.0, repetition_penalty=penalty, min_length=0, seed=0)
+        """What decides the compiled program (hashable, the numbers at stand-ins), and the numbers:
+        arguments of that program."""
+        numbers = Numbers(
+            self.temperature,
+            self.top_p,
+            self.length_penalty,
+            self.repetition_penalty,
+            self.min_length,
+            self.seed,
+        )
+        penalty, nucleus = (
+            (2.0 if self.repetition_penalty != 1 else 1.0),
+            (0.5 if self.top_p < 1 else 1.0),
+        )
+        changes = dict(
+            temperature=1.0,
+            top_p=nucleus,
+            length_penalty=0.0,
+            repetition_penalty=penalty,
+            min_length=0,
+            seed=0,
+        )
         return dataclasses.replace(self, **changes), numbers
 
 
 class Numbers(NamedTuple):
-    """The options of `Generation` that a compiled program takes as arguments, so that another temperature compiles nothing."""
+    """The options of `Generation` that a compiled program takes as arguments, so that another
+    temperature compiles nothing."""
 
     temperature: float | jax.Array
     top_p: float | jax.Array
@@ -83,9 +121,11 @@ class Numbers(NamedTuple):
 
 
 class Captions(NamedTuple):
-    """What `generate` returns: tokens int32 [B, T], padded after EOS, and their log-probability float32 [B].
+    """What `generate` returns: tokens int32 [B, T], padded after EOS, and their log-probability
+    float32 [B].
 
-    The probability is that of what could be chosen: penalties and bans count, temperature, `top_k` and `top_p` do not.
+    The probability is that of what could be chosen: penalties and bans count, temperature, `top_k`
+    and `top_p` do not.
     """
 
     tokens: jax.Array
@@ -96,7 +136,8 @@ Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class _Rules(NamedTuple):
-    """Everything but the model that decides a token. most: tokens that a caption may have; prompt: as in `generate`, by hypothesis."""
+    """Everything but the model that decides a token. most: tokens that a caption may have; prompt:
+    as in `generate`, by hypothesis."""
 
     config: Generation
     numbers: Numbers
@@ -122,22 +163,34 @@ def generate(
     """Runs inside jit.
 
     Args:
-      step: `(known, last token int [B], position) -> (float32 logits [B, V], known)`; at position 0 nothing is read of the token.
+      step: `(known, last token int [B], position) -> (float32 logits [B, V], known)`; at position 0
+        nothing is read of the token.
       known: before the first token; the arrays' first axis is the batch.
       length: T; a shorter `max_length` ends captions earlier.
-      keys: one per row [B], needed to sample. So a row's caption does not depend on those beside it.
-      numbers: those of `config.split()`, where they are to be arguments of the compiled function; None: as in `config`.
-      prompt: int [B, P], P <= T, padded at the end; captions begin with these tokens, which cost no log-probability but count as
-        length. Each caption goes on after its own prompt.
+      keys: one per row [B], needed to sample. So a row's caption does not depend on those beside
+        it.
+      numbers: those of `config.split()`, where they are to be arguments of the compiled function;
+        None: as in `config`.
+      prompt: int [B, P], P <= T, padded at the end; captions begin with these tokens, which cost no
+        log-probability but count as length. Each caption goes on after its own prompt.
 
     Raises:
       ValueError: no keys to sample with.
     """
-    rules = _Rules(config, numbers or config.split()[1], min(config.max_length or length, length), eos_id, pad_id, prompt)
+    rules = _Rules(
+        config,
+        numbers or config.split()[1],
+        min(config.max_length or length, length),
+        eos_id,
+        pad_id,
+        prompt,
+    )
     if config.method == "beam":
         return _beam(step, known, rules, batch, length)
     if config.method == "sample" and keys is None:
-        raise ValueError("keys: None, but method='sample' is random; pass a jax.random.key for every row")
+        raise ValueError(
+            "keys: None, but method='sample' is random; pass a jax.random.key for every row"
+        )
 
     def going(state):
         t, done = state[0], state[2]
@@ -148,14 +201,28 @@ def generate(
         logits, known = step(known, tokens[:, jnp.maximum(t - 1, 0)], t)
         logits = _adjust(logits, tokens, t, rules)
         if config.method == "sample":
-            new = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, t), row))(keys, _restrict(logits, rules))
+            new = jax.vmap(
+                lambda key, row: jax.random.categorical(jax.random.fold_in(key, t), row)
+            )(keys, _restrict(logits, rules))
         else:
             new = logits.argmax(-1)
         gain = jnp.take_along_axis(jax.nn.log_softmax(logits), new[:, None], 1)[:, 0]
         tokens = tokens.at[:, t].set(jnp.where(done, pad_id, new).astype(jnp.int32))
-        return t + 1, constrain(tokens, "batch", None), done | (new == eos_id), log_p + jnp.where(done, 0.0, gain), known
+        return (
+            t + 1,
+            constrain(tokens, "batch", None),
+            done | (new == eos_id),
+            log_p + jnp.where(done, 0.0, gain),
+            known,
+        )
 
-    start = jnp.int32(0), jnp.full((batch, length), pad_id, jnp.int32), jnp.zeros(batch, bool), jnp.zeros(batch), known
+    start = (
+        jnp.int32(0),
+        jnp.full((batch, length), pad_id, jnp.int32),
+        jnp.zeros(batch, bool),
+        jnp.zeros(batch),
+        known,
+    )
     _, tokens, _, log_p, _ = lax.while_loop(going, extend, start)
     return Captions(tokens, log_p)
 
@@ -189,7 +256,8 @@ def _prompted(logits: jax.Array, prompt: jax.Array | None, t: jax.Array, pad_id:
 
 
 def _completing(tokens: jax.Array, t: jax.Array, n: int, v: int) -> jax.Array:
-    """bool [B, V]: tokens which at position t would end a sequence of n that tokens [B, T] already hold before t."""
+    """bool [B, V]: tokens which at position t would end a sequence of n that tokens [B, T] already
+    hold before t."""
     b, length = tokens.shape
     starts = jnp.arange(length)
     at = lambda i: tokens[:, jnp.clip(i, 0, length - 1)]
@@ -200,7 +268,8 @@ def _completing(tokens: jax.Array, t: jax.Array, n: int, v: int) -> jax.Array:
 
 
 def _restrict(logits: jax.Array, rules: _Rules) -> jax.Array:
-    """Logits by the temperature, with all but the `top_k`, and all but the likeliest of `top_p`, out of reach."""
+    """Logits by the temperature, with all but the `top_k`, and all but the likeliest of `top_p`,
+    out of reach."""
     config, logits = rules.config, logits / rules.numbers.temperature
     if config.top_k is not None:
         least = lax.top_k(logits, min(config.top_k, logits.shape[-1]))[0][:, -1:]
@@ -208,7 +277,9 @@ def _restrict(logits: jax.Array, rules: _Rules) -> jax.Array:
     if config.top_p < 1.0:
         ordered = jnp.sort(logits, descending=True)
         p = jax.nn.softmax(ordered)
-        least = jnp.where(jnp.cumsum(p, -1) - p < rules.numbers.top_p, ordered, jnp.inf).min(-1, keepdims=True)  # the likeliest stays
+        least = jnp.where(jnp.cumsum(p, -1) - p < rules.numbers.top_p, ordered, jnp.inf).min(
+            -1, keepdims=True
+        )  # the likeliest stays
         logits = jnp.where(logits < least, NEVER, logits)
     return logits
 
@@ -216,12 +287,17 @@ def _restrict(logits: jax.Array, rules: _Rules) -> jax.Array:
 def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions:
     """The K likeliest partial captions are extended; the best finished one by score is kept aside.
 
-    A finished caption takes no beam from those that go on, and the search of a row is over once none of these can still have a
-    better score: log p only falls, and no length divides by more than the longest.
+    A finished caption takes no beam from those that go on, and the search of a row is over once
+    none of these can still have a better score: log p only falls, and no length divides by more
+    than the longest.
     """
     k, pad_id, eos_id, most = rules.config.beams, rules.pad_id, rules.eos_id, rules.most
     known = jax.tree.map(lambda a: jnp.repeat(a, k, axis=0), known)
-    rules = rules if rules.prompt is None else rules._replace(prompt=jnp.repeat(rules.prompt, k, axis=0))
+    rules = (
+        rules
+        if rules.prompt is None
+        else rules._replace(prompt=jnp.repeat(rules.prompt, k, axis=0))
+    )
 
     def score(log_p, length):
         return log_p / ((5.0 + length) / 6.0) ** rules.numbers.length_penalty
@@ -233,7 +309,9 @@ def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions
     def extend(state):
         t, tokens, log_p, ended, ended_log_p, best, known = state
         logits, known = step(known, tokens[:, :, jnp.maximum(t - 1, 0)].reshape(-1), t)
-        gain = jax.nn.log_softmax(_adjust(logits, tokens.reshape(batch * k, length), t, rules)).reshape(batch, k, -1)
+        gain = jax.nn.log_softmax(
+            _adjust(logits, tokens.reshape(batch * k, length), t, rules)
+        ).reshape(batch, k, -1)
         total, v = log_p[..., None] + gain, gain.shape[-1]
         # The best caption that ends here, against the best that ended before.
         ends = total[..., eos_id]
@@ -242,7 +320,10 @@ def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions
         better = score(now, t + 1) > best
         ending = jnp.take_along_axis(tokens, beam[..., None], 1)[:, 0].at[:, t].set(eos_id)
         ended = jnp.where(better[:, None], ending, ended)
-        ended_log_p, best = jnp.where(better, now, ended_log_p), jnp.where(better, score(now, t + 1), best)
+        ended_log_p, best = (
+            jnp.where(better, now, ended_log_p),
+            jnp.where(better, score(now, t + 1), best),
+        )
         # The best that go on.
         log_p, chosen = lax.top_k(total.at[..., eos_id].set(2 * NEVER).reshape(batch, -1), k)
         parent, new = chosen // v, (chosen % v).astype(jnp.int32)
@@ -252,9 +333,15 @@ def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions
         return t + 1, constrain(tokens, "batch", None, None), log_p, ended, ended_log_p, best, known
 
     start = (
-        jnp.int32(0), jnp.full((batch, k, length), pad_id, jnp.int32),
-        jnp.broadcast_to(jnp.where(jnp.arange(k) == 0, 0.0, NEVER), (batch, k)),  # all beams are alike before the first token
-        jnp.full((batch, length), pad_id, jnp.int32), jnp.zeros(batch), jnp.full(batch, -jnp.inf), known,
-    )  # fmt: skip
+        jnp.int32(0),
+        jnp.full((batch, k, length), pad_id, jnp.int32),
+        jnp.broadcast_to(
+            jnp.where(jnp.arange(k) == 0, 0.0, NEVER), (batch, k)
+        ),  # all beams are alike before the first token
+        jnp.full((batch, length), pad_id, jnp.int32),
+        jnp.zeros(batch),
+        jnp.full(batch, -jnp.inf),
+        known,
+    )
     _, _, _, ended, ended_log_p, _, _ = lax.while_loop(going, extend, start)
     return Captions(ended, ended_log_p)

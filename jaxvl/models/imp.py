@@ -1,12 +1,17 @@
-"""IMP, the integrated multimodal perceiver (Akbari et al. 2023, arXiv 2305.06324): one encoder for pictures, video, sound and text.
+"""IMP, the integrated multimodal perceiver (Akbari et al. 2023, arXiv 2305.06324): one encoder for
+pictures, video, sound and text.
 
 image, video  -> 4 x 16 x 16 patches --+
-spectrogram   -> 16 x 16 patches ------+-- drop some -> + positions -> one transformer, dense or MoE -> norm -> mean
-waveform      -> 256 samples ----------+                                                                  |
-text          -> words ----------------+                    projection of each (source, target) pair <----+----> class heads
+spectrogram   -> 16 x 16 patches ------+-- drop some -> + positions -> one transformer, dense or MoE
+              -> norm -> mean
+waveform      -> 256 samples ----------+
+              |
+text          -> words ----------------+                    projection of each (source, target) pair
+              <----+----> class heads
 
-A batch is encoded modality by modality. A picture is a video whose frames are equal. A row may be several instances of a modality (texts
-[B, N, T] of one picture): they are encoded like rows, and stay together in what is compared.
+A batch is encoded modality by modality. A picture is a video whose frames are equal. A row may be
+several instances of a modality (texts [B, N, T] of one picture): they are encoded like rows, and
+stay together in what is compared.
 """
 
 from __future__ import annotations
@@ -44,7 +49,13 @@ SIZES: Mapping[str, Sizes] = {
     "giant": Sizes(3072, 32, 48, 10240),
 }
 # What a batch may hold, and which modality that is for projections, experts and skills.
-INPUTS: Mapping[str, str] = {"image": "vision", "video": "vision", "spectrogram": "audio", "waveform": "audio", "text": "text"}
+INPUTS: Mapping[str, str] = {
+    "image": "vision",
+    "video": "vision",
+    "spectrogram": "audio",
+    "waveform": "audio",
+    "text": "text",
+}
 MODALITIES = ("vision", "audio", "text")
 # Dimensions of a batch of one instance a row.
 DIMENSIONS: Mapping[str, int] = {"image": 4, "video": 5, "spectrogram": 3, "waveform": 2, "text": 2}
@@ -57,20 +68,25 @@ class ImpConfig:
 
     Attributes:
       variant: size: small … giant. width, depth, heads, hidden: instead of the variant's.
-      moe: mixtures of experts of some layers, or None (dense). IMP: `dict(last=6, experts=16)`, with `qk_norm`.
+      moe: mixtures of experts of some layers, or None (dense). IMP: `dict(last=6, experts=16)`,
+        with `qk_norm`.
       qk_norm: layer norm of queries and keys; None: with `moe`.
       patch, patch_frames: sides of a patch of video in pixels and frames.
       most_frames, most_pixels: largest video.
-      spectrogram_patch: sides of a patch of a spectrogram. most_steps, most_bins: largest spectrogram.
+      spectrogram_patch: sides of a patch of a spectrogram. most_steps, most_bins: largest
+        spectrogram.
       log_mel: a batch's waveforms are heard as this spectrogram; None: as samples.
       waveform_patch: samples of a token. most_samples: longest waveform.
       most_words: longest text.
-      inputs: what the model takes, of image, video, spectrogram, waveform and text; it has parameters for no other. Each modality of
-        a pair needs one.
-      pairs: modalities that are compared, as in `vision-text`; each has two projections and a temperature of its own.
-      embed_dim, projection_hidden: width of the embedding space, and of the one hidden layer of a projection.
+      inputs: what the model takes, of image, video, spectrogram, waveform and text; it has
+        parameters for no other. Each modality of a pair needs one.
+      pairs: modalities that are compared, as in `vision-text`; each has two projections and a
+        temperature of its own.
+      embed_dim, projection_hidden: width of the embedding space, and of the one hidden layer of a
+        projection.
       classes: name -> number of classes: linear heads.
-      init_temperature: of the cosine, of every pair; None: 0.2, or 1 with `moe`, whose start it eases.
+      init_temperature: of the cosine, of every pair; None: 0.2, or 1 with `moe`, whose start it
+        eases.
       max_scale: largest exp(log_scale), or None.
       dropout, drop_path, scan, remat: see `nn.transformer.StackOptions`.
     """
@@ -97,7 +113,9 @@ class ImpConfig:
     pairs: tuple[str, ...] = ("vision-text",)
     embed_dim: Width = 1024
     projection_hidden: Hidden = 1024
-    classes: dict[str, Annotated[int, Range(2, 16_777_216)]] = dataclasses.field(default_factory=dict)
+    classes: dict[str, Annotated[int, Range(2, 16_777_216)]] = dataclasses.field(
+        default_factory=dict
+    )
     init_temperature: Scale | None = None
     max_scale: Scale | None = 100.0
     dropout: float = 0.0
@@ -110,28 +128,61 @@ class ImpConfig:
 
     def __post_init__(self):
         check_rates(self, "dropout", "drop_path")
-        for name in ("patch", "patch_frames", "most_frames", "most_pixels", "spectrogram_patch", "most_steps", "most_bins",
-                     "waveform_patch", "most_samples", "most_words", "embed_dim", "projection_hidden"):  # fmt: skip
+        for name in (
+            "patch",
+            "patch_frames",
+            "most_frames",
+            "most_pixels",
+            "spectrogram_patch",
+            "most_steps",
+            "most_bins",
+            "waveform_patch",
+            "most_samples",
+            "most_words",
+            "embed_dim",
+            "projection_hidden",
+        ):
             check(getattr(self, name) >= 1, name, f"{getattr(self, name)!r} must be >= 1")
         for name in self.inputs:
             check(name in INPUTS, "inputs", f"{name!r} is not one of {', '.join(INPUTS)}")
         for pair in self.pairs:
             sides = pair.split("-")
             known = len(sides) == 2 and sides[0] != sides[1] and set(sides) <= set(MODALITIES)
-            check(known, "pairs", f"{pair!r} must be two of {', '.join(MODALITIES)}, as in 'vision-text'")
+            check(
+                known,
+                "pairs",
+                f"{pair!r} must be two of {', '.join(MODALITIES)}, as in 'vision-text'",
+            )
             for side in sides:
                 may = [name for name, kind in INPUTS.items() if kind == side]
                 check(
-                    bool({*may} & {*self.inputs}), "pairs", f"{pair!r} needs {' or '.join(may)} among the inputs ({', '.join(self.inputs)})"
+                    bool({*may} & {*self.inputs}),
+                    "pairs",
+                    f"{pair!r} needs {' or '.join(may)} among the inputs "
+                    f"({', '.join(self.inputs)})",
                 )
-        check(len({frozenset(p.split("-")) for p in self.pairs}) == len(self.pairs), "pairs", f"{list(self.pairs)!r} names a pair twice")
+        check(
+            len({frozenset(p.split("-")) for p in self.pairs}) == len(self.pairs),
+            "pairs",
+            f"{list(self.pairs)!r} names a pair twice",
+        )
         for name, n in self.classes.items():
             check(n >= 2, f"classes.{name}", f"{n!r} must be >= 2 classes")
         check(
-            self.log_mel is None or "spectrogram" in self.inputs, "log_mel", "needs 'spectrogram' among the inputs, which waveforms become"
+            self.log_mel is None or "spectrogram" in self.inputs,
+            "log_mel",
+            "needs 'spectrogram' among the inputs, which waveforms become",
         )
-        check(self.init_temperature is None or self.init_temperature > 0, "init_temperature", f"{self.init_temperature!r} must be > 0")
-        check(self.max_scale is None or self.max_scale > 0, "max_scale", f"{self.max_scale!r} must be > 0, or None")
+        check(
+            self.init_temperature is None or self.init_temperature > 0,
+            "init_temperature",
+            f"{self.init_temperature!r} must be > 0",
+        )
+        check(
+            self.max_scale is None or self.max_scale > 0,
+            "max_scale",
+            f"{self.max_scale!r} must be > 0, or None",
+        )
         moe = self.moe
         check(
             moe is None or moe.modalities in ((), MODALITIES),
@@ -152,57 +203,98 @@ class ImpConfig:
     def options(self) -> StackOptions:
         moe = self.moe and dataclasses.replace(self.moe, modalities=MODALITIES)
         return StackOptions(
-            activation="gelu_tanh", bias=False, qk_norm=self.moe is not None if self.qk_norm is None else self.qk_norm,
-            dropout=self.dropout, hidden_dropout=self.dropout, drop_path=self.drop_path, scan=self.scan, remat=self.remat, moe=moe,
-        )  # fmt: skip
+            activation="gelu_tanh",
+            bias=False,
+            qk_norm=self.moe is not None if self.qk_norm is None else self.qk_norm,
+            dropout=self.dropout,
+            hidden_dropout=self.dropout,
+            drop_path=self.drop_path,
+            scan=self.scan,
+            remat=self.remat,
+            moe=moe,
+        )
 
     def check_inputs(self, inputs: InputSpec) -> None:
-        """Raises ConfigError where patches do not tile the image, or the model has not the positions."""
+        """Raises ConfigError where patches do not tile the image, or the model has not the
+        positions."""
         side = inputs.image_size
-        check(side % self.patch == 0, "patch", f"{self.patch} pixels must divide the image of {side}")
-        check(side <= self.most_pixels, "most_pixels", f"{self.most_pixels} pixels are fewer than the {side} of the images")
         check(
-            inputs.text_length <= self.most_words, "most_words", f"{self.most_words} are fewer than the texts' {inputs.text_length} tokens"
+            side % self.patch == 0, "patch", f"{self.patch} pixels must divide the image of {side}"
+        )
+        check(
+            side <= self.most_pixels,
+            "most_pixels",
+            f"{self.most_pixels} pixels are fewer than the {side} of the images",
+        )
+        check(
+            inputs.text_length <= self.most_words,
+            "most_words",
+            f"{self.most_words} are fewer than the texts' {inputs.text_length} tokens",
         )
 
     def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
-        """Raises ConfigError where a task's `data` is not what the model takes, or its `encode` names what the data has not."""
+        """Raises ConfigError where a task's `data` is not what the model takes, or its `encode`
+        names what the data has not."""
         heard = "waveform" if self.log_mel is None else "spectrogram"
         given = [heard if name == "waveform" else name for name in data.inputs.values()]
         kinds = {INPUTS[name] for name in given}
         for name in given:
-            check(name in self.inputs, "data.fields", f"{name!r} is not among the inputs of the model ({', '.join(self.inputs)})")
+            check(
+                name in self.inputs,
+                "data.fields",
+                f"{name!r} is not among the inputs of the model ({', '.join(self.inputs)})",
+            )
         check(len(kinds) == len(given), "data.fields", f"{given!r} must be one of a modality")
         if "video" in given:
             frames = data.entries["video"].shape[0]
             fits = frames % self.patch_frames == 0 and frames <= self.most_frames
-            problem = f"{frames!r} must be a multiple of {self.patch_frames}, of at most {self.most_frames}"
+            problem = (
+                f"{frames!r} must be a multiple of {self.patch_frames}, of at most "
+                f"{self.most_frames}"
+            )
             check(fits, "data.fields.video.frames", problem)
         patched = [name for name in given if name != "text"]
         for name, rate in (encode.get("drop") or {}).items():
-            known = f"has no patches to drop in this task (those that have: {', '.join(patched) or 'none'})"
+            known = (
+                f"has no patches to drop in this task (those that have: "
+                f"{', '.join(patched) or 'none'})"
+            )
             check(name in patched, f"encode.drop.{name}", known)
-            check(0 <= rate < 1, f"encode.drop.{name}", f"{rate!r} is a share of the tokens; must be in [0, 1)")
+            check(
+                0 <= rate < 1,
+                f"encode.drop.{name}",
+                f"{rate!r} is a share of the tokens; must be in [0, 1)",
+            )
         for head, kind in (encode.get("classes") or {}).items():
             key = f"encode.classes.{head}"
             check(
                 head in self.classes,
                 key,
-                f"is no head of the model{nearest(head, list(self.classes))} ({', '.join(self.classes) or 'none'})",
+                f"is no head of the model{nearest(head, list(self.classes))} "
+                f"({', '.join(self.classes) or 'none'})",
             )
-            check(kind in kinds, key, f"{kind!r} is no modality of this task ({', '.join(sorted(kinds))})")
+            check(
+                kind in kinds,
+                key,
+                f"{kind!r} is no modality of this task ({', '.join(sorted(kinds))})",
+            )
         names = getattr(self.moe and self.moe.router, "names", None)
         if names is not None:
             skills = encode.get("skills") or tuple(kinds)
             for skill in skills:
-                check(skill in names, "encode.skills", f"{skill!r} is no skill of the model ({', '.join(names)})")
+                check(
+                    skill in names,
+                    "encode.skills",
+                    f"{skill!r} is no skill of the model ({', '.join(names)})",
+                )
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Imp:
         return Imp(self, inputs, rngs=rngs, dtype=dtype)
 
 
 class Projection(nnx.Module):
-    """From the encoder to the space that one modality shares with one other: a hidden layer, and a linear one."""
+    """From the encoder to the space that one modality shares with one other: a hidden layer, and a
+    linear one."""
 
     def __init__(self, width: int, hidden: int, embed: int, *, rngs: nnx.Rngs, dtype: Any):
         self.up = Linear(width, hidden, axes=("embed", "mlp"), rngs=rngs, dtype=dtype)
@@ -220,63 +312,120 @@ class Imp(nnx.Module):
       config: see `ImpConfig`. inputs: fixes vocabulary, padding and channels.
     """
 
-    def __init__(self, config: ImpConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: ImpConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         width, options = config.sizes.width, dict(rngs=rngs, dtype=dtype)
         c, p, s = config, config.patch, config.spectrogram_patch
         takes = set(c.inputs)
         sides = dict(time=c.patch_frames, height=p, width=p)
         most = dict(time=c.most_frames, height=c.most_pixels, width=c.most_pixels)
-        self.vision = GridTokens("video", sides, most, inputs.channels, width, **options) if {"image", "video"} & takes else None
+        self.vision = (
+            GridTokens("video", sides, most, inputs.channels, width, **options)
+            if {"image", "video"} & takes
+            else None
+        )
         sides, most = dict(time=s, bins=s), dict(time=c.most_steps, bins=c.most_bins)
-        self.spectrogram = GridTokens("spectrogram", sides, most, 1, width, **options) if "spectrogram" in takes else None
+        self.spectrogram = (
+            GridTokens("spectrogram", sides, most, 1, width, **options)
+            if "spectrogram" in takes
+            else None
+        )
         sides, most = dict(time=c.waveform_patch), dict(time=c.most_samples)
-        self.waveform = GridTokens("waveform", sides, most, 1, width, **options) if "waveform" in takes else None
+        self.waveform = (
+            GridTokens("waveform", sides, most, 1, width, **options)
+            if "waveform" in takes
+            else None
+        )
         # Words are as large as their positions.
-        self.words = Embedding(inputs.vocab_size, width, init=normal(width**-0.5), **options) if "text" in takes else None
-        self.word_positions = FactoredPositions("text", dict(time=c.most_words), width, **options) if "text" in takes else None
+        self.words = (
+            Embedding(inputs.vocab_size, width, init=normal(width**-0.5), **options)
+            if "text" in takes
+            else None
+        )
+        self.word_positions = (
+            FactoredPositions("text", dict(time=c.most_words), width, **options)
+            if "text" in takes
+            else None
+        )
         self.transformer = Transformer(c.sizes, c.options(), **options)
         self.norm = LayerNorm(width, bias=False, dtype=dtype)
-        directed = [f"{a}>{b}" for pair in map(lambda p: p.split("-"), c.pairs) for a, b in (pair, pair[::-1])]
-        self.projections = nnx.Dict({name: Projection(width, c.projection_hidden, c.embed_dim, **options) for name in directed})
+        directed = [
+            f"{a}>{b}"
+            for pair in map(lambda p: p.split("-"), c.pairs)
+            for a, b in (pair, pair[::-1])
+        ]
+        self.projections = nnx.Dict(
+            {
+                name: Projection(width, c.projection_hidden, c.embed_dim, **options)
+                for name in directed
+            }
+        )
         start = -math.log(c.temperature)
-        self.log_scale = nnx.Dict({pair: nnx.Param(jnp.float32(start), axes=()) for pair in c.pairs})
+        self.log_scale = nnx.Dict(
+            {pair: nnx.Param(jnp.float32(start), axes=()) for pair in c.pairs}
+        )
         self.classes = nnx.Dict(
-            {name: Linear(width, n, axes=("embed", "classes"), init=normal(0.02), **options) for name, n in c.classes.items()}
+            {
+                name: Linear(width, n, axes=("embed", "classes"), init=normal(0.02), **options)
+                for name, n in c.classes.items()
+            }
         )
         self.most = None if c.max_scale is None else math.log(c.max_scale)
         self.config, self.pad_id, self.dtype = config, inputs.pad_id, dtype
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # One modality
 
-    def _tokens(self, name: str, x: jax.Array, length: jax.Array | None, drop: float, key: jax.Array | None) -> tuple[Any, Any]:
+    def _tokens(
+        self, name: str, x: jax.Array, length: jax.Array | None, drop: float, key: jax.Array | None
+    ) -> tuple[Any, Any]:
         """Tokens [B, P, D] of one input, and their mask bool [B, P] or None."""
         if name not in self.config.inputs:
-            raise ValueError(f"{name}: the model does not take it (inputs: {', '.join(self.config.inputs)})")
+            raise ValueError(
+                f"{name}: the model does not take it (inputs: {', '.join(self.config.inputs)})"
+            )
         if name == "text":
             b, t = x.shape
             self.word_positions.check([t])
             places = jnp.broadcast_to(jnp.arange(t)[:, None], (b, t, 1))
             if drop:
-                raise ValueError("drop: 'text' has no tokens to drop; patches of image, video, spectrogram and waveform have")
+                raise ValueError(
+                    "drop: 'text' has no tokens to drop; patches of image, video, "
+                    "spectrogram and waveform have"
+                )
             return self.words(x) + self.word_positions(places), x != self.pad_id
         grid = self.vision if name in ("image", "video") else getattr(self, name)
-        patches = grid.still(x) if name == "image" else grid.cut(x[..., None] if name in ("spectrogram", "waveform") else x)
+        patches = (
+            grid.still(x)
+            if name == "image"
+            else grid.cut(x[..., None] if name in ("spectrogram", "waveform") else x)
+        )
         if length is not None:  # in steps of the first axis; a patch counts from its first step on
-            patches = patches._replace(mask=patches.places[..., 0] * grid.patch[0] < length[:, None])
+            patches = patches._replace(
+                mask=patches.places[..., 0] * grid.patch[0] < length[:, None]
+            )
         if drop:
             patches = keep_some(patches, drop, key)
         return (grid.embed_still if name == "image" else grid)(patches), patches.mask
 
     def encode(
-        self, name: str, x: jax.Array, length: jax.Array | None = None, *, drop: float = 0.0, skills: tuple[str, ...] | None = None,
-        train: bool = False, key: jax.Array | None = None,
-    ) -> MoeOutput:  # fmt: skip
+        self,
+        name: str,
+        x: jax.Array,
+        length: jax.Array | None = None,
+        *,
+        drop: float = 0.0,
+        skills: tuple[str, ...] | None = None,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> MoeOutput:
         """Encodes one input.
 
         Args:
-          name, x: `image` [B, S, S, C], `video` [B, F, S, S, C], `spectrogram` [B, T, M] of M bins, `waveform` [B, T], or `text` int [B, T]; with one
-            dimension more after B, N instances a row.
+          name, x: `image` [B, S, S, C], `video` [B, F, S, S, C], `spectrogram` [B, T, M] of M bins,
+            `waveform` [B, T], or `text` int [B, T]; with one dimension more after B, N instances a
+            row.
           length: int [B] or [B, N], frames, steps or samples that are not padding; None: all.
           drop: share of its tokens that is left out, drawn with `key`.
           skills: that run, where the experts are skills; None: those named like the modality.
@@ -290,7 +439,15 @@ class Imp(nnx.Module):
         if x.ndim == DIMENSIONS[name] + 1:
             b, n = x.shape[:2]
             length = None if length is None else length.reshape(-1)
-            out = self.encode(name, x.reshape(b * n, *x.shape[2:]), length, drop=drop, skills=skills, train=train, key=key)
+            out = self.encode(
+                name,
+                x.reshape(b * n, *x.shape[2:]),
+                length,
+                drop=drop,
+                skills=skills,
+                train=train,
+                key=key,
+            )
             return dataclasses.replace(out, y=out.y.reshape(b, n, -1))
         drop_key, key = (None, None) if key is None else jax.random.split(key)
         tokens, mask = self._tokens(name, x, length, drop, drop_key)
@@ -298,7 +455,9 @@ class Imp(nnx.Module):
         routing: dict[str, Any] = {}
         if self.config.moe is not None:
             named = getattr(self.config.moe.router, "names", None)
-            routing = dict(modality=jnp.int32(MODALITIES.index(kind)), skills=skills or (named and (kind,)))
+            routing = dict(
+                modality=jnp.int32(MODALITIES.index(kind)), skills=skills or (named and (kind,))
+            )
         out = self.transformer.routed(tokens, mask=mask, train=train, key=key, **routing)
         y = self.norm(out.y).astype(jnp.float32)
         if mask is None:
@@ -306,25 +465,35 @@ class Imp(nnx.Module):
         weight = mask.astype(jnp.float32)[..., None]
         return dataclasses.replace(out, y=(y * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0))
 
-    def embed(self, name: str, x: jax.Array, target: str, length: jax.Array | None = None) -> jax.Array:
+    def embed(
+        self, name: str, x: jax.Array, target: str, length: jax.Array | None = None
+    ) -> jax.Array:
         """One input in the space that its modality shares with `target`: unit rows float32 [B, E].
 
         Raises KeyError where the model has no such pair.
         """
         projection = f"{INPUTS[name]}>{target}"
         if projection not in self.projections:
-            raise KeyError(f"{projection!r} is not among the model's projections{nearest(projection, list(self.projections))}")
+            raise KeyError(
+                f"{projection!r} is not among the model's "
+                f"projections{nearest(projection, list(self.projections))}"
+            )
         return self.projections[projection](self.encode(name, x, length).y)
 
-    def encode_image(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
-        """image float [B, S, S, C], normalised -> unit rows float32 [B, E], to be compared with texts."""
+    def encode_image(
+        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
+        """image float [B, S, S, C], normalised -> unit rows float32 [B, E], to be compared with
+        texts."""
         return self.embed("image", image, "text")
 
-    def encode_text(self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+    def encode_text(
+        self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
         """text int [B, T] -> unit rows float32 [B, E], to be compared with pictures and video."""
         return self.embed("text", text, "vision")
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # A batch
 
     def _heard(self, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
@@ -333,68 +502,114 @@ class Imp(nnx.Module):
             return batch
         if (log_mel := self.config.log_mel) is None:
             x = batch["waveform"]
-            return {**batch, "waveform": x.astype(jnp.float32) * (1 / 32768 if x.dtype == jnp.int16 else 1.0)}
-        rest = {k: v for k, v in batch.items() if k not in ("waveform", "waveform_length", "has_waveform")}
+            return {
+                **batch,
+                "waveform": x.astype(jnp.float32) * (1 / 32768 if x.dtype == jnp.int16 else 1.0),
+            }
+        rest = {
+            k: v
+            for k, v in batch.items()
+            if k not in ("waveform", "waveform_length", "has_waveform")
+        }
         x, length = batch["waveform"], batch.get("waveform_length")
         rows = x.shape[:-1]  # (B,) or (B, N)
-        spectrogram, real = log_mel(x.reshape(-1, x.shape[-1]), None if length is None else length.reshape(-1))
+        spectrogram, real = log_mel(
+            x.reshape(-1, x.shape[-1]), None if length is None else length.reshape(-1)
+        )
         rest["spectrogram"] = spectrogram.reshape(*rows, *spectrogram.shape[1:])
         if length is not None:
             rest["spectrogram_length"] = real.sum(1, dtype=jnp.int32).reshape(rows)
-        return rest | ({"has_spectrogram": batch["has_waveform"]} if "has_waveform" in batch else {})
+        return rest | (
+            {"has_spectrogram": batch["has_waveform"]} if "has_waveform" in batch else {}
+        )
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, drop: dict[str, float] | None = None, classes: dict[str, str] | None = None,
-        skills: tuple[str, ...] | None = None, train: bool = False, key: jax.Array | None = None,
-    ) -> dict[str, jax.Array]:  # fmt: skip
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        drop: dict[str, float] | None = None,
+        classes: dict[str, str] | None = None,
+        skills: tuple[str, ...] | None = None,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
         """Encodes whatever the batch holds.
 
         Args:
-          batch: any of `INPUTS`, at most one of a modality, with `NAME_length` int [B] (or [B, N]) where rows are padded, and `has_NAME` bool [B]
-            where some rows lack it; see `encode` for several instances a row. A waveform is float in -1..1, or int16.
+          batch: any of `INPUTS`, at most one of a modality, with `NAME_length` int [B] (or [B, N])
+            where rows are padded, and `has_NAME` bool [B] where some rows lack it; see `encode` for
+            several instances a row. A waveform is float in -1..1, or int16.
           drop: input -> share of its tokens to leave out.
           classes: heads to run -> the modality that each sees.
           skills: see `encode`.
           train, key: as for `TwoTower`.
 
         Returns:
-          For each pair A-B of which the batch has both: `A>B` and `B>A`, unit rows float32 [B, E] or [B, N, E], and `log_scale/A-B` float32 [];
-          `logits/NAME` float32 [B, K], and `has/logits/NAME` bool [B] where some rows lack what the head sees; `moe/loss/NAME` and `moe/health/NAME`, the same for every row: float32 [B] and [B, …], the sum
-          of the losses over the layers and inputs, and the health by layer, mean over the inputs, dead experts those of all inputs;
-          `has/A` bool [B] of modalities that some rows lack.
+          For each pair A-B of which the batch has both: `A>B` and `B>A`, unit rows float32 [B, E]
+          or [B, N, E], and `log_scale/A-B` float32 []; `logits/NAME` float32 [B, K], and
+          `has/logits/NAME` bool [B] where some rows lack what the head sees; `moe/loss/NAME` and
+          `moe/health/NAME`, the same for every row: float32 [B] and [B, …], the sum of the losses
+          over the layers and inputs, and the health by layer, mean over the inputs, dead experts
+          those of all inputs; `has/A` bool [B] of modalities that some rows lack.
         """
         batch = self._heard(batch)
         drop, given = drop or {}, [name for name in INPUTS if name in batch]
         found = {INPUTS[name] for name in given}
         if len(found) < len(given) or not given:
-            raise ValueError(f"batch: has {', '.join(given) or 'no input'}; must be at least one of {', '.join(INPUTS)}, one of a modality")
+            raise ValueError(
+                f"batch: has {', '.join(given) or 'no input'}; must be at least one of "
+                f"{', '.join(INPUTS)}, one of a modality"
+            )
         if unknown := set(drop) - set(INPUTS):
             raise ValueError(f"drop: {sorted(unknown)} are no inputs (inputs: {', '.join(INPUTS)})")
-        keys = dict(zip(given, [None] * len(given) if key is None else jax.random.split(key, len(given))))
+        keys = dict(
+            zip(given, [None] * len(given) if key is None else jax.random.split(key, len(given)))
+        )
         encoded = {}
         for name in given:
-            options = dict(drop=drop.get(name, 0.0) if train else 0.0, skills=skills, train=train, key=keys[name])
+            options = dict(
+                drop=drop.get(name, 0.0) if train else 0.0,
+                skills=skills,
+                train=train,
+                key=keys[name],
+            )
             with jax.named_scope(name):
-                encoded[INPUTS[name]] = self.encode(name, batch[name], batch.get(f"{name}_length"), **options)
-        outputs = {f"has/{INPUTS[name]}": batch[f"has_{name}"] for name in given if f"has_{name}" in batch}
+                encoded[INPUTS[name]] = self.encode(
+                    name, batch[name], batch.get(f"{name}_length"), **options
+                )
+        outputs = {
+            f"has/{INPUTS[name]}": batch[f"has_{name}"] for name in given if f"has_{name}" in batch
+        }
         for pair, scale in self.log_scale.items():
             a, b = pair.split("-")
             if {a, b} <= found:
-                outputs |= {f"{s}>{t}": self.projections[f"{s}>{t}"](encoded[s].y) for s, t in ((a, b), (b, a))}
-                outputs[f"log_scale/{pair}"] = scale[...] if self.most is None else bounded(scale[...], self.most)
+                outputs |= {
+                    f"{s}>{t}": self.projections[f"{s}>{t}"](encoded[s].y)
+                    for s, t in ((a, b), (b, a))
+                }
+                outputs[f"log_scale/{pair}"] = (
+                    scale[...] if self.most is None else bounded(scale[...], self.most)
+                )
         for name, kind in (classes or {}).items():
             outputs[f"logits/{name}"] = self.classes[name](encoded[kind].y).astype(jnp.float32)
-            outputs |= {f"has/logits/{name}": outputs[key] for key in (f"has/{kind}",) if key in outputs}
+            outputs |= {
+                f"has/logits/{name}": outputs[key] for key in (f"has/{kind}",) if key in outputs
+            }
         return outputs | _reports(list(encoded.values()), len(batch[given[0]]))
 
 
 def _reports(encoded: list[MoeOutput], rows: int) -> dict[str, jax.Array]:
-    """Losses and health for every row alike, so that they pass through microbatches as rows do; a row's loss is the whole loss."""
+    """Losses and health for every row alike, so that they pass through microbatches as rows do; a
+    row's loss is the whole loss."""
     if not encoded[0].health:
         return {}
     losses = {k: sum(out.losses[k] for out in encoded) for k in encoded[0].losses}
     each = {k: jnp.stack([out.health[k] for out in encoded]) for k in encoded[0].health}
     # Of `load/MODALITY` all inputs but one have zeros; an expert is dead that no input wakes.
-    health = {k: v.sum(0) if "/" in k else v.min(0) if k == "dead" else v.mean(0) for k, v in each.items()}
-    named = {f"moe/loss/{k}": v for k, v in losses.items()} | {f"moe/health/{k}": v for k, v in health.items()}
+    health = {
+        k: v.sum(0) if "/" in k else v.min(0) if k == "dead" else v.mean(0) for k, v in each.items()
+    }
+    named = {f"moe/loss/{k}": v for k, v in losses.items()} | {
+        f"moe/health/{k}": v for k, v in health.items()
+    }
     return {k: jnp.broadcast_to(v, (rows, *v.shape)) for k, v in named.items()}

@@ -23,7 +23,8 @@ _COCA_OPEN_CLIP = {
 
 
 def saved(workdir: str) -> dict[str, Any]:
-    """The model of a run's workdir, or of one that `jaxvl.convert` made: what a run with `init_from` has.
+    """The model of a run's workdir, or of one that `jaxvl.convert` made: what a run with
+    `init_from` has.
 
     Raises OSError where there is none.
     """
@@ -32,11 +33,17 @@ def saved(workdir: str) -> dict[str, Any]:
 
 def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -> dict[str, Any]:
     """ALIGN: EfficientNet `image` and BERT `text`."""
-    return dict(name="align", image=dict(name="efficientnet", variant=image), text=dict(name="bert", variant=text), embed_dim=embed_dim)
+    return dict(
+        name="align",
+        image=dict(name="efficientnet", variant=image),
+        text=dict(name="bert", variant=text),
+        embed_dim=embed_dim,
+    )
 
 
 def clip(variant: str = "B/32", activation: str = "quick_gelu") -> dict[str, Any]:
-    """OpenAI's CLIP: `B/32`, `B/16` or `L/14`, texts of 77 tokens; and OpenCLIP's small ones, `S/32` and `S/16`.
+    """OpenAI's CLIP: `B/32`, `B/16` or `L/14`, texts of 77 tokens; and OpenCLIP's small ones,
+    `S/32` and `S/16`.
 
     Args:
       activation: `quick_gelu` as OpenAI's weights have it; OpenCLIP trains with `gelu`.
@@ -46,13 +53,21 @@ def clip(variant: str = "B/32", activation: str = "quick_gelu") -> dict[str, Any
     """
     size, slash, _ = variant.partition("/")
     sizes = ", ".join(_CLIP_TEXT)
-    check(size in _CLIP_TEXT and bool(slash), "variant", f"{variant!r} must be a size and a patch side, as 'B/32' (sizes: {sizes})")
+    check(
+        size in _CLIP_TEXT and bool(slash),
+        "variant",
+        f"{variant!r} must be a size and a patch side, as 'B/32' (sizes: {sizes})",
+    )
     text, embed_dim = _CLIP_TEXT[size]
     shared = dict(activation=activation, eps=1e-5)
     return dict(
         name="dual_encoder",
-        image=dict(name="vit", variant=variant, pool="cls", pre_norm=True, patch_bias=False, **shared),
-        text=dict(name="text_transformer", variant=text, causal=True, pool="eos", positions=77, **shared),
+        image=dict(
+            name="vit", variant=variant, pool="cls", pre_norm=True, patch_bias=False, **shared
+        ),
+        text=dict(
+            name="text_transformer", variant=text, causal=True, pool="eos", positions=77, **shared
+        ),
         embed_dim=embed_dim,
     )
 
@@ -62,7 +77,13 @@ def siglip(variant: str = "B/16") -> dict[str, Any]:
     return dict(
         name="dual_encoder",
         image=dict(name="vit", variant=variant, pool="map"),
-        text=dict(name="text_transformer", variant=variant.partition("/")[0], mask_padding=False, pool="last", positions=64),
+        text=dict(
+            name="text_transformer",
+            variant=variant.partition("/")[0],
+            mask_padding=False,
+            pool="last",
+            positions=64,
+        ),
         projections="text",
         projection_bias=True,
         init_scale=10.0,
@@ -78,12 +99,17 @@ def coca(variant: str = "base") -> dict[str, Any]:
       ConfigError: another variant.
     """
     _check_known(variant, _COCA_IMAGE)
-    return dict(name="coca", image=dict(name="vit", variant=_COCA_IMAGE[variant], pool="mean"), variant=variant)
+    return dict(
+        name="coca",
+        image=dict(name="vit", variant=_COCA_IMAGE[variant], pool="mean"),
+        variant=variant,
+    )
 
 
 def coca_open_clip(variant: str = "ViT-B-32") -> dict[str, Any]:
-    """open_clip's `coca_ViT-B-32`, `coca_ViT-L-14` (images of 224 pixels) and `coca_base` (288 pixels), texts of 76 tokens from CLIP's
-    tokenizer; of another tokenizer, `start_id` has to be set.
+    """open_clip's `coca_ViT-B-32`, `coca_ViT-L-14` (images of 224 pixels) and `coca_base` (288
+    pixels), texts of 76 tokens from CLIP's tokenizer; of another tokenizer, `start_id` has to be
+    set.
 
     Raises:
       ConfigError: another variant.
@@ -93,13 +119,31 @@ def coca_open_clip(variant: str = "ViT-B-32") -> dict[str, Any]:
     return dict(
         name="coca",
         image=dict(
-            name="vit", variant=image, pool="cls", patch_bias=False, pre_norm=True, post_norm=form["poolers"] == "none", activation="gelu",
+            name="vit",
+            variant=image,
+            pool="cls",
+            patch_bias=False,
+            pre_norm=True,
+            post_norm=form["poolers"] == "none",
+            activation="gelu",
             eps=1e-5,
         ),
-        width=width, heads=heads, hidden=4 * width, unimodal=12, multimodal=12, cross="after", start_id=49406, late_mask=True,
-        embed_dim=embed_dim, **form,
-    )  # fmt: skip
+        width=width,
+        heads=heads,
+        hidden=4 * width,
+        unimodal=12,
+        multimodal=12,
+        cross="after",
+        start_id=49406,
+        late_mask=True,
+        embed_dim=embed_dim,
+        **form,
+    )
 
 
 def _check_known(variant: str, known: Collection[str]) -> None:
-    check(variant in known, "variant", f"{variant!r} is not known{nearest(variant, list(known))} (known: {', '.join(known)})")
+    check(
+        variant in known,
+        "variant",
+        f"{variant!r} is not known{nearest(variant, list(known))} (known: {', '.join(known)})",
+    )

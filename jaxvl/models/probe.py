@@ -1,4 +1,5 @@
-"""A classifier on the tokens of a frozen image encoder: CoCa's frozen-feature evaluation (Yu et al. 2022, section 4.2)."""
+"""A classifier on the tokens of a frozen image encoder: CoCa's frozen-feature evaluation (Yu et al.
+2022, section 4.2)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ class ProbeConfig:
     heads: int
 
     def __post_init__(self):
-        check(self.width % self.heads == 0, "heads", f"{self.heads} must divide the width of {self.width}")
+        check(
+            self.width % self.heads == 0,
+            "heads",
+            f"{self.heads} must divide the width of {self.width}",
+        )
 
     def check_inputs(self, inputs: None) -> None:
         """Tokens of any number fit."""
@@ -38,11 +43,21 @@ class ProbeConfig:
 
 
 class Probe(nnx.Module):
-    """One learned query attends to the tokens; a linear layer, zero at first, makes logits of what it finds."""
+    """One learned query attends to the tokens; a linear layer, zero at first, makes logits of what
+    it finds."""
 
     def __init__(self, config: ProbeConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
-        self.pooler = QueryPooler(1, config.width, config.heads, memory_width=config.memory_width, rngs=rngs, dtype=dtype)
-        self.head = Linear(config.width, config.classes, axes=("embed", "classes"), init=normal(0.0), rngs=rngs, dtype=jnp.float32)
+        self.pooler = QueryPooler(
+            1, config.width, config.heads, memory_width=config.memory_width, rngs=rngs, dtype=dtype
+        )
+        self.head = Linear(
+            config.width,
+            config.classes,
+            axes=("embed", "classes"),
+            init=normal(0.0),
+            rngs=rngs,
+            dtype=jnp.float32,
+        )
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """[B, P, D] -> logits float32 [B, C]."""

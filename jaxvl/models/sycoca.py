@@ -1,14 +1,16 @@
-"""SyCoCa (Ma et al. 2024, arXiv 2401.02137): CoCa, and texts that help to see what is hidden of an image.
+"""SyCoCa (Ma et al. 2024, arXiv 2401.02137): CoCa, and texts that help to see what is hidden of an
+image.
 
 image -> encoder -> patches --+-- contrastive pooler -> image embedding
                               |
                               +-- all but those LEAST like the text -> caption pooler -> captions, as in `coca`
                               |
                               +-- all but those MOST like the text, a mask token in their place
-                                    -> image decoder, cross-attention to the text's tokens -> pixels of the hidden patches
+                                    -> image decoder, cross-attention to the text's tokens -> pixels
+                                    of the hidden patches
 
-One pass gives all three losses: the scores that choose the patches come from the very embeddings that the contrast compares, and
-no gradient goes through the choice.
+One pass gives all three losses: the scores that choose the patches come from the very embeddings
+that the contrast compares, and no gradient goes through the choice.
 """
 
 from __future__ import annotations
@@ -38,15 +40,20 @@ class SyCoCaConfig(CoCaConfig):
     """SyCoCa: everything that CoCa has, and
 
     Attributes:
-      masking: `attentive`: patches are chosen by the cosine of their embedding with the text's; `random`: by lot, for comparison.
-      masked_share: share of the patches that is hidden from the image decoder, the most text-like (not from the paper).
-      hidden_share: share of the patches that is hidden from the captioner, the least text-like (not from the paper).
-      masked: `tokens`: the encoder's output is replaced, so that one pass does it, but the tokens around have seen what is
-        hidden; `pixels`: what is hidden is painted over with a learned patch and the encoder runs once more.
+      masking: `attentive`: patches are chosen by the cosine of their embedding with the text's;
+        `random`: by lot, for comparison.
+      masked_share: share of the patches that is hidden from the image decoder, the most text-like
+        (not from the paper).
+      hidden_share: share of the patches that is hidden from the captioner, the least text-like (not
+        from the paper).
+      masked: `tokens`: the encoder's output is replaced, so that one pass does it, but the tokens
+        around have seen what is hidden; `pixels`: what is hidden is painted over with a learned
+        patch and the encoder runs once more.
       image_layers: layers of the image decoder; None: as many as the multimodal ones.
 
-    The contrastive pooler reads the encoder's tokens (`poolers="parallel"`): a patch's embedding is what it makes of that patch alone,
-    and the image's must not depend on which patches the text has chosen.
+    The contrastive pooler reads the encoder's tokens (`poolers="parallel"`): a patch's embedding is
+    what it makes of that patch alone, and the image's must not depend on which patches the text has
+    chosen.
     """
 
     poolers: Literal["cascade", "parallel"] = "parallel"
@@ -59,19 +66,48 @@ class SyCoCaConfig(CoCaConfig):
     def __post_init__(self):
         super().__post_init__()
         own_form(self)
-        check(self.poolers == "parallel", "poolers", f"{self.poolers!r} is not for sycoca; must be 'parallel'")
-        check(0 < self.masked_share < 1, "masked_share", f"{self.masked_share!r} is a share of the patches; must be in (0, 1)")
-        check(0 <= self.hidden_share < 1, "hidden_share", f"{self.hidden_share!r} is a share of the patches; must be in [0, 1)")
-        check(self.image_layers is None or self.image_layers >= 1, "image_layers", f"{self.image_layers!r} must be >= 1")
+        check(
+            self.poolers == "parallel",
+            "poolers",
+            f"{self.poolers!r} is not for sycoca; must be 'parallel'",
+        )
+        check(
+            0 < self.masked_share < 1,
+            "masked_share",
+            f"{self.masked_share!r} is a share of the patches; must be in (0, 1)",
+        )
+        check(
+            0 <= self.hidden_share < 1,
+            "hidden_share",
+            f"{self.hidden_share!r} is a share of the patches; must be in [0, 1)",
+        )
+        check(
+            self.image_layers is None or self.image_layers >= 1,
+            "image_layers",
+            f"{self.image_layers!r} must be >= 1",
+        )
 
     def check_inputs(self, inputs: InputSpec) -> None:
-        """Raises ConfigError as CoCa does, and where the image encoder's tokens are not patches, or too few to hide some."""
+        """Raises ConfigError as CoCa does, and where the image encoder's tokens are not patches, or
+        too few to hide some."""
         super().check_inputs(inputs)
         plain = getattr(self.image, "patch", 0) and self.image.pool != "cls"
-        check(plain, "image", "must be a vit without a class token (pool mean or map), whose tokens are patches")
+        check(
+            plain,
+            "image",
+            "must be a vit without a class token (pool mean or map), whose tokens are patches",
+        )
         patches = (inputs.image_size // self.image.patch) ** 2
-        some = 1 <= round(self.masked_share * patches) < patches and round(self.hidden_share * patches) < patches
-        check(some, "masked_share", f"{self.masked_share!r} and hidden_share {self.hidden_share!r} leave none of {patches} patches")
+        some = (
+            1 <= round(self.masked_share * patches) < patches
+            and round(self.hidden_share * patches) < patches
+        )
+        check(
+            some,
+            "masked_share",
+            f"{self.masked_share!r} and hidden_share {self.hidden_share!r} leave none of "
+            f"{patches} patches",
+        )
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> SyCoCa:
         return SyCoCa(self, inputs, rngs=rngs, dtype=dtype)
@@ -84,37 +120,55 @@ class SyCoCa(CoCa):
       config: see `SyCoCaConfig`. inputs: as for CoCa.
     """
 
-    def __init__(self, config: SyCoCaConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: SyCoCaConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         super().__init__(config, inputs, rngs=rngs, dtype=dtype)
         self.patch, width = config.image.patch, self.width
         patches, values = (inputs.image_size // self.patch) ** 2, self.patch**2 * inputs.channels
-        sizes = dataclasses.replace(config.sizes("multimodal"), depth=config.image_layers or config.sizes("multimodal").depth)
+        sizes = dataclasses.replace(
+            config.sizes("multimodal"),
+            depth=config.image_layers or config.sizes("multimodal").depth,
+        )
         options = dict(rngs=rngs, dtype=dtype)
 
         def table(*shape: int, axes: tuple[str, ...]) -> nnx.Param:
             return nnx.Param(normal(0.02)(rngs.params(), shape, jnp.float32), axes=axes)
 
-        self.patch_projection = Linear(self.encoder.width, width, axes=("joint", "embed"), **options)
+        self.patch_projection = Linear(
+            self.encoder.width, width, axes=("joint", "embed"), **options
+        )
         self.patch_positions = table(patches, width, axes=("length", "embed"))
         self.mask_token = table(width, axes=("norm",)) if config.masked == "tokens" else None
-        self.mask_patch = table(self.patch, self.patch, inputs.channels, axes=("kernel", "kernel", "conv_in")) if config.masked == "pixels" else None  # fmt: skip
+        self.mask_patch = (
+            table(self.patch, self.patch, inputs.channels, axes=("kernel", "kernel", "conv_in"))
+            if config.masked == "pixels"
+            else None
+        )
         self.image_decoder = Transformer(sizes, config.options(), memory_width=width, **options)
         self.image_norm = LayerNorm(width, eps=1e-5, dtype=dtype)
         self.pixels = Linear(width, values, axes=("embed", "joint"), **options)
         self.random = config.masking == "random"
-        self.masked_count, self.hidden_count = round(config.masked_share * patches), round(config.hidden_share * patches)
+        self.masked_count, self.hidden_count = (
+            round(config.masked_share * patches),
+            round(config.hidden_share * patches),
+        )
 
-    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None) -> dict[str, jax.Array]:
+    def __call__(
+        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Embeds a batch, reads its texts as captions and its hidden patches, in one pass.
 
         Args:
-          batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding. Optional: patch_scores float
-            [B, P], which choose the patches instead of the cosine.
-          train, key: as for CoCa. Random masks are drawn from the key; without one they are the same at every call.
+          batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding.
+            Optional: patch_scores float [B, P], which choose the patches instead of the cosine.
+          train, key: as for CoCa. Random masks are drawn from the key; without one they are the
+            same at every call.
 
         Returns:
-          What CoCa returns; patch_prediction: float32 [B, P, p² C], the pixels of each patch in reading order as the image decoder
-          sees them; patch_weight: float32 [B, P], 1 where a patch was hidden from it; patch_scores: float32 [B, P], what chose.
+          What CoCa returns; patch_prediction: float32 [B, P, p² C], the pixels of each patch in
+          reading order as the image decoder sees them; patch_weight: float32 [B, P], 1 where a
+          patch was hidden from it; patch_scores: float32 [B, P], what chose.
         """
         keys, text, scale = split(key, 6), batch["text"], self.log_scale[...]
         with jax.named_scope("image"):
@@ -123,23 +177,39 @@ class SyCoCa(CoCa):
         tokens, embedding = self._read(text, train=train, key=keys[1])
         scores = batch.get("patch_scores")
         if scores is None:
-            scores = self._lot(patches, keys[2]) if self.random else self._cosine(patches, embedding)
+            scores = (
+                self._lot(patches, keys[2]) if self.random else self._cosine(patches, embedding)
+            )
         scores = jax.lax.stop_gradient(scores.astype(jnp.float32))
         order = jnp.argsort(jnp.argsort(-scores, axis=1), axis=1)  # 0: the most text-like
         masked, seen = order < self.masked_count, order < order.shape[1] - self.hidden_count
         with jax.named_scope("captioner"):
-            x = self.multimodal(tokens[:, :-1], self.caption_pooler(patches, seen), causal=True, train=train, key=keys[3])
+            x = self.multimodal(
+                tokens[:, :-1],
+                self.caption_pooler(patches, seen),
+                causal=True,
+                train=train,
+                key=keys[3],
+            )
             captions = self.head.scores(self.norm(x), self.words, text)
         there = text != self.pad_id
-        prediction = self._complete(batch["image"], patches, masked, tokens, there, train=train, keys=keys[4:])
+        prediction = self._complete(
+            batch["image"], patches, masked, tokens, there, train=train, keys=keys[4:]
+        )
         return {
-            "image": image, "text": embedding, "log_scale": scale if self.most is None else bounded(scale, self.most),
-            "caption_weight": there.astype(jnp.float32), **{f"caption_{k}": v for k, v in captions.items()},
-            "patch_prediction": prediction, "patch_weight": masked.astype(jnp.float32), "patch_scores": scores,
-        }  # fmt: skip
+            "image": image,
+            "text": embedding,
+            "log_scale": scale if self.most is None else bounded(scale, self.most),
+            "caption_weight": there.astype(jnp.float32),
+            **{f"caption_{k}": v for k, v in captions.items()},
+            "patch_prediction": prediction,
+            "patch_weight": masked.astype(jnp.float32),
+            "patch_scores": scores,
+        }
 
     def _cosine(self, patches: jax.Array, text: jax.Array) -> jax.Array:
-        """[B, P, D'] and unit rows [B, E] -> [B, P]: of what the contrastive pooler makes of a patch alone (as Zhou et al. 2022)."""
+        """[B, P, D'] and unit rows [B, E] -> [B, P]: of what the contrastive pooler makes of a
+        patch alone (as Zhou et al. 2022)."""
         b, p, _ = patches.shape
         alone = self.image_projection(self.contrastive_pooler.alone(patches))
         return jnp.einsum("BPE,BE->BP", unit(alone.reshape(b * p, -1)).reshape(b, p, -1), text)
@@ -149,14 +219,17 @@ class SyCoCa(CoCa):
 
     @jax.named_scope("image_decoder")
     def _complete(self, image, patches, masked, tokens, there, *, train: bool, keys) -> jax.Array:
-        """Pixels float32 [B, P, p² C] of all patches, from those that are not `masked` (bool [B, P]) and the text's tokens [B, T + 1, D]."""
+        """Pixels float32 [B, P, p² C] of all patches, from those that are not `masked` (bool [B,
+        P]) and the text's tokens [B, T + 1, D]."""
         if self.mask_patch is not None:
             patches = self.encoder(self._paint(image, masked), train=train, key=keys[0]).tokens
         x = self.patch_projection(patches)
         if self.mask_token is not None:
             x = jnp.where(masked[..., None], self.mask_token[...].astype(self.dtype), x)
         x = x + self.patch_positions[...].astype(self.dtype)
-        there = jnp.concatenate([jnp.ones_like(there[:, :1]), there], axis=1)  # [start] stands before the text
+        there = jnp.concatenate(
+            [jnp.ones_like(there[:, :1]), there], axis=1
+        )  # [start] stands before the text
         x = self.image_decoder(x, tokens, memory_mask=there, train=train, key=keys[1])
         return self.pixels(self.image_norm(x)).astype(jnp.float32)
 
@@ -165,4 +238,6 @@ class SyCoCa(CoCa):
         b, s, grid = len(image), image.shape[1], image.shape[1] // self.patch
         over = masked.reshape(b, grid, 1, grid, 1, 1)
         cut = image.reshape(b, grid, self.patch, grid, self.patch, -1)
-        return jnp.where(over, self.mask_patch[...][:, None].astype(image.dtype), cut).reshape(b, s, s, -1)
+        return jnp.where(over, self.mask_patch[...][:, None].astype(image.dtype), cut).reshape(
+            b, s, s, -1
+        )

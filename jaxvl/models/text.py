@@ -31,13 +31,16 @@ class TextTransformerConfig:
       variant: size: Ti, S, M (CLIP's texts beside ViT-B), B, L, So400m, H, g, G.
       width, depth, heads, hidden: instead of the variant's.
       causal: position t sees 0 … t only.
-      mask_padding: whether padding is hidden from attention and pooling. SigLIP has none of it: padding is seen, and
-        `last` is the last position.
-      pool: `eos` (first EOS token), `argmax` (first of the largest token id, which is EOS in CLIP's vocabulary), `last`, `cls` (first token), `mean`, or `map` (attention with a learned query).
+      mask_padding: whether padding is hidden from attention and pooling. SigLIP has none of it:
+        padding is seen, and `last` is the last position.
+      pool: `eos` (first EOS token), `argmax` (first of the largest token id, which is EOS in CLIP's
+        vocabulary), `last`, `cls` (first token), `mean`, or `map` (attention with a learned query).
       positions: rows of the position table; None: the text length that the model is built for.
-      activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
+      activation, eps, qk_norm, drop_path, scan, remat, attention: see
+        `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
-      moe: mixtures of experts in place of some MLPs, see `nn.moe.MoeConfig`; their losses are for the objective `routing`.
+      moe: mixtures of experts in place of some MLPs, see `nn.moe.MoeConfig`; their losses are for
+        the objective `routing`.
     """
 
     variant: str = "B"
@@ -61,7 +64,11 @@ class TextTransformerConfig:
 
     def __post_init__(self):
         check_rates(self, "dropout", "drop_path")
-        check(not (self.causal and self.pool == "cls"), "pool", "'cls': under causal attention the first token sees nothing but itself")
+        check(
+            not (self.causal and self.pool == "cls"),
+            "pool",
+            "'cls': under causal attention the first token sees nothing but itself",
+        )
         check_moe(self, causal=self.causal)
 
     @property
@@ -75,16 +82,31 @@ class TextTransformerConfig:
 
     def options(self) -> StackOptions:
         return StackOptions(
-            activation=self.activation, eps=self.eps, qk_norm=self.qk_norm, dropout=self.dropout, hidden_dropout=self.dropout,
-            drop_path=self.drop_path, scan=self.scan, remat=self.remat, attention=self.attention, moe=self.moe,
-        )  # fmt: skip
+            activation=self.activation,
+            eps=self.eps,
+            qk_norm=self.qk_norm,
+            dropout=self.dropout,
+            hidden_dropout=self.dropout,
+            drop_path=self.drop_path,
+            scan=self.scan,
+            remat=self.remat,
+            attention=self.attention,
+            moe=self.moe,
+        )
 
     def check_inputs(self, inputs: InputSpec) -> None:
-        """Raises ConfigError where texts are longer than the position table, or have no EOS to pool."""
+        """Raises ConfigError where texts are longer than the position table, or have no EOS to
+        pool."""
         rows, length = self.positions, inputs.text_length
-        check(rows is None or length <= rows, "positions", f"{rows!r} rows are fewer than the text length of {length}")
         check(
-            self.pool != "eos" or inputs.eos_id is not None, "pool", "'eos' needs a tokenizer with an EOS token; use last, cls, mean or map"
+            rows is None or length <= rows,
+            "positions",
+            f"{rows!r} rows are fewer than the text length of {length}",
+        )
+        check(
+            self.pool != "eos" or inputs.eos_id is not None,
+            "pool",
+            "'eos' needs a tokenizer with an EOS token; use last, cls, mean or map",
         )
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TextTransformer:
@@ -98,27 +120,53 @@ class TextTransformer(nnx.Module):
       config: see `TextTransformerConfig`. inputs: fixes vocabulary, length, padding and EOS.
     """
 
-    def __init__(self, config: TextTransformerConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        config: TextTransformerConfig,
+        inputs: InputSpec,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ):
         sizes, rows = config.sizes, config.positions or inputs.text_length
         self.words = Embedding(inputs.vocab_size, sizes.width, rngs=rngs, dtype=dtype)
-        self.positions = nnx.Param(normal(0.01)(rngs.params(), (rows, sizes.width), jnp.float32), axes=("length", "embed"))
+        self.positions = nnx.Param(
+            normal(0.01)(rngs.params(), (rows, sizes.width), jnp.float32), axes=("length", "embed")
+        )
         self.transformer = Transformer(sizes, config.options(), rngs=rngs, dtype=dtype)
         self.norm = LayerNorm(sizes.width, eps=config.eps, dtype=dtype)
         pooler = dict(activation=config.activation, eps=config.eps, rngs=rngs, dtype=dtype)
-        self.pooler = poolers.MapPooler(sizes.width, sizes.heads, sizes.hidden, **pooler) if config.pool == "map" else None
-        self.config, self.pad_id, self.eos_id, self.width, self.dtype = config, inputs.pad_id, inputs.eos_id, sizes.width, dtype
+        self.pooler = (
+            poolers.MapPooler(sizes.width, sizes.heads, sizes.hidden, **pooler)
+            if config.pool == "map"
+            else None
+        )
+        self.config, self.pad_id, self.eos_id, self.width, self.dtype = (
+            config,
+            inputs.pad_id,
+            inputs.eos_id,
+            sizes.width,
+            dtype,
+        )
 
-    def __call__(self, tokens: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Encoded:
-        """tokens int [B, T], padding at the end. Raises ValueError in training without a key if anything drops."""
+    def __call__(
+        self, tokens: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> Encoded:
+        """tokens int [B, T], padding at the end. Raises ValueError in training without a key if
+        anything drops."""
         mask = tokens != self.pad_id if self.config.mask_padding else None
-        if mask is not None and self.eos_id == self.pad_id:  # CLIP's later tokenizers pad with EOS: the first one counts
+        if (
+            mask is not None and self.eos_id == self.pad_id
+        ):  # CLIP's later tokenizers pad with EOS: the first one counts
             mask = mask | (jnp.cumsum(~mask, axis=1) == 1)
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = self.words(tokens) + self.positions[: tokens.shape[1]].astype(self.dtype)
         x = dropout(x, self.config.dropout, embed_key, train=train)
         # Under causal attention no token before the padding sees it anyway.
         seen = None if self.config.causal else mask
-        routed = self.transformer.routed(x, mask=seen, real=mask, causal=self.config.causal, train=train, key=stack_key)
+        routed = self.transformer.routed(
+            x, mask=seen, real=mask, causal=self.config.causal, train=train, key=stack_key
+        )
         x = self.norm(routed.y)
         return Encoded(self._pool(x, tokens, mask), x, mask, routed.by_row() or None)
 

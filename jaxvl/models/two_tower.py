@@ -37,9 +37,25 @@ class Tower(nnx.Module):
       locked: the encoder runs as in evaluation and gets no gradient.
     """
 
-    def __init__(self, encoder, embed_dim: int, *, project: bool, bias: bool, locked: bool, rngs: nnx.Rngs, dtype: Any):
+    def __init__(
+        self,
+        encoder,
+        embed_dim: int,
+        *,
+        project: bool,
+        bias: bool,
+        locked: bool,
+        rngs: nnx.Rngs,
+        dtype: Any,
+    ):
         self.encoder, self.locked = encoder, locked
-        options = dict(axes=("embed", "joint"), bias=bias, init=normal(encoder.width**-0.5), rngs=rngs, dtype=dtype)
+        options = dict(
+            axes=("embed", "joint"),
+            bias=bias,
+            init=normal(encoder.width**-0.5),
+            rngs=rngs,
+            dtype=dtype,
+        )
         self.projection = Linear(encoder.width, embed_dim, **options) if project else None
 
     def encode(self, x: jax.Array, *, train: bool, key: jax.Array | None) -> Encoded:
@@ -51,7 +67,9 @@ class Tower(nnx.Module):
         """The encoder's pooled output -> unit rows, float32 [B, D]."""
         return unit(pooled if self.projection is None else self.projection(pooled))
 
-    def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
         """Unit rows, float32 [B, D]."""
         return self.embed(self.encode(x, train=train, key=key).pooled)
 
@@ -64,7 +82,8 @@ def unit(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def bounded(x: jax.Array, most: float) -> jax.Array:
-    """min(x, most). Beyond `most` only a gradient that leads back passes, so that a step too far is not a trap."""
+    """min(x, most). Beyond `most` only a gradient that leads back passes, so that a step too far is
+    not a trap."""
     return jnp.minimum(x, most)
 
 
@@ -80,9 +99,11 @@ bounded.defvjp(_bounded_forward, _bounded_backward)
 
 
 def joined(*routings: dict[str, jax.Array] | None) -> dict[str, jax.Array]:
-    """What MoE layers of several encoders report, as one: losses [B] summed, health [B, L, …] of all layers in a row.
+    """What MoE layers of several encoders report, as one: losses [B] summed, health [B, L, …] of
+    all layers in a row.
 
-    Figures that not all encoders with such layers have, or in another shape (other numbers of experts), are left out of the health.
+    Figures that not all encoders with such layers have, or in another shape (other numbers of
+    experts), are left out of the health.
     """
     given, out = [r for r in routings if r], {}
     for name in dict.fromkeys(name for r in given for name in r):
@@ -97,7 +118,8 @@ def joined(*routings: dict[str, jax.Array] | None) -> dict[str, jax.Array]:
 class TwoTower(nnx.Module):
     """An image tower, a text tower, a log-scale and, where given, a bias of the logits.
 
-    The loss's logits are `exp(log_scale) · image · textᵀ + logit_bias`; ALIGN's temperature is `exp(-log_scale)`.
+    The loss's logits are `exp(log_scale) · image · textᵀ + logit_bias`; ALIGN's temperature is
+    `exp(-log_scale)`.
 
     Args:
       image, text: towers.
@@ -105,16 +127,30 @@ class TwoTower(nnx.Module):
       logit_bias: initial value, or None for a model without.
     """
 
-    def __init__(self, image: Tower, text: Tower, *, log_scale: float, most: float | None, logit_bias: float | None = None):
+    def __init__(
+        self,
+        image: Tower,
+        text: Tower,
+        *,
+        log_scale: float,
+        most: float | None,
+        logit_bias: float | None = None,
+    ):
         self.image, self.text, self.most = image, text, most
         self.log_scale = nnx.Param(jnp.float32(log_scale), axes=())
-        self.logit_bias = None if logit_bias is None else nnx.Param(jnp.float32(logit_bias), axes=())
+        self.logit_bias = (
+            None if logit_bias is None else nnx.Param(jnp.float32(logit_bias), axes=())
+        )
 
-    def encode_image(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+    def encode_image(
+        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
         """image float [B, S, S, C], normalised -> unit rows float32 [B, D]."""
         return self.image(image, train=train, key=key)
 
-    def encode_text(self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+    def encode_text(
+        self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
         """text int [B, T] -> unit rows float32 [B, D]."""
         return self.text(text, train=train, key=key)
 
@@ -122,7 +158,9 @@ class TwoTower(nnx.Module):
         """image [B, S, S, C] -> the image encoder's tokens before pooling [B, P, D]."""
         return self.image.encode(image, train=False, key=None).tokens
 
-    def __call__(self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None) -> dict[str, jax.Array]:
+    def __call__(
+        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Embeds a batch.
 
         Args:
@@ -131,7 +169,8 @@ class TwoTower(nnx.Module):
           key: of dropout and drop-path; needed in training where a rate is > 0.
 
         Returns:
-          image, text: unit rows, float32 [B, D]; log_scale: float32 []; logit_bias: float32 [] where the model has one; moe/…: of
+          image, text: unit rows, float32 [B, D]; log_scale: float32 []; logit_bias: float32 []
+            where the model has one; moe/…: of
           towers with MoE layers, what the objective `routing` reads.
         """
         image_key, text_key = (None, None) if key is None else jax.random.split(key)
@@ -146,8 +185,14 @@ class TwoTower(nnx.Module):
             **joined(image.routing, text.routing),
             "log_scale": scale if self.most is None else bounded(scale, self.most),
         }
-        return outputs if self.logit_bias is None else {**outputs, "logit_bias": self.logit_bias[...]}
+        return (
+            outputs if self.logit_bias is None else {**outputs, "logit_bias": self.logit_bias[...]}
+        )
 
     def locked(self, path: str) -> bool:
-        """Whether the parameter at `path` ("image/encoder/…") is locked: no gradient reaches it, no optimiser may move it."""
-        return any(tower.locked and path.startswith(f"{name}/encoder/") for name, tower in (("image", self.image), ("text", self.text)))
+        """Whether the parameter at `path` ("image/encoder/…") is locked: no gradient reaches it, no
+        optimiser may move it."""
+        return any(
+            tower.locked and path.startswith(f"{name}/encoder/")
+            for name, tower in (("image", self.image), ("text", self.text))
+        )

@@ -31,17 +31,23 @@ class ViTConfig:
     Attributes:
       variant: size and patch side, as in `B/16`; sizes: Ti, S, M, B, L, So400m, H, g, G.
       width, depth, heads, hidden: instead of the variant's.
-      pool: `cls` (a class token is prepended), `mean`, `map` (attention with a learned query), or `cls_mean`: the mean of the patches,
-        a class token being prepended and left out of it, and the layer norm after it (CLIPA, Li et al. 2023).
-      positions: `learned`, or fixed `sincos`. Images of another size than the model is built for get the learned ones resampled
-        bilinearly, by place in the image (Dosovitskiy et al. 2021, section 3.2).
+      pool: `cls` (a class token is prepended), `mean`, `map` (attention with a learned query), or
+        `cls_mean`: the mean of the patches, a class token being prepended and left out of it, and
+        the layer norm after it (CLIPA, Li et al. 2023).
+      positions: `learned`, or fixed `sincos`. Images of another size than the model is built for
+        get the learned ones resampled bilinearly, by place in the image (Dosovitskiy et al. 2021,
+        section 3.2).
       patch_bias: bias of the patch embedding (CLIP has none).
       pre_norm: layer norm before the first layer (CLIP).
-      uneven: let the patch not divide the image; pixels right and below of the last whole patch are not seen (SigLIP So400m/14 at 384).
-      post_norm: layer norm after the last one; without it, whoever reads the tokens normalises them (open_clip's CoCa).
-      activation, eps, qk_norm, drop_path, scan, remat, attention: see `nn.transformer.StackOptions`.
+      uneven: let the patch not divide the image; pixels right and below of the last whole patch are
+        not seen (SigLIP So400m/14 at 384).
+      post_norm: layer norm after the last one; without it, whoever reads the tokens normalises them
+        (open_clip's CoCa).
+      activation, eps, qk_norm, drop_path, scan, remat, attention: see
+        `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
-      moe: mixtures of experts in place of some MLPs, see `nn.moe.MoeConfig`; their losses are for the objective `routing`.
+      moe: mixtures of experts in place of some MLPs, see `nn.moe.MoeConfig`; their losses are for
+        the objective `routing`.
     """
 
     variant: str = "B/16"
@@ -67,10 +73,18 @@ class ViTConfig:
 
     def __post_init__(self):
         check_rates(self, "dropout", "drop_path")
-        check(self.patch >= 1, "variant", f"{self.variant!r} must be a size and a patch side, as in 'B/16'")
+        check(
+            self.patch >= 1,
+            "variant",
+            f"{self.variant!r} must be a size and a patch side, as in 'B/16'",
+        )
         width = self.sizes.width
         check_moe(self)
-        check(self.positions != "sincos" or width % 4 == 0, "width", f"{width} must be a multiple of 4 for sincos positions")
+        check(
+            self.positions != "sincos" or width % 4 == 0,
+            "width",
+            f"{width} must be a multiple of 4 for sincos positions",
+        )
 
     @property
     def patch(self) -> int:
@@ -88,15 +102,31 @@ class ViTConfig:
 
     def options(self) -> StackOptions:
         return StackOptions(
-            activation=self.activation, eps=self.eps, qk_norm=self.qk_norm, dropout=self.dropout, hidden_dropout=self.dropout,
-            drop_path=self.drop_path, scan=self.scan, remat=self.remat, attention=self.attention, moe=self.moe,
-        )  # fmt: skip
+            activation=self.activation,
+            eps=self.eps,
+            qk_norm=self.qk_norm,
+            dropout=self.dropout,
+            hidden_dropout=self.dropout,
+            drop_path=self.drop_path,
+            scan=self.scan,
+            remat=self.remat,
+            attention=self.attention,
+            moe=self.moe,
+        )
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where patches do not tile the image."""
         side, patch = inputs.image_size, self.patch
-        check(patch <= side, "variant", f"{self.variant!r}: the patch of {patch} pixels is larger than the image of {side}")
-        check(self.uneven or side % patch == 0, "variant", f"{self.variant!r}: the patch of {patch} pixels must divide the image of {side}")
+        check(
+            patch <= side,
+            "variant",
+            f"{self.variant!r}: the patch of {patch} pixels is larger than the image of {side}",
+        )
+        check(
+            self.uneven or side % patch == 0,
+            "variant",
+            f"{self.variant!r}: the patch of {patch} pixels must divide the image of {side}",
+        )
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> ViT:
         return ViT(self, inputs, rngs=rngs, dtype=dtype)
@@ -109,34 +139,55 @@ class ViT(nnx.Module):
       config: see `ViTConfig`. inputs: fixes the rows of the position table.
     """
 
-    def __init__(self, config: ViTConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: ViTConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+    ):
         sizes, grid = config.sizes, inputs.image_size // config.patch
         has_class = config.pool in ("cls", "cls_mean")
         width, tokens = sizes.width, grid * grid + has_class
-        self.patches = PatchEmbedding(config.patch, inputs.channels, width, rngs=rngs, bias=config.patch_bias, dtype=dtype)
+        self.patches = PatchEmbedding(
+            config.patch, inputs.channels, width, rngs=rngs, bias=config.patch_bias, dtype=dtype
+        )
 
         def table(shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
             # Standard deviation 1 / sqrt(D), as in big_vision and CLIP.
             return nnx.Param(normal(width**-0.5)(rngs.params(), shape, jnp.float32), axes=axes)
 
         self.class_token = table((width,), ("norm",)) if has_class else None
-        self.positions = table((tokens, width), ("length", "embed")) if config.positions == "learned" else None
+        self.positions = (
+            table((tokens, width), ("length", "embed")) if config.positions == "learned" else None
+        )
         self.pre_norm = LayerNorm(width, eps=config.eps, dtype=dtype) if config.pre_norm else None
         self.transformer = Transformer(sizes, config.options(), rngs=rngs, dtype=dtype)
         self.norm = LayerNorm(width, eps=config.eps, dtype=dtype) if config.post_norm else None
         pooler = dict(activation=config.activation, eps=config.eps, rngs=rngs, dtype=dtype)
-        self.pooler = poolers.MapPooler(width, sizes.heads, sizes.hidden, **pooler) if config.pool == "map" else None
-        self.grid, self.width, self.pool, self.dropout, self.dtype = grid, width, config.pool, config.dropout, dtype
+        self.pooler = (
+            poolers.MapPooler(width, sizes.heads, sizes.hidden, **pooler)
+            if config.pool == "map"
+            else None
+        )
+        self.grid, self.width, self.pool, self.dropout, self.dtype = (
+            grid,
+            width,
+            config.pool,
+            config.dropout,
+            dtype,
+        )
 
-    def __call__(self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> Encoded:
-        """image [B, S, S, C] normalised. Raises ValueError in training without a key if anything drops."""
+    def __call__(
+        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> Encoded:
+        """image [B, S, S, C] normalised. Raises ValueError in training without a key if anything
+        drops."""
         x = self.patches(image)
         positions = self._positions(round(x.shape[1] ** 0.5)).astype(self.dtype)
         if self.class_token is not None:
             token = self.class_token[...].astype(self.dtype)
             if self.positions is not None:
                 token, positions = token + positions[0], positions[1:]
-            x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x + positions], axis=1)
+            x = jnp.concatenate(
+                [jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x + positions], axis=1
+            )
         else:
             x = x + positions
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
@@ -158,6 +209,9 @@ class ViT(nnx.Module):
         table = self.positions[...]
         if grid == self.grid:
             return table
-        first, table = table[: -(self.grid**2)], table[-(self.grid**2) :].reshape(self.grid, self.grid, -1)
+        first, table = (
+            table[: -(self.grid**2)],
+            table[-(self.grid**2) :].reshape(self.grid, self.grid, -1),
+        )
         table = jax.image.resize(table, (grid, grid, self.width), "bilinear")
         return jnp.concatenate([first, table.reshape(grid**2, -1)])

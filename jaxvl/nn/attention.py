@@ -24,8 +24,8 @@ class Attention(nnx.Module):
       memory_width: of the sequence that is attended to; None: `width`.
       bias: of the four maps.
       qk_norm: layer norm of queries and keys over K before the product (Dehghani et al. 2023).
-      dropout: rate on the attention weights (BERT). The fused product has none, so that a rate > 0 computes the weights
-        explicitly in training.
+      dropout: rate on the attention weights (BERT). The fused product has none, so that a rate > 0
+        computes the weights explicitly in training.
       implementation: `xla`, or `cudnn` (flash attention on NVIDIA GPUs; bfloat16 only).
 
     Raises:
@@ -55,8 +55,12 @@ class Attention(nnx.Module):
         self.key = Linear(memory_width or width, split_heads, axes=split_axes, **options)
         self.value = Linear(memory_width or width, split_heads, axes=split_axes, **options)
         self.out = Linear(split_heads, width, axes=("heads", "kv", "embed"), **options)
-        self.query_norm = LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
-        self.key_norm = LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
+        self.query_norm = (
+            LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
+        )
+        self.key_norm = (
+            LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
+        )
         self.dropout, self.implementation = dropout, implementation
 
     def __call__(
@@ -74,7 +78,8 @@ class Attention(nnx.Module):
         Args:
           x: [B, T, D], the queries' side.
           memory: [B, N, D'] that is attended to; None: x itself.
-          mask: bool [B, N], True where the memory may be seen (padding is False); or [B, T, N], of each position of x.
+          mask: bool [B, N], True where the memory may be seen (padding is False); or [B, T, N], of
+            each position of x.
           causal: position t sees 0 … t only; together with `mask`, both must allow.
 
         Returns:
@@ -86,7 +91,9 @@ class Attention(nnx.Module):
         if train and self.dropout:
             y = _attend_with_dropout(q, k, v, mask, causal, self.dropout, key)
         else:
-            y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=self.implementation)
+            y = jax.nn.dot_product_attention(
+                q, k, v, mask=mask, is_causal=causal, implementation=self.implementation
+            )
         return self.out(y)
 
     def _ask(self, x: jax.Array) -> jax.Array:
@@ -99,15 +106,17 @@ class Attention(nnx.Module):
         k = self.key(memory)
         return k if self.key_norm is None else self.key_norm(k), self.value(memory)
 
-    def recall(self, x: jax.Array, known: KeyValue, position: jax.Array | None = None) -> tuple[jax.Array, KeyValue]:
+    def recall(
+        self, x: jax.Array, known: KeyValue, position: jax.Array | None = None
+    ) -> tuple[jax.Array, KeyValue]:
         """One position of a sequence that grows token by token.
 
         Args:
           x: [B, 1, D].
-          known: keys and values [B, N, H, K]; of a memory [A, N, H, K], where the first B / A rows of x read its first row, and so
-            on: nothing is repeated for captions of one image.
-          position: int []: of x. Its own key and value are written there, and later ones are not seen. None: `known` is a
-            memory of which all is seen.
+          known: keys and values [B, N, H, K]; of a memory [A, N, H, K], where the first B / A rows
+            of x read its first row, and so on: nothing is repeated for captions of one image.
+          position: int []: of x. Its own key and value are written there, and later ones are not
+            seen. None: `known` is a memory of which all is seen.
 
         Returns:
           [B, 1, D], and `known` with x in it.
@@ -117,7 +126,8 @@ class Attention(nnx.Module):
             q = q.reshape(known[0].shape[0], -1, *q.shape[2:])
         else:
             known = tuple(
-                jax.lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), position, 1) for a, new in zip(known, self.remember(x))
+                jax.lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), position, 1)
+                for a, new in zip(known, self.remember(x))
             )
             mask = (jnp.arange(known[0].shape[1]) <= position)[None, None, None, :]
         y = jax.nn.dot_product_attention(q, *known, mask=mask)
@@ -125,10 +135,15 @@ class Attention(nnx.Module):
 
 
 def _attend_with_dropout(q, k, v, mask, causal: bool, rate: float, key) -> jax.Array:
-    """q [B, T, H, K], k and v [B, N, H, K] -> [B, T, H, K], with dropout of the attention weights."""
-    logits = jnp.einsum("BTHK,BNHK->BHTN", q, k, preferred_element_type=jnp.float32) / jnp.sqrt(jnp.float32(q.shape[-1]))
+    """q [B, T, H, K], k and v [B, N, H, K] -> [B, T, H, K], with dropout of the attention
+    weights."""
+    logits = jnp.einsum("BTHK,BNHK->BHTN", q, k, preferred_element_type=jnp.float32) / jnp.sqrt(
+        jnp.float32(q.shape[-1])
+    )
     seen = jnp.ones(logits.shape[-2:], bool)
     seen = jnp.tril(seen) if causal else seen
     seen = seen if mask is None else seen & mask
-    weights = jax.nn.softmax(jnp.where(seen, logits, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
+    weights = jax.nn.softmax(jnp.where(seen, logits, jnp.finfo(jnp.float32).min), axis=-1).astype(
+        q.dtype
+    )
     return jnp.einsum("BHTN,BNHK->BTHK", dropout(weights, rate, key, train=True), v)

@@ -3,9 +3,10 @@
 `convolve` is the one entry; which form a convolution takes is a matter of speed only:
 
 * 1 x 1 with stride 1, and k x k with stride k, are matrix products;
-* depthwise on CPU is a sum of shifted products (`_depthwise_shifted`), elsewhere XLA's grouped convolution;
-* everything else is XLA's convolution; with stride 1 on CPU the gradient of its kernel is k² matrix products, 1.1 to
-  2.3 times as fast as the convolution that XLA makes of it.
+* depthwise on CPU is a sum of shifted products (`_depthwise_shifted`), elsewhere XLA's grouped
+  convolution;
+* everything else is XLA's convolution; with stride 1 on CPU the gradient of its kernel is k² matrix
+  products, 1.1 to 2.3 times as fast as the convolution that XLA makes of it.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ def pads(sides: Sequence[int], kernel: int, stride: int, rule: PadRule = "same")
 
     Args:
       sides: height and width of the input.
-      rule: `same`: the output has ceil(side / stride) pixels, an odd zero goes below or right (TensorFlow's rule);
-        `symmetric`: kernel // 2 on both sides; `bottom_right`: one less above and left where the stride is 2, whatever
-        the side is (what transformers' EfficientNet does; equal to `same` on even sides).
+      rule: `same`: the output has ceil(side / stride) pixels, an odd zero goes below or right
+        (TensorFlow's rule); `symmetric`: kernel // 2 on both sides; `bottom_right`: one less above
+        and left where the stride is 2, whatever the side is (what transformers' EfficientNet does;
+        equal to `same` on even sides).
     """
     half = kernel // 2
     if rule == "symmetric" or (rule == "bottom_right" and stride == 1):
@@ -41,13 +43,19 @@ def pads(sides: Sequence[int], kernel: int, stride: int, rule: PadRule = "same")
     return tuple((t // 2, t - t // 2) for t in total)
 
 
-def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Pads, depthwise: bool = False) -> jax.Array:
+def convolve(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Pads, depthwise: bool = False
+) -> jax.Array:
     """x [B, S, S, C], kernel [k, k, C, C'] (depthwise [k, k, 1, C]) -> [B, S', S', C']."""
     if depthwise:
         return _depthwise(x, kernel, stride, padding)
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == ((0, 0), (0, 0)):
         return x @ kernel[0, 0]
-    if kernel.shape[:2] == (stride, stride) and padding == ((0, 0), (0, 0)) and x.shape[1] % stride == x.shape[2] % stride == 0:
+    if (
+        kernel.shape[:2] == (stride, stride)
+        and padding == ((0, 0), (0, 0))
+        and x.shape[1] % stride == x.shape[2] % stride == 0
+    ):
         return space_to_depth(x, stride) @ kernel.reshape(-1, kernel.shape[-1])
     if stride == 1:
         return _full(x, kernel, padding)
@@ -69,7 +77,9 @@ def _full_backward(padding, saved, dy):
     pull_x = jax.vjp(lambda x: _xla(x, kernel, 1, padding, 1), x)[1]
     default = lambda x, dy: jax.vjp(lambda w: _xla(x, w, 1, padding, 1), kernel)[1](dy)[0]
     products = functools.partial(_kernel_products, side=kernel.shape[0], padding=padding)
-    return pull_x(dy)[0], jax.lax.platform_dependent(x, dy, cpu=products, default=default).astype(kernel.dtype)
+    return pull_x(dy)[0], jax.lax.platform_dependent(x, dy, cpu=products, default=default).astype(
+        kernel.dtype
+    )
 
 
 _full.defvjp(_full_forward, _full_backward)
@@ -94,7 +104,12 @@ def space_to_depth(x: jax.Array, block: int) -> jax.Array:
 
 def _xla(x, kernel, stride, padding, groups):
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
@@ -111,7 +126,14 @@ def _depthwise_shifted(x, kernel, stride, padding):
     y = 0
     for i in range(k):
         for j in range(k):
-            y += x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (cols - 1) + 1 : stride] * kernel[i, j, 0]
+            y += (
+                x[
+                    :,
+                    i : i + stride * (rows - 1) + 1 : stride,
+                    j : j + stride * (cols - 1) + 1 : stride,
+                ]
+                * kernel[i, j, 0]
+            )
     return y
 
 
@@ -137,7 +159,8 @@ class Conv(nnx.Module):
         depthwise: bool = False,
         dtype: Any = jnp.float32,
     ):
-        # Normal with variance 2 / fan_out, as EfficientNet's code has it; a depthwise filter has k² outputs.
+        # Normal with variance 2 / fan_out, as EfficientNet's code has it; a depthwise filter has k²
+        # outputs.
         fan_out = kernel * kernel * (1 if depthwise else outputs)
         shape = (kernel, kernel, 1 if depthwise else inputs, outputs)
         value = jax.random.normal(rngs.params(), shape, jnp.float32) * math.sqrt(2.0 / fan_out)
@@ -147,4 +170,10 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(self.dtype)
         padding = pads(x.shape[1:3], kernel.shape[0], self.stride, self.rule)
-        return convolve(x.astype(self.dtype), kernel, stride=self.stride, padding=padding, depthwise=self.depthwise)
+        return convolve(
+            x.astype(self.dtype),
+            kernel,
+            stride=self.stride,
+            padding=padding,
+            depthwise=self.depthwise,
+        )

@@ -21,14 +21,31 @@ class PatchEmbedding(nnx.Module):
       patch: side of a patch in pixels. channels: C.
     """
 
-    def __init__(self, patch: int, channels: int, width: int, *, rngs: nnx.Rngs, bias: bool = True, dtype: Any = jnp.float32):
-        kernel = jax.nn.initializers.lecun_normal()(rngs.params(), (patch * patch * channels, width), jnp.float32)
-        self.kernel = nnx.Param(kernel.reshape(patch, patch, channels, width), axes=("kernel", "kernel", "conv_in", "embed"))
-        self.bias = nnx.Param(jnp.zeros(width, jnp.float32), axes=(vector_axis("embed"),)) if bias else None
+    def __init__(
+        self,
+        patch: int,
+        channels: int,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        bias: bool = True,
+        dtype: Any = jnp.float32,
+    ):
+        kernel = jax.nn.initializers.lecun_normal()(
+            rngs.params(), (patch * patch * channels, width), jnp.float32
+        )
+        self.kernel = nnx.Param(
+            kernel.reshape(patch, patch, channels, width),
+            axes=("kernel", "kernel", "conv_in", "embed"),
+        )
+        self.bias = (
+            nnx.Param(jnp.zeros(width, jnp.float32), axes=(vector_axis("embed"),)) if bias else None
+        )
         self.patch, self.dtype = patch, dtype
 
     def __call__(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] -> [B, P, D], patches in reading order; pixels beyond the last whole patch are left out."""
+        """[B, S, S, C] -> [B, P, D], patches in reading order; pixels beyond the last whole patch
+        are left out."""
         p = self.patch
         image = image[:, : image.shape[1] // p * p, : image.shape[2] // p * p]
         b, height, width, c = image.shape
@@ -39,14 +56,19 @@ class PatchEmbedding(nnx.Module):
 
 
 def sincos_2d(grid: int, width: int) -> np.ndarray:
-    """Fixed two-dimensional sine-cosine positions (MoCo v3; Beyer et al. 2022), float32 [grid², width].
+    """Fixed two-dimensional sine-cosine positions (MoCo v3; Beyer et al. 2022), float32 [grid²,
+    width].
 
     Raises:
       ValueError: the width is not a multiple of 4.
     """
     if width % 4:
-        raise ValueError(f"width: {width} must be a multiple of 4 for sine-cosine positions in two dimensions")
+        raise ValueError(
+            f"width: {width} must be a multiple of 4 for sine-cosine positions in two dimensions"
+        )
     y, x = np.mgrid[:grid, :grid]
     omega = 1.0 / 10_000.0 ** (np.arange(width // 4) / max(width // 4 - 1, 1))
     angles = [axis.reshape(-1, 1) * omega for axis in (x, y)]
-    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(np.float32)
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(
+        np.float32
+    )

@@ -17,7 +17,8 @@ zeros = jax.nn.initializers.zeros
 ones = jax.nn.initializers.ones
 normal = jax.nn.initializers.normal
 
-# A vector along the width is too small to be worth sharding; along heads, mlp or vocabulary it follows its matrix.
+# A vector along the width is too small to be worth sharding; along heads, mlp or vocabulary it
+# follows its matrix.
 _VECTOR_AXES = {"embed": "norm", "conv_out": "norm", "conv_in": "norm"}
 
 
@@ -27,12 +28,14 @@ def vector_axis(axis: str) -> str:
 
 
 class Linear(nnx.Module):
-    """`y[..., out] = x[..., in] · kernel[in, out] + bias[out]`, where `in` and `out` may be several dimensions.
+    """`y[..., out] = x[..., in] · kernel[in, out] + bias[out]`, where `in` and `out` may be several
+    dimensions.
 
     Args:
       inputs, outputs: sizes contracted and produced: an int, or several, as in `(H, K)`.
       axes: logical names of the dimensions of `inputs` followed by those of `outputs`.
-      init: called with the shape `[prod(inputs), prod(outputs)]`, so that fans are those of the map.
+      init: called with the shape `[prod(inputs), prod(outputs)]`, so that fans are those of the
+        map.
       dtype: of the computation and the result.
     """
 
@@ -49,7 +52,9 @@ class Linear(nnx.Module):
     ):
         inputs, outputs = (tuple(s) if isinstance(s, Sequence) else (s,) for s in (inputs, outputs))
         if len(axes) != len(inputs) + len(outputs):
-            raise ValueError(f"axes: {tuple(axes)} must name each dimension of {inputs} -> {outputs}")
+            raise ValueError(
+                f"axes: {tuple(axes)} must name each dimension of {inputs} -> {outputs}"
+            )
         self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
         kernel = init(rngs.params(), (math.prod(inputs), math.prod(outputs)), jnp.float32)
         self.kernel = nnx.Param(kernel.reshape(*inputs, *outputs), axes=tuple(axes))
@@ -58,7 +63,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         lead = x.shape[: x.ndim - len(self.inputs)]
-        kernel = self.kernel[...].astype(self.dtype).reshape(math.prod(self.inputs), math.prod(self.outputs))
+        kernel = (
+            self.kernel[...]
+            .astype(self.dtype)
+            .reshape(math.prod(self.inputs), math.prod(self.outputs))
+        )
         y = x.astype(self.dtype).reshape(*lead, -1) @ kernel
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(-1)

@@ -51,10 +51,16 @@ class Mlp(nnx.Module):
         init: Initializer = xavier,
         dtype: Any = jnp.float32,
     ):
-        self.up = Linear(width, hidden, axes=("embed", "mlp"), bias=bias, rngs=rngs, init=init, dtype=dtype)
-        self.down = Linear(hidden, width, axes=("mlp", "embed"), bias=bias, rngs=rngs, init=init, dtype=dtype)
+        self.up = Linear(
+            width, hidden, axes=("embed", "mlp"), bias=bias, rngs=rngs, init=init, dtype=dtype
+        )
+        self.down = Linear(
+            hidden, width, axes=("mlp", "embed"), bias=bias, rngs=rngs, init=init, dtype=dtype
+        )
         self.activation, self.dropout = activation, dropout
 
-    def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
         x = ACTIVATIONS[self.activation](self.up(x))
         return self.down(dropout(x, self.dropout, key, train=train))

@@ -18,7 +18,15 @@ class LayerNorm(nnx.Module):
       axis: logical name of the scale and bias.
     """
 
-    def __init__(self, width: int, *, eps: float = 1e-6, bias: bool = True, axis: str = "norm", dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        width: int,
+        *,
+        eps: float = 1e-6,
+        bias: bool = True,
+        axis: str = "norm",
+        dtype: Any = jnp.float32,
+    ):
         self.scale = nnx.Param(jnp.ones(width, jnp.float32), axes=(axis,))
         self.bias = nnx.Param(jnp.zeros(width, jnp.float32), axes=(axis,)) if bias else None
         self.eps, self.dtype = eps, dtype
@@ -35,19 +43,22 @@ class LayerNorm(nnx.Module):
 class BatchNorm(nnx.Module):
     """Normalises each channel over the batch and space (Ioffe & Szegedy 2015).
 
-    In training the statistics are those of the GLOBAL batch: under `jit` on a mesh the mean over the batch axis spans
-    all devices, so any mesh gives the result of one device. Running statistics (`nnx.BatchStat`) follow as
-    `running = momentum * running + (1 - momentum) * batch`, with the biased variance of the batch.
+    In training the statistics are those of the GLOBAL batch: under `jit` on a mesh the mean over
+    the batch axis spans all devices, so any mesh gives the result of one device. Running statistics
+    (`nnx.BatchStat`) follow as `running = momentum * running + (1 - momentum) * batch`, with the
+    biased variance of the batch.
 
-    Where a step runs the encoder on chunks of the batch (microbatches), the statistics are those of a chunk;
-    `GroupNorm` has none that depend on the batch.
+    Where a step runs the encoder on chunks of the batch (microbatches), the statistics are those of
+    a chunk; `GroupNorm` has none that depend on the batch.
 
     Args:
       channels: C of x [B, ..., C].
       momentum: share of the old statistics that is kept.
     """
 
-    def __init__(self, channels: int, *, momentum: float = 0.99, eps: float = 1e-3, dtype: Any = jnp.float32):
+    def __init__(
+        self, channels: int, *, momentum: float = 0.99, eps: float = 1e-3, dtype: Any = jnp.float32
+    ):
         self.scale = nnx.Param(jnp.ones(channels, jnp.float32), axes=("norm",))
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32), axes=("norm",))
         self.mean = nnx.BatchStat(jnp.zeros(channels, jnp.float32))
@@ -70,7 +81,8 @@ class BatchNorm(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Normalises groups of channels over space, row by row (Wu & He 2018): the alternative without batch statistics.
+    """Normalises groups of channels over space, row by row (Wu & He 2018): the alternative without
+    batch statistics.
 
     Args:
       channels: C of x [B, ..., C].
@@ -80,7 +92,9 @@ class GroupNorm(nnx.Module):
       ValueError: it does not.
     """
 
-    def __init__(self, channels: int, *, group_width: int = 8, eps: float = 1e-5, dtype: Any = jnp.float32):
+    def __init__(
+        self, channels: int, *, group_width: int = 8, eps: float = 1e-5, dtype: Any = jnp.float32
+    ):
         if channels % group_width:
             raise ValueError(f"group_width: {group_width} must divide the {channels} channels")
         self.scale = nnx.Param(jnp.ones(channels, jnp.float32), axes=("norm",))

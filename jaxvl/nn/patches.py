@@ -1,7 +1,9 @@
-"""Pictures, videos, spectrograms, waveforms as tokens, with positions by original coordinates (IMP; Akbari et al. 2023, section 3).
+"""Pictures, videos, spectrograms, waveforms as tokens, with positions by original coordinates (IMP;
+Akbari et al. 2023, section 3).
 
-A tokeniser gives `Patches`: what each token is made of, and where it was. Tokens may be dropped before they are embedded; those that
-stay keep their coordinates, so that one table of positions serves every resolution, length and drop rate.
+A tokeniser gives `Patches`: what each token is made of, and where it was. Tokens may be dropped
+before they are embedded; those that stay keep their coordinates, so that one table of positions
+serves every resolution, length and drop rate.
 """
 
 from __future__ import annotations
@@ -42,23 +44,31 @@ def cut(x: jax.Array, patch: Sequence[int], name: str) -> Patches:
     b, *sides, c = x.shape
     for side, p in zip(sides, patch, strict=True):
         if side % p:
-            raise ValueError(f"{name}: {' x '.join(map(str, sides))} must be a multiple of the patch {' x '.join(map(str, patch))}")
+            raise ValueError(
+                f"{name}: {' x '.join(map(str, sides))} must be a multiple of the patch "
+                f"{' x '.join(map(str, patch))}"
+            )
     grid = [side // p for side, p in zip(sides, patch)]
     axes = "abd"[: len(grid)]
     x = rearrange(
-        x, f"n {' '.join(f'({a} p{a})' for a in axes)} c -> n ({' '.join(axes)}) ({' '.join(f'p{a}' for a in axes)} c)",
+        x,
+        f"n {' '.join(f'({a} p{a})' for a in axes)} c -> n ({' '.join(axes)}) "
+        f"({' '.join(f'p{a}' for a in axes)} c)",
         **{f"p{a}": p for a, p in zip(axes, patch)},
-    )  # fmt: skip
+    )
     places = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), -1).reshape(-1, len(grid))
     return Patches(x, jnp.broadcast_to(jnp.asarray(places, jnp.int32), (b, *places.shape)))
 
 
 def keep_some(patches: Patches, rate: float, key: jax.Array) -> Patches:
-    """Drops a share `rate` of the tokens of every row, drawn at random; those that stay keep their order and coordinates."""
+    """Drops a share `rate` of the tokens of every row, drawn at random; those that stay keep their
+    order and coordinates."""
     b, p, _ = patches.values.shape
     kept = max(1, round(p * (1 - rate)))
     chosen = jnp.sort(jax.lax.top_k(jax.random.uniform(key, (b, p)), kept)[1])
-    return jax.tree.map(lambda a: jnp.take_along_axis(a, chosen.reshape(b, kept, *[1] * (a.ndim - 2)), 1), patches)
+    return jax.tree.map(
+        lambda a: jnp.take_along_axis(a, chosen.reshape(b, kept, *[1] * (a.ndim - 2)), 1), patches
+    )
 
 
 class FactoredPositions(nnx.Module):
@@ -68,10 +78,23 @@ class FactoredPositions(nnx.Module):
       name: of the input, for errors. sizes: rows of the tables, by axis: the largest grid.
     """
 
-    def __init__(self, name: str, sizes: dict[str, int], width: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        name: str,
+        sizes: dict[str, int],
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+    ):
         scale = (width * len(sizes)) ** -0.5  # of the sum: 1 / sqrt(D), as in the ViT
         self.tables = nnx.Dict(
-            {axis: nnx.Param(normal(scale)(rngs.params(), (n, width), jnp.float32), axes=("length", "embed")) for axis, n in sizes.items()}
+            {
+                axis: nnx.Param(
+                    normal(scale)(rngs.params(), (n, width), jnp.float32), axes=("length", "embed")
+                )
+                for axis, n in sizes.items()
+            }
         )
         self.name, self.sizes, self.dtype = name, dict(sizes), dtype
 
@@ -79,11 +102,17 @@ class FactoredPositions(nnx.Module):
         """Raises ValueError for a grid that is larger than the tables."""
         for n, (axis, most) in zip(grid, self.sizes.items(), strict=True):
             if n > most:
-                raise ValueError(f"{self.name}: {n} patches along {axis} are more than the {most} positions of the model")
+                raise ValueError(
+                    f"{self.name}: {n} patches along {axis} are more than the {most} "
+                    f"positions of the model"
+                )
 
     def __call__(self, places: jax.Array) -> jax.Array:
         """int [B, P, A] -> [B, P, D]."""
-        rows = [jnp.take(table[...], places[..., i], axis=0) for i, table in enumerate(self.tables[axis] for axis in self.sizes)]
+        rows = [
+            jnp.take(table[...], places[..., i], axis=0)
+            for i, table in enumerate(self.tables[axis] for axis in self.sizes)
+        ]
         return sum(rows[1:], rows[0]).astype(self.dtype)
 
 
@@ -91,14 +120,30 @@ class GridTokens(nnx.Module):
     """Tokens of whatever lies on a grid: patches, linearly embedded, plus factored positions.
 
     Args:
-      name: of the input. patch: sides of a patch by axis. most: largest sides of the input by axis. channels: C.
+      name: of the input. patch: sides of a patch by axis. most: largest sides of the input by axis.
+        channels: C.
     """
 
     def __init__(
-        self, name: str, patch: dict[str, int], most: dict[str, int], channels: int, width: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+        self,
+        name: str,
+        patch: dict[str, int],
+        most: dict[str, int],
+        channels: int,
+        width: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
     ):
         self.patch = tuple(patch.values())
-        self.embed = Linear(math.prod(self.patch) * channels, width, axes=("kernel", "embed"), bias=False, rngs=rngs, dtype=dtype)
+        self.embed = Linear(
+            math.prod(self.patch) * channels,
+            width,
+            axes=("kernel", "embed"),
+            bias=False,
+            rngs=rngs,
+            dtype=dtype,
+        )
         sizes = {axis: -(-most[axis] // p) for axis, p in patch.items()}
         self.positions = FactoredPositions(name, sizes, width, rngs=rngs, dtype=dtype)
         self.name, self.dtype = name, dtype
@@ -114,7 +159,8 @@ class GridTokens(nnx.Module):
         return self.embed(patches.values) + self.positions(patches.places)
 
     def still(self, x: jax.Array) -> Patches:
-        """Pictures [B, S, S, C] as videos of equal frames: their patches in space, one step in time."""
+        """Pictures [B, S, S, C] as videos of equal frames: their patches in space, one step in
+        time."""
         patches = cut(x, self.patch[1:], self.name)
         self.positions.check([1, *(side // p for side, p in zip(x.shape[1:-1], self.patch[1:]))])
         return Patches(patches.values, jnp.pad(patches.places, ((0, 0), (0, 0), (1, 0))))

@@ -29,7 +29,8 @@ def mean(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
 
 
 def last(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """The last token that `mask` allows; without a mask the last position, whatever stands there (SigLIP)."""
+    """The last token that `mask` allows; without a mask the last position, whatever stands there
+    (SigLIP)."""
     if mask is None:
         return x[:, -1]
     position = jnp.where(mask, jnp.arange(x.shape[1]), 0).max(1)
@@ -56,9 +57,11 @@ def _at(x: jax.Array, position: jax.Array) -> jax.Array:
 
 
 class QueryPooler(nnx.Module):
-    """Learned queries attend to a sequence once: CoCa's attentional pooler (Yu et al. 2022, section 3.2).
+    """Learned queries attend to a sequence once: CoCa's attentional pooler (Yu et al. 2022, section
+    3.2).
 
-    Layer norms on the queries, on the sequence and, with `norm`, on the result; no residual, no MLP.
+    Layer norms on the queries, on the sequence and, with `norm`, on the result; no residual, no
+    MLP.
 
     Args:
       queries: N. width, heads: D and H of the result. memory_width: of the sequence.
@@ -76,18 +79,22 @@ class QueryPooler(nnx.Module):
         eps: float = 1e-5,
         dtype: Any = jnp.float32,
     ):
-        self.query = nnx.Param(normal(1.0)(rngs.params(), (queries, width), jnp.float32), axes=("length", "embed"))
+        self.query = nnx.Param(
+            normal(1.0)(rngs.params(), (queries, width), jnp.float32), axes=("length", "embed")
+        )
         self.query_norm = LayerNorm(width, eps=eps, dtype=dtype)
         self.memory_norm = LayerNorm(memory_width, eps=eps, dtype=dtype)
-        self.attention = Attention(width, heads, memory_width=memory_width, rngs=rngs, eps=eps, dtype=dtype)
+        self.attention = Attention(
+            width, heads, memory_width=memory_width, rngs=rngs, eps=eps, dtype=dtype
+        )
         self.norm = LayerNorm(width, eps=eps, dtype=dtype) if norm else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """[B, T, D'] -> [B, N, D].
 
         Args:
-          mask: bool [B, T], True where the sequence may be seen. A single query may be given [B, N, T] instead: N results of it,
-            each of its own part.
+          mask: bool [B, T], True where the sequence may be seen. A single query may be given [B, N,
+            T] instead: N results of it, each of its own part.
         """
         query = self.query_norm(self.query[...])
         n = mask.shape[1] if mask is not None and mask.ndim == 3 else len(query)
@@ -95,7 +102,8 @@ class QueryPooler(nnx.Module):
         return self._normed(self.attention(query, self.memory_norm(x), mask=mask))
 
     def alone(self, x: jax.Array) -> jax.Array:
-        """[B, T, D'] -> [B, T, D]: the result if each token were all that there is, whatever the query (its weight is 1)."""
+        """[B, T, D'] -> [B, T, D]: the result if each token were all that there is, whatever the
+        query (its weight is 1)."""
         return self._normed(self.attention.out(self.attention.value(self.memory_norm(x))))
 
     def _normed(self, y: jax.Array) -> jax.Array:
@@ -105,7 +113,8 @@ class QueryPooler(nnx.Module):
 class MapPooler(nnx.Module):
     """Multi-head attention pooling: one learned query attends to the sequence, then a residual MLP.
 
-    As in Zhai et al. 2022 (Scaling vision transformers) and SigLIP: `y = a + mlp(norm(a))`, `a = attention(query, x)`.
+    As in Zhai et al. 2022 (Scaling vision transformers) and SigLIP: `y = a + mlp(norm(a))`, `a =
+    attention(query, x)`.
 
     Args:
       width, heads, hidden: D, H, F.
@@ -122,7 +131,9 @@ class MapPooler(nnx.Module):
         eps: float = 1e-6,
         dtype: Any = jnp.float32,
     ):
-        self.query = nnx.Param(xavier(rngs.params(), (1, width), jnp.float32), axes=("length", "embed"))
+        self.query = nnx.Param(
+            xavier(rngs.params(), (1, width), jnp.float32), axes=("length", "embed")
+        )
         self.attention = Attention(width, heads, rngs=rngs, dtype=dtype)
         self.norm = LayerNorm(width, eps=eps, dtype=dtype)
         self.mlp = Mlp(width, hidden, rngs=rngs, activation=activation, dtype=dtype)
@@ -130,6 +141,8 @@ class MapPooler(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """x [B, T, D], mask bool [B, T] or None -> [B, D]."""
-        query = jnp.broadcast_to(self.query[...].astype(self.dtype), (x.shape[0], *self.query.shape))
+        query = jnp.broadcast_to(
+            self.query[...].astype(self.dtype), (x.shape[0], *self.query.shape)
+        )
         y = self.attention(query, x, mask=mask)
         return (y + self.mlp(self.norm(y)))[:, 0]

@@ -18,7 +18,8 @@ def _need(key: jax.Array | None, what: str) -> jax.Array:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, train: bool) -> jax.Array:
-    """Zeroes elements with probability `rate` and scales the others by 1 / (1 - rate). Identity if not `train`.
+    """Zeroes elements with probability `rate` and scales the others by 1 / (1 - rate). Identity if
+    not `train`.
 
     Raises:
       ValueError: no key where one is needed.
@@ -29,8 +30,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, train: bool) ->
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
-def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array | None, *, train: bool) -> jax.Array:
-    """Zeroes whole rows of the batch (Huang et al. 2016; drop-connect of EfficientNet), scaling the others.
+def drop_path(
+    x: jax.Array, rate: float | jax.Array, key: jax.Array | None, *, train: bool
+) -> jax.Array:
+    """Zeroes whole rows of the batch (Huang et al. 2016; drop-connect of EfficientNet), scaling the
+    others.
 
     Args:
       x: [B, ...], the branch of a residual connection.
@@ -41,5 +45,7 @@ def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array | None, *, t
     """
     if not train or (isinstance(rate, (int, float)) and rate == 0.0):
         return x
-    keep = jax.random.bernoulli(_need(key, "drop-path"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    keep = jax.random.bernoulli(
+        _need(key, "drop-path"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1)
+    )
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0).astype(x.dtype)

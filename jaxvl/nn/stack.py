@@ -1,4 +1,5 @@
-"""Layers of one or two kinds as stacked parameters, and running them in order, scanned or unrolled."""
+"""Layers of one or two kinds as stacked parameters, and running them in order, scanned or
+unrolled."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _KEEP = contextvars.ContextVar("keep_activations", default=False)
 
 @contextlib.contextmanager
 def keep_activations() -> Iterator[None]:
-    """Programs traced inside recompute no layer in their backward pass, whatever `remat` says: to count FLOP without it."""
+    """Programs traced inside recompute no layer in their backward pass, whatever `remat` says: to
+    count FLOP without it."""
     token = _KEEP.set(True)
     try:
         yield
@@ -35,8 +37,11 @@ def recomputes(remat: bool) -> bool:
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`layers` modules of one kind as one module whose parameters have a leading axis L, named `layers`."""
-    stacked = nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), layers))
+    """`layers` modules of one kind as one module whose parameters have a leading axis L, named
+    `layers`."""
+    stacked = nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(
+        jax.random.split(rngs.params(), layers)
+    )
     for _, variable in nnx.to_flat_state(nnx.state(stacked, nnx.Param)):
         variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
     return stacked
@@ -45,7 +50,8 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
 def unstack(tree: Any, layers: int) -> list[Any]:
     """The slices of every leaf along its leading axis.
 
-    By `lax.split`, whose gradient is one concatenation; that of indexing would be a sum of L arrays of the full size.
+    By `lax.split`, whose gradient is one concatenation; that of indexing would be a sum of L arrays
+    of the full size.
     """
     leaves, structure = jax.tree.flatten(tree)
     slices = [[piece[0] for piece in jax.lax.split(leaf, (1,) * layers)] for leaf in leaves]
@@ -63,8 +69,8 @@ def rematerialise(f: Callable, remat: Remat, *, scanned: bool) -> Callable:
 def segments(kinds: Kinds) -> list[tuple[Kinds, int]]:
     """(kinds of a unit of layers, repeats) in order: how a stack of two kinds is scanned.
 
-    Layers of one kind in a row are a unit of one layer, repeated. Where a pattern recurs (dense, MoE, dense, MoE …), the pattern is
-    the unit, so that the compiled program holds it once.
+    Layers of one kind in a row are a unit of one layer, repeated. Where a pattern recurs (dense,
+    MoE, dense, MoE …), the pattern is the unit, so that the compiled program holds it once.
     """
     period = kinds.index(True) + 1 if True in kinds else 0
     whole, rest = divmod(len(kinds), period) if period else (0, 0)
@@ -86,28 +92,37 @@ def run_layers(
     """All layers in order.
 
     Args:
-      layer: (module of one layer, x, its inputs) -> (x, report); a report is a pytree of arrays, or None.
+      layer: (module of one layer, x, its inputs) -> (x, report); a report is a pytree of arrays, or
+        None.
       modules: by kind, the layers of that kind as `stack` made them.
       inputs: pytree of arrays with a leading axis L, one entry for each layer.
 
     Returns:
-      x, and the reports that are not None with a leading axis of their layers, in order; None where there are none.
+      x, and the reports that are not None with a leading axis of their layers, in order; None where
+      there are none.
     """
     halves = {kind: nnx.split(module) for kind, module in modules.items()}
 
     def call(kind: bool, x: Any, params: Any, inputs: Any) -> tuple[Any, Any]:
         return layer(nnx.merge(halves[kind][0], params), x, inputs)
 
-    calls = {kind: rematerialise(functools.partial(call, kind), remat, scanned=scan) for kind in halves}
+    calls = {
+        kind: rematerialise(functools.partial(call, kind), remat, scanned=scan) for kind in halves
+    }
     if not scan:
-        own = {kind: iter(unstack(params, kinds.count(kind))) for kind, (_, params) in halves.items()}
+        own = {
+            kind: iter(unstack(params, kinds.count(kind))) for kind, (_, params) in halves.items()
+        }
         reports = []
         for i, kind in enumerate(kinds):
             x, report = calls[kind](x, next(own[kind]), jax.tree.map(lambda a, i=i: a[i], inputs))
             reports.append(jax.tree.map(lambda a: a[None], report))
         return x, _joined(reports)
     parts, reports = segments(kinds), []
-    own = {kind: iter(_cut(params, [u.count(kind) * n for u, n in parts if kind in u])) for kind, (_, params) in halves.items()}
+    own = {
+        kind: iter(_cut(params, [u.count(kind) * n for u, n in parts if kind in u]))
+        for kind, (_, params) in halves.items()
+    }
     for (unit, _), theirs in zip(parts, _cut(inputs, [len(unit) * n for unit, n in parts])):
         params = {kind: _fold(next(own[kind]), unit.count(kind)) for kind in sorted(set(unit))}
         x, report = _scan_unit(calls, unit, x, params, _fold(theirs, len(unit)))
@@ -115,21 +130,31 @@ def run_layers(
     return x, _joined(reports)
 
 
-def _scan_unit(calls: Mapping[bool, Callable], unit: Kinds, x: Any, params: Mapping[bool, Any], inputs: Any) -> tuple[Any, Any]:
-    """A unit of layers, repeated: params and inputs [n, …] where the unit has one of a kind, else [n, layers of the unit, …]."""
+def _scan_unit(
+    calls: Mapping[bool, Callable], unit: Kinds, x: Any, params: Mapping[bool, Any], inputs: Any
+) -> tuple[Any, Any]:
+    """A unit of layers, repeated: params and inputs [n, …] where the unit has one of a kind, else
+    [n, layers of the unit, …]."""
 
     def body(x: Any, slices: tuple[Any, Any]) -> tuple[Any, Any]:
         params, inputs = slices
-        params = {kind: iter([p] if unit.count(kind) == 1 else unstack(p, unit.count(kind))) for kind, p in params.items()}
+        params = {
+            kind: iter([p] if unit.count(kind) == 1 else unstack(p, unit.count(kind)))
+            for kind, p in params.items()
+        }
         inputs = [inputs] if len(unit) == 1 else unstack(inputs, len(unit))
         reports = []
         for kind, own in zip(unit, inputs):
             x, report = calls[kind](x, next(params[kind]), own)
             reports.append(report)
-        return x, _joined([jax.tree.map(lambda a: a[None], r) for r in reports]) if len(unit) > 1 else reports[0]
+        return x, _joined([jax.tree.map(lambda a: a[None], r) for r in reports]) if len(
+            unit
+        ) > 1 else reports[0]
 
     x, report = jax.lax.scan(body, x, (params, inputs))
-    return x, report if len(unit) == 1 else jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), report)
+    return x, report if len(unit) == 1 else jax.tree.map(
+        lambda a: a.reshape(-1, *a.shape[2:]), report
+    )
 
 
 def _cut(tree: Any, sizes: Sequence[int]) -> list[Any]:
@@ -149,4 +174,10 @@ def _fold(tree: Any, n: int) -> Any:
 def _joined(reports: Sequence[Any]) -> Any:
     """The reports that are not None, one behind the other."""
     given = [r for r in reports if r is not None]
-    return given[0] if len(given) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *given) if given else None
+    return (
+        given[0]
+        if len(given) == 1
+        else jax.tree.map(lambda *a: jnp.concatenate(a), *given)
+        if given
+        else None
+    )

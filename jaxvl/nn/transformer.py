@@ -46,16 +46,18 @@ class StackOptions:
       eps: of the layer norms.
       bias: of all linear maps and norms.
       qk_norm: layer norm of queries and keys.
-      dropout: rate on the output of each branch; `hidden_dropout` inside the MLP; `attention_dropout` on the weights.
+      dropout: rate on the output of each branch; `hidden_dropout` inside the MLP;
+        `attention_dropout` on the weights.
       drop_path: rate in the last layer; it grows linearly from 0 in the first.
       init_std: standard deviation of all kernels; None: Xavier.
-      scan: one compiled layer in a loop (small program, quick compilation) or all layers unrolled (the compiler sees
-        across layers). The parameters are the same.
+      scan: one compiled layer in a loop (small program, quick compilation) or all layers unrolled
+        (the compiler sees across layers). The parameters are the same.
       remat: what the backward pass recomputes: nothing, whole layers, or all but matrix products.
-      cross: attention to a memory, `between` self-attention and MLP, or `after` the MLP: a second pair of attention and MLP, which
-        normalises the memory first (open_clip's CoCa).
+      cross: attention to a memory, `between` self-attention and MLP, or `after` the MLP: a second
+        pair of attention and MLP, which normalises the memory first (open_clip's CoCa).
       attention: see `nn.attention.Attention.implementation`.
-      moe: mixtures of experts in place of the MLP of some layers, or None. Call such a stack by `Transformer.routed`.
+      moe: mixtures of experts in place of the MLP of some layers, or None. Call such a stack by
+        `Transformer.routed`.
     """
 
     norm: Literal["pre", "post"] = "pre"
@@ -76,7 +78,8 @@ class StackOptions:
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each in a residual branch; with a memory, attention to that as well (`StackOptions.cross`).
+    """Attention and MLP, each in a residual branch; with a memory, attention to that as well
+    (`StackOptions.cross`).
 
     Args:
       sizes, options: of the stack.
@@ -88,16 +91,31 @@ class Block(nnx.Module):
     """
 
     def __init__(
-        self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, moe: bool = False,
+        self,
+        sizes: Sizes,
+        options: StackOptions,
+        *,
+        rngs: nnx.Rngs,
+        memory_width: int | None = None,
+        moe: bool = False,
         dtype: Any = jnp.float32,
-    ):  # fmt: skip
+    ):
         init = xavier if options.init_std is None else normal(options.init_std)
         norm = functools.partial(LayerNorm, eps=options.eps, bias=options.bias, dtype=dtype)
         self.attention_norm = norm(sizes.width)
         attention = functools.partial(
-            Attention, sizes.width, sizes.heads, rngs=rngs, bias=options.bias, qk_norm=options.qk_norm,
-            dropout=options.attention_dropout, eps=options.eps, init=init, implementation=options.attention, dtype=dtype,
-        )  # fmt: skip
+            Attention,
+            sizes.width,
+            sizes.heads,
+            rngs=rngs,
+            bias=options.bias,
+            qk_norm=options.qk_norm,
+            dropout=options.attention_dropout,
+            eps=options.eps,
+            init=init,
+            implementation=options.attention,
+            dtype=dtype,
+        )
         self.attention = attention()
         reads = memory_width is not None
         if reads and options.norm == "post":
@@ -105,7 +123,13 @@ class Block(nnx.Module):
         self.cross_norm = norm(sizes.width) if reads else None
         self.cross = attention(memory_width=memory_width) if reads else None
         self.mlp_norm = norm(sizes.width)
-        perceptron = dict(rngs=rngs, activation=options.activation, dropout=options.hidden_dropout, init=init, dtype=dtype)
+        perceptron = dict(
+            rngs=rngs,
+            activation=options.activation,
+            dropout=options.hidden_dropout,
+            init=init,
+            dtype=dtype,
+        )
         mlp = functools.partial(Mlp, sizes.width, sizes.hidden, bias=options.bias, **perceptron)
         self.mlp = None if moe else mlp()
         self.moe = options.moe.build(sizes.width, sizes.hidden, **perceptron) if moe else None
@@ -116,23 +140,42 @@ class Block(nnx.Module):
         self.post, self.dropout = options.norm == "post", options.dropout
 
     def __call__(
-        self, x, memory=None, *, mask=None, memory_mask=None, causal=False, drop_rate=0.0, train=False, key=None, **routing: Any
+        self,
+        x,
+        memory=None,
+        *,
+        mask=None,
+        memory_mask=None,
+        causal=False,
+        drop_rate=0.0,
+        train=False,
+        key=None,
+        **routing: Any,
     ) -> jax.Array | MoeOutput:
-        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; masks as in `Transformer`; `drop_rate` of drop-path in this layer.
+        """x [B, T, D], memory [B, N, D'] -> [B, T, D]; masks as in `Transformer`; `drop_rate` of
+        drop-path in this layer.
 
-        A block with a MoE gives `MoeOutput`; `routing` are then `real` (the mask for routing alone), `modality` and `skills`.
+        A block with a MoE gives `MoeOutput`; `routing` are then `real` (the mask for routing
+        alone), `modality` and `skills`.
         """
         after = self.cross_mlp is not None
         keys = split(key, 6 if self.cross is None else 12 if after else 9)
 
         def branch(y, drop_key, path_key):
-            return drop_path(dropout(y, self.dropout, drop_key, train=train), drop_rate, path_key, train=train)
+            return drop_path(
+                dropout(y, self.dropout, drop_key, train=train), drop_rate, path_key, train=train
+            )
 
         y = x if self.post else self.attention_norm(x)
-        x = x + branch(self.attention(y, mask=mask, causal=causal, train=train, key=keys[0]), *keys[1:3])
+        x = x + branch(
+            self.attention(y, mask=mask, causal=causal, train=train, key=keys[0]), *keys[1:3]
+        )
         x = self.attention_norm(x) if self.post else x
         if self.cross is not None and not after:
-            x = x + branch(self.cross(self.cross_norm(x), memory, mask=memory_mask, train=train, key=keys[6]), *keys[7:9])
+            x = x + branch(
+                self.cross(self.cross_norm(x), memory, mask=memory_mask, train=train, key=keys[6]),
+                *keys[7:9],
+            )
         y = x if self.post else self.mlp_norm(x)
         if self.moe is None:
             y, routed = self.mlp(y, train=train, key=keys[3]), None
@@ -143,8 +186,19 @@ class Block(nnx.Module):
             y = routed.y
         x = x + branch(y, *keys[4:6])
         if after:
-            x = x + branch(self.cross(self.cross_norm(x), self.memory_norm(memory), mask=memory_mask, train=train, key=keys[6]), *keys[7:9])
-            x = x + branch(self.cross_mlp(self.cross_mlp_norm(x), train=train, key=keys[9]), *keys[10:12])
+            x = x + branch(
+                self.cross(
+                    self.cross_norm(x),
+                    self.memory_norm(memory),
+                    mask=memory_mask,
+                    train=train,
+                    key=keys[6],
+                ),
+                *keys[7:9],
+            )
+            x = x + branch(
+                self.cross_mlp(self.cross_mlp_norm(x), train=train, key=keys[9]), *keys[10:12]
+            )
         x = self.mlp_norm(x) if self.post else x
         return x if routed is None else dataclasses.replace(routed, y=x)
 
@@ -153,16 +207,26 @@ class Block(nnx.Module):
         return self.cross.remember(memory if self.memory_norm is None else self.memory_norm(memory))
 
     def step(
-        self, x: jax.Array, known: KeyValue, position: jax.Array, memory: KeyValue | None = None, skills: tuple[str, ...] | None = None
+        self,
+        x: jax.Array,
+        known: KeyValue,
+        position: jax.Array,
+        memory: KeyValue | None = None,
+        skills: tuple[str, ...] | None = None,
     ) -> tuple[jax.Array, KeyValue]:
-        """One position of a growing sequence: x [B, 1, D]; `known`, `memory`: of this layer, see `Transformer.step`."""
+        """One position of a growing sequence: x [B, 1, D]; `known`, `memory`: of this layer, see
+        `Transformer.step`."""
         y, known = self.attention.recall(self.attention_norm(x), known, position)
         x, after = x + y, self.cross_mlp is not None
         if self.cross is not None and not after:
             x = x + self.cross.recall(self.cross_norm(x), memory)[0]
         y = self.mlp_norm(x)
         # One token a row has no capacity to share: nothing is dropped here.
-        x = x + (self.mlp(y) if self.moe is None else self.moe(y, skills=skills, causal=True, drops=False).y)
+        x = x + (
+            self.mlp(y)
+            if self.moe is None
+            else self.moe(y, skills=skills, causal=True, drops=False).y
+        )
         if after:
             x = x + self.cross.recall(self.cross_norm(x), memory)[0]
             x = x + self.cross_mlp(self.cross_mlp_norm(x))
@@ -172,8 +236,9 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A stack of `Block`s.
 
-    Its parameters are `blocks`, with a leading axis of the layers that have an MLP, and `moe_blocks`, of those that have a MoE; both in
-    the order of the layers, either of them None where there are none.
+    Its parameters are `blocks`, with a leading axis of the layers that have an MLP, and
+    `moe_blocks`, of those that have a MoE; both in the order of the layers, either of them None
+    where there are none.
 
     Args:
       sizes, options: shape and behaviour.
@@ -182,18 +247,34 @@ class Transformer(nnx.Module):
     """
 
     def __init__(
-        self, sizes: Sizes, options: StackOptions, *, rngs: nnx.Rngs, memory_width: int | None = None, block: Callable[..., Any] = Block,
+        self,
+        sizes: Sizes,
+        options: StackOptions,
+        *,
+        rngs: nnx.Rngs,
+        memory_width: int | None = None,
+        block: Callable[..., Any] = Block,
         dtype: Any = jnp.float32,
-    ):  # fmt: skip
+    ):
         def make(moe: bool) -> nnx.Module | None:
-            build = lambda rngs: block(sizes, options, rngs=rngs, memory_width=memory_width, moe=moe, dtype=dtype)
+            build = lambda rngs: block(
+                sizes, options, rngs=rngs, memory_width=memory_width, moe=moe, dtype=dtype
+            )
             return stack(build, count, rngs) if (count := kinds.count(moe)) else None
 
         kinds = (False,) * sizes.depth if options.moe is None else options.moe.layers(sizes.depth)
         self.blocks, self.moe_blocks = make(False), make(True)
-        self.kinds, self.depth, self.options, self.sizes, self.dtype = kinds, sizes.depth, options, sizes, dtype
+        self.kinds, self.depth, self.options, self.sizes, self.dtype = (
+            kinds,
+            sizes.depth,
+            options,
+            sizes,
+            dtype,
+        )
 
-    def __call__(self, x, memory=None, *, mask=None, memory_mask=None, causal=False, train=False, key=None) -> jax.Array:
+    def __call__(
+        self, x, memory=None, *, mask=None, memory_mask=None, causal=False, train=False, key=None
+    ) -> jax.Array:
         """x [B, T, D], memory [B, N, D'] -> [B, T, D].
 
         Args:
@@ -205,44 +286,79 @@ class Transformer(nnx.Module):
           ValueError: in training, where layers have a MoE, whose losses would be lost.
         """
         if train and True in self.kinds:
-            raise ValueError("this stack has MoE layers, whose losses would be lost in training; call `routed`")
-        return self.routed(x, memory, mask=mask, memory_mask=memory_mask, causal=causal, train=train, key=key).y
+            raise ValueError(
+                "this stack has MoE layers, whose losses would be lost in training; call `routed`"
+            )
+        return self.routed(
+            x, memory, mask=mask, memory_mask=memory_mask, causal=causal, train=train, key=key
+        ).y
 
     def routed(
-        self, x, memory=None, *, mask=None, memory_mask=None, real=None, modality=None, skills=None, causal=False, train=False, key=None
+        self,
+        x,
+        memory=None,
+        *,
+        mask=None,
+        memory_mask=None,
+        real=None,
+        modality=None,
+        skills=None,
+        causal=False,
+        train=False,
+        key=None,
     ) -> MoeOutput:
-        """The same with what the MoE layers report: losses summed, health stacked over them; both empty without such layers.
+        """The same with what the MoE layers report: losses summed, health stacked over them; both
+        empty without such layers.
 
         Args:
           real: bool [B, T], False for padding that takes no place at an expert; None: `mask`.
           modality, skills: see `nn.moe.Moe`.
         """
         drops = bool(self.options.drop_path) and train
-        # Beside experts the rows lie over the experts' devices as well: no device repeats another's dense layers, and the compiler, which
-        # would spread them so from the groups backwards, has no two layouts to reconcile (it then gathers whole batches).
+        # Beside experts the rows lie over the experts' devices as well: no device repeats another's
+        # dense layers, and the compiler, which would spread them so from the groups backwards, has
+        # no two layouts to reconcile (it then gathers whole batches).
         rows = "batch" if self.options.moe is None else group_axis(len(x))
         routing = dict(real=real, modality=modality, skills=skills)
 
         def layer(block, x, inputs):
             key, rate = inputs
-            seen, options = dict(mask=mask, memory_mask=memory_mask, causal=causal), routing if block.moe is not None else {}
-            out = block(x, memory, **seen, drop_rate=rate if drops else 0.0, train=train, key=key, **options)
+            seen, options = (
+                dict(mask=mask, memory_mask=memory_mask, causal=causal),
+                routing if block.moe is not None else {},
+            )
+            out = block(
+                x, memory, **seen, drop_rate=rate if drops else 0.0, train=train, key=key, **options
+            )
             y, report = (out, None) if block.moe is None else (out.y, (out.losses, out.health))
             return constrain(y, rows, None, "embed"), report
 
         x = constrain(x, rows, None, "embed")
         keys = None if key is None or not train else jax.random.split(key, self.depth)
-        rates = np.linspace(0, self.options.drop_path, self.depth, dtype=np.float32) if drops else None
-        x, reports = run_layers(layer, x, self._halves, self.kinds, (keys, rates), scan=self.options.scan, remat=self.options.remat)
+        rates = (
+            np.linspace(0, self.options.drop_path, self.depth, dtype=np.float32) if drops else None
+        )
+        x, reports = run_layers(
+            layer,
+            x,
+            self._halves,
+            self.kinds,
+            (keys, rates),
+            scan=self.options.scan,
+            remat=self.options.remat,
+        )
         losses, health = reports or ({}, {})
         return MoeOutput(x, jax.tree.map(lambda a: a.sum(0), losses), health)
 
     @property
     def _halves(self) -> dict[bool, nnx.Module]:
-        return {kind: m for kind, m in ((False, self.blocks), (True, self.moe_blocks)) if m is not None}
+        return {
+            kind: m for kind, m in ((False, self.blocks), (True, self.moe_blocks)) if m is not None
+        }
 
     def start(self, batch: int, length: int) -> list[KeyValue]:
-        """Keys and values [B, N, H, K] of a sequence of up to `length` positions, none of them known yet, of every layer."""
+        """Keys and values [B, N, H, K] of a sequence of up to `length` positions, none of them
+        known yet, of every layer."""
         shape = batch, length, self.sizes.heads, self.sizes.width // self.sizes.heads
         empty = constrain(jnp.zeros(shape, self.dtype), "batch", None, "heads", None)
         return [(empty, empty)] * self.depth
@@ -250,29 +366,44 @@ class Transformer(nnx.Module):
     def layers(self) -> list[nnx.State]:
         """Each layer's weights, as `remember` and `step` want them.
 
-        Cut out of the stack once, before the loop over tokens: inside of it they would be copied for every token.
+        Cut out of the stack once, before the loop over tokens: inside of it they would be copied
+        for every token.
         """
-        own = {kind: iter(unstack(nnx.split(half)[1], self.kinds.count(kind))) for kind, half in self._halves.items()}
+        own = {
+            kind: iter(unstack(nnx.split(half)[1], self.kinds.count(kind)))
+            for kind, half in self._halves.items()
+        }
         return [next(own[kind]) for kind in self.kinds]
 
     def _each(self, layers: list[nnx.State]) -> list[Block]:
         graphs = {kind: nnx.split(half)[0] for kind, half in self._halves.items()}
-        return [nnx.merge(graphs[kind], layer) for kind, layer in zip(self.kinds, layers, strict=True)]
+        return [
+            nnx.merge(graphs[kind], layer) for kind, layer in zip(self.kinds, layers, strict=True)
+        ]
 
     def remember(self, layers: list[nnx.State], memory: jax.Array) -> list[KeyValue]:
         """Keys and values [B, N, H, K] of the memory [B, N, D'], of every layer."""
         return [block.remember(memory) for block in self._each(layers)]
 
     def step(
-        self, layers: list[nnx.State], x: jax.Array, known: list[KeyValue], position: jax.Array, memory: list[KeyValue] | None = None,
+        self,
+        layers: list[nnx.State],
+        x: jax.Array,
+        known: list[KeyValue],
+        position: jax.Array,
+        memory: list[KeyValue] | None = None,
         skills: tuple[str, ...] | None = None,
-    ) -> tuple[jax.Array, list[KeyValue]]:  # fmt: skip
-        """The position after those that `known` holds, causally: x [B, 1, D] -> [B, 1, D] and what is known now.
+    ) -> tuple[jax.Array, list[KeyValue]]:
+        """The position after those that `known` holds, causally: x [B, 1, D] -> [B, 1, D] and what
+        is known now.
 
-        Unrolled whatever `scan` says: a scan over the layers would copy their weights and all that is known, for every token.
+        Unrolled whatever `scan` says: a scan over the layers would copy their weights and all that
+        is known, for every token.
         """
         grown = []
         for i, block in enumerate(self._each(layers)):
-            x, own = block.step(x, known[i], position, None if memory is None else memory[i], skills)
+            x, own = block.step(
+                x, known[i], position, None if memory is None else memory[i], skills
+            )
             grown.append(own)
         return x, grown

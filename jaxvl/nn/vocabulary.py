@@ -1,4 +1,5 @@
-"""The map from features to words, and what a cross-entropy needs of it without all its logits at once."""
+"""The map from features to words, and what a cross-entropy needs of it without all its logits at
+once."""
 
 from __future__ import annotations
 
@@ -23,38 +24,72 @@ class VocabularyHead(nnx.Module):
       chunk: logits that exist at a time in `scores`.
     """
 
-    def __init__(self, width: int, vocab_size: int, *, tied: bool, rngs: nnx.Rngs, chunk: int = CHUNK, dtype: Any = jnp.float32):
-        self.out = None if tied else Linear(
-            width, vocab_size, axes=("embed", "vocab"), bias=False, init=normal(width**-0.5), rngs=rngs, dtype=dtype
-        )  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        vocab_size: int,
+        *,
+        tied: bool,
+        rngs: nnx.Rngs,
+        chunk: int = CHUNK,
+        dtype: Any = jnp.float32,
+    ):
+        self.out = (
+            None
+            if tied
+            else Linear(
+                width,
+                vocab_size,
+                axes=("embed", "vocab"),
+                bias=False,
+                init=normal(width**-0.5),
+                rngs=rngs,
+                dtype=dtype,
+            )
+        )
         self.vocab_size, self.chunk, self.dtype = vocab_size, chunk, dtype
 
     def kernel(self, words: Embedding) -> jax.Array:
         """[D, V] in the compute dtype."""
-        return (words.embedding[...].T if self.out is None else self.out.kernel[...]).astype(self.dtype)
+        return (words.embedding[...].T if self.out is None else self.out.kernel[...]).astype(
+            self.dtype
+        )
 
     def logits(self, x: jax.Array, words: Embedding) -> jax.Array:
         """[..., D] -> float32 [..., V]."""
-        return jnp.matmul(x.astype(self.dtype), self.kernel(words), preferred_element_type=jnp.float32)
+        return jnp.matmul(
+            x.astype(self.dtype), self.kernel(words), preferred_element_type=jnp.float32
+        )
 
     def scores(self, x: jax.Array, words: Embedding, targets: jax.Array) -> dict[str, jax.Array]:
-        """What a cross-entropy, smoothed or not, needs of the logits of x [B, T, D] beside targets int [B, T].
+        """What a cross-entropy, smoothed or not, needs of the logits of x [B, T, D] beside targets
+        int [B, T].
 
-        Position by position of T, as many at a time as `chunk` allows; the backward pass computes their logits again, so that no
-        [B, T, V] array is ever held.
+        Position by position of T, as many at a time as `chunk` allows; the backward pass computes
+        their logits again, so that no [B, T, V] array is ever held.
 
         Returns:
-          lse: log sum_v exp(logits_v); target: logits of the target; mean: mean_v logits_v (each float32 [B, T]); correct: whether
+          lse: log sum_v exp(logits_v); target: logits of the target; mean: mean_v logits_v (each
+            float32 [B, T]); correct: whether
           no logit is above the target's, bool [B, T].
         """
         kernel, (b, t) = self.kernel(words), targets.shape
-        rounds = next(n for n in range(1, t + 1) if t % n == 0 and (b * (t // n) * self.vocab_size <= self.chunk or n == t))
+        rounds = next(
+            n
+            for n in range(1, t + 1)
+            if t % n == 0 and (b * (t // n) * self.vocab_size <= self.chunk or n == t)
+        )
 
         def part(x, targets):
             logits = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
             target = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
             lse = jax.nn.logsumexp(logits, -1)
-            return dict(lse=lse, target=target, mean=logits.mean(-1), correct=jax.lax.stop_gradient(target >= logits.max(-1)))
+            return dict(
+                lse=lse,
+                target=target,
+                mean=logits.mean(-1),
+                correct=jax.lax.stop_gradient(target >= logits.max(-1)),
+            )
 
         part = rematerialise(part, "full", scanned=False)
         if rounds == 1:

@@ -9,8 +9,9 @@ An objective is a registered frozen dataclass with
 
 where it reads the pictures of the batch, or outputs as large as they
 
-    per_row(outputs, inputs)   -> arrays [B, ...] that it then finds in its outputs. It is called on the model inputs of some rows of
-                               the batch, as they are encoded; `batch` of `__call__` has no `image` and no `video`
+    per_row(outputs, inputs)   -> arrays [B, ...] that it then finds in its outputs. It is called on
+                               the model inputs of some rows of the batch, as they are encoded;
+                               `batch` of `__call__` has no `image` and no `video`
 
 where its options do not go with any data
 
@@ -18,11 +19,14 @@ where its options do not go with any data
 
 and, where it has the model write before the gradient is taken,
 
-    judge                             what reads images and texts for it: `initial`, `ema`, or a workdir
+    judge                             what reads images and texts for it: `initial`, `ema`, or a
+                                      workdir
     init_aux(width)                   width of the judge's embeddings
-    rollout(actor, batch, aux, keys)  -> arrays [B, ...] that model and objective then find in the batch; rows draw from their own key
+    rollout(actor, batch, aux, keys)  -> arrays [B, ...] that model and objective then find in the
+    batch; rows draw from their own key
 
-An objective knows nothing of models, optimisers or meshes: the outputs are those of the whole batch, wherever they lie.
+An objective knows nothing of models, optimisers or meshes: the outputs are those of the whole
+batch, wherever they lie.
 """
 
 from __future__ import annotations
@@ -63,7 +67,8 @@ class Actor(Protocol):
     eos_id: int
 
     def write(self, keys: jax.Array | None = None, **how: Any) -> tuple[jax.Array, jax.Array]:
-        """Captions of the model that is trained: int32 [B, T], and which tokens were chosen freely, bool [B, T].
+        """Captions of the model that is trained: int32 [B, T], and which tokens were chosen freely,
+        bool [B, T].
 
         Sampled with keys [B], greedy without; how: options of `models.generate.Generation`.
         """
@@ -86,4 +91,10 @@ class Objective(Protocol):
 
     def init_aux(self) -> Any: ...
 
-    def __call__(self, outputs: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], aux: Any, key: jax.Array) -> tuple[Loss, Any]: ...
+    def __call__(
+        self,
+        outputs: Mapping[str, jax.Array],
+        batch: Mapping[str, jax.Array],
+        aux: Any,
+        key: jax.Array,
+    ) -> tuple[Loss, Any]: ...

@@ -17,10 +17,12 @@ from jaxvl.objectives import OBJECTIVES, Loss
 class Classification:
     """Cross-entropy of one of the model's class heads (IMP: one head a data set).
 
-        L = - mean_i log softmax_k(logits_ik)_{y_i};   with smoothing a the target is (1 - a) onehot + a / K
+        L = - mean_i log softmax_k(logits_ik)_{y_i};   with smoothing a the target is (1 - a) onehot
+                                                       + a / K
 
-    Reads `logits/HEAD`: Float[Array, "B K"]; from the batch `label`: Int[Array, "B"], in [0, K). A row with a
-    label < 0 has none and is left out, and so is one that lacks what the head sees, where `has/logits/HEAD`: Bool[Array, "B"] says so.
+    Reads `logits/HEAD`: Float[Array, "B K"]; from the batch `label`: Int[Array, "B"], in [0, K). A
+    row with a label < 0 has none and is left out, and so is one that lacks what the head sees,
+    where `has/logits/HEAD`: Bool[Array, "B"] says so.
 
     Attributes:
       head: name of the model's head.
@@ -33,7 +35,11 @@ class Classification:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        check(0.0 <= self.label_smoothing < 1.0, "label_smoothing", f"{self.label_smoothing!r} is not valid; must be in [0, 1)")
+        check(
+            0.0 <= self.label_smoothing < 1.0,
+            "label_smoothing",
+            f"{self.label_smoothing!r} is not valid; must be in [0, 1)",
+        )
 
     @property
     def batch_keys(self) -> tuple[str, ...]:

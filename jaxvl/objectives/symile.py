@@ -19,20 +19,23 @@ from jaxvl.objectives import OBJECTIVES, Loss
 @OBJECTIVES.register("symile")
 @dataclasses.dataclass(frozen=True)
 class Symile:
-    """Contrast by the multilinear inner product (Saporta et al. 2024, arXiv 2411.01053, eq. 4 and algorithm 1).
+    """Contrast by the multilinear inner product (Saporta et al. 2024, arXiv 2411.01053, eq. 4 and
+    algorithm 1).
 
-        L = mean over anchors a of  - mean_i log softmax_j(exp(log_scale) <a_i, b_j, c_j>)_i,    <a, b, c> = sum_d a_d b_d c_d
+        L = mean over anchors a of  - mean_i log softmax_j(exp(log_scale) <a_i, b_j, c_j>)_i,    <a,
+                                    b, c> = sum_d a_d b_d c_d
 
-    It sees what no pair of modalities shows, as c = a xor b. `j = i` is the true tuple; the others are made of rows of the batch.
+    It sees what no pair of modalities shows, as c = a xor b. `j = i` is the true tuple; the others
+    are made of rows of the batch.
 
-    Reads the outputs named by `modalities`: Float[Array, "B D"], and `scale`: Float[Array, ""]; where it is there, `has_NAME` of the
-    batch or, of an output such as `vision>text`, the output `has/vision`: Bool[Array, "B"]: a row that lacks a modality neither
-    anchors nor competes.
+    Reads the outputs named by `modalities`: Float[Array, "B D"], and `scale`: Float[Array, ""];
+    where it is there, `has_NAME` of the batch or, of an output such as `vision>text`, the output
+    `has/vision`: Bool[Array, "B"]: a row that lacks a modality neither anchors nor competes.
 
     Attributes:
       modalities: names of three or more model outputs of one width.
-      negatives: `n`: B - 1 of them, the rows of every other modality permuted independently; `n2`: all B^(M-1) - 1 tuples (M - 1
-        modalities other than the anchor), for small batches.
+      negatives: `n`: B - 1 of them, the rows of every other modality permuted independently; `n2`:
+        all B^(M-1) - 1 tuples (M - 1 modalities other than the anchor), for small batches.
       scale: name of the model output that holds the log-scale.
       implementation: of `contrastive_loss`.
     """
@@ -47,7 +50,9 @@ class Symile:
     def __post_init__(self):
         names = self.modalities
         check(
-            len(set(names)) == len(names) >= 3, "modalities", f"{list(names)!r} must be three or more different outputs; for two use 'clip'"
+            len(set(names)) == len(names) >= 3,
+            "modalities",
+            f"{list(names)!r} must be three or more different outputs; for two use 'clip'",
         )
 
     @property
@@ -59,7 +64,9 @@ class Symile:
 
     def __call__(self, outputs, batch, aux, key):
         rows = [outputs[name].astype(jnp.float32) for name in self.modalities]
-        told = [(batch, f"has_{name}") for name in self.modalities] + [(outputs, f"has/{name.split('>')[0]}") for name in self.modalities]
+        told = [(batch, f"has_{name}") for name in self.modalities] + [
+            (outputs, f"has/{name.split('>')[0]}") for name in self.modalities
+        ]
         has = [source[key] for source, key in told if key in source]
         whole = functools.reduce(operator.and_, has) if has else None
         metrics, losses = {}, []
@@ -68,14 +75,22 @@ class Symile:
             make = self._shuffled if self.negatives == "n" else self._all
             columns, targets = make(others, whole, jax.random.fold_in(key, i))
             loss = contrastive_loss(
-                rows[i], columns, outputs[self.scale], targets=targets, directions="rows", implementation=self.implementation
+                rows[i],
+                columns,
+                outputs[self.scale],
+                targets=targets,
+                directions="rows",
+                implementation=self.implementation,
             )
             losses.append(loss)
             metrics[f"{name}/loss"] = loss
         return Loss(sum(losses) / len(losses), metrics), aux
 
-    def _shuffled(self, others: Sequence[jax.Array], whole: jax.Array | None, key: jax.Array) -> tuple[jax.Array, Any]:
-        """Columns: the B true tuples, of which a row sees its own, then B shuffled ones, of which it sees all but the one in its place."""
+    def _shuffled(
+        self, others: Sequence[jax.Array], whole: jax.Array | None, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Columns: the B true tuples, of which a row sees its own, then B shuffled ones, of which
+        it sees all but the one in its place."""
         b = len(others[0])
         keys = jax.random.split(key, len(others))
         orders = [jax.random.permutation(k, b) for k in keys]
@@ -83,17 +98,25 @@ class Symile:
         columns = jnp.concatenate([functools.reduce(operator.mul, others), mixed])
         place, zero = jnp.arange(b), jnp.zeros(b, jnp.int32)
         targets = PairMask(Diagonal(), row_group=zero, col_group=jnp.concatenate([zero + 1, zero]))
-        targets = PairMask(targets, row_group=place, col_group=jnp.concatenate([zero - 1, place]), drop="same")
+        targets = PairMask(
+            targets, row_group=place, col_group=jnp.concatenate([zero - 1, place]), drop="same"
+        )
         if whole is None:
             return columns, targets
         valid = functools.reduce(operator.and_, (whole[order] for order in orders))
-        return columns, PairMask(targets, row_valid=whole, col_valid=jnp.concatenate([whole, valid]))
+        return columns, PairMask(
+            targets, row_valid=whole, col_valid=jnp.concatenate([whole, valid])
+        )
 
-    def _all(self, others: Sequence[jax.Array], whole: jax.Array | None, key: jax.Array) -> tuple[jax.Array, Any]:
+    def _all(
+        self, others: Sequence[jax.Array], whole: jax.Array | None, key: jax.Array
+    ) -> tuple[jax.Array, Any]:
         """Columns: the B true tuples, then all others in the order of their indices."""
         del key
         b = len(others[0])
-        grid = jnp.stack(jnp.meshgrid(*[jnp.arange(b)] * len(others), indexing="ij"), -1).reshape(-1, len(others))
+        grid = jnp.stack(jnp.meshgrid(*[jnp.arange(b)] * len(others), indexing="ij"), -1).reshape(
+            -1, len(others)
+        )
         true = (grid == grid[:, :1]).all(1)
         order = jnp.argsort(~true, stable=True)
         grid = grid[order]

@@ -10,7 +10,8 @@ from jaxvl.sharding.rules import constrain
 def take(x: jax.Array, i: jax.Array, n: int) -> jax.Array:
     """Chunk `i` of `n`: [B, ...] -> [B/n, ...], the rows i, i + n, i + 2n …
 
-    Every device's rows are dealt over all chunks, so that no row changes its device. Only the chunk is copied, not the batch.
+    Every device's rows are dealt over all chunks, so that no row changes its device. Only the chunk
+    is copied, not the batch.
     """
     x = x.reshape(x.shape[0] // n, n, *x.shape[1:])
     x = constrain(x, "batch", *[None] * (x.ndim - 1))

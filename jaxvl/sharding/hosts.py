@@ -6,9 +6,11 @@ What may end a run of several processes, and how the others hear of it:
     an exception in one process                          it ends at once; the others end when its heartbeats are missed (`run_together`)
     a process is killed, a machine is lost               the others end when its heartbeats are missed; JAX's message names the task
 
-A step that the lost one had a part in may fail in the others before its heartbeats are missed; they wait to hear whose they were.
+A step that the lost one had a part in may fail in the others before its heartbeats are missed; they
+wait to hear whose they were.
 
-JAX waits 100 s for a heartbeat and 300 s for the others at the end, in which a run is paid for and does nothing; here it is `PATIENCE`.
+JAX waits 100 s for a heartbeat and 300 s for the others at the end, in which a run is paid for and
+does nothing; here it is `PATIENCE`.
 """
 
 from __future__ import annotations
@@ -32,14 +34,16 @@ from jax.experimental import multihost_utils
 
 from jaxvl.config import ConfigError, check
 
-PATIENCE = 20  # seconds without a heartbeat after which a process counts as lost; the same at the end of a run
+# seconds without a heartbeat after which a process counts as lost; the same at the end of a run
+PATIENCE = 20
 LONGEST = 2000  # bytes of a text that a process tells the others
 # Options of a command that may run as several processes; all three or none.
 OPTIONS = {"coordinator": None, "processes": None, "process": None}
 
 
 def initialise(options: Mapping[str, str]) -> None:
-    """Joins the other processes, if there are any: as `options` say, or as the cluster's environment says.
+    """Joins the other processes, if there are any: as `options` say, or as the cluster's
+    environment says.
 
     Raises:
       ConfigError: only some of the options, or values that are not numbers.
@@ -49,16 +53,25 @@ def initialise(options: Mapping[str, str]) -> None:
     if not given:
         announced = ["JAX_COORDINATOR_ADDRESS", "SLURM_JOB_NUM_NODES"]
         if not os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
-            announced.append("CLOUD_TPU_TASK_ID")  # libtpu sets it for its children, even where it only compiles
+            announced.append(
+                "CLOUD_TPU_TASK_ID"
+            )  # libtpu sets it for its children, even where it only compiles
         if any(os.environ.get(k) for k in announced):
             jax.distributed.initialize(**patience)
         return
     for name in OPTIONS:
-        check(name in given, f"--{name}", "is needed too: --coordinator, --processes and --process go together")
+        check(
+            name in given,
+            f"--{name}",
+            "is needed too: --coordinator, --processes and --process go together",
+        )
     try:
         count, index = int(given["processes"]), int(given["process"])
     except ValueError:
-        raise ConfigError("--processes", f"{given['processes']!r} and --process {given['process']!r} must be integers") from None
+        raise ConfigError(
+            "--processes",
+            f"{given['processes']!r} and --process {given['process']!r} must be integers",
+        ) from None
     check(0 <= index < count, "--process", f"{index} must be in 0 … {count - 1}")
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -96,7 +109,8 @@ def meet(what: str, seconds: float = 20) -> None:
 
 
 class StopSignal:
-    """Context manager in which SIGTERM and SIGINT ask for a stop after the current step instead of ending the process.
+    """Context manager in which SIGTERM and SIGINT ask for a stop after the current step instead of
+    ending the process.
 
     A second signal ends the process as it would have without this.
     """
@@ -107,7 +121,9 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         try:
-            self._old = {s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)}
+            self._old = {
+                s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)
+            }
         except ValueError:  # not the main thread: whoever runs us there handles signals
             self._old = {}
         return self
@@ -124,7 +140,8 @@ class StopSignal:
 
 
 class Signal(enum.IntEnum):
-    """What a process says with the rows that it gives to a step. The largest of all rows is what the step was told."""
+    """What a process says with the rows that it gives to a step. The largest of all rows is what
+    the step was told."""
 
     FINE = 0
     CALL = 1  # all processes shall confer after this step
@@ -132,11 +149,14 @@ class Signal(enum.IntEnum):
 
 
 def gather(numbers: Sequence[int]) -> np.ndarray:
-    """What every process says: int64 [processes, len(numbers)]. All processes call it at the same place, with as many numbers."""
+    """What every process says: int64 [processes, len(numbers)]. All processes call it at the same
+    place, with as many numbers."""
     mine = np.asarray(numbers, np.int64)
     if jax.process_count() == 1:
         return mine[None]
-    everyone = multihost_utils.process_allgather(mine.view(np.uint8))  # jax makes 32 bits of an integer, unless it is told not to
+    everyone = multihost_utils.process_allgather(
+        mine.view(np.uint8)
+    )  # jax makes 32 bits of an integer, unless it is told not to
     return np.ascontiguousarray(everyone, np.uint8).view(np.int64)
 
 
@@ -146,7 +166,8 @@ def gather_texts(text: str) -> list[str]:
 
 
 def add_up(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """Name -> name -> sum over all processes, which need not know the same inner names. All of them call it at the same place."""
+    """Name -> name -> sum over all processes, which need not know the same inner names. All of them
+    call it at the same place."""
     totals: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in counts}
     for said in _gather_bytes(json.dumps({name: dict(of) for name, of in counts.items()}).encode()):
         for name, of in json.loads(said).items():
@@ -168,8 +189,9 @@ def _gather_bytes(mine: bytes) -> list[bytes]:
 def run_together(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """Runs a command that may be several processes; returns its exit status.
 
-    The processes of a command that went well wait for each other, however long one of them writes its report. One that is ended by an
-    exception does not wait for the others, which would wait for it: it ends at once, and they hear of it.
+    The processes of a command that went well wait for each other, however long one of them writes
+    its report. One that is ended by an exception does not wait for the others, which would wait for
+    it: it ends at once, and they hear of it.
     """
     try:
         status = main(argv)
@@ -187,7 +209,12 @@ def _abandon(error: Exception) -> NoReturn:
     """Ends this process without a word to the others."""
     me = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, jax.errors.JaxRuntimeError):
-        print(f"{me}: a step has failed, perhaps because another process was lost; waiting to hear of it", file=sys.stderr, flush=True)
+        print(
+            f"{me}: a step has failed, perhaps because another process was lost; waiting to "
+            f"hear of it",
+            file=sys.stderr,
+            flush=True,
+        )
         time.sleep(PATIENCE + 5)  # JAX ends this process, naming the one that was lost
     print(f"{me} ends with an error; the others follow", file=sys.stderr, flush=True)
     sys.stdout.flush()

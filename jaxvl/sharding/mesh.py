@@ -1,7 +1,8 @@
 """The device mesh: axes `data, fsdp, tensor, expert`; `data` x `fsdp` shard the batch.
 
 devices 0..7, data=2, fsdp=4:      fsdp ->
-                            data   0 1 2 3     batch rows 0-1 | 2-3 | 4-5 | 6-7      of a batch of 16
+                            data   0 1 2 3     batch rows 0-1 | 2-3 | 4-5 | 6-7      of a batch of
+                                               16
                               |    4 5 6 7                8-9 | ...
                               v                parameters: split in 4 along a row, the two rows hold copies
 """
@@ -41,22 +42,35 @@ class MeshConfig:
     def __post_init__(self):
         for axis in AXES:
             n = getattr(self, axis)
-            check(n == -1 or n >= 1, axis, f"{n!r} is not a number of devices; must be >= 1, or -1 for the rest")
-        check(sum(getattr(self, a) == -1 for a in AXES) <= 1, "data", "only one mesh axis may be -1")
+            check(
+                n == -1 or n >= 1,
+                axis,
+                f"{n!r} is not a number of devices; must be >= 1, or -1 for the rest",
+            )
+        check(
+            sum(getattr(self, a) == -1 for a in AXES) <= 1, "data", "only one mesh axis may be -1"
+        )
 
     def shape(self, n_devices: int) -> tuple[int, ...]:
-        """Devices per axis in the order of `AXES`. Raises ConfigError if the product is not `n_devices`."""
+        """Devices per axis in the order of `AXES`. Raises ConfigError if the product is not
+        `n_devices`."""
         sizes = [getattr(self, a) for a in AXES]
         fixed = math.prod(n for n in sizes if n != -1)
         if n_devices % fixed or (-1 not in sizes and fixed != n_devices):
             wanted = " x ".join(f"{a}={n}" for a, n in zip(AXES, sizes) if n != 1)
-            raise ConfigError("mesh", f"{wanted or 'one device'} does not fit {n_devices} devices; the product must be "
-                              f"{n_devices}, and one axis may be -1 for the rest")  # fmt: skip
+            raise ConfigError(
+                "mesh",
+                f"{wanted or 'one device'} does not fit {n_devices} devices; the product must be "
+                f"{n_devices}, and one axis may be -1 for the rest",
+            )
         return tuple(n_devices // fixed if n == -1 else n for n in sizes)
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of all (or the given) devices, with Auto axes. Use it with `jax.set_mesh`, never `with mesh:`."""
+def make_mesh(
+    config: MeshConfig = MeshConfig(), devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh of all (or the given) devices, with Auto axes. Use it with `jax.set_mesh`, never
+    `with mesh:`."""
     devices = jax.devices() if devices is None else devices
     shape = config.shape(len(devices))
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

@@ -1,7 +1,9 @@
-"""Logical axes: modules name the axes of each parameter and activation, the rules say which mesh axis shards them.
+"""Logical axes: modules name the axes of each parameter and activation, the rules say which mesh
+axis shards them.
 
-A parameter is created as `nnx.Param(value, axes=("embed", "mlp"))`. Every axis name must stand in the rules, and every
-parameter must name its axes: `param_shardings` refuses a tree in which one does not.
+A parameter is created as `nnx.Param(value, axes=("embed", "mlp"))`. Every axis name must stand in
+the rules, and every parameter must name its axes: `param_shardings` refuses a tree in which one
+does not.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxvl.config import nearest
 
-# Logical axis -> mesh axes. Activations use `batch`; all others are axes of parameters (or of both).
+# Logical axis -> mesh axes. Activations use `batch`; all others are axes of parameters (or of
+# both).
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "embed": "fsdp",  # width D of the residual stream
@@ -33,16 +36,26 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "classes": None,
     "scalar": None,
     "expert": "expert",  # experts E of a parameter, and of the places of their tokens
-    "route": None,  # a router's column per expert: small, every device routes its own tokens to all experts
-    "group": ("data", "fsdp", "expert"),  # groups G of tokens that are routed together, and rows of a stack that has experts
+    # a router's column per expert: small, every device routes its own tokens to all experts
+    "route": None,
+    "group": (
+        "data",
+        "fsdp",
+        "expert",
+    ),  # groups G of tokens that are routed together, and rows of a stack that has experts
 }
 
 
-def spec(axes: Sequence[str | None], rules: Mapping = RULES, shape: Sequence[int] | None = None, mesh: Mesh | None = None) -> PartitionSpec:
+def spec(
+    axes: Sequence[str | None],
+    rules: Mapping = RULES,
+    shape: Sequence[int] | None = None,
+    mesh: Mesh | None = None,
+) -> PartitionSpec:
     """`PartitionSpec` of logical `axes`.
 
-    With `shape` and `mesh`, an axis that its mesh axis does not divide stays whole (layout only, never meaning), and
-    a mesh axis is used once (the first axis that asks for it).
+    With `shape` and `mesh`, an axis that its mesh axis does not divide stays whole (layout only,
+    never meaning), and a mesh axis is used once (the first axis that asks for it).
 
     Raises KeyError for a name without a rule.
     """
@@ -50,7 +63,10 @@ def spec(axes: Sequence[str | None], rules: Mapping = RULES, shape: Sequence[int
     out = []
     for i, axis in enumerate(axes):
         if axis is not None and axis not in rules:
-            raise KeyError(f"logical axis {axis!r} has no sharding rule{nearest(axis, list(rules))} (rules: {', '.join(rules)})")
+            raise KeyError(
+                f"logical axis {axis!r} has no sharding rule{nearest(axis, list(rules))} "
+                f"(rules: {', '.join(rules)})"
+            )
         target = rules[axis] if axis is not None else None
         names = () if target is None else (target,) if isinstance(target, str) else tuple(target)
         if mesh is not None:
@@ -64,13 +80,19 @@ def spec(axes: Sequence[str | None], rules: Mapping = RULES, shape: Sequence[int
 
 
 def auto_mesh() -> AbstractMesh | None:
-    """The mesh in use, where it has several devices and the compiler lays arrays out on it (not inside `shard_map`)."""
+    """The mesh in use, where it has several devices and the compiler lays arrays out on it (not
+    inside `shard_map`)."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or mesh.size == 1 or any("Manual" in str(t) for t in mesh.axis_types) else mesh
+    return (
+        None
+        if mesh.empty or mesh.size == 1 or any("Manual" in str(t) for t in mesh.axis_types)
+        else mesh
+    )
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x` laid out by the rules for `axes` (one logical name or None per dimension); no-op without a mesh."""
+    """`x` laid out by the rules for `axes` (one logical name or None per dimension); no-op without
+    a mesh."""
     mesh = auto_mesh()
     if mesh is None:
         return x
@@ -87,10 +109,17 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh, rules: Mapping = RULES) 
       shapes: flat mapping path -> shape.
 
     Raises:
-      ValueError: parameters without axes, or with another number of axes than dimensions; all are listed.
+      ValueError: parameters without axes, or with another number of axes than dimensions; all are
+        listed.
       KeyError: an axis name without a rule.
     """
-    bad = [f"{'/'.join(map(str, p))} {tuple(s)}: {axes.get(p)}" for p, s in shapes.items() if axes.get(p) is None or len(axes[p]) != len(s)]
+    bad = [
+        f"{'/'.join(map(str, p))} {tuple(s)}: {axes.get(p)}"
+        for p, s in shapes.items()
+        if axes.get(p) is None or len(axes[p]) != len(s)
+    ]
     if bad:
-        raise ValueError("parameters without a logical axis for every dimension:\n  " + "\n  ".join(bad))
+        raise ValueError(
+            "parameters without a logical axis for every dimension:\n  " + "\n  ".join(bad)
+        )
     return {p: NamedSharding(mesh, spec(axes[p], rules, s, mesh)) for p, s in shapes.items()}

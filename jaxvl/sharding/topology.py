@@ -1,7 +1,9 @@
-"""What accelerators can do, and meshes of those that are not here, to compile for: `compile_only_devices("v5e:4x4")`.
+"""What accelerators can do, and meshes of those that are not here, to compile for:
+`compile_only_devices("v5e:4x4")`.
 
-A jitted function lowered with shapes whose shardings lie on such a mesh is compiled by the accelerator's own compiler, which
-says how much memory and how many FLOP each device would need, and refuses what would not fit. Nothing can be run.
+A jitted function lowered with shapes whose shardings lie on such a mesh is compiled by the
+accelerator's own compiler, which says how much memory and how many FLOP each device would need, and
+refuses what would not fit. Nothing can be run.
 
     TPU     needs `pip install "jaxvl[tpu]"` (libtpu of the version that jax asks for)
     H200    needs the CUDA plugin and its compiler: `pip install "jaxvl[gpu]"`
@@ -37,11 +39,13 @@ class Chip:
     smallest: str
 
     def roofline(self, flops: float, nbytes: float) -> float:
-        """Seconds that so many FLOP and bytes of memory traffic take at least, if they overlap perfectly."""
+        """Seconds that so many FLOP and bytes of memory traffic take at least, if they overlap
+        perfectly."""
         return max(flops / self.flops, nbytes / self.bandwidth)
 
 
-# TPU: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e); a v4 or v5p device is a whole chip. H200: NVIDIA's data sheet, dense.
+# TPU: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e); a v4 or v5p device is a whole chip. H200:
+# NVIDIA's data sheet, dense.
 CHIPS = {
     "v4": Chip(275e12, 1228e9, 32 * 2**30, "2x2x1"),
     "v5e": Chip(197e12, 819e9, 16 * 2**30, "2x2"),
@@ -50,8 +54,9 @@ CHIPS = {
     "h200": Chip(989e12, 4800e9, 141e9, "1x1x1"),
 }
 
-# FLOP/s of one device by words of its `jax.Device.device_kind`: dense bfloat16 products accumulated in float32. Where several
-# entries fit, the longest counts. Data sheets that give figures with 2:4 sparsity are halved.
+# FLOP/s of one device by words of its `jax.Device.device_kind`: dense bfloat16 products accumulated
+# in float32. Where several entries fit, the longest counts. Data sheets that give figures with 2:4
+# sparsity are halved.
 PEAK_FLOPS = {
     # cloud.google.com/tpu/docs; up to v3 a device is one of the two cores of a chip.
     "TPU v2": 45e12 / 2,
@@ -63,7 +68,8 @@ PEAK_FLOPS = {
     "TPU v5p": CHIPS["v5p"].flops,
     "TPU v6 lite": CHIPS["v6e"].flops,
     "TPU v6e": CHIPS["v6e"].flops,
-    # NVIDIA's data sheets of the A100, A30, A10, A40, L4, L40, L40S, H100, H200, H20, GH200, B200 and GB200.
+    # NVIDIA's data sheets of the A100, A30, A10, A40, L4, L40, L40S, H100, H200, H20, GH200, B200
+    # and GB200.
     "A100": 312e12,
     "A30": 165e12,
     "A10": 125e12,
@@ -80,7 +86,8 @@ PEAK_FLOPS = {
     "GH200": 990e12,
     "B200": 2250e12,
     "GB200": 2500e12,
-    # NVIDIA's architecture papers: GA102 (appendix A), Ada (appendix A), RTX Blackwell (appendix A).
+    # NVIDIA's architecture papers: GA102 (appendix A), Ada (appendix A), RTX Blackwell (appendix
+    # A).
     "RTX A6000": 154.8e12,
     "RTX 3090": 71e12,
     "RTX 6000 Ada": 364e12,
@@ -99,7 +106,11 @@ def peak_flops(device_kind: str) -> float | None:
     """Dense bfloat16 FLOP/s of one device of this kind; None where it is not known, as of a CPU."""
     if _OTHER_CHIPS.search(device_kind):
         return None
-    fits = [name for name in PEAK_FLOPS if re.search(rf"\b{re.escape(name)}\b", device_kind, re.IGNORECASE)]
+    fits = [
+        name
+        for name in PEAK_FLOPS
+        if re.search(rf"\b{re.escape(name)}\b", device_kind, re.IGNORECASE)
+    ]
     return PEAK_FLOPS[max(fits, key=len)] if fits else None
 
 
@@ -119,42 +130,59 @@ runtime_version { major: 13 }
 device_description_str: "NVIDIA H200"
 """
 
-# libtpu would ask a cloud machine's metadata for the first three, and complain where there is none. They do not restrict the topology.
-# The last: it refuses to be loaded beside another process that has it, or had and was killed, as if both were to use the chip.
+# libtpu would ask a cloud machine's metadata for the first three, and complain where there is none.
+# They do not restrict the topology. The last: it refuses to be loaded beside another process that
+# has it, or had and was killed, as if both were to use the chip.
 COMPILE_ONLY = {
-    "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}  # fmt: skip
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 def chip(topology: str) -> Chip:
     """The `Chip` of a topology's name. Raises ConfigError for one that is not known."""
     name = topology.split(":")[0]
     if name not in CHIPS:
-        raise ConfigError("topology", f"{topology!r} is not known{nearest(name, list(CHIPS))} (as v5e:4x4; chips: {', '.join(CHIPS)})")
+        raise ConfigError(
+            "topology",
+            f"{topology!r} is not known{nearest(name, list(CHIPS))} (as v5e:4x4; chips: "
+            f"{', '.join(CHIPS)})",
+        )
     return CHIPS[name]
 
 
 def compile_only_devices(topology: str) -> Sequence[jax.Device]:
-    """Devices of a `topology` such as "v5e:4x4", "v5p:4x4x4" or "h200:1x1x8" (hosts and GPUs: 1 x hosts x per host).
+    """Devices of a `topology` such as "v5e:4x4", "v5p:4x4x4" or "h200:1x1x8" (hosts and GPUs: 1 x
+    hosts x per host).
 
     Without a size: the smallest there is.
 
     Raises:
-      ConfigError: the name or size is not one that the compiler knows, or the compiler is not installed.
+      ConfigError: the name or size is not one that the compiler knows, or the compiler is not
+        installed.
     """
     known = chip(topology)
     name, _, size = topology.partition(":")
     size = size or known.smallest
     try:
         if name.startswith("h"):
-            return topologies.get_topology_desc(platform="cuda", topology_name=name, target_config=H200, topology=size).devices
+            return topologies.get_topology_desc(
+                platform="cuda", topology_name=name, target_config=H200, topology=size
+            ).devices
         for variable, value in COMPILE_ONLY.items():
             os.environ.setdefault(variable, value)
-        # Two cores of a v4 are one device of a real run ("megacore"), as they are by themselves on the others.
+        # Two cores of a v4 are one device of a real run ("megacore"), as they are by themselves on
+        # the others.
         options = {"chip_config_name": "megacore"} if name == "v4" else {}
-        return topologies.get_topology_desc(platform="tpu", topology_name=f"{name}:{size}", **options).devices
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{name}:{size}", **options
+        ).devices
     except Exception as error:  # PJRT plugins raise bare RuntimeErrors
         extra = "gpu" if name.startswith("h") else "tpu"
         raise ConfigError(
-            "topology", f"{topology!r} cannot be compiled for: {str(error).splitlines()[0]} (the compiler: pip install 'jaxvl[{extra}]')"
+            "topology",
+            f"{topology!r} cannot be compiled for: {str(error).splitlines()[0]} (the "
+            f"compiler: pip install 'jaxvl[{extra}]')",
         ) from None

@@ -1,9 +1,12 @@
-"""What all processes of a run decide together, between two steps: to stop, and to end because something has failed.
+"""What all processes of a run decide together, between two steps: to stop, and to end because
+something has failed.
 
-Each process says with the rows that it gives to a step whether something is the matter (`hosts.Signal`). The compiled step gives the largest
-of it back, so all processes know the same one step later, however long a step takes, and confer only then: each tells whether it was asked to
-stop, whether a feed of its own has failed, and how many records it has read and found bad. One of them calls them every `INTERVAL`
-seconds for the counts' sake. A run of one process needs none of this and looks after every step.
+Each process says with the rows that it gives to a step whether something is the matter
+(`hosts.Signal`). The compiled step gives the largest of it back, so all processes know the same one
+step later, however long a step takes, and confer only then: each tells whether it was asked to
+stop, whether a feed of its own has failed, and how many records it has read and found bad. One of
+them calls them every `INTERVAL` seconds for the counts' sake. A run of one process needs none of
+this and looks after every step.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ class Verdict:
 
     Attributes:
       stop: whether a process was asked to stop.
-      error: why the run cannot go on; the same for all processes, but that the one whose feed failed has what it raised.
+      error: why the run cannot go on; the same for all processes, but that the one whose feed
+        failed has what it raised.
     """
 
     stop: bool = False
@@ -68,14 +72,20 @@ class Agreement:
         return self._confer()
 
     def _confer(self) -> Verdict:
-        failures = [f"task {task!r}: {_first_line(f.failure)}" for task, f in self._feeds.items() if f.failure is not None]
+        failures = [
+            f"task {task!r}: {_first_line(f.failure)}"
+            for task, f in self._feeds.items()
+            if f.failure is not None
+        ]
         numbers = [self._stop.name is not None, bool(failures)]
         for feed in self._feeds.values():
             seen, skipped = feed.counts()
             numbers += [seen, sum(skipped.values())]
         everyone = hosts.gather(numbers)
         self._conferred = time.monotonic()
-        return Verdict(self._stopping(everyone[:, 0]), self._error(everyone[:, 1:], "; ".join(failures)))
+        return Verdict(
+            self._stopping(everyone[:, 0]), self._error(everyone[:, 1:], "; ".join(failures))
+        )
 
     def _stopping(self, asked: np.ndarray) -> bool:
         if asked.any() and self._stop.name is None:
@@ -100,10 +110,16 @@ class Agreement:
 
     def _failed(self, failed: np.ndarray, failure: str) -> Exception:
         texts = hosts.gather_texts(failure)
-        own = next((feed.failure for feed in self._feeds.values() if feed.failure is not None), None)
+        own = next(
+            (feed.failure for feed in self._feeds.values() if feed.failure is not None), None
+        )
         if own is not None:
             return own
-        return DataError("; ".join(f"process {i} of {len(texts)} cannot read its data: {texts[i]}" for i in failed))
+        return DataError(
+            "; ".join(
+                f"process {i} of {len(texts)} cannot read its data: {texts[i]}" for i in failed
+            )
+        )
 
 
 def _first_line(error: Exception) -> str:

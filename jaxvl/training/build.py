@@ -31,7 +31,8 @@ class Vocabulary(NamedTuple):
 
 
 def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Functional:
-    """Raises ConfigError where model, tokenizer and inputs do not fit, be it those of one task only, or the model has not a task's options."""
+    """Raises ConfigError where model, tokenizer and inputs do not fit, be it those of one task
+    only, or the model has not a task's options."""
     inputs = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     try:
         model = functional(experiment.model, inputs, jnp.dtype(experiment.dtype))
@@ -39,7 +40,11 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Fu
         raise error.under("model") from None
     start = getattr(experiment.model, "start_id", None)
     if isinstance(tokenizer, Tokenizer) and start is not None:
-        check(start == tokenizer.cls_id, "model.start_id", f"{start} is not what the tokenizer begins texts with ({tokenizer.cls_id})")
+        check(
+            start == tokenizer.cls_id,
+            "model.start_id",
+            f"{start} is not what the tokenizer begins texts with ({tokenizer.cls_id})",
+        )
     for name, task in experiment.tasks.items():
         options = model.options(task.encode, f"tasks.{name}.encode")
         try:
@@ -51,23 +56,34 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Fu
             try:
                 experiment.model.check_inputs(dataclasses.replace(inputs, image_size=size))
             except ConfigError as error:
-                raise ConfigError(f"tasks.{name}.data.fields.{field}.size", f"{size} does not fit the model: {error}") from None
+                raise ConfigError(
+                    f"tasks.{name}.data.fields.{field}.size",
+                    f"{size} does not fit the model: {error}",
+                ) from None
     return model
 
 
 def picture_sizes(data: DataConfig) -> dict[str, int]:
     """Side in pixels of the pictures and frames that a model reads, by their batch entry."""
     entries = data.entries
-    return {name: entries[name].shape[-2] for name, modality in data.inputs.items() if modality in VISUAL}
+    return {
+        name: entries[name].shape[-2]
+        for name, modality in data.inputs.items()
+        if modality in VISUAL
+    }
 
 
 def fresh_state(
     experiment: Experiment, model: Functional, mesh: Mesh, judges: Mapping[str, Judge] = {}
 ) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
     """A function that makes the first state, the state's shapes, and its shardings on `mesh`."""
-    tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
+    tasks = {
+        name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()
+    }
     tx, trained = optimiser(experiment.optim, model.axes, model.locked)
     ema = experiment.optim.ema is not None
-    fresh = functools.partial(init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=ema, judges=judges)
+    fresh = functools.partial(
+        init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=ema, judges=judges
+    )
     shapes = jax.eval_shape(fresh)
     return fresh, shapes, state_shardings(model, shapes, mesh)

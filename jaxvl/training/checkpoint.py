@@ -1,12 +1,12 @@
 """Checkpoints: the whole run in one atomic folder, written in the background.
 
-A checkpoint holds the state (parameters, moments, averages, objective state, rng root, guard counters) and its
-`frame`: its step, the data position of every task, the resolved config, and what the weights cannot be used without:
-the tokenizer's file and rule and the preprocessing. Orbax writes into a temporary folder and renames it, so one that
-was cut short is never seen.
+A checkpoint holds the state (parameters, moments, averages, objective state, rng root, guard
+counters) and its `frame`: its step, the data position of every task, the resolved config, and what
+the weights cannot be used without: the tokenizer's file and rule and the preprocessing. Orbax
+writes into a temporary folder and renames it, so one that was cut short is never seen.
 
-A checkpoint that cannot be read is moved to `FOLDER.damaged/STEP` when a run is resumed. It is kept there, and its
-place is free for a good one.
+A checkpoint that cannot be read is moved to `FOLDER.damaged/STEP` when a run is resumed. It is kept
+there, and its place is free for a good one.
 """
 
 from __future__ import annotations
@@ -47,8 +47,9 @@ class CheckpointConfig:
       every: steps between two checkpoints; the last step is always saved.
       keep: how many of the newest to keep.
       keep_best: how many of the best by `best_metric` to keep besides.
-      best_metric: `EVALUATOR/METRIC`, higher is better (a minus sign in front: lower is), or None. A checkpoint is
-        also saved whenever this evaluator runs; one of a step at which it did not run has no score.
+      best_metric: `EVALUATOR/METRIC`, higher is better (a minus sign in front: lower is), or None.
+        A checkpoint is also saved whenever this evaluator runs; one of a step at which it did not
+        run has no score.
     """
 
     every: Steps = 1000
@@ -69,7 +70,8 @@ class CheckpointConfig:
         return self.best_metric.lstrip("-").split("/")[0]
 
     def score(self, figures: dict[str, float]) -> float | None:
-        """Score of weights with these figures, higher is better; None where `best_metric` is not among them."""
+        """Score of weights with these figures, higher is better; None where `best_metric` is not
+        among them."""
         if self.best_metric is None:
             return None
         value = figures.get(self.best_metric.lstrip("-"))
@@ -126,7 +128,9 @@ class Checkpoints:
         registry.add("frame", ocp.args.JsonSave, handlers["frame"])
         registry.add("frame", ocp.args.JsonRestore, handlers["frame"])
         with quiet(read_only):  # that the folder is read only is what was asked for
-            self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=registry)
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, handler_registry=registry
+            )
 
     @property
     def steps(self) -> list[int]:
@@ -143,14 +147,15 @@ class Checkpoints:
         if value is not None:
             self._scores[step] = value
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Writing
 
     def save(self, step: int, state: Any, frame: Frame) -> bool:
         """Starts writing a checkpoint; returns once the state has been copied off the devices.
 
-        A failure (a full disk) is logged and counted, not raised: training goes on and the next save tries again. A
-        failure that only shows in the background is counted by the next `save` or `settle`.
+        A failure (a full disk) is logged and counted, not raised: training goes on and the next
+        save tries again. A failure that only shows in the background is counted by the next `save`
+        or `settle`.
 
         Returns:
           Whether the write was started, or the checkpoint is there already.
@@ -161,13 +166,17 @@ class Checkpoints:
             if step in self._manager.all_steps():
                 return True
             return self._write(step, state, {**frame, "step": step})
-        except Exception as error:  # whatever storage raises, losing a checkpoint must not lose the run
+        except (
+            Exception
+        ) as error:  # whatever storage raises, losing a checkpoint must not lose the run
             self._failed(step, error)
             self._lost = True
             return False
 
     def _write(self, step: int, state: Any, frame: Frame) -> bool:
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), frame=ocp.args.JsonSave(frame))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), frame=ocp.args.JsonSave(frame)
+        )
         return self._manager.save(step, args=items, force=True)
 
     def settle(self) -> None:
@@ -200,12 +209,15 @@ class Checkpoints:
         self.settle()
         if self.failures > before or self._lost:
             last = self.steps[-1:] or "none"
-            raise CheckpointError(f"{self.folder}: the last checkpoint could not be written (see above); last good: {last}")
+            raise CheckpointError(
+                f"{self.folder}: the last checkpoint could not be written (see above); last "
+                f"good: {last}"
+            )
 
     def close(self) -> None:
         self._manager.close()
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Reading
 
     def restore(
@@ -216,12 +228,14 @@ class Checkpoints:
     ) -> Restored | None:
         """The newest readable checkpoint, or that of `step`.
 
-        Unless read-only, damaged checkpoints that are passed over are moved out of the way, and a folder that was
-        renamed gets the name of the step that it holds.
+        Unless read-only, damaged checkpoints that are passed over are moved out of the way, and a
+        folder that was renamed gets the name of the step that it holds.
 
         Args:
-          abstract_of: frame -> shapes, dtypes and shardings of the state on the present mesh (any mesh will do).
-          refuse: called with the frame before the state is read; raises where the checkpoint is of another kind.
+          abstract_of: frame -> shapes, dtypes and shardings of the state on the present mesh (any
+            mesh will do).
+          refuse: called with the frame before the state is read; raises where the checkpoint is of
+            another kind.
 
         Returns:
           None where there is no checkpoint at all.
@@ -252,7 +266,8 @@ class Checkpoints:
     def frame(self, step: int | None = None) -> tuple[int, Frame]:
         """Name and frame of the newest checkpoint, or of that of `step`.
 
-        The name is the step by which `restore` finds it; `frame["step"]` is the step that it was saved after.
+        The name is the step by which `restore` finds it; `frame["step"]` is the step that it was
+        saved after.
 
         Raises:
           CheckpointError: there is none.
@@ -266,7 +281,8 @@ class Checkpoints:
         raise self._unreadable(problems)
 
     def shapes(self, step: int) -> dict[str, Any]:
-        """Shapes and dtypes of the state of a checkpoint, as it describes itself: nested dicts by the names of its parts."""
+        """Shapes and dtypes of the state of a checkpoint, as it describes itself: nested dicts by
+        the names of its parts."""
         return self._manager.item_metadata(step)["state"].tree
 
     def _unreadable(self, problems: dict[int, str]) -> CheckpointError:
@@ -291,12 +307,17 @@ class Checkpoints:
         return {"step": step, **frame}  # those of earlier versions do not say their step
 
     def _read(self, step: int, item: str, how: Any, problems: dict[int, str]) -> Any | None:
-        """An item of a checkpoint; None, with the cause in `problems`, where any process cannot read it."""
+        """An item of a checkpoint; None, with the cause in `problems`, where any process cannot
+        read it."""
         found = None
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
-        except Exception as error:  # a damaged checkpoint is passed over, loudly, for the one before it
-            paths.exists(self.folder)  # raises where the store cannot be reached, which is no damage
+        except (
+            Exception
+        ) as error:  # a damaged checkpoint is passed over, loudly, for the one before it
+            paths.exists(
+                self.folder
+            )  # raises where the store cannot be reached, which is no damage
             first_line = str(error).splitlines()[0] if str(error) else ""
             problems[step] = f"{type(error).__name__}: {first_line}"
         if not hosts.gather([found is not None]).all():
@@ -306,7 +327,8 @@ class Checkpoints:
         return found
 
     def _check_alike(self, step: int, abstract: Any) -> None:
-        """Raises OtherState where the checkpoint's own description says that its state has other leaves.
+        """Raises OtherState where the checkpoint's own description says that its state has other
+        leaves.
 
         So a good checkpoint is never taken for a damaged one.
         """
@@ -320,14 +342,16 @@ class Checkpoints:
                 ours = here.get(path, "not there")
                 theirs = there.get(path, "not there")
                 raise OtherState(
-                    f"{self.folder}: checkpoint {step} holds another state than this run: {path} is {theirs} in it and {ours} here"
+                    f"{self.folder}: checkpoint {step} holds another state than this run: "
+                    f"{path} is {theirs} in it and {ours} here"
                 )
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Putting the folder in order
 
     def _set_aside(self, problems: dict[int, str]) -> None:
-        """Moves damaged checkpoints to `FOLDER.damaged`, so that good ones can be written in their place."""
+        """Moves damaged checkpoints to `FOLDER.damaged`, so that good ones can be written in their
+        place."""
         for step, cause in problems.items():
             moved = self._move(step, f"it is damaged ({cause})")
             if moved is not None:
@@ -346,7 +370,8 @@ class Checkpoints:
         return step
 
     def _move(self, step: int, why: str, to: paths.Path | None = None) -> paths.Path | None:
-        """Renames a checkpoint's folder; returns the new path, or None where the checkpoints are read-only."""
+        """Renames a checkpoint's folder; returns the new path, or None where the checkpoints are
+        read-only."""
         if self._read_only:
             logging.error("checkpoint %d: %s; left as it is", step, why)
             return None
@@ -378,11 +403,14 @@ class _Best:
 
 def abstract_state(shapes: Any, shardings: Any) -> Any:
     """Shapes with shardings, as `restore` wants them."""
-    return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
+    return jax.tree.map(
+        lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings
+    )
 
 
 def _leaves(tree: Any) -> dict[str, str]:
-    """Path -> shape and dtype of every array of a state, or of a checkpoint's description of one; "empty" of empty nodes."""
+    """Path -> shape and dtype of every array of a state, or of a checkpoint's description of one;
+    "empty" of empty nodes."""
     found = {}
     for path, leaf in ocp.tree.to_flat_dict(tree, keep_empty_nodes=True, sep="/").items():
         is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")

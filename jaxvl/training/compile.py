@@ -1,7 +1,8 @@
 """The compiled steps of a run: one for each signature, what it learns and what it costs.
 
-The signature of a turn is those of its tasks (`Task.signature`) with their weights. Tasks that differ only in where their
-data comes from share a program: the task's number, from which its random keys and its guard follow, is an argument.
+The signature of a turn is those of its tasks (`Task.signature`) with their weights. Tasks that
+differ only in where their data comes from share a program: the task's number, from which its random
+keys and its guard follow, is an argument.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ class Program:
     cost: Cost
     seconds: float
 
-    def bind(self, turn: Turn, names: Sequence[str], mesh: Mesh) -> Callable[..., tuple[TrainState, tuple[Metrics, ...]]]:
-        """The step of one of its turns: (state, batches) -> (state, metrics). `names`: of all tasks."""
+    def bind(
+        self, turn: Turn, names: Sequence[str], mesh: Mesh
+    ) -> Callable[..., tuple[TrainState, tuple[Metrics, ...]]]:
+        """The step of one of its turns: (state, batches) -> (state, metrics). `names`: of all
+        tasks."""
         numbers = np.array([names.index(t) for t in turn.tasks], np.int32)
         numbers = jax.make_array_from_callback(numbers.shape, replicated(mesh), lambda _: numbers)
         return lambda state, batches: self.step(state, batches, numbers)
@@ -67,36 +71,57 @@ def compile_turns(
     mesh: Mesh,
     judges: Mapping[str, Judge] = {},
 ) -> list[Program]:
-    """One program for each signature, under `jax.set_mesh(mesh)`, which may be of devices that are not here.
+    """One program for each signature, under `jax.set_mesh(mesh)`, which may be of devices that are
+    not here.
 
     Raises:
       ConfigError: an objective reads what the model or the data does not give.
     """
     shared: dict[tuple, list[Turn]] = {}
     for turn in turns:
-        shared.setdefault((tuple(tasks[t].signature for t in turn.tasks), turn.weights), []).append(turn)
+        shared.setdefault((tuple(tasks[t].signature for t in turn.tasks), turn.weights), []).append(
+            turn
+        )
     tx, trained = optimiser(experiment.optim, model.axes, model.locked)
     rate = learning_rate(experiment.optim, experiment.steps)
 
     def make(parts: Sequence[Part]) -> Step:
-        return make_step(parts, model, tx, trained, rate, experiment.optim, experiment.guard, list(tasks))
+        return make_step(
+            parts, model, tx, trained, rate, experiment.optim, experiment.guard, list(tasks)
+        )
 
     def trace(turn: Turn) -> tuple[Any, Any, frozenset[str], float | None, float]:
         began = time.perf_counter()
         parts, batches = [], []
         for name, weight in zip(turn.tasks, turn.weights):
             shapes = fed_shapes(tasks[name].config.data)
-            batches.append({k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh)) for k, s in shapes.items()})
+            batches.append(
+                {
+                    k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding(mesh))
+                    for k, s in shapes.items()
+                }
+            )
             rows = {k: s for k, s in batches[-1].items() if k != SIGNAL}
-            parts.append(make_part(tasks[name], weight, model, trained, experiment.optim, abstract, rows, judges))
+            parts.append(
+                make_part(
+                    tasks[name], weight, model, trained, experiment.optim, abstract, rows, judges
+                )
+            )
         numbers = jax.ShapeDtypeStruct((len(parts),), np.int32, sharding=replicated(mesh))
-        traced = jax.jit(make(parts), donate_argnums=0, out_shardings=(shardings, None)).trace(abstract, tuple(batches), numbers)
+        traced = jax.jit(make(parts), donate_argnums=0, out_shardings=(shardings, None)).trace(
+            abstract, tuple(batches), numbers
+        )
         model_flops = _model_flops(traced, parts, make, (abstract, tuple(batches), numbers))
         learns = frozenset().union(*(part.learns for part in parts))
         return traced, traced.lower(), learns, model_flops, time.perf_counter() - began
 
     def compile(
-        same: Sequence[Turn], traced: Any, lowered: Any, learns: frozenset[str], model_flops: float | None, seconds: float
+        same: Sequence[Turn],
+        traced: Any,
+        lowered: Any,
+        learns: frozenset[str],
+        model_flops: float | None,
+        seconds: float,
     ) -> Program:
         began = time.perf_counter()
         compiled = lowered.compile()
@@ -106,9 +131,17 @@ def compile_turns(
     return [compile(same, *trace(same[0])) for same in shared.values()]
 
 
-def _model_flops(traced: Any, parts: Sequence[Part], make: Callable[[Sequence[Part]], Step], shapes: tuple[Any, ...]) -> float | None:
-    """FLOP of the step without recomputation, from a second trace; None where the step recomputes nothing."""
-    if not recomputes_layers(traced.jaxpr) and all(part.task.config.microbatches == 1 for part in parts):
+def _model_flops(
+    traced: Any,
+    parts: Sequence[Part],
+    make: Callable[[Sequence[Part]], Step],
+    shapes: tuple[Any, ...],
+) -> float | None:
+    """FLOP of the step without recomputation, from a second trace; None where the step recomputes
+    nothing."""
+    if not recomputes_layers(traced.jaxpr) and all(
+        part.task.config.microbatches == 1 for part in parts
+    ):
         return None
     whole = []
     for part in parts:
@@ -131,7 +164,8 @@ def make_part(
     """A task as part of a step, checked.
 
     Raises:
-      ConfigError: an objective reads what the model or the data does not give; nothing that is trained has an effect on the loss.
+      ConfigError: an objective reads what the model or the data does not give; nothing that is
+        trained has an effect on the loss.
     """
     options = model.options(task.config.encode, f"tasks.{task.name}.encode")
 
@@ -140,22 +174,37 @@ def make_part(
         prepare = functools.partial(task.prepare, key=keys[0])
         batch = roll_out(task, model, judges, state, batch, prepare, keys[2])
         inputs = prepare(batch)
-        outputs, _ = model.apply({**state.params, **params}, state.rest, inputs, train=True, key=keys[1], **options)
+        outputs, _ = model.apply(
+            {**state.params, **params}, state.rest, inputs, train=True, key=keys[1], **options
+        )
         task.check_outputs(outputs, batch)
         return task.loss(task.per_row(outputs, inputs), batch, state.aux, keys[2])[0]
 
-    key = jax.eval_shape(lambda: jax.random.key(0))  # an array could not be made on devices that are not here
+    key = jax.eval_shape(
+        lambda: jax.random.key(0)
+    )  # an array could not be made on devices that are not here
     used = used_parameters(loss, subset(abstract.params, trained), abstract, batch, key)
-    check(bool(used), f"tasks.{task.name}.objectives", "the loss depends on no parameter that is trained")
-    return Part(task, weight, used if optim.unused == "skip" else frozenset(p for p, yes in trained.items() if yes), options, judges)
+    check(
+        bool(used),
+        f"tasks.{task.name}.objectives",
+        "the loss depends on no parameter that is trained",
+    )
+    return Part(
+        task,
+        weight,
+        used if optim.unused == "skip" else frozenset(p for p, yes in trained.items() if yes),
+        options,
+        judges,
+    )
 
 
 def used_parameters(loss: Callable[..., jax.Array], params: Arrays, *args: Any) -> frozenset[str]:
     """The `params` through which `loss(params, *args)` has a derivative; all may be shapes.
 
-    Exact as far as programs tell: what the tangent of the loss needs of the parameters' tangents, once everything else is removed
-    from it. So a parameter counts as unused behind a `stop_gradient` or an integer, and as used where only its numbers make
-    the derivative 0. A `custom_vjp` is taken to use all that goes into it.
+    Exact as far as programs tell: what the tangent of the loss needs of the parameters' tangents,
+    once everything else is removed from it. So a parameter counts as unused behind a
+    `stop_gradient` or an integer, and as used where only its numbers make the derivative 0. A
+    `custom_vjp` is taken to use all that goes into it.
     """
 
     def tangent(params, tangents, *args):
@@ -163,5 +212,7 @@ def used_parameters(loss: Callable[..., jax.Array], params: Arrays, *args: Any) 
 
     jaxpr = jax.make_jaxpr(tangent)(params, params, *args).jaxpr
     _, needed = partial_eval.dce_jaxpr(jaxpr, [True])
-    of_tangents = needed[len(params) : 2 * len(params)]  # a dict's leaves are in the order of its sorted keys
+    of_tangents = needed[
+        len(params) : 2 * len(params)
+    ]  # a dict's leaves are in the order of its sorted keys
     return frozenset(p for p, yes in zip(sorted(params), of_tangents) if yes)

@@ -16,12 +16,14 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute
 class Cost:
     """Of one step on a mesh.
 
-    FLOP are those of matrix products and convolutions, two per multiply-add, all devices together; loops count every round.
+    FLOP are those of matrix products and convolutions, two per multiply-add, all devices together;
+    loops count every round.
 
     Attributes:
       flops: what the devices do, recomputation included.
-      model_flops: what the model and its gradient need: without the layers that `remat` computes again, and without the
-        second forward pass of microbatches. Tiles of similarities that a contrastive loss computes again count in both.
+      model_flops: what the model and its gradient need: without the layers that `remat` computes
+        again, and without the second forward pass of microbatches. Tiles of similarities that a
+        contrastive loss computes again count in both.
       state, temporary: bytes per device of the arguments, and of what lives only during the step.
       collectives: name -> how often it stands in the program.
     """
@@ -54,21 +56,26 @@ def recomputes_layers(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
     """Whether the program computes something again in its backward pass (`jax.checkpoint`)."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     marked = any(eqn.params.get("differentiated") is True for eqn in jaxpr.eqns)
-    return marked or any(recomputes_layers(inner) for eqn in jaxpr.eqns for inner in _inner(eqn.params))
+    return marked or any(
+        recomputes_layers(inner) for eqn in jaxpr.eqns for inner in _inner(eqn.params)
+    )
 
 
 def count_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
     """FLOP of the matrix products and convolutions of a jaxpr, two per multiply-add.
 
-    The compiler's own count takes the body of a loop once; here a scan counts all its rounds (a `while`, whose number of
-    rounds is not known, one). A conditional counts its most expensive branch, a shard_map what all devices do.
+    The compiler's own count takes the body of a loop once; here a scan counts all its rounds (a
+    `while`, whose number of rounds is not known, one). A conditional counts its most expensive
+    branch, a shard_map what all devices do.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total = 0.0
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params
         if name == "dot_general":
-            contracted = math.prod(eqn.invars[0].aval.shape[i] for i in params["dimension_numbers"][0][0])
+            contracted = math.prod(
+                eqn.invars[0].aval.shape[i] for i in params["dimension_numbers"][0][0]
+            )
             total += 2 * math.prod(eqn.outvars[0].aval.shape) * contracted
         elif name == "conv_general_dilated":
             kernel, spec = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
@@ -80,7 +87,13 @@ def count_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
         elif name == "cond":
             total += max(count_flops(branch) for branch in params["branches"])
         else:
-            rounds = params.get("length", 1) if name == "scan" else params["mesh"].size if name == "shard_map" else 1
+            rounds = (
+                params.get("length", 1)
+                if name == "scan"
+                else params["mesh"].size
+                if name == "shard_map"
+                else 1
+            )
             total += rounds * sum(count_flops(inner) for inner in _inner(params))
     return total
 

@@ -23,53 +23,101 @@ from jaxvl.training.writer import Writer
 
 
 def describe_program(program: Program, model: Functional, writer: Writer) -> None:
-    """Says and records what was compiled: for which tasks, how much of the model it trains, what it costs."""
+    """Says and records what was compiled: for which tasks, how much of the model it trains, what it
+    costs."""
     names, cost = " | ".join(map(str, program.turns)), program.cost
-    trains, parameters = (sum(math.prod(model.params[p].shape) for p in paths) for paths in (program.learns, model.params))
-    writer.record(0, "event", f"compile/{program.turns[0]}", {
-        "tasks": names, "trains": trains, "compile_seconds": program.seconds, "gflop": cost.flops / 1e9, "model_gflop": cost.model_flops / 1e9, "state_mib": cost.state / 2**20,
-        "temporary_mib": cost.temporary / 2**20, **cost.collectives,
-    })  # fmt: skip
+    trains, parameters = (
+        sum(math.prod(model.params[p].shape) for p in paths)
+        for paths in (program.learns, model.params)
+    )
+    writer.record(
+        0,
+        "event",
+        f"compile/{program.turns[0]}",
+        {
+            "tasks": names,
+            "trains": trains,
+            "compile_seconds": program.seconds,
+            "gflop": cost.flops / 1e9,
+            "model_gflop": cost.model_flops / 1e9,
+            "state_mib": cost.state / 2**20,
+            "temporary_mib": cost.temporary / 2**20,
+            **cost.collectives,
+        },
+    )
     again = (cost.flops - cost.model_flops) / 1e9
     recomputed = f" ({again:,.1f} of them recomputation)" if again > 0 else ""
-    writer.say(f"step of {names}: compiled in {program.seconds:.1f} s; trains {trains:,} of {parameters:,} parameters; "
-               f"{cost.flops / 1e9:,.1f} GFLOP{recomputed}; per device {cost.state / 2**20:,.0f} MiB state and batch, "
-               f"{cost.temporary / 2**20:,.0f} MiB temporary")  # fmt: skip
+    writer.say(
+        f"step of {names}: compiled in {program.seconds:.1f} s; trains {trains:,} of "
+        f"{parameters:,} parameters; "
+        f"{cost.flops / 1e9:,.1f} GFLOP{recomputed}; per device {cost.state / 2**20:,.0f} "
+        f"MiB state and batch, "
+        f"{cost.temporary / 2**20:,.0f} MiB temporary"
+    )
 
 
 def describe_goodput(meter: Meter, step: int, writer: Writer) -> None:
     """Says and records where the time of this process went."""
     shares, seconds = meter.shares(), meter.wall()
     writer.record(step, "event", "goodput", {"wall_seconds": seconds, **shares})
-    names = {"startup": "start-up", "data": "data wait", "evaluation": "evaluation", "checkpoint": "checkpoints"}
-    rest = ", ".join(f"{words} {100 * shares[f'share_{name}']:.1f} %" for name, words in names.items())
+    names = {
+        "startup": "start-up",
+        "data": "data wait",
+        "evaluation": "evaluation",
+        "checkpoint": "checkpoints",
+    }
+    rest = ", ".join(
+        f"{words} {100 * shares[f'share_{name}']:.1f} %" for name, words in names.items()
+    )
     minutes = f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
     writer.say(f"goodput {100 * shares['goodput']:.1f} % of {minutes} min; {rest}")
 
 
 def describe_input(meter: Meter, step: int, writer: Writer) -> None:
-    """Says, where steps have waited for data, which stage of the input limits them and what to change."""
-    waited = meter.shares()["share_data"] / max(meter.shares()["share_data"] + meter.shares()["goodput"], 1e-9)
+    """Says, where steps have waited for data, which stage of the input limits them and what to
+    change."""
+    waited = meter.shares()["share_data"] / max(
+        meter.shares()["share_data"] + meter.shares()["goodput"], 1e-9
+    )
     worked = meter.input_shares()
     if waited < SLOW or not worked:
         return
     stage = max(worked, key=worked.get)
-    writer.record(step, "event", "slow_input", {"data_wait": waited, **{f"input_{name}": share for name, share in worked.items()}})
+    writer.record(
+        step,
+        "event",
+        "slow_input",
+        {"data_wait": waited, **{f"input_{name}": share for name, share in worked.items()}},
+    )
     parts = ", ".join(f"{name} {100 * share:.0f} %" for name, share in worked.items())
-    writer.say(f"[yellow]slow input[/] steps waited {100 * waited:.0f} % of their time; its work: {parts}; try {ADVICE[stage]}")
+    writer.say(
+        f"[yellow]slow input[/] steps waited {100 * waited:.0f} % of their time; its work: "
+        f"{parts}; try {ADVICE[stage]}"
+    )
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, devices, versions, command line: what the report says of where a figure comes from."""
+    """Processor, devices, versions, command line: what the report says of where a figure comes
+    from."""
     cpu = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
-        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in open("/proc/cpuinfo")
+            if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     devices = jax.devices()
     return {
-        "cpu": cpu, "cores": os.cpu_count(), "devices": f"{len(devices)} x {devices[0].device_kind}", "processes": jax.process_count(),
-        "python": platform.python_version(), "jax": jax.__version__, "system": platform.platform(), "command": " ".join(sys.orig_argv),
-    }  # fmt: skip
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "processes": jax.process_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "system": platform.platform(),
+        "command": " ".join(sys.orig_argv),
+    }
 
 
 def write_workdir(experiment: Experiment, workdir: paths.Path) -> None:

@@ -16,7 +16,9 @@ from jaxvl.models.generate import generate
 from jaxvl.training.experiment import Experiment
 
 
-def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenizer, mesh: Mesh, weights: Any = None) -> Encoders:
+def make_encoders(
+    experiment: Experiment, model: Functional, tokenizer: Tokenizer, mesh: Mesh, weights: Any = None
+) -> Encoders:
     """`Encoders` over the model's `encode_image` and `encode_text`; `weights` = (params, rest)."""
 
     def image(weights, pixels):
@@ -26,7 +28,9 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
         return model.apply(*weights, tokens, method="encode_text")[0]
 
     length = experiment.longest_text
-    first = getattr(experiment.model, "start_id", None)  # the token that every text begins with, where the model has one
+    first = getattr(
+        experiment.model, "start_id", None
+    )  # the token that every text begins with, where the model has one
     begun = int(first is not None)
 
     def caption(weights, pixels, generation, numbers, index, prompt):
@@ -36,7 +40,16 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
         prompt = prompt if prompt is None else prompt[:, begun:]
         ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, prompt=prompt)
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(numbers.seed)))(index)
-        tokens = generate(step, known, generation, batch=len(pixels), length=length - begun, keys=keys, numbers=numbers, **ids).tokens
+        tokens = generate(
+            step,
+            known,
+            generation,
+            batch=len(pixels),
+            length=length - begun,
+            keys=keys,
+            numbers=numbers,
+            **ids,
+        ).tokens
         return jnp.pad(tokens, ((0, 0), (begun, 0)), constant_values=first or 0)
 
     def score(weights, pixels, tokens, begin):
@@ -44,9 +57,18 @@ def make_encoders(experiment: Experiment, model: Functional, tokenizer: Tokenize
 
         def of_one(text):
             scores, _ = model.apply(*weights, memory, text, method="caption_scores")
-            counts = ((text != tokenizer.pad_id) & (jnp.arange(text.shape[1]) >= begin[:, None]))[:, begun:]
+            counts = ((text != tokenizer.pad_id) & (jnp.arange(text.shape[1]) >= begin[:, None]))[
+                :, begun:
+            ]
             log_p = jnp.where(counts, scores["target"] - scores["lse"], 0.0)
-            return jnp.stack([log_p.sum(1), counts.sum(1, dtype=jnp.float32), (counts & scores["correct"]).sum(1, dtype=jnp.float32)], -1)
+            return jnp.stack(
+                [
+                    log_p.sum(1),
+                    counts.sum(1, dtype=jnp.float32),
+                    (counts & scores["correct"]).sum(1, dtype=jnp.float32),
+                ],
+                -1,
+            )
 
         return jax.lax.map(of_one, tokens.swapaxes(0, 1)).swapaxes(0, 1)
 

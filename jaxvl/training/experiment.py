@@ -12,7 +12,20 @@ from typing import Annotated, Any, Literal
 
 from jax.sharding import Mesh
 
-from jaxvl.config import ConfigError, PathText, Plugin, Seed, Steps, Tokens, check, load_file, load_plugins, nearest, override, resolve
+from jaxvl.config import (
+    ConfigError,
+    PathText,
+    Plugin,
+    Seed,
+    Steps,
+    Tokens,
+    check,
+    load_file,
+    load_plugins,
+    nearest,
+    override,
+    resolve,
+)
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import TokenizerConfig
 from jaxvl.evals import EVALUATORS
@@ -34,8 +47,10 @@ class LogConfig:
     Attributes:
       every: steps between two records of the metrics.
       tensorboard: also write TensorBoard files under `workdir/tb`.
-      wandb: also send them to Weights & Biases: `dict(project="pairs", mode="offline")`, see `WandbConfig`.
-      peak_flops: FLOP/s that one device can do, for MFU; None: as published for its kind (`sharding/topology.py`).
+      wandb: also send them to Weights & Biases: `dict(project="pairs", mode="offline")`, see
+        `WandbConfig`.
+      peak_flops: FLOP/s that one device can do, for MFU; None: as published for its kind
+        (`sharding/topology.py`).
       report: write `workdir/report.html` at the end.
     """
 
@@ -48,7 +63,11 @@ class LogConfig:
     def __post_init__(self):
         check(self.every >= 1, "every", f"{self.every!r} must be >= 1 step")
         peak = self.peak_flops
-        check(peak is None or 0 < peak < math.inf, "peak_flops", f"{peak!r} must be > 0 FLOP/s, as 312e12, or None")
+        check(
+            peak is None or 0 < peak < math.inf,
+            "peak_flops",
+            f"{peak!r} must be > 0 FLOP/s, as 312e12, or None",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +75,9 @@ class ResumeConfig:
     """What may differ from the checkpoint that a run goes on from.
 
     Attributes:
-      accept: options, such as `optim.lr`, or groups of them, such as `tasks.pairs.data`, whose new value holds from the
-        checkpoint's step on. Without it, a change that would make the run another one is refused.
+      accept: options, such as `optim.lr`, or groups of them, such as `tasks.pairs.data`, whose new
+        value holds from the checkpoint's step on. Without it, a change that would make the run
+        another one is refused.
     """
 
     accept: tuple[str, ...] = ()
@@ -74,9 +94,10 @@ class Experiment:
       optim, schedule, mesh, guard, checkpoint, resume, log: see their classes.
       tokenizer, preprocess: shared by all tasks and evaluators; they travel in the checkpoint.
       evals: name -> evaluator by name, with its options.
-      init_from: workdir of another run, or of `jaxvl.convert`: its newest weights are what this run starts with, and its tokenizer is
-        this run's. `presets.saved(workdir)` is its model. A model that differs in nothing but experts where that has MLPs starts with the
-        MLP as every expert (`adapters/upcycle.py`).
+      init_from: workdir of another run, or of `jaxvl.convert`: its newest weights are what this run
+        starts with, and its tokenizer is this run's. `presets.saved(workdir)` is its model. A model
+        that differs in nothing but experts where that has MLPs starts with the MLP as every expert
+        (`adapters/upcycle.py`).
       text_length: tokens T of texts that are evaluated; None: the longest of the tasks'.
       seed: of initialisation, data order and all randomness in the steps.
       dtype: of computation; parameters are float32.
@@ -109,16 +130,33 @@ class Experiment:
 
     def __post_init__(self):
         check(self.steps >= 1, "steps", f"{self.steps!r} must be >= 1")
-        check(bool(self.tasks) or self.text_length is not None, "tasks", "must name at least one task")
-        check(self.optim.warmup <= self.steps, "optim.warmup", f"{self.optim.warmup!r} is longer than the run of {self.steps} steps")
+        check(
+            bool(self.tasks) or self.text_length is not None, "tasks", "must name at least one task"
+        )
+        check(
+            self.optim.warmup <= self.steps,
+            "optim.warmup",
+            f"{self.optim.warmup!r} is longer than the run of {self.steps} steps",
+        )
         for name in self.tasks:
             check("/" not in name, f"tasks.{name}", "a task's name may not hold '/'")
-            check(name != ALL, f"tasks.{name}", "is the name of what is logged of all tasks together; choose another")
+            check(
+                name != ALL,
+                f"tasks.{name}",
+                "is the name of what is logged of all tasks together; choose another",
+            )
             data = self.tasks[name].data
             reads_rows = data.interleave is None or getattr(self.model, "interleaved", False)
-            check(reads_rows, f"tasks.{name}.data.interleave", "the model reads one image per row; must be None (cosmo reads more)")
+            check(
+                reads_rows,
+                f"tasks.{name}.data.interleave",
+                "the model reads one image per row; must be None (cosmo reads more)",
+            )
             reads_texts = data.texts_per_row == 1 or getattr(self.model, "multi_instance", False)
-            problem = f"{data.texts_per_row!r}: the model reads one text per row; must be 1 (imp reads more)"
+            problem = (
+                f"{data.texts_per_row!r}: the model reads one text per row; must be 1 (imp reads "
+                f"more)"
+            )
             check(reads_texts, f"tasks.{name}.data.fields.text.count", problem)
         if self.tasks:
             self.schedule.build(list(self.tasks), self.steps)
@@ -128,7 +166,8 @@ class Experiment:
             check(
                 evaluator in self.evals,
                 "checkpoint.best_metric",
-                f"{best!r}: no evaluator {evaluator!r}{nearest(evaluator, list(self.evals))} (evals: {', '.join(self.evals)})",
+                f"{best!r}: no evaluator {evaluator!r}{nearest(evaluator, list(self.evals))} "
+                f"(evals: {', '.join(self.evals)})",
             )
 
     @property
@@ -137,7 +176,8 @@ class Experiment:
         return max([self.text_length or 0, *(t.data.tokens for t in self.tasks.values())])
 
     def inputs(self, vocab_size: int, pad_id: int, eos_id: int | None) -> InputSpec:
-        """What the model is built for: pictures of the evaluators' size, the longest texts of any task.
+        """What the model is built for: pictures of the evaluators' size, the longest texts of any
+        task.
 
         Tasks may give it pictures of other sizes; how encoders meet those is theirs to say.
         """
@@ -150,16 +190,20 @@ class Experiment:
             rows = task.data.batch // task.microbatches
             if rows % shards:
                 up = -(-rows // shards) * shards * task.microbatches
-                what = f"{task.data.batch}" + (f" in {task.microbatches} microbatches" if task.microbatches > 1 else "")
+                what = f"{task.data.batch}" + (
+                    f" in {task.microbatches} microbatches" if task.microbatches > 1 else ""
+                )
                 raise ConfigError(
                     f"tasks.{name}.data.batch",
-                    f"{what} does not divide over the {shards} batch shards of the mesh (data x fsdp); the nearest that does: {up}",
+                    f"{what} does not divide over the {shards} batch shards of the mesh (data "
+                    f"x fsdp); the nearest that does: {up}",
                 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A parsed command line: the config's assignments by path, the options of the command itself, and its other words."""
+    """A parsed command line: the config's assignments by path, the options of the command itself,
+    and its other words."""
 
     config: str
     assignments: dict[str, str]
@@ -172,7 +216,12 @@ class Command:
 
 
 def parse_command(
-    argv: Sequence[str], options: dict[str, str | None], *, flags: Sequence[str] = (), words: str | None = None, config: bool = True
+    argv: Sequence[str],
+    options: dict[str, str | None],
+    *,
+    flags: Sequence[str] = (),
+    words: str | None = None,
+    config: bool = True,
 ) -> Command:
     """Reads `--config=FILE[:ARG] --config.KEY=VALUE … --OPTION=VALUE …` (`--OPTION VALUE` as well).
 
@@ -186,7 +235,12 @@ def parse_command(
     Raises:
       ConfigError: an unknown option, or a value that is missing.
     """
-    file, assignments, values, others = "", {}, {k: v for k, v in options.items() if v is not None}, []
+    file, assignments, values, others = (
+        "",
+        {},
+        {k: v for k, v in options.items() if v is not None},
+        [],
+    )
     names = [*(["config"] if config else []), *options]
     known = f"options: {', '.join('--' + o for o in names)}"
     left = list(argv)

@@ -1,4 +1,5 @@
-"""What the evaluators of a run have measured, by step: read from `metrics.jsonl` on a resume, added to while training."""
+"""What the evaluators of a run have measured, by step: read from `metrics.jsonl` on a resume, added
+to while training."""
 
 from __future__ import annotations
 

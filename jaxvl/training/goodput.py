@@ -12,10 +12,12 @@ ACCOUNTS: tuple[Account, ...] = ("startup", "training", "evaluation", "checkpoin
 
 
 class Clock:
-    """Counts the seconds of this process by what they are spent on; exactly one account runs at any time.
+    """Counts the seconds of this process by what they are spent on; exactly one account runs at any
+    time.
 
-    It begins with `startup`: data, compilation, a restored checkpoint. The start of Python and the import of JAX come before
-    it. `checkpoint` holds the time for which the loop waits for a save; the write itself goes on beside the steps.
+    It begins with `startup`: data, compilation, a restored checkpoint. The start of Python and the
+    import of JAX come before it. `checkpoint` holds the time for which the loop waits for a save;
+    the write itself goes on beside the steps.
     """
 
     def __init__(self):

@@ -1,8 +1,8 @@
 """Files that grow while a run is on: `metrics.jsonl` and TensorBoard's.
 
-An object store cannot append. In a remote work folder these files are written to a local folder, and each that has grown is copied
-whole every few seconds and at the end: a run that is killed loses the last seconds at most. In a local work folder they are written
-where they belong.
+An object store cannot append. In a remote work folder these files are written to a local folder,
+and each that has grown is copied whole every few seconds and at the end: a run that is killed loses
+the last seconds at most. In a local work folder they are written where they belong.
 """
 
 from __future__ import annotations
@@ -44,11 +44,14 @@ class GrowingFiles:
         self._own = pathlib.Path(tempfile.mkdtemp(prefix="jaxvl-growing-"))
         self.folder = self._own / "files"
         self.folder.mkdir()
-        self._thread = threading.Thread(target=self._copy_until_stopped, name="jaxvl-growing", daemon=True)
+        self._thread = threading.Thread(
+            target=self._copy_until_stopped, name="jaxvl-growing", daemon=True
+        )
         self._thread.start()
 
     def resume(self, name: str) -> pathlib.Path:
-        """Where to append to the file `name`; what an earlier process wrote is there. Raises OSError."""
+        """Where to append to the file `name`; what an earlier process wrote is there. Raises
+        OSError."""
         file = self.folder / name
         if self._thread is not None and paths.exists(self._workdir / name):
             with self._lock:
@@ -57,7 +60,8 @@ class GrowingFiles:
         return file
 
     def flush(self, *, wait: bool = True) -> None:
-        """Copies what has grown, now; without `wait`, in the background. A store that fails is logged, not raised."""
+        """Copies what has grown, now; without `wait`, in the background. A store that fails is
+        logged, not raised."""
         if self._thread is None:
             return
         if wait:
@@ -78,7 +82,9 @@ class GrowingFiles:
                 shutil.rmtree(self._own, ignore_errors=True)
                 return
             time.sleep(attempt)
-        logging.error("%s lacks the last lines of this run, which are kept in %s", self._workdir, self.folder)
+        logging.error(
+            "%s lacks the last lines of this run, which are kept in %s", self._workdir, self.folder
+        )
 
     def _copy_until_stopped(self) -> None:
         while not self._stop.is_set():
@@ -87,7 +93,8 @@ class GrowingFiles:
             self._copy(now=asked)
 
     def _copy(self, *, now: bool = False) -> bool:
-        """Copies every file that has grown and is due, or all that have grown; returns whether that worked."""
+        """Copies every file that has grown and is due, or all that have grown; returns whether that
+        worked."""
         with self._lock:
             try:
                 for file in paths.files_below(self.folder):
@@ -96,7 +103,12 @@ class GrowingFiles:
                         self._copy_file(file, name)
             except Exception as error:  # whatever a store raises, it must not end the run
                 if not self._failed:
-                    logging.warning("%s: cannot be written at present: %s: %s", self._workdir, type(error).__name__, error)
+                    logging.warning(
+                        "%s: cannot be written at present: %s: %s",
+                        self._workdir,
+                        type(error).__name__,
+                        error,
+                    )
                 self._failed = True
                 return False
             self._failed = False
@@ -106,7 +118,9 @@ class GrowingFiles:
         if file.stat().st_size == self._copied.get(name):
             return
         began = time.monotonic()
-        still = self._own / "still"  # a file that grows while it is sent would confuse the store's client
+        still = (
+            self._own / "still"
+        )  # a file that grows while it is sent would confuse the store's client
         shutil.copyfile(file, still)
         paths.upload(still, self._workdir / name)
         self._copied[name] = still.stat().st_size

@@ -30,7 +30,10 @@ def open_sources(experiment: Experiment, log: Callable[[str], None]) -> dict[str
       ConfigError: a source, or a field that it cannot serve.
     """
     forget()
-    sources = {name: _open(task.data.source, f"tasks.{name}.data.source", log) for name, task in experiment.tasks.items()}
+    sources = {
+        name: _open(task.data.source, f"tasks.{name}.data.source", log)
+        for name, task in experiment.tasks.items()
+    }
     for name, evaluator in experiment.evals.items():
         for config in evaluator.sources:
             _open(config, f"evals.{name}.{_option_of(evaluator, config)}", log)
@@ -57,7 +60,8 @@ def _open(config: SourceConfig, path: str, log: Callable[[str], None]) -> Source
 
 
 def _check_heads(experiment: Experiment, name: str, task: TaskConfig, source: Source) -> None:
-    """Raises ConfigError where a class head of the model has not as many classes as the task's labels."""
+    """Raises ConfigError where a class head of the model has not as many classes as the task's
+    labels."""
     for key, use in task.objectives.items():
         head = getattr(use.objective, "head", None)
         if head is None:
@@ -67,12 +71,16 @@ def _check_heads(experiment: Experiment, name: str, task: TaskConfig, source: So
         if classes is None:
             continue
         given = getattr(experiment.model, "classes", {}).get(head)
-        problem = f"{given!r} classes; must be {classes}, for {field.column!r} of {source.name} (tasks.{name}.objectives.{key})"
+        problem = (
+            f"{given!r} classes; must be {classes}, for {field.column!r} of {source.name} "
+            f"(tasks.{name}.objectives.{key})"
+        )
         check(given == classes, f"model.classes.{head}", problem)
 
 
 def task_tokenizer(experiment: Experiment, sources: Mapping[str, Source]) -> Tokenizer:
-    """The tokenizer; a vocabulary that is trained is trained on texts that the tasks read, without their pictures."""
+    """The tokenizer; a vocabulary that is trained is trained on texts that the tasks read, without
+    their pictures."""
     read: dict[str, Iterator[str]] = {}
     known = True  # whether all sources say what they hold; else nothing is kept
     size = experiment.tokenizer.sample

@@ -21,8 +21,8 @@ def make_judges(experiment: Experiment, model: Functional, tokenizer: Any) -> di
     """`task/objective` -> judge, of the objectives that have the model write.
 
     Raises:
-      ConfigError: a model that writes nothing; `ema` without an average; a workdir without a checkpoint, or whose tokenizer,
-        preprocessing or text length is not this run's.
+      ConfigError: a model that writes nothing; `ema` without an average; a workdir without a
+        checkpoint, or whose tokenizer, preprocessing or text length is not this run's.
     """
     judges = {}
     for task, config in experiment.tasks.items():
@@ -31,19 +31,44 @@ def make_judges(experiment: Experiment, model: Functional, tokenizer: Any) -> di
             if source is None:
                 continue
             path = f"tasks.{task}.objectives.{key}"
-            check(getattr(experiment.model, "writes", False), path, f"{use.name!r} needs a model that writes captions, as coca")
+            check(
+                getattr(experiment.model, "writes", False),
+                path,
+                f"{use.name!r} needs a model that writes captions, as coca",
+            )
             start = getattr(experiment.model, "start_id", None)
-            check(start is None, path, f"the model's texts begin with a token of their own (start_id={start}), which it does not write")
-            check(not any(slot.startswith(f"{task}/") for slot in judges), path, "a task may have one objective that has the model write")
-            check(source != "ema" or experiment.optim.ema is not None, f"{path}.judge", "'ema' needs optim.ema, which is None")
+            check(
+                start is None,
+                path,
+                f"the model's texts begin with a token of their own (start_id={start}), which "
+                f"it does not write",
+            )
+            check(
+                not any(slot.startswith(f"{task}/") for slot in judges),
+                path,
+                "a task may have one objective that has the model write",
+            )
+            check(
+                source != "ema" or experiment.optim.ema is not None,
+                f"{path}.judge",
+                "'ema' needs optim.ema, which is None",
+            )
             try:
-                judged = model if source in ("initial", "ema") else _other(experiment, to_path(source, "judge"), tokenizer)
+                judged = (
+                    model
+                    if source in ("initial", "ema")
+                    else _other(experiment, to_path(source, "judge"), tokenizer)
+                )
             except ConfigError as error:
                 raise error.under(path) from None
             tokens = jax.ShapeDtypeStruct((1, config.data.text_length), jnp.int32)
-            read = lambda params, rest, tokens, judged=judged: judged.apply(params, rest, tokens, method="encode_text")[0]
+            read = lambda params, rest, tokens, judged=judged: judged.apply(
+                params, rest, tokens, method="encode_text"
+            )[0]
             width = jax.eval_shape(read, judged.params, judged.rest, tokens).shape[-1]
-            judges[f"{task}/{key}"] = Judge(source, judged, width, tokenizer.pad_id, tokenizer.eos_id)
+            judges[f"{task}/{key}"] = Judge(
+                source, judged, width, tokenizer.pad_id, tokenizer.eos_id
+            )
     return judges
 
 
@@ -56,12 +81,17 @@ def _other(experiment: Experiment, workdir: paths.Path, tokenizer: Any) -> Funct
     rule = getattr(tokenizer, "to_json", None)  # a plan knows the vocabulary's size only
     same = {
         "tokenizer": rule is None or frame["tokenizer"] == rule(),
-        "preprocess": Preprocess.from_json(frame["preprocess"]) == experiment.preprocess,  # parsed: older ones have fewer fields
+        "preprocess": Preprocess.from_json(frame["preprocess"])
+        == experiment.preprocess,  # parsed: older ones have fewer fields
     }
     for part, holds in same.items():
         check(holds, "judge", f"the {part} of {workdir} is not that of this run")
     other = resolve(Experiment, weights_config(frame["config"], workdir))
     inputs = other.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     length = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id).text_length
-    check(inputs.text_length >= length, "judge", f"{workdir} reads {inputs.text_length} tokens; this run writes {length}")
+    check(
+        inputs.text_length >= length,
+        "judge",
+        f"{workdir} reads {inputs.text_length} tokens; this run writes {length}",
+    )
     return functional(other.model, inputs, jnp.dtype(experiment.dtype))

@@ -45,36 +45,51 @@ class Speed:
 
 
 class Meter:
-    """Every `every` steps, one record per task that ran since; of several tasks also one of them together, named `ALL`.
+    """Every `every` steps, one record per task that ran since; of several tasks also one of them
+    together, named `ALL`.
 
-    The host stays at most one step ahead of the devices: `tick` waits for the step before the one just started. So the
-    time that a feed makes the loop wait is an upper bound of the time for which the devices had nothing to do.
+    The host stays at most one step ahead of the devices: `tick` waits for the step before the one
+    just started. So the time that a feed makes the loop wait is an upper bound of the time for
+    which the devices had nothing to do.
 
     Scalars of every record besides the step's own:
       task_steps: of the task, since the start of the run.
-      skipped_records: of the task's source, which this process has counted since it started; the event at the end of a run has all.
-      examples_per_second, examples_per_second_per_chip: rows of all tasks. A chip is a device of the mesh.
-      seconds_per_step: with the wait for data, without evaluation and checkpoints; so are all rates.
+      skipped_records: of the task's source, which this process has counted since it started; the
+        event at the end of a run has all.
+      examples_per_second, examples_per_second_per_chip: rows of all tasks. A chip is a device of
+        the mesh.
+      seconds_per_step: with the wait for data, without evaluation and checkpoints; so are all
+        rates.
       data_wait: share of that time spent waiting for a batch.
-      input_read, input_decode, input_transform, input_transfer: shares of the work of the input, over all threads of this process.
-      tflops_per_chip: 1e12 model FLOP/s. Model FLOP are those of the forward and backward pass without recomputation
-        (`Cost.model_flops`): counted, not estimated from the number of parameters.
-      mfu: these as a share of the device's peak; where the peak is known. The peak is that of dense bfloat16 products (or
-        `log.peak_flops`), also where `dtype` is float32.
+      input_read, input_decode, input_transform, input_transfer: shares of the work of the input,
+        over all threads of this process.
+      tflops_per_chip: 1e12 model FLOP/s. Model FLOP are those of the forward and backward pass
+        without recomputation (`Cost.model_flops`): counted, not estimated from the number of
+        parameters.
+      mfu: these as a share of the device's peak; where the peak is known. The peak is that of dense
+        bfloat16 products (or `log.peak_flops`), also where `dtype` is float32.
       hfu: the same with recomputation (`remat`, microbatches): what the devices really did.
 
     Scalars of the record that stands for the whole run (`ALL`, or the only task's):
-      goodput: share of the wall time since the start of this process that went into steps, without the wait for data.
+      goodput: share of the wall time since the start of this process that went into steps, without
+        the wait for data.
       goodput_interval: the same since the last record.
-      share_data, share_startup, share_evaluation, share_checkpoint: where the rest of `goodput` went; the five add up to 1.
-      memory_gib, memory_share: the most that one of this process's devices has held so far, in 2^30 bytes and of its memory;
-        where the backend tells.
+      share_data, share_startup, share_evaluation, share_checkpoint: where the rest of `goodput`
+        went; the five add up to 1.
+      memory_gib, memory_share: the most that one of this process's devices has held so far, in 2^30
+        bytes and of its memory; where the backend tells.
 
-    Of all together, from the latest figures of every task that has run, however old: `loss` (their mean), `loss/TASK`,
-    `steps/TASK`, `skipped`, `lr` and the rates.
+    Of all together, from the latest figures of every task that has run, however old: `loss` (their
+    mean), `loss/TASK`, `steps/TASK`, `skipped`, `lr` and the rates.
     """
 
-    def __init__(self, every: int, feeds: Mapping[str, Any], clock: Clock | None = None, speed: Speed = Speed()):
+    def __init__(
+        self,
+        every: int,
+        feeds: Mapping[str, Any],
+        clock: Clock | None = None,
+        speed: Speed = Speed(),
+    ):
         self._every = every
         self._feeds = feeds
         self._speed = speed
@@ -104,8 +119,11 @@ class Meter:
         """Share of each stage in the work of the input, since the start of this process."""
         return stages.shares(self._stages())
 
-    def tick(self, step: int, turn: Turn, metrics: Sequence[dict[str, jax.Array]]) -> Iterator[Record]:
-        """Call after each step was started, with the metrics of each of its tasks; yields records when they are due."""
+    def tick(
+        self, step: int, turn: Turn, metrics: Sequence[dict[str, jax.Array]]
+    ) -> Iterator[Record]:
+        """Call after each step was started, with the metrics of each of its tasks; yields records
+        when they are due."""
         if self._before is not None:
             self._before.block_until_ready()
         self._before, self._joint = metrics[0]["loss"], len(turn.tasks) > 1
@@ -132,19 +150,32 @@ class Meter:
         values = {}
         for task, (step, metrics) in self._new.items():
             scalars = jax.device_get(metrics)
-            if scalars.pop(SIGNAL, Signal.FINE) < Signal.BROKEN:  # figures of rows that are none would be taken for real ones
+            if (
+                scalars.pop(SIGNAL, Signal.FINE) < Signal.BROKEN
+            ):  # figures of rows that are none would be taken for real ones
                 values[task] = step, scalars
         now = self._seconds()
         spent = {account: now[account] - self._then[account] for account in now}
         now_stages = self._stages()
-        worked = stages.shares({stage: now_stages[stage] - self._stages_then[stage] for stage in now_stages})
+        worked = stages.shares(
+            {stage: now_stages[stage] - self._stages_then[stage] for stage in now_stages}
+        )
         rates = self._rates(spent) | {f"input_{stage}": share for stage, share in worked.items()}
-        whole = {**_shares(now), "goodput_interval": _shares(spent)["goodput"], **memory(jax.local_devices())}
+        whole = {
+            **_shares(now),
+            "goodput_interval": _shares(spent)["goodput"],
+            **memory(jax.local_devices()),
+        }
         records = []
         for task, (step, scalars) in values.items():
             feed = self._feeds[task]
-            sums = {"task_steps": float(feed.steps), "skipped_records": float(sum(feed.skipped.values()))}
-            records.append(Record(step, task, {**{k: float(v) for k, v in scalars.items()}, **rates, **sums}))
+            sums = {
+                "task_steps": float(feed.steps),
+                "skipped_records": float(sum(feed.skipped.values())),
+            }
+            records.append(
+                Record(step, task, {**{k: float(v) for k, v in scalars.items()}, **rates, **sums})
+            )
         self._last |= {record.task: record for record in records}
         if records and len(self._feeds) > 1:
             newest = max(records, key=lambda record: record.step)
@@ -174,7 +205,8 @@ class Meter:
         return rates
 
     def shares(self) -> dict[str, float]:
-        """`goodput`, and the shares of the wall time that went elsewhere, since the start of this process."""
+        """`goodput`, and the shares of the wall time that went elsewhere, since the start of this
+        process."""
         return _shares(self._seconds())
 
     def wall(self) -> float:
@@ -193,7 +225,8 @@ class Meter:
 
 
 def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
-    """The goodput and the rest of the wall time, from seconds by account and of waiting for data; they add up to 1."""
+    """The goodput and the rest of the wall time, from seconds by account and of waiting for data;
+    they add up to 1."""
     wall = max(sum(spent for account, spent in seconds.items() if account != "data"), 1e-9)
     data = min(seconds["data"], seconds["training"])
     return {
@@ -206,10 +239,15 @@ def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def memory(devices: Sequence[Any]) -> dict[str, float]:
-    """`memory_gib` and `memory_share` of the fullest device so far; empty where the backend does not tell, as a CPU."""
+    """`memory_gib` and `memory_share` of the fullest device so far; empty where the backend does
+    not tell, as a CPU."""
     stats = [device.memory_stats() or {} for device in devices]
     peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
-    shares = [s["peak_bytes_in_use"] / s["bytes_limit"] for s in stats if s.get("bytes_limit") and "peak_bytes_in_use" in s]
+    shares = [
+        s["peak_bytes_in_use"] / s["bytes_limit"]
+        for s in stats
+        if s.get("bytes_limit") and "peak_bytes_in_use" in s
+    ]
     figures = {}
     if peaks:
         figures["memory_gib"] = max(peaks) / 2**30

@@ -1,7 +1,9 @@
-"""Orbax and `s3://`. Orbax writes arrays to local folders and `gs://`; tensorstore, which does it for Orbax, has a driver for S3 too.
+"""Orbax and `s3://`. Orbax writes arrays to local folders and `gs://`; tensorstore, which does it
+for Orbax, has a driver for S3 too.
 
-Orbax asks four functions how a folder becomes a place that tensorstore can write. Here they learn the answer for `s3://`; other
-folders are answered as before. To be left out when Orbax knows `s3://` itself (https://github.com/google/orbax/pull/2739).
+Orbax asks four functions how a folder becomes a place that tensorstore can write. Here they learn
+the answer for `s3://`; other folders are answered as before. To be left out when Orbax knows
+`s3://` itself (https://github.com/google/orbax/pull/2739).
 """
 
 from __future__ import annotations
@@ -28,11 +30,16 @@ def prepare(folder: paths.Path) -> dict[str, Any]:
     if scheme is None:
         return {}
     known = " and ".join(f"{name}://" for name in paths.CHECKPOINT_SCHEMES)
-    check(scheme in paths.CHECKPOINT_SCHEMES, "--workdir", f"{str(folder)!r}: checkpoints can be kept in a local folder, {known}")
+    check(
+        scheme in paths.CHECKPOINT_SCHEMES,
+        "--workdir",
+        f"{str(folder)!r}: checkpoints can be kept in a local folder, {known}",
+    )
     if scheme == "s3":
         _teach_s3()
     paths.exists(folder)  # what Orbax would raise is a page long
-    # An object store renames by copying every object: a checkpoint is finished by a last object of its own instead.
+    # An object store renames by copying every object: a checkpoint is finished by a last object of
+    # its own instead.
     return {"temporary_path_class": orbax_path.atomicity.CommitFileTemporaryPath}
 
 
@@ -48,13 +55,21 @@ def _teach_s3() -> None:
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
     answers = (
-        (tensorstore_utils, "_normalize_path", lambda folder: f"s3://{os.path.normpath(folder.removeprefix('s3://'))}"),
+        (
+            tensorstore_utils,
+            "_normalize_path",
+            lambda folder: f"s3://{os.path.normpath(folder.removeprefix('s3://'))}",
+        ),
         (tensorstore_utils, "_use_gcs_driver", lambda folder: True),
         (gcs_utils, "get_kvstore_for_gcs", kvstore),
     )
     for module, name, answer in answers:
         version = orbax.checkpoint.__version__
-        check(hasattr(module, name), "--workdir", f"checkpoints on s3:// do not go with Orbax {version}; 0.12.8 does")
+        check(
+            hasattr(module, name),
+            "--workdir",
+            f"checkpoints on s3:// do not go with Orbax {version}; 0.12.8 does",
+        )
         setattr(module, name, _beside(getattr(module, name), answer))
 
 
@@ -70,14 +85,17 @@ def _beside(before: Callable[..., Any], answer: Callable[[str], Any]) -> Callabl
 
 
 def kvstore(folder: str) -> dict[str, Any]:
-    """tensorstore's spec of a folder `s3://BUCKET/…`, with endpoint, region and keys where the environment gives them."""
+    """tensorstore's spec of a folder `s3://BUCKET/…`, with endpoint, region and keys where the
+    environment gives them."""
     bucket, _, key = folder.removeprefix("s3://").partition("/")
     spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint:
         spec["endpoint"] = endpoint
-        region = region or "us-east-1"  # with an endpoint tensorstore does not ask the bucket for it
+        region = (
+            region or "us-east-1"
+        )  # with an endpoint tensorstore does not ask the bucket for it
     if region:
         spec["aws_region"] = region
     if os.environ.get("AWS_ACCESS_KEY_ID"):

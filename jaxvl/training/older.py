@@ -1,6 +1,8 @@
-"""Checkpoints of versions whose tasks and evaluators named a corpus and a split, where they name a source and fields now.
+"""Checkpoints of versions whose tasks and evaluators named a corpus and a split, where they name a
+source and fields now.
 
-Their records came in another order, so such a run cannot go on. Its weights, tokenizer and preprocessing are read as ever.
+Their records came in another order, so such a run cannot go on. Its weights, tokenizer and
+preprocessing are read as ever.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ def is_older(config: Mapping[str, Any]) -> bool:
 
 
 def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str, Any]:
-    """What a recorded config says of the weights; of an older one without tasks and evaluators, with a warning.
+    """What a recorded config says of the weights; of an older one without tasks and evaluators,
+    with a warning.
 
     Args:
       config: of the checkpoint's frame.
@@ -40,12 +43,17 @@ def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str
         return config
     evals = ", ".join(config.get("evals", {})) or "none"
     warnings.warn(
-        f"{folder} is a run of an earlier version: its tasks, and its evaluators ({evals}), are left out; "
-        "evaluators can be named anew, as --config.evals.NAME.name=zero_shot --config.evals.NAME.source.name=…",
+        f"{folder} is a run of an earlier version: its tasks, and its evaluators ({evals}), "
+        f"are left out; "
+        "evaluators can be named anew, as --config.evals.NAME.name=zero_shot "
+        "--config.evals.NAME.source.name=…",
         OlderRunWarning,
         stacklevel=2,
     )
-    lengths = [config.get("text_length") or 0, *(_tokens(task["data"]) for task in config.get("tasks", {}).values())]
+    lengths = [
+        config.get("text_length") or 0,
+        *(_tokens(task["data"]) for task in config.get("tasks", {}).values()),
+    ]
     return {**config, "tasks": {}, "evals": {}, "text_length": max(lengths)}
 
 
@@ -54,7 +62,9 @@ def _tokens(data: Mapping[str, Any]) -> int:
     return data.get("row_length") or data.get("images_per_row", 1) * data.get("text_length", 64)
 
 
-def with_saved_tasks(abstract: TrainState, checkpoints: Checkpoints, step: int, mesh: Mesh) -> TrainState:
+def with_saved_tasks(
+    abstract: TrainState, checkpoints: Checkpoints, step: int, mesh: Mesh
+) -> TrainState:
     """Shapes of a state, with what the checkpoint itself holds of its tasks and objectives.
 
     Args:
@@ -65,4 +75,6 @@ def with_saved_tasks(abstract: TrainState, checkpoints: Checkpoints, step: int, 
     whole = replicated(mesh)
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
     aux, guard = (jax.tree.map(place, held.get(part) or {}) for part in ("aux", "guard"))
-    return dataclasses.replace(abstract, aux=aux, guard={task: GuardState(**counters) for task, counters in guard.items()})
+    return dataclasses.replace(
+        abstract, aux=aux, guard={task: GuardState(**counters) for task, counters in guard.items()}
+    )

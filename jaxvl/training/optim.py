@@ -1,7 +1,8 @@
 """Optimisers, learning-rate schedules and parameter masks.
 
-The optax chain yields an update of unit learning rate; `step.py` multiplies it by `-schedule(step)`. So a skipped step
-does not shift the schedule, and the schedule is a pure function of the global step.
+The optax chain yields an update of unit learning rate; `step.py` multiplies it by
+`-schedule(step)`. So a skipped step does not shift the schedule, and the schedule is a pure
+function of the global step.
 """
 
 from __future__ import annotations
@@ -23,28 +24,33 @@ class OptimConfig:
     """Optimiser of all parameters.
 
     Attributes:
-      name: `adamw` (Loshchilov & Hutter 2019), `lamb` (You et al. 2020; ALIGN), `adafactor` (Shazeer & Stern 2018;
-        factored second moment, momentum `b1`, updates clipped to RMS 1; CoCa), `lion` (Chen et al. 2023), `muon`
-        (Jordan 2024: matrices orthogonalised, vectors, embeddings and heads by Adam).
+      name: `adamw` (Loshchilov & Hutter 2019), `lamb` (You et al. 2020; ALIGN), `adafactor`
+        (Shazeer & Stern 2018; factored second moment, momentum `b1`, updates clipped to RMS 1;
+        CoCa), `lion` (Chen et al. 2023), `muon` (Jordan 2024: matrices orthogonalised, vectors,
+        embeddings and heads by Adam).
       lr: peak learning rate.
-      schedule: shape after the warm-up: to `final_lr` at the last step (`linear`, `cosine`), `rsqrt`, or `constant`.
+      schedule: shape after the warm-up: to `final_lr` at the last step (`linear`, `cosine`),
+        `rsqrt`, or `constant`.
       warmup: steps of linear warm-up from 0.
       cooldown: last steps over which `rsqrt` and `constant` fall linearly to `final_lr`.
       final_lr: as a fraction of `lr`.
       b1, b2, eps: moments.
       weight_decay: decoupled; multiplied by the current learning rate.
-      decay: regular expression of the parameter paths that decay (`re.search`); the default leaves out biases, norms,
-        scalars, and IMP's tables of positions.
-      unused: what a step does to parameters that its task's loss does not depend on (found from the program, so a
-        `stop_gradient` counts). `skip`: nothing; value and moments stay, and nothing decays. `decay`: IMP's released
-        behaviour; their gradient is 0, so they drift on by momentum and decay. Adam's step count is one for all
-        parameters either way: its bias correction is that of the run's step, not of a parameter's own steps. A parameter
-        first used late therefore starts with steps up to `(1 - b1) / sqrt(1 - b2)` times as long (3.2 by default).
-      freeze: regular expression of the parameter paths that stay as they are (no update, no moments), or None.
-      lr_scale: (regular expression, factor) pairs; the first that matches a path scales its updates.
+      decay: regular expression of the parameter paths that decay (`re.search`); the default leaves
+        out biases, norms, scalars, and IMP's tables of positions.
+      unused: what a step does to parameters that its task's loss does not depend on (found from the
+        program, so a `stop_gradient` counts). `skip`: nothing; value and moments stay, and nothing
+        decays. `decay`: IMP's released behaviour; their gradient is 0, so they drift on by momentum
+        and decay. Adam's step count is one for all parameters either way: its bias correction is
+        that of the run's step, not of a parameter's own steps. A parameter first used late
+        therefore starts with steps up to `(1 - b1) / sqrt(1 - b2)` times as long (3.2 by default).
+      freeze: regular expression of the parameter paths that stay as they are (no update, no
+        moments), or None.
+      lr_scale: (regular expression, factor) pairs; the first that matches a path scales its
+        updates.
       clip_norm: largest global norm of the gradient, or None.
-      ema: decay of the moving average of parameters that evaluation uses, or None. Its first steps use
-        `(1 + t) / (10 + t)` where that is smaller.
+      ema: decay of the moving average of parameters that evaluation uses, or None. Its first steps
+        use `(1 + t) / (10 + t)` where that is smaller.
       moment_dtype: dtype of the first moment.
     """
 
@@ -70,13 +76,27 @@ class OptimConfig:
         check(self.lr > 0, "lr", f"{self.lr!r} must be > 0")
         check(self.warmup >= 0, "warmup", f"{self.warmup!r} must be >= 0 steps")
         check(self.cooldown >= 0, "cooldown", f"{self.cooldown!r} must be >= 0 steps")
-        check(0 <= self.final_lr <= 1, "final_lr", f"{self.final_lr!r} is a fraction of lr; must be in [0, 1]")
+        check(
+            0 <= self.final_lr <= 1,
+            "final_lr",
+            f"{self.final_lr!r} is a fraction of lr; must be in [0, 1]",
+        )
         for name in ("b1", "b2"):
             check(0 <= getattr(self, name) < 1, name, f"{getattr(self, name)!r} must be in [0, 1)")
         check(self.weight_decay >= 0, "weight_decay", f"{self.weight_decay!r} must be >= 0")
-        check(self.clip_norm is None or self.clip_norm > 0, "clip_norm", f"{self.clip_norm!r} must be > 0, or None")
-        check(self.ema is None or 0 < self.ema < 1, "ema", f"{self.ema!r} must be in (0, 1), or None")
-        for key, pattern in (("decay", self.decay), ("freeze", self.freeze), *(("lr_scale", p) for p, _ in self.lr_scale)):
+        check(
+            self.clip_norm is None or self.clip_norm > 0,
+            "clip_norm",
+            f"{self.clip_norm!r} must be > 0, or None",
+        )
+        check(
+            self.ema is None or 0 < self.ema < 1, "ema", f"{self.ema!r} must be in (0, 1), or None"
+        )
+        for key, pattern in (
+            ("decay", self.decay),
+            ("freeze", self.freeze),
+            *(("lr_scale", p) for p, _ in self.lr_scale),
+        ):
             try:
                 re.compile(pattern or "")
             except re.error as error:
@@ -84,7 +104,8 @@ class OptimConfig:
 
 
 def learning_rate(config: OptimConfig, total: int) -> Callable[[jax.Array], jax.Array]:
-    """Learning rate as a function of the step, float32. Step `total - 1` is the last one that uses it."""
+    """Learning rate as a function of the step, float32. Step `total - 1` is the last one that uses
+    it."""
     peak, final = config.lr, config.lr * config.final_lr
     after = max(total - config.warmup, 1)
     if config.schedule == "linear":
@@ -103,7 +124,9 @@ def learning_rate(config: OptimConfig, total: int) -> Callable[[jax.Array], jax.
         if config.schedule in ("rsqrt", "constant") and config.cooldown:
             left = jnp.clip((total - step) / config.cooldown, 0, 1)
             value = final + (value - final) * left
-        return jnp.float32(value * jnp.minimum(1.0, (step + 1) / config.warmup) if config.warmup else value)
+        return jnp.float32(
+            value * jnp.minimum(1.0, (step + 1) / config.warmup) if config.warmup else value
+        )
 
     return rate
 
@@ -122,19 +145,34 @@ def optimiser(
       ConfigError: `freeze` or an `lr_scale` pattern that matches no parameter.
     """
     paths = list(axes)
-    for key, pattern in (("optim.freeze", config.freeze), *(("optim.lr_scale", p) for p, _ in config.lr_scale)):
-        check(pattern is None or any(re.search(pattern, p) for p in paths), key, f"{pattern!r} matches no parameter (such as {paths[:3]})")
-    trained = {p: p not in locked and not (config.freeze and re.search(config.freeze, p)) for p in paths}
+    for key, pattern in (
+        ("optim.freeze", config.freeze),
+        *(("optim.lr_scale", p) for p, _ in config.lr_scale),
+    ):
+        check(
+            pattern is None or any(re.search(pattern, p) for p in paths),
+            key,
+            f"{pattern!r} matches no parameter (such as {paths[:3]})",
+        )
+    trained = {
+        p: p not in locked and not (config.freeze and re.search(config.freeze, p)) for p in paths
+    }
     decayed = {p: bool(re.search(config.decay, p)) for p in paths}
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     chain.append(_rule(config, axes))
     if config.weight_decay:
-        chain.append(optax.add_decayed_weights(config.weight_decay, mask=lambda params: {p: decayed[p] for p in params}))
+        chain.append(
+            optax.add_decayed_weights(
+                config.weight_decay, mask=lambda params: {p: decayed[p] for p in params}
+            )
+        )
     if config.name == "lamb":
         chain.append(optax.scale_by_trust_ratio())
     if config.lr_scale:
         factor = {p: next((f for r, f in config.lr_scale if re.search(r, p)), 1.0) for p in paths}
-        chain.append(optax.stateless(lambda updates, params: {p: u * factor[p] for p, u in updates.items()}))
+        chain.append(
+            optax.stateless(lambda updates, params: {p: u * factor[p] for p, u in updates.items()})
+        )
     return optax.chain(*chain), trained
 
 
@@ -153,21 +191,32 @@ def _rule(config: OptimConfig, axes: Mapping[str, tuple[str, ...]]) -> optax.Gra
         )
     numbers = {p: _matrix(p, a) for p, a in axes.items()}
     muon = optax.contrib.muon(
-        1.0, beta=config.b1, eps=config.eps, adam_b2=config.b2, mu_dtype=mu_dtype, consistent_rms=0.2,
+        1.0,
+        beta=config.b1,
+        eps=config.eps,
+        adam_b2=config.b2,
+        mu_dtype=mu_dtype,
+        consistent_rms=0.2,
         muon_weight_dimension_numbers=lambda params: {p: numbers[p] for p in params},
-    )  # fmt: skip
+    )
     return optax.chain(muon, optax.scale(-1.0))  # undo optax's descent sign
 
 
 def _matrix(path: str, axes: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Which dimensions of a kernel are its input and its output; None: not a matrix for Muon."""
-    dims = [i for i, a in enumerate(axes) if a not in ("layers", "expert")]  # one matrix for each of these
+    dims = [
+        i for i, a in enumerate(axes) if a not in ("layers", "expert")
+    ]  # one matrix for each of these
     if not path.endswith("kernel") or len(dims) < 2 or {"vocab", "route"} & {*axes}:
         return None
     names = [axes[i] for i in dims]
     if names[-1] == "kv" and len(dims) == 3:  # [D, H, K]: heads and their width are the output
-        return optax.contrib.MuonDimensionNumbers(reduction_axis=(dims[0],), output_axis=tuple(dims[1:]))
-    return optax.contrib.MuonDimensionNumbers(reduction_axis=tuple(dims[:-1]), output_axis=(dims[-1],))
+        return optax.contrib.MuonDimensionNumbers(
+            reduction_axis=(dims[0],), output_axis=tuple(dims[1:])
+        )
+    return optax.contrib.MuonDimensionNumbers(
+        reduction_axis=tuple(dims[:-1]), output_axis=(dims[-1],)
+    )
 
 
 def ema_decay(config: OptimConfig, step: jax.Array) -> jax.Array:

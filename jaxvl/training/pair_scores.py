@@ -1,4 +1,5 @@
-"""Scores of image-text pairs by a checkpoint, for `python -m jaxvl.data.prepare --rules.score=checkpoint --rules.score.workdir=RUN`."""
+"""Scores of image-text pairs by a checkpoint, for `python -m jaxvl.data.prepare
+--rules.score=checkpoint --rules.score.workdir=RUN`."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class CheckpointScorer:
     step: int | None = None
 
     def open(self) -> PairScores:
-        """Raises ConfigError for a wrong step, CheckpointError where there is no readable checkpoint."""
+        """Raises ConfigError for a wrong step, CheckpointError where there is no readable
+        checkpoint."""
         step = None if self.step is None else str(self.step)
         _, _, encoders = restore_encoders(to_path(self.workdir, "rules.score.workdir"), step)
         return PairScores(encoders)
@@ -42,12 +44,19 @@ class PairScores:
         self._encoders = encoders
 
     def scores(self, pictures: Sequence[bytes], texts: Sequence[Sequence[str]]) -> list[np.ndarray]:
-        """float32 [K] for each picture: cosine with each of its K texts; nan where the picture cannot be encoded."""
+        """float32 [K] for each picture: cosine with each of its K texts; nan where the picture
+        cannot be encoded."""
         records = [{"image": picture} for picture in pictures]
-        encoded = self._encoders.images(InMemory("pictures of pairs", {"image": Column("image")}, records))
+        encoded = self._encoders.images(
+            InMemory("pictures of pairs", {"image": Column("image")}, records)
+        )
         rows = dict(zip(encoded.index.tolist(), encoded.rows))
         flat = [text for some in texts for text in some]
-        embedded = self._encoders.texts(flat) if flat else np.zeros((0, encoded.rows.shape[-1]), np.float32)
+        embedded = (
+            self._encoders.texts(flat)
+            if flat
+            else np.zeros((0, encoded.rows.shape[-1]), np.float32)
+        )
         out = []
         start = 0
         for i, some in enumerate(texts):

@@ -16,9 +16,10 @@ from jaxvl.config import check
 class Profile:
     """Traces the steps `first:last` of a run, both included, into `workdir/profile`.
 
-    The first process traces its own devices; the others run the same program. Each traced step is one `train` annotation
-    with its number, from the wait for its batch to the start of its program. `xprof workdir/profile` or
-    `tensorboard --logdir workdir/profile` (pip install xprof) opens the trace.
+    The first process traces its own devices; the others run the same program. Each traced step is
+    one `train` annotation with its number, from the wait for its batch to the start of its program.
+    `xprof workdir/profile` or `tensorboard --logdir workdir/profile` (pip install xprof) opens the
+    trace.
 
     Args:
       window: `FIRST:LAST`, numbered from 1 as in the log; None: nothing is traced.
@@ -30,7 +31,13 @@ class Profile:
       ConfigError: the window is none, or beyond the run's end.
     """
 
-    def __init__(self, window: str | None, folder: pathlib.Path | None, total: int, say: Callable[[str], None]):
+    def __init__(
+        self,
+        window: str | None,
+        folder: pathlib.Path | None,
+        total: int,
+        say: Callable[[str], None],
+    ):
         self._folder = None if folder is None else folder / "profile"
         self._say = say
         self._steps = range(0)
@@ -40,7 +47,11 @@ class Profile:
         match = re.fullmatch(r"(\d+):(\d+)", window)
         check(match is not None, "--profile", f"{window!r} must be two steps, FIRST:LAST, as 10:12")
         first, last = map(int, match.groups())
-        check(1 <= first <= last <= total, "--profile", f"{window!r} must be steps in 1 … {total}, the first one first")
+        check(
+            1 <= first <= last <= total,
+            "--profile",
+            f"{window!r} must be steps in 1 … {total}, the first one first",
+        )
         self._steps = range(first, last + 1)
 
     def begin(self, start: int) -> None:
@@ -49,24 +60,33 @@ class Profile:
             return
         first, last = max(self._steps[0], start + 1), self._steps[-1]
         if first > last:
-            self._say(f"profile: nothing is traced, the run goes on after step {start} and step {last} is past")
+            self._say(
+                f"profile: nothing is traced, the run goes on after step {start} and step "
+                f"{last} is past"
+            )
         elif first > self._steps[0]:
-            self._say(f"profile: the run goes on after step {start}; steps {first} to {last} are traced")
+            self._say(
+                f"profile: the run goes on after step {start}; steps {first} to {last} are traced"
+            )
         self._steps = range(first, last + 1)
 
     def step(self, step: int) -> contextlib.AbstractContextManager:
-        """Around everything that step number `step` does; starts the trace where it is the first one."""
+        """Around everything that step number `step` does; starts the trace where it is the first
+        one."""
         if step not in self._steps:
             return contextlib.nullcontext()
         if not self._tracing and jax.process_index() == 0:
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # every Python call would slow the steps down and hide them
+            options.python_tracer_level = (
+                0  # every Python call would slow the steps down and hide them
+            )
             jax.profiler.start_trace(self._folder, profiler_options=options)
             self._tracing = True
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def stop(self, step: int, outputs: Any) -> None:
-        """After step number `step`: ends the trace where it was the last one, once its `outputs` are there."""
+        """After step number `step`: ends the trace where it was the last one, once its `outputs`
+        are there."""
         if self._tracing and step >= self._steps[-1]:
             jax.block_until_ready(outputs)
             self.close()

@@ -47,8 +47,11 @@ class SavedWeights:
     params: dict[str, jax.Array]
     rest: dict[str, jax.Array]
 
-    def put_into(self, state: TrainState, experiment: Experiment, model: Functional, shardings: TrainState) -> TrainState:
-        """A fresh state of another run that starts with these weights; where only that has experts, each is the MLP of these weights.
+    def put_into(
+        self, state: TrainState, experiment: Experiment, model: Functional, shardings: TrainState
+    ) -> TrainState:
+        """A fresh state of another run that starts with these weights; where only that has experts,
+        each is the MLP of these weights.
 
         Raises ConfigError where the two models are not of one shape.
         """
@@ -57,32 +60,55 @@ class SavedWeights:
             params = self._upcycled(state, experiment, shardings)
         for mine, theirs in ((model.params, params), (model.rest, self.rest)):
             for path in sorted({*mine, *theirs}):
-                here, there = (tuple(m[path].shape) if path in m else "not there" for m in (mine, theirs))
-                check(here == there, "init_from", f"{path} is {here} in this run's model and {there} in that of the weights; "
-                      "model = presets.saved(workdir), with its image_size and text_length, is the same")  # fmt: skip
+                here, there = (
+                    tuple(m[path].shape) if path in m else "not there" for m in (mine, theirs)
+                )
+                check(
+                    here == there,
+                    "init_from",
+                    f"{path} is {here} in this run's model and {there} in that of the weights; "
+                    "model = presets.saved(workdir), with its image_size and text_length, "
+                    "is the same",
+                )
         # Copies: the run's buffers are donated to its steps.
-        params, rest = jax.tree.map(jnp.copy, jax.device_put((params, self.rest), (shardings.params, shardings.rest)))
+        params, rest = jax.tree.map(
+            jnp.copy, jax.device_put((params, self.rest), (shardings.params, shardings.rest))
+        )
         ema = None if state.ema is None else start_average(params, rest)
         return dataclasses.replace(state, params=params, rest=rest, ema=ema)
 
-    def _upcycled(self, state: TrainState, experiment: Experiment, shardings: TrainState) -> dict[str, jax.Array]:
+    def _upcycled(
+        self, state: TrainState, experiment: Experiment, shardings: TrainState
+    ) -> dict[str, jax.Array]:
         """These weights for a model with experts; its routers are fresh."""
         found = moe_configs(experiment.model)
-        check(len(found) == 1, "init_from", f"the model has {len(found)} kinds of experts; must be one to start from dense weights")
-        convert = jax.jit(lambda dense, fresh: upcycle([dense], fresh, found[0]), out_shardings=shardings.params)
+        check(
+            len(found) == 1,
+            "init_from",
+            f"the model has {len(found)} kinds of experts; must be one to start from dense weights",
+        )
+        convert = jax.jit(
+            lambda dense, fresh: upcycle([dense], fresh, found[0]), out_shardings=shardings.params
+        )
         try:
             return convert(self.params, state.params)
         except ValueError as error:
             raise ConfigError("init_from", str(error)) from None
 
 
-def restore_weights(workdir: paths.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> SavedWeights:
+def restore_weights(
+    workdir: paths.Path, step: str | None = None, assignments: Mapping[str, str] = {}
+) -> SavedWeights:
     """The weights of a checkpoint, of a run or of `jaxvl.convert`; its config with `assignments`.
 
     Raises:
       ConfigError: a wrong step or assignment. CheckpointError: no readable checkpoint.
     """
-    check(step is None or (step.isdecimal() and len(step) <= 10), "--step", f"{step!r} must be the number of a checkpoint")
+    check(
+        step is None or (step.isdecimal() and len(step) <= 10),
+        "--step",
+        f"{step!r} must be the number of a checkpoint",
+    )
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     found, frame = checkpoints.frame(None if step is None else int(step))
     experiment = _saved_experiment(weights_config(frame["config"], workdir), assignments)
@@ -90,7 +116,9 @@ def restore_weights(workdir: paths.Path, step: str | None = None, assignments: M
     tokenizer = Tokenizer.from_json(frame["tokenizer"])
     model = build_model(experiment, tokenizer)
     with jax.set_mesh(mesh):
-        _, shapes, shardings = fresh_state(experiment, model, mesh, make_judges(experiment, model, tokenizer))
+        _, shapes, shardings = fresh_state(
+            experiment, model, mesh, make_judges(experiment, model, tokenizer)
+        )
         if frame.get("weights_only"):
             parts = [{"params": s.params, "rest": s.rest} for s in (shapes, shardings)]
             state = checkpoints.restore(lambda _: abstract_state(*parts), found).state
@@ -106,20 +134,28 @@ def restore_weights(workdir: paths.Path, step: str | None = None, assignments: M
 
 
 def _saved_experiment(config: Mapping[str, Any], assignments: Mapping[str, str]) -> Experiment:
-    """The config of a checkpoint with `assignments`; of its plugins, one that is named anew stands for that of the same name."""
+    """The config of a checkpoint with `assignments`; of its plugins, one that is named anew stands
+    for that of the same name."""
     recorded = config.get("plugins", ())
-    node = override(ConfigDict({key: value for key, value in config.items() if key != "plugins"}), assignments).to_dict()
+    node = override(
+        ConfigDict({key: value for key, value in config.items() if key != "plugins"}), assignments
+    ).to_dict()
     return resolve(Experiment, {**node, "plugins": recall_plugins(recorded, node.get("plugins"))})
 
 
-def restore_encoders(workdir: paths.Path, step: str | None = None, assignments: Mapping[str, str] = {}) -> tuple[Experiment, int, Encoders]:
-    """What a checkpoint of a run can encode and write; its config with `assignments`, and the step that it is of.
+def restore_encoders(
+    workdir: paths.Path, step: str | None = None, assignments: Mapping[str, str] = {}
+) -> tuple[Experiment, int, Encoders]:
+    """What a checkpoint of a run can encode and write; its config with `assignments`, and the step
+    that it is of.
 
     Raises:
       ConfigError: a wrong step or assignment. CheckpointError: no readable checkpoint.
     """
     saved = restore_weights(workdir, step, assignments)
-    encoders = make_encoders(saved.experiment, saved.model, saved.tokenizer, saved.mesh, (saved.params, saved.rest))
+    encoders = make_encoders(
+        saved.experiment, saved.model, saved.tokenizer, saved.mesh, (saved.params, saved.rest)
+    )
     return saved.experiment, saved.step, encoders
 
 
@@ -127,8 +163,8 @@ def initial_weights(experiment: Experiment) -> SavedWeights:
     """The weights of `init_from`.
 
     Raises:
-      ConfigError: it has none; its pictures are scaled to other values than this run's; the config asks for another
-        tokenizer than that of the weights.
+      ConfigError: it has none; its pictures are scaled to other values than this run's; the config
+        asks for another tokenizer than that of the weights.
     """
     try:
         saved = restore_weights(to_path(experiment.init_from, "init_from"))
@@ -138,20 +174,34 @@ def initial_weights(experiment: Experiment) -> SavedWeights:
     check(
         asked in (TokenizerConfig(), saved.experiment.tokenizer),
         "tokenizer",
-        f"{asked} is not that of the weights of init_from ({saved.experiment.tokenizer}), which this run uses; leave it out",
+        f"{asked} is not that of the weights of init_from ({saved.experiment.tokenizer}), "
+        f"which this run uses; leave it out",
     )
     for field in ("mean", "std"):
         theirs, mine = (getattr(e.preprocess, field) for e in (saved.experiment, experiment))
-        check(theirs == mine, f"preprocess.{field}", f"{mine!r} is not what the weights of init_from were trained with; must be {theirs!r}")
+        check(
+            theirs == mine,
+            f"preprocess.{field}",
+            f"{mine!r} is not what the weights of init_from were trained with; must be {theirs!r}",
+        )
     return saved
 
 
-def seat_judges(state: TrainState, shardings: TrainState, judges: Mapping[str, Judge]) -> TrainState:
+def seat_judges(
+    state: TrainState, shardings: TrainState, judges: Mapping[str, Judge]
+) -> TrainState:
     """A fresh state with every judge's weights in their place."""
     aux = dict(state.aux)
     for slot, judge in judges.items():
         if judge.source != "ema":
-            source = state if judge.source == "initial" else restore_weights(to_path(judge.source, "judge"))
+            source = (
+                state
+                if judge.source == "initial"
+                else restore_weights(to_path(judge.source, "judge"))
+            )
             weights = jax.tree.map(jnp.copy, (source.params, source.rest))
-            aux[slot] = {**aux[slot], "judge": jax.device_put(weights, shardings.aux[slot]["judge"])}
+            aux[slot] = {
+                **aux[slot],
+                "judge": jax.device_put(weights, shardings.aux[slot]["judge"]),
+            }
     return dataclasses.replace(state, aux=aux)

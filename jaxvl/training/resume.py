@@ -1,8 +1,8 @@
 """Whether a run may go on from the checkpoint in its workdir, and where in its data it does.
 
-A run that is resumed is the run that was never stopped. So its config must be the checkpoint's, but for options that
-change no number of the training. `resume.accept` names options whose new value is wanted all the same: it holds from
-the checkpoint's step on.
+A run that is resumed is the run that was never stopped. So its config must be the checkpoint's, but
+for options that change no number of the training. `resume.accept` names options whose new value is
+wanted all the same: it holds from the checkpoint's step on.
 """
 
 from __future__ import annotations
@@ -36,13 +36,16 @@ FREE = (
 # Another model, whatever is accepted: the weights would mean something else.
 FIXED = ("model.*", "preprocess.*")
 _OLDER = (
-    "holds a run of an earlier version, which drew records in another order and named a corpus where tasks name a source now, "
+    "holds a run of an earlier version, which drew records in another order and named a "
+    "corpus where tasks name a source now, "
     "so it cannot go on; choose another, and config.init_from=FOLDER to start from its weights"
 )
 _OTHER = "choose another --workdir, or the old config"
 
 
-def check_resumable(experiment: Experiment, tokenizer: str | None, frame: Mapping[str, Any]) -> None:
+def check_resumable(
+    experiment: Experiment, tokenizer: str | None, frame: Mapping[str, Any]
+) -> None:
     """Refuses a checkpoint that this run cannot continue exactly, unless `resume.accept` says so.
 
     Args:
@@ -54,7 +57,10 @@ def check_resumable(experiment: Experiment, tokenizer: str | None, frame: Mappin
       ConfigError: naming the option, both values and what can be done.
     """
     if frame.get("weights_only"):
-        problem = "holds converted weights, not a run; choose another, and config.init_from=FOLDER to start from them"
+        problem = (
+            "holds converted weights, not a run; choose another, and config.init_from=FOLDER to "
+            "start from them"
+        )
         raise ConfigError("--workdir", problem)
     check(not is_older(frame["config"]), "--workdir", _OLDER)
     changed = changes(frame["config"], experiment)
@@ -62,7 +68,8 @@ def check_resumable(experiment: Experiment, tokenizer: str | None, frame: Mappin
         check(
             not _matches(key, FIXED),
             key,
-            f"differs from the checkpoint in the workdir ({there!r} there, {here!r} here); {_OTHER}",
+            f"differs from the checkpoint in the workdir ({there!r} there, {here!r} here); "
+            f"{_OTHER}",
         )
     if tokenizer is not None:
         check(
@@ -71,7 +78,9 @@ def check_resumable(experiment: Experiment, tokenizer: str | None, frame: Mappin
             f"differs from that of the checkpoint in the workdir; {_OTHER}",
         )
     same_pictures = Preprocess.from_json(frame["preprocess"]) == experiment.preprocess
-    check(same_pictures, "preprocess", f"differs from that of the checkpoint in the workdir; {_OTHER}")
+    check(
+        same_pictures, "preprocess", f"differs from that of the checkpoint in the workdir; {_OTHER}"
+    )
     for key, (there, here) in changed.items():
         if not (_matches(key, FREE) or _accepted(key, experiment)):
             raise ConfigError(key, _refusal(key, there, here, frame["step"]))
@@ -79,8 +88,10 @@ def check_resumable(experiment: Experiment, tokenizer: str | None, frame: Mappin
 
 def _refusal(key: str, there: Any, here: Any, step: int) -> str:
     return (
-        f"{there!r} in the checkpoint of step {step} in the workdir, {here!r} here, so the run could not go on "
-        f"exactly; set it back, or resume.accept=({key!r},) to take the new value from this step on, "
+        f"{there!r} in the checkpoint of step {step} in the workdir, {here!r} here, so the "
+        f"run could not go on "
+        f"exactly; set it back, or resume.accept=({key!r},) to take the new value from this "
+        f"step on, "
         "or choose another --workdir (init_from=OLD starts there with these weights)"
     )
 
@@ -109,8 +120,10 @@ def explain(error: OtherState, experiment: Experiment, frame: Mapping[str, Any])
         return ConfigError("--workdir", f"{error}; {_OTHER}")
     key, (there, here) = next(iter(kept.items()))
     problem = (
-        f"{there!r} in the checkpoint, {here!r} here, which changes what the state holds ({error}); it cannot be "
-        "accepted: set it back, or choose another --workdir (init_from=OLD starts there with these weights)"
+        f"{there!r} in the checkpoint, {here!r} here, which changes what the state holds "
+        f"({error}); it cannot be "
+        "accepted: set it back, or choose another --workdir (init_from=OLD starts there "
+        "with these weights)"
     )
     return ConfigError(key, problem)
 

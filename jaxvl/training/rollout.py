@@ -1,4 +1,5 @@
-"""What a step does before its gradient where an objective asks: the model writes captions, and a judge reads them."""
+"""What a step does before its gradient where an objective asks: the model writes captions, and a
+judge reads them."""
 
 from __future__ import annotations
 
@@ -35,31 +36,49 @@ class Judge:
     eos_id: int
 
     def init(self, params: Arrays, rest: Arrays) -> tuple[Arrays, Arrays] | tuple[()]:
-        """The weights' place in a fresh state, of a model with `params` and `rest`; those of a workdir come into it later."""
+        """The weights' place in a fresh state, of a model with `params` and `rest`; those of a
+        workdir come into it later."""
         if self.source == "ema":
             return ()
-        return jax.tree.map(jnp.copy, (params, rest)) if self.source == "initial" else self.model.init(jax.random.key(0))
+        return (
+            jax.tree.map(jnp.copy, (params, rest))
+            if self.source == "initial"
+            else self.model.init(jax.random.key(0))
+        )
 
 
 class Actor:
     """See `objectives.Actor`; `weights` = (params, rest)."""
 
-    def __init__(self, model: Functional, weights: Any, judge: Judge, judge_weights: Any, batch: Mapping[str, jax.Array]):
+    def __init__(
+        self,
+        model: Functional,
+        weights: Any,
+        judge: Judge,
+        judge_weights: Any,
+        batch: Mapping[str, jax.Array],
+    ):
         self._model, self._weights, self._judge, self._batch = model, weights, judge, batch
         self._read = functools.partial(judge.model.apply, *judge_weights)
         self.pad_id, self.eos_id = judge.pad_id, judge.eos_id
 
     @functools.cached_property
     def _started(self) -> Any:
-        return self._model.apply(*self._weights, self._batch["image"], self._batch["text"].shape[1], method="start")[0]
+        return self._model.apply(
+            *self._weights, self._batch["image"], self._batch["text"].shape[1], method="start"
+        )[0]
 
     def write(self, keys: jax.Array | None = None, **how: Any) -> tuple[jax.Array, jax.Array]:
         (known, fixed), (rows, length) = self._started, self._batch["text"].shape
-        step = lambda known, *args: self._model.apply(*self._weights, known, fixed, *args, method="step")[0]
+        step = lambda known, *args: self._model.apply(
+            *self._weights, known, fixed, *args, method="step"
+        )[0]
         config = Generation(method="greedy" if keys is None else "sample", **how)
         ids = dict(eos_id=self.eos_id, pad_id=self.pad_id)
         tokens = generate(step, known, config, batch=rows, length=length, keys=keys, **ids).tokens
-        return tokens, (tokens != self.pad_id) & (jnp.arange(length) < length - 1)  # the last place is EOS's without a choice
+        return tokens, (tokens != self.pad_id) & (
+            jnp.arange(length) < length - 1
+        )  # the last place is EOS's without a choice
 
     def encode_image(self) -> jax.Array:
         return self._read(self._batch["image"], method="encode_image")[0]
@@ -77,7 +96,8 @@ def roll_out(
     prepare: Callable[[dict[str, jax.Array]], dict[str, jax.Array]],
     key: jax.Array,
 ) -> dict[str, jax.Array]:
-    """`batch`, and what the objectives' `rollout` adds to it, without gradient; in as many chunks as the encoders run in.
+    """`batch`, and what the objectives' `rollout` adds to it, without gradient; in as many chunks
+    as the encoders run in.
 
     Args:
       judges: by `task/objective`.
@@ -89,9 +109,13 @@ def roll_out(
         slot = f"{task.name}/{name}"
         if slot in judges:
             keys = _row_keys(jax.random.fold_in(key, i), batch["position"])
-            written = functools.partial(_written, objective, model, judges[slot], state, state.aux[slot], prepare)
+            written = functools.partial(
+                _written, objective, model, judges[slot], state, state.aux[slot], prepare
+            )
             with jax.named_scope("rollout"):
-                added = _in_chunks(task.config.microbatches, written, (batch, jax.random.key_data(keys)))
+                added = _in_chunks(
+                    task.config.microbatches, written, (batch, jax.random.key_data(keys))
+                )
             batch = {**batch, **jax.lax.stop_gradient(added)}
     return batch
 
@@ -100,7 +124,9 @@ def _row_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(index)
 
 
-def _written(objective, model: Functional, judge: Judge, state: TrainState, aux, prepare, rows) -> dict[str, jax.Array]:
+def _written(
+    objective, model: Functional, judge: Judge, state: TrainState, aux, prepare, rows
+) -> dict[str, jax.Array]:
     batch, keys = rows
     inputs = prepare(batch)
     judge_weights = aux["judge"] or (state.eval_params, state.eval_rest)
@@ -111,5 +137,7 @@ def _written(objective, model: Functional, judge: Judge, state: TrainState, aux,
 def _in_chunks(n: int, function, rows):
     if n == 1:
         return function(rows)
-    written = jax.lax.map(lambda i: function(jax.tree.map(lambda x: take(x, i, n), rows)), jnp.arange(n))
+    written = jax.lax.map(
+        lambda i: function(jax.tree.map(lambda x: take(x, i, n), rows)), jnp.arange(n)
+    )
     return jax.tree.map(join, written)

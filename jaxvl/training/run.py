@@ -51,7 +51,8 @@ class Run:
     Attributes:
       start, total: first step of this process and number of steps of the run.
       schedule: step -> turn: the task or tasks that it runs.
-      steps: turn -> its compiled step, (state, batches) -> (state, metrics), one batch and one set of metrics per task.
+      steps: turn -> its compiled step, (state, batches) -> (state, metrics), one batch and one set
+        of metrics per task.
       costs: turn -> what its step costs.
       feeds: task -> iterator of global batches.
       figures: what the evaluators have measured.
@@ -78,20 +79,27 @@ class Run:
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def take_state(self) -> TrainState:
-        """The state, once: its buffers are donated to the first step, so nobody else may hold them."""
+        """The state, once: its buffers are donated to the first step, so nobody else may hold
+        them."""
         state = self.state
         self.state = None
         return state
 
     def skipped_records(self) -> dict[str, dict[str, int]]:
-        """Task -> cause -> bad records that steps of the run have met, of all processes, which all call this together."""
+        """Task -> cause -> bad records that steps of the run have met, of all processes, which all
+        call this together."""
         found = {}
-        for task, own in hosts.add_up({task: feed.skipped for task, feed in self.feeds.items()}).items():
-            found[task] = dict(collections.Counter(self.feeds[task].skipped_before) + collections.Counter(own))
+        for task, own in hosts.add_up(
+            {task: feed.skipped for task, feed in self.feeds.items()}
+        ).items():
+            found[task] = dict(
+                collections.Counter(self.feeds[task].skipped_before) + collections.Counter(own)
+            )
         return found
 
     def frame(self) -> dict[str, Any]:
-        """What is saved beside the state; `Checkpoints` adds the step. All processes call it together."""
+        """What is saved beside the state; `Checkpoints` adds the step. All processes call it
+        together."""
         return {
             "config": to_dict(self.experiment),
             "tokenizer": self.tokenizer.to_json(),
@@ -103,7 +111,10 @@ class Run:
             "data": {t: f.identity for t, f in self.feeds.items()},
             "skipped_records": self.skipped_records(),
             "metrics": self.figures.latest,
-            "averages": ["params", "rest"],  # what `optim.ema` is of; older checkpoints, without this entry, averaged params alone
+            "averages": [
+                "params",
+                "rest",
+            ],  # what `optim.ema` is of; older checkpoints, without this entry, averaged params alone
         }
 
     def encoders(self, state: TrainState) -> Encoders:
@@ -111,10 +122,13 @@ class Run:
         return self.encode.with_weights((state.eval_params, state.eval_rest))
 
     def due(self, step: int) -> dict[str, Any]:
-        """Evaluators to run with the weights of `step`, without those that have; all of them after the last step."""
+        """Evaluators to run with the weights of `step`, without those that have; all of them after
+        the last step."""
         due = {}
         for name, evaluator in self.experiment.evals.items():
-            now = step == self.total or (evaluator.every and step > 0 and step % evaluator.every == 0)
+            now = step == self.total or (
+                evaluator.every and step > 0 and step % evaluator.every == 0
+            )
             if now and not self.figures.has(step, name):
                 due[name] = evaluator
         return due
@@ -132,7 +146,8 @@ class Run:
         self.writer.record(step, "eval", name, {**metrics, "seconds": seconds})
 
     def keep_gallery(self, step: int, name: str, gallery: Sequence[GalleryRow]) -> None:
-        """Keeps an evaluator's pictures for the report and TensorBoard; figures without pictures are better than none."""
+        """Keeps an evaluator's pictures for the report and TensorBoard; figures without pictures
+        are better than none."""
         if not gallery or jax.process_index() != 0:
             return
         try:
@@ -148,7 +163,9 @@ class Run:
         self.failed[name] = why
         trace = "".join(traceback.format_exception(error))
         self.writer.record(step, "event", f"failed/{name}", {"error": why, "traceback": trace})
-        self.writer.say(f"[bold red]evaluator {name} failed at {step}[/] {escape(why)}; training goes on")
+        self.writer.say(
+            f"[bold red]evaluator {name} failed at {step}[/] {escape(why)}; training goes on"
+        )
 
     def close(self) -> None:
         for feed in self.feeds.values():

@@ -1,4 +1,5 @@
-"""Builds a run from its config: data, tokenizer, mesh, model, state, compiled steps, feeds, evaluators, checkpoints."""
+"""Builds a run from its config: data, tokenizer, mesh, model, state, compiled steps, feeds,
+evaluators, checkpoints."""
 
 from __future__ import annotations
 
@@ -19,7 +20,13 @@ from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.contract import check_evaluators
 from jaxvl.tasks import Task
 from jaxvl.training.build import build_model, fresh_state
-from jaxvl.training.checkpoint import CheckpointError, Checkpoints, OtherState, Restored, abstract_state
+from jaxvl.training.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    OtherState,
+    Restored,
+    abstract_state,
+)
 from jaxvl.training.compile import compile_turns
 from jaxvl.training.describe import describe_program
 from jaxvl.training.encode import make_encoders
@@ -35,7 +42,8 @@ from jaxvl.training.writer import Writer
 
 
 def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Writer) -> Run:
-    """Builds the run under `jax.set_mesh(mesh)`, and restores the newest checkpoint of `workdir` where there is one.
+    """Builds the run under `jax.set_mesh(mesh)`, and restores the newest checkpoint of `workdir`
+    where there is one.
 
     Raises:
       ConfigError: sizes that do not fit; a checkpoint in `workdir` that the run cannot go on from.
@@ -53,7 +61,11 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
     tokenizer = _tokenizer(experiment, sources, checkpoints, base)
     model = build_model(experiment, tokenizer)
     encoders = make_encoders(experiment, model, tokenizer, mesh)
-    check_evaluators(experiment.evals, encoders.with_weights((model.params, model.rest)), experiment.checkpoint.best_metric)
+    check_evaluators(
+        experiment.evals,
+        encoders.with_weights((model.params, model.rest)),
+        experiment.checkpoint.best_metric,
+    )
     judges = make_judges(experiment, model, tokenizer)
     fresh, shapes, shardings = fresh_state(experiment, model, mesh, judges)
     abstract = abstract_state(shapes, shardings)
@@ -70,14 +82,18 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
         state = present_form(restored.state)
         _announce(experiment, restored, workdir, writer)
 
-    tasks = {name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()}
+    tasks = {
+        name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()
+    }
     feeds = _feeds(experiment, sources, tokenizer, mesh, restored)
     epochs = {name: feed.records / feed.rows for name, feed in feeds.items()}
     schedule = experiment.schedule.build(list(tasks), experiment.steps, epochs)
     steps = {}
     costs = {}
     if start < experiment.steps:  # else there is nothing left to train
-        programs = compile_turns(experiment, tasks, schedule.turns, model, abstract, shardings, mesh, judges)
+        programs = compile_turns(
+            experiment, tasks, schedule.turns, model, abstract, shardings, mesh, judges
+        )
         for program in programs:
             describe_program(program, model, writer)
             steps |= {turn: program.bind(turn, list(tasks), mesh) for turn in program.turns}
@@ -108,7 +124,8 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
 
 
 def finished_figures(experiment: Experiment, workdir: paths.Path) -> dict[str, float]:
-    """The last figures of a run that is finished, `EVALUATOR/METRIC` -> value; empty where it is not.
+    """The last figures of a run that is finished, `EVALUATOR/METRIC` -> value; empty where it is
+    not.
 
     Raises ConfigError where the checkpoint is of another run, as `setup` does.
     """
@@ -125,8 +142,14 @@ def finished_figures(experiment: Experiment, workdir: paths.Path) -> dict[str, f
     return Figures(workdir, until=frame["step"]).latest
 
 
-def _tokenizer(experiment: Experiment, sources: Mapping[str, Source], checkpoints: Checkpoints, base: SavedWeights | None) -> Tokenizer:
-    """The run's tokenizer: that of the weights which it starts with, if there are any, else one of its own."""
+def _tokenizer(
+    experiment: Experiment,
+    sources: Mapping[str, Source],
+    checkpoints: Checkpoints,
+    base: SavedWeights | None,
+) -> Tokenizer:
+    """The run's tokenizer: that of the weights which it starts with, if there are any, else one of
+    its own."""
     if experiment.init_from is None:
         return task_tokenizer(experiment, sources)
     if base is not None:
@@ -135,8 +158,11 @@ def _tokenizer(experiment: Experiment, sources: Mapping[str, Source], checkpoint
     return Tokenizer.from_json(checkpoints.frame()[1]["tokenizer"])
 
 
-def _restore(experiment: Experiment, checkpoints: Checkpoints, abstract: TrainState, tokenizer: Tokenizer) -> Restored | None:
-    """The newest checkpoint that can be read. Raises ConfigError where the run cannot go on from it."""
+def _restore(
+    experiment: Experiment, checkpoints: Checkpoints, abstract: TrainState, tokenizer: Tokenizer
+) -> Restored | None:
+    """The newest checkpoint that can be read. Raises ConfigError where the run cannot go on from
+    it."""
     try:
         refuse = functools.partial(check_resumable, experiment, tokenizer.to_json())
         return checkpoints.restore(functools.partial(saved_form, abstract), refuse=refuse)
@@ -144,12 +170,16 @@ def _restore(experiment: Experiment, checkpoints: Checkpoints, abstract: TrainSt
         raise explain(error, experiment, checkpoints.frame()[1]) from None
 
 
-def _announce(experiment: Experiment, restored: Restored, workdir: paths.Path, writer: Writer) -> None:
+def _announce(
+    experiment: Experiment, restored: Restored, workdir: paths.Path, writer: Writer
+) -> None:
     """Says from where the run goes on, and which of its plugins have changed since."""
     if restored.step < experiment.steps:
         writer.say(f"resuming from step {restored.step} of {workdir}")
     else:
-        writer.say(f"the run in {workdir} is finished; its checkpoint of step {restored.step} can be read")
+        writer.say(
+            f"the run in {workdir} is finished; its checkpoint of step {restored.step} can be read"
+        )
     for sentence in plugin_changes(restored.frame["config"].get("plugins", ()), experiment.plugins):
         writer.say(escape(sentence))
 
@@ -181,13 +211,22 @@ def _feeds(
                 task.data,
                 sources[name],
                 tokenizer,
-                seed=derive(experiment.seed, "data", name),  # tasks on one source draw different records
+                seed=derive(
+                    experiment.seed, "data", name
+                ),  # tasks on one source draw different records
                 mesh=mesh,
-                start=Start(positions.get(name, 0), task_steps.get(name), samplers.get(name), skipped.get(name, {})),
+                start=Start(
+                    positions.get(name, 0),
+                    task_steps.get(name),
+                    samplers.get(name),
+                    skipped.get(name, {}),
+                ),
                 preprocess=experiment.preprocess,
             )
         except ConfigError as error:
             raise error.under(f"tasks.{name}.data") from None
     if restored is not None:
-        check_data(experiment, {name: feed.identity for name, feed in feeds.items()}, restored.frame)
+        check_data(
+            experiment, {name: feed.identity for name, feed in feeds.items()}, restored.frame
+        )
     return feeds

@@ -23,15 +23,16 @@ RUN_FILE = "wandb.json"  # in the workdir: which run of W&B it is
 class WandbConfig:
     """A run of Weights & Biases (`pip install "jaxvl[wandb]"`).
 
-    A resumed run goes on in the same one: its id is kept in `workdir/wandb.json`. Online, `wandb login` or WANDB_API_KEY
-    comes first.
+    A resumed run goes on in the same one: its id is kept in `workdir/wandb.json`. Online, `wandb
+    login` or WANDB_API_KEY comes first.
 
     Attributes:
       project: where the run is listed.
       entity: user or team; None: the one that is logged in.
       name: of the run; None: the workdir's.
       group, tags: for the list of runs.
-      mode: online; or offline, into `workdir/wandb`, to be sent later with `wandb sync`. None: as WANDB_MODE says, else online.
+      mode: online; or offline, into `workdir/wandb`, to be sent later with `wandb sync`. None: as
+        WANDB_MODE says, else online.
     """
 
     project: str
@@ -45,9 +46,14 @@ class WandbConfig:
         check(bool(self.project), "project", "'' must be the name of a project")
 
     def check_installed(self) -> None:
-        """Raises ConfigError where the package is missing; to be called on every process, so that all of them end."""
+        """Raises ConfigError where the package is missing; to be called on every process, so that
+        all of them end."""
         found = importlib.util.find_spec("wandb") is not None
-        check(found, "log.wandb", "needs the package wandb, which is not installed: pip install 'jaxvl[wandb]'")
+        check(
+            found,
+            "log.wandb",
+            "needs the package wandb, which is not installed: pip install 'jaxvl[wandb]'",
+        )
 
 
 class Sink(Protocol):
@@ -64,7 +70,8 @@ class Sink(Protocol):
 
 
 class JsonLines(Sink):
-    """`metrics.jsonl`: one JSON object a line. A last line that a crash cut short is ended first."""
+    """`metrics.jsonl`: one JSON object a line. A last line that a crash cut short is ended
+    first."""
 
     def __init__(self, path: pathlib.Path):
         with open(path, "a+b") as file:
@@ -103,8 +110,8 @@ class TensorBoard(Sink):
 class Wandb(Sink):
     """A run of Weights & Biases, the one that `workdir` had before.
 
-    Every figure is drawn over `step`, the run's own count, and not over W&B's, which may only grow: a resumed run repeats
-    the steps since its checkpoint.
+    Every figure is drawn over `step`, the run's own count, and not over W&B's, which may only grow:
+    a resumed run repeats the steps since its checkpoint.
 
     Args:
       folder: a local one, for the id of the run and its files.
@@ -115,7 +122,9 @@ class Wandb(Sink):
       ConfigError: W&B cannot be started, for want of a key or a network, say.
     """
 
-    def __init__(self, options: WandbConfig, folder: pathlib.Path, name: str, config: Mapping[str, Any]):
+    def __init__(
+        self, options: WandbConfig, folder: pathlib.Path, name: str, config: Mapping[str, Any]
+    ):
         import wandb
 
         self._wandb = wandb
@@ -136,7 +145,9 @@ class Wandb(Sink):
             )
         except Exception as error:  # W&B raises errors of many kinds
             reason = str(error).strip().splitlines()
-            raise ConfigError("log.wandb", f"cannot be started: {reason[0] if reason else type(error).__name__}") from None
+            raise ConfigError(
+                "log.wandb", f"cannot be started: {reason[0] if reason else type(error).__name__}"
+            ) from None
         self.url: str | None = None if self._run.offline else self._run.url
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -154,7 +165,8 @@ class Wandb(Sink):
 
 
 def _run_id(options: WandbConfig, path: pathlib.Path) -> str:
-    """The id in `path`, where that is a run of the same project; else a new one, which is kept there."""
+    """The id in `path`, where that is a run of the same project; else a new one, which is kept
+    there."""
     place = {"project": options.project, "entity": options.entity}
     try:
         kept = json.loads(path.read_text())

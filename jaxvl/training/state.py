@@ -1,4 +1,5 @@
-"""What a training run carries from step to step, as one pytree; everything in it is saved and restored together."""
+"""What a training run carries from step to step, as one pytree; everything in it is saved and
+restored together."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class TrainState:
       params: path -> float32 array.
       rest: non-trained state of the model (batch-norm statistics), path -> array.
       opt_state: of the trained parameters.
-      ema: moving average of `params` and of the floating-point arrays of `rest`, path -> array; or None.
+      ema: moving average of `params` and of the floating-point arrays of `rest`, path -> array; or
+        None.
       aux: objective state by `task/objective` (teachers, queues, prototypes).
       guard: one `GuardState` by task.
     """
@@ -70,8 +72,11 @@ class TrainState:
 
     @property
     def eval_rest(self) -> Arrays:
-        """The model's other state beside `eval_params`: averaged with them, for batch statistics are those of certain weights."""
-        return self.rest if self.ema is None else {p: self.ema.get(p, v) for p, v in self.rest.items()}
+        """The model's other state beside `eval_params`: averaged with them, for batch statistics
+        are those of certain weights."""
+        return (
+            self.rest if self.ema is None else {p: self.ema.get(p, v) for p, v in self.rest.items()}
+        )
 
 
 def init_state(
@@ -84,7 +89,8 @@ def init_state(
     ema: bool,
     judges: Mapping[str, Any] = {},
 ) -> TrainState:
-    """A fresh state; meant to be jitted with `out_shardings=state_shardings(...)`, so that it is born sharded.
+    """A fresh state; meant to be jitted with `out_shardings=state_shardings(...)`, so that it is
+    born sharded.
 
     Args:
       tasks: name -> `tasks.Task`; they know the objectives' own state.
@@ -93,9 +99,17 @@ def init_state(
     root = jax.random.key(seed)
     params, rest = model.init(jax.random.fold_in(root, 0))
     aux = {}
-    for slot, objective in ((f"{t}/{o}", objective) for t, task in tasks.items() for o, objective in task.objectives.items()):
+    for slot, objective in (
+        (f"{t}/{o}", objective)
+        for t, task in tasks.items()
+        for o, objective in task.objectives.items()
+    ):
         judge = judges.get(slot)
-        aux[slot] = {**objective.init_aux(judge.width), "judge": judge.init(params, rest)} if judge else objective.init_aux()
+        aux[slot] = (
+            {**objective.init_aux(judge.width), "judge": judge.init(params, rest)}
+            if judge
+            else objective.init_aux()
+        )
     return TrainState(
         step=jnp.int32(0),
         rng=jax.random.key_data(jax.random.fold_in(root, 1)),
@@ -109,7 +123,8 @@ def init_state(
 
 
 def start_average(params: Arrays, rest: Arrays) -> Arrays:
-    """`TrainState.ema` before the first step: copies, because a step is given the buffers of the whole state for good."""
+    """`TrainState.ema` before the first step: copies, because a step is given the buffers of the
+    whole state for good."""
     return {p: jnp.copy(v) for p, v in {**params, **_averaged(rest)}.items()}
 
 
@@ -119,14 +134,18 @@ def _averaged(rest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def saved_form(abstract: TrainState, frame: Mapping[str, Any]) -> TrainState:
-    """Shapes of a state as the checkpoint with `frame` holds it. Older ones averaged the parameters alone; see `present_form`."""
+    """Shapes of a state as the checkpoint with `frame` holds it. Older ones averaged the parameters
+    alone; see `present_form`."""
     if abstract.ema is None or "averages" in frame:
         return abstract
-    return dataclasses.replace(abstract, ema={p: v for p, v in abstract.ema.items() if p not in abstract.rest})
+    return dataclasses.replace(
+        abstract, ema={p: v for p, v in abstract.ema.items() if p not in abstract.rest}
+    )
 
 
 def present_form(state: TrainState) -> TrainState:
-    """A state from a checkpoint of any age: averages that an older one has not begin with what they are to follow."""
+    """A state from a checkpoint of any age: averages that an older one has not begin with what they
+    are to follow."""
     if state.ema is None:
         return state
     missing = {p: jnp.copy(v) for p, v in _averaged(state.rest).items() if p not in state.ema}
@@ -139,13 +158,15 @@ def subset(params: Arrays, trained: dict[str, bool]) -> Arrays:
 
 
 def parameter_of(path: tuple, names: Collection[str]) -> str | None:
-    """Which of the parameters `names` a leaf at `path` of a state belongs to, such as `mu["image/kernel"]`; None: to none of them."""
+    """Which of the parameters `names` a leaf at `path` of a state belongs to, such as
+    `mu["image/kernel"]`; None: to none of them."""
     keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey) and k.key in names]
     return keys[-1] if keys else None
 
 
 def state_shardings(model: Functional, abstract: TrainState, mesh: Mesh) -> TrainState:
-    """A `NamedSharding` for every leaf: whatever is named and shaped like a parameter (moments, average) lies as it does.
+    """A `NamedSharding` for every leaf: whatever is named and shaped like a parameter (moments,
+    average) lies as it does.
 
     Raises:
       ValueError: a parameter without logical axes.

@@ -1,4 +1,5 @@
-"""What a person sees of a run: the progress line in a terminal, a line for every record where the output is piped."""
+"""What a person sees of a run: the progress line in a terminal, a line for every record where the
+output is piped."""
 
 from __future__ import annotations
 
@@ -6,7 +7,14 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 
 from jaxvl.data.stages import SLOW, STAGES
@@ -20,7 +28,8 @@ _BESIDE = ("_low", "_high")  # ends of figures that are shown with another one
 class Terminal(Sink):
     """Shows the records of a run of `total` steps and so many tasks.
 
-    The progress line stays one line: figures that do not fit the terminal's width are cut at the end.
+    The progress line stays one line: figures that do not fit the terminal's width are cut at the
+    end.
 
     Args:
       quiet: show nothing (this is not the first process).
@@ -29,9 +38,21 @@ class Terminal(Sink):
     def __init__(self, console: Console, total: int, tasks: int, quiet: bool = False):
         self._console, self._total, self._tasks, self._quiet = console, total, tasks, quiet
         self._live = console.is_terminal and not quiet
-        figures = TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
-        columns = [BarColumn(8), MofNCompleteColumn(), figures, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(True)]
-        self._progress = Progress(*columns, console=console, disable=not self._live, refresh_per_second=2, expand=True)
+        figures = TextColumn(
+            "{task.fields[figures]}",
+            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+        )
+        columns = [
+            BarColumn(8),
+            MofNCompleteColumn(),
+            figures,
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(True),
+        ]
+        self._progress = Progress(
+            *columns, console=console, disable=not self._live, refresh_per_second=2, expand=True
+        )
         self._bar = self._progress.add_task("train", total=total, figures="")
 
     def start(self) -> None:
@@ -46,7 +67,9 @@ class Terminal(Sink):
         self._progress.update(self._bar, completed=step)
 
     def record(self, step: int, kind: str, name: str, values: Mapping[str, Value]) -> None:
-        if kind == "train" and (self._tasks > 1) == (name == ALL):  # of several tasks, one line for all together
+        if kind == "train" and (self._tasks > 1) == (
+            name == ALL
+        ):  # of several tasks, one line for all together
             text = figures_of(name, values)
             self._progress.update(self._bar, figures=text)
             if not self._live:
@@ -67,11 +90,14 @@ class Terminal(Sink):
 def figures_of(task: str, values: Mapping[str, Value]) -> str:
     """The figures of a record that a person follows, the most important first.
 
-    `ex/s/chip` where there are several devices. Without a known peak the reached TFLOP/s stand in for MFU.
+    `ex/s/chip` where there are several devices. Without a known peak the reached TFLOP/s stand in
+    for MFU.
     """
     parts = [f"loss {short(values['loss'])}"]
     if task == ALL:
-        parts[0] += some_losses({k.removeprefix("loss/"): v for k, v in values.items() if k.startswith("loss/")})
+        parts[0] += some_losses(
+            {k.removeprefix("loss/"): v for k, v in values.items() if k.startswith("loss/")}
+        )
     if values.get("skipped"):
         parts.append(f"[yellow]skipped {int(values['skipped'])}[/]")
     rate, per_chip = values["examples_per_second"], values["examples_per_second_per_chip"]

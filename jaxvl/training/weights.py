@@ -1,4 +1,5 @@
-"""Weights without a run: a workdir that holds what `jaxvl.convert` brought, and what it takes from a run's."""
+"""Weights without a run: a workdir that holds what `jaxvl.convert` brought, and what it takes from
+a run's."""
 
 from __future__ import annotations
 
@@ -21,24 +22,39 @@ from jaxvl.training.restore import restore_weights
 
 
 def save_weights(bundle: Bundle, workdir: paths.Path) -> None:
-    """Writes a workdir that evaluation, captioning and `init_from` read: one checkpoint, of step 0, without an optimiser's state.
+    """Writes a workdir that evaluation, captioning and `init_from` read: one checkpoint, of step 0,
+    without an optimiser's state.
 
     Raises:
-      ConversionError: the workdir has checkpoints already. CheckpointError: it could not be written.
+      ConversionError: the workdir has checkpoints already. CheckpointError: it could not be
+        written.
     """
     folder = workdir / "checkpoints"
     if paths.list_folder(folder):
         raise ConversionError(f"{workdir}: has checkpoints already; choose another folder")
     paths.make_folder(workdir)
-    options = dict(steps=1, optim=OptimConfig(warmup=0), text_length=bundle.inputs.text_length, plugins=loaded_plugins())
+    options = dict(
+        steps=1,
+        optim=OptimConfig(warmup=0),
+        text_length=bundle.inputs.text_length,
+        plugins=loaded_plugins(),
+    )
     experiment = Experiment(model=bundle.model, preprocess=bundle.preprocess, **options)
     model = bundle.functional()
-    state = {part: {p: jnp.asarray(bundle.arrays[p]) for p in getattr(model, part)} for part in ("params", "rest")}
+    state = {
+        part: {p: jnp.asarray(bundle.arrays[p]) for p in getattr(model, part)}
+        for part in ("params", "rest")
+    }
     frame = {
-        "config": to_dict(experiment), "tokenizer": (bundle.tokenizer or without(bundle.inputs)).to_json(),
-        "preprocess": bundle.preprocess.to_json(), "positions": {}, "skipped_records": {}, "metrics": {}, "weights_only": True,
+        "config": to_dict(experiment),
+        "tokenizer": (bundle.tokenizer or without(bundle.inputs)).to_json(),
+        "preprocess": bundle.preprocess.to_json(),
+        "positions": {},
+        "skipped_records": {},
+        "metrics": {},
+        "weights_only": True,
         "origin": dict(bundle.origin),
-    }  # fmt: skip
+    }
     checkpoints = Checkpoints(folder)
     checkpoints.save(0, state, frame)
     checkpoints.finish()
@@ -46,7 +62,9 @@ def save_weights(bundle: Bundle, workdir: paths.Path) -> None:
     paths.write_text(workdir / "config.json", json.dumps(to_dict(experiment), indent=2))
 
 
-def load_weights(workdir: paths.Path, step: str | None = None, plugins: str | None = None) -> Bundle:
+def load_weights(
+    workdir: paths.Path, step: str | None = None, plugins: str | None = None
+) -> Bundle:
     """The evaluation weights of a checkpoint of a run, or of `save_weights`.
 
     Args:
@@ -57,11 +75,19 @@ def load_weights(workdir: paths.Path, step: str | None = None, plugins: str | No
     """
     saved = restore_weights(workdir, step, {} if plugins is None else {"plugins": plugins})
     tokenizer = saved.tokenizer
-    arrays = {path: np.asarray(array) for part in (saved.params, saved.rest) for path, array in part.items()}
+    arrays = {
+        path: np.asarray(array)
+        for part in (saved.params, saved.rest)
+        for path, array in part.items()
+    }
     inputs = saved.experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     text = getattr(saved.experiment.model, "text", None)
-    if getattr(text, "registered_name", "") == "text_transformer" and text.positions:  # theirs read texts of one length only
+    if (
+        getattr(text, "registered_name", "") == "text_transformer" and text.positions
+    ):  # theirs read texts of one length only
         inputs = dataclasses.replace(inputs, text_length=text.positions)
     preprocess = Preprocess.from_json(saved.frame["preprocess"])
     found = None if tokenizer.kind == "none" else tokenizer
-    return Bundle(saved.experiment.model, inputs, arrays, found, preprocess, saved.frame.get("origin", {}))
+    return Bundle(
+        saved.experiment.model, inputs, arrays, found, preprocess, saved.frame.get("origin", {})
+    )

@@ -1,7 +1,9 @@
-"""What a person and the tools see of a run: the progress line, `metrics.jsonl`, TensorBoard, Weights & Biases.
+"""What a person and the tools see of a run: the progress line, `metrics.jsonl`, TensorBoard,
+Weights & Biases.
 
-`metrics.jsonl` has one JSON object a line: `step`, `time` (seconds since the epoch), `kind` (`train`, `eval`, `event`),
-`name` (task, evaluator or event) and the scalars. Only process 0 writes.
+`metrics.jsonl` has one JSON object a line: `step`, `time` (seconds since the epoch), `kind`
+(`train`, `eval`, `event`), `name` (task, evaluator or event) and the scalars. Only process 0
+writes.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Writer:
     ):
         self.workdir, self.total = workdir, total
         self.active = jax.process_index() == 0
-        self._terminal = Terminal(console or Console(stderr=True), total, tasks, quiet=not self.active)
+        self._terminal = Terminal(
+            console or Console(stderr=True), total, tasks, quiet=not self.active
+        )
         self._heard = _Listener(self)
         self._sinks: list[Sink] = []
         self._growing: GrowingFiles | None = None
@@ -89,11 +93,13 @@ class Writer:
 
     @property
     def folder(self) -> pathlib.Path | None:
-        """Local folder whose files get into the work folder; the work folder itself where that is local. Only in process 0."""
+        """Local folder whose files get into the work folder; the work folder itself where that is
+        local. Only in process 0."""
         return None if self._growing is None else self._growing.folder
 
     def flush(self, *, wait: bool = True) -> None:
-        """Brings what has been written to the work folder, where that is remote; without `wait`, in the background."""
+        """Brings what has been written to the work folder, where that is remote; without `wait`, in
+        the background."""
         if self._growing is not None:
             self._growing.flush(wait=wait)
 
@@ -118,7 +124,8 @@ class Writer:
 
 
 class _Listener(logging.Handler):
-    """What the library logs while a run is on, such as which implementation of a kernel was chosen: once each, said and recorded."""
+    """What the library logs while a run is on, such as which implementation of a kernel was chosen:
+    once each, said and recorded."""
 
     def __init__(self, writer: Writer):
         super().__init__(logging.INFO)

@@ -1,4 +1,5 @@
-"""Upcycling: identical experts are the dense model, different ones are where they should be, and only gates are trained."""
+"""Upcycling: identical experts are the dense model, different ones are where they should be, and
+only gates are trained."""
 
 import functools
 import re
@@ -23,14 +24,24 @@ CLIP_MOE = TokenChoice(top=2, capacity_factor=None, renormalise=True)
 @functools.cache
 def stack_of(moe=None, seed=0):
     """(graphdef, shapes, flat params) under `image/transformer/`, drawn at random."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Transformer(SIZES, StackOptions(moe=moe), rngs=nnx.Rngs(params=0))), nnx.Param)
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: Transformer(SIZES, StackOptions(moe=moe), rngs=nnx.Rngs(params=0))),
+        nnx.Param,
+    )
     rng = np.random.default_rng(seed)
     draw = lambda shape: jnp.asarray(0.3 * rng.normal(size=shape), jnp.float32)
-    return graphdef, state, {f"image/transformer/{'/'.join(p)}": draw(v.shape) for p, v in nnx.to_flat_state(state)}
+    return (
+        graphdef,
+        state,
+        {f"image/transformer/{'/'.join(p)}": draw(v.shape) for p, v in nnx.to_flat_state(state)},
+    )
 
 
 def apply(graphdef, state, arrays, x):
-    pairs = [(p, v.replace(arrays[f"image/transformer/{'/'.join(p)}"])) for p, v in nnx.to_flat_state(state)]
+    pairs = [
+        (p, v.replace(arrays[f"image/transformer/{'/'.join(p)}"]))
+        for p, v in nnx.to_flat_state(state)
+    ]
     return nnx.merge(graphdef, nnx.from_flat_state(pairs)).routed(x)
 
 
@@ -49,7 +60,9 @@ def test_identical_experts_with_renormalised_gates_are_the_dense_model(where):
     x = jax.random.normal(jax.random.key(9), (2, 6, 8))
     target = stack_of(config, seed=1)
     params = upcycle([dense], target[2], config)
-    np.testing.assert_allclose(run(*target[:2], params, x).y, run(graphdef, state, dense, x).y, atol=1e-5)
+    np.testing.assert_allclose(
+        run(*target[:2], params, x).y, run(graphdef, state, dense, x).y, atol=1e-5
+    )
 
 
 def test_several_sources_become_the_experts():
@@ -58,10 +71,14 @@ def test_several_sources_become_the_experts():
     params = upcycle(sources, stack_of(config, seed=2)[2], config)
     kernel = params["image/transformer/moe_blocks/moe/experts/up/kernel"]
     for e in range(4):
-        np.testing.assert_array_equal(kernel[:, e], sources[e % 2]["image/transformer/blocks/mlp/up/kernel"][jnp.array([1, 3])])
+        np.testing.assert_array_equal(
+            kernel[:, e],
+            sources[e % 2]["image/transformer/blocks/mlp/up/kernel"][jnp.array([1, 3])],
+        )
     shared = "attention/query/kernel"
     np.testing.assert_array_equal(
-        params[f"image/transformer/moe_blocks/{shared}"], sources[0][f"image/transformer/blocks/{shared}"][jnp.array([1, 3])]
+        params[f"image/transformer/moe_blocks/{shared}"],
+        sources[0][f"image/transformer/blocks/{shared}"][jnp.array([1, 3])],
     )
 
 
@@ -69,9 +86,14 @@ def test_only_gates_are_trained():
     config = moe(last=2)
     graphdef, state, fresh = stack_of(config)
     params = upcycle([stack_of(seed=1)[2], stack_of(seed=2)[2]], fresh, config)
-    axes = {f"image/transformer/{'/'.join(p)}": v.get_metadata()["axes"] for p, v in nnx.to_flat_state(state)}
+    axes = {
+        f"image/transformer/{'/'.join(p)}": v.get_metadata()["axes"]
+        for p, v in nnx.to_flat_state(state)
+    }
     tx, trained = optimiser(OptimConfig(freeze=ALL_BUT_ROUTERS, weight_decay=0.1, lr=0.1), axes)
-    assert [p for p in trained if trained[p]] == ["image/transformer/moe_blocks/moe/router/map/kernel"]
+    assert [p for p in trained if trained[p]] == [
+        "image/transformer/moe_blocks/moe/router/map/kernel"
+    ]
     x = jax.random.normal(jax.random.key(9), (2, 6, 8))
 
     def loss(some):
@@ -89,7 +111,10 @@ def test_only_gates_are_trained():
 
 def test_what_finds_no_place_is_named():
     _, _, dense = stack_of()
-    with pytest.raises(ValueError, match=r"of the source without a place: \['image/transformer/blocks/mlp/down/bias', .*up/bias'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"of the source without a place: \['image/transformer/blocks/mlp/down/bias', .*up/bias'\]",
+    ):
         upcycle([dense], stack_of(moe(last=4, bias=False))[2], moe(last=4, bias=False))
     with pytest.raises(ValueError, match="sources: 3 must divide the 4 experts"):
         upcycle([dense] * 3, stack_of(moe(last=1))[2], moe(last=1))

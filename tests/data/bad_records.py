@@ -1,6 +1,8 @@
-"""Bad and odd records as crawled data holds them, made by code: pictures and texts, each with what has to come of it.
+"""Bad and odd records as crawled data holds them, made by code: pictures and texts, each with what
+has to come of it.
 
-Pictures of `test_pictures.py` (modes, hostile bytes) are part of the corpus; those made here are other kinds.
+Pictures of `test_pictures.py` (modes, hostile bytes) are part of the corpus; those made here are
+other kinds.
 """
 
 import dataclasses
@@ -12,7 +14,22 @@ import zlib
 import numpy as np
 from data_samples import encoded, noise
 from PIL import Image
-from test_pictures import GREY, HOSTILE, MODES, PALETTE, PHOTO, PROGRESSIVE, RANGELESS, RGB, chunk, exif, gif_of, png, saved, tiff
+from test_pictures import (
+    GREY,
+    HOSTILE,
+    MODES,
+    PALETTE,
+    PHOTO,
+    PROGRESSIVE,
+    RANGELESS,
+    RGB,
+    chunk,
+    exif,
+    gif_of,
+    png,
+    saved,
+    tiff,
+)
 
 from jaxvl.data.pictures import CANNOT_BE_DECODED, NO_RANGE, TOO_LARGE
 
@@ -67,28 +84,61 @@ def interlaced_png():
     """All seven passes of Adam7, of a grey picture of 16 x 16."""
     values = noise(4, S, S)
     rows = b""
-    for x, y, dx, dy in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)):
+    for x, y, dx, dy in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
         rows += b"".join(b"\0" + row.tobytes() for row in values[y::dy, x::dx])
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", S, S, 8, GREY, 0, 0, 1))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""), np.repeat(values[..., None], 3, -1)
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(
+        b"IEND", b""
+    ), np.repeat(values[..., None], 3, -1)
 
 
 def bmp(bits, rows, width=S, height=S, compression=0, masks=b"", palette=b""):
     """A BMP of packed rows, without padding."""
     offset = 54 + len(masks) + len(palette)
     head = b"BM" + struct.pack("<IHHI", offset + len(rows), 0, 0, offset)
-    head += struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(rows), 2835, 2835, len(palette) // 4, 0)
+    head += struct.pack(
+        "<IiiHHIIiiII",
+        40,
+        width,
+        height,
+        1,
+        bits,
+        compression,
+        len(rows),
+        2835,
+        2835,
+        len(palette) // 4,
+        0,
+    )
     return head + masks + palette + rows
 
 
 def box(kind, brand):
     """The first bytes of an ISO file (HEIF, MP4)."""
-    return struct.pack(">I4s4sI4s", 20, b"ftyp", brand, 0, kind) + struct.pack(">I4s", 8, b"mdat") + bytes(200)
+    return (
+        struct.pack(">I4s4sI4s", 20, b"ftyp", brand, 0, kind)
+        + struct.pack(">I4s", 8, b"mdat")
+        + bytes(200)
+    )
 
 
 def riff_webp(width, height):
     """A WebP that says its canvas in an extended header and has no picture."""
-    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    body = (
+        b"WEBPVP8X"
+        + struct.pack("<I", 10)
+        + bytes(4)
+        + (width - 1).to_bytes(3, "little")
+        + (height - 1).to_bytes(3, "little")
+    )
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
@@ -122,9 +172,12 @@ WHITE = np.full((S, S, 3), 255, np.uint8)
 PALETTE_BYTES = bytes(range(48))
 PROFILE_OF_100_MB = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(10**8)))
 TRUNCATED = {
-    f"a {kind} without its last half": Kind(cut(encoded(noise(6, 64, 64, 3), kind), 0.5), IF_PILLOW if kind in ("GIF", "JPEG2000") else CANNOT_BE_DECODED)
+    f"a {kind} without its last half": Kind(
+        cut(encoded(noise(6, 64, 64, 3), kind), 0.5),
+        IF_PILLOW if kind in ("GIF", "JPEG2000") else CANNOT_BE_DECODED,
+    )
     for kind in ("WEBP", "GIF", "BMP", "TIFF", "AVIF", "QOI", "PPM", "JPEG2000")
-}  # fmt: skip
+}
 
 # What servers and disks give for a picture.
 NO_PICTURES = {
@@ -152,27 +205,44 @@ NO_PICTURES = {
 NOT_READ = ("ICO", "TGA", "PCX", "DDS", "SGI", "ICNS")
 
 PICTURES = {
-    **{f"mode: {name}": Kind(data, EITHER) for name, (data, _, _) in MODES.items()},  # their pixels are checked there
+    **{
+        f"mode: {name}": Kind(data, EITHER) for name, (data, _, _) in MODES.items()
+    },  # their pixels are checked there
     **{name: Kind(data, NO_RANGE) for name, data in RANGELESS.items()},
     **{name: Kind(data, cause or IF_PILLOW) for name, (data, cause) in HOSTILE.items()},
     **{name: Kind(data, CANNOT_BE_DECODED) for name, data in NO_PICTURES.items()},
-    **{f"{kind}, a format that is not read": Kind(saved(BLOCKS, kind), CANNOT_BE_DECODED) for kind in NOT_READ},
+    **{
+        f"{kind}, a format that is not read": Kind(saved(BLOCKS, kind), CANNOT_BE_DECODED)
+        for kind in NOT_READ
+    },
     **TRUNCATED,
     "a text instead of bytes": Kind("image.jpg", CANNOT_BE_DECODED),
     "a dict instead of bytes": Kind({"bytes": PNG, "path": None}, CANNOT_BE_DECODED),
     "an interlaced PNG": Kind(ADAM7, ADAM7_PIXELS),
-    "a PNG with a wrong checksum of its header": Kind(PNG[:29] + b"\0\0\0\0" + PNG[33:], CANNOT_BE_DECODED),
+    "a PNG with a wrong checksum of its header": Kind(
+        PNG[:29] + b"\0\0\0\0" + PNG[33:], CANNOT_BE_DECODED
+    ),
     "a PNG without pixels": Kind(PNG[:33] + chunk(b"IEND", b""), CANNOT_BE_DECODED),
     "a PNG without its end": Kind(PNG[:-12], IF_PILLOW),
     "a PNG of a palette that is not there": Kind(png([bytes(S)] * S, 8, PALETTE), EITHER),
-    "a PNG of entries beyond its palette": Kind(png([bytes([200] * S)] * S, 8, PALETTE, chunk(b"PLTE", PALETTE_BYTES)), IF_PILLOW),
+    "a PNG of entries beyond its palette": Kind(
+        png([bytes([200] * S)] * S, 8, PALETTE, chunk(b"PLTE", PALETTE_BYTES)), IF_PILLOW
+    ),
     "a PNG of an unknown kind of colour": Kind(png([bytes(S)] * S, 8, 5), CANNOT_BE_DECODED),
-    "a PNG of an unknown critical chunk": Kind(png([bytes(3 * S)] * S, 8, RGB, chunk(b"ABCD", b"?")), IF_PILLOW),
-    "a PNG with a colour profile of 100 MB": Kind(png([bytes([255] * 3 * S)] * S, 8, RGB, PROFILE_OF_100_MB), IF_PILLOW),
+    "a PNG of an unknown critical chunk": Kind(
+        png([bytes(3 * S)] * S, 8, RGB, chunk(b"ABCD", b"?")), IF_PILLOW
+    ),
+    "a PNG with a colour profile of 100 MB": Kind(
+        png([bytes([255] * 3 * S)] * S, 8, RGB, PROFILE_OF_100_MB), IF_PILLOW
+    ),
     "a PNG with too few rows": Kind(png([bytes(3 * S)] * 4, 8, RGB, size=(S, S)), IF_PILLOW),
     "a PNG with too many rows": Kind(png([bytes([255] * 3 * S)] * 40, 8, RGB, size=(S, S)), WHITE),
-    "a PNG of 7,000 x 7,000 in 50 KB": Kind(png([bytes(875)] * 7000, 1, GREY, size=(7000, 7000)), IF_PILLOW),
-    "a PNG whose header says a negative width": Kind(png([bytes(S)], 8, GREY, size=(2**31, 1)), IF_PILLOW),
+    "a PNG of 7,000 x 7,000 in 50 KB": Kind(
+        png([bytes(875)] * 7000, 1, GREY, size=(7000, 7000)), IF_PILLOW
+    ),
+    "a PNG whose header says a negative width": Kind(
+        png([bytes(S)], 8, GREY, size=(2**31, 1)), IF_PILLOW
+    ),
     "a JPEG without its last bytes": Kind(JPEG[:-20], CANNOT_BE_DECODED),
     "a JPEG without its end marker": Kind(JPEG[:-2], EITHER),
     "a JPEG with garbage before it": Kind(b"\r\n\r\n" + JPEG, CANNOT_BE_DECODED),
@@ -181,55 +251,93 @@ PICTURES = {
     "a JPEG of 12 bits": Kind(with_frame(JPEG, 4, b"\x0c"), CANNOT_BE_DECODED),
     "a JPEG of five channels": Kind(with_frame(JPEG, 9, b"\x05"), CANNOT_BE_DECODED),
     "a lossless JPEG": Kind(changed(JPEG, b"\xff\xc0", b"\xff\xc3"), CANNOT_BE_DECODED),
-    "a JPEG without its quantisation": Kind(JPEG.replace(b"\xff\xdb", b"\xff\xec"), CANNOT_BE_DECODED),
+    "a JPEG without its quantisation": Kind(
+        JPEG.replace(b"\xff\xdb", b"\xff\xec"), CANNOT_BE_DECODED
+    ),
     "a JPEG without its Huffman codes": Kind(JPEG.replace(b"\xff\xc4", b"\xff\xec"), EITHER),
-    "a JPEG with flipped bytes in its scan": Kind(JPEG[:-300] + bytes(255 - b if b not in (0, 255) else b for b in JPEG[-300:-2]) + JPEG[-2:], EITHER),
+    "a JPEG with flipped bytes in its scan": Kind(
+        JPEG[:-300] + bytes(255 - b if b not in (0, 255) else b for b in JPEG[-300:-2]) + JPEG[-2:],
+        EITHER,
+    ),
     "a JPEG with restart markers": Kind(saved(BLOCKS, "JPEG", restart_marker_rows=1), PILLOW),
     "a JPEG of 4:4:4": Kind(saved(BLOCKS, "JPEG", subsampling=0), PILLOW),
-    "a JPEG of 4:2:2, odd sides": Kind(saved(BLOCKS.crop((0, 0, 33, 17)), "JPEG", subsampling=1), PILLOW),
-    "an optimised progressive JPEG": Kind(saved(BLOCKS, "JPEG", progressive=True, optimize=True), PILLOW),
+    "a JPEG of 4:2:2, odd sides": Kind(
+        saved(BLOCKS.crop((0, 0, 33, 17)), "JPEG", subsampling=1), PILLOW
+    ),
+    "an optimised progressive JPEG": Kind(
+        saved(BLOCKS, "JPEG", progressive=True, optimize=True), PILLOW
+    ),
     "a JPEG of grey": Kind(saved(BLOCKS.convert("L"), "JPEG"), PILLOW),
     "a JPEG with a comment of 60 KB": Kind(saved(BLOCKS, "JPEG", comment=b"x" * 60_000), PILLOW),
-    "a JPEG with a broken colour profile": Kind(saved(BLOCKS, "JPEG", icc_profile=b"not a profile" * 100), PILLOW),
+    "a JPEG with a broken colour profile": Kind(
+        saved(BLOCKS, "JPEG", icc_profile=b"not a profile" * 100), PILLOW
+    ),
     "a JPEG that lies on its side": Kind(saved(BLOCKS, "JPEG", exif=exif(6)), PILLOW),
-    "a JPEG of 1 x 60,000": Kind(saved(Image.new("RGB", (1, 60_000), (9, 99, 199)), "JPEG"), PILLOW),
-    "a JPEG of 60,000 x 1": Kind(saved(Image.new("RGB", (60_000, 1), (9, 99, 199)), "JPEG"), PILLOW),
-    "a progressive JPEG of 90 scans": Kind(PROGRESSIVE[:-2] + PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2] * 80 + b"\xff\xd9", IF_PILLOW),
+    "a JPEG of 1 x 60,000": Kind(
+        saved(Image.new("RGB", (1, 60_000), (9, 99, 199)), "JPEG"), PILLOW
+    ),
+    "a JPEG of 60,000 x 1": Kind(
+        saved(Image.new("RGB", (60_000, 1), (9, 99, 199)), "JPEG"), PILLOW
+    ),
+    "a progressive JPEG of 90 scans": Kind(
+        PROGRESSIVE[:-2] + PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2] * 80 + b"\xff\xd9",
+        IF_PILLOW,
+    ),
     "a JPEG after a JPEG": Kind(PHOTO + PHOTO, PILLOW),
     "a GIF of 300 frames": Kind(gif_frames(300), np.zeros((S, S, 3), np.uint8)),
     "a GIF without frames": Kind(b"GIF89a" + struct.pack("<HH", S, S) + b"\0\0\0;", IF_PILLOW),
     "a GIF that ends in its header": Kind(b"GIF89a\x10", CANNOT_BE_DECODED),
-    "a GIF of a small canvas and a large frame": Kind(gif_of(1, 1).replace(struct.pack("<HHHH", 0, 0, 1, 1), struct.pack("<HHHH", 0, 0, 9, 9)), IF_PILLOW),
-    "a palette picture with transparency": Kind(saved(BLOCKS.convert("P"), "GIF", transparency=3), IF_PILLOW),
-    "an animated WebP": Kind(saved(COLOURS, "WEBP", save_all=True, append_images=[COLOURS.transpose(0)], lossless=True), np.asarray(COLOURS)),
+    "a GIF of a small canvas and a large frame": Kind(
+        gif_of(1, 1).replace(struct.pack("<HHHH", 0, 0, 1, 1), struct.pack("<HHHH", 0, 0, 9, 9)),
+        IF_PILLOW,
+    ),
+    "a palette picture with transparency": Kind(
+        saved(BLOCKS.convert("P"), "GIF", transparency=3), IF_PILLOW
+    ),
+    "an animated WebP": Kind(
+        saved(COLOURS, "WEBP", save_all=True, append_images=[COLOURS.transpose(0)], lossless=True),
+        np.asarray(COLOURS),
+    ),
     "a lossy WebP": Kind(saved(BLOCKS, "WEBP", quality=80), PILLOW),
     "a WebP that says 16,384 x 16,384": Kind(riff_webp(16_384, 16_384), IF_PILLOW),
     "an AVIF": Kind(saved(BLOCKS, "AVIF", quality=90), PILLOW),
     "an AVIF that ends in its header": Kind(saved(BLOCKS, "AVIF")[:40], CANNOT_BE_DECODED),
     "a BMP upside down": Kind(bmp(24, SMALL[..., ::-1].tobytes(), height=-S), SMALL),
     "a BMP of 8 bits without its palette": Kind(bmp(8, bytes(S * S)), IF_PILLOW),
-    "a BMP of 16 bits": Kind(bmp(16, bytes([0, 0x7C]) * (S * S)), np.broadcast_to(np.uint8([255, 0, 0]), (S, S, 3)), 8),
+    "a BMP of 16 bits": Kind(
+        bmp(16, bytes([0, 0x7C]) * (S * S)), np.broadcast_to(np.uint8([255, 0, 0]), (S, S, 3)), 8
+    ),
     "a BMP that says 60,000 x 60,000": Kind(bmp(24, bytes(100), 60_000, 60_000), TOO_LARGE),
-    "a BMP of a run length that leaves it": Kind(bmp(8, b"\xff\1" * 300, compression=1, palette=bytes(1024)), IF_PILLOW),
+    "a BMP of a run length that leaves it": Kind(
+        bmp(8, b"\xff\1" * 300, compression=1, palette=bytes(1024)), IF_PILLOW
+    ),
     "a TIFF whose directory names itself": Kind(looping_tiff(), IF_PILLOW),
-    "a TIFF whose pixels lie behind its end": Kind(tiff_tag(GREY_TIFF, 273, 10**9), CANNOT_BE_DECODED),
-    "a TIFF that says 60,000 x 60,000": Kind(tiff_tag(tiff_tag(GREY_TIFF, 256, 60_000), 257, 60_000), TOO_LARGE),
+    "a TIFF whose pixels lie behind its end": Kind(
+        tiff_tag(GREY_TIFF, 273, 10**9), CANNOT_BE_DECODED
+    ),
+    "a TIFF that says 60,000 x 60,000": Kind(
+        tiff_tag(tiff_tag(GREY_TIFF, 256, 60_000), 257, 60_000), TOO_LARGE
+    ),
     "a TIFF of an unknown compression": Kind(tiff_tag(GREY_TIFF, 259, 999), CANNOT_BE_DECODED),
     "a TIFF in deflate": Kind(saved(BLOCKS, "TIFF", compression="tiff_deflate"), PILLOW),
     "a TIFF in LZW": Kind(saved(BLOCKS, "TIFF", compression="tiff_lzw"), PILLOW),
     "a plain TIFF": Kind(GREY_TIFF, GREY_TIFF_PIXELS),
-    "a PPM in letters": Kind(b"P3\n# by hand\n2 1\n255\n255 0 0  0 0 255\n", np.uint8([[[255, 0, 0], [0, 0, 255]]])),
+    "a PPM in letters": Kind(
+        b"P3\n# by hand\n2 1\n255\n255 0 0  0 0 255\n", np.uint8([[[255, 0, 0], [0, 0, 255]]])
+    ),
     "a PBM": Kind(b"P4\n8 1\n\xaa", np.repeat(np.uint8([[0, 255] * 4])[..., None], 3, -1)),
     "a PPM of no values": Kind(b"P6\n2 2\n0\n" + bytes(12), CANNOT_BE_DECODED),
     "a PPM of a negative width": Kind(b"P6\n-2 2\n255\n" + bytes(12), CANNOT_BE_DECODED),
     "a PPM that says 10^9 x 1": Kind(b"P5\n1000000000 1\n255\n\0", TOO_LARGE),
     "a JPEG 2000": Kind(saved(BLOCKS, "JPEG2000"), PILLOW),
     "a QOI": Kind(saved(BLOCKS, "QOI"), np.asarray(BLOCKS)),
-    "a QOI of no pixels": Kind(b"qoif" + struct.pack(">IIBB", 0, 0, 3, 0) + bytes(8), CANNOT_BE_DECODED),
-}  # fmt: skip
+    "a QOI of no pixels": Kind(
+        b"qoif" + struct.pack(">IIBB", 0, 0, 3, 0) + bytes(8), CANNOT_BE_DECODED
+    ),
+}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Texts: name -> (text, how many words it has at least)
 
 TEXTS = {
@@ -263,4 +371,4 @@ TEXTS = {
     "UTF-8 read as Latin-1": ("cafÃ© dâ€™or", 2),
     "special tokens": ("<pad> <eos> [CLS] </s> <|endoftext|>", 5),
     "a file name": ("IMG_20190405_123456.JPG", 1),
-}  # fmt: skip
+}

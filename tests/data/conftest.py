@@ -1,4 +1,6 @@
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # data_samples.py, for the tests of the folders below
+sys.path.insert(
+    0, str(pathlib.Path(__file__).parent)
+)  # data_samples.py, for the tests of the folders below

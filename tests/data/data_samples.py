@@ -47,15 +47,27 @@ def record(i, size=12, channels=4, pixels=None):
 
 def stored(i, size=12):
     """Record `i` as a file of a demo corpus holds it."""
-    captions = {"en": [name_of(i), [f"keyword {i} {j}" for j in range(4)]], "de": [f"de {i}", []], "fr": [f"fr {i}", []]}
+    captions = {
+        "en": [name_of(i), [f"keyword {i} {j}" for j in range(4)]],
+        "de": [f"de {i}", []],
+        "fr": [f"fr {i}", []],
+    }
     image = encoded(noise(i, size, size, 4))
-    return {"key": f"style/{i}", "image": image, "label": FIRST_CLASS + i, "style": "style", "captions": captions}
+    return {
+        "key": f"style/{i}",
+        "image": image,
+        "label": FIRST_CLASS + i,
+        "style": "style",
+        "captions": captions,
+    }
 
 
 COLUMNS = {
     "key": Column("text"),
     "image": Column("image"),
-    "class_label": Column("class", classes=ClassSet({"en": tuple(f"class {i}" for i in range(2 * FIRST_CLASS))})),
+    "class_label": Column(
+        "class", classes=ClassSet({"en": tuple(f"class {i}" for i in range(2 * FIRST_CLASS))})
+    ),
     "name/en": Column("text"),
     "keywords/en": Column("texts"),
     "name/de": Column("text"),
@@ -105,7 +117,9 @@ class FakeSource(Source):
         found = self.replace.get(i, self.records[i])
         if isinstance(found, Exception):
             raise found
-        return found if columns is None else {name: found[name] for name in columns if name in found}
+        return (
+            found if columns is None else {name: found[name] for name in columns if name in found}
+        )
 
     def present(self, name):
         if name not in self.known:
@@ -122,18 +136,28 @@ class FakeConfig:
 
 
 def tokenizer():
-    texts = [t for i in range(24) for t in (name_of(i), *(f"keyword {i} {j}" for j in range(4)), f"de {i}", f"fr {i}")]
+    texts = [
+        t
+        for i in range(24)
+        for t in (name_of(i), *(f"keyword {i} {j}" for j in range(4)), f"de {i}", f"fr {i}")
+    ]
     return Tokenizer("unigram", train_unigram(texts, 80, lowercase=True), pad_id=0, eos_id=1)
 
 
-def row_of(field, given, name="x", source=None, draws=None, tokens=None, preprocess=None, cache_mb=1):
-    """One row of a field as the host makes it: entry -> array; None where the record has no value."""
+def row_of(
+    field, given, name="x", source=None, draws=None, tokens=None, preprocess=None, cache_mb=1
+):
+    """One row of a field as the host makes it: entry -> array; None where the record has no
+    value."""
     context = Context(tokens, preprocess or Preprocess(), Cache(cache_mb * 2**20))
     reader = field.reader(name, source or FakeSource(1), context)
     value = reader.load(given)
     if value is None:
         return None
-    out = {entry: np.zeros((1, *shape.shape), shape.dtype) for entry, shape in field.arrays(name).items()}
+    out = {
+        entry: np.zeros((1, *shape.shape), shape.dtype)
+        for entry, shape in field.arrays(name).items()
+    }
     reader.write(out, 0, value, [0.5] * field.draws if draws is None else draws)
     return {entry: array[0] for entry, array in out.items()}
 

@@ -14,9 +14,11 @@ soundfile = pytest.importorskip("soundfile", reason="clips need jaxvl[audio]")
 
 SMALL = dict(frame=256, step=128, bins=24)
 CONFIGS = {
-    "default": {}, "small": SMALL, "htk": dict(SMALL, scale="htk", area=False, low=60.0, high=7000.0),
+    "default": {},
+    "small": SMALL,
+    "htk": dict(SMALL, scale="htk", area=False, low=60.0, high=7000.0),
     "8 kHz, frames apart": dict(rate=8000, frame=200, step=240, bins=10),
-}  # fmt: skip
+}
 
 
 def signals(n):
@@ -32,11 +34,23 @@ def signals(n):
 def expected(x, c):
     """librosa's in float64, of the signal with silence behind it, frames not centred."""
     count = -(-x.shape[1] // c.step)
-    x = np.pad(x.astype(np.float64), ((0, 0), (0, max(0, (count - 1) * c.step + c.frame - x.shape[1]))))
+    x = np.pad(
+        x.astype(np.float64), ((0, 0), (0, max(0, (count - 1) * c.step + c.frame - x.shape[1])))
+    )
     mel = librosa.feature.melspectrogram(
-        y=x, sr=c.rate, n_fft=c.frame, hop_length=c.step, n_mels=c.bins, center=False, power=2.0, fmin=c.low, fmax=c.high,
-        htk=c.scale == "htk", norm="slaney" if c.area else None, dtype=np.float64,
-    )  # fmt: skip
+        y=x,
+        sr=c.rate,
+        n_fft=c.frame,
+        hop_length=c.step,
+        n_mels=c.bins,
+        center=False,
+        power=2.0,
+        fmin=c.low,
+        fmax=c.high,
+        htk=c.scale == "htk",
+        norm="slaney" if c.area else None,
+        dtype=np.float64,
+    )
     return mel[..., :count].swapaxes(1, 2)
 
 
@@ -48,7 +62,8 @@ def test_equal_to_librosa(name):
     mel = expected(x, config)
     assert values.shape == mel.shape and valid.all()
     assert name != "default" or values.shape == (3, 128, 128)  # 8.192 s
-    # float32 Fourier sums err by eps * log2(frame) of the frame's power; where less is left than that, only its smallness counts.
+    # float32 Fourier sums err by eps * log2(frame) of the frame's power; where less is left than
+    # that, only its smallness counts.
     power = np.exp(np.asarray(values, np.float64))
     loudest = mel.max(-1, keepdims=True)
     assert np.abs(power - np.maximum(mel, config.floor)).max() <= 5e-6 * loudest.max()
@@ -62,11 +77,23 @@ def test_equal_to_librosa(name):
 def test_the_mel_bank_is_librosas(name):
     c = Spectrogram(**CONFIGS[name])
     norm = "slaney" if c.area else None
-    theirs = librosa.filters.mel(sr=c.rate, n_fft=c.frame, n_mels=c.bins, fmin=c.low, fmax=c.high, htk=c.scale == "htk", norm=norm)
+    theirs = librosa.filters.mel(
+        sr=c.rate,
+        n_fft=c.frame,
+        n_mels=c.bins,
+        fmin=c.low,
+        fmax=c.high,
+        htk=c.scale == "htk",
+        norm=norm,
+    )
     np.testing.assert_allclose(mel_bank(c), theirs, atol=1e-7)
-    np.testing.assert_allclose(hann(c.frame), librosa.filters.get_window("hann", c.frame), atol=1e-7)
+    np.testing.assert_allclose(
+        hann(c.frame), librosa.filters.get_window("hann", c.frame), atol=1e-7
+    )
     hertz = np.linspace(0, 8000, 50)
-    np.testing.assert_allclose(to_mel(hertz, c.scale), librosa.hz_to_mel(hertz, htk=c.scale == "htk"), rtol=1e-12)
+    np.testing.assert_allclose(
+        to_mel(hertz, c.scale), librosa.hz_to_mel(hertz, htk=c.scale == "htk"), rtol=1e-12
+    )
     np.testing.assert_allclose(from_mel(to_mel(hertz, c.scale), c.scale), hertz, atol=1e-9)
 
 
@@ -77,7 +104,9 @@ def test_lengths_integers_and_scaling():
     plain, valid = config(jax.numpy.asarray(ints), np.array([1000, 129, 128]))
     assert config.length(1000) == 8 == plain.shape[1]
     assert valid.sum(1).tolist() == [8, 2, 1]
-    np.testing.assert_array_equal(valid, np.arange(8)[None] * 128 < np.array([1000, 129, 128])[:, None])
+    np.testing.assert_array_equal(
+        valid, np.arange(8)[None] * 128 < np.array([1000, 129, 128])[:, None]
+    )
     same, _ = config(jax.numpy.asarray(ints.astype(np.float32) / 32768))
     np.testing.assert_allclose(plain, same, atol=1e-5)
     scaled, _ = Spectrogram(**SMALL, mean=-4.0, std=2.5)(jax.numpy.asarray(ints))
@@ -91,16 +120,19 @@ def test_lengths_integers_and_scaling():
 @pytest.mark.parametrize(
     "values, message",
     [
-        (dict(step=0), "step: 0 must be >= 1"), (dict(low=9000.0), r"low: 9000.0 … 8000.0 Hz must lie in 0 … 8000"),
-        (dict(high=9000.0), "low: 0.0 … 9000.0 Hz"), (dict(scale="bark"), "scale: 'bark' must be slaney or htk"), (dict(floor=0.0), "floor"),
+        (dict(step=0), "step: 0 must be >= 1"),
+        (dict(low=9000.0), r"low: 9000.0 … 8000.0 Hz must lie in 0 … 8000"),
+        (dict(high=9000.0), "low: 0.0 … 9000.0 Hz"),
+        (dict(scale="bark"), "scale: 'bark' must be slaney or htk"),
+        (dict(floor=0.0), "floor"),
     ],
-)  # fmt: skip
+)
 def test_configs_that_cannot_be(values, message):
     with pytest.raises(ConfigError, match=message):
         Spectrogram(**values)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Stored clips
 
 
@@ -110,7 +142,10 @@ def test_flac_keeps_16_bits_and_clips_what_is_louder(tmp_path):
     assert clips.decode_clip(clips.to_flac(np.array([2.0, -3.0]))).tolist() == [32767, -32768]
 
 
-@pytest.mark.parametrize("rate, channels, kind", [(44100, 2, "OGG"), (48000, 1, "WAV"), (5000, 1, "WAV"), (16000, 1, "WAV")])
+@pytest.mark.parametrize(
+    "rate, channels, kind",
+    [(44100, 2, "OGG"), (48000, 1, "WAV"), (5000, 1, "WAV"), (16000, 1, "WAV")],
+)
 def test_any_sound_file_becomes_16_khz_mono(tmp_path, rate, channels, kind):
     t = np.arange(int(0.5 * rate)) / rate
     tone = 0.5 * np.sin(2 * np.pi * 440 * t)
@@ -118,7 +153,9 @@ def test_any_sound_file_becomes_16_khz_mono(tmp_path, rate, channels, kind):
     got = clips.decode_clip(clips.encode_clip(tmp_path / "x")).astype(np.float64) / 32768
     assert abs(len(got) - 8000) <= 2
     n = np.arange(500, 7500)
-    assert np.abs(got[n] - 0.5 * np.sin(2 * np.pi * 440 * n / 16000)).max() < (0.03 if kind == "OGG" else 2e-3)
+    assert np.abs(got[n] - 0.5 * np.sin(2 * np.pi * 440 * n / 16000)).max() < (
+        0.03 if kind == "OGG" else 2e-3
+    )
 
 
 def test_files_that_are_no_clips(tmp_path):
@@ -136,6 +173,6 @@ def test_files_that_are_no_clips(tmp_path):
 
 def test_fit_cuts_and_pads():
     x = np.arange(10, dtype=np.int16)
-    assert [(a.tolist(), n) for a, n in (clips.fit(x, 4, 3), clips.fit(x, 4, 8), clips.fit(x, 3, 10))] == [
-        ([3, 4, 5, 6], 4), ([8, 9, 0, 0], 2), ([0, 0, 0], 0)
-    ]  # fmt: skip
+    assert [
+        (a.tolist(), n) for a, n in (clips.fit(x, 4, 3), clips.fit(x, 4, 8), clips.fit(x, 3, 10))
+    ] == [([3, 4, 5, 6], 4), ([8, 9, 0, 0], 2), ([0, 0, 0], 0)]

@@ -1,4 +1,5 @@
-"""Geometry against scipy, colours against float64 numpy and `colorsys`, and properties that every setting must have."""
+"""Geometry against scipy, colours against float64 numpy and `colorsys`, and properties that every
+setting must have."""
 
 import colorsys
 import dataclasses
@@ -18,10 +19,29 @@ from jaxvl.sharding.mesh import batch_sharding
 
 B, S = 16, 24
 FULL = Augment(
-    rotate=15, zoom=(0.7, 1.3), stretch=0.2, shear=0.1, shift=0.1, flip=0.5, hue=30, saturation=(0.2, 1.8), grayscale=0.2, contrast=0.3,
-    brightness=0.2, tint=0.1, permute=0.3, blur=0.5, blur_sigma=(0.2, 1.0), sharpen=0.5, posterise=0.3, outline=0.5, line_drawing=0.2,
-    invert=0.2, cutout=0.5, background=0.5,
-)  # fmt: skip
+    rotate=15,
+    zoom=(0.7, 1.3),
+    stretch=0.2,
+    shear=0.1,
+    shift=0.1,
+    flip=0.5,
+    hue=30,
+    saturation=(0.2, 1.8),
+    grayscale=0.2,
+    contrast=0.3,
+    brightness=0.2,
+    tint=0.1,
+    permute=0.3,
+    blur=0.5,
+    blur_sigma=(0.2, 1.0),
+    sharpen=0.5,
+    posterise=0.3,
+    outline=0.5,
+    line_drawing=0.2,
+    invert=0.2,
+    cutout=0.5,
+    background=0.5,
+)
 WHITE = (1.0, 1.0, 1.0)
 
 
@@ -30,12 +50,18 @@ def keys(n=B, seed=0):
 
 
 def run(images, config, n=None, seed=0, background=WHITE):
-    return np.asarray(jax.jit(lambda x, k: augment(x, k, config, background))(images, keys(n or len(images), seed)))
+    return np.asarray(
+        jax.jit(lambda x, k: augment(x, k, config, background))(
+            images, keys(n or len(images), seed)
+        )
+    )
 
 
 def smooth(seed=0, n=B, s=S):
     """Opaque coloured blobs on transparency, without hard edges."""
-    x = scipy.ndimage.gaussian_filter(np.random.default_rng(seed).random((n, s, s, 4)), (0, 2, 2, 0))
+    x = scipy.ndimage.gaussian_filter(
+        np.random.default_rng(seed).random((n, s, s, 4)), (0, 2, 2, 0)
+    )
     x = (x - x.min()) / (x.max() - x.min())
     return np.uint8(255 * x)
 
@@ -45,15 +71,22 @@ OPAQUE = IMAGES.copy()
 OPAQUE[..., 3] = 255
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What every setting must have
 
 
 def test_no_augmentation_is_the_plain_picture():
-    np.testing.assert_allclose(run(IMAGES, Augment(), background=(0.2, 0.4, 0.6)), plain(IMAGES, (0.2, 0.4, 0.6)), atol=1e-6)
+    np.testing.assert_allclose(
+        run(IMAGES, Augment(), background=(0.2, 0.4, 0.6)),
+        plain(IMAGES, (0.2, 0.4, 0.6)),
+        atol=1e-6,
+    )
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Augment) if f.name not in ("blur_sigma", "cutout_side")])
+@pytest.mark.parametrize(
+    "field",
+    [f.name for f in dataclasses.fields(Augment) if f.name not in ("blur_sigma", "cutout_side")],
+)
 def test_each_setting_changes_pictures_and_keeps_them_in_range(field):
     got = run(IMAGES, dataclasses.replace(Augment(), **{field: getattr(FULL, field)}))
     assert got.dtype == np.float32 and got.shape == (B, S, S, 3)
@@ -64,7 +97,9 @@ def test_each_setting_changes_pictures_and_keeps_them_in_range(field):
 @pytest.mark.parametrize("channels", [3, 4])
 def test_all_together(channels):
     got = run(IMAGES[..., :channels], FULL)
-    assert got.shape == (B, S, S, 3) and got.min() >= 0 and got.max() <= 1 and np.isfinite(got).all()
+    assert (
+        got.shape == (B, S, S, 3) and got.min() >= 0 and got.max() <= 1 and np.isfinite(got).all()
+    )
     assert len({row.tobytes() for row in got}) == B
 
 
@@ -72,7 +107,9 @@ def test_all_together(channels):
 def test_settings_that_touch_nothing_leave_the_picture(channels):
     """The whole path, with every probability so small that no row is chosen."""
     tiny = dataclasses.replace(Augment(), **{name: 1e-12 for name in module.PROBABILITIES})
-    np.testing.assert_allclose(run(IMAGES[..., :channels], tiny), plain(IMAGES[..., :channels]), atol=2e-6)
+    np.testing.assert_allclose(
+        run(IMAGES[..., :channels], tiny), plain(IMAGES[..., :channels]), atol=2e-6
+    )
 
 
 def test_a_row_depends_on_its_own_key_only():
@@ -97,7 +134,7 @@ def test_plain_is_alpha_compositing():
     np.testing.assert_allclose(plain(IMAGES[..., :3]), IMAGES[..., :3] / 255.0, atol=1e-6)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Places
 
 
@@ -105,7 +142,13 @@ def test_bilinear_sampling_is_scipys():
     image = np.random.default_rng(0).random((S, S, 4)).astype(np.float32)
     y, x = np.random.default_rng(1).uniform(-4, S + 3, (2, 40, 30)).astype(np.float32)
     expected = np.stack(
-        [scipy.ndimage.map_coordinates(image[..., c], [y, x], order=1, mode="grid-constant", cval=0.0) for c in range(4)], -1
+        [
+            scipy.ndimage.map_coordinates(
+                image[..., c], [y, x], order=1, mode="grid-constant", cval=0.0
+            )
+            for c in range(4)
+        ],
+        -1,
     )
     np.testing.assert_allclose(bilinear(image, y, x), expected, atol=2e-5)
 
@@ -123,7 +166,13 @@ def test_zoom_is_scipys_affine_map(factor):
     centre = (S - 1) / 2
     for row, out in zip(rgba, got):
         planes = [
-            scipy.ndimage.affine_transform(row[..., c], np.eye(2) / factor, offset=centre * (1 - 1 / factor), order=1, mode="grid-constant")
+            scipy.ndimage.affine_transform(
+                row[..., c],
+                np.eye(2) / factor,
+                offset=centre * (1 - 1 / factor),
+                order=1,
+                mode="grid-constant",
+            )
             for c in range(4)
         ]
         expected = np.stack(planes[:3], -1) + (1 - planes[3][..., None])
@@ -136,12 +185,18 @@ def test_rotation_is_scipys_about_the_centre():
     got = run(image, Augment(rotate=30.0))
     normal = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 1), (12,)))(keys())
     centre = np.array([(S - 1) / 2] * 2)
-    for row, out, angle in zip(image.astype(np.float64) / 255, got, np.deg2rad(30.0) * np.asarray(normal)[:, 0]):
+    for row, out, angle in zip(
+        image.astype(np.float64) / 255, got, np.deg2rad(30.0) * np.asarray(normal)[:, 0]
+    ):
         row[..., :3] *= row[..., 3:]
         cos, sin = np.cos(angle), np.sin(angle)
-        matrix = np.array([[cos, sin], [-sin, cos]])  # (y, x) of the new picture -> (y, x) of the old one
+        matrix = np.array(
+            [[cos, sin], [-sin, cos]]
+        )  # (y, x) of the new picture -> (y, x) of the old one
         planes = [
-            scipy.ndimage.affine_transform(row[..., c], matrix, offset=centre - matrix @ centre, order=1, mode="grid-constant")
+            scipy.ndimage.affine_transform(
+                row[..., c], matrix, offset=centre - matrix @ centre, order=1, mode="grid-constant"
+            )
             for c in range(4)
         ]
         expected = np.stack(planes[:3], -1) + (1 - planes[3][..., None])
@@ -155,7 +210,11 @@ def test_shift_stays_within_its_limit():
     grid = np.arange(S) - (S - 1) / 2
     mass = dark.sum((1, 2))
     for moved in ((dark.sum(1) * grid).sum(1) / mass, (dark.sum(2) * grid).sum(1) / mass):
-        assert np.abs(moved).max() <= 0.25 * S + 1e-3 and np.abs(moved).max() > 0.2 * S and abs(moved.mean()) < 1
+        assert (
+            np.abs(moved).max() <= 0.25 * S + 1e-3
+            and np.abs(moved).max() > 0.2 * S
+            and abs(moved.mean()) < 1
+        )
 
 
 def test_hidden_colours_do_not_bleed():
@@ -166,13 +225,15 @@ def test_hidden_colours_do_not_bleed():
     np.testing.assert_allclose(got[..., 1], got[..., 2], atol=1e-5)  # green shows as little as blue
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Colours
 
 
 def test_grey_is_the_mean_of_the_channels():
     got = run(OPAQUE, Augment(grayscale=1.0))
-    np.testing.assert_allclose(got, np.repeat((OPAQUE[..., :3] / 255.0).mean(-1, keepdims=True), 3, -1), atol=1e-5)
+    np.testing.assert_allclose(
+        got, np.repeat((OPAQUE[..., :3] / 255.0).mean(-1, keepdims=True), 3, -1), atol=1e-5
+    )
 
 
 def test_saturation_scales_the_distance_from_grey():
@@ -189,12 +250,20 @@ def test_hue_turns_the_colour_circle_and_keeps_the_grey_level():
     got = run(image, Augment(hue=40.0))[:, 0, 0]
     np.testing.assert_allclose(got.mean(-1), np.mean([150, 110, 110]) / 255, atol=1e-5)
     hues = np.array([colorsys.rgb_to_hsv(*row)[0] for row in got.astype(float)])
-    turned = (hues + 0.5) % 1 - 0.5  # signed, in turns; a pure hue keeps its distance from grey under rotation
+    turned = (
+        hues + 0.5
+    ) % 1 - 0.5  # signed, in turns; a pure hue keeps its distance from grey under rotation
     np.testing.assert_allclose(
-        np.linalg.norm(got - got.mean(-1, keepdims=True), axis=-1), np.linalg.norm([80 / 3, -40 / 3, -40 / 3]) / 255, atol=1e-5
+        np.linalg.norm(got - got.mean(-1, keepdims=True), axis=-1),
+        np.linalg.norm([80 / 3, -40 / 3, -40 / 3]) / 255,
+        atol=1e-5,
     )
     kept = np.abs(turned) < 1e-4
-    assert 0.4 < kept.mean() < 0.6 and 25 < 360 * turned.std() < 55 and (turned[~kept] > 0).mean() == pytest.approx(0.5, abs=0.15)
+    assert (
+        0.4 < kept.mean() < 0.6
+        and 25 < 360 * turned.std() < 55
+        and (turned[~kept] > 0).mean() == pytest.approx(0.5, abs=0.15)
+    )
 
 
 def test_contrast_and_brightness_are_affine():
@@ -212,14 +281,19 @@ def test_contrast_and_brightness_are_affine():
 def test_permutation_only_reorders_channels():
     got, x = run(noise(1, 256, 4, 4, 3), Augment(permute=1.0)), noise(1, 256, 4, 4, 3) / 255.0
     np.testing.assert_allclose(np.sort(got, -1), np.sort(x, -1), atol=1e-6)
-    orders = {tuple(int(np.abs(got[i, ..., c, None] - x[i]).sum((0, 1)).argmin()) for c in range(3)) for i in range(256)}
+    orders = {
+        tuple(int(np.abs(got[i, ..., c, None] - x[i]).sum((0, 1)).argmin()) for c in range(3))
+        for i in range(256)
+    }
     assert len(orders) == 6
 
 
 def test_inversion_and_posterisation():
     np.testing.assert_allclose(run(OPAQUE, Augment(invert=1.0)), 1 - plain(OPAQUE), atol=1e-6)
     flat = run(OPAQUE, Augment(posterise=1.0))
-    assert {len(np.unique(row.round(4))) for row in flat} <= {3, 4, 5} and np.abs(flat - plain(OPAQUE)).max() <= 0.25 + 1e-5
+    assert {len(np.unique(row.round(4))) for row in flat} <= {3, 4, 5} and np.abs(
+        flat - plain(OPAQUE)
+    ).max() <= 0.25 + 1e-5
 
 
 def test_background_is_behind_the_picture_only():
@@ -230,7 +304,7 @@ def test_background_is_behind_the_picture_only():
     np.testing.assert_array_equal(run(OPAQUE, Augment(background=1.0)), plain(OPAQUE))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Lines and focus
 
 
@@ -274,20 +348,28 @@ def test_lines_follow_edges():
     image = np.zeros((B, S, S, 4), np.uint8)
     image[:, 6:18, 6:18] = (255, 200, 0, 255)
     lines = run(image, Augment(line_drawing=1.0))
-    assert (lines[:, 10:14, 10:14] == 1).all() and (lines[:, :3, :3] == 1).all()  # white inside and outside
+    assert (lines[:, 10:14, 10:14] == 1).all() and (
+        lines[:, :3, :3] == 1
+    ).all()  # white inside and outside
     assert (lines[:, 6, 8:16] < 0.2).all() and (np.ptp(lines, axis=-1) == 0).all()
     outlined, before = run(image, Augment(outline=1.0)), np.asarray(plain(image))
     np.testing.assert_allclose(outlined[:, 11:13, 11:13], before[:, 11:13, 11:13], atol=1e-6)
-    assert (outlined <= before + 1e-6).all() and (outlined[:, 6, 8:16].sum(-1) < before[:, 6, 8:16].sum(-1) - 0.3).all()
+    assert (outlined <= before + 1e-6).all() and (
+        outlined[:, 6, 8:16].sum(-1) < before[:, 6, 8:16].sum(-1) - 0.3
+    ).all()
 
 
 @pytest.mark.parametrize(
     "values, message",
     [
-        (dict(flip=1.5), "flip: 1.5 is a probability"), (dict(rotate=-1.0), "rotate: -1.0 must be >= 0"), (dict(zoom=(0.0, 1.0)), "zoom: "),
-        (dict(saturation=(2.0, 1.0)), "saturation: "), (dict(blur_sigma=(0.0, 1.0)), "blur_sigma: "), (dict(cutout_side=(0.5, 2.0)), "cutout_side: "),
+        (dict(flip=1.5), "flip: 1.5 is a probability"),
+        (dict(rotate=-1.0), "rotate: -1.0 must be >= 0"),
+        (dict(zoom=(0.0, 1.0)), "zoom: "),
+        (dict(saturation=(2.0, 1.0)), "saturation: "),
+        (dict(blur_sigma=(0.0, 1.0)), "blur_sigma: "),
+        (dict(cutout_side=(0.5, 2.0)), "cutout_side: "),
     ],
-)  # fmt: skip
+)
 def test_configs_that_cannot_be(values, message):
     with pytest.raises(ConfigError, match=message):
         Augment(**values)

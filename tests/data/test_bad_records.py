@@ -1,4 +1,5 @@
-"""The corpus of bad records: each kind gives its pixels or its cause, in bounded time and memory."""
+"""The corpus of bad records: each kind gives its pixels or its cause, in bounded time and
+memory."""
 
 import io
 import pickle
@@ -47,7 +48,11 @@ def test_a_picture_gives_its_pixels_or_its_cause(name):
 
 def within(got, expected, limit):
     """Whether no pixel differs by more than `limit`; large pictures are not copied."""
-    return np.array_equal(got, expected) if limit == 0 else np.abs(got.astype(int) - expected).max() <= limit
+    return (
+        np.array_equal(got, expected)
+        if limit == 0
+        else np.abs(got.astype(int) - expected).max() <= limit
+    )
 
 
 def decoded(data):
@@ -71,12 +76,15 @@ def by_pillow(data, must):
         assert not must
         return None
     if picture.has_transparency_data:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255,) * 4), picture.convert("RGBA"))
+        picture = Image.alpha_composite(
+            Image.new("RGBA", picture.size, (255,) * 4), picture.convert("RGBA")
+        )
     return np.asarray(picture.convert("RGB"))
 
 
 def test_what_pillow_cannot_decode_is_no_picture():
-    """Pillow is the oracle: a cause that says so is only given where Pillow fails, or for a format that is not read."""
+    """Pillow is the oracle: a cause that says so is only given where Pillow fails, or for a format
+    that is not read."""
     for name, kind in PICTURES.items():
         unreadable = isinstance(kind.outcome, str) and kind.outcome == pictures.CANNOT_BE_DECODED
         if not unreadable or not isinstance(kind.data, bytes):
@@ -90,7 +98,8 @@ def test_what_pillow_cannot_decode_is_no_picture():
 
 
 def test_decoding_is_bounded_in_memory(tmp_path):
-    """In a process of its own, which counts its own peak for each picture: the peak never falls, so one that grows it is named."""
+    """In a process of its own, which counts its own peak for each picture: the peak never falls, so
+    one that grows it is named."""
     data = {name: kind.data for name, kind in PICTURES.items()}
     (tmp_path / "pictures").write_bytes(pickle.dumps(data))
     program = f"""
@@ -133,7 +142,12 @@ def test_texts_without_letters_are_no_captions():
     for name in ("empty", "spaces"):
         row = read_row(_Config, _Texts(TEXTS[name][0]), 7)
         assert (row.cause, row.position) == (NO_CAPTION, 7)
-    for name in ("None", "null", "NA", "nan"):  # texts as they stand; what to do with them is a filter's to say
+    for name in (
+        "None",
+        "null",
+        "NA",
+        "nan",
+    ):  # texts as they stand; what to do with them is a filter's to say
         row = read_row(_Config, _Texts(TEXTS[name][0]), 7)
         assert [text for _, text in row.texts] == [name]
 
@@ -153,7 +167,17 @@ class _Texts:
         return {"image": PICTURES["an interlaced PNG"].data, "text": self.text}
 
 
-@pytest.mark.parametrize("content", [b"caf\xe9", b"\xff\xfe\x00", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"dog \xe2\x82"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"caf\xe9",
+        b"\xff\xfe\x00",
+        b"\xc0\x80",
+        b"\xed\xa0\x80",
+        b"\xf5\x80\x80\x80",
+        b"dog \xe2\x82",
+    ],
+)
 def test_bytes_that_are_no_utf8_are_said(content):
     with pytest.raises(UnicodeDecodeError):
         text_files.decode(content)

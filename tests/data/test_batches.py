@@ -8,7 +8,18 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from data_samples import COLUMNS, FIRST_CLASS, FakeConfig, FakeSource, assert_same, encoded, name_of, noise, record, tokenizer
+from data_samples import (
+    COLUMNS,
+    FIRST_CLASS,
+    FakeConfig,
+    FakeSource,
+    assert_same,
+    encoded,
+    name_of,
+    noise,
+    record,
+    tokenizer,
+)
 from PIL import Image
 
 from jaxvl.config import ConfigError
@@ -35,7 +46,9 @@ TOKENIZER = tokenizer()
 TEXT = Caption({"name/en": 1, "keywords/en": 1, "name/*": 1}, length=T, joined=2)
 NAME = Caption("name/en", length=T)
 FIELDS = dict(image=Picture(size=S), text=TEXT, group_id=Group("class_label"))
-CONFIG = DataConfig(FakeConfig(), batch=B, fields=FIELDS, reader=ReaderConfig(threads=2), error_minimum=1000)
+CONFIG = DataConfig(
+    FakeConfig(), batch=B, fields=FIELDS, reader=ReaderConfig(threads=2), error_minimum=1000
+)
 IN_ORDER = dict(sampler=InOrder())
 _MADE = []
 
@@ -48,7 +61,8 @@ def closed():
 
 
 def config_of(fields=None, **options):
-    """`fields` take the place of those of CONFIG that have their names; None: there is none of that name."""
+    """`fields` take the place of those of CONFIG that have their names; None: there is none of that
+    name."""
     kept = {name: field for name, field in (FIELDS | (fields or {})).items() if field is not None}
     return dataclasses.replace(CONFIG, fields=kept, **options)
 
@@ -56,7 +70,9 @@ def config_of(fields=None, **options):
 def batches(source=None, rows=None, seed=0, start=None, fields=None, **options):
     """Batches of 24 records, closed when the test ends."""
     source = FakeSource(N) if source is None else source
-    made = Batches(config_of(fields, **options), source, TOKENIZER, seed=seed, rows=rows, start=start)
+    made = Batches(
+        config_of(fields, **options), source, TOKENIZER, seed=seed, rows=rows, start=start
+    )
     _MADE.append(made)
     return made
 
@@ -80,7 +96,7 @@ def skipped(b):
     return b.counts()[1]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is in a batch
 
 
@@ -89,9 +105,14 @@ def test_rows_are_the_records():
     b = batches(source, fields=dict(text=NAME))
     batch = b[1]
     assert {k: (v.dtype, v.shape) for k, v in batch.items()} == {
-        "image": (np.uint8, (B, S, S, 4)), "text": (np.int32, (B, T)), "group_id": (np.int32, (B,)), "position": (np.int32, (B,))
-    }  # fmt: skip
-    assert {k: (v.dtype, v.shape) for k, v in batch.items()} == {k: (s.dtype, s.shape) for k, s in b.config.shapes.items()}
+        "image": (np.uint8, (B, S, S, 4)),
+        "text": (np.int32, (B, T)),
+        "group_id": (np.int32, (B,)),
+        "position": (np.int32, (B,)),
+    }
+    assert {k: (v.dtype, v.shape) for k, v in batch.items()} == {
+        k: (s.dtype, s.shape) for k, s in b.config.shapes.items()
+    }
     np.testing.assert_array_equal(batch["position"], np.arange(B, 2 * B))
     for image, text, label in zip(batch["image"], batch["text"], batch["group_id"]):
         expected = source.records[label - FIRST_CLASS]
@@ -143,7 +164,14 @@ def test_batches_depend_on_seed_and_number_only():
     assert (batches(seed=6)[0]["group_id"] != stream[0]["group_id"]).any()
 
 
-@pytest.mark.parametrize("fields", [{}, dict(image=Picture(size=S, crop=(0.1, 0.9))), dict(text=dataclasses.replace(TEXT, count=3))])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        dict(image=Picture(size=S, crop=(0.1, 0.9))),
+        dict(text=dataclasses.replace(TEXT, count=3)),
+    ],
+)
 @pytest.mark.parametrize("size", [3, 16])
 def test_another_batch_size_reads_the_same_stream(fields, size):
     whole = joined([batches(fields=fields)[i] for i in range(6)])
@@ -155,7 +183,10 @@ def test_a_stream_begins_at_a_position():
     whole = joined([batches()[i] for i in range(6)])
     for position, size in ((5, 8), (2 * B, 8), (13, 3)):
         late = batches(batch=size, start=Start(position))
-        assert_same(joined([late[i] for i in range(3)]), {k: v[position : position + 3 * size] for k, v in whole.items()})
+        assert_same(
+            joined([late[i] for i in range(3)]),
+            {k: v[position : position + 3 * size] for k, v in whole.items()},
+        )
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
@@ -207,11 +238,13 @@ def test_neighbouring_seeds_have_orders_of_their_own():
 def test_captions_follow_their_weights_in_the_stream():
     b = batches(fields=dict(text=Caption({"name/en": 3, "name/de": 1}, length=T), image=None))
     names = {tuple(TOKENIZER.encode([name_of(i)], T)[0]) for i in range(N)}
-    kinds = collections.Counter(tuple(text) in names for i in range(150) for text in b[i]["text"].tolist())
+    kinds = collections.Counter(
+        tuple(text) in names for i in range(150) for text in b[i]["text"].tolist()
+    )
     assert abs(kinds[True] / kinds.total() - 0.75) < 5 * np.sqrt(0.75 * 0.25 / kinds.total())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is read, and what is done once
 
 
@@ -227,13 +260,17 @@ def test_captions_follow_their_weights_in_the_stream():
 def test_only_the_columns_of_the_fields_are_read(fields, columns):
     class NoPictures(FakeSource):
         def read(self, i, columns=None):
-            assert columns is not None and ("image" in columns) == ("image" in wanted), "nobody wants the picture"
+            assert columns is not None and ("image" in columns) == ("image" in wanted), (
+                "nobody wants the picture"
+            )
             return super().read(i, columns)
 
     wanted = columns
     source = NoPictures(N)
     batches(source, fields=fields)[0]
-    assert len(source.asked) == B and all(sorted(asked) == sorted(columns) for asked in source.asked)
+    assert len(source.asked) == B and all(
+        sorted(asked) == sorted(columns) for asked in source.asked
+    )
 
 
 @pytest.fixture
@@ -254,9 +291,21 @@ def decodes(monkeypatch):
     "one, other, times",
     [
         (Picture(size=S), Picture(size=S, augment=Augment(flip=0.5)), 1),
-        (Picture(size=S, crop=(0.2, 0.8)), Picture(size=S, crop=(0.2, 0.8), augment=Augment(flip=0.5)), 1),
-        (Picture(size=S, crop=(0.2, 0.8), fast_decode=False), Picture(size=6, crop=(0.1, 0.5), fast_decode=False), 1),
-        (Picture(size=S, crop=(0.2, 0.8)), Picture(size=6, crop=(0.1, 0.5)), 2),  # each at a fraction of its own
+        (
+            Picture(size=S, crop=(0.2, 0.8)),
+            Picture(size=S, crop=(0.2, 0.8), augment=Augment(flip=0.5)),
+            1,
+        ),
+        (
+            Picture(size=S, crop=(0.2, 0.8), fast_decode=False),
+            Picture(size=6, crop=(0.1, 0.5), fast_decode=False),
+            1,
+        ),
+        (
+            Picture(size=S, crop=(0.2, 0.8)),
+            Picture(size=6, crop=(0.1, 0.5)),
+            2,
+        ),  # each at a fraction of its own
         (Picture(size=S), Picture(size=6), 2),
         (Picture(size=S), Picture(size=S, fast_decode=False), 2),
     ],
@@ -265,11 +314,15 @@ def test_two_fields_of_a_column_are_two_views_decoded_once(decodes, one, other, 
     source = FakeSource(N, size=40)
     b = batches(source, fields=dict(image=one, view=other, text=None))
     found = [b[i] for i in range(6)]
-    assert sorted(source.reads) == list(range(N)) and all(asked.count("image") == 1 for asked in source.asked)
+    assert sorted(source.reads) == list(range(N)) and all(
+        asked.count("image") == 1 for asked in source.asked
+    )
     assert len(decodes) == times * N
     assert found[0]["view"].shape == (B, other.size, other.size, 4)
     if one.crop == other.crop == (1.0, 1.0) and times == 1:
-        np.testing.assert_array_equal(found[0]["image"], found[0]["view"])  # the devices make them differ
+        np.testing.assert_array_equal(
+            found[0]["image"], found[0]["view"]
+        )  # the devices make them differ
 
 
 def test_views_that_are_cut_on_the_host_are_cut_apart():
@@ -303,7 +356,11 @@ def test_without_a_cache_it_is_read_each_time():
 
 def test_the_cache_is_bounded():
     source = FakeSource(N, size=300)  # 1.44 MB each at 600 pixels
-    b = batches(source, fields=dict(image=Picture(size=600), text=NAME), reader=ReaderConfig(threads=2, cache_mb=5))
+    b = batches(
+        source,
+        fields=dict(image=Picture(size=600), text=NAME),
+        reader=ReaderConfig(threads=2, cache_mb=5),
+    )
     for i in range(9):
         b[i]
     assert 3 * N - 2 * 3 - 6 <= len(source.reads) <= 3 * N, "three of the pictures fit"
@@ -317,14 +374,20 @@ class Fresh(FakeSource):
         return 20_000
 
     def read(self, i, columns=None):
-        return {name: value for name, value in record(i, 1, pixels=np.zeros((1, 1, 3), np.uint8)).items() if name in columns}
+        return {
+            name: value
+            for name, value in record(i, 1, pixels=np.zeros((1, 1, 3), np.uint8)).items()
+            if name in columns
+        }
 
 
 @pytest.mark.parametrize("megabytes", [0, 1])
 def test_the_cache_binds_for_rows_without_pictures(megabytes):
     """Names, keywords and token rows, in the memory that they take."""
     fields = dict(image=None, group_id=None)
-    b = batches(Fresh(1), fields=fields, reader=ReaderConfig(threads=2, cache_mb=megabytes), **IN_ORDER)
+    b = batches(
+        Fresh(1), fields=fields, reader=ReaderConfig(threads=2, cache_mb=megabytes), **IN_ORDER
+    )
     b[2000]
     tracemalloc.start()
     try:
@@ -353,7 +416,11 @@ def test_threads_share_a_small_cache():
     threads = [threading.Thread(target=work, args=(range(k, 12, 4),)) for k in range(4)]
     [t.start() for t in threads]
     [t.join() for t in threads]
-    assert not errors and isinstance(b._pool.filler.cache, Cache) and 0 < b._pool.filler.cache.used <= 8_000
+    assert (
+        not errors
+        and isinstance(b._pool.filler.cache, Cache)
+        and 0 < b._pool.filler.cache.used <= 8_000
+    )
     for i in range(12):
         assert_same(got[i], want[i])
 
@@ -398,13 +465,17 @@ def test_where_the_time_goes_is_told_by_stage():
     assert b.seconds() == {"read": 0.0, "decode": 0.0, "transform": 0.0}
     b[0]
     spent = b.seconds()
-    assert spent["read"] >= 0.005 * B and 0 < spent["decode"] < spent["read"] and 0 < spent["transform"] < spent["read"]
+    assert (
+        spent["read"] >= 0.005 * B
+        and 0 < spent["decode"] < spent["read"]
+        and 0 < spent["transform"] < spent["read"]
+    )
     for i in range(1, 4):
         b[i]
     assert b.seconds()["read"] < 0.005 * B * 4 + spent["read"] + 1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Random crops of the host
 
 
@@ -418,11 +489,13 @@ def test_crops_are_drawn_per_row_and_repeatable():
     left, right = a["image"][:, 5, 0, 0].astype(int), a["image"][:, 5, -1, 0].astype(int)
     assert (right > left).all() and len(set(left)) > B // 2 and right.max() <= 89
     again = one[2 + N // B]  # the next epoch cuts the same pictures elsewhere
-    assert {(p[5, 0, 0], p[5, -1, 0]) for p in a["image"]} != {(p[5, 0, 0], p[5, -1, 0]) for p in again["image"]}
+    assert {(p[5, 0, 0], p[5, -1, 0]) for p in a["image"]} != {
+        (p[5, 0, 0], p[5, -1, 0]) for p in again["image"]
+    }
     assert len(sources[0].reads) < 2 * N  # whole pictures are kept
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Bad records
 
 
@@ -442,7 +515,10 @@ def test_a_bad_record_is_replaced_by_the_next_good_one_and_counted():
     for i, other in ((3, 4), (7, 9), (8, 9), (11, 12)):
         expected[i] = other
     assert numbers(b, 3) == expected
-    assert skipped(b) == {**CAUSES, "image cannot be decoded": 3}  # 8 was met twice: in its own place and in that of 7
+    assert skipped(b) == {
+        **CAUSES,
+        "image cannot be decoded": 3,
+    }  # 8 was met twice: in its own place and in that of 7
     assert b.counts()[0] == N + 5
     assert_same(batches(FakeSource(N, BAD), **options)[0], b[0])
 
@@ -451,7 +527,10 @@ def test_hosts_replace_bad_records_alike_and_count_them_once():
     whole = batches(FakeSource(N, BAD))
     parts = [batches(FakeSource(N, BAD), rows=part(rows)) for rows in np.split(np.arange(B), 2)]
     # Two more hosts that read all rows; each row is counted by one of them.
-    every = [batches(FakeSource(N, BAD), rows=Rows(np.arange(B), np.arange(B) % 2 == k)) for k in range(2)]
+    every = [
+        batches(FakeSource(N, BAD), rows=Rows(np.arange(B), np.arange(B) % 2 == k))
+        for k in range(2)
+    ]
     for i in range(6):
         expected = whole[i]
         assert_same(expected, joined([p[i] for p in parts]))
@@ -460,7 +539,9 @@ def test_hosts_replace_bad_records_alike_and_count_them_once():
     assert sum(skipped(whole).values()) > 4
     for hosts in (parts, every):
         assert sum(host.counts()[0] for host in hosts) == whole.counts()[0]
-        assert sum((collections.Counter(skipped(host)) for host in hosts), collections.Counter()) == skipped(whole)
+        assert sum(
+            (collections.Counter(skipped(host)) for host in hosts), collections.Counter()
+        ) == skipped(whole)
 
 
 def test_rows_that_others_count_are_not_counted():
@@ -477,7 +558,10 @@ def test_the_last_record_is_replaced_by_the_first():
 def test_a_damaged_record_in_a_file(tmp_path):
     """Through the reader of stored records: its checksum tells."""
     path = tmp_path / "records.array_record"
-    records = [dict(key=f"{i}", image=record(i, size=48)["image"], label=i, style="", captions={}) for i in range(N)]
+    records = [
+        dict(key=f"{i}", image=record(i, size=48)["image"], label=i, style="", captions={})
+        for i in range(N)
+    ]
     write_records(path, records)
     data = bytearray(path.read_bytes())
     data[data.find(records[5]["image"][40:60])] ^= 255
@@ -490,7 +574,9 @@ def test_a_damaged_record_in_a_file(tmp_path):
             return {"image": found["image"], "class_label": found["label"]}
 
     b = batches(OnDisk(N), fields=dict(text=None), **IN_ORDER)
-    assert b[0]["group_id"].tolist() == [0, 1, 2, 3, 4, 6, 6, 7] and skipped(b) == {"record cannot be read": 1}
+    assert b[0]["group_id"].tolist() == [0, 1, 2, 3, 4, 6, 6, 7] and skipped(b) == {
+        "record cannot be read": 1
+    }
 
 
 def budget_of(b, **options):
@@ -504,7 +590,10 @@ def test_the_error_budget():
     b = batches(source, error_budget=0.25, error_minimum=4)
     for i in range(9):
         b[i]
-    message = "/data/shards: 36 of 108 records are bad .record cannot be read: 36., more than error_budget 0.1 allows"
+    message = (
+        "/data/shards: 36 of 108 records are bad .record cannot be read: 36., more than "
+        "error_budget 0.1 allows"
+    )
     with pytest.raises(DataError, match=message):
         budget_of(b, error_budget=0.1)
     b.check_budget()  # 36 of 108 may be bad where a quarter is: by chance one time in thirty
@@ -515,7 +604,8 @@ def test_the_error_budget():
 
 
 def test_a_bad_beginning_does_not_end_a_run():
-    """Ten bad ones of the first 490, then none: within a budget of 1 % that happens to one in fifty hosts."""
+    """Ten bad ones of the first 490, then none: within a budget of 1 % that happens to one in fifty
+    hosts."""
     b = batches(FakeSource(600, {50 * i: BAD[3] for i in range(10)}), error_minimum=10, **IN_ORDER)
     for i in range(60):
         b[i]
@@ -525,13 +615,17 @@ def test_a_bad_beginning_does_not_end_a_run():
 
 def test_a_source_with_nothing_good_in_it():
     b = batches(FakeSource(N, {i: BAD[8] for i in range(N)}), error_budget=1.0, error_minimum=10**9)
-    with pytest.raises(DataError, match=rf"fake: {REPLACEMENTS} bad records in a row .image cannot be decoded"):
+    with pytest.raises(
+        DataError, match=rf"fake: {REPLACEMENTS} bad records in a row .image cannot be decoded"
+    ):
         b[0]
     with pytest.raises(DataError, match="fake has no records"):
         batches(FakeSource(0))
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("a bug in a source"), DataError("shard 7 is gone")], ids=str)
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("a bug in a source"), DataError("shard 7 is gone")], ids=str
+)
 def test_an_error_that_is_no_bad_record_is_not_swallowed(error):
     b = batches(FakeSource(N, {10: error}), **IN_ORDER)
     b[0]
@@ -541,7 +635,7 @@ def test_an_error_that_is_no_bad_record_is_not_swallowed(error):
     b[2]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What a source cannot serve
 
 
@@ -552,19 +646,46 @@ def test_an_error_that_is_no_bad_record_is_not_swallowed(error):
             dict(image=Picture("imgae")),
             r"fields.image.column: 'imgae' is no column of fake; did you mean 'image'\? \(columns: key \(text\), ",
         ),
-        (dict(image=Picture("name/en")), "fields.image.column: 'name/en' of fake holds text; must be image"),
+        (
+            dict(image=Picture("name/en")),
+            "fields.image.column: 'name/en' of fake holds text; must be image",
+        ),
         (dict(text=Caption("title/*")), r"fields.text.columns: 'title/\*' is no column of fake"),
-        (dict(text=Caption("image")), "fields.text.columns: 'image' of fake holds image; must be text or texts"),
+        (
+            dict(text=Caption("image")),
+            "fields.text.columns: 'image' of fake holds image; must be text or texts",
+        ),
         (dict(group_id=Group("shape")), "fields.group_id.column: 'shape' is no column"),
-        (dict(label=Label("name/en")), "fields.label.column: 'name/en' of fake holds text; must be class or int"),
+        (
+            dict(label=Label("name/en")),
+            "fields.label.column: 'name/en' of fake holds text; must be class or int",
+        ),
         (dict(width=Array("width", (2,))), "fields.width.column: 'width' is no column"),
         (dict(image=PictureWithBoxes(size=S)), "fields.image.boxes: 'boxes' is no column of fake"),
-        (dict(image=PictureWithBoxes(size=S, boxes="key")), "fields.image.boxes: 'key' of fake holds text; must be array"),
-        (dict(video=Frames(size=S)), r"fields.video.column: 'frames' is no column of fake.*\(columns: key \(text\), image \(image\)"),
-        (dict(sound=Waveform("speech/*")), r"fields.sound.columns: 'speech/\*' is no column of fake.*\(columns: key"),
-        (dict(hidden=MaskedText("title", mask_id=2)), "fields.hidden.columns: 'title' is no column of fake"),
-        (dict(hidden=MaskedText("name/en", mask_id=10**6)), "fields.hidden.mask_id: 1000000 must be < "),
-        (dict(width=Number("image")), "fields.width.column: 'image' of fake holds image; must be float or int or class"),
+        (
+            dict(image=PictureWithBoxes(size=S, boxes="key")),
+            "fields.image.boxes: 'key' of fake holds text; must be array",
+        ),
+        (
+            dict(video=Frames(size=S)),
+            r"fields.video.column: 'frames' is no column of fake.*\(columns: key \(text\), image \(image\)",
+        ),
+        (
+            dict(sound=Waveform("speech/*")),
+            r"fields.sound.columns: 'speech/\*' is no column of fake.*\(columns: key",
+        ),
+        (
+            dict(hidden=MaskedText("title", mask_id=2)),
+            "fields.hidden.columns: 'title' is no column of fake",
+        ),
+        (
+            dict(hidden=MaskedText("name/en", mask_id=10**6)),
+            "fields.hidden.mask_id: 1000000 must be < ",
+        ),
+        (
+            dict(width=Number("image")),
+            "fields.width.column: 'image' of fake holds image; must be float or int or class",
+        ),
     ],
 )
 def test_a_field_that_the_source_cannot_serve_is_named(fields, message):

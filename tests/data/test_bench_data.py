@@ -35,17 +35,26 @@ SMALL = ["--batch=16", "--image-size=16", "--records=8", "--repeats=1", "--batch
 def test_the_benchmark_measures_every_part(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path))
     file = tmp_path / "out.json"
-    named = ["--source=shapes", "--source.split=test_b_new", "--source.size=24", "--source.variants=1"]
+    named = [
+        "--source=shapes",
+        "--source.split=test_b_new",
+        "--source.size=24",
+        "--source.variants=1",
+    ]
     out = data.main([*named, *SMALL, "--json", str(file)])
     assert json.loads(file.read_text()) == out and out["machine"]["cores"] >= 1
-    assert out["arguments"]["source"] == dict(name="shapes", split="test_b_new", size=24, variants=1)
+    assert out["arguments"]["source"] == dict(
+        name="shapes", split="test_b_new", size=24, variants=1
+    )
     parts = [f["part"] for f in out["figures"]]
     for part in PARTS:
         assert any(p.startswith(part) for p in parts), part
     for f in out["figures"]:
         assert f["images_per_second_per_core"] * f["core_us_per_image"] == pytest.approx(1e6)
     for shares in out["stages"].values():
-        assert set(shares) == {"read", "decode", "transform", "transfer"} and sum(shares.values()) == pytest.approx(1)
+        assert set(shares) == {"read", "decode", "transform", "transfer"} and sum(
+            shares.values()
+        ) == pytest.approx(1)
     assert out["stages"]["cold"]["decode"] > 0
     said = capsys.readouterr().out
     assert "images/s per core" in said and "work of the feed, cold: read" in said
@@ -78,13 +87,23 @@ def test_the_emoji_are_what_is_read_where_nothing_is_named():
 
 def test_the_text_is_a_column_that_the_source_has():
     assert data.text_column(FakeSource(1)) == "name/en"
-    assert data.text_column(FakeSource(1, columns={"image": Column("image"), "txt": Column("text")})) == "txt"
+    assert (
+        data.text_column(FakeSource(1, columns={"image": Column("image"), "txt": Column("text")}))
+        == "txt"
+    )
     with pytest.raises(ConfigError, match="text: must name a column; fake has no texts"):
         data.text_column(FakeSource(1, columns={"image": Column("image")}))
 
 
 def test_bad_records_are_left_out():
-    source = FakeSource(9, {0: BadRecord("record cannot be read", "x"), 3: {**record(3), "image": b""}, 8: {"class_label": 1}})
+    source = FakeSource(
+        9,
+        {
+            0: BadRecord("record cannot be read", "x"),
+            3: {**record(3), "image": b""},
+            8: {"class_label": 1},
+        },
+    )
     records = data.read(source, data.numbers(source, 9), ["image", "name/en"])
     assert len(records) == 8
     tokenizer, figure = data.train(source, Caption("name/en"), 9)
@@ -93,7 +112,11 @@ def test_bad_records_are_left_out():
     context = Context(tokenizer, Preprocess(), Cache(0))
     fields = dict(image=Picture(size=8), text=Caption("name/en"))
     readers = {name: field.reader(name, source, context) for name, field in fields.items()}
-    assert [values["text"][0][1][0][0] for _, values in data.loaded(readers, records)] == [record(i)["name/en"] for i in (1, 2, 4, 5, 6, 7)]
-    with pytest.raises(ConfigError, match="source: none of the records that were tried has a picture and a text"):
+    assert [values["text"][0][1][0][0] for _, values in data.loaded(readers, records)] == [
+        record(i)["name/en"] for i in (1, 2, 4, 5, 6, 7)
+    ]
+    with pytest.raises(
+        ConfigError, match="source: none of the records that were tried has a picture and a text"
+    ):
         data.loaded(readers, [])
     assert isinstance(data.measure("x", 2, lambda: np.zeros(3)).row["images_per_second"], float)

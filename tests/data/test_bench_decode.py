@@ -13,14 +13,24 @@ from jaxvl.bench import decode
 def test_figures_of_made_pictures(tmp_path):
     pytest.importorskip("simplejpeg")
     pytest.importorskip("cykooz_resizer")
-    result = decode.main(["--pictures", "4", "--rounds", "1", "--size", "64", "--json", str(tmp_path / "out.json")])
+    result = decode.main(
+        ["--pictures", "4", "--rounds", "1", "--size", "64", "--json", str(tmp_path / "out.json")]
+    )
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["figures"] == result["figures"] and written["arguments"]["pictures"] == 4
     figures = result["figures"]
-    assert not {"training (jaxvl)", "evaluation (jaxvl, Pillow)", "Pillow, in two steps", "simplejpeg, Pillow"} - set(figures)
+    assert not {
+        "training (jaxvl)",
+        "evaluation (jaxvl, Pillow)",
+        "Pillow, in two steps",
+        "simplejpeg, Pillow",
+    } - set(figures)
     assert set(figures) | set(result["missing"]) == set(decode.WAYS)
     assert all(value > 0 for row in figures.values() for key, value in row.items() if key != "off")
-    assert figures["evaluation (jaxvl, Pillow)"]["off"] == 0 and figures["simplejpeg, Pillow"]["off"] == 0
+    assert (
+        figures["evaluation (jaxvl, Pillow)"]["off"] == 0
+        and figures["simplejpeg, Pillow"]["off"] == 0
+    )
     assert 50 < result["kilobytes"] < 200
 
 

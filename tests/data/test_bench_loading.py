@@ -10,8 +10,13 @@ from jaxvl.bench import loading
 
 
 def test_figures_of_each_way(tmp_path):
-    out = loading.main(["--images=100", "--rounds=1", "--ways=jaxvl,webdataset", f"--json={tmp_path / 'out.json'}"])
-    assert json.loads((tmp_path / "out.json").read_text())["ratios"].keys() == {"jaxvl", "webdataset"}
+    out = loading.main(
+        ["--images=100", "--rounds=1", "--ways=jaxvl,webdataset", f"--json={tmp_path / 'out.json'}"]
+    )
+    assert json.loads((tmp_path / "out.json").read_text())["ratios"].keys() == {
+        "jaxvl",
+        "webdataset",
+    }
     for way in ("jaxvl", "webdataset"):
         (figures,) = out["rounds"][way]
         stages = [figures[f"{stage} µs"] for stage in loading.STAGES]

@@ -7,7 +7,9 @@ from jaxvl.data.budget import CHANCE, exceeded
 BUDGET, MINIMUM = 0.01, 10
 
 
-@pytest.mark.parametrize("seen, budget", [(100, 0.01), (1000, 0.01), (10**6, 0.01), (5000, 0.2), (50, 0.0), (50, 1.0)])
+@pytest.mark.parametrize(
+    "seen, budget", [(100, 0.01), (1000, 0.01), (10**6, 0.01), (5000, 0.2), (50, 0.0), (50, 1.0)]
+)
 def test_the_limit_is_that_of_the_binomial_test(seen, budget):
     known = [exceeded(bad, seen, budget, 1) for bad in range(min(seen, 20_000) + 1)]
     first = known.index(True) if True in known else None
@@ -25,26 +27,31 @@ def test_fewer_than_the_minimum_end_nothing():
 
 
 def counts(share, hosts, rows, steps, runs, seed=0):
-    """Bad records so far of all hosts together: int [runs, steps], and of one host; each host reads `rows` a step."""
+    """Bad records so far of all hosts together: int [runs, steps], and of one host; each host reads
+    `rows` a step."""
     generator = np.random.default_rng(seed)
     return generator.binomial(hosts * rows, share, (runs, steps)).cumsum(1)
 
 
 def ends(bad, seen):
     """Runs in which the budget was exceeded at some step."""
-    return np.array([any(exceeded(int(b), int(s), BUDGET, MINIMUM) for b, s in zip(run, seen)) for run in bad])
+    return np.array(
+        [any(exceeded(int(b), int(s), BUDGET, MINIMUM) for b, s in zip(run, seen)) for run in bad]
+    )
 
 
 @pytest.mark.parametrize("hosts", [1, 1024])
 def test_a_run_within_its_budget_goes_on(hosts):
-    """0.3 % bad where 1 % may be, asked after each of 500 steps of 64 rows a host. No run of 100 ends, nor at a share of 1 % itself."""
+    """0.3 % bad where 1 % may be, asked after each of 500 steps of 64 rows a host. No run of 100
+    ends, nor at a share of 1 % itself."""
     seen = hosts * 64 * np.arange(1, 501)
     for share in (0.003, 0.01):
         assert not ends(counts(share, hosts, 64, 500, 100), seen).any()
 
 
 def test_the_old_rule_on_each_host_would_have_ended_most_runs():
-    """Of 1,024 hosts one soon has ten bad ones among its first records: what made the sum and the test necessary."""
+    """Of 1,024 hosts one soon has ten bad ones among its first records: what made the sum and the
+    test necessary."""
     generator = np.random.default_rng(0)
     ended = []
     for _ in range(20):

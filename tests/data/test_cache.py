@@ -28,7 +28,8 @@ def hits(cache, epochs, first=0, seed=0):
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
 def test_an_epoch_finds_nearly_the_share_that_fits(share):
-    """Dropping the least recently used one would find about half the square of it: 0.5 %, 3 %, 15 %."""
+    """Dropping the least recently used one would find about half the square of it: 0.5 %, 3 %, 15
+    %."""
     cache = Cache(int(share * N) * (size_of(ONE) + 300))
     held = cache.limit // (size_of(ONE) + 232) / N
     assert held >= share
@@ -53,7 +54,11 @@ def test_the_limit_holds_whatever_the_sizes(limit):
     for key in range(2000):
         cache.put(key, bytes(sizes.randrange(1, 9000)))
         assert cache.used <= limit
-    assert cache.used == sum(size_of(key) + size_of(cache.get(key)) + 200 for key in range(2000) if cache.get(key) is not None)
+    assert cache.used == sum(
+        size_of(key) + size_of(cache.get(key)) + 200
+        for key in range(2000)
+        if cache.get(key) is not None
+    )
     assert (len(cache) > 0) == (limit > 0)
 
 

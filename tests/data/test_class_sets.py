@@ -8,7 +8,15 @@ import pytest
 
 from jaxvl.config import ConfigError
 from jaxvl.data import class_sets
-from jaxvl.data.class_sets import CLASS_SETS, ClassFile, ImageNetClasses, NamedClasses, imagenet_classes, imagenet_templates, read_templates
+from jaxvl.data.class_sets import (
+    CLASS_SETS,
+    ClassFile,
+    ImageNetClasses,
+    NamedClasses,
+    imagenet_classes,
+    imagenet_templates,
+    read_templates,
+)
 from jaxvl.evals.prompts import TEMPLATES, class_vectors, templates_of
 
 
@@ -24,7 +32,9 @@ def open_clip_metadata():
 def test_imagenet_is_that_of_open_clip():
     theirs = open_clip_metadata()
     assert [name for _, name in imagenet_classes()] == list(theirs.IMAGENET_CLASSNAMES)
-    assert list(imagenet_templates()) == [template("{}") for template in theirs.OPENAI_IMAGENET_TEMPLATES]
+    assert list(imagenet_templates()) == [
+        template("{}") for template in theirs.OPENAI_IMAGENET_TEMPLATES
+    ]
     assert ImageNetClasses().load().names["en"] == tuple(theirs.IMAGENET_CLASSNAMES)
     assert templates_of("imagenet80") == TEMPLATES["imagenet80"] == imagenet_templates()
 
@@ -39,7 +49,9 @@ def test_imagenet_with_some_classes_keeps_their_order():
 def test_lists_name_where_they_come_from():
     notice = (class_sets.LISTS / "NOTICE.txt").read_text()
     assert "MIT licence" in notice and "Permission is hereby granted" in notice
-    assert all(path.name in notice for path in class_sets.LISTS.iterdir() if path.name != "NOTICE.txt")
+    assert all(
+        path.name in notice for path in class_sets.LISTS.iterdir() if path.name != "NOTICE.txt"
+    )
 
 
 def test_names_inline():
@@ -52,7 +64,9 @@ def test_names_inline():
 
 
 def write(path, content):
-    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content, ensure_ascii=False).encode())
+    path.write_bytes(
+        content if isinstance(content, bytes) else json.dumps(content, ensure_ascii=False).encode()
+    )
     return str(path)
 
 
@@ -70,18 +84,31 @@ def test_files(tmp_path):
     assert got.names == {"en": ("cat", "dog")} and got.templates == ("a {}.",)
 
 
-@pytest.mark.parametrize("name, content, options, says", [
-    ("a.json", b"{", {}, r"path: .*a.json: is no JSON"),
-    ("a.json", [], {}, r"path: .* must hold lists of names"),
-    ("a.json", {}, {}, r"path: .* must hold a list of names, or lists by key"),
-    ("a.json", {"en": ["a"], "de": ["b", "c"]}, {}, r"path: .*different lengths \(\{'en': 1, 'de': 2\}\).*choose one by key"),
-    ("a.json", {"pets": ["a"]}, {"key": "pet"}, r"key: 'pet' is not in the file; did you mean 'pets'\?"),
-    ("a.json", ["a", 3], {}, r"path: .*name 1 is 3; must be a text"),
-    ("a.json", ["a", ""], {}, r"path: .*name 1 is ''; must be a text"),
-    ("a.txt", b"\n\n", {}, r"path: .*a.txt: holds no class name"),
-    ("a.txt", b"a\n\nb\n", {}, r"path: .*line 2 is blank"),
-    ("a.txt", b"\xff\xfe", {}, r"path: .*is no UTF-8 text"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, content, options, says",
+    [
+        ("a.json", b"{", {}, r"path: .*a.json: is no JSON"),
+        ("a.json", [], {}, r"path: .* must hold lists of names"),
+        ("a.json", {}, {}, r"path: .* must hold a list of names, or lists by key"),
+        (
+            "a.json",
+            {"en": ["a"], "de": ["b", "c"]},
+            {},
+            r"path: .*different lengths \(\{'en': 1, 'de': 2\}\).*choose one by key",
+        ),
+        (
+            "a.json",
+            {"pets": ["a"]},
+            {"key": "pet"},
+            r"key: 'pet' is not in the file; did you mean 'pets'\?",
+        ),
+        ("a.json", ["a", 3], {}, r"path: .*name 1 is 3; must be a text"),
+        ("a.json", ["a", ""], {}, r"path: .*name 1 is ''; must be a text"),
+        ("a.txt", b"\n\n", {}, r"path: .*a.txt: holds no class name"),
+        ("a.txt", b"a\n\nb\n", {}, r"path: .*line 2 is blank"),
+        ("a.txt", b"\xff\xfe", {}, r"path: .*is no UTF-8 text"),
+    ],
+)
 def test_files_that_are_none(tmp_path, name, content, options, says):
     with pytest.raises(ConfigError, match=says):
         ClassFile(write(tmp_path / name, content), **options).load()

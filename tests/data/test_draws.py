@@ -26,7 +26,11 @@ def test_the_counter_is_the_position(n, position):
     key = derive(7, "row", "text")
     blocks = -(-n // 4)
     first = position * blocks + 1  # NumPy counts up before it draws
-    words = [word for block in range(blocks) for word in philox((key & MASK, key >> 64), (first + block, 0, 0, 0))]
+    words = [
+        word
+        for block in range(blocks)
+        for word in philox((key & MASK, key >> 64), (first + block, 0, 0, 0))
+    ]
     expected = [(word >> 11) * 2.0**-53 for word in words[:n]]
     assert Uniforms(7, "row", "text", n=n)(np.array([position])).tolist() == [expected]
 
@@ -51,7 +55,11 @@ def test_no_two_purposes_and_no_two_seeds_share_numbers():
         ("data", "1"),
     ]
     seeds = [0, 1, 2, 2**32, 2**64, 2**64 + 1, *(derive(0, "data", name) for name in "ab")]
-    drawn = [tuple(Uniforms(seed, *purpose, n=4)(np.arange(20)).reshape(-1)) for seed in seeds for purpose in purposes]
+    drawn = [
+        tuple(Uniforms(seed, *purpose, n=4)(np.arange(20)).reshape(-1))
+        for seed in seeds
+        for purpose in purposes
+    ]
     assert len({number for numbers in drawn for number in numbers}) == len(drawn) * 80
 
 
@@ -61,6 +69,8 @@ def test_the_schedule_draws_other_numbers_than_the_loader_and_another_seed_other
         return np.array([sequence.task(step) for step in range(2000)])
 
     # The loader's first number of batch i was that of the schedule at step i.
-    shared = np.array([np.random.Generator(np.random.Philox(key=[3, i])).random() >= 0.5 for i in range(2000)])
+    shared = np.array(
+        [np.random.Generator(np.random.Philox(key=[3, i])).random() >= 0.5 for i in range(2000)]
+    )
     for other in (turns(4), shared):
         assert abs((turns(3) == other).mean() - 0.5) < 5 * 0.5 / 2000**0.5

@@ -11,7 +11,15 @@ from PIL import Image
 
 from jaxvl.data import fast_pictures
 from jaxvl.data.pictures import CAUSES, TOO_LARGE, decode_picture, open_picture
-from jaxvl.data.preprocess import Preprocess, as_array, crop_box, fit, fit_into, sides, smallest_part
+from jaxvl.data.preprocess import (
+    Preprocess,
+    as_array,
+    crop_box,
+    fit,
+    fit_into,
+    sides,
+    smallest_part,
+)
 from jaxvl.data.records import BadRecord
 
 pytest.importorskip("simplejpeg")
@@ -21,9 +29,17 @@ WIDTH, HEIGHT = 250, 190
 
 def photo(seed, width=WIDTH, height=HEIGHT):
     """uint8 [H, W, 3] with the spectrum of a photo: smooth, with edges of every size."""
-    rng, squared = np.random.default_rng(seed), np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width)[None] ** 2
+    rng, squared = (
+        np.random.default_rng(seed),
+        np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width)[None] ** 2,
+    )
     squared[0, 0] = 1
-    layers = [np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / squared**0.55, (height, width)) for _ in range(3)]
+    layers = [
+        np.fft.irfft2(
+            np.fft.rfft2(rng.standard_normal((height, width))) / squared**0.55, (height, width)
+        )
+        for _ in range(3)
+    ]
     mixed = np.stack([layers[0] + 0.35 * layer for layer in layers], -1)
     return np.clip((mixed - mixed.mean()) / mixed.std() * 55 + 120, 0, 255).astype(np.uint8)
 
@@ -42,7 +58,9 @@ def oriented(number):
 
 def mpo():
     out = io.BytesIO()
-    Image.fromarray(photo(0)).save(out, "MPO", save_all=True, append_images=[Image.fromarray(photo(1))])
+    Image.fromarray(photo(0)).save(
+        out, "MPO", save_all=True, append_images=[Image.fromarray(photo(1))]
+    )
     return out.getvalue()
 
 
@@ -101,9 +119,13 @@ def test_jpegs_are_decoded_to_the_pixels_of_pillow(name, at_least, by_pillow):
     with Image.open(io.BytesIO(data)) as opened:
         opened.draft("RGB", (at_least, at_least))
         size = opened.size
-    assert isinstance(decode_picture(data, at_least), np.ndarray) == (name not in UNKNOWN_TO_SIMPLEJPEG)
+    assert isinstance(decode_picture(data, at_least), np.ndarray) == (
+        name not in UNKNOWN_TO_SIMPLEJPEG
+    )
     ours, theirs = open_picture(data, at_least), by_pillow(open_picture, data, at_least)
-    assert ours.mode == theirs.mode == "RGB" and (ours.size == size or name.startswith("orientation"))
+    assert ours.mode == theirs.mode == "RGB" and (
+        ours.size == size or name.startswith("orientation")
+    )
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 
@@ -128,9 +150,17 @@ def test_scaling_differs_from_pillow_by_rounding(interpolation, channels):
         ours = fast_pictures.resize(picture, 64, box, interpolation)
         exact = picture.resize((64, 64), resampling, box=box)
         assert ours.mode == picture.mode and ours.size == (64, 64)
-        difference = np.frombuffer(ours.tobytes(), np.uint8).astype(int) - np.frombuffer(exact.tobytes(), np.uint8)
-        assert np.abs(difference).mean() < 0.5 and abs(difference.mean()) < 0.2 and np.abs(difference).max() <= 8
-        np.testing.assert_array_equal(fit(picture, 64, box, interpolation, fast=True), as_array(ours))
+        difference = np.frombuffer(ours.tobytes(), np.uint8).astype(int) - np.frombuffer(
+            exact.tobytes(), np.uint8
+        )
+        assert (
+            np.abs(difference).mean() < 0.5
+            and abs(difference.mean()) < 0.2
+            and np.abs(difference).max() <= 8
+        )
+        np.testing.assert_array_equal(
+            fit(picture, 64, box, interpolation, fast=True), as_array(ours)
+        )
 
 
 def test_what_is_not_faster_is_left_to_pillow(by_pillow):
@@ -154,13 +184,22 @@ def test_training_pictures_differ_from_evaluation_as_documented(size, by_pillow)
 
 
 @pytest.mark.parametrize(
-    "area, ratio", [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.9, 1.0), (0.75, 1.2)), ((0.3, 0.5), (1.0, 1.0)), ((1.0, 1.0), (2.0, 3.0))]
+    "area, ratio",
+    [
+        ((0.08, 1.0), (3 / 4, 4 / 3)),
+        ((0.9, 1.0), (0.75, 1.2)),
+        ((0.3, 0.5), (1.0, 1.0)),
+        ((1.0, 1.0), (2.0, 3.0)),
+    ],
 )
 def test_no_random_part_has_fewer_pixels_than_asked_for(area, ratio):
-    """Of a JPEG that is decoded at a fraction of its size; and a smaller fraction would be too small for some part."""
+    """Of a JPEG that is decoded at a fraction of its size; and a smaller fraction would be too
+    small for some part."""
     size, smallest = 32, smallest_part(area, ratio)
     for width, height in ((1200, 900), (500, 1700), (260, 240)):
-        picture = Preprocess(size).open(jpeg(np.zeros((height, width, 3), np.uint8)), fast=True, smallest=smallest)
+        picture = Preprocess(size).open(
+            jpeg(np.zeros((height, width, 3), np.uint8)), fast=True, smallest=smallest
+        )
         draws = np.random.default_rng(0).random((4000, 4)).tolist()
         across, down = sides(picture)
         boxes = [crop_box(across, down, area, ratio, row) for row in draws]
@@ -201,7 +240,9 @@ def test_damaged_files_have_the_same_outcome(kind, by_pillow):
 def test_bombs_are_refused_before_anything_is_decoded(monkeypatch):
     import simplejpeg
 
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", None)  # calling it would be a TypeError, and so "cannot be decoded"
+    monkeypatch.setattr(
+        simplejpeg, "decode_jpeg", None
+    )  # calling it would be a TypeError, and so "cannot be decoded"
     header = jpeg(np.zeros((8, 8, 3), np.uint8))
     at = header.index(b"\xff\xc0") + 5
     wide = header[:at] + b"\xff\xdc\xff\xdc" + header[at + 4 :]  # says 65,500 x 65,500 pixels
@@ -230,7 +271,9 @@ def test_threads_do_not_mix_pictures():
     wanted = [Preprocess(48).decode(data, fast=True) for data in files]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         for _ in range(5):
-            for got, expected in zip(pool.map(lambda data: Preprocess(48).decode(data, fast=True), files), wanted):
+            for got, expected in zip(
+                pool.map(lambda data: Preprocess(48).decode(data, fast=True), files), wanted
+            ):
                 np.testing.assert_array_equal(got, expected)
 
 
@@ -257,7 +300,9 @@ def test_a_picture_goes_straight_into_its_row(by_pillow):
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("subsampling", [*SUBSAMPLINGS, "grey"])
-def test_every_subsampling_and_odd_sizes_give_the_pixels_of_pillow(subsampling, progressive, by_pillow):
+def test_every_subsampling_and_odd_sizes_give_the_pixels_of_pillow(
+    subsampling, progressive, by_pillow
+):
     import simplejpeg
 
     for width, height in ((1, 1), (17, 8), (33, 47), (64, 63), (99, 16)):
@@ -265,9 +310,15 @@ def test_every_subsampling_and_odd_sizes_give_the_pixels_of_pillow(subsampling, 
         if subsampling == "grey":
             data = jpeg(np.asarray(Image.fromarray(pixels).convert("L")), progressive=progressive)
         elif progressive:
-            data = jpeg(pixels, subsampling=subsampling, progressive=True) if subsampling in SUBSAMPLINGS[:3] else None
+            data = (
+                jpeg(pixels, subsampling=subsampling, progressive=True)
+                if subsampling in SUBSAMPLINGS[:3]
+                else None
+            )
         else:
-            data = simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling=subsampling.replace(":", ""))
+            data = simplejpeg.encode_jpeg(
+                pixels, quality=90, colorsubsampling=subsampling.replace(":", "")
+            )
         if data is None:  # Pillow writes three subsamplings, simplejpeg writes nothing progressive
             continue
         assert fast_pictures.plain_size(data) == (width, height)
@@ -286,9 +337,19 @@ def test_headers_that_pillow_has_to_see_are_left_to_it():
         assert fast_pictures.plain_size(FILES[name]) is None, name
     assert fast_pictures.plain_size(jpeg(PIXELS, icc_profile=b"p" * 70_000)) == (WIDTH, HEIGHT)
     assert fast_pictures.plain_size(jpeg(PIXELS, comment=b"a comment")) == (WIDTH, HEIGHT)
-    assert fast_pictures.plain_size(memoryview(jpeg(PIXELS, icc_profile=b"profile"))) == (WIDTH, HEIGHT)
+    assert fast_pictures.plain_size(memoryview(jpeg(PIXELS, icc_profile=b"profile"))) == (
+        WIDTH,
+        HEIGHT,
+    )
     assert fast_pictures.plain_size(jpeg(PIXELS, xmp=b"<x:xmpmeta/>")) is None
-    for data in (b"", b"\xff\xd8", b"\xff\xd8\xff", encoded(PIXELS), FILES["colour"][:100], b"\0" + FILES["colour"]):
+    for data in (
+        b"",
+        b"\xff\xd8",
+        b"\xff\xd8\xff",
+        encoded(PIXELS),
+        FILES["colour"][:100],
+        b"\0" + FILES["colour"],
+    ):
         assert fast_pictures.plain_size(data) is None
 
 

@@ -10,7 +10,15 @@ import types
 import jax
 import numpy as np
 import pytest
-from data_samples import COLUMNS, FIRST_CLASS, FakeConfig, FakeSource, assert_same, record, tokenizer
+from data_samples import (
+    COLUMNS,
+    FIRST_CLASS,
+    FakeConfig,
+    FakeSource,
+    assert_same,
+    record,
+    tokenizer,
+)
 from jax.sharding import PartitionSpec
 
 from jaxvl.config import ConfigError
@@ -33,20 +41,28 @@ N, B, S, T = 24, 8, 12, 16
 TOKENIZER = tokenizer()
 TEXT = Caption({"name/en": 1, "keywords/en": 1, "name/*": 1}, length=T, joined=2)
 FIELDS = dict(image=Picture(size=S), text=TEXT, group_id=Group("class_label"))
-CONFIG = DataConfig(FakeConfig(), batch=B, fields=FIELDS, reader=ReaderConfig(threads=2), error_minimum=1000)
+CONFIG = DataConfig(
+    FakeConfig(), batch=B, fields=FIELDS, reader=ReaderConfig(threads=2), error_minimum=1000
+)
 IN_ORDER = dict(sampler=InOrder())
 BAD = {3: BadRecord("record cannot be read", "x"), 8: {**record(8), "image": b""}}
 
 
 def config_of(fields=None, **options):
     return dataclasses.replace(
-        CONFIG, fields={name: field for name, field in (FIELDS | (fields or {})).items() if field is not None}, **options
+        CONFIG,
+        fields={
+            name: field for name, field in (FIELDS | (fields or {})).items() if field is not None
+        },
+        **options,
     )
 
 
 def feed(source=None, mesh=None, start=None, seed=0, fields=None, **options):
     config = config_of(fields, **options)
-    return Feed(config, source or FakeSource(N), TOKENIZER, seed=seed, mesh=mesh or make_mesh(), start=start)
+    return Feed(
+        config, source or FakeSource(N), TOKENIZER, seed=seed, mesh=mesh or make_mesh(), start=start
+    )
 
 
 def taken(n, **options):
@@ -75,7 +91,10 @@ def test_the_feed_gives_global_arrays_of_the_same_batches(shape):
             batch = next(f)
             assert_same(batch, expected[i])
             for key, array in batch.items():
-                assert array.sharding.spec == PartitionSpec(("data", "fsdp")) and array.shape == f.shapes[key].shape
+                assert (
+                    array.sharding.spec == PartitionSpec(("data", "fsdp"))
+                    and array.shape == f.shapes[key].shape
+                )
                 assert array.dtype == f.shapes[key].dtype
     finally:
         f.close()
@@ -90,9 +109,17 @@ def test_resuming_at_a_position_equals_going_on():
     assert_same(again, {key: rows[5 * B :] for key, rows in whole.items()})
 
 
-@pytest.mark.parametrize("fields", [{}, dict(image=Picture(size=S, crop=(0.1, 0.9))), dict(text=dataclasses.replace(TEXT, count=3))])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        dict(image=Picture(size=S, crop=(0.1, 0.9))),
+        dict(text=dataclasses.replace(TEXT, count=3)),
+    ],
+)
 def test_another_batch_size_continues_where_the_run_was(fields):
-    """Five batches of 8, then batches of 16: the same records with the same captions and cuts as in batches of 8 all along."""
+    """Five batches of 8, then batches of 16: the same records with the same captions and cuts as in
+    batches of 8 all along."""
     whole, _ = taken(9, fields=fields)
     later, counts = taken(2, start=Start(5 * B, steps=5), batch=2 * B, fields=fields)
     assert counts == (5 * B, 9 * B, 7)
@@ -100,10 +127,13 @@ def test_another_batch_size_continues_where_the_run_was(fields):
 
 
 def test_the_state_of_the_sampler_goes_with_the_position():
-    """Other weights from the fourth batch on: the first part's epoch goes on where it was, so that none of its records comes twice."""
+    """Other weights from the fourth batch on: the first part's epoch goes on where it was, so that
+    none of its records comes twice."""
     one = {i: {**record(i), "class_label": i} for i in range(N)}
     two = {i: {**record(i), "class_label": 1000 + i} for i in range(N)}
-    columns = {name: column for name, column in COLUMNS.items() if name != "class_label"} | {"class_label": Column("class")}
+    columns = {name: column for name, column in COLUMNS.items() if name != "class_label"} | {
+        "class_label": Column("class")
+    }
     sources = [FakeSource(N, records, columns) for records in (one, two)]
     f = feed(MixtureSource(sources, [1.0, 1.0], ["a", "b"]), sampler=Mixture())
     before = np.concatenate([np.asarray(next(f)["group_id"]) for _ in range(3)])
@@ -139,18 +169,23 @@ def test_a_feed_says_which_records_it_reads():
     assert found["all"]["fingerprint"] == "fake" != found["some"]["fingerprint"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Made ahead
 
 
 @pytest.mark.parametrize("megabytes, count", [(1, 1), (6, 2), (9, 3), (64, MOST_AHEAD)])
 def test_what_is_made_ahead_is_bounded(megabytes, count):
-    """Batches of 2.8 MB: so many in flight as `prefetch_mb` has room for, at least one, and two more on the mesh."""
+    """Batches of 2.8 MB: so many in flight as `prefetch_mb` has room for, at least one, and two
+    more on the mesh."""
     source = FakeSource(N)
     fields = dict(image=Picture(size=300))
-    f = feed(source, fields=fields, reader=ReaderConfig(threads=2, prefetch_mb=megabytes, cache_mb=0))
+    f = feed(
+        source, fields=fields, reader=ReaderConfig(threads=2, prefetch_mb=megabytes, cache_mb=0)
+    )
     try:
-        most = (count + 2) * B  # two wait for whoever takes them, the oldest in flight for room there
+        most = (
+            count + 2
+        ) * B  # two wait for whoever takes them, the oldest in flight for room there
         deadline = time.monotonic() + 60
         while len(source.reads) < most and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -171,15 +206,25 @@ class Unique(FakeSource):
         return 100_000
 
     def read(self, i, columns=None):
-        found = {"image": self.records[0]["image"], "name/en": f"red star {i} " + " ".join(f"{i + j:05d}" for j in range(20))}
+        found = {
+            "image": self.records[0]["image"],
+            "name/en": f"red star {i} " + " ".join(f"{i + j:05d}" for j in range(20)),
+        }
         return {name: found[name] for name in columns}
 
 
 def test_nothing_grows_over_many_batches_of_unique_texts():
-    """Python's objects, descriptors and threads; what the cache may hold is held before it is measured."""
+    """Python's objects, descriptors and threads; what the cache may hold is held before it is
+    measured."""
     reader = ReaderConfig(threads=2, prefetch_mb=1, cache_mb=1)
     fields = dict(text=Caption("name/en", length=T), group_id=None)
-    f = feed(Unique(1), mesh=make_mesh(devices=jax.devices()[:1]), fields=fields, reader=reader, **IN_ORDER)
+    f = feed(
+        Unique(1),
+        mesh=make_mesh(devices=jax.devices()[:1]),
+        fields=fields,
+        reader=reader,
+        **IN_ORDER,
+    )
 
     def used():
         return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
@@ -253,7 +298,7 @@ def test_close_ends_a_feed_whose_records_are_being_read():
     assert len(source.reads) < MOST_AHEAD * B, "what nobody has begun to read is left out"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What goes wrong
 
 
@@ -261,17 +306,23 @@ def test_skips_are_counted_and_what_a_batch_raises_is_raised_by_next():
     f = feed(FakeSource(N, BAD))
     for _ in range(3):
         next(f)
-    assert f.skipped.keys() == {"record cannot be read", "image cannot be decoded"} and f.counts()[0] >= 3 * B + 2
+    assert (
+        f.skipped.keys() == {"record cannot be read", "image cannot be decoded"}
+        and f.counts()[0] >= 3 * B + 2
+    )
     f.close()
     f = feed(FakeSource(N, {i: BAD[8] for i in range(N)}))
     for _ in range(2):  # and again, should anyone ask again
-        with pytest.raises(DataError, match=r"100 bad records in a row \(image cannot be decoded: \d+\)$"):
+        with pytest.raises(
+            DataError, match=r"100 bad records in a row \(image cannot be decoded: \d+\)$"
+        ):
             next(f)
     f.close()
 
 
 def test_only_batches_that_were_given_are_counted():
-    """Not those made ahead, so that a bad record is counted once, wherever a run was stopped; nor those that are taken back."""
+    """Not those made ahead, so that a bad record is counted once, wherever a run was stopped; nor
+    those that are taken back."""
     f = feed(FakeSource(N, BAD), reader=ReaderConfig(threads=4, prefetch_mb=64), **IN_ORDER)
     deadline = time.monotonic() + 60
     while f._ahead._ready.qsize() < 2 and time.monotonic() < deadline:
@@ -285,7 +336,11 @@ def test_only_batches_that_were_given_are_counted():
     f.close()
     unreadable, undecoded = {"record cannot be read": 1}, {"image cannot be decoded": 1}
     assert counts[:3] == [(0, {}), (B + 1, unreadable), (2 * B + 2, unreadable | undecoded)]
-    assert counts[3:] == [(N + 2, unreadable | undecoded), (N + B + 3, {**undecoded, **dict.fromkeys(unreadable, 2)}), counts[3]]
+    assert counts[3:] == [
+        (N + 2, unreadable | undecoded),
+        (N + B + 3, {**undecoded, **dict.fromkeys(unreadable, 2)}),
+        counts[3],
+    ]
 
 
 class Leaving(FakeSource):
@@ -313,7 +368,11 @@ def test_an_error_that_is_no_bad_record_is_not_swallowed():
 
 
 def test_a_feed_that_fails_goes_on_with_rows_that_are_marked():
-    f = feed(FakeSource(N, {10: ZeroDivisionError("a bug in a source")}), reader=ReaderConfig(threads=1, prefetch_mb=1), **IN_ORDER)
+    f = feed(
+        FakeSource(N, {10: ZeroDivisionError("a bug in a source")}),
+        reader=ReaderConfig(threads=1, prefetch_mb=1),
+        **IN_ORDER,
+    )
     good, called, bad, worse = f.take(), f.take(call=True), f.take(), f.take(call=True)
     f.close()
     assert good.keys() == bad.keys() == {*f.shapes, SIGNAL} == set(fed_shapes(f.config))
@@ -322,7 +381,9 @@ def test_a_feed_that_fails_goes_on_with_rows_that_are_marked():
         for name, shape in fed_shapes(f.config).items():
             assert (batch[name].shape, batch[name].dtype) == (shape.shape, shape.dtype)
             assert batch[name].sharding.spec == PartitionSpec(("data", "fsdp"))
-    assert np.asarray(called[SIGNAL]).tolist() == [Signal.BROKEN] * B and isinstance(f.failure, ZeroDivisionError)
+    assert np.asarray(called[SIGNAL]).tolist() == [Signal.BROKEN] * B and isinstance(
+        f.failure, ZeroDivisionError
+    )
     assert f.position == 4 * B
     f.take_back()
     assert (f.position, f.steps) == (3 * B, 3)

@@ -1,4 +1,5 @@
-"""Tokenizers of the field by name and path: the ids of their own libraries, on texts of every kind."""
+"""Tokenizers of the field by name and path: the ids of their own libraries, on texts of every
+kind."""
 
 import concurrent.futures
 import gzip
@@ -31,12 +32,16 @@ def library(name):
 
 
 def made(kind, path=None, **options):
-    return make_tokenizer(TokenizerConfig(kind, path=None if path is None else str(path), **options))
+    return make_tokenizer(
+        TokenizerConfig(kind, path=None if path is None else str(path), **options)
+    )
 
 
 def theirs_of(tokenizer):
     """Ids int [n, LENGTH] of a tokenizer of transformers, cut by it."""
-    return np.asarray(tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH).input_ids)
+    return np.asarray(
+        tokenizer(TEXTS, padding="max_length", truncation=True, max_length=LENGTH).input_ids
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +49,17 @@ def pieces(tmp_path_factory):
     """A SentencePiece model with the ids of T5 and SigLIP."""
     out, texts = io.BytesIO(), [text.replace("\0", "") for text in nasty_texts(2000, seed=1)]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=out, vocab_size=1000, hard_vocab_limit=False, character_coverage=0.98,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(texts),
+        model_writer=out,
+        vocab_size=1000,
+        hard_vocab_limit=False,
+        character_coverage=0.98,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
     path = tmp_path_factory.mktemp("pieces") / "spiece.model"
     path.write_bytes(out.getvalue())
     return path
@@ -57,7 +70,16 @@ def words(tmp_path_factory):
     """A vocab.txt of BERT with words and characters of every script."""
     characters = sorted({c for alphabet in ALPHABETS.values() for c in alphabet if not c.isspace()})
     parts = ["##" + c for c in "abcdefghijklmnopqrstuvwxyz0123456789éß日本한ا"]
-    lines = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(w for w in WORDS if " " not in w), *characters, *parts]
+    lines = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *(w for w in WORDS if " " not in w),
+        *characters,
+        *parts,
+    ]
     path = tmp_path_factory.mktemp("bert") / "vocab.txt"
     path.write_text("\n".join(dict.fromkeys(lines)) + "\n")
     return path
@@ -67,9 +89,19 @@ def words(tmp_path_factory):
 def clip_folder(tmp_path_factory):
     """CLIP's vocabulary as transformers publishes it."""
     library("open_clip")
-    merges = gzip.decompress(token_files.clip_file().read_bytes()).decode().split("\n")[1 : token_files.CLIP_MERGES + 1]
+    merges = (
+        gzip.decompress(token_files.clip_file().read_bytes())
+        .decode()
+        .split("\n")[1 : token_files.CLIP_MERGES + 1]
+    )
     characters = token_files.byte_characters()
-    words = [*characters, *(c + "</w>" for c in characters), *(m.replace(" ", "") for m in merges), "<|startoftext|>", "<|endoftext|>"]
+    words = [
+        *characters,
+        *(c + "</w>" for c in characters),
+        *(m.replace(" ", "") for m in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     folder = tmp_path_factory.mktemp("clip")
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
@@ -80,10 +112,14 @@ def clip_folder(tmp_path_factory):
 def test_clip_is_open_clips():
     open_clip = library("open_clip")
     ours = made("clip")
-    np.testing.assert_array_equal(ours.encode(TEXTS, 77), open_clip.tokenizer.SimpleTokenizer()(TEXTS).numpy())
+    np.testing.assert_array_equal(
+        ours.encode(TEXTS, 77), open_clip.tokenizer.SimpleTokenizer()(TEXTS).numpy()
+    )
     assert (ours.vocab_size, ours.cls_id, ours.eos_id, ours.pad_id) == (49408, 49406, 49407, 0)
     cased = open_clip.tokenizer.SimpleTokenizer(clean="whitespace")(TEXTS[:300]).numpy()
-    np.testing.assert_array_equal(made("clip", clean="open_clip_whitespace").encode(TEXTS[:300], 77), cased)
+    np.testing.assert_array_equal(
+        made("clip", clean="open_clip_whitespace").encode(TEXTS[:300], 77), cased
+    )
 
 
 def test_clip_from_a_file(clip_folder, tmp_path):
@@ -96,11 +132,16 @@ def test_clip_from_a_file(clip_folder, tmp_path):
 
 def test_clip_without_open_clip_says_what_to_give(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"tokenizer: CLIP's vocabulary .* pip install 'jaxvl\[interop\]', or give the path of a bpe_"):
+    with pytest.raises(
+        ConfigError,
+        match=r"tokenizer: CLIP's vocabulary .* pip install 'jaxvl\[interop\]', or give the path of a bpe_",
+    ):
         made("clip")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x1f\x8b broken", b"#version\na b\n", b"\xff\xfe", b"x\n" + b"a\n" * 48_894])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x1f\x8b broken", b"#version\na b\n", b"\xff\xfe", b"x\n" + b"a\n" * 48_894]
+)
 def test_files_that_are_no_merges(content, tmp_path):
     (tmp_path / "x.gz").write_bytes(content)
     with pytest.raises(ConfigError, match="x.gz: is not a file of CLIP's merges"):
@@ -120,16 +161,24 @@ def test_a_folder_of_transformers_clip(form, clip_folder, tmp_path):
 def test_wordpiece_is_transformers(lowercase, words):
     vocabulary = {word: i for i, word in enumerate(words.read_text().split("\n")[:-1])}
     theirs = library("transformers").BertTokenizer(vocab=vocabulary, do_lower_case=lowercase)
-    np.testing.assert_array_equal(made("wordpiece", words, lowercase=lowercase).encode(TEXTS, LENGTH), theirs_of(theirs))
+    np.testing.assert_array_equal(
+        made("wordpiece", words, lowercase=lowercase).encode(TEXTS, LENGTH), theirs_of(theirs)
+    )
 
 
 def test_siglip_is_transformers(pieces):
-    """But where two ways to cut a text have one score: transformers puts a prefix before it, and then adds up in another order."""
-    ours, theirs = made("siglip", pieces), library("transformers").SiglipTokenizer(vocab_file=str(pieces))
+    """But where two ways to cut a text have one score: transformers puts a prefix before it, and
+    then adds up in another order."""
+    ours, theirs = (
+        made("siglip", pieces),
+        library("transformers").SiglipTokenizer(vocab_file=str(pieces)),
+    )
     model = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
     assert (ours.pad_id, ours.eos_id) == (1, 1)
     ties = 0
-    for text, row, wanted in zip(TEXTS, ours.encode(TEXTS, LENGTH).tolist(), theirs_of(theirs).tolist()):
+    for text, row, wanted in zip(
+        TEXTS, ours.encode(TEXTS, LENGTH).tolist(), theirs_of(theirs).tolist()
+    ):
         if row == wanted:
             continue
         ties += 1
@@ -146,7 +195,13 @@ def test_t5_is_sentencepieces(pieces):
 
 
 def test_a_unigram_tokenizer_json_is_transformers(pieces, tmp_path):
-    settings = dict(tokenizer_class="T5Tokenizer", extra_ids=0, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    settings = dict(
+        tokenizer_class="T5Tokenizer",
+        extra_ids=0,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
     (tmp_path / "spiece.model").write_bytes(pieces.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     theirs = library("transformers").AutoTokenizer.from_pretrained(str(tmp_path))
@@ -175,8 +230,12 @@ def test_a_json_of_another_name_is_read_with_the_settings_beside_it(clip_folder,
 def test_a_clean_of_ones_own(pieces):
     texts = ["A_b, C!", "Ünï CODE"]
     plain, cleaned = made("sentencepiece", pieces), made("sentencepiece", pieces, clean="canonical")
-    np.testing.assert_array_equal(cleaned.encode(texts, 16), plain.encode(["a b c", "ünï code"], 16))
-    assert cleaned.clean == "canonical" and Tokenizer.from_json(cleaned.to_json()).clean == "canonical"
+    np.testing.assert_array_equal(
+        cleaned.encode(texts, 16), plain.encode(["a b c", "ünï code"], 16)
+    )
+    assert (
+        cleaned.clean == "canonical" and Tokenizer.from_json(cleaned.to_json()).clean == "canonical"
+    )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +261,11 @@ def test_a_folder_is_for_json_alone(pieces):
 def test_ids_of_another_model_are_not_t5s(tmp_path):
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(WORDS), model_writer=out, vocab_size=120, hard_vocab_limit=False, minloglevel=2
+        sentence_iterator=iter(WORDS),
+        model_writer=out,
+        vocab_size=120,
+        hard_vocab_limit=False,
+        minloglevel=2,
     )
     (tmp_path / "m.model").write_bytes(out.getvalue())
     with pytest.raises(ConfigError, match=r"has padding and end \(\d+, 2\); T5's are \(0, 1\)"):
@@ -214,10 +277,12 @@ def test_plain_texts_need_no_repair():
     rng = np.random.default_rng(0)
     for size in rng.integers(0, 60, 500):
         text = "".join(map(chr, rng.choice([*range(32, 38), *range(39, 127)], size)))
-        assert CLEANERS["open_clip_whitespace"](text) == " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+        assert CLEANERS["open_clip_whitespace"](text) == " ".join(
+            html.unescape(html.unescape(ftfy.fix_text(text))).split()
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # One text at a time, in threads and in other processes
 
 
@@ -257,9 +322,14 @@ def test_pickled_tokenizers_are_the_same(kind, kinds):
 def test_halves_of_surrogate_pairs(kind, kinds):
     """JSON can hold them; UTF-8 cannot."""
     ours = kinds[kind]
-    broken, whole = ["a \ud83d\ude00 b", "x \ud83d", "\udc00"], ["a \U0001f600 b", "x \ufffd", "\ufffd"]
+    broken, whole = (
+        ["a \ud83d\ude00 b", "x \ud83d", "\udc00"],
+        ["a \U0001f600 b", "x \ufffd", "\ufffd"],
+    )
     np.testing.assert_array_equal(ours.encode(broken, 12), ours.encode(whole, 12))
 
 
 def test_decoding_is_the_way_back(kinds):
-    assert [kinds[k].decode(kinds[k].encode(["a red star"], 24))[0] for k in ("clip", "siglip", "t5")] == ["a red star"] * 3
+    assert [
+        kinds[k].decode(kinds[k].encode(["a red star"], 24))[0] for k in ("clip", "siglip", "t5")
+    ] == ["a red star"] * 3

@@ -1,4 +1,5 @@
-"""Any bytes as a picture, and any text as an option of a source: an answer or an error of ours, soon and in bounded memory."""
+"""Any bytes as a picture, and any text as an option of a source: an answer or an error of ours,
+soon and in bounded memory."""
 
 import contextlib
 import io
@@ -34,7 +35,7 @@ def bounded():
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST_MEMORY
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pictures
 
 
@@ -60,7 +61,14 @@ def _encoded():
         yield out.getvalue()
 
 
-SEEDS = [*_encoded(), *(kind.data for kind in PICTURES.values() if isinstance(kind.data, bytes) and len(kind.data) < 2**16)]
+SEEDS = [
+    *_encoded(),
+    *(
+        kind.data
+        for kind in PICTURES.values()
+        if isinstance(kind.data, bytes) and len(kind.data) < 2**16
+    ),
+]
 EDITS = st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=16)), max_size=5)
 OF_PICTURE = (st.integers(0, len(SEEDS) - 1), EDITS, st.integers(0, 2000))
 
@@ -72,7 +80,11 @@ def fuzz_picture(seed, edits, cut):
         data[at : at + len(piece)] = piece
     data = bytes(data[: len(data) - cut % (len(data) + 1)])
     with bounded():
-        for read in (open_picture, upright_size, lambda data: Preprocess().at(16).decode(data, fast=True)):
+        for read in (
+            open_picture,
+            upright_size,
+            lambda data: Preprocess().at(16).decode(data, fast=True),
+        ):
             with contextlib.suppress(BadRecord):
                 read(data)
 
@@ -90,7 +102,7 @@ def test_any_picture_is_decoded_or_a_bad_record_for_long(seed, edits, cut):
     fuzz_picture(seed, edits, cut)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Options
 
 PIECES = st.sampled_from(
@@ -121,11 +133,34 @@ PIECES = st.sampled_from(
         "\ud800",
         "~",
     ]
-    + ["s3://", "gs://", "http://", "file:", "pipe:", "x.tar", "__key__", "json", ":", ";", "jpg", "txt", "pkl", " ", "%00", "$HOME"]
+    + [
+        "s3://",
+        "gs://",
+        "http://",
+        "file:",
+        "pipe:",
+        "x.tar",
+        "__key__",
+        "json",
+        ":",
+        ";",
+        "jpg",
+        "txt",
+        "pkl",
+        " ",
+        "%00",
+        "$HOME",
+    ]
 )
 TEXTS = st.lists(PIECES, max_size=12).map("".join)
 VALUES = st.one_of(
-    TEXTS, st.none(), st.booleans(), st.integers(), st.floats(), st.lists(TEXTS, max_size=2), st.dictionaries(TEXTS, TEXTS, max_size=2)
+    TEXTS,
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.lists(TEXTS, max_size=2),
+    st.dictionaries(TEXTS, TEXTS, max_size=2),
 )
 SOURCE_OPTIONS = {
     "webdataset": ("files", "columns", "optional", "kinds", "index"),

@@ -1,4 +1,5 @@
-"""A megabyte of anything in a caption: tokenizers and cleaning take it in less than a second, and never in more than a few."""
+"""A megabyte of anything in a caption: tokenizers and cleaning take it in less than a second, and
+never in more than a few."""
 
 import html
 import time
@@ -45,22 +46,32 @@ def seconds(work):
 def made(tmp_path_factory):
     words = ["a red square", "two blue stars", "https://example.org", "\u00e9\u4e00"]
     vocabulary = tmp_path_factory.mktemp("bert") / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "##a", "red", "w", "##w", "!", "?"]) + "\n")
+    vocabulary.write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "##a", "red", "w", "##w", "!", "?"])
+        + "\n"
+    )
     pairs = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
     pairs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<unk>", "<end>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=400,
+        special_tokens=["<unk>", "<end>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     pairs.train_from_iterator(["wwww ww w", *words] * 5, trainer)
     return {
-        "unigram": Tokenizer("unigram", train_unigram(words * 2, 60, lowercase=True), pad_id=0, eos_id=1),
+        "unigram": Tokenizer(
+            "unigram", train_unigram(words * 2, 60, lowercase=True), pad_id=0, eos_id=1
+        ),
         "wordpiece": make_tokenizer(TokenizerConfig(kind="wordpiece", path=str(vocabulary))),
         "json": Tokenizer("json", pairs.to_str().encode(), pad_id=0, eos_id=1),
     }
 
 
-@pytest.mark.parametrize("name", ["one word", "a URL", "punctuation", "short lines", "ideographs", "marks", "controls"])
+@pytest.mark.parametrize(
+    "name", ["one word", "a URL", "punctuation", "short lines", "ideographs", "marks", "controls"]
+)
 @pytest.mark.parametrize("kind", ["unigram", "wordpiece", "json"])
 def test_a_tokenizer_takes_a_megabyte(made, kind, name):
     rows = []
@@ -77,7 +88,14 @@ def test_cleaning_takes_a_megabyte(name, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["&" + "amp;" * 12 + "lt;", "a &amp;amp;amp; b", "caf\u00c3\u00a9 " + "&" + "#38;" * 20, "&amp;" * 30, "a " * 5000]
+    "text",
+    [
+        "&" + "amp;" * 12 + "lt;",
+        "a &amp;amp;amp; b",
+        "caf\u00c3\u00a9 " + "&" + "#38;" * 20,
+        "&amp;" * 30,
+        "a " * 5000,
+    ],
 )
 def test_repairing_is_that_of_ftfy(text):
     """Entities of entities, as deep as they may be."""

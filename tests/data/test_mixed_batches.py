@@ -26,15 +26,23 @@ SIZES = (20, 7, 3)
 TOKENIZER = tokenizer()
 FIELDS = dict(image=Picture(size=12), text=Caption("name/en", length=8), group_id=Group("id"))
 CONFIG = DataConfig(
-    FakeConfig(), batch=10, fields=FIELDS, sampler=Mixture(), reader=ReaderConfig(threads=2), error_minimum=1000, error_budget=1.0
-)  # fmt: skip
+    FakeConfig(),
+    batch=10,
+    fields=FIELDS,
+    sampler=Mixture(),
+    reader=ReaderConfig(threads=2),
+    error_minimum=1000,
+    error_budget=1.0,
+)
 HERE = {**COLUMNS, "id": Column("int")}
 
 
 def part(number, size, bad=()):
     """A source whose records have ids 1000 * number + i; those in `bad` cannot be read."""
     records = {i: {**record(i), "id": 1000 * number + i} for i in range(size)}
-    return FakeSource(size, records | {i: BadRecord("record cannot be read", "x") for i in bad}, HERE)
+    return FakeSource(
+        size, records | {i: BadRecord("record cannot be read", "x") for i in bad}, HERE
+    )
 
 
 def mixed(weights=(5, 4, 1), bad=()):
@@ -48,7 +56,9 @@ def batches():
     made = []
 
     def make(source, rows=None, seed=0, **options):
-        made.append(Batches(dataclasses.replace(CONFIG, **options), source, TOKENIZER, seed=seed, rows=rows))
+        made.append(
+            Batches(dataclasses.replace(CONFIG, **options), source, TOKENIZER, seed=seed, rows=rows)
+        )
         return made[-1]
 
     yield make
@@ -74,8 +84,13 @@ def test_batches_depend_on_seed_and_number_only(batches):
     stream = [one[i] for i in range(8)]
     for i in (7, 2, 5):
         assert_same(two[i], stream[i])
-    halves = [batches(mixed(), Rows(rows, np.ones(5, bool)), seed=5)[3] for rows in np.split(np.arange(10), 2)]
-    assert_same({key: np.concatenate([half[key] for half in halves]) for key in halves[0]}, stream[3])
+    halves = [
+        batches(mixed(), Rows(rows, np.ones(5, bool)), seed=5)[3]
+        for rows in np.split(np.arange(10), 2)
+    ]
+    assert_same(
+        {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}, stream[3]
+    )
     assert (batches(mixed(), seed=6)[0]["group_id"] != stream[0]["group_id"]).any()
 
 
@@ -95,10 +110,12 @@ def test_a_bad_record_is_replaced_and_counted(batches):
 def test_records_without_a_weight_come_equally_often(batches):
     b = batches(mixed([None] * 3), fields=dict(group_id=Group("id")))
     ids = np.concatenate([b[i]["group_id"] for i in range(3)])
-    assert sorted(ids.tolist()) == sorted(1000 * k + i for k, n in enumerate(SIZES) for i in range(n))
+    assert sorted(ids.tolist()) == sorted(
+        1000 * k + i for k, n in enumerate(SIZES) for i in range(n)
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Of recipes
 
 
@@ -110,19 +127,29 @@ def cache(tmp_path_factory):
 
 
 SHAPES = [dict(name="shapes", size=8, variants=1, seed=seed) for seed in (0, 1)]
-PARTS = (dict(source=dict(SHAPES[0], split="train_a")), dict(source=dict(SHAPES[1], split="test_a")))
+PARTS = (
+    dict(source=dict(SHAPES[0], split="train_a")),
+    dict(source=dict(SHAPES[1], split="test_a")),
+)
 
 
 def node(parts=PARTS, **options):
     fields = dict(text=dict(name="caption", columns="name/fr"), class_label="label")
-    return ml_collections.ConfigDict(dict(source=dict(name="mixture", parts=parts), batch=8, fields=fields) | options)
+    return ml_collections.ConfigDict(
+        dict(source=dict(name="mixture", parts=parts), batch=8, fields=fields) | options
+    )
 
 
 def test_a_mixture_as_a_config():
-    parts = (dict(PARTS[0], weight=3), dict(source=dict(name="emoji", split="train_a"), weight=1.0, name="e"))
+    parts = (
+        dict(PARTS[0], weight=3),
+        dict(source=dict(name="emoji", split="train_a"), weight=1.0, name="e"),
+    )
     data = resolve(DataConfig, node(parts, sampler="mixture"))
     assert data.source.parts[0] == PartConfig(Shapes(size=8, variants=1, split="train_a"), 3.0)
-    assert resolve(DataConfig, to_dict(data)) == data and hash(data.source) == hash(resolve(DataConfig, to_dict(data)).source)
+    assert resolve(DataConfig, to_dict(data)) == data and hash(data.source) == hash(
+        resolve(DataConfig, to_dict(data)).source
+    )
     with pytest.raises(ConfigError, match=r"^source.parts\[0\].weight: "):
         resolve(DataConfig, node((dict(PARTS[0], weight=-1.0), PARTS[1])))
 
@@ -134,19 +161,30 @@ def test_a_mixture_of_recipes(batches):
     n = len(alone[0])
     assert len(source) == n + len(alone[1])
     labels = source.column("class_label")
-    assert [source[i]["class_label"] for i in (0, n - 1, n, len(source) - 1)] == labels[[0, n - 1, n, -1]].tolist()
-    assert source[n]["name/de"] == alone[1][0]["name/de"] and source[n - 1]["image"] == alone[0][n - 1]["image"]
+    assert [source[i]["class_label"] for i in (0, n - 1, n, len(source) - 1)] == labels[
+        [0, n - 1, n, -1]
+    ].tolist()
+    assert (
+        source[n]["name/de"] == alone[1][0]["name/de"]
+        and source[n - 1]["image"] == alone[0][n - 1]["image"]
+    )
     classes = source.columns["class_label"].classes
-    assert all(classes.names["de"][labels[i]] == source[i]["name/de"] for i in range(0, len(source), 41))
+    assert all(
+        classes.names["de"][labels[i]] == source[i]["name/de"] for i in range(0, len(source), 41)
+    )
     b = batches(source, fields=config.fields, sampler=Shuffled())
     found = np.concatenate([b[i]["class_label"] for i in range(len(source) // 10)])
     assert np.isin(found, labels).all() and len(np.unique(found)) == len(np.unique(labels))
     assert isinstance(config.fields["class_label"], Label)
-    with pytest.raises(ConfigError, match=r"fields.sound.columns: 'speech/\*' is no column of shapes-"):
+    with pytest.raises(
+        ConfigError, match=r"fields.sound.columns: 'speech/\*' is no column of shapes-"
+    ):
         dataclasses.replace(config, fields=dict(sound=Waveform("speech/*"))).select(source)
 
 
 def test_a_split_of_a_part_that_is_not_there():
     parts = (PARTS[0], dict(source=dict(SHAPES[1], split="train")))
-    with pytest.raises(ConfigError, match=r"parts\[1\].source.split: 'train' is none; did you mean 'train_"):
+    with pytest.raises(
+        ConfigError, match=r"parts\[1\].source.split: 'train' is none; did you mean 'train_"
+    ):
         resolve(DataConfig, node(parts)).source.open(log=lambda text: None)

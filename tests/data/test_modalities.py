@@ -4,7 +4,16 @@ import dataclasses
 
 import numpy as np
 import pytest
-from data_samples import FIRST_CLASS, MOVING, FakeConfig, FakeSource, assert_same, encoded, record, tokenizer
+from data_samples import (
+    FIRST_CLASS,
+    MOVING,
+    FakeConfig,
+    FakeSource,
+    assert_same,
+    encoded,
+    record,
+    tokenizer,
+)
 
 from jaxvl.data import clips
 from jaxvl.data.batches import Batches, Rows, Start
@@ -30,7 +39,9 @@ FIELDS = dict(
     waveform=Waveform("speech/*", seconds=0.01),
     group_id=Group("class_label"),
 )
-CONFIG = DataConfig(FakeConfig(), batch=B, fields=FIELDS, reader=ReaderConfig(threads=2), error_minimum=1000)
+CONFIG = DataConfig(
+    FakeConfig(), batch=B, fields=FIELDS, reader=ReaderConfig(threads=2), error_minimum=1000
+)
 IN_ORDER = dict(sampler=InOrder())
 
 
@@ -38,7 +49,8 @@ def full(i):
     """Record `i` with frames whose grey, and sounds whose samples, say which they are."""
     pictures = [encoded(np.full((S, S, 3), 20 * k, np.uint8)) for k in range(9)]
     sounds = {
-        f"speech/{language}": clips.to_flac((1000 * k + np.arange(100 * k)) / 32768) for k, language in enumerate(("de", "fr", "ja"), 1)
+        f"speech/{language}": clips.to_flac((1000 * k + np.arange(100 * k)) / 32768)
+        for k, language in enumerate(("de", "fr", "ja"), 1)
     }
     return {**record(i), "frames": pictures, **sounds}
 
@@ -67,7 +79,9 @@ def batches():
 
 def test_shapes_are_those_announced(batches):
     batch = batches()[0]
-    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {k: (s.shape, s.dtype) for k, s in CONFIG.shapes.items()}
+    assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {
+        k: (s.shape, s.dtype) for k, s in CONFIG.shapes.items()
+    }
     assert batch["video"].shape == (B, 3, S, S, 4) and batch["video"].dtype == np.uint8
     assert batch["waveform"].shape == (B, 160) and batch["waveform"].dtype == np.int16
     assert set(batch) == {*FIELDS, "waveform_length", "position"}
@@ -83,23 +97,35 @@ def test_pictures_and_texts_do_not_depend_on_what_else_is_asked_for(batches):
 
 
 def test_only_what_is_asked_for_is_read(batches):
-    broken = {i: {**record(i), "image": b"broken", "frames": [b"broken"], "speech/fr": b"broken"} for i in range(N)}
+    broken = {
+        i: {**record(i), "image": b"broken", "frames": [b"broken"], "speech/fr": b"broken"}
+        for i in range(N)
+    }
     of = source(broken)
     b = batches(of, fields=dict(text=FIELDS["text"]))
     assert set(b[0]) == {"text", "position"} and not b.counts()[1]
-    assert {column for asked in of.asked for column in asked} == {"name/en", "keywords/en", "name/de", "name/fr"}
+    assert {column for asked in of.asked for column in asked} == {
+        "name/en",
+        "keywords/en",
+        "name/de",
+        "name/fr",
+    }
 
 
 def test_batches_depend_on_seed_and_number_only(batches):
     one, two = batches(seed=3), batches(seed=3, reader=ReaderConfig(threads=3, cache_mb=0))
     for i in (5, 0, 2):
         assert_same(one[i], two[i])
-    parts = [batches(seed=3, rows=Rows(rows, np.ones(2, bool)))[5] for rows in np.split(np.arange(B), 4)]
+    parts = [
+        batches(seed=3, rows=Rows(rows, np.ones(2, bool)))[5] for rows in np.split(np.arange(B), 4)
+    ]
     assert_same(one[5], {k: np.concatenate([p[k] for p in parts]) for k in parts[0]})
     in_order = batches(seed=3, **IN_ORDER)
     epochs = [in_order[i] for i in (0, 2)]  # the same records, drawn anew in the next epoch
     np.testing.assert_array_equal(epochs[0]["group_id"], epochs[1]["group_id"])
-    assert (epochs[0]["waveform"] != epochs[1]["waveform"]).any() and (epochs[0]["video"] != epochs[1]["video"]).any()
+    assert (epochs[0]["waveform"] != epochs[1]["waveform"]).any() and (
+        epochs[0]["video"] != epochs[1]["video"]
+    ).any()
 
 
 DAMAGED = [
@@ -114,7 +140,9 @@ DAMAGED = [
 def test_a_broken_or_missing_clip_or_frame_is_skipped_by_cause(batches, damage, cause):
     bad = full(2) | damage
     b = batches(source({2: bad}), **IN_ORDER)
-    assert (b[0]["group_id"] - FIRST_CLASS).tolist() == [0, 1, 3, 3, 4, 5, 6, 7] and b.counts()[1] == {cause: 1}
+    assert (b[0]["group_id"] - FIRST_CLASS).tolist() == [0, 1, 3, 3, 4, 5, 6, 7] and b.counts()[
+        1
+    ] == {cause: 1}
     worse = batches(source({2: bad, 3: bad}), error_minimum=2, error_budget=0.0, **IN_ORDER)
     worse[0]
     with pytest.raises(DataError, match=f"3 of 11 records are bad .{cause}: 3"):
@@ -135,5 +163,7 @@ def test_the_feed_resumes_and_puts_everything_on_the_mesh():
     for expected in whole[3:]:
         got = next(f)
         assert_same(got, expected)
-        assert {k: (v.shape, v.dtype) for k, v in got.items()} == {k: (s.shape, s.dtype) for k, s in f.shapes.items()}
+        assert {k: (v.shape, v.dtype) for k, v in got.items()} == {
+            k: (s.shape, s.dtype) for k, s in f.shapes.items()
+        }
     f.close()

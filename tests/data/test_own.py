@@ -1,4 +1,5 @@
-"""Configs that take a path of a user's own data, on a folder of pictures with texts: they resolve, and their fields find their columns."""
+"""Configs that take a path of a user's own data, on a folder of pictures with texts: they resolve,
+and their fields find their columns."""
 
 import pathlib
 
@@ -29,13 +30,20 @@ def test_a_path_opens_whatever_its_format(folder):
     assert open_source({"name": "folder", "path": str(folder)}).fingerprint == source.fingerprint
     with pytest.raises(ConfigError, match="'/no/such' is not there"):
         open_source("/no/such")
-    with pytest.raises(ConfigError, match="source.name: 'foldr' is not a known source; did you mean 'folder'"):
+    with pytest.raises(
+        ConfigError, match="source.name: 'foldr' is not a known source; did you mean 'folder'"
+    ):
         open_source({"name": "foldr", "path": str(folder)})
 
 
 @pytest.mark.parametrize("name", TAKING)
 def test_a_config_reads_it(name, folder):
-    experiment = resolve(Experiment, load_file(f"{CONFIGS / name}:data={folder},val={folder},benchmarks={folder},steps=12,batch=4"))
+    experiment = resolve(
+        Experiment,
+        load_file(
+            f"{CONFIGS / name}:data={folder},val={folder},benchmarks={folder},steps=12,batch=4"
+        ),
+    )
     assert experiment.steps == 12
     assert {"val", "benchmarks"} <= set(experiment.evals)
     sources = open_sources(experiment, lambda text: None)
@@ -51,5 +59,14 @@ def test_a_wrong_path_is_told_at_its_argument(tmp_path):
 
 def test_the_demo_keeps_its_own_tests():
     plain = load_file(str(CONFIGS / "align_emoji.py"))
-    assert (plain.steps, plain.optim.warmup, plain.checkpoint.every, set(plain.evals)) == (1100, 60, 275, {"unseen_style", "retrieval"})
-    assert set(load_file(f"{CONFIGS / 'align_emoji.py'}:split=b").evals) == {"unseen_style", "retrieval", "unseen_concepts"}
+    assert (plain.steps, plain.optim.warmup, plain.checkpoint.every, set(plain.evals)) == (
+        1100,
+        60,
+        275,
+        {"unseen_style", "retrieval"},
+    )
+    assert set(load_file(f"{CONFIGS / 'align_emoji.py'}:split=b").evals) == {
+        "unseen_style",
+        "retrieval",
+        "unseen_concepts",
+    }

@@ -1,4 +1,5 @@
-"""Interleaved rows, against lists put together by hand and against the loader's rows of one image."""
+"""Interleaved rows, against lists put together by hand and against the loader's rows of one
+image."""
 
 import dataclasses
 
@@ -21,14 +22,23 @@ TOKENIZER = tokenizer()
 TEXT = Caption({"name/en": 1, "keywords/en": 1, "name/*": 1}, length=T)
 FIELDS = dict(image=Picture(size=12), text=TEXT, group_id=Group("class_label"))
 ROWS = Interleave(K)
-CONFIG = DataConfig(FakeConfig(), batch=B, fields=FIELDS, interleave=ROWS, reader=ReaderConfig(threads=2), error_minimum=1000)
+CONFIG = DataConfig(
+    FakeConfig(),
+    batch=B,
+    fields=FIELDS,
+    interleave=ROWS,
+    reader=ReaderConfig(threads=2),
+    error_minimum=1000,
+)
 
 
 def random_texts(rng, b, k, t):
     texts = rng.integers(2, 50, (b, k, t))
     ends = rng.integers(0, t, (b, k))
     place = np.arange(t)
-    return np.where(place < ends[..., None], texts, np.where(place == ends[..., None], 1, 0)).astype(np.int32)
+    return np.where(
+        place < ends[..., None], texts, np.where(place == ends[..., None], 1, 0)
+    ).astype(np.int32)
 
 
 def words(text):
@@ -40,7 +50,9 @@ def words(text):
 def test_texts_stand_one_behind_the_other(length):
     texts = random_texts(np.random.default_rng(length), 64, 3, 10)
     got = pack(texts, length, eos_id=1, pad_id=0)
-    for row, text, segment, lengths, weight in zip(texts, got["text"], got["segment"], got["lengths"], got["weight"]):
+    for row, text, segment, lengths, weight in zip(
+        texts, got["text"], got["segment"], got["lengths"], got["weight"]
+    ):
         whole = [words(t) for t in row]
         kept, room = [], length
         for i, tokens in enumerate(whole):
@@ -49,7 +61,9 @@ def test_texts_stand_one_behind_the_other(length):
             room -= len(kept[-1])
         flat = [t for tokens in kept for t in tokens]
         assert text.tolist() == flat + [0] * (length - len(flat))
-        assert segment.tolist() == [i + 1 for i, tokens in enumerate(kept) for _ in tokens] + [0] * (length - len(flat))
+        assert segment.tolist() == [i + 1 for i, tokens in enumerate(kept) for _ in tokens] + [
+            0
+        ] * (length - len(flat))
         assert lengths.tolist() == [len(t) for t in kept]
         assert weight.tolist() == [float(s > 0) for s in segment]
         assert sum(map(len, whole)) > length or kept == whole
@@ -57,7 +71,9 @@ def test_texts_stand_one_behind_the_other(length):
 
 def test_padding_may_be_the_end_token_and_too_short_rows_are_refused():
     got = pack(np.array([[[5, 1, 1, 1], [6, 7, 1, 1]]]), 8, eos_id=1, pad_id=1)
-    assert got["text"].tolist() == [[5, 1, 6, 7, 1, 1, 1, 1]] and got["segment"].tolist() == [[1, 1, 2, 2, 2, 0, 0, 0]]
+    assert got["text"].tolist() == [[5, 1, 6, 7, 1, 1, 1, 1]] and got["segment"].tolist() == [
+        [1, 1, 2, 2, 2, 0, 0, 0]
+    ]
     with pytest.raises(ValueError, match="length 5 has no room for 2 texts; must be >= 6"):
         pack(np.zeros((1, 2, 4), int), 5, eos_id=1, pad_id=0)
 
@@ -79,7 +95,9 @@ def batches():
 
 def test_rows_hold_consecutive_records_of_the_stream(batches):
     packed, single = batches()[2], batches(interleave=None, batch=B * K)[2]
-    assert {k: (v.dtype, v.shape) for k, v in packed.items()} == {k: (s.dtype, s.shape) for k, s in CONFIG.shapes.items()}
+    assert {k: (v.dtype, v.shape) for k, v in packed.items()} == {
+        k: (s.dtype, s.shape) for k, s in CONFIG.shapes.items()
+    }
     for key in ("image", "group_id", "position"):
         np.testing.assert_array_equal(packed[key].reshape(single[key].shape), single[key])
     for i, text in enumerate(single["text"]):
@@ -91,8 +109,13 @@ def test_hosts_and_a_resumed_feed_read_the_rows_of_the_same_batches(batches):
     short = Interleave(K, length=16)
     b = batches(interleave=short)
     whole = [b[i] for i in range(4)]
-    halves = [batches(rows=Rows(half, np.ones(len(half), bool)), interleave=short)[3] for half in np.array_split(np.arange(B), 2)]
-    assert_same(whole[3], {key: np.concatenate([half[key] for half in halves]) for key in halves[0]})
+    halves = [
+        batches(rows=Rows(half, np.ones(len(half), bool)), interleave=short)[3]
+        for half in np.array_split(np.arange(B), 2)
+    ]
+    assert_same(
+        whole[3], {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}
+    )
     config = dataclasses.replace(CONFIG, interleave=short)
     feed = Feed(config, FakeSource(N), TOKENIZER, seed=3, mesh=make_mesh(), start=Start(2 * B * K))
     try:
@@ -114,7 +137,9 @@ def test_positions_count_records(batches):
     finally:
         feed.close()
     late = batches(start=Start(K))  # one row later
-    np.testing.assert_array_equal(np.concatenate([late[i]["group_id"] for i in range(2)]), stream[1 : 2 * B + 1])
+    np.testing.assert_array_equal(
+        np.concatenate([late[i]["group_id"] for i in range(2)]), stream[1 : 2 * B + 1]
+    )
 
 
 def test_each_record_of_a_row_is_counted(batches):
@@ -131,10 +156,16 @@ def test_sizes_of_a_row():
 
 
 WRONG = [
-    (dict(interleave=Interleave(K, 8)), "interleave.length: 8 must be >= 3 tokens for each of 3 texts"),
+    (
+        dict(interleave=Interleave(K, 8)),
+        "interleave.length: 8 must be >= 3 tokens for each of 3 texts",
+    ),
     (dict(fields=dict(image=Picture(size=12))), "interleave: needs an image and a text"),
     (dict(fields=dict(text=TEXT)), "interleave: needs an image and a text"),
-    (dict(fields=dict(picture=Picture(size=12), text=TEXT)), "interleave: needs an image and a text"),
+    (
+        dict(fields=dict(picture=Picture(size=12), text=TEXT)),
+        "interleave: needs an image and a text",
+    ),
     (dict(missing="mask"), "interleave: needs an image and a text, and missing='skip'"),
     (
         dict(fields=FIELDS | dict(text=dataclasses.replace(TEXT, count=2))),

@@ -1,4 +1,5 @@
-"""Encoded pictures of every kind: modes, orientation, damage and malice. Files that Pillow does not write are made by hand."""
+"""Encoded pictures of every kind: modes, orientation, damage and malice. Files that Pillow does not
+write are made by hand."""
 
 import io
 import struct
@@ -27,7 +28,7 @@ def decode(data, size=S, **options):
     return Preprocess(size).decode(data, **options)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files, byte by byte
 
 
@@ -49,7 +50,10 @@ def png16(values, colour, *extra):
 
 def packed(values, bits):
     """Rows of a PNG with less than 8 bits a value."""
-    return [np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, -bits:]).tobytes() for row in values]
+    return [
+        np.packbits(np.unpackbits(row.astype(np.uint8)[:, None], axis=1)[:, -bits:]).tobytes()
+        for row in values
+    ]
 
 
 def transparent(*values):
@@ -95,7 +99,7 @@ def saved(picture, kind, **options):
     return out.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Modes
 
 HIGH = RAMP >> 8
@@ -118,51 +122,120 @@ def lab_to_rgb(lab):
     fy = (lightness + 16) / 116
     f = np.stack([fy + a / 500, fy, fy - b / 200], -1)
     xyz = np.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * [0.96422, 1.0, 0.82521]
-    matrix = [[3.1338561, -1.6168667, -0.4906146], [-0.9787684, 1.9161415, 0.0334540], [0.0719453, -0.2289914, 1.4052427]]
+    matrix = [
+        [3.1338561, -1.6168667, -0.4906146],
+        [-0.9787684, 1.9161415, 0.0334540],
+        [0.0719453, -0.2289914, 1.4052427],
+    ]
     linear = np.clip(xyz @ np.transpose(matrix), 0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-LAB = np.stack([np.full((S, S), 150), (INDEX - 8) * 2, (INDEX.T - 8) * 2], -1)  # L* of 59, colours that sRGB has
-CMYK = np.stack([INDEX * 17, INDEX.T * 17, np.zeros((S, S)), np.full((S, S), 51)], -1).astype(np.uint8)
+LAB = np.stack(
+    [np.full((S, S), 150), (INDEX - 8) * 2, (INDEX.T - 8) * 2], -1
+)  # L* of 59, colours that sRGB has
+CMYK = np.stack([INDEX * 17, INDEX.T * 17, np.zeros((S, S)), np.full((S, S), 51)], -1).astype(
+    np.uint8
+)
 OF_CMYK = (255 - CMYK[..., :3].astype(float)) * (255 - 51) / 255
 ALPHA16 = np.where(RAMP < 30000, 0, 65535).astype(np.uint16)
 
 # name: (file, pixels, largest difference)
 MODES = {
     "16-bit grey PNG": (png16(RAMP, GREY), grey(HIGH), 0),
-    "16-bit grey PNG, one value transparent": (png16(RAMP, GREY, transparent(int(RAMP[3, 4]))), without(HIGH, RAMP[3, 4] == RAMP), 0),
-    "16-bit grey and alpha PNG": (png16(np.stack([RAMP, ALPHA16], -1), GREY_ALPHA), without(HIGH, ALPHA16 == 0), 0),
+    "16-bit grey PNG, one value transparent": (
+        png16(RAMP, GREY, transparent(int(RAMP[3, 4]))),
+        without(HIGH, RAMP[3, 4] == RAMP),
+        0,
+    ),
+    "16-bit grey and alpha PNG": (
+        png16(np.stack([RAMP, ALPHA16], -1), GREY_ALPHA),
+        without(HIGH, ALPHA16 == 0),
+        0,
+    ),
     "16-bit RGB PNG": (png16(COLOURS, RGB), COLOURS >> 8, 0),
     "16-bit RGB PNG, one colour transparent": (
-        png16(COLOURS, RGB, transparent(*COLOURS[3, 4].tolist())), without(COLOURS >> 8, (COLOURS[3, 4] == COLOURS).all(-1)), 0,
+        png16(COLOURS, RGB, transparent(*COLOURS[3, 4].tolist())),
+        without(COLOURS >> 8, (COLOURS[3, 4] == COLOURS).all(-1)),
+        0,
     ),
-    "16-bit RGBA PNG": (png16(np.concatenate([COLOURS, ALPHA16[..., None]], -1), RGBA), without(COLOURS >> 8, ALPHA16 == 0), 0),
+    "16-bit RGBA PNG": (
+        png16(np.concatenate([COLOURS, ALPHA16[..., None]], -1), RGBA),
+        without(COLOURS >> 8, ALPHA16 == 0),
+        0,
+    ),
     "1-bit PNG": (png(packed(INDEX % 2, 1), 1, GREY), grey(INDEX % 2 * 255), 0),
-    "1-bit PNG, one value transparent": (png(packed(INDEX % 2, 1), 1, GREY, transparent(1)), without(INDEX % 2 * 255, INDEX % 2 == 1), 0),
-    "2-bit PNG, one value transparent": (png(packed(INDEX % 4, 2), 2, GREY, transparent(3)), without(INDEX % 4 * 85, INDEX % 4 == 3), 0),
-    "4-bit PNG, one value transparent": (png(packed(INDEX, 4), 4, GREY, transparent(7)), without(INDEX * 17, INDEX == 7), 0),
+    "1-bit PNG, one value transparent": (
+        png(packed(INDEX % 2, 1), 1, GREY, transparent(1)),
+        without(INDEX % 2 * 255, INDEX % 2 == 1),
+        0,
+    ),
+    "2-bit PNG, one value transparent": (
+        png(packed(INDEX % 4, 2), 2, GREY, transparent(3)),
+        without(INDEX % 4 * 85, INDEX % 4 == 3),
+        0,
+    ),
+    "4-bit PNG, one value transparent": (
+        png(packed(INDEX, 4), 4, GREY, transparent(7)),
+        without(INDEX * 17, INDEX == 7),
+        0,
+    ),
     "4-bit palette PNG, one entry transparent": (
-        png(packed(INDEX, 4), 4, PALETTE, chunk(b"PLTE", bytes(k * 16 for k in range(16) for _ in "RGB")), chunk(b"tRNS", b"\xff\xff\0")),
-        without(INDEX * 16, INDEX == 2), 0,
+        png(
+            packed(INDEX, 4),
+            4,
+            PALETTE,
+            chunk(b"PLTE", bytes(k * 16 for k in range(16) for _ in "RGB")),
+            chunk(b"tRNS", b"\xff\xff\0"),
+        ),
+        without(INDEX * 16, INDEX == 2),
+        0,
     ),
     "16-bit PGM": (b"P5 16 16 65535\n" + RAMP.astype(">u2").tobytes(), grey(HIGH), 0),
     "10-bit PGM": (b"P5 16 16 1023\n" + (RAMP >> 6).astype(">u2").tobytes(), grey(RAMP >> 8), 1),
     "16-bit PPM": (b"P6 16 16 65535\n" + COLOURS.astype(">u2").tobytes(), COLOURS >> 8, 1),
     "16-bit TIFF, little end first": (tiff(RAMP.astype("<u2").tobytes()), grey(HIGH), 0),
     "16-bit TIFF, big end first": (tiff(RAMP.astype(">u2").tobytes(), order=">"), grey(HIGH), 0),
-    "16-bit TIFF, white is zero": (tiff(RAMP.astype("<u2").tobytes(), photometric=0), grey(255 - HIGH), 0),
+    "16-bit TIFF, white is zero": (
+        tiff(RAMP.astype("<u2").tobytes(), photometric=0),
+        grey(255 - HIGH),
+        0,
+    ),
     "12-bit TIFF": (tiff(twelve_bits(RAMP >> 4), (12,)), grey(HIGH), 0),
-    "8-bit TIFF, white is zero": (tiff(HIGH.astype(np.uint8).tobytes(), (8,), photometric=0), grey(255 - HIGH), 0),
-    "16-bit RGB TIFF": (tiff(COLOURS.astype("<u2").tobytes(), (16,) * 3, photometric=2), COLOURS >> 8, 0),
-    "L*a*b* TIFF": (tiff(LAB.astype(np.int8).view(np.uint8).tobytes(), (8,) * 3, photometric=8), lab_to_rgb(LAB * [100 / 255, 1, 1]), 2),
+    "8-bit TIFF, white is zero": (
+        tiff(HIGH.astype(np.uint8).tobytes(), (8,), photometric=0),
+        grey(255 - HIGH),
+        0,
+    ),
+    "16-bit RGB TIFF": (
+        tiff(COLOURS.astype("<u2").tobytes(), (16,) * 3, photometric=2),
+        COLOURS >> 8,
+        0,
+    ),
+    "L*a*b* TIFF": (
+        tiff(LAB.astype(np.int8).view(np.uint8).tobytes(), (8,) * 3, photometric=8),
+        lab_to_rgb(LAB * [100 / 255, 1, 1]),
+        2,
+    ),
     "CMYK TIFF": (tiff(CMYK.tobytes(), (8,) * 4, photometric=5), OF_CMYK, 1),
-    "CMYK JPEG, inverted as Adobe's": (saved(Image.fromarray(CMYK, "CMYK"), "JPEG", quality=100, subsampling=0), OF_CMYK, 6),
-    "grey JPEG": (saved(Image.fromarray(HIGH.astype(np.uint8)), "JPEG", quality=100), grey(HIGH), 3),
+    "CMYK JPEG, inverted as Adobe's": (
+        saved(Image.fromarray(CMYK, "CMYK"), "JPEG", quality=100, subsampling=0),
+        OF_CMYK,
+        6,
+    ),
+    "grey JPEG": (
+        saved(Image.fromarray(HIGH.astype(np.uint8)), "JPEG", quality=100),
+        grey(HIGH),
+        3,
+    ),
     "GIF": (saved(Image.fromarray(INDEX.astype(np.uint8) * 16), "GIF"), grey(INDEX * 16), 0),
     "BMP": (saved(Image.fromarray(noise(0, S, S, 3)), "BMP"), noise(0, S, S, 3), 0),
-    "lossless WebP": (saved(Image.fromarray(noise(0, S, S, 3)), "WEBP", lossless=True), noise(0, S, S, 3), 0),
-}  # fmt: skip
+    "lossless WebP": (
+        saved(Image.fromarray(noise(0, S, S, 3)), "WEBP", lossless=True),
+        noise(0, S, S, 3),
+        0,
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", MODES)
@@ -172,7 +245,9 @@ def test_a_picture_of_any_mode(kind):
     assert got.shape == expected.shape
     if expected.shape[-1] == 4:  # what colour is not seen does not matter
         got[..., :3] *= got[..., 3:] > 0
-        expected = expected * np.concatenate([np.repeat(expected[..., 3:] > 0, 3, -1), np.ones((S, S, 1))], -1)
+        expected = expected * np.concatenate(
+            [np.repeat(expected[..., 3:] > 0, 3, -1), np.ones((S, S, 1))], -1
+        )
     assert np.abs(got - expected).max() <= limit
 
 
@@ -201,13 +276,19 @@ def test_values_without_a_defined_range_are_bad_records(kind):
 
 def test_the_first_frame_of_an_animation():
     frames = [Image.fromarray(np.full((S, S, 3), value, np.uint8)) for value in (40, 200)]
-    for kind, options in (("GIF", {}), ("PNG", {}), ("WEBP", dict(lossless=True)), ("TIFF", {}), ("MPO", {})):
+    for kind, options in (
+        ("GIF", {}),
+        ("PNG", {}),
+        ("WEBP", dict(lossless=True)),
+        ("TIFF", {}),
+        ("MPO", {}),
+    ):
         data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
         assert Image.open(io.BytesIO(data)).n_frames == 2
         assert np.abs(decode(data)[..., :3].astype(int) - 40).max() <= 1, kind
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Orientation
 
 UPRIGHT = {
@@ -220,7 +301,9 @@ UPRIGHT = {
     7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
     8: lambda a: np.rot90(a),
 }  # of EXIF 2.32, 4.6.4.A: where the 0th row and column are seen
-LYING = np.kron(noise(5, 2, 3, 3), np.ones((8, 8, 1), np.uint8))  # 16 x 24, blocks that a JPEG keeps
+LYING = np.kron(
+    noise(5, 2, 3, 3), np.ones((8, 8, 1), np.uint8)
+)  # 16 x 24, blocks that a JPEG keeps
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
 
 
@@ -244,7 +327,9 @@ def test_pictures_are_upright(orientation):
     png_file = files["PNG"]
     at = png_file.index(b"eXIf") - 4
     end = at + 12 + struct.unpack(">I", png_file[at : at + 4])[0]
-    files["PNG, EXIF after the pixels"] = png_file[:at] + png_file[end:-12] + png_file[at:end] + png_file[-12:]
+    files["PNG, EXIF after the pixels"] = (
+        png_file[:at] + png_file[end:-12] + png_file[at:end] + png_file[-12:]
+    )
     for kind, data in files.items():
         got = np.asarray(open_picture(data)).astype(int)
         assert got.shape == expected.shape, kind
@@ -268,7 +353,9 @@ def test_damaged_metadata_loses_no_picture():
     head = exif(6)
     head[0x010F], head[0x011A] = "make", 72.5
     whole, rng = head.tobytes(), np.random.default_rng(0)
-    damaged = [whole[:n] for n in range(6, len(whole), 3)] + [b"Exif\0\0" + bytes(rng.integers(0, 256, 40).tolist()) for _ in range(10)]
+    damaged = [whole[:n] for n in range(6, len(whole), 3)] + [
+        b"Exif\0\0" + bytes(rng.integers(0, 256, 40).tolist()) for _ in range(10)
+    ]
     for _ in range(60):
         one = bytearray(whole)
         for at in rng.integers(6, len(whole), 3):
@@ -289,7 +376,7 @@ def test_damaged_metadata_loses_no_picture():
             assert sorted(got.size) == [16, 24]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Damage and malice
 
 WIDE = png([bytes(20_000)], 8, GREY, size=(20_000, 1))
@@ -316,33 +403,48 @@ HOSTILE = {
     "no bytes at all": (None, CANNOT_BE_DECODED),
     "zeros": (bytes(1000), CANNOT_BE_DECODED),
     "a page": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", CANNOT_BE_DECODED),
-    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><image href="file:///etc/passwd"/></svg>', CANNOT_BE_DECODED),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n", CANNOT_BE_DECODED),
+    "SVG": (
+        b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><image href="file:///etc/passwd"/></svg>',
+        CANNOT_BE_DECODED,
+    ),
+    "PostScript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n",
+        CANNOT_BE_DECODED,
+    ),
     "a JPEG's first bytes": (PHOTO[:2], CANNOT_BE_DECODED),
     "a JPEG without its second half": (PHOTO[: len(PHOTO) // 2], CANNOT_BE_DECODED),
     "a PNG without its second half": (encoded(noise(0, 32, 32, 3))[:1500], CANNOT_BE_DECODED),
-    "a PNG whose pixels are wrong": (encoded(noise(0, 32, 32, 3)).replace(b"IDAT", b"IDAT\7"), CANNOT_BE_DECODED),
+    "a PNG whose pixels are wrong": (
+        encoded(noise(0, 32, 32, 3)).replace(b"IDAT", b"IDAT\7"),
+        CANNOT_BE_DECODED,
+    ),
     "a PNG of no width": (png([b""], 8, GREY, size=(0, 1)), CANNOT_BE_DECODED),
     "a PNG of 60,000 x 60,000": (png([bytes(9)], 8, GREY, size=(60_000, 60_000)), TOO_LARGE),
     "a PNG of 8,000 x 8,000": (png([bytes(9)], 8, GREY, size=(8_000, 8_000)), TOO_LARGE),
     "a PNG of 2,000,000 x 2": (png([bytes(9)], 8, GREY, size=(2_000_000, 2)), TOO_LARGE),
     "a GIF of 65,535 x 65,535": (gif_of(65_535, 65_535), TOO_LARGE),
     "a JPEG of 1,000 scans": (PROGRESSIVE[:-2] + LAST_SCAN * 1000 + b"\xff\xd9", TOO_LARGE),
-    "text that unpacks to 100 MB": (png([bytes(16)] * 16, 8, GREY, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(10**8)))), CANNOT_BE_DECODED),
+    "text that unpacks to 100 MB": (
+        png([bytes(16)] * 16, 8, GREY, chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(10**8)))),
+        CANNOT_BE_DECODED,
+    ),
     "a GIF of no height, but for its frame": (gif_of(9, 0), None),
     "one pixel": (png([b"\x55"], 8, GREY, size=(1, 1)), None),
     "20,000 x 1": (WIDE, None),
     "1 x 20,000": (png([b"\0"] * 20_000, 8, GREY, size=(1, 20_000)), None),
     "a progressive JPEG": (PROGRESSIVE, None),
     "a JPEG with bytes after it": (PHOTO + b"\xff\xd8\xff\xe0 more" * 20, None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_bytes_are_a_picture_or_a_bad_record_by_cause(name):
     data, cause = HOSTILE[name]
     began = time.process_time()
-    for preprocess in (Preprocess(S), Preprocess(S, resize="squash", scale_to=20, interpolation="lanczos", flatten=True)):
+    for preprocess in (
+        Preprocess(S),
+        Preprocess(S, resize="squash", scale_to=20, interpolation="lanczos", flatten=True),
+    ):
         for fast in (False, True):
             if cause is None:
                 assert preprocess.decode(data, fast=fast)[..., :3].shape == (S, S, 3)
@@ -353,7 +455,9 @@ def test_hostile_bytes_are_a_picture_or_a_bad_record_by_cause(name):
     assert time.process_time() - began < 5
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "QOI", "AVIF", "PPM"])
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "QOI", "AVIF", "PPM"]
+)
 def test_flipped_and_missing_bytes_are_a_picture_or_a_bad_record(kind):
     whole, rng = encoded(noise(0, 24, 20, 3), kind), np.random.default_rng(0)
     assert decode(whole).shape[:2] == (S, S)
@@ -388,6 +492,12 @@ for data in (b"", b"RIFF    WEBPVP8 ", b"<svg/>"):
     except BadRecord:
         pass
 """
-    done = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, check=True)
-    said = [line for line in (done.stdout + done.stderr).splitlines() if "PIL" in line or "EXIF" in line or "bomb" in line]
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, check=True
+    )
+    said = [
+        line
+        for line in (done.stdout + done.stderr).splitlines()
+        if "PIL" in line or "EXIF" in line or "bomb" in line
+    ]
     assert said == []

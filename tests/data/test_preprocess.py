@@ -102,7 +102,9 @@ def test_the_whole_area_is_the_whole_picture():
 def test_a_box_is_cut_out():
     pixels = noise(5, 24, 24, 4)
     pixels[..., 3] = 255
-    np.testing.assert_array_equal(fit(open_picture(encoded(pixels)), 8, (4, 10, 12, 18), "bicubic"), pixels[10:18, 4:12])
+    np.testing.assert_array_equal(
+        fit(open_picture(encoded(pixels)), 8, (4, 10, 12, 18), "bicubic"), pixels[10:18, 4:12]
+    )
 
 
 def test_json_round_trip_and_refusals():
@@ -115,18 +117,22 @@ def test_json_round_trip_and_refusals():
         Preprocess(background=(0.0, 0.0, 1.5))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Training sees what evaluation sees
 
 S = 12
-PHOTO = encoded(np.kron(noise(7, 9, 14, 3), np.ones((8, 8, 1), np.uint8)), "JPEG", quality=95)  # 112 x 72
+PHOTO = encoded(
+    np.kron(noise(7, 9, 14, 3), np.ones((8, 8, 1), np.uint8)), "JPEG", quality=95
+)  # 112 x 72
 WAYS = {
     "centre": dict(),
     "centre, bilinear": dict(interpolation="bilinear"),
     "centre of more": dict(scale_to=16, interpolation="lanczos"),
     "squash": dict(resize="squash"),
     "squash, bilinear": dict(resize="squash", interpolation="bilinear"),
-    "squash, centre of more": dict(resize="squash", scale_to=17, interpolation="nearest", crop_rounding="even"),
+    "squash, centre of more": dict(
+        resize="squash", scale_to=17, interpolation="nearest", crop_rounding="even"
+    ),
     "on a background": dict(flatten=True, background=(0.2, 0.4, 0.6)),
 }
 
@@ -174,9 +180,16 @@ def test_tasks_of_another_size_cut_in_proportion():
 
 
 def test_random_parts_are_scaled_by_the_interpolation_of_preprocess():
-    nearest = training(Preprocess(S, interpolation="nearest"), crop=(0.3, 0.6), fast_decode=False)["image"]
-    colours = {tuple(c) for c in np.asarray(Image.open(io.BytesIO(PHOTO)).convert("RGB")).reshape(-1, 3).tolist()}
-    assert {tuple(c) for c in nearest[..., :3].reshape(-1, 3).tolist()} <= colours  # none is mixed of two
+    nearest = training(Preprocess(S, interpolation="nearest"), crop=(0.3, 0.6), fast_decode=False)[
+        "image"
+    ]
+    colours = {
+        tuple(c)
+        for c in np.asarray(Image.open(io.BytesIO(PHOTO)).convert("RGB")).reshape(-1, 3).tolist()
+    }
+    assert {
+        tuple(c) for c in nearest[..., :3].reshape(-1, 3).tolist()
+    } <= colours  # none is mixed of two
 
 
 def test_a_picture_of_extreme_ratio_is_not_scaled_as_a_whole(monkeypatch):
@@ -191,5 +204,9 @@ def test_flattened_pictures_are_put_on_the_background_before_they_are_scaled():
     pixels = noise(9, 30, 30, 4)
     ours = Preprocess(S, flatten=True, background=(0.2, 0.4, 1.0)).decode(encoded(pixels))
     behind = Image.new("RGBA", (30, 30), (51, 102, 255, 255))
-    expected = Image.alpha_composite(behind, Image.fromarray(pixels)).convert("RGB").resize((S, S), Image.Resampling.BICUBIC)
+    expected = (
+        Image.alpha_composite(behind, Image.fromarray(pixels))
+        .convert("RGB")
+        .resize((S, S), Image.Resampling.BICUBIC)
+    )
     np.testing.assert_array_equal(ours, np.asarray(expected))

@@ -69,7 +69,9 @@ def test_a_file_cut_short_is_one_clear_error(written, keep):
     path, _ = written
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data))])
-    with pytest.raises(DataError, match=r"records\.array_record: not a readable ArrayRecord file .* built anew"):
+    with pytest.raises(
+        DataError, match=r"records\.array_record: not a readable ArrayRecord file .* built anew"
+    ):
         RecordSource(path, np.arange(N))
 
 

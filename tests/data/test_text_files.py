@@ -60,14 +60,17 @@ SETTINGS = {
 @pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_wordpiece_follows_the_settings_beside_it(settings, file, mark, tmp_path):
-    """Ids are transformers', which cannot read marks of byte order and is given the files without."""
+    """Ids are transformers', which cannot read marks of byte order and is given the files
+    without."""
     transformers = pytest.importorskip("transformers")
     (tmp_path / "vocab.txt").write_bytes(("\n".join(WORDS) + "\n").encode())
     if file == "tokenizer.json":
         transformers.BertTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
     saved = json.dumps(dict(tokenizer_class="BertTokenizerFast", **SETTINGS[settings])).encode()
     (tmp_path / "tokenizer_config.json").write_bytes(saved)
-    wanted = transformers.AutoTokenizer.from_pretrained(tmp_path)(SAMPLES, padding="max_length", max_length=16).input_ids
+    wanted = transformers.AutoTokenizer.from_pretrained(tmp_path)(
+        SAMPLES, padding="max_length", max_length=16
+    ).input_ids
     for path in tmp_path.iterdir():
         path.write_bytes(mark + path.read_bytes())
     ours = make_tokenizer(TokenizerConfig("wordpiece", path=str(tmp_path / file)))
@@ -79,7 +82,10 @@ def test_case_that_a_config_names_goes_before_the_file(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(do_lower_case=False)))
     path = str(tmp_path / "vocab.txt")
-    cased, forced, named = (make_tokenizer(TokenizerConfig("wordpiece", path=path, lowercase=case)) for case in (None, True, False))
+    cased, forced, named = (
+        make_tokenizer(TokenizerConfig("wordpiece", path=path, lowercase=case))
+        for case in (None, True, False)
+    )
     assert cased.to_json() == named.to_json() != forced.to_json()
     assert forced.encode(["CAT"], 4).tolist() == [[2, WORDS.index("cat"), 3, 0]]
     assert named.encode(["CAT"], 4).tolist() == [[2, 1, 3, 0]]
@@ -88,8 +94,14 @@ def test_case_that_a_config_names_goes_before_the_file(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ('{"strip_accents": "no"}', "tokenizer_config.json.strip_accents: 'no' must be true, false or null"),
-        ('{"do_lower_case": null}', "tokenizer_config.json.do_lower_case: None must be true or false"),
+        (
+            '{"strip_accents": "no"}',
+            "tokenizer_config.json.strip_accents: 'no' must be true, false or null",
+        ),
+        (
+            '{"do_lower_case": null}',
+            "tokenizer_config.json.do_lower_case: None must be true or false",
+        ),
         ("{", "tokenizer_config.json: is not JSON"),
         ("[]", "tokenizer_config.json: must hold a JSON object"),
     ],
@@ -104,7 +116,10 @@ def test_settings_that_cannot_be(settings, message, tmp_path):
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_questions_with_other_separators_are_one_line(end, tmp_path):
     """JSON escapes none of U+2028, U+2029 and U+0085."""
-    asked = [dict(image="a.jpg", question=f"what{c}is it", answers=[f"a{c}cat"], type="x") for c in ("\u2028", "\u2029", "\x85", " ")]
+    asked = [
+        dict(image="a.jpg", question=f"what{c}is it", answers=[f"a{c}cat"], type="x")
+        for c in ("\u2028", "\u2029", "\x85", " ")
+    ]
     lines = [json.dumps(one, ensure_ascii=False) for one in asked]
     (tmp_path / "train.jsonl").write_bytes(("\ufeff" + end.join(lines) + end).encode())
     assert questions.read(tmp_path / "train.jsonl") == asked

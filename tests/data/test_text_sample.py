@@ -26,12 +26,19 @@ COLUMNS = {
 
 
 class Texts(Source):
-    """Records in memory whose pictures cannot be read; those in `bad` cannot be read at all. `cheap` columns come as a whole."""
+    """Records in memory whose pictures cannot be read; those in `bad` cannot be read at all.
+    `cheap` columns come as a whole."""
 
     name, fingerprint = "memory", "content"
 
     def __init__(self, n, cheap=(), bad=(), columns=COLUMNS):
-        self.n, self.cheap, self.bad, self.columns, self.asked = n, cheap, frozenset(bad), columns, []
+        self.n, self.cheap, self.bad, self.columns, self.asked = (
+            n,
+            cheap,
+            frozenset(bad),
+            columns,
+            [],
+        )
 
     def __len__(self):
         return self.n
@@ -45,7 +52,9 @@ class Texts(Source):
         return texts
 
     def read(self, i, columns=None):
-        assert columns is not None and not {"image", "class_label"} & set(columns), "only texts are needed"
+        assert columns is not None and not {"image", "class_label"} & set(columns), (
+            "only texts are needed"
+        )
         self.asked.append((i, tuple(columns)))
         if i in self.bad:
             raise BadRecord("record cannot be read", f"number {i}")
@@ -60,7 +69,11 @@ class Texts(Source):
         return out
 
     def present(self, name):
-        return np.array([name in self.values(i) for i in range(self.n)]) if name in self.cheap else super().present(name)
+        return (
+            np.array([name in self.values(i) for i in range(self.n)])
+            if name in self.cheap
+            else super().present(name)
+        )
 
 
 def drawn(source, n, seed=0, columns=("name/*", "keywords/*"), **options):
@@ -69,17 +82,26 @@ def drawn(source, n, seed=0, columns=("name/*", "keywords/*"), **options):
 
 def all_texts(source, names=("name/en", "name/de", "keywords/en")):
     values = [source.values(i) for i in range(len(source))]
-    lists = [v[name] if isinstance(v[name], list) else [v[name]] for v in values for name in names if name in v]
+    lists = [
+        v[name] if isinstance(v[name], list) else [v[name]]
+        for v in values
+        for name in names
+        if name in v
+    ]
     return list(itertools.chain.from_iterable(lists))
 
 
 def test_patterns_of_columns():
     source = Texts(3)
     assert text_columns(source, ["name/*"]) == ("name/en", "name/de")
-    assert text_columns(source, ["keywords/en", "name/en"]) == ("name/en", "keywords/en")  # in the source's order
+    assert text_columns(source, ["keywords/en", "name/en"]) == (
+        "name/en",
+        "keywords/en",
+    )  # in the source's order
     assert text_columns(source, ["*"]) == ("name/en", "name/de", "keywords/en")
     with pytest.raises(
-        ConfigError, match=r"columns: 'nme/en' matches no column; did you mean 'name/en'\? \(text columns of memory: name/en"
+        ConfigError,
+        match=r"columns: 'nme/en' matches no column; did you mean 'name/en'\? \(text columns of memory: name/en",
     ):
         text_columns(source, ["nme/en"])
     with pytest.raises(ConfigError, match="'image' is of kind image, not text or texts"):
@@ -95,7 +117,9 @@ def test_all_texts_of_a_small_source_in_order():
     assert [i for i, _ in sorted(source.asked)] == sorted([*range(50), *range(50)])
 
 
-@pytest.mark.parametrize("cheap", [(), ("name/en",), ("name/de", "keywords/en"), ("name/en", "name/de", "keywords/en")])
+@pytest.mark.parametrize(
+    "cheap", [(), ("name/en",), ("name/de", "keywords/en"), ("name/en", "name/de", "keywords/en")]
+)
 @pytest.mark.parametrize("n", [40, 900, 5000])
 def test_cheap_columns_give_the_same_texts_unread(n, cheap):
     source = Texts(1000, cheap)
@@ -120,8 +144,12 @@ def test_every_record_and_text_is_as_likely():
         found.update(int(text.split()[1]) for text in drawn(Texts(30), 7, seed))
     counts = np.array([found[i] for i in range(30)])
     assert counts.sum() == 400 * 7
-    assert ((counts - 93.3) ** 2 / 93.3).sum() < 60  # chi-squared with 29 degrees of freedom: 0.1 % are above 58.3
-    kinds = Counter(text.split()[0] for seed in range(300) for text in drawn(Texts(40), 4, seed, ["name/*"]))
+    assert (
+        (counts - 93.3) ** 2 / 93.3
+    ).sum() < 60  # chi-squared with 29 degrees of freedom: 0.1 % are above 58.3
+    kinds = Counter(
+        text.split()[0] for seed in range(300) for text in drawn(Texts(40), 4, seed, ["name/*"])
+    )
     assert 0.18 < kinds["Name"] / kinds.total() < 0.32  # half of the records have it, as one of two
 
 
@@ -129,7 +157,9 @@ def test_numbers_between_one_and_all():
     source = Texts(600)
     everything = all_texts(source)
     texts = drawn(source, 700)  # 1.17 of a record's texts
-    assert 500 < len(texts) <= 760 and len(set(texts)) == len(texts) and set(texts) < set(everything)
+    assert (
+        500 < len(texts) <= 760 and len(set(texts)) == len(texts) and set(texts) < set(everything)
+    )
 
 
 def test_bad_records_are_skipped_and_counted():
@@ -138,7 +168,10 @@ def test_bad_records_are_skipped_and_counted():
     texts = drawn(Texts(100, bad=bad), 10_000, skipped=skipped)
     assert skipped == {"record cannot be read": len(bad)}
     assert not {int(text.split()[1]) for text in texts} & set(bad)
-    with pytest.raises(DataError, match="memory: none of 20 records that were drawn .* .record cannot be read: 20.$"):
+    with pytest.raises(
+        DataError,
+        match="memory: none of 20 records that were drawn .* .record cannot be read: 20.$",
+    ):
         drawn(Texts(20, bad=range(20)), 50)
     assert drawn(Texts(0), 50) == []
 
@@ -157,7 +190,9 @@ def test_every_process_draws_the_same():
         "import json, sys; sys.path.insert(0, 'tests/data'); from test_text_sample import *;"
         "print(json.dumps(drawn(Texts(3000, bad=range(0, 3000, 11)), 200, seed=5)))"
     )
-    theirs = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    theirs = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
     assert json.loads(theirs) == drawn(Texts(3000, bad=range(0, 3000, 11)), 200, seed=5, threads=2)
 
 
@@ -174,14 +209,33 @@ def test_a_huge_source_takes_no_more_memory_than_its_texts():
 def test_long_and_empty_texts():
     class Odd(Texts):
         def values(self, i):
-            return {"name/en": ["x" * 10**6, "", " \n", None, "None", "a\ud83d b"][i % 6], "keywords/en": []}
+            return {
+                "name/en": ["x" * 10**6, "", " \n", None, "None", "a\ud83d b"][i % 6],
+                "keywords/en": [],
+            }
 
     assert drawn(Odd(6), 100) == ["x" * LONGEST, "None", "a\ud83d b"]
     content = train_unigram(
-        [*drawn(Odd(6), 100), *("red star", "two\nlines", "tab\there", "nul\0", "\u2585 \u2581") * 3], 40, lowercase=True
+        [
+            *drawn(Odd(6), 100),
+            *("red star", "two\nlines", "tab\there", "nul\0", "\u2585 \u2581") * 3,
+        ],
+        40,
+        lowercase=True,
     )
     assert content == train_unigram(
-        ["x" * 10**6, "None", "a\ud83d b", "red star", "two\nlines", "tab\there", "nul\0", "\u2585 \u2581"], 40, lowercase=True
+        [
+            "x" * 10**6,
+            "None",
+            "a\ud83d b",
+            "red star",
+            "two\nlines",
+            "tab\there",
+            "nul\0",
+            "\u2585 \u2581",
+        ],
+        40,
+        lowercase=True,
     )
 
 
@@ -195,7 +249,10 @@ def test_origins_differ_where_texts_may():
         sample_origin(source, ["name/*"], 11, 0),
         sample_origin(source, ["name/*"], 10, 1),
     ]
-    assert len(set(origins)) == len(origins) and sample_origin(source, ["name/en", "name/de"], 10, 0) == origins[0]
+    assert (
+        len(set(origins)) == len(origins)
+        and sample_origin(source, ["name/en", "name/de"], 10, 0) == origins[0]
+    )
     other.fingerprint = ""
     assert sample_origin(other, ["name/*"], 10, 0) == ""
 
@@ -212,7 +269,13 @@ def test_a_vocabulary_of_a_source_is_kept(tmp_path, monkeypatch):
 
 
 def test_rare_characters_do_not_take_the_vocabulary():
-    common = [f"word {i} of many others that say little more than this one does here" for i in range(5000)]
+    common = [
+        f"word {i} of many others that say little more than this one does here" for i in range(5000)
+    ]
     rare = [chr(0x4E00 + i) for i in range(180)]  # with a token each, they would not fit
-    tokenizer = Tokenizer("unigram", train_unigram([*common, *rare], 200, lowercase=True), pad_id=0, eos_id=1)
-    assert tokenizer.vocab_size <= 200 and tokenizer.decode(tokenizer.encode(["word of many"], 16)) == ["word of many"]
+    tokenizer = Tokenizer(
+        "unigram", train_unigram([*common, *rare], 200, lowercase=True), pad_id=0, eos_id=1
+    )
+    assert tokenizer.vocab_size <= 200 and tokenizer.decode(
+        tokenizer.encode(["word of many"], 16)
+    ) == ["word of many"]

@@ -32,7 +32,24 @@ WORDS = [
     "heart",
 ]
 TEXTS = [" ".join(random.Random(i).choices(WORDS, k=1 + i % 4)) for i in range(300)]
-BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "star", "##s", "##ling", "smi", "face", "etoile", ",", "!", "two"]
+BERT = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "red",
+    "star",
+    "##s",
+    "##ling",
+    "smi",
+    "face",
+    "etoile",
+    ",",
+    "!",
+    "two",
+]
 SAMPLES = ["red stars, two!", "Étoile smiling face", "a unknownword", "", "red " * 40]
 
 
@@ -53,7 +70,14 @@ def sentencepiece_file(tmp_path):
     """A model as T5's: pad 0, end 1, unknown 2."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_writer=out, vocab_size=36, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2
+        sentence_iterator=iter(TEXTS),
+        model_writer=out,
+        vocab_size=36,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
     )
     path = tmp_path / "spiece.model"
     path.write_bytes(out.getvalue())
@@ -67,10 +91,16 @@ def test_training_gives_the_same_bytes_in_every_process_and_order(unigram):
     )
     hashes = {hashlib.sha256(unigram.content).hexdigest()}
     for seed in range(2):
-        texts = random.Random(seed).sample(TEXTS, len(TEXTS)) + TEXTS[:50]  # another order, and repetitions
+        texts = (
+            random.Random(seed).sample(TEXTS, len(TEXTS)) + TEXTS[:50]
+        )  # another order, and repetitions
         hashes.add(
             subprocess.run(
-                [sys.executable, "-c", program], input=json.dumps(texts), capture_output=True, text=True, check=True
+                [sys.executable, "-c", program],
+                input=json.dumps(texts),
+                capture_output=True,
+                text=True,
+                check=True,
             ).stdout.strip()
         )
     assert len(hashes) == 1
@@ -87,7 +117,9 @@ def test_unigram_ids_are_the_librarys(unigram):
 
 
 def test_case_is_kept_where_asked():
-    model = sentencepiece.SentencePieceProcessor(model_proto=train_unigram(TEXTS, 80, lowercase=False))
+    model = sentencepiece.SentencePieceProcessor(
+        model_proto=train_unigram(TEXTS, 80, lowercase=False)
+    )
     assert model.decode(model.encode("red Stern")) == "red Stern"
 
 
@@ -102,7 +134,9 @@ def test_sentencepiece_ids_are_the_librarys(sentencepiece_file):
 
 def test_a_sentencepiece_model_without_padding_gets_an_id_of_its_own(tmp_path):
     out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=out, vocab_size=36, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=out, vocab_size=36, minloglevel=2
+    )
     (tmp_path / "m.model").write_bytes(out.getvalue())
     ours = make_tokenizer(TokenizerConfig("sentencepiece", path=str(tmp_path / "m.model")))
     assert (ours.pad_id, ours.eos_id, ours.vocab_size) == (36, 2, 37)
@@ -111,9 +145,13 @@ def test_a_sentencepiece_model_without_padding_gets_an_id_of_its_own(tmp_path):
 @pytest.mark.parametrize("lowercase", [True, False])
 def test_wordpiece_ids_are_those_of_transformers(bert_file, lowercase):
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.BertTokenizer(vocab={w: i for i, w in enumerate(BERT)}, do_lower_case=lowercase)
+    theirs = transformers.BertTokenizer(
+        vocab={w: i for i, w in enumerate(BERT)}, do_lower_case=lowercase
+    )
     ours = make_tokenizer(TokenizerConfig("wordpiece", path=str(bert_file), lowercase=lowercase))
-    expected = theirs(SAMPLES, padding="max_length", truncation=True, max_length=12, return_tensors="np")["input_ids"]
+    expected = theirs(
+        SAMPLES, padding="max_length", truncation=True, max_length=12, return_tensors="np"
+    )["input_ids"]
     np.testing.assert_array_equal(ours.encode(SAMPLES, 12), expected)
     assert (ours.pad_id, ours.cls_id, ours.eos_id, ours.vocab_size) == (0, 2, 3, len(BERT))
 
@@ -135,7 +173,9 @@ def test_a_cut_text_keeps_its_last_special_token(unigram, bert_file):
 
 
 def test_a_length_without_room_for_a_word(unigram):
-    with pytest.raises(ValueError, match="length 1 is too short for a unigram tokenizer; must be >= 2"):
+    with pytest.raises(
+        ValueError, match="length 1 is too short for a unigram tokenizer; must be >= 2"
+    ):
         unigram.encode(["red"], 1)
 
 
@@ -148,15 +188,22 @@ def test_json_carries_the_file(unigram, bert_file, sentencepiece_file):
         text = ours.to_json()
         bert_file.unlink(missing_ok=True)  # it must not be needed any more
         other = Tokenizer.from_json(text)
-        assert other.to_json() == text and (other.kind, other.vocab_size) == (ours.kind, ours.vocab_size)
-        np.testing.assert_array_equal(other.encode([*TEXTS, *SAMPLES], 9), ours.encode([*TEXTS, *SAMPLES], 9))
+        assert other.to_json() == text and (other.kind, other.vocab_size) == (
+            ours.kind,
+            ours.vocab_size,
+        )
+        np.testing.assert_array_equal(
+            other.encode([*TEXTS, *SAMPLES], 9), ours.encode([*TEXTS, *SAMPLES], 9)
+        )
 
 
 def test_a_trained_vocabulary_is_kept_by_its_origin(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path))
     config = TokenizerConfig(vocab_size=60)
     first = make_tokenizer(config, TEXTS, "corpus/train")
-    assert make_tokenizer(config, iter(()), "corpus/train").to_json() == first.to_json()  # texts are not asked for again
+    assert (
+        make_tokenizer(config, iter(()), "corpus/train").to_json() == first.to_json()
+    )  # texts are not asked for again
     with pytest.raises(ConfigError, match="tokenizer.vocab_size: there is no text"):
         make_tokenizer(config, iter(()), "corpus/other")
     assert len(list((tmp_path / "tokenizers").iterdir())) == 1
@@ -174,7 +221,10 @@ def test_a_damaged_vocabulary_is_trained_anew(tmp_path, monkeypatch):
 
 
 def test_a_vocabulary_too_small_for_the_characters():
-    with pytest.raises(ConfigError, match=r"vocab_size: 16 is too small for \d+ texts with about \d+ distinct characters"):
+    with pytest.raises(
+        ConfigError,
+        match=r"vocab_size: 16 is too small for \d+ texts with about \d+ distinct characters",
+    ):
         train_unigram(TEXTS, 16, lowercase=True)
 
 
@@ -195,7 +245,9 @@ def test_configs_that_cannot_be(values, message):
 def test_files_that_are_something_else(tmp_path, bert_file):
     words = tmp_path / "words.txt"
     words.write_text("one\ntwo\n")
-    with pytest.raises(ConfigError, match=r"no \[PAD\], \[CLS\], \[SEP\], \[UNK\]; it is not a BERT vocabulary"):
+    with pytest.raises(
+        ConfigError, match=r"no \[PAD\], \[CLS\], \[SEP\], \[UNK\]; it is not a BERT vocabulary"
+    ):
         make_tokenizer(TokenizerConfig("wordpiece", path=str(words)))
     with pytest.raises(ConfigError, match="is not a sentencepiece file"):
         make_tokenizer(TokenizerConfig("sentencepiece", path=str(bert_file)))

@@ -1,7 +1,8 @@
 """A source, tokenizer and encoders whose right answers are known.
 
-A picture of class k is black but for one white pixel at place k; a text of class k is a word that the tokenizer maps to
-k. The encoders read k and look it up in their weights, so any table of vectors can be put behind either of them.
+A picture of class k is black but for one white pixel at place k; a text of class k is a word that
+the tokenizer maps to k. The encoders read k and look it up in their weights, so any table of
+vectors can be put behind either of them.
 """
 
 import dataclasses
@@ -20,7 +21,9 @@ from jaxvl.evals.encoders import Encoders
 from jaxvl.models.generate import generate
 
 SIZE = 8
-PREPROCESS = Preprocess(image_size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.5, 0.5, 0.5), background=(1.0, 1.0, 1.0))
+PREPROCESS = Preprocess(
+    image_size=SIZE, mean=(0.5, 0.4, 0.3), std=(0.5, 0.5, 0.5), background=(1.0, 1.0, 1.0)
+)
 
 
 def picture(k, channels=3):
@@ -39,23 +42,36 @@ def encoded(pixels):
 class Records(Source):
     """Records of (class, texts by language).
 
-    Columns: `image`, `class_label` with `names`, `parity`, and of each language `name/…` and `keywords/…`.
-    `broken` positions hold no image, `unreadable` ones are bad records, and those of `bugs` raise a KeyError. `asked`: columns that are
-    read with each record, in order.
+    Columns: `image`, `class_label` with `names`, `parity`, and of each language `name/…` and
+      `keywords/…`.
+    `broken` positions hold no image, `unreadable` ones are bad records, and those of `bugs` raise a
+    KeyError. `asked`: columns that are read with each record, in order.
     """
 
     def __init__(self, rows, names=None, broken=(), unreadable=(), bugs=(), name="toy"):
-        self.rows, self.broken, self.unreadable, self.bugs, self.reads = rows, broken, unreadable, bugs, 0
+        self.rows, self.broken, self.unreadable, self.bugs, self.reads = (
+            rows,
+            broken,
+            unreadable,
+            bugs,
+            0,
+        )
         self.asked = []
         self.name = self.fingerprint = name
         languages = {language for _, texts in rows for language in texts}
         self.columns = {
             "image": Column("image"),
-            "class_label": Column("class", classes=ClassSet({k: tuple(v) for k, v in (names or {"en": ()}).items()})),
+            "class_label": Column(
+                "class", classes=ClassSet({k: tuple(v) for k, v in (names or {"en": ()}).items()})
+            ),
             "parity": Column("class", classes=ClassSet({"en": ("even", "odd")})),
         }
-        self.columns |= {f"name/{language}": Column("text", optional=True) for language in sorted(languages)}
-        self.columns |= {f"keywords/{language}": Column("texts", optional=True) for language in sorted(languages)}
+        self.columns |= {
+            f"name/{language}": Column("text", optional=True) for language in sorted(languages)
+        }
+        self.columns |= {
+            f"keywords/{language}": Column("texts", optional=True) for language in sorted(languages)
+        }
 
     def __len__(self):
         return len(self.rows)
@@ -77,13 +93,17 @@ class Records(Source):
         label, texts = self.rows[i]
         record = {"class_label": label, "parity": label % 2}
         if "image" in columns:
-            record["image"] = b"not a picture" if i in self.broken else encoded(picture(label, 3 + i % 2))
+            record["image"] = (
+                b"not a picture" if i in self.broken else encoded(picture(label, 3 + i % 2))
+            )
         for language, (name, keywords) in texts.items():
             record |= {f"name/{language}": name, f"keywords/{language}": keywords}
         return record
 
     def column(self, name):
-        return np.array([label for label, _ in self.rows], np.int32) if name == "class_label" else None
+        return (
+            np.array([label for label, _ in self.rows], np.int32) if name == "class_label" else None
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,8 +119,13 @@ class Toy:
 def toy(labels, classes=None, **faults):
     """An image per label, named `word K` in English and `Wort K` in German."""
     classes = classes or max(labels, default=0) + 1
-    rows = [(k, {"en": [f"word {k}", ["thing", f"k{k % 3}"]], "de": [f"Wort {k}", []]}) for k in labels]
-    names = {"en": [f"word {k}" for k in range(classes)], "de": [f"Wort {k}" for k in range(classes)]}
+    rows = [
+        (k, {"en": [f"word {k}", ["thing", f"k{k % 3}"]], "de": [f"Wort {k}", []]}) for k in labels
+    ]
+    names = {
+        "en": [f"word {k}" for k in range(classes)],
+        "de": [f"Wort {k}" for k in range(classes)],
+    }
     return Toy(Records(rows, names, **faults))
 
 
@@ -121,9 +146,13 @@ def unit(rows, width, seed=0):
 
 
 def pair(train, test, **faults):
-    """Options of a probe: a source "train" and one "test", with an image per label and the same classes."""
+    """Options of a probe: a source "train" and one "test", with an image per label and the same
+    classes."""
     classes = max(*train, *test) + 1
-    return dict(train=toy(train, classes, name="train"), source=toy(test, classes, **{"name": "test", **faults}))
+    return dict(
+        train=toy(train, classes, name="train"),
+        source=toy(test, classes, **{"name": "test", **faults}),
+    )
 
 
 class Words(Tokenizer):
@@ -146,7 +175,8 @@ class Words(Tokenizer):
 
 
 def bigram_logits(kind, seed=0):
-    """Logits [class, last token, next token] of a model of texts that knows the picture's class; token 0 stands before a text."""
+    """Logits [class, last token, next token] of a model of texts that knows the picture's class;
+    token 0 stands before a text."""
     table = np.random.default_rng(seed).normal(size=(64, 12, 12))
     if kind == "oracle":  # of class k: "k" then EOS, for certain, whatever stands before
         table[:] = 0
@@ -172,15 +202,36 @@ def scorer(mesh, table, batch=16, length=5):
             return weights[known, jnp.where(position == 0, 0, last)], known
 
         options = dict(numbers=numbers, prompt=prompt)
-        return generate(step, label(pixels), generation, batch=len(pixels), length=length, eos_id=1, pad_id=0, **options).tokens
+        return generate(
+            step,
+            label(pixels),
+            generation,
+            batch=len(pixels),
+            length=length,
+            eos_id=1,
+            pad_id=0,
+            **options,
+        ).tokens
 
     unused = lambda weights, x: jnp.zeros((len(x), 2))
     weights = jnp.asarray(table, jnp.float32)
-    return Encoders(unused, unused, weights, Words(), PREPROCESS, length, mesh, batch=batch, score_fn=score, caption_fn=write)
+    return Encoders(
+        unused,
+        unused,
+        weights,
+        Words(),
+        PREPROCESS,
+        length,
+        mesh,
+        batch=batch,
+        score_fn=score,
+        caption_fn=write,
+    )
 
 
 def encoders(mesh, image_table, text_table, batch=16):
-    """Encoders that look classes up in float32 [classes, D] tables; of four tokens one is the class's vector, the others noise."""
+    """Encoders that look classes up in float32 [classes, D] tables; of four tokens one is the
+    class's vector, the others noise."""
 
     def image(weights, pixels):
         return weights["image"][jnp.argmax(pixels[..., 0].reshape(len(pixels), -1), axis=1)]
@@ -190,8 +241,16 @@ def encoders(mesh, image_table, text_table, batch=16):
 
     def tokens(weights, pixels):
         label = jnp.argmax(pixels[..., 0].reshape(len(pixels), -1), axis=1)
-        noise = jax.random.normal(jax.random.key(0), (64, 4, weights["image"].shape[1]))[label] * 0.05
-        return jnp.where((jnp.arange(4) == label[:, None] % 4)[..., None], weights["image"][label][:, None], noise)
+        noise = (
+            jax.random.normal(jax.random.key(0), (64, 4, weights["image"].shape[1]))[label] * 0.05
+        )
+        return jnp.where(
+            (jnp.arange(4) == label[:, None] % 4)[..., None],
+            weights["image"][label][:, None],
+            noise,
+        )
 
     weights = {"image": jnp.asarray(image_table), "text": jnp.asarray(text_table)}
-    return Encoders(image, text, weights, Tokenizer(), PREPROCESS, 4, mesh, batch=batch, tokens_fn=tokens)
+    return Encoders(
+        image, text, weights, Tokenizer(), PREPROCESS, 4, mesh, batch=batch, tokens_fn=tokens
+    )

@@ -25,20 +25,37 @@ def changed(key, change):
 
 
 def test_a_fingerprint_does_not_depend_on_the_mesh():
-    spread = jax.device_put(jnp.asarray(WEIGHTS["a"]), jax.sharding.NamedSharding(MESH, jax.sharding.PartitionSpec("data")))
+    spread = jax.device_put(
+        jnp.asarray(WEIGHTS["a"]),
+        jax.sharding.NamedSharding(MESH, jax.sharding.PartitionSpec("data")),
+    )
     plain = weights_fingerprint(jax.tree.map(jnp.asarray, WEIGHTS))
-    assert plain == weights_fingerprint({**jax.tree.map(jnp.asarray, WEIGHTS), "a": spread}) and len(plain) == 16
+    assert (
+        plain == weights_fingerprint({**jax.tree.map(jnp.asarray, WEIGHTS), "a": spread})
+        and len(plain) == 16
+    )
 
 
-@pytest.mark.parametrize("other", [
-    changed("a", lambda x: x + np.eye(8, 3, dtype=np.float32) * 1e-6), changed("a", lambda x: x[::-1].copy()),
-    changed("a", lambda x: np.nextafter(x, np.float32(9e9))), changed("a", lambda x: x.reshape(3, 8)), changed("b", lambda x: -x),
-    changed("c", lambda x: -x), changed("d", lambda x: ~x), {**WEIGHTS, "e": WEIGHTS["c"]},
-    {("z" if key == "a" else key): value for key, value in WEIGHTS.items()},
-    changed("a", lambda x: np.where(x == 0, np.float32(-0.0), x)), changed("a", lambda x: jnp.asarray(x, jnp.bfloat16)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed("a", lambda x: x + np.eye(8, 3, dtype=np.float32) * 1e-6),
+        changed("a", lambda x: x[::-1].copy()),
+        changed("a", lambda x: np.nextafter(x, np.float32(9e9))),
+        changed("a", lambda x: x.reshape(3, 8)),
+        changed("b", lambda x: -x),
+        changed("c", lambda x: -x),
+        changed("d", lambda x: ~x),
+        {**WEIGHTS, "e": WEIGHTS["c"]},
+        {("z" if key == "a" else key): value for key, value in WEIGHTS.items()},
+        changed("a", lambda x: np.where(x == 0, np.float32(-0.0), x)),
+        changed("a", lambda x: jnp.asarray(x, jnp.bfloat16)),
+    ],
+)
 def test_a_fingerprint_sees_every_change(other):
-    assert weights_fingerprint(jax.tree.map(jnp.asarray, other)) != weights_fingerprint(jax.tree.map(jnp.asarray, WEIGHTS))
+    assert weights_fingerprint(jax.tree.map(jnp.asarray, other)) != weights_fingerprint(
+        jax.tree.map(jnp.asarray, WEIGHTS)
+    )
 
 
 class Counted:
@@ -63,15 +80,24 @@ def test_vectors_are_computed_once(tmp_path):
     expected = class_vectors(model.texts, NAMES, TEMPLATES)
     model.asked = 0
     for _ in range(2):
-        np.testing.assert_array_equal(ClassEmbeddings(model, "w", tmp_path / "kept")(NAMES, TEMPLATES), expected)
+        np.testing.assert_array_equal(
+            ClassEmbeddings(model, "w", tmp_path / "kept")(NAMES, TEMPLATES), expected
+        )
     assert model.asked == 18
     ClassEmbeddings(model, "w", None)(NAMES, TEMPLATES)
     assert model.asked == 36
 
 
-@pytest.mark.parametrize("weights, names, templates", [
-    ("other", NAMES, TEMPLATES), ("w", NAMES[::-1], TEMPLATES), ("w", NAMES[:3], TEMPLATES), ("w", NAMES, TEMPLATES[:1]), ("w", NAMES, ("a {}", "{}"))
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "weights, names, templates",
+    [
+        ("other", NAMES, TEMPLATES),
+        ("w", NAMES[::-1], TEMPLATES),
+        ("w", NAMES[:3], TEMPLATES),
+        ("w", NAMES, TEMPLATES[:1]),
+        ("w", NAMES, ("a {}", "{}")),
+    ],
+)
 def test_what_vectors_depend_on(tmp_path, weights, names, templates):
     model = Counted(encoders(ONE, unit(64, 8), unit(64, 8, seed=1)))
     ClassEmbeddings(model, "w", tmp_path)(NAMES, TEMPLATES)

@@ -1,4 +1,5 @@
-"""Retrieval between modalities, by encoders that know the answer, or know nothing; and a whole run of the one that learns."""
+"""Retrieval between modalities, by encoders that know the answer, or know nothing; and a whole run
+of the one that learns."""
 
 import types
 
@@ -23,14 +24,18 @@ WORDS = {f"name {i}": i for i in range(N)}
 
 
 class Heard(Source):
-    """Speech in two languages, of which one has only every other record; the n-th clip is the constant n."""
+    """Speech in two languages, of which one has only every other record; the n-th clip is the
+    constant n."""
 
     name = fingerprint = "heard"
 
     def __init__(self, labels=range(N), heard=("en", "fr")):
         self.labels, self.heard = list(labels), heard
         names = {language: tuple(f"{language} {i}" for i in range(N)) for language in ("en", "fr")}
-        self.columns = {"image": Column("image"), "class_label": Column("class", classes=ClassSet(names))}
+        self.columns = {
+            "image": Column("image"),
+            "class_label": Column("class", classes=ClassSet(names)),
+        }
         self.columns |= {f"speech/{language}": Column("audio", optional=True) for language in heard}
         self.columns |= {f"name/{language}": Column("text") for language in ("en", "fr")}
 
@@ -48,9 +53,16 @@ class Heard(Source):
 
     def read(self, i, columns=None):
         label = self.labels[i]
-        record = {"image": picture(label), "class_label": label, "name/en": f"name {label}", "name/fr": f"name {label}"}
+        record = {
+            "image": picture(label),
+            "class_label": label,
+            "name/en": f"name {label}",
+            "name/fr": f"name {label}",
+        }
         for language in self.speaks(i):
-            record[f"speech/{language}"] = clips.to_flac(np.full(160, 100 * label / 32768, np.float32))
+            record[f"speech/{language}"] = clips.to_flac(
+                np.full(160, 100 * label / 32768, np.float32)
+            )
         return {name: record[name] for name in columns if name in record}
 
 
@@ -75,7 +87,8 @@ class Tokenizer:
 
 
 def encoders(right=lambda label: True):
-    """Rows of a table by what a record shows; where `right` says no, the sound is embedded as another label."""
+    """Rows of a table by what a record shows; where `right` says no, the sound is embedded as
+    another label."""
     rows = np.random.default_rng(0).normal(size=(N, 16))
     table = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
     wrong = jnp.asarray([not right(i) for i in range(N)])
@@ -87,16 +100,22 @@ def encoders(right=lambda label: True):
             out["vision>audio"] = out["vision>text"] = table[label]
         if "waveform" in batch:
             label = jnp.rint(batch["waveform"][:, 0] / 100).astype(int)
-            out["audio>vision"] = out["audio>text"] = table[jnp.where(wrong[label], (label + 1) % N, label)]
+            out["audio>vision"] = out["audio>text"] = table[
+                jnp.where(wrong[label], (label + 1) % N, label)
+            ]
         if "text" in batch:
             out["text>audio"] = out["text>vision"] = table[batch["text"][:, 0] - 2]
         return out
 
     mesh = make_mesh(MeshConfig())
-    return Encoders(None, None, {}, Tokenizer(), Preprocess(image_size=S), 4, mesh, outputs_fn=outputs, batch=16)
+    return Encoders(
+        None, None, {}, Tokenizer(), Preprocess(image_size=S), 4, mesh, outputs_fn=outputs, batch=16
+    )
 
 
-OPTIONS = dict(waveform="speech/{language}", text="name/{language}", seconds=0.01, group="class_label")
+OPTIONS = dict(
+    waveform="speech/{language}", text="name/{language}", seconds=0.01, group="class_label"
+)
 
 
 def evaluator(*args, heard=("en", "fr"), **options):
@@ -110,14 +129,22 @@ def test_one_that_knows_finds_all_in_each_language():
     assert set(figures) == set(made.figures)
     assert (figures["en/records"], figures["fr/records"]) == (N, N // 2)
     for language in ("en", "fr"):
-        assert figures[f"{language}/image2waveform_r@1"] == figures[f"{language}/waveform2image_r@1"] == 1
+        assert (
+            figures[f"{language}/image2waveform_r@1"]
+            == figures[f"{language}/waveform2image_r@1"]
+            == 1
+        )
     assert figures["languages_over_2x"] == 1  # among 12 records, 10 are not twice chance
     np.testing.assert_allclose(figures["fr/image2waveform_r@10_chance"], 10 / 12)
 
 
 def test_the_gallery_shows_pictures_and_names_what_is_heard():
-    result = evaluator(pair=("image", "waveform"), languages=("fr", "en"), gallery=3).run(encoders(lambda i: i != 2))
-    assert [row.group for row in result.gallery] == ["Image to waveform, fr"] * 3 + ["Waveform to image, fr"] * 3
+    result = evaluator(pair=("image", "waveform"), languages=("fr", "en"), gallery=3).run(
+        encoders(lambda i: i != 2)
+    )
+    assert [row.group for row in result.gallery] == ["Image to waveform, fr"] * 3 + [
+        "Waveform to image, fr"
+    ] * 3
     for row in result.gallery[3:]:  # a sound asks for pictures
         label = int(row.text.split()[1])
         best = row.items[0]
@@ -147,9 +174,18 @@ def test_sounds_of_no_language_are_called_by_what_names_there_are(language, show
 def test_figures_of_one_that_is_wrong_for_a_third():
     figures = evaluator(pair=("image", "waveform")).run(encoders(lambda i: i % 3)).metrics
     np.testing.assert_allclose(figures["waveform2image_r@1"], 2 / 3)
-    z, p = scipy.stats.norm.ppf(0.975), round(N * figures["image2waveform_r@10"]) / N  # Wilson's interval, written out
-    middle, half = (p + z * z / (2 * N)) / (1 + z * z / N), z / (1 + z * z / N) * np.sqrt(p * (1 - p) / N + z * z / (4 * N * N))
-    np.testing.assert_allclose([figures["image2waveform_r@10_low"], figures["image2waveform_r@10_high"]], [middle - half, middle + half])
+    z, p = (
+        scipy.stats.norm.ppf(0.975),
+        round(N * figures["image2waveform_r@10"]) / N,
+    )  # Wilson's interval, written out
+    middle, half = (
+        (p + z * z / (2 * N)) / (1 + z * z / N),
+        z / (1 + z * z / N) * np.sqrt(p * (1 - p) / N + z * z / (4 * N * N)),
+    )
+    np.testing.assert_allclose(
+        [figures["image2waveform_r@10_low"], figures["image2waveform_r@10_high"]],
+        [middle - half, middle + half],
+    )
 
 
 def test_records_of_one_group_are_right_for_each_other_and_equal_texts_are_one():
@@ -157,32 +193,63 @@ def test_records_of_one_group_are_right_for_each_other_and_equal_texts_are_one()
     sounds = evaluator(labels, pair=("image", "waveform")).run(encoders()).metrics
     texts = evaluator(labels, pair=("image", "text")).run(encoders()).metrics
     spoken = evaluator(labels, pair=("waveform", "text")).run(encoders()).metrics
-    assert sounds["image2waveform_r@1"] == texts["image2text_r@1"] == texts["text2image_r@1"] == spoken["text2waveform_r@1"] == 1
+    assert (
+        sounds["image2waveform_r@1"]
+        == texts["image2text_r@1"]
+        == texts["text2image_r@1"]
+        == spoken["text2waveform_r@1"]
+        == 1
+    )
     np.testing.assert_allclose(texts["image2text_r@10_chance"], 10 / 14)  # of 14 names
     alone = evaluator(labels, pair=("image", "waveform"), group=None).run(encoders()).metrics
-    np.testing.assert_allclose(alone["image2waveform_r@1"], (13 + 3 * 1 / 3) / 16)  # three sounds of class 0 tie, of which one is right
+    np.testing.assert_allclose(
+        alone["image2waveform_r@1"], (13 + 3 * 1 / 3) / 16
+    )  # three sounds of class 0 tie, of which one is right
 
 
 def test_errors():
-    for pair, message in ((("image", "video"), "two modalities"), (("image", "smell"), "'smell' is not one of")):
+    for pair, message in (
+        (("image", "video"), "two modalities"),
+        (("image", "smell"), "'smell' is not one of"),
+    ):
         with pytest.raises(ConfigError, match=message):
             evaluator(pair=pair)
     with pytest.raises(
-        ConfigError, match=r"languages: \['fr'\]: neither image nor waveform names a column of a language, as speech/{language}"
+        ConfigError,
+        match=r"languages: \['fr'\]: neither image nor waveform names a column of a language, as speech/{language}",
     ):
         evaluator(pair=("image", "waveform"), waveform="audio", languages=("fr",))
-    with pytest.raises(ConfigError, match=r"text: 'name/{locale}' may hold {language}, and no other braces"):
+    with pytest.raises(
+        ConfigError, match=r"text: 'name/{locale}' may hold {language}, and no other braces"
+    ):
         evaluator(pair=("image", "text"), text="name/{locale}")
     for options, message in (
-        (dict(pair=("image", "waveform"), languages=("en", "de")), r"languages\[1\]: 'speech/de' is not a column of heard; did you mean 'speech/en'"),
-        (dict(pair=("image", "waveform"), language="de"), r"waveform: 'speech/de' is not a column of heard"),
-        (dict(pair=("image", "waveform"), waveform="name/en"), r"waveform: 'name/en' of heard holds values of kind 'text'; must be audio \(such columns: speech/en"),
-        (dict(pair=("video", "text")), r"video: 'frames' is not a column of heard \(columns: image, class_label, speech/en"),
+        (
+            dict(pair=("image", "waveform"), languages=("en", "de")),
+            r"languages\[1\]: 'speech/de' is not a column of heard; did you mean 'speech/en'",
+        ),
+        (
+            dict(pair=("image", "waveform"), language="de"),
+            r"waveform: 'speech/de' is not a column of heard",
+        ),
+        (
+            dict(pair=("image", "waveform"), waveform="name/en"),
+            r"waveform: 'name/en' of heard holds values of kind 'text'; must be audio \(such columns: speech/en",
+        ),
+        (
+            dict(pair=("video", "text")),
+            r"video: 'frames' is not a column of heard \(columns: image, class_label, speech/en",
+        ),
         (dict(pair=("image", "text"), group="groups"), r"group: 'groups' is not a column of heard"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ConfigError, match=message):
             evaluator(**options).check(encoders())
     deaf = encoders()
-    blind = types.SimpleNamespace(**{**deaf.__dict__, "outputs": lambda batch, names: deaf.outputs({"text": batch["text"]}, names)})
+    blind = types.SimpleNamespace(
+        **{
+            **deaf.__dict__,
+            "outputs": lambda batch, names: deaf.outputs({"text": batch["text"]}, names),
+        }
+    )
     with pytest.raises(ConfigError, match="needs the model output 'vision>text'"):
         evaluator(pair=("image", "text")).run(blind)

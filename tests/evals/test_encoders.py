@@ -3,7 +3,17 @@
 import jax
 import numpy as np
 import pytest
-from known_answers import PREPROCESS, SIZE, Records, bigram_logits, encoders, picture, scorer, toy, unit
+from known_answers import (
+    PREPROCESS,
+    SIZE,
+    Records,
+    bigram_logits,
+    encoders,
+    picture,
+    scorer,
+    toy,
+    unit,
+)
 
 from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
@@ -44,7 +54,11 @@ def test_pictures_reach_the_model_composited_and_normalised():
     from jaxvl.evals.encoders import Encoders
 
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 4)).astype(np.uint8)
-    flat = Encoders(lambda w, x: x.reshape(len(x), -1), None, (), None, PREPROCESS, 4, ONE, batch=2).images(pixels).rows
+    flat = (
+        Encoders(lambda w, x: x.reshape(len(x), -1), None, (), None, PREPROCESS, 4, ONE, batch=2)
+        .images(pixels)
+        .rows
+    )
     alpha = pixels[..., 3:].astype(np.float64) / 255
     colours = pixels[..., :3] / 255.0 * alpha + np.array(PREPROCESS.background) * (1 - alpha)
     expected = (colours - PREPROCESS.mean) / np.array(PREPROCESS.std)
@@ -70,7 +84,12 @@ def test_pictures_are_left_out_by_cause():
     source = toy(range(4)).records
     source.read = lambda i, columns: records[i]
     got = encoders(MESH, TABLE, TABLE).images(source)
-    causes = ("record is incomplete", "image cannot be decoded", "image is too large", "image has no range of values")
+    causes = (
+        "record is incomplete",
+        "image cannot be decoded",
+        "image is too large",
+        "image has no range of values",
+    )
     assert got.skipped == dict.fromkeys(causes, 1)
 
 
@@ -78,7 +97,10 @@ def test_a_split_is_encoded_once_for_all_evaluators_and_again_for_new_weights():
     source = Records([(k, {}) for k in range(20)])
     first = encoders(MESH, TABLE, TABLE)
     first.images(source, memo="split")
-    assert first.images(source, memo="split").rows is first.images(source, memo="split").rows and source.reads == 20
+    assert (
+        first.images(source, memo="split").rows is first.images(source, memo="split").rows
+        and source.reads == 20
+    )
     assert set(source.asked) == {("image",)}
     other = first.with_weights({"image": 2 * first.weights["image"], "text": first.weights["text"]})
     np.testing.assert_array_equal(other.images(source, memo="split").rows, 2 * TABLE[:20])
@@ -88,19 +110,26 @@ def test_a_split_is_encoded_once_for_all_evaluators_and_again_for_new_weights():
 
 def test_texts_repeated_and_padded():
     texts = [f"word {k}" for k in (5, 3, 5, 5, 9, 3)] * 7
-    np.testing.assert_array_equal(encoders(MESH, TABLE, TABLE).texts(texts), TABLE[[5, 3, 5, 5, 9, 3] * 7])
+    np.testing.assert_array_equal(
+        encoders(MESH, TABLE, TABLE).texts(texts), TABLE[[5, 3, 5, 5, 9, 3] * 7]
+    )
     assert encoders(MESH, TABLE, TABLE).texts([]).shape[0] == 0
 
 
 def test_batch_is_rounded_up_to_the_mesh():
-    assert encoders(MESH, TABLE, TABLE, batch=5).batch == 8 and encoders(ONE, TABLE, TABLE, batch=5).batch == 5
+    assert (
+        encoders(MESH, TABLE, TABLE, batch=5).batch == 8
+        and encoders(ONE, TABLE, TABLE, batch=5).batch == 5
+    )
 
 
 def test_an_error_that_is_no_bad_record_ends_the_evaluator():
     """142 of 144 records that failed with a KeyError once gave acc@1 of two images."""
     source = toy([k % 10 for k in range(40)], bugs=range(2, 40))
     known = encoders(MESH, TABLE, TABLE)
-    with pytest.raises(EvaluatorError, match=r"record 2: KeyError: 'no such column' \(a source raises BadRecord") as met:
+    with pytest.raises(
+        EvaluatorError, match=r"record 2: KeyError: 'no such column' \(a source raises BadRecord"
+    ) as met:
         known.images(source.records)
     assert isinstance(met.value.__cause__, KeyError)
     with pytest.raises(EvaluatorError, match="record 2: KeyError"):
@@ -120,7 +149,15 @@ def test_a_decoder_that_is_broken_ends_the_evaluator(monkeypatch):
         encoders(MESH, TABLE, TABLE).images(toy(range(20)).records)
 
 
-@pytest.mark.parametrize("bad, options", [(9, {}), (12, dict(error_budget=0.3)), (12, dict(error_minimum=13)), (0, dict(error_budget=0.0))])
+@pytest.mark.parametrize(
+    "bad, options",
+    [
+        (9, {}),
+        (12, dict(error_budget=0.3)),
+        (12, dict(error_minimum=13)),
+        (0, dict(error_budget=0.0)),
+    ],
+)
 def test_bad_records_within_the_budget_are_left_out(bad, options):
     source = toy([k % 10 for k in range(40)], unreadable=range(bad))
     got = ZeroShot(source, gallery=0, **options).run(encoders(MESH, TABLE, TABLE)).metrics
@@ -149,11 +186,16 @@ def test_more_bad_records_than_the_budget_allows_end_the_evaluator(evaluator):
     writes = isinstance(made, (Likelihood, Captioning))
     known = scorer(MESH, bigram_logits("uniform")) if writes else encoders(MESH, TABLE, TABLE)
     causes = r"\(record cannot be read: 6, image cannot be decoded: 6\)"
-    with pytest.raises(DataError, match=rf"test: 12 of 40 records are bad {causes}, more than error_budget 0.01"):
+    with pytest.raises(
+        DataError, match=rf"test: 12 of 40 records are bad {causes}, more than error_budget 0.01"
+    ):
         made.run(known)
 
 
 def test_wrong_budgets():
-    for options, field in ((dict(error_budget=1.5), "error_budget"), (dict(error_minimum=0), "error_minimum")):
+    for options, field in (
+        (dict(error_budget=1.5), "error_budget"),
+        (dict(error_minimum=0), "error_minimum"),
+    ):
         with pytest.raises(ConfigError, match=f"{field}: "):
             ZeroShot(toy(range(3)), **options)

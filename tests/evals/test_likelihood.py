@@ -28,7 +28,13 @@ def reference(table, rows):
     for label, tokens in rows:
         log_p = table[label] - scipy.special.logsumexp(table[label], -1, keepdims=True)
         pairs = list(zip([0, *tokens], tokens))
-        out.append([sum(log_p[a, b] for a, b in pairs), len(pairs), sum(table[label, a, b] >= table[label, a].max() for a, b in pairs)])
+        out.append(
+            [
+                sum(log_p[a, b] for a, b in pairs),
+                len(pairs),
+                sum(table[label, a, b] >= table[label, a].max() for a, b in pairs),
+            ]
+        )
     return np.array(out, np.float64).T
 
 
@@ -45,14 +51,24 @@ def test_figures_are_those_of_float64(kind):
     texts = {"name": lambda k: [f"word {k}"], "keywords": lambda k: ["thing", f"k{k % 3}"]}
     texts["all"] = lambda k: texts["name"](k) + texts["keywords"](k)
     kept = [k for i, k in enumerate(LABELS) if i not in (4, 9)]
-    rows = [(k, [t for t in ids if t]) for k in kept for ids in Words().encode(texts[kind](k), T).tolist()]
+    rows = [
+        (k, [t for t in ids if t])
+        for k in kept
+        for ids in Words().encode(texts[kind](k), T).tolist()
+    ]
     s, n, right = reference(table, rows)
     m = got.metrics
     expected = dict(
-        token_acc=right.sum() / n.sum(), nats_per_token=-s.sum() / n.sum(), perplexity=np.exp(-s.sum() / n.sum()),
-        caption_acc=(right == n).mean(), nats_per_caption=-s.mean(), caption_perplexity=np.exp(-(s / n).mean()),
-        tokens=n.sum(), captions=len(n), images=len(kept),
-    )  # fmt: skip
+        token_acc=right.sum() / n.sum(),
+        nats_per_token=-s.sum() / n.sum(),
+        perplexity=np.exp(-s.sum() / n.sum()),
+        caption_acc=(right == n).mean(),
+        nats_per_caption=-s.mean(),
+        caption_perplexity=np.exp(-(s / n).mean()),
+        tokens=n.sum(),
+        captions=len(n),
+        images=len(kept),
+    )
     np.testing.assert_allclose([m[k] for k in expected], list(expected.values()), rtol=2e-6)
     assert m["skipped/image cannot be decoded"] == 1 and m["skipped/record cannot be read"] == 1
     assert len(got.gallery) == 3 and got.gallery[0].image
@@ -63,13 +79,20 @@ def test_oracle_uniform_and_ties():
     run = lambda kind: evaluator.run(scorer(MESH, bigram_logits(kind))).metrics
     sure, blind = run("oracle"), run("uniform")
     assert set(sure) == set(evaluator.figures) - {"skipped/*"}
-    assert sure["token_acc"] == sure["caption_acc"] == 1 and sure["perplexity"] == pytest.approx(1, abs=1e-6)
-    assert blind["perplexity"] == pytest.approx(V) and blind["caption_perplexity"] == pytest.approx(V)
+    assert sure["token_acc"] == sure["caption_acc"] == 1 and sure["perplexity"] == pytest.approx(
+        1, abs=1e-6
+    )
+    assert blind["perplexity"] == pytest.approx(V) and blind["caption_perplexity"] == pytest.approx(
+        V
+    )
 
 
 def test_eight_devices_equal_one():
     source, table = toy(LABELS), bigram_logits("random", seed=3)
-    eight, one = (Likelihood(source, text=COLUMNS["all"], gallery=0).run(scorer(m, table)).metrics for m in (MESH, ONE))
+    eight, one = (
+        Likelihood(source, text=COLUMNS["all"], gallery=0).run(scorer(m, table)).metrics
+        for m in (MESH, ONE)
+    )
     assert {k: pytest.approx(v, rel=1e-6) for k, v in eight.items()} == one
 
 
@@ -82,48 +105,90 @@ def test_wrong_options_and_models():
         Likelihood(toy(LABELS), template="a")
     other = scorer(MESH, bigram_logits("uniform"))
     other._score = None
-    with pytest.raises(ConfigError, match="needs a model that gives the probability of a text, as coca"):
+    with pytest.raises(
+        ConfigError, match="needs a model that gives the probability of a text, as coca"
+    ):
         Likelihood(toy(LABELS), text="name/en").run(other)
 
 
 def test_coca_scores_several_texts_under_one_image():
-    """Against the logits of `caption_logits`, one text at a time; tokens before `begin` are read but do not count."""
+    """Against the logits of `caption_logits`, one text at a time; tokens before `begin` are read
+    but do not count."""
     from jaxvl.config import resolve
     from jaxvl.training.experiment import Experiment
 
     tokenizer = RealTokenizer(
-        "unigram", train_unigram(["red apple", "green tree", "two blue stars"] * 2, 40, lowercase=True), pad_id=0, eos_id=1
+        "unigram",
+        train_unigram(["red apple", "green tree", "two blue stars"] * 2, 40, lowercase=True),
+        pad_id=0,
+        eos_id=1,
     )
     shapes = dict(name="shapes", size=16, variants=1, split="test_b_new")
-    fields = dict(image=dict(name="picture", size=16), text=dict(name="caption", columns="name/en", length=8))
+    fields = dict(
+        image=dict(name="picture", size=16), text=dict(name="caption", columns="name/en", length=8)
+    )
     data = dict(source=shapes, batch=8, fields=fields)
     image = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean")
-    model = dict(name="coca", image=image, width=16, heads=2, hidden=32, unimodal=1, multimodal=1, queries=2, embed_dim=8)
+    model = dict(
+        name="coca",
+        image=image,
+        width=16,
+        heads=2,
+        hidden=32,
+        unimodal=1,
+        multimodal=1,
+        queries=2,
+        embed_dim=8,
+    )
     objectives = dict(clip=1.0, captioning=1.0)
     config = dict(
-        model=model, preprocess=dict(image_size=16), tasks=dict(pairs=dict(data=data, objectives=objectives)), steps=1, optim=dict(warmup=0)
+        model=model,
+        preprocess=dict(image_size=16),
+        tasks=dict(pairs=dict(data=data, objectives=objectives)),
+        steps=1,
+        optim=dict(warmup=0),
     )
     experiment = resolve(Experiment, config)
     model = build_model(experiment, tokenizer)
     params, rest = jax.jit(model.init)(jax.random.key(0))
-    params = {k: v + 0.2 * jax.random.normal(jax.random.key(i), v.shape) for i, (k, v) in enumerate(params.items())}
+    params = {
+        k: v + 0.2 * jax.random.normal(jax.random.key(i), v.shape)
+        for i, (k, v) in enumerate(params.items())
+    }
     encoders = make_encoders(experiment, model, tokenizer, MESH, (params, rest))
     pictures = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), np.uint8)
-    texts = [["red apple", "two blue stars"], ["tree", "green apple"], ["stars", "blue blue blue blue blue blue blue"]]
+    texts = [
+        ["red apple", "two blue stars"],
+        ["tree", "green apple"],
+        ["stars", "blue blue blue blue blue blue blue"],
+    ]
     tokens = np.stack([tokenizer.encode(t, 8) for t in texts])
     begin = np.array([0, 2, 1], np.int32)
     got = encoders.scores(pictures, tokens, begin).rows
     ready = experiment.preprocess.normalise(jnp.asarray(pictures, jnp.float32) / 255)
-    logits = jax.jit(lambda text: model.apply(params, rest, ready, text, method="caption_logits")[0])
+    logits = jax.jit(
+        lambda text: model.apply(params, rest, ready, text, method="caption_logits")[0]
+    )
     for k in range(2):
         z = np.asarray(logits(jnp.asarray(tokens[:, k])), np.float64)[:, :-1]
-        log_p = np.take_along_axis(z - scipy.special.logsumexp(z, -1, keepdims=True), tokens[:, k, :, None], -1)[..., 0]
+        log_p = np.take_along_axis(
+            z - scipy.special.logsumexp(z, -1, keepdims=True), tokens[:, k, :, None], -1
+        )[..., 0]
         counts = (tokens[:, k] != 0) & (np.arange(8) >= begin[:, None])
         right = counts & (z.argmax(-1) == tokens[:, k])
-        np.testing.assert_allclose(got[:, k], np.stack([(log_p * counts).sum(1), counts.sum(1), right.sum(1)], 1), rtol=2e-5)
+        np.testing.assert_allclose(
+            got[:, k],
+            np.stack([(log_p * counts).sum(1), counts.sum(1), right.sum(1)], 1),
+            rtol=2e-5,
+        )
         if k == 0:
             z[..., 0] = -np.inf  # padding is not written
             first = z[np.arange(3), begin].argmax(-1)
-    written = encoders.captions(pictures, Generation(), np.where(np.arange(8) < begin[:, None], tokens[:, 0], 0))[1].rows
+    written = encoders.captions(
+        pictures, Generation(), np.where(np.arange(8) < begin[:, None], tokens[:, 0], 0)
+    )[1].rows
     for row in range(3):  # after the same prefix, with kept keys and values
-        assert written[row, : begin[row] + 1].tolist() == [*tokens[row, 0, : begin[row]], first[row]]
+        assert written[row, : begin[row] + 1].tolist() == [
+            *tokens[row, 0, : begin[row]],
+            first[row],
+        ]

@@ -23,8 +23,16 @@ class Knows:
 
     def __init__(self, answer, rows):
         texts = SOURCE.open(log=lambda text: None).columns["class_label"].classes.names["en"]
-        self.tokenizer = Tokenizer("unigram", train_unigram(texts, 64, lowercase=True), pad_id=0, eos_id=1)
-        self.answer, self.batch, self.text_length, self.threads, self.preprocess = answer, rows, 12, 2, Preprocess(image_size=S)
+        self.tokenizer = Tokenizer(
+            "unigram", train_unigram(texts, 64, lowercase=True), pad_id=0, eos_id=1
+        )
+        self.answer, self.batch, self.text_length, self.threads, self.preprocess = (
+            answer,
+            rows,
+            12,
+            2,
+            Preprocess(image_size=S),
+        )
         self.mesh = make_mesh(devices=jax.devices()[:1])
 
     def outputs(self, batch, names):
@@ -35,13 +43,22 @@ def test_overlap_of_masks():
     hidden = np.array([[1, 1, 0, 0], [0, 1, 1, 0]], bool)
     shows = np.array([[1, 0, 0, 0], [0, 1, 1, 1]], bool)
     hit, iou, hit_random, iou_random = overlap(hidden, shows)
-    assert hit.tolist() == [0.5, 1.0] and iou.tolist() == [0.5, 2 / 3] and hit_random.tolist() == [0.25, 0.75]
-    # Two of four places, by lot: the one that shows the thing is hit half the time (1/2, else 0/3); of three, 1 or 2 are hit.
+    assert (
+        hit.tolist() == [0.5, 1.0]
+        and iou.tolist() == [0.5, 2 / 3]
+        and hit_random.tolist() == [0.25, 0.75]
+    )
+    # Two of four places, by lot: the one that shows the thing is hit half the time (1/2, else 0/3);
+    # of three, 1 or 2 are hit.
     np.testing.assert_allclose(iou_random, [0.25, 0.5 * (2 / 3) + 0.5 * (1 / 4)], atol=0.15)
 
 
 def cut(image):
-    return image.reshape(len(image), 4, 4, 4, 4, -1).transpose(0, 1, 3, 2, 4, 5).reshape(len(image), P, -1)
+    return (
+        image.reshape(len(image), 4, 4, 4, 4, -1)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(len(image), P, -1)
+    )
 
 
 def test_figures_of_a_model_that_completes_the_image_of_its_text_only():
@@ -50,7 +67,9 @@ def test_figures_of_a_model_that_completes_the_image_of_its_text_only():
     def answer(batch):
         pixels = batch["image"].astype(np.float64) / 255
         patches = cut((pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]) * 2 - 1)
-        right = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(patches.var(-1, keepdims=True) + 1e-6)
+        right = (patches - patches.mean(-1, keepdims=True)) / np.sqrt(
+            patches.var(-1, keepdims=True) + 1e-6
+        )
         scores = cut(batch["image"][..., 3:] > 127).mean(-1)
         hidden = scores >= np.sort(scores, 1)[:, -4:-3]
         if "patch_scores" in batch:  # the second time, with another's text
@@ -59,14 +78,22 @@ def test_figures_of_a_model_that_completes_the_image_of_its_text_only():
             right = np.where(same[:, None, None], right, right + 2)
         else:
             names.update(enumerate(map(tuple, batch["text"].tolist())))
-        return {"patch_prediction": right, "patch_weight": hidden.astype(np.float32), "patch_scores": scores}
+        return {
+            "patch_prediction": right,
+            "patch_weight": hidden.astype(np.float32),
+            "patch_scores": scores,
+        }
 
     result = MaskedImages(**NAMES, gallery=3).run(Knows(answer, rows=100))
     figures = result.metrics
     assert set(figures) == set(MaskedImages(**NAMES).figures)
     assert figures["images"] == 144 and len(result.gallery) == 3
-    np.testing.assert_allclose([figures["error"], figures["error_other_text"], figures["gain"]], [0, 4, 1], atol=1e-3)
-    assert 1 >= figures["hit"] > 0.8 > figures["hit_random"] and figures["iou"] > figures["iou_random"]
+    np.testing.assert_allclose(
+        [figures["error"], figures["error_other_text"], figures["gain"]], [0, 4, 1], atol=1e-3
+    )
+    assert (
+        1 >= figures["hit"] > 0.8 > figures["hit_random"] and figures["iou"] > figures["iou_random"]
+    )
     with pytest.raises(ConfigError, match="shown: 0 is a share"):
         MaskedImages(**NAMES, shown=0)
 
@@ -81,10 +108,22 @@ def test_figures_of_a_model_that_knows_the_order_of_a_row():
         if swapped:
             np.testing.assert_array_equal(batch["image"][:, 1:], seen[-2]["image"][:, :-1])
         lse = np.full((b, r), 3.0 if swapped else 1.0)
-        return dict(caption_lse=lse, caption_target=np.full((b, r), 0.5), caption_weight=batch["weight"], caption_correct=lse < 2)
+        return dict(
+            caption_lse=lse,
+            caption_target=np.full((b, r), 0.5),
+            caption_weight=batch["weight"],
+            caption_correct=lse < 2,
+        )
 
     figures = Interleaved(**NAMES).run(Knows(answer, rows=10)).metrics
-    assert figures == {"loss": 0.5, "loss_swapped": 2.5, "rise": 2.0, "token_accuracy": 1.0, "token_accuracy_swapped": 0.0, "rows": 36.0}
+    assert figures == {
+        "loss": 0.5,
+        "loss_swapped": 2.5,
+        "rise": 2.0,
+        "token_accuracy": 1.0,
+        "token_accuracy_swapped": 0.0,
+        "rows": 36.0,
+    }
     assert set(figures) == set(Interleaved(**NAMES).figures)
     with pytest.raises(ConfigError, match=r"interleave\.records: 1 must be >= 2"):
         Interleaved(**NAMES, interleave=Interleave(1))

@@ -19,12 +19,15 @@ ONE = make_mesh(devices=jax.devices()[:1])
 def oracle(queries, candidates, query_ids, candidate_ids):
     """Per query: scores float64 [N] and right bool [N], every pair looked at on its own."""
     scores = queries.astype(np.float64) @ candidates.astype(np.float64).T
-    right = np.array([[bool(set(q) & set(c)) for c in candidate_ids] for q in query_ids], bool).reshape(scores.shape)
+    right = np.array(
+        [[bool(set(q) & set(c)) for c in candidate_ids] for q in query_ids], bool
+    ).reshape(scores.shape)
     return scores, right
 
 
 def recall_by_permutations(scores, right, k):
-    """Share of the orders of tied candidates in which a right one is among the first k: all orders, counted."""
+    """Share of the orders of tied candidates in which a right one is among the first k: all orders,
+    counted."""
     hits = []
     for order in itertools.permutations(range(len(scores))):
         ordered = sorted(order, key=lambda i: -scores[i])  # stable: ties stand as in `order`
@@ -37,33 +40,56 @@ def counts(scores, right):
     if not right.any():
         return None
     best = scores[right].max()
-    return (scores[~right] > best).sum(), (scores[~right] == best).sum(), (scores[right] == best).sum()
+    return (
+        (scores[~right] > best).sum(),
+        (scores[~right] == best).sum(),
+        (scores[right] == best).sum(),
+    )
 
 
-# Coordinates on a coarse grid: many exact ties, and products that float32 and float64 both hold exactly.
+# Coordinates on a coarse grid: many exact ties, and products that float32 and float64 both hold
+# exactly.
 GRID = st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0])
 
 
 @st.composite
 def problems(draw):
-    # Few shapes, so that few programs are compiled; 9 and 33 candidates leave a part of the last tile empty.
+    # Few shapes, so that few programs are compiled; 9 and 33 candidates leave a part of the last
+    # tile empty.
     m, n, d = draw(st.sampled_from([1, 21])), draw(st.sampled_from([1, 9, 33])), 2
     queries = draw(hnp.arrays(np.float32, (m, d), elements=GRID))
     candidates = draw(hnp.arrays(np.float32, (n, d), elements=GRID))
     ids = st.lists(st.integers(0, draw(st.integers(1, 8))), max_size=3)
-    return queries, candidates, draw(st.lists(ids, min_size=m, max_size=m)), draw(st.lists(ids, min_size=n, max_size=n))
+    return (
+        queries,
+        candidates,
+        draw(st.lists(ids, min_size=m, max_size=m)),
+        draw(st.lists(ids, min_size=n, max_size=n)),
+    )
 
 
 def pad_to_three(ids):
-    return np.pad(ranking.pad_ids(ids), ((0, 0), (0, 3 - ranking.pad_ids(ids).shape[1])), constant_values=-1)
+    return np.pad(
+        ranking.pad_ids(ids), ((0, 0), (0, 3 - ranking.pad_ids(ids).shape[1])), constant_values=-1
+    )
 
 
 @hypothesis.given(problems(), st.sampled_from([8, 64]), st.sampled_from([2, 512]))
-@hypothesis.settings(deadline=None, max_examples=60, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(
+    deadline=None, max_examples=60, suppress_health_check=list(hypothesis.HealthCheck)
+)
 def test_counts_equal_brute_force(problem, tile, block):
     queries, candidates, query_ids, candidate_ids = problem
     scores, right = oracle(*problem)
-    got = ranking.rank(queries, candidates, pad_to_three(query_ids), pad_to_three(candidate_ids), MESH, tile=tile, block=block)
+    got = ranking.rank(
+        queries,
+        candidates,
+        pad_to_three(query_ids),
+        pad_to_three(candidate_ids),
+        MESH,
+        tile=tile,
+        block=block,
+    )
     np.testing.assert_array_equal(got.right, right.sum(1))
     for i, (s, r) in enumerate(zip(scores, right)):
         if r.any():
@@ -72,16 +98,26 @@ def test_counts_equal_brute_force(problem, tile, block):
             assert got.recall(10)[i] == 0 and got.rank()[i] == len(candidates) + 1
 
 
-@hypothesis.given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6), st.integers(1, 4))
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6), st.integers(1, 4)
+)
 @hypothesis.settings(deadline=None, max_examples=30)
 def test_recall_is_the_share_of_all_orders_of_ties(candidates, k):
-    scores, right = np.array([c[0] for c in candidates], float), np.array([c[1] for c in candidates])
+    scores, right = (
+        np.array([c[0] for c in candidates], float),
+        np.array([c[1] for c in candidates]),
+    )
     if not right.any():
         return
     better, tied, tied_right = (np.array([x]) for x in counts(scores, right))
     ranks = ranking.Ranks(better, tied, tied_right, np.array([right.sum()]), len(scores))
-    np.testing.assert_allclose(ranks.recall(k), [recall_by_permutations(scores, right, k)], atol=1e-12)
-    orders = [sorted(order, key=lambda i: -scores[i]) for order in itertools.permutations(range(len(scores)))]
+    np.testing.assert_allclose(
+        ranks.recall(k), [recall_by_permutations(scores, right, k)], atol=1e-12
+    )
+    orders = [
+        sorted(order, key=lambda i: -scores[i])
+        for order in itertools.permutations(range(len(scores)))
+    ]
     places = [1 + min(order.index(j) for j in np.flatnonzero(right)) for order in orders]
     np.testing.assert_allclose(ranks.rank(), [np.mean(places)], atol=1e-12)
 
@@ -98,7 +134,8 @@ def test_perfect_encoder_is_always_right():
 
 
 def test_all_equal_encoder_is_at_chance_exactly():
-    """100 % would be the answer of counting only strictly better candidates; 0 % that of counting ties against."""
+    """100 % would be the answer of counting only strictly better candidates; 0 % that of counting
+    ties against."""
     x = np.repeat(unit(1, 24), 50, axis=0)
     got = ranking.rank(x, x, np.arange(50), np.arange(50), MESH, tile=16)
     for k in (1, 5, 10):
@@ -108,7 +145,8 @@ def test_all_equal_encoder_is_at_chance_exactly():
 
 
 def test_chance_with_duplicates_is_hypergeometric():
-    """Three of 30 candidates are right: a blind encoder finds one of them in five with 1 - C(27,5)/C(30,5)."""
+    """Three of 30 candidates are right: a blind encoder finds one of them in five with 1 -
+    C(27,5)/C(30,5)."""
     x = np.repeat(unit(1, 8), 30, axis=0)
     ids = np.arange(30) // 3
     got = ranking.rank(x, x, ids, ids, MESH, tile=4)
@@ -162,19 +200,28 @@ def test_top_k_of_few_candidates():
 
 
 def test_memory_does_not_grow_with_the_square():
-    """The largest array of the compiled passes is one block of scores per device, not queries x candidates."""
+    """The largest array of the compiled passes is one block of scores per device, not queries x
+    candidates."""
     q, c = unit(1024, 8), unit(2048, 8)
     rows = ranking._Rows(MESH, len(q), 16)
     ids = rows.put(np.arange(1024, dtype=np.int32)[:, None], -1)
     tile = next(ranking._tiles(MESH, 64, c, np.arange(2048, dtype=np.int32)[:, None]))
     carry = rows.fill(-np.inf, np.float32), rows.fill(0, np.int32)
-    compiled = ranking._best_pass.lower(MESH, rows.block, rows.put(q, 0), ids, carry, tile).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < 16 * 64 * 4 * 16  # a few blocks of [16, 64]
+    compiled = ranking._best_pass.lower(
+        MESH, rows.block, rows.put(q, 0), ids, carry, tile
+    ).compile()
+    assert (
+        compiled.memory_analysis().temp_size_in_bytes < 16 * 64 * 4 * 16
+    )  # a few blocks of [16, 64]
 
 
 @pytest.mark.parametrize("bad", ["width", "no candidates", "ids"])
 def test_shapes_are_checked(bad):
     q, c, ids = unit(4, 3), unit(5, 3), np.arange(5)
-    q, c, ids = {"width": (unit(4, 2), c, ids), "no candidates": (q, c[:0], ids[:0]), "ids": (q, c, ids[:3])}[bad]
+    q, c, ids = {
+        "width": (unit(4, 2), c, ids),
+        "no candidates": (q, c[:0], ids[:0]),
+        "ids": (q, c, ids[:3]),
+    }[bad]
     with pytest.raises(ValueError, match="candidates"):
         ranking.rank(q, c, np.arange(4), ids, MESH)

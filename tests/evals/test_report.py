@@ -1,4 +1,5 @@
-"""The report page: complete in one file, whatever the run went through, and safe with any caption."""
+"""The report page: complete in one file, whatever the run went through, and safe with any
+caption."""
 
 import html.parser
 import io
@@ -58,7 +59,11 @@ def picture(colour):
 
 
 def gallery(text="red square"):
-    items = (Item("blue square", 0.75, False, picture(10)), Item(text, 0.5, True, None), Item("none", float("nan"), False))
+    items = (
+        Item("blue square", 0.75, False, picture(10)),
+        Item(text, 0.5, True, None),
+        Item("none", float("nan"), False),
+    )
     return [
         GalleryRow("Image to text", text, picture(200), items, 2.0, "a note"),
         GalleryRow("Text to image", text, None, items[:1], 17.5),
@@ -72,11 +77,34 @@ def write_run(workdir, records, **files):
 
 
 def records(steps=(10, 20, 30), loss=lambda s: 100 / s):
-    out = [{"step": 0, "time": 1.0, "kind": "event", "name": "compile/pairs", "compile_seconds": 4.25}]
+    out = [
+        {"step": 0, "time": 1.0, "kind": "event", "name": "compile/pairs", "compile_seconds": 4.25}
+    ]
     for s in steps:
-        speed = {"examples_per_second": 640.0, "data_wait": 0.0125, "skipped": 0.0, "skipped_records": 0.0}
-        out.append({"step": s, "time": 1.0 + s, "kind": "train", "name": "pairs", "loss": loss(s), "lr": s / 1000, **speed})
-        figures = {"acc@1": s / 100, "acc@5": s / 50, "acc@1_chance": 0.01, "classes": 100.0, "skipped/image cannot be decoded": 3.0}
+        speed = {
+            "examples_per_second": 640.0,
+            "data_wait": 0.0125,
+            "skipped": 0.0,
+            "skipped_records": 0.0,
+        }
+        out.append(
+            {
+                "step": s,
+                "time": 1.0 + s,
+                "kind": "train",
+                "name": "pairs",
+                "loss": loss(s),
+                "lr": s / 1000,
+                **speed,
+            }
+        )
+        figures = {
+            "acc@1": s / 100,
+            "acc@5": s / 50,
+            "acc@1_chance": 0.01,
+            "classes": 100.0,
+            "skipped/image cannot be decoded": 3.0,
+        }
         out.append({"step": s, "time": 1.5 + s, "kind": "eval", "name": "unseen", **figures})
     return out
 
@@ -88,7 +116,12 @@ def page(workdir):
 
 
 def test_everything_is_inside_one_file(tmp_path):
-    write_run(tmp_path, records(), config={"steps": 30, "model": {"name": "align"}}, machine={"command": "python -m jaxvl.train"})
+    write_run(
+        tmp_path,
+        records(),
+        config={"steps": 30, "model": {"name": "align"}},
+        machine={"command": "python -m jaxvl.train"},
+    )
     report.save_gallery(tmp_path, "unseen", 30, gallery())
     text, parsed = page(tmp_path)
     for tag, name, value in parsed.attributes:
@@ -99,9 +132,23 @@ def test_everything_is_inside_one_file(tmp_path):
 
 
 def test_shows_figures_speed_config_machine_and_skips(tmp_path):
-    write_run(tmp_path, records(), config={"steps": 30, "model": {"name": "align"}, "seed": 7}, machine={"cpu": "a cpu", "cores": 2})
+    write_run(
+        tmp_path,
+        records(),
+        config={"steps": 30, "model": {"name": "align"}, "seed": 7},
+        machine={"cpu": "a cpu", "cores": 2},
+    )
     words = page(tmp_path)[1].words
-    for expected in ("30 steps", "30.0 %", "60.0 %", "chance 1.0 %", "× 30", "640", "1.2 %", "image cannot be decoded"):
+    for expected in (
+        "30 steps",
+        "30.0 %",
+        "60.0 %",
+        "chance 1.0 %",
+        "× 30",
+        "640",
+        "1.2 %",
+        "image cannot be decoded",
+    ):
         assert expected in words, expected
     for expected in ("cpu a cpu", "cores 2", '"name": "align"', "seed 7"):
         assert expected in words, expected
@@ -114,14 +161,24 @@ def test_gallery_marks_right_and_wrong_by_more_than_colour(tmp_path):
     assert "✓ right, score 0.500 red square" in parsed.words
     assert "✗ wrong, score 0.750 blue square" in parsed.words
     assert "✗ wrong, score not finite none" in parsed.words
-    assert "right answer at rank 2 a note" in parsed.words and "right answer at rank 18" in parsed.words
+    assert (
+        "right answer at rank 2 a note" in parsed.words
+        and "right answer at rank 18" in parsed.words
+    )
     assert text.count("data:image/png;base64,") == 3
 
 
-BROKEN = {"metrics.jsonl": '{"step": 1, "ti', "config.json": "{", "gallery.json": "{}", "machine.json": ""}
+BROKEN = {
+    "metrics.jsonl": '{"step": 1, "ti',
+    "config.json": "{",
+    "gallery.json": "{}",
+    "machine.json": "",
+}
 
 
-@pytest.mark.parametrize("files", [{}, {"metrics.jsonl": ""}, BROKEN], ids=["nothing", "no records", "broken files"])
+@pytest.mark.parametrize(
+    "files", [{}, {"metrics.jsonl": ""}, BROKEN], ids=["nothing", "no records", "broken files"]
+)
 def test_an_empty_or_broken_run_is_still_a_page(tmp_path, files):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
@@ -131,7 +188,16 @@ def test_an_empty_or_broken_run_is_still_a_page(tmp_path, files):
 def test_values_that_are_not_finite(tmp_path):
     nan = float("nan")
     run = records(loss=lambda s: None if s == 20 else nan if s == 30 else 5.0)
-    run += [{"step": 40, "time": 50.0, "kind": "eval", "name": "broken", "acc@1": nan, "acc@1_chance": float("inf")}]
+    run += [
+        {
+            "step": 40,
+            "time": 50.0,
+            "kind": "eval",
+            "name": "broken",
+            "acc@1": nan,
+            "acc@1_chance": float("inf"),
+        }
+    ]
     write_run(tmp_path, run)
     text, parsed = page(tmp_path)
     assert "Loss not finite in 2 of the records" in parsed.words
@@ -141,7 +207,12 @@ def test_values_that_are_not_finite(tmp_path):
 
 def test_captions_and_names_are_escaped(tmp_path):
     run = [{**r, "name": EVIL} if r["kind"] != "event" else r for r in records()]
-    write_run(tmp_path, run, config={"steps": 30, "note": EVIL, "model": {"name": EVIL}}, machine={"command": EVIL})
+    write_run(
+        tmp_path,
+        run,
+        config={"steps": 30, "note": EVIL, "model": {"name": EVIL}},
+        machine={"command": EVIL},
+    )
     report.save_gallery(tmp_path, EVIL, 30, gallery(EVIL))
     text, parsed = page(tmp_path)
     assert "alert('x')</script>" not in text
@@ -156,12 +227,23 @@ def page_scripts(parsed):
 
 def test_a_resumed_run_counts_repeated_steps_once(tmp_path):
     write_run(tmp_path, records() + records(steps=(20, 30), loss=lambda s: 1.0))
-    loss = [r["loss"] for r in report.read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"]
+    loss = [
+        r["loss"] for r in report.read_metrics(tmp_path / "metrics.jsonl") if r["kind"] == "train"
+    ]
     assert loss == [10.0, 1.0, 1.0]
 
 
 def test_skips_by_cause_come_from_events(tmp_path):
-    run = records() + [{"step": 30, "time": 40.0, "kind": "event", "name": "skipped/pairs", "truncated record": 2.0, "other": 0.0}]
+    run = records() + [
+        {
+            "step": 30,
+            "time": 40.0,
+            "kind": "event",
+            "name": "skipped/pairs",
+            "truncated record": 2.0,
+            "other": 0.0,
+        }
+    ]
     write_run(tmp_path, run)
     words = page(tmp_path)[1].words
     assert "task pairs truncated record 2" in words and "other" not in words
@@ -169,7 +251,9 @@ def test_skips_by_cause_come_from_events(tmp_path):
 
 def test_what_the_data_left_out_is_shown_once(tmp_path):
     event = {"time": 40.0, "kind": "event", "name": "left_out/pairs", "damaged header": 4.0}
-    write_run(tmp_path, records() + [{"step": 0, **event}, {"step": 20, **event}])  # of the start, and of a resume
+    write_run(
+        tmp_path, records() + [{"step": 0, **event}, {"step": 20, **event}]
+    )  # of the start, and of a resume
     words = page(tmp_path)[1].words
     assert words.count("damaged header") == 1 and "data of task pairs damaged header 4" in words
 
@@ -179,7 +263,10 @@ def test_save_gallery_keeps_the_latest_of_every_evaluator(tmp_path):
     report.save_gallery(tmp_path, "b", 1, gallery("b"))
     sheet = report.save_gallery(tmp_path, "a", 2, gallery("new"))
     saved = json.loads((tmp_path / "gallery.json").read_text())
-    assert {k: (v["step"], v["rows"][0]["text"]) for k, v in saved.items()} == {"a": (2, "new"), "b": (1, "b")}
+    assert {k: (v["step"], v["rows"][0]["text"]) for k, v in saved.items()} == {
+        "a": (2, "new"),
+        "b": (1, "b"),
+    }
     assert sheet.dtype == np.uint8 and sheet.ndim == 3 and sheet.shape[2] == 3
     assert report.save_gallery(tmp_path, "none", 1, []).ndim == 3
 
@@ -204,15 +291,29 @@ def test_summary_table():
 
 def test_summary_table_shows_intervals_and_of_the_parts_only_recall():
     console = Console(record=True, width=100)
-    figures = {"heard/r@10": 0.2, "heard/r@10_low": 0.1, "heard/r@10_high": 0.3, "heard/fr/r@1": 0.01, "heard/fr/r@10": 0.25}
+    figures = {
+        "heard/r@10": 0.2,
+        "heard/r@10_low": 0.1,
+        "heard/r@10_high": 0.3,
+        "heard/fr/r@1": 0.01,
+        "heard/fr/r@10": 0.25,
+    }
     console.print(report.summary_table(figures))
     text = console.export_text().replace("\u00a0", " ")
-    assert re.search(r"heard.*r@10.*20\.0 % \(10\.0 % … 30\.0 %\)", text) and re.search(r"fr/r@10.*25\.0 %", text)
+    assert re.search(r"heard.*r@10.*20\.0 % \(10\.0 % … 30\.0 %\)", text) and re.search(
+        r"fr/r@10.*25\.0 %", text
+    )
     assert "fr/r@1 " not in text and "_low" not in text
 
 
 @pytest.mark.parametrize(
-    "name, kind", [("acc@1", "percent"), ("fr/text2image_r@10", "percent"), ("exact", "percent"), ("meteor_exact_stem", "number")]
+    "name, kind",
+    [
+        ("acc@1", "percent"),
+        ("fr/text2image_r@10", "percent"),
+        ("exact", "percent"),
+        ("meteor_exact_stem", "number"),
+    ],
 )
 def test_shares_are_percents(name, kind):
     assert report.kind_of(name) == kind
@@ -226,7 +327,9 @@ def test_a_gallery_row_that_ranks_nothing_shows_no_rank(tmp_path):
     assert "a red square" in words and "right answer at rank" not in words
 
 
-@pytest.mark.parametrize("low, high", [(0, 1), (0.3, 97), (-5, 5), (1e-7, 3e-7), (999, 1001), (0, 6000)])
+@pytest.mark.parametrize(
+    "low, high", [(0, 1), (0.3, 97), (-5, 5), (1e-7, 3e-7), (999, 1001), (0, 6000)]
+)
 def test_ticks_are_round_and_cover_the_range(low, high):
     ticks = charts._ticks(low, high, 5)
     step = ticks[1] - ticks[0]
@@ -256,37 +359,77 @@ def test_long_runs_are_thinned_without_moving_the_mean():
     assert np.mean([y for _, y in thin]) == pytest.approx(np.mean([y for _, y in points]), abs=1e-9)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files that were cut, edited, or are something else
 
 DAMAGED = {
     "metrics.jsonl": [
-        b"[1, 2]\n3\nnull\n\"text\"\n", b"\xff\xfe\x00", b"[" * 100_000, b'{"step": true, "kind": "train", "name": "a"}\n',
-        b'{"step": -1, "kind": "train", "name": "a"}\n{"step": 1, "kind": ["train"], "name": {}}\n', b'{"step": 1e99, "kind": "eval", "name": "a"}',
+        b'[1, 2]\n3\nnull\n"text"\n',
+        b"\xff\xfe\x00",
+        b"[" * 100_000,
+        b'{"step": true, "kind": "train", "name": "a"}\n',
+        b'{"step": -1, "kind": "train", "name": "a"}\n{"step": 1, "kind": ["train"], "name": {}}\n',
+        b'{"step": 1e99, "kind": "eval", "name": "a"}',
         b'{"step": 5, "time": "now", "kind": "eval", "name": "a", "acc@1": "much", "rank": [1], "acc@5": {"x": 1}}',
         b'{"step": 5, "time": NaN, "kind": "train", "name": "a", "loss": Infinity, "lr": -Infinity}',
-        b'{"step": 5, "kind": "eval", "name": "a", "acc@1": ' + b"9" * 400 + b', "acc@5": 1e308, "acc@9": -1e308}',
+        b'{"step": 5, "kind": "eval", "name": "a", "acc@1": '
+        + b"9" * 400
+        + b', "acc@5": 1e308, "acc@9": -1e308}',
         b'{"step": 5, "kind": "train", "name": "a", "loss": 5e-324}\n{"step": 6, "kind": "train", "name": "a", "loss": 1e308}',
         b'{"step": 5, "kind": "event", "name": "skipped/a", "cause": "a text"}\n{"step": 5, "kind": "train", "name": "a"}',
     ],
     "config.json": [
-        b"[1, 2, 3]", b"7", b'"text"', b"null", b'{"steps": "many", "evals": [1]}', b'{"steps": NaN, "evals": {"unseen": 3}}',
-        b'{"evals": {"unseen": {"source": [1], "language": 5, "name": null}}, "steps": -3}', b'{"steps": 30, "model":',
-        b'{"a": ' * 400 + b"1" + b"}" * 400, b'{"tasks": {"' + b"k" * 100_000 + b'": 1}, "x": [' + b"1, " * 5000 + b"1]}",
+        b"[1, 2, 3]",
+        b"7",
+        b'"text"',
+        b"null",
+        b'{"steps": "many", "evals": [1]}',
+        b'{"steps": NaN, "evals": {"unseen": 3}}',
+        b'{"evals": {"unseen": {"source": [1], "language": 5, "name": null}}, "steps": -3}',
+        b'{"steps": 30, "model":',
+        b'{"a": ' * 400 + b"1" + b"}" * 400,
+        b'{"tasks": {"' + b"k" * 100_000 + b'": 1}, "x": [' + b"1, " * 5000 + b"1]}",
     ],
-    "machine.json": [b"[]", b"1.5", b'{"command": ["a"], "cpu": {"name": null}, "cores": NaN}', b"{", b'{"cores": 1e999}'],
+    "machine.json": [
+        b"[]",
+        b"1.5",
+        b'{"command": ["a"], "cpu": {"name": null}, "cores": NaN}',
+        b"{",
+        b'{"cores": 1e999}',
+    ],
     "gallery.json": [
-        b"[1]", b"3", b'{"unseen": 1}', b'{"unseen": {"step": 1}}', b'{"unseen": {"step": "x", "rows": []}}', b'{"unseen": {"step": 1, "rows": [1, "a", null]}}',
-        b'{"unseen": {"step": 1, "rows": [{"group": 1, "text": "a", "image": null, "items": []}]}}', b'{"unseen": {"step": 1, "rows": [{"grou',
+        b"[1]",
+        b"3",
+        b'{"unseen": 1}',
+        b'{"unseen": {"step": 1}}',
+        b'{"unseen": {"step": "x", "rows": []}}',
+        b'{"unseen": {"step": 1, "rows": [1, "a", null]}}',
+        b'{"unseen": {"step": 1, "rows": [{"group": 1, "text": "a", "image": null, "items": []}]}}',
+        b'{"unseen": {"step": 1, "rows": [{"grou',
         b'{"unseen": {"step": 1, "rows": [{"group": "g", "text": "a", "image": "not base64", "items": []}]}}',
         b'{"unseen": {"step": 1, "rows": [{"group": "g", "text": "a", "image": null, "items": [3], "rank": 1}]}}',
         b'{"unseen": {"step": 1, "rows": [{"group": "g", "text": "a", "image": null, "items": [{"text": "b", "score": "x", "right": true}]}]}}',
         b'{"unseen": {"step": 1, "rows": [{"group": "g", "text": "a", "image": null, "items": [], "rank": NaN}]}}',
     ],
-}  # fmt: skip
-# What is no damage: a figure that is not finite, a config that is only strange, a task without records.
-UNHARMED = (b"Infinity", b"5e-324", b"1e308", b"NaN}]", b'{"a": ', b'"evals"', b'"tasks"', b'"cores"', b"skipped/a")
-CASES = [pytest.param(name, content, id=f"{name}-{i}") for name, contents in DAMAGED.items() for i, content in enumerate(contents)]
+}
+# What is no damage: a figure that is not finite, a config that is only strange, a task without
+# records.
+UNHARMED = (
+    b"Infinity",
+    b"5e-324",
+    b"1e308",
+    b"NaN}]",
+    b'{"a": ',
+    b'"evals"',
+    b'"tasks"',
+    b'"cores"',
+    b"skipped/a",
+)
+CASES = [
+    pytest.param(name, content, id=f"{name}-{i}")
+    for name, contents in DAMAGED.items()
+    for i, content in enumerate(contents)
+]
 
 
 @pytest.mark.parametrize("name, content", CASES)
@@ -296,10 +439,18 @@ def test_a_file_that_holds_something_else_leaves_the_rest_of_the_page(tmp_path, 
     whole = (tmp_path / name).read_bytes() if name == "metrics.jsonl" else b""
     (tmp_path / name).write_bytes(whole + content)
     text, parsed = page(tmp_path)
-    told = [word for word in ("metrics.jsonl", "config.json", "machine.json", "gallery.json") if f"{word}: " in parsed.words]
+    told = [
+        word
+        for word in ("metrics.jsonl", "config.json", "machine.json", "gallery.json")
+        if f"{word}: " in parsed.words
+    ]
     assert told == ([] if any(part in content for part in UNHARMED) else [name])
     assert "30.0 %" in parsed.words
-    for other, expected in (("config.json", "seed 7"), ("machine.json", "cpu a cpu"), ("gallery.json", "red square")):
+    for other, expected in (
+        ("config.json", "seed 7"),
+        ("machine.json", "cpu a cpu"),
+        ("gallery.json", "red square"),
+    ):
         assert name == other or expected in parsed.words
     assert not re.search(r"\b(NaN|Infinity|inf)\b", text)
 
@@ -339,11 +490,14 @@ def test_what_is_good_of_a_damaged_gallery_is_kept(tmp_path):
     (tmp_path / "gallery.json").write_text(json.dumps(saved))
     report.save_gallery(tmp_path, "new", 2, gallery("a"))
     again = json.loads((tmp_path / "gallery.json").read_text())
-    assert set(again) == {"good", "new"} and [row["text"] for row in again["good"]["rows"]] == ["kept", "kept"]
+    assert set(again) == {"good", "new"} and [row["text"] for row in again["good"]["rows"]] == [
+        "kept",
+        "kept",
+    ]
     assert json.loads((tmp_path / "gallery.json.damaged-1").read_text())["bad"] == 3
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Texts that are long, and texts that would do something
 
 HOSTILE = {
@@ -374,28 +528,61 @@ def hostile_run(workdir, text):
     run = [{"step": 0, "time": 1.0, "kind": "event", "name": name, name: name, "other": text}]
     run += [{"step": 1, "time": 1.0, "kind": "event", "name": f"skipped/{name}", name: 3.0}]
     for step in (1, 2):
-        run += [{"step": step, "time": 2.0 + step, "kind": "train", "name": name, **train, "loss": 3.0 - step, name: 1.0 * step}]
-        figures = {f"{name}acc": 0.5 * step, "acc@1": 0.1 * step, "acc@1_chance": 0.01, f"skipped/{name}": 1.0, "classes": 3.0}
+        run += [
+            {
+                "step": step,
+                "time": 2.0 + step,
+                "kind": "train",
+                "name": name,
+                **train,
+                "loss": 3.0 - step,
+                name: 1.0 * step,
+            }
+        ]
+        figures = {
+            f"{name}acc": 0.5 * step,
+            "acc@1": 0.1 * step,
+            "acc@1_chance": 0.01,
+            f"skipped/{name}": 1.0,
+            "classes": 3.0,
+        }
         run += [{"step": step, "time": 2.5 + step, "kind": "eval", "name": name, **figures}]
         run += [{"step": step, "time": 2.5 + step, "kind": text, "name": text}]
     options = {"name": name, "source": {"name": name, "split": name}, "language": name}
-    config = {"steps": 2, name: name, "model": {"name": name, name: [name, {name: name}]}, "evals": {name: options}}
-    write_run(workdir, run, config=config, machine={"command": name, "cpu": text, name: name, "more": [name]})
+    config = {
+        "steps": 2,
+        name: name,
+        "model": {"name": name, name: [name, {name: name}]},
+        "evals": {name: options},
+    }
+    write_run(
+        workdir,
+        run,
+        config=config,
+        machine={"command": name, "cpu": text, name: name, "more": [name]},
+    )
     items = (Item(name, 0.5, True, picture(3)), Item(text, 0.4, False, None))
-    rows = [GalleryRow(name, name, picture(9), items, 1.0, name), GalleryRow(text, text, None, items, 17.5, text)]
+    rows = [
+        GalleryRow(name, name, picture(9), items, 1.0, name),
+        GalleryRow(text, text, None, items, 17.5, text),
+    ]
     report.save_gallery(workdir, name, 2, rows)
 
 
 def structure(parsed):
-    """What a page is made of, apart from its texts: tags in order, and names of their attributes."""
+    """What a page is made of, apart from its texts: tags in order, and names of their
+    attributes."""
     free = {"d", "class", "style", "x1", "x2", "y1", "y2", "aria-label", "alt", "dir"}
-    return parsed.tags, [(tag, name, value if name not in free else "") for tag, name, value in parsed.attributes]
+    return parsed.tags, [
+        (tag, name, value if name not in free else "") for tag, name, value in parsed.attributes
+    ]
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_texts_are_inert_wherever_a_page_shows_a_text(tmp_path, text):
     (tmp_path / "run").mkdir()
-    # Figures with "/" are of parts and are not drawn; so the harmless text has one wherever the hostile one does.
+    # Figures with "/" are of parts and are not drawn; so the harmless text has one wherever the
+    # hostile one does.
     harmless = "".join("/" if c == "/" else "@" if c == "@" else "x" for c in text)
     pages = []
     for content in (harmless, text):
@@ -410,7 +597,10 @@ def test_hostile_texts_are_inert_wherever_a_page_shows_a_text(tmp_path, text):
     (_, expected), (html_text, found) = pages
     assert structure(found) == structure(expected)
     for tag, name, value in found.attributes:
-        assert not name.startswith("on") and not (value or "").startswith("javascript:"), (tag, name)
+        assert not name.startswith("on") and not (value or "").startswith("javascript:"), (
+            tag,
+            name,
+        )
     for data in re.findall(r'<script type="application/json">(.*?)</script>', html_text, re.S):
         assert isinstance(json.loads(data), list)
 
@@ -418,7 +608,11 @@ def test_hostile_texts_are_inert_wherever_a_page_shows_a_text(tmp_path, text):
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_texts_are_inert_at_the_terminal_and_in_a_picture(tmp_path, text):
     console = Console(record=True, width=400, force_terminal=True, file=io.StringIO())
-    console.print(report.summary_table({f"n{text.replace('/', '')}/acc@1": 0.5, "a/" + text.replace("/", "") + "x": 1.0}))
+    console.print(
+        report.summary_table(
+            {f"n{text.replace('/', '')}/acc@1": 0.5, "a/" + text.replace("/", "") + "x": 1.0}
+        )
+    )
     shown = console.file.getvalue()
     assert not re.search(r"\x1b\]|\x1b\[3[1]m|[\x00-\x08\x0e-\x1a\x7f]", shown)
     if "[bold" in text:
@@ -432,18 +626,34 @@ def test_hostile_texts_are_inert_at_the_terminal_and_in_a_picture(tmp_path, text
     assert "\x1b]" not in console.file.getvalue()
 
 
-LONG = {"word": "w" * 10**6, "thin": "i" * 10**6, "words": "long " * 200_000, "wide": "\u4e00" * 10**6, "marks": "e" + "\u0301" * 10**6}
+LONG = {
+    "word": "w" * 10**6,
+    "thin": "i" * 10**6,
+    "words": "long " * 200_000,
+    "wide": "\u4e00" * 10**6,
+    "marks": "e" + "\u0301" * 10**6,
+}
 
 
 @pytest.mark.parametrize("text", LONG.values(), ids=LONG)
 def test_a_text_of_a_megabyte_is_cut_before_it_is_measured(tmp_path, text, monkeypatch):
-    """Once each character that was taken off was a measurement of all the others: half an hour for a tenth of this."""
+    """Once each character that was taken off was a measurement of all the others: half an hour for
+    a tenth of this."""
     measured = []
     getlength = ImageFont.FreeTypeFont.getlength
     monkeypatch.setattr(
-        ImageFont.FreeTypeFont, "getlength", lambda self, part, *a, **k: (measured.append(len(part)), getlength(self, part, *a, **k))[1]
+        ImageFont.FreeTypeFont,
+        "getlength",
+        lambda self, part, *a, **k: (measured.append(len(part)), getlength(self, part, *a, **k))[1],
     )
-    row = GalleryRow(text, text, picture(9), tuple(Item(text, 0.5, False, picture(3)) for _ in range(5)), 1.0, text)
+    row = GalleryRow(
+        text,
+        text,
+        picture(9),
+        tuple(Item(text, 0.5, False, picture(3)) for _ in range(5)),
+        1.0,
+        text,
+    )
     report.save_gallery(tmp_path, text, 1, [row])
     cells = 6
     assert len(measured) <= 80 * cells and max(measured) <= sheet.MOST + 1
@@ -463,10 +673,17 @@ def test_a_text_of_a_megabyte_is_cut_before_it_is_measured(tmp_path, text, monke
 
 def test_a_picture_of_a_long_text_shows_its_beginning():
     """As much of the words as two lines hold, by measuring every length there is."""
-    font = ImageFont.truetype(str(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 11)
+    font = ImageFont.truetype(
+        str(pathlib.Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 11
+    )
     word = "abcdefghij" * 100
     longest = max(n for n in range(100) if font.getlength(word[:n] + "…") <= 128)
     assert sheet._wrap(word, font, 128) == word[:longest] + "…"
-    assert sheet._wrap("a red square", font, 128) == "a red square" and sheet._wrap("", font, 128) == ""
-    two = sheet._wrap("several words that are too long for one line and for two", font, 128).split("\n")
+    assert (
+        sheet._wrap("a red square", font, 128) == "a red square"
+        and sheet._wrap("", font, 128) == ""
+    )
+    two = sheet._wrap("several words that are too long for one line and for two", font, 128).split(
+        "\n"
+    )
     assert len(two) == 2 and all(font.getlength(line) <= 128 for line in two)

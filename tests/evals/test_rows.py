@@ -1,4 +1,5 @@
-"""Evaluators that read batches as training does see the pictures that the other evaluators, and their thumbnails, show."""
+"""Evaluators that read batches as training does see the pictures that the other evaluators, and
+their thumbnails, show."""
 
 import io
 import types
@@ -22,7 +23,8 @@ S, N = 16, 6
 
 
 class Photos(Records):
-    """Wide JPEGs, large enough to be decoded at an eighth of their size where that is asked for; each is a clip of one frame as well."""
+    """Wide JPEGs, large enough to be decoded at an eighth of their size where that is asked for;
+    each is a clip of one frame as well."""
 
     def __init__(self):
         super().__init__([(k, {"en": [f"word {k}", []]}) for k in range(N)])
@@ -35,16 +37,35 @@ class Photos(Records):
         return {**super().record(i, columns), "image": out.getvalue(), "frames": [out.getvalue()]}
 
 
-@pytest.mark.parametrize("how", [dict(resize="squash", interpolation="bilinear"), dict(scale_to=24), dict(interpolation="lanczos")])
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(resize="squash", interpolation="bilinear"),
+        dict(scale_to=24),
+        dict(interpolation="lanczos"),
+    ],
+)
 def test_batches_of_evaluators_are_pictures_as_the_model_is_tested(how):
     source = Photos()
     mesh = make_mesh(devices=jax.devices()[:1])
-    encoders = types.SimpleNamespace(preprocess=Preprocess(S, **how), tokenizer=Words(), text_length=4, batch=4, mesh=mesh, threads=2)
+    encoders = types.SimpleNamespace(
+        preprocess=Preprocess(S, **how),
+        tokenizer=Words(),
+        text_length=4,
+        batch=4,
+        mesh=mesh,
+        threads=2,
+    )
     clip = Frames(size=S, frames=2, fast_decode=False)
     seen = {}
     for name, field in {"image": picture("image", encoders), "video": clip}.items():
-        for batch, n in rows_of(SourceOptions(Toy(source)), encoders, {name: field, "group_id": Group("class_label")}):
-            seen |= {(name, i): row.reshape(-1, S, S, 4)[0] for i, row in zip(batch["group_id"][:n].tolist(), batch[name])}
+        for batch, n in rows_of(
+            SourceOptions(Toy(source)), encoders, {name: field, "group_id": Group("class_label")}
+        ):
+            seen |= {
+                (name, i): row.reshape(-1, S, S, 4)[0]
+                for i, row in zip(batch["group_id"][:n].tolist(), batch[name])
+            }
             assert set(batch) == {name, "group_id"}
     assert len(seen) == 2 * N
     for (_, i), row in seen.items():

@@ -1,4 +1,5 @@
-"""Two processes with four devices each give what one process with eight gives, and each reads only its own records."""
+"""Two processes with four devices each give what one process with eight gives, and each reads only
+its own records."""
 
 import json
 import pathlib
@@ -66,7 +67,9 @@ def test_two_processes_equal_one():
     (alone,) = run(1)
     assert first["metrics"] == second["metrics"] == alone["metrics"]
     assert first["summed"] == second["summed"]
-    for got, expected in zip(first["summed"], alone["summed"]):  # sums over processes are taken in another order
+    for got, expected in zip(
+        first["summed"], alone["summed"]
+    ):  # sums over processes are taken in another order
         assert {k: pytest.approx(v, rel=1e-5) for k, v in expected.items()} == {
             **got,
             **{k: expected[k] for k in ("iterations",) if k in got},
@@ -77,4 +80,6 @@ def test_two_processes_equal_one():
         assert told[0].startswith(f"record {at}: KeyError: 'no such column'")
         assert told[1] == f"record {at}: another process met an error at it and names it"
     assert first["index"] == second["index"] == alone["index"]
-    assert first["reads"] + second["reads"] == alone["reads"] == 39  # 40 records, of which one cannot be read
+    assert (
+        first["reads"] + second["reads"] == alone["reads"] == 39
+    )  # 40 records, of which one cannot be read

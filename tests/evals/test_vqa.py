@@ -1,4 +1,5 @@
-"""Answers to questions: VQA's accuracy by its definition, a loop in float64, an oracle, a model that knows nothing, ties."""
+"""Answers to questions: VQA's accuracy by its definition, a loop in float64, an oracle, a model
+that knows nothing, ties."""
 
 import itertools
 import json
@@ -36,7 +37,11 @@ class Asked(Records):
     def __init__(self, rows, questions, **faults):
         super().__init__(rows, **faults)
         self.questions = questions
-        self.columns |= {"question": Column("text"), "answers": Column("texts"), "type": Column("text", optional=True)}
+        self.columns |= {
+            "question": Column("text"),
+            "answers": Column("texts"),
+            "type": Column("text", optional=True),
+        }
 
     def record(self, i, columns):
         return {**super().record(i, columns), **self.questions[i]}
@@ -44,12 +49,23 @@ class Asked(Records):
 
 def asked(labels, answers=lambda k: [f"{k}"], **faults):
     """A question for every picture, whose token is 9; its class is the right answer."""
-    questions = [{"question": "what 9?", "answers": answers(k), "type": "even" if k % 2 == 0 else "odd/one"} for k in labels]
+    questions = [
+        {"question": "what 9?", "answers": answers(k), "type": "even" if k % 2 == 0 else "odd/one"}
+        for k in labels
+    ]
     return Toy(Asked([(k, {}) for k in labels], questions, **faults))
 
 
 @pytest.mark.parametrize(
-    "people", [["a b"] * 10, ["x"] * 2 + ["y"] * 8, ["x"] * 3 + ["y"] * 7, ["x"] * 4 + list("yzuvwq"), list("xxy"), ["x", "x"]]
+    "people",
+    [
+        ["a b"] * 10,
+        ["x"] * 2 + ["y"] * 8,
+        ["x"] * 3 + ["y"] * 7,
+        ["x"] * 4 + list("yzuvwq"),
+        list("xxy"),
+        ["x", "x"],
+    ],
 )
 def test_accuracy_is_the_mean_over_subsets_of_people(people):
     for answer in ("x", "y", "a b", "nobody's"):
@@ -61,7 +77,12 @@ def test_accuracy_is_the_mean_over_subsets_of_people(people):
 
 
 def test_answers_are_compared_after_vqas_rules():
-    assert plain("The  Two dogs.") == plain("2 dogs") and plain("NONE") == "0" and plain("a") == "a" and plain("red") != plain("read")
+    assert (
+        plain("The  Two dogs.") == plain("2 dogs")
+        and plain("NONE") == "0"
+        and plain("a") == "a"
+        and plain("red") != plain("read")
+    )
 
 
 @pytest.mark.parametrize("method", ["likelihood", "generate"])
@@ -70,15 +91,25 @@ def test_oracle(method):
     evaluator = Vqa(source, method=method, gallery=3)
     result = evaluator.run(scorer(MESH, bigram_logits("oracle")))
     m = result.metrics
-    assert all(gives(evaluator, figure) for figure in m) and {f for f in evaluator.figures if f[-1] != "*"} <= set(m)
+    assert all(gives(evaluator, figure) for figure in m) and {
+        f for f in evaluator.figures if f[-1] != "*"
+    } <= set(m)
     assert m["vqa_acc"] == m["exact"] == m["vqa_acc_even"] == m["vqa_acc_odd-one"] == 1.0
-    assert m["questions"] == 25 and m["skipped/image cannot be decoded"] == 1 and m["skipped/record cannot be read"] == 1
+    assert (
+        m["questions"] == 25
+        and m["skipped/image cannot be decoded"] == 1
+        and m["skipped/record cannot be read"] == 1
+    )
     kept = np.bincount([k for i, k in enumerate(LABELS) if i not in (3, 8)])
     assert m["vqa_acc_majority"] == pytest.approx(kept[0] / 25)
     assert all(row.items[0].right for row in result.gallery)
     assert set(source.records.asked) == {("question", "answers", "type"), ("image",)}
     if method == "likelihood":
-        assert (m["candidates"], m["vqa_acc_chance"], m["vqa_acc_best_possible"]) == (5, pytest.approx(1 / 5), 1.0)
+        assert (m["candidates"], m["vqa_acc_chance"], m["vqa_acc_best_possible"]) == (
+            5,
+            pytest.approx(1 / 5),
+            1.0,
+        )
 
 
 def test_a_model_that_knows_nothing_is_at_chance():
@@ -104,7 +135,9 @@ def test_likelihood_is_that_of_a_loop_in_float64(per_token):
         expected.append(accuracy(candidates[int(np.argmax(scores))], people(k)))
     assert eight["vqa_acc"] == pytest.approx(np.mean(expected)) == one["vqa_acc"]
     worth = np.array([[accuracy(c, people(k)) for c in candidates] for k in LABELS])
-    assert eight["vqa_acc_chance"] == pytest.approx(worth.mean()) and eight["vqa_acc_best_possible"] == pytest.approx(worth.max(1).mean())
+    assert eight["vqa_acc_chance"] == pytest.approx(worth.mean()) and eight[
+        "vqa_acc_best_possible"
+    ] == pytest.approx(worth.max(1).mean())
 
 
 def test_generation_is_greedy_after_the_question():
@@ -119,18 +152,29 @@ def test_generation_is_greedy_after_the_question():
         texts.append(" ".join(str(i - 2) for i in path[1:-1] if i > 1))
     source = asked(LABELS, lambda k: [texts[k] or "nothing"] if k != 3 else ["other"])
     got = Vqa(source, method="generate", gallery=0).run(scorer(MESH, table)).metrics
-    assert got["vqa_acc"] == pytest.approx(np.mean([k != 3 and bool(texts[k]) for k in LABELS])) and got["vqa_acc"] > 0
+    assert (
+        got["vqa_acc"] == pytest.approx(np.mean([k != 3 and bool(texts[k]) for k in LABELS]))
+        and got["vqa_acc"] > 0
+    )
 
 
 class Reads:
     """Stands for `Encoders`; keeps the tokens that it is given."""
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.text_length, self.batch, self.preprocess, self.tokens = tokenizer, 8, 8, None, []
+        self.tokenizer, self.text_length, self.batch, self.preprocess, self.tokens = (
+            tokenizer,
+            8,
+            8,
+            None,
+            [],
+        )
 
     def scores(self, source, tokens, begin, column):
         self.tokens += [tuple(row) for of in tokens for row in of.tolist()]
-        return EncodedImages(np.zeros((len(tokens), tokens.shape[1], 3)) + 1, np.arange(len(tokens)), {})
+        return EncodedImages(
+            np.zeros((len(tokens), tokens.shape[1], 3)) + 1, np.arange(len(tokens)), {}
+        )
 
     def captions(self, source, generation, prompt, column):
         self.tokens += [tuple(row) for row in prompt.tolist()]
@@ -139,8 +183,18 @@ class Reads:
 
 @pytest.mark.parametrize("clean", ["lower", "canonical", "open_clip_lower"])
 def test_questions_and_answers_are_cleaned_as_every_text(clean):
-    """A converted captioner reads no capital that it never saw: the ids are those of the whole text, and those written here."""
-    words = {"[UNK]": 0, "<end>": 1, "what": 2, "colour": 3, "?": 4, "dark": 5, "red": 6, "<pad>": 7}
+    """A converted captioner reads no capital that it never saw: the ids are those of the whole
+    text, and those written here."""
+    words = {
+        "[UNK]": 0,
+        "<end>": 1,
+        "what": 2,
+        "colour": 3,
+        "?": 4,
+        "dark": 5,
+        "red": 6,
+        "<pad>": 7,
+    }
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer = Tokenizer("json", model.to_str().encode(), pad_id=7, eos_id=1, clean=clean)
@@ -168,31 +222,49 @@ def test_columns_by_other_names_and_one_answer_as_a_text():
     assert got["vqa_acc"] == 1 and not [name for name in got if name.startswith("vqa_acc_even")]
     for field in ("question", "answers", "kind"):
         with pytest.raises(ConfigError, match=f"^{field}: 'nothing' is not a column of toy"):
-            Vqa(source, **{"question": "q", "answers": "a", "kind": None, field: "nothing"}).check(scorer(ONE, bigram_logits("oracle")))
+            Vqa(source, **{"question": "q", "answers": "a", "kind": None, field: "nothing"}).check(
+                scorer(ONE, bigram_logits("oracle"))
+            )
 
 
 def test_candidates_of_another_source():
     few = asked([0, 0, 1, 3])
     evaluator = Vqa(asked(LABELS), candidates=few, gallery=0)
-    assert evaluator.sources == (evaluator.source, few) and Vqa(few, candidates=("a",)).sources == (few,)
+    assert evaluator.sources == (evaluator.source, few) and Vqa(few, candidates=("a",)).sources == (
+        few,
+    )
     got = evaluator.run(scorer(MESH, bigram_logits("oracle"))).metrics
-    assert got["candidates"] == 3 and got["vqa_acc"] == got["vqa_acc_best_possible"] == np.isin(LABELS, [0, 1, 3]).mean()
+    assert (
+        got["candidates"] == 3
+        and got["vqa_acc"] == got["vqa_acc_best_possible"] == np.isin(LABELS, [0, 1, 3]).mean()
+    )
     node = dict(name="vqa", source="shapes_vqa", candidates=dict(name="shapes_vqa", split="train"))
     assert choose(EVALUATORS, node, "x").candidates.split == "train"
     with pytest.raises(ConfigError, match=r"x\.candidates\.name: 'train' is not a known source"):
         choose(EVALUATORS, {**node, "candidates": "train"}, "x")
-    assert choose(EVALUATORS, {**node, "candidates": ["yes", "no"]}, "x").candidates == ("yes", "no")
+    assert choose(EVALUATORS, {**node, "candidates": ["yes", "no"]}, "x").candidates == (
+        "yes",
+        "no",
+    )
 
 
 def test_wrong_options():
-    run = lambda config, **options: Vqa(config, **options).run(scorer(MESH, bigram_logits("uniform")))
-    with pytest.raises(ConfigError, match="candidates: question: 'question' is not a column of toy"):
+    run = lambda config, **options: Vqa(config, **options).run(
+        scorer(MESH, bigram_logits("uniform"))
+    )
+    with pytest.raises(
+        ConfigError, match="candidates: question: 'question' is not a column of toy"
+    ):
         run(asked([1, 2]), candidates=Toy(Records([(0, {})])))
-    with pytest.raises(DataError, match="no question that leaves room .* 'question is too long': 2"):
+    with pytest.raises(
+        DataError, match="no question that leaves room .* 'question is too long': 2"
+    ):
         run(asked([1, 2]), template="1 2 3 4 {}")
     with pytest.raises(ConfigError, match="candidates: toy has no answers to choose from"):
         run(asked([1, 2], unreadable=(0, 1)))
-    with pytest.raises(ConfigError, match="candidates: must be a source or hold at least one answer"):
+    with pytest.raises(
+        ConfigError, match="candidates: must be a source or hold at least one answer"
+    ):
         Vqa(asked([1]), candidates=())
     assert run(asked(LABELS), most=2).metrics["candidates"] == 2
 
@@ -202,31 +274,70 @@ def folder_of(tmp_path, lines):
     for k in range(3):
         (tmp_path / "images" / f"{k}.png").write_bytes(png(picture(k)))
     (tmp_path / "val.jsonl").write_text("\n".join(lines) + "\n")
-    return dict(name="questions", folder=str(tmp_path), images=str(tmp_path / "images"), split="val")
+    return dict(
+        name="questions", folder=str(tmp_path), images=str(tmp_path / "images"), split="val"
+    )
 
 
 def test_questions_of_your_own(tmp_path):
-    lines = [json.dumps({"image": f"{k}.png", "question": "What 9?", "answers": [f"{k}", f"{k}", "x"], "type": "t"}) for k in (0, 1, 2, 7)]
+    lines = [
+        json.dumps(
+            {
+                "image": f"{k}.png",
+                "question": "What 9?",
+                "answers": [f"{k}", f"{k}", "x"],
+                "type": "t",
+            }
+        )
+        for k in (0, 1, 2, 7)
+    ]
     config = choose(SOURCES, folder_of(tmp_path, lines), "source")
     got = Vqa(config, gallery=1).run(scorer(MESH, bigram_logits("oracle"))).metrics
-    assert got["exact"] == 1.0 and got["vqa_acc"] == got["vqa_acc_t"] == pytest.approx(2 / 3)  # one of three people said "x"
+    assert got["exact"] == 1.0 and got["vqa_acc"] == got["vqa_acc_t"] == pytest.approx(
+        2 / 3
+    )  # one of three people said "x"
     assert got["questions"] == 3 and got["skipped/record cannot be read"] == 1
     assert got["candidates"] == 5  # the four, and "x"
 
 
 @pytest.mark.slow
 def test_every_evaluator_of_a_captioner_in_the_loop_and_offline(tmp_path):
-    """One step of training on generated questions; the same figures after it and from the checkpoint."""
-    scenes, shapes = dict(name="shapes_vqa", size=16, scenes=40), dict(name="shapes", size=16, variants=1)
+    """One step of training on generated questions; the same figures after it and from the
+    checkpoint."""
+    scenes, shapes = (
+        dict(name="shapes_vqa", size=16, scenes=40),
+        dict(name="shapes", size=16, variants=1),
+    )
     train_scenes, test_scenes = dict(scenes, split="train"), dict(scenes, split="test")
-    fields = dict(image=dict(name="picture", size=16), text=dict(name="caption", columns="name/en", length=32))
+    fields = dict(
+        image=dict(name="picture", size=16), text=dict(name="caption", columns="name/en", length=32)
+    )
     data = dict(source=train_scenes, batch=8, fields=fields, reader=dict(threads=2))
     image = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean")
-    model = dict(name="coca", image=image, width=16, heads=2, hidden=32, unimodal=1, multimodal=1, queries=2, embed_dim=8)
-    both = dict(source=dict(shapes, split="test_b_new"), train=dict(shapes, split="test_b_train_styles"), gallery=1)
+    model = dict(
+        name="coca",
+        image=image,
+        width=16,
+        heads=2,
+        hidden=32,
+        unimodal=1,
+        multimodal=1,
+        queries=2,
+        embed_dim=8,
+    )
+    both = dict(
+        source=dict(shapes, split="test_b_new"),
+        train=dict(shapes, split="test_b_train_styles"),
+        gallery=1,
+    )
     config = dict(
-        model=model, preprocess=dict(image_size=16), tokenizer=dict(vocab_size=80), steps=1, optim=dict(warmup=0),
-        tasks=dict(pairs=dict(data=data, objectives=dict(clip=1.0, captioning=1.0))), log=dict(tensorboard=False),
+        model=model,
+        preprocess=dict(image_size=16),
+        tokenizer=dict(vocab_size=80),
+        steps=1,
+        optim=dict(warmup=0),
+        tasks=dict(pairs=dict(data=data, objectives=dict(clip=1.0, captioning=1.0))),
+        log=dict(tensorboard=False),
         evals=dict(
             likely=dict(name="likelihood", source=test_scenes, text="name/en", gallery=1),
             answers=dict(name="vqa", source=test_scenes, candidates=train_scenes, gallery=1),
@@ -234,7 +345,7 @@ def test_every_evaluator_of_a_captioner_in_the_loop_and_offline(tmp_path):
             linear=dict(name="linear_probe", label="colour", l2=[0.1], iterations=20, **both),
             attentional=dict(name="attentional_probe", label="shape", epochs=1, heads=2, **both),
         ),
-    )  # fmt: skip
+    )
     latest = train.train(resolve(Experiment, config), tmp_path)
     assert command.main([f"--workdir={tmp_path}"]) == 0
     results = json.loads((tmp_path / "evaluate" / "results.json").read_text())
@@ -243,5 +354,10 @@ def test_every_evaluator_of_a_captioner_in_the_loop_and_offline(tmp_path):
     for k, v in results.items():
         if k.split("/")[0] in names:
             assert latest[k] == pytest.approx(v, abs=1e-5), k
-    assert latest["likely/perplexity"] > 2 and latest["answers/questions"] == latest["written/questions"] == latest["likely/captions"]
-    assert latest["linear/classes"] >= 5 and latest["attentional/acc@1_chance"] == pytest.approx(1 / latest["attentional/classes"])
+    assert (
+        latest["likely/perplexity"] > 2
+        and latest["answers/questions"] == latest["written/questions"] == latest["likely/captions"]
+    )
+    assert latest["linear/classes"] >= 5 and latest["attentional/acc@1_chance"] == pytest.approx(
+        1 / latest["attentional/classes"]
+    )

@@ -37,9 +37,15 @@ def test_all_equal_encoder_is_at_chance():
 
 
 def test_random_encoder_is_near_chance():
-    got = ZeroShot(toy([k % 60 for k in range(300)])).run(encoders(MESH, TABLE, unit(64, 16, seed=1))).metrics
+    got = (
+        ZeroShot(toy([k % 60 for k in range(300)]))
+        .run(encoders(MESH, TABLE, unit(64, 16, seed=1)))
+        .metrics
+    )
     for k in (1, 5):
-        assert abs(got[f"acc@{k}"] - k / 60) < 5 * np.sqrt(k / 60 / 60)  # one verdict per class: images of a class are equal here
+        assert abs(got[f"acc@{k}"] - k / 60) < 5 * np.sqrt(
+            k / 60 / 60
+        )  # one verdict per class: images of a class are equal here
 
 
 def test_accuracy_against_a_loop_in_float64():
@@ -48,13 +54,24 @@ def test_accuracy_against_a_loop_in_float64():
     got = ZeroShot(toy(labels)).run(encoders(MESH, TABLE, text)).metrics
     scores = TABLE.astype(np.float64) @ text[:30].astype(np.float64).T
     for k in (1, 5):
-        assert got[f"acc@{k}"] == pytest.approx(np.mean([label in np.argsort(-scores[label])[:k] for label in labels]))
-    assert got["mean_class_acc@1"] == pytest.approx(np.mean([np.argmax(scores[c]) == c for c in range(30)]))
+        assert got[f"acc@{k}"] == pytest.approx(
+            np.mean([label in np.argsort(-scores[label])[:k] for label in labels])
+        )
+    assert got["mean_class_acc@1"] == pytest.approx(
+        np.mean([np.argmax(scores[c]) == c for c in range(30)])
+    )
 
 
-@pytest.mark.parametrize("classes, ways, images", [("split", 20, 20), ("all", 40, 20), (("word 3", "WORD 30", "word 7"), 3, 2)])
+@pytest.mark.parametrize(
+    "classes, ways, images",
+    [("split", 20, 20), ("all", 40, 20), (("word 3", "WORD 30", "word 7"), 3, 2)],
+)
 def test_candidates(classes, ways, images):
-    got = ZeroShot(toy(range(20), classes=40), classes=classes).run(encoders(MESH, TABLE, TABLE)).metrics
+    got = (
+        ZeroShot(toy(range(20), classes=40), classes=classes)
+        .run(encoders(MESH, TABLE, TABLE))
+        .metrics
+    )
     assert (got["classes"], got["images"], got["acc@1"]) == (ways, images, 1.0)
     assert got.get("skipped/class is not a candidate", 0) == 20 - images
 
@@ -65,14 +82,23 @@ def test_classes_of_one_name_are_one_answer_and_unnamed_ones_none():
     table = TABLE.copy()
     table[2] = table[1]
     got = ZeroShot(source, language="fil").run(encoders(MESH, table, table)).metrics
-    assert (got["classes"], got["images"], got["skipped/class is not a candidate"], got["acc@1"]) == (7, 8, 2, 1.0)
+    assert (
+        got["classes"],
+        got["images"],
+        got["skipped/class is not a candidate"],
+        got["acc@1"],
+    ) == (7, 8, 2, 1.0)
 
 
 def test_eight_devices_equal_one():
     evaluator = ZeroShot(toy([k % 33 for k in range(50)]), templates=("{}", "a {} again"))
-    eight, one = (evaluator.run(encoders(mesh, TABLE, unit(64, 16, seed=1))) for mesh in (MESH, ONE))
+    eight, one = (
+        evaluator.run(encoders(mesh, TABLE, unit(64, 16, seed=1))) for mesh in (MESH, ONE)
+    )
     assert eight.metrics == one.metrics
-    assert [[i.text for i in r.items] for r in eight.gallery] == [[i.text for i in r.items] for r in one.gallery]
+    assert [[i.text for i in r.items] for r in eight.gallery] == [
+        [i.text for i in r.items] for r in one.gallery
+    ]
 
 
 def test_gallery_shows_a_sample_and_the_surest_mistakes_once_per_pair_of_classes():
@@ -81,7 +107,10 @@ def test_gallery_shows_a_sample_and_the_surest_mistakes_once_per_pair_of_classes
     labels = [k % 10 for k in range(30)]
     rows = ZeroShot(toy(labels), gallery=5).run(encoders(MESH, TABLE, table)).gallery
     assert [r.group for r in rows] == ["Image to class"] * 5 + ["Surest mistakes"] * 2
-    assert {(r.text, r.items[0].text) for r in rows[5:]} == {("word 3", "word 4"), ("word 4", "word 3")}
+    assert {(r.text, r.items[0].text) for r in rows[5:]} == {
+        ("word 3", "word 4"),
+        ("word 4", "word 3"),
+    }
     for row in rows[5:]:
         assert row.rank > 1 and not row.items[0].right
         assert row.note == f"3 of the 3 images of this class are taken for “{row.items[0].text}”"
@@ -95,9 +124,12 @@ def test_broken_embeddings_score_nothing():
 
 
 def test_prompt_ensemble_equals_the_closed_form():
-    """With prompts at angles a and b in a plane, the renormalised mean is at (a + b) / 2, whatever the rows' lengths."""
+    """With prompts at angles a and b in a plane, the renormalised mean is at (a + b) / 2, whatever
+    the rows' lengths."""
     angles = {"x of 0": 0.2, "x of 1": 1.4, "y 0": 1.0, "y 1": 0.4}
-    encode = lambda texts: np.array([[3 * np.cos(angles[t]), 3 * np.sin(angles[t])] for t in texts], np.float32)
+    encode = lambda texts: np.array(
+        [[3 * np.cos(angles[t]), 3 * np.sin(angles[t])] for t in texts], np.float32
+    )
     got = class_vectors(encode, ["0", "1"], ["x of {}", "y {}"])
     middle = np.array([0.6, 0.9])
     np.testing.assert_allclose(got, np.stack([np.cos(middle), np.sin(middle)], 1), atol=1e-6)
@@ -105,24 +137,34 @@ def test_prompt_ensemble_equals_the_closed_form():
 
 def test_prompt_ensemble_renormalises_before_the_mean():
     rows = {"a 0": [10.0, 0.0], "b 0": [0.0, 0.1]}
-    got = class_vectors(lambda texts: np.array([rows[t] for t in texts], np.float32), ["0"], ["a {}", "b {}"])
+    got = class_vectors(
+        lambda texts: np.array([rows[t] for t in texts], np.float32), ["0"], ["a {}", "b {}"]
+    )
     np.testing.assert_allclose(got, [[np.sqrt(0.5), np.sqrt(0.5)]], atol=1e-6)
 
 
 def test_templates():
     assert templates_of("plain") == ("{}",)
     for name, templates in TEMPLATES.items():
-        assert templates == templates_of(list(templates)) and len(set(templates)) == len(templates), name
-    with pytest.raises(ConfigError, match=r"templates: 'drawing' is not a known set of templates; did you mean 'drawings'\?"):
+        assert templates == templates_of(list(templates)) and len(set(templates)) == len(
+            templates
+        ), name
+    with pytest.raises(
+        ConfigError,
+        match=r"templates: 'drawing' is not a known set of templates; did you mean 'drawings'\?",
+    ):
         ZeroShot(toy(range(3)), templates="drawing")
-    with pytest.raises(ConfigError, match=r"templates: 'a {}' .*one template of your own is a list: \['a {}'\]"):
+    with pytest.raises(
+        ConfigError, match=r"templates: 'a {}' .*one template of your own is a list: \['a {}'\]"
+    ):
         ZeroShot(toy(range(3)), templates="a {}")
     with pytest.raises(ConfigError, match=r"templates\[1\]: 'no place' must hold '{}' once"):
         ZeroShot(toy(range(3)), templates=("{}", "no place"))
 
 
 def test_templates_come_with_the_classes():
-    """Prompts with the class's own templates: a model that reads the last number of a text takes each for the next class."""
+    """Prompts with the class's own templates: a model that reads the last number of a text takes
+    each for the next class."""
     source = toy(range(10))
     own = ClassSet(source.records.columns["class_label"].classes.names, ("a word {}, not 3",))
     source.records.columns["class_label"] = Column("class", classes=own)
@@ -153,7 +195,8 @@ def test_labels_that_are_texts_and_records_without_one():
 
 
 def test_classes_of_a_class_set():
-    """Numbers without names get them from the set, with its prompts; texts are looked up among its names."""
+    """Numbers without names get them from the set, with its prompts; texts are looked up among its
+    names."""
     names = [f"word {k}" for k in range(20)]
     numbers = toy(range(12))
     numbers.records.columns["class_label"] = Column("int")
@@ -165,24 +208,48 @@ def test_classes_of_a_class_set():
         got = made.run(encoders(ONE, TABLE, TABLE)).metrics
         assert (got["classes"], got["images"], got["acc@1"]) == (20, 12, 1.0)
     few = dataclasses.replace(evaluator, source=numbers, classes=NamedClasses(("word 0", "word 1")))
-    with pytest.raises(ConfigError, match="label: 'class_label' of toy has the number 11, but there are 2 classes"):
+    with pytest.raises(
+        ConfigError, match="label: 'class_label' of toy has the number 11, but there are 2 classes"
+    ):
         few.check(encoders(ONE, TABLE, TABLE))
     by_name = dataclasses.replace(few, label="name/en").run(encoders(ONE, TABLE, TABLE)).metrics
-    assert (by_name["classes"], by_name["images"], by_name["skipped/class is not a candidate"]) == (2, 2, 10)
-    with pytest.raises(ConfigError, match=r"x\.classes\.name: 'imagnet' is not a known class set; did you mean 'imagenet'"):
-        choose(EVALUATORS, dict(name="zero_shot", source="shapes", classes=dict(name="imagnet")), "x")
+    assert (by_name["classes"], by_name["images"], by_name["skipped/class is not a candidate"]) == (
+        2,
+        2,
+        10,
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"x\.classes\.name: 'imagnet' is not a known class set; did you mean 'imagenet'",
+    ):
+        choose(
+            EVALUATORS, dict(name="zero_shot", source="shapes", classes=dict(name="imagnet")), "x"
+        )
     with pytest.raises(ConfigError, match=r"classes\.path: .*nothing"):
         ZeroShot(numbers, classes=ClassFile("nothing.txt")).check(encoders(ONE, TABLE, TABLE))
-    assert len(choose(EVALUATORS, dict(name="zero_shot", source="shapes", classes=dict(name="imagenet")), "x").classes.load()) == 1000
+    assert (
+        len(
+            choose(
+                EVALUATORS,
+                dict(name="zero_shot", source="shapes", classes=dict(name="imagenet")),
+                "x",
+            ).classes.load()
+        )
+        == 1000
+    )
 
 
 def test_errors():
     known = encoders(ONE, TABLE, TABLE)
-    with pytest.raises(ConfigError, match=r"classes: 'some' must be 'split', 'all', a list of class names, or a class set"):
+    with pytest.raises(
+        ConfigError,
+        match=r"classes: 'some' must be 'split', 'all', a list of class names, or a class set",
+    ):
         ZeroShot(toy(range(3)), classes="some")
     listed = ZeroShot(toy(range(3)), classes=("word 1", "wort 2"))
     with pytest.raises(
-        ConfigError, match=r"classes\[1\]: 'wort 2' is not a class of 'class_label' of toy in 'en'; did you mean 'word 2'\?"
+        ConfigError,
+        match=r"classes\[1\]: 'wort 2' is not a class of 'class_label' of toy in 'en'; did you mean 'word 2'\?",
     ):
         listed.run(known)
     unnamed = Toy(Records([(0, {})], {"en": [None]}))
@@ -193,9 +260,15 @@ def test_errors():
     numbers = toy(range(3))
     numbers.records.columns["class_label"] = Column("int")
     with pytest.raises(
-        ConfigError, match="label: 'class_label' of toy holds numbers, and the source has no names of the classes; name a class set"
+        ConfigError,
+        match=(
+            "label: 'class_label' of toy holds numbers, and the source has no names of the "
+            "classes; name a class set"
+        ),
     ):
         ZeroShot(numbers).check(known)
     few = Toy(Records([(k, {}) for k in range(3)], {"en": ["a", "b"]}))
-    with pytest.raises(ConfigError, match="label: 'class_label' of toy has the number 2, but there are 2 classes"):
+    with pytest.raises(
+        ConfigError, match="label: 'class_label' of toy has the number 2, but there are 2 classes"
+    ):
         ZeroShot(few).check(known)

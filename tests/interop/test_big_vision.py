@@ -1,4 +1,5 @@
-"""big_vision's npz files: bits there and back, and outputs through open_clip's own reader of them."""
+"""big_vision's npz files: bits there and back, and outputs through open_clip's own reader of
+them."""
 
 import dataclasses
 
@@ -13,7 +14,8 @@ WIDTH, HEADS, HIDDEN, PATCH, LENGTH = 32, 4, 48, 8, 12
 
 
 def tree(scanned):
-    """A random SigLIP as big_vision saves it: names and shapes as in its `models/vit.py` and `models/proj/image_text`."""
+    """A random SigLIP as big_vision saves it: names and shapes as in its `models/vit.py` and
+    `models/proj/image_text`."""
     rng = np.random.default_rng(0)
     out = {}
 
@@ -37,7 +39,9 @@ def tree(scanned):
             put(f"{name}/MlpBlock_0/Dense_{i}/bias", *lead, b)
 
     for stack in ("img/Transformer", "txt/Encoder_0"):
-        for block, lead in [("encoderblock", (2,))] if scanned else [(f"encoderblock_{i}", ()) for i in range(2)]:
+        for block, lead in (
+            [("encoderblock", (2,))] if scanned else [(f"encoderblock_{i}", ()) for i in range(2)]
+        ):
             norm(f"{stack}/{block}/LayerNorm_0", lead)
             norm(f"{stack}/{block}/LayerNorm_1", lead)
             attention_mlp(f"{stack}/{block}", lead)
@@ -60,7 +64,11 @@ def test_there_and_back_changes_no_bit(scanned, tmp_path):
     state = tree(scanned)
     np.savez(tmp_path / "a.npz", **state, **{"opt/count": np.zeros(1)})
     bundle = big_vision.load(tmp_path / "a.npz", "none")
-    assert (bundle.inputs.image_size, bundle.inputs.text_length, bundle.inputs.vocab_size) == (SIDE, LENGTH, VOCAB)
+    assert (bundle.inputs.image_size, bundle.inputs.text_length, bundle.inputs.vocab_size) == (
+        SIDE,
+        LENGTH,
+        VOCAB,
+    )
     big_vision.save(bundle, tmp_path / "b.npz")
     with np.load(tmp_path / "b.npz") as back:
         assert set(back.files) == set(state)
@@ -71,22 +79,42 @@ def test_there_and_back_changes_no_bit(scanned, tmp_path):
 
 @pytest.mark.parametrize("scanned", [False, True])
 def test_outputs_are_those_of_open_clips_own_reader(scanned, tmp_path):
-    """open_clip reads big_vision's files into a timm ViT and its text tower with code of its own."""
+    """open_clip reads big_vision's files into a timm ViT and its text tower with code of its
+    own."""
     torch, open_clip, _ = library("torch"), library("open_clip"), library("timm")
     from timm.models.vision_transformer import VisionTransformer
 
     tanh = dict(approximate="tanh")
     text = dict(
-        context_length=LENGTH, vocab_size=VOCAB, width=WIDTH, heads=HEADS, layers=2, mlp_ratio=HIDDEN / WIDTH, no_causal_mask=True,
-        proj_bias=True, pool_type="last", norm_kwargs=dict(eps=1e-6), act_kwargs=tanh,
-    )  # fmt: skip
+        context_length=LENGTH,
+        vocab_size=VOCAB,
+        width=WIDTH,
+        heads=HEADS,
+        layers=2,
+        mlp_ratio=HIDDEN / WIDTH,
+        no_causal_mask=True,
+        proj_bias=True,
+        pool_type="last",
+        norm_kwargs=dict(eps=1e-6),
+        act_kwargs=tanh,
+    )
     vision = dict(image_size=SIDE, patch_size=PATCH, layers=1, width=8, head_width=8)
-    theirs = open_clip.model.CustomTextCLIP(WIDTH, vision, text, init_logit_bias=-10, nonscalar_logit_scale=True)
+    theirs = open_clip.model.CustomTextCLIP(
+        WIDTH, vision, text, init_logit_bias=-10, nonscalar_logit_scale=True
+    )
     theirs.visual = torch.nn.Module()
     theirs.visual.trunk = VisionTransformer(
-        SIDE, PATCH, embed_dim=WIDTH, depth=2, num_heads=HEADS, mlp_ratio=HIDDEN / WIDTH, class_token=False, global_pool="map",
-        num_classes=0, act_layer="gelu_tanh",
-    )  # fmt: skip
+        SIDE,
+        PATCH,
+        embed_dim=WIDTH,
+        depth=2,
+        num_heads=HEADS,
+        mlp_ratio=HIDDEN / WIDTH,
+        class_token=False,
+        global_pool="map",
+        num_classes=0,
+        act_layer="gelu_tanh",
+    )
     np.savez(tmp_path / "a.npz", **tree(scanned))
     bundle = big_vision.load(tmp_path / "a.npz", "none")
     big_vision.save(dataclasses.replace(bundle, origin={}), tmp_path / "b.npz")  # ours, unscanned
@@ -94,10 +122,17 @@ def test_outputs_are_those_of_open_clips_own_reader(scanned, tmp_path):
     theirs.eval()
     image, tokens = images(), texts(1, 5, length=LENGTH)
     with torch.no_grad():
-        wanted = theirs.visual.trunk(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())), theirs.text(torch.from_numpy(tokens).long())
+        wanted = (
+            theirs.visual.trunk(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())),
+            theirs.text(torch.from_numpy(tokens).long()),
+        )
     ours = ours_of(bundle, image, tokens)
     check_same(ours, *wanted)
-    np.testing.assert_allclose([ours["log_scale"], ours["logit_bias"]], [theirs.logit_scale.item(), theirs.logit_bias.item()], rtol=1e-6)
+    np.testing.assert_allclose(
+        [ours["log_scale"], ours["logit_bias"]],
+        [theirs.logit_scale.item(), theirs.logit_bias.item()],
+        rtol=1e-6,
+    )
 
 
 def test_a_tokenizer_beside_the_file_and_bfloat16(tmp_path):
@@ -107,7 +142,9 @@ def test_a_tokenizer_beside_the_file_and_bfloat16(tmp_path):
     state = {k: v.astype(ml_dtypes.bfloat16) for k, v in tree(False).items()}
     np.savez(tmp_path / "a.npz", **state)
     bundle = big_vision.load(tmp_path / "a.npz", str(tmp_path))
-    np.testing.assert_array_equal(bundle.arrays["text/projection/bias"], state["params/txt/head/bias"].astype(np.float32))
+    np.testing.assert_array_equal(
+        bundle.arrays["text/projection/bias"], state["params/txt/head/bias"].astype(np.float32)
+    )
     assert (bundle.tokenizer.vocab_size, bundle.inputs.eos_id) == (VOCAB, 1)
     with pytest.raises(ConversionError, match="--tokenizer=FOLDER"):
         big_vision.load(tmp_path / "a.npz")

@@ -1,4 +1,5 @@
-"""The command: round trips over several libraries, what a converted workdir is good for, refusals with their exit status."""
+"""The command: round trips over several libraries, what a converted workdir is good for, refusals
+with their exit status."""
 
 import json
 import pathlib
@@ -24,7 +25,11 @@ torch, transformers = library("torch"), library("transformers")
 
 
 def processor(folder, **values):
-    kind = dict(image_processor_type="CLIPImageProcessor", size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    kind = dict(
+        image_processor_type="CLIPImageProcessor",
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+    )
     (folder / "preprocessor_config.json").write_text(json.dumps({**kind, **values}))
 
 
@@ -45,7 +50,14 @@ def workdir(clip_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "run"
     status, said = run_convert(f"--from=hf:{clip_folder}", f"--to=jaxvl:{folder}", "--check")
     assert status == 0, said
-    for row in ("image embedding", "text embedding", "scale", "logits", "token ids", "arrays, read again"):
+    for row in (
+        "image embedding",
+        "text embedding",
+        "scale",
+        "logits",
+        "token ids",
+        "arrays, read again",
+    ):
         assert row in said
     return folder
 
@@ -58,12 +70,16 @@ def test_over_three_libraries_and_back(clip_folder, workdir, tmp_path):
         assert status == 0, said
         figures = [float(f) for f in re.findall(r"\d\.\d\de[+-]\d\d", said)]
         assert len(figures) >= 6 and max(figures) < 1e-4
-    first, last = load_file(clip_folder / "model.safetensors"), load_file(tmp_path / "h" / "model.safetensors")
+    first, last = (
+        load_file(clip_folder / "model.safetensors"),
+        load_file(tmp_path / "h" / "model.safetensors"),
+    )
     assert set(first) == set(last)
     for name, array in first.items():
         np.testing.assert_array_equal(array, last[name], err_msg=name)
     old, new = (
-        transformers.AutoTokenizer.from_pretrained(f)(["two dogs"], padding="max_length").input_ids for f in (clip_folder, tmp_path / "h")
+        transformers.AutoTokenizer.from_pretrained(f)(["two dogs"], padding="max_length").input_ids
+        for f in (clip_folder, tmp_path / "h")
     )
     assert old == new
 
@@ -75,45 +91,79 @@ def test_siglip_to_npz_and_back(tmp_path):
         (tmp_path / name).mkdir()
     randomise(siglip()).save_pretrained(tmp_path / "a")
     piece_file(tmp_path / "words" / "spiece.model")
-    (tmp_path / "words" / "tokenizer_config.json").write_text(json.dumps(dict(tokenizer_class="SiglipTokenizer", pad_token="</s>")))
+    (tmp_path / "words" / "tokenizer_config.json").write_text(
+        json.dumps(dict(tokenizer_class="SiglipTokenizer", pad_token="</s>"))
+    )
     words = f"--tokenizer={tmp_path / 'words'}"
-    assert run_convert(f"--from=hf:{tmp_path / 'a'}", f"--to=big_vision:{tmp_path / 'x.npz'}", "--check", words)[0] == 0
-    status, said = run_convert(f"--from=big_vision:{tmp_path / 'x.npz'}", f"--to=hf:{tmp_path / 'b'}", "--check", words)
+    assert (
+        run_convert(
+            f"--from=hf:{tmp_path / 'a'}", f"--to=big_vision:{tmp_path / 'x.npz'}", "--check", words
+        )[0]
+        == 0
+    )
+    status, said = run_convert(
+        f"--from=big_vision:{tmp_path / 'x.npz'}", f"--to=hf:{tmp_path / 'b'}", "--check", words
+    )
     assert status == 0 and "squashed" in said, said
     first, last = (load_file(tmp_path / n / "model.safetensors") for n in "ab")
     assert set(first) == set(last) and all((first[k] == last[k]).all() for k in first)
 
 
 def test_a_workdir_encodes_and_a_run_starts_from_it(clip_folder, workdir, tmp_path):
-    """Evaluation's encoders give the peer's text embeddings; a run of one step without learning has the converted weights."""
+    """Evaluation's encoders give the peer's text embeddings; a run of one step without learning has
+    the converted weights."""
     _, step, encoders = restore_encoders(workdir)
     texts = ["a photo of cat", "two dogs"]
     theirs = transformers.CLIPModel.from_pretrained(clip_folder).eval()
-    ids = transformers.AutoTokenizer.from_pretrained(clip_folder)(texts, padding="max_length", return_tensors="pt")
+    ids = transformers.AutoTokenizer.from_pretrained(clip_folder)(
+        texts, padding="max_length", return_tensors="pt"
+    )
     with torch.no_grad():
         wanted = theirs.get_text_features(**ids)
     wanted = wanted if isinstance(wanted, torch.Tensor) else wanted.pooler_output
-    np.testing.assert_allclose(encoders.texts(texts), torch.nn.functional.normalize(wanted, dim=-1).numpy(), atol=1e-4)
-    assert step == 0 and encoders.images(np.zeros((3, SIDE, SIDE, 3), np.uint8)).rows.shape == (3, 20)
+    np.testing.assert_allclose(
+        encoders.texts(texts), torch.nn.functional.normalize(wanted, dim=-1).numpy(), atol=1e-4
+    )
+    assert step == 0 and encoders.images(np.zeros((3, SIDE, SIDE, 3), np.uint8)).rows.shape == (
+        3,
+        20,
+    )
 
-    fields = dict(image=dict(name="picture", size=SIDE), text=dict(name="caption", columns="name/en", length=16))
+    fields = dict(
+        image=dict(name="picture", size=SIDE),
+        text=dict(name="caption", columns="name/en", length=16),
+    )
     source = dict(name="shapes", size=SIDE, variants=1, split="train_a")
     data = dict(source=source, batch=16, fields=fields, reader=dict(threads=2))
     node = dict(
-        model=presets.saved(workdir), tasks=dict(pairs=dict(data=data, objectives=dict(clip=1.0))), steps=1, init_from=str(workdir),
-        preprocess=json.loads((workdir / "config.json").read_text())["preprocess"], optim=dict(lr=1e-30, warmup=0, ema=0.5),
+        model=presets.saved(workdir),
+        tasks=dict(pairs=dict(data=data, objectives=dict(clip=1.0))),
+        steps=1,
+        init_from=str(workdir),
+        preprocess=json.loads((workdir / "config.json").read_text())["preprocess"],
+        optim=dict(lr=1e-30, warmup=0, ema=0.5),
         log=dict(tensorboard=False, report=False),
-    )  # fmt: skip
+    )
     train.train(resolve(Experiment, ConfigDict(node)), tmp_path / "run")
     before, after = restore_weights(workdir), restore_weights(tmp_path / "run")
     assert after.step == 1 and after.tokenizer.to_json() == before.tokenizer.to_json()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-20), before.params, after.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-20),
+        before.params,
+        after.params,
+    )
 
-    with pytest.raises(ConfigError, match="init_from: image/encoder/patches/kernel is .12, 12, 3, 32.* with its image_size"):
+    with pytest.raises(
+        ConfigError,
+        match="init_from: image/encoder/patches/kernel is .12, 12, 3, 32.* with its image_size",
+    ):
         node["model"]["image"]["variant"] = "B/12"
         train.train(resolve(Experiment, ConfigDict(node)), tmp_path / "other")
     with pytest.raises(ConfigError, match="preprocess.mean: .*0.5.* must be"):
-        train.train(resolve(Experiment, ConfigDict({**node, "preprocess": dict(image_size=SIDE)})), tmp_path / "other")
+        train.train(
+            resolve(Experiment, ConfigDict({**node, "preprocess": dict(image_size=SIDE)})),
+            tmp_path / "other",
+        )
     with pytest.raises(ConfigError, match="--workdir: holds converted weights.*init_from"):
         node["model"]["image"]["variant"] = "B/8"
         train.train(resolve(Experiment, ConfigDict(node)), workdir)
@@ -160,7 +210,10 @@ def damaged(folder, how):
         torch = pytest.importorskip("torch")
         weights.unlink()
         tensor = torch.eye(2)
-        torch.save({0: tensor} if how == "numbers for names" else {"a": tensor.to_sparse()}, folder / "pytorch_model.bin")
+        torch.save(
+            {0: tensor} if how == "numbers for names" else {"a": tensor.to_sparse()},
+            folder / "pytorch_model.bin",
+        )
     elif how == "eight bits":
         torch = pytest.importorskip("torch")
         state = {k: torch.from_numpy(v) for k, v in load_file(weights).items()}
@@ -171,7 +224,11 @@ def damaged(folder, how):
             (folder / name).unlink()
         words = ["<|startoftext|>", "<|endoftext|>", "a", "b</w>", "ab</w>"]
         (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-        lines = {"other merges": b"x y</w>", "one-word merges": b"ab", "binary merges": b"\xff\xfe\x00"}
+        lines = {
+            "other merges": b"x y</w>",
+            "one-word merges": b"ab",
+            "binary merges": b"\xff\xfe\x00",
+        }
         (folder / "merges.txt").write_bytes(b"#version: 0.2\n" + lines[how])
     elif how == "rectangle":
         processor(folder, size={"height": 24, "width": 32}, do_center_crop=False)
@@ -210,7 +267,9 @@ def test_unfit_folders_are_refused_in_one_line(how, clip_folder, tmp_path):
 
 
 def test_without_a_tokenizer_on_request_only(clip_folder, tmp_path):
-    status, said = run_convert(f"--from=hf:{clip_folder}", f"--to=jaxvl:{tmp_path / 'w'}", "--tokenizer=none")
+    status, said = run_convert(
+        f"--from=hf:{clip_folder}", f"--to=jaxvl:{tmp_path / 'w'}", "--tokenizer=none"
+    )
     assert status == 0 and "without the tokenizer" in said
     with pytest.raises(ConfigError, match="left behind"):
         restore_encoders(tmp_path / "w")[2].texts(["a"])
@@ -226,7 +285,11 @@ def test_without_a_tokenizer_on_request_only(clip_folder, tmp_path):
         (["--from=jaxvl:{folder}", "--to=hf:x"], 1, "no readable checkpoint"),
         (["--from=jaxvl:{workdir}", "--to=jaxvl:{workdir}"], 1, "has checkpoints already"),
         (["--from=jaxvl:{workdir}", "--to=hf:{workdir}/config.json"], 1, "FileExistsError"),
-        (["--from=jaxvl:{workdir}", "--to=big_vision:x.npz"], 1, "model.image.pool: 'cls' has no counterpart in big_vision's SigLIP"),
+        (
+            ["--from=jaxvl:{workdir}", "--to=big_vision:x.npz"],
+            1,
+            "model.image.pool: 'cls' has no counterpart in big_vision's SigLIP",
+        ),
     ],
 )
 def test_wrong_options_and_targets(argv, status, message, workdir, tmp_path):

@@ -1,4 +1,5 @@
-"""Tokenizers that travel: the same ids as the library that they come from, and as the one that they are written for."""
+"""Tokenizers that travel: the same ids as the library that they come from, and as the one that they
+are written for."""
 
 import dataclasses
 import json
@@ -15,17 +16,32 @@ from jaxvl.models import InputSpec
 
 transformers = library("transformers")
 INPUTS = InputSpec(24, LENGTH, VOCAB, 0, VOCAB - 1)
-TEXTS = ["a photo of cat", "Two  DOGS, the red_stamp's ball!", "", "  the small cat " * 5, "it's 1950", "\tblue\n"]
+TEXTS = [
+    "a photo of cat",
+    "Two  DOGS, the red_stamp's ball!",
+    "",
+    "  the small cat " * 5,
+    "it's 1950",
+    "\tblue\n",
+]
 
 
 def theirs_of(folder, length=LENGTH):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return np.asarray(tokenizer(TEXTS, padding="max_length", truncation=True, max_length=length).input_ids)
+    return np.asarray(
+        tokenizer(TEXTS, padding="max_length", truncation=True, max_length=length).input_ids
+    )
 
 
 def siglip_files(folder):
     piece_file(folder / "spiece.model")
-    settings = dict(tokenizer_class="SiglipTokenizer", pad_token="</s>", eos_token="</s>", unk_token="<unk>", model_max_length=LENGTH)
+    settings = dict(
+        tokenizer_class="SiglipTokenizer",
+        pad_token="</s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=LENGTH,
+    )
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
@@ -34,7 +50,10 @@ def merges_only(folder):
     clip_files(folder)
     values = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "vocab.json").write_text(json.dumps(values["vocab"]))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(m if isinstance(m, str) else " ".join(m) for m in values["merges"]))
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n"
+        + "\n".join(m if isinstance(m, str) else " ".join(m) for m in values["merges"])
+    )
 
 
 def unigram_json(folder):
@@ -65,22 +84,33 @@ def test_a_folder_of_vocabulary_and_merges(tmp_path):
     merges_only(tmp_path)
     wanted = theirs_of(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
-    np.testing.assert_array_equal(tokens.read_tokenizer(tmp_path, INPUTS).encode(TEXTS, LENGTH), wanted)
+    np.testing.assert_array_equal(
+        tokens.read_tokenizer(tmp_path, INPUTS).encode(TEXTS, LENGTH), wanted
+    )
 
 
 def test_our_trained_vocabulary_keeps_its_ids_in_transformers(tmp_path):
-    tokenizer = Tokenizer("unigram", train_unigram([" ".join(WORDS), *WORDS], VOCAB, lowercase=True), pad_id=0, eos_id=1)
+    tokenizer = Tokenizer(
+        "unigram",
+        train_unigram([" ".join(WORDS), *WORDS], VOCAB, lowercase=True),
+        pad_id=0,
+        eos_id=1,
+    )
     tokens.write_tokenizer(tokenizer, tmp_path, LENGTH)
     np.testing.assert_array_equal(theirs_of(tmp_path), tokenizer.encode(TEXTS, LENGTH))
 
 
 @pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
 def test_clips_vocabulary_is_open_clips(clean):
-    """The byte pairs that the open_clip wheel carries, against its own tokenizer, repairs of broken text included."""
+    """The byte pairs that the open_clip wheel carries, against its own tokenizer, repairs of broken
+    text included."""
     open_clip = library("open_clip")
     texts = [
         *TEXTS,
-        "caf\u00e9 d\u2019or &amp;amp; na\u00efve \u65e5\u672c\u306e\u5207\u624b 1950\u5e74 \U0001f600",
+        (
+            "caf\u00e9 d\u2019or &amp;amp; na\u00efve \u65e5\u672c\u306e\u5207\u624b 1950\u5e74 "
+            "\U0001f600"
+        ),
         "x" * 300,
         "don't they'll I'M",
         "sch\u00c3\u00b6n",
@@ -92,14 +122,49 @@ def test_clips_vocabulary_is_open_clips(clean):
     assert ours.decode(ours.encode(["a photo of a cat"], 77)) == ["a photo of a cat"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # BERT's vocabularies: lines, settings
 
 LINES = [
-    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "\u2028", "cat", "dog\u2028house", "\x85", "x\x0cy", "x\x1c", "\u2029", "two",
-    "caf\u00e9", "cafe", "Cafe", "Caf\u00e9", "cAT", "\u65e5", "\u672c", "\u65e5\u672c", "##s", "tail\u3000", "", "b\rc", "!", "n", "o",
-]  # fmt: skip
-WRITTEN = ["a caf\u00e9 cat", "CAT Cafe Caf\u00e9 cAT!", "\u65e5\u672c two cats", "[MASK] a [SEP] cat", "dog\u2028house", "x\x0cy no", ""]
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "\u2028",
+    "cat",
+    "dog\u2028house",
+    "\x85",
+    "x\x0cy",
+    "x\x1c",
+    "\u2029",
+    "two",
+    "caf\u00e9",
+    "cafe",
+    "Cafe",
+    "Caf\u00e9",
+    "cAT",
+    "\u65e5",
+    "\u672c",
+    "\u65e5\u672c",
+    "##s",
+    "tail\u3000",
+    "",
+    "b\rc",
+    "!",
+    "n",
+    "o",
+]
+WRITTEN = [
+    "a caf\u00e9 cat",
+    "CAT Cafe Caf\u00e9 cAT!",
+    "\u65e5\u672c two cats",
+    "[MASK] a [SEP] cat",
+    "dog\u2028house",
+    "x\x0cy no",
+    "",
+]
 SETTINGS = {
     "none": {},
     "cased": dict(do_lower_case=False),
@@ -114,7 +179,9 @@ SETTINGS = {
 def vocabulary(folder, lines=LINES, end="\n", **settings):
     """As BERT was published: a vocab.txt and its settings."""
     (folder / "vocab.txt").write_bytes((end.join(lines) + end).encode())
-    (folder / "tokenizer_config.json").write_text(json.dumps(dict(tokenizer_class="BertTokenizer", **settings)))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(dict(tokenizer_class="BertTokenizer", **settings))
+    )
 
 
 def bert_of(folder, rows=len(LINES)):
@@ -122,12 +189,17 @@ def bert_of(folder, rows=len(LINES)):
     ours = tokens.read_tokenizer(folder, dataclasses.replace(INPUTS, vocab_size=rows))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert type(theirs).__name__ == "BertTokenizer"
-    return ours, ours.encode(WRITTEN, LENGTH), theirs(WRITTEN, padding="max_length", truncation=True, max_length=LENGTH).input_ids
+    return (
+        ours,
+        ours.encode(WRITTEN, LENGTH),
+        theirs(WRITTEN, padding="max_length", truncation=True, max_length=LENGTH).input_ids,
+    )
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_lines_of_a_vocabulary_are_those_of_transformers(end, tmp_path):
-    """Every word has the number of its line, also after U+2028 and others at which Python ends a line."""
+    """Every word has the number of its line, also after U+2028 and others at which Python ends a
+    line."""
     vocabulary(tmp_path, end=end)
     ours, ids, wanted = bert_of(tmp_path)
     np.testing.assert_array_equal(ids, wanted)
@@ -143,7 +215,8 @@ def test_lines_of_a_vocabulary_are_those_of_transformers(end, tmp_path):
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("file", ["vocab.txt", "tokenizer.json"])
 def test_settings_of_bert_are_followed(settings, file, tmp_path):
-    """Beside a tokenizer.json of the defaults as well: its class takes the words from it, and how texts are read from the settings."""
+    """Beside a tokenizer.json of the defaults as well: its class takes the words from it, and how
+    texts are read from the settings."""
     vocabulary(tmp_path, **({} if file == "tokenizer.json" else SETTINGS[settings]))
     if file == "tokenizer.json":
         transformers.BertTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
@@ -155,16 +228,21 @@ def test_settings_of_bert_are_followed(settings, file, tmp_path):
     np.testing.assert_array_equal(ids, wanted)
     if settings != "accents by case":
         vocabulary(tmp_path)
-        assert settings == "none" or (np.asarray(bert_of(tmp_path)[2]) != wanted).any()  # it is a text that tells them apart
+        assert (
+            settings == "none" or (np.asarray(bert_of(tmp_path)[2]) != wanted).any()
+        )  # it is a text that tells them apart
     back = tmp_path / "back"
     back.mkdir()
     tokens.write_tokenizer(ours, back, LENGTH)
     again = transformers.AutoTokenizer.from_pretrained(back)
-    assert again(WRITTEN, padding="max_length", truncation=True, max_length=LENGTH).input_ids == wanted
+    assert (
+        again(WRITTEN, padding="max_length", truncation=True, max_length=LENGTH).input_ids == wanted
+    )
 
 
 def test_settings_of_another_class_change_nothing(tmp_path):
-    """PreTrainedTokenizerFast is its tokenizer.json; CLIP's class ignores case whatever they say."""
+    """PreTrainedTokenizerFast is its tokenizer.json; CLIP's class ignores case whatever they
+    say."""
     for kind in ("bert", "clip", "merges"):
         folder = tmp_path / kind
         folder.mkdir()
@@ -172,8 +250,14 @@ def test_settings_of_another_class_change_nothing(tmp_path):
         if kind == "merges":
             (folder / "tokenizer.json").unlink()
         path = folder / "tokenizer_config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "do_lower_case": False, "strip_accents": False}))
-        np.testing.assert_array_equal(tokens.read_tokenizer(folder, INPUTS).encode(TEXTS, LENGTH), theirs_of(folder))
+        path.write_text(
+            json.dumps(
+                {**json.loads(path.read_text()), "do_lower_case": False, "strip_accents": False}
+            )
+        )
+        np.testing.assert_array_equal(
+            tokens.read_tokenizer(folder, INPUTS).encode(TEXTS, LENGTH), theirs_of(folder)
+        )
 
 
 def test_the_class_of_a_folder_that_names_none_is_its_models(tmp_path):
@@ -181,20 +265,32 @@ def test_the_class_of_a_folder_that_names_none_is_its_models(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(dict(model_type="align")))
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps(dict(do_lower_case=False)))
-    transformers.BertTokenizer.from_pretrained(tmp_path, do_lower_case=True).save_pretrained(tmp_path / "fast")
+    transformers.BertTokenizer.from_pretrained(tmp_path, do_lower_case=True).save_pretrained(
+        tmp_path / "fast"
+    )
     (tmp_path / "fast" / "tokenizer.json").rename(tmp_path / "tokenizer.json")
     _, ids, wanted = bert_of(tmp_path)
     np.testing.assert_array_equal(ids, wanted)
 
 
 def test_names_of_special_tokens_are_the_folders(tmp_path):
-    names = {"[PAD]": "<pad>", "[UNK]": "<unk>", "[CLS]": "<s>", "[SEP]": "</s>", "[MASK]": "<mask>"}
-    keys = dict(pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>", mask_token="<mask>")
+    names = {
+        "[PAD]": "<pad>",
+        "[UNK]": "<unk>",
+        "[CLS]": "<s>",
+        "[SEP]": "</s>",
+        "[MASK]": "<mask>",
+    }
+    keys = dict(
+        pad_token="<pad>", unk_token="<unk>", cls_token="<s>", sep_token="</s>", mask_token="<mask>"
+    )
     vocabulary(tmp_path, [names.get(line, line) for line in LINES], **keys)
     ours, ids, wanted = bert_of(tmp_path)
     np.testing.assert_array_equal(ids, wanted)
     vocabulary(tmp_path, [names.get(line, line) for line in LINES])
-    with pytest.raises(ConversionError, match=r"has no \[UNK\], \[SEP\], \[PAD\], \[CLS\] among its words"):
+    with pytest.raises(
+        ConversionError, match=r"has no \[UNK\], \[SEP\], \[PAD\], \[CLS\] among its words"
+    ):
         tokens.read_tokenizer(tmp_path, INPUTS)
 
 
@@ -202,7 +298,8 @@ DISTINCT = [line for line in LINES if line.strip()]
 
 
 def added(folder, how):
-    """A vocabulary with words and a special token that came later, as transformers 5, 4 and 3 write them."""
+    """A vocabulary with words and a special token that came later, as transformers 5, 4 and 3 write
+    them."""
     vocabulary(folder, DISTINCT)
     theirs = transformers.BertTokenizer.from_pretrained(folder)
     theirs.add_tokens(["newword", "cat dog"])
@@ -215,12 +312,17 @@ def added(folder, how):
     (folder / "tokenizer.json").unlink()
     if how == "decoder":
         fields = dict(lstrip=False, rstrip=False, single_word=False)
-        tokens = {i: dict(content=text, special=text == "<X>", normalized=text != "<X>", **fields) for text, i in ids.items()}
+        tokens = {
+            i: dict(content=text, special=text == "<X>", normalized=text != "<X>", **fields)
+            for text, i in ids.items()
+        }
         vocabulary(folder, DISTINCT, added_tokens_decoder=tokens, additional_special_tokens=["<X>"])
     else:
         vocabulary(folder, DISTINCT)
         (folder / "added_tokens.json").write_text(json.dumps(ids))
-        (folder / "special_tokens_map.json").write_text(json.dumps(dict(additional_special_tokens=["<X>"])))
+        (folder / "special_tokens_map.json").write_text(
+            json.dumps(dict(additional_special_tokens=["<X>"]))
+        )
 
 
 @pytest.mark.parametrize("how", ["json", "decoder", "added_tokens.json"])
@@ -237,16 +339,30 @@ def test_tokens_that_were_added_to_a_vocabulary(how, tmp_path):
 def test_an_added_token_of_another_id_is_refused(tmp_path):
     vocabulary(tmp_path, DISTINCT)
     (tmp_path / "added_tokens.json").write_text(json.dumps(dict(newword=40)))
-    with pytest.raises(ConversionError, match=f"'newword' gets the id {len(DISTINCT)}, but the folder says 40"):
+    with pytest.raises(
+        ConversionError, match=f"'newword' gets the id {len(DISTINCT)}, but the folder says 40"
+    ):
         tokens.read_tokenizer(tmp_path, INPUTS)
 
 
 @pytest.mark.parametrize(
     "settings, ids, message",
     [
-        (dict(added_tokens_decoder=["a"]), {}, "added_tokens_decoder: must hold a token for each id"),
-        (dict(added_tokens_decoder=dict(a="b")), {}, "added_tokens_decoder: must hold a token for each id"),
-        (dict(added_tokens_decoder={"30": dict(special=True)}), {}, "token {'special': True}: must be a text"),
+        (
+            dict(added_tokens_decoder=["a"]),
+            {},
+            "added_tokens_decoder: must hold a token for each id",
+        ),
+        (
+            dict(added_tokens_decoder=dict(a="b")),
+            {},
+            "added_tokens_decoder: must hold a token for each id",
+        ),
+        (
+            dict(added_tokens_decoder={"30": dict(special=True)}),
+            {},
+            "token {'special': True}: must be a text",
+        ),
         (dict(cls_token=3), {}, "token 3: must be a text, or have it as content"),
         ({}, dict(newword="b"), "added_tokens.json: must hold the id of each token"),
     ],
@@ -277,7 +393,7 @@ def test_settings_of_the_wrong_kind_are_refused_by_name(key, tmp_path):
         tokens.read_tokenizer(tmp_path, INPUTS)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Marks of byte order, merges, several files
 
 
@@ -295,7 +411,9 @@ def test_marks_of_byte_order_change_nothing(kind, tmp_path):
         (tmp_path / "tokenizer.json").unlink()
     wanted = theirs_of(tmp_path)
     mark(tmp_path)
-    np.testing.assert_array_equal(tokens.read_tokenizer(tmp_path, INPUTS).encode(TEXTS, LENGTH), wanted)
+    np.testing.assert_array_equal(
+        tokens.read_tokenizer(tmp_path, INPUTS).encode(TEXTS, LENGTH), wanted
+    )
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -310,7 +428,9 @@ def test_lines_of_merges(end, tmp_path):
     words[words.index("unused3")] = "b\xa0"
     path.write_text(json.dumps({word: i for i, word in enumerate(words)}))
     lines = (tmp_path / "merges.txt").read_text().split("\n")
-    (tmp_path / "merges.txt").write_bytes(end.join([*lines[:2], "a \u2028", "b \xa0", *lines[2:]]).encode())
+    (tmp_path / "merges.txt").write_bytes(
+        end.join([*lines[:2], "a \u2028", "b \xa0", *lines[2:]]).encode()
+    )
     (tmp_path / "tokenizer.json").unlink()
     ours = tokens.read_tokenizer(tmp_path, INPUTS)
     np.testing.assert_array_equal(ours.encode(TEXTS, LENGTH), theirs_of(tmp_path))
@@ -320,7 +440,9 @@ def test_lines_of_merges(end, tmp_path):
 def test_siglip_reads_its_pieces_beside_a_tokenizer_json(tmp_path):
     unigram_json(tmp_path)
     siglip_files(tmp_path)
-    np.testing.assert_array_equal(tokens.read_tokenizer(tmp_path, INPUTS).encode(TEXTS, LENGTH), theirs_of(tmp_path))
+    np.testing.assert_array_equal(
+        tokens.read_tokenizer(tmp_path, INPUTS).encode(TEXTS, LENGTH), theirs_of(tmp_path)
+    )
 
 
 @pytest.mark.parametrize("lower", [True, False])
@@ -328,17 +450,39 @@ def test_siglip_keeps_case_where_it_is_told(lower, tmp_path):
     siglip_files(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "do_lower_case": lower}))
-    np.testing.assert_array_equal(tokens.read_tokenizer(tmp_path, INPUTS).encode(TEXTS, LENGTH), theirs_of(tmp_path))
+    np.testing.assert_array_equal(
+        tokens.read_tokenizer(tmp_path, INPUTS).encode(TEXTS, LENGTH), theirs_of(tmp_path)
+    )
 
 
 def test_siglip2_ignores_case_though_its_folder_names_gemmas_class(tmp_path):
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *"abcdefghijklmnopqrstuvwxyzCDRT", "ca", "cat"]
-    tokenizer = transformers.Siglip2Tokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[("c", "a"), ("ca", "t")])
+    words = [
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<unk>",
+        "<mask>",
+        "\u2581",
+        *"abcdefghijklmnopqrstuvwxyzCDRT",
+        "ca",
+        "cat",
+    ]
+    tokenizer = transformers.Siglip2Tokenizer(
+        vocab={w: i for i, w in enumerate(words)}, merges=[("c", "a"), ("ca", "t")]
+    )
     model = tokenizer.backend_tokenizer
     model.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")  # Gemma's keeps capitals
-    model.post_processor = tokenizers.processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    model.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
     model.save(str(tmp_path / "tokenizer.json"))
-    settings = dict(tokenizer_class="GemmaTokenizer", padding_side="right", pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    settings = dict(
+        tokenizer_class="GemmaTokenizer",
+        padding_side="right",
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+    )
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text(json.dumps(dict(model_type="siglip2")))
     ours = tokens.read_tokenizer(tmp_path, INPUTS)

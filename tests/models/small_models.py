@@ -18,8 +18,22 @@ INPUTS = InputSpec(image_size=32, text_length=12, vocab_size=50, pad_id=0, eos_i
 
 SMALL_VIT = dict(name="vit", variant="Ti/8", width=32, depth=2, heads=4)
 SMALL_TEXT = dict(name="text_transformer", variant="Ti", width=24, depth=3, heads=2)
-SMALL_NET = dict(name="efficientnet", stem=16, stages=("fused_r2_k3_s2_e2_o16", "mbconv_r2_k3_s2_e3_o24_se0.25"), drop_connect=0.0)
-SMALL_BERT = dict(name="bert", variant="tiny", width=32, depth=3, heads=4, positions=16, dropout=0.0, attention_dropout=0.0)
+SMALL_NET = dict(
+    name="efficientnet",
+    stem=16,
+    stages=("fused_r2_k3_s2_e2_o16", "mbconv_r2_k3_s2_e3_o24_se0.25"),
+    drop_connect=0.0,
+)
+SMALL_BERT = dict(
+    name="bert",
+    variant="tiny",
+    width=32,
+    depth=3,
+    heads=4,
+    positions=16,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
 
 ALIGN = dict(name="align", image=SMALL_NET, text=SMALL_BERT, init_temperature=0.1)
 DUAL = dict(name="dual_encoder", image=SMALL_VIT, text=SMALL_TEXT, embed_dim=16)
@@ -49,7 +63,9 @@ def batch_of(size=8, inputs=INPUTS, seed=0):
     lengths = jax.random.randint(keys[0], (size, 1), 3, inputs.text_length)
     column = jnp.arange(inputs.text_length)
     tokens = jax.random.randint(keys[1], (size, inputs.text_length), 2, inputs.vocab_size)
-    tokens = jnp.where(column < lengths, tokens, jnp.where(column == lengths, inputs.eos_id, inputs.pad_id))
+    tokens = jnp.where(
+        column < lengths, tokens, jnp.where(column == lengths, inputs.eos_id, inputs.pad_id)
+    )
     return dict(image=jax.random.normal(keys[2], shape), text=tokens)
 
 

@@ -1,4 +1,5 @@
-"""An embedding is that of its record, whatever the record is batched with: dense models, and all routers."""
+"""An embedding is that of its record, whatever the record is batched with: dense models, and all
+routers."""
 
 import dataclasses
 import functools
@@ -20,17 +21,26 @@ ROUTERS = {
     "expert_choice": dict(),
     "einsum": dict(dispatch="einsum"),
     "scarce": dict(router=dict(name="expert_choice", capacity_factor=0.1)),
-    "token_choice": dict(router=dict(name="token_choice", top=2, capacity_factor=0.5, priority="score")),
+    "token_choice": dict(
+        router=dict(name="token_choice", top=2, capacity_factor=0.5, priority="score")
+    ),
     "ragged": dict(router=dict(name="token_choice", top=2), dispatch="ragged"),
     "soft": dict(router=dict(name="soft", slots=2)),
 }
 
 
 def embeddings(encode, images, texts):
-    """encode(image [B, …], text [B, T]) of one record alone, and of the same third among others, then among padding."""
-    image, text = jnp.zeros_like(images).at[2].set(images[2]), jnp.zeros_like(texts).at[2].set(texts[2])
+    """encode(image [B, …], text [B, T]) of one record alone, and of the same third among others,
+    then among padding."""
+    image, text = (
+        jnp.zeros_like(images).at[2].set(images[2]),
+        jnp.zeros_like(texts).at[2].set(texts[2]),
+    )
     alone = encode(images[2:3], texts[2:3])
-    return [alone, *([rows[2:3] for rows in encode(*batch)] for batch in ((images, texts), (image, text)))]
+    return [
+        alone,
+        *([rows[2:3] for rows in encode(*batch)] for batch in ((images, texts), (image, text))),
+    ]
 
 
 def check_equal(found):
@@ -42,7 +52,9 @@ def check_equal(found):
 
 def dual(moe):
     """Encode functions of two towers whose only layer has `moe`."""
-    model, _ = model_of(with_options(DUAL, image__moe=moe, image__depth=1, text__moe=moe, text__depth=1))
+    model, _ = model_of(
+        with_options(DUAL, image__moe=moe, image__depth=1, text__moe=moe, text__depth=1)
+    )
     params, rest = jax.jit(model.init)(jax.random.key(0))
     # Routers that decide clearly: at the start they are nearly even.
     params = {p: 50 * v if "/router/map/" in p else v for p, v in params.items()}
@@ -69,8 +81,16 @@ def test_groups_of_training_are_there_for_who_wants_them():
 
 
 COCA = dict(
-    name="coca", image=dict(SMALL_VIT, pool="mean"), width=16, heads=2, hidden=32, unimodal=1, multimodal=1, queries=2, embed_dim=8
-)  # fmt: skip
+    name="coca",
+    image=dict(SMALL_VIT, pool="mean"),
+    width=16,
+    heads=2,
+    hidden=32,
+    unimodal=1,
+    multimodal=1,
+    queries=2,
+    embed_dim=8,
+)
 
 
 @pytest.mark.parametrize("node", [DUAL, ALIGN, COCA], ids=lambda node: node["name"])
@@ -82,17 +102,29 @@ def test_dense_models(node):
     @quick_jit
     def encode(images, texts):
         outputs, _ = model.apply(params, rest, {"image": images, "text": texts})
-        return [outputs[name] for name in ("image", "text", "caption_lse", "caption_target") if name in outputs]
+        return [
+            outputs[name]
+            for name in ("image", "text", "caption_lse", "caption_target")
+            if name in outputs
+        ]
 
     check_equal(embeddings(encode, batch["image"], batch["text"]))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # IMP, trained for a few steps in groups of several examples
 
 INPUTS = InputSpec(32, 8, 50, 0, 1)
 IMP = ImpConfig(
-    variant="small", width=32, depth=2, heads=2, hidden=64, embed_dim=16, projection_hidden=24, patch=8, inputs=("image", "text")
+    variant="small",
+    width=32,
+    depth=2,
+    heads=2,
+    hidden=64,
+    embed_dim=16,
+    projection_hidden=24,
+    patch=8,
+    inputs=("image", "text"),
 )
 
 
@@ -124,7 +156,10 @@ def trained_imp(moe, steps=8):
 def imp_encode(model, params):
     @quick_jit
     def encode(images, texts):
-        return tuple(model.apply(params, {}, {"image": images, "text": texts})[0][name] for name in ("vision>text", "text>vision"))
+        return tuple(
+            model.apply(params, {}, {"image": images, "text": texts})[0][name]
+            for name in ("vision>text", "text>vision")
+        )
 
     return encode
 
@@ -134,7 +169,9 @@ def test_a_trained_imp():
     batch = batch_of(5, INPUTS, seed=1)
     found = embeddings(imp_encode(model, params), batch["image"], batch["text"])
     check_equal(found)
-    in_groups = functional(dataclasses.replace(IMP, moe=MoeConfig(last=1, experts=4, eval_span="batch")), INPUTS)
+    in_groups = functional(
+        dataclasses.replace(IMP, moe=MoeConfig(last=1, experts=4, eval_span="batch")), INPUTS
+    )
     as_trained = imp_encode(in_groups, params)(batch["image"], batch["text"])
     on_their_own = imp_encode(model, params)(batch["image"], batch["text"])
     for mine, theirs in zip(on_their_own, as_trained):  # the model means the same by both
@@ -142,7 +179,12 @@ def test_a_trained_imp():
 
 
 def test_skills():
-    model = functional(dataclasses.replace(IMP, moe=MoeConfig(router=Skills(("vision", "text")), experts=2, last=1)), INPUTS)
+    model = functional(
+        dataclasses.replace(
+            IMP, moe=MoeConfig(router=Skills(("vision", "text")), experts=2, last=1)
+        ),
+        INPUTS,
+    )
     params, _ = jax.jit(model.init)(jax.random.key(0))
     batch = batch_of(5, INPUTS)
     check_equal(embeddings(imp_encode(model, params), batch["image"], batch["text"]))

@@ -1,4 +1,5 @@
-"""CoCa: both losses from one pass, what may see what, published sizes, decoding with and without kept keys and values."""
+"""CoCa: both losses from one pass, what may see what, published sizes, decoding with and without
+kept keys and values."""
 
 import functools
 import itertools
@@ -19,12 +20,32 @@ from jaxvl.objectives.captioning import Captioning
 
 INPUTS = InputSpec(image_size=16, text_length=6, vocab_size=40, pad_id=0, eos_id=1)
 SMALL = dict(
-    image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=24, heads=2, unimodal=2, multimodal=2, queries=3,
-    pooler_heads=2, embed_dim=8,
-)  # fmt: skip
-# open_clip's forms: one pooler for both, or none; an attention to the image with an MLP of its own; texts that begin with a token, 2.
-SHARED = dict(image={**SMALL["image"], "pool": "cls", "post_norm": False}, poolers="shared", cross="after", start_id=2, late_mask=True)
-BARE = dict(image={**SMALL["image"], "pool": "cls"}, poolers="none", cross="after", start_id=2, text_pool="eos", scan=False)
+    image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
+    width=24,
+    heads=2,
+    unimodal=2,
+    multimodal=2,
+    queries=3,
+    pooler_heads=2,
+    embed_dim=8,
+)
+# open_clip's forms: one pooler for both, or none; an attention to the image with an MLP of its own;
+# texts that begin with a token, 2.
+SHARED = dict(
+    image={**SMALL["image"], "pool": "cls", "post_norm": False},
+    poolers="shared",
+    cross="after",
+    start_id=2,
+    late_mask=True,
+)
+BARE = dict(
+    image={**SMALL["image"], "pool": "cls"},
+    poolers="none",
+    cross="after",
+    start_id=2,
+    text_pool="eos",
+    scan=False,
+)
 
 
 def build(**changes):
@@ -47,10 +68,14 @@ def data(rows=3, seed=0):
     for i in range(rows):
         end = 3 + i % 3
         text[i, end], text[i, end + 1 :] = 1, 0
-    return jnp.asarray(rng.normal(size=(rows, 16, 16, 3)), jnp.float32), jnp.asarray(text, jnp.int32)
+    return jnp.asarray(rng.normal(size=(rows, 16, 16, 3)), jnp.float32), jnp.asarray(
+        text, jnp.int32
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, {"poolers": "parallel", "tied": True, "scan": False}, SHARED, BARE])
+@pytest.mark.parametrize(
+    "changes", [{}, {"poolers": "parallel", "tied": True, "scan": False}, SHARED, BARE]
+)
 def test_scores_are_those_of_the_logits(changes):
     apply, (image, text) = build(**changes), data()
     text = text.at[:, 0].set(2) if "start_id" in changes else text
@@ -63,12 +88,20 @@ def test_scores_are_those_of_the_logits(changes):
     np.testing.assert_allclose(out["caption_weight"], weight)
     loss, _ = Captioning()(out, {}, (), None)
     np.testing.assert_allclose(loss.value, expected[weight].mean(), rtol=1e-5)
-    np.testing.assert_allclose(loss.metrics["token_accuracy"], (logits.argmax(-1) == targets)[weight].mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        loss.metrics["token_accuracy"], (logits.argmax(-1) == targets)[weight].mean(), rtol=1e-6
+    )
     smooth, _ = Captioning(label_smoothing=0.1)(out, {}, (), None)
-    np.testing.assert_allclose(smooth.value, (0.9 * expected - 0.1 * log_p.mean(-1))[weight].mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        smooth.value, (0.9 * expected - 0.1 * log_p.mean(-1))[weight].mean(), rtol=1e-5
+    )
     for side in ("image", "text"):
         np.testing.assert_allclose(np.linalg.norm(out[side], axis=-1), 1, rtol=1e-5)
-        np.testing.assert_allclose(apply({"image": image, "text": text}[side], method=f"encode_{side}"), out[side], atol=1e-6)
+        np.testing.assert_allclose(
+            apply({"image": image, "text": text}[side], method=f"encode_{side}"),
+            out[side],
+            atol=1e-6,
+        )
 
 
 def test_a_token_sees_nothing_of_what_comes_after_it():
@@ -82,7 +115,9 @@ def test_a_token_sees_nothing_of_what_comes_after_it():
 def test_the_text_embedding_sees_the_whole_text_and_no_padding():
     apply, (_, text) = build(), data()
     embedding = apply(text, method="encode_text")
-    assert np.abs(embedding - apply(text.at[:, 0].set(17), method="encode_text")).max(1).min() > 1e-3
+    assert (
+        np.abs(embedding - apply(text.at[:, 0].set(17), method="encode_text")).max(1).min() > 1e-3
+    )
     shorter = apply(text[:1, :4], method="encode_text")  # the first row's end of text stands at 3
     np.testing.assert_allclose(shorter, embedding[:1], atol=1e-6)
 
@@ -121,17 +156,27 @@ def test_chunks_of_the_vocabulary_do_not_change_values_or_gradients(monkeypatch)
         np.testing.assert_allclose(whole[1][path], parts[1][path], atol=2e-6, err_msg=path)
 
 
-# Millions of parameters: image encoder, and everything of the text decoder with its embeddings apart or, the largest, as one
-# (spec; table 1 of the paper).
+# Millions of parameters: image encoder, and everything of the text decoder with its embeddings
+# apart or, the largest, as one (spec; table 1 of the paper).
 @pytest.mark.parametrize(
     "variant, tied, image_millions, text_millions",
-    [("base", False, 86, 297), ("large", False, 303, 484), ("2b", True, 1009, 1089), ("2b", False, 1009, 1179)],
+    [
+        ("base", False, 86, 297),
+        ("large", False, 303, 484),
+        ("2b", True, 1009, 1089),
+        ("2b", False, 1009, 1179),
+    ],
 )
 def test_published_sizes(variant, tied, image_millions, text_millions):
-    model = functional(choose(MODELS, {**presets.coca(variant), "tied": tied}, "model"), InputSpec(288, 64, 64000, 0, 1))
+    model = functional(
+        choose(MODELS, {**presets.coca(variant), "tied": tied}, "model"),
+        InputSpec(288, 64, 64000, 0, 1),
+    )
     count = {p: int(np.prod(s.shape)) for p, s in model.params.items()}
     image = sum(n for p, n in count.items() if p.startswith("encoder/"))
-    text = sum(n for p, n in count.items() if p.startswith(("words", "unimodal", "multimodal", "head")))
+    text = sum(
+        n for p, n in count.items() if p.startswith(("words", "unimodal", "multimodal", "head"))
+    )
     assert abs(image / 1e6 / image_millions - 1) < 0.01
     assert abs(text / 1e6 / text_millions - 1) < 0.01
     if variant == "2b":
@@ -149,8 +194,14 @@ def uncached(apply, image, start_id=None, steps=6):
     text = np.zeros((len(image), 6), np.int32)
     done = np.zeros(len(image), bool)
     for t in range(steps):
-        given = text if start_id is None else np.concatenate([np.full((len(image), 1), start_id), text[:, :-1]], 1)
-        logits = np.array(apply(image, jnp.asarray(given, jnp.int32), method="caption_logits"))[:, t]
+        given = (
+            text
+            if start_id is None
+            else np.concatenate([np.full((len(image), 1), start_id), text[:, :-1]], 1)
+        )
+        logits = np.array(apply(image, jnp.asarray(given, jnp.int32), method="caption_logits"))[
+            :, t
+        ]
         logits[:, 0] = -np.inf
         new = np.full(len(image), 1) if t == steps - 1 else logits.argmax(-1)
         text[:, t] = np.where(done, 0, new)
@@ -179,7 +230,8 @@ def test_log_probability_is_that_of_the_tokens():
 
 
 def toy(table):
-    """A step whose logits depend on the last token alone: `table` [V, V] of probabilities, from token 2 at the start."""
+    """A step whose logits depend on the last token alone: `table` [V, V] of probabilities, from
+    token 2 at the start."""
     log = jnp.log(jnp.asarray(table))
 
     def step(known, token, position):
@@ -190,7 +242,16 @@ def toy(table):
 
 def run_toy(table, config, key=None, rows=1):
     keys = None if key is None else jax.random.split(key, rows)
-    return generate(toy(table), jnp.zeros((rows, 1)), config, batch=rows, length=4, eos_id=1, pad_id=0, keys=keys)
+    return generate(
+        toy(table),
+        jnp.zeros((rows, 1)),
+        config,
+        batch=rows,
+        length=4,
+        eos_id=1,
+        pad_id=0,
+        keys=keys,
+    )
 
 
 # From 2 (the start): 3 is likelier, but leads nowhere; 4 ends well.
@@ -247,9 +308,13 @@ def test_wrong_options():
         Generation(max_length=2, min_length=3)
     with pytest.raises(ConfigError, match="heads: 5 must divide the width of 24"):
         resolve(CoCaConfig, {**SMALL, "heads": 5})
-    with pytest.raises(ConfigError, match="poolers: 'none' needs an image encoder with a class token"):
+    with pytest.raises(
+        ConfigError, match="poolers: 'none' needs an image encoder with a class token"
+    ):
         resolve(CoCaConfig, {**SMALL, "poolers": "none"})
-    with pytest.raises(ConfigError, match="start_id: 1 must be a token .below 40. that is neither padding nor EOS"):
+    with pytest.raises(
+        ConfigError, match="start_id: 1 must be a token .below 40. that is neither padding nor EOS"
+    ):
         functional(resolve(CoCaConfig, {**SMALL, "start_id": 1}), INPUTS)
     with pytest.raises(ValueError, match="keys: None"):
         run_toy(TABLE, Generation(method="sample"))
@@ -257,14 +322,17 @@ def test_wrong_options():
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
 def test_captions_go_on_after_their_own_prompts(method):
-    """Rows with prompts of two, one and no tokens, against a bigram model by hand; what a prompt costs is nothing."""
+    """Rows with prompts of two, one and no tokens, against a bigram model by hand; what a prompt
+    costs is nothing."""
     table = np.random.default_rng(3).normal(size=(8, 8)).astype(np.float32)
     table[:, 0] = -1e9
     prompt = jnp.array([[5, 6], [4, 0], [0, 0]])
     config = Generation(method=method, beams=2, top_k=1, length_penalty=0.0, max_length=4)
     known, keys = jnp.zeros((3, 1)), jax.random.split(jax.random.key(0), 3)
     step = lambda known, last, t: (jnp.asarray(table)[jnp.where(t == 0, 0, last)], known)
-    got = generate(step, known, config, batch=3, length=5, eos_id=1, pad_id=0, keys=keys, prompt=prompt)
+    got = generate(
+        step, known, config, batch=3, length=5, eos_id=1, pad_id=0, keys=keys, prompt=prompt
+    )
     log_p = table - scipy.special.logsumexp(table, -1, keepdims=True)
     for row, own in enumerate(([5, 6], [4], [])):
         paths = []
@@ -274,15 +342,23 @@ def test_captions_go_on_after_their_own_prompts(method):
                 path, cost = [*own, *tail], 0.0
                 for t in range(len(own), len(path)):
                     last = path[t - 1] if t else 0
-                    cost += 0.0 if t == 3 else log_p[last, path[t]]  # EOS is forced at the last place
+                    cost += (
+                        0.0 if t == 3 else log_p[last, path[t]]
+                    )  # EOS is forced at the last place
                 paths.append((cost, path))
         if method == "beam":
             best = dict((tuple(p), c) for c, p in paths)
             path = [t for t in got.tokens[row].tolist() if t]
-            assert path[: len(own)] == own and best[tuple(path)] == pytest.approx(float(got.log_p[row]), rel=1e-5)
+            assert path[: len(own)] == own and best[tuple(path)] == pytest.approx(
+                float(got.log_p[row]), rel=1e-5
+            )
         else:
             path = list(own)
             while 1 not in path:
                 path.append(1 if len(path) == 3 else int(table[path[-1] if path else 0].argmax()))
-            assert got.tokens[row].tolist()[: len(path)] == path and not any(got.tokens[row].tolist()[len(path) :])
-            assert dict((tuple(p), c) for c, p in paths)[tuple(path)] == pytest.approx(float(got.log_p[row]), rel=1e-5, abs=1e-6)
+            assert got.tokens[row].tolist()[: len(path)] == path and not any(
+                got.tokens[row].tolist()[len(path) :]
+            )
+            assert dict((tuple(p), c) for c, p in paths)[tuple(path)] == pytest.approx(
+                float(got.log_p[row]), rel=1e-5, abs=1e-6
+            )

@@ -1,4 +1,5 @@
-"""COSMO: rows of several images against rows of one, which image a token sees, where the contrast's gradient ends, learning."""
+"""COSMO: rows of several images against rows of one, which image a token sees, where the contrast's
+gradient ends, learning."""
 
 import functools
 import shutil
@@ -26,18 +27,28 @@ from jaxvl.training.experiment import Experiment
 B, K, T = 2, 3, 6
 INPUTS = InputSpec(image_size=16, text_length=K * T, vocab_size=40, pad_id=0, eos_id=1)
 SMALL = dict(
-    image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=24, heads=2, unimodal=1, multimodal=2, queries=3,
-    pooler_heads=2, embed_dim=8,
-)  # fmt: skip
+    image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
+    width=24,
+    heads=2,
+    unimodal=1,
+    multimodal=2,
+    queries=3,
+    pooler_heads=2,
+    embed_dim=8,
+)
 
 
 @functools.cache
 def build(across=True, noise=0.1):
-    """(apply, params); biases, positions and gates start at or near zero: without noise, what reads the wrong one would pass."""
+    """(apply, params); biases, positions and gates start at or near zero: without noise, what reads
+    the wrong one would pass."""
     model = functional(resolve(CosmoConfig, {**SMALL, "across": across}), INPUTS)
     params, rest = jax.jit(model.init)(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), len(params))
-    params = {p: v + (noise * jax.random.normal(k, v.shape)) for k, (p, v) in zip(keys, sorted(params.items()))}
+    params = {
+        p: v + (noise * jax.random.normal(k, v.shape))
+        for k, (p, v) in zip(keys, sorted(params.items()))
+    }
     if noise:
         params |= {p: v + 1.0 for p, v in params.items() if p.endswith("gate")}
 
@@ -52,7 +63,9 @@ def rows(seed=0):
     """(packed batch, texts int [B, K, T])."""
     rng = np.random.default_rng(seed)
     place, ends = np.arange(T), rng.integers(1, T, (B, K, 1))
-    texts = np.where(place < ends, rng.integers(2, 40, (B, K, T)), np.where(place == ends, 1, 0)).astype(np.int32)
+    texts = np.where(
+        place < ends, rng.integers(2, 40, (B, K, T)), np.where(place == ends, 1, 0)
+    ).astype(np.int32)
     image = rng.normal(size=(B, K, 16, 16, 3)).astype(np.float32)
     return {"image": image, **pack(texts, K * T, eos_id=1, pad_id=0)}, texts
 
@@ -63,16 +76,22 @@ SCORES = ("caption_lse", "caption_target", "caption_mean")
 def test_a_row_of_several_is_rows_of_one_where_texts_do_not_see_each_other():
     (apply, params), (batch, texts) = build(across=False), rows()
     whole = apply(params, batch)
-    alone = apply(params, {"image": batch["image"].reshape(B * K, 16, 16, 3), "text": texts.reshape(B * K, T)})
+    alone = apply(
+        params, {"image": batch["image"].reshape(B * K, 16, 16, 3), "text": texts.reshape(B * K, T)}
+    )
     for side in ("image", "text"):
         np.testing.assert_allclose(whole[side].reshape(B * K, -1), alone[side][:, 0], atol=1e-5)
-    np.testing.assert_allclose(apply(params, texts[:, 0], method="encode_text"), whole["text"][:, 0], atol=1e-5)
+    np.testing.assert_allclose(
+        apply(params, texts[:, 0], method="encode_text"), whole["text"][:, 0], atol=1e-5
+    )
     np.testing.assert_array_equal(whole["caption_weight"], batch["weight"])
     for row in range(B):
         for k in range(K):
             own, n = batch["segment"][row] == k + 1, batch["lengths"][row, k]
             for name in SCORES:
-                np.testing.assert_allclose(whole[name][row][own], alone[name][row * K + k, :n], atol=1e-5, err_msg=name)
+                np.testing.assert_allclose(
+                    whole[name][row][own], alone[name][row * K + k, :n], atol=1e-5, err_msg=name
+                )
 
 
 @pytest.mark.parametrize("across", [False, True])
@@ -80,7 +99,9 @@ def test_which_image_and_which_texts_a_token_sees(across):
     (apply, params), (batch, _) = build(across), rows()
     before, segment = apply(params, batch), batch["segment"]
     moved = lambda after: np.abs(after["caption_lse"] - before["caption_lse"]) > 1e-5
-    after = apply(params, {**batch, "image": batch["image"] + (np.arange(K) == 1)[:, None, None, None]})
+    after = apply(
+        params, {**batch, "image": batch["image"] + (np.arange(K) == 1)[:, None, None, None]}
+    )
     assert moved(after)[segment == 2].all() and not moved(after)[segment == 1].any()
     assert moved(after)[segment == 3].any() == across, "later texts see image 2 through text 2 only"
     first = batch["text"].copy()
@@ -95,7 +116,12 @@ def test_which_image_and_which_texts_a_token_sees(across):
 def test_attention_to_the_image_before_equals_a_loop_over_tokens():
     """The gated half of a layer in float64, one token at a time; then the layer's own block."""
     d, heads, n, hidden = 16, 4, 3, 20
-    block = GatedBlock(Sizes(d, 1, heads, hidden), StackOptions(activation="gelu"), rngs=nnx.Rngs(params=0), memory_width=10)
+    block = GatedBlock(
+        Sizes(d, 1, heads, hidden),
+        StackOptions(activation="gelu"),
+        rngs=nnx.Rngs(params=0),
+        memory_width=10,
+    )
     for i, (_, variable) in enumerate(nnx.to_flat_state(nnx.state(block, nnx.Param))):
         variable[...] = variable[...] + 0.3 * jax.random.normal(jax.random.key(i), variable.shape)
     assert abs(block.cross_gate[...]) > 0.01 and abs(block.mlp_gate[...]) > 0.01
@@ -103,7 +129,12 @@ def test_attention_to_the_image_before_equals_a_loop_over_tokens():
     segment = np.array([[0, 1, 1, 2, 2, 2], [1, 1, 2, 3, 3, 0]])
     x, latents = rng.normal(size=(2, 6, d)), rng.normal(size=(2, 3 * n, 10))
     seen = segment[..., None] == np.repeat(np.arange(1, 4), n)
-    got = block(jnp.asarray(x, jnp.float32), jnp.asarray(latents, jnp.float32), memory_mask=jnp.asarray(seen), causal=True)
+    got = block(
+        jnp.asarray(x, jnp.float32),
+        jnp.asarray(latents, jnp.float32),
+        memory_mask=jnp.asarray(seen),
+        causal=True,
+    )
 
     w = lambda v: np.asarray(v[...], np.float64)
     norm = lambda m, y: (y - y.mean()) / np.sqrt(y.var() + m.eps) * w(m.scale) + w(m.bias)
@@ -115,14 +146,25 @@ def test_attention_to_the_image_before_equals_a_loop_over_tokens():
             if image:
                 q = part(block.cross.query, norm(block.cross_norm, y))
                 own = latents[b, (image - 1) * n : image * n]
-                logits = np.stack([(q * part(block.cross.key, m)).sum(1) for m in own]) / np.sqrt(d / heads)
+                logits = np.stack([(q * part(block.cross.key, m)).sum(1) for m in own]) / np.sqrt(
+                    d / heads
+                )
                 weights = scipy.special.softmax(logits, axis=0)
                 read = sum(a[:, None] * part(block.cross.value, m) for a, m in zip(weights, own))
-                y = y + np.tanh(w(block.cross_gate)) * (np.einsum("hk,hkd->d", read, w(block.cross.out.kernel)) + w(block.cross.out.bias))
-            up = norm(block.gated_norm, y) @ w(block.gated_mlp.up.kernel) + w(block.gated_mlp.up.bias)
+                y = y + np.tanh(w(block.cross_gate)) * (
+                    np.einsum("hk,hkd->d", read, w(block.cross.out.kernel))
+                    + w(block.cross.out.bias)
+                )
+            up = norm(block.gated_norm, y) @ w(block.gated_mlp.up.kernel) + w(
+                block.gated_mlp.up.bias
+            )
             up = up * scipy.special.ndtr(up)
-            expected[b, t] = y + np.tanh(w(block.mlp_gate)) * (up @ w(block.gated_mlp.down.kernel) + w(block.gated_mlp.down.bias))
-    np.testing.assert_allclose(got, block.block(jnp.asarray(expected, jnp.float32), causal=True), atol=2e-5)
+            expected[b, t] = y + np.tanh(w(block.mlp_gate)) * (
+                up @ w(block.gated_mlp.down.kernel) + w(block.gated_mlp.down.bias)
+            )
+    np.testing.assert_allclose(
+        got, block.block(jnp.asarray(expected, jnp.float32), causal=True), atol=2e-5
+    )
 
 
 def test_the_contrast_has_no_gradient_above_the_split():
@@ -139,20 +181,31 @@ def test_the_contrast_has_no_gradient_above_the_split():
         assert not np.asarray(contrast[path]).any(), path
         if not path.endswith("key/bias"):  # the same for every key: softmax does not see it
             assert np.asarray(caption[path]).any(), path
-    for path in ("unimodal/blocks/attention/value/kernel", "text_pooler/query", "caption_pooler/query", "encoder/patches/kernel"):
+    for path in (
+        "unimodal/blocks/attention/value/kernel",
+        "text_pooler/query",
+        "caption_pooler/query",
+        "encoder/patches/kernel",
+    ):
         assert np.asarray(contrast[path]).any(), path
 
 
 def test_a_fresh_model_reads_no_image_and_contrast_is_that_of_single_pairs():
     (apply, params), (batch, _) = build(noise=0.0), rows()
     fresh, other = apply(params, batch), apply(params, {**batch, "image": batch["image"][::-1]})
-    np.testing.assert_array_equal(fresh["caption_lse"], other["caption_lse"])  # the gates are closed
+    np.testing.assert_array_equal(
+        fresh["caption_lse"], other["caption_lse"]
+    )  # the gates are closed
     # B K pairs: rows of different images in one row are negatives as any other.
     u, v = (np.asarray(fresh[k], np.float64).reshape(B * K, -1) for k in ("image", "text"))
     s = np.exp(float(fresh["log_scale"])) * u @ v.T
-    expected = (scipy.special.logsumexp(s, 0).mean() + scipy.special.logsumexp(s, 1).mean()) / 2 - np.diag(s).mean()
+    expected = (
+        scipy.special.logsumexp(s, 0).mean() + scipy.special.logsumexp(s, 1).mean()
+    ) / 2 - np.diag(s).mean()
     for duplicates in ("diagonal", "positive"):
-        loss, _ = SymmetricSoftmax(duplicates=duplicates)(fresh, {"group_id": jnp.arange(B * K).reshape(B, K)}, (), None)
+        loss, _ = SymmetricSoftmax(duplicates=duplicates)(
+            fresh, {"group_id": jnp.arange(B * K).reshape(B, K)}, (), None
+        )
         np.testing.assert_allclose(loss.value, expected, rtol=1e-5)
 
 
@@ -160,8 +213,12 @@ def test_decoding_equals_decoding_without_kept_keys():
     (apply, params), (batch, _) = build(), rows()
     image = jnp.asarray(batch["image"].reshape(B * K, 16, 16, 3))
     known, fixed = apply(params, image, length=T, method="start")
-    step = lambda known, token, position: apply(params, known, fixed, token, position, method="step")
-    got = np.asarray(generate(step, known, Generation(), batch=len(image), length=T, eos_id=1, pad_id=0).tokens)
+    step = lambda known, token, position: apply(
+        params, known, fixed, token, position, method="step"
+    )
+    got = np.asarray(
+        generate(step, known, Generation(), batch=len(image), length=T, eos_id=1, pad_id=0).tokens
+    )
     logits = np.array(apply(params, image, jnp.asarray(got), method="caption_logits"))[:, :T]
     logits[..., 0] = -np.inf
     best = logits.argmax(-1)
@@ -169,7 +226,9 @@ def test_decoding_equals_decoding_without_kept_keys():
     np.testing.assert_array_equal(np.where(got != 0, best, 0), got)
     # And the scores of the same texts are those of these logits.
     scores = apply(params, {"image": image, "text": jnp.asarray(got)})
-    expected = scipy.special.logsumexp(np.array(apply(params, image, jnp.asarray(got), method="caption_logits"))[:, :T], -1)
+    expected = scipy.special.logsumexp(
+        np.array(apply(params, image, jnp.asarray(got), method="caption_logits"))[:, :T], -1
+    )
     np.testing.assert_allclose(scores["caption_lse"][got != 0], expected[got != 0], atol=1e-5)
 
 
@@ -186,19 +245,32 @@ def experiment(**changes):
     data = dict(source=SHAPES, batch=16, fields=FIELDS, interleave=ROWS, reader=dict(threads=2))
     config = dict(
         model=dict(
-            name="cosmo", image=dict(name="vit", variant="Ti/4", width=64, depth=2, heads=2, pool="mean"), width=64, heads=2, hidden=128,
-            unimodal=1, multimodal=1, queries=4, embed_dim=32,
+            name="cosmo",
+            image=dict(name="vit", variant="Ti/4", width=64, depth=2, heads=2, pool="mean"),
+            width=64,
+            heads=2,
+            hidden=128,
+            unimodal=1,
+            multimodal=1,
+            queries=4,
+            embed_dim=32,
         ),
         preprocess=dict(image_size=16),
         tokenizer=dict(vocab_size=64),
-        tasks=dict(rows=dict(data=data, objectives=dict(clip=dict(weight=0.5, duplicates="positive"), captioning=1.0), microbatches=2)),
+        tasks=dict(
+            rows=dict(
+                data=data,
+                objectives=dict(clip=dict(weight=0.5, duplicates="positive"), captioning=1.0),
+                microbatches=2,
+            )
+        ),
         evals=dict(rows=dict(name="interleaved", source=SHAPES, text="name/en", interleave=ROWS)),
         mesh=dict(data=2, fsdp=4),
         steps=100,
         optim=dict(lr=3e-3, warmup=20),
         checkpoint=dict(every=80),
         log=dict(every=1, tensorboard=False, report=False),
-    )  # fmt: skip
+    )
     return resolve(Experiment, {**config, **changes})
 
 
@@ -206,14 +278,22 @@ def experiment(**changes):
 def test_a_run_that_learns_which_image_is_meant(tmp_path):
     """On a mesh, in microbatches; resumed from a checkpoint, it ends where it would have."""
     latest = train.train(experiment(), tmp_path / "run")
-    assert latest["rows/rise"] > 0.3 and latest["rows/token_accuracy"] > latest["rows/token_accuracy_swapped"] + 0.1, latest
+    assert (
+        latest["rows/rise"] > 0.3
+        and latest["rows/token_accuracy"] > latest["rows/token_accuracy_swapped"] + 0.1
+    ), latest
     shutil.copytree(tmp_path / "run" / "checkpoints", tmp_path / "again" / "checkpoints")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "100")
     again = train.train(experiment(), tmp_path / "again")
-    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in latest.items() if k != "seconds"}
+    assert {k: v for k, v in again.items() if k != "seconds"} == {
+        k: v for k, v in latest.items() if k != "seconds"
+    }
 
 
 def test_a_model_of_single_images_refuses_interleaved_rows():
     model = dict(name="coca", image=SMALL["image"], width=24, heads=2, unimodal=1, multimodal=1)
-    with pytest.raises(ConfigError, match=r"^tasks\.rows\.data\.interleave: the model reads one image per row; must be None"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^tasks\.rows\.data\.interleave: the model reads one image per row; must be None",
+    ):
         experiment(model=model)

@@ -11,7 +11,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from small_models import ALIGN, batch_of, model_of, torch_and_transformers, with_options
 
 from jaxvl.models import InputSpec
-from jaxvl.models.efficientnet import VARIANTS, EfficientNetConfig, Stage, parse_stage, round_channels
+from jaxvl.models.efficientnet import (
+    VARIANTS,
+    EfficientNetConfig,
+    Stage,
+    parse_stage,
+    round_channels,
+)
 from jaxvl.sharding import MeshConfig, make_mesh
 
 
@@ -22,11 +28,25 @@ def parameters(config, image_size=64, classes=1000):
     return own + config.features * classes + classes
 
 
-# Tan & Le 2019, table 2; Xie et al. 2020 for L2; Tan & Le 2021, table 7 (V2-S 22M, M 54M, L 120M), in millions.
+# Tan & Le 2019, table 2; Xie et al. 2020 for L2; Tan & Le 2021, table 7 (V2-S 22M, M 54M, L 120M),
+# in millions.
 @pytest.mark.parametrize(
     "variant, millions",
-    [("b0", 5.3), ("b1", 7.8), ("b2", 9.1), ("b3", 12), ("b4", 19), ("b5", 30), ("b6", 43), ("b7", 66), pytest.param("l2", 480, marks=pytest.mark.slow), ("v2_s", 21.5), ("v2_m", 54), pytest.param("v2_l", 119, marks=pytest.mark.slow)],
-)  # fmt: skip
+    [
+        ("b0", 5.3),
+        ("b1", 7.8),
+        ("b2", 9.1),
+        ("b3", 12),
+        ("b4", 19),
+        ("b5", 30),
+        ("b6", 43),
+        ("b7", 66),
+        pytest.param("l2", 480, marks=pytest.mark.slow),
+        ("v2_s", 21.5),
+        ("v2_m", 54),
+        pytest.param("v2_l", 119, marks=pytest.mark.slow),
+    ],
+)
 def test_published_parameter_counts(variant, millions):
     count = parameters(EfficientNetConfig(variant, head=True)) / 1e6
     digits = 1 if isinstance(millions, float) else 0
@@ -38,10 +58,16 @@ def test_count_equals_transformers_classifier(variant):
     torch, transformers = torch_and_transformers()
     plan = VARIANTS[variant]
     with torch.device("meta"):
-        config = transformers.EfficientNetConfig(width_coefficient=plan.width, depth_coefficient=plan.depth, num_labels=1000,
-                                                 hidden_dim=round_channels(1280 * plan.width))  # fmt: skip
+        config = transformers.EfficientNetConfig(
+            width_coefficient=plan.width,
+            depth_coefficient=plan.depth,
+            num_labels=1000,
+            hidden_dim=round_channels(1280 * plan.width),
+        )
         theirs = transformers.EfficientNetForImageClassification(config)
-    assert parameters(EfficientNetConfig(variant, head=True)) == sum(p.numel() for p in theirs.parameters())
+    assert parameters(EfficientNetConfig(variant, head=True)) == sum(
+        p.numel() for p in theirs.parameters()
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,21 +95,29 @@ def test_stem_stride_keeps_resolution():
     sides = {}
     for stride in (1, 2):
         config = EfficientNetConfig(stem=8, stem_stride=stride, stages=("fused_r1_k3_s2_e1_o8",))
-        run = lambda image, config=config: config.build(InputSpec(16, 8, 8), nnx.Rngs(params=0))(image).tokens
+        run = lambda image, config=config: (
+            config.build(InputSpec(16, 8, 8), nnx.Rngs(params=0))(image).tokens
+        )
         sides[stride] = jax.eval_shape(run, jnp.ones((1, 16, 16, 3))).shape[1]
     assert sides == {1: 64, 2: 16}
 
 
 def test_head_and_group_norm():
-    config = EfficientNetConfig(stem=8, stages=("mbconv_r1_k3_s2_e2_o8_se0.25",), head=True, width=0.1, norm="group")
+    config = EfficientNetConfig(
+        stem=8, stages=("mbconv_r1_k3_s2_e2_o8_se0.25",), head=True, width=0.1, norm="group"
+    )
     module = nnx.eval_shape(lambda: config.build(InputSpec(16, 8, 8), nnx.Rngs(params=0)))
     assert not nnx.to_flat_state(nnx.state(module, nnx.BatchStat))
-    pooled = jax.eval_shape(lambda x: config.build(InputSpec(16, 8, 8), nnx.Rngs(params=0))(x, train=True).pooled, jnp.ones((2, 16, 16, 3)))
+    pooled = jax.eval_shape(
+        lambda x: config.build(InputSpec(16, 8, 8), nnx.Rngs(params=0))(x, train=True).pooled,
+        jnp.ones((2, 16, 16, 3)),
+    )
     assert pooled.shape == (2, config.features) == (2, 128)
 
 
 def test_batch_norm_on_eight_devices_equals_one():
-    """Loss, gradients and running statistics; rows differ much between devices, so that local statistics would show."""
+    """Loss, gradients and running statistics; rows differ much between devices, so that local
+    statistics would show."""
     model, _ = model_of(ALIGN)
     params, rest = jax.jit(model.init)(jax.random.key(0))
     batch = batch_of(16)
@@ -111,7 +145,10 @@ def test_running_statistics_follow_the_batch():
     path = "image/encoder/stem/norm"
     kernel = params["image/encoder/stem/conv/kernel"]
     y = np.asarray(
-        jax.lax.conv_general_dilated(batch["image"], kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")), np.float64
+        jax.lax.conv_general_dilated(
+            batch["image"], kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ),
+        np.float64,
     )
     np.testing.assert_allclose(new[f"{path}/mean"], 0.01 * y.mean((0, 1, 2)), rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(new[f"{path}/var"], 0.99 + 0.01 * y.var((0, 1, 2)), rtol=1e-5)

@@ -1,4 +1,5 @@
-"""Writing token by token, against plain NumPy search: beams with a cache, bans, and what a row's sample depends on."""
+"""Writing token by token, against plain NumPy search: beams with a cache, bans, and what a row's
+sample depends on."""
 
 import itertools
 
@@ -19,7 +20,8 @@ def score(log_p, length, penalty):
 
 
 def reference_beams(next_log_p, k, length, penalty):
-    """Beam search for one picture by lists: `next_log_p(prefix) -> [V]`; the best finished caption by score."""
+    """Beam search for one picture by lists: `next_log_p(prefix) -> [V]`; the best finished caption
+    by score."""
     live, best = [((), 0.0)], (-np.inf, None, None)
     for t in range(length):
         candidates = []
@@ -42,7 +44,9 @@ def test_beams_with_a_cache_are_those_of_a_search_without():
         def next_log_p(prefix, i=i):
             text = np.zeros((1, 6), np.int32)
             text[0, : len(prefix)] = prefix
-            logits = np.array(apply(image[i : i + 1], jnp.asarray(text), method="caption_logits"), np.float64)[0, len(prefix)]
+            logits = np.array(
+                apply(image[i : i + 1], jnp.asarray(text), method="caption_logits"), np.float64
+            )[0, len(prefix)]
             logits[0] = -np.inf
             return logits - scipy.special.logsumexp(logits)
 
@@ -57,7 +61,9 @@ def test_with_a_length_penalty_all_paths_are_searched_by_score():
     table[:, 0] = 1e-12
     log = np.log(table / table[:, 1:].sum(1, keepdims=True))
     best = run_toy(table, Generation(method="beam", beams=60, length_penalty=1.5))
-    _, words, log_p = reference_beams(lambda prefix: log[prefix[-1] if prefix else 2], 10**6, 4, 1.5)
+    _, words, log_p = reference_beams(
+        lambda prefix: log[prefix[-1] if prefix else 2], 10**6, 4, 1.5
+    )
     assert tuple(t for t in best.tokens[0].tolist() if t) == words
     np.testing.assert_allclose(best.log_p[0], log_p, atol=1e-3)
 
@@ -83,15 +89,37 @@ def test_the_last_place_is_eos_whatever_the_least_length(method):
     log = jnp.log(jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(5), 5)))
     step = lambda known, token, t: (log[jnp.where(t == 0, 2, token)], known)
     keys = jax.random.split(jax.random.key(0), 20)
-    got = generate(step, (), Generation(method=method, min_length=9), batch=20, length=6, eos_id=1, pad_id=0, keys=keys)
-    assert (got.tokens[:, 5] == 1).all() and (got.tokens[:, :5] > 1).all() and (got.log_p > -1e3).all()
+    got = generate(
+        step,
+        (),
+        Generation(method=method, min_length=9),
+        batch=20,
+        length=6,
+        eos_id=1,
+        pad_id=0,
+        keys=keys,
+    )
+    assert (
+        (got.tokens[:, 5] == 1).all() and (got.tokens[:, :5] > 1).all() and (got.log_p > -1e3).all()
+    )
 
 
 def test_a_row_is_drawn_from_its_own_key():
     table = np.full((5, 5), 0.2)
     step = lambda known, token, t: (jnp.log(jnp.asarray(table))[token], known)
     keys = jax.random.split(jax.random.key(0), 12)
-    write = lambda keys: generate(step, (), Generation(method="sample"), batch=len(keys), length=6, eos_id=1, pad_id=0, keys=keys).tokens
+    write = lambda keys: (
+        generate(
+            step,
+            (),
+            Generation(method="sample"),
+            batch=len(keys),
+            length=6,
+            eos_id=1,
+            pad_id=0,
+            keys=keys,
+        ).tokens
+    )
     whole = np.asarray(write(keys))
     np.testing.assert_array_equal(write(keys[5:9]), whole[5:9])
     assert len({tuple(row) for row in whole.tolist()}) > 8
@@ -102,12 +130,21 @@ def test_numbers_may_be_arguments_of_the_compiled_function():
     step = lambda known, token, t: (jnp.log(jnp.asarray(table))[token], known)
     keys, compiled = jax.random.split(jax.random.key(0), 50), {}
     for options in (
-        dict(temperature=0.5, top_p=0.9), dict(temperature=2.0, top_p=0.6, min_length=3), dict(temperature=1.5, top_p=0.3, seed=3),
-    ):  # fmt: skip
+        dict(temperature=0.5, top_p=0.9),
+        dict(temperature=2.0, top_p=0.6, min_length=3),
+        dict(temperature=1.5, top_p=0.3, seed=3),
+    ):
         config = Generation(method="sample", repetition_penalty=1.0, **options)
         static, numbers = config.split()
         run = compiled.setdefault(
-            static, jax.jit(lambda n, s=static: generate(step, (), s, batch=50, length=6, eos_id=1, pad_id=0, keys=keys, numbers=n).tokens)
+            static,
+            jax.jit(
+                lambda n, s=static: (
+                    generate(
+                        step, (), s, batch=50, length=6, eos_id=1, pad_id=0, keys=keys, numbers=n
+                    ).tokens
+                )
+            ),
         )
         whole = generate(step, (), config, batch=50, length=6, eos_id=1, pad_id=0, keys=keys).tokens
         np.testing.assert_array_equal(run(numbers), whole)

@@ -1,11 +1,24 @@
-"""What every model promises: named outputs, axes, layouts, dtypes, determinism, locking, clear errors."""
+"""What every model promises: named outputs, axes, layouts, dtypes, determinism, locking, clear
+errors."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from small_models import ALIGN, DUAL, INPUTS, MODELS_SMALL, SMALL_BERT, SMALL_NET, SMALL_TEXT, SMALL_VIT, batch_of, model_of, with_options
+from small_models import (
+    ALIGN,
+    DUAL,
+    INPUTS,
+    MODELS_SMALL,
+    SMALL_BERT,
+    SMALL_NET,
+    SMALL_TEXT,
+    SMALL_VIT,
+    batch_of,
+    model_of,
+    with_options,
+)
 
 from jaxvl.config import ConfigError, choose
 from jaxvl.models import MODELS, InputSpec, presets
@@ -30,16 +43,25 @@ def gradients(model, params, rest, batch, **kw):
 
     def loss(p):
         out, _ = model.apply(p, rest, batch, **kw)
-        return jnp.sum(jnp.exp(out["log_scale"]) * jnp.sin(3 * out["image"] @ out["text"].T)) + sum(out.get(k, 0.0) for k in ["logit_bias"])
+        return jnp.sum(jnp.exp(out["log_scale"]) * jnp.sin(3 * out["image"] @ out["text"].T)) + sum(
+            out.get(k, 0.0) for k in ["logit_bias"]
+        )
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
 def close(a, b, tol=1e-5):
-    """Equal to `tol` of each array's largest entry; of the typical array's where an array is (nearly) zero, as a bias before a norm has it."""
+    """Equal to `tol` of each array's largest entry; of the typical array's where an array is
+    (nearly) zero, as a bias before a norm has it."""
     largest = [float(np.abs(x).max()) for x in jax.tree.leaves(a)]
     typical = float(np.median(largest))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tol * max(typical, float(np.abs(x).max()))), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(
+            x, y, rtol=0, atol=tol * max(typical, float(np.abs(x).max()))
+        ),
+        a,
+        b,
+    )
 
 
 @pytest.mark.parametrize("node", MODELS_SMALL.values(), ids=MODELS_SMALL)
@@ -58,7 +80,10 @@ def test_outputs(node):
 
 @pytest.mark.parametrize("image, text", [(SMALL_VIT, SMALL_BERT), (SMALL_NET, SMALL_TEXT)])
 def test_any_tower_with_any_model(image, text):
-    for node in (dict(name="align", image=image, text=text), dict(name="dual_encoder", image=image, text=text, embed_dim=8)):
+    for node in (
+        dict(name="align", image=image, text=text),
+        dict(name="dual_encoder", image=image, text=text, embed_dim=8),
+    ):
         model, params, rest = setup(node)
         out, _ = applied(model)(params, rest, batch_of(2))
         assert out["image"].shape == out["text"].shape
@@ -67,7 +92,9 @@ def test_any_tower_with_any_model(image, text):
 def test_temperatures():
     out, _ = (lambda m, p, r: applied(m)(p, r, batch_of(2)))(*setup(ALIGN))
     np.testing.assert_allclose(np.exp(-out["log_scale"]), 0.1, rtol=1e-6)
-    out, _ = (lambda m, p, r: applied(m)(p, r, batch_of(2)))(*setup(with_options(DUAL, init_scale=10.0, init_bias=-10.0)))
+    out, _ = (lambda m, p, r: applied(m)(p, r, batch_of(2)))(
+        *setup(with_options(DUAL, init_scale=10.0, init_bias=-10.0))
+    )
     np.testing.assert_allclose([np.exp(out["log_scale"]), out["logit_bias"]], [10, -10], rtol=1e-6)
 
 
@@ -79,11 +106,20 @@ def test_bound_lets_back_only():
 
 FULL = {
     "align_b0": (presets.align("b0", "tiny"), InputSpec(64, 16, 100)),
-    "align_pooler": (with_options(presets.align("v2_s", "mini"), text__pool="pooler", embed_dim=64), InputSpec(64, 16, 100)),
-    "align_group": (with_options(presets.align("b0", "tiny"), image__norm="group", image__head=True), InputSpec(64, 16, 100)),
+    "align_pooler": (
+        with_options(presets.align("v2_s", "mini"), text__pool="pooler", embed_dim=64),
+        InputSpec(64, 16, 100),
+    ),
+    "align_group": (
+        with_options(presets.align("b0", "tiny"), image__norm="group", image__head=True),
+        InputSpec(64, 16, 100),
+    ),
     "clip": (presets.clip("B/32"), InputSpec(224, 77, 100, eos_id=2)),
     "siglip": (presets.siglip("So400m/14"), InputSpec(224, 64, 100)),
-    "qk_norm": (with_options(DUAL, image__qk_norm=True, text__pool="mean", image__positions="sincos"), INPUTS),
+    "qk_norm": (
+        with_options(DUAL, image__qk_norm=True, text__pool="mean", image__positions="sincos"),
+        INPUTS,
+    ),
 }
 
 
@@ -93,7 +129,9 @@ def test_every_parameter_has_axes(node, inputs):
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     shardings = param_shardings(model.axes, {p: v.shape for p, v in model.params.items()}, mesh)
     assert set(shardings) == set(model.params)
-    big = [p for p, v in model.params.items() if v.size > 2**20 and shardings[p].is_fully_replicated]
+    big = [
+        p for p, v in model.params.items() if v.size > 2**20 and shardings[p].is_fully_replicated
+    ]
     assert not big, big
 
 
@@ -105,26 +143,41 @@ def test_mesh_equals_one_device(node, mesh):
     one = gradients(model, params, rest, batch, train=True)
     mesh = make_mesh(MeshConfig(**mesh))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(params, param_shardings(model.axes, {p: v.shape for p, v in params.items()}, mesh))
+        placed = jax.device_put(
+            params, param_shardings(model.axes, {p: v.shape for p, v in params.items()}, mesh)
+        )
         batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
-        close(one, gradients(model, placed, rest, batch, train=True), 1e-5 if node is DUAL else 1e-4)
+        close(
+            one, gradients(model, placed, rest, batch, train=True), 1e-5 if node is DUAL else 1e-4
+        )
 
 
 @pytest.mark.parametrize("node", [DUAL], ids=["dual"])  # the stack is the same code in every tower
 @pytest.mark.parametrize(
-    "options", [dict(scan=False), dict(remat="full"), pytest.param(dict(scan=False, remat="dots"), marks=pytest.mark.slow)], ids=str
+    "options",
+    [
+        dict(scan=False),
+        dict(remat="full"),
+        pytest.param(dict(scan=False, remat="dots"), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_scan_and_remat_change_nothing(node, options):
     changes = {f"text__{k}": v for k, v in options.items()}
     if node["image"]["name"] == "vit":
         changes |= {f"image__{k}": v for k, v in options.items()} | dict(image__drop_path=0.2)
     changes |= RANDOM_TEXT
-    plain = with_options(node, **{k: v for k, v in changes.items() if k.split("__")[1] in ("dropout", "drop_path")})
+    plain = with_options(
+        node, **{k: v for k, v in changes.items() if k.split("__")[1] in ("dropout", "drop_path")}
+    )
     model, params, rest = setup(plain)
     other, _ = model_of(with_options(node, **changes))
     assert other.params == model.params
     kw = dict(train=True, key=jax.random.key(3))
-    close(gradients(model, params, rest, batch_of(4), **kw), gradients(other, params, rest, batch_of(4), **kw))
+    close(
+        gradients(model, params, rest, batch_of(4), **kw),
+        gradients(other, params, rest, batch_of(4), **kw),
+    )
 
 
 @pytest.mark.parametrize("node", MODELS_SMALL.values(), ids=MODELS_SMALL)
@@ -158,14 +211,19 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_padding_changes_nothing(text):
-    """A text gives the same embedding however much padding follows, and whatever stands beside it in the batch."""
-    model, params, rest = setup(dict(name="dual_encoder", image=SMALL_VIT, text=dict(text, positions=16), embed_dim=16))
+    """A text gives the same embedding however much padding follows, and whatever stands beside it
+    in the batch."""
+    model, params, rest = setup(
+        dict(name="dual_encoder", image=SMALL_VIT, text=dict(text, positions=16), embed_dim=16)
+    )
     tokens = jnp.array([[5, 9, 3, 7, 1]])
     padded = jnp.pad(tokens, ((0, 0), (0, INPUTS.text_length - 5)))
     other = jnp.full_like(padded, 8).at[0, -1].set(1)
     encode = lambda t, run=applied(model): np.asarray(run(params, rest, t, method="encode_text")[0])
     np.testing.assert_allclose(encode(padded), encode(tokens), atol=2e-6)
-    np.testing.assert_allclose(encode(jnp.concatenate([other, padded]))[1:], encode(tokens), atol=2e-6)
+    np.testing.assert_allclose(
+        encode(jnp.concatenate([other, padded]))[1:], encode(tokens), atol=2e-6
+    )
     assert np.abs(encode(tokens.at[0, 1].set(20)) - encode(tokens)).max() > 1e-3
 
 
@@ -173,7 +231,13 @@ def test_padding_with_eos():
     """Tokenizers that pad with EOS: only the first one counts."""
     inputs = InputSpec(32, 12, 50, pad_id=1, eos_id=1)
     model, params, rest = setup(
-        dict(name="dual_encoder", image=SMALL_VIT, text=dict(SMALL_TEXT, pool="mean", positions=12), embed_dim=16), inputs
+        dict(
+            name="dual_encoder",
+            image=SMALL_VIT,
+            text=dict(SMALL_TEXT, pool="mean", positions=12),
+            embed_dim=16,
+        ),
+        inputs,
     )
     short, long = jnp.array([[5, 9, 1]]), jnp.array([[5, 9, 1, 1, 1, 1]])
     encode = lambda t, run=applied(model): np.asarray(run(params, rest, t, method="encode_text")[0])
@@ -188,8 +252,12 @@ def test_causal_sees_no_later_token():
     np.testing.assert_allclose(encode(a), encode(b), atol=1e-6)
 
 
-RANDOM = with_options(ALIGN, image__drop_connect=0.5, text__dropout=0.3, text__attention_dropout=0.3)
-RANDOM_DUAL = with_options(DUAL, image__dropout=0.3, image__drop_path=0.5, text__dropout=0.3, text__drop_path=0.5)
+RANDOM = with_options(
+    ALIGN, image__drop_connect=0.5, text__dropout=0.3, text__attention_dropout=0.3
+)
+RANDOM_DUAL = with_options(
+    DUAL, image__dropout=0.3, image__drop_path=0.5, text__dropout=0.3, text__drop_path=0.5
+)
 
 
 @pytest.mark.parametrize("node", [RANDOM, RANDOM_DUAL], ids=["align", "dual_encoder"])
@@ -201,7 +269,9 @@ def test_randomness_is_a_function_of_the_key(node):
     for side in ("image", "text"):
         np.testing.assert_array_equal(a[side], again[side])
         assert np.abs(a[side] - b[side]).max() > 1e-2
-    evaluated = [applied(model)(params, rest, batch, key=k)[0]["text"] for k in (None, jax.random.key(1))]
+    evaluated = [
+        applied(model)(params, rest, batch, key=k)[0]["text"] for k in (None, jax.random.key(1))
+    ]
     np.testing.assert_array_equal(*evaluated)
     with pytest.raises(ValueError, match="key: None"):
         jax.eval_shape(lambda: model.apply(params, rest, batch, train=True))
@@ -226,24 +296,63 @@ def test_unlocked_model_locks_nothing():
 
 
 WRONG = {
-    "patch larger": (with_options(DUAL, image__variant="Ti/64"), r"image\.variant: 'Ti/64': the patch of 64 pixels is larger than the image of 32"),
-    "patch does not divide": (with_options(DUAL, image__variant="Ti/12"), r"image\.variant: .*12 pixels must divide the image of 32"),
-    "no patch": (with_options(DUAL, image__variant="Ti"), r"image\.variant: 'Ti' must be a size and a patch side"),
-    "size": (with_options(DUAL, image__variant="Hu/8"), r"image\.variant: 'Hu' is not a known variant.*did you mean 'H'.*known: Ti, S"),
+    "patch larger": (
+        with_options(DUAL, image__variant="Ti/64"),
+        r"image\.variant: 'Ti/64': the patch of 64 pixels is larger than the image of 32",
+    ),
+    "patch does not divide": (
+        with_options(DUAL, image__variant="Ti/12"),
+        r"image\.variant: .*12 pixels must divide the image of 32",
+    ),
+    "no patch": (
+        with_options(DUAL, image__variant="Ti"),
+        r"image\.variant: 'Ti' must be a size and a patch side",
+    ),
+    "size": (
+        with_options(DUAL, image__variant="Hu/8"),
+        r"image\.variant: 'Hu' is not a known variant.*did you mean 'H'.*known: Ti, S",
+    ),
     "heads": (with_options(DUAL, image__heads=5), r"image\.heads: 5 must divide the width of 32"),
-    "heads of bert": (with_options(ALIGN, text__heads=3), r"text\.heads: 3 must divide the width of 32"),
-    "variant": (with_options(ALIGN, image__variant="b9"), r"image\.variant: 'b9' is not a known variant; did you mean 'b\d'"),
-    "encoder": (with_options(ALIGN, image__name="efficientnets"), r"image\.name: 'efficientnets' is not a known image encoder; did you mean 'efficientnet'"),
-    "stage": (with_options(ALIGN, image__stages=("mbconv_r2",)), r"image\.stages: 'mbconv_r2' must be written like"),
-    "positions": (with_options(ALIGN, text__positions=10), r"text\.positions: 10 rows are fewer than the text length of 12"),
-    "image too small": (with_options(ALIGN, image__stages=("fused_r1_k3_s2_e1_o8",) * 6), r"image\.stem_stride: the network divides the side by 128"),
-    "widths": (with_options(DUAL, projections="none"), r"projections: 'none' leaves the image encoder's width of 32"),
+    "heads of bert": (
+        with_options(ALIGN, text__heads=3),
+        r"text\.heads: 3 must divide the width of 32",
+    ),
+    "variant": (
+        with_options(ALIGN, image__variant="b9"),
+        r"image\.variant: 'b9' is not a known variant; did you mean 'b\d'",
+    ),
+    "encoder": (
+        with_options(ALIGN, image__name="efficientnets"),
+        r"image\.name: 'efficientnets' is not a known image encoder; did you mean 'efficientnet'",
+    ),
+    "stage": (
+        with_options(ALIGN, image__stages=("mbconv_r2",)),
+        r"image\.stages: 'mbconv_r2' must be written like",
+    ),
+    "positions": (
+        with_options(ALIGN, text__positions=10),
+        r"text\.positions: 10 rows are fewer than the text length of 12",
+    ),
+    "image too small": (
+        with_options(ALIGN, image__stages=("fused_r1_k3_s2_e1_o8",) * 6),
+        r"image\.stem_stride: the network divides the side by 128",
+    ),
+    "widths": (
+        with_options(DUAL, projections="none"),
+        r"projections: 'none' leaves the image encoder's width of 32",
+    ),
     "rate": (with_options(ALIGN, text__dropout=1.0), r"text\.dropout: 1\.0 is a probability"),
     "causal cls": (with_options(DUAL, text__causal=True, text__pool="cls"), r"text\.pool: 'cls'"),
-    "temperature": (with_options(ALIGN, init_temperature=0.0), r"init_temperature: 0\.0 must be > 0"),
+    "temperature": (
+        with_options(ALIGN, init_temperature=0.0),
+        r"init_temperature: 0\.0 must be > 0",
+    ),
     "scale": (with_options(DUAL, max_scale=5.0), r"max_scale: 5\.0 is below init_scale"),
-    "unknown key": (with_options(ALIGN, image__stem_strid=1), r"image\.stem_strid: unknown key; did you mean 'stem_stride'"),
-}  # fmt: skip
+    "unknown key": (
+        with_options(ALIGN, image__stem_strid=1),
+        r"image\.stem_strid: unknown key; did you mean 'stem_stride'",
+    ),
+}
 
 
 @pytest.mark.parametrize("node, message", WRONG.values(), ids=WRONG)
@@ -254,7 +363,9 @@ def test_wrong_configs_are_one_sentence(node, message):
 
 def test_eos_pooling_needs_an_eos():
     with pytest.raises(ConfigError, match=r"text\.pool: 'eos' needs a tokenizer with an EOS"):
-        choose(MODELS, with_options(DUAL, text__pool="eos"), "model").check_inputs(InputSpec(32, 12, 50))
+        choose(MODELS, with_options(DUAL, text__pool="eos"), "model").check_inputs(
+            InputSpec(32, 12, 50)
+        )
 
 
 def test_bare_names_have_complete_defaults():

@@ -13,8 +13,16 @@ from jaxvl.nn.mlp import ACTIVATIONS
 
 def by_hand(module, x, memory, mask, heads):
     """Float64 attention with the module's weights; mask bool [B, T, N]."""
-    w = {name: {k: np.asarray(v[...], np.float64) for k, v in (("kernel", getattr(module, name).kernel), ("bias", getattr(module, name).bias))}
-         for name in ("query", "key", "value", "out")}  # fmt: skip
+    w = {
+        name: {
+            k: np.asarray(v[...], np.float64)
+            for k, v in (
+                ("kernel", getattr(module, name).kernel),
+                ("bias", getattr(module, name).bias),
+            )
+        }
+        for name in ("query", "key", "value", "out")
+    }
     part = lambda name, y: np.einsum("btd,dhk->bthk", y, w[name]["kernel"]) + w[name]["bias"]
     q, k, v = part("query", x), part("key", memory), part("value", memory)
     logits = np.einsum("bthk,bnhk->bhtn", q, k) / np.sqrt(q.shape[-1])
@@ -39,8 +47,12 @@ def attention():
 def test_masks(attention, causal, padded):
     x = np.random.default_rng(0).normal(size=(2, 6, 16))
     padding = np.arange(6) < np.array([[6], [4]]) if padded else np.ones((2, 6), bool)
-    mask = np.broadcast_to(padding[:, None, :], (2, 6, 6)) & (np.tri(6, dtype=bool) if causal else True)
-    y = attention(jnp.asarray(x, jnp.float32), mask=jnp.asarray(padding) if padded else None, causal=causal)
+    mask = np.broadcast_to(padding[:, None, :], (2, 6, 6)) & (
+        np.tri(6, dtype=bool) if causal else True
+    )
+    y = attention(
+        jnp.asarray(x, jnp.float32), mask=jnp.asarray(padding) if padded else None, causal=causal
+    )
     np.testing.assert_allclose(y, by_hand(attention, x, x, mask, 4), atol=1e-5)
 
 
@@ -48,19 +60,29 @@ def test_memory(attention):
     rng = np.random.default_rng(0)
     x, memory = rng.normal(size=(2, 3, 16)), rng.normal(size=(2, 7, 16))
     y = attention(jnp.asarray(x, jnp.float32), jnp.asarray(memory, jnp.float32))
-    np.testing.assert_allclose(y, by_hand(attention, x, memory, np.ones((2, 3, 7), bool), 4), atol=1e-5)
+    np.testing.assert_allclose(
+        y, by_hand(attention, x, memory, np.ones((2, 3, 7), bool), 4), atol=1e-5
+    )
 
 
 def test_dropout_path_is_the_same_attention():
-    """With next to no dropout the explicit weights give what the fused product gives; with dropout, the same on average."""
+    """With next to no dropout the explicit weights give what the fused product gives; with dropout,
+    the same on average."""
     rng = np.random.default_rng(0)
-    x, mask = jnp.asarray(rng.normal(size=(2, 6, 16)), jnp.float32), jnp.arange(6) < jnp.array([[6], [4]])
-    fused, explicit = (Attention(16, 4, rngs=nnx.Rngs(params=0), dropout=rate) for rate in (0.0, 1e-7))
+    x, mask = (
+        jnp.asarray(rng.normal(size=(2, 6, 16)), jnp.float32),
+        jnp.arange(6) < jnp.array([[6], [4]]),
+    )
+    fused, explicit = (
+        Attention(16, 4, rngs=nnx.Rngs(params=0), dropout=rate) for rate in (0.0, 1e-7)
+    )
     run = lambda m, key: m(x, mask=mask, causal=True, train=True, key=key)
     np.testing.assert_allclose(run(explicit, jax.random.key(0)), run(fused, None), atol=1e-5)
     half = Attention(16, 4, rngs=nnx.Rngs(params=0), dropout=0.5)
     many = jax.vmap(lambda key: run(half, key))(jax.random.split(jax.random.key(1), 4000))
-    assert np.abs(many.mean(0) - run(fused, None)).max() < 6 * np.asarray(many.std(0)).max() / np.sqrt(4000)
+    assert np.abs(many.mean(0) - run(fused, None)).max() < 6 * np.asarray(
+        many.std(0)
+    ).max() / np.sqrt(4000)
 
 
 def test_qk_norm_bounds_the_logits():

@@ -11,7 +11,9 @@ from jaxvl.nn.conv import convolve, pads, space_to_depth
 def plain(x, kernel, stride, padding, depthwise):
     groups = x.shape[-1] if depthwise else 1
     numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers, feature_group_count=groups)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=numbers, feature_group_count=groups
+    )
 
 
 @pytest.mark.parametrize("side", [7, 8])
@@ -41,10 +43,16 @@ def test_forms_agree(side, kernel, stride, depthwise):
 
     @jax.jit
     def ours(x, w, cotangent):
-        y, pull = jax.vjp(lambda x, w: convolve(x, w, stride=stride, padding=padding, depthwise=depthwise), x, w)
+        y, pull = jax.vjp(
+            lambda x, w: convolve(x, w, stride=stride, padding=padding, depthwise=depthwise), x, w
+        )
         return y, pull(cotangent)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours(x, w, cotangent), (wanted, pull(cotangent)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+        ours(x, w, cotangent),
+        (wanted, pull(cotangent)),
+    )
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])

@@ -20,9 +20,13 @@ def scaled(module, channels):
 
 
 def test_layer_norm():
-    x = sample((3, 5, 16), offset=300.0)  # a large mean: E[x²] - E[x]² in float32 would lose all digits
+    x = sample(
+        (3, 5, 16), offset=300.0
+    )  # a large mean: E[x²] - E[x]² in float32 would lose all digits
     y = scaled(LayerNorm(16, eps=1e-6), 16)(jnp.asarray(x, jnp.float32))
-    wanted = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * np.linspace(0.5, 2, 16) + np.linspace(-1, 1, 16)
+    wanted = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+        x.var(-1, keepdims=True) + 1e-6
+    ) * np.linspace(0.5, 2, 16) + np.linspace(-1, 1, 16)
     np.testing.assert_allclose(y, wanted, atol=1e-3)
 
 
@@ -31,20 +35,28 @@ def test_batch_norm_training_and_evaluation():
     norm = scaled(BatchNorm(8, momentum=momentum, eps=1e-3), 8)
     y = norm(jnp.asarray(x, jnp.float32), train=True)
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-    affine = lambda x, mean, var: (x - mean) / np.sqrt(var + 1e-3) * np.linspace(0.5, 2, 8) + np.linspace(-1, 1, 8)
+    affine = lambda x, mean, var: (
+        (x - mean) / np.sqrt(var + 1e-3) * np.linspace(0.5, 2, 8) + np.linspace(-1, 1, 8)
+    )
     np.testing.assert_allclose(y, affine(x, mean, var), atol=1e-5)
     np.testing.assert_allclose(norm.mean[...], (1 - momentum) * mean, rtol=1e-5)
     np.testing.assert_allclose(norm.var[...], momentum + (1 - momentum) * var, rtol=1e-5)
     z = norm(jnp.asarray(x, jnp.float32), train=False)
-    np.testing.assert_allclose(z, affine(x, np.asarray(norm.mean[...]), np.asarray(norm.var[...])), atol=1e-4)
+    np.testing.assert_allclose(
+        z, affine(x, np.asarray(norm.mean[...]), np.asarray(norm.var[...])), atol=1e-4
+    )
 
 
 def test_group_norm():
     x = sample((2, 3, 3, 16))
     y = scaled(GroupNorm(16, group_width=4), 16)(jnp.asarray(x, jnp.float32))
     groups = x.reshape(2, 9, 4, 4)
-    groups = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-5)
-    np.testing.assert_allclose(y, groups.reshape(x.shape) * np.linspace(0.5, 2, 16) + np.linspace(-1, 1, 16), atol=1e-5)
+    groups = (groups - groups.mean((1, 3), keepdims=True)) / np.sqrt(
+        groups.var((1, 3), keepdims=True) + 1e-5
+    )
+    np.testing.assert_allclose(
+        y, groups.reshape(x.shape) * np.linspace(0.5, 2, 16) + np.linspace(-1, 1, 16), atol=1e-5
+    )
     with pytest.raises(ValueError, match="group_width: 5 must divide the 16 channels"):
         GroupNorm(16, group_width=5)
 

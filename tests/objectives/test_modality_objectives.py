@@ -27,11 +27,16 @@ def nce(a, b, scale, valid):
 
 def test_each_pair_has_its_temperature_and_leaves_out_rows_with_one_half():
     rng, b = np.random.default_rng(0), 9
-    outputs = {name: unit(rng, b, 7) for name in ("vision>text", "text>vision", "vision>audio", "audio>vision")}
+    outputs = {
+        name: unit(rng, b, 7)
+        for name in ("vision>text", "text>vision", "vision>audio", "audio>vision")
+    }
     outputs |= {"log_scale/vision-text": np.float32(1.5), "log_scale/vision-audio": np.float32(0.4)}
     has = np.array([1, 0, 1, 1, 1, 0, 1, 1, 1], bool)
     objective = ModalityPairs(pairs=("vision-text", "vision-audio"), weights={"vision-audio": 0.5})
-    loss, _ = objective({**outputs, "has/audio": jnp.asarray(has)}, {"group_id": jnp.arange(b)}, (), KEY)
+    loss, _ = objective(
+        {**outputs, "has/audio": jnp.asarray(has)}, {"group_id": jnp.arange(b)}, (), KEY
+    )
     text = nce(outputs["vision>text"], outputs["text>vision"], 1.5, np.ones(b, bool))
     audio = nce(outputs["vision>audio"], outputs["audio>vision"], 0.4, has)
     np.testing.assert_allclose(loss.value, (text + 0.5 * audio) / 2, rtol=1e-5)
@@ -57,10 +62,16 @@ def test_several_instances_of_a_row_are_one_positive(shape, duplicates, missing)
     rng, b = np.random.default_rng(2), 7
     u, v = unit(rng, b, shape[0], 5), unit(rng, b, shape[1], 5)
     ids, has = np.array([0, 1, 0, 2, 3, 3, 4]), np.array([1, 1, 1, 0, 1, 1, 1], bool)
-    outputs = {"vision>text": u[:, 0] if shape[0] == 1 else u, "text>vision": v, "log_scale/vision-text": jnp.float32(1.2)}
+    outputs = {
+        "vision>text": u[:, 0] if shape[0] == 1 else u,
+        "text>vision": v,
+        "log_scale/vision-text": jnp.float32(1.2),
+    }
     outputs |= {"has/text": jnp.asarray(has)} if missing else {}
     loss, _ = ModalityPairs(duplicates=duplicates)(outputs, {"group_id": jnp.asarray(ids)}, (), KEY)
-    want = bags(u, v, 1.2, has if missing else np.ones(b, bool), ids if duplicates == "mask" else None)
+    want = bags(
+        u, v, 1.2, has if missing else np.ones(b, bool), ids if duplicates == "mask" else None
+    )
     np.testing.assert_allclose(loss.value, want, rtol=1e-5)
 
 
@@ -81,32 +92,54 @@ def test_rows_of_several_instances_that_have_nothing_to_be_compared_with_give_no
 def test_one_instance_as_a_bag_is_the_plain_loss():
     rng = np.random.default_rng(3)
     u, v = unit(rng, 6, 5), unit(rng, 6, 5)
-    run = lambda v: ModalityPairs()({"vision>text": u, "text>vision": v, "log_scale/vision-text": jnp.float32(1)}, {}, (), KEY)[0].value
+    run = lambda v: (
+        ModalityPairs()(
+            {"vision>text": u, "text>vision": v, "log_scale/vision-text": jnp.float32(1)},
+            {},
+            (),
+            KEY,
+        )[0].value
+    )
     np.testing.assert_allclose(run(v[:, None]), run(v), rtol=1e-6)
 
 
 def test_several_instances_cannot_be_positives_of_other_rows():
     rng = np.random.default_rng(3)
-    outputs = {"vision>text": unit(rng, 6, 5), "text>vision": unit(rng, 6, 2, 5), "log_scale/vision-text": jnp.float32(1)}
+    outputs = {
+        "vision>text": unit(rng, 6, 5),
+        "text>vision": unit(rng, 6, 2, 5),
+        "log_scale/vision-text": jnp.float32(1),
+    }
     with pytest.raises(ValueError, match="duplicates: 'positive' is for rows of one instance"):
         ModalityPairs(duplicates="positive")(outputs, {"group_id": jnp.arange(6)}, (), KEY)
     fields = dict(image=dict(name="picture"), text=dict(name="caption", columns="name/en", count=2))
     data = dict(source=dict(name="shapes", split="train_a"), batch=4, fields=fields)
     for option in (dict(duplicates="positive"), dict(implementation="reference")):
-        with pytest.raises(ConfigError, match=rf"objectives\.nce\.{next(iter(option))}: .* is for rows of one instance"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"objectives\.nce\.{next(iter(option))}: .* is for rows of one instance",
+        ):
             resolve(TaskConfig, dict(data=data, objectives=dict(nce=option)))
 
 
 def test_a_task_is_told_which_outputs_its_pairs_need():
-    assert ModalityPairs(pairs=("audio-text",)).reads == ("audio>text", "text>audio", "log_scale/audio-text")
+    assert ModalityPairs(pairs=("audio-text",)).reads == (
+        "audio>text",
+        "text>audio",
+        "log_scale/audio-text",
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_classification_leaves_out_rows_without_a_label(smoothing):
     rng = np.random.default_rng(1)
     logits, label = rng.normal(size=(6, 4)).astype(np.float32), np.array([0, 3, -1, 2, 1, -1])
-    loss, _ = Classification(head="kind", label_smoothing=smoothing)({"logits/kind": logits}, {"class_label": jnp.asarray(label)}, (), KEY)
-    log_p = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum(1, keepdims=True))
+    loss, _ = Classification(head="kind", label_smoothing=smoothing)(
+        {"logits/kind": logits}, {"class_label": jnp.asarray(label)}, (), KEY
+    )
+    log_p = logits.astype(np.float64) - np.log(
+        np.exp(logits.astype(np.float64)).sum(1, keepdims=True)
+    )
     target = (1 - smoothing) * np.eye(4)[label] + smoothing / 4
     known = label >= 0
     np.testing.assert_allclose(loss.value, -(target * log_p).sum(1)[known].mean(), rtol=1e-5)
@@ -117,8 +150,15 @@ def test_classification_leaves_out_rows_that_lack_what_the_head_sees():
     rng, has = np.random.default_rng(1), np.array([1, 1, 0, 1, 0, 1], bool)
     logits, label = rng.normal(size=(6, 4)).astype(np.float32), np.array([0, 3, 2, 2, 1, -1])
     objective = Classification(head="kind")
-    loss, _ = objective({"logits/kind": logits, "has/logits/kind": jnp.asarray(has)}, {"class_label": jnp.asarray(label)}, (), KEY)
-    kept, _ = objective({"logits/kind": logits[has]}, {"class_label": jnp.asarray(label[has])}, (), KEY)
+    loss, _ = objective(
+        {"logits/kind": logits, "has/logits/kind": jnp.asarray(has)},
+        {"class_label": jnp.asarray(label)},
+        (),
+        KEY,
+    )
+    kept, _ = objective(
+        {"logits/kind": logits[has]}, {"class_label": jnp.asarray(label[has])}, (), KEY
+    )
     np.testing.assert_allclose(loss.value, kept.value, rtol=1e-6)
     np.testing.assert_allclose(loss.metrics["accuracy"], kept.metrics["accuracy"], rtol=1e-6)
 

@@ -18,7 +18,13 @@ def example(b=11, d=6, seed=0):
     image, text = rng.normal(size=(2, b, d))
     image, text = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (image, text))
     outputs = {
-        k: jnp.asarray(x, jnp.float32) for k, x in (("image", image), ("text", text), ("log_scale", np.log(5.0)), ("logit_bias", -2.0))
+        k: jnp.asarray(x, jnp.float32)
+        for k, x in (
+            ("image", image),
+            ("text", text),
+            ("log_scale", np.log(5.0)),
+            ("logit_bias", -2.0),
+        )
     }
     batch = {"group_id": jnp.asarray(rng.integers(0, 5, b), jnp.int32)}
     return outputs, batch, 5.0 * image @ text.T
@@ -41,10 +47,14 @@ def test_align_is_the_smoothed_sum_and_clip_the_mean():
     eye = np.eye(len(logits))
     smooth = 0.9 * eye + 0.1 / len(logits)
     np.testing.assert_allclose(
-        value(NormalisedSoftmax(), outputs, batch), cross_entropy(logits, smooth) + cross_entropy(logits.T, smooth), rtol=1e-5
+        value(NormalisedSoftmax(), outputs, batch),
+        cross_entropy(logits, smooth) + cross_entropy(logits.T, smooth),
+        rtol=1e-5,
     )
     np.testing.assert_allclose(
-        value(SymmetricSoftmax(), outputs, batch), (cross_entropy(logits, eye) + cross_entropy(logits.T, eye)) / 2, rtol=1e-5
+        value(SymmetricSoftmax(), outputs, batch),
+        (cross_entropy(logits, eye) + cross_entropy(logits.T, eye)) / 2,
+        rtol=1e-5,
     )
 
 
@@ -53,10 +63,14 @@ def test_align_divides_by_its_temperature():
     outputs, batch, _ = example()
     sigma = 0.31
     outputs["log_scale"] = -jnp.log(jnp.float32(sigma))
-    logits = np.asarray(outputs["image"], np.float64) @ np.asarray(outputs["text"], np.float64).T / sigma
+    logits = (
+        np.asarray(outputs["image"], np.float64) @ np.asarray(outputs["text"], np.float64).T / sigma
+    )
     eye = np.eye(len(logits))
     want = cross_entropy(logits, eye) + cross_entropy(logits.T, eye)
-    np.testing.assert_allclose(value(NormalisedSoftmax(label_smoothing=0.0), outputs, batch), want, rtol=1e-5)
+    np.testing.assert_allclose(
+        value(NormalisedSoftmax(label_smoothing=0.0), outputs, batch), want, rtol=1e-5
+    )
 
 
 def test_siglip_is_the_pairwise_sigmoid():
@@ -66,7 +80,9 @@ def test_siglip_is_the_pairwise_sigmoid():
     np.testing.assert_allclose(value(PairwiseSigmoid(), outputs, batch), want, rtol=1e-5)
     same = np.asarray(batch["group_id"])[:, None] == np.asarray(batch["group_id"])
     want = np.logaddexp(0, -(2 * same - 1) * (logits - 2.0)).sum() / len(logits)
-    np.testing.assert_allclose(value(PairwiseSigmoid(duplicates="positive"), outputs, batch), want, rtol=1e-5)
+    np.testing.assert_allclose(
+        value(PairwiseSigmoid(duplicates="positive"), outputs, batch), want, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("objective", [NormalisedSoftmax, SymmetricSoftmax])
@@ -76,17 +92,26 @@ def test_duplicates(objective):
     factor = 1.0 if objective is NormalisedSoftmax else 0.5
     share = same / same.sum(1, keepdims=True)
     want = factor * (cross_entropy(logits, share) + cross_entropy(logits.T, share))
-    np.testing.assert_allclose(value(objective(duplicates="positive", label_smoothing=0.0), outputs, batch), want, rtol=1e-5)
+    np.testing.assert_allclose(
+        value(objective(duplicates="positive", label_smoothing=0.0), outputs, batch),
+        want,
+        rtol=1e-5,
+    )
     alone = np.where(same & ~np.eye(len(same), dtype=bool), -1e30, logits)
     eye = np.eye(len(same))
     want = factor * (cross_entropy(alone, eye) + cross_entropy(alone.T, eye))
-    np.testing.assert_allclose(value(objective(duplicates="mask", label_smoothing=0.0), outputs, batch), want, rtol=1e-5)
+    np.testing.assert_allclose(
+        value(objective(duplicates="mask", label_smoothing=0.0), outputs, batch), want, rtol=1e-5
+    )
 
 
 def test_implementations_agree():
     outputs, batch, _ = example()
     for objective in (NormalisedSoftmax, SymmetricSoftmax, PairwiseSigmoid):
-        values = [value(objective(implementation=name), outputs, batch) for name in (None, "chunked", "reference")]
+        values = [
+            value(objective(implementation=name), outputs, batch)
+            for name in (None, "chunked", "reference")
+        ]
         np.testing.assert_allclose(values, values[0], rtol=1e-6)
 
 
@@ -103,17 +128,24 @@ def test_bfloat16_outputs():
     low = {k: v.astype(jnp.bfloat16) if k in ("image", "text") else v for k, v in outputs.items()}
     high = {k: v.astype(jnp.float32) for k, v in low.items()}
     for objective in (NormalisedSoftmax(), PairwiseSigmoid()):
-        np.testing.assert_allclose(value(objective, low, batch), value(objective, high, batch), rtol=1e-5)
+        np.testing.assert_allclose(
+            value(objective, low, batch), value(objective, high, batch), rtol=1e-5
+        )
 
 
 def test_by_name_and_errors():
     assert {"align", "clip", "siglip"} <= set(OBJECTIVES)
     assert resolve(OBJECTIVES["align"], {}).label_smoothing == 0.1
-    with pytest.raises(ConfigError, match=r"label_smoothing: 1.0 is not valid; must be in \[0, 1\)"):
+    with pytest.raises(
+        ConfigError, match=r"label_smoothing: 1.0 is not valid; must be in \[0, 1\)"
+    ):
         NormalisedSoftmax(label_smoothing=1.0)
     with pytest.raises(ConfigError, match="duplicates"):
         resolve(OBJECTIVES["clip"], {"duplicates": "drop"})
     outputs, batch, _ = example()
     with pytest.raises(ValueError, match="implementation: 'triton' is not known"):
         NormalisedSoftmax(implementation="triton")(outputs, batch, (), None)
-    assert contrastive_loss(outputs["image"], outputs["text"], outputs["log_scale"]).dtype == jnp.float32
+    assert (
+        contrastive_loss(outputs["image"], outputs["text"], outputs["log_scale"]).dtype
+        == jnp.float32
+    )

@@ -1,4 +1,5 @@
-"""Self-critical captioning: its gradient against the exact one, its reward, the grammar head, what is broken and how."""
+"""Self-critical captioning: its gradient against the exact one, its reward, the grammar head, what
+is broken and how."""
 
 import itertools
 
@@ -16,7 +17,8 @@ PAD, EOS, LENGTH = 0, 1, 4  # words are 2 and 3
 
 
 def captions():
-    """Every caption of up to LENGTH tokens: tokens [N, T], and which of them are drawn (the EOS of a full one is not)."""
+    """Every caption of up to LENGTH tokens: tokens [N, T], and which of them are drawn (the EOS of
+    a full one is not)."""
     rows = []
     for n in range(LENGTH):
         for words in itertools.product((2, 3), repeat=n):
@@ -26,7 +28,8 @@ def captions():
 
 
 def log_p(table, tokens, np=np):
-    """Of each token given the one before it; `table` [V, V] of logits, row PAD at the start; padding can not be drawn."""
+    """Of each token given the one before it; `table` [V, V] of logits, row PAD at the start;
+    padding can not be drawn."""
     log = table - np.log(np.sum(np.exp(table[:, 1:]), -1, keepdims=True))
     last = np.concatenate([np.zeros_like(tokens[:, :1]), tokens[:, :-1]], 1)
     return log[last, tokens]
@@ -52,11 +55,18 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(baseline):
         # What is masked must not count, whatever stands there.
         scores = jnp.where(drawn, log_p(table, tokens[None], jnp)[0], 100 * table.sum())
         batch = {
-            "sampled": tokens[None], "sampled_drawn": drawn[None], "reward_sampled": reward[None], "reward_greedy": jnp.array([baseline])
-        }  # fmt: skip
-        return SelfCritical(per="caption")({"sampled_log_p": scores[None]}, batch, {}, None)[0].value
+            "sampled": tokens[None],
+            "sampled_drawn": drawn[None],
+            "reward_sampled": reward[None],
+            "reward_greedy": jnp.array([baseline]),
+        }
+        return SelfCritical(per="caption")({"sampled_log_p": scores[None]}, batch, {}, None)[
+            0
+        ].value
 
-    each = jax.vmap(jax.grad(loss), (None, 0, 0, 0))(jnp.asarray(table, jnp.float32), tokens, drawn, jnp.asarray(reward))
+    each = jax.vmap(jax.grad(loss), (None, 0, 0, 0))(
+        jnp.asarray(table, jnp.float32), tokens, drawn, jnp.asarray(reward)
+    )
     np.testing.assert_allclose(np.einsum("n,nij->ij", probability(table), each), -exact, atol=1e-6)
 
 
@@ -71,12 +81,15 @@ def test_the_published_mean_is_over_tokens():
         "reward_greedy": jnp.asarray(greedy),
     }
     loss, _ = SelfCritical()({"sampled_log_p": jnp.asarray(scores)}, batch, {}, None)
-    np.testing.assert_allclose(loss.value, -(drawn * (sampled - greedy)[:, None] * scores).sum() / 4, rtol=1e-6)
+    np.testing.assert_allclose(
+        loss.value, -(drawn * (sampled - greedy)[:, None] * scores).sum() / 4, rtol=1e-6
+    )
     np.testing.assert_allclose(loss.metrics["repeated"], 2 / 4)
 
 
 class Toy:
-    """Writes by a table of logits; the judge counts words, and its image is two parts of word 2 to one of word 3."""
+    """Writes by a table of logits; the judge counts words, and its image is two parts of word 2 to
+    one of word 3."""
 
     pad_id, eos_id = PAD, EOS
 
@@ -86,7 +99,9 @@ class Toy:
     def write(self, keys=None, **how):
         step = lambda known, token, t: (self.table[jnp.where(t == 0, PAD, token)], known)
         config = Generation(method="greedy" if keys is None else "sample", **how)
-        made = generate(step, (), config, batch=self.rows, length=LENGTH, eos_id=EOS, pad_id=PAD, keys=keys)
+        made = generate(
+            step, (), config, batch=self.rows, length=LENGTH, eos_id=EOS, pad_id=PAD, keys=keys
+        )
         return made.tokens, (made.tokens != PAD) & (jnp.arange(LENGTH) < LENGTH - 1)
 
     def encode_text(self, tokens):
@@ -98,7 +113,8 @@ class Toy:
 
 
 def train(objective, steps=300, rows=64):
-    """(rewards, share of repeated words) by step, of a table that starts with all words alike; real captions are `2 3`."""
+    """(rewards, share of repeated words) by step, of a table that starts with all words alike; real
+    captions are `2 3`."""
     tx = optax.adam(0.05)
     text = jnp.broadcast_to(jnp.array([2, 3, EOS, PAD]), (rows, 4))
 
@@ -108,7 +124,9 @@ def train(objective, steps=300, rows=64):
         batch = {"text": text, **objective.rollout(Toy(table, rows), {"text": text}, aux, keys)}
 
         def loss(table):
-            loss, new = objective({"sampled_log_p": log_p(table, batch["sampled"], jnp)}, batch, aux, None)
+            loss, new = objective(
+                {"sampled_log_p": log_p(table, batch["sampled"], jnp)}, batch, aux, None
+            )
             return loss.value, (loss.metrics, new)
 
         gradient, (metrics, aux) = jax.grad(loss, has_aux=True)(table)
@@ -116,19 +134,24 @@ def train(objective, steps=300, rows=64):
         return (optax.apply_updates(table, update), opt, aux), metrics
 
     table = jnp.zeros((4, 4)).at[:, PAD].set(-1e9)
-    _, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(steps)))((table, tx.init(table), objective.init_aux(4)))
+    _, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(steps)))(
+        (table, tx.init(table), objective.init_aux(4))
+    )
     return {k: np.asarray(v) for k, v in metrics.items()}
 
 
 def test_the_reward_rises_and_the_grammar_head_keeps_words_from_being_repeated():
     plain, grammar = train(SelfCritical()), train(SelfCritical(grammar=2.0))
-    # Two words 2 and one word 3 (which the table can write as `2 3 2`) fit the image best: the judge alone asks for a word twice.
+    # Two words 2 and one word 3 (which the table can write as `2 3 2`) fit the image best: the
+    # judge alone asks for a word twice.
     assert plain["reward_greedy"][-1] > 2.49 > 2.0 > plain["reward_sampled"][:5].mean()
     assert plain["repeated"][-50:].mean() > 0.25
     # The head cannot tell `3 2` from `2 3` by a count of words: one broken caption in five.
     assert grammar["grammar_accuracy"][-50:].mean() > 0.85
     assert grammar["repeated"][-50:].mean() < 0.05
-    assert grammar["reward_greedy"][-1] > 2.37 + 2.0 * 0.7  # 2.5 (2 + 1) / sqrt(5 * 2), and that it is a caption
+    assert (
+        grammar["reward_greedy"][-1] > 2.37 + 2.0 * 0.7
+    )  # 2.5 (2 + 1) / sqrt(5 * 2), and that it is a caption
 
 
 def test_what_is_broken():
@@ -142,12 +165,23 @@ def test_what_is_broken():
         assert changed == (words != [5, 6, 7])
         shorter = [w for i, w in enumerate(words) if i == 0 or w != words[i - 1]]
         kind = (
-            "same" if words == [5, 6, 7] else "shuffled" if sorted(words) == [5, 6, 7] else "dropped" if len(words) == 2 else "repeated"
-        )  # fmt: skip
+            "same"
+            if words == [5, 6, 7]
+            else "shuffled"
+            if sorted(words) == [5, 6, 7]
+            else "dropped"
+            if len(words) == 2
+            else "repeated"
+        )
         assert kind != "dropped" or words in ([6, 7], [5, 7], [5, 6])
         assert kind != "repeated" or (shorter == [5, 6, 7] and 4 <= len(words) <= 6)
         kinds[kind] += 1
-    assert kinds["repeated"] > 60 and kinds["dropped"] > 60 and kinds["shuffled"] > 50 and kinds["same"] < 40
+    assert (
+        kinds["repeated"] > 60
+        and kinds["dropped"] > 60
+        and kinds["shuffled"] > 50
+        and kinds["same"] < 40
+    )
     full, _ = many(jnp.array([5, 6, 7, EOS]), jax.random.split(jax.random.key(1), 100))
     assert (np.asarray(full) == EOS).sum(1).tolist() == [1] * 100
 

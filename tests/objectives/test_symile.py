@@ -21,12 +21,17 @@ NAMES = ("image", "text", "audio")
 def rows(b, d, seed=0, names=NAMES):
     rng = np.random.default_rng(seed)
     found = {name: rng.normal(size=(b, d)).astype(np.float32) for name in names}
-    return {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in found.items()} | {"log_scale": np.float32(1.3)}
+    return {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in found.items()} | {
+        "log_scale": np.float32(1.3)
+    }
 
 
 def all_tuples(outputs, names, valid=None):
     """Every negative of the product, in float64, tuple by tuple."""
-    z, scale = {n: outputs[n].astype(np.float64) for n in names}, np.exp(np.float64(outputs["log_scale"]))
+    z, scale = (
+        {n: outputs[n].astype(np.float64) for n in names},
+        np.exp(np.float64(outputs["log_scale"])),
+    )
     b = len(z[names[0]])
     valid = np.ones(b, bool) if valid is None else valid
     losses = []
@@ -35,8 +40,12 @@ def all_tuples(outputs, names, valid=None):
         for i in np.flatnonzero(valid):
             logits = {}
             for js in itertools.product(np.flatnonzero(valid), repeat=len(others)):
-                logits[js] = scale * np.sum(z[anchor][i] * np.prod([z[o][j] for o, j in zip(others, js)], axis=0))
-            losses.append(np.log(np.sum(np.exp(list(logits.values())))) - logits[(i,) * len(others)])
+                logits[js] = scale * np.sum(
+                    z[anchor][i] * np.prod([z[o][j] for o, j in zip(others, js)], axis=0)
+                )
+            losses.append(
+                np.log(np.sum(np.exp(list(logits.values())))) - logits[(i,) * len(others)]
+            )
     return np.mean(losses)
 
 
@@ -60,27 +69,50 @@ def test_rows_that_lack_a_modality_neither_anchor_nor_compete():
 def test_rows_without_sound_of_a_model_with_many_modalities_do_not_count():
     pairs = ("vision-text", "vision-audio", "audio-text")
     config = ImpConfig(
-        width=16, depth=1, heads=2, hidden=16, patch=8, patch_frames=1, most_frames=1, most_pixels=8, waveform_patch=32, most_samples=64,
-        most_words=4, inputs=("image", "waveform", "text"), pairs=pairs, embed_dim=8, projection_hidden=8,
-    )  # fmt: skip
+        width=16,
+        depth=1,
+        heads=2,
+        hidden=16,
+        patch=8,
+        patch_frames=1,
+        most_frames=1,
+        most_pixels=8,
+        waveform_patch=32,
+        most_samples=64,
+        most_words=4,
+        inputs=("image", "waveform", "text"),
+        pairs=pairs,
+        embed_dim=8,
+        projection_hidden=8,
+    )
     model = functional(config, InputSpec(8, 4, 20))
     params, rest = model.init(jax.random.key(0))
     rng, has = np.random.default_rng(0), jnp.array([True, True, False, True, True, False])
     batch = dict(
-        image=rng.normal(size=(6, 8, 8, 3)).astype(np.float32), text=rng.integers(2, 20, (6, 4)), waveform=rng.normal(size=(6, 64)).astype(np.float32)
-    )  # fmt: skip
+        image=rng.normal(size=(6, 8, 8, 3)).astype(np.float32),
+        text=rng.integers(2, 20, (6, 4)),
+        waveform=rng.normal(size=(6, 64)).astype(np.float32),
+    )
     names = ("vision>text", "text>vision", "audio>vision")
     objective = Symile(modalities=names, negatives="n2", scale="log_scale/vision-text")
     outputs = model.apply(params, rest, {**batch, "has_waveform": has})[0]
     loss, _ = objective(outputs, {**batch, "has_waveform": has}, (), jax.random.key(0))
-    want = all_tuples({n: np.asarray(outputs[n]) for n in names} | {"log_scale": outputs[objective.scale]}, names, np.asarray(has))
+    want = all_tuples(
+        {n: np.asarray(outputs[n]) for n in names} | {"log_scale": outputs[objective.scale]},
+        names,
+        np.asarray(has),
+    )
     np.testing.assert_allclose(loss.value, want, rtol=1e-5)
 
 
 def test_shuffled_negatives_are_those_of_the_drawn_permutations():
     outputs, key, b = rows(7, 5), jax.random.key(3), 7
     loss, _ = Symile()(outputs, {}, (), key)
-    z, scale, losses = {n: outputs[n].astype(np.float64) for n in NAMES}, np.exp(np.float64(1.3)), []
+    z, scale, losses = (
+        {n: outputs[n].astype(np.float64) for n in NAMES},
+        np.exp(np.float64(1.3)),
+        [],
+    )
     for i, anchor in enumerate(NAMES):
         others = [n for n in NAMES if n != anchor]
         keys = jax.random.split(jax.random.fold_in(key, i), 2)
@@ -92,13 +124,15 @@ def test_shuffled_negatives_are_those_of_the_drawn_permutations():
 
 
 def learn_xor(loss_of, bits=2, width=8, steps=200, runs=16):
-    """Unit tables [R, 2^bits, D] of a, b and c = a xor b, learned by `loss_of` in R runs of their own, and R scales."""
+    """Unit tables [R, 2^bits, D] of a, b and c = a xor b, learned by `loss_of` in R runs of their
+    own, and R scales."""
     tx, n = optax.adam(0.05), 2**bits
 
     def embed(params, words):
-        return {k: (params[k] / jnp.linalg.norm(params[k], axis=1, keepdims=True))[words[k]] for k in NAMES} | {
-            "log_scale": params["log_scale"]
-        }
+        return {
+            k: (params[k] / jnp.linalg.norm(params[k], axis=1, keepdims=True))[words[k]]
+            for k in NAMES
+        } | {"log_scale": params["log_scale"]}
 
     def step(carry, key):
         params, state = carry
@@ -109,9 +143,10 @@ def learn_xor(loss_of, bits=2, width=8, steps=200, runs=16):
 
     def learn(key):
         first, *keys = jax.random.split(key, steps + 1)
-        params = {k: jax.random.normal(jax.random.fold_in(first, i), (n, width)) for i, k in enumerate(NAMES)} | {
-            "log_scale": jnp.float32(0)
-        }
+        params = {
+            k: jax.random.normal(jax.random.fold_in(first, i), (n, width))
+            for i, k in enumerate(NAMES)
+        } | {"log_scale": jnp.float32(0)}
         (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), jnp.stack(keys))
         return embed(params, {k: jnp.arange(n) for k in NAMES})
 
@@ -133,7 +168,10 @@ def test_symile_learns_exclusive_or_and_pairs_stay_at_chance():
         pairs = (("image", "text"), ("image", "audio"), ("text", "audio"))
         batch = {"group_id": jnp.arange(64)}
         return sum(
-            SymmetricSoftmax()({"image": z[a], "text": z[b], "log_scale": z["log_scale"]}, batch, (), key)[0].value for a, b in pairs
+            SymmetricSoftmax()(
+                {"image": z[a], "text": z[b], "log_scale": z["log_scale"]}, batch, (), key
+            )[0].value
+            for a, b in pairs
         )
 
     z = learn_xor(pairwise)

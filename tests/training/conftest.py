@@ -30,13 +30,16 @@ def known_programs():
 
 @pytest.fixture(scope="module")
 def programs_kept(known_programs):
-    """A run is given the program of an earlier run whose step is the same, as a restart would compile it again."""
+    """A run is given the program of an earlier run whose step is the same, as a restart would
+    compile it again."""
     compile_turns = setup.compile_turns
 
     def once(experiment, tasks, turns, model, abstract, shardings, mesh, judges):
         key = repr((_of_the_program(experiment), abstract, mesh))
         if judges or key not in known_programs:
-            known_programs[key] = compile_turns(experiment, tasks, turns, model, abstract, shardings, mesh, judges)
+            known_programs[key] = compile_turns(
+                experiment, tasks, turns, model, abstract, shardings, mesh, judges
+            )
         return known_programs[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,7 +1,8 @@
-"""For runs that are killed: an objective that has each step tell what it learns from, and a process that kills itself.
+"""For runs that are killed: an objective that has each step tell what it learns from, and a process
+that kills itself.
 
-`JAXVL_TEST_KILL=WHEN:STEP:PROCESS` is where it does. `save`: while it writes the checkpoint of that step. `take`: when it takes the batch of
-that step of its own life, counted from 1.
+`JAXVL_TEST_KILL=WHEN:STEP:PROCESS` is where it does. `save`: while it writes the checkpoint of that
+step. `take`: when it takes the batch of that step of its own life, counted from 1.
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""Encoders in chunks: what the step holds of a batch, and what a chunk meets of the model's state."""
+"""Encoders in chunks: what the step holds of a batch, and what a chunk meets of the model's
+state."""
 
 import dataclasses
 import re
@@ -26,7 +27,8 @@ EMBEDDING = 16  # width of the miniature's embedding space
 @OBJECTIVES.register("means_apart")
 @dataclasses.dataclass(frozen=True)
 class MeansApart:
-    """Reads every row of the batch, and takes no more memory than they do; the tile of a contrastive loss grows up to 1,024 rows."""
+    """Reads every row of the batch, and takes no more memory than they do; the tile of a
+    contrastive loss grows up to 1,024 rows."""
 
     reads = ("image", "text")
     batch_keys = ("group_id",)
@@ -41,9 +43,12 @@ class MeansApart:
 
 
 def compiled(rows, chunks):
-    """The step of the miniature with batches of `rows`, and the bytes of a row as the loader gives it."""
+    """The step of the miniature with batches of `rows`, and the bytes of a row as the loader gives
+    it."""
     pairs = tiny.config().to_dict()["tasks"]["pairs"]
-    pairs |= dict(data={**pairs["data"], "batch": rows}, microbatches=chunks, objectives=dict(means_apart=1.0))
+    pairs |= dict(
+        data={**pairs["data"], "batch": rows}, microbatches=chunks, objectives=dict(means_apart=1.0)
+    )
     experiment = tiny.experiment(tasks=dict(pairs=pairs), mesh=dict(data=1))
     mesh = make_mesh(experiment.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -53,10 +58,15 @@ def compiled(rows, chunks):
         tx, trained = optimiser(experiment.optim, model.axes, model.locked)
         task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
         where = batch_sharding(mesh)
-        batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where) for k, s in task.config.data.shapes.items()}
+        batch = {
+            k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
+            for k, s in task.config.data.shapes.items()
+        }
         part = make_part(task, 1.0, model, trained, experiment.optim, abstract, batch)
         rate = learning_rate(experiment.optim, 6)
-        step = make_step([part], model, tx, trained, rate, experiment.optim, experiment.guard, ["pairs"])
+        step = make_step(
+            [part], model, tx, trained, rate, experiment.optim, experiment.guard, ["pairs"]
+        )
         numbers = jax.ShapeDtypeStruct((1,), np.int32)
         program = jax.jit(step, donate_argnums=0).lower(abstract, (batch,), numbers).compile()
     return program, sum(s.size * s.dtype.itemsize for s in batch.values()) // rows
@@ -70,7 +80,8 @@ def programs():
 
 
 def test_memory_does_not_grow_with_the_batch(programs):
-    """But for what objectives read: the two embeddings and their gradients, as stacked by the loop and as joined; and ids."""
+    """But for what objectives read: the two embeddings and their gradients, as stacked by the loop
+    and as joined; and ids."""
     by_rows, row = programs
     used = {rows: program.memory_analysis().temp_size_in_bytes for rows, program in by_rows.items()}
     read = 2 * EMBEDDING * 4
@@ -81,7 +92,15 @@ def test_memory_does_not_grow_with_the_batch(programs):
 def test_scopes_are_in_the_program(programs):
     by_rows, _ = programs
     names = set(re.findall(r'op_name="([^"]*)"', by_rows[512].as_text()))
-    for scope in ("prepare", "model", "image", "text", "objectives/means_apart", "optimiser", "average"):
+    for scope in (
+        "prepare",
+        "model",
+        "image",
+        "text",
+        "objectives/means_apart",
+        "optimiser",
+        "average",
+    ):
         assert any(f"{scope}/" in name or f"({scope})" in name for name in names), scope
     backward = [name for name in names if "transpose" in name]
     assert any("image" in name for name in backward) and any("text" in name for name in backward)
@@ -94,12 +113,13 @@ def test_chunks_are_dealt_and_joined():
     np.testing.assert_array_equal(join(jnp.stack(chunks)), x)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A model whose output in training depends on what it remembers
 
 
 def remembering(params, rest, rows, key):
-    """Counts its calls, and adds to each row what it has made of the rows before, through which gradients go."""
+    """Counts its calls, and adds to each row what it has made of the rows before, through which
+    gradients go."""
     y = jnp.tanh(rows["x"] @ params["w"] * (1 + 0.1 * rest["calls"]) + rest["memory"])
     memory = 0.5 * rest["memory"] + y.mean(0) * params["scale"]
     return {"y": y, "scale": params["scale"]}, {"calls": rest["calls"] + 1, "memory": memory}
@@ -129,7 +149,9 @@ def test_the_gradient_is_that_of_the_chunks_in_turn():
             return loss, (extra, state)
 
         (want, (extra, last)), gradient = jax.value_and_grad(in_turn, has_aux=True)(params)
-        loss, figures, got, after = jax.jit(lambda p: _chunked(n, remembering, contrast, p, rest, {"x": x}, jax.random.key(0)))(params)
+        loss, figures, got, after = jax.jit(
+            lambda p: _chunked(n, remembering, contrast, p, rest, {"x": x}, jax.random.key(0))
+        )(params)
         assert got["w"].dtype == jnp.float64
         np.testing.assert_allclose(loss, want, rtol=1e-12)
         np.testing.assert_allclose(figures["mean"], extra["mean"], rtol=1e-12)

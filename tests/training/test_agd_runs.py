@@ -37,16 +37,28 @@ def task(**data):
 
 
 LARGE = tiny.fields(image=dict(size=24), text=dict(length=4))
-# `more` has the signature of `pairs`; `large` has larger pictures, shorter texts and a smaller batch. They run by name.
-TASKS = dict(large=task(fields=LARGE, batch=8), more=task(source=dict(tiny.SHAPES, split="train_b")), pairs=PAIRS)
-CHANGES = dict(tasks=TASKS, schedule=dict(name="round_robin", intervals=dict(large=2)), steps=8, checkpoint=dict(every=4))
+# `more` has the signature of `pairs`; `large` has larger pictures, shorter texts and a smaller
+# batch. They run by name.
+TASKS = dict(
+    large=task(fields=LARGE, batch=8),
+    more=task(source=dict(tiny.SHAPES, split="train_b")),
+    pairs=PAIRS,
+)
+CHANGES = dict(
+    tasks=TASKS,
+    schedule=dict(name="round_robin", intervals=dict(large=2)),
+    steps=8,
+    checkpoint=dict(every=4),
+)
 ORDER = ["more", "pairs", "large", "more", "pairs", "more", "pairs", "large"]
 
 
 def train(workdir, **changes):
     train_command.train(tiny.experiment(**{**CHANGES, **changes}), workdir)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {(line["step"], line["name"]): line for line in lines if line["kind"] in ("train", "event")}
+    return {
+        (line["step"], line["name"]): line for line in lines if line["kind"] in ("train", "event")
+    }
 
 
 def steps_of(records):
@@ -55,7 +67,8 @@ def steps_of(records):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Folder and records of a run of `CHANGES`, and the names of what was compiled before its loop, and in it."""
+    """Folder and records of a run of `CHANGES`, and the names of what was compiled before its loop,
+    and in it."""
     workdir, compiled, counts, loop = tmp_path_factory.mktemp("agd"), [], [], train_command.loop
 
     def counted(*args):
@@ -80,7 +93,9 @@ def test_there_is_one_compilation_per_signature_and_none_in_the_loop(finished):
     _, records, before, during = finished
     assert sum("step" in name for name in before) == 2, before
     assert not any("step" in name for name in during), during
-    programs = {name: line["tasks"] for (_, name), line in records.items() if name.startswith("compile/")}
+    programs = {
+        name: line["tasks"] for (_, name), line in records.items() if name.startswith("compile/")
+    }
     assert programs == {"compile/large": "large", "compile/more": "more | pairs"}
 
 
@@ -89,7 +104,9 @@ def test_the_order_and_the_record_of_all(finished):
     losses = steps_of(records)
     assert sorted(losses) == list(enumerate(ORDER, 1))
     last = records[8, "all"]
-    assert last["loss"] == pytest.approx(np.mean([losses[6, "more"], losses[7, "pairs"], losses[8, "large"]]))
+    assert last["loss"] == pytest.approx(
+        np.mean([losses[6, "more"], losses[7, "pairs"], losses[8, "large"]])
+    )
     assert [last[f"steps/{t}"] for t in TASKS] == [2, 3, 3]
 
 
@@ -104,30 +121,52 @@ def test_the_sequence_goes_on_after_a_restart_bit_for_bit(finished, tmp_path):
 
 def test_a_summed_run_advances_and_saves_all_positions(tmp_path):
     tasks = dict(pairs=PAIRS, large=TASKS["large"])
-    records = train(tmp_path, tasks=tasks, schedule=dict(name="summed", weights=dict(large=0.5)), steps=2, checkpoint=dict(every=1))
+    records = train(
+        tmp_path,
+        tasks=tasks,
+        schedule=dict(name="summed", weights=dict(large=0.5)),
+        steps=2,
+        checkpoint=dict(every=1),
+    )
     a, b = records[2, "pairs"], records[2, "large"]
-    assert a["summed_loss"] == b["summed_loss"] == pytest.approx(a["loss"] + 0.5 * b["loss"], rel=1e-6)
+    assert (
+        a["summed_loss"] == b["summed_loss"] == pytest.approx(a["loss"] + 0.5 * b["loss"], rel=1e-6)
+    )
     _, frame = Checkpoints(tmp_path / "checkpoints", read_only=True).frame()
     assert frame["positions"] == {"pairs": 2 * 16, "large": 2 * 8}
     assert frame["task_steps"] == {"pairs": 2, "large": 2}
 
 
 def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
-    # Two programs round alike only by the newer emitters, which users have and the tests, for speed, do without.
-    own = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters=false" in os.environ["XLA_FLAGS"] else None
+    # Two programs round alike only by the newer emitters, which users have and the tests, for
+    # speed, do without.
+    own = (
+        {"xla_cpu_use_fusion_emitters": True}
+        if "fusion_emitters=false" in os.environ["XLA_FLAGS"]
+        else None
+    )
     compiled = jax.stages.Lowered.compile
-    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compiled(lowered, compiler_options=own))
+    monkeypatch.setattr(
+        jax.stages.Lowered, "compile", lambda lowered: compiled(lowered, compiler_options=own)
+    )
 
     pairs = task(fields=tiny.fields(image=dict(augment=dict(hue=10.0))))
-    experiment = tiny.experiment(tasks=dict(pairs=pairs), optim=dict(lr=1e-2, warmup=2, ema=0.9, weight_decay=0.1))
-    tokenizer = make_tokenizer(experiment.tokenizer, ["red circle", "two blue squares", "three green stars", "a ring and a cross"] * 4)
+    experiment = tiny.experiment(
+        tasks=dict(pairs=pairs), optim=dict(lr=1e-2, warmup=2, ema=0.9, weight_decay=0.1)
+    )
+    tokenizer = make_tokenizer(
+        experiment.tokenizer,
+        ["red circle", "two blue squares", "three green stars", "a ring and a cross"] * 4,
+    )
     mesh = make_mesh(MeshConfig(1), jax.devices()[:1])
     alone = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
     rng = np.random.default_rng(0)
     batch = {
-        "image": rng.integers(0, 255, (16, 16, 16, 4), np.uint8), "text": rng.integers(2, tokenizer.vocab_size, (16, 6), np.int32),
-        "group_id": np.arange(16, dtype=np.int32), "position": np.arange(16, dtype=np.int32),
-    }  # fmt: skip
+        "image": rng.integers(0, 255, (16, 16, 16, 4), np.uint8),
+        "text": rng.integers(2, tokenizer.vocab_size, (16, 6), np.int32),
+        "group_id": np.arange(16, dtype=np.int32),
+        "position": np.arange(16, dtype=np.int32),
+    }
     with jax.set_mesh(mesh):
         model = build_model(experiment, tokenizer)
         fresh, shapes, shardings = fresh_state(experiment, model, mesh)
@@ -149,20 +188,39 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
             update, opt = tx.update(gradient, opt, params)
             params = optax.apply_updates(params, jax.tree.map(lambda u: -rate(t) * u, update))
             decay = jnp.minimum(0.9, (1 + t) / (10 + t))
-            return params, rest, opt, {p: e + (1 - decay) * (params[p] - e) for p, e in ema.items()}, value
+            return (
+                params,
+                rest,
+                opt,
+                {p: e + (1 - decay) * (params[p] - e) for p, e in ema.items()},
+                value,
+            )
 
         (program,) = compile_turns(
-            experiment, {"pairs": alone}, [Turn(("pairs",))], model, abstract_state(shapes, shardings), shardings, mesh
+            experiment,
+            {"pairs": alone},
+            [Turn(("pairs",))],
+            model,
+            abstract_state(shapes, shardings),
+            shardings,
+            mesh,
         )
         step = program.bind(program.turns[0], ["pairs"], mesh)
         batch = jax.device_put(batch, batch_sharding(mesh))
         signal = jax.device_put(np.zeros(16, np.uint8), batch_sharding(mesh))
-        params, rest, opt, ema = jax.tree.map(jnp.copy, (state.params, state.rest, state.opt_state, state.ema))
+        params, rest, opt, ema = jax.tree.map(
+            jnp.copy, (state.params, state.rest, state.opt_state, state.ema)
+        )
         for t in range(3):
             params, rest, opt, ema, value = plain(params, rest, opt, ema, np.int32(t), batch)
             state, (metrics,) = step(state, (batch | {SIGNAL: signal},))
             assert metrics["loss"] == value
-    for mine, theirs in ((state.params, params), (state.rest, rest), (state.opt_state, opt), (state.ema, ema)):
+    for mine, theirs in (
+        (state.params, params),
+        (state.rest, rest),
+        (state.opt_state, opt),
+        (state.ema, ema),
+    ):
         jax.tree.map(np.testing.assert_array_equal, mine, theirs)
 
 
@@ -178,7 +236,10 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
             r"tasks\.pairs\.encode\.drop: is no option of TwoTower\.__call__ \(it has none\)",
         ),
         (dict(all=PAIRS), r"tasks\.all: is the name of what is logged of all tasks"),
-        (dict(pairs={**PAIRS, "objectives": dict(align=0.0)}), r"tasks\.pairs\.objectives: the loss depends on no parameter"),
+        (
+            dict(pairs={**PAIRS, "objectives": dict(align=0.0)}),
+            r"tasks\.pairs\.objectives: the loss depends on no parameter",
+        ),
     ],
 )
 def test_impossible_tasks(tmp_path, tasks, message):
@@ -188,14 +249,31 @@ def test_impossible_tasks(tmp_path, tasks, message):
 
 def test_a_captioner_alone_leaves_what_only_embeddings_need():
     model = dict(
-        name="coca", image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=16, heads=2, hidden=32, unimodal=1,
-        multimodal=1, queries=2, embed_dim=8,
-    )  # fmt: skip
-    experiment = tiny.experiment(model=model, tasks=dict(pairs={**PAIRS, "objectives": dict(align=0.0, captioning=1.0)}))
+        name="coca",
+        image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
+        width=16,
+        heads=2,
+        hidden=32,
+        unimodal=1,
+        multimodal=1,
+        queries=2,
+        embed_dim=8,
+    )
+    experiment = tiny.experiment(
+        model=model, tasks=dict(pairs={**PAIRS, "objectives": dict(align=0.0, captioning=1.0)})
+    )
     model = build_model(experiment, Vocabulary(64, 0, 1))
     _, shapes, _ = fresh_state(experiment, model, make_mesh(MeshConfig(1), jax.devices()[:1]))
     captions = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
-    part = make_part(captions, 1.0, model, dict.fromkeys(model.params, True), experiment.optim, shapes, captions.config.data.shapes)
+    part = make_part(
+        captions,
+        1.0,
+        model,
+        dict.fromkeys(model.params, True),
+        experiment.optim,
+        shapes,
+        captions.config.data.shapes,
+    )
     others = model.params.keys() - part.learns
     assert {path.split("/")[0] for path in others} == {
         "contrastive_pooler",
@@ -212,33 +290,70 @@ def test_positions_of_other_image_sizes_are_resampled_by_place():
     model = functional(config, InputSpec(16, 4, 8))
     params, rest = model.init(jax.random.key(0))
     table = np.asarray(params["positions"])
-    two = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])  # bilinear, from 2 to 4: half-pixel centres, held at the borders
+    two = np.array(
+        [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
+    )  # bilinear, from 2 to 4: half-pixel centres, held at the borders
     expected = np.einsum("yv,xu,vud->yxd", two, two, table[1:].reshape(2, 2, 4)).reshape(16, 4)
     np.testing.assert_array_equal(model.apply(params, rest, 2, method="_positions")[0], table)
-    np.testing.assert_allclose(model.apply(params, rest, 4, method="_positions")[0], np.concatenate([table[:1], expected]), atol=1e-6)
+    np.testing.assert_allclose(
+        model.apply(params, rest, 4, method="_positions")[0],
+        np.concatenate([table[:1], expected]),
+        atol=1e-6,
+    )
 
 
 def test_skills_that_a_task_does_not_name_keep_value_and_moments(tmp_path):
-    """IMP with skills in the place of MLPs: a step of clips alone neither runs nor moves the skill of texts (SkillNet)."""
+    """IMP with skills in the place of MLPs: a step of clips alone neither runs nor moves the skill
+    of texts (SkillNet)."""
     model = dict(
-        name="imp", variant="small", width=16, depth=1, heads=2, hidden=16, patch=8, patch_frames=2, most_frames=2, most_pixels=16, most_words=8,
-        embed_dim=8, projection_hidden=8, scan=False, inputs=("image", "video", "text"), classes=dict(colour=6),
+        name="imp",
+        variant="small",
+        width=16,
+        depth=1,
+        heads=2,
+        hidden=16,
+        patch=8,
+        patch_frames=2,
+        most_frames=2,
+        most_pixels=16,
+        most_words=8,
+        embed_dim=8,
+        projection_hidden=8,
+        scan=False,
+        inputs=("image", "video", "text"),
+        classes=dict(colour=6),
         moe=dict(last=1, experts=2, router=dict(name="skills", names=("vision", "text"))),
-    )  # fmt: skip
+    )
     source = dict(tiny.TRAIN, clips=True)
-    fields = dict(video=dict(name="frames", size=16, frames=2), colour=dict(name="label", column="colour"))
+    fields = dict(
+        video=dict(name="frames", size=16, frames=2), colour=dict(name="label", column="colour")
+    )
     clips = tiny.data(source=source, fields=fields)
     kind = dict(name="classification", head="colour", label="colour")
     heads = dict(objectives=dict(kind=kind), encode=dict(classes=dict(colour="vision")))
-    tasks = dict(first=dict(data=tiny.data(source=source), objectives=dict(nce=1.0)), second=dict(data=clips, **heads))
-    train(tmp_path, model=model, tasks=tasks, schedule=dict(name="round_robin"), steps=2, checkpoint=dict(every=1, keep=2),
-          optim=dict(lr=1e-2, warmup=0, weight_decay=0.1))  # fmt: skip
-    before, after = (jax.tree_util.tree_leaves_with_path(saved_state(tmp_path, step)) for step in (1, 2))
+    tasks = dict(
+        first=dict(data=tiny.data(source=source), objectives=dict(nce=1.0)),
+        second=dict(data=clips, **heads),
+    )
+    train(
+        tmp_path,
+        model=model,
+        tasks=tasks,
+        schedule=dict(name="round_robin"),
+        steps=2,
+        checkpoint=dict(every=1, keep=2),
+        optim=dict(lr=1e-2, warmup=0, weight_decay=0.1),
+    )
+    before, after = (
+        jax.tree_util.tree_leaves_with_path(saved_state(tmp_path, step)) for step in (1, 2)
+    )
     changed = {"vision": [], "text": []}
     for (path, a), (_, b) in zip(before, after):
         for skill in changed:
             if f"/skills/{skill}/" in jax.tree_util.keystr(path):
                 assert np.any(a), path
                 changed[skill].append(not np.array_equal(a, b))
-    assert len(changed["text"]) == len(changed["vision"]) >= 3 * 2  # values and both moments of two kernels
+    assert (
+        len(changed["text"]) == len(changed["vision"]) >= 3 * 2
+    )  # values and both moments of two kernels
     assert all(changed["vision"]) and not any(changed["text"])

@@ -20,7 +20,9 @@ PROCESSES = 3
 class Feed:
     """What `Agreement` knows of one."""
 
-    config = DataConfig(Shapes(), batch=8, fields=dict(image=Picture()), error_budget=0.01, error_minimum=10)
+    config = DataConfig(
+        Shapes(), batch=8, fields=dict(image=Picture()), error_budget=0.01, error_minimum=10
+    )
     name = "/data/x"
 
     def __init__(self):
@@ -119,7 +121,10 @@ def test_a_signal_to_one_process_stops_all(ours, stop, others):
 def test_the_failure_of_another_process_is_told_with_its_number(ours, others):
     others.numbers[1, 1], others.texts[1] = 1, "task 'pairs': OSError: gone"
     error = ours.after(told(Signal.BROKEN), wait=True).error
-    assert isinstance(error, DataError) and str(error) == "process 2 of 3 cannot read its data: task 'pairs': OSError: gone"
+    assert (
+        isinstance(error, DataError)
+        and str(error) == "process 2 of 3 cannot read its data: task 'pairs': OSError: gone"
+    )
 
 
 def test_the_process_that_failed_has_its_own_error(ours, feed, others):
@@ -133,7 +138,8 @@ def test_bad_records_are_summed_over_the_processes(ours, feed, others):
     others.numbers[:, 3] = 40
     error = ours.after(told(Signal.CALL), wait=True).error
     assert str(error) == (
-        "task 'pairs': /data/x: 100 of 3000 records are bad in all 3 processes (here: record cannot be read: 20), "
+        "task 'pairs': /data/x: 100 of 3000 records are bad in all 3 processes (here: "
+        "record cannot be read: 20), "
         "more than error_budget 0.01 allows"
     )
 
@@ -149,11 +155,17 @@ def test_one_process_looks_after_every_step(stop, feed):
 
 def test_numbers_and_texts_survive_the_way_between_processes(monkeypatch):
     """Of several processes: as jax gathers, in bytes."""
-    assert hosts.gather([1, 2**40]).tolist() == [[1, 2**40]] and hosts.gather_texts("ü" * 2000) == ["ü" * 1000]
+    assert hosts.gather([1, 2**40]).tolist() == [[1, 2**40]] and hosts.gather_texts("ü" * 2000) == [
+        "ü" * 1000
+    ]
     monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(hosts.multihost_utils, "process_allgather", lambda x: np.stack([np.zeros_like(x), x]))
+    monkeypatch.setattr(
+        hosts.multihost_utils, "process_allgather", lambda x: np.stack([np.zeros_like(x), x])
+    )
     assert hosts.gather([-1, 2**40]).tolist() == [[0, 0], [-1, 2**40]]
-    assert hosts.gather_texts("größer " * 400)[1] == ("größer " * 400).encode()[:2000].decode(errors="ignore")
+    assert hosts.gather_texts("größer " * 400)[1] == ("größer " * 400).encode()[:2000].decode(
+        errors="ignore"
+    )
 
 
 def test_counts_are_added_up_over_processes(monkeypatch):
@@ -166,10 +178,15 @@ def test_counts_are_added_up_over_processes(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error, waits", [(ZeroDivisionError("a bug"), []), (jax.errors.JaxRuntimeError("gloo: closed"), [hosts.PATIENCE + 5])]
+    "error, waits",
+    [
+        (ZeroDivisionError("a bug"), []),
+        (jax.errors.JaxRuntimeError("gloo: closed"), [hosts.PATIENCE + 5]),
+    ],
 )
 def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch, capsys, error, waits):
-    """But where a step has failed, it waits to hear from JAX which process was lost; all within a minute."""
+    """But where a step has failed, it waits to hear from JAX which process was lost; all within a
+    minute."""
     waited, left = [], []
 
     def leave(status):

@@ -1,4 +1,5 @@
-"""The moving average that evaluation uses: of the weights, and of the batch statistics beside them."""
+"""The moving average that evaluation uses: of the weights, and of the batch statistics beside
+them."""
 
 import dataclasses
 import types
@@ -29,7 +30,10 @@ class Model:
     @staticmethod
     def apply(params, rest, batch, *, train, key):
         mean = 0.9 * rest["mean"] + 0.1 * batch["x"].mean(0)
-        return {"y": (batch["x"] - mean) @ params["kernel"]}, {"mean": mean, "calls": rest["calls"] + 1}
+        return {"y": (batch["x"] - mean) @ params["kernel"]}, {
+            "mean": mean,
+            "calls": rest["calls"] + 1,
+        }
 
 
 def toy_step(config):
@@ -39,31 +43,62 @@ def toy_step(config):
         return jnp.square(outputs["y"] - batch["y"]).mean(), ({}, aux)
 
     task = types.SimpleNamespace(
-        name="one", config=types.SimpleNamespace(microbatches=1), objectives={}, loss=loss,
-        prepare=lambda batch, key: batch, per_row=lambda outputs, inputs: outputs,
-    )  # fmt: skip
-    step = make_step([Part(task, 1.0, frozenset(AXES))], Model, tx, trained, lambda step: 0.1, config, GuardConfig(), ["one"])
+        name="one",
+        config=types.SimpleNamespace(microbatches=1),
+        objectives={},
+        loss=loss,
+        prepare=lambda batch, key: batch,
+        per_row=lambda outputs, inputs: outputs,
+    )
+    step = make_step(
+        [Part(task, 1.0, frozenset(AXES))],
+        Model,
+        tx,
+        trained,
+        lambda step: 0.1,
+        config,
+        GuardConfig(),
+        ["one"],
+    )
     params, rest = {"kernel": jnp.ones((4, 3))}, {"mean": jnp.full(4, 0.3), "calls": jnp.int32(0)}
     state = TrainState(
-        step=jnp.int32(0), rng=jax.random.key_data(jax.random.key(0)), params=params, rest=rest, opt_state=tx.init(params),
-        ema=start_average(params, rest), aux={}, guard={"one": GuardState.fresh()},
-    )  # fmt: skip
+        step=jnp.int32(0),
+        rng=jax.random.key_data(jax.random.key(0)),
+        params=params,
+        rest=rest,
+        opt_state=tx.init(params),
+        ema=start_average(params, rest),
+        aux={},
+        guard={"one": GuardState.fresh()},
+    )
     return jax.jit(step), state
 
 
 def test_statistics_are_averaged_like_the_weights():
-    """By NumPy, from what the steps logged; one of them is skipped, after which nothing has moved."""
+    """By NumPy, from what the steps logged; one of them is skipped, after which nothing has
+    moved."""
     step, state = toy_step(OptimConfig(ema=0.6, warmup=0, clip_norm=None))
-    average = {"kernel": np.asarray(state.params["kernel"], np.float64), "mean": np.asarray(state.rest["mean"], np.float64)}
+    average = {
+        "kernel": np.asarray(state.params["kernel"], np.float64),
+        "mean": np.asarray(state.rest["mean"], np.float64),
+    }
     for i in range(8):
         x, y = (jax.random.normal(jax.random.key(i + k), (8, n)) for k, n in ((0, 4), (100, 3)))
         bad = i == 3
-        state, _ = step(state, ({"x": x, "y": jnp.full_like(y, jnp.nan) if bad else y},), jnp.array([0]))
+        state, _ = step(
+            state, ({"x": x, "y": jnp.full_like(y, jnp.nan) if bad else y},), jnp.array([0])
+        )
         decay = min(0.6, (1 + i) / (10 + i))
         logged = {**state.params, **state.rest}
         for path in average:
-            average[path] = average[path] if bad else decay * average[path] + (1 - decay) * np.asarray(logged[path], np.float64)
-            np.testing.assert_allclose(state.ema[path], average[path], rtol=1e-5, err_msg=f"{path}, step {i}")
+            average[path] = (
+                average[path]
+                if bad
+                else decay * average[path] + (1 - decay) * np.asarray(logged[path], np.float64)
+            )
+            np.testing.assert_allclose(
+                state.ema[path], average[path], rtol=1e-5, err_msg=f"{path}, step {i}"
+            )
     assert state.ema.keys() == average.keys(), "what is counted has no average"
     assert np.abs(state.ema["mean"] - state.rest["mean"]).max() > 1e-3
     np.testing.assert_array_equal(state.eval_params["kernel"], state.ema["kernel"])
@@ -83,7 +118,9 @@ TEXT = dict(name="text_transformer", variant="Ti", width=16, depth=1, heads=2, p
 @pytest.mark.parametrize("older", [False, True], ids=["with statistics", "of weights alone"])
 def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
     """One of before statistics were averaged is read as well; the live ones stand in for them."""
-    experiment = tiny.experiment(model=dict(name="dual_encoder", image=NET, text=TEXT, embed_dim=16))
+    experiment = tiny.experiment(
+        model=dict(name="dual_encoder", image=NET, text=TEXT, embed_dim=16)
+    )
     tokenizer = task_tokenizer(experiment, open_sources(experiment, lambda text: None))
     mesh = make_mesh(experiment.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
@@ -93,9 +130,13 @@ def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
     assert model.rest and model.rest.keys() < state.ema.keys()
     ema = {p: v + 1 for p, v in state.ema.items()}
     run = types.SimpleNamespace(
-        experiment=experiment, tokenizer=tokenizer, preprocess=experiment.preprocess, feeds={}, figures=types.SimpleNamespace(latest={}),
+        experiment=experiment,
+        tokenizer=tokenizer,
+        preprocess=experiment.preprocess,
+        feeds={},
+        figures=types.SimpleNamespace(latest={}),
         skipped_records=dict,
-    )  # fmt: skip
+    )
     frame = Run.frame(run)
     if older:
         ema = {p: v for p, v in ema.items() if p in state.params}

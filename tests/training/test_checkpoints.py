@@ -1,4 +1,5 @@
-"""Checkpoints that are damaged, renamed, or of another run; which are kept; what is evaluated when."""
+"""Checkpoints that are damaged, renamed, or of another run; which are kept; what is evaluated
+when."""
 
 import json
 import shutil
@@ -48,7 +49,7 @@ def copy(finished, tmp_path):
     return tmp_path / "copy"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Damage
 
 
@@ -61,7 +62,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_a_good_one_takes_its_place(finish
 
 
 def test_the_newest_ones_are_kept_whatever_damaged_ones_are_numbered(copy):
-    """Else a damaged one of a later step counts as the newest, and the good ones before it are deleted."""
+    """Else a damaged one of a later step counts as the newest, and the good ones before it are
+    deleted."""
     damage(copy / "checkpoints" / "6")
     train(copy, steps=5, checkpoint=dict(every=4, keep=1), resume=dict(accept=("steps",)))
     assert Checkpoints(copy / "checkpoints", read_only=True).steps == [5]
@@ -111,7 +113,7 @@ def test_a_checkpoint_whose_own_step_is_there_already_is_set_aside(finished, cop
     assert_same_state(finished, copy, 6)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Other configs
 
 
@@ -130,18 +132,68 @@ def tasks(**data):
         ("steps", "6", "9", dict(steps=9)),
         ("dtype", "'float32'", "'bfloat16'", dict(dtype="bfloat16")),
         ("tasks.pairs.data.batch", "16", "8", dict(tasks=tasks(batch=8))),
-        ("tasks.pairs.data.source.split", "'train_a'", "'train_b'", dict(tasks=tasks(source=dict(tiny.SHAPES, split="train_b")))),
-        ("tasks.pairs.data.source.variants", "1", "2", dict(tasks=tasks(source=dict(tiny.TRAIN, variants=2)))),
-        ("tasks.pairs.data.fields.image.crop", "[1.0, 1.0]", "[0.5, 1.0]", dict(tasks=tasks(fields=CROPPED))),
-        ("tasks.pairs.data.fields.group_id.column", "'class_label'", "'name/en'", dict(tasks=tasks(fields=OTHER_GROUPS))),
-        ("tasks.pairs.data.fields.label.column", "None", "'class_label'", dict(tasks=tasks(fields=tiny.fields(label=dict(name="label"))))),
-        ("tasks.pairs.data.sampler.name", "None", "'in_order'", dict(tasks=tasks(sampler=dict(name="in_order")))),
+        (
+            "tasks.pairs.data.source.split",
+            "'train_a'",
+            "'train_b'",
+            dict(tasks=tasks(source=dict(tiny.SHAPES, split="train_b"))),
+        ),
+        (
+            "tasks.pairs.data.source.variants",
+            "1",
+            "2",
+            dict(tasks=tasks(source=dict(tiny.TRAIN, variants=2))),
+        ),
+        (
+            "tasks.pairs.data.fields.image.crop",
+            "[1.0, 1.0]",
+            "[0.5, 1.0]",
+            dict(tasks=tasks(fields=CROPPED)),
+        ),
+        (
+            "tasks.pairs.data.fields.group_id.column",
+            "'class_label'",
+            "'name/en'",
+            dict(tasks=tasks(fields=OTHER_GROUPS)),
+        ),
+        (
+            "tasks.pairs.data.fields.label.column",
+            "None",
+            "'class_label'",
+            dict(tasks=tasks(fields=tiny.fields(label=dict(name="label")))),
+        ),
+        (
+            "tasks.pairs.data.sampler.name",
+            "None",
+            "'in_order'",
+            dict(tasks=tasks(sampler=dict(name="in_order"))),
+        ),
         ("tasks.pairs.data.missing", "'skip'", "'mask'", dict(tasks=tasks(missing="mask"))),
-        ("optim.clip_norm", "1.0", "None", dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, clip_norm=None))),
-        ("optim.weight_decay", "0.0", "0.1", dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, weight_decay=0.1))),
-        ("optim.name", "'adamw'", "'lion'", dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, name="lion"))),
+        (
+            "optim.clip_norm",
+            "1.0",
+            "None",
+            dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, clip_norm=None)),
+        ),
+        (
+            "optim.weight_decay",
+            "0.0",
+            "0.1",
+            dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, weight_decay=0.1)),
+        ),
+        (
+            "optim.name",
+            "'adamw'",
+            "'lion'",
+            dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, name="lion")),
+        ),
         ("optim.ema", "0.9", "None", dict(optim=dict(lr=1e-3, warmup=2))),
-        ("optim.freeze", "None", "'^text/'", dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, freeze="^text/"))),
+        (
+            "optim.freeze",
+            "None",
+            "'^text/'",
+            dict(optim=dict(lr=1e-3, warmup=2, ema=0.9, freeze="^text/")),
+        ),
     ],
 )
 def test_what_cannot_be_continued_exactly_is_refused_by_name(copy, key, there, here, changes):
@@ -149,7 +201,9 @@ def test_what_cannot_be_continued_exactly_is_refused_by_name(copy, key, there, h
     with pytest.raises(ConfigError) as caught:
         train(copy, **changes)
     said = str(caught.value)
-    assert said.startswith(f"{key}: {there} in the checkpoint of step 6 in the workdir, {here} here")
+    assert said.startswith(
+        f"{key}: {there} in the checkpoint of step 6 in the workdir, {here} here"
+    )
     assert f"resume.accept=('{key}',)" in said
     assert "\n" not in said
     assert sorted(copy.rglob("*")) == before, "a good checkpoint is not touched"
@@ -164,13 +218,28 @@ def test_another_model_or_preprocessing_is_refused_whatever_is_accepted(copy):
         train(copy, preprocess=dict(image_size=16, mean=(0.4, 0.5, 0.5)), resume=accept)
 
 
-@pytest.mark.parametrize("optim", [dict(clip_norm=None), dict(weight_decay=0.1), dict(name="lion"), dict(ema=None), dict(freeze="^text/")])
+@pytest.mark.parametrize(
+    "optim",
+    [
+        dict(clip_norm=None),
+        dict(weight_decay=0.1),
+        dict(name="lion"),
+        dict(ema=None),
+        dict(freeze="^text/"),
+    ],
+)
 def test_an_accepted_change_of_what_the_state_holds_is_one_line(copy, optim):
     shutil.rmtree(copy / "checkpoints" / "6")
     before = sorted(copy.rglob("*"))
     (key,) = optim
-    with pytest.raises(ConfigError, match=rf"^optim\.{key}: .* which changes what the state holds .*init_from"):
-        train(copy, optim={**dict(lr=1e-3, warmup=2, ema=0.9), **optim}, resume=dict(accept=(f"optim.{key}",)))
+    with pytest.raises(
+        ConfigError, match=rf"^optim\.{key}: .* which changes what the state holds .*init_from"
+    ):
+        train(
+            copy,
+            optim={**dict(lr=1e-3, warmup=2, ema=0.9), **optim},
+            resume=dict(accept=(f"optim.{key}",)),
+        )
     assert sorted(copy.rglob("*")) == before
 
 
@@ -189,18 +258,24 @@ def test_an_accepted_rate_holds_from_the_checkpoint_on(copy):
     shutil.rmtree(copy / "checkpoints" / "6")
     train(copy, optim=dict(lr=1e-9, warmup=2, ema=0.9), resume=dict(accept=("optim.lr",)))
     params = [jax.tree.leaves(saved_state(copy, step)) for step in (3, 6)]
-    moved = max(np.abs(a - b).max() for a, b in zip(*params, strict=True) if a.dtype == np.float32 and a.ndim > 1)
+    moved = max(
+        np.abs(a - b).max()
+        for a, b in zip(*params, strict=True)
+        if a.dtype == np.float32 and a.ndim > 1
+    )
     assert moved > 0  # moments and averages do
     rates = [json.loads(line)["lr"] for line in open(copy / "metrics.jsonl") if '"train"' in line]
     assert max(rates[-3:]) <= 1e-9 < min(rates[:3])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is kept, and evaluations
 
 
 def test_keeps_the_newest_and_the_best_by_their_own_figures(tmp_path):
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=1, keep_best=1, best_metric="val/acc"))
+    checkpoints = Checkpoints(
+        tmp_path, CheckpointConfig(keep=1, keep_best=1, best_metric="val/acc")
+    )
     for step, figure in ((1, 0.1), (2, 0.9), (3, None), (4, 0.3), (5, float("nan"))):
         assert checkpoints.save(step, {"x": jax.numpy.ones(3)}, {"config": {}})
         if figure is not None:
@@ -210,7 +285,9 @@ def test_keeps_the_newest_and_the_best_by_their_own_figures(tmp_path):
 
 
 def test_the_smallest_is_the_best_after_a_minus_sign(tmp_path):
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=1, keep_best=1, best_metric="-val/loss"))
+    checkpoints = Checkpoints(
+        tmp_path, CheckpointConfig(keep=1, keep_best=1, best_metric="-val/loss")
+    )
     for step, figure in ((1, 3.0), (2, 1.0), (3, 2.0)):
         checkpoints.save(step, {"x": jax.numpy.ones(3)}, {"config": {}})
         checkpoints.score(step, {"val/loss": figure})
@@ -220,7 +297,8 @@ def test_the_smallest_is_the_best_after_a_minus_sign(tmp_path):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Evaluators that measure the step which they were called at, by a table; returns the steps that were evaluated."""
+    """Evaluators that measure the step which they were called at, by a table; returns the steps
+    that were evaluated."""
     called = []
 
     def run(self, encoders):
@@ -232,7 +310,8 @@ def measured(monkeypatch):
 
 
 def test_the_best_checkpoint_is_of_the_step_that_was_measured(tmp_path, measured):
-    """Evaluated at 2, 4, 6 (.2, .9, .1); saved at 5 besides: 4 is the best, not the next one that is saved."""
+    """Evaluated at 2, 4, 6 (.2, .9, .1); saved at 5 besides: 4 is the best, not the next one that
+    is saved."""
     options = dict(every=5, keep=1, best_metric="style/acc@1")
     train(tmp_path, evals=EVALS, checkpoint=options)
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps == [4, 6]
@@ -241,14 +320,23 @@ def test_the_best_checkpoint_is_of_the_step_that_was_measured(tmp_path, measured
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps == [4, 10]
 
 
-def test_a_finished_run_prints_its_figures_at_once_and_compiles_nothing(tmp_path, measured, monkeypatch, capsys):
+def test_a_finished_run_prints_its_figures_at_once_and_compiles_nothing(
+    tmp_path, measured, monkeypatch, capsys
+):
     first = train(tmp_path / "run", evals=EVALS)
-    (tmp_path / "config.py").write_text(f"import tiny\n\n\ndef get_config():\n    return tiny.config(evals={EVALS})\n")
+    (tmp_path / "config.py").write_text(
+        f"import tiny\n\n\ndef get_config():\n    return tiny.config(evals={EVALS})\n"
+    )
     monkeypatch.setattr("jaxvl.training.setup.compile_turns", None)
     capsys.readouterr()
     shown = []
-    monkeypatch.setattr(train_command, "show", lambda figures: shown.append((figures, capsys.readouterr().err)))
-    assert train_command.main([f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]) == 0
+    monkeypatch.setattr(
+        train_command, "show", lambda figures: shown.append((figures, capsys.readouterr().err))
+    )
+    assert (
+        train_command.main([f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"])
+        == 0
+    )
     assert shown == [(first, "")], "once, before anything else is said"
     assert len(measured) == 3, "and nothing is evaluated again"
 
@@ -262,7 +350,9 @@ def test_an_evaluator_that_fails_loses_no_step_and_is_tried_again(tmp_path, monk
     monkeypatch.setattr(ZeroShot, "run", broken)
     with pytest.raises(EvaluationError, match="style: KeyError: 'colour'"):
         train(tmp_path, evals=EVALS, checkpoint=dict(every=100))
-    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps == [6], "trained to the end and saved"
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps == [6], (
+        "trained to the end and saved"
+    )
     events = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
     failed = [e for e in events if e["name"] == "failed/style"]
     assert [e["step"] for e in failed] == [2, 4, 6]
@@ -279,8 +369,13 @@ def test_exit_status_3_tells_of_failed_evaluators(tmp_path, monkeypatch, capsys)
         raise EvaluationError({"style": "KeyError: 'colour'"}, {"texts/r@1": 0.5})
 
     monkeypatch.setattr(train_command, "train", failed)
-    (tmp_path / "config.py").write_text("import tiny\n\n\ndef get_config():\n    return tiny.config()\n")
-    assert train_command.main([f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]) == 3
+    (tmp_path / "config.py").write_text(
+        "import tiny\n\n\ndef get_config():\n    return tiny.config()\n"
+    )
+    assert (
+        train_command.main([f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"])
+        == 3
+    )
     said = capsys.readouterr()
     assert "style: KeyError: 'colour'" in said.err
     assert "r@1" in said.out
@@ -307,14 +402,20 @@ def test_an_evaluation_that_a_kill_cut_short_is_made_up_for(tmp_path, measured, 
     monkeypatch.setattr(ZeroShot, "run", table)
     train(tmp_path, **options)
     figures = Figures(tmp_path, until=6)
-    assert {step: figures.at(step)["style/acc@1"] for step in figures.steps} == {2: 0.2, 4: 0.9, 6: 0.1}
+    assert {step: figures.at(step)["style/acc@1"] for step in figures.steps} == {
+        2: 0.2,
+        4: 0.9,
+        6: 0.1,
+    }
 
 
 def test_a_cut_line_of_metrics_costs_no_line_of_the_resume(finished, copy):
     shutil.rmtree(copy / "checkpoints" / "6")
     lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
     train_lines = [i for i, line in enumerate(lines) if '"train"' in line]
-    (copy / "metrics.jsonl").write_text("".join(lines[: train_lines[3]]) + lines[train_lines[3]][:30])
+    (copy / "metrics.jsonl").write_text(
+        "".join(lines[: train_lines[3]]) + lines[train_lines[3]][:30]
+    )
     train(copy)
     whole = []
     for line in (copy / "metrics.jsonl").read_text().splitlines():
@@ -327,6 +428,9 @@ def test_a_cut_line_of_metrics_costs_no_line_of_the_resume(finished, copy):
 
 def test_weights_with_another_tokenizer_are_refused(finished):
     changed = dict(init_from=str(finished), tokenizer=dict(vocab_size=80))
-    with pytest.raises(ConfigError, match=r"^tokenizer: .*vocab_size=80.* is not that of the weights of init_from .*vocab_size=64"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^tokenizer: .*vocab_size=80.* is not that of the weights of init_from .*vocab_size=64",
+    ):
         initial_weights(tiny.experiment(**changed))
     assert initial_weights(tiny.experiment(init_from=str(finished))).tokenizer.vocab_size <= 64

@@ -23,31 +23,57 @@ def test_products_and_their_gradients():
         flops(jax.grad(product, (0, 1)), (3, 5), (5, 7)) == 3 * 2 * 3 * 5 * 7
         or flops(jax.grad(product, (0, 1)), (3, 5), (5, 7)) == 2 * 2 * 3 * 5 * 7
     )  # the value itself is not needed, and may be left out
-    assert flops(lambda x, w: jnp.einsum("bij,bjk->bik", x, w), (4, 3, 5), (4, 5, 7)) == 4 * 2 * 3 * 5 * 7
+    assert (
+        flops(lambda x, w: jnp.einsum("bij,bjk->bik", x, w), (4, 3, 5), (4, 5, 7))
+        == 4 * 2 * 3 * 5 * 7
+    )
 
 
 def test_a_scan_counts_every_round():
-    assert flops(lambda x, ws: lax.scan(lambda h, w: (h @ w, None), x, ws)[0], (3, 5), (6, 5, 5)) == 6 * 2 * 3 * 5 * 5
+    assert (
+        flops(lambda x, ws: lax.scan(lambda h, w: (h @ w, None), x, ws)[0], (3, 5), (6, 5, 5))
+        == 6 * 2 * 3 * 5 * 5
+    )
     remat = jax.checkpoint(lambda h, w: jnp.tanh(h @ w))
     once = flops(jax.grad(lambda h, w: jnp.sum(jnp.tanh(h @ w)), (0, 1)), (3, 5), (5, 5))
-    assert flops(jax.grad(lambda h, w: jnp.sum(remat(h, w)), (0, 1)), (3, 5), (5, 5)) == once + 2 * 3 * 5 * 5
+    assert (
+        flops(jax.grad(lambda h, w: jnp.sum(remat(h, w)), (0, 1)), (3, 5), (5, 5))
+        == once + 2 * 3 * 5 * 5
+    )
 
 
 def test_convolutions():
-    assert flops(lambda x, k: lax.conv(x, k, (2, 2), "SAME"), (2, 3, 8, 8), (16, 3, 3, 3)) == 2 * 2 * 16 * 4 * 4 * 3 * 9
+    assert (
+        flops(lambda x, k: lax.conv(x, k, (2, 2), "SAME"), (2, 3, 8, 8), (16, 3, 3, 3))
+        == 2 * 2 * 16 * 4 * 4 * 3 * 9
+    )
     depthwise = lambda x, k: lax.conv_general_dilated(
         x, k, (1, 1), "SAME", feature_group_count=8, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     assert flops(depthwise, (2, 6, 6, 8), (3, 3, 1, 8)) == 2 * 2 * 6 * 6 * 8 * 9
-    forward = flops(lambda x, k: convolve(x, k, stride=2, padding=((0, 1), (0, 1))), (2, 8, 8, 4), (3, 3, 4, 16))
-    both = flops(jax.grad(lambda x, k: jnp.sum(convolve(x, k, stride=2, padding=((0, 1), (0, 1)))), (0, 1)), (2, 8, 8, 4), (3, 3, 4, 16))
+    forward = flops(
+        lambda x, k: convolve(x, k, stride=2, padding=((0, 1), (0, 1))), (2, 8, 8, 4), (3, 3, 4, 16)
+    )
+    both = flops(
+        jax.grad(lambda x, k: jnp.sum(convolve(x, k, stride=2, padding=((0, 1), (0, 1)))), (0, 1)),
+        (2, 8, 8, 4),
+        (3, 3, 4, 16),
+    )
     assert 2 * forward <= both <= 3.5 * forward  # the products with padding count in the gradients
 
 
 def test_a_conditional_counts_its_dearest_branch_and_a_mesh_all_devices():
-    assert flops(lambda c, x: lax.cond(c[0] > 0, lambda x: x @ x, lambda x: x, x), (1,), (4, 4)) == 2 * 4**3
+    assert (
+        flops(lambda c, x: lax.cond(c[0] > 0, lambda x: x @ x, lambda x: x, x), (1,), (4, 4))
+        == 2 * 4**3
+    )
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    local = jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(PartitionSpec("data"), PartitionSpec()), out_specs=PartitionSpec("data"))
+    local = jax.shard_map(
+        lambda x, w: x @ w,
+        mesh=mesh,
+        in_specs=(PartitionSpec("data"), PartitionSpec()),
+        out_specs=PartitionSpec("data"),
+    )
     with jax.set_mesh(mesh):
         assert flops(local, (16, 5), (5, 7)) == 2 * 16 * 5 * 7
 

@@ -1,4 +1,5 @@
-"""Runs whose data fails: they end with everything saved, and go on from there as if nothing had been."""
+"""Runs whose data fails: they end with everything saved, and go on from there as if nothing had
+been."""
 
 import json
 import shutil
@@ -65,15 +66,19 @@ def test_too_many_bad_records_end_the_run_with_everything_saved(tmp_path, monkey
 
     monkeypatch.setattr(RecordSource, "__getitem__", get)
     with pytest.raises(
-        DataError, match=r"task 'pairs': shapes-.*, split 'train_a': .* records are bad \(record cannot be read: \d+\), more than"
+        DataError,
+        match=r"task 'pairs': shapes-.*, split 'train_a': .* records are bad \(record cannot be read: \d+\), more than",
     ):
         train_command.train(tiny.experiment(), tmp_path)
     # Those of the first batch alone could be chance; what is made ahead does not count.
-    assert Checkpoints(tmp_path / "checkpoints", read_only=True).frame()[1]["positions"] == {"pairs": 2 * B}
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).frame()[1]["positions"] == {
+        "pairs": 2 * B
+    }
 
 
 def test_bad_records_are_counted_once_through_a_resume(tmp_path, monkeypatch):
-    """The run that goes on from a checkpoint tells of those before it as well, and of none twice."""
+    """The run that goes on from a checkpoint tells of those before it as well, and of none
+    twice."""
     real = RecordSource.__getitem__
 
     def get(self, i):
@@ -94,13 +99,17 @@ def test_bad_records_are_counted_once_through_a_resume(tmp_path, monkeypatch):
     shutil.rmtree(again / "checkpoints" / "6")
     train_command.train(tiny.experiment(tasks=tasks), again)
     assert told(again) == [count]
-    frames = [Checkpoints(workdir / "checkpoints", read_only=True).frame()[1]["skipped_records"] for workdir in (whole, again)]
+    frames = [
+        Checkpoints(workdir / "checkpoints", read_only=True).frame()[1]["skipped_records"]
+        for workdir in (whole, again)
+    ]
     assert frames == [{"pairs": {"record cannot be read": count}}] * 2
     assert 6 * B / 5 / 2 < count < 6 * B / 5 * 2
 
 
 def test_a_run_with_another_batch_continues_its_stream(finished, tmp_path, monkeypatch):
-    """Three steps of 16 rows, then steps of 8: which records they get is what the stream has there."""
+    """Three steps of 16 rows, then steps of 8: which records they get is what the stream has
+    there."""
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     shutil.rmtree(tmp_path / "checkpoints" / "6")
     starts, real = [], Batches.__init__
@@ -114,4 +123,6 @@ def test_a_run_with_another_batch_continues_its_stream(finished, tmp_path, monke
     accept = dict(accept=("tasks.pairs.data.batch",))
     train_command.train(tiny.experiment(tasks=tasks, resume=accept), tmp_path)
     assert starts == [3 * B]
-    assert Checkpoints(tmp_path / "checkpoints", read_only=True).frame()[1]["positions"] == {"pairs": 3 * B + 3 * 8}
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).frame()[1]["positions"] == {
+        "pairs": 3 * B + 3 * 8
+    }

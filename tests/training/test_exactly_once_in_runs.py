@@ -1,4 +1,5 @@
-"""A run on every kind of source is killed and goes on with other processes: 1, 4, then 2. Its steps tell which records they learnt from."""
+"""A run on every kind of source is killed and goes on with other processes: 1, 4, then 2. Its steps
+tell which records they learnt from."""
 
 import json
 import pathlib
@@ -25,7 +26,10 @@ B = 4  # rows, one for each device of a run
 ROUNDS = 6  # batches of every task: two epochs of twelve records
 PATIENCE = 600  # seconds that a run may take
 BAD, AFTER = 7, 8  # a record whose picture is none, and the one that takes its place
-WEIGHTS = (2.0, 1.0, 1.0), (1.0, 1.0, 4.0)  # of a mixture's parts, before the last kill and after it
+WEIGHTS = (
+    (2.0, 1.0, 1.0),
+    (1.0, 1.0, 4.0),
+)  # of a mixture's parts, before the last kill and after it
 
 
 class Life(NamedTuple):
@@ -51,7 +55,9 @@ def tasks(folder, weights):
 
 def write_config(path, sources, steps, every):
     fields = dict(
-        image=dict(name="picture", size=16), text=dict(name="caption", columns="text", length=8), group_id=dict(name="group", column="text")
+        image=dict(name="picture", size=16),
+        text=dict(name="caption", columns="text", length=8),
+        group_id=dict(name="group", column="text"),
     )
     options = dict(batch=B, fields=fields, reader=dict(threads=2), error_budget=1.0)
     data = {name: dict(source=to_dict(config), **options) for name, (config, _) in sources.items()}
@@ -72,7 +78,9 @@ def live(life, config, workdir):
     log = workdir.with_suffix(".log")
     with open(log, "a") as file, pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXVL_TEST_KILL", life.kill)
-        running = processes.start(processes.train(config, workdir), life.processes, devices=B, stdout=file, stderr=file)
+        running = processes.start(
+            processes.train(config, workdir), life.processes, devices=B, stdout=file, stderr=file
+        )
     try:
         codes = [process.wait(PATIENCE) for process in running]
     finally:
@@ -99,14 +107,18 @@ def records_of(workdir):
 
 
 def learnt(records, steps):
-    """Task -> low bits of the ids of its rows, in the order of its steps. A step that was lost was done again with the same rows."""
+    """Task -> low bits of the ids of its rows, in the order of its steps. A step that was lost was
+    done again with the same rows."""
     rows = {}
     for record in records:
         if record["kind"] != "train" or record["name"] == "all":
             continue
         name, step = record["name"], record["step"]
         ids = [int(record[f"ids/row{r}"]) for r in range(B)]
-        assert name == "weighted" or rows.get(step, (name, ids)) == (name, ids)  # that of other weights may be another one
+        assert name == "weighted" or rows.get(step, (name, ids)) == (
+            name,
+            ids,
+        )  # that of other weights may be another one
         rows[step] = name, ids
     assert sorted(rows) == list(range(1, steps + 1))
     found = {}
@@ -120,14 +132,17 @@ def learnt(records, steps):
 @pytest.mark.timeout(3600)
 def test_each_record_is_learnt_once_in_an_epoch_through_two_kills(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "cache"))
-    before, after = (tasks(own_folder(tmp_path, f"data{i}"), weights) for i, weights in enumerate(WEIGHTS))
+    before, after = (
+        tasks(own_folder(tmp_path, f"data{i}"), weights) for i, weights in enumerate(WEIGHTS)
+    )
     sources = before | {"weighted": after["weighted"]}
     count = len(sources)
     steps = ROUNDS * count
     low = [number & BITS for number in IDS]
     assert len(set(low)) == len(low)
     config, workdir = tmp_path / "run.py", tmp_path / "run"
-    # An epoch of most tasks is three rounds. The first kill is in the second round, the second in the third.
+    # An epoch of most tasks is three rounds. The first kill is in the second round, the second in
+    # the third.
     every = count // 3
     first, second = 4 * every, 7 * every
     begun = Life(1, f"save:{first}:0", (first - every, first))
@@ -151,5 +166,10 @@ def test_each_record_is_learnt_once_in_an_epoch_through_two_kills(tmp_path, monk
         expected = [low[AFTER if i == BAD else i] for i in ALL]
         assert sorted(epoch) == sorted(expected)
     (told,) = [record for record in records if record["name"] == "skipped/bad"]
-    assert told["image cannot be decoded"] == 2, "once in each epoch, whichever process met it and whenever"
-    print(f"{count} sources, {steps} steps by 1, 4 and 2 processes: {sum(map(len, found.values()))} rows, each record once in an epoch")
+    assert told["image cannot be decoded"] == 2, (
+        "once in each epoch, whichever process met it and whenever"
+    )
+    print(
+        f"{count} sources, {steps} steps by 1, 4 and 2 processes: "
+        f"{sum(map(len, found.values()))} rows, each record once in an epoch"
+    )

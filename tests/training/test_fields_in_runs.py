@@ -1,4 +1,5 @@
-"""Runs whose rows hold more than a picture and a text: two views of a picture, a class, inputs that some records lack."""
+"""Runs whose rows hold more than a picture and a text: two views of a picture, a class, inputs that
+some records lack."""
 
 import dataclasses
 import json
@@ -47,21 +48,34 @@ class ViewsApart:
         return ()
 
     def per_row(self, outputs, inputs):
-        return {name: jnp.abs(inputs["image"] - inputs[name]).mean((1, 2, 3)) for name in ("view", "twin")}
+        return {
+            name: jnp.abs(inputs["image"] - inputs[name]).mean((1, 2, 3))
+            for name in ("view", "twin")
+        }
 
     def __call__(self, outputs, batch, aux, key):
         assert "view" not in batch and "image" not in batch, "pictures are not kept for the loss"
-        return Loss(outputs["view"].mean(), {name: outputs[name].mean() for name in ("view", "twin")}), aux
+        return Loss(
+            outputs["view"].mean(), {name: outputs[name].mean() for name in ("view", "twin")}
+        ), aux
 
 
 def test_two_views_of_a_picture_reach_the_step(tmp_path, batches):
     """Each is cut on its own; one that is made as `image` is, is the same."""
     plain = dict(name="picture", size=16)
     fields = tiny.fields(image=dict(augment={}), view=dict(plain, crop=(0.2, 0.4)), twin=plain)
-    task = dict(data=tiny.data(fields=fields), objectives=dict(align=1.0, views_apart=dict(weight=0.0)), microbatches=2)
+    task = dict(
+        data=tiny.data(fields=fields),
+        objectives=dict(align=1.0, views_apart=dict(weight=0.0)),
+        microbatches=2,
+    )
     train.train(tiny.experiment(tasks=dict(pairs=task), steps=2), tmp_path)
     for line in figures(tmp_path):
-        assert line["views_apart/view"] > 0.05 and line["views_apart/twin"] == 0 and np.isfinite(line["loss/align"])
+        assert (
+            line["views_apart/view"] > 0.05
+            and line["views_apart/twin"] == 0
+            and np.isfinite(line["loss/align"])
+        )
     for batch in batches:
         np.testing.assert_array_equal(batch["twin"], batch["image"])
         assert (batch["view"] != batch["image"]).any((1, 2, 3)).all()
@@ -71,21 +85,44 @@ def test_views_are_augmented_apart(tmp_path):
     """Equal options, and draws of their own: pictures turn by other angles."""
     turned = dict(name="picture", size=16, augment=dict(rotate=180.0))
     fields = tiny.fields(image=turned, view=turned, twin=turned)
-    task = dict(data=tiny.data(fields=fields), objectives=dict(align=1.0, views_apart=dict(weight=0.0)))
-    train.train(tiny.experiment(tasks=dict(pairs=task), steps=1, optim=dict(warmup=0), checkpoint=dict(every=1)), tmp_path)
+    task = dict(
+        data=tiny.data(fields=fields), objectives=dict(align=1.0, views_apart=dict(weight=0.0))
+    )
+    train.train(
+        tiny.experiment(
+            tasks=dict(pairs=task), steps=1, optim=dict(warmup=0), checkpoint=dict(every=1)
+        ),
+        tmp_path,
+    )
     (line,) = figures(tmp_path)
     assert line["views_apart/view"] > 0.05 and line["views_apart/twin"] > 0.05
     assert line["views_apart/view"] != line["views_apart/twin"]
 
 
 MODEL = dict(
-    name="imp", variant="small", width=16, depth=1, heads=2, hidden=32, patch=8, most_pixels=16, most_steps=32, most_bins=32, most_words=8,
-    log_mel=dict(frame=1024, step=256, bins=32), embed_dim=8, projection_hidden=16, scan=False, inputs=("image", "spectrogram", "text"),
-    pairs=("vision-text", "vision-audio"), classes=dict(colour=6),
-)  # fmt: skip
+    name="imp",
+    variant="small",
+    width=16,
+    depth=1,
+    heads=2,
+    hidden=32,
+    patch=8,
+    most_pixels=16,
+    most_steps=32,
+    most_bins=32,
+    most_words=8,
+    log_mel=dict(frame=1024, step=256, bins=32),
+    embed_dim=8,
+    projection_hidden=16,
+    scan=False,
+    inputs=("image", "spectrogram", "text"),
+    pairs=("vision-text", "vision-audio"),
+    classes=dict(colour=6),
+)
 SOME_SOUND = dict(
-    name="mixture", parts=(dict(source=dict(tiny.TRAIN, clips=True)), dict(source=dict(tiny.TRAIN, seed=1)))
-)  # fmt: skip
+    name="mixture",
+    parts=(dict(source=dict(tiny.TRAIN, clips=True)), dict(source=dict(tiny.TRAIN, seed=1))),
+)
 
 
 def masked():
@@ -96,8 +133,12 @@ def masked():
 
 
 def test_rows_that_lack_an_input_are_trained_with_what_they_have(tmp_path, batches):
-    """Half of the records have no sound. The loss of pairs with sound is over the others, as if these were not there."""
-    train.train(tiny.experiment(model=MODEL, tasks=dict(pairs=masked()), steps=2, optim=dict(warmup=0)), tmp_path)
+    """Half of the records have no sound. The loss of pairs with sound is over the others, as if
+    these were not there."""
+    train.train(
+        tiny.experiment(model=MODEL, tasks=dict(pairs=masked()), steps=2, optim=dict(warmup=0)),
+        tmp_path,
+    )
     for batch in batches:
         has = batch["has_waveform"]
         assert has.dtype == bool and 4 < has.sum() < 28
@@ -113,14 +154,27 @@ def test_rows_that_lack_an_input_are_trained_with_what_they_have(tmp_path, batch
 
 
 def test_records_without_a_class_are_left_out(tmp_path, batches):
-    """Only what the model reads is masked: those of the part without the class column do not pass for class 0."""
-    parts = [dict(source=dict(tiny.TRAIN, clips=True)), dict(source=dict(name="shapes_vqa", size=16, scenes=40, split="train"))]
+    """Only what the model reads is masked: those of the part without the class column do not pass
+    for class 0."""
+    parts = [
+        dict(source=dict(tiny.TRAIN, clips=True)),
+        dict(source=dict(name="shapes_vqa", size=16, scenes=40, split="train")),
+    ]
     label = dict(name="label", column="colour")
     fields = tiny.fields(image=dict(augment={}), group_id=None, colour=label)
-    data = tiny.data(source=dict(name="mixture", parts=tuple(parts)), batch=32, fields=fields, missing="mask", error_budget=1.0)
+    data = tiny.data(
+        source=dict(name="mixture", parts=tuple(parts)),
+        batch=32,
+        fields=fields,
+        missing="mask",
+        error_budget=1.0,
+    )
     kind = dict(name="classification", head="colour", label="colour")
     task = dict(data=data, objectives=dict(kind=kind), encode=dict(classes=dict(colour="vision")))
-    train.train(tiny.experiment(model=MODEL, tasks=dict(pairs=task), steps=1, optim=dict(warmup=0)), tmp_path)
+    train.train(
+        tiny.experiment(model=MODEL, tasks=dict(pairs=task), steps=1, optim=dict(warmup=0)),
+        tmp_path,
+    )
     assert set(np.unique(batches[0]["colour"])) == set(range(6)) and batches[0]["has_image"].all()
     (line,) = figures(tmp_path)
     assert line["kind/accuracy"] <= 1 and line["loss/kind"] == pytest.approx(np.log(6), abs=0.7)

@@ -1,4 +1,5 @@
-"""Runs that are killed at random, again and again, end with the state of a run that nobody touched, bit for bit."""
+"""Runs that are killed at random, again and again, end with the state of a run that nobody touched,
+bit for bit."""
 
 import dataclasses
 import json
@@ -30,7 +31,13 @@ class Run:
         config = self.workdir.with_suffix(".py")
         tiny.config_file(config, steps=STEPS, checkpoint=dict(every=10, keep=4), evals=EVALS)
         with open(self.workdir.with_suffix(".log"), "a") as log:
-            return processes.start(processes.train(config, self.workdir), self.processes, devices=2, stdout=log, stderr=log)
+            return processes.start(
+                processes.train(config, self.workdir),
+                self.processes,
+                devices=2,
+                stdout=log,
+                stderr=log,
+            )
 
     def step(self) -> int:
         """The last step that was logged."""
@@ -48,7 +55,9 @@ class Run:
 
     def newest(self) -> pathlib.Path | None:
         folder = self.workdir / "checkpoints"
-        steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+        steps = (
+            [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+        )
         return max(steps, key=lambda path: int(path.name), default=None)
 
     def frame(self) -> dict:
@@ -59,7 +68,8 @@ class Run:
 
 
 def kill(run: Run, draw: random.Random) -> bool:
-    """Starts the run, and kills a process of it after a random number of steps, half of the times during a save.
+    """Starts the run, and kills a process of it after a random number of steps, half of the times
+    during a save.
 
     Returns whether it came to that: a run may be done before.
     """
@@ -76,7 +86,9 @@ def kill(run: Run, draw: random.Random) -> bool:
                 victim.send_signal(number)
                 break
             time.sleep(0.001)
-        for process in started:  # those that are left must end by themselves, however the other one ended
+        for (
+            process
+        ) in started:  # those that are left must end by themselves, however the other one ended
             process.wait(PATIENCE)
     finally:
         for process in started:
@@ -92,7 +104,11 @@ def finish(run: Run) -> None:
 
 def damage(checkpoint: pathlib.Path, draw: random.Random) -> None:
     """Cuts, empties or removes files of a checkpoint."""
-    files = [path for path in sorted((checkpoint / "state").rglob("*")) if path.is_file() and path.stat().st_size]
+    files = [
+        path
+        for path in sorted((checkpoint / "state").rglob("*"))
+        if path.is_file() and path.stat().st_size
+    ]
     how = draw.choice(["cut", "empty", "remove"])
     for file in files:
         if how == "remove":

@@ -26,7 +26,13 @@ from jaxvl.training.step import Part, make_step
 from jaxvl.training.terminal import Terminal
 from jaxvl.training.writer import Writer
 
-LOG = dict(every=2, tensorboard=True, report=False, peak_flops=1e12, wandb=dict(project="pairs", mode="offline"))
+LOG = dict(
+    every=2,
+    tensorboard=True,
+    report=False,
+    peak_flops=1e12,
+    wandb=dict(project="pairs", mode="offline"),
+)
 EVALS = dict(style=dict(name="zero_shot", source=tiny.TEST, every=3))
 
 
@@ -63,7 +69,9 @@ def test_speed_is_told_per_chip_and_as_a_share_of_its_peak(finished):
         assert line["examples_per_second_per_chip"] == pytest.approx(16 / step / 8)
         assert line["tflops_per_chip"] == pytest.approx(compiled["model_gflop"] / 1e3 / step / 8)
         assert line["mfu"] == pytest.approx(line["tflops_per_chip"])  # of a peak of 1 TFLOP/s
-        assert line["hfu"] / line["mfu"] == pytest.approx(compiled["gflop"] / compiled["model_gflop"])
+        assert line["hfu"] / line["mfu"] == pytest.approx(
+            compiled["gflop"] / compiled["model_gflop"]
+        )
     progress = [line for line in said.splitlines() if line.startswith("step ") and "/6 " in line]
     assert len(progress) == 3
     for line in progress:
@@ -86,7 +94,8 @@ def test_the_time_is_accounted_for(finished):
 
 
 def test_model_flop_leave_recomputation_out(finished):
-    """Layers that are computed again, and the second forward pass of microbatches, are in the devices' FLOP only."""
+    """Layers that are computed again, and the second forward pass of microbatches, are in the
+    devices' FLOP only."""
     plain = experiment(remat="none", microbatches=1)
     tokens = make_tokenizer(plain.tokenizer, ["red circle"])
     mesh = make_mesh(plain.mesh)
@@ -98,12 +107,18 @@ def test_model_flop_leave_recomputation_out(finished):
         part = Part(task, 1.0, frozenset(trained))
         rate = learning_rate(plain.optim, plain.steps)
         step = make_step([part], model, tx, trained, rate, plain.optim, plain.guard, ["pairs"])
-        batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in task.config.data.shapes.items()}
-        once = count_flops(jax.make_jaxpr(step)(shapes, (batch,), jax.ShapeDtypeStruct((1,), np.int32)))
+        batch = {
+            k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in task.config.data.shapes.items()
+        }
+        once = count_flops(
+            jax.make_jaxpr(step)(shapes, (batch,), jax.ShapeDtypeStruct((1,), np.int32))
+        )
     workdir, said = finished
     compiled = next(line for line in lines(workdir, "event") if line["name"] == "compile/pairs")
     assert compiled["model_gflop"] * 1e9 == pytest.approx(once)
-    assert 1.3 * once < compiled["gflop"] * 1e9 < 2 * once  # two forward passes more, of the towers alone
+    assert (
+        1.3 * once < compiled["gflop"] * 1e9 < 2 * once
+    )  # two forward passes more, of the towers alone
     assert "of them recomputation)" in said
 
 
@@ -113,7 +128,9 @@ def test_the_trace_has_the_steps_that_were_asked_for(finished):
     steps = []
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
-            steps += [dict(event.stats)["step_num"] for event in line.events if event.name == "train"]
+            steps += [
+                dict(event.stats)["step_num"] for event in line.events if event.name == "train"
+            ]
     assert sorted(int(step) for step in steps) == [4, 5]
     assert f"profile of steps 4 to 5: {workdir / 'profile'}" in said
 
@@ -146,7 +163,11 @@ def test_weights_and_biases_has_config_history_and_summary(finished):
     assert config["steps"] == 6 and config["model"]["image"]["remat"] == "full"
     assert started.project == "pairs" and started.display_name == workdir.name
     history = [values(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
-    for kind, name, key in (("train", "pairs", "loss"), ("train", "pairs", "mfu"), ("eval", "style", "acc@1")):
+    for kind, name, key in (
+        ("train", "pairs", "loss"),
+        ("train", "pairs", "mfu"),
+        ("eval", "style", "acc@1"),
+    ):
         expected = {line["step"]: line[key] for line in lines(workdir, kind)}
         figure = f"{kind}/{name}/{key}"
         assert {item["step"]: item[figure] for item in history if figure in item} == expected
@@ -160,32 +181,52 @@ def test_weights_and_biases_has_config_history_and_summary(finished):
 
 def test_a_resumed_run_goes_on_in_its_run_of_weights_and_biases(tmp_path):
     for project in ("pairs", "pairs", "another"):
-        with Writer(tmp_path, 6, tensorboard=False, wandb=WandbConfig(project, mode="offline")) as writer:
+        with Writer(
+            tmp_path, 6, tensorboard=False, wandb=WandbConfig(project, mode="offline")
+        ) as writer:
             writer.record(1, "eval", "style", {"acc@1": 0.5})
         time.sleep(1)  # W&B names the folder of a run by its second
     runs = wandb_files.finished(tmp_path)
-    ids = [r.run.run_id for records in runs for r in records if r.WhichOneof("record_type") == "run"]
+    ids = [
+        r.run.run_id for records in runs for r in records if r.WhichOneof("record_type") == "run"
+    ]
     assert len(ids) == 3 and ids[0] == ids[1] != ids[2]
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
-    with pytest.raises(ConfigError, match=r"^log\.wandb: needs the package wandb.*pip install 'jaxvl\[wandb\]'$"):
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name)
+    )
+    with pytest.raises(
+        ConfigError, match=r"^log\.wandb: needs the package wandb.*pip install 'jaxvl\[wandb\]'$"
+    ):
         train_command.train(experiment(), tmp_path)
 
 
 def test_the_progress_line_stays_one_line():
-    scalars = {"loss": 1.23456, "examples_per_second": 123456.7, "examples_per_second_per_chip": 15432.1, "mfu": 0.4123}
+    scalars = {
+        "loss": 1.23456,
+        "examples_per_second": 123456.7,
+        "examples_per_second_per_chip": 15432.1,
+        "mfu": 0.4123,
+    }
     scalars |= {"data_wait": 0.0012, "seconds_per_step": 0.5, "lr": 1e-3, "skipped": 3.0}
-    for tasks, name, more in ((1, "pairs", {}), (20, "all", {f"loss/a_long_name_of_a_task_{i}": 2.0 for i in range(20)})):
+    for tasks, name, more in (
+        (1, "pairs", {}),
+        (20, "all", {f"loss/a_long_name_of_a_task_{i}": 2.0 for i in range(20)}),
+    ):
         shown = io.StringIO()
-        terminal = Terminal(Console(file=shown, width=100, force_terminal=True, color_system=None), 100_000, tasks)
+        terminal = Terminal(
+            Console(file=shown, width=100, force_terminal=True, color_system=None), 100_000, tasks
+        )
         terminal.advance(12_345)
         terminal.record(12_345, "train", name, scalars | more)
         console = Console(file=io.StringIO(), width=100)
         with console.capture() as capture:
             console.print(terminal._progress.get_renderable())
         (line,) = capture.get().splitlines()
-        assert len(line) <= 100 and "loss 1.235" in line and "12345/100000" in line and "eta" in line
+        assert (
+            len(line) <= 100 and "loss 1.235" in line and "12345/100000" in line and "eta" in line
+        )
         assert tasks > 1 or "15,432 ex/s/chip  MFU 41.2 %" in line

@@ -1,4 +1,5 @@
-"""Checkpoints of versions whose configs named a corpus: their weights are read, and nothing else of them."""
+"""Checkpoints of versions whose configs named a corpus: their weights are read, and nothing else of
+them."""
 
 import json
 import shutil
@@ -18,10 +19,21 @@ from jaxvl.training.restore import initial_weights, restore_weights
 pytestmark = pytest.mark.usefixtures("programs_kept", "one_device")
 # As the version before wrote them.
 DATA = dict(
-    corpus=dict(name="shapes", size=16, variants=1, seed=0, clips=False), split="train_a", batch=16, image_size=16, text_length=6,
-    images_per_row=1, row_length=None, captions=dict(locale="en", name=1.0), modalities=["image", "text"], shuffle=True, threads=2,
-)  # fmt: skip
-STYLE = dict(name="zero_shot", corpus=DATA["corpus"], split="test_a", every=0, locale="en", gallery=0)
+    corpus=dict(name="shapes", size=16, variants=1, seed=0, clips=False),
+    split="train_a",
+    batch=16,
+    image_size=16,
+    text_length=6,
+    images_per_row=1,
+    row_length=None,
+    captions=dict(locale="en", name=1.0),
+    modalities=["image", "text"],
+    shuffle=True,
+    threads=2,
+)
+STYLE = dict(
+    name="zero_shot", corpus=DATA["corpus"], split="test_a", every=0, locale="en", gallery=0
+)
 LEFT_OUT = r"is a run of an earlier version: its tasks, and its evaluators \(style\), are left out; evaluators can be named anew"
 
 
@@ -41,8 +53,12 @@ def older(trained, tmp_path):
     config["tasks"] = dict(pairs=dict(config["tasks"]["pairs"], data=DATA))
     del frame["samplers"]
     shutil.copytree(trained, tmp_path / "older")
-    (tmp_path / "older" / "checkpoints" / "2" / "frame" / "metadata").write_text(json.dumps({**frame, "config": config}))
-    assert is_older(Checkpoints(tmp_path / "older" / "checkpoints", read_only=True).frame()[1]["config"])
+    (tmp_path / "older" / "checkpoints" / "2" / "frame" / "metadata").write_text(
+        json.dumps({**frame, "config": config})
+    )
+    assert is_older(
+        Checkpoints(tmp_path / "older" / "checkpoints", read_only=True).frame()[1]["config"]
+    )
     return tmp_path / "older"
 
 
@@ -52,7 +68,10 @@ def test_its_weights_are_read_with_one_sentence(trained, older):
         got = restore_weights(older)
     assert len([warning for warning in said if warning.category is OlderRunWarning]) == 1
     assert got.experiment.longest_text == 6 and got.experiment.tasks == {} and got.step == 2
-    assert got.tokenizer.to_json() == want.tokenizer.to_json() and got.experiment.preprocess == want.experiment.preprocess
+    assert (
+        got.tokenizer.to_json() == want.tokenizer.to_json()
+        and got.experiment.preprocess == want.experiment.preprocess
+    )
     jax.tree.map(np.testing.assert_array_equal, (got.params, got.rest), (want.params, want.rest))
 
 
@@ -65,14 +84,19 @@ def test_a_run_starts_from_it(trained, older):
 def test_it_is_converted(trained, older, tmp_path):
     with pytest.warns(OlderRunWarning, match=LEFT_OUT):
         assert convert.main([f"--from=jaxvl:{older}", f"--to=jaxvl:{tmp_path / 'new'}"]) == 0
-    jax.tree.map(np.testing.assert_array_equal, restore_weights(tmp_path / "new").params, restore_weights(trained).params)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        restore_weights(tmp_path / "new").params,
+        restore_weights(trained).params,
+    )
 
 
 def test_it_cannot_go_on(older):
     before = sorted(older.rglob("*"))
     accept = dict(accept=("tasks.pairs.data",))
     with pytest.raises(
-        ConfigError, match=r"^--workdir: holds a run of an earlier version, .*; choose another, and config\.init_from=FOLDER"
+        ConfigError,
+        match=r"^--workdir: holds a run of an earlier version, .*; choose another, and config\.init_from=FOLDER",
     ):
         train_command.train(tiny.experiment(steps=4, resume=accept), older)
     assert sorted(older.rglob("*")) == before

@@ -14,7 +14,10 @@ AXES = {"image/kernel": ("embed", "mlp"), "image/bias": ("mlp",), "text/kernel":
 
 def parameters():
     keys = jax.random.split(jax.random.key(0), len(AXES))
-    return {p: jax.random.normal(k, (4, 3) if len(a) == 2 else (3,)) for k, (p, a) in zip(keys, AXES.items())}
+    return {
+        p: jax.random.normal(k, (4, 3) if len(a) == 2 else (3,))
+        for k, (p, a) in zip(keys, AXES.items())
+    }
 
 
 @pytest.mark.parametrize(
@@ -34,14 +37,18 @@ def test_schedules(schedule, expected):
 
 
 def test_cooldown_reaches_the_final_rate():
-    rate = learning_rate(OptimConfig(lr=1.0, schedule="constant", warmup=0, cooldown=10, final_lr=0.1), 100)
+    rate = learning_rate(
+        OptimConfig(lr=1.0, schedule="constant", warmup=0, cooldown=10, final_lr=0.1), 100
+    )
     np.testing.assert_allclose([rate(80), rate(95), rate(100)], [1.0, 0.55, 0.1], rtol=1e-5)
 
 
 def test_adamw_equals_optax():
     config = OptimConfig(name="adamw", b2=0.95, weight_decay=0.1, clip_norm=None)
     tx, _ = optimiser(config, AXES)
-    theirs = optax.adamw(1.0, b2=0.95, weight_decay=0.1, mask={p: p.endswith("kernel") for p in AXES})
+    theirs = optax.adamw(
+        1.0, b2=0.95, weight_decay=0.1, mask={p: p.endswith("kernel") for p in AXES}
+    )
     params = parameters()
     ours_state, their_state = tx.init(params), theirs.init(params)
     for i in range(3):
@@ -90,4 +97,6 @@ def test_patterns_that_match_nothing_are_refused():
 
 def test_ema_starts_short():
     config = OptimConfig(ema=0.99)
-    np.testing.assert_allclose([ema_decay(config, t) for t in (0, 10, 10_000)], [0.1, 11 / 20, 0.99], rtol=1e-6)
+    np.testing.assert_allclose(
+        [ema_decay(config, t) for t in (0, 10, 10_000)], [0.1, 11 / 20, 0.99], rtol=1e-6
+    )

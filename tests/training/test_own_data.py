@@ -1,4 +1,5 @@
-"""Training on a team's own files: the same records in any format give the same run, to the last bit."""
+"""Training on a team's own files: the same records in any format give the same run, to the last
+bit."""
 
 import io
 import pathlib
@@ -39,7 +40,9 @@ def write_tar(folder, pairs):
 
 def write_parquet(folder, pairs):
     images, texts = zip(*pairs)
-    pyarrow.parquet.write_table(pa.table({"image": images, "text": texts}), folder / "0.parquet", row_group_size=len(pairs))
+    pyarrow.parquet.write_table(
+        pa.table({"image": images, "text": texts}), folder / "0.parquet", row_group_size=len(pairs)
+    )
 
 
 def write_folder(folder, pairs):
@@ -50,7 +53,12 @@ def write_folder(folder, pairs):
 
 def task(source, column):
     fields = dict(FIELDS, text=dict(name="caption", columns=column, length=6))
-    return dict(pairs=dict(data=dict(source=source, batch=16, fields=fields, reader=dict(threads=2)), objectives=dict(align=1.0)))
+    return dict(
+        pairs=dict(
+            data=dict(source=source, batch=16, fields=fields, reader=dict(threads=2)),
+            objectives=dict(align=1.0),
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +76,11 @@ def test_the_same_records_in_another_format_are_the_same_run(name, pairs, expect
     data = tmp_path / "data"
     data.mkdir()
     WRITERS[name](data, pairs)
-    path = str(data / "00000.tar") if name == "webdataset" else str(data / "0.parquet" if name == "parquet" else data)
+    path = (
+        str(data / "00000.tar")
+        if name == "webdataset"
+        else str(data / "0.parquet" if name == "parquet" else data)
+    )
     key = "path" if name == "folder" else "files"
     train.train(tiny.experiment(tasks=task({"name": name, key: path}, "text")), tmp_path / "run")
     assert tiny.losses(tmp_path / "run") == expected

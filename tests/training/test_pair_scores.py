@@ -10,7 +10,14 @@ from jaxvl.data.preparing.options import Rules
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.pair_scores import CheckpointScorer, PairScores
 
-ROWS = {b"x": [1.0, 0.0], b"y": [0.0, 1.0], b"z": [0.6, 0.8], "x": [1.0, 0.0], "y": [0.0, 1.0], "z": [0.8, 0.6]}
+ROWS = {
+    b"x": [1.0, 0.0],
+    b"y": [0.0, 1.0],
+    b"z": [0.6, 0.8],
+    "x": [1.0, 0.0],
+    "y": [0.0, 1.0],
+    "z": [0.8, 0.6],
+}
 
 
 class Encoders:
@@ -25,7 +32,9 @@ class Encoders:
 
 
 def test_each_text_is_compared_with_its_own_picture():
-    found = PairScores(Encoders()).scores([b"x", b"bad", b"z", b"y"], [["x", "z"], ["y"], ["z"], []])
+    found = PairScores(Encoders()).scores(
+        [b"x", b"bad", b"z", b"y"], [["x", "z"], ["y"], ["z"], []]
+    )
     assert [some.tolist() for some in found[:1]] == [pytest.approx([1.0, 0.8])]
     assert np.isnan(found[1]).tolist() == [True]
     assert found[2].tolist() == pytest.approx([0.96])
@@ -38,7 +47,9 @@ def test_no_texts_and_no_pictures():
 
 
 def test_the_scorer_is_found_by_name_and_names_what_is_missing(tmp_path):
-    rules = resolve(Rules, dict(score=dict(name="checkpoint", workdir=str(tmp_path)), min_score=0.2))
+    rules = resolve(
+        Rules, dict(score=dict(name="checkpoint", workdir=str(tmp_path)), min_score=0.2)
+    )
     assert rules.score == CheckpointScorer(str(tmp_path))
     with pytest.raises(CheckpointError):
         rules.score.open()

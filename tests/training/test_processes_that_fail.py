@@ -16,11 +16,18 @@ MINUTE = 60
 
 
 def run(workdir, fault=None, evaluated=False):
-    """Exit statuses and what each of two processes has said; seconds from the fault to the end of the last one."""
+    """Exit statuses and what each of two processes has said; seconds from the fault to the end of
+    the last one."""
     workdir.parent.mkdir(exist_ok=True)
     evals = dict(style=dict(name="zero_shot", source=tiny.TEST, every=GOOD, gallery=0))
-    every = dict(evals=evals, checkpoint=dict(every=GOOD)) if evaluated else dict(checkpoint=dict(every=100))
-    command = processes.train(tiny.config_file(workdir.with_suffix(".py"), steps=8, **every), workdir)
+    every = (
+        dict(evals=evals, checkpoint=dict(every=GOOD))
+        if evaluated
+        else dict(checkpoint=dict(every=100))
+    )
+    command = processes.train(
+        tiny.config_file(workdir.with_suffix(".py"), steps=8, **every), workdir
+    )
     if fault is not None:
         command = [processes.__file__, fault, *command[2:]]
     running = processes.start(command, 2)
@@ -67,7 +74,10 @@ def test_all_processes_save_the_same_step_and_end(whole, tmp_path, fault):
     assert positions == {"pairs": 16 * step}
     if fault == "data":
         assert codes == [1, 1] and step == GOOD
-        assert "process 1 of 2 cannot read its data: task 'pairs': DataError: the disk is gone" in said[0]
+        assert (
+            "process 1 of 2 cannot read its data: task 'pairs': DataError: the disk is gone"
+            in said[0]
+        )
         assert "DataError the disk is gone" in said[1]
     else:
         assert codes == [0, 0] and GOOD < step < 8
@@ -85,11 +95,16 @@ def test_a_process_that_is_lost_takes_the_others_with_it(tmp_path, fault, code):
     assert codes[1] == code and codes[0] != 0, said
     assert "unhealthy (stopped sending heartbeats): 1 " in said[0], said[0]
     if fault == "exception":
-        assert "ZeroDivisionError: a bug in the loop" in said[1] and "process 1 of 2 ends with an error" in said[1]
+        assert (
+            "ZeroDivisionError: a bug in the loop" in said[1]
+            and "process 1 of 2 ends with an error" in said[1]
+        )
 
 
 @pytest.mark.slow
-def test_an_evaluator_that_fails_in_one_process_only_ends_both_and_loses_no_step_that_was_saved(tmp_path):
+def test_an_evaluator_that_fails_in_one_process_only_ends_both_and_loses_no_step_that_was_saved(
+    tmp_path,
+):
     workdir = tmp_path / "evaluator" / "run"
     codes, said, seconds = run(workdir, "evaluator", evaluated=True)
     assert seconds is not None and seconds < MINUTE, said

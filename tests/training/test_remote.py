@@ -1,4 +1,5 @@
-"""Work folders in an object store: what an interrupted run leaves there is what one in a local folder would have left."""
+"""Work folders in an object store: what an interrupted run leaves there is what one in a local
+folder would have left."""
 
 import json
 import os
@@ -29,11 +30,22 @@ from jaxvl.training.restore import initial_weights
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 20
 # The demo with a smaller everything.
-DEMO = [f"--config.{key}={value}" for key, value in {
-    "steps": 16, "optim.warmup": 4, "checkpoint.every": 4, "log.every": 1, "tasks.pairs.data.batch": 16,
-    "tasks.pairs.data.source.variants": 1, **{f"evals.{name}.source.variants": 1 for name in
-    ("seen_style", "unseen_style", "unseen_concepts", "retrieval")}, "evals.unseen_style.every": 8,
-}.items()]  # fmt: skip
+DEMO = [
+    f"--config.{key}={value}"
+    for key, value in {
+        "steps": 16,
+        "optim.warmup": 4,
+        "checkpoint.every": 4,
+        "log.every": 1,
+        "tasks.pairs.data.batch": 16,
+        "tasks.pairs.data.source.variants": 1,
+        **{
+            f"evals.{name}.source.variants": 1
+            for name in ("seen_style", "unseen_style", "unseen_concepts", "retrieval")
+        },
+        "evals.unseen_style.every": 8,
+    }.items()
+]
 
 
 @pytest.fixture
@@ -43,7 +55,11 @@ def bucket(monkeypatch):
 
 def names(bucket, prefix=""):
     """Keys of all objects, as another client sees them."""
-    pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket.removeprefix("s3://"), Prefix=prefix)
+    pages = (
+        boto3.client("s3")
+        .get_paginator("list_objects_v2")
+        .paginate(Bucket=bucket.removeprefix("s3://"), Prefix=prefix)
+    )
     return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
 
@@ -53,7 +69,10 @@ def abstract(state):
 
 def test_checkpoints_are_kept_and_read_back(bucket):
     folder = paths.as_path(f"{bucket}/run/checkpoints")
-    states = {step: {"x": jnp.arange(1000.0) * step, "y": {"z": jnp.full((3, 4), step, jnp.int32)}} for step in (1, 2, 3)}
+    states = {
+        step: {"x": jnp.arange(1000.0) * step, "y": {"z": jnp.full((3, 4), step, jnp.int32)}}
+        for step in (1, 2, 3)
+    }
     checkpoints = Checkpoints(folder, CheckpointConfig(keep=2))
     for step, state in states.items():
         assert checkpoints.save(step, state, {"step": step})
@@ -77,7 +96,9 @@ def test_a_checkpoint_without_its_last_object_is_none(bucket):
         checkpoints.save(step, state, {"mark": "first"})
     checkpoints.finish()
     checkpoints.close()
-    boto3.client("s3").delete_object(Bucket=bucket.removeprefix("s3://"), Key="run/checkpoints/2/commit_success.txt")
+    boto3.client("s3").delete_object(
+        Bucket=bucket.removeprefix("s3://"), Key="run/checkpoints/2/commit_success.txt"
+    )
     assert Checkpoints(folder, read_only=True).steps == [1]
     writing = Checkpoints(folder)
     assert writing.save(2, state, {"mark": "again"})
@@ -86,7 +107,8 @@ def test_a_checkpoint_without_its_last_object_is_none(bucket):
 
 
 def test_a_store_that_is_away_is_no_damage(bucket, monkeypatch):
-    """A good checkpoint must not be taken for a damaged one, or the run would go on from an older one."""
+    """A good checkpoint must not be taken for a damaged one, or the run would go on from an older
+    one."""
     folder, state = paths.as_path(f"{bucket}/run/checkpoints"), {"x": jnp.ones(3)}
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, state, {"step": 1})
@@ -150,11 +172,18 @@ def test_a_corpus_is_shared_by_machines(bucket, tmp_path, monkeypatch):
     config, said = Shapes(size=8, variants=1), []
     built = config.prepare(said.append)
     monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "there"))
-    monkeypatch.setattr("jaxvl.data.sources.demo.shapes.build", must_not_build)  # another machine copies
+    monkeypatch.setattr(
+        "jaxvl.data.sources.demo.shapes.build", must_not_build
+    )  # another machine copies
     copied = config.prepare(said.append)
-    assert copied.folder.is_relative_to(tmp_path / "there" / "fetched") and copied.folder.name == built.folder.name
+    assert (
+        copied.folder.is_relative_to(tmp_path / "there" / "fetched")
+        and copied.folder.name == built.folder.name
+    )
     ours, theirs = built.split("test_a"), copied.split("test_a")
-    assert len(ours) and [ours[i] for i in range(len(ours))] == [theirs[i] for i in range(len(theirs))]
+    assert len(ours) and [ours[i] for i in range(len(ours))] == [
+        theirs[i] for i in range(len(theirs))
+    ]
     copied.verify()
     said.clear()
     assert config.prepare(said.append).folder == copied.folder and not said, "copied once"
@@ -181,9 +210,14 @@ def test_a_damaged_shared_corpus_is_built_anew(bucket, tmp_path, monkeypatch):
 def kill_after_a_checkpoint(options, bucket, seconds=300, **environment):
     """Starts a run, and kills it once its first checkpoint is whole."""
     command = [sys.executable, "-m", "jaxvl.train", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment})
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment}
+    )
     end = time.monotonic() + seconds
-    while not any(name.count("/") == 3 and name.endswith("/commit_success.txt") for name in names(bucket, "run/checkpoints/")):
+    while not any(
+        name.count("/") == 3 and name.endswith("/commit_success.txt")
+        for name in names(bucket, "run/checkpoints/")
+    ):
         if process.poll() is not None or time.monotonic() > end:
             process.kill()
             raise AssertionError(f"no checkpoint: {process.stderr.read()}")
@@ -195,19 +229,30 @@ def kill_after_a_checkpoint(options, bucket, seconds=300, **environment):
 def assert_same_end(here, remote, steps, killed_at):
     """The final state bit for bit, the same figures, and every file of a work folder."""
     tiny.assert_same_state(here, remote, steps)
-    losses = [{r["step"]: r["loss"] for r in read_metrics(place / "metrics.jsonl") if r["kind"] == "train"}
-              for place in (here, remote)]  # fmt: skip
+    losses = [
+        {
+            r["step"]: r["loss"]
+            for r in read_metrics(place / "metrics.jsonl")
+            if r["kind"] == "train"
+        }
+        for place in (here, remote)
+    ]
     assert losses[1].items() <= losses[0].items(), "the same figures"
     lost = sorted(set(losses[0]) - set(losses[1]))
-    assert len(lost) <= 2 and all(killed_at - 2 <= step <= killed_at for step in lost), "but for what the kill took"
+    assert len(lost) <= 2 and all(killed_at - 2 <= step <= killed_at for step in lost), (
+        "but for what the kill took"
+    )
     for name in ("config.json", "machine.json", "gallery.json", "report.html"):
         assert paths.is_file(remote / name), name
     assert paths.list_folder(remote / "tb")
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(bucket, tmp_path, monkeypatch, capsys):
-    """Config, corpus and work folder on `s3://`; the oracle is an uninterrupted run in a local folder."""
+def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(
+    bucket, tmp_path, monkeypatch, capsys
+):
+    """Config, corpus and work folder on `s3://`; the oracle is an uninterrupted run in a local
+    folder."""
     file, remote = f"{bucket}/configs/run.py", paths.as_path(f"{bucket}/run")
     evals = dict(style=dict(name="zero_shot", source=tiny.TEST))
     tiny.config_file(file, steps=STEPS, evals=evals, checkpoint=dict(every=5), log=dict(every=1))
@@ -229,7 +274,9 @@ def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(bucket, tmp_pat
     figures = json.loads(paths.read_text(remote / "evaluate" / "results.json"))
     assert figures.pop("step") == STEPS
     assert figures == pytest.approx(expected)
-    assert not (tmp_path / "s3:").exists() and not (ROOT / "s3:").exists(), "nothing went to a folder of that name"
+    assert not (tmp_path / "s3:").exists() and not (ROOT / "s3:").exists(), (
+        "nothing went to a folder of that name"
+    )
 
 
 @pytest.mark.slow
@@ -238,11 +285,22 @@ def test_the_demo_in_an_object_store(bucket, tmp_path):
     """`configs/align_shapes.py` made small, by its commands, on one device."""
     file, remote = f"{bucket}/configs/align_shapes.py", paths.as_path(f"{bucket}/run")
     paths.write_bytes(paths.as_path(file), (ROOT / "configs" / "align_shapes.py").read_bytes())
-    environment = {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"), "JAXVL_CACHE": str(tmp_path / "cache")}
+    environment = {
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "jax"),
+        "JAXVL_CACHE": str(tmp_path / "cache"),
+    }
 
     def run(command, *options):
         program = [sys.executable, "-m", f"jaxvl.{command}", *options]
-        done = subprocess.run(program, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=800)
+        done = subprocess.run(
+            program,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=800,
+        )
         assert done.returncode == 0, done.stderr
         return done.stderr.replace("\n", "")
 
@@ -256,14 +314,19 @@ def test_the_demo_in_an_object_store(bucket, tmp_path):
     assert_same_end(tmp_path / "local", remote, 16, found)
     for workdir in (tmp_path / "local", remote):
         run("evaluate", f"--workdir={workdir}")
-    ours, theirs = (json.loads(paths.read_text(workdir / "evaluate" / "results.json")) for workdir in (tmp_path / "local", remote))
+    ours, theirs = (
+        json.loads(paths.read_text(workdir / "evaluate" / "results.json"))
+        for workdir in (tmp_path / "local", remote)
+    )
     assert ours == theirs
 
 
 @pytest.mark.slow
 def test_weights_of_a_run_there_start_another(bucket):
     workdir = f"{bucket}/first"
-    train_command.train(tiny.experiment(steps=2, optim=dict(lr=1e-3, warmup=0)), paths.as_path(workdir))
+    train_command.train(
+        tiny.experiment(steps=2, optim=dict(lr=1e-3, warmup=0)), paths.as_path(workdir)
+    )
     taken = initial_weights(tiny.experiment(init_from=workdir)).params
     saved = tiny.saved_state(workdir, 2)["params"]
     assert sorted(taken) == sorted(saved) and taken

@@ -1,4 +1,5 @@
-"""Whole runs in miniature: resume, other meshes, damaged and missing storage, signals, the commands."""
+"""Whole runs in miniature: resume, other meshes, damaged and missing storage, signals, the
+commands."""
 
 import dataclasses
 import errno
@@ -55,7 +56,9 @@ def test_2n_steps_equal_n_restart_n_bit_for_bit(finished, tmp_path):
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_restores_on_fewer_devices_with_equal_losses(finished, tmp_path, devices, monkeypatch):
     at_step_3(finished, tmp_path)
-    monkeypatch.setattr(train_command, "make_mesh", lambda config: make_mesh(config, jax.devices()[:devices]))
+    monkeypatch.setattr(
+        train_command, "make_mesh", lambda config: make_mesh(config, jax.devices()[:devices])
+    )
     again = run(tmp_path)
     for step, loss in again.items():
         np.testing.assert_allclose(loss, losses(finished)[step], rtol=1e-5)
@@ -83,7 +86,9 @@ def test_all_checkpoints_damaged_is_an_error_that_names_them(finished, tmp_path)
         run(tmp_path)
 
 
-def test_a_full_disk_does_not_end_training_and_the_last_good_checkpoint_loads(tmp_path, monkeypatch):
+def test_a_full_disk_does_not_end_training_and_the_last_good_checkpoint_loads(
+    tmp_path, monkeypatch
+):
     real, calls = Checkpoints._write, []
 
     def full(self, step, state, frame):
@@ -110,7 +115,10 @@ def test_the_last_checkpoint_failing_is_an_error(tmp_path, monkeypatch):
 def test_another_model_tokenizer_or_preprocessing_is_refused(finished, tmp_path):
     at_step_3(finished, tmp_path)
     other = tiny.config().to_dict()["model"]
-    with pytest.raises(ConfigError, match=r"model\.embed_dim: differs from the checkpoint in the workdir \(16 there, 8 here\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.embed_dim: differs from the checkpoint in the workdir \(16 there, 8 here\)",
+    ):
         run(tmp_path, model={**other, "embed_dim": 8})
     with pytest.raises(ConfigError, match=r"preprocess\.mean: differs"):
         run(tmp_path, preprocess=dict(image_size=16, mean=(0.4, 0.5, 0.5)))
@@ -120,11 +128,17 @@ def test_another_model_tokenizer_or_preprocessing_is_refused(finished, tmp_path)
 
 def test_diverged_run_saves_its_last_good_state(tmp_path):
     experiment = tiny.experiment(optim=dict(warmup=0), guard=dict(stop_after=2), steps=12)
-    experiment = dataclasses.replace(experiment, optim=dataclasses.replace(experiment.optim, lr=1e30))
+    experiment = dataclasses.replace(
+        experiment, optim=dataclasses.replace(experiment.optim, lr=1e30)
+    )
     with pytest.raises(TrainingDiverged, match="task 'pairs', step"):
         train_command.train(experiment, tmp_path)
     step, _ = Checkpoints(tmp_path / "checkpoints", read_only=True).frame()
-    assert all(np.isfinite(a).all() for a in jax.tree.leaves(saved_state(tmp_path, step)) if a.dtype == np.float32)
+    assert all(
+        np.isfinite(a).all()
+        for a in jax.tree.leaves(saved_state(tmp_path, step))
+        if a.dtype == np.float32
+    )
 
 
 def start(tmp_path):
@@ -172,12 +186,18 @@ def test_kill_during_a_save_leaves_the_last_good_checkpoint(tmp_path):
 
 def test_command_line_errors_are_one_line_and_exit_2(tmp_path, capsys):
     (tmp_path / "config.py").write_text(
-        "import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict({'stpes': 3})\n"
+        "import ml_collections\n\n\ndef get_config():\n    return "
+        "ml_collections.ConfigDict({'stpes': 3})\n"
     )
-    assert train_command.main([f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert (
+        train_command.main([f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}"])
+        == 2
+    )
     assert "stpes: unknown key; did you mean 'steps'?" in capsys.readouterr().err.replace("\n", " ")
     assert train_command.main(["--confg=x"]) == 2
-    assert "--confg: unknown option; did you mean 'config'?" in capsys.readouterr().err.replace("\n", " ")
+    assert "--confg: unknown option; did you mean 'config'?" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +205,10 @@ def test_command_line_errors_are_one_line_and_exit_2(tmp_path, capsys):
     [
         (dict(mesh=dict(data=3)), r"mesh: data=3 does not fit 8 devices"),
         (dict(optim=dict(warmup=9)), r"optim\.warmup: 9 is longer than the run of 6 steps"),
-        (dict(checkpoint=dict(best_metric="evla/acc")), r"checkpoint\.best_metric: 'evla/acc': no evaluator 'evla'"),
+        (
+            dict(checkpoint=dict(best_metric="evla/acc")),
+            r"checkpoint\.best_metric: 'evla/acc': no evaluator 'evla'",
+        ),
     ],
 )
 def test_impossible_values_are_refused_before_anything_compiles(tmp_path, changes, message):
@@ -233,7 +256,10 @@ def test_patch_larger_than_the_image(tmp_path):
 
 
 def test_evaluate_command_gives_the_figures_of_the_loop(tmp_path, capsys):
-    evals = dict(style=dict(name="zero_shot", source=tiny.TEST), texts=dict(name="retrieval", source=tiny.TEST, text="name/en"))
+    evals = dict(
+        style=dict(name="zero_shot", source=tiny.TEST),
+        texts=dict(name="retrieval", source=tiny.TEST, text="name/en"),
+    )
     latest = train_command.train(tiny.experiment(evals=evals, log=dict(every=1)), tmp_path)
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert (tmp_path / "tb").is_dir()
@@ -242,4 +268,7 @@ def test_evaluate_command_gives_the_figures_of_the_loop(tmp_path, capsys):
     assert figures.pop("step") == 6
     assert figures == pytest.approx(latest)
     assert evaluate_command.main([f"--workdir={tmp_path}", "--only=sytle"]) == 2
-    assert "--only: 'sytle' is not an evaluator; did you mean 'style'?" in capsys.readouterr().err.replace("\n", " ")
+    assert (
+        "--only: 'sytle' is not an evaluator; did you mean 'style'?"
+        in capsys.readouterr().err.replace("\n", " ")
+    )

@@ -46,7 +46,8 @@ def test_weighted_has_the_asked_shares_and_does_not_depend_on_history():
 
 
 def test_weights_change_at_given_steps():
-    """A curriculum as Ola's: from half of the run on, `new` joins and `old` goes on at a quarter."""
+    """A curriculum as Ola's: from half of the run on, `new` joins and `old` goes on at a
+    quarter."""
     config = Weighted({"old": ((0.0, 1.0), (0.5, 0.25)), "new": ((0.0, 0.0), (0.5, 0.75))}, seed=1)
     sequence = config.build(["old", "new"], 4000)
     assert set(names(sequence, range(2000))) == {"old"}
@@ -57,7 +58,9 @@ def test_weights_change_at_given_steps():
 @given(st.integers(0, 999))
 @settings(deadline=None, max_examples=30)
 def test_weights_go_linearly_between_points(step):
-    config = Weighted({"a": ((0.0, 2.0), (0.2, 1.0), (1.0, 1.0)), "b": ((0.0, 0.0), (0.6, 3.0))}, between="linear")
+    config = Weighted(
+        {"a": ((0.0, 2.0), (0.2, 1.0), (1.0, 1.0)), "b": ((0.0, 0.0), (0.6, 3.0))}, between="linear"
+    )
     a = 2 - step / 200 if step < 200 else 1.0
     b = min(step / 600, 1.0) * 3
     np.testing.assert_allclose(config.build(["a", "b"], 1000).weights(step), [a, b], rtol=1e-12)
@@ -81,7 +84,12 @@ def test_summed_runs_all_tasks_at_every_step():
 
 
 def test_every_turn_that_comes_is_announced():
-    for schedule in (RoundRobin({"b": 2}), Weighted({"a": 1.0, "b": 1.0}), Stages((("b", 1.0),)), Summed()):
+    for schedule in (
+        RoundRobin({"b": 2}),
+        Weighted({"a": 1.0, "b": 1.0}),
+        Stages((("b", 1.0),)),
+        Summed(),
+    ):
         sequence = schedule.build(["a", "b"], 20)
         assert {sequence(i) for i in range(20)} <= set(sequence.turns)
 
@@ -93,12 +101,20 @@ def test_a_curriculum_survives_the_config_file():
     assert choose(SCHEDULES, to_dict(schedule), "schedule") == schedule
 
 
-UNKNOWN = [RoundRobin({"paris": 2}), Weighted({"paris": 1.0}), Stages((("paris", 1.0),)), Summed({"paris": 1.0})]
+UNKNOWN = [
+    RoundRobin({"paris": 2}),
+    Weighted({"paris": 1.0}),
+    Stages((("paris", 1.0),)),
+    Summed({"paris": 1.0}),
+]
 
 
 @pytest.mark.parametrize("schedule", UNKNOWN)
 def test_unknown_task(schedule):
-    with pytest.raises(ConfigError, match=r"schedule\.\w+\.paris: no such task; did you mean 'pairs'\? \(tasks: pairs\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"schedule\.\w+\.paris: no such task; did you mean 'pairs'\? \(tasks: pairs\)",
+    ):
         schedule.build(["pairs"], 10)
 
 
@@ -107,9 +123,18 @@ def test_unknown_task(schedule):
     [
         (lambda: RoundRobin({"a": 0}), r"intervals\.a: 0 must be >= 1 round"),
         (lambda: Weighted({"a": -1.0}), r"weights\.a: -1\.0 must be >= 0"),
-        (lambda: Weighted({"a": ((0.5, 1.0),)}), r"weights\.a: .* the first point must be at share 0"),
-        (lambda: Weighted({"a": ((0.0, 1.0), (0.5, 1.0), (0.2, 1.0))}), r"weights\.a: .* the shares must ascend"),
-        (lambda: Weighted({"a": ((0.0, 1.0), (0.5, 0.0))}).build(["a"], 10), r"schedule\.weights: at share 0\.5 of the run no task"),
+        (
+            lambda: Weighted({"a": ((0.5, 1.0),)}),
+            r"weights\.a: .* the first point must be at share 0",
+        ),
+        (
+            lambda: Weighted({"a": ((0.0, 1.0), (0.5, 1.0), (0.2, 1.0))}),
+            r"weights\.a: .* the shares must ascend",
+        ),
+        (
+            lambda: Weighted({"a": ((0.0, 1.0), (0.5, 0.0))}).build(["a"], 10),
+            r"schedule\.weights: at share 0\.5 of the run no task",
+        ),
         (lambda: Summed({"a": 0.0}), r"weights\.a: 0\.0 must be > 0"),
         (lambda: Stages((("a", 0.0),)), r"shares: 'a' has share 0\.0"),
     ],

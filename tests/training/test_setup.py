@@ -1,4 +1,5 @@
-"""What a run prepares before its first step: the tokenizer of several tasks, and models that do not go with it."""
+"""What a run prepares before its first step: the tokenizer of several tasks, and models that do not
+go with it."""
 
 import io
 import json
@@ -38,7 +39,9 @@ FRENCH = "trois étoiles bleues"  # no É in the English names
 
 def tokenizer(**tasks):
     config = tiny.config(tokenizer=dict(kind="unigram", vocab_size=96)).to_dict()
-    config["tasks"] = {name: dict(data=data, objectives=dict(align=1.0)) for name, data in tasks.items()}
+    config["tasks"] = {
+        name: dict(data=data, objectives=dict(align=1.0)) for name, data in tasks.items()
+    }
     experiment = resolve(Experiment, config)
     return task_tokenizer(experiment, open_sources(experiment, print))
 
@@ -47,32 +50,50 @@ def tokenizer(**tasks):
 def test_a_vocabulary_has_the_texts_of_all_tasks(order):
     tasks = dict(pictures=DATA, speech=SPOKEN)
     both = tokenizer(**(tasks if order == "pictures first" else dict(reversed(tasks.items()))))
-    assert both.decode(both.encode([FRENCH, "three blue stars"], 32)) == [FRENCH, "three blue stars"]
+    assert both.decode(both.encode([FRENCH, "three blue stars"], 32)) == [
+        FRENCH,
+        "three blue stars",
+    ]
     english = tokenizer(pictures=DATA)
     assert english.decode(english.encode([FRENCH], 32)) != [FRENCH]
 
 
 def write_questions(folder, words):
-    """A folder of questions as `questions` reads them, without pictures: no vocabulary needs them."""
+    """A folder of questions as `questions` reads them, without pictures: no vocabulary needs
+    them."""
     folder.mkdir(parents=True)
-    lines = [{"image": "x.png", "question": f"is it a {word}?", "answers": [word]} for word in words]
+    lines = [
+        {"image": "x.png", "question": f"is it a {word}?", "answers": [word]} for word in words
+    ]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     source = dict(name="questions", folder=str(folder), split="train")
     return tiny.data(source=source, fields=tiny.fields(text=dict(columns="text")))
 
 
 def test_a_vocabulary_is_that_of_the_texts_wherever_they_lie(tmp_path, monkeypatch):
-    """Two folders of one name with other texts; then the first one's again in another place, and changed in its place."""
+    """Two folders of one name with other texts; then the first one's again in another place, and
+    changed in its place."""
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path / "cache"))
-    fruit, birds = ("mango", "quince", "papaya", "kumquat"), ("heron", "wigeon", "dunnock", "siskin")
-    first, second = (tokenizer(vqa=write_questions(tmp_path / place / "vqa", words)) for place, words in (("a", fruit), ("b", birds)))
+    fruit, birds = (
+        ("mango", "quince", "papaya", "kumquat"),
+        ("heron", "wigeon", "dunnock", "siskin"),
+    )
+    first, second = (
+        tokenizer(vqa=write_questions(tmp_path / place / "vqa", words))
+        for place, words in (("a", fruit), ("b", birds))
+    )
     for own, words in ((first, fruit), (second, birds)):
         texts = [f"is it a {word}?" for word in words]
         assert own.decode(own.encode(texts, 32)) == texts
     same = tokenizer(vqa=write_questions(tmp_path / "c" / "elsewhere", fruit))
-    assert same.to_json() == first.to_json() and len(list((tmp_path / "cache" / "tokenizers").iterdir())) == 2
+    assert (
+        same.to_json() == first.to_json()
+        and len(list((tmp_path / "cache" / "tokenizers").iterdir())) == 2
+    )
     shutil.rmtree(tmp_path / "a" / "vqa")
-    assert tokenizer(vqa=write_questions(tmp_path / "a" / "vqa", birds)).to_json() == second.to_json()
+    assert (
+        tokenizer(vqa=write_questions(tmp_path / "a" / "vqa", birds)).to_json() == second.to_json()
+    )
 
 
 class PlainSource(DemoSource):
@@ -110,10 +131,13 @@ HOST_SIDE = [
     dict(text=dict(columns={"name/en": 1.0, "keywords/en": 2.0}, joined=3)),
     dict(group_id=dict(column="name/en")),
     dict(
-        source=dict(tiny.SHAPES, split="train_b"), sampler=dict(name="in_order"), error_budget=0.5, error_minimum=2,
+        source=dict(tiny.SHAPES, split="train_b"),
+        sampler=dict(name="in_order"),
+        error_budget=0.5,
+        error_minimum=2,
         reader=dict(threads=3, prefetch_mb=1, cache_mb=0),
     ),
-]  # fmt: skip
+]
 DEVICE_SIDE = [
     dict(video=dict(frames=4)),
     dict(batch=8),
@@ -127,9 +151,15 @@ DEVICE_SIDE = [
 
 def task(**changes):
     """Changes of fields go to them; others are of the data."""
-    fields = {name: {**FIELDS.get(name, {}), **changes.pop(name, {})} for name in [*FIELDS, "view"] if name in FIELDS or name in changes}
+    fields = {
+        name: {**FIELDS.get(name, {}), **changes.pop(name, {})}
+        for name in [*FIELDS, "view"]
+        if name in FIELDS or name in changes
+    }
     tasks = dict(one=tiny.task(fields=fields, **changes))
-    return Task("one", resolve(Experiment, tiny.config(tasks=tasks)).tasks["one"], Preprocess(image_size=16))
+    return Task(
+        "one", resolve(Experiment, tiny.config(tasks=tasks)).tasks["one"], Preprocess(image_size=16)
+    )
 
 
 def program(task):
@@ -141,27 +171,42 @@ def program(task):
 @pytest.mark.parametrize("changes", HOST_SIDE)
 def test_what_only_the_host_reads_compiles_nothing_new(changes):
     one, other = task(), task(**changes)
-    assert one.config.data != other.config.data and one.signature == other.signature and program(one) == program(other)
+    assert (
+        one.config.data != other.config.data
+        and one.signature == other.signature
+        and program(one) == program(other)
+    )
 
 
 @pytest.mark.parametrize("changes", DEVICE_SIDE)
 def test_what_the_devices_see_is_another_program(changes):
-    assert task().signature != task(**changes).signature and program(task()) != program(task(**changes))
+    assert task().signature != task(**changes).signature and program(task()) != program(
+        task(**changes)
+    )
 
 
 @pytest.mark.parametrize(
     "fields, expected",
     [
         (tiny.FIELDS, ("name/en",)),
-        (tiny.fields(text=dict(columns={"name/en": 1.0, "name/de": 0.5, "name/fr": 0.0})), ("name/de", "name/en")),
+        (
+            tiny.fields(text=dict(columns={"name/en": 1.0, "name/de": 0.5, "name/fr": 0.0})),
+            ("name/de", "name/en"),
+        ),
         (tiny.fields(text=dict(columns="name/*")), ("name/de", "name/en", "name/fr")),
         (tiny.fields(text=None), ()),
         (dict(waveform=dict(SOUND, text="name/*")), ("name/fr",)),
-        (dict(waveform=dict(SOUND, languages=(), text="name/*")), ("name/de", "name/en", "name/fr")),
+        (
+            dict(waveform=dict(SOUND, languages=(), text="name/*")),
+            ("name/de", "name/en", "name/fr"),
+        ),
         (tiny.fields(waveform=SOUND), ("name/en",)),  # what is heard is not what is read
-        (tiny.fields(more=dict(name="caption", columns="keywords/en", length=6)), ("keywords/en", "name/en")),
+        (
+            tiny.fields(more=dict(name="caption", columns="keywords/en", length=6)),
+            ("keywords/en", "name/en"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_texts_that_a_task_reads(fields, expected):
     data = resolve(DataConfig, tiny.data(source=CLIPS, fields=fields))
     assert vocabulary_columns(data, data.source.open(lambda text: None)) == expected
@@ -170,13 +215,24 @@ def test_texts_that_a_task_reads(fields, expected):
 def test_a_model_whose_texts_begin_otherwise_is_refused():
     vit = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="cls")
     model = dict(
-        name="coca", image=vit, width=16, unimodal=1, multimodal=1, heads=2, embed_dim=16, poolers="shared", cross="after",
-        late_mask=True, start_id=5,
-    )  # fmt: skip
+        name="coca",
+        image=vit,
+        width=16,
+        unimodal=1,
+        multimodal=1,
+        heads=2,
+        embed_dim=16,
+        poolers="shared",
+        cross="after",
+        late_mask=True,
+        start_id=5,
+    )
     experiment = tiny.experiment(model=model)
     found = task_tokenizer(experiment, open_sources(experiment, print))
     assert found.cls_id is None
-    with pytest.raises(ConfigError, match=r"model.start_id: 5 is not what the tokenizer begins texts with \(None\)"):
+    with pytest.raises(
+        ConfigError, match=r"model.start_id: 5 is not what the tokenizer begins texts with \(None\)"
+    ):
         build_model(experiment, found)
 
 
@@ -186,8 +242,13 @@ def test_training_pictures_follow_preprocess(tmp_path, monkeypatch):
     fields = tiny.fields(image=dict(size=8, fast_decode=False))
     data = tiny.data(source=dict(tiny.TRAIN, size=40), fields=fields)
     how = dict(image_size=16, scale_to=20, interpolation="bilinear")
-    experiment = tiny.experiment(tasks=dict(pairs=dict(data=data, objectives=dict(align=1.0))), preprocess=how)
-    with Writer(tmp_path, 6, tensorboard=False) as writer, jax.set_mesh(mesh := make_mesh(experiment.mesh)):
+    experiment = tiny.experiment(
+        tasks=dict(pairs=dict(data=data, objectives=dict(align=1.0))), preprocess=how
+    )
+    with (
+        Writer(tmp_path, 6, tensorboard=False) as writer,
+        jax.set_mesh(mesh := make_mesh(experiment.mesh)),
+    ):
         run = setup(experiment, mesh, tmp_path, writer)
         batch = next(run.feeds["pairs"])
         run.close()
@@ -195,7 +256,9 @@ def test_training_pictures_follow_preprocess(tmp_path, monkeypatch):
     expected = set()
     for i in range(len(source)):
         picture = Image.open(io.BytesIO(source[i]["image"])).convert("RGBa")
-        scaled = picture.resize((10, 10), Image.Resampling.BILINEAR).convert("RGBA")  # 20 of 16 are 10 of 8
+        scaled = picture.resize((10, 10), Image.Resampling.BILINEAR).convert(
+            "RGBA"
+        )  # 20 of 16 are 10 of 8
         expected.add(np.asarray(scaled)[1:9, 1:9].tobytes())
     assert {np.asarray(row).tobytes() for row in np.asarray(batch["image"])} <= expected
 
@@ -204,7 +267,11 @@ def test_a_judge_of_before_a_field_of_preprocess_existed(tmp_path, monkeypatch):
     """Its checkpoint lacks the field; the default is meant."""
     experiment = tiny.experiment()
     found = task_tokenizer(experiment, open_sources(experiment, print))
-    frame = {"tokenizer": found.to_json(), "preprocess": '{"image_size": 16}', "config": to_dict(experiment)}
+    frame = {
+        "tokenizer": found.to_json(),
+        "preprocess": '{"image_size": 16}',
+        "config": to_dict(experiment),
+    }
     monkeypatch.setattr(judges.Checkpoints, "frame", lambda self: (6, frame))
     assert judges._other(experiment, tmp_path, found) is not None
     frame["preprocess"] = '{"image_size": 16, "resize": "squash"}'
@@ -212,7 +279,12 @@ def test_a_judge_of_before_a_field_of_preprocess_existed(tmp_path, monkeypatch):
         judges._other(experiment, tmp_path, found)
 
 
-MOE = dict(last=1, experts=4, bias=True, router=dict(name="token_choice", top=2, capacity_factor=None, renormalise=True))
+MOE = dict(
+    last=1,
+    experts=4,
+    bias=True,
+    router=dict(name="token_choice", top=2, capacity_factor=None, renormalise=True),
+)
 
 
 def with_experts(**moe):
@@ -224,15 +296,22 @@ def with_experts(**moe):
 
 @pytest.mark.slow
 def test_a_run_with_experts_starts_from_dense_weights(tmp_path):
-    """Sparse upcycling: at the start the model with experts is the dense one; only the routers are new."""
+    """Sparse upcycling: at the start the model with experts is the dense one; only the routers are
+    new."""
     quiet = dict(log=dict(every=10, tensorboard=False, report=False))
     train.train(tiny.experiment(steps=2, checkpoint=dict(every=2), **quiet), tmp_path / "dense")
     dense = restore_weights(tmp_path / "dense")
     (tmp_path / "sparse").mkdir()
     sparse = tiny.experiment(model=with_experts(), init_from=str(tmp_path / "dense"), **quiet)
-    with Writer(tmp_path / "sparse", 6, tensorboard=False) as writer, jax.set_mesh(mesh := make_mesh(sparse.mesh)):
+    with (
+        Writer(tmp_path / "sparse", 6, tensorboard=False) as writer,
+        jax.set_mesh(mesh := make_mesh(sparse.mesh)),
+    ):
         run = setup(sparse, mesh, tmp_path / "sparse", writer)
-        image, text = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32), np.full((8, 6), 5)
+        image, text = (
+            np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32),
+            np.full((8, 6), 5),
+        )
         for method, x in (("encode_image", image), ("encode_text", text)):
             want, _ = dense.model.apply(dense.params, dense.rest, x, method=method)
             got, _ = run.model.apply(run.state.params, run.state.rest, x, method=method)
@@ -240,10 +319,21 @@ def test_a_run_with_experts_starts_from_dense_weights(tmp_path):
             averaged, _ = run.model.apply(run.state.eval_params, run.state.rest, x, method=method)
             np.testing.assert_allclose(averaged, want, atol=1e-5)
         run.close()
-    train.train(tiny.experiment(steps=2, model=with_experts(), init_from=str(tmp_path / "dense"), **quiet), tmp_path / "run")
+    train.train(
+        tiny.experiment(steps=2, model=with_experts(), init_from=str(tmp_path / "dense"), **quiet),
+        tmp_path / "run",
+    )
     for changed, message in (
-        (dict(bias=False), r"init_from: upcycle: .*of the source without a place: \[.*mlp/down/bias"),
+        (
+            dict(bias=False),
+            r"init_from: upcycle: .*of the source without a place: \[.*mlp/down/bias",
+        ),
         (dict(hidden=5), r"init_from: upcycle: .*of another shape: \[.*up/kernel"),
     ):
         with pytest.raises(ConfigError, match=message):
-            train.train(tiny.experiment(model=with_experts(**changed), init_from=str(tmp_path / "dense"), **quiet), tmp_path / "other")
+            train.train(
+                tiny.experiment(
+                    model=with_experts(**changed), init_from=str(tmp_path / "dense"), **quiet
+                ),
+                tmp_path / "other",
+            )

@@ -24,14 +24,19 @@ def batch(rows=16):
     text = rng.integers(2, tokenizer().vocab_size, (rows, 6), np.int32)
     text[np.arange(6) >= rng.integers(2, 7, (rows, 1))] = 0  # padding
     return {
-        "image": rng.integers(0, 255, (rows, 16, 16, 4), np.uint8), "text": text,
-        "group_id": np.arange(rows, dtype=np.int32), "position": np.arange(rows, dtype=np.int32),
-    }  # fmt: skip
+        "image": rng.integers(0, 255, (rows, 16, 16, 4), np.uint8),
+        "text": text,
+        "group_id": np.arange(rows, dtype=np.int32),
+        "position": np.arange(rows, dtype=np.int32),
+    }
 
 
 @functools.cache
 def tokenizer():
-    return make_tokenizer(tiny.experiment().tokenizer, ["red circle", "two blue squares", "three green stars", "a ring and a cross"] * 4)
+    return make_tokenizer(
+        tiny.experiment().tokenizer,
+        ["red circle", "two blue squares", "three green stars", "a ring and a cross"] * 4,
+    )
 
 
 def run(n_steps=2, devices=1, poison=None, values=None, **changes):
@@ -45,16 +50,31 @@ def run(n_steps=2, devices=1, poison=None, values=None, **changes):
         tx, trained = optimiser(experiment.optim, model.axes, model.locked)
         task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
         part = Part(task, 1.0, frozenset(p for p, yes in trained.items() if yes))
-        step = make_step([part], model, tx, trained, learning_rate(experiment.optim, 6), experiment.optim, experiment.guard, ["pairs"])
+        step = make_step(
+            [part],
+            model,
+            tx,
+            trained,
+            learning_rate(experiment.optim, 6),
+            experiment.optim,
+            experiment.guard,
+            ["pairs"],
+        )
         step = jax.jit(step, out_shardings=(shardings, None))
         values = jax.device_put(values or batch(), batch_sharding(mesh))
         for i in range(n_steps):
             if poison == i:
-                broken = {**state.params, "log_scale": jnp.float32(jnp.nan)} if "log_scale" in state.params else None
+                broken = (
+                    {**state.params, "log_scale": jnp.float32(jnp.nan)}
+                    if "log_scale" in state.params
+                    else None
+                )
                 state = dataclasses.replace(state, params=broken)
             state, (metrics,) = step(state, (values,), np.zeros(1, np.int32))
         if poison is None:
-            assert np.isfinite(metrics["loss"]) and metrics["skipped"] == 0, "a skipped step would make every comparison hold"
+            assert np.isfinite(metrics["loss"]) and metrics["skipped"] == 0, (
+                "a skipped step would make every comparison hold"
+            )
         return jax.device_get((state, metrics))
 
 
@@ -69,7 +89,9 @@ def initial(**changes):
 
 def close(a, b, tolerance):
     for path in a.params:
-        np.testing.assert_allclose(a.params[path], b.params[path], rtol=tolerance, atol=tolerance, err_msg=path)
+        np.testing.assert_allclose(
+            a.params[path], b.params[path], rtol=tolerance, atol=tolerance, err_msg=path
+        )
 
 
 def tasks(**changes):
@@ -77,7 +99,9 @@ def tasks(**changes):
     return dict(tasks=dict(pairs={**pairs, **changes}))
 
 
-SGD_LIKE = dict(optim=dict(lr=1e-3, warmup=0, eps=1.0, clip_norm=None))  # no division by tiny second moments
+SGD_LIKE = dict(
+    optim=dict(lr=1e-3, warmup=0, eps=1.0, clip_norm=None)
+)  # no division by tiny second moments
 
 
 @functools.cache
@@ -97,11 +121,19 @@ def test_microbatches_keep_all_negatives(n):
 
 @pytest.mark.slow
 def test_microbatches_of_a_captioner():
-    """Some of its outputs are booleans; its loss is a mean over tokens, of which chunks hold different numbers."""
+    """Some of its outputs are booleans; its loss is a mean over tokens, of which chunks hold
+    different numbers."""
     model = dict(
-        name="coca", image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=16, heads=2, hidden=32, unimodal=1,
-        multimodal=1, queries=2, embed_dim=8,
-    )  # fmt: skip
+        name="coca",
+        image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
+        width=16,
+        heads=2,
+        hidden=32,
+        unimodal=1,
+        multimodal=1,
+        queries=2,
+        embed_dim=8,
+    )
     objectives = dict(clip=1.0, captioning=2.0)
     whole, m1 = run(**SGD_LIKE, model=model, **tasks(objectives=objectives))
     chunked, m2 = run(**SGD_LIKE, model=model, **tasks(objectives=objectives, microbatches=4))
@@ -112,7 +144,10 @@ def test_microbatches_of_a_captioner():
 
 def interleaved(rows=16, k=2):
     one = batch(rows * k)
-    wide = {name: one[name].reshape(rows, k, *one[name].shape[1:]) for name in ("image", "group_id", "position")}
+    wide = {
+        name: one[name].reshape(rows, k, *one[name].shape[1:])
+        for name in ("image", "group_id", "position")
+    }
     texts = np.where((one["text"] == 0) | (np.arange(6) == 5), 1, one["text"]).reshape(rows, k, 6)
     return {**wide, **pack(texts, 10, eos_id=1, pad_id=0)}
 
@@ -120,18 +155,37 @@ def interleaved(rows=16, k=2):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sycoca", "cosmo"])
 def test_microbatches_of_captioners_on_a_mesh(name):
-    """Their loss is a mean over tokens, of which chunks hold different numbers; some outputs are booleans, some not of the batch's shape."""
+    """Their loss is a mean over tokens, of which chunks hold different numbers; some outputs are
+    booleans, some not of the batch's shape."""
     model = dict(
-        name=name, image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=16, heads=2, hidden=32, unimodal=1,
-        multimodal=1, queries=2, embed_dim=8,
-    )  # fmt: skip
-    objectives = dict(clip=dict(duplicates="positive"), captioning=2.0) | (dict(masked_image=1.0) if name == "sycoca" else {})
+        name=name,
+        image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
+        width=16,
+        heads=2,
+        hidden=32,
+        unimodal=1,
+        multimodal=1,
+        queries=2,
+        embed_dim=8,
+    )
+    objectives = dict(clip=dict(duplicates="positive"), captioning=2.0) | (
+        dict(masked_image=1.0) if name == "sycoca" else {}
+    )
     data = tiny.data(interleave=dict(records=2, length=10) if name == "cosmo" else None)
     values = interleaved() if name == "cosmo" else batch()
     use = dict(**SGD_LIKE, model=model, values=values)
     whole, m1 = run(**use, mesh=dict(data=1), **tasks(objectives=objectives, data=data))
-    parts, m2 = run(**use, devices=4, mesh=dict(data=2, fsdp=2), **tasks(objectives=objectives, data=data, microbatches=2))
-    for figure in (*(f"loss/{o}" for o in objectives), "captioning/token_accuracy", "norm/gradient"):
+    parts, m2 = run(
+        **use,
+        devices=4,
+        mesh=dict(data=2, fsdp=2),
+        **tasks(objectives=objectives, data=data, microbatches=2),
+    )
+    for figure in (
+        *(f"loss/{o}" for o in objectives),
+        "captioning/token_accuracy",
+        "norm/gradient",
+    ):
         np.testing.assert_allclose(m1[figure], m2[figure], rtol=1e-4)
     close(whole, parts, 1e-5)
 
@@ -160,7 +214,9 @@ def test_a_non_finite_step_is_skipped_and_counted():
     assert all(np.isfinite(v).all() for p, v in state.params.items() if p != "log_scale")
     moments = [m for m in jax.tree.leaves(state.opt_state) if np.ndim(m)]
     assert all((m == 0).all() for m in moments), "moments are those before the bad step"
-    assert any((m != 0).any() for m in jax.tree.leaves(fresh.opt_state) if np.ndim(m)), "a good step moves them"
+    assert any((m != 0).any() for m in jax.tree.leaves(fresh.opt_state) if np.ndim(m)), (
+        "a good step moves them"
+    )
 
 
 def test_a_gradient_spike_is_skipped_only_once_the_norm_is_known():
@@ -185,14 +241,19 @@ def test_frozen_parameters_and_their_moments_stay():
     fresh = initial(optim=dict(lr=1e-2, warmup=0, freeze="^text/"))
     moved = {p for p in state.params if (state.params[p] != fresh.params[p]).any()}
     assert moved and not any(p.startswith("text/") for p in moved)
-    assert not any("text/" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state))
+    assert not any(
+        "text/" in jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)
+    )
 
 
 def test_ema_follows_the_parameters():
     state, _ = run(n_steps=1, optim=dict(lr=1e-2, warmup=0, ema=0.9))
     fresh = initial(optim=dict(lr=1e-2, warmup=0, ema=0.9))
     for p in state.params:  # decay (1 + 0) / (10 + 0) = 0.1 at step 0
-        np.testing.assert_allclose(state.ema[p], 0.1 * fresh.params[p] + 0.9 * state.params[p], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(
+            state.ema[p], 0.1 * fresh.params[p] + 0.9 * state.params[p], rtol=1e-5, atol=1e-7
+        )
 
 
 def test_state_is_sharded_over_fsdp():
@@ -200,6 +261,10 @@ def test_state_is_sharded_over_fsdp():
     mesh = make_mesh(MeshConfig(1, 8))
     model = build_model(experiment, tokenizer())
     _, shapes, shardings = fresh_state(experiment, model, mesh)
-    held = sum(np.prod(s.shard_shape(v.shape)) for v, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings)) if v.ndim)
+    held = sum(
+        np.prod(s.shard_shape(v.shape))
+        for v, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings))
+        if v.ndim
+    )
     total = sum(np.prod(v.shape) for v in jax.tree.leaves(shapes) if v.ndim)
     assert held < 0.35 * total

@@ -1,4 +1,5 @@
-"""A run is evaluated, and its pictures captioned, by two processes as by one; only the first writes and prints."""
+"""A run is evaluated, and its pictures captioned, by two processes as by one; only the first writes
+and prints."""
 
 import json
 import subprocess
@@ -17,13 +18,18 @@ from jaxvl.train import train
 def finished(tmp_path_factory):
     """A run of a captioner on eight devices, its parameters sharded over two of them."""
     workdir = tmp_path_factory.mktemp("finished")
-    pairs = tiny.config().to_dict()["tasks"]["pairs"] | dict(objectives=dict(align=1.0, captioning=1.0))
+    pairs = tiny.config().to_dict()["tasks"]["pairs"] | dict(
+        objectives=dict(align=1.0, captioning=1.0)
+    )
     evals = {
         "style": dict(name="zero_shot", source=tiny.TEST),
         "texts": dict(name="retrieval", source=tiny.TEST, text="name/en"),
     }
     mesh = dict(data=4, fsdp=2)
-    train(tiny.experiment(model=MODEL, tasks=dict(pairs=pairs), evals=evals, mesh=mesh, steps=2), workdir)
+    train(
+        tiny.experiment(model=MODEL, tasks=dict(pairs=pairs), evals=evals, mesh=mesh, steps=2),
+        workdir,
+    )
     return workdir
 
 
@@ -41,8 +47,12 @@ def without_gloo(out):
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(finished, tmp_path):
     assert evaluate.main([f"--workdir={finished}", f"--out={tmp_path / 'one'}"]) == 0
-    (out, err), (second_out, second_err) = on_two_processes("jaxvl.evaluate", f"--workdir={finished}", f"--out={tmp_path / 'two'}")
-    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    (out, err), (second_out, second_err) = on_two_processes(
+        "jaxvl.evaluate", f"--workdir={finished}", f"--out={tmp_path / 'two'}"
+    )
+    one, two = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")
+    )
     assert two == pytest.approx(one, rel=1e-6) and two["style/images"] > 0
     assert (tmp_path / "two" / "gallery.json").exists()
     assert "Final results" in out and "style …" in err
@@ -56,7 +66,9 @@ def test_two_processes_caption_as_one(finished, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     assert caption.main([f"--workdir={finished}", str(tmp_path)]) == 0
     alone = capsys.readouterr().out
-    (out, err), (second_out, second_err) = on_two_processes("jaxvl.caption", f"--workdir={finished}", str(tmp_path))
+    (out, err), (second_out, second_err) = on_two_processes(
+        "jaxvl.caption", f"--workdir={finished}", str(tmp_path)
+    )
     assert out == alone and alone.count("\n") == 3
     assert err.count("left out") == 2  # the broken picture, and their number
     assert second_out == "" and "left out" not in second_err

@@ -1,4 +1,5 @@
-"""Two processes of four devices train as one of eight does, save one checkpoint together, and resume from it."""
+"""Two processes of four devices train as one of eight does, save one checkpoint together, and
+resume from it."""
 
 import json
 import shutil
@@ -22,12 +23,21 @@ CHANGES = dict(
 
 
 def train(number, workdir):
-    """Losses by (step, task) and the last evaluation of a run of two tasks in `workdir` by so many processes."""
+    """Losses by (step, task) and the last evaluation of a run of two tasks in `workdir` by so many
+    processes."""
     config = tiny.config_file(workdir.with_suffix(".py"), **CHANGES)
     processes.finish(processes.start(processes.train(config, workdir), number))
     lines = [json.loads(line) for line in paths.read_text(workdir / "metrics.jsonl").splitlines()]
-    evaluated = [{k: v for k, v in line.items() if k not in ("seconds", "time")} for line in lines if line["kind"] == "eval"]
-    losses = {(line["step"], line["name"]): line["loss"] for line in lines if line["kind"] == "train" and line["name"] != "all"}
+    evaluated = [
+        {k: v for k, v in line.items() if k not in ("seconds", "time")}
+        for line in lines
+        if line["kind"] == "eval"
+    ]
+    losses = {
+        (line["step"], line["name"]): line["loss"]
+        for line in lines
+        if line["kind"] == "train" and line["name"] != "all"
+    }
     return losses, evaluated[-1]
 
 
@@ -35,11 +45,19 @@ def train(number, workdir):
 def test_two_processes_train_as_one_and_resume(tmp_path):
     alone, figures = train(1, tmp_path / "one")
     together, figures_together = train(2, tmp_path / "two")
-    assert sorted(together) == sorted(alone) and [step for step, _ in sorted(alone)] == [1, 2, 3, 4, 5, 6]  # only the first process writes
+    assert sorted(together) == sorted(alone) and [step for step, _ in sorted(alone)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]  # only the first process writes
     assert {task for _, task in alone} == {"pairs", "more"}
     np.testing.assert_allclose([together[s] for s in alone], list(alone.values()), rtol=1e-5)
     assert figures_together == figures
-    # Killed after its first checkpoint, the two resume; so does one process with what two have saved.
+    # Killed after its first checkpoint, the two resume; so does one process with what two have
+    # saved.
     for number in (2, 1):
         again = tmp_path / f"again{number}"
         shutil.copytree(tmp_path / "two" / "checkpoints", again / "checkpoints")
@@ -47,12 +65,15 @@ def test_two_processes_train_as_one_and_resume(tmp_path):
         resumed, _ = train(number, again)
         later = [key for key in sorted(together) if key[0] > 3]
         assert sorted(resumed) == later
-        np.testing.assert_allclose([resumed[k] for k in later], [together[k] for k in later], rtol=1e-5)
+        np.testing.assert_allclose(
+            [resumed[k] for k in later], [together[k] for k in later], rtol=1e-5
+        )
 
 
 @pytest.mark.slow
 def test_two_processes_share_an_object_store(tmp_path, monkeypatch):
-    """What they save there together is what they save in a folder; after a kill they go on with it."""
+    """What they save there together is what they save in a folder; after a kill they go on with
+    it."""
     bucket = object_store.start(monkeypatch)
     remote = paths.as_path(f"{bucket}/run")
     here, figures = train(2, tmp_path / "here")
@@ -60,7 +81,9 @@ def test_two_processes_share_an_object_store(tmp_path, monkeypatch):
     assert there == here and figures_there == figures
     tiny.assert_same_state(tmp_path / "here", remote, 6)
     # Killed while the last step was saved: the object that is written last is missing.
-    boto3.client("s3").delete_object(Bucket=bucket.removeprefix("s3://"), Key="run/checkpoints/6/commit_success.txt")
+    boto3.client("s3").delete_object(
+        Bucket=bucket.removeprefix("s3://"), Key="run/checkpoints/6/commit_success.txt"
+    )
     again, _ = train(2, remote)
     assert again == here
     tiny.assert_same_state(tmp_path / "here", remote, 6)

@@ -1,4 +1,5 @@
-"""A model that writes, in the frame of a run: on meshes, in chunks, judged, resumed, started from another run."""
+"""A model that writes, in the frame of a run: on meshes, in chunks, judged, resumed, started from
+another run."""
 
 import functools
 import io
@@ -30,9 +31,16 @@ from jaxvl.training.rollout import roll_out
 from jaxvl.training.step import Part, make_step
 
 MODEL = dict(
-    name="coca", image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"), width=16, heads=2, hidden=32, unimodal=1,
-    multimodal=1, queries=2, embed_dim=16,
-)  # fmt: skip
+    name="coca",
+    image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
+    width=16,
+    heads=2,
+    hidden=32,
+    unimodal=1,
+    multimodal=1,
+    queries=2,
+    embed_dim=16,
+)
 
 
 def config(objectives, microbatches=1, **changes):
@@ -42,7 +50,8 @@ def config(objectives, microbatches=1, **changes):
 
 
 class Stage:
-    """A model, its first state, one task and its step on one batch, on the first `devices` devices."""
+    """A model, its first state, one task and its step on one batch, on the first `devices`
+    devices."""
 
     def __init__(self, experiment, devices=1, words=None, values=None):
         self.experiment, self.mesh = experiment, make_mesh(experiment.mesh, jax.devices()[:devices])
@@ -51,12 +60,28 @@ class Stage:
             self.model = build_model(experiment, words)
             self.judges = make_judges(experiment, self.model, words)
             fresh, _, self.shardings = fresh_state(experiment, self.model, self.mesh, self.judges)
-            self.state = seat_judges(jax.jit(fresh, out_shardings=self.shardings)(), self.shardings, self.judges)
+            self.state = seat_judges(
+                jax.jit(fresh, out_shardings=self.shardings)(), self.shardings, self.judges
+            )
             tx, trained = optimiser(experiment.optim, self.model.axes, self.model.locked)
             self.task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
             rate = learning_rate(experiment.optim, experiment.steps)
-            part = Part(self.task, 1.0, frozenset(p for p, yes in trained.items() if yes), judges=self.judges)
-            step = make_step([part], self.model, tx, trained, rate, experiment.optim, experiment.guard, [self.task.name])
+            part = Part(
+                self.task,
+                1.0,
+                frozenset(p for p, yes in trained.items() if yes),
+                judges=self.judges,
+            )
+            step = make_step(
+                [part],
+                self.model,
+                tx,
+                trained,
+                rate,
+                experiment.optim,
+                experiment.guard,
+                [self.task.name],
+            )
             self._step = jax.jit(step, out_shardings=(self.shardings, None))
 
     def run(self, steps):
@@ -71,22 +96,31 @@ class Stage:
 
 @pytest.mark.slow
 def test_meshes_and_chunks_give_the_numbers_of_one_device():
-    # Losses near the start are sums of differences of nearly equal rewards: the parameters are what is compared.
+    # Losses near the start are sums of differences of nearly equal rewards: the parameters are what
+    # is compared.
     settings = dict(optim=dict(lr=1e-3, warmup=0, eps=1.0, clip_norm=None, ema=0.9), steps=6)
     objectives = dict(self_critical=dict(grammar=1.0, judge="ema"), captioning=0.1)
     one = Stage(config(objectives, mesh=dict(data=1), **settings))
-    many = Stage(config(objectives, microbatches=2, mesh=dict(data=2, fsdp=2), **settings), devices=4)
+    many = Stage(
+        config(objectives, microbatches=2, mesh=dict(data=2, fsdp=2), **settings), devices=4
+    )
     (_, m1), (_, m4) = one.run(2), many.run(2)
     assert m1["norm/gradient"] > 1e-3
     for name in m1:
         np.testing.assert_allclose(m1[name], m4[name], rtol=1e-3, atol=1e-6, err_msg=name)
-    for a, b in zip(*(jax.tree.leaves(jax.device_get((s.state.params, s.state.aux))) for s in (one, many))):
+    for a, b in zip(
+        *(jax.tree.leaves(jax.device_get((s.state.params, s.state.aux))) for s in (one, many))
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_reward_rises_and_the_judge_stays():
-    stage = Stage(config(dict(self_critical=1.0), mesh=dict(data=1), steps=150, optim=dict(lr=1e-2, warmup=10)))
+    stage = Stage(
+        config(
+            dict(self_critical=1.0), mesh=dict(data=1), steps=150, optim=dict(lr=1e-2, warmup=10)
+        )
+    )
     before = jax.device_get(stage.state.params)
     for path, value in jax.device_get(stage.state.aux["pairs/self_critical"]["judge"][0]).items():
         np.testing.assert_array_equal(value, before[path])
@@ -101,8 +135,15 @@ def test_the_reward_rises_and_the_judge_stays():
 def _check_rollout(stage):
     """What the objective gets is what the model writes and the judge says, called one by one."""
     state, key = stage.state, jax.random.key(7)
-    prepare, rows = functools.partial(stage.task.prepare, key=key), {k: jnp.asarray(v) for k, v in batch().items()}
-    rolled = jax.jit(lambda state, rows: roll_out(stage.task, stage.model, stage.judges, state, rows, prepare, key))(state, rows)
+    prepare, rows = (
+        functools.partial(stage.task.prepare, key=key),
+        {k: jnp.asarray(v) for k, v in batch().items()},
+    )
+    rolled = jax.jit(
+        lambda state, rows: roll_out(
+            stage.task, stage.model, stage.judges, state, rows, prepare, key
+        )
+    )(state, rows)
     inputs = prepare(rows)
     sampled, drawn = np.asarray(rolled["sampled"]), np.asarray(rolled["sampled_drawn"])
     for tokens, mask in zip(sampled.tolist(), drawn.tolist()):
@@ -114,9 +155,15 @@ def _check_rollout(stage):
     for name in ("sampled", "greedy"):
         cosine = jnp.sum(image * apply(rolled[name], method="encode_text")[0], -1)
         np.testing.assert_allclose(rolled[f"reward_{name}"], 2.5 * np.maximum(cosine, 0), atol=1e-5)
-    outputs, _ = stage.model.apply(state.params, state.rest, {**inputs, "sampled": rolled["sampled"]})
-    logits, _ = stage.model.apply(state.params, state.rest, inputs["image"], rolled["sampled"], method="caption_logits")
-    expected = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits))[:, : sampled.shape[1]], sampled[..., None], -1)[..., 0]
+    outputs, _ = stage.model.apply(
+        state.params, state.rest, {**inputs, "sampled": rolled["sampled"]}
+    )
+    logits, _ = stage.model.apply(
+        state.params, state.rest, inputs["image"], rolled["sampled"], method="caption_logits"
+    )
+    expected = np.take_along_axis(
+        np.asarray(jax.nn.log_softmax(logits))[:, : sampled.shape[1]], sampled[..., None], -1
+    )[..., 0]
     np.testing.assert_allclose(outputs["sampled_log_p"], expected, atol=1e-4)
 
 
@@ -128,31 +175,62 @@ def losses(workdir):
 @pytest.mark.slow
 def test_a_run_starts_from_another_is_judged_by_it_and_resumes(tmp_path):
     quiet = dict(log=dict(every=1, tensorboard=False, report=False), mesh=dict(data=-1))
-    first = config(dict(clip=1.0, captioning=1.0), steps=2, checkpoint=dict(every=2), optim=dict(lr=1e-2, warmup=0), **quiet)
+    first = config(
+        dict(clip=1.0, captioning=1.0),
+        steps=2,
+        checkpoint=dict(every=2),
+        optim=dict(lr=1e-2, warmup=0),
+        **quiet,
+    )
     train_command.train(first, tmp_path / "first")
     critical = dict(self_critical=dict(judge=str(tmp_path / "first"), grammar=0.5))
-    second = functools.partial(config, critical, checkpoint=dict(every=2), init_from=str(tmp_path / "first"), optim=dict(lr=1e-3, warmup=0))
+    second = functools.partial(
+        config,
+        critical,
+        checkpoint=dict(every=2),
+        init_from=str(tmp_path / "first"),
+        optim=dict(lr=1e-3, warmup=0),
+    )
     train_command.train(second(steps=4, **quiet), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole" / "checkpoints", tmp_path / "again" / "checkpoints")
     shutil.rmtree(tmp_path / "again" / "checkpoints" / "4")
     train_command.train(second(steps=4, **quiet), tmp_path / "again")
-    assert losses(tmp_path / "again") == {s: v for s, v in losses(tmp_path / "whole").items() if s > 2}
+    assert losses(tmp_path / "again") == {
+        s: v for s, v in losses(tmp_path / "whole").items() if s > 2
+    }
     # Of another model, or without a judge that fits.
-    with pytest.raises(ConfigError, match=r"init_from: caption_pooler/query is \(3, 16\) in this run's model and \(2, 16\)"):
-        train_command.train(second(steps=4, model={**MODEL, "queries": 3}, **quiet), tmp_path / "other")
-    with pytest.raises(ConfigError, match=r"init_from: .*no readable checkpoint"):
-        train_command.train(config(dict(clip=1.0), init_from=str(tmp_path / "nothing"), **quiet), tmp_path / "other")
     with pytest.raises(
-        ConfigError, match=r"tasks\.pairs\.objectives\.self_critical\.judge: the tokenizer of .*first is not that of this run"
+        ConfigError,
+        match=r"init_from: caption_pooler/query is \(3, 16\) in this run's model and \(2, 16\)",
     ):
-        train_command.train(second(steps=4, init_from=None, tokenizer=dict(vocab_size=40), **quiet), tmp_path / "other")
+        train_command.train(
+            second(steps=4, model={**MODEL, "queries": 3}, **quiet), tmp_path / "other"
+        )
+    with pytest.raises(ConfigError, match=r"init_from: .*no readable checkpoint"):
+        train_command.train(
+            config(dict(clip=1.0), init_from=str(tmp_path / "nothing"), **quiet), tmp_path / "other"
+        )
+    with pytest.raises(
+        ConfigError,
+        match=r"tasks\.pairs\.objectives\.self_critical\.judge: the tokenizer of .*first is not that of this run",
+    ):
+        train_command.train(
+            second(steps=4, init_from=None, tokenizer=dict(vocab_size=40), **quiet),
+            tmp_path / "other",
+        )
 
 
 def test_what_cannot_be_judged_is_refused():
     dual = tiny.config().to_dict()["model"]
     for changes, message in (
-        (dict(model=dual), r"tasks\.pairs\.objectives\.self_critical: 'self_critical' needs a model that writes captions, as coca"),
-        (dict(optim=dict(warmup=0)), r"self_critical\.judge: 'ema' needs optim\.ema, which is None"),
+        (
+            dict(model=dual),
+            r"tasks\.pairs\.objectives\.self_critical: 'self_critical' needs a model that writes captions, as coca",
+        ),
+        (
+            dict(optim=dict(warmup=0)),
+            r"self_critical\.judge: 'ema' needs optim\.ema, which is None",
+        ),
     ):
         experiment = config(dict(self_critical=dict(judge="ema")), **changes)
         with pytest.raises(ConfigError, match=message):
@@ -162,18 +240,31 @@ def test_what_cannot_be_judged_is_refused():
 @pytest.mark.slow
 def test_captions_do_not_depend_on_mesh_or_batch_and_numbers_compile_nothing():
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-    how = [Generation(), Generation(method="beam", beams=3), Generation(method="sample", temperature=1.2)]
+    how = [
+        Generation(),
+        Generation(method="beam", beams=3),
+        Generation(method="sample", temperature=1.2),
+    ]
     written = {}
-    for name, shape, devices, rows in (("one", dict(data=1), 1, 32), ("many", dict(data=2, fsdp=2, tensor=2), 8, 8)):
+    for name, shape, devices, rows in (
+        ("one", dict(data=1), 1, 32),
+        ("many", dict(data=2, fsdp=2, tensor=2), 8, 8),
+    ):
         experiment = config(dict(clip=1.0), mesh=shape)
         stage = Stage(experiment, devices)
-        encoders = make_encoders(experiment, stage.model, tokenizer(), stage.mesh, (stage.state.params, stage.state.rest))
+        encoders = make_encoders(
+            experiment, stage.model, tokenizer(), stage.mesh, (stage.state.params, stage.state.rest)
+        )
         encoders.batch = rows
         written[name] = [encoders.captions(pixels, g)[1].rows for g in how]
         if name == "one":
-            hotter = encoders.captions(pixels, Generation(method="sample", temperature=2.0, seed=1, min_length=2))[1].rows
+            hotter = encoders.captions(
+                pixels, Generation(method="sample", temperature=2.0, seed=1, min_length=2)
+            )[1].rows
             assert (hotter != written[name][2]).any()
-            encoders.with_weights(jax.tree.map(lambda a: a * 1.1, encoders.weights)).captions(255 - pixels, how[2])
+            encoders.with_weights(jax.tree.map(lambda a: a * 1.1, encoders.weights)).captions(
+                255 - pixels, how[2]
+            )
             assert encoders._caption._cache_size() == len(how)
             part = encoders.captions(pixels[8:], how[2], first=8)[1].rows
             np.testing.assert_array_equal(part, written[name][2][8:])
@@ -191,24 +282,49 @@ def test_captions_do_not_depend_on_mesh_or_batch_and_numbers_compile_nothing():
 
 @pytest.mark.slow
 def test_64_pairs_are_learnt_to_the_letter():
-    """Every caption written as it was taught, word by word with kept keys and values, and every pair found both ways."""
+    """Every caption written as it was taught, word by word with kept keys and values, and every
+    pair found both ways."""
     concepts = [concept for concept in itertools.product(shapes.COLOURS, shapes.SHAPES, (1, 2, 3))]
     chosen = np.random.default_rng(0).permutation(len(concepts))[:64]
     texts = [shapes.names(concepts[i])["en"] for i in chosen]
     assert len(set(texts)) == 64 and min(len(t.split()) for t in texts) == 3
-    pixels = [np.asarray(Image.open(io.BytesIO(shapes.draw(concepts[i], "filled", 16, np.random.default_rng(i))))) for i in chosen]
+    pixels = [
+        np.asarray(
+            Image.open(io.BytesIO(shapes.draw(concepts[i], "filled", 16, np.random.default_rng(i))))
+        )
+        for i in chosen
+    ]
     words = make_tokenizer(tiny.experiment(tokenizer=dict(vocab_size=64)).tokenizer, texts)
     rows = np.arange(64, dtype=np.int32)
-    values = {"image": np.stack(pixels), "text": words.encode(texts, 14), "group_id": rows, "position": rows}
-    model = {**MODEL, "image": dict(name="vit", variant="Ti/4", width=64, depth=2, heads=2, pool="mean"), "width": 64, "hidden": 128,
-             "queries": 4, "embed_dim": 32}  # fmt: skip
+    values = {
+        "image": np.stack(pixels),
+        "text": words.encode(texts, 14),
+        "group_id": rows,
+        "position": rows,
+    }
+    model = {
+        **MODEL,
+        "image": dict(name="vit", variant="Ti/4", width=64, depth=2, heads=2, pool="mean"),
+        "width": 64,
+        "hidden": 128,
+        "queries": 4,
+        "embed_dim": 32,
+    }
     pairs = tiny.config().to_dict()["tasks"]["pairs"]
-    pairs["data"] = tiny.data(batch=64, fields=tiny.fields(image=dict(augment={}), text=dict(length=14)))
+    pairs["data"] = tiny.data(
+        batch=64, fields=tiny.fields(image=dict(augment={}), text=dict(length=14))
+    )
     pairs["objectives"] = dict(clip=1.0, captioning=2.0)
     settings = dict(steps=150, optim=dict(lr=3e-3, warmup=20), mesh=dict(data=1))
-    stage = Stage(tiny.experiment(model=model, tasks=dict(pairs=pairs), **settings), words=words, values=values)
+    stage = Stage(
+        tiny.experiment(model=model, tasks=dict(pairs=pairs), **settings),
+        words=words,
+        values=values,
+    )
     stage.run(150)
-    encoders = make_encoders(stage.experiment, stage.model, words, stage.mesh, (stage.state.params, stage.state.rest))
+    encoders = make_encoders(
+        stage.experiment, stage.model, words, stage.mesh, (stage.state.params, stage.state.rest)
+    )
     written, _ = encoders.captions(values["image"], Generation())
     assert written == texts
     similar = encoders.images(values["image"]).rows @ encoders.texts(texts).T

@@ -1,4 +1,5 @@
-"""A whole run in miniature: generated pictures of 16 pixels, towers of a few thousand parameters; and what it leaves."""
+"""A whole run in miniature: generated pictures of 16 pixels, towers of a few thousand parameters;
+and what it leaves."""
 
 import json
 import pathlib
@@ -24,9 +25,15 @@ FIELDS = dict(
 
 
 def fields(**changes) -> dict:
-    """The miniature's fields, with other options of some and further ones; a field that is None is left out."""
-    merged = {name: {**FIELDS.get(name, {}), **(changes.get(name, {}) or {})} for name in {**FIELDS, **changes}}
-    return {name: options for name, options in merged.items() if changes.get(name, options) is not None}
+    """The miniature's fields, with other options of some and further ones; a field that is None is
+    left out."""
+    merged = {
+        name: {**FIELDS.get(name, {}), **(changes.get(name, {}) or {})}
+        for name in {**FIELDS, **changes}
+    }
+    return {
+        name: options for name, options in merged.items() if changes.get(name, options) is not None
+    }
 
 
 def data(**changes) -> dict:
@@ -45,7 +52,9 @@ def config(**changes) -> ml_collections.ConfigDict:
         model=dict(
             name="dual_encoder",
             image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
-            text=dict(name="text_transformer", variant="Ti", width=16, depth=1, heads=2, pool="mean"),
+            text=dict(
+                name="text_transformer", variant="Ti", width=16, depth=1, heads=2, pool="mean"
+            ),
             embed_dim=16,
         ),
         preprocess=dict(image_size=16),
@@ -66,7 +75,10 @@ def experiment(**changes) -> Experiment:
 
 def config_file(path: pathlib.Path | str, **changes) -> pathlib.Path | str:
     """Writes the miniature as a config file, for commands."""
-    text = f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config(**changes).to_dict()!r})\n"
+    text = (
+        f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return "
+        f"ConfigDict({config(**changes).to_dict()!r})\n"
+    )
     paths.write_text(paths.as_path(path), text)
     return path
 
@@ -81,12 +93,20 @@ def saved_state(workdir: pathlib.Path | str, step: int) -> dict:
     """The state of a checkpoint, as arrays of this machine."""
     manager = Checkpoints(paths.as_path(workdir) / "checkpoints", read_only=True)._manager
     # The devices that it was saved from need not be here.
-    arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), manager.item_metadata(step)["state"].tree)
-    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays)))["state"]
+    arrays = jax.tree.map(
+        lambda leaf: np.empty(leaf.shape, leaf.dtype), manager.item_metadata(step)["state"].tree
+    )
+    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays)))[
+        "state"
+    ]
 
 
 def assert_same_state(one: pathlib.Path | str, other: pathlib.Path | str, step: int) -> None:
     """Both have the same checkpoint of `step`, to the last bit."""
-    pairs = zip(jax.tree.leaves_with_path(saved_state(one, step)), jax.tree.leaves_with_path(saved_state(other, step)), strict=True)
+    pairs = zip(
+        jax.tree.leaves_with_path(saved_state(one, step)),
+        jax.tree.leaves_with_path(saved_state(other, step)),
+        strict=True,
+    )
     for (path, a), (_, b) in pairs:
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))

@@ -1,4 +1,5 @@
-"""Reads what W&B keeps of an offline run: records of Protocol Buffers in the log format of LevelDB."""
+"""Reads what W&B keeps of an offline run: records of Protocol Buffers in the log format of
+LevelDB."""
 
 import struct
 import time
@@ -9,8 +10,12 @@ BLOCK, HEADER = 32768, 7
 
 
 def finished(workdir):
-    """The records of every run in `workdir`, oldest first. W&B's own process may write the last ones a little later."""
-    paths, deadline = sorted((workdir / "wandb").glob("offline-run-*/run-*.wandb")), time.monotonic() + 30
+    """The records of every run in `workdir`, oldest first. W&B's own process may write the last
+    ones a little later."""
+    paths, deadline = (
+        sorted((workdir / "wandb").glob("offline-run-*/run-*.wandb")),
+        time.monotonic() + 30,
+    )
     while True:
         runs = [list(records(path)) for path in paths]
         ended = [bool(run) and run[-1].WhichOneof("record_type") == "exit" for run in runs]
@@ -21,7 +26,11 @@ def finished(workdir):
 
 def records(path):
     """The records of a `run-ID.wandb`, in order."""
-    data, place, parts = path.read_bytes(), HEADER, []  # the file begins with seven bytes of its own
+    data, place, parts = (
+        path.read_bytes(),
+        HEADER,
+        [],
+    )  # the file begins with seven bytes of its own
     while place + HEADER <= len(data):
         if BLOCK - place % BLOCK < HEADER:
             place += BLOCK - place % BLOCK

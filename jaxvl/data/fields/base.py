@@ -1,4 +1,5 @@
-"""What every field of a batch is: its options, its host half that reads records, its device half inside the compiled step."""
+"""What every field of a batch is: its options, its host half that reads records, its device half
+inside the compiled step."""
 
 from __future__ import annotations
 
@@ -48,17 +49,20 @@ class Reader(Protocol):
 
     Attributes:
       columns: of the source; the loader reads these and no others.
-      key: equal keys load equal values from a record, so that two views of a picture decode it once.
+      key: equal keys load equal values from a record, so that two views of a picture decode it
+        once.
     """
 
     columns: tuple[str, ...]
     key: Hashable
 
     def load(self, record: Record) -> Any | None:
-        """What the field takes from a record, once for all its rows; None: the record has none. Raises BadRecord."""
+        """What the field takes from a record, once for all its rows; None: the record has none.
+        Raises BadRecord."""
 
     def write(self, out: Arrays, row: int, value: Any, draws: Sequence[float]) -> None:
-        """Fills row `row` of the field's arrays. `draws` are the field's uniform numbers in [0, 1) for this row."""
+        """Fills row `row` of the field's arrays. `draws` are the field's uniform numbers in [0, 1)
+        for this row."""
 
 
 class Field(abc.ABC):
@@ -76,14 +80,17 @@ class Field(abc.ABC):
 
     @abc.abstractmethod
     def reader(self, name: str, source: Source, context: Context) -> Reader:
-        """The host half. Raises ConfigError at one of the field's options that the source cannot serve."""
+        """The host half. Raises ConfigError at one of the field's options that the source cannot
+        serve."""
 
     def inputs(self, name: str) -> dict[str, str]:
-        """Batch entry -> modality (`image`, `video`, `waveform`, `text`), of those that a model reads."""
+        """Batch entry -> modality (`image`, `video`, `waveform`, `text`), of those that a model
+        reads."""
         return {}
 
     def needs(self, source: Source) -> list[tuple[str, ...]]:
-        """Columns without which a record is of no use: at least one of each entry. Raises ConfigError as `reader`."""
+        """Columns without which a record is of no use: at least one of each entry. Raises
+        ConfigError as `reader`."""
         return []
 
     def on_device(self, name: str, batch: Batch, keys: jax.Array, preprocess: Preprocess) -> Batch:
@@ -96,7 +103,8 @@ class Field(abc.ABC):
         return {}
 
     def compiled(self) -> Any:
-        """Options that `on_device` reads; a JSON-able value. The others decide shapes, or what the host does."""
+        """Options that `on_device` reads; a JSON-able value. The others decide shapes, or what the
+        host does."""
         return None
 
 
@@ -111,11 +119,21 @@ def match(source: Source, pattern: str, kinds: Sequence[Kind], option: str) -> l
       ConfigError: at `option`, where there is none, or one of another kind.
     """
     found = sorted(fnmatch.filter(source.columns, pattern)) if "*" in pattern else [pattern]
-    known = ", ".join(f"{name} ({column.kind})" for name, column in list(source.columns.items())[:20])
+    known = ", ".join(
+        f"{name} ({column.kind})" for name, column in list(source.columns.items())[:20]
+    )
     missing = not found or found[0] not in source.columns
     hint = nearest(pattern, list(source.columns))
-    check(not missing, option, f"{pattern!r} is no column of {source.name}{hint} (columns: {known or 'none'})")
+    check(
+        not missing,
+        option,
+        f"{pattern!r} is no column of {source.name}{hint} (columns: {known or 'none'})",
+    )
     for name in found:
         kind = source.columns[name].kind
-        check(kind in kinds, option, f"{name!r} of {source.name} holds {kind}; must be {' or '.join(kinds)}")
+        check(
+            kind in kinds,
+            option,
+            f"{name!r} of {source.name} holds {kind}; must be {' or '.join(kinds)}",
+        )
     return found

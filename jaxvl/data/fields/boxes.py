@@ -26,13 +26,16 @@ from jaxvl.data.sources.base import Record, Source
 class PictureWithBoxes(Picture):
     """Fills NAME as `Picture` does, NAME_boxes float32 [B, N, 4] and NAME_boxes_mask bool [B, N].
 
-    A box is (left, top, right, bottom) in 0 … 1 of the picture that the model sees: boxes are moved, turned and cut as the picture is. A
-    turned box becomes the smallest upright one around it. Boxes of which less than `least` is left to be seen are masked.
+    A box is (left, top, right, bottom) in 0 … 1 of the picture that the model sees: boxes are
+    moved, turned and cut as the picture is. A turned box becomes the smallest upright one around
+    it. Boxes of which less than `least` is left to be seen are masked.
 
     Attributes:
       boxes: column of arrays [n, 4]; records may lack it.
-      boxes_in: what a record's boxes are measured in: pixels of the upright picture, or shares of its sides.
-      corners: whether a record's boxes are (left, top, right, bottom), or (left, top, width, height) as COCO has them.
+      boxes_in: what a record's boxes are measured in: pixels of the upright picture, or shares of
+        its sides.
+      corners: whether a record's boxes are (left, top, right, bottom), or (left, top, width,
+        height) as COCO has them.
       max_boxes: N; a record's further boxes are left out.
       least: share of a box's area, in 0 … 1.
     """
@@ -65,7 +68,10 @@ class PictureWithBoxes(Picture):
         cut = jnp.clip(moved, 0.0, 1.0)
         left = _area(cut) / jnp.maximum(_area(moved), 1e-12)
         mask = batch[f"{name}_boxes_mask"] & (left >= self.least) & (_area(cut) > 0)
-        return seen | {f"{name}_boxes": jnp.where(mask[..., None], cut, 0.0), f"{name}_boxes_mask": mask}
+        return seen | {
+            f"{name}_boxes": jnp.where(mask[..., None], cut, 0.0),
+            f"{name}_boxes_mask": mask,
+        }
 
     def compiled(self) -> Any:
         """See `Field`."""
@@ -97,7 +103,8 @@ def _area(boxes: jax.Array) -> jax.Array:
 
 
 class _Boxed(NamedTuple):
-    """A picture, its size upright in pixels, and its boxes as shares of its sides, float32 [n, 4]."""
+    """A picture, its size upright in pixels, and its boxes as shares of its sides, float32 [n,
+    4]."""
 
     picture: Decoded
     size: tuple[int, int]
@@ -128,7 +135,10 @@ class BoxesReader:
         if boxes.size == 0:
             return boxes.reshape(0, 4)
         if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
-            raise BadRecord("boxes are no boxes", f"column {self._config.boxes!r} holds {boxes.shape}; must be finite [n, 4]")
+            raise BadRecord(
+                "boxes are no boxes",
+                f"column {self._config.boxes!r} holds {boxes.shape}; must be finite [n, 4]",
+            )
         if self._config.corners == "size":
             boxes[:, 2:] += boxes[:, :2]
         if self._config.boxes_in == "pixels":
@@ -141,7 +151,12 @@ class BoxesReader:
         self._picture.write(out, row, value.picture, draws)
         left, top, right, bottom = self._kept(value, draws)
         boxes = value.boxes[: config.max_boxes]
-        seen = (boxes - [left, top, left, top]) / [right - left, bottom - top, right - left, bottom - top]
+        seen = (boxes - [left, top, left, top]) / [
+            right - left,
+            bottom - top,
+            right - left,
+            bottom - top,
+        ]
         out[f"{self._name}_boxes"][row, : len(boxes)] = seen
         out[f"{self._name}_boxes_mask"][row, : len(boxes)] = True
 

@@ -17,7 +17,9 @@ from jaxvl.data.sources.base import Record, Source
 from jaxvl.data.tokenizers import Tokenizer
 
 DRAWS = 10  # uniform numbers that the choice of one text may use
-Texts = tuple[tuple[float, tuple[tuple[str, ...], ...]], ...]  # weight, and texts of each column, of entries that the record has
+Texts = tuple[
+    tuple[float, tuple[tuple[str, ...], ...]], ...
+]  # weight, and texts of each column, of entries that the record has
 
 
 @FIELDS.register("caption")
@@ -25,16 +27,20 @@ Texts = tuple[tuple[float, tuple[tuple[str, ...], ...]], ...]  # weight, and tex
 class Caption(Field):
     """Fills NAME int32 [B, T], or [B, N, T].
 
-    A row draws one of the columns by weight, then one of its texts. Columns that a record lacks give their weight to the others: within
-    a pattern first.
+    A row draws one of the columns by weight, then one of its texts. Columns that a record lacks
+    give their weight to the others: within a pattern first.
 
     Attributes:
-      columns: of texts: a name, several names, or name -> weight. `name/*` stands for all columns whose name begins so, which share its
-        weight equally; a column that is named by itself is not among them.
+      columns: of texts: a name, several names, or name -> weight. `name/*` stands for all columns
+        whose name begins so, which share its weight equally; a column that is named by itself is
+        not among them.
       length: tokens T of one text.
-      count: texts N of a row, drawn each on its own (two may be equal); more than one are for models that read them (imp).
-      different: the N texts are different ones: all of a record's texts where it has N, and some of them twice where it has fewer.
-      joined: of a column that holds lists, a caption has 1 to this many different texts, joined with ", ".
+      count: texts N of a row, drawn each on its own (two may be equal); more than one are for
+        models that read them (imp).
+      different: the N texts are different ones: all of a record's texts where it has N, and some of
+        them twice where it has fewer.
+      joined: of a column that holds lists, a caption has 1 to this many different texts, joined
+        with ", ".
     """
 
     columns: dict[str, float] = dataclasses.field(default_factory=lambda: {"text": 1.0})
@@ -52,11 +58,21 @@ class Caption(Field):
         object.__setattr__(self, "columns", _weighted(self.columns))
         check(bool(self.columns), "columns", "must name at least one column")
         weights = list(self.columns.values())
-        check(min(weights) >= 0 and sum(weights) > 0, "columns", f"the weights {weights} must be >= 0, and one of them > 0")
+        check(
+            min(weights) >= 0 and sum(weights) > 0,
+            "columns",
+            f"the weights {weights} must be >= 0, and one of them > 0",
+        )
         check(self.length >= 3, "length", f"{self.length!r} must be >= 3 tokens")
         check(self.count >= 1, "count", f"{self.count!r} must be >= 1")
-        check(1 <= self.joined <= DRAWS - 2, "joined", f"{self.joined!r} must be in 1 … {DRAWS - 2}")
-        check(not self.different or self.joined == 1, "different", f"True is for single texts; joined is {self.joined!r}")
+        check(
+            1 <= self.joined <= DRAWS - 2, "joined", f"{self.joined!r} must be in 1 … {DRAWS - 2}"
+        )
+        check(
+            not self.different or self.joined == 1,
+            "different",
+            f"True is for single texts; joined is {self.joined!r}",
+        )
 
     @property
     def draws(self) -> int:
@@ -77,7 +93,8 @@ class Caption(Field):
         return [tuple(name for names, _ in self.matched(source) for name in names)]
 
     def matched(self, source: Source) -> list[tuple[list[str], float]]:
-        """The columns of each entry of `columns` that counts, and their weight. Raises ConfigError."""
+        """The columns of each entry of `columns` that counts, and their weight. Raises
+        ConfigError."""
         named = {name for name in self.columns if "*" not in name}
         found = []
         for pattern, weight in self.columns.items():
@@ -95,7 +112,13 @@ class Caption(Field):
 class CaptionReader:
     """The host half of `Caption`; see `base.Reader`."""
 
-    def __init__(self, name: str, config: Caption, groups: Sequence[tuple[list[str], float]], context: Context):
+    def __init__(
+        self,
+        name: str,
+        config: Caption,
+        groups: Sequence[tuple[list[str], float]],
+        context: Context,
+    ):
         self._name = name
         self._config = config
         self._groups = groups
@@ -136,13 +159,16 @@ class TextEncoder:
         key = (self._length, text)
         ids = self._cache.get(key)
         if ids is None:
-            ids = self._tokenizer.encode([text], self._length)[0].copy()  # a view would keep the whole array
+            ids = self._tokenizer.encode([text], self._length)[
+                0
+            ].copy()  # a view would keep the whole array
             self._cache.put(key, ids)
         return ids
 
 
 def texts_of(record: Record, columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """The record's texts in each of some columns that has any; empty ones are none. Raises BadRecord for a value that is no text."""
+    """The record's texts in each of some columns that has any; empty ones are none. Raises
+    BadRecord for a value that is no text."""
     found = []
     for column in columns:
         value = record.get(column)
@@ -151,7 +177,9 @@ def texts_of(record: Record, columns: Sequence[str]) -> tuple[tuple[str, ...], .
         texts = value if isinstance(value, (list, tuple)) else [value]
         for text in texts:
             if not isinstance(text, str):
-                raise BadRecord("caption is no text", f"column {column!r} holds {type(text).__name__}")
+                raise BadRecord(
+                    "caption is no text", f"column {column!r} holds {type(text).__name__}"
+                )
         kept = tuple(text for text in texts if text and not text.isspace())
         if kept:
             found.append(kept)
@@ -159,7 +187,8 @@ def texts_of(record: Record, columns: Sequence[str]) -> tuple[tuple[str, ...], .
 
 
 def choose(texts: Texts, joined: int, draws: Sequence[float]) -> str:
-    """One of a record's texts, or several of one column, joined; `draws` are `DRAWS` uniform numbers in [0, 1)."""
+    """One of a record's texts, or several of one column, joined; `draws` are `DRAWS` uniform
+    numbers in [0, 1)."""
     point = draws[0] * sum(weight for weight, _ in texts)
     weight, columns = texts[0]
     for following in texts[1:]:
@@ -189,7 +218,8 @@ def without(texts: Texts, taken: str) -> Texts:
 
 
 def _weighted(columns: Any) -> Any:
-    """Column -> weight, of a name or several names as well; anything else is left for the schema to refuse."""
+    """Column -> weight, of a name or several names as well; anything else is left for the schema to
+    refuse."""
     if isinstance(columns, str):
         return {columns: 1.0}
     if isinstance(columns, (list, tuple)) and all(isinstance(name, str) for name in columns):

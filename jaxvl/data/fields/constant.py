@@ -31,7 +31,11 @@ class Constant(Field):
 
     def arrays(self, name: str) -> dict[str, RowShape]:
         """See `Field`."""
-        return {name: RowShape((self.length,), np.int32) if isinstance(self.value, str) else RowShape((), np.float32)}
+        return {
+            name: RowShape((self.length,), np.int32)
+            if isinstance(self.value, str)
+            else RowShape((), np.float32)
+        }
 
     def reader(self, name: str, source: Source, context: Context) -> ConstantReader:
         """See `Field`."""
@@ -53,6 +57,8 @@ class ConstantReader:
         """The value."""
         return self._value
 
-    def write(self, out: Arrays, row: int, value: np.ndarray | np.float32, draws: Sequence[float]) -> None:
+    def write(
+        self, out: Arrays, row: int, value: np.ndarray | np.float32, draws: Sequence[float]
+    ) -> None:
         """See `base.Reader`."""
         out[self._name][row] = value

@@ -20,7 +20,8 @@ from jaxvl.data.sources.base import Record, Source
 @FIELDS.register("frames")
 @dataclasses.dataclass(frozen=True)
 class Frames(Field):
-    """Fills NAME uint8 [B, F, S, S, 4]; float32 [B, F, S, S, 3], all frames of a clip augmented alike, in the step.
+    """Fills NAME uint8 [B, F, S, S, 4]; float32 [B, F, S, S, 3], all frames of a clip augmented
+    alike, in the step.
 
     A clip that is too short holds its last frame.
 
@@ -95,7 +96,8 @@ class FramesReader:
         self.key = ("frames", config.column, preprocess, config.fast_decode)
 
     def load(self, record: Record) -> np.ndarray | None:
-        """All stored frames, uint8 [n, S, S, 4], so that a broken one is met whatever is asked for. Raises BadRecord."""
+        """All stored frames, uint8 [n, S, S, 4], so that a broken one is met whatever is asked for.
+        Raises BadRecord."""
         encoded = record.get(self._config.column)
         if not encoded:
             return None

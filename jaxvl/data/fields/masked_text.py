@@ -20,10 +20,12 @@ MASK = "[MASK]"
 @FIELDS.register("masked_text")
 @dataclasses.dataclass(frozen=True)
 class MaskedText(Caption):
-    """Fills NAME int32 [B, T] with a text some of whose tokens are hidden, and NAME_target int32 [B, T]: the hidden token, else -1.
+    """Fills NAME int32 [B, T] with a text some of whose tokens are hidden, and NAME_target int32
+    [B, T]: the hidden token, else -1.
 
-    Of the tokens that are hidden (Devlin et al. 2019, section 3.1) `masked` become the mask token, `random` any token of the vocabulary,
-    and the rest stay as they are. Padding and the tokens before and after a text are never hidden.
+    Of the tokens that are hidden (Devlin et al. 2019, section 3.1) `masked` become the mask token,
+    `random` any token of the vocabulary, and the rest stay as they are. Padding and the tokens
+    before and after a text are never hidden.
 
     Attributes:
       share: probability that a token is hidden.
@@ -38,7 +40,11 @@ class MaskedText(Caption):
 
     def __post_init__(self):
         super().__post_init__()
-        check(self.masked + self.random <= 1, "masked", f"{self.masked!r} and random {self.random!r} must be <= 1 together")
+        check(
+            self.masked + self.random <= 1,
+            "masked",
+            f"{self.masked!r} and random {self.random!r} must be <= 1 together",
+        )
         check(self.count == 1, "count", f"{self.count!r} must be 1 for a masked text")
 
     @property
@@ -57,16 +63,26 @@ class MaskedText(Caption):
     def reader(self, name: str, source: Source, context: Context) -> MaskedTextReader:
         """See `Field`."""
         mask_id = self.mask_id if self.mask_id is not None else context.tokenizer.id_of(MASK)
-        check(mask_id is not None, "mask_id", f"the tokenizer has no {MASK}; name the id of the token that takes its place")
+        check(
+            mask_id is not None,
+            "mask_id",
+            f"the tokenizer has no {MASK}; name the id of the token that takes its place",
+        )
         size = context.tokenizer.vocab_size
-        check(mask_id < size, "mask_id", f"{mask_id!r} must be < {size}, the size of the vocabulary")
-        return MaskedTextReader(name, self, CaptionReader(name, self, self.matched(source), context), context, mask_id)
+        check(
+            mask_id < size, "mask_id", f"{mask_id!r} must be < {size}, the size of the vocabulary"
+        )
+        return MaskedTextReader(
+            name, self, CaptionReader(name, self, self.matched(source), context), context, mask_id
+        )
 
 
 class MaskedTextReader:
     """The host half of `MaskedText`; see `base.Reader`."""
 
-    def __init__(self, name: str, config: MaskedText, captions: CaptionReader, context: Context, mask_id: int):
+    def __init__(
+        self, name: str, config: MaskedText, captions: CaptionReader, context: Context, mask_id: int
+    ):
         self._name = name
         self._config = config
         self._captions = captions

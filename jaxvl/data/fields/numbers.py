@@ -81,9 +81,13 @@ class Label(_ColumnField):
         """See `_ColumnField`."""
         number = whole(value)
         if number is None:
-            raise BadRecord("class is no whole number", f"column {self.column!r} holds {shown(value)}")
+            raise BadRecord(
+                "class is no whole number", f"column {self.column!r} holds {shown(value)}"
+            )
         if not -(2**31) <= number < 2**31:
-            raise BadRecord("class is no number of 32 bits", f"column {self.column!r} holds {shown(value)}")
+            raise BadRecord(
+                "class is no number of 32 bits", f"column {self.column!r} holds {shown(value)}"
+            )
         return number
 
     def classes(self, source: Source) -> int | None:
@@ -95,10 +99,12 @@ class Label(_ColumnField):
 @FIELDS.register("group")
 @dataclasses.dataclass(frozen=True)
 class Group(_ColumnField):
-    """Fills NAME int32 [B]: rows with equal values are the same thing, so that objectives need not take them for negatives.
+    """Fills NAME int32 [B]: rows with equal values are the same thing, so that objectives need not
+    take them for negatives.
 
-    An integer or class is taken as it is. Of a text it is a hash of its letters, whatever their case, width and spacing; of a picture, of
-    its bytes. Two of the 65,536 rows of a batch get the same 32 bits by chance in every second batch.
+    An integer or class is taken as it is. Of a text it is a hash of its letters, whatever their
+    case, width and spacing; of a picture, of its bytes. Two of the 65,536 rows of a batch get the
+    same 32 bits by chance in every second batch.
 
     Attributes:
       column: of classes, integers, texts or pictures.
@@ -119,7 +125,9 @@ class Group(_ColumnField):
             return number if -(2**31) <= number < 2**31 else hash_of(str(number))
         texts = value if isinstance(value, (list, tuple)) else [value]
         if not isinstance(value, bytes) and not all(isinstance(text, str) for text in texts):
-            raise BadRecord("group is no number and no text", f"column {self.column!r} holds {shown(value)}")
+            raise BadRecord(
+                "group is no number and no text", f"column {self.column!r} holds {shown(value)}"
+            )
         return hash_of(value)
 
 
@@ -142,7 +150,8 @@ def hash_of(value: str | Sequence[str] | bytes) -> int:
 
 
 def same_text(text: str) -> str:
-    """What two captions must share to be the same caption: letters, whatever their case, width and spacing."""
+    """What two captions must share to be the same caption: letters, whatever their case, width and
+    spacing."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -192,7 +201,9 @@ class Array(_ColumnField):
     kinds = ("array",)
 
     def __post_init__(self):
-        check(bool(self.shape) and min(self.shape) >= 1, "shape", f"{self.shape!r} must be sizes >= 1")
+        check(
+            bool(self.shape) and min(self.shape) >= 1, "shape", f"{self.shape!r} must be sizes >= 1"
+        )
 
     def arrays(self, name: str) -> dict[str, RowShape]:
         """See `Field`."""
@@ -203,9 +214,14 @@ class Array(_ColumnField):
         try:
             array = np.asarray(value)
         except ValueError as error:  # lists of different lengths
-            raise BadRecord("array has another shape", f"column {self.column!r} holds {error}") from None
+            raise BadRecord(
+                "array has another shape", f"column {self.column!r} holds {error}"
+            ) from None
         if array.shape != self.shape or array.dtype.kind not in "fiub":
-            raise BadRecord("array has another shape", f"column {self.column!r} holds {array.dtype} {array.shape}, not {self.shape}")
+            raise BadRecord(
+                "array has another shape",
+                f"column {self.column!r} holds {array.dtype} {array.shape}, not {self.shape}",
+            )
         if not (np.abs(array, dtype=np.float64) <= LARGEST).all():
             raise BadRecord("array is not finite", f"column {self.column!r}")
         return array.astype(np.float32)

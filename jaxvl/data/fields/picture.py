@@ -23,7 +23,8 @@ Ratio = Annotated[float, Range(0.01, 100.0)]  # width / height of a part of a pi
 @FIELDS.register("picture")
 @dataclasses.dataclass(frozen=True)
 class Picture(Field):
-    """Fills NAME uint8 [B, S, S, 4], premultiplied RGBA; float32 [B, S, S, 3], augmented and normalised, in the step.
+    """Fills NAME uint8 [B, S, S, 4], premultiplied RGBA; float32 [B, S, S, 3], augmented and
+    normalised, in the step.
 
     Two fields of one column are two views of a picture.
 
@@ -31,12 +32,15 @@ class Picture(Field):
       column: of encoded pictures.
       size: side S in pixels.
       augment: what is done to training pictures, on the devices.
-      crop: smallest and largest share of a picture's area that is kept, a random part of it, cut on the host before scaling
-        ((0.08, 1.0) for photos as in SimCLR). (1, 1): none is cut, and training sees what evaluation sees, as `preprocess` has it.
+      crop: smallest and largest share of a picture's area that is kept, a random part of it, cut on
+        the host before scaling ((0.08, 1.0) for photos as in SimCLR). (1, 1): none is cut, and
+        training sees what evaluation sees, as `preprocess` has it.
       crop_ratio: smallest and largest width / height of such a part.
-      fast_decode: decode JPEGs by simplejpeg, at 1/2, 1/4 or 1/8 of their size where that is still large enough, and scale by
-        cykooz-resizer. Large photos cost a fraction of the time. From evaluation's pixels, for which Pillow does both, these differ
-        by 0.1 to 0.3 of 255 on average where a JPEG is decoded at its own size (at most 8), by 1 to 6 where at a fraction of it.
+      fast_decode: decode JPEGs by simplejpeg, at 1/2, 1/4 or 1/8 of their size where that is still
+        large enough, and scale by cykooz-resizer. Large photos cost a fraction of the time. From
+        evaluation's pixels, for which Pillow does both, these differ by 0.1 to 0.3 of 255 on
+        average where a JPEG is decoded at its own size (at most 8), by 1 to 6 where at a fraction
+        of it.
     """
 
     column: str = "image"
@@ -104,12 +108,15 @@ class PictureReader:
         self.key = ("picture", config.column, self.whole, decoded, config.fast_decode)
 
     def load(self, record: Record) -> Decoded | None:
-        """The picture: scaled, or whole where a part is cut out of it for each row. Raises BadRecord."""
+        """The picture: scaled, or whole where a part is cut out of it for each row. Raises
+        BadRecord."""
         data = record.get(self._config.column)
         if data is None:
             return None
         if self.whole:
-            return self._preprocess.open(data, fast=self._config.fast_decode, smallest=self._smallest)
+            return self._preprocess.open(
+                data, fast=self._config.fast_decode, smallest=self._smallest
+            )
         return self._preprocess.decode(data, fast=self._config.fast_decode)
 
     def write(self, out: Arrays, row: int, value: Decoded, draws: Sequence[float]) -> None:

@@ -21,15 +21,16 @@ TEXT = "text"  # batch entry of a clip's own text
 @FIELDS.register("waveform")
 @dataclasses.dataclass(frozen=True)
 class Waveform(Field):
-    """Fills NAME int16 [B, W], 16 kHz mono, and NAME_length int32 [B]: samples before the padding. A row draws one of its clips.
+    """Fills NAME int16 [B, W], 16 kHz mono, and NAME_length int32 [B]: samples before the padding.
+    A row draws one of its clips.
 
     Attributes:
       columns: of encoded sounds: a name, or a pattern such as `speech/*`.
       languages: of a pattern, the last parts of the names that are taken (`fr`); empty: all.
       seconds: W / 16,000; longer clips are cut, shorter ones followed by zeros.
       random: cut anywhere; False: keep the beginning.
-      text: pattern of text columns, such as `name/*`: the row's `text` int32 [B, T] is then the text in the language of its clip, and
-        clips without one are left out. None: no text.
+      text: pattern of text columns, such as `name/*`: the row's `text` int32 [B, T] is then the
+        text in the language of its clip, and clips without one are left out. None: no text.
       text_length: tokens T of it.
     """
 
@@ -45,9 +46,16 @@ class Waveform(Field):
     def __post_init__(self):
         check(self.samples >= 1, "seconds", f"{self.seconds!r} must be at least one sample")
         patterns = self.columns.endswith("*") and (self.text is None or self.text.endswith("*"))
-        problem = f"{self.languages!r}: columns are {self.columns!r}, which must end in '*' (and text as well)"
+        problem = (
+            f"{self.languages!r}: columns are {self.columns!r}, which must end in '*' (and text "
+            f"as well)"
+        )
         check(not self.languages or patterns, "languages", problem)
-        check(self.text is None or patterns, "text", f"{self.text!r} must end in '*', and so must columns ({self.columns!r})")
+        check(
+            self.text is None or patterns,
+            "text",
+            f"{self.text!r} must end in '*', and so must columns ({self.columns!r})",
+        )
         check(self.text_length >= 3, "text_length", f"{self.text_length!r} must be >= 3 tokens")
 
     @property
@@ -57,7 +65,10 @@ class Waveform(Field):
 
     def arrays(self, name: str) -> dict[str, RowShape]:
         """See `Field`."""
-        shapes = {name: RowShape((self.samples,), np.int16), f"{name}_length": RowShape((), np.int32)}
+        shapes = {
+            name: RowShape((self.samples,), np.int16),
+            f"{name}_length": RowShape((), np.int32),
+        }
         if self.text is not None:
             shapes[TEXT] = RowShape((self.text_length,), np.int32)
         return shapes
@@ -71,7 +82,8 @@ class Waveform(Field):
         return [tuple(self.sounds(source))]
 
     def sounds(self, source: Source) -> dict[str, str | None]:
-        """Column of sounds -> column of their texts, of those that are asked for. Raises ConfigError."""
+        """Column of sounds -> column of their texts, of those that are asked for. Raises
+        ConfigError."""
         found: dict[str, str | None] = {}
         for column in match(source, self.columns, ("audio",), "columns"):
             language = column.removeprefix(self.columns.rstrip("*"))
@@ -81,12 +93,21 @@ class Waveform(Field):
             if text is None or text in source.columns:
                 found[column] = text
         known = ", ".join(name for name, column in source.columns.items() if column.kind == "audio")
-        check(bool(found), "languages", f"{self.languages!r}: {source.name} has no such sounds (it has: {known})")
+        check(
+            bool(found),
+            "languages",
+            f"{self.languages!r}: {source.name} has no such sounds (it has: {known})",
+        )
         return found
 
     def reader(self, name: str, source: Source, context: Context) -> WaveformReader:
         """See `Field`."""
-        return WaveformReader(name, self, self.sounds(source), TextEncoder(context.tokenizer, self.text_length, context.cache))
+        return WaveformReader(
+            name,
+            self,
+            self.sounds(source),
+            TextEncoder(context.tokenizer, self.text_length, context.cache),
+        )
 
 
 class Clip(NamedTuple):
@@ -99,7 +120,9 @@ class Clip(NamedTuple):
 class WaveformReader:
     """The host half of `Waveform`; see `base.Reader`."""
 
-    def __init__(self, name: str, config: Waveform, sounds: dict[str, str | None], encode: TextEncoder):
+    def __init__(
+        self, name: str, config: Waveform, sounds: dict[str, str | None], encode: TextEncoder
+    ):
         self._name = name
         self._config = config
         self._sounds = sounds
@@ -125,6 +148,8 @@ class WaveformReader:
         wanted = self._config.samples
         room = max(len(clip.samples) - wanted + 1, 1)
         start = int(draws[1] * room) if self._config.random else 0
-        out[self._name][row], out[f"{self._name}_length"][row] = clips.fit(clip.samples, wanted, start)
+        out[self._name][row], out[f"{self._name}_length"][row] = clips.fit(
+            clip.samples, wanted, start
+        )
         if clip.text is not None:
             out[TEXT][row] = self._encode(clip.text)

@@ -14,7 +14,10 @@ from jaxvl.data.pictures import FORMATS, bad_pictures, open_picture
 from jaxvl.data.records import BadRecord
 
 PERCENTILES = (0, 5, 50, 95, 100)
-ALIGN_SIDE, ALIGN_ASPECT = 200, 3.0  # what ALIGN's rules keep: a longer shorter side, a smaller aspect ratio
+ALIGN_SIDE, ALIGN_ASPECT = (
+    200,
+    3.0,
+)  # what ALIGN's rules keep: a longer shorter side, a smaller aspect ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,9 @@ def look(data: bytes) -> tuple[Seen, Image.Image]:
         form = head.format or "unknown"
         mode = head.mode
         width, height = head.size
-    return Seen(form, mode, width, height, len(data)), open_picture(data, background=(1.0, 1.0, 1.0))
+    return Seen(form, mode, width, height, len(data)), open_picture(
+        data, background=(1.0, 1.0, 1.0)
+    )
 
 
 def image_figures(seen: Sequence[Seen]) -> ImageFigures:

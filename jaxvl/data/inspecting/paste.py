@@ -14,11 +14,19 @@ BATCH = 256
 SIZE = 224  # pixels
 LENGTH = 64  # tokens
 LOCAL = ("path", "files", "data_dir", "images")  # options of sources that hold paths
-DEFAULTS = {"picture": "image", "frames": "frames", "waveform": "audio", "label": "class_label"}  # field -> column that it reads by itself
+DEFAULTS = {
+    "picture": "image",
+    "frames": "frames",
+    "waveform": "audio",
+    "label": "class_label",
+}  # field -> column that it reads by itself
 
 
-def data_config(source: Mapping[str, Any], records: int, columns: Mapping[str, Column], captions: Sequence[str]) -> dict[str, Any]:
-    """A task's `data`: the source, a batch, and fields of its first picture, clip and sound with a text, or with a class without one.
+def data_config(
+    source: Mapping[str, Any], records: int, columns: Mapping[str, Column], captions: Sequence[str]
+) -> dict[str, Any]:
+    """A task's `data`: the source, a batch, and fields of its first picture, clip and sound with a
+    text, or with a class without one.
 
     Args:
       source: its config.
@@ -29,7 +37,9 @@ def data_config(source: Mapping[str, Any], records: int, columns: Mapping[str, C
         first.setdefault(column.kind, name)
     fields: dict[str, Any] = {}
     if "image" in first:
-        fields["image"] = _field("picture", "column", "image" if "image" in columns else first["image"], size=SIZE)
+        fields["image"] = _field(
+            "picture", "column", "image" if "image" in columns else first["image"], size=SIZE
+        )
     if "frames" in first:
         fields["video"] = _field("frames", "column", first["frames"], size=SIZE)
     if "audio" in first:
@@ -40,12 +50,19 @@ def data_config(source: Mapping[str, Any], records: int, columns: Mapping[str, C
     elif "class" in first:
         fields["class_label"] = _field("label", "column", first["class"])
     if not fields:
-        fields = {name: dict(name="number", column=name) for name, column in columns.items() if column.kind in ("int", "float")}
-    return dict(source=absolute(source), batch=min(BATCH, 2 ** (records.bit_length() - 1)), fields=fields)
+        fields = {
+            name: dict(name="number", column=name)
+            for name, column in columns.items()
+            if column.kind in ("int", "float")
+        }
+    return dict(
+        source=absolute(source), batch=min(BATCH, 2 ** (records.bit_length() - 1)), fields=fields
+    )
 
 
 def main_text(captions: Sequence[str]) -> str | None:
-    """The column of texts that is trained on first: one named as captions are, else English names, else the first."""
+    """The column of texts that is trained on first: one named as captions are, else English names,
+    else the first."""
     for name in (*NAMES["text"], "name/en"):
         if name in captions:
             return name
@@ -57,28 +74,48 @@ def _field(name: str, option: str, column: str, **more: Any) -> dict[str, Any]:
 
 
 def absolute(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of a source with local paths from the root, so that it may be used in any folder; `name` and paths come first."""
+    """The config of a source with local paths from the root, so that it may be used in any folder;
+    `name` and paths come first."""
     found = {key: source[key] for key in ("name", *LOCAL) if key in source} | dict(source)
     for option in LOCAL:
         value = found.get(option)
         if isinstance(value, str) and "://" not in value:
-            found[option] = "::".join(os.path.abspath(os.path.expanduser(part)) for part in value.split("::"))
+            found[option] = "::".join(
+                os.path.abspath(os.path.expanduser(part)) for part in value.split("::")
+            )
     return found
 
 
 def as_lines(data: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
     """`data` as it is written in a config file, and which columns it leaves out."""
     fields = data["fields"]
-    lines = ["data = dict(", f"    source={_call(data['source'])},", f"    batch={data['batch']},", "    fields=dict("]
+    lines = [
+        "data = dict(",
+        f"    source={_call(data['source'])},",
+        f"    batch={data['batch']},",
+        "    fields=dict(",
+    ]
     lines += [f"        {name}={_call(field)}," for name, field in fields.items()]
     lines += ["    ),", ")"]
-    read = {value for field in fields.values() for key, value in field.items() if key in ("column", "columns")}
-    read |= {DEFAULTS[field["name"]] for field in fields.values() if field["name"] in DEFAULTS and not {"column", "columns"} & set(field)}
+    read = {
+        value
+        for field in fields.values()
+        for key, value in field.items()
+        if key in ("column", "columns")
+    }
+    read |= {
+        DEFAULTS[field["name"]]
+        for field in fields.values()
+        if field["name"] in DEFAULTS and not {"column", "columns"} & set(field)
+    }
     others = [f"{name} ({column.kind})" for name, column in columns.items() if name not in read]
     if others:
         lines.append(f"# further columns: {_few(others)}")
     if "text" not in fields and "class_label" not in fields:
-        lines.append("# no column of texts or classes, which models of pairs need (in a folder: NAME.txt beside NAME.jpg)")
+        lines.append(
+            "# no column of texts or classes, which models of pairs need (in a folder: "
+            "NAME.txt beside NAME.jpg)"
+        )
     return "\n".join(lines)
 
 
@@ -88,7 +125,11 @@ def _call(options: Mapping[str, Any]) -> str:
 
 def _literal(value: Any) -> str:
     """As Python, in double quotes where nothing must be escaped otherwise."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and value.isprintable() else repr(value)
+    return (
+        json.dumps(value, ensure_ascii=False)
+        if isinstance(value, str) and value.isprintable()
+        else repr(value)
+    )
 
 
 def _few(names: Sequence[str], most: int = 8) -> str:

@@ -16,7 +16,20 @@ from jaxvl.data.sources.other_formats import packed
 HEAD = 512  # bytes
 MOST_LISTED = 5  # names in a message
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
-NAMED_LIKE_FILES = (*PICTURES, ".tar", ".parquet", ".arrow", ".array_record", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".mds", ".cls")
+NAMED_LIKE_FILES = (
+    *PICTURES,
+    ".tar",
+    ".parquet",
+    ".arrow",
+    ".array_record",
+    ".jsonl",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".txt",
+    ".mds",
+    ".cls",
+)
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
 
 
@@ -73,18 +86,33 @@ class FolderFormat:
 
 
 FOLDERS = (
-    FolderFormat("huggingface", lambda folder: folder.has("dataset_dict.json") or folder.has("state.json"), "path"),
-    FolderFormat("tfds", lambda folder: folder.has("dataset_info.json") and folder.has("features.json"), "data_dir"),
+    FolderFormat(
+        "huggingface",
+        lambda folder: folder.has("dataset_dict.json") or folder.has("state.json"),
+        "path",
+    ),
+    FolderFormat(
+        "tfds",
+        lambda folder: folder.has("dataset_info.json") and folder.has("features.json"),
+        "data_dir",
+    ),
     FolderFormat("mds", lambda folder: folder.has("index.json") and folder.has("*.mds*"), "path"),
     FolderFormat("webdataset", lambda folder: folder.has("*.tar"), "files"),
-    FolderFormat("array_record", lambda folder: folder.has("*.array_record") or folder.has("*.arrayrecord"), "files"),
+    FolderFormat(
+        "array_record",
+        lambda folder: folder.has("*.array_record") or folder.has("*.arrayrecord"),
+        "files",
+    ),
     FolderFormat("parquet", lambda folder: folder.has("*.parquet"), "files"),
     FolderFormat("huggingface", lambda folder: folder.has("*.arrow"), "path"),
-    FolderFormat("folder", lambda folder: any(folder.has(f"*{suffix}") for suffix in PICTURES), "path"),
+    FolderFormat(
+        "folder", lambda folder: any(folder.has(f"*{suffix}") for suffix in PICTURES), "path"
+    ),
     FolderFormat("jsonl", lambda folder: folder.has("*.jsonl"), "files"),
     FolderFormat("csv", lambda folder: folder.has("*.csv") or folder.has("*.tsv"), "files"),
 )
-# Folders of others that hold the data one level further down, as `data/train-00000-of-00001.parquet`.
+# Folders of others that hold the data one level further down, as
+# `data/train-00000-of-00001.parquet`.
 INSIDE = ("*/*.tar", "*/*.parquet", "*/*.array_record", "*/*.arrow", "*/*.jsonl")
 
 
@@ -117,7 +145,11 @@ def _of_pattern(text: str) -> dict[str, Any]:
         if text.endswith(form.suffixes):
             return {"name": form.source, form.key: text}
     endings = ", ".join(suffix for form in FILES for suffix in form.suffixes)
-    raise ConfigError("PATH", f"{text!r} does not end in a known suffix ({endings}); name the source: --source=NAME --source.files=…")
+    raise ConfigError(
+        "PATH",
+        f"{text!r} does not end in a known suffix ({endings}); name the source: --source=NAME "
+        f"--source.files=…",
+    )
 
 
 def head_of(path: paths.Path) -> bytes:
@@ -130,16 +162,24 @@ def _of_file(path: paths.Path) -> dict[str, Any]:
     head = head_of(path)
     unreadable = packed(head)
     if PICKLE.match(head):
-        unreadable = "is a pickle, which may run code when it is read; write the records in another format"
+        unreadable = (
+            "is a pickle, which may run code when it is read; write the records in another format"
+        )
     check(unreadable is None, "PATH", f"{str(path)!r} {unreadable}")
     check(len(head) > 0, "PATH", f"{str(path)!r} is empty")
-    check(not path.name.lower().endswith(PICTURES), "PATH", f"{str(path)!r} is one picture; name the folder that it is in")
+    check(
+        not path.name.lower().endswith(PICTURES),
+        "PATH",
+        f"{str(path)!r} is one picture; name the folder that it is in",
+    )
     if path.name == "index.json" and b"shards" in head:
         return {"name": "mds", "path": str(path.parent)}
     for form in FILES:
         named = path.name.lower().endswith(form.suffixes)
         if named and form.magic is not None and not form.magic.match(head):
-            raise ConfigError("PATH", f"{str(path)!r} is named as {form.source} but begins with {head[:16]!r}")
+            raise ConfigError(
+                "PATH", f"{str(path)!r} is named as {form.source} but begins with {head[:16]!r}"
+            )
         if named:
             return {"name": form.source, form.key: str(path), **_options(form.source, path, head)}
     for form in FILES:
@@ -158,17 +198,29 @@ def _options(source: str, path: paths.Path, head: bytes) -> dict[str, Any]:
 
 def _of_folder(path: paths.Path) -> dict[str, Any]:
     listing = list_names(path)
-    if listing.has("dataset_info.json") and not listing.has("features.json") and not listing.has("state.json"):
-        listing = Listing(path, tuple(name for name in listing.names if name != "dataset_info.json"))
+    if (
+        listing.has("dataset_info.json")
+        and not listing.has("features.json")
+        and not listing.has("state.json")
+    ):
+        listing = Listing(
+            path, tuple(name for name in listing.names if name != "dataset_info.json")
+        )
     for form in FOLDERS:
         if form.fits(listing):
-            return {"name": form.source, form.key: str(path), **_folder_options(form.source, listing)}
+            return {
+                "name": form.source,
+                form.key: str(path),
+                **_folder_options(form.source, listing),
+            }
     deeper = _one_level_down(listing)
     if deeper is not None:
         return deeper
     shown = ", ".join(listing.names[:MOST_LISTED]) or "nothing"
     known = ", ".join(dict.fromkeys(form.source for form in FOLDERS))
-    raise ConfigError("PATH", f"{str(path)!r} holds {shown}; none of the formats that are recognised ({known})")
+    raise ConfigError(
+        "PATH", f"{str(path)!r} holds {shown}; none of the formats that are recognised ({known})"
+    )
 
 
 def list_names(path: paths.Path) -> Listing:
@@ -178,7 +230,8 @@ def list_names(path: paths.Path) -> Listing:
 
 
 def _is_folder(path: paths.Path) -> bool:
-    """Each question to an object store takes a while: there, what is named like a file is not asked."""
+    """Each question to an object store takes a while: there, what is named like a file is not
+    asked."""
     if paths.is_remote(path) and path.name.lower().endswith(NAMED_LIKE_FILES):
         return False
     return paths.is_folder(path)
@@ -196,8 +249,13 @@ def _folder_options(source: str, listing: Listing) -> dict[str, Any]:
 
 
 def _one_level_down(listing: Listing) -> dict[str, Any] | None:
-    """For folders in the folder: one version of a TFDS dataset, `data/*.parquet`, classes as folders of pictures."""
-    folders = [name.rstrip("/") for name in listing.names if name.endswith("/") and not name.startswith(".")]
+    """For folders in the folder: one version of a TFDS dataset, `data/*.parquet`, classes as
+    folders of pictures."""
+    folders = [
+        name.rstrip("/")
+        for name in listing.names
+        if name.endswith("/") and not name.startswith(".")
+    ]
     for name in folders[:MOST_LISTED]:
         inner = list_names(listing.path / name)
         if inner.has("features.json") and inner.has("dataset_info.json"):

@@ -24,9 +24,14 @@ def show(found: Survey, console: Console) -> None:
     console.print(f"[bold]{escape(printable(found.name))}[/]", soft_wrap=True)
     size = found.bytes * found.records
     console.print(
-        f"{found.records:,} {_plural('record', found.records)} in {_shards(found)}; {found.sampled:,} were looked at", soft_wrap=True
+        f"{found.records:,} {_plural('record', found.records)} in {_shards(found)}; "
+        f"{found.sampled:,} were looked at",
+        soft_wrap=True,
     )
-    console.print(f"{_bytes(found.bytes)} a record, {_bytes(size)} in all by this sample; fingerprint {escape(found.fingerprint[:16])}")
+    console.print(
+        f"{_bytes(found.bytes)} a record, {_bytes(size)} in all by this sample; fingerprint "
+        f"{escape(found.fingerprint[:16])}"
+    )
     console.print()
     console.print(_columns(found))
     for name, column in found.columns.items():
@@ -60,12 +65,21 @@ def _speed(found: Survey) -> str:
     read, decode = found.read_ms, found.decode_ms
     said = f"read: {read[0]:.2f} ms a record (median {read[1]:.2f}, 95 % {read[2]:.2f})"
     if decode[0]:
-        said += f"; decode: {decode[0]:.2f} ms a picture (median {decode[1]:.2f}, 95 % {decode[2]:.2f})"
+        said += (
+            f"; decode: {decode[0]:.2f} ms a picture (median {decode[1]:.2f}, 95 % {decode[2]:.2f})"
+        )
     return f"{said}; on one core"
 
 
 def _table(title: str, *left: str) -> Table:
-    table = Table(*left, title=title, title_justify="left", title_style="bold", header_style="dim", box=box.SIMPLE_HEAD)
+    table = Table(
+        *left,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=box.SIMPLE_HEAD,
+    )
     table.show_edge = False
     table.pad_edge = False
     return table
@@ -90,10 +104,14 @@ def _columns(found: Survey) -> Table:
 def _summary(column: ColumnFigures) -> str:
     if column.text is not None:
         return (
-            f"median {column.text.words[2]:.0f} {_plural('word', round(column.text.words[2]))}, {_percent(column.text.duplicates)} repeated"
+            f"median {column.text.words[2]:.0f} {_plural('word', round(column.text.words[2]))}, "
+            f"{_percent(column.text.duplicates)} repeated"
         )
     if column.image is not None:
-        return f"median {column.image.width[2]:.0f} x {column.image.height[2]:.0f} pixels, {', '.join(column.image.formats)}"
+        return (
+            f"median {column.image.width[2]:.0f} x {column.image.height[2]:.0f} pixels, "
+            f"{', '.join(column.image.formats)}"
+        )
     return ""
 
 
@@ -119,12 +137,21 @@ def _show_texts(name: str, found: TextFigures, console: Console) -> None:
     _row(table, "characters", found.characters)
     _row(table, "words", found.words)
     console.print(table)
-    faults = {"empty": found.empty, "such as None, null or NA": found.no_text, "with broken letters": found.broken}
+    faults = {
+        "empty": found.empty,
+        "such as None, null or NA": found.no_text,
+        "with broken letters": found.broken,
+    }
     said = [f"{n:,} {what}" for what, n in faults.items() if n]
-    about = f"{found.texts:,} {_plural('text', found.texts)}: {_shares(found.scripts)}; {_percent(found.duplicates)} repeated"
+    about = (
+        f"{found.texts:,} {_plural('text', found.texts)}: {_shares(found.scripts)}; "
+        f"{_percent(found.duplicates)} repeated"
+    )
     console.print("; ".join([about, *said]), soft_wrap=True)
     if found.common:
-        common = ", ".join(f"{escape(printable(text))} ({times:,} x)" for text, times in found.common)
+        common = ", ".join(
+            f"{escape(printable(text))} ({times:,} x)" for text, times in found.common
+        )
         console.print(f"most common: {common}")
 
 
@@ -135,15 +162,24 @@ def _show_images(name: str, found: ImageFigures, console: Console) -> None:
     _row(table, "aspect ratio", found.aspect, "{:.2f}")
     table.add_row("size", *(_bytes(value) for value in found.bytes))
     console.print(table)
-    console.print(f"{found.images:,} {_plural('picture', found.images)}: {_shares(found.formats)}; {_shares(found.modes)}", soft_wrap=True)
+    console.print(
+        f"{found.images:,} {_plural('picture', found.images)}: {_shares(found.formats)}; "
+        f"{_shares(found.modes)}",
+        soft_wrap=True,
+    )
     small, long = _percent(found.small), _percent(found.long)
-    rules = f"shorter side at most {ALIGN_SIDE} pixels: {small}; aspect ratio at least {ALIGN_ASPECT:g}: {long}"
+    rules = (
+        f"shorter side at most {ALIGN_SIDE} pixels: {small}; aspect ratio at least "
+        f"{ALIGN_ASPECT:g}: {long}"
+    )
     console.print(f"ALIGN's rules leave out: {rules}", soft_wrap=True)
 
 
 def _shares(shares: Mapping[str, float]) -> str:
     """`PNG 99.0 %, JPEG 1.0 %`, the most frequent ones."""
-    return ", ".join(f"{escape(name)} {_percent(share)}" for name, share in list(shares.items())[:MOST_SHARES])
+    return ", ".join(
+        f"{escape(name)} {_percent(share)}" for name, share in list(shares.items())[:MOST_SHARES]
+    )
 
 
 def _percent(share: float) -> str:
@@ -156,7 +192,12 @@ def _bad(found: Survey) -> Table:
     table.add_column("of the sample", justify="right")
     table.add_column("the first", overflow="fold")
     for cause, (records, detail) in found.bad.items():
-        table.add_row(escape(cause), f"{records:,}", f"{100 * records / max(found.sampled, 1):.2f} %", escape(printable(detail)[:200]))
+        table.add_row(
+            escape(cause),
+            f"{records:,}",
+            f"{100 * records / max(found.sampled, 1):.2f} %",
+            escape(printable(detail)[:200]),
+        )
     return table
 
 

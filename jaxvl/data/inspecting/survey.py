@@ -20,7 +20,9 @@ from jaxvl.data.sources.base import Column, Source
 THUMBNAIL = 160  # pixels
 LONGEST_SHOWN = 300  # characters of a text below its picture
 LONGEST_NAME = 60  # characters of a key or an address in a table
-WITHOUT_REPLACEMENT = 4  # of a set this many times the sample or more, numbers are drawn until enough differ
+WITHOUT_REPLACEMENT = (
+    4  # of a set this many times the sample or more, numbers are drawn until enough differ
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +33,8 @@ class ColumnFigures:
       kind: see Column.
       present: share of the sampled records that have it.
       bytes: mean size of a value, for kinds with one.
-      values: for numbers and classes: least, median, greatest, and how many differ; for arrays: the shapes; for texts that only name a
-        record: how many differ, and one of them.
+      values: for numbers and classes: least, median, greatest, and how many differ; for arrays: the
+        shapes; for texts that only name a record: how many differ, and one of them.
       text, image: figures of texts that say something and of pictures, where there are any.
     """
 
@@ -72,7 +74,8 @@ class Survey:
       sampled: records that were looked at.
       columns: name -> figures.
       bad: cause -> (records, the first one's detail).
-      read_ms, decode_ms: milliseconds a record: (mean, median, 95th percentile); of decoding: a picture.
+      read_ms, decode_ms: milliseconds a record: (mean, median, 95th percentile); of decoding: a
+        picture.
       bytes: mean size of a record's encoded values.
       examples: for the contact sheet.
     """
@@ -91,7 +94,8 @@ class Survey:
 
     @property
     def captions(self) -> list[str]:
-        """Columns of texts that say something of a record; others name it, as keys and addresses do."""
+        """Columns of texts that say something of a record; others name it, as keys and addresses
+        do."""
         return [name for name, column in self.columns.items() if column.text is not None]
 
 
@@ -123,11 +127,14 @@ class _Tally:
         self.decode: list[float] = []
 
     def fault(self, error: BadRecord, where: str = "") -> None:
-        records, detail = self.bad.get(error.cause, (0, where + str(error).removeprefix(f"{error.cause}: ")))
+        records, detail = self.bad.get(
+            error.cause, (0, where + str(error).removeprefix(f"{error.cause}: "))
+        )
         self.bad[error.cause] = records + 1, detail
 
     def add(self, name: str, value: Any) -> Image.Image | None:
-        """Adds a value; returns the picture of one that is. Raises BadRecord for a picture that cannot be decoded."""
+        """Adds a value; returns the picture of one that is. Raises BadRecord for a picture that
+        cannot be decoded."""
         self.present[name] += 1
         kind = self.columns[name].kind
         self.sizes[name].append(_size(value))
@@ -181,8 +188,12 @@ def _size(value: Any) -> int:
 def _said(kind: str, values: Sequence[Any]) -> str:
     different = len(set(values))
     if kind == "array":
-        return ", ".join(f"{shape} ({n})" for shape, n in collections.Counter(values).most_common(3))
-    return f"{min(values):g} … {float(np.median(values)):g} … {max(values):g}, {different:,} different"
+        return ", ".join(
+            f"{shape} ({n})" for shape, n in collections.Counter(values).most_common(3)
+        )
+    return (
+        f"{min(values):g} … {float(np.median(values)):g} … {max(values):g}, {different:,} different"
+    )
 
 
 def survey(source: Source, sample: int, seed: int, sheet: int) -> Survey:
@@ -213,7 +224,11 @@ def survey(source: Source, sample: int, seed: int, sheet: int) -> Survey:
         if position in shown:
             examples.append(_example(position, record, pictures, fault, source))
     sizes = source.shards()
-    shards = (len(sizes), int(sizes.min()), int(np.median(sizes)), int(sizes.max())) if len(sizes) else (0, 0, 0, 0)
+    shards = (
+        (len(sizes), int(sizes.min()), int(np.median(sizes)), int(sizes.max()))
+        if len(sizes)
+        else (0, 0, 0, 0)
+    )
     return Survey(
         name=source.name,
         fingerprint=source.fingerprint,
@@ -249,7 +264,9 @@ def _milliseconds(seconds: Sequence[float]) -> tuple[float, float, float]:
     return 1000 * float(np.mean(seconds)), 1000 * float(median), 1000 * float(high)
 
 
-def _example(position: int, record: Any, pictures: Sequence[Image.Image], fault: str, source: Source) -> Example:
+def _example(
+    position: int, record: Any, pictures: Sequence[Image.Image], fault: str, source: Source
+) -> Example:
     data = None
     if pictures:
         small = pictures[0].copy()

@@ -12,9 +12,26 @@ import numpy as np
 from jaxvl.data.preparing.words import normalized, words
 from jaxvl.data.sources.table import NAMES
 
-NO_TEXT = frozenset({"none", "null", "na", "n/a", "nan", "-", "undefined"})  # what tools write for a text that is not there
+NO_TEXT = frozenset(
+    {"none", "null", "na", "n/a", "nan", "-", "undefined"}
+)  # what tools write for a text that is not there
 # Columns whose texts name a record and say nothing of it, and how the names of such columns end.
-NAMING = ("key", "__key__", "url", "__url__", "id", "uid", "uuid", "file", "file_name", "filename", "path", "filepath", "sha256", "md5")
+NAMING = (
+    "key",
+    "__key__",
+    "url",
+    "__url__",
+    "id",
+    "uid",
+    "uuid",
+    "file",
+    "file_name",
+    "filename",
+    "path",
+    "filepath",
+    "sha256",
+    "md5",
+)
 NAMING_ENDS = ("_url", "_id", "_path", "_file", "_hash")
 NAMES_LOOKED_AT = 1000
 LETTERS_LOOKED_AT = 200  # of a text, to tell its script
@@ -72,8 +89,8 @@ def _cut(text: str) -> str:
 
 
 def only_name(column: str, texts: Sequence[str]) -> bool:
-    """Whether the texts of a column only name their records, as keys, addresses and paths do: by the column's name, or because each is
-    one word of ASCII with a digit or a slash in it."""
+    """Whether the texts of a column only name their records, as keys, addresses and paths do: by
+    the column's name, or because each is one word of ASCII with a digit or a slash in it."""
     name = column.lower().replace(".", "/").split("/")[-1]
     if name in NAMES["text"]:
         return False
@@ -88,12 +105,17 @@ def _is_code(text: str) -> bool:
 
 
 def script(text: str) -> str:
-    """Script of most of a text's letters, in lower case, `latin`; `none` for a text without letters."""
+    """Script of most of a text's letters, in lower case, `latin`; `none` for a text without
+    letters."""
     found: collections.Counter[str] = collections.Counter()
     for letter in text[:LETTERS_LOOKED_AT]:
         if letter.isalpha():
             name = unicodedata.name(letter, "unknown")
-            found["chinese or japanese" if name.startswith(("CJK", "HIRAGANA", "KATAKANA")) else name.split()[0].lower()] += 1
+            found[
+                "chinese or japanese"
+                if name.startswith(("CJK", "HIRAGANA", "KATAKANA"))
+                else name.split()[0].lower()
+            ] += 1
     return found.most_common(1)[0][0] if found else "none"
 
 

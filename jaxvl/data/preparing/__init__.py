@@ -1,7 +1,8 @@
 """Cleaning of image-text pairs as an Apache Beam pipeline: `python -m jaxvl.data.prepare`.
 
     options    PrepareConfig and Rules: what is read, which rules hold, what is written
-    rows       a record as the rules see it: checksum, size and perceptual hash of its picture, its texts; never pixels
+    rows       a record as the rules see it: checksum, size and perceptual hash of its picture, its
+               texts; never pixels
     gathering  small PCollections as one value
     losses     what a rule takes away, and joining that with the rows
     rules      the rules, in their order
@@ -16,7 +17,8 @@
     report     what each rule took away, with examples
     run        one run: the folder that it works in, restarts, the finished folder
 
-Apache Beam is an extra and imported where it is used, so that this package can be imported without it.
+Apache Beam is an extra and imported where it is used, so that this package can be imported without
+it.
 """
 
 from jaxvl.config import Registry

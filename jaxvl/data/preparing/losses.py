@@ -1,4 +1,5 @@
-"""What a rule takes away from rows, and how that is joined with them. What needs Beam imports it where it is used."""
+"""What a rule takes away from rows, and how that is joined with them. What needs Beam imports it
+where it is used."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class Context:
       raw: all rows that could be read.
       config: of the run, as JSON.
       work: folder for what a restarted run can use again.
-      test_looks: (name of its list, number, perceptual hash) of every test picture; None where there are none.
+      test_looks: (name of its list, number, perceptual hash) of every test picture; None where
+        there are none.
     """
 
     raw: PCollection
@@ -101,11 +103,13 @@ def _judged(row: Row, rule: RowRule) -> Iterator[Row | Removal]:
 
 
 class JoinRule(Rule):
-    """A rule that compares records with each other. It uses joins and sums by key only, never a table in memory."""
+    """A rule that compares records with each other. It uses joins and sums by key only, never a
+    table in memory."""
 
     @abc.abstractmethod
     def losses(self, rows: PCollection, context: Context) -> PCollection:
-        """PCollection of Loss, several for one record where it has several reasons. Those of records that are gone do not matter."""
+        """PCollection of Loss, several for one record where it has several reasons. Those of
+        records that are gone do not matter."""
 
     def judged(self, rows: PCollection, context: Context) -> PCollection:
         import apache_beam as beam
@@ -145,7 +149,9 @@ def cut(row: Row, losses: Sequence[Loss], rule: str) -> tuple[Row | None, Remova
     left = row.without(there if whole else gone)
     record = not left.texts
     texts = tuple(text for place, text in row.texts if record or place in gone)
-    reasons = sorted({loss.why for loss in losses if not loss.places or gone.intersection(loss.places)})
+    reasons = sorted(
+        {loss.why for loss in losses if not loss.places or gone.intersection(loss.places)}
+    )
     why = "; ".join(reasons[:MOST_REASONS])
     return (None if record else left), Removal(rule, row.position, record, texts, why)
 

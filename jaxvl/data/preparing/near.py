@@ -1,7 +1,8 @@
 """Pictures that look like a test picture: perceptual hashes that differ in few bits.
 
-Test pictures are few: every worker holds all their hashes (20 bytes each), and compares each record with all of them. For 100,000
-that takes 0.1 ms, a small part of decoding the record's picture; nothing is moved between workers.
+Test pictures are few: every worker holds all their hashes (20 bytes each), and compares each record
+with all of them. For 100,000 that takes 0.1 ms, a small part of decoding the record's picture;
+nothing is moved between workers.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def read_test_range(work: tuple[str, int, int], config: str) -> Iterator[TestLoo
 
 
 def nearest_test(row: Row, tests: TestLooks, distance: int) -> Loss | None:
-    """The loss of a record whose hash differs from that of a test picture in at most `distance` bits."""
+    """The loss of a record whose hash differs from that of a test picture in at most `distance`
+    bits."""
     if row.look is None or not len(tests.hashes):
         return None
     apart = np.bitwise_count(tests.hashes ^ np.uint64(row.look))
@@ -74,7 +76,11 @@ def nearest_test(row: Row, tests: TestLooks, distance: int) -> Loss | None:
     if apart[first] > distance:
         return None
     name = tests.names[tests.lists[first]]
-    return Loss(row.position, (), f"like record {tests.numbers[first]} of {name} ({apart[first]} bits apart)")
+    return Loss(
+        row.position,
+        (),
+        f"like record {tests.numbers[first]} of {name} ({apart[first]} bits apart)",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +91,13 @@ class NearTestImages(Rule):
         import apache_beam as beam
 
         assert context.test_looks is not None
-        table = gathered(context.test_looks, self.name) | f"{self.name}: table" >> beam.Map(table_of)
+        table = gathered(context.test_looks, self.name) | f"{self.name}: table" >> beam.Map(
+            table_of
+        )
         tests = beam.pvalue.AsSingleton(table, default_value=table_of([]))
-        return rows | f"{self.name}: compare" >> beam.FlatMap(_compared, tests, self.distance, self.name)
+        return rows | f"{self.name}: compare" >> beam.FlatMap(
+            _compared, tests, self.distance, self.name
+        )
 
 
 def _compared(row: Row, tests: TestLooks, distance: int, rule: str) -> Iterator[Row | Removal]:

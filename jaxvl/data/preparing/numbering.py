@@ -1,7 +1,8 @@
 """Places of the rows that are left: in the order of the source, in shards of equal size.
 
-A row's place is the number of rows before it: those of the blocks of the source before its own, which are counted once, and those
-before it in its block. So shards are the same whatever the runner, the workers and their order.
+A row's place is the number of rows before it: those of the blocks of the source before its own,
+which are counted once, and those before it in its block. So shards are the same whatever the
+runner, the workers and their order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from jaxvl.data.preparing.gathering import PCollection, gathered
 from jaxvl.data.preparing.rows import Row
 
 BLOCK = 10_000  # positions of the source
-Starts = tuple[np.ndarray, np.ndarray]  # numbers of the blocks that have rows, ascending; rows before each
+Starts = tuple[
+    np.ndarray, np.ndarray
+]  # numbers of the blocks that have rows, ascending; rows before each
 
 
 def starts_of(counts: Iterable[tuple[int, int]]) -> Starts:
@@ -33,7 +36,9 @@ def _one(row: Row) -> tuple[int, int]:
     return row.position // BLOCK, 1
 
 
-def placed(group: tuple[int, Iterable[Row]], starts: Starts, shard_records: int) -> Iterator[tuple[int, tuple[int, Row]]]:
+def placed(
+    group: tuple[int, Iterable[Row]], starts: Starts, shard_records: int
+) -> Iterator[tuple[int, tuple[int, Row]]]:
     """(shard, (place in the shard, row)) of the rows of one block."""
     blocks, firsts = starts
     first = int(firsts[np.searchsorted(blocks, group[0])])
@@ -46,9 +51,19 @@ def by_shard(rows: PCollection, shard_records: int) -> PCollection:
     """PCollection of (shard, its (place, row)s in any order)."""
     import apache_beam as beam
 
-    counts = rows | "numbering: count" >> beam.Map(_one) | "numbering: blocks" >> beam.CombinePerKey(sum)
+    counts = (
+        rows | "numbering: count" >> beam.Map(_one) | "numbering: blocks" >> beam.CombinePerKey(sum)
+    )
     starts = gathered(counts, "numbering") | "numbering: starts" >> beam.Map(starts_of)
     none = (np.zeros(0, np.int64), np.zeros(0, np.int64))
     side = beam.pvalue.AsSingleton(starts, default_value=none)
-    grouped = rows | "numbering: by block" >> beam.Map(_with_block) | "numbering: group" >> beam.GroupByKey()
-    return grouped | "numbering: places" >> beam.FlatMap(placed, side, shard_records) | "numbering: shards" >> beam.GroupByKey()
+    grouped = (
+        rows
+        | "numbering: by block" >> beam.Map(_with_block)
+        | "numbering: group" >> beam.GroupByKey()
+    )
+    return (
+        grouped
+        | "numbering: places" >> beam.FlatMap(placed, side, shard_records)
+        | "numbering: shards" >> beam.GroupByKey()
+    )

@@ -19,14 +19,17 @@ ShardRecords = Annotated[int, Range(1, 10_000)]  # four digits of a key are the 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Thresholds of the rules. Defaults are those of ALIGN (arXiv 2102.05918, section 3). A rule whose threshold is None is left out.
+    """Thresholds of the rules. Defaults are those of ALIGN (arXiv 2102.05918, section 3). A rule
+    whose threshold is None is left out.
 
     Attributes:
-      uid_subset: a file of DataComp's subsets: `.npy` of dtype `u8,u8`, sorted; records are kept whose `uid` is in it.
+      uid_subset: a file of DataComp's subsets: `.npy` of dtype `u8,u8`, sorted; records are kept
+        whose `uid` is in it.
       min_side: pixels; the shorter side of a picture is longer.
       max_aspect: the longer side divided by the shorter one is less.
       max_texts_per_image: distinct texts of equal pictures.
-      test_distance: bits of 64 in which a perceptual hash may differ from that of a near-duplicate among `test_images`.
+      test_distance: bits of 64 in which a perceptual hash may differ from that of a near-duplicate
+        among `test_images`.
       max_images_per_text: distinct pictures of equal texts.
       vocabulary: most frequent unigrams and bigrams, together; a text with any other is rare.
       min_words, max_words: unigrams of a text, both included.
@@ -60,10 +63,18 @@ class Rules:
 
     def __post_init__(self):
         if self.min_words is not None and self.max_words is not None:
-            check(self.min_words <= self.max_words, "min_words", f"{self.min_words} is more than max_words ({self.max_words})")
+            check(
+                self.min_words <= self.max_words,
+                "min_words",
+                f"{self.min_words} is more than max_words ({self.max_words})",
+            )
         chosen = [name for name in ("min_score", "top_share") if getattr(self, name) is not None]
         if self.score is None:
-            check(not chosen, chosen[0] if chosen else "", "needs a scorer, as rules.score = dict(name='checkpoint', workdir=…)")
+            check(
+                not chosen,
+                chosen[0] if chosen else "",
+                "needs a scorer, as rules.score = dict(name='checkpoint', workdir=…)",
+            )
         else:
             check(len(chosen) == 1, "score", "needs either min_score or top_share beside it")
 
@@ -79,10 +90,12 @@ class PrepareConfig:
       texts: columns of the texts, of kind `text` or `texts`.
       uid: column that `rules.uid_subset` is about.
       rules: see Rules.
-      test_images: name -> source whose pictures (column `image`) may not be among the data, nor anything that looks like them.
+      test_images: name -> source whose pictures (column `image`) may not be among the data, nor
+        anything that looks like them.
       format: `tar` (WebDataset, as img2dataset writes it) or `array_record`.
       shard_records: records of a shard; the last one may have fewer.
-      range_records: records that a worker reads at a time; what it has read of them is a file of the work folder.
+      range_records: records that a worker reads at a time; what it has read of them is a file of
+        the work folder.
       examples: removed records that the report shows, for each rule.
       seed: of the examples.
       plugins: files and modules of your own, which may register sources and scorers.

@@ -3,8 +3,8 @@
     ranges of numbers -> rows -> rule -> rule -> … -> places -> shards
                       \\-> bad      \\-> removed
 
-Rows hold no pictures: sums and joins move texts and checksums only. What a run counts is written to files of its work folder,
-which every runner can do.
+Rows hold no pictures: sums and joins move texts and checksums only. What a run counts is written to
+files of its work folder, which every runner can do.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from jaxvl.data.preparing.rows import Bad, Row
 from jaxvl.data.preparing.rules import rules_of
 
 LONGEST_SHOWN = 300  # characters of a text in the report
-Span = tuple[str, int, int]  # name of a list of test pictures, or empty; first and last number (excluded)
+Span = tuple[
+    str, int, int
+]  # name of a list of test pictures, or empty; first and last number (excluded)
 BAD = "bad"  # what records that cannot be used are counted and shown under, `bad/CAUSE`
 
 
-def build(pipeline: Pipeline, config: PrepareConfig, records: int, tests: dict[str, int], folder: str) -> None:
+def build(
+    pipeline: Pipeline, config: PrepareConfig, records: int, tests: dict[str, int], folder: str
+) -> None:
     """Adds all steps to a Beam pipeline.
 
     Args:
@@ -66,13 +70,17 @@ def _ranges(counted: tuple[str, int], size: int) -> Iterator[tuple[Span, None]]:
 def _spread(pipeline: Pipeline, counts: dict[str, int], size: int, name: str) -> PCollection:
     """PCollection of (range, nothing) of all records.
 
-    Ranges are made by a worker, since a pipeline that lists them is too large for some runners; a group by key, which all have,
-    gives each to whichever worker is free.
+    Ranges are made by a worker, since a pipeline that lists them is too large for some runners; a
+    group by key, which all have, gives each to whichever worker is free.
     """
     import apache_beam as beam
 
     counted = pipeline | name >> beam.Create(list(counts.items()), reshuffle=False)
-    return counted | f"split {name}" >> beam.FlatMap(_ranges, size) | f"spread {name}" >> beam.GroupByKey()
+    return (
+        counted
+        | f"split {name}" >> beam.FlatMap(_ranges, size)
+        | f"spread {name}" >> beam.GroupByKey()
+    )
 
 
 def _read(group: tuple[Span, Any], config: str, work: str) -> Iterator[Row | Bad]:
@@ -80,7 +88,9 @@ def _read(group: tuple[Span, Any], config: str, work: str) -> Iterator[Row | Bad
     return rows.read_range(config, work, start, stop)
 
 
-def _test_looks(pipeline: Pipeline, config: PrepareConfig, tests: dict[str, int], said: str) -> PCollection | None:
+def _test_looks(
+    pipeline: Pipeline, config: PrepareConfig, tests: dict[str, int], said: str
+) -> PCollection | None:
     import apache_beam as beam
 
     if not tests or config.rules.test_distance is None:
@@ -93,7 +103,7 @@ def _look_at_tests(group: tuple[Span, Any], config: str) -> Iterator[near.TestLo
     return near.read_test_range(group[0], config)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Counts and examples
 
 
@@ -137,7 +147,9 @@ def _example(removal: Removal, seed: int) -> tuple[str, list[tuple[str, int, lis
 
 
 def _bad_example(bad: Bad, seed: int) -> tuple[str, list[tuple[str, int, list[str], str]]]:
-    return f"{BAD}/{bad.cause}", [(_draw(seed, bad.position), bad.position, [], bad.detail[:LONGEST_SHOWN])]
+    return f"{BAD}/{bad.cause}", [
+        (_draw(seed, bad.position), bad.position, [], bad.detail[:LONGEST_SHOWN])
+    ]
 
 
 def _draw(seed: int, position: int) -> str:
@@ -157,12 +169,17 @@ def _examples(bad: PCollection, removed: PCollection, config: PrepareConfig, wor
         removed | "examples: of removals" >> beam.Map(_example, config.seed),
         bad | "examples: of bad records" >> beam.Map(_bad_example, config.seed),
     )
-    chosen = shown | "examples: all" >> beam.Flatten() | "examples: choose" >> beam.CombinePerKey(_smallest, config.examples)
+    chosen = (
+        shown
+        | "examples: all" >> beam.Flatten()
+        | "examples: choose" >> beam.CombinePerKey(_smallest, config.examples)
+    )
     _write(chosen, "examples", work)
 
 
 def _write(values: PCollection, name: str, work: str) -> None:
-    """Writes all values of a small PCollection to `work/NAME.json`, sorted; nothing where there are none."""
+    """Writes all values of a small PCollection to `work/NAME.json`, sorted; nothing where there are
+    none."""
     import apache_beam as beam
 
     _ = gathered(values, name) | f"{name}: write" >> beam.Map(_write_json, f"{work}/{name}.json")

@@ -48,10 +48,11 @@ def _occurring(row: Row, fewest: int) -> Iterator[tuple[str, Found]]:
 
 
 def _join(values: Iterable[Found]) -> Found:
-    """Sums counts and joins occurrences. A gram that occurs often enough keeps none, so that a frequent one takes no memory.
+    """Sums counts and joins occurrences. A gram that occurs often enough keeps none, so that a
+    frequent one takes no memory.
 
-    The threshold comes with the values, not as a side input: a combiner that has one keeps all keys of a bundle in memory, and
-    not every runner has such combiners.
+    The threshold comes with the values, not as a side input: a combiner that has one keeps all keys
+    of a bundle in memory, and not every runner has such combiners.
     """
     total = 0
     kept: list[Occurrence] | None = []
@@ -82,9 +83,23 @@ class RareWords(JoinRule):
         import apache_beam as beam
 
         name = self.name
-        counts = context.raw | f"{name}: grams" >> beam.FlatMap(_counted) | f"{name}: counts" >> beam.CombinePerKey(sum)
-        histogram = counts | f"{name}: alike" >> beam.Map(_one_of_count) | f"{name}: histogram" >> beam.CombinePerKey(sum)
-        fewest = gathered(histogram, name) | f"{name}: cut-off" >> beam.Map(lowest_kept, self.vocabulary)
+        counts = (
+            context.raw
+            | f"{name}: grams" >> beam.FlatMap(_counted)
+            | f"{name}: counts" >> beam.CombinePerKey(sum)
+        )
+        histogram = (
+            counts
+            | f"{name}: alike" >> beam.Map(_one_of_count)
+            | f"{name}: histogram" >> beam.CombinePerKey(sum)
+        )
+        fewest = gathered(histogram, name) | f"{name}: cut-off" >> beam.Map(
+            lowest_kept, self.vocabulary
+        )
         threshold = beam.pvalue.AsSingleton(fewest, default_value=1)
         occurring = context.raw | f"{name}: places" >> beam.FlatMap(_occurring, threshold)
-        return occurring | f"{name}: joined" >> beam.CombinePerKey(_join) | f"{name}: rare" >> beam.FlatMap(_rare)
+        return (
+            occurring
+            | f"{name}: joined" >> beam.CombinePerKey(_join)
+            | f"{name}: rare" >> beam.FlatMap(_rare)
+        )

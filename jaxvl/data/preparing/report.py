@@ -1,4 +1,5 @@
-"""What each rule took away: `report.json`, `report.html` with a page for each rule, and its pictures."""
+"""What each rule took away: `report.json`, `report.html` with a page for each rule, and its
+pictures."""
 
 from __future__ import annotations
 
@@ -39,7 +40,11 @@ def summary(prepared: Prepared, config: PrepareConfig) -> dict[str, Any]:
 
 
 def write(
-    folder: paths.Path, counts: dict[str, Any], examples: Mapping[str, Sequence[Sequence[Any]]], source: Source, config: PrepareConfig
+    folder: paths.Path,
+    counts: dict[str, Any],
+    examples: Mapping[str, Sequence[Sequence[Any]]],
+    source: Source,
+    config: PrepareConfig,
 ) -> None:
     """Writes the report into `folder`.
 
@@ -47,18 +52,37 @@ def write(
       counts: of `summary`.
       examples: rule or `bad/CAUSE` -> (draw, position, texts, why) of each.
     """
-    shown = {name: [_shown(example, source, config) for example in found] for name, found in examples.items()}
-    plain = {name: [{k: v for k, v in one.items() if k != "picture"} for one in found] for name, found in shown.items()}
-    paths.write_text(folder / "report.json", json.dumps({**counts, "examples": plain}, indent=1, ensure_ascii=False, sort_keys=True))
+    shown = {
+        name: [_shown(example, source, config) for example in found]
+        for name, found in examples.items()
+    }
+    plain = {
+        name: [{k: v for k, v in one.items() if k != "picture"} for one in found]
+        for name, found in shown.items()
+    }
+    paths.write_text(
+        folder / "report.json",
+        json.dumps({**counts, "examples": plain}, indent=1, ensure_ascii=False, sort_keys=True),
+    )
     loader = jinja2.PackageLoader("jaxvl.data.preparing", "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     template = environment.get_template("report.html")
     paths.make_folder(folder / "report")
-    bad = [one for name, found in sorted(shown.items()) if name.startswith(f"{BAD}/") for one in found]
+    bad = [
+        one for name, found in sorted(shown.items()) if name.startswith(f"{BAD}/") for one in found
+    ]
     pages = [(rule["name"], rule, shown.get(rule["name"], [])) for rule in counts["rules"]]
     pages.append((BAD_RECORDS, None, bad))
     for name, rule, found in pages:
-        text = template.render(counts=counts, source=source.name, page=name, rule=rule, examples=found)
+        text = template.render(
+            counts=counts, source=source.name, page=name, rule=rule, examples=found
+        )
         paths.write_text(folder / "report" / f"{name.replace(' ', '_')}.html", text)
     text = template.render(counts=counts, source=source.name, page=None, rule=None, examples=[])
     paths.write_text(folder / "report.html", text)
@@ -66,7 +90,12 @@ def write(
 
 def _shown(example: Sequence[Any], source: Source, config: PrepareConfig) -> dict[str, Any]:
     _, position, texts, why = example
-    return {"position": position, "texts": list(texts), "why": why, "picture": _thumbnail(position, source, config.image)}
+    return {
+        "position": position,
+        "texts": list(texts),
+        "why": why,
+        "picture": _thumbnail(position, source, config.image),
+    }
 
 
 def _thumbnail(position: int, source: Source, column: str) -> str | None:

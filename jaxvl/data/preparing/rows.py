@@ -1,4 +1,5 @@
-"""Records as the rules see them. Pictures are read once here, and once more where the records that are left are written."""
+"""Records as the rules see them. Pictures are read once here, and once more where the records that
+are left are written."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources.base import Source
 
 NO_CAPTION, NO_IMAGE = "no caption", "no image"
-HASHED_SIDE = 64  # pixels; a perceptual hash needs no more, and JPEGs are decoded faster at a part of their size
+# pixels; a perceptual hash needs no more, and JPEGs are decoded faster at a part of their size
+HASHED_SIDE = 64
 WHITE = (1.0, 1.0, 1.0)
 Place = tuple[str, int]  # column of a text; number in a list of texts, -1 in a column of one
 
@@ -84,7 +86,8 @@ def as_json(config: PrepareConfig) -> str:
 
 
 def check_columns(config: PrepareConfig, source: Source) -> None:
-    """Raises ConfigError where the source lacks a column that the config names, or has it of another kind."""
+    """Raises ConfigError where the source lacks a column that the config names, or has it of
+    another kind."""
     wanted = {config.image: ("image", ("image",))}
     wanted |= {name: ("texts", ("text", "texts")) for name in config.texts}
     if config.rules.uid_subset is not None:
@@ -95,11 +98,15 @@ def check_columns(config: PrepareConfig, source: Source) -> None:
             raise ConfigError(key, f"{name!r} is no column of {source.name} (there are: {there})")
         kind = source.columns[name].kind
         if kind not in kinds:
-            raise ConfigError(key, f"{name!r} is of kind {kind}; must be {' or '.join(kinds)} (there are: {there})")
+            raise ConfigError(
+                key,
+                f"{name!r} is of kind {kind}; must be {' or '.join(kinds)} (there are: {there})",
+            )
 
 
 def read_range(config: str, folder: str, start: int, stop: int) -> Iterator[Row | Bad]:
-    """Rows of the records start … stop - 1 of the source; they are kept in `folder`, for a run that is started again.
+    """Rows of the records start … stop - 1 of the source; they are kept in `folder`, for a run that
+    is started again.
 
     Raises:
       DataError: the source cannot be read any more.
@@ -134,12 +141,16 @@ def _row(config: PrepareConfig, record: Mapping[str, Any], position: int) -> Row
     data = record.get(config.image)
     if data is None:
         raise BadRecord(NO_IMAGE, f"record {position}")
-    width, height, look = look_at(data, hashed=bool(config.test_images) and config.rules.test_distance is not None)
+    width, height, look = look_at(
+        data, hashed=bool(config.test_images) and config.rules.test_distance is not None
+    )
     uid = record.get(config.uid) if config.rules.uid_subset is not None else None
     return Row(position, hashlib.sha256(data).digest(), width, height, look, uid, texts)
 
 
-def placed_texts(record: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[tuple[Place, str], ...]:
+def placed_texts(
+    record: Mapping[str, Any], columns: tuple[str, ...]
+) -> tuple[tuple[Place, str], ...]:
     """(place, text) of every text that holds more than spaces."""
     found: list[tuple[Place, str]] = []
     for column in columns:
@@ -152,7 +163,8 @@ def placed_texts(record: Mapping[str, Any], columns: tuple[str, ...]) -> tuple[t
 
 
 def look_at(data: bytes, hashed: bool) -> tuple[int, int, int | None]:
-    """(width, height, perceptual hash or None) of an encoded picture, which is decoded whole to see that it is one.
+    """(width, height, perceptual hash or None) of an encoded picture, which is decoded whole to see
+    that it is one.
 
     Raises:
       BadRecord: it cannot be decoded.
@@ -179,7 +191,10 @@ def _save(file: paths.Path, rows: list[Row | Bad]) -> None:
 def _packed(row: Row | Bad) -> list[Any]:
     if isinstance(row, Bad):
         return [row.position, row.cause, row.detail]
-    texts = [[column, number, text.encode("utf-8", "surrogatepass")] for (column, number), text in row.texts]
+    texts = [
+        [column, number, text.encode("utf-8", "surrogatepass")]
+        for (column, number), text in row.texts
+    ]
     look = None if row.look is None else row.look.to_bytes(8, "big")
     return [row.position, row.image, row.width, row.height, look, row.uid, texts]
 
@@ -199,5 +214,15 @@ def _unpacked(values: list[Any]) -> Row | Bad:
     if len(values) == 3:
         return Bad(*values)
     position, image, width, height, look, uid, texts = values
-    placed = tuple(((column, number), text.decode("utf-8", "surrogatepass")) for column, number, text in texts)
-    return Row(position, image, width, height, None if look is None else int.from_bytes(look, "big"), uid, placed)
+    placed = tuple(
+        ((column, number), text.decode("utf-8", "surrogatepass")) for column, number, text in texts
+    )
+    return Row(
+        position,
+        image,
+        width,
+        height,
+        None if look is None else int.from_bytes(look, "big"),
+        uid,
+        placed,
+    )

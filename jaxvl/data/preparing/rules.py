@@ -39,7 +39,13 @@ class MaxAspect(RowRule):
     def judge(self, row: Row) -> Loss | None:
         long, short = max(row.width, row.height), min(row.width, row.height)
         fits = long < self.ratio * short
-        return None if fits else Loss(row.position, (), f"{row.width} x {row.height} pixels, {long / short:.2f} to 1")
+        return (
+            None
+            if fits
+            else Loss(
+                row.position, (), f"{row.width} x {row.height} pixels, {long / short:.2f} to 1"
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +82,14 @@ class UidSubset(RowRule):
         return None if there else Loss(row.position, (), f"{row.uid} is not in the file")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Rules that group records. They read a group twice and hold none of it: the text "image" has millions of pictures. Some runners
-# themselves hold one group whole, about 100 bytes a member.
+# --------------------------------------------------------------------------------------------------
+# Rules that group records. They read a group twice and hold none of it: the text "image" has
+# millions of pictures. Some runners themselves hold one group whole, about 100 bytes a member.
 
 
-def _too_many(group: tuple[bytes, Iterable[tuple[bytes, int, tuple[Place, ...]]]], most: int, what: str) -> Iterator[Loss]:
+def _too_many(
+    group: tuple[bytes, Iterable[tuple[bytes, int, tuple[Place, ...]]]], most: int, what: str
+) -> Iterator[Loss]:
     """Losses of all members of a group that has more than `most` distinct other sides.
 
     Args:
@@ -116,8 +124,14 @@ class TextsPerImage(JoinRule):
     def losses(self, rows: PCollection, context: Context) -> PCollection:
         import apache_beam as beam
 
-        grouped = rows | f"{self.name}: by image" >> beam.FlatMap(_by_image) | f"{self.name}: group" >> beam.GroupByKey()
-        return grouped | f"{self.name}: count" >> beam.FlatMap(_too_many, self.most, "distinct texts")
+        grouped = (
+            rows
+            | f"{self.name}: by image" >> beam.FlatMap(_by_image)
+            | f"{self.name}: group" >> beam.GroupByKey()
+        )
+        return grouped | f"{self.name}: count" >> beam.FlatMap(
+            _too_many, self.most, "distinct texts"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +141,14 @@ class ImagesPerText(JoinRule):
     def losses(self, rows: PCollection, context: Context) -> PCollection:
         import apache_beam as beam
 
-        grouped = rows | f"{self.name}: by text" >> beam.FlatMap(_by_text) | f"{self.name}: group" >> beam.GroupByKey()
-        return grouped | f"{self.name}: count" >> beam.FlatMap(_too_many, self.most, "distinct pictures")
+        grouped = (
+            rows
+            | f"{self.name}: by text" >> beam.FlatMap(_by_text)
+            | f"{self.name}: group" >> beam.GroupByKey()
+        )
+        return grouped | f"{self.name}: count" >> beam.FlatMap(
+            _too_many, self.most, "distinct pictures"
+        )
 
 
 def _repeated(group: tuple[bytes, Iterable[tuple[int, tuple[Place, ...]]]]) -> Iterator[Loss]:
@@ -164,38 +184,75 @@ class Duplicates(JoinRule):
         return grouped | f"{self.name}: but the first" >> beam.FlatMap(_repeated)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def rules_of(config: PrepareConfig) -> list[Rule]:
     """The rules that hold, in their order: those that need the least first, the model's last."""
     rules = config.rules
     test_distance = rules.test_distance if config.test_images else None
-    no_near = "no near-duplicate of a test picture (perceptual hashes that differ in at most {} of 64 bits)"
+    no_near = (
+        "no near-duplicate of a test picture (perceptual hashes that differ in at most {} of 64 "
+        "bits)"
+    )
     found = [
         _rule(UidSubset, "uid_subset", rules.uid_subset, "uid in {}", OF_DATACOMP),
-        _rule(MinSide, "min_side", rules.min_side, "shorter side of more than {} pixels", OF_IMAGES),
-        _rule(MaxAspect, "max_aspect", rules.max_aspect, "aspect ratio of less than {:g}", OF_IMAGES),
-        _rule(TextsPerImage, "texts_per_image", rules.max_texts_per_image, "pictures of at most {:,} distinct texts", OF_IMAGES),
+        _rule(
+            MinSide, "min_side", rules.min_side, "shorter side of more than {} pixels", OF_IMAGES
+        ),
+        _rule(
+            MaxAspect, "max_aspect", rules.max_aspect, "aspect ratio of less than {:g}", OF_IMAGES
+        ),
+        _rule(
+            TextsPerImage,
+            "texts_per_image",
+            rules.max_texts_per_image,
+            "pictures of at most {:,} distinct texts",
+            OF_IMAGES,
+        ),
         _rule(NearTestImages, "near_test_images", test_distance, no_near, OF_IMAGES),
-        _rule(ImagesPerText, "images_per_text", rules.max_images_per_text, "texts of at most {:,} distinct pictures", OF_TEXTS),
-        _rule(RareWords, "rare_words", rules.vocabulary, "texts of the {:,} most frequent unigrams and bigrams only", OF_TEXTS),
+        _rule(
+            ImagesPerText,
+            "images_per_text",
+            rules.max_images_per_text,
+            "texts of at most {:,} distinct pictures",
+            OF_TEXTS,
+        ),
+        _rule(
+            RareWords,
+            "rare_words",
+            rules.vocabulary,
+            "texts of the {:,} most frequent unigrams and bigrams only",
+            OF_TEXTS,
+        ),
         _word_count(rules.min_words, rules.max_words),
         _rule(
-            Duplicates, "duplicates", rules.duplicates, "equal {} once, the first in the source", "exact copies: SHA-256, normalised text"
+            Duplicates,
+            "duplicates",
+            rules.duplicates,
+            "equal {} once, the first in the source",
+            "exact copies: SHA-256, normalised text",
         ),
         _rule(MinScore, "score", rules.min_score, "pairs that score at least {:g}", OF_MODEL),
-        _rule(TopShare, "score", rules.top_share, "the best {:.1%} of the pairs by score", OF_MODEL),
+        _rule(
+            TopShare, "score", rules.top_share, "the best {:.1%} of the pairs by score", OF_MODEL
+        ),
     ]
     return [rule for rule in found if rule is not None]
 
 
-def _rule(kind: Callable[..., Rule], name: str, threshold: Any, says: str, source: str) -> Rule | None:
+def _rule(
+    kind: Callable[..., Rule], name: str, threshold: Any, says: str, source: str
+) -> Rule | None:
     return None if threshold is None else kind(name, says.format(threshold), source, threshold)
 
 
 def _word_count(least: int | None, most: int | None) -> Rule | None:
     if least is None and most is None:
         return None
-    says = f"texts of at least {least} words" if most is None else f"texts of {least or 0} to {most} words"
+    says = (
+        f"texts of at least {least} words"
+        if most is None
+        else f"texts of {least or 0} to {most} words"
+    )
     return WordCount("word_count", says, OF_TEXTS, least, most)

@@ -1,8 +1,9 @@
-"""One run of the preparation: the folder that it works in, what a restart uses again, and the finished folder.
+"""One run of the preparation: the folder that it works in, what a restart uses again, and the
+finished folder.
 
-All is made in `OUT.unfinished` and renamed to OUT when it is whole, so that OUT is never a part. (In an object store, which renames
-by copying, it is made in OUT, and `prepared.json` comes last.) Then the folder `work` is deleted; what a kill at that moment leaves
-of it in OUT is of no use.
+All is made in `OUT.unfinished` and renamed to OUT when it is whole, so that OUT is never a part.
+(In an object store, which renames by copying, it is made in OUT, and `prepared.json` comes last.)
+Then the folder `work` is deleted; what a kill at that moment leaves of it in OUT is of no use.
 
 OUT/00000.tar, 00000_stats.json, …    shards, or 00000.array_record
 OUT/sizes.json                        {"00000.tar": records}, as open_clip reads it
@@ -34,7 +35,8 @@ from jaxvl.data.sources.base import Log, Source
 
 EXTRA = "Apache Beam is not installed: pip install 'jaxvl[prepare]'"
 FORMAT = 1  # of prepared.json
-# Of this machine, in Python. Beam's default, `DirectRunner`, would first download a Go program and start it.
+# Of this machine, in Python. Beam's default, `DirectRunner`, would first download a Go program and
+# start it.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 
 
@@ -103,9 +105,17 @@ def prepare(config: PrepareConfig, beam_options: Sequence[str] = (), log: Log = 
     check_beam()
     began = time.monotonic()
     out = paths.absolute(to_path(config.out, "out"))
-    check(not paths.exists(out / "prepared.json"), "out", f"{str(out)!r} is finished; choose another folder, or delete it")
+    check(
+        not paths.exists(out / "prepared.json"),
+        "out",
+        f"{str(out)!r} is finished; choose another folder, or delete it",
+    )
     remote = paths.is_remote(out)
-    check(remote or not paths.exists(out), "out", f"{str(out)!r} is there already; choose another folder")
+    check(
+        remote or not paths.exists(out),
+        "out",
+        f"{str(out)!r} is there already; choose another folder",
+    )
     source = config.source.open(log)
     rows.check_columns(config, source)
     shards.check_format(config, source)
@@ -115,8 +125,17 @@ def prepare(config: PrepareConfig, beam_options: Sequence[str] = (), log: Log = 
     folder = out if remote else out.with_name(f"{out.name}.unfinished")
     with _alone(folder):
         _begin(folder, config, source, log)
-        log(f"{source.name}: {len(source):,} records; rules: {', '.join(rule.name for rule in rules_of(config))}; works in {folder}")
-        _run(config, len(source), {name: len(test) for name, test in tests.items()}, folder, beam_options)
+        log(
+            f"{source.name}: {len(source):,} records; rules: "
+            f"{', '.join(rule.name for rule in rules_of(config))}; works in {folder}"
+        )
+        _run(
+            config,
+            len(source),
+            {name: len(test) for name, test in tests.items()},
+            folder,
+            beam_options,
+        )
         prepared = _result(config, folder, len(source), time.monotonic() - began)
         _finish(prepared, config, source, folder, out)
     return dataclasses.replace(prepared, out=out)
@@ -141,7 +160,9 @@ def _alone(folder: paths.Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise ConfigError("out", f"another run is making {str(folder)!r}; wait for it, or choose another folder") from None
+        raise ConfigError(
+            "out", f"another run is making {str(folder)!r}; wait for it, or choose another folder"
+        ) from None
     try:
         yield
     finally:
@@ -154,13 +175,22 @@ def _begin(folder: paths.Path, config: PrepareConfig, source: Source, log: Log) 
     """Makes the folder, or takes over what a run of the same options and data has left there."""
     work = folder / shards.WORK
     paths.make_folder(work)
-    about = {"config": json.loads(rows.as_json(config)), "fingerprint": source.fingerprint, "records": len(source)}
+    about = {
+        "config": json.loads(rows.as_json(config)),
+        "fingerprint": source.fingerprint,
+        "records": len(source),
+    }
     file = work / "run.json"
     if paths.exists(file):
         there = json.loads(paths.read_text(file))
         other = [key for key in about if there.get(key) != about[key]]
         what = {"config": "other options", "fingerprint": "other data", "records": "other data"}
-        check(not other, "out", f"{str(folder)!r} holds an unfinished run of {what[other[0]] if other else ''}; delete it to begin anew")
+        check(
+            not other,
+            "out",
+            f"{str(folder)!r} holds an unfinished run of {what[other[0]] if other else ''}; "
+            f"delete it to begin anew",
+        )
         log(f"{folder}: what an earlier run has finished is used again")
     else:
         paths.write_text(file, json.dumps(about, indent=1, sort_keys=True))
@@ -170,11 +200,19 @@ def _begin(folder: paths.Path, config: PrepareConfig, source: Source, log: Log) 
             stale.unlink()
 
 
-def _run(config: PrepareConfig, records: int, tests: dict[str, int], folder: paths.Path, beam_options: Sequence[str]) -> None:
+def _run(
+    config: PrepareConfig,
+    records: int,
+    tests: dict[str, int],
+    folder: paths.Path,
+    beam_options: Sequence[str],
+) -> None:
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    built = beam.Pipeline(options=PipelineOptions([f"--runner={LOCAL_RUNNER}", *beam_options]))  # the last one given counts
+    built = beam.Pipeline(
+        options=PipelineOptions([f"--runner={LOCAL_RUNNER}", *beam_options])
+    )  # the last one given counts
     pipeline.build(built, config, records, tests, str(folder))
     try:
         built.run().wait_until_finish()
@@ -182,7 +220,9 @@ def _run(config: PrepareConfig, records: int, tests: dict[str, int], folder: pat
         # Runners wrap what a step raised in types of their own, and keep its text.
         lines = [line for line in str(error).splitlines() if "DataError" in line]
         if isinstance(error, DataError) or lines:
-            raise DataError((lines or [str(error)])[-1].partition("DataError: ")[2] or str(error)) from error
+            raise DataError(
+                (lines or [str(error)])[-1].partition("DataError: ")[2] or str(error)
+            ) from error
         raise
 
 
@@ -199,27 +239,54 @@ def _result(config: PrepareConfig, folder: paths.Path, records: int, seconds: fl
     for rule in rules_of(config):
         records_gone, texts_gone = counts.get(rule.name, (0, 0))
         after = records_left - records_gone, texts_left - texts_gone
-        rules.append(RuleCounts(rule.name, rule.says, rule.source, records_left, after[0], texts_left, after[1]))
+        rules.append(
+            RuleCounts(
+                rule.name, rule.says, rule.source, records_left, after[0], texts_left, after[1]
+            )
+        )
         records_left, texts_left = after
     prefix = f"{pipeline.BAD}/"
-    bad = {name.removeprefix(prefix): n for name, (n, _) in sorted(counts.items()) if name.startswith(prefix)}
-    if sum(bad.values()) + counts.get("rows", (0, 0))[0] != records or sum(shard["successes"] for shard in written) != records_left:
-        raise DataError(f"{folder}: the counts of the runner do not add up; delete its folder {shards.WORK!r} and run again")
+    bad = {
+        name.removeprefix(prefix): n
+        for name, (n, _) in sorted(counts.items())
+        if name.startswith(prefix)
+    }
+    if (
+        sum(bad.values()) + counts.get("rows", (0, 0))[0] != records
+        or sum(shard["successes"] for shard in written) != records_left
+    ):
+        raise DataError(
+            f"{folder}: the counts of the runner do not add up; delete its folder "
+            f"{shards.WORK!r} and run again"
+        )
     return Prepared(folder, records, bad, rules, written, seconds)
 
 
-def _finish(prepared: Prepared, config: PrepareConfig, source: Source, folder: paths.Path, out: paths.Path) -> None:
-    """Writes report and manifest, puts the folder in its place, and removes what only the run needed."""
+def _finish(
+    prepared: Prepared, config: PrepareConfig, source: Source, folder: paths.Path, out: paths.Path
+) -> None:
+    """Writes report and manifest, puts the folder in its place, and removes what only the run
+    needed."""
     work = folder / shards.WORK
     examples = dict(_read_json(work / "examples.json"))
     report.write(folder, report.summary(prepared, config), examples, source, config)
-    sizes = {f"{shards.shard_name(s['shard'])}{shards.SUFFIXES[config.format]}": s["successes"] for s in prepared.shards}
+    sizes = {
+        f"{shards.shard_name(s['shard'])}{shards.SUFFIXES[config.format]}": s["successes"]
+        for s in prepared.shards
+    }
     paths.write_text(folder / "sizes.json", json.dumps(sizes, indent=1))
     manifest = {
         "format": FORMAT,
         "records": prepared.kept,
-        "source": {"name": source.name, "fingerprint": source.fingerprint, "records": prepared.records},
-        "columns": {name: {"kind": column.kind, "optional": column.optional} for name, column in source.columns.items()},
+        "source": {
+            "name": source.name,
+            "fingerprint": source.fingerprint,
+            "records": prepared.records,
+        },
+        "columns": {
+            name: {"kind": column.kind, "optional": column.optional}
+            for name, column in source.columns.items()
+        },
         "shards": {name: dict(stats) for name, stats in zip(sizes, prepared.shards)},
         "config": json.loads(rows.as_json(config)),
     }

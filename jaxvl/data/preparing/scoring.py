@@ -1,7 +1,8 @@
 """Scores of pairs by a model, and the rules that keep the best.
 
-A scorer is chosen by name, `rules.score = dict(name="checkpoint", workdir="runs/align")`; its config is registered in `SCORERS`
-and has `open() -> Scorer`. Records are scored in ranges of the source, so that a score does not depend on the workers.
+A scorer is chosen by name, `rules.score = dict(name="checkpoint", workdir="runs/align")`; its
+config is registered in `SCORERS` and has `open() -> Scorer`. Records are scored in ranges of the
+source, so that a score does not depend on the workers.
 """
 
 from __future__ import annotations
@@ -28,12 +29,17 @@ STEPS = 10_000  # of scores between 0 and 1 that the share of the best tells apa
 OF_NAN = -(2**62)  # step of a score that is none
 AT_ONCE = 1000  # records whose pictures are in memory
 RangeRows = tuple[int, Iterable[Row]]  # its number, rows in any order
-Scored = tuple[Row, tuple[float, ...]]  # a score for each text; nan where the picture cannot be encoded
+Scored = tuple[
+    Row, tuple[float, ...]
+]  # a score for each text; nan where the picture cannot be encoded
 
 
 class Scorer(Protocol):
-    def scores(self, pictures: Sequence[bytes], texts: Sequence[Sequence[str]]) -> Sequence[np.ndarray]:
-        """float [K] for each picture: how well each of its K texts fits it; nan where the picture cannot be encoded."""
+    def scores(
+        self, pictures: Sequence[bytes], texts: Sequence[Sequence[str]]
+    ) -> Sequence[np.ndarray]:
+        """float [K] for each picture: how well each of its K texts fits it; nan where the picture
+        cannot be encoded."""
 
 
 @functools.lru_cache(maxsize=2)
@@ -51,14 +57,22 @@ def _in_ranges(name: str, rows: PCollection, context: Context) -> PCollection:
     import apache_beam as beam
 
     records = json.loads(context.config)["range_records"]
-    return rows | f"{name}: ranges" >> beam.Map(_range_of, records) | f"{name}: group" >> beam.GroupByKey()
+    return (
+        rows
+        | f"{name}: ranges" >> beam.Map(_range_of, records)
+        | f"{name}: group" >> beam.GroupByKey()
+    )
 
 
 def scored(group: RangeRows, config: str, work: str) -> list[Scored]:
-    """Rows of one range with their scores, which are kept in `work`: for a second reading, and for a run that is started again."""
+    """Rows of one range with their scores, which are kept in `work`: for a second reading, and for
+    a run that is started again."""
     rows = sorted(group[1], key=lambda row: row.position)
     said = json.dumps([[row.position, [text for _, text in row.texts]] for row in rows])
-    file = paths.as_path(work) / f"scores-{group[0]:012d}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
+    file = (
+        paths.as_path(work)
+        / f"scores-{group[0]:012d}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
+    )
     try:
         values = json.loads(paths.read_text(file))
     except FileNotFoundError:
@@ -74,7 +88,9 @@ def _scores(config: str, rows: Sequence[Row]) -> list[list[float]]:
         some = rows[start : start + AT_ONCE]
         pictures = [_picture(source, row.position, resolved.image) for row in some]
         texts = [[text for _, text in row.texts] for row in some]
-        out += [[float(score) for score in scores] for scores in _scorer(config).scores(pictures, texts)]
+        out += [
+            [float(score) for score in scores] for scores in _scorer(config).scores(pictures, texts)
+        ]
     return out
 
 
@@ -82,7 +98,9 @@ def _picture(source: Source, position: int, column: str) -> bytes:
     try:
         return source.read(position, [column])[column]
     except (BadRecord, KeyError) as error:
-        raise DataError(f"{source.name}: record {position} could be read before and cannot now ({error})") from None
+        raise DataError(
+            f"{source.name}: record {position} could be read before and cannot now ({error})"
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +111,14 @@ class MinScore(Rule):
         import apache_beam as beam
 
         ranges = _in_ranges(self.name, rows, context)
-        return ranges | f"{self.name}: below" >> beam.FlatMap(_cut_below, self.least, context.config, context.work, self.name)
+        return ranges | f"{self.name}: below" >> beam.FlatMap(
+            _cut_below, self.least, context.config, context.work, self.name
+        )
 
 
-def _cut_below(group: RangeRows, least: float, config: str, work: str, rule: str) -> Iterator[Row | Removal]:
+def _cut_below(
+    group: RangeRows, least: float, config: str, work: str, rule: str
+) -> Iterator[Row | Removal]:
     for row, scores in scored(group, config, work):
         losses = [
             Loss(row.position, (place,), f"scores {score:.4f}, less than {least:.4f}")
@@ -121,7 +143,9 @@ class TopShare(Rule):
         histogram = steps | f"{name}: histogram" >> beam.CombinePerKey(sum)
         least = gathered(histogram, name) | f"{name}: cut-off" >> beam.Map(least_step, self.share)
         threshold = beam.pvalue.AsSingleton(least, default_value=0)
-        return ranges | f"{name}: below" >> beam.FlatMap(_cut_below_step, threshold, context.config, context.work, name)
+        return ranges | f"{name}: below" >> beam.FlatMap(
+            _cut_below_step, threshold, context.config, context.work, name
+        )
 
 
 def step_of(score: float) -> int:
@@ -141,7 +165,9 @@ def least_step(histogram: Iterable[tuple[int, int]], share: float) -> int:
     return max(lowest_kept(counts, int(share * pairs)), OF_NAN + 1)
 
 
-def _cut_below_step(group: RangeRows, least: int, config: str, work: str, rule: str) -> Iterator[Row | Removal]:
+def _cut_below_step(
+    group: RangeRows, least: int, config: str, work: str, rule: str
+) -> Iterator[Row | Removal]:
     for row, scores in scored(group, config, work):
         losses = [
             Loss(row.position, (place,), f"scores {score:.4f}, less than {least / STEPS:.4f}")

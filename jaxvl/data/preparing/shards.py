@@ -1,10 +1,12 @@
 """Shards of the records that are left.
 
-Tar shards are laid out as img2dataset's (its writer.py and logger.py): `{shard:05d}.tar`, members `KEY.jpg` (the picture's bytes
-unchanged, under its own suffix), `KEY.txt`, `KEY.json`; KEY is the shard in 5 digits and the place in 4; `{shard:05d}_stats.json`.
-Equal rows give equal bytes: times are 0, keys of JSON are sorted.
+Tar shards are laid out as img2dataset's (its writer.py and logger.py): `{shard:05d}.tar`, members
+`KEY.jpg` (the picture's bytes unchanged, under its own suffix), `KEY.txt`, `KEY.json`; KEY is the
+shard in 5 digits and the place in 4; `{shard:05d}_stats.json`. Equal rows give equal bytes: times
+are 0, keys of JSON are sorted.
 
-ArrayRecord shards hold a msgpack map per record, column -> value; an array is `{dtype, shape, data}`.
+ArrayRecord shards hold a msgpack map per record, column -> value; an array is `{dtype, shape,
+data}`.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ SUFFIXES = {"tar": ".tar", "array_record": ".array_record"}
 OPTIONS = "group_size:1,zstd:3"  # of ArrayRecord: any record by itself
 IN_JSON = ("int", "float", "class", "text", "texts")
 KINDS_OF_TAR = (*IN_JSON, "image", "audio", "array")
-# Pillow's names of formats whose usual suffix is another. A phone's picture of several frames, "MPO", is a JPEG.
+# Pillow's names of formats whose usual suffix is another. A phone's picture of several frames,
+# "MPO", is a JPEG.
 PICTURES = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 SOUNDS = ((b"fLaC", "flac"), (b"OggS", "ogg"), (b"RIFF", "wav"))  # first bytes; others are MP3
 
@@ -49,15 +52,22 @@ def check_format(config: PrepareConfig, source: Source) -> None:
         return
     for name, column in source.columns.items():
         fits = column.kind in KINDS_OF_TAR
-        check(fits, "format", f"'tar' holds no {column.kind} (column {name!r}); must be 'array_record'")
+        check(
+            fits,
+            "format",
+            f"'tar' holds no {column.kind} (column {name!r}); must be 'array_record'",
+        )
 
 
 def shard_name(shard: int) -> str:
     return f"{shard:05d}"
 
 
-def write_shard(group: tuple[int, Iterable[tuple[int, Row]]], config: str, folder: str) -> Iterator[dict[str, Any]]:
-    """Writes one shard and then its statistics, which say that it is whole; one that is there from an earlier run is kept.
+def write_shard(
+    group: tuple[int, Iterable[tuple[int, Row]]], config: str, folder: str
+) -> Iterator[dict[str, Any]]:
+    """Writes one shard and then its statistics, which say that it is whole; one that is there from
+    an earlier run is kept.
 
     Yields:
       the statistics.
@@ -75,7 +85,9 @@ def write_shard(group: tuple[int, Iterable[tuple[int, Row]]], config: str, folde
     stats = place / f"{name}_stats.json"
     kept = _kept(file, stats, digest)
     if kept is None:
-        with tempfile.TemporaryDirectory(dir=None if paths.is_remote(place) else place / WORK) as scratch:
+        with tempfile.TemporaryDirectory(
+            dir=None if paths.is_remote(place) else place / WORK
+        ) as scratch:
             made = pathlib.Path(scratch) / file.name
             records = _records(resolved, source, rows)
             if resolved.format == "tar":
@@ -93,7 +105,13 @@ def write_shard(group: tuple[int, Iterable[tuple[int, Row]]], config: str, folde
 
 def _digest(rows: Sequence[Row], form: str) -> str:
     """Says what a shard holds, without reading a picture."""
-    said = [form, *([row.position, row.image.hex(), [[*place, text] for place, text in row.texts]] for row in rows)]
+    said = [
+        form,
+        *(
+            [row.position, row.image.hex(), [[*place, text] for place, text in row.texts]]
+            for row in rows
+        ),
+    ]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
@@ -113,7 +131,8 @@ def _size(file: paths.Path) -> int:
 
 
 def _statistics(shard: int, rows: Sequence[Row], made: pathlib.Path, digest: str) -> dict[str, Any]:
-    """img2dataset's fields; the last four are ours. Times are 0, so that equal rows give equal files."""
+    """img2dataset's fields; the last four are ours. Times are 0, so that equal rows give equal
+    files."""
     with open(made, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -132,15 +151,23 @@ def _statistics(shard: int, rows: Sequence[Row], made: pathlib.Path, digest: str
     }
 
 
-def _records(config: PrepareConfig, source: Source, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def _records(
+    config: PrepareConfig, source: Source, rows: Sequence[Row]
+) -> Iterator[dict[str, Any]]:
     """Whole records, with the texts that are left."""
     for row in rows:
         try:
             record = dict(source.read(row.position))
         except BadRecord as error:
-            raise DataError(f"{source.name}: record {row.position} could be read before and cannot now ({error})") from None
+            raise DataError(
+                f"{source.name}: record {row.position} could be read before and cannot now "
+                f"({error})"
+            ) from None
         if hashlib.sha256(record.get(config.image, b"")).digest() != row.image:
-            raise DataError(f"{source.name}: the picture of record {row.position} is another one than before; run on data that stays")
+            raise DataError(
+                f"{source.name}: the picture of record {row.position} is another one than "
+                f"before; run on data that stays"
+            )
         yield _with_texts(record, config.texts, row)
 
 
@@ -154,12 +181,13 @@ def _with_texts(record: dict[str, Any], columns: Sequence[str], row: Row) -> dic
     return record
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tar
 
 
 def suffix_of(data: bytes, kind: str) -> str:
-    """Of an encoded picture or sound; `bin` where that is broken, which only a second picture of a record can be."""
+    """Of an encoded picture or sound; `bin` where that is broken, which only a second picture of a
+    record can be."""
     if kind == "audio":
         return next((suffix for start, suffix in SOUNDS if data.startswith(start)), "mp3")
     try:
@@ -170,7 +198,11 @@ def suffix_of(data: bytes, kind: str) -> str:
 
 
 def _write_tar(
-    made: pathlib.Path, name: str, rows: Sequence[Row], records: Iterable[Mapping[str, Any]], columns: Mapping[str, Column]
+    made: pathlib.Path,
+    name: str,
+    rows: Sequence[Row],
+    records: Iterable[Mapping[str, Any]],
+    columns: Mapping[str, Column],
 ) -> None:
     with tarfile.open(made, "w", format=tarfile.USTAR_FORMAT) as tar:
         for place, (row, record) in enumerate(zip(rows, records)):
@@ -182,13 +214,21 @@ def _write_tar(
                 tar.addfile(about, io.BytesIO(data))
 
 
-def _members(key: str, row: Row, record: Mapping[str, Any], columns: Mapping[str, Column]) -> Iterator[tuple[str, bytes]]:
+def _members(
+    key: str, row: Row, record: Mapping[str, Any], columns: Mapping[str, Column]
+) -> Iterator[tuple[str, bytes]]:
     """(suffix, bytes) of the members of one record: picture, text, the rest.
 
-    A second column of a kind has its name before the suffix: `KEY.mask.png`. A column that is called as one of img2dataset's fields
-    is kept as `original_NAME`.
+    A second column of a kind has its name before the suffix: `KEY.mask.png`. A column that is
+    called as one of img2dataset's fields is kept as `original_NAME`.
     """
-    about = {"key": key, "status": "success", "width": row.width, "height": row.height, "sha256": row.image.hex()}
+    about = {
+        "key": key,
+        "status": "success",
+        "width": row.width,
+        "height": row.height,
+        "sha256": row.image.hex(),
+    }
     taken: set[str] = set()
     for name, value in record.items():
         kind = columns[name].kind
@@ -202,7 +242,12 @@ def _members(key: str, row: Row, record: Mapping[str, Any], columns: Mapping[str
     classes = [value for name, value in record.items() if columns[name].kind == "class"]
     if classes:
         yield "cls", str(int(classes[0])).encode()
-    yield "json", json.dumps(about, sort_keys=True, ensure_ascii=False, default=_number).encode("utf-8", "replace")
+    yield (
+        "json",
+        json.dumps(about, sort_keys=True, ensure_ascii=False, default=_number).encode(
+            "utf-8", "replace"
+        ),
+    )
 
 
 def _plain(name: str) -> str:
@@ -222,7 +267,7 @@ def _number(value: Any) -> Any:
     raise ConfigError("format", f"a value of type {type(value).__name__} cannot be kept in JSON")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # ArrayRecord
 
 

@@ -6,7 +6,8 @@ import hashlib
 import re
 import unicodedata
 
-# A word is a run of letters and digits, which an apostrophe may join. Chinese and Japanese write no spaces: each character is one.
+# A word is a run of letters and digits, which an apostrophe may join. Chinese and Japanese write no
+# spaces: each character is one.
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['\u2019][^\W{_UNSPACED}]+)*")
 LONGEST_READ = 100_000  # characters of a text whose words are counted; a megabyte is no caption
@@ -19,7 +20,9 @@ def normalized(text: str) -> str:
 
 def text_key(text: str) -> bytes:
     """16 bytes, equal for equal normalised texts."""
-    return hashlib.blake2b(normalized(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(
+        normalized(text).encode("utf-8", "surrogatepass"), digest_size=16
+    ).digest()
 
 
 def words(text: str) -> list[str]:

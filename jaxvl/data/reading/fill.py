@@ -50,7 +50,11 @@ class Part(NamedTuple):
     def cut(self, pieces: int) -> list[Part]:
         """At most so many parts of equal size; the last may be smaller."""
         size = -(-len(self.rows) // pieces)
-        return [self.some(slice(first, first + size)) for first in range(0, len(self.rows), size)] if size else []
+        return (
+            [self.some(slice(first, first + size)) for first in range(0, len(self.rows), size)]
+            if size
+            else []
+        )
 
 
 @dataclasses.dataclass
@@ -65,7 +69,9 @@ class Tally:
 
     seen: int = 0
     skipped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    seconds: dict[str, float] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(STAGES, 0.0)
+    )
 
     def add(self, other: Tally) -> None:
         """Adds what another one has."""
@@ -90,14 +96,21 @@ class Layout:
     """
 
     def __init__(self, config: DataConfig, count: int, pad_id: int):
-        self._shapes = {name: ((count, *row.shape), np.dtype(row.dtype)) for name, row in config.record_shapes.items()}
-        self._pads = {name: pad_id for name, modality in config.inputs.items() if modality == "text"}
+        self._shapes = {
+            name: ((count, *row.shape), np.dtype(row.dtype))
+            for name, row in config.record_shapes.items()
+        }
+        self._pads = {
+            name: pad_id for name, modality in config.inputs.items() if modality == "text"
+        }
         self._places: dict[str, int] = {}
         self.nbytes = 0
         for name, (shape, dtype) in self._shapes.items():
             self._places[name] = self.nbytes
             size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            self.nbytes += -(-size // 64) * 64  # jax on a CPU takes arrays over without copying where they begin at multiples of 64
+            self.nbytes += (
+                -(-size // 64) * 64
+            )  # jax on a CPU takes arrays over without copying where they begin at multiples of 64
 
     def new(self) -> Arrays:
         """Arrays whose rows have nothing."""
@@ -109,7 +122,9 @@ class Layout:
     def within(self, memory: Any) -> Arrays:
         """Arrays in memory of `nbytes` bytes, as it stands. They keep `memory` alive."""
         return {
-            name: np.frombuffer(memory, dtype, int(np.prod(shape, dtype=np.int64)), self._places[name]).reshape(shape)
+            name: np.frombuffer(
+                memory, dtype, int(np.prod(shape, dtype=np.int64)), self._places[name]
+            ).reshape(shape)
             for name, (shape, dtype) in self._shapes.items()
         }
 
@@ -141,7 +156,9 @@ class Recipe:
     @property
     def layout(self) -> Layout:
         """Of the batches."""
-        return Layout(self.config, len(self.counted) * self.config.records_per_row, self.tokenizer.pad_id)
+        return Layout(
+            self.config, len(self.counted) * self.config.records_per_row, self.tokenizer.pad_id
+        )
 
 
 class Filler:
@@ -161,12 +178,19 @@ class Filler:
         self.cache = Cache(cache_bytes)
         self._counted = recipe.counted
         self._records_per_row = config.records_per_row
-        self._readers = _readers(config, recipe.source, Context(recipe.tokenizer, recipe.preprocess, self.cache))
-        self._columns = tuple(dict.fromkeys(column for reader in self._readers.values() for column in reader.columns))
+        self._readers = _readers(
+            config, recipe.source, Context(recipe.tokenizer, recipe.preprocess, self.cache)
+        )
+        self._columns = tuple(
+            dict.fromkeys(column for reader in self._readers.values() for column in reader.columns)
+        )
         self._required = config.required
         self._optional = [name for name in config.fields if name not in self._required]
         masked = config.missing == "mask"
-        self._masks = {name: [f"has_{entry}" for entry in field.inputs(name)] if masked else [] for name, field in config.fields.items()}
+        self._masks = {
+            name: [f"has_{entry}" for entry in field.inputs(name)] if masked else []
+            for name, field in config.fields.items()
+        }
 
     def fill(self, out: Arrays, part: Part) -> Tally:
         """Fills rows that have nothing; returns what it has met.
@@ -195,7 +219,8 @@ class Filler:
         return tally
 
     def _values(self, number: int, spent: dict[str, float]) -> tuple[Values, list[str]]:
-        """What the readers take from a record, or from the next good one of its part or cluster, and why those before it are bad."""
+        """What the readers take from a record, or from the next good one of its part or cluster,
+        and why those before it are bad."""
         skipped: list[str] = []
         while len(skipped) < REPLACEMENTS:
             try:
@@ -203,7 +228,10 @@ class Filler:
             except BadRecord as error:
                 skipped.append(error.cause)
                 number = self._order.after(number)
-        raise DataError(f"{self.source.name}: {REPLACEMENTS} bad records in a row ({causes(collections.Counter(skipped))})")
+        raise DataError(
+            f"{self.source.name}: {REPLACEMENTS} bad records in a row "
+            f"({causes(collections.Counter(skipped))})"
+        )
 
     def _load(self, number: int, spent: dict[str, float]) -> Values:
         kept = self.cache.get(number)
@@ -228,7 +256,9 @@ class Filler:
             if name in self._required:
                 raise BadRecord(f"no {name}", f"a record of {self.source.name} has none")
         if absent and all(name in absent for name in self._optional):
-            raise BadRecord(f"no {absent[0]}", f"a record of {self.source.name} has none of {', '.join(absent)}")
+            raise BadRecord(
+                f"no {absent[0]}", f"a record of {self.source.name} has none of {', '.join(absent)}"
+            )
         return {key: value for key, value in values.items() if value is not None}
 
 

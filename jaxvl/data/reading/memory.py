@@ -1,4 +1,5 @@
-"""Memory that processes share, without a name: nothing is left of it when they end, however they end.
+"""Memory that processes share, without a name: nothing is left of it when they end, however they
+end.
 
 It is no part of /dev/shm, which containers often keep small.
 """
@@ -23,7 +24,8 @@ Span = tuple[int, int]  # first byte, and the one after the last
 
 
 def nameless_file() -> int:
-    """Descriptor of an empty file in memory; where the system has none, of one on disk that nobody else can open."""
+    """Descriptor of an empty file in memory; where the system has none, of one on disk that nobody
+    else can open."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("jaxvl", os.MFD_CLOEXEC)
     with tempfile.TemporaryFile() as file:
@@ -33,8 +35,9 @@ def nameless_file() -> int:
 class Slots:
     """Pieces of shared memory of one size, used again and again.
 
-    There are as many as are in use at a time. One is in use as long as anything refers to what `take` gave, an array of it or an array
-    that jax has taken over without copying: it can never be overwritten while it can be read.
+    There are as many as are in use at a time. One is in use as long as anything refers to what
+    `take` gave, an array of it or an array that jax has taken over without copying: it can never be
+    overwritten while it can be read.
 
     Args:
       size: bytes that each holds at least.
@@ -49,7 +52,9 @@ class Slots:
         self.file = nameless_file()
         self._type = ctypes.c_char * self.size
         self._maps: list[mmap.mmap] = []
-        self._free: collections.deque[int] = collections.deque()  # filled by whatever thread drops a slot: no lock
+        self._free: collections.deque[int] = (
+            collections.deque()
+        )  # filled by whatever thread drops a slot: no lock
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -79,7 +84,8 @@ class Slots:
 
 
 def share(value: Any) -> tuple[int, list[Span]]:
-    """A value for other processes: a file with its pickle and its arrays, of which all of them read the same memory, and where each lies.
+    """A value for other processes: a file with its pickle and its arrays, of which all of them read
+    the same memory, and where each lies.
 
     Raises:
       Exception: it cannot be pickled.
@@ -99,7 +105,8 @@ def share(value: Any) -> tuple[int, list[Span]]:
 
 
 def shared(file: int, spans: Sequence[Span]) -> Any:
-    """What `share` was given, in another process. An array costs memory of its own only where it is written to. Closes the file."""
+    """What `share` was given, in another process. An array costs memory of its own only where it is
+    written to. Closes the file."""
     content = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_COPY))
     os.close(file)
     rest, *buffers = [content[first:end] for first, end in spans]

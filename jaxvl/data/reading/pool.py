@@ -22,7 +22,8 @@ class Pool(abc.ABC):
 
     @abc.abstractmethod
     def begin(self, part: Part) -> tuple[Arrays, list[Future[Tally]]]:
-        """The arrays of a batch, and the jobs that fill all of its rows with `part`: each does what `Filler.fill` does."""
+        """The arrays of a batch, and the jobs that fill all of its rows with `part`: each does what
+        `Filler.fill` does."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -43,7 +44,9 @@ class Threads(Pool):
     def begin(self, part: Part) -> tuple[Arrays, list[Future[Tally]]]:
         """See `Pool`."""
         out = self._layout.new()
-        return out, [self._threads.submit(self.filler.fill, out, piece) for piece in part.cut(self._pieces)]
+        return out, [
+            self._threads.submit(self.filler.fill, out, piece) for piece in part.cut(self._pieces)
+        ]
 
     def close(self) -> None:
         """See `Pool`. Waits for what is being read."""

@@ -1,10 +1,11 @@
 """Processes that read records and write rows straight into memory that they share with this one.
 
-A worker is a new Python that imports what reading needs; it never starts jax's devices, and it does not import the script of this
-process. It opens the source again. What goes to it for a row is the record's number with the field's draws; what comes back is counts.
+A worker is a new Python that imports what reading needs; it never starts jax's devices, and it does
+not import the script of this process. It opens the source again. What goes to it for a row is the
+record's number with the field's draws; what comes back is counts.
 
-A worker ends when this process closes its pool, and when this process ends, however that happens. It leaves interrupts
-and requests to end to this process, so that a run can still save.
+A worker ends when this process closes its pool, and when this process ends, however that happens.
+It leaves interrupts and requests to end to this process, so that a run can still save.
 """
 
 from __future__ import annotations
@@ -44,7 +45,12 @@ from jaxvl.data.reading.worker import work
 work(connection, *map(int, sys.argv[2:]))
 """
 # Each worker is one of several on a machine: no library is to start a thread for each core.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 class Begin(NamedTuple):
@@ -72,7 +78,8 @@ class Job(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What became of a job: what reading its records has met, or an exception, pickled. Without a number, the worker could not begin."""
+    """What became of a job: what reading its records has met, or an exception, pickled. Without a
+    number, the worker could not begin."""
 
     number: int | None
     tally: Tally | None = None
@@ -91,8 +98,8 @@ class Child(NamedTuple):
 class Processes(Pool):
     """`reader.processes` workers with `reader.threads` threads each.
 
-    A record is always read by the same worker where records are kept in memory, so that the workers together keep each once, in
-    `reader.cache_mb`; without a cache they share a batch equally.
+    A record is always read by the same worker where records are kept in memory, so that the workers
+    together keep each once, in `reader.cache_mb`; without a cache they share a batch equally.
 
     Args:
       recipe: what is read, and how.
@@ -111,7 +118,9 @@ class Processes(Pool):
         self._pieces = reader.threads  # no more: a message takes as long as a few rows of text
         self._cached = reader.cache_mb > 0
         self._numbers = itertools.count()
-        self._jobs: dict[int, tuple[Future[Tally], Arrays]] = {}  # arrays stay in use until nobody writes into them
+        self._jobs: dict[
+            int, tuple[Future[Tally], Arrays]
+        ] = {}  # arrays stay in use until nobody writes into them
         self._failure: Exception | None = None
         self._closed = False
         self._slots = Slots(self._layout.nbytes)
@@ -131,9 +140,14 @@ class Processes(Pool):
         try:
             file, spans = share(recipe)
         except Exception as error:  # pickle raises many types
-            problem = f"{self._name} cannot be given to other processes ({type(error).__name__}: {error}); set it to 0"
+            problem = (
+                f"{self._name} cannot be given to other processes ({type(error).__name__}: "
+                f"{error}); set it to 0"
+            )
             raise ConfigError("reader.processes", problem) from error
-        begin = Begin(loaded_plugins(), spans, self._slots.size, reader.cache_mb * 2**20 // reader.processes)
+        begin = Begin(
+            loaded_plugins(), spans, self._slots.size, reader.cache_mb * 2**20 // reader.processes
+        )
         try:
             for number in range(reader.processes):
                 self._children.append(_child(number, [self._slots.file, file, reader.threads]))
@@ -142,7 +156,9 @@ class Processes(Pool):
                 child.connection.send(sys.path)
                 child.connection.send(begin)
         except OSError as error:
-            raise DataError(f"{self._name}: cannot start {reader.processes} reader processes ({error})") from None
+            raise DataError(
+                f"{self._name}: cannot start {reader.processes} reader processes ({error})"
+            ) from None
         finally:
             os.close(file)
 
@@ -213,7 +229,10 @@ class Processes(Pool):
     def _ended(self, child: Child) -> None:
         cause = ended_by(child.process.wait())
         if not self._closed:
-            of = f"reader process {child.number + 1} of {len(self._children)} (pid {child.process.pid})"
+            of = (
+                f"reader process {child.number + 1} of {len(self._children)} (pid "
+                f"{child.process.pid})"
+            )
             self._fail(DataError(f"{self._name}: {of} {cause}"))
 
     def _fail(self, error: Exception) -> None:
@@ -252,13 +271,22 @@ class Processes(Pool):
 def _child(number: int, arguments: Sequence[int]) -> Child:
     """Starts a worker; the first two of `arguments` are descriptors that it inherits."""
     here, there = Pipe()
-    command = [spawn.get_executable(), "-c", PROGRAM, str(there.fileno()), str(os.getpid()), *map(str, arguments)]
+    command = [
+        spawn.get_executable(),
+        "-c",
+        PROGRAM,
+        str(there.fileno()),
+        str(os.getpid()),
+        *map(str, arguments),
+    ]
     environment = {**ENVIRONMENT, **os.environ, "JAX_PLATFORMS": "cpu"}
     # A new process has this thread's mask: no signal ends it before it ignores them.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         inherited = [there.fileno(), *arguments[:2]]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=inherited)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, env=environment, pass_fds=inherited
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         there.close()
@@ -273,7 +301,14 @@ def ended_by(status: int) -> str:
         name = signal.Signals(-status).name
     except ValueError:
         name = f"signal {-status}"
-    hint = "; the system does so when memory runs out: fewer reader.processes, or a smaller reader.cache_mb" if name == "SIGKILL" else ""
+    hint = (
+        (
+            "; the system does so when memory runs out: fewer reader.processes, or a smaller "
+            "reader.cache_mb"
+        )
+        if name == "SIGKILL"
+        else ""
+    )
     return f"was ended by {name}{hint}"
 
 
@@ -281,5 +316,7 @@ def _unpickled(data: bytes) -> Exception:
     try:
         error: Any = pickle.loads(data)
     except Exception as failed:
-        return RuntimeError(f"a reader process raised what cannot be read here ({type(failed).__name__}: {failed})")
+        return RuntimeError(
+            f"a reader process raised what cannot be read here ({type(failed).__name__}: {failed})"
+        )
     return error

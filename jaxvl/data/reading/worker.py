@@ -99,7 +99,8 @@ def work(connection: Connection, parent: int, slots: int, shared_file: int, thre
 
 
 def _next(connection: Connection, parent: int) -> Job | None:
-    """The next job. Raises EOFError where the parent has gone; a child of it that holds the connection open may hide that."""
+    """The next job. Raises EOFError where the parent has gone; a child of it that holds the
+    connection open may hide that."""
     while not connection.poll(LOOK):
         if os.getppid() != parent:
             raise EOFError
@@ -107,7 +108,8 @@ def _next(connection: Connection, parent: int) -> Job | None:
 
 
 def portable(error: BaseException) -> bytes:
-    """An exception for the parent, with where it came from; one that cannot be pickled becomes a RuntimeError that says the same."""
+    """An exception for the parent, with where it came from; one that cannot be pickled becomes a
+    RuntimeError that says the same."""
     error.add_note(f"In a reader process:\n{''.join(traceback.format_exception(error))}")
     try:
         data = cloudpickle.dumps(error)

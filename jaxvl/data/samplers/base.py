@@ -17,14 +17,15 @@ State = Mapping[str, Any]  # JSON-able: numbers, texts, lists and dicts
 class Order(abc.ABC):
     """The record at each position of an endless stream.
 
-    Equal configs, seeds, states and sources (by their shards, length and columns) give equal orders. A position has its
-    record whatever other positions are asked for, so any host can read any part of the stream. It is thread-safe and
-    picklable.
+    Equal configs, seeds, states and sources (by their shards, length and columns) give equal
+    orders. A position has its record whatever other positions are asked for, so any host can read
+    any part of the stream. It is thread-safe and picklable.
 
     Attributes:
-      epoch: positions in which every record of the order comes once; None where records come at different rates.
-      group: consecutive positions that are one row of a batch, an anchor and its negatives; the first of a row is a
-        multiple of it.
+      epoch: positions in which every record of the order comes once; None where records come at
+        different rates.
+      group: consecutive positions that are one row of a batch, an anchor and its negatives; the
+        first of a row is a multiple of it.
     """
 
     epoch: int | None
@@ -36,20 +37,23 @@ class Order(abc.ABC):
 
     @abc.abstractmethod
     def after(self, record: int) -> int:
-        """The record that takes the place of `record` where that cannot be read: the next one of its part or cluster.
+        """The record that takes the place of `record` where that cannot be read: the next one of
+        its part or cluster.
 
-        So a row stays of the part or cluster that it was dealt to. Whoever goes on from one to the next meets all of them.
+        So a row stays of the part or cluster that it was dealt to. Whoever goes on from one to the
+        next meets all of them.
         """
 
     def consumed(self, position: int) -> tuple[int, ...]:
-        """Rows of each part of the source among the first `position` ones. A source of one part has one number."""
+        """Rows of each part of the source among the first `position` ones. A source of one part has
+        one number."""
         return (position,)
 
     def state(self, position: int) -> State:
         """What a checkpoint at `position` keeps, small and JSON-able, for `SamplerConfig.order`.
 
-        An order that is made with it, under equal options, is this order at every position. Under other options it goes
-        on from `position` with what each part had then.
+        An order that is made with it, under equal options, is this order at every position. Under
+        other options it goes on from `position` with what each part had then.
         """
         return {}
 
@@ -69,7 +73,8 @@ class SamplerConfig(Protocol):
 
 
 def for_batch(sampler: SamplerConfig, rows: int) -> SamplerConfig:
-    """The config with its option `batch`, where it has one that is None, set to the records of a batch."""
+    """The config with its option `batch`, where it has one that is None, set to the records of a
+    batch."""
     if getattr(sampler, "batch", rows) is not None:
         return sampler
     return dataclasses.replace(sampler, batch=rows)

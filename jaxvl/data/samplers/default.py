@@ -11,6 +11,7 @@ from jaxvl.data.sources.base import Source
 def default_sampler(source: Source) -> SamplerConfig:
     """`mixture` where the source has parts, else `shuffled`.
 
-    Also for parts without weights: a run that gives them some later goes on with what it has seen of each.
+    Also for parts without weights: a run that gives them some later goes on with what it has seen
+    of each.
     """
     return Mixture() if source.parts else Shuffled()

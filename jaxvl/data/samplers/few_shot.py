@@ -25,7 +25,8 @@ class FewShot:
 
     Attributes:
       k: records of a class.
-      column: the class column, or a `.npy` file of classes. Records that lack it, or have a negative class, are left out.
+      column: the class column, or a `.npy` file of classes. Records that lack it, or have a
+        negative class, are left out.
       allow_fewer: take all records of a class that has fewer than k; False: refuse it.
     """
 
@@ -44,12 +45,22 @@ class FewShot:
         check(len(records) > 0, "column", f"{self.column!r}: no record has a class")
         chosen, counts = self._choose(records, np.asarray(classes[records], np.int64), seed)
         fewer = int((counts < self.k).sum())
-        problem = f"{self.k} records are not there for {fewer} of {len(counts)} classes (the fewest: {counts.min()})"
-        check(self.allow_fewer or not fewer, "k", f"{problem}; must be at most {counts.min()}, or allow_fewer=True")
+        problem = (
+            f"{self.k} records are not there for {fewer} of {len(counts)} classes (the fewest: "
+            f"{counts.min()})"
+        )
+        check(
+            self.allow_fewer or not fewer,
+            "k",
+            f"{problem}; must be at most {counts.min()}, or allow_fewer=True",
+        )
         return ChosenOrder(chosen, seed)
 
-    def _choose(self, records: np.ndarray, classes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """The records with the k smallest random numbers of each class, sorted; and the number of records of each class."""
+    def _choose(
+        self, records: np.ndarray, classes: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The records with the k smallest random numbers of each class, sorted; and the number of
+        records of each class."""
         random = keys(derive(seed, "few_shot"), records)
         sorting = np.lexsort((random, classes))
         _, firsts, counts = np.unique(classes[sorting], return_index=True, return_counts=True)

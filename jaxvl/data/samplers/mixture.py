@@ -1,7 +1,8 @@
 """Rows of several parts by weight, for a source that is made of parts (`sources/mixture.py`).
 
-Shares are exact, in every stretch of the stream. Each part goes through its own epochs in its own order, so other
-weights, or other parts, change nothing in it: a resume with them goes on where each part was.
+Shares are exact, in every stretch of the stream. Each part goes through its own epochs in its own
+order, so other weights, or other parts, change nothing in it: a resume with them goes on where each
+part was.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from jaxvl.data.samplers.shares import Shares
 from jaxvl.data.samplers.shuffled import ShuffledOrder, Window
 from jaxvl.data.sources.base import Part, Source
 
-Stream = Callable[[np.ndarray], np.ndarray]  # places of a part's own stream, int64 [n], to record numbers of the source
+Stream = Callable[
+    [np.ndarray], np.ndarray
+]  # places of a part's own stream, int64 [n], to record numbers of the source
 
 
 @SAMPLERS.register("mixture")
@@ -33,13 +36,13 @@ class Mixture:
       weight_by: of what a part's weight is a factor.
         share    its rows: weight / sum of weights is its share of the rows.
         records  its records: the share of rows goes as weight x records. This is what open_clip's
-                 --train-data-upsampling-factors come to. There a factor weighs every shard that is drawn, and a shard
-                 that is drawn gives all its records.
-        shards   its shards: the share of rows goes as weight x number of shards. It equals `records` where all shards
-                 hold equally many records.
+                 --train-data-upsampling-factors come to. There a factor weighs every shard that is
+                 drawn, and a shard that is drawn gives all its records.
+        shards   its shards: the share of rows goes as weight x number of shards. It equals
+                 `records` where all shards hold equally many records.
         Parts without weights get rows by their number of records.
-      resampled: draw records with replacement, as open_clip's --dataset-resampled does with shards; there are no epochs
-        then. False: every record of a part comes once per epoch of the part.
+      resampled: draw records with replacement, as open_clip's --dataset-resampled does with shards;
+        there are no epochs then. False: every record of a part comes once per epoch of the part.
       homogeneous: every batch is of one part. Shares are those of batches.
       batch: rows of a batch, for `homogeneous`; None: the data's.
       window: see `shuffled`.
@@ -58,12 +61,24 @@ class Mixture:
         weights = [weight_of(part, self.weight_by) for part in parts]
         equally = all(part.weight is None for part in parts)
         epoch = len(source) if equally and not self.resampled and not self.homogeneous else None
-        return MixtureOrder(parts, streams, weights, batch=dealt_rows(self.homogeneous, self.batch), state=state, epoch=epoch)
+        return MixtureOrder(
+            parts,
+            streams,
+            weights,
+            batch=dealt_rows(self.homogeneous, self.batch),
+            state=state,
+            epoch=epoch,
+        )
 
 
 def parts_of(source: Source) -> Sequence[Part]:
     """Raises ConfigError where the source has no parts."""
-    check(bool(source.parts), "name", f"needs a source of parts, which {source.name} is not; must be a sampler such as 'shuffled'")
+    check(
+        bool(source.parts),
+        "name",
+        f"needs a source of parts, which {source.name} is not; must be a sampler such as "
+        f"'shuffled'",
+    )
     return source.parts
 
 
@@ -116,7 +131,8 @@ def part_stream(part: Part, seed: int, window: int, resampled: bool = False) -> 
 class MixtureOrder(Order):
     """Several streams, dealt by weight.
 
-    Its state names the weights, the position where they began to hold, and what each part had consumed by then.
+    Its state names the weights, the position where they began to hold, and what each part had
+    consumed by then.
 
     Args:
       parts: of the source.
@@ -127,9 +143,15 @@ class MixtureOrder(Order):
     """
 
     def __init__(
-        self, parts: Sequence[Part], streams: Sequence[Stream], weights: Sequence[float], *,
-        batch: int = 1, state: State | None = None, epoch: int | None = None,
-    ):  # fmt: skip
+        self,
+        parts: Sequence[Part],
+        streams: Sequence[Stream],
+        weights: Sequence[float],
+        *,
+        batch: int = 1,
+        state: State | None = None,
+        epoch: int | None = None,
+    ):
         names = [part.name for part in parts]
         self.epoch = epoch
         self._spans = [range(part.start, part.end) for part in parts]

@@ -20,12 +20,13 @@ from jaxvl.data.sources.base import Source
 class PerCluster:
     """Every batch is of one cluster, and every record comes once per epoch.
 
-    A cluster whose size is no multiple of the batch leaves some records over, others in every epoch. These make mixed
-    batches of neighbouring clusters. The records that do not fill the last of them are left out of the epoch: fewer than
-    one batch.
+    A cluster whose size is no multiple of the batch leaves some records over, others in every
+    epoch. These make mixed batches of neighbouring clusters. The records that do not fill the last
+    of them are left out of the epoch: fewer than one batch.
 
     Attributes:
-      table: cluster of every record: a `.npy` file of integers [n], or a column. Records of a negative cluster are left out.
+      table: cluster of every record: a `.npy` file of integers [n], or a column. Records of a
+        negative cluster are left out.
       batch: rows of a batch; None: the data's.
     """
 
@@ -37,7 +38,11 @@ class PerCluster:
         check(self.batch is not None, "batch", "None must be the rows of a batch")
         clusters = Table(source, self.table, axes=1).values
         used = int((clusters >= 0).sum())
-        check(used >= self.batch, "batch", f"{self.batch!r} must be at most {used:,}, the records that have a cluster")
+        check(
+            used >= self.batch,
+            "batch",
+            f"{self.batch!r} must be at most {used:,}, the records that have a cluster",
+        )
         return ClusterOrder(clusters, seed, self.batch, state)
 
 
@@ -57,8 +62,12 @@ class ClusterOrder(Order):
             self._since = state["began"] if state["batch"] == batch else state["now"]
         order = np.argsort(clusters, kind="stable")
         self._records = order[np.searchsorted(clusters, 0, sorter=order) :]
-        _, self._firsts, self._sizes = np.unique(clusters[self._records], return_index=True, return_counts=True)
-        self._whole = self._sizes // batch * batch  # records of each cluster that make batches of their own
+        _, self._firsts, self._sizes = np.unique(
+            clusters[self._records], return_index=True, return_counts=True
+        )
+        self._whole = (
+            self._sizes // batch * batch
+        )  # records of each cluster that make batches of their own
         left = self._sizes - self._whole
         self._first_batches = np.concatenate([[0], np.cumsum(self._whole // batch)])
         self._first_left = np.concatenate([[0], np.cumsum(left)])
@@ -91,15 +100,19 @@ class ClusterOrder(Order):
         return int(self._records[first + (place + 1 - first) % int(self._sizes[cluster])])
 
     def _of_whole(self, batches: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cluster, and place in it, of rows of batches that are of one cluster; 0 and 0 for the others."""
+        """Cluster, and place in it, of rows of batches that are of one cluster; 0 and 0 for the
+        others."""
         whole = batches < self._first_batches[-1]
         batches = np.where(whole, batches, 0)
         cluster = np.searchsorted(self._first_batches, batches, side="right") - 1
         rank = (batches - self._first_batches[cluster]) * self._batch + rows
         return np.where(whole, cluster, 0), np.where(whole, rank, 0)
 
-    def _of_left(self, batches: np.ndarray, rows: np.ndarray, epochs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cluster, and place in it, of rows of mixed batches. Those of an epoch begin at a random one of what is left."""
+    def _of_left(
+        self, batches: np.ndarray, rows: np.ndarray, epochs: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cluster, and place in it, of rows of mixed batches. Those of an epoch begin at a random
+        one of what is left."""
         first = below(keys(self._keys["left"], epochs), np.array([self._left]))
         place = (batches * self._batch + rows + first) % self._left
         cluster = np.searchsorted(self._first_left, place, side="right") - 1

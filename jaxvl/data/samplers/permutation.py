@@ -1,10 +1,11 @@
 """Permutations and random numbers in closed form, for many rows at once.
 
-A permutation of 0 … n - 1 is a Feistel network over Z_a x Z_b with a b >= n and a close to b (Black and Rogaway 2002,
-"Ciphers with arbitrary finite domains"). A value that lands outside of 0 … n - 1 goes through the network again
-("cycle walking"); fewer than one of sqrt(n) does. A network has too few states for a small n to look random: there the
-ranks of n hashes are the permutation. No memory per value is needed. All arithmetic is integer, so every machine and
-every version of NumPy gives the same numbers.
+A permutation of 0 … n - 1 is a Feistel network over Z_a x Z_b with a b >= n and a close to b (Black
+and Rogaway 2002, "Ciphers with arbitrary finite domains"). A value that lands outside of 0 … n - 1
+goes through the network again ("cycle walking"); fewer than one of sqrt(n) does. A network has too
+few states for a small n to look random: there the ranks of n hashes are the permutation. No memory
+per value is needed. All arithmetic is integer, so every machine and every version of NumPy gives
+the same numbers.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ _MULTIPLY = _words(0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of SplitMix64 (Ste
 _SHIFTS = _words(30, 27, 31)
 _ONE, _HALF, _LOW, _GOLDEN, _PLACE = _words(1, 32, 2**32 - 1, GOLDEN, RANKED - 1)
 _KEPT = _words(24)[0]  # 40 bits of a round's hash are used: the sum with a half cannot overflow
-_ROUNDS = _words(*(scale * 0xD1342543DE82EF95 | 1 for scale in (3, 17, 29, 53, 71, 97, 113, 131)))  # a multiplier each
+_ROUNDS = _words(
+    *(scale * 0xD1342543DE82EF95 | 1 for scale in (3, 17, 29, 53, 71, 97, 113, 131))
+)  # a multiplier each
 
 
 def scramble(x: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64: a permutation of uint64 whose output looks random. `x` has at least one axis."""
+    """The finalizer of SplitMix64: a permutation of uint64 whose output looks random. `x` has at
+    least one axis."""
     x = x ^ (x >> _SHIFTS[0])
     x *= _MULTIPLY[0]
     x ^= x >> _SHIFTS[1]
@@ -42,7 +46,8 @@ def scramble(x: np.ndarray) -> np.ndarray:
 
 
 def keys(base: int, *numbers: np.ndarray) -> np.ndarray:
-    """uint64 [m]: a key for every row of `numbers` (each int64 [m] or [1]); other bases give other keys."""
+    """uint64 [m]: a key for every row of `numbers` (each int64 [m] or [1]); other bases give other
+    keys."""
     key = np.array([base & MASK], np.uint64)
     for number in numbers:
         key = scramble(key + (np.atleast_1d(number).astype(np.uint64) + _ONE) * _GOLDEN)
@@ -134,7 +139,8 @@ def _sides_of_one(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _network(x: np.ndarray, left: np.ndarray, right: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """One pass: x = high * left + low; the rounds change low and high in turn, each by a hash of the other."""
+    """One pass: x = high * left + low; the rounds change low and high in turn, each by a hash of
+    the other."""
     high, low = np.divmod(x, left)
     changed = low
     given = high

@@ -11,7 +11,14 @@ from jaxvl.config import Batch, Range, check, nearest
 from jaxvl.data.draws import derive
 from jaxvl.data.samplers import SAMPLERS
 from jaxvl.data.samplers.base import State
-from jaxvl.data.samplers.mixture import MixtureOrder, Stream, dealt_rows, part_stream, parts_of, weight_of
+from jaxvl.data.samplers.mixture import (
+    MixtureOrder,
+    Stream,
+    dealt_rows,
+    part_stream,
+    parts_of,
+    weight_of,
+)
 from jaxvl.data.samplers.permutation import keys, permute
 from jaxvl.data.samplers.shuffled import Window
 from jaxvl.data.sources.base import Part, Source
@@ -47,16 +54,34 @@ class Replay:
         parts = parts_of(source)
         names = [part.name for part in parts]
         for name in self.parts:
-            check(name in names, "parts", f"{name!r} is not a part{nearest(name, names)} (parts: {', '.join(names)})")
-        check(not set(names) <= set(self.parts), "parts", f"{list(self.parts)} are all parts; at least one must be new")
+            check(
+                name in names,
+                "parts",
+                f"{name!r} is not a part{nearest(name, names)} (parts: {', '.join(names)})",
+            )
+        check(
+            not set(names) <= set(self.parts),
+            "parts",
+            f"{list(self.parts)} are all parts; at least one must be new",
+        )
         weights = np.array([weight_of(part, "share") for part in parts], np.float64)
         replayed = np.array([name in self.parts for name in names])
         for side, share in ((replayed, self.share), (~replayed, 1 - self.share)):
             total = weights[side].sum()
-            check(total > 0, "parts", f"the weights of {[n for n, s in zip(names, side) if s]} must not all be 0")
+            check(
+                total > 0,
+                "parts",
+                f"the weights of {[n for n, s in zip(names, side) if s]} must not all be 0",
+            )
             weights[side] *= share / total
         streams = [self._stream(part, seed) for part in parts]
-        return MixtureOrder(parts, streams, weights.tolist(), batch=dealt_rows(self.homogeneous, self.batch), state=state)
+        return MixtureOrder(
+            parts,
+            streams,
+            weights.tolist(),
+            batch=dealt_rows(self.homogeneous, self.batch),
+            state=state,
+        )
 
     def _stream(self, part: Part, seed: int) -> Stream:
         if part.name not in self.parts or self.buffer is None or self.buffer >= len(part):
@@ -66,7 +91,8 @@ class Replay:
 
 @dataclasses.dataclass(frozen=True)
 class BufferedPart:
-    """A stream of `buffer` records of one part, chosen at random; each comes once per epoch of the buffer."""
+    """A stream of `buffer` records of one part, chosen at random; each comes once per epoch of the
+    buffer."""
 
     key: int
     start: int

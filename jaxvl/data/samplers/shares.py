@@ -1,9 +1,10 @@
 """Exact shares of several streams in closed form: which stream a row is of, and which of its rows.
 
-Streams are leaves of a binary tree. A node deals row i of its own to one side where the nearest integer to `share * i`
-grows, and to the other side elsewhere. A stream's rows among the first n are thus a rounded share of a rounded share …
-The tree is Huffman's: a node has at most 2/3 of its parent unless it is a leaf, so the roundings add up to at most 1.5
-rows. Shares are multiples of 2^-62, so they hold for as many rows.
+Streams are leaves of a binary tree. A node deals row i of its own to one side where the nearest
+integer to `share * i` grows, and to the other side elsewhere. A stream's rows among the first n are
+thus a rounded share of a rounded share … The tree is Huffman's: a node has at most 2/3 of its
+parent unless it is a leaf, so the roundings add up to at most 1.5 rows. Shares are multiples of
+2^-62, so they hold for as many rows.
 """
 
 from __future__ import annotations
@@ -60,11 +61,14 @@ class Shares:
         self._root = heap[0][2]
 
     def __call__(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of rows int64 [n]: the stream of each, int64 [n], and which of the stream's rows it is, int64 [n]."""
+        """Of rows int64 [n]: the stream of each, int64 [n], and which of the stream's rows it is,
+        int64 [n]."""
         rows = np.asarray(rows, np.int64)
         streams = np.zeros(len(rows), np.int64)
         places = np.zeros(len(rows), np.int64)
-        todo: list[tuple[_Node | int, np.ndarray, np.ndarray]] = [(self._root, np.arange(len(rows)), rows)]
+        todo: list[tuple[_Node | int, np.ndarray, np.ndarray]] = [
+            (self._root, np.arange(len(rows)), rows)
+        ]
         while todo:
             node, where, own = todo.pop()
             if isinstance(node, int):
@@ -96,7 +100,8 @@ def _rounded(rows: np.ndarray, share: int) -> np.ndarray:
     """int64 [n]: the nearest integers to `rows * share / 2^62`."""
     factor = np.array([share], np.uint64)
     rows = rows.astype(np.uint64)
-    # The product has 124 bits; with 2 bits more at the factor's end, its upper word is the quotient.
+    # The product has 124 bits; with 2 bits more at the factor's end, its upper word is the
+    # quotient.
     quotient = multiply_high(rows, factor << _UP)
     rest = rows * (factor << _UP)
     return (quotient + (rest >> np.array([63], np.uint64))).astype(np.int64)

@@ -1,7 +1,8 @@
 """A new permutation of all records every epoch, which reads from few shards at a time.
 
-Shards are permuted, the epoch is cut into windows of `window` shards, and records are permuted inside their window. All
-of it is in closed form. An epoch keeps 4 bytes a shard and 8 a window, and nothing for a record.
+Shards are permuted, the epoch is cut into windows of `window` shards, and records are permuted
+inside their window. All of it is in closed form. An epoch keeps 4 bytes a shard and 8 a window, and
+nothing for a record.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Shuffled:
     """Every record once per epoch, in a new random order each.
 
     Attributes:
-      window: shards whose records are mixed. A host reads from so many shards at a time. A source with fewer shards is
-        mixed as a whole.
+      window: shards whose records are mixed. A host reads from so many shards at a time. A source
+        with fewer shards is mixed as a whole.
     """
 
     window: Window = 64
@@ -42,7 +43,12 @@ class Shuffled:
     def order(self, source: Source, seed: int, state: State | None = None) -> ShuffledOrder:
         """Raises ConfigError for a mixture with weights, which this order would not keep."""
         weighted = [part for part in source.parts if part.weight is not None]
-        check(not weighted, "name", "'shuffled' reads all records equally often, but the source's parts have weights; must be 'mixture'")
+        check(
+            not weighted,
+            "name",
+            "'shuffled' reads all records equally often, but the source's parts have "
+            "weights; must be 'mixture'",
+        )
         return ShuffledOrder(source.shards(), seed, self.window)
 
 
@@ -85,7 +91,9 @@ class ShuffledOrder(Order):
         self._shard_key = derive(seed, "order", part, "shards")
         self._record_key = derive(seed, "order", part, "records")
         windows = max(1, -(-len(self._sizes) // window))
-        self._bounds = np.arange(windows + 1) * len(self._sizes) // windows  # first shard slot of each window
+        self._bounds = (
+            np.arange(windows + 1) * len(self._sizes) // windows
+        )  # first shard slot of each window
         self._forget()
 
     def _forget(self) -> None:
@@ -94,7 +102,11 @@ class ShuffledOrder(Order):
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_layouts", "_windows", "_lock")}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_layouts", "_windows", "_lock")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -118,7 +130,11 @@ class ShuffledOrder(Order):
         """Records at places of one epoch."""
         _, firsts = self._layout(epoch)
         windows = firsts.searchsorted(places, side="right") - 1
-        return by_value(windows, places, lambda window, some: self._window(epoch, window).records(some - firsts[window]))
+        return by_value(
+            windows,
+            places,
+            lambda window, some: self._window(epoch, window).records(some - firsts[window]),
+        )
 
     def _window(self, epoch: int, window: int) -> _Window:
         kept = self._windows.get((epoch, window))
@@ -138,7 +154,8 @@ class ShuffledOrder(Order):
         return made
 
     def _layout(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of an epoch: shard number of every slot, int32 [K], and the first place of every window and the end, int64."""
+        """Of an epoch: shard number of every slot, int32 [K], and the first place of every window
+        and the end, int64."""
         kept = self._layouts.get(epoch)
         if kept is not None:
             return kept
@@ -152,8 +169,11 @@ class ShuffledOrder(Order):
         return layout
 
 
-def by_value(values: np.ndarray, rows: np.ndarray, work: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
-    """`work(value, rows that have it)` for each value, put together again. Batches mostly have one value."""
+def by_value(
+    values: np.ndarray, rows: np.ndarray, work: Callable[[int, np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """`work(value, rows that have it)` for each value, put together again. Batches mostly have one
+    value."""
     first = values[0]
     if (values == first).all():
         return work(int(first), rows)

@@ -23,9 +23,10 @@ class WithNegatives:
     """Groups of 1 + N records: an anchor, in the order of `shuffled`, and its negatives.
 
     Attributes:
-      table: record numbers of every record's negatives: a `.npy` file of integers [n, M], or a column. -1 stands for
-        none; a record drawn at random takes its place.
-      negatives: negatives of an anchor, N. With fewer than M they are drawn each time, without replacement. None: M.
+      table: record numbers of every record's negatives: a `.npy` file of integers [n, M], or a
+        column. -1 stands for none; a record drawn at random takes its place.
+      negatives: negatives of an anchor, N. With fewer than M they are drawn each time, without
+        replacement. None: M.
       window: see `shuffled`.
     """
 
@@ -37,9 +38,18 @@ class WithNegatives:
         """See `SamplerConfig`."""
         table = Table(source, self.table, axes=2)
         width = table.values.shape[1]
-        check(width > 0, "table", f"{self.table!r} has the shape {list(table.values.shape)}; must have a negative for each record")
+        check(
+            width > 0,
+            "table",
+            f"{self.table!r} has the shape {list(table.values.shape)}; must have a negative "
+            f"for each record",
+        )
         wanted = width if self.negatives is None else self.negatives
-        check(wanted <= width, "negatives", f"{wanted!r} must be at most {width}, the width of {self.table!r}")
+        check(
+            wanted <= width,
+            "negatives",
+            f"{wanted!r} must be at most {width}, the width of {self.table!r}",
+        )
         anchors = ShuffledOrder(source.shards(), seed, self.window)
         return NegativesOrder(anchors, table, self.table, wanted, seed)
 
@@ -71,20 +81,27 @@ class NegativesOrder(Order):
         out = anchors.copy()
         rows = np.flatnonzero(members > 0)
         if len(rows):
-            out[rows] = self._negatives(anchors[rows], groups[rows], members[rows] - 1, positions[rows])
+            out[rows] = self._negatives(
+                anchors[rows], groups[rows], members[rows] - 1, positions[rows]
+            )
         return out
 
     def after(self, record: int) -> int:
         """See `Order`."""
         return self._anchors.after(record)
 
-    def _negatives(self, anchors: np.ndarray, groups: np.ndarray, places: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def _negatives(
+        self, anchors: np.ndarray, groups: np.ndarray, places: np.ndarray, positions: np.ndarray
+    ) -> np.ndarray:
         n, width = self._table.values.shape
         if self.group - 1 < width:
             places = permute(places, np.array([width]), keys(self._draw_key, groups))
         found = np.asarray(self._table.values[anchors, places], np.int64)
         if found.max() >= n:
             worst = int(found.argmax())
-            raise DataError(f"{self._name}: row {anchors[worst]} names record {found[worst]}, but there are {n:,}")
+            raise DataError(
+                f"{self._name}: row {anchors[worst]} names record {found[worst]}, but there "
+                f"are {n:,}"
+            )
         random = below(keys(self._random_key, positions), np.array([n]))
         return np.where(found < 0, random, found)

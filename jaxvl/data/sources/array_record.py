@@ -1,9 +1,11 @@
-"""ArrayRecord files (https://github.com/google/array_record), whose records are maps in msgpack or `tf.train.Example`s.
+"""ArrayRecord files (https://github.com/google/array_record), whose records are maps in msgpack or
+`tf.train.Example`s.
 
-    source = dict(name="array_record", files="/data/{00000..00099}.array_record", columns=dict(image="jpg", text="caption"))
+    source = dict(name="array_record", files="/data/{00000..00099}.array_record",
+    columns=dict(image="jpg", text="caption"))
 
-A map in msgpack is column -> value, as `jaxvl.data.prepare` writes it; an array is a map of `dtype`, `shape` and `data`.
-Pickles, which others write as well, are not read.
+A map in msgpack is column -> value, as `jaxvl.data.prepare` writes it; an array is a map of
+`dtype`, `shape` and `data`. Pickles, which others write as well, are not read.
 """
 
 from __future__ import annotations
@@ -65,7 +67,11 @@ class ArrayRecord:
         """Raises ConfigError at one of its fields; DataError for a file that is cut short."""
         files = expand_files(self.files, "files", ".array_record")
         for file in files:
-            check(not paths.is_remote(file), "files", f"{file!r} is remote, but ArrayRecord files are read from local disks; copy it")
+            check(
+                not paths.is_remote(file),
+                "files",
+                f"{file!r} is remote, but ArrayRecord files are read from local disks; copy it",
+            )
         states = states_of(files)
 
         def find() -> list[list[Any]]:
@@ -74,7 +80,11 @@ class ArrayRecord:
 
         counted = remembered("array_record", key_of("array_record", files, states), find, log)
         sizes = [records for records, _ in counted]
-        check(sum(sizes) > 0, "files", f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no records")
+        check(
+            sum(sizes) > 0,
+            "files",
+            f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no records",
+        )
         reader = ArrayRecordFiles(files, states, sizes)
         payload = _payload(reader.content(0), files[0]) if self.payload == "auto" else self.payload
         found = _find_columns(reader, payload)
@@ -110,7 +120,10 @@ def _not_readable(file: str, error: Exception) -> DataError:
         known = other_format(read_part(file, 0, HEAD))
         if known is not None:
             return DataError(f"{file}: {known}")
-    return DataError(f"{file}: not a whole ArrayRecord file ({reason}); it was cut short, or is still being written")
+    return DataError(
+        f"{file}: not a whole ArrayRecord file ({reason}); it was cut short, or is still "
+        f"being written"
+    )
 
 
 class ArrayRecordFiles:
@@ -127,7 +140,9 @@ class ArrayRecordFiles:
         self.places = Places(sizes)
         self._lock = threading.Lock()
         self._looked: dict[int, float] = {}  # when a file's state was asked for
-        self._open: collections.OrderedDict[int, array_record_module.ArrayRecordReader] = collections.OrderedDict()
+        self._open: collections.OrderedDict[int, array_record_module.ArrayRecordReader] = (
+            collections.OrderedDict()
+        )
 
     def __reduce__(self):
         return ArrayRecordFiles, (self.files, self._states, self.places.sizes.tolist())
@@ -138,13 +153,16 @@ class ArrayRecordFiles:
         return f"{self.files[file]}, record {number}"
 
     def content(self, i: int) -> bytes:
-        """Raises BadRecord where the record is damaged; DataError where the file is gone or has changed."""
+        """Raises BadRecord where the record is damaged; DataError where the file is gone or has
+        changed."""
         file, number = self.places[i]
         reader = self._reader(file)
         try:
             return reader.read([number])[0]
         except Exception as error:
-            raise BadRecord("record cannot be read", f"{self.where(i)}: {type(error).__name__}: {error}") from None
+            raise BadRecord(
+                "record cannot be read", f"{self.where(i)}: {type(error).__name__}: {error}"
+            ) from None
 
     def _reader(self, file: int) -> array_record_module.ArrayRecordReader:
         with self._lock:
@@ -167,7 +185,9 @@ class ArrayRecordFiles:
         except OSError:
             raise DataError(f"{name}: is not there any more") from None
         if state != self._states[file]:
-            raise DataError(f"{name}: was replaced or is still being written; start again once it is whole")
+            raise DataError(
+                f"{name}: was replaced or is still being written; start again once it is whole"
+            )
 
 
 def _payload(content: bytes, file: str) -> Literal["msgpack", "example"]:
@@ -183,7 +203,10 @@ def _payload(content: bytes, file: str) -> Literal["msgpack", "example"]:
     except BadRecord:
         pass
     if content.startswith(PICKLES):
-        raise DataError(f"{file}: its records are pickled objects, which may run code when they are read; write them as msgpack")
+        raise DataError(
+            f"{file}: its records are pickled objects, which may run code when they are read; "
+            f"write them as msgpack"
+        )
     raise DataError(f"{file}: its records are neither maps in msgpack nor tf.train.Example")
 
 
@@ -204,7 +227,9 @@ def _find_columns(reader: ArrayRecordFiles, payload: str) -> dict[str, Found]:
             examples.setdefault(name, value)
     if not read:
         raise DataError(f"{reader.files[0]}: none of {LOOKED_AT} records can be read")
-    return {name: Found(common_kind(of), type(examples[name]).__name__) for name, of in kinds.items()}
+    return {
+        name: Found(common_kind(of), type(examples[name]).__name__) for name, of in kinds.items()
+    }
 
 
 def _flat(record: Mapping[str, object], before: str = "") -> list[tuple[str, object]]:
@@ -222,7 +247,12 @@ def _flat(record: Mapping[str, object], before: str = "") -> list[tuple[str, obj
 def kind_of_raw(value: object) -> str | None:
     """As `values.kind_of`, where texts may be bytes, as those of a `tf.train.Example` are."""
     kind = kind_of(value)
-    if kind is None and isinstance(value, list) and value and all(isinstance(part, bytes) for part in value):
+    if (
+        kind is None
+        and isinstance(value, list)
+        and value
+        and all(isinstance(part, bytes) for part in value)
+    ):
         return "texts" if all(kind_of_raw(part) == "text" for part in value) else None
     if kind is not None or not isinstance(value, bytes):
         return kind
@@ -240,14 +270,19 @@ def decode(content: bytes, payload: str, where: str) -> Mapping[str, object]:
     try:
         record = msgpack.unpackb(content, raw=False, object_hook=_array_of)
     except Exception as error:  # msgpack raises many types for one broken message
-        raise BadRecord("record cannot be read", f"{where}: {type(error).__name__}: {error}") from None
+        raise BadRecord(
+            "record cannot be read", f"{where}: {type(error).__name__}: {error}"
+        ) from None
     if not isinstance(record, dict):
-        raise BadRecord("record cannot be read", f"{where}: is of type {type(record).__name__}, not a map")
+        raise BadRecord(
+            "record cannot be read", f"{where}: is of type {type(record).__name__}, not a map"
+        )
     return record
 
 
 def _array_of(value: dict[str, Any]) -> object:
-    """The array that a map of `dtype`, `shape` and `data` is. Raises ValueError where they do not fit."""
+    """The array that a map of `dtype`, `shape` and `data` is. Raises ValueError where they do not
+    fit."""
     if set(value) != {"dtype", "shape", "data"} or not isinstance(value["data"], bytes):
         return value
     dtype = np.dtype(value["dtype"])
@@ -266,7 +301,9 @@ class ArrayRecordSource(TableSource):
       chosen: see `TableSource`.
     """
 
-    def __init__(self, reader: ArrayRecordFiles, payload: str, fingerprint: str, chosen: Mapping[str, Chosen]):
+    def __init__(
+        self, reader: ArrayRecordFiles, payload: str, fingerprint: str, chosen: Mapping[str, Chosen]
+    ):
         super().__init__(name_of(reader.files), fingerprint, chosen)
         self._reader = reader
         self._payload = payload

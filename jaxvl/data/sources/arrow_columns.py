@@ -1,7 +1,8 @@
 """Columns of Arrow tables: what their types hold, and single values.
 
-Hugging Face's features are in the schema's metadata (https://huggingface.co/docs/datasets/about_arrow): class names, which
-structs are pictures and which are sounds.
+Hugging Face's features are in the schema's metadata
+(https://huggingface.co/docs/datasets/about_arrow): class names, which structs are pictures and
+which are sounds.
 """
 
 from __future__ import annotations
@@ -31,11 +32,15 @@ def import_pyarrow(name: str):
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError("name", f'{name!r} needs pyarrow, which is not installed: pip install "jaxvl[{name}]"') from None
+        raise ConfigError(
+            "name", f'{name!r} needs pyarrow, which is not installed: pip install "jaxvl[{name}]"'
+        ) from None
     return pyarrow
 
 
-def find_columns(schema: pyarrow.Schema, first_bytes: Callable[[str], bytes | None]) -> dict[str, Found]:
+def find_columns(
+    schema: pyarrow.Schema, first_bytes: Callable[[str], bytes | None]
+) -> dict[str, Found]:
     """Their name -> what it holds; parts of a struct that is no picture or sound are `name.part`.
 
     Args:
@@ -45,7 +50,9 @@ def find_columns(schema: pyarrow.Schema, first_bytes: Callable[[str], bytes | No
     found: dict[str, Found] = {}
     for field in schema:
         for name, column in _columns_of(field, field.name, features.get(field.name), first_bytes):
-            if name == field.name or name not in schema.names:  # a column's own name comes before a part of a struct
+            if (
+                name == field.name or name not in schema.names
+            ):  # a column's own name comes before a part of a struct
                 found[name] = column
     return found
 
@@ -96,10 +103,14 @@ def is_media(of: pyarrow.DataType) -> bool:
     """Whether it is Hugging Face's struct of `bytes` and `path`."""
     import pyarrow as pa
 
-    return pa.types.is_struct(of) and {of.field(i).name for i in range(of.num_fields)} == _MEDIA_STRUCT
+    return (
+        pa.types.is_struct(of) and {of.field(i).name for i in range(of.num_fields)} == _MEDIA_STRUCT
+    )
 
 
-def _kind(of: pyarrow.DataType, name: str, feature: object, first_bytes: Callable[[str], bytes | None]) -> Kind | None:
+def _kind(
+    of: pyarrow.DataType, name: str, feature: object, first_bytes: Callable[[str], bytes | None]
+) -> Kind | None:
     import pyarrow as pa
 
     kinds = pa.types
@@ -108,7 +119,12 @@ def _kind(of: pyarrow.DataType, name: str, feature: object, first_bytes: Callabl
         return "audio" if sound or (feature is None and name.lower() in NAMES["audio"]) else "image"
     if kinds.is_string(of) or kinds.is_large_string(of) or kinds.is_string_view(of):
         return "text"
-    if kinds.is_binary(of) or kinds.is_large_binary(of) or kinds.is_binary_view(of) or kinds.is_fixed_size_binary(of):
+    if (
+        kinds.is_binary(of)
+        or kinds.is_large_binary(of)
+        or kinds.is_binary_view(of)
+        or kinds.is_fixed_size_binary(of)
+    ):
         content = first_bytes(name)
         return None if content is None else media_kind(content)
     if kinds.is_integer(of) or kinds.is_boolean(of):
@@ -126,11 +142,19 @@ def _is_list(of: pyarrow.DataType) -> bool:
     return pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of)
 
 
-def _kind_of_list(of: pyarrow.DataType, name: str, feature: object, first_bytes: Callable[[str], bytes | None]) -> Kind | None:
+def _kind_of_list(
+    of: pyarrow.DataType, name: str, feature: object, first_bytes: Callable[[str], bytes | None]
+) -> Kind | None:
     inner = _storage(of.value_type)
     feature = feature.get("feature") if isinstance(feature, dict) else None
     kind = _kind(inner, name, feature, first_bytes)
-    return {"text": "texts", "int": "array", "float": "array", "array": "array", "image": "frames"}.get(kind)
+    return {
+        "text": "texts",
+        "int": "array",
+        "float": "array",
+        "array": "array",
+        "image": "frames",
+    }.get(kind)
 
 
 def value_at(column: pyarrow.ChunkedArray, i: int, where: str) -> object | None:
@@ -145,7 +169,9 @@ def value_at(column: pyarrow.ChunkedArray, i: int, where: str) -> object | None:
         raise BadRecord(NOT_UTF8, f"{where}: {error}") from None
 
 
-def plain_values(column: pyarrow.ChunkedArray, path: Sequence[str], kind: Kind) -> list[object | None]:
+def plain_values(
+    column: pyarrow.ChunkedArray, path: Sequence[str], kind: Kind
+) -> list[object | None]:
     """All values of a column, or of a part of it; None where one is missing or of another kind.
 
     Args:
@@ -204,18 +230,24 @@ def _list(values: pyarrow.Array) -> object:
     if number and values.null_count == 0:
         return values.to_numpy(zero_copy_only=False).copy()
     parts = [_plain(value) for value in values]
-    if parts and all(isinstance(part, np.ndarray) for part in parts) and len({part.shape for part in parts}) == 1:
+    if (
+        parts
+        and all(isinstance(part, np.ndarray) for part in parts)
+        and len({part.shape for part in parts}) == 1
+    ):
         return np.stack(parts)
     return parts
 
 
 def path_of(name: str, tops: Collection[str]) -> list[str]:
-    """The column and the parts of structs that a dotted name means; a column's own name may hold dots."""
+    """The column and the parts of structs that a dotted name means; a column's own name may hold
+    dots."""
     return [name] if name in tops else name.split(".")
 
 
 def first_content(value: object) -> object:
-    """The bytes of a value: of the first of a list, and of a struct of `bytes` and `path`; None where it has none."""
+    """The bytes of a value: of the first of a list, and of a struct of `bytes` and `path`; None
+    where it has none."""
     if isinstance(value, list):
         value = value[0] if value else None
     return value.get("bytes") if isinstance(value, Mapping) else value

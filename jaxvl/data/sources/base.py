@@ -17,7 +17,12 @@ from jaxvl.data.classes import ClassSet
 Kind = Literal["image", "frames", "audio", "text", "texts", "class", "int", "float", "array"]
 Record = Mapping[str, Any]  # column -> value; a column that the record lacks is not in it
 Log = Callable[[str], None]
-ABSENT = {"class": -1, "int": 0, "float": np.nan, "text": ""}  # what `Source.column` holds for a record without a value
+ABSENT = {
+    "class": -1,
+    "int": 0,
+    "float": np.nan,
+    "text": "",
+}  # what `Source.column` holds for a record without a value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +75,10 @@ class Source(abc.ABC):
 
     Attributes:
       name: where the records come from, for messages.
-      fingerprint: says what the records are. Equal files have equal fingerprints wherever they lie and whenever they were
-        written. It comes from what is read at the start anyway: names, sizes, footers, indexes, checksums. So a picture
-        that is replaced by another one of the same size may go unnoticed. It keys caches and guards a resume.
+      fingerprint: says what the records are. Equal files have equal fingerprints wherever they lie
+        and whenever they were written. It comes from what is read at the start anyway: names,
+        sizes, footers, indexes, checksums. So a picture that is replaced by another one of the same
+        size may go unnoticed. It keys caches and guards a resume.
       columns: name -> type.
       parts: of a mixture; empty: this is none.
     """
@@ -99,7 +105,8 @@ class Source(abc.ABC):
         return self.read(i)
 
     def column(self, name: str) -> np.ndarray | None:
-        """All values of a cheap column (numbers, classes, short texts); None where they would have to be read one by one."""
+        """All values of a cheap column (numbers, classes, short texts); None where they would have
+        to be read one by one."""
         return None
 
     def present(self, name: str) -> np.ndarray | None:
@@ -108,11 +115,13 @@ class Source(abc.ABC):
         return np.ones(len(self), bool) if column is not None and not column.optional else None
 
     def shards(self) -> np.ndarray:
-        """int64 [shards]: records of each shard, in order. A shard is what is fast to read together."""
+        """int64 [shards]: records of each shard, in order. A shard is what is fast to read
+        together."""
         return np.array([len(self)], np.int64)
 
     def left_out(self) -> Mapping[str, int]:
-        """Cause -> files or members that were found when the source was opened and are in no record. It is the same on every host."""
+        """Cause -> files or members that were found when the source was opened and are in no
+        record. It is the same on every host."""
         return {}
 
 
@@ -120,4 +129,5 @@ class SourceConfig(Protocol):
     """A registered frozen dataclass. Equal configs open equal sources."""
 
     def open(self, log: Log = print) -> Source:
-        """Raises ConfigError at one of its own fields; DataError where what is there cannot be read."""
+        """Raises ConfigError at one of its own fields; DataError where what is there cannot be
+        read."""

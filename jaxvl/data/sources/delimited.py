@@ -1,10 +1,12 @@
-r"""CSV and TSV files with a header line, by open_clip's defaults: tab, `filepath`, `title` (its `--csv-separator`, `--csv-img-key`).
+r"""CSV and TSV files with a header line, by open_clip's defaults: tab, `filepath`, `title` (its
+`--csv-separator`, `--csv-img-key`).
 
     source = dict(name="csv", files="/data/cc3m.tsv", images="/data/cc3m")
 
-Quoted fields may hold separators and line breaks. Where a header is written with a space after each separator (`filepath, title`),
-fields lose the spaces that they begin with. Otherwise a text stays as it is: "None", "null", "NA" and "nan" are captions like
-any other. A column whose texts are lists, in JSON or as Python prints them, is of kind `texts`.
+Quoted fields may hold separators and line breaks. Where a header is written with a space after each
+separator (`filepath, title`), fields lose the spaces that they begin with. Otherwise a text stays
+as it is: "None", "null", "NA" and "nan" are captions like any other. A column whose texts are
+lists, in JSON or as Python prints them, is of kind `texts`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ LONGEST_HEADER = 2**20  # bytes
 SEPARATORS = {"\t": "a tab", ",": "a comma", ";": "a semicolon", "|": "a bar"}
 _TEXTS = {*NAMES["text"], *PATH_NAMES}  # columns that hold texts, whatever the first ones look like
 
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the library's own limit is 128 KiB, of the whole process
+csv.field_size_limit(
+    min(sys.maxsize, 2**31 - 1)
+)  # the library's own limit is 128 KiB, of the whole process
 
 
 @SOURCES.register("csv")
@@ -39,8 +43,10 @@ class Delimited:
     """See the module's text.
 
     Attributes:
-      files: names with braces, globs or folders, local or remote; `::` joins several. Their headers are equal.
-      images: folder that paths of pictures start from, and may not leave; None: that of the first file.
+      files: names with braces, globs or folders, local or remote; `::` joins several. Their headers
+        are equal.
+      images: folder that paths of pictures start from, and may not leave; None: that of the first
+        file.
       columns: our name -> name in the header; empty: see the source `parquet`.
       kinds: our name -> kind, where the values do not tell it.
       delimiter: one character between fields.
@@ -59,13 +65,21 @@ class Delimited:
         check(ok, "delimiter", f"{self.delimiter!r} must be one character, as '\\t' or ','")
 
     def open(self, log: Log = print) -> DelimitedSource:
-        """Raises ConfigError at one of its fields; DataError where a file is not there, or its quotes do not end."""
+        """Raises ConfigError at one of its fields; DataError where a file is not there, or its
+        quotes do not end."""
         files = expand_files(self.files, "files", ".tsv" if self.delimiter == "\t" else ".csv")
         layout = Layout(self.delimiter, self.quotes)
-        records = RecordFiles(files, layout.split, ["csv", self.delimiter, self.quotes, "spaces"], log)
+        records = RecordFiles(
+            files, layout.split, ["csv", self.delimiter, self.quotes, "spaces"], log
+        )
         layout = layout.of_header(layout.header(records.head(0, LONGEST_HEADER), files[0]))
         header = self._header(records, layout)
-        check(len(records) > 0, "files", f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no rows below its header")
+        check(
+            len(records) > 0,
+            "files",
+            f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no rows below its "
+            f"header",
+        )
         found = _find_columns(records, header, layout)
         chosen = choose_columns(found, self.columns, self.kinds, True, files[0], log)
         media = MediaFolder(self.images or default_media_root(files))
@@ -79,14 +93,19 @@ class Delimited:
             check(len(header) > 0, "files", f"{file!r} is empty; must begin with a header line")
             if number and header != first:
                 raise DataError(
-                    f"{file}: has the columns {', '.join(header)}, but {records.files[0]} has {', '.join(first)}; write them alike"
+                    f"{file}: has the columns {', '.join(header)}, but {records.files[0]} has "
+                    f"{', '.join(first)}; write them alike"
                 )
             first = header
         wanted = set(self.columns.values()) - set(first)
         if len(first) == 1 and (wanted or not self.columns):
             self._refuse_separator(first[0], records.files[0])
         twice = sorted({name for name in first if first.count(name) > 1})
-        check(not twice, "files", f"{records.files[0]!r} has several columns {twice[0]!r}" if twice else "")
+        check(
+            not twice,
+            "files",
+            f"{records.files[0]!r} has several columns {twice[0]!r}" if twice else "",
+        )
         return first
 
     def _refuse_separator(self, header: str, file: str) -> None:
@@ -96,7 +115,8 @@ class Delimited:
                 used = SEPARATORS.get(self.delimiter, repr(self.delimiter))
                 raise ConfigError(
                     "delimiter",
-                    f"{self.delimiter!r} ({used}) finds one column, {header!r}, in {file}, which is separated by {name}: delimiter={separator!r}",
+                    f"{self.delimiter!r} ({used}) finds one column, {header!r}, in {file}, "
+                    f"which is separated by {name}: delimiter={separator!r}",
                 )
 
 
@@ -116,7 +136,9 @@ class Layout:
     def rows(self, lines: Iterator[str]) -> Iterator[list[str]]:
         """Raises csv.Error."""
         quoting = csv.QUOTE_MINIMAL if self.quotes else csv.QUOTE_NONE
-        return csv.reader(lines, delimiter=self.delimiter, quoting=quoting, skipinitialspace=self.spaces)
+        return csv.reader(
+            lines, delimiter=self.delimiter, quoting=quoting, skipinitialspace=self.spaces
+        )
 
     def rows_of_file(self, lines: Iterator[str]) -> Iterator[list[str]]:
         """All rows, whose header says whether there are spaces. Raises csv.Error."""
@@ -141,7 +163,8 @@ class Layout:
             raise DataError(f"{file}: its header cannot be read ({error})") from None
 
     def split(self, lines: Iterator[bytes], file: str) -> Iterator[int]:
-        """Offsets of rows below the header, and the end of the last one. Raises DataError where quotes do not end."""
+        """Offsets of rows below the header, and the end of the last one. Raises DataError where
+        quotes do not end."""
         at = 0
         start = 0
         header = True
@@ -165,11 +188,14 @@ class Layout:
                 header = header and not row
                 start = end
         except csv.Error as error:
-            raise DataError(f"{file}: after byte {start}: {error}; is it separated by {self.delimiter!r}?") from None
+            raise DataError(
+                f"{file}: after byte {start}: {error}; is it separated by {self.delimiter!r}?"
+            ) from None
         if self.quotes and len(last) > 1 and b"".join(last).count(b'"') % 2:
             opened = at - len(b"".join(last))
             raise DataError(
-                f"{file}: a quote that opens after byte {opened} is never closed; if quotes are part of the texts, set quotes=False"
+                f"{file}: a quote that opens after byte {opened} is never closed; if quotes "
+                f"are part of the texts, set quotes=False"
             )
         yield at
 
@@ -198,7 +224,11 @@ def _find_columns(records: RecordFiles, header: Sequence[str], layout: Layout) -
     found = {}
     for name in header:
         kind = kind_of_texts(name, [value for value in values[name] if value.strip()])
-        found[name] = Found(kind, "texts of numbers" if kind in ("int", "float") else "texts", kind in ("int", "float"))
+        found[name] = Found(
+            kind,
+            "texts of numbers" if kind in ("int", "float") else "texts",
+            kind in ("int", "float"),
+        )
     return found
 
 
@@ -240,10 +270,16 @@ class DelimitedSource(TextTable):
         """See `TableSource`."""
         fields = self._layout.parse(self._records.content(i), self.where(i))
         if len(fields) != len(self._places):
-            raise BadRecord("row has another number of fields", f"{self.where(i)}: {len(fields)} fields, {len(self._places)} columns")
+            raise BadRecord(
+                "row has another number of fields",
+                f"{self.where(i)}: {len(fields)} fields, {len(self._places)} columns",
+            )
         return {name: self._field(name, fields[self._places[name]]) for name in theirs}
 
     def _field(self, name: str, text: str) -> str | None:
         """A number may be left out; a text may be empty."""
-        numbers = any(each.theirs == name and each.column.kind in ("int", "float", "class") for each in self.chosen.values())
+        numbers = any(
+            each.theirs == name and each.column.kind in ("int", "float", "class")
+            for each in self.chosen.values()
+        )
         return None if numbers and not text.strip() else text

@@ -1,10 +1,13 @@
-"""Datasets prepared for NVIDIA's Megatron-Energon: tar shards with a folder `.nv-meta` (its docs, "Dataset Format on Disk").
+"""Datasets prepared for NVIDIA's Megatron-Energon: tar shards with a folder `.nv-meta` (its docs,
+"Dataset Format on Disk").
 
-  .nv-meta/split.yaml     split_parts: {train: [shards/shard_{000..010}.tar], …}, exclude: [a shard, or SHARD/KEY]
+  .nv-meta/split.yaml     split_parts: {train: [shards/shard_{000..010}.tar], …}, exclude: [a shard,
+                          or SHARD/KEY]
   .nv-meta/dataset.yaml   field_map: {image: jpg, caption: "json[alt],txt"}; crude samples have none
   .nv-meta/.info.json     shard_counts: {shards/shard_000.tar: 1000, …}
 
-The shards are read as those of `webdataset`, with indexes of ours: `index.sqlite` and `SHARD.idx` are left alone.
+The shards are read as those of `webdataset`, with indexes of ours: `index.sqlite` and `SHARD.idx`
+are left alone.
 """
 
 from __future__ import annotations
@@ -54,12 +57,19 @@ class Energon:
     split_yaml: str = "split.yaml"
 
     def open(self, log: Log = print) -> Source:
-        """Raises ConfigError at one of its fields; DataError where a file of `.nv-meta` or a shard cannot be read."""
+        """Raises ConfigError at one of its fields; DataError where a file of `.nv-meta` or a shard
+        cannot be read."""
         folder = to_path(self.path, "path")
         parts = _load(folder / FOLDER / self.split_yaml)
         names, left_out = self._shards(parts)
         columns = dict(self.columns) if self.columns is not None else self._field_map(folder)
-        config = WebDataset(tuple(str(folder / name) for name in names), columns, self.optional, self.kinds, self.index)
+        config = WebDataset(
+            tuple(str(folder / name) for name in names),
+            columns,
+            self.optional,
+            self.kinds,
+            self.index,
+        )
         source = config.open(log)
         _compare(names, source.samples(), folder, log)
         return _without(source, names, left_out)
@@ -71,21 +81,30 @@ class Energon:
         check(
             self.split in known,
             "split",
-            f"{self.split!r} is not in {self.split_yaml}{nearest(self.split, known)} (there: {', '.join(known)})",
+            f"{self.split!r} is not in {self.split_yaml}{nearest(self.split, known)} (there: "
+            f"{', '.join(known)})",
         )
-        left_out = {name for pattern in parts.get("exclude") or () for name in expand_braces(str(pattern), "split")}
-        names = [name for pattern in splits[self.split] for name in expand_braces(str(pattern), "split")]
+        left_out = {
+            name
+            for pattern in parts.get("exclude") or ()
+            for name in expand_braces(str(pattern), "split")
+        }
+        names = [
+            name for pattern in splits[self.split] for name in expand_braces(str(pattern), "split")
+        ]
         names = [name for name in names if name not in left_out]
         check(len(names) > 0, "split", f"{self.split!r} has no shards in {self.split_yaml}")
         return names, left_out
 
     def _field_map(self, folder: paths.Path) -> dict[str, str]:
-        """Columns as `webdataset` has them; Energon puts commas between members that a field may come from."""
+        """Columns as `webdataset` has them; Energon puts commas between members that a field may
+        come from."""
         about = _load(folder / FOLDER / self.dataset_yaml)
         fields = about.get("field_map")
         if not isinstance(fields, dict):
             problem = (
-                f"must be given: {self.dataset_yaml} has no field_map, so that its samples are crude; write columns=dict(image='jpg', …)"
+                f"must be given: {self.dataset_yaml} has no field_map, so that its samples are "
+                f"crude; write columns=dict(image='jpg', …)"
             )
             raise ConfigError("columns", problem)
         return {str(name): str(members).replace(",", ";") for name, members in fields.items()}
@@ -98,28 +117,40 @@ def _load(file: paths.Path) -> Mapping[str, object]:
     except FileNotFoundError:
         raise DataError(f"{file}: is not there; `energon prepare` writes it") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{file}: cannot be read ({type(error).__name__}: {one_line(error)})") from None
+        raise DataError(
+            f"{file}: cannot be read ({type(error).__name__}: {one_line(error)})"
+        ) from None
     if not isinstance(found, dict):
         raise DataError(f"{file}: must be a group of keys, but is {one_line(found)}")
     return found
 
 
-def _compare(names: Collection[str], samples: Collection[int], folder: paths.Path, log: Log) -> None:
+def _compare(
+    names: Collection[str], samples: Collection[int], folder: paths.Path, log: Log
+) -> None:
     """Says where a shard holds another number of samples than `.info.json` has."""
     file = folder / FOLDER / ".info.json"
     try:
         counts = json.loads(paths.read_text(file))["shard_counts"]
-        different = [(name, n, counts[name]) for name, n in zip(names, samples) if counts.get(name, n) != n]
+        different = [
+            (name, n, counts[name]) for name, n in zip(names, samples) if counts.get(name, n) != n
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     if different:
         name, found, expected = different[0]
-        log(f"{name}: holds {found:,} samples, but {file} says {expected} ({len(different):,} shards differ)")
+        log(
+            f"{name}: holds {found:,} samples, but {file} says {expected} ({len(different):,} "
+            f"shards differ)"
+        )
 
 
 def _without(source: TarSource, names: Collection[str], left_out: Collection[str]) -> Source:
     """The source without samples that the split leaves out."""
-    keys = {name: {entry.removeprefix(f"{name}/") for entry in left_out if entry.startswith(f"{name}/")} for name in names}
+    keys = {
+        name: {entry.removeprefix(f"{name}/") for entry in left_out if entry.startswith(f"{name}/")}
+        for name in names
+    }
     if not any(keys.values()):
         return source
     kept = []

@@ -21,7 +21,8 @@ def expand_files(patterns: str | Sequence[str], field: str, ending: str = ".tar"
     """Names of files, in the order of the patterns; those of a glob or of a folder are sorted.
 
     Args:
-      patterns: texts with braces (`{00000..00099}`, `{a,b}`), globs or folders; `::` joins several in one text.
+      patterns: texts with braces (`{00000..00099}`, `{a,b}`), globs or folders; `::` joins several
+        in one text.
       field: name of the config's field, for messages.
       ending: of the files that are meant by a folder's name.
 
@@ -32,7 +33,11 @@ def expand_files(patterns: str | Sequence[str], field: str, ending: str = ".tar"
     files: list[str] = []
     for text in texts:
         for pattern in text.split("::"):
-            check(pattern.strip() != "", field, f"{text!r} holds an empty name; must be a file, a folder or a pattern")
+            check(
+                pattern.strip() != "",
+                field,
+                f"{text!r} holds an empty name; must be a file, a folder or a pattern",
+            )
             check(not pattern.startswith("pipe:"), field, _no_pipe(pattern))
             files += _expand(pattern.removeprefix("file:"), field, ending)
             check(len(files) <= MOST_FILES, field, f"{text!r} names more than {MOST_FILES:,} files")
@@ -45,7 +50,10 @@ def _no_pipe(pattern: str) -> str:
     """What to write instead of a command whose output is read."""
     url = re.search(r"(?:s3|gs|https?)://\S+", pattern)
     instead = url[0] if url else "s3://…, gs://…, https://… or a local path"
-    return f"{pattern!r} is a command, whose output can only be read from its start; write {instead!r}, which is read in parts"
+    return (
+        f"{pattern!r} is a command, whose output can only be read from its start; write "
+        f"{instead!r}, which is read in parts"
+    )
 
 
 def _expand(pattern: str, field: str, ending: str) -> list[str]:
@@ -67,7 +75,9 @@ def _matching(name: str, field: str, ending: str, is_file: bool) -> list[str]:
             name = os.path.join(name, f"*{ending}")
         elif name.endswith("/"):
             name = f"{name}*{ending}"
-        has_glob = any(sign in name for sign in "*[") or ("?" in name and paths.scheme_of(name) not in paths.READ_ONLY)
+        has_glob = any(sign in name for sign in "*[") or (
+            "?" in name and paths.scheme_of(name) not in paths.READ_ONLY
+        )
         if not has_glob:
             return [name]
         files = paths.find_files(name)
@@ -80,17 +90,26 @@ def _matching(name: str, field: str, ending: str, is_file: bool) -> list[str]:
 def _check_twice(files: Sequence[str], field: str) -> None:
     seen: set[str] = set()
     for file in files:
-        check(file not in seen, field, f"{file!r} is named twice; every record is read once, a weight is the sampler's")
+        check(
+            file not in seen,
+            field,
+            f"{file!r} is named twice; every record is read once, a weight is the sampler's",
+        )
         seen.add(file)
 
 
 def expand_braces(pattern: str, field: str) -> list[str]:
-    """`a{1..3}b{x,y}` -> a1bx, a1by, a2bx, … as the shell does; a pattern without a whole brace stays as it is.
+    """`a{1..3}b{x,y}` -> a1bx, a1by, a2bx, … as the shell does; a pattern without a whole brace
+    stays as it is.
 
     Raises:
       ConfigError: it stands for too many names, or is too long or too deep.
     """
-    check(len(pattern) <= LONGEST, field, f"{shown(pattern)} has {len(pattern):,} characters; must have at most {LONGEST:,}")
+    check(
+        len(pattern) <= LONGEST,
+        field,
+        f"{shown(pattern)} has {len(pattern):,} characters; must have at most {LONGEST:,}",
+    )
     depth = 0
     for sign in pattern:
         depth += (sign == "{") - (sign == "}" and depth > 0)
@@ -111,7 +130,11 @@ def _expand_braces(pattern: str, field: str) -> list[str]:
     else:
         heads = [f"{pattern[:start]}{choice}" for choice in choices]
     tails = _expand_braces(pattern[stop + 1 :], field)
-    check(len(heads) * len(tails) <= MOST_FILES, field, f"{pattern!r} stands for more than {MOST_FILES:,} files")
+    check(
+        len(heads) * len(tails) <= MOST_FILES,
+        field,
+        f"{pattern!r} stands for more than {MOST_FILES:,} files",
+    )
     return [head + tail for head in heads for tail in tails]
 
 
@@ -138,7 +161,11 @@ def _choices(pattern: str, start: int, stop: int, commas: Sequence[int], field: 
     choices: list[str] = []
     for left, right in zip(starts, ends):
         choices += _expand_braces(pattern[left + 1 : right], field)
-        check(len(choices) <= MOST_FILES, field, f"{pattern!r} stands for more than {MOST_FILES:,} files")
+        check(
+            len(choices) <= MOST_FILES,
+            field,
+            f"{pattern!r} stands for more than {MOST_FILES:,} files",
+        )
     return choices
 
 
@@ -152,10 +179,16 @@ def _range(inside: str, field: str) -> list[str] | None:
     first, last, step = match.groups()
     low, high = (int(first), int(last)) if numbers else (ord(first), ord(last))
     stride = abs(int(step or 1)) or 1
-    check(abs(high - low) // stride < MOST_FILES, field, f"{{{inside}}} stands for more than {MOST_FILES:,} files")
+    check(
+        abs(high - low) // stride < MOST_FILES,
+        field,
+        f"{{{inside}}} stands for more than {MOST_FILES:,} files",
+    )
     values = range(low, high + 1, stride) if low <= high else range(low, high - 1, -stride)
     if letters:
         return [chr(value) for value in values]
-    padded = any(text.lstrip("-").startswith("0") and len(text.lstrip("-")) > 1 for text in (first, last))
+    padded = any(
+        text.lstrip("-").startswith("0") and len(text.lstrip("-")) > 1 for text in (first, last)
+    )
     width = max(len(first), len(last)) if padded else 0
     return [f"{value:0{width}d}" for value in values]

@@ -1,16 +1,20 @@
 """A folder of pictures, in the order of their paths.
 
     source = dict(name="folder", path="/data/pictures")                      # text: NAME.txt beside NAME.jpg
-    source = dict(name="folder", path="/data/imagenet/val", classes="folder")  # class: the folder that a picture is in
+    source = dict(name="folder", path="/data/imagenet/val", classes="folder")  # class: the folder
+    that a picture is in
 
 Three kinds of text or class, which may come together:
   - `NAME.txt` beside `NAME.jpg` is the column `text` (img2dataset's layout "files");
-  - `classes="folder"`: the column `class_label` is the place of the picture's top folder among all of them, sorted, as
-    torchvision's ImageFolder has it; `classes="integer"`: the folder's name is the number itself, as in ImageNet-V2;
-  - `metadata.jsonl` or `metadata.csv` in the folder gives further columns by `file_name`, as Hugging Face's imagefolder.
+  - `classes="folder"`: the column `class_label` is the place of the picture's top folder among all
+    of them, sorted, as torchvision's ImageFolder has it; `classes="integer"`: the folder's name is
+    the number itself, as in ImageNet-V2;
+  - `metadata.jsonl` or `metadata.csv` in the folder gives further columns by `file_name`, as
+    Hugging Face's imagefolder.
 
-Hidden files and folders are left out. Other files, links that lead out of the folder and links in a circle are counted. Where
-there is metadata, a picture without a row of it is left out and counted, too.
+Hidden files and folders are left out. Other files, links that lead out of the folder and links in a
+circle are counted. Where there is metadata, a picture without a row of it is left out and counted,
+too.
 """
 
 from __future__ import annotations
@@ -38,8 +42,24 @@ from jaxvl.data.sources.table import column_array
 from jaxvl.data.sources.values import NOT_UTF8
 
 PICTURES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".jxl",
-)  # fmt: skip
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".webp",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+    ".avif",
+    ".jp2",
+    ".jxl",
+)
 LARGEST_INTEGER = 2**31 - 1  # that a folder's name may be
 NO_PICTURE = "no picture"
 NO_ROW = "picture without a row of metadata"
@@ -94,7 +114,9 @@ class Folder:
         check(len(listing.names) > 0, "path", f"{self.path!r} holds no pictures{_told(listing)}")
         # The classes are those of all pictures, whether or not they have metadata.
         labels = _labels(listing.names, self.classes, self.path)
-        metadata = read_metadata(self.path, listing.names, listing.sizes, self.columns, self.kinds, log)
+        metadata = read_metadata(
+            self.path, listing.names, listing.sizes, self.columns, self.kinds, log
+        )
         if metadata is not None:
             listing, labels = _with_rows(listing, labels, metadata)
         if listing.left_out:
@@ -121,7 +143,8 @@ def _list(path: str) -> Listing:
 
 
 def _local_files(root: str, left_out: collections.Counter[str]) -> Iterator[tuple[str, int]]:
-    """(path from the root, bytes) of all files. A link is followed where it stays inside, and never in a circle."""
+    """(path from the root, bytes) of all files. A link is followed where it stays inside, and never
+    in a circle."""
     real_root = os.path.realpath(root)
     todo = [("", (real_root,))]
     while todo:
@@ -155,18 +178,36 @@ def _labels(names: Sequence[str], how: str | None, path: str) -> Labels | None:
     if how is None:
         return None
     loose = [name for name in names if "/" not in name]
-    check(not loose, "classes", f"{how!r}: {path!r} holds {loose[0]!r} outside of any folder" if loose else "")
+    check(
+        not loose,
+        "classes",
+        f"{how!r}: {path!r} holds {loose[0]!r} outside of any folder" if loose else "",
+    )
     tops = [name.split("/")[0] for name in names]
     folders = sorted(set(tops))
     if how == "folder":
         places = {folder: place for place, folder in enumerate(folders)}
-        return Labels(np.array([places[top] for top in tops], np.int64), ClassSet({"en": tuple(folders)}))
-    wrong = [folder for folder in folders if not (folder.isascii() and folder.isdigit() and int(folder) <= LARGEST_INTEGER)]
-    check(not wrong, "classes", f"'integer': the folder {wrong[0]!r} of {path!r} is no number; must be 0, 1, 2 …" if wrong else "")
+        return Labels(
+            np.array([places[top] for top in tops], np.int64), ClassSet({"en": tuple(folders)})
+        )
+    wrong = [
+        folder
+        for folder in folders
+        if not (folder.isascii() and folder.isdigit() and int(folder) <= LARGEST_INTEGER)
+    ]
+    check(
+        not wrong,
+        "classes",
+        f"'integer': the folder {wrong[0]!r} of {path!r} is no number; must be 0, 1, 2 …"
+        if wrong
+        else "",
+    )
     return Labels(np.array([int(top) for top in tops], np.int64), None)
 
 
-def _with_rows(listing: Listing, labels: Labels | None, metadata: Metadata) -> tuple[Listing, Labels | None]:
+def _with_rows(
+    listing: Listing, labels: Labels | None, metadata: Metadata
+) -> tuple[Listing, Labels | None]:
     """Only the pictures that the metadata names."""
     kept = np.array([name in metadata.rows for name in listing.names], bool)
     left_out = listing.left_out + metadata.left_out
@@ -181,7 +222,8 @@ def _with_rows(listing: Listing, labels: Labels | None, metadata: Metadata) -> t
 class FolderSource(Source):
     """Pictures of a folder. A shard is a top folder.
 
-    Its fingerprint is of the names and sizes of pictures and texts, the classes and the metadata. No picture is read for it.
+    Its fingerprint is of the names and sizes of pictures and texts, the classes and the metadata.
+    No picture is read for it.
 
     Args:
       listing: the files.
@@ -213,7 +255,9 @@ class FolderSource(Source):
         if self._labels is not None:
             digest.update(self._labels.tobytes())
         for name in self._names:
-            digest.update(json.dumps([name, sizes[name], sizes.get(self._texts.get(name, ""), 0)]).encode())
+            digest.update(
+                json.dumps([name, sizes[name], sizes.get(self._texts.get(name, ""), 0)]).encode()
+            )
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -270,7 +314,9 @@ class FolderSource(Source):
     def present(self, name: str) -> np.ndarray | None:
         """See `base.Source`."""
         if self._of_metadata(name):
-            return np.array([self._metadata.cheap_value(file, name) is not None for file in self._names], bool)
+            return np.array(
+                [self._metadata.cheap_value(file, name) is not None for file in self._names], bool
+            )
         if name == "text" and self._texts:
             return np.array([file in self._texts for file in self._names], bool)
         return super().present(name)

@@ -1,7 +1,8 @@
-"""Metadata of a folder of pictures: further columns by file name, as Hugging Face's imagefolder has them.
+"""Metadata of a folder of pictures: further columns by file name, as Hugging Face's imagefolder has
+them.
 
-A row's `file_name` starts from the folder of its file. `./a.jpg` and `sub\\a.jpg` mean `a.jpg` and `sub/a.jpg`. Of several rows of
-one picture the last counts.
+A row's `file_name` starts from the folder of its file. `./a.jpg` and `sub\\a.jpg` mean `a.jpg` and
+`sub/a.jpg`. Of several rows of one picture the last counts.
 """
 
 from __future__ import annotations
@@ -69,7 +70,12 @@ class Metadata:
 
 
 def read_metadata(
-    path: str, pictures: Collection[str], files: Collection[str], columns: Mapping[str, str], kinds: Mapping[str, str], log: Log
+    path: str,
+    pictures: Collection[str],
+    files: Collection[str],
+    columns: Mapping[str, str],
+    kinds: Mapping[str, str],
+    log: Log,
 ) -> Metadata | None:
     """The metadata files in the folder or below; None where there are none.
 
@@ -96,14 +102,25 @@ def read_metadata(
         if picture in rows:
             left_out[FURTHER_ROW] += 1
         rows[picture] = row
-    check(first is not None or not columns, "columns", f"{path!r} has no {' or '.join(FILES)} that would have columns")
+    check(
+        first is not None or not columns,
+        "columns",
+        f"{path!r} has no {' or '.join(FILES)} that would have columns",
+    )
     if first is None:
         return None
     if not rows:
-        raise DataError(f"{path}: none of the {left_out[NO_FILE]:,} files that its metadata names is there, as {first!r}")
+        raise DataError(
+            f"{path}: none of the {left_out[NO_FILE]:,} files that its metadata names is "
+            f"there, as {first!r}"
+        )
     found = _find_columns(rows)
     found.pop("file_name", None)
-    chosen = choose_columns(found, columns, kinds, False, f"{path}'s metadata", log) if found or columns else {}
+    chosen = (
+        choose_columns(found, columns, kinds, False, f"{path}'s metadata", log)
+        if found or columns
+        else {}
+    )
     return Metadata(path, rows, chosen, left_out)
 
 
@@ -116,14 +133,18 @@ def _all_rows(path: str, files: Collection[str]) -> Iterator[tuple[str, str, Map
         for number, row in enumerate(_rows(paths.read_bytes(paths.as_path(file)), file), 1):
             of = row.get("file_name")
             if not isinstance(of, str) or not of:
-                raise DataError(f"{file}: row {number} has no 'file_name' (it has: {', '.join(map(str, row))})")
+                raise DataError(
+                    f"{file}: row {number} has no 'file_name' (it has: {', '.join(map(str, row))})"
+                )
             yield name, of, row
 
 
 def _rows(content: bytes, file: str) -> Iterator[Mapping[str, object]]:
     try:
         if file.endswith(".csv"):
-            yield from _typed(list(csv.DictReader(io.StringIO(text_files.decode(content), newline=""))))
+            yield from _typed(
+                list(csv.DictReader(io.StringIO(text_files.decode(content), newline="")))
+            )
             return
         for number, line in enumerate(text_files.read_lines(content), 1):
             if line.strip():
@@ -138,7 +159,8 @@ def _rows(content: bytes, file: str) -> Iterator[Mapping[str, object]]:
 
 
 def _typed(rows: list[dict[str, str]]) -> list[dict[str, object]]:
-    """Rows of a CSV file with numbers where all values of a column are such; an empty number is None."""
+    """Rows of a CSV file with numbers where all values of a column are such; an empty number is
+    None."""
     typed: list[dict[str, object]] = [dict(row) for row in rows]
     for name in rows[0] if rows else ():
         kind = kind_of_texts(name, [row[name] for row in rows if row[name]])

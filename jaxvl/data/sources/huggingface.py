@@ -1,4 +1,5 @@
-"""Hugging Face datasets on disk: `save_to_disk` folders and files of the Arrow cache, memory-mapped by the `datasets` library.
+"""Hugging Face datasets on disk: `save_to_disk` folders and files of the Arrow cache, memory-mapped
+by the `datasets` library.
 
     source = dict(name="huggingface", path="/data/flickr30k", split="test")
 
@@ -19,7 +20,13 @@ from jaxvl import paths
 from jaxvl.config import ConfigError, PathText, check, nearest
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.arrow_columns import find_columns, first_content, path_of, plain_values, value_at
+from jaxvl.data.sources.arrow_columns import (
+    find_columns,
+    first_content,
+    path_of,
+    plain_values,
+    value_at,
+)
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.media import MediaFolder
 from jaxvl.data.sources.remembered import edges_digest
@@ -39,7 +46,8 @@ class HuggingFace:
     """See the module's text.
 
     Attributes:
-      path: a folder that `save_to_disk` wrote, a `.arrow` file, or a folder of those (as in `~/.cache/huggingface/datasets`).
+      path: a folder that `save_to_disk` wrote, a `.arrow` file, or a folder of those (as in
+        `~/.cache/huggingface/datasets`).
       split: which one, where the folder has several.
       columns, kinds, images: as of the source `parquet`.
     """
@@ -52,7 +60,9 @@ class HuggingFace:
 
     def __post_init__(self):
         check(
-            not paths.is_remote(self.path), "path", f"{self.path!r} is remote, but Arrow files are memory-mapped; copy it to a local disk"
+            not paths.is_remote(self.path),
+            "path",
+            f"{self.path!r} is remote, but Arrow files are memory-mapped; copy it to a local disk",
         )
 
     def open(self, log: Log = print) -> HuggingFaceSource:
@@ -60,13 +70,24 @@ class HuggingFace:
         try:
             import datasets  # noqa: F401
         except ImportError:
-            raise ConfigError("name", "'huggingface' needs datasets, which is not installed: pip install \"jaxvl[huggingface]\"") from None
+            raise ConfigError(
+                "name",
+                "'huggingface' needs datasets, which is not installed: pip install "
+                '"jaxvl[huggingface]"',
+            ) from None
         files = _find_files(self.path, self.split)
         dataset = _load(self.path, files)
         check(len(dataset) > 0, "path", f"{self.path!r} has no rows")
-        found = find_columns(dataset.features.arrow_schema, lambda name: _first_bytes(dataset.data, name))
-        found = {name: dataclasses.replace(each, optional=_may_lack(dataset.data, name)) for name, each in found.items()}
-        chosen = choose_columns(found, self.columns, self.kinds, self.images is not None, self.path, log)
+        found = find_columns(
+            dataset.features.arrow_schema, lambda name: _first_bytes(dataset.data, name)
+        )
+        found = {
+            name: dataclasses.replace(each, optional=_may_lack(dataset.data, name))
+            for name, each in found.items()
+        }
+        chosen = choose_columns(
+            found, self.columns, self.kinds, self.images is not None, self.path, log
+        )
         media = MediaFolder(self.images) if self.images is not None else None
         return HuggingFaceSource(self, files, dataset, chosen, media)
 
@@ -78,13 +99,26 @@ def _find_files(path: str, split: str | None) -> list[str]:
         check(split is None, "split", f"{split!r}: {path!r} is one file; leave it out")
         return [path]
     if os.path.isfile(os.path.join(path, "dataset_dict.json")):
-        names = sorted(name for name in os.listdir(path) if os.path.isfile(os.path.join(path, name, "state.json")))
+        names = sorted(
+            name
+            for name in os.listdir(path)
+            if os.path.isfile(os.path.join(path, name, "state.json"))
+        )
         return [os.path.join(path, _choose_split(split, names, path))]
     if os.path.isfile(os.path.join(path, "state.json")):
         check(split is None, "split", f"{split!r}: {path!r} holds one split; leave it out")
         return [path]
-    files = sorted(name for name in os.listdir(path) if name.endswith(".arrow") and not name.startswith("cache-"))
-    check(bool(files), "path", f"{path!r} holds no state.json, dataset_dict.json or .arrow files, so save_to_disk did not write it")
+    files = sorted(
+        name
+        for name in os.listdir(path)
+        if name.endswith(".arrow") and not name.startswith("cache-")
+    )
+    check(
+        bool(files),
+        "path",
+        f"{path!r} holds no state.json, dataset_dict.json or .arrow files, so save_to_disk "
+        f"did not write it",
+    )
     of_split: dict[str, list[str]] = {}
     for name in files:
         of_split.setdefault(_split_of(name), []).append(os.path.join(path, name))
@@ -103,7 +137,11 @@ def _choose_split(split: str | None, names: Sequence[str], path: str) -> str:
     if split is None and len(names) == 1:
         return names[0]
     check(split is not None, "split", f"is required: {path!r} holds {', '.join(names)}")
-    check(split in names, "split", f"{split!r} is not in {path!r}{nearest(split, names)} (there are: {', '.join(names)})")
+    check(
+        split in names,
+        "split",
+        f"{split!r} is not in {path!r}{nearest(split, names)} (there are: {', '.join(names)})",
+    )
     return split
 
 
@@ -117,7 +155,9 @@ def _load(path: str, files: Sequence[str]) -> datasets.Dataset:
         return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
     except Exception as error:  # a cut or missing file raises many types
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise DataError(f"{path}: cannot be read ({reason}); a file was cut short or is missing") from None
+        raise DataError(
+            f"{path}: cannot be read ({reason}); a file was cut short or is missing"
+        ) from None
 
 
 def _first_bytes(table: pyarrow.Table, name: str) -> bytes | None:
@@ -145,7 +185,14 @@ class HuggingFaceSource(TableSource):
       chosen, media: see `TableSource`.
     """
 
-    def __init__(self, config: HuggingFace, files: Sequence[str], dataset: datasets.Dataset, chosen, media: MediaFolder | None):
+    def __init__(
+        self,
+        config: HuggingFace,
+        files: Sequence[str],
+        dataset: datasets.Dataset,
+        chosen,
+        media: MediaFolder | None,
+    ):
         self._config = config
         self._table = dataset.data
         self._tops = set(dataset.column_names)

@@ -14,11 +14,18 @@ class InMemory(Source):
     """A list of records.
 
     Args:
-      name, fingerprint, columns: see `base.Source`. The fingerprint is empty where nothing is cached by it.
+      name, fingerprint, columns: see `base.Source`. The fingerprint is empty where nothing is
+        cached by it.
       records: in order.
     """
 
-    def __init__(self, name: str, columns: Mapping[str, Column], records: Sequence[Record], fingerprint: str = ""):
+    def __init__(
+        self,
+        name: str,
+        columns: Mapping[str, Column],
+        records: Sequence[Record],
+        fingerprint: str = "",
+    ):
         self.name = name
         self.columns = dict(columns)
         self.fingerprint = fingerprint

@@ -1,8 +1,10 @@
-"""A source with further columns of another one, joined by a key: captions that were written anew, scores, embeddings.
+"""A source with further columns of another one, joined by a key: captions that were written anew,
+scores, embeddings.
 
     source = dict(name="joined", key="sha256",
         source=dict(name="webdataset", files="…", columns=dict(image="jpg", sha256="json:sha256")),
-        other=dict(name="parquet", files="recap/*.parquet", columns=dict(sha256="sha256", recaption="re_caption")))
+        other=dict(name="parquet", files="recap/*.parquet", columns=dict(sha256="sha256",
+        recaption="re_caption")))
 
 Of several records of the other source with one key the first is taken.
 """
@@ -35,7 +37,8 @@ class Joined:
 
     Attributes:
       source: whose records these are.
-      other: gives its columns to the records of `source` with the same key; the columns' names differ, but for the key's.
+      other: gives its columns to the records of `source` with the same key; the columns' names
+        differ, but for the key's.
       key: column of `source`.
       other_key: column of `other`; None: of the same name.
       keep: whether a record without a partner stays; it then lacks the further columns.
@@ -56,17 +59,41 @@ class Joined:
         _check_key(other, other_key, "other_key" if self.other_key else "key")
         more = [name for name in other.columns if name != other_key]
         both = [name for name in more if name in source.columns]
-        check(not both, "other", f"has the column {both[0]!r}, which source has as well; name it otherwise in its columns" if both else "")
+        check(
+            not both,
+            "other",
+            (
+                f"has the column {both[0]!r}, which source has as well; name it otherwise in its "
+                f"columns"
+            )
+            if both
+            else "",
+        )
         check(bool(more), "other", f"{other.name} has no columns beside the key {other_key!r}")
         parts = json.dumps([source.fingerprint, other.fingerprint, self.key, other_key])
         fingerprint = hashlib.sha256(parts.encode()).hexdigest()
-        index, _ = remembered_arrays("joined", fingerprint[:32], lambda: (_partners(source, self.key, other, other_key), {}), log)
+        index, _ = remembered_arrays(
+            "joined",
+            fingerprint[:32],
+            lambda: (_partners(source, self.key, other, other_key), {}),
+            log,
+        )
         found = np.flatnonzero(index >= 0)
         if len(found) == 0:
-            raise DataError(f"{source.name}: no record has a {self.key!r} that {other.name} has as {other_key!r}")
-        log(f"{source.name}: {len(found):,} of {len(source):,} records have a partner in {other.name}")
+            raise DataError(
+                f"{source.name}: no record has a {self.key!r} that {other.name} has as "
+                f"{other_key!r}"
+            )
+        log(
+            f"{source.name}: {len(found):,} of {len(source):,} records have a partner in "
+            f"{other.name}"
+        )
         joined = JoinedSource(source, other, index, more, fingerprint)
-        return joined if self.keep or len(found) == len(source) else Selected(joined, found, "a partner")
+        return (
+            joined
+            if self.keep or len(found) == len(source)
+            else Selected(joined, found, "a partner")
+        )
 
 
 def _open(config: Any, field: str, log: Log) -> Source:
@@ -78,9 +105,17 @@ def _open(config: Any, field: str, log: Log) -> Source:
 
 def _check_key(source: Source, key: str, field: str) -> None:
     known = list(source.columns)
-    check(key in known, field, f"{source.name} has no column {key!r}{nearest(key, known)} (columns: {', '.join(known)})")
+    check(
+        key in known,
+        field,
+        f"{source.name} has no column {key!r}{nearest(key, known)} (columns: {', '.join(known)})",
+    )
     kind = source.columns[key].kind
-    check(kind in KEYS, field, f"{key!r} of {source.name} is of kind {kind}; must be one of {', '.join(KEYS)}")
+    check(
+        kind in KEYS,
+        field,
+        f"{key!r} of {source.name} is of kind {kind}; must be one of {', '.join(KEYS)}",
+    )
 
 
 def _partners(source: Source, key: str, other: Source, other_key: str) -> np.ndarray:
@@ -92,7 +127,11 @@ def _partners(source: Source, key: str, other: Source, other_key: str) -> np.nda
     ours = values_of(source, key)
     places = find_pairs(pairs[order], pairs_of_keys(ours))
     lacking = np.array([value is None for value in ours], bool)
-    partners = np.where(places >= 0, there[order[np.maximum(places, 0)]], -1) if len(order) else np.full(len(ours), -1)
+    partners = (
+        np.where(places >= 0, there[order[np.maximum(places, 0)]], -1)
+        if len(order)
+        else np.full(len(ours), -1)
+    )
     return np.where(lacking, -1, partners).astype(np.int64)
 
 
@@ -106,7 +145,14 @@ class JoinedSource(Source):
       fingerprint: see `base.Source`.
     """
 
-    def __init__(self, source: Source, other: Source, index: np.ndarray, more: Collection[str], fingerprint: str):
+    def __init__(
+        self,
+        source: Source,
+        other: Source,
+        index: np.ndarray,
+        more: Collection[str],
+        fingerprint: str,
+    ):
         self.source = source
         self.other = other
         self.name = f"{source.name} + {other.name}"
@@ -127,7 +173,9 @@ class JoinedSource(Source):
         """See `base.Source`."""
         if not 0 <= i < len(self):
             raise IndexError(i)
-        ours = None if columns is None else [name for name in columns if name in self.source.columns]
+        ours = (
+            None if columns is None else [name for name in columns if name in self.source.columns]
+        )
         theirs = [name for name in self._more if columns is None or name in columns]
         record = dict(self.source.read(i, ours)) if ours is None or ours else {}
         partner = int(self._index[i])
@@ -155,7 +203,8 @@ class JoinedSource(Source):
         return None if known is None else known[np.maximum(self._index, 0)] & (self._index >= 0)
 
     def shards(self) -> np.ndarray:
-        """See `base.Source`: those of the first source, whose pictures are what takes long to read."""
+        """See `base.Source`: those of the first source, whose pictures are what takes long to
+        read."""
         return self.source.shards()
 
     def left_out(self) -> Mapping[str, int]:

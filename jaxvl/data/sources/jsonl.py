@@ -1,6 +1,7 @@
 """JSON Lines: an object in every line, whose pictures are paths, data URIs or base64.
 
-source = dict(name="jsonl", files="/data/captions.jsonl", images="/data/pictures", columns=dict(image="file", text="caption"))
+source = dict(name="jsonl", files="/data/captions.jsonl", images="/data/pictures",
+columns=dict(image="file", text="caption"))
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ class JsonLines:
 
     Attributes:
       files: names with braces, globs or folders, local or remote; `::` joins several.
-      images: folder that paths of pictures start from, and may not leave; None: that of the first file.
-      columns: our name -> key, `name.part` for a part of an object; empty: see the source `parquet`.
+      images: folder that paths of pictures start from, and may not leave; None: that of the first
+        file.
+      columns: our name -> key, `name.part` for a part of an object; empty: see the source
+        `parquet`.
       kinds: our name -> kind, where the values do not tell it.
     """
 
@@ -45,13 +48,23 @@ class JsonLines:
     kinds: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def open(self, log: Log = print) -> JsonLinesSource:
-        """Raises ConfigError at one of its fields; DataError where a file is not there, or its first lines are no JSON."""
+        """Raises ConfigError at one of its fields; DataError where a file is not there, or its
+        first lines are no JSON."""
         files = expand_files(self.files, "files", ".jsonl")
         records = RecordFiles(files, split_lines, ["jsonl"], log)
-        check(len(records) > 0, "files", f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no lines")
+        check(
+            len(records) > 0,
+            "files",
+            f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no lines",
+        )
         if text_files.decode(records.head(0, HEAD), "replace").lstrip().startswith("["):
-            raise DataError(f"{files[0]}: begins with a list; write each of its elements as a line, as `jq -c '.[]'` does")
-        chosen = choose_columns(_find_columns(records), self.columns, self.kinds, True, files[0], log)
+            raise DataError(
+                f"{files[0]}: begins with a list; write each of its elements as a line, as "
+                f"`jq -c '.[]'` does"
+            )
+        chosen = choose_columns(
+            _find_columns(records), self.columns, self.kinds, True, files[0], log
+        )
         media = MediaFolder(self.images or default_media_root(files))
         return JsonLinesSource(records, chosen, media)
 
@@ -78,7 +91,9 @@ def parse(content: bytes, where: str) -> Mapping[str, object]:
     except (ValueError, RecursionError) as error:
         raise BadRecord("record cannot be read", f"{where}: no JSON ({error})"[:500]) from None
     if not isinstance(value, dict):
-        raise BadRecord("record cannot be read", f"{where}: is of type {type(value).__name__}, not an object")
+        raise BadRecord(
+            "record cannot be read", f"{where}: is of type {type(value).__name__}, not an object"
+        )
     return value
 
 
@@ -87,7 +102,12 @@ def _find_columns(records: RecordFiles) -> dict[str, Found]:
     kinds: dict[str, list[str | None]] = collections.defaultdict(list)
     types: dict[str, str] = {}
     problem = None
-    for i in sorted({*range(min(len(records), LOOKED_AT // 2)), *np.linspace(0, len(records) - 1, LOOKED_AT // 2).astype(int).tolist()}):
+    for i in sorted(
+        {
+            *range(min(len(records), LOOKED_AT // 2)),
+            *np.linspace(0, len(records) - 1, LOOKED_AT // 2).astype(int).tolist(),
+        }
+    ):
         try:
             record = parse(records.content(i), records.where(i))
         except BadRecord as error:

@@ -1,4 +1,5 @@
-"""Where the records of text files begin: found once by reading the files through, then kept in the cache folder."""
+"""Where the records of text files begin: found once by reading the files through, then kept in the
+cache folder."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from jaxvl.paths import FileState
 
 CHUNK = 2**23  # bytes that are read at once
 HEAD = 64  # bytes from the start that tell another format
-# Lines of a file, each with its end, and for each record: its start, and the number of its first line.
+# Lines of a file, each with its end, and for each record: its start, and the number of its first
+# line.
 Split = Callable[[Iterator[bytes], str], Iterator[int]]
 
 
@@ -35,7 +37,8 @@ class RecordFiles:
 
     Args:
       files: local or remote.
-      split: from a file's lines to the offsets at which its records begin, and the end of the last one.
+      split: from a file's lines to the offsets at which its records begin, and the end of the last
+        one.
       what: says which split this is, with its options.
       log: told of long work.
 
@@ -52,7 +55,12 @@ class RecordFiles:
         digest = hashlib.sha256()
         for file, state in zip(files, self._states):
             key = key_of("lines", [file], [state], what)
-            starts, about = remembered_arrays("lines", key, lambda file=file, state=state: self._index(file, state, split, log), log)
+            starts, about = remembered_arrays(
+                "lines",
+                key,
+                lambda file=file, state=state: self._index(file, state, split, log),
+                log,
+            )
             indexes.append(starts)
             sizes.append(max(len(starts) - 1, 0))
             digest.update(about["sha256"].encode())
@@ -70,9 +78,14 @@ class RecordFiles:
     def __len__(self) -> int:
         return len(self.places)
 
-    def _index(self, file: str, state: FileState, split: Split, log: Log) -> tuple[np.ndarray, dict[str, Any]]:
+    def _index(
+        self, file: str, state: FileState, split: Split, log: Log
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         if state.size > 2**30:
-            log(f"{file}: reading it through once, to find where its {state.size / 2**30:,.1f} GiB of records begin")
+            log(
+                f"{file}: reading it through once, to find where its "
+                f"{state.size / 2**30:,.1f} GiB of records begin"
+            )
         digest = hashlib.sha256()
         starts = np.fromiter(split(self._lines(file, state, digest), file), np.int64)
         return starts, {"sha256": digest.hexdigest()}
@@ -133,12 +146,19 @@ class _Mapped:
         try:
             return np.load(self._file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise DataError(f"{self._file}: the index is gone from the cache folder ({error}); start again") from None
+            raise DataError(
+                f"{self._file}: the index is gone from the cache folder ({error}); start again"
+            ) from None
 
 
 def default_media_root(files: Sequence[str]) -> str:
-    """The folder of the first file: what paths in records are relative to, unless the config says something else."""
-    folder = files[0].rpartition("/")[0] if paths.is_remote(files[0]) else str(paths.as_path(files[0]).absolute().parent)
+    """The folder of the first file: what paths in records are relative to, unless the config says
+    something else."""
+    folder = (
+        files[0].rpartition("/")[0]
+        if paths.is_remote(files[0])
+        else str(paths.as_path(files[0]).absolute().parent)
+    )
     return folder or "/"
 
 

@@ -1,9 +1,11 @@
 """MosaicML's MDS shards (https://docs.mosaicml.com/projects/streaming), by their documented layout.
 
-    source = dict(name="mds", path="s3://bucket/laion-mds", columns=dict(image="jpg", text="caption"))
+    source = dict(name="mds", path="s3://bucket/laion-mds", columns=dict(image="jpg",
+    text="caption"))
 
-`index.json` lists the shards with their columns. A shard is u32 n, u32 [n + 1] offsets, a JSON config and n samples; a sample
-is a u32 size for each column that has no fixed one, then the columns' bytes, in the order of their names.
+`index.json` lists the shards with their columns. A shard is u32 n, u32 [n + 1] offsets, a JSON
+config and n samples; a sample is a u32 size for each column that has no fixed one, then the
+columns' bytes, in the order of their names.
 
 A compressed shard (zstd, gz, bz2) is unpacked once, as a whole, into the cache folder.
 """
@@ -59,7 +61,8 @@ class Mds:
     kinds: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def open(self, log: Log = print) -> MdsSource:
-        """Raises ConfigError at one of its fields; DataError where the index or a shard is damaged or missing."""
+        """Raises ConfigError at one of its fields; DataError where the index or a shard is damaged
+        or missing."""
         root = self.path.rstrip("/")
         content = _read_index(root)
         shards = parse_index(content, root)
@@ -96,9 +99,13 @@ def _read_index(root: str) -> bytes:
     try:
         return paths.read_bytes(paths.as_path(f"{root}/index.json"))
     except FileNotFoundError:
-        raise ConfigError("path", f"{root!r} has no index.json, so it is no folder of MDS shards") from None
+        raise ConfigError(
+            "path", f"{root!r} has no index.json, so it is no folder of MDS shards"
+        ) from None
     except OSError as error:
-        raise ConfigError("path", f"{root}/index.json cannot be read ({type(error).__name__}: {error})") from None
+        raise ConfigError(
+            "path", f"{root}/index.json cannot be read ({type(error).__name__}: {error})"
+        ) from None
 
 
 def parse_index(content: bytes, root: str) -> list[Shard]:
@@ -112,35 +119,59 @@ def parse_index(content: bytes, root: str) -> list[Shard]:
     for shard in shards:
         if dict(shard.columns) != dict(shards[0].columns):
             raise DataError(
-                f"{where}: {shard.file} has columns {dict(shard.columns)}, but {shards[0].file} {dict(shards[0].columns)}; write them alike"
+                f"{where}: {shard.file} has columns {dict(shard.columns)}, but "
+                f"{shards[0].file} {dict(shards[0].columns)}; write them alike"
             )
     return shards
 
 
 def _parse_shard(about: Mapping[str, Any], where: str) -> Shard:
     if about["format"] != "mds" or about["version"] != 2:
-        raise DataError(f"{where}: holds shards of format {about['format']!r}, version {about['version']!r}; must be 'mds', version 2")
+        raise DataError(
+            f"{where}: holds shards of format {about['format']!r}, version "
+            f"{about['version']!r}; must be 'mds', version 2"
+        )
     columns = dict(zip(about["column_names"], about["column_encodings"], strict=True))
     given = tuple(about["column_sizes"])
     for (name, encoding), size in zip(columns.items(), given, strict=True):
         known = fixed_size(encoding)
         if is_known(encoding) and known != (size or None):
-            raise DataError(f"{where}: column {name!r} ({encoding}) is said to have {size} bytes, not {known}")
+            raise DataError(
+                f"{where}: column {name!r} ({encoding}) is said to have {size} bytes, not {known}"
+            )
         if size is not None and (not isinstance(size, int) or size < 0):
             raise DataError(f"{where}: column {name!r} is said to have {size!r} bytes")
     raw = about["raw_data"]
     packed = about.get("zip_data")
     samples = about["samples"]
     if not isinstance(samples, int) or samples < 0 or not isinstance(raw["bytes"], int):
-        raise DataError(f"{where}: {raw['basename']!r} is said to have {samples!r} samples in {raw['bytes']!r} bytes")
+        raise DataError(
+            f"{where}: {raw['basename']!r} is said to have {samples!r} samples in "
+            f"{raw['bytes']!r} bytes"
+        )
     zipped = None if packed is None else (_inside(packed["basename"], where), int(packed["bytes"]))
-    return Shard(_inside(raw["basename"], where), raw["bytes"], samples, columns, given, zipped, about.get("compression") or "")
+    return Shard(
+        _inside(raw["basename"], where),
+        raw["bytes"],
+        samples,
+        columns,
+        given,
+        zipped,
+        about.get("compression") or "",
+    )
 
 
 def _inside(name: str, where: str) -> str:
     """A file's name from the index. Raises DataError where it leads out of the folder."""
     parts = name.split("/")
-    if name.startswith("/") or ".." in parts or "" in parts or "\0" in name or "://" in name or "\\" in name:
+    if (
+        name.startswith("/")
+        or ".." in parts
+        or "" in parts
+        or "\0" in name
+        or "://" in name
+        or "\\" in name
+    ):
         raise DataError(f"{where}: names the shard {name!r}, which is not inside of the folder")
     return name
 
@@ -173,7 +204,11 @@ class MdsShards:
         self._unpacking = collections.defaultdict(threading.Lock)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_ranges", "_lock", "_tables", "_unpacking")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_ranges", "_lock", "_tables", "_unpacking")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -182,7 +217,10 @@ class MdsShards:
     def _find_files(self, log: Log) -> None:
         """The file of each shard: the plain one where it is there, else the compressed one."""
         plain = paths.file_states([f"{self.root}/{shard.file}" for shard in self.shards])
-        packed = [None if shard.packed is None else f"{self.root}/{shard.packed[0]}" for shard in self.shards]
+        packed = [
+            None if shard.packed is None else f"{self.root}/{shard.packed[0]}"
+            for shard in self.shards
+        ]
         asked = [file for file in packed if file is not None]
         states = dict(zip(asked, paths.file_states(asked)))
         for shard, state, zipped in zip(self.shards, plain, packed):
@@ -196,7 +234,10 @@ class MdsShards:
             if state is None:
                 raise DataError(f"{file}: is not there, but index.json names it")
             if state.size != size:
-                raise DataError(f"{file}: has {state.size:,} bytes, but {size:,} by index.json; it was cut short or replaced")
+                raise DataError(
+                    f"{file}: has {state.size:,} bytes, but {size:,} by index.json; it was "
+                    f"cut short or replaced"
+                )
             self._files.append(file)
             self._states.append(state)
 
@@ -229,7 +270,10 @@ class MdsShards:
             spans[name] = (at, size)
             at += size
         if at != end:
-            raise BadRecord("record cannot be read", f"{self.where(i)}: its columns have {at - start:,} bytes of {end - start:,}")
+            raise BadRecord(
+                "record cannot be read",
+                f"{self.where(i)}: its columns have {at - start:,} bytes of {end - start:,}",
+            )
         wanted = [name for name in shard.columns if name in columns]
         return dict(zip(wanted, self._read(number, [spans[name] for name in wanted])))
 
@@ -246,10 +290,15 @@ class MdsShards:
         [head] = self._read(number, [(0, length)])
         table = np.frombuffer(head, "<u4").astype(np.int64)
         offsets = table[1:]
-        ordered = bool((np.diff(offsets) >= 0).all()) and offsets[0] >= length and offsets[-1] <= shard.size
+        ordered = (
+            bool((np.diff(offsets) >= 0).all())
+            and offsets[0] >= length
+            and offsets[-1] <= shard.size
+        )
         if table[0] != shard.samples or not ordered:
             raise DataError(
-                f"{self._files[number]}: its offsets do not fit {shard.samples:,} samples in {shard.size:,} bytes; it is damaged"
+                f"{self._files[number]}: its offsets do not fit {shard.samples:,} samples in "
+                f"{shard.size:,} bytes; it is damaged"
             )
         with self._lock:
             self._tables[number] = offsets
@@ -288,21 +337,28 @@ class MdsShards:
 
 
 def check_compression(compression: str, file: str) -> None:
-    """Raises DataError where it cannot be unpacked, ConfigError where its library is not installed."""
+    """Raises DataError where it cannot be unpacked, ConfigError where its library is not
+    installed."""
     name = compression.split(":")[0]
     if name not in ("zstd", "gz", "bz2"):
-        raise DataError(f"{file}: is compressed by {name or 'nothing that index.json names'!r}; zstd, gz and bz2 are read")
+        raise DataError(
+            f"{file}: is compressed by {name or 'nothing that index.json names'!r}; zstd, gz "
+            f"and bz2 are read"
+        )
     if name == "zstd":
         try:
             import zstandard  # noqa: F401
         except ImportError:
             raise ConfigError(
-                "name", "'mds' needs zstandard for these shards, which is not installed: pip install \"jaxvl[mds]\""
+                "name",
+                "'mds' needs zstandard for these shards, which is not installed: pip install "
+                '"jaxvl[mds]"',
             ) from None
 
 
 def _unpack(content: bytes, shard: Shard, file: str, target: pathlib.Path) -> None:
-    """Writes the unpacked shard. Raises DataError where it is not as long as the index says: longer ones are not unpacked to their end."""
+    """Writes the unpacked shard. Raises DataError where it is not as long as the index says: longer
+    ones are not unpacked to their end."""
     size = 0
     try:
         with open(target, "wb") as out:
@@ -319,7 +375,9 @@ def _unpack(content: bytes, shard: Shard, file: str, target: pathlib.Path) -> No
         raise DataError(f"{file}: is damaged ({type(error).__name__}: {error})") from None
     if size != shard.size:
         raise DataError(
-            f"{file}: unpacks to {'more than ' if size > shard.size else ''}{min(size, shard.size):,} bytes, must be {shard.size:,}"
+            f"{file}: unpacks to "
+            f"{'more than ' if size > shard.size else ''}{min(size, shard.size):,} bytes, "
+            f"must be {shard.size:,}"
         )
 
 
@@ -328,7 +386,9 @@ def _parts(content: bytes, compression: str) -> Iterator[bytes]:
     if compression == "zstd":
         import zstandard
 
-        opened = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(content), read_across_frames=True)
+        opened = zstandard.ZstdDecompressor().stream_reader(
+            io.BytesIO(content), read_across_frames=True
+        )
     else:
         opened = (gzip if compression == "gz" else bz2).open(io.BytesIO(content))
     while part := opened.read(PART):
@@ -340,7 +400,9 @@ def _find_columns(reader: MdsShards) -> dict[str, Found]:
     columns = reader.shards[0].columns
     found = {}
     for name, encoding in columns.items():
-        refused = REFUSED.get(encoding, "" if is_known(encoding) else f"is encoded as {encoding!r}, which is not read")
+        refused = REFUSED.get(
+            encoding, "" if is_known(encoding) else f"is encoded as {encoding!r}, which is not read"
+        )
         found[name] = Found(kind_of_encoding(encoding), encoding, False, refused=refused)
     open_ones = [name for name, encoding in columns.items() if encoding in ("bytes", "json")]
     if open_ones:
@@ -351,10 +413,15 @@ def _find_columns(reader: MdsShards) -> dict[str, Found]:
                     values[name].append(decode(content, columns[name]))
         for name in open_ones:
             lacking = len(values[name]) < 1 or any(value is None for value in values[name])
-            found[name] = Found(common_kind(kind_of(value) for value in values[name]), columns[name], lacking)
+            found[name] = Found(
+                common_kind(kind_of(value) for value in values[name]), columns[name], lacking
+            )
             for value in values[name][:1]:
                 parts = value if isinstance(value, dict) else {}
-                found |= {f"{name}.{part}": Found(kind_of(of), columns[name], True) for part, of in parts.items()}
+                found |= {
+                    f"{name}.{part}": Found(kind_of(of), columns[name], True)
+                    for part, of in parts.items()
+                }
     return found
 
 
@@ -363,7 +430,8 @@ class MdsSource(ParsedTable):
 
     Args:
       reader: of the shards.
-      fingerprint: of the index, which has sizes and, where the writer was asked for them, hashes of all shards.
+      fingerprint: of the index, which has sizes and, where the writer was asked for them, hashes of
+        all shards.
       chosen: see `TableSource`.
     """
 
@@ -393,5 +461,11 @@ class MdsSource(ParsedTable):
             except UnicodeDecodeError as error:
                 raise BadRecord(NOT_UTF8, f"{self.where(i)}, {name}: {error}") from None
             except (ValueError, OverflowError) as error:
-                raise BadRecord("record cannot be read", f"{self.where(i)}, {name}: no {self._encodings[name]} ({error})") from None
-        return {name: values[top] if name == top else nested(values, name.split(".")) for name, top in tops.items()}
+                raise BadRecord(
+                    "record cannot be read",
+                    f"{self.where(i)}, {name}: no {self._encodings[name]} ({error})",
+                ) from None
+        return {
+            name: values[top] if name == top else nested(values, name.split("."))
+            for name, top in tops.items()
+        }

@@ -1,8 +1,10 @@
-"""Values in the encodings of MosaicML's MDS format, as `streaming/base/format/mds/encodings.py` documents them.
+"""Values in the encodings of MosaicML's MDS format, as `streaming/base/format/mds/encodings.py`
+documents them.
 
-Numbers are little-endian. A list is u32 0, u32 n, n u32 sizes and the elements; an array is its dtype (a byte), its shape
-(a byte `ndim << 2 | width`, then so many unsigned integers of `1 << width` bytes) and its values, of which the encoding's
-name may fix dtype and shape: `ndarray:float32:3,224,224`. Nothing is unpickled.
+Numbers are little-endian. A list is u32 0, u32 n, n u32 sizes and the elements; an array is its
+dtype (a byte), its shape (a byte `ndim << 2 | width`, then so many unsigned integers of `1 <<
+width` bytes) and its values, of which the encoding's name may fix dtype and shape:
+`ndarray:float32:3,224,224`. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -16,14 +18,46 @@ from PIL import Image
 from jaxvl.data.sources.base import Kind
 
 _NUMBERS = {
-    "int": "<i8", "uint8": "<u1", "uint16": "<u2", "uint32": "<u4", "uint64": "<u8", "int8": "<i1", "int16": "<i2", "int32": "<i4",
-    "int64": "<i8", "float16": "<f2", "float32": "<f4", "float64": "<f8",
-}  # fmt: skip
-_DTYPES = {8: "<u1", 9: "<i1", 16: "<u2", 17: "<i2", 18: "<f2", 32: "<u4", 33: "<i4", 34: "<f4", 64: "<u8", 65: "<i8", 66: "<f8"}
+    "int": "<i8",
+    "uint8": "<u1",
+    "uint16": "<u2",
+    "uint32": "<u4",
+    "uint64": "<u8",
+    "int8": "<i1",
+    "int16": "<i2",
+    "int32": "<i4",
+    "int64": "<i8",
+    "float16": "<f2",
+    "float32": "<f4",
+    "float64": "<f8",
+}
+_DTYPES = {
+    8: "<u1",
+    9: "<i1",
+    16: "<u2",
+    17: "<i2",
+    18: "<f2",
+    32: "<u4",
+    33: "<i4",
+    34: "<f4",
+    64: "<u8",
+    65: "<i8",
+    66: "<f8",
+}
 _KINDS: dict[str, Kind] = {
-    "jpeg": "image", "png": "image", "pil": "image", "list[jpeg]": "frames", "list[png]": "frames", "list[pil]": "frames",
-    "jpeg_array": "frames", "jpegarray": "frames", "str": "text", "str_int": "int", "str_float": "float", "str_decimal": "float",
-}  # fmt: skip
+    "jpeg": "image",
+    "png": "image",
+    "pil": "image",
+    "list[jpeg]": "frames",
+    "list[png]": "frames",
+    "list[pil]": "frames",
+    "jpeg_array": "frames",
+    "jpegarray": "frames",
+    "str": "text",
+    "str_int": "int",
+    "str_float": "float",
+    "str_decimal": "float",
+}
 LARGEST_PIL = 2**28  # bytes of a picture that is kept as plain pixels
 REFUSED = {"pkl": "is pickled, and unpickling may run code; write it as json, str or ndarray"}
 
@@ -141,7 +175,8 @@ def _array(content: bytes, encoding: str) -> np.ndarray:
 
 
 def _pixels(content: bytes) -> bytes:
-    """A picture that is kept as width, height, mode and pixels, as PNG, or TIFF where PNG has not its mode."""
+    """A picture that is kept as width, height, mode and pixels, as PNG, or TIFF where PNG has not
+    its mode."""
     if len(content) < 12:
         raise ValueError("a picture without a size")
     width, height, length = np.frombuffer(content, "<u4", 3).tolist()
@@ -150,5 +185,9 @@ def _pixels(content: bytes) -> bytes:
         raise ValueError(f"a picture of {width} x {height}")
     picture = Image.frombytes(mode, (width, height), content[12 + length :])
     out = io.BytesIO()
-    picture.save(out, "PNG" if mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA") else "TIFF", compress_level=1)
+    picture.save(
+        out,
+        "PNG" if mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA") else "TIFF",
+        compress_level=1,
+    )
     return out.getvalue()

@@ -1,4 +1,5 @@
-"""Pictures and sounds that a record names by a path. A path may not lead out of the folder that was given."""
+"""Pictures and sounds that a record names by a path. A path may not lead out of the folder that was
+given."""
 
 from __future__ import annotations
 
@@ -37,17 +38,26 @@ class MediaFolder:
             return content
         file = self.inside(path)
         if file is None:
-            hint = "; images='/' admits every path from the root" if self._real is not None and os.path.isabs(path) else ""
-            raise BadRecord("path leaves its folder", f"{where}: {path[:200]!r} is not below {self.root}{hint}")
+            hint = (
+                "; images='/' admits every path from the root"
+                if self._real is not None and os.path.isabs(path)
+                else ""
+            )
+            raise BadRecord(
+                "path leaves its folder", f"{where}: {path[:200]!r} is not below {self.root}{hint}"
+            )
         try:
             return self._content(file)
         except (FileNotFoundError, NotADirectoryError):
             raise BadRecord(f"{kind} is missing", f"{where}: there is no {file[:500]}") from None
         except (OSError, ValueError) as error:
-            raise BadRecord(f"{kind} cannot be read", f"{where}: {file[:500]}: {type(error).__name__}: {error}") from None
+            raise BadRecord(
+                f"{kind} cannot be read", f"{where}: {file[:500]}: {type(error).__name__}: {error}"
+            ) from None
 
     def inside(self, path: str) -> str | None:
-        """The file that a path means; None where it lies, or a link leads, outside of the folder."""
+        """The file that a path means; None where it lies, or a link leads, outside of the
+        folder."""
         if "\0" in path:
             return None
         if self._real is None:
@@ -75,7 +85,8 @@ def is_below(file: str, folder: str) -> bool:
 
 
 def read_regular(file: str) -> bytes:
-    """The content of a local file. Raises OSError; for a pipe or device as well, which might never end."""
+    """The content of a local file. Raises OSError; for a pipe or device as well, which might never
+    end."""
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as opened:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

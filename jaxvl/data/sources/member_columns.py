@@ -1,8 +1,10 @@
 """Columns of a sample of named members: which member a column is, and how its bytes become a value.
 
-A column is written as endings of members, the first that is there wins: `"jpg;png;webp"`, `"txt;caption"`. Keys of a JSON
-member follow a colon, `"json:caption;alt"`, or stand in brackets, `"json[caption];json[about][title];txt"`; the first that is
-not empty wins. A pattern, `"*.jpg"`, means all members that match, as frames in the order of their numbers. `"__key__"` and `"__url__"` are the sample's key and its shard.
+A column is written as endings of members, the first that is there wins: `"jpg;png;webp"`,
+`"txt;caption"`. Keys of a JSON member follow a colon, `"json:caption;alt"`, or stand in brackets,
+`"json[caption];json[about][title];txt"`; the first that is not empty wins. A pattern, `"*.jpg"`,
+means all members that match, as frames in the order of their numbers. `"__key__"` and `"__url__"`
+are the sample's key and its shard.
 """
 
 from __future__ import annotations
@@ -26,7 +28,24 @@ from jaxvl.data.sources.base import Kind
 from jaxvl.data.sources.values import NOT_UTF8, as_value, nested
 
 INFO = ("__key__", "__url__")
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "avif", "jxl", "jp2", "heic")
+IMAGES = (
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "tif",
+    "tiff",
+    "ppm",
+    "pgm",
+    "pbm",
+    "pnm",
+    "avif",
+    "jxl",
+    "jp2",
+    "heic",
+)
 AUDIO = ("flac", "wav", "mp3", "ogg", "opus", "m4a", "aac")
 TEXTS = ("txt", "text", "caption", "transcript", "title", "alt")
 CLASSES = ("cls", "cls2", "class", "label", "index", "inx", "id")
@@ -116,10 +135,21 @@ def parse_columns(columns: Mapping[str, str], kinds: Mapping[str, str]) -> dict[
     check(len(columns) > 0, "columns", "is empty; must name at least one column")
     for name, kind in kinds.items():
         field = f"kinds.{name}"
-        check(name in columns, field, f"is the kind of no column{nearest(name, list(columns))} (columns: {', '.join(columns)})")
+        check(
+            name in columns,
+            field,
+            f"is the kind of no column{nearest(name, list(columns))} (columns: "
+            f"{', '.join(columns)})",
+        )
         valid = [k for k in get_args(Kind) if k != "frames" or "*" in columns[name]]
-        check(kind in valid, field, f"{kind!r} is not valid; must be one of {', '.join(valid)}{nearest(kind, valid)}")
-    return {name: _parse(text, f"columns.{name}", kinds.get(name)) for name, text in columns.items()}
+        check(
+            kind in valid,
+            field,
+            f"{kind!r} is not valid; must be one of {', '.join(valid)}{nearest(kind, valid)}",
+        )
+    return {
+        name: _parse(text, f"columns.{name}", kinds.get(name)) for name, text in columns.items()
+    }
 
 
 def _parse(text: str, field: str, kind: str | None) -> MemberColumn:
@@ -133,21 +163,40 @@ def _parse(text: str, field: str, kind: str | None) -> MemberColumn:
             field,
             f"{text!r}: a pattern must be one of pictures, such as '*.jpg'",
         )
-        check(kind in (None, "frames"), field, f"{text!r}: all members that match are frames, not {kind}")
+        check(
+            kind in (None, "frames"),
+            field,
+            f"{text!r}: all members that match are frames, not {kind}",
+        )
         return MemberColumn(choices, "frames")
     for ending, path in choices:
         last = ending.rpartition(".")[2]
         check(
-            last not in PICKLES, field, f"{ending!r} members hold pickled objects, which may run code when they are read; write them as npy"
+            last not in PICKLES,
+            field,
+            f"{ending!r} members hold pickled objects, which may run code when they are read; "
+            f"write them as npy",
         )
         check(last != "npz", field, "'npz' members hold several arrays; write each as npy")
         check(not path or last == "json", field, f"{text!r}: only json members have keys")
-        check(bool(path) or last != "json", field, f"{text!r}: which key of the json? write '{ending}:caption'")
+        check(
+            bool(path) or last != "json",
+            field,
+            f"{text!r}: which key of the json? write '{ending}:caption'",
+        )
     found = {KINDS.get(ending.rpartition(".")[2]) for ending, path in choices if not path}
     if kind is None and None in found:
-        raise ConfigError(field, f"what {text!r} members hold is not known; say it in kinds (image, audio, text, texts, class, …)")
+        raise ConfigError(
+            field,
+            f"what {text!r} members hold is not known; say it in kinds (image, audio, text, "
+            f"texts, class, …)",
+        )
     mixed = " and ".join(sorted(map(str, found)))
-    check(kind is not None or len(found) < 2, field, f"{text!r} mixes {mixed}; say in kinds what is meant")
+    check(
+        kind is not None or len(found) < 2,
+        field,
+        f"{text!r} mixes {mixed}; say in kinds what is meant",
+    )
     return MemberColumn(choices, kind or next(iter(found), None))
 
 
@@ -155,17 +204,30 @@ def _choices(text: str, field: str) -> tuple[Choice, ...]:
     before, colon, after = text.partition(":")
     parts = _parts(before)
     keys = _parts(after)
-    check(len(parts) > 0 and (not colon or len(keys) > 0), field, f"{text!r} names no members; write 'jpg;png' or 'json:caption'")
+    check(
+        len(parts) > 0 and (not colon or len(keys) > 0),
+        field,
+        f"{text!r} names no members; write 'jpg;png' or 'json:caption'",
+    )
     choices = []
     for part in parts:
         match = _PART.fullmatch(part)
-        check(match is not None, field, f"{part!r} is no ending of a member, with or without [keys]; write 'jpg;png' or 'json[caption]'")
+        check(
+            match is not None,
+            field,
+            f"{part!r} is no ending of a member, with or without [keys]; write 'jpg;png' or "
+            f"'json[caption]'",
+        )
         path = tuple(_KEY.findall(match[2]))
         check(not (colon and path), field, f"{text!r} has keys both in brackets and behind a colon")
         ending = match[1].lower()
         choices += [Choice(ending, (key,)) for key in keys] if colon else [Choice(ending, path)]
     has_info = any(choice.ending in INFO for choice in choices)
-    check(not has_info or (len(choices) == 1 and not choices[0].path), field, f"{text!r} must be {' or '.join(INFO)} alone")
+    check(
+        not has_info or (len(choices) == 1 and not choices[0].path),
+        field,
+        f"{text!r} must be {' or '.join(INFO)} alone",
+    )
     return tuple(choices)
 
 
@@ -173,7 +235,7 @@ def _parts(text: str) -> tuple[str, ...]:
     return tuple(part.strip().removeprefix(".") for part in text.split(";") if part.strip())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Values
 
 
@@ -193,7 +255,9 @@ def _array(content: bytes, where: str) -> np.ndarray:
     try:
         return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header raises many types
-        raise BadRecord("array cannot be read", f"{where}: {type(error).__name__}: {error}") from None
+        raise BadRecord(
+            "array cannot be read", f"{where}: {type(error).__name__}: {error}"
+        ) from None
 
 
 def parse_json(content: bytes, where: str) -> Mapping[str, object]:
@@ -201,9 +265,13 @@ def parse_json(content: bytes, where: str) -> Mapping[str, object]:
     try:
         value = json.loads(text_files.decode(content))
     except (ValueError, RecursionError) as error:
-        raise BadRecord("json cannot be read", f"{where}: {type(error).__name__}: {error}"[:300]) from None
+        raise BadRecord(
+            "json cannot be read", f"{where}: {type(error).__name__}: {error}"[:300]
+        ) from None
     if not isinstance(value, dict):
-        raise BadRecord("json cannot be read", f"{where}: is of type {type(value).__name__}, not an object")
+        raise BadRecord(
+            "json cannot be read", f"{where}: is of type {type(value).__name__}, not an object"
+        )
     return value
 
 

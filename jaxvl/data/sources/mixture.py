@@ -5,7 +5,8 @@
         dict(source=dict(name="parquet", files="…"), weight=0.15),
     ))
 
-Its records are those of the parts, one part after the other. The sampler `mixture` draws rows by the weights.
+Its records are those of the parts, one part after the other. The sampler `mixture` draws rows by
+the weights.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class PartConfig:
 
     Attributes:
       source: by name, with its options.
-      weight: how often its records come, relative to the other parts' weights; the sampler says of what it is a weight.
-        None (then for all parts): every record of the mixture comes equally often.
+      weight: how often its records come, relative to the other parts' weights; the sampler says of
+        what it is a weight. None (then for all parts): every record of the mixture comes equally
+        often.
       name: which part this is when a run is resumed with other parts; None: its place, "0", "1" …
     """
 
@@ -48,8 +50,8 @@ class PartConfig:
 class MixtureConfig:
     """Several sources as one.
 
-    A column that some parts lack is optional. A class column whose class sets differ gets a place for every class of
-    each set: its numbers are those of the first set, then those of the second …
+    A column that some parts lack is optional. A class column whose class sets differ gets a place
+    for every class of each set: its numbers are those of the first set, then those of the second …
 
     Attributes:
       parts: the sources.
@@ -61,17 +63,28 @@ class MixtureConfig:
         check(bool(self.parts), "parts", "must name at least one source")
         weights = [part.weight for part in self.parts]
         given = [weight is not None for weight in weights]
-        check(all(given) or not any(given), "parts", f"the weights {weights} must be given for all parts or none")
+        check(
+            all(given) or not any(given),
+            "parts",
+            f"the weights {weights} must be given for all parts or none",
+        )
         check(not all(given) or any(weights), "parts", f"the weights {weights} must not all be 0")
-        check(len(set(self.names)) == len(self.names), "parts", f"the names {list(self.names)} must differ")
+        check(
+            len(set(self.names)) == len(self.names),
+            "parts",
+            f"the names {list(self.names)} must differ",
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the parts."""
-        return tuple(str(i) if part.name is None else part.name for i, part in enumerate(self.parts))
+        return tuple(
+            str(i) if part.name is None else part.name for i, part in enumerate(self.parts)
+        )
 
     def open(self, log: Log = print) -> MixtureSource:
-        """Raises ConfigError as the parts do, and where their columns do not fit; DataError as the parts do."""
+        """Raises ConfigError as the parts do, and where their columns do not fit; DataError as the
+        parts do."""
         sources = []
         for i, part in enumerate(self.parts):
             try:
@@ -93,18 +106,25 @@ class MixtureSource(Source):
       names: of each; they differ.
 
     Raises:
-      ConfigError: at `parts`: a column is of different kinds, or has numbers of classes that cannot be told apart; a
-        part is itself a mixture with weights.
+      ConfigError: at `parts`: a column is of different kinds, or has numbers of classes that cannot
+        be told apart; a part is itself a mixture with weights.
       DataError: a part has no records.
     """
 
-    def __init__(self, sources: Sequence[Source], weights: Sequence[float | None], names: Sequence[str]):
+    def __init__(
+        self, sources: Sequence[Source], weights: Sequence[float | None], names: Sequence[str]
+    ):
         self._sources = list(sources)
         for name, source in zip(names, sources):
             if len(source) == 0:
                 raise DataError(f"part {name!r} of the mixture, {source.name}, has no records")
             weighted = any(part.weight is not None for part in source.parts)
-            check(not weighted, "parts", f"part {name!r} is a mixture whose weights would be lost; its parts must be named here")
+            check(
+                not weighted,
+                "parts",
+                f"part {name!r} is a mixture whose weights would be lost; its parts must be "
+                f"named here",
+            )
         self._starts = [0]
         for source in sources:
             self._starts.append(self._starts[-1] + len(source))
@@ -115,18 +135,26 @@ class MixtureSource(Source):
         described = zip(names, self._starts, self._starts[1:], weights, shards)
         self.parts = tuple(Part(*each) for each in described)
         self.columns: dict[str, Column] = {}
-        self._first_classes: list[dict[str, int]] = [{} for _ in sources]  # of each part: class column -> its first class
+        self._first_classes: list[dict[str, int]] = [
+            {} for _ in sources
+        ]  # of each part: class column -> its first class
         for column in dict.fromkeys(name for source in sources for name in source.columns):
             self._add(column)
 
     def _add(self, name: str) -> None:
         """Joins the parts' columns of one name."""
-        having = [(i, source.columns[name]) for i, source in enumerate(self._sources) if name in source.columns]
+        having = [
+            (i, source.columns[name])
+            for i, source in enumerate(self._sources)
+            if name in source.columns
+        ]
         kinds: dict[str, int] = {}  # kind -> the first part where the column is of it
         for i, column in having:
             kinds.setdefault(column.kind, i)
         if len(kinds) > 1:
-            said = " and ".join(f"{kind!r} in part {self.parts[i].name!r}" for kind, i in kinds.items())
+            said = " and ".join(
+                f"{kind!r} in part {self.parts[i].name!r}" for kind, i in kinds.items()
+            )
             raise ConfigError("parts", f"column {name!r} is of kind {said}; must be of one kind")
         optional = len(having) < len(self._sources) or any(column.optional for _, column in having)
         classes = None
@@ -135,16 +163,23 @@ class MixtureSource(Source):
         self.columns[name] = Column(having[0][1].kind, optional, classes)
 
     def _join_classes(self, name: str, having: Sequence[tuple[int, Column]]) -> ClassSet | None:
-        """Gives each different class set of a column its first class; None where no part knows its classes."""
+        """Gives each different class set of a column its first class; None where no part knows its
+        classes."""
         without = [i for i, column in having if column.classes is None]
         if len(without) == len(having):
             return None
         if without:
             part = self.parts[without[0]].name
-            raise ConfigError("parts", f"column {name!r} of part {part!r} has no class set, but other parts' have; must be all or none")
+            raise ConfigError(
+                "parts",
+                f"column {name!r} of part {part!r} has no class set, but other parts' have; "
+                f"must be all or none",
+            )
         sets: list[ClassSet] = []
         for i, column in having:
-            place = next((p for p, known in enumerate(sets) if _equal(known, column.classes)), len(sets))
+            place = next(
+                (p for p, known in enumerate(sets) if _equal(known, column.classes)), len(sets)
+            )
             if place == len(sets):
                 sets.append(column.classes)
             self._first_classes[i][name] = sum(len(known) for known in sets[:place])
@@ -162,7 +197,11 @@ class MixtureSource(Source):
         if columns is not None:
             columns = [name for name in columns if name in source.columns]
         record = source.read(i - self._starts[part], columns)
-        moved = {name: first for name, first in self._first_classes[part].items() if first and name in record}
+        moved = {
+            name: first
+            for name, first in self._first_classes[part].items()
+            if first and name in record
+        }
         if not moved:
             return record
         return {**record, **{name: int(record[name]) + first for name, first in moved.items()}}
@@ -219,7 +258,8 @@ def _equal(one: ClassSet, other: ClassSet) -> bool:
 
 
 def _joined(sets: Sequence[ClassSet]) -> ClassSet:
-    """The classes of all sets, one set after the other. A set that lacks a language has no names in it."""
+    """The classes of all sets, one set after the other. A set that lacks a language has no names in
+    it."""
     if len(sets) == 1:
         return sets[0]
     languages = dict.fromkeys(language for known in sets for language in known.names)

@@ -1,4 +1,5 @@
-"""The opened sources of this process: each config is opened once, for tasks and evaluators alike."""
+"""The opened sources of this process: each config is opened once, for tasks and evaluators
+alike."""
 
 from __future__ import annotations
 
@@ -15,7 +16,11 @@ _OPENED: dict[str, Any] = {}  # `key_of` a config -> source
 def key_of(config: SourceConfig) -> str:
     """Equal configs have equal keys; a config of mappings has no hash of its own."""
     kind = type(config)
-    return json.dumps([str(cache_folder()), kind.__module__, kind.__qualname__, to_dict(config)], sort_keys=True, default=repr)
+    return json.dumps(
+        [str(cache_folder()), kind.__module__, kind.__qualname__, to_dict(config)],
+        sort_keys=True,
+        default=repr,
+    )
 
 
 def opened(config: SourceConfig, log: Log = print) -> Any:

@@ -23,11 +23,16 @@ def packed(head: bytes) -> str | None:
         return "is a zip file; unpack it with `unzip`"
     for magic, (how, tool) in _COMPRESSED.items():
         if head.startswith(magic):
-            return f"is compressed with {how}, so that it cannot be read in parts; unpack it with `{tool}`"
+            return (
+                f"is compressed with {how}, so that it cannot be read in parts; unpack it with "
+                f"`{tool}`"
+            )
     return None
 
 
 def other_format(head: bytes) -> str | None:
     """Half a sentence that says what a file is; None where that is not known."""
     head = head.lstrip()
-    return packed(head) or next((what for magic, what in _OTHERS.items() if head.startswith(magic)), None)
+    return packed(head) or next(
+        (what for magic, what in _OTHERS.items() if head.startswith(magic)), None
+    )

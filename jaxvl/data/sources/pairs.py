@@ -1,4 +1,5 @@
-"""Keys of records as pairs of 64-bit numbers, sorted: looked up without a table of texts in memory."""
+"""Keys of records as pairs of 64-bit numbers, sorted: looked up without a table of texts in
+memory."""
 
 from __future__ import annotations
 
@@ -17,11 +18,16 @@ BLOCK = 4096  # records
 
 
 def pairs_of_hex(texts: Iterable[object]) -> tuple[np.ndarray, np.ndarray]:
-    """([n] pairs, [n] whether a text is one): the first and last 16 of 32 hexadecimal digits, as DataComp's `uid`."""
+    """([n] pairs, [n] whether a text is one): the first and last 16 of 32 hexadecimal digits, as
+    DataComp's `uid`."""
     found = []
     valid = []
     for text in texts:
-        ok = isinstance(text, str) and len(text) == 32 and all(digit in "0123456789abcdefABCDEF" for digit in text)
+        ok = (
+            isinstance(text, str)
+            and len(text) == 32
+            and all(digit in "0123456789abcdefABCDEF" for digit in text)
+        )
         found.append((int(text[:16], 16), int(text[16:], 16)) if ok else (0, 0))
         valid.append(ok)
     return np.array(found, PAIR), np.array(valid, bool)
@@ -37,7 +43,8 @@ def pairs_of_keys(keys: Iterable[object]) -> np.ndarray:
 
 
 def find_pairs(ordered: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """int64 [n]: the first place of each wanted pair in `ordered`, which is sorted; -1 where it is not there."""
+    """int64 [n]: the first place of each wanted pair in `ordered`, which is sorted; -1 where it is
+    not there."""
     first = ordered["f0"]
     second = ordered["f1"]
     low = np.searchsorted(first, wanted["f0"], "left")
@@ -62,7 +69,8 @@ def is_sorted(pairs: np.ndarray) -> bool:
 
 
 def values_of(source: Source, column: str) -> np.ndarray:
-    """All values of a column, object [n]; None of a record that lacks it or cannot be read. Read one by one where there is no other way."""
+    """All values of a column, object [n]; None of a record that lacks it or cannot be read. Read
+    one by one where there is no other way."""
     whole = source.column(column)
     if whole is not None:
         values = np.empty(len(source), object)

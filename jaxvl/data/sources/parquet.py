@@ -1,9 +1,12 @@
-"""Parquet files: pictures and texts in their columns, a row group read at a time (https://parquet.apache.org/docs/file-format/).
+"""Parquet files: pictures and texts in their columns, a row group read at a time
+(https://parquet.apache.org/docs/file-format/).
 
-    source = dict(name="parquet", files="s3://bucket/laion/{00000..00127}.parquet", columns=dict(image="jpg", text="TEXT"))
+    source = dict(name="parquet", files="s3://bucket/laion/{00000..00127}.parquet",
+    columns=dict(image="jpg", text="TEXT"))
 
-A row cannot be read without the rest of its row group, so a file wants small ones: `row_group_size=1000` where it is
-written. Row groups that were read stay in memory up to `cache` MiB, column by column: a text is read without the pictures.
+A row cannot be read without the rest of its row group, so a file wants small ones:
+`row_group_size=1000` where it is written. Row groups that were read stay in memory up to `cache`
+MiB, column by column: a text is read without the pictures.
 """
 
 from __future__ import annotations
@@ -22,18 +25,32 @@ import numpy as np
 from jaxvl.config import PathText, Range, check
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.arrow_columns import find_columns, first_content, import_pyarrow, path_of, plain_values, value_at
+from jaxvl.data.sources.arrow_columns import (
+    find_columns,
+    first_content,
+    import_pyarrow,
+    path_of,
+    plain_values,
+    value_at,
+)
 from jaxvl.data.sources.base import Log
 from jaxvl.data.sources.file_patterns import expand_files
 from jaxvl.data.sources.media import MediaFolder
-from jaxvl.data.sources.parquet_files import Footer, ParquetFiles, pack_footers, read_footer, unpack_footers
+from jaxvl.data.sources.parquet_files import (
+    Footer,
+    ParquetFiles,
+    pack_footers,
+    read_footer,
+    unpack_footers,
+)
 from jaxvl.data.sources.places import Places, name_of
 from jaxvl.data.sources.remembered import key_of, remembered, states_of
 from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns, column_array
 from jaxvl.data.sources.values import nested
 
 READ_AT_ONCE = 16  # footers
-# Arrow types as texts -> what they have in common: writers differ in widths, and in the names of what is in lists.
+# Arrow types as texts -> what they have in common: writers differ in widths, and in the names of
+# what is in lists.
 _ALIKE = (
     (re.compile(r"dictionary<values=(\w+), indices=\w+, ordered=\d>"), r"\1"),
     (re.compile(r"\bu?int\d+\b"), "int"),
@@ -52,8 +69,8 @@ class Parquet:
 
     Attributes:
       files: names with braces, globs or folders, local or remote; `::` joins several.
-      columns: our name -> theirs, `name.part` for a part of a struct; empty: pictures, sounds, texts and labels by the
-        names that teams give them, all others by their own.
+      columns: our name -> theirs, `name.part` for a part of a struct; empty: pictures, sounds,
+        texts and labels by the names that teams give them, all others by their own.
       kinds: our name -> kind, where the type does not tell it.
       images: folder of the files that a column of paths names.
       cache: MiB of row groups that stay in memory.
@@ -66,7 +83,8 @@ class Parquet:
     cache: Annotated[int, Range(1, 1_048_576)] = 512
 
     def open(self, log: Log = print) -> ParquetSource:
-        """Raises ConfigError at one of its fields; DataError for a file that is cut short, or differs from the first one."""
+        """Raises ConfigError at one of its fields; DataError for a file that is cut short, or
+        differs from the first one."""
         import_pyarrow("parquet")
         files = expand_files(self.files, "files", ".parquet")
         states = states_of(files)
@@ -79,12 +97,23 @@ class Parquet:
         footers = unpack_footers(remembered("parquet", key, find, log))
         reader = ParquetFiles(files, states, self.cache * 2**20)
         rows = [row for row, footer in enumerate(footers) if sum(footer.groups)]
-        check(len(rows) > 0, "files", f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no rows")
+        check(
+            len(rows) > 0,
+            "files",
+            f"{files[0]!r}{' and all others' if len(files) > 1 else ''} has no rows",
+        )
         schema = reader.metadata(rows[0]).schema.to_arrow_schema()
-        found = find_columns(schema, functools.partial(_first_bytes, reader, footers[rows[0]], rows[0]))
+        found = find_columns(
+            schema, functools.partial(_first_bytes, reader, footers[rows[0]], rows[0])
+        )
         nulls = _all_nulls([footers[row] for row in rows])
-        found = {name: dataclasses.replace(column, optional=_may_lack(nulls, name, column)) for name, column in found.items()}
-        chosen = choose_columns(found, self.columns, self.kinds, self.images is not None, files[rows[0]], log)
+        found = {
+            name: dataclasses.replace(column, optional=_may_lack(nulls, name, column))
+            for name, column in found.items()
+        }
+        chosen = choose_columns(
+            found, self.columns, self.kinds, self.images is not None, files[rows[0]], log
+        )
         _check_schemas(files, footers, rows, chosen)
         _warn_of_large_groups(files, footers, chosen, log)
         media = MediaFolder(self.images) if self.images is not None else None
@@ -123,7 +152,12 @@ def _may_lack(nulls: Mapping[str, int], name: str, column: Found) -> bool:
     return not counts or any(count != 0 for count in counts)
 
 
-def _check_schemas(files: Sequence[str], footers: Sequence[Footer], rows: Sequence[int], chosen: Mapping[str, Chosen]) -> None:
+def _check_schemas(
+    files: Sequence[str],
+    footers: Sequence[Footer],
+    rows: Sequence[int],
+    chosen: Mapping[str, Chosen],
+) -> None:
     """Raises DataError where a column that is read is missing in a file, or of another type."""
     first = footers[rows[0]].types
     for row in rows[1:]:
@@ -134,11 +168,16 @@ def _check_schemas(files: Sequence[str], footers: Sequence[Footer], rows: Sequen
             there = footers[row].types.get(name)
             if there is None:
                 raise DataError(
-                    f"{files[row]}: has no column {name!r}, which {files[rows[0]]} has (columns: {', '.join(footers[row].types)})"
+                    f"{files[row]}: has no column {name!r}, which {files[rows[0]]} has "
+                    f"(columns: {', '.join(footers[row].types)})"
                 )
-            if _read_alike(there) != _read_alike(first[name]) and "null" not in (there, first[name]):
+            if _read_alike(there) != _read_alike(first[name]) and "null" not in (
+                there,
+                first[name],
+            ):
                 raise DataError(
-                    f"{files[row]}: column {name!r} is of type {there}, but {first[name]} in {files[rows[0]]}; write them alike"
+                    f"{files[row]}: column {name!r} is of type {there}, but {first[name]} in "
+                    f"{files[rows[0]]}; write them alike"
                 )
 
 
@@ -150,13 +189,22 @@ def _read_alike(of: str) -> str:
     return of
 
 
-def _warn_of_large_groups(files: Sequence[str], footers: Sequence[Footer], chosen: Mapping[str, Chosen], log: Log) -> None:
+def _warn_of_large_groups(
+    files: Sequence[str], footers: Sequence[Footer], chosen: Mapping[str, Chosen], log: Log
+) -> None:
     read = {column.theirs for column in chosen.values()}
-    large = [(file, footer) for file, footer in zip(files, footers) if sum(most for most, _ in footer.sizes.values()) > LARGE_GROUP]
+    large = [
+        (file, footer)
+        for file, footer in zip(files, footers)
+        if sum(most for most, _ in footer.sizes.values()) > LARGE_GROUP
+    ]
     for file, footer in large:
         size = footer.largest_group(read) / 2**20
         if size * 2**20 > LARGE_GROUP:
-            log(f"{file}: a row group has {size:,.0f} MiB, which are read for any row of it; write it with row_group_size=1000 or less")
+            log(
+                f"{file}: a row group has {size:,.0f} MiB, which are read for any row of it; "
+                f"write it with row_group_size=1000 or less"
+            )
             return
 
 
@@ -169,14 +217,25 @@ class ParquetSource(TableSource):
       chosen, media: see `TableSource`.
     """
 
-    def __init__(self, reader: ParquetFiles, footers: Sequence[Footer], chosen: Mapping[str, Chosen], media: MediaFolder | None):
+    def __init__(
+        self,
+        reader: ParquetFiles,
+        footers: Sequence[Footer],
+        chosen: Mapping[str, Chosen],
+        media: MediaFolder | None,
+    ):
         digest = hashlib.sha256("".join(footer.digest for footer in footers).encode())
         super().__init__(name_of(reader.files), digest.hexdigest(), chosen, media)
         self._reader = reader
         self._footers = list(footers)
         self._tops = {name for footer in footers for name in footer.types}
         self._places = Places([rows for footer in footers for rows in footer.groups if rows])
-        self._groups = [(file, group) for file, footer in enumerate(footers) for group, rows in enumerate(footer.groups) if rows]
+        self._groups = [
+            (file, group)
+            for file, footer in enumerate(footers)
+            for group, rows in enumerate(footer.groups)
+            if rows
+        ]
 
     def __len__(self) -> int:
         return len(self._places)
@@ -209,7 +268,12 @@ class ParquetSource(TableSource):
 
     def column(self, name: str) -> np.ndarray | None:
         """See `base.Source`."""
-        if name not in self.columns or self.columns[name].kind not in ("class", "int", "float", "text"):
+        if name not in self.columns or self.columns[name].kind not in (
+            "class",
+            "int",
+            "float",
+            "text",
+        ):
             return None
         theirs = self.chosen[name].theirs
         kind = self.columns[name].kind
@@ -220,7 +284,11 @@ class ParquetSource(TableSource):
     def present(self, name: str) -> np.ndarray | None:
         """See `base.Source`."""
         known = super().present(name)
-        if known is not None or name not in self.columns or self.columns[name].kind not in ("class", "int", "float"):
+        if (
+            known is not None
+            or name not in self.columns
+            or self.columns[name].kind not in ("class", "int", "float")
+        ):
             return known
         return np.array([value is not None for value in self._all_values(name)], bool)
 

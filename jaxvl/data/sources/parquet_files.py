@@ -46,11 +46,19 @@ class Footer:
 
     def largest_group(self, columns: Collection[str]) -> int:
         """Bytes of the columns in the largest row group."""
-        return sum(most for leaf, (most, _) in self.sizes.items() if any(leaf == c or leaf.startswith(f"{c}.") for c in columns))
+        return sum(
+            most
+            for leaf, (most, _) in self.sizes.items()
+            if any(leaf == c or leaf.startswith(f"{c}.") for c in columns)
+        )
 
     def size(self, column: str) -> int:
         """Bytes of a column in all row groups."""
-        return sum(total for leaf, (_, total) in self.sizes.items() if leaf == column or leaf.startswith(f"{column}."))
+        return sum(
+            total
+            for leaf, (_, total) in self.sizes.items()
+            if leaf == column or leaf.startswith(f"{column}.")
+        )
 
 
 def pack_footers(footers: Sequence[Footer]) -> list[Any]:
@@ -60,7 +68,15 @@ def pack_footers(footers: Sequence[Footer]) -> list[Any]:
     for footer in footers:
         layout = (tuple(footer.types.items()), tuple(footer.nulls), tuple(footer.sizes))
         place = layouts.setdefault(layout, len(layouts))
-        rows.append([footer.groups, footer.digest, place, list(footer.nulls.values()), *map(list, zip(*footer.sizes.values()))])
+        rows.append(
+            [
+                footer.groups,
+                footer.digest,
+                place,
+                list(footer.nulls.values()),
+                *map(list, zip(*footer.sizes.values())),
+            ]
+        )
     return [[[list(part) for part in layout] for layout in layouts], rows]
 
 
@@ -70,7 +86,9 @@ def unpack_footers(packed: Sequence[Any]) -> list[Footer]:
     footers = []
     for groups, digest, place, nulls, *sizes in packed[1]:
         types, leaves, sized = layouts[place]
-        footers.append(Footer(groups, digest, types, dict(zip(leaves, nulls)), dict(zip(sized, zip(*sizes)))))
+        footers.append(
+            Footer(groups, digest, types, dict(zip(leaves, nulls)), dict(zip(sized, zip(*sizes))))
+        )
     return footers
 
 
@@ -82,9 +100,14 @@ def read_footer(file: str, state: FileState) -> Footer:
     try:
         footer = _described(metadata, digest)
     except Exception as error:  # a damaged footer raises many types
-        raise DataError(f"{file}: its footer cannot be read ({_line(error)}); it is damaged") from None
+        raise DataError(
+            f"{file}: its footer cannot be read ({_line(error)}); it is damaged"
+        ) from None
     if sum(footer.groups) != metadata.num_rows or any(rows < 0 for rows in footer.groups):
-        raise DataError(f"{file}: its footer counts {metadata.num_rows} rows, its row groups {sum(footer.groups)}; it is damaged")
+        raise DataError(
+            f"{file}: its footer counts {metadata.num_rows} rows, its row groups "
+            f"{sum(footer.groups)}; it is damaged"
+        )
     return footer
 
 
@@ -116,7 +139,10 @@ def footer_bytes(files: RangeFiles, file: str, state: FileState) -> bytes:
         raise DataError(f"{file}: is encrypted, which is not read")
     if len(tail) < 12 or tail[-4:] != MAGIC:
         [head] = files.read(file, state, [(0, min(state.size, HEAD))])
-        known = other_format(head) or "has no footer: it was cut short, is still being written, or is no Parquet file"
+        known = (
+            other_format(head)
+            or "has no footer: it was cut short, is still being written, or is no Parquet file"
+        )
         raise DataError(f"{file}: {known}")
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if length > state.size - len(MAGIC):
@@ -134,7 +160,9 @@ def _parse(footer: bytes, file: str) -> pyarrow.parquet.FileMetaData:
         metadata.schema.to_arrow_schema()
         return metadata
     except Exception as error:  # a damaged footer raises many types
-        raise DataError(f"{file}: its footer cannot be read ({_line(error)}); it is damaged") from None
+        raise DataError(
+            f"{file}: its footer cannot be read ({_line(error)}); it is damaged"
+        ) from None
 
 
 class ParquetFiles:
@@ -154,8 +182,12 @@ class ParquetFiles:
         self._cache_bytes = cache_bytes
         self._ranges = RangeFiles()
         self._lock = threading.Lock()
-        self._footers: collections.OrderedDict[int, pyarrow.parquet.FileMetaData] = collections.OrderedDict()
-        self._columns: collections.OrderedDict[tuple[int, int, str], concurrent.futures.Future] = collections.OrderedDict()
+        self._footers: collections.OrderedDict[int, pyarrow.parquet.FileMetaData] = (
+            collections.OrderedDict()
+        )
+        self._columns: collections.OrderedDict[tuple[int, int, str], concurrent.futures.Future] = (
+            collections.OrderedDict()
+        )
         self._kept: dict[tuple[int, int, str], int] = {}  # bytes
 
     def __reduce__(self):
@@ -176,7 +208,8 @@ class ParquetFiles:
         return metadata
 
     def column(self, file: int, group: int, name: str) -> pyarrow.ChunkedArray:
-        """A column of a row group, from memory where it is there; two threads never read the same one at once.
+        """A column of a row group, from memory where it is there; two threads never read the same
+        one at once.
 
         Raises:
           DataError: it cannot be read.
@@ -224,9 +257,15 @@ class ParquetFiles:
         except DataError:
             raise
         except Exception as error:  # damaged pages raise many types
-            raise DataError(f"{self.files[file]}: row group {group}, column {name!r} cannot be read ({_line(error)})") from None
+            raise DataError(
+                f"{self.files[file]}: row group {group}, column {name!r} cannot be read "
+                f"({_line(error)})"
+            ) from None
         if len(column) != metadata.row_group(group).num_rows:
-            raise DataError(f"{self.files[file]}: row group {group} has {len(column)} rows of {metadata.row_group(group).num_rows}")
+            raise DataError(
+                f"{self.files[file]}: row group {group} has {len(column)} rows of "
+                f"{metadata.row_group(group).num_rows}"
+            )
         return column
 
 
@@ -246,7 +285,9 @@ class _Opened(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._state.size}[whence]
+        self._at = (
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._state.size}[whence]
+        )
         return self._at
 
     def tell(self) -> int:

@@ -2,14 +2,18 @@
 
 `FOLDER/train.jsonl`, `FOLDER/val.jsonl`, …: a line for each question,
 
-    {"image": "val2014/COCO_val2014_000000262148.jpg", "question": "Where is he looking?", "answers": ["down", "down", "at table"]}
+    {"image": "val2014/COCO_val2014_000000262148.jpg", "question": "Where is he looking?",
+      "answers": ["down", "down", "at table"]}
 
-`image` is a path from the folder `images`; `answers` are those of all people who were asked, one at least; `type` (text: figures
-are reported for each) and `question_id` may be there too. For VQAv2, join its questions and annotations by `question_id`:
-`answers = [a["answer"] for a in annotation["answers"]]`, `type = annotation["answer_type"]`.
+`image` is a path from the folder `images`; `answers` are those of all people who were asked, one at
+least; `type` (text: figures are reported for each) and `question_id` may be there too. For VQAv2,
+join its questions and annotations by `question_id`: `answers = [a["answer"] for a in
+annotation["answers"]]`, `type = annotation["answer_type"]`.
 
-Columns: `image`, `question`, `answers`, `type`; `text`, the question and its commonest answer in one text, so that a captioner trained
-on it learns to answer; and `class_label`, that answer's place among the commonest answers of all files.
+Columns: `image`, `question`, `answers`, `type`; `text`, the question and its commonest answer in
+  one text, so that a captioner trained
+on it learns to answer; and `class_label`, that answer's place among the commonest answers of all
+files.
 """
 
 from __future__ import annotations
@@ -55,15 +59,22 @@ class Questions:
         problem = f"{self.split!r} is none{nearest(self.split, found)} (splits: {', '.join(found)})"
         check(self.split in found, "split", problem)
         if self.images is not None:
-            check(paths.is_folder(to_path(self.images, "images")), "images", f"no folder {self.images!r}")
+            check(
+                paths.is_folder(to_path(self.images, "images")),
+                "images",
+                f"no folder {self.images!r}",
+            )
 
     def open(self, log: Log = print) -> QuestionSource:
-        """See `base.SourceConfig`. Raises DataError, with file and line, where a line is not as it should be."""
+        """See `base.SourceConfig`. Raises DataError, with file and line, where a line is not as it
+        should be."""
         folder = paths.as_path(self.folder)
         files = {path.stem: read(path) for path in paths.list_folder(folder, "*.jsonl")}
         answers = sorted({common(asked["answers"]) for of in files.values() for asked in of})
         images = MediaFolder(self.images or self.folder)
-        return QuestionSource(str(folder / f"{self.split}.jsonl"), files[self.split], images, answers)
+        return QuestionSource(
+            str(folder / f"{self.split}.jsonl"), files[self.split], images, answers
+        )
 
 
 class QuestionSource(Source):
@@ -76,7 +87,13 @@ class QuestionSource(Source):
       answers: the classes.
     """
 
-    def __init__(self, name: str, questions: list[dict[str, Any]], images: MediaFolder, answers: Sequence[str]):
+    def __init__(
+        self,
+        name: str,
+        questions: list[dict[str, Any]],
+        images: MediaFolder,
+        answers: Sequence[str],
+    ):
         self.name = name
         self.questions = questions
         self._images = images
@@ -96,7 +113,9 @@ class QuestionSource(Source):
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the questions and answers; the pictures are not read for it."""
-        return hashlib.sha256(json.dumps([self.questions, *self._places], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.questions, *self._places], sort_keys=True).encode()
+        ).hexdigest()
 
     def read(self, i: int, columns: Collection[str] | None = None) -> Record:
         """See `base.Source`. Raises BadRecord where the picture cannot be read."""
@@ -112,14 +131,22 @@ class QuestionSource(Source):
             "class_label": self._places[answer],
         }
         if columns is None or "image" in columns:
-            record["image"] = self._images.read(asked["image"], "image", f"{self.name}, question {i}")
-        return record if columns is None else {name: record[name] for name in columns if name in record}
+            record["image"] = self._images.read(
+                asked["image"], "image", f"{self.name}, question {i}"
+            )
+        return (
+            record
+            if columns is None
+            else {name: record[name] for name in columns if name in record}
+        )
 
     def column(self, name: str) -> np.ndarray | None:
         """See `base.Source`."""
         if name != "class_label":
             return None
-        return np.array([self._places[common(asked["answers"])] for asked in self.questions], np.int64)
+        return np.array(
+            [self._places[common(asked["answers"])] for asked in self.questions], np.int64
+        )
 
 
 def common(answers: Sequence[str]) -> str:
@@ -141,9 +168,19 @@ def read(path: paths.Path) -> list[dict[str, Any]]:
             asked = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON ({error})") from None
-        texts = isinstance(asked, dict) and all(isinstance(asked.get(k), str) and asked[k].strip() for k in ("image", "question"))
+        texts = isinstance(asked, dict) and all(
+            isinstance(asked.get(k), str) and asked[k].strip() for k in ("image", "question")
+        )
         answers = asked.get("answers") if isinstance(asked, dict) else None
-        if not texts or not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
-            raise DataError(f"{path}:{number}: must have 'image' and 'question' (texts) and 'answers' (a list of one text or more)")
+        if (
+            not texts
+            or not isinstance(answers, list)
+            or not answers
+            or not all(isinstance(a, str) for a in answers)
+        ):
+            raise DataError(
+                f"{path}:{number}: must have 'image' and 'question' (texts) and 'answers' (a "
+                f"list of one text or more)"
+            )
         out.append({"type": "", **asked})
     return out

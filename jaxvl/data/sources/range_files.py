@@ -1,4 +1,5 @@
-"""Reading parts of many files: local ones stay open, at most so many at a time; remote ones are asked in ranges."""
+"""Reading parts of many files: local ones stay open, at most so many at a time; remote ones are
+asked in ranges."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class _Open:
 
 
 class RangeFiles:
-    """Thread-safe reading of byte ranges. A file that is no longer what it was is an error, never other bytes.
+    """Thread-safe reading of byte ranges. A file that is no longer what it was is an error, never
+    other bytes.
 
     Args:
       most_open: local files that stay open.
@@ -50,7 +52,9 @@ class RangeFiles:
     def __setstate__(self, most_open: int) -> None:
         self.__init__(most_open)
 
-    def __del__(self, close=os.close, suppress=contextlib.suppress):  # modules may be gone at the end of Python
+    def __del__(
+        self, close=os.close, suppress=contextlib.suppress
+    ):  # modules may be gone at the end of Python
         for file in self._open.values():
             with suppress(OSError):
                 close(file.descriptor)
@@ -74,10 +78,14 @@ class RangeFiles:
         except OSError as error:
             raise DataError(why(error, name)) from None
         if any(len(part) != stop - start for part, (start, stop) in zip(parts, together)):
-            raise DataError(f"{name}: has become shorter while it is read; start again once it is whole")
+            raise DataError(
+                f"{name}: has become shorter while it is read; start again once it is whole"
+            )
         return _cut(ranges, together, parts)
 
-    def _read_local(self, name: str, state: FileState, together: Sequence[tuple[int, int]]) -> list[bytes]:
+    def _read_local(
+        self, name: str, state: FileState, together: Sequence[tuple[int, int]]
+    ) -> list[bytes]:
         file = self._take(name, state)
         try:
             now = time.monotonic()
@@ -94,7 +102,8 @@ class RangeFiles:
         file = self._use(name)
         if file is not None:
             return file
-        # Without the lock: a disk that is slow to open a file holds up nobody who reads another one.
+        # Without the lock: a disk that is slow to open a file holds up nobody who reads another
+        # one.
         _check_same(name, state, paths.file_state(name))
         opened = _Open(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
         file = self._use(name, opened)
@@ -131,8 +140,14 @@ class RangeFiles:
 def _check_same(name: str, before: FileState, now: FileState) -> None:
     """Raises DataError where a file has changed."""
     if now != before:
-        size = f"{before.size:,} bytes, now {now.size:,}" if now.size != before.size else "of the same size"
-        raise DataError(f"{name}: was replaced or is still being written ({size}); start again once it is whole")
+        size = (
+            f"{before.size:,} bytes, now {now.size:,}"
+            if now.size != before.size
+            else "of the same size"
+        )
+        raise DataError(
+            f"{name}: was replaced or is still being written ({size}); start again once it is whole"
+        )
 
 
 def _merge(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
@@ -148,7 +163,9 @@ def _merge(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int]]
     return together
 
 
-def _cut(ranges: Sequence[tuple[int, int]], together: Sequence[tuple[int, int]], parts: Sequence[bytes]) -> list[bytes]:
+def _cut(
+    ranges: Sequence[tuple[int, int]], together: Sequence[tuple[int, int]], parts: Sequence[bytes]
+) -> list[bytes]:
     """The bytes of each range, out of those that were read together."""
     if len(ranges) == 1:
         return list(parts)

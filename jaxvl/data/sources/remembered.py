@@ -1,4 +1,5 @@
-"""What opening many files takes long to find out, kept in the cache folder: counts, offsets, checksums."""
+"""What opening many files takes long to find out, kept in the cache folder: counts, offsets,
+checksums."""
 
 from __future__ import annotations
 
@@ -24,15 +25,21 @@ VERSION = 2  # of what is kept
 
 
 def states_of(files: Sequence[str]) -> list[FileState]:
-    """States of files that must be there. Raises DataError naming the first that is not, and where one cannot be read in ranges."""
+    """States of files that must be there. Raises DataError naming the first that is not, and where
+    one cannot be read in ranges."""
     try:
         states = paths.file_states(files)
     except OSError as error:
         raise DataError(why(error, files[0])) from None
     missing = [file for file, state in zip(files, states) if state is None]
     if missing:
-        instead = "; a glob such as *.tar names those that are there" if len(missing) < len(files) else ""
-        raise DataError(f"{missing[0]}: is not there ({len(missing):,} of {len(files):,} files are missing){instead}")
+        instead = (
+            "; a glob such as *.tar names those that are there" if len(missing) < len(files) else ""
+        )
+        raise DataError(
+            f"{missing[0]}: is not there ({len(missing):,} of {len(files):,} files are "
+            f"missing){instead}"
+        )
     return [state for state in states if state is not None]
 
 
@@ -43,7 +50,9 @@ def why(error: OSError, file: str) -> str:
     return f"{file}: cannot be read ({type(error).__name__}: {error})"
 
 
-def key_of(what: str, files: Sequence[str], states: Sequence[FileState], more: Sequence[object] = ()) -> str:
+def key_of(
+    what: str, files: Sequence[str], states: Sequence[FileState], more: Sequence[object] = ()
+) -> str:
     """Says which files in which state something was found out of."""
     digest = hashlib.sha256(json.dumps([VERSION, what, list(more)]).encode())
     for file, state in zip(files, states):
@@ -105,7 +114,10 @@ def _keep(file: pathlib.Path, content: bytes, log: Log) -> bool:
         paths.write_bytes(file, content)
         return True
     except OSError as error:
-        log(f"{file}: cannot be kept, and is found out again next time ({type(error).__name__}: {error})")
+        log(
+            f"{file}: cannot be kept, and is found out again next time "
+            f"({type(error).__name__}: {error})"
+        )
         return False
 
 

@@ -67,7 +67,8 @@ class Selected(Source):
         return left[left > 0]
 
     def left_out(self) -> Mapping[str, int]:
-        """See `base.Source`: what was left out of the whole source. Records that are not selected do not count."""
+        """See `base.Source`: what was left out of the whole source. Records that are not selected
+        do not count."""
         return self.source.left_out()
 
 
@@ -78,7 +79,8 @@ def _left(index: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def select(source: Source, needs: Iterable[tuple[str, ...]]) -> Source:
-    """The records that have at least one column of each entry of `needs`; what a source cannot tell is left to the reader.
+    """The records that have at least one column of each entry of `needs`; what a source cannot tell
+    is left to the reader.
 
     Raises DataError where no record has any.
     """

@@ -22,12 +22,17 @@ def count_notes(samples: Mapping[str, int]) -> list[str]:
     Args:
       samples: file -> samples that were found in it.
     """
-    files = [file for file in samples if paths.scheme_of(file) not in paths.READ_ONLY]  # a web server lists nothing
+    files = [
+        file for file in samples if paths.scheme_of(file) not in paths.READ_ONLY
+    ]  # a web server lists nothing
     stats = {file: file.removesuffix(".tar") + "_stats.json" for file in files}
     folders: dict[str, list[str]] = {}
     for file in files:
         folders.setdefault(_folder(file), []).append(file)
-    wanted = [*stats.values(), *(f"{folder}{name}" for folder in folders for name in ("sizes.json", "__len__"))]
+    wanted = [
+        *stats.values(),
+        *(f"{folder}{name}" for folder in folders for name in ("sizes.json", "__len__")),
+    ]
     found = _read_json(wanted)
     notes = _of_stats(samples, {file: found[note] for file, note in stats.items() if note in found})
     for folder, inside in folders.items():
@@ -65,7 +70,9 @@ def _of_stats(samples: Mapping[str, int], stats: Mapping[str, object]) -> list[s
     for file, about in stats.items():
         expected = about.get("successes") if isinstance(about, dict) else None
         if isinstance(expected, int) and expected != samples[file]:
-            different.append(f"{file}: holds {samples[file]:,} samples, but its _stats.json says {expected:,}")
+            different.append(
+                f"{file}: holds {samples[file]:,} samples, but its _stats.json says {expected:,}"
+            )
     notes = _first(different)
     if stats and unfinished:
         what = "has no _stats.json beside it, as others have: its download may not be complete"
@@ -73,7 +80,9 @@ def _of_stats(samples: Mapping[str, int], stats: Mapping[str, object]) -> list[s
     return notes
 
 
-def _of_sizes(samples: Mapping[str, int], files: Sequence[str], name: str, found: Mapping[str, object]) -> list[str]:
+def _of_sizes(
+    samples: Mapping[str, int], files: Sequence[str], name: str, found: Mapping[str, object]
+) -> list[str]:
     sizes = found.get(name)
     if not isinstance(sizes, dict):
         return []
@@ -81,16 +90,25 @@ def _of_sizes(samples: Mapping[str, int], files: Sequence[str], name: str, found
     for file in files:
         expected = sizes.get(file.rpartition("/")[2])
         if isinstance(expected, int) and expected != samples[file]:
-            different.append(f"{file}: holds {samples[file]:,} samples, but {name} says {expected:,}")
+            different.append(
+                f"{file}: holds {samples[file]:,} samples, but {name} says {expected:,}"
+            )
     return _first(different)
 
 
-def _of_total(samples: Mapping[str, int], files: Sequence[str], name: str, found: Mapping[str, object]) -> list[str]:
+def _of_total(
+    samples: Mapping[str, int], files: Sequence[str], name: str, found: Mapping[str, object]
+) -> list[str]:
     expected = found.get(name)
     total = sum(samples[file] for file in files)
     if not isinstance(expected, int) or expected == total:
         return []
-    return [f"{name}: says {expected:,} samples, but the {len(files):,} shards that are read of its folder hold {total:,}"]
+    return [
+        (
+            f"{name}: says {expected:,} samples, but the {len(files):,} shards that are read of "
+            f"its folder hold {total:,}"
+        )
+    ]
 
 
 def _first(sentences: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Columns of tables that others wrote: which of theirs is which of ours, and their values as ours.
 
-Ours are `image`, `audio`, `text` and `class_label`, found by the names that teams give them, unless `columns` says which
-is which; all other columns keep their names.
+Ours are `image`, `audio`, `text` and `class_label`, found by the names that teams give them, unless
+`columns` says which is which; all other columns keep their names.
 """
 
 from __future__ import annotations
@@ -24,11 +24,39 @@ from jaxvl.data.sources.values import as_value, is_missing
 NAMES = {
     "image": ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "image_bytes", "bytes"),
     "audio": ("audio", "flac", "wav", "mp3", "ogg", "sound"),
-    "text": ("text", "caption", "txt", "title", "captions", "texts", "alt_text", "alt", "description", "sentence", "sentences"),
+    "text": (
+        "text",
+        "caption",
+        "txt",
+        "title",
+        "captions",
+        "texts",
+        "alt_text",
+        "alt",
+        "description",
+        "sentence",
+        "sentences",
+    ),
     "class_label": ("class_label", "label", "cls", "class", "target"),
 }
-PATH_NAMES = ("image", "filepath", "file_name", "filename", "image_path", "img_path", "imgpath", "image_file", "path", "file")
-KINDS_OF = {"image": ("image",), "audio": ("audio",), "text": ("text", "texts"), "class_label": ("class", "int")}
+PATH_NAMES = (
+    "image",
+    "filepath",
+    "file_name",
+    "filename",
+    "image_path",
+    "img_path",
+    "imgpath",
+    "image_file",
+    "path",
+    "file",
+)
+KINDS_OF = {
+    "image": ("image",),
+    "audio": ("audio",),
+    "text": ("text", "texts"),
+    "class_label": ("class", "int"),
+}
 MOST_PARSED = 5_000_000  # records up to which a column is read from all of them
 
 
@@ -67,13 +95,19 @@ class Chosen:
 
 
 def choose_columns(
-    found: Mapping[str, Found], columns: Mapping[str, str], kinds: Mapping[str, str], paths_too: bool, where: str, log: Log
+    found: Mapping[str, Found],
+    columns: Mapping[str, str],
+    kinds: Mapping[str, str],
+    paths_too: bool,
+    where: str,
+    log: Log,
 ) -> dict[str, Chosen]:
     """Our name -> column of theirs.
 
     Args:
       found: all columns that are there; parts of a struct by `name.part`.
-      columns: our name -> theirs, as configured; empty: all of them, under our names where they are known.
+      columns: our name -> theirs, as configured; empty: all of them, under our names where they are
+        known.
       kinds: our name -> kind, as configured.
       paths_too: whether a text of a known name may be the path of a picture.
       where: which file, for messages.
@@ -86,15 +120,30 @@ def choose_columns(
     for ours, theirs in named.items():
         field = f"columns.{ours}"
         listed = f"columns of {where}: {_listed(found)}"
-        check(theirs in found, field, f"no column {theirs!r}{nearest(theirs, list(found))} ({listed})")
+        check(
+            theirs in found, field, f"no column {theirs!r}{nearest(theirs, list(found))} ({listed})"
+        )
         check(not (columns and found[theirs].refused), field, f"{theirs!r} {found[theirs].refused}")
-        chosen[ours] = _chosen(ours, theirs, found[theirs], kinds.get(ours), explicit=bool(columns), paths_too=paths_too)
+        chosen[ours] = _chosen(
+            ours,
+            theirs,
+            found[theirs],
+            kinds.get(ours),
+            explicit=bool(columns),
+            paths_too=paths_too,
+        )
     for name in kinds:
-        check(name in named, f"kinds.{name}", f"is the kind of no column{nearest(name, list(named))} (columns: {', '.join(named)})")
+        check(
+            name in named,
+            f"kinds.{name}",
+            f"is the kind of no column{nearest(name, list(named))} (columns: {', '.join(named)})",
+        )
     known = {ours: column for ours, column in chosen.items() if column is not None}
     if not known:
         raise ConfigError(
-            "columns", f"{where} has no column that is known to be a picture, text, number or array (there are: {_listed(found)})"
+            "columns",
+            f"{where} has no column that is known to be a picture, text, number or array "
+            f"(there are: {_listed(found)})",
         )
     if not columns:
         _log_left_out(found, known, where, log)
@@ -124,9 +173,15 @@ def _automatic(found: Mapping[str, Found], paths_too: bool) -> dict[str, str]:
     return named
 
 
-def _chosen(ours: str, theirs: str, found: Found, kind: str | None, explicit: bool, paths_too: bool) -> Chosen | None:
+def _chosen(
+    ours: str, theirs: str, found: Found, kind: str | None, explicit: bool, paths_too: bool
+) -> Chosen | None:
     valid = get_args(Kind)
-    check(kind is None or kind in valid, f"kinds.{ours}", f"{kind!r} is not valid; must be one of {', '.join(valid)}{nearest(kind, valid)}")
+    check(
+        kind is None or kind in valid,
+        f"kinds.{ours}",
+        f"{kind!r} is not valid; must be one of {', '.join(valid)}{nearest(kind, valid)}",
+    )
     if kind is None:
         kind = found.kind
         if ours == "class_label" and kind == "int":
@@ -137,12 +192,15 @@ def _chosen(ours: str, theirs: str, found: Found, kind: str | None, explicit: bo
         check(
             not explicit,
             f"columns.{ours}",
-            f"what {theirs!r} ({found.type}) holds is not known; say it in kinds.{ours} (image, audio, text …)",
+            f"what {theirs!r} ({found.type}) holds is not known; say it in kinds.{ours} "
+            f"(image, audio, text …)",
         )
         return None
     by_path = kind in ("image", "audio") and found.kind == "text"
     check(
-        not by_path or paths_too, f"columns.{ours}", f"{theirs!r} holds texts; if they are paths of files, say in which folder: images='…'"
+        not by_path or paths_too,
+        f"columns.{ours}",
+        f"{theirs!r} holds texts; if they are paths of files, say in which folder: images='…'",
     )
     classes = found.classes if kind == "class" else None
     return Chosen(theirs, Column(kind, found.optional, classes), by_path)
@@ -152,10 +210,16 @@ def _listed(found: Mapping[str, Found]) -> str:
     return ", ".join(f"{name} ({column.type})" for name, column in found.items()) or "none"
 
 
-def _log_left_out(found: Mapping[str, Found], known: Mapping[str, Chosen], where: str, log: Log) -> None:
+def _log_left_out(
+    found: Mapping[str, Found], known: Mapping[str, Chosen], where: str, log: Log
+) -> None:
     read = {column.theirs for column in known.values()}
     tops = {name.partition(".")[0] for name in read}
-    left = [f"{name} ({column.refused or column.type})" for name, column in found.items() if "." not in name and name not in read | tops]
+    left = [
+        f"{name} ({column.refused or column.type})"
+        for name, column in found.items()
+        if "." not in name and name not in read | tops
+    ]
     if left:
         log(f"{where}: not read: {', '.join(left)}")
 
@@ -169,7 +233,13 @@ class TableSource(Source):
       media: where the files lie that a row names by their paths.
     """
 
-    def __init__(self, name: str, fingerprint: str, chosen: Mapping[str, Chosen], media: MediaFolder | None = None):
+    def __init__(
+        self,
+        name: str,
+        fingerprint: str,
+        chosen: Mapping[str, Chosen],
+        media: MediaFolder | None = None,
+    ):
         self.name = name
         self.fingerprint = fingerprint
         self.chosen = dict(chosen)
@@ -197,7 +267,9 @@ class TableSource(Source):
         record = {}
         where = self.where(i)
         for name in wanted:
-            value = self._value(row.get(self.chosen[name].theirs), self.chosen[name], f"{where}, {name}")
+            value = self._value(
+                row.get(self.chosen[name].theirs), self.chosen[name], f"{where}, {name}"
+            )
             if value is not None:
                 record[name] = value
         return record
@@ -210,13 +282,17 @@ class TableSource(Source):
             if not value:
                 raise BadRecord(f"no {kind}", f"{where}: the path is empty")
             if self._media is None:
-                raise BadRecord(f"no {kind}", f"{where}: is the path {value[:200]!r}; say in which folder: images='…'")
+                raise BadRecord(
+                    f"no {kind}",
+                    f"{where}: is the path {value[:200]!r}; say in which folder: images='…'",
+                )
             return self._media.read(value, kind, where)
         return as_value(value, kind, where, chosen.column.classes)
 
 
 class ParsedTable(TableSource):
-    """A table whose rows are cheap to read without their pictures: whole columns come from reading them all, up to `MOST_PARSED`."""
+    """A table whose rows are cheap to read without their pictures: whole columns come from reading
+    them all, up to `MOST_PARSED`."""
 
     def column(self, name: str) -> np.ndarray | None:
         """See `base.Source`."""
@@ -230,8 +306,13 @@ class ParsedTable(TableSource):
         return known if values is None else np.array([value is not None for value in values], bool)
 
     def _all_values(self, name: str) -> list[object | None] | None:
-        """None of a record without a value; None in all where the column is not a cheap one, or there are too many records."""
-        if name not in self.columns or self.columns[name].kind not in ABSENT or len(self) > MOST_PARSED:
+        """None of a record without a value; None in all where the column is not a cheap one, or
+        there are too many records."""
+        if (
+            name not in self.columns
+            or self.columns[name].kind not in ABSENT
+            or len(self) > MOST_PARSED
+        ):
             return None
         theirs = self.chosen[name].theirs
         kind = self.columns[name].kind

@@ -1,15 +1,19 @@
 """Index of a tar shard: which members make a sample, and where they lie.
 
-Layout of an index file, little-endian; arrays can be memory-mapped. About 50 bytes a sample of three members.
+Layout of an index file, little-endian; arrays can be memory-mapped. About 50 bytes a sample of
+three members.
   magic       16 bytes
   length      uint64, bytes of the header
-  header      JSON: version, shard (size, version), samples, members, suffixes, sizes (u4, u8), suffix (u2, u4), keys (bytes),
-              numbers (suffixes), left_out {cause: [n, first name]}, digest (SHA-256 of what follows, with the lists of the header)
+  header      JSON: version, shard (size, version), samples, members, suffixes, sizes (u4, u8),
+              suffix (u2, u4), keys (bytes), numbers (suffixes), left_out {cause: [n, first name]},
+              digest (SHA-256 of what follows, with the lists of the header)
   padding     zeros up to a multiple of 64
-  number      int64 [numbers, samples] value of a member that is a whole number (`.cls`); NO_NUMBER where there is none
+  number      int64 [numbers, samples] value of a member that is a whole number (`.cls`); NO_NUMBER
+              where there is none
   size        [members] bytes of a member
   offset      uint32 [members], blocks of 512 bytes from the start of the shard
-  first       uint32 [samples + 1], first member of a sample; members stand in the order of their samples
+  first       uint32 [samples + 1], first member of a sample; members stand in the order of their
+              samples
   key_end     uint32 [samples + 1], where the key of the sample before ends in `keys`
   suffix      [members] place in `suffixes`
   keys        UTF-8, one after the other
@@ -92,7 +96,10 @@ class TarIndex:
         suffixes = self.suffix[start:stop].tolist()
         offsets = self.offset[start:stop].tolist()
         sizes = self.size[start:stop].tolist()
-        return {self.suffixes[s]: (offset * BLOCK, size) for s, offset, size in zip(suffixes, offsets, sizes)}
+        return {
+            self.suffixes[s]: (offset * BLOCK, size)
+            for s, offset, size in zip(suffixes, offsets, sizes)
+        }
 
     def having(self, suffixes: set[str]) -> np.ndarray:
         """bool [samples]: which samples have a member of one of the suffixes."""
@@ -103,7 +110,8 @@ class TarIndex:
         return found
 
     def numbers_of(self, suffix: str) -> np.ndarray | None:
-        """int64 [samples]: the numbers that the members of a suffix hold; None where some sample has none."""
+        """int64 [samples]: the numbers that the members of a suffix hold; None where some sample
+        has none."""
         if suffix not in self.numbers:
             return np.zeros(0, np.int64) if len(self) == 0 else None
         values = self.number[self.numbers.index(suffix)]
@@ -154,7 +162,14 @@ def read_index(content: bytes | mmap.mmap, check_digest: bool = True) -> TarInde
         index = _from_header(header, content, start + length + -(start + length) % _ALIGNED)
     except BadIndex:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         raise BadIndex(f"{type(error).__name__}: {error}"[:200]) from None
     if check_digest:
         _check(index)
@@ -167,7 +182,9 @@ def _from_header(header: Mapping, content: bytes | mmap.mmap, start: int) -> Tar
         raise BadIndex(f"it is of version {header['version']!r}, not {VERSION}")
     samples, members, keys = (int(header[name]) for name in ("samples", "members", "keys"))
     kinds = {"sizes": ("u4", "u8"), "suffix": ("u2", "u4")}
-    if min(samples, members, keys) < 0 or any(header[name] not in valid for name, valid in kinds.items()):
+    if min(samples, members, keys) < 0 or any(
+        header[name] not in valid for name, valid in kinds.items()
+    ):
         raise BadIndex("its header is damaged")
     numbers = tuple(str(suffix) for suffix in header["numbers"])
     layout = {
@@ -188,18 +205,36 @@ def _from_header(header: Mapping, content: bytes | mmap.mmap, start: int) -> Tar
     arrays["number"] = arrays["number"].reshape(len(numbers), samples)
     size, version = header["shard"]
     suffixes = tuple(str(suffix) for suffix in header["suffixes"])
-    left_out = {str(cause): (int(n), str(first)) for cause, (n, first) in header["left_out"].items()}
-    return TarIndex(FileState(int(size), str(version)), suffixes, numbers, left_out, str(header["digest"]), **arrays)
+    left_out = {
+        str(cause): (int(n), str(first)) for cause, (n, first) in header["left_out"].items()
+    }
+    return TarIndex(
+        FileState(int(size), str(version)),
+        suffixes,
+        numbers,
+        left_out,
+        str(header["digest"]),
+        **arrays,
+    )
 
 
 def _check(index: TarIndex) -> None:
-    """Raises BadIndex where the digest is not that of the content, or the content leads outside of the shard."""
+    """Raises BadIndex where the digest is not that of the content, or the content leads outside of
+    the shard."""
     arrays = {name: getattr(index, name) for name in _ARRAYS}
-    if _digest([index.suffixes, index.numbers, sorted(index.left_out.items())], arrays) != index.digest:
+    if (
+        _digest([index.suffixes, index.numbers, sorted(index.left_out.items())], arrays)
+        != index.digest
+    ):
         raise BadIndex("its content is not what was written")
     first = index.first.astype(np.int64)
     key_end = index.key_end.astype(np.int64)
-    ordered = first[0] == 0 and key_end[0] == 0 and (np.diff(first) > 0).all() and (np.diff(key_end) >= 0).all()
+    ordered = (
+        first[0] == 0
+        and key_end[0] == 0
+        and (np.diff(first) > 0).all()
+        and (np.diff(key_end) >= 0).all()
+    )
     whole = ordered and first[-1] == len(index.offset) and key_end[-1] == len(index.keys)
     if not whole or (len(index.suffix) and int(index.suffix.max()) >= len(index.suffixes)):
         raise BadIndex("its arrays do not fit together")
@@ -220,21 +255,27 @@ def make_index(name: str, state: FileState, read: Read, piece: int = 2**18) -> T
       DataError: it is no tar file, or larger than 2 TiB.
     """
     if state.size > MOST_BLOCKS * BLOCK:
-        raise DataError(f"{name}: is larger than 2 TiB ({state.size:,} bytes); write smaller shards")
+        raise DataError(
+            f"{name}: is larger than 2 TiB ({state.size:,} bytes); write smaller shards"
+        )
     grouping = _Grouping()
     Scan(name, read, state.size, grouping.add, grouping.leave_out, piece).run()
     return grouping.index(state)
 
 
 class _Grouping:
-    """Members -> samples, as webdataset and open_clip group them, but members of a sample need not stand together.
+    """Members -> samples, as webdataset and open_clip group them, but members of a sample need not
+    stand together.
 
-    The key of a name goes up to the first dot of the last part of the path, the rest is the suffix, lower-cased. A member
-    belongs to the last sample of its key, or begins another one where that has its suffix already.
+    The key of a name goes up to the first dot of the last part of the path, the rest is the suffix,
+    lower-cased. A member belongs to the last sample of its key, or begins another one where that
+    has its suffix already.
     """
 
     def __init__(self):
-        self._latest: dict[str, tuple[int, set[int]]] = {}  # key -> its last sample, suffixes that it has
+        self._latest: dict[
+            str, tuple[int, set[int]]
+        ] = {}  # key -> its last sample, suffixes that it has
         self._suffix_ids: dict[str, int] = {}
         self._keys: list[bytes] = []
         self._sample = array.array("L")
@@ -308,7 +349,8 @@ def _whole_number(content: bytes) -> int | None:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix of a member's name, as webdataset splits it; no suffix where the last part has no dot, or begins with it."""
+    """Key and suffix of a member's name, as webdataset splits it; no suffix where the last part has
+    no dot, or begins with it."""
     folder, slash, last = name.rpartition("/")
     stem, _, suffix = last.partition(".")
     if not stem:
@@ -323,7 +365,8 @@ def _is_metadata(name: str) -> bool:
 
 
 def _starts(lengths: np.ndarray | list[int]) -> np.ndarray:
-    """Lengths -> where each begins, and where the last ends. Raises DataError beyond 4 GiB of names."""
+    """Lengths -> where each begins, and where the last ends. Raises DataError beyond 4 GiB of
+    names."""
     starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])
     if starts[-1] >= 2**32:
         raise DataError("a shard has more names than an index can hold; write smaller shards")

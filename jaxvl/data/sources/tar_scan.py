@@ -1,7 +1,9 @@
 """The members of a tar file by its headers: one pass, nothing is unpacked.
 
-Formats: ustar of POSIX.1-1988, pax of POSIX.1-2001, GNU long names (GNU tar manual, "Basic Tar Format"). What is no plain
-file with a usable name is left out by a cause; only a file that does not begin as a tar is an error.
+Formats: ustar of POSIX.1-1988, pax of POSIX.1-2001, GNU long names (GNU tar manual, "Basic Tar
+  Format"). What is no plain
+file with a usable name is left out by a cause; only a file that does not begin as a tar is an
+error.
 """
 
 from __future__ import annotations
@@ -70,15 +72,21 @@ class Scan:
       name: of the file, for messages.
       read: (start, size) -> bytes; fewer where the file ends.
       size: bytes of the file.
-      add: takes name, offset and size of a member that is a plain file, in order, and what reads (offset, size).
+      add: takes name, offset and size of a member that is a plain file, in order, and what reads
+        (offset, size).
       leave_out: takes cause and name of what is left out.
       piece: bytes that are read at a time.
     """
 
     def __init__(
-        self, name: str, read: Read, size: int, add: Callable[[str, int, int, Read], None],
-        leave_out: Callable[[str, str], None], piece: int = 2**18,
-    ):  # fmt: skip
+        self,
+        name: str,
+        read: Read,
+        size: int,
+        add: Callable[[str, int, int, Read], None],
+        leave_out: Callable[[str, str], None],
+        piece: int = 2**18,
+    ):
         self._name = name
         self._size = size
         self._add = add
@@ -131,7 +139,9 @@ class Scan:
         if kind == b"\0" and name.endswith("/"):
             kind = b"5"
         # Headers of links, devices and folders may give a size, but no data follows.
-        self._position = data if kind in (b"1", b"2", b"3", b"4", b"5", b"6") else data + _padded(size)
+        self._position = (
+            data if kind in (b"1", b"2", b"3", b"4", b"5", b"6") else data + _padded(size)
+        )
         cause = _why_left_out(kind, name, about)
         if cause is None and data + size > self._size:
             cause = CUT_SHORT
@@ -161,7 +171,8 @@ class Scan:
             self._pending.update(_pax_records(content))
 
     def _skip_sparse_maps(self, header: bytes, data: int, size: int) -> None:
-        """Old GNU sparse members: blocks of the map stand between header and data, each says whether one more follows."""
+        """Old GNU sparse members: blocks of the map stand between header and data, each says
+        whether one more follows."""
         more = header[482]
         blocks = 0
         while more:
@@ -173,7 +184,8 @@ class Scan:
         self._position = data + blocks * BLOCK + _padded(size)
 
     def _after_end(self, start: int) -> None:
-        """Two blocks of zeros end a tar; a second tar behind it, which tar programs do not see either, is said."""
+        """Two blocks of zeros end a tar; a second tar behind it, which tar programs do not see
+        either, is said."""
         while start < self._size:
             block = self._pages.get(start, BLOCK)
             if not block:
@@ -203,7 +215,9 @@ def _why_left_out(kind: bytes, name: str, about: dict[str, str]) -> str | None:
 
 def _name(header: bytes, kind: bytes) -> str:
     name = _text(header[0:100])
-    if header[257:263] == b"ustar\0" and header[345] and kind != b"S":  # GNU keeps times where POSIX has a prefix
+    if (
+        header[257:263] == b"ustar\0" and header[345] and kind != b"S"
+    ):  # GNU keeps times where POSIX has a prefix
         name = f"{_text(header[345:500])}/{name}"
     return name
 
@@ -213,13 +227,16 @@ def _text(field: bytes) -> str:
 
 
 def _check_sum(header: bytes) -> None:
-    """Raises _Damaged where the sum of the bytes is not what the header says. Some old programs summed signed bytes."""
+    """Raises _Damaged where the sum of the bytes is not what the header says. Some old programs
+    summed signed bytes."""
     told = _number(header[148:156])
     # Adler-32's low half is 1 + the sum of the bytes, modulo 65521: the sum in C.
     low = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
     if low == (told - 8 * 32 + 1) % 65521:
         return
-    signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 8 * 32
+    signed = (
+        sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 8 * 32
+    )
     if signed != told:
         raise _Damaged("its checksum is wrong")
 

@@ -1,8 +1,9 @@
 """The shards of a dataset with their indexes, which are made once and kept.
 
-An index lies beside its shard as `SHARD.jaxvl.idx`; that of a remote shard, or of one in a folder that may only be read, in
-`tar_index/` of the cache folder. What is needed of all shards to open them is kept there as one file, a catalogue: it is
-named by the shards' names, sizes and times, so that thousands of shards are opened by listing them and reading one file.
+An index lies beside its shard as `SHARD.jaxvl.idx`; that of a remote shard, or of one in a folder
+that may only be read, in `tar_index/` of the cache folder. What is needed of all shards to open
+them is kept there as one file, a catalogue: it is named by the shards' names, sizes and times, so
+that thousands of shards are opened by listing them and reading one file.
 """
 
 from __future__ import annotations
@@ -109,25 +110,38 @@ def _left_out(shards: Sequence[Shard]) -> list[str]:
         for cause, (n, name) in shard.left_out.items():
             members[cause] = members.get(cause, 0) + n
             first.setdefault(cause, f"{shard.file}: {shown(name)}")
-    return [f"left out of the tar shards: {cause}: {n:,} (first: {first[cause]})" for cause, n in sorted(members.items())]
+    return [
+        f"left out of the tar shards: {cause}: {n:,} (first: {first[cause]})"
+        for cause, n in sorted(members.items())
+    ]
 
 
 def _catalogue_file(files: Sequence[str], states: Sequence[FileState]) -> paths.Path:
     digest = hashlib.sha256(str(VERSION).encode())
     for file, state in zip(files, states):
-        digest.update(f"{_full_name(file)}\0{state.size}\0{state.version}\n".encode("utf-8", "surrogateescape"))
+        digest.update(
+            f"{_full_name(file)}\0{state.size}\0{state.version}\n".encode(
+                "utf-8", "surrogateescape"
+            )
+        )
     return cache_folder() / FOLDER / f"{digest.hexdigest()[:32]}.catalogue"
 
 
 def _catalogue(found: Shards) -> bytes:
     entries = [[shard.samples, shard.digest, shard.left_out] for shard in found.shards]
-    return msgpack.packb([VERSION, entries, found.suffixes, found.notes], unicode_errors="surrogateescape")
+    return msgpack.packb(
+        [VERSION, entries, found.suffixes, found.notes], unicode_errors="surrogateescape"
+    )
 
 
-def _read_catalogue(file: paths.Path, files: Sequence[str], states: Sequence[FileState]) -> Shards | None:
+def _read_catalogue(
+    file: paths.Path, files: Sequence[str], states: Sequence[FileState]
+) -> Shards | None:
     """None where the catalogue is not there or damaged."""
     try:
-        version, entries, suffixes, notes = msgpack.unpackb(paths.read_bytes(file), unicode_errors="surrogateescape")
+        version, entries, suffixes, notes = msgpack.unpackb(
+            paths.read_bytes(file), unicode_errors="surrogateescape"
+        )
         if version != VERSION or len(entries) != len(files):
             return None
         shards = []
@@ -141,8 +155,11 @@ def _read_catalogue(file: paths.Path, files: Sequence[str], states: Sequence[Fil
         return None
 
 
-def _index_all(files: Sequence[str], states: Sequence[FileState], log: Log, folder: paths.Path | None) -> tuple[list[Shard], set[str]]:
-    """Finds or makes the indexes, several at a time; the shards, and some suffixes more than MOST_SUFFIXES or all of them."""
+def _index_all(
+    files: Sequence[str], states: Sequence[FileState], log: Log, folder: paths.Path | None
+) -> tuple[list[Shard], set[str]]:
+    """Finds or makes the indexes, several at a time; the shards, and some suffixes more than
+    MOST_SUFFIXES or all of them."""
     progress = _Progress(len(files), sum(state.size for state in states), log)
     shards: list[Shard | None] = [None] * len(files)
     suffixes: set[str] = set()
@@ -154,7 +171,9 @@ def _index_all(files: Sequence[str], states: Sequence[FileState], log: Log, fold
         progress.add(states[i].size if made else 0)
 
     order = list(range(len(files)))
-    random.Random(os.getpid()).shuffle(order)  # so that hosts that share a folder do not index the same shard at the same time
+    random.Random(os.getpid()).shuffle(
+        order
+    )  # so that hosts that share a folder do not index the same shard at the same time
     with concurrent.futures.ThreadPoolExecutor(INDEXED_AT_ONCE) as pool:
         for done in concurrent.futures.as_completed([pool.submit(index, i) for i in order]):
             try:
@@ -201,11 +220,18 @@ class _Progress:
         seconds = max(time.monotonic() - self._start, 1e-3)
         if self._made:
             speed = self._bytes / seconds / 1e6
-            self._log(f"indexed {self._made:,} tar shards, {self._bytes / 1e6:,.0f} MB in {seconds:.1f} s ({speed:,.0f} MB/s)")
+            self._log(
+                f"indexed {self._made:,} tar shards, {self._bytes / 1e6:,.0f} MB in "
+                f"{seconds:.1f} s ({speed:,.0f} MB/s)"
+            )
 
 
 def find_or_make(
-    file: str, state: FileState, log: Log, folder: paths.Path | None = None, check_digest: bool = True
+    file: str,
+    state: FileState,
+    log: Log,
+    folder: paths.Path | None = None,
+    check_digest: bool = True,
 ) -> tuple[TarIndex, bool]:
     """The index of a shard, and whether it was made just now.
 
@@ -246,7 +272,8 @@ def _full_name(file: str) -> str:
 
 
 def _find(place: paths.Path, state: FileState, log: Log, check_digest: bool) -> TarIndex | None:
-    """The index at a place; None where there is none, or one that is damaged or of another state of the shard."""
+    """The index at a place; None where there is none, or one that is damaged or of another state of
+    the shard."""
     try:
         index = open_index(place, check_digest)
     except OSError:
@@ -274,18 +301,25 @@ def _make(file: str, state: FileState) -> TarIndex:
     """Reads the headers of a shard. Raises DataError."""
     try:
         if paths.is_remote(file):
-            index = make_index(file, state, lambda start, size: paths.read_range(file, start, size), PIECE_REMOTE)
+            index = make_index(
+                file, state, lambda start, size: paths.read_range(file, start, size), PIECE_REMOTE
+            )
         else:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                index = make_index(file, state, lambda start, size: os.pread(descriptor, size, start))
+                index = make_index(
+                    file, state, lambda start, size: os.pread(descriptor, size, start)
+                )
             finally:
                 os.close(descriptor)
         now = paths.file_state(file)
     except OSError as error:
         raise DataError(why(error, file)) from None
     if now != state:
-        raise DataError(f"{file}: is still being written ({state.size:,} bytes, now {now.size:,}); start again once it is whole")
+        raise DataError(
+            f"{file}: is still being written ({state.size:,} bytes, now {now.size:,}); start "
+            f"again once it is whole"
+        )
     return index
 
 
@@ -294,11 +328,15 @@ def _keep(file: paths.Path, content: bytes, log: Log) -> None:
         paths.make_folder(file.parent)
         paths.write_bytes(file, content)
     except OSError as error:
-        log(f"{file}: cannot be kept there ({type(error).__name__}: {error}); the next start reads every index")
+        log(
+            f"{file}: cannot be kept there ({type(error).__name__}: {error}); the next start "
+            f"reads every index"
+        )
 
 
 class Indexes:
-    """The indexes of shards, opened when they are needed; those used last stay in memory. Thread-safe.
+    """The indexes of shards, opened when they are needed; those used last stay in memory.
+    Thread-safe.
 
     Args:
       shards: whose indexes they are.
@@ -322,7 +360,9 @@ class Indexes:
                 self._held.move_to_end(i)
                 return index
         shard = self._shards[i]
-        index, _ = find_or_make(shard.file, shard.state, self._log, self._folder, i not in self._checked)
+        index, _ = find_or_make(
+            shard.file, shard.state, self._log, self._folder, i not in self._checked
+        )
         if index.digest != shard.digest:
             raise DataError(f"{shard.file}: was replaced; start again")
         self._checked.add(i)

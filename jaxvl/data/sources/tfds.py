@@ -1,9 +1,10 @@
-"""TensorFlow Datasets that were prepared as ArrayRecord, read without TensorFlow (https://www.tensorflow.org/datasets/data_source).
+"""TensorFlow Datasets that were prepared as ArrayRecord, read without TensorFlow
+(https://www.tensorflow.org/datasets/data_source).
 
     source = dict(name="tfds", dataset="imagenet2012", data_dir="/data/tfds", split="train[:90%]")
 
-Pictures stay encoded. Other datasets are prepared anew with `file_format="array_record"`, or converted by
-`tfds convert_format`.
+Pictures stay encoded. Other datasets are prepared anew with `file_format="array_record"`, or
+converted by `tfds convert_format`.
 """
 
 from __future__ import annotations
@@ -31,8 +32,13 @@ from jaxvl.data.sources.table import Chosen, Found, TableSource, choose_columns
 from jaxvl.data.sources.values import nested
 
 _KIND_OF_LIST: dict[Kind | None, Kind] = {
-    "image": "frames", "text": "texts", "int": "array", "float": "array", "class": "array", "array": "array",
-}  # fmt: skip
+    "image": "frames",
+    "text": "texts",
+    "int": "array",
+    "float": "array",
+    "class": "array",
+    "array": "array",
+}
 
 
 @SOURCES.register("tfds")
@@ -41,7 +47,8 @@ class Tfds:
     """See the module's text.
 
     Attributes:
-      dataset: its name (`mnist`, `coco_captions/2014:1.1.0`); None: `data_dir` is the folder of one version.
+      dataset: its name (`mnist`, `coco_captions/2014:1.1.0`); None: `data_dir` is the folder of one
+        version.
       data_dir: the folder of all datasets, or that of one version, with `dataset_info.json` in it.
       split: a name or an expression (`train[:50%]+test`).
       columns, kinds: as of the source `parquet`; `name.part` for a part of a dict of features.
@@ -57,7 +64,8 @@ class Tfds:
         check(
             not paths.is_remote(self.data_dir),
             "data_dir",
-            f"{self.data_dir!r} is remote, but ArrayRecord files are read from local disks; copy it",
+            f"{self.data_dir!r} is remote, but ArrayRecord files are read from local disks; "
+            f"copy it",
         )
 
     def open(self, log: Log = print) -> TfdsSource:
@@ -65,7 +73,11 @@ class Tfds:
         try:
             import tensorflow_datasets  # noqa: F401
         except ImportError:
-            raise ConfigError("name", "'tfds' needs tensorflow-datasets, which is not installed: pip install \"jaxvl[tfds]\"") from None
+            raise ConfigError(
+                "name",
+                "'tfds' needs tensorflow-datasets, which is not installed: pip install "
+                '"jaxvl[tfds]"',
+            ) from None
         builder = self._builder()
         source = _data_source(builder, self.split)
         _check_files(builder, self.split, log)
@@ -82,7 +94,8 @@ class Tfds:
             check(
                 os.path.isfile(info),
                 "data_dir",
-                f"{self.data_dir!r} has no dataset_info.json; name the dataset, or the folder of one version",
+                f"{self.data_dir!r} has no dataset_info.json; name the dataset, or the folder "
+                f"of one version",
             )
             return _reading(lambda: tfds.builder_from_directory(self.data_dir), self.data_dir)
         folder = self._folder()
@@ -92,19 +105,33 @@ class Tfds:
         """Folder of the version that `dataset` names, the newest where it names none."""
         name, _, version = self.dataset.partition(":")
         root = pathlib.Path(self.data_dir, *name.split("/"))
-        here = sorted(entry.name for entry in pathlib.Path(self.data_dir).iterdir() if entry.is_dir())
-        check(root.is_dir(), "dataset", f"no dataset {name!r} in {self.data_dir!r}{nearest(name, here)} (there are: {', '.join(here)})")
+        here = sorted(
+            entry.name for entry in pathlib.Path(self.data_dir).iterdir() if entry.is_dir()
+        )
+        check(
+            root.is_dir(),
+            "dataset",
+            f"no dataset {name!r} in {self.data_dir!r}{nearest(name, here)} (there are: "
+            f"{', '.join(here)})",
+        )
         found = {file.parent.name: file.parent for file in root.glob("*/dataset_info.json")}
         if not found:  # the only configuration of the dataset
-            configs = sorted({file.parent.parent.name for file in root.glob("*/*/dataset_info.json")})
+            configs = sorted(
+                {file.parent.parent.name for file in root.glob("*/*/dataset_info.json")}
+            )
             check(
                 len(configs) == 1,
                 "dataset",
-                f"{name!r} has the configurations {', '.join(configs) or 'none'}; write '{name}/CONFIGURATION'",
+                f"{name!r} has the configurations {', '.join(configs) or 'none'}; write "
+                f"'{name}/CONFIGURATION'",
             )
             found = {file.parent.name: file.parent for file in root.glob("*/*/dataset_info.json")}
         if version:
-            check(version in found, "dataset", f"{name!r} has no version {version!r} (there are: {', '.join(sorted(found))})")
+            check(
+                version in found,
+                "dataset",
+                f"{name!r} has no version {version!r} (there are: {', '.join(sorted(found))})",
+            )
             return str(found[version])
         return str(found[max(found, key=_numbers)])
 
@@ -118,7 +145,10 @@ def _reading(read: Any, folder: str) -> Any:
     try:
         return read()
     except Exception as error:  # the library raises many types
-        raise DataError(f"{folder}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:300]})") from None
+        raise DataError(
+            f"{folder}: cannot be read ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]})"
+        ) from None
 
 
 def _data_source(builder: Any, split: str) -> Any:
@@ -128,13 +158,20 @@ def _data_source(builder: Any, split: str) -> Any:
         source = builder.as_data_source(split=split, decoders=decoders)
         size = len(source)
     except NotImplementedError:
-        told = f"{builder.info.full_name} was written as {builder.info.file_format.value}, which has no random access"
+        told = (
+            f"{builder.info.full_name} was written as {builder.info.file_format.value}, which has "
+            f"no random access"
+        )
         raise ConfigError(
-            "dataset", f"{told}; prepare it with file_format='array_record', or convert it by `tfds convert_format`"
+            "dataset",
+            f"{told}; prepare it with file_format='array_record', or convert it by `tfds "
+            f"convert_format`",
         ) from None
     except (ValueError, KeyError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError("split", f"{split!r} cannot be used (there are: {', '.join(splits)}): {reason}") from None
+        raise ConfigError(
+            "split", f"{split!r} cannot be used (there are: {', '.join(splits)}): {reason}"
+        ) from None
     except OSError as error:
         raise DataError(f"{builder.data_dir}: {error}") from None
     check(size > 0, "split", f"{split!r} of {builder.info.full_name} has no records")
@@ -149,7 +186,8 @@ def _instructions(builder: Any, split: str) -> Any:
 
 
 def _check_files(builder: Any, split: str, log: Log) -> None:
-    """Raises DataError where a file is not there, or has fewer records than it should have. Files of other formats are left alone."""
+    """Raises DataError where a file is not there, or has fewer records than it should have. Files
+    of other formats are left alone."""
     if builder.info.file_format.value != "array_record":
         return
     instructions = _instructions(builder, split)
@@ -165,7 +203,8 @@ def _check_files(builder: Any, split: str, log: Log) -> None:
         wanted = instruction.examples_in_shard
         if records != wanted:
             raise DataError(
-                f"{instruction.filename}: holds {records:,} records, but dataset_info.json says {wanted:,}; prepare the dataset anew"
+                f"{instruction.filename}: holds {records:,} records, but dataset_info.json "
+                f"says {wanted:,}; prepare the dataset anew"
             )
 
 
@@ -193,7 +232,9 @@ def _decoders(features: Any) -> Any:
 def _is_sequence_of_images(feature: Any) -> bool:
     import tensorflow_datasets as tfds
 
-    return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Image)
+    return isinstance(feature, tfds.features.Sequence) and isinstance(
+        feature.feature, tfds.features.Image
+    )
 
 
 def _find_columns(features: Any, before: str = "") -> dict[str, Found]:
@@ -206,9 +247,13 @@ def _find_columns(features: Any, before: str = "") -> dict[str, Found]:
         found[name] = Found(kind, type(feature).__name__, False, classes)
         if isinstance(feature, tfds.features.FeaturesDict):
             found |= _find_columns(feature, f"{name}.")
-        elif isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.FeaturesDict):
+        elif isinstance(feature, tfds.features.Sequence) and isinstance(
+            feature.feature, tfds.features.FeaturesDict
+        ):
             for part, inner in feature.feature.items():  # as COCO's captions: a dict of lists
-                found[f"{name}.{part}"] = Found(_KIND_OF_LIST.get(_kind(inner)[0]), f"list of {type(inner).__name__}", False)
+                found[f"{name}.{part}"] = Found(
+                    _KIND_OF_LIST.get(_kind(inner)[0]), f"list of {type(inner).__name__}", False
+                )
     return found
 
 
@@ -259,8 +304,12 @@ class TfdsSource(TableSource):
         super().__init__(f"{builder.info.full_name} {config.split}", digest.hexdigest(), chosen)
         self._config = config
         self._source = source
-        self._files = [str(instruction.filename) for instruction in _instructions(builder, config.split)]
-        self._sizes = np.array([size for size in _shard_sizes(builder, config.split, len(source)) if size], np.int64)
+        self._files = [
+            str(instruction.filename) for instruction in _instructions(builder, config.split)
+        ]
+        self._sizes = np.array(
+            [size for size in _shard_sizes(builder, config.split, len(source)) if size], np.int64
+        )
 
     def __reduce__(self):
         return _reopen, (self._config,)
@@ -281,7 +330,9 @@ class TfdsSource(TableSource):
         except Exception as error:  # the library raises many types for one damaged record
             if any(not os.path.isfile(file) for file in self._files):
                 raise DataError(f"{self.where(i)}: its file is not there any more") from None
-            raise BadRecord("record cannot be read", f"{self.where(i)}: {type(error).__name__}: {error}") from None
+            raise BadRecord(
+                "record cannot be read", f"{self.where(i)}: {type(error).__name__}: {error}"
+            ) from None
         return {name: _plain(nested(record, name.split("."))) for name in theirs}
 
 
@@ -297,7 +348,10 @@ def _plain(value: Any) -> object:
 def _shard_sizes(builder: Any, split: str, total: int) -> list[int]:
     """Records of each file of a split."""
     instructions = _instructions(builder, split)
-    sizes = [instruction.examples_in_shard if instruction.takes_all else instruction.take for instruction in instructions]
+    sizes = [
+        instruction.examples_in_shard if instruction.takes_all else instruction.take
+        for instruction in instructions
+    ]
     return sizes if sum(sizes) == total else [total]
 
 

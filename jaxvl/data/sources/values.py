@@ -19,9 +19,16 @@ from jaxvl.data.sources.base import Kind
 
 # First bytes of pictures and sounds.
 _IMAGE_STARTS = (
-    b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*", b"\xff\x0a", b"\x00\x00\x00\x0cJXL ",
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"II*\x00",
+    b"MM\x00*",
+    b"\xff\x0a",
+    b"\x00\x00\x00\x0cJXL ",
     b"\x00\x00\x00\x0cjP  ",
-)  # fmt: skip
+)
 _AUDIO_STARTS = (b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")
 # The same in base64: JPEG, PNG, GIF, WebP.
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
@@ -56,7 +63,12 @@ def kind_of(value: object) -> Kind | None:
         return None
     if isinstance(value, bool):
         return "int"
-    for kind, types in (("text", str), ("int", (int, np.integer)), ("float", (float, np.floating)), ("array", np.ndarray)):
+    for kind, types in (
+        ("text", str),
+        ("int", (int, np.integer)),
+        ("float", (float, np.floating)),
+        ("array", np.ndarray),
+    ):
         if isinstance(value, types):
             return kind
     if isinstance(value, bytes):
@@ -79,7 +91,8 @@ def _kind_of_list(values: Sequence[object]) -> Kind | None:
 
 
 def common_kind(kinds: Iterable[Kind | None]) -> Kind | None:
-    """One kind for a column whose values are of several: that of most of them, where they do not go together; else None."""
+    """One kind for a column whose values are of several: that of most of them, where they do not go
+    together; else None."""
     found = collections.Counter(kind for kind in kinds if kind is not None)
     if len(found) > 1:
         for together, kind in _TOGETHER.items():
@@ -90,14 +103,20 @@ def common_kind(kinds: Iterable[Kind | None]) -> Kind | None:
 
 
 def is_missing(value: object, kind: Kind) -> bool:
-    """Whether a value stands for none: None, and NaN, which pandas writes for it, where the kind is not one of floats."""
+    """Whether a value stands for none: None, and NaN, which pandas writes for it, where the kind is
+    not one of floats."""
     if value is None:
         return True
-    return kind not in ("float", "array") and isinstance(value, (float, np.floating)) and bool(np.isnan(value))
+    return (
+        kind not in ("float", "array")
+        and isinstance(value, (float, np.floating))
+        and bool(np.isnan(value))
+    )
 
 
 def nested(value: object, path: Sequence[str]) -> object | None:
-    """The value under keys of objects and numbers of lists, from the outside in; None where it is not there."""
+    """The value under keys of objects and numbers of lists, from the outside in; None where it is
+    not there."""
     for name in path:
         if isinstance(value, Mapping):
             value = value.get(name)
@@ -113,7 +132,8 @@ def _is_place(name: str) -> bool:
 
 
 def named(record: Mapping[str, object], name: str) -> object | None:
-    """The value of a key, or else of the part that a dotted name means; None where there is none."""
+    """The value of a key, or else of the part that a dotted name means; None where there is
+    none."""
     return record[name] if name in record else nested(record, name.split("."))
 
 
@@ -179,7 +199,8 @@ def _texts(value: object, where: str) -> list[str]:
 
 
 def list_in_text(text: str) -> list[str] | None:
-    """Texts of a list that was written as one text, in JSON or as Python prints it; None for any other text."""
+    """Texts of a list that was written as one text, in JSON or as Python prints it; None for any
+    other text."""
     stripped = text.strip()
     if not (stripped.startswith("[") and stripped.endswith("]")):
         return None
@@ -223,7 +244,9 @@ def _number(value: object, kind: Kind, where: str) -> int | float:
 
 def _other(value: object, kind: str, where: str) -> BadRecord:
     text = f"{len(value):,} bytes" if isinstance(value, (bytes, bytearray)) else shown(value)
-    return BadRecord(OTHER_KIND, f"{where}: {text} is no {kind}; say in kinds what the column holds")
+    return BadRecord(
+        OTHER_KIND, f"{where}: {text} is no {kind}; say in kinds what the column holds"
+    )
 
 
 def embedded(text: str) -> bytes | None:

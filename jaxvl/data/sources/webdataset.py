@@ -1,8 +1,9 @@
 """Tar shards as webdataset, open_clip and img2dataset write and read them, by random access.
 
-A sample is the members of one key: `000000001.jpg`, `000000001.txt`, `000000001.json`. Every sample is a record, in the
-order of the files and of the first members; one that lacks a column is a bad record of that cause. An index of each shard
-is made once, in one pass over its headers (`tar_index.py`). Nothing is unpacked and no pickle is read.
+A sample is the members of one key: `000000001.jpg`, `000000001.txt`, `000000001.json`. Every sample
+is a record, in the order of the files and of the first members; one that lacks a column is a bad
+record of that cause. An index of each shard is made once, in one pass over its headers
+(`tar_index.py`). Nothing is unpacked and no pickle is read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Column, Kind, Log, Record, Source
 from jaxvl.data.sources.file_patterns import expand_files
-from jaxvl.data.sources.member_columns import MemberColumn, at_path, decode, parse_columns, parse_json
+from jaxvl.data.sources.member_columns import (
+    MemberColumn,
+    at_path,
+    decode,
+    parse_columns,
+    parse_json,
+)
 from jaxvl.data.sources.range_files import RangeFiles
 from jaxvl.data.sources.tar_index import TarIndex
 from jaxvl.data.sources.tar_shards import Indexes, Shard, open_shards
@@ -41,12 +48,17 @@ class WebDataset:
     """Config of a source of tar shards.
 
     Attributes:
-      files: shards: paths or URLs (gs://, s3://, https://) with braces (`{00000..00099}.tar`) or globs, or folders; `::` joins several.
-      columns: name -> members: endings (`"jpg;png"`), or keys of a JSON member (`"json:caption;alt"`); the first that is there
-        wins. A pattern (`"*.jpg"`) means all members that match, as frames. `key` and `url` (the sample's key, its shard) are added.
-      optional: columns that records may lack; a record that lacks another one is skipped and counted.
-      kinds: column -> kind, where its ending does not tell it. `texts` of a text member are its lines.
-      index: folder for the indexes; None: beside the shards where that can be written, else in the cache folder.
+      files: shards: paths or URLs (gs://, s3://, https://) with braces (`{00000..00099}.tar`) or
+        globs, or folders; `::` joins several.
+      columns: name -> members: endings (`"jpg;png"`), or keys of a JSON member
+        (`"json:caption;alt"`); the first that is there wins. A pattern (`"*.jpg"`) means all
+        members that match, as frames. `key` and `url` (the sample's key, its shard) are added.
+      optional: columns that records may lack; a record that lacks another one is skipped and
+        counted.
+      kinds: column -> kind, where its ending does not tell it. `texts` of a text member are its
+        lines.
+      index: folder for the indexes; None: beside the shards where that can be written, else in the
+        cache folder.
     """
 
     files: PathText | tuple[PathText, ...]
@@ -59,28 +71,44 @@ class WebDataset:
         parse_columns(self.columns, self.kinds)
         for name in self.optional:
             columns = list(self.columns)
-            check(name in columns, "optional", f"{name!r} is no column{nearest(name, columns)} (columns: {', '.join(columns)})")
+            check(
+                name in columns,
+                "optional",
+                f"{name!r} is no column{nearest(name, columns)} (columns: {', '.join(columns)})",
+            )
 
     def open(self, log: Log = print) -> Source:
-        """Raises ConfigError at one of its fields; DataError where a shard is not there or is no tar."""
+        """Raises ConfigError at one of its fields; DataError where a shard is not there or is no
+        tar."""
         files = expand_files(self.files, "files")
-        columns = {name: text for name, text in (("key", "__key__"), ("url", "__url__")) if name not in self.columns}
+        columns = {
+            name: text
+            for name, text in (("key", "__key__"), ("url", "__url__"))
+            if name not in self.columns
+        }
         members = parse_columns({**self.columns, **columns}, self.kinds)
         folder = None if self.index is None else to_path(self.index, "index")
         found = open_shards(files, log, folder)
         self._check_members(members, found.suffixes)
         name = self.files if isinstance(self.files, str) else "::".join(self.files)
         indexes = Indexes(found.shards, folder, log)
-        return TarSource(shown(name).strip("'"), found.shards, indexes, members, frozenset(self.optional))
+        return TarSource(
+            shown(name).strip("'"), found.shards, indexes, members, frozenset(self.optional)
+        )
 
-    def _check_members(self, members: Mapping[str, MemberColumn], there: Sequence[str] | None) -> None:
+    def _check_members(
+        self, members: Mapping[str, MemberColumn], there: Sequence[str] | None
+    ) -> None:
         """Raises ConfigError where no sample at all has what a column needs."""
         for name, about in members.items():
             needed = there and not about.info and name not in self.optional
             if needed and not about.members(there):
                 endings = " or ".join(sorted({repr(choice.ending) for choice in about.choices}))
                 shortest = sorted(there, key=lambda ending: (len(ending), ending))[:20]
-                raise ConfigError(f"columns.{name}", f"no sample has {endings} (members there are: {', '.join(shortest)})")
+                raise ConfigError(
+                    f"columns.{name}",
+                    f"no sample has {endings} (members there are: {', '.join(shortest)})",
+                )
 
 
 class TarSource(Source):
@@ -97,16 +125,29 @@ class TarSource(Source):
       DataError: there are no samples.
     """
 
-    def __init__(self, name: str, shards: list[Shard], indexes: Indexes, members: Mapping[str, MemberColumn], optional: frozenset[str]):
+    def __init__(
+        self,
+        name: str,
+        shards: list[Shard],
+        indexes: Indexes,
+        members: Mapping[str, MemberColumn],
+        optional: frozenset[str],
+    ):
         self.name = name
         self._shards = shards
         self._indexes = indexes
         self._starts = [0, *itertools.accumulate(shard.samples for shard in shards)]
         self._files = RangeFiles()
         if self._starts[-1] == 0:
-            raise DataError(f"{name}: the {len(shards):,} shards hold no samples, that is members such as 0001.jpg and 0001.txt")
+            raise DataError(
+                f"{name}: the {len(shards):,} shards hold no samples, that is members such as "
+                f"0001.jpg and 0001.txt"
+            )
         self._members = {column: self._with_kind(about) for column, about in members.items()}
-        self.columns = {column: Column(_kind(about), column in optional) for column, about in self._members.items()}
+        self.columns = {
+            column: Column(_kind(about), column in optional)
+            for column, about in self._members.items()
+        }
         self.fingerprint = _fingerprint(shards, self._members)
 
     def __len__(self) -> int:
@@ -136,7 +177,11 @@ class TarSource(Source):
         """See `base.Source`."""
         shard, index, row = self._place(i)
         sample = _Sample(shard, index, row)
-        names = list(self.columns) if columns is None else [name for name in columns if name in self.columns]
+        names = (
+            list(self.columns)
+            if columns is None
+            else [name for name in columns if name in self.columns]
+        )
         wanted: set[str] = set()
         for name in names:
             about = self._members[name]
@@ -151,7 +196,9 @@ class TarSource(Source):
             if value is not None:
                 record[name] = value
             elif not self.columns[name].optional:
-                keys = " or ".join(f"{ending}[{']['.join(path)}]" for ending, path in self._members[name].choices)
+                keys = " or ".join(
+                    f"{ending}[{']['.join(path)}]" for ending, path in self._members[name].choices
+                )
                 raise BadRecord(f"no {name}", f"{sample.where}: has no {keys} that is not empty")
         return record
 
@@ -163,8 +210,12 @@ class TarSource(Source):
         if about.info is None:
             return self._numbers(about)
         if about.info == "__url__":
-            return np.repeat(np.array([shard.file for shard in self._shards], object), self.samples())
-        keys = itertools.chain.from_iterable(self._indexes[s].all_keys() for s in range(len(self._shards)))
+            return np.repeat(
+                np.array([shard.file for shard in self._shards], object), self.samples()
+            )
+        keys = itertools.chain.from_iterable(
+            self._indexes[s].all_keys() for s in range(len(self._shards))
+        )
         return np.array(list(keys), object)  # of fixed width, one long key would make all long
 
     def _numbers(self, about: MemberColumn) -> np.ndarray | None:
@@ -190,7 +241,9 @@ class TarSource(Source):
         found = []
         for s in range(len(self._shards)):
             index = self._indexes[s]
-            found.append(index.having({suffix for suffix in index.suffixes if about.members([suffix])}))
+            found.append(
+                index.having({suffix for suffix in index.suffixes if about.members([suffix])})
+            )
         return np.concatenate(found)
 
     def _place(self, i: int) -> tuple[Shard, TarIndex, int]:
@@ -208,18 +261,26 @@ class TarSource(Source):
         ranges = [sample.members[ending] for ending in ordered]
         for ending, (_, size) in zip(ordered, ranges):
             if size > MOST_BYTES:
-                raise BadRecord("member is too large", f"{sample.where}.{ending}: {size:,} bytes (at most {MOST_BYTES:,} are read)")
+                raise BadRecord(
+                    "member is too large",
+                    f"{sample.where}.{ending}: {size:,} bytes (at most {MOST_BYTES:,} are read)",
+                )
         return dict(zip(ordered, self._files.read(sample.shard.file, sample.shard.state, ranges)))
 
     def _with_kind(self, about: MemberColumn) -> MemberColumn:
-        """A column of JSON keys with the kind of what the first records hold; text where they hold nothing."""
+        """A column of JSON keys with the kind of what the first records hold; text where they hold
+        nothing."""
         if about.kind is not None:
             return about
         kinds = [kind_of(value) for value in self._first_values(about)]
         keys = ";".join(choice.path[-1] for choice in about.choices)
         known = sorted({kind for kind in kinds if kind is not None})
         kind = common_kind(kinds)
-        check(kind is not None or not known, "columns", f"{keys!r} holds {' and '.join(known)}; say in kinds what is meant")
+        check(
+            kind is not None or not known,
+            "columns",
+            f"{keys!r} holds {' and '.join(known)}; say in kinds what is meant",
+        )
         return dataclasses.replace(about, kind=kind or "text")
 
     def _first_values(self, about: MemberColumn) -> Iterable[object]:
@@ -255,7 +316,10 @@ class _Sample:
         """The members, for the message of a bad record."""
         left_out = ", ".join(f"{cause}: {n}" for cause, (n, _) in self.shard.left_out.items())
         besides = f" (left out of the shard: {left_out})" if left_out else ""
-        return f"has only {shown(', '.join(f'{self.key}.{ending}' for ending in self.members))}{besides}"
+        return (
+            f"has only "
+            f"{shown(', '.join(f'{self.key}.{ending}' for ending in self.members))}{besides}"
+        )
 
 
 class _Values:
@@ -275,7 +339,9 @@ class _Values:
         if about.info:
             return self._sample.key if about.info == "__key__" else self._sample.shard.file
         if about.pattern:
-            return [self._contents[ending] for ending in about.members(self._sample.members)] or None
+            return [
+                self._contents[ending] for ending in about.members(self._sample.members)
+            ] or None
         for ending, path in about.choices:
             if ending not in self._contents:
                 continue
@@ -289,12 +355,16 @@ class _Values:
 
     def as_it_stands(self, about: MemberColumn) -> object | None:
         """The first value of a column of JSON keys. Raises BadRecord."""
-        found = [self._at(ending, path) for ending, path in about.choices if ending in self._contents]
+        found = [
+            self._at(ending, path) for ending, path in about.choices if ending in self._contents
+        ]
         return next((value for value in found if value is not None), None)
 
     def _at(self, ending: str, path: tuple[str, ...]) -> object | None:
         if ending not in self._json:
-            self._json[ending] = parse_json(self._contents[ending], f"{self._sample.where}.{ending}")
+            self._json[ending] = parse_json(
+                self._contents[ending], f"{self._sample.where}.{ending}"
+            )
         return at_path(self._json[ending], path)
 
 
@@ -307,7 +377,9 @@ def _fingerprint(shards: Collection[Shard], members: Mapping[str, MemberColumn])
     digest = hashlib.sha256()
     for shard in shards:
         name = shard.file.rpartition("/")[2]
-        digest.update(f"{name}\0{shard.state.size}\0{shard.digest}\n".encode("utf-8", "surrogateescape"))
+        digest.update(
+            f"{name}\0{shard.state.size}\0{shard.digest}\n".encode("utf-8", "surrogateescape")
+        )
     for column, about in sorted(members.items()):
         digest.update(repr((column, about)).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

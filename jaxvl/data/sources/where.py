@@ -1,10 +1,11 @@
 """Some records of a source, by a column.
 
-    source = dict(name="where", source=dict(name="parquet", files="…"), column="split", among=("train",))
-    source = dict(name="where", source=…, column="similarity", low=0.3)
-    source = dict(name="where", source=…, column="uid", subset="datacomp_subset.npy")
+    source = dict(name="where", source=dict(name="parquet", files="…"), column="split",
+    among=("train",)) source = dict(name="where", source=…, column="similarity", low=0.3) source =
+    dict(name="where", source=…, column="uid", subset="datacomp_subset.npy")
 
-A subset file is DataComp's: a `.npy` array of dtype `u8,u8`, the first and the last 16 hexadecimal digits of each uid.
+A subset file is DataComp's: a `.npy` array of dtype `u8,u8`, the first and the last 16 hexadecimal
+digits of each uid.
 """
 
 from __future__ import annotations
@@ -50,12 +51,24 @@ class Where:
     subset: PathText | None = None
 
     def __post_init__(self):
-        ways = [bool(self.among), self.low is not None or self.high is not None, self.subset is not None]
-        check(sum(ways) == 1, "column", f"{self.column!r}: must be compared by one of among, low and high, or subset")
+        ways = [
+            bool(self.among),
+            self.low is not None or self.high is not None,
+            self.subset is not None,
+        ]
+        check(
+            sum(ways) == 1,
+            "column",
+            f"{self.column!r}: must be compared by one of among, low and high, or subset",
+        )
         if self.low is not None and self.high is not None:
-            check(self.low <= self.high, "low", f"{self.low!r} must not be above high, {self.high!r}")
+            check(
+                self.low <= self.high, "low", f"{self.low!r} must not be above high, {self.high!r}"
+            )
         if self.subset is not None:
-            check(paths.is_file(to_path(self.subset, "subset")), "subset", f"no file {self.subset!r}")
+            check(
+                paths.is_file(to_path(self.subset, "subset")), "subset", f"no file {self.subset!r}"
+            )
 
     def open(self, log: Log = print) -> Source:
         """Raises ConfigError at one of its fields; DataError where no record is kept."""
@@ -65,7 +78,11 @@ class Where:
             raise error.under("source") from None
         check(self.column in source.columns, "column", _unknown(self.column, source))
         kind = source.columns[self.column].kind
-        check(kind in KINDS, "column", f"{self.column!r} is of kind {kind}; must be one of {', '.join(KINDS)}")
+        check(
+            kind in KINDS,
+            "column",
+            f"{self.column!r} is of kind {kind}; must be one of {', '.join(KINDS)}",
+        )
         subset = _read_subset(self.subset) if self.subset is not None else None
         why = self._describe(subset)
         key = hashlib.sha256(f"{source.fingerprint}/{why}".encode()).hexdigest()[:32]
@@ -82,7 +99,10 @@ class Where:
     def _describe(self, subset: np.ndarray | None) -> str:
         """The condition, for messages and the fingerprint."""
         if subset is not None:
-            return f"{self.column} in a subset of {len(subset):,} ({hashlib.sha256(subset.tobytes()).hexdigest()[:16]})"
+            return (
+                f"{self.column} in a subset of {len(subset):,} "
+                f"({hashlib.sha256(subset.tobytes()).hexdigest()[:16]})"
+            )
         if self.among:
             return f"{self.column} among {json.dumps(self.among, ensure_ascii=False)}"
         low = "" if self.low is None else f" >= {self.low!r}"
@@ -113,15 +133,25 @@ class Where:
             return set(self.among)
         places: dict[object, int] = {}
         for names in (column.classes.names if column.classes is not None else {}).values():
-            places |= {name: place for place, name in reversed(list(enumerate(names))) if name is not None}
+            places |= {
+                name: place for place, name in reversed(list(enumerate(names))) if name is not None
+            }
         for value in self.among:
             known = not isinstance(value, str) or value in places
-            check(known, "among", f"{value!r} is no class of {self.column!r}{nearest(value, [str(name) for name in places])}")
+            check(
+                known,
+                "among",
+                f"{value!r} is no class of "
+                f"{self.column!r}{nearest(value, [str(name) for name in places])}",
+            )
         return {places.get(value, value) for value in self.among}
 
 
 def _unknown(column: str, source: Source) -> str:
-    return f"{source.name} has no column {column!r}{nearest(column, list(source.columns))} (columns: {', '.join(source.columns)})"
+    return (
+        f"{source.name} has no column {column!r}{nearest(column, list(source.columns))} (columns: "
+        f"{', '.join(source.columns)})"
+    )
 
 
 def _read_subset(file: str) -> np.ndarray:
@@ -130,7 +160,12 @@ def _read_subset(file: str) -> np.ndarray:
         content = paths.read_bytes(paths.as_path(file))
         pairs = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header raises many types
-        raise DataError(f"{file}: is no .npy file of uids ({type(error).__name__}: {error})") from None
+        raise DataError(
+            f"{file}: is no .npy file of uids ({type(error).__name__}: {error})"
+        ) from None
     if pairs.dtype != PAIR or pairs.ndim != 1:
-        raise DataError(f"{file}: holds {pairs.dtype} of shape {pairs.shape}; a subset is one list of dtype u8,u8")
+        raise DataError(
+            f"{file}: holds {pairs.dtype} of shape {pairs.shape}; a subset is one list of "
+            f"dtype u8,u8"
+        )
     return pairs if is_sorted(pairs) else np.sort(pairs)

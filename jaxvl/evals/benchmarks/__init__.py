@@ -1,13 +1,15 @@
 """Standard benchmarks as they lie in a local folder; nothing is downloaded.
 
-A layout is a module with `find(folder) -> list[Found]`; `Found.open()` gives a `Benchmark`: rows, classes, what is measured.
+A layout is a module with `find(folder) -> list[Found]`; `Found.open()` gives a `Benchmark`: rows,
+classes, what is measured.
 
     base          Benchmark, Found
     files         pictures in files, with columns held in memory
     tars          pictures in tar shards
     tables        pictures in Parquet and Arrow tables
     wds           CLIP_benchmark's and DataComp's folders of tars
-    imagenet      ImageNet, its variants by WordNet ids, ImageNet-V2; imagenet_languages: other languages, Babel-ImageNet
+    imagenet      ImageNet, its variants by WordNet ids, ImageNet-V2; imagenet_languages: other
+                  languages, Babel-ImageNet
     objectnet     ObjectNet
     image_folder  a folder for each class (VTAB and others)
     karpathy      COCO and Flickr with captions: Karpathy's JSON, CLIP_benchmark's annotations

@@ -65,8 +65,8 @@ class Benchmark:
         classification  which class an image is of; column `label`
         multilabel      which classes are in it; column `labels`, 0/1 [C]
         retrieval       which captions belong to it and back; column `captions`
-        pairs           images and texts that belong together; column `captions`, and `group` where an instance has several
-                        records
+        pairs           images and texts that belong together; column `captions`, and `group` where
+                        an instance has several records
         candidates      see `candidates`
       source: one record for each picture.
       columns: `image`, `label`, `labels`, `captions`, `group`, `metadata` -> the source's column.

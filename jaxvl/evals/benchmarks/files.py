@@ -40,14 +40,22 @@ class ImageFiles(Source):
     """
 
     def __init__(
-        self, name: str, folder: pathlib.Path, files: Sequence[str], values: Mapping[str, Values] | None = None, described_by: bytes = b""
+        self,
+        name: str,
+        folder: pathlib.Path,
+        files: Sequence[str],
+        values: Mapping[str, Values] | None = None,
+        described_by: bytes = b"",
     ):
         self.name = name
         self._folder = folder
         self._files = list(files)
         self._values = dict(values or {})
         self._described_by = hashlib.sha256(described_by).hexdigest()
-        self.columns = {"image": Column("image"), **{key: held.column for key, held in self._values.items()}}
+        self.columns = {
+            "image": Column("image"),
+            **{key: held.column for key, held in self._values.items()},
+        }
 
     def __len__(self) -> int:
         return len(self._files)
@@ -116,8 +124,13 @@ def is_picture(name: str) -> bool:
 
 
 def subfolders(folder: pathlib.Path) -> list[str]:
-    """Names of the folders in a folder, sorted, hidden ones left out. Raises DataError where it cannot be listed."""
-    return sorted(entry.name for entry in _entries(folder) if entry.is_dir() and not entry.name.startswith("."))
+    """Names of the folders in a folder, sorted, hidden ones left out. Raises DataError where it
+    cannot be listed."""
+    return sorted(
+        entry.name
+        for entry in _entries(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def file_names(folder: pathlib.Path) -> list[str]:
@@ -134,7 +147,8 @@ def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
 
 
 def pictures_below(folder: pathlib.Path) -> list[str]:
-    """Picture files in a folder and its folders, as paths with `/`, in the order of torchvision's ImageFolder."""
+    """Picture files in a folder and its folders, as paths with `/`, in the order of torchvision's
+    ImageFolder."""
     found = []
     for place, _, names in sorted(os.walk(folder, followlinks=True)):
         inside = pathlib.Path(place).relative_to(folder)
@@ -143,7 +157,8 @@ def pictures_below(folder: pathlib.Path) -> list[str]:
 
 
 def by_class(folder: pathlib.Path, classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Picture files of the class folders `classes`, and the place of each file's class in that list."""
+    """Picture files of the class folders `classes`, and the place of each file's class in that
+    list."""
     files = []
     labels = []
     for label, name in enumerate(classes):
@@ -155,7 +170,10 @@ def by_class(folder: pathlib.Path, classes: Sequence[str]) -> tuple[list[str], n
 
 def file_above(folder: pathlib.Path, name: str) -> pathlib.Path | None:
     """A file in a folder or one of the `UP` above it; None where there is none."""
-    return next((above / name for above in [folder, *folder.parents][: UP + 1] if (above / name).is_file()), None)
+    return next(
+        (above / name for above in [folder, *folder.parents][: UP + 1] if (above / name).is_file()),
+        None,
+    )
 
 
 def json_of(path: pathlib.Path) -> Any:
@@ -179,7 +197,9 @@ def lines_of(path: pathlib.Path) -> list[str]:
     try:
         return read_lines(bytes_of(path))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise DataError(
+            f"{path}: is no UTF-8 text ({error.reason} at byte {error.start})"
+        ) from None
 
 
 def texts_in(value: Any, what: str) -> list[str]:

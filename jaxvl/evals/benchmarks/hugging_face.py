@@ -1,11 +1,13 @@
-"""Benchmarks as tables of the Hugging Face hub, as downloaded (Parquet) or as `datasets` caches them (Arrow).
+"""Benchmarks as tables of the Hugging Face hub, as downloaded (Parquet) or as `datasets` caches
+them (Arrow).
 
 They are known by their columns:
 
     Winoground  image_0, image_1, caption_0, caption_1
     WinoGAViL   candidate_images, cue, candidates, associations
     captions    image, caption (a list) and filename: DataComp's COCO and Flickr30k
-    classes     image, label (a number whose names the table tells, as `datasets` has it): ImageNet and many others
+    classes     image, label (a number whose names the table tells, as `datasets` has it): ImageNet
+                and many others
 """
 
 from __future__ import annotations
@@ -36,7 +38,12 @@ _COLUMNS = {
 }
 _SPLITS = ("test", "validation", "val", "valid")  # the first that has files is measured
 # What a path holds -> the name of a set with captions.
-_CAPTIONED = (("flickr_1k", "flickr30k"), ("flickr30k", "flickr30k"), ("mscoco", "mscoco_captions"), ("coco", "mscoco_captions"))
+_CAPTIONED = (
+    ("flickr_1k", "flickr30k"),
+    ("flickr30k", "flickr30k"),
+    ("mscoco", "mscoco_captions"),
+    ("coco", "mscoco_captions"),
+)
 
 
 def find(folder: pathlib.Path) -> list[Found]:
@@ -45,7 +52,9 @@ def find(folder: pathlib.Path) -> list[Found]:
         return []
     chosen = _one_split(files)
     if not chosen:
-        raise DataError(f"{folder}: {LAYOUT}: holds a training split alone, which no benchmark is measured on")
+        raise DataError(
+            f"{folder}: {LAYOUT}: holds a training split alone, which no benchmark is measured on"
+        )
     names = set(Tables(chosen[:1]).names)
     for kind, columns in _COLUMNS.items():
         if columns <= names:
@@ -55,7 +64,8 @@ def find(folder: pathlib.Path) -> list[Found]:
 
 
 def _one_split(files: list[pathlib.Path]) -> list[pathlib.Path]:
-    """The files of the split that is measured, of one format: Arrow files beside Parquet ones are a copy of them."""
+    """The files of the split that is measured, of one format: Arrow files beside Parquet ones are a
+    copy of them."""
     parquet = [file for file in files if file.suffix == ".parquet"]
     named = [(set(re.split(r"[-_.]", file.stem.lower())), file) for file in parquet or files]
     for split in _SPLITS:
@@ -71,31 +81,53 @@ def _caption_name(folder: pathlib.Path) -> str:
 
 
 def _class_name(folder: pathlib.Path) -> str:
-    """The first folder, from here upwards, whose name says more than `data`; ImageNet has its own name."""
-    name = next(part for part in [*reversed(folder.parts), folder.name] if part not in ("data", "default", "parquet"))
+    """The first folder, from here upwards, whose name says more than `data`; ImageNet has its own
+    name."""
+    name = next(
+        part
+        for part in [*reversed(folder.parts), folder.name]
+        if part not in ("data", "default", "parquet")
+    )
     return "imagenet1k" if re.fullmatch(r"imagenet[-_]?(1k)?", name.lower()) else name
 
 
 def open_classes(files: list[pathlib.Path], name: str) -> Benchmark:
-    """Raises DataError where the table does not tell the names of its classes. Of ImageNet, CLIP's names are taken."""
+    """Raises DataError where the table does not tell the names of its classes. Of ImageNet, CLIP's
+    names are taken."""
     tables = Tables(files)
     folder = files[0].parent
-    labels = [label if isinstance(label, int) and label >= 0 else None for label in tables.values("label")]
+    labels = [
+        label if isinstance(label, int) and label >= 0 else None for label in tables.values("label")
+    ]
     told = _class_labels(tables)
     if not told:
-        raise DataError(f"{folder}: {LAYOUT}: the table does not tell what the numbers in its column 'label' mean")
+        raise DataError(
+            f"{folder}: {LAYOUT}: the table does not tell what the numbers in its column "
+            f"'label' mean"
+        )
     classes = ClassSet({"en": tuple(text.replace("_", " ") for text in told)})
     if name == "imagenet1k" and len(told) == len(imagenet_classes()):
         classes = ImageNetClasses().load()
     check_labels(labels, len(classes), folder, "the table")
     places = [Place(row, "image") for row in range(len(tables))]
-    source = TableImages(str(folder), tables, places, {"label": Values(Column("class", classes=classes), labels)})
+    source = TableImages(
+        str(folder), tables, places, {"label": Values(Column("class", classes=classes), labels)}
+    )
     held = {"image": "image", "label": "label"}
-    return Benchmark(name, "classification", source, held, MAIN_METRIC["classification"], classes, pictures=str(folder))
+    return Benchmark(
+        name,
+        "classification",
+        source,
+        held,
+        MAIN_METRIC["classification"],
+        classes,
+        pictures=str(folder),
+    )
 
 
 def _class_labels(tables: Tables) -> list[str]:
-    """Names of the classes of the column `label`, as `datasets` writes them into the schema; empty where it does not."""
+    """Names of the classes of the column `label`, as `datasets` writes them into the schema; empty
+    where it does not."""
     try:
         features = json.loads((tables.schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features["label"]["names"]
@@ -110,10 +142,15 @@ def open_winoground(files: list[pathlib.Path], name: str) -> Benchmark:
     columns = [_texts(tables, f"caption_{i}") for i in (0, 1)]
     places = [Place(row, f"image_{i}") for row in range(len(tables)) for i in (0, 1)]
     captions = [[columns[place.column == "image_1"][place.row]] for place in places]
-    values = {"captions": Values(Column("texts"), captions), "group": Values(Column("int"), np.arange(len(places)) // 2)}
+    values = {
+        "captions": Values(Column("texts"), captions),
+        "group": Values(Column("int"), np.arange(len(places)) // 2),
+    }
     source = TableImages(str(files[0].parent), tables, places, values)
     held = {"image": "image", "captions": "captions", "group": "group"}
-    return Benchmark(name, "pairs", source, held, MAIN_METRIC["pairs"], pictures=str(files[0].parent))
+    return Benchmark(
+        name, "pairs", source, held, MAIN_METRIC["pairs"], pictures=str(files[0].parent)
+    )
 
 
 def _texts(tables: Tables, name: str) -> list[str]:
@@ -136,9 +173,13 @@ def open_captions(files: list[pathlib.Path], name: str) -> Benchmark:
     tables = Tables(files)
     captions = _lists(tables, "caption")
     places = [Place(row, "image") for row in range(len(tables))]
-    source = TableImages(str(files[0].parent), tables, places, {"captions": Values(Column("texts"), captions)})
+    source = TableImages(
+        str(files[0].parent), tables, places, {"captions": Values(Column("texts"), captions)}
+    )
     held = {"image": "image", "captions": "captions"}
-    return Benchmark(name, "retrieval", source, held, MAIN_METRIC["retrieval"], pictures=str(files[0].parent))
+    return Benchmark(
+        name, "retrieval", source, held, MAIN_METRIC["retrieval"], pictures=str(files[0].parent)
+    )
 
 
 def open_winogavil(files: list[pathlib.Path], name: str) -> Benchmark:
@@ -163,7 +204,9 @@ def open_winogavil(files: list[pathlib.Path], name: str) -> Benchmark:
     source = TableImages(str(files[0].parent), tables, places)
     table = Candidates(tuple(sides), np.array(queries, np.int64), tuple(chosen), tuple(right))
     main = "jaccard_score_10-12"
-    return Benchmark(name, "candidates", source, {"image": "image"}, main, figures="jaccard", candidates=table)
+    return Benchmark(
+        name, "candidates", source, {"image": "image"}, main, figures="jaccard", candidates=table
+    )
 
 
 def _with_article(cue: str) -> str:

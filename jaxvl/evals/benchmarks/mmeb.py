@@ -1,7 +1,9 @@
-"""MMEB's evaluation tables: queries of text, picture or both, each with candidates of its own, the first of them right.
+"""MMEB's evaluation tables: queries of text, picture or both, each with candidates of its own, the
+first of them right.
 
-A dual encoder has no embedding of a text and a picture together: where a side has both, its row is the sum of their unit rows,
-scaled to unit length again. Marks of pictures in the texts (`<|image_1|>`) are left out.
+A dual encoder has no embedding of a text and a picture together: where a side has both, its row is
+the sum of their unit rows, scaled to unit length again. Marks of pictures in the texts
+(`<|image_1|>`) are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +31,14 @@ def find(folder: pathlib.Path) -> list[Found]:
     if not files:
         return []
     tests = [file for file in files if file.name.startswith("test")]
-    return [Found(f"mmeb/{folder.name}", LAYOUT, folder, functools.partial(open_files, tests or files, folder.name))]
+    return [
+        Found(
+            f"mmeb/{folder.name}",
+            LAYOUT,
+            folder,
+            functools.partial(open_files, tests or files, folder.name),
+        )
+    ]
 
 
 def _tables(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -39,11 +48,16 @@ def _tables(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def holds_pictures(folder: pathlib.Path) -> bool:
-    """Whether a folder has the name of MMEB's pictures, which are in a folder for each set, and lies beside its tables."""
+    """Whether a folder has the name of MMEB's pictures, which are in a folder for each set, and
+    lies beside its tables."""
     if folder.name not in _PICTURES:
         return False
     try:
-        return any(_tables(folder.parent / name) for name in subfolders(folder.parent) if name != folder.name)
+        return any(
+            _tables(folder.parent / name)
+            for name in subfolders(folder.parent)
+            if name != folder.name
+        )
     except DataError:  # of a folder beside it, which is told where that is looked at
         return False
 
@@ -55,12 +69,17 @@ def open_files(files: list[pathlib.Path], name: str) -> Benchmark:
     queries = []
     candidates = []
     right = []
-    for row, (text, image, texts, images) in enumerate(zip(*(tables.values(column) for column in _COLUMNS))):
+    for row, (text, image, texts, images) in enumerate(
+        zip(*(tables.values(column) for column in _COLUMNS))
+    ):
         texts = texts or []
         images = images or [""] * len(texts)
         texts = texts or [""] * len(images)
         if not texts or len(texts) != len(images):
-            raise DataError(f"{files[0].parent}: row {row} has {len(texts)} texts and {len(images)} pictures as candidates")
+            raise DataError(
+                f"{files[0].parent}: row {row} has {len(texts)} texts and {len(images)} "
+                f"pictures as candidates"
+            )
         queries.append(book.place(text, image))
         candidates.append(np.array([book.place(*pair) for pair in zip(texts, images)], np.int64))
         right.append(np.arange(len(texts)) == 0)
@@ -68,11 +87,23 @@ def open_files(files: list[pathlib.Path], name: str) -> Benchmark:
         raise DataError(f"{files[0].parent}: holds no row")
     pictures = list(book.files)
     folder = _picture_folder(files[0].parent, pictures) if pictures else files[0].parent
-    described_by = hashlib.sha256(repr((book.sides, queries)).encode("utf-8", "surrogateescape")).digest()
+    described_by = hashlib.sha256(
+        repr((book.sides, queries)).encode("utf-8", "surrogateescape")
+    ).digest()
     source = ImageFiles(str(files[0].parent), folder, pictures, described_by=described_by)
-    table = Candidates(tuple(book.sides), np.array(queries, np.int64), tuple(candidates), tuple(right))
+    table = Candidates(
+        tuple(book.sides), np.array(queries, np.int64), tuple(candidates), tuple(right)
+    )
     notes = ("a text and a picture of one side: sum of their rows",)
-    return Benchmark(f"mmeb/{name}", "candidates", source, {"image": "image"}, MAIN_METRIC["candidates"], candidates=table, notes=notes)
+    return Benchmark(
+        f"mmeb/{name}",
+        "candidates",
+        source,
+        {"image": "image"},
+        MAIN_METRIC["candidates"],
+        candidates=table,
+        notes=notes,
+    )
 
 
 class _Sides:
@@ -104,5 +135,6 @@ def _picture_folder(folder: pathlib.Path, files: list[str]) -> pathlib.Path:
             if any((above / place / file).is_file() for file in files[:20]):
                 return above / place
     raise DataError(
-        f"{folder}: the pictures of its rows, as {files[0]!r}, are in none of {', '.join(p or '.' for p in _PICTURES)} here or above"
+        f"{folder}: the pictures of its rows, as {files[0]!r}, are in none of "
+        f"{', '.join(p or '.' for p in _PICTURES)} here or above"
     )

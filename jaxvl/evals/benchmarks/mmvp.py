@@ -32,7 +32,8 @@ def find(folder: pathlib.Path) -> list[Found]:
 
 
 def open_folder(folder: pathlib.Path) -> Benchmark:
-    """Rows 2 i and 2 i + 1 are pair i; a pair is right where each statement's nearest picture is its own."""
+    """Rows 2 i and 2 i + 1 are pair i; a pair is right where each statement's nearest picture is
+    its own."""
     path = folder / "Questions.csv"
     rows = list(csv.reader(io.StringIO("\n".join(lines_of(path)), newline="")))
     rows = [row for row in rows if any(cell.strip() for cell in row)]
@@ -46,7 +47,9 @@ def open_folder(folder: pathlib.Path) -> Benchmark:
     kinds = []
     for number, row in enumerate(rows, 2):
         if len(row) != len(_HEADER):
-            raise DataError(f"{path}: row {number} has {len(row)} fields; must be {', '.join(_HEADER)}")
+            raise DataError(
+                f"{path}: row {number} has {len(row)} fields; must be {', '.join(_HEADER)}"
+            )
         question, kind, statement = (cell.strip() for cell in row)
         files.append(f"{kind}/{question}.jpg")
         captions.append([statement])
@@ -60,4 +63,12 @@ def open_folder(folder: pathlib.Path) -> Benchmark:
     source = ImageFiles(str(folder), folder / _IMAGES, files, values, bytes_of(path))
     columns = {"image": "image", "captions": "captions", "group": "group", "kind": "kind"}
     notes = (f"{len(names)} kinds; each figure by kind as image_acc/KIND",)
-    return Benchmark("mmvp_vlm", "pairs", source, columns, "image_acc_mean_of_kinds", pictures=source.pictures, notes=notes)
+    return Benchmark(
+        "mmvp_vlm",
+        "pairs",
+        source,
+        columns,
+        "image_acc_mean_of_kinds",
+        pictures=source.pictures,
+        notes=notes,
+    )

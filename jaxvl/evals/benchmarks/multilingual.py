@@ -1,4 +1,5 @@
-"""Retrieval in many languages: Crossmodal-3600, XTD10, and the JSON files that CLIP_benchmark makes of such sets."""
+"""Retrieval in many languages: Crossmodal-3600, XTD10, and the JSON files that CLIP_benchmark makes
+of such sets."""
 
 from __future__ import annotations
 
@@ -67,7 +68,9 @@ def _xm_languages(path: pathlib.Path) -> list[str]:
         line = file.readline()
     try:
         row = json.loads(line)
-        return sorted(key for key, value in row.items() if isinstance(value, dict) and "caption" in value)
+        return sorted(
+            key for key, value in row.items() if isinstance(value, dict) and "caption" in value
+        )
     except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: {LAYOUT_XM}: line 1 is no JSON object ({error})") from None
 
@@ -87,18 +90,33 @@ def open_xm(path: pathlib.Path, language: str) -> Benchmark:
 
 
 def _find_xtd(folder: pathlib.Path) -> list[Found]:
-    """Captions lie beside the names of images; some languages in MIC and STAIR, beside that folder or in it."""
+    """Captions lie beside the names of images; some languages in MIC and STAIR, beside that folder
+    or in it."""
     captions = {}
-    for place in (folder, folder / "MIC", folder / "STAIR", folder.parent / "MIC", folder.parent / "STAIR"):
+    for place in (
+        folder,
+        folder / "MIC",
+        folder / "STAIR",
+        folder.parent / "MIC",
+        folder.parent / "STAIR",
+    ):
         for path in sorted(place.glob("test_1kcaptions_*.txt")):
             fits = _XTD_NAME.fullmatch(path.name)
             if fits:
                 captions.setdefault(fits[1], path)
     if not captions:
-        raise DataError(f"{folder}: {LAYOUT_XTD}: has {_XTD_IMAGES}, but no test_1kcaptions_LANGUAGE.txt")
+        raise DataError(
+            f"{folder}: {LAYOUT_XTD}: has {_XTD_IMAGES}, but no test_1kcaptions_LANGUAGE.txt"
+        )
     names = folder / _XTD_IMAGES
     return [
-        Found("xtd10", LAYOUT_XTD, folder, functools.partial(open_xtd, names, path, language), language)
+        Found(
+            "xtd10",
+            LAYOUT_XTD,
+            folder,
+            functools.partial(open_xtd, names, path, language),
+            language,
+        )
         for language, path in sorted(captions.items())
     ]
 
@@ -108,18 +126,28 @@ def open_xtd(names: pathlib.Path, path: pathlib.Path, language: str) -> Benchmar
     files = [line.strip() for line in lines_of(names)]
     captions = [line.strip() for line in lines_of(path)]
     if len(files) != len(captions):
-        raise DataError(f"{path}: has {len(captions)} captions, but {names.name} {len(files)} images")
+        raise DataError(
+            f"{path}: has {len(captions)} captions, but {names.name} {len(files)} images"
+        )
     folder = picture_folder(names.parent, files, ("images", "", "../images"))
     return _benchmark("xtd10", path, folder, files, [[caption] for caption in captions], language)
 
 
 def open_json(path: pathlib.Path, name: str, language: str) -> Benchmark:
-    """`image_paths` and `annotations`, aligned. A path that lies elsewhere now is looked for by its last parts."""
+    """`image_paths` and `annotations`, aligned. A path that lies elsewhere now is looked for by its
+    last parts."""
     content = json_of(path)
     paths = content.get("image_paths") if isinstance(content, dict) else None
     captions = content.get("annotations") if isinstance(content, dict) else None
-    if not isinstance(paths, list) or not isinstance(captions, list) or len(paths) != len(captions) or not paths:
-        raise DataError(f"{path}: must hold 'image_paths' and 'annotations', two lists of one length")
+    if (
+        not isinstance(paths, list)
+        or not isinstance(captions, list)
+        or len(paths) != len(captions)
+        or not paths
+    ):
+        raise DataError(
+            f"{path}: must hold 'image_paths' and 'annotations', two lists of one length"
+        )
     if not all(isinstance(text, str) for text in [*paths, *captions]):
         raise DataError(f"{path}: 'image_paths' and 'annotations' must be texts")
     files = _relative(path.parent, paths)
@@ -127,18 +155,37 @@ def open_json(path: pathlib.Path, name: str, language: str) -> Benchmark:
 
 
 def _relative(folder: pathlib.Path, paths: list[str]) -> list[str]:
-    """Paths below `folder`: their last parts, as many as lead to a file there. Raises DataError where none does."""
+    """Paths below `folder`: their last parts, as many as lead to a file there. Raises DataError
+    where none does."""
     for path in paths[:20]:
         parts = pathlib.PurePosixPath(path.replace("\\", "/")).parts
         for used in range(1, len(parts) + 1):
             if (folder / pathlib.PurePosixPath(*parts[-used:])).is_file():
-                return ["/".join(pathlib.PurePosixPath(p.replace("\\", "/")).parts[-used:]) for p in paths]
+                return [
+                    "/".join(pathlib.PurePosixPath(p.replace("\\", "/")).parts[-used:])
+                    for p in paths
+                ]
     raise DataError(f"{folder}: the pictures of its annotations, as {paths[0]!r}, are not below it")
 
 
 def _benchmark(
-    name: str, path: pathlib.Path, folder: pathlib.Path, files: list[str], captions: list[list[str]], language: str
+    name: str,
+    path: pathlib.Path,
+    folder: pathlib.Path,
+    files: list[str],
+    captions: list[list[str]],
+    language: str,
 ) -> Benchmark:
-    source = ImageFiles(str(path), folder, files, {"captions": Values(Column("texts"), captions)}, bytes_of(path))
+    source = ImageFiles(
+        str(path), folder, files, {"captions": Values(Column("texts"), captions)}, bytes_of(path)
+    )
     columns = {"image": "image", "captions": "captions"}
-    return Benchmark(name, "retrieval", source, columns, MAIN_METRIC["retrieval"], language=language, pictures=source.pictures)
+    return Benchmark(
+        name,
+        "retrieval",
+        source,
+        columns,
+        MAIN_METRIC["retrieval"],
+        language=language,
+        pictures=source.pictures,
+    )

@@ -10,7 +10,8 @@ from jaxvl.sharding import hosts
 
 
 def agreed_open(found: Found) -> tuple[Benchmark | None, str]:
-    """Opens a set in every process; where one of them cannot, or finds other data, none of them goes on."""
+    """Opens a set in every process; where one of them cannot, or finds other data, none of them
+    goes on."""
     opened = None
     why = ""
     print_of_data = 0

@@ -36,17 +36,28 @@ class Model:
     weights: str
 
 
-def identity(benchmark: Benchmark, model: Model, prompts: Sequence[Sequence[str]]) -> dict[str, Any]:
+def identity(
+    benchmark: Benchmark, model: Model, prompts: Sequence[Sequence[str]]
+) -> dict[str, Any]:
     """What a result depends on; equal ones need not be measured twice.
 
     Args:
       prompts: class names and templates.
     """
-    told = hashlib.sha256(json.dumps([list(part) for part in prompts], ensure_ascii=False).encode()).hexdigest()[:16]
-    return {"format": FORMAT, "weights": model.weights, "data": benchmark.source.fingerprint[:16], "prompts": told}
+    told = hashlib.sha256(
+        json.dumps([list(part) for part in prompts], ensure_ascii=False).encode()
+    ).hexdigest()[:16]
+    return {
+        "format": FORMAT,
+        "weights": model.weights,
+        "data": benchmark.source.fingerprint[:16],
+        "prompts": told,
+    }
 
 
-def result(benchmark: Benchmark, score: Score, model: Model, same: Mapping[str, Any]) -> dict[str, Any]:
+def result(
+    benchmark: Benchmark, score: Score, model: Model, same: Mapping[str, Any]
+) -> dict[str, Any]:
     """CLIP_benchmark's fields, and under `jaxvl` what it does not have."""
     return {
         "dataset": benchmark.name,
@@ -87,15 +98,28 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     out = Table(title="Benchmarks", title_justify="left", header_style="bold", pad_edge=False)
     for name in ("benchmark", "language", "figure"):
         out.add_column(name, style="cyan" if name == "benchmark" else "", overflow="fold")
-    for name, style in (("value", "bold"), ("chance", "dim"), ("images", ""), ("skipped", "yellow")):
+    for name, style in (
+        ("value", "bold"),
+        ("chance", "dim"),
+        ("images", ""),
+        ("skipped", "yellow"),
+    ):
         out.add_column(name, style=style, justify="right", no_wrap=True)
     for node in results:
         more = node["jaxvl"]
         metric = more["main_metric"]
         chance = node["metrics"].get(f"{metric}_chance")
         bad = sum(more["skipped"].values())
-        cells = [brief(node["dataset"]), node["language"], metric, _share(node["metrics"].get(metric)), _share(chance, "")]
-        out.add_row(*map(Text, cells), write(more["images"], "number"), write(bad, "number") if bad else "")
+        cells = [
+            brief(node["dataset"]),
+            node["language"],
+            metric,
+            _share(node["metrics"].get(metric)),
+            _share(chance, ""),
+        ]
+        out.add_row(
+            *map(Text, cells), write(more["images"], "number"), write(bad, "number") if bad else ""
+        )
     return out
 
 

@@ -1,8 +1,9 @@
 """Figures of one benchmark: its pictures and texts are encoded on the whole mesh, and ranked there.
 
-Figures have CLIP_benchmark's names and definitions. Of equal scores it takes whichever comes first, which lets an encoder that
-gives every pair one score win wherever the right answer stands first. `FIGURE_random_ties` is the same under random order of
-ties (`ranking`); the two differ only where scores are equal.
+Figures have CLIP_benchmark's names and definitions. Of equal scores it takes whichever comes first,
+which lets an encoder that gives every pair one score win wherever the right answer stands first.
+`FIGURE_random_ties` is the same under random order of ties (`ranking`); the two differ only where
+scores are equal.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ import numpy as np
 from jaxvl.data.records import DataError, causes
 from jaxvl.evals.benchmarks.base import Benchmark
 from jaxvl.evals.encoders import EncodedImages, Encoders
-from jaxvl.evals.metrics.classification import f1_macro, hits, mean_average_precision, mean_per_class_recall, worst_group
+from jaxvl.evals.metrics.classification import (
+    f1_macro,
+    hits,
+    mean_average_precision,
+    mean_per_class_recall,
+    worst_group,
+)
 from jaxvl.evals.metrics.pairs import PairScores, best_of, chance, jaccard, pair_scores
 from jaxvl.evals.metrics.retrieval import any_among
 from jaxvl.evals.prompts import TEMPLATES
@@ -23,27 +30,38 @@ from jaxvl.evals.ranking import rank, top_k
 from jaxvl.evals.source_options import too_many
 
 KS = (1, 5, 10)
-ClassVectors = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # names, templates -> float32 [C, D]
+ClassVectors = Callable[
+    [Sequence[str], Sequence[str]], np.ndarray
+]  # names, templates -> float32 [C, D]
 _OTHER_REGION = 5  # FMoW's region "Other", which its authors leave out
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Figures of a benchmark (shares in 0..1; None: not defined), images that count, and those that do not, by cause."""
+    """Figures of a benchmark (shares in 0..1; None: not defined), images that count, and those that
+    do not, by cause."""
 
     metrics: dict[str, float | None]
     images: int
     skipped: dict[str, int]
 
 
-def prompts_of(benchmark: Benchmark, templates: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Class names and templates: the given ones, else the set's own, else the 80 of ImageNet, as CLIP_benchmark has it."""
+def prompts_of(
+    benchmark: Benchmark, templates: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names and templates: the given ones, else the set's own, else the 80 of ImageNet, as
+    CLIP_benchmark has it."""
     classes = benchmark.classes
     names = classes.names.get(benchmark.language) or next(iter(classes.names.values()))
     return names, tuple(templates or classes.templates or TEMPLATES["imagenet80"])
 
 
-def score(benchmark: Benchmark, encoders: Encoders, class_vectors: ClassVectors, templates: Sequence[str] | None = None) -> Score:
+def score(
+    benchmark: Benchmark,
+    encoders: Encoders,
+    class_vectors: ClassVectors,
+    templates: Sequence[str] | None = None,
+) -> Score:
     """Every process must make the call; each gets all figures.
 
     Args:
@@ -51,16 +69,24 @@ def score(benchmark: Benchmark, encoders: Encoders, class_vectors: ClassVectors,
       templates: instead of those of the set.
 
     Raises:
-      DataError: nothing is left to measure, or too little: figures of a part of a benchmark are none of the benchmark.
+      DataError: nothing is left to measure, or too little: figures of a part of a benchmark are
+        none of the benchmark.
       EvaluatorError: an error that is no bad record.
     """
     memo = None if benchmark.pictures is None else ("pictures", benchmark.pictures)
     encoded = encoders.images(benchmark.source, column=benchmark.columns["image"], memo=memo)
     if not len(encoded.index) and len(benchmark.source):
-        raise DataError(f"none of {len(benchmark.source)} pictures can be encoded ({causes(encoded.skipped)})")
+        raise DataError(
+            f"none of {len(benchmark.source)} pictures can be encoded ({causes(encoded.skipped)})"
+        )
     if too_many(encoded.skipped, len(benchmark.source)):
-        bad = f"{sum(encoded.skipped.values())} of {len(benchmark.source)} pictures cannot be used ({causes(encoded.skipped)})"
-        raise DataError(f"{benchmark.source.name}: {bad}, which leaves a part of the set; must be at most 1 %")
+        bad = (
+            f"{sum(encoded.skipped.values())} of {len(benchmark.source)} pictures cannot be used "
+            f"({causes(encoded.skipped)})"
+        )
+        raise DataError(
+            f"{benchmark.source.name}: {bad}, which leaves a part of the set; must be at most 1 %"
+        )
     if benchmark.task in ("classification", "multilabel"):
         rows = class_vectors(*prompts_of(benchmark, templates))
         measure = _classification if benchmark.task == "classification" else _multilabel
@@ -69,7 +95,9 @@ def score(benchmark: Benchmark, encoders: Encoders, class_vectors: ClassVectors,
     return measure(benchmark, encoded, encoders)
 
 
-def _classification(benchmark: Benchmark, encoded: EncodedImages, rows: np.ndarray, encoders: Encoders) -> Score:
+def _classification(
+    benchmark: Benchmark, encoded: EncodedImages, rows: np.ndarray, encoders: Encoders
+) -> Score:
     labels = benchmark.source.column(benchmark.columns["label"])[encoded.index]
     has_label = np.array([label is not None for label in labels], bool)
     if not has_label.any():
@@ -87,16 +115,22 @@ def _classification(benchmark: Benchmark, encoded: EncodedImages, rows: np.ndarr
     }
     if benchmark.figures is not None:
         metrics[benchmark.figures] = _extra(benchmark, encoded.index[has_label], found, labels)
-    return Score(metrics, len(images), _with(encoded.skipped, benchmark.no_label, int((~has_label).sum())))
+    return Score(
+        metrics, len(images), _with(encoded.skipped, benchmark.no_label, int((~has_label).sum()))
+    )
 
 
 def _extra(benchmark: Benchmark, index: np.ndarray, found: np.ndarray, labels: np.ndarray) -> float:
-    """DataComp's further figures; the first number of a record's metadata is its region or income."""
+    """DataComp's further figures; the first number of a record's metadata is its region or
+    income."""
     if benchmark.figures == "F1-macro_all":
         return f1_macro(found[:, 0], labels)
     metadata = benchmark.source.column(benchmark.columns["metadata"])[index]
     if any(value is None or np.ndim(value) != 1 or not np.size(value) for value in metadata):
-        raise DataError(f"{benchmark.figures} needs the metadata of every record (a member .npy), which some lack")
+        raise DataError(
+            f"{benchmark.figures} needs the metadata of every record (a member .npy), which "
+            f"some lack"
+        )
     groups = np.array([value[0] for value in metadata]).astype(np.int64)
     if benchmark.figures == "acc_worst_region":
         return worst_group(hits(found, labels, 1), groups, (_OTHER_REGION,))
@@ -104,15 +138,25 @@ def _extra(benchmark: Benchmark, index: np.ndarray, found: np.ndarray, labels: n
     return worst_group(hits(found, labels, k), groups)
 
 
-def _multilabel(benchmark: Benchmark, encoded: EncodedImages, rows: np.ndarray, encoders: Encoders) -> Score:
+def _multilabel(
+    benchmark: Benchmark, encoded: EncodedImages, rows: np.ndarray, encoders: Encoders
+) -> Score:
     vectors = benchmark.source.column(benchmark.columns["labels"])[encoded.index]
     has_labels = np.array([vector is not None for vector in vectors], bool)
     if not has_labels.any():
         raise DataError("no picture that can be encoded has labels")
     targets = np.stack(list(vectors[has_labels])) != 0
     scores = encoded.rows[has_labels] @ rows.T
-    metrics = {"mean_average_precision": mean_average_precision(np.nan_to_num(scores, nan=-np.inf), targets)}
-    return Score(metrics, int(has_labels.sum()), _with(encoded.skipped, "no labels", int((~has_labels).sum())))
+    metrics = {
+        "mean_average_precision": mean_average_precision(
+            np.nan_to_num(scores, nan=-np.inf), targets
+        )
+    }
+    return Score(
+        metrics,
+        int(has_labels.sum()),
+        _with(encoded.skipped, "no labels", int((~has_labels).sum())),
+    )
 
 
 def _retrieval(benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders) -> Score:
@@ -138,7 +182,9 @@ def _retrieval(benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders)
         metrics[f"image_retrieval_recall@{k}_random_ties"] = float(t2i.recall(k).mean())
         metrics[f"text_retrieval_recall@{k}_random_ties"] = float(i2t.recall(k).mean())
     metrics["mean_recall@1_chance"] = (t2i.chance(1) + i2t.chance(1)) / 2
-    return Score(metrics, len(images), _with(encoded.skipped, "no caption", int((~has_caption).sum())))
+    return Score(
+        metrics, len(images), _with(encoded.skipped, "no caption", int((~has_caption).sum()))
+    )
 
 
 def _pairs(benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders) -> Score:
@@ -150,10 +196,14 @@ def _pairs(benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders) -> 
     for record, group in enumerate(groups.tolist()):
         members.setdefault(group, []).append(record)
     row_of = {record: row for row, record in enumerate(encoded.index.tolist())}
-    whole = [records for records in members.values() if all(r in row_of and captions[r] for r in records)]
+    whole = [
+        records for records in members.values() if all(r in row_of and captions[r] for r in records)
+    ]
     if not whole:
         raise DataError("no instance has all of its pictures and texts")
-    texts = encoders.texts([text for records in whole for record in records for text in captions[record]])
+    texts = encoders.texts(
+        [text for records in whole for record in records for text in captions[record]]
+    )
     shapes: dict[tuple[int, int], list[tuple[int, list[int], list[int]]]] = {}
     place = 0
     for number, records in enumerate(whole):
@@ -174,11 +224,17 @@ def _pairs(benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders) -> 
         names = {"image": "image_acc", "text": "text_acc", "both": "acc"}
         metrics |= {f"{names[key]}_chance": value for key, value in expected.items()}
     if "kind" in benchmark.columns:
-        kinds = benchmark.source.column(benchmark.columns["kind"])[[records[0] for records in whole]]
+        kinds = benchmark.source.column(benchmark.columns["kind"])[
+            [records[0] for records in whole]
+        ]
         by_kind = {kind: float(scores.image[kinds == kind].mean()) for kind in sorted(set(kinds))}
         metrics["image_acc_mean_of_kinds"] = float(np.mean(list(by_kind.values())))
         metrics |= {f"image_acc/{kind}": value for kind, value in by_kind.items()}
-        metrics |= {"image_acc_mean_of_kinds_chance": metrics["image_acc_chance"]} if "image_acc_chance" in metrics else {}
+        metrics |= (
+            {"image_acc_mean_of_kinds_chance": metrics["image_acc_chance"]}
+            if "image_acc_chance" in metrics
+            else {}
+        )
     skipped = _with(encoded.skipped, "instance is not whole", len(members) - len(whole))
     return Score(metrics, sum(len(records) for records in whole), skipped)
 
@@ -220,7 +276,10 @@ def _candidates(benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders
         guessed.append(float(good.mean()))
     if not first:
         raise DataError("no query has all of its pictures")
-    metrics: dict[str, float | None] = {"acc1": float(np.mean(first)), "acc1_random_ties": float(np.mean(tied))}
+    metrics: dict[str, float | None] = {
+        "acc1": float(np.mean(first)),
+        "acc1_random_ties": float(np.mean(tied)),
+    }
     metrics["acc1_chance"] = float(np.mean(guessed))
     if every:
         metrics = _by_size(np.array(overlap), np.array(sizes))
@@ -230,15 +289,22 @@ def _candidates(benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders
 
 def _by_size(values: np.ndarray, sizes: np.ndarray) -> dict[str, float | None]:
     """WinoGAViL's figures; None where there is no instance of that size."""
-    parts = {"5-6": sizes <= 6, "10-12": sizes >= 10, **{str(n): sizes == n for n in (5, 6, 10, 12)}}
+    parts = {
+        "5-6": sizes <= 6,
+        "10-12": sizes >= 10,
+        **{str(n): sizes == n for n in (5, 6, 10, 12)},
+    }
     metrics: dict[str, float | None] = {"avg_jaccard_score": float(values.mean())}
     for name, part in parts.items():
         metrics[f"jaccard_score_{name}"] = float(values[part].mean()) if part.any() else None
     return metrics
 
 
-def _side_rows(benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows float32 [sides, D] of what queries and candidates consist of, and which of them could be encoded, bool [sides]."""
+def _side_rows(
+    benchmark: Benchmark, encoded: EncodedImages, encoders: Encoders
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows float32 [sides, D] of what queries and candidates consist of, and which of them
+    could be encoded, bool [sides]."""
     sides = benchmark.candidates.sides
     texts = encoders.texts([side.text for side in sides if side.text is not None])
     width = texts.shape[1] if len(texts) else encoded.rows.shape[1]

@@ -26,7 +26,8 @@ from jaxvl.evals.benchmarks.files import file_names, is_picture, subfolders
 Find = Callable[[pathlib.Path], list[Found]]
 # Layouts whose folder is one benchmark as a whole; what lies in it is not looked at again.
 _WHOLE: tuple[Find, ...] = (wds.find, objectnet.find, mmvp.find, mmeb.find, hugging_face.find)
-# Layouts of annotations, of which a folder may have several, beside folders of pictures and other benchmarks.
+# Layouts of annotations, of which a folder may have several, beside folders of pictures and other
+# benchmarks.
 _ANNOTATIONS: tuple[Find, ...] = (karpathy.find, multilingual.find, sugar_crepe.find)
 # Layouts of folders of classes, known by their folders alone.
 _FOLDERS: tuple[Find, ...] = (imagenet.find, image_folder.find)
@@ -47,7 +48,8 @@ class Survey:
     unknown: tuple[tuple[pathlib.Path, str], ...]
 
     def chosen(self, names: Sequence[str] | None, languages: Sequence[str] | None) -> list[Found]:
-        """Those whose name fits one of the patterns (`wds/vtab/*`), in one of the languages; None: all."""
+        """Those whose name fits one of the patterns (`wds/vtab/*`), in one of the languages; None:
+        all."""
         return [
             found
             for found in self.found
@@ -67,7 +69,15 @@ def survey(root: pathlib.Path) -> Survey:
     for one in met.found:
         first = kept.setdefault((one.name, one.language), one)
         if first is not one:
-            met.unknown.append((one.folder, f"{one.layout}: {_named(one)} was already found in {first.folder} ({first.layout})"))
+            met.unknown.append(
+                (
+                    one.folder,
+                    (
+                        f"{one.layout}: {_named(one)} was already found in {first.folder} "
+                        f"({first.layout})"
+                    ),
+                )
+            )
     return Survey(tuple(kept.values()), tuple(met.unknown))
 
 
@@ -117,7 +127,9 @@ def _look_below(folder: pathlib.Path, depth: int, met: _Met, known: bool) -> boo
         return known
     empty = []
     any_found = False
-    for path in sorted(paths, key=pathlib.Path.is_symlink):  # a set has the name of its own folder, not of a link to it
+    for path in sorted(
+        paths, key=pathlib.Path.is_symlink
+    ):  # a set has the name of its own folder, not of a link to it
         if path.resolve() in met.folders:
             continue
         if _look(path, depth - 1, met):
@@ -131,7 +143,8 @@ def _look_below(folder: pathlib.Path, depth: int, met: _Met, known: bool) -> boo
 
 
 def _tried(layouts: Sequence[Find], folder: pathlib.Path, met: _Met) -> bool:
-    """Whether a folder has one of the layouts, or nearly; what is found, or the reason why it is not, is added to `met`."""
+    """Whether a folder has one of the layouts, or nearly; what is found, or the reason why it is
+    not, is added to `met`."""
     before = len(met.found) + len(met.unknown)
     for find in layouts:
         try:
@@ -139,7 +152,9 @@ def _tried(layouts: Sequence[Find], folder: pathlib.Path, met: _Met) -> bool:
         except DataError as error:
             met.add_unknown(folder, str(error))
         except Exception as error:  # noqa: BLE001 (a folder that breaks a layout's code is one that is not recognised)
-            met.add_unknown(folder, f"{folder}: cannot be looked at ({type(error).__name__}: {error})")
+            met.add_unknown(
+                folder, f"{folder}: cannot be looked at ({type(error).__name__}: {error})"
+            )
     return len(met.found) + len(met.unknown) > before
 
 

@@ -1,4 +1,5 @@
-"""SugarCrepe: a picture of COCO's val2017, its caption, and a wrong one that differs in a detail."""
+"""SugarCrepe: a picture of COCO's val2017, its caption, and a wrong one that differs in a
+detail."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ _PICTURES = ("val2017", "../val2017", "images", "../coco/val2017", "")
 
 def find(folder: pathlib.Path) -> list[Found]:
     return [
-        Found(f"sugar_crepe/{kind}", LAYOUT, folder, functools.partial(open_file, folder / f"{kind}.json", kind))
+        Found(
+            f"sugar_crepe/{kind}",
+            LAYOUT,
+            folder,
+            functools.partial(open_file, folder / f"{kind}.json", kind),
+        )
         for kind in KINDS
         if (folder / f"{kind}.json").is_file()
     ]
@@ -39,6 +45,15 @@ def open_file(path: pathlib.Path, kind: str) -> Benchmark:
     if not files:
         raise DataError(f"{path}: holds no instance")
     folder = picture_folder(path.parent, files, _PICTURES)
-    source = ImageFiles(str(path), folder, files, {"captions": Values(Column("texts"), captions)}, bytes_of(path))
+    source = ImageFiles(
+        str(path), folder, files, {"captions": Values(Column("texts"), captions)}, bytes_of(path)
+    )
     columns = {"image": "image", "captions": "captions"}
-    return Benchmark(f"sugar_crepe/{kind}", "pairs", source, columns, MAIN_METRIC["pairs"], pictures=source.pictures)
+    return Benchmark(
+        f"sugar_crepe/{kind}",
+        "pairs",
+        source,
+        columns,
+        MAIN_METRIC["pairs"],
+        pictures=source.pictures,
+    )

@@ -1,4 +1,5 @@
-"""Pictures in Parquet and Arrow tables, as Hugging Face writes them: `struct{bytes, path}`, bytes, or lists of these."""
+"""Pictures in Parquet and Arrow tables, as Hugging Face writes them: `struct{bytes, path}`, bytes,
+or lists of these."""
 
 from __future__ import annotations
 
@@ -24,12 +25,16 @@ def arrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError("Parquet and Arrow tables need pyarrow, which is not installed: pip install 'jaxvl[parquet]'") from None
+        raise DataError(
+            "Parquet and Arrow tables need pyarrow, which is not installed: pip install "
+            "'jaxvl[parquet]'"
+        ) from None
     return pyarrow
 
 
 class Place(NamedTuple):
-    """Where a picture is: a row of all files together, a column, and which of a list (None: the column holds one)."""
+    """Where a picture is: a row of all files together, a column, and which of a list (None: the
+    column holds one)."""
 
     row: int
     column: str
@@ -56,11 +61,15 @@ class Tables:
             if schema.names != self.names:
                 raise DataError(f"{file}: has other columns than {self.files[0].name}")
         self._parts = [_guarded(_rows, file) for file in self.files]
-        self._starts = np.concatenate([[0], np.cumsum([rows for parts in self._parts for rows in parts])])
+        self._starts = np.concatenate(
+            [[0], np.cumsum([rows for parts in self._parts for rows in parts])]
+        )
         self._places = [(f, g) for f, parts in enumerate(self._parts) for g in range(len(parts))]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_tables")}
+        return {
+            key: value for key, value in self.__dict__.items() if key not in ("_lock", "_tables")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -73,11 +82,18 @@ class Tables:
     def values(self, name: str) -> list[Any]:
         """All values of a column, as Python has them."""
         if name not in self.names:
-            raise DataError(f"{self.files[0]}: has no column {name!r} (columns: {', '.join(self.names)})")
-        return [value for number in range(len(self._places)) for value in self._part(number, (name,)).column(name).to_pylist()]
+            raise DataError(
+                f"{self.files[0]}: has no column {name!r} (columns: {', '.join(self.names)})"
+            )
+        return [
+            value
+            for number in range(len(self._places))
+            for value in self._part(number, (name,)).column(name).to_pylist()
+        ]
 
     def value(self, row: int, name: str) -> Any:
-        """One value of a column whose values may be large; the last row groups that were read are kept."""
+        """One value of a column whose values may be large; the last row groups that were read are
+        kept."""
         number = int(np.searchsorted(self._starts, row, "right")) - 1
         with self._lock:
             if number not in self._tables:
@@ -99,7 +115,10 @@ def _guarded(read: Any, path: pathlib.Path) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path}: is missing") from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]} ({str(error).splitlines()[0] if str(error) else error!r})") from None
+        raise DataError(
+            f"{path}: cannot be read as {path.suffix[1:]} "
+            f"({str(error).splitlines()[0] if str(error) else error!r})"
+        ) from None
 
 
 def _schema(path: pathlib.Path) -> Any:
@@ -107,7 +126,8 @@ def _schema(path: pathlib.Path) -> Any:
 
 
 def _rows(path: pathlib.Path) -> list[int]:
-    """Rows of each part that is read at a time: a row group; an Arrow file, which is memory-mapped, is one."""
+    """Rows of each part that is read at a time: a row group; an Arrow file, which is memory-mapped,
+    is one."""
     if path.suffix == ".parquet":
         metadata = arrow().parquet.read_metadata(path)
         return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
@@ -141,12 +161,21 @@ class TableImages(Source):
       values: further columns.
     """
 
-    def __init__(self, name: str, tables: Tables, places: Sequence[Place], values: Mapping[str, Values] | None = None):
+    def __init__(
+        self,
+        name: str,
+        tables: Tables,
+        places: Sequence[Place],
+        values: Mapping[str, Values] | None = None,
+    ):
         self.name = name
         self._tables = tables
         self._places = list(places)
         self._values = dict(values or {})
-        self.columns = {"image": Column("image"), **{key: held.column for key, held in self._values.items()}}
+        self.columns = {
+            "image": Column("image"),
+            **{key: held.column for key, held in self._values.items()},
+        }
 
     def __len__(self) -> int:
         return len(self._places)
@@ -165,7 +194,11 @@ class TableImages(Source):
         if not 0 <= i < len(self):
             raise IndexError(i)
         wanted = self.columns if columns is None else columns
-        record = {key: held.values[i] for key, held in self._values.items() if key in wanted and held.values[i] is not None}
+        record = {
+            key: held.values[i]
+            for key, held in self._values.items()
+            if key in wanted and held.values[i] is not None
+        }
         if "image" in wanted:
             record["image"] = self._picture(self._places[i])
         return record
@@ -177,7 +210,10 @@ class TableImages(Source):
         if isinstance(value, Mapping):
             value = value.get("bytes")
         if not isinstance(value, bytes):
-            raise BadRecord("record is incomplete", f"{self.name}: row {place.row} has no bytes of a picture in {place.column!r}")
+            raise BadRecord(
+                "record is incomplete",
+                f"{self.name}: row {place.row} has no bytes of a picture in {place.column!r}",
+            )
         return value
 
     def column(self, name: str) -> np.ndarray | None:

@@ -1,4 +1,5 @@
-"""Pictures in tar shards: the `webdataset` source, with the labels and captions of all samples held in memory."""
+"""Pictures in tar shards: the `webdataset` source, with the labels and captions of all samples held
+in memory."""
 
 from __future__ import annotations
 
@@ -47,15 +48,23 @@ _READ_AS = {"class": "int", "texts": "text"}  # kind of a column -> kind that th
 
 
 def open_shards(name: str, files: Sequence[pathlib.Path], members: Mapping[str, Member]) -> Source:
-    """Records of tar shards in their order: `image`, and a column for each of `members`, which a record may lack.
+    """Records of tar shards in their order: `image`, and a column for each of `members`, which a
+    record may lack.
 
-    Raises DataError where a shard is missing or cut short: figures of a part of a benchmark are none of the benchmark.
+    Raises DataError where a shard is missing or cut short: figures of a part of a benchmark are
+    none of the benchmark.
     """
     for file in files:
         if not file.is_file():
             raise DataError(f"{file}: is missing")
-    columns = {"image": ";".join(PICTURES), **{column: member.suffix for column, member in members.items()}}
-    kinds = {column: _READ_AS.get(member.column.kind, member.column.kind) for column, member in members.items()}
+    columns = {
+        "image": ";".join(PICTURES),
+        **{column: member.suffix for column, member in members.items()},
+    }
+    kinds = {
+        column: _READ_AS.get(member.column.kind, member.column.kind)
+        for column, member in members.items()
+    }
     told: list[str] = []
     try:
         inner = WebDataset(tuple(map(str, files)), columns, tuple(columns), kinds).open(told.append)
@@ -75,7 +84,10 @@ class _Shards(Source):
         self._inner = inner
         self._held = {column: _values(inner, column, member) for column, member in members.items()}
         self.columns = {"image": Column("image")}
-        self.columns |= {column: dataclasses.replace(member.column, optional=True) for column, member in members.items()}
+        self.columns |= {
+            column: dataclasses.replace(member.column, optional=True)
+            for column, member in members.items()
+        }
 
     def __len__(self) -> int:
         return len(self._inner)
@@ -83,8 +95,12 @@ class _Shards(Source):
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of the shards and the values in memory."""
-        held = {column: [_plain(value) for value in values] for column, values in self._held.items()}
-        return hashlib.sha256(f"{self._inner.fingerprint} {held}".encode("utf-8", "surrogateescape")).hexdigest()
+        held = {
+            column: [_plain(value) for value in values] for column, values in self._held.items()
+        }
+        return hashlib.sha256(
+            f"{self._inner.fingerprint} {held}".encode("utf-8", "surrogateescape")
+        ).hexdigest()
 
     def shards(self) -> np.ndarray:
         return self._inner.shards()
@@ -93,11 +109,18 @@ class _Shards(Source):
         if not 0 <= i < len(self):
             raise IndexError(i)
         wanted = self.columns if columns is None else columns
-        record = {column: values[i] for column, values in self._held.items() if column in wanted and values[i] is not None}
+        record = {
+            column: values[i]
+            for column, values in self._held.items()
+            if column in wanted and values[i] is not None
+        }
         if "image" in wanted:
             record |= self._inner.read(i, ("image",))
             if "image" not in record:
-                raise BadRecord("record is incomplete", f"{self.name}, record {i}: no picture (.{', .'.join(PICTURES)})")
+                raise BadRecord(
+                    "record is incomplete",
+                    f"{self.name}, record {i}: no picture (.{', .'.join(PICTURES)})",
+                )
         return record
 
     def column(self, name: str) -> np.ndarray | None:

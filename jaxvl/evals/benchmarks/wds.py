@@ -1,4 +1,5 @@
-"""Folders of tars as CLIP_benchmark's webdataset builder writes them, and DataComp's, which have other names."""
+"""Folders of tars as CLIP_benchmark's webdataset builder writes them, and DataComp's, which have
+other names."""
 
 from __future__ import annotations
 
@@ -41,14 +42,18 @@ def find(folder: pathlib.Path) -> list[Found]:
     """Raises DataError where it has shards without `test/nshards.txt`."""
     if not (folder / "test" / "nshards.txt").is_file():
         if (folder / "test" / "0.tar").is_file():
-            raise DataError(f"{folder}: {LAYOUT}: has test/0.tar, but test/nshards.txt, which says how many there are, is missing")
+            raise DataError(
+                f"{folder}: {LAYOUT}: has test/0.tar, but test/nshards.txt, which says how "
+                f"many there are, is missing"
+            )
         return []
     name = name_of(folder.name)
     return [Found(f"wds/{name}", LAYOUT, folder, functools.partial(open_folder, folder, name))]
 
 
 def name_of(folder: str) -> str:
-    """Name of the set: `wds_vtab-cifar10` (CLIP_benchmark) and `wds_vtab-cifar10_test` (DataComp) are `vtab/cifar10`."""
+    """Name of the set: `wds_vtab-cifar10` (CLIP_benchmark) and `wds_vtab-cifar10_test` (DataComp)
+    are `vtab/cifar10`."""
     name = folder.removeprefix("wds_").removesuffix("_test")
     group, dash, rest = name.partition("-")
     return f"{group}/{rest}" if dash and group in _GROUPS else name
@@ -57,20 +62,26 @@ def name_of(folder: str) -> str:
 def open_folder(folder: pathlib.Path, name: str, split: str = "test") -> Benchmark:
     """Raises DataError where a file is missing or does not hold what it should."""
     if name.rpartition("/")[2] in _SEVERAL:
-        raise DataError(f"{folder}: {name} asks several questions of each image, which is not supported")
+        raise DataError(
+            f"{folder}: {name} asks several questions of each image, which is not supported"
+        )
     task = _task(folder)
     files = [folder / split / f"{i}.tar" for i in range(_shards(folder / split / "nshards.txt"))]
     if task == "retrieval":
         captions = Member("txt", Column("texts"), split_captions)
         source = open_shards(str(folder), files, {"captions": captions})
         columns = {"image": "image", "captions": "captions"}
-        return Benchmark(f"wds/{name}", task, source, columns, MAIN_METRIC[task], pictures=str(folder))
+        return Benchmark(
+            f"wds/{name}", task, source, columns, MAIN_METRIC[task], pictures=str(folder)
+        )
     classes = _classes(folder)
     if task == "multilabel":
         source = open_shards(str(folder), files, {"labels": Member("npy", Column("array"))})
         _check_vectors(source, len(classes), folder)
         columns = {"image": "image", "labels": "labels"}
-        return Benchmark(f"wds/{name}", task, source, columns, MAIN_METRIC[task], classes, pictures=str(folder))
+        return Benchmark(
+            f"wds/{name}", task, source, columns, MAIN_METRIC[task], classes, pictures=str(folder)
+        )
     members = {"label": Member("cls", Column("class", classes=classes))}
     if name in _FIGURES:
         members["metadata"] = Member("npy", Column("array"))
@@ -78,7 +89,16 @@ def open_folder(folder: pathlib.Path, name: str, split: str = "test") -> Benchma
     check_labels(source.column("label"), len(classes), folder)
     main = _MAIN.get(name, MAIN_METRIC[task])
     columns = {"image": "image", **{key: key for key in members}}
-    return Benchmark(f"wds/{name}", task, source, columns, main, classes, figures=_FIGURES.get(name), pictures=str(folder))
+    return Benchmark(
+        f"wds/{name}",
+        task,
+        source,
+        columns,
+        main,
+        classes,
+        figures=_FIGURES.get(name),
+        pictures=str(folder),
+    )
 
 
 def _task(folder: pathlib.Path) -> Task:
@@ -104,22 +124,35 @@ def _classes(folder: pathlib.Path) -> ClassSet:
         raise DataError(f"{names}: is missing; classification needs it")
     templates = folder / "zeroshot_classification_templates.txt"
     try:
-        return ClassSet({"en": read_names(names)}, read_templates(templates) if templates.is_file() else ())
+        return ClassSet(
+            {"en": read_names(names)}, read_templates(templates) if templates.is_file() else ()
+        )
     except (OSError, ValueError) as error:
         raise DataError(str(error)) from None
 
 
-def check_labels(labels: Sequence[int | None] | np.ndarray, classes: int, folder: pathlib.Path, names: str = "classnames.txt") -> None:
-    """Raises DataError where no record has a label, or one has a label without a name; `names`: what holds the names."""
+def check_labels(
+    labels: Sequence[int | None] | np.ndarray,
+    classes: int,
+    folder: pathlib.Path,
+    names: str = "classnames.txt",
+) -> None:
+    """Raises DataError where no record has a label, or one has a label without a name; `names`:
+    what holds the names."""
     known = np.array([label for label in labels if label is not None], np.int64)
     if not len(known):
         raise DataError(f"{folder}: no record has a label")
     if known.min() < 0 or known.max() >= classes:
         worst = int(known.max() if known.max() >= classes else known.min())
-        raise DataError(f"{folder}: label {worst} has no name; {names} names {classes} classes, from 0")
+        raise DataError(
+            f"{folder}: label {worst} has no name; {names} names {classes} classes, from 0"
+        )
 
 
 def _check_vectors(source: Source, classes: int, folder: pathlib.Path) -> None:
     for i, value in enumerate(source.column("labels")):
         if value is not None and value.shape != (classes,):
-            raise DataError(f"{folder}: record {i} has labels of shape {value.shape}; must be ({classes},), as classnames.txt has names")
+            raise DataError(
+                f"{folder}: record {i} has labels of shape {value.shape}; must be "
+                f"({classes},), as classnames.txt has names"
+            )

@@ -1,4 +1,5 @@
-"""Figures of classification and of multi-label classification, by the definitions of CLIP_benchmark and WILDS."""
+"""Figures of classification and of multi-label classification, by the definitions of CLIP_benchmark
+and WILDS."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ def hits(found: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
 
 
 def mean_per_class_recall(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the classes that occur in `labels` of the share of their images that are right (balanced accuracy).
+    """Mean over the classes that occur in `labels` of the share of their images that are right
+    (balanced accuracy).
 
     Args:
       predicted, labels: int [N].
@@ -59,9 +61,11 @@ def worst_group(values: np.ndarray, groups: np.ndarray, left_out: tuple[int, ...
 
 
 def average_precision(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Average precision of every class, float64 [C]: the mean of the precision at each right record.
+    """Average precision of every class, float64 [C]: the mean of the precision at each right
+    record.
 
-    As CLIP_benchmark: records of equal score stand in their order, and a class without any right record has 0.
+    As CLIP_benchmark: records of equal score stand in their order, and a class without any right
+    record has 0.
 
     Args:
       scores: float [N, C]. targets: bool or 0/1 [N, C].

@@ -1,4 +1,5 @@
-"""Scores of a few images and texts that belong together: SugarCrepe, Winoground, MMVP-VLM, WinoGAViL."""
+"""Scores of a few images and texts that belong together: SugarCrepe, Winoground, MMVP-VLM,
+WinoGAViL."""
 
 from __future__ import annotations
 
@@ -27,10 +28,12 @@ class PairScores:
 
 
 def pair_scores(images: np.ndarray, texts: np.ndarray) -> PairScores:
-    """Scores of n instances with I images and T texts each; image i belongs to text i, the rest are distractors.
+    """Scores of n instances with I images and T texts each; image i belongs to text i, the rest are
+    distractors.
 
-    As CLIP_benchmark: of equal scores the first is the nearest. So a tie of SugarCrepe's two texts counts as right there;
-    its authors, and `text_strict`, count it as wrong. With two images and two texts a tie is wrong in either way.
+    As CLIP_benchmark: of equal scores the first is the nearest. So a tie of SugarCrepe's two texts
+    counts as right there; its authors, and `text_strict`, count it as wrong. With two images and
+    two texts a tie is wrong in either way.
 
     An instance with a score that is no number is wrong.
 
@@ -42,11 +45,18 @@ def pair_scores(images: np.ndarray, texts: np.ndarray) -> PairScores:
     numbers = ~np.isnan(scores).any((1, 2))
     text = (scores.argmax(2)[:, own] == own).all(1) & numbers
     image = (scores.argmax(1)[:, own] == own).all(1) & numbers
-    return PairScores(image, text, image & text, _alone_at_top(scores, own), _alone_at_top(scores.swapaxes(1, 2), own))
+    return PairScores(
+        image,
+        text,
+        image & text,
+        _alone_at_top(scores, own),
+        _alone_at_top(scores.swapaxes(1, 2), own),
+    )
 
 
 def chance(images: int, texts: int) -> dict[str, float]:
-    """Expected shares of an encoder that knows nothing, by name of the score; those that have no simple form are left out.
+    """Expected shares of an encoder that knows nothing, by name of the score; those that have no
+    simple form are left out.
 
     Args:
       images, texts: of an instance.
@@ -56,12 +66,15 @@ def chance(images: int, texts: int) -> dict[str, float]:
     if own == 1:
         known["both"] = known["image"] * known["text"]
     if images == texts == 2:
-        known["both"] = 1 / 6  # of the 24 orders of four scores, 4 have both right ones above both wrong ones
+        known["both"] = (
+            1 / 6
+        )  # of the 24 orders of four scores, 4 have both right ones above both wrong ones
     return known
 
 
 def _alone_at_top(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """bool [n]: whether candidate i of query i scores higher than every other one; scores [n, queries, candidates]."""
+    """bool [n]: whether candidate i of query i scores higher than every other one; scores [n,
+    queries, candidates]."""
     right = scores[:, own, own]
     wrong = scores[:, own].copy()
     wrong[:, own, own] = -np.inf
@@ -69,13 +82,15 @@ def _alone_at_top(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def jaccard(chosen: np.ndarray, right: np.ndarray) -> float:
-    """Size of the intersection over that of the union of two sets, bool [n]; 0 where both are empty."""
+    """Size of the intersection over that of the union of two sets, bool [n]; 0 where both are
+    empty."""
     union = (chosen | right).sum()
     return float((chosen & right).sum() / union) if union else 0.0
 
 
 def best_of(scores: np.ndarray, k: int) -> np.ndarray:
-    """bool [n]: the `k` best of float [n]; of equal ones the later, as the sorting of WinoGAViL's evaluation has it."""
+    """bool [n]: the `k` best of float [n]; of equal ones the later, as the sorting of WinoGAViL's
+    evaluation has it."""
     chosen = np.zeros(len(scores), bool)
     if k:
         chosen[np.argsort(scores, kind="stable")[-k:]] = True

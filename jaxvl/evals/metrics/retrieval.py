@@ -1,7 +1,7 @@
 """Recall at k of retrieval among images and their captions, by CLIP_benchmark's definition.
 
-A query is found at k where any of its right answers is among the first k. Right answers are known by position: a caption
-belongs to its image, whatever else it would fit.
+A query is found at k where any of its right answers is among the first k. Right answers are known
+by position: a caption belongs to its image, whatever else it would fit.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def any_among(found: np.ndarray, found_owner: np.ndarray, query_owner: np.ndarray, k: int) -> np.ndarray:
+def any_among(
+    found: np.ndarray, found_owner: np.ndarray, query_owner: np.ndarray, k: int
+) -> np.ndarray:
     """bool [M]: whether a right candidate is among the first `k`.
 
     Args:
@@ -21,7 +23,8 @@ def any_among(found: np.ndarray, found_owner: np.ndarray, query_owner: np.ndarra
 
 
 def recall_at_k(scores: np.ndarray, positive: np.ndarray, k: int) -> float:
-    """The same from all scores, where there are few: share of the queries with a right candidate among the first `k`.
+    """The same from all scores, where there are few: share of the queries with a right candidate
+    among the first `k`.
 
     Args:
       scores: float [M, N]; of equal ones the first counts as the better.

@@ -1,4 +1,5 @@
-"""The one entry: `contrastive_loss`, on one device or a mesh, and `plan`, which says what it would run."""
+"""The one entry: `contrastive_loss`, on one device or a mesh, and `plan`, which says what it would
+run."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ from jaxvl.kernels.contrastive.ring import Gather, Ring
 from jaxvl.kernels.contrastive.targets import Diagonal, Form, Terms, lower
 
 KINDS = ("softmax", "sigmoid")
-DIRECTIONS = {"mean": (0.5, 0.5), "sum": (1.0, 1.0), "rows": (1.0, 0.0)}  # weights of the rows' and the columns' loss
+DIRECTIONS = {
+    "mean": (0.5, 0.5),
+    "sum": (1.0, 1.0),
+    "rows": (1.0, 0.0),
+}  # weights of the rows' and the columns' loss
 BATCH_AXES = ("data", "fsdp")
 
 _log = logging.getLogger(__name__)
@@ -40,60 +45,94 @@ def contrastive_loss(
     mesh_axes: tuple[str, ...] | None = None,
     collective: Literal["gather", "ring"] | None = None,
 ) -> Float[Array, ""]:
-    """Contrastive loss over all pairs of rows of `u` and `v`; no implementation but `reference` builds the `[M, N]` matrix.
+    """Contrastive loss over all pairs of rows of `u` and `v`; no implementation but `reference`
+    builds the `[M, N]` matrix.
 
-    With logits `s_ij = exp(log_scale) u_i . v_j (+ bias)` and targets W (`targets` says what they are):
+    With logits `s_ij = exp(log_scale) u_i . v_j (+ bias)` and targets W (`targets` says what they
+    are):
 
-        softmax   rows     L_u = mean_i  sum_j W_ij (logsumexp_j' s_ij' - s_ij)         InfoNCE; CLIP, ALIGN
+        softmax   rows     L_u = mean_i  sum_j W_ij (logsumexp_j' s_ij' - s_ij)         InfoNCE;
+                                         CLIP, ALIGN
                   columns  L_v = mean_j  sum_i W_ij (logsumexp_i' s_i'j - s_ij)
         sigmoid   rows     L_u = 1/M  sum_ij  softplus(s_ij) - W_ij s_ij                SigLIP
-                  columns  L_v = 1/N  of the same sum, so that for M = N the mean of the directions is SigLIP's loss
+                  columns  L_v = 1/N  of the same sum, so that for M = N the mean of the directions
+                  is SigLIP's loss
 
     The loss is that of the whole batch whatever the mesh: sharding is layout, never meaning.
 
     Args:
-      u, v: float32, bfloat16 (or float64) rows, normally of unit length. Gradients have their dtype; sums are float32.
+      u, v: float32, bfloat16 (or float64) rows, normally of unit length. Gradients have their
+        dtype; sums are float32.
       log_scale: log of the inverse temperature.
-      targets: `Diagonal`, `SameId`, `KPerRow`, `Mixup`, `SoftTargets` or `PairMask`. No gradient flows into a target.
+      targets: `Diagonal`, `SameId`, `KPerRow`, `Mixup`, `SoftTargets` or `PairMask`. No gradient
+        flows into a target.
       kind: see above.
-      directions: "mean" (CLIP, CoCa, ALBEF) or "sum" (ALIGN) of the two directions, or "rows" alone (Symile).
-      bias: added to every logit. The softmax does not change under it (its gradient is zero); the sigmoid learns it.
-      implementation: None tries `pallas_tpu`, `pallas_gpu`, then `chunked`, for what runs here; the choice, and why any was
-        skipped, is logged. A name ("reference", "chunked", "pallas_tpu", "pallas_gpu"), or blocks with sizes of your own
-        (`Chunked(512, 2048)`), is obeyed or refused, never replaced.
-      mesh_axes: mesh axes that shard the rows. None: `data` and `fsdp` of the mesh set by `jax.set_mesh`, if they are
-        there. Inside `shard_map` it must be given: the names of manual axes, where `u`, `v` and the targets' arrays are
-        this device's rows of the batch and the result is the loss of the whole batch; or `()` for the rows at hand alone.
+      directions: "mean" (CLIP, CoCa, ALBEF) or "sum" (ALIGN) of the two directions, or "rows" alone
+        (Symile).
+      bias: added to every logit. The softmax does not change under it (its gradient is zero); the
+        sigmoid learns it.
+      implementation: None tries `pallas_tpu`, `pallas_gpu`, then `chunked`, for what runs here; the
+        choice, and why any was skipped, is logged. A name ("reference", "chunked", "pallas_tpu",
+        "pallas_gpu"), or blocks with sizes of your own (`Chunked(512, 2048)`), is obeyed or
+        refused, never replaced.
+      mesh_axes: mesh axes that shard the rows. None: `data` and `fsdp` of the mesh set by
+        `jax.set_mesh`, if they are there. Inside `shard_map` it must be given: the names of manual
+        axes, where `u`, `v` and the targets' arrays are this device's rows of the batch and the
+        result is the loss of the whole batch; or `()` for the rows at hand alone.
       collective: how the blocks of a mesh meet: "gather" or "ring". None: by size.
 
     Returns:
       Float32[""] (float64 for float64 inputs).
 
     Raises:
-      ValueError: an argument that does not fit, or a named implementation that cannot run; says which and why.
+      ValueError: an argument that does not fit, or a named implementation that cannot run; says
+        which and why.
     """
     _check(u, v, log_scale, bias, kind, directions, mesh_axes, collective)
     dtype = jnp.promote_types(u.dtype, v.dtype)
     acc = tiles.accumulator(dtype)
     u, v = u.astype(dtype), v.astype(dtype)
-    scale, bias = jnp.exp(jnp.asarray(log_scale, acc)), jnp.asarray(0.0 if bias is None else bias, acc)
+    scale, bias = (
+        jnp.exp(jnp.asarray(log_scale, acc)),
+        jnp.asarray(0.0 if bias is None else bias, acc),
+    )
     axes, inside = _axes(mesh_axes)
     shards = _size(axes)
     m, n = u.shape[0], v.shape[0]
-    terms = _lower_inside(targets, m, n, kind, acc, axes) if inside else lower(targets, m, n, kind, acc)
-    chosen = dispatch.choose(_shape(u, v, shards, inside), dtype, kind, terms.form, implementation, collective, shards)
+    terms = (
+        _lower_inside(targets, m, n, kind, acc, axes) if inside else lower(targets, m, n, kind, acc)
+    )
+    chosen = dispatch.choose(
+        _shape(u, v, shards, inside), dtype, kind, terms.form, implementation, collective, shards
+    )
     _log.info("contrastive loss: %s", chosen)  # whenever it is traced
     if chosen.implementation == "reference":
         if inside:
-            raise ValueError("implementation: 'reference' does not run inside shard_map; 'chunked' does")
+            raise ValueError(
+                "implementation: 'reference' does not run inside shard_map; 'chunked' does"
+            )
         sums = reference.sums(u, v, scale, bias, terms, kind)
     elif inside:
-        sums = _streamed(chosen, axes, kind, terms.form, u, v, _vary(scale, axes), _vary(bias, axes), terms.rows, terms.cols)
+        sums = _streamed(
+            chosen,
+            axes,
+            kind,
+            terms.form,
+            u,
+            v,
+            _vary(scale, axes),
+            _vary(bias, axes),
+            terms.rows,
+            terms.cols,
+        )
     elif shards > 1:
         sums = _over_mesh(chosen, axes, kind, u, v, scale, bias, terms)
     else:
         sums = _streamed(chosen, (), kind, terms.form, u, v, scale, bias, terms.rows, terms.cols)
-    parts = [s / jnp.maximum(n, 1).astype(acc) for s, n in zip(sums, (terms.row_count, terms.col_count), strict=True)]
+    parts = [
+        s / jnp.maximum(n, 1).astype(acc)
+        for s, n in zip(sums, (terms.row_count, terms.col_count), strict=True)
+    ]
     return sum(weight * part for weight, part in zip(DIRECTIONS[directions], parts) if weight)
 
 
@@ -106,17 +145,19 @@ def contrastive_logsumexp(
     implementation: str | Blocks | None = None,
     collective: Literal["gather", "ring"] | None = None,
 ) -> tuple[Float[Array, " M"], Float[Array, " N"]]:
-    """Log-sum-exp of the logits `s_ij = exp(log_scale) u_i . v_j` over all columns, of each row, and over all rows, of each column.
+    """Log-sum-exp of the logits `s_ij = exp(log_scale) u_i . v_j` over all columns, of each row,
+    and over all rows, of each column.
 
-    For losses that are functions of these (several positives as one, MIL-NCE); memory, meshes and arguments as of `contrastive_loss`,
-    but for `implementation="reference"`, and not inside `shard_map`.
+    For losses that are functions of these (several positives as one, MIL-NCE); memory, meshes and
+    arguments as of `contrastive_loss`, but for `implementation="reference"`, and not inside
+    `shard_map`.
 
     Args:
       targets: `Unpaired`, or a `PairMask` of groups around it.
 
     Returns:
-      Float32[M], Float32[N] (float64 for float64 inputs); 0 for what is not valid, -inf (without gradient) for what is valid and has nothing
-      to be compared with.
+      Float32[M], Float32[N] (float64 for float64 inputs); 0 for what is not valid, -inf (without
+      gradient) for what is valid and has nothing to be compared with.
 
     Raises:
       ValueError: see `contrastive_loss`; other targets; inside `shard_map`.
@@ -125,24 +166,42 @@ def contrastive_logsumexp(
     inner = targets
     while isinstance(inner, PairMask):
         if inner.row_valid is not None or inner.col_valid is not None:
-            raise ValueError("row_valid, col_valid: PairMask cannot have them here; give them to Unpaired")
+            raise ValueError(
+                "row_valid, col_valid: PairMask cannot have them here; give them to Unpaired"
+            )
         inner = inner.targets
     if not isinstance(inner, Unpaired):
-        raise ValueError(f"targets: {type(inner).__name__} is not valid; must be Unpaired, or a PairMask around it")
+        raise ValueError(
+            f"targets: {type(inner).__name__} is not valid; must be Unpaired, or a PairMask "
+            f"around it"
+        )
     dtype = jnp.promote_types(u.dtype, v.dtype)
     acc = tiles.accumulator(dtype)
     u, v, scale = u.astype(dtype), v.astype(dtype), jnp.exp(jnp.asarray(log_scale, acc))
     if any(t == AxisType.Manual for t in jax.sharding.get_abstract_mesh().axis_types):
-        raise ValueError("contrastive_logsumexp: is not for the inside of shard_map; call it outside, under jax.set_mesh")
+        raise ValueError(
+            "contrastive_logsumexp: is not for the inside of shard_map; call it outside, "
+            "under jax.set_mesh"
+        )
     axes, _ = _axes(None)
     shards = _size(axes)
     terms = lower(targets, u.shape[0], v.shape[0], "softmax", acc)
-    chosen = dispatch.choose(_shape(u, v, shards, False), dtype, "softmax", terms.form, implementation, collective, shards)
+    chosen = dispatch.choose(
+        _shape(u, v, shards, False),
+        dtype,
+        "softmax",
+        terms.form,
+        implementation,
+        collective,
+        shards,
+    )
     if chosen.implementation == "reference":
         raise ValueError("implementation: 'reference' has no log-sum-exp; 'chunked' does")
     _log.info("contrastive log-sum-exp: %s", chosen)
     if shards == 1:
-        return softmax_losses(chosen.blocks, Local(), terms.form, u, v, scale, terms.rows, terms.cols)
+        return softmax_losses(
+            chosen.blocks, Local(), terms.form, u, v, scale, terms.rows, terms.cols
+        )
     return _over_mesh(chosen, axes, "softmax", u, v, scale, jnp.asarray(0.0, acc), terms, each=True)
 
 
@@ -156,7 +215,8 @@ def plan(
     mesh_axes: tuple[str, ...] | None = None,
     collective: Literal["gather", "ring"] | None = None,
 ) -> Plan:
-    """What `contrastive_loss` would run for global `shape` (M, N, D): implementation, collective, blocks, what was skipped.
+    """What `contrastive_loss` would run for global `shape` (M, N, D): implementation, collective,
+    blocks, what was skipped.
 
     Raises:
       ValueError: as `contrastive_loss`.
@@ -169,14 +229,17 @@ def plan(
     return dispatch.choose(local, jnp.dtype(dtype), kind, form, implementation, collective, shards)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Arguments
 
 
 def _check(u, v, log_scale, bias, kind, directions, mesh_axes, collective) -> None:
     for name, x in (("u", u), ("v", v)):
         if getattr(x, "ndim", None) != 2 or 0 in x.shape:
-            raise ValueError(f"{name}: shape {getattr(x, 'shape', None)} is not valid; must be (rows, width), neither zero")
+            raise ValueError(
+                f"{name}: shape {getattr(x, 'shape', None)} is not valid; must be (rows, "
+                f"width), neither zero"
+            )
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{name}: dtype {x.dtype} is not valid; must be a floating point type")
     if u.shape[1] != v.shape[1]:
@@ -187,11 +250,17 @@ def _check(u, v, log_scale, bias, kind, directions, mesh_axes, collective) -> No
     if kind not in KINDS:
         raise ValueError(f"kind: {kind!r} is not valid; must be one of {KINDS}")
     if directions not in DIRECTIONS:
-        raise ValueError(f"directions: {directions!r} is not valid; must be one of {tuple(DIRECTIONS)}")
+        raise ValueError(
+            f"directions: {directions!r} is not valid; must be one of {tuple(DIRECTIONS)}"
+        )
     if collective not in (None, "gather", "ring"):
-        raise ValueError(f"collective: {collective!r} is not valid; must be 'gather', 'ring' or None")
+        raise ValueError(
+            f"collective: {collective!r} is not valid; must be 'gather', 'ring' or None"
+        )
     if isinstance(mesh_axes, str):
-        raise ValueError(f"mesh_axes: {mesh_axes!r} is a text; must be a tuple of names, as ({mesh_axes!r},)")
+        raise ValueError(
+            f"mesh_axes: {mesh_axes!r} is a text; must be a tuple of names, as ({mesh_axes!r},)"
+        )
 
 
 def _axes(mesh_axes: tuple[str, ...] | None) -> tuple[tuple[str, ...], bool]:
@@ -201,15 +270,23 @@ def _axes(mesh_axes: tuple[str, ...] | None) -> tuple[tuple[str, ...], bool]:
     manual = tuple(a for a, t in kinds.items() if t == AxisType.Manual)
     if mesh_axes is None:
         if manual:
-            raise ValueError(f"mesh_axes: is required inside shard_map over {manual}; name the axes that shard the batch for the "
-                             "loss of the whole batch, or () for the loss of the rows at hand alone")  # fmt: skip
+            raise ValueError(
+                f"mesh_axes: is required inside shard_map over {manual}; name the axes that "
+                f"shard the batch for the "
+                "loss of the whole batch, or () for the loss of the rows at hand alone"
+            )
         return tuple(a for a in BATCH_AXES if a in kinds), False
     for axis in mesh_axes:
         if axis not in kinds:
-            raise ValueError(f"mesh_axes: {axis!r} is not an axis of the mesh set by jax.set_mesh (axes: {tuple(kinds)})")
+            raise ValueError(
+                f"mesh_axes: {axis!r} is not an axis of the mesh set by jax.set_mesh (axes: "
+                f"{tuple(kinds)})"
+            )
     inside = {a in manual for a in mesh_axes}
     if len(inside) == 2 or (manual and inside == {False}):
-        raise ValueError(f"mesh_axes: {mesh_axes} are not all manual inside shard_map over {manual}")
+        raise ValueError(
+            f"mesh_axes: {mesh_axes} are not all manual inside shard_map over {manual}"
+        )
     return tuple(mesh_axes), True in inside
 
 
@@ -223,24 +300,32 @@ def _shape(u, v, shards: int, inside: bool) -> tuple[int, int, int]:
     return -(-u.shape[0] // parts), -(-v.shape[0] // parts), u.shape[1]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Running
 
 
-def _streamed(chosen: Plan, axes, kind: str, form: Form, u, v, scale, bias, rows, cols, each: bool = False) -> tuple[jax.Array, jax.Array]:
-    """Sums of the two directions' losses over the batch, from this device's rows and columns; `each`: these rows' and columns' own."""
+def _streamed(
+    chosen: Plan, axes, kind: str, form: Form, u, v, scale, bias, rows, cols, each: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Sums of the two directions' losses over the batch, from this device's rows and columns;
+    `each`: these rows' and columns' own."""
     exchange = Local() if not axes else {"ring": Ring, "gather": Gather}[chosen.collective](axes)
     if kind == "softmax":
         row, col = softmax_losses(chosen.blocks, exchange, form, u, v, scale, rows, cols)
         if each:
             return row, col
         return exchange.total(jnp.sum(row)), exchange.total(jnp.sum(col))
-    total = exchange.total(jnp.sum(sigmoid_losses(chosen.blocks, exchange, form, u, v, scale, bias, rows, cols)))
+    total = exchange.total(
+        jnp.sum(sigmoid_losses(chosen.blocks, exchange, form, u, v, scale, bias, rows, cols))
+    )
     return total, total
 
 
-def _over_mesh(chosen: Plan, axes, kind: str, u, v, scale, bias, terms: Terms, each: bool = False) -> tuple[jax.Array, jax.Array]:
-    """`_streamed` under shard_map; lengths that the mesh does not divide are padded with rows that are not valid."""
+def _over_mesh(
+    chosen: Plan, axes, kind: str, u, v, scale, bias, terms: Terms, each: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """`_streamed` under shard_map; lengths that the mesh does not divide are padded with rows that
+    are not valid."""
     shards = _size(axes)
     m, n = u.shape[0], v.shape[0]
     pad_rows, pad_cols = -u.shape[0] % shards, -v.shape[0] % shards
@@ -254,17 +339,26 @@ def _over_mesh(chosen: Plan, axes, kind: str, u, v, scale, bias, terms: Terms, e
     batch = PartitionSpec(axes)
     mesh = jax.sharding.get_abstract_mesh()
     if any(t == AxisType.Explicit for t in mesh.axis_types):
-        u, v, rows, cols = jax.tree.map(lambda x: jax.sharding.reshard(x, batch), (u, v, rows, cols))
-        scale, bias = jax.tree.map(lambda x: jax.sharding.reshard(x, PartitionSpec()), (scale, bias))
+        u, v, rows, cols = jax.tree.map(
+            lambda x: jax.sharding.reshard(x, batch), (u, v, rows, cols)
+        )
+        scale, bias = jax.tree.map(
+            lambda x: jax.sharding.reshard(x, PartitionSpec()), (scale, bias)
+        )
 
     def local(u, v, scale, bias, rows, cols):
-        return _streamed(chosen, axes, kind, form, u, v, _vary(scale, axes), _vary(bias, axes), rows, cols, each)
+        return _streamed(
+            chosen, axes, kind, form, u, v, _vary(scale, axes), _vary(bias, axes), rows, cols, each
+        )
 
     specs = (batch, batch, PartitionSpec(), PartitionSpec(), batch, batch)
-    # The interpreters of Pallas kernels cannot type values that vary between devices; compiled kernels are checked.
+    # The interpreters of Pallas kernels cannot type values that vary between devices; compiled
+    # kernels are checked.
     typed = not getattr(chosen.blocks, "interpret", False)
     out = batch if each else PartitionSpec()
-    row, col = jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=typed)(u, v, scale, bias, rows, cols)
+    row, col = jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=typed)(
+        u, v, scale, bias, rows, cols
+    )
     return (row[:m], col[:n]) if each else (row, col)
 
 
@@ -274,7 +368,8 @@ def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def _lower_inside(targets: Any, m: int, n: int, kind: str, acc, axes: tuple[str, ...]) -> Terms:
-    """Global terms, of which this device's rows and columns are kept; `targets` holds this device's part of every vector."""
+    """Global terms, of which this device's rows and columns are kept; `targets` holds this device's
+    part of every vector."""
     shards, index = _size(axes), lax.axis_index(axes)
 
     def whole(x):
@@ -290,4 +385,10 @@ def _lower_inside(targets: Any, m: int, n: int, kind: str, acc, axes: tuple[str,
         return lax.pmax(x + 0 * index, axes)
 
     rows, cols = jax.tree.map(own(m), terms.rows), jax.tree.map(own(n), terms.cols)
-    return dataclasses.replace(terms, rows=rows, cols=cols, row_count=same(terms.row_count), col_count=same(terms.col_count))
+    return dataclasses.replace(
+        terms,
+        rows=rows,
+        cols=cols,
+        row_count=same(terms.row_count),
+        col_count=same(terms.col_count),
+    )

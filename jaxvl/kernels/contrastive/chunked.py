@@ -1,7 +1,7 @@
 """Tiles in plain XLA, for any backend: a scan over row blocks, inside it one over column blocks.
 
-Memory beyond the inputs and gradients is one tile and the statistics. Sizes that the tile does not divide are padded with
-rows and columns that are not `ok`.
+Memory beyond the inputs and gradients is one tile and the statistics. Sizes that the tile does not
+divide are padded with rows and columns that are not `ok`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,22 @@ class Chunked:
     def __post_init__(self):
         for field in ("rows", "cols"):
             if not (isinstance(getattr(self, field), int) and getattr(self, field) >= 1):
-                raise ValueError(f"{field}: {getattr(self, field)!r} is not valid; must be a number of rows >= 1")
+                raise ValueError(
+                    f"{field}: {getattr(self, field)!r} is not valid; must be a number of rows >= 1"
+                )
 
     def check(self, shape, dtype, kind, form: Form) -> None:
         """Every case runs."""
 
-    def softmax_forward(self, x, y, scale, rows: Side, cols: Side, form: Form) -> tuple[Stats, Stats]:
+    def softmax_forward(
+        self, x, y, scale, rows: Side, cols: Side, form: Form
+    ) -> tuple[Stats, Stats]:
         """Statistics of `x` `[M, D]` against `y` `[N, D]`: rows `[M]`, columns `[N]`."""
 
         def tile(x, y, rows, cols, form):
-            row, col = tiles.softmax_stats(matmul(x, y, (1, 1)), scale, tiles.as_rows(rows), tiles.as_cols(cols), form)
+            row, col = tiles.softmax_stats(
+                matmul(x, y, (1, 1)), scale, tiles.as_rows(rows), tiles.as_cols(cols), form
+            )
             return {k: s[:, 0] for k, s in row.items()}, {k: s[0] for k, s in col.items()}
 
         def join(a, b):
@@ -55,14 +61,17 @@ class Chunked:
         return self._grid(tile, join, empty, empty, x, y, rows, cols, form)
 
     def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype):
-        """`((dx, dscale), dy)`: gradients `[M, D]`, `[N, D]` in dtype `out`, and each row's part of that of the scale, `[M]`.
+        """`((dx, dscale), dy)`: gradients `[M, D]`, `[N, D]` in dtype `out`, and each row's part of
+        that of the scale, `[M]`.
 
         See `tiles.softmax_gradient` for `rows`, `cols`.
         """
 
         def tile(x, y, rows, cols, form):
             rows, cols = tiles.as_rows(rows), tiles.as_cols(cols)
-            grad = tiles.softmax_gradient(matmul(x, y, (1, 1)), scale, rows, cols, form).astype(x.dtype)
+            grad = tiles.softmax_gradient(matmul(x, y, (1, 1)), scale, rows, cols, form).astype(
+                x.dtype
+            )
             return matmul(grad, y, (1, 0)), matmul(grad, x, (0, 0))
 
         def zeros(n):
@@ -79,11 +88,17 @@ class Chunked:
 
         def tile(x, y, rows, cols, form):
             logits = scale * matmul(x, y, (1, 1)) + bias
-            return tiles.sigmoid_loss(logits, tiles.as_rows(rows), tiles.as_cols(cols), form).sum(1), ()
+            return tiles.sigmoid_loss(logits, tiles.as_rows(rows), tiles.as_cols(cols), form).sum(
+                1
+            ), ()
 
-        return self._grid(tile, _add, lambda m: tiles.full(m, 0.0, x), lambda n: (), x, y, rows, cols, form)[0]
+        return self._grid(
+            tile, _add, lambda m: tiles.full(m, 0.0, x), lambda n: (), x, y, rows, cols, form
+        )[0]
 
-    def sigmoid_backward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype):
+    def sigmoid_backward(
+        self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype
+    ):
         """`((dx, dscale, dbias), dy)`, as `softmax_backward`."""
 
         def tile(x, y, rows, cols, form):
@@ -99,16 +114,33 @@ class Chunked:
             ax, sums = state
             return (scale * ax).astype(out), jnp.sum(x.astype(ax.dtype) * ax, 1), sums
 
-        row, ay = self._grid(tile, _add, lambda m: (zeros(m), tiles.full(m, 0.0, x)), zeros, x, y, rows, cols, form, finish)
+        row, ay = self._grid(
+            tile,
+            _add,
+            lambda m: (zeros(m), tiles.full(m, 0.0, x)),
+            zeros,
+            x,
+            y,
+            rows,
+            cols,
+            form,
+            finish,
+        )
         return row, (scale * ay).astype(out)
 
-    def _grid(self, tile, join, row_init, col_init, x, y, rows, cols, form: Form, finish=None) -> tuple[Any, Any]:
-        """`tile(x, y, rows, cols, form) -> (row result, column result)` over the grid, joined along rows and columns.
+    def _grid(
+        self, tile, join, row_init, col_init, x, y, rows, cols, form: Form, finish=None
+    ) -> tuple[Any, Any]:
+        """`tile(x, y, rows, cols, form) -> (row result, column result)` over the grid, joined along
+        rows and columns.
 
         `finish(x, row result)` is applied to each row block once it is complete.
         """
         finish = finish or (lambda x, row: row)
-        (m, n), (bm, bn) = (x.shape[0], y.shape[0]), (_even(x.shape[0], self.rows), _even(y.shape[0], self.cols))
+        (m, n), (bm, bn) = (
+            (x.shape[0], y.shape[0]),
+            (_even(x.shape[0], self.rows), _even(y.shape[0], self.cols)),
+        )
         ni, nj = -(-m // bm), -(-n // bn)
         if ni == nj == 1:
             row, col = tile(x, y, rows, cols, form)
@@ -120,7 +152,9 @@ class Chunked:
             form = dataclasses.replace(form, valid=True)
         (x, rows), (y, cols) = _blocks((x, rows), ni, bm), _blocks((y, cols), nj, bn)
         if dense is not None:
-            dense = jnp.pad(dense, ((0, pad[0]), (0, pad[1]))).reshape(ni, bm, nj, bn).swapaxes(1, 2)
+            dense = (
+                jnp.pad(dense, ((0, pad[0]), (0, pad[1]))).reshape(ni, bm, nj, bn).swapaxes(1, 2)
+            )
         col_start = jax.tree.map(lambda a: jnp.broadcast_to(a, (nj, *a.shape)), col_init(bn))
 
         def row_step(col_state, xs):
@@ -148,7 +182,8 @@ def _add(a: Any, b: Any) -> Any:
 
 
 def _even(n: int, largest: int) -> int:
-    """A tile of at most `largest` that cuts `n` into equal parts with the least padding, in multiples of 8."""
+    """A tile of at most `largest` that cuts `n` into equal parts with the least padding, in
+    multiples of 8."""
     parts = -(-n // largest)
     size = -(-n // parts)
     return size if parts == 1 else min(largest, -(-size // 8) * 8)
@@ -162,6 +197,8 @@ def _blocks(tree: Any, parts: int, size: int) -> Any:
     """Leaves `[n, …]` as `[parts, size, …]`, padded with zeros."""
 
     def cut(a):
-        return jnp.pad(a, ((0, parts * size - a.shape[0]), *((0, 0),) * (a.ndim - 1))).reshape(parts, size, *a.shape[1:])
+        return jnp.pad(a, ((0, parts * size - a.shape[0]), *((0, 0),) * (a.ndim - 1))).reshape(
+            parts, size, *a.shape[1:]
+        )
 
     return jax.tree.map(cut, tree)

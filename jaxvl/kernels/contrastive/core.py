@@ -1,6 +1,8 @@
-"""The streamed losses with their gradients: custom_vjp around block operations and a way to bring all pairs together.
+"""The streamed losses with their gradients: custom_vjp around block operations and a way to bring
+all pairs together.
 
-    Blocks (chunked, pallas_tpu, pallas_gpu)   statistics and gradients of one block of x against one block of y
+    Blocks (chunked, pallas_tpu, pallas_gpu)   statistics and gradients of one block of x against
+                                               one block of y
     Exchange (Local, Gather, Ring)             which blocks meet, on one device or over a mesh
 
 What is saved for the backward pass are the inputs and a few vectors; all logits are computed again.
@@ -30,20 +32,28 @@ class Blocks(Protocol):
         """Raises ValueError with the reason if this cannot run for (M, N, D) per device."""
         ...
 
-    def softmax_forward(self, x, y, scale, rows: Side, cols: Side, form: Form) -> tuple[Stats, Stats]: ...
+    def softmax_forward(
+        self, x, y, scale, rows: Side, cols: Side, form: Form
+    ) -> tuple[Stats, Stats]: ...
 
-    def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype) -> tuple[Any, jax.Array]: ...
+    def softmax_backward(
+        self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype
+    ) -> tuple[Any, jax.Array]: ...
 
-    def sigmoid_forward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> jax.Array: ...
+    def sigmoid_forward(
+        self, x, y, scale, bias, rows: Side, cols: Side, form: Form
+    ) -> jax.Array: ...
 
-    def sigmoid_backward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype) -> tuple[Any, jax.Array]: ...
+    def sigmoid_backward(
+        self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype
+    ) -> tuple[Any, jax.Array]: ...
 
 
 class Exchange(Protocol):
     """Brings every row block together with every column block.
 
-    `block(x, y, rows, cols) -> (row result, column result)`; results are joined by `join`, and every device ends with
-    those of its own rows and columns.
+    `block(x, y, rows, cols) -> (row result, column result)`; results are joined by `join`, and
+    every device ends with those of its own rows and columns.
 
     Attributes:
       partial: whether results are joined, and so must come in the accumulation dtype.
@@ -51,7 +61,9 @@ class Exchange(Protocol):
 
     partial: bool
 
-    def pairs(self, block: Callable, join: Callable, x, y, rows: Side, cols: Side) -> tuple[Any, Any]: ...
+    def pairs(
+        self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
+    ) -> tuple[Any, Any]: ...
 
     def total(self, value: jax.Array) -> jax.Array:
         """Sum over the devices."""
@@ -76,12 +88,14 @@ def _add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Softmax
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def softmax_losses(blocks: Blocks, exchange: Exchange, form: Form, x, y, scale, rows: Side, cols: Side):
+def softmax_losses(
+    blocks: Blocks, exchange: Exchange, form: Form, x, y, scale, rows: Side, cols: Side
+):
     """Cross-entropies of the rows and of the columns.
 
     Args:
@@ -106,7 +120,10 @@ def _softmax_fwd(blocks, exchange, form, x, y, scale, rows, cols):
     if form.smoothing and not form.masked:
         row |= _uniform(exchange, x, y, cols)
         col |= _uniform(exchange, y, x, rows)
-    losses = _loss(row, rows, form, form.soft_weights[0], scale), _loss(col, cols, form, form.soft_weights[1], scale)
+    losses = (
+        _loss(row, rows, form, form.soft_weights[0], scale),
+        _loss(col, cols, form, form.soft_weights[1], scale),
+    )
     return losses, (x, y, scale, rows, cols, _saved(row), _saved(col))
 
 
@@ -116,7 +133,10 @@ def _uniform(exchange: Exchange, x: jax.Array, y: jax.Array, cols: Side) -> Stat
     ok = cols.get("ok", jnp.ones(y.shape[0], acc)).astype(acc)
     total = exchange.total(ok @ y.astype(acc))
     count = exchange.total(jnp.sum(ok))
-    return dict(uni=tiles.matmul(x.astype(acc), total[None], (1, 1))[:, 0], cnt=jnp.broadcast_to(count, x.shape[:1]))
+    return dict(
+        uni=tiles.matmul(x.astype(acc), total[None], (1, 1))[:, 0],
+        cnt=jnp.broadcast_to(count, x.shape[:1]),
+    )
 
 
 def _loss(stats: Stats, side: Side, form: Form, soft_weight: float, scale: jax.Array) -> jax.Array:
@@ -126,7 +146,9 @@ def _loss(stats: Stats, side: Side, form: Form, soft_weight: float, scale: jax.A
         hit += soft_weight * stats["tp"] / _nonzero(stats["ts"])
     gap = side["total"] * stats["m"] - hit
     if form.smoothing:
-        gap += form.smoothing * (hit - side["total"] * stats["uni"] / jnp.maximum(stats["cnt"], 1.0))
+        gap += form.smoothing * (
+            hit - side["total"] * stats["uni"] / jnp.maximum(stats["cnt"], 1.0)
+        )
     return side["total"] * jnp.log(stats["s"]) + scale * gap
 
 
@@ -141,7 +163,13 @@ def _saved(stats: Stats) -> Stats:
 
 def _cotangents(saved: Stats, side: Side, g: jax.Array, form: Form, soft_weight: float) -> Side:
     """`side` with what `tiles.softmax_gradient` needs."""
-    out = dict(side, m=saved["m"], l=saved["l"], gz=g * side["total"], gw=g * side["norm"] * (1.0 - form.smoothing))
+    out = dict(
+        side,
+        m=saved["m"],
+        l=saved["l"],
+        gz=g * side["total"],
+        gw=g * side["norm"] * (1.0 - form.smoothing),
+    )
     if form.smoothing:
         out["gu"] = g * side["total"] * form.smoothing / jnp.maximum(saved["cnt"], 1.0)
     if form.soft:
@@ -166,13 +194,16 @@ def _softmax_bwd(blocks, exchange, form, saved, g):
 softmax_losses.defvjp(_softmax_fwd, _softmax_bwd)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sigmoid
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def sigmoid_losses(blocks: Blocks, exchange: Exchange, form: Form, x, y, scale, bias, rows: Side, cols: Side):
-    """Binary cross-entropies of each row's pairs, summed over all columns: Float[M]. Arguments as in `softmax_losses`."""
+def sigmoid_losses(
+    blocks: Blocks, exchange: Exchange, form: Form, x, y, scale, bias, rows: Side, cols: Side
+):
+    """Binary cross-entropies of each row's pairs, summed over all columns: Float[M]. Arguments as
+    in `softmax_losses`."""
     return _sigmoid_fwd(blocks, exchange, form, x, y, scale, bias, rows, cols)[0]
 
 

@@ -1,4 +1,5 @@
-"""Which implementation runs: by name, or the first of a list that can, with the reasons of those that cannot."""
+"""Which implementation runs: by name, or the first of a list that can, with the reasons of those
+that cannot."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu, chip_of
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side
 
-# Up to this many bytes of gathered v per device the all-gather's few collectives beat the ring's n rounds.
+# Up to this many bytes of gathered v per device the all-gather's few collectives beat the ring's n
+# rounds.
 GATHER_BYTES = 8 * 2**20
 
 
@@ -43,12 +45,15 @@ class Plan:
 
 
 def device() -> tuple[str, str]:
-    """Platform ("cpu", "gpu", "tpu") and device kind of the mesh set by `jax.set_mesh`, else of the default devices.
+    """Platform ("cpu", "gpu", "tpu") and device kind of the mesh set by `jax.set_mesh`, else of the
+    default devices.
 
     The mesh may be of a topology that is only compiled for, with no such device here.
     """
     of_mesh = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None) or jax.devices()[0]
-    platform = getattr(of_mesh, "platform", None) or ("tpu" if "TPU" in of_mesh.device_kind else "cpu")
+    platform = getattr(of_mesh, "platform", None) or (
+        "tpu" if "TPU" in of_mesh.device_kind else "cpu"
+    )
     return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), of_mesh.device_kind
 
 
@@ -79,25 +84,44 @@ def _pallas_gpu(shape, dtype, kind, form, named) -> Blocks:
     return blocks
 
 
-# Name -> `(local shape (M, N, D), dtype, kind, form, whether it was named) -> blocks`; raises ValueError with the reason
-# it cannot. A named one is not refused for the platform: it may be compiled for another, or run by an interpreter.
-IMPLEMENTATIONS = {"pallas_tpu": _pallas_tpu, "pallas_gpu": _pallas_gpu, "chunked": _chunked, "reference": _reference}
+# Name -> `(local shape (M, N, D), dtype, kind, form, whether it was named) -> blocks`; raises
+# ValueError with the reason it cannot. A named one is not refused for the platform: it may be
+# compiled for another, or run by an interpreter.
+IMPLEMENTATIONS = {
+    "pallas_tpu": _pallas_tpu,
+    "pallas_gpu": _pallas_gpu,
+    "chunked": _chunked,
+    "reference": _reference,
+}
 ORDER = ("pallas_tpu", "pallas_gpu", "chunked")
 
 
 def choose(
-    shape: tuple[int, int, int], dtype: Any, kind: str, form: Form, implementation: str | Blocks | None, collective: str | None, shards: int
+    shape: tuple[int, int, int],
+    dtype: Any,
+    kind: str,
+    form: Form,
+    implementation: str | Blocks | None,
+    collective: str | None,
+    shards: int,
 ) -> Plan:
-    """The `Plan` for `shape` rows, columns and width per device; `implementation` is a name or configured blocks.
+    """The `Plan` for `shape` rows, columns and width per device; `implementation` is a name or
+    configured blocks.
 
     Raises:
       ValueError: `implementation` is unknown or cannot run, or none can.
     """
     blocks = None
     if implementation is not None and not isinstance(implementation, str):
-        blocks, implementation = implementation, getattr(implementation, "name", repr(implementation))
+        blocks, implementation = (
+            implementation,
+            getattr(implementation, "name", repr(implementation)),
+        )
     if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation: {implementation!r} is not known; must be one of {tuple(IMPLEMENTATIONS)} or None")
+        raise ValueError(
+            f"implementation: {implementation!r} is not known; must be one of "
+            f"{tuple(IMPLEMENTATIONS)} or None"
+        )
     if shards == 1 or implementation == "reference":
         how = None
     else:
@@ -107,12 +131,19 @@ def choose(
     for name in ORDER if implementation is None else (implementation,):
         try:
             if blocks is None:
-                return Plan(name, how, IMPLEMENTATIONS[name](shape, dtype, kind, form, implementation is not None), skipped)
+                return Plan(
+                    name,
+                    how,
+                    IMPLEMENTATIONS[name](shape, dtype, kind, form, implementation is not None),
+                    skipped,
+                )
             blocks.check(shape, dtype, kind, form)
             return Plan(name, how, blocks, skipped)
         except ValueError as reason:
             if implementation is not None:
-                raise ValueError(f"implementation: {implementation!r} cannot run: {reason}") from None
+                raise ValueError(
+                    f"implementation: {implementation!r} cannot run: {reason}"
+                ) from None
             skipped[name] = str(reason)
     raise ValueError(f"implementation: none can run: {skipped}")
 

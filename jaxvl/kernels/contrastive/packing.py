@@ -1,8 +1,8 @@
 """Vectors of rows and columns in the layout that Pallas kernels read.
 
-A `[M, 1]` array wastes 127 of 128 lanes of a TPU's memory tiles. So all float vectors of a side are packed as one `[F, M]`
-array and all integer ones as another, F and I padded to 8 sublanes. Columns are read from it as `[1, n]` directly; rows are
-transposed once per row block.
+A `[M, 1]` array wastes 127 of 128 lanes of a TPU's memory tiles. So all float vectors of a side are
+packed as one `[F, M]` array and all integer ones as another, F and I padded to 8 sublanes. Columns
+are read from it as `[1, n]` directly; rows are transposed once per row block.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def pack(side: Side, wanted: tuple[str, ...], length: int) -> Packed:
     teacher = side.get("teacher")
     if teacher is not None:
         teacher = jnp.pad(teacher, ((0, length - teacher.shape[0]), (0, 0)))
-    return Packed(stack(floats, jnp.float32), stack(integers, jnp.int32), (floats, integers), teacher)
+    return Packed(
+        stack(floats, jnp.float32), stack(integers, jnp.int32), (floats, integers), teacher
+    )
 
 
 def lanes(floats, integers, names) -> Mapping[str, jax.Array]:

@@ -1,12 +1,15 @@
 """Pallas kernels for the GPU (Triton lowering), for rows of any width.
 
-    forward    one program per tile: logits over chunks of the width, then the tile's row and column statistics, which are
-               joined outside; rows are taken in segments, so that these partial results stay small
-    backward   per segment of rows, one program per tile writes the gradient of the logits, positives folded in, in the
-               operands' dtype; the two products with it are left to XLA, that is to cuBLAS
+    forward    one program per tile: logits over chunks of the width, then the tile's row and column
+               statistics, which are joined outside; rows are taken in segments, so that these
+               partial results stay small
+    backward   per segment of rows, one program per tile writes the gradient of the logits,
+               positives folded in, in the operands' dtype; the two products with it are left to
+               XLA, that is to cuBLAS
 
-Four products of 2 M N D FLOP in all (forward 1, backward 3): the accumulators of dx and dy, which do not fit the registers
-of a program, never have to. In HBM a pair costs 2 bytes written and 4 read for bfloat16, a segment at a time.
+Four products of 2 M N D FLOP in all (forward 1, backward 3): the accumulators of dx and dy, which
+do not fit the registers of a program, never have to. In HBM a pair costs 2 bytes written and 4 read
+for bfloat16, a segment at a time.
 """
 
 from __future__ import annotations
@@ -58,8 +61,12 @@ class Tile:
 
 def shared_bytes(tile: Tile, itemsize: int) -> int:
     """Bytes of shared memory of one program."""
-    operands = tile.stages * (tile.rows + tile.cols) * tile.chunk * itemsize  # `stages` chunks of x and of y in flight
-    reductions = 4 * tile.warps * (tile.rows + tile.cols)  # partial sums of the warps, after the product: the same bytes
+    operands = (
+        tile.stages * (tile.rows + tile.cols) * tile.chunk * itemsize
+    )  # `stages` chunks of x and of y in flight
+    reductions = (
+        4 * tile.warps * (tile.rows + tile.cols)
+    )  # partial sums of the warps, after the product: the same bytes
     return max(operands, reductions)
 
 
@@ -69,8 +76,10 @@ class PallasGpu:
 
     Attributes:
       tile: of both passes.
-      shared: bytes of shared memory per program (99 KiB: every generation since sm_80; Hopper has 227).
-      segment: bytes that the partial statistics or the pair gradients of one segment of rows may take.
+      shared: bytes of shared memory per program (99 KiB: every generation since sm_80; Hopper has
+        227).
+      segment: bytes that the partial statistics or the pair gradients of one segment of rows may
+        take.
       interpret: run on any backend, slowly, for tests.
     """
 
@@ -82,27 +91,38 @@ class PallasGpu:
 
     def __post_init__(self):
         if not (isinstance(self.segment, int) and self.segment >= 1):
-            raise ValueError(f"segment: {self.segment!r} is not valid; must be a number of bytes >= 1")
+            raise ValueError(
+                f"segment: {self.segment!r} is not valid; must be a number of bytes >= 1"
+            )
 
     @classmethod
     def fitting(cls, dtype: Any) -> PallasGpu:
         """Tiles for `dtype`: float32 products run on the plain units, in smaller chunks."""
-        return cls(Tile() if jnp.dtype(dtype).itemsize == 2 else Tile(64, 64, 32, warps=4, stages=2))
+        return cls(
+            Tile() if jnp.dtype(dtype).itemsize == 2 else Tile(64, 64, 32, warps=4, stages=2)
+        )
 
     def check(self, shape, dtype, kind, form: Form) -> None:
         """Raises ValueError if these kernels cannot run."""
         del kind, shape
         dtype = jnp.dtype(dtype)
         if dtype not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
-            raise ValueError(f"dtype {dtype}; it takes float32 and bfloat16 ('reference' and 'chunked' take float64)")
+            raise ValueError(
+                f"dtype {dtype}; it takes float32 and bfloat16 ('reference' and 'chunked' "
+                f"take float64)"
+            )
         if form.dense:
             raise ValueError("PairMask(keep=…) is a dense mask; 'reference' and 'chunked' take it")
         if (need := shared_bytes(self.tile, dtype.itemsize)) > self.shared:
-            raise ValueError(f"{self.tile} needs {need} bytes of shared memory; there are {self.shared}")
+            raise ValueError(
+                f"{self.tile} needs {need} bytes of shared memory; there are {self.shared}"
+            )
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
-    def softmax_forward(self, x, y, scale, rows: Side, cols: Side, form: Form) -> tuple[Stats, Stats]:
+    def softmax_forward(
+        self, x, y, scale, rows: Side, cols: Side, form: Form
+    ) -> tuple[Stats, Stats]:
         """As `Chunked.softmax_forward`."""
         return self._forward(x, y, scale, jnp.zeros_like(scale), rows, cols, form, "softmax")
 
@@ -112,50 +132,77 @@ class PallasGpu:
 
     def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype):
         """As `Chunked.softmax_backward`."""
-        (dx, dscale, _), dy = self._backward(x, y, scale, jnp.zeros_like(scale), rows, cols, form, out, "softmax")
+        (dx, dscale, _), dy = self._backward(
+            x, y, scale, jnp.zeros_like(scale), rows, cols, form, out, "softmax"
+        )
         return (dx, dscale), dy
 
-    def sigmoid_backward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype):
+    def sigmoid_backward(
+        self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype
+    ):
         """As `Chunked.sigmoid_backward`."""
         return self._backward(x, y, scale, bias, rows, cols, form, out, "sigmoid")
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _forward(self, x, y, scale, bias, rows, cols, form, kind):
         m, n = x.shape[0], y.shape[0]
-        stats = tuple(tiles.empty_stats(1, form, jnp.zeros(1, jnp.float32))) if kind == "softmax" else ("loss",)
+        stats = (
+            tuple(tiles.empty_stats(1, form, jnp.zeros(1, jnp.float32)))
+            if kind == "softmax"
+            else ("loss",)
+        )
         # Column statistics of every row block of a segment lie side by side until they are joined.
         per_row = 4 * len(stats) * n / self.tile.rows
-        x, y, rows, cols, form, parts = self._padded(x, y, rows, cols, form, packing.TARGET, per_row)
+        x, y, rows, cols, form, parts = self._padded(
+            x, y, rows, cols, form, packing.TARGET, per_row
+        )
 
         def segment(col_state, part):
             x_i, rows_i = part
-            row, col = self._call(_forward_kernel, x_i, y, scale, bias, rows_i, cols, form, kind, stats)
+            row, col = self._call(
+                _forward_kernel, x_i, y, scale, bias, rows_i, cols, form, kind, stats
+            )
             col = _join(col, scale, kind)
-            return _join({k: jnp.stack([col_state[k], col[k]]) for k in stats}, scale, kind), _join(row, scale, kind)
+            return _join({k: jnp.stack([col_state[k], col[k]]) for k in stats}, scale, kind), _join(
+                row, scale, kind
+            )
 
-        start = tiles.empty_stats(y.shape[0], form, x) if kind == "softmax" else {"loss": tiles.full(y.shape[0], 0.0, x)}
+        start = (
+            tiles.empty_stats(y.shape[0], form, x)
+            if kind == "softmax"
+            else {"loss": tiles.full(y.shape[0], 0.0, x)}
+        )
         col, row = lax.scan(segment, start, (_cut(x, parts), _cut(rows, parts)))
         return {k: row[k].reshape(-1)[:m] for k in stats}, {k: col[k][:n] for k in stats}
 
     def _backward(self, x, y, scale, bias, rows, cols, form, out, kind):
         m, n, width = x.shape[0], y.shape[0], x.shape[1]
         wanted = packing.SOFTMAX_GRADIENT if kind == "softmax" else packing.SIGMOID_GRADIENT
-        x, y, rows, cols, form, parts = self._padded(x, y, rows, cols, form, wanted, n * x.dtype.itemsize)
+        x, y, rows, cols, form, parts = self._padded(
+            x, y, rows, cols, form, wanted, n * x.dtype.itemsize
+        )
 
         def segment(dy, part):
             x_i, rows_i = part
-            grad, sums = self._call(_backward_kernel, x_i, y, scale, bias, rows_i, cols, form, kind, ())
+            grad, sums = self._call(
+                _backward_kernel, x_i, y, scale, bias, rows_i, cols, form, kind, ()
+            )
             ax = matmul(grad, y, (1, 0))
             dscale = jnp.sum(x_i.astype(jnp.float32) * ax, 1)
             return dy + matmul(grad, x_i, (0, 0)), ((scale * ax).astype(out), dscale, sums.sum(0))
 
-        dy, (dx, dscale, dbias) = lax.scan(segment, tiles.full(y.shape, 0.0, x), (_cut(x, parts), _cut(rows, parts)))
+        dy, (dx, dscale, dbias) = lax.scan(
+            segment, tiles.full(y.shape, 0.0, x), (_cut(x, parts), _cut(rows, parts))
+        )
         dx = dx.reshape(-1, dx.shape[-1])[:m, :width]
-        return (dx, dscale.reshape(-1)[:m], dbias.reshape(-1)[:m]), (scale * dy)[:n, :width].astype(out)
+        return (dx, dscale.reshape(-1)[:m], dbias.reshape(-1)[:m]), (scale * dy)[:n, :width].astype(
+            out
+        )
 
     def _padded(self, x, y, rows: Side, cols: Side, form: Form, wanted, bytes_per_row: float):
-        """Operands padded to whole tiles and segments, the vectors that the pass reads, and the number of segments."""
+        """Operands padded to whole tiles and segments, the vectors that the pass reads, and the
+        number of segments."""
         m, n, (bm, bn) = x.shape[0], y.shape[0], (self.tile.rows, self.tile.cols)
         blocks = -(-m // bm)
         parts = min(blocks, -(-int(blocks * bm * bytes_per_row) // self.segment))
@@ -166,22 +213,37 @@ class PallasGpu:
             form = dataclasses.replace(form, valid=True)
 
         def vectors(side, extra):
-            side = {k: v for k, v in side.items() if k in wanted or k.startswith("group") or k == "teacher"}
+            side = {
+                k: v
+                for k, v in side.items()
+                if k in wanted or k.startswith("group") or k == "teacher"
+            }
             side = {k: jnp.pad(v, ((0, extra), *((0, 0),) * (v.ndim - 1))) for k, v in side.items()}
             if "teacher" in side:
-                side["teacher"] = jnp.pad(side["teacher"], ((0, 0), (0, -side["teacher"].shape[1] % self.tile.chunk)))
+                side["teacher"] = jnp.pad(
+                    side["teacher"], ((0, 0), (0, -side["teacher"].shape[1] % self.tile.chunk))
+                )
             return side
 
         x, y = jnp.pad(x, ((0, pm), (0, pd))), jnp.pad(y, ((0, pn), (0, pd)))
         return x, y, vectors(rows, pm), vectors(cols, pn), form, parts
 
-    def _call(self, kernel, x, y, scale, bias, rows: Side, cols: Side, form: Form, kind: str, stats):
+    def _call(
+        self, kernel, x, y, scale, bias, rows: Side, cols: Side, form: Form, kind: str, stats
+    ):
         (m, width), n, (bm, bn) = x.shape, y.shape[0], (self.tile.rows, self.tile.cols)
         ni, nj = m // bm, n // bn
-        by_row, by_col = pl.BlockSpec((1, bm), lambda i, j: (j, i)), pl.BlockSpec((1, bn), lambda i, j: (i, j))
+        by_row, by_col = (
+            pl.BlockSpec((1, bm), lambda i, j: (j, i)),
+            pl.BlockSpec((1, bn), lambda i, j: (i, j)),
+        )
         if kernel is _forward_kernel:
-            # Partial results of a tile: [column block, M] for its rows, [row block, N] for its columns.
-            shapes = ({k: struct((nj, m), jnp.float32, x) for k in stats}, {k: struct((ni, n), jnp.float32, x) for k in stats})
+            # Partial results of a tile: [column block, M] for its rows, [row block, N] for its
+            # columns.
+            shapes = (
+                {k: struct((nj, m), jnp.float32, x) for k in stats},
+                {k: struct((ni, n), jnp.float32, x) for k in stats},
+            )
             out_specs = ({k: by_row for k in stats}, {k: by_col for k in stats})
             nbytes = 4 * len(stats) * (nj * m + ni * n)
         else:
@@ -192,8 +254,14 @@ class PallasGpu:
             pl.BlockSpec((1, 2), lambda i, j: (0, 0)),
             pl.BlockSpec((bm, width), lambda i, j: (i, 0)),
             pl.BlockSpec((bn, width), lambda i, j: (j, 0)),
-            {k: pl.BlockSpec((bm, *v.shape[1:]), lambda i, j, v=v: (i, *(0,) * (v.ndim - 1))) for k, v in rows.items()},
-            {k: pl.BlockSpec((bn, *v.shape[1:]), lambda i, j, v=v: (j, *(0,) * (v.ndim - 1))) for k, v in cols.items()},
+            {
+                k: pl.BlockSpec((bm, *v.shape[1:]), lambda i, j, v=v: (i, *(0,) * (v.ndim - 1)))
+                for k, v in rows.items()
+            },
+            {
+                k: pl.BlockSpec((bn, *v.shape[1:]), lambda i, j, v=v: (j, *(0,) * (v.ndim - 1)))
+                for k, v in cols.items()
+            },
         )
         return pl.pallas_call(
             functools.partial(kernel, form=form, kind=kind, chunk=self.tile.chunk),
@@ -201,16 +269,20 @@ class PallasGpu:
             in_specs=specs,
             out_specs=out_specs,
             out_shape=shapes,
-            compiler_params=triton.CompilerParams(num_warps=self.tile.warps, num_stages=self.tile.stages),
+            compiler_params=triton.CompilerParams(
+                num_warps=self.tile.warps, num_stages=self.tile.stages
+            ),
             cost_estimate=pl.CostEstimate(
-                flops=2 * m * n * width, transcendentals=2 * m * n, bytes_accessed=(nj * x.size + ni * y.size) * x.dtype.itemsize + nbytes
+                flops=2 * m * n * width,
+                transcendentals=2 * m * n,
+                bytes_accessed=(nj * x.size + ni * y.size) * x.dtype.itemsize + nbytes,
             ),
             interpret=self.interpret,
             name=f"contrastive_{kind}_{'forward' if kernel is _forward_kernel else 'gradient'}",
         )(jnp.stack([scale, bias]).astype(jnp.float32).reshape(1, 2), x, y, rows, cols)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Kernels
 
 
@@ -222,7 +294,9 @@ def _tile(scalars, x, y, rows, cols, form: Form, chunk: int):
             part = pl.ds(k * chunk, chunk)
             return total + matmul(a[:, part], b[:, part], (1, 1))
 
-        return lax.fori_loop(0, a.shape[1] // chunk, step, jnp.zeros((a.shape[0], b.shape[0]), jnp.float32))
+        return lax.fori_loop(
+            0, a.shape[1] // chunk, step, jnp.zeros((a.shape[0], b.shape[0]), jnp.float32)
+        )
 
     row = {k: v[...][:, None] for k, v in rows.items() if k != "teacher"}
     col = {k: v[...][None, :] for k, v in cols.items() if k != "teacher"}
@@ -231,7 +305,9 @@ def _tile(scalars, x, y, rows, cols, form: Form, chunk: int):
     return scalars[0, 0], scalars[0, 1], product(x, y), row, col
 
 
-def _forward_kernel(scalars, x, y, rows, cols, row_out, col_out, *, form: Form, kind: str, chunk: int):
+def _forward_kernel(
+    scalars, x, y, rows, cols, row_out, col_out, *, form: Form, kind: str, chunk: int
+):
     scale, bias, c, rows, cols = _tile(scalars, x, y, rows, cols, form, chunk)
     if kind == "softmax":
         row, col = tiles.softmax_stats(c, scale, rows, cols, form)
@@ -243,7 +319,9 @@ def _forward_kernel(scalars, x, y, rows, cols, row_out, col_out, *, form: Form, 
         row_out["loss"][0, :], col_out["loss"][0, :] = jnp.sum(loss, 1), jnp.sum(loss, 0)
 
 
-def _backward_kernel(scalars, x, y, rows, cols, grad_out, sums_out, *, form: Form, kind: str, chunk: int):
+def _backward_kernel(
+    scalars, x, y, rows, cols, grad_out, sums_out, *, form: Form, kind: str, chunk: int
+):
     scale, bias, c, rows, cols = _tile(scalars, x, y, rows, cols, form, chunk)
     if kind == "softmax":
         grad = tiles.softmax_gradient(c, scale, rows, cols, form)

@@ -1,7 +1,9 @@
 """Pallas kernels for the TPU (Mosaic): tiles of logits live in VMEM only.
 
-    forward    grid (row blocks, column blocks), one pass: row statistics in scratch, column statistics in one resident block
-    backward   two passes of one kernel, for dx over columns and for dy over rows; each computes the logits again
+    forward    grid (row blocks, column blocks), one pass: row statistics in scratch, column
+               statistics in one resident block
+    backward   two passes of one kernel, for dx over columns and for dy over rows; each computes the
+               logits again
 
 Five products of 2 M N D FLOP in all (forward 1, dx 2, dy 2), no HBM traffic but the operands'.
 """
@@ -31,7 +33,8 @@ MAX_COLUMNS = 65536
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Rows and columns of one tile of logits; multiples of 128, since vectors lie along lanes on either side."""
+    """Rows and columns of one tile of logits; multiples of 128, since vectors lie along lanes on
+    either side."""
 
     rows: int = 512
     cols: int = 512
@@ -40,7 +43,9 @@ class Tile:
         for field in ("rows", "cols"):
             size = getattr(self, field)
             if not (isinstance(size, int) and size >= LANES and size % LANES == 0):
-                raise ValueError(f"{field}: {size!r} is not valid; must be a positive multiple of {LANES}")
+                raise ValueError(
+                    f"{field}: {size!r} is not valid; must be a positive multiple of {LANES}"
+                )
 
 
 def forward_vmem(tile: Tile, width: int, itemsize: int, columns: int) -> int:
@@ -48,7 +53,9 @@ def forward_vmem(tile: Tile, width: int, itemsize: int, columns: int) -> int:
     m, n = tile.rows, tile.cols
     blocks = 2 * (m + n) * width * itemsize  # x, y; double buffered
     logits = 5 * 4 * m * n  # cosines, shifted cosines, exponentials, the target's tile, one mask
-    vectors = 2 * 4 * 2 * packing.SUBLANES * (m + n) * 2 + 4 * 3 * LANES * m  # packed vectors; transposed ones, statistics
+    vectors = (
+        2 * 4 * 2 * packing.SUBLANES * (m + n) * 2 + 4 * 3 * LANES * m
+    )  # packed vectors; transposed ones, statistics
     return blocks + logits + vectors + 2 * 4 * packing.SUBLANES * columns
 
 
@@ -56,7 +63,9 @@ def backward_vmem(tile: Tile, width: int, itemsize: int, out_itemsize: int) -> i
     """Bytes of VMEM of the backward kernel."""
     m, n = tile.rows, tile.cols
     blocks = 2 * (m + n) * width * itemsize  # x, y; double buffered
-    result = m * width * (2 * out_itemsize + 4 + 4)  # dx, double buffered; float32 accumulator and one product
+    result = (
+        m * width * (2 * out_itemsize + 4 + 4)
+    )  # dx, double buffered; float32 accumulator and one product
     logits = 5 * 4 * m * n + m * n * itemsize  # as forward; the gradient as an operand
     vectors = 2 * 4 * 3 * packing.SUBLANES * (m + n) + 4 * 3 * LANES * m
     return blocks + result + logits + vectors
@@ -68,15 +77,17 @@ class Chip:
 
     Attributes:
       vmem: bytes of VMEM a kernel may use; passed to the compiler as its limit.
-      tile: preferred rows and columns of a tile. With bfloat16 operands a tile of n rows does n FLOP per byte it reads, so n
-        has to exceed FLOP/s / bytes/s of the chip (v4 230, v5e 240, v5p 170, v6e 560).
+      tile: preferred rows and columns of a tile. With bfloat16 operands a tile of n rows does n
+        FLOP per byte it reads, so n has to exceed FLOP/s / bytes/s of the chip (v4 230, v5e 240,
+        v5p 170, v6e 560).
     """
 
     vmem: int
     tile: int
 
 
-# By substring of `device_kind`, first match. VMEM below the physical size, which the compiler also needs.
+# By substring of `device_kind`, first match. VMEM below the physical size, which the compiler also
+# needs.
 CHIPS = {
     "v6": Chip(64 * MIB, 1024),
     "v5 lite": Chip(64 * MIB, 512),
@@ -100,7 +111,8 @@ class PallasTpu:
     Attributes:
       forward, backward: tiles; both sizes are upper bounds for blocks with fewer rows.
       vmem: limit in bytes handed to the compiler.
-      interpret: False: compile for the TPU; True or `pltpu.InterpretParams()`: run on any backend, slowly, for tests.
+      interpret: False: compile for the TPU; True or `pltpu.InterpretParams()`: run on any backend,
+        slowly, for tests.
     """
 
     forward: Tile = Tile()
@@ -118,7 +130,8 @@ class PallasTpu:
         """
         item, width = jnp.dtype(dtype).itemsize, _lanes(shape[2])
         columns = min(_lanes(shape[1]), MAX_COLUMNS)
-        # float32 products are three to six bfloat16 ones, unrolled: past 256 they gain nothing but a minute of compilation.
+        # float32 products are three to six bfloat16 ones, unrolled: past 256 they gain nothing but
+        # a minute of compilation.
         sizes = [s for s in (1024, 512, 256, 128) if s <= (chip.tile if item == 2 else 256)]
         candidates = [Tile(s, s) for s in sizes]
         fits = [
@@ -126,22 +139,30 @@ class PallasTpu:
             [t for t in candidates if backward_vmem(t, width, item, 4) <= chip.vmem],
         ]
         if not all(fits):
-            raise ValueError(f"width {shape[2]} in {jnp.dtype(dtype)} does not fit {chip.vmem / MIB:.0f} MiB of VMEM in any tile")
+            raise ValueError(
+                f"width {shape[2]} in {jnp.dtype(dtype)} does not fit {chip.vmem / MIB:.0f} "
+                f"MiB of VMEM in any tile"
+            )
         return cls(fits[0][0], fits[1][0], chip.vmem)
 
     def check(self, shape, dtype, kind, form: Form) -> None:
         """Raises ValueError if these kernels cannot run."""
         del kind
         if jnp.dtype(dtype) not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
-            raise ValueError(f"dtype {jnp.dtype(dtype)}; it takes float32 and bfloat16 ('reference' and 'chunked' take float64)")
+            raise ValueError(
+                f"dtype {jnp.dtype(dtype)}; it takes float32 and bfloat16 ('reference' and "
+                f"'chunked' take float64)"
+            )
         if shape[2] > MAX_WIDTH:
             raise ValueError(f"width {shape[2]}; it takes up to {MAX_WIDTH} ('chunked' takes any)")
         if form.dense:
             raise ValueError("PairMask(keep=…) is a dense mask; 'reference' and 'chunked' take it")
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
-    def softmax_forward(self, x, y, scale, rows: Side, cols: Side, form: Form) -> tuple[Stats, Stats]:
+    def softmax_forward(
+        self, x, y, scale, rows: Side, cols: Side, form: Form
+    ) -> tuple[Stats, Stats]:
         """As `Chunked.softmax_forward`."""
         n = y.shape[0]
         if n <= MAX_COLUMNS:
@@ -149,32 +170,53 @@ class PallasTpu:
         parts = []
         for start in range(0, n, MAX_COLUMNS):
             part = {k: v[start : start + MAX_COLUMNS] for k, v in cols.items()}
-            parts.append(self._forward(x, y[start : start + MAX_COLUMNS], scale, jnp.zeros_like(scale), rows, part, form))
+            parts.append(
+                self._forward(
+                    x,
+                    y[start : start + MAX_COLUMNS],
+                    scale,
+                    jnp.zeros_like(scale),
+                    rows,
+                    part,
+                    form,
+                )
+            )
         row = functools.reduce(lambda a, b: tiles.merge_stats(a, b, scale), [p[0] for p in parts])
         return row, jax.tree.map(lambda *a: jnp.concatenate(a), *[p[1] for p in parts])
 
     def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype):
         """As `Chunked.softmax_backward`."""
-        (dx, sums), (dy, _) = self._backward(x, y, scale, jnp.zeros_like(scale), rows, cols, form, out, "softmax")
+        (dx, sums), (dy, _) = self._backward(
+            x, y, scale, jnp.zeros_like(scale), rows, cols, form, out, "softmax"
+        )
         return (dx, sums[0]), dy
 
     def sigmoid_forward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> jax.Array:
         """As `Chunked.sigmoid_forward`."""
         return self._forward(x, y, scale, bias, rows, cols, form, "sigmoid")[0]["loss"]
 
-    def sigmoid_backward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype):
+    def sigmoid_backward(
+        self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype
+    ):
         """As `Chunked.sigmoid_backward`."""
         (dx, sums), (dy, _) = self._backward(x, y, scale, bias, rows, cols, form, out, "sigmoid")
         return (dx, sums[0], sums[1]), dy
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
 
     def _forward(self, x, y, scale, bias, rows, cols, form, kind="softmax"):
         (m, n), tile = (x.shape[0], y.shape[0]), self.forward
         x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, tile, packing.TARGET)
         ni, nj, width = x.shape[0] // bm, y.shape[0] // bn, x.shape[1]
         names = _stat_names(form) if kind == "softmax" else ("loss",)
-        kernel = functools.partial(_forward_kernel, kind=kind, form=form, names=names, row_names=rows.names, col_names=cols.names)
+        kernel = functools.partial(
+            _forward_kernel,
+            kind=kind,
+            form=form,
+            names=names,
+            row_names=rows.names,
+            col_names=cols.names,
+        )
         row, col = pl.pallas_call(
             kernel,
             grid=(ni, nj),
@@ -188,17 +230,27 @@ class PallasTpu:
                 struct((packing.SUBLANES, ni * bm), jnp.float32, x),
                 struct((nj, packing.SUBLANES, bn), jnp.float32, x),
             ],
-            scratch_shapes=[*_transposed(bm, rows), pltpu.VMEM((bm, packing.SUBLANES), jnp.float32)],
-            compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=self.vmem),
-            cost_estimate=_cost(x, y, products=1, row_blocks=ni, out=8 * 4 * (x.shape[0] + y.shape[0])),
+            scratch_shapes=[
+                *_transposed(bm, rows),
+                pltpu.VMEM((bm, packing.SUBLANES), jnp.float32),
+            ],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=self.vmem
+            ),
+            cost_estimate=_cost(
+                x, y, products=1, row_blocks=ni, out=8 * 4 * (x.shape[0] + y.shape[0])
+            ),
             interpret=self.interpret,
             name=f"contrastive_{kind}_forward",
         )(_scalars(scale, bias), *_operands(x, y, rows, cols))
         col = col.swapaxes(0, 1).reshape(packing.SUBLANES, -1)
-        return {k: row[i, :m] for i, k in enumerate(names)}, {k: col[i, :n] for i, k in enumerate(names)}
+        return {k: row[i, :m] for i, k in enumerate(names)}, {
+            k: col[i, :n] for i, k in enumerate(names)
+        }
 
     def _backward(self, x, y, scale, bias, rows, cols, form, out, kind):
-        """`(dx, sums), (dy, sums)`; the first sums `[8, M]` hold each row's parts of d scale and d bias."""
+        """`(dx, sums), (dy, sums)`; the first sums `[8, M]` hold each row's parts of d scale and d
+        bias."""
         wanted = packing.SOFTMAX_GRADIENT if kind == "softmax" else packing.SIGMOID_GRADIENT
         m, n, width = x.shape[0], y.shape[0], x.shape[1]
         x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, self.backward, wanted)
@@ -206,20 +258,37 @@ class PallasTpu:
 
         def side(x, y, rows, cols, bm, bn, swapped):
             ni, nj, wide = x.shape[0] // bm, y.shape[0] // bn, x.shape[1]
-            kernel = functools.partial(_backward_kernel, kind=kind, form=form, swapped=swapped, row_names=rows.names, col_names=cols.names)
+            kernel = functools.partial(
+                _backward_kernel,
+                kind=kind,
+                form=form,
+                swapped=swapped,
+                row_names=rows.names,
+                col_names=cols.names,
+            )
             return pl.pallas_call(
                 kernel,
                 grid=(ni, nj),
                 in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *_specs(bm, bn, wide, rows, cols)],
-                out_specs=[pl.BlockSpec((bm, wide), lambda i, j: (i, 0)), pl.BlockSpec((packing.SUBLANES, bm), lambda i, j: (0, i))],
-                out_shape=[struct(x.shape, out, x), struct((packing.SUBLANES, x.shape[0]), jnp.float32, x)],
+                out_specs=[
+                    pl.BlockSpec((bm, wide), lambda i, j: (i, 0)),
+                    pl.BlockSpec((packing.SUBLANES, bm), lambda i, j: (0, i)),
+                ],
+                out_shape=[
+                    struct(x.shape, out, x),
+                    struct((packing.SUBLANES, x.shape[0]), jnp.float32, x),
+                ],
                 scratch_shapes=[
                     *_transposed(bm, rows),
                     pltpu.VMEM((bm, packing.SUBLANES), jnp.float32),
                     pltpu.VMEM((bm, wide), jnp.float32),
                 ],
-                compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=self.vmem),
-                cost_estimate=_cost(x, y, products=2, row_blocks=ni, out=x.size * jnp.dtype(out).itemsize),
+                compiler_params=pltpu.CompilerParams(
+                    dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=self.vmem
+                ),
+                cost_estimate=_cost(
+                    x, y, products=2, row_blocks=ni, out=x.size * jnp.dtype(out).itemsize
+                ),
                 interpret=self.interpret,
                 name=f"contrastive_{kind}_{'dy' if swapped else 'dx'}",
             )(scalars, *_operands(x, y, rows, cols))
@@ -229,12 +298,14 @@ class PallasTpu:
         return (dx[:m, :width], sums[:, :m]), (dy[:n, :width], None)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Kernels
 
 
 def _forward_kernel(scalars, *refs, kind, form: Form, names, row_names, col_names):
-    (x, y, rf, ri, cf, ci, *teacher), (row_out, col_out), (rf_t, ri_t, row_acc) = _split(refs, form, 2)
+    (x, y, rf, ri, cf, ci, *teacher), (row_out, col_out), (rf_t, ri_t, row_acc) = _split(
+        refs, form, 2
+    )
     i, j = pl.program_id(0), pl.program_id(1)
     scale, bias = scalars[0, 0], scalars[0, 1]
 
@@ -250,10 +321,20 @@ def _forward_kernel(scalars, *refs, kind, form: Form, names, row_names, col_name
         row, col = tiles.softmax_stats(c, scale, rows, cols, form)
         empty = _empty(names, form)
     else:
-        row, col, empty = dict(loss=jnp.sum(tiles.sigmoid_loss(scale * c + bias, rows, cols, form), 1, keepdims=True)), {}, [0.0]
+        row, col, empty = (
+            dict(
+                loss=jnp.sum(
+                    tiles.sigmoid_loss(scale * c + bias, rows, cols, form), 1, keepdims=True
+                )
+            ),
+            {},
+            [0.0],
+        )
 
     def join(a, b):
-        return tiles.merge_stats(a, b, scale) if kind == "softmax" else {"loss": a["loss"] + b["loss"]}
+        return (
+            tiles.merge_stats(a, b, scale) if kind == "softmax" else {"loss": a["loss"] + b["loss"]}
+        )
 
     @pl.when(j == 0)
     def _():
@@ -281,8 +362,11 @@ def _forward_kernel(scalars, *refs, kind, form: Form, names, row_names, col_name
 
 
 def _backward_kernel(scalars, *refs, kind, form: Form, swapped, row_names, col_names):
-    """dx of one row block; with `swapped`, x, y and the vectors' sides have changed places and this is dy."""
-    (x, y, rf, ri, cf, ci, *teacher), (dx, sums_out), (rf_t, ri_t, sums, acc) = _split(refs, form, 2)
+    """dx of one row block; with `swapped`, x, y and the vectors' sides have changed places and this
+    is dy."""
+    (x, y, rf, ri, cf, ci, *teacher), (dx, sums_out), (rf_t, ri_t, sums, acc) = _split(
+        refs, form, 2
+    )
     j = pl.program_id(1)
     scale, bias = scalars[0, 0], scalars[0, 1]
 
@@ -295,7 +379,9 @@ def _backward_kernel(scalars, *refs, kind, form: Form, swapped, row_names, col_n
     rows, cols = sublanes(rf_t, ri_t, row_names), lanes(cf, ci, col_names)
     if swapped:
         rows, cols = cols, rows
-    if form.soft:  # its product takes the operands in the tile's order, whichever side they belong to
+    if (
+        form.soft
+    ):  # its product takes the operands in the tile's order, whichever side they belong to
         rows, cols = dict(rows, teacher=teacher[0][...]), dict(cols, teacher=teacher[1][...])
     c = matmul(x[...], y[...], (1, 1))
     if kind == "softmax":
@@ -323,7 +409,7 @@ def _transpose(floats, integers, floats_t, integers_t):
     integers_t[...] = integers[...].T
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Operands
 
 
@@ -366,8 +452,14 @@ def _specs(bm: int, bn: int, width: int, rows: Packed, cols: Packed) -> list[pl.
     specs = [
         pl.BlockSpec((bm, width), lambda i, j: (i, 0)),
         pl.BlockSpec((bn, width), lambda i, j: (j, 0)),
-        *(pl.BlockSpec((a.shape[0], bm), lambda i, j: (0, i)) for a in (rows.floats, rows.integers)),
-        *(pl.BlockSpec((a.shape[0], bn), lambda i, j: (0, j)) for a in (cols.floats, cols.integers)),
+        *(
+            pl.BlockSpec((a.shape[0], bm), lambda i, j: (0, i))
+            for a in (rows.floats, rows.integers)
+        ),
+        *(
+            pl.BlockSpec((a.shape[0], bn), lambda i, j: (0, j))
+            for a in (cols.floats, cols.integers)
+        ),
     ]
     if rows.teacher is not None:
         specs.append(pl.BlockSpec((bm, rows.teacher.shape[1]), lambda i, j: (i, 0)))

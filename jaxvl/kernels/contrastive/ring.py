@@ -1,14 +1,19 @@
-"""All pairs of a batch that is sharded over a mesh, inside shard_map: an all-gather for small batches, a ring for large ones.
+"""All pairs of a batch that is sharded over a mesh, inside shard_map: an all-gather for small
+batches, a ring for large ones.
 
-    device 0     device 1     device 2     device 3            each holds b = B / n rows of x and of y
-    x0 | y0      x1 | y1      x2 | y2      x3 | y3     hop 0   x stays; the block of y, the vectors of its columns and
-    x0 | y3      x1 | y0      x2 | y1      x3 | y2     hop 1   what is known about them so far travel to the next device
+    device 0     device 1     device 2     device 3            each holds b = B / n rows of x and of
+                                           y
+    x0 | y0      x1 | y1      x2 | y2      x3 | y3     hop 0   x stays; the block of y, the vectors
+                                                       of its columns and
+    x0 | y3      x1 | y0      x2 | y1      x3 | y2     hop 1   what is known about them so far
+                                                       travel to the next device
     x0 | y2      x1 | y3      x2 | y0      x3 | y1     hop 2   while the present block is computed
     x0 | y1      x1 | y2      x2 | y3      x3 | y0     hop 3
-    x0 | y0      ...                                           after n hops the column results are home again
+    x0 | y0      ...                                           after n hops the column results are
+                 home again
 
-Both give the numbers of one device. The ring keeps O(b D) bytes per device whatever n is; the all-gather keeps O(B D), which
-for small B costs less than n rounds of latency.
+Both give the numbers of one device. The ring keeps O(b D) bytes per device whatever n is; the
+all-gather keeps O(B D), which for small B costs less than n rounds of latency.
 """
 
 from __future__ import annotations
@@ -40,7 +45,8 @@ def _split_dense(rows: Side) -> tuple[Side, jax.Array | None]:
 
 @dataclasses.dataclass(frozen=True)
 class Gather:
-    """Every device gathers all of y, computes its rows against it, and the column results are joined where they belong.
+    """Every device gathers all of y, computes its rows against it, and the column results are
+    joined where they belong.
 
     Attributes:
       axes: manual mesh axes over which rows and columns are sharded.
@@ -49,13 +55,16 @@ class Gather:
     axes: tuple[str, ...]
     partial: ClassVar[bool] = True
 
-    def pairs(self, block: Callable, join: Callable, x, y, rows: Side, cols: Side) -> tuple[Any, Any]:
+    def pairs(
+        self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
+    ) -> tuple[Any, Any]:
         n = axis_size(self.axes)
         y_all, cols_all = lax.all_gather((y, cols), self.axes, axis=0, tiled=True)
         row, col = block(x, y_all, rows, cols_all)
 
         def home(a):
-            # [N, …] partial results of this device's rows -> [n, N / n, …] those of all devices for its own columns.
+            # [N, …] partial results of this device's rows -> [n, N / n, …] those of all devices for
+            # its own columns.
             return lax.all_to_all(a.reshape(n, -1, *a.shape[1:]), self.axes, 0, 0, tiled=True)
 
         parts = jax.tree.map(home, col)
@@ -72,27 +81,34 @@ class Gather:
 class Ring:
     """x stays, blocks of y go round (see the top of this file).
 
-    The next block is sent before the present one is computed, so the copy hides behind the arithmetic; only the results
-    of the columns, which the computation changes, wait for it.
+    The next block is sent before the present one is computed, so the copy hides behind the
+    arithmetic; only the results of the columns, which the computation changes, wait for it.
 
     Attributes:
-      axes: manual mesh axes over which rows and columns are sharded, taken as one ring in row-major order.
+      axes: manual mesh axes over which rows and columns are sharded, taken as one ring in row-major
+        order.
     """
 
     axes: tuple[str, ...]
     partial: ClassVar[bool] = True
 
-    def pairs(self, block: Callable, join: Callable, x, y, rows: Side, cols: Side) -> tuple[Any, Any]:
+    def pairs(
+        self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
+    ) -> tuple[Any, Any]:
         n = axis_size(self.axes)
         rows, dense = _split_dense(rows)
         index = lax.axis_index(self.axes)
-        send = functools.partial(_send, axes=self.axes, permutation=[(i, (i + 1) % n) for i in range(n)])
+        send = functools.partial(
+            _send, axes=self.axes, permutation=[(i, (i + 1) % n) for i in range(n)]
+        )
 
         def compute(hop, y, cols):
             if dense is None:
                 return block(x, y, rows, cols)
             start = ((index - hop) % n) * y.shape[0]
-            return block(x, y, dict(rows, keep=lax.dynamic_slice_in_dim(dense, start, y.shape[0], 1)), cols)
+            return block(
+                x, y, dict(rows, keep=lax.dynamic_slice_in_dim(dense, start, y.shape[0], 1)), cols
+            )
 
         # Hop 0 meets the own block; the loop's carry starts from its results.
         visitor = send((y, cols))

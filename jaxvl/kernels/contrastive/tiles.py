@@ -1,15 +1,19 @@
-"""One tile of the pairwise losses: logits, targets, running statistics, gradients. Every streamed implementation uses it.
+"""One tile of the pairwise losses: logits, targets, running statistics, gradients. Every streamed
+implementation uses it.
 
-Row vectors arrive as `[m, 1]`, column vectors as `[1, n]`, so that the same lines run in plain XLA and in a Pallas kernel.
+Row vectors arrive as `[m, 1]`, column vectors as `[1, n]`, so that the same lines run in plain XLA
+and in a Pallas kernel.
 
-Statistics are kept for cosines `c_ij = u_i . v_j`, not for logits `scale c_ij`: the shift `c - max` is exact in floating
-point where it matters, so the loss of a nearly converged batch keeps its digits at any scale.
-A side's `Stats` (rows: reduced over columns; columns: over rows):
+Statistics are kept for cosines `c_ij = u_i . v_j`, not for logits `scale c_ij`: the shift `c - max`
+is exact in floating point where it matters, so the loss of a nearly converged batch keeps its
+digits at any scale. A side's `Stats` (rows: reduced over columns; columns: over rows):
 
     m    max_j c_ij                      s    sum_j exp(scale (c_ij - m_i))
     pos  sum_j W_ij c_ij
-    uni  sum_j keep_ij c_ij              cnt  sum_j keep_ij                     (label smoothing among masked pairs)
-    tm   max_j z_ij                      ts   sum_j soft_ij      tp  sum_j soft_ij c_ij   (soft targets; z = p q^T)
+    uni  sum_j keep_ij c_ij              cnt  sum_j keep_ij                     (label smoothing
+                                              among masked pairs)
+    tm   max_j z_ij                      ts   sum_j soft_ij      tp  sum_j soft_ij c_ij   (soft
+                                              targets; z = p q^T)
 """
 
 from __future__ import annotations
@@ -37,13 +41,17 @@ def lowest(dtype: jnp.dtype) -> float:
 
 
 def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """Product over axis `contract[0]` of `a` and `contract[1]` of `b`, accumulated in float32 (float64).
+    """Product over axis `contract[0]` of `a` and `contract[1]` of `b`, accumulated in float32
+    (float64).
 
-    float32 operands are multiplied in full precision: the TPU's default would round them to bfloat16.
+    float32 operands are multiplied in full precision: the TPU's default would round them to
+    bfloat16.
     """
     precision = lax.Precision.DEFAULT if a.dtype == jnp.bfloat16 else lax.Precision.HIGHEST
     dims = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(a, b, dims, precision=precision, preferred_element_type=accumulator(a.dtype))
+    return lax.dot_general(
+        a, b, dims, precision=precision, preferred_element_type=accumulator(a.dtype)
+    )
 
 
 def as_rows(side: Side) -> Side:
@@ -87,7 +95,8 @@ def competing(rows: Side, cols: Side, form: Form, positive: jax.Array) -> jax.Ar
 
 
 def soft_logits(rows: Side, cols: Side, form: Form, keep: jax.Array | None) -> jax.Array:
-    """The teacher's z `[m, n]` (given as `rows["z"]`, or multiplied here); for the linear similarity already the target values, zero where pairs do not compete."""
+    """The teacher's z `[m, n]` (given as `rows["z"]`, or multiplied here); for the linear
+    similarity already the target values, zero where pairs do not compete."""
     z = rows["z"] if "z" in rows else matmul(rows["teacher"], cols["teacher"], (1, 1))
     if form.soft == "linear":
         z = form.linear[0] + form.linear[1] * z
@@ -103,8 +112,11 @@ def _max(x: jax.Array, axis: int) -> jax.Array:
     return jnp.max(x, axis, keepdims=True)
 
 
-def softmax_stats(c: jax.Array, scale: jax.Array, rows: Side, cols: Side, form: Form) -> tuple[Stats, Stats]:
-    """Statistics of the rows (`[m, 1]`) and columns (`[1, n]`) over one tile of cosines `c` `[m, n]`."""
+def softmax_stats(
+    c: jax.Array, scale: jax.Array, rows: Side, cols: Side, form: Form
+) -> tuple[Stats, Stats]:
+    """Statistics of the rows (`[m, 1]`) and columns (`[1, n]`) over one tile of cosines `c` `[m,
+    n]`."""
     w, positive = positives(rows, cols, form)
     keep = competing(rows, cols, form, positive)
     c0 = c
@@ -127,9 +139,11 @@ def softmax_stats(c: jax.Array, scale: jax.Array, rows: Side, cols: Side, form: 
 
 
 def full(shape: tuple[int, ...] | int, value: float, like: jax.Array) -> jax.Array:
-    """An array of `value` in the accumulation dtype of `like`, varying over the same manual mesh axes.
+    """An array of `value` in the accumulation dtype of `like`, varying over the same manual mesh
+    axes.
 
-    A scan's carry must enter as it leaves, also inside shard_map; the select lends those axes and is folded away.
+    A scan's carry must enter as it leaves, also inside shard_map; the select lends those axes and
+    is folded away.
     """
     acc = accumulator(like.dtype)
     one = jnp.where(False, like[(0,) * like.ndim].astype(acc), jnp.asarray(value, acc))
@@ -151,7 +165,11 @@ def empty_stats(n: int, form: Form, like: jax.Array) -> Stats:
 def merge_stats(a: Stats, b: Stats, scale: jax.Array) -> Stats:
     """Statistics of the union of two disjoint sets of columns (rows)."""
     m = jnp.maximum(a["m"], b["m"])
-    out = dict(m=m, s=a["s"] * jnp.exp(scale * (a["m"] - m)) + b["s"] * jnp.exp(scale * (b["m"] - m)), pos=a["pos"] + b["pos"])
+    out = dict(
+        m=m,
+        s=a["s"] * jnp.exp(scale * (a["m"] - m)) + b["s"] * jnp.exp(scale * (b["m"] - m)),
+        pos=a["pos"] + b["pos"],
+    )
     if "uni" in a:
         out |= dict(uni=a["uni"] + b["uni"], cnt=a["cnt"] + b["cnt"])
     if "tm" in a:
@@ -161,14 +179,18 @@ def merge_stats(a: Stats, b: Stats, scale: jax.Array) -> Stats:
     return out
 
 
-def softmax_gradient(c: jax.Array, scale: jax.Array, rows: Side, cols: Side, form: Form) -> jax.Array:
+def softmax_gradient(
+    c: jax.Array, scale: jax.Array, rows: Side, cols: Side, form: Form
+) -> jax.Array:
     """d loss / d logits `[m, n]`, the positives already folded in.
 
-    `rows` and `cols` also hold what the backward pass knows per row (column), with `g` the cotangent of its loss:
-    `m`, `l = log s`, `gz = g total`, `gw = g norm (1 - smoothing)`; with smoothing `gu = g total smoothing / n competing`;
-    with soft targets `tm` and `gt = g weight (1 - smoothing) / ts`.
+    `rows` and `cols` also hold what the backward pass knows per row (column), with `g` the
+    cotangent of its loss: `m`, `l = log s`, `gz = g total`, `gw = g norm (1 - smoothing)`; with
+    smoothing `gu = g total smoothing / n competing`; with soft targets `tm` and `gt = g weight (1 -
+    smoothing) / ts`.
 
-    Folding before the (perhaps bfloat16) products with u and v matters: near convergence the two halves cancel.
+    Folding before the (perhaps bfloat16) products with u and v matters: near convergence the two
+    halves cancel.
     """
     w, positive = positives(rows, cols, form)
     keep = competing(rows, cols, form, positive)
@@ -207,7 +229,8 @@ def softplus(x: jax.Array) -> jax.Array:
 
 
 def sigmoid_loss(logits: jax.Array, rows: Side, cols: Side, form: Form) -> jax.Array:
-    """Binary cross-entropy of each pair `[m, n]`: softplus(x) - y x, zero where pairs do not count."""
+    """Binary cross-entropy of each pair `[m, n]`: softplus(x) - y x, zero where pairs do not
+    count."""
     y, keep = sigmoid_targets(rows, cols, form)
     # (1 - y) softplus(x) + y softplus(-x): no cancellation at large x.
     tail = jnp.log1p(jnp.exp(-jnp.abs(logits)))

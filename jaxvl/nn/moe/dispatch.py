@@ -2,15 +2,20 @@
 
 Three forms of one map, chosen by `MoeConfig.dispatch`:
 
-    gather   places [G, E, C] read their token; results are added to the tokens they belong to. Least work everywhere.
-    einsum   the same by products with one-hot matrices [G, S, E, C]: no gather, but 4·S·E·C·D FLOP a group.
-    ragged   choices sorted by expert and `jax.lax.ragged_dot`: no capacity needed, so nothing is dropped. Of one device,
-             or, on a mesh, of each device's own tokens (under `shard_map`; the experts are then whole on every device).
+    gather   places [G, E, C] read their token; results are added to the tokens they belong to.
+             Least work everywhere.
+    einsum   the same by products with one-hot matrices [G, S, E, C]: no gather, but 4·S·E·C·D FLOP
+             a group.
+    ragged   choices sorted by expert and `jax.lax.ragged_dot`: no capacity needed, so nothing is
+             dropped. Of one device, or, on a mesh, of each device's own tokens (under `shard_map`;
+             the experts are then whole on every device).
 
-On a mesh the first two turn groups spread over data x fsdp x expert into experts spread over `expert` and back: one all-to-all each.
+On a mesh the first two turn groups spread over data x fsdp x expert into experts spread over
+`expert` and back: one all-to-all each.
 
     device      0 1 2 3 (expert)         0    1    2    3
-    groups      a b c d           ->   a..d a..d a..d a..d     the places of experts 0-1 | 2-3 | 4-5 | 6-7
+    groups      a b c d           ->   a..d a..d a..d a..d     the places of experts 0-1 | 2-3 | 4-5
+                                       | 6-7
 """
 
 from __future__ import annotations
@@ -76,27 +81,33 @@ class Mixing:
 
 
 def group_size(tokens: int, most: int, experts: int) -> int:
-    """S: the largest divisor of `tokens` that is <= `most`. Raises ValueError where that is below E, unless there are no more tokens."""
+    """S: the largest divisor of `tokens` that is <= `most`. Raises ValueError where that is below
+    E, unless there are no more tokens."""
     size = next(s for s in range(min(tokens, most), 0, -1) if tokens % s == 0)
     if size < min(tokens, experts):
         raise ValueError(
-            f"group_size: {tokens} tokens have no divisor between the {experts} experts and {most}; choose another batch or length"
+            f"group_size: {tokens} tokens have no divisor between the {experts} experts and "
+            f"{most}; choose another batch or length"
         )
     return size
 
 
 def group_axis(groups: int) -> str:
-    """Logical axis of `groups` groups: also over the experts' devices where that divides them, else as the batch."""
+    """Logical axis of `groups` groups: also over the experts' devices where that divides them, else
+    as the batch."""
     return "group" if groups % math.prod(n for _, n in _mesh_axes("group")) == 0 else "batch"
 
 
 def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`jax.lax.top_k` of x [G, …] along its last axis, each device with its own groups: the compiler would gather them all first."""
+    """`jax.lax.top_k` of x [G, …] along its last axis, each device with its own groups: the
+    compiler would gather them all first."""
     axes = _mesh_axes(group_axis(len(x)))
     if not axes or len(x) % math.prod(n for _, n in axes):
         return jax.lax.top_k(x, k)
     spec = PartitionSpec(tuple(name for name, _ in axes))
-    return jax.shard_map(lambda x: jax.lax.top_k(x, k), mesh=auto_mesh(), in_specs=spec, out_specs=spec)(x)
+    return jax.shard_map(
+        lambda x: jax.lax.top_k(x, k), mesh=auto_mesh(), in_specs=spec, out_specs=spec
+    )(x)
 
 
 def _mesh_axes(logical: str) -> list[tuple[str, int]]:
@@ -105,7 +116,9 @@ def _mesh_axes(logical: str) -> list[tuple[str, int]]:
     return [] if mesh is None else [(a, mesh.shape[a]) for a in RULES[logical] if a in mesh.shape]
 
 
-def run_places(x: jax.Array, plan: Places | Mixing, run: Callable[[jax.Array], jax.Array], form: Form) -> jax.Array:
+def run_places(
+    x: jax.Array, plan: Places | Mixing, run: Callable[[jax.Array], jax.Array], form: Form
+) -> jax.Array:
     """Through the experts by places.
 
     Args:
@@ -128,7 +141,9 @@ def run_places(x: jax.Array, plan: Places | Mixing, run: Callable[[jax.Array], j
     if into is None:
         _, experts, capacity = plan.token.shape
         flat = plan.token.reshape(groups, -1)
-        places = jnp.take_along_axis(x, flat[..., None], axis=1, mode="promise_in_bounds").reshape(groups, experts, capacity, width)
+        places = jnp.take_along_axis(x, flat[..., None], axis=1, mode="promise_in_bounds").reshape(
+            groups, experts, capacity, width
+        )
     else:
         places = jnp.einsum("gsec,gsd->gecd", into, x)
     places = constrain(constrain(places, axis, None, None, None), "batch", "expert", None, None)
@@ -136,14 +151,24 @@ def run_places(x: jax.Array, plan: Places | Mixing, run: Callable[[jax.Array], j
     places = constrain(places, axis, None, None, None)
     if into is None:
         results = (places.astype(jnp.float32) * plan.gate[..., None]).reshape(groups, -1, width)
-        y = jax.vmap(lambda r, t: jnp.zeros((size, width), jnp.float32).at[t].add(r, mode="promise_in_bounds"))(results, flat)
+        y = jax.vmap(
+            lambda r, t: (
+                jnp.zeros((size, width), jnp.float32).at[t].add(r, mode="promise_in_bounds")
+            )
+        )(results, flat)
     else:
-        y = jnp.einsum("gsec,gecd->gsd", back.astype(x.dtype), places, preferred_element_type=jnp.float32)
+        y = jnp.einsum(
+            "gsec,gecd->gsd", back.astype(x.dtype), places, preferred_element_type=jnp.float32
+        )
     return constrain(y, axis, None, None)
 
 
 def run_choices(
-    x: jax.Array, plan: Choices, run: Callable[[Any, jax.Array, jax.Array], jax.Array], weights: Any, experts: int
+    x: jax.Array,
+    plan: Choices,
+    run: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    weights: Any,
+    experts: int,
 ) -> jax.Array:
     """Through the experts by sorted choices.
 
@@ -165,10 +190,13 @@ def run_choices(
     shards = math.prod(n for _, n in axes)
     if mesh.size != shards or len(x) % shards:
         raise ValueError(
-            f"dispatch: 'ragged' needs a mesh of data x fsdp alone that divides the {len(x)} groups (mesh: {dict(mesh.shape)}); use 'gather'"
+            f"dispatch: 'ragged' needs a mesh of data x fsdp alone that divides the {len(x)} "
+            f"groups (mesh: {dict(mesh.shape)}); use 'gather'"
         )
     rows, whole = PartitionSpec(tuple(name for name, _ in axes)), PartitionSpec()
-    return jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, whole), out_specs=rows)(x, plan, weights)
+    return jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, whole), out_specs=rows)(
+        x, plan, weights
+    )
 
 
 def _sorted_choices(x, plan, weights, *, run, experts):
@@ -179,4 +207,6 @@ def _sorted_choices(x, plan, weights, *, run, experts):
     rows = x.reshape(-1, width)[order // k]
     counts = (chosen[:, None] == jnp.arange(experts)).sum(0, dtype=jnp.int32)
     results = run(weights, rows, counts).astype(jnp.float32) * plan.gate.reshape(-1)[order][:, None]
-    return jnp.zeros((groups * size, width), jnp.float32).at[order // k].add(results).reshape(x.shape)
+    return (
+        jnp.zeros((groups * size, width), jnp.float32).at[order // k].add(results).reshape(x.shape)
+    )

@@ -21,14 +21,34 @@ class Stacked(nnx.Module):
       init: called once per expert with [in, out].
     """
 
-    def __init__(self, experts: int, inputs: int, outputs: int, *, axes: tuple[str, str], bias: bool, init: Initializer, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        experts: int,
+        inputs: int,
+        outputs: int,
+        *,
+        axes: tuple[str, str],
+        bias: bool,
+        init: Initializer,
+        rngs: nnx.Rngs,
+    ):
         keys = jax.random.split(rngs.params(), experts)
-        self.kernel = nnx.Param(jax.vmap(lambda key: init(key, (inputs, outputs), jnp.float32))(keys), axes=("expert", *axes))
-        self.bias = nnx.Param(jnp.zeros((experts, outputs), jnp.float32), axes=("expert", axes[1])) if bias else None
+        self.kernel = nnx.Param(
+            jax.vmap(lambda key: init(key, (inputs, outputs), jnp.float32))(keys),
+            axes=("expert", *axes),
+        )
+        self.bias = (
+            nnx.Param(jnp.zeros((experts, outputs), jnp.float32), axes=("expert", axes[1]))
+            if bias
+            else None
+        )
 
     def arrays(self, dtype: Any) -> dict[str, jax.Array | None]:
         """Kernel and bias in the compute dtype."""
-        return {"kernel": self.kernel[...].astype(dtype), "bias": None if self.bias is None else self.bias[...].astype(dtype)}
+        return {
+            "kernel": self.kernel[...].astype(dtype),
+            "bias": None if self.bias is None else self.bias[...].astype(dtype),
+        }
 
 
 class Experts(nnx.Module):
@@ -62,18 +82,21 @@ class Experts(nnx.Module):
         """All parameters in the compute dtype."""
         return {"up": self.up.arrays(self.dtype), "down": self.down.arrays(self.dtype)}
 
-    def __call__(self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
         """x [G, E, C, D] -> [G, E, C, D]: row e through expert e."""
         (groups, experts, places, width), w = x.shape, self.weights()
-        # Rows expert by expert in one dimension: products of [E, N, D] are one matrix product per expert, and on a CPU take half
-        # the time of those of [G, E, C, D].
+        # Rows expert by expert in one dimension: products of [E, N, D] are one matrix product per
+        # expert, and on a CPU take half the time of those of [G, E, C, D].
         x = x.astype(self.dtype).swapaxes(0, 1).reshape(experts, groups * places, width)
         x = ACTIVATIONS[self.activation](_each(x, w["up"]))
         x = _each(dropout(x, self.dropout, key, train=train), w["down"])
         return x.reshape(experts, groups, places, width).swapaxes(0, 1)
 
     def sorted_rows(self, weights: Any, x: jax.Array, counts: jax.Array) -> jax.Array:
-        """x [N, D], sorted by expert, `counts` int32 [E] rows for each -> [N, D]; `weights` as `weights()` gives them."""
+        """x [N, D], sorted by expert, `counts` int32 [E] rows for each -> [N, D]; `weights` as
+        `weights()` gives them."""
         x = ACTIVATIONS[self.activation](_ragged(x.astype(self.dtype), weights["up"], counts))
         return _ragged(x, weights["down"], counts)
 
@@ -86,4 +109,8 @@ def _each(x: jax.Array, w: dict[str, jax.Array | None]) -> jax.Array:
 
 def _ragged(x: jax.Array, w: dict[str, jax.Array | None], counts: jax.Array) -> jax.Array:
     y = jax.lax.ragged_dot(x, w["kernel"], counts)
-    return y if w["bias"] is None else y + jnp.repeat(w["bias"], counts, axis=0, total_repeat_length=len(x))
+    return (
+        y
+        if w["bias"] is None
+        else y + jnp.repeat(w["bias"], counts, axis=0, total_repeat_length=len(x))
+    )

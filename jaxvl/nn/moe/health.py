@@ -16,9 +16,11 @@ def health_of(routing: Routing, tokens: Tokens) -> dict[str, jax.Array]:
     """Figures of one layer and batch, without gradient.
 
     Returns:
-      load: each expert's share of the (token, expert) pairs that run; of soft routing, its share of the weight.
-      load/MODALITY: the same within each modality, 0 where it has no token; only where tokens have one. Where experts choose within one
-        modality it is even by construction, and the next one tells.
+      load: each expert's share of the (token, expert) pairs that run; of soft routing, its share of
+        the weight.
+      load/MODALITY: the same within each modality, 0 where it has no token; only where tokens have
+        one. Where experts choose within one modality it is even by construction, and the next one
+        tells.
       weight/MODALITY: each expert's share of the routing weight of the modality's tokens, likewise.
       dropped: share of the tokens that no expert sees.
       overflow: share of the choices beyond an expert's capacity (token choice).
@@ -26,7 +28,9 @@ def health_of(routing: Routing, tokens: Tokens) -> dict[str, jax.Array]:
       dead: 1 for an expert with less than 1 % of an even share of the weight, else 0, float32 [E].
       Shares are float32 [E], the others float32 [].
     """
-    mass, real, probs = (jax.lax.stop_gradient(a) for a in (routing.mass, tokens.real, routing.probs))
+    mass, real, probs = (
+        jax.lax.stop_gradient(a) for a in (routing.mass, tokens.real, routing.probs)
+    )
     experts, count = mass.shape[-1], jnp.maximum(real.sum(), 1.0)
     runs = (mass if isinstance(routing.plan, Mixing) else mass > 0) * real[..., None]
     weight = (mass * real[..., None]).sum((0, 1))
@@ -39,7 +43,10 @@ def health_of(routing: Routing, tokens: Tokens) -> dict[str, jax.Array]:
     }
     if tokens.modality is not None:
         for name, own in tokens.kinds().items():
-            found |= {f"{key}/{name}": _shares((shared * own[..., None]).sum((0, 1))) for key, shared in (("load", runs), ("weight", mass))}
+            found |= {
+                f"{key}/{name}": _shares((shared * own[..., None]).sum((0, 1)))
+                for key, shared in (("load", runs), ("weight", mass))
+            }
     return found
 
 

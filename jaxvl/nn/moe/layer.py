@@ -29,8 +29,10 @@ class MoeOutput:
 
     Attributes:
       y: [B, T, D].
-      losses: name -> float32 []; `router.py` says which router gives which. Of a stack: the sum over its MoE layers.
-      health: name -> float32 array, see `health.health_of`. Of a stack: with a leading axis of its MoE layers.
+      losses: name -> float32 []; `router.py` says which router gives which. Of a stack: the sum
+        over its MoE layers.
+      health: name -> float32 array, see `health.health_of`. Of a stack: with a leading axis of its
+        MoE layers.
     """
 
     y: jax.Array
@@ -38,17 +40,25 @@ class MoeOutput:
     health: dict[str, jax.Array]
 
     def by_row(self) -> dict[str, jax.Array]:
-        """Losses and health as outputs of a model: `moe/loss/NAME` [B], `moe/health/NAME` [B, …], the same in every row.
+        """Losses and health as outputs of a model: `moe/loss/NAME` [B], `moe/health/NAME` [B, …],
+        the same in every row.
 
-        Rows are what a step joins where it encodes a batch in parts; the mean over rows is then that over the parts.
+        Rows are what a step joins where it encodes a batch in parts; the mean over rows is then
+        that over the parts.
         """
-        named = {f"moe/loss/{k}": v for k, v in self.losses.items()} | {f"moe/health/{k}": v for k, v in self.health.items()}
-        return {k: constrain(jnp.broadcast_to(v, (len(self.y), *v.shape)), "batch", *[None] * v.ndim) for k, v in named.items()}
+        named = {f"moe/loss/{k}": v for k, v in self.losses.items()} | {
+            f"moe/health/{k}": v for k, v in self.health.items()
+        }
+        return {
+            k: constrain(jnp.broadcast_to(v, (len(self.y), *v.shape)), "batch", *[None] * v.ndim)
+            for k, v in named.items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class MoeConfig:
-    """Mixtures of experts of a stack, and which of its layers have one. The defaults are IMP's but for `last`.
+    """Mixtures of experts of a stack, and which of its layers have one. The defaults are IMP's but
+    for `last`.
 
     Attributes:
       router: `expert_choice`, `token_choice`, `soft`, or `skills` (fixed, by name).
@@ -57,13 +67,17 @@ class MoeConfig:
       every: each such layer is (V-MoE: 2, the second, the fourth …).
       hidden: F of an expert; None: the stack's.
       bias: of the experts' linear maps.
-      group_size: most tokens of a group. Groups are consecutive tokens of the flattened batch, as many as divide it evenly.
-      span: `batch`: a group may hold tokens of several examples, so that an example's result depends on its companions; `row`:
-        it holds tokens of one, and neither microbatches nor companions change a result.
-      eval_span: outside training. `row`, which None stands for: an example is routed on its own, whatever it is batched with
-        (see `Moe.alone`). `batch`: in groups as in training, where padding and companions change an embedding.
+      group_size: most tokens of a group. Groups are consecutive tokens of the flattened batch, as
+        many as divide it evenly.
+      span: `batch`: a group may hold tokens of several examples, so that an example's result
+        depends on its companions; `row`: it holds tokens of one, and neither microbatches nor
+        companions change a result.
+      eval_span: outside training. `row`, which None stands for: an example is routed on its own,
+        whatever it is batched with (see `Moe.alone`). `batch`: in groups as in training, where
+        padding and companions change an embedding.
       dispatch: `gather`, `einsum` or `ragged`, see `dispatch.py`.
-      modalities: names of the kinds of tokens, where the model gives `modality`: health and entropies are then by modality.
+      modalities: names of the kinds of tokens, where the model gives `modality`: health and
+        entropies are then by modality.
     """
 
     router: Annotated[Any, ROUTERS] = ExpertChoice()
@@ -79,51 +93,90 @@ class MoeConfig:
     modalities: tuple[str, ...] = ()
 
     def __post_init__(self):
-        check((self.last is None) != (self.every is None), "last", "give either last (so many last layers) or every (each such layer)")
+        check(
+            (self.last is None) != (self.every is None),
+            "last",
+            "give either last (so many last layers) or every (each such layer)",
+        )
         for name in ("experts", "last", "every", "hidden", "group_size"):
             value = getattr(self, name)
             check(value is None or value >= 1, name, f"{value!r} must be >= 1")
         forms = self.router.forms
-        check(self.dispatch in forms, "dispatch", f"{self.dispatch!r} is not one of {', '.join(forms)}, which this router has")
+        check(
+            self.dispatch in forms,
+            "dispatch",
+            f"{self.dispatch!r} is not one of {', '.join(forms)}, which this router has",
+        )
         if isinstance(self.router, Skills):
             names = self.router.names
-            check(self.experts == len(names), "experts", f"{self.experts} must be the number of skills, {len(names)}")
+            check(
+                self.experts == len(names),
+                "experts",
+                f"{self.experts} must be the number of skills, {len(names)}",
+            )
         top = getattr(self.router, "top", 1)
         check(top <= self.experts, "router.top", f"{top!r} must be <= the {self.experts} experts")
-        check(len(set(self.modalities)) == len(self.modalities), "modalities", f"{list(self.modalities)!r} names one twice")
+        check(
+            len(set(self.modalities)) == len(self.modalities),
+            "modalities",
+            f"{list(self.modalities)!r} names one twice",
+        )
 
     def layers(self, depth: int) -> tuple[bool, ...]:
-        """Which of `depth` layers are MoE. Raises ConfigError where none would be, or more than there are."""
+        """Which of `depth` layers are MoE. Raises ConfigError where none would be, or more than
+        there are."""
         if self.last is not None:
-            check(self.last <= depth, "moe.last", f"{self.last} layers are more than the {depth} of the stack")
+            check(
+                self.last <= depth,
+                "moe.last",
+                f"{self.last} layers are more than the {depth} of the stack",
+            )
             return tuple(i >= depth - self.last for i in range(depth))
-        check(self.every <= depth, "moe.every", f"{self.every} is more than the {depth} layers of the stack, of which none would be MoE")
+        check(
+            self.every <= depth,
+            "moe.every",
+            f"{self.every} is more than the {depth} layers of the stack, of which none would "
+            f"be MoE",
+        )
         return tuple((i + 1) % self.every == 0 for i in range(depth))
 
     def build(
-        self, width: int, hidden: int, *, rngs: nnx.Rngs, activation: Activation = "gelu_tanh", dropout: float = 0.0,
-        init: Initializer = xavier, dtype: Any = jnp.float32,
-    ) -> Moe | SkillMoe:  # fmt: skip
+        self,
+        width: int,
+        hidden: int,
+        *,
+        rngs: nnx.Rngs,
+        activation: Activation = "gelu_tanh",
+        dropout: float = 0.0,
+        init: Initializer = xavier,
+        dtype: Any = jnp.float32,
+    ) -> Moe | SkillMoe:
         """The layer of a stack of D = `width`; `hidden` is F where the configuration has none."""
         options = dict(rngs=rngs, activation=activation, dropout=dropout, init=init, dtype=dtype)
-        return (SkillMoe if isinstance(self.router, Skills) else Moe)(self, width, self.hidden or hidden, **options)
+        return (SkillMoe if isinstance(self.router, Skills) else Moe)(
+            self, width, self.hidden or hidden, **options
+        )
 
 
 class Moe(nnx.Module):
     """Experts with a learned router.
 
-    An embedding must not depend on what it is batched with, so outside training every example is routed on its own. A layer that was
-    trained so (`span="row"`) does exactly what it did in training. One that was trained on groups of several examples
-    (`span="batch"`) cannot; what stands closest to it depends on the router:
+    An embedding must not depend on what it is batched with, so outside training every example is
+    routed on its own. A layer that was trained so (`span="row"`) does exactly what it did in
+    training. One that was trained on groups of several examples (`span="batch"`) cannot; what
+    stands closest to it depends on the router:
 
-        expert choice   An example is a group, and an expert takes max(1, factor · T / E) of its T tokens: as many experts per token
-                        as in training. That the choice depends on the batch is a limit of the method, which Zhou et al. (2022) leave
-                        open for small batches in serving.
-        soft            An example is a group, as in the paper (Puigcerver et al. 2023), with all of its places.
-        token choice    No token is dropped. Tokens choose for themselves; only the capacity ties them to others. The loads of one
-                        example are far more uneven than those of many, so that the capacity of one would drop what training kept.
-                        Each expert has room for all tokens of an example, which is up to E / (factor · K) times the experts' work;
-                        `ragged` has no places and does only what is needed.
+        expert choice   An example is a group, and an expert takes max(1, factor · T / E) of its T
+                        tokens: as many experts per token as in training. That the choice depends on
+                        the batch is a limit of the method, which Zhou et al. (2022) leave open for
+                        small batches in serving.
+        soft            An example is a group, as in the paper (Puigcerver et al. 2023), with all of
+                        its places.
+        token choice    No token is dropped. Tokens choose for themselves; only the capacity ties
+                        them to others. The loads of one example are far more uneven than those of
+                        many, so that the capacity of one would drop what training kept. Each expert
+                        has room for all tokens of an example, which is up to E / (factor · K) times
+                        the experts' work; `ragged` has no places and does only what is needed.
 
     Args:
       config: see `MoeConfig`. width, hidden: D and F.
@@ -133,11 +186,25 @@ class Moe(nnx.Module):
       ValueError: dropout in the experts with `ragged`.
     """
 
-    def __init__(self, config: MoeConfig, width: int, hidden: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, **options: Any):
+    def __init__(
+        self,
+        config: MoeConfig,
+        width: int,
+        hidden: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        **options: Any,
+    ):
         self.router = config.router.build(width, config.experts, rngs)
-        self.experts = Experts(config.experts, width, hidden, bias=config.bias, rngs=rngs, dtype=dtype, **options)
+        self.experts = Experts(
+            config.experts, width, hidden, bias=config.bias, rngs=rngs, dtype=dtype, **options
+        )
         if config.dispatch == "ragged" and self.experts.dropout:
-            raise ValueError("dispatch: 'ragged' has no dropout inside the experts; use 'gather', or hidden_dropout=0")
+            raise ValueError(
+                "dispatch: 'ragged' has no dropout inside the experts; use 'gather', or "
+                "hidden_dropout=0"
+            )
         self.config, self.dtype = config, dtype
 
     def __call__(
@@ -160,17 +227,25 @@ class Moe(nnx.Module):
           modality: int, broadcast to [B, T], in [0, M): index of `config.modalities`.
           skills: of `SkillMoe`; must be None here.
           causal: whether the layer may not look at later tokens.
-          drops: False: token choice has no capacity here, so that nothing is dropped (a sequence that grows token by token).
+          drops: False: token choice has no capacity here, so that nothing is dropped (a sequence
+            that grows token by token).
           train, key: of noise and dropout.
 
         Raises:
-          ValueError: a causal layer whose router looks ahead; skills; a modality where the configuration names none.
+          ValueError: a causal layer whose router looks ahead; skills; a modality where the
+            configuration names none.
         """
         config = self.config
         if causal and (problem := config.router.causal_problem()):
-            raise ValueError(f"router: {problem}, but the layer is causal; use 'token_choice' that places in order")
+            raise ValueError(
+                f"router: {problem}, but the layer is causal; use 'token_choice' that places "
+                f"in order"
+            )
         if skills is not None:
-            raise ValueError(f"skills: {skills!r}, but the router is learned; only 'skills' activates experts by name")
+            raise ValueError(
+                f"skills: {skills!r}, but the router is learned; only 'skills' activates "
+                f"experts by name"
+            )
         if modality is not None and not config.modalities:
             raise ValueError("modality: given, but the configuration's `modalities` names none")
         (b, t, d), keys = x.shape, split(key, 2)
@@ -185,26 +260,51 @@ class Moe(nnx.Module):
         kinds = None if modality is None else grouped(jnp.broadcast_to(modality, (b, t)))
         tokens, x = Tokens(grouped(real), kinds, config.modalities), grouped(x)
         x, ragged = constrain(x, group_axis(len(x)), None, None), config.dispatch == "ragged"
-        routing = self.router(x, tokens, ragged=ragged, drops=drops and not alone, train=train, key=keys[0])
+        routing = self.router(
+            x, tokens, ragged=ragged, drops=drops and not alone, train=train, key=keys[0]
+        )
         x = x.astype(self.dtype)
         if ragged:
-            y = run_choices(x, routing.plan, self.experts.sorted_rows, self.experts.weights(), config.experts)
+            y = run_choices(
+                x, routing.plan, self.experts.sorted_rows, self.experts.weights(), config.experts
+            )
         else:
-            y = run_places(x, routing.plan, lambda places: self.experts(places, train=train, key=keys[1]), config.dispatch)
+            y = run_places(
+                x,
+                routing.plan,
+                lambda places: self.experts(places, train=train, key=keys[1]),
+                config.dispatch,
+            )
         y = constrain(y.astype(self.dtype).reshape(b, t, d), group_axis(b), None, None)
         return MoeOutput(y, routing.losses, health_of(routing, tokens))
 
     def alone(self, train: bool) -> bool:
-        """Whether an example that was trained in groups of several is now routed on its own, as a group of its T tokens."""
+        """Whether an example that was trained in groups of several is now routed on its own, as a
+        group of its T tokens."""
         return not train and self.config.span == "batch" and self.config.eval_span != "batch"
 
 
 class SkillMoe(nnx.Module):
-    """Named perceptrons of which a call runs some, see `router.Skills`. Their paths are `skills/NAME/…`."""
+    """Named perceptrons of which a call runs some, see `router.Skills`. Their paths are
+    `skills/NAME/…`."""
 
-    def __init__(self, config: MoeConfig, width: int, hidden: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32, **options: Any):
+    def __init__(
+        self,
+        config: MoeConfig,
+        width: int,
+        hidden: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
+        **options: Any,
+    ):
         names = config.router.names
-        self.skills = nnx.Dict({name: Mlp(width, hidden, bias=config.bias, rngs=rngs, dtype=dtype, **options) for name in names})
+        self.skills = nnx.Dict(
+            {
+                name: Mlp(width, hidden, bias=config.bias, rngs=rngs, dtype=dtype, **options)
+                for name in names
+            }
+        )
         self.config = config
 
     def __call__(
@@ -219,7 +319,8 @@ class SkillMoe(nnx.Module):
         train: bool = False,
         key: jax.Array | None = None,
     ) -> MoeOutput:
-        """Mean of the results of `skills`, which is fixed when the program is compiled; the rest as for `Moe`.
+        """Mean of the results of `skills`, which is fixed when the program is compiled; the rest as
+        for `Moe`.
 
         Raises:
           ValueError: no skills, or one that is not known.
@@ -228,8 +329,21 @@ class SkillMoe(nnx.Module):
         names = self.config.router.names
         if not skills or not set(skills) <= set(names) or len(set(skills)) < len(skills):
             raise ValueError(f"skills: {skills!r} must be some of {', '.join(names)}, each once")
-        results = [self.skills[name](x, train=train, key=k) for name, k in zip(skills, split(key, len(skills)))]
+        results = [
+            self.skills[name](x, train=train, key=k)
+            for name, k in zip(skills, split(key, len(skills)))
+        ]
         y = sum(results[1:], results[0]) / len(skills)
         on = jnp.asarray([name in skills for name in names], jnp.float32)
         zero = jnp.float32(0)
-        return MoeOutput(y, {}, {"load": on / on.sum(), "dropped": zero, "overflow": zero, "entropy": zero, "dead": 0 * on})
+        return MoeOutput(
+            y,
+            {},
+            {
+                "load": on / on.sum(),
+                "dropped": zero,
+                "overflow": zero,
+                "entropy": zero,
+                "dead": 0 * on,
+            },
+        )

@@ -25,7 +25,9 @@ def picture(orientation: int = 1) -> bytes:
     pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = (255, 0, 0)
     image = Image.fromarray(pixels)
     if orientation == 6:
-        image = image.transpose(Image.Transpose.ROTATE_90)  # shown turned by 90 degrees to the right
+        image = image.transpose(
+            Image.Transpose.ROTATE_90
+        )  # shown turned by 90 degrees to the right
     out = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -48,7 +50,9 @@ def rows(config: PictureWithBoxes, record: dict, draws=(0.4, 0.5, 0.6, 0.3), **p
     """One row as the host makes it."""
     context = Context(None, Preprocess(image_size=SIZE, **preprocess), Cache(0))
     reader = config.reader("image", One(), context)
-    out = {name: np.zeros((1, *row.shape), row.dtype) for name, row in config.arrays("image").items()}
+    out = {
+        name: np.zeros((1, *row.shape), row.dtype) for name, row in config.arrays("image").items()
+    }
     reader.write(out, 0, reader.load(record), draws)
     return out
 
@@ -80,7 +84,9 @@ def test_a_box_stays_around_its_thing(how, seen):
         preprocess = Preprocess(image_size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         made = config.on_device("image", batch, keys, preprocess)
         assert made["image_boxes_mask"][0].tolist() == [True, False, False]
-        np.testing.assert_allclose(made["image_boxes"][0, 0], red(np.asarray(made["image"][0])), atol=2.5 / SIZE)
+        np.testing.assert_allclose(
+            made["image_boxes"][0, 0], red(np.asarray(made["image"][0])), atol=2.5 / SIZE
+        )
 
 
 def test_a_turned_box_is_the_smallest_around_it():
@@ -89,8 +95,12 @@ def test_a_turned_box_is_the_smallest_around_it():
     preprocess = Preprocess(image_size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     for seed in range(4):
         batch = {name: jax.numpy.asarray(value) for name, value in host.items()}
-        made = config.on_device("image", batch, jax.random.split(jax.random.key(seed), 1), preprocess)
-        np.testing.assert_allclose(made["image_boxes"][0, 0], red(np.asarray(made["image"][0])), atol=3 / SIZE)
+        made = config.on_device(
+            "image", batch, jax.random.split(jax.random.key(seed), 1), preprocess
+        )
+        np.testing.assert_allclose(
+            made["image_boxes"][0, 0], red(np.asarray(made["image"][0])), atol=3 / SIZE
+        )
 
 
 def test_orientation_sizes_and_shares_are_the_same_box():
@@ -100,10 +110,14 @@ def test_orientation_sizes_and_shares_are_the_same_box():
     np.testing.assert_allclose(upright, expected, atol=1e-6)
     coco = PictureWithBoxes(size=SIZE, max_boxes=1, corners="size", fast_decode=False)
     given = np.array([[BOX[0], BOX[1], BOX[2] - BOX[0], BOX[3] - BOX[1]]])
-    np.testing.assert_allclose(rows(coco, dict(image=picture(), boxes=given))["image_boxes"], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        rows(coco, dict(image=picture(), boxes=given))["image_boxes"], expected, atol=1e-6
+    )
     shares = PictureWithBoxes(size=SIZE, max_boxes=1, boxes_in="shares", fast_decode=False)
     given = np.array([BOX]) / [WIDTH, HEIGHT, WIDTH, HEIGHT]
-    np.testing.assert_allclose(rows(shares, dict(image=picture(), boxes=given))["image_boxes"], expected, atol=1e-6)
+    np.testing.assert_allclose(
+        rows(shares, dict(image=picture(), boxes=given))["image_boxes"], expected, atol=1e-6
+    )
 
 
 def test_what_is_cut_off_is_masked():
@@ -112,7 +126,9 @@ def test_what_is_cut_off_is_masked():
     half = (20, 50, 70, 150)
     host = rows(config, dict(image=picture(), boxes=np.array([outside, half, BOX, BOX, BOX])))
     batch = {name: jax.numpy.asarray(value) for name, value in host.items()}
-    made = config.on_device("image", batch, jax.random.split(jax.random.key(0), 1), Preprocess(image_size=SIZE))
+    made = config.on_device(
+        "image", batch, jax.random.split(jax.random.key(0), 1), Preprocess(image_size=SIZE)
+    )
     assert made["image_boxes_mask"][0].tolist() == [False, False, True, True]
     assert not np.asarray(made["image_boxes"][0, :2]).any()
 

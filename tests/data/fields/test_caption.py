@@ -24,7 +24,10 @@ def reader_of(field, source=SOURCE):
 
 def drawn(field, given=RECORD, n=N, source=SOURCE):
     texts = reader_of(field, source).load(given)
-    return collections.Counter(choose(texts, field.joined, row) for row in np.random.default_rng(0).random((n, DRAWS)).tolist())
+    return collections.Counter(
+        choose(texts, field.joined, row)
+        for row in np.random.default_rng(0).random((n, DRAWS)).tolist()
+    )
 
 
 def near(count, n, p):
@@ -40,7 +43,12 @@ def test_one_column_is_its_text():
 
 def test_weights_are_frequencies():
     counts = drawn(Caption({"name/en": 3, "keywords/en": 2, "name/*": 1}))
-    expected = {"black circle 3": 1 / 2, **{f"keyword 3 {j}": 1 / 3 / 4 for j in range(4)}, "de 3": 1 / 12, "fr 3": 1 / 12}
+    expected = {
+        "black circle 3": 1 / 2,
+        **{f"keyword 3 {j}": 1 / 3 / 4 for j in range(4)},
+        "de 3": 1 / 12,
+        "fr 3": 1 / 12,
+    }
     assert counts.keys() == expected.keys()
     for text, p in expected.items():
         assert near(counts[text], N, p), text
@@ -58,7 +66,9 @@ def test_lists_of_a_pattern_share_its_weight_however_long_they_are():
     source = FakeSource(1, columns={"keywords/en": Column("texts"), "keywords/de": Column("texts")})
     given = {"keywords/en": ["one", "two", "three", "four"], "keywords/de": ["eins"]}
     counts = drawn(Caption("keywords/*"), given, source=source)
-    assert near(counts["eins"], N, 1 / 2) and all(near(counts[text], N, 1 / 8) for text in given["keywords/en"])
+    assert near(counts["eins"], N, 1 / 2) and all(
+        near(counts[text], N, 1 / 8) for text in given["keywords/en"]
+    )
 
 
 def test_names_without_weights_weigh_the_same():
@@ -72,7 +82,9 @@ def test_a_missing_column_gives_its_weight_to_the_others():
     assert near(counts["black circle 3"], N, 1 / 2)
     assert all(text == "black circle 3" or text.startswith("keyword") for text in counts)
     half = {name: value for name, value in RECORD.items() if name != "name/de"}
-    assert near(drawn(Caption({"name/en": 1, "name/*": 1}), half)["fr 3"], N, 1 / 2)  # of a pattern, to its other columns
+    assert near(
+        drawn(Caption({"name/en": 1, "name/*": 1}), half)["fr 3"], N, 1 / 2
+    )  # of a pattern, to its other columns
 
 
 @pytest.mark.parametrize("empty", [None, "", "  ", [], ["", "\n"]])
@@ -85,7 +97,10 @@ def test_what_is_empty_is_missing(empty):
 def test_a_weight_of_zero_is_never_drawn_and_not_read():
     field = Caption({"name/en": 0, "name/de": 1})
     assert drawn(field, n=50) == {"de 3": 50} and reader_of(field).columns == ("name/de",)
-    assert drawn(Caption({"name/en": 0, "name/*": 1}), n=500).keys() == {"de 3", "fr 3"}  # and so is left out of a pattern
+    assert drawn(Caption({"name/en": 0, "name/*": 1}), n=500).keys() == {
+        "de 3",
+        "fr 3",
+    }  # and so is left out of a pattern
 
 
 def test_joined_texts_are_different_and_of_every_number():
@@ -103,12 +118,21 @@ def test_only_texts_of_one_list_are_joined():
     """Names in several languages are different captions, not parts of one."""
     counts = drawn(Caption({"keywords/en": 1, "name/*": 1}, joined=2), n=2000)
     assert {"de 3", "fr 3", "black circle 3"} < counts.keys()
-    assert not [text for text in counts if "," in text and not all(part.startswith("keyword") for part in text.split(", "))]
+    assert not [
+        text
+        for text in counts
+        if "," in text and not all(part.startswith("keyword") for part in text.split(", "))
+    ]
 
 
 def test_no_more_texts_are_joined_than_there_are():
     short = {**RECORD, "keywords/en": ["one", "two"]}
-    assert set(drawn(Caption("keywords/en", joined=8), short, 500)) == {"one", "two", "one, two", "two, one"}
+    assert set(drawn(Caption("keywords/en", joined=8), short, 500)) == {
+        "one",
+        "two",
+        "one, two",
+        "two, one",
+    }
 
 
 def test_a_record_without_any_of_the_columns_has_none():
@@ -116,9 +140,13 @@ def test_a_record_without_any_of_the_columns_has_none():
     assert row_of(Caption("name/ja"), RECORD, source=source, tokens=TOKENIZER) is None
 
 
-@pytest.mark.parametrize("value, kind", [(3, "int"), (b"text", "bytes"), ([None], "NoneType"), (["a", b"b"], "bytes")])
+@pytest.mark.parametrize(
+    "value, kind", [(3, "int"), (b"text", "bytes"), ([None], "NoneType"), (["a", b"b"], "bytes")]
+)
 def test_what_is_no_text_is_a_bad_record(value, kind):
-    with pytest.raises(BadRecord, match=f"caption is no text: column 'name/en' holds {kind}") as error:
+    with pytest.raises(
+        BadRecord, match=f"caption is no text: column 'name/en' holds {kind}"
+    ) as error:
         reader_of(Caption("name/en")).load({"name/en": value})
     assert error.value.cause == "caption is no text"
 
@@ -137,7 +165,9 @@ def test_several_texts_of_a_row_are_drawn_each_on_its_own_and_the_first_stays():
     for draws in np.random.default_rng(1).random((100, 3 * DRAWS)).tolist():
         rows = row_of(three, RECORD, draws=draws, tokens=TOKENIZER)["x"]
         for i in range(3):
-            alone = row_of(one, RECORD, draws=draws[DRAWS * i : DRAWS * (i + 1)], tokens=TOKENIZER)["x"]
+            alone = row_of(one, RECORD, draws=draws[DRAWS * i : DRAWS * (i + 1)], tokens=TOKENIZER)[
+                "x"
+            ]
             np.testing.assert_array_equal(rows[i], alone)
         same.append((rows[1] == rows[2]).all())
     assert 0.1 < np.mean(same) < 0.9
@@ -193,7 +223,10 @@ def test_refusals(values, message):
 @pytest.mark.parametrize(
     "columns, message",
     [
-        ("title", r"columns: 'title' is no column of fake \(columns: key \(text\), image \(image\), .*name/fr \(text\)\)"),
+        (
+            "title",
+            r"columns: 'title' is no column of fake \(columns: key \(text\), image \(image\), .*name/fr \(text\)\)",
+        ),
         ("name/ne", "columns: 'name/ne' is no column of fake; did you mean 'name/en'"),
         ("caption/*", r"columns: 'caption/\*' is no column of fake"),
         ("class_label", "columns: 'class_label' of fake holds class; must be text or texts"),
@@ -225,8 +258,12 @@ def test_different_texts_are_all_of_a_record_or_so_many_of_them():
     assert all(near(count, 200, 1 / 3) for count in firsts.values()), "their order is drawn"
     more = Caption("name/*", length=16, count=5, different=True)
     texts = shown(more, RECORD, random.random(more.draws))
-    assert set(texts[:3]) == names and len(set(texts[3:])) == 2, "where there are fewer, they come again"
+    assert set(texts[:3]) == names and len(set(texts[3:])) == 2, (
+        "where there are fewer, they come again"
+    )
     twice = {"name/en": "a", "name/de": "a", "name/fr": "b"}
-    assert sorted(shown(Caption("name/*", length=16, count=2, different=True), twice, [0.0] * 20)) == ["a", "b"]
+    assert sorted(
+        shown(Caption("name/*", length=16, count=2, different=True), twice, [0.0] * 20)
+    ) == ["a", "b"]
     with pytest.raises(ConfigError, match="different: True is for single texts; joined is 2"):
         Caption("keywords/en", joined=2, different=True)

@@ -22,7 +22,10 @@ FIELD = Frames(size=S, frames=3, stride=2)
 
 
 def clip(frames=9, size=S):
-    return {**record(0), "frames": [encoded(np.full((size, size, 3), 20 * k, np.uint8)) for k in range(frames)]}
+    return {
+        **record(0),
+        "frames": [encoded(np.full((size, size, 3), 20 * k, np.uint8)) for k in range(frames)],
+    }
 
 
 def row(field, given, draw=0.5, **options):
@@ -51,7 +54,9 @@ def test_the_beginning_alone():
     assert all(shown(first, draw=draw) == [0, 2, 4] for draw in (0.0, 0.5, 0.99))
 
 
-@pytest.mark.parametrize("frames, expected", [(2, [0, 1, 1]), (1, [0, 0, 0]), (4, [0, 2, 3]), (5, [0, 2, 4])])
+@pytest.mark.parametrize(
+    "frames, expected", [(2, [0, 1, 1]), (1, [0, 0, 0]), (4, [0, 2, 3]), (5, [0, 2, 4])]
+)
 def test_a_clip_that_is_too_short_holds_its_last_frame(frames, expected):
     assert shown(FIELD, frames, draw=0.9) == expected
 
@@ -59,7 +64,11 @@ def test_a_clip_that_is_too_short_holds_its_last_frame(frames, expected):
 def test_shapes_and_opacity():
     field = dataclasses.replace(FIELD, frames=4)
     found = row(field, clip())
-    assert (found.shape, found.dtype) == ((4, S, S, 4), np.uint8) == (field.arrays("x")["x"].shape, field.arrays("x")["x"].dtype)
+    assert (
+        (found.shape, found.dtype)
+        == ((4, S, S, 4), np.uint8)
+        == (field.arrays("x")["x"].shape, field.arrays("x")["x"].dtype)
+    )
     assert (found[..., 3] == 255).all()
 
 
@@ -67,13 +76,25 @@ def test_frames_are_scaled_and_keep_transparency():
     pixels = noise(3, 2 * S, 2 * S, 4)
     pixels[:S] = 0
     frame = row(Frames(size=S, frames=1, fast_decode=False), {"frames": [encoded(pixels)]})[0]
-    expected = np.array(Image.open(io.BytesIO(encoded(pixels))).convert("RGBa").resize((S, S), Image.Resampling.BICUBIC).convert("RGBA"))
-    assert np.abs(frame.astype(int) - expected)[..., 3].max() <= 1 and frame[: S // 2 - 2, :, 3].max() == 0
+    expected = np.array(
+        Image.open(io.BytesIO(encoded(pixels)))
+        .convert("RGBa")
+        .resize((S, S), Image.Resampling.BICUBIC)
+        .convert("RGBA")
+    )
+    assert (
+        np.abs(frame.astype(int) - expected)[..., 3].max() <= 1
+        and frame[: S // 2 - 2, :, 3].max() == 0
+    )
 
 
 def test_each_frame_follows_preprocess():
     pixels = noise(4, 20, 40, 3)
-    squashed = row(Frames(size=S, frames=1, fast_decode=False), {"frames": [encoded(pixels)]}, preprocess=Preprocess(S, resize="squash"))
+    squashed = row(
+        Frames(size=S, frames=1, fast_decode=False),
+        {"frames": [encoded(pixels)]},
+        preprocess=Preprocess(S, resize="squash"),
+    )
     expected = np.asarray(Image.fromarray(pixels).resize((S, S), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(squashed[0, ..., :3], expected)
 
@@ -98,10 +119,14 @@ def test_all_frames_of_a_clip_are_augmented_alike():
     preprocess = Preprocess(S)
     pixels = np.stack([row(field, clip(), draw) for draw in (0.1, 0.6, 0.9)])
     keys = jax.random.split(jax.random.key(3), 3)
-    step = jax.jit(lambda video: field.on_device("video", {"video": video}, keys, preprocess)["video"])
+    step = jax.jit(
+        lambda video: field.on_device("video", {"video": video}, keys, preprocess)["video"]
+    )
     made = step(pixels)
     assert made.shape == (3, 3, S, S, 3) and made.dtype == np.float32
-    single = jax.jit(lambda frame: preprocess.normalise(augment(frame, keys, how, preprocess.background)))
+    single = jax.jit(
+        lambda frame: preprocess.normalise(augment(frame, keys, how, preprocess.background))
+    )
     for i in range(3):
         np.testing.assert_allclose(made[:, i], single(pixels[:, i]), atol=1e-5)
     still = np.stack([np.repeat(p[:1], 3, 0) for p in pixels])
@@ -111,7 +136,10 @@ def test_all_frames_of_a_clip_are_augmented_alike():
 
 @pytest.mark.parametrize(
     "field, message",
-    [(Frames("image"), "column: 'image' of fake holds image; must be frames"), (Frames("video"), "column: 'video' is no column of fake")],
+    [
+        (Frames("image"), "column: 'image' of fake holds image; must be frames"),
+        (Frames("video"), "column: 'video' is no column of fake"),
+    ],
 )
 def test_columns_of_other_kinds_are_refused(field, message):
     with pytest.raises(ConfigError, match=message):

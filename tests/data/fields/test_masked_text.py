@@ -29,7 +29,9 @@ def row(field=FIELD, draws=None, tokens=TOKENIZER, text=TEXT):
 
 def rows(field=FIELD, n=600, seed=0):
     """Entry -> int [n, T]."""
-    made = [row(field, draws) for draws in np.random.default_rng(seed).random((n, field.draws)).tolist()]
+    made = [
+        row(field, draws) for draws in np.random.default_rng(seed).random((n, field.draws)).tolist()
+    ]
     return {name: np.stack([one[name] for one in made]) for name in made[0]}
 
 
@@ -40,7 +42,9 @@ def near(share, n, p):
 def test_the_target_is_the_hidden_token_and_all_others_stay():
     made = rows()
     hidden = made["x_target"] != -1
-    np.testing.assert_array_equal(made["x_target"][hidden], np.broadcast_to(PLAIN, hidden.shape)[hidden])
+    np.testing.assert_array_equal(
+        made["x_target"][hidden], np.broadcast_to(PLAIN, hidden.shape)[hidden]
+    )
     np.testing.assert_array_equal(made["x"][~hidden], np.broadcast_to(PLAIN, hidden.shape)[~hidden])
     assert hidden.any() and made["x"].dtype == made["x_target"].dtype == np.int32
 
@@ -48,7 +52,9 @@ def test_the_target_is_the_hidden_token_and_all_others_stay():
 def test_padding_and_special_tokens_are_never_hidden():
     made = rows(dataclasses.replace(FIELD, share=1.0), n=20)
     assert SPECIAL.sum() > 1
-    np.testing.assert_array_equal(made["x_target"] != -1, np.broadcast_to(~SPECIAL, made["x"].shape))
+    np.testing.assert_array_equal(
+        made["x_target"] != -1, np.broadcast_to(~SPECIAL, made["x"].shape)
+    )
 
 
 def test_shares_are_those_of_bert():
@@ -71,7 +77,11 @@ def test_shares_of_ones_own():
         if masked:
             assert (words == MASK_ID).all()
         elif random:
-            assert (words == PLAIN[~SPECIAL]).mean() < 0.1 and words.min() >= 0 and words.max() < TOKENIZER.vocab_size
+            assert (
+                (words == PLAIN[~SPECIAL]).mean() < 0.1
+                and words.min() >= 0
+                and words.max() < TOKENIZER.vocab_size
+            )
         else:
             assert (words == PLAIN[~SPECIAL]).all()
 
@@ -121,22 +131,37 @@ def test_the_mask_token_is_the_tokenizers_own(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "star"]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     bert = make_tokenizer(TokenizerConfig("wordpiece", path=str(tmp_path / "vocab.txt")))
-    assert [bert.id_of(word) for word in words] == list(range(len(words))) and bert.id_of("blue") is None
+    assert [bert.id_of(word) for word in words] == list(range(len(words))) and bert.id_of(
+        "blue"
+    ) is None
     field = MaskedText("name/en", length=6, share=1.0, masked=1.0, random=0.0)
     made = row(field, tokens=bert, text="red star")
-    assert made["x"].tolist() == [2, 4, 4, 3, 0, 0] and made["x_target"].tolist() == [-1, 5, 6, -1, -1, -1]
+    assert made["x"].tolist() == [2, 4, 4, 3, 0, 0] and made["x_target"].tolist() == [
+        -1,
+        5,
+        6,
+        -1,
+        -1,
+        -1,
+    ]
 
 
 def test_a_tokenizer_without_one():
     with pytest.raises(ConfigError, match=r"mask_id: the tokenizer has no \[MASK\]; name the id"):
         row(MaskedText("name/en", length=T))
     size = TOKENIZER.vocab_size
-    with pytest.raises(ConfigError, match=f"mask_id: {size} must be < {size}, the size of the vocabulary"):
+    with pytest.raises(
+        ConfigError, match=f"mask_id: {size} must be < {size}, the size of the vocabulary"
+    ):
         row(MaskedText("name/en", length=T, mask_id=size))
 
 
 @pytest.mark.parametrize(
-    "values, message", [(dict(masked=0.8, random=0.3), "masked: 0.8 and random 0.3 must be <= 1"), (dict(count=2), "count: 2 must be 1")]
+    "values, message",
+    [
+        (dict(masked=0.8, random=0.3), "masked: 0.8 and random 0.3 must be <= 1"),
+        (dict(count=2), "count: 2 must be 1"),
+    ],
 )
 def test_refusals(values, message):
     with pytest.raises(ConfigError, match=message):

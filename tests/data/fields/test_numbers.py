@@ -33,7 +33,7 @@ def value(field, found):
     return None if row is None else row["x"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Labels
 
 
@@ -45,7 +45,9 @@ def test_a_label_is_the_number(found):
 
 @pytest.mark.parametrize("found", [2**31, -(2**31) - 1, 2**70])
 def test_a_label_of_more_than_32_bits_is_a_bad_record(found):
-    with pytest.raises(BadRecord, match=f"class is no number of 32 bits: column 'id' holds {found}"):
+    with pytest.raises(
+        BadRecord, match=f"class is no number of 32 bits: column 'id' holds {found}"
+    ):
         value(Label("id"), found)
 
 
@@ -62,7 +64,9 @@ def test_a_group_that_is_no_number_and_no_text_is_a_bad_record(found):
 
 
 def test_a_whole_number_as_a_float_is_one():
-    assert value(Label("id"), 3.0) == value(Group("id"), np.float32(3.0)) == 3  # as tables with missing values hold integers
+    assert (
+        value(Label("id"), 3.0) == value(Group("id"), np.float32(3.0)) == 3
+    )  # as tables with missing values hold integers
 
 
 def test_labels_know_their_classes():
@@ -70,7 +74,7 @@ def test_labels_know_their_classes():
     assert value(Label(), 2) == 2 and value(Label(), None) is None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Groups
 
 
@@ -106,7 +110,10 @@ def test_texts_equal_up_to_case_width_and_spacing_are_one_group(one, other):
     assert value(Group("texts"), [one, "x"]) == value(Group("texts"), [other, "X"])
 
 
-@pytest.mark.parametrize("one, other", [("red square", "redsquare"), ("a cat", "a cat."), ("cafe", "café"), ("", "x"), ("a b", "b a")])
+@pytest.mark.parametrize(
+    "one, other",
+    [("red square", "redsquare"), ("a cat", "a cat."), ("cafe", "café"), ("", "x"), ("a b", "b a")],
+)
 def test_other_texts_are_other_groups(one, other):
     assert value(Group(), one) != value(Group(), other)
 
@@ -150,11 +157,14 @@ def test_few_texts_of_many_share_a_number():
     assert abs((found < 0).mean() - 0.5) < 0.02
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Figures and arrays
 
 
-@pytest.mark.parametrize("found, expected", [(1.5, 1.5), (3, 3.0), (np.float64(1e-3), 1e-3), (-0.0, 0.0), (2**24 + 1, 2**24)])
+@pytest.mark.parametrize(
+    "found, expected",
+    [(1.5, 1.5), (3, 3.0), (np.float64(1e-3), 1e-3), (-0.0, 0.0), (2**24 + 1, 2**24)],
+)
 def test_a_figure_is_a_float32(found, expected):
     for column in ("width", "id"):
         row = value(Number(column), found)
@@ -194,7 +204,11 @@ BAD_ARRAYS = [
 ]
 
 
-@pytest.mark.parametrize("found", BAD_ARRAYS, ids=lambda found: str(np.shape(found)) if isinstance(found, np.ndarray) else "ragged")
+@pytest.mark.parametrize(
+    "found",
+    BAD_ARRAYS,
+    ids=lambda found: str(np.shape(found)) if isinstance(found, np.ndarray) else "ragged",
+)
 def test_an_array_of_another_shape_or_kind_is_a_bad_record(found):
     with pytest.raises(BadRecord, match=r"array has another shape: column 'features' holds"):
         value(Array("features", (2, 3)), found)
@@ -218,13 +232,20 @@ def test_the_row_keeps_no_hold_of_the_record():
 def test_what_is_absent_is_none():
     for field in (Label("id"), Group(), Number("width"), Array("features", (2, 3))):
         assert value(field, None) is None
-        assert field.needs(SOURCE) == [(field.column,)] and field.inputs("x") == {} and field.draws == 0
+        assert (
+            field.needs(SOURCE) == [(field.column,)]
+            and field.inputs("x") == {}
+            and field.draws == 0
+        )
 
 
 KINDS = [
     (Label("text"), "column: 'text' of fake holds text; must be class or int"),
     (Label("width"), "column: 'width' of fake holds float; must be class or int"),
-    (Group("features"), "column: 'features' of fake holds array; must be class or int or text or texts or image"),
+    (
+        Group("features"),
+        "column: 'features' of fake holds array; must be class or int or text or texts or image",
+    ),
     (Number("image"), "column: 'image' of fake holds image; must be float or int or class"),
     (Array("width", (2,)), "column: 'width' of fake holds float; must be array"),
     (
@@ -249,4 +270,8 @@ def test_shapes_that_cannot_be(shape):
 
 def test_one_column_may_be_label_and_group():
     given_ = {"class_label": FIRST_CLASS}
-    assert row_of(Label(), given_, source=SOURCE)["x"] == row_of(Group("class_label"), given_, source=SOURCE)["x"] == FIRST_CLASS
+    assert (
+        row_of(Label(), given_, source=SOURCE)["x"]
+        == row_of(Group("class_label"), given_, source=SOURCE)["x"]
+        == FIRST_CLASS
+    )

@@ -19,7 +19,9 @@ from jaxvl.data.records import BadRecord
 
 S = 12
 FIELD = Picture(size=S, fast_decode=False)
-PHOTO = encoded(np.kron(noise(7, 40, 60, 3), np.ones((4, 4, 1), np.uint8)), "JPEG", quality=95)  # 240 x 160
+PHOTO = encoded(
+    np.kron(noise(7, 40, 60, 3), np.ones((4, 4, 1), np.uint8)), "JPEG", quality=95
+)  # 240 x 160
 
 
 def row(field, data, **options):
@@ -36,9 +38,17 @@ def ramp(width=90, height=60):
 
 
 def test_a_row_is_the_scaled_centre():
-    expected = Image.open(io.BytesIO(PHOTO)).resize((18, 12), Image.Resampling.BICUBIC).crop((3, 0, 15, 12))
+    expected = (
+        Image.open(io.BytesIO(PHOTO))
+        .resize((18, 12), Image.Resampling.BICUBIC)
+        .crop((3, 0, 15, 12))
+    )
     found = row(FIELD, PHOTO)
-    assert (found.shape, found.dtype) == ((S, S, 4), np.uint8) == (FIELD.arrays("view")["view"].shape, FIELD.arrays("view")["view"].dtype)
+    assert (
+        (found.shape, found.dtype)
+        == ((S, S, 4), np.uint8)
+        == (FIELD.arrays("view")["view"].shape, FIELD.arrays("view")["view"].dtype)
+    )
     np.testing.assert_array_equal(found[..., :3], np.asarray(expected))
     assert (found[..., 3] == 255).all()
 
@@ -50,21 +60,32 @@ def test_transparency_is_kept():
 
 def test_the_size_is_the_fields_own_and_the_cut_in_proportion():
     found = row(FIELD, PHOTO, preprocess=Preprocess(24, scale_to=48, resize="squash"))
-    scaled = Image.open(io.BytesIO(PHOTO)).resize((24, 24), Image.Resampling.BICUBIC).crop((6, 6, 18, 18))
+    scaled = (
+        Image.open(io.BytesIO(PHOTO))
+        .resize((24, 24), Image.Resampling.BICUBIC)
+        .crop((6, 6, 18, 18))
+    )
     np.testing.assert_array_equal(found[..., :3], np.asarray(scaled))
 
 
 def test_a_fast_decode_differs_little():
-    exact, fast = row(FIELD, PHOTO).astype(int), row(dataclasses.replace(FIELD, fast_decode=True), PHOTO)
+    exact, fast = (
+        row(FIELD, PHOTO).astype(int),
+        row(dataclasses.replace(FIELD, fast_decode=True), PHOTO),
+    )
     difference = np.abs(exact - fast)
     assert 0 < difference.mean() < 6
 
 
-@pytest.mark.parametrize("draws", np.random.default_rng(0).random((6, 4)).tolist(), ids=lambda d: f"{d[0]:.2f}")
+@pytest.mark.parametrize(
+    "draws", np.random.default_rng(0).random((6, 4)).tolist(), ids=lambda d: f"{d[0]:.2f}"
+)
 def test_a_cut_has_the_drawn_area_ratio_and_place(draws):
     """Szegedy's crop: its corners are read off the colours and compared with the closed form."""
     crop, ratio = (0.2, 0.5), (0.8, 1.25)
-    found = row(dataclasses.replace(FIELD, size=30, crop=crop, crop_ratio=ratio), ramp(), draws=draws).astype(float)
+    found = row(
+        dataclasses.replace(FIELD, size=30, crop=crop, crop_ratio=ratio), ramp(), draws=draws
+    ).astype(float)
     area = (crop[0] + (crop[1] - crop[0]) * draws[0]) * 90 * 60
     aspect = ratio[0] * (ratio[1] / ratio[0]) ** draws[1]
     width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)
@@ -88,9 +109,17 @@ def keys(*fields, preprocess=None):
 def test_views_that_load_the_same_have_one_key():
     same = [FIELD, dataclasses.replace(FIELD, augment=Augment(flip=0.5))]
     assert len(set(keys(*same))) == 1
-    cut = [dataclasses.replace(FIELD, crop=(0.1, 0.5)), dataclasses.replace(FIELD, crop=(0.2, 0.9), size=7, crop_ratio=(1.0, 1.0))]
+    cut = [
+        dataclasses.replace(FIELD, crop=(0.1, 0.5)),
+        dataclasses.replace(FIELD, crop=(0.2, 0.9), size=7, crop_ratio=(1.0, 1.0)),
+    ]
     assert len(set(keys(*cut))) == 1
-    others = [FIELD, cut[0], dataclasses.replace(FIELD, size=7), dataclasses.replace(FIELD, fast_decode=True)]
+    others = [
+        FIELD,
+        cut[0],
+        dataclasses.replace(FIELD, size=7),
+        dataclasses.replace(FIELD, fast_decode=True),
+    ]
     assert len(set(keys(*others))) == len(others)
 
 
@@ -101,7 +130,9 @@ def seen(field, pixels, keys, preprocess):
 
 
 def test_the_step_augments_and_normalises():
-    preprocess = Preprocess(S, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), background=(1.0, 0.0, 0.5))
+    preprocess = Preprocess(
+        S, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), background=(1.0, 0.0, 0.5)
+    )
     pixels = np.stack([row(FIELD, encoded(noise(i, S, S, 4))) for i in range(5)])
     drawn = jax.random.split(jax.random.key(0), 5)
     plain = seen(FIELD, pixels, drawn, preprocess)
@@ -109,10 +140,14 @@ def test_the_step_augments_and_normalises():
     values = np.asarray(pixels, np.float64) / 255
     alpha = values[..., 3:]
     shown = values[..., :3] * alpha + np.array(preprocess.background) * (1 - alpha)
-    np.testing.assert_allclose(plain, (shown - preprocess.mean) / np.array(preprocess.std), atol=0.02)
+    np.testing.assert_allclose(
+        plain, (shown - preprocess.mean) / np.array(preprocess.std), atol=0.02
+    )
     how = Augment(flip=0.5, contrast=0.3)
     changed = seen(dataclasses.replace(FIELD, augment=how), pixels, drawn, preprocess)
-    expected = jax.jit(lambda x: preprocess.normalise(augment(x, drawn, how, preprocess.background)))(pixels)
+    expected = jax.jit(
+        lambda x: preprocess.normalise(augment(x, drawn, how, preprocess.background))
+    )(pixels)
     np.testing.assert_allclose(changed, expected, atol=1e-5)
     assert np.abs(changed - plain).max() > 0.1
 

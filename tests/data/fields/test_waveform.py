@@ -33,11 +33,15 @@ def sounding(i=3):
 
 
 def row(field, given=None, draws=(0.5, 0.5), source=SOURCE):
-    return row_of(field, sounding() if given is None else given, "wave", source, list(draws), TOKENIZER)
+    return row_of(
+        field, sounding() if given is None else given, "wave", source, list(draws), TOKENIZER
+    )
 
 
 def rows(field, n=400, seed=0):
-    return [row(field, draws=draws) for draws in np.random.default_rng(seed).random((n, 2)).tolist()]
+    return [
+        row(field, draws=draws) for draws in np.random.default_rng(seed).random((n, 2)).tolist()
+    ]
 
 
 def test_clips_of_every_language_are_drawn_cut_and_padded():
@@ -56,7 +60,10 @@ def test_clips_of_every_language_are_drawn_cut_and_padded():
     assert set(seen) == {1, 2, 3} and min(seen.values()) > 400 / 3 / 1.4
     assert len(starts) > 80 and max(starts) <= 300 - SAMPLES
     last = np.nextafter(1.0, 0.0)
-    assert row(FIELD, draws=(last, 0.0))["wave"][0] == 3000 and row(FIELD, draws=(last, last))["wave"][0] == 3000 + 300 - SAMPLES
+    assert (
+        row(FIELD, draws=(last, 0.0))["wave"][0] == 3000
+        and row(FIELD, draws=(last, last))["wave"][0] == 3000 + 300 - SAMPLES
+    )
 
 
 def test_the_beginning_of_one_language():
@@ -74,7 +81,11 @@ def test_languages_in_any_order_and_a_column_of_ones_own():
 
 def test_shapes_and_types():
     shapes = {name: (shape.shape, shape.dtype) for name, shape in PAIRED.arrays("wave").items()}
-    assert shapes == {"wave": ((SAMPLES,), np.int16), "wave_length": ((), np.int32), "text": ((12,), np.int32)}
+    assert shapes == {
+        "wave": ((SAMPLES,), np.int16),
+        "wave_length": ((), np.int32),
+        "text": ((12,), np.int32),
+    }
     assert set(FIELD.arrays("wave")) == {"wave", "wave_length"}
     found = row(PAIRED)
     assert {name: (value.shape, value.dtype) for name, value in found.items()} == shapes
@@ -94,7 +105,10 @@ def test_the_text_is_in_the_language_of_the_sound():
 @pytest.mark.parametrize("text", [None, ""])
 def test_a_sound_without_its_text_is_left_out(text):
     given = {**sounding(), "name/de": text}
-    assert {int(row(PAIRED, given, draws)["wave"][0]) // 1000 for draws in np.random.default_rng(1).random((40, 2))} == {2}
+    assert {
+        int(row(PAIRED, given, draws)["wave"][0]) // 1000
+        for draws in np.random.default_rng(1).random((40, 2))
+    } == {2}
     assert row(PAIRED, {**given, "name/fr": text}) is None
 
 
@@ -125,13 +139,21 @@ def test_only_the_columns_that_are_asked_for_are_read():
 @pytest.mark.parametrize("data", [b"fLaC", b"", ramp(1, 100)[:60]])
 def test_a_broken_clip_is_a_bad_record(data):
     with pytest.raises(BadRecord, match="clip cannot be decoded"):
-        row(FIELD, {**sounding(), "speech/fr": data}, draws=(0.0, 0.0))  # though another one is drawn
+        row(
+            FIELD, {**sounding(), "speech/fr": data}, draws=(0.0, 0.0)
+        )  # though another one is drawn
 
 
 REFUSED = [
-    (dict(columns="audio", languages=("fr",)), r"languages: \('fr',\): columns are 'audio', which must end in '\*'"),
+    (
+        dict(columns="audio", languages=("fr",)),
+        r"languages: \('fr',\): columns are 'audio', which must end in '\*'",
+    ),
     (dict(columns="speech/*", text="name/en"), r"text: 'name/en' must end in '\*'"),
-    (dict(columns="audio", text="name/*"), r"text: 'name/\*' must end in '\*', and so must columns \('audio'\)"),
+    (
+        dict(columns="audio", text="name/*"),
+        r"text: 'name/\*' must end in '\*', and so must columns \('audio'\)",
+    ),
     (dict(columns="speech/*", text="name/*", text_length=2), "text_length: 2 must be >= 3"),
     (dict(seconds=0.0), "seconds: 0.0 must be at least one sample"),
 ]
@@ -152,7 +174,11 @@ def test_refusals(values, message):
             r"languages: \('es',\): fake has no such sounds \(it has: speech/de, .*sound/zxx\)",
         ),
         (Waveform("speech/*", text="title/*"), SOURCE, "fake has no such sounds"),
-        (Waveform("speech/*"), FakeSource(1, columns=COLUMNS), r"columns: 'speech/\*' is no column of fake"),
+        (
+            Waveform("speech/*"),
+            FakeSource(1, columns=COLUMNS),
+            r"columns: 'speech/\*' is no column of fake",
+        ),
         (Waveform("image"), SOURCE, "columns: 'image' of fake holds image; must be audio"),
     ],
 )

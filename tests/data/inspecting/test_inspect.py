@@ -1,4 +1,5 @@
-"""What is inside data: formats by name and first bytes, figures of a sample against plain counting, the sheet and the lines to paste."""
+"""What is inside data: formats by name and first bytes, figures of a sample against plain counting,
+the sheet and the lines to paste."""
 
 import dataclasses
 import io
@@ -21,7 +22,16 @@ from jaxvl.data.records import BadRecord
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Column, Source
 
-TEXTS = ["a red circle", "A  red circle", "null", "", "красный круг", "赤い円", "broken \ufffd", "one two three four"]
+TEXTS = [
+    "a red circle",
+    "A  red circle",
+    "null",
+    "",
+    "красный круг",
+    "赤い円",
+    "broken \ufffd",
+    "one two three four",
+]
 
 
 class Mixed(Source):
@@ -100,11 +110,23 @@ def test_figures_of_texts():
     found = text_figures(TEXTS)
     assert found.texts == 8 and found.duplicates == 1 / 8 and found.common == [("a red circle", 2)]
     assert (found.empty, found.no_text, found.broken) == (1, 1, 1)
-    assert found.scripts == {"latin": 5 / 8, "none": 1 / 8, "cyrillic": 1 / 8, "chinese or japanese": 1 / 8}
-    assert found.characters == tuple(np.percentile([len(text) for text in TEXTS], (0, 5, 50, 95, 100)))
+    assert found.scripts == {
+        "latin": 5 / 8,
+        "none": 1 / 8,
+        "cyrillic": 1 / 8,
+        "chinese or japanese": 1 / 8,
+    }
+    assert found.characters == tuple(
+        np.percentile([len(text) for text in TEXTS], (0, 5, 50, 95, 100))
+    )
     assert found.words[-1] == 4
     assert text_figures(["long " * 20] * 2).common == [("long " * 11 + "long…", 2)]
-    assert [is_broken(text) for text in ("a\0b", "\ud800", "né", "\ufffd")] == [True, True, False, True]
+    assert [is_broken(text) for text in ("a\0b", "\ud800", "né", "\ufffd")] == [
+        True,
+        True,
+        False,
+        True,
+    ]
     assert script("عربي") == "arabic"
 
 
@@ -113,7 +135,12 @@ def test_a_sample_is_drawn_by_seed_without_a_list_of_all():
     assert draw(10**12, 500, 3) == draw(10**12, 500, 3) != draw(10**12, 500, 4)
     for records in (10**12, 1000, 600):
         found = draw(records, 500, 0)
-        assert found == sorted(set(found)) and len(found) == 500 and found[0] >= 0 and found[-1] < records
+        assert (
+            found == sorted(set(found))
+            and len(found) == 500
+            and found[0] >= 0
+            and found[-1] < records
+        )
     assert abs(np.mean(draw(10**6, 5000, 0)) / 10**6 - 0.5) < 0.03
 
 
@@ -128,16 +155,28 @@ def test_the_command_prints_figures_and_writes_a_sheet(tmp_path, capsys):
     plugins = ["--source=mixed_for_inspection", "--source.records=30", f"--out={sheet}"]
     assert inspect.main(plugins) == 0
     out = capsys.readouterr().out
-    for said in ("30 records in 2 shards of 15", "mixed [bold]data", "image cannot be decoded", "shard 0: record 9", "Texts of text",
-                 "ms a record", "such as None, null or NA", 'source=dict(name="mixed_for_inspection", records=30),', "batch=16,",
-                 "# further columns: alts (texts), class_label (class), score (float), boxes (array)"):  # fmt: skip
+    for said in (
+        "30 records in 2 shards of 15",
+        "mixed [bold]data",
+        "image cannot be decoded",
+        "shard 0: record 9",
+        "Texts of text",
+        "ms a record",
+        "such as None, null or NA",
+        'source=dict(name="mixed_for_inspection", records=30),',
+        "batch=16,",
+        "# further columns: alts (texts), class_label (class), score (float), boxes (array)",
+    ):
         assert said in out, said
     page = sheet.read_text()
     assert page.count("data:image/jpeg;base64,") == 24 and "赤い円" in page
     assert page.count('<span class="soft">image cannot be decoded</span>') == 3
     assert inspect.main([*plugins, "--json", "--sample=10"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["sampled"] == 10 and figures["data"]["source"] == {"name": "mixed_for_inspection", "records": 30}
+    assert figures["sampled"] == 10 and figures["data"]["source"] == {
+        "name": "mixed_for_inspection",
+        "records": 30,
+    }
     for wrong, said in (
         (["--samples=3"], "did you mean 'sample'"),
         ([], "PATH: is required"),
@@ -151,9 +190,14 @@ def test_the_command_prints_figures_and_writes_a_sheet(tmp_path, capsys):
 
 
 def test_a_remote_source_keeps_its_address_and_a_local_one_gets_a_path_from_the_root():
-    assert absolute(dict(files="s3://bucket/a.tar", name="webdataset")) == dict(name="webdataset", files="s3://bucket/a.tar")
+    assert absolute(dict(files="s3://bucket/a.tar", name="webdataset")) == dict(
+        name="webdataset", files="s3://bucket/a.tar"
+    )
     here = os.getcwd()
-    assert absolute(dict(name="webdataset", files="a/{0..3}.tar::/b.tar"))["files"] == f"{here}/a/{{0..3}}.tar::/b.tar"
+    assert (
+        absolute(dict(name="webdataset", files="a/{0..3}.tar::/b.tar"))["files"]
+        == f"{here}/a/{{0..3}}.tar::/b.tar"
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,7 +245,10 @@ def test_formats_are_recognised(tmp_path):
     cases = [
         (tars, dict(name="webdataset", files=at(tars))),
         (tars / "00000.tar", dict(name="webdataset", files=at(tars / "00000.tar"))),
-        ("s3://bucket/{00000..00099}.tar", dict(name="webdataset", files="s3://bucket/{00000..00099}.tar")),
+        (
+            "s3://bucket/{00000..00099}.tar",
+            dict(name="webdataset", files="s3://bucket/{00000..00099}.tar"),
+        ),
         (tmp_path / "rows.parquet", dict(name="parquet", files=at(tmp_path / "rows.parquet"))),
         (tmp_path / "unnamed", dict(name="parquet", files=at(tmp_path / "unnamed"))),
         (tmp_path / "rows.jsonl", dict(name="jsonl", files=at(tmp_path / "rows.jsonl"))),
@@ -209,14 +256,29 @@ def test_formats_are_recognised(tmp_path):
         (tmp_path / "tab.tsv", dict(name="csv", files=at(tmp_path / "tab.tsv"))),
         (hf, dict(name="huggingface", path=at(hf), split="train")),
         (hf / "train", dict(name="huggingface", path=at(hf / "train"))),
-        (folder("tfds", "1.0.0/dataset_info.json", "1.0.0/features.json"), dict(name="tfds", data_dir=at(tmp_path / "tfds/1.0.0"))),
-        (folder("mds", "index.json", "shard.00000.mds"), dict(name="mds", path=at(tmp_path / "mds"))),
-        (folder("arrays", "a.array_record"), dict(name="array_record", files=at(tmp_path / "arrays"))),
-        (folder("hub", "README.md", "data/train-00000-of-00001.parquet"), dict(name="parquet", files=at(tmp_path / "hub/*/*.parquet"))),
+        (
+            folder("tfds", "1.0.0/dataset_info.json", "1.0.0/features.json"),
+            dict(name="tfds", data_dir=at(tmp_path / "tfds/1.0.0")),
+        ),
+        (
+            folder("mds", "index.json", "shard.00000.mds"),
+            dict(name="mds", path=at(tmp_path / "mds")),
+        ),
+        (
+            folder("arrays", "a.array_record"),
+            dict(name="array_record", files=at(tmp_path / "arrays")),
+        ),
+        (
+            folder("hub", "README.md", "data/train-00000-of-00001.parquet"),
+            dict(name="parquet", files=at(tmp_path / "hub/*/*.parquet")),
+        ),
         (folder("flat", "a.JPG", "a.txt"), dict(name="folder", path=at(tmp_path / "flat"))),
-        (folder("classes", "cat/a.png", "dog/b.png"), dict(name="folder", path=at(tmp_path / "classes"), classes="folder")),
+        (
+            folder("classes", "cat/a.png", "dog/b.png"),
+            dict(name="folder", path=at(tmp_path / "classes"), classes="folder"),
+        ),
         (commas, dict(name="csv", files=at(commas / "*.csv"), delimiter=",")),
-    ]  # fmt: skip
+    ]
     for path, expected in cases:
         assert recognise(str(path)) == expected
 

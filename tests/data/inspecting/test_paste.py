@@ -1,4 +1,5 @@
-"""The lines that the command prints are a task's data, of every format: they resolve, and give batches of the records that were written."""
+"""The lines that the command prints are a task's data, of every format: they resolve, and give
+batches of the records that were written."""
 
 import pytest
 from twelve_records import TEXTS, WRITERS
@@ -49,12 +50,23 @@ def test_fields_follow_the_kinds_of_the_columns():
         return data_config({"name": "x"}, 1000, columns, captions)["fields"]
 
     assert fields(left="image", right="image", label="class") == dict(
-        image=dict(name="picture", column="left", size=224), class_label=dict(name="label", column="label")
+        image=dict(name="picture", column="left", size=224),
+        class_label=dict(name="label", column="label"),
     )
-    assert fields(["alt"], frames="frames", audio="audio", alt="texts", class_label="class") == dict(
-        video=dict(name="frames", size=224), waveform=dict(name="waveform"), text=dict(name="caption", columns="alt", length=64)
+    assert fields(
+        ["alt"], frames="frames", audio="audio", alt="texts", class_label="class"
+    ) == dict(
+        video=dict(name="frames", size=224),
+        waveform=dict(name="waveform"),
+        text=dict(name="caption", columns="alt", length=64),
     )
-    assert fields(score="float", n="int", at="array") == {name: dict(name="number", column=name) for name in ("score", "n")}
+    assert fields(score="float", n="int", at="array") == {
+        name: dict(name="number", column=name) for name in ("score", "n")
+    }
     assert [data_config({"name": "x"}, n, {}, ())["batch"] for n in (1, 7, 1000)] == [1, 4, 256]
     assert main_text(["alt", "name/de", "name/en"]) == "alt"
-    assert main_text(["name/de", "name/en"]) == "name/en" and main_text(["a", "b"]) == "a" and main_text([]) is None
+    assert (
+        main_text(["name/de", "name/en"]) == "name/en"
+        and main_text(["a", "b"]) == "a"
+        and main_text([]) is None
+    )

@@ -27,7 +27,9 @@ class WithFaults(Source):
     def __init__(self, corpus, faults, step):
         self.corpus, self.faults, self.step = corpus, faults, step
         self.name = f"{corpus.name} with faults"
-        self.fingerprint = corpus.fingerprint + hashlib.sha256(pathlib.Path(faults).read_bytes()).hexdigest()
+        self.fingerprint = (
+            corpus.fingerprint + hashlib.sha256(pathlib.Path(faults).read_bytes()).hexdigest()
+        )
         self.own = len(range(0, len(corpus), step))
 
     def __len__(self):

@@ -48,7 +48,11 @@ class PairsSource(Source):
         found = _records(self.path)[i]
         if "cause" in found:
             raise BadRecord(found["cause"], f"record {i}")
-        record: dict[str, Any] = {name: found[name] for name in COLUMNS if name in found and (columns is None or name in columns)}
+        record: dict[str, Any] = {
+            name: found[name]
+            for name in COLUMNS
+            if name in found and (columns is None or name in columns)
+        }
         if "boxes" in record:
             record["boxes"] = np.array(record["boxes"], np.float32)
         return record
@@ -72,5 +76,8 @@ class Brightness:
         return self
 
     def scores(self, pictures, texts):
-        means = [np.asarray(Image.open(io.BytesIO(picture)).convert("L")).mean() / 255 for picture in pictures]
+        means = [
+            np.asarray(Image.open(io.BytesIO(picture)).convert("L")).mean() / 255
+            for picture in pictures
+        ]
         return [np.full(len(some), mean) for mean, some in zip(means, texts)]

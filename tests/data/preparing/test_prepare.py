@@ -1,4 +1,5 @@
-"""The preparation on pairs with planted faults: each goes under the right rule and nothing else does, whatever the runner."""
+"""The preparation on pairs with planted faults: each goes under the right rule and nothing else
+does, whatever the runner."""
 
 import hashlib
 import io
@@ -51,13 +52,21 @@ def folder(tmp_path_factory, planted):
 
 def options(folder, out, planted, **changes):
     rules = dict(
-        uid_subset=str(folder / "subset.npy"), max_texts_per_image=4, vocabulary=planted.vocabulary, score="brightness", min_score=0.3
+        uid_subset=str(folder / "subset.npy"),
+        max_texts_per_image=4,
+        vocabulary=planted.vocabulary,
+        score="brightness",
+        min_score=0.3,
     )
     node = dict(
         source=dict(name="pairs_in_a_file", path=str(folder / "pairs.msgpack")),
         test_images=dict(seen=dict(name="pairs_in_a_file", path=str(folder / "tests.msgpack"))),
-        out=str(out), plugins=(PLUGIN,), range_records=7, rules=rules, **samples.OPTIONS,
-    )  # fmt: skip
+        out=str(out),
+        plugins=(PLUGIN,),
+        range_records=7,
+        rules=rules,
+        **samples.OPTIONS,
+    )
     return {**node, **changes}
 
 
@@ -73,7 +82,9 @@ def done(folder, planted):
 def contents(out):
     """Name -> SHA-256 of every file."""
     files = sorted(path for path in pathlib.Path(out).rglob("*") if path.is_file())
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 def members(out):
@@ -93,7 +104,10 @@ def test_each_planted_fault_goes_under_its_rule_and_nothing_else_does(done, plan
         "word_count": 2 + 1,
     }
     assert done.records == len(planted.records)
-    assert done.bad == {cause: len(planted.faults[cause]) for cause in ("image cannot be decoded", "no caption", "record cannot be read")}
+    assert done.bad == {
+        cause: len(planted.faults[cause])
+        for cause in ("image cannot be decoded", "no caption", "record cannot be read")
+    }
     for rule in done.rules:
         expected = len(planted.faults[rule.name])
         assert rule.records_in - rule.records_out == expected, rule
@@ -114,7 +128,11 @@ def test_the_shards_hold_what_is_left_unchanged_in_the_order_of_the_source(done,
         assert member["png"] == record["image"]
         about = json.loads(member["json"])
         assert about["sha256"] == hashlib.sha256(record["image"]).hexdigest()
-        assert (about["uid"], about["class_label"], about["width"]) == (record["uid"], record["class_label"], 216)
+        assert (about["uid"], about["class_label"], about["width"]) == (
+            record["uid"],
+            record["class_label"],
+            216,
+        )
         assert member["cls"] == str(record["class_label"]).encode()
         assert np.load(io.BytesIO(member["npy"])).tolist() == record["boxes"]
         texts = planted.kept_texts.get(position, {"alt": record["alt"]})
@@ -139,14 +157,19 @@ def test_webdataset_itself_reads_the_shards(done, planted):
     webdataset = pytest.importorskip("webdataset")
     shards = [str(path) for path in sorted(done.out.glob("*.tar"))]
     rows = list(webdataset.WebDataset(shards, shardshuffle=False).to_tuple("png", "txt", "json"))
-    assert [image for image, _, _ in rows] == [planted.records[position]["image"] for position in planted.clean]
+    assert [image for image, _, _ in rows] == [
+        planted.records[position]["image"] for position in planted.clean
+    ]
     assert [json.loads(about)["key"] for _, _, about in rows] == list(members(done.out))
 
 
 def opened(out):
-    """The records of a folder, as `data=OUT` of a config reads them; of a copy, since an index is laid beside the shards."""
+    """The records of a folder, as `data=OUT` of a config reads them; of a copy, since an index is
+    laid beside the shards."""
     copy = shutil.copytree(out, out.with_name(f"{out.name}.read"))
-    return resolve(PrepareConfig, dict(source=recognise(str(copy)), out="none")).source.open(log=lambda _: None)
+    return resolve(PrepareConfig, dict(source=recognise(str(copy)), out="none")).source.open(
+        log=lambda _: None
+    )
 
 
 def test_training_reads_the_shards_as_they_are(done, planted):
@@ -155,7 +178,9 @@ def test_training_reads_the_shards_as_they_are(done, planted):
     for i, position in enumerate(planted.clean):
         record = source.read(i)
         assert record["image"] == planted.records[position]["image"]
-        assert record["text"] == planted.kept_texts.get(position, planted.records[position])["alt"][0]
+        assert (
+            record["text"] == planted.kept_texts.get(position, planted.records[position])["alt"][0]
+        )
 
 
 def test_the_report_shows_examples_of_each_rule(done, planted):
@@ -174,12 +199,23 @@ def test_the_report_shows_examples_of_each_rule(done, planted):
 
 
 BEST = dict(
-    min_side=None, max_aspect=None, max_texts_per_image=None, test_distance=None, max_images_per_text=None, vocabulary=None,
-    min_words=None, max_words=None, duplicates="images", score="brightness", top_share=0.5,
-)  # fmt: skip
+    min_side=None,
+    max_aspect=None,
+    max_texts_per_image=None,
+    test_distance=None,
+    max_images_per_text=None,
+    vocabulary=None,
+    min_words=None,
+    max_words=None,
+    duplicates="images",
+    score="brightness",
+    top_share=0.5,
+)
 
 
-def test_a_run_that_failed_goes_on_and_array_records_hold_the_best_share(folder, planted, monkeypatch):
+def test_a_run_that_failed_goes_on_and_array_records_hold_the_best_share(
+    folder, planted, monkeypatch
+):
     out = folder / "arrays"
     options = dict(format="array_record", rules=BEST, test_images={})
     expected = best_share(planted)
@@ -198,13 +234,23 @@ def test_a_run_that_failed_goes_on_and_array_records_hold_the_best_share(folder,
         prepare(config(folder, out, planted, **options), log=lambda _: None)
 
     assert [rule.name for rule in done.rules] == ["duplicates", "score"]
-    sources = [array_record_data_source.ArrayRecordDataSource(str(path)) for path in sorted(out.glob("*.array_record"))]
+    sources = [
+        array_record_data_source.ArrayRecordDataSource(str(path))
+        for path in sorted(out.glob("*.array_record"))
+    ]
     found = [msgpack.unpackb(source[i]) for source in sources for i in range(len(source))]
-    assert [record["image"] for record in found] == [planted.records[position]["image"] for position in expected]
+    assert [record["image"] for record in found] == [
+        planted.records[position]["image"] for position in expected
+    ]
     read = opened(out)
-    assert [read.read(i)["image"] for i in range(len(read))] == [record["image"] for record in found]
+    assert [read.read(i)["image"] for i in range(len(read))] == [
+        record["image"] for record in found
+    ]
     boxes = found[0]["boxes"]
-    assert np.frombuffer(boxes["data"], boxes["dtype"]).reshape(boxes["shape"]).tolist() == planted.records[expected[0]]["boxes"]
+    assert (
+        np.frombuffer(boxes["data"], boxes["dtype"]).reshape(boxes["shape"]).tolist()
+        == planted.records[expected[0]]["boxes"]
+    )
 
 
 def best_share(planted):
@@ -217,7 +263,9 @@ def best_share(planted):
     pairs = []
     for image, position in first.items():
         record = planted.records[position]
-        pairs += [(samples.brightness(image), position)] * (len(record["alt"]) + ("title" in record))
+        pairs += [(samples.brightness(image), position)] * (
+            len(record["alt"]) + ("title" in record)
+        )
     best = sorted(pairs, reverse=True)[: len(pairs) // 2]
     return sorted({position for _, position in best})
 
@@ -229,11 +277,15 @@ def test_shards_in_an_object_store_are_the_same(done, folder, planted, monkeypat
     bucket = object_store.start(monkeypatch)
     out = f"{bucket}/prepared"
     prepare(config(folder, out, planted), log=lambda _: None)
-    there = {str(path).removeprefix(f"{out}/"): path for path in paths.files_below(paths.as_path(out))}
+    there = {
+        str(path).removeprefix(f"{out}/"): path for path in paths.files_below(paths.as_path(out))
+    }
     mine = contents(done.out)
     assert set(there) == set(mine)  # nothing of the work folder is left
     for name, path in there.items():
-        assert name == "prepared.json" or hashlib.sha256(path.read_bytes()).hexdigest() == mine[name]
+        assert (
+            name == "prepared.json" or hashlib.sha256(path.read_bytes()).hexdigest() == mine[name]
+        )
     with pytest.raises(ConfigError, match="is finished; choose another folder"):
         prepare(config(folder, out, planted), log=lambda _: None)
 
@@ -242,7 +294,9 @@ def test_shards_in_an_object_store_are_the_same(done, folder, planted, monkeypat
 def test_other_processes_and_ranges_write_the_same_bytes(done, folder, planted, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(HERE.parents[2]))
     workers = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
-    other = prepare(config(folder, folder / "other", planted, range_records=20), workers, log=lambda _: None)
+    other = prepare(
+        config(folder, folder / "other", planted, range_records=20), workers, log=lambda _: None
+    )
     assert same(done.out, other.out)
 
 
@@ -258,9 +312,13 @@ def test_spark_writes_the_same_bytes(done, folder, planted, monkeypatch):
     monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
     # Without a parallelism every join has as many parts as both of its sides together.
     monkeypatch.setenv(
-        "PYSPARK_SUBMIT_ARGS", "--master local[2] --conf spark.default.parallelism=2 --conf spark.ui.enabled=false pyspark-shell"
+        "PYSPARK_SUBMIT_ARGS",
+        "--master local[2] --conf spark.default.parallelism=2 --conf spark.ui.enabled=false "
+        "pyspark-shell",
     )
-    other = prepare(config(folder, folder / "spark", planted), [f"--runner={SPARK}"], log=lambda _: None)
+    other = prepare(
+        config(folder, folder / "spark", planted), [f"--runner={SPARK}"], log=lambda _: None
+    )
     SparkSession.getActiveSession().stop()
     assert same(done.out, other.out)
 
@@ -277,11 +335,16 @@ def test_a_killed_run_leaves_nothing_that_looks_whole_and_goes_on(done, folder, 
     out = folder / "killed"
     file = folder / "killed.py"
     node = options(folder, out, planted)
-    file.write_text(f"import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({node!r})\n")
+    file.write_text(
+        f"import ml_collections\ndef get_config():\n    return "
+        f"ml_collections.ConfigDict({node!r})\n"
+    )
     command = [sys.executable, "-m", "jaxvl.data.prepare", f"--config={file}"]
     victim = planted.clean[16 + 3]  # in the second shard
     environment = os.environ | {"PAIRS_DIE_AT": str(victim), "JAX_PLATFORMS": "cpu"}
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=HERE.parents[2])
+    killed = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=HERE.parents[2]
+    )
     assert killed.returncode == 9, killed.stderr[-2000:]
     assert not out.exists()
     unfinished = out.with_name("killed.unfinished")
@@ -299,11 +362,17 @@ class Killed(BaseException):
     """As a signal would end the process at that line."""
 
 
-WHERE = [(paths, "write_text", "prepared.json"), (paths, "move", "move.unfinished"), (shutil, "rmtree", "work")]
+WHERE = [
+    (paths, "write_text", "prepared.json"),
+    (paths, "move", "move.unfinished"),
+    (shutil, "rmtree", "work"),
+]
 
 
 @pytest.mark.parametrize("module, function, name", WHERE, ids=["manifest", "rename", "clean up"])
-def test_a_run_that_is_killed_while_it_finishes_is_whole_or_goes_on(module, function, name, done, folder, planted):
+def test_a_run_that_is_killed_while_it_finishes_is_whole_or_goes_on(
+    module, function, name, done, folder, planted
+):
     out = folder / function
     real = getattr(module, function)
 
@@ -325,14 +394,25 @@ def test_a_run_that_is_killed_while_it_finishes_is_whole_or_goes_on(module, func
 
 
 def test_options_of_beam_in_the_help_are_known():
-    options = re.findall(r"--[a-z_]+=[\w:/.]*\w", prepare_command.__doc__.partition("Where it runs")[2])
+    options = re.findall(
+        r"--[a-z_]+=[\w:/.]*\w", prepare_command.__doc__.partition("Where it runs")[2]
+    )
     assert len(options) > 10
-    parse(["--source=pairs_in_a_file", f"--plugins={PLUGIN}", "--source.path=x", "--out=x", *options])
+    parse(
+        ["--source=pairs_in_a_file", f"--plugins={PLUGIN}", "--source.path=x", "--out=x", *options]
+    )
 
 
 def test_wrong_options_are_one_sentence(folder, planted, capsys):
-    base = [f"--plugins={PLUGIN}", "--source=pairs_in_a_file", f"--source.path={folder / 'pairs.msgpack'}", f"--out={folder / 'x'}"]
-    assert parse([*base, "--rules.min_side=None", "--runner=FlinkRunner"])[1] == ["--runner=FlinkRunner"]
+    base = [
+        f"--plugins={PLUGIN}",
+        "--source=pairs_in_a_file",
+        f"--source.path={folder / 'pairs.msgpack'}",
+        f"--out={folder / 'x'}",
+    ]
+    assert parse([*base, "--rules.min_side=None", "--runner=FlinkRunner"])[1] == [
+        "--runner=FlinkRunner"
+    ]
     for more, said in (
         (["--texts=('nothing',)"], "'nothing' is no column of pairs.msgpack"),
         (["--texts=('image',)"], "is of kind image; must be text or texts"),

@@ -1,4 +1,5 @@
-"""The preparation on the emoji and stamps corpora with planted faults, against the same rules written with plain dicts."""
+"""The preparation on the emoji and stamps corpora with planted faults, against the same rules
+written with plain dicts."""
 
 import collections
 import hashlib
@@ -27,11 +28,23 @@ from jaxvl.data.records import BadRecord, DataError  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
 PLUGIN = str(HERE / "faults_plugin.py")
-RULES = dict(min_side=95, max_aspect=3.0, max_texts_per_image=4, max_images_per_text=10, min_words=1, max_words=8, test_distance=4)
+RULES = dict(
+    min_side=95,
+    max_aspect=3.0,
+    max_texts_per_image=4,
+    max_images_per_text=10,
+    min_words=1,
+    max_words=8,
+    test_distance=4,
+)
 
 
 def fault(name, seed, text="smiling face", **options):
-    return {"image": encoded(samples.picture(seed, 96, 96), **options), "text": text, "name": f"{name}/{seed}"}
+    return {
+        "image": encoded(samples.picture(seed, 96, 96), **options),
+        "text": text,
+        "name": f"{name}/{seed}",
+    }
 
 
 def faults(test_picture):
@@ -41,8 +54,20 @@ def faults(test_picture):
         {**fault("no caption", 2), "text": "  "},
         {**fault("min_side", 3), "image": encoded(samples.picture(3, 95, 200))},
         {**fault("max_aspect", 4), "image": encoded(samples.picture(4, 96, 288))},
-        *({**fault("texts_per_image", 30 + k), "image": same, "text": f"smiling face {'with heart ' * k}"} for k in range(5)),
-        {**fault("near_test_images", 6), "image": encoded(np.asarray(test_picture.resize((120, 120)).convert("RGB")), "JPEG", quality=85)},
+        *(
+            {
+                **fault("texts_per_image", 30 + k),
+                "image": same,
+                "text": f"smiling face {'with heart ' * k}",
+            }
+            for k in range(5)
+        ),
+        {
+            **fault("near_test_images", 6),
+            "image": encoded(
+                np.asarray(test_picture.resize((120, 120)).convert("RGB")), "JPEG", quality=85
+            ),
+        },
         *(fault("images_per_text", 100 + k, "stock photo of a thing") for k in range(11)),
         fault("rare_words", 7, "smiling qwertz face"),
         fault("word_count", 8, "smiling face " * 5),
@@ -71,7 +96,8 @@ def vocabulary(source):
 
 
 def reference(source, test_looks, most):
-    """Rule -> numbers of records that it takes, and keys of those that stay, in order: all in memory, one rule after the other."""
+    """Rule -> numbers of records that it takes, and keys of those that stay, in order: all in
+    memory, one rule after the other."""
     rows, gone = [], collections.defaultdict(list)
     for i in range(len(source)):
         try:
@@ -104,7 +130,10 @@ def reference(source, test_looks, most):
     keep("min_side", lambda row: min(row[2].size) > RULES["min_side"])
     keep("max_aspect", lambda row: max(row[2].size) / min(row[2].size) < 3)
     keep("texts_per_image", many(image, text, RULES["max_texts_per_image"]))
-    keep("near_test_images", lambda row: min(row[3] - look for look in test_looks) > RULES["test_distance"])
+    keep(
+        "near_test_images",
+        lambda row: min(row[3] - look for look in test_looks) > RULES["test_distance"],
+    )
     keep("images_per_text", many(text, image, RULES["max_images_per_text"]))
     keep("rare_words", lambda row: all(raw[gram] > border for gram in grams(row[1]["text"])))
     keep("word_count", lambda row: 1 <= len(words(row[1]["text"])) <= 8)
@@ -117,13 +146,25 @@ def reference(source, test_looks, most):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # a minute on a free core
-@pytest.mark.parametrize("corpus, test_step", [(dict(name="emoji"), 997), (dict(name="stamps", audio=False), 97)], ids=["emoji", "stamps"])
+@pytest.mark.parametrize(
+    "corpus, test_step",
+    [(dict(name="emoji"), 997), (dict(name="stamps", audio=False), 97)],
+    ids=["emoji", "stamps"],
+)
 def test_planted_faults_in_a_corpus(corpus, test_step, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAXVL_CACHE", str(local_cache_folder()))  # corpora that the demo has built, or will use
+    monkeypatch.setenv(
+        "JAXVL_CACHE", str(local_cache_folder())
+    )  # corpora that the demo has built, or will use
     (tmp_path / "none").write_bytes(msgpack.packb([]))
     tests = dict(name="with_faults", source=corpus, faults=str(tmp_path / "none"), step=test_step)
     source = dict(name="with_faults", source=corpus, faults=str(tmp_path / "faults"))
-    node = dict(source=source, test_images=dict(seen=tests), out=str(tmp_path / "out"), plugins=(PLUGIN,), range_records=2000)
+    node = dict(
+        source=source,
+        test_images=dict(seen=tests),
+        out=str(tmp_path / "out"),
+        plugins=(PLUGIN,),
+        range_records=2000,
+    )
     config = resolve(PrepareConfig, {**node, "rules": RULES})
     try:
         seen = config.test_images["seen"].open()
@@ -141,12 +182,22 @@ def test_planted_faults_in_a_corpus(corpus, test_step, tmp_path, monkeypatch):
     gone, stay = reference(source, [imagehash.phash(picture) for picture in test_pictures], most)
     for rule in done.rules:
         assert rule.records_in - rule.records_out == len(gone[rule.name]), rule
-        planted = [i for i in range(source.own, len(source)) if source.read(i)["name"].startswith(rule.name)]
+        planted = [
+            i
+            for i in range(source.own, len(source))
+            if source.read(i)["name"].startswith(rule.name)
+        ]
         taken = set(planted) & set(gone[rule.name])
         assert taken == set(planted[1:] if rule.name == "duplicates" else planted), rule.name
-    assert sum(done.bad.values()) == len(gone["bad"]) and {source.own, source.own + 1} <= set(gone["bad"])
+    assert sum(done.bad.values()) == len(gone["bad"]) and {source.own, source.own + 1} <= set(
+        gone["bad"]
+    )
     found = []
     for shard in sorted(done.out.glob("*.tar")):
         with tarfile.open(shard) as tar:
-            found += [json.loads(tar.extractfile(member).read())["name"] for member in tar if member.name.endswith(".json")]
+            found += [
+                json.loads(tar.extractfile(member).read())["name"]
+                for member in tar
+                if member.name.endswith(".json")
+            ]
     assert found == stay

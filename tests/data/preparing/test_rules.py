@@ -31,7 +31,9 @@ QUICK = settings(max_examples=100, deadline=None)
 
 def row(position=0, width=300, height=300, texts=("a", "b", "c")):
     placed_texts = tuple((("alt", number), text) for number, text in enumerate(texts))
-    return Row(position, bytes([position % 256]) * 32, width, height, 2**63 + 1, "0" * 32, placed_texts)
+    return Row(
+        position, bytes([position % 256]) * 32, width, height, 2**63 + 1, "0" * 32, placed_texts
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,16 +66,28 @@ LOOKS = st.integers(0, 2**64 - 1)
 
 
 @QUICK
-@given(st.lists(LOOKS, max_size=20), LOOKS, st.sets(st.integers(0, 63), max_size=6), st.integers(0, 15), st.randoms())
-def test_the_nearest_test_picture_is_found_within_the_distance(looks, look, flipped, distance, random):
+@given(
+    st.lists(LOOKS, max_size=20),
+    LOOKS,
+    st.sets(st.integers(0, 63), max_size=6),
+    st.integers(0, 15),
+    st.randoms(),
+)
+def test_the_nearest_test_picture_is_found_within_the_distance(
+    looks, look, flipped, distance, random
+):
     near = look ^ sum(1 << bit for bit in flipped)
     tests = [("a", i, other) for i, other in enumerate(looks)] + [("b", 7, near)]
     random.shuffle(tests)
     loss = nearest_test(dataclasses.replace(row(), look=look), table_of(tests), distance)
-    apart, name, number = min((bin(look ^ other).count("1"), name, number) for name, number, other in tests)
+    apart, name, number = min(
+        (bin(look ^ other).count("1"), name, number) for name, number, other in tests
+    )
     assert (loss is not None) == (apart <= distance)
     if loss is not None:
-        assert loss.why == f"like record {number} of {name} ({apart} bits apart)" and loss.places == ()
+        assert (
+            loss.why == f"like record {number} of {name} ({apart} bits apart)" and loss.places == ()
+        )
 
 
 def test_without_test_pictures_nothing_is_near():
@@ -82,7 +96,10 @@ def test_without_test_pictures_nothing_is_near():
 
 
 @QUICK
-@given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(1, 9), min_size=1), st.integers(1, 20))
+@given(
+    st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(1, 9), min_size=1),
+    st.integers(1, 20),
+)
 def test_the_most_frequent_are_kept_and_ties_go_together(counts, most):
     lowest = lowest_kept(collections.Counter(counts.values()).items(), most)
     kept = [name for name, n in counts.items() if n >= lowest]
@@ -108,13 +125,19 @@ def test_joining_in_any_grouping_is_the_same(positions, fewest, data):
 
 
 @QUICK
-@given(st.lists(st.one_of(st.floats(-1, 1), st.just(math.nan)), min_size=1, max_size=30), st.floats(0.01, 1))
+@given(
+    st.lists(st.one_of(st.floats(-1, 1), st.just(math.nan)), min_size=1, max_size=30),
+    st.floats(0.01, 1),
+)
 def test_the_best_share_is_that_of_a_sorted_list(scores, share):
     least = least_step(collections.Counter(step_of(score) for score in scores).items(), share)
     kept = [score for score in scores if step_of(score) >= least]
     most = int(share * len(scores))
     assert len(kept) <= most and not any(math.isnan(score) for score in kept)
-    rest = sorted((step_of(score) for score in scores if not math.isnan(score) and step_of(score) < least), reverse=True)
+    rest = sorted(
+        (step_of(score) for score in scores if not math.isnan(score) and step_of(score) < least),
+        reverse=True,
+    )
     if rest:  # the next of equal ones would have been too many
         assert len(kept) + rest.count(rest[0]) > most
 
@@ -122,7 +145,9 @@ def test_the_best_share_is_that_of_a_sorted_list(scores, share):
 def test_what_a_row_loses():
     whole = row()
     assert cut(whole, [], "r") == (whole, None)
-    left, removal = cut(whole, [Loss(0, (("alt", 1),), "one"), Loss(0, (("alt", 1), ("alt", 9)), "two")], "r")
+    left, removal = cut(
+        whole, [Loss(0, (("alt", 1),), "one"), Loss(0, (("alt", 1), ("alt", 9)), "two")], "r"
+    )
     assert left.texts == ((("alt", 0), "a"), (("alt", 2), "c"))
     assert removal == Removal("r", 0, False, ("b",), "one; two")
     assert cut(whole, [Loss(0, (("alt", 9),), "gone before")], "r") == (whole, None)
@@ -134,8 +159,14 @@ def test_what_a_row_loses():
 
 def test_thresholds_of_the_paper_are_strict():
     side, aspect = MinSide("s", "", "", 200), MaxAspect("a", "", "", 3.0)
-    assert side.judge(row(width=200, height=999)) is not None and side.judge(row(width=201, height=999)) is None
-    assert aspect.judge(row(width=300, height=100)) is not None and aspect.judge(row(width=299, height=100)) is None
+    assert (
+        side.judge(row(width=200, height=999)) is not None
+        and side.judge(row(width=201, height=999)) is None
+    )
+    assert (
+        aspect.judge(row(width=300, height=100)) is not None
+        and aspect.judge(row(width=299, height=100)) is None
+    )
     count = WordCount("w", "", "", 3, 20)
     texts = [" ".join("a" * n) for n in (2, 3, 20, 21)]
     assert count.judge(row(texts=texts)).places == (("alt", 0), ("alt", 3))
@@ -165,7 +196,10 @@ def test_uids_are_looked_up_in_a_sorted_file(tmp_path):
     names = [f"{a:016x}{b:016x}" for a, b in numbers]
     losses = [rule.judge(dataclasses.replace(row(), uid=name)) for name in names]
     assert [loss is None for loss in losses] == [i % 2 == 0 for i in range(len(names))]
-    assert rule.judge(dataclasses.replace(row(), uid="f" * 31)).why == f"{'f' * 31!r} is not 32 hex digits"
+    assert (
+        rule.judge(dataclasses.replace(row(), uid="f" * 31)).why
+        == f"{'f' * 31!r} is not 32 hex digits"
+    )
     assert rule.judge(dataclasses.replace(row(), uid=None)).why == "it has no uid"
     np.save(tmp_path / "mixed.npy", np.array([*numbers, numbers[3]], "u8,u8"))
     with pytest.raises(ConfigError, match="is not sorted"):
@@ -190,8 +224,14 @@ def test_rows_come_back_from_their_file(tmp_path):
 
 def test_rules_that_are_left_out(monkeypatch):
     assert [rule.name for rule in rules_of(_config(Rules()))] == [
-        "min_side", "max_aspect", "texts_per_image", "images_per_text", "rare_words", "word_count", "duplicates",
-    ]  # fmt: skip
+        "min_side",
+        "max_aspect",
+        "texts_per_image",
+        "images_per_text",
+        "rare_words",
+        "word_count",
+        "duplicates",
+    ]
     none = Rules(None, None, None, None, None, None, None, None, None, None)
     assert rules_of(_config(none)) == []
     for wrong in (dict(min_score=0.3), dict(min_words=9, max_words=3), dict(top_share=0.0)):
@@ -203,7 +243,9 @@ def _config(rules):
     return PrepareConfig(source=next(iter(SOURCES), None), out="x", rules=rules)
 
 
-@pytest.mark.parametrize("kind, suffix", [("FLAC", "flac"), ("OGG", "ogg"), ("WAV", "wav"), ("MP3", "mp3")])
+@pytest.mark.parametrize(
+    "kind, suffix", [("FLAC", "flac"), ("OGG", "ogg"), ("WAV", "wav"), ("MP3", "mp3")]
+)
 def test_suffixes_of_sounds(kind, suffix):
     soundfile = pytest.importorskip("soundfile")
     out = io.BytesIO()
@@ -215,8 +257,21 @@ def test_a_broken_picture_has_no_suffix_of_its_own():
     assert suffix_of(b"<html>404</html>", "image") == "bin"
 
 
-@pytest.mark.parametrize("kind, suffix", [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("BMP", "bmp"), ("TIFF", "tif"),
-                                          ("JPEG2000", "jp2"), ("AVIF", "avif"), ("PPM", "ppm"), ("QOI", "qoi")])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, suffix",
+    [
+        ("JPEG", "jpg"),
+        ("PNG", "png"),
+        ("WEBP", "webp"),
+        ("GIF", "gif"),
+        ("BMP", "bmp"),
+        ("TIFF", "tif"),
+        ("JPEG2000", "jp2"),
+        ("AVIF", "avif"),
+        ("PPM", "ppm"),
+        ("QOI", "qoi"),
+    ],
+)
 def test_suffixes_of_pictures(kind, suffix):
     from data_samples import encoded, noise
 

@@ -23,7 +23,9 @@ def write_mixture(folder):
     """Tars with bad pictures, Parquet and a recipe's records, as one source's config."""
     with tarfile.open(folder / "0.tar", "w") as tar:
         for i in range(30):
-            picture = BAD_PICTURES.get(i, encoded(noise(i, 24, 20 + i, 3), "JPEG" if i % 2 else "PNG"))
+            picture = BAD_PICTURES.get(
+                i, encoded(noise(i, 24, 20 + i, 3), "JPEG" if i % 2 else "PNG")
+            )
             for ending, content in (("jpg", picture), ("txt", f"tar {i}".encode())):
                 member = tarfile.TarInfo(f"{i:04d}.{ending}")
                 member.size = len(content)
@@ -31,7 +33,11 @@ def write_mixture(folder):
     pictures = [encoded(noise(100 + i, 30, 30, 4)) for i in range(20)]
     table = pa.table({"image": pictures, "text": [f"parquet {i}" for i in range(20)]})
     pyarrow.parquet.write_table(table, folder / "0.parquet", row_group_size=7)
-    parts = (WebDataset(str(folder / "0.tar")), Parquet(str(folder / "0.parquet")), Shapes(size=24, variants=1, split="test_b_new"))
+    parts = (
+        WebDataset(str(folder / "0.tar")),
+        Parquet(str(folder / "0.parquet")),
+        Shapes(size=24, variants=1, split="test_b_new"),
+    )
     return MixtureConfig(tuple(PartConfig(part) for part in parts))
 
 
@@ -44,8 +50,14 @@ class Odd(FakeSource):
     def read(self, i, columns=None):
         from jax._src import xla_bridge
 
-        found = dict(super().read(i, None), pid=os.getpid(), devices=int(xla_bridge.backends_are_initialized()))
-        return found if columns is None else {name: found[name] for name in columns if name in found}
+        found = dict(
+            super().read(i, None),
+            pid=os.getpid(),
+            devices=int(xla_bridge.backends_are_initialized()),
+        )
+        return (
+            found if columns is None else {name: found[name] for name in columns if name in found}
+        )
 
 
 class Stubborn(FakeSource):

@@ -19,10 +19,17 @@ CONFIG = DataConfig(FakeConfig(), 8, dict(image=Picture(size=5), text=Caption("n
 
 
 def part_of(n):
-    return Part(np.arange(n), np.arange(n) + 2**31, np.arange(n) * 3, {"text": np.arange(2.0 * n).reshape(n, 2)})
+    return Part(
+        np.arange(n),
+        np.arange(n) + 2**31,
+        np.arange(n) * 3,
+        {"text": np.arange(2.0 * n).reshape(n, 2)},
+    )
 
 
-@pytest.mark.parametrize("n, pieces, sizes", [(10, 4, [3, 3, 3, 1]), (3, 8, [1, 1, 1]), (8, 1, [8]), (0, 4, [])])
+@pytest.mark.parametrize(
+    "n, pieces, sizes", [(10, 4, [3, 3, 3, 1]), (3, 8, [1, 1, 1]), (8, 1, [8]), (0, 4, [])]
+)
 def test_parts_are_cut_equally(n, pieces, sizes):
     cut = part_of(n).cut(pieces)
     assert [len(piece.rows) for piece in cut] == sizes
@@ -38,7 +45,9 @@ def test_a_layout_in_memory_is_that_of_new_arrays():
     memory = bytearray(layout.nbytes)
     new, within = layout.new(), layout.within(memory)
     assert (new["text"] == 3).all() and not new["image"].any() and not within["text"].any()
-    assert {name: (a.shape, a.dtype) for name, a in new.items()} == {name: (a.shape, a.dtype) for name, a in within.items()}
+    assert {name: (a.shape, a.dtype) for name, a in new.items()} == {
+        name: (a.shape, a.dtype) for name, a in within.items()
+    }
     addresses = sorted((a.ctypes.data, a.ctypes.data + a.nbytes) for a in within.values())
     assert all(end <= first for (_, end), (first, _) in zip(addresses, addresses[1:]))
     assert all((first - addresses[0][0]) % 64 == 0 for first, _ in addresses)
@@ -52,7 +61,9 @@ def test_a_layout_in_memory_is_that_of_new_arrays():
 
 
 def test_a_filled_part_is_the_same_wherever_it_is_filled():
-    recipe = Recipe(CONFIG, FakeSource(24), InOrderOrder(24), tokenizer(), Preprocess(5), np.arange(8) % 2 == 0)
+    recipe = Recipe(
+        CONFIG, FakeSource(24), InOrderOrder(24), tokenizer(), Preprocess(5), np.arange(8) % 2 == 0
+    )
     draws = {"image": np.full((8, 4), 0.5), "text": np.full((8, 10), 0.5)}
     part = Part(np.arange(8), np.arange(8), np.arange(8), draws)
     whole, pieces = recipe.layout.new(), recipe.layout.new()
@@ -68,7 +79,9 @@ def test_a_filled_part_is_the_same_wherever_it_is_filled():
 
 
 def test_a_bad_record_is_counted_with_the_one_that_takes_its_place():
-    source = FakeSource(24, {0: BadRecord("record cannot be read", "x"), 1: BadRecord("no text", "x")})
+    source = FakeSource(
+        24, {0: BadRecord("record cannot be read", "x"), 1: BadRecord("no text", "x")}
+    )
     config = dataclasses.replace(CONFIG, fields=dict(text=CONFIG.fields["text"]))
     part = Part(*part_of(8)[:2], np.arange(8), {"text": np.full((8, 10), 0.5)})
     recipe = Recipe(config, source, InOrderOrder(24), tokenizer(), Preprocess(5), np.ones(8, bool))

@@ -60,9 +60,16 @@ def test_memory_has_no_name(tmp_path):
 
 def test_arrays_are_shared_and_all_else_is_copied():
     big = np.arange(100_000, dtype=np.int64)
-    value = {"big": big, "turned": big[:100].reshape(4, 25).T, "every other": big[::2], "empty": np.zeros((0, 3)), "text": "grün"}
+    value = {
+        "big": big,
+        "turned": big[:100].reshape(4, 25).T,
+        "every other": big[::2],
+        "empty": np.zeros((0, 3)),
+        "text": "grün",
+    }
     file, spans = share(value)
-    # The pickle, the whole array and the turned one; one with gaps and one of nothing may travel within the pickle.
+    # The pickle, the whole array and the turned one; one with gaps and one of nothing may travel
+    # within the pickle.
     assert len(spans) >= 3 and spans[0][1] < 500_000 and (spans[1][1] - spans[1][0]) == big.nbytes
     assert all(first % 64 == 0 for first, _ in spans)
     other = os.dup(file)

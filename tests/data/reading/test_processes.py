@@ -30,17 +30,29 @@ from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.samplers.in_order import InOrder
 from jaxvl.sharding import make_mesh
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # for the workers too: they import what this process can
+sys.path.insert(
+    0, str(pathlib.Path(__file__).parent)
+)  # for the workers too: they import what this process can
 from reading_samples import Slow, Stubborn, write_mixture
 
 B, S, T = 12, 16, 12
 TOKENIZER = tokenizer()
 CROP = Picture(size=S, crop=(0.3, 0.9), augment=Augment(flip=0.5))
-FIELDS = dict(image=CROP, text=Caption({"text": 1, "name/en": 1}, length=T), group_id=Group("image"))
+FIELDS = dict(
+    image=CROP, text=Caption({"text": 1, "name/en": 1}, length=T), group_id=Group("image")
+)
 THREADS = ReaderConfig(threads=2)
 SMALL = ReaderConfig(threads=2, processes=1)
-CONFIG = DataConfig(FakeConfig(), B, FIELDS, reader=ReaderConfig(threads=2, processes=2, cache_mb=4), error_minimum=10**6)
-TEXTS = dataclasses.replace(CONFIG, fields=dict(text=Caption("name/en", length=T)), reader=SMALL, batch=4, sampler=InOrder())
+CONFIG = DataConfig(
+    FakeConfig(),
+    B,
+    FIELDS,
+    reader=ReaderConfig(threads=2, processes=2, cache_mb=4),
+    error_minimum=10**6,
+)
+TEXTS = dataclasses.replace(
+    CONFIG, fields=dict(text=Caption("name/en", length=T)), reader=SMALL, batch=4, sampler=InOrder()
+)
 
 
 def made(config, source, **options):
@@ -80,7 +92,7 @@ def pooled(source):
     batches.close()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The same as threads
 
 
@@ -91,7 +103,9 @@ def test_batches_and_counts_are_those_of_threads(pooled, source):
         assert_same(pending.result(), expected[i])
     assert pooled.counts() == expected.counts()
     assert pooled.counts()[1]["image cannot be decoded"] >= 3
-    assert pooled.seconds().keys() == expected.seconds().keys() and all(0 < spent < 600 for spent in pooled.seconds().values())
+    assert pooled.seconds().keys() == expected.seconds().keys() and all(
+        0 < spent < 600 for spent in pooled.seconds().values()
+    )
     assert pooled[7].keys() == pooled.config.shapes.keys()
     pooled.check_budget()
     expected.close()
@@ -134,14 +148,21 @@ def test_nothing_is_left_in_named_shared_memory(pooled):
 
 
 def test_hosts_and_positions(source):
-    """Two hosts' rows from a position on, read by one worker each; a row that both read is counted once."""
+    """Two hosts' rows from a position on, read by one worker each; a row that both read is counted
+    once."""
     start = Start(5 * B + 1)
     whole = by_threads(CONFIG, source, start=start)
     config = dataclasses.replace(CONFIG, reader=SMALL)
-    hosts = [made(config, source, start=start, rows=Rows(rows, np.ones(len(rows), bool))) for rows in np.split(np.arange(B)[::-1], 2)]
+    hosts = [
+        made(config, source, start=start, rows=Rows(rows, np.ones(len(rows), bool)))
+        for rows in np.split(np.arange(B)[::-1], 2)
+    ]
     for i in range(4):
         parts = [host[i] for host in hosts]
-        assert_same({name: np.concatenate([part[name] for part in parts])[::-1] for name in parts[0]}, whole[i])
+        assert_same(
+            {name: np.concatenate([part[name] for part in parts])[::-1] for name in parts[0]},
+            whole[i],
+        )
     assert sum(host.counts()[0] for host in hosts) == whole.counts()[0]
     for batches in (whole, *hosts):
         batches.close()
@@ -149,8 +170,13 @@ def test_hosts_and_positions(source):
 
 def test_rows_that_lack_something_are_empty_in_memory_that_was_used_before():
     columns = ("name/it",)
-    odd = {i: {name: value for name, value in record(i).items() if name != "name/en"} for i in range(1, 24, 2)}
-    config = dataclasses.replace(TEXTS, missing="mask", fields=TEXTS.fields | dict(image=Picture(size=S)))
+    odd = {
+        i: {name: value for name, value in record(i).items() if name != "name/en"}
+        for i in range(1, 24, 2)
+    }
+    config = dataclasses.replace(
+        TEXTS, missing="mask", fields=TEXTS.fields | dict(image=Picture(size=S))
+    )
     source = FakeSource(24, odd, known=columns)
     batches, expected = made(config, source), by_threads(config, source)
     for i in range(12):
@@ -160,14 +186,17 @@ def test_rows_that_lack_something_are_empty_in_memory_that_was_used_before():
     expected.close()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # On the mesh
 
 
 def test_a_feed_gives_the_same_arrays_however_long_they_are_held():
-    """Arrays of jax on a CPU may be the workers' memory itself. And there is no more of it than `prefetch_mb` allows."""
+    """Arrays of jax on a CPU may be the workers' memory itself. And there is no more of it than
+    `prefetch_mb` allows."""
     reader = dataclasses.replace(SMALL, prefetch_mb=1)
-    config = dataclasses.replace(TEXTS, batch=8, fields=TEXTS.fields | dict(image=Picture(size=200)), reader=reader)
+    config = dataclasses.replace(
+        TEXTS, batch=8, fields=TEXTS.fields | dict(image=Picture(size=200)), reader=reader
+    )
     source = FakeSource(24, size=70)
     expected = by_threads(config, source)
     feed = Feed(config, source, TOKENIZER, seed=5, mesh=make_mesh())
@@ -179,14 +208,15 @@ def test_a_feed_gives_the_same_arrays_however_long_they_are_held():
     assert len(set(used[-15:])) == 1, "threads and memory are as many as before"
     for i, batch in enumerate(held):
         assert_same(batch, expected[i])
-    # Those held, one in flight, two on the mesh, one being put there, one in use and one that jax has not given back yet.
+    # Those held, one in flight, two on the mesh, one being put there, one in use and one that jax
+    # has not given back yet.
     assert feed._batches._pool.slots <= 6 + 1 + 5 < 6 + MOST_AHEAD
     assert all(0 < seconds < 600 for seconds in feed.stage_seconds.values())
     feed.close()
     expected.close()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What a worker is
 
 
@@ -218,7 +248,9 @@ def test_workers_read_and_start_no_devices(tmp_path):
     """
     file.write_text(textwrap.dedent(text))
     (plugin,) = load_plugins(str(file))
-    module = next(module for name, module in sys.modules.items() if name.startswith("jaxvl_plugin_own_source"))
+    module = next(
+        module for name, module in sys.modules.items() if name.startswith("jaxvl_plugin_own_source")
+    )
     file.unlink()  # the worker runs the text that this process has run
     fields = dict(pid=Number("pid"), devices=Number("devices"))
     config = dataclasses.replace(TEXTS, source=module.OwnConfig(), fields=fields)
@@ -244,7 +276,10 @@ def test_errors_are_those_of_threads():
             batches[0]
         messages.append(str(raised.value))
         batches.close()
-    assert all(message.startswith(f"fake: {REPLACEMENTS} bad records in a row (record cannot be read: ") for message in messages)
+    assert all(
+        message.startswith(f"fake: {REPLACEMENTS} bad records in a row (record cannot be read: ")
+        for message in messages
+    )
 
 
 def test_wrong_fields_are_told_before_a_worker_starts():
@@ -257,7 +292,10 @@ def test_a_source_that_no_other_process_can_have():
         def __getstate__(self):
             raise TypeError("holds a lock")
 
-    with pytest.raises(ConfigError, match=r"^reader.processes: fake cannot be given to other processes \(TypeError: holds a lock\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^reader.processes: fake cannot be given to other processes \(TypeError: holds a lock\)",
+    ):
         made(TEXTS, Lambda(24))
     batches = made(TEXTS, Stubborn(24))
     for _ in range(2):
@@ -266,12 +304,14 @@ def test_a_source_that_no_other_process_can_have():
     batches.close()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # How workers end
 
 
 def test_a_worker_that_dies_is_told_with_its_cause():
-    batches = made(dataclasses.replace(TEXTS, reader=ReaderConfig(threads=1, processes=2)), Slow(24))
+    batches = made(
+        dataclasses.replace(TEXTS, reader=ReaderConfig(threads=1, processes=2)), Slow(24)
+    )
     batches[0]
     first, second = batches.workers
     pending = [batches.begin(i) for i in (2, 3)]
@@ -290,7 +330,8 @@ def test_a_worker_that_dies_is_told_with_its_cause():
 
 @pytest.mark.parametrize("how", ["kill", "exit"])
 def test_workers_end_with_their_parent(how, tmp_path):
-    """Killed, or ended without closing; and a child of the parent that inherits its descriptors changes nothing."""
+    """Killed, or ended without closing; and a child of the parent that inherits its descriptors
+    changes nothing."""
     program = f"""
         import os, sys, time
         sys.path[:0] = {[str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parent.parent), os.getcwd()]!r}
@@ -310,7 +351,9 @@ def test_workers_end_with_their_parent(how, tmp_path):
     """
     file = tmp_path / "script.py"
     file.write_text(textwrap.dedent(program))
-    with subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True, start_new_session=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, str(file)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
         try:
             pids = list(map(int, parent.stdout.readline().split()))
             if how == "kill":

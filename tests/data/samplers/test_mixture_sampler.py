@@ -27,7 +27,8 @@ def split_by_part(records, sizes=SIZES):
 
 
 def assert_epochs(own, size):
-    """Every epoch of a part's own stream has every record once; what is left of the last has none twice."""
+    """Every epoch of a part's own stream has every record once; what is left of the last has none
+    twice."""
     for first in range(0, len(own), size):
         epoch = own[first : first + size]
         assert len(np.unique(epoch)) == len(epoch)
@@ -37,7 +38,8 @@ def assert_epochs(own, size):
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=9).filter(any), st.integers(1, 2000))
 @settings(max_examples=60, deadline=None)
 def test_shares_are_exact_in_every_prefix(weights, n):
-    """Against counting: each stream's rows are numbered one by one, and their number is its share of the prefix."""
+    """Against counting: each stream's rows are numbered one by one, and their number is its share
+    of the prefix."""
     shares = Shares(weights)
     stream, place = shares(np.arange(n))
     given_rows = np.cumsum(np.eye(len(weights), dtype=int)[stream], axis=0)
@@ -65,7 +67,11 @@ def test_shares_are_exact_at_any_position():
     np.testing.assert_array_equal(np.bincount(stream, minlength=4), counts)
 
 
-@pytest.mark.parametrize("plan", [[(1, 30)], [(2, 30)], [(4, 30)], [(1, 7), (4, 20), (2, 3)]], ids=["1", "2", "4", "1-4-2"])
+@pytest.mark.parametrize(
+    "plan",
+    [[(1, 30)], [(2, 30)], [(4, 30)], [(1, 7), (4, 20), (2, 3)]],
+    ids=["1", "2", "4", "1-4-2"],
+)
 def test_without_weights_any_hosts_read_every_record_once_per_epoch(plan):
     order = Mixture().order(mixed(SHARDS), 5)
     assert order.epoch == 300
@@ -95,7 +101,8 @@ def test_what_a_weight_is_of(weight_by, share):
 
 
 def test_upsampling_factors_are_those_of_shards_drawn_with_replacement():
-    """open_clip's ResampledShards2: shards drawn by the factor of their source, each with all its records."""
+    """open_clip's ResampledShards2: shards drawn by the factor of their source, each with all its
+    records."""
     factors = [1.0, 2.0, 0.5]
     sizes = np.concatenate(SHARDS)
     of_source = np.repeat(np.arange(3), [len(each) for each in SHARDS])
@@ -103,7 +110,9 @@ def test_upsampling_factors_are_those_of_shards_drawn_with_replacement():
     drawn = np.random.default_rng(0).choice(len(sizes), 100_000, p=weights / weights.sum())
     rows = np.bincount(of_source[drawn], sizes[drawn])
     order = Mixture("records", resampled=True).order(mixed(SHARDS, factors), 0)
-    np.testing.assert_allclose(np.array(order.consumed(10**6)) / 10**6, rows / rows.sum(), atol=0.005)
+    np.testing.assert_allclose(
+        np.array(order.consumed(10**6)) / 10**6, rows / rows.sum(), atol=0.005
+    )
 
 
 def test_resampled_records_are_drawn_with_replacement():
@@ -133,7 +142,8 @@ def test_a_homogeneous_batch_is_of_one_part():
 
 
 def test_other_weights_at_a_resume_keep_what_was_seen():
-    """Weights, batch and parts change twice; each part's own stream goes on, none repeated or left out within its epoch."""
+    """Weights, batch and parts change twice; each part's own stream goes on, none repeated or left
+    out within its epoch."""
     stages = [
         (Mixture(), mixed(SHARDS, [5, 4, 1]), 333),
         (Mixture(), mixed(SHARDS, [1, 1, 8]), 401),
@@ -178,26 +188,41 @@ def test_parts_come_and_go_at_a_resume():
 
 
 def test_positions_before_a_change_are_refused():
-    order = Mixture().order(mixed(SHARDS, [1, 2, 3]), 0, Mixture().order(mixed(SHARDS, [1, 1, 1]), 0).state(100))
+    order = Mixture().order(
+        mixed(SHARDS, [1, 2, 3]), 0, Mixture().order(mixed(SHARDS, [1, 1, 1]), 0).state(100)
+    )
     with pytest.raises(ValueError, match="begins at position 100"):
         order(np.array([99]))
     with pytest.raises(ValueError, match="before this order began"):
         order.consumed(99)
 
 
-@pytest.mark.parametrize("sampler", [Mixture(), Mixture(resampled=True), Mixture(homogeneous=True, batch=8), Replay(("1",), 0.25, 10)])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Mixture(),
+        Mixture(resampled=True),
+        Mixture(homogeneous=True, batch=8),
+        Replay(("1",), 0.25, 10),
+    ],
+)
 def test_a_record_is_a_function_of_its_position(sampler):
     order = sampler.order(mixed(SHARDS, [5, 4, 1]), 0)
     whole = order(np.arange(3000))
     some = np.random.default_rng(0).permutation(3000)
     again = pickle.loads(pickle.dumps(order))
-    np.testing.assert_array_equal(np.concatenate([again(rows) for rows in np.array_split(some, 30)]), whole[some])
+    np.testing.assert_array_equal(
+        np.concatenate([again(rows) for rows in np.array_split(some, 30)]), whole[some]
+    )
     assert order(np.array([], np.int64)).shape == (0,)
 
 
 def test_one_part_is_that_source_itself():
     rows = np.arange(500)
-    np.testing.assert_array_equal(Mixture().order(mixed([SHARDS[0]]), 3)(rows), Shuffled().order(Synthetic(SHARDS[0]), 3)(rows))
+    np.testing.assert_array_equal(
+        Mixture().order(mixed([SHARDS[0]]), 3)(rows),
+        Shuffled().order(Synthetic(SHARDS[0]), 3)(rows),
+    )
 
 
 def test_a_source_without_parts_is_refused():
@@ -208,7 +233,9 @@ def test_a_source_without_parts_is_refused():
 def test_a_share_of_rows_is_replayed():
     order = Replay(("0", "2"), 0.25).order(mixed(SHARDS), 0)
     part, own = split_by_part(order(np.arange(8000)))
-    np.testing.assert_allclose(np.bincount(part), [8000 * 0.25 * 200 / 230, 6000, 8000 * 0.25 * 30 / 230], atol=1.5)
+    np.testing.assert_allclose(
+        np.bincount(part), [8000 * 0.25 * 200 / 230, 6000, 8000 * 0.25 * 30 / 230], atol=1.5
+    )
     for i, size in enumerate(SIZES):
         assert_epochs(own[part == i], size)
 
@@ -224,7 +251,11 @@ def test_a_buffer_holds_some_records_of_a_replayed_part():
 
 @pytest.mark.parametrize(
     ("parts", "message"),
-    [((), "must name the parts"), (("webb",), "did you mean 'web'"), (("web", "new"), "at least one must be new")],
+    [
+        ((), "must name the parts"),
+        (("webb",), "did you mean 'web'"),
+        (("web", "new"), "at least one must be new"),
+    ],
 )
 def test_replay_says_which_parts_there_are(parts, message):
     with pytest.raises(ConfigError, match=message):
@@ -235,7 +266,9 @@ def test_ten_thousand_million_records_of_three_parts():
     source = mixed([[10**5] * 60_000, [10**5] * 39_999, [10**5]], [0.5, 0.4, 0.1])
     order = Mixture().order(source, 0)
     for first in (0, 10**10 - 2000, 2**62 - 5000):
-        part, own = split_by_part(order(np.arange(first, first + 4096)), (6 * 10**9, 3_999_900_000, 10**5))
+        part, own = split_by_part(
+            order(np.arange(first, first + 4096)), (6 * 10**9, 3_999_900_000, 10**5)
+        )
         np.testing.assert_allclose(np.bincount(part), [2048, 1638.4, 409.6], atol=3)
         assert (own >= 0).all()
     began = time.process_time()

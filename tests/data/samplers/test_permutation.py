@@ -18,7 +18,12 @@ def test_a_permutation_takes_every_number_once(n, seed):
     np.testing.assert_array_equal(np.sort(out), np.arange(n))
 
 
-@given(st.lists(st.tuples(st.integers(1, 2**62), st.integers(0, MASK), st.floats(0, 1, exclude_max=True)), min_size=1))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 2**62), st.integers(0, MASK), st.floats(0, 1, exclude_max=True)),
+        min_size=1,
+    )
+)
 @settings(max_examples=60, deadline=None)
 def test_rows_of_any_size_are_their_own(rows):
     n = np.array([size for size, _, _ in rows])
@@ -37,7 +42,8 @@ def test_multiply_high_is_that_of_integers(x, y):
 
 
 def test_scramble_is_splitmix64():
-    """Against the generator written down in Python's integers; its first outputs of seed 1234567 are published."""
+    """Against the generator written down in Python's integers; its first outputs of seed 1234567
+    are published."""
     state, expected = 1234567, []
     for _ in range(3):
         state = (state + 0x9E3779B97F4A7C15) & MASK
@@ -68,7 +74,9 @@ def quality(found):
         "first two": p_value(found[:, 0] * n + found[:, 1], n * n, pairs),
         "ends": p_value(found[:, 0] * n + found[:, -1], n * n, pairs),
         "step": p_value(steps.ravel(), n, np.r_[0, np.full(n - 1, steps.size / (n - 1))]),
-        "next permutation": p_value(found[:-1, 0] * n + found[1:, 0], n * n, even * (count - 1) / (n * n)),
+        "next permutation": p_value(
+            found[:-1, 0] * n + found[1:, 0], n * n, even * (count - 1) / (n * n)
+        ),
     }
     return out
 

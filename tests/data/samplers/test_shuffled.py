@@ -19,7 +19,11 @@ SHARDS = np.random.default_rng(0).integers(0, 30, 150)  # some are empty
 BIG = Synthetic(np.full(100_000, 100_000))  # 10^10 records
 
 
-@given(st.lists(st.integers(0, 12), min_size=1, max_size=40).filter(any), st.integers(1, 9), st.integers(0, 2**31 - 1))
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=40).filter(any),
+    st.integers(1, 9),
+    st.integers(0, 2**31 - 1),
+)
 @settings(max_examples=50, deadline=None)
 def test_every_record_comes_once_per_epoch(shards, window, seed):
     order = Shuffled(window).order(Synthetic(shards), seed)
@@ -34,14 +38,21 @@ def test_a_record_is_a_function_of_its_position(window):
     some = np.random.default_rng(1).integers(0, len(whole), 3000)
     np.testing.assert_array_equal(order(some), whole[some])
     again = pickle.loads(pickle.dumps(order))
-    np.testing.assert_array_equal(np.concatenate([again(rows) for rows in np.array_split(some, 50)]), whole[some])
+    np.testing.assert_array_equal(
+        np.concatenate([again(rows) for rows in np.array_split(some, 50)]), whole[some]
+    )
     assert order(np.array([], np.int64)).shape == (0,)
     assert whole.dtype == np.int64
 
 
-@pytest.mark.parametrize("plan", [[(1, 40)], [(2, 40)], [(4, 40)], [(1, 13), (4, 20), (2, 7)]], ids=["1", "2", "4", "1-4-2"])
+@pytest.mark.parametrize(
+    "plan",
+    [[(1, 40)], [(2, 40)], [(4, 40)], [(1, 13), (4, 20), (2, 7)]],
+    ids=["1", "2", "4", "1-4-2"],
+)
 def test_any_hosts_read_every_record_once(plan):
-    """40 batches of 52 are one epoch of 2,080 records. A resume makes the order anew from seed and position."""
+    """40 batches of 52 are one epoch of 2,080 records. A resume makes the order anew from seed and
+    position."""
     shards = [52] * 40
     found = read_by_hosts(ShuffledOrder(shards, 3, window=8), 52, plan)
     np.testing.assert_array_equal(np.sort(found), np.arange(2080))
@@ -116,7 +127,11 @@ def test_ten_thousand_million_records_need_no_memory_for_a_record():
     small = (time.process_time() - began) / 500
     grown = resident() - before
     kept = sum(a.nbytes for layout in order._layouts.values() for a in layout)
-    print(f"10^10 records in 10^5 shards: {kept / 2**20:.2f} MiB kept of two epochs, {grown / 2**20:.1f} MiB of memory more, ", end="")
+    print(
+        f"10^10 records in 10^5 shards: {kept / 2**20:.2f} MiB kept of two epochs, "
+        f"{grown / 2**20:.1f} MiB of memory more, ",
+        end="",
+    )
     print(f"{each * 1e6 / 4096:.3f} us a row of 4,096, {small * 1e6 / 64:.2f} us a row of 64")
     assert kept < 2e6
     assert grown < 32 * 2**20
@@ -142,7 +157,9 @@ def test_threads_agree():
         found = list(pool.map(order, rows))
     for one, other in zip(expected, found):
         np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(np.sort(np.concatenate(found)), np.sort(np.tile(np.arange(7000), 5)))
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate(found)), np.sort(np.tile(np.arange(7000), 5))
+    )
 
 
 def test_weights_are_not_dropped_in_silence():
@@ -159,7 +176,15 @@ def test_in_order():
 
 
 def test_samplers_are_found_by_name():
-    assert set(SAMPLERS) == {"few_shot", "in_order", "mixture", "per_cluster", "replay", "shuffled", "with_negatives"}
+    assert set(SAMPLERS) == {
+        "few_shot",
+        "in_order",
+        "mixture",
+        "per_cluster",
+        "replay",
+        "shuffled",
+        "with_negatives",
+    }
     assert choose(SAMPLERS, dict(name="shuffled", window=8), "data.sampler") == Shuffled(8)
     with pytest.raises(ConfigError, match="data.sampler.window"):
         choose(SAMPLERS, dict(name="shuffled", window=0), "data.sampler")

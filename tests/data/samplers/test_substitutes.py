@@ -27,13 +27,22 @@ def circle(order, record):
     return sorted(found)
 
 
-@pytest.mark.parametrize("sampler", [InOrder(), Shuffled(), Shuffled(window=1), WithNegatives("table")])
+@pytest.mark.parametrize(
+    "sampler", [InOrder(), Shuffled(), Shuffled(window=1), WithNegatives("table")]
+)
 def test_of_one_stream_all_records(sampler):
     assert circle(sampler.order(SOURCE, 0), 59) == list(range(60))
 
 
 @pytest.mark.parametrize(
-    "sampler", [Mixture(), Mixture(resampled=True), Mixture(homogeneous=True, batch=4), Replay(("0",), 0.5), Replay(("0",), 0.5, buffer=3)]
+    "sampler",
+    [
+        Mixture(),
+        Mixture(resampled=True),
+        Mixture(homogeneous=True, batch=4),
+        Replay(("0",), 0.5),
+        Replay(("0",), 0.5, buffer=3),
+    ],
 )
 def test_of_a_mixture_those_of_the_part(sampler):
     order = sampler.order(PARTS, 0)

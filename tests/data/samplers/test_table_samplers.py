@@ -22,7 +22,9 @@ def assert_pure(order, n):
     whole = order(np.arange(n))
     some = np.random.default_rng(0).permutation(n)
     again = pickle.loads(pickle.dumps(order))
-    np.testing.assert_array_equal(np.concatenate([again(rows) for rows in np.array_split(some, 20)]), whole[some])
+    np.testing.assert_array_equal(
+        np.concatenate([again(rows) for rows in np.array_split(some, 20)]), whole[some]
+    )
     assert order(np.array([], np.int64)).shape == (0,)
 
 
@@ -39,7 +41,9 @@ def test_few_shot_has_k_records_of_each_class_once_per_epoch(k):
 
 
 def test_few_shot_draws_by_seed_and_fewer_are_among_more():
-    few, more, other = (FewShot(k).order(SOURCE, seed).chosen for k, seed in ((4, 0), (16, 0), (4, 1)))
+    few, more, other = (
+        FewShot(k).order(SOURCE, seed).chosen for k, seed in ((4, 0), (16, 0), (4, 1))
+    )
     assert set(few) <= set(more)
     assert set(few) != set(other)
 
@@ -51,7 +55,9 @@ def test_few_shot_draws_evenly():
     for label in range(7):
         own = counts[label == CLASSES]
         mean = 300 * 10 / len(own)
-        assert ((own - mean) ** 2 / (mean * (1 - 10 / len(own)))).mean() == pytest.approx(1, abs=0.6)
+        assert ((own - mean) ** 2 / (mean * (1 - 10 / len(own)))).mean() == pytest.approx(
+            1, abs=0.6
+        )
 
 
 def test_few_shot_says_what_is_too_few():
@@ -95,7 +101,9 @@ def test_clusters_of_a_file_and_another_batch_at_a_resume(tmp_path):
     of_column = PerCluster("cluster", 8).order(SOURCE, 0)
     np.testing.assert_array_equal(of_file(np.arange(500)), of_column(np.arange(500)))
     state = of_file.state(88)
-    np.testing.assert_array_equal(PerCluster("cluster", 8).order(SOURCE, 0, state)(np.arange(500)), of_column(np.arange(500)))
+    np.testing.assert_array_equal(
+        PerCluster("cluster", 8).order(SOURCE, 0, state)(np.arange(500)), of_column(np.arange(500))
+    )
     other = PerCluster("cluster", 16).order(SOURCE, 0, state)
     batches = CLASSES[other(np.arange(88, 88 + 480))].reshape(-1, 16)
     assert (batches == batches[:, :1]).all(axis=1).sum() >= (np.bincount(CLASSES[20:]) // 16).sum()
@@ -147,7 +155,9 @@ def test_a_negative_that_is_no_record_is_named(tmp_path):
     table = np.zeros((500, 2), int)
     table[7, 1] = 500
     order = WithNegatives(negatives(tmp_path, table)).order(SOURCE, 0)
-    with pytest.raises(DataError, match=r"negatives.npy: row 7 names record 500, but there are 500"):
+    with pytest.raises(
+        DataError, match=r"negatives.npy: row 7 names record 500, but there are 500"
+    ):
         order(np.arange(1500))
 
 

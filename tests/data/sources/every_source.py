@@ -1,4 +1,5 @@
-"""Every kind of source, each over the twelve records of `twelve_records.py` or some of them: a text tells which record it is."""
+"""Every kind of source, each over the twelve records of `twelve_records.py` or some of them: a text
+tells which record it is."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from jaxvl.data.sources.jsonl import JsonLines
 from jaxvl.data.sources.mixture import MixtureConfig, PartConfig
 from jaxvl.data.sources.where import Where
 
-IDS = [hash_of(record["text"]) for record in RECORDS]  # what a field `group` over the texts gives each record
+IDS = [
+    hash_of(record["text"]) for record in RECORDS
+]  # what a field `group` over the texts gives each record
 ALL = tuple(range(len(RECORDS)))
 
 
@@ -37,8 +40,12 @@ def energon(folder: pathlib.Path) -> Written:
     """The tars as `energon prepare` has them, without one sample that the split leaves out."""
     write_tars(folder)
     meta = own_folder(folder, ".nv-meta")
-    meta.joinpath("split.yaml").write_text("split_parts:\n  train:\n  - '{00000..00001}.tar'\nexclude:\n- 00000.tar/000000003\n")
-    meta.joinpath("dataset.yaml").write_text("field_map:\n  image: png\n  text: txt\n  class_label: cls\n")
+    meta.joinpath("split.yaml").write_text(
+        "split_parts:\n  train:\n  - '{00000..00001}.tar'\nexclude:\n- 00000.tar/000000003\n"
+    )
+    meta.joinpath("dataset.yaml").write_text(
+        "field_map:\n  image: png\n  text: txt\n  class_label: cls\n"
+    )
     return Written(Energon(str(folder)), tuple(i for i in ALL if i != 3))
 
 
@@ -57,7 +64,9 @@ def joined(folder: pathlib.Path) -> Written:
     ranked = tuple(i for i in ALL if i % 6 != 1)
     lines = [json.dumps({"text": RECORDS[i]["text"], "rank": i}) for i in reversed(ranked)]
     (folder / "ranks.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return Written(Joined(write_jsonl(folder), JsonLines(str(folder / "ranks.jsonl")), key="text"), ranked)
+    return Written(
+        Joined(write_jsonl(folder), JsonLines(str(folder / "ranks.jsonl")), key="text"), ranked
+    )
 
 
 def mixture(folder: pathlib.Path, weights: Sequence[float | None] = (None, None, None)) -> Written:

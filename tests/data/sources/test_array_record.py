@@ -1,4 +1,5 @@
-"""ArrayRecord files of the library's own writer, with maps in msgpack and with `tf.train.Example`s."""
+"""ArrayRecord files of the library's own writer, with maps in msgpack and with
+`tf.train.Example`s."""
 
 import pickle
 import threading
@@ -39,14 +40,30 @@ def array(value):
 
 def test_maps_in_msgpack_of_every_kind(tmp_path):
     rows = [
-        {"image": make_png(i), "caption": f"ü {i}", "alts": ["a", f"{i}"], "frames": [make_png(i)] * 2, "n": -i, "score": i / 7, "emb": array(small_array(i)), "sound": b"fLaC"}
+        {
+            "image": make_png(i),
+            "caption": f"ü {i}",
+            "alts": ["a", f"{i}"],
+            "frames": [make_png(i)] * 2,
+            "n": -i,
+            "score": i / 7,
+            "emb": array(small_array(i)),
+            "sound": b"fLaC",
+        }
         for i in range(5)
-    ]  # fmt: skip
+    ]
     del rows[2]["score"]
     source = written(tmp_path, [msgpack.packb(row) for row in rows])
     assert {name: column.kind for name, column in source.columns.items()} == {
-        "image": "image", "audio": "audio", "text": "text", "alts": "texts", "frames": "frames", "n": "int", "score": "float", "emb": "array",
-    }  # fmt: skip
+        "image": "image",
+        "audio": "audio",
+        "text": "text",
+        "alts": "texts",
+        "frames": "frames",
+        "n": "int",
+        "score": "float",
+        "emb": "array",
+    }
     for i, row in enumerate(rows):
         record = source[i]
         assert (
@@ -61,29 +78,57 @@ def test_maps_in_msgpack_of_every_kind(tmp_path):
 
 def test_the_records_of_the_demo_corpora(tmp_path):
     rows = [
-        {"key": f"k{i}", "image": make_png(i), "label": i, "style": "s", "captions": {"en": [f"name {i}", ["k"]], "fr": [f"nom {i}", []]}}
+        {
+            "key": f"k{i}",
+            "image": make_png(i),
+            "label": i,
+            "style": "s",
+            "captions": {"en": [f"name {i}", ["k"]], "fr": [f"nom {i}", []]},
+        }
         for i in range(4)
     ]
     write_records(tmp_path / "a.array_record", rows)
-    columns = {"image": "image", "class_label": "label", "name/en": "captions.en.0", "keywords/en": "captions.en.1"}
+    columns = {
+        "image": "image",
+        "class_label": "label",
+        "name/en": "captions.en.0",
+        "keywords/en": "captions.en.1",
+    }
     source = ArrayRecord(str(tmp_path / "a.array_record"), columns=columns).open(quiet)
-    assert source[3] == {"image": make_png(3), "class_label": 3, "name/en": "name 3", "keywords/en": ["k"]}
+    assert source[3] == {
+        "image": make_png(3),
+        "class_label": 3,
+        "name/en": "name 3",
+        "keywords/en": ["k"],
+    }
     assert pack(rows[0])
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.dictionaries(st.text(min_size=1), st.one_of(
-    st.lists(st.binary(), min_size=1, max_size=3), st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=3),
-    st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=3),
-), max_size=5))  # fmt: skip
+@given(
+    st.dictionaries(
+        st.text(min_size=1),
+        st.one_of(
+            st.lists(st.binary(), min_size=1, max_size=3),
+            st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=3),
+            st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=3),
+        ),
+        max_size=5,
+    )
+)
 def test_examples_are_read_as_the_formats_own_message_writes_them(features):
     example = pb.Example()
     for name, values in features.items():
         feature = example.features.feature[name]
-        kind = {bytes: feature.bytes_list, int: feature.int64_list, float: feature.float_list}[type(values[0])]
+        kind = {bytes: feature.bytes_list, int: feature.int64_list, float: feature.float_list}[
+            type(values[0])
+        ]
         kind.value.extend(values)
     found = parse_example(example.SerializeToString(), "here")
-    assert {name: list(value) if isinstance(value, (list, np.ndarray)) else [value] for name, value in found.items()} == features
+    assert {
+        name: list(value) if isinstance(value, (list, np.ndarray)) else [value]
+        for name, value in found.items()
+    } == features
 
 
 def test_examples_that_are_none():
@@ -94,10 +139,15 @@ def test_examples_that_are_none():
 
 
 def test_payloads_that_are_neither(tmp_path):
-    with pytest.raises(DataError, match=r"its records are pickled objects, which may run code when they are read; write them as msgpack"):
+    with pytest.raises(
+        DataError,
+        match=r"its records are pickled objects, which may run code when they are read; write them as msgpack",
+    ):
         written(tmp_path, [pickle.dumps({"image": b"x"})])
     for content in (b"", b"garbage", msgpack.packb([1, 2])):
-        with pytest.raises(DataError, match=r"its records are neither maps in msgpack nor tf.train.Example"):
+        with pytest.raises(
+            DataError, match=r"its records are neither maps in msgpack nor tf.train.Example"
+        ):
             written(tmp_path, [content])
     with pytest.raises(DataError, match=r"none of 32 records can be read"):
         written(tmp_path, [msgpack.packb({"text": "a"})], payload="example")
@@ -109,7 +159,18 @@ def test_one_damaged_record_is_one_bad_record(tmp_path):
     unfit = msgpack.packb({"text": "a", "n": {"dtype": "<f4", "shape": [9], "data": b"1234"}})
     bad_text = msgpack.packb({"text": b"\xff\xfe", "n": 1})
     source = written(
-        tmp_path, [good, good[:-2], b"", msgpack.packb(3), objects, unfit, bad_text, msgpack.packb({"text": 4.5, "n": "x"}), good]
+        tmp_path,
+        [
+            good,
+            good[:-2],
+            b"",
+            msgpack.packb(3),
+            objects,
+            unfit,
+            bad_text,
+            msgpack.packb({"text": 4.5, "n": "x"}),
+            good,
+        ],
     )
     caused = {}
     for i in range(9):
@@ -140,7 +201,9 @@ def test_a_file_that_is_cut_short_or_gone_is_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="1.array_record: is not there any more"):
         source.read(11)
     assert source[0]["text"] == RECORDS[0]["text"]
-    with pytest.raises(ConfigError, match="is remote, but ArrayRecord files are read from local disks"):
+    with pytest.raises(
+        ConfigError, match="is remote, but ArrayRecord files are read from local disks"
+    ):
         ArrayRecord("s3://bucket/a.array_record").open(quiet)
 
 
@@ -149,7 +212,9 @@ def test_files_stay_open_up_to_a_bound_and_numbers_run_through(tmp_path, monkeyp
     sizes = [3, 0, 1, 5, 2]
     n = 0
     for file, size in enumerate(sizes):
-        write_array_records(tmp_path / f"{file}.array_record", [msgpack.packb({"n": n + i}) for i in range(size)])
+        write_array_records(
+            tmp_path / f"{file}.array_record", [msgpack.packb({"n": n + i}) for i in range(size)]
+        )
         n += size
     source = ArrayRecord(str(tmp_path)).open(quiet)
     assert source.shards().tolist() == [3, 1, 5, 2] and len(source) == 11
@@ -161,7 +226,9 @@ def test_files_stay_open_up_to_a_bound_and_numbers_run_through(tmp_path, monkeyp
 
 
 def test_grouped_records_are_read_as_well(tmp_path):
-    writer = array_record_module.ArrayRecordWriter(str(tmp_path / "a.array_record"), "group_size:8,zstd:3")
+    writer = array_record_module.ArrayRecordWriter(
+        str(tmp_path / "a.array_record"), "group_size:8,zstd:3"
+    )
     for i in range(50):
         writer.write(msgpack.packb({"n": i}))
     writer.close()

@@ -49,7 +49,12 @@ def folder(tmp_path, monkeypatch):
     (meta / "dataset.yaml").write_text(DATASET)
     (meta / "split.yaml").write_text(SPLIT)
     (meta / ".info.json").write_text(
-        json.dumps({"energon_version": "7.4.1", "shard_counts": {f"shards/shard_{s:03d}.tar": 5 for s in range(4)}})
+        json.dumps(
+            {
+                "energon_version": "7.4.1",
+                "shard_counts": {f"shards/shard_{s:03d}.tar": 5 for s in range(4)},
+            }
+        )
     )
     return tmp_path / "en"
 
@@ -57,23 +62,43 @@ def folder(tmp_path, monkeypatch):
 def test_splits_and_fields(folder):
     log = []
     source = Energon(str(folder)).open(log.append)
-    assert len(source) == 15 and {name: column.kind for name, column in source.columns.items() if name in ("image", "caption")} == {
-        "image": "image", "caption": "text",
-    }  # fmt: skip
+    assert len(source) == 15 and {
+        name: column.kind for name, column in source.columns.items() if name in ("image", "caption")
+    } == {
+        "image": "image",
+        "caption": "text",
+    }
     assert source.read(0, ["image", "caption"]) == {"image": bytes([0, 0]), "caption": "cap 0 0"}
     assert source.read(14, ["caption", "key"]) == {"caption": "alt 2 4", "key": "24"}
     assert [line for line in log if not line.startswith("indexed")] == []
-    assert [Energon(str(folder), split="val").open(log.append).read(i, ["caption"])["caption"] for i in (0, 4)] == ["cap 3 0", "alt 3 4"]
+    assert [
+        Energon(str(folder), split="val").open(log.append).read(i, ["caption"])["caption"]
+        for i in (0, 4)
+    ] == ["cap 3 0", "alt 3 4"]
 
 
 def test_shards_and_samples_that_are_left_out(folder):
-    exclude = "exclude:\n- shards/shard_001.tar\n- shards/shard_002.tar/2{0,3}\n- shards/shard_000.tar/9\n"
+    exclude = (
+        "exclude:\n- shards/shard_001.tar\n- shards/shard_002.tar/2{0,3}\n- "
+        "shards/shard_000.tar/9\n"
+    )
     (folder / ".nv-meta" / "split.yaml").write_text(SPLIT.replace("exclude: []\n", exclude))
     source = Energon(str(folder)).open(print)
-    assert [source.read(i, ["key"])["key"] for i in range(len(source))] == ["00", "01", "02", "03", "04", "21", "22", "24"]
+    assert [source.read(i, ["key"])["key"] for i in range(len(source))] == [
+        "00",
+        "01",
+        "02",
+        "03",
+        "04",
+        "21",
+        "22",
+        "24",
+    ]
     np.testing.assert_array_equal(source.shards(), [5, 3])
     np.testing.assert_array_equal(source.column("key")[5:], ["21", "22", "24"])
-    (folder / ".nv-meta" / "split.yaml").write_text(SPLIT.replace("exclude: []\n", "exclude:\n- shards/shard_001.tar\n"))
+    (folder / ".nv-meta" / "split.yaml").write_text(
+        SPLIT.replace("exclude: []\n", "exclude:\n- shards/shard_001.tar\n")
+    )
     assert Energon(str(folder)).open(print).fingerprint != source.fingerprint
 
 
@@ -86,14 +111,20 @@ def test_crude_samples_need_columns(folder):
 
 
 def test_counts_that_differ_are_said(folder):
-    (folder / ".nv-meta" / ".info.json").write_text(json.dumps({"shard_counts": {"shards/shard_001.tar": 7}}))
+    (folder / ".nv-meta" / ".info.json").write_text(
+        json.dumps({"shard_counts": {"shards/shard_001.tar": 7}})
+    )
     log = []
     Energon(str(folder)).open(log.append)
-    assert any("shards/shard_001.tar: holds 5 samples, but" in line and "says 7" in line for line in log)
+    assert any(
+        "shards/shard_001.tar: holds 5 samples, but" in line and "says 7" in line for line in log
+    )
 
 
 def test_what_is_not_there_is_said(folder, tmp_path):
-    with pytest.raises(ConfigError, match="split: 'trian' is not in split.yaml; did you mean 'train'"):
+    with pytest.raises(
+        ConfigError, match="split: 'trian' is not in split.yaml; did you mean 'train'"
+    ):
         Energon(str(folder), split="trian").open(print)
     with pytest.raises(DataError, match="split.yaml: is not there; `energon prepare` writes it"):
         Energon(str(tmp_path)).open(print)

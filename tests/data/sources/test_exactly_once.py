@@ -1,4 +1,5 @@
-"""Each record once in an epoch, for every source, by what tells the records apart: on any hosts, and on others after each kill."""
+"""Each record once in an epoch, for every source, by what tells the records apart: on any hosts,
+and on others after each kill."""
 
 import dataclasses
 import json
@@ -20,11 +21,19 @@ from jaxvl.data.samplers.shuffled import Shuffled
 
 B = 4
 FIELDS = dict(image=Picture(size=4), id=Group("text"))
-CONFIG = DataConfig(FakeConfig(), batch=B, fields=FIELDS, reader=ReaderConfig(threads=2), error_minimum=1000)
+CONFIG = DataConfig(
+    FakeConfig(), batch=B, fields=FIELDS, reader=ReaderConfig(threads=2), error_minimum=1000
+)
 TOKENIZER = tokenizer()
 AHEAD = 2  # batches that a process had begun to read when it was killed
 # (hosts, batches) of each life of a run: one epoch of twelve records is three batches.
-PLANS = [[(1, 12)], [(2, 12)], [(4, 12)], [(1, 1), (4, 1), (2, 1)], [(1, 4), (4, 7), (2, 11), (1, 2), (4, 9)]]
+PLANS = [
+    [(1, 12)],
+    [(2, 12)],
+    [(4, 12)],
+    [(1, 1), (4, 1), (2, 1)],
+    [(1, 4), (4, 7), (2, 11), (1, 2), (4, 9)],
+]
 NAMES = ["1", "2", "4", "1-4-2 in one epoch", "1-4-2-1-4"]
 
 
@@ -43,7 +52,8 @@ class Device(NamedTuple):
 
 
 def rows_of_hosts(monkeypatch, hosts, copies=1):
-    """The rows of a batch that each host fills, on a mesh of four devices for each copy of the batch."""
+    """The rows of a batch that each host fills, on a mesh of four devices for each copy of the
+    batch."""
     count = B * copies
     devices = [Device(i, i * hosts // count) for i in range(count)]
     places = {device: (slice(device.number % B, device.number % B + 1),) for device in devices}
@@ -56,10 +66,21 @@ def rows_of_hosts(monkeypatch, hosts, copies=1):
 
 
 class Life:
-    """What the processes of a run read between two checkpoints, each with a source that it has opened itself."""
+    """What the processes of a run read between two checkpoints, each with a source that it has
+    opened itself."""
 
     def __init__(self, data, rows, start):
-        self._hosts = [Batches(data, data.select(data.source.open(quiet)), TOKENIZER, seed=7, rows=each, start=start) for each in rows]
+        self._hosts = [
+            Batches(
+                data,
+                data.select(data.source.open(quiet)),
+                TOKENIZER,
+                seed=7,
+                rows=each,
+                start=start,
+            )
+            for each in rows
+        ]
 
     def read(self, batches, ahead=AHEAD):
         """Ids of global batches, in the order of their rows."""
@@ -94,7 +115,8 @@ def quiet(line):
 
 
 def read(monkeypatch, plan, lives, copies=1):
-    """Ids of a whole run, whose processes are all killed after each life, and go on from the checkpoint on other hosts.
+    """Ids of a whole run, whose processes are all killed after each life, and go on from the
+    checkpoint on other hosts.
 
     Args:
       lives: the run's data in each life; the last one for all that follow.
@@ -117,7 +139,9 @@ def test_each_record_comes_once_in_an_epoch(written, plan, monkeypatch):
     assert len(ids) == B * sum(batches for _, batches in plan) >= len(records)
     assert_epochs(ids, records)
     alone = read(monkeypatch, [(1, len(ids) // B)], [data])
-    np.testing.assert_array_equal(ids, alone, "the order is that of a run on one host that nothing befell")
+    np.testing.assert_array_equal(
+        ids, alone, "the order is that of a run on one host that nothing befell"
+    )
 
 
 def test_rows_that_several_hosts_hold_are_the_same_record(written, monkeypatch):
@@ -129,7 +153,8 @@ def test_rows_that_several_hosts_hold_are_the_same_record(written, monkeypatch):
 
 @pytest.mark.parametrize("first", [(2.0, 1.0, 1.0), (None, None, None)], ids=["weights", "none"])
 def test_other_weights_after_a_kill_keep_what_was_seen(first, tmp_path, monkeypatch):
-    """The weights change with the hosts, twice; each part goes on through its own epochs, also if it had no weight at first."""
+    """The weights change with the hosts, twice; each part goes on through its own epochs, also if
+    it had no weight at first."""
     lives = []
     for number, weights in enumerate([first, (1.0, 5.0, 1.0), (0.5, 0.1, 3.0)]):
         folder = tmp_path / str(number)
@@ -141,7 +166,11 @@ def test_other_weights_after_a_kill_keep_what_was_seen(first, tmp_path, monkeypa
         mine = ids[np.isin(ids, own)]
         assert len(mine) > len(own)
         assert_epochs(mine, own)
-    for begin, end, label, share in ((0, 5, 0, 0.25), (5, 11, 1, 0.45), (11, 41, 2, 0.45)):  # each life had weights of its own
+    for begin, end, label, share in (
+        (0, 5, 0, 0.25),
+        (5, 11, 1, 0.45),
+        (11, 41, 2, 0.45),
+    ):  # each life had weights of its own
         own = [IDS[i] for i in ALL if RECORDS[i]["class_label"] == label]
         assert np.isin(ids[B * begin : B * end], own).mean() > share
 

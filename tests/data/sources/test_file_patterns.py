@@ -9,7 +9,20 @@ from jaxvl.config import ConfigError
 from jaxvl.data.sources.file_patterns import expand_braces, expand_files
 
 PIECES = st.sampled_from(
-    ["{0..3}", "{08..11}", "{a,b}", "{,x}", "{c..a}", "{0..10..5}", "{z}", "{}", "s3://b/", "-", ".tar", "{a{1..2},b}"]
+    [
+        "{0..3}",
+        "{08..11}",
+        "{a,b}",
+        "{,x}",
+        "{c..a}",
+        "{0..10..5}",
+        "{z}",
+        "{}",
+        "s3://b/",
+        "-",
+        ".tar",
+        "{a{1..2},b}",
+    ]
 )
 
 

@@ -29,7 +29,9 @@ def bucket(tmp_path, monkeypatch):
 
     server = emulator.create_server("127.0.0.1", 0, in_memory=True)
     server.start()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server._api._httpd.server_port}")
+    monkeypatch.setenv(
+        "STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server._api._httpd.server_port}"
+    )
     monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "cache"))
     gcsfs.GCSFileSystem.clear_instance_cache()
     gcsfs.GCSFileSystem().mkdir("bucket")
@@ -44,7 +46,11 @@ def put(name, content):
 
 def test_tars(bucket, tmp_path):
     for s in range(2):
-        members = [(f"{s}{i}.{e}", content) for i in range(3) for e, content in (("jpg", make_png(i)), ("txt", f"t {s} {i}".encode()))]
+        members = [
+            (f"{s}{i}.{e}", content)
+            for i in range(3)
+            for e, content in (("jpg", make_png(i)), ("txt", f"t {s} {i}".encode()))
+        ]
         write_tar(tmp_path / f"{s:05d}.tar", members)
         paths.upload(tmp_path / f"{s:05d}.tar", paths.as_path(f"{bucket}/d/{s:05d}.tar"))
     local = WebDataset(str(tmp_path / "*.tar")).open(quiet)
@@ -52,15 +58,21 @@ def test_tars(bucket, tmp_path):
         source = WebDataset(f"{bucket}/d/{files}").open(quiet)
         assert source.fingerprint == local.fingerprint
         source = pickle.loads(pickle.dumps(source))
-        assert [source.read(i, ["image", "text"]) for i in range(6)] == [local.read(i, ["image", "text"]) for i in range(6)]
-    with pytest.raises(DataError, match=rf"^{bucket}/d/00002.tar: is not there \(2 of 4 files are missing\)"):
+        assert [source.read(i, ["image", "text"]) for i in range(6)] == [
+            local.read(i, ["image", "text"]) for i in range(6)
+        ]
+    with pytest.raises(
+        DataError, match=rf"^{bucket}/d/00002.tar: is not there \(2 of 4 files are missing\)"
+    ):
         WebDataset(f"{bucket}/d/{{00000..00003}}.tar").open(quiet)
     with pytest.raises(DataError, match="^gs://nothing/0.tar: is not there"):
         WebDataset("gs://nothing/0.tar").open(quiet)
 
 
 def test_tables_and_folders(bucket, tmp_path):
-    table = pa.table({"jpg": [make_png(i) for i in range(9)], "caption": [str(i) for i in range(9)]})
+    table = pa.table(
+        {"jpg": [make_png(i) for i in range(9)], "caption": [str(i) for i in range(9)]}
+    )
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=3)
     paths.upload(tmp_path / "a.parquet", paths.as_path(f"{bucket}/p/a.parquet"))
     assert Parquet(f"{bucket}/p/*.parquet").open(quiet)[7] == {"image": make_png(7), "text": "7"}
@@ -75,6 +87,8 @@ def test_tables_and_folders(bucket, tmp_path):
     assert folder[1] == {"image": make_png(1), "text": "bee", "class_label": 1, "file": "1/b.png"}
     before = folder.fingerprint
     put(f"{bucket}/f/0/a.png", make_png(0) + b"more")
-    assert Folder(f"{bucket}/f", classes="integer").open(quiet).fingerprint != before, "sizes are known there as well"
+    assert Folder(f"{bucket}/f", classes="integer").open(quiet).fingerprint != before, (
+        "sizes are known there as well"
+    )
     put(f"{bucket}/f/0/a.png", make_png(0))
     assert JsonLines(f"{bucket}/f/a.jsonl").open(quiet)[0] == {"image": make_png(0), "text": "x"}

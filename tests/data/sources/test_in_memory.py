@@ -17,7 +17,11 @@ def test_records_and_columns():
     assert [source[i] for i in range(len(source))] == RECORDS
     assert source.read(0, ["text", "nothing"]) == {"text": "ay"}
     assert source.column("n").tolist() == [1, 2] and source.column("text").tolist() == ["ay", ""]
-    assert source.column("image") is None and source.column("nothing") is None and source.present("nothing") is None
+    assert (
+        source.column("image") is None
+        and source.column("nothing") is None
+        and source.present("nothing") is None
+    )
     np.testing.assert_array_equal(source.present("text"), [True, False])
     assert source.shards().tolist() == [2] and source.left_out() == {}
     for i in (-1, 2):

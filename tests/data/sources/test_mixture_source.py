@@ -39,23 +39,34 @@ def cats(classes=CATS, **options):
 
 
 def dogs(classes=DOGS, kind="text"):
-    columns = {"text": Column(kind), "class_label": Column("class", classes=classes), "width": Column("int")}
+    columns = {
+        "text": Column(kind),
+        "class_label": Column("class", classes=classes),
+        "width": Column("int"),
+    }
     records = [{"text": f"dog {i}", "class_label": i % 3, "width": 100 + i} for i in range(4)]
     return Sharded("dogs", columns, records)
 
 
 def mixed(*sources, weights=None):
-    return MixtureSource(sources, weights or [None] * len(sources), [str(i) for i in range(len(sources))])
+    return MixtureSource(
+        sources, weights or [None] * len(sources), [str(i) for i in range(len(sources))]
+    )
 
 
 def test_records_are_those_of_the_parts_one_part_after_the_other():
     source = mixed(cats(shards=[2, 3]), dogs())
     assert len(source) == 9
-    assert [source[i]["text"] for i in range(9)] == [f"cat {i}" for i in range(5)] + [f"dog {i}" for i in range(4)]
+    assert [source[i]["text"] for i in range(9)] == [f"cat {i}" for i in range(5)] + [
+        f"dog {i}" for i in range(4)
+    ]
     assert source.read(6, ("width", "text")) == {"width": 101, "text": "dog 1"}
     assert source.read(0, ("width",)) == {}
     assert source.shards().tolist() == [2, 3, 4]
-    assert [(part.name, part.start, part.end, len(part)) for part in source.parts] == [("0", 0, 5, 5), ("1", 5, 9, 4)]
+    assert [(part.name, part.start, part.end, len(part)) for part in source.parts] == [
+        ("0", 0, 5, 5),
+        ("1", 5, 9, 4),
+    ]
     assert source.name == "cats + dogs"
     for i in (-1, 9):
         with pytest.raises(IndexError):
@@ -66,7 +77,10 @@ def test_records_are_those_of_the_parts_one_part_after_the_other():
 def test_classes_of_different_sets_have_places_of_their_own():
     source = mixed(cats(), dogs(), cats())
     joined = source.columns["class_label"].classes
-    assert joined.names == {"en": ("tabby", "tiger", "beagle", "pug", None), "de": ("getigert", "Tiger", None, None, None)}
+    assert joined.names == {
+        "en": ("tabby", "tiger", "beagle", "pug", None),
+        "de": ("getigert", "Tiger", None, None, None),
+    }
     assert joined.templates == ()
     labels = [0, 1, 0, 1, 0, 2, 3, 4, 2, 0, 1, 0, 1, 0]
     assert [source[i]["class_label"] for i in range(14)] == labels
@@ -98,11 +112,18 @@ def test_a_column_that_a_part_lacks_is_optional():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ConfigError, match="^parts: column 'text' is of kind 'text' in part '0' and 'texts' in part '1'"):
+    with pytest.raises(
+        ConfigError,
+        match="^parts: column 'text' is of kind 'text' in part '0' and 'texts' in part '1'",
+    ):
         mixed(cats(), dogs(kind="texts"))
-    with pytest.raises(ConfigError, match="^parts: column 'class_label' of part '1' has no class set"):
+    with pytest.raises(
+        ConfigError, match="^parts: column 'class_label' of part '1' has no class set"
+    ):
         mixed(cats(), dogs(None))
-    with pytest.raises(ConfigError, match="^parts: part '1' is a mixture whose weights would be lost"):
+    with pytest.raises(
+        ConfigError, match="^parts: part '1' is a mixture whose weights would be lost"
+    ):
         mixed(cats(), mixed(dogs(), cats(), weights=[1.0, 2.0]))
     with pytest.raises(DataError, match="part '1' of the mixture, nothing, has no records"):
         mixed(cats(), Sharded("nothing", {}, []))
@@ -156,9 +177,16 @@ def test_parts_that_make_no_mixture_are_refused(parts, message):
 
 
 def test_a_mixture_is_found_by_name_and_may_hold_mixtures():
-    parts = (dict(source=Animals("cats"), weight=2.0), dict(source=dict(name="mixture", parts=(dict(source=Animals("dogs")),)), weight=1.0))
+    parts = (
+        dict(source=Animals("cats"), weight=2.0),
+        dict(source=dict(name="mixture", parts=(dict(source=Animals("dogs")),)), weight=1.0),
+    )
     found = choose(SOURCES, dict(name="mixture", parts=parts), "data.source")
     assert found.open().column("class_label").tolist() == [0, 1, 0, 1, 0, 2, 3, 4, 2]
     assert to_dict(found)["name"] == "mixture"
     with pytest.raises(ConfigError, match=r"data.source.parts\[0\].weight"):
-        choose(SOURCES, dict(name="mixture", parts=(dict(source=Animals(), weight=-1.0),)), "data.source")
+        choose(
+            SOURCES,
+            dict(name="mixture", parts=(dict(source=Animals(), weight=-1.0),)),
+            "data.source",
+        )

@@ -71,7 +71,12 @@ def test_what_cannot_be_opened_is_tried_again():
 def test_the_splits_of_a_recipe_share_what_was_built(monkeypatch):
     prepared = []
     prepare = Shapes.prepare
-    monkeypatch.setattr(Shapes, "prepare", lambda self, log=print: prepared.append(self) or prepare(self, log))
-    sources = [opened(Shapes(size=8, variants=1, split=split), lambda text: None) for split in ("train_a", "test_a", None)]
+    monkeypatch.setattr(
+        Shapes, "prepare", lambda self, log=print: prepared.append(self) or prepare(self, log)
+    )
+    sources = [
+        opened(Shapes(size=8, variants=1, split=split), lambda text: None)
+        for split in ("train_a", "test_a", None)
+    ]
     assert len(prepared) == 1 and sources[0].corpus is sources[1].corpus is sources[2].corpus
     assert len(sources[0]) + len(sources[1]) == len(sources[2])

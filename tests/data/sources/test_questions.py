@@ -13,11 +13,24 @@ from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.questions import Questions, common
 
 TRAIN = [
-    {"image": "a.png", "question": "Where is he looking?", "answers": ["down", "up", "down"], "type": "other", "question_id": 7},
+    {
+        "image": "a.png",
+        "question": "Where is he looking?",
+        "answers": ["down", "up", "down"],
+        "type": "other",
+        "question_id": 7,
+    },
     {"image": "sub/b.png", "question": "how many?", "answers": ["2"]},
     {"image": "gone.png", "question": "what colour?", "answers": ["red", "blue"]},
 ]
-VAL = [{"image": "a.png", "question": "is it a cat?", "answers": ["yes", "no", "yes"], "type": "yes/no"}]
+VAL = [
+    {
+        "image": "a.png",
+        "question": "is it a cat?",
+        "answers": ["yes", "no", "yes"],
+        "type": "yes/no",
+    }
+]
 
 
 @pytest.fixture
@@ -45,14 +58,27 @@ def open_(folder, split="train", **options):
 def test_records_and_columns(folder):
     source = open_(folder)
     assert {name: column.kind for name, column in source.columns.items()} == {
-        "image": "image", "question": "text", "answers": "texts", "type": "text", "text": "text", "class_label": "class"
-    }  # fmt: skip
+        "image": "image",
+        "question": "text",
+        "answers": "texts",
+        "type": "text",
+        "text": "text",
+        "class_label": "class",
+    }
     assert len(source) == 3 and source.name.endswith("train.jsonl")
     assert source[0] == {
-        "image": picture(1), "question": "Where is he looking?", "answers": ["down", "up", "down"], "type": "other",
-        "text": "Where is he looking? down", "class_label": 1,
-    }  # fmt: skip
-    assert source[1]["image"] == picture(2) and source[1]["type"] == "" and source[1]["text"] == "how many? 2"
+        "image": picture(1),
+        "question": "Where is he looking?",
+        "answers": ["down", "up", "down"],
+        "type": "other",
+        "text": "Where is he looking? down",
+        "class_label": 1,
+    }
+    assert (
+        source[1]["image"] == picture(2)
+        and source[1]["type"] == ""
+        and source[1]["text"] == "how many? 2"
+    )
     for i in (-1, 3, 10**12):
         with pytest.raises(IndexError):
             source.read(i)
@@ -60,23 +86,36 @@ def test_records_and_columns(folder):
 
 def test_classes_are_the_commonest_answers_of_all_files(folder):
     train, val = open_(folder), open_(folder, "val")
-    expected = sorted(["down", "2", "red", "yes"])  # not "up", "blue" and "no", which are nobody's commonest
+    expected = sorted(
+        ["down", "2", "red", "yes"]
+    )  # not "up", "blue" and "no", which are nobody's commonest
     for source in (train, val):
         assert source.columns["class_label"].classes.names == {"en": tuple(expected)}
     assert train.column("class_label").tolist() == [expected.index(a) for a in ("down", "2", "red")]
-    assert val.column("class_label").tolist() == [expected.index("yes")] and val.column("class_label").dtype == np.int64
-    assert [train.read(i, ["class_label"])["class_label"] for i in range(3)] == train.column("class_label").tolist()
+    assert (
+        val.column("class_label").tolist() == [expected.index("yes")]
+        and val.column("class_label").dtype == np.int64
+    )
+    assert [train.read(i, ["class_label"])["class_label"] for i in range(3)] == train.column(
+        "class_label"
+    ).tolist()
     assert train.column("question") is None
 
 
-@pytest.mark.parametrize("answers, answer", [(["b", "a", "a"], "a"), (["b", "a"], "b"), (["a", "b", "b", "a"], "a"), (["x"], "x")])
+@pytest.mark.parametrize(
+    "answers, answer",
+    [(["b", "a", "a"], "a"), (["b", "a"], "b"), (["a", "b", "b", "a"], "a"), (["x"], "x")],
+)
 def test_the_commonest_answer_and_of_several_the_first(answers, answer):
     assert common(answers) == answer
 
 
 def test_a_picture_is_read_only_where_it_is_asked_for(folder):
     source = open_(folder)
-    assert source.read(2, ["text", "answers"]) == {"text": "what colour? red", "answers": ["red", "blue"]}
+    assert source.read(2, ["text", "answers"]) == {
+        "text": "what colour? red",
+        "answers": ["red", "blue"],
+    }
     assert source.read(2, []) == {} and source.read(0, ["none"]) == {}
     for columns in (None, ["image"]):
         with pytest.raises(BadRecord, match="image is missing: .*gone.png"):
@@ -96,7 +135,11 @@ def test_the_fingerprint_is_of_questions_and_answers(folder):
     assert open_(folder).fingerprint == first != open_(folder, "val").fingerprint
     (folder / "a.png").write_bytes(picture(9))
     assert open_(folder).fingerprint == first  # pictures are not read for it
-    for lines in ([{**TRAIN[0], "question": "Who?"}, *TRAIN[1:]], [{**TRAIN[0], "answers": ["up"]}, *TRAIN[1:]], TRAIN[:2]):
+    for lines in (
+        [{**TRAIN[0], "question": "Who?"}, *TRAIN[1:]],
+        [{**TRAIN[0], "answers": ["up"]}, *TRAIN[1:]],
+        TRAIN[:2],
+    ):
         write(folder, "train", lines)
         assert open_(folder).fingerprint != first
     write(folder, "train", TRAIN)
@@ -131,11 +174,15 @@ def test_a_line_that_is_no_question_is_named(folder, line, message):
 
 
 def test_splits_and_folders_that_are_not_there(folder, tmp_path_factory):
-    with pytest.raises(ConfigError, match=r"split: 'vla' is none; did you mean 'val'\? \(splits: train, val\)"):
+    with pytest.raises(
+        ConfigError, match=r"split: 'vla' is none; did you mean 'val'\? \(splits: train, val\)"
+    ):
         Questions(str(folder), "vla")
     with pytest.raises(ConfigError, match="folder: .* has no .jsonl file"):
         Questions(str(tmp_path_factory.mktemp("empty")), "train")
 
 
 def test_it_is_found_by_name(folder):
-    assert choose(SOURCES, dict(name="questions", folder=str(folder), split="val"), "source") == Questions(str(folder), "val")
+    assert choose(
+        SOURCES, dict(name="questions", folder=str(folder), split="val"), "source"
+    ) == Questions(str(folder), "val")

@@ -20,7 +20,8 @@ KNOWN = ("de", "fr")
 
 
 class Ten(FakeSource):
-    """Ten records in shards of 4, 5 and 1: de of those that 2 divides, fr of those that 3 divides."""
+    """Ten records in shards of 4, 5 and 1: de of those that 2 divides, fr of those that 3
+    divides."""
 
     def __init__(self, name="ten"):
         records = {i: {"class_label": FIRST_CLASS + i, "text": f"text {i}"} for i in range(10)}
@@ -68,9 +69,19 @@ def test_a_selection_is_a_source():
     whole = Ten()
     source = select(whole, [("fr",)])
     assert source.name == "ten" and source.columns == whole.columns
-    assert source.read(2, ["text", "fr"]) == {"text": "text 6", "fr": "fr 6"} and whole.asked[-1] == ["text", "fr"]
-    assert source.column("class_label").tolist() == [100, 103, 106, 109] and source.column("text") is None
-    assert source.present("fr").all() and source.present("de").tolist() == [True, False, True, False]
+    assert source.read(2, ["text", "fr"]) == {"text": "text 6", "fr": "fr 6"} and whole.asked[
+        -1
+    ] == ["text", "fr"]
+    assert (
+        source.column("class_label").tolist() == [100, 103, 106, 109]
+        and source.column("text") is None
+    )
+    assert source.present("fr").all() and source.present("de").tolist() == [
+        True,
+        False,
+        True,
+        False,
+    ]
     assert source.present("unknown") is None and source.present("text").tolist() == [True] * 4
     assert source.shards().tolist() == [2, 1, 1] and source.shards().dtype == np.int64
     assert labels(pickle.loads(pickle.dumps(source))) == labels(source)
@@ -86,9 +97,16 @@ def test_shards_without_any_are_left_out():
 
 def test_fingerprints_say_what_was_selected():
     whole = Ten()
-    prints = [select(whole, needs).fingerprint for needs in ([], [("de",)], [("fr",)], [("de",), ("fr",)], [("de", "fr")])]
+    prints = [
+        select(whole, needs).fingerprint
+        for needs in ([], [("de",)], [("fr",)], [("de",), ("fr",)], [("de", "fr")])
+    ]
     assert len(set(prints)) == 5 and prints[0] == whole.fingerprint
-    assert select(Ten(), [("de",)]).fingerprint == prints[1] != select(Ten("other"), [("de",)]).fingerprint
+    assert (
+        select(Ten(), [("de",)]).fingerprint
+        == prints[1]
+        != select(Ten("other"), [("de",)]).fingerprint
+    )
 
 
 def test_a_selection_of_a_selection():
@@ -122,7 +140,8 @@ def test_what_is_left_of_the_parts_of_a_mixture():
     mixed = MixtureSource([Ten("a"), Ten("b")], [1.0, 3.0], ["a", "b"])
     source = select(mixed, [("fr",)])
     assert [(p.name, p.start, p.end, p.weight, p.shards.tolist()) for p in source.parts] == [
-        ("a", 0, 4, 1.0, [2, 1, 1]), ("b", 4, 8, 3.0, [2, 1, 1])
-    ]  # fmt: skip
+        ("a", 0, 4, 1.0, [2, 1, 1]),
+        ("b", 4, 8, 3.0, [2, 1, 1]),
+    ]
     assert Selected(mixed, np.array([12, 13, 19]), "of the second").parts[0].shards.tolist() == []
     assert select(Ten(), [("fr",)]).parts == ()

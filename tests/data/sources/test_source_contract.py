@@ -73,13 +73,17 @@ def test_eight_threads_read_what_one_reads(source):
     order = [int(i) for i in np.random.default_rng(0).permutation(len(RECORDS) * 20) % len(RECORDS)]
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(source.read, order))
-    assert [{name: record[name] for name in NAMES} for record in read] == [RECORDS[i] for i in order]
+    assert [{name: record[name] for name in NAMES} for record in read] == [
+        RECORDS[i] for i in order
+    ]
 
 
 def test_another_process_opens_it_anew(source, tmp_path):
     again = pickle.loads(pickle.dumps(source))
     assert again.fingerprint == source.fingerprint and again.columns.keys() == source.columns.keys()
-    assert [again.read(i, ["text"]) for i in range(12)] == [source.read(i, ["text"]) for i in range(12)]
+    assert [again.read(i, ["text"]) for i in range(12)] == [
+        source.read(i, ["text"]) for i in range(12)
+    ]
 
 
 def test_equal_content_has_an_equal_fingerprint_wherever_it_lies(written, tmp_path):
@@ -116,13 +120,25 @@ def test_reading_imports_no_tensorflow_and_no_torch(tmp_path, monkeypatch):
     """In a process of its own, since other tests import them."""
     monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "cache"))
     sources = []
-    for name in ("parquet", "huggingface", "tfds", "array_record of Examples", "csv", "mds in zstd"):
+    for name in (
+        "parquet",
+        "huggingface",
+        "tfds",
+        "array_record of Examples",
+        "csv",
+        "mds in zstd",
+    ):
         (tmp_path / name).mkdir()
         sources.append(WRITERS[name](tmp_path / name).open(log=lambda line: None))
     (tmp_path / "sources.pickle").write_bytes(pickle.dumps(sources))
     program = (
-        "import pickle, sys; sources = pickle.load(open(sys.argv[1], 'rb')); assert all(len(source[5]['image']) > 50 for source in sources); "
+        "import pickle, sys; sources = pickle.load(open(sys.argv[1], 'rb')); assert "
+        "all(len(source[5]['image']) > 50 for source in sources); "
         "sys.exit(any(name in sys.modules for name in ('tensorflow', 'torch')))"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "sources.pickle")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "sources.pickle")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr

@@ -30,22 +30,43 @@ def by_open_clip(content: bytes) -> list[tuple[str, dict[str, bytes]]]:
     members = ({**member, "__url__": "x"} for member in tar_file_iterator(io.BytesIO(content)))
     found = []
     for sample in open_clip_data().group_by_keys_nothrow(members):
-        found.append((sample["__key__"], {suffix: data for suffix, data in sample.items() if not suffix.startswith("__")}))
+        found.append(
+            (
+                sample["__key__"],
+                {suffix: data for suffix, data in sample.items() if not suffix.startswith("__")},
+            )
+        )
     return found
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_samples_are_those_of_open_clip(format):
-    members = [(f"{i:09d}.{suffix}", os.urandom(37 * i)) for i in range(60) for suffix in ("jpg", "TXT", "seg.png", "json")]
+    members = [
+        (f"{i:09d}.{suffix}", os.urandom(37 * i))
+        for i in range(60)
+        for suffix in ("jpg", "TXT", "seg.png", "json")
+    ]
     content = tar_bytes(members, format=format)
     assert samples_of(content) == by_open_clip(content)
     assert len(samples_of(content)) == 60
 
 
 @pytest.mark.parametrize("format", (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
-@pytest.mark.parametrize("name", ["d/" * 90 + "x.jpg", "n" * 300 + ".jpg", "grün/日本.jpg", "caf\udce9.jpg", "a.b/c.d.jpg", "./x.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "d/" * 90 + "x.jpg",
+        "n" * 300 + ".jpg",
+        "grün/日本.jpg",
+        "caf\udce9.jpg",
+        "a.b/c.d.jpg",
+        "./x.jpg",
+    ],
+)
 def test_long_and_foreign_names(format, name):
-    content = tar_bytes([("a.jpg", b"first"), (name, b"second"), ("z.jpg", b"third")], format=format)
+    content = tar_bytes(
+        [("a.jpg", b"first"), (name, b"second"), ("z.jpg", b"third")], format=format
+    )
     found = samples_of(content)
     assert found == by_open_clip(content)
     assert found[1] == (base_plus_ext(name)[0], {base_plus_ext(name)[1]: b"second"})
@@ -57,11 +78,15 @@ def test_a_prefix_of_ustar_is_part_of_the_name():
     assert samples_of(content) == [(name.removesuffix(".jpg"), {"jpg": b"x"})]
 
 
-NAME = st.text("ab./_A", min_size=1, max_size=6).filter(lambda name: name.strip("./") and ".." not in name and not name.endswith("/"))
+NAME = st.text("ab./_A", min_size=1, max_size=6).filter(
+    lambda name: name.strip("./") and ".." not in name and not name.endswith("/")
+)
 
 
 @hypothesis.settings(max_examples=150, deadline=None)
-@hypothesis.given(st.lists(st.tuples(NAME, st.binary(max_size=1200)), max_size=12), st.sampled_from(FORMATS))
+@hypothesis.given(
+    st.lists(st.tuples(NAME, st.binary(max_size=1200)), max_size=12), st.sampled_from(FORMATS)
+)
 def test_every_member_is_where_tarfile_finds_it(members, format):
     content = tar_bytes(members, format=format)
     ours = {}
@@ -75,25 +100,36 @@ def test_every_member_is_where_tarfile_finds_it(members, format):
         if member.name.startswith("/") or key is None or not suffix or last.startswith("."):
             continue  # left out by a cause
         if not tar_index._is_metadata(member.name):
-            expected.setdefault((key, suffix.lower()), []).append(content[member.offset_data : member.offset_data + member.size])
+            expected.setdefault((key, suffix.lower()), []).append(
+                content[member.offset_data : member.offset_data + member.size]
+            )
     assert ours == expected
 
 
 def test_members_that_are_not_adjacent_make_whole_samples():
     content = tar_bytes([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.txt", b"3"), ("b.txt", b"4")])
-    assert samples_of(content) == [("a", {"jpg": b"1", "txt": b"3"}), ("b", {"jpg": b"2", "txt": b"4"})]
+    assert samples_of(content) == [
+        ("a", {"jpg": b"1", "txt": b"3"}),
+        ("b", {"jpg": b"2", "txt": b"4"}),
+    ]
     assert len(by_open_clip(content)) == 4  # halves
 
 
 def test_a_suffix_that_repeats_begins_another_sample():
-    content = tar_bytes([("a.jpg", b"1"), ("a.txt", b"2"), ("a.jpg", b"3"), ("a.txt", b"4"), ("b.jpg", b"5")])
+    content = tar_bytes(
+        [("a.jpg", b"1"), ("a.txt", b"2"), ("a.jpg", b"3"), ("a.txt", b"4"), ("b.jpg", b"5")]
+    )
     assert samples_of(content) == by_open_clip(content)
     assert [key for key, _ in samples_of(content)] == ["a", "a", "b"]
 
 
 def test_a_dot_in_the_base_name_splits_as_webdataset_does():
     content = tar_bytes([("Photo 2.0 (clean).jpg", b"1"), ("Photo 2.0 (clean).txt", b"2")])
-    assert samples_of(content) == by_open_clip(content) == [("Photo 2", {"0 (clean).jpg": b"1", "0 (clean).txt": b"2"})]
+    assert (
+        samples_of(content)
+        == by_open_clip(content)
+        == [("Photo 2", {"0 (clean).jpg": b"1", "0 (clean).txt": b"2"})]
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -108,7 +144,9 @@ def test_odd_and_broken_tars(name):
     assert {index.key(i): list(index.members(i)) for i in range(len(index))} == case.samples
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.samples == tar_cases.BOTH])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case.samples == tar_cases.BOTH]
+)
 def test_what_is_kept_of_an_odd_tar_is_what_was_written(name):
     assert dict(samples_of(CASES[name].content)) == tar_cases.TWO
 
@@ -128,8 +166,20 @@ def test_tars_of_the_tar_program(tmp_path, format):
         file.seek(2**19)
         file.write(b"x")
     sparse = ["-S"] if format != "v7" and format != "ustar" else []
-    command = ["tar", "--sort=name", f"--format={format}", *sparse, "-C", str(folder), "-cf", str(tmp_path / "x.tar"), "."]
-    subprocess.run(command, capture_output=True)  # v7 cannot hold the fifo, which it says by its status
+    command = [
+        "tar",
+        "--sort=name",
+        f"--format={format}",
+        *sparse,
+        "-C",
+        str(folder),
+        "-cf",
+        str(tmp_path / "x.tar"),
+        ".",
+    ]
+    subprocess.run(
+        command, capture_output=True
+    )  # v7 cannot hold the fifo, which it says by its status
     content = (tmp_path / "x.tar").read_bytes()
     index = index_of(content)
     whole = {key: members for key, members in samples_of(content) if key == "./deep/a"}
@@ -140,7 +190,9 @@ def test_tars_of_the_tar_program(tmp_path, format):
 
 
 def test_about_fifty_bytes_a_sample():
-    content = tar_bytes([(f"{i:09d}.{suffix}", b"") for i in range(2000) for suffix in ("jpg", "json", "txt")])
+    content = tar_bytes(
+        [(f"{i:09d}.{suffix}", b"") for i in range(2000) for suffix in ("jpg", "json", "txt")]
+    )
     assert len(index_of(content).to_bytes()) < 50 * 2000
 
 
@@ -151,14 +203,21 @@ def test_an_index_file_reads_back_equal():
         index = index_of(case.content)
         again = tar_index.read_index(index.to_bytes())
         assert (again.state, again.suffixes, again.left_out, again.digest) == (
-            index.state, index.suffixes, index.left_out, index.digest,
-        )  # fmt: skip
-        assert [again.members(i) for i in range(len(again))] == [index.members(i) for i in range(len(index))]
+            index.state,
+            index.suffixes,
+            index.left_out,
+            index.digest,
+        )
+        assert [again.members(i) for i in range(len(again))] == [
+            index.members(i) for i in range(len(index))
+        ]
         assert list(again.all_keys()) == [index.key(i) for i in range(len(index))]
 
 
 def test_which_samples_have_a_member():
-    content = tar_bytes([("a.jpg", b""), ("b.txt", b""), ("c.webp", b""), ("c.txt", b""), ("d.jpg", b"")])
+    content = tar_bytes(
+        [("a.jpg", b""), ("b.txt", b""), ("c.webp", b""), ("c.txt", b""), ("d.jpg", b"")]
+    )
     index = index_of(content)
     np.testing.assert_array_equal(index.having({"jpg", "webp"}), [True, False, True, True])
     np.testing.assert_array_equal(index.having({"flac"}), [False] * 4)
@@ -167,7 +226,9 @@ def test_which_samples_have_a_member():
 def test_digest_is_of_the_content_alone():
     content = tar_bytes(tar_cases.PLAIN)
     read = lambda start, size: content[start : start + size]
-    one, two = (tar_index.make_index("x", FileState(len(content), version), read) for version in ("1", "2"))
+    one, two = (
+        tar_index.make_index("x", FileState(len(content), version), read) for version in ("1", "2")
+    )
     assert one.digest == two.digest
     assert index_of(tar_bytes([*tar_cases.PLAIN, ("c.jpg", b"")])).digest != one.digest
 
@@ -178,7 +239,9 @@ def test_more_than_65536_suffixes():
         grouping.add(f"a.{i}", 512 * (2 * i + 1), 1, None)
     index = grouping.index(FileState(2 * 70_000 * 512, "1"))
     again = tar_index.read_index(index.to_bytes())
-    assert len(again) == 1 and again.members(0) == {str(i): (512 * (2 * i + 1), 1) for i in range(70_000)}
+    assert len(again) == 1 and again.members(0) == {
+        str(i): (512 * (2 * i + 1), 1) for i in range(70_000)
+    }
 
 
 def test_numbers_are_known_without_a_read():
@@ -188,7 +251,11 @@ def test_numbers_are_known_without_a_read():
     expected = [7, -12, 0, none, none, none, 10**18 - 1, none]
     for found in (index, tar_index.read_index(index.to_bytes())):
         np.testing.assert_array_equal(found.number, [expected])
-        assert found.numbers == ("cls",) and found.numbers_of("cls") is None and found.numbers_of("label") is None
+        assert (
+            found.numbers == ("cls",)
+            and found.numbers_of("cls") is None
+            and found.numbers_of("label") is None
+        )
     whole = index_of(tar_bytes([("a.cls", b"1"), ("b.cls", b"2"), ("a.jpg", b""), ("a.cls", b"3")]))
     np.testing.assert_array_equal(whole.numbers_of("cls"), [1, 2, 3])
 
@@ -201,7 +268,7 @@ def test_members_beyond_4_gib():
     assert again.members(0) == {"mp4": (512, 2**33), "txt": (2**33 + 1024, 3)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Any bytes
 
 
@@ -211,7 +278,8 @@ def most_memory() -> int:
 
 
 def scan_ends(content: bytes) -> None:
-    """Indexing ends soon and in little memory, with an index whose members lie inside of the file, or a DataError."""
+    """Indexing ends soon and in little memory, with an index whose members lie inside of the file,
+    or a DataError."""
     before = most_memory()
     start = time.process_time()
     with contextlib.suppress(DataError):
@@ -229,7 +297,8 @@ def damaged(base: bytes, edits: list[tuple[int, bytes]]) -> bytes:
 
 
 def with_sums(content: bytes) -> bytes:
-    """Checksums of all blocks that look like headers made right, so that damage behind them is reached."""
+    """Checksums of all blocks that look like headers made right, so that damage behind them is
+    reached."""
     out = bytearray(content)
     for start in range(0, len(out) - 511, 512):
         if out[start + 257 : start + 262] == b"ustar":

@@ -36,19 +36,30 @@ class Many(tfds.core.GeneratorBasedBuilder):
             "box": of.BBoxFeature(),
             "about": {"title": of.Text(), "mask": of.Image(shape=(None, None, 1))},
         }
-        return tfds.core.DatasetInfo(builder=self, features=of.FeaturesDict(features), disable_shuffling=True)
+        return tfds.core.DatasetInfo(
+            builder=self, features=of.FeaturesDict(features), disable_shuffling=True
+        )
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(10), "val": self._generate_examples(4)}
 
     def _generate_examples(self, count):
         for i in range(count):
-            yield i, {
-                "image": io.BytesIO(make_png(i)), "clip": [io.BytesIO(make_png(i)), io.BytesIO(make_png(i + 1))],
-                "captions": [{"text": f"c{i}", "id": 1}, {"text": "ü", "id": 2}], "names": [f"n{i}"], "score": i / 4, "count": 2**40 + i, "flag": i % 2 == 0,
-                "vector": np.full(3, i, np.float32), "box": tfds.features.BBox(0.0, 0.25, 0.5, 1.0),
-                "about": {"title": f"t{i}", "mask": io.BytesIO(make_png(7))},
-            }  # fmt: skip
+            yield (
+                i,
+                {
+                    "image": io.BytesIO(make_png(i)),
+                    "clip": [io.BytesIO(make_png(i)), io.BytesIO(make_png(i + 1))],
+                    "captions": [{"text": f"c{i}", "id": 1}, {"text": "ü", "id": 2}],
+                    "names": [f"n{i}"],
+                    "score": i / 4,
+                    "count": 2**40 + i,
+                    "flag": i % 2 == 0,
+                    "vector": np.full(3, i, np.float32),
+                    "box": tfds.features.BBox(0.0, 0.25, 0.5, 1.0),
+                    "about": {"title": f"t{i}", "mask": io.BytesIO(make_png(7))},
+                },
+            )
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +74,48 @@ def test_features_are_kinds_and_nothing_is_decoded(many):
     source = Tfds(many, dataset="many", split="train").open(said.append)
     kinds = {name: column.kind for name, column in source.columns.items()}
     assert kinds == {
-        "image": "image", "clip": "frames", "names": "texts", "score": "float", "count": "int", "flag": "int", "vector": "array", "box": "array",
-    }  # fmt: skip
+        "image": "image",
+        "clip": "frames",
+        "names": "texts",
+        "score": "float",
+        "count": "int",
+        "flag": "int",
+        "vector": "array",
+        "box": "array",
+    }
     assert not any(column.optional for column in source.columns.values())
     assert "about" in said[0] and "captions" in said[0]
     record = source[6]
-    assert record["image"] == make_png(6) and record["clip"] == [make_png(6), make_png(7)] and record["names"] == ["n6"]
+    assert (
+        record["image"] == make_png(6)
+        and record["clip"] == [make_png(6), make_png(7)]
+        and record["names"] == ["n6"]
+    )
     assert record["score"] == 1.5 and record["count"] == 2**40 + 6 and record["flag"] == 1
-    assert record["vector"].tolist() == [6, 6, 6] and record["box"].tolist() == [0.0, 0.25, 0.5, 1.0]
-    chosen = Tfds(many, dataset="many", columns={"text": "captions.text", "title": "about.title", "image": "about.mask"}).open(quiet)
+    assert record["vector"].tolist() == [6, 6, 6] and record["box"].tolist() == [
+        0.0,
+        0.25,
+        0.5,
+        1.0,
+    ]
+    chosen = Tfds(
+        many,
+        dataset="many",
+        columns={"text": "captions.text", "title": "about.title", "image": "about.mask"},
+    ).open(quiet)
     assert chosen[2] == {"text": ["c2", "ü"], "title": "t2", "image": make_png(7)}
 
 
-@pytest.mark.parametrize("split, counts", [
-    ("train", range(10)), ("val", range(4)), ("train[:50%]", range(5)), ("train[7:]+val[:2]", [7, 8, 9, 0, 1]), ("train[-1:]", [9]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "split, counts",
+    [
+        ("train", range(10)),
+        ("val", range(4)),
+        ("train[:50%]", range(5)),
+        ("train[7:]+val[:2]", [7, 8, 9, 0, 1]),
+        ("train[-1:]", [9]),
+    ],
+)
 def test_split_expressions(many, split, counts):
     source = Tfds(many, dataset="many", split=split).open(quiet)
     assert [source[i]["count"] - 2**40 for i in range(len(source))] == list(counts)
@@ -85,22 +123,36 @@ def test_split_expressions(many, split, counts):
 
 
 def test_splits_that_are_not_there(many):
-    with pytest.raises(ConfigError, match=r"^split: 'trian' cannot be used \(there are: train, val\)"):
+    with pytest.raises(
+        ConfigError, match=r"^split: 'trian' cannot be used \(there are: train, val\)"
+    ):
         Tfds(many, dataset="many", split="trian").open(quiet)
-    with pytest.raises(ConfigError, match=r"^split: 'train\[0:0\]' of many/2.0.0 has no records|^split: 'train\[0:0\]' cannot be used"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^split: 'train\[0:0\]' of many/2.0.0 has no records|^split: 'train\[0:0\]' cannot be used",
+    ):
         Tfds(many, dataset="many", split="train[0:0]").open(quiet)
-    prints = {Tfds(many, dataset="many", split=split).open(quiet).fingerprint for split in ("train", "val", "train[:5]")}
+    prints = {
+        Tfds(many, dataset="many", split=split).open(quiet).fingerprint
+        for split in ("train", "val", "train[:5]")
+    }
     assert len(prints) == 3
 
 
 def test_datasets_and_versions(many, tmp_path):
     assert len(Tfds(f"{many}/many/2.0.0").open(quiet)) == 10
     assert len(Tfds(many, dataset="many:2.0.0").open(quiet)) == 10
-    with pytest.raises(ConfigError, match=r"^dataset: no dataset 'mamy' in .*; did you mean 'many'\?"):
+    with pytest.raises(
+        ConfigError, match=r"^dataset: no dataset 'mamy' in .*; did you mean 'many'\?"
+    ):
         Tfds(many, dataset="mamy").open(quiet)
-    with pytest.raises(ConfigError, match=r"^dataset: 'many' has no version '3.0.0' \(there are: 2.0.0\)"):
+    with pytest.raises(
+        ConfigError, match=r"^dataset: 'many' has no version '3.0.0' \(there are: 2.0.0\)"
+    ):
         Tfds(many, dataset="many:3.0.0").open(quiet)
-    with pytest.raises(ConfigError, match=r"^data_dir: .* has no dataset_info.json; name the dataset"):
+    with pytest.raises(
+        ConfigError, match=r"^data_dir: .* has no dataset_info.json; name the dataset"
+    ):
         Tfds(many).open(quiet)
     with pytest.raises(ConfigError, match=r"^data_dir: no folder"):
         Tfds(str(tmp_path / "no")).open(quiet)
@@ -124,7 +176,11 @@ def test_the_library_reads_the_same(tmp_path):
         "train", decoders={"image": tfds.decode.SkipDecoding()}
     )
     for i in range(12):
-        assert source[i] == {"image": theirs[i]["image"], "text": theirs[i]["caption"].decode(), "class_label": theirs[i]["label"]}
+        assert source[i] == {
+            "image": theirs[i]["image"],
+            "text": theirs[i]["caption"].decode(),
+            "class_label": theirs[i]["label"],
+        }
         assert source[i]["image"] == RECORDS[i]["image"]
 
 
@@ -142,7 +198,9 @@ def test_a_file_that_is_missing_or_damaged(tmp_path):
     with pytest.raises(DataError, match="00000-of-00001: not a whole ArrayRecord file"):
         config.open(quiet)
     write_array_records(file, [b"a"] * 11)
-    with pytest.raises(DataError, match="00000-of-00001: holds 11 records, but dataset_info.json says 12"):
+    with pytest.raises(
+        DataError, match="00000-of-00001: holds 11 records, but dataset_info.json says 12"
+    ):
         config.open(quiet)
     file.write_bytes(whole)
     (tmp_path / "twelve" / "1.2.0" / "dataset_info.json").write_text("{")

@@ -70,8 +70,14 @@ def test_records_are_those_of_webdataset_and_open_clip(tmp_path):
         assert record["text"] == sample["txt"].decode()
         assert record["key"] == sample["__key__"]
         assert record["url"] == sample["__url__"]
-    by_open_clip = list(tar_cases.open_clip_data().tarfile_to_samples_nothrow({"url": url} for url in source_files(files)))
-    assert [sample["jpg"] for sample in by_open_clip] == [source.read(i, ["image"])["image"] for i in range(30)]
+    by_open_clip = list(
+        tar_cases.open_clip_data().tarfile_to_samples_nothrow(
+            {"url": url} for url in source_files(files)
+        )
+    )
+    assert [sample["jpg"] for sample in by_open_clip] == [
+        source.read(i, ["image"])["image"] for i in range(30)
+    ]
     np.testing.assert_array_equal(source.shards(), [10, 10, 10])
 
 
@@ -81,16 +87,26 @@ def source_files(files):
 
 def test_a_config_chooses_it(tmp_path):
     files = write_shards(tmp_path / "data", shards=1)
-    config = resolve(SOURCES["webdataset"], {"files": files, "columns": {"image": "jpg"}, "optional": ()})
+    config = resolve(
+        SOURCES["webdataset"], {"files": files, "columns": {"image": "jpg"}, "optional": ()}
+    )
     assert config == WebDataset(files, {"image": "jpg"})
-    assert {name: column.kind for name, column in config.open(quiet).columns.items()} == {"image": "image", "key": "text", "url": "text"}
+    assert {name: column.kind for name, column in config.open(quiet).columns.items()} == {
+        "image": "image",
+        "key": "text",
+        "url": "text",
+    }
 
 
 def test_only_the_members_of_the_columns_are_read(tmp_path, monkeypatch):
     source = open_source(write_shards(tmp_path / "data"))
     read = []
     pread = os.pread
-    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: read.append(size) or pread(descriptor, size, offset))
+    monkeypatch.setattr(
+        os,
+        "pread",
+        lambda descriptor, size, offset: read.append(size) or pread(descriptor, size, offset),
+    )
     assert source.read(12, ["text", "key"]) == {"text": "shard 1 row 2", "key": "000010002"}
     assert read == [len("shard 1 row 2")]
     read.clear()
@@ -111,7 +127,12 @@ def test_a_number_beyond_the_end_is_an_error(tmp_path):
 
 
 def test_empty_shards_between_others(tmp_path):
-    for name, members in (("a", [("1.txt", b"one")]), ("b", []), ("c", []), ("d", [("2.txt", b"two")])):
+    for name, members in (
+        ("a", [("1.txt", b"one")]),
+        ("b", []),
+        ("c", []),
+        ("d", [("2.txt", b"two")]),
+    ):
         write_tar(tmp_path / f"{name}.tar", members)
     source = open_source(f"{tmp_path}/{{a..d}}.tar", columns={"text": "txt"})
     assert [source[i]["text"] for i in range(len(source))] == ["one", "two"]
@@ -130,13 +151,15 @@ def test_keys_that_repeat_across_tars_are_different_records(tmp_path):
     assert list(source.column("url")) == [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Columns
 
 
 def one(tmp_path, members, **options):
     """A source of one sample, `x`."""
-    write_tar(tmp_path / "one.tar", [(f"x.{ending}", content) for ending, content in members.items()])
+    write_tar(
+        tmp_path / "one.tar", [(f"x.{ending}", content) for ending, content in members.items()]
+    )
     return open_source(str(tmp_path / "one.tar"), **options)
 
 
@@ -175,7 +198,11 @@ def test_columns_by_ending(tmp_path, ending, content, spec, kind, expected):
 
 def test_arrays(tmp_path):
     array = np.arange(12, dtype=np.float16).reshape(3, 4)
-    source = one(tmp_path, {"npy": npy(array), "json": b'{"v": [1.5, 2]}'}, columns={"a": "npy", "v": "json:v"})
+    source = one(
+        tmp_path,
+        {"npy": npy(array), "json": b'{"v": [1.5, 2]}'},
+        columns={"a": "npy", "v": "json:v"},
+    )
     np.testing.assert_array_equal(source[0]["a"], array)
     np.testing.assert_array_equal(source[0]["v"], [1.5, 2])
     assert source.columns["v"].kind == "array"
@@ -184,20 +211,36 @@ def test_arrays(tmp_path):
 def test_kinds_say_what_endings_do_not(tmp_path):
     members = {"txt": b"one\ntwo\r\n\nthree", "score": b" 0.5", "cls": b"3", "seg": b"..."}
     source = one(
-        tmp_path, members,
+        tmp_path,
+        members,
         columns={"texts": "txt", "score": "score", "number": "cls", "mask": "seg"},
         kinds={"texts": "texts", "score": "float", "number": "int", "mask": "image"},
-    )  # fmt: skip
+    )
     record = source[0]
-    assert record["texts"] == ["one", "two", "three"] and record["score"] == 0.5 and record["number"] == 3 and record["mask"] == b"..."
+    assert (
+        record["texts"] == ["one", "two", "three"]
+        and record["score"] == 0.5
+        and record["number"] == 3
+        and record["mask"] == b"..."
+    )
 
 
 def test_frames_are_all_members_that_match(tmp_path):
-    members = [("a.10.jpg", b"10"), ("a.2.jpg", b"2"), ("a.1.jpg", b"1"), ("a.txt", b"t"), ("b.7.jpg", b"7"), ("c.txt", b"t")]
+    members = [
+        ("a.10.jpg", b"10"),
+        ("a.2.jpg", b"2"),
+        ("a.1.jpg", b"1"),
+        ("a.txt", b"t"),
+        ("b.7.jpg", b"7"),
+        ("c.txt", b"t"),
+    ]
     write_tar(tmp_path / "x.tar", members)
     source = open_source(str(tmp_path / "x.tar"), columns={"frames": "*.jpg"})
     assert source.columns["frames"].kind == "frames"
-    assert [source.read(i, ["frames"]) for i in range(2)] == [{"frames": [b"1", b"2", b"10"]}, {"frames": [b"7"]}]
+    assert [source.read(i, ["frames"]) for i in range(2)] == [
+        {"frames": [b"1", b"2", b"10"]},
+        {"frames": [b"7"]},
+    ]
     with pytest.raises(BadRecord, match="^no frames: "):
         source.read(2)
     source = open_source(str(tmp_path / "x.tar"), columns={"frames": "*.jpg"}, optional=("frames",))
@@ -213,7 +256,8 @@ def test_a_column_that_no_sample_has_is_an_error_at_once(tmp_path, again):
     with pytest.raises(ConfigError) as caught:
         open_source(str(tmp_path / "x.tar"))
     assert str(caught.value) == (
-        "columns.image: no sample has 'jpeg' or 'jpg' or 'png' or 'webp' (members there are: input.jpg, outputs.txt)"
+        "columns.image: no sample has 'jpeg' or 'jpg' or 'png' or 'webp' (members there are: "
+        "input.jpg, outputs.txt)"
     )
     assert len(open_source(str(tmp_path / "x.tar"), optional=("image", "text"))) == 1
 
@@ -221,7 +265,11 @@ def test_a_column_that_no_sample_has_is_an_error_at_once(tmp_path, again):
 def test_classes_are_known_without_a_read(tmp_path, monkeypatch):
     write_tar(tmp_path / "a.tar", [("0.cls", b"5"), ("1.cls", b"7")])
     write_tar(tmp_path / "b.tar", [("0.cls", b"6"), ("0.label", b"2")])
-    source = open_source(f"{tmp_path}/{{a,b}}.tar", columns={"c": "cls", "d": "label", "e": "cls;label"}, optional=("d",))
+    source = open_source(
+        f"{tmp_path}/{{a,b}}.tar",
+        columns={"c": "cls", "d": "label", "e": "cls;label"},
+        optional=("d",),
+    )
     monkeypatch.setattr(source, "_files", None)
     np.testing.assert_array_equal(source.column("c"), [5, 7, 6])
     assert source.column("c").dtype == np.int64
@@ -231,7 +279,11 @@ def test_classes_are_known_without_a_read(tmp_path, monkeypatch):
 
 def test_a_text_member_where_a_key_is_empty(tmp_path):
     contents = [b'{"alt": "a"}', b'{"alt": " "}', b"{}"]
-    members = [(f"{i}.{ending}", content) for i, c in enumerate(contents) for ending, content in (("json", c), ("txt", b"t"))]
+    members = [
+        (f"{i}.{ending}", content)
+        for i, c in enumerate(contents)
+        for ending, content in (("json", c), ("txt", b"t"))
+    ]
     write_tar(tmp_path / "x.tar", [*members, ("3.txt", b"u")])
     source = open_source(str(tmp_path / "x.tar"), columns={"c": "json[alt];txt"})
     assert [source[i]["c"] for i in range(4)] == ["a", "t", "t", "u"]
@@ -261,12 +313,22 @@ def test_a_json_column_that_holds_texts_and_lists(tmp_path):
         ("json", b"[" * 100_000, "json:a", "json cannot be read"),
         ("json", b"\xff", "json:a", "json cannot be read"),
         ("npy", b"no array", "npy", "array cannot be read"),
-        ("npy", b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999,), }", "npy", "array cannot be read"),
+        (
+            "npy",
+            b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999999,), }",
+            "npy",
+            "array cannot be read",
+        ),
         ("npy", npy(np.array([object()], dtype=object)), "npy", "array cannot be read"),
     ],
-)  # fmt: skip
+)
 def test_bad_records_have_a_cause_and_name_the_member(tmp_path, ending, content, spec, cause):
-    source = one(tmp_path, {ending: content}, columns={"it": spec}, kinds={"it": "text"} if spec == "json:a" else {})
+    source = one(
+        tmp_path,
+        {ending: content},
+        columns={"it": spec},
+        kinds={"it": "text"} if spec == "json:a" else {},
+    )
     with pytest.raises(BadRecord) as caught:
         source.read(0)
     assert caught.value.cause == cause
@@ -290,22 +352,39 @@ def test_a_member_that_is_too_large_is_not_read(tmp_path, monkeypatch):
 
 
 def test_a_sample_without_its_column_is_a_cause_that_names_the_members(tmp_path):
-    write_tar(tmp_path / "x.tar", [("Photo 2.0 (clean).jpg", b"1"), ("a.jpg", b"2"), ("a.txt", b"t")])
+    write_tar(
+        tmp_path / "x.tar", [("Photo 2.0 (clean).jpg", b"1"), ("a.jpg", b"2"), ("a.txt", b"t")]
+    )
     source = open_source(str(tmp_path / "x.tar"))
-    with pytest.raises(BadRecord, match=r"^no image: .*x\.tar: Photo 2: has only 'Photo 2\.0 \(clean\)\.jpg'"):
+    with pytest.raises(
+        BadRecord, match=r"^no image: .*x\.tar: Photo 2: has only 'Photo 2\.0 \(clean\)\.jpg'"
+    ):
         source.read(0)
     assert source.read(1, ["text"]) == {"text": "t"}
 
 
 def test_optional_columns_may_lack(tmp_path):
-    write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.txt", b"t"), ("b.jpg", b"2"), ("c.caption", b"u")])
+    write_tar(
+        tmp_path / "x.tar", [("a.jpg", b"1"), ("a.txt", b"t"), ("b.jpg", b"2"), ("c.caption", b"u")]
+    )
     source = open_source(str(tmp_path / "x.tar"), optional=("text", "image"))
     assert source.columns["text"].optional
-    assert [sorted(source[i]) for i in range(3)] == [["image", "key", "text", "url"], ["image", "key", "url"], ["key", "text", "url"]]
+    assert [sorted(source[i]) for i in range(3)] == [
+        ["image", "key", "text", "url"],
+        ["image", "key", "url"],
+        ["key", "text", "url"],
+    ]
     np.testing.assert_array_equal(source.present("text"), [True, False, True])
     np.testing.assert_array_equal(source.present("image"), [True, True, False])
-    assert source.present("key").all() and source.present("nothing") is None and source.column("text") is None
-    assert one(tmp_path, {"json": b"{}"}, columns={"t": "json:t"}, optional=("t",)).present("t") is None
+    assert (
+        source.present("key").all()
+        and source.present("nothing") is None
+        and source.column("text") is None
+    )
+    assert (
+        one(tmp_path, {"json": b"{}"}, columns={"t": "json:t"}, optional=("t",)).present("t")
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -321,12 +400,24 @@ def test_optional_columns_may_lack(tmp_path):
         ({"columns": {"a": "jpg;pickle"}}, "columns.a: 'pickle' members hold pickled objects"),
         ({"columns": {"a": "npz"}}, "columns.a: 'npz' members hold several arrays"),
         ({"columns": {"a": "json[b"}}, "columns.a: 'json[b' is no ending of a member"),
-        ({"columns": {"a": "json[b]:c"}}, "columns.a: 'json[b]:c' has keys both in brackets and behind a colon"),
-        ({"columns": {"a": "*.jpg;png"}}, "columns.a: '*.jpg;png': a pattern must be one of pictures"),
+        (
+            {"columns": {"a": "json[b]:c"}},
+            "columns.a: 'json[b]:c' has keys both in brackets and behind a colon",
+        ),
+        (
+            {"columns": {"a": "*.jpg;png"}},
+            "columns.a: '*.jpg;png': a pattern must be one of pictures",
+        ),
         ({"columns": {"a": "*"}}, "columns.a: '*': a pattern must be one of pictures"),
-        ({"columns": {"a": "*.jpg"}, "kinds": {"a": "image"}}, "columns.a: '*.jpg': all members that match are frames, not image"),
+        (
+            {"columns": {"a": "*.jpg"}, "kinds": {"a": "image"}},
+            "columns.a: '*.jpg': all members that match are frames, not image",
+        ),
         ({"columns": {"a": "txt[b]"}}, "columns.a: 'txt[b]': only json members have keys"),
-        ({"columns": {"a": "xyz"}}, "columns.a: what 'xyz' members hold is not known; say it in kinds"),
+        (
+            {"columns": {"a": "xyz"}},
+            "columns.a: what 'xyz' members hold is not known; say it in kinds",
+        ),
         ({"columns": {"a": "jpg;txt"}}, "columns.a: 'jpg;txt' mixes image and text"),
         ({"columns": {"a": "__key__;txt"}}, "columns.a: '__key__;txt' must be"),
         ({"columns": {"a": "jpg"}, "kinds": {"b": "text"}}, "kinds.b: is the kind of no column"),
@@ -340,7 +431,7 @@ def test_configs_that_cannot_be(options, problem):
     assert problem in str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Indexes
 
 
@@ -349,7 +440,9 @@ def test_an_index_is_made_once_and_lies_beside_its_shard(tmp_path):
     log = []
     open_source(files, log.append)
     assert len(log) == 1 and log[0].startswith("indexed 3 tar shards")
-    assert sorted(path.name for path in (tmp_path / "data").glob("*.idx")) == [f"{s:05d}.tar.jaxvl.idx" for s in range(3)]
+    assert sorted(path.name for path in (tmp_path / "data").glob("*.idx")) == [
+        f"{s:05d}.tar.jaxvl.idx" for s in range(3)
+    ]
     open_source(files, log.append)
     assert len(log) == 1
     assert len(open_source(str(tmp_path / "data"))) == 30  # a folder means its tars
@@ -367,7 +460,9 @@ def test_without_the_catalogue_the_indexes_are_found(tmp_path, cache, monkeypatc
     assert open_source(files).fingerprint == fingerprint
 
 
-@pytest.mark.parametrize("damage", [b"", b"jaxvl tar index\n\xff\xff\xff\xff\xff\xff\xff\xff", b"noise" * 99])
+@pytest.mark.parametrize(
+    "damage", [b"", b"jaxvl tar index\n\xff\xff\xff\xff\xff\xff\xff\xff", b"noise" * 99]
+)
 def test_a_damaged_index_is_made_anew(tmp_path, cache, damage):
     files = write_shards(tmp_path / "data", shards=1)
     first = open_source(files)
@@ -398,7 +493,9 @@ def test_an_index_of_the_shard_as_it_was_is_made_anew(tmp_path):
     log = []
     source = open_source(files, log.append)
     assert any("has changed since it was indexed" in line for line in log)
-    assert len(source) == 1 and source[0]["text"] == "new" and source.fingerprint != first.fingerprint
+    assert (
+        len(source) == 1 and source[0]["text"] == "new" and source.fingerprint != first.fingerprint
+    )
 
 
 def test_of_many_indexes_few_lines_are_said(tmp_path):
@@ -408,7 +505,9 @@ def test_of_many_indexes_few_lines_are_said(tmp_path):
         os.utime(file, (1, 1))
     log = []
     open_source(files, log.append)
-    assert [("has changed" in line, "6 more indexes" in line) for line in log] == [(True, False)] * 3 + [(False, True), (False, False)]
+    assert [("has changed" in line, "6 more indexes" in line) for line in log] == [
+        (True, False)
+    ] * 3 + [(False, True), (False, False)]
 
 
 def test_in_a_folder_that_may_only_be_read_indexes_go_to_the_cache(tmp_path, cache, monkeypatch):
@@ -422,7 +521,10 @@ def test_in_a_folder_that_may_only_be_read_indexes_go_to_the_cache(tmp_path, cac
 
     monkeypatch.setattr(paths, "write_bytes", refuse)
     assert len(open_source(files)) == 30
-    assert not list((tmp_path / "data").glob("*.idx")) and len(list((cache / "tar_index").glob("*.idx"))) == 3
+    assert (
+        not list((tmp_path / "data").glob("*.idx"))
+        and len(list((cache / "tar_index").glob("*.idx"))) == 3
+    )
     monkeypatch.setattr(tar_shards, "_make", None)
     assert open_source(files)[29]["text"] == "shard 2 row 9"
 
@@ -431,7 +533,10 @@ def test_indexes_in_a_folder_of_their_own(tmp_path):
     files = write_shards(tmp_path / "data")
     source = open_source(files, index=str(tmp_path / "elsewhere"))
     assert source[29]["text"] == "shard 2 row 9"
-    assert not list((tmp_path / "data").glob("*.idx")) and len(list((tmp_path / "elsewhere").iterdir())) == 3
+    assert (
+        not list((tmp_path / "data").glob("*.idx"))
+        and len(list((tmp_path / "elsewhere").iterdir())) == 3
+    )
 
 
 def test_where_nothing_can_be_written_it_still_reads(tmp_path, monkeypatch):
@@ -458,7 +563,7 @@ def test_fingerprints_follow_the_content_not_the_place(tmp_path):
     assert open_source(files, columns={"image": "jpg"}).fingerprint != source.fingerprint
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Shards that are missing or change
 
 
@@ -511,7 +616,7 @@ def test_a_shard_that_changes_during_a_run_is_an_error(tmp_path, monkeypatch, ch
     assert source.read(3, ["text"]) == {"text": "shard 0 row 3"}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Threads, processes, files
 
 
@@ -525,7 +630,10 @@ def test_open_files_are_bounded(tmp_path, monkeypatch):
     source._files = range_files.RangeFiles(most_open=4)
     monkeypatch.setattr(tar_shards, "MOST_HELD", 2000)
     before = descriptors()
-    texts = [source.read(i, ["text"])["text"] for i in np.random.default_rng(0).permutation(80).tolist() * 2]
+    texts = [
+        source.read(i, ["text"])["text"]
+        for i in np.random.default_rng(0).permutation(80).tolist() * 2
+    ]
     assert len(set(texts)) == 80
     assert descriptors() - before <= 4
     assert len(source._indexes._held) < 40
@@ -562,10 +670,19 @@ def test_several_open_and_index_the_same_shards_at_once(tmp_path):
 
 
 def test_it_is_pickled_without_open_files(tmp_path):
-    source = open_source(write_shards(tmp_path / "data"), columns={"text": "json:caption", "image": "jpg"}, optional=("image",))
+    source = open_source(
+        write_shards(tmp_path / "data"),
+        columns={"text": "json:caption", "image": "jpg"},
+        optional=("image",),
+    )
     source.read(0)
     again = pickle.loads(pickle.dumps(source))
-    assert (again.fingerprint, again.columns, len(again), again.name) == (source.fingerprint, source.columns, 30, source.name)
+    assert (again.fingerprint, again.columns, len(again), again.name) == (
+        source.fingerprint,
+        source.columns,
+        30,
+        source.name,
+    )
     assert [again[i] for i in range(30)] == [source[i] for i in range(30)]
 
 
@@ -576,7 +693,12 @@ def test_large_indexes_are_mapped(tmp_path, monkeypatch):
 
 
 def test_nothing_is_written_but_the_index(tmp_path):
-    members = [*tar_cases.PLAIN, ("../../out.jpg", b"x"), (str(tmp_path / "absolute.jpg"), b"x"), ("deep/x.txt", b"t")]
+    members = [
+        *tar_cases.PLAIN,
+        ("../../out.jpg", b"x"),
+        (str(tmp_path / "absolute.jpg"), b"x"),
+        ("deep/x.txt", b"t"),
+    ]
     members.append(tar_cases.special("link.jpg", b"2", linkname=str(tmp_path)))
     (tmp_path / "data").mkdir()
     file = write_tar(tmp_path / "data" / "x.tar", members)
@@ -584,20 +706,29 @@ def test_nothing_is_written_but_the_index(tmp_path):
     source = open_source(file, log.append)
     for i in range(len(source)):
         source.read(i, ["key"])
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["x.tar", "x.tar.jaxvl.idx"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+        "x.tar",
+        "x.tar.jaxvl.idx",
+    ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "data"]
-    assert [line for line in log if "link: 1" in line] and [line for line in log if "unsafe name: 2" in line]
+    assert [line for line in log if "link: 1" in line] and [
+        line for line in log if "unsafe name: 2" in line
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Counts that are noted beside shards
 
 
 def test_counts_that_differ_are_said_at_every_start(tmp_path):
     files = write_shards(tmp_path / "data")
     for s, successes in enumerate((10, 12, 10)):
-        (tmp_path / "data" / f"{s:05d}_stats.json").write_text(json.dumps({"count": 20, "successes": successes}))
-    (tmp_path / "data" / "sizes.json").write_text(json.dumps({"00000.tar": 10, "00001.tar": 10, "00002.tar": 9}))
+        (tmp_path / "data" / f"{s:05d}_stats.json").write_text(
+            json.dumps({"count": 20, "successes": successes})
+        )
+    (tmp_path / "data" / "sizes.json").write_text(
+        json.dumps({"00000.tar": 10, "00001.tar": 10, "00002.tar": 9})
+    )
     (tmp_path / "data" / "__len__").write_text("31")
     for _ in range(2):
         log = []
@@ -614,7 +745,9 @@ def test_counts_that_agree_are_not_said(tmp_path):
     for s in range(3):
         (tmp_path / "data" / f"{s:05d}_stats.json").write_text(json.dumps({"successes": 10}))
         (tmp_path / "data" / f"{s:05d}.parquet").write_bytes(b"PAR1")
-    (tmp_path / "data" / "sizes.json").write_text(json.dumps({f"{s:05d}.tar": 10 for s in range(3)}))
+    (tmp_path / "data" / "sizes.json").write_text(
+        json.dumps({f"{s:05d}.tar": 10 for s in range(3)})
+    )
     (tmp_path / "data" / "__len__").write_text("30")
     log = []
     open_source(files, log.append)

@@ -26,7 +26,9 @@ def cache(tmp_path, monkeypatch):
 
 def shard(s: int) -> bytes:
     """Five samples of which each has a picture of 100 kB."""
-    return tar_bytes([(f"{s}{i}.{ending}", content(s, i, ending)) for i in range(5) for ending in ("jpg", "txt")])
+    return tar_bytes(
+        [(f"{s}{i}.{ending}", content(s, i, ending)) for i in range(5) for ending in ("jpg", "txt")]
+    )
 
 
 def content(s: int, i: int, ending: str) -> bytes:
@@ -37,7 +39,10 @@ def check_records(source) -> None:
     assert len(source) == SHARDS * 5
     for n in (0, 7, 14):
         record = source[n]
-        assert record["image"] == content(n // 5, n % 5, "jpg") and record["text"] == f"text {n // 5} {n % 5}"
+        assert (
+            record["image"] == content(n // 5, n % 5, "jpg")
+            and record["text"] == f"text {n // 5} {n % 5}"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,9 @@ def stored(bucket, request):
     """A folder of its own in the bucket, with the shards."""
     client, name = boto3.client("s3"), request.node.name.partition("[")[0]
     for s in range(SHARDS):
-        client.put_object(Bucket=bucket.removeprefix("s3://"), Key=f"{name}/{s:05d}.tar", Body=shard(s))
+        client.put_object(
+            Bucket=bucket.removeprefix("s3://"), Key=f"{name}/{s:05d}.tar", Body=shard(s)
+        )
     return f"{bucket}/{name}"
 
 
@@ -63,13 +70,19 @@ def test_shards_in_a_store(stored, cache, pattern):
     check_records(pickle.loads(pickle.dumps(source)))
     assert source.read(0, ["url"]) == {"url": f"{stored}/00000.tar"}
     assert len(list((cache / "tar_index").glob("*.idx"))) == SHARDS
-    assert paths.find_files(f"{stored}/*") == [f"{stored}/{s:05d}.tar" for s in range(SHARDS)]  # nothing was written there
+    assert paths.find_files(f"{stored}/*") == [
+        f"{stored}/{s:05d}.tar" for s in range(SHARDS)
+    ]  # nothing was written there
 
 
 def test_only_ranges_are_read(stored, monkeypatch):
     WebDataset(f"{stored}/*.tar").open(print)
     read, read_range = [], paths.read_range
-    monkeypatch.setattr(paths, "read_range", lambda file, start, size: read.append(size) or read_range(file, start, size))
+    monkeypatch.setattr(
+        paths,
+        "read_range",
+        lambda file, start, size: read.append(size) or read_range(file, start, size),
+    )
     source = WebDataset(f"{stored}/*.tar").open(print)
     assert read == []  # all is known from the catalogue
     source.read(3, ["text"])
@@ -91,7 +104,10 @@ def test_the_fingerprint_is_that_of_the_files_on_a_disk(stored, tmp_path):
     (tmp_path / "local").mkdir()
     for s in range(SHARDS):
         (tmp_path / "local" / f"{s:05d}.tar").write_bytes(shard(s))
-    assert WebDataset(f"{stored}/*.tar").open(print).fingerprint == WebDataset(str(tmp_path / "local")).open(print).fingerprint
+    assert (
+        WebDataset(f"{stored}/*.tar").open(print).fingerprint
+        == WebDataset(str(tmp_path / "local")).open(print).fingerprint
+    )
 
 
 def test_a_shard_that_is_replaced_in_a_store_is_indexed_anew(stored, bucket):
@@ -120,7 +136,11 @@ def test_a_shard_of_a_store_that_changes_during_a_run_is_an_error(stored, monkey
 def test_missing_shards_of_a_store(stored, monkeypatch, at_once):
     monkeypatch.setattr(paths, "ASKED_AT_ONCE", at_once)
     check_records(WebDataset(f"{stored}/{{00000..00002}}.tar").open(print))
-    assert paths.file_states([f"{stored}/{{0}}.tar", f"{stored}-none/a", f"{stored}-none/b"]) == [None, None, None]
+    assert paths.file_states([f"{stored}/{{0}}.tar", f"{stored}-none/a", f"{stored}-none/b"]) == [
+        None,
+        None,
+        None,
+    ]
     with pytest.raises(DataError, match=r"00003\.tar: is not there \(2 of 5 files are missing\)"):
         WebDataset(f"{stored}/{{00000..00004}}.tar").open(print)
     with pytest.raises(ConfigError, match="no file matches"):
@@ -134,7 +154,7 @@ def test_counts_beside_shards_in_a_store(stored):
     assert any("00001.tar: holds 5 samples, but its _stats.json says 6" in line for line in log)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A web server
 
 FILES = {f"/data/{s:05d}.tar": shard(s) for s in range(SHARDS)}
@@ -147,10 +167,14 @@ def test_shards_of_a_web_server(cache):
         check_records(pickle.loads(pickle.dumps(source)))
         server.asked.clear()
         source.read(8, ["text"])
-        assert [(path, size(asked)) for _, path, asked in server.asked] == [("/data/00001.tar", len("text 1 3"))]
+        assert [(path, size(asked)) for _, path, asked in server.asked] == [
+            ("/data/00001.tar", len("text 1 3"))
+        ]
         server.asked.clear()
         WebDataset(f"{server.url}/data/{{00000..00002}}.tar").open(print)
-        assert [asked for _, _, asked in server.asked] == ["bytes=0-0"] * SHARDS  # each is asked whether it is what it was
+        assert [asked for _, _, asked in server.asked] == [
+            "bytes=0-0"
+        ] * SHARDS  # each is asked whether it is what it was
 
 
 def size(header: str) -> int:
@@ -169,7 +193,9 @@ def test_a_web_server_without_ranges_is_an_error():
 
 def test_missing_shards_of_a_web_server():
     with web_server.serve(FILES) as server:
-        with pytest.raises(DataError, match=r"00003\.tar: is not there \(1 of 4 files are missing\)"):
+        with pytest.raises(
+            DataError, match=r"00003\.tar: is not there \(1 of 4 files are missing\)"
+        ):
             WebDataset(f"{server.url}/data/{{00000..00003}}.tar").open(print)
         with pytest.raises(DataError, match="is not there"):
             WebDataset(f"{server.url}/nothing.tar").open(print)
@@ -180,12 +206,16 @@ def test_missing_shards_of_a_web_server():
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_file_that_may_not_be_read_is_not_said_to_be_missing(status):
     with web_server.serve({**FILES, "/data/00003.tar": status}) as server:
-        with pytest.raises(DataError, match=rf"00003\.tar: permission is denied \(HTTP {status}\)$"):
+        with pytest.raises(
+            DataError, match=rf"00003\.tar: permission is denied \(HTTP {status}\)$"
+        ):
             WebDataset(f"{server.url}/data/{{00000..00003}}.tar").open(print)
         source = WebDataset(f"{server.url}/data/{{00000..00002}}.tar").open(print)
         server.files["/data/00001.tar"] = status
         server.asked.clear()
-        with pytest.raises(DataError, match=rf"00001\.tar: permission is denied \(HTTP {status}\)$"):
+        with pytest.raises(
+            DataError, match=rf"00001\.tar: permission is denied \(HTTP {status}\)$"
+        ):
             source.read(8)
         assert len(server.asked) == 1  # it is not asked again
 

@@ -1,6 +1,7 @@
 """Twelve records, and writers of each format that make them into files by the format's own library.
 
-A format joins `WRITERS` with a function that writes `RECORDS`, in their order, into a folder and returns the source's config.
+A format joins `WRITERS` with a function that writes `RECORDS`, in their order, into a folder and
+returns the source's config.
 """
 
 from __future__ import annotations
@@ -34,28 +35,57 @@ from jaxvl.data.sources.webdataset import WebDataset
 
 HERE = pathlib.Path(__file__).parent
 TEXTS = (
-    "a red star", "grün, weiß und 日本", "None", "null", "NA", "nan", 'she said "stop"', "two\nlines", "a\ttab, a comma; a bar|",
-    "1999", "line separator \u2028 inside", "[not a list]",
-)  # fmt: skip
+    "a red star",
+    "grün, weiß und 日本",
+    "None",
+    "null",
+    "NA",
+    "nan",
+    'she said "stop"',
+    "two\nlines",
+    "a\ttab, a comma; a bar|",
+    "1999",
+    "line separator \u2028 inside",
+    "[not a list]",
+)
 
 
 def make_png(shade: int, width: int = 3, height: int = 2) -> bytes:
-    """A PNG by the format's own description, equal on every machine: its pixels are stored, not compressed."""
+    """A PNG by the format's own description, equal on every machine: its pixels are stored, not
+    compressed."""
     rows = b"".join(b"\0" + bytes([shade, 0, 255 - shade]) * width for _ in range(height))
-    stored = b"\x78\x01\x01" + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF) + rows + struct.pack(">I", zlib.adler32(rows))
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", stored), (b"IEND", b""))
-    parts = [struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks]
+    stored = (
+        b"\x78\x01\x01"
+        + struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF)
+        + rows
+        + struct.pack(">I", zlib.adler32(rows))
+    )
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", stored),
+        (b"IEND", b""),
+    )
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-RECORDS = [{"image": make_png(20 * i), "text": text, "class_label": i // 4} for i, text in enumerate(TEXTS)]
+RECORDS = [
+    {"image": make_png(20 * i), "text": text, "class_label": i // 4} for i, text in enumerate(TEXTS)
+]
 NAMES = ("cat", "dog", "owl")
 
 
 def write_parquet(folder: pathlib.Path) -> Parquet:
     for part, rows in enumerate((RECORDS[:5], RECORDS[5:])):
         table = pa.table(
-            {"jpg": [r["image"] for r in rows], "caption": [r["text"] for r in rows], "label": [r["class_label"] for r in rows]}
+            {
+                "jpg": [r["image"] for r in rows],
+                "caption": [r["text"] for r in rows],
+                "label": [r["class_label"] for r in rows],
+            }
         )
         pyarrow.parquet.write_table(table, folder / f"{part:05d}.parquet", row_group_size=2)
     return Parquet(str(folder / "{00000..00001}.parquet"))
@@ -63,7 +93,11 @@ def write_parquet(folder: pathlib.Path) -> Parquet:
 
 def write_huggingface(folder: pathlib.Path) -> HuggingFace:
     features = datasets.Features(
-        {"image": datasets.Image(), "caption": datasets.Value("string"), "label": datasets.ClassLabel(names=list(NAMES))}
+        {
+            "image": datasets.Image(),
+            "caption": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=list(NAMES)),
+        }
     )
     columns = {
         "image": [{"bytes": r["image"], "path": None} for r in RECORDS],
@@ -83,7 +117,11 @@ class Twelve(tfds.core.GeneratorBasedBuilder):
     def _info(self):
         of = tfds.features
         features = of.FeaturesDict(
-            {"image": of.Image(shape=(None, None, 3)), "caption": of.Text(), "label": of.ClassLabel(names=list(NAMES))}
+            {
+                "image": of.Image(shape=(None, None, 3)),
+                "caption": of.Text(),
+                "label": of.ClassLabel(names=list(NAMES)),
+            }
         )
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
@@ -92,7 +130,14 @@ class Twelve(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for i, record in enumerate(RECORDS):
-            yield i, {"image": io.BytesIO(record["image"]), "caption": record["text"], "label": record["class_label"]}
+            yield (
+                i,
+                {
+                    "image": io.BytesIO(record["image"]),
+                    "caption": record["text"],
+                    "label": record["class_label"],
+                },
+            )
 
 
 def write_tfds(folder: pathlib.Path) -> Tfds:
@@ -125,7 +170,10 @@ def write_examples(folder: pathlib.Path) -> ArrayRecord:
         example.features.feature["label"].int64_list.value.append(record["class_label"])
         contents.append(example.SerializeToString())
     write_array_records(folder / "all.array_record", contents)
-    return ArrayRecord(str(folder / "all.array_record"), columns={"image": "jpg", "text": "caption", "class_label": "label"})
+    return ArrayRecord(
+        str(folder / "all.array_record"),
+        columns={"image": "jpg", "text": "caption", "class_label": "label"},
+    )
 
 
 def write_pictures(folder: pathlib.Path) -> list[str]:
@@ -137,8 +185,13 @@ def write_pictures(folder: pathlib.Path) -> list[str]:
 
 def write_jsonl(folder: pathlib.Path) -> JsonLines:
     names = write_pictures(folder)
-    lines = [{"file_name": name, "caption": r["text"], "label": r["class_label"]} for name, r in zip(names, RECORDS)]
-    (folder / "all.jsonl").write_text("\n\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    lines = [
+        {"file_name": name, "caption": r["text"], "label": r["class_label"]}
+        for name, r in zip(names, RECORDS)
+    ]
+    (folder / "all.jsonl").write_text(
+        "\n\n".join(json.dumps(line) for line in lines), encoding="utf-8"
+    )
     return JsonLines(str(folder / "all.jsonl"), images=str(folder / "pictures"))
 
 
@@ -147,7 +200,9 @@ def write_tsv(folder: pathlib.Path) -> Delimited:
     with open(folder / "all.tsv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
         writer.writerow(["filepath", "title", "label"])
-        writer.writerows([f"pictures/{name}", r["text"], r["class_label"]] for name, r in zip(names, RECORDS))
+        writer.writerows(
+            [f"pictures/{name}", r["text"], r["class_label"]] for name, r in zip(names, RECORDS)
+        )
     return Delimited(str(folder / "all.tsv"))
 
 
@@ -161,7 +216,8 @@ def write_folder(folder: pathlib.Path) -> Folder:
 
 
 def write_mds(folder: pathlib.Path) -> Mds:
-    """What mosaicml-streaming 0.13 wrote (`write_mds.py`); it cannot be installed beside numpy 2.4 and transformers 5."""
+    """What mosaicml-streaming 0.13 wrote (`write_mds.py`); it cannot be installed beside numpy 2.4
+    and transformers 5."""
     shutil.copytree(HERE / "mds" / "plain", folder / "mds")
     return Mds(str(folder / "mds"))
 
@@ -175,7 +231,11 @@ def write_tars(folder: pathlib.Path) -> WebDataset:
     for part, rows in enumerate((RECORDS[:5], RECORDS[5:])):
         with tarfile.open(folder / f"{part:05d}.tar", "w") as tar:
             for i, record in enumerate(rows):
-                members = {"png": record["image"], "txt": record["text"].encode(), "cls": str(record["class_label"]).encode()}
+                members = {
+                    "png": record["image"],
+                    "txt": record["text"].encode(),
+                    "cls": str(record["class_label"]).encode(),
+                }
                 for ending, content in members.items():
                     about = tarfile.TarInfo(f"{part:05d}{i:04d}.{ending}")
                     about.size = len(content)

@@ -1,4 +1,5 @@
-"""A web server on this machine for tests: files of a folder or of a dict, with ranges of bytes or without."""
+"""A web server on this machine for tests: files of a folder or of a dict, with ranges of bytes or
+without."""
 
 import contextlib
 import http.server
@@ -28,7 +29,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start, stop = int(first), min(int(last or len(content)) + 1, len(content))
         if start >= len(content):
             return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-        about = {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}", "ETag": f'"{hash(content)}"'}
+        about = {
+            "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}",
+            "ETag": f'"{hash(content)}"',
+        }
         return self._send(206, content[start:stop], about)
 
     do_HEAD = do_GET
@@ -49,11 +53,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve(files: Mapping[str, bytes], ranges: bool = True):
-    """Serves path -> content, or the status of an answer without any; yields the server, with `url`, what was `asked`, and `failures` (path -> answers that fail)."""
+    """Serves path -> content, or the status of an answer without any; yields the server, with
+    `url`, what was `asked`, and `failures` (path -> answers that fail)."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.ranges, server.asked, server.failures = dict(files), ranges, [], {}
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+    )
     thread.start()
     try:
         yield server

@@ -12,11 +12,17 @@ from jaxvl.interop.peers import peer
 torch = peer("torch")
 
 from clip_benchmark.datasets.builder import build_wds_dataset  # noqa: E402
-from clip_benchmark.metrics import image_caption_selection, zeroshot_classification, zeroshot_retrieval  # noqa: E402
+from clip_benchmark.metrics import (
+    image_caption_selection,
+    zeroshot_classification,
+    zeroshot_retrieval,
+)  # noqa: E402
 from clip_benchmark.webdataset_builder import convert_dataset, convert_retrieval_dataset  # noqa: E402
 
 # Their `accuracy` takes `float` of arrays of one element, which numpy no longer has.
-zeroshot_classification.float = lambda x: float(x) if isinstance(x, str) else float(np.squeeze(np.asarray(x)))
+zeroshot_classification.float = lambda x: (
+    float(x) if isinstance(x, str) else float(np.squeeze(np.asarray(x)))
+)
 
 
 class Rows(list):
@@ -30,7 +36,9 @@ class Rows(list):
 def _without_workers():
     """Their converter starts eight worker processes for a handful of rows."""
     whole = torch.utils.data.DataLoader
-    torch.utils.data.DataLoader = lambda *args, **options: whole(*args, **{**options, "num_workers": 0})
+    torch.utils.data.DataLoader = lambda *args, **options: whole(
+        *args, **{**options, "num_workers": 0}
+    )
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
@@ -90,18 +98,24 @@ class Batches(list):
 def classification(model, numbers, targets, names, templates):
     batches = Batches([(torch.tensor(numbers), torch.tensor(np.asarray(targets)))], names)
     options = dict(device="cpu", amp=False)
-    return zeroshot_classification.evaluate(model, batches, tokenize, list(names), list(templates), **options)
+    return zeroshot_classification.evaluate(
+        model, batches, tokenize, list(names), list(templates), **options
+    )
 
 
 def retrieval(model, numbers, captions, ks=(1, 5, 10)):
     batches = Batches([(torch.tensor(numbers), captions)])
-    return zeroshot_retrieval.evaluate(model, batches, tokenize, "cpu", amp=False, recall_k_list=list(ks))
+    return zeroshot_retrieval.evaluate(
+        model, batches, tokenize, "cpu", amp=False, recall_k_list=list(ks)
+    )
 
 
 def selection(model, numbers, captions):
     """`numbers` [n, images of an instance]."""
     pictures = torch.tensor(numbers).reshape(len(numbers), -1, 1, 1, 1)
-    return image_caption_selection.evaluate(model, Batches([(pictures, captions)]), tokenize, "cpu", amp=False)
+    return image_caption_selection.evaluate(
+        model, Batches([(pictures, captions)]), tokenize, "cpu", amp=False
+    )
 
 
 average_precision = functools.partial(zeroshot_classification.average_precision_per_class)

@@ -33,14 +33,19 @@ NAMES = ["cat", "dog", "horse"]
 TEMPLATES = ["a photo of a {c}.", "{c} and {c}"]
 TOWER = dict(width=16, depth=1, heads=2, pool="mean")
 MODEL = dict(
-    name="dual_encoder", embed_dim=16, image=dict(name="vit", variant="Ti/8", **TOWER), text=dict(name="text_transformer", variant="Ti", **TOWER)
-)  # fmt: skip
+    name="dual_encoder",
+    embed_dim=16,
+    image=dict(name="vit", variant="Ti/8", **TOWER),
+    text=dict(name="text_transformer", variant="Ti", **TOWER),
+)
 
 
 def letters():
     """A tokenizer that knows letters and digits alone."""
     known = ["[PAD]", "[EOS]", "[UNK]", *"abcdefghijklmnopqrstuvwxyz0123456789"]
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({c: i for i, c in enumerate(known)}, "[UNK]"))
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({c: i for i, c in enumerate(known)}, "[UNK]")
+    )
     model.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
     return Tokenizer("json", model.to_str().encode(), pad_id=0, eos_id=1)
 
@@ -50,7 +55,10 @@ def save_model(workdir, seed):
     tokenizer = letters()
     inputs = InputSpec(16, 24, tokenizer.vocab_size, 0, 1)
     rng = np.random.default_rng(seed)
-    arrays = {path: rng.normal(size=shape).astype(np.float32) * 0.5 for path, shape in shapes_of(built(model, inputs)).items()}
+    arrays = {
+        path: rng.normal(size=shape).astype(np.float32) * 0.5
+        for path, shape in shapes_of(built(model, inputs)).items()
+    }
     save_weights(Bundle(model, inputs, arrays, tokenizer, Preprocess(image_size=16)), workdir)
     return workdir
 
@@ -62,9 +70,16 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two sets that can be measured, one with a bad picture, one that is damaged, and a folder of nothing."""
+    """Two sets that can be measured, one with a bad picture, one that is damaged, and a folder of
+    nothing."""
     folder = tmp_path_factory.mktemp("sets")
-    oracle.write_classification(folder / "wds_vtab-tiny", [(png(k), k % 3) for k in range(14)], NAMES, TEMPLATES, max_count=5)
+    oracle.write_classification(
+        folder / "wds_vtab-tiny",
+        [(png(k), k % 3) for k in range(14)],
+        NAMES,
+        TEMPLATES,
+        max_count=5,
+    )
     coco(folder / "coco")
     sugar_crepe(folder / "sugar_crepe")
     (folder / "sugar_crepe" / "val2017" / "2.jpg").write_bytes(b"<html>not found</html>")
@@ -101,10 +116,18 @@ def test_results_are_in_clip_benchmarks_fields(first_run, workdir):
     status, out, _ = first_run
     assert status == 1, "one set could not be measured"
     everything = json.loads((out / "benchmarks.json").read_text())
-    assert {node["dataset"] for node in everything["results"]} == {"wds/vtab/tiny", "mscoco_captions", "sugar_crepe/add_att"}
+    assert {node["dataset"] for node in everything["results"]} == {
+        "wds/vtab/tiny",
+        "mscoco_captions",
+        "sugar_crepe/add_att",
+    }
     for node in everything["results"]:
         assert {"dataset", "model", "pretrained", "task", "metrics", "language"} < set(node)
-        assert (node["model"], node["pretrained"], node["language"]) == ("dual_encoder", f"{workdir}@0", "en")
+        assert (node["model"], node["pretrained"], node["language"]) == (
+            "dual_encoder",
+            f"{workdir}@0",
+            "en",
+        )
         assert node["jaxvl"]["main_metric"] in node["metrics"]
     assert "names 1 classes" in everything["not_measured"]["dtd"]
     assert any(folder.endswith("papers") for folder in everything["not_recognised"])
@@ -112,9 +135,15 @@ def test_results_are_in_clip_benchmarks_fields(first_run, workdir):
 
 def test_what_is_said_meanwhile(first_run, root):
     said = first_run[2]
-    assert f"not recognised: {root / 'papers'}: no known layout in 0 folders and 1 files (clip.pdf)" in said
+    assert (
+        f"not recognised: {root / 'papers'}: no known layout in 0 folders and 1 files (clip.pdf)"
+        in said
+    )
     assert "sugar_crepe_add_att: 4 pictures …" in said
-    assert "sugar_crepe_add_att: left out of it: image cannot be decoded: 1, instance is not whole: 1" in said
+    assert (
+        "sugar_crepe_add_att: left out of it: image cannot be decoded: 1, instance is not whole: 1"
+        in said
+    )
     assert "WARNING" not in "".join(said), "what libraries say is of no use to who reads this"
 
 
@@ -127,7 +156,10 @@ def test_the_evaluator_gives_the_same_figures(first_run, workdir, root):
     nodes = json.loads((first_run[1] / "benchmarks.json").read_text())["results"]
     figure = lambda node: f"{node['dataset'].replace('/', '_')}/{node['jaxvl']['main_metric']}"
     expected = {figure(node): node["metrics"][node["jaxvl"]["main_metric"]] for node in nodes}
-    assert got == pytest.approx(expected | {"not_measured": 1.0, "images": float(sum(node["jaxvl"]["images"] for node in nodes))})
+    assert got == pytest.approx(
+        expected
+        | {"not_measured": 1.0, "images": float(sum(node["jaxvl"]["images"] for node in nodes))}
+    )
     with pytest.raises(DataError, match="dtd: .*names 1 classes"):
         BenchmarkFolder(str(root), only=("dtd",)).run(encoders)
 
@@ -139,13 +171,21 @@ def test_figures_are_clip_benchmarks_for_the_same_embeddings(first_run, workdir,
     names = class_vectors(encoders.texts, NAMES, [t.replace("{c}", "{}") for t in TEMPLATES])
     texts = np.zeros((64, 16), np.float32)
     texts[:3] = names
-    theirs = oracle.classification(oracle.Model(images, texts), list(range(14)), [k % 3 for k in range(14)], ["0", "1", "2"], ["{c}"])
+    theirs = oracle.classification(
+        oracle.Model(images, texts),
+        list(range(14)),
+        [k % 3 for k in range(14)],
+        ["0", "1", "2"],
+        ["{c}"],
+    )
     node = result_of(out, "wds_vtab_tiny")
     assert node["task"] == "zeroshot_classification" and node["metrics"]["acc5"] is None
     for name in ("acc1", "mean_per_class_recall"):
         assert node["metrics"][name] == pytest.approx(theirs[name], abs=1e-6)
     annotations = json.loads((root / "coco" / "coco_test_karpathy.json").read_text())["annotations"]
-    captions = [[a["caption"] for a in annotations if a["image_id"] == 900 - 7 * i] for i in (3, 2, 1, 0)]
+    captions = [
+        [a["caption"] for a in annotations if a["image_id"] == 900 - 7 * i] for i in (3, 2, 1, 0)
+    ]
     rows = encoders.texts([f"caption {k}" for k in range(20)])
     model = oracle.Model(images, rows)
     theirs = oracle.retrieval(model, [3, 2, 1, 0], captions, (1,))
@@ -156,7 +196,10 @@ def test_figures_are_clip_benchmarks_for_the_same_embeddings(first_run, workdir,
 
 def test_bad_pictures_are_counted(first_run):
     node = result_of(first_run[1], "sugar_crepe_add_att")
-    assert node["jaxvl"]["skipped"] == {"image cannot be decoded": 1, "instance is not whole": 1} and node["jaxvl"]["images"] == 3
+    assert (
+        node["jaxvl"]["skipped"] == {"image cannot be decoded": 1, "instance is not whole": 1}
+        and node["jaxvl"]["images"] == 3
+    )
 
 
 def test_a_second_run_measures_nothing_again(first_run, workdir, root, monkeypatch, capsys):
@@ -168,7 +211,9 @@ def test_a_second_run_measures_nothing_again(first_run, workdir, root, monkeypat
     assert {path.name: path.read_bytes() for path in out.glob("*.json")} == before
     said = capsys.readouterr()
     assert said.err.count("measured before") == 3
-    assert "wds/vtab/tiny" in said.out and "Not measured" in said.out and "mean_recall@1" in said.out
+    assert (
+        "wds/vtab/tiny" in said.out and "Not measured" in said.out and "mean_recall@1" in said.out
+    )
 
 
 @pytest.mark.parametrize("change", ["again", "templates", "weights", "data"])
@@ -190,7 +235,9 @@ def test_what_is_measured_again(first_run, workdir, root, tmp_path, change, monk
     folder = save_model(tmp_path / "other", 1) if change == "weights" else workdir
     asked = []
     real = benchmark.score
-    monkeypatch.setattr("jaxvl.benchmark.score", lambda found, *args: asked.append(found.name) or real(found, *args))
+    monkeypatch.setattr(
+        "jaxvl.benchmark.score", lambda found, *args: asked.append(found.name) or real(found, *args)
+    )
     assert benchmark.main([f"--workdir={folder}", *argv]) == 0
     assert asked == ["wds/vtab/tiny"]
 
@@ -205,39 +252,74 @@ def test_the_listing_needs_no_weights(root, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_measure_as_one(first_run, workdir, root, tmp_path):
-    """All figures are those of one process; the first one writes and prints, and keeps what was measured before."""
-    argv = ["-m", "jaxvl.benchmark", f"--workdir={workdir}", f"--root={root}", f"--out={tmp_path}", "--only=wds/*,mscoco*,sugar*"]
+    """All figures are those of one process; the first one writes and prints, and keeps what was
+    measured before."""
+    argv = [
+        "-m",
+        "jaxvl.benchmark",
+        f"--workdir={workdir}",
+        f"--root={root}",
+        f"--out={tmp_path}",
+        "--only=wds/*,mscoco*,sugar*",
+    ]
     outs = [processes.finish(processes.start(argv, 2, stdout=subprocess.PIPE)) for _ in range(2)]
     for key in ("wds_vtab_tiny", "mscoco_captions", "sugar_crepe_add_att"):
         one, two = result_of(first_run[1], key), result_of(tmp_path, key)
         defined = {name for name, value in one["metrics"].items() if value is not None}
         assert {name for name, value in two["metrics"].items() if value is not None} == defined
-        assert {name: two["metrics"][name] for name in defined} == pytest.approx({name: one["metrics"][name] for name in defined}, rel=1e-6)
+        assert {name: two["metrics"][name] for name in defined} == pytest.approx(
+            {name: one["metrics"][name] for name in defined}, rel=1e-6
+        )
         assert two["jaxvl"]["identity"] == one["jaxvl"]["identity"]
     (first, _), (second, _) = outs[1]
-    assert "wds/vtab/tiny" in first and "measured before" in outs[1][0][1] and "wds/vtab/tiny" not in second
+    assert (
+        "wds/vtab/tiny" in first
+        and "measured before" in outs[1][0][1]
+        and "wds/vtab/tiny" not in second
+    )
 
 
-@pytest.mark.parametrize("argv, status, says", [
-    ([], 2, "--root: is required"),
-    (["--root=ROOT"], 2, "--workdir: is required"),
-    (["--root=/no/such/folder", "--workdir=W"], 2, "--root: '/no/such/folder' is no folder"),
-    (["--root=s3://bucket", "--workdir=W"], 2, "--root: 's3://bucket' must be a local folder"),
-    (["--root=ROOT", "--workdir=W", "--only=cifar"], 1, "no benchmark was chosen (there are: dtd, mscoco_captions,"),
-    (["--root=ROOT", "--workdir=W", "--templates=foto"], 2, "--templates: 'foto' is not a known set of templates; did you mean 'photos'?"),
-    (["--root=ROOT", "--workdir=W", "--rot=3"], 2, "--rot: unknown option; did you mean 'root'?"),
-    (["--root=ROOT", "--workdir=/no/such/run"], 1, "/no/such/run"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, status, says",
+    [
+        ([], 2, "--root: is required"),
+        (["--root=ROOT"], 2, "--workdir: is required"),
+        (["--root=/no/such/folder", "--workdir=W"], 2, "--root: '/no/such/folder' is no folder"),
+        (["--root=s3://bucket", "--workdir=W"], 2, "--root: 's3://bucket' must be a local folder"),
+        (
+            ["--root=ROOT", "--workdir=W", "--only=cifar"],
+            1,
+            "no benchmark was chosen (there are: dtd, mscoco_captions,",
+        ),
+        (
+            ["--root=ROOT", "--workdir=W", "--templates=foto"],
+            2,
+            "--templates: 'foto' is not a known set of templates; did you mean 'photos'?",
+        ),
+        (
+            ["--root=ROOT", "--workdir=W", "--rot=3"],
+            2,
+            "--rot: unknown option; did you mean 'root'?",
+        ),
+        (["--root=ROOT", "--workdir=/no/such/run"], 1, "/no/such/run"),
+    ],
+)
 def test_wrong_options(root, workdir, argv, status, says, capsys):
-    argv = [word.replace("ROOT", str(root)) if word != "--workdir=W" else f"--workdir={workdir}" for word in argv]
+    argv = [
+        word.replace("ROOT", str(root)) if word != "--workdir=W" else f"--workdir={workdir}"
+        for word in argv
+    ]
     assert benchmark.main(argv) == status
     assert says in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("error, says", [
-    (DataError("sets/a: label 3 has no name"), "sets/a: label 3 has no name"),
-    (KeyError("a bug"), "sets/a: cannot be read as toy layout (KeyError: 'a bug')"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error, says",
+    [
+        (DataError("sets/a: label 3 has no name"), "sets/a: label 3 has no name"),
+        (KeyError("a bug"), "sets/a: cannot be read as toy layout (KeyError: 'a bug')"),
+    ],
+)
 def test_a_set_that_cannot_be_opened_is_told(error, says):
     def fail():
         raise error

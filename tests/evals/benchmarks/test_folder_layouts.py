@@ -1,4 +1,5 @@
-"""Layouts of folders and annotations: the readers of torchvision and clip_benchmark say what is in them."""
+"""Layouts of folders and annotations: the readers of torchvision and clip_benchmark say what is in
+them."""
 
 import json
 import pathlib
@@ -67,7 +68,10 @@ def test_imagenet_numbers_classes_as_torchvision(tmp_path):
     assert found.name == "imagenet1k"
     benchmark = found.open()
     same_as_image_folder(benchmark, folder)
-    assert benchmark.classes.names["en"] == tuple(NAMES.values()) and len(benchmark.classes.templates) == 80
+    assert (
+        benchmark.classes.names["en"] == tuple(NAMES.values())
+        and len(benchmark.classes.templates) == 80
+    )
     assert benchmark.notes == ()
 
 
@@ -75,9 +79,15 @@ def test_wnids_are_those_of_clip_benchmark():
     assert builder.all_imagenet_wordnet_ids == WNIDS == sorted(WNIDS)
 
 
-@pytest.mark.parametrize("folder, name", [
-    ("imagenet-a", "imagenet-a"), ("ImageNet-R", "imagenet-r"), ("imagenet_o", "imagenet-o"), ("imagenet-r/val", "imagenet-r")
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "folder, name",
+    [
+        ("imagenet-a", "imagenet-a"),
+        ("ImageNet-R", "imagenet-r"),
+        ("imagenet_o", "imagenet-o"),
+        ("imagenet-r/val", "imagenet-r"),
+    ],
+)
 def test_variants_have_the_classes_that_have_folders(tmp_path, folder, name):
     wnids = WNIDS[3::5]
     assert len(wnids) == 200
@@ -85,7 +95,9 @@ def test_variants_have_the_classes_that_have_folders(tmp_path, folder, name):
     found = only(imagenet.find(folder))
     benchmark = found.open()
     same_as_image_folder(benchmark, folder)
-    assert found.name == name and benchmark.classes.names["en"] == tuple(NAMES[wnid] for wnid in wnids)
+    assert found.name == name and benchmark.classes.names["en"] == tuple(
+        NAMES[wnid] for wnid in wnids
+    )
 
 
 def test_a_variant_with_a_class_missing_is_refused_and_a_subset_is_told(tmp_path):
@@ -102,17 +114,29 @@ def test_a_variant_with_a_class_missing_is_refused_and_a_subset_is_told(tmp_path
 
 
 def test_folder_names_of_v2_are_numbers(tmp_path):
-    folder = class_folders(tmp_path / "ImageNetV2-matched-frequency", map(str, range(1000)), each=1, suffix=".jpeg")
+    folder = class_folders(
+        tmp_path / "ImageNetV2-matched-frequency", map(str, range(1000)), each=1, suffix=".jpeg"
+    )
     found = only(imagenet.find(folder))
     benchmark = found.open()
     assert found.name == "imagenetv2" and len(benchmark.classes) == 1000
-    theirs = {path: int(pathlib.Path(path).parent.name) for path in map(str, folder.glob("**/*.jpeg"))}  # as their ImageNetV2Dataset
+    theirs = {
+        path: int(pathlib.Path(path).parent.name) for path in map(str, folder.glob("**/*.jpeg"))
+    }  # as their ImageNetV2Dataset
     labels = dict(zip(paths_of(benchmark.source), labels_of(benchmark)))
     assert labels == theirs
-    assert labels != dict(ImageFolder(str(folder)).samples), "torchvision numbers these by text, which is wrong for V2"
-    other = only(imagenet.find(class_folders(tmp_path / "imagenetv2-top-images-format-val", ["3"], suffix=".jpeg")))
+    assert labels != dict(ImageFolder(str(folder)).samples), (
+        "torchvision numbers these by text, which is wrong for V2"
+    )
+    other = only(
+        imagenet.find(
+            class_folders(tmp_path / "imagenetv2-top-images-format-val", ["3"], suffix=".jpeg")
+        )
+    )
     assert other.name == "imagenetv2-top-images"
-    with pytest.raises(DataError, match="has 1 class folders; imagenetv2-top-images has 1000, numbered from 0"):
+    with pytest.raises(
+        DataError, match="has 1 class folders; imagenetv2-top-images has 1000, numbered from 0"
+    ):
         other.open()
 
 
@@ -130,18 +154,28 @@ def test_objectnet_as_theirs(tmp_path):
     assert labels_of(benchmark) == [theirs[i][1] for i in range(len(theirs))]
     (mappings / "objectnet_to_imagenet_1k.json").unlink()
     (root / "objectnet_to_imagenet_1k.json").unlink()
-    with pytest.raises(DataError, match="objectnet_to_imagenet_1k.json of its folder mappings are missing"):
+    with pytest.raises(
+        DataError, match="objectnet_to_imagenet_1k.json of its folder mappings are missing"
+    ):
         objectnet_layout.find(root)
 
 
 def test_a_folder_for_each_class_as_torchvision(tmp_path):
-    folder = class_folders(tmp_path / "eurosat" / "test", ["b_two", "A", "a", "10", "9"], each=2, suffix=".PNG")
+    folder = class_folders(
+        tmp_path / "eurosat" / "test", ["b_two", "A", "a", "10", "9"], each=2, suffix=".PNG"
+    )
     put(folder, "A/deeper/more.webp", 3)
     (folder / "A" / "readme.txt").write_text("no picture")
     found = only(image_folder.find(folder))
     benchmark = found.open()
     same_as_image_folder(benchmark, folder)
-    assert found.name == "eurosat" and benchmark.classes.names["en"] == ("10", "9", "A", "a", "b two")
+    assert found.name == "eurosat" and benchmark.classes.names["en"] == (
+        "10",
+        "9",
+        "A",
+        "a",
+        "b two",
+    )
 
 
 def test_names_and_templates_of_class_folders(tmp_path):
@@ -149,9 +183,13 @@ def test_names_and_templates_of_class_folders(tmp_path):
     benchmark = only(image_folder.find(folder)).open()
     assert benchmark.classes.names["en"] == ("x", "y") and benchmark.classes.templates == ()
     write_json(tmp_path / "en_classnames.json", {"pets": ["cat", "dog"], "dtd": ["a"]})
-    write_json(tmp_path / "en_zeroshot_classification_templates.json", {"pets": ["a {c}, a type of pet."]})
+    write_json(
+        tmp_path / "en_zeroshot_classification_templates.json", {"pets": ["a {c}, a type of pet."]}
+    )
     benchmark = only(image_folder.find(folder)).open()
-    assert benchmark.classes.names["en"] == ("cat", "dog") and benchmark.classes.templates == ("a {}, a type of pet.",)
+    assert benchmark.classes.names["en"] == ("cat", "dog") and benchmark.classes.templates == (
+        "a {}, a type of pet.",
+    )
     (tmp_path / "pets" / "classnames.txt").write_text("Katze\nHund\n")
     assert only(image_folder.find(folder)).open().classes.names["en"] == ("Katze", "Hund")
     (tmp_path / "pets" / "classnames.txt").write_text("Katze\n")
@@ -161,7 +199,9 @@ def test_names_and_templates_of_class_folders(tmp_path):
 
 def test_numbered_class_folders_are_in_the_order_of_their_numbers(tmp_path):
     folder = class_folders(tmp_path / "svhn" / "images", [str(k) for k in range(12)], each=1)
-    with pytest.raises(DataError, match="are numbers, as '0'; classnames.txt must name the classes"):
+    with pytest.raises(
+        DataError, match="are numbers, as '0'; classnames.txt must name the classes"
+    ):
         only(image_folder.find(folder)).open()
     (folder / "classnames.txt").write_text("\n".join(f"digit {k}" for k in range(12)))
     found = only(image_folder.find(folder))
@@ -195,16 +235,23 @@ def test_coco_captions_as_torchvision(tmp_path, capsys):
         assert number_of(benchmark.source[i]["image"]) == int(np.asarray(image)[..., 0].argmax())
 
 
-@pytest.mark.parametrize("name, language, of", [
-    ("flickr30k_test_karpathy.txt", "en", "flickr30k"), ("flickr8k_test_zh.txt", "zh", "flickr8k")
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, language, of",
+    [
+        ("flickr30k_test_karpathy.txt", "en", "flickr30k"),
+        ("flickr8k_test_zh.txt", "zh", "flickr8k"),
+    ],
+)
 def test_flickr_as_theirs(tmp_path, name, language, of):
     path = write_flickr(tmp_path, name)
     found = only(karpathy_layout.find(tmp_path))
     benchmark = found.open()
     theirs = flickr.Flickr(str(tmp_path), str(path))
     assert (found.name, found.language) == (of, language)
-    assert [(p.name, c) for p, c in zip(map(pathlib.Path, paths_of(benchmark.source)), captions_of(benchmark))] == theirs.data
+    assert [
+        (p.name, c)
+        for p, c in zip(map(pathlib.Path, paths_of(benchmark.source)), captions_of(benchmark))
+    ] == theirs.data
 
 
 def test_karpathy_json(tmp_path):
@@ -221,13 +268,21 @@ def test_karpathy_json(tmp_path):
 def test_crossmodal_3600_as_theirs(tmp_path, monkeypatch):
     folder = crossmodal(tmp_path / "xm3600")
     found = multilingual.find(folder)
-    assert [(one.name, one.language) for one in found] == [("crossmodal3600", lang) for lang in ("de", "en", "quz")]
+    assert [(one.name, one.language) for one in found] == [
+        ("crossmodal3600", lang) for lang in ("de", "en", "quz")
+    ]
     crossmodal3600.create_annotation_file(str(tmp_path), "de")
-    theirs = crossmodal3600.Crossmodal3600(str(tmp_path), str(tmp_path / "crossmodal3600_captions-de.json"))
+    theirs = crossmodal3600.Crossmodal3600(
+        str(tmp_path), str(tmp_path / "crossmodal3600_captions-de.json")
+    )
     (file,) = multilingual.find(tmp_path)
     assert (file.name, file.language) == ("crossmodal3600", "de")
     for benchmark in (found[0].open(), file.open()):
-        assert captions_of(benchmark) == [theirs[i][1] for i in range(3)] == [["de 0"], ["de 1"], ["de 2"]]
+        assert (
+            captions_of(benchmark)
+            == [theirs[i][1] for i in range(3)]
+            == [["de 0"], ["de 1"], ["de 2"]]
+        )
         assert numbers_of(benchmark.source) == [0, 1, 2]
     assert found[0].open().pictures == found[1].open().pictures, "languages share their pictures"
 
@@ -237,16 +292,25 @@ def test_their_json_of_another_machine(tmp_path):
     for i in range(3):
         put(tmp_path, f"xtd10/images/{i}.jpg", i)
     paths = [f"/home/someone/data/xtd10/images/{i}.jpg" for i in range(3)]
-    write_json(tmp_path / "xtd10-ko.json", {"image_paths": paths, "annotations": ["a", "b", "c"], "indices": [0, 1, 2]})
+    write_json(
+        tmp_path / "xtd10-ko.json",
+        {"image_paths": paths, "annotations": ["a", "b", "c"], "indices": [0, 1, 2]},
+    )
     benchmark = only(multilingual.find(tmp_path)).open()
-    assert numbers_of(benchmark.source) == [0, 1, 2] and captions_of(benchmark) == [["a"], ["b"], ["c"]]
+    assert numbers_of(benchmark.source) == [0, 1, 2] and captions_of(benchmark) == [
+        ["a"],
+        ["b"],
+        ["c"],
+    ]
 
 
 def test_xtd10(tmp_path):
     xtd(tmp_path)
     found = multilingual.find(tmp_path / "XTD10")
     assert [one.language for one in found] == ["de", "es", "jp"]
-    assert captions_of(found[0].open()) == [["de 0"], ["de 1"], ["de 2"]] and numbers_of(found[2].open().source) == [0, 1, 2]
+    assert captions_of(found[0].open()) == [["de 0"], ["de 1"], ["de 2"]] and numbers_of(
+        found[2].open().source
+    ) == [0, 1, 2]
     (tmp_path / "MIC" / "test_1kcaptions_de.txt").write_text("only one\n")
     with pytest.raises(DataError, match="has 1 captions, but test_image_names.txt 3 images"):
         found[0].open()
@@ -290,17 +354,35 @@ def test_annotations_do_not_lead_out_of_their_folder(tmp_path, name):
 
 
 BROKEN = {
-    "dataset_coco.json": karpathy_layout, "coco_test_karpathy.json": karpathy_layout, "flickr30k_test_karpathy.txt": karpathy_layout,
-    "xtd10-de.json": multilingual, "swap_obj.json": sugar_crepe_layout,
-}  # fmt: skip
+    "dataset_coco.json": karpathy_layout,
+    "coco_test_karpathy.json": karpathy_layout,
+    "flickr30k_test_karpathy.txt": karpathy_layout,
+    "xtd10-de.json": multilingual,
+    "swap_obj.json": sugar_crepe_layout,
+}
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"{", b"[]", b"null", b"3", b'{"images": 3}', b'{"images": [3]}', b'{"images": [{"split": "test"}]}', b"\xff\xfe{",
-    b'{"images": [{"id": 1, "file_name": "a"}], "annotations": [7]}', b'{"image_paths": ["a"], "annotations": []}', b'{"0": 3}',
-    b'{"image_paths": [1], "annotations": [2]}', b'{"images": [{"split": "test", "filename": "a", "sentences": [{}]}]}',
-    b"image,caption\nno picture here\n", b"[" * 100_000,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"3",
+        b'{"images": 3}',
+        b'{"images": [3]}',
+        b'{"images": [{"split": "test"}]}',
+        b"\xff\xfe{",
+        b'{"images": [{"id": 1, "file_name": "a"}], "annotations": [7]}',
+        b'{"image_paths": ["a"], "annotations": []}',
+        b'{"0": 3}',
+        b'{"image_paths": [1], "annotations": [2]}',
+        b'{"images": [{"split": "test", "filename": "a", "sentences": [{}]}]}',
+        b"image,caption\nno picture here\n",
+        b"[" * 100_000,
+    ],
+)
 @pytest.mark.parametrize("name", BROKEN)
 def test_damaged_annotations_are_one_sentence(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -315,29 +397,50 @@ def test_pictures_that_are_not_there(tmp_path):
     karpathy(tmp_path)
     for picture in (tmp_path / "val2014").iterdir():
         picture.unlink()
-    with pytest.raises(DataError, match="the pictures of its annotations, as 'val2014/COCO_000.jpg', are in none of"):
+    with pytest.raises(
+        DataError,
+        match="the pictures of its annotations, as 'val2014/COCO_000.jpg', are in none of",
+    ):
         only(karpathy_layout.find(tmp_path)).open()
 
 
 def test_imagenet_in_other_languages(tmp_path):
-    """CLIP_benchmark's own lists, copied above the pictures; Babel-ImageNet leaves out pictures of classes without a name."""
+    """CLIP_benchmark's own lists, copied above the pictures; Babel-ImageNet leaves out pictures of
+    classes without a name."""
     folder = class_folders(tmp_path / "imagenet" / "val", WNIDS, each=1)
     ship = pathlib.Path(builder.__file__).parent
-    files = ("it_classnames.json", "it_zeroshot_classification_templates.json", "babel_imagenet.json", "nllb_dist13b_prompts.json")
+    files = (
+        "it_classnames.json",
+        "it_zeroshot_classification_templates.json",
+        "babel_imagenet.json",
+        "nllb_dist13b_prompts.json",
+    )
     for name in files:
         (tmp_path / name).write_bytes((ship / name).read_bytes())
     found = {(one.name, one.language): one for one in imagenet.find(folder)}
     babel = json.loads((ship / "babel_imagenet.json").read_text())
     assert len(found) == 2 + len(babel)
-    english, italian, german = (found[key].open() for key in (("imagenet1k", "en"), ("imagenet1k", "it"), ("babel_imagenet", "de")))
+    english, italian, german = (
+        found[key].open()
+        for key in (("imagenet1k", "en"), ("imagenet1k", "it"), ("babel_imagenet", "de"))
+    )
     theirs = json.loads((ship / "it_classnames.json").read_text())["imagenet1k"]
     assert list(italian.classes.names["it"]) == theirs and labels_of(italian) == labels_of(english)
-    assert all("{}" in template for template in italian.classes.templates) and italian.language == "it"
+    assert (
+        all("{}" in template for template in italian.classes.templates) and italian.language == "it"
+    )
     numbers, names = babel["DE"]
     assert german.classes.names["de"] == tuple(names)
     assert [numbers[label] for label in labels_of(german) if label is not None] == sorted(numbers)
-    assert list(german.classes.templates) == json.loads((ship / "nllb_dist13b_prompts.json").read_text())["DE"]
-    assert english.pictures == italian.pictures == german.pictures, "pictures are encoded once for all languages"
+    assert (
+        list(german.classes.templates)
+        == json.loads((ship / "nllb_dist13b_prompts.json").read_text())["DE"]
+    )
+    assert english.pictures == italian.pictures == german.pictures, (
+        "pictures are encoded once for all languages"
+    )
     write_json(tmp_path / "babel_imagenet.json", {"XX": [[0, 0], ["a", "b"]]})
-    with pytest.raises(DataError, match="'xx' must name classes of ImageNet, by numbers from 0 to 999"):
+    with pytest.raises(
+        DataError, match="'xx' must name classes of ImageNet, by numbers from 0 to 999"
+    ):
         imagenet.find(folder)[-1].open()

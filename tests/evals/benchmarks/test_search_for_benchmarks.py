@@ -6,7 +6,20 @@ import tarfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_sets import class_folders, coco, crossmodal, flickr, karpathy, mmvp, objectnet, png, put, sugar_crepe, write_json, xtd
+from tiny_sets import (
+    class_folders,
+    coco,
+    crossmodal,
+    flickr,
+    karpathy,
+    mmvp,
+    objectnet,
+    png,
+    put,
+    sugar_crepe,
+    write_json,
+    xtd,
+)
 
 from jaxvl.data.class_sets import imagenet_classes
 from jaxvl.data.records import DataError
@@ -55,20 +68,39 @@ def everything(root):
 def test_everything_in_one_folder(tmp_path):
     there = survey(everything(tmp_path))
     names = sorted((found.name, found.language) for found in there.found)
-    assert names == sorted([
-        ("wds/vtab/cifar10", "en"), ("wds/fgvc_aircraft", "en"), ("imagenet", "en"), ("imagenet-r", "en"), ("imagenetv2", "en"),
-        ("objectnet", "en"), ("eurosat", "en"), ("mscoco_captions", "en"), ("sugar_crepe/swap_att", "en"), ("flickr30k", "en"),
-        ("crossmodal3600", "de"), ("crossmodal3600", "en"), ("xtd10", "de"), ("xtd10", "es"), ("xtd10", "jp"), ("mmvp_vlm", "en"),
-    ])  # fmt: skip
+    assert names == sorted(
+        [
+            ("wds/vtab/cifar10", "en"),
+            ("wds/fgvc_aircraft", "en"),
+            ("imagenet", "en"),
+            ("imagenet-r", "en"),
+            ("imagenetv2", "en"),
+            ("objectnet", "en"),
+            ("eurosat", "en"),
+            ("mscoco_captions", "en"),
+            ("sugar_crepe/swap_att", "en"),
+            ("flickr30k", "en"),
+            ("crossmodal3600", "de"),
+            ("crossmodal3600", "en"),
+            ("xtd10", "de"),
+            ("xtd10", "es"),
+            ("xtd10", "jp"),
+            ("mmvp_vlm", "en"),
+        ]
+    )
     unknown = {folder.relative_to(tmp_path).as_posix(): why for folder, why in there.unknown}
     assert "training split" in unknown["imagenet/train"]
     assert "mscoco_captions was already found in" in unknown["karpathy_coco"]
     assert unknown["pictures"] == "1 pictures without annotations or folders of classes"
     assert "no known layout" in unknown["nothing"]
     assert not any(why.startswith("a folder for each class") for why in unknown.values()), unknown
-    assert not any(path.startswith(("coco/", "xm3600", "xtd/XTD10", "wds")) for path in unknown), unknown
+    assert not any(path.startswith(("coco/", "xm3600", "xtd/XTD10", "wds")) for path in unknown), (
+        unknown
+    )
     keys = [found.key for found in there.found]
-    assert len(set(keys)) == len(keys) and "crossmodal3600_de" in keys and "wds_vtab_cifar10" in keys
+    assert (
+        len(set(keys)) == len(keys) and "crossmodal3600_de" in keys and "wds_vtab_cifar10" in keys
+    )
     for found in there.found:
         assert len(found.open().source) > 0
 
@@ -84,7 +116,9 @@ def test_what_is_chosen(tmp_path):
 
 def test_the_root_may_be_the_benchmark_itself(tmp_path):
     assert [found.name for found in survey(wds(tmp_path / "wds_cars")).found] == ["wds/cars"]
-    assert [found.name for found in survey(class_folders(tmp_path / "dtd", ["a", "b"])).found] == ["dtd"]
+    assert [found.name for found in survey(class_folders(tmp_path / "dtd", ["a", "b"])).found] == [
+        "dtd"
+    ]
 
 
 def test_nearly_benchmarks_are_told_with_the_reason(tmp_path):
@@ -127,7 +161,14 @@ def test_a_loop_of_links_ends(tmp_path):
 
 
 def test_pictures_of_mmeb_are_no_folders_of_classes(tmp_path):
-    table = pa.table({"qry_text": ["a"], "qry_img_path": ["A/0.jpg"], "tgt_text": [["b", "c"]], "tgt_img_path": [["", ""]]})
+    table = pa.table(
+        {
+            "qry_text": ["a"],
+            "qry_img_path": ["A/0.jpg"],
+            "tgt_text": [["b", "c"]],
+            "tgt_img_path": [["", ""]],
+        }
+    )
     for name in ("A", "B"):
         put(tmp_path, f"eval_images/{name}/0.jpg", 1)
         (tmp_path / name).mkdir()
@@ -143,7 +184,9 @@ def test_folders_of_classes_are_not_looked_through(tmp_path, monkeypatch):
     class_folders(tmp_path / "dtd", ["a", "b", "c"])
     seen = []
     real = search._look
-    monkeypatch.setattr(search, "_look", lambda folder, *args: seen.append(folder.name) or real(folder, *args))
+    monkeypatch.setattr(
+        search, "_look", lambda folder, *args: seen.append(folder.name) or real(folder, *args)
+    )
     assert len(survey(tmp_path).found) == 2
     assert sorted(seen[1:]) == ["dtd", "imagenet", "train", "val"]
 
@@ -159,4 +202,6 @@ def test_a_layout_that_fails_is_told_and_the_others_go_on(tmp_path, monkeypatch)
     wds(tmp_path / "wds_cars")
     there = survey(tmp_path)
     assert [found.name for found in there.found] == ["wds/cars"]
-    assert there.unknown == ((tmp_path / "odd", f"{tmp_path / 'odd'}: cannot be looked at (KeyError: 'a bug')"),)
+    assert there.unknown == (
+        (tmp_path / "odd", f"{tmp_path / 'odd'}: cannot be looked at (KeyError: 'a bug')"),
+    )

@@ -37,7 +37,9 @@ def test_a_folder_of_their_tool_is_read_as_they_read_it(classified):
     for i, (pixels, label) in enumerate(rows):
         record = benchmark.source[i]
         assert record["label"] == label
-        np.testing.assert_array_equal(np.asarray(pixels)[..., 0].argmax(), number_of(record["image"]))
+        np.testing.assert_array_equal(
+            np.asarray(pixels)[..., 0].argmax(), number_of(record["image"])
+        )
     assert list(benchmark.classes.names["en"]) == names
     assert [t.replace("{}", "{c}") for t in benchmark.classes.templates] == templates
     assert benchmark.source.column("label").tolist() == [k % 3 for k in range(11)]
@@ -60,7 +62,9 @@ def test_retrieval_and_captions_with_line_breaks(tmp_path):
 def test_multilabel(tmp_path):
     folder = tmp_path / "wds_voc2007_multilabel"
     vectors = np.random.default_rng(0).integers(0, 2, (6, 3))
-    oracle.write_classification(folder, [(png(k), vectors[k]) for k in range(6)], NAMES, TEMPLATES, multilabel=True)
+    oracle.write_classification(
+        folder, [(png(k), vectors[k]) for k in range(6)], NAMES, TEMPLATES, multilabel=True
+    )
     benchmark = wds.find(folder)[0].open()
     rows, _, _ = oracle.read(folder)
     assert benchmark.task == "multilabel"
@@ -68,10 +72,17 @@ def test_multilabel(tmp_path):
         np.testing.assert_array_equal(benchmark.source[i]["labels"], vector)
 
 
-@pytest.mark.parametrize("folder, name", [
-    ("wds_vtab-cifar10", "vtab/cifar10"), ("wds_vtab-cifar10_test", "vtab/cifar10"), ("wds_imagenet-a", "imagenet-a"),
-    ("wds_wilds-iwildcam_test", "wilds/iwildcam"), ("wds_food101", "food101"), ("anything", "anything"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "folder, name",
+    [
+        ("wds_vtab-cifar10", "vtab/cifar10"),
+        ("wds_vtab-cifar10_test", "vtab/cifar10"),
+        ("wds_imagenet-a", "imagenet-a"),
+        ("wds_wilds-iwildcam_test", "wilds/iwildcam"),
+        ("wds_food101", "food101"),
+        ("anything", "anything"),
+    ],
+)
 def test_names(folder, name):
     assert wds.name_of(folder) == name
 
@@ -86,9 +97,13 @@ def test_a_source_goes_to_other_processes_and_reads_pictures_only_when_asked(cla
 
 def test_the_fingerprint_depends_on_content_and_not_on_the_place(classified, tmp_path):
     same = tmp_path / "elsewhere"
-    oracle.write_classification(same, [(png(k), k % 3) for k in range(11)], NAMES, TEMPLATES, max_count=4)
+    oracle.write_classification(
+        same, [(png(k), k % 3) for k in range(11)], NAMES, TEMPLATES, max_count=4
+    )
     other = tmp_path / "other"
-    oracle.write_classification(other, [(png(k), (k + 1) % 3) for k in range(11)], NAMES, TEMPLATES, max_count=4)
+    oracle.write_classification(
+        other, [(png(k), (k + 1) % 3) for k in range(11)], NAMES, TEMPLATES, max_count=4
+    )
     prints = [wds.find(folder)[0].open().source.fingerprint for folder in (classified, same, other)]
     assert prints[0] == prints[1] != prints[2]
 
@@ -113,7 +128,8 @@ def by_hand(folder, members, nshards="1\n", names="cat\ndog\n", kind=None):
 
 
 def test_odd_samples(tmp_path):
-    """Members that do not lie together, a dot in a suffix, upper case, links, a sample without label, one without picture."""
+    """Members that do not lie together, a dot in a suffix, upper case, links, a sample without
+    label, one without picture."""
     members = [
         ("a.png", png(1)),
         ("b.png", png(2)),
@@ -138,23 +154,33 @@ def test_odd_samples(tmp_path):
 def test_pickled_arrays_are_not_loaded(tmp_path):
     content = io.BytesIO()
     np.save(content, np.array([{"a": 1}], object), allow_pickle=True)
-    folder = by_hand(tmp_path / "bad", [("a.png", png(1)), ("a.npy", content.getvalue())], kind="multilabel")
+    folder = by_hand(
+        tmp_path / "bad", [("a.png", png(1)), ("a.npy", content.getvalue())], kind="multilabel"
+    )
     assert wds.find(folder)[0].open().source.column("labels").tolist() == [None]
 
 
-@pytest.mark.parametrize("change, says", [
-    (dict(nshards="many"), r"nshards.txt: 'many' must be the number of shards"),
-    (dict(nshards="0"), r"nshards.txt: '0' must be the number of shards"),
-    (dict(nshards="2"), r"1.tar: is missing"),
-    (dict(names=None), r"classnames.txt: is missing; classification needs it"),
-    (dict(names="cat\n"), r"label 1 has no name; classnames.txt names 1 classes"),
-    (dict(names="\n\n"), r"classnames.txt: holds no class name"),
-    (dict(kind="segmentation"), r"dataset_type.txt: 'segmentation' must be classification, multilabel or retrieval"),
-    (dict(kind="multilabel", members=[("a.png", png(1)), ("a.npy", b"")]), None),
-    (dict(members=[("a.png", png(1))]), r"no record has a label"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (dict(nshards="many"), r"nshards.txt: 'many' must be the number of shards"),
+        (dict(nshards="0"), r"nshards.txt: '0' must be the number of shards"),
+        (dict(nshards="2"), r"1.tar: is missing"),
+        (dict(names=None), r"classnames.txt: is missing; classification needs it"),
+        (dict(names="cat\n"), r"label 1 has no name; classnames.txt names 1 classes"),
+        (dict(names="\n\n"), r"classnames.txt: holds no class name"),
+        (
+            dict(kind="segmentation"),
+            r"dataset_type.txt: 'segmentation' must be classification, multilabel or retrieval",
+        ),
+        (dict(kind="multilabel", members=[("a.png", png(1)), ("a.npy", b"")]), None),
+        (dict(members=[("a.png", png(1))]), r"no record has a label"),
+    ],
+)
 def test_damaged_folders_say_what_is_wrong(tmp_path, change, says):
-    folder = by_hand(tmp_path / "set", **{"members": [("a.png", png(1)), ("a.cls", b"1")], **change})
+    folder = by_hand(
+        tmp_path / "set", **{"members": [("a.png", png(1)), ("a.cls", b"1")], **change}
+    )
     (found,) = wds.find(folder)
     if says is None:
         assert found.open().source.column("labels").tolist() == [None]
@@ -164,7 +190,10 @@ def test_damaged_folders_say_what_is_wrong(tmp_path, change, says):
 
 
 def test_a_tar_that_is_cut_short(tmp_path):
-    folder = by_hand(tmp_path / "set", [(f"{k}.{s}", c) for k in range(9) for s, c in (("png", png(k)), ("cls", b"0"))])
+    folder = by_hand(
+        tmp_path / "set",
+        [(f"{k}.{s}", c) for k in range(9) for s, c in (("png", png(k)), ("cls", b"0"))],
+    )
     path = folder / "test" / "0.tar"
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(DataError, match="set: .*(member is cut short|no end mark)"):
@@ -182,24 +211,38 @@ def test_metadata_of_datacomp(tmp_path):
     """A member .npy beside the label: region, year and class of FMoW."""
     content = io.BytesIO()
     np.save(content, np.array([3, 2016, 1]))
-    folder = by_hand(tmp_path / "wds_wilds-fmow_test", [("a.png", png(1)), ("a.cls", b"1"), ("a.npy", content.getvalue())])
+    folder = by_hand(
+        tmp_path / "wds_wilds-fmow_test",
+        [("a.png", png(1)), ("a.cls", b"1"), ("a.npy", content.getvalue())],
+    )
     benchmark = wds.find(folder)[0].open()
     assert (benchmark.name, benchmark.main_metric) == ("wds/wilds/fmow", "acc_worst_region")
-    assert benchmark.source[0]["metadata"].tolist() == [3, 2016, 1] and benchmark.columns["metadata"] == "metadata"
+    assert (
+        benchmark.source[0]["metadata"].tolist() == [3, 2016, 1]
+        and benchmark.columns["metadata"] == "metadata"
+    )
     other = by_hand(tmp_path / "wds_fairface_test", [("a.png", png(1))])
     with pytest.raises(DataError, match="fairface asks several questions of each image"):
         wds.find(other)[0].open()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.integers(0, 2**32 - 1))
 def test_any_damage_of_a_tar_is_one_kind_of_error(tmp_path, seed):
-    """Bytes changed, cut, repeated or put in: it is opened and read, or a DataError or BadRecord says why not."""
+    """Bytes changed, cut, repeated or put in: it is opened and read, or a DataError or BadRecord
+    says why not."""
     rng = np.random.default_rng(seed)
     folder = tmp_path / "wds_damaged"
     if not folder.exists():
         by_hand(
-            folder, [(f"{k}.{suffix}", content) for k in range(4) for suffix, content in (("png", png(k)), ("cls", b"1"), ("txt", b"a\nb"))]
+            folder,
+            [
+                (f"{k}.{suffix}", content)
+                for k in range(4)
+                for suffix, content in (("png", png(k)), ("cls", b"1"), ("txt", b"a\nb"))
+            ],
         )
         (folder / "whole").write_bytes((folder / "test" / "0.tar").read_bytes())
     content = bytearray((folder / "whole").read_bytes())

@@ -1,4 +1,5 @@
-"""Tiny benchmarks in the layouts that they are published in. Pictures are those of `known_answers`: one tells its number."""
+"""Tiny benchmarks in the layouts that they are published in. Pictures are those of `known_answers`:
+one tells its number."""
 
 import io
 import json
@@ -49,7 +50,15 @@ def karpathy(folder, name="dataset_coco.json", filepath="val2014", images=6):
     rows = []
     for i in range(images):
         split = ("test", "test", "restval")[i % 3]
-        sentences = [{"tokens": ["word"], "raw": f"word {i}, number {j} of {i}", "imgid": i, "sentid": 5 * i + j} for j in range(5)]
+        sentences = [
+            {
+                "tokens": ["word"],
+                "raw": f"word {i}, number {j} of {i}",
+                "imgid": i,
+                "sentid": 5 * i + j,
+            }
+            for j in range(5)
+        ]
         row = {
             "filename": f"COCO_{i:03d}.jpg",
             "imgid": i,
@@ -65,10 +74,16 @@ def karpathy(folder, name="dataset_coco.json", filepath="val2014", images=6):
 def coco(folder, images=4):
     """CLIP_benchmark's `coco_test_karpathy.json`; neither ids nor annotations are in order."""
     rows = [{"id": 900 - 7 * i, "file_name": f"{i}.jpg"} for i in range(images)]
-    annotations = [{"image_id": 900 - 7 * (k % images), "id": 50 - k, "caption": f"caption {k}"} for k in range(5 * images)]
+    annotations = [
+        {"image_id": 900 - 7 * (k % images), "id": 50 - k, "caption": f"caption {k}"}
+        for k in range(5 * images)
+    ]
     for i in range(images):
         put(folder, f"val2014/{i}.jpg", i)
-    return write_json(folder / "coco_test_karpathy.json", {"images": rows, "annotations": annotations, "info": {}, "type": "captions"})
+    return write_json(
+        folder / "coco_test_karpathy.json",
+        {"images": rows, "annotations": annotations, "info": {}, "type": "captions"},
+    )
 
 
 def flickr(folder, name="flickr30k_test_karpathy.txt", images=4):
@@ -83,9 +98,16 @@ def flickr(folder, name="flickr30k_test_karpathy.txt", images=4):
 def crossmodal(folder, languages=("de", "en", "quz"), images=3):
     rows = []
     for i in range(images):
-        rows.append({"image/key": f"key{i}", **{lang: {"caption": [f"{lang} {i}", f"{lang} {i} again"]} for lang in languages}})
+        rows.append(
+            {
+                "image/key": f"key{i}",
+                **{lang: {"caption": [f"{lang} {i}", f"{lang} {i} again"]} for lang in languages},
+            }
+        )
         put(folder, f"images/key{i}.jpg", i)
-    (folder / "captions.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    (folder / "captions.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     return folder
 
 
@@ -106,7 +128,11 @@ def sugar_crepe(folder, kind="add_att", instances=4):
     rows = {}
     for i in range(instances):
         put(folder, f"val2017/{i}.jpg", i)
-        rows[str(3 * i)] = {"filename": f"{i}.jpg", "caption": f"right {i}", "negative_caption": f"wrong {i + 20}"}
+        rows[str(3 * i)] = {
+            "filename": f"{i}.jpg",
+            "caption": f"right {i}",
+            "negative_caption": f"wrong {i + 20}",
+        }
     return write_json(folder / f"{kind}.json", rows)
 
 
@@ -128,5 +154,8 @@ def objectnet(folder):
         put(folder, f"objectnet-1.0/images/{name}/b.png", i)
     mappings = folder / "objectnet-1.0" / "mappings"
     write_json(mappings / "folder_to_objectnet_label.json", labels)
-    write_json(mappings / "objectnet_to_imagenet_1k.json", {"Backpack": "backpack, knapsack; bag", "Alarm clock": "analog clock"})
+    write_json(
+        mappings / "objectnet_to_imagenet_1k.json",
+        {"Backpack": "backpack, knapsack; bag", "Alarm clock": "analog clock"},
+    )
     return folder

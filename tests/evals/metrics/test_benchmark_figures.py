@@ -6,9 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, jaccard_score, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    jaccard_score,
+    top_k_accuracy_score,
+)
 
-from jaxvl.evals.metrics.classification import average_precision, f1_macro, group_means, hits, mean_per_class_recall, worst_group
+from jaxvl.evals.metrics.classification import (
+    average_precision,
+    f1_macro,
+    group_means,
+    hits,
+    mean_per_class_recall,
+    worst_group,
+)
 from jaxvl.evals.metrics.pairs import best_of, chance, jaccard, pair_scores
 from jaxvl.evals.metrics.retrieval import any_among, recall_at_k
 
@@ -25,8 +39,12 @@ def test_classification_as_scikit_learn_has_it(seed, classes, n):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # classes that are predicted and in no label
         assert hits(found, labels, 1).mean() == pytest.approx(accuracy_score(labels, predicted))
-        assert mean_per_class_recall(predicted, labels) == pytest.approx(balanced_accuracy_score(labels, predicted))
-        theirs = f1_score(labels, predicted, average="macro", labels=np.unique(labels))  # as WILDS calls it
+        assert mean_per_class_recall(predicted, labels) == pytest.approx(
+            balanced_accuracy_score(labels, predicted)
+        )
+        theirs = f1_score(
+            labels, predicted, average="macro", labels=np.unique(labels)
+        )  # as WILDS calls it
         assert f1_macro(predicted, labels) == pytest.approx(theirs)
         for k in range(1, classes):
             if classes > 2:
@@ -42,7 +60,9 @@ def test_average_precision_as_scikit_learn_has_it(seed, classes, n):
     targets = rng.integers(0, 2, (n, classes))
     got = average_precision(scores, targets)
     for c in range(classes):
-        theirs = average_precision_score(targets[:, c], scores[:, c]) if targets[:, c].any() else 0.0
+        theirs = (
+            average_precision_score(targets[:, c], scores[:, c]) if targets[:, c].any() else 0.0
+        )
         assert got[c] == pytest.approx(theirs)
 
 
@@ -85,7 +105,10 @@ def test_winoground_scores_by_the_paper():
 def test_ties_and_numbers_that_are_none_in_pairs():
     same = np.ones((1, 1, 2))
     got = pair_scores(same, np.ones((1, 2, 2)))
-    assert (got.text[0], got.text_strict[0]) == (True, False)  # SugarCrepe: the first of equal ones, or none
+    assert (got.text[0], got.text_strict[0]) == (
+        True,
+        False,
+    )  # SugarCrepe: the first of equal ones, or none
     got = pair_scores(np.ones((1, 2, 2)), np.ones((1, 2, 2)))
     assert not got.text[0] and not got.image[0]
     got = pair_scores(np.full((1, 1, 2), np.nan), np.ones((1, 2, 2)))
@@ -108,7 +131,9 @@ def test_best_of():
 def test_chance_of_pairs(images, texts):
     rng = np.random.default_rng(0)
     n = 20_000
-    scores = rng.permuted(np.tile(np.arange(images * texts), (n, 1)), axis=1).reshape(n, images, texts)  # every order is as likely
+    scores = rng.permuted(np.tile(np.arange(images * texts), (n, 1)), axis=1).reshape(
+        n, images, texts
+    )  # every order is as likely
     got = pair_scores(scores.astype(float), np.tile(np.eye(texts), (n, 1, 1)))
     expected = chance(images, texts)
     for name, share in expected.items():

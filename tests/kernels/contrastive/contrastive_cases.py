@@ -37,7 +37,9 @@ def diagonal(m, n, rng, smoothing=0.0, offset=0):
 def same_id(m, n, rng, duplicates="positive", smoothing=0.0):
     ids, other = rng.integers(0, max(1, m // 2), m), rng.integers(0, max(1, m // 2), n)
     other[: min(m, n)] = ids[: min(m, n)]
-    target = SameId(jnp.asarray(ids), jnp.asarray(other), duplicates=duplicates, label_smoothing=smoothing)
+    target = SameId(
+        jnp.asarray(ids), jnp.asarray(other), duplicates=duplicates, label_smoothing=smoothing
+    )
     if duplicates == "positive":
         return target, from_positives(same(ids, other), smoothing)
     return target, from_positives(np.eye(m, n), smoothing, keep=~same(ids, other))
@@ -64,11 +66,17 @@ def mixup(m, n, rng, columns="transposed", smoothing=0.0):
     cols = raw if columns == "transposed" else raw / raw.sum(0, keepdims=True)
     every = np.ones(m, bool)
     dense = Dense(raw, cols, raw, np.ones((m, m), bool), every, every, smoothing=smoothing)
-    return Mixup(jnp.asarray(permutation), jnp.asarray(lam), columns=columns, label_smoothing=smoothing), dense
+    return Mixup(
+        jnp.asarray(permutation), jnp.asarray(lam), columns=columns, label_smoothing=smoothing
+    ), dense
 
 
 def soft(m, n, rng, similarity="softmax", weight=(0.4, 0.4), inner=None, smoothing=0.0):
-    p, q, scale = unit_rows(rng, m, 5), unit_rows(rng, n, 5), np.float32(6.0 if similarity == "softmax" else 1.0)
+    p, q, scale = (
+        unit_rows(rng, m, 5),
+        unit_rows(rng, n, 5),
+        np.float32(6.0 if similarity == "softmax" else 1.0),
+    )
     target, dense = (inner or diagonal)(m, n, rng, smoothing=smoothing)
     z = np.float64(scale) * np.asarray(p, np.float64) @ np.asarray(q, np.float64).T
     shares = []
@@ -80,7 +88,10 @@ def soft(m, n, rng, similarity="softmax", weight=(0.4, 0.4), inner=None, smoothi
             share = share / share.sum(axis, keepdims=True)
         shares.append((1 - w) * hard + w * share)
     raw = (1 - weight[0]) * dense.raw + weight[0] * (1 + z) / 2
-    anchors = (np.ones(m, bool) if weight[0] else dense.anchor_rows, np.ones(n, bool) if weight[1] else dense.anchor_cols)
+    anchors = (
+        np.ones(m, bool) if weight[0] else dense.anchor_rows,
+        np.ones(n, bool) if weight[1] else dense.anchor_cols,
+    )
     dense = Dense(*shares, raw, dense.keep, *anchors, smoothing=smoothing)
     weight = weight[0] if weight[0] == weight[1] else weight
     return SoftTargets(p, q, scale, targets=target, weight=weight, similarity=similarity), dense
@@ -92,7 +103,9 @@ def masked(m, n, rng, by="group", drop="different", inner=None, smoothing=0.0):
         a, b = rng.integers(0, 3, m), rng.integers(0, 3, n)
         equal = same(a, b)
         dense.keep = (dense.keep & (equal if drop == "different" else ~equal)) | (dense.raw > 0)
-        return PairMask(target, row_group=jnp.asarray(a), col_group=jnp.asarray(b), drop=drop), dense
+        return PairMask(
+            target, row_group=jnp.asarray(a), col_group=jnp.asarray(b), drop=drop
+        ), dense
     if by == "keep":
         keep = rng.uniform(size=(m, n)) < 0.6
         dense.keep = (dense.keep & keep) | (dense.raw > 0)

@@ -1,4 +1,5 @@
-"""The losses and their gradients in float64 numpy, from dense matrices and the equations of the papers.
+"""The losses and their gradients in float64 numpy, from dense matrices and the equations of the
+papers.
 
 Shares no code with jaxvl: target matrices are filled pair by pair, gradients are the closed forms.
 """
@@ -14,10 +15,9 @@ import numpy as np
 class Dense:
     """Targets as matrices.
 
-    rows, cols [M, N]: target shares of the row direction (along axis 1) and the column direction (along axis 0).
-    raw [M, N]: targets of the sigmoid.
-    keep [M, N]: pairs that compete.
-    anchors: bool [M], bool [N]: whose losses the means count.
+    rows, cols [M, N]: target shares of the row direction (along axis 1) and the column direction
+    (along axis 0). raw [M, N]: targets of the sigmoid. keep [M, N]: pairs that compete. anchors:
+    bool [M], bool [N]: whose losses the means count.
     """
 
     rows: np.ndarray
@@ -59,7 +59,10 @@ def loss_and_gradients(u, v, log_scale, dense: Dense, kind="softmax", directions
     weight = {"mean": 0.5, "sum": 1.0}[directions]
     if kind == "softmax":
         loss, grad = 0.0, np.zeros_like(s)
-        for axis, target, anchors in ((1, dense.rows, dense.anchor_rows), (0, dense.cols, dense.anchor_cols)):
+        for axis, target, anchors in (
+            (1, dense.rows, dense.anchor_rows),
+            (0, dense.cols, dense.anchor_cols),
+        ):
             p, log_p = softmax(s, dense.keep, axis)
             total = target.sum(axis, keepdims=True)
             uniform = total * dense.keep / np.maximum(dense.keep.sum(axis, keepdims=True), 1)
@@ -83,9 +86,10 @@ def loss_and_gradients(u, v, log_scale, dense: Dense, kind="softmax", directions
 def check(got, want, log_scale, dtype="float32", floor=1e-30):
     """Compares (loss, gradients…) with the oracle.
 
-    Tolerance: a cosine of unit rows is off by a rounding unit of float32, so a logit by scale times that, and a probability
-    by as much relatively; sums and the other steps add a few units. bfloat16 also rounds the matrix of pair gradients and the
-    result, each by 2^-9 of its entries.
+    Tolerance: a cosine of unit rows is off by a rounding unit of float32, so a logit by scale times
+      that, and a probability
+    by as much relatively; sums and the other steps add a few units. bfloat16 also rounds the matrix
+    of pair gradients and the result, each by 2^-9 of its entries.
     """
     unit = 2.0**-24
     logit = 2 * unit * np.exp(float(log_scale))
@@ -100,5 +104,8 @@ def check(got, want, log_scale, dtype="float32", floor=1e-30):
         worst = np.abs(a - b).max()
         if worst > allowed:
             where = np.unravel_index(np.abs(a - b).argmax(), b.shape) if b.ndim else ()
-            report.append(f"{name}: off by {worst:.3e} at {where} ({a[where]} for {b[where]}), allowed {allowed:.3e}")
+            report.append(
+                f"{name}: off by {worst:.3e} at {where} ({a[where]} for {b[where]}), allowed "
+                f"{allowed:.3e}"
+            )
     assert not report, "; ".join(report)

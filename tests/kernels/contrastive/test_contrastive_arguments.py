@@ -5,13 +5,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxvl.kernels.contrastive import Chunked, Diagonal, KPerRow, Mixup, PairMask, SameId, SoftTargets, contrastive_loss, plan
+from jaxvl.kernels.contrastive import (
+    Chunked,
+    Diagonal,
+    KPerRow,
+    Mixup,
+    PairMask,
+    SameId,
+    SoftTargets,
+    contrastive_loss,
+    plan,
+)
 
 U = np.eye(4, 8, dtype=np.float32)
 
 
 def call(u=U, v=U, log_scale=0.0, **options):
-    return contrastive_loss(jnp.asarray(u), jnp.asarray(v), jnp.float32(log_scale) if np.ndim(log_scale) == 0 else log_scale, **options)
+    return contrastive_loss(
+        jnp.asarray(u),
+        jnp.asarray(v),
+        jnp.float32(log_scale) if np.ndim(log_scale) == 0 else log_scale,
+        **options,
+    )
 
 
 @pytest.mark.parametrize(
@@ -32,16 +47,25 @@ def call(u=U, v=U, log_scale=0.0, **options):
         (r"u: 4 rows, but v has only 3; Diagonal needs", dict(v=U[:3])),
         (r"offset: 1 is not valid for u of 4 and v of 4 rows", dict(targets=Diagonal(1))),
         (r"ids: shape \(3,\) does not fit; must be \(4,\)", dict(targets=SameId(np.arange(3)))),
-        (r"ids: dtype float32 is not valid; must be an integer", dict(targets=SameId(np.zeros(4, np.float32)))),
+        (
+            r"ids: dtype float32 is not valid; must be an integer",
+            dict(targets=SameId(np.zeros(4, np.float32))),
+        ),
         (r"other: is required", dict(v=U[:2], targets=SameId(np.arange(4)))),
         (r"v: 4 rows do not fit; must be k \* rows of u = 2 \* 4 = 8", dict(targets=KPerRow(2))),
         (r"lam: shape \(2,\)", dict(targets=Mixup(np.arange(4), np.ones(2, np.float32)))),
         (r"p, q: shapes", dict(targets=SoftTargets(U[:3], U))),
         (r"similarity: 'softmax' targets", dict(targets=SoftTargets(U, U), kind="sigmoid")),
-        (r"weight: \(1.0, 0.0\) is not valid for kind='sigmoid'", dict(targets=SoftTargets(U, U, 1.0, weight=(1.0, 0.0), similarity="linear"), kind="sigmoid")),
+        (
+            r"weight: \(1.0, 0.0\) is not valid for kind='sigmoid'",
+            dict(
+                targets=SoftTargets(U, U, 1.0, weight=(1.0, 0.0), similarity="linear"),
+                kind="sigmoid",
+            ),
+        ),
         (r"keep: .* must be bool\(4, 4\)", dict(targets=PairMask(keep=np.ones((4, 4))))),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments(message, options):
     with pytest.raises(ValueError, match=message):
         call(**options)
@@ -50,7 +74,10 @@ def test_wrong_arguments(message, options):
 @pytest.mark.parametrize(
     ("message", "build"),
     [
-        (r"label_smoothing: 1.0 is not valid; must be a Python number in \[0, 1\)", lambda: Diagonal(label_smoothing=1.0)),
+        (
+            r"label_smoothing: 1.0 is not valid; must be a Python number in \[0, 1\)",
+            lambda: Diagonal(label_smoothing=1.0),
+        ),
         (r"duplicates: 'drop' is not valid", lambda: SameId(np.arange(3), duplicates="drop")),
         (r"k: 0 is not valid", lambda: KPerRow(0)),
         (r"reduction: 'sum' is not valid", lambda: KPerRow(2, reduction="sum")),

@@ -1,4 +1,5 @@
-"""Compiled for an H200 by XLA, Triton and ptxas, on a machine without one (launch/nightly.sh installs them)."""
+"""Compiled for an H200 by XLA, Triton and ptxas, on a machine without one (launch/nightly.sh
+installs them)."""
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +28,18 @@ def devices(topology):
 def test_a_batch_of_32768(kind):
     """Materialised, its logits and their gradients are 12 GiB."""
     mesh = data_mesh(devices("h200"))
-    program = compiled(kind, operands(32768, 768, jnp.bfloat16, mesh), mesh, implementation="pallas_gpu")
+    program = compiled(
+        kind, operands(32768, 768, jnp.bfloat16, mesh), mesh, implementation="pallas_gpu"
+    )
     assert "triton" in program.as_text() and temporary(program) <= 256 * MIB
 
 
 @pytest.mark.parametrize("dtype, width", [("float32", 1000), ("bfloat16", 96), ("bfloat16", 2048)])
 def test_widths_and_dtypes(dtype, width):
     mesh = data_mesh(devices("h200"))
-    compiled("softmax", operands(4000, width, jnp.dtype(dtype), mesh), mesh, implementation="pallas_gpu")
+    compiled(
+        "softmax", operands(4000, width, jnp.dtype(dtype), mesh), mesh, implementation="pallas_gpu"
+    )
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c != "mask_keep"])
@@ -42,13 +47,25 @@ def test_every_target(case):
     build, ratio = CASES[case]
     targets, _ = build(200, 200 * ratio, np.random.default_rng(0))
     mesh = data_mesh(devices("h200"))
-    for kind in ("softmax",) if case in ("soft_albef", "soft_masked", "soft_cwcl") else ("softmax", "sigmoid"):
-        lowered_for(mesh, (200, 200 * ratio, 72), jnp.bfloat16, targets, kind, "pallas_gpu").compile()
+    for kind in (
+        ("softmax",)
+        if case in ("soft_albef", "soft_masked", "soft_cwcl")
+        else ("softmax", "sigmoid")
+    ):
+        lowered_for(
+            mesh, (200, 200 * ratio, 72), jnp.bfloat16, targets, kind, "pallas_gpu"
+        ).compile()
 
 
 def test_the_ring_on_eight():
     mesh = data_mesh(devices("h200:1x1x8"))
-    program = compiled("softmax", operands(65536, 768, jnp.bfloat16, mesh), mesh, implementation="pallas_gpu", collective="ring")
+    program = compiled(
+        "softmax",
+        operands(65536, 768, jnp.bfloat16, mesh),
+        mesh,
+        implementation="pallas_gpu",
+        collective="ring",
+    )
     assert "collective-permute" in program.as_text() and temporary(program) <= 512 * MIB
 
 
@@ -56,4 +73,6 @@ def test_what_does_not_fit_is_refused():
     mesh = data_mesh(devices("h200"))
     too_large = pallas_gpu.PallasGpu(pallas_gpu.Tile(256, 256, 512), shared=2**30)
     with pytest.raises(jax.errors.JaxRuntimeError, match="(?i)shared memory"):
-        compiled("softmax", operands(4096, 1024, jnp.bfloat16, mesh), mesh, implementation=too_large)
+        compiled(
+            "softmax", operands(4096, 1024, jnp.bfloat16, mesh), mesh, implementation=too_large
+        )

@@ -26,7 +26,9 @@ def run(mesh, u, v, log_scale, targets, kind="softmax", bias=0.0, **options):
     @quick_jit
     def step(u, v, log_scale, bias, targets):
         def loss(u, v, log_scale, bias):
-            return contrastive_loss(u, v, log_scale, targets=targets, kind=kind, bias=bias, **options)
+            return contrastive_loss(
+                u, v, log_scale, targets=targets, kind=kind, bias=bias, **options
+            )
 
         value, grads = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(u, v, log_scale, bias)
         return value, *grads
@@ -47,7 +49,17 @@ def test_equals_one_device(mesh, collective, kind):
     u, v = unit_rows(rng, 64, 16), unit_rows(rng, 64, 16)
     targets = Diagonal(label_smoothing=0.1)
     one = run(None, u, v, 2.0, targets, kind, bias=-1.0, implementation=Chunked(16, 8))
-    many = run(mesh_of(MESHES[mesh]), u, v, 2.0, targets, kind, bias=-1.0, implementation=Chunked(16, 8), collective=collective)
+    many = run(
+        mesh_of(MESHES[mesh]),
+        u,
+        v,
+        2.0,
+        targets,
+        kind,
+        bias=-1.0,
+        implementation=Chunked(16, 8),
+        collective=collective,
+    )
     for a, b in zip(one, many, strict=True):
         assert np.abs(a - b).max() <= 1e-6 * max(np.abs(a).max(), 1e-3)
 
@@ -78,9 +90,16 @@ def test_explicit_axes_and_axes_that_do_not_shard_the_batch():
     u, v = unit_rows(rng, 16, 6), unit_rows(rng, 16, 6)
     targets, dense = diagonal(16, 16, rng)
     want = loss_and_gradients(u, v, np.float32(1.0), dense)
-    for mesh in (mesh_of((2, 2), kind=AxisType.Explicit), mesh_of((2, 2, 2), ("data", "fsdp", "tensor"))):
+    for mesh in (
+        mesh_of((2, 2), kind=AxisType.Explicit),
+        mesh_of((2, 2, 2), ("data", "fsdp", "tensor")),
+    ):
         check(run(mesh, u, v, 1.0, targets)[:4], want[:4], 1.0)
-    check(run(mesh_of((2, 2), ("replica", "x")), u, v, 1.0, targets, mesh_axes=("replica", "x"))[:4], want[:4], 1.0)
+    check(
+        run(mesh_of((2, 2), ("replica", "x")), u, v, 1.0, targets, mesh_axes=("replica", "x"))[:4],
+        want[:4],
+        1.0,
+    )
 
 
 @pytest.mark.parametrize("collective", ["ring", "gather"])
@@ -92,9 +111,15 @@ def test_inside_shard_map(collective):
     batch = PartitionSpec(axes)
     with jax.set_mesh(mesh_of((2, 4))):
 
-        @functools.partial(jax.shard_map, in_specs=(batch, batch, PartitionSpec(), batch), out_specs=PartitionSpec())
+        @functools.partial(
+            jax.shard_map,
+            in_specs=(batch, batch, PartitionSpec(), batch),
+            out_specs=PartitionSpec(),
+        )
         def inside(u, v, log_scale, ids):
-            return contrastive_loss(u, v, log_scale, targets=SameId(ids), mesh_axes=axes, collective=collective)
+            return contrastive_loss(
+                u, v, log_scale, targets=SameId(ids), mesh_axes=axes, collective=collective
+            )
 
         got = quick_jit(jax.value_and_grad(inside, argnums=(0, 1, 2)))(u, v, jnp.float32(1.0), ids)
     want = run(None, u, v, 1.0, SameId(ids))
@@ -104,11 +129,17 @@ def test_inside_shard_map(collective):
 
 def test_inside_shard_map_the_axes_must_be_named():
     with jax.set_mesh(mesh_of((2, 1))):
-        forgot = jax.shard_map(lambda u: contrastive_loss(u, u, 0.0), in_specs=PartitionSpec("data"), out_specs=PartitionSpec())
+        forgot = jax.shard_map(
+            lambda u: contrastive_loss(u, u, 0.0),
+            in_specs=PartitionSpec("data"),
+            out_specs=PartitionSpec(),
+        )
         with pytest.raises(ValueError, match="mesh_axes: is required inside shard_map"):
             forgot(jnp.ones((4, 2)))
         local = jax.shard_map(
-            lambda u: contrastive_loss(u, u, 0.0, mesh_axes=())[None], in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data")
+            lambda u: contrastive_loss(u, u, 0.0, mesh_axes=())[None],
+            in_specs=PartitionSpec("data"),
+            out_specs=PartitionSpec("data"),
         )
         np.testing.assert_allclose(local(jnp.ones((4, 2))), np.log(2.0) * np.ones(2), rtol=1e-6)
 
@@ -125,7 +156,10 @@ def test_the_ring_moves_blocks_and_holds_no_whole_side():
     u = jax.ShapeDtypeStruct((64, 16), jnp.float32)
     with jax.set_mesh(mesh_of((8, 1))):
         text = {
-            how: jax.jit(jax.grad(lambda u, v: contrastive_loss(u, v, 1.0, collective=how), (0, 1))).lower(u, u).compile().as_text()  # noqa: B023
+            how: jax.jit(jax.grad(lambda u, v: contrastive_loss(u, v, 1.0, collective=how), (0, 1)))
+            .lower(u, u)
+            .compile()
+            .as_text()  # noqa: B023
             for how in ("ring", "gather")
         }
     assert "collective-permute" in text["ring"] and "f32[64,16]" not in text["ring"]

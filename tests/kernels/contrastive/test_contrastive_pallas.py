@@ -1,4 +1,5 @@
-"""The Pallas kernels beyond their values: the TPU simulator, meshes, lowering for chips that are not here, sizes that fit."""
+"""The Pallas kernels beyond their values: the TPU simulator, meshes, lowering for chips that are
+not here, sizes that fit."""
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +11,50 @@ from jax.experimental.pallas import tpu as pltpu
 from test_contrastive_mesh import mesh_of, run
 from test_contrastive_values import SMALL_TPU, TILES, compare
 
-from jaxvl.kernels.contrastive import Diagonal, PallasGpu, PallasTpu, SoftTargets, contrastive_loss, pallas_gpu, pallas_tpu
+from jaxvl.kernels.contrastive import (
+    Diagonal,
+    PallasGpu,
+    PallasTpu,
+    SoftTargets,
+    contrastive_loss,
+    pallas_gpu,
+    pallas_tpu,
+)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("case", [diagonal, soft])
 def test_tpu_simulator(case, kind):
-    """Stricter than the interpreter: memory spaces, revisited blocks, races between copies and arithmetic."""
+    """Stricter than the interpreter: memory spaces, revisited blocks, races between copies and
+    arithmetic."""
     rng = np.random.default_rng(0)
-    options = dict(similarity="linear", weight=(0.7, 0.7)) if case is soft and kind == "sigmoid" else {}
+    options = (
+        dict(similarity="linear", weight=(0.7, 0.7)) if case is soft and kind == "sigmoid" else {}
+    )
     targets, dense = case(200, 200, rng, smoothing=0.1, **options)
     simulated = PallasTpu(SMALL_TPU, SMALL_TPU, interpret=pltpu.InterpretParams(detect_races=True))
-    compare(unit_rows(rng, 200, 24), unit_rows(rng, 200, 24), 2.0, targets, dense, kind, bias=-1.0, implementation=simulated)
+    compare(
+        unit_rows(rng, 200, 24),
+        unit_rows(rng, 200, 24),
+        2.0,
+        targets,
+        dense,
+        kind,
+        bias=-1.0,
+        implementation=simulated,
+    )
 
 
 def test_more_columns_than_stay_resident_are_taken_in_segments(monkeypatch):
     monkeypatch.setattr(pallas_tpu, "MAX_COLUMNS", 128)
     rng = np.random.default_rng(1)
     targets, dense = diagonal(300, 300, rng, smoothing=0.1)
-    tiles = PallasTpu(SMALL_TPU, pallas_tpu.Tile(256, 128), interpret=True)  # tiles of another size: nothing compiled is reused
-    compare(unit_rows(rng, 300, 8), unit_rows(rng, 300, 8), 2.0, targets, dense, implementation=tiles)
+    tiles = PallasTpu(
+        SMALL_TPU, pallas_tpu.Tile(256, 128), interpret=True
+    )  # tiles of another size: nothing compiled is reused
+    compare(
+        unit_rows(rng, 300, 8), unit_rows(rng, 300, 8), 2.0, targets, dense, implementation=tiles
+    )
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -39,7 +64,17 @@ def test_on_a_mesh(implementation, collective, kind):
     rng = np.random.default_rng(2)
     u, v = unit_rows(rng, 30, 8), unit_rows(rng, 30, 8)  # 4 rows on a device, the last ones padding
     targets, dense = CASES["same_id_smooth"][0](30, 30, rng)
-    got = run(mesh_of((2, 4)), u, v, 1.5, targets, kind, bias=-1.0, implementation=TILES[implementation], collective=collective)
+    got = run(
+        mesh_of((2, 4)),
+        u,
+        v,
+        1.5,
+        targets,
+        kind,
+        bias=-1.0,
+        implementation=TILES[implementation],
+        collective=collective,
+    )
     want = loss_and_gradients(u, v, np.float32(1.5), dense, kind, bias=-1.0)
     check(got[:4], want[:4], 1.5)
 
@@ -48,11 +83,18 @@ def lower(platform, implementation, shape, dtype, targets, kind):
     """StableHLO of loss and gradients for a platform that is not here."""
 
     def loss(u, v, log_scale, bias, targets):
-        return contrastive_loss(u, v, log_scale, targets=targets, kind=kind, bias=bias, implementation=implementation)
+        return contrastive_loss(
+            u, v, log_scale, targets=targets, kind=kind, bias=bias, implementation=implementation
+        )
 
     m, n, d = shape
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    operands = jax.ShapeDtypeStruct((m, d), dtype), jax.ShapeDtypeStruct((n, d), dtype), scalar, scalar
+    operands = (
+        jax.ShapeDtypeStruct((m, d), dtype),
+        jax.ShapeDtypeStruct((n, d), dtype),
+        scalar,
+        scalar,
+    )
     traced = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))).trace(*operands, targets)
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -70,7 +112,9 @@ def test_every_target_lowers(platform, case):
     for kind in ("softmax", "sigmoid"):
         if kind == "sigmoid" and case in ("soft_albef", "soft_masked", "soft_cwcl"):
             continue
-        assert CALLS[platform] in lower(platform, name, (200, 200 * ratio, 72), jnp.bfloat16, targets, kind)
+        assert CALLS[platform] in lower(
+            platform, name, (200, 200 * ratio, 72), jnp.bfloat16, targets, kind
+        )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -78,20 +122,30 @@ def test_every_target_lowers(platform, case):
 @pytest.mark.parametrize("platform", CALLS)
 def test_every_width_lowers(platform, width, dtype):
     name = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}[platform]
-    assert CALLS[platform] in lower(platform, name, (1000, 4096, width), dtype, Diagonal(), "softmax")
+    assert CALLS[platform] in lower(
+        platform, name, (1000, 4096, width), dtype, Diagonal(), "softmax"
+    )
 
 
 def test_sizes_that_do_not_fit_are_refused_before_a_compiler_sees_them():
-    with pytest.raises(ValueError, match="rows: 100 is not valid; must be a positive multiple of 128"):
+    with pytest.raises(
+        ValueError, match="rows: 100 is not valid; must be a positive multiple of 128"
+    ):
         pallas_tpu.Tile(100, 128)
     with pytest.raises(ValueError, match="cols: 96 is not valid; must be a power of two"):
         pallas_gpu.Tile(64, 96)
     u = jnp.ones((8, 4))
-    with pytest.raises(ValueError, match="'pallas_gpu' cannot run: .* bytes of shared memory; there are 101376"):
+    with pytest.raises(
+        ValueError, match="'pallas_gpu' cannot run: .* bytes of shared memory; there are 101376"
+    ):
         contrastive_loss(u, u, 0.0, implementation=PallasGpu(pallas_gpu.Tile(256, 256, 512)))
-    with pytest.raises(ValueError, match="'pallas_tpu' cannot run: width 4000; it takes up to 2048"):
+    with pytest.raises(
+        ValueError, match="'pallas_tpu' cannot run: width 4000; it takes up to 2048"
+    ):
         contrastive_loss(jnp.ones((8, 4000)), jnp.ones((8, 4000)), 0.0, implementation=PallasTpu())
-    with pytest.raises(ValueError, match="width 2048 in float32 does not fit .* of VMEM in any tile"):
+    with pytest.raises(
+        ValueError, match="width 2048 in float32 does not fit .* of VMEM in any tile"
+    ):
         PallasTpu.fitting((8, 8, 2048), jnp.float32, pallas_tpu.Chip(2**20, 512))
 
 
@@ -101,15 +155,28 @@ def test_a_chip_prefers_the_largest_tiles_that_fit():
             for dtype in (jnp.float32, jnp.bfloat16):
                 blocks = PallasTpu.fitting((65536, 65536, width), dtype, chip)
                 item = jnp.dtype(dtype).itemsize
-                assert pallas_tpu.forward_vmem(blocks.forward, width, item, 65536) <= chip.vmem, kind
+                assert pallas_tpu.forward_vmem(blocks.forward, width, item, 65536) <= chip.vmem, (
+                    kind
+                )
                 assert pallas_tpu.backward_vmem(blocks.backward, width, item, 4) <= chip.vmem, kind
-    assert pallas_tpu.chip_of("TPU v5 lite") is pallas_tpu.CHIPS["v5 lite"] and pallas_tpu.chip_of("Abacus") is pallas_tpu.UNKNOWN
+    assert (
+        pallas_tpu.chip_of("TPU v5 lite") is pallas_tpu.CHIPS["v5 lite"]
+        and pallas_tpu.chip_of("Abacus") is pallas_tpu.UNKNOWN
+    )
 
 
 def test_teacher_takes_no_part_in_padding():
-    """Rows that a tile adds have a teacher of zeros, which the softmax of the teacher must not count."""
+    """Rows that a tile adds have a teacher of zeros, which the softmax of the teacher must not
+    count."""
     rng = np.random.default_rng(3)
     targets, dense = soft(5, 5, rng)
     assert isinstance(targets, SoftTargets)
     for name in ("pallas_tpu", "pallas_gpu"):
-        compare(unit_rows(rng, 5, 8), unit_rows(rng, 5, 8), 1.0, targets, dense, implementation=TILES[name])
+        compare(
+            unit_rows(rng, 5, 8),
+            unit_rows(rng, 5, 8),
+            1.0,
+            targets,
+            dense,
+            implementation=TILES[name],
+        )

@@ -9,7 +9,15 @@ from contrastive_cases import quick_jit, unit_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxvl.kernels.contrastive import Chunked, Diagonal, KPerRow, Mixup, SameId, SoftTargets, contrastive_loss
+from jaxvl.kernels.contrastive import (
+    Chunked,
+    Diagonal,
+    KPerRow,
+    Mixup,
+    SameId,
+    SoftTargets,
+    contrastive_loss,
+)
 
 sizes = st.sampled_from([1, 3, 9])
 seeds = st.integers(0, 2**31)
@@ -25,16 +33,24 @@ def rows(seed, n, d=5):
 
 @functools.partial(quick_jit, static_argnames=("implementation", "kind"))
 def compiled(u, v, log_scale, targets, bias, implementation, kind):
-    return contrastive_loss(u, v, log_scale, targets=targets, bias=bias, implementation=implementation, kind=kind)
+    return contrastive_loss(
+        u, v, log_scale, targets=targets, bias=bias, implementation=implementation, kind=kind
+    )
 
 
 @functools.partial(quick_jit, static_argnames=("implementation", "kind"))
 def downhill(u, v, log_scale, targets, bias, implementation, kind):
-    return jax.value_and_grad(compiled.__wrapped__, (0, 1))(u, v, log_scale, targets, bias, implementation, kind)
+    return jax.value_and_grad(compiled.__wrapped__, (0, 1))(
+        u, v, log_scale, targets, bias, implementation, kind
+    )
 
 
-def loss(u, v, log_scale, implementation=Chunked(4, 8), targets=Diagonal(), bias=0.0, kind="softmax"):
-    return float(compiled(u, v, jnp.float32(log_scale), targets, jnp.float32(bias), implementation, kind))
+def loss(
+    u, v, log_scale, implementation=Chunked(4, 8), targets=Diagonal(), bias=0.0, kind="softmax"
+):
+    return float(
+        compiled(u, v, jnp.float32(log_scale), targets, jnp.float32(bias), implementation, kind)
+    )
 
 
 def near(a, b, log_scale):
@@ -56,7 +72,9 @@ def test_tiles_do_not_change_the_loss(seed, n, log_scale, kind, smoothing):
 def test_order_of_the_batch_does_not_matter(seed, n, log_scale, kind):
     u, v, rng = rows(seed, n)
     order = rng.permutation(n)
-    near(loss(u, v, log_scale, kind=kind), loss(u[order], v[order], log_scale, kind=kind), log_scale)
+    near(
+        loss(u, v, log_scale, kind=kind), loss(u[order], v[order], log_scale, kind=kind), log_scale
+    )
 
 
 @quick

@@ -1,4 +1,5 @@
-"""Compiled by the TPUs' own compiler, on a machine without one: it fits, and what would not fit is refused."""
+"""Compiled by the TPUs' own compiler, on a machine without one: it fits, and what would not fit is
+refused."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ from jaxvl.sharding.topology import CHIPS, compile_only_devices
 
 MIB = 2**20
 TPUS = [name for name in CHIPS if name.startswith("v")]
-ONE_DAILY = [pytest.param(name, marks=[] if name == "v5e" else [pytest.mark.slow]) for name in TPUS]  # the others nightly
+ONE_DAILY = [
+    pytest.param(name, marks=[] if name == "v5e" else [pytest.mark.slow]) for name in TPUS
+]  # the others nightly
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +27,18 @@ def devices(tpu_compiler):
 
 def lowered_for(mesh, shape, dtype, targets, kind, implementation="pallas_tpu"):
     def loss(u, v, log_scale, bias, targets):
-        return contrastive_loss(u, v, log_scale, targets=targets, kind=kind, bias=bias, implementation=implementation)
+        return contrastive_loss(
+            u, v, log_scale, targets=targets, kind=kind, bias=bias, implementation=implementation
+        )
 
     u, v, *scalars = operands(shape[0], shape[2], dtype, mesh)
     v = jax.ShapeDtypeStruct((shape[1], shape[2]), dtype, sharding=v.sharding)
-    vectors = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a), sharding=scalars[0].sharding), targets)
+    vectors = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(
+            jnp.shape(a), jnp.result_type(a), sharding=scalars[0].sharding
+        ),
+        targets,
+    )
     with jax.set_mesh(mesh):
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))).lower(u, v, *scalars, vectors)
 
@@ -37,9 +47,13 @@ def lowered_for(mesh, shape, dtype, targets, kind, implementation="pallas_tpu"):
 def test_a_batch_of_65536_takes_next_to_no_memory(devices, tpu):
     """Materialised, its logits alone are 16 GiB."""
     mesh = data_mesh(devices[tpu][:1])
-    program = compiled("softmax", operands(65536, 768, jnp.bfloat16, mesh), mesh, implementation="pallas_tpu")
+    program = compiled(
+        "softmax", operands(65536, 768, jnp.bfloat16, mesh), mesh, implementation="pallas_tpu"
+    )
     assert temporary(program) <= 16 * MIB
-    assert program.cost_analysis()["flops"] >= 5 * 2 * 65536**2 * 768  # the kernels tell the compiler what they cost
+    assert (
+        program.cost_analysis()["flops"] >= 5 * 2 * 65536**2 * 768
+    )  # the kernels tell the compiler what they cost
 
 
 @pytest.mark.parametrize("tpu", ONE_DAILY)
@@ -47,7 +61,9 @@ def test_a_batch_of_65536_takes_next_to_no_memory(devices, tpu):
 def test_widths_and_dtypes_compile(devices, tpu, dtype, width):
     mesh = data_mesh(devices[tpu][:1])
     for kind in ("softmax", "sigmoid"):
-        program = compiled(kind, operands(1000, width, jnp.dtype(dtype), mesh), mesh, implementation="pallas_tpu")
+        program = compiled(
+            kind, operands(1000, width, jnp.dtype(dtype), mesh), mesh, implementation="pallas_tpu"
+        )
         assert temporary(program) <= 64 * MIB
 
 
@@ -55,9 +71,15 @@ def test_widths_and_dtypes_compile(devices, tpu, dtype, width):
 def test_every_target_compiles(devices, case):
     build, ratio = CASES[case]
     targets, _ = build(200, 200 * ratio, np.random.default_rng(0))
-    kinds = ("softmax",) if case in ("soft_albef", "soft_masked", "soft_cwcl") else ("softmax", "sigmoid")
+    kinds = (
+        ("softmax",)
+        if case in ("soft_albef", "soft_masked", "soft_cwcl")
+        else ("softmax", "sigmoid")
+    )
     for kind in kinds:
-        lowered_for(data_mesh(devices["v5e"][:1]), (200, 200 * ratio, 72), jnp.bfloat16, targets, kind).compile()
+        lowered_for(
+            data_mesh(devices["v5e"][:1]), (200, 200 * ratio, 72), jnp.bfloat16, targets, kind
+        ).compile()
 
 
 @pytest.mark.parametrize("tpu", ONE_DAILY)
@@ -73,17 +95,26 @@ def test_what_does_not_fit_is_refused(devices):
     """Negative controls: without them a compiler that accepts everything would pass for proof."""
     mesh = data_mesh(devices["v5e"][:1])
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED.*(HBM|hbm)"):
-        compiled("softmax", operands(65536, 768, jnp.bfloat16, mesh), mesh, implementation="materialised")
-    too_large = pallas_tpu.PallasTpu(pallas_tpu.Tile(2048, 2048), pallas_tpu.Tile(2048, 2048), vmem=16 * MIB)
+        compiled(
+            "softmax", operands(65536, 768, jnp.bfloat16, mesh), mesh, implementation="materialised"
+        )
+    too_large = pallas_tpu.PallasTpu(
+        pallas_tpu.Tile(2048, 2048), pallas_tpu.Tile(2048, 2048), vmem=16 * MIB
+    )
     with pytest.raises(jax.errors.JaxRuntimeError, match="(?i)vmem"):
-        compiled("softmax", operands(8192, 1024, jnp.bfloat16, mesh), mesh, implementation=too_large)
+        compiled(
+            "softmax", operands(8192, 1024, jnp.bfloat16, mesh), mesh, implementation=too_large
+        )
 
 
 @pytest.mark.slow
 def test_the_report_of_the_compilers(devices, tmp_path):
     rows = main(["--compile", "v5e", "--batch", "4096", "--json", str(tmp_path / "out.json")])
     kernel = next(r for r in rows if r["implementation"] == "pallas_tpu")
-    assert kernel["roofline_ms"] >= 1e3 * 5 * 2 * 4096**2 * 768 / CHIPS["v5e"].flops and (tmp_path / "out.json").is_file()
+    assert (
+        kernel["roofline_ms"] >= 1e3 * 5 * 2 * 4096**2 * 768 / CHIPS["v5e"].flops
+        and (tmp_path / "out.json").is_file()
+    )
 
 
 def test_a_topology_that_does_not_exist_is_refused(devices):

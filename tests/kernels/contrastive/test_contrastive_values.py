@@ -9,7 +9,15 @@ import pytest
 from contrastive_cases import CASES, diagonal, quick_jit, unit_rows
 from contrastive_oracle import check, loss_and_gradients
 
-from jaxvl.kernels.contrastive import Chunked, Diagonal, PallasGpu, PallasTpu, contrastive_loss, pallas_gpu, pallas_tpu
+from jaxvl.kernels.contrastive import (
+    Chunked,
+    Diagonal,
+    PallasGpu,
+    PallasTpu,
+    contrastive_loss,
+    pallas_gpu,
+    pallas_tpu,
+)
 
 SMALL_TPU = pallas_tpu.Tile(128, 128)
 # The kernels run in Pallas' interpreter; with the smallest tiles that the chips take.
@@ -23,18 +31,40 @@ TILES = {
 
 
 @functools.partial(quick_jit, static_argnames=("kind", "directions", "implementation"))
-def value_and_gradients(u, v, log_scale, bias, targets, kind="softmax", directions="mean", implementation=None):
+def value_and_gradients(
+    u, v, log_scale, bias, targets, kind="softmax", directions="mean", implementation=None
+):
     def loss(u, v, log_scale, bias):
         return contrastive_loss(
-            u, v, log_scale, targets=targets, kind=kind, directions=directions, bias=bias, implementation=implementation
+            u,
+            v,
+            log_scale,
+            targets=targets,
+            kind=kind,
+            directions=directions,
+            bias=bias,
+            implementation=implementation,
         )
 
     value, grads = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(u, v, log_scale, bias)
     return value, *grads
 
 
-def compare(u, v, log_scale, targets, dense, kind="softmax", directions="mean", bias=0.0, implementation=None, floor=1e-30):
-    got = value_and_gradients(u, v, jnp.float32(log_scale), jnp.float32(bias), targets, kind, directions, implementation)
+def compare(
+    u,
+    v,
+    log_scale,
+    targets,
+    dense,
+    kind="softmax",
+    directions="mean",
+    bias=0.0,
+    implementation=None,
+    floor=1e-30,
+):
+    got = value_and_gradients(
+        u, v, jnp.float32(log_scale), jnp.float32(bias), targets, kind, directions, implementation
+    )
     want = loss_and_gradients(u, v, np.float32(log_scale), dense, kind, directions, bias)
     if kind == "softmax":
         assert got[-1] == 0.0, "the softmax does not change under a bias"
@@ -55,13 +85,23 @@ def test_every_target(case, implementation, kind):
     if case == "mask_keep" and implementation.startswith("pallas"):
         with pytest.raises(ValueError, match="cannot run: PairMask.keep=….*'chunked' take it"):
             value_and_gradients(
-                *[jnp.ones((m, d))] * 2, jnp.float32(0), jnp.float32(0), targets, kind, implementation=TILES[implementation]
+                *[jnp.ones((m, d))] * 2,
+                jnp.float32(0),
+                jnp.float32(0),
+                targets,
+                kind,
+                implementation=TILES[implementation],
             )
         return
     if kind == "sigmoid" and case in ("soft_albef", "soft_masked", "soft_cwcl"):
         with pytest.raises(ValueError, match="similarity|weight"):
             value_and_gradients(
-                *[jnp.ones((m, d))] * 2, jnp.float32(0), jnp.float32(0), targets, kind, implementation=TILES[implementation]
+                *[jnp.ones((m, d))] * 2,
+                jnp.float32(0),
+                jnp.float32(0),
+                targets,
+                kind,
+                implementation=TILES[implementation],
             )
         return
     u = unit_rows(rng, m, d)
@@ -77,14 +117,26 @@ def test_odd_sizes(size, dtype, kind):
     u = unit_rows(rng, size, 64, dtype)
     v = unit_rows(rng, size, 64, dtype, close_to=u)
     targets, dense = diagonal(size, size, rng, smoothing=0.1)
-    floor = 1.0 if size == 1 and kind == "softmax" else 1e-30  # one pair has no negatives: all gradients are zero
+    floor = (
+        1.0 if size == 1 and kind == "softmax" else 1e-30
+    )  # one pair has no negatives: all gradients are zero
     for implementation in (
         "chunked",
         Chunked(128, 256),
         TILES["pallas_tpu"],
         PallasGpu(pallas_gpu.Tile(64, 128, 32, stages=2), interpret=True),
     ):
-        compare(u, v, np.log(10.0), targets, dense, kind, bias=-3.0, implementation=implementation, floor=floor)
+        compare(
+            u,
+            v,
+            np.log(10.0),
+            targets,
+            dense,
+            kind,
+            bias=-3.0,
+            implementation=implementation,
+            floor=floor,
+        )
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -114,7 +166,13 @@ def test_degenerate_inputs_stay_finite_and_right(what, kind, implementation):
     size = max(np.abs(u @ v.T).max(), 1.0)
     targets, dense = diagonal(33, 33, rng)
     got = value_and_gradients(
-        jnp.asarray(u), jnp.asarray(v), jnp.float32(1.0), jnp.float32(0.0), targets, kind, implementation=TILES[implementation]
+        jnp.asarray(u),
+        jnp.asarray(v),
+        jnp.float32(1.0),
+        jnp.float32(0.0),
+        targets,
+        kind,
+        implementation=TILES[implementation],
     )
     want = loss_and_gradients(u, v, np.float32(1.0), dense, kind)
     # Logits of the outlier's size carry a rounding error of that size.
@@ -122,7 +180,8 @@ def test_degenerate_inputs_stay_finite_and_right(what, kind, implementation):
 
 
 def test_close_to_convergence_keeps_digits():
-    """A loss of 1e-4 at scale 10: the positive is folded into the pair gradients, whose halves cancel, before any rounding."""
+    """A loss of 1e-4 at scale 10: the positive is folded into the pair gradients, whose halves
+    cancel, before any rounding."""
     rng = np.random.default_rng(5)
     u = unit_rows(rng, 64, 128)
     v = unit_rows(rng, 64, 128, close_to=u)
@@ -130,10 +189,16 @@ def test_close_to_convergence_keeps_digits():
     log_scale = jnp.log(jnp.float32(14.0))
     want = loss_and_gradients(u, v, log_scale, dense)
     assert 1e-5 < want[0] < 1e-3
-    got = value_and_gradients(u, v, log_scale, jnp.float32(0), targets, implementation=Chunked(32, 32))
-    assert abs(got[0] - want[0]) < 3e-7  # lse and positive as whole logits would each be rounded by 5e-7
+    got = value_and_gradients(
+        u, v, log_scale, jnp.float32(0), targets, implementation=Chunked(32, 32)
+    )
+    assert (
+        abs(got[0] - want[0]) < 3e-7
+    )  # lse and positive as whole logits would each be rounded by 5e-7
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (u, v))
-    got = value_and_gradients(*low, log_scale, jnp.float32(0), targets, implementation=Chunked(32, 32))
+    got = value_and_gradients(
+        *low, log_scale, jnp.float32(0), targets, implementation=Chunked(32, 32)
+    )
     want = loss_and_gradients(*low, log_scale, dense)
     for a, b in zip(got[1:3], want[1:3], strict=True):
         assert np.abs(np.asarray(a, np.float64) - b).max() < 1e-2 * np.abs(b).max()
@@ -147,16 +212,29 @@ def test_float64_inputs_are_computed_in_float64():
         for kind in ("softmax", "sigmoid"):
             want = loss_and_gradients(u, v, 3.0, dense, kind)
             for implementation in ("reference", Chunked(8, 8)):
-                got = value_and_gradients(u, v, jnp.float64(3.0), jnp.float64(0.0), targets, kind, implementation=implementation)
+                got = value_and_gradients(
+                    u,
+                    v,
+                    jnp.float64(3.0),
+                    jnp.float64(0.0),
+                    targets,
+                    kind,
+                    implementation=implementation,
+                )
                 for a, b in zip(got[:4], want[:4], strict=True):
-                    assert a.dtype == jnp.float64 and np.abs(a - b).max() < 1e-12 * max(1, np.abs(b).max())
+                    assert a.dtype == jnp.float64 and np.abs(a - b).max() < 1e-12 * max(
+                        1, np.abs(b).max()
+                    )
 
 
 def test_mean_is_half_of_sum_and_log_scale_is_inverse_temperature():
     rng = np.random.default_rng(4)
     u, v = unit_rows(rng, 9, 8), unit_rows(rng, 9, 8)
     scale = jnp.log(1 / jnp.float32(0.07))
-    mean, both = (value_and_gradients(u, v, scale, scale, Diagonal(), directions=d)[0] for d in ("mean", "sum"))
+    mean, both = (
+        value_and_gradients(u, v, scale, scale, Diagonal(), directions=d)[0]
+        for d in ("mean", "sum")
+    )
     logits = np.asarray(u, np.float64) @ np.asarray(v, np.float64).T / 0.07
     half = [np.mean(np.log(np.exp(x).sum(1)) - np.diag(x)) for x in (logits, logits.T)]
     np.testing.assert_allclose([mean, both], [sum(half) / 2, sum(half)], rtol=1e-5)
@@ -165,7 +243,9 @@ def test_mean_is_half_of_sum_and_log_scale_is_inverse_temperature():
 def test_a_target_may_be_traced_and_takes_no_gradient():
     rng = np.random.default_rng(6)
     u, v = unit_rows(rng, 8, 4), unit_rows(rng, 16, 4)
-    moved = quick_jit(lambda offset: contrastive_loss(u, v, jnp.float32(1), targets=Diagonal(offset)))
+    moved = quick_jit(
+        lambda offset: contrastive_loss(u, v, jnp.float32(1), targets=Diagonal(offset))
+    )
     for offset in (0, 3, 8):
         want = loss_and_gradients(u, v, 1.0, diagonal(8, 16, rng, offset=offset)[1])[0]
         np.testing.assert_allclose(moved(offset), want, rtol=1e-5)

@@ -1,4 +1,5 @@
-"""MoE layers as loops over tokens in float64 NumPy, written from the papers' equations; and the small layer that is tested."""
+"""MoE layers as loops over tokens in float64 NumPy, written from the papers' equations; and the
+small layer that is tested."""
 
 import functools
 
@@ -14,19 +15,39 @@ quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 D, F, E = 6, 10, 4
 
 
-def layer_of(router, dispatch="gather", experts=E, group_size=12, bias=True, width=D, eval_span="batch", **options):
+def layer_of(
+    router,
+    dispatch="gather",
+    experts=E,
+    group_size=12,
+    bias=True,
+    width=D,
+    eval_span="batch",
+    **options,
+):
     """(graphdef, params): weights large enough that the router decides clearly."""
     config = MoeConfig(
-        router=router, experts=experts, last=1, group_size=group_size, dispatch=dispatch, bias=bias, eval_span=eval_span, **options
+        router=router,
+        experts=experts,
+        last=1,
+        group_size=group_size,
+        dispatch=dispatch,
+        bias=bias,
+        eval_span=eval_span,
+        **options,
     )
-    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: config.build(width, F, rngs=nnx.Rngs(params=0))), nnx.Param)
+    graphdef, shapes = nnx.split(
+        nnx.eval_shape(lambda: config.build(width, F, rngs=nnx.Rngs(params=0))), nnx.Param
+    )
     rng = np.random.default_rng(0)
 
     def draw(shape):
         fan = shape[-2] if len(shape) > 1 else 4
         return jnp.asarray(rng.normal(size=shape) * fan**-0.5 if shape else 1.0, jnp.float32)
 
-    return graphdef, nnx.from_flat_state([(p, v.replace(draw(v.shape))) for p, v in nnx.to_flat_state(shapes)])
+    return graphdef, nnx.from_flat_state(
+        [(p, v.replace(draw(v.shape))) for p, v in nnx.to_flat_state(shapes)]
+    )
 
 
 def flat(params):
@@ -67,7 +88,11 @@ def token_choice(w, x, real, top, factor, priority, renormalise):
     tokens = [t for t in range(len(x)) if real[t]]
     if priority == "score":
         tokens.sort(key=lambda t: -probs[t].max())
-    queue = [(t, k) for t in tokens for k in range(top)] if priority == "order" else [(t, k) for k in range(top) for t in tokens]
+    queue = (
+        [(t, k) for t in tokens for k in range(top)]
+        if priority == "order"
+        else [(t, k) for k in range(top) for t in tokens]
+    )
     for t, k in queue:
         e = chosen[t][k]
         gate = probs[t, e] / (sum(probs[t, i] for i in chosen[t]) if renormalise else 1)
@@ -76,7 +101,10 @@ def token_choice(w, x, real, top, factor, priority, renormalise):
         filled[e] += 1
     mean, n = probs[real > 0].mean(0), max(1, real.sum())
     imp = probs[real > 0].sum(0)
-    found = {"balance": E * sum(filled[e] / (n * top) * mean[e] for e in range(E)), "importance": imp.var() / imp.mean() ** 2}
+    found = {
+        "balance": E * sum(filled[e] / (n * top) * mean[e] for e in range(E)),
+        "importance": imp.var() / imp.mean() ** 2,
+    }
     return y, {**found, "z": z_loss(logits, real)}
 
 
@@ -103,4 +131,6 @@ def by_groups(group, w, x, real, size, **options):
     """A whole batch: y [B, T, D] and losses averaged over groups."""
     rows, reals = x.reshape(-1, size, x.shape[-1]), real.reshape(-1, size)
     parts = [group(w, r, m, **options) for r, m in zip(rows, reals)]
-    return np.stack([y for y, _ in parts]).reshape(x.shape), {k: np.mean([p[1][k] for p in parts]) for k in parts[0][1]}
+    return np.stack([y for y, _ in parts]).reshape(x.shape), {
+        k: np.mean([p[1][k] for p in parts]) for k in parts[0][1]
+    }

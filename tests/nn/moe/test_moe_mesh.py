@@ -1,4 +1,5 @@
-"""Expert parallelism is layout: any mesh gives the numbers of one device, and tokens travel by all-to-all."""
+"""Expert parallelism is layout: any mesh gives the numbers of one device, and tokens travel by
+all-to-all."""
 
 import re
 
@@ -34,7 +35,9 @@ def placed(params, x, mesh):
     pairs = nnx.to_flat_state(params)
     axes = {"/".join(p): v.get_metadata()["axes"] for p, v in pairs}
     where = param_shardings(axes, {"/".join(p): v.shape for p, v in pairs}, mesh)
-    params = nnx.from_flat_state([(p, v.replace(jax.device_put(v[...], where["/".join(p)]))) for p, v in pairs])
+    params = nnx.from_flat_state(
+        [(p, v.replace(jax.device_put(v[...], where["/".join(p)]))) for p, v in pairs]
+    )
     return params, jax.device_put(x, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
 
 
@@ -69,14 +72,17 @@ def test_expert_parallel_equals_one_device(router):
             many = program(*placed(params, x, mesh))
         for (path, a), b in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(many), strict=True):
             scale = max(np.abs(a).max(), 1e-3)
-            np.testing.assert_allclose(a, b, atol=1e-5 * scale, err_msg=f"{devices} {jax.tree_util.keystr(path)}")
+            np.testing.assert_allclose(
+                a, b, atol=1e-5 * scale, err_msg=f"{devices} {jax.tree_util.keystr(path)}"
+            )
         text = program.as_text()
         # To the experts and back; the same in the backward pass.
         assert len(re.findall(r"= .*\sall-to-all(?:-start)?\(", text)) >= 4, devices
 
 
 def test_nothing_of_all_groups_is_gathered_on_a_device():
-    """The router's probabilities [G, E, S] and the places [G, E, C, D] of all groups exist nowhere."""
+    """The router's probabilities [G, E, S] and the places [G, E, C, D] of all groups exist
+    nowhere."""
     graphdef, params = oracle.layer_of(ExpertChoice(), **SIZES)
     x, mask = tokens()
     mesh = mesh_of(data=4, expert=2)
@@ -84,7 +90,9 @@ def test_nothing_of_all_groups_is_gathered_on_a_device():
         text = step_of(graphdef, mask).lower(*placed(params, x, mesh)).compile().as_text()
     for line in re.findall(r"= (f32\[[\d,]*\]).*\sall-gather(?:-start)?\(", text):
         size = np.prod([int(n) for n in re.findall(r"\d+", line[3:])])
-        assert size <= x.size // 4, line  # the tokens of this data shard, back from the experts' devices
+        assert size <= x.size // 4, (
+            line
+        )  # the tokens of this data shard, back from the experts' devices
 
 
 def test_ragged_on_data_and_fsdp_and_refused_where_experts_are_sharded():
@@ -98,7 +106,10 @@ def test_ragged_on_data_and_fsdp_and_refused_where_experts_are_sharded():
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(a).max(), 1e-3))
     mesh = mesh_of(data=2, expert=2)
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="dispatch: 'ragged' needs a mesh of data x fsdp alone"):
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(ValueError, match="dispatch: 'ragged' needs a mesh of data x fsdp alone"),
+    ):
         step.lower(*placed(params, x, mesh))
 
 
@@ -116,7 +127,9 @@ def test_groups_that_the_mesh_does_not_divide():
 
 def test_a_scanned_and_rematerialised_stack_on_a_mesh():
     moe = MoeConfig(router=TokenChoice(top=2), experts=4, last=2, group_size=16)
-    stack = Transformer(Sizes(8, 3, 2, 16), StackOptions(moe=moe, remat="full"), rngs=nnx.Rngs(params=0))
+    stack = Transformer(
+        Sizes(8, 3, 2, 16), StackOptions(moe=moe, remat="full"), rngs=nnx.Rngs(params=0)
+    )
     graphdef, params = nnx.split(stack, nnx.Param)
     x, mask = tokens()
 
@@ -134,7 +147,9 @@ def test_a_scanned_and_rematerialised_stack_on_a_mesh():
     # Of the whole: some gradients, as of the keys' bias, are 0 but for rounding.
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[1]))
     for (path, a), b in zip(jax.tree.leaves_with_path(one), jax.tree.leaves(many), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(
+            a, b, rtol=1e-5, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path)
+        )
 
 
 @pytest.mark.parametrize("router", ["expert_choice", "token_choice", "soft"])

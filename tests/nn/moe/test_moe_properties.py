@@ -34,7 +34,11 @@ def compiled(name, span="batch"):
 @functools.cache
 def routed(name):
     graphdef, params = oracle.layer_of(ROUTERS[name])
-    route = lambda x, real: vars(nnx.merge(graphdef, params).router(x, Tokens(real), ragged=False, drops=True, train=False, key=None))
+    route = lambda x, real: vars(
+        nnx.merge(graphdef, params).router(
+            x, Tokens(real), ragged=False, drops=True, train=False, key=None
+        )
+    )
     return oracle.quick_jit(route)
 
 
@@ -65,10 +69,19 @@ def test_expert_choice_fills_every_place_with_different_tokens(seed):
     for g in range(2):
         for e in range(oracle.E):
             assert len(set(np.asarray(plan.token[g, e]).tolist())) == places
-        seen = {t for e in range(oracle.E) for t, taken in zip(plan.token[g, e].tolist(), plan.taken[g, e].tolist()) if taken}
-        assert not any(t in seen for t in range(SIZE) if not mask[g, t]), "padding takes no place that counts"
+        seen = {
+            t
+            for e in range(oracle.E)
+            for t, taken in zip(plan.token[g, e].tolist(), plan.taken[g, e].tolist())
+            if taken
+        }
+        assert not any(t in seen for t in range(SIZE) if not mask[g, t]), (
+            "padding takes no place that counts"
+        )
         nobody = [t for t in range(SIZE) if t not in seen]
-        np.testing.assert_array_equal(compiled("expert_choice")(x, mask).y[g, nobody], 0)  # the residual carries them
+        np.testing.assert_array_equal(
+            compiled("expert_choice")(x, mask).y[g, nobody], 0
+        )  # the residual carries them
 
 
 @quick
@@ -111,7 +124,10 @@ def test_capacity_is_rounded_and_at_least_one():
     [
         (dict(), "last: give either last"),
         (dict(last=1, every=2), "last: give either last"),
-        (dict(last=1, router=TokenChoice(top=3), experts=2), "router.top: 3 must be <= the 2 experts"),
+        (
+            dict(last=1, router=TokenChoice(top=3), experts=2),
+            "router.top: 3 must be <= the 2 experts",
+        ),
         (dict(last=1, dispatch="ragged"), "dispatch: 'ragged' is not one of gather, einsum"),
         (dict(last=1, router=Skills(("a", "b"))), "experts: 16 must be the number of skills, 2"),
     ],
@@ -128,7 +144,9 @@ def test_more_that_is_refused():
         TokenChoice(renormalise=True)
     graphdef, params = oracle.layer_of(ExpertChoice(), group_size=10)
     layer = nnx.merge(graphdef, params)
-    with pytest.raises(ValueError, match="group_size: 13 tokens have no divisor between the 4 experts and 10"):
+    with pytest.raises(
+        ValueError, match="group_size: 13 tokens have no divisor between the 4 experts and 10"
+    ):
         jax.eval_shape(layer, jnp.ones((1, 13, oracle.D)))
     with pytest.raises(ValueError, match="modality: given, but"):
         jax.eval_shape(lambda x: layer(x, modality=jnp.array([[0]])), jnp.ones((1, 8, oracle.D)))

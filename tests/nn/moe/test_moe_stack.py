@@ -20,7 +20,9 @@ DENSE, MOE = False, True
 
 def stack_of(depth=5, **options):
     config = resolve(MoeConfig, dict(experts=4, group_size=16) | options)
-    return Transformer(Sizes(8, depth, 2, 16), StackOptions(moe=config, init_std=0.3), rngs=nnx.Rngs(params=0))
+    return Transformer(
+        Sizes(8, depth, 2, 16), StackOptions(moe=config, init_std=0.3), rngs=nnx.Rngs(params=0)
+    )
 
 
 def x_of(b=4, t=8):
@@ -44,7 +46,11 @@ def test_segments(kinds, want):
 @pytest.mark.parametrize("where", [dict(last=2), dict(every=2), dict(every=1)])
 def test_mixed_stack_is_its_blocks_in_turn(where):
     stack, x = stack_of(router=TokenChoice(top=2), **where), x_of()
-    kinds = {"last": (0, 0, 0, 1, 1), "every": (0, 1, 0, 1, 0)}[next(iter(where))] if where != dict(every=1) else (1,) * 5
+    kinds = (
+        {"last": (0, 0, 0, 1, 1), "every": (0, 1, 0, 1, 0)}[next(iter(where))]
+        if where != dict(every=1)
+        else (1,) * 5
+    )
     y, losses, loads, used = x, [], [], [0, 0]
     halves = [None if m is None else nnx.split(m) for m in (stack.blocks, stack.moe_blocks)]
     run = {i: oracle.quick_jit(lambda p, y, i=i: nnx.merge(halves[i][0], p)(y)) for i in set(kinds)}
@@ -60,7 +66,9 @@ def test_mixed_stack_is_its_blocks_in_turn(where):
     assert got.losses.keys() == losses[0].keys()
     for name, value in got.losses.items():
         np.testing.assert_allclose(value, sum(layer[name] for layer in losses), rtol=1e-5)
-    unrolled = Transformer(stack.sizes, dataclasses.replace(stack.options, scan=False), rngs=nnx.Rngs(params=0))
+    unrolled = Transformer(
+        stack.sizes, dataclasses.replace(stack.options, scan=False), rngs=nnx.Rngs(params=0)
+    )
     np.testing.assert_allclose(oracle.quick_jit(unrolled.routed)(x).y, y, atol=1e-5)
 
 
@@ -79,7 +87,10 @@ def test_losses_cannot_be_lost_and_dense_stacks_have_none():
     [
         (ExpertChoice(), "'expert_choice' looks at later tokens"),
         (Soft(2), "'soft' mixes later tokens"),
-        (TokenChoice(top=2, priority="score"), "priority 'score' places later tokens before earlier ones"),
+        (
+            TokenChoice(top=2, priority="score"),
+            "priority 'score' places later tokens before earlier ones",
+        ),
         (TokenChoice(top=2), "priority 'choice' places later tokens"),
     ],
 )
@@ -90,7 +101,12 @@ def test_routers_that_look_ahead_are_refused_in_causal_layers(router, message):
 
 def test_token_choice_in_order_is_causal():
     """No output before the changed token changes, although an expert's capacity is scarce."""
-    stack = stack_of(depth=2, last=2, router=TokenChoice(top=2, capacity_factor=0.5, priority="order"), span="row")
+    stack = stack_of(
+        depth=2,
+        last=2,
+        router=TokenChoice(top=2, capacity_factor=0.5, priority="order"),
+        span="row",
+    )
     run = oracle.quick_jit(lambda x: stack.routed(x, causal=True))
     x = x_of()
     out = run(x)
@@ -109,7 +125,9 @@ def test_decoding_token_by_token_equals_the_whole(where):
     for t in range(3):
         y, known = step(layers, x[:, t : t + 1], known, jnp.int32(t))
         steps.append(y)
-    np.testing.assert_allclose(jnp.concatenate(steps, 1), oracle.quick_jit(lambda x: stack(x, causal=True))(x), atol=1e-5)
+    np.testing.assert_allclose(
+        jnp.concatenate(steps, 1), oracle.quick_jit(lambda x: stack(x, causal=True))(x), atol=1e-5
+    )
 
 
 def test_skills_are_a_mean_and_the_others_neither_run_nor_learn():
@@ -121,7 +139,10 @@ def test_skills_are_a_mean_and_the_others_neither_run_nor_learn():
     def loss(params, x, skills=("text", "general")):
         return (nnx.merge(graphdef, params).routed(x, skills=skills, train=True).y ** 2).sum()
 
-    gradient = {"/".join(map(str, p)): v[...] for p, v in nnx.to_flat_state(oracle.quick_jit(jax.grad(loss))(params, x))}
+    gradient = {
+        "/".join(map(str, p)): v[...]
+        for p, v in nnx.to_flat_state(oracle.quick_jit(jax.grad(loss))(params, x))
+    }
     for path, g in gradient.items():
         if "/skills/" in path:
             assert (np.abs(g).max() > 0) == ("/image/" not in path), path
@@ -130,15 +151,24 @@ def test_skills_are_a_mean_and_the_others_neither_run_nor_learn():
         if "image" in path:
             variable[...] = jnp.full(variable.shape, jnp.nan)
     assert np.isfinite(loss(params, x))
-    flops = [count_flops(jax.make_jaxpr(lambda x, s=s: loss(params, x, s))(x)) for s in (names[:1], names[:2])]
-    assert flops[1] - flops[0] == 2 * (2 * 4 * 8 * 8 * 16) * 2  # one perceptron more: layers x 2 BTDF x 2 products
+    flops = [
+        count_flops(jax.make_jaxpr(lambda x, s=s: loss(params, x, s))(x))
+        for s in (names[:1], names[:2])
+    ]
+    assert (
+        flops[1] - flops[0] == 2 * (2 * 4 * 8 * 8 * 16) * 2
+    )  # one perceptron more: layers x 2 BTDF x 2 products
 
     layer = oracle.layer_of(Skills(names), experts=3, width=8)
     module = nnx.merge(*layer)
     alone = [module(x, skills=(s,)).y for s in ("text", "general")]
-    np.testing.assert_allclose(module(x, skills=("text", "general")).y, (alone[0] + alone[1]) / 2, atol=1e-6)
+    np.testing.assert_allclose(
+        module(x, skills=("text", "general")).y, (alone[0] + alone[1]) / 2, atol=1e-6
+    )
     np.testing.assert_array_equal(alone[0], module.skills["text"](x))
-    with pytest.raises(ValueError, match=r"skills: \('sound',\) must be some of text, image, general"):
+    with pytest.raises(
+        ValueError, match=r"skills: \('sound',\) must be some of text, image, general"
+    ):
         module(x, skills=("sound",))
     with pytest.raises(ValueError, match="skills: .* but the router is learned"):
         stack_of(depth=1, last=1).routed(x, skills=("text",))

@@ -1,4 +1,5 @@
-"""Each router's layer against a loop over tokens in float64: values, and gradients by finite differences of the loop."""
+"""Each router's layer against a loop over tokens in float64: values, and gradients by finite
+differences of the loop."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,12 @@ from jaxvl.nn.moe import ExpertChoice, Soft, TokenChoice
 CASES = {
     "expert_choice": (ExpertChoice(), oracle.expert_choice, dict(factor=1.0), ["gather", "einsum"]),
     "expert_choice_scarce": (ExpertChoice(0.4), oracle.expert_choice, dict(factor=0.4), ["gather"]),
-    "switch": (TokenChoice(), oracle.token_choice, dict(top=1, factor=1.25, priority="choice", renormalise=False), ["gather"]),
+    "switch": (
+        TokenChoice(),
+        oracle.token_choice,
+        dict(top=1, factor=1.25, priority="choice", renormalise=False),
+        ["gather"],
+    ),
     "v_moe": (
         TokenChoice(top=2, capacity_factor=0.7, priority="score"),
         oracle.token_choice,
@@ -56,7 +62,9 @@ def test_layer_is_a_loop_over_tokens(case):
         def run(params, x, graphdef=graphdef):
             def loss(params, x):
                 out = nnx.merge(graphdef, params)(x, mask=jnp.asarray(real > 0), train=True)
-                total = (out.y * cotangent).sum() + sum(WEIGHTS[k] * v for k, v in out.losses.items() if k in WEIGHTS)
+                total = (out.y * cotangent).sum() + sum(
+                    WEIGHTS[k] * v for k, v in out.losses.items() if k in WEIGHTS
+                )
                 return total, out
 
             return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
@@ -73,13 +81,20 @@ def test_layer_is_a_loop_over_tokens(case):
         gradient = {**oracle.flat(d_params), "x": np.float64(d_x)}
         for name, direction in directions.items():
             scale = np.linalg.norm(gradient[name]) * np.linalg.norm(direction)
-            np.testing.assert_allclose(np.vdot(gradient[name], direction), slopes[name], atol=2e-5 * scale, err_msg=f"{form} {name}")
+            np.testing.assert_allclose(
+                np.vdot(gradient[name], direction),
+                slopes[name],
+                atol=2e-5 * scale,
+                err_msg=f"{form} {name}",
+            )
 
 
 def slope(f, w, x, name, direction, eps=1e-6):
     """Central difference of f along a direction of one argument."""
     ends = []
     for sign in (1, -1):
-        moved = {k: v + sign * eps * direction if k == name else v for k, v in {**w, "x": x}.items()}
+        moved = {
+            k: v + sign * eps * direction if k == name else v for k, v in {**w, "x": x}.items()
+        }
         ends.append(f({k: v for k, v in moved.items() if k != "x"}, moved["x"])[0])
     return (ends[0] - ends[1]) / (2 * eps)

@@ -1,7 +1,7 @@
 """Fetches one pinned Debian package and unpacks it, without root and without dpkg.
 
-A `.deb` is an `ar` archive (https://manpages.debian.org/deb.5) whose member `data.tar.xz` holds the files; Python reads
-both, so this works on any system that can get at the file.
+A `.deb` is an `ar` archive (https://manpages.debian.org/deb.5) whose member `data.tar.xz` holds the
+files; Python reads both, so this works on any system that can get at the file.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ MIRROR = "https://deb.debian.org/debian"
 TIMEOUT = 600  # seconds, of apt-get; 60 without a byte, of a download
 
 
-def fetch(package: str, version: str, path: str, sha256: str, folder: pathlib.Path, source: str = "") -> pathlib.Path:
+def fetch(
+    package: str, version: str, path: str, sha256: str, folder: pathlib.Path, source: str = ""
+) -> pathlib.Path:
     """The `.deb` file of a package, checked.
 
     Args:
       path: of the file below a Debian mirror (`pool/main/…_all.deb`).
       sha256: that it must have.
       folder: where a download goes.
-      source: a `.deb` file or its URL, or a mirror's URL (…/debian); empty: `apt-get download` where there is an apt that
-        knows the version, else `MIRROR`.
+      source: a `.deb` file or its URL, or a mirror's URL (…/debian); empty: `apt-get download`
+        where there is an apt that knows the version, else `MIRROR`.
 
     Raises:
       DataError: none of the ways works, with what each said; another content than `sha256` says.
@@ -46,8 +48,10 @@ def fetch(package: str, version: str, path: str, sha256: str, folder: pathlib.Pa
         file = file or _download(url, folder / name, said)
     if file is None:
         raise DataError(
-            f"{name} could not be fetched ({'; '.join(said)}). This needs the network once: give the file's path or a mirror as the corpus's "
-            "`package`, or copy a built corpus from another machine into $JAXVL_CACHE (default ~/.cache/jaxvl)"
+            f"{name} could not be fetched ({'; '.join(said)}). This needs the network once: "
+            f"give the file's path or a mirror as the corpus's "
+            "`package`, or copy a built corpus from another machine into $JAXVL_CACHE "
+            "(default ~/.cache/jaxvl)"
         )
     with open(file, "rb") as data:
         found = hashlib.file_digest(data, "sha256").hexdigest()
@@ -62,7 +66,13 @@ def _apt(package: str, version: str, folder: pathlib.Path, said: list[str]) -> p
         said.append("there is no apt-get")
         return None
     try:
-        done = subprocess.run([command, "download", f"{package}={version}"], capture_output=True, text=True, timeout=TIMEOUT, cwd=folder)
+        done = subprocess.run(
+            [command, "download", f"{package}={version}"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            cwd=folder,
+        )
     except subprocess.TimeoutExpired:
         said.append(f"apt-get did not finish within {TIMEOUT} s")
         return None
@@ -96,10 +106,14 @@ def unpack(deb: pathlib.Path, folder: pathlib.Path) -> None:
         if name.startswith("data.tar"):
             member = io.BytesIO(data[position + 60 : position + 60 + size])
             try:
-                with tarfile.open(fileobj=member) as files:  # by its content: xz, gzip, bzip2, or none
+                with tarfile.open(
+                    fileobj=member
+                ) as files:  # by its content: xz, gzip, bzip2, or none
                     files.extractall(folder, filter="data")
             except Exception as error:  # the compressors have errors of their own
-                raise DataError(f"{deb}: {name} cannot be unpacked ({type(error).__name__}: {error})") from None
+                raise DataError(
+                    f"{deb}: {name} cannot be unpacked ({type(error).__name__}: {error})"
+                ) from None
             return
         position += 60 + size + size % 2
     raise DataError(f"{deb} holds no data.tar")

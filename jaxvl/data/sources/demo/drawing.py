@@ -16,14 +16,16 @@ def workers() -> Executor:
 
 
 def draw(picture: str, size: int) -> bytes:
-    """An SVG text, or a picture file's path, as PNG bytes, RGBA, `size` x `size` (the longer side; centred on transparency).
+    """An SVG text, or a picture file's path, as PNG bytes, RGBA, `size` x `size` (the longer side;
+    centred on transparency).
 
     Raises ValueError for an SVG that cannot be drawn, OSError for a file that is no picture.
     """
     if picture.startswith("<"):
         import resvg_py  # of jaxvl[demo]; needed to build a corpus, not to read it
 
-        # Without `dpi` a width in points or millimetres would be no width at all; fonts would make machines differ.
+        # Without `dpi` a width in points or millimetres would be no width at all; fonts would make
+        # machines differ.
         data = resvg_py.svg_to_bytes(svg_string=picture, width=size, dpi=96, skip_system_fonts=True)
         image = Image.open(io.BytesIO(bytes(data)))
     else:
@@ -35,9 +37,14 @@ def draw(picture: str, size: int) -> bytes:
 
 def framed(image: Image.Image, size: int) -> Image.Image:
     """A picture as RGBA, its longer side scaled to `size`, centred on a transparent square."""
-    image = image.convert("RGBA").convert("RGBa")  # premultiplied, so that no hidden colour bleeds into edges
+    image = image.convert("RGBA").convert(
+        "RGBa"
+    )  # premultiplied, so that no hidden colour bleeds into edges
     if max(image.size) != size:
-        image = image.resize(tuple(max(1, round(n * size / max(image.size))) for n in image.size), Image.Resampling.LANCZOS)
+        image = image.resize(
+            tuple(max(1, round(n * size / max(image.size))) for n in image.size),
+            Image.Resampling.LANCZOS,
+        )
     canvas = Image.new("RGBa", (size, size))
     canvas.paste(image, tuple((size - n) // 2 for n in image.size))
     return canvas.convert("RGBA")

@@ -1,11 +1,13 @@
 """The motion corpus: animated emoji as short video clips, named in the emoji corpus's languages.
 
-Clips come from the npm packages `@lobehub/fluent-emoji-anim-1` … `-4` (animated WebP, 256 x 256, about 24 frames a second and
-three seconds long), of which a build keeps every `stride`-th frame at `size` pixels. Names and keywords are CLDR's; a clip's
-label is its number in the emoji corpus, so names of classes are the same there. A record's `image` is its middle frame.
+Clips come from the npm packages `@lobehub/fluent-emoji-anim-1` … `-4` (animated WebP, 256 x 256,
+about 24 frames a second and three seconds long), of which a build keeps every `stride`-th frame at
+`size` pixels. Names and keywords are CLDR's; a clip's label is its number in the emoji corpus, so
+names of classes are the same there. A record's `image` is its middle frame.
 
-Splits `train` and `test` are by CONCEPT: the concept groups that the emoji corpus's split B holds out are `test`. The art is of
-the same family as its fluent styles, so a split by style would say nothing; train on `train_b` there to keep `test` unseen.
+Splits `train` and `test` are by CONCEPT: the concept groups that the emoji corpus's split B holds
+out are `test`. The art is of the same family as its fluent styles, so a split by style would say
+nothing; train on `train_b` there to keep `test` unseen.
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ from jaxvl.data.sources.demo.store import Corpus, build_once, write_corpus
 VERSION = 1  # of the content: raise it when frames, captions or splits change
 
 CLIPS = {f"@lobehub/fluent-emoji-anim-{i}": "1.0.0" for i in (1, 2, 3, 4)}
-NAMES = {name: emoji.PACKAGES[name] for name in ("cldr-annotations-full", "cldr-annotations-derived-full", "unicode-emoji-json")}
+NAMES = {
+    name: emoji.PACKAGES[name]
+    for name in ("cldr-annotations-full", "cldr-annotations-derived-full", "unicode-emoji-json")
+}
 PARTS = {"small": ("@lobehub/fluent-emoji-anim-3",), "full": tuple(CLIPS)}
 QUALITY = 85  # of WebP
 
@@ -71,10 +76,13 @@ class Motion(Recipe):
         """The corpus, built if it is not in the cache.
 
         Raises:
-          DataError: no network or no npm, with what to do; packages that do not hold what they should.
+          DataError: no network or no npm, with what to do; packages that do not hold what they
+            should.
         """
         name = f"motion-v{VERSION}-{self.part}-{self.size}-{self.stride}-{self.frames}"
-        return build_once(name, functools.partial(build, config=self, log=log), log, EXPECT[self.part])
+        return build_once(
+            name, functools.partial(build, config=self, log=log), log, EXPECT[self.part]
+        )
 
 
 def build(folder: pathlib.Path, *, config: Motion, log: Callable[[str], None]) -> dict[str, int]:
@@ -82,16 +90,23 @@ def build(folder: pathlib.Path, *, config: Motion, log: Callable[[str], None]) -
     with contextlib.ExitStack() as stack:
         packages = {name: CLIPS[name] for name in PARTS[config.part]}
         log(f"motion corpus: fetching {len(packages) + len(NAMES)} packages through npm")
-        scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxvl-npm-")))
+        scratch = pathlib.Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxvl-npm-"))
+        )
         modules = npm.fetch(packages | NAMES, scratch)
         groups = emoji.emoji_groups(modules)
         captions = emoji.find_captions(modules, set(groups))
         files = find_clips([modules / name for name in packages], set(groups))
         label = {key: i for i, key in enumerate(sorted(groups))}
-        log(f"motion corpus: reading {len(files)} files, keeping frames at {config.size} x {config.size}")
+        log(
+            f"motion corpus: reading {len(files)} files, keeping frames at {config.size} x "
+            f"{config.size}"
+        )
         pool = stack.enter_context(drawing.workers())
         order = sorted(files)
-        work = functools.partial(read_clip, size=config.size, stride=config.stride, most=config.frames)
+        work = functools.partial(
+            read_clip, size=config.size, stride=config.stride, most=config.frames
+        )
         read = pool.map(work, [files[key] for key in order], chunksize=4)
         clips = {}
         for key, frames in track(zip(order, read), "reading", total=len(order), transient=True):
@@ -99,18 +114,29 @@ def build(folder: pathlib.Path, *, config: Motion, log: Callable[[str], None]) -
                 clips[key] = frames
         kept = [key for key, frames in clips.items() if frames is not None]
 
-    held = {key for key, group in groups.items() if group != "Flags" and emoji.held_out(captions[key]["en"][0])}
+    held = {
+        key
+        for key, group in groups.items()
+        if group != "Flags" and emoji.held_out(captions[key]["en"][0])
+    }
     test = np.array([key in held for key in kept], bool)
     splits = {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
     locales = sorted({locale for texts in captions.values() for locale in texts})
-    classes = {locale: [captions[key].get(locale, [None])[0] for key in sorted(groups)] for locale in locales}
+    classes = {
+        locale: [captions[key].get(locale, [None])[0] for key in sorted(groups)]
+        for locale in locales
+    }
     records = (
         {
-            "key": f"fluent-anim/{key}", "image": png(clips[key][len(clips[key]) // 2]), "label": label[key], "style": "fluent-anim",
-            "captions": captions[key], "frames": clips[key],
+            "key": f"fluent-anim/{key}",
+            "image": png(clips[key][len(clips[key]) // 2]),
+            "label": label[key],
+            "style": "fluent-anim",
+            "captions": captions[key],
+            "frames": clips[key],
         }
         for key in kept
-    )  # fmt: skip
+    )
     labels = np.array([label[key] for key in kept], np.int32)
     having = {"frames": np.ones(len(kept), bool)}
     counts = write_corpus(folder, records, labels, splits, classes, ATTRIBUTION, having=having)
@@ -123,13 +149,16 @@ def find_clips(packages: list[pathlib.Path], known: set[str]) -> dict[str, pathl
     for package in packages:
         found = {emoji.code(p.stem): p for p in sorted((package / "assets").glob("*.webp"))}
         if not found.keys() & known:
-            raise DataError(f"{package}: no WebP files of emoji; the package is not what was expected")
+            raise DataError(
+                f"{package}: no WebP files of emoji; the package is not what was expected"
+            )
         files |= {key: path for key, path in found.items() if key in known}
     return files
 
 
 def read_clip(path: pathlib.Path, size: int, stride: int, most: int) -> list[bytes] | None:
-    """Frames of an animated picture as WebP, RGBA, `size` x `size`; one for a still picture, None for a broken file."""
+    """Frames of an animated picture as WebP, RGBA, `size` x `size`; one for a still picture, None
+    for a broken file."""
     try:
         with Image.open(path) as picture:
             count = getattr(picture, "n_frames", 1)

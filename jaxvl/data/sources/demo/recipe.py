@@ -1,7 +1,9 @@
 """A demo recipe's records as a source.
 
-Columns: `image`, `key`, `style`, `class_label` with its names in every language; `name/LANGUAGE` and `keywords/LANGUAGE`; where the
-recipe has them, `frames`, sounds as `KIND/LANGUAGE` (`speech/fr`), and coarser classes (`group`, `colour`).
+Columns: `image`, `key`, `style`, `class_label` with its names in every language; `name/LANGUAGE`
+  and `keywords/LANGUAGE`; where the
+recipe has them, `frames`, sounds as `KIND/LANGUAGE` (`speech/fr`), and coarser classes (`group`,
+`colour`).
 """
 
 from __future__ import annotations
@@ -45,7 +47,11 @@ class Recipe(abc.ABC):
             return DemoSource(self.prepare(log=log), self.columns)
         whole = opened(dataclasses.replace(self, split=None), log)
         splits = whole.corpus.splits
-        check(self.split in splits, "split", f"{self.split!r} is none{nearest(self.split, splits)} (splits: {', '.join(splits)})")
+        check(
+            self.split in splits,
+            "split",
+            f"{self.split!r} is none{nearest(self.split, splits)} (splits: {', '.join(splits)})",
+        )
         return DemoSource(whole.corpus, self.columns, self.split)
 
 
@@ -61,7 +67,9 @@ class DemoSource(Source):
     def __init__(self, corpus: Corpus, more: Mapping[str, Column], split: str | None = None):
         self.corpus = corpus
         self.split = split
-        self.name = corpus.folder.name if split is None else f"{corpus.folder.name}, split {split!r}"
+        self.name = (
+            corpus.folder.name if split is None else f"{corpus.folder.name}, split {split!r}"
+        )
         self.fingerprint = f"{corpus.fingerprint}/{split or ''}"
         self._more = dict(more)
         self._index = corpus.index(split)
@@ -98,7 +106,9 @@ class DemoSource(Source):
 
     def _flat(self, data: Mapping[str, Any], columns: Collection[str] | None) -> dict[str, Any]:
         out = {}
-        wanted = self.columns if columns is None else [name for name in columns if name in self.columns]
+        wanted = (
+            self.columns if columns is None else [name for name in columns if name in self.columns]
+        )
         for name in wanted:
             value = self._value(data, name)
             if value is not None:

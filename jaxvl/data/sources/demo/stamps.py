@@ -1,15 +1,17 @@
-"""The stamps corpus: Tux Paint's 950 stamps, captioned in 78 languages, most with spoken descriptions in several.
+"""The stamps corpus: Tux Paint's 950 stamps, captioned in 78 languages, most with spoken
+descriptions in several.
 
 Pictures (drawings and cut-out photos), sentences ("A duck.") and clips come from the Debian package
-`tuxpaint-stamps-default`. A picture's label is its English caption: equal captions are the same thing. A caption's locale is
-written as CLDR does, like the emoji corpus's (`pt` is Brazil's, `pt-PT` Portugal's, `zh` is simplified). Clips are of three
-kinds: `speech` (descriptions read aloud: fr, ro, ru, bg, ca, es, be and el have many), `sound` (what the thing sounds like;
-locale `zxx`, no language) and `symbol` (letters and digits read aloud, `und` where the package does not say in which
-language).
+`tuxpaint-stamps-default`. A picture's label is its English caption: equal captions are the same
+thing. A caption's locale is written as CLDR does, like the emoji corpus's (`pt` is Brazil's,
+`pt-PT` Portugal's, `zh` is simplified). Clips are of three kinds: `speech` (descriptions read
+aloud: fr, ro, ru, bg, ca, es, be and el have many), `sound` (what the thing sounds like; locale
+`zxx`, no language) and `symbol` (letters and digits read aloud, `und` where the package does not
+say in which language).
 
-Splits `train`, `val` and `test` keep a group together: stamps that share the English caption, the file's name but for a
-number at its end, or a clip. About 150 captions name something that is an emoji as well ("A frog."): a model trained on one
-corpus has met many words of the other.
+Splits `train`, `val` and `test` keep a group together: stamps that share the English caption, the
+file's name but for a number at its end, or a clip. About 150 captions name something that is an
+emoji as well ("A frog."): a model trained on one corpus has met many words of the other.
 """
 
 from __future__ import annotations
@@ -47,16 +49,36 @@ STAMPS = "usr/share/tuxpaint/stamps"  # below the package's root
 
 # The package's locale -> CLDR's, where more than the separator differs.
 LOCALES = {
-    "pt": "pt-PT", "pt_BR": "pt", "zh_CN": "zh", "zh_TW": "zh-Hant", "zh_tw": "zh-Hant", "nb": "no", "sr@latin": "sr-Latn",
+    "pt": "pt-PT",
+    "pt_BR": "pt",
+    "zh_CN": "zh",
+    "zh_TW": "zh-Hant",
+    "zh_tw": "zh-Hant",
+    "nb": "no",
+    "sr@latin": "sr-Latn",
     "ca@valencia": "ca-valencia",
-}  # fmt: skip
+}
 KINDS = ("speech", "sound", "symbol")
 SPOKEN = ("symbols/alphabets/", "symbols/math/")  # stamps whose sound is their name
 TEST, VAL = 15, 5  # percent of the groups
 
 # What the pinned package gives; a build that differs is refused.
-EXPECT = {"images": 950, "concepts": 774, "locales": 78, "captions": 62340, "groups": 733, "train": 764, "val": 47, "test": 139}
-EXPECT_AUDIO = {"clips/speech": 7391, "clips/sound": 110, "clips/symbol": 328, "clips_unreadable": 0}
+EXPECT = {
+    "images": 950,
+    "concepts": 774,
+    "locales": 78,
+    "captions": 62340,
+    "groups": 733,
+    "train": 764,
+    "val": 47,
+    "test": 139,
+}
+EXPECT_AUDIO = {
+    "clips/speech": 7391,
+    "clips/sound": 110,
+    "clips/symbol": 328,
+    "clips_unreadable": 0,
+}
 
 
 class Clip(NamedTuple):
@@ -69,7 +91,8 @@ class Clip(NamedTuple):
 
 @dataclasses.dataclass
 class Stamp:
-    """What the package has of one stamp; `pictures` in order of preference, `captions` by locale, "en" first."""
+    """What the package has of one stamp; `pictures` in order of preference, `captions` by locale,
+    "en" first."""
 
     pictures: list[pathlib.Path]
     captions: dict[str, str]
@@ -82,9 +105,12 @@ class Stamps(Recipe):
     """See the module's text.
 
     Attributes:
-      size: side in pixels at which the pictures are stored; loaders scale them to what a task asks for.
-      audio: whether clips are stored as well (needs jaxvl[audio]); without them a build takes seconds.
-      package: the `.deb` file, its URL, or a Debian mirror's URL; empty: apt-get, or deb.debian.org.
+      size: side in pixels at which the pictures are stored; loaders scale them to what a task asks
+        for.
+      audio: whether clips are stored as well (needs jaxvl[audio]); without them a build takes
+        seconds.
+      package: the `.deb` file, its URL, or a Debian mirror's URL; empty: apt-get, or
+        deb.debian.org.
     """
 
     size: int = 96
@@ -98,7 +124,8 @@ class Stamps(Recipe):
         """The corpus, built if it is not in the cache (161 MB to fetch).
 
         Raises:
-          DataError: the package cannot be fetched, or is not what it should be; libraries for clips are missing.
+          DataError: the package cannot be fetched, or is not what it should be; libraries for clips
+            are missing.
         """
         if self.audio:
             clips.require()
@@ -110,18 +137,30 @@ class Stamps(Recipe):
 def build(folder: pathlib.Path, *, config: Stamps, log: Callable[[str], None]) -> dict[str, int]:
     """Writes the corpus into `folder`; returns its counts."""
     with contextlib.ExitStack() as stack:
-        scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxvl-deb-")))
+        scratch = pathlib.Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxvl-deb-"))
+        )
         log(f"stamps corpus: fetching {PACKAGE} {PACKAGE_VERSION}")
-        debian.unpack(debian.fetch(PACKAGE, PACKAGE_VERSION, PATH, SHA256, scratch / "deb", config.package), scratch / "files")
+        debian.unpack(
+            debian.fetch(PACKAGE, PACKAGE_VERSION, PATH, SHA256, scratch / "deb", config.package),
+            scratch / "files",
+        )
         stamps = find_stamps(scratch / "files" / STAMPS)
         keys = sorted(stamps)
         groups = find_groups(stamps)
         english = sorted({same(stamp.captions["en"]) for stamp in stamps.values()})
         labels = [english.index(same(stamps[key].captions["en"])) for key in keys]
         wanted = [clip for key in keys for clip in stamps[key].clips] if config.audio else []
-        log(f"stamps corpus: {len(keys)} pictures at {config.size} x {config.size}, {len(wanted)} clips")
+        log(
+            f"stamps corpus: {len(keys)} pictures at {config.size} x {config.size}, "
+            f"{len(wanted)} clips"
+        )
         pool = stack.enter_context(drawing.workers())
-        drawn = pool.map(functools.partial(draw_first, size=config.size), [stamps[k].pictures for k in keys], chunksize=16)
+        drawn = pool.map(
+            functools.partial(draw_first, size=config.size),
+            [stamps[k].pictures for k in keys],
+            chunksize=16,
+        )
         sounds = pool.map(encode, [clip.path for clip in wanted], chunksize=64)
         have: dict[str, np.ndarray] = {}
         counts = {f"clips/{kind}": 0 for kind in KINDS} | {"clips_unreadable": 0}
@@ -140,10 +179,19 @@ def build(folder: pathlib.Path, *, config: Stamps, log: Callable[[str], None]) -
             return found
 
         def records() -> Iterator[dict[str, Any]]:
-            for i, (key, image) in enumerate(track(zip(keys, drawn), "drawing", total=len(keys), transient=True)):
+            for i, (key, image) in enumerate(
+                track(zip(keys, drawn), "drawing", total=len(keys), transient=True)
+            ):
                 captions = {locale: [text, []] for locale, text in stamps[key].captions.items()}
                 style = key.rsplit("/", 1)[0]
-                yield {"key": key, "image": image, "label": labels[i], "style": style, "captions": captions, "audio": audio(i)}
+                yield {
+                    "key": key,
+                    "image": image,
+                    "label": labels[i],
+                    "style": style,
+                    "captions": captions,
+                    "audio": audio(i),
+                }
 
         written = write_corpus(
             folder,
@@ -155,7 +203,11 @@ def build(folder: pathlib.Path, *, config: Stamps, log: Callable[[str], None]) -
             having=have,
         )
     captions = sum(len(stamp.captions) for stamp in stamps.values())
-    return written | {"captions": captions, "groups": len(set(groups.values()))} | (counts if config.audio else {})
+    return (
+        written
+        | {"captions": captions, "groups": len(set(groups.values()))}
+        | (counts if config.audio else {})
+    )
 
 
 def find_stamps(root: pathlib.Path) -> dict[str, Stamp]:
@@ -178,7 +230,8 @@ def find_stamps(root: pathlib.Path) -> dict[str, Stamp]:
 
 
 def read_captions(path: pathlib.Path) -> dict[str, str]:
-    """Locale -> caption: English in the first line, then lines `pt_BR.utf8=…`; empty ones are left out."""
+    """Locale -> caption: English in the first line, then lines `pt_BR.utf8=…`; empty ones are left
+    out."""
     first, *others = read_lines(path.read_bytes(), errors="replace") or [""]
     captions = {"en": first.strip()}
     for line in others:
@@ -194,7 +247,8 @@ def locale(name: str) -> str:
 
 
 def add_clip(stamps: Mapping[str, Stamp], name: str, path: pathlib.Path) -> None:
-    """Gives a sound file to its stamp: `duck_desc_fr.ogg` is French speech, `duck.ogg` a sound, `7_de.ogg` a symbol's name."""
+    """Gives a sound file to its stamp: `duck_desc_fr.ogg` is French speech, `duck.ogg` a sound,
+    `7_de.ogg` a symbol's name."""
     stem = name.split(".", 1)[0]
     described = re.fullmatch(r"(.+?)_desc(?:_([A-Za-z]{2,3}(?:_[A-Za-z]{2})?))?", stem)
     named = re.fullmatch(r"(.+)_([a-z]{2,3}(?:_[A-Za-z]{2})?)", stem)
@@ -236,7 +290,11 @@ def find_groups(stamps: Mapping[str, Stamp]) -> dict[str, str]:
     seen: dict[tuple[str, str], str] = {}
     for key in sorted(stamps):
         digests = {hashlib.md5(clip.path.read_bytes()).hexdigest() for clip in stamps[key].clips}
-        shared = [("caption", same(stamps[key].captions["en"])), ("file", re.sub(r"\d+$", "", key)), *(("clip", d) for d in digests)]
+        shared = [
+            ("caption", same(stamps[key].captions["en"])),
+            ("file", re.sub(r"\d+$", "", key)),
+            *(("clip", d) for d in digests),
+        ]
         for thing in shared:
             a, b = root(seen.setdefault(thing, key)), root(key)
             parent[max(a, b)] = min(a, b)
@@ -245,15 +303,24 @@ def find_groups(stamps: Mapping[str, Stamp]) -> dict[str, str]:
 
 def make_splits(keys: Sequence[str], groups: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Split -> numbers of its records: by the SHA-1 of the group's name, so that nobody chose."""
-    places = np.array([int(hashlib.sha1(groups[key].encode()).hexdigest(), 16) % 100 for key in keys])
-    masks = {"train": places >= TEST + VAL, "val": (places >= TEST) & (places < TEST + VAL), "test": places < TEST}
+    places = np.array(
+        [int(hashlib.sha1(groups[key].encode()).hexdigest(), 16) % 100 for key in keys]
+    )
+    masks = {
+        "train": places >= TEST + VAL,
+        "val": (places >= TEST) & (places < TEST + VAL),
+        "test": places < TEST,
+    }
     return {name: np.flatnonzero(mask) for name, mask in masks.items()}
 
 
-def class_names(stamps: Mapping[str, Stamp], keys: Sequence[str], labels: Sequence[int]) -> dict[str, list[str | None]]:
+def class_names(
+    stamps: Mapping[str, Stamp], keys: Sequence[str], labels: Sequence[int]
+) -> dict[str, list[str | None]]:
     """Locale -> caption of every label: that of the first stamp that has it."""
     names: dict[str, list[str | None]] = {
-        where: [None] * (max(labels) + 1) for where in sorted({k for s in stamps.values() for k in s.captions})
+        where: [None] * (max(labels) + 1)
+        for where in sorted({k for s in stamps.values() for k in s.captions})
     }
     for key, label in zip(keys, labels):
         for where, text in stamps[key].captions.items():
@@ -262,14 +329,20 @@ def class_names(stamps: Mapping[str, Stamp], keys: Sequence[str], labels: Sequen
 
 
 def draw_first(pictures: Iterable[pathlib.Path], size: int) -> bytes:
-    """The first of a stamp's pictures that can be drawn and is not empty (an SVG of text, without its font, is).
+    """The first of a stamp's pictures that can be drawn and is not empty (an SVG of text, without
+    its font, is).
 
     Raises DataError where there is none.
     """
     said = []
     for path in pictures:
         try:
-            data = drawing.draw(path.read_text(encoding="utf-8").lstrip("\ufeff \n") if path.suffix == ".svg" else str(path), size)
+            data = drawing.draw(
+                path.read_text(encoding="utf-8").lstrip("\ufeff \n")
+                if path.suffix == ".svg"
+                else str(path),
+                size,
+            )
         except Exception as error:  # resvg and Pillow raise many types
             said.append(f"{path.name}: {type(error).__name__}: {error}")
             continue

@@ -1,17 +1,21 @@
 """A corpus on disk: built once into a cache folder, whole or not at all.
 
-~/.cache/jaxvl/NAME/         ($JAXVL_CACHE instead of ~/.cache/jaxvl; it may be remote, s3://BUCKET/FOLDER)
+~/.cache/jaxvl/NAME/         ($JAXVL_CACHE instead of ~/.cache/jaxvl; it may be remote,
+                             s3://BUCKET/FOLDER)
   records.array_record       all pictures with their captions
-  index.npz                  `labels`, `split/…`, `having/…`: label of every record; record numbers of every split; whether
-                             a record has a thing that not all have (`frames`, `speech`, `speech/fr`)
+  index.npz                  `labels`, `split/…`, `having/…`: label of every record; record numbers
+                             of every split; whether a record has a thing that not all have
+                             (`frames`, `speech`, `speech/fr`)
   classes.json               {locale: [name of label 0, …]}
-  attributes.json            {attribute: {names: [name of value 0, …], values: [value of label 0, …]}}: what labels have in common
+  attributes.json            {attribute: {names: [name of value 0, …], values: [value of label 0,
+                             …]}}: what labels have in common
   ATTRIBUTION.md             whose work it is, and under which licence
   manifest.json              counts; size and SHA-256 of every file
 
-ArrayRecord files can be read from local disks only. A corpus in a remote cache is copied whole, once a machine, to
-~/.cache/jaxvl/fetched/KEY/NAME ($JAXVL_LOCAL_CACHE instead of ~/.cache/jaxvl); KEY is that of its content, so that a corpus
-that was replaced is copied anew. One that is not in the remote cache is built locally and copied there, its manifest last.
+ArrayRecord files can be read from local disks only. A corpus in a remote cache is copied whole,
+once a machine, to ~/.cache/jaxvl/fetched/KEY/NAME ($JAXVL_LOCAL_CACHE instead of ~/.cache/jaxvl);
+KEY is that of its content, so that a corpus that was replaced is copied anew. One that is not in
+the remote cache is built locally and copied there, its manifest last.
 """
 
 from __future__ import annotations
@@ -49,7 +53,9 @@ class Corpus:
         self.folder, self.manifest = folder, manifest
         with np.load(folder / "index.npz") as index:
             self._labels = index["labels"]
-            part = lambda kind: {k.removeprefix(kind): index[k] for k in index.files if k.startswith(kind)}
+            part = lambda kind: {
+                k.removeprefix(kind): index[k] for k in index.files if k.startswith(kind)
+            }
             self._splits, self._having = part("split/"), part("having/")
         self._classes: ClassSet | None = None
 
@@ -65,7 +71,8 @@ class Corpus:
 
     @property
     def optional(self) -> Mapping[str, np.ndarray]:
-        """Thing that not all records have (`frames`, `speech/fr`) -> bool [n], which of all records have it."""
+        """Thing that not all records have (`frames`, `speech/fr`) -> bool [n], which of all records
+        have it."""
         return self._having
 
     def index(self, split: str | None) -> np.ndarray:
@@ -95,7 +102,8 @@ class Corpus:
         return list(self._attributes)
 
     def attribute_of_labels(self, name: str) -> tuple[np.ndarray, list[str]]:
-        """Value of an attribute for every label, int32 [labels], and the values' names. Raises KeyError."""
+        """Value of an attribute for every label, int32 [labels], and the values' names. Raises
+        KeyError."""
         about = self._attributes[name]
         return np.asarray(about["values"], np.int32), about["names"]
 
@@ -107,16 +115,24 @@ class Corpus:
         return self._classes
 
     def verify(self) -> None:
-        """Reads every file and compares its checksum. Raises DataError naming the first that differs."""
+        """Reads every file and compares its checksum. Raises DataError naming the first that
+        differs."""
         for name, about in self.manifest["files"].items():
             if _sha256(self.folder / name) != about["sha256"]:
-                raise DataError(f"{self.folder / name}: content is not what was built; delete {self.folder} to have it built anew")
+                raise DataError(
+                    f"{self.folder / name}: content is not what was built; delete "
+                    f"{self.folder} to have it built anew"
+                )
 
 
 def build_once(
-    name: str, build: Callable[[pathlib.Path], Mapping[str, Any]], log: Callable[[str], None], expect: Mapping[str, int] | None = None
+    name: str,
+    build: Callable[[pathlib.Path], Mapping[str, Any]],
+    log: Callable[[str], None],
+    expect: Mapping[str, int] | None = None,
 ) -> Corpus:
-    """The corpus in the cache folder, built by `build(folder) -> counts` if it is not there or not whole.
+    """The corpus in the cache folder, built by `build(folder) -> counts` if it is not there or not
+    whole.
 
     Args:
       name: folder name; says everything that decides the content.
@@ -125,7 +141,8 @@ def build_once(
     Raises:
       DataError: counts differ from `expect`.
       PathError: the cache is remote and cannot be reached.
-      RuntimeError: called while a process that draws imports the script that wants the corpus (it would wait for its own parent).
+      RuntimeError: called while a process that draws imports the script that wants the corpus (it
+        would wait for its own parent).
     """
     cache = cache_folder()
     if not paths.is_remote(cache):
@@ -138,17 +155,24 @@ def build_once(
 
 
 def _build_here(
-    folder: pathlib.Path, build: Callable[[pathlib.Path], Mapping[str, Any]], log: Callable[[str], None], expect: Mapping[str, int] | None
+    folder: pathlib.Path,
+    build: Callable[[pathlib.Path], Mapping[str, Any]],
+    log: Callable[[str], None],
+    expect: Mapping[str, int] | None,
 ) -> Corpus:
     """As `build_once`, in a local folder.
 
-    It is built beside its place and renamed when it is whole; a lock keeps two processes from building it twice.
+    It is built beside its place and renamed when it is whole; a lock keeps two processes from
+    building it twice.
     """
     corpus, name = _open(folder, log), folder.name
     if corpus is not None:
         return corpus
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise RuntimeError(f"{name} is built by several processes, which import your script: put its code under if __name__ == '__main__':")
+        raise RuntimeError(
+            f"{name} is built by several processes, which import your script: put its code "
+            f"under if __name__ == '__main__':"
+        )
     with _locked(folder, log):
         corpus = _open(folder, log)  # another process may have built it meanwhile
         if corpus is not None:
@@ -159,7 +183,10 @@ def _build_here(
             if wrong:
                 what = "; ".join(f"{k}: {n} expected, {got} found" for k, (n, got) in wrong.items())
                 raise DataError(f"{name}: the sources are not what was expected ({what})")
-            files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(building.iterdir())}
+            files = {
+                p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)}
+                for p in sorted(building.iterdir())
+            }
             manifest = {"format": FORMAT, "name": name, "counts": counts, "files": files}
             (building / "manifest.json").write_text(json.dumps(manifest, indent=1))
     return Corpus(folder, manifest)
@@ -183,7 +210,8 @@ def _locked(folder: pathlib.Path, log: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder beside `folder` that takes its place at the end, or is deleted where the body raises."""
+    """A folder beside `folder` that takes its place at the end, or is deleted where the body
+    raises."""
     building = folder.with_name(folder.name + ".building")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
@@ -196,7 +224,8 @@ def _new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _fetch(shared: paths.Path, log: Callable[[str], None]) -> Corpus | None:
-    """A local copy of the corpus in a remote cache; None where it is not there, or not what its manifest says.
+    """A local copy of the corpus in a remote cache; None where it is not there, or not what its
+    manifest says.
 
     Raises:
       PathError: the store cannot be reached.
@@ -230,7 +259,9 @@ def _fetch(shared: paths.Path, log: Callable[[str], None]) -> Corpus | None:
     return Corpus(folder, manifest)
 
 
-def _copy_files(shared: paths.Path, folder: pathlib.Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def _copy_files(
+    shared: paths.Path, folder: pathlib.Path, files: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Copies files of a remote corpus. Raises DataError where one is not what its manifest says."""
     for name, about in files.items():
         if pathlib.PurePath(name).name != name:
@@ -256,7 +287,11 @@ def _open(folder: pathlib.Path, log: Callable[[str], None]) -> Corpus | None:
         if manifest["format"] != FORMAT:
             log(f"{folder} has an older format and is built anew")
             return None
-        bad = [n for n, about in manifest["files"].items() if not (folder / n).is_file() or (folder / n).stat().st_size != about["bytes"]]
+        bad = [
+            n
+            for n, about in manifest["files"].items()
+            if not (folder / n).is_file() or (folder / n).stat().st_size != about["bytes"]
+        ]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -268,15 +303,21 @@ def _open(folder: pathlib.Path, log: Callable[[str], None]) -> Corpus | None:
 
 
 def write_corpus(
-    folder: pathlib.Path, records: Iterable[Record], labels: np.ndarray, splits: Mapping[str, np.ndarray],
-    classes: Mapping[str, list[str | None]], attribution: str, attributes: Mapping[str, list[str]] | None = None,
+    folder: pathlib.Path,
+    records: Iterable[Record],
+    labels: np.ndarray,
+    splits: Mapping[str, np.ndarray],
+    classes: Mapping[str, list[str | None]],
+    attribution: str,
+    attributes: Mapping[str, list[str]] | None = None,
     having: Mapping[str, np.ndarray] = {},
-) -> dict[str, int]:  # fmt: skip
+) -> dict[str, int]:
     """Writes the files of a corpus into `folder`; returns its counts.
 
     Args:
       attributes: name -> its value of label 0, of label 1, ….
-      having: thing -> bool [n], whether each record has it; only things that not all records of all corpora have.
+      having: thing -> bool [n], whether each record has it; only things that not all records of all
+        corpora have.
     """
     n = write_records(folder / "records.array_record", records)
     if n != len(labels):
@@ -286,7 +327,10 @@ def write_corpus(
     np.savez(folder / "index.npz", labels=np.asarray(labels, np.int32), **index)
     (folder / "classes.json").write_text(json.dumps(classes, ensure_ascii=False))
     values = {name: sorted(set(of_labels)) for name, of_labels in (attributes or {}).items()}
-    known = {name: {"names": v, "values": [v.index(x) for x in attributes[name]]} for name, v in values.items()}
+    known = {
+        name: {"names": v, "values": [v.index(x) for x in attributes[name]]}
+        for name, v in values.items()
+    }
     (folder / "attributes.json").write_text(json.dumps(known, ensure_ascii=False))
     (folder / "ATTRIBUTION.md").write_text(attribution)
     named = sum(name is not None for names in classes.values() for name in names)

@@ -34,41 +34,76 @@ def text(english, **others):
 
 
 def files():
-    """Path below the stamps' folder -> content. Each picture has a colour of its own, where it is a PNG."""
+    """Path below the stamps' folder -> content. Each picture has a colour of its own, where it is a
+    PNG."""
     same_clip = sound(0.2, 22050, pitch=330)
     return {
-        "animals/duck.png": png("yellow"), "animals/duck.txt": text("A duck.", de="Eine Ente.", pt_BR="Um pato.", pt="Um pato!"),
-        "animals/duck_desc.ogg": sound(0.3, 44100), "animals/duck_desc_fr.ogg": sound(0.5, 44100, 2),
-        "animals/duck_desc_pt_BR.wav": sound(0.4, 8000, kind="WAV"), "animals/duck_desc_ru.ogg": b"no sound at all",
-        "animals/duck.ogg": sound(0.25, 16000, kind="WAV"), "animals/duck_desc_fr.ogg.ogg": sound(0.1, 44100),
-        "animals/duck.dat": b"nomirror", "animals/duck_mirror.png": png("black"),  # no caption of its own
-        "animals/goose.svg": SVG.format(size='width="10pt" height="10pt"', body=CIRCLE).encode(),  # points, and no viewBox
-        "animals/goose.txt": text("A goose.", sr__latin="Guska.", zh_TW="鵝", zh_CN="", nb="En gås."),
+        "animals/duck.png": png("yellow"),
+        "animals/duck.txt": text("A duck.", de="Eine Ente.", pt_BR="Um pato.", pt="Um pato!"),
+        "animals/duck_desc.ogg": sound(0.3, 44100),
+        "animals/duck_desc_fr.ogg": sound(0.5, 44100, 2),
+        "animals/duck_desc_pt_BR.wav": sound(0.4, 8000, kind="WAV"),
+        "animals/duck_desc_ru.ogg": b"no sound at all",
+        "animals/duck.ogg": sound(0.25, 16000, kind="WAV"),
+        "animals/duck_desc_fr.ogg.ogg": sound(0.1, 44100),
+        "animals/duck.dat": b"nomirror",
+        "animals/duck_mirror.png": png("black"),  # no caption of its own
+        "animals/goose.svg": SVG.format(
+            size='width="10pt" height="10pt"', body=CIRCLE
+        ).encode(),  # points, and no viewBox
+        "animals/goose.txt": text(
+            "A goose.", sr__latin="Guska.", zh_TW="鵝", zh_CN="", nb="En gås."
+        ),
         "animals/goose_desc_fr.ogg": same_clip,
-        "animals/gander.svg": SVG.format(size='width="10" height="10"', body='<text x="1" y="9">€</text>').encode(),  # needs a font
-        "animals/gander.png": png("blue"), "animals/gander.txt": text("A gander."), "animals/gander_desc_fr.ogg": same_clip,
-        "plants/rose.svg": b"<svg, cut sho", "plants/rose.png": png("red"), "plants/rose.txt": text("A flower."),
-        "plants/tulip.png": png("orange"), "plants/tulip.txt": text("a flower"),  # the same caption, said otherwise
-        "plants/tree.png": png("green"), "plants/tree.txt": text("A tree."),
-        "plants/tree2.png": png("lime"), "plants/tree2.txt": text("An old tree."),  # the same file but for its number
-        "plants/secret.png": png("white"), "plants/secret.txt": text("", de="Nur deutsch."),  # no English caption
-        "plants/lost.txt": text("No picture."), "plants/lost_desc_fr.ogg": sound(0.1, 16000),
-        "symbols/math/7.png": png("gray"), "symbols/math/7.txt": text("Seven.", de="Sieben."), "symbols/math/7.ogg": sound(0.1, 16000),
-        "symbols/math/7_de.ogg": sound(0.12, 16000), "symbols/math/7_zh_tw.ogg": sound(0.14, 16000),
-    }  # fmt: skip
+        "animals/gander.svg": SVG.format(
+            size='width="10" height="10"', body='<text x="1" y="9">€</text>'
+        ).encode(),  # needs a font
+        "animals/gander.png": png("blue"),
+        "animals/gander.txt": text("A gander."),
+        "animals/gander_desc_fr.ogg": same_clip,
+        "plants/rose.svg": b"<svg, cut sho",
+        "plants/rose.png": png("red"),
+        "plants/rose.txt": text("A flower."),
+        "plants/tulip.png": png("orange"),
+        "plants/tulip.txt": text("a flower"),  # the same caption, said otherwise
+        "plants/tree.png": png("green"),
+        "plants/tree.txt": text("A tree."),
+        "plants/tree2.png": png("lime"),
+        "plants/tree2.txt": text("An old tree."),  # the same file but for its number
+        "plants/secret.png": png("white"),
+        "plants/secret.txt": text("", de="Nur deutsch."),  # no English caption
+        "plants/lost.txt": text("No picture."),
+        "plants/lost_desc_fr.ogg": sound(0.1, 16000),
+        "symbols/math/7.png": png("gray"),
+        "symbols/math/7.txt": text("Seven.", de="Sieben."),
+        "symbols/math/7.ogg": sound(0.1, 16000),
+        "symbols/math/7_de.ogg": sound(0.12, 16000),
+        "symbols/math/7_zh_tw.ogg": sound(0.14, 16000),
+    }
 
 
 COUNTS = {
-    "images": 8, "concepts": 7, "locales": 7, "captions": 8 + 3 + 3 + 1, "groups": 5,
-    "clips/speech": 5, "clips/sound": 1, "clips/symbol": 3, "clips_unreadable": 1,
-}  # fmt: skip
+    "images": 8,
+    "concepts": 7,
+    "locales": 7,
+    "captions": 8 + 3 + 3 + 1,
+    "groups": 5,
+    "clips/speech": 5,
+    "clips/sound": 1,
+    "clips/symbol": 3,
+    "clips_unreadable": 1,
+}
 
 
 def archive(members):
     """An `ar` archive of name -> bytes."""
     out = b"!<arch>\n"
     for name, data in members.items():
-        out += f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+        out += (
+            f"{name:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode()
+            + data
+            + b"\n" * (len(data) % 2)
+        )
     return out
 
 
@@ -84,6 +119,12 @@ def tar(content, mode="w:xz"):
 
 def write(path, content=None):
     """The package at `path`; returns its SHA-256."""
-    data = archive({"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": tar(files() if content is None else content)})
+    data = archive(
+        {
+            "debian-binary": b"2.0\n",
+            "control.tar.xz": b"odd",
+            "data.tar.xz": tar(files() if content is None else content),
+        }
+    )
     path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()

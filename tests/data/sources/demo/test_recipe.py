@@ -20,7 +20,8 @@ quiet = dict(log=lambda text: None)
 
 
 def raw(i):
-    """Stored record `i`: every second has frames, every third a French sound; names are in two languages, German but for one."""
+    """Stored record `i`: every second has frames, every third a French sound; names are in two
+    languages, German but for one."""
     record = {**stored(i), "label": i % 5}
     record["captions"] = {"en": [f"name {i % 5}", [f"keyword {i}"]], "de": [f"Name {i % 5}", []]}
     if i == 4:
@@ -41,9 +42,21 @@ def build(folder):
         "sound/zxx": number == 9,
     }
     splits = {"train": number[number != 5], "test": number[number == 5]}
-    classes = {"en": [f"name {k}" for k in range(5)], "de": [f"Name {k}" for k in range(4)] + [None]}
+    classes = {
+        "en": [f"name {k}" for k in range(5)],
+        "de": [f"Name {k}" for k in range(4)] + [None],
+    }
     attributes = {"kind": ["even", "odd", "even", "odd", "even"]}
-    return write_corpus(folder, map(raw, range(N)), number % 5, splits, classes, "# Attribution\n", attributes, having)
+    return write_corpus(
+        folder,
+        map(raw, range(N)),
+        number % 5,
+        splits,
+        classes,
+        "# Attribution\n",
+        attributes,
+        having,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +73,48 @@ def source(corpus):
 
 def test_columns_and_their_kinds(source):
     assert {name: (column.kind, column.optional) for name, column in source.columns.items()} == {
-        "key": ("text", False), "image": ("image", False), "style": ("text", False), "class_label": ("class", False),
-        "name/en": ("text", True), "keywords/en": ("texts", True), "name/de": ("text", True), "keywords/de": ("texts", True),
-        "frames": ("frames", True), "speech/fr": ("audio", True), "sound/zxx": ("audio", True), "kind": ("class", False),
-    }  # fmt: skip
+        "key": ("text", False),
+        "image": ("image", False),
+        "style": ("text", False),
+        "class_label": ("class", False),
+        "name/en": ("text", True),
+        "keywords/en": ("texts", True),
+        "name/de": ("text", True),
+        "keywords/de": ("texts", True),
+        "frames": ("frames", True),
+        "speech/fr": ("audio", True),
+        "sound/zxx": ("audio", True),
+        "kind": ("class", False),
+    }
 
 
 def test_records_are_flat(source):
     assert source[9] == {
-        "key": "style/9", "image": raw(9)["image"], "style": "style", "class_label": 4, "name/en": "name 4", "keywords/en": ["keyword 9"],
-        "name/de": "Name 4", "speech/fr": b"a French sound", "sound/zxx": b"a noise", "kind": 0,
-    }  # fmt: skip
-    assert set(source[4]) == {"key", "image", "style", "class_label", "name/en", "keywords/en", "frames", "kind"}
-    assert source.read(6, ["speech/fr", "name/de"]) == {"speech/fr": b"a French sound", "name/de": "Name 1"}
+        "key": "style/9",
+        "image": raw(9)["image"],
+        "style": "style",
+        "class_label": 4,
+        "name/en": "name 4",
+        "keywords/en": ["keyword 9"],
+        "name/de": "Name 4",
+        "speech/fr": b"a French sound",
+        "sound/zxx": b"a noise",
+        "kind": 0,
+    }
+    assert set(source[4]) == {
+        "key",
+        "image",
+        "style",
+        "class_label",
+        "name/en",
+        "keywords/en",
+        "frames",
+        "kind",
+    }
+    assert source.read(6, ["speech/fr", "name/de"]) == {
+        "speech/fr": b"a French sound",
+        "name/de": "Name 1",
+    }
     assert source.read(1, ["speech/fr", "keywords/de", "none"]) == {} == source.read(1, [])
     assert source.read(1, ["captions", "label", "audio"]) == {}  # names of the file's, not columns
 
@@ -85,7 +127,10 @@ def test_there_is_no_other_record(source, i):
 
 def test_class_sets_have_names_in_every_language(source):
     classes = source.columns["class_label"].classes
-    assert classes.names == {"en": tuple(f"name {k}" for k in range(5)), "de": ("Name 0", "Name 1", "Name 2", "Name 3", None)}
+    assert classes.names == {
+        "en": tuple(f"name {k}" for k in range(5)),
+        "de": ("Name 0", "Name 1", "Name 2", "Name 3", None),
+    }
     assert source.columns["kind"].classes.names == {"en": ("even", "odd")}
 
 
@@ -118,19 +163,36 @@ def test_a_split_is_some_of_the_records(corpus, source):
 def test_the_fingerprint_is_of_the_content(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path))
     elsewhere = build_once("of-another-name", build, lambda text: None)
-    assert DemoSource(elsewhere, {}, "train").fingerprint == DemoSource(corpus, {}, "train").fingerprint
+    assert (
+        DemoSource(elsewhere, {}, "train").fingerprint
+        == DemoSource(corpus, {}, "train").fingerprint
+    )
 
     def other(folder):
-        return write_corpus(folder, map(raw, range(9)), np.arange(9) % 5, {"train": np.arange(9)}, {"en": ["x"] * 5}, "")
+        return write_corpus(
+            folder,
+            map(raw, range(9)),
+            np.arange(9) % 5,
+            {"train": np.arange(9)},
+            {"en": ["x"] * 5},
+            "",
+        )
 
-    assert DemoSource(build_once("less", other, lambda text: None), {}).fingerprint != DemoSource(corpus, {}).fingerprint
+    assert (
+        DemoSource(build_once("less", other, lambda text: None), {}).fingerprint
+        != DemoSource(corpus, {}).fingerprint
+    )
 
 
 def test_it_may_be_pickled_before_and_after_reading(source):
     fresh = pickle.loads(pickle.dumps(source))
     source[0]
     for again in (fresh, pickle.loads(pickle.dumps(source))):
-        assert again[9] == source[9] and again.fingerprint == source.fingerprint and again.columns.keys() == source.columns.keys()
+        assert (
+            again[9] == source[9]
+            and again.fingerprint == source.fingerprint
+            and again.columns.keys() == source.columns.keys()
+        )
 
 
 def test_a_damaged_record_is_a_bad_one(corpus, tmp_path):
@@ -147,7 +209,7 @@ def test_a_damaged_record_is_a_bad_one(corpus, tmp_path):
     assert source[4]["key"] == "style/4"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Recipes
 
 
@@ -161,15 +223,28 @@ def built(tmp_path_factory):
 def test_a_recipe_opens_a_split(built):
     recipe = functools.partial(Shapes, size=8, variants=1)
     train, every = recipe(split="train_a").open(**quiet), recipe().open(**quiet)
-    assert len(train) == every.corpus.manifest["counts"]["train_a"] < len(every) == every.corpus.manifest["counts"]["images"]
-    assert {"colour", "shape", "count", "name/en", "name/de", "name/fr", "keywords/en"} <= set(train.columns)
+    assert (
+        len(train)
+        == every.corpus.manifest["counts"]["train_a"]
+        < len(every)
+        == every.corpus.manifest["counts"]["images"]
+    )
+    assert {"colour", "shape", "count", "name/en", "name/de", "name/fr", "keywords/en"} <= set(
+        train.columns
+    )
     assert not {"frames", "speech/en", "sketch"} & set(train.columns)
     red = train.columns["colour"].classes.names["en"].index("red")
     for i in range(0, len(train), 37):
         record = train[i]
         assert (record["colour"] == red) == (" red " in record["name/en"])
-        assert record["name/de"] == train.columns["class_label"].classes.names["de"][record["class_label"]]
-    with pytest.raises(ConfigError, match=r"split: 'train' is none; did you mean 'train_[ab]'\? \(splits: train_a, test_a, "):
+        assert (
+            record["name/de"]
+            == train.columns["class_label"].classes.names["de"][record["class_label"]]
+        )
+    with pytest.raises(
+        ConfigError,
+        match=r"split: 'train' is none; did you mean 'train_[ab]'\? \(splits: train_a, test_a, ",
+    ):
         recipe(split="train").open(**quiet)
 
 
@@ -177,8 +252,10 @@ def test_questions_are_columns(built):
     source = ShapesVqa(size=8, scenes=20, split="train").open(**quiet)
     record = source[0]
     assert {name: source.columns[name].kind for name in ("question", "answers", "type")} == {
-        "question": "text", "answers": "texts", "type": "text"
-    }  # fmt: skip
+        "question": "text",
+        "answers": "texts",
+        "type": "text",
+    }
     answer = source.columns["class_label"].classes.names["en"][record["class_label"]]
     assert record["answers"] == [answer] and record["name/en"] == f"{record['question']} {answer}"
     assert source.read(0, ["question"]) == {"question": record["question"]}
@@ -193,9 +270,11 @@ def test_clips_are_columns(built):
         patch.setattr(shapes, "COLOURS", dict(list(shapes.COLOURS.items())[:1]))
         patch.setattr(shapes, "SHAPES", dict(list(shapes.SHAPES.items())[:1]))
         source = Shapes(size=8, variants=1, clips=True, seed=5).open(**quiet)
-    assert {name: column.kind for name, column in source.columns.items() if column.kind in ("frames", "audio")} == {
-        "frames": "frames", "speech/en": "audio", "speech/de": "audio", "speech/fr": "audio"
-    }  # fmt: skip
+    assert {
+        name: column.kind
+        for name, column in source.columns.items()
+        if column.kind in ("frames", "audio")
+    } == {"frames": "frames", "speech/en": "audio", "speech/de": "audio", "speech/fr": "audio"}
     record = source[0]
     assert len(record["frames"]) == shapes.FRAMES and record["speech/de"][:4] == b"fLaC"
     assert source.present("frames").all() and source.present("speech/fr").all()
@@ -204,5 +283,9 @@ def test_clips_are_columns(built):
 @pytest.mark.parametrize("name", ["shapes", "shapes_vqa", "emoji", "stamps", "motion"])
 def test_recipes_are_sources_by_name(name):
     config = choose(SOURCES, dict(name=name, split="train"), "source")
-    assert config.split == "train" and to_dict(config)["name"] == name and choose(SOURCES, to_dict(config), "source") == config
+    assert (
+        config.split == "train"
+        and to_dict(config)["name"] == name
+        and choose(SOURCES, to_dict(config), "source") == config
+    )
     assert hash(config) == hash(choose(SOURCES, to_dict(config), "source"))

@@ -7,7 +7,16 @@ from PIL import Image
 from jaxvl.config import ConfigError
 from jaxvl.data.clips import decode_clip
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.demo.shapes import COLOURS, FRAMES, NOTE, SHAPES, STYLES, Shapes, draw, names
+from jaxvl.data.sources.demo.shapes import (
+    COLOURS,
+    FRAMES,
+    NOTE,
+    SHAPES,
+    STYLES,
+    Shapes,
+    draw,
+    names,
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +33,24 @@ def pixels(record):
 def test_counts_and_splits(corpus):
     concepts = len(COLOURS) * len(SHAPES) * 3
     counts = corpus.manifest["counts"]
-    assert (counts["images"], counts["concepts"], counts["locales"]) == (concepts * len(STYLES), concepts, 3)
+    assert (counts["images"], counts["concepts"], counts["locales"]) == (
+        concepts * len(STYLES),
+        concepts,
+        3,
+    )
     train, new = set(corpus.labels("train_b").tolist()), set(corpus.labels("test_b_new").tolist())
     assert new and not train & new and train | new == set(range(concepts))
-    assert {r["style"] for r in corpus.split("test_a")} == {"sketch"} and len(corpus.split("test_a")) == concepts
+    assert {r["style"] for r in corpus.split("test_a")} == {"sketch"} and len(
+        corpus.split("test_a")
+    ) == concepts
     assert "sketch" not in {r["style"] for r in corpus.split("train_a")}
-    for whole, *parts in (("train_a", "train_b", "test_b_train_styles"), ("test_a", "test_b_new", "test_b_seen")):
-        assert sorted(corpus.labels(whole)) == sorted(np.concatenate([corpus.labels(p) for p in parts]))
+    for whole, *parts in (
+        ("train_a", "train_b", "test_b_train_styles"),
+        ("test_a", "test_b_new", "test_b_seen"),
+    ):
+        assert sorted(corpus.labels(whole)) == sorted(
+            np.concatenate([corpus.labels(p) for p in parts])
+        )
 
 
 def test_attributes_are_those_in_the_names(corpus):
@@ -50,14 +70,32 @@ def test_the_same_seed_gives_the_same_bytes(corpus, tmp_path, monkeypatch):
     again = Shapes(size=24, variants=1).prepare(log=lambda text: None)
     digest = lambda c: c.manifest["files"]["records.array_record"]["sha256"]
     assert digest(again) == digest(corpus)
-    assert digest(Shapes(size=24, variants=1, seed=1).prepare(log=lambda text: None)) != digest(corpus)
+    assert digest(Shapes(size=24, variants=1, seed=1).prepare(log=lambda text: None)) != digest(
+        corpus
+    )
 
 
 def test_names_in_three_languages(corpus):
-    assert names(("red", "star", 1)) == {"en": "one red star", "de": "ein roter Stern", "fr": "une étoile rouge"}
-    assert names(("green", "arrow", 3)) == {"en": "three green arrows", "de": "drei grüne Pfeile", "fr": "trois flèches vertes"}
-    assert names(("grey", "cross", 2)) == {"en": "two grey crosses", "de": "zwei graue Kreuze", "fr": "deux croix grises"}
-    assert names(("blue", "triangle", 1)) == {"en": "one blue triangle", "de": "ein blaues Dreieck", "fr": "un triangle bleu"}
+    assert names(("red", "star", 1)) == {
+        "en": "one red star",
+        "de": "ein roter Stern",
+        "fr": "une étoile rouge",
+    }
+    assert names(("green", "arrow", 3)) == {
+        "en": "three green arrows",
+        "de": "drei grüne Pfeile",
+        "fr": "trois flèches vertes",
+    }
+    assert names(("grey", "cross", 2)) == {
+        "en": "two grey crosses",
+        "de": "zwei graue Kreuze",
+        "fr": "deux croix grises",
+    }
+    assert names(("blue", "triangle", 1)) == {
+        "en": "one blue triangle",
+        "de": "ein blaues Dreieck",
+        "fr": "un triangle bleu",
+    }
     found = corpus.class_set().names
     assert found.keys() == {"en", "de", "fr"}
     assert all(len(set(of)) == len(found["en"]) for of in found.values())
@@ -69,7 +107,9 @@ def test_pictures_have_the_named_colour_and_number():
     for style in ("filled", "shaded"):
         for count in (1, 2, 3):
             rng = np.random.Generator(np.random.Philox(key=[0, count]))
-            image = np.array(Image.open(io.BytesIO(draw(("blue", "square", count), style, 64, rng))))
+            image = np.array(
+                Image.open(io.BytesIO(draw(("blue", "square", count), style, 64, rng)))
+            )
             assert ndimage.label(image[..., 3] > 128)[1] == count
             solid = image[image[..., 3] == 255][:, :3]
             assert (np.abs(solid.astype(int) - COLOURS["blue"][0]).max(1) < 8).mean() > 0.5
@@ -80,14 +120,18 @@ def test_pictures_have_the_named_colour_and_number():
 def test_every_shape_in_every_style_is_drawn_and_stays_inside(shape, style):
     for count in (1, 3):
         rng = np.random.Generator(np.random.Philox(key=[1, count]))
-        alpha = np.array(Image.open(io.BytesIO(draw(("red", shape, count), style, 48, rng))))[..., 3]
+        alpha = np.array(Image.open(io.BytesIO(draw(("red", shape, count), style, 48, rng))))[
+            ..., 3
+        ]
         assert 0.02 < (alpha > 128).mean() < 0.8
         assert max(alpha[0].max(), alpha[-1].max(), alpha[:, 0].max(), alpha[:, -1].max()) == 0
 
 
 def test_a_ring_has_a_hole():
     for style in STYLES:
-        image = np.array(Image.open(io.BytesIO(draw(("red", "ring", 1), style, 48, np.random.default_rng(0)))))
+        image = np.array(
+            Image.open(io.BytesIO(draw(("red", "ring", 1), style, 48, np.random.default_rng(0))))
+        )
         assert image[22:26, 22:26, 3].max() == 0, style
 
 
@@ -104,7 +148,10 @@ def moving(tmp_path_factory):
     pytest.importorskip("soundfile", reason="clips need jaxvl[audio]")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXVL_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Shapes(size=24, variants=1, clips=True).prepare(), Shapes(size=24, variants=1).prepare()
+        yield (
+            Shapes(size=24, variants=1, clips=True).prepare(),
+            Shapes(size=24, variants=1).prepare(),
+        )
 
 
 def test_with_clips_the_pictures_are_the_same_and_the_first_frames(moving):
@@ -126,4 +173,8 @@ def test_a_name_has_as_many_notes_as_shapes_and_each_colour_its_pitch(moving):
         spectrum = np.abs(np.fft.rfft(sound[:NOTE], 16000))
         pitches.setdefault(colour, []).append(int(np.argmax(spectrum[:480])))
     means = sorted(np.mean(v) for v in pitches.values())
-    assert len(means) == 6 and all(b / a > 1.1 for a, b in zip(means, means[1:])) and max(np.std(v) for v in pitches.values()) < 8
+    assert (
+        len(means) == 6
+        and all(b / a > 1.1 for a, b in zip(means, means[1:]))
+        and max(np.std(v) for v in pitches.values()) < 8
+    )

@@ -44,9 +44,16 @@ def corpora(deb, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAXVL_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(stamps, "SHA256", deb[1])
-        patch.setattr(stamps, "EXPECT", {k: n for k, n in fake_stamps.COUNTS.items() if "clips" not in k})
-        patch.setattr(stamps, "EXPECT_AUDIO", {k: n for k, n in fake_stamps.COUNTS.items() if "clips" in k})
-        return [Stamps(size=24, audio=audio, package=str(deb[0])).prepare(log=lambda text: None) for audio in (True, False)]
+        patch.setattr(
+            stamps, "EXPECT", {k: n for k, n in fake_stamps.COUNTS.items() if "clips" not in k}
+        )
+        patch.setattr(
+            stamps, "EXPECT_AUDIO", {k: n for k, n in fake_stamps.COUNTS.items() if "clips" in k}
+        )
+        return [
+            Stamps(size=24, audio=audio, package=str(deb[0])).prepare(log=lambda text: None)
+            for audio in (True, False)
+        ]
 
 
 def records(corpus):
@@ -55,39 +62,74 @@ def records(corpus):
 
 def test_pictures_and_captions(corpora):
     with_clips, mute = map(records, corpora)
-    assert {k: {**r, "audio": {}} for k, r in with_clips.items()} == mute  # nothing but the clips differs
+    assert {
+        k: {**r, "audio": {}} for k, r in with_clips.items()
+    } == mute  # nothing but the clips differs
     assert set(mute) == {
-        "animals/duck", "animals/goose", "animals/gander", "plants/rose", "plants/tulip", "plants/tree", "plants/tree2", "symbols/math/7"
-    }  # fmt: skip
+        "animals/duck",
+        "animals/goose",
+        "animals/gander",
+        "plants/rose",
+        "plants/tulip",
+        "plants/tree",
+        "plants/tree2",
+        "symbols/math/7",
+    }
     centre = lambda key: Image.open(io.BytesIO(mute[key]["image"])).getpixel((12, 12))
     assert centre("animals/goose") == (0xDD, 0x22, 0x22, 255)  # an SVG in points
-    assert centre("animals/gander") == (0, 0, 255, 255) and centre("plants/rose") == (255, 0, 0, 255)  # the PNG beside a bad SVG
+    assert centre("animals/gander") == (0, 0, 255, 255) and centre("plants/rose") == (
+        255,
+        0,
+        0,
+        255,
+    )  # the PNG beside a bad SVG
     duck = np.array(Image.open(io.BytesIO(mute["animals/duck"]["image"])))
-    assert duck.shape == (24, 24, 4) and (duck[:5, :, 3] == 0).all() and (duck[8:16, :, 3] == 255).all()  # 20 x 10 pixels, centred
+    assert (
+        duck.shape == (24, 24, 4)
+        and (duck[:5, :, 3] == 0).all()
+        and (duck[8:16, :, 3] == 255).all()
+    )  # 20 x 10 pixels, centred
     assert mute["animals/duck"]["captions"] == {
-        "en": ["A duck.", []], "de": ["Eine Ente.", []], "pt": ["Um pato.", []], "pt-PT": ["Um pato!", []]
-    }  # fmt: skip
+        "en": ["A duck.", []],
+        "de": ["Eine Ente.", []],
+        "pt": ["Um pato.", []],
+        "pt-PT": ["Um pato!", []],
+    }
     assert set(mute["animals/goose"]["captions"]) == {"en", "sr-Latn", "zh-Hant", "no"}
     assert mute["animals/duck"]["style"] == "animals"
     labels = {k: r["label"] for k, r in mute.items()}
     assert labels["plants/rose"] == labels["plants/tulip"] and len(set(labels.values())) == 7
     classes = corpora[1].class_set().names
     names, german = classes["en"], classes["de"]
-    assert names[labels["plants/tree2"]] == "An old tree." and german[labels["symbols/math/7"]] == "Sieben." and german.count(None) == 5
+    assert (
+        names[labels["plants/tree2"]] == "An old tree."
+        and german[labels["symbols/math/7"]] == "Sieben."
+        and german.count(None) == 5
+    )
 
 
 def test_clips(corpora):
-    found = {k: {kind: set(clips_) for kind, clips_ in r["audio"].items()} for k, r in records(corpora[0]).items() if r["audio"]}
+    found = {
+        k: {kind: set(clips_) for kind, clips_ in r["audio"].items()}
+        for k, r in records(corpora[0]).items()
+        if r["audio"]
+    }
     assert found == {
         "animals/duck": {"speech": {"en", "fr", "pt"}, "sound": {"zxx"}},
-        "animals/goose": {"speech": {"fr"}}, "animals/gander": {"speech": {"fr"}},
+        "animals/goose": {"speech": {"fr"}},
+        "animals/gander": {"speech": {"fr"}},
         "symbols/math/7": {"symbol": {"und", "de", "zh-Hant"}},
-    }  # fmt: skip
+    }
     duck = records(corpora[0])["animals/duck"]["audio"]
-    for locale, seconds, rate, loudness in (("en", 0.3, 44100, 0.5), ("fr", 0.5, 44100, 0.25), ("pt", 0.4, 8000, 0.5)):
+    for locale, seconds, rate, loudness in (
+        ("en", 0.3, 44100, 0.5),
+        ("fr", 0.5, 44100, 0.25),
+        ("pt", 0.4, 8000, 0.5),
+    ):
         wave = clips.decode_clip(duck["speech"][locale]).astype(np.float64) / 32768
         assert abs(len(wave) - seconds * 16000) <= 2, locale
-        # Against a resampler of another library, away from the ends; Vorbis itself alters a tone by a per cent or so.
+        # Against a resampler of another library, away from the ends; Vorbis itself alters a tone by
+        # a per cent or so.
         tone = loudness * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)
         expected = resample_poly(tone, 16000, rate)
         n = min(len(wave), len(expected))
@@ -100,7 +142,11 @@ def test_clips(corpora):
 def test_groups_stay_together(corpora, monkeypatch, deb, tmp_path):
     of = {r["key"]: split for split in corpora[0].splits for r in corpora[0].split(split)}
     assert len(of) == 8
-    for a, b in (("plants/rose", "plants/tulip"), ("plants/tree", "plants/tree2"), ("animals/goose", "animals/gander")):
+    for a, b in (
+        ("plants/rose", "plants/tulip"),
+        ("plants/tree", "plants/tree2"),
+        ("animals/goose", "animals/gander"),
+    ):
         assert of[a] == of[b]
     # With every group in a split of its own number: groups, and nothing else, decide.
     monkeypatch.setattr(stamps, "TEST", 0)
@@ -132,9 +178,13 @@ def test_views_of_what_has_a_clip(corpora):
 
 def test_clips_that_are_not_there(corpora):
     with_clips, mute = (DemoSource(corpus, {}) for corpus in corpora)
-    with pytest.raises(ConfigError, match=r"languages: \('ja',\): .* has no such sounds \(it has: .*speech/en"):
+    with pytest.raises(
+        ConfigError, match=r"languages: \('ja',\): .* has no such sounds \(it has: .*speech/en"
+    ):
         Waveform("speech/*", languages=("ja",)).needs(with_clips)
-    with pytest.raises(ConfigError, match=r"columns: 'speech/\*' is no column of stamps-v1-24-mute"):
+    with pytest.raises(
+        ConfigError, match=r"columns: 'speech/\*' is no column of stamps-v1-24-mute"
+    ):
         Waveform("speech/*").needs(mute)
     assert not any(column.kind == "audio" for column in mute.columns.values())
 
@@ -143,7 +193,9 @@ def test_a_stamp_that_cannot_be_drawn_ends_the_build(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path))
     content = {"a/b.png": b"\x89PNG", "a/b.txt": b"Broken.\n"}
     monkeypatch.setattr(stamps, "SHA256", fake_stamps.write(tmp_path / "x.deb", content))
-    with pytest.raises(DataError, match=r"no picture that can be drawn \(b.png: UnidentifiedImageError"):
+    with pytest.raises(
+        DataError, match=r"no picture that can be drawn \(b.png: UnidentifiedImageError"
+    ):
         Stamps(audio=False, package=str(tmp_path / "x.deb")).prepare(log=lambda text: None)
     monkeypatch.setattr(stamps, "SHA256", fake_stamps.write(tmp_path / "x.deb", {"a/b.txt": b"x"}))
     with pytest.raises(DataError, match="no stamps; the package is not what was expected"):
@@ -153,7 +205,9 @@ def test_a_stamp_that_cannot_be_drawn_ends_the_build(tmp_path, monkeypatch):
 
 def test_without_the_libraries(monkeypatch):
     monkeypatch.setattr(clips.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"sound clips need soundfile and soxr: pip install 'jaxvl\[audio\]'"):
+    with pytest.raises(
+        DataError, match=r"sound clips need soundfile and soxr: pip install 'jaxvl\[audio\]'"
+    ):
         Stamps().prepare()
 
 
@@ -170,7 +224,13 @@ def test_the_real_corpus():
         pytest.skip("the stamps corpus is not in the cache")
     corpus = store.Corpus(folder, json.loads((folder / "manifest.json").read_text()))
     counts = corpus.manifest["counts"]
-    assert (counts["images"], counts["captions"], counts["locales"], counts["groups"], counts["concepts"]) == (950, 62340, 78, 733, 774)
+    assert (
+        counts["images"],
+        counts["captions"],
+        counts["locales"],
+        counts["groups"],
+        counts["concepts"],
+    ) == (950, 62340, 78, 733, 774)
     source = DemoSource(corpus, {})
     speech = tuple(name for name in source.columns if name.startswith("speech/"))
     assert len(select(source, [speech])) == 925

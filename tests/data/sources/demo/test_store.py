@@ -16,7 +16,8 @@ from jaxvl.data.sources.demo.store import Corpus, build_once, write_corpus
 
 N = 30
 
-# Builds a corpus in another process: `slow` waits in the middle until it is killed or the file `go` is there.
+# Builds a corpus in another process: `slow` waits in the middle until it is killed or the file `go`
+# is there.
 PROGRAM = """
 import pathlib, sys, time
 sys.path[:0] = [{tests!r}]
@@ -58,9 +59,16 @@ def make(log=print, **options):
 
 def start(cache):
     here = os.path.dirname(os.path.abspath(__file__))
-    path = os.pathsep.join([here, os.path.dirname(os.path.dirname(here)), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [here, os.path.dirname(os.path.dirname(here)), os.environ.get("PYTHONPATH", "")]
+    )
     program = PROGRAM.format(tests=here, cache=str(cache))
-    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
 
 
 def wait_for(path, process):
@@ -73,16 +81,26 @@ def test_what_is_built_is_found_again(cache):
     corpus = make()
     assert corpus.splits == ["train", "test"] and corpus.folder == cache / "tiny-v1"
     assert [r["key"] for r in corpus.split("test")] == [f"style/{i}" for i in range(1, N, 2)]
-    assert corpus.labels("train").tolist() == list(range(N // 2)) and corpus.labels("train").dtype == np.int32
+    assert (
+        corpus.labels("train").tolist() == list(range(N // 2))
+        and corpus.labels("train").dtype == np.int32
+    )
     classes = corpus.class_set()
-    assert classes.names["en"] == tuple(f"name {i}" for i in range(N // 2)) and classes.names["de"][:2] == ("eins", None)
+    assert classes.names["en"] == tuple(f"name {i}" for i in range(N // 2)) and classes.names["de"][
+        :2
+    ] == ("eins", None)
     assert classes.names.keys() == {"en", "de"} and len(classes) == N // 2
     with pytest.raises(KeyError):
         corpus.split("validation")
     again = build_once("tiny-v1", lambda folder: pytest.fail("it was there"), print)
     assert again.manifest == corpus.manifest and corpus.manifest["counts"] == {
-        "images": N, "concepts": N // 2, "locales": 2, "names": N // 2 + 1, "train": N // 2, "test": N // 2
-    }  # fmt: skip
+        "images": N,
+        "concepts": N // 2,
+        "locales": 2,
+        "names": N // 2 + 1,
+        "train": N // 2,
+        "test": N // 2,
+    }
     assert sorted(p.name for p in cache.iterdir()) == ["tiny-v1", "tiny-v1.lock"]
 
 
@@ -143,7 +161,11 @@ def test_two_processes_build_once(cache):
 
 def test_counts_must_be_those_expected(cache):
     with pytest.raises(
-        DataError, match="tiny-v1: the sources are not what was expected .images: 31 expected, 30 found; x: 1 expected, None found"
+        DataError,
+        match=(
+            "tiny-v1: the sources are not what was expected .images: 31 expected, 30 found; x: 1 "
+            "expected, None found"
+        ),
     ):
         make(expect={"images": 31, "train": 15, "x": 1})
     assert not (cache / "tiny-v1").exists()
@@ -162,7 +184,9 @@ def test_damage_that_a_start_can_see_is_mended(cache, damage):
     else:
         (folder / "manifest.json").unlink()
     assert len(make(log=said.append).split("train")) == N // 2
-    assert damage == "no manifest" or any("is damaged; the corpus is built anew" in line for line in said)
+    assert damage == "no manifest" or any(
+        "is damaged; the corpus is built anew" in line for line in said
+    )
 
 
 def test_another_format_is_built_anew(monkeypatch):
