@@ -22,7 +22,8 @@ from jaxvl.config import parse_arg
 from jaxvl.data.own import own_evals, own_pairs
 
 PEAK = {"small": 8e-4, "base": 1e-3, "large": 5e-4}
-STEPS, WARMUP = {"small": 200_000}, {"small": 10_000, "base": 25_000}
+STEPS = {"small": 200_000}
+WARMUP = {"small": 10_000, "base": 25_000}
 
 
 def get_config(arg=""):

@@ -122,12 +122,12 @@ def get_config(arg=""):
     if arg.mode == "agd":
         c.schedule = dict(name="weighted", weights=SHARES)
     elif arg.mode == "summed":
-        c.steps, c.schedule = (
-            round(arg.steps * 12 / 29),
-            dict(name="summed"),
-        )  # as many FLOP as `arg.steps` of one task each
+        # as many FLOP as `arg.steps` of one task each
+        c.steps = round(arg.steps * 12 / 29)
+        c.schedule = dict(name="summed")
     else:
-        tasks, c.steps = {arg.mode: tasks[arg.mode]}, arg.steps * SHARES[arg.mode] // total
+        tasks = {arg.mode: tasks[arg.mode]}
+        c.steps = arg.steps * SHARES[arg.mode] // total
     c.tasks = tasks
     c.optim = dict(
         name="muon",

@@ -69,7 +69,8 @@ def parse(argv: Sequence[str]) -> tuple[dict[str, str], Generation, tuple[str, .
         ("workdir", "step", "checkpoint", "plugins", "json", *how, *hosts.OPTIONS)
     )
     command = parse_command(argv, known, flags=["json"], words="pictures", config=False)
-    options, images = dict(command.options), command.words
+    options = dict(command.options)
+    images = command.words
     if "checkpoint" in options:
         folder = paths.absolute(to_path(options["checkpoint"], "--checkpoint"))
         fits = folder.parent.name == "checkpoints" and folder.name.isdigit()

@@ -49,7 +49,8 @@ Place = tuple[str, paths.Path]
 
 def parse(argv: Sequence[str]) -> dict[str, str]:
     """Options of the command (`--OPTION VALUE` as well). Raises ConfigError."""
-    options, words = {}, list(argv)
+    options = {}
+    words = list(argv)
     while words:
         name, has_value, value = words.pop(0).partition("=")
         check(name.startswith("--"), name, f"is not an option (options: --{', --'.join(OPTIONS)})")
@@ -152,7 +153,8 @@ def report(console: Console, compared: list[tuple[str, list[Difference]]]) -> bo
 def convert(argv: Sequence[str], console: Console) -> int:
     """Exit status. Raises ConfigError, ConversionError, CheckpointError."""
     options = parse(argv)
-    source, target = place("--from", options["from"]), place("--to", options["to"])
+    source = place("--from", options["from"])
+    target = place("--to", options["to"])
     if options.get("tokenizer") == "none":
         console.print(
             "[yellow]without the tokenizer[/]: what is written takes token ids, not texts",

@@ -414,7 +414,8 @@ def _web_state(url: str) -> FileState:
     )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            status, headers = answer.status, answer.headers
+            status = answer.status
+            headers = answer.headers
     except urllib.error.HTTPError as error:
         if error.code == 416:  # no byte of it: it is empty
             return FileState(0, "")

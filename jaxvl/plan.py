@@ -114,7 +114,8 @@ def _bytes(shapes: Any, shardings: Any) -> int:
 
 
 def show(console: Console, figures: dict[str, Any]) -> None:
-    memory, part = chip(figures["topology"]).memory, figures["bytes"]
+    memory = chip(figures["topology"]).memory
+    part = figures["bytes"]
     console.print(
         f"{figures['devices']} x {figures['topology']}, mesh "
         f"{figures['mesh'] or 'of one device'}; {figures['parameters']:,} parameters"

@@ -89,7 +89,8 @@ def _objective(key: str, value: Any) -> WeightedObjective:
         f"{value!r} must be a weight, or a group of options with a 'weight'",
     )
     options = dict(value.items())
-    weight, name = options.pop("weight", 1.0), options.pop("name", key)
+    weight = options.pop("weight", 1.0)
+    name = options.pop("name", key)
     if "objective" in options:  # as `config.to_dict` writes a resolved one
         options = {k: v for k, v in dict(options["objective"]).items() if k != "name"}
     cls = OBJECTIVES.lookup(name, path if name == key else f"{path}.name")
@@ -216,7 +217,9 @@ class Task:
           loss float32 [], and (metrics, aux): each objective's `loss/KEY` and `KEY/figure`, and the
           whole aux state.
         """
-        total, metrics, aux = jnp.float32(0), {}, dict(aux)
+        total = jnp.float32(0)
+        metrics = {}
+        aux = dict(aux)
         visual = [name for name, modality in self.config.data.inputs.items() if modality in VISUAL]
         batch = {name: value for name, value in batch.items() if name not in visual}
         for i, (name, use) in enumerate(self.config.objectives.items()):

@@ -75,7 +75,9 @@ def _befall(fault: str) -> None:
     from jaxvl.data.records import DataError
     from jaxvl.evals.zero_shot import ZeroShot
 
-    begin, take, taken = Batches.begin, feed.Feed.take, []
+    begin = Batches.begin
+    take = feed.Feed.take
+    taken = []
 
     class Gone:
         """A batch whose records cannot be read."""
@@ -105,7 +107,8 @@ def _befall(fault: str) -> None:
         say()
         raise ZeroDivisionError("a bug in an evaluator")
 
-    Batches.begin, feed.Feed.take = begun, after
+    Batches.begin = begun
+    feed.Feed.take = after
     if fault == "evaluator":
         ZeroShot.run = evaluate
 

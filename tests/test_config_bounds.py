@@ -95,10 +95,8 @@ def parts(hint):
 
 def schemas():
     """Every dataclass that a config can hold: (name for the test, class, node of what it needs)."""
-    seen, left = (
-        {},
-        [("Experiment", Experiment), ("Generation", Generation), ("MoeConfig", MoeConfig)],
-    )
+    seen = {}
+    left = [("Experiment", Experiment), ("Generation", Generation), ("MoeConfig", MoeConfig)]
     from jaxvl.objectives import OBJECTIVES  # a task's are of type Any
 
     left += [(name, OBJECTIVES[name]) for name in OBJECTIVES]
@@ -127,7 +125,8 @@ SCHEMAS = schemas()
 def numeric(hint):
     """(int or float, function from a hostile value to one of the annotation with that in the place
     of one of its numbers)."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
     if hint in (int, float):
         yield hint, lambda value: value
     elif origin is Annotated:

@@ -54,10 +54,10 @@ def test_imports_point_one_way(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_are_short(path):
-    limit = 600 if package(path) == "kernels" else 400
+    limit = 600 if package(path) == "kernels" else 500
     text = path.read_text()
     assert text.count("\n") <= limit
-    longest = 80 if package(path) != "kernels" else 120
+    longest = 100 if package(path) != "kernels" else 150
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno - node.lineno <= longest, node.name

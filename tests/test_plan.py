@@ -47,7 +47,8 @@ def test_the_align_step_compiles(topology, tmp_path, capsys, little_effort):
         )
         == 0
     )
-    printed, figures = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
+    printed = capsys.readouterr().out
+    figures = json.loads((tmp_path / "plan.json").read_text())
     assert f"4 x {topology}" in printed and f"{figures['parameters']:,} parameters" in printed
     assert figures["mesh"] == {"data": 2, "fsdp": 2}
     cost = figures["tasks"]["pairs"]

@@ -41,7 +41,9 @@ def upcycle(sources: Sequence[Arrays], fresh: Arrays, moe: MoeConfig) -> dict[st
     """
     if not sources or moe.experts % len(sources):
         raise ValueError(f"sources: {len(sources)} must divide the {moe.experts} experts")
-    first, used, out = sources[0], set(), {}
+    first = sources[0]
+    used = set()
+    out = {}
     for i, other in enumerate(sources[1:], 1):
         if differing := sorted(
             p

@@ -93,7 +93,8 @@ def takers(experiment: Experiment, steps: int) -> dict[str, Callable[[], Any]]:
         for program in programs
         for turn in program.turns
     }
-    rng, batches = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    batches = {}
     for name, task in tasks.items():
         values = {
             k: rng.integers(0, 255 if s.dtype == np.uint8 else words, s.shape).astype(s.dtype)

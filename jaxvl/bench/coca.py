@@ -48,7 +48,8 @@ def taker(config: str, loss: str, changes: dict[str, str]) -> Callable[[], Any]:
         mesh=MeshConfig(),
     )
     tasks = {name: Task(name, experiment.tasks[name], experiment.preprocess)}
-    mesh, words = make_mesh(MeshConfig(), jax.devices()[:1]), experiment.tokenizer.vocab_size
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    words = experiment.tokenizer.vocab_size
     with jax.set_mesh(mesh):
         model = build_model(experiment, Vocabulary(words, 0, 1))
         fresh, shapes, shardings = fresh_state(experiment, model, mesh)
@@ -79,7 +80,8 @@ def taker(config: str, loss: str, changes: dict[str, str]) -> Callable[[], Any]:
 
 def rows(shapes: dict[str, jax.ShapeDtypeStruct], words: int) -> dict[str, jnp.ndarray]:
     """Random pictures, and captions of random words that fill three quarters of their length."""
-    rng, text = np.random.default_rng(0), shapes["text"]
+    rng = np.random.default_rng(0)
+    text = shapes["text"]
     tokens = rng.integers(3, words, text.shape, np.int32)
     end = max(1, 3 * text.shape[1] // 4)
     tokens[:, end], tokens[:, end + 1 :] = 1, 0

@@ -94,7 +94,8 @@ def time_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), args.dtype) for x in (u, v)
         )
         inputs = u, v, jnp.float32(np.log(1 / 0.07)), jnp.float32(-10.0)
-        takers, memory = {}, {}
+        takers = {}
+        memory = {}
         for name in dict.fromkeys((default, "chunked", "materialised")):
             try:
                 program = (
@@ -219,10 +220,8 @@ COLUMNS = {
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    out, used = (
-        Table(title=title, title_justify="left"),
-        [c for c in COLUMNS if any(r.get(c) is not None for r in rows)],
-    )
+    out = Table(title=title, title_justify="left")
+    used = [c for c in COLUMNS if any(r.get(c) is not None for r in rows)]
     for column in used:
         out.add_column(
             column.replace("_", " ").replace("speed", "speed vs materialised"),

@@ -107,7 +107,8 @@ class Figure:
 
 def measure(part: str, images: int, work: Callable[[], Any]) -> Figure:
     """Runs `work` once."""
-    wall, core = time.perf_counter(), time.process_time()
+    wall = time.perf_counter()
+    core = time.process_time()
     work()
     return Figure(
         part, images, max(time.perf_counter() - wall, 1e-9), max(time.process_time() - core, 1e-9)

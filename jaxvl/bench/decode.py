@@ -146,7 +146,8 @@ def libvips() -> tuple[Decode, Crop]:
 
 def torchvision() -> tuple[Decode, Crop]:
     """Its decoder, and torch's bicubic filter for bytes; parts begin at whole pixels."""
-    torch, vision = importlib.import_module("torch"), importlib.import_module("torchvision.io")
+    torch = importlib.import_module("torch")
+    vision = importlib.import_module("torchvision.io")
     scale = functools.partial(torch.nn.functional.interpolate, mode="bicubic", antialias=True)
     torch.set_num_threads(1)
     pixels = lambda data: vision.decode_jpeg(
@@ -190,7 +191,8 @@ WAYS: Mapping[str, Callable[[], tuple[Decode, Crop]]] = {
 
 def installed(first: bytes) -> tuple[dict[str, tuple[Decode, Crop]], dict[str, str]]:
     """(the ways that decode `first`, why the others do not)."""
-    found, missing = {}, {}
+    found = {}
+    missing = {}
     for name, make in WAYS.items():
         try:
             way = make()
@@ -310,8 +312,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         name: lambda i, crop=crop: crop(files[i], boxes[i], args.size)
         for name, (_, crop) in ways.items()
     }
-    n, base = len(files), "Pillow, in two steps"
-    decode_us, crop_us = lowest(decodes, n, args.rounds), lowest(crops, n, args.rounds)
+    n = len(files)
+    base = "Pillow, in two steps"
+    decode_us = lowest(decodes, n, args.rounds)
+    crop_us = lowest(crops, n, args.rounds)
     rates = by_clock(crops, n, args.rounds, args.threads)
     few = slice(min(n, 50))
     off = {

@@ -52,7 +52,9 @@ SIZES = {
 IMAGE = dict(
     name="vit", variant="Ti/16", width=64, depth=1, heads=2, pool="mean"
 )  # next to nothing: the decoder is measured
-SIDE, EOS, PAD = 32, 1, 0
+SIDE = 32
+EOS = 1
+PAD = 0
 
 
 def build(size: str, length: int) -> Functional:
@@ -109,7 +111,8 @@ def measure(size: str, batch: int, length: int, beams: int, rounds: int) -> dict
     params, rest = jax.jit(model.init)(jax.random.key(0))
     image = jax.random.normal(jax.random.key(1), (batch, SIDE, SIDE, 3))
     keys = jax.random.split(jax.random.key(2), batch)
-    write, slow = cached(model, rest, batch, length), uncached(model, rest, batch, length)
+    write = cached(model, rest, batch, length)
+    slow = uncached(model, rest, batch, length)
     how = {
         "greedy": Generation(min_length=length),
         "sample": Generation(method="sample", min_length=length),

@@ -40,7 +40,8 @@ def layers(args: argparse.Namespace) -> dict[str, Callable[[nnx.Rngs], nnx.Modul
     """Name -> constructor; `dense` first."""
     options = dict(activation="gelu_tanh", dtype=args.dtype)
     group = min(args.group, args.tokens)
-    one, two = TokenChoice(capacity_factor=1.0), TokenChoice(top=2, capacity_factor=1.0)
+    one = TokenChoice(capacity_factor=1.0)
+    two = TokenChoice(top=2, capacity_factor=1.0)
     names = tuple(f"s{i}" for i in range(args.experts))
     cases = {f"expert_choice/{form}": (ExpertChoice(), form, 1) for form in ("gather", "einsum")}
     cases |= {f"token_choice 1/{form}": (one, form, 1) for form in ("gather", "einsum", "ragged")}
@@ -88,7 +89,8 @@ def time_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         np.random.default_rng(0).standard_normal((args.rows, args.tokens // args.rows, args.width)),
         args.dtype,
     )
-    takers, memory = {}, {}
+    takers = {}
+    memory = {}
     for name, make in layers(args).items():
         step, _ = step_of(make)
         params = nnx.split(make(nnx.Rngs(params=0)), nnx.Param)[1]
@@ -154,10 +156,8 @@ COLUMNS = {
 
 
 def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    out, used = (
-        Table(title=title, title_justify="left"),
-        [c for c in COLUMNS if any(r.get(c) is not None for r in rows)],
-    )
+    out = Table(title=title, title_justify="left")
+    used = [c for c in COLUMNS if any(r.get(c) is not None for r in rows)]
     for column in used:
         out.add_column(column.replace("_", " "), justify="left" if column == "layer" else "right")
     for row in rows:

@@ -38,7 +38,9 @@ from jaxvl.kernels.contrastive import contrastive_loss
 from jaxvl.models import MODELS, InputSpec, presets
 from jaxvl.models.functional import functional
 
-VOCABULARY, LENGTH, SIZE = 49408, 77, 224
+VOCABULARY = 49408
+LENGTH = 77
+SIZE = 224
 
 
 def jaxvl_step(batch: int, scan: bool) -> Callable[[], float]:
@@ -88,10 +90,8 @@ def open_clip_step(batch: int, threads: int) -> Callable[[], float]:
     loss_of = open_clip.ClipLoss()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-4, weight_decay=0.2)
     image, text = inputs(batch)
-    image, text = (
-        torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(),
-        torch.from_numpy(text).long(),
-    )
+    image = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous()
+    text = torch.from_numpy(text).long()
 
     def take() -> float:
         optimiser.zero_grad()
@@ -157,7 +157,8 @@ def main() -> None:
         table.add_row(
             name, f"{median:.2f}", f"{min(s):.2f}", f"{max(s):.2f}", f"{args.batch / median:.2f}"
         )
-    console, result = Console(), {"batch": args.batch, "seconds": seconds}
+    console = Console()
+    result = {"batch": args.batch, "seconds": seconds}
     if args.peer:
         middle, low, high = result["speed_relative_to_peer"] = ratio(seconds, "jaxvl", args.peer)
         table.caption = (

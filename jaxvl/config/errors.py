@@ -25,7 +25,8 @@ class ConfigError(ValueError):
 
     def __init__(self, key: str, problem: str):
         super().__init__(f"{key}: {problem}")
-        self.key, self.problem = key, problem
+        self.key = key
+        self.problem = problem
 
     def under(self, path: str) -> ConfigError:
         """The same error seen from one level further out."""
@@ -76,7 +77,8 @@ def describe_exception(error: BaseException, file: str) -> str:
     """What an exception says, on one line, with the line of `file` that raised it or led to it."""
     if isinstance(error, SyntaxError) and error.filename == file:
         return f"line {error.lineno}: {one_line(error.msg)}"
-    line, trace = None, error.__traceback__
+    line = None
+    trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == file:
             line = trace.tb_lineno

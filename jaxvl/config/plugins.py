@@ -249,7 +249,8 @@ def _recall(record: Mapping[str, Any], before: Mapping[str, Plugin], as_recorded
     """
     for key in ("name", "file", "sha256", "source"):
         check(isinstance(record.get(key), str), KEY, f"a record of the checkpoint has no {key!r}")
-    name, file = record["name"], record["file"]
+    name = record["name"]
+    file = record["file"]
     alike = [plugin for plugin in before.values() if plugin.sha256 == record["sha256"]]
     if alike:
         return alike[0]
@@ -283,7 +284,8 @@ def _find(name: str, file: str) -> Plugin:
 
 
 def _changed(record: Mapping[str, Any], plugin: Plugin) -> str:
-    then, now = record["sha256"][:12], plugin.sha256[:12]
+    then = record["sha256"][:12]
+    now = plugin.sha256[:12]
     moved = "" if record["file"] == plugin.file else f" (then {record['file']})"
     return (
         f"plugin {plugin.file}{moved} has changed since the checkpoint was written: sha256 {then} "

@@ -31,7 +31,8 @@ class Registry(Mapping):
     __hash__ = object.__hash__  # so that a field may be `Annotated[Any, REGISTRY] | None`
 
     def __init__(self, kind: str, package: str | None = None):
-        self.kind, self._package = kind, package
+        self.kind = kind
+        self._package = package
         self._entries: dict[str, type] = {}
         self._files: dict[str, str] = {}
         self._modules: dict[str, list[_Module]] | None = None
@@ -169,7 +170,8 @@ class _Module:
     """
 
     def __init__(self, spec: importlib.machinery.ModuleSpec):
-        self.name, self._loader = spec.name, spec.loader
+        self.name = spec.name
+        self._loader = spec.loader
         self.file = spec.origin or spec.name
 
     def source(self) -> str | None:

@@ -132,7 +132,8 @@ def choose(registry: Registry, node: Any, path: str) -> Any:
 def convert(hint: Any, value: Any, path: str) -> Any:  # noqa: PLR0911 (one return per kind of annotation)
     """`value` as the annotation `hint` has it. Raises ConfigError at `path` for one of another type
     or out of bounds."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
     if isinstance(value, ml_collections.ConfigDict):
         value = plain_dict(value, path)
     if hint is Any:

@@ -12,7 +12,8 @@ class Ahead:
     """Runs an iterator in a thread, two items ahead; what it raises is raised by `get`."""
 
     def __init__(self, items: Iterator[Any], then: Callable[[Any], Any]):
-        self._items, self._then = items, then
+        self._items = items
+        self._then = then
         self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(2)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jaxvl-feed", daemon=True)

@@ -113,7 +113,10 @@ def mel_bank(config: Spectrogram) -> np.ndarray:
     return weights.astype(np.float32)
 
 
-KNEE, PER_MEL, LOG_STEP = 1000.0, 200 / 3, np.log(6.4) / 27  # of Slaney's Auditory Toolbox (1998)
+# of Slaney's Auditory Toolbox (1998)
+KNEE = 1000.0
+PER_MEL = 200 / 3
+LOG_STEP = np.log(6.4) / 27
 
 
 def to_mel(hertz: np.ndarray, scale: str) -> np.ndarray:

@@ -227,7 +227,8 @@ def _warp(image: jax.Array, u: jax.Array, n: jax.Array, config: Augment) -> jax.
     """One picture [S, S, 4] under a random affine map, bilinear; outside it is transparent."""
     s = image.shape[0]
     grid = (jnp.arange(s) + 0.5) * (2 / s) - 1
-    x, y = grid[None, :], grid[:, None]
+    x = grid[None, :]
+    y = grid[:, None]
     (xx, xy, x0), (yx, yy, y0) = _affine(u, n, config)
     old_x = xx * x + xy * y + x0
     old_y = yx * x + yy * y + y0
@@ -245,7 +246,8 @@ def _affine(u: jax.Array, n: jax.Array, config: Augment) -> jax.Array:
     )  # the map goes from the new picture to the old one
     mirror = jnp.where(u[3] < config.flip, -1.0, 1.0)
     shift = (u[1:3] - 0.5) * 4 * config.shift
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos = jnp.cos(angle)
+    sin = jnp.sin(angle)
     across = mirror * shrink * stretch
     down = shrink / stretch
     first = jnp.stack([across * cos, across * (cos * shear - sin), shift[0]])
@@ -255,12 +257,15 @@ def _affine(u: jax.Array, n: jax.Array, config: Augment) -> jax.Array:
 
 def bilinear(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
     """Samples [S, S, C] at pixel coordinates y, x [T, U] -> [T, U, C]; zero outside."""
-    s, c = image.shape[0], image.shape[-1]
+    s = image.shape[0]
+    c = image.shape[-1]
     y, x = (
         jnp.clip(v, -1, s) for v in (y, x)
     )  # the first places outside are zero already; clipped later, edges would smear
-    y0, x0 = jnp.floor(y), jnp.floor(x)
-    fy, fx = (y - y0)[..., None], (x - x0)[..., None]
+    y0 = jnp.floor(y)
+    x0 = jnp.floor(x)
+    fy = (y - y0)[..., None]
+    fx = (x - x0)[..., None]
     y0, x0 = (
         v.astype(jnp.int32) + 1 for v in (y0, x0)
     )  # one row and column of zeros before the picture
@@ -276,7 +281,8 @@ def _colour_matrix(u: jax.Array, n: jax.Array, config: Augment) -> jax.Array:
     """[4, 4] to multiply premultiplied RGBA rows with: hue, saturation, contrast, brightness,
     tint."""
     angle = math.radians(config.hue) * n[3] * (u[4] < 0.5) * math.sqrt(2)
-    cos, sin = jnp.cos(angle), jnp.sin(angle) / math.sqrt(3)
+    cos = jnp.cos(angle)
+    sin = jnp.sin(angle) / math.sqrt(3)
     turn = (
         cos * jnp.eye(3) + (1 - cos) / 3 + sin * jnp.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]])
     )  # about the grey axis
@@ -316,7 +322,8 @@ def _refocus(planes: jax.Array, u: jax.Array, config: Augment) -> jax.Array:
 def _convolve(planes: jax.Array, weights: jax.Array) -> jax.Array:
     """[B, C, S, S] along both sides with each row's own weights [B, 2 * reach + 1]; edge pixels are
     repeated."""
-    s, reach = planes.shape[-1], weights.shape[1] // 2
+    s = planes.shape[-1]
+    reach = weights.shape[1] // 2
     for axis in (2, 3):
         padding = [(0, 0)] * 4
         padding[axis] = (reach, reach)

@@ -30,7 +30,8 @@ class Cache:
     """
 
     def __init__(self, limit: int):
-        self.limit, self.used = limit, 0
+        self.limit = limit
+        self.used = 0
         self._entries: dict[
             Hashable, tuple[Any, int, int]
         ] = {}  # key -> value, bytes, place in `_keys`

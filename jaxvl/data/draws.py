@@ -40,7 +40,8 @@ class Uniforms:
 
     def __init__(self, seed: int, *purpose: str | int, n: int):
         self._key = derive(seed, *purpose)
-        self._n, self._counts = n, -(-n // WORDS)
+        self._n = n
+        self._counts = -(-n // WORDS)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """float64 [len(positions), n]. Positions that follow each other are drawn together."""

@@ -41,7 +41,8 @@ def pack(texts: np.ndarray, length: int, *, eos_id: int, pad_id: int) -> dict[st
     ends = texts == eos_id  # the first one, where padding is EOS too
     whole = np.where(ends.any(2), ends.argmax(2) + 1, t)
     least = np.minimum(whole, LEAST)
-    lengths, left = np.zeros((b, k), np.int32), np.full(b, length) - least.sum(1)
+    lengths = np.zeros((b, k), np.int32)
+    left = np.full(b, length) - least.sum(1)
     for i in range(k):
         lengths[:, i] = np.minimum(whole[:, i], left + least[:, i])
         left -= lengths[:, i] - least[:, i]

@@ -222,7 +222,9 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 def _mend_transparent_colour(picture: Image.Image, data: bytes) -> None:
     """A PNG's one transparent colour, which Pillow leaves in the file's bit depth, becomes one of
     the picture's own values."""
-    colour, depth = picture.info["transparency"], data[24]  # IHDR comes first
+    # IHDR comes first
+    colour = picture.info["transparency"]
+    depth = data[24]
     if picture.mode == "RGB" and depth == 16:
         picture.info["transparency"] = tuple(value >> 8 for value in colour)
     if picture.mode == "L" and depth < 8:

@@ -113,7 +113,8 @@ class Preprocess:
             picture = self.open(data, fast=fast)
             across, down = sides(picture)
             width, height = self.scaled(across, down)
-            left, top = self._offset(width), self._offset(height)
+            left = self._offset(width)
+            top = self._offset(height)
             box = (left, top, left + self.image_size, top + self.image_size)
             if not fast and width * height <= MAX_PIXELS:
                 whole = picture.resize(
@@ -139,8 +140,10 @@ class Preprocess:
     def seen(self, width: int, height: int) -> Box:
         """The part of a picture of so many pixels that `decode` keeps."""
         across, down = self.scaled(width, height)
-        left, top = self._offset(across), self._offset(down)
-        right, bottom = left + self.image_size, top + self.image_size
+        left = self._offset(across)
+        top = self._offset(down)
+        right = left + self.image_size
+        bottom = top + self.image_size
         return (
             left * width / across,
             top * height / down,
@@ -245,6 +248,8 @@ def crop_box(
     """
     pixels = width * height * (area[0] + (area[1] - area[0]) * draws[0])
     aspect = ratio[0] * (ratio[1] / ratio[0]) ** draws[1]
-    w, h = min(width, math.sqrt(pixels * aspect)), min(height, math.sqrt(pixels / aspect))
-    left, top = draws[2] * (width - w), draws[3] * (height - h)
+    w = min(width, math.sqrt(pixels * aspect))
+    h = min(height, math.sqrt(pixels / aspect))
+    left = draws[2] * (width - w)
+    top = draws[3] * (height - h)
     return left, top, left + w, top + h

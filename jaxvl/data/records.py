@@ -87,7 +87,8 @@ class RecordSource(Sequence):
     """
 
     def __init__(self, path: pathlib.Path, index: np.ndarray):
-        self.path, self.index = pathlib.Path(path), np.asarray(index)
+        self.path = pathlib.Path(path)
+        self.index = np.asarray(index)
         try:
             from grain.sources import (
                 ArrayRecordDataSource,

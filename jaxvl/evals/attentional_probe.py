@@ -121,11 +121,14 @@ class AttentionalProbe(ProbeOptions):
 
     def fit(self, programs: Programs, train: Labelled, batch: int, mesh: Mesh) -> tuple[Any, float]:
         """Trained parameters, replicated, and the mean loss of the last epoch."""
-        place, n, losses = lambda a: put(a, batch_sharding(mesh)), len(train.rows), []
+        place = lambda a: put(a, batch_sharding(mesh))
+        n = len(train.rows)
+        losses = []
         with jax.set_mesh(mesh):
             state = programs.start(jax.random.key(self.seed))
             for epoch in range(self.epochs):
-                order, losses = np.random.default_rng([self.seed, epoch]).permutation(n), []
+                order = np.random.default_rng([self.seed, epoch]).permutation(n)
+                losses = []
                 for at in range(0, n, batch):
                     own = order[at : at + batch]
                     rows = np.resize(own, batch)
@@ -141,10 +144,8 @@ class AttentionalProbe(ProbeOptions):
                         jax.block_until_ready(
                             losses[-3][0]
                         )  # so that batches do not pile up on the devices
-            values, sizes = (
-                np.array([float(v) for v, _ in losses]),
-                np.array([k for _, k in losses]),
-            )
+            values = np.array([float(v) for v, _ in losses])
+            sizes = np.array([k for _, k in losses])
         return state[0], float(values @ sizes / sizes.sum())
 
 

@@ -69,7 +69,8 @@ def chart(title: str, series: Sequence[Series], kind: Kind = "number") -> Chart 
     ys = [y for s in series for _, y in s.points if y is not None]
     log = kind == "number" and min(ys) > 0 and max(ys) > 30 * min(ys)
     low, high, ticks = _axis(min(ys), max(ys), kind, log)
-    left, right = 0, max(*xs, 1)
+    left = 0
+    right = max(*xs, 1)
     scale = math.log10 if log else float
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -77,7 +78,8 @@ def chart(title: str, series: Sequence[Series], kind: Kind = "number") -> Chart 
             100 - 100 * (scale(y) - scale(low)) / (scale(high) - scale(low)), 3
         )
 
-    paths, scaled = [], []
+    paths = []
+    scaled = []
     for s in series:
         paths.append(_path([place(x, y) if y is not None else None for x, y in s.points]))
         scaled.append(
@@ -140,7 +142,8 @@ def _thin(points: Sequence[Point]) -> tuple[Point, ...]:
 
 def _path(points: Sequence[tuple[float, float] | None]) -> str:
     """`M x y L x y …`; a lone point becomes a line of no length, which round caps draw as a dot."""
-    out, pen_up = [], True
+    out = []
+    pen_up = True
     for i, point in enumerate(points):
         if point is None:
             pen_up = True
@@ -155,7 +158,8 @@ def _path(points: Sequence[tuple[float, float] | None]) -> str:
 def _axis(low: float, high: float, kind: Kind, log: bool) -> tuple[float, float, list[float]]:
     """Ends of the vertical axis and its ticks."""
     if log:
-        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        first = math.floor(math.log10(low))
+        last = math.ceil(math.log10(high))
         every = -(-(last - first) // 5) or 1
         return 10.0**first, 10.0**last, [10.0**e for e in range(first, last + 1, every)]
     if kind == "percent":

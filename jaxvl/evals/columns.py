@@ -180,7 +180,8 @@ class Labels(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def values_of(source: Source, name: str) -> tuple[Any | None, ...]:
     """A column of every record, read without pictures; None where a record is bad or lacks it."""
-    found, there = source.column(name), source.present(name)
+    found = source.column(name)
+    there = source.present(name)
     if found is not None and there is not None:
         return tuple(value if has else None for value, has in zip(found.tolist(), there))
     return tuple(read_all(source, lambda i: source.read(i, (name,)).get(name)))

@@ -29,7 +29,10 @@ from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
 # Why a record is skipped. Processes tell each other which by its position, 1 being the first; 0 is
 # a good record.
 CAUSES = ("record cannot be read", "record is incomplete", *pictures.CAUSES)
-_UNREAD, _INCOMPLETE, _UNDECODED = 0, 1, 2  # places in `CAUSES`
+# places in `CAUSES`
+_UNREAD = 0
+_INCOMPLETE = 1
+_UNDECODED = 2
 _FAILED = len(CAUSES) + 1  # an error that is no bad record: it ends the evaluator, in every process
 _PADDING = -1
 
@@ -106,8 +109,12 @@ class Encoders(Abstract):
         batch: int = 256,
         threads: int = 4,
     ):
-        self.weights, self.tokenizer, self.preprocess = weights, tokenizer, preprocess
-        self.text_length, self.mesh, self.threads = text_length, mesh, threads
+        self.weights = weights
+        self.tokenizer = tokenizer
+        self.preprocess = preprocess
+        self.text_length = text_length
+        self.mesh = mesh
+        self.threads = threads
         self.batch = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
         self._sharding = batch_sharding(mesh)
         self._memo: tuple[Hashable, EncodedImages] | None = None
@@ -189,7 +196,8 @@ class Encoders(Abstract):
     def with_weights(self, weights: Any) -> Encoders:
         """The same compiled functions with other weights; nothing encoded before is kept."""
         other = copy.copy(self)
-        other.weights, other._memo = weights, None
+        other.weights = weights
+        other._memo = None
         return other
 
     def images(
@@ -301,7 +309,8 @@ class Encoders(Abstract):
         self, function: Callable, source: Pictures | np.ndarray, column: str, *extra: np.ndarray
     ) -> EncodedImages:
         """Rows of `function(weights, pixels, fault, *rows of extra)`."""
-        rows, faults = [], []
+        rows = []
+        faults = []
         self._errors.clear()
         for out, fault in self._lagging(function, self._batches(source, column, extra)):
             if (fault == _FAILED).any():
@@ -381,10 +390,8 @@ class Encoders(Abstract):
         self, mine: np.ndarray, futures: list, more: list[jax.Array]
     ) -> tuple[jax.Array, ...]:
         size = self.preprocess.image_size
-        pixels, fault = (
-            np.zeros((self.batch, size, size, 4), np.uint8),
-            np.full(self.batch, _PADDING, np.int32),
-        )
+        pixels = np.zeros((self.batch, size, size, 4), np.uint8)
+        fault = np.full(self.batch, _PADDING, np.int32)
         for i, future in zip(mine, futures):
             picture, fault[i] = future.result()
             if picture is not None:

@@ -57,7 +57,9 @@ class Interleaved(SourceOptions):
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ConfigError for a model that writes no captions, DataError where the source has
         less than one row."""
-        sums, tokens, rows = np.zeros(4), 0.0, 0
+        sums = np.zeros(4)
+        tokens = 0.0
+        rows = 0
         for batch, n in rows_of(self, encoders, self._fields(encoders), self.interleave):
             swapped = {**batch, "image": np.roll(batch["image"], 1, axis=1)}
             for i, inputs in enumerate((batch, swapped)):
@@ -67,7 +69,8 @@ class Interleaved(SourceOptions):
                 weight = out["caption_weight"]
                 sums[i] += np.sum(weight * (out["caption_lse"] - out["caption_target"]))
                 sums[2 + i] += np.sum(weight * out["caption_correct"])
-            tokens, rows = tokens + weight.sum(), rows + n
+            tokens = tokens + weight.sum()
+            rows = rows + n
         loss, swapped_loss, right, swapped_right = (sums / tokens).tolist()
         figures = {"loss": loss, "loss_swapped": swapped_loss, "rise": swapped_loss - loss}
         return EvalResult(

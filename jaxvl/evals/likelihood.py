@@ -92,13 +92,12 @@ class Likelihood(SourceOptions):
         metrics = {k: float(v) for k, v in metrics.items()} | skipped_figures(
             encoded.skipped, missing
         )
-        thumbnail, shown = (
-            Thumbnails(source, encoders.preprocess, self.image),
-            np.flatnonzero(there.any(1)),
-        )
+        thumbnail = Thumbnails(source, encoders.preprocess, self.image)
+        shown = np.flatnonzero(there.any(1))
 
         def row(q: int) -> GalleryRow:
-            i, scores = encoded.index[q], encoded.rows[q]
+            i = encoded.index[q]
+            scores = encoded.rows[q]
             order = sorted(np.flatnonzero(there[q]), key=lambda k: -scores[k, 0] / scores[k, 1])
             items = tuple(
                 Item(
@@ -118,7 +117,8 @@ class Likelihood(SourceOptions):
 def pad_tokens(encoders: Encoders, texts: list[list[str]]) -> np.ndarray:
     """Token ids int32 [n, K, T] of up to K texts a record; padding alone where a record has
     fewer."""
-    tokenizer, most = encoders.tokenizer, max((len(of) for of in texts), default=1) or 1
+    tokenizer = encoders.tokenizer
+    most = max((len(of) for of in texts), default=1) or 1
     out = np.full((len(texts), most, encoders.text_length), tokenizer.pad_id, np.int32)
     flat = [t for of in texts for t in of]
     if flat:

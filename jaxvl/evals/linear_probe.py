@@ -83,16 +83,20 @@ class LinearProbe(ProbeOptions):
         else:
             encode = lambda source, _: encoders.features(source, mean=True, column=self.image)
         train, test, names = self.both(encode)
-        mean, deviation = train.rows.mean(0, dtype=np.float64), train.rows.std(0, dtype=np.float64)
+        mean = train.rows.mean(0, dtype=np.float64)
+        deviation = train.rows.std(0, dtype=np.float64)
         ready = lambda rows: ((rows - mean) / np.where(deviation > 1e-6, deviation, 1.0)).astype(
             np.float32
         )
-        x, held = ready(train.rows), hold_out(train.labels, self.validation)
+        x = ready(train.rows)
+        held = hold_out(train.labels, self.validation)
         data = shard(x, train.labels, encoders.mesh)
         fit_part = functools.partial(
             fit, data, classes=len(names), iterations=self.iterations, mesh=encoders.mesh
         )
-        chosen, accuracy, start = max(self.l2), 0.0, None
+        chosen = max(self.l2)
+        accuracy = 0.0
+        start = None
         if held.any():
             accuracy = -1.0
             for l2 in sorted(
@@ -101,7 +105,8 @@ class LinearProbe(ProbeOptions):
                 start = fit_part(~held, l2, start=start)
                 found = float(expected_accuracy(start.logits(x[held]), train.labels[held]).mean())
                 if found > accuracy:
-                    chosen, accuracy = l2, found
+                    chosen = l2
+                    accuracy = found
         last = fit_part(np.ones(len(x), bool), chosen, start=start)
         more = {
             "l2": chosen,

@@ -72,7 +72,8 @@ class MaskedImages(SourceOptions):
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises ConfigError for a model that has no hidden patches."""
-        figures, gallery = [], []
+        figures = []
+        gallery = []
         for batch, n in rows_of(self, encoders, self._fields(encoders)):
             out = encoders.outputs(batch, READS)
             other_text = np.concatenate([np.roll(batch["text"][:n], 1, axis=0), batch["text"][n:]])
@@ -135,7 +136,8 @@ class MaskedImages(SourceOptions):
             )
 
         patches = np.asarray(patches_of(image[q : q + 1], hidden.shape[1]))[0]
-        level, spread = patches.mean(-1, keepdims=True), patches.std(-1, keepdims=True)
+        level = patches.mean(-1, keepdims=True)
+        spread = patches.std(-1, keepdims=True)
         over = hidden[q][:, None]
         items = [Item("hidden", 0.0, True, drawn(np.where(over, 0.0, patches)))]
         for text, prediction, error, right in zip(texts, predictions, errors, (True, False)):

@@ -71,7 +71,8 @@ class ProbeOptions(SourceOptions):
 
     def check(self, encoders: Encoders) -> None:
         """See `contract.Evaluator.check`; what the model must have is the probe's to say."""
-        source, train = self.open(), self.open_train()
+        source = self.open()
+        train = self.open_train()
         self.check_images(source)
         self.check_images(train)
         of_train, of_test, _ = self.labels(train, source)
@@ -95,10 +96,8 @@ class ProbeOptions(SourceOptions):
         Raises ConfigError where a source has no such column, or its classes no names in the
         language.
         """
-        own, other = (
-            labels_of(train, self.label, self.language),
-            labels_of(test, self.label, self.language),
-        )
+        own = labels_of(train, self.label, self.language)
+        other = labels_of(test, self.label, self.language)
         names, of_test = (
             class_names(part.classes, self.language, repr(self.label)) for part in (own, other)
         )
@@ -124,9 +123,11 @@ class ProbeOptions(SourceOptions):
           DataError: no image in one of the sources, too many bad ones, or fewer than two classes in
             the train source.
         """
-        train, test = self.open_train(), self.open()
+        train = self.open_train()
+        test = self.open()
         of_train, of_test, names = self.labels(train, test)
-        parts, classes = [], np.zeros(0, np.int64)
+        parts = []
+        classes = np.zeros(0, np.int64)
         for source, config, labels in ((train, self.train, of_train), (test, self.source, of_test)):
             encoded = encode(source, config)
             self.within_budget(encoded.skipped, source)
@@ -207,7 +208,8 @@ def expected_accuracy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def hold_out(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
     """bool [n]: a random `share` of each class, rounded, but never all of it; the same for the same
     labels."""
-    rng, held = np.random.default_rng(seed), np.zeros(len(labels), bool)
+    rng = np.random.default_rng(seed)
+    held = np.zeros(len(labels), bool)
     for c in np.unique(labels):
         own = rng.permutation(np.flatnonzero(labels == c))
         held[own[: min(round(share * len(own)), len(own) - 1)]] = True

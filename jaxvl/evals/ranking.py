@@ -126,7 +126,8 @@ def rank(
             f"{sizes}"
         )
     rows = _Rows(mesh, len(queries), block)
-    q, ids = rows.put(queries, 0), rows.put(query_ids, _NONE)
+    q = rows.put(queries, 0)
+    ids = rows.put(query_ids, _NONE)
     zero = functools.partial(rows.fill, 0, np.int32)
     best = rows.fill(-np.inf, np.float32), zero()
     for part in _tiles(mesh, tile, candidates, candidate_ids):
@@ -184,7 +185,8 @@ class _Rows:
         self.block = max(1, min(block, -(-n // mesh.size)))
         unit = self.block * mesh.size
         self.padded = max(1, -(-n // unit)) * unit
-        self._mesh, self._sharding = mesh, NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._mesh = mesh
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
     def put(self, x: np.ndarray, pad: Any) -> jax.Array:
         full = np.full((self.padded, *x.shape[1:]), pad, x.dtype)
@@ -283,12 +285,15 @@ def _best_pass(mesh, block, q, q_ids, carry, tile):
 def _count_pass(mesh, block, q, q_ids, best, carry, tile):
     def body(rows, tile):
         q, q_ids, best, better, tied, tied_right = rows
-        mask, s = _is_right(q_ids, tile.ids), _scores(q, tile.rows)
+        mask = _is_right(q_ids, tile.ids)
+        s = _scores(q, tile.rows)
         s = jnp.where(jnp.isnan(s), jnp.where(mask, -jnp.inf, jnp.inf), s)
         gap = jnp.where(
             s == best[:, None], 0.0, s - best[:, None]
         )  # two infinities of one sign are a tie as well
-        right, wrong, equal = mask & tile.valid, ~mask & tile.valid, jnp.abs(gap) <= TIE
+        right = mask & tile.valid
+        wrong = ~mask & tile.valid
+        equal = jnp.abs(gap) <= TIE
         counts = (wrong & (gap > TIE), wrong & equal, right & equal)
         return tuple(
             x + n.sum(1, dtype=jnp.int32) for x, n in zip((better, tied, tied_right), counts)

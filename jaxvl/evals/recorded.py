@@ -19,9 +19,13 @@ from typing import Any
 from jaxvl import paths
 from jaxvl.evals.shown import brief
 
-LARGEST, SMALLEST = 1e100, 1e-100  # of a figure; float32 reaches neither
+# of a figure; float32 reaches neither
+LARGEST = 1e100
+SMALLEST = 1e-100
 LATEST = 1e11  # seconds since the epoch
-DEEPEST, MOST = 20, 1000  # levels of a config, and entries of each
+# levels of a config, and entries of each
+DEEPEST = 20
+MOST = 1000
 LONGEST_SETTING = 2000  # characters
 LARGEST_PICTURE = 2**20  # characters of base64
 _IN_RECORD = ("step", "time", "kind", "name")

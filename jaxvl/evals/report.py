@@ -123,7 +123,8 @@ def summary_table(latest: Mapping[str, float | None]) -> Table:
         of_part = "/" in metric and not metric.startswith("skipped/")  # of one language, say
         if metric.endswith(_BESIDE) or of_part and not metric.endswith("r@10"):
             continue
-        chance, kind = latest.get(f"{key}_chance"), kind_of(metric)
+        chance = latest.get(f"{key}_chance")
+        kind = kind_of(metric)
         if before not in (None, name):
             table.add_section()
         table.add_row(
@@ -193,7 +194,8 @@ def context(workdir: paths.Path) -> dict[str, Any]:
 def _evaluator(name: str, rows: list[dict[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
     """One evaluator: what it is, and each figure with its last and best value and chance."""
     options = _group(_group(config.get("evals")).get(name))
-    last, figures = rows[-1], {}
+    last = rows[-1]
+    figures = {}
     for key in last:
         if (
             key in ("step", "time", "kind", "name")
@@ -246,7 +248,8 @@ def _data(options: Mapping[str, Any]) -> str:
 def _tile(result: Mapping[str, Any]) -> dict[str, str]:
     """A headline: the first share of an evaluator, and what to hold it against."""
     key = result["main"][0]
-    figure, details = result["figures"][key], []
+    figure = result["figures"][key]
+    details = []
     details += [
         f"{k}\u00a0{write(result['figures'][k]['last'], 'percent')}"
         for k in result["shares"][1:4]

@@ -104,15 +104,14 @@ class Retrieval(SourceOptions):
             raise DataError(
                 f"{source.name} has no image with a caption ({', '.join(listed(self.text))})"
             )
-        images, index = encoded.rows[have], encoded.index[have]
+        images = encoded.rows[have]
+        index = encoded.index[have]
         captions = self._captions(source, [texts_of[i] for i in index], index)
         rows = encoders.texts([self.template.replace("{}", t) for t in captions.texts])
 
-        mesh, of_images, of_texts = (
-            encoders.mesh,
-            pad_ids(captions.of_images),
-            pad_ids(captions.of_texts),
-        )
+        mesh = encoders.mesh
+        of_images = pad_ids(captions.of_images)
+        of_texts = pad_ids(captions.of_texts)
         i2t = rank(images, rows, of_images, of_texts, mesh)
         t2i = rank(rows, images, of_texts, of_images, mesh)
         metrics = {**_figures("i2t", i2t), **_figures("t2i", t2i)}

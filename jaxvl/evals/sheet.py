@@ -14,19 +14,22 @@ from jaxvl.evals.result import GalleryRow
 from jaxvl.evals.shown import brief
 
 MOST = 120  # characters of a caption that are measured: more than two lines hold
-CELL, TEXT, GAP = (
-    64,
-    28,
-    14,
-)  # pixels: a picture's side, the height of its caption, the space between cells
-RIGHT, WRONG, INK, PAPER = (22, 128, 60), (190, 40, 40), (30, 30, 30), (255, 255, 255)
+# pixels: a picture's side, the height of its caption, the space between cells
+CELL = 64
+TEXT = 28
+GAP = 14
+RIGHT = (22, 128, 60)
+WRONG = (190, 40, 40)
+INK = (30, 30, 30)
+PAPER = (255, 255, 255)
 
 
 def sheet(gallery: Sequence[GalleryRow]) -> np.ndarray:
     """uint8 [H, W, 3]: a line per query, the query first; right answers in a double green frame,
     wrong ones in a red one."""
     columns = 1 + max((len(row.items) for row in gallery), default=0)
-    width, height = CELL * 2 + GAP, CELL + TEXT + GAP
+    width = CELL * 2 + GAP
+    height = CELL + TEXT + GAP
     picture = Image.new("RGB", (columns * width + GAP, max(1, len(gallery)) * height + GAP), PAPER)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.truetype(
@@ -83,7 +86,9 @@ def _fit(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """A line, or as much of its beginning as fits with … after it, found by halving."""
     if font.getlength(line) <= width:
         return line
-    fits, long = 0, len(line)  # characters that fit, and that do not
+    # characters that fit, and that do not
+    fits = 0
+    long = len(line)
     while long - fits > 1:
         middle = (fits + long) // 2
         if font.getlength(line[:middle].rstrip() + "…") <= width:

@@ -91,7 +91,8 @@ def rouge_l(texts: Sequence[str], references: References) -> dict[str, float]:
     scores = []
     for text, right in zip(texts, references):
         pairs = [scorer.score(r, text)["rougeL"] for r in right]
-        p, r = max(s.precision for s in pairs), max(s.recall for s in pairs)
+        p = max(s.precision for s in pairs)
+        r = max(s.recall for s in pairs)
         scores.append((1 + 1.2**2) * p * r / (r + 1.2**2 * p) if p and r else 0.0)
     return {"rouge_l": float(np.mean(scores))}
 
@@ -107,7 +108,8 @@ def meteor(texts: Sequence[str], references: References) -> dict[str, float]:
     from nltk.stem.porter import PorterStemmer
     from nltk.translate.meteor_score import meteor_score
 
-    stemmer, split = PorterStemmer(), [words(t) for t in texts]
+    stemmer = PorterStemmer()
+    split = [words(t) for t in texts]
     scores = [
         meteor_score(
             [words(r) for r in right], text, preprocess=str, stemmer=stemmer, wordnet=_NoSynonyms()
@@ -177,7 +179,8 @@ def coco(texts: Sequence[str], references: References) -> dict[str, float]:
     tokenize = lambda groups: PTBTokenizer().tokenize(
         {i: [{"caption": _line(t)} for t in g] for i, g in enumerate(groups)}
     )
-    right, said = tokenize(references), tokenize([[t] for t in texts])
+    right = tokenize(references)
+    said = tokenize([[t] for t in texts])
     figures = {
         f"coco_bleu_{n}": s
         for n, s in zip((1, 2, 3, 4), Bleu(4).compute_score(right, said, verbose=0)[0])

@@ -35,7 +35,10 @@ SHOWN = 5
 CHUNK = 8  # batches whose texts are made at a time
 _ARTICLES = {"a", "an", "the"}
 _NUMBERS = {
-    w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())
+    w: str(i)
+    for i, w in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
 } | {"none": "0"}  # noqa: SIM905
 
 
@@ -264,7 +267,8 @@ class Vqa(SourceOptions):
     ):
         """Scores float64 [n, A] of the candidates, which questions they are of int64 [n], and
         skipped images."""
-        padding, length = encoders.tokenizer.pad_id, encoders.text_length
+        padding = encoders.tokenizer.pad_id
+        length = encoders.text_length
         answers = np.full((len(choices), max(map(len, choices))), padding, np.int32)
         for row, ids in zip(answers, choices):
             row[: len(ids)] = ids
@@ -351,7 +355,8 @@ class Records:
     """Records of a source in another order, and more than once."""
 
     def __init__(self, source: Source, index: Sequence[int]):
-        self._source, self._index = source, index
+        self._source = source
+        self._index = index
 
     def __len__(self) -> int:
         return len(self._index)

@@ -97,7 +97,8 @@ class ZeroShot(SourceOptions):
                 f"{source.name} has no image of the {len(candidates)} candidate classes in "
                 f"{self.language!r}"
             )
-        images, index = encoded.rows[has_class], encoded.index[has_class]
+        images = encoded.rows[has_class]
+        index = encoded.index[has_class]
 
         answer = text_ids([names[c] for c in candidates])  # classes of one name are one answer
         answers = [names[candidates[i]] for i in np.unique(answer, return_index=True)[1]]
@@ -130,13 +131,12 @@ class ZeroShot(SourceOptions):
         example = dict(
             zip(truth[::-1].tolist(), index[::-1].tolist())
         )  # the first image of each class
-        sizes, confusions = (
-            collections.Counter(truth.tolist()),
-            collections.Counter(zip(truth.tolist(), found[:, 0].tolist())),
-        )
+        sizes = collections.Counter(truth.tolist())
+        confusions = collections.Counter(zip(truth.tolist(), found[:, 0].tolist()))
 
         def row(group: str, q: int) -> GalleryRow:
-            right, first = int(truth[q]), int(found[q, 0])
+            right = int(truth[q])
+            first = int(found[q, 0])
             best = zip(scores[q].tolist(), found[q].tolist())
             items = tuple(
                 Item(answers[c], s, c == right, thumbnail(example[c]) if c in example else None)

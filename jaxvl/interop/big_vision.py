@@ -146,7 +146,8 @@ def read_config(
 
 
 def _sizes(state: Mapping[str, np.ndarray], stack: str) -> tuple[Sizes, bool]:
-    query, up = "MultiHeadDotProductAttention_0/query/kernel", "MlpBlock_0/Dense_0/kernel"
+    query = "MultiHeadDotProductAttention_0/query/kernel"
+    up = "MlpBlock_0/Dense_0/kernel"
     scanned = f"{stack}/encoderblock/{query}" in state
     block = f"{stack}/encoderblock" if scanned else f"{stack}/encoderblock_0"
     if f"{block}/{query}" not in state or f"{block}/{up}" not in state:
@@ -221,7 +222,8 @@ def _tokenizer(folder: pathlib.Path | None, inputs: InputSpec) -> Tokenizer:
 
 def table(model: DualEncoderConfig, root: str, scanned: tuple[bool, bool]) -> Entries:
     """`scanned`: whether the layers of the image and of the text tower are stacked."""
-    image, text = f"{root}img", f"{root}txt"
+    image = f"{root}img"
+    text = f"{root}txt"
     yield "image/encoder/patches/kernel", Source(f"{image}/embedding/kernel")
     yield "image/encoder/patches/bias", Source(f"{image}/embedding/bias")
     yield "image/encoder/positions", Source(f"{image}/pos_embedding", LEADING)

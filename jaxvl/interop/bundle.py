@@ -120,7 +120,8 @@ class Section:
     def __init__(self, values: Any, where: str = ""):
         if not isinstance(values, Mapping):
             raise ConversionError(f"{where or 'config'}: {values!r} must be a group of keys")
-        self.values, self.where = values, where
+        self.values = values
+        self.where = where
 
     def __contains__(self, key: str) -> bool:
         return self.values.get(key) is not None

@@ -39,7 +39,8 @@ class Difference:
 def inputs_of(bundle: Bundle, batch: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """(image float32 [B, S, S, 3], text int32 [B, T]): normal noise; texts of falling length that
     start, end and are padded as the tokenizer has it."""
-    spec, tokenizer = bundle.inputs, bundle.tokenizer
+    spec = bundle.inputs
+    tokenizer = bundle.tokenizer
     rng = np.random.default_rng(0)
     image = rng.normal(size=(batch, spec.image_size, spec.image_size, spec.channels)).astype(
         np.float32
@@ -134,11 +135,13 @@ def check_hf(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
 
 
 def _check_hf(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
-    torch, transformers = peer("torch"), peer("transformers")
+    torch = peer("torch")
+    transformers = peer("transformers")
     values = with_one_eos(Section(read_json(path / "config.json")), bundle.inputs.eos_id).values
     kind = values["model_type"]
     name = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2", "align": "Align"}[kind]
-    cls, config = f"{name}Model", getattr(transformers, f"{name}Config").from_dict(dict(values))
+    cls = f"{name}Model"
+    config = getattr(transformers, f"{name}Config").from_dict(dict(values))
     model, info = getattr(transformers, cls).from_pretrained(
         path, config=config, output_loading_info=True, dtype=torch.float32, local_files_only=True
     )
@@ -152,7 +155,8 @@ def _check_hf(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
     if kind == "align":
         ids["attention_mask"] = ids["input_ids"] != bundle.inputs.pad_id
     if kind == "siglip2":
-        p, side = bundle.model.image.patch, bundle.inputs.image_size // bundle.model.image.patch
+        p = bundle.model.image.patch
+        side = bundle.inputs.image_size // bundle.model.image.patch
         patches = (
             image.reshape(len(image), side, p, side, p, 3)
             .transpose(0, 1, 3, 2, 4, 5)
@@ -189,7 +193,8 @@ def check_open_clip(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
 
 
 def _check_open_clip(bundle: Bundle, path: pathlib.Path) -> list[Difference]:
-    torch, open_clip = peer("torch"), peer("open_clip")
+    torch = peer("torch")
+    open_clip = peer("open_clip")
     name = f"local-dir:{path}"
     model = open_clip.create_model(name, output_dict=True).eval()
     image, text = inputs_of(bundle)
@@ -214,7 +219,8 @@ def _tokens(bundle: Bundle, theirs: Callable[[list[str]], object], there: bool) 
     """Token ids of a few texts, where a tokenizer travels."""
     if bundle.tokenizer is None or not there:
         return []
-    texts, length = list(TEXTS), bundle.inputs.text_length
+    texts = list(TEXTS)
+    length = bundle.inputs.text_length
     return compare(
         {"token ids": bundle.tokenizer.encode(texts, length)},
         {"token ids": np.asarray(theirs(texts))},

@@ -169,8 +169,9 @@ def _safetensors(path: pathlib.Path) -> dict[str, Reader]:
     try:
         file = safetensors.safe_open(path, "np")
         return {
-            name: functools.partial(_tensor, path, name, file.get_tensor) for name in file.keys()
-        }  # noqa: SIM118 (not a mapping)
+            name: functools.partial(_tensor, path, name, file.get_tensor)
+            for name in file.keys()  # noqa: SIM118 (not a mapping)
+        }
     except safetensors.SafetensorError as error:
         raise ConversionError(f"{path}: is not a whole safetensors file ({error})") from None
 

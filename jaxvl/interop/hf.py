@@ -109,7 +109,8 @@ def read(state: StateDict, model_type: str, model: Any, inputs: InputSpec) -> di
 
 def model_type(bundle: Bundle) -> str:
     """Which of theirs the model becomes: that which it came from, else by its shape."""
-    model, origin = bundle.model, bundle.origin.get("hf", {}).get("model_type")
+    model = bundle.model
+    origin = bundle.origin.get("hf", {}).get("model_type")
     name = model.registered_name
     towers = tuple(
         getattr(getattr(model, side, None), "registered_name", "none") for side in ("image", "text")
@@ -157,7 +158,8 @@ def save(bundle: Bundle, path: pathlib.Path) -> tuple[str, ...]:
 def config_of(bundle: Bundle) -> dict[str, Any]:
     """Their configuration: the one that the model came with where it still says the same, else a
     new one."""
-    kind, origin = model_type(bundle), bundle.origin.get("hf")
+    kind = model_type(bundle)
+    origin = bundle.origin.get("hf")
     config = FAMILIES[kind].write(bundle.model, bundle.inputs)
     if origin is not None and origin.get("model_type") == kind:
         same, inputs = FAMILIES[kind].read(Section(origin))

@@ -40,9 +40,12 @@ POOLER = "text_model.pooler.dense"
 
 def read_align(config: Section) -> tuple[AlignConfig, InputSpec]:
     """Of an `AlignConfig`'s JSON. Raises ConversionError for what cannot be represented."""
-    text, vision = config.section("text_config"), config.section("vision_config")
-    image_size, vocabulary = vision.size("image_size", 600), text.size("vocab_size", 30522)
-    positions, width = text.size("max_position_embeddings", 512), config.size("projection_dim", 640)
+    text = config.section("text_config")
+    vision = config.section("vision_config")
+    image_size = vision.size("image_size", 600)
+    vocabulary = text.size("vocab_size", 30522)
+    positions = text.size("max_position_embeddings", 512)
+    width = config.size("projection_dim", 640)
     image = _read_image(vision, image_size)
     sizes = Sizes(
         text.size("hidden_size", 768), text.size("num_hidden_layers", 12), text.size("num_attention_heads", 12),
@@ -110,7 +113,8 @@ def _read_image(vision: Section, image_size: int) -> dict[str, Any]:
             "hidden_dim",
             "is smaller than the last feature map, so that more than one vector would be pooled",
         )
-    width, depth = vision.number("width_coefficient", 2.0), vision.number("depth_coefficient", 3.1)
+    width = vision.number("width_coefficient", 2.0)
+    depth = vision.number("depth_coefficient", 3.1)
     return dict(
         name="efficientnet", **_variant(width, depth, stages), norm_eps=vision.number("batch_norm_eps", 1e-3),
         norm_momentum=vision.number("batch_norm_momentum", 0.99), activation=vision.only("hidden_act", ACTIVATIONS, "swish"),
@@ -138,7 +142,8 @@ def write_align(model: AlignConfig, inputs: InputSpec) -> dict[str, Any]:
             f"model.embed_dim: {model.embed_dim} has no counterpart in AlignModel, which uses "
             f"the image's {width} channels as they are"
         )
-    text, sizes = model.text, model.text.sizes
+    text = model.text
+    sizes = model.text.sizes
     return {
         "architectures": ["AlignModel"], "model_type": "align", "projection_dim": width, "temperature_init_value": model.init_temperature,
         "text_config": {
@@ -193,11 +198,14 @@ def _odd_blocks(config: EfficientNetConfig, side: int) -> list[int]:
             f"preprocess.image_size: {side} is odd, and AlignModel's stem pads right and "
             f"below only; must be even"
         )
-    side, number, found = side // 2, 0, []
+    side = side // 2
+    number = 0
+    found = []
     for stage in config.plan()[1]:
         if stage.stride == 2 and side % 2:
             found.append(number)
-        side, number = -(-side // stage.stride), number + stage.repeats
+        side = -(-side // stage.stride)
+        number = number + stage.repeats
     return found
 
 
@@ -231,7 +239,9 @@ def bert_table(ours: str, theirs: str, config: BertConfig) -> Entries:
     yield f"{ours}/positions", Source(f"{theirs}.embeddings.position_embeddings.weight")
     yield f"{ours}/types/embedding", Source(f"{theirs}.embeddings.token_type_embeddings.weight")
     yield from norm(f"{ours}/norm", f"{theirs}.embeddings.LayerNorm")
-    block, layer, n = f"{ours}/transformer/blocks", f"{theirs}.encoder.layer.{{i}}", sizes.depth
+    block = f"{ours}/transformer/blocks"
+    layer = f"{theirs}.encoder.layer.{{i}}"
+    n = sizes.depth
     names = {part: f"{layer}.attention.self.{part}" for part in ("query", "key", "value")} | {
         "out": f"{layer}.attention.output.dense"
     }

@@ -61,7 +61,8 @@ def _tower(section: Section, activation: str, eps: float) -> dict[str, Any]:
 def read_clip(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
     """Of a `CLIPConfig`'s JSON. Raises ConversionError for what cannot be represented."""
     text, vision = (config.section(_section_name(config, key)) for key in ("text", "vision"))
-    positions, vocabulary = text.size("max_position_embeddings", 77), text.size("vocab_size", 49408)
+    positions = text.size("max_position_embeddings", 77)
+    vocabulary = text.size("vocab_size", 49408)
     eos = text.tokens("eos_token_id", 49407)[0]
     image = vit_node(
         _sizes(vision, _BASE), vision.size("patch_size", 32), vision.size("image_size", 224)
@@ -143,14 +144,17 @@ def write_clip(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
 def read_siglip(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
     """Of a `SiglipConfig`'s or `Siglip2Config`'s JSON. Raises ConversionError for what cannot be
     represented."""
-    text, vision = config.section("text_config"), config.section("vision_config")
-    patch, sizes = vision.size("patch_size", 16), _sizes(vision, _BASE)
+    text = config.section("text_config")
+    vision = config.section("vision_config")
+    patch = vision.size("patch_size", 16)
+    sizes = _sizes(vision, _BASE)
     image_size = (
         _side(vision, patch)
         if config.get("model_type") == "siglip2"
         else vision.size("image_size", 224)
     )
-    positions, vocabulary = text.size("max_position_embeddings", 64), text.size("vocab_size", 32000)
+    positions = text.size("max_position_embeddings", 64)
+    vocabulary = text.size("vocab_size", 32000)
     text_sizes = _sizes(text, _BASE)
     if text.size("projection_size", text_sizes.width) != sizes.width:
         raise text.refuse(
@@ -224,7 +228,8 @@ def _written(tower: Any) -> dict[str, Any]:
 
 def clip_table(config: DualEncoderConfig) -> Entries:
     """`CLIPModel`, of a configuration in the shape of `presets.clip`."""
-    image, text = "image/encoder", "text/encoder"
+    image = "image/encoder"
+    text = "text/encoder"
     yield f"{image}/class_token", Source("vision_model.embeddings.class_embedding")
     yield (
         f"{image}/patches/kernel",
@@ -245,7 +250,9 @@ def clip_table(config: DualEncoderConfig) -> Entries:
 def siglip_table(config: DualEncoderConfig, patches: Form = CONVOLUTION) -> Entries:
     """`SiglipModel`, of a configuration in the shape of `presets.siglip`; `patches`: layout of the
     patch embedding."""
-    image, text, sizes = "image/encoder", "text/encoder", config.image.sizes
+    image = "image/encoder"
+    text = "text/encoder"
+    sizes = config.image.sizes
     yield (
         f"{image}/patches/kernel",
         Source("vision_model.embeddings.patch_embedding.weight", patches),
@@ -276,7 +283,9 @@ def siglip2_table(config: DualEncoderConfig) -> Entries:
 
 def _layers(ours: str, theirs: str, sizes: Sizes) -> Entries:
     """The pre-norm encoder layers."""
-    ours, theirs, n = f"{ours}/transformer/blocks", f"{theirs}.encoder.layers.{{i}}", sizes.depth
+    ours = f"{ours}/transformer/blocks"
+    theirs = f"{theirs}.encoder.layers.{{i}}"
+    n = sizes.depth
     names = {
         part: f"{theirs}.self_attn.{short}_proj"
         for part, short in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "out"))

@@ -9,7 +9,8 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.interop.bundle import Section, refusing
 from jaxvl.interop.files import read_json
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 RESAMPLE = {3: "bicubic", 2: "bilinear", 1: "lanczos", 0: "nearest"}  # Pillow's numbers
 _PROCESSORS = (
@@ -30,7 +31,8 @@ def read_preprocess(
     Raises:
       ConversionError: a size other than the model's, or a step that `Preprocess` has no word for.
     """
-    path, values = folder / "preprocessor_config.json", None
+    path = folder / "preprocessor_config.json"
+    values = None
     if path.is_file():
         values = read_json(path)
     elif (
@@ -76,14 +78,14 @@ def default(family: str, image_size: int) -> Preprocess:
 
 
 def _read(section: Section, kind: str, image_size: int) -> tuple[Preprocess, tuple[str, ...]]:
-    clip, efficient, naflex = (
-        kind.startswith("CLIP"),
-        kind.startswith("Efficient"),
-        kind.startswith("Siglip2"),
-    )
+    clip = kind.startswith("CLIP")
+    efficient = kind.startswith("Efficient")
+    naflex = kind.startswith("Siglip2")
     section.only("do_rescale", (True,), True)
     interpolation = section.only("resample", RESAMPLE, 2 if naflex else 3)
-    resize, scale_to, notes = "squash", None, ()
+    resize = "squash"
+    scale_to = None
+    notes = ()
     if naflex:
         notes = (
             (
@@ -128,10 +130,8 @@ def _normalisation(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of values in 0..1. Theirs are of `value · 255 · rescale_factor -
     rescale_offset`."""
-    scale, offset = (
-        255 * section.number("rescale_factor", 1 / 255),
-        float(section.get("rescale_offset", False)),
-    )
+    scale = 255 * section.number("rescale_factor", 1 / 255)
+    offset = float(section.get("rescale_offset", False))
     normal = section.get("do_normalize", True)
     mean = section.numbers("image_mean", CLIP_MEAN if clip else HALF) if normal else (0.0,) * 3
     std = section.numbers("image_std", CLIP_STD if clip else HALF) if normal else (1.0,) * 3
@@ -152,7 +152,8 @@ def _side(section: Section, key: str, value: Any) -> int:
 def preprocessor(preprocess: Preprocess, patch: int | None = None) -> dict[str, Any]:
     """A preprocessor_config.json; with `patch`, that of Siglip2Model, which takes pictures as
     patches."""
-    side, scaled = preprocess.image_size, preprocess.scale_to or preprocess.image_size
+    side = preprocess.image_size
+    scaled = preprocess.scale_to or preprocess.image_size
     shared = {
         "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "do_convert_rgb": True,
         "image_mean": list(preprocess.mean), "image_std": list(preprocess.std),

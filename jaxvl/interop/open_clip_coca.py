@@ -38,10 +38,9 @@ from jaxvl.models.vit import ViTConfig
 from jaxvl.nn.transformer import Sizes
 
 BUFFERS = ("*attn_mask",)
-START, END = (
-    49406,
-    49407,
-)  # of CLIP's tokenizer, which all of open_clip's CoCa models but the RoBERTa one read
+# of CLIP's tokenizer, which all of open_clip's CoCa models but the RoBERTa one read
+START = 49406
+END = 49407
 
 
 def from_open_clip(
@@ -82,11 +81,9 @@ def table(config: CoCaConfig, names: Iterable[str] = ()) -> dict[str, Source]:
 
 
 def _table(config: CoCaConfig) -> Entries:
-    image, image_sizes, heads = (
-        "encoder",
-        config.image.sizes,
-        config.pooler_heads or config.sizes("unimodal").heads,
-    )
+    image = "encoder"
+    image_sizes = config.image.sizes
+    heads = config.pooler_heads or config.sizes("unimodal").heads
     yield f"{image}/class_token", Source("visual.class_embedding")
     yield f"{image}/patches/kernel", Source("visual.conv1.weight", CONVOLUTION)
     yield f"{image}/positions", Source("visual.positional_embedding")
@@ -264,10 +261,8 @@ def config_of(
         _check_part(part, model_cfg[part])
     top = Section(model_cfg)
     top.known(*_READ, *_TOP)
-    embed_dim, init_scale = (
-        top.size("embed_dim"),
-        math.exp(top.number("init_logit_scale")) if "init_logit_scale" in top else 1 / 0.07,
-    )
+    embed_dim = top.size("embed_dim")
+    init_scale = math.exp(top.number("init_logit_scale")) if "init_logit_scale" in top else 1 / 0.07
     if model_cfg.get("init_logit_bias") is not None:
         raise ConversionError(
             f"init_logit_bias: {model_cfg['init_logit_bias']!r} has no counterpart in coca; "
@@ -322,11 +317,9 @@ def model_cfg_of(config: CoCaConfig, inputs: InputSpec) -> dict[str, Any]:
       ConversionError: a configuration that open_clip has no counterpart of.
     """
     _check_counterpart(config)
-    image, text, multimodal = (
-        config.image.sizes,
-        config.sizes("unimodal"),
-        config.sizes("multimodal"),
-    )
+    image = config.image.sizes
+    text = config.sizes("unimodal")
+    multimodal = config.sizes("multimodal")
     ratio = image.hidden / image.width
     ratio = (
         ratio if int(image.width * ratio) == image.hidden else (image.hidden + 0.5) / image.width
@@ -393,35 +386,36 @@ def _check_type(key: str, value: Any, default: Any) -> None:
     if key.endswith(("layers", "image_size", "patch_size")) and isinstance(value, (list, tuple)):
         return
     if key.endswith("attentional_pool"):
-        right, valid = isinstance(value, (bool, str)), "true, false or a name"
+        right = isinstance(value, (bool, str))
+        valid = "true, false or a name"
     elif isinstance(default, (bool, str)):
-        right, valid = (
-            isinstance(value, type(default)),
-            "true or false" if isinstance(default, bool) else "a name",
-        )
+        right = isinstance(value, type(default))
+        valid = "true or false" if isinstance(default, bool) else "a name"
     elif key.endswith("_id"):
-        right, valid = isinstance(value, int) and number and value >= 0, "the id of a token"
+        right = isinstance(value, int) and number and value >= 0
+        valid = "the id of a token"
     elif isinstance(default, int):
-        right, valid = isinstance(value, int) and number and value >= 1, "a whole number >= 1"
+        right = isinstance(value, int) and number and value >= 1
+        valid = "a whole number >= 1"
     else:
-        right, valid = number and value > 0, "a number > 0"
+        right = number and value > 0
+        valid = "a number > 0"
     if not right:
         raise ConversionError(f"{key}: {value!r} must be {valid}")
 
 
 def _check_counterpart(config: CoCaConfig) -> None:
     """Raises ConversionError, naming the field, for what is not one of open_clip's forms."""
-    image, width, embed = (
-        config.image,
-        config.sizes("unimodal").width,
-        config.embed_dim or config.sizes("unimodal").width,
-    )
+    image = config.image
+    width = config.sizes("unimodal").width
+    embed = config.embed_dim or config.sizes("unimodal").width
     if not isinstance(image, ViTConfig):
         raise ConversionError(
             f"image: {image.registered_name!r} has no counterpart in open_clip's CoCa; must "
             f"be 'vit'"
         )
-    shared, none = config.poolers == "shared", config.poolers == "none"
+    shared = config.poolers == "shared"
+    none = config.poolers == "none"
     theirs = {
         "image.pool": (image.pool, "cls"), "image.positions": (image.positions, "learned"), "image.patch_bias": (image.patch_bias, False),
         "image.eps": (image.eps, 1e-5), "image.qk_norm": (image.qk_norm, False), "image.activation": (image.activation, config.activation),

@@ -57,10 +57,12 @@ _TEXT = ("context_length", "vocab_size", "hf_tokenizer_name", "tokenizer_mode", 
 def read(config: Section) -> tuple[DualEncoderConfig, InputSpec]:
     """Of a `model_cfg`. Raises ConversionError for what cannot be represented."""
     config.known(*_TOP)
-    vision, text = config.section("vision_cfg", None), config.section("text_cfg", None)
+    vision = config.section("vision_cfg", None)
+    text = config.section("text_cfg", None)
     vision.known(*_VISION)
     text.known(*_TEXT)
-    embed_dim, quick = config.size("embed_dim"), config.get("quick_gelu", False)
+    embed_dim = config.size("embed_dim")
+    quick = config.get("quick_gelu", False)
     image, image_size, projected = (_read_timm if "timm_model_name" in vision else _read_vision)(
         vision, quick
     )
@@ -121,8 +123,10 @@ def _read_vision(vision: Section, quick: bool) -> tuple[dict[str, Any], int, boo
     pool = vision.only("pool_type", {"tok": "cls", "avg": "cls_mean"}, "tok")
     if pool == "cls_mean":
         vision.only("final_ln_after_pool", (True,), False)
-    width, head = vision.size("width", 768), vision.size("head_width", 64)
-    side, patch = vision.size("image_size", 224), vision.size("patch_size", 16)
+    width = vision.size("width", 768)
+    head = vision.size("head_width", 64)
+    side = vision.size("image_size", 224)
+    patch = vision.size("patch_size", 16)
     sizes = Sizes(
         width,
         vision.size("layers", 12),
@@ -161,15 +165,18 @@ def _read_text(text: Section, quick: bool) -> tuple[dict[str, Any], InputSpec]:
     _same_block(text)
     text.only("embed_cls", (False,), False)
     pools = {"argmax": "argmax", "eos": "eos", "last": "last", "first": "cls"}
-    pool, causal = text.only("pool_type", pools, "argmax"), not text.get("no_causal_mask", False)
-    width, length = text.size("width", 512), text.size("context_length", 77)
+    pool = text.only("pool_type", pools, "argmax")
+    causal = not text.get("no_causal_mask", False)
+    width = text.size("width", 512)
+    length = text.size("context_length", 77)
     sizes = Sizes(
         width,
         text.size("layers", 12),
         text.size("heads", 8),
         int(width * text.number("mlp_ratio", 4.0)),
     )
-    vocabulary, pad = text.size("vocab_size", 49408), text.token("pad_id", 0)
+    vocabulary = text.size("vocab_size", 49408)
+    pad = text.token("pad_id", 0)
     eos = {"eos": text.token("eos_id", 2), "argmax": vocabulary - 1}.get(pool)
     node = dict(
         text_node(sizes, length), causal=causal, pool=pool, mask_padding=causal and pool in ("argmax", "eos"),
@@ -222,7 +229,8 @@ def write(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
 
 
 def _write_vision(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
-    image, sizes = model.image, model.image.sizes
+    image = model.image
+    sizes = model.image.sizes
     return {
         "image_size": inputs.image_size, "layers": sizes.depth, "width": sizes.width, "head_width": sizes.width // sizes.heads,
         "mlp_ratio": _ratio(sizes), "patch_size": image.patch, "no_ln_pre": not image.pre_norm,
@@ -231,7 +239,8 @@ def _write_vision(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]
 
 
 def _write_text(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
-    text, sizes = model.text, model.text.sizes
+    text = model.text
+    sizes = model.text.sizes
     pool = "first" if text.pool == "cls" else text.pool
     return {
         "context_length": text.positions or inputs.text_length, "vocab_size": inputs.vocab_size, "width": sizes.width,
@@ -270,7 +279,8 @@ def table(model: DualEncoderConfig, model_cfg: Mapping[str, Any], prefix: str) -
             yield from linear("image/projection", "visual.head.proj", bias=model.projection_bias)
     else:
         yield from _vision(model)
-    text, sizes = "text/encoder", model.text.sizes
+    text = "text/encoder"
+    sizes = model.text.sizes
     yield f"{text}/words/embedding", Source(f"{prefix}token_embedding.weight")
     yield f"{text}/positions", Source(f"{prefix}positional_embedding")
     yield from _layers(text, f"{prefix}transformer", sizes)
@@ -299,7 +309,9 @@ def _vision(model: DualEncoderConfig) -> Entries:
 
 
 def _layers(ours: str, theirs: str, sizes: Sizes) -> Entries:
-    ours, theirs, n = f"{ours}/transformer/blocks", f"{theirs}.resblocks.{{i}}", sizes.depth
+    ours = f"{ours}/transformer/blocks"
+    theirs = f"{theirs}.resblocks.{{i}}"
+    n = sizes.depth
     yield from norm(f"{ours}/attention_norm", f"{theirs}.ln_1", n)
     yield from multihead_attention(f"{ours}/attention", f"{theirs}.attn", sizes.heads, n)
     yield from norm(f"{ours}/mlp_norm", f"{theirs}.ln_2", n)

@@ -90,7 +90,8 @@ def _trunk(
 
 
 def _inspected(name: str, pool: str) -> Trunk:
-    timm, torch = peer("timm"), peer("torch")
+    timm = peer("timm")
+    torch = peer("torch")
     from timm.models.vision_transformer import VisionTransformer
 
     def refuse(what: str, value: Any, valid: str) -> ConversionError:
@@ -134,7 +135,8 @@ def _inspected(name: str, pool: str) -> Trunk:
             model.global_pool,
             "map or avg (without class token and fc_norm) or token (with)",
         )
-    side, patch = model.patch_embed.img_size, model.patch_embed.patch_size
+    side = model.patch_embed.img_size
+    patch = model.patch_embed.patch_size
     if side is None or side[0] != side[1] or patch[0] != patch[1]:
         raise refuse("pictures of", side, "squares")
     sizes = Sizes(
@@ -175,7 +177,8 @@ def _plain(config: ViTConfig) -> ViTConfig:
 
 def table(config: ViTConfig, ours: str, theirs: str) -> Entries:
     """timm's `VisionTransformer` with the prefix `theirs`."""
-    sizes, n = config.sizes, config.sizes.depth
+    sizes = config.sizes
+    n = config.sizes.depth
     yield f"{ours}/patches/kernel", Source(f"{theirs}.patch_embed.proj.weight", CONVOLUTION)
     if config.patch_bias:
         yield f"{ours}/patches/bias", Source(f"{theirs}.patch_embed.proj.bias")
@@ -184,7 +187,8 @@ def table(config: ViTConfig, ours: str, theirs: str) -> Entries:
         yield f"{ours}/class_token", Source(f"{theirs}.cls_token", _TOKEN)
     if config.pre_norm:
         yield from norm(f"{ours}/pre_norm", f"{theirs}.norm_pre")
-    block, layer = f"{ours}/transformer/blocks", f"{theirs}.blocks.{{i}}"
+    block = f"{ours}/transformer/blocks"
+    layer = f"{theirs}.blocks.{{i}}"
     yield from norm(f"{block}/attention_norm", f"{layer}.norm1", n)
     yield from _attention(
         f"{block}/attention", [(f"{layer}.attn.qkv", 3)], f"{layer}.attn.proj", sizes.heads, n
@@ -194,7 +198,8 @@ def table(config: ViTConfig, ours: str, theirs: str) -> Entries:
     yield from linear(f"{block}/mlp/down", f"{layer}.mlp.fc2", n)
     yield from norm(f"{ours}/norm", f"{theirs}.norm")
     if config.pool == "map":
-        pooler, head = f"{ours}/pooler", f"{theirs}.attn_pool"
+        pooler = f"{ours}/pooler"
+        head = f"{theirs}.attn_pool"
         yield f"{pooler}/query", Source(f"{head}.latent", LEADING)
         yield from _attention(
             f"{pooler}/attention",

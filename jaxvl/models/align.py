@@ -76,9 +76,7 @@ class AlignConfig:
                 dtype=dtype,
             )
 
-        image, text = (
-            tower("image", self.image, width != self.image.features),
-            tower("text", self.text, True),
-        )
+        image = tower("image", self.image, width != self.image.features)
+        text = tower("text", self.text, True)
         most = None if self.max_scale is None else math.log(self.max_scale)
         return TwoTower(image, text, log_scale=-math.log(self.init_temperature), most=most)

@@ -102,7 +102,8 @@ def check_rates(config: object, *names: str) -> None:
 def check_moe(config: object, causal: bool = False) -> None:
     """Raises ConfigError where `config.moe` does not fit the layers, needs a call that names
     skills, or looks ahead in causal ones."""
-    sizes, moe = config.sizes, config.moe
+    sizes = config.sizes
+    moe = config.moe
     if moe is None:
         return
     try:

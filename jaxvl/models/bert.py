@@ -114,7 +114,8 @@ class Bert(nnx.Module):
     def __init__(
         self, config: BertConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ):
-        sizes, init = config.sizes, normal(_INIT_STD)
+        sizes = config.sizes
+        init = normal(_INIT_STD)
         self.words = Embedding(inputs.vocab_size, sizes.width, rngs=rngs, init=init, dtype=dtype)
         self.positions = nnx.Param(
             init(rngs.params(), (config.positions, sizes.width), jnp.float32),
@@ -129,13 +130,11 @@ class Bert(nnx.Module):
         self.pooler = (
             Linear(sizes.width, sizes.width, **pooler) if config.pool == "pooler" else None
         )
-        self.pool, self.dropout, self.pad_id, self.width, self.dtype = (
-            config.pool,
-            config.dropout,
-            inputs.pad_id,
-            sizes.width,
-            dtype,
-        )
+        self.pool = config.pool
+        self.dropout = config.dropout
+        self.pad_id = inputs.pad_id
+        self.width = sizes.width
+        self.dtype = dtype
 
     def __call__(
         self, tokens: jax.Array, *, train: bool = False, key: jax.Array | None = None

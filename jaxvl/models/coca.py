@@ -186,7 +186,8 @@ class CoCaConfig:
             "name",
             f"'coca' needs a tokenizer that pads with another token than its EOS ({inputs.eos_id})",
         )
-        start, special = self.start_id, (inputs.pad_id, inputs.eos_id)
+        start = self.start_id
+        special = (inputs.pad_id, inputs.eos_id)
         check(
             start is None or (0 <= start < inputs.vocab_size and start not in special),
             "start_id",
@@ -222,8 +223,10 @@ class CoCa(nnx.Module):
     def __init__(
         self, config: CoCaConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ):
-        sizes, width = config.sizes("unimodal"), config.sizes("unimodal").width
-        embed, self.poolers = config.embed_dim or width, config.poolers
+        sizes = config.sizes("unimodal")
+        width = config.sizes("unimodal").width
+        embed = config.embed_dim or width
+        self.poolers = config.poolers
         options = dict(rngs=rngs, dtype=dtype)
 
         def token() -> nnx.Param:
@@ -250,29 +253,28 @@ class CoCa(nnx.Module):
                 queries, width, heads, memory_width=memory_width, norm=config.pooler_norm, **options
             )
 
-        twice, cascade = config.poolers in ("cascade", "parallel"), config.poolers == "cascade"
+        twice = config.poolers in ("cascade", "parallel")
+        cascade = config.poolers == "cascade"
         self.caption_pooler = (
             pool(config.queries, self.encoder.width) if config.poolers != "none" else None
         )
         self.contrastive_pooler = (
             pool(1, width if cascade else self.encoder.width) if twice else None
         )
-        self.image_projection, self.text_projection = projection(read), projection(width)
+        self.image_projection = projection(read)
+        self.text_projection = projection(width)
         self.words = Embedding(inputs.vocab_size, width, rngs=rngs, dtype=dtype)
-        self.start_id, learned_start, with_class = (
-            config.start_id,
-            config.start_id is None,
-            config.text_pool == "class",
-        )
+        self.start_id = config.start_id
+        learned_start = config.start_id is None
+        with_class = config.text_pool == "class"
         rows = learned_start + inputs.text_length + with_class
         positions = normal(0.01)(rngs.params(), (rows, width), jnp.float32)
         self.positions = nnx.Param(positions, axes=("length", "embed"))
-        self.start_token, self.class_token = (
-            token() if learned_start else None,
-            token() if with_class else None,
-        )
+        self.start_token = token() if learned_start else None
+        self.class_token = token() if with_class else None
         self.unimodal = Transformer(sizes, config.options(), **options)
-        self.text_norm, self.norm_between = LayerNorm(width, eps=1e-5, dtype=dtype), not with_class
+        self.text_norm = LayerNorm(width, eps=1e-5, dtype=dtype)
+        self.norm_between = not with_class
         self.multimodal = Transformer(
             config.sizes("multimodal"),
             config.options(),
@@ -284,13 +286,11 @@ class CoCa(nnx.Module):
         self.head = VocabularyHead(width, inputs.vocab_size, tied=config.tied, **options)
         self.log_scale = nnx.Param(jnp.float32(math.log(config.init_scale)), axes=())
         self.most = None if config.max_scale is None else math.log(config.max_scale)
-        self.pad_id, self.eos_id, self.late_mask, self.width, self.dtype = (
-            inputs.pad_id,
-            inputs.eos_id,
-            config.late_mask,
-            width,
-            dtype,
-        )
+        self.pad_id = inputs.pad_id
+        self.eos_id = inputs.eos_id
+        self.late_mask = config.late_mask
+        self.width = width
+        self.dtype = dtype
 
     # ----------------------------------------------------------------------------------------------
     # Image
@@ -303,7 +303,8 @@ class CoCa(nnx.Module):
         unit rows float32 [B, E]."""
         encoded = self.encoder(image, train=train, key=key)
         if self.poolers == "none":
-            memory, pooled = encoded.tokens[:, 1:], encoded.tokens[:, 0]
+            memory = encoded.tokens[:, 1:]
+            pooled = encoded.tokens[:, 0]
         else:
             memory = self.caption_pooler(encoded.tokens)
             if self.poolers == "shared":
@@ -334,22 +335,20 @@ class CoCa(nnx.Module):
         def broadcast(token):
             return jnp.broadcast_to(token[...].astype(self.dtype), (b, 1, self.width))
 
-        x, mask, always = self.words(text), text != self.pad_id, jnp.ones((b, 1), bool)
+        x = self.words(text)
+        mask = text != self.pad_id
+        always = jnp.ones((b, 1), bool)
         if self.start_token is not None:
-            x, mask = (
-                jnp.concatenate([broadcast(self.start_token), x], 1),
-                jnp.concatenate([always, mask], 1),
-            )
+            x = jnp.concatenate([broadcast(self.start_token), x], 1)
+            mask = jnp.concatenate([always, mask], 1)
         positions = self.positions[: x.shape[1]]
         if self.class_token is None:  # no token sees the padding, which comes after it
             x = self.text_norm(
                 self.unimodal(x + positions.astype(self.dtype), causal=True, train=train, key=key)
             )
             return x, unit(self.text_projection(eos(x[:, -t:], text, self.eos_id)))
-        x, mask = (
-            jnp.concatenate([x, broadcast(self.class_token)], 1),
-            jnp.concatenate([mask, always], 1),
-        )
+        x = jnp.concatenate([x, broadcast(self.class_token)], 1)
+        mask = jnp.concatenate([mask, always], 1)
         # [CLS] has the last row of the table whatever the length of the text.
         positions = jnp.concatenate([positions, self.positions[-1:]]).astype(self.dtype)
         mask = jnp.roll(mask, 1, axis=1) if self.late_mask else mask
@@ -382,7 +381,8 @@ class CoCa(nnx.Module):
           tokens.
         """
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
-        text, scale = batch["text"], self.log_scale[...]
+        text = batch["text"]
+        scale = self.log_scale[...]
         memory, image = self.memory(batch["image"], train=train, key=keys[0])
         targets = text if self.start_id is None else text[:, 1:]
         scores, embedding = self._score(text, targets, memory, train=train, keys=keys[1:])
@@ -459,7 +459,8 @@ class CoCa(nnx.Module):
         The first: keys and values [B, T, H, K] by half and layer; the second: weights by layer, and
         the image's keys and values.
         """
-        memory, halves = self.memory(image)[0], (self.unimodal, self.multimodal)
+        memory = self.memory(image)[0]
+        halves = (self.unimodal, self.multimodal)
         layers = [half.layers() for half in halves]
         return [half.start(len(image), length) for half in halves], (
             layers,

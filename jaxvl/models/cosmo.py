@@ -92,7 +92,8 @@ class Cosmo(CoCa):
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """image [B, K, S, S, C], text, segment int [B, R] and weight float32 [B, R] of a batch of
         either kind."""
-        image, text = batch["image"], batch["text"]
+        image = batch["image"]
+        text = batch["text"]
         if image.ndim == 5:
             return image, text, batch["segment"], batch["weight"]
         there = text != self.pad_id
@@ -149,7 +150,8 @@ class Cosmo(CoCa):
         Returns:
           image, text: unit rows, float32 [B, K, E]; the rest as CoCa's, along the row.
         """
-        keys, scale = split(key, 3), self.log_scale[...]
+        keys = split(key, 3)
+        scale = self.log_scale[...]
         images, text, segment, weight = self._rows(batch)
         b, k = images.shape[:2]
         latents, image = self.memory(

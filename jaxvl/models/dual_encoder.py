@@ -80,7 +80,8 @@ class DualEncoderConfig:
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TwoTower:
         def tower(side: str, config: Any, project: bool) -> Tower:
-            encoder, locked = config.build(inputs, rngs, dtype), self.lock == side
+            encoder = config.build(inputs, rngs, dtype)
+            locked = self.lock == side
             return Tower(
                 encoder,
                 self._width,

@@ -148,7 +148,8 @@ def round_channels(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-MOST_BLOCKS, MOST_CHANNELS = 1_024, 65_536
+MOST_BLOCKS = 1_024
+MOST_CHANNELS = 65_536
 Multiplier = Annotated[float, Range(0.0, 64.0, above=True)]
 
 
@@ -231,10 +232,8 @@ class EfficientNetConfig:
         )
         check_rates(self, "drop_connect")
         stem, stages, _ = self.plan()
-        blocks, widest = (
-            sum(s.repeats for s in stages),
-            max(stem, *(s.channels * s.expand for s in stages)),
-        )
+        blocks = sum(s.repeats for s in stages)
+        widest = max(stem, *(s.channels * s.expand for s in stages))
         check(
             blocks <= MOST_BLOCKS,
             "depth",
@@ -366,8 +365,10 @@ class MBConv(nnx.Module):
         rngs,
         dtype,
     ):
-        hidden, act = inputs * stage.expand, config.activation
-        self.stride, self.drop_rate = stride, drop_rate
+        hidden = inputs * stage.expand
+        act = config.activation
+        self.stride = stride
+        self.drop_rate = drop_rate
         self.residual = stride == 1 and inputs == stage.channels
         filters = dict(stride=stride, rule=rule, rngs=rngs, dtype=dtype)
         expands = stage.expand != 1
@@ -418,7 +419,8 @@ class EfficientNet(nnx.Module):
         self, config: EfficientNetConfig, channels: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ):
         stem, stages, head = config.plan()
-        act, rule = config.activation, config.padding
+        act = config.activation
+        rule = config.padding
         self.patch = config.stem_patch
         self.stem = ConvNorm(
             config,
@@ -431,7 +433,9 @@ class EfficientNet(nnx.Module):
             rngs=rngs,
             dtype=dtype,
         )
-        total, inputs, blocks = sum(s.repeats for s in stages), stem, []
+        total = sum(s.repeats for s in stages)
+        inputs = stem
+        blocks = []
         for stage in stages:
             for i in range(stage.repeats):
                 number = len(blocks)
@@ -460,7 +464,9 @@ class EfficientNet(nnx.Module):
             if config.head
             else None
         )
-        self.width, self.pool, self.remat = config.features, config.pool, config.remat
+        self.width = config.features
+        self.pool = config.pool
+        self.remat = config.remat
 
     def __call__(
         self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None

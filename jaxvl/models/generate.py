@@ -93,10 +93,8 @@ class Generation:
             self.min_length,
             self.seed,
         )
-        penalty, nucleus = (
-            (2.0 if self.repetition_penalty != 1 else 1.0),
-            (0.5 if self.top_p < 1 else 1.0),
-        )
+        penalty = 2.0 if self.repetition_penalty != 1 else 1.0
+        nucleus = 0.5 if self.top_p < 1 else 1.0
         changes = dict(
             temperature=1.0,
             top_p=nucleus,
@@ -193,7 +191,8 @@ def generate(
         )
 
     def going(state):
-        t, done = state[0], state[2]
+        t = state[0]
+        done = state[2]
         return (t < rules.most) & ~done.all()
 
     def extend(state):
@@ -232,7 +231,8 @@ def _adjust(logits, tokens, t, rules: _Rules) -> jax.Array:
     config, (b, v), length = rules.config, logits.shape, tokens.shape[1]
     rows = jnp.arange(b)[:, None]
     if config.repetition_penalty != 1.0:
-        there, penalty = jnp.arange(length) < t, rules.numbers.repetition_penalty
+        there = jnp.arange(length) < t
+        penalty = rules.numbers.repetition_penalty
         seen = jnp.zeros((b, v), bool).at[rows, tokens].max(jnp.broadcast_to(there, tokens.shape))
         logits = jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
     token = jnp.arange(v)
@@ -270,7 +270,8 @@ def _completing(tokens: jax.Array, t: jax.Array, n: int, v: int) -> jax.Array:
 def _restrict(logits: jax.Array, rules: _Rules) -> jax.Array:
     """Logits by the temperature, with all but the `top_k`, and all but the likeliest of `top_p`,
     out of reach."""
-    config, logits = rules.config, logits / rules.numbers.temperature
+    config = rules.config
+    logits = logits / rules.numbers.temperature
     if config.top_k is not None:
         least = lax.top_k(logits, min(config.top_k, logits.shape[-1]))[0][:, -1:]
         logits = jnp.where(logits < least, NEVER, logits)
@@ -291,7 +292,10 @@ def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions
     none of these can still have a better score: log p only falls, and no length divides by more
     than the longest.
     """
-    k, pad_id, eos_id, most = rules.config.beams, rules.pad_id, rules.eos_id, rules.most
+    k = rules.config.beams
+    pad_id = rules.pad_id
+    eos_id = rules.eos_id
+    most = rules.most
     known = jax.tree.map(lambda a: jnp.repeat(a, k, axis=0), known)
     rules = (
         rules
@@ -312,7 +316,8 @@ def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions
         gain = jax.nn.log_softmax(
             _adjust(logits, tokens.reshape(batch * k, length), t, rules)
         ).reshape(batch, k, -1)
-        total, v = log_p[..., None] + gain, gain.shape[-1]
+        total = log_p[..., None] + gain
+        v = gain.shape[-1]
         # The best caption that ends here, against the best that ended before.
         ends = total[..., eos_id]
         beam = ends.argmax(1)[:, None]
@@ -320,13 +325,12 @@ def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions
         better = score(now, t + 1) > best
         ending = jnp.take_along_axis(tokens, beam[..., None], 1)[:, 0].at[:, t].set(eos_id)
         ended = jnp.where(better[:, None], ending, ended)
-        ended_log_p, best = (
-            jnp.where(better, now, ended_log_p),
-            jnp.where(better, score(now, t + 1), best),
-        )
+        ended_log_p = jnp.where(better, now, ended_log_p)
+        best = jnp.where(better, score(now, t + 1), best)
         # The best that go on.
         log_p, chosen = lax.top_k(total.at[..., eos_id].set(2 * NEVER).reshape(batch, -1), k)
-        parent, new = chosen // v, (chosen % v).astype(jnp.int32)
+        parent = chosen // v
+        new = (chosen % v).astype(jnp.int32)
         tokens = jnp.take_along_axis(tokens, parent[..., None], 1).at[:, :, t].set(new)
         rows = (jnp.arange(batch)[:, None] * k + parent).reshape(-1)
         known = jax.tree.map(lambda a: a[rows], known)

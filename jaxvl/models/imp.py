@@ -315,8 +315,11 @@ class Imp(nnx.Module):
     def __init__(
         self, config: ImpConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ):
-        width, options = config.sizes.width, dict(rngs=rngs, dtype=dtype)
-        c, p, s = config, config.patch, config.spectrogram_patch
+        width = config.sizes.width
+        options = dict(rngs=rngs, dtype=dtype)
+        c = config
+        p = config.patch
+        s = config.spectrogram_patch
         takes = set(c.inputs)
         sides = dict(time=c.patch_frames, height=p, width=p)
         most = dict(time=c.most_frames, height=c.most_pixels, width=c.most_pixels)
@@ -325,13 +328,15 @@ class Imp(nnx.Module):
             if {"image", "video"} & takes
             else None
         )
-        sides, most = dict(time=s, bins=s), dict(time=c.most_steps, bins=c.most_bins)
+        sides = dict(time=s, bins=s)
+        most = dict(time=c.most_steps, bins=c.most_bins)
         self.spectrogram = (
             GridTokens("spectrogram", sides, most, 1, width, **options)
             if "spectrogram" in takes
             else None
         )
-        sides, most = dict(time=c.waveform_patch), dict(time=c.most_samples)
+        sides = dict(time=c.waveform_patch)
+        most = dict(time=c.most_samples)
         self.waveform = (
             GridTokens("waveform", sides, most, 1, width, **options)
             if "waveform" in takes
@@ -372,7 +377,9 @@ class Imp(nnx.Module):
             }
         )
         self.most = None if c.max_scale is None else math.log(c.max_scale)
-        self.config, self.pad_id, self.dtype = config, inputs.pad_id, dtype
+        self.config = config
+        self.pad_id = inputs.pad_id
+        self.dtype = dtype
 
     # ----------------------------------------------------------------------------------------------
     # One modality
@@ -511,7 +518,8 @@ class Imp(nnx.Module):
             for k, v in batch.items()
             if k not in ("waveform", "waveform_length", "has_waveform")
         }
-        x, length = batch["waveform"], batch.get("waveform_length")
+        x = batch["waveform"]
+        length = batch.get("waveform_length")
         rows = x.shape[:-1]  # (B,) or (B, N)
         spectrogram, real = log_mel(
             x.reshape(-1, x.shape[-1]), None if length is None else length.reshape(-1)
@@ -553,7 +561,8 @@ class Imp(nnx.Module):
           those of all inputs; `has/A` bool [B] of modalities that some rows lack.
         """
         batch = self._heard(batch)
-        drop, given = drop or {}, [name for name in INPUTS if name in batch]
+        drop = drop or {}
+        given = [name for name in INPUTS if name in batch]
         found = {INPUTS[name] for name in given}
         if len(found) < len(given) or not given:
             raise ValueError(

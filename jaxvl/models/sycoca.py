@@ -124,8 +124,10 @@ class SyCoCa(CoCa):
         self, config: SyCoCaConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ):
         super().__init__(config, inputs, rngs=rngs, dtype=dtype)
-        self.patch, width = config.image.patch, self.width
-        patches, values = (inputs.image_size // self.patch) ** 2, self.patch**2 * inputs.channels
+        self.patch = config.image.patch
+        width = self.width
+        patches = (inputs.image_size // self.patch) ** 2
+        values = self.patch**2 * inputs.channels
         sizes = dataclasses.replace(
             config.sizes("multimodal"),
             depth=config.image_layers or config.sizes("multimodal").depth,
@@ -149,10 +151,8 @@ class SyCoCa(CoCa):
         self.image_norm = LayerNorm(width, eps=1e-5, dtype=dtype)
         self.pixels = Linear(width, values, axes=("embed", "joint"), **options)
         self.random = config.masking == "random"
-        self.masked_count, self.hidden_count = (
-            round(config.masked_share * patches),
-            round(config.hidden_share * patches),
-        )
+        self.masked_count = round(config.masked_share * patches)
+        self.hidden_count = round(config.hidden_share * patches)
 
     def __call__(
         self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
@@ -170,7 +170,9 @@ class SyCoCa(CoCa):
           reading order as the image decoder sees them; patch_weight: float32 [B, P], 1 where a
           patch was hidden from it; patch_scores: float32 [B, P], what chose.
         """
-        keys, text, scale = split(key, 6), batch["text"], self.log_scale[...]
+        keys = split(key, 6)
+        text = batch["text"]
+        scale = self.log_scale[...]
         with jax.named_scope("image"):
             patches = self.encoder(batch["image"], train=train, key=keys[0]).tokens
             image = unit(self.image_projection(self.contrastive_pooler(patches)[:, 0]))
@@ -182,7 +184,8 @@ class SyCoCa(CoCa):
             )
         scores = jax.lax.stop_gradient(scores.astype(jnp.float32))
         order = jnp.argsort(jnp.argsort(-scores, axis=1), axis=1)  # 0: the most text-like
-        masked, seen = order < self.masked_count, order < order.shape[1] - self.hidden_count
+        masked = order < self.masked_count
+        seen = order < order.shape[1] - self.hidden_count
         with jax.named_scope("captioner"):
             x = self.multimodal(
                 tokens[:, :-1],
@@ -235,7 +238,9 @@ class SyCoCa(CoCa):
 
     def _paint(self, image: jax.Array, masked: jax.Array) -> jax.Array:
         """The image [B, S, S, C] with the learned patch over those of bool [B, P]."""
-        b, s, grid = len(image), image.shape[1], image.shape[1] // self.patch
+        b = len(image)
+        s = image.shape[1]
+        grid = image.shape[1] // self.patch
         over = masked.reshape(b, grid, 1, grid, 1, 1)
         cut = image.reshape(b, grid, self.patch, grid, self.patch, -1)
         return jnp.where(over, self.mask_patch[...][:, None].astype(image.dtype), cut).reshape(

@@ -97,7 +97,8 @@ class TextTransformerConfig:
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where texts are longer than the position table, or have no EOS to
         pool."""
-        rows, length = self.positions, inputs.text_length
+        rows = self.positions
+        length = inputs.text_length
         check(
             rows is None or length <= rows,
             "positions",
@@ -128,7 +129,8 @@ class TextTransformer(nnx.Module):
         rngs: nnx.Rngs,
         dtype: Any = jnp.float32,
     ):
-        sizes, rows = config.sizes, config.positions or inputs.text_length
+        sizes = config.sizes
+        rows = config.positions or inputs.text_length
         self.words = Embedding(inputs.vocab_size, sizes.width, rngs=rngs, dtype=dtype)
         self.positions = nnx.Param(
             normal(0.01)(rngs.params(), (rows, sizes.width), jnp.float32), axes=("length", "embed")
@@ -141,13 +143,11 @@ class TextTransformer(nnx.Module):
             if config.pool == "map"
             else None
         )
-        self.config, self.pad_id, self.eos_id, self.width, self.dtype = (
-            config,
-            inputs.pad_id,
-            inputs.eos_id,
-            sizes.width,
-            dtype,
-        )
+        self.config = config
+        self.pad_id = inputs.pad_id
+        self.eos_id = inputs.eos_id
+        self.width = sizes.width
+        self.dtype = dtype
 
     def __call__(
         self, tokens: jax.Array, *, train: bool = False, key: jax.Array | None = None

@@ -48,7 +48,8 @@ class Tower(nnx.Module):
         rngs: nnx.Rngs,
         dtype: Any,
     ):
-        self.encoder, self.locked = encoder, locked
+        self.encoder = encoder
+        self.locked = locked
         options = dict(
             axes=("embed", "joint"),
             bias=bias,
@@ -105,7 +106,8 @@ def joined(*routings: dict[str, jax.Array] | None) -> dict[str, jax.Array]:
     Figures that not all encoders with such layers have, or in another shape (other numbers of
     experts), are left out of the health.
     """
-    given, out = [r for r in routings if r], {}
+    given = [r for r in routings if r]
+    out = {}
     for name in dict.fromkeys(name for r in given for name in r):
         values = [r[name] for r in given if name in r]
         if name.startswith("moe/loss/"):
@@ -136,7 +138,9 @@ class TwoTower(nnx.Module):
         most: float | None,
         logit_bias: float | None = None,
     ):
-        self.image, self.text, self.most = image, text, most
+        self.image = image
+        self.text = text
+        self.most = most
         self.log_scale = nnx.Param(jnp.float32(log_scale), axes=())
         self.logit_bias = (
             None if logit_bias is None else nnx.Param(jnp.float32(logit_bias), axes=())

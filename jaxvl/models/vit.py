@@ -116,7 +116,8 @@ class ViTConfig:
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where patches do not tile the image."""
-        side, patch = inputs.image_size, self.patch
+        side = inputs.image_size
+        patch = self.patch
         check(
             patch <= side,
             "variant",
@@ -142,9 +143,11 @@ class ViT(nnx.Module):
     def __init__(
         self, config: ViTConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ):
-        sizes, grid = config.sizes, inputs.image_size // config.patch
+        sizes = config.sizes
+        grid = inputs.image_size // config.patch
         has_class = config.pool in ("cls", "cls_mean")
-        width, tokens = sizes.width, grid * grid + has_class
+        width = sizes.width
+        tokens = grid * grid + has_class
         self.patches = PatchEmbedding(
             config.patch, inputs.channels, width, rngs=rngs, bias=config.patch_bias, dtype=dtype
         )
@@ -166,13 +169,11 @@ class ViT(nnx.Module):
             if config.pool == "map"
             else None
         )
-        self.grid, self.width, self.pool, self.dropout, self.dtype = (
-            grid,
-            width,
-            config.pool,
-            config.dropout,
-            dtype,
-        )
+        self.grid = grid
+        self.width = width
+        self.pool = config.pool
+        self.dropout = config.dropout
+        self.dtype = dtype
 
     def __call__(
         self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -184,7 +185,8 @@ class ViT(nnx.Module):
         if self.class_token is not None:
             token = self.class_token[...].astype(self.dtype)
             if self.positions is not None:
-                token, positions = token + positions[0], positions[1:]
+                token = token + positions[0]
+                positions = positions[1:]
             x = jnp.concatenate(
                 [jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x + positions], axis=1
             )
@@ -194,7 +196,8 @@ class ViT(nnx.Module):
         x = dropout(x, self.dropout, embed_key, train=train)
         x = x if self.pre_norm is None else self.pre_norm(x)
         routed = self.transformer.routed(x, train=train, key=stack_key)
-        x, routing = routed.y, routed.by_row() or None
+        x = routed.y
+        routing = routed.by_row() or None
         norm = (lambda x: x) if self.norm is None else self.norm
         if self.pool == "cls_mean":
             return Encoded(norm(poolers.mean(x[:, 1:])), norm(x), routing=routing)
@@ -209,9 +212,7 @@ class ViT(nnx.Module):
         table = self.positions[...]
         if grid == self.grid:
             return table
-        first, table = (
-            table[: -(self.grid**2)],
-            table[-(self.grid**2) :].reshape(self.grid, self.grid, -1),
-        )
+        first = table[: -(self.grid**2)]
+        table = table[-(self.grid**2) :].reshape(self.grid, self.grid, -1)
         table = jax.image.resize(table, (grid, grid, self.width), "bilinear")
         return jnp.concatenate([first, table.reshape(grid**2, -1)])

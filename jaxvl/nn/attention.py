@@ -49,7 +49,8 @@ class Attention(nnx.Module):
     ):
         if width % heads:
             raise ValueError(f"heads: {heads} must divide the width of {width}")
-        split_axes, split_heads = ("embed", "heads", "kv"), (heads, width // heads)
+        split_axes = ("embed", "heads", "kv")
+        split_heads = (heads, width // heads)
         options = dict(bias=bias, rngs=rngs, init=init, dtype=dtype)
         self.query = Linear(width, split_heads, axes=split_axes, **options)
         self.key = Linear(memory_width or width, split_heads, axes=split_axes, **options)
@@ -61,7 +62,8 @@ class Attention(nnx.Module):
         self.key_norm = (
             LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
         )
-        self.dropout, self.implementation = dropout, implementation
+        self.dropout = dropout
+        self.implementation = implementation
 
     def __call__(
         self,
@@ -121,7 +123,8 @@ class Attention(nnx.Module):
         Returns:
           [B, 1, D], and `known` with x in it.
         """
-        q, mask = self._ask(x), None
+        q = self._ask(x)
+        mask = None
         if position is None:
             q = q.reshape(known[0].shape[0], -1, *q.shape[2:])
         else:

@@ -88,7 +88,8 @@ _full.defvjp(_full_forward, _full_backward)
 def _kernel_products(x, dy, side, padding):
     """dL/dkernel [k, k, C, C'] from x [B, S, S, C] and dL/dy [B, S', S', C']."""
     (rows, cols), inputs, outputs = dy.shape[1:3], x.shape[-1], dy.shape[-1]
-    x, dy = jnp.pad(x, ((0, 0), *padding, (0, 0))), dy.reshape(-1, outputs)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    dy = dy.reshape(-1, outputs)
     at = lambda i, j: x[:, i : i + rows, j : j + cols].reshape(-1, inputs).T @ dy
     return jnp.stack([jnp.stack([at(i, j) for j in range(side)]) for i in range(side)])
 
@@ -165,7 +166,10 @@ class Conv(nnx.Module):
         shape = (kernel, kernel, 1 if depthwise else inputs, outputs)
         value = jax.random.normal(rngs.params(), shape, jnp.float32) * math.sqrt(2.0 / fan_out)
         self.kernel = nnx.Param(value, axes=("kernel", "kernel", "conv_in", "conv_out"))
-        self.stride, self.rule, self.depthwise, self.dtype = stride, rule, depthwise, dtype
+        self.stride = stride
+        self.rule = rule
+        self.depthwise = depthwise
+        self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(self.dtype)

@@ -41,7 +41,8 @@ class PatchEmbedding(nnx.Module):
         self.bias = (
             nnx.Param(jnp.zeros(width, jnp.float32), axes=(vector_axis("embed"),)) if bias else None
         )
-        self.patch, self.dtype = patch, dtype
+        self.patch = patch
+        self.dtype = dtype
 
     def __call__(self, image: jax.Array) -> jax.Array:
         """[B, S, S, C] -> [B, P, D], patches in reading order; pixels beyond the last whole patch

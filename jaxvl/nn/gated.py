@@ -53,7 +53,8 @@ class GatedBlock(nnx.Module):
         norm = functools.partial(
             LayerNorm, sizes.width, eps=options.eps, bias=options.bias, dtype=dtype
         )
-        self.cross_norm, self.gated_norm = norm(), norm()
+        self.cross_norm = norm()
+        self.gated_norm = norm()
         self.cross = Attention(
             sizes.width,
             sizes.heads,
@@ -80,10 +81,8 @@ class GatedBlock(nnx.Module):
         self.cross_gate, self.mlp_gate = (
             nnx.Param(jnp.zeros((), jnp.float32), axes=()) for _ in range(2)
         )
-        self.block, self.dropout = (
-            Block(sizes, options, rngs=rngs, moe=moe, dtype=dtype),
-            options.dropout,
-        )
+        self.block = Block(sizes, options, rngs=rngs, moe=moe, dtype=dtype)
+        self.dropout = options.dropout
 
     @property
     def moe(self) -> nnx.Module | None:

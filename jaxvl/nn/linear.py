@@ -55,7 +55,9 @@ class Linear(nnx.Module):
             raise ValueError(
                 f"axes: {tuple(axes)} must name each dimension of {inputs} -> {outputs}"
             )
-        self.inputs, self.outputs, self.dtype = inputs, outputs, dtype
+        self.inputs = inputs
+        self.outputs = outputs
+        self.dtype = dtype
         kernel = init(rngs.params(), (math.prod(inputs), math.prod(outputs)), jnp.float32)
         self.kernel = nnx.Param(kernel.reshape(*inputs, *outputs), axes=tuple(axes))
         vector = tuple(vector_axis(a) for a in axes[len(inputs) :])

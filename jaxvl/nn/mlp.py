@@ -57,7 +57,8 @@ class Mlp(nnx.Module):
         self.down = Linear(
             hidden, width, axes=("mlp", "embed"), bias=bias, rngs=rngs, init=init, dtype=dtype
         )
-        self.activation, self.dropout = activation, dropout
+        self.activation = activation
+        self.dropout = dropout
 
     def __call__(
         self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None

@@ -29,7 +29,8 @@ class LayerNorm(nnx.Module):
     ):
         self.scale = nnx.Param(jnp.ones(width, jnp.float32), axes=(axis,))
         self.bias = nnx.Param(jnp.zeros(width, jnp.float32), axes=(axis,)) if bias else None
-        self.eps, self.dtype = eps, dtype
+        self.eps = eps
+        self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32)
@@ -63,18 +64,22 @@ class BatchNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32), axes=("norm",))
         self.mean = nnx.BatchStat(jnp.zeros(channels, jnp.float32))
         self.var = nnx.BatchStat(jnp.ones(channels, jnp.float32))
-        self.momentum, self.eps, self.dtype = momentum, eps, dtype
+        self.momentum = momentum
+        self.eps = eps
+        self.dtype = dtype
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         if train:
-            wide, dims = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+            wide = x.astype(jnp.float32)
+            dims = tuple(range(x.ndim - 1))
             mean = wide.mean(dims)
             var = jnp.square(wide - mean).mean(dims)
             kept = jnp.float32(self.momentum)
             self.mean[...] = kept * self.mean[...] + (1 - kept) * jax.lax.stop_gradient(mean)
             self.var[...] = kept * self.var[...] + (1 - kept) * jax.lax.stop_gradient(var)
         else:
-            mean, var = self.mean[...], self.var[...]
+            mean = self.mean[...]
+            var = self.var[...]
         # One multiply-add over the large array; everything else is per channel.
         scale = self.scale[...] * jax.lax.rsqrt(var + self.eps)
         return (x.astype(jnp.float32) * scale + (self.bias[...] - mean * scale)).astype(self.dtype)
@@ -99,7 +104,9 @@ class GroupNorm(nnx.Module):
             raise ValueError(f"group_width: {group_width} must divide the {channels} channels")
         self.scale = nnx.Param(jnp.ones(channels, jnp.float32), axes=("norm",))
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32), axes=("norm",))
-        self.group_width, self.eps, self.dtype = group_width, eps, dtype
+        self.group_width = group_width
+        self.eps = eps
+        self.dtype = dtype
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         del train

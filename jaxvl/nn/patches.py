@@ -96,7 +96,9 @@ class FactoredPositions(nnx.Module):
                 for axis, n in sizes.items()
             }
         )
-        self.name, self.sizes, self.dtype = name, dict(sizes), dtype
+        self.name = name
+        self.sizes = dict(sizes)
+        self.dtype = dtype
 
     def check(self, grid: Sequence[int]) -> None:
         """Raises ValueError for a grid that is larger than the tables."""
@@ -146,7 +148,8 @@ class GridTokens(nnx.Module):
         )
         sizes = {axis: -(-most[axis] // p) for axis, p in patch.items()}
         self.positions = FactoredPositions(name, sizes, width, rngs=rngs, dtype=dtype)
-        self.name, self.dtype = name, dtype
+        self.name = name
+        self.dtype = dtype
 
     def cut(self, x: jax.Array) -> Patches:
         """[B, *sides, C] -> patches. Raises ValueError where sides do not fit."""
@@ -167,6 +170,7 @@ class GridTokens(nnx.Module):
 
     def embed_still(self, patches: Patches) -> jax.Array:
         """`__call__` of the repeated frames, at the cost of one: the kernel summed over time."""
-        first, rest = self.patch[0], patches.values.shape[-1]
+        first = self.patch[0]
+        rest = patches.values.shape[-1]
         kernel = self.embed.kernel[...].reshape(first, rest, -1).sum(0).astype(self.dtype)
         return patches.values.astype(self.dtype) @ kernel + self.positions(patches.places)

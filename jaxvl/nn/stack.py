@@ -118,7 +118,8 @@ def run_layers(
             x, report = calls[kind](x, next(own[kind]), jax.tree.map(lambda a, i=i: a[i], inputs))
             reports.append(jax.tree.map(lambda a: a[None], report))
         return x, _joined(reports)
-    parts, reports = segments(kinds), []
+    parts = segments(kinds)
+    reports = []
     own = {
         kind: iter(_cut(params, [u.count(kind) * n for u, n in parts if kind in u]))
         for kind, (_, params) in halves.items()

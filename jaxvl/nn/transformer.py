@@ -137,7 +137,8 @@ class Block(nnx.Module):
         self.memory_norm = norm(memory_width) if after else None
         self.cross_mlp_norm = norm(sizes.width) if after else None
         self.cross_mlp = mlp() if after else None
-        self.post, self.dropout = options.norm == "post", options.dropout
+        self.post = options.norm == "post"
+        self.dropout = options.dropout
 
     def __call__(
         self,
@@ -178,7 +179,8 @@ class Block(nnx.Module):
             )
         y = x if self.post else self.mlp_norm(x)
         if self.moe is None:
-            y, routed = self.mlp(y, train=train, key=keys[3]), None
+            y = self.mlp(y, train=train, key=keys[3])
+            routed = None
         else:
             real = routing.pop("real", None)
             real = mask if real is None and (mask is None or mask.ndim == 2) else real
@@ -217,7 +219,8 @@ class Block(nnx.Module):
         """One position of a growing sequence: x [B, 1, D]; `known`, `memory`: of this layer, see
         `Transformer.step`."""
         y, known = self.attention.recall(self.attention_norm(x), known, position)
-        x, after = x + y, self.cross_mlp is not None
+        x = x + y
+        after = self.cross_mlp is not None
         if self.cross is not None and not after:
             x = x + self.cross.recall(self.cross_norm(x), memory)[0]
         y = self.mlp_norm(x)
@@ -263,14 +266,13 @@ class Transformer(nnx.Module):
             return stack(build, count, rngs) if (count := kinds.count(moe)) else None
 
         kinds = (False,) * sizes.depth if options.moe is None else options.moe.layers(sizes.depth)
-        self.blocks, self.moe_blocks = make(False), make(True)
-        self.kinds, self.depth, self.options, self.sizes, self.dtype = (
-            kinds,
-            sizes.depth,
-            options,
-            sizes,
-            dtype,
-        )
+        self.blocks = make(False)
+        self.moe_blocks = make(True)
+        self.kinds = kinds
+        self.depth = sizes.depth
+        self.options = options
+        self.sizes = sizes
+        self.dtype = dtype
 
     def __call__(
         self, x, memory=None, *, mask=None, memory_mask=None, causal=False, train=False, key=None
@@ -323,10 +325,8 @@ class Transformer(nnx.Module):
 
         def layer(block, x, inputs):
             key, rate = inputs
-            seen, options = (
-                dict(mask=mask, memory_mask=memory_mask, causal=causal),
-                routing if block.moe is not None else {},
-            )
+            seen = dict(mask=mask, memory_mask=memory_mask, causal=causal)
+            options = routing if block.moe is not None else {}
             out = block(
                 x, memory, **seen, drop_rate=rate if drops else 0.0, train=train, key=key, **options
             )

@@ -47,7 +47,9 @@ class VocabularyHead(nnx.Module):
                 dtype=dtype,
             )
         )
-        self.vocab_size, self.chunk, self.dtype = vocab_size, chunk, dtype
+        self.vocab_size = vocab_size
+        self.chunk = chunk
+        self.dtype = dtype
 
     def kernel(self, words: Embedding) -> jax.Array:
         """[D, V] in the compute dtype."""

@@ -52,7 +52,8 @@ class Captioning:
 
     def __call__(self, outputs, batch, aux, key):
         del batch, key
-        weight, a = outputs["caption_weight"], self.label_smoothing
+        weight = outputs["caption_weight"]
+        a = self.label_smoothing
         total = jnp.maximum(weight.sum(), 1.0)
         nll = outputs["caption_lse"] - outputs["caption_target"]
         smoothed = nll + a * (outputs["caption_target"] - outputs["caption_mean"])

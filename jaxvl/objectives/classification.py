@@ -54,7 +54,8 @@ class Classification:
 
     def __call__(self, outputs, batch, aux, key):
         del key
-        logits, label = outputs[f"logits/{self.head}"].astype(jnp.float32), batch[self.label]
+        logits = outputs[f"logits/{self.head}"].astype(jnp.float32)
+        label = batch[self.label]
         known = (label >= 0).astype(jnp.float32) * outputs.get(f"has/logits/{self.head}", 1.0)
         total = jnp.maximum(known.sum(), 1.0)
         target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), self.label_smoothing)

@@ -67,7 +67,8 @@ def patch_errors(prediction: jax.Array, image: jax.Array, *, normalise: bool = T
             f"must be {target.shape}"
         )
     if normalise:
-        mean, variance = target.mean(-1, keepdims=True), target.var(-1, keepdims=True)
+        mean = target.mean(-1, keepdims=True)
+        variance = target.var(-1, keepdims=True)
         target = (target - mean) * jax.lax.rsqrt(
             variance + 1e-6
         )  # a patch of one colour becomes zeros

@@ -108,10 +108,13 @@ class ModalityPairs:
 
     def __call__(self, outputs, batch, aux, key):
         del key
-        total, metrics = jnp.float32(0), {}
+        total = jnp.float32(0)
+        metrics = {}
         for pair in self.pairs:
             a, b = pair.split("-")
-            u, v, log_scale = outputs[f"{a}>{b}"], outputs[f"{b}>{a}"], outputs[f"log_scale/{pair}"]
+            u = outputs[f"{a}>{b}"]
+            v = outputs[f"{b}>{a}"]
+            log_scale = outputs[f"log_scale/{pair}"]
             loss = self._loss(outputs, batch, a, b, u, v, log_scale)
             total += self.weights.get(pair, 1.0) * loss
             metrics |= {
@@ -158,7 +161,8 @@ class ModalityPairs:
                 "duplicates: 'positive' is for rows of one instance; with several it must be "
                 "'diagonal' or 'mask'"
             )
-        m, n = u.shape[1], v.shape[1]
+        m = u.shape[1]
+        n = v.shape[1]
         f32 = jnp.promote_types(jnp.float32, u.dtype)
         own = jnp.einsum(
             "bmd,bnd->bmn", u, v, preferred_element_type=f32, precision=jax.lax.Precision.HIGHEST

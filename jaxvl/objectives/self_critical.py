@@ -66,7 +66,8 @@ class SelfCritical:
         """The head and its optimiser's state; `width`: E of the judge's features."""
         if not self.grammar:
             return {}
-        init, hidden = jax.nn.initializers.lecun_normal(), self.grammar_hidden
+        init = jax.nn.initializers.lecun_normal()
+        hidden = self.grammar_hidden
         head = {
             "in": init(jax.random.key(0), (width, hidden)),
             "in_bias": jnp.zeros(hidden),
@@ -140,7 +141,8 @@ class SelfCritical:
         count = jnp.maximum(weight.sum(), 1.0)
 
         def loss(head):
-            good, bad = logit(head, real), logit(head, broken)
+            good = logit(head, real)
+            bad = logit(head, broken)
             return jnp.sum(weight * (jax.nn.softplus(-good) + jax.nn.softplus(bad))) / count, (
                 (good > 0) * 0.5 + (bad <= 0) * 0.5
             )
@@ -171,7 +173,8 @@ def corrupt(
     Returns:
       tokens int [T], and whether they differ from those given, bool [].
     """
-    length, place = tokens.shape[0], jnp.arange(tokens.shape[0])
+    length = tokens.shape[0]
+    place = jnp.arange(tokens.shape[0])
     kind, where, times, order = jax.random.split(key, 4)
     n = jnp.argmax(tokens == eos_id)
     at = jax.random.randint(where, (), 0, jnp.maximum(n, 1))

@@ -69,7 +69,8 @@ class Symile:
         ]
         has = [source[key] for source, key in told if key in source]
         whole = functools.reduce(operator.and_, has) if has else None
-        metrics, losses = {}, []
+        metrics = {}
+        losses = []
         for i, name in enumerate(self.modalities):
             others = [r for k, r in enumerate(rows) if k != i]
             make = self._shuffled if self.negatives == "n" else self._all
@@ -96,7 +97,8 @@ class Symile:
         orders = [jax.random.permutation(k, b) for k in keys]
         mixed = functools.reduce(operator.mul, (r[order] for r, order in zip(others, orders)))
         columns = jnp.concatenate([functools.reduce(operator.mul, others), mixed])
-        place, zero = jnp.arange(b), jnp.zeros(b, jnp.int32)
+        place = jnp.arange(b)
+        zero = jnp.zeros(b, jnp.int32)
         targets = PairMask(Diagonal(), row_group=zero, col_group=jnp.concatenate([zero + 1, zero]))
         targets = PairMask(
             targets, row_group=place, col_group=jnp.concatenate([zero - 1, place]), drop="same"

@@ -66,7 +66,8 @@ def initialise(options: Mapping[str, str]) -> None:
             "is needed too: --coordinator, --processes and --process go together",
         )
     try:
-        count, index = int(given["processes"]), int(given["process"])
+        count = int(given["processes"])
+        index = int(given["process"])
     except ValueError:
         raise ConfigError(
             "--processes",

@@ -44,7 +44,8 @@ class Agreement:
     """What the processes of a run decide. All of them call `after` after every step."""
 
     def __init__(self, stop: hosts.StopSignal, feeds: Mapping[str, Feed]):
-        self._stop, self._feeds = stop, feeds
+        self._stop = stop
+        self._feeds = feeds
         self._signal: jax.Array | None = None
         self._conferred = time.monotonic()
 
@@ -62,7 +63,8 @@ class Agreement:
         """
         if jax.process_count() == 1:
             return self._confer()
-        before, self._signal = self._signal, metrics[0][SIGNAL]
+        before = self._signal
+        self._signal = metrics[0][SIGNAL]
         known = [before] if before is not None else []
         if wait:
             known.append(self._signal)

@@ -92,7 +92,8 @@ def compile_turns(
 
     def trace(turn: Turn) -> tuple[Any, Any, frozenset[str], float | None, float]:
         began = time.perf_counter()
-        parts, batches = [], []
+        parts = []
+        batches = []
         for name, weight in zip(turn.tasks, turn.weights):
             shapes = fed_shapes(tasks[name].config.data)
             batches.append(

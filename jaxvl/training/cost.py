@@ -40,7 +40,8 @@ def cost(traced: Any, compiled: Any, model_flops: float | None = None) -> Cost:
 
     `model_flops`: those of the same step without recomputation; None: it has none.
     """
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory = compiled.memory_analysis()
+    text = compiled.as_text()
     counts = {name: len(re.findall(rf"= .*\s{name}(?:-start)?\(", text)) for name in COLLECTIVES}
     flops = count_flops(traced.jaxpr)
     return Cost(
@@ -71,14 +72,16 @@ def count_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total = 0.0
     for eqn in jaxpr.eqns:
-        name, params = eqn.primitive.name, eqn.params
+        name = eqn.primitive.name
+        params = eqn.params
         if name == "dot_general":
             contracted = math.prod(
                 eqn.invars[0].aval.shape[i] for i in params["dimension_numbers"][0][0]
             )
             total += 2 * math.prod(eqn.outvars[0].aval.shape) * contracted
         elif name == "conv_general_dilated":
-            kernel, spec = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
+            kernel = eqn.invars[1].aval.shape
+            spec = params["dimension_numbers"].rhs_spec
             per_output = math.prod(kernel[i] for i in spec[1:]) / math.prod(params["lhs_dilation"])
             total += 2 * math.prod(eqn.outvars[0].aval.shape) * per_output
         elif name == "pallas_call":

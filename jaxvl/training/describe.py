@@ -25,7 +25,8 @@ from jaxvl.training.writer import Writer
 def describe_program(program: Program, model: Functional, writer: Writer) -> None:
     """Says and records what was compiled: for which tasks, how much of the model it trains, what it
     costs."""
-    names, cost = " | ".join(map(str, program.turns)), program.cost
+    names = " | ".join(map(str, program.turns))
+    cost = program.cost
     trains, parameters = (
         sum(math.prod(model.params[p].shape) for p in paths)
         for paths in (program.learns, model.params)
@@ -58,7 +59,8 @@ def describe_program(program: Program, model: Functional, writer: Writer) -> Non
 
 def describe_goodput(meter: Meter, step: int, writer: Writer) -> None:
     """Says and records where the time of this process went."""
-    shares, seconds = meter.shares(), meter.wall()
+    shares = meter.shares()
+    seconds = meter.wall()
     writer.record(step, "event", "goodput", {"wall_seconds": seconds, **shares})
     names = {
         "startup": "start-up",

@@ -235,12 +235,10 @@ def parse_command(
     Raises:
       ConfigError: an unknown option, or a value that is missing.
     """
-    file, assignments, values, others = (
-        "",
-        {},
-        {k: v for k, v in options.items() if v is not None},
-        [],
-    )
+    file = ""
+    assignments = {}
+    values = {k: v for k, v in options.items() if v is not None}
+    others = []
     names = [*(["config"] if config else []), *options]
     known = f"options: {', '.join('--' + o for o in names)}"
     left = list(argv)

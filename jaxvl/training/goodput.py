@@ -29,7 +29,8 @@ class Clock:
         """Stops the account that runs and starts another."""
         now = time.perf_counter()
         self._seconds[self._running] += now - self._since
-        self._running, self._since = account, now
+        self._running = account
+        self._since = now
 
     @contextlib.contextmanager
     def away(self, account: Account) -> Iterator[None]:

@@ -30,7 +30,8 @@ class GrowingFiles:
     """
 
     def __init__(self, workdir: paths.Path, every: float = EVERY):
-        self._workdir, self._every = workdir, every
+        self._workdir = workdir
+        self._every = every
         self._copied: dict[str, int] = {}  # name -> bytes of its last copy
         self._due: dict[str, float] = {}  # name -> when it may be copied again
         self._lock = threading.Lock()

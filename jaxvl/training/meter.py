@@ -126,7 +126,8 @@ class Meter:
         when they are due."""
         if self._before is not None:
             self._before.block_until_ready()
-        self._before, self._joint = metrics[0]["loss"], len(turn.tasks) > 1
+        self._before = metrics[0]["loss"]
+        self._joint = len(turn.tasks) > 1
         for task, figures in zip(turn.tasks, metrics):
             self._new[task] = step, figures
             self._rows += self._feeds[task].rows
@@ -190,7 +191,8 @@ class Meter:
 
     def _rates(self, seconds: Mapping[str, float]) -> dict[str, float]:
         """Of an interval with so many seconds in each account."""
-        training, devices = max(seconds["training"], 1e-9), self._speed.devices
+        training = max(seconds["training"], 1e-9)
+        devices = self._speed.devices
         rates = {
             "examples_per_second": self._rows / training,
             "examples_per_second_per_chip": self._rows / training / devices,

@@ -106,7 +106,8 @@ class OptimConfig:
 def learning_rate(config: OptimConfig, total: int) -> Callable[[jax.Array], jax.Array]:
     """Learning rate as a function of the step, float32. Step `total - 1` is the last one that uses
     it."""
-    peak, final = config.lr, config.lr * config.final_lr
+    peak = config.lr
+    final = config.lr * config.final_lr
     after = max(total - config.warmup, 1)
     if config.schedule == "linear":
         main = optax.linear_schedule(peak, final, after)

@@ -58,7 +58,8 @@ class Profile:
         """Says what will be traced of a run that begins after `start` steps."""
         if not self._steps:
             return
-        first, last = max(self._steps[0], start + 1), self._steps[-1]
+        first = max(self._steps[0], start + 1)
+        last = self._steps[-1]
         if first > last:
             self._say(
                 f"profile: nothing is traced, the run goes on after step {start} and step "

@@ -122,14 +122,16 @@ def restore_weights(
         if frame.get("weights_only"):
             parts = [{"params": s.params, "rest": s.rest} for s in (shapes, shardings)]
             state = checkpoints.restore(lambda _: abstract_state(*parts), found).state
-            params, rest = state["params"], state["rest"]
+            params = state["params"]
+            rest = state["rest"]
         else:
             abstract = abstract_state(shapes, shardings)
             if is_older(frame["config"]):
                 abstract = with_saved_tasks(abstract, checkpoints, found, mesh)
             restored = checkpoints.restore(functools.partial(saved_form, abstract), found)
             state = present_form(restored.state)
-            params, rest = state.eval_params, state.eval_rest
+            params = state.eval_params
+            rest = state.eval_rest
     return SavedWeights(experiment, frame["step"], frame, tokenizer, model, mesh, params, rest)
 
 

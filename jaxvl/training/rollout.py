@@ -58,9 +58,13 @@ class Actor:
         judge_weights: Any,
         batch: Mapping[str, jax.Array],
     ):
-        self._model, self._weights, self._judge, self._batch = model, weights, judge, batch
+        self._model = model
+        self._weights = weights
+        self._judge = judge
+        self._batch = batch
         self._read = functools.partial(judge.model.apply, *judge_weights)
-        self.pad_id, self.eos_id = judge.pad_id, judge.eos_id
+        self.pad_id = judge.pad_id
+        self.eos_id = judge.eos_id
 
     @functools.cached_property
     def _started(self) -> Any:

@@ -99,8 +99,12 @@ def make_step(
     ) -> tuple[TrainState, tuple[Metrics, ...]]:
         signal, batches = take_signal(batches)
         valid = jnp.bool_(True) if signal is None else signal < Signal.BROKEN
-        params, own = subset(state.params, trained), []
-        total, gradient, rest, aux = None, {}, state.rest, state.aux
+        params = subset(state.params, trained)
+        own = []
+        total = None
+        gradient = {}
+        rest = state.rest
+        aux = state.aux
         for i, (part, batch) in enumerate(zip(parts, batches)):
             key = jax.random.fold_in(
                 jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), numbers[i]
@@ -110,7 +114,8 @@ def make_step(
             )
             own.append({"loss": loss, **figures})
             if part.weight != 1.0:
-                loss, slope = part.weight * loss, {p: part.weight * g for p, g in slope.items()}
+                loss = part.weight * loss
+                slope = {p: part.weight * g for p, g in slope.items()}
             total = loss if total is None else total + loss
             gradient |= {p: gradient[p] + g if p in gradient else g for p, g in slope.items()}
 

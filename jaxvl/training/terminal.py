@@ -36,7 +36,10 @@ class Terminal(Sink):
     """
 
     def __init__(self, console: Console, total: int, tasks: int, quiet: bool = False):
-        self._console, self._total, self._tasks, self._quiet = console, total, tasks, quiet
+        self._console = console
+        self._total = total
+        self._tasks = tasks
+        self._quiet = quiet
         self._live = console.is_terminal and not quiet
         figures = TextColumn(
             "{task.fields[figures]}",
@@ -100,7 +103,8 @@ def figures_of(task: str, values: Mapping[str, Value]) -> str:
         )
     if values.get("skipped"):
         parts.append(f"[yellow]skipped {int(values['skipped'])}[/]")
-    rate, per_chip = values["examples_per_second"], values["examples_per_second_per_chip"]
+    rate = values["examples_per_second"]
+    per_chip = values["examples_per_second_per_chip"]
     chip = "" if rate == per_chip else "/chip"
     parts.append(f"{short(per_chip)} ex/s{chip}")
     if "mfu" in values:

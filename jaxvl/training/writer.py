@@ -51,7 +51,8 @@ class Writer:
         config: Mapping[str, Any] | None = None,
         console: Console | None = None,
     ):
-        self.workdir, self.total = workdir, total
+        self.workdir = workdir
+        self.total = total
         self.active = jax.process_index() == 0
         self._terminal = Terminal(
             console or Console(stderr=True), total, tasks, quiet=not self.active
@@ -129,7 +130,8 @@ class _Listener(logging.Handler):
 
     def __init__(self, writer: Writer):
         super().__init__(logging.INFO)
-        self._writer, self._said = writer, set()
+        self._writer = writer
+        self._said = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         text = brief(record.getMessage(), LONGEST_MESSAGE)

@@ -119,7 +119,8 @@ FIXED = [
 
 def nasty_texts(n, seed=0):
     """`FIXED`, and random ones up to `n`."""
-    rng, kinds = random.Random(seed), list(ALPHABETS)
+    rng = random.Random(seed)
+    kinds = list(ALPHABETS)
     out = list(FIXED)
     while len(out) < n:
         parts = []

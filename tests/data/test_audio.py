@@ -23,7 +23,8 @@ CONFIGS = {
 
 def signals(n):
     """Noise; a gliding voice with overtones that fades; silence with a click."""
-    rng, t = np.random.default_rng(0), np.arange(n) / 16000
+    rng = np.random.default_rng(0)
+    t = np.arange(n) / 16000
     glide = 2 * np.pi * (120 * t + 400 * t**2)
     voice = sum(np.sin(k * glide) / k for k in range(1, 9)) * np.exp(-2 * t) * 0.3
     click = np.zeros(n)

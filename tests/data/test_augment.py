@@ -17,7 +17,8 @@ from jaxvl.data.augment import Augment, augment, bilinear, plain
 from jaxvl.sharding import MeshConfig, make_mesh
 from jaxvl.sharding.mesh import batch_sharding
 
-B, S = 16, 24
+B = 16
+S = 24
 FULL = Augment(
     rotate=15,
     zoom=(0.7, 1.3),
@@ -189,7 +190,8 @@ def test_rotation_is_scipys_about_the_centre():
         image.astype(np.float64) / 255, got, np.deg2rad(30.0) * np.asarray(normal)[:, 0]
     ):
         row[..., :3] *= row[..., 3:]
-        cos, sin = np.cos(angle), np.sin(angle)
+        cos = np.cos(angle)
+        sin = np.sin(angle)
         matrix = np.array(
             [[cos, sin], [-sin, cos]]
         )  # (y, x) of the new picture -> (y, x) of the old one
@@ -239,7 +241,8 @@ def test_grey_is_the_mean_of_the_channels():
 def test_saturation_scales_the_distance_from_grey():
     soft = np.uint8(96 + OPAQUE // 4)
     soft[..., 3] = 255
-    got, x = run(soft, Augment(saturation=(0.5, 0.5))), soft[..., :3] / 255.0
+    got = run(soft, Augment(saturation=(0.5, 0.5)))
+    x = soft[..., :3] / 255.0
     grey = x.mean(-1, keepdims=True)
     np.testing.assert_allclose(got, grey + 0.5 * (x - grey), atol=1e-5)
 
@@ -269,7 +272,8 @@ def test_hue_turns_the_colour_circle_and_keeps_the_grey_level():
 def test_contrast_and_brightness_are_affine():
     mid = np.uint8(100 + OPAQUE // 8)
     mid[..., 3] = 255
-    x, got = mid[..., :3] / 255.0, run(mid, Augment(contrast=0.2))
+    x = mid[..., :3] / 255.0
+    got = run(mid, Augment(contrast=0.2))
     for row, out in zip(x, got):
         factor = (out - 0.5).ravel() @ (row - 0.5).ravel() / ((row - 0.5) ** 2).sum()
         np.testing.assert_allclose(out, 0.5 + factor * (row - 0.5), atol=1e-5)
@@ -279,7 +283,8 @@ def test_contrast_and_brightness_are_affine():
 
 
 def test_permutation_only_reorders_channels():
-    got, x = run(noise(1, 256, 4, 4, 3), Augment(permute=1.0)), noise(1, 256, 4, 4, 3) / 255.0
+    got = run(noise(1, 256, 4, 4, 3), Augment(permute=1.0))
+    x = noise(1, 256, 4, 4, 3) / 255.0
     np.testing.assert_allclose(np.sort(got, -1), np.sort(x, -1), atol=1e-6)
     orders = {
         tuple(int(np.abs(got[i, ..., c, None] - x[i]).sum((0, 1)).argmin()) for c in range(3))
@@ -323,7 +328,8 @@ def test_sharpening_adds_what_blur_takes_away():
     image = smooth()
     image[..., 3] = 255
     image[..., :3] = 64 + image[..., :3] // 2
-    got, x = run(image, Augment(sharpen=1.0)), image[..., :3] / 255.0
+    got = run(image, Augment(sharpen=1.0))
+    x = image[..., :3] / 255.0
     soft = x
     for axis in (1, 2):
         soft = scipy.ndimage.correlate1d(soft, [0.25, 0.5, 0.25], axis=axis, mode="nearest")
@@ -339,7 +345,8 @@ def test_cutout_shows_the_background_in_one_square():
     hole = run(dark, Augment(cutout=1.0, cutout_side=(0.25, 0.5)))[..., 0]
     assert set(np.unique(hole)) <= {0.0, 1.0}
     for row in hole:
-        rows, columns = row.max(1), row.max(0)
+        rows = row.max(1)
+        columns = row.max(0)
         np.testing.assert_array_equal(row, np.outer(rows, columns))
         assert 0 < rows.sum() <= 0.5 * S + 1 and 0 < columns.sum() <= 0.5 * S + 1
 
@@ -352,7 +359,8 @@ def test_lines_follow_edges():
         lines[:, :3, :3] == 1
     ).all()  # white inside and outside
     assert (lines[:, 6, 8:16] < 0.2).all() and (np.ptp(lines, axis=-1) == 0).all()
-    outlined, before = run(image, Augment(outline=1.0)), np.asarray(plain(image))
+    outlined = run(image, Augment(outline=1.0))
+    before = np.asarray(plain(image))
     np.testing.assert_allclose(outlined[:, 11:13, 11:13], before[:, 11:13, 11:13], atol=1e-6)
     assert (outlined <= before + 1e-6).all() and (
         outlined[:, 6, 8:16].sum(-1) < before[:, 6, 8:16].sum(-1) - 0.3

@@ -59,10 +59,12 @@ def decoded(data):
     """(pixels or None, cause or None), within `SECONDS`."""
     began = time.process_time()
     try:
-        got, cause = np.asarray(open_picture(data, background=(1.0, 1.0, 1.0))), None
+        got = np.asarray(open_picture(data, background=(1.0, 1.0, 1.0)))
+        cause = None
         assert got.dtype == np.uint8 and got.ndim == 3 and got.shape[-1] == 3
     except BadRecord as error:
-        got, cause = None, error.cause
+        got = None
+        cause = error.cause
         assert len(str(error)) < 1000
     assert time.process_time() - began < SECONDS
     return got, cause
@@ -153,7 +155,10 @@ def test_texts_without_letters_are_no_captions():
 
 
 class _Config:
-    image, texts, test_images, uid = "image", ("text",), {}, "uid"
+    image = "image"
+    texts = ("text",)
+    test_images = {}
+    uid = "uid"
 
     class rules:
         uid_subset = test_distance = None

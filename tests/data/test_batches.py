@@ -41,7 +41,10 @@ from jaxvl.data.samplers.in_order import InOrder
 from jaxvl.data.samplers.mixture import Mixture
 from jaxvl.data.sources.base import Column
 
-N, B, S, T = 24, 8, 12, 16
+N = 24
+B = 8
+S = 12
+T = 16
 TOKENIZER = tokenizer()
 TEXT = Caption({"name/en": 1, "keywords/en": 1, "name/*": 1}, length=T, joined=2)
 NAME = Caption("name/en", length=T)
@@ -154,7 +157,8 @@ def test_a_batch_may_span_two_epochs():
 
 
 def test_batches_depend_on_seed_and_number_only():
-    one, two = batches(seed=5), batches(seed=5)
+    one = batches(seed=5)
+    two = batches(seed=5)
     stream = [one[i] for i in range(9)]
     for i in (7, 0, 3):  # in any order, whatever was asked before
         assert_same(two[i], stream[i])
@@ -401,10 +405,12 @@ def test_the_cache_binds_for_rows_without_pictures(megabytes):
 
 
 def test_threads_share_a_small_cache():
-    b, expected = batches(), batches()
+    b = batches()
+    expected = batches()
     b._pool.filler.cache.limit = 8_000
     want = [expected[i] for i in range(12)]
-    got, errors = {}, []
+    got = {}
+    errors = []
 
     def work(numbers):
         try:
@@ -486,7 +492,8 @@ def test_crops_are_drawn_per_row_and_repeatable():
     one, two = (batches(s, fields=dict(image=Picture(size=S, crop=(0.1, 0.6)))) for s in sources)
     a = one[2]
     assert_same(a, two[2])
-    left, right = a["image"][:, 5, 0, 0].astype(int), a["image"][:, 5, -1, 0].astype(int)
+    left = a["image"][:, 5, 0, 0].astype(int)
+    right = a["image"][:, 5, -1, 0].astype(int)
     assert (right > left).all() and len(set(left)) > B // 2 and right.max() <= 89
     again = one[2 + N // B]  # the next epoch cuts the same pictures elsewhere
     assert {(p[5, 0, 0], p[5, -1, 0]) for p in a["image"]} != {

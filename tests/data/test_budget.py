@@ -4,7 +4,8 @@ import scipy.stats
 
 from jaxvl.data.budget import CHANCE, exceeded
 
-BUDGET, MINIMUM = 0.01, 10
+BUDGET = 0.01
+MINIMUM = 10
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ ONE = np.zeros(1000, np.uint8)
 
 def hits(cache, epochs, first=0, seed=0):
     """Share of the values that are found, in the last half of so many permutations of `N` keys."""
-    generator, found = random.Random(seed), []
+    generator = random.Random(seed)
+    found = []
     for epoch in range(epochs):
         keys = list(range(first, first + N))
         generator.shuffle(keys)
@@ -50,7 +51,8 @@ def test_the_cache_follows_when_other_values_are_asked_for():
 
 @pytest.mark.parametrize("limit", [0, 5_000, 50_000])
 def test_the_limit_holds_whatever_the_sizes(limit):
-    cache, sizes = Cache(limit), random.Random(0)
+    cache = Cache(limit)
+    sizes = random.Random(0)
     for key in range(2000):
         cache.put(key, bytes(sizes.randrange(1, 9000)))
         assert cache.used <= limit

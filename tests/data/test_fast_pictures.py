@@ -24,15 +24,14 @@ from jaxvl.data.records import BadRecord
 
 pytest.importorskip("simplejpeg")
 pytest.importorskip("cykooz_resizer")
-WIDTH, HEIGHT = 250, 190
+WIDTH = 250
+HEIGHT = 190
 
 
 def photo(seed, width=WIDTH, height=HEIGHT):
     """uint8 [H, W, 3] with the spectrum of a photo: smooth, with edges of every size."""
-    rng, squared = (
-        np.random.default_rng(seed),
-        np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width)[None] ** 2,
-    )
+    rng = np.random.default_rng(seed)
+    squared = np.fft.fftfreq(height)[:, None] ** 2 + np.fft.rfftfreq(width)[None] ** 2
     squared[0, 0] = 1
     layers = [
         np.fft.irfft2(
@@ -122,7 +121,8 @@ def test_jpegs_are_decoded_to_the_pixels_of_pillow(name, at_least, by_pillow):
     assert isinstance(decode_picture(data, at_least), np.ndarray) == (
         name not in UNKNOWN_TO_SIMPLEJPEG
     )
-    ours, theirs = open_picture(data, at_least), by_pillow(open_picture, data, at_least)
+    ours = open_picture(data, at_least)
+    theirs = by_pillow(open_picture, data, at_least)
     assert ours.mode == theirs.mode == "RGB" and (
         ours.size == size or name.startswith("orientation")
     )
@@ -143,7 +143,8 @@ def test_evaluation_asks_neither_library(by_pillow, monkeypatch):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 def test_scaling_differs_from_pillow_by_rounding(interpolation, channels):
     pixels = photo(2) if channels == 3 else np.concatenate([photo(2), photo(3)[..., :1]], -1)
-    picture, resampling = open_picture(encoded(pixels)), Image.Resampling[interpolation.upper()]
+    picture = open_picture(encoded(pixels))
+    resampling = Image.Resampling[interpolation.upper()]
     assert picture.mode == ("RGB" if channels == 3 else "RGBa")
     for draws in np.random.default_rng(0).random((12, 4)).tolist():
         box = crop_box(WIDTH, HEIGHT, (0.03, 1.0), (1 / 2, 2), draws)
@@ -195,7 +196,8 @@ def test_training_pictures_differ_from_evaluation_as_documented(size, by_pillow)
 def test_no_random_part_has_fewer_pixels_than_asked_for(area, ratio):
     """Of a JPEG that is decoded at a fraction of its size; and a smaller fraction would be too
     small for some part."""
-    size, smallest = 32, smallest_part(area, ratio)
+    size = 32
+    smallest = smallest_part(area, ratio)
     for width, height in ((1200, 900), (500, 1700), (260, 240)):
         picture = Preprocess(size).open(
             jpeg(np.zeros((height, width, 3), np.uint8)), fast=True, smallest=smallest
@@ -212,7 +214,8 @@ def test_no_random_part_has_fewer_pixels_than_asked_for(area, ratio):
 
 
 def test_boxes_that_end_at_the_edge():
-    picture, draws = open_picture(encoded(photo(4))), np.random.default_rng(1)
+    picture = open_picture(encoded(photo(4)))
+    draws = np.random.default_rng(1)
     for left, top in draws.random((300, 2)) * 150:
         box = (left, top, left + (WIDTH - left), top + (HEIGHT - top))
         box = tuple(min(value, end) for value, end in zip(box, (WIDTH, HEIGHT, WIDTH, HEIGHT)))
@@ -223,14 +226,16 @@ def test_boxes_that_end_at_the_edge():
 
 @pytest.mark.parametrize("kind", [dict(), dict(progressive=True), dict(restart_marker_rows=1)])
 def test_damaged_files_have_the_same_outcome(kind, by_pillow):
-    whole, rng = jpeg(photo(5, 90, 70), **kind), np.random.default_rng(0)
+    whole = jpeg(photo(5, 90, 70), **kind)
+    rng = np.random.default_rng(0)
     refused = 0
     for i in range(150):
         data = bytearray(whole)
         for at in rng.integers(0, len(whole), 3):
             data[at] = rng.choice([0, 0xFF, 0xD9, 0xDA, rng.integers(256)])
         data = bytes(data[: rng.integers(len(whole))] if i % 3 == 0 else data)
-        ours, theirs = outcome(open_picture, data, 24), by_pillow(outcome, open_picture, data, 24)
+        ours = outcome(open_picture, data, 24)
+        theirs = by_pillow(outcome, open_picture, data, 24)
         assert type(ours) is type(theirs)
         np.testing.assert_array_equal(ours, theirs)
         refused += isinstance(ours, str)

@@ -37,7 +37,10 @@ from jaxvl.data.stages import STAGES
 from jaxvl.sharding import MeshConfig, make_mesh
 from jaxvl.sharding.hosts import Signal
 
-N, B, S, T = 24, 8, 12, 16
+N = 24
+B = 8
+S = 12
+T = 16
 TOKENIZER = tokenizer()
 TEXT = Caption({"name/en": 1, "keywords/en": 1, "name/*": 1}, length=T, joined=2)
 FIELDS = dict(image=Picture(size=S), text=TEXT, group_id=Group("class_label"))
@@ -334,7 +337,8 @@ def test_only_batches_that_were_given_are_counted():
     f.take_back()
     counts.append(f.counts())
     f.close()
-    unreadable, undecoded = {"record cannot be read": 1}, {"image cannot be decoded": 1}
+    unreadable = {"record cannot be read": 1}
+    undecoded = {"image cannot be decoded": 1}
     assert counts[:3] == [(0, {}), (B + 1, unreadable), (2 * B + 2, unreadable | undecoded)]
     assert counts[3:] == [
         (N + 2, unreadable | undecoded),
@@ -373,7 +377,10 @@ def test_a_feed_that_fails_goes_on_with_rows_that_are_marked():
         reader=ReaderConfig(threads=1, prefetch_mb=1),
         **IN_ORDER,
     )
-    good, called, bad, worse = f.take(), f.take(call=True), f.take(), f.take(call=True)
+    good = f.take()
+    called = f.take(call=True)
+    bad = f.take()
+    worse = f.take(call=True)
     f.close()
     assert good.keys() == bad.keys() == {*f.shapes, SIGNAL} == set(fed_shapes(f.config))
     for batch, signal in ((good, Signal.FINE), (bad, Signal.BROKEN), (worse, Signal.BROKEN)):

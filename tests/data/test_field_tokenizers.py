@@ -47,7 +47,8 @@ def theirs_of(tokenizer):
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory):
     """A SentencePiece model with the ids of T5 and SigLIP."""
-    out, texts = io.BytesIO(), [text.replace("\0", "") for text in nasty_texts(2000, seed=1)]
+    out = io.BytesIO()
+    texts = [text.replace("\0", "") for text in nasty_texts(2000, seed=1)]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=out,
@@ -169,10 +170,8 @@ def test_wordpiece_is_transformers(lowercase, words):
 def test_siglip_is_transformers(pieces):
     """But where two ways to cut a text have one score: transformers puts a prefix before it, and
     then adds up in another order."""
-    ours, theirs = (
-        made("siglip", pieces),
-        library("transformers").SiglipTokenizer(vocab_file=str(pieces)),
-    )
+    ours = made("siglip", pieces)
+    theirs = library("transformers").SiglipTokenizer(vocab_file=str(pieces))
     model = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
     assert (ours.pad_id, ours.eos_id) == (1, 1)
     ties = 0
@@ -189,7 +188,8 @@ def test_siglip_is_transformers(pieces):
 
 
 def test_t5_is_sentencepieces(pieces):
-    ours, model = made("t5", pieces), sentencepiece.SentencePieceProcessor(model_file=str(pieces))
+    ours = made("t5", pieces)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
     for text, row in zip(TEXTS, ours.encode(TEXTS, LENGTH).tolist()):
         assert row == ([*model.encode(text)[: LENGTH - 1], 1] + [0] * LENGTH)[:LENGTH]
 
@@ -229,7 +229,8 @@ def test_a_json_of_another_name_is_read_with_the_settings_beside_it(clip_folder,
 
 def test_a_clean_of_ones_own(pieces):
     texts = ["A_b, C!", "Ünï CODE"]
-    plain, cleaned = made("sentencepiece", pieces), made("sentencepiece", pieces, clean="canonical")
+    plain = made("sentencepiece", pieces)
+    cleaned = made("sentencepiece", pieces, clean="canonical")
     np.testing.assert_array_equal(
         cleaned.encode(texts, 16), plain.encode(["a b c", "ünï code"], 16)
     )
@@ -322,10 +323,8 @@ def test_pickled_tokenizers_are_the_same(kind, kinds):
 def test_halves_of_surrogate_pairs(kind, kinds):
     """JSON can hold them; UTF-8 cannot."""
     ours = kinds[kind]
-    broken, whole = (
-        ["a \ud83d\ude00 b", "x \ud83d", "\udc00"],
-        ["a \U0001f600 b", "x \ufffd", "\ufffd"],
-    )
+    broken = ["a \ud83d\ude00 b", "x \ud83d", "\udc00"]
+    whole = ["a \U0001f600 b", "x \ufffd", "\ufffd"]
     np.testing.assert_array_equal(ours.encode(broken, 12), ours.encode(whole, 12))
 
 

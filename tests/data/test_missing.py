@@ -16,7 +16,10 @@ from jaxvl.data.samplers.in_order import InOrder
 from jaxvl.data.sources.base import Column
 from jaxvl.data.tokenizers import Tokenizer
 
-N, B, S, T = 8, 8, 10, 12
+N = 8
+B = 8
+S = 10
+T = 12
 COLUMNS_HERE = {
     **COLUMNS,
     "frames": Column("frames", optional=True),

@@ -80,7 +80,8 @@ def test_the_shares_are_those_of_the_weights_and_every_part_goes_through_its_epo
 
 
 def test_batches_depend_on_seed_and_number_only(batches):
-    one, two = batches(mixed(), seed=5), batches(mixed(), seed=5)
+    one = batches(mixed(), seed=5)
+    two = batches(mixed(), seed=5)
     stream = [one[i] for i in range(8)]
     for i in (7, 2, 5):
         assert_same(two[i], stream[i])

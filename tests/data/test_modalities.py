@@ -30,7 +30,10 @@ from jaxvl.sharding import make_mesh
 
 pytest.importorskip("soundfile", reason="clips need jaxvl[audio]")
 
-N, B, S, T = 16, 8, 10, 12
+N = 16
+B = 8
+S = 10
+T = 12
 TOKENIZER = tokenizer()
 FIELDS = dict(
     image=Picture(size=S),
@@ -113,7 +116,8 @@ def test_only_what_is_asked_for_is_read(batches):
 
 
 def test_batches_depend_on_seed_and_number_only(batches):
-    one, two = batches(seed=3), batches(seed=3, reader=ReaderConfig(threads=3, cache_mb=0))
+    one = batches(seed=3)
+    two = batches(seed=3, reader=ReaderConfig(threads=3, cache_mb=0))
     for i in (5, 0, 2):
         assert_same(one[i], two[i])
     parts = [

@@ -17,7 +17,10 @@ from jaxvl.data.fields.picture import Picture
 from jaxvl.data.packing import LEAST, pack
 from jaxvl.sharding import make_mesh
 
-N, B, K, T = 24, 8, 3, 10
+N = 24
+B = 8
+K = 3
+T = 10
 TOKENIZER = tokenizer()
 TEXT = Caption({"name/en": 1, "keywords/en": 1, "name/*": 1}, length=T)
 FIELDS = dict(image=Picture(size=12), text=TEXT, group_id=Group("class_label"))
@@ -54,7 +57,8 @@ def test_texts_stand_one_behind_the_other(length):
         texts, got["text"], got["segment"], got["lengths"], got["weight"]
     ):
         whole = [words(t) for t in row]
-        kept, room = [], length
+        kept = []
+        room = length
         for i, tokens in enumerate(whole):
             later = sum(min(len(t), LEAST) for t in whole[i + 1 :])
             kept.append(tokens if len(tokens) <= room - later else tokens[: room - later - 1] + [1])
@@ -94,7 +98,8 @@ def batches():
 
 
 def test_rows_hold_consecutive_records_of_the_stream(batches):
-    packed, single = batches()[2], batches(interleave=None, batch=B * K)[2]
+    packed = batches()[2]
+    single = batches(interleave=None, batch=B * K)[2]
     assert {k: (v.dtype, v.shape) for k, v in packed.items()} == {
         k: (s.dtype, s.shape) for k, s in CONFIG.shapes.items()
     }

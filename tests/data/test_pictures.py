@@ -21,7 +21,12 @@ from jaxvl.data.records import BadRecord
 S = 16
 RAMP = (77 + 255 * np.arange(S * S, dtype=np.uint16)).reshape(S, S)  # upper and lower bits differ
 COLOURS = np.stack([RAMP, RAMP[::-1], RAMP.T], -1)
-GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG's colour types
+# PNG's colour types
+GREY = 0
+RGB = 2
+PALETTE = 3
+GREY_ALPHA = 4
+RGBA = 6
 
 
 def decode(data, size=S, **options):
@@ -316,7 +321,8 @@ def exif(orientation):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_upright(orientation):
     expected = UPRIGHT[orientation](LYING).astype(int)
-    picture, head = Image.fromarray(LYING), exif(orientation)
+    picture = Image.fromarray(LYING)
+    head = exif(orientation)
     files = {
         "PNG": saved(picture, "PNG", exif=head),
         "WebP": saved(picture, "WEBP", exif=head, lossless=True, exact=True),
@@ -352,7 +358,8 @@ def test_a_picture_that_is_decoded_smaller_is_upright_too(orientation):
 def test_damaged_metadata_loses_no_picture():
     head = exif(6)
     head[0x010F], head[0x011A] = "make", 72.5
-    whole, rng = head.tobytes(), np.random.default_rng(0)
+    whole = head.tobytes()
+    rng = np.random.default_rng(0)
     damaged = [whole[:n] for n in range(6, len(whole), 3)] + [
         b"Exif\0\0" + bytes(rng.integers(0, 256, 40).tolist()) for _ in range(10)
     ]
@@ -459,7 +466,8 @@ def test_hostile_bytes_are_a_picture_or_a_bad_record_by_cause(name):
     "kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "QOI", "AVIF", "PPM"]
 )
 def test_flipped_and_missing_bytes_are_a_picture_or_a_bad_record(kind):
-    whole, rng = encoded(noise(0, 24, 20, 3), kind), np.random.default_rng(0)
+    whole = encoded(noise(0, 24, 20, 3), kind)
+    rng = np.random.default_rng(0)
     assert decode(whole).shape[:2] == (S, S)
     for i in range(60):
         data = bytearray(whole)

@@ -162,7 +162,8 @@ def training(preprocess, fast_decode=True, **options):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_training_pictures_follow_preprocess(way):
-    preprocess, expected = Preprocess(S, **WAYS[way]), by_pillow(PHOTO, **WAYS[way])
+    preprocess = Preprocess(S, **WAYS[way])
+    expected = by_pillow(PHOTO, **WAYS[way])
     np.testing.assert_array_equal(preprocess.decode(PHOTO), expected)
     batch = training(preprocess, fast_decode=False)
     for row in (*batch["image"], *batch["video"].reshape(-1, S, S, 4)):

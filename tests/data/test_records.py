@@ -55,7 +55,8 @@ def test_one_damaged_record_leaves_the_others_readable(written):
     data = bytearray(path.read_bytes())
     data[data.find(records[7]["image"][40:60])] ^= 255
     path.write_bytes(data)
-    source, bad = RecordSource(path, np.arange(N)), []
+    source = RecordSource(path, np.arange(N))
+    bad = []
     for i in range(N):
         try:
             assert source[i] == records[i]

@@ -29,16 +29,15 @@ class Texts(Source):
     """Records in memory whose pictures cannot be read; those in `bad` cannot be read at all.
     `cheap` columns come as a whole."""
 
-    name, fingerprint = "memory", "content"
+    name = "memory"
+    fingerprint = "content"
 
     def __init__(self, n, cheap=(), bad=(), columns=COLUMNS):
-        self.n, self.cheap, self.bad, self.columns, self.asked = (
-            n,
-            cheap,
-            frozenset(bad),
-            columns,
-            [],
-        )
+        self.n = n
+        self.cheap = cheap
+        self.bad = frozenset(bad)
+        self.columns = columns
+        self.asked = []
 
     def __len__(self):
         return self.n
@@ -240,7 +239,8 @@ def test_long_and_empty_texts():
 
 
 def test_origins_differ_where_texts_may():
-    source, other = Texts(10), Texts(10)
+    source = Texts(10)
+    other = Texts(10)
     other.fingerprint = "changed"
     origins = [
         sample_origin(source, ["name/*"], 10, 0),
@@ -259,7 +259,8 @@ def test_origins_differ_where_texts_may():
 
 def test_a_vocabulary_of_a_source_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path))
-    source, config = Texts(200), TokenizerConfig(vocab_size=80, sample=100)
+    source = Texts(200)
+    config = TokenizerConfig(vocab_size=80, sample=100)
     origin = sample_origin(source, ["name/*"], config.sample, 0)
     first = make_tokenizer(config, sample_texts(source, ["name/*"], config.sample, 0), origin)
     source.asked.clear()

@@ -49,13 +49,11 @@ class Records(Source):
     """
 
     def __init__(self, rows, names=None, broken=(), unreadable=(), bugs=(), name="toy"):
-        self.rows, self.broken, self.unreadable, self.bugs, self.reads = (
-            rows,
-            broken,
-            unreadable,
-            bugs,
-            0,
-        )
+        self.rows = rows
+        self.broken = broken
+        self.unreadable = unreadable
+        self.bugs = bugs
+        self.reads = 0
         self.asked = []
         self.name = self.fingerprint = name
         languages = {language for _, texts in rows for language in texts}
@@ -132,7 +130,10 @@ def toy(labels, classes=None, **faults):
 class Tokenizer:
     """The last number in a text is its token (0 without one); the rest is padding."""
 
-    vocab_size, pad_id, eos_id, kind = 64, 0, None, "toy"
+    vocab_size = 64
+    pad_id = 0
+    eos_id = None
+    kind = "toy"
 
     def encode(self, texts, length):
         out = np.zeros((len(texts), length), np.int32)
@@ -158,7 +159,9 @@ def pair(train, test, **faults):
 class Words(Tokenizer):
     """The digits of a text are its tokens (digit d is token d + 2), then EOS, which is 1."""
 
-    vocab_size, eos_id, before = 12, 1, []
+    vocab_size = 12
+    eos_id = 1
+    before = []
 
     def ids(self, texts):
         return [[2 + int(c) for c in t if c.isdigit()] for t in texts]

@@ -36,7 +36,9 @@ class Writes:
     """Stands for `Encoders`: writes what it is told to, and cannot read one record."""
 
     def __init__(self, texts, preprocess, missing):
-        self.texts, self.preprocess, self.missing = texts, preprocess, missing
+        self.texts = texts
+        self.preprocess = preprocess
+        self.missing = missing
 
     def captions(self, source, generation, column):
         assert column == "image"

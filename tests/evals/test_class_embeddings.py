@@ -64,7 +64,8 @@ class Counted:
     def __init__(self, inner):
         self._inner = inner
         self.asked = 0
-        self.tokenizer, self.text_length = inner.tokenizer, inner.text_length
+        self.tokenizer = inner.tokenizer
+        self.text_length = inner.text_length
 
     def texts(self, texts):
         self.asked += len(texts)

@@ -19,7 +19,8 @@ from jaxvl.evals.encoders import Encoders
 from jaxvl.sharding import make_mesh
 from jaxvl.sharding.mesh import MeshConfig
 
-N, S = 24, 8
+N = 24
+S = 8
 WORDS = {f"name {i}": i for i in range(N)}
 
 
@@ -30,7 +31,8 @@ class Heard(Source):
     name = fingerprint = "heard"
 
     def __init__(self, labels=range(N), heard=("en", "fr")):
-        self.labels, self.heard = list(labels), heard
+        self.labels = list(labels)
+        self.heard = heard
         names = {language: tuple(f"{language} {i}" for i in range(N)) for language in ("en", "fr")}
         self.columns = {
             "image": Column("image"),
@@ -77,7 +79,8 @@ def picture(label):
 
 
 class Tokenizer:
-    pad_id, eos_id = 0, 1
+    pad_id = 0
+    eos_id = 1
 
     def encode(self, texts, length):
         return np.array([[WORDS.get(t, 0) + 2, 1, *[0] * (length - 2)] for t in texts], np.int32)
@@ -174,14 +177,11 @@ def test_sounds_of_no_language_are_called_by_what_names_there_are(language, show
 def test_figures_of_one_that_is_wrong_for_a_third():
     figures = evaluator(pair=("image", "waveform")).run(encoders(lambda i: i % 3)).metrics
     np.testing.assert_allclose(figures["waveform2image_r@1"], 2 / 3)
-    z, p = (
-        scipy.stats.norm.ppf(0.975),
-        round(N * figures["image2waveform_r@10"]) / N,
-    )  # Wilson's interval, written out
-    middle, half = (
-        (p + z * z / (2 * N)) / (1 + z * z / N),
-        z / (1 + z * z / N) * np.sqrt(p * (1 - p) / N + z * z / (4 * N * N)),
-    )
+    # Wilson's interval, written out
+    z = scipy.stats.norm.ppf(0.975)
+    p = round(N * figures["image2waveform_r@10"]) / N
+    middle = (p + z * z / (2 * N)) / (1 + z * z / N)
+    half = z / (1 + z * z / N) * np.sqrt(p * (1 - p) / N + z * z / (4 * N * N))
     np.testing.assert_allclose(
         [figures["image2waveform_r@10_low"], figures["image2waveform_r@10_high"]],
         [middle - half, middle + half],

@@ -19,7 +19,8 @@ from jaxvl.training.encode import make_encoders
 
 MESH = make_mesh(MeshConfig(data=4, fsdp=2))
 ONE = make_mesh(devices=jax.devices()[:1])
-V, T = 12, 5
+V = 12
+T = 5
 
 
 def reference(table, rows):
@@ -46,7 +47,8 @@ COLUMNS = {"name": "name/en", "keywords": ("keywords/en",), "all": ("name/en", "
 
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_figures_are_those_of_float64(kind):
-    source, table = toy(LABELS, broken=(4,), unreadable=(9,)), bigram_logits("random")
+    source = toy(LABELS, broken=(4,), unreadable=(9,))
+    table = bigram_logits("random")
     got = Likelihood(source, text=COLUMNS[kind], gallery=3).run(scorer(MESH, table))
     texts = {"name": lambda k: [f"word {k}"], "keywords": lambda k: ["thing", f"k{k % 3}"]}
     texts["all"] = lambda k: texts["name"](k) + texts["keywords"](k)
@@ -77,7 +79,8 @@ def test_figures_are_those_of_float64(kind):
 def test_oracle_uniform_and_ties():
     evaluator = Likelihood(toy(LABELS), text="name/en", gallery=0)
     run = lambda kind: evaluator.run(scorer(MESH, bigram_logits(kind))).metrics
-    sure, blind = run("oracle"), run("uniform")
+    sure = run("oracle")
+    blind = run("uniform")
     assert set(sure) == set(evaluator.figures) - {"skipped/*"}
     assert sure["token_acc"] == sure["caption_acc"] == 1 and sure["perplexity"] == pytest.approx(
         1, abs=1e-6
@@ -88,7 +91,8 @@ def test_oracle_uniform_and_ties():
 
 
 def test_eight_devices_equal_one():
-    source, table = toy(LABELS), bigram_logits("random", seed=3)
+    source = toy(LABELS)
+    table = bigram_logits("random", seed=3)
     eight, one = (
         Likelihood(source, text=COLUMNS["all"], gallery=0).run(scorer(m, table)).metrics
         for m in (MESH, ONE)

@@ -14,7 +14,9 @@ from jaxvl.evals.interleaved import Interleaved
 from jaxvl.evals.masked_image import MaskedImages, overlap
 from jaxvl.sharding import make_mesh
 
-SOURCE, S, P = Shapes(size=16, variants=1, split="test_a"), 16, 16
+SOURCE = Shapes(size=16, variants=1, split="test_a")
+S = 16
+P = 16
 NAMES = dict(source=SOURCE, text="name/en")
 
 
@@ -26,13 +28,11 @@ class Knows:
         self.tokenizer = Tokenizer(
             "unigram", train_unigram(texts, 64, lowercase=True), pad_id=0, eos_id=1
         )
-        self.answer, self.batch, self.text_length, self.threads, self.preprocess = (
-            answer,
-            rows,
-            12,
-            2,
-            Preprocess(image_size=S),
-        )
+        self.answer = answer
+        self.batch = rows
+        self.text_length = 12
+        self.threads = 2
+        self.preprocess = Preprocess(image_size=S)
         self.mesh = make_mesh(devices=jax.devices()[:1])
 
     def outputs(self, batch, names):

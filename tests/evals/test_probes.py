@@ -21,14 +21,16 @@ from jaxvl.sharding.mesh import MeshConfig, make_mesh
 MESH = make_mesh(MeshConfig(data=4, fsdp=2))
 ONE = make_mesh(devices=jax.devices()[:1])
 TABLE = unit(64, 16)
-TRAIN, TEST = [k % 10 for k in range(60)], [k % 10 for k in range(30)]
+TRAIN = [k % 10 for k in range(60)]
+TEST = [k % 10 for k in range(30)]
 QUICK = dict(epochs=12, batch=16, heads=2, learning_rate=2e-2, gallery=0)
 
 
 def test_fit_is_that_of_scikit_learn():
     linear_model = pytest.importorskip("sklearn.linear_model")
     rng = np.random.default_rng(0)
-    x, labels = rng.normal(size=(75, 6)).astype(np.float32), rng.integers(0, 4, 75)
+    x = rng.normal(size=(75, 6)).astype(np.float32)
+    labels = rng.integers(0, 4, 75)
     x[np.arange(75), labels] += 1.0
     data = shard(x, labels, MESH)
     for use, l2 in ((np.ones(75, bool), 0.01), (np.arange(75) % 3 > 0, 0.3)):

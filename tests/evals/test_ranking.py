@@ -56,7 +56,9 @@ GRID = st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0])
 def problems(draw):
     # Few shapes, so that few programs are compiled; 9 and 33 candidates leave a part of the last
     # tile empty.
-    m, n, d = draw(st.sampled_from([1, 21])), draw(st.sampled_from([1, 9, 33])), 2
+    m = draw(st.sampled_from([1, 21]))
+    n = draw(st.sampled_from([1, 9, 33]))
+    d = 2
     queries = draw(hnp.arrays(np.float32, (m, d), elements=GRID))
     candidates = draw(hnp.arrays(np.float32, (n, d), elements=GRID))
     ids = st.lists(st.integers(0, draw(st.integers(1, 8))), max_size=3)
@@ -103,10 +105,8 @@ def test_counts_equal_brute_force(problem, tile, block):
 )
 @hypothesis.settings(deadline=None, max_examples=30)
 def test_recall_is_the_share_of_all_orders_of_ties(candidates, k):
-    scores, right = (
-        np.array([c[0] for c in candidates], float),
-        np.array([c[1] for c in candidates]),
-    )
+    scores = np.array([c[0] for c in candidates], float)
+    right = np.array([c[1] for c in candidates])
     if not right.any():
         return
     better, tied, tied_right = (np.array([x]) for x in counts(scores, right))
@@ -165,8 +165,10 @@ def test_random_encoder_is_near_chance():
 
 
 def test_eight_devices_equal_one():
-    q, c = unit(77, 16, 3), unit(203, 16, 4)
-    q_ids, c_ids = np.arange(77) % 20, np.arange(203) % 25
+    q = unit(77, 16, 3)
+    c = unit(203, 16, 4)
+    q_ids = np.arange(77) % 20
+    c_ids = np.arange(203) % 25
     eight, one = (ranking.rank(q, c, q_ids, c_ids, mesh, tile=50, block=6) for mesh in (MESH, ONE))
     for field in ("better", "tied", "tied_right", "right"):
         np.testing.assert_array_equal(getattr(eight, field), getattr(one, field))
@@ -202,7 +204,8 @@ def test_top_k_of_few_candidates():
 def test_memory_does_not_grow_with_the_square():
     """The largest array of the compiled passes is one block of scores per device, not queries x
     candidates."""
-    q, c = unit(1024, 8), unit(2048, 8)
+    q = unit(1024, 8)
+    c = unit(2048, 8)
     rows = ranking._Rows(MESH, len(q), 16)
     ids = rows.put(np.arange(1024, dtype=np.int32)[:, None], -1)
     tile = next(ranking._tiles(MESH, 64, c, np.arange(2048, dtype=np.int32)[:, None]))
@@ -217,7 +220,9 @@ def test_memory_does_not_grow_with_the_square():
 
 @pytest.mark.parametrize("bad", ["width", "no candidates", "ids"])
 def test_shapes_are_checked(bad):
-    q, c, ids = unit(4, 3), unit(5, 3), np.arange(5)
+    q = unit(4, 3)
+    c = unit(5, 3)
+    ids = np.arange(5)
     q, c, ids = {
         "width": (unit(4, 2), c, ids),
         "no candidates": (q, c[:0], ids[:0]),

@@ -28,7 +28,10 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.attributes, self.text, self._open = [], [], [], []
+        self.tags = []
+        self.attributes = []
+        self.text = []
+        self._open = []
         self.feed(text)
         assert not self._open, f"left open: {self._open}"
 

@@ -158,7 +158,8 @@ def test_groups_say_what_is_right_whatever_the_texts():
     source = Toy(Records(rows))
     options = dict(text=("name/en", "keywords/en"), gallery=2)
     run = lambda **more: Retrieval(source, **options, **more).run(encoders(ONE, TABLE, TABLE))
-    by_text, by_group = run().metrics, run(group="class_label").metrics
+    by_text = run().metrics
+    by_group = run(group="class_label").metrics
     assert by_text["i2t_r@1"] == by_text["t2i_r@1"] == 1
     assert by_text["t2i_r@1_chance"] == pytest.approx(2 / 20) and by_group[
         "t2i_r@1_chance"

@@ -19,7 +19,8 @@ from jaxvl.evals.source_options import SourceOptions
 from jaxvl.evals.thumbnails import Thumbnails
 from jaxvl.sharding import make_mesh
 
-S, N = 16, 6
+S = 16
+N = 6
 
 
 class Photos(Records):

@@ -120,7 +120,8 @@ def test_a_model_that_knows_nothing_is_at_chance():
 
 @pytest.mark.parametrize("per_token", [False, True])
 def test_likelihood_is_that_of_a_loop_in_float64(per_token):
-    table, candidates = bigram_logits("random", seed=4), ("say 0", "say 1 2", "3", "4 4")
+    table = bigram_logits("random", seed=4)
+    candidates = ("say 0", "say 1 2", "3", "4 4")
     people = lambda k: ["say 0", "4 4", "4 4", "0"] if k == 2 else [f"{k} 2"] * 10
     evaluator = Vqa(asked(LABELS, people), candidates=candidates, per_token=per_token, gallery=0)
     eight, one = (evaluator.run(scorer(mesh, table)).metrics for mesh in (MESH, ONE))
@@ -162,13 +163,11 @@ class Reads:
     """Stands for `Encoders`; keeps the tokens that it is given."""
 
     def __init__(self, tokenizer):
-        self.tokenizer, self.text_length, self.batch, self.preprocess, self.tokens = (
-            tokenizer,
-            8,
-            8,
-            None,
-            [],
-        )
+        self.tokenizer = tokenizer
+        self.text_length = 8
+        self.batch = 8
+        self.preprocess = None
+        self.tokens = []
 
     def scores(self, source, tokens, begin, column):
         self.tokens += [tuple(row) for of in tokens for row in of.tolist()]
@@ -304,11 +303,10 @@ def test_questions_of_your_own(tmp_path):
 def test_every_evaluator_of_a_captioner_in_the_loop_and_offline(tmp_path):
     """One step of training on generated questions; the same figures after it and from the
     checkpoint."""
-    scenes, shapes = (
-        dict(name="shapes_vqa", size=16, scenes=40),
-        dict(name="shapes", size=16, variants=1),
-    )
-    train_scenes, test_scenes = dict(scenes, split="train"), dict(scenes, split="test")
+    scenes = dict(name="shapes_vqa", size=16, scenes=40)
+    shapes = dict(name="shapes", size=16, variants=1)
+    train_scenes = dict(scenes, split="train")
+    test_scenes = dict(scenes, split="test")
     fields = dict(
         image=dict(name="picture", size=16), text=dict(name="caption", columns="name/en", length=32)
     )

@@ -15,7 +15,9 @@ from jaxvl import convert
 from jaxvl.interop.mapping import ConversionError
 from jaxvl.interop.peers import peer
 
-SIDE, LENGTH, VOCAB = 24, 16, 60
+SIDE = 24
+LENGTH = 16
+VOCAB = 60
 TEXT = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
 WORDS = [
     "a",

@@ -10,7 +10,11 @@ from interop_cases import SIDE, VOCAB, check_same, images, library, ours_of, pie
 from jaxvl.interop import big_vision
 from jaxvl.interop.mapping import ConversionError
 
-WIDTH, HEADS, HIDDEN, PATCH, LENGTH = 32, 4, 48, 8, 12
+WIDTH = 32
+HEADS = 4
+HIDDEN = 48
+PATCH = 8
+LENGTH = 12
 
 
 def tree(scanned):
@@ -81,7 +85,9 @@ def test_there_and_back_changes_no_bit(scanned, tmp_path):
 def test_outputs_are_those_of_open_clips_own_reader(scanned, tmp_path):
     """open_clip reads big_vision's files into a timm ViT and its text tower with code of its
     own."""
-    torch, open_clip, _ = library("torch"), library("open_clip"), library("timm")
+    torch = library("torch")
+    open_clip = library("open_clip")
+    _ = library("timm")
     from timm.models.vision_transformer import VisionTransformer
 
     tanh = dict(approximate="tanh")
@@ -120,7 +126,8 @@ def test_outputs_are_those_of_open_clips_own_reader(scanned, tmp_path):
     big_vision.save(dataclasses.replace(bundle, origin={}), tmp_path / "b.npz")  # ours, unscanned
     open_clip.factory.load_checkpoint(theirs, str(tmp_path / "b.npz"))
     theirs.eval()
-    image, tokens = images(), texts(1, 5, length=LENGTH)
+    image = images()
+    tokens = texts(1, 5, length=LENGTH)
     with torch.no_grad():
         wanted = (
             theirs.visual.trunk(torch.from_numpy(image.transpose(0, 3, 1, 2).copy())),

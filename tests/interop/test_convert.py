@@ -21,7 +21,8 @@ from jaxvl.training.restore import restore_encoders, restore_weights
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-torch, transformers = library("torch"), library("transformers")
+torch = library("torch")
+transformers = library("transformers")
 
 
 def processor(folder, **values):
@@ -70,10 +71,8 @@ def test_over_three_libraries_and_back(clip_folder, workdir, tmp_path):
         assert status == 0, said
         figures = [float(f) for f in re.findall(r"\d\.\d\de[+-]\d\d", said)]
         assert len(figures) >= 6 and max(figures) < 1e-4
-    first, last = (
-        load_file(clip_folder / "model.safetensors"),
-        load_file(tmp_path / "h" / "model.safetensors"),
-    )
+    first = load_file(clip_folder / "model.safetensors")
+    last = load_file(tmp_path / "h" / "model.safetensors")
     assert set(first) == set(last)
     for name, array in first.items():
         np.testing.assert_array_equal(array, last[name], err_msg=name)
@@ -145,7 +144,8 @@ def test_a_workdir_encodes_and_a_run_starts_from_it(clip_folder, workdir, tmp_pa
         log=dict(tensorboard=False, report=False),
     )
     train.train(resolve(Experiment, ConfigDict(node)), tmp_path / "run")
-    before, after = restore_weights(workdir), restore_weights(tmp_path / "run")
+    before = restore_weights(workdir)
+    after = restore_weights(tmp_path / "run")
     assert after.step == 1 and after.tokenizer.to_json() == before.tokenizer.to_json()
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-20),

@@ -7,7 +7,9 @@ import pytest
 from interop_cases import library, randomise, run_convert, same_tensors
 
 pytestmark = pytest.mark.slow
-torch, transformers, open_clip = library("torch"), library("transformers"), library("open_clip")
+torch = library("torch")
+transformers = library("transformers")
+open_clip = library("open_clip")
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-SigLIP"])

@@ -32,7 +32,8 @@ from jaxvl.models import MODELS, InputSpec, presets
 from jaxvl.models.bert import BertConfig
 from jaxvl.models.functional import functional
 
-torch, transformers = library("torch"), library("transformers")
+torch = library("torch")
+transformers = library("transformers")
 VISION = dict(TEXT, image_size=SIDE, patch_size=8)
 ALIGN_VISION = dict(
     width_coefficient=0.5,
@@ -132,7 +133,8 @@ def test_outputs_and_the_way_back(case, tmp_path):
         pad=0 if kind == "align" else 1, eos=VOCAB - 1, first=2 if kind == "align" else None
     )
     image = images(bundle.inputs.image_size)
-    out, ours = theirs_of(theirs, image, tokens), ours_of(bundle, image, tokens)
+    out = theirs_of(theirs, image, tokens)
+    ours = ours_of(bundle, image, tokens)
     check_same(ours, out.image_embeds, out.text_embeds)
     logits = np.exp(ours["log_scale"]) * ours["image"] @ ours["text"].T + ours.get("logit_bias", 0)
     np.testing.assert_allclose(logits, out.logits_per_image.numpy(), atol=1e-4)
@@ -144,10 +146,8 @@ def test_outputs_and_the_way_back(case, tmp_path):
         assert (
             not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
         )
-        state, unused = (
-            theirs.state_dict(),
-            {k: v for k, v in again.state_dict().items() if k.startswith("text_model.pooler")},
-        )
+        state = theirs.state_dict()
+        unused = {k: v for k, v in again.state_dict().items() if k.startswith("text_model.pooler")}
         same_tensors({**state, **unused}, again.state_dict(), rtol=1e-6 if kind == "align" else 0)
         back = theirs_of(again.eval(), image, tokens)
         np.testing.assert_allclose(
@@ -169,7 +169,8 @@ def test_align_of_even_sides_is_written_with_our_own_padding_rule(tmp_path):
     )
     hf.save(bundle, tmp_path / "to")
     again = transformers.AlignModel.from_pretrained(tmp_path / "to").eval()
-    pixels, tokens = images(52), texts(0, VOCAB - 1, first=2)
+    pixels = images(52)
+    tokens = texts(0, VOCAB - 1, first=2)
     out = theirs_of(again, pixels, tokens)
     check_same(ours_of(bundle, pixels, tokens), out.image_embeds, out.text_embeds)
 

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from jaxvl.interop import mapping
 from jaxvl.interop.mapping import ConversionError, Source, read_arrays, write_arrays
 
-D, H, K = 12, 3, 4
+D = 12
+H = 3
+K = 4
 SHAPES = {  # form -> shape of theirs
     mapping.SAME: (5, 4),
     mapping.TRANSPOSED: (5, 4),

@@ -57,7 +57,9 @@ def import_open_clip():
 
 open_clip = import_open_clip()
 
-START, END, LENGTH = 38, 39, 9
+START = 38
+END = 39
+LENGTH = 9
 VISION = dict(image_size=16, patch_size=8, layers=2, width=48, head_width=16, output_tokens=True)
 TEXT = dict(
     context_length=LENGTH,
@@ -73,7 +75,8 @@ POOLER = dict(attn_pooler_queries=5, attn_pooler_heads=2)
 
 
 def cfg(embed_dim=32, quick_gelu=False, vision=(), text=(), **top):
-    vision, text = VISION | dict(vision), TEXT | dict(text)
+    vision = VISION | dict(vision)
+    text = TEXT | dict(text)
     return dict(
         embed_dim=embed_dim,
         quick_gelu=quick_gelu,
@@ -125,7 +128,8 @@ def state_of(model):
 def batch_of(inputs, rows=3, seed=0):
     """Texts of several lengths, the last without any padding."""
     rng = np.random.default_rng(seed)
-    t, v = inputs.text_length, inputs.vocab_size
+    t = inputs.text_length
+    v = inputs.vocab_size
     start = START if v == 40 else 49406
     text = rng.integers(1, min(v, start), (rows, t))
     text[:, 0] = start
@@ -137,10 +141,8 @@ def batch_of(inputs, rows=3, seed=0):
 
 
 def theirs_of(model, batch):
-    image, text = (
-        torch.from_numpy(batch["image"].transpose(0, 3, 1, 2)),
-        torch.from_numpy(batch["text"]).long(),
-    )
+    image = torch.from_numpy(batch["image"].transpose(0, 3, 1, 2))
+    text = torch.from_numpy(batch["text"]).long()
     return model(image, text), image, text
 
 
@@ -222,7 +224,8 @@ def test_export_is_loaded_strictly_and_is_the_same_model(form):
         np.testing.assert_array_equal(state[name], array, err_msg=name)
     batch = batch_of(inputs, seed=1)
     with torch.no_grad():
-        a, b = theirs_of(theirs, batch)[0], theirs_of(again, batch)[0]
+        a = theirs_of(theirs, batch)[0]
+        b = theirs_of(again, batch)[0]
     for name in ("image_features", "text_features", "logits", "logit_scale"):
         np.testing.assert_array_equal(a[name], b[name])
     assert config_of(model_cfg_of(config, inputs), start_id=START, eos_id=END) == (config, inputs)
@@ -231,7 +234,8 @@ def test_export_is_loaded_strictly_and_is_the_same_model(form):
 @pytest.mark.parametrize("form", ["coca_ViT-B-32", "parallel, no class token"])
 def test_greedy_captions_are_those_of_their_model_without_kept_keys(form):
     theirs, _, inputs, model, params = both(form)
-    batch, length = batch_of(inputs, rows=8, seed=2), LENGTH - 1
+    batch = batch_of(inputs, rows=8, seed=2)
+    length = LENGTH - 1
 
     @jax.jit
     def write(params, image):
@@ -242,7 +246,8 @@ def test_greedy_captions_are_those_of_their_model_without_kept_keys(form):
         ).tokens
 
     _, image, _ = theirs_of(theirs, batch)
-    text, done = torch.full((8, 1), START), torch.zeros(8, dtype=bool)
+    text = torch.full((8, 1), START)
+    done = torch.zeros(8, dtype=bool)
     with torch.no_grad():
         for t in range(length):
             given = (
@@ -261,10 +266,8 @@ def test_greedy_captions_are_those_of_their_model_without_kept_keys(form):
 
 def test_the_mask_in_its_right_place_is_theirs_too():
     theirs, config, inputs, _, params = both("coca_ViT-B-32")
-    model, batch = (
-        functional(dataclasses.replace(config, late_mask=False), inputs),
-        batch_of(inputs),
-    )
+    model = functional(dataclasses.replace(config, late_mask=False), inputs)
+    batch = batch_of(inputs)
     late = theirs_of(theirs, batch)[0]["text_features"]
     theirs.text.correct_cls_mask = True
     try:
@@ -381,7 +384,8 @@ def test_full_size(name):
     model_cfg = open_clip.get_model_config(f"coca_{name}")
     theirs = peer(model_cfg)
     config, inputs = config_of(model_cfg)
-    model, batch = functional(config, inputs), batch_of(inputs, rows=2)
+    model = functional(config, inputs)
+    batch = batch_of(inputs, rows=2)
     params = from_open_clip(state_of(theirs), config, shapes(model))
     out, logits = jax.jit(functools.partial(ours_of, model))(params, batch)
     with torch.no_grad():
@@ -403,12 +407,10 @@ def test_a_converted_captioner_captions_and_is_evaluated_from_its_folder(tmp_pat
         custom_text=True,
         multimodal_cfg=dict(MULTIMODAL, vocab_size=49408, context_length=16, layers=1),
     )
-    theirs, folder, workdir, shown = (
-        peer(form),
-        tmp_path / "from",
-        tmp_path / "run",
-        tmp_path / "shown",
-    )
+    theirs = peer(form)
+    folder = tmp_path / "from"
+    workdir = tmp_path / "run"
+    shown = tmp_path / "shown"
     folder.mkdir(), shown.mkdir()
     preprocess = dict(
         size=16,
@@ -431,7 +433,8 @@ def test_a_converted_captioner_captions_and_is_evaluated_from_its_folder(tmp_pat
     assert caption.main([f"--workdir={workdir}", "--json", str(shown)]) == 0
     written = [json.loads(line)["caption"] for line in capsys.readouterr().out.splitlines()]
     image = torch.from_numpy((pixels.transpose(0, 3, 1, 2) / 255 - 0.5) / 0.5).float()
-    text, tokenizer = torch.full((4, 1), 49406), open_clip.SimpleTokenizer()
+    text = torch.full((4, 1), 49406)
+    tokenizer = open_clip.SimpleTokenizer()
     with torch.no_grad():  # not padded: the mask of this form is of one length
         for t in range(15):
             logits = theirs(image, text, output_labels=False)["logits"][:, t]

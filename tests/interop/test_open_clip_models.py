@@ -25,7 +25,9 @@ from jaxvl.interop import timm_vit
 from jaxvl.interop.bundle import Section
 from jaxvl.interop.mapping import ConversionError
 
-torch, open_clip, timm = library("torch"), library("open_clip"), library("timm")
+torch = library("torch")
+open_clip = library("open_clip")
+timm = library("timm")
 from timm.models import register_model  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
@@ -127,7 +129,8 @@ def test_outputs_and_the_way_back(case, tmp_path):
     write(tmp_path / "from", model_cfg, theirs.state_dict())
     bundle = ours.load(tmp_path / "from", "none")
     pad = model_cfg["text_cfg"].get("pad_id", 0)
-    image, tokens = images(), texts(pad, VOCAB - 1)
+    image = images()
+    tokens = texts(pad, VOCAB - 1)
     with torch.no_grad():
         out = theirs(
             torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), torch.from_numpy(tokens).long()
@@ -194,7 +197,8 @@ def test_timm_names_are_read_as_timm_has_them(names):
     timm's own models."""
     for name in names:
         pool = "avg" if "gap" in name else "map"
-        known, asked = timm_vit.trunk(name, pool), timm_vit._inspected(name, pool)
+        known = timm_vit.trunk(name, pool)
+        asked = timm_vit._inspected(name, pool)
         assert known == dataclasses.replace(
             asked, node={k: v for k, v in asked.node.items() if k not in ("patch_bias", "pre_norm")}
         ), name
@@ -206,7 +210,8 @@ def test_timm_names_are_read_as_timm_has_them(names):
 def test_every_configuration_that_open_clip_ships_is_read_or_refused_by_name(asked):
     """Those of the families must be read; any other is refused with a field's name (timm builds
     those: slow)."""
-    read, refused = [], {}
+    read = []
+    refused = {}
     for name in open_clip.list_models():
         trunk_name = open_clip.get_model_config(name)["vision_cfg"].get("timm_model_name")
         if asked == "families" and trunk_name and not timm_vit._NAME.fullmatch(trunk_name):

@@ -17,7 +17,8 @@ from jaxvl.interop.bundle import Section, rounding_note
 
 transformers = library("transformers")
 SIDE = 24
-SQUARE, EDGE = {"height": SIDE, "width": SIDE}, {"shortest_edge": SIDE}
+SQUARE = {"height": SIDE, "width": SIDE}
+EDGE = {"shortest_edge": SIDE}
 CASES = {
     "CLIPImageProcessor": dict(size=EDGE, crop_size=SQUARE),
     "CLIPImageProcessor, scaled more": dict(
@@ -66,7 +67,8 @@ KINDS = {
 def files(kind):
     """One file of each of SIZES: waves and noise."""
     form, channels = KINDS[kind]
-    rng, out = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    out = []
     for width, height in SIZES:
         y, x = np.mgrid[:height, :width]
         waves = np.stack([np.sin(x / 4 + k) * np.cos(y / 3 - k) for k in range(channels)], -1)

@@ -25,7 +25,8 @@ from jaxvl.interop import hf, hf_dual, open_clip
 from jaxvl.interop.bundle import Section
 from jaxvl.interop.mapping import ConversionError
 
-torch, transformers = library("torch"), library("transformers")
+torch = library("torch")
+transformers = library("transformers")
 safetensors = library("safetensors.torch")
 
 
@@ -276,7 +277,8 @@ def test_a_list_of_tokens_that_end_a_text(eos, tokenizer, theirs, tmp_path):
         assert bundle.model.text.pool == "argmax"  # what 2 means to CLIPModel, alone or first
     else:
         assert (bundle.model.text.pool, bundle.inputs.eos_id) == ("eos", VOCAB - 1)
-    image, tokens = images(), texts(1, VOCAB - 1)
+    image = images()
+    tokens = texts(1, VOCAB - 1)
     tokens[:, 3] = 2  # an ordinary word of CLIP's vocabulary
     with torch.no_grad():
         out = theirs(

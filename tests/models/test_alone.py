@@ -32,10 +32,8 @@ ROUTERS = {
 def embeddings(encode, images, texts):
     """encode(image [B, …], text [B, T]) of one record alone, and of the same third among others,
     then among padding."""
-    image, text = (
-        jnp.zeros_like(images).at[2].set(images[2]),
-        jnp.zeros_like(texts).at[2].set(texts[2]),
-    )
+    image = jnp.zeros_like(images).at[2].set(images[2])
+    text = jnp.zeros_like(texts).at[2].set(texts[2])
     alone = encode(images[2:3], texts[2:3])
     return [
         alone,
@@ -75,7 +73,8 @@ def test_every_router(router):
 
 
 def test_groups_of_training_are_there_for_who_wants_them():
-    moe, batch = dict(experts=4, last=1, eval_span="batch"), batch_of(5)
+    moe = dict(experts=4, last=1, eval_span="batch")
+    batch = batch_of(5)
     alone, among, _ = embeddings(dual(moe), batch["image"], batch["text"])
     assert all(np.abs(mine - theirs).max() > 1e-4 for mine, theirs in zip(alone, among))
 

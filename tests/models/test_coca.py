@@ -328,7 +328,8 @@ def test_captions_go_on_after_their_own_prompts(method):
     table[:, 0] = -1e9
     prompt = jnp.array([[5, 6], [4, 0], [0, 0]])
     config = Generation(method=method, beams=2, top_k=1, length_penalty=0.0, max_length=4)
-    known, keys = jnp.zeros((3, 1)), jax.random.split(jax.random.key(0), 3)
+    known = jnp.zeros((3, 1))
+    keys = jax.random.split(jax.random.key(0), 3)
     step = lambda known, last, t: (jnp.asarray(table)[jnp.where(t == 0, 0, last)], known)
     got = generate(
         step, known, config, batch=3, length=5, eos_id=1, pad_id=0, keys=keys, prompt=prompt
@@ -339,7 +340,8 @@ def test_captions_go_on_after_their_own_prompts(method):
         for tail in itertools.product(range(1, 8), repeat=4 - len(own)):
             tail = list(tail[: tail.index(1) + 1]) if 1 in tail else None
             if tail is not None and [*own, *tail] not in [p for _, p in paths]:
-                path, cost = [*own, *tail], 0.0
+                path = [*own, *tail]
+                cost = 0.0
                 for t in range(len(own), len(path)):
                     last = path[t - 1] if t else 0
                     cost += (

@@ -24,7 +24,9 @@ from jaxvl.objectives.captioning import Captioning
 from jaxvl.objectives.clip import SymmetricSoftmax
 from jaxvl.training.experiment import Experiment
 
-B, K, T = 2, 3, 6
+B = 2
+K = 3
+T = 6
 INPUTS = InputSpec(image_size=16, text_length=K * T, vocab_size=40, pad_id=0, eos_id=1)
 SMALL = dict(
     image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
@@ -62,7 +64,8 @@ def build(across=True, noise=0.1):
 def rows(seed=0):
     """(packed batch, texts int [B, K, T])."""
     rng = np.random.default_rng(seed)
-    place, ends = np.arange(T), rng.integers(1, T, (B, K, 1))
+    place = np.arange(T)
+    ends = rng.integers(1, T, (B, K, 1))
     texts = np.where(
         place < ends, rng.integers(2, 40, (B, K, T)), np.where(place == ends, 1, 0)
     ).astype(np.int32)
@@ -87,7 +90,8 @@ def test_a_row_of_several_is_rows_of_one_where_texts_do_not_see_each_other():
     np.testing.assert_array_equal(whole["caption_weight"], batch["weight"])
     for row in range(B):
         for k in range(K):
-            own, n = batch["segment"][row] == k + 1, batch["lengths"][row, k]
+            own = batch["segment"][row] == k + 1
+            n = batch["lengths"][row, k]
             for name in SCORES:
                 np.testing.assert_allclose(
                     whole[name][row][own], alone[name][row * K + k, :n], atol=1e-5, err_msg=name
@@ -97,7 +101,8 @@ def test_a_row_of_several_is_rows_of_one_where_texts_do_not_see_each_other():
 @pytest.mark.parametrize("across", [False, True])
 def test_which_image_and_which_texts_a_token_sees(across):
     (apply, params), (batch, _) = build(across), rows()
-    before, segment = apply(params, batch), batch["segment"]
+    before = apply(params, batch)
+    segment = batch["segment"]
     moved = lambda after: np.abs(after["caption_lse"] - before["caption_lse"]) > 1e-5
     after = apply(
         params, {**batch, "image": batch["image"] + (np.arange(K) == 1)[:, None, None, None]}
@@ -115,7 +120,10 @@ def test_which_image_and_which_texts_a_token_sees(across):
 
 def test_attention_to_the_image_before_equals_a_loop_over_tokens():
     """The gated half of a layer in float64, one token at a time; then the layer's own block."""
-    d, heads, n, hidden = 16, 4, 3, 20
+    d = 16
+    heads = 4
+    n = 3
+    hidden = 20
     block = GatedBlock(
         Sizes(d, 1, heads, hidden),
         StackOptions(activation="gelu"),
@@ -127,7 +135,8 @@ def test_attention_to_the_image_before_equals_a_loop_over_tokens():
     assert abs(block.cross_gate[...]) > 0.01 and abs(block.mlp_gate[...]) > 0.01
     rng = np.random.default_rng(0)
     segment = np.array([[0, 1, 1, 2, 2, 2], [1, 1, 2, 3, 3, 0]])
-    x, latents = rng.normal(size=(2, 6, d)), rng.normal(size=(2, 3 * n, 10))
+    x = rng.normal(size=(2, 6, d))
+    latents = rng.normal(size=(2, 3 * n, 10))
     seen = segment[..., None] == np.repeat(np.arange(1, 4), n)
     got = block(
         jnp.asarray(x, jnp.float32),
@@ -142,7 +151,8 @@ def test_attention_to_the_image_before_equals_a_loop_over_tokens():
     expected = x.copy()
     for b in range(2):
         for t in range(6):
-            y, image = x[b, t], segment[b, t]
+            y = x[b, t]
+            image = segment[b, t]
             if image:
                 q = part(block.cross.query, norm(block.cross_norm, y))
                 own = latents[b, (image - 1) * n : image * n]
@@ -174,7 +184,8 @@ def test_the_contrast_has_no_gradient_above_the_split():
     def gradient(objective):
         return jax.grad(lambda p: objective(apply(p, batch), ids, (), None)[0].value)(params)
 
-    contrast, caption = gradient(SymmetricSoftmax()), gradient(Captioning())
+    contrast = gradient(SymmetricSoftmax())
+    caption = gradient(Captioning())
     above = [p for p in params if p.startswith(("multimodal/", "head/", "norm/"))]
     assert any("/cross/" in p for p in above)
     for path in above:
@@ -192,7 +203,8 @@ def test_the_contrast_has_no_gradient_above_the_split():
 
 def test_a_fresh_model_reads_no_image_and_contrast_is_that_of_single_pairs():
     (apply, params), (batch, _) = build(noise=0.0), rows()
-    fresh, other = apply(params, batch), apply(params, {**batch, "image": batch["image"][::-1]})
+    fresh = apply(params, batch)
+    other = apply(params, {**batch, "image": batch["image"][::-1]})
     np.testing.assert_array_equal(
         fresh["caption_lse"], other["caption_lse"]
     )  # the gates are closed

@@ -22,7 +22,8 @@ def score(log_p, length, penalty):
 def reference_beams(next_log_p, k, length, penalty):
     """Beam search for one picture by lists: `next_log_p(prefix) -> [V]`; the best finished caption
     by score."""
-    live, best = [((), 0.0)], (-np.inf, None, None)
+    live = [((), 0.0)]
+    best = (-np.inf, None, None)
     for t in range(length):
         candidates = []
         for words, log_p in live:
@@ -128,7 +129,8 @@ def test_a_row_is_drawn_from_its_own_key():
 def test_numbers_may_be_arguments_of_the_compiled_function():
     table = np.random.default_rng(0).dirichlet(np.ones(6), 6)
     step = lambda known, token, t: (jnp.log(jnp.asarray(table))[token], known)
-    keys, compiled = jax.random.split(jax.random.key(0), 50), {}
+    keys = jax.random.split(jax.random.key(0), 50)
+    compiled = {}
     for options in (
         dict(temperature=0.5, top_p=0.9),
         dict(temperature=2.0, top_p=0.6, min_length=3),

@@ -87,7 +87,9 @@ def test_a_picture_is_a_video_of_equal_frames(model):
 def test_instances_of_a_row_are_encoded_each_like_a_row(name, one):
     built = functional(SMALL, INPUTS)
     model = built, *jax.jit(built.init)(jax.random.key(0))
-    shape, key, target = (2, 3, *one), jax.random.key(4), "vision" if name != "image" else "text"
+    shape = (2, 3, *one)
+    key = jax.random.key(4)
+    target = "vision" if name != "image" else "text"
     x = jax.random.randint(key, shape, 0, 50) if name == "text" else jax.random.normal(key, shape)
     length = jnp.array([[32, 16, 7], [1, 31, 32]]) if name in ("spectrogram", "waveform") else None
     flat = embed(
@@ -224,7 +226,8 @@ def test_a_waveform_is_heard_as_its_spectrogram_and_what_rows_lack_is_told():
     built = functional(config, INPUTS)
     params, rest = jax.jit(built.init)(jax.random.key(0))
     waveform = np.random.default_rng(0).integers(-9000, 9000, (4, 4096)).astype(np.int16)
-    length, has = jnp.array([4096, 2048, 1000, 4096]), jnp.array([True, True, True, False])
+    length = jnp.array([4096, 2048, 1000, 4096])
+    has = jnp.array([True, True, True, False])
     image = jnp.ones((4, 32, 32, 3))
     outputs, _ = built.apply(
         params, rest, dict(image=image, waveform=waveform, waveform_length=length, has_waveform=has)
@@ -381,7 +384,8 @@ def test_options_that_do_not_fit_are_refused():
         ImpConfig(width=32, depth=2, heads=2, moe=MoeConfig(last=6))
 
 
-IMAGE, TEXT = Picture(), Caption()
+IMAGE = Picture()
+TEXT = Caption()
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,8 @@ def test_padding_with_eos():
         ),
         inputs,
     )
-    short, long = jnp.array([[5, 9, 1]]), jnp.array([[5, 9, 1, 1, 1, 1]])
+    short = jnp.array([[5, 9, 1]])
+    long = jnp.array([[5, 9, 1, 1, 1, 1]])
     encode = lambda t, run=applied(model): np.asarray(run(params, rest, t, method="encode_text")[0])
     np.testing.assert_allclose(encode(long), encode(short), atol=2e-6)
 
@@ -265,7 +266,9 @@ def test_randomness_is_a_function_of_the_key(node):
     model, params, rest = setup(node)
     batch = batch_of(8)
     run = jax.jit(lambda key: model.apply(params, rest, batch, train=True, key=key)[0])
-    a, again, b = run(jax.random.key(1)), run(jax.random.key(1)), run(jax.random.key(2))
+    a = run(jax.random.key(1))
+    again = run(jax.random.key(1))
+    b = run(jax.random.key(2))
     for side in ("image", "text"):
         np.testing.assert_array_equal(a[side], again[side])
         assert np.abs(a[side] - b[side]).max() > 1e-2

@@ -17,7 +17,9 @@ from jaxvl.nn.poolers import QueryPooler
 from jaxvl.objectives.captioning import Captioning
 from jaxvl.objectives.masked_image import MaskedImage
 
-B, P, PATCH = 3, 16, 4
+B = 3
+P = 16
+PATCH = 4
 INPUTS = InputSpec(image_size=16, text_length=6, vocab_size=40, pad_id=0, eos_id=1)
 SMALL = dict(
     image=dict(name="vit", variant="Ti/4", width=16, depth=1, heads=2, pool="mean"),
@@ -166,7 +168,8 @@ def test_the_choice_has_no_gradient():
 
         return jax.grad(loss)(params)
 
-    chosen, given = gradient(batch), gradient(told)
+    chosen = gradient(batch)
+    given = gradient(told)
     for path in params:
         np.testing.assert_allclose(chosen[path], given[path], atol=1e-6, err_msg=path)
     for path in (
@@ -196,7 +199,8 @@ def masked_loss(objective, outputs, batch):
 @pytest.mark.parametrize("normalise", [True, False])
 def test_masked_image_loss(normalise):
     rng = np.random.default_rng(0)
-    image, prediction = rng.normal(size=(B, 16, 16, 3)), rng.normal(size=(B, P, 48))
+    image = rng.normal(size=(B, 16, 16, 3))
+    prediction = rng.normal(size=(B, P, 48))
     image[0, :4, :4] = 0.5  # a patch of one colour
     weight = rng.integers(0, 2, (B, P)).astype(float)
     weight[0, 0] = 1

@@ -24,7 +24,9 @@ def by_hand(module, x, memory, mask, heads):
         for name in ("query", "key", "value", "out")
     }
     part = lambda name, y: np.einsum("btd,dhk->bthk", y, w[name]["kernel"]) + w[name]["bias"]
-    q, k, v = part("query", x), part("key", memory), part("value", memory)
+    q = part("query", x)
+    k = part("key", memory)
+    v = part("value", memory)
     logits = np.einsum("bthk,bnhk->bhtn", q, k) / np.sqrt(q.shape[-1])
     logits = np.where(mask[:, None], logits, -np.inf)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
@@ -58,7 +60,8 @@ def test_masks(attention, causal, padded):
 
 def test_memory(attention):
     rng = np.random.default_rng(0)
-    x, memory = rng.normal(size=(2, 3, 16)), rng.normal(size=(2, 7, 16))
+    x = rng.normal(size=(2, 3, 16))
+    memory = rng.normal(size=(2, 7, 16))
     y = attention(jnp.asarray(x, jnp.float32), jnp.asarray(memory, jnp.float32))
     np.testing.assert_allclose(
         y, by_hand(attention, x, memory, np.ones((2, 3, 7), bool), 4), atol=1e-5
@@ -69,10 +72,8 @@ def test_dropout_path_is_the_same_attention():
     """With next to no dropout the explicit weights give what the fused product gives; with dropout,
     the same on average."""
     rng = np.random.default_rng(0)
-    x, mask = (
-        jnp.asarray(rng.normal(size=(2, 6, 16)), jnp.float32),
-        jnp.arange(6) < jnp.array([[6], [4]]),
-    )
+    x = jnp.asarray(rng.normal(size=(2, 6, 16)), jnp.float32)
+    mask = jnp.arange(6) < jnp.array([[6], [4]])
     fused, explicit = (
         Attention(16, 4, rngs=nnx.Rngs(params=0), dropout=rate) for rate in (0.0, 1e-7)
     )

@@ -58,7 +58,8 @@ def test_forms_agree(side, kernel, stride, depthwise):
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 def test_the_form_is_chosen_by_the_target_platform(platform):
     """A program compiled ahead of time on a CPU for an accelerator gets the accelerator's form."""
-    x, w = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 1, 4))
+    x = jnp.ones((2, 8, 8, 4))
+    w = jnp.ones((3, 3, 1, 4))
     f = jax.jit(lambda x, w: convolve(x, w, padding=pads((8, 8), 3, 1), depthwise=True))
     text = f.trace(x, w).lower(lowering_platforms=(platform,)).as_text()
     assert ("stablehlo.convolution" in text) == (platform != "cpu")

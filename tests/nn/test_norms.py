@@ -31,10 +31,12 @@ def test_layer_norm():
 
 
 def test_batch_norm_training_and_evaluation():
-    x, momentum = sample((4, 3, 3, 8)), 0.9
+    x = sample((4, 3, 3, 8))
+    momentum = 0.9
     norm = scaled(BatchNorm(8, momentum=momentum, eps=1e-3), 8)
     y = norm(jnp.asarray(x, jnp.float32), train=True)
-    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    mean = x.mean((0, 1, 2))
+    var = x.var((0, 1, 2))
     affine = lambda x, mean, var: (
         (x - mean) / np.sqrt(var + 1e-3) * np.linspace(0.5, 2, 8) + np.linspace(-1, 1, 8)
     )
@@ -65,7 +67,8 @@ def test_group_norm():
 def test_bfloat16_inputs_have_float32_statistics(kind):
     x = jnp.asarray(sample((64, 4, 4, 16), offset=20.0), jnp.bfloat16)
     run = lambda dtype: kind(16, dtype=dtype)(x, **({"train": True} if kind is BatchNorm else {}))
-    low, high = run(jnp.bfloat16), run(jnp.float32)
+    low = run(jnp.bfloat16)
+    high = run(jnp.float32)
     assert (low.dtype, high.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_array_equal(low, high.astype(jnp.bfloat16))  # rounded once, at the end
 

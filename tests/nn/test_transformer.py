@@ -76,8 +76,10 @@ def test_layers_draw_differently():
 
 
 def test_dropout_keeps_the_mean_and_drops_elements_or_rows():
-    x, key = jnp.ones((4000, 5)), jax.random.key(0)
-    a, b = dropout(x, 0.25, key, train=True), drop_path(x, 0.25, key, train=True)
+    x = jnp.ones((4000, 5))
+    key = jax.random.key(0)
+    a = dropout(x, 0.25, key, train=True)
+    b = drop_path(x, 0.25, key, train=True)
     for y in (a, b):
         np.testing.assert_allclose(np.unique(y), [0, 1 / 0.75], rtol=1e-6)
         np.testing.assert_allclose(y.mean(), 1, atol=0.05)

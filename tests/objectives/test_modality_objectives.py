@@ -26,7 +26,8 @@ def nce(a, b, scale, valid):
 
 
 def test_each_pair_has_its_temperature_and_leaves_out_rows_with_one_half():
-    rng, b = np.random.default_rng(0), 9
+    rng = np.random.default_rng(0)
+    b = 9
     outputs = {
         name: unit(rng, b, 7)
         for name in ("vision>text", "text>vision", "vision>audio", "audio>vision")
@@ -45,7 +46,9 @@ def test_each_pair_has_its_temperature_and_leaves_out_rows_with_one_half():
 
 def bags(u, v, scale, valid, ids=None):
     """The multi-instance loss in float64, one record at a time: u [B, M, D], v [B, N, D]."""
-    u, v, kept = u[valid].astype(np.float64), v[valid].astype(np.float64), np.flatnonzero(valid)
+    u = u[valid].astype(np.float64)
+    v = v[valid].astype(np.float64)
+    kept = np.flatnonzero(valid)
     total = 0.0
     for i, b in enumerate(kept):
         for own, others in ((u, v), (v, u)):
@@ -59,9 +62,12 @@ def bags(u, v, scale, valid, ids=None):
 @pytest.mark.parametrize("duplicates", ["diagonal", "mask"])
 @pytest.mark.parametrize("shape", [(1, 3), (2, 3)])
 def test_several_instances_of_a_row_are_one_positive(shape, duplicates, missing):
-    rng, b = np.random.default_rng(2), 7
-    u, v = unit(rng, b, shape[0], 5), unit(rng, b, shape[1], 5)
-    ids, has = np.array([0, 1, 0, 2, 3, 3, 4]), np.array([1, 1, 1, 0, 1, 1, 1], bool)
+    rng = np.random.default_rng(2)
+    b = 7
+    u = unit(rng, b, shape[0], 5)
+    v = unit(rng, b, shape[1], 5)
+    ids = np.array([0, 1, 0, 2, 3, 3, 4])
+    has = np.array([1, 1, 1, 0, 1, 1, 1], bool)
     outputs = {
         "vision>text": u[:, 0] if shape[0] == 1 else u,
         "text>vision": v,
@@ -77,7 +83,9 @@ def test_several_instances_of_a_row_are_one_positive(shape, duplicates, missing)
 
 def test_rows_of_several_instances_that_have_nothing_to_be_compared_with_give_no_gradient():
     rng = np.random.default_rng(4)
-    u, v, ids = unit(rng, 4, 5), unit(rng, 4, 3, 5), jnp.array([7, 7, 7, 7])
+    u = unit(rng, 4, 5)
+    v = unit(rng, 4, 3, 5)
+    ids = jnp.array([7, 7, 7, 7])
 
     def loss(u, v):
         outputs = {"vision>text": u, "text>vision": v, "log_scale/vision-text": jnp.float32(1)}
@@ -91,7 +99,8 @@ def test_rows_of_several_instances_that_have_nothing_to_be_compared_with_give_no
 
 def test_one_instance_as_a_bag_is_the_plain_loss():
     rng = np.random.default_rng(3)
-    u, v = unit(rng, 6, 5), unit(rng, 6, 5)
+    u = unit(rng, 6, 5)
+    v = unit(rng, 6, 5)
     run = lambda v: (
         ModalityPairs()(
             {"vision>text": u, "text>vision": v, "log_scale/vision-text": jnp.float32(1)},
@@ -133,7 +142,8 @@ def test_a_task_is_told_which_outputs_its_pairs_need():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_classification_leaves_out_rows_without_a_label(smoothing):
     rng = np.random.default_rng(1)
-    logits, label = rng.normal(size=(6, 4)).astype(np.float32), np.array([0, 3, -1, 2, 1, -1])
+    logits = rng.normal(size=(6, 4)).astype(np.float32)
+    label = np.array([0, 3, -1, 2, 1, -1])
     loss, _ = Classification(head="kind", label_smoothing=smoothing)(
         {"logits/kind": logits}, {"class_label": jnp.asarray(label)}, (), KEY
     )
@@ -147,8 +157,10 @@ def test_classification_leaves_out_rows_without_a_label(smoothing):
 
 
 def test_classification_leaves_out_rows_that_lack_what_the_head_sees():
-    rng, has = np.random.default_rng(1), np.array([1, 1, 0, 1, 0, 1], bool)
-    logits, label = rng.normal(size=(6, 4)).astype(np.float32), np.array([0, 3, 2, 2, 1, -1])
+    rng = np.random.default_rng(1)
+    has = np.array([1, 1, 0, 1, 0, 1], bool)
+    logits = rng.normal(size=(6, 4)).astype(np.float32)
+    label = np.array([0, 3, 2, 2, 1, -1])
     objective = Classification(head="kind")
     loss, _ = objective(
         {"logits/kind": logits, "has/logits/kind": jnp.asarray(has)},

@@ -13,7 +13,10 @@ from jaxvl.config import ConfigError
 from jaxvl.models.generate import Generation, generate
 from jaxvl.objectives.self_critical import SelfCritical, corrupt, repeated
 
-PAD, EOS, LENGTH = 0, 1, 4  # words are 2 and 3
+# words are 2 and 3
+PAD = 0
+EOS = 1
+LENGTH = 4
 
 
 def captions():
@@ -39,7 +42,8 @@ def log_p(table, tokens, np=np):
 def test_the_expected_gradient_is_that_of_the_expected_reward(baseline):
     tokens, drawn = captions()
     rng = np.random.default_rng(0)
-    table, reward = rng.normal(size=(4, 4)), rng.uniform(size=len(tokens))
+    table = rng.normal(size=(4, 4))
+    reward = rng.uniform(size=len(tokens))
 
     def probability(table):
         return np.exp(np.where(drawn, log_p(table, tokens), 0).sum(1))
@@ -73,7 +77,9 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(baseline):
 def test_the_published_mean_is_over_tokens():
     rng = np.random.default_rng(0)
     drawn = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
-    scores, sampled, greedy = rng.normal(size=(2, 4)), np.array([0.9, 0.2]), np.array([0.4, 0.5])
+    scores = rng.normal(size=(2, 4))
+    sampled = np.array([0.9, 0.2])
+    greedy = np.array([0.4, 0.5])
     batch = {
         "sampled": np.full((2, 4), 2),
         "sampled_drawn": drawn,
@@ -91,10 +97,12 @@ class Toy:
     """Writes by a table of logits; the judge counts words, and its image is two parts of word 2 to
     one of word 3."""
 
-    pad_id, eos_id = PAD, EOS
+    pad_id = PAD
+    eos_id = EOS
 
     def __init__(self, table, rows):
-        self.table, self.rows = table, rows
+        self.table = table
+        self.rows = rows
 
     def write(self, keys=None, **how):
         step = lambda known, token, t: (self.table[jnp.where(t == 0, PAD, token)], known)
@@ -141,7 +149,8 @@ def train(objective, steps=300, rows=64):
 
 
 def test_the_reward_rises_and_the_grammar_head_keeps_words_from_being_repeated():
-    plain, grammar = train(SelfCritical()), train(SelfCritical(grammar=2.0))
+    plain = train(SelfCritical())
+    grammar = train(SelfCritical(grammar=2.0))
     # Two words 2 and one word 3 (which the table can write as `2 3 2`) fit the image best: the
     # judge alone asks for a word twice.
     assert plain["reward_greedy"][-1] > 2.49 > 2.0 > plain["reward_sampled"][:5].mean()

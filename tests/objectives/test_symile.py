@@ -28,10 +28,8 @@ def rows(b, d, seed=0, names=NAMES):
 
 def all_tuples(outputs, names, valid=None):
     """Every negative of the product, in float64, tuple by tuple."""
-    z, scale = (
-        {n: outputs[n].astype(np.float64) for n in names},
-        np.exp(np.float64(outputs["log_scale"])),
-    )
+    z = {n: outputs[n].astype(np.float64) for n in names}
+    scale = np.exp(np.float64(outputs["log_scale"]))
     b = len(z[names[0]])
     valid = np.ones(b, bool) if valid is None else valid
     losses = []
@@ -57,7 +55,8 @@ def test_all_tuples_equal_brute_force(names):
 
 
 def test_rows_that_lack_a_modality_neither_anchor_nor_compete():
-    outputs, has = rows(6, 6), np.array([1, 1, 0, 1, 1, 0], bool)
+    outputs = rows(6, 6)
+    has = np.array([1, 1, 0, 1, 1, 0], bool)
     loss, _ = Symile(negatives="n2")(outputs, {"has_text": jnp.asarray(has)}, (), jax.random.key(0))
     np.testing.assert_allclose(loss.value, all_tuples(outputs, NAMES, has), rtol=1e-5)
     shuffled, _ = Symile()(outputs, {"has_text": jnp.asarray(has)}, (), jax.random.key(0))
@@ -87,7 +86,8 @@ def test_rows_without_sound_of_a_model_with_many_modalities_do_not_count():
     )
     model = functional(config, InputSpec(8, 4, 20))
     params, rest = model.init(jax.random.key(0))
-    rng, has = np.random.default_rng(0), jnp.array([True, True, False, True, True, False])
+    rng = np.random.default_rng(0)
+    has = jnp.array([True, True, False, True, True, False])
     batch = dict(
         image=rng.normal(size=(6, 8, 8, 3)).astype(np.float32),
         text=rng.integers(2, 20, (6, 4)),
@@ -106,13 +106,13 @@ def test_rows_without_sound_of_a_model_with_many_modalities_do_not_count():
 
 
 def test_shuffled_negatives_are_those_of_the_drawn_permutations():
-    outputs, key, b = rows(7, 5), jax.random.key(3), 7
+    outputs = rows(7, 5)
+    key = jax.random.key(3)
+    b = 7
     loss, _ = Symile()(outputs, {}, (), key)
-    z, scale, losses = (
-        {n: outputs[n].astype(np.float64) for n in NAMES},
-        np.exp(np.float64(1.3)),
-        [],
-    )
+    z = {n: outputs[n].astype(np.float64) for n in NAMES}
+    scale = np.exp(np.float64(1.3))
+    losses = []
     for i, anchor in enumerate(NAMES):
         others = [n for n in NAMES if n != anchor]
         keys = jax.random.split(jax.random.fold_in(key, i), 2)
@@ -126,7 +126,8 @@ def test_shuffled_negatives_are_those_of_the_drawn_permutations():
 def learn_xor(loss_of, bits=2, width=8, steps=200, runs=16):
     """Unit tables [R, 2^bits, D] of a, b and c = a xor b, learned by `loss_of` in R runs of their
     own, and R scales."""
-    tx, n = optax.adam(0.05), 2**bits
+    tx = optax.adam(0.05)
+    n = 2**bits
 
     def embed(params, words):
         return {

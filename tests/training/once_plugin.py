@@ -40,7 +40,8 @@ class RowIds:
 def kill_at(when: str, step: int, process: int) -> None:
     """Lets this process end without a word at that moment, where it is the one that is named."""
     taken = itertools.count(1)
-    save, take = Checkpoints.save, Feed.take
+    save = Checkpoints.save
+    take = Feed.take
 
     def die() -> None:
         if jax.process_index() == process:

@@ -134,13 +134,15 @@ def contrast(outputs):
 def test_the_gradient_is_that_of_the_chunks_in_turn():
     """Oracle: automatic differentiation straight through the loop, in float64."""
     with jax.enable_x64(True):
-        n, draw = 4, np.random.default_rng(0).normal
+        n = 4
+        draw = np.random.default_rng(0).normal
         params = {"w": jnp.asarray(draw(size=(5, 3))), "scale": jnp.asarray(0.7)}
         rest = {"calls": jnp.int32(2), "memory": jnp.asarray(draw(size=3))}
         x = jnp.asarray(draw(size=(8, 5)))
 
         def in_turn(params):
-            state, parts = rest, []
+            state = rest
+            parts = []
             for i in range(n):
                 outputs, state = remembering(params, state, {"x": x[i::n]}, None)
                 parts.append(outputs["y"])

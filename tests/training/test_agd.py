@@ -146,7 +146,8 @@ def toy_step(config, names, weights=(1.0, 1.0), microbatches=1, options=()):
 
 def slope(name, params, batch):
     """The gradient of a task's loss, in NumPy."""
-    x, y = np.asarray(batch["x"], np.float64), np.asarray(batch["y"], np.float64)
+    x = np.asarray(batch["x"], np.float64)
+    y = np.asarray(batch["y"], np.float64)
     own = "a/kernel" if name == "one" else "b/kernel"
     error = x @ (params[own].astype(np.float64) + params["s/kernel"]) - y
     g = 2 * x.T @ error / error.size
@@ -175,17 +176,16 @@ def test_unused_parameters(name, unused):
         eps=1e-4,
         ema=0.9,
     )
-    steps, state, turns = (
-        {n: toy_step(config, (n,)) for n in LEARNS},
-        toy_state(config),
-        ["one", "one", "two", "one", "two"],
-    )
+    steps = {n: toy_step(config, (n,)) for n in LEARNS}
+    state = toy_state(config)
+    turns = ["one", "one", "two", "one", "two"]
     params = {p: np.asarray(v) for p, v in state.params.items()}
     average = dict(params)
     init, update_of = reference(dataclasses.replace(config, unused="skip"))
     states = {p: init({"kernel": params[p]}) for p in AXES}
     for i, task in enumerate(turns):
-        gradient, before = slope(task, params, toy_batch(i)), state
+        gradient = slope(task, params, toy_batch(i))
+        before = state
         for p in AXES:
             if unused == "skip" and p not in LEARNS[task]:
                 continue
@@ -240,7 +240,8 @@ def test_microbatches_and_unused_parameters():
 
 def test_a_summed_step_has_the_sum_of_the_gradients():
     config = OptimConfig(b1=0.0, clip_norm=None)  # the first moment is the gradient
-    batches, state = (toy_batch(0), toy_batch(1)), toy_state(config)
+    batches = (toy_batch(0), toy_batch(1))
+    state = toy_state(config)
     together, metrics = toy_step(config, ("one", "two"), (1.0, 0.25))(
         state, batches, jnp.array([0, 1])
     )
@@ -263,7 +264,8 @@ def test_a_summed_step_has_the_sum_of_the_gradients():
 
 def test_the_number_of_a_task_chooses_its_keys_and_its_guard():
     config = OptimConfig(clip_norm=None)
-    step, state = toy_step(config, ("one",)), toy_state(config)
+    step = toy_step(config, ("one",))
+    state = toy_state(config)
     broken = {**toy_batch(0), "y": jnp.full((8, 3), jnp.nan)}
     after, metrics = step(state, (broken,), jnp.array([1]))
     assert [int(after.guard[t].skipped) for t in LEARNS] == [0, 1] and int(

@@ -69,7 +69,10 @@ def steps_of(records):
 def finished(tmp_path_factory):
     """Folder and records of a run of `CHANGES`, and the names of what was compiled before its loop,
     and in it."""
-    workdir, compiled, counts, loop = tmp_path_factory.mktemp("agd"), [], [], train_command.loop
+    workdir = tmp_path_factory.mktemp("agd")
+    compiled = []
+    counts = []
+    loop = train_command.loop
 
     def counted(*args):
         counts.append(len(compiled))
@@ -128,7 +131,8 @@ def test_a_summed_run_advances_and_saves_all_positions(tmp_path):
         steps=2,
         checkpoint=dict(every=1),
     )
-    a, b = records[2, "pairs"], records[2, "large"]
+    a = records[2, "pairs"]
+    b = records[2, "large"]
     assert (
         a["summed_loss"] == b["summed_loss"] == pytest.approx(a["loss"] + 0.5 * b["loss"], rel=1e-6)
     )
@@ -171,7 +175,8 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
         model = build_model(experiment, tokenizer)
         fresh, shapes, shardings = fresh_state(experiment, model, mesh)
         state = jax.jit(fresh, out_shardings=shardings)()
-        root, aux = jax.random.wrap_key_data(jnp.copy(state.rng)), state.aux
+        root = jax.random.wrap_key_data(jnp.copy(state.rng))
+        aux = state.aux
         tx, _ = optimiser(experiment.optim, model.axes)
         rate = learning_rate(experiment.optim, experiment.steps)
 

@@ -26,7 +26,8 @@ class Feed:
     name = "/data/x"
 
     def __init__(self):
-        self.failure, self.numbers = None, (1000, {})
+        self.failure = None
+        self.numbers = (1000, {})
 
     def counts(self):
         return self.numbers
@@ -40,7 +41,9 @@ class Others:
     """Processes 0 and 2; this one is 1. They say `numbers` and `texts`."""
 
     def __init__(self):
-        self.numbers, self.texts, self.asked = np.array([[0, 0, 1000, 0]] * 2), ["", ""], 0
+        self.numbers = np.array([[0, 0, 1000, 0]] * 2)
+        self.texts = ["", ""]
+        self.asked = 0
 
     def gather(self, numbers):
         self.asked += 1
@@ -187,7 +190,8 @@ def test_counts_are_added_up_over_processes(monkeypatch):
 def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch, capsys, error, waits):
     """But where a step has failed, it waits to hear from JAX which process was lost; all within a
     minute."""
-    waited, left = [], []
+    waited = []
+    left = []
 
     def leave(status):
         left.append(status)

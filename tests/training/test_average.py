@@ -60,7 +60,8 @@ def toy_step(config):
         GuardConfig(),
         ["one"],
     )
-    params, rest = {"kernel": jnp.ones((4, 3))}, {"mean": jnp.full(4, 0.3), "calls": jnp.int32(0)}
+    params = {"kernel": jnp.ones((4, 3))}
+    rest = {"mean": jnp.full(4, 0.3), "calls": jnp.int32(0)}
     state = TrainState(
         step=jnp.int32(0),
         rng=jax.random.key_data(jax.random.key(0)),

@@ -92,7 +92,8 @@ def test_bad_records_are_counted_once_through_a_resume(tmp_path, monkeypatch):
 
     monkeypatch.setattr(RecordSource, "__getitem__", get)
     tasks = dict(pairs=tiny.task(error_budget=1.0))
-    whole, again = tmp_path / "whole", tmp_path / "again"
+    whole = tmp_path / "whole"
+    again = tmp_path / "again"
     train_command.train(tiny.experiment(tasks=tasks), whole)
     (count,) = told(whole)
     shutil.copytree(whole / "checkpoints", again / "checkpoints")
@@ -112,7 +113,8 @@ def test_a_run_with_another_batch_continues_its_stream(finished, tmp_path, monke
     there."""
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     shutil.rmtree(tmp_path / "checkpoints" / "6")
-    starts, real = [], Batches.__init__
+    starts = []
+    real = Batches.__init__
 
     def init(self, *args, start, **options):
         starts.append(start.position)

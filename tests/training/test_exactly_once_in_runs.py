@@ -25,7 +25,9 @@ HERE = pathlib.Path(__file__).parent
 B = 4  # rows, one for each device of a run
 ROUNDS = 6  # batches of every task: two epochs of twelve records
 PATIENCE = 600  # seconds that a run may take
-BAD, AFTER = 7, 8  # a record whose picture is none, and the one that takes its place
+# a record whose picture is none, and the one that takes its place
+BAD = 7
+AFTER = 8
 WEIGHTS = (
     (2.0, 1.0, 1.0),
     (1.0, 1.0, 4.0),
@@ -113,7 +115,8 @@ def learnt(records, steps):
     for record in records:
         if record["kind"] != "train" or record["name"] == "all":
             continue
-        name, step = record["name"], record["step"]
+        name = record["name"]
+        step = record["step"]
         ids = [int(record[f"ids/row{r}"]) for r in range(B)]
         assert name == "weighted" or rows.get(step, (name, ids)) == (
             name,
@@ -140,11 +143,13 @@ def test_each_record_is_learnt_once_in_an_epoch_through_two_kills(tmp_path, monk
     steps = ROUNDS * count
     low = [number & BITS for number in IDS]
     assert len(set(low)) == len(low)
-    config, workdir = tmp_path / "run.py", tmp_path / "run"
+    config = tmp_path / "run.py"
+    workdir = tmp_path / "run"
     # An epoch of most tasks is three rounds. The first kill is in the second round, the second in
     # the third.
     every = count // 3
-    first, second = 4 * every, 7 * every
+    first = 4 * every
+    second = 7 * every
     begun = Life(1, f"save:{first}:0", (first - every, first))
     write_config(config, before, steps, every)
     live(begun, config, workdir)

@@ -25,7 +25,8 @@ def figures(workdir, kind="train"):
 @pytest.fixture
 def batches(monkeypatch):
     """Batches that feeds have given, as numpy."""
-    given, take = [], Feed.take
+    given = []
+    take = Feed.take
 
     def kept(self, **options):
         batch = take(self, **options)

@@ -85,7 +85,8 @@ def test_the_time_is_accounted_for(finished):
     for line in [*lines(workdir, "train"), *events]:
         assert sum(line[part] for part in parts) == pytest.approx(1)
         assert all(0 <= line[part] <= 1 for part in parts)
-    last, whole = lines(workdir, "train")[-1], events[0]
+    last = lines(workdir, "train")[-1]
+    whole = events[0]
     evaluated = sum(line["seconds"] for line in lines(workdir, "eval") if line["step"] <= 6)
     assert whole["share_evaluation"] * whole["wall_seconds"] == pytest.approx(evaluated, rel=0.05)
     assert whole["share_startup"] < last["share_startup"] and whole["share_checkpoint"] > 0

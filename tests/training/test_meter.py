@@ -119,11 +119,13 @@ def test_rates_and_shares_of_known_times(monkeypatch):
     one at a checkpoint."""
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock, sources = Clock(), feeds("a")
+    clock = Clock()
+    sources = feeds("a")
     now[0] += 10
     turn = Turn(("a",), (1.0,))
     cost = Cost(flops=9e12, model_flops=6e12, state=0, temporary=0, collectives={})
-    meter, records = Meter(2, sources, clock, Speed({turn: cost}, devices=4, peak=3e12)), []
+    meter = Meter(2, sources, clock, Speed({turn: cost}, devices=4, peak=3e12))
+    records = []
     for step in range(1, 5):
         sources["a"].waited += 1
         now[0] += 2
@@ -156,7 +158,8 @@ def test_rates_and_shares_of_known_times(monkeypatch):
 
 
 def test_without_a_peak_there_is_no_mfu():
-    sources, turn = feeds("a"), Turn(("a",), (1.0,))
+    sources = feeds("a")
+    turn = Turn(("a",), (1.0,))
     cost = Cost(flops=1e9, model_flops=1e9, state=0, temporary=0, collectives={})
     (record,) = Meter(1, sources, speed=Speed({turn: cost})).tick(1, turn, [figures(1.0)])
     assert record.scalars["tflops_per_chip"] > 0 and not {"mfu", "hfu"} & record.scalars.keys()

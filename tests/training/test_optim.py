@@ -50,7 +50,8 @@ def test_adamw_equals_optax():
         1.0, b2=0.95, weight_decay=0.1, mask={p: p.endswith("kernel") for p in AXES}
     )
     params = parameters()
-    ours_state, their_state = tx.init(params), theirs.init(params)
+    ours_state = tx.init(params)
+    their_state = theirs.init(params)
     for i in range(3):
         grads = {p: jnp.sin(v + i) for p, v in params.items()}
         ours, ours_state = tx.update(grads, ours_state, params)
@@ -64,7 +65,8 @@ def test_every_optimiser_descends(name):
     tx, _ = optimiser(OptimConfig(name=name, weight_decay=0.01), AXES)
     params = parameters()
     loss = lambda p: sum(jnp.sum(v**2) for v in p.values())
-    before, state = loss(params), tx.init(params)
+    before = loss(params)
+    state = tx.init(params)
     for _ in range(20):
         update, state = tx.update(jax.grad(loss)(params), state, params)
         params = {p: v - 0.02 * update[p] for p, v in params.items()}

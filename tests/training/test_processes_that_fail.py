@@ -31,7 +31,8 @@ def run(workdir, fault=None, evaluated=False):
     if fault is not None:
         command = [processes.__file__, fault, *command[2:]]
     running = processes.start(command, 2)
-    said, befell = [[] for _ in running], []
+    said = [[] for _ in running]
+    befell = []
 
     def listen(process, lines):
         for line in process.stderr:

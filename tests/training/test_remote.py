@@ -90,7 +90,8 @@ def test_checkpoints_are_kept_and_read_back(bucket):
 
 def test_a_checkpoint_without_its_last_object_is_none(bucket):
     """A kill during a save leaves objects, but not the one that is written last."""
-    folder, state = paths.as_path(f"{bucket}/run/checkpoints"), {"x": jnp.ones(3)}
+    folder = paths.as_path(f"{bucket}/run/checkpoints")
+    state = {"x": jnp.ones(3)}
     checkpoints = Checkpoints(folder)
     for step in (1, 2):
         checkpoints.save(step, state, {"mark": "first"})
@@ -109,7 +110,8 @@ def test_a_checkpoint_without_its_last_object_is_none(bucket):
 def test_a_store_that_is_away_is_no_damage(bucket, monkeypatch):
     """A good checkpoint must not be taken for a damaged one, or the run would go on from an older
     one."""
-    folder, state = paths.as_path(f"{bucket}/run/checkpoints"), {"x": jnp.ones(3)}
+    folder = paths.as_path(f"{bucket}/run/checkpoints")
+    state = {"x": jnp.ones(3)}
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, state, {"step": 1})
     checkpoints.finish()
@@ -146,7 +148,8 @@ def test_lines_are_there_within_seconds_and_a_resume_goes_on_with_them(bucket):
 
 def test_a_store_that_fails_keeps_the_lines_and_does_not_end_the_run(bucket, monkeypatch):
     growing = GrowingFiles(paths.as_path(f"{bucket}/run"), every=0.1)
-    real, fails = paths.upload, [True]
+    real = paths.upload
+    fails = [True]
 
     def upload(file, path):
         if fails[0]:
@@ -169,7 +172,8 @@ def must_not_build(*_, **__):
 def test_a_corpus_is_shared_by_machines(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVL_CACHE", f"{bucket}/cache")
     monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "here"))
-    config, said = Shapes(size=8, variants=1), []
+    config = Shapes(size=8, variants=1)
+    said = []
     built = config.prepare(said.append)
     monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "there"))
     monkeypatch.setattr(
@@ -180,7 +184,8 @@ def test_a_corpus_is_shared_by_machines(bucket, tmp_path, monkeypatch):
         copied.folder.is_relative_to(tmp_path / "there" / "fetched")
         and copied.folder.name == built.folder.name
     )
-    ours, theirs = built.split("test_a"), copied.split("test_a")
+    ours = built.split("test_a")
+    theirs = copied.split("test_a")
     assert len(ours) and [ours[i] for i in range(len(ours))] == [
         theirs[i] for i in range(len(theirs))
     ]
@@ -192,7 +197,8 @@ def test_a_corpus_is_shared_by_machines(bucket, tmp_path, monkeypatch):
 def test_a_damaged_shared_corpus_is_built_anew(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVL_CACHE", f"{bucket}/cache")
     monkeypatch.setenv("JAXVL_LOCAL_CACHE", str(tmp_path / "here"))
-    config, said = Shapes(size=8, variants=1), []
+    config = Shapes(size=8, variants=1)
+    said = []
     name = config.prepare(said.append).folder.name
     file = paths.as_path(f"{bucket}/cache/{name}/records.array_record")
     data = bytearray(paths.read_bytes(file))
@@ -253,7 +259,8 @@ def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(
 ):
     """Config, corpus and work folder on `s3://`; the oracle is an uninterrupted run in a local
     folder."""
-    file, remote = f"{bucket}/configs/run.py", paths.as_path(f"{bucket}/run")
+    file = f"{bucket}/configs/run.py"
+    remote = paths.as_path(f"{bucket}/run")
     evals = dict(style=dict(name="zero_shot", source=tiny.TEST))
     tiny.config_file(file, steps=STEPS, evals=evals, checkpoint=dict(every=5), log=dict(every=1))
     monkeypatch.chdir(tmp_path)
@@ -283,7 +290,8 @@ def test_a_run_that_is_killed_and_resumed_there_ends_as_one_here(
 @pytest.mark.timeout(3000)
 def test_the_demo_in_an_object_store(bucket, tmp_path):
     """`configs/align_shapes.py` made small, by its commands, on one device."""
-    file, remote = f"{bucket}/configs/align_shapes.py", paths.as_path(f"{bucket}/run")
+    file = f"{bucket}/configs/align_shapes.py"
+    remote = paths.as_path(f"{bucket}/run")
     paths.write_bytes(paths.as_path(file), (ROOT / "configs" / "align_shapes.py").read_bytes())
     environment = {
         "XLA_FLAGS": "",

@@ -89,7 +89,8 @@ def test_all_checkpoints_damaged_is_an_error_that_names_them(finished, tmp_path)
 def test_a_full_disk_does_not_end_training_and_the_last_good_checkpoint_loads(
     tmp_path, monkeypatch
 ):
-    real, calls = Checkpoints._write, []
+    real = Checkpoints._write
+    calls = []
 
     def full(self, step, state, frame):
         calls.append(step)

@@ -17,7 +17,9 @@ def names(sequence, steps):
 
 def released_loop(intervals, total):
     """IMP's loop as released: a counter per loader."""
-    count, step, order = collections.Counter(), 0, []
+    count = collections.Counter()
+    step = 0
+    order = []
     while step < total:
         for task, interval in intervals.items():
             count[task] += 1

@@ -74,10 +74,8 @@ def test_a_vocabulary_is_that_of_the_texts_wherever_they_lie(tmp_path, monkeypat
     """Two folders of one name with other texts; then the first one's again in another place, and
     changed in its place."""
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path / "cache"))
-    fruit, birds = (
-        ("mango", "quince", "papaya", "kumquat"),
-        ("heron", "wigeon", "dunnock", "siskin"),
-    )
+    fruit = ("mango", "quince", "papaya", "kumquat")
+    birds = ("heron", "wigeon", "dunnock", "siskin")
     first, second = (
         tokenizer(vqa=write_questions(tmp_path / place / "vqa", words))
         for place, words in (("a", fruit), ("b", birds))
@@ -108,7 +106,9 @@ def test_fingerprints_are_of_the_content(tmp_path):
         np.savez(tmp_path / folder / "index.npz", labels=np.zeros(size, np.int32))
         return Corpus(tmp_path / folder, {"files": {name: {"bytes": size, "sha256": f"{size}"}}})
 
-    a, b, c = corpus("a", 1), corpus("b", 1), corpus("c", 2)
+    a = corpus("a", 1)
+    b = corpus("b", 1)
+    c = corpus("c", 2)
     assert a.fingerprint == b.fingerprint != c.fingerprint
     a, b, c = (PlainSource(part, {}) for part in (a, b, c))
     assert a.fingerprint == b.fingerprint != c.fingerprint
@@ -170,7 +170,8 @@ def program(task):
 
 @pytest.mark.parametrize("changes", HOST_SIDE)
 def test_what_only_the_host_reads_compiles_nothing_new(changes):
-    one, other = task(), task(**changes)
+    one = task()
+    other = task(**changes)
     assert (
         one.config.data != other.config.data
         and one.signature == other.signature
@@ -308,10 +309,8 @@ def test_a_run_with_experts_starts_from_dense_weights(tmp_path):
         jax.set_mesh(mesh := make_mesh(sparse.mesh)),
     ):
         run = setup(sparse, mesh, tmp_path / "sparse", writer)
-        image, text = (
-            np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32),
-            np.full((8, 6), 5),
-        )
+        image = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
+        text = np.full((8, 6), 5)
         for method, x in (("encode_image", image), ("encode_text", text)):
             want, _ = dense.model.apply(dense.params, dense.rest, x, method=method)
             got, _ = run.model.apply(run.state.params, run.state.rest, x, method=method)

@@ -221,7 +221,8 @@ def test_a_non_finite_step_is_skipped_and_counted():
 
 def test_a_gradient_spike_is_skipped_only_once_the_norm_is_known():
     config = GuardConfig(spike=5.0, patience=3)
-    state, accepted = GuardState.fresh(), []
+    state = GuardState.fresh()
+    accepted = []
     for norm in (1.0, 50.0, 1.0, 1.0, 1000.0, 1.0):
         ok, state = judge(config, state, jnp.float32(1.0), jnp.float32(norm))
         accepted.append(bool(ok))

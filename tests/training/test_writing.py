@@ -54,8 +54,10 @@ class Stage:
     devices."""
 
     def __init__(self, experiment, devices=1, words=None, values=None):
-        self.experiment, self.mesh = experiment, make_mesh(experiment.mesh, jax.devices()[:devices])
-        self.values, words = values or batch(), words or tokenizer()
+        self.experiment = experiment
+        self.mesh = make_mesh(experiment.mesh, jax.devices()[:devices])
+        self.values = values or batch()
+        words = words or tokenizer()
         with jax.set_mesh(self.mesh):
             self.model = build_model(experiment, words)
             self.judges = make_judges(experiment, self.model, words)
@@ -87,7 +89,8 @@ class Stage:
     def run(self, steps):
         """Metrics of every step."""
         with jax.set_mesh(self.mesh):
-            values, out = jax.device_put(self.values, batch_sharding(self.mesh)), []
+            values = jax.device_put(self.values, batch_sharding(self.mesh))
+            out = []
             for _ in range(steps):
                 self.state, (metrics,) = self._step(self.state, (values,), jnp.array([0]))
                 out.append(metrics)
@@ -134,18 +137,18 @@ def test_the_reward_rises_and_the_judge_stays():
 
 def _check_rollout(stage):
     """What the objective gets is what the model writes and the judge says, called one by one."""
-    state, key = stage.state, jax.random.key(7)
-    prepare, rows = (
-        functools.partial(stage.task.prepare, key=key),
-        {k: jnp.asarray(v) for k, v in batch().items()},
-    )
+    state = stage.state
+    key = jax.random.key(7)
+    prepare = functools.partial(stage.task.prepare, key=key)
+    rows = {k: jnp.asarray(v) for k, v in batch().items()}
     rolled = jax.jit(
         lambda state, rows: roll_out(
             stage.task, stage.model, stage.judges, state, rows, prepare, key
         )
     )(state, rows)
     inputs = prepare(rows)
-    sampled, drawn = np.asarray(rolled["sampled"]), np.asarray(rolled["sampled_drawn"])
+    sampled = np.asarray(rolled["sampled"])
+    drawn = np.asarray(rolled["sampled_drawn"])
     for tokens, mask in zip(sampled.tolist(), drawn.tolist()):
         end = tokens.index(1)
         assert mask == [i <= end and i < len(tokens) - 1 for i in range(len(tokens))]

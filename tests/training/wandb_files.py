@@ -6,16 +6,15 @@ import time
 
 from wandb.proto import wandb_internal_pb2
 
-BLOCK, HEADER = 32768, 7
+BLOCK = 32768
+HEADER = 7
 
 
 def finished(workdir):
     """The records of every run in `workdir`, oldest first. W&B's own process may write the last
     ones a little later."""
-    paths, deadline = (
-        sorted((workdir / "wandb").glob("offline-run-*/run-*.wandb")),
-        time.monotonic() + 30,
-    )
+    paths = sorted((workdir / "wandb").glob("offline-run-*/run-*.wandb"))
+    deadline = time.monotonic() + 30
     while True:
         runs = [list(records(path)) for path in paths]
         ended = [bool(run) and run[-1].WhichOneof("record_type") == "exit" for run in runs]
@@ -26,11 +25,10 @@ def finished(workdir):
 
 def records(path):
     """The records of a `run-ID.wandb`, in order."""
-    data, place, parts = (
-        path.read_bytes(),
-        HEADER,
-        [],
-    )  # the file begins with seven bytes of its own
+    # the file begins with seven bytes of its own
+    data = path.read_bytes()
+    place = HEADER
+    parts = []
     while place + HEADER <= len(data):
         if BLOCK - place % BLOCK < HEADER:
             place += BLOCK - place % BLOCK

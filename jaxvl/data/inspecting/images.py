@@ -14,10 +14,9 @@ from jaxvl.data.pictures import FORMATS, bad_pictures, open_picture
 from jaxvl.data.records import BadRecord
 
 PERCENTILES = (0, 5, 50, 95, 100)
-ALIGN_SIDE, ALIGN_ASPECT = (
-    200,
-    3.0,
-)  # what ALIGN's rules keep: a longer shorter side, a smaller aspect ratio
+# what ALIGN's rules keep: a longer shorter side, a smaller aspect ratio
+ALIGN_SIDE = 200
+ALIGN_ASPECT = 3.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,8 @@ def _shards(found: Survey) -> str:
 
 
 def _speed(found: Survey) -> str:
-    read, decode = found.read_ms, found.decode_ms
+    read = found.read_ms
+    decode = found.decode_ms
     said = f"read: {read[0]:.2f} ms a record (median {read[1]:.2f}, 95 % {read[2]:.2f})"
     if decode[0]:
         said += (
@@ -167,7 +168,8 @@ def _show_images(name: str, found: ImageFigures, console: Console) -> None:
         f"{_shares(found.modes)}",
         soft_wrap=True,
     )
-    small, long = _percent(found.small), _percent(found.long)
+    small = _percent(found.small)
+    long = _percent(found.long)
     rules = (
         f"shorter side at most {ALIGN_SIDE} pixels: {small}; aspect ratio at least "
         f"{ALIGN_ASPECT:g}: {long}"

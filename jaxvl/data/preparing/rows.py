@@ -21,7 +21,8 @@ from jaxvl.data.preparing.options import PrepareConfig
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources.base import Source
 
-NO_CAPTION, NO_IMAGE = "no caption", "no image"
+NO_CAPTION = "no caption"
+NO_IMAGE = "no image"
 # pixels; a perceptual hash needs no more, and JPEGs are decoded faster at a part of their size
 HASHED_SIDE = 64
 WHITE = (1.0, 1.0, 1.0)

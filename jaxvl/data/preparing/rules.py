@@ -37,7 +37,8 @@ class MaxAspect(RowRule):
     ratio: float
 
     def judge(self, row: Row) -> Loss | None:
-        long, short = max(row.width, row.height), min(row.width, row.height)
+        long = max(row.width, row.height)
+        short = min(row.width, row.height)
         fits = long < self.ratio * short
         return (
             None

@@ -91,14 +91,14 @@ def contrastive_loss(
     _check(u, v, log_scale, bias, kind, directions, mesh_axes, collective)
     dtype = jnp.promote_types(u.dtype, v.dtype)
     acc = tiles.accumulator(dtype)
-    u, v = u.astype(dtype), v.astype(dtype)
-    scale, bias = (
-        jnp.exp(jnp.asarray(log_scale, acc)),
-        jnp.asarray(0.0 if bias is None else bias, acc),
-    )
+    u = u.astype(dtype)
+    v = v.astype(dtype)
+    scale = jnp.exp(jnp.asarray(log_scale, acc))
+    bias = jnp.asarray(0.0 if bias is None else bias, acc)
     axes, inside = _axes(mesh_axes)
     shards = _size(axes)
-    m, n = u.shape[0], v.shape[0]
+    m = u.shape[0]
+    n = v.shape[0]
     terms = (
         _lower_inside(targets, m, n, kind, acc, axes) if inside else lower(targets, m, n, kind, acc)
     )
@@ -177,7 +177,9 @@ def contrastive_logsumexp(
         )
     dtype = jnp.promote_types(u.dtype, v.dtype)
     acc = tiles.accumulator(dtype)
-    u, v, scale = u.astype(dtype), v.astype(dtype), jnp.exp(jnp.asarray(log_scale, acc))
+    u = u.astype(dtype)
+    v = v.astype(dtype)
+    scale = jnp.exp(jnp.asarray(log_scale, acc))
     if any(t == AxisType.Manual for t in jax.sharding.get_abstract_mesh().axis_types):
         raise ValueError(
             "contrastive_logsumexp: is not for the inside of shard_map; call it outside, "
@@ -327,11 +329,16 @@ def _over_mesh(
     """`_streamed` under shard_map; lengths that the mesh does not divide are padded with rows that
     are not valid."""
     shards = _size(axes)
-    m, n = u.shape[0], v.shape[0]
-    pad_rows, pad_cols = -u.shape[0] % shards, -v.shape[0] % shards
-    form, rows, cols = terms.form, terms.rows, terms.cols
+    m = u.shape[0]
+    n = v.shape[0]
+    pad_rows = -u.shape[0] % shards
+    pad_cols = -v.shape[0] % shards
+    form = terms.form
+    rows = terms.rows
+    cols = terms.cols
     if pad_rows or pad_cols:
-        rows, cols = dispatch.with_ok(rows, u.shape[0]), dispatch.with_ok(cols, v.shape[0])
+        rows = dispatch.with_ok(rows, u.shape[0])
+        cols = dispatch.with_ok(cols, v.shape[0])
         (u, rows), (v, cols) = dispatch.pad((u, rows), pad_rows), dispatch.pad((v, cols), pad_cols)
         if form.dense:
             rows["keep"] = jnp.pad(rows["keep"], ((0, 0), (0, pad_cols)))
@@ -370,7 +377,8 @@ def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 def _lower_inside(targets: Any, m: int, n: int, kind: str, acc, axes: tuple[str, ...]) -> Terms:
     """Global terms, of which this device's rows and columns are kept; `targets` holds this device's
     part of every vector."""
-    shards, index = _size(axes), lax.axis_index(axes)
+    shards = _size(axes)
+    index = lax.axis_index(axes)
 
     def whole(x):
         return lax.all_gather(x, axes, tiled=True) if jnp.ndim(x) else x
@@ -384,7 +392,8 @@ def _lower_inside(targets: Any, m: int, n: int, kind: str, acc, axes: tuple[str,
         # Every device has the same count, which only a reduction can tell the type system.
         return lax.pmax(x + 0 * index, axes)
 
-    rows, cols = jax.tree.map(own(m), terms.rows), jax.tree.map(own(n), terms.cols)
+    rows = jax.tree.map(own(m), terms.rows)
+    cols = jax.tree.map(own(n), terms.cols)
     return dataclasses.replace(
         terms,
         rows=rows,

@@ -68,7 +68,8 @@ class Chunked:
         """
 
         def tile(x, y, rows, cols, form):
-            rows, cols = tiles.as_rows(rows), tiles.as_cols(cols)
+            rows = tiles.as_rows(rows)
+            cols = tiles.as_cols(cols)
             grad = tiles.softmax_gradient(matmul(x, y, (1, 1)), scale, rows, cols, form).astype(
                 x.dtype
             )
@@ -141,14 +142,16 @@ class Chunked:
             (x.shape[0], y.shape[0]),
             (_even(x.shape[0], self.rows), _even(y.shape[0], self.cols)),
         )
-        ni, nj = -(-m // bm), -(-n // bn)
+        ni = -(-m // bm)
+        nj = -(-n // bn)
         if ni == nj == 1:
             row, col = tile(x, y, rows, cols, form)
             return finish(x, row), col
         dense = rows["keep"] if form.dense else None
         rows = {k: v for k, v in rows.items() if k != "keep"}
         if (pad := (ni * bm - m, nj * bn - n)) != (0, 0):
-            rows, cols = _with_ok(rows, m), _with_ok(cols, n)
+            rows = _with_ok(rows, m)
+            cols = _with_ok(cols, n)
             form = dataclasses.replace(form, valid=True)
         (x, rows), (y, cols) = _blocks((x, rows), ni, bm), _blocks((y, cols), nj, bn)
         if dense is not None:

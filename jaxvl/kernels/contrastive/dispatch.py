@@ -113,10 +113,8 @@ def choose(
     """
     blocks = None
     if implementation is not None and not isinstance(implementation, str):
-        blocks, implementation = (
-            implementation,
-            getattr(implementation, "name", repr(implementation)),
-        )
+        blocks = implementation
+        implementation = getattr(implementation, "name", repr(implementation))
     if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation: {implementation!r} is not known; must be one of "

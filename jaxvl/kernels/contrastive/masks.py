@@ -55,10 +55,8 @@ class PairMask:
     def terms(self, m: int, n: int, kind: Kind) -> Terms:
         out = self.targets.terms(m, n, kind)
         if self.row_group is not None:
-            row, col = (
-                vector(self.row_group, m, "row_group", integer=True),
-                vector(self.col_group, n, "col_group", integer=True),
-            )
+            row = vector(self.row_group, m, "row_group", integer=True)
+            col = vector(self.col_group, n, "col_group", integer=True)
             out = with_group(out, row, col, self.drop)
         if self.keep is not None:
             keep = jnp.asarray(self.keep)
@@ -89,7 +87,8 @@ def _with_valid(terms: Terms, row_valid: Any, col_valid: Any, m: int, n: int, ki
         )
     row_ok = ones(m) if row_valid is None else vector(row_valid, m, "row_valid").astype(jnp.float32)
     col_ok = ones(n) if col_valid is None else vector(col_valid, n, "col_valid").astype(jnp.float32)
-    row_ok, col_ok = row_ok * terms.rows.get("ok", 1.0), col_ok * terms.cols.get("ok", 1.0)
+    row_ok = row_ok * terms.rows.get("ok", 1.0)
+    col_ok = col_ok * terms.cols.get("ok", 1.0)
 
     def side(own, own_ok, theirs, their_ok):
         # The share of a positive stays 1 / (number of positives), counted over valid ones.
@@ -109,7 +108,8 @@ def _with_valid(terms: Terms, row_valid: Any, col_valid: Any, m: int, n: int, ki
     rows, row_has = side(terms.rows, row_ok, terms.cols, col_ok)
     cols, col_has = side(terms.cols, col_ok, terms.rows, row_ok)
     if kind == "sigmoid":
-        row_has, col_has = row_ok, col_ok
+        row_has = row_ok
+        col_has = col_ok
     form = dataclasses.replace(terms.form, valid=True)
     return Terms(rows, cols, row_has.sum(), col_has.sum(), form)
 

@@ -146,7 +146,8 @@ class PallasGpu:
     # ----------------------------------------------------------------------------------------------
 
     def _forward(self, x, y, scale, bias, rows, cols, form, kind):
-        m, n = x.shape[0], y.shape[0]
+        m = x.shape[0]
+        n = y.shape[0]
         stats = (
             tuple(tiles.empty_stats(1, form, jnp.zeros(1, jnp.float32)))
             if kind == "softmax"
@@ -177,7 +178,9 @@ class PallasGpu:
         return {k: row[k].reshape(-1)[:m] for k in stats}, {k: col[k][:n] for k in stats}
 
     def _backward(self, x, y, scale, bias, rows, cols, form, out, kind):
-        m, n, width = x.shape[0], y.shape[0], x.shape[1]
+        m = x.shape[0]
+        n = y.shape[0]
+        width = x.shape[1]
         wanted = packing.SOFTMAX_GRADIENT if kind == "softmax" else packing.SIGMOID_GRADIENT
         x, y, rows, cols, form, parts = self._padded(
             x, y, rows, cols, form, wanted, n * x.dtype.itemsize
@@ -206,7 +209,9 @@ class PallasGpu:
         m, n, (bm, bn) = x.shape[0], y.shape[0], (self.tile.rows, self.tile.cols)
         blocks = -(-m // bm)
         parts = min(blocks, -(-int(blocks * bm * bytes_per_row) // self.segment))
-        pm, pn, pd = -(-blocks // parts) * parts * bm - m, -n % bn, -x.shape[1] % self.tile.chunk
+        pm = -(-blocks // parts) * parts * bm - m
+        pn = -n % bn
+        pd = -x.shape[1] % self.tile.chunk
         if pm or pn:
             rows = rows if "ok" in rows else dict(rows, ok=jnp.ones(m, jnp.float32))
             cols = cols if "ok" in cols else dict(cols, ok=jnp.ones(n, jnp.float32))
@@ -225,18 +230,18 @@ class PallasGpu:
                 )
             return side
 
-        x, y = jnp.pad(x, ((0, pm), (0, pd))), jnp.pad(y, ((0, pn), (0, pd)))
+        x = jnp.pad(x, ((0, pm), (0, pd)))
+        y = jnp.pad(y, ((0, pn), (0, pd)))
         return x, y, vectors(rows, pm), vectors(cols, pn), form, parts
 
     def _call(
         self, kernel, x, y, scale, bias, rows: Side, cols: Side, form: Form, kind: str, stats
     ):
         (m, width), n, (bm, bn) = x.shape, y.shape[0], (self.tile.rows, self.tile.cols)
-        ni, nj = m // bm, n // bn
-        by_row, by_col = (
-            pl.BlockSpec((1, bm), lambda i, j: (j, i)),
-            pl.BlockSpec((1, bn), lambda i, j: (i, j)),
-        )
+        ni = m // bm
+        nj = n // bn
+        by_row = pl.BlockSpec((1, bm), lambda i, j: (j, i))
+        by_col = pl.BlockSpec((1, bn), lambda i, j: (i, j))
         if kernel is _forward_kernel:
             # Partial results of a tile: [column block, M] for its rows, [row block, N] for its
             # columns.

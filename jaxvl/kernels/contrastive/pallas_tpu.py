@@ -50,7 +50,8 @@ class Tile:
 
 def forward_vmem(tile: Tile, width: int, itemsize: int, columns: int) -> int:
     """Bytes of VMEM of the forward kernel. `columns`: those whose statistics are resident."""
-    m, n = tile.rows, tile.cols
+    m = tile.rows
+    n = tile.cols
     blocks = 2 * (m + n) * width * itemsize  # x, y; double buffered
     logits = 5 * 4 * m * n  # cosines, shifted cosines, exponentials, the target's tile, one mask
     vectors = (
@@ -61,7 +62,8 @@ def forward_vmem(tile: Tile, width: int, itemsize: int, columns: int) -> int:
 
 def backward_vmem(tile: Tile, width: int, itemsize: int, out_itemsize: int) -> int:
     """Bytes of VMEM of the backward kernel."""
-    m, n = tile.rows, tile.cols
+    m = tile.rows
+    n = tile.cols
     blocks = 2 * (m + n) * width * itemsize  # x, y; double buffered
     result = (
         m * width * (2 * out_itemsize + 4 + 4)
@@ -128,7 +130,8 @@ class PallasTpu:
         Raises:
           ValueError: none fits.
         """
-        item, width = jnp.dtype(dtype).itemsize, _lanes(shape[2])
+        item = jnp.dtype(dtype).itemsize
+        width = _lanes(shape[2])
         columns = min(_lanes(shape[1]), MAX_COLUMNS)
         # float32 products are three to six bfloat16 ones, unrolled: past 256 they gain nothing but
         # a minute of compilation.
@@ -207,7 +210,9 @@ class PallasTpu:
     def _forward(self, x, y, scale, bias, rows, cols, form, kind="softmax"):
         (m, n), tile = (x.shape[0], y.shape[0]), self.forward
         x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, tile, packing.TARGET)
-        ni, nj, width = x.shape[0] // bm, y.shape[0] // bn, x.shape[1]
+        ni = x.shape[0] // bm
+        nj = y.shape[0] // bn
+        width = x.shape[1]
         names = _stat_names(form) if kind == "softmax" else ("loss",)
         kernel = functools.partial(
             _forward_kernel,
@@ -252,12 +257,16 @@ class PallasTpu:
         """`(dx, sums), (dy, sums)`; the first sums `[8, M]` hold each row's parts of d scale and d
         bias."""
         wanted = packing.SOFTMAX_GRADIENT if kind == "softmax" else packing.SIGMOID_GRADIENT
-        m, n, width = x.shape[0], y.shape[0], x.shape[1]
+        m = x.shape[0]
+        n = y.shape[0]
+        width = x.shape[1]
         x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, self.backward, wanted)
         scalars = _scalars(scale, bias)
 
         def side(x, y, rows, cols, bm, bn, swapped):
-            ni, nj, wide = x.shape[0] // bm, y.shape[0] // bn, x.shape[1]
+            ni = x.shape[0] // bm
+            nj = y.shape[0] // bn
+            wide = x.shape[1]
             kernel = functools.partial(
                 _backward_kernel,
                 kind=kind,
@@ -306,30 +315,30 @@ def _forward_kernel(scalars, *refs, kind, form: Form, names, row_names, col_name
     (x, y, rf, ri, cf, ci, *teacher), (row_out, col_out), (rf_t, ri_t, row_acc) = _split(
         refs, form, 2
     )
-    i, j = pl.program_id(0), pl.program_id(1)
-    scale, bias = scalars[0, 0], scalars[0, 1]
+    i = pl.program_id(0)
+    j = pl.program_id(1)
+    scale = scalars[0, 0]
+    bias = scalars[0, 1]
 
     @pl.when(j == 0)
     def _():
         _transpose(rf, ri, rf_t, ri_t)
 
-    rows, cols = sublanes(rf_t, ri_t, row_names), lanes(cf, ci, col_names)
+    rows = sublanes(rf_t, ri_t, row_names)
+    cols = lanes(cf, ci, col_names)
     if form.soft:
-        rows, cols = dict(rows, teacher=teacher[0][...]), dict(cols, teacher=teacher[1][...])
+        rows = dict(rows, teacher=teacher[0][...])
+        cols = dict(cols, teacher=teacher[1][...])
     c = matmul(x[...], y[...], (1, 1))
     if kind == "softmax":
         row, col = tiles.softmax_stats(c, scale, rows, cols, form)
         empty = _empty(names, form)
     else:
-        row, col, empty = (
-            dict(
-                loss=jnp.sum(
-                    tiles.sigmoid_loss(scale * c + bias, rows, cols, form), 1, keepdims=True
-                )
-            ),
-            {},
-            [0.0],
+        row = dict(
+            loss=jnp.sum(tiles.sigmoid_loss(scale * c + bias, rows, cols, form), 1, keepdims=True)
         )
+        col = {}
+        empty = [0.0]
 
     def join(a, b):
         return (
@@ -368,7 +377,8 @@ def _backward_kernel(scalars, *refs, kind, form: Form, swapped, row_names, col_n
         refs, form, 2
     )
     j = pl.program_id(1)
-    scale, bias = scalars[0, 0], scalars[0, 1]
+    scale = scalars[0, 0]
+    bias = scalars[0, 1]
 
     @pl.when(j == 0)
     def _():
@@ -376,13 +386,15 @@ def _backward_kernel(scalars, *refs, kind, form: Form, swapped, row_names, col_n
         acc[...] = jnp.zeros_like(acc)
         sums[...] = jnp.zeros_like(sums)
 
-    rows, cols = sublanes(rf_t, ri_t, row_names), lanes(cf, ci, col_names)
+    rows = sublanes(rf_t, ri_t, row_names)
+    cols = lanes(cf, ci, col_names)
     if swapped:
         rows, cols = cols, rows
     if (
         form.soft
     ):  # its product takes the operands in the tile's order, whichever side they belong to
-        rows, cols = dict(rows, teacher=teacher[0][...]), dict(cols, teacher=teacher[1][...])
+        rows = dict(rows, teacher=teacher[0][...])
+        cols = dict(cols, teacher=teacher[1][...])
     c = matmul(x[...], y[...], (1, 1))
     if kind == "softmax":
         grad = tiles.softmax_gradient(c, scale, rows, cols, form)
@@ -425,9 +437,13 @@ def _fit(n: int, largest: int) -> int:
 
 def _padded(x, y, rows: Side, cols: Side, form: Form, tile: Tile, wanted):
     """Operands padded to whole blocks and lanes; rows and columns that were added are not `ok`."""
-    m, n, width = x.shape[0], y.shape[0], x.shape[1]
-    bm, bn = _fit(m, tile.rows), _fit(n, tile.cols)
-    pm, pn = -m % bm, -n % bn
+    m = x.shape[0]
+    n = y.shape[0]
+    width = x.shape[1]
+    bm = _fit(m, tile.rows)
+    bn = _fit(n, tile.cols)
+    pm = -m % bm
+    pn = -n % bn
     if pm or pn:
         rows = rows if "ok" in rows else dict(rows, ok=jnp.ones(m, jnp.float32))
         cols = cols if "ok" in cols else dict(cols, ok=jnp.ones(n, jnp.float32))

@@ -24,7 +24,9 @@ def softmax_sums(
       scale: Float[""], multiplies the dot products.
       terms: lowered targets.
     """
-    rows, cols, form = tiles.as_rows(terms.rows), tiles.as_cols(terms.cols), terms.form
+    rows = tiles.as_rows(terms.rows)
+    cols = tiles.as_cols(terms.cols)
+    form = terms.form
     logits = scale * tiles.matmul(u, v, (1, 1))
     w, positive = tiles.positives(rows, cols, form)
     keep = tiles.competing(rows, cols, form, positive)

@@ -70,7 +70,8 @@ class Gather:
         parts = jax.tree.map(home, col)
         if not jax.tree.leaves(parts):
             return row, col
-        first, rest = jax.tree.map(lambda a: a[0], parts), jax.tree.map(lambda a: a[1:], parts)
+        first = jax.tree.map(lambda a: a[0], parts)
+        rest = jax.tree.map(lambda a: a[1:], parts)
         return row, lax.scan(lambda state, part: (join(state, part), None), first, rest)[0]
 
     def total(self, value: jax.Array) -> jax.Array:

@@ -214,7 +214,8 @@ class SameId:
         if self.duplicates == "mask":
             base = Diagonal(label_smoothing=self.label_smoothing).terms(m, n, kind)
             return with_group(base, row, col, "same")
-        in_row, in_col = count_equal(row, col), count_equal(col, row)
+        in_row = count_equal(row, col)
+        in_col = count_equal(col, row)
         rows = dict(
             label=row,
             a=ones(m),
@@ -386,7 +387,8 @@ class SoftTargets:
                 f"weight: {self.weight!r} is not valid for kind='sigmoid', which has no "
                 f"directions; must be one number"
             )
-        p, q = jnp.asarray(self.p), jnp.asarray(self.q)
+        p = jnp.asarray(self.p)
+        q = jnp.asarray(self.q)
         if (
             p.ndim != 2
             or q.ndim != 2
@@ -412,7 +414,8 @@ class SoftTargets:
             teacher=p.astype(dtype) * jnp.asarray(self.scale, dtype),
         )
         cols = dict(base.cols, norm=base.cols["norm"] * (1 - col_weight), teacher=q.astype(dtype))
-        row_count, col_count = base.row_count, base.col_count
+        row_count = base.row_count
+        col_count = base.col_count
         # A soft target gives every row a loss of its own, also one without a hard positive.
         if row_weight:
             rows["total"] = base.rows["total"] * (1 - row_weight) + row_weight * rows.get("ok", 1.0)
@@ -445,7 +448,8 @@ def lower(targets: Any, m: int, n: int, kind: Kind, dtype: jnp.dtype) -> Terms:
         x = jnp.asarray(x)
         return lax.stop_gradient(x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x)
 
-    rows, cols = jax.tree.map(convert, terms.rows), jax.tree.map(convert, terms.cols)
+    rows = jax.tree.map(convert, terms.rows)
+    cols = jax.tree.map(convert, terms.cols)
     return dataclasses.replace(
         terms,
         rows=rows,

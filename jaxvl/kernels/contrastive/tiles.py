@@ -74,7 +74,8 @@ def positives(rows: Side, cols: Side, form: Form) -> tuple[jax.Array, jax.Array]
         also = rows["label2"] == cols["label"]
         if form.valid:
             also = also & (rows["ok"] * cols["ok"] > 0)
-        w, equal = w + jnp.where(also, rows["a2"], 0.0), equal | also
+        w = w + jnp.where(also, rows["a2"], 0.0)
+        equal = equal | also
     return w, equal
 
 
@@ -174,7 +175,8 @@ def merge_stats(a: Stats, b: Stats, scale: jax.Array) -> Stats:
         out |= dict(uni=a["uni"] + b["uni"], cnt=a["cnt"] + b["cnt"])
     if "tm" in a:
         tm = jnp.maximum(a["tm"], b["tm"])
-        ea, eb = jnp.exp(a["tm"] - tm), jnp.exp(b["tm"] - tm)
+        ea = jnp.exp(a["tm"] - tm)
+        eb = jnp.exp(b["tm"] - tm)
         out |= dict(tm=tm, ts=a["ts"] * ea + b["ts"] * eb, tp=a["tp"] * ea + b["tp"] * eb)
     return out
 

@@ -130,11 +130,13 @@ def run_places(
     """
     (groups, size, width), axis = x.shape, group_axis(len(x))
     if isinstance(plan, Mixing):
-        into, back = plan.dispatch.astype(x.dtype), plan.combine
+        into = plan.dispatch.astype(x.dtype)
+        back = plan.combine
     elif form == "einsum":
         where = (plan.token[..., None] == jnp.arange(size)) & plan.taken[..., None]
         where = where.transpose(0, 3, 1, 2)  # [G, S, E, C]
-        into, back = where.astype(x.dtype), where * plan.gate[:, None]
+        into = where.astype(x.dtype)
+        back = where * plan.gate[:, None]
     else:
         into = back = None
 
@@ -184,7 +186,8 @@ def run_choices(
       ValueError: a mesh that shards the experts, or that does not divide the groups.
     """
     local = functools.partial(_sorted_choices, run=run, experts=experts)
-    mesh, axes = auto_mesh(), _mesh_axes("batch")
+    mesh = auto_mesh()
+    axes = _mesh_axes("batch")
     if mesh is None:
         return local(x, plan, weights)
     shards = math.prod(n for _, n in axes)
@@ -193,7 +196,8 @@ def run_choices(
             f"dispatch: 'ragged' needs a mesh of data x fsdp alone that divides the {len(x)} "
             f"groups (mesh: {dict(mesh.shape)}); use 'gather'"
         )
-    rows, whole = PartitionSpec(tuple(name for name, _ in axes)), PartitionSpec()
+    rows = PartitionSpec(tuple(name for name, _ in axes))
+    whole = PartitionSpec()
     return jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, whole), out_specs=rows)(
         x, plan, weights
     )

@@ -76,7 +76,9 @@ class Experts(nnx.Module):
         options = dict(bias=bias, init=init, rngs=rngs)
         self.up = Stacked(experts, width, hidden, axes=("embed", "mlp"), **options)
         self.down = Stacked(experts, hidden, width, axes=("mlp", "embed"), **options)
-        self.activation, self.dropout, self.dtype = activation, dropout, dtype
+        self.activation = activation
+        self.dropout = dropout
+        self.dtype = dtype
 
     def weights(self) -> dict[str, dict[str, jax.Array | None]]:
         """All parameters in the compute dtype."""

@@ -31,7 +31,8 @@ def health_of(routing: Routing, tokens: Tokens) -> dict[str, jax.Array]:
     mass, real, probs = (
         jax.lax.stop_gradient(a) for a in (routing.mass, tokens.real, routing.probs)
     )
-    experts, count = mass.shape[-1], jnp.maximum(real.sum(), 1.0)
+    experts = mass.shape[-1]
+    count = jnp.maximum(real.sum(), 1.0)
     runs = (mass if isinstance(routing.plan, Mixing) else mass > 0) * real[..., None]
     weight = (mass * real[..., None]).sum((0, 1))
     found = {

@@ -205,7 +205,8 @@ class Moe(nnx.Module):
                 "dispatch: 'ragged' has no dropout inside the experts; use 'gather', or "
                 "hidden_dropout=0"
             )
-        self.config, self.dtype = config, dtype
+        self.config = config
+        self.dtype = dtype
 
     def __call__(
         self,
@@ -258,8 +259,10 @@ class Moe(nnx.Module):
 
         real = jnp.ones((b, t), jnp.float32) if mask is None else mask.astype(jnp.float32)
         kinds = None if modality is None else grouped(jnp.broadcast_to(modality, (b, t)))
-        tokens, x = Tokens(grouped(real), kinds, config.modalities), grouped(x)
-        x, ragged = constrain(x, group_axis(len(x)), None, None), config.dispatch == "ragged"
+        tokens = Tokens(grouped(real), kinds, config.modalities)
+        x = grouped(x)
+        x = constrain(x, group_axis(len(x)), None, None)
+        ragged = config.dispatch == "ragged"
         routing = self.router(
             x, tokens, ragged=ragged, drops=drops and not alone, train=train, key=keys[0]
         )

@@ -74,7 +74,8 @@ class Linear32(nnx.Module):
         self.map = Linear(
             width, experts, axes=("embed", "route"), bias=False, init=normal(0.02), rngs=rngs
         )
-        self.config, self.experts = config, experts
+        self.config = config
+        self.experts = experts
 
     def logits(self, x: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):
@@ -260,7 +261,8 @@ class TokenChoiceRouter(Linear32):
           ValueError: noise without a key.
         """
         config, (_, size, _) = self.config, x.shape
-        clean, std = self.logits(x), config.noise / self.experts
+        clean = self.logits(x)
+        std = config.noise / self.experts
         noisy = clean
         if train and std:
             if key is None:
@@ -316,7 +318,8 @@ class TokenChoiceRouter(Linear32):
         )
 
     def _losses(self, clean, probs, chosen, tokens: Tokens) -> dict[str, jax.Array]:
-        real, config = tokens.real, self.config
+        real = tokens.real
+        config = self.config
         found = {
             "balance": losses.balance(probs, chosen, real),
             "importance": losses.importance(probs, real),

@@ -15,7 +15,9 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Column, Source
 
-WIDTH, HEIGHT, SIZE = 300, 200, 128
+WIDTH = 300
+HEIGHT = 200
+SIZE = 128
 BOX = (120, 70, 190, 130)  # left, top, right, bottom in pixels of the upright picture
 
 
@@ -36,7 +38,8 @@ def picture(orientation: int = 1) -> bytes:
 
 
 class One(Source):
-    name, fingerprint = "one", "one"
+    name = "one"
+    fingerprint = "one"
     columns = {"image": Column("image"), "boxes": Column("array", optional=True)}
 
     def __len__(self):

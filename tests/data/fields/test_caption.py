@@ -158,7 +158,8 @@ def test_a_row_is_the_tokens_of_the_text():
 
 def test_several_texts_of_a_row_are_drawn_each_on_its_own_and_the_first_stays():
     columns = {"name/en": 1, "keywords/en": 1, "name/*": 1}
-    one, three = Caption(columns, length=9), Caption(columns, length=9, count=3)
+    one = Caption(columns, length=9)
+    three = Caption(columns, length=9, count=3)
     assert (one.draws, three.draws) == (DRAWS, 3 * DRAWS)
     assert three.arrays("x")["x"].shape == (3, 9) and one.arrays("x")["x"].shape == (9,)
     same = []
@@ -190,7 +191,8 @@ def test_a_text_is_tokenised_once_and_for_each_length():
             return TOKENIZER.encode(texts, length)
 
     cache = Cache(2**20)
-    short, long = TextEncoder(Counted(), 5, cache), TextEncoder(Counted(), 9, cache)
+    short = TextEncoder(Counted(), 5, cache)
+    long = TextEncoder(Counted(), 9, cache)
     for _ in range(3):
         assert short("red star").shape == (5,) and long("red star").shape == (9,)
     assert asked == [("red star", 5), ("red star", 9)]

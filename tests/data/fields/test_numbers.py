@@ -131,7 +131,8 @@ def test_lists_are_in_order_and_apart():
 
 
 def test_pictures_are_grouped_by_their_bytes():
-    one, other = record(0)["image"], record(1)["image"]
+    one = record(0)["image"]
+    other = record(1)["image"]
     assert value(Group("image"), one) == value(Group("image"), bytes(one)) == blake(one)
     assert value(Group("image"), one) != value(Group("image"), other)
     assert value(Group("image"), b"ABC") != value(Group("image"), b"abc")  # not as texts are

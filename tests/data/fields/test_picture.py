@@ -69,10 +69,8 @@ def test_the_size_is_the_fields_own_and_the_cut_in_proportion():
 
 
 def test_a_fast_decode_differs_little():
-    exact, fast = (
-        row(FIELD, PHOTO).astype(int),
-        row(dataclasses.replace(FIELD, fast_decode=True), PHOTO),
-    )
+    exact = row(FIELD, PHOTO).astype(int)
+    fast = row(dataclasses.replace(FIELD, fast_decode=True), PHOTO)
     difference = np.abs(exact - fast)
     assert 0 < difference.mean() < 6
 
@@ -82,14 +80,17 @@ def test_a_fast_decode_differs_little():
 )
 def test_a_cut_has_the_drawn_area_ratio_and_place(draws):
     """Szegedy's crop: its corners are read off the colours and compared with the closed form."""
-    crop, ratio = (0.2, 0.5), (0.8, 1.25)
+    crop = (0.2, 0.5)
+    ratio = (0.8, 1.25)
     found = row(
         dataclasses.replace(FIELD, size=30, crop=crop, crop_ratio=ratio), ramp(), draws=draws
     ).astype(float)
     area = (crop[0] + (crop[1] - crop[0]) * draws[0]) * 90 * 60
     aspect = ratio[0] * (ratio[1] / ratio[0]) ** draws[1]
-    width, height = np.sqrt(area * aspect), np.sqrt(area / aspect)
-    left, top = draws[2] * (90 - width), draws[3] * (60 - height)
+    width = np.sqrt(area * aspect)
+    height = np.sqrt(area / aspect)
+    left = draws[2] * (90 - width)
+    top = draws[3] * (60 - height)
     centre = lambda first, length, k: first + length * (k + 0.5) / 30 - 0.5  # of pixel k of 30
     for k in (5, 15, 24):
         assert abs(found[15, k, 0] - centre(left, width, k)) < 1.2

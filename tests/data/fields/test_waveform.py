@@ -45,7 +45,8 @@ def rows(field, n=400, seed=0):
 
 
 def test_clips_of_every_language_are_drawn_cut_and_padded():
-    seen, starts = collections.Counter(), set()
+    seen = collections.Counter()
+    starts = set()
     for found in rows(FIELD):
         wave = found["wave"].astype(int)
         length = int(found["wave_length"])

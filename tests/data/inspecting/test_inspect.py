@@ -49,7 +49,8 @@ class Mixed(Source):
     }
 
     def __init__(self, n):
-        self.n, self.reads = n, []
+        self.n = n
+        self.reads = []
 
     def __len__(self):
         return self.n

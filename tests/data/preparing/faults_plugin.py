@@ -25,7 +25,9 @@ class WithFaults(Source):
     columns = {"image": Column("image"), "text": Column("text"), "name": Column("text")}
 
     def __init__(self, corpus, faults, step):
-        self.corpus, self.faults, self.step = corpus, faults, step
+        self.corpus = corpus
+        self.faults = faults
+        self.step = step
         self.name = f"{corpus.name} with faults"
         self.fingerprint = (
             corpus.fingerprint + hashlib.sha256(pathlib.Path(faults).read_bytes()).hexdigest()

@@ -34,7 +34,9 @@ def _records(path):
 
 class PairsSource(Source):
     def __init__(self, path):
-        self.path, self.name, self.columns = path, pathlib.Path(path).name, COLUMNS
+        self.path = path
+        self.name = pathlib.Path(path).name
+        self.columns = COLUMNS
         self.fingerprint = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
 
     def __len__(self):

@@ -16,7 +16,8 @@ def picture(seed, height=216, width=216, brightest=256):
     """Large blocks of noise: perceptual hashes of two differ in about half of their bits."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(brightest // 4, brightest, (8, 8, 3)).astype(np.uint8)
-    rows, columns = np.arange(height) * 8 // height, np.arange(width) * 8 // width
+    rows = np.arange(height) * 8 // height
+    columns = np.arange(width) * 8 // width
     return blocks[rows][:, columns]
 
 

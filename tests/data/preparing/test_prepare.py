@@ -118,13 +118,15 @@ def test_each_planted_fault_goes_under_its_rule_and_nothing_else_does(done, plan
 def test_the_shards_hold_what_is_left_unchanged_in_the_order_of_the_source(done, planted):
     found = members(done.out)
     assert len(found) == len(planted.clean)
-    shard, place = 0, 0
+    shard = 0
+    place = 0
     for position, (key, member) in zip(planted.clean, found.items()):
         record = planted.records[position]
         assert key == f"{shard:05d}{place:04d}"
         place += 1
         if place == samples.OPTIONS["shard_records"]:
-            shard, place = shard + 1, 0
+            shard = shard + 1
+            place = 0
         assert member["png"] == record["image"]
         about = json.loads(member["json"])
         assert about["sha256"] == hashlib.sha256(record["image"]).hexdigest()
@@ -325,7 +327,8 @@ def test_spark_writes_the_same_bytes(done, folder, planted, monkeypatch):
 
 def same(one, other):
     """Whether two folders hold the same bytes, but for the options in `prepared.json`."""
-    first, second = contents(one), contents(other)
+    first = contents(one)
+    second = contents(other)
     assert first.pop("prepared.json") and second.pop("prepared.json")
     return first == second
 

@@ -98,7 +98,8 @@ def vocabulary(source):
 def reference(source, test_looks, most):
     """Rule -> numbers of records that it takes, and keys of those that stay, in order: all in
     memory, one rule after the other."""
-    rows, gone = [], collections.defaultdict(list)
+    rows = []
+    gone = collections.defaultdict(list)
     for i in range(len(source)):
         try:
             record = source.read(i)

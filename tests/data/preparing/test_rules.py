@@ -158,7 +158,8 @@ def test_what_a_row_loses():
 
 
 def test_thresholds_of_the_paper_are_strict():
-    side, aspect = MinSide("s", "", "", 200), MaxAspect("a", "", "", 3.0)
+    side = MinSide("s", "", "", 200)
+    aspect = MaxAspect("a", "", "", 3.0)
     assert (
         side.judge(row(width=200, height=999)) is not None
         and side.judge(row(width=201, height=999)) is None

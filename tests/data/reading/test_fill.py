@@ -36,14 +36,16 @@ def test_parts_are_cut_equally(n, pieces, sizes):
     for i, values in enumerate(zip(*cut)):
         whole = part_of(n)[i]
         if isinstance(whole, dict):
-            whole, values = whole["text"], [value["text"] for value in values]
+            whole = whole["text"]
+            values = [value["text"] for value in values]
         np.testing.assert_array_equal(np.concatenate(values), whole)
 
 
 def test_a_layout_in_memory_is_that_of_new_arrays():
     layout = Layout(CONFIG, 8, pad_id=3)
     memory = bytearray(layout.nbytes)
-    new, within = layout.new(), layout.within(memory)
+    new = layout.new()
+    within = layout.within(memory)
     assert (new["text"] == 3).all() and not new["image"].any() and not within["text"].any()
     assert {name: (a.shape, a.dtype) for name, a in new.items()} == {
         name: (a.shape, a.dtype) for name, a in within.items()
@@ -66,7 +68,8 @@ def test_a_filled_part_is_the_same_wherever_it_is_filled():
     )
     draws = {"image": np.full((8, 4), 0.5), "text": np.full((8, 10), 0.5)}
     part = Part(np.arange(8), np.arange(8), np.arange(8), draws)
-    whole, pieces = recipe.layout.new(), recipe.layout.new()
+    whole = recipe.layout.new()
+    pieces = recipe.layout.new()
     tally = Filler(recipe, 0).fill(whole, part)
     again = pickle.loads(pickle.dumps(recipe))
     added = Tally()

@@ -35,7 +35,9 @@ sys.path.insert(
 )  # for the workers too: they import what this process can
 from reading_samples import Slow, Stubborn, write_mixture
 
-B, S, T = 12, 16, 12
+B = 12
+S = 16
+T = 12
 TOKENIZER = tokenizer()
 CROP = Picture(size=S, crop=(0.3, 0.9), augment=Augment(flip=0.5))
 FIELDS = dict(
@@ -178,7 +180,8 @@ def test_rows_that_lack_something_are_empty_in_memory_that_was_used_before():
         TEXTS, missing="mask", fields=TEXTS.fields | dict(image=Picture(size=S))
     )
     source = FakeSource(24, odd, known=columns)
-    batches, expected = made(config, source), by_threads(config, source)
+    batches = made(config, source)
+    expected = by_threads(config, source)
     for i in range(12):
         assert_same(batches[i], expected[i])
     assert not expected[0]["has_text"].all() and batches._pool.slots <= 3

@@ -44,7 +44,8 @@ def read_by_hosts(order, batch, plan):
     Args:
       plan: (hosts, batches) of each stage of the run.
     """
-    position, out = 0, []
+    position = 0
+    out = []
     for hosts, batches in plan:
         for _ in range(batches):
             rows = np.arange(position, position + batch)

@@ -149,7 +149,9 @@ def test_other_weights_at_a_resume_keep_what_was_seen():
         (Mixture(), mixed(SHARDS, [1, 1, 8]), 401),
         (Mixture(homogeneous=True, batch=7), mixed(SHARDS, [2, 3, 1]), 700),
     ]
-    state, position, found = None, 0, []
+    state = None
+    position = 0
+    found = []
     for sampler, source, rows in stages:
         order = sampler.order(source, 9, state)
         found.append(order(np.arange(position, position + rows)))

@@ -44,7 +44,8 @@ def test_multiply_high_is_that_of_integers(x, y):
 def test_scramble_is_splitmix64():
     """Against the generator written down in Python's integers; its first outputs of seed 1234567
     are published."""
-    state, expected = 1234567, []
+    state = 1234567
+    expected = []
     for _ in range(3):
         state = (state + 0x9E3779B97F4A7C15) & MASK
         expected.append(int(scramble(np.array([state], np.uint64))[0]))
@@ -91,7 +92,8 @@ def test_permutations_are_as_even_as_numpys(n):
 
 
 def test_a_poor_permutation_is_told():
-    count, n = 5000, 16
+    count = 5000
+    n = 16
     rotations = (np.arange(n) + np.random.default_rng(0).integers(0, n, (count, 1))) % n
     assert quality(rotations)["first two"] < 1e-9
 

@@ -111,16 +111,15 @@ def _with(*members) -> bytes:
 def _pax(record: bytes) -> bytes:
     """The plain tar with a pax header of these bytes before b.jpg."""
     info = tarfile.TarInfo("pax")
-    info.type, info.size = b"x", len(record)
+    info.type = b"x"
+    info.size = len(record)
     extended = info.tobuf(tarfile.USTAR_FORMAT) + record + bytes(-len(record) % 512)
     return _WHOLE[:_HEADER_OF_B] + extended + _WHOLE[_HEADER_OF_B:]
 
 
 def cases() -> dict[str, Case]:
-    link, symlink = (
-        special("l.jpg", tarfile.LNKTYPE, linkname="a.jpg"),
-        special("s.jpg", tarfile.SYMTYPE, linkname="/etc/passwd"),
-    )
+    link = special("l.jpg", tarfile.LNKTYPE, linkname="a.jpg")
+    symlink = special("s.jpg", tarfile.SYMTYPE, linkname="/etc/passwd")
     first = {"a": ["jpg", "txt"]}
     end = len(_WHOLE.rstrip(b"\0"))
     data_end = _HEADER_OF_B + 512 * 4

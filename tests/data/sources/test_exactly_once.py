@@ -121,7 +121,9 @@ def read(monkeypatch, plan, lives, copies=1):
     Args:
       lives: the run's data in each life; the last one for all that follow.
     """
-    position, state, found = 0, None, []
+    position = 0
+    state = None
+    found = []
     for number, (hosts, batches) in enumerate(plan):
         data = lives[min(number, len(lives) - 1)]
         life = Life(data, rows_of_hosts(monkeypatch, hosts, copies), Start(position, sampler=state))

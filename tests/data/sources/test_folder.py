@@ -257,11 +257,13 @@ def test_folders_without_pictures(tmp_path):
 def test_a_fingerprint_tells_other_pictures(tmp_path):
     put(tmp_path / "a", "x.png", "y.png")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    one, two = Folder(str(tmp_path / "a")).open(quiet), Folder(str(tmp_path / "b")).open(quiet)
+    one = Folder(str(tmp_path / "a")).open(quiet)
+    two = Folder(str(tmp_path / "b")).open(quiet)
     assert one.fingerprint == two.fingerprint
     for name, content in (("x.png", b"other"), ("x.txt", b"text"), ("z.png", b"more")):
         put(tmp_path / "b", name, content=content)
-        before, two = two, Folder(str(tmp_path / "b")).open(quiet)
+        before = two
+        two = Folder(str(tmp_path / "b")).open(quiet)
         assert two.fingerprint != before.fingerprint
 
 

@@ -161,7 +161,8 @@ def test_lines_that_cannot_be_read_are_bad_records(tmp_path):
         good,
     ).open(quiet)
     assert len(source) == 14
-    unread, leaves = "record cannot be read", "path leaves its folder"
+    unread = "record cannot be read"
+    leaves = "path leaves its folder"
     assert causes(source) == {
         1: unread,
         2: "text is not UTF-8",

@@ -77,7 +77,8 @@ def test_every_encoding_of_the_formats_own_writer(folder):
         and "code (bytes)" in said[0]
     )
     for i in range(3):
-        record, want = source[i], pixels(make_png(20 * i))
+        record = source[i]
+        want = pixels(make_png(20 * i))
         assert (pixels(record["drawing"]) == want).all() and (pixels(record["plain"]) == want).all()
         assert np.abs(pixels(record["photo"]).astype(int) - want).max() < 12 and record[
             "photo"
@@ -445,10 +446,8 @@ def check_damaged(folder, index, shard):
 
 
 def fuzz(folder, examples):
-    whole, index = (
-        (HERE / "mds" / "all" / "shard.00000.mds").read_bytes(),
-        (HERE / "mds" / "all" / "index.json").read_bytes(),
-    )
+    whole = (HERE / "mds" / "all" / "shard.00000.mds").read_bytes()
+    index = (HERE / "mds" / "all" / "index.json").read_bytes()
     heads = 2200  # bytes with the offsets, the config and the first samples' sizes
     edits = st.lists(
         st.tuples(st.integers(0, heads), st.binary(min_size=1, max_size=4)), max_size=4
@@ -463,7 +462,8 @@ def fuzz(folder, examples):
     )
     @given(edits, edits, st.booleans(), st.sampled_from([0, 0, 0, 1, 100, 18000]))
     def run(of_shard, of_index, also_index, cut):
-        shard, changed = bytearray(whole), bytearray(index)
+        shard = bytearray(whole)
+        changed = bytearray(index)
         for at, new in of_shard:
             shard[at : at + len(new)] = new
         for at, new in of_index if also_index else ():

@@ -140,7 +140,8 @@ def test_what_datasets_writes_has_class_names_and_pictures(tmp_path):
     source = Parquet(str(tmp_path / "a.parquet")).open(quiet)
     assert source.columns["class_label"].classes.names == {"en": ("cat", "dog")}
     assert source.columns["image"].optional and source.columns["images"].kind == "frames"
-    first, second = source[0], source[1]
+    first = source[0]
+    second = source[1]
     assert (
         first["image"] == make_png(1)
         and first["images"] == [make_png(1)] * 2
@@ -664,7 +665,8 @@ def fuzz_footers(seeds, folder, examples):
         (folder / f"seed-{i}").write_bytes(content)
     place = pathlib.Path(__file__).parent
     path = os.pathsep.join([str(place), str(place.parent.parent), str(place.parent.parent.parent)])
-    start, ended = 0, 0
+    start = 0
+    ended = 0
     while start < examples:
         command = [sys.executable, "-c", FOOTERS, str(folder), str(start), str(examples)]
         done = subprocess.run(

@@ -85,7 +85,8 @@ def test_records_and_columns(folder):
 
 
 def test_classes_are_the_commonest_answers_of_all_files(folder):
-    train, val = open_(folder), open_(folder, "val")
+    train = open_(folder)
+    val = open_(folder, "val")
     expected = sorted(
         ["down", "2", "red", "yes"]
     )  # not "up", "blue" and "no", which are nobody's commonest

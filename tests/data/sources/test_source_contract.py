@@ -60,7 +60,8 @@ def test_shards_are_all_records_in_order(source):
 
 def test_cheap_columns_are_what_the_records_hold(source):
     for name in NAMES:
-        values, present = source.column(name), source.present(name)
+        values = source.column(name)
+        present = source.present(name)
         if values is not None:
             assert values.tolist() == [record[name] for record in RECORDS]
         if present is not None:

@@ -54,7 +54,8 @@ def bucket():
 @pytest.fixture
 def stored(bucket, request):
     """A folder of its own in the bucket, with the shards."""
-    client, name = boto3.client("s3"), request.node.name.partition("[")[0]
+    client = boto3.client("s3")
+    name = request.node.name.partition("[")[0]
     for s in range(SHARDS):
         client.put_object(
             Bucket=bucket.removeprefix("s3://"), Key=f"{name}/{s:05d}.tar", Body=shard(s)
@@ -77,7 +78,8 @@ def test_shards_in_a_store(stored, cache, pattern):
 
 def test_only_ranges_are_read(stored, monkeypatch):
     WebDataset(f"{stored}/*.tar").open(print)
-    read, read_range = [], paths.read_range
+    read = []
+    read_range = paths.read_range
     monkeypatch.setattr(
         paths,
         "read_range",

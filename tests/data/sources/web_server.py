@@ -26,7 +26,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if wanted is None or not self.server.ranges:
             return self._send(200, content, {"ETag": f'"{hash(content)}"'})
         first, _, last = wanted.removeprefix("bytes=").partition("-")
-        start, stop = int(first), min(int(last or len(content)) + 1, len(content))
+        start = int(first)
+        stop = min(int(last or len(content)) + 1, len(content))
         if start >= len(content):
             return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
         about = {
@@ -56,7 +57,10 @@ def serve(files: Mapping[str, bytes], ranges: bool = True):
     """Serves path -> content, or the status of an answer without any; yields the server, with
     `url`, what was `asked`, and `failures` (path -> answers that fail)."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files, server.ranges, server.asked, server.failures = dict(files), ranges, [], {}
+    server.files = dict(files)
+    server.ranges = ranges
+    server.asked = []
+    server.failures = {}
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(
         target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True

@@ -12,11 +12,11 @@ from jaxvl.interop.peers import peer
 torch = peer("torch")
 
 from clip_benchmark.datasets.builder import build_wds_dataset  # noqa: E402
-from clip_benchmark.metrics import (
+from clip_benchmark.metrics import (  # noqa: E402
     image_caption_selection,
     zeroshot_classification,
     zeroshot_retrieval,
-)  # noqa: E402
+)
 from clip_benchmark.webdataset_builder import convert_dataset, convert_retrieval_dataset  # noqa: E402
 
 # Their `accuracy` takes `float` of arrays of one element, which numpy no longer has.

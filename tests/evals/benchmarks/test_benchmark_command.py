@@ -264,7 +264,8 @@ def test_two_processes_measure_as_one(first_run, workdir, root, tmp_path):
     ]
     outs = [processes.finish(processes.start(argv, 2, stdout=subprocess.PIPE)) for _ in range(2)]
     for key in ("wds_vtab_tiny", "mscoco_captions", "sugar_crepe_add_att"):
-        one, two = result_of(first_run[1], key), result_of(tmp_path, key)
+        one = result_of(first_run[1], key)
+        two = result_of(tmp_path, key)
         defined = {name for name, value in one["metrics"].items() if value is not None}
         assert {name for name, value in two["metrics"].items() if value is not None} == defined
         assert {name: two["metrics"][name] for name in defined} == pytest.approx(

@@ -186,7 +186,9 @@ def test_winogavil_against_its_authors_evaluation(tmp_path):
     from sklearn.metrics import jaccard_score
 
     rng = np.random.default_rng(0)
-    rows, cues, expected = [], [], {}
+    rows = []
+    cues = []
+    expected = {}
     for k in range(20):
         n = (5, 6, 10, 12)[k % 4]
         numbers = rng.permutation(64)[:n]

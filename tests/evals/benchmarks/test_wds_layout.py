@@ -142,7 +142,8 @@ def test_odd_samples(tmp_path):
     folder = by_hand(tmp_path / "odd", members)
     with tarfile.open(folder / "test" / "0.tar", "a") as tar:
         link = tarfile.TarInfo("e.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        link.type = tarfile.SYMTYPE
+        link.linkname = "/etc/passwd"
         tar.addfile(link)
     source = wds.find(folder)[0].open().source
     assert len(source) == 4 and source.column("label").tolist() == [0, 1, None, 1]

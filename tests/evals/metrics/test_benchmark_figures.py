@@ -91,7 +91,8 @@ def unit(rows):
 def test_winoground_scores_by_the_paper():
     """Thrush et al. 2022: text, image and group score by strict inequalities."""
     rng = np.random.default_rng(0)
-    images, texts = unit(rng.normal(size=(200, 2, 3))), unit(rng.normal(size=(200, 2, 3)))
+    images = unit(rng.normal(size=(200, 2, 3)))
+    texts = unit(rng.normal(size=(200, 2, 3)))
     got = pair_scores(images, texts)
     for n in range(200):
         s = lambda c, i, n=n: float(texts[n, c] @ images[n, i])

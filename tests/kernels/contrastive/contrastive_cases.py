@@ -35,7 +35,8 @@ def diagonal(m, n, rng, smoothing=0.0, offset=0):
 
 
 def same_id(m, n, rng, duplicates="positive", smoothing=0.0):
-    ids, other = rng.integers(0, max(1, m // 2), m), rng.integers(0, max(1, m // 2), n)
+    ids = rng.integers(0, max(1, m // 2), m)
+    other = rng.integers(0, max(1, m // 2), n)
     other[: min(m, n)] = ids[: min(m, n)]
     target = SameId(
         jnp.asarray(ids), jnp.asarray(other), duplicates=duplicates, label_smoothing=smoothing
@@ -57,7 +58,8 @@ def k_per_row(m, n, rng, reduction="balanced", smoothing=0.0):
 
 
 def mixup(m, n, rng, columns="transposed", smoothing=0.0):
-    permutation, lam = rng.permutation(m), rng.beta(0.5, 0.5, m).astype(np.float32)
+    permutation = rng.permutation(m)
+    lam = rng.beta(0.5, 0.5, m).astype(np.float32)
     lam[rng.integers(0, m, m // 2)] = 1.0
     raw = np.zeros((m, m))
     for i in range(m):
@@ -72,11 +74,9 @@ def mixup(m, n, rng, columns="transposed", smoothing=0.0):
 
 
 def soft(m, n, rng, similarity="softmax", weight=(0.4, 0.4), inner=None, smoothing=0.0):
-    p, q, scale = (
-        unit_rows(rng, m, 5),
-        unit_rows(rng, n, 5),
-        np.float32(6.0 if similarity == "softmax" else 1.0),
-    )
+    p = unit_rows(rng, m, 5)
+    q = unit_rows(rng, n, 5)
+    scale = np.float32(6.0 if similarity == "softmax" else 1.0)
     target, dense = (inner or diagonal)(m, n, rng, smoothing=smoothing)
     z = np.float64(scale) * np.asarray(p, np.float64) @ np.asarray(q, np.float64).T
     shares = []
@@ -100,7 +100,8 @@ def soft(m, n, rng, similarity="softmax", weight=(0.4, 0.4), inner=None, smoothi
 def masked(m, n, rng, by="group", drop="different", inner=None, smoothing=0.0):
     target, dense = (inner or same_id)(m, n, rng, smoothing=smoothing)
     if by == "group":
-        a, b = rng.integers(0, 3, m), rng.integers(0, 3, n)
+        a = rng.integers(0, 3, m)
+        b = rng.integers(0, 3, n)
         equal = same(a, b)
         dense.keep = (dense.keep & (equal if drop == "different" else ~equal)) | (dense.raw > 0)
         return PairMask(
@@ -110,10 +111,13 @@ def masked(m, n, rng, by="group", drop="different", inner=None, smoothing=0.0):
         keep = rng.uniform(size=(m, n)) < 0.6
         dense.keep = (dense.keep & keep) | (dense.raw > 0)
         return PairMask(target, keep=jnp.asarray(keep)), dense
-    rows, cols = rng.uniform(size=m) < 0.7, rng.uniform(size=n) < 0.7
+    rows = rng.uniform(size=m) < 0.7
+    cols = rng.uniform(size=n) < 0.7
     both = rows[:, None] & cols[None]
     out = from_positives(dense.raw * both, smoothing)
-    out.keep, out.valid_rows, out.valid_cols = (dense.keep | (dense.raw > 0)) & both, rows, cols
+    out.keep = (dense.keep | (dense.raw > 0)) & both
+    out.valid_rows = rows
+    out.valid_cols = cols
     return PairMask(target, row_valid=jnp.asarray(rows), col_valid=jnp.asarray(cols)), out
 
 

@@ -34,7 +34,8 @@ class Dense:
 def from_positives(raw, smoothing=0.0, keep=None) -> Dense:
     """Each row's (column's) target is spread over its positives in proportion to `raw`."""
     raw = np.asarray(raw, np.float64)
-    row, col = raw.sum(1, keepdims=True), raw.sum(0, keepdims=True)
+    row = raw.sum(1, keepdims=True)
+    col = raw.sum(0, keepdims=True)
     keep = np.ones(raw.shape, bool) if keep is None else np.asarray(keep) | (raw > 0)
     shares = [np.divide(raw, t, out=np.zeros_like(raw), where=t > 0) for t in (row, col)]
     return Dense(*shares, raw, keep, row[:, 0] > 0, col[0] > 0, smoothing=smoothing)
@@ -52,13 +53,15 @@ def softmax(s, keep, axis):
 
 def loss_and_gradients(u, v, log_scale, dense: Dense, kind="softmax", directions="mean", bias=0.0):
     """(loss, du, dv, dlog_scale, dbias)."""
-    u, v = np.asarray(u, np.float64), np.asarray(v, np.float64)
+    u = np.asarray(u, np.float64)
+    v = np.asarray(v, np.float64)
     scale = np.exp(np.float64(log_scale))
     cos = u @ v.T
     s = scale * cos + float(bias)
     weight = {"mean": 0.5, "sum": 1.0}[directions]
     if kind == "softmax":
-        loss, grad = 0.0, np.zeros_like(s)
+        loss = 0.0
+        grad = np.zeros_like(s)
         for axis, target, anchors in (
             (1, dense.rows, dense.anchor_rows),
             (0, dense.cols, dense.anchor_cols),
@@ -79,7 +82,8 @@ def loss_and_gradients(u, v, log_scale, dense: Dense, kind="softmax", directions
         each = np.where(dense.keep, np.logaddexp(0, s) - y * s, 0.0)
         grad = np.where(dense.keep, np.exp(-np.logaddexp(0, -s)) - y, 0.0)
         factor = weight * sum(1 / max(n, 1) for n in counts)
-        loss, grad = factor * each.sum(), factor * grad
+        loss = factor * each.sum()
+        grad = factor * grad
     return loss, scale * grad @ v, scale * grad.T @ u, (grad * scale * cos).sum(), grad.sum()
 
 
@@ -97,7 +101,8 @@ def check(got, want, log_scale, dtype="float32", floor=1e-30):
     value_tolerance = 2e-6 + 2 * logit
     report = []
     for name, a, b in zip(("loss", "du", "dv", "dlog_scale", "dbias"), got, want, strict=False):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        a = np.asarray(a, np.float64)
+        b = np.asarray(b, np.float64)
         assert np.isfinite(a).all(), f"{name} is not finite"
         size = max(np.abs(b).max(), floor)
         allowed = value_tolerance * max(size, 1.0) if name == "loss" else tolerance * size

@@ -19,7 +19,9 @@ from jaxvl.kernels.contrastive import (
     contrastive_loss,
 )
 
-M, N, SCALE = 21, 34, 1.5
+M = 21
+N = 34
+SCALE = 1.5
 CHUNKED = Chunked(8, 16)
 INTERPRETED = PallasTpu(interpret=True)
 
@@ -27,18 +29,18 @@ INTERPRETED = PallasTpu(interpret=True)
 def example(case):
     """u, v, targets, and bool [M, N]: which pairs compete."""
     rng = np.random.default_rng(0)
-    u, v, keep = (
-        np.asarray(unit_rows(rng, M, 6)),
-        np.asarray(unit_rows(rng, N, 6)),
-        np.ones((M, N), bool),
-    )
+    u = np.asarray(unit_rows(rng, M, 6))
+    v = np.asarray(unit_rows(rng, N, 6))
+    keep = np.ones((M, N), bool)
     targets = Unpaired()
     if case != "all":
-        row_valid, col_valid = rng.random(M) < 0.7, rng.random(N) < 0.7
+        row_valid = rng.random(M) < 0.7
+        col_valid = rng.random(N) < 0.7
         targets = Unpaired(jnp.asarray(row_valid), jnp.asarray(col_valid))
         keep &= row_valid[:, None] & col_valid
     if case == "groups":
-        row, col = rng.integers(0, 4, M), rng.integers(0, 4, N)
+        row = rng.integers(0, 4, M)
+        col = rng.integers(0, 4, N)
         targets = PairMask(
             targets, row_group=jnp.asarray(row), col_group=jnp.asarray(col), drop="same"
         )
@@ -127,7 +129,8 @@ def test_what_it_does_not_do_is_refused():
 @pytest.mark.parametrize("implementation", [CHUNKED, INTERPRETED], ids=["chunked", "pallas"])
 def test_a_row_with_nothing_to_compare_has_no_gradient(implementation):
     u, v, _, _ = example("all")
-    row, col = jnp.zeros(M, int).at[3].set(1), jnp.zeros(N, int)
+    row = jnp.zeros(M, int).at[3].set(1)
+    col = jnp.zeros(N, int)
     targets = PairMask(
         Unpaired(), row_group=row, col_group=col, drop="same"
     )  # only row 3 may be compared

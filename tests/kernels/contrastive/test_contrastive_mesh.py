@@ -46,7 +46,8 @@ def run(mesh, u, v, log_scale, targets, kind="softmax", bias=0.0, **options):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_equals_one_device(mesh, collective, kind):
     rng = np.random.default_rng(0)
-    u, v = unit_rows(rng, 64, 16), unit_rows(rng, 64, 16)
+    u = unit_rows(rng, 64, 16)
+    v = unit_rows(rng, 64, 16)
     targets = Diagonal(label_smoothing=0.1)
     one = run(None, u, v, 2.0, targets, kind, bias=-1.0, implementation=Chunked(16, 8))
     many = run(
@@ -69,9 +70,12 @@ def test_equals_one_device(mesh, collective, kind):
 def test_every_target_on_a_mesh(case, collective):
     build, ratio = CASES[case]
     rng = np.random.default_rng(1)
-    m, n = 21, 21 * ratio  # not a multiple of the 8 devices
+    # not a multiple of the 8 devices
+    m = 21
+    n = 21 * ratio
     targets, dense = build(m, n, rng)
-    u, v = unit_rows(rng, m, 6), unit_rows(rng, n, 6)
+    u = unit_rows(rng, m, 6)
+    v = unit_rows(rng, n, 6)
     got = run(mesh_of((2, 4)), u, v, 1.5, targets, collective=collective)
     check(got[:4], loss_and_gradients(u, v, np.float32(1.5), dense)[:4], 1.5)
 
@@ -80,14 +84,16 @@ def test_every_target_on_a_mesh(case, collective):
 def test_sigmoid_targets_on_a_ring(case):
     rng = np.random.default_rng(2)
     targets, dense = CASES[case][0](20, 20, rng)
-    u, v = unit_rows(rng, 20, 6), unit_rows(rng, 20, 6)
+    u = unit_rows(rng, 20, 6)
+    v = unit_rows(rng, 20, 6)
     got = run(mesh_of((2, 4)), u, v, 1.5, targets, "sigmoid", bias=-2.0, collective="ring")
     check(got, loss_and_gradients(u, v, np.float32(1.5), dense, "sigmoid", bias=-2.0), 1.5)
 
 
 def test_explicit_axes_and_axes_that_do_not_shard_the_batch():
     rng = np.random.default_rng(3)
-    u, v = unit_rows(rng, 16, 6), unit_rows(rng, 16, 6)
+    u = unit_rows(rng, 16, 6)
+    v = unit_rows(rng, 16, 6)
     targets, dense = diagonal(16, 16, rng)
     want = loss_and_gradients(u, v, np.float32(1.0), dense)
     for mesh in (
@@ -106,7 +112,9 @@ def test_explicit_axes_and_axes_that_do_not_shard_the_batch():
 def test_inside_shard_map(collective):
     """Local rows and ids in, loss of the whole batch out, gradients to every shard."""
     rng = np.random.default_rng(4)
-    u, v, ids = unit_rows(rng, 24, 6), unit_rows(rng, 24, 6), jnp.asarray(rng.integers(0, 9, 24))
+    u = unit_rows(rng, 24, 6)
+    v = unit_rows(rng, 24, 6)
+    ids = jnp.asarray(rng.integers(0, 9, 24))
     axes = ("data", "fsdp")
     batch = PartitionSpec(axes)
     with jax.set_mesh(mesh_of((2, 4))):
@@ -156,7 +164,9 @@ def test_the_ring_moves_blocks_and_holds_no_whole_side():
     u = jax.ShapeDtypeStruct((64, 16), jnp.float32)
     with jax.set_mesh(mesh_of((8, 1))):
         text = {
-            how: jax.jit(jax.grad(lambda u, v: contrastive_loss(u, v, 1.0, collective=how), (0, 1)))
+            how: jax.jit(
+                jax.grad(lambda u, v, how=how: contrastive_loss(u, v, 1.0, collective=how), (0, 1))
+            )
             .lower(u, u)
             .compile()
             .as_text()  # noqa: B023

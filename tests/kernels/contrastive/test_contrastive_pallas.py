@@ -62,7 +62,9 @@ def test_more_columns_than_stay_resident_are_taken_in_segments(monkeypatch):
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
 def test_on_a_mesh(implementation, collective, kind):
     rng = np.random.default_rng(2)
-    u, v = unit_rows(rng, 30, 8), unit_rows(rng, 30, 8)  # 4 rows on a device, the last ones padding
+    # 4 rows on a device, the last ones padding
+    u = unit_rows(rng, 30, 8)
+    v = unit_rows(rng, 30, 8)
     targets, dense = CASES["same_id_smooth"][0](30, 30, rng)
     got = run(
         mesh_of((2, 4)),

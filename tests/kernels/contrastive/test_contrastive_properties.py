@@ -89,7 +89,8 @@ def test_sides_can_be_swapped(seed, n, log_scale, kind):
 def test_targets_that_mean_the_same_agree(seed, n, log_scale, kind):
     u, v, rng = rows(seed, n)
     plain = loss(u, v, log_scale, kind=kind)
-    p, q = unit_rows(rng, n, 3), unit_rows(rng, n, 3)
+    p = unit_rows(rng, n, 3)
+    q = unit_rows(rng, n, 3)
     for targets in (
         SameId(jnp.arange(n)),
         SameId(jnp.arange(n), duplicates="mask"),

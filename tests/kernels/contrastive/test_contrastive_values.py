@@ -68,7 +68,8 @@ def compare(
     want = loss_and_gradients(u, v, np.float32(log_scale), dense, kind, directions, bias)
     if kind == "softmax":
         assert got[-1] == 0.0, "the softmax does not change under a bias"
-        got, want = got[:-1], want[:-1]
+        got = got[:-1]
+        want = want[:-1]
     check(got, want, log_scale, u.dtype.name, floor)
     assert got[0].dtype == jnp.float32 and got[1].dtype == u.dtype and got[2].dtype == v.dtype
 
@@ -80,7 +81,8 @@ def test_every_target(case, implementation, kind):
     build, ratio = CASES[case]
     rng = np.random.default_rng(0)
     m = 150 if implementation == "pallas_tpu" else 37  # more than one tile, not a multiple of it
-    n, d = m * ratio, 12
+    n = m * ratio
+    d = 12
     targets, dense = build(m, n, rng)
     if case == "mask_keep" and implementation.startswith("pallas"):
         with pytest.raises(ValueError, match="cannot run: PairMask.keep=….*'chunked' take it"):
@@ -143,7 +145,8 @@ def test_odd_sizes(size, dtype, kind):
 @pytest.mark.parametrize("log_scale", [-5.0, 0.0, 4.6, 7.0])
 def test_extreme_scales(log_scale, kind):
     rng = np.random.default_rng(3)
-    u, v = unit_rows(rng, 65, 24), unit_rows(rng, 65, 24)
+    u = unit_rows(rng, 65, 24)
+    v = unit_rows(rng, 65, 24)
     targets, dense = diagonal(65, 65, rng)
     for implementation in ("reference", Chunked(32, 16), TILES["pallas_tpu"], TILES["pallas_gpu"]):
         compare(u, v, log_scale, targets, dense, kind, implementation=implementation)
@@ -154,7 +157,8 @@ def test_extreme_scales(log_scale, kind):
 @pytest.mark.parametrize("what", ["all_equal", "all_zero", "huge_row", "huge_entry"])
 def test_degenerate_inputs_stay_finite_and_right(what, kind, implementation):
     rng = np.random.default_rng(1)
-    u, v = np.array(unit_rows(rng, 33, 16)), np.array(unit_rows(rng, 33, 16))
+    u = np.array(unit_rows(rng, 33, 16))
+    v = np.array(unit_rows(rng, 33, 16))
     if what == "all_equal":
         u[:], v[:] = u[0], u[0]
     if what == "all_zero":
@@ -207,7 +211,8 @@ def test_close_to_convergence_keeps_digits():
 def test_float64_inputs_are_computed_in_float64():
     rng = np.random.default_rng(2)
     with jax.enable_x64(True):
-        u, v = unit_rows(rng, 21, 8, "float64"), unit_rows(rng, 21, 8, "float64")
+        u = unit_rows(rng, 21, 8, "float64")
+        v = unit_rows(rng, 21, 8, "float64")
         targets, dense = diagonal(21, 21, rng, smoothing=0.1)
         for kind in ("softmax", "sigmoid"):
             want = loss_and_gradients(u, v, 3.0, dense, kind)
@@ -229,7 +234,8 @@ def test_float64_inputs_are_computed_in_float64():
 
 def test_mean_is_half_of_sum_and_log_scale_is_inverse_temperature():
     rng = np.random.default_rng(4)
-    u, v = unit_rows(rng, 9, 8), unit_rows(rng, 9, 8)
+    u = unit_rows(rng, 9, 8)
+    v = unit_rows(rng, 9, 8)
     scale = jnp.log(1 / jnp.float32(0.07))
     mean, both = (
         value_and_gradients(u, v, scale, scale, Diagonal(), directions=d)[0]
@@ -242,7 +248,8 @@ def test_mean_is_half_of_sum_and_log_scale_is_inverse_temperature():
 
 def test_a_target_may_be_traced_and_takes_no_gradient():
     rng = np.random.default_rng(6)
-    u, v = unit_rows(rng, 8, 4), unit_rows(rng, 16, 4)
+    u = unit_rows(rng, 8, 4)
+    v = unit_rows(rng, 16, 4)
     moved = quick_jit(
         lambda offset: contrastive_loss(u, v, jnp.float32(1), targets=Diagonal(offset))
     )

@@ -12,7 +12,9 @@ from jaxvl.nn.moe import MoeConfig
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-D, F, E = 6, 10, 4
+D = 6
+F = 10
+E = 4
 
 
 def layer_of(
@@ -72,7 +74,8 @@ def capacity(factor, tokens):
 def expert_choice(w, x, real, factor):
     """One group x [S, D] -> y, losses."""
     logits = x @ w["router/map/kernel"]
-    probs, y = softmax(logits), np.zeros_like(x)
+    probs = softmax(logits)
+    y = np.zeros_like(x)
     for e in range(E):
         best = sorted(range(len(x)), key=lambda t: -probs[t, e] * real[t])
         for t in best[: capacity(factor, x)]:
@@ -83,7 +86,9 @@ def expert_choice(w, x, real, factor):
 def token_choice(w, x, real, top, factor, priority, renormalise):
     """One group x [S, D] -> y, losses."""
     logits = x @ w["router/map/kernel"]
-    probs, y, filled = softmax(logits), np.zeros_like(x), np.zeros(E, int)
+    probs = softmax(logits)
+    y = np.zeros_like(x)
+    filled = np.zeros(E, int)
     chosen = [sorted(range(E), key=lambda e: -probs[t, e])[:top] for t in range(len(x))]
     tokens = [t for t in range(len(x)) if real[t]]
     if priority == "score":
@@ -99,7 +104,8 @@ def token_choice(w, x, real, top, factor, priority, renormalise):
         if factor is None or filled[e] < capacity(factor * top, x):
             y[t] += gate * ffn(w, e, x[t])
         filled[e] += 1
-    mean, n = probs[real > 0].mean(0), max(1, real.sum())
+    mean = probs[real > 0].mean(0)
+    n = max(1, real.sum())
     imp = probs[real > 0].sum(0)
     found = {
         "balance": E * sum(filled[e] / (n * top) * mean[e] for e in range(E)),
@@ -113,7 +119,8 @@ def soft(w, x, real, slots):
     keys = w["router/kernel"].reshape(len(x[0]), -1)
     keys = w["router/scale"] * keys / np.linalg.norm(keys, axis=0)
     logits = x / np.linalg.norm(x, axis=1, keepdims=True) @ keys
-    combine, y = softmax(logits), np.zeros_like(x)
+    combine = softmax(logits)
+    y = np.zeros_like(x)
     there = [t for t in range(len(x)) if real[t]]
     dispatch = softmax(logits[there], axis=0)
     for s in range(keys.shape[1]):
@@ -129,7 +136,8 @@ def z_loss(logits, real):
 
 def by_groups(group, w, x, real, size, **options):
     """A whole batch: y [B, T, D] and losses averaged over groups."""
-    rows, reals = x.reshape(-1, size, x.shape[-1]), real.reshape(-1, size)
+    rows = x.reshape(-1, size, x.shape[-1])
+    reals = real.reshape(-1, size)
     parts = [group(w, r, m, **options) for r, m in zip(rows, reals)]
     return np.stack([y for y, _ in parts]).reshape(x.shape), {
         k: np.mean([p[1][k] for p in parts]) for k in parts[0][1]

@@ -43,7 +43,8 @@ def test_variation_of_known_amounts():
 def test_load_is_the_chance_to_stay_among_the_chosen():
     norm = pytest.importorskip("scipy.stats").norm
     rng = np.random.default_rng(0)
-    clean, std = rng.normal(size=(2, 8, 4)), 0.3
+    clean = rng.normal(size=(2, 8, 4))
+    std = 0.3
     bar = np.sort(clean + std * rng.normal(size=clean.shape), -1)[..., -2]  # two are chosen
     load = norm.sf((bar[..., None] - clean) / std).sum(1)
     want = np.mean([g.var() / g.mean() ** 2 for g in load])
@@ -78,7 +79,9 @@ def test_noise_is_a_function_of_the_key_and_gives_the_load_loss():
     graphdef, params = oracle.layer_of(TokenChoice(top=2, noise=1.0))
     x = jax.random.normal(jax.random.key(0), (2, 12, oracle.D))
     run = oracle.quick_jit(lambda key: nnx.merge(graphdef, params)(x, train=True, key=key))
-    a, again, b = run(jax.random.key(1)), run(jax.random.key(1)), run(jax.random.key(2))
+    a = run(jax.random.key(1))
+    again = run(jax.random.key(1))
+    b = run(jax.random.key(2))
     np.testing.assert_array_equal(a.y, again.y)
     assert np.abs(a.y - b.y).max() > 1e-3 and a.losses["load"] > 0
     with pytest.raises(ValueError, match="key: None, but the router's noise"):

@@ -118,7 +118,8 @@ def test_groups_that_the_mesh_does_not_divide():
     graphdef, params = oracle.layer_of(ExpertChoice(), experts=4, group_size=64, width=8)
     x, mask = tokens()
     step = step_of(graphdef, mask)
-    one, mesh = step(params, x), mesh_of(data=2, expert=2)
+    one = step(params, x)
+    mesh = mesh_of(data=2, expert=2)
     with jax.set_mesh(mesh):
         many = step(*placed(params, x, mesh))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
@@ -141,7 +142,8 @@ def test_a_scanned_and_rematerialised_stack_on_a_mesh():
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    one, mesh = step(params, x), mesh_of(data=2, fsdp=2, expert=2)
+    one = step(params, x)
+    mesh = mesh_of(data=2, fsdp=2, expert=2)
     with jax.set_mesh(mesh):
         many = step(*placed(params, x, mesh))
     # Of the whole: some gradients, as of the keys' bias, are 0 but for rounding.

@@ -15,7 +15,8 @@ from jaxvl.nn.stack import segments
 from jaxvl.nn.transformer import Sizes, StackOptions, Transformer
 from jaxvl.training.cost import count_flops
 
-DENSE, MOE = False, True
+DENSE = False
+MOE = True
 
 
 def stack_of(depth=5, **options):
@@ -45,13 +46,17 @@ def test_segments(kinds, want):
 
 @pytest.mark.parametrize("where", [dict(last=2), dict(every=2), dict(every=1)])
 def test_mixed_stack_is_its_blocks_in_turn(where):
-    stack, x = stack_of(router=TokenChoice(top=2), **where), x_of()
+    stack = stack_of(router=TokenChoice(top=2), **where)
+    x = x_of()
     kinds = (
         {"last": (0, 0, 0, 1, 1), "every": (0, 1, 0, 1, 0)}[next(iter(where))]
         if where != dict(every=1)
         else (1,) * 5
     )
-    y, losses, loads, used = x, [], [], [0, 0]
+    y = x
+    losses = []
+    loads = []
+    used = [0, 0]
     halves = [None if m is None else nnx.split(m) for m in (stack.blocks, stack.moe_blocks)]
     run = {i: oracle.quick_jit(lambda p, y, i=i: nnx.merge(halves[i][0], p)(y)) for i in set(kinds)}
     for kind in kinds:
@@ -59,7 +64,8 @@ def test_mixed_stack_is_its_blocks_in_turn(where):
         used[kind] += 1
         y = out.y if kind else out
         if kind:
-            losses, loads = [*losses, out.losses], [*loads, out.health["load"]]
+            losses = [*losses, out.losses]
+            loads = [*loads, out.health["load"]]
     got = oracle.quick_jit(stack.routed)(x)
     np.testing.assert_allclose(got.y, y, atol=1e-5)
     np.testing.assert_allclose(got.health["load"], jnp.stack(loads), atol=1e-6)
@@ -73,7 +79,8 @@ def test_mixed_stack_is_its_blocks_in_turn(where):
 
 
 def test_losses_cannot_be_lost_and_dense_stacks_have_none():
-    stack, x = stack_of(last=1), x_of()
+    stack = stack_of(last=1)
+    x = x_of()
     with pytest.raises(ValueError, match="whose losses would be lost in training; call `routed`"):
         stack(x, train=True)
     dense = Transformer(Sizes(8, 2, 2, 16), StackOptions(), rngs=nnx.Rngs(params=0))
@@ -121,7 +128,9 @@ def test_decoding_token_by_token_equals_the_whole(where):
     stack = stack_of(depth=4, router=TokenChoice(top=2, capacity_factor=None), **where)
     x = x_of(2, 3)
     step = oracle.quick_jit(stack.step)
-    known, layers, steps = stack.start(2, 3), stack.layers(), []
+    known = stack.start(2, 3)
+    layers = stack.layers()
+    steps = []
     for t in range(3):
         y, known = step(layers, x[:, t : t + 1], known, jnp.int32(t))
         steps.append(y)

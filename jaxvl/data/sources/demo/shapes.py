@@ -106,10 +106,8 @@ def build(folder: pathlib.Path, config: Shapes) -> dict[str, int]:
 
     def records() -> Iterator[dict[str, Any]]:
         for number, (style, label, v) in enumerate(order):
-            concept, rng = (
-                concepts[label],
-                lambda n=number: np.random.Generator(np.random.Philox(key=[config.seed, n])),
-            )
+            concept = concepts[label]
+            rng = lambda n=number: np.random.Generator(np.random.Philox(key=[config.seed, n]))
             image = draw(concept, style, config.size, rng())
             texts = {
                 locale: [text, list(concepts[label][:2]) if locale == "en" else []]
@@ -179,7 +177,8 @@ def names(concept: Concept) -> dict[str, str]:
     colour, shape, count = concept
     plural, (de_one, de_many, de_gender), (fr_one, fr_many, fr_gender) = SHAPES[shape]
     _, stem, french = COLOURS[colour]
-    many, feminine = count > 1, fr_gender == "f"
+    many = count > 1
+    feminine = fr_gender == "f"
     german = (
         f"{COUNTS['de'][count - 1]} {stem}e {de_many}"
         if many
@@ -279,7 +278,8 @@ def outline(
         ]
     else:
         points = [(-1, -0.3), (0.1, -0.3), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.3), (-1, 0.3)]
-    cos, sin = math.cos(turn), math.sin(turn)
+    cos = math.cos(turn)
+    sin = math.sin(turn)
     return [
         (centre[0] + radius * (x * cos - y * sin), centre[1] + radius * (x * sin + y * cos))
         for x, y in points

@@ -124,10 +124,8 @@ def build(folder: pathlib.Path, config: ShapesVqa) -> dict[str, int]:
 def scene(rng: np.random.Generator) -> tuple[Group, Group]:
     """Two groups that differ in colour, shape and place."""
     places = PLACES[str(rng.choice(list(PLACES)))]
-    colours, shapes = (
-        rng.choice(list(COLOURS), 2, replace=False),
-        rng.choice(list(SHAPES), 2, replace=False),
-    )
+    colours = rng.choice(list(COLOURS), 2, replace=False)
+    shapes = rng.choice(list(SHAPES), 2, replace=False)
     one, two = (
         Group(str(c), str(s), int(n), p)
         for c, s, n, p in zip(colours, shapes, rng.integers(1, 3, 2), places)
@@ -140,9 +138,11 @@ def ask(groups: tuple[Group, Group], rng: np.random.Generator) -> list[tuple[str
     shapes that are not there."""
     colour, shape, place, count = (groups[i] for i in rng.integers(0, 2, 4))
     there = {g.shape for g in groups}
-    name, number = count.shape, count.count
+    name = count.shape
+    number = count.count
     if rng.random() < 0.25:
-        name, number = str(rng.choice([s for s in SHAPES if s not in there])), 0
+        name = str(rng.choice([s for s in SHAPES if s not in there]))
+        number = 0
     return [
         ("colour", f"what colour {colour.noun}?", colour.colour),
         ("shape", f"what shape is {shape.colour}?", shape.shape),

@@ -42,7 +42,8 @@ from jaxvl.data.text_files import read_lines
 
 VERSION = 1  # of the content: raise it when pictures, captions, clips or splits change
 
-PACKAGE, PACKAGE_VERSION = "tuxpaint-stamps-default", "2022.06.04-1"
+PACKAGE = "tuxpaint-stamps-default"
+PACKAGE_VERSION = "2022.06.04-1"
 PATH = f"pool/main/t/tuxpaint-stamps/{PACKAGE}_{PACKAGE_VERSION}_all.deb"
 SHA256 = "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"
 STAMPS = "usr/share/tuxpaint/stamps"  # below the package's root
@@ -60,7 +61,9 @@ LOCALES = {
 }
 KINDS = ("speech", "sound", "symbol")
 SPOKEN = ("symbols/alphabets/", "symbols/math/")  # stamps whose sound is their name
-TEST, VAL = 15, 5  # percent of the groups
+# percent of the groups
+TEST = 15
+VAL = 5
 
 # What the pinned package gives; a build that differs is refused.
 EXPECT = {
@@ -296,7 +299,8 @@ def find_groups(stamps: Mapping[str, Stamp]) -> dict[str, str]:
             *(("clip", d) for d in digests),
         ]
         for thing in shared:
-            a, b = root(seen.setdefault(thing, key)), root(key)
+            a = root(seen.setdefault(thing, key))
+            b = root(key)
             parent[max(a, b)] = min(a, b)
     return {key: root(key) for key in stamps}
 

@@ -50,13 +50,15 @@ class Corpus:
     """
 
     def __init__(self, folder: pathlib.Path, manifest: dict[str, Any]):
-        self.folder, self.manifest = folder, manifest
+        self.folder = folder
+        self.manifest = manifest
         with np.load(folder / "index.npz") as index:
             self._labels = index["labels"]
             part = lambda kind: {
                 k.removeprefix(kind): index[k] for k in index.files if k.startswith(kind)
             }
-            self._splits, self._having = part("split/"), part("having/")
+            self._splits = part("split/")
+            self._having = part("having/")
         self._classes: ClassSet | None = None
 
     @property
@@ -165,7 +167,8 @@ def _build_here(
     It is built beside its place and renamed when it is whole; a lock keeps two processes from
     building it twice.
     """
-    corpus, name = _open(folder, log), folder.name
+    corpus = _open(folder, log)
+    name = folder.name
     if corpus is not None:
         return corpus
     if getattr(multiprocessing.current_process(), "_inheriting", False):

@@ -255,7 +255,8 @@ def test_real_start_is_quick(built):
 def test_real_splits_leak_no_concept(built):
     names = built.class_set().names["en"]
     group = emoji.concept_group
-    held, trained = set(built.labels("test_b_new").tolist()), set(built.labels("train_b").tolist())
+    held = set(built.labels("test_b_new").tolist())
+    trained = set(built.labels("train_b").tolist())
     assert len(held) == 248 and not held & trained
     assert not {group(names[i]) for i in held} & {group(names[i]) for i in trained}
     assert (

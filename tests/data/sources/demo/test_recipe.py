@@ -222,7 +222,8 @@ def built(tmp_path_factory):
 
 def test_a_recipe_opens_a_split(built):
     recipe = functools.partial(Shapes, size=8, variants=1)
-    train, every = recipe(split="train_a").open(**quiet), recipe().open(**quiet)
+    train = recipe(split="train_a").open(**quiet)
+    every = recipe().open(**quiet)
     assert (
         len(train)
         == every.corpus.manifest["counts"]["train_a"]

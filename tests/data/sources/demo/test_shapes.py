@@ -38,7 +38,8 @@ def test_counts_and_splits(corpus):
         concepts,
         3,
     )
-    train, new = set(corpus.labels("train_b").tolist()), set(corpus.labels("test_b_new").tolist())
+    train = set(corpus.labels("train_b").tolist())
+    new = set(corpus.labels("test_b_new").tolist())
     assert new and not train & new and train | new == set(range(concepts))
     assert {r["style"] for r in corpus.split("test_a")} == {"sketch"} and len(
         corpus.split("test_a")
@@ -156,13 +157,15 @@ def moving(tmp_path_factory):
 
 def test_with_clips_the_pictures_are_the_same_and_the_first_frames(moving):
     with_clips, without = moving
-    a, b = with_clips.split("test_b_new")[3], without.split("test_b_new")[3]
+    a = with_clips.split("test_b_new")[3]
+    b = without.split("test_b_new")[3]
     assert a["image"] == b["image"] == a["frames"][0]
     assert len(set(a["frames"])) == len(a["frames"]) == FRAMES
 
 
 def test_a_name_has_as_many_notes_as_shapes_and_each_colour_its_pitch(moving):
-    source, labels = moving[0].split("train_a"), moving[0].labels("train_a")
+    source = moving[0].split("train_a")
+    labels = moving[0].labels("train_a")
     names = moving[0].class_set().names["en"]
     pitches = {}
     for i in range(0, len(source), 7):

@@ -67,7 +67,8 @@ def test_pictures_show_what_is_asked():
 
 
 def test_records_and_splits(corpus):
-    train, test = corpus.split("train"), corpus.split("test")
+    train = corpus.split("train")
+    test = corpus.split("test")
     assert len(train) + len(test) == 4 * 60 and len(test) >= 8
     for source, split in ((train, "train"), (test, "test")):
         for i, label in enumerate(corpus.labels(split)):

@@ -100,7 +100,8 @@ def test_pictures_and_captions(corpora):
     labels = {k: r["label"] for k, r in mute.items()}
     assert labels["plants/rose"] == labels["plants/tulip"] and len(set(labels.values())) == 7
     classes = corpora[1].class_set().names
-    names, german = classes["en"], classes["de"]
+    names = classes["en"]
+    german = classes["de"]
     assert (
         names[labels["plants/tree2"]] == "An old tree."
         and german[labels["symbols/math/7"]] == "Sieben."

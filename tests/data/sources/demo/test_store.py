@@ -173,7 +173,8 @@ def test_counts_must_be_those_expected(cache):
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "manifest", "no manifest"])
 def test_damage_that_a_start_can_see_is_mended(cache, damage):
-    folder, said = make().folder, []
+    folder = make().folder
+    said = []
     if damage == "cut":
         data = (folder / "records.array_record").read_bytes()
         (folder / "records.array_record").write_bytes(data[:-1])
