@@ -362,13 +362,18 @@ class CoCa(nnx.Module):
         return self._read(text, train=train, key=key)[1]
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds a batch and reads its texts as captions, in one pass.
 
         Args:
           batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding;
-            maybe `sampled` int [B, T], captions of the model's own.
+            maybe `captions/sampled` int [B, T], captions of the model's own.
           train, key: as for `TwoTower`.
 
         Returns:
@@ -377,7 +382,7 @@ class CoCa(nnx.Module):
           caption_correct: bool [B, T], of the logits of each token given those before it
             (`VocabularyHead.scores`); caption_weight:
           float32 [B, T], 1 where a token is not padding. With `start_id` these are T - 1: nothing
-          is before the start. With `sampled` also sampled_log_p: float32 [B, T], of each of its
+          is before the start. With `captions/sampled` also sampled_log_p: float32 [B, T], of each of its
           tokens.
         """
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
@@ -393,10 +398,9 @@ class CoCa(nnx.Module):
             "caption_weight": (targets != self.pad_id).astype(jnp.float32),
             **{f"caption_{k}": v for k, v in scores.items()},
         }
-        if "sampled" in batch:
-            scores, _ = self._score(
-                batch["sampled"], batch["sampled"], memory, train=train, keys=keys[1:]
-            )
+        if "captions/sampled" in batch:
+            sampled = batch["captions/sampled"]
+            scores, _ = self._score(sampled, sampled, memory, train=train, keys=keys[1:])
             out["sampled_log_p"] = scores["target"] - scores["lse"]
         return out
 

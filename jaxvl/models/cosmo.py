@@ -138,7 +138,12 @@ class Cosmo(CoCa):
         return self._pool(self._tokens(text, segment, train=train, key=key), segment, 1)[:, 0]
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds the images and texts of a batch and reads the texts as captions, in one pass.
 

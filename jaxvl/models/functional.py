@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvl.config import resolve_call
+from jaxvl.models.base import InputSpec
 
 Arrays = dict[str, jax.Array]
 
@@ -30,6 +31,7 @@ class Functional:
     """A built model as functions.
 
     Attributes:
+      inputs: that it was built for.
       graphdef: NNX's static half.
       axes: logical axes of each parameter, path -> names.
       params: shapes and dtypes of the parameters, path -> ShapeDtypeStruct.
@@ -39,6 +41,7 @@ class Functional:
       methods: names of the module's public methods, which `apply` can run.
     """
 
+    inputs: InputSpec
     graphdef: Any
     axes: Mapping[str, tuple[str, ...] | None]
     params: Mapping[str, jax.ShapeDtypeStruct]
@@ -52,7 +55,7 @@ class Functional:
     def options(self, node: Mapping[str, Any], path: str) -> dict[str, Any]:
         """Options of the call in training from a config's `node`. Raises ConfigError at `path` for
         one that the model has not."""
-        return resolve_call(self.call, node, path, given=("train", "key"))
+        return resolve_call(self.call, node, path, given=("train", "key", "progress"))
 
     def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
         """Fresh (params, rest); jit-able, so that they can be born sharded."""
@@ -116,5 +119,13 @@ def functional(config: Any, inputs: Any, dtype: Any = jnp.float32) -> Functional
         if not name.startswith("_")
     )
     return Functional(
-        graphdef, axes, *shapes, locked, type(module).__call__, methods, build, (params, rest)
+        inputs,
+        graphdef,
+        axes,
+        *shapes,
+        locked,
+        type(module).__call__,
+        methods,
+        build,
+        (params, rest),
     )

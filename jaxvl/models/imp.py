@@ -540,6 +540,7 @@ class Imp(nnx.Module):
         skills: tuple[str, ...] | None = None,
         train: bool = False,
         key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Encodes whatever the batch holds.
 

@@ -155,7 +155,12 @@ class SyCoCa(CoCa):
         self.hidden_count = round(config.hidden_share * patches)
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds a batch, reads its texts as captions and its hidden patches, in one pass.
 

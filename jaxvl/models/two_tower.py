@@ -163,7 +163,12 @@ class TwoTower(nnx.Module):
         return self.image.encode(image, train=False, key=None).tokens
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds a batch.
 

@@ -17,9 +17,10 @@ from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.models.functional import Functional, functional
 from jaxvl.tasks import VISUAL, Task
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.forward import Forward
 from jaxvl.training.optim import optimiser
-from jaxvl.training.rollout import Judge
 from jaxvl.training.state import TrainState, init_state, state_shardings
+from jaxvl.training.teachers import Teacher
 
 
 class Vocabulary(NamedTuple):
@@ -73,17 +74,53 @@ def picture_sizes(data: DataConfig) -> dict[str, int]:
     }
 
 
-def fresh_state(
-    experiment: Experiment, model: Functional, mesh: Mesh, judges: Mapping[str, Judge] = {}
-) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
-    """A function that makes the first state, the state's shapes, and its shardings on `mesh`."""
-    tasks = {
+def make_forward(
+    experiment: Experiment, task: Task, model: Functional, teachers: Mapping[str, Teacher] = {}
+) -> Forward:
+    """A task's way through the model. Raises ConfigError for options that the model's call has
+    not."""
+    options = model.options(task.config.encode, f"tasks.{task.name}.encode")
+    return Forward(task, model, options, teachers, experiment.steps)
+
+
+def make_tasks(experiment: Experiment) -> dict[str, Task]:
+    return {
         name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()
     }
+
+
+def fresh_state(
+    experiment: Experiment, model: Functional, mesh: Mesh, teachers: Mapping[str, Teacher] = {}
+) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
+    """A function that makes the first state, the state's shapes, and its shardings on `mesh`.
+
+    Raises:
+      ConfigError: an objective reads what the model or the data does not give.
+    """
+    tasks = make_tasks(experiment)
     tx, trained = optimiser(experiment.optim, model.axes, model.locked)
-    ema = experiment.optim.ema is not None
-    fresh = functools.partial(
-        init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=ema, judges=judges
+    make = functools.partial(
+        init_state,
+        model,
+        tx,
+        trained,
+        tasks=tasks,
+        seed=experiment.seed,
+        ema=experiment.optim.ema is not None,
+        teachers=teachers,
     )
+    specs = {}
+    for name, task in tasks.items():
+        if not any(objective.keeps_state for objective in task.objectives.values()):
+            continue
+        stateless = jax.eval_shape(functools.partial(make, specs={}))
+        forward = make_forward(experiment, task, model, teachers)
+        batch = {
+            k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in task.config.data.shapes.items()
+        }
+        spec = forward.spec(stateless, batch)
+        task.check_outputs(spec.outputs, spec.batch)
+        specs[name] = spec
+    fresh = functools.partial(make, specs=specs)
     shapes = jax.eval_shape(fresh)
-    return fresh, shapes, state_shardings(model, shapes, mesh)
+    return fresh, shapes, state_shardings(model, shapes, mesh, teachers=teachers, tasks=tasks)

@@ -38,6 +38,7 @@ from jaxvl.training.meter import ALL
 from jaxvl.training.optim import OptimConfig
 from jaxvl.training.schedule import SCHEDULES, RoundRobin
 from jaxvl.training.sinks import WandbConfig
+from jaxvl.training.teachers import TeacherConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,8 @@ class Experiment:
         starts with, and its tokenizer is this run's. `presets.saved(workdir)` is its model. A model
         that differs in nothing but experts where that has MLPs starts with the MLP as every expert
         (`adapters/upcycle.py`).
+      teachers: name -> weights beside those that are trained, which hooks of tasks (`before`) read:
+        `dict(momentum=dict(source="ema", decay=0.995))`, see `TeacherConfig`.
       text_length: tokens T of texts that are evaluated; None: the longest of the tasks'.
       seed: of initialisation, data order and all randomness in the steps.
       dtype: of computation; parameters are float32.
@@ -118,6 +121,7 @@ class Experiment:
     guard: GuardConfig = GuardConfig()
     log: LogConfig = LogConfig()
     init_from: PathText | None = None
+    teachers: dict[str, TeacherConfig] = dataclasses.field(default_factory=dict)
     text_length: Tokens | None = None
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16"] = "float32"

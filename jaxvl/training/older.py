@@ -74,7 +74,6 @@ def with_saved_tasks(
     held = checkpoints.shapes(step)
     whole = replicated(mesh)
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
-    aux, guard = (jax.tree.map(place, held.get(part) or {}) for part in ("aux", "guard"))
-    return dataclasses.replace(
-        abstract, aux=aux, guard={task: GuardState(**counters) for task, counters in guard.items()}
-    )
+    states, guard = (jax.tree.map(place, held.get(part) or {}) for part in ("aux", "guard"))
+    guards = {task: GuardState(**counters) for task, counters in guard.items()}
+    return dataclasses.replace(abstract, objective_state=states, guard=guards)

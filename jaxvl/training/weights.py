@@ -77,7 +77,7 @@ def load_weights(
     tokenizer = saved.tokenizer
     arrays = {
         path: np.asarray(array)
-        for part in (saved.params, saved.rest)
+        for part in (saved.params, saved.model_state)
         for path, array in part.items()
     }
     inputs = saved.experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)

@@ -72,7 +72,11 @@ def test_its_weights_are_read_with_one_sentence(trained, older):
         got.tokenizer.to_json() == want.tokenizer.to_json()
         and got.experiment.preprocess == want.experiment.preprocess
     )
-    jax.tree.map(np.testing.assert_array_equal, (got.params, got.rest), (want.params, want.rest))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (got.params, got.model_state),
+        (want.params, want.model_state),
+    )
 
 
 def test_a_run_starts_from_it(trained, older):
