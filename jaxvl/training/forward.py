@@ -147,8 +147,8 @@ class Bound:
     def __init__(self, model: Functional, weights: Weights):
         self._model = model
         self._weights = weights
-        self.pad_id = model.inputs.pad_id
-        self.eos_id = model.inputs.eos_id
+        self.pad_id = model.spec.pad_id
+        self.eos_id = model.spec.eos_id
 
     def outputs(self, inputs: Arrays) -> Arrays:
         return self._model.apply(*self._weights, inputs)[0]
