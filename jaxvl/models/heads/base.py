@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import check, nearest
+from jaxvl.config import ConfigError, check, nearest
 from jaxvl.models.base import Encoded
 
 
@@ -151,8 +151,8 @@ class Heads:
         return {source.partition("/")[0] for source in sources if source not in self.inputs}
 
     def check(self, reserved: tuple[str, ...] = ()) -> None:
-        """Raises ConfigError at `heads.LABEL` where a head reads what is not there, or its outputs
-        have a name twice.
+        """Raises ConfigError at `heads.LABEL` where a head reads what is not there or is of several
+        widths, or its outputs have a name twice.
 
         Args:
           reserved: further outputs of the model.
@@ -169,7 +169,7 @@ class Heads:
         self.all_widths()
 
     def all_widths(self) -> dict[str, int]:
-        """Whatever a head may read -> its width. Raises ConfigError as `order`."""
+        """Whatever a head may read -> its width. Raises ConfigError as `check`."""
         widths = dict(self.inputs)
         for label in self.order:
             config = self.configs[label]
@@ -180,6 +180,11 @@ class Heads:
                 )
                 check(source in widths, f"heads.{label}.reads", problem)
             given = {source: widths[source] for source in config.sources}
+            if not config.together:
+                try:
+                    one_width(given)
+                except ConfigError as error:
+                    raise error.under(f"heads.{label}") from None
             widths |= {config.output(label, name): w for name, w in config.widths(given).items()}
         return widths
 
