@@ -211,6 +211,24 @@ class Model(nnx.Module):
         """text int [B, T] -> unit rows float32 [B, E]."""
         raise NotImplementedError(f"{type(self).__name__} does not embed texts")
 
+    def head(self, output: str, name: str, x: jax.Array) -> jax.Array:
+        """One named output of one input alone, as in evaluation.
+
+        Args:
+          output: as `__call__` names it: a head's (`clean`, `projector/image`) or the model's own.
+          name, x: as for `encode`.
+
+        Raises:
+          KeyError: the model does not give this output of that input.
+        """
+        found = self({name: x})
+        if output not in found:
+            raise KeyError(
+                f"{output!r} is not an output of {name!r} alone{nearest(output, list(found))} "
+                f"(there are: {', '.join(sorted(found))})"
+            )
+        return found[output]
+
     def image_tokens(self, image: jax.Array) -> jax.Array:
         """image [B, S, S, C] -> the image encoder's tokens before pooling [B, P, D]."""
         return self.encode("image", image).tokens

@@ -35,7 +35,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "norm": None,  # scales and biases: small, replicated
     "classes": None,
     "queue": ("data", "fsdp"),  # rows that an objective keeps from earlier steps
-    "prototypes": ("data", "fsdp"),
+    "prototypes": "tensor",  # rows that a head or an objective compares with
     "scalar": None,
     "expert": "expert",  # experts E of a parameter, and of the places of their tokens
     # a router's column per expert: small, every device routes its own tokens to all experts
