@@ -20,27 +20,26 @@ is that of `coca`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import check
 from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec
-from jaxvl.models.coca import CoCa, CoCaConfig, own_form
-from jaxvl.models.two_tower import bounded, unit
+from jaxvl.models.captioner import TWO_POOLERS, Captioner
+from jaxvl.models.coca import CoCaConfig
+from jaxvl.models.two_tower import unit
 from jaxvl.nn.gated import GatedBlock
-from jaxvl.nn.poolers import QueryPooler
 from jaxvl.nn.random import split
 
 
 @MODELS.register("cosmo")
 @dataclasses.dataclass(frozen=True)
 class CosmoConfig(CoCaConfig):
-    """COSMO. The options are CoCa's: `unimodal` layers read text alone (the paper's split is not
+    """COSMO. The options are CoCa's: the `unimodal` layers read text alone (the paper's split is not
     known to us), the `multimodal` ones above them have gated cross-attention to the `queries`
     latents of an image. And
 
@@ -54,20 +53,11 @@ class CosmoConfig(CoCaConfig):
 
     interleaved: ClassVar[bool] = True  # it reads rows of several images
 
-    def __post_init__(self):
-        super().__post_init__()
-        own_form(self)
-        check(
-            self.poolers in ("cascade", "parallel"),
-            "poolers",
-            f"{self.poolers!r} is not for cosmo; must be 'cascade' or 'parallel'",
-        )
-
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Cosmo:
         return Cosmo(self, inputs, rngs=rngs, dtype=dtype)
 
 
-class Cosmo(CoCa):
+class Cosmo(Captioner):
     """See the top of this file.
 
     Args:
@@ -80,12 +70,23 @@ class Cosmo(CoCa):
         self, config: CosmoConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ):
         super().__init__(config, inputs, rngs=rngs, dtype=dtype)
-        heads = config.pooler_heads or config.sizes("unimodal").heads
-        self.text_pooler = QueryPooler(
-            1, self.width, heads, memory_width=self.width, rngs=rngs, dtype=dtype
-        )
+        self.text_pooler = self.make_pooler(config, 1, self.width, rngs)
         self.across = config.across
-        del self.class_token, self.text_norm  # the pooler is in their place
+
+    def build_poolers(self, config: CosmoConfig, rngs: nnx.Rngs) -> int:
+        self.poolers = config.poolers
+        read = self.width if config.poolers == "cascade" else self.encoder.width
+        self.caption_pooler = self.make_pooler(config, config.queries, self.encoder.width, rngs)
+        self.contrastive_pooler = self.make_pooler(config, 1, read, rngs)
+        return self.width
+
+    def pool_image(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return TWO_POOLERS[self.poolers](self, tokens)
+
+    def build_text(self, config: CosmoConfig, inputs: InputSpec, rngs: nnx.Rngs) -> None:
+        # Two rows more than are read, as in checkpoints that began as CoCa's table.
+        self.positions = self.make_positions(inputs.text_length + 2, rngs)
+        self.start_token = self.make_token(rngs)
 
     def _rows(
         self, batch: Mapping[str, jax.Array]
@@ -130,12 +131,18 @@ class Cosmo(CoCa):
         own = segment[:, None, :] == jnp.arange(1, count + 1)[:, None]
         return _unit(self.text_projection(self.text_pooler(tokens, own)))
 
-    def encode_text(
+    def read_text(
         self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
-    ) -> jax.Array:
-        """text int [B, T], one a row -> unit rows float32 [B, E]."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """text int [B, T], one a row -> tokens [B, T, D], the learned start first; and the text
+        embedding, unit rows float32 [B, E]."""
         segment = (text != self.pad_id).astype(jnp.int32)
-        return self._pool(self._tokens(text, segment, train=train, key=key), segment, 1)[:, 0]
+        tokens = self._tokens(text, segment, train=train, key=key)
+        return tokens, self._pool(tokens, segment, 1)[:, 0]
+
+    def embed_last(self, token: jax.Array, position: jax.Array) -> jax.Array:
+        start = self.start_token[...].astype(self.dtype)
+        return jnp.where(position == 0, start, self.words(token))
 
     def __call__(
         self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
@@ -151,7 +158,6 @@ class Cosmo(CoCa):
           image, text: unit rows, float32 [B, K, E]; the rest as CoCa's, along the row.
         """
         keys = split(key, 3)
-        scale = self.log_scale[...]
         images, text, segment, weight = self._rows(batch)
         b, k = images.shape[:2]
         latents, image = self.memory(
@@ -165,7 +171,7 @@ class Cosmo(CoCa):
         return {
             "image": image.reshape(b, k, -1),
             "text": self._pool(tokens, segment, k),
-            "log_scale": scale if self.most is None else bounded(scale, self.most),
+            "log_scale": self.scale(),
             "caption_weight": weight,
             **{f"caption_{name}": v for name, v in scores.items()},
         }
@@ -194,14 +200,20 @@ class Cosmo(CoCa):
             tokens, latents, mask=mask, memory_mask=seen, causal=True, train=train, key=key
         )
 
-    def _score(self, text, targets, memory, *, train: bool = False, keys=(None, None)):
-        """As CoCa's, of one image and one text."""
+    def score(
+        self,
+        text: jax.Array,
+        targets: jax.Array,
+        memory: jax.Array,
+        *,
+        train: bool = False,
+        keys: Sequence[jax.Array | None] = (None, None),
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """As every captioner's, of one image and one text."""
         segment = (text != self.pad_id).astype(jnp.int32)
-        tokens = self._tokens(text, segment, train=train, key=keys[0])
+        tokens, embedding = self.read_text(text, train=train, key=keys[0])
         x = self._read_images(tokens, memory, segment, 1, train=train, key=keys[1])
-        return self.head.scores(self.norm(x), self.words, targets), self._pool(tokens, segment, 1)[
-            :, 0
-        ]
+        return self.head.scores(self.norm(x), self.words, targets), embedding
 
     def caption_logits(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxvl import paths
 from jaxvl.config import check, nearest, to_path
+from jaxvl.models.open_clip_coca import renamed
 
 # Width, layers and heads of the text tower beside each image size, and the embedding space.
 _CLIP_TEXT = {"S": ("S", 384), "B": ("M", 512), "L": ("B", 768)}
@@ -28,7 +29,8 @@ def saved(workdir: str) -> dict[str, Any]:
 
     Raises OSError where there is none.
     """
-    return json.loads(paths.read_text(to_path(workdir, "presets.saved") / "config.json"))["model"]
+    path = to_path(workdir, "presets.saved") / "config.json"
+    return renamed(json.loads(paths.read_text(path))["model"])
 
 
 def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def coca_open_clip(variant: str = "ViT-B-32") -> dict[str, Any]:
     _check_known(variant, _COCA_OPEN_CLIP)
     image, width, heads, embed_dim, form = _COCA_OPEN_CLIP[variant]
     return dict(
-        name="coca",
+        name="open_clip_coca",
         image=dict(
             name="vit",
             variant=image,

@@ -1,8 +1,9 @@
-"""Checkpoints of versions whose tasks and evaluators named a corpus and a split, where they name a
-source and fields now.
+"""Checkpoints of earlier versions.
 
-Their records came in another order, so such a run cannot go on. Its weights, tokenizer and
-preprocessing are read as ever.
+Those whose tasks and evaluators named a corpus and a split, where they name a source and fields
+now: their records came in another order, so such a run cannot go on. Its weights, tokenizer and
+preprocessing are read as ever. And those whose model `coca` had the options of what is
+`open_clip_coca` now: they go on as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxvl import paths
+from jaxvl.models.open_clip_coca import renamed
 from jaxvl.sharding.mesh import replicated
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.state import GuardState, TrainState
@@ -31,6 +33,12 @@ def is_older(config: Mapping[str, Any]) -> bool:
     return any("corpus" in part for part in [*tasks, *config.get("evals", {}).values()])
 
 
+def present_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recorded config with its model in today's terms; itself where that changes nothing."""
+    model = renamed(config["model"]) if "model" in config else None
+    return config if model is None or model == config["model"] else {**config, "model": model}
+
+
 def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str, Any]:
     """What a recorded config says of the weights; of an older one without tasks and evaluators,
     with a warning.
@@ -39,6 +47,7 @@ def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str
       config: of the checkpoint's frame.
       folder: of the run, for the warning.
     """
+    config = present_model(config)
     if not is_older(config):
         return config
     evals = ", ".join(config.get("evals", {})) or "none"

@@ -69,17 +69,19 @@ class Actor:
     @functools.cached_property
     def _started(self) -> Any:
         return self._model.apply(
-            *self._weights, self._batch["image"], self._batch["text"].shape[1], method="start"
+            *self._weights, self._batch["image"], self._batch["text"].shape[1], method="prefill"
         )[0]
 
     def write(self, keys: jax.Array | None = None, **how: Any) -> tuple[jax.Array, jax.Array]:
-        (known, fixed), (rows, length) = self._started, self._batch["text"].shape
-        step = lambda known, *args: self._model.apply(
-            *self._weights, known, fixed, *args, method="step"
+        (kv_cache, cross_kv), (rows, length) = self._started, self._batch["text"].shape
+        step = lambda kv_cache, *args: self._model.apply(
+            *self._weights, kv_cache, cross_kv, *args, method="decode_step"
         )[0]
         config = Generation(method="greedy" if keys is None else "sample", **how)
         ids = dict(eos_id=self.eos_id, pad_id=self.pad_id)
-        tokens = generate(step, known, config, batch=rows, length=length, keys=keys, **ids).tokens
+        tokens = generate(
+            step, kv_cache, config, batch=rows, length=length, keys=keys, **ids
+        ).tokens
         return tokens, (tokens != self.pad_id) & (
             jnp.arange(length) < length - 1
         )  # the last place is EOS's without a choice

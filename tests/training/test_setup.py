@@ -216,7 +216,7 @@ def test_texts_that_a_task_reads(fields, expected):
 def test_a_model_whose_texts_begin_otherwise_is_refused():
     vit = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="cls")
     model = dict(
-        name="coca",
+        name="open_clip_coca",
         image=vit,
         width=16,
         unimodal=1,
