@@ -23,13 +23,21 @@ from flax import nnx
 
 from jaxvl.config import ConfigError, Depth, Heads, Hidden, Range, Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS
-from jaxvl.models.base import InputSpec, check_rates
-from jaxvl.models.two_tower import bounded, unit
+from jaxvl.models.base import (
+    Capabilities,
+    Encoded,
+    EncoderConfig,
+    InputSpec,
+    Model,
+    ModelConfig,
+    check_rates,
+)
 from jaxvl.models.vit import ViTConfig
 from jaxvl.nn.attention import KeyValue
+from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.mlp import Activation
-from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.norms import LayerNorm, l2_normalize
 from jaxvl.nn.poolers import QueryPooler
 from jaxvl.nn.random import split
 from jaxvl.nn.transformer import Block, Remat, Sizes, StackOptions, Transformer
@@ -44,7 +52,7 @@ VARIANTS: Mapping[str, tuple[int, int, int, int]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class CaptionerConfig:
+class CaptionerConfig(ModelConfig):
     """Options of every captioner.
 
     Attributes:
@@ -82,7 +90,7 @@ class CaptionerConfig:
     scan: bool = True
     remat: Remat = "none"
 
-    writes: ClassVar[bool] = True  # it has `prefill` and `decode_step`, which `generate` needs
+    training_fields: ClassVar[frozenset[str]] = frozenset({"max_scale", "init_scale"})
 
     def __post_init__(self):
         check(
@@ -92,7 +100,7 @@ class CaptionerConfig:
         )
         check_rates(self, "dropout", "drop_path")
         check(
-            getattr(self.image, "moe", None) is None,
+            not self.image.routed,
             "image.moe",
             f"the losses of its layers would be lost: {self.registered_name!r} does not report "
             f"them",
@@ -136,6 +144,13 @@ class CaptionerConfig:
             remat=self.remat,
         )
 
+    @property
+    def encoders(self) -> Mapping[str, EncoderConfig]:
+        return {"image": self.image}
+
+    def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
+        return Capabilities(generates=True)
+
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where the image encoder cannot take such images, or no token ends a
         caption."""
@@ -169,7 +184,7 @@ class CrossKV(NamedTuple):
     image: list[KeyValue]
 
 
-class Captioner(nnx.Module):
+class Captioner(Model):
     """See the top of this file. A model defines `build_poolers`, `pool_image`, `build_text`,
     `read_text` and `embed_last`.
 
@@ -217,6 +232,13 @@ class Captioner(nnx.Module):
         self.log_scale = nnx.Param(jnp.float32(math.log(config.init_scale)), axes=())
         self.most = None if config.max_scale is None else math.log(config.max_scale)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("image", "text")
+
+    def encoder_paths(self) -> dict[str, str]:
+        return {"image": "encoder"}
+
     # ----------------------------------------------------------------------------------------------
     # What a model defines
 
@@ -237,7 +259,8 @@ class Captioner(nnx.Module):
         self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """text int [B, T] -> tokens that the multimodal layers read, of which the first stands
-        before the first target, [B, T', D]; and the text embedding, unit rows float32 [B, E]."""
+        before the first target, [B, T', D]; and what the text embedding is projected from,
+        [B, D]."""
         raise NotImplementedError
 
     def embed_last(self, token: jax.Array, position: jax.Array) -> jax.Array:
@@ -248,6 +271,11 @@ class Captioner(nnx.Module):
         """What becomes of the unimodal layers' output [B, 1, D] before the multimodal ones read
         it."""
         return x
+
+    def text_mask(self, text: jax.Array) -> jax.Array:
+        """bool [B, T'], of the tokens that `read_text` gives: False where they are padding."""
+        mask = text != self.pad_id
+        return jnp.concatenate([jnp.ones_like(mask[:, :1]), mask], axis=1)
 
     def targets(self, text: jax.Array) -> jax.Array:
         """The tokens of text int [B, T] that are predicted: all, as the start is not of them."""
@@ -290,8 +318,8 @@ class Captioner(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """image [B, S, S, C] -> what captions are read from [B, N, D], and the image embedding,
         unit rows float32 [B, E]."""
-        memory, pooled = self.pool_image(self.encoder(image, train=train, key=key).tokens)
-        return memory, unit(self.image_projection(pooled))
+        memory, pooled = self.pool_image(self.encode_tokens(image, train=train, key=key))
+        return memory, l2_normalize(self.image_projection(pooled))
 
     def encode_image(
         self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -303,26 +331,49 @@ class Captioner(nnx.Module):
         self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> jax.Array:
         """text int [B, T] -> unit rows float32 [B, E]."""
-        return self.read_text(text, train=train, key=key)[1]
+        return self.embed_text(self.read_text(text, train=train, key=key)[1])
 
-    def image_tokens(self, image: jax.Array) -> jax.Array:
+    def embed_text(self, pooled: jax.Array) -> jax.Array:
+        """What `read_text` pools -> unit rows float32 [B, E]."""
+        return l2_normalize(self.text_projection(pooled))
+
+    def encode(
+        self, name: str, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> Encoded:
+        """As every model's. Of an image: the encoder's tokens, and what the image embedding is
+        projected from. Of a text: what the multimodal layers read, and what the text embedding is
+        projected from."""
+        if name == "image":
+            tokens = self.encode_tokens(x, train=train, key=key)
+            return Encoded(self.pool_image(tokens)[1], tokens)
+        tokens, pooled = self.read_text(x, train=train, key=key)
+        return Encoded(pooled, tokens, self.text_mask(x))
+
+    def encode_tokens(
+        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
         """image [B, S, S, C] -> the encoder's tokens [B, P, D], which the poolers start from."""
-        return self.encoder(image).tokens
+        return self.encoder(image, train=train and "image" not in self.frozen, key=key).tokens
 
     def scale(self) -> jax.Array:
         """log_scale, float32 [], within its limit."""
         scale = self.log_scale[...]
-        return scale if self.most is None else bounded(scale, self.most)
+        return scale if self.most is None else clip_with_gradient(scale, self.most)
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds a batch and reads its texts as captions, in one pass.
 
         Args:
           batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding;
             maybe `sampled` int [B, T], captions of the model's own.
-          train, key: as for `TwoTower`.
+          train, key, progress: as for `Model`.
 
         Returns:
           image, text: unit rows, float32 [B, E]; log_scale: float32 []; caption_lse,
@@ -360,7 +411,8 @@ class Captioner(nnx.Module):
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """`VocabularyHead.scores` of targets int [B, T'], the first of which follows the start,
         given text int [B, T]; the text's embedding."""
-        tokens, embedding = self.read_text(text, train=train, key=keys[0])
+        tokens, pooled = self.read_text(text, train=train, key=keys[0])
+        embedding = self.embed_text(pooled)
         with jax.named_scope("captioner"):
             x = self.multimodal(
                 tokens[:, : targets.shape[1]], memory, causal=True, train=train, key=keys[1]

@@ -26,7 +26,6 @@ from flax import nnx
 from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec
 from jaxvl.models.captioner import TWO_POOLERS, Captioner, CaptionerConfig
-from jaxvl.models.two_tower import unit
 from jaxvl.nn.norms import LayerNorm
 
 
@@ -73,8 +72,8 @@ class CoCa(Captioner):
     def read_text(
         self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """text int [B, T] -> tokens [B, T + 1, D], the learned start first; and the text embedding,
-        unit rows float32 [B, E]."""
+        """text int [B, T] -> tokens [B, T + 1, D], the learned start first; and [CLS], which sees
+        the whole text, [B, D]."""
         b = len(text)
         always = jnp.ones((b, 1), bool)
         start = self.repeat_token(self.start_token, b)
@@ -85,7 +84,7 @@ class CoCa(Captioner):
         positions = jnp.concatenate([self.positions[: text.shape[1] + 1], self.positions[-1:]])
         x = x + positions.astype(self.dtype)
         x = self.unimodal(x, mask=mask, causal=True, train=train, key=key)
-        return x[:, :-1], unit(self.text_projection(self.text_norm(x[:, -1])))
+        return x[:, :-1], self.text_norm(x[:, -1])
 
     def embed_last(self, token: jax.Array, position: jax.Array) -> jax.Array:
         start = self.start_token[...].astype(self.dtype)

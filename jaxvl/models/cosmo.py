@@ -28,10 +28,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvl.models import MODELS
-from jaxvl.models.base import InputSpec
+from jaxvl.models.base import Capabilities, InputSpec
 from jaxvl.models.captioner import TWO_POOLERS, Captioner
 from jaxvl.models.coca import CoCaConfig
-from jaxvl.models.two_tower import unit
 from jaxvl.nn.gated import GatedBlock
 from jaxvl.nn.random import split
 
@@ -51,7 +50,8 @@ class CosmoConfig(CoCaConfig):
 
     across: bool = True
 
-    interleaved: ClassVar[bool] = True  # it reads rows of several images
+    def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
+        return dataclasses.replace(super().capabilities(inputs), interleaved=True)
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Cosmo:
         return Cosmo(self, inputs, rngs=rngs, dtype=dtype)
@@ -127,32 +127,41 @@ class Cosmo(Captioner):
         return self.unimodal(x, mask=mask, causal=True, train=train, key=key)
 
     def _pool(self, tokens: jax.Array, segment: jax.Array, count: int) -> jax.Array:
-        """[B, R, D] -> text embeddings, unit rows float32 [B, K, E] of texts 1 … K = `count`."""
+        """[B, R, D] -> what the text embeddings are projected from [B, K, D], of texts 1 … K =
+        `count`."""
         own = segment[:, None, :] == jnp.arange(1, count + 1)[:, None]
-        return _unit(self.text_projection(self.text_pooler(tokens, own)))
+        return self.text_pooler(tokens, own)
 
     def read_text(
         self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """text int [B, T], one a row -> tokens [B, T, D], the learned start first; and the text
-        embedding, unit rows float32 [B, E]."""
+        """text int [B, T], one a row -> tokens [B, T, D], the learned start first; and
+        what the text embedding is projected from [B, D]."""
         segment = (text != self.pad_id).astype(jnp.int32)
         tokens = self._tokens(text, segment, train=train, key=key)
         return tokens, self._pool(tokens, segment, 1)[:, 0]
+
+    def text_mask(self, text: jax.Array) -> jax.Array:
+        return text != self.pad_id
 
     def embed_last(self, token: jax.Array, position: jax.Array) -> jax.Array:
         start = self.start_token[...].astype(self.dtype)
         return jnp.where(position == 0, start, self.words(token))
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds the images and texts of a batch and reads the texts as captions, in one pass.
 
         Args:
           batch: image float [B, K, S, S, C], normalised; text, segment int [B, R]; weight float [B,
             R] (`data.packing`). Or rows of one: image [B, S, S, C], text [B, T].
-          train, key: as for CoCa.
+          train, key, progress: as for CoCa.
 
         Returns:
           image, text: unit rows, float32 [B, K, E]; the rest as CoCa's, along the row.
@@ -170,7 +179,7 @@ class Cosmo(Captioner):
         scores = self.head.scores(self.norm(x), self.words, text)
         return {
             "image": image.reshape(b, k, -1),
-            "text": self._pool(tokens, segment, k),
+            "text": self.embed_text(self._pool(tokens, segment, k)),
             "log_scale": self.scale(),
             "caption_weight": weight,
             **{f"caption_{name}": v for name, v in scores.items()},
@@ -211,9 +220,9 @@ class Cosmo(Captioner):
     ) -> tuple[dict[str, jax.Array], jax.Array]:
         """As every captioner's, of one image and one text."""
         segment = (text != self.pad_id).astype(jnp.int32)
-        tokens, embedding = self.read_text(text, train=train, key=keys[0])
+        tokens, pooled = self.read_text(text, train=train, key=keys[0])
         x = self._read_images(tokens, memory, segment, 1, train=train, key=keys[1])
-        return self.head.scores(self.norm(x), self.words, targets), embedding
+        return self.head.scores(self.norm(x), self.words, targets), self.embed_text(pooled)
 
     def caption_logits(
         self,
@@ -233,7 +242,3 @@ class Cosmo(Captioner):
             1,
         )
         return self.head.logits(self.norm(x if position is None else x[:, position]), self.words)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return unit(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

@@ -21,9 +21,8 @@ from flax import nnx
 
 from jaxvl.config import TokenId, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS
-from jaxvl.models.base import InputSpec
+from jaxvl.models.base import Capabilities, InputSpec
 from jaxvl.models.captioner import TWO_POOLERS, Captioner, CaptionerConfig
-from jaxvl.models.two_tower import unit
 from jaxvl.models.vit import ViTConfig
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.poolers import eos
@@ -73,7 +72,7 @@ class OpenClipCoCaConfig(CaptionerConfig):
             f"{self.queries!r} must be >= 2, the first of which is the image's",
         )
         check(
-            self.poolers != "none" or getattr(self.image, "pool", None) == "cls",
+            self.poolers != "none" or self.image.class_token,
             "poolers",
             "'none' needs an image encoder with a class token (a vit with pool='cls')",
         )
@@ -85,6 +84,9 @@ class OpenClipCoCaConfig(CaptionerConfig):
 
     def options(self) -> StackOptions:
         return dataclasses.replace(super().options(), cross=self.cross)
+
+    def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
+        return Capabilities(generates=True, start_id=self.start_id)
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError as every captioner's, and where the start is no token of its own."""
@@ -141,9 +143,12 @@ class OpenClipCoCa(Captioner):
     def read_text(
         self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """text int [B, T], its start first -> tokens [B, T, D] and the text embedding, unit rows
-        float32 [B, E]."""
+        """text int [B, T], its start first -> tokens [B, T, D], and what the text embedding is
+        projected from [B, D]."""
         return TEXT_POOLS[self.text_pool](self, text, train, key)
+
+    def text_mask(self, text: jax.Array) -> jax.Array:
+        return text != self.pad_id
 
     def targets(self, text: jax.Array) -> jax.Array:
         return text[:, 1:]
@@ -185,7 +190,7 @@ def _pool_class(
     positions = jnp.concatenate([model.positions[:t], model.positions[-1:]])
     x = x + positions.astype(model.dtype)
     x = model.unimodal(x, mask=mask, causal=True, train=train, key=key)
-    return x[:, :-1], unit(model.text_projection(model.text_norm(x[:, -1])))
+    return x[:, :-1], model.text_norm(x[:, -1])
 
 
 def _pool_eos(
@@ -194,7 +199,7 @@ def _pool_eos(
     """No token sees the padding, which comes after it."""
     x = model.words(text) + model.positions[: text.shape[1]].astype(model.dtype)
     x = model.text_norm(model.unimodal(x, causal=True, train=train, key=key))
-    return x, unit(model.text_projection(eos(x, text, model.eos_id)))
+    return x, eos(x, text, model.eos_id)
 
 
 TEXT_POOLS = {"class": _pool_class, "eos": _pool_eos}

@@ -27,10 +27,15 @@ def saved(workdir: str) -> dict[str, Any]:
     """The model of a run's workdir, or of one that `jaxvl.convert` made: what a run with
     `init_from` has.
 
+    Options of earlier versions are in today's terms; their `lock` is left out, `optim.freeze` stands
+    for it.
+
     Raises OSError where there is none.
     """
-    path = to_path(workdir, "presets.saved") / "config.json"
-    return renamed(json.loads(paths.read_text(path))["model"])
+    folder = to_path(workdir, "presets.saved")
+    model = json.loads(paths.read_text(folder / "config.json"))["model"]
+    model.pop("lock", None)
+    return renamed(model)
 
 
 def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -> dict[str, Any]:

@@ -28,9 +28,8 @@ from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec
 from jaxvl.models.captioner import CaptionerConfig
 from jaxvl.models.coca import CoCa
-from jaxvl.models.two_tower import unit
 from jaxvl.nn.linear import Linear, normal
-from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.norms import LayerNorm, l2_normalize
 from jaxvl.nn.random import split
 from jaxvl.nn.transformer import Transformer
 
@@ -87,9 +86,8 @@ class SyCoCaConfig(CaptionerConfig):
         """Raises ConfigError as CoCa does, and where the image encoder's tokens are not patches, or
         too few to hide some."""
         super().check_inputs(inputs)
-        plain = getattr(self.image, "patch", 0) and self.image.pool != "cls"
         check(
-            plain,
+            self.image.patch is not None and not self.image.class_token,
             "image",
             "must be a vit without a class token (pool mean or map), whose tokens are patches",
         )
@@ -151,15 +149,20 @@ class SyCoCa(CoCa):
         self.hidden_count = round(config.hidden_share * patches)
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds a batch, reads its texts as captions and its hidden patches, in one pass.
 
         Args:
           batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding.
             Optional: patch_scores float [B, P], which choose the patches instead of the cosine.
-          train, key: as for CoCa. Random masks are drawn from the key; without one they are the
-            same at every call.
+          train, key, progress: as for CoCa. Random masks are drawn from the key; without one they
+            are the same at every call.
 
         Returns:
           What CoCa returns; patch_prediction: float32 [B, P, p² C], the pixels of each patch in
@@ -169,9 +172,10 @@ class SyCoCa(CoCa):
         keys = split(key, 6)
         text = batch["text"]
         with jax.named_scope("image"):
-            patches = self.encoder(batch["image"], train=train, key=keys[0]).tokens
-            image = unit(self.image_projection(self.contrastive_pooler(patches)[:, 0]))
-        tokens, embedding = self.read_text(text, train=train, key=keys[1])
+            patches = self.encode_tokens(batch["image"], train=train, key=keys[0])
+            image = l2_normalize(self.image_projection(self.contrastive_pooler(patches)[:, 0]))
+        tokens, pooled = self.read_text(text, train=train, key=keys[1])
+        embedding = self.embed_text(pooled)
         scores = batch.get("patch_scores")
         if scores is None:
             scores = (
@@ -210,7 +214,9 @@ class SyCoCa(CoCa):
         patch alone (as Zhou et al. 2022)."""
         b, p, _ = patches.shape
         alone = self.image_projection(self.contrastive_pooler.alone(patches))
-        return jnp.einsum("BPE,BE->BP", unit(alone.reshape(b * p, -1)).reshape(b, p, -1), text)
+        return jnp.einsum(
+            "BPE,BE->BP", l2_normalize(alone.reshape(b * p, -1)).reshape(b, p, -1), text
+        )
 
     def _lot(self, patches: jax.Array, key: jax.Array | None) -> jax.Array:
         return jax.random.uniform(jax.random.key(0) if key is None else key, patches.shape[:2])
@@ -220,7 +226,7 @@ class SyCoCa(CoCa):
         """Pixels float32 [B, P, p² C] of all patches, from those that are not `masked` (bool [B,
         P]) and the text's tokens [B, T + 1, D]."""
         if self.mask_patch is not None:
-            patches = self.encoder(self._paint(image, masked), train=train, key=keys[0]).tokens
+            patches = self.encode_tokens(self._paint(image, masked), train=train, key=keys[0])
         x = self.patch_projection(patches)
         if self.mask_token is not None:
             x = jnp.where(masked[..., None], self.mask_token[...].astype(self.dtype), x)

@@ -35,10 +35,12 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Fu
     only, or the model has not a task's options."""
     inputs = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     try:
-        model = functional(experiment.model, inputs, jnp.dtype(experiment.dtype))
+        model = functional(
+            experiment.model, inputs, jnp.dtype(experiment.dtype), freeze=experiment.optim.freeze
+        )
     except ConfigError as error:
         raise error.under("model") from None
-    start = getattr(experiment.model, "start_id", None)
+    start = experiment.model.capabilities(inputs).start_id
     if isinstance(tokenizer, Tokenizer) and start is not None:
         check(
             start == tokenizer.cls_id,
@@ -48,8 +50,7 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Fu
     for name, task in experiment.tasks.items():
         options = model.options(task.encode, f"tasks.{name}.encode")
         try:
-            if hasattr(experiment.model, "check_task"):
-                experiment.model.check_task(task.data, options)
+            experiment.model.check_task(task.data, options)
         except ConfigError as error:
             raise error.under(f"tasks.{name}") from None
         for field, size in picture_sizes(task.data).items():
@@ -80,7 +81,7 @@ def fresh_state(
     tasks = {
         name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()
     }
-    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
+    tx, trained = optimiser(experiment.optim, model.axes)
     ema = experiment.optim.ema is not None
     fresh = functools.partial(
         init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=ema, judges=judges

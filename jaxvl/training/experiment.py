@@ -30,6 +30,7 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import TokenizerConfig
 from jaxvl.evals import EVALUATORS
 from jaxvl.models import MODELS, InputSpec
+from jaxvl.models.base import ModelConfig
 from jaxvl.sharding.mesh import MeshConfig, batch_shards
 from jaxvl.tasks import TaskConfig
 from jaxvl.training.checkpoint import CheckpointConfig
@@ -104,7 +105,7 @@ class Experiment:
       plugins: files and modules of your own, which register components; see `config.plugins`.
     """
 
-    model: Annotated[Any, MODELS]
+    model: Annotated[ModelConfig, MODELS]
     steps: Steps
     tasks: dict[str, TaskConfig] = dataclasses.field(default_factory=dict)
     optim: OptimConfig = OptimConfig()
@@ -146,13 +147,13 @@ class Experiment:
                 "is the name of what is logged of all tasks together; choose another",
             )
             data = self.tasks[name].data
-            reads_rows = data.interleave is None or getattr(self.model, "interleaved", False)
+            reads_rows = data.interleave is None or self.model.capabilities().interleaved
             check(
                 reads_rows,
                 f"tasks.{name}.data.interleave",
                 "the model reads one image per row; must be None (cosmo reads more)",
             )
-            reads_texts = data.texts_per_row == 1 or getattr(self.model, "multi_instance", False)
+            reads_texts = data.texts_per_row == 1 or self.model.capabilities().multi_instance
             problem = (
                 f"{data.texts_per_row!r}: the model reads one text per row; must be 1 (imp reads "
                 f"more)"

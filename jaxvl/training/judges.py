@@ -32,11 +32,11 @@ def make_judges(experiment: Experiment, model: Functional, tokenizer: Any) -> di
                 continue
             path = f"tasks.{task}.objectives.{key}"
             check(
-                getattr(experiment.model, "writes", False),
+                experiment.model.capabilities().generates,
                 path,
                 f"{use.name!r} needs a model that writes captions, as coca",
             )
-            start = getattr(experiment.model, "start_id", None)
+            start = experiment.model.capabilities().start_id
             check(
                 start is None,
                 path,

@@ -1,9 +1,9 @@
 """Checkpoints of earlier versions.
 
-Those whose tasks and evaluators named a corpus and a split, where they name a source and fields
-now: their records came in another order, so such a run cannot go on. Its weights, tokenizer and
-preprocessing are read as ever. And those whose model `coca` had the options of what is
-`open_clip_coca` now: they go on as they are.
+Some had tasks and evaluators that named a corpus and a split, where they name a source and fields
+now. Their records came in another order, so such a run cannot go on. Its weights, tokenizer and
+preprocessing are read as ever. Some had models with an option `lock`, which `optim.freeze` stands
+for now, or a `coca` with options of what is `open_clip_coca` now; such a run goes on.
 """
 
 from __future__ import annotations
@@ -33,12 +33,6 @@ def is_older(config: Mapping[str, Any]) -> bool:
     return any("corpus" in part for part in [*tasks, *config.get("evals", {}).values()])
 
 
-def present_model(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A recorded config with its model in today's terms; itself where that changes nothing."""
-    model = renamed(config["model"]) if "model" in config else None
-    return config if model is None or model == config["model"] else {**config, "model": model}
-
-
 def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str, Any]:
     """What a recorded config says of the weights; of an older one without tasks and evaluators,
     with a warning.
@@ -47,7 +41,7 @@ def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str
       config: of the checkpoint's frame.
       folder: of the run, for the warning.
     """
-    config = present_model(config)
+    config = present_config(config)
     if not is_older(config):
         return config
     evals = ", ".join(config.get("evals", {})) or "none"
@@ -64,6 +58,26 @@ def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str
         *(_tokens(task["data"]) for task in config.get("tasks", {}).values()),
     ]
     return {**config, "tasks": {}, "evals": {}, "text_length": max(lengths)}
+
+
+def present_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recorded config in today's terms; itself where that changes nothing.
+
+    The models' option `lock` becomes `optim.freeze`. For `coca` see `open_clip_coca.renamed`.
+
+    Raises ConfigError for a model that is no longer there.
+    """
+    if "model" not in config:
+        return config
+    model = renamed(config["model"])
+    if "lock" not in model:
+        return config if model == config["model"] else {**config, "model": model}
+    locked = model.pop("lock")
+    optim = dict(config.get("optim", {}))
+    if locked != "none":
+        patterns = [optim.get("freeze"), f"^{locked}/encoder/"]
+        optim["freeze"] = "|".join(pattern for pattern in patterns if pattern)
+    return {**config, "model": model, "optim": optim}
 
 
 def _tokens(data: Mapping[str, Any]) -> int:

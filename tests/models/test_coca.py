@@ -373,3 +373,48 @@ def test_captions_go_on_after_their_own_prompts(method):
             assert dict((tuple(p), c) for c, p in paths)[tuple(path)] == pytest.approx(
                 float(got.log_p[row]), rel=1e-5, abs=1e-6
             )
+
+
+# What a version before recorded of every `coca`.
+RECORDED = dict(
+    name="coca",
+    queries=3,
+    poolers="cascade",
+    pooler_norm=True,
+    cross="between",
+    start_id=None,
+    text_pool="class",
+    late_mask=False,
+)
+
+
+@pytest.mark.parametrize(
+    "changes, name, options",
+    [
+        ({}, "coca", dict(queries=3, poolers="cascade")),
+        (dict(name="cosmo", across=False), "cosmo", dict(across=False)),
+        (dict(name="sycoca", poolers="parallel"), "sycoca", dict(queries=3)),
+        (
+            dict(poolers="none", cross="after", start_id=2, text_pool="eos"),
+            "open_clip_coca",
+            dict(poolers="none", cross="after", start_id=2, text_pool="eos"),
+        ),
+        (
+            dict(start_id=2, late_mask=True),
+            "open_clip_coca",
+            dict(poolers="cascade", cross="between", start_id=2, late_mask=True),
+        ),
+    ],
+)
+def test_what_an_earlier_version_recorded_is_the_same_model(changes, name, options):
+    image = dict(SMALL["image"], pool="cls")
+    node = renamed(dict(SMALL, **RECORDED) | dict(image=image) | changes)
+    config = choose(MODELS, node, "model")
+    assert config.registered_name == name
+    assert {key: getattr(config, key) for key in options} == options
+    assert renamed(node) == node
+
+
+def test_a_mixture_that_is_no_longer_there_is_refused():
+    with pytest.raises(ConfigError, match="a learned start and options of open_clip's form"):
+        renamed(dict(RECORDED, cross="after"))

@@ -55,7 +55,7 @@ def compiled(rows, chunks):
         model = build_model(experiment, Vocabulary(64, 0, 1))
         _, shapes, shardings = fresh_state(experiment, model, mesh)
         abstract = abstract_state(shapes, shardings)
-        tx, trained = optimiser(experiment.optim, model.axes, model.locked)
+        tx, trained = optimiser(experiment.optim, model.axes)
         task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
         where = batch_sharding(mesh)
         batch = {

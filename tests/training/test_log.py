@@ -103,7 +103,7 @@ def test_model_flop_leave_recomputation_out(finished):
     with jax.set_mesh(mesh):
         model = build_model(plain, tokens)
         _, shapes, _ = fresh_state(plain, model, mesh, {})
-        tx, trained = optimiser(plain.optim, model.axes, model.locked)
+        tx, trained = optimiser(plain.optim, model.axes)
         task = Task("pairs", plain.tasks["pairs"], plain.preprocess)
         part = Part(task, 1.0, frozenset(trained))
         rate = learning_rate(plain.optim, plain.steps)

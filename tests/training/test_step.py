@@ -47,7 +47,7 @@ def run(n_steps=2, devices=1, poison=None, values=None, **changes):
         model = build_model(experiment, tokenizer())
         fresh, _, shardings = fresh_state(experiment, model, mesh)
         state = jax.jit(fresh, out_shardings=shardings)()
-        tx, trained = optimiser(experiment.optim, model.axes, model.locked)
+        tx, trained = optimiser(experiment.optim, model.axes)
         task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
         part = Part(task, 1.0, frozenset(p for p, yes in trained.items() if yes))
         step = make_step(

@@ -65,7 +65,7 @@ class Stage:
             self.state = seat_judges(
                 jax.jit(fresh, out_shardings=self.shardings)(), self.shardings, self.judges
             )
-            tx, trained = optimiser(experiment.optim, self.model.axes, self.model.locked)
+            tx, trained = optimiser(experiment.optim, self.model.axes)
             self.task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
             rate = learning_rate(experiment.optim, experiment.steps)
             part = Part(
