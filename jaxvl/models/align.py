@@ -66,6 +66,10 @@ class AlignConfig(ModelConfig):
         """Raises ConfigError where an encoder cannot take such inputs."""
         check_towers(self.image, self.text, inputs)
 
+    def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
+        """Raises ConfigError where a task drops tokens of an encoder that cannot."""
+        self.check_drop(encode)
+
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TwoTower:
         width = self.embed_dim or self.image.features
 

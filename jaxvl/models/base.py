@@ -102,6 +102,11 @@ class EncoderConfig:
         return False
 
     @property
+    def drops_tokens(self) -> bool:
+        """Whether its module takes `drop` and `row_keys`, by which rows lose tokens in training."""
+        return False
+
+    @property
     def features(self) -> int:
         """Width of the pooled output."""
         raise NotImplementedError(f"{type(self).__name__} must say the width of its output")
@@ -145,6 +150,22 @@ class ModelConfig:
     def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
         """Raises ConfigError where the model cannot take a task's data (`DataConfig`), or has not
         the options of the call that the task names."""
+
+    def check_drop(self, encode: Mapping[str, Any]) -> None:
+        """For `check_task` of models with the option `drop`. Raises ConfigError for an input whose
+        encoder drops no tokens, or a share that is none."""
+        for name, share in (encode.get("drop") or {}).items():
+            able = [n for n, encoder in self.encoders.items() if encoder.drops_tokens]
+            check(
+                name in able,
+                f"encode.drop.{name}",
+                f"its encoder drops no tokens (those that do: {', '.join(able) or 'none'})",
+            )
+            check(
+                0 <= share < 1,
+                f"encode.drop.{name}",
+                f"{share!r} is a share of the tokens; must be in [0, 1)",
+            )
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Model:
         """The model's module; parameters are float32, computing in `dtype`."""
@@ -240,6 +261,20 @@ def parameter_paths(module: nnx.Module) -> list[str]:
     """Paths of a module's parameters, as `image/encoder/norm/scale`."""
     flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
     return ["/".join(map(str, path)) for path, _ in flat]
+
+
+# In a batch: a PRNG key of each row [B], the same on every mesh and in every chunk. Without it rows
+# draw from the key of the call.
+ROW_KEYS = "row_keys"
+
+
+def drop_options(
+    drop: Mapping[str, float] | None, name: str, batch: Mapping[str, jax.Array]
+) -> dict[str, Any]:
+    """What an encoder is called with, beside `train` and `key`, for the option `drop` of a model's
+    call: nothing where its input `name` loses no tokens."""
+    share = (drop or {}).get(name, 0.0)
+    return {"drop": share, "row_keys": batch.get(ROW_KEYS)} if share else {}
 
 
 class Generator(Protocol):

@@ -31,6 +31,7 @@ from jaxvl.models.base import (
     Model,
     ModelConfig,
     check_rates,
+    drop_options,
 )
 from jaxvl.models.vit import ViTConfig
 from jaxvl.nn.attention import KeyValue
@@ -150,6 +151,10 @@ class CaptionerConfig(ModelConfig):
 
     def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
         return Capabilities(generates=True)
+
+    def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
+        """Raises ConfigError where a task drops tokens of an encoder that cannot."""
+        self.check_drop(encode)
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where the image encoder cannot take such images, or no token ends a
@@ -314,11 +319,17 @@ class Captioner(Model):
 
     @jax.named_scope("image")
     def memory(
-        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self,
+        image: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        **options: Any,
     ) -> tuple[jax.Array, jax.Array]:
         """image [B, S, S, C] -> what captions are read from [B, N, D], and the image embedding,
-        unit rows float32 [B, E]."""
-        memory, pooled = self.pool_image(self.encode_tokens(image, train=train, key=key))
+        unit rows float32 [B, E]; `options`: the encoder's own, see `drop_options`."""
+        tokens = self.encode_tokens(image, train=train, key=key, **options)
+        memory, pooled = self.pool_image(tokens)
         return memory, l2_normalize(self.image_projection(pooled))
 
     def encode_image(
@@ -350,10 +361,16 @@ class Captioner(Model):
         return Encoded(pooled, tokens, self.text_mask(x))
 
     def encode_tokens(
-        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self,
+        image: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        **options: Any,
     ) -> jax.Array:
         """image [B, S, S, C] -> the encoder's tokens [B, P, D], which the poolers start from."""
-        return self.encoder(image, train=train and "image" not in self.frozen, key=key).tokens
+        train = train and "image" not in self.frozen
+        return self.encoder(image, train=train, key=key, **options).tokens
 
     def scale(self) -> jax.Array:
         """log_scale, float32 [], within its limit."""
@@ -367,12 +384,15 @@ class Captioner(Model):
         train: bool = False,
         key: jax.Array | None = None,
         progress: jax.Array | None = None,
+        drop: dict[str, float] | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds a batch and reads its texts as captions, in one pass.
 
         Args:
           batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding;
-            maybe `sampled` int [B, T], captions of the model's own.
+            maybe `sampled` int [B, T], captions of the model's own; maybe `ROW_KEYS`.
+          drop: input -> share of its tokens that is left out in training (FLIP), of an encoder
+            that can (`EncoderConfig.drops_tokens`).
           train, key, progress: as for `Model`.
 
         Returns:
@@ -384,7 +404,8 @@ class Captioner(Model):
         """
         keys = split(key, 3)
         text = batch["text"]
-        memory, image = self.memory(batch["image"], train=train, key=keys[0])
+        options = drop_options(drop, "image", batch)
+        memory, image = self.memory(batch["image"], train=train, key=keys[0], **options)
         targets = self.targets(text)
         scores, embedding = self.score(text, targets, memory, train=train, keys=keys[1:])
         out = {

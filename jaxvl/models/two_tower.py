@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvl.config import ConfigError
-from jaxvl.models.base import Encoded, EncoderConfig, InputSpec, Model
+from jaxvl.models.base import Encoded, EncoderConfig, InputSpec, Model, drop_options
 from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.nn.linear import Linear, normal
 from jaxvl.nn.norms import l2_normalize
@@ -115,10 +115,17 @@ class TwoTower(Model):
         return {"image": "image/encoder", "text": "text/encoder"}
 
     def encode(
-        self, name: str, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self,
+        name: str,
+        x: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        **options: Any,
     ) -> Encoded:
+        """As every model's; `options`: the encoder's own, see `drop_options`."""
         tower = {"image": self.image, "text": self.text}[name]
-        return tower.encoder(x, train=train and name not in self.frozen, key=key)
+        return tower.encoder(x, train=train and name not in self.frozen, key=key, **options)
 
     def encode_image(
         self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -139,11 +146,14 @@ class TwoTower(Model):
         train: bool = False,
         key: jax.Array | None = None,
         progress: jax.Array | None = None,
+        drop: dict[str, float] | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds a batch.
 
         Args:
-          batch: image float [B, S, S, C], normalised; text int [B, T].
+          batch: image float [B, S, S, C], normalised; text int [B, T]; maybe `ROW_KEYS`.
+          drop: input -> share of its tokens that is left out in training (FLIP, CLIPA), of
+            encoders that can (`EncoderConfig.drops_tokens`).
           train, key, progress: as for `Model`.
 
         Returns:
@@ -154,7 +164,8 @@ class TwoTower(Model):
         image_key, text_key = (None, None) if key is None else jax.random.split(key)
         scale = self.log_scale[...]
         with jax.named_scope("image"):
-            image = self.encode("image", batch["image"], train=train, key=image_key)
+            options = drop_options(drop, "image", batch)
+            image = self.encode("image", batch["image"], train=train, key=image_key, **options)
         with jax.named_scope("text"):
             text = self.encode("text", batch["text"], train=train, key=text_key)
         outputs = {

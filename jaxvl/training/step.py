@@ -32,7 +32,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxvl.data.config import POSITION
 from jaxvl.data.feed import SIGNAL
+from jaxvl.models.base import ROW_KEYS
 from jaxvl.models.functional import Functional
 from jaxvl.sharding.chunks import join, take
 from jaxvl.sharding.hosts import Signal
@@ -189,14 +191,16 @@ def _differentiate(part: Part, model: Functional, state: TrainState, batch, key)
     prepare = functools.partial(task.prepare, key=prepare_key)
     batch = roll_out(task, model, part.judges, state, batch, prepare, objective_key)
     fixed = {p: v for p, v in state.params.items() if p not in part.learns}
+    row_key = functools.partial(jax.random.fold_in, jax.random.fold_in(model_key, 0))
 
     def encode(params, rest, rows, rows_key):
         # Prepared here, so that float pictures exist of the rows that are encoded, and of no
         # others.
         inputs = prepare(rows)
+        given = {**inputs, ROW_KEYS: jax.vmap(row_key)(rows[POSITION].reshape(-1))}
         with jax.named_scope("model"):
             outputs, rest = model.apply(
-                {**params, **fixed}, rest, inputs, train=True, key=rows_key, **part.options
+                {**params, **fixed}, rest, given, train=True, key=rows_key, **part.options
             )
         return task.per_row(outputs, inputs), rest
 
