@@ -39,7 +39,6 @@ from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.mlp import Activation
 from jaxvl.nn.norms import LayerNorm, l2_normalize
-from jaxvl.nn.poolers import QueryPooler
 from jaxvl.nn.random import split
 from jaxvl.nn.transformer import Block, Remat, Sizes, StackOptions, Transformer
 from jaxvl.nn.vocabulary import VocabularyHead
@@ -210,7 +209,7 @@ class Captioner(Model):
                 embed,
                 axes=("embed", "joint"),
                 bias=False,
-                init=normal(sizes.width**-0.5),
+                init=normal(width**-0.5),
                 **options,
             )
 
@@ -288,20 +287,6 @@ class Captioner(Model):
 
     # ----------------------------------------------------------------------------------------------
     # Parts that several models make
-
-    def make_pooler(
-        self, config: Any, queries: int, memory_width: int, rngs: nnx.Rngs, norm: bool = True
-    ) -> QueryPooler:
-        heads = config.pooler_heads or config.sizes("unimodal").heads
-        return QueryPooler(
-            queries,
-            self.width,
-            heads,
-            memory_width=memory_width,
-            norm=norm,
-            rngs=rngs,
-            dtype=self.dtype,
-        )
 
     def make_positions(self, rows: int, rngs: nnx.Rngs) -> nnx.Param:
         table = normal(0.01)(rngs.params(), (rows, self.width), jnp.float32)
@@ -501,21 +486,3 @@ class Captioner(Model):
             cross_kv.layers[1], self.finish_unimodal(x), kv_cache[1], position, cross_kv.image
         )
         return self.head.logits(self.norm(x[:, 0]), self.words), [own, cross]
-
-
-# --------------------------------------------------------------------------------------------------
-# The paper's two ways to pool an image, by `caption_pooler` and `contrastive_pooler`
-
-
-def cascade(model: Captioner, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The contrastive pooler reads the caption pooler's tokens (Yu et al. 2022, section 3.2)."""
-    memory = model.caption_pooler(tokens)
-    return memory, model.contrastive_pooler(memory)[:, 0]
-
-
-def parallel(model: Captioner, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both poolers read the encoder's tokens."""
-    return model.caption_pooler(tokens), model.contrastive_pooler(tokens)[:, 0]
-
-
-TWO_POOLERS = {"cascade": cascade, "parallel": parallel}

@@ -25,7 +25,8 @@ from flax import nnx
 
 from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec
-from jaxvl.models.captioner import TWO_POOLERS, Captioner, CaptionerConfig
+from jaxvl.models.captioner import Captioner, CaptionerConfig
+from jaxvl.models.image_pools import LAYOUTS, make_two_poolers
 from jaxvl.nn.norms import LayerNorm
 
 
@@ -54,13 +55,12 @@ class CoCa(Captioner):
 
     def build_poolers(self, config: CoCaConfig, rngs: nnx.Rngs) -> int:
         self.poolers = config.poolers
-        read = self.width if config.poolers == "cascade" else self.encoder.width
-        self.caption_pooler = self.make_pooler(config, config.queries, self.encoder.width, rngs)
-        self.contrastive_pooler = self.make_pooler(config, 1, read, rngs)
+        poolers = make_two_poolers(self, config, config.poolers, rngs)
+        self.caption_pooler, self.contrastive_pooler = poolers
         return self.width
 
     def pool_image(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return TWO_POOLERS[self.poolers](self, tokens)
+        return LAYOUTS[self.poolers](self, tokens)
 
     def build_text(self, config: CoCaConfig, inputs: InputSpec, rngs: nnx.Rngs) -> None:
         self.positions = self.make_positions(inputs.text_length + 2, rngs)

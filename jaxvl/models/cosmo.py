@@ -29,8 +29,9 @@ from flax import nnx
 
 from jaxvl.models import MODELS
 from jaxvl.models.base import Capabilities, InputSpec
-from jaxvl.models.captioner import TWO_POOLERS, Captioner
+from jaxvl.models.captioner import Captioner
 from jaxvl.models.coca import CoCaConfig
+from jaxvl.models.image_pools import LAYOUTS, make_pooler, make_two_poolers
 from jaxvl.nn.gated import GatedBlock
 from jaxvl.nn.random import split
 
@@ -38,8 +39,8 @@ from jaxvl.nn.random import split
 @MODELS.register("cosmo")
 @dataclasses.dataclass(frozen=True)
 class CosmoConfig(CoCaConfig):
-    """COSMO. The options are CoCa's: the `unimodal` layers read text alone (the paper's split is not
-    known to us), the `multimodal` ones above them have gated cross-attention to the `queries`
+    """COSMO. The options are CoCa's: the `unimodal` layers read text alone (the paper's split is
+    not known to us), the `multimodal` ones above them have gated cross-attention to the `queries`
     latents of an image. And
 
     Attributes:
@@ -70,18 +71,17 @@ class Cosmo(Captioner):
         self, config: CosmoConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ):
         super().__init__(config, inputs, rngs=rngs, dtype=dtype)
-        self.text_pooler = self.make_pooler(config, 1, self.width, rngs)
+        self.text_pooler = make_pooler(self, config, self.width, rngs)
         self.across = config.across
 
     def build_poolers(self, config: CosmoConfig, rngs: nnx.Rngs) -> int:
         self.poolers = config.poolers
-        read = self.width if config.poolers == "cascade" else self.encoder.width
-        self.caption_pooler = self.make_pooler(config, config.queries, self.encoder.width, rngs)
-        self.contrastive_pooler = self.make_pooler(config, 1, read, rngs)
+        poolers = make_two_poolers(self, config, config.poolers, rngs)
+        self.caption_pooler, self.contrastive_pooler = poolers
         return self.width
 
     def pool_image(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return TWO_POOLERS[self.poolers](self, tokens)
+        return LAYOUTS[self.poolers](self, tokens)
 
     def build_text(self, config: CosmoConfig, inputs: InputSpec, rngs: nnx.Rngs) -> None:
         # Two rows more than are read, as in checkpoints that began as CoCa's table.

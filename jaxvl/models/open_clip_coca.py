@@ -22,7 +22,8 @@ from flax import nnx
 from jaxvl.config import TokenId, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS
 from jaxvl.models.base import Capabilities, InputSpec
-from jaxvl.models.captioner import TWO_POOLERS, Captioner, CaptionerConfig
+from jaxvl.models.captioner import Captioner, CaptionerConfig
+from jaxvl.models.image_pools import LAYOUTS, make_pooler, make_two_poolers
 from jaxvl.models.vit import ViTConfig
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.poolers import eos
@@ -112,19 +113,20 @@ class OpenClipCoCa(Captioner):
     """
 
     def build_poolers(self, config: OpenClipCoCaConfig, rngs: nnx.Rngs) -> int:
-        kind = config.poolers
+        width = self.encoder.width
         norm = config.pooler_norm
-        self.poolers = kind
+        self.poolers = config.poolers
         self.caption_pooler = None
         self.contrastive_pooler = None
-        if kind == "none":
-            return self.encoder.width
-        self.caption_pooler = self.make_pooler(
-            config, config.queries, self.encoder.width, rngs, norm
-        )
-        if kind != "shared":
-            read = self.width if kind == "cascade" else self.encoder.width
-            self.contrastive_pooler = self.make_pooler(config, 1, read, rngs, norm)
+        if config.poolers == "none":
+            return width
+        if config.poolers == "shared":
+            self.caption_pooler = make_pooler(
+                self, config, width, rngs, queries=config.queries, norm=norm
+            )
+            return self.width
+        poolers = make_two_poolers(self, config, config.poolers, rngs, norm=norm)
+        self.caption_pooler, self.contrastive_pooler = poolers
         return self.width
 
     def pool_image(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -173,7 +175,7 @@ def _no_pooler(model: OpenClipCoCa, tokens: jax.Array) -> tuple[jax.Array, jax.A
     return tokens[:, 1:], tokens[:, 0]
 
 
-IMAGE_POOLS = {"shared": _shared, "none": _no_pooler, **TWO_POOLERS}
+IMAGE_POOLS = {"shared": _shared, "none": _no_pooler, **LAYOUTS}
 
 # --------------------------------------------------------------------------------------------------
 # Texts

@@ -27,8 +27,8 @@ def saved(workdir: str) -> dict[str, Any]:
     """The model of a run's workdir, or of one that `jaxvl.convert` made: what a run with
     `init_from` has.
 
-    Options of earlier versions are in today's terms; their `lock` is left out, `optim.freeze` stands
-    for it.
+    Options of earlier versions are in today's terms; their `lock` is left out, `optim.freeze`
+    stands for it.
 
     Raises OSError where there is none.
     """

@@ -51,8 +51,8 @@ class SyCoCaConfig(CaptionerConfig):
         patch and the encoder runs once more.
       image_layers: layers of the image decoder; None: as many as the multimodal ones.
 
-    Both poolers read the encoder's tokens, as CoCa's `parallel` ones do: a patch's embedding is what
-    the contrastive pooler makes of that patch alone, and the image's must not depend on which
+    Both poolers read the encoder's tokens, as CoCa's `parallel` ones do: a patch's embedding is
+    what the contrastive pooler makes of that patch alone, and the image's must not depend on which
     patches the text has chosen.
     """
 

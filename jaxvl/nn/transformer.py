@@ -395,8 +395,8 @@ class Transformer(nnx.Module):
         cross_kv: list[KeyValue] | None = None,
         skills: tuple[str, ...] | None = None,
     ) -> tuple[jax.Array, list[KeyValue]]:
-        """The position after those that `kv_cache` holds, causally: x [B, 1, D] -> [B, 1, D] and the
-        cache with it.
+        """The position after those that `kv_cache` holds, causally: x [B, 1, D] -> [B, 1, D] and
+        the cache with it.
 
         Unrolled whatever `scan` says: a scan over the layers would copy their weights and the whole
         cache for every token.
