@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -151,22 +152,6 @@ class ModelConfig:
         """Raises ConfigError where the model cannot take a task's data (`DataConfig`), or has not
         the options of the call that the task names."""
 
-    def check_drop(self, encode: Mapping[str, Any]) -> None:
-        """For `check_task` of models with the option `drop`. Raises ConfigError for an input whose
-        encoder drops no tokens, or a share that is none."""
-        for name, share in (encode.get("drop") or {}).items():
-            able = [n for n, encoder in self.encoders.items() if encoder.drops_tokens]
-            check(
-                name in able,
-                f"encode.drop.{name}",
-                f"its encoder drops no tokens (those that do: {', '.join(able) or 'none'})",
-            )
-            check(
-                0 <= share < 1,
-                f"encode.drop.{name}",
-                f"{share!r} is a share of the tokens; must be in [0, 1)",
-            )
-
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Model:
         """The model's module; parameters are float32, computing in `dtype`."""
         raise NotImplementedError(f"{type(self).__name__} must build its module")
@@ -232,6 +217,24 @@ class Model(nnx.Module):
         """text int [B, T] -> unit rows float32 [B, E]."""
         raise NotImplementedError(f"{type(self).__name__} does not embed texts")
 
+    def head(self, output: str, name: str, x: jax.Array) -> jax.Array:
+        """One named output of one input alone, as in evaluation.
+
+        Args:
+          output: as `__call__` names it: a head's (`clean`, `projector/image`) or the model's own.
+          name, x: as for `encode`.
+
+        Raises:
+          KeyError: the model does not give this output of that input.
+        """
+        found = self({name: x})
+        if output not in found:
+            raise KeyError(
+                f"{output!r} is not an output of {name!r} alone{nearest(output, list(found))} "
+                f"(there are: {', '.join(sorted(found))})"
+            )
+        return found[output]
+
     def image_tokens(self, image: jax.Array) -> jax.Array:
         """image [B, S, S, C] -> the image encoder's tokens before pooling [B, P, D]."""
         return self.encode("image", image).tokens
@@ -271,10 +274,36 @@ ROW_KEYS = "row_keys"
 def drop_options(
     drop: Mapping[str, float] | None, name: str, batch: Mapping[str, jax.Array]
 ) -> dict[str, Any]:
-    """What an encoder is called with, beside `train` and `key`, for the option `drop` of a model's
-    call: nothing where its input `name` loses no tokens."""
+    """What the encoder of an input is called with, beside `train` and `key`, for the option `drop`
+    of a model's call: nothing where the input loses no tokens.
+
+    Each input has draws of its own, so that two views of an image lose other patches.
+    """
     share = (drop or {}).get(name, 0.0)
-    return {"drop": share, "row_keys": batch.get(ROW_KEYS)} if share else {}
+    if not share:
+        return {}
+    keys = batch.get(ROW_KEYS)
+    if keys is not None:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))
+    return {"drop": share, "row_keys": keys}
+
+
+def check_drop(encode: Mapping[str, Any], encoders: Mapping[str, EncoderConfig]) -> None:
+    """For models with the option `drop`.
+
+    Args:
+      encode: a task's options of the call.
+      encoders: input -> configuration of the encoder that reads it.
+
+    Raises:
+      ConfigError: an input whose encoder drops no tokens, or a share that is none.
+    """
+    able = [name for name, encoder in encoders.items() if encoder.drops_tokens]
+    for name, share in (encode.get("drop") or {}).items():
+        key = f"encode.drop.{name}"
+        others = ", ".join(able) or "none"
+        check(name in able, key, f"is no input that can lose tokens (those that can: {others})")
+        check(0 <= share < 1, key, f"{share!r} is a share of the tokens; must be in [0, 1)")
 
 
 class Generator(Protocol):

@@ -30,6 +30,7 @@ from jaxvl.models.base import (
     InputSpec,
     Model,
     ModelConfig,
+    check_drop,
     check_rates,
     drop_options,
 )
@@ -153,7 +154,7 @@ class CaptionerConfig(ModelConfig):
 
     def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
         """Raises ConfigError where a task drops tokens of an encoder that cannot."""
-        self.check_drop(encode)
+        check_drop(encode, self.encoders)
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where the image encoder cannot take such images, or no token ends a

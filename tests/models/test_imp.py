@@ -179,7 +179,7 @@ def test_class_heads_see_the_modality_that_they_are_given():
             params, rest, {name: batch[name]}, classes={head: "text" if name == "text" else "audio"}
         )
         np.testing.assert_allclose(out[f"logits/{head}"], alone[f"logits/{head}"], atol=1e-6)
-        pooled = built.apply(params, rest, name, batch[name], method="encode")[0].y
+        pooled = built.apply(params, rest, name, batch[name], method="encode")[0].pooled
         want = pooled @ params[f"classes/{head}/kernel"] + params[f"classes/{head}/bias"]
         np.testing.assert_allclose(alone[f"logits/{head}"], want, atol=1e-5)
     assert "has/logits/kind" not in out

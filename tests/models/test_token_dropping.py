@@ -209,7 +209,9 @@ def test_positions_of_other_sizes_are_those_of_the_same_places():
 def test_who_cannot_drop_says_so():
     config = choose(MODELS, DUAL, "model")
     config.check_task(None, dict(drop=dict(image=0.5)))
-    with pytest.raises(ConfigError, match=r"encode.drop.text: its encoder drops no tokens .*image"):
+    with pytest.raises(
+        ConfigError, match=r"encode.drop.text: is no input that can lose tokens .*image"
+    ):
         config.check_task(None, dict(drop=dict(text=0.5)))
     with pytest.raises(ConfigError, match=r"encode.drop.image: 1.0 is a share of the tokens"):
         config.check_task(None, dict(drop=dict(image=1.0)))
