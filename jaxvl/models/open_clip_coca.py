@@ -26,7 +26,7 @@ from jaxvl.models.captioner import Captioner, CaptionerConfig
 from jaxvl.models.image_pools import LAYOUTS, make_pooler, make_two_poolers
 from jaxvl.models.vit import ViTConfig
 from jaxvl.nn.norms import LayerNorm
-from jaxvl.nn.poolers import eos
+from jaxvl.nn.poolers import QueryPooler, eos
 from jaxvl.nn.transformer import Cross, StackOptions
 
 
@@ -113,21 +113,22 @@ class OpenClipCoCa(Captioner):
     """
 
     def build_poolers(self, config: OpenClipCoCaConfig, rngs: nnx.Rngs) -> int:
-        width = self.encoder.width
-        norm = config.pooler_norm
         self.poolers = config.poolers
-        self.caption_pooler = None
-        self.contrastive_pooler = None
-        if config.poolers == "none":
-            return width
-        if config.poolers == "shared":
-            self.caption_pooler = make_pooler(
-                self, config, width, rngs, queries=config.queries, norm=norm
-            )
-            return self.width
-        poolers = make_two_poolers(self, config, config.poolers, rngs, norm=norm)
+        poolers = self._make_poolers(config, rngs)
         self.caption_pooler, self.contrastive_pooler = poolers
-        return self.width
+        return self.encoder.width if config.poolers == "none" else self.width
+
+    def _make_poolers(
+        self, config: OpenClipCoCaConfig, rngs: nnx.Rngs
+    ) -> tuple[QueryPooler | None, QueryPooler | None]:
+        norm = config.pooler_norm
+        if config.poolers == "none":
+            return None, None
+        if config.poolers == "shared":
+            width = self.encoder.width
+            one = make_pooler(self, config, width, rngs, queries=config.queries, norm=norm)
+            return one, None
+        return make_two_poolers(self, config, config.poolers, rngs, norm=norm)
 
     def pool_image(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
         return IMAGE_POOLS[self.poolers](self, tokens)
