@@ -15,6 +15,7 @@ from jaxvl.models import IMAGE_ENCODERS, MODELS
 from jaxvl.models.base import ROW_KEYS
 from jaxvl.models.functional import functional
 from jaxvl.nn.embeddings import sincos_2d
+from jaxvl.nn.patches import Patches, drop_tokens
 from jaxvl.training import step
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -164,6 +165,19 @@ def test_what_a_row_keeps_depends_on_nothing_beside_it():
     np.testing.assert_allclose(whole[1], moved, atol=1e-6)
     for path in whole[2]:
         np.testing.assert_allclose(whole[2][path], parts[2][path], atol=1e-5, err_msg=path)
+
+
+def test_what_a_row_keeps_is_the_same_on_every_mesh():
+    if len(jax.devices()) < 4:
+        pytest.skip("needs 4 devices")
+    keys = jax.random.split(jax.random.key(7), 8)
+    values = jnp.arange(8 * 6 * 2.0).reshape(8, 6, 2)
+    patches = Patches(values, jnp.broadcast_to(jnp.arange(6)[:, None], (8, 6, 1)))
+    drop = quick_jit(lambda patches, keys: drop_tokens(patches, 0.5, keys))
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    for one, many in zip(drop(patches, keys)[:2], drop(*jax.device_put((patches, keys), rows))[:2]):
+        np.testing.assert_array_equal(one, many)
 
 
 MOE = dict(router=dict(name="token_choice", top=2), experts=4, last=1, span="row")
