@@ -83,16 +83,21 @@ def digest(config: str) -> str:
     return hashlib.sha256(json.dumps(node, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def train(config: str, workdir: pathlib.Path) -> int:
+    """A training run in a process of its own; its exit status."""
+    command = [sys.executable, "-m", "jaxvl.train", f"--config={config}", f"--workdir={workdir}"]
+    with (workdir / "output.txt").open("a") as output:
+        return subprocess.run(command, stdout=output, stderr=output).returncode
+
+
 def take(config: str, workdir: pathlib.Path, file: pathlib.Path) -> str:
     """Trains one run, unless `file` is there and of the same config; what happened, in words."""
     own = digest(config)
     if file.exists() and json.loads(file.read_text())["digest"] == own:
         return "is there"
     began = time.perf_counter()
-    command = [sys.executable, "-m", "jaxvl.train", f"--config={config}", f"--workdir={workdir}"]
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "output.txt").open("a") as output:
-        code = subprocess.run(command, stdout=output, stderr=output).returncode
+    code = train(config, workdir)
     if code:
         return f"failed with {code}; see {workdir / 'output.txt'}"
     steps = resolve(Experiment, load_file(config)).steps

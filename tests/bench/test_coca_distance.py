@@ -3,7 +3,6 @@
 import json
 import pathlib
 import runpy
-import subprocess
 
 import pytest
 
@@ -59,15 +58,14 @@ def test_every_run_has_its_changes():
 def test_a_run_whose_result_is_there_is_not_repeated(tmp_path, monkeypatch, capsys):
     trained = []
 
-    def train(command, **options):
-        workdir = pathlib.Path(command[-1].partition("=")[2])
+    def train(config, workdir):
         trained.append(workdir.parent.name)
         share = 0.4 if "align" in workdir.parts else 0.25
         record = {"step": 20, "kind": "eval", "name": "unseen_style", "acc@1": share}
         (workdir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", train)
+    monkeypatch.setattr(coca_distance, "train", train)
     argv = ["--runs=align,coca", "--seeds=0,1", "--size=tiny", f"--out={tmp_path}"]
     coca_distance.main(argv)
     assert trained == ["align", "coca", "align", "coca"]
