@@ -71,11 +71,18 @@ def cached(model: Functional, rest: Any, batch: int, length: int) -> Callable[..
     @functools.partial(jax.jit, static_argnums=2)
     def write(params, image, generation, numbers, keys):
         apply = functools.partial(model.apply, params, rest)
-        (known, fixed), _ = apply(image, length, method="start")
-        step = lambda known, *args: apply(known, fixed, *args, method="step")[0]
+        (kv_cache, cross_kv), _ = apply(image, length, method="prefill")
+        step = lambda kv_cache, *args: apply(kv_cache, cross_kv, *args, method="decode_step")[0]
         ids = dict(eos_id=EOS, pad_id=PAD)
         return generate(
-            step, known, generation, batch=batch, length=length, keys=keys, numbers=numbers, **ids
+            step,
+            kv_cache,
+            generation,
+            batch=batch,
+            length=length,
+            keys=keys,
+            numbers=numbers,
+            **ids,
         ).tokens
 
     return write

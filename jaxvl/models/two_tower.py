@@ -12,7 +12,16 @@ from flax import nnx
 
 from jaxvl.config import ConfigError, check
 from jaxvl.models import HEADS
-from jaxvl.models.base import Capabilities, Encoded, EncoderConfig, InputSpec, Model, ModelConfig
+from jaxvl.models.base import (
+    Capabilities,
+    Encoded,
+    EncoderConfig,
+    InputSpec,
+    Model,
+    ModelConfig,
+    check_drop,
+    drop_options,
+)
 from jaxvl.models.heads import HeadConfig, Heads
 from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.nn.linear import Linear, normal
@@ -125,10 +134,17 @@ class TwoTower(Model):
         return {"image": "image/encoder", "text": "text/encoder"}
 
     def encode(
-        self, name: str, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self,
+        name: str,
+        x: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        **options: Any,
     ) -> Encoded:
+        """As every model's; `options`: the encoder's own, see `drop_options`."""
         trains = train and self.sides[name] not in self.frozen
-        return self._tower(name).encoder(x, train=trains, key=key)
+        return self._tower(name).encoder(x, train=trains, key=key, **options)
 
     def encode_image(
         self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -149,6 +165,7 @@ class TwoTower(Model):
         train: bool = False,
         key: jax.Array | None = None,
         progress: jax.Array | None = None,
+        drop: dict[str, float] | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds whatever of its inputs a batch has.
 
@@ -156,6 +173,8 @@ class TwoTower(Model):
           batch: image float [B, S, S, C], normalised; text int [B, T]; views like the input whose
             tower reads them; and what heads read of it.
           train, key, progress: as for `Model`.
+          drop: input -> share of its tokens that is left out in training (FLIP, CLIPA), of
+            encoders that can (`EncoderConfig.drops_tokens`).
 
         Returns:
           image, text and each view: unit rows, float32 [B, D]; log_scale: float32 []; logit_bias:
@@ -173,7 +192,10 @@ class TwoTower(Model):
         encoded = {}
         for name in given:
             with jax.named_scope(name):
-                encoded[name] = self.encode(name, batch[name], train=train, key=keys[name])
+                options = drop_options(drop, name, batch)
+                encoded[name] = self.encode(
+                    name, batch[name], train=train, key=keys[name], **options
+                )
         outputs = {name: self._tower(name).embed(e.pooled) for name, e in encoded.items()}
         outputs |= merge_router_stats(*(e.routing for e in encoded.values()))
         outputs["log_scale"] = scale if self.most is None else clip_with_gradient(scale, self.most)
@@ -243,6 +265,11 @@ class TwoTowerConfig(ModelConfig):
     def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
         counts = {label: head.class_count for label, head in self.heads.items()}
         return Capabilities(classes={label: n for label, n in counts.items() if n is not None})
+
+    def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
+        """Raises ConfigError where a task drops tokens of an encoder that cannot."""
+        views = {view: self.encoders[side] for view, side in self.views.items()}
+        check_drop(encode, {**self.encoders, **views})
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where an encoder cannot take such inputs."""
