@@ -112,7 +112,7 @@ class LateInteraction:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionWeighted:
-    """A text weighs the clips of a row by how well they fit it (CoLLAP, Wang et al. 2024, arXiv
+    """A text weighs the clips of a row by how well they fit it (CoLLAP, Wu et al. 2024, arXiv
     2410.02271).
 
         a_ijk = u_ik . v_j      w_ij = softmax_k(attention_scale a_ij)      s_ij = scale sum_k w_ijk

@@ -14,6 +14,7 @@ from jaxvl.kernels.contrastive import (
     Diagonal,
     KPerRow,
     PairMask,
+    Reduced,
     SameId,
     SoftTargets,
     Unpaired,
@@ -225,26 +226,34 @@ def test_top_of_another_number_of_columns():
     u = rows(rng, 13, 6)
     v = rows(rng, 9, 6)
     targets = Unpaired(np.arange(13) != 5, np.arange(9) != 2)
-    found = streamed_scores(Dot(2.0), u, v, Top(targets), BLOCK)
+    found = quick_jit(lambda u, v: streamed_scores(Dot(2.0), u, v, Top(targets), BLOCK))(u, v)
     s = 2.0 * np.float64(u) @ np.float64(v).T
     s[5] = s[:, 2] = -np.inf
     np.testing.assert_array_equal(found.row_index, np.where(np.arange(13) == 5, -1, s.argmax(1)))
     np.testing.assert_array_equal(found.col_index, np.where(np.arange(9) == 2, -1, s.argmax(0)))
     np.testing.assert_allclose(found.rows, s.max(1), rtol=1e-6)
     np.testing.assert_allclose(found.cols, s.max(0), rtol=1e-6)
-    ties = streamed_scores(Dot(), np.ones((7, 2)), np.ones((5, 2)), Top(), 2)
+    same = np.ones((13, 6), np.float32)
+    ties = quick_jit(lambda u: streamed_scores(Dot(), u, u[:9], Top(), BLOCK))(same)
     assert not ties.row_index.any() and not ties.col_index.any()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_cross_entropy_of_every_target(case):
+EVERY_KIND = (
+    "diagonal_offset",
+    "same_id_mask_smooth",
+    "k_per_row_release",
+    "mixup_normalised",
+    "soft_masked",
+    "soft_linear",
+    "mask_valid",
+)
+
+
+@pytest.mark.parametrize("case", EVERY_KIND)
+def test_cross_entropy_of_every_kind_of_target(case):
     build, ratio = CASES[case]
     rng = np.random.default_rng(5)
     targets, dense = build(B, B * ratio, rng)
-    if "keep" in case or getattr(targets, "keep", None) is not None:
-        with pytest.raises(ValueError, match=r"PairMask\(keep=…\) is as large as the scores"):
-            streamed_scores(Dot(), jnp.ones((B, 2)), jnp.ones((B, 2)), CrossEntropy(targets))
-        return
     u = unit_rows(rng, B, 6)
     v = unit_rows(rng, B * ratio, 6)
 
@@ -260,25 +269,35 @@ def test_it_is_the_fused_core_for_dot_products():
     u = unit_rows(rng, 40, 8)
     v = unit_rows(rng, 40, 8)
     ids = rng.integers(0, 20, 40)
-    for directions in ("mean", "sum"):
-        found = streamed_scores(Dot(jnp.exp(2.0)), u, v, CrossEntropy(SameId(ids)), (16, 8))
-        want = contrastive_loss(u, v, 2.0, targets=SameId(ids), directions=directions)
-        np.testing.assert_allclose(found.loss(directions), want, rtol=1e-6)
     mask = PairMask(Unpaired(ids != 3), row_group=ids, col_group=ids, drop="same")
-    found = streamed_scores(Dot(jnp.exp(2.0)), u, v, LogSumExp(mask), (16, 8))
-    for a, b in zip((found.rows, found.cols), contrastive_logsumexp(u, v, 2.0, targets=mask)):
+
+    @quick_jit
+    def all_of_them(u, v):
+        score = Dot(jnp.exp(2.0))
+        found = streamed_scores(score, u, v, CrossEntropy(SameId(ids)), (16, 8))
+        fused = contrastive_loss(u, v, 2.0, targets=SameId(ids), directions="sum")
+        sums = streamed_scores(score, u, v, LogSumExp(mask), (16, 8))
+        return found, fused, (sums.rows, sums.cols), contrastive_logsumexp(u, v, 2.0, targets=mask)
+
+    found, fused, sums, wanted = all_of_them(u, v)
+    np.testing.assert_allclose(found.loss("sum"), fused, rtol=1e-6)
+    np.testing.assert_allclose(2 * found.loss("mean"), fused, rtol=1e-6)
+    np.testing.assert_allclose(found.loss("rows") + found.loss("columns"), fused, rtol=1e-6)
+    for a, b in zip(sums, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    rows_alone = found.loss("rows") + found.loss("columns")
-    np.testing.assert_allclose(rows_alone, found.loss("sum"), rtol=1e-6)
 
 
 def test_large_and_equal_scores():
     u = jnp.ones((6, 2)) * 1e4
-    for reduce in (CrossEntropy(), ReverseKL(), LogSumExp()):
-        program = jax.value_and_grad(lambda u: streamed_scores(Dot(), u, u, reduce, 4).loss())  # noqa: B023
-        value, grad = program(u)
-        assert np.isfinite(value) and np.isfinite(grad).all()
-    np.testing.assert_allclose(streamed_scores(Dot(), u, u, CrossEntropy(), 4).rows, np.log(6.0))
+
+    def loss(u):
+        kinds = (CrossEntropy(), ReverseKL(), LogSumExp())
+        found = [streamed_scores(Dot(), u, u, reduce, 4) for reduce in kinds]
+        return sum(one.loss() for one in found), found[0].rows
+
+    (value, rows), grad = quick_jit(jax.value_and_grad(loss, has_aux=True))(u)
+    assert np.isfinite(value) and np.isfinite(grad).all()
+    np.testing.assert_allclose(rows, np.log(6.0), rtol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -309,14 +328,24 @@ def test_weights_of_rows_and_columns(divide):
     def streamed(u, v, log_scale):
         return streamed_scores(Dot(jnp.exp(log_scale)), u, v, CrossEntropy(weighted), BLOCK).loss()
 
-    for loss in (fused, streamed):
+    for loss in (fused, streamed) if divide == "count" else (fused,):
         value, grads = quick_jit(jax.value_and_grad(loss, (0, 1, 2)))(u, v, jnp.float32(1.5))
         check((value, *grads), want, 1.5)
-    mask = PairMask(Weighted(Diagonal(), rows=a), row_valid=np.arange(B) > 3)
-    alone = PairMask(Diagonal(), row_valid=np.arange(B) > 3)
-    each = streamed_scores(Dot(), u, v, ReverseKL(alone), BLOCK)
-    found = streamed_scores(Dot(), u, v, ReverseKL(mask), BLOCK)
-    np.testing.assert_allclose(found.rows, a * each.rows, atol=1e-6)
+
+
+def test_weights_of_another_reduction_inside_a_mask():
+    rng = np.random.default_rng(7)
+    u, v = rows(rng, 2, B, 6)
+    weights = np.asarray(rng.random(B), np.float32)
+    valid = np.arange(B) > 3
+
+    @quick_jit
+    def weighed(u, v, weights):
+        masks = [PairMask(t, row_valid=valid) for t in (Diagonal(), Weighted(rows=weights))]
+        return [streamed_scores(Dot(), u, v, ReverseKL(mask), BLOCK) for mask in masks]
+
+    each, found = weighed(u, v, weights)
+    np.testing.assert_allclose(found.rows, weights * each.rows, atol=1e-6)
     np.testing.assert_allclose(found.cols, each.cols, atol=1e-6)
 
 
@@ -403,7 +432,11 @@ def test_what_is_refused():
         (lambda: streamed_scores(Dot(), u[:3], u, Hinge()), "Hinge needs as many as u"),
         (lambda: streamed_scores(Dot(), u, u, ReverseKL(SoftTargets(u, u))), "takes hard targets"),
         (lambda: streamed_scores(Dot(), u, u, ReverseKL(Diagonal(0, 0.1))), "takes hard targets"),
-        (lambda: streamed_scores(Dot(), u, u, Top()).loss("both"), "directions: 'both'"),
+        (
+            lambda: streamed_scores(Dot(), u, u, CrossEntropy(PairMask(keep=u @ u.T > 0))),
+            r"PairMask\(keep=…\) is as large as the scores",
+        ),
+        (lambda: Reduced(u, u, 4, 4).loss("both"), "directions: 'both'"),
         (lambda: Hinge(negatives="some"), "negatives: 'some' is not valid"),
     ):
         with pytest.raises(ValueError, match=why):
