@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from jaxvl import paths
 from jaxvl.config import ConfigError
 from jaxvl.evals.forgetting import forgetting, forgetting_by_task, recorded_figures
 
@@ -22,7 +21,7 @@ def test_the_equation_task_by_task():
 def test_figures_of_three_stages(tmp_path):
     stages = []
     for i, values in enumerate(((0.9, 0.1), (0.8, 0.7), (0.5, 0.6))):
-        folder = paths.Path(tmp_path) / f"stage_{i}"
+        folder = tmp_path / f"stage_{i}"
         folder.mkdir()
         records = [dict(step=1, kind="train", name="colours", acc=0.0)]
         for step, scale in ((10, 0.5), (20, 1.0)):  # the figure after the last step counts
