@@ -27,6 +27,7 @@ from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
@@ -109,9 +110,11 @@ def streamed_scores(
     axes, and the result is that of one device.
 
     Args:
-      score: see the top of this file. It may close over arrays, which get their gradients. It is
-        called on blocks, whose rows it must treat independently of each other, and must be finite
-        for every row, also for those that are masked.
+      score: see the top of this file. It is called on blocks, whose rows it must treat
+        independently of each other, and must be finite for every row, also for those that are
+        masked. Arrays that it needs (a temperature) get their gradients; on a mesh they must be its
+        leaves: those of a registered dataclass, as in `scores`, or of a
+        `jax.tree_util.Partial(function, *arrays)`.
       u: pytree of arrays [M, …].
       v: pytree of arrays [N, …].
       reduce: one of `reductions`.
@@ -123,7 +126,7 @@ def streamed_scores(
 
     Raises:
       ValueError: an argument that does not fit; targets that are as large as the scores
-        (`PairMask(keep=…)`); inside `shard_map`.
+        (`PairMask(keep=…)`); inside `shard_map`; on a mesh, a score that closes over traced arrays.
     """
     m = _length(u, "u")
     n = _length(v, "v")
@@ -147,6 +150,7 @@ def streamed_scores(
     if axis_size(axes) == 1:
         row, col = reduce(Pairs(score, u, v, sizes), rows, cols, terms.form)
     else:
+        _check_closure(score, u, v)
         row, col = _over_mesh(score, u, v, reduce, sizes, (rows, cols, terms.form), axes)
     return Reduced(
         row["value"],
@@ -178,12 +182,7 @@ def _sizes(block: int | tuple[int, int]) -> tuple[int, int]:
 def _check_score(score: Score, u: Tree, v: Tree) -> jnp.dtype:
     """The dtype of sums of these scores. Raises ValueError for what is no score."""
 
-    def few(tree: Tree, rows: int) -> Tree:
-        return jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct((rows, *jnp.shape(a)[1:]), jnp.result_type(a)), tree
-        )
-
-    found = jax.eval_shape(lambda u, v: both(score(u, v)), few(u, 2), few(v, 3))
+    found = jax.eval_shape(lambda u, v: both(score(u, v)), _few(u, 2), _few(v, 3))
     for scores in found:
         if scores.shape != (2, 3) or not jnp.issubdtype(scores.dtype, jnp.floating):
             raise ValueError(
@@ -191,6 +190,28 @@ def _check_score(score: Score, u: Tree, v: Tree) -> jnp.dtype:
                 f"floating point numbers (2, 3)"
             )
     return tiles.accumulator(jnp.promote_types(found[0].dtype, found[1].dtype))
+
+
+def _few(tree: Tree, rows: int) -> Tree:
+    """Shapes of so many rows."""
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((rows, *jnp.shape(a)[1:]), jnp.result_type(a)), tree
+    )
+
+
+def _check_closure(score: Score, u: Tree, v: Tree) -> None:
+    """Raises ValueError for a score that closes over traced arrays that are no leaves of it."""
+    arrays, rebuild = _split(score)
+
+    def call(arrays, u, v):
+        return rebuild(arrays)(u, v)
+
+    closed = jax.make_jaxpr(call)(arrays, _few(u, 2), _few(v, 3))
+    if any(isinstance(x, jax.core.Tracer) for x in closed.consts):
+        raise ValueError(
+            "score: closes over traced arrays, which a mesh cannot share out; must be a registered "
+            "dataclass with them as leaves, or jax.tree_util.Partial(function, *arrays)"
+        )
 
 
 def both(scores: Scores) -> tuple[jax.Array, jax.Array]:
@@ -413,17 +434,35 @@ def _over_mesh(
     batch = PartitionSpec(axes)
     mesh = jax.sharding.get_abstract_mesh()
     given = (u, v, rows, cols)
+    arrays, rebuild = _split(score)
     if any(t == AxisType.Explicit for t in mesh.axis_types):
         given = jax.tree.map(lambda x: jax.sharding.reshard(x, batch), given)
+        arrays = [jax.sharding.reshard(x, PartitionSpec()) for x in arrays]
 
-    def local(u, v, rows, cols):
+    def local(given, arrays):
+        u, v, rows, cols = given
+        # As values that may differ between devices, so that gradients are summed over them once.
+        score = rebuild([lax.pcast(x, axes, to="varying") for x in arrays])
         return reduce(Pairs(score, u, v, sizes, axes), rows, cols, form)
 
-    row, col = jax.shard_map(local, in_specs=batch, out_specs=batch)(*given)
+    specs = (batch, PartitionSpec())
+    row, col = jax.shard_map(local, in_specs=specs, out_specs=batch)(given, arrays)
     return (
         jax.tree.map(lambda a: a[:m], row),
         jax.tree.map(lambda a: a[:n], col),
     )
+
+
+def _split(score: Score) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Score]]:
+    """The arrays among the leaves of a score, and what makes the score of such arrays."""
+    leaves, tree = jax.tree.flatten(score)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (jax.Array, np.ndarray))]
+
+    def rebuild(arrays: list[jax.Array]) -> Score:
+        found = dict(zip(places, arrays))
+        return tree.unflatten([found.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+    return [jnp.asarray(leaves[i]) for i in places], rebuild
 
 
 def _repeat_last(tree: Tree, more: int) -> Tree:

@@ -398,6 +398,9 @@ def test_eight_devices_equal_one(n):
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
         many = step(u, v, jnp.float32(4.0))
+        closed = quick_jit(lambda u, s: streamed_scores(lambda a, b: s * a @ b.T, u, u, Top()).rows)
+        with pytest.raises(ValueError, match="score: closes over traced arrays, which a mesh"):
+            closed(u[:, 0], 2.0)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
