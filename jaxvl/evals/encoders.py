@@ -126,9 +126,7 @@ class Encoders(Abstract):
         self.functions = Functions(image_fn, text_fn, outputs_fn)
         self.applied: dict[Callable, Callable] = {}  # functions given to `apply` -> compiled
         self._by_output: dict[tuple[str, str], Callable] = {}
-
-        def ready(pixels: jax.Array) -> jax.Array:
-            return preprocess.normalise(plain(pixels, preprocess.background))
+        ready = self._ready
 
         def from_pixels(
             weights: Any, pixels: jax.Array, fault: jax.Array
@@ -183,7 +181,6 @@ class Encoders(Abstract):
                 )
             return {name: found[name] for name in names}
 
-        self._ready = ready
         self._outputs = outputs_fn and jax.jit(
             named, out_shardings=replicated(mesh), static_argnums=2
         )
@@ -197,6 +194,10 @@ class Encoders(Abstract):
         self._image, self._text = (
             jax.jit(f, out_shardings=replicated(mesh)) for f in (from_pixels, from_tokens)
         )
+
+    def _ready(self, pixels: jax.Array) -> jax.Array:
+        """Model inputs of uint8 pixels."""
+        return self.preprocess.normalise(plain(pixels, self.preprocess.background))
 
     def with_weights(self, weights: Any) -> Encoders:
         """The same compiled functions with other weights; nothing encoded before is kept."""
