@@ -6,6 +6,8 @@ from jaxvl.kernels.contrastive.api import contrastive_loss as contrastive_loss
 from jaxvl.kernels.contrastive.api import plan as plan
 from jaxvl.kernels.contrastive.chunked import Chunked as Chunked
 from jaxvl.kernels.contrastive.dispatch import Plan as Plan
+from jaxvl.kernels.contrastive.generic import Reduced as Reduced
+from jaxvl.kernels.contrastive.generic import streamed_scores as streamed_scores
 from jaxvl.kernels.contrastive.masks import PairMask as PairMask
 from jaxvl.kernels.contrastive.masks import Unpaired as Unpaired
 from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu as PallasGpu
@@ -15,3 +17,4 @@ from jaxvl.kernels.contrastive.targets import KPerRow as KPerRow
 from jaxvl.kernels.contrastive.targets import Mixup as Mixup
 from jaxvl.kernels.contrastive.targets import SameId as SameId
 from jaxvl.kernels.contrastive.targets import SoftTargets as SoftTargets
+from jaxvl.kernels.contrastive.weighted import Weighted as Weighted

@@ -43,6 +43,7 @@ class Form:
       soft_weights: share of the soft target in the row and column direction.
       linear: `(offset, gain)` of the linear similarity.
       smoothing: label smoothing, in [0, 1).
+      weighted: rows or columns have weights (`Weighted`), which their `norm` and `total` hold.
     """
 
     second: bool = False
@@ -53,6 +54,7 @@ class Form:
     soft_weights: tuple[float, float] = (0.0, 0.0)
     linear: tuple[float, float] = (0.5, 0.5)
     smoothing: float = 0.0
+    weighted: bool = False
 
     @property
     def masked(self) -> bool:
@@ -402,6 +404,8 @@ class SoftTargets:
         base = self.targets.terms(m, n, kind)
         if base.form.soft:
             raise ValueError("targets: SoftTargets cannot hold SoftTargets")
+        if base.form.weighted:
+            raise ValueError("targets: SoftTargets cannot hold Weighted")
         row_weight, col_weight = (
             (self.weight[0], self.weight[-1])
             if isinstance(self.weight, tuple)
@@ -438,7 +442,7 @@ def lower(targets: Any, m: int, n: int, kind: Kind, dtype: jnp.dtype) -> Terms:
     if not hasattr(targets, "terms"):
         raise ValueError(
             f"targets: {targets!r} is not valid; must be Diagonal, SameId, KPerRow, Mixup, "
-            f"SoftTargets, PairMask or Unpaired"
+            f"SoftTargets, PairMask, Weighted or Unpaired"
         )
     terms = targets.terms(m, n, kind)
     if kind == "sigmoid" and not terms.form.valid:
