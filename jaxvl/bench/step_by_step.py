@@ -14,8 +14,10 @@ copy of open_clip's side in float64: jaxvl is not farther from it than torch's o
 for a small factor.
 
 The limit of the scale is kept in two ways. open_clip clamps the parameter after each step; jaxvl
-reads min(parameter, limit) and lets no gradient push the parameter beyond (`max_scale`). The losses
-are the same until the limit is met; see `--init-scale=100` for what happens there.
+reads min(parameter, limit) and lets no gradient push the parameter farther (`max_scale`). So the
+two agree until the limit is met. There Adam's momentum carries our parameter up to 12 learning
+rates beyond, unseen by the loss; open_clip's stays, but keeps the momentum. When the gradient turns
+after a long time, the scale leaves 100 after 9 steps here and after 6 there. See --init-scale=100.
 
 The peer needs torch and open_clip, `pip install 'jaxvl[interop]'`.
 """

@@ -40,7 +40,7 @@ def test_changes_beyond_one_per_cent_are_named(now, changed):
 @pytest.mark.parametrize("name", programs.CONFIGS)
 def test_the_configs_can_be_made_small(name):
     for mesh in programs.MESHES.values():
-        experiment = programs.experiment_of(programs.CONFIGS[name], mesh)
+        experiment = programs.experiment_of(name, mesh)
         for task in experiment.tasks.values():
             assert task.data.batch == programs.BATCH
             assert task.data.source.registered_name == "shapes"
