@@ -1,5 +1,4 @@
-"""One training step of CoCa with both losses, beside one with either loss alone: what the second
-loss costs.
+"""One training step of CoCa with both losses, beside one with either loss alone.
 
     python -m jaxvl.bench.coca                    # configs/coca_emoji.py as it is
 

@@ -1,5 +1,4 @@
-"""The contrastive core: time of forward and backward, memory on a mesh, and what the accelerators'
-compilers say.
+"""The contrastive core: its time, its memory on a mesh, and what the compilers say.
 
     python -m jaxvl.bench.contrastive                        # time on this machine, all implementations in turn
     python -m jaxvl.bench.contrastive --memory               # temporary bytes per device on meshes of 8 to 32 devices

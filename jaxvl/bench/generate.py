@@ -1,5 +1,6 @@
-"""Captions by CoCa's decoder with and without kept keys and values, greedy and by beam search, in
-float32.
+"""Captions by CoCa's decoder with and without cached keys and values, in float32.
+
+Greedy and by beam search.
 
     python -m jaxvl.bench.generate                                  # the paper's base width, 2 + 2 layers, 32 tokens
     python -m jaxvl.bench.generate --size emoji                     # the decoder of configs/coca_emoji.py

@@ -1,5 +1,4 @@
-"""Columns of a source as evaluators read them: texts, classes and groups, without the pictures
-beside them."""
+"""Columns of a source as evaluators read them, without the pictures beside them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What travels between libraries: a model's configuration, its weights, and what they cannot be
-used without."""
+"""What travels between libraries: a configuration, weights, and what these need."""
 
 from __future__ import annotations
 

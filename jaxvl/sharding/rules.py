@@ -1,5 +1,4 @@
-"""Logical axes: modules name the axes of each parameter and activation, the rules say which mesh
-axis shards them.
+"""Logical axes: modules name the axes of arrays, the rules say which mesh axis shards them.
 
 A parameter is created as `nnx.Param(value, axes=("embed", "mlp"))`. Every axis name must stand in
 the rules, and every parameter must name its axes: `param_shardings` refuses a tree in which one

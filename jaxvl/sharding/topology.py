@@ -1,6 +1,6 @@
-"""What accelerators can do, and meshes of those that are not here, to compile for:
-`compile_only_devices("v5e:4x4")`.
+"""What accelerators can do, and meshes of absent ones to compile for.
 
+Such as `compile_only_devices("v5e:4x4")`.
 A jitted function lowered with shapes whose shardings lie on such a mesh is compiled by the
 accelerator's own compiler, which says how much memory and how many FLOP each device would need, and
 refuses what would not fit. Nothing can be run.

@@ -1,5 +1,4 @@
-"""A generated corpus, for machines without a network and for tests: counted, coloured shapes in
-five drawing styles.
+"""A generated corpus for tests: counted, coloured shapes in five drawing styles.
 
 A concept is a colour, a shape and a count ("three green stars"), named in English, German and
 French. The splits mean the same as those of the emoji corpus: style `sketch` is never in training,

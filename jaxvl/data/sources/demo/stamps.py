@@ -1,5 +1,4 @@
-"""The stamps corpus: Tux Paint's 950 stamps, captioned in 78 languages, most with spoken
-descriptions in several.
+"""The stamps corpus: Tux Paint's 950 stamps, captioned and spoken in many languages.
 
 Pictures (drawings and cut-out photos), sentences ("A duck.") and clips come from the Debian package
 `tuxpaint-stamps-default`. A picture's label is its English caption: equal captions are the same
