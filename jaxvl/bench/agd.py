@@ -131,7 +131,8 @@ def main() -> None:
         if name in experiment.tasks
     }
     table = Table(
-        title=f"{args.rounds} rounds of {args.steps} steps of a task, in turn; milliseconds, median",
+        title=f"{args.rounds} rounds of {args.steps} steps of a task, in turn; "
+        "milliseconds, median",
         title_justify="left",
     )
     for heading in (

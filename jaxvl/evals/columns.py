@@ -95,7 +95,8 @@ def read_all(source: Source, read: Callable[[int], Any]) -> list[Any | None]:
         except BadRecord:
             faults[i] = bad
         except Exception as met:  # noqa: BLE001 (raised below, where all processes have learnt of it)
-            faults[i], error = failed, met
+            faults[i] = failed
+            error = met
             break
     if jax.process_count() > 1:
         faults = np.max(multihost_utils.process_allgather(faults), axis=0)

@@ -138,7 +138,8 @@ class Section:
     def section(self, key: str, default: Any = _MISSING) -> Section:
         """A group of keys; none given (or null): `default`, or an empty one."""
         value = self.values.get(key)
-        value = ({} if default is _MISSING else default) if value is None else value
+        if value is None:
+            value = {} if default is _MISSING else default
         return Section(value, self.path(key))
 
     def get(self, key: str, default: Any = _MISSING) -> Any:

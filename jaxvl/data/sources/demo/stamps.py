@@ -367,6 +367,7 @@ ATTRIBUTION = f"""# Attribution
 
 Fetched from Debian and converted; not part of jaxvl and not redistributed with it.
 
-Tux Paint stamps (pictures, texts, recordings): Debian package {PACKAGE} {PACKAGE_VERSION}, copyright 2002-2022 Bill Kendrick and the
-contributors that the package's own documentation names. Licence as the package states it: GPL-2.
+Tux Paint stamps (pictures, texts, recordings): Debian package {PACKAGE} {PACKAGE_VERSION},
+copyright 2002-2022 Bill Kendrick and the contributors that the package's own documentation names.
+Licence as the package states it: GPL-2.
 """
