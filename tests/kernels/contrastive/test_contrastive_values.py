@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contrastive_cases import CASES, diagonal, quick_jit, unit_rows
+from contrastive_cases import CASES, diagonal, daily, quick_jit, unit_rows
 from contrastive_oracle import check, loss_and_gradients
 
 from jaxvl.kernels.contrastive import (
@@ -75,12 +75,10 @@ def compare(
 
 
 def targets_by_implementation():
-    """All cases in all implementations. In Pallas, those that differ from another case by their
-    smoothing alone are slow; four others are smoothed as well."""
-    for implementation in ("reference", "many_tiles", "pallas_tpu", "pallas_gpu"):
-        for case in CASES:
-            twin = implementation.startswith("pallas") and case.endswith("_smooth")
-            yield pytest.param(case, implementation, marks=[pytest.mark.slow] if twin else [])
+    """All cases in all implementations."""
+    for case in CASES:
+        yield from ((case, implementation) for implementation in ("reference", "many_tiles"))
+        yield from (daily(case, name) for name in ("pallas_tpu", "pallas_gpu"))
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
