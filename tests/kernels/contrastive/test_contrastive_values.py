@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contrastive_cases import CASES, diagonal, daily, quick_jit, unit_rows
+from contrastive_cases import CASES, daily, diagonal, quick_jit, unit_rows
 from contrastive_oracle import check, loss_and_gradients
 
 from jaxvl.kernels.contrastive import (
