@@ -1,5 +1,6 @@
-"""Say what a run would need before anyone pays for it: `python -m jaxvl.plan
---config=configs/align.py:variant=b7 --topology=v5e:16x16`.
+"""Say what a run would need before anyone pays for it.
+
+    python -m jaxvl.plan --config=configs/align.py:variant=b7 --topology=v5e:16x16
 
 Compiles the step of every task for devices that are not here and prints, from the compiler, bytes
 per device, collectives, FLOP and the least time of a step; and which mesh axes shard which

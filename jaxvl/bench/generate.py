@@ -1,5 +1,6 @@
-"""Captions by CoCa's decoder with and without kept keys and values, greedy and by beam search, in
-float32.
+"""Captions by CoCa's decoder with and without cached keys and values, in float32.
+
+Greedy and by beam search.
 
     python -m jaxvl.bench.generate                                  # the paper's base width, 2 + 2 layers, 32 tokens
     python -m jaxvl.bench.generate --size emoji                     # the decoder of configs/coca_emoji.py
@@ -178,7 +179,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             f"{max(s):.3f}",
             f"{args.batch * args.length / median:,.0f}",
         )
-    (middle, low, high), (cost, *_) = result["cached_over_uncached"], result["beam_cost"]
+    middle, low, high = result["cached_over_uncached"]
+    cost = result["beam_cost"][0]
     table.caption = (
         f"greedy with kept keys and values is {middle:.1f} x as fast as without (median of "
         f"the pairs; {low:.1f} … {high:.1f}); "

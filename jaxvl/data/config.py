@@ -1,5 +1,4 @@
-"""Data of a task, as a config says it: which records, in which order, and what of them is in a
-batch."""
+"""Data of a task, as a config says it: which records, in which order, which fields."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Folders of open_clip (`open_clip_config.json` beside the weights): CLIP, SigLIP and CoCa, to and
-from.
+"""Folders of open_clip: CLIP, SigLIP and CoCa, to and from.
 
+They have `open_clip_config.json` beside the weights.
 The configurations and tables are in `open_clip_dual.py`, `timm_vit.py` and `open_clip_coca.py`.
 """
 

@@ -1,5 +1,4 @@
-"""Contrastive losses that never build the B x B matrix. Import from here or from `api`; the rest is
-private."""
+"""Contrastive losses that never build the B x B matrix. Import from here or from `api`."""
 
 from jaxvl.kernels.contrastive.api import contrastive_logsumexp as contrastive_logsumexp
 from jaxvl.kernels.contrastive.api import contrastive_loss as contrastive_loss

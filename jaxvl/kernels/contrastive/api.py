@@ -1,5 +1,4 @@
-"""The one entry: `contrastive_loss`, on one device or a mesh, and `plan`, which says what it would
-run."""
+"""The entry: `contrastive_loss`, on one device or a mesh, and `plan`, which explains it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""All pairs of a batch that is sharded over a mesh, inside shard_map: an all-gather for small
-batches, a ring for large ones.
+"""All pairs of a sharded batch, inside shard_map: an all-gather, or a ring.
+
+An all-gather for small batches, a ring for large ones.
 
     device 0     device 1     device 2     device 3            each holds b = B / n rows of x and of
                                            y

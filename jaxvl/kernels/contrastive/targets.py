@@ -1,5 +1,4 @@
-"""Targets of a contrastive loss: which pairs are positive, by how much, and which pairs do not
-compete.
+"""Targets of a contrastive loss: which pairs are positive, and which compete.
 
 A target never holds a `[M, N]` matrix (but for `PairMask(keep=…)`). It is lowered to `Terms`: a few
 vectors per row and per column from which any tile of the target matrix can be built on the spot:
