@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 
@@ -97,3 +98,18 @@ def same_on_a_mesh(objective, outputs, batch, context=None):
         np.testing.assert_allclose(
             spread[name], gradient, rtol=1e-5, atol=1e-5 * most, err_msg=name
         )
+
+
+def train(loss, params, steps, rate=1e-2):
+    """Parameters after `steps` of Adam on `loss(params, key)`; the keys are those of the steps."""
+    tx = optax.adam(rate)
+
+    @jax.jit
+    def step(params, state, key):
+        updates, state = tx.update(jax.grad(loss)(params, key), state)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for i in range(steps):
+        params, state = step(params, state, jax.random.key(i))
+    return params
