@@ -4,9 +4,9 @@ picture.
     launch/local.sh configs/coca_emoji.py
     launch/local.sh configs/coca_scst_emoji.py:start=runs/coca_emoji
 
-The run starts from the weights of `start`, and these, frozen, are the judge; `grammar=0` leaves out
-the head that knows broken captions. Contrastive and captioning losses go on beside it, so that the
-model neither forgets how to find pictures nor writes for the judge alone.
+The run starts from the weights of `start`, and these, frozen, are the teacher that rewards;
+`grammar=0` leaves out the head that knows broken captions. Contrastive and captioning losses go on beside it, so that the
+model neither forgets how to find pictures nor writes for the teacher alone.
 """
 
 from jaxvl.config import load_file, parse_arg
@@ -17,8 +17,12 @@ def get_config(arg=""):
     arg = parse_arg(arg, start="runs/coca_emoji", grammar=0.5)
     c = load_file(str(as_path(__file__).with_name("coca_emoji.py")))
     c.init_from = arg.start
+    c.teachers = dict(reward=dict(source="initial"))
+    c.tasks.pairs.before = dict(
+        captions=dict(name="sample_captions", teacher="reward", broken=arg.grammar > 0)
+    )
     c.tasks.pairs.objectives = dict(
-        self_critical=dict(weight=1.0, judge="initial", grammar=arg.grammar),
+        self_critical=dict(weight=1.0, grammar=arg.grammar),
         align=dict(weight=0.2, label_smoothing=0.1, duplicates="positive"),
         captioning=dict(weight=0.2, label_smoothing=0.1),
     )

@@ -104,11 +104,10 @@ def restore(options: dict[str, str]) -> Encoders:
     assignments = {key: options[key] for key in ("plugins",) if key in options}
     experiment, _, encoders = restore_encoders(workdir, options.get("step"), assignments)
     model = experiment.model
-    kind = getattr(model, "registered_name", type(model).__name__)
     check(
-        getattr(model, "writes", False),
+        model.capabilities().generates,
         "--workdir",
-        f"the model of {workdir} is {kind!r}, which writes no captions; coca does",
+        f"the model of {workdir} is {model.registered_name!r}, which writes no captions; coca does",
     )
     return encoders
 

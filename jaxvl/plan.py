@@ -35,13 +35,12 @@ from jaxvl.config import check, to_path
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.sharding.mesh import make_mesh
 from jaxvl.sharding.topology import chip, compile_only_devices
-from jaxvl.tasks import Task
-from jaxvl.training.build import Vocabulary, build_model, fresh_state
+from jaxvl.training.build import Vocabulary, build_model, fresh_state, make_tasks
 from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import compile_turns
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment, parse_command
-from jaxvl.training.judges import make_judges
+from jaxvl.training.teacher_models import make_teachers
 
 GIB = 2**30
 
@@ -50,7 +49,8 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
     """The figures.
 
     Returns:
-      `parameters` (their number), `bytes` (per device: `parameters`, `optimiser`, `average`),
+      `parameters` (their number), `bytes` (per device: `parameters`, `optimiser`, `average`,
+      `teachers`, `objectives`),
       `sharding` (mesh axes -> number of parameters), `tasks` (task, or `A + B` where a step sums
       them, -> `Cost` and `seconds`, the least time of a step by the chip's FLOP/s), `devices`.
 
@@ -67,15 +67,15 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
         else make_tokenizer(tokenizer, ())
     )
     model = build_model(experiment, vocabulary)
-    tasks = {
-        name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()
-    }
-    judges = make_judges(experiment, model, vocabulary)
+    tasks = make_tasks(experiment)
+    teachers = make_teachers(experiment, model, vocabulary)
     with jax.set_mesh(mesh):
-        _, shapes, shardings = fresh_state(experiment, model, mesh, judges)
+        _, shapes, shardings = fresh_state(experiment, model, mesh, teachers)
         abstract = abstract_state(shapes, shardings)
         turns = experiment.schedule.build(list(tasks), experiment.steps).turns
-        programs = compile_turns(experiment, tasks, turns, model, abstract, shardings, mesh, judges)
+        programs = compile_turns(
+            experiment, tasks, turns, model, abstract, shardings, mesh, teachers
+        )
     costs = {str(turn): program.cost for program in programs for turn in program.turns}
     sharding = collections.Counter()
     for path, shape in model.params.items():
@@ -94,6 +94,8 @@ def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
             "parameters": _bytes(shapes.params, shardings.params),
             "optimiser": _bytes(shapes.opt_state, shardings.opt_state),
             "average": _bytes(shapes.ema, shardings.ema),
+            "teachers": _bytes(shapes.teachers, shardings.teachers),
+            "objectives": _bytes(shapes.objective_state, shardings.objective_state),
         },
         "sharding": dict(sharding),
         "tasks": {

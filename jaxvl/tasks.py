@@ -8,22 +8,25 @@ pure and run inside the compiled step.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import zlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from jaxvl.config import Batch, ConfigError, Weight, check, convert, resolve, to_dict
+from jaxvl.before import BEFORE, Before
+from jaxvl.config import Batch, ConfigError, Range, Weight, check, choose, convert, resolve, to_dict
 from jaxvl.data.config import POSITION, DataConfig
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.objectives import OBJECTIVES
+from jaxvl.objectives import OBJECTIVES, Context, Objective, Points
 
-VISUAL = (
-    "image",
-    "video",
-)  # modalities that `Task.prepare` makes larger: uint8 from the loader, float32 for the model
+# Modalities that `Task.prepare` makes larger: uint8 from the loader, float32 for the model.
+VISUAL = ("image", "video")
+_Step = Annotated[int, Range(0, 2**31 - 1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,10 @@ class TaskConfig:
       objectives: name -> weight, or name -> group with `weight`, the objective's own options and,
         where the key is a label of your own, `name`: `dict(align=1.0)`,
         `dict(align=dict(weight=0.5, label_smoothing=0.2))`. One of weight 0 is computed for the log
-        only.
+        only. A weight may change over the run: `weight=((0, 0.0), (500, 1.0))` are points (step,
+        weight), with straight lines between them.
+      before: label -> hook by name with its options (`jaxvl.before`), in the order in which they
+        run: `dict(momentum=dict(name="teach", teacher="momentum"))`.
       microbatches: chunks in which the encoders run; all negatives of the batch count all the same.
       encode: this task's own options of the model's call in training, by name; which there are is
         the model's to say.
@@ -43,6 +49,7 @@ class TaskConfig:
 
     data: DataConfig
     objectives: dict[str, Any]
+    before: dict[str, Any] = dataclasses.field(default_factory=dict)
     microbatches: Batch = 1
     encode: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -60,12 +67,13 @@ class TaskConfig:
         )
         resolved = {key: _objective(key, value) for key, value in self.objectives.items()}
         object.__setattr__(self, "objectives", resolved)
+        hooks = {label: _hook(label, value) for label, value in self.before.items()}
+        object.__setattr__(self, "before", hooks)
         for key, use in resolved.items():
-            if hasattr(use.objective, "check_data"):
-                try:
-                    use.objective.check_data(self.data)
-                except ConfigError as error:
-                    raise error.under(f"objectives.{key}") from None
+            try:
+                use.objective.check_data(self.data)
+            except ConfigError as error:
+                raise error.under(f"objectives.{key}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +81,8 @@ class WeightedObjective:
     """One objective of a task and its weight in the sum."""
 
     name: str
-    weight: float
-    objective: Any
+    weight: float | Points
+    objective: Objective
 
 
 def _objective(key: str, value: Any) -> WeightedObjective:
@@ -84,7 +92,7 @@ def _objective(key: str, value: Any) -> WeightedObjective:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = {"weight": value}
     check(
-        hasattr(value, "items"),
+        isinstance(value, (Mapping, ConfigDict)),
         path,
         f"{value!r} must be a weight, or a group of options with a 'weight'",
     )
@@ -94,8 +102,44 @@ def _objective(key: str, value: Any) -> WeightedObjective:
     if "objective" in options:  # as `config.to_dict` writes a resolved one
         options = {k: v for k, v in dict(options["objective"]).items() if k != "name"}
     cls = OBJECTIVES.lookup(name, path if name == key else f"{path}.name")
-    weight = convert(Weight, weight, f"{path}.weight")
-    return WeightedObjective(name, weight, resolve(cls, options, path))
+    weight = _weight(weight, f"{path}.weight")
+    objective = resolve(cls, options, path)
+    check(
+        isinstance(objective, Objective),
+        path,
+        f"{cls.__qualname__} must extend jaxvl.objectives.Objective",
+    )
+    return WeightedObjective(name, weight, objective)
+
+
+def _weight(value: Any, path: str) -> float | Points:
+    """A number, or points (step, weight) of ascending steps."""
+    if isinstance(value, (int, float)):
+        return convert(Weight, value, path)
+    points = convert(tuple[tuple[_Step, Weight], ...], value, path)
+    steps = [step for step, _ in points]
+    check(bool(steps), path, "is empty; must be a number, or points (step, weight)")
+    check(
+        all(a < b for a, b in zip(steps, steps[1:])),
+        path,
+        f"the steps {steps} must ascend",
+    )
+    return points
+
+
+def _hook(label: str, value: Any) -> Before:
+    """The hook that a config names under `label`; a bare name is one without options."""
+    path = f"before.{label}"
+    if isinstance(value, Before):
+        return value
+    options = {"name": value} if isinstance(value, str) else value
+    check(
+        isinstance(options, (Mapping, ConfigDict)),
+        path,
+        f"{value!r} must be a hook's name, or a group of options with a 'name'",
+    )
+    options = dict(options.items())
+    return choose(BEFORE, {"name": label, **options}, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,16 +157,20 @@ class Task:
     preprocess: Preprocess
 
     @property
-    def objectives(self) -> dict[str, Any]:
+    def objectives(self) -> dict[str, Objective]:
         return {key: use.objective for key, use in self.config.objectives.items()}
+
+    @property
+    def hooks(self) -> dict[str, Before]:
+        return self.config.before
 
     @property
     def signature(self) -> str:
         """What the compiled step depends on, as JSON; tasks of one signature share one.
 
         In it: names, shapes and dtypes of the batch; what else of `data` the compiled step reads
-        (`DataConfig.on_device`); objectives in their order, with keys, weights and options;
-        microbatches; `encode`. Not in it: whatever the host alone reads (where the data comes from,
+        (`DataConfig.on_device`); objectives and hooks in their order, with keys, weights and
+        options; microbatches; `encode`. Not in it: whatever the host alone reads (where the data comes from,
         which frames of a clip), and the task's name, unless one of its objectives keeps state
         between steps (a queue, a teacher), which belongs to this task: then no other task has its
         signature.
@@ -130,14 +178,12 @@ class Task:
         config = to_dict(self.config)
         shapes = {name: (s.shape, str(s.dtype)) for name, s in self.config.data.shapes.items()}
         data = self.config.data.on_device
-        has_state = any(
-            jax.tree.leaves(jax.eval_shape(objective.init_aux))
-            for objective in self.objectives.values()
-        )
+        has_state = any(objective.keeps_state for objective in self.objectives.values())
         parts = (
             shapes,
             data,
             [*config["objectives"].items()],
+            [*config["before"].items()],
             self.config.microbatches,
             sorted(self.config.encode.items()),
         )
@@ -182,6 +228,19 @@ class Task:
                 prepared |= field.on_device(name, batch, keys, self.preprocess)
         return prepared
 
+    def inputs(self, rows: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        """Model inputs of a training batch or of some of its rows: prepared, and changed by hooks.
+
+        Args:
+          rows: as the loader gives them, with what hooks have found.
+          key: see `prepare`.
+        """
+        prepare = functools.partial(self.prepare, key=key)
+        inputs = prepare(rows)
+        for hook in self.hooks.values():
+            inputs = hook.inputs(inputs, rows, prepare)
+        return inputs
+
     def per_row(
         self, outputs: dict[str, jax.Array], inputs: dict[str, jax.Array]
     ) -> dict[str, jax.Array]:
@@ -194,50 +253,51 @@ class Task:
         """
         found = dict(outputs)
         for key, objective in self.objectives.items():
-            if hasattr(objective, "per_row"):
-                with jax.named_scope(f"objectives/{key}"):
-                    figures = objective.per_row(outputs, inputs)
-                found |= {f"{_own(key)}{name}": value for name, value in figures.items()}
+            with jax.named_scope(f"objectives/{key}"):
+                figures = objective.per_row(outputs, inputs)
+            found |= {f"{_own(key)}{name}": value for name, value in figures.items()}
         return found
 
     def loss(
         self,
-        outputs: dict[str, jax.Array],
-        batch: dict[str, jax.Array],
-        aux: dict[str, Any],
-        key: jax.Array,
-    ):
+        outputs: Mapping[str, jax.Array],
+        batch: Mapping[str, jax.Array],
+        states: Mapping[str, Any],
+        context: Context,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]:
         """Weighted sum of the objectives.
 
         Args:
           outputs: of the whole batch, as `per_row` gives them.
           batch: the whole batch; objectives do not see its pictures.
+          states: of all objectives, by `task/objective`.
 
         Returns:
-          loss float32 [], and (metrics, aux): each objective's `loss/KEY` and `KEY/figure`, and the
-          whole aux state.
+          loss float32 [], and (metrics, states): each objective's `loss/KEY` and `KEY/figure`, and
+          the states after the step.
         """
         total = jnp.float32(0)
         metrics = {}
-        aux = dict(aux)
-        visual = [name for name, modality in self.config.data.inputs.items() if modality in VISUAL]
-        batch = {name: value for name, value in batch.items() if name not in visual}
+        states = dict(states)
+        batch = {name: value for name, value in batch.items() if not self._is_picture(name)}
         for i, (name, use) in enumerate(self.config.objectives.items()):
             slot = f"{self.name}/{name}"
-            own = {
-                k.removeprefix(_own(name)): v
-                for k, v in outputs.items()
-                if k.startswith(_own(name))
-            }
+            prefix = _own(name)
+            own = {k.removeprefix(prefix): v for k, v in outputs.items() if k.startswith(prefix)}
+            its_context = dataclasses.replace(context, key=jax.random.fold_in(context.key, i))
             with jax.named_scope(f"objectives/{name}"):
-                loss, aux[slot] = use.objective(
-                    {**outputs, **own}, batch, aux[slot], jax.random.fold_in(key, i)
+                loss, states[slot] = use.objective(
+                    {**outputs, **own}, batch, states[slot], its_context
                 )
             if use.weight:  # else nothing depends on it, not even by a factor of 0
-                total += use.weight * loss.value
+                total += context.at(use.weight) * loss.value
             metrics[f"loss/{name}"] = loss.value
             metrics |= {f"{name}/{k}": v for k, v in loss.metrics.items()}
-        return total, (metrics, aux)
+        return total, (metrics, states)
+
+    def _is_picture(self, name: str) -> bool:
+        """Whether a batch entry is a picture, of a field or one that a hook has found for it."""
+        return self.config.data.inputs.get(name.rsplit("/", 1)[-1]) in VISUAL
 
 
 def _own(key: str) -> str:

@@ -21,8 +21,8 @@ from jaxvl.sharding import make_mesh
 from jaxvl.tasks import Task
 from jaxvl.training.build import Vocabulary, build_model, fresh_state
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.judges import make_judges
 from jaxvl.training.optim import learning_rate
+from jaxvl.training.teacher_models import make_teachers
 
 HOSTILE = [
     -1,
@@ -263,7 +263,7 @@ def build(experiment):
     vocabulary = Vocabulary(64, 0, 1)
     model = build_model(experiment, vocabulary)
     with jax.set_mesh(mesh):
-        fresh_state(experiment, model, mesh, make_judges(experiment, model, vocabulary))
+        fresh_state(experiment, model, mesh, make_teachers(experiment, model, vocabulary))
     for name, config in experiment.tasks.items():
         batch = {
             key: value for key, value in config.data.shapes.items() if key in ("image", "position")

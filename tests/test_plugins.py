@@ -43,22 +43,19 @@ import jax.numpy as jnp
 from jaxvl.data.sources.opened import opened
 from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.source_options import SourceOptions
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 
 @OBJECTIVES.register("pull")
 @dataclasses.dataclass(frozen=True)
-class Pull:
+class Pull(Objective):
     strength: float = 1.0
 
     reads: ClassVar[tuple[str, ...]] = ("image", "text")
     batch_keys: ClassVar[tuple[str, ...]] = ()
 
-    def init_aux(self):
-        return ()
-
-    def __call__(self, outputs, batch, aux, key):
-        return Loss(self.strength * jnp.mean((outputs["image"] - outputs["text"]) ** 2)), aux
+    def __call__(self, outputs, batch, state, context):
+        return Loss(self.strength * jnp.mean((outputs["image"] - outputs["text"]) ** 2)), state
 
 
 @EVALUATORS.register("counting")

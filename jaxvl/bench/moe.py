@@ -30,7 +30,7 @@ from rich.table import Table
 from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.config import ConfigError
 from jaxvl.nn.mlp import Mlp
-from jaxvl.nn.moe import ExpertChoice, MoeConfig, MoeOutput, Skills, Soft, TokenChoice
+from jaxvl.nn.moe import ExpertChoice, MoeConfig, MoeOutput, SkillMoe, Skills, Soft, TokenChoice
 from jaxvl.sharding.topology import chip, compile_only_devices
 
 MIB = 2**20
@@ -72,7 +72,7 @@ def step_of(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Callable[..., Any],
 
     def loss(params: nnx.State, x: jax.Array) -> jax.Array:
         layer = nnx.merge(graphdef, params)
-        skills = dict(skills=("s0", "s1")) if hasattr(layer, "skills") else {}
+        skills = dict(skills=("s0", "s1")) if isinstance(layer, SkillMoe) else {}
         out = layer(x, train=True, **skills)
         y, extra = (
             (out.y, sum(out.losses.values(), 0.0)) if isinstance(out, MoeOutput) else (out, 0.0)

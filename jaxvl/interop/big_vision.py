@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer
-from jaxvl.interop.bundle import Bundle, bounded, built, model_of, shapes_of
+from jaxvl.interop.bundle import Bundle, built, model_of, shapes_of, without_limit
 from jaxvl.interop.dual import must_be, text_node, vit_node
 from jaxvl.interop.files import read_npz
 from jaxvl.interop.mapping import (
@@ -67,7 +67,7 @@ def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
     preprocess = Preprocess(inputs.image_size, resize="squash", interpolation="bilinear")
     origin = {"big_vision": {"root": root, "scanned": list(scanned)}}
     return Bundle(
-        bounded(model, arrays),
+        without_limit(model, arrays),
         with_tokens(model, inputs, found),
         arrays,
         found,

@@ -17,6 +17,7 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.interop.mapping import ConversionError
 from jaxvl.models import MODELS, InputSpec
+from jaxvl.models.base import ModelConfig
 from jaxvl.models.functional import Functional, functional
 from jaxvl.nn.transformer import Sizes
 
@@ -36,7 +37,7 @@ class Bundle:
       notes: what is told to whoever converts: lossless, but not self-evident.
     """
 
-    model: Any
+    model: ModelConfig
     inputs: InputSpec
     arrays: Mapping[str, np.ndarray]
     tokenizer: Tokenizer | None
@@ -48,13 +49,13 @@ class Bundle:
         return built(self.model, self.inputs)
 
 
-def model_of(node: Mapping[str, Any]) -> Any:
+def model_of(node: Mapping[str, Any]) -> ModelConfig:
     """The registered configuration of a node. Raises ConversionError for what ours refuses."""
     with refusing("model"):
         return choose(MODELS, node, "model")
 
 
-def built(model: Any, inputs: InputSpec) -> Functional:
+def built(model: ModelConfig, inputs: InputSpec) -> Functional:
     """The model as functions. Raises ConversionError where model and inputs do not fit."""
     with refusing("model"):
         return functional(model, inputs)
@@ -65,17 +66,15 @@ def shapes_of(model: Functional) -> dict[str, tuple[int, ...]]:
     return {path: tuple(s.shape) for part in (model.params, model.rest) for path, s in part.items()}
 
 
-def same_model(a: Any, b: Any) -> bool:
+def same_model(a: ModelConfig, b: ModelConfig) -> bool:
     """Whether two configurations compute the same, whatever is set for training."""
-    training = dict(max_scale=None, lock="none", init_scale=1.0)
-    a, b = (
-        dataclasses.replace(m, **{k: v for k, v in training.items() if hasattr(m, k)})
-        for m in (a, b)
-    )
-    return a == b
+    if type(a) is not type(b):
+        return False
+    fields = [f.name for f in dataclasses.fields(a) if f.name not in a.training_fields]
+    return all(getattr(a, name) == getattr(b, name) for name in fields)
 
 
-def bounded(model: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+def without_limit(model: ModelConfig, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
     """The configuration without its limit of the scale where the weights are beyond it: they would
     not give their own logits."""
     most = model.max_scale

@@ -45,7 +45,7 @@ def inputs_of(bundle: Bundle, batch: int = 3) -> tuple[np.ndarray, np.ndarray]:
     image = rng.normal(size=(batch, spec.image_size, spec.image_size, spec.channels)).astype(
         np.float32
     )
-    start = getattr(bundle.model, "start_id", None) if tokenizer is None else tokenizer.cls_id
+    start = bundle.model.capabilities(spec).start_id if tokenizer is None else tokenizer.cls_id
     eos = spec.vocab_size - 1 if spec.eos_id is None else spec.eos_id
     special = {spec.pad_id, eos, start}
     words = np.array([i for i in range(min(spec.vocab_size, 30_000)) if i not in special])
@@ -68,7 +68,7 @@ def ours(bundle: Bundle, image: np.ndarray, text: np.ndarray) -> Arrays:
     )
     out, _ = jax.jit(model.apply)(params, rest, {"image": image, "text": text})
     captions = {}
-    if getattr(bundle.model, "writes", False):
+    if bundle.model.capabilities(bundle.inputs).generates:
         captions["captions"] = model.apply(params, rest, image, text, method="caption_logits")[0][
             :, :-1
         ]

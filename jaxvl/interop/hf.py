@@ -16,11 +16,11 @@ from jaxvl.interop import hf_align, hf_dual, hf_files
 from jaxvl.interop.bundle import (
     Bundle,
     Section,
-    bounded,
     built,
     rounding_note,
     same_model,
     shapes_of,
+    without_limit,
 )
 from jaxvl.interop.files import read_json, read_weights, write_json, write_safetensors
 from jaxvl.interop.mapping import ConversionError, Entries, StateDict, read_arrays, write_arrays
@@ -78,12 +78,10 @@ def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
     )
     config = hf_dual.with_one_eos(config, None if found is None else found.eos_id)
     model, inputs = FAMILIES[kind].read(config)
-    preprocess, notes = hf_files.read_preprocess(
-        path, inputs.image_size, kind, getattr(model.image, "patch", None)
-    )
+    preprocess, notes = hf_files.read_preprocess(path, inputs.image_size, kind, model.image.patch)
     arrays = read(read_weights(path, WEIGHTS), kind, model, inputs)
     return Bundle(
-        bounded(model, arrays),
+        without_limit(model, arrays),
         with_tokens(model, inputs, found),
         arrays,
         found,
@@ -113,7 +111,8 @@ def model_type(bundle: Bundle) -> str:
     origin = bundle.origin.get("hf", {}).get("model_type")
     name = model.registered_name
     towers = tuple(
-        getattr(getattr(model, side, None), "registered_name", "none") for side in ("image", "text")
+        model.encoders[side].registered_name if side in model.encoders else "none"
+        for side in ("image", "text")
     )
     if name == "align" and towers == ("efficientnet", "bert"):
         return "align"

@@ -20,12 +20,12 @@ from jaxvl.interop import open_clip_dual as dual
 from jaxvl.interop.bundle import (
     Bundle,
     Section,
-    bounded,
     built,
     refusing,
     rounding_note,
     same_model,
     shapes_of,
+    without_limit,
 )
 from jaxvl.interop.files import read_json, read_weights, write_json, write_safetensors
 from jaxvl.interop.hf_files import CLIP_MEAN, CLIP_STD
@@ -75,7 +75,7 @@ def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
         _check_padding(model, inputs, found)
     arrays = read_state(read_weights(path, WEIGHTS), model, inputs, section.values)
     return Bundle(
-        bounded(model, arrays),
+        without_limit(model, arrays),
         with_tokens(model, inputs, found),
         arrays,
         found,

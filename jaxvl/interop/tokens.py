@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
@@ -19,6 +18,8 @@ from jaxvl.interop.bundle import refusing
 from jaxvl.interop.files import write_json
 from jaxvl.interop.mapping import ConversionError
 from jaxvl.models import InputSpec
+from jaxvl.models.base import ModelConfig
+from jaxvl.models.text import TextTransformerConfig
 
 _ELSEWHERE = "give --tokenizer=FOLDER with its files, or --tokenizer=none to go on without"
 
@@ -208,14 +209,15 @@ def find_tokenizer(
     return read(None if option is None else pathlib.Path(option))
 
 
-def with_tokens(model: Any, inputs: InputSpec, tokenizer: Tokenizer | None) -> InputSpec:
+def with_tokens(model: ModelConfig, inputs: InputSpec, tokenizer: Tokenizer | None) -> InputSpec:
     """Inputs with the tokenizer's padding and EOS.
 
     Raises ConversionError where the model looks for another EOS than the tokenizer writes.
     """
     if tokenizer is None:
         return inputs
-    pool = getattr(getattr(model, "text", None), "pool", None)
+    text = model.encoders.get("text")
+    pool = text.pool if isinstance(text, TextTransformerConfig) else None
     if pool == "eos" and tokenizer.eos_id != inputs.eos_id:
         raise ConversionError(
             f"tokenizer: ends a text with {tokenizer.eos_id}, but the model looks for "

@@ -5,22 +5,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxvl.config import Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
-from jaxvl.models.base import InputSpec
+from jaxvl.models.base import EncoderConfig, InputSpec, ModelConfig
 from jaxvl.models.bert import BertConfig
 from jaxvl.models.efficientnet import EfficientNetConfig
-from jaxvl.models.two_tower import Side, Tower, TwoTower, check_towers
+from jaxvl.models.two_tower import Tower, TwoTower, check_towers
 
 
 @MODELS.register("align")
 @dataclasses.dataclass(frozen=True)
-class AlignConfig:
+class AlignConfig(ModelConfig):
     """ALIGN. The text's pooled state is mapped linearly to the width of the pooled image, both are
     scaled to length 1.
 
@@ -31,7 +32,6 @@ class AlignConfig:
       init_temperature: initial temperature; it is learned, and stored as `log_scale =
         -log(temperature)`.
       max_scale: largest 1 / temperature, or None for no limit (the paper states none).
-      lock: a tower whose encoder is kept as it is (LiT).
     """
 
     image: Annotated[Any, IMAGE_ENCODERS] = EfficientNetConfig("b7")
@@ -39,7 +39,8 @@ class AlignConfig:
     embed_dim: Width | None = None
     init_temperature: Scale = 1.0
     max_scale: Scale | None = 100.0
-    lock: Side = "none"
+
+    training_fields: ClassVar[frozenset[str]] = frozenset({"max_scale"})
 
     def __post_init__(self):
         check(
@@ -57,6 +58,10 @@ class AlignConfig:
             f"{most!r} is below 1 / init_temperature = {1 / self.init_temperature:g}",
         )
 
+    @property
+    def encoders(self) -> Mapping[str, EncoderConfig]:
+        return {"image": self.image, "text": self.text}
+
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where an encoder cannot take such inputs."""
         check_towers(self.image, self.text, inputs)
@@ -64,19 +69,18 @@ class AlignConfig:
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TwoTower:
         width = self.embed_dim or self.image.features
 
-        def tower(side: str, config: Any, project: bool) -> Tower:
+        def tower(config: EncoderConfig, project: bool) -> Tower:
             encoder = config.build(inputs, rngs, dtype)
             return Tower(
                 encoder,
                 width,
                 project=project,
                 bias=True,
-                locked=self.lock == side,
                 rngs=rngs,
                 dtype=dtype,
             )
 
-        image = tower("image", self.image, width != self.image.features)
-        text = tower("text", self.text, True)
+        image = tower(self.image, width != self.image.features)
+        text = tower(self.text, True)
         most = None if self.max_scale is None else math.log(self.max_scale)
         return TwoTower(image, text, log_scale=-math.log(self.init_temperature), most=most)

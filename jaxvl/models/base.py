@@ -1,12 +1,20 @@
-"""What encoders take and give, and the named sizes of transformers."""
+"""The contract of models and encoders: what they take, give and declare; and the named sizes of
+transformers.
+
+A model is a `ModelConfig` (what it can do, from its options alone) and the `Model` that it builds.
+An encoder is an `EncoderConfig` and a module that maps its input to `Encoded`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.nn.moe import Skills
@@ -49,6 +57,210 @@ class Encoded(NamedTuple):
     tokens: jax.Array
     mask: jax.Array | None = None
     routing: dict[str, jax.Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Capabilities:
+    """What a model can do, beyond mapping a batch to named outputs.
+
+    Attributes:
+      generates: it writes captions; its module is a `Generator`.
+      start_id: the token that begins every text, or None where texts have none of their own.
+      interleaved: it reads rows of several images and texts (`data.packing`).
+      multi_instance: it reads rows of several texts, int [B, N, T].
+      classes: name of a class head -> its number of classes.
+    """
+
+    generates: bool = False
+    start_id: int | None = None
+    interleaved: bool = False
+    multi_instance: bool = False
+    classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+class EncoderConfig:
+    """Base class of the configurations of image and text encoders.
+
+    Its module maps one input to `Encoded`: `module(x, *, train=False, key=None)`.
+
+    Attributes:
+      registered_name: set by the registry.
+      patch: side of a patch in pixels, where the tokens are patches of an image; else None.
+      class_token: whether a class token stands before the other tokens.
+    """
+
+    registered_name: ClassVar[str] = ""
+    patch: int | None = None
+
+    @property
+    def class_token(self) -> bool:
+        return False
+
+    @property
+    def routed(self) -> bool:
+        """Whether it has MoE layers, whose losses `Encoded.routing` reports."""
+        return False
+
+    @property
+    def features(self) -> int:
+        """Width of the pooled output."""
+        raise NotImplementedError(f"{type(self).__name__} must say the width of its output")
+
+    def check_inputs(self, inputs: InputSpec) -> None:
+        """Raises ConfigError where the encoder cannot take such inputs."""
+
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> nnx.Module:
+        """The encoder's module; parameters are float32, computing in `dtype`."""
+        raise NotImplementedError(f"{type(self).__name__} must build its module")
+
+
+class ModelConfig:
+    """Base class of the configurations of models.
+
+    Attributes:
+      registered_name: set by the registry.
+      training_fields: options that change nothing of what given weights compute.
+    """
+
+    registered_name: ClassVar[str] = ""
+    training_fields: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def encoders(self) -> Mapping[str, EncoderConfig]:
+        """Input -> the configuration of the encoder that reads it; of those chosen by name."""
+        return {}
+
+    def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
+        """What the model can do.
+
+        Args:
+          inputs: that it is built for; None where they are not known yet.
+        """
+        del inputs
+        return Capabilities()
+
+    def check_inputs(self, inputs: InputSpec) -> None:
+        """Raises ConfigError where the model cannot take such inputs."""
+
+    def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
+        """Raises ConfigError where the model cannot take a task's data (`DataConfig`), or has not
+        the options of the call that the task names."""
+
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Model:
+        """The model's module; parameters are float32, computing in `dtype`."""
+        raise NotImplementedError(f"{type(self).__name__} must build its module")
+
+
+class Model(nnx.Module):
+    """Base class of models.
+
+    Attributes:
+      frozen: encoders that run as in evaluation in training too, because no parameter of theirs is
+        trained; keys of `encoder_paths`. Set by `freeze`.
+    """
+
+    frozen: frozenset[str] = frozenset()
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Batch entries that `encode` takes."""
+        raise NotImplementedError(f"{type(self).__name__} must name its inputs")
+
+    def encoder_paths(self) -> dict[str, str]:
+        """Encoder -> path of its parameters, as `dict(image="image/encoder")`; of those that
+        `freeze` can make run as in evaluation."""
+        return {}
+
+    def freeze(self, pattern: str | None) -> None:
+        """Has the encoders run as in evaluation whose parameters are all frozen.
+
+        Args:
+          pattern: regular expression of the frozen parameters' paths (`re.search`), or None.
+        """
+        if pattern is None:
+            return
+        trained = [path for path in parameter_paths(self) if not re.search(pattern, path)]
+        self.frozen = frozenset(
+            name
+            for name, prefix in self.encoder_paths().items()
+            if not any(path.startswith(f"{prefix}/") for path in trained)
+        )
+
+    def encode(
+        self, name: str, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> Encoded:
+        """Encodes one input.
+
+        Args:
+          name: of `inputs`.
+          x: the batch's entry of this name.
+          train: whether batch statistics and dropout are those of training.
+          key: of dropout and drop-path; needed in training where a rate is > 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must encode its inputs")
+
+    def encode_image(
+        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
+        """image float [B, S, S, C], normalised -> unit rows float32 [B, E]."""
+        raise NotImplementedError(f"{type(self).__name__} does not embed images")
+
+    def encode_text(
+        self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> jax.Array:
+        """text int [B, T] -> unit rows float32 [B, E]."""
+        raise NotImplementedError(f"{type(self).__name__} does not embed texts")
+
+    def image_tokens(self, image: jax.Array) -> jax.Array:
+        """image [B, S, S, C] -> the image encoder's tokens before pooling [B, P, D]."""
+        return self.encode("image", image).tokens
+
+    def __call__(
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """Named outputs of a batch.
+
+        Args:
+          batch: entries by name, as `Task.prepare` gives them.
+          train, key: as for `encode`.
+          progress: share of the run's steps that are done, float32 [] in [0, 1]; None: the end.
+
+        Returns:
+          Arrays [B, …], and scalars that are the same for any rows of the batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must give named outputs")
+
+
+def parameter_paths(module: nnx.Module) -> list[str]:
+    """Paths of a module's parameters, as `image/encoder/norm/scale`."""
+    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    return ["/".join(map(str, path)) for path, _ in flat]
+
+
+class Generator(Protocol):
+    """What a model that writes captions has beside `Model`, for `models.generate`."""
+
+    def memory(
+        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """image [B, S, S, C] -> what captions are read from [B, N, D], and the image embedding."""
+
+    def caption_scores(self, memory: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
+        """What a cross-entropy needs of text int [B, T] under the image of `memory`."""
+
+    def start(self, image: jax.Array, length: int) -> tuple[Any, Any]:
+        """Before the first token of captions of up to `length` tokens: what grows with them, and
+        what does not."""
+
+    def step(
+        self, known: Any, fixed: Any, token: jax.Array, position: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Logits of the next token float32 [B, V], and what is known after it."""
 
 
 # Widths and depths of the ViT family (Dosovitskiy et al. 2021; Zhai et al. 2022; Alabdulmohsin et

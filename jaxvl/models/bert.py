@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxvl.config import Count, Depth, Epsilon, Heads, Hidden, Width, check
 from jaxvl.models import TEXT_ENCODERS
-from jaxvl.models.base import Encoded, InputSpec, check_rates, sizes_of
+from jaxvl.models.base import Encoded, EncoderConfig, InputSpec, check_rates, sizes_of
 from jaxvl.nn import poolers
 from jaxvl.nn.attention import Implementation
 from jaxvl.nn.linear import Embedding, Linear, normal
@@ -34,7 +34,7 @@ _INIT_STD = 0.02
 
 @TEXT_ENCODERS.register("bert")
 @dataclasses.dataclass(frozen=True)
-class BertConfig:
+class BertConfig(EncoderConfig):
     """BERT: post-norm, token types, exact GELU.
 
     Attributes:

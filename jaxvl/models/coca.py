@@ -28,12 +28,19 @@ from flax import nnx
 
 from jaxvl.config import ConfigError, Depth, Heads, Hidden, Range, Scale, TokenId, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS
-from jaxvl.models.base import InputSpec, check_rates
-from jaxvl.models.two_tower import bounded, unit
+from jaxvl.models.base import (
+    Capabilities,
+    EncoderConfig,
+    InputSpec,
+    Model,
+    ModelConfig,
+    check_rates,
+)
 from jaxvl.models.vit import ViTConfig
+from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.mlp import Activation
-from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.norms import LayerNorm, l2_normalize
 from jaxvl.nn.poolers import QueryPooler, eos
 from jaxvl.nn.transformer import Block, Cross, Remat, Sizes, StackOptions, Transformer
 from jaxvl.nn.vocabulary import VocabularyHead
@@ -48,7 +55,7 @@ VARIANTS: Mapping[str, tuple[int, int, int, int]] = {
 
 @MODELS.register("coca")
 @dataclasses.dataclass(frozen=True)
-class CoCaConfig:
+class CoCaConfig(ModelConfig):
     """CoCa.
 
     Attributes:
@@ -105,7 +112,7 @@ class CoCaConfig:
     scan: bool = True
     remat: Remat = "none"
 
-    writes: ClassVar[bool] = True  # it has `start` and `step`, which `generate` needs
+    training_fields: ClassVar[frozenset[str]] = frozenset({"max_scale", "init_scale"})
 
     def __post_init__(self):
         check(
@@ -115,7 +122,7 @@ class CoCaConfig:
         )
         check_rates(self, "dropout", "drop_path")
         check(
-            getattr(self.image, "moe", None) is None,
+            not self.image.routed,
             "image.moe",
             "the losses of its layers would be lost: 'coca' does not report them",
         )
@@ -129,7 +136,7 @@ class CoCaConfig:
         least = 1 + (self.poolers == "shared")
         check(self.queries >= least, "queries", f"{self.queries!r} must be >= {least}")
         check(
-            self.poolers != "none" or getattr(self.image, "pool", None) == "cls",
+            self.poolers != "none" or self.image.class_token,
             "poolers",
             "'none' needs an image encoder with a class token (a vit with pool='cls')",
         )
@@ -168,6 +175,13 @@ class CoCaConfig:
             remat=self.remat,
             cross=self.cross,
         )
+
+    @property
+    def encoders(self) -> Mapping[str, EncoderConfig]:
+        return {"image": self.image}
+
+    def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
+        return Capabilities(generates=True, start_id=self.start_id)
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where the image encoder cannot take such images, or no token ends a
@@ -211,7 +225,7 @@ def own_form(config: CoCaConfig) -> None:
         check(given == value, name, f"{given!r} is of open_clip's form; must be {value!r} here")
 
 
-class CoCa(nnx.Module):
+class CoCa(Model):
     """See the top of this file.
 
     Args:
@@ -292,6 +306,13 @@ class CoCa(nnx.Module):
         self.width = width
         self.dtype = dtype
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("image", "text")
+
+    def encoder_paths(self) -> dict[str, str]:
+        return {"image": "encoder"}
+
     # ----------------------------------------------------------------------------------------------
     # Image
 
@@ -301,7 +322,7 @@ class CoCa(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """image [B, S, S, C] -> what captions are read from [B, N, D], and the image embedding,
         unit rows float32 [B, E]."""
-        encoded = self.encoder(image, train=train, key=key)
+        encoded = self.encoder(image, train=train and "image" not in self.frozen, key=key)
         if self.poolers == "none":
             memory = encoded.tokens[:, 1:]
             pooled = encoded.tokens[:, 0]
@@ -313,7 +334,7 @@ class CoCa(nnx.Module):
                 pooled = self.contrastive_pooler(
                     memory if self.poolers == "cascade" else encoded.tokens
                 )[:, 0]
-        return memory, unit(self.image_projection(pooled))
+        return memory, l2_normalize(self.image_projection(pooled))
 
     def encode_image(
         self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -346,14 +367,14 @@ class CoCa(nnx.Module):
             x = self.text_norm(
                 self.unimodal(x + positions.astype(self.dtype), causal=True, train=train, key=key)
             )
-            return x, unit(self.text_projection(eos(x[:, -t:], text, self.eos_id)))
+            return x, l2_normalize(self.text_projection(eos(x[:, -t:], text, self.eos_id)))
         x = jnp.concatenate([x, broadcast(self.class_token)], 1)
         mask = jnp.concatenate([mask, always], 1)
         # [CLS] has the last row of the table whatever the length of the text.
         positions = jnp.concatenate([positions, self.positions[-1:]]).astype(self.dtype)
         mask = jnp.roll(mask, 1, axis=1) if self.late_mask else mask
         x = self.unimodal(x + positions, mask=mask, causal=True, train=train, key=key)
-        return x[:, :-1], unit(self.text_projection(self.text_norm(x[:, -1])))
+        return x[:, :-1], l2_normalize(self.text_projection(self.text_norm(x[:, -1])))
 
     def encode_text(
         self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -362,14 +383,19 @@ class CoCa(nnx.Module):
         return self._read(text, train=train, key=key)[1]
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds a batch and reads its texts as captions, in one pass.
 
         Args:
           batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding;
-            maybe `sampled` int [B, T], captions of the model's own.
-          train, key: as for `TwoTower`.
+            maybe `captions/sampled` int [B, T], captions of the model's own.
+          train, key, progress: as for `Model`.
 
         Returns:
           image, text: unit rows, float32 [B, E]; log_scale: float32 []; caption_lse,
@@ -377,7 +403,7 @@ class CoCa(nnx.Module):
           caption_correct: bool [B, T], of the logits of each token given those before it
             (`VocabularyHead.scores`); caption_weight:
           float32 [B, T], 1 where a token is not padding. With `start_id` these are T - 1: nothing
-          is before the start. With `sampled` also sampled_log_p: float32 [B, T], of each of its
+          is before the start. With `captions/sampled` also sampled_log_p: float32 [B, T], of each of its
           tokens.
         """
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
@@ -389,14 +415,13 @@ class CoCa(nnx.Module):
         out = {
             "image": image,
             "text": embedding,
-            "log_scale": scale if self.most is None else bounded(scale, self.most),
+            "log_scale": scale if self.most is None else clip_with_gradient(scale, self.most),
             "caption_weight": (targets != self.pad_id).astype(jnp.float32),
             **{f"caption_{k}": v for k, v in scores.items()},
         }
-        if "sampled" in batch:
-            scores, _ = self._score(
-                batch["sampled"], batch["sampled"], memory, train=train, keys=keys[1:]
-            )
+        if "captions/sampled" in batch:
+            sampled = batch["captions/sampled"]
+            scores, _ = self._score(sampled, sampled, memory, train=train, keys=keys[1:])
             out["sampled_log_p"] = scores["target"] - scores["lse"]
         return out
 

@@ -29,10 +29,11 @@ from flax import nnx
 
 from jaxvl.config import check
 from jaxvl.models import MODELS
-from jaxvl.models.base import InputSpec
+from jaxvl.models.base import Capabilities, InputSpec
 from jaxvl.models.coca import CoCa, CoCaConfig, own_form
-from jaxvl.models.two_tower import bounded, unit
 from jaxvl.nn.gated import GatedBlock
+from jaxvl.nn.gradients import clip_with_gradient
+from jaxvl.nn.norms import l2_normalize
 from jaxvl.nn.poolers import QueryPooler
 from jaxvl.nn.random import split
 
@@ -52,8 +53,6 @@ class CosmoConfig(CoCaConfig):
 
     across: bool = True
 
-    interleaved: ClassVar[bool] = True  # it reads rows of several images
-
     def __post_init__(self):
         super().__post_init__()
         own_form(self)
@@ -62,6 +61,9 @@ class CosmoConfig(CoCaConfig):
             "poolers",
             f"{self.poolers!r} is not for cosmo; must be 'cascade' or 'parallel'",
         )
+
+    def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
+        return dataclasses.replace(super().capabilities(inputs), interleaved=True)
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Cosmo:
         return Cosmo(self, inputs, rngs=rngs, dtype=dtype)
@@ -128,7 +130,7 @@ class Cosmo(CoCa):
     def _pool(self, tokens: jax.Array, segment: jax.Array, count: int) -> jax.Array:
         """[B, R, D] -> text embeddings, unit rows float32 [B, K, E] of texts 1 … K = `count`."""
         own = segment[:, None, :] == jnp.arange(1, count + 1)[:, None]
-        return _unit(self.text_projection(self.text_pooler(tokens, own)))
+        return l2_normalize(self.text_projection(self.text_pooler(tokens, own)))
 
     def encode_text(
         self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -138,14 +140,19 @@ class Cosmo(CoCa):
         return self._pool(self._tokens(text, segment, train=train, key=key), segment, 1)[:, 0]
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds the images and texts of a batch and reads the texts as captions, in one pass.
 
         Args:
           batch: image float [B, K, S, S, C], normalised; text, segment int [B, R]; weight float [B,
             R] (`data.packing`). Or rows of one: image [B, S, S, C], text [B, T].
-          train, key: as for CoCa.
+          train, key, progress: as for CoCa.
 
         Returns:
           image, text: unit rows, float32 [B, K, E]; the rest as CoCa's, along the row.
@@ -165,7 +172,7 @@ class Cosmo(CoCa):
         return {
             "image": image.reshape(b, k, -1),
             "text": self._pool(tokens, segment, k),
-            "log_scale": scale if self.most is None else bounded(scale, self.most),
+            "log_scale": scale if self.most is None else clip_with_gradient(scale, self.most),
             "caption_weight": weight,
             **{f"caption_{name}": v for name, v in scores.items()},
         }
@@ -221,7 +228,3 @@ class Cosmo(CoCa):
             1,
         )
         return self.head.logits(self.norm(x if position is None else x[:, position]), self.words)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return unit(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

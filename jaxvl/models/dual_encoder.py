@@ -5,22 +5,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxvl.config import Range, Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
-from jaxvl.models.base import InputSpec
+from jaxvl.models.base import EncoderConfig, InputSpec, ModelConfig
 from jaxvl.models.text import TextTransformerConfig
-from jaxvl.models.two_tower import Side, Tower, TwoTower, check_towers
+from jaxvl.models.two_tower import Tower, TwoTower, check_towers
 from jaxvl.models.vit import ViTConfig
 
 
 @MODELS.register("dual_encoder")
 @dataclasses.dataclass(frozen=True)
-class DualEncoderConfig:
+class DualEncoderConfig(ModelConfig):
     """Dual encoder. `models.presets` has the exact shapes of CLIP and SigLIP.
 
     Attributes:
@@ -32,8 +33,8 @@ class DualEncoderConfig:
       init_scale: initial factor of the cosine; it is learned, and stored as its logarithm.
       max_scale: largest factor, or None for no limit.
       init_bias: initial bias of the logits (SigLIP: -10), or None for a model without.
-      lock: a tower whose encoder is kept as it is (LiT, Zhai et al. 2022: `image`); its projection
-        is trained.
+
+    Locked-image tuning (LiT, Zhai et al. 2022) is `optim.freeze=r"^image/encoder/"`.
     """
 
     image: Annotated[Any, IMAGE_ENCODERS] = ViTConfig()
@@ -44,7 +45,8 @@ class DualEncoderConfig:
     init_scale: Scale = 1 / 0.07
     max_scale: Scale | None = 100.0
     init_bias: Annotated[float, Range(-1e6, 1e6)] | None = None
-    lock: Side = "none"
+
+    training_fields: ClassVar[frozenset[str]] = frozenset({"max_scale", "init_scale"})
 
     def __post_init__(self):
         check(
@@ -74,26 +76,28 @@ class DualEncoderConfig:
     def _width(self) -> int:
         return self.embed_dim or self.image.features
 
+    @property
+    def encoders(self) -> Mapping[str, EncoderConfig]:
+        return {"image": self.image, "text": self.text}
+
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where an encoder cannot take such inputs."""
         check_towers(self.image, self.text, inputs)
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TwoTower:
-        def tower(side: str, config: Any, project: bool) -> Tower:
+        def tower(config: EncoderConfig, project: bool) -> Tower:
             encoder = config.build(inputs, rngs, dtype)
-            locked = self.lock == side
             return Tower(
                 encoder,
                 self._width,
                 project=project,
                 bias=self.projection_bias,
-                locked=locked,
                 rngs=rngs,
                 dtype=dtype,
             )
 
-        image = tower("image", self.image, self.projections == "both")
-        text = tower("text", self.text, self.projections != "none")
+        image = tower(self.image, self.projections == "both")
+        text = tower(self.text, self.projections != "none")
         most = None if self.max_scale is None else math.log(self.max_scale)
         return TwoTower(
             image, text, log_scale=math.log(self.init_scale), most=most, logit_bias=self.init_bias

@@ -22,7 +22,7 @@ from flax import nnx
 
 from jaxvl.config import ConfigError, Epsilon, Range, Width, check, nearest
 from jaxvl.models import IMAGE_ENCODERS
-from jaxvl.models.base import Encoded, InputSpec, check_rates
+from jaxvl.models.base import Encoded, EncoderConfig, InputSpec, check_rates
 from jaxvl.nn.conv import Conv, PadRule, space_to_depth
 from jaxvl.nn.linear import Linear
 from jaxvl.nn.mlp import ACTIVATIONS, Activation
@@ -155,7 +155,7 @@ Multiplier = Annotated[float, Range(0.0, 64.0, above=True)]
 
 @IMAGE_ENCODERS.register("efficientnet")
 @dataclasses.dataclass(frozen=True)
-class EfficientNetConfig:
+class EfficientNetConfig(EncoderConfig):
     """EfficientNet as an image encoder.
 
     Attributes:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxvl.config import resolve_call
+from jaxvl.models.base import InputSpec, Model
 
 Arrays = dict[str, jax.Array]
 
@@ -30,21 +32,26 @@ class Functional:
     """A built model as functions.
 
     Attributes:
+      spec: sizes of the inputs that it was built for.
       graphdef: NNX's static half.
       axes: logical axes of each parameter, path -> names.
       params: shapes and dtypes of the parameters, path -> ShapeDtypeStruct.
       rest: the same for non-trained state.
-      locked: paths that the optimiser must not touch (LiT locking).
+      frozen: paths of parameters and other state that no gradient reaches: parameters that are
+        frozen, and whatever else encoders hold that are frozen as a whole.
       call: the module's `__call__`, for its options.
+      inputs: batch entries that the model encodes; of a module that is no `Model`, none.
       methods: names of the module's public methods, which `apply` can run.
     """
 
+    spec: InputSpec
     graphdef: Any
     axes: Mapping[str, tuple[str, ...] | None]
     params: Mapping[str, jax.ShapeDtypeStruct]
     rest: Mapping[str, jax.ShapeDtypeStruct]
-    locked: frozenset[str]
+    frozen: frozenset[str]
     call: Callable[..., Any]
+    inputs: tuple[str, ...]
     methods: frozenset[str]
     _build: Callable[[jax.Array], nnx.Module]
     _templates: tuple[nnx.State, nnx.State]
@@ -52,7 +59,7 @@ class Functional:
     def options(self, node: Mapping[str, Any], path: str) -> dict[str, Any]:
         """Options of the call in training from a config's `node`. Raises ConfigError at `path` for
         one that the model has not."""
-        return resolve_call(self.call, node, path, given=("train", "key"))
+        return resolve_call(self.call, node, path, given=("train", "key", "progress"))
 
     def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
         """Fresh (params, rest); jit-able, so that they can be born sharded."""
@@ -63,6 +70,7 @@ class Functional:
         self, params: Arrays, rest: Arrays, *args: Any, method: str = "__call__", **kwargs: Any
     ) -> tuple[Any, Arrays]:
         """`module.method(*args, **kwargs)` -> (its result, the new non-trained state)."""
+        params, rest = (self._without_gradient(arrays) for arrays in (params, rest))
         module = nnx.merge(
             self.graphdef,
             *(self._state(t, a) for t, a in zip(self._templates, (params, rest))),
@@ -70,6 +78,12 @@ class Functional:
         )
         out = getattr(module, method)(*args, **kwargs)
         return out, self._arrays(nnx.split(module, nnx.Param, ...)[2])
+
+    def _without_gradient(self, arrays: Arrays) -> Arrays:
+        if not self.frozen:
+            return arrays
+        stop = jax.lax.stop_gradient
+        return {path: stop(v) if path in self.frozen else v for path, v in arrays.items()}
 
     @staticmethod
     def _arrays(state: nnx.State) -> Arrays:
@@ -85,13 +99,28 @@ class Functional:
         )
 
 
-def functional(config: Any, inputs: Any, dtype: Any = jnp.float32) -> Functional:
+class Buildable(Protocol):
+    """A configuration that builds a module: a `ModelConfig`, or less than that."""
+
+    def check_inputs(self, inputs: Any) -> None: ...
+
+    def build(self, inputs: Any, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> nnx.Module: ...
+
+
+def functional(
+    config: Buildable,
+    inputs: InputSpec | None,
+    dtype: Any = jnp.float32,
+    freeze: str | None = None,
+) -> Functional:
     """Builds a model configuration into pure functions, without allocating anything.
 
     Args:
       config: a registered model configuration (`models.MODELS`).
-      inputs: `models.InputSpec`.
+      inputs: what the module is built for.
       dtype: compute dtype; parameters are float32.
+      freeze: regular expression of the paths of parameters that are not trained (`optim.freeze`),
+        or None. A model's encoders that it covers run as in evaluation in training too.
 
     Raises:
       ConfigError: sizes that do not fit together (from the configuration's `check_inputs`).
@@ -99,7 +128,10 @@ def functional(config: Any, inputs: Any, dtype: Any = jnp.float32) -> Functional
     config.check_inputs(inputs)
 
     def build(key: jax.Array) -> nnx.Module:
-        return config.build(inputs, nnx.Rngs(params=key), dtype=dtype)
+        module = config.build(inputs, nnx.Rngs(params=key), dtype=dtype)
+        if isinstance(module, Model):
+            module.freeze(freeze)
+        return module
 
     module = nnx.eval_shape(build, jax.random.key(0))
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
@@ -108,13 +140,36 @@ def functional(config: Any, inputs: Any, dtype: Any = jnp.float32) -> Functional
         for s in (params, rest)
     ]
     axes = {path: variable.get_metadata().get("axes") for path, variable in _flat(params).items()}
-    is_locked = getattr(module, "locked", lambda path: False)
-    locked = frozenset(path for path in shapes[0] if is_locked(path))
+    frozen = _frozen(module, freeze, shapes)
     methods = frozenset(
         name
         for name, _ in inspect.getmembers(type(module), inspect.isfunction)
         if not name.startswith("_")
     )
     return Functional(
-        graphdef, axes, *shapes, locked, type(module).__call__, methods, build, (params, rest)
+        spec=inputs,
+        graphdef=graphdef,
+        axes=axes,
+        params=shapes[0],
+        rest=shapes[1],
+        frozen=frozen,
+        call=type(module).__call__,
+        inputs=module.inputs if isinstance(module, Model) else (),
+        methods=methods,
+        _build=build,
+        _templates=(params, rest),
+    )
+
+
+def _frozen(module: nnx.Module, freeze: str | None, parts: Sequence[Arrays]) -> frozenset[str]:
+    """See `Functional.frozen`; parts: parameters, other state, by path."""
+    if freeze is None:
+        return frozenset()
+    params, rest = parts
+    encoders = []
+    if isinstance(module, Model):
+        paths = module.encoder_paths()
+        encoders = [f"{paths[name]}/" for name in module.frozen]
+    return frozenset(path for path in params if re.search(freeze, path)) | frozenset(
+        path for path in rest if path.startswith(tuple(encoders))
     )

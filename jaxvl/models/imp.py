@@ -28,11 +28,19 @@ from flax import nnx
 from jaxvl.config import Count, Depth, Heads, Hidden, Pixels, Range, Scale, Width, check, nearest
 from jaxvl.data.audio import Spectrogram
 from jaxvl.models import MODELS
-from jaxvl.models.base import InputSpec, check_rates, sizes_of
-from jaxvl.models.two_tower import bounded, unit
+from jaxvl.models.base import (
+    Capabilities,
+    Encoded,
+    InputSpec,
+    Model,
+    ModelConfig,
+    check_rates,
+    sizes_of,
+)
+from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.moe import MoeConfig, MoeOutput
-from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.norms import LayerNorm, l2_normalize
 from jaxvl.nn.patches import FactoredPositions, GridTokens, keep_some
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
 
@@ -63,7 +71,7 @@ DIMENSIONS: Mapping[str, int] = {"image": 4, "video": 5, "spectrogram": 3, "wave
 
 @MODELS.register("imp")
 @dataclasses.dataclass(frozen=True)
-class ImpConfig:
+class ImpConfig(ModelConfig):
     """IMP.
 
     Attributes:
@@ -124,7 +132,7 @@ class ImpConfig:
     remat: Remat = "none"
 
     modalities: ClassVar[tuple[str, ...]] = MODALITIES
-    multi_instance: ClassVar[bool] = True  # it reads rows of several texts
+    training_fields: ClassVar[frozenset[str]] = frozenset({"max_scale"})
 
     def __post_init__(self):
         check_rates(self, "dropout", "drop_path")
@@ -214,6 +222,9 @@ class ImpConfig:
             moe=moe,
         )
 
+    def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
+        return Capabilities(multi_instance=True, classes=self.classes)
+
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where patches do not tile the image, or the model has not the
         positions."""
@@ -278,7 +289,7 @@ class ImpConfig:
                 key,
                 f"{kind!r} is no modality of this task ({', '.join(sorted(kinds))})",
             )
-        names = getattr(self.moe and self.moe.router, "names", None)
+        names = None if self.moe is None else self.moe.skills
         if names is not None:
             skills = encode.get("skills") or tuple(kinds)
             for skill in skills:
@@ -302,10 +313,10 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[…, D] -> unit rows float32 […, E]."""
-        return unit(self.down(jax.nn.gelu(self.up(x))))
+        return l2_normalize(self.down(jax.nn.gelu(self.up(x))))
 
 
-class Imp(nnx.Module):
+class Imp(Model):
     """See the top of this file.
 
     Args:
@@ -416,6 +427,10 @@ class Imp(nnx.Module):
             patches = keep_some(patches, drop, key)
         return (grid.embed_still if name == "image" else grid)(patches), patches.mask
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.config.inputs
+
     def encode(
         self,
         name: str,
@@ -426,7 +441,7 @@ class Imp(nnx.Module):
         skills: tuple[str, ...] | None = None,
         train: bool = False,
         key: jax.Array | None = None,
-    ) -> MoeOutput:
+    ) -> Encoded:
         """Encodes one input.
 
         Args:
@@ -436,41 +451,54 @@ class Imp(nnx.Module):
           length: int [B] or [B, N], frames, steps or samples that are not padding; None: all.
           drop: share of its tokens that is left out, drawn with `key`.
           skills: that run, where the experts are skills; None: those named like the modality.
+          train, key: as for `Model`.
 
         Returns:
-          `y` [B, D] or [B, N, D], the mean of the tokens; losses and health of the MoE layers.
+          pooled: float32 [B, D], the mean of the tokens; tokens: [B, P, D]; mask: bool [B, P] or
+          None; routing: of the MoE layers. Of several instances [B, N, …], but for `routing`.
 
         Raises:
           ValueError: sides that patches do not divide, or beyond the tables of positions.
         """
+        out, encoded = self._routed(name, x, length, drop=drop, skills=skills, train=train, key=key)
+        return encoded._replace(routing=_reports([out], len(x)) or None)
+
+    def _routed(
+        self,
+        name: str,
+        x: jax.Array,
+        length: jax.Array | None,
+        *,
+        drop: float,
+        skills: tuple[str, ...] | None,
+        train: bool,
+        key: jax.Array | None,
+    ) -> tuple[MoeOutput, Encoded]:
+        """What the transformer gives of one input; and `encode`'s result without `routing`."""
         if x.ndim == DIMENSIONS[name] + 1:
             b, n = x.shape[:2]
             length = None if length is None else length.reshape(-1)
-            out = self.encode(
-                name,
-                x.reshape(b * n, *x.shape[2:]),
-                length,
-                drop=drop,
-                skills=skills,
-                train=train,
-                key=key,
-            )
-            return dataclasses.replace(out, y=out.y.reshape(b, n, -1))
+            x = x.reshape(b * n, *x.shape[2:])
+            options = dict(drop=drop, skills=skills, train=train, key=key)
+            out, encoded = self._routed(name, x, length, **options)
+            return out, jax.tree.map(lambda a: a.reshape(b, n, *a.shape[1:]), encoded)
         drop_key, key = (None, None) if key is None else jax.random.split(key)
         tokens, mask = self._tokens(name, x, length, drop, drop_key)
         kind = INPUTS[name]
         routing: dict[str, Any] = {}
         if self.config.moe is not None:
-            named = getattr(self.config.moe.router, "names", None)
+            named = self.config.moe.skills
             routing = dict(
                 modality=jnp.int32(MODALITIES.index(kind)), skills=skills or (named and (kind,))
             )
         out = self.transformer.routed(tokens, mask=mask, train=train, key=key, **routing)
-        y = self.norm(out.y).astype(jnp.float32)
+        tokens = self.norm(out.y)
+        y = tokens.astype(jnp.float32)
         if mask is None:
-            return dataclasses.replace(out, y=y.mean(1))
+            return out, Encoded(y.mean(1), tokens)
         weight = mask.astype(jnp.float32)[..., None]
-        return dataclasses.replace(out, y=(y * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0))
+        pooled = (y * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)
+        return out, Encoded(pooled, tokens, mask)
 
     def embed(
         self, name: str, x: jax.Array, target: str, length: jax.Array | None = None
@@ -485,7 +513,7 @@ class Imp(nnx.Module):
                 f"{projection!r} is not among the model's "
                 f"projections{nearest(projection, list(self.projections))}"
             )
-        return self.projections[projection](self.encode(name, x, length).y)
+        return self.projections[projection](self.encode(name, x, length).pooled)
 
     def encode_image(
         self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -540,6 +568,7 @@ class Imp(nnx.Module):
         skills: tuple[str, ...] | None = None,
         train: bool = False,
         key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Encodes whatever the batch holds.
 
@@ -550,7 +579,7 @@ class Imp(nnx.Module):
           drop: input -> share of its tokens to leave out.
           classes: heads to run -> the modality that each sees.
           skills: see `encode`.
-          train, key: as for `TwoTower`.
+          train, key, progress: as for `Model`.
 
         Returns:
           For each pair A-B of which the batch has both: `A>B` and `B>A`, unit rows float32 [B, E]
@@ -575,6 +604,7 @@ class Imp(nnx.Module):
             zip(given, [None] * len(given) if key is None else jax.random.split(key, len(given)))
         )
         encoded = {}
+        routed = []
         for name in given:
             options = dict(
                 drop=drop.get(name, 0.0) if train else 0.0,
@@ -583,9 +613,10 @@ class Imp(nnx.Module):
                 key=keys[name],
             )
             with jax.named_scope(name):
-                encoded[INPUTS[name]] = self.encode(
+                out, encoded[INPUTS[name]] = self._routed(
                     name, batch[name], batch.get(f"{name}_length"), **options
                 )
+            routed.append(out)
         outputs = {
             f"has/{INPUTS[name]}": batch[f"has_{name}"] for name in given if f"has_{name}" in batch
         }
@@ -593,27 +624,27 @@ class Imp(nnx.Module):
             a, b = pair.split("-")
             if {a, b} <= found:
                 outputs |= {
-                    f"{s}>{t}": self.projections[f"{s}>{t}"](encoded[s].y)
+                    f"{s}>{t}": self.projections[f"{s}>{t}"](encoded[s].pooled)
                     for s, t in ((a, b), (b, a))
                 }
                 outputs[f"log_scale/{pair}"] = (
-                    scale[...] if self.most is None else bounded(scale[...], self.most)
+                    scale[...] if self.most is None else clip_with_gradient(scale[...], self.most)
                 )
         for name, kind in (classes or {}).items():
-            outputs[f"logits/{name}"] = self.classes[name](encoded[kind].y).astype(jnp.float32)
+            outputs[f"logits/{name}"] = self.classes[name](encoded[kind].pooled).astype(jnp.float32)
             outputs |= {
                 f"has/logits/{name}": outputs[key] for key in (f"has/{kind}",) if key in outputs
             }
-        return outputs | _reports(list(encoded.values()), len(batch[given[0]]))
+        return outputs | _reports(routed, len(batch[given[0]]))
 
 
-def _reports(encoded: list[MoeOutput], rows: int) -> dict[str, jax.Array]:
+def _reports(routed: list[MoeOutput], rows: int) -> dict[str, jax.Array]:
     """Losses and health for every row alike, so that they pass through microbatches as rows do; a
     row's loss is the whole loss."""
-    if not encoded[0].health:
+    if not routed[0].health:
         return {}
-    losses = {k: sum(out.losses[k] for out in encoded) for k in encoded[0].losses}
-    each = {k: jnp.stack([out.health[k] for out in encoded]) for k in encoded[0].health}
+    losses = {k: sum(out.losses[k] for out in routed) for k in routed[0].losses}
+    each = {k: jnp.stack([out.health[k] for out in routed]) for k in routed[0].health}
     # Of `load/MODALITY` all inputs but one have zeros; an expert is dead that no input wakes.
     health = {
         k: v.sum(0) if "/" in k else v.min(0) if k == "dead" else v.mean(0) for k, v in each.items()

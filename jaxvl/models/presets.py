@@ -26,9 +26,14 @@ def saved(workdir: str) -> dict[str, Any]:
     """The model of a run's workdir, or of one that `jaxvl.convert` made: what a run with
     `init_from` has.
 
+    An earlier version's option `lock` is left out; `optim.freeze` stands for it.
+
     Raises OSError where there is none.
     """
-    return json.loads(paths.read_text(to_path(workdir, "presets.saved") / "config.json"))["model"]
+    folder = to_path(workdir, "presets.saved")
+    model = json.loads(paths.read_text(folder / "config.json"))["model"]
+    model.pop("lock", None)
+    return model
 
 
 def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -> dict[str, Any]:

@@ -27,9 +27,9 @@ from jaxvl.config import Depth, check
 from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec
 from jaxvl.models.coca import CoCa, CoCaConfig, own_form
-from jaxvl.models.two_tower import bounded, unit
+from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.nn.linear import Linear, normal
-from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.norms import LayerNorm, l2_normalize
 from jaxvl.nn.random import split
 from jaxvl.nn.transformer import Transformer
 
@@ -91,9 +91,8 @@ class SyCoCaConfig(CoCaConfig):
         """Raises ConfigError as CoCa does, and where the image encoder's tokens are not patches, or
         too few to hide some."""
         super().check_inputs(inputs)
-        plain = getattr(self.image, "patch", 0) and self.image.pool != "cls"
         check(
-            plain,
+            self.image.patch is not None and not self.image.class_token,
             "image",
             "must be a vit without a class token (pool mean or map), whose tokens are patches",
         )
@@ -155,14 +154,19 @@ class SyCoCa(CoCa):
         self.hidden_count = round(config.hidden_share * patches)
 
     def __call__(
-        self, batch: Mapping[str, jax.Array], *, train: bool = False, key: jax.Array | None = None
+        self,
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        progress: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Embeds a batch, reads its texts as captions and its hidden patches, in one pass.
 
         Args:
           batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding.
             Optional: patch_scores float [B, P], which choose the patches instead of the cosine.
-          train, key: as for CoCa. Random masks are drawn from the key; without one they are the
+          train, key, progress: as for CoCa. Random masks are drawn from the key; without one they are the
             same at every call.
 
         Returns:
@@ -171,11 +175,12 @@ class SyCoCa(CoCa):
           patch was hidden from it; patch_scores: float32 [B, P], what chose.
         """
         keys = split(key, 6)
+        trains = train and "image" not in self.frozen
         text = batch["text"]
         scale = self.log_scale[...]
         with jax.named_scope("image"):
-            patches = self.encoder(batch["image"], train=train, key=keys[0]).tokens
-            image = unit(self.image_projection(self.contrastive_pooler(patches)[:, 0]))
+            patches = self.encoder(batch["image"], train=trains, key=keys[0]).tokens
+            image = l2_normalize(self.image_projection(self.contrastive_pooler(patches)[:, 0]))
         tokens, embedding = self._read(text, train=train, key=keys[1])
         scores = batch.get("patch_scores")
         if scores is None:
@@ -202,7 +207,7 @@ class SyCoCa(CoCa):
         return {
             "image": image,
             "text": embedding,
-            "log_scale": scale if self.most is None else bounded(scale, self.most),
+            "log_scale": scale if self.most is None else clip_with_gradient(scale, self.most),
             "caption_weight": there.astype(jnp.float32),
             **{f"caption_{k}": v for k, v in captions.items()},
             "patch_prediction": prediction,
@@ -215,7 +220,9 @@ class SyCoCa(CoCa):
         patch alone (as Zhou et al. 2022)."""
         b, p, _ = patches.shape
         alone = self.image_projection(self.contrastive_pooler.alone(patches))
-        return jnp.einsum("BPE,BE->BP", unit(alone.reshape(b * p, -1)).reshape(b, p, -1), text)
+        return jnp.einsum(
+            "BPE,BE->BP", l2_normalize(alone.reshape(b * p, -1)).reshape(b, p, -1), text
+        )
 
     def _lot(self, patches: jax.Array, key: jax.Array | None) -> jax.Array:
         return jax.random.uniform(jax.random.key(0) if key is None else key, patches.shape[:2])
@@ -225,7 +232,8 @@ class SyCoCa(CoCa):
         """Pixels float32 [B, P, p² C] of all patches, from those that are not `masked` (bool [B,
         P]) and the text's tokens [B, T + 1, D]."""
         if self.mask_patch is not None:
-            patches = self.encoder(self._paint(image, masked), train=train, key=keys[0]).tokens
+            trains = train and "image" not in self.frozen
+            patches = self.encoder(self._paint(image, masked), train=trains, key=keys[0]).tokens
         x = self.patch_projection(patches)
         if self.mask_token is not None:
             x = jnp.where(masked[..., None], self.mask_token[...].astype(self.dtype), x)

@@ -11,7 +11,15 @@ from flax import nnx
 
 from jaxvl.config import Count, Depth, Epsilon, Heads, Hidden, Width, check
 from jaxvl.models import TEXT_ENCODERS
-from jaxvl.models.base import SIZES, Encoded, InputSpec, check_moe, check_rates, sizes_of
+from jaxvl.models.base import (
+    SIZES,
+    Encoded,
+    EncoderConfig,
+    InputSpec,
+    check_moe,
+    check_rates,
+    sizes_of,
+)
 from jaxvl.nn import poolers
 from jaxvl.nn.attention import Implementation
 from jaxvl.nn.linear import Embedding, normal
@@ -24,7 +32,7 @@ from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
 
 @TEXT_ENCODERS.register("text_transformer")
 @dataclasses.dataclass(frozen=True)
-class TextTransformerConfig:
+class TextTransformerConfig(EncoderConfig):
     """Pre-norm transformer over tokens.
 
     Attributes:
@@ -74,6 +82,10 @@ class TextTransformerConfig:
     @property
     def sizes(self) -> Sizes:
         return sizes_of(self, self.variant, SIZES)
+
+    @property
+    def routed(self) -> bool:
+        return self.moe is not None
 
     @property
     def features(self) -> int:

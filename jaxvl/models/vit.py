@@ -11,7 +11,15 @@ from flax import nnx
 
 from jaxvl.config import Depth, Epsilon, Heads, Hidden, Width, check
 from jaxvl.models import IMAGE_ENCODERS
-from jaxvl.models.base import SIZES, Encoded, InputSpec, check_moe, check_rates, sizes_of
+from jaxvl.models.base import (
+    SIZES,
+    Encoded,
+    EncoderConfig,
+    InputSpec,
+    check_moe,
+    check_rates,
+    sizes_of,
+)
 from jaxvl.nn import poolers
 from jaxvl.nn.attention import Implementation
 from jaxvl.nn.embeddings import PatchEmbedding, sincos_2d
@@ -25,7 +33,7 @@ from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
 
 @IMAGE_ENCODERS.register("vit")
 @dataclasses.dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(EncoderConfig):
     """Vision transformer as an image encoder.
 
     Attributes:
@@ -96,6 +104,14 @@ class ViTConfig:
         return sizes_of(self, self.variant.rpartition("/")[0], SIZES)
 
     @property
+    def class_token(self) -> bool:
+        return self.pool in ("cls", "cls_mean")
+
+    @property
+    def routed(self) -> bool:
+        return self.moe is not None
+
+    @property
     def features(self) -> int:
         """Width of the pooled output."""
         return self.sizes.width
@@ -145,7 +161,7 @@ class ViT(nnx.Module):
     ):
         sizes = config.sizes
         grid = inputs.image_size // config.patch
-        has_class = config.pool in ("cls", "cls_mean")
+        has_class = config.class_token
         width = sizes.width
         tokens = grid * grid + has_class
         self.patches = PatchEmbedding(

@@ -8,6 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxvl.sharding import constrain
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """[B, …, D] scaled to length 1 along D, float32; a zero row stays zero."""
+    x = constrain(x.astype(jnp.float32), "batch", *[None] * (x.ndim - 1))
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
 
 class LayerNorm(nnx.Module):
     """Normalises the last dimension (Ba et al. 2016).

@@ -1,45 +1,36 @@
 """Objectives: pure functions of the encoders' outputs, one file each, chosen by name.
 
-An objective is a registered frozen dataclass with
+An objective is a registered frozen dataclass that extends `Objective`:
 
-    reads        names of the model outputs it needs
-    batch_keys   names of the batch entries it needs
-    init_aux()   its state between steps (a queue, prototypes …), `()` if it has none
-    __call__(outputs, batch, aux, key) -> (Loss, aux)
+    @OBJECTIVES.register("my_loss")
+    @dataclasses.dataclass(frozen=True)
+    class MyLoss(Objective):
+        margin: float = 0.2                                        # an option of the config
+        reads: ClassVar[tuple[str, ...]] = ("image", "text")       # outputs of the model
 
-where it reads the pictures of the batch, or outputs as large as they
+        def __call__(self, outputs, batch, state, context):
+            return Loss(...), state
 
-    per_row(outputs, inputs)   -> arrays [B, ...] that it then finds in its outputs. It is called on
-                               the model inputs of some rows of the batch, as they are encoded;
-                               `batch` of `__call__` has no `image` and no `video`
-
-where its options do not go with any data
-
-    check_data(data)   raises ConfigError, given the task's `DataConfig`
-
-and, where it has the model write before the gradient is taken,
-
-    judge                             what reads images and texts for it: `initial`, `ema`, or a
-                                      workdir
-    init_aux(width)                   width of the judge's embeddings
-    rollout(actor, batch, aux, keys)  -> arrays [B, ...] that model and objective then find in the
-    batch; rows draw from their own key
-
-An objective knows nothing of models, optimisers or meshes: the outputs are those of the whole
-batch, wherever they lie.
+An objective knows nothing of models, optimisers or meshes. The outputs are those of the whole
+batch, wherever they lie. What it needs of another model's weights comes from hooks (`before`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from jaxvl.config import Registry
+from jaxvl.data.config import DataConfig
 
 OBJECTIVES = Registry("objective", __name__)
+
+Points = tuple[tuple[float, float], ...]
+Arrays = Mapping[str, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -56,45 +47,96 @@ class Loss:
     metrics: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
-class Actor(Protocol):
-    """What a `rollout` works with, on the rows of its batch.
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Where in the run a step stands.
 
     Attributes:
-      pad_id, eos_id: of the tokenizer.
+      key: random key of this step and this objective.
+      step: steps taken before this one, int32 [].
+      progress: share of the run's steps that are done, float32 [], in [0, 1).
     """
 
-    pad_id: int
-    eos_id: int
+    key: jax.Array
+    step: jax.Array
+    progress: jax.Array
 
-    def write(self, keys: jax.Array | None = None, **how: Any) -> tuple[jax.Array, jax.Array]:
-        """Captions of the model that is trained: int32 [B, T], and which tokens were chosen freely,
-        bool [B, T].
+    def at(self, value: float | Points) -> float | jax.Array:
+        """A number at this step: itself, or read from points (step, value) with straight lines
+        between them."""
+        if isinstance(value, (int, float)):
+            return value
+        steps, values = zip(*value)
+        return jnp.interp(
+            self.step.astype(jnp.float32), jnp.asarray(steps, jnp.float32), jnp.asarray(values)
+        )
 
-        Sampled with keys [B], greedy without; how: options of `models.generate.Generation`.
+
+@dataclasses.dataclass(frozen=True)
+class StateSpec:
+    """The shapes that an objective's state may depend on.
+
+    Attributes:
+      outputs: of the model and of `Objective.per_row`, for the whole batch.
+      batch: entries of the whole batch, those of hooks too.
+      steps: steps of the run.
+    """
+
+    outputs: Mapping[str, jax.ShapeDtypeStruct]
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    steps: int
+
+
+class Objective:
+    """Base of objectives.
+
+    Attributes:
+      reads: names of the model outputs that it needs.
+      batch_keys: names of the batch entries that it needs.
+      state_axes: logical axes of the arrays in its state that are sharded, by name:
+        `{"queue": ("queue", None)}`. All others are on every device.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ()
+    batch_keys: ClassVar[tuple[str, ...]] = ()
+    state_axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether something goes from step to step. Such a task shares its compiled step with no
+        other."""
+        return type(self).init_state is not Objective.init_state
+
+    def init_state(self, spec: StateSpec) -> dict[str, Any]:
+        """The state before the first step: name -> array, or a tree of arrays. It is saved in
+        checkpoints."""
+        del spec
+        return {}
+
+    def check_data(self, data: DataConfig) -> None:
+        """Raises ConfigError where the objective's options do not go with the task's data."""
+
+    def per_row(self, outputs: Arrays, inputs: Arrays) -> dict[str, jax.Array]:
+        """Arrays [B, ...] that `__call__` then finds among its outputs.
+
+        It runs on some rows of the batch, as they are encoded. It sees the prepared pictures, which
+        `__call__` does not.
+
+        Args:
+          outputs: of the model, of these rows.
+          inputs: model inputs of the same rows.
         """
-
-    def encode_image(self) -> jax.Array:
-        """The judge's embeddings of the batch's images, float32 [B, E]."""
-
-    def encode_text(self, tokens: jax.Array) -> jax.Array:
-        """The judge's embeddings of texts int32 [B, T], float32 [B, E]."""
-
-
-class Objective(Protocol):
-    """See the top of this file."""
-
-    @property
-    def reads(self) -> tuple[str, ...]: ...
-
-    @property
-    def batch_keys(self) -> tuple[str, ...]: ...
-
-    def init_aux(self) -> Any: ...
+        del outputs, inputs
+        return {}
 
     def __call__(
-        self,
-        outputs: Mapping[str, jax.Array],
-        batch: Mapping[str, jax.Array],
-        aux: Any,
-        key: jax.Array,
-    ) -> tuple[Loss, Any]: ...
+        self, outputs: Arrays, batch: Arrays, state: dict[str, Any], context: Context
+    ) -> tuple[Loss, dict[str, Any]]:
+        """The loss of the whole batch, and the state after it.
+
+        Args:
+          outputs: of the model, by name.
+          batch: as the loader gives it, without pictures; and what hooks add.
+          state: as `init_state` makes it.
+        """
+        raise NotImplementedError

@@ -25,8 +25,8 @@ class NormalisedSoftmax(PairObjective):
 
     label_smoothing: float = 0.1
 
-    def __call__(self, outputs, batch, aux, key):
-        del key
+    def __call__(self, outputs, batch, state, context):
+        del context
         loss = contrastive_loss(
             *pairs(outputs),
             outputs["log_scale"],
@@ -34,4 +34,4 @@ class NormalisedSoftmax(PairObjective):
             directions="sum",
             implementation=self.implementation,
         )
-        return Loss(loss, pair_metrics(outputs)), aux
+        return Loss(loss, pair_metrics(outputs)), state

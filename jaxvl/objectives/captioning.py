@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxvl.config import check
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 
 @OBJECTIVES.register("captioning")
 @dataclasses.dataclass(frozen=True)
-class Captioning:
+class Captioning(Objective):
     """Next-token cross-entropy over all tokens of the batch that are not padding (CoCa, Yu et al.
     2022, eq. 3).
 
@@ -47,11 +47,8 @@ class Captioning:
             f"{self.label_smoothing!r} is not valid; must be in [0, 1)",
         )
 
-    def init_aux(self) -> tuple[()]:
-        return ()
-
-    def __call__(self, outputs, batch, aux, key):
-        del batch, key
+    def __call__(self, outputs, batch, state, context):
+        del batch, context
         weight = outputs["caption_weight"]
         a = self.label_smoothing
         total = jnp.maximum(weight.sum(), 1.0)
@@ -62,4 +59,4 @@ class Captioning:
         return Loss(
             jnp.sum(weight * smoothed) / total,
             {"token_accuracy": correct, "perplexity": jnp.exp(plain)},
-        ), aux
+        ), state

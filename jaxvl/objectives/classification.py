@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxvl.config import check
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 
 @OBJECTIVES.register("classification")
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Objective):
     """Cross-entropy of one of the model's class heads (IMP: one head a data set).
 
         L = - mean_i log softmax_k(logits_ik)_{y_i};   with smoothing a the target is (1 - a) onehot
@@ -49,15 +49,14 @@ class Classification:
     def reads(self) -> tuple[str, ...]:
         return (f"logits/{self.head}",)
 
-    def init_aux(self) -> tuple[()]:
-        return ()
-
-    def __call__(self, outputs, batch, aux, key):
-        del key
+    def __call__(self, outputs, batch, state, context):
+        del context
         logits = outputs[f"logits/{self.head}"].astype(jnp.float32)
         label = batch[self.label]
         known = (label >= 0).astype(jnp.float32) * outputs.get(f"has/logits/{self.head}", 1.0)
         total = jnp.maximum(known.sum(), 1.0)
         target = optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1]), self.label_smoothing)
         loss = jnp.sum(known * optax.softmax_cross_entropy(logits, target)) / total
-        return Loss(loss, {"accuracy": jnp.sum(known * (logits.argmax(-1) == label)) / total}), aux
+        return Loss(
+            loss, {"accuracy": jnp.sum(known * (logits.argmax(-1) == label)) / total}
+        ), state

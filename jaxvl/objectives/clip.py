@@ -20,8 +20,8 @@ class SymmetricSoftmax(PairObjective):
     Reads and options: `PairObjective`. Raises ConfigError if label_smoothing is outside [0, 1).
     """
 
-    def __call__(self, outputs, batch, aux, key):
-        del key
+    def __call__(self, outputs, batch, state, context):
+        del context
         loss = contrastive_loss(
             *pairs(outputs),
             outputs["log_scale"],
@@ -29,4 +29,4 @@ class SymmetricSoftmax(PairObjective):
             directions="mean",
             implementation=self.implementation,
         )
-        return Loss(loss, pair_metrics(outputs)), aux
+        return Loss(loss, pair_metrics(outputs)), state

@@ -9,12 +9,12 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 
 @OBJECTIVES.register("masked_image")
 @dataclasses.dataclass(frozen=True)
-class MaskedImage:
+class MaskedImage(Objective):
     """Mean squared error of the pixels of hidden patches (He et al. 2022, MAE; text-guided in
     SyCoCa, Ma et al. 2024).
 
@@ -35,9 +35,6 @@ class MaskedImage:
     reads: ClassVar[tuple[str, ...]] = ("patch_prediction", "patch_weight")
     batch_keys: ClassVar[tuple[str, ...]] = ("image",)
 
-    def init_aux(self) -> tuple[()]:
-        return ()
-
     def per_row(self, outputs, inputs) -> dict[str, jax.Array]:
         """error: float32 [B], sum_p w_p |y_p - x_p|² / F; hidden: float32 [B], sum_p w_p.
 
@@ -49,13 +46,13 @@ class MaskedImage:
         )
         return {"error": (weight * errors).sum(1), "hidden": weight.sum(1)}
 
-    def __call__(self, outputs, batch, aux, key):
-        del batch, key
+    def __call__(self, outputs, batch, state, context):
+        del batch, context
         hidden = outputs["hidden"].sum()
         patches = outputs["patch_weight"].size
         return Loss(
             outputs["error"].sum() / jnp.maximum(hidden, 1.0), {"hidden": hidden / patches}
-        ), aux
+        ), state
 
 
 def patch_errors(prediction: jax.Array, image: jax.Array, *, normalise: bool = True) -> jax.Array:

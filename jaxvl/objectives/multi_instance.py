@@ -18,12 +18,12 @@ from jaxvl.kernels.contrastive import (
     contrastive_logsumexp,
     contrastive_loss,
 )
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 
 @OBJECTIVES.register("nce")
 @dataclasses.dataclass(frozen=True)
-class ModalityPairs:
+class ModalityPairs(Objective):
     """Softmax contrast of each pair of modalities, each with its own temperature (IMP, Akbari et
     al. 2023, section 3.2).
 
@@ -87,9 +87,6 @@ class ModalityPairs:
             name for a, b in sides for name in (f"{a}>{b}", f"{b}>{a}", f"log_scale/{a}-{b}")
         )
 
-    def init_aux(self) -> tuple[()]:
-        return ()
-
     def check_data(self, data: Any) -> None:
         """Raises ConfigError for an option that rows of several instances cannot have, where the
         task's data has such rows."""
@@ -106,8 +103,8 @@ class ModalityPairs:
                 f"'reference' {why} None or another",
             )
 
-    def __call__(self, outputs, batch, aux, key):
-        del key
+    def __call__(self, outputs, batch, state, context):
+        del context
         total = jnp.float32(0)
         metrics = {}
         for pair in self.pairs:
@@ -121,7 +118,7 @@ class ModalityPairs:
                 f"{pair}/loss": loss,
                 f"{pair}/scale": jnp.exp(jax.lax.stop_gradient(log_scale)),
             }
-        return Loss(total / len(self.pairs), metrics), aux
+        return Loss(total / len(self.pairs), metrics), state
 
     def _loss(
         self, outputs, batch, a: str, b: str, u: jax.Array, v: jax.Array, log_scale: jax.Array

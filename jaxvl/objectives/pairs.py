@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from jaxvl.config import check
 from jaxvl.kernels.contrastive import Diagonal, SameId
+from jaxvl.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class PairObjective:
+class PairObjective(Objective):
     """Base of objectives on (image, text) pairs.
 
     Reads image, text: Float[Array, "B D"], unit rows; log_scale: Float[Array, ""]; where
@@ -50,9 +51,6 @@ class PairObjective:
     @property
     def batch_keys(self) -> tuple[str, ...]:
         return () if self.duplicates == "diagonal" else ("group_id",)
-
-    def init_aux(self) -> tuple[()]:
-        return ()
 
     def targets(self, batch: Mapping[str, jax.Array]) -> Any:
         """Targets of `contrastive_loss` for this batch."""

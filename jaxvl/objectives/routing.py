@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax.scipy.special import entr
 
 from jaxvl.config import Weight, check
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 
 @OBJECTIVES.register("routing")
 @dataclasses.dataclass(frozen=True)
-class RoutingLosses:
+class RoutingLosses(Objective):
     """sum_n w_n l_n over losses of the MoE layers (`nn.moe.losses`), and the routers' health for
     the log.
 
@@ -47,11 +47,8 @@ class RoutingLosses:
     def reads(self) -> tuple[str, ...]:
         return tuple(f"moe/loss/{name}" for name in self.losses)
 
-    def init_aux(self) -> tuple[()]:
-        return ()
-
-    def __call__(self, outputs, batch, aux, key):
-        del batch, key
+    def __call__(self, outputs, batch, state, context):
+        del batch, context
         values = {name: outputs[f"moe/loss/{name}"].mean() for name in self.losses}
         total = sum((self.losses[name] * v for name, v in values.items()), jnp.float32(0))
         health = {
@@ -75,4 +72,4 @@ class RoutingLosses:
                 metrics[name.replace("load/", "load_entropy/")] = entr(shares).sum(-1).mean()
             elif name.startswith("weight/"):
                 metrics |= {f"{name}/{e}": shares[:, e].mean() for e in range(shares.shape[-1])}
-        return Loss(total, metrics), aux
+        return Loss(total, metrics), state

@@ -28,8 +28,8 @@ class PairwiseSigmoid(PairObjective):
 
     reads: ClassVar[tuple[str, ...]] = ("image", "text", "log_scale", "logit_bias")
 
-    def __call__(self, outputs, batch, aux, key):
-        del key
+    def __call__(self, outputs, batch, state, context):
+        del context
         loss = contrastive_loss(
             *pairs(outputs),
             outputs["log_scale"],
@@ -40,4 +40,4 @@ class PairwiseSigmoid(PairObjective):
         )
         return Loss(
             loss, {**pair_metrics(outputs), "bias": jax.lax.stop_gradient(outputs["logit_bias"])}
-        ), aux
+        ), state

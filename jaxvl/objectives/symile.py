@@ -13,12 +13,12 @@ import jax.numpy as jnp
 
 from jaxvl.config import check
 from jaxvl.kernels.contrastive import Diagonal, PairMask, contrastive_loss
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 
 @OBJECTIVES.register("symile")
 @dataclasses.dataclass(frozen=True)
-class Symile:
+class Symile(Objective):
     """Contrast by the multilinear inner product (Saporta et al. 2024, arXiv 2411.01053, eq. 4 and
     algorithm 1).
 
@@ -59,10 +59,7 @@ class Symile:
     def reads(self) -> tuple[str, ...]:
         return (*self.modalities, self.scale)
 
-    def init_aux(self) -> tuple[()]:
-        return ()
-
-    def __call__(self, outputs, batch, aux, key):
+    def __call__(self, outputs, batch, state, context):
         rows = [outputs[name].astype(jnp.float32) for name in self.modalities]
         told = [(batch, f"has_{name}") for name in self.modalities] + [
             (outputs, f"has/{name.split('>')[0]}") for name in self.modalities
@@ -74,7 +71,7 @@ class Symile:
         for i, name in enumerate(self.modalities):
             others = [r for k, r in enumerate(rows) if k != i]
             make = self._shuffled if self.negatives == "n" else self._all
-            columns, targets = make(others, whole, jax.random.fold_in(key, i))
+            columns, targets = make(others, whole, jax.random.fold_in(context.key, i))
             loss = contrastive_loss(
                 rows[i],
                 columns,
@@ -85,7 +82,7 @@ class Symile:
             )
             losses.append(loss)
             metrics[f"{name}/loss"] = loss
-        return Loss(sum(losses) / len(losses), metrics), aux
+        return Loss(sum(losses) / len(losses), metrics), state
 
     def _shuffled(
         self, others: Sequence[jax.Array], whole: jax.Array | None, key: jax.Array

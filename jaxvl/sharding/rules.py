@@ -34,6 +34,8 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "conv_out": "fsdp",
     "norm": None,  # scales and biases: small, replicated
     "classes": None,
+    "queue": ("data", "fsdp"),  # rows that an objective keeps from earlier steps
+    "prototypes": ("data", "fsdp"),
     "scalar": None,
     "expert": "expert",  # experts E of a parameter, and of the places of their tokens
     # a router's column per expert: small, every device routes its own tokens to all experts

@@ -17,9 +17,10 @@ from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.models.functional import Functional, functional
 from jaxvl.tasks import VISUAL, Task
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.forward import Forward
 from jaxvl.training.optim import optimiser
-from jaxvl.training.rollout import Judge
 from jaxvl.training.state import TrainState, init_state, state_shardings
+from jaxvl.training.teachers import Teacher
 
 
 class Vocabulary(NamedTuple):
@@ -35,10 +36,12 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Fu
     only, or the model has not a task's options."""
     inputs = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     try:
-        model = functional(experiment.model, inputs, jnp.dtype(experiment.dtype))
+        model = functional(
+            experiment.model, inputs, jnp.dtype(experiment.dtype), freeze=experiment.optim.freeze
+        )
     except ConfigError as error:
         raise error.under("model") from None
-    start = getattr(experiment.model, "start_id", None)
+    start = experiment.model.capabilities(inputs).start_id
     if isinstance(tokenizer, Tokenizer) and start is not None:
         check(
             start == tokenizer.cls_id,
@@ -48,8 +51,7 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Fu
     for name, task in experiment.tasks.items():
         options = model.options(task.encode, f"tasks.{name}.encode")
         try:
-            if hasattr(experiment.model, "check_task"):
-                experiment.model.check_task(task.data, options)
+            experiment.model.check_task(task.data, options)
         except ConfigError as error:
             raise error.under(f"tasks.{name}") from None
         for field, size in picture_sizes(task.data).items():
@@ -73,17 +75,53 @@ def picture_sizes(data: DataConfig) -> dict[str, int]:
     }
 
 
-def fresh_state(
-    experiment: Experiment, model: Functional, mesh: Mesh, judges: Mapping[str, Judge] = {}
-) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
-    """A function that makes the first state, the state's shapes, and its shardings on `mesh`."""
-    tasks = {
+def make_forward(
+    experiment: Experiment, task: Task, model: Functional, teachers: Mapping[str, Teacher] = {}
+) -> Forward:
+    """A task's way through the model. Raises ConfigError for options that the model's call has
+    not."""
+    options = model.options(task.config.encode, f"tasks.{task.name}.encode")
+    return Forward(task, model, options, teachers, experiment.steps)
+
+
+def make_tasks(experiment: Experiment) -> dict[str, Task]:
+    return {
         name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()
     }
-    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
-    ema = experiment.optim.ema is not None
-    fresh = functools.partial(
-        init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=ema, judges=judges
+
+
+def fresh_state(
+    experiment: Experiment, model: Functional, mesh: Mesh, teachers: Mapping[str, Teacher] = {}
+) -> tuple[Callable[[], TrainState], TrainState, TrainState]:
+    """A function that makes the first state, the state's shapes, and its shardings on `mesh`.
+
+    Raises:
+      ConfigError: an objective reads what the model or the data does not give.
+    """
+    tasks = make_tasks(experiment)
+    tx, trained = optimiser(experiment.optim, model.axes)
+    make = functools.partial(
+        init_state,
+        model,
+        tx,
+        trained,
+        tasks=tasks,
+        seed=experiment.seed,
+        ema=experiment.optim.ema is not None,
+        teachers=teachers,
     )
+    specs = {}
+    for name, task in tasks.items():
+        if not any(objective.keeps_state for objective in task.objectives.values()):
+            continue
+        stateless = jax.eval_shape(functools.partial(make, specs={}))
+        forward = make_forward(experiment, task, model, teachers)
+        batch = {
+            k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in task.config.data.shapes.items()
+        }
+        spec = forward.spec(stateless, batch)
+        task.check_outputs(spec.outputs, spec.batch)
+        specs[name] = spec
+    fresh = functools.partial(make, specs=specs)
     shapes = jax.eval_shape(fresh)
-    return fresh, shapes, state_shardings(model, shapes, mesh)
+    return fresh, shapes, state_shardings(model, shapes, mesh, teachers=teachers, tasks=tasks)

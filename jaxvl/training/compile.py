@@ -8,7 +8,6 @@ keys and its guard follow, is an argument.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,13 +23,15 @@ from jaxvl.models.functional import Arrays, Functional
 from jaxvl.nn.stack import keep_activations
 from jaxvl.sharding.mesh import batch_sharding, replicated
 from jaxvl.tasks import Task
+from jaxvl.training.build import make_forward
 from jaxvl.training.cost import Cost, cost, count_flops, recomputes_layers
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.optim import OptimConfig, learning_rate, optimiser
-from jaxvl.training.rollout import Judge, roll_out
+from jaxvl.training.forward import Forward, split_keys
+from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.schedule import Turn
 from jaxvl.training.state import TrainState, subset
-from jaxvl.training.step import Metrics, Part, Step, make_step
+from jaxvl.training.step import Metrics, Part, Step, Update, make_step
+from jaxvl.training.teachers import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ def compile_turns(
     abstract: TrainState,
     shardings: TrainState,
     mesh: Mesh,
-    judges: Mapping[str, Judge] = {},
+    teachers: Mapping[str, Teacher] = {},
 ) -> list[Program]:
     """One program for each signature, under `jax.set_mesh(mesh)`, which may be of devices that are
     not here.
@@ -82,13 +83,10 @@ def compile_turns(
         shared.setdefault((tuple(tasks[t].signature for t in turn.tasks), turn.weights), []).append(
             turn
         )
-    tx, trained = optimiser(experiment.optim, model.axes, model.locked)
-    rate = learning_rate(experiment.optim, experiment.steps)
+    update = make_update(experiment, model)
 
     def make(parts: Sequence[Part]) -> Step:
-        return make_step(
-            parts, model, tx, trained, rate, experiment.optim, experiment.guard, list(tasks)
-        )
+        return make_step(parts, update, list(tasks))
 
     def trace(turn: Turn) -> tuple[Any, Any, frozenset[str], float | None, float]:
         began = time.perf_counter()
@@ -103,11 +101,8 @@ def compile_turns(
                 }
             )
             rows = {k: s for k, s in batches[-1].items() if k != SIGNAL}
-            parts.append(
-                make_part(
-                    tasks[name], weight, model, trained, experiment.optim, abstract, rows, judges
-                )
-            )
+            forward = make_forward(experiment, tasks[name], model, teachers)
+            parts.append(make_part(forward, weight, update, abstract, rows))
         numbers = jax.ShapeDtypeStruct((len(parts),), np.int32, sharding=replicated(mesh))
         traced = jax.jit(make(parts), donate_argnums=0, out_shardings=(shardings, None)).trace(
             abstract, tuple(batches), numbers
@@ -147,20 +142,25 @@ def _model_flops(
     whole = []
     for part in parts:
         config = dataclasses.replace(part.task.config, microbatches=1)
-        whole.append(dataclasses.replace(part, task=dataclasses.replace(part.task, config=config)))
+        task = dataclasses.replace(part.task, config=config)
+        forward = dataclasses.replace(part.forward, task=task)
+        whole.append(dataclasses.replace(part, forward=forward))
     with keep_activations():
         return count_flops(jax.make_jaxpr(make(whole))(*shapes))
 
 
+def make_update(experiment: Experiment, model: Functional) -> Update:
+    tx, trained = optimiser(experiment.optim, model.axes)
+    rate = learning_rate(experiment.optim, experiment.steps)
+    return Update(tx, trained, rate, experiment.optim, experiment.guard)
+
+
 def make_part(
-    task: Task,
+    forward: Forward,
     weight: float,
-    model: Functional,
-    trained: Mapping[str, bool],
-    optim: OptimConfig,
+    update: Update,
     abstract: TrainState,
     batch: dict[str, jax.ShapeDtypeStruct],
-    judges: Mapping[str, Judge] = {},
 ) -> Part:
     """A task as part of a step, checked.
 
@@ -168,35 +168,29 @@ def make_part(
       ConfigError: an objective reads what the model or the data does not give; nothing that is
         trained has an effect on the loss.
     """
-    options = model.options(task.config.encode, f"tasks.{task.name}.encode")
+    task = forward.task
+    trained = update.trained
 
     def loss(params, state, batch, key):
-        keys = jax.random.split(key, 3)
-        prepare = functools.partial(task.prepare, key=keys[0])
-        batch = roll_out(task, model, judges, state, batch, prepare, keys[2])
-        inputs = prepare(batch)
-        outputs, _ = model.apply(
-            {**state.params, **params}, state.rest, inputs, train=True, key=keys[1], **options
+        keys = split_keys(key)
+        context = forward.context(state.step, keys.objective)
+        batch = forward.hooked(state, batch, keys)
+        outputs, _ = forward.outputs(
+            {**state.params, **params}, state.model_state, batch, keys, context.progress
         )
         task.check_outputs(outputs, batch)
-        return task.loss(task.per_row(outputs, inputs), batch, state.aux, keys[2])[0]
+        return task.loss(outputs, batch, state.objective_state, context)[0]
 
-    key = jax.eval_shape(
-        lambda: jax.random.key(0)
-    )  # an array could not be made on devices that are not here
+    # An array could not be made on devices that are not here.
+    key = jax.eval_shape(lambda: jax.random.key(0))
     used = used_parameters(loss, subset(abstract.params, trained), abstract, batch, key)
     check(
         bool(used),
         f"tasks.{task.name}.objectives",
         "the loss depends on no parameter that is trained",
     )
-    return Part(
-        task,
-        weight,
-        used if optim.unused == "skip" else frozenset(p for p, yes in trained.items() if yes),
-        options,
-        judges,
-    )
+    learns = frozenset(p for p, yes in trained.items() if yes)
+    return Part(forward, weight, used if update.optim.unused == "skip" else learns)
 
 
 def used_parameters(loss: Callable[..., jax.Array], params: Arrays, *args: Any) -> frozenset[str]:

@@ -28,9 +28,8 @@ def make_encoders(
         return model.apply(*weights, tokens, method="encode_text")[0]
 
     length = experiment.longest_text
-    first = getattr(
-        experiment.model, "start_id", None
-    )  # the token that every text begins with, where the model has one
+    capabilities = experiment.model.capabilities()
+    first = capabilities.start_id
     begun = int(first is not None)
 
     def caption(weights, pixels, generation, numbers, index, prompt):
@@ -79,8 +78,8 @@ def make_encoders(
         return model.apply(*weights, batch)[0]
 
     more = dict(outputs_fn=outputs)
-    if "image_tokens" in model.methods:
+    if "image" in model.inputs:
         more |= dict(tokens_fn=image_tokens)
-    if getattr(experiment.model, "writes", False):
+    if capabilities.generates:
         more |= dict(caption_fn=caption, score_fn=score)
     return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more)

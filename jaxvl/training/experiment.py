@@ -30,6 +30,7 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import TokenizerConfig
 from jaxvl.evals import EVALUATORS
 from jaxvl.models import MODELS, InputSpec
+from jaxvl.models.base import ModelConfig
 from jaxvl.sharding.mesh import MeshConfig, batch_shards
 from jaxvl.tasks import TaskConfig
 from jaxvl.training.checkpoint import CheckpointConfig
@@ -38,6 +39,7 @@ from jaxvl.training.meter import ALL
 from jaxvl.training.optim import OptimConfig
 from jaxvl.training.schedule import SCHEDULES, RoundRobin
 from jaxvl.training.sinks import WandbConfig
+from jaxvl.training.teachers import TeacherConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +100,15 @@ class Experiment:
         starts with, and its tokenizer is this run's. `presets.saved(workdir)` is its model. A model
         that differs in nothing but experts where that has MLPs starts with the MLP as every expert
         (`adapters/upcycle.py`).
+      teachers: name -> weights beside those that are trained, which hooks of tasks (`before`) read:
+        `dict(momentum=dict(source="ema", decay=0.995))`, see `TeacherConfig`.
       text_length: tokens T of texts that are evaluated; None: the longest of the tasks'.
       seed: of initialisation, data order and all randomness in the steps.
       dtype: of computation; parameters are float32.
       plugins: files and modules of your own, which register components; see `config.plugins`.
     """
 
-    model: Annotated[Any, MODELS]
+    model: Annotated[ModelConfig, MODELS]
     steps: Steps
     tasks: dict[str, TaskConfig] = dataclasses.field(default_factory=dict)
     optim: OptimConfig = OptimConfig()
@@ -118,6 +122,7 @@ class Experiment:
     guard: GuardConfig = GuardConfig()
     log: LogConfig = LogConfig()
     init_from: PathText | None = None
+    teachers: dict[str, TeacherConfig] = dataclasses.field(default_factory=dict)
     text_length: Tokens | None = None
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -146,13 +151,13 @@ class Experiment:
                 "is the name of what is logged of all tasks together; choose another",
             )
             data = self.tasks[name].data
-            reads_rows = data.interleave is None or getattr(self.model, "interleaved", False)
+            reads_rows = data.interleave is None or self.model.capabilities().interleaved
             check(
                 reads_rows,
                 f"tasks.{name}.data.interleave",
                 "the model reads one image per row; must be None (cosmo reads more)",
             )
-            reads_texts = data.texts_per_row == 1 or getattr(self.model, "multi_instance", False)
+            reads_texts = data.texts_per_row == 1 or self.model.capabilities().multi_instance
             problem = (
                 f"{data.texts_per_row!r}: the model reads one text per row; must be 1 (imp reads "
                 f"more)"

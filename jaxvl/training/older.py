@@ -1,8 +1,10 @@
-"""Checkpoints of versions whose tasks and evaluators named a corpus and a split, where they name a
-source and fields now.
+"""Checkpoints of earlier versions.
 
-Their records came in another order, so such a run cannot go on. Its weights, tokenizer and
-preprocessing are read as ever.
+Some had tasks and evaluators that named a corpus and a split, where they name a source and fields
+now. Their records came in another order, so such a run cannot go on. Its weights, tokenizer and
+preprocessing are read as ever; so are those of runs whose objectives named a judge, where the run
+names teachers now. Some had models with an option `lock`, which `optim.freeze` stands
+for now; such a run goes on.
 """
 
 from __future__ import annotations
@@ -27,8 +29,11 @@ class OlderRunWarning(UserWarning):
 
 def is_older(config: Mapping[str, Any]) -> bool:
     """Whether a recorded config is one of these."""
-    tasks = [task.get("data", {}) for task in config.get("tasks", {}).values()]
-    return any("corpus" in part for part in [*tasks, *config.get("evals", {}).values()])
+    tasks = config.get("tasks", {}).values()
+    parts = [*(task.get("data", {}) for task in tasks), *config.get("evals", {}).values()]
+    uses = [use for task in tasks for use in task.get("objectives", {}).values()]
+    judged = any(isinstance(use, Mapping) and "judge" in use.get("objective", use) for use in uses)
+    return judged or any("corpus" in part for part in parts)
 
 
 def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str, Any]:
@@ -39,6 +44,7 @@ def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str
       config: of the checkpoint's frame.
       folder: of the run, for the warning.
     """
+    config = present_config(config)
     if not is_older(config):
         return config
     evals = ", ".join(config.get("evals", {})) or "none"
@@ -55,6 +61,19 @@ def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str
         *(_tokens(task["data"]) for task in config.get("tasks", {}).values()),
     ]
     return {**config, "tasks": {}, "evals": {}, "text_length": max(lengths)}
+
+
+def present_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A recorded config without the models' option `lock`, which `optim.freeze` stands for now."""
+    if "lock" not in config.get("model", {}):
+        return config
+    model = dict(config["model"])
+    locked = model.pop("lock")
+    optim = dict(config.get("optim", {}))
+    if locked != "none":
+        patterns = [optim.get("freeze"), f"^{locked}/encoder/"]
+        optim["freeze"] = "|".join(pattern for pattern in patterns if pattern)
+    return {**config, "model": model, "optim": optim}
 
 
 def _tokens(data: Mapping[str, Any]) -> int:
@@ -74,7 +93,6 @@ def with_saved_tasks(
     held = checkpoints.shapes(step)
     whole = replicated(mesh)
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
-    aux, guard = (jax.tree.map(place, held.get(part) or {}) for part in ("aux", "guard"))
-    return dataclasses.replace(
-        abstract, aux=aux, guard={task: GuardState(**counters) for task, counters in guard.items()}
-    )
+    states, guard = (jax.tree.map(place, held.get(part) or {}) for part in ("aux", "guard"))
+    guards = {task: GuardState(**counters) for task, counters in guard.items()}
+    return dataclasses.replace(abstract, objective_state=states, guard=guards)

@@ -45,7 +45,8 @@ class OptimConfig:
         that of the run's step, not of a parameter's own steps. A parameter first used late
         therefore starts with steps up to `(1 - b1) / sqrt(1 - b2)` times as long (3.2 by default).
       freeze: regular expression of the parameter paths that stay as they are (no update, no
-        moments), or None.
+        moments), or None. An encoder that it covers as a whole runs as in evaluation (no dropout,
+        batch statistics kept): `^image/encoder/` is locked-image tuning (LiT, Zhai et al. 2022).
       lr_scale: (regular expression, factor) pairs; the first that matches a path scales its
         updates.
       clip_norm: largest global norm of the gradient, or None.
@@ -133,14 +134,13 @@ def learning_rate(config: OptimConfig, total: int) -> Callable[[jax.Array], jax.
 
 
 def optimiser(
-    config: OptimConfig, axes: Mapping[str, tuple[str, ...]], locked: frozenset[str] = frozenset()
+    config: OptimConfig, axes: Mapping[str, tuple[str, ...]]
 ) -> tuple[optax.GradientTransformation, dict[str, bool]]:
     """The optax chain (unit learning rate, positive sign) and which parameters it trains.
 
     Args:
       config: see `OptimConfig`.
       axes: path -> logical axes of every parameter (muon takes its matrices from them).
-      locked: paths that the model has locked.
 
     Raises:
       ConfigError: `freeze` or an `lr_scale` pattern that matches no parameter.
@@ -155,9 +155,7 @@ def optimiser(
             key,
             f"{pattern!r} matches no parameter (such as {paths[:3]})",
         )
-    trained = {
-        p: p not in locked and not (config.freeze and re.search(config.freeze, p)) for p in paths
-    }
+    trained = {p: not (config.freeze and re.search(config.freeze, p)) for p in paths}
     decayed = {p: bool(re.search(config.decay, p)) for p in paths}
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     chain.append(_rule(config, axes))

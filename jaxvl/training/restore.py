@@ -23,10 +23,10 @@ from jaxvl.training.build import build_model, fresh_state
 from jaxvl.training.checkpoint import CheckpointError, Checkpoints, abstract_state
 from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.judges import make_judges
 from jaxvl.training.older import is_older, weights_config, with_saved_tasks
-from jaxvl.training.rollout import Judge
 from jaxvl.training.state import TrainState, present_form, saved_form, start_average
+from jaxvl.training.teacher_models import make_teachers
+from jaxvl.training.teachers import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SavedWeights:
 
     Attributes:
       frame: see `Run.frame`.
-      params, rest: path -> array, on `mesh`.
+      params, model_state: path -> array, on `mesh`.
     """
 
     experiment: Experiment
@@ -45,7 +45,7 @@ class SavedWeights:
     model: Functional
     mesh: Mesh
     params: dict[str, jax.Array]
-    rest: dict[str, jax.Array]
+    model_state: dict[str, jax.Array]
 
     def put_into(
         self, state: TrainState, experiment: Experiment, model: Functional, shardings: TrainState
@@ -58,7 +58,7 @@ class SavedWeights:
         params = self.params
         if any("/moe/router/" in p for p in model.params) and not any("/moe/" in p for p in params):
             params = self._upcycled(state, experiment, shardings)
-        for mine, theirs in ((model.params, params), (model.rest, self.rest)):
+        for mine, theirs in ((model.params, params), (model.rest, self.model_state)):
             for path in sorted({*mine, *theirs}):
                 here, there = (
                     tuple(m[path].shape) if path in m else "not there" for m in (mine, theirs)
@@ -71,11 +71,12 @@ class SavedWeights:
                     "is the same",
                 )
         # Copies: the run's buffers are donated to its steps.
-        params, rest = jax.tree.map(
-            jnp.copy, jax.device_put((params, self.rest), (shardings.params, shardings.rest))
+        placed = jax.device_put(
+            (params, self.model_state), (shardings.params, shardings.model_state)
         )
-        ema = None if state.ema is None else start_average(params, rest)
-        return dataclasses.replace(state, params=params, rest=rest, ema=ema)
+        params, model_state = jax.tree.map(jnp.copy, placed)
+        ema = None if state.ema is None else start_average(params, model_state)
+        return dataclasses.replace(state, params=params, model_state=model_state, ema=ema)
 
     def _upcycled(
         self, state: TrainState, experiment: Experiment, shardings: TrainState
@@ -117,13 +118,14 @@ def restore_weights(
     model = build_model(experiment, tokenizer)
     with jax.set_mesh(mesh):
         _, shapes, shardings = fresh_state(
-            experiment, model, mesh, make_judges(experiment, model, tokenizer)
+            experiment, model, mesh, make_teachers(experiment, model, tokenizer)
         )
         if frame.get("weights_only"):
-            parts = [{"params": s.params, "rest": s.rest} for s in (shapes, shardings)]
+            # The name that weight checkpoints have had from the first.
+            parts = [{"params": s.params, "rest": s.model_state} for s in (shapes, shardings)]
             state = checkpoints.restore(lambda _: abstract_state(*parts), found).state
             params = state["params"]
-            rest = state["rest"]
+            model_state = state["rest"]
         else:
             abstract = abstract_state(shapes, shardings)
             if is_older(frame["config"]):
@@ -131,8 +133,10 @@ def restore_weights(
             restored = checkpoints.restore(functools.partial(saved_form, abstract), found)
             state = present_form(restored.state)
             params = state.eval_params
-            rest = state.eval_rest
-    return SavedWeights(experiment, frame["step"], frame, tokenizer, model, mesh, params, rest)
+            model_state = state.eval_model_state
+    return SavedWeights(
+        experiment, frame["step"], frame, tokenizer, model, mesh, params, model_state
+    )
 
 
 def _saved_experiment(config: Mapping[str, Any], assignments: Mapping[str, str]) -> Experiment:
@@ -156,7 +160,11 @@ def restore_encoders(
     """
     saved = restore_weights(workdir, step, assignments)
     encoders = make_encoders(
-        saved.experiment, saved.model, saved.tokenizer, saved.mesh, (saved.params, saved.rest)
+        saved.experiment,
+        saved.model,
+        saved.tokenizer,
+        saved.mesh,
+        (saved.params, saved.model_state),
     )
     return saved.experiment, saved.step, encoders
 
@@ -189,21 +197,18 @@ def initial_weights(experiment: Experiment) -> SavedWeights:
     return saved
 
 
-def seat_judges(
-    state: TrainState, shardings: TrainState, judges: Mapping[str, Judge]
+def seat_teachers(
+    state: TrainState, shardings: TrainState, teachers: Mapping[str, Teacher]
 ) -> TrainState:
-    """A fresh state with every judge's weights in their place."""
-    aux = dict(state.aux)
-    for slot, judge in judges.items():
-        if judge.source != "ema":
-            source = (
-                state
-                if judge.source == "initial"
-                else restore_weights(to_path(judge.source, "judge"))
-            )
-            weights = jax.tree.map(jnp.copy, (source.params, source.rest))
-            aux[slot] = {
-                **aux[slot],
-                "judge": jax.device_put(weights, shardings.aux[slot]["judge"]),
-            }
-    return dataclasses.replace(state, aux=aux)
+    """A fresh state with every teacher's weights in their place."""
+    seated = dict(state.teachers)
+    for name, teacher in teachers.items():
+        if teacher.is_run_average:
+            continue
+        weights = (state.params, state.model_state)
+        if teacher.source not in ("ema", "initial"):
+            saved = restore_weights(to_path(teacher.source, f"teachers.{name}.source"))
+            weights = (saved.params, saved.model_state)
+        copies = jax.tree.map(jnp.copy, weights)
+        seated[name] = jax.device_put(copies, shardings.teachers[name])
+    return dataclasses.replace(state, teachers=seated)

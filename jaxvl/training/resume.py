@@ -16,7 +16,7 @@ from jaxvl.config import ConfigError, check, resolve, to_dict
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.training.checkpoint import OtherState
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.older import is_older
+from jaxvl.training.older import is_older, present_config
 
 # Options that change no number of the training, or none beyond rounding (`mesh`).
 FREE = (
@@ -134,7 +134,9 @@ def changes(saved: Mapping[str, Any], experiment: Experiment) -> dict[str, tuple
     Options that the saved config does not know yet have their default there.
     """
     try:
-        there = _flat(to_dict(resolve(Experiment, {**saved, "plugins": experiment.plugins})))
+        there = _flat(
+            to_dict(resolve(Experiment, {**present_config(saved), "plugins": experiment.plugins}))
+        )
     except ConfigError as error:
         raise ConfigError(error.key, f"of the checkpoint in the workdir: {error.problem}") from None
     here = _flat(to_dict(experiment))

@@ -27,7 +27,7 @@ from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.figures import Figures
 from jaxvl.training.schedule import Turn, Turns
-from jaxvl.training.state import TrainState
+from jaxvl.training.state import FORM, TrainState
 from jaxvl.training.step import Metrics
 from jaxvl.training.writer import Writer
 
@@ -111,15 +111,12 @@ class Run:
             "data": {t: f.identity for t, f in self.feeds.items()},
             "skipped_records": self.skipped_records(),
             "metrics": self.figures.latest,
-            "averages": [
-                "params",
-                "rest",
-            ],  # what `optim.ema` is of; older checkpoints, without this entry, averaged params alone
+            "form": FORM,  # of the state, see `state.saved_form`
         }
 
     def encoders(self, state: TrainState) -> Encoders:
         """The model's encode functions with the evaluation weights of `state`."""
-        return self.encode.with_weights((state.eval_params, state.eval_rest))
+        return self.encode.with_weights((state.eval_params, state.eval_model_state))
 
     def due(self, step: int) -> dict[str, Any]:
         """Evaluators to run with the weights of `step`, without those that have; all of them after

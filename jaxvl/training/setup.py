@@ -18,8 +18,7 @@ from jaxvl.data.feed import Feed
 from jaxvl.data.sources.base import Source
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.contract import check_evaluators
-from jaxvl.tasks import Task
-from jaxvl.training.build import build_model, fresh_state
+from jaxvl.training.build import build_model, fresh_state, make_tasks
 from jaxvl.training.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -33,11 +32,11 @@ from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.figures import Figures
 from jaxvl.training.inputs import open_sources, task_tokenizer
-from jaxvl.training.judges import make_judges
-from jaxvl.training.restore import SavedWeights, initial_weights, seat_judges
+from jaxvl.training.restore import SavedWeights, initial_weights, seat_teachers
 from jaxvl.training.resume import check_data, check_resumable, explain
 from jaxvl.training.run import Run
 from jaxvl.training.state import TrainState, present_form, saved_form
+from jaxvl.training.teacher_models import make_teachers
 from jaxvl.training.writer import Writer
 
 
@@ -66,8 +65,8 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
         encoders.with_weights((model.params, model.rest)),
         experiment.checkpoint.best_metric,
     )
-    judges = make_judges(experiment, model, tokenizer)
-    fresh, shapes, shardings = fresh_state(experiment, model, mesh, judges)
+    teachers = make_teachers(experiment, model, tokenizer)
+    fresh, shapes, shardings = fresh_state(experiment, model, mesh, teachers)
     abstract = abstract_state(shapes, shardings)
 
     restored = _restore(experiment, checkpoints, abstract, tokenizer)
@@ -76,15 +75,13 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
         state = jax.jit(fresh, out_shardings=shardings)()
         if base is not None:
             state = base.put_into(state, experiment, model, shardings)
-        state = seat_judges(state, shardings, judges)
+        state = seat_teachers(state, shardings, teachers)
     else:
         start = restored.step
         state = present_form(restored.state)
         _announce(experiment, restored, workdir, writer)
 
-    tasks = {
-        name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()
-    }
+    tasks = make_tasks(experiment)
     feeds = _feeds(experiment, sources, tokenizer, mesh, restored)
     epochs = {name: feed.records / feed.rows for name, feed in feeds.items()}
     schedule = experiment.schedule.build(list(tasks), experiment.steps, epochs)
@@ -92,7 +89,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
     costs = {}
     if start < experiment.steps:  # else there is nothing left to train
         programs = compile_turns(
-            experiment, tasks, schedule.turns, model, abstract, shardings, mesh, judges
+            experiment, tasks, schedule.turns, model, abstract, shardings, mesh, teachers
         )
         for program in programs:
             describe_program(program, model, writer)

@@ -13,8 +13,15 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxvl.models.functional import Arrays, Functional
+from jaxvl.objectives import Objective, StateSpec
 from jaxvl.sharding import param_shardings
 from jaxvl.sharding.mesh import replicated
+from jaxvl.sharding.rules import spec
+from jaxvl.tasks import Task
+from jaxvl.training.teachers import Teacher, Weights
+
+FORM = 2  # of a state in a checkpoint
+_OLDER_NAMES = {"model_state": "rest", "objective_state": "aux"}
 
 
 @jax.tree_util.register_dataclass
@@ -48,21 +55,23 @@ class TrainState:
       step: steps taken, skipped ones included, int32 [].
       rng: root of all randomness, uint32 key data; steps fold in their number, so it never changes.
       params: path -> float32 array.
-      rest: non-trained state of the model (batch-norm statistics), path -> array.
+      model_state: the model's arrays that are not trained (batch-norm statistics), path -> array.
       opt_state: of the trained parameters.
-      ema: moving average of `params` and of the floating-point arrays of `rest`, path -> array; or
-        None.
-      aux: objective state by `task/objective` (teachers, queues, prototypes).
+      ema: moving average of `params` and of the floating-point arrays of `model_state`, path ->
+        array; or None.
+      teachers: name -> (parameters, model state) of a teacher; () where it is the `ema`.
+      objective_state: `task/objective` -> what the objective carries on (a queue, prototypes).
       guard: one `GuardState` by task.
     """
 
     step: jax.Array
     rng: jax.Array
     params: Arrays
-    rest: Arrays
+    model_state: Arrays
     opt_state: Any
     ema: Arrays | None
-    aux: dict[str, Any]
+    teachers: dict[str, Weights | tuple[()]]
+    objective_state: dict[str, Any]
     guard: dict[str, GuardState]
 
     @property
@@ -71,12 +80,12 @@ class TrainState:
         return self.params if self.ema is None else {p: self.ema[p] for p in self.params}
 
     @property
-    def eval_rest(self) -> Arrays:
+    def eval_model_state(self) -> Arrays:
         """The model's other state beside `eval_params`: averaged with them, for batch statistics
         are those of certain weights."""
-        return (
-            self.rest if self.ema is None else {p: self.ema.get(p, v) for p, v in self.rest.items()}
-        )
+        if self.ema is None:
+            return self.model_state
+        return {p: self.ema.get(p, v) for p, v in self.model_state.items()}
 
 
 def init_state(
@@ -84,72 +93,84 @@ def init_state(
     tx: optax.GradientTransformation,
     trained: dict[str, bool],
     *,
-    tasks: dict[str, Any],
+    tasks: Mapping[str, Task],
+    specs: Mapping[str, StateSpec],
     seed: int,
     ema: bool,
-    judges: Mapping[str, Any] = {},
+    teachers: Mapping[str, Teacher] = {},
 ) -> TrainState:
     """A fresh state; meant to be jitted with `out_shardings=state_shardings(...)`, so that it is
     born sharded.
 
     Args:
-      tasks: name -> `tasks.Task`; they know the objectives' own state.
-      judges: `task/objective` -> `rollout.Judge`, whose weights are part of that objective's state.
+      specs: task -> what the states of its objectives may depend on; of a task that is not named
+        the objectives keep none.
     """
     root = jax.random.key(seed)
-    params, rest = model.init(jax.random.fold_in(root, 0))
-    aux = {}
-    for slot, objective in (
-        (f"{t}/{o}", objective)
-        for t, task in tasks.items()
-        for o, objective in task.objectives.items()
-    ):
-        judge = judges.get(slot)
-        aux[slot] = (
-            {**objective.init_aux(judge.width), "judge": judge.init(params, rest)}
-            if judge
-            else objective.init_aux()
-        )
+    params, model_state = model.init(jax.random.fold_in(root, 0))
+    objective_state = {}
+    for name, task in tasks.items():
+        for key, objective in task.objectives.items():
+            state = objective.init_state(specs[name]) if name in specs else {}
+            objective_state[f"{name}/{key}"] = state
     return TrainState(
         step=jnp.int32(0),
         rng=jax.random.key_data(jax.random.fold_in(root, 1)),
         params=params,
-        rest=rest,
+        model_state=model_state,
         opt_state=tx.init(subset(params, trained)),
-        ema=start_average(params, rest) if ema else None,
-        aux=aux,
+        ema=start_average(params, model_state) if ema else None,
+        teachers={n: teacher.fresh(params, model_state) for n, teacher in teachers.items()},
+        objective_state=objective_state,
         guard={t: GuardState.fresh() for t in tasks},
     )
 
 
-def start_average(params: Arrays, rest: Arrays) -> Arrays:
+def start_average(params: Arrays, model_state: Arrays) -> Arrays:
     """`TrainState.ema` before the first step: copies, because a step is given the buffers of the
     whole state for good."""
-    return {p: jnp.copy(v) for p, v in {**params, **_averaged(rest)}.items()}
+    return {p: jnp.copy(v) for p, v in {**params, **_averaged(model_state)}.items()}
 
 
-def _averaged(rest: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `rest` has an average: not what is counted or drawn."""
-    return {p: v for p, v in rest.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+def _averaged(model_state: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the model's state has an average: not what is counted or drawn."""
+    return {p: v for p, v in model_state.items() if jnp.issubdtype(v.dtype, jnp.floating)}
 
 
-def saved_form(abstract: TrainState, frame: Mapping[str, Any]) -> TrainState:
-    """Shapes of a state as the checkpoint with `frame` holds it. Older ones averaged the parameters
-    alone; see `present_form`."""
-    if abstract.ema is None or "averages" in frame:
+def saved_form(abstract: TrainState, frame: Mapping[str, Any]) -> TrainState | dict[str, Any]:
+    """Shapes of a state as the checkpoint with `frame` holds it; see `present_form`.
+
+    Checkpoints before form 2 call two parts by other names and have no teachers; the oldest
+    averaged the parameters alone.
+    """
+    if frame.get("form", 1) >= FORM:
         return abstract
-    return dataclasses.replace(
-        abstract, ema={p: v for p, v in abstract.ema.items() if p not in abstract.rest}
-    )
+    parts = {f.name: getattr(abstract, f.name) for f in dataclasses.fields(abstract)}
+    del parts["teachers"]
+    for name, older in _OLDER_NAMES.items():
+        parts[older] = parts.pop(name)
+    # An objective without state had (), where it has {} now.
+    parts["aux"] = {slot: state or () for slot, state in parts["aux"].items()}
+    if abstract.ema is not None and "averages" not in frame:
+        parts["ema"] = {p: v for p, v in abstract.ema.items() if p not in abstract.model_state}
+    return parts
 
 
-def present_form(state: TrainState) -> TrainState:
+def present_form(saved: TrainState | dict[str, Any]) -> TrainState:
     """A state from a checkpoint of any age: averages that an older one has not begin with what they
     are to follow."""
+    if isinstance(saved, TrainState):
+        return saved
+    parts = dict(saved)
+    for name, older in _OLDER_NAMES.items():
+        parts[name] = parts.pop(older)
+    parts["objective_state"] = {slot: v or {} for slot, v in parts["objective_state"].items()}
+    state = TrainState(**parts, teachers={})
     if state.ema is None:
         return state
-    missing = {p: jnp.copy(v) for p, v in _averaged(state.rest).items() if p not in state.ema}
-    return dataclasses.replace(state, ema={**state.ema, **missing}) if missing else state
+    averaged = _averaged(state.model_state)
+    missing = {p: jnp.copy(v) for p, v in averaged.items() if p not in state.ema}
+    return dataclasses.replace(state, ema={**state.ema, **missing})
 
 
 def subset(params: Arrays, trained: dict[str, bool]) -> Arrays:
@@ -164,18 +185,62 @@ def parameter_of(path: tuple, names: Collection[str]) -> str | None:
     return keys[-1] if keys else None
 
 
-def state_shardings(model: Functional, abstract: TrainState, mesh: Mesh) -> TrainState:
-    """A `NamedSharding` for every leaf: whatever is named and shaped like a parameter (moments,
-    average) lies as it does.
+def state_shardings(
+    model: Functional,
+    abstract: TrainState,
+    mesh: Mesh,
+    *,
+    teachers: Mapping[str, Teacher] = {},
+    tasks: Mapping[str, Task] = {},
+) -> TrainState:
+    """A `NamedSharding` for every leaf.
+
+    Whatever is named and shaped like a parameter (moments, averages, teachers) lies as it does.
+    Objectives say where the arrays of their state lie.
 
     Raises:
       ValueError: a parameter without logical axes.
     """
-    by_path = param_shardings(model.axes, {p: v.shape for p, v in model.params.items()}, mesh)
     whole = replicated(mesh)
 
-    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        name = parameter_of(path, by_path)
-        return by_path[name] if name and model.params[name].shape == leaf.shape else whole
+    def like_parameters(tree: Any, model: Functional) -> Any:
+        shapes = {p: v.shape for p, v in model.params.items()}
+        by_path = param_shardings(model.axes, shapes, mesh)
 
-    return jax.tree_util.tree_map_with_path(place, abstract)
+        def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+            name = parameter_of(path, by_path)
+            return by_path[name] if name and shapes[name] == leaf.shape else whole
+
+        return jax.tree_util.tree_map_with_path(place, tree)
+
+    def of_objective(objective: Objective, tree: Any) -> Any:
+        def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+            names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+            axes = objective.state_axes.get(names[-1]) if names else None
+            if axes is None:
+                return whole
+            return NamedSharding(mesh, spec(axes, shape=leaf.shape, mesh=mesh))
+
+        return jax.tree_util.tree_map_with_path(place, tree)
+
+    of_teachers = {
+        name: like_parameters(weights, teachers[name].model if name in teachers else model)
+        for name, weights in abstract.teachers.items()
+    }
+    of_objectives = {
+        f"{name}/{key}": of_objective(objective, abstract.objective_state[f"{name}/{key}"])
+        for name, task in tasks.items()
+        for key, objective in task.objectives.items()
+    }
+    # Slots of tasks that this run does not name, in a checkpoint of an older version.
+    others = {
+        slot: jax.tree.map(lambda _: whole, state)
+        for slot, state in abstract.objective_state.items()
+        if slot not in of_objectives
+    }
+    plain = dataclasses.replace(abstract, teachers={}, objective_state={})
+    return dataclasses.replace(
+        like_parameters(plain, model),
+        teachers=of_teachers,
+        objective_state={**of_objectives, **others},
+    )

@@ -1,9 +1,8 @@
 """One compiled training step of one turn: of a task, or of several whose weighted losses are
 summed.
 
-    batch -> roll out (only where an objective asks) -> prepare (augment, normalise) and encode (in
-    chunks, if asked) -> objectives
-          -> gradient -> guard -> update
+    batch -> hooks (where a task has any) -> prepare (augment, normalise) and encode (in chunks, if
+    asked) -> objectives -> gradient -> guard -> update -> averages, teachers
 
 With `microbatches` > 1 the encoders run chunk by chunk while the objectives see the whole batch:
 embeddings first, then the gradient with respect to the embeddings, then the encoders again with
@@ -12,8 +11,8 @@ counts, and the result equals that of the undivided batch, but for what an encod
 whole batch (statistics of batch normalisation, experts with `span="batch"`) or draws (dropped
 tokens, dropout). Chunks are prepared one by one too, once more in the second pass: of the whole
 batch there are only the loader's arrays (pictures uint8) and the outputs, so that memory does not
-grow with it otherwise. State that the model keeps between calls (`rest`) goes from chunk to chunk;
-the second pass has each chunk meet the state that it met in the first.
+grow with it otherwise. State that the model keeps between calls (`model_state`)
+goes from chunk to chunk; the second pass has each chunk meet the state that it met in the first.
 
 Parameters that a turn does not learn (`optim.unused`) keep value, moments and all: their leaves of
 the optimiser state are known by the parameter's path. What is not of one parameter goes on: the
@@ -26,21 +25,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxvl.data.feed import SIGNAL
-from jaxvl.models.functional import Functional
+from jaxvl.models.functional import Arrays
 from jaxvl.sharding.chunks import join, take
 from jaxvl.sharding.hosts import Signal
 from jaxvl.tasks import Task
+from jaxvl.training.forward import Forward, Keys, split_keys
 from jaxvl.training.guard import GuardConfig, judge
 from jaxvl.training.optim import OptimConfig, ema_decay
-from jaxvl.training.rollout import Judge, roll_out
 from jaxvl.training.state import GuardState, TrainState, parameter_of, subset
+from jaxvl.training.teachers import update_teachers
 
 Metrics = dict[str, jax.Array]
 Step = Callable[
@@ -54,30 +54,57 @@ class Part:
     """One task of a turn.
 
     Attributes:
-      task: the task; or, where several share the step, one of them.
+      forward: its way to the model's outputs.
       weight: of its loss.
       learns: paths of the parameters that it moves.
-      options: of the model's call.
-      judges: by `task/objective`, of objectives that have the model write.
     """
 
-    task: Task
+    forward: Forward
     weight: float
     learns: frozenset[str]
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    judges: Mapping[str, Judge] = dataclasses.field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        return self.forward.task
 
 
-def make_step(
-    parts: Sequence[Part],
-    model: Functional,
-    tx: optax.GradientTransformation,
-    trained: dict[str, bool],
-    rate: Callable[[jax.Array], jax.Array],
-    optim: OptimConfig,
-    guard: GuardConfig,
-    names: Sequence[str],
-) -> Step:
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """How gradients become new parameters.
+
+    Attributes:
+      tx: optimiser, without its learning rate.
+      trained: path -> whether the run trains the parameter.
+      rate: step -> learning rate.
+      optim: for the decay of the average.
+      guard: when a step is not applied.
+    """
+
+    tx: optax.GradientTransformation
+    trained: dict[str, bool]
+    rate: Callable[[jax.Array], jax.Array]
+    optim: OptimConfig
+    guard: GuardConfig
+
+
+class _Summed(NamedTuple):
+    """What all parts of a step have given.
+
+    Attributes:
+      loss: weighted sum of the losses, float32 [].
+      gradient: of it, path -> array.
+      figures: of each part.
+      model_state, objective_state: after them.
+    """
+
+    loss: jax.Array
+    gradient: Arrays
+    figures: list[Metrics]
+    model_state: Arrays
+    objective_state: dict[str, Any]
+
+
+def make_step(parts: Sequence[Part], update: Update, names: Sequence[str]) -> Step:
     """`step(state, batches, numbers) -> (state, metrics)`, to be jitted with the state donated.
 
     Args:
@@ -99,114 +126,135 @@ def make_step(
     ) -> tuple[TrainState, tuple[Metrics, ...]]:
         signal, batches = take_signal(batches)
         valid = jnp.bool_(True) if signal is None else signal < Signal.BROKEN
-        params = subset(state.params, trained)
-        own = []
-        total = None
-        gradient = {}
-        rest = state.rest
-        aux = state.aux
-        for i, (part, batch) in enumerate(zip(parts, batches)):
-            key = jax.random.fold_in(
-                jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), numbers[i]
-            )
-            loss, (figures, aux), slope, rest = _differentiate(
-                part, model, dataclasses.replace(state, rest=rest, aux=aux), batch, key
-            )
-            own.append({"loss": loss, **figures})
-            if part.weight != 1.0:
-                loss = part.weight * loss
-                slope = {p: part.weight * g for p, g in slope.items()}
-            total = loss if total is None else total + loss
-            gradient |= {p: gradient[p] + g if p in gradient else g for p, g in slope.items()}
-
-        norm = optax.global_norm(gradient)
+        summed = _sum_parts(parts, state, batches, numbers)
+        norm = optax.global_norm(summed.gradient)
         guard_before = _of_number(state.guard, names, numbers[0])
-        ok, guard_state = judge(guard, guard_before, total, norm)
+        ok, guard_after = judge(update.guard, guard_before, summed.loss, norm)
         ok &= valid
-        guard_state = jax.tree.map(
-            lambda new, old: jnp.where(valid, new, old), guard_state, guard_before
-        )
-        lr = rate(state.step)
-        with jax.named_scope("optimiser"):
-            gradient = {
-                p: gradient[p] if p in gradient else jnp.zeros_like(v) for p, v in params.items()
-            }
-            update, opt_state = tx.update(gradient, state.opt_state, params)
-            update = {p: -lr * u for p, u in update.items() if p in learned}
-            new = {**state.params, **optax.apply_updates({p: params[p] for p in update}, update)}
-        with jax.named_scope("average"):
-            average = (
-                None
-                if state.ema is None
-                else _average(state.ema, {**new, **rest}, ema_decay(optim, state.step))
-            )
-
-        def keep(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
-
+        guard_after = _where(valid, guard_after, guard_before)
+        new, change = _updated(state, summed, update, learned, parts)
+        kept = _where(ok, new, _changing(state))
+        guards = {
+            name: _where((numbers == i).any(), guard_after, state.guard[name])
+            for i, name in enumerate(names)
+        }
         shared = {
-            "lr": lr,
+            "lr": update.rate(state.step),
             "norm/gradient": norm,
-            "norm/update": optax.global_norm(update),
-            "norm/parameters": optax.global_norm(params),
-            "skipped": guard_state.skipped,
-            "skipped_in_a_row": guard_state.in_a_row,
+            "norm/update": optax.global_norm(change),
+            "norm/parameters": optax.global_norm(subset(state.params, update.trained)),
+            "skipped": guard_after.skipped,
+            "skipped_in_a_row": guard_after.in_a_row,
         }
         if signal is not None:
             shared[SIGNAL] = signal
         if len(parts) > 1:
-            shared["summed_loss"] = total
-        state = dataclasses.replace(
-            state,
-            step=state.step + valid,
-            params=keep(new, state.params),
-            rest=keep(rest, state.rest),
-            opt_state=keep(
-                _hold(opt_state, state.opt_state, params.keys() - learned), state.opt_state
-            ),
-            ema=None if average is None else keep(average, state.ema),
-            aux=keep(aux, state.aux),
-            guard={
-                n: jax.tree.map(
-                    lambda a, b, i=i: jnp.where((numbers == i).any(), a, b),
-                    guard_state,
-                    state.guard[n],
-                )
-                for i, n in enumerate(names)
-            },
+            shared["summed_loss"] = summed.loss
+        state = dataclasses.replace(state, step=state.step + valid, guard=guards, **kept)
+        metrics = tuple(
+            {k: jnp.asarray(v, jnp.float32) for k, v in {**own, **shared}.items()}
+            for own in summed.figures
         )
-        return state, tuple(
-            {k: jnp.asarray(v, jnp.float32) for k, v in {**mine, **shared}.items()} for mine in own
-        )
+        return state, metrics
 
     return step
 
 
-def _differentiate(part: Part, model: Functional, state: TrainState, batch, key):
-    """Loss of one part, (figures, aux), gradient of what it learns, and the model's other state."""
+def _sum_parts(
+    parts: Sequence[Part],
+    state: TrainState,
+    batches: Sequence[dict[str, jax.Array]],
+    numbers: jax.Array,
+) -> _Summed:
+    """Losses and gradients of the parts one after the other, each with its weight."""
+    figures = []
+    total = None
+    gradient = {}
+    for i, (part, batch) in enumerate(zip(parts, batches)):
+        root = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        keys = split_keys(jax.random.fold_in(root, numbers[i]))
+        loss, (own, objective_state), slope, model_state = _differentiate(part, state, batch, keys)
+        state = dataclasses.replace(state, model_state=model_state, objective_state=objective_state)
+        figures.append({"loss": loss, **own})
+        if part.weight != 1.0:
+            loss = part.weight * loss
+            slope = {p: part.weight * g for p, g in slope.items()}
+        total = loss if total is None else total + loss
+        gradient |= {p: gradient[p] + g if p in gradient else g for p, g in slope.items()}
+    return _Summed(total, gradient, figures, state.model_state, state.objective_state)
+
+
+def _updated(
+    state: TrainState,
+    summed: _Summed,
+    update: Update,
+    learned: Collection[str],
+    parts: Sequence[Part],
+) -> tuple[dict[str, Any], Arrays]:
+    """The parts of the state that a step changes, as if it were applied; and the change of the
+    parameters."""
+    params = subset(state.params, update.trained)
+    with jax.named_scope("optimiser"):
+        gradient = {p: summed.gradient.get(p, jnp.zeros_like(v)) for p, v in params.items()}
+        change, opt_state = update.tx.update(gradient, state.opt_state, params)
+        rate = update.rate(state.step)
+        change = {p: -rate * u for p, u in change.items() if p in learned}
+        moved = optax.apply_updates({p: params[p] for p in change}, change)
+        new = {**state.params, **moved}
+        opt_state = _hold(opt_state, state.opt_state, params.keys() - learned)
+    with jax.named_scope("average"):
+        average = None
+        if state.ema is not None:
+            decay = ema_decay(update.optim, state.step)
+            average = _average(state.ema, {**new, **summed.model_state}, decay)
+        forward = parts[0].forward
+        context = forward.context(state.step, jax.random.wrap_key_data(state.rng))
+        student = (new, summed.model_state)
+        teachers = update_teachers(forward.teachers, state.teachers, student, context)
+    changed = {
+        "params": new,
+        "model_state": summed.model_state,
+        "opt_state": opt_state,
+        "ema": average,
+        "teachers": teachers,
+        "objective_state": summed.objective_state,
+    }
+    return changed, change
+
+
+def _changing(state: TrainState) -> dict[str, Any]:
+    """The parts of the state that `_updated` gives."""
+    names = ("params", "model_state", "opt_state", "ema", "teachers", "objective_state")
+    return {name: getattr(state, name) for name in names}
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where the condition holds, else `old`; leaves that are the same array stay it."""
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), new, old)
+
+
+def _differentiate(
+    part: Part, state: TrainState, batch: Arrays, keys: Keys
+) -> tuple[jax.Array, tuple[Metrics, dict[str, Any]], Arrays, Arrays]:
+    """Loss of one part, (figures, objective state), gradient of what it learns, and the model's
+    other state."""
     task = part.task
-    prepare_key, model_key, objective_key = jax.random.split(key, 3)
-    prepare = functools.partial(task.prepare, key=prepare_key)
-    batch = roll_out(task, model, part.judges, state, batch, prepare, objective_key)
+    forward = part.forward
+    context = forward.context(state.step, keys.objective)
+    batch = forward.hooked(state, batch, keys)
     fixed = {p: v for p, v in state.params.items() if p not in part.learns}
 
-    def encode(params, rest, rows, rows_key):
-        # Prepared here, so that float pictures exist of the rows that are encoded, and of no
-        # others.
-        inputs = prepare(rows)
-        with jax.named_scope("model"):
-            outputs, rest = model.apply(
-                {**params, **fixed}, rest, inputs, train=True, key=rows_key, **part.options
-            )
-        return task.per_row(outputs, inputs), rest
+    def encode(params, model_state, rows, model_key):
+        rows_keys = dataclasses.replace(keys, model=model_key)
+        return forward.outputs({**params, **fixed}, model_state, rows, rows_keys, context.progress)
 
     def objectives(outputs):
-        return task.loss(outputs, batch, state.aux, objective_key)
+        return task.loss(outputs, batch, state.objective_state, context)
 
     n = task.config.microbatches
     accumulate = _whole if n == 1 else functools.partial(_chunked, n)
     learns = {p: v for p, v in state.params.items() if p in part.learns}
-    return accumulate(encode, objectives, learns, state.rest, batch, model_key)
+    return accumulate(encode, objectives, learns, state.model_state, batch, keys.model)
 
 
 def take_signal(
@@ -238,27 +286,27 @@ def _average(ema, new, decay):
     return {p: e + (1 - decay).astype(e.dtype) * (new[p] - e) for p, e in ema.items()}
 
 
-def _whole(encode, objectives, params, rest, batch, key):
+def _whole(encode, objectives, params, model_state, batch, key):
     """Loss and gradient of the undivided batch."""
 
     def loss_of(params):
-        outputs, new_rest = encode(params, rest, batch, key)
+        outputs, new_state = encode(params, model_state, batch, key)
         loss, extra = objectives(outputs)
-        return loss, (extra, new_rest)
+        return loss, (extra, new_state)
 
-    (loss, (extra, rest)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
-    return loss, extra, gradient, rest
+    (loss, (extra, model_state)), gradient = jax.value_and_grad(loss_of, has_aux=True)(params)
+    return loss, extra, gradient, model_state
 
 
-def _chunked(n: int, encode, objectives, params, rest, batch, key):
+def _chunked(n: int, encode, objectives, params, model_state, batch, key):
     """The same with the encoders run on `n` chunks in turn: the gradient of that loop, the model's
     state that it hands on included."""
     keys = jax.random.split(key, n)
 
-    def run(params, rest, i):
-        return encode(params, rest, jax.tree.map(lambda x: take(x, i, n), batch), keys[i])
+    def run(params, model_state, i):
+        return encode(params, model_state, jax.tree.map(lambda x: take(x, i, n), batch), keys[i])
 
-    shapes, _ = jax.eval_shape(run, params, rest, jnp.int32(0))
+    shapes, _ = jax.eval_shape(run, params, model_state, jnp.int32(0))
     per_row = {
         name: s.ndim > 0 for name, s in shapes.items()
     }  # rows of the batch; else scalars, the same in each chunk
@@ -267,7 +315,7 @@ def _chunked(n: int, encode, objectives, params, rest, batch, key):
         outputs, after = run(params, before, i)
         return after, (outputs, before)
 
-    last, (stacked, befores) = jax.lax.scan(forward, rest, jnp.arange(n))
+    last, (stacked, befores) = jax.lax.scan(forward, model_state, jnp.arange(n))
     outputs = {k: join(v) if per_row[k] else v[0] for k, v in stacked.items()}
     (loss, extra), cotangent = jax.value_and_grad(
         lambda real: objectives({**outputs, **real}), has_aux=True
@@ -289,7 +337,7 @@ def _chunked(n: int, encode, objectives, params, rest, batch, key):
         gradient, ct_before = pull((ct, ct_after))
         return (jax.tree.map(jnp.add, total, gradient), ct_before), None
 
-    zeros = jax.tree.map(jnp.zeros_like, (params, _real(rest)))
+    zeros = jax.tree.map(jnp.zeros_like, (params, _real(model_state)))
     (gradient, _), _ = jax.lax.scan(backward, zeros, (jnp.arange(n), befores), reverse=True)
     return loss, extra, gradient, last
 

@@ -15,6 +15,7 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.interop.bundle import Bundle
 from jaxvl.interop.mapping import ConversionError
 from jaxvl.interop.tokens import without
+from jaxvl.models.text import TextTransformerConfig
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.optim import OptimConfig
@@ -77,14 +78,13 @@ def load_weights(
     tokenizer = saved.tokenizer
     arrays = {
         path: np.asarray(array)
-        for part in (saved.params, saved.rest)
+        for part in (saved.params, saved.model_state)
         for path, array in part.items()
     }
     inputs = saved.experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
-    text = getattr(saved.experiment.model, "text", None)
-    if (
-        getattr(text, "registered_name", "") == "text_transformer" and text.positions
-    ):  # theirs read texts of one length only
+    text = saved.experiment.model.encoders.get("text")
+    if isinstance(text, TextTransformerConfig) and text.positions:
+        # Theirs read texts of one length only.
         inputs = dataclasses.replace(inputs, text_length=text.positions)
     preprocess = Preprocess.from_json(saved.frame["preprocess"])
     found = None if tokenizer.kind == "none" else tokenizer

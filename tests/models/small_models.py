@@ -41,14 +41,14 @@ MODELS_SMALL = {"align": ALIGN, "dual_encoder": DUAL}
 
 
 @functools.cache
-def _model(text, inputs, dtype):
+def _model(text, inputs, dtype, freeze):
     config = choose(MODELS, json.loads(text), "model")
-    return functional(config, inputs, dtype), config
+    return functional(config, inputs, dtype, freeze), config
 
 
-def model_of(node, inputs=INPUTS, dtype="float32"):
+def model_of(node, inputs=INPUTS, dtype="float32", freeze=None):
     """(Functional, configuration) of a config node; kept, as tests ask for the same again."""
-    return _model(json.dumps(node), inputs, dtype)
+    return _model(json.dumps(node), inputs, dtype, freeze)
 
 
 def count(node, inputs=INPUTS):

@@ -1,6 +1,8 @@
 """What every model promises: named outputs, axes, layouts, dtypes, determinism, locking, clear
 errors."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ from small_models import (
 
 from jaxvl.config import ConfigError, choose
 from jaxvl.models import MODELS, InputSpec, presets
-from jaxvl.models.two_tower import bounded
+from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.sharding import MeshConfig, make_mesh, param_shardings
 
 RANDOM_TEXT = dict(text__dropout=0.2)
@@ -100,7 +102,9 @@ def test_temperatures():
 
 def test_bound_lets_back_only():
     for x, sign, passes in ((1.0, 1, 1), (1.0, -1, 1), (5.0, 1, 1), (5.0, -1, 0)):
-        value, gradient = jax.value_and_grad(lambda x, sign=sign: sign * bounded(x, 4.0))(x)
+        value, gradient = jax.value_and_grad(
+            lambda x, sign=sign: sign * clip_with_gradient(x, 4.0)
+        )(x)
         assert (value, gradient) == (sign * min(x, 4.0), sign * passes)
 
 
@@ -282,11 +286,12 @@ def test_randomness_is_a_function_of_the_key(node):
 
 @pytest.mark.parametrize("side", ["image", "text"])
 @pytest.mark.parametrize("node", [RANDOM, RANDOM_DUAL], ids=["align", "dual_encoder"])
-def test_locked_tower_gets_exactly_no_gradient(node, side):
-    model, params, rest = setup(with_options(node, lock=side))
+def test_frozen_encoder_gets_exactly_no_gradient(node, side):
+    model, params, rest = setup(node, freeze=rf"^{side}/encoder/")
     _, gradient = gradients(model, params, rest, batch_of(4), train=True, key=jax.random.key(0))
     inside = {p for p in params if p.startswith(f"{side}/encoder/")}
-    assert model.locked == inside and inside
+    state = {p for p in rest if p.startswith(f"{side}/encoder/")}
+    assert model.frozen == inside | state and inside
     assert all(not np.any(gradient[p]) for p in inside)
     assert all(np.any(gradient[p]) for p in set(params) - inside if "key/bias" not in p)
     _, new = applied(model)(params, rest, batch_of(4), train=True, key=jax.random.key(0))
@@ -294,8 +299,12 @@ def test_locked_tower_gets_exactly_no_gradient(node, side):
         assert np.array_equal(new[path], rest[path]) == path.startswith(f"{side}/encoder/")
 
 
-def test_unlocked_model_locks_nothing():
-    assert setup(DUAL)[0].locked == frozenset()
+def test_encoder_that_is_frozen_in_part_runs_as_in_training():
+    assert setup(DUAL)[0].frozen == frozenset()
+    model, params, rest = setup(RANDOM, freeze=r"^image/encoder/.*bias$")
+    assert model.frozen == {p for p in params if re.search(r"^image/encoder/.*bias$", p)}
+    _, new = applied(model)(params, rest, batch_of(4), train=True, key=jax.random.key(0))
+    assert all(not np.array_equal(new[path], rest[path]) for path in rest)
 
 
 WRONG = {

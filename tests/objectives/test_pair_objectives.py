@@ -7,7 +7,7 @@ import pytest
 
 from jaxvl.config import ConfigError, resolve
 from jaxvl.kernels.contrastive import contrastive_loss
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Context, Loss
 from jaxvl.objectives.align import NormalisedSoftmax
 from jaxvl.objectives.clip import SymmetricSoftmax
 from jaxvl.objectives.siglip import PairwiseSigmoid
@@ -36,8 +36,9 @@ def cross_entropy(logits, target):
 
 
 def value(objective, outputs, batch):
-    loss, aux = objective(outputs, batch, objective.init_aux(), jax.random.key(0))
-    assert isinstance(loss, Loss) and aux == () and loss.value.shape == ()
+    context = Context(jax.random.key(0), jnp.int32(0), jnp.float32(0))
+    loss, state = objective(outputs, batch, {}, context)
+    assert isinstance(loss, Loss) and state == {} and loss.value.shape == ()
     assert all(np.isfinite(m) and m.shape == () for m in loss.metrics.values())
     return loss.value
 

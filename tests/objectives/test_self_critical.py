@@ -9,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from jaxvl.before.sample_captions import SampleCaptions, corrupt
 from jaxvl.config import ConfigError
 from jaxvl.models.generate import Generation, generate
-from jaxvl.objectives.self_critical import SelfCritical, corrupt, repeated
+from jaxvl.objectives import StateSpec
+from jaxvl.objectives.self_critical import SelfCritical, repeated
 
 # words are 2 and 3
 PAD = 0
@@ -38,6 +40,17 @@ def log_p(table, tokens, np=np):
     return log[last, tokens]
 
 
+def found(sampled, drawn, reward_sampled, reward_greedy):
+    """What the hook finds, with features whose product is the reward."""
+    return {
+        "captions/sampled": sampled,
+        "captions/drawn": drawn,
+        "captions/image": jnp.ones((len(sampled), 1)),
+        "captions/sampled_text": reward_sampled[:, None],
+        "captions/greedy_text": reward_greedy[:, None],
+    }
+
+
 @pytest.mark.parametrize("baseline", [0.0, 0.7])
 def test_the_expected_gradient_is_that_of_the_expected_reward(baseline):
     tokens, drawn = captions()
@@ -58,15 +71,9 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(baseline):
     def loss(table, tokens, drawn, reward):
         # What is masked must not count, whatever stands there.
         scores = jnp.where(drawn, log_p(table, tokens[None], jnp)[0], 100 * table.sum())
-        batch = {
-            "sampled": tokens[None],
-            "sampled_drawn": drawn[None],
-            "reward_sampled": reward[None],
-            "reward_greedy": jnp.array([baseline]),
-        }
-        return SelfCritical(per="caption")({"sampled_log_p": scores[None]}, batch, {}, None)[
-            0
-        ].value
+        batch = found(tokens[None], drawn[None], reward[None], jnp.array([baseline]))
+        objective = SelfCritical(per="caption", scale=1.0)
+        return objective({"sampled_log_p": scores[None]}, batch, {}, None)[0].value
 
     each = jax.vmap(jax.grad(loss), (None, 0, 0, 0))(
         jnp.asarray(table, jnp.float32), tokens, drawn, jnp.asarray(reward)
@@ -80,13 +87,8 @@ def test_the_published_mean_is_over_tokens():
     scores = rng.normal(size=(2, 4))
     sampled = np.array([0.9, 0.2])
     greedy = np.array([0.4, 0.5])
-    batch = {
-        "sampled": np.full((2, 4), 2),
-        "sampled_drawn": drawn,
-        "reward_sampled": jnp.asarray(sampled),
-        "reward_greedy": jnp.asarray(greedy),
-    }
-    loss, _ = SelfCritical()({"sampled_log_p": jnp.asarray(scores)}, batch, {}, None)
+    batch = found(np.full((2, 4), 2), drawn, jnp.asarray(sampled), jnp.asarray(greedy))
+    loss, _ = SelfCritical(scale=1.0)({"sampled_log_p": jnp.asarray(scores)}, batch, {}, None)
     np.testing.assert_allclose(
         loss.value, -(drawn * (sampled - greedy)[:, None] * scores).sum() / 4, rtol=1e-6
     )
@@ -94,56 +96,70 @@ def test_the_published_mean_is_over_tokens():
 
 
 class Toy:
-    """Writes by a table of logits; the judge counts words, and its image is two parts of word 2 to
-    one of word 3."""
+    """Student and teacher. The student writes by a table of logits. The teacher counts words; its
+    image is two parts of word 2 to one of word 3."""
 
     pad_id = PAD
     eos_id = EOS
 
-    def __init__(self, table, rows):
+    def __init__(self, table):
         self.table = table
-        self.rows = rows
+        self.student = self
 
-    def write(self, keys=None, **how):
-        step = lambda known, token, t: (self.table[jnp.where(t == 0, PAD, token)], known)
-        config = Generation(method="greedy" if keys is None else "sample", **how)
+    def __getitem__(self, name):
+        assert name == "reward"
+        return self
+
+    def generate(self, image, length, keys=None, **how):
+        step = lambda cache, token, t: (self.table[jnp.where(t == 0, PAD, token)], cache)
         made = generate(
-            step, (), config, batch=self.rows, length=LENGTH, eos_id=EOS, pad_id=PAD, keys=keys
+            step,
+            (),
+            Generation(method="greedy" if keys is None else "sample", **how),
+            batch=len(image),
+            length=length,
+            eos_id=EOS,
+            pad_id=PAD,
+            keys=keys,
         )
-        return made.tokens, (made.tokens != PAD) & (jnp.arange(LENGTH) < LENGTH - 1)
+        return made.tokens, (made.tokens != PAD) & (jnp.arange(length) < length - 1)
 
-    def encode_text(self, tokens):
-        counts = jax.nn.one_hot(tokens, 4).at[..., :2].set(0).sum(1)
+    def apply(self, x, *, method):
+        if method == "encode_image":
+            return jnp.broadcast_to(jnp.array([0, 0, 2, 1]) / 5**0.5, (len(x), 4))
+        counts = jax.nn.one_hot(x, 4).at[..., :2].set(0).sum(1)
         return counts / jnp.maximum(jnp.linalg.norm(counts, axis=-1, keepdims=True), 1e-6)
-
-    def encode_image(self):
-        return jnp.broadcast_to(jnp.array([0, 0, 2, 1]) / 5**0.5, (self.rows, 4))
 
 
 def train(objective, steps=300, rows=64):
     """(rewards, share of repeated words) by step, of a table that starts with all words alike; real
     captions are `2 3`."""
     tx = optax.adam(0.05)
-    text = jnp.broadcast_to(jnp.array([2, 3, EOS, PAD]), (rows, 4))
+    inputs = {
+        "text": jnp.broadcast_to(jnp.array([2, 3, EOS, PAD]), (rows, 4)),
+        "image": jnp.zeros((rows, 1)),
+    }
+    hook = SampleCaptions("reward", broken=objective.grammar > 0)
 
-    def step(state, t):
-        table, opt, aux = state
+    def step(carry, t):
+        table, opt, state = carry
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), t), rows)
-        batch = {"text": text, **objective.rollout(Toy(table, rows), {"text": text}, aux, keys)}
+        batch = {f"captions/{k}": v for k, v in hook.rows(Toy(table), inputs, keys).items()}
 
         def loss(table):
-            loss, new = objective(
-                {"sampled_log_p": log_p(table, batch["sampled"], jnp)}, batch, aux, None
-            )
+            outputs = {"sampled_log_p": log_p(table, batch["captions/sampled"], jnp)}
+            loss, new = objective(outputs, batch, state, None)
             return loss.value, (loss.metrics, new)
 
-        gradient, (metrics, aux) = jax.grad(loss, has_aux=True)(table)
+        gradient, (metrics, state) = jax.grad(loss, has_aux=True)(table)
         update, opt = tx.update(gradient, opt)
-        return (optax.apply_updates(table, update), opt, aux), metrics
+        return (optax.apply_updates(table, update), opt, state), metrics
 
     table = jnp.zeros((4, 4)).at[:, PAD].set(-1e9)
+    features = {"captions/real_text": jax.ShapeDtypeStruct((rows, 4), jnp.float32)}
+    state = objective.init_state(StateSpec({}, features, steps))
     _, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(steps)))(
-        (table, tx.init(table), objective.init_aux(4))
+        (table, tx.init(table), state)
     )
     return {k: np.asarray(v) for k, v in metrics.items()}
 
@@ -202,6 +218,6 @@ def test_repeated_tokens_are_counted():
 
 def test_wrong_options():
     with pytest.raises(ConfigError, match="temperature: 0 must be > 0"):
-        SelfCritical(temperature=0)
+        SampleCaptions("reward", temperature=0)
     with pytest.raises(ConfigError, match="grammar: -1 must be >= 0"):
         SelfCritical(grammar=-1)

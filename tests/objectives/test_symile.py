@@ -12,10 +12,15 @@ from jaxvl.config import ConfigError
 from jaxvl.models.base import InputSpec
 from jaxvl.models.functional import functional
 from jaxvl.models.imp import ImpConfig
+from jaxvl.objectives import Context
 from jaxvl.objectives.clip import SymmetricSoftmax
 from jaxvl.objectives.symile import Symile
 
 NAMES = ("image", "text", "audio")
+
+
+def at(key):
+    return Context(key, jnp.int32(0), jnp.float32(0))
 
 
 def rows(b, d, seed=0, names=NAMES):
@@ -50,18 +55,20 @@ def all_tuples(outputs, names, valid=None):
 @pytest.mark.parametrize("names", [NAMES, (*NAMES, "touch")], ids=["three", "four"])
 def test_all_tuples_equal_brute_force(names):
     outputs = rows(5, 6, names=names)
-    loss, _ = Symile(modalities=names, negatives="n2")(outputs, {}, (), jax.random.key(0))
+    loss, _ = Symile(modalities=names, negatives="n2")(outputs, {}, {}, at(jax.random.key(0)))
     np.testing.assert_allclose(loss.value, all_tuples(outputs, names), rtol=1e-5)
 
 
 def test_rows_that_lack_a_modality_neither_anchor_nor_compete():
     outputs = rows(6, 6)
     has = np.array([1, 1, 0, 1, 1, 0], bool)
-    loss, _ = Symile(negatives="n2")(outputs, {"has_text": jnp.asarray(has)}, (), jax.random.key(0))
+    loss, _ = Symile(negatives="n2")(
+        outputs, {"has_text": jnp.asarray(has)}, {}, at(jax.random.key(0))
+    )
     np.testing.assert_allclose(loss.value, all_tuples(outputs, NAMES, has), rtol=1e-5)
-    shuffled, _ = Symile()(outputs, {"has_text": jnp.asarray(has)}, (), jax.random.key(0))
+    shuffled, _ = Symile()(outputs, {"has_text": jnp.asarray(has)}, {}, at(jax.random.key(0)))
     changed = {**outputs, "text": np.where(has[:, None], outputs["text"], 7.0).astype(np.float32)}
-    again, _ = Symile()(changed, {"has_text": jnp.asarray(has)}, (), jax.random.key(0))
+    again, _ = Symile()(changed, {"has_text": jnp.asarray(has)}, {}, at(jax.random.key(0)))
     np.testing.assert_allclose(again.value, shuffled.value, rtol=1e-6)
 
 
@@ -96,7 +103,7 @@ def test_rows_without_sound_of_a_model_with_many_modalities_do_not_count():
     names = ("vision>text", "text>vision", "audio>vision")
     objective = Symile(modalities=names, negatives="n2", scale="log_scale/vision-text")
     outputs = model.apply(params, rest, {**batch, "has_waveform": has})[0]
-    loss, _ = objective(outputs, {**batch, "has_waveform": has}, (), jax.random.key(0))
+    loss, _ = objective(outputs, {**batch, "has_waveform": has}, {}, at(jax.random.key(0)))
     want = all_tuples(
         {n: np.asarray(outputs[n]) for n in names} | {"log_scale": outputs[objective.scale]},
         names,
@@ -109,7 +116,7 @@ def test_shuffled_negatives_are_those_of_the_drawn_permutations():
     outputs = rows(7, 5)
     key = jax.random.key(3)
     b = 7
-    loss, _ = Symile()(outputs, {}, (), key)
+    loss, _ = Symile()(outputs, {}, {}, at(key))
     z = {n: outputs[n].astype(np.float64) for n in NAMES}
     scale = np.exp(np.float64(1.3))
     losses = []
@@ -161,7 +168,7 @@ def right_words(scores):
 
 
 def test_symile_learns_exclusive_or_and_pairs_stay_at_chance():
-    z = learn_xor(lambda z, key: Symile()(z, {}, (), key)[0].value)
+    z = learn_xor(lambda z, key: Symile()(z, {}, {}, at(key))[0].value)
     right = right_words(np.asarray(jnp.einsum("rad,rbd,rcd->rabc", *(z[k] for k in NAMES))))
     assert right.mean() >= 0.99
 
@@ -170,7 +177,7 @@ def test_symile_learns_exclusive_or_and_pairs_stay_at_chance():
         batch = {"group_id": jnp.arange(64)}
         return sum(
             SymmetricSoftmax()(
-                {"image": z[a], "text": z[b], "log_scale": z["log_scale"]}, batch, (), key
+                {"image": z[a], "text": z[b], "log_scale": z["log_scale"]}, batch, {}, at(key)
             )[0].value
             for a, b in pairs
         )

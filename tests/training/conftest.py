@@ -34,11 +34,11 @@ def programs_kept(known_programs):
     compile it again."""
     compile_turns = setup.compile_turns
 
-    def once(experiment, tasks, turns, model, abstract, shardings, mesh, judges):
+    def once(experiment, tasks, turns, model, abstract, shardings, mesh, teachers):
         key = repr((_of_the_program(experiment), abstract, mesh))
-        if judges or key not in known_programs:
+        if teachers or key not in known_programs:
             known_programs[key] = compile_turns(
-                experiment, tasks, turns, model, abstract, shardings, mesh, judges
+                experiment, tasks, turns, model, abstract, shardings, mesh, teachers
             )
         return known_programs[key]
 

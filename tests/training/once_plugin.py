@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvl.data.feed import Feed
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 from jaxvl.training.checkpoint import Checkpoints
 
 BITS = 0xFFFFFF  # what a float32 holds exactly
@@ -23,18 +23,15 @@ BITS = 0xFFFFFF  # what a float32 holds exactly
 
 @OBJECTIVES.register("row_ids")
 @dataclasses.dataclass(frozen=True)
-class RowIds:
+class RowIds(Objective):
     """Its figures are the last 24 bits of `group_id` of every row of the global batch."""
 
     reads: ClassVar[tuple[str, ...]] = ()
     batch_keys: ClassVar[tuple[str, ...]] = ("group_id",)
 
-    def init_aux(self):
-        return ()
-
-    def __call__(self, outputs, batch, aux, key):
+    def __call__(self, outputs, batch, state, context):
         ids = batch["group_id"] & BITS
-        return Loss(jnp.float32(0), {f"row{r}": ids[r] for r in range(len(ids))}), aux
+        return Loss(jnp.float32(0), {f"row{r}": ids[r] for r in range(len(ids))}), state
 
 
 def kill_at(when: str, step: int, process: int) -> None:

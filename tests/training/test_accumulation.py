@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 from jaxvl.sharding.chunks import join, take
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
-from jaxvl.tasks import Task
-from jaxvl.training.build import Vocabulary, build_model, fresh_state
+from jaxvl.training.build import (
+    Vocabulary,
+    build_model,
+    fresh_state,
+    make_forward,
+    make_tasks,
+)
 from jaxvl.training.checkpoint import abstract_state
-from jaxvl.training.compile import make_part
-from jaxvl.training.optim import learning_rate, optimiser
+from jaxvl.training.compile import make_part, make_update
 from jaxvl.training.step import _chunked, make_step
 
 CHUNK = 32
@@ -26,20 +30,17 @@ EMBEDDING = 16  # width of the miniature's embedding space
 
 @OBJECTIVES.register("means_apart")
 @dataclasses.dataclass(frozen=True)
-class MeansApart:
+class MeansApart(Objective):
     """Reads every row of the batch, and takes no more memory than they do; the tile of a
     contrastive loss grows up to 1,024 rows."""
 
     reads = ("image", "text")
     batch_keys = ("group_id",)
 
-    def init_aux(self):
-        return ()
-
-    def __call__(self, outputs, batch, aux, key):
+    def __call__(self, outputs, batch, state, context):
         assert "image" not in batch
         apart = outputs["image"].mean(0) - outputs["text"].mean(0)
-        return Loss(jnp.square(apart).sum() + 0 * batch["group_id"].sum()), aux
+        return Loss(jnp.square(apart).sum() + 0 * batch["group_id"].sum()), state
 
 
 def compiled(rows, chunks):
@@ -55,18 +56,15 @@ def compiled(rows, chunks):
         model = build_model(experiment, Vocabulary(64, 0, 1))
         _, shapes, shardings = fresh_state(experiment, model, mesh)
         abstract = abstract_state(shapes, shardings)
-        tx, trained = optimiser(experiment.optim, model.axes, model.locked)
-        task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
+        task = make_tasks(experiment)["pairs"]
         where = batch_sharding(mesh)
         batch = {
             k: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where)
             for k, s in task.config.data.shapes.items()
         }
-        part = make_part(task, 1.0, model, trained, experiment.optim, abstract, batch)
-        rate = learning_rate(experiment.optim, 6)
-        step = make_step(
-            [part], model, tx, trained, rate, experiment.optim, experiment.guard, ["pairs"]
-        )
+        update = make_update(experiment, model)
+        part = make_part(make_forward(experiment, task, model), 1.0, update, abstract, batch)
+        step = make_step([part], update, ["pairs"])
         numbers = jax.ShapeDtypeStruct((1,), np.int32)
         program = jax.jit(step, donate_argnums=0).lower(abstract, (batch,), numbers).compile()
     return program, sum(s.size * s.dtype.itemsize for s in batch.values()) // rows

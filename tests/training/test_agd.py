@@ -14,10 +14,11 @@ import tiny
 
 from jaxvl.tasks import Task
 from jaxvl.training.compile import used_parameters
+from jaxvl.training.forward import Forward
 from jaxvl.training.guard import GuardConfig
 from jaxvl.training.optim import OptimConfig, ema_decay, optimiser
 from jaxvl.training.state import GuardState, TrainState
-from jaxvl.training.step import Part, make_step
+from jaxvl.training.step import Part, Update, make_step
 
 # --------------------------------------------------------------------------------------------------
 # What a loss depends on
@@ -69,7 +70,7 @@ class Model:
     """Linear; the option `factor` scales its output."""
 
     @staticmethod
-    def apply(params, rest, batch, *, train, key, factor=1.0):
+    def apply(params, rest, batch, *, train, key, progress, factor=1.0):
         return {
             "a": factor * batch["x"] @ (params["a/kernel"] + params["s/kernel"]),
             "b": factor * batch["x"] @ (params["b/kernel"] + params["s/kernel"]),
@@ -77,16 +78,17 @@ class Model:
 
 
 def toy_task(name, microbatches=1):
-    def loss(outputs, batch, aux, key):
+    def loss(outputs, batch, states, context):
         value = jnp.mean((outputs["a" if name == "one" else "b"] - batch["y"]) ** 2)
-        return value + 1e-3 * jax.random.normal(key), ({}, aux)
+        return value + 1e-3 * jax.random.normal(context.key), ({}, states)
 
     return types.SimpleNamespace(
         name=name,
         config=types.SimpleNamespace(microbatches=microbatches),
         objectives={},
         loss=loss,
-        prepare=lambda batch, key: batch,
+        hooks={},
+        inputs=lambda batch, key: batch,
         per_row=lambda outputs, inputs: outputs,
     )
 
@@ -109,10 +111,11 @@ def toy_state(config):
         step=jnp.int32(0),
         rng=jax.random.key_data(jax.random.key(0)),
         params=params,
-        rest={},
+        model_state={},
         opt_state=tx.init(params),
         ema=None if config.ema is None else dict(params),
-        aux={},
+        teachers={},
+        objective_state={},
         guard={t: GuardState.fresh() for t in LEARNS},
     )
 
@@ -124,24 +127,14 @@ def toy_step(config, names, weights=(1.0, 1.0), microbatches=1, options=()):
     everything = frozenset(AXES)
     parts = [
         Part(
-            toy_task(n, microbatches),
+            Forward(toy_task(n, microbatches), Model, dict(options)),
             w,
             LEARNS[n] if config.unused == "skip" else everything,
-            dict(options),
         )
         for n, w in zip(names, weights)
     ]
-    step = make_step(
-        parts,
-        Model,
-        tx,
-        trained,
-        lambda step: 0.1 / (1.0 + step),
-        config,
-        GuardConfig(),
-        list(LEARNS),
-    )
-    return jax.jit(step)
+    update = Update(tx, trained, lambda step: 0.1 / (1.0 + step), config, GuardConfig())
+    return jax.jit(make_step(parts, update, list(LEARNS)))
 
 
 def slope(name, params, batch):
@@ -353,5 +346,5 @@ def test_the_signature_is_what_the_devices_see():
 
 def test_state_between_steps_keeps_tasks_apart(monkeypatch):
     objective = type(task().objectives["align"])
-    monkeypatch.setattr(objective, "init_aux", lambda self: jnp.zeros(4))
+    monkeypatch.setattr(objective, "init_state", lambda self, spec: {"x": jnp.zeros(4)})
     assert task("a").signature != task("b").signature

@@ -20,6 +20,7 @@ from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.models.base import InputSpec
 from jaxvl.models.functional import functional
 from jaxvl.models.vit import ViTConfig
+from jaxvl.objectives import Context
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxvl.tasks import Task
 from jaxvl.training.build import Vocabulary, build_model, fresh_state
@@ -176,7 +177,7 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
         fresh, shapes, shardings = fresh_state(experiment, model, mesh)
         state = jax.jit(fresh, out_shardings=shardings)()
         root = jax.random.wrap_key_data(jnp.copy(state.rng))
-        aux = state.aux
+        states = state.objective_state
         tx, _ = optimiser(experiment.optim, model.axes)
         rate = learning_rate(experiment.optim, experiment.steps)
 
@@ -187,7 +188,7 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
 
             def loss(params):
                 outputs, new = model.apply(params, rest, inputs, train=True, key=keys[1])
-                return alone.loss(outputs, inputs, aux, keys[2])[0], new
+                return alone.loss(outputs, inputs, states, Context(keys[2], t, t / 6))[0], new
 
             (value, rest), gradient = jax.value_and_grad(loss, has_aux=True)(params)
             update, opt = tx.update(gradient, opt, params)
@@ -214,7 +215,7 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
         batch = jax.device_put(batch, batch_sharding(mesh))
         signal = jax.device_put(np.zeros(16, np.uint8), batch_sharding(mesh))
         params, rest, opt, ema = jax.tree.map(
-            jnp.copy, (state.params, state.rest, state.opt_state, state.ema)
+            jnp.copy, (state.params, state.model_state, state.opt_state, state.ema)
         )
         for t in range(3):
             params, rest, opt, ema, value = plain(params, rest, opt, ema, np.int32(t), batch)
@@ -222,7 +223,7 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
             assert metrics["loss"] == value
     for mine, theirs in (
         (state.params, params),
-        (state.rest, rest),
+        (state.model_state, rest),
         (state.opt_state, opt),
         (state.ema, ema),
     ):

@@ -13,13 +13,14 @@ import tiny
 from jaxvl.sharding.mesh import make_mesh
 from jaxvl.training.build import build_model, fresh_state
 from jaxvl.training.checkpoint import Checkpoints
+from jaxvl.training.forward import Forward
 from jaxvl.training.guard import GuardConfig
 from jaxvl.training.inputs import open_sources, task_tokenizer
 from jaxvl.training.optim import OptimConfig, optimiser
 from jaxvl.training.restore import restore_weights
 from jaxvl.training.run import Run
 from jaxvl.training.state import GuardState, TrainState, start_average
-from jaxvl.training.step import Part, make_step
+from jaxvl.training.step import Part, Update, make_step
 
 AXES = {"kernel": ("embed", "mlp")}
 
@@ -28,7 +29,7 @@ class Model:
     """Linear, of what is normalised with a running mean."""
 
     @staticmethod
-    def apply(params, rest, batch, *, train, key):
+    def apply(params, rest, batch, *, train, key, progress):
         mean = 0.9 * rest["mean"] + 0.1 * batch["x"].mean(0)
         return {"y": (batch["x"] - mean) @ params["kernel"]}, {
             "mean": mean,
@@ -39,37 +40,31 @@ class Model:
 def toy_step(config):
     tx, trained = optimiser(config, AXES)
 
-    def loss(outputs, batch, aux, key):
-        return jnp.square(outputs["y"] - batch["y"]).mean(), ({}, aux)
+    def loss(outputs, batch, states, context):
+        return jnp.square(outputs["y"] - batch["y"]).mean(), ({}, states)
 
     task = types.SimpleNamespace(
         name="one",
         config=types.SimpleNamespace(microbatches=1),
         objectives={},
         loss=loss,
-        prepare=lambda batch, key: batch,
+        hooks={},
+        inputs=lambda batch, key: batch,
         per_row=lambda outputs, inputs: outputs,
     )
-    step = make_step(
-        [Part(task, 1.0, frozenset(AXES))],
-        Model,
-        tx,
-        trained,
-        lambda step: 0.1,
-        config,
-        GuardConfig(),
-        ["one"],
-    )
+    update = Update(tx, trained, lambda step: 0.1, config, GuardConfig())
+    step = make_step([Part(Forward(task, Model), 1.0, frozenset(AXES))], update, ["one"])
     params = {"kernel": jnp.ones((4, 3))}
     rest = {"mean": jnp.full(4, 0.3), "calls": jnp.int32(0)}
     state = TrainState(
         step=jnp.int32(0),
         rng=jax.random.key_data(jax.random.key(0)),
         params=params,
-        rest=rest,
+        model_state=rest,
         opt_state=tx.init(params),
         ema=start_average(params, rest),
-        aux={},
+        teachers={},
+        objective_state={},
         guard={"one": GuardState.fresh()},
     )
     return jax.jit(step), state
@@ -81,7 +76,7 @@ def test_statistics_are_averaged_like_the_weights():
     step, state = toy_step(OptimConfig(ema=0.6, warmup=0, clip_norm=None))
     average = {
         "kernel": np.asarray(state.params["kernel"], np.float64),
-        "mean": np.asarray(state.rest["mean"], np.float64),
+        "mean": np.asarray(state.model_state["mean"], np.float64),
     }
     for i in range(8):
         x, y = (jax.random.normal(jax.random.key(i + k), (8, n)) for k, n in ((0, 4), (100, 3)))
@@ -90,7 +85,7 @@ def test_statistics_are_averaged_like_the_weights():
             state, ({"x": x, "y": jnp.full_like(y, jnp.nan) if bad else y},), jnp.array([0])
         )
         decay = min(0.6, (1 + i) / (10 + i))
-        logged = {**state.params, **state.rest}
+        logged = {**state.params, **state.model_state}
         for path in average:
             average[path] = (
                 average[path]
@@ -101,15 +96,15 @@ def test_statistics_are_averaged_like_the_weights():
                 state.ema[path], average[path], rtol=1e-5, err_msg=f"{path}, step {i}"
             )
     assert state.ema.keys() == average.keys(), "what is counted has no average"
-    assert np.abs(state.ema["mean"] - state.rest["mean"]).max() > 1e-3
+    assert np.abs(state.ema["mean"] - state.model_state["mean"]).max() > 1e-3
     np.testing.assert_array_equal(state.eval_params["kernel"], state.ema["kernel"])
-    np.testing.assert_array_equal(state.eval_rest["mean"], state.ema["mean"])
-    assert state.eval_rest["calls"] == state.rest["calls"] == 7
+    np.testing.assert_array_equal(state.eval_model_state["mean"], state.ema["mean"])
+    assert state.eval_model_state["calls"] == state.model_state["calls"] == 7
     encode = types.SimpleNamespace(with_weights=lambda weights: weights)
     used = Run.encoders(types.SimpleNamespace(encode=encode), state)
     np.testing.assert_array_equal(used[1]["mean"], state.ema["mean"])
     plain = dataclasses.replace(state, ema=None)
-    assert plain.eval_rest is plain.rest and plain.eval_params is plain.params
+    assert plain.eval_model_state is plain.model_state and plain.eval_params is plain.params
 
 
 NET = dict(name="efficientnet", stem=8, stages=("fused_r1_k3_s2_e1_o8",), drop_connect=0.0)
@@ -147,12 +142,14 @@ def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
     checkpoints.finish()
     checkpoints.close()
     saved = restore_weights(tmp_path)
-    for path, value in state.rest.items():
-        np.testing.assert_allclose(saved.rest[path], value if older else value + 1, err_msg=path)
+    for path, value in state.model_state.items():
+        np.testing.assert_allclose(
+            saved.model_state[path], value if older else value + 1, err_msg=path
+        )
     for path, value in state.params.items():
         np.testing.assert_allclose(saved.params[path], value + 1, err_msg=path)
     # A run that starts from these weights averages both from there on.
     with jax.set_mesh(mesh):
         begun = saved.put_into(state, experiment, model, shardings)
-    for path, value in {**saved.params, **saved.rest}.items():
+    for path, value in {**saved.params, **saved.model_state}.items():
         np.testing.assert_array_equal(begun.ema[path], value, err_msg=path)

@@ -12,7 +12,7 @@ import tiny
 
 from jaxvl import train
 from jaxvl.data.feed import Feed
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -39,14 +39,11 @@ def batches(monkeypatch):
 
 @OBJECTIVES.register("views_apart")
 @dataclasses.dataclass(frozen=True)
-class ViewsApart:
+class ViewsApart(Objective):
     """How far other views are from `image`, as the model would see them."""
 
     reads: ClassVar[tuple[str, ...]] = ()
     batch_keys: ClassVar[tuple[str, ...]] = ("view", "twin")
-
-    def init_aux(self):
-        return ()
 
     def per_row(self, outputs, inputs):
         return {
@@ -54,11 +51,11 @@ class ViewsApart:
             for name in ("view", "twin")
         }
 
-    def __call__(self, outputs, batch, aux, key):
+    def __call__(self, outputs, batch, state, context):
         assert "view" not in batch and "image" not in batch, "pictures are not kept for the loss"
         return Loss(
             outputs["view"].mean(), {name: outputs[name].mean() for name in ("view", "twin")}
-        ), aux
+        ), state
 
 
 def test_two_views_of_a_picture_reach_the_step(tmp_path, batches):

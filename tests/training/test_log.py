@@ -16,10 +16,9 @@ from jaxvl import train as train_command
 from jaxvl.config import ConfigError
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.sharding.mesh import make_mesh
-from jaxvl.tasks import Task
-from jaxvl.training.build import build_model, fresh_state
+from jaxvl.training.build import build_model, fresh_state, make_forward, make_tasks
+from jaxvl.training.compile import make_update
 from jaxvl.training.cost import count_flops
-from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.profile import Profile
 from jaxvl.training.sinks import WandbConfig
 from jaxvl.training.step import Part, make_step
@@ -103,11 +102,10 @@ def test_model_flop_leave_recomputation_out(finished):
     with jax.set_mesh(mesh):
         model = build_model(plain, tokens)
         _, shapes, _ = fresh_state(plain, model, mesh, {})
-        tx, trained = optimiser(plain.optim, model.axes, model.locked)
-        task = Task("pairs", plain.tasks["pairs"], plain.preprocess)
-        part = Part(task, 1.0, frozenset(trained))
-        rate = learning_rate(plain.optim, plain.steps)
-        step = make_step([part], model, tx, trained, rate, plain.optim, plain.guard, ["pairs"])
+        task = make_tasks(plain)["pairs"]
+        update = make_update(plain, model)
+        part = Part(make_forward(plain, task, model), 1.0, frozenset(update.trained))
+        step = make_step([part], update, ["pairs"])
         batch = {
             k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in task.config.data.shapes.items()
         }

@@ -13,8 +13,9 @@ from jaxvl import convert
 from jaxvl import train as train_command
 from jaxvl.config import ConfigError
 from jaxvl.training.checkpoint import Checkpoints
-from jaxvl.training.older import OlderRunWarning, is_older, weights_config
+from jaxvl.training.older import OlderRunWarning, is_older, present_config, weights_config
 from jaxvl.training.restore import initial_weights, restore_weights
+from jaxvl.training.resume import changes
 
 pytestmark = pytest.mark.usefixtures("programs_kept", "one_device")
 # As the version before wrote them.
@@ -72,7 +73,11 @@ def test_its_weights_are_read_with_one_sentence(trained, older):
         got.tokenizer.to_json() == want.tokenizer.to_json()
         and got.experiment.preprocess == want.experiment.preprocess
     )
-    jax.tree.map(np.testing.assert_array_equal, (got.params, got.rest), (want.params, want.rest))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (got.params, got.model_state),
+        (want.params, want.model_state),
+    )
 
 
 def test_a_run_starts_from_it(trained, older):
@@ -119,3 +124,32 @@ def test_the_longest_text_is_that_of_its_tasks(tmp_path, more, expected):
 def test_a_config_of_now_is_left_as_it_is(tmp_path):
     config = tiny.config().to_dict()
     assert weights_config(config, tmp_path) is config
+
+
+@pytest.mark.parametrize(
+    "lock, freeze, now",
+    [
+        ("none", None, None),
+        ("image", None, "^image/encoder/"),
+        ("text", "bias$", "bias$|^text/encoder/"),
+    ],
+)
+def test_lock_of_an_older_model_is_freeze_now(lock, freeze, now):
+    model = dict(name="dual_encoder", lock=lock)
+    config = dict(model=model, tasks={}, optim=dict(freeze=freeze, lr=0.5))
+    present = present_config(config)
+    assert present["model"] == dict(name="dual_encoder")
+    assert present["optim"] == dict(freeze=now, lr=0.5)
+    assert config["model"] is model and "lock" in model
+
+
+def test_run_of_a_model_with_lock_is_read_and_goes_on(trained, tmp_path):
+    _, frame = Checkpoints(trained / "checkpoints", read_only=True).frame()
+    config = dict(frame["config"], model=dict(frame["config"]["model"], lock="none"))
+    shutil.copytree(trained, tmp_path / "older")
+    place = tmp_path / "older" / "checkpoints" / "2" / "frame" / "metadata"
+    place.write_text(json.dumps({**frame, "config": config}))
+    weights = restore_weights(tmp_path / "older")
+    assert weights.experiment.model == restore_weights(trained).experiment.model
+    same = tiny.experiment(steps=2, checkpoint=dict(every=2))
+    assert changes(config, same) == {}

@@ -22,7 +22,7 @@ from jaxvl.data.sources.demo.store import Corpus
 from jaxvl.data.sources.mixture import MixtureSource
 from jaxvl.sharding import make_mesh
 from jaxvl.tasks import Task
-from jaxvl.training import judges
+from jaxvl.training import teacher_models
 from jaxvl.training.build import build_model
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.inputs import open_sources, task_tokenizer, vocabulary_columns
@@ -264,7 +264,7 @@ def test_training_pictures_follow_preprocess(tmp_path, monkeypatch):
     assert {np.asarray(row).tobytes() for row in np.asarray(batch["image"])} <= expected
 
 
-def test_a_judge_of_before_a_field_of_preprocess_existed(tmp_path, monkeypatch):
+def test_a_teacher_of_before_a_field_of_preprocess_existed(tmp_path, monkeypatch):
     """Its checkpoint lacks the field; the default is meant."""
     experiment = tiny.experiment()
     found = task_tokenizer(experiment, open_sources(experiment, print))
@@ -273,11 +273,11 @@ def test_a_judge_of_before_a_field_of_preprocess_existed(tmp_path, monkeypatch):
         "preprocess": '{"image_size": 16}',
         "config": to_dict(experiment),
     }
-    monkeypatch.setattr(judges.Checkpoints, "frame", lambda self: (6, frame))
-    assert judges._other(experiment, tmp_path, found) is not None
+    monkeypatch.setattr(teacher_models.Checkpoints, "frame", lambda self: (6, frame))
+    assert teacher_models._of_workdir(experiment, tmp_path, found) is not None
     frame["preprocess"] = '{"image_size": 16, "resize": "squash"}'
-    with pytest.raises(ConfigError, match="judge: the preprocess of .* is not that of this run"):
-        judges._other(experiment, tmp_path, found)
+    with pytest.raises(ConfigError, match="source: the preprocess of .* is not that of this run"):
+        teacher_models._of_workdir(experiment, tmp_path, found)
 
 
 MOE = dict(
@@ -312,10 +312,12 @@ def test_a_run_with_experts_starts_from_dense_weights(tmp_path):
         image = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
         text = np.full((8, 6), 5)
         for method, x in (("encode_image", image), ("encode_text", text)):
-            want, _ = dense.model.apply(dense.params, dense.rest, x, method=method)
-            got, _ = run.model.apply(run.state.params, run.state.rest, x, method=method)
+            want, _ = dense.model.apply(dense.params, dense.model_state, x, method=method)
+            got, _ = run.model.apply(run.state.params, run.state.model_state, x, method=method)
             np.testing.assert_allclose(got, want, atol=1e-5)
-            averaged, _ = run.model.apply(run.state.eval_params, run.state.rest, x, method=method)
+            averaged, _ = run.model.apply(
+                run.state.eval_params, run.state.model_state, x, method=method
+            )
             np.testing.assert_allclose(averaged, want, atol=1e-5)
         run.close()
     train.train(

@@ -12,10 +12,9 @@ import tiny
 from jaxvl.data.packing import pack
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
-from jaxvl.tasks import Task
-from jaxvl.training.build import build_model, fresh_state
+from jaxvl.training.build import build_model, fresh_state, make_forward, make_tasks
+from jaxvl.training.compile import make_update
 from jaxvl.training.guard import GuardConfig, GuardState, TrainingDiverged, check_metrics, judge
-from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.step import Part, make_step
 
 
@@ -47,19 +46,10 @@ def run(n_steps=2, devices=1, poison=None, values=None, **changes):
         model = build_model(experiment, tokenizer())
         fresh, _, shardings = fresh_state(experiment, model, mesh)
         state = jax.jit(fresh, out_shardings=shardings)()
-        tx, trained = optimiser(experiment.optim, model.axes, model.locked)
-        task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
-        part = Part(task, 1.0, frozenset(p for p, yes in trained.items() if yes))
-        step = make_step(
-            [part],
-            model,
-            tx,
-            trained,
-            learning_rate(experiment.optim, 6),
-            experiment.optim,
-            experiment.guard,
-            ["pairs"],
-        )
+        update = make_update(experiment, model)
+        forward = make_forward(experiment, make_tasks(experiment)["pairs"], model)
+        part = Part(forward, 1.0, frozenset(p for p, yes in update.trained.items() if yes))
+        step = make_step([part], update, ["pairs"])
         step = jax.jit(step, out_shardings=(shardings, None))
         values = jax.device_put(values or batch(), batch_sharding(mesh))
         for i in range(n_steps):

@@ -1,5 +1,5 @@
-"""A model that writes, in the frame of a run: on meshes, in chunks, judged, resumed, started from
-another run."""
+"""A model that writes, in the frame of a run: on meshes, in chunks, rewarded by a teacher, resumed,
+started from another run."""
 
 import functools
 import io
@@ -21,14 +21,13 @@ from jaxvl.data.sources.demo import shapes
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.models.generate import Generation
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
-from jaxvl.tasks import Task
-from jaxvl.training.build import build_model, fresh_state
+from jaxvl.training.build import build_model, fresh_state, make_forward, make_tasks
+from jaxvl.training.compile import make_update
 from jaxvl.training.encode import make_encoders
-from jaxvl.training.judges import make_judges
-from jaxvl.training.optim import learning_rate, optimiser
-from jaxvl.training.restore import seat_judges
-from jaxvl.training.rollout import roll_out
+from jaxvl.training.forward import split_keys
+from jaxvl.training.restore import seat_teachers
 from jaxvl.training.step import Part, make_step
+from jaxvl.training.teacher_models import make_teachers
 
 MODEL = dict(
     name="coca",
@@ -43,9 +42,13 @@ MODEL = dict(
 )
 
 
-def config(objectives, microbatches=1, **changes):
+def config(objectives, microbatches=1, teacher=None, **changes):
     pairs = tiny.config().to_dict()["tasks"]["pairs"]
     pairs |= dict(objectives=objectives, microbatches=microbatches)
+    if teacher is not None:
+        hook = dict(name="sample_captions", teacher="reward", broken=True)
+        pairs["before"] = dict(captions=hook)
+        changes = {**changes, "teachers": dict(reward=dict(source=teacher))}
     return tiny.experiment(**{"model": MODEL, "tasks": dict(pairs=pairs), **changes})
 
 
@@ -60,30 +63,15 @@ class Stage:
         words = words or tokenizer()
         with jax.set_mesh(self.mesh):
             self.model = build_model(experiment, words)
-            self.judges = make_judges(experiment, self.model, words)
-            fresh, _, self.shardings = fresh_state(experiment, self.model, self.mesh, self.judges)
-            self.state = seat_judges(
-                jax.jit(fresh, out_shardings=self.shardings)(), self.shardings, self.judges
-            )
-            tx, trained = optimiser(experiment.optim, self.model.axes, self.model.locked)
-            self.task = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
-            rate = learning_rate(experiment.optim, experiment.steps)
-            part = Part(
-                self.task,
-                1.0,
-                frozenset(p for p, yes in trained.items() if yes),
-                judges=self.judges,
-            )
-            step = make_step(
-                [part],
-                self.model,
-                tx,
-                trained,
-                rate,
-                experiment.optim,
-                experiment.guard,
-                [self.task.name],
-            )
+            teachers = make_teachers(experiment, self.model, words)
+            fresh, _, self.shardings = fresh_state(experiment, self.model, self.mesh, teachers)
+            state = jax.jit(fresh, out_shardings=self.shardings)()
+            self.state = seat_teachers(state, self.shardings, teachers)
+            update = make_update(experiment, self.model)
+            task = make_tasks(experiment)["pairs"]
+            self.forward = make_forward(experiment, task, self.model, teachers)
+            learns = frozenset(p for p, yes in update.trained.items() if yes)
+            step = make_step([Part(self.forward, 1.0, learns)], update, [task.name])
             self._step = jax.jit(step, out_shardings=(self.shardings, None))
 
     def run(self, steps):
@@ -102,67 +90,69 @@ def test_meshes_and_chunks_give_the_numbers_of_one_device():
     # Losses near the start are sums of differences of nearly equal rewards: the parameters are what
     # is compared.
     settings = dict(optim=dict(lr=1e-3, warmup=0, eps=1.0, clip_norm=None, ema=0.9), steps=6)
-    objectives = dict(self_critical=dict(grammar=1.0, judge="ema"), captioning=0.1)
-    one = Stage(config(objectives, mesh=dict(data=1), **settings))
-    many = Stage(
-        config(objectives, microbatches=2, mesh=dict(data=2, fsdp=2), **settings), devices=4
-    )
+    objectives = dict(self_critical=dict(grammar=1.0), captioning=0.1)
+    make = functools.partial(config, objectives, teacher="ema", **settings)
+    one = Stage(make(mesh=dict(data=1)))
+    many = Stage(make(microbatches=2, mesh=dict(data=2, fsdp=2)), devices=4)
     (_, m1), (_, m4) = one.run(2), many.run(2)
     assert m1["norm/gradient"] > 1e-3
     for name in m1:
         np.testing.assert_allclose(m1[name], m4[name], rtol=1e-3, atol=1e-6, err_msg=name)
     for a, b in zip(
-        *(jax.tree.leaves(jax.device_get((s.state.params, s.state.aux))) for s in (one, many))
+        *(
+            jax.tree.leaves(jax.device_get((s.state.params, s.state.objective_state)))
+            for s in (one, many)
+        )
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_the_reward_rises_and_the_judge_stays():
+def test_the_reward_rises_and_the_teacher_stays():
     stage = Stage(
         config(
-            dict(self_critical=1.0), mesh=dict(data=1), steps=150, optim=dict(lr=1e-2, warmup=10)
+            dict(self_critical=1.0),
+            teacher="initial",
+            mesh=dict(data=1),
+            steps=150,
+            optim=dict(lr=1e-2, warmup=10),
         )
     )
     before = jax.device_get(stage.state.params)
-    for path, value in jax.device_get(stage.state.aux["pairs/self_critical"]["judge"][0]).items():
+    for path, value in jax.device_get(stage.state.teachers["reward"][0]).items():
         np.testing.assert_array_equal(value, before[path])
     metrics = stage.run(150)
     sampled = np.array([m["self_critical/reward_sampled"] for m in metrics])
     assert sampled[-20:].mean() > sampled[:10].mean() + 0.2, sampled[::10]
-    for path, value in jax.device_get(stage.state.aux["pairs/self_critical"]["judge"][0]).items():
+    for path, value in jax.device_get(stage.state.teachers["reward"][0]).items():
         np.testing.assert_array_equal(value, before[path])
-    _check_rollout(stage)
+    _check_captions(stage)
 
 
-def _check_rollout(stage):
-    """What the objective gets is what the model writes and the judge says, called one by one."""
+def _check_captions(stage):
+    """What the objective gets is what the model writes and the teacher says, called one by one."""
     state = stage.state
-    key = jax.random.key(7)
-    prepare = functools.partial(stage.task.prepare, key=key)
+    keys = split_keys(jax.random.key(7))
     rows = {k: jnp.asarray(v) for k, v in batch().items()}
-    rolled = jax.jit(
-        lambda state, rows: roll_out(
-            stage.task, stage.model, stage.judges, state, rows, prepare, key
-        )
-    )(state, rows)
-    inputs = prepare(rows)
-    sampled = np.asarray(rolled["sampled"])
-    drawn = np.asarray(rolled["sampled_drawn"])
+    batch_of = jax.jit(lambda state, rows: stage.forward.hooked(state, rows, keys))(state, rows)
+    found = {name.split("/")[1]: v for name, v in batch_of.items() if "/" in name}
+    inputs = stage.forward.task.prepare(rows, keys.prepare)
+    sampled = np.asarray(found["sampled"])
+    drawn = np.asarray(found["drawn"])
     for tokens, mask in zip(sampled.tolist(), drawn.tolist()):
         end = tokens.index(1)
         assert mask == [i <= end and i < len(tokens) - 1 for i in range(len(tokens))]
         assert tokens[end + 1 :] == [0] * (len(tokens) - end - 1)
-    apply = functools.partial(stage.model.apply, *state.aux["pairs/self_critical"]["judge"])
+    apply = functools.partial(stage.model.apply, *state.teachers["reward"])
     image = apply(inputs["image"], method="encode_image")[0]
+    np.testing.assert_allclose(found["image"], image, atol=1e-5)
     for name in ("sampled", "greedy"):
-        cosine = jnp.sum(image * apply(rolled[name], method="encode_text")[0], -1)
-        np.testing.assert_allclose(rolled[f"reward_{name}"], 2.5 * np.maximum(cosine, 0), atol=1e-5)
-    outputs, _ = stage.model.apply(
-        state.params, state.rest, {**inputs, "sampled": rolled["sampled"]}
-    )
+        text = apply(found[name], method="encode_text")[0]
+        np.testing.assert_allclose(found[f"{name}_text"], text, atol=1e-5)
+    weights = (state.params, state.model_state)
+    outputs, _ = stage.model.apply(*weights, {**inputs, "captions/sampled": found["sampled"]})
     logits, _ = stage.model.apply(
-        state.params, state.rest, inputs["image"], rolled["sampled"], method="caption_logits"
+        *weights, inputs["image"], found["sampled"], method="caption_logits"
     )
     expected = np.take_along_axis(
         np.asarray(jax.nn.log_softmax(logits))[:, : sampled.shape[1]], sampled[..., None], -1
@@ -176,7 +166,7 @@ def losses(workdir):
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_another_is_judged_by_it_and_resumes(tmp_path):
+def test_a_run_starts_from_another_is_taught_by_it_and_resumes(tmp_path):
     quiet = dict(log=dict(every=1, tensorboard=False, report=False), mesh=dict(data=-1))
     first = config(
         dict(clip=1.0, captioning=1.0),
@@ -186,10 +176,10 @@ def test_a_run_starts_from_another_is_judged_by_it_and_resumes(tmp_path):
         **quiet,
     )
     train_command.train(first, tmp_path / "first")
-    critical = dict(self_critical=dict(judge=str(tmp_path / "first"), grammar=0.5))
     second = functools.partial(
         config,
-        critical,
+        dict(self_critical=dict(grammar=0.5)),
+        teacher=str(tmp_path / "first"),
         checkpoint=dict(every=2),
         init_from=str(tmp_path / "first"),
         optim=dict(lr=1e-3, warmup=0),
@@ -201,7 +191,7 @@ def test_a_run_starts_from_another_is_judged_by_it_and_resumes(tmp_path):
     assert losses(tmp_path / "again") == {
         s: v for s, v in losses(tmp_path / "whole").items() if s > 2
     }
-    # Of another model, or without a judge that fits.
+    # Of another model, or without a teacher that fits.
     with pytest.raises(
         ConfigError,
         match=r"init_from: caption_pooler/query is \(3, 16\) in this run's model and \(2, 16\)",
@@ -215,7 +205,7 @@ def test_a_run_starts_from_another_is_judged_by_it_and_resumes(tmp_path):
         )
     with pytest.raises(
         ConfigError,
-        match=r"tasks\.pairs\.objectives\.self_critical\.judge: the tokenizer of .*first is not that of this run",
+        match=r"teachers\.reward\.source: the tokenizer of .*first is not that of this run",
     ):
         train_command.train(
             second(steps=4, init_from=None, tokenizer=dict(vocab_size=40), **quiet),
@@ -223,21 +213,23 @@ def test_a_run_starts_from_another_is_judged_by_it_and_resumes(tmp_path):
         )
 
 
-def test_what_cannot_be_judged_is_refused():
-    dual = tiny.config().to_dict()["model"]
+def test_teachers_that_do_not_fit_are_refused():
+    objectives = dict(self_critical=1.0)
     for changes, message in (
         (
-            dict(model=dual),
-            r"tasks\.pairs\.objectives\.self_critical: 'self_critical' needs a model that writes captions, as coca",
+            dict(teacher="ema", optim=dict(warmup=0)),
+            r"teachers\.reward\.decay: is None, which means the average of optim\.ema",
         ),
         (
-            dict(optim=dict(warmup=0)),
-            r"self_critical\.judge: 'ema' needs optim\.ema, which is None",
+            dict(teachers=dict(other=dict(source="initial"))),
+            r"teachers\.other: is read by no hook of any task",
         ),
     ):
-        experiment = config(dict(self_critical=dict(judge="ema")), **changes)
+        experiment = config(objectives, **changes)
         with pytest.raises(ConfigError, match=message):
-            make_judges(experiment, build_model(experiment, tokenizer()), tokenizer())
+            make_teachers(experiment, build_model(experiment, tokenizer()), tokenizer())
+    with pytest.raises(ConfigError, match=r"teachers\.reward\.decay: 0\.5 is of source='ema'"):
+        tiny.experiment(teachers=dict(reward=dict(source="initial", decay=0.5)))
 
 
 @pytest.mark.slow
@@ -256,7 +248,11 @@ def test_captions_do_not_depend_on_mesh_or_batch_and_numbers_compile_nothing():
         experiment = config(dict(clip=1.0), mesh=shape)
         stage = Stage(experiment, devices)
         encoders = make_encoders(
-            experiment, stage.model, tokenizer(), stage.mesh, (stage.state.params, stage.state.rest)
+            experiment,
+            stage.model,
+            tokenizer(),
+            stage.mesh,
+            (stage.state.params, stage.state.model_state),
         )
         encoders.batch = rows
         written[name] = [encoders.captions(pixels, g)[1].rows for g in how]
@@ -278,7 +274,7 @@ def test_captions_do_not_depend_on_mesh_or_batch_and_numbers_compile_nothing():
     with jax.set_mesh(stage.mesh):
         image = jax.device_put(jnp.zeros((8, 16, 16, 3)), batch_sharding(stage.mesh))
         start = jax.jit(lambda *args: stage.model.apply(*args, 6, method="start")[0])
-        known, (_, memory) = start(stage.state.params, stage.state.rest, image)
+        known, (_, memory) = start(stage.state.params, stage.state.model_state, image)
     for keys in jax.tree.leaves((known, memory)):
         assert keys.sharding.shard_shape(keys.shape) == (2, keys.shape[1], 1, keys.shape[3])
 
@@ -326,7 +322,11 @@ def test_64_pairs_are_learnt_to_the_letter():
     )
     stage.run(150)
     encoders = make_encoders(
-        stage.experiment, stage.model, words, stage.mesh, (stage.state.params, stage.state.rest)
+        stage.experiment,
+        stage.model,
+        words,
+        stage.mesh,
+        (stage.state.params, stage.state.model_state),
     )
     written, _ = encoders.captions(values["image"], Generation())
     assert written == texts

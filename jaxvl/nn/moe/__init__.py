@@ -14,6 +14,7 @@ objective's part.
 from jaxvl.nn.moe.layer import Moe as Moe
 from jaxvl.nn.moe.layer import MoeConfig as MoeConfig
 from jaxvl.nn.moe.layer import MoeOutput as MoeOutput
+from jaxvl.nn.moe.layer import SkillMoe as SkillMoe
 from jaxvl.nn.moe.router import ROUTERS as ROUTERS
 from jaxvl.nn.moe.router import ExpertChoice as ExpertChoice
 from jaxvl.nn.moe.router import Skills as Skills

@@ -15,7 +15,7 @@ from jaxvl.nn.mlp import Activation, Mlp
 from jaxvl.nn.moe.dispatch import Form, group_axis, group_size, run_choices, run_places
 from jaxvl.nn.moe.experts import Experts
 from jaxvl.nn.moe.health import health_of
-from jaxvl.nn.moe.router import ROUTERS, ExpertChoice, Skills, Tokens
+from jaxvl.nn.moe.router import ROUTERS, ExpertChoice, Skills, TokenChoice, Tokens
 from jaxvl.nn.random import split
 from jaxvl.sharding import constrain
 
@@ -114,13 +114,20 @@ class MoeConfig:
                 "experts",
                 f"{self.experts} must be the number of skills, {len(names)}",
             )
-        top = getattr(self.router, "top", 1)
-        check(top <= self.experts, "router.top", f"{top!r} must be <= the {self.experts} experts")
+        if isinstance(self.router, TokenChoice):
+            top = self.router.top
+            problem = f"{top!r} must be <= the {self.experts} experts"
+            check(top <= self.experts, "router.top", problem)
         check(
             len(set(self.modalities)) == len(self.modalities),
             "modalities",
             f"{list(self.modalities)!r} names one twice",
         )
+
+    @property
+    def skills(self) -> tuple[str, ...] | None:
+        """Names of the experts, where the router is `skills`; else None."""
+        return self.router.names if isinstance(self.router, Skills) else None
 
     def layers(self, depth: int) -> tuple[bool, ...]:
         """Which of `depth` layers are MoE. Raises ConfigError where none would be, or more than

@@ -1,0 +1,46 @@
+"""Outputs of a teacher, as targets for the model that is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import jax
+
+from jaxvl.before import BEFORE, Arrays, Before, Models
+from jaxvl.config import NonEmpty, check
+
+
+@BEFORE.register("teach")
+@dataclasses.dataclass(frozen=True)
+class Teach(Before):
+    """Puts named outputs of a teacher's call into the batch, as `LABEL/OUTPUT`.
+
+    The teacher reads the same model inputs as the student: the same augmentation, the same masks.
+
+    Attributes:
+      teacher: key of the config's `teachers`.
+      outputs: names of the teacher's outputs that have one row for each row of the batch.
+    """
+
+    teacher: Annotated[str, NonEmpty("a key of teachers")]
+    outputs: tuple[str, ...] = ("image", "text")
+
+    def __post_init__(self):
+        check(bool(self.outputs), "outputs", "must name at least one output of the teacher")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        return (self.teacher,)
+
+    def rows(self, models: Models, inputs: Arrays, keys: jax.Array) -> dict[str, jax.Array]:
+        del keys
+        found = models[self.teacher].outputs(inputs)
+        for name in self.outputs:
+            check(
+                name in found,
+                "outputs",
+                f"{name!r} is no output of the teacher {self.teacher!r} (there are: "
+                f"{', '.join(sorted(found))})",
+            )
+        return {name: found[name] for name in self.outputs}
