@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from jaxvl.config import Range, Scale, check
 from jaxvl.kernels.contrastive import Mixup, SoftTargets, contrastive_loss
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 Share = Annotated[float, Range(0.0, 1.0)]
 
 
 @OBJECTIVES.register("m3col")
 @dataclasses.dataclass(frozen=True)
-class MixupContrast:
+class MixupContrast(Objective):
     """Contrast of mixtures of one modality with the other as it is, and back (M3CoL, Kumar, Singhal
     et al. 2024, arXiv 2409.17777, equations 1 to 5; its released code).
 
@@ -64,8 +64,6 @@ class MixupContrast:
     soft_temperature: Scale = 0.125
     implementation: str | None = None
 
-    batch_keys: ClassVar[tuple[str, ...]] = ()
-
     def __post_init__(self):
         known = ("both", "image", "text")
         check(
@@ -82,9 +80,6 @@ class MixupContrast:
     @property
     def reads(self) -> tuple[str, ...]:
         return (self.image, self.text)
-
-    def init_aux(self) -> tuple[()]:
-        return ()
 
     def __call__(self, outputs, batch, state, context):
         del batch

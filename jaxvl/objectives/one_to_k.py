@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from jaxvl.config import check
 from jaxvl.kernels.contrastive import KPerRow, PairMask, contrastive_loss
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 
 @OBJECTIVES.register("one_to_k")
 @dataclasses.dataclass(frozen=True)
-class OneToK:
+class OneToK(Objective):
     """1-to-K contrast of CCRK (Nie et al. 2024, arXiv 2406.18254, equation 4; its released code):
     all K texts of a picture are positive at once, and the texts of all others negative.
 
@@ -48,8 +48,6 @@ class OneToK:
     label_smoothing: float = 0.0
     implementation: str | None = None
 
-    batch_keys = ()
-
     def __post_init__(self):
         check(bool(self.texts), "texts", "must name at least one model output")
         check(
@@ -72,9 +70,6 @@ class OneToK:
     @property
     def reads(self) -> tuple[str, ...]:
         return (self.image, *self.texts, self.scale)
-
-    def init_aux(self) -> tuple[()]:
-        return ()
 
     def __call__(self, outputs, batch, state, context):
         del context

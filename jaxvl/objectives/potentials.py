@@ -38,7 +38,11 @@ def mean_log_density(x: jax.Array, rate: float, implementation: str | None = Non
 
 
 def _log_sums(
-    x: jax.Array, y: jax.Array, rate: float, targets: Unpaired | PairMask, implementation: str | None
+    x: jax.Array,
+    y: jax.Array,
+    rate: float,
+    targets: Unpaired | PairMask,
+    implementation: str | None,
 ) -> jax.Array:
     """log sum_j exp(-rate |x_i - y_j|²) over the pairs that compete, float32 [B].
 

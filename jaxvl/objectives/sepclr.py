@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxvl.config import Scale, Weight, check
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 from jaxvl.objectives.potentials import log_mean_others, mean_log_density
 
 
 @OBJECTIVES.register("sepclr")
 @dataclasses.dataclass(frozen=True)
-class SeparatingContrast:
+class SeparatingContrast(Objective):
     """Common and salient factors of a target set against a background set, told apart (SepCLR,
     Louiset et al. 2024, arXiv 2402.11928; its released code, with k-JEM).
 
@@ -76,9 +76,6 @@ class SeparatingContrast:
     @property
     def batch_keys(self) -> tuple[str, ...]:
         return (self.target,)
-
-    def init_aux(self) -> tuple[()]:
-        return ()
 
     def check_data(self, data) -> None:
         """Raises ConfigError for a batch of one row, which has no other rows."""

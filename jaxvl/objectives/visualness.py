@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from jaxvl.config import check
 from jaxvl.kernels.contrastive import SameId, contrastive_loss
-from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 
 @OBJECTIVES.register("visualness")
 @dataclasses.dataclass(frozen=True)
-class Visualness:
+class Visualness(Objective):
     """CLIP's loss in which a text that is not visual belongs to a null picture (TIP-CLIP, Verma et
     al. 2023, arXiv 2305.10434, equations 1 and 2).
 
@@ -60,9 +60,6 @@ class Visualness:
     @property
     def batch_keys(self) -> tuple[str, ...]:
         return (self.visual,)
-
-    def init_aux(self) -> tuple[()]:
-        return ()
 
     def __call__(self, outputs, batch, state, context):
         del context

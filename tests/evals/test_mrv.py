@@ -17,9 +17,7 @@ def source(wrong):
     """English is right everywhere; German says instance i + 1 of the first `wrong` ones, in a
     circle."""
     german = [(i + 1) % wrong if i < wrong else i for i in range(COUNT)]
-    rows = [
-        (i, {"en": [f"word {i}", []], "de": [f"Wort {german[i]}", []]}) for i in range(COUNT)
-    ]
+    rows = [(i, {"en": [f"word {i}", []], "de": [f"Wort {german[i]}", []]}) for i in range(COUNT)]
     return Toy(Records(rows, {"en": [f"word {i}" for i in range(COUNT)]})), german
 
 

@@ -36,7 +36,10 @@ def paper(o, alike, anchor="image"):
 def test_equations(anchor):
     outputs = example()
     compare(
-        ContinuouslyWeighted(anchor=anchor), outputs, {}, lambda o: paper(o, outputs[anchor], anchor)
+        ContinuouslyWeighted(anchor=anchor),
+        outputs,
+        {},
+        lambda o: paper(o, outputs[anchor], anchor),
     )
 
 

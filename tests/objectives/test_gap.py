@@ -100,7 +100,7 @@ def towers(objective, seed, steps=200):
 
     def step(carry, _):
         params, state = carry
-        gradient = jax.grad(lambda p: objective(embed(p, seen), {}, (), None)[0].value)(params)
+        gradient = jax.grad(lambda p: objective(embed(p, seen), {}, {}, None)[0].value)(params)
         updates, state = tx.update(gradient, state)
         return (optax.apply_updates(params, updates), state), None
 

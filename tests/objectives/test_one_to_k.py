@@ -90,16 +90,16 @@ def test_refusals():
 # Pictures with names in three languages, one noisier than the other. Both ways see each picture
 # once a step.
 
-NOISE = (0.3, 0.5, 0.8)
+NOISE = (0.3, 0.6, 1.0)
 WIDTH = 16
-SEEN = 48
+SEEN = 64
 
 
 def learnt(objective, together, seed):
     """Ranks int64 [N, K] of unseen texts among those of their language, for their pictures."""
     rng = np.random.default_rng(seed)
     lexicon = rng.normal(size=(len(NOISE), WIDTH, WIDTH)) / 4
-    things = rng.normal(size=(SEEN + 128, WIDTH))
+    things = rng.normal(size=(SEEN + 256, WIDTH))
     texts = np.einsum("nd,kde->nke", things, lexicon)
     texts += np.array(NOISE)[:, None] * rng.normal(size=texts.shape)
     things = jnp.asarray(things, jnp.float32)
@@ -119,9 +119,9 @@ def learnt(objective, together, seed):
         if not together:
             text = text[jnp.arange(SEEN), jax.random.randint(key, (SEEN,), 0, len(NOISE))]
         outputs = {"image": image, "text": text, "log_scale": jnp.log(10.0)}
-        return objective(outputs, {}, (), None)[0].value
+        return objective(outputs, {}, {}, None)[0].value
 
-    image, text = embed(train(loss, params, 100), slice(SEEN, None))
+    image, text = embed(train(loss, params, 40), slice(SEEN, None))
     scores = np.einsum("nd,mkd->knm", image, text)
     own = np.einsum("knn->kn", scores)[..., None]
     return 1 + (scores > own).sum(-1).T
@@ -139,4 +139,4 @@ def test_ranks_agree_more_than_with_one_language_at_a_time():
     print("one", one.round(3).tolist(), "1-to-K", together.round(3).tolist())
     assert (together[:, 0] < one[:, 0]).all(), found
     assert (together[:, 1] < one[:, 1]).all(), found
-    assert together[:, 2].mean() >= one[:, 2].mean() - 0.02, found
+    assert (together[:, 2] >= one[:, 2]).all(), found
