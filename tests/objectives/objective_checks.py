@@ -112,16 +112,20 @@ def same_on_a_mesh(objective, outputs, batch, context=None):
         )
 
 
-def train(loss, params, steps, rate=1e-2):
-    """Parameters after `steps` of Adam on `loss(params, key)`; the keys are those of the steps."""
+def trainer(loss, rate=1e-2):
+    """`run(params, data, steps)`: parameters after some steps of Adam on `loss(params, key, data)`;
+    step i has the key i. All runs share one compilation."""
     tx = optax.adam(rate)
 
     @jax.jit
-    def step(params, state, key):
-        updates, state = tx.update(jax.grad(loss)(params, key), state)
+    def step(params, state, key, data):
+        updates, state = tx.update(jax.grad(loss)(params, key, data), state)
         return optax.apply_updates(params, updates), state
 
-    state = tx.init(params)
-    for i in range(steps):
-        params, state = step(params, state, jax.random.key(i))
-    return params
+    def run(params, data, steps):
+        state = tx.init(params)
+        for i in range(steps):
+            params, state = step(params, state, jax.random.key(i), data)
+        return params
+
+    return run

@@ -11,12 +11,10 @@ from objective_checks import (
     log_softmax,
     nce,
     same_on_a_mesh,
-    train,
     unit,
 )
 
 from jaxvl.config import ConfigError
-from jaxvl.objectives.clip import SymmetricSoftmax
 from jaxvl.objectives.m3col import MixupContrast
 
 
@@ -106,56 +104,3 @@ def test_refusals():
         MixupContrast(until=1.5)
     with pytest.raises(ConfigError, match="mixed: 'none' is not valid"):
         MixupContrast(mixed="none")
-
-
-# Three classes of which each two share an attribute. Few pairs, of which each says much that no
-# other does.
-
-ATTRIBUTES = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1]])
-EACH = 12
-OWN = 24
-
-
-def neighbours(objective, seed):
-    """Accuracy of the nearest of the pairs that were trained on, for unseen ones."""
-    rng = np.random.default_rng(seed)
-    label = np.repeat(np.arange(3), EACH)
-    both = np.concatenate([label, np.repeat(np.arange(3), 100)])
-    width = 3 + OWN
-    maps = rng.normal(size=(2, width, width)) / width**0.5
-    sides = []
-    for k in range(2):
-        own = rng.normal(size=(len(both), OWN))
-        sides.append(np.concatenate([2.0 * ATTRIBUTES[both], own], 1) @ maps[k])
-    image, text = (jnp.asarray(x, jnp.float32) for x in sides)
-    params = {
-        name: jnp.asarray(rng.normal(size=(width, 16)) / width**0.5, jnp.float32)
-        for name in ("image", "text")
-    }
-    scale = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-    def embed(params, rows):
-        return scale(image[rows] @ params["image"]), scale(text[rows] @ params["text"])
-
-    def loss(params, key):
-        u, v = embed(params, slice(0, len(label)))
-        outputs = {"image": u, "text": v, "log_scale": jnp.log(10.0)}
-        return objective(outputs, {}, {}, context_at(key))[0].value
-
-    u, v = embed(train(loss, params, 150), slice(None))
-    whole = np.concatenate([u, v], 1)
-    near = (whole[len(label) :] @ whole[: len(label)].T).argmax(1)
-    return np.mean(label[near] == both[len(label) :])
-
-
-def context_at(key):
-    where = context()
-    return type(where)(key, where.step, where.progress)
-
-
-@pytest.mark.slow
-def test_classes_that_share_attributes_are_told_apart_better():
-    plain = [neighbours(SymmetricSoftmax(implementation="reference"), seed) for seed in range(3)]
-    mixed = [neighbours(MixupContrast(implementation="reference"), seed) for seed in range(3)]
-    print("clip", np.round(plain, 3), "m3col", np.round(mixed, 3))
-    assert np.mean(mixed) > np.mean(plain), (plain, mixed)

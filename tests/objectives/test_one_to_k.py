@@ -11,7 +11,7 @@ from objective_checks import (
     log_softmax,
     nce,
     same_on_a_mesh,
-    train,
+    trainer,
 )
 
 from jaxvl.config import ConfigError
@@ -95,7 +95,23 @@ WIDTH = 16
 SEEN = 64
 
 
-def learnt(objective, together, seed):
+def embed(params, things, texts):
+    unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return unit(things @ params["image"]), unit(jnp.einsum("nke,ked->nkd", texts, params["text"]))
+
+
+def learner(objective, together):
+    def loss(params, key, data):
+        image, text = embed(params, *data)
+        if not together:
+            text = text[jnp.arange(SEEN), jax.random.randint(key, (SEEN,), 0, len(NOISE))]
+        outputs = {"image": image, "text": text, "log_scale": jnp.log(10.0)}
+        return objective(outputs, {}, {}, None)[0].value
+
+    return trainer(loss)
+
+
+def learnt(run, seed):
     """Ranks int64 [N, K] of unseen texts among those of their language, for their pictures."""
     rng = np.random.default_rng(seed)
     lexicon = rng.normal(size=(len(NOISE), WIDTH, WIDTH)) / 4
@@ -104,24 +120,12 @@ def learnt(objective, together, seed):
     texts += np.array(NOISE)[:, None] * rng.normal(size=texts.shape)
     things = jnp.asarray(things, jnp.float32)
     texts = jnp.asarray(texts, jnp.float32)
-    unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
     params = {
         "image": jnp.asarray(rng.normal(size=(WIDTH, WIDTH)) / 4, jnp.float32),
         "text": jnp.asarray(rng.normal(size=(len(NOISE), WIDTH, WIDTH)) / 4, jnp.float32),
     }
-
-    def embed(params, rows):
-        image = unit(things[rows] @ params["image"])
-        return image, unit(jnp.einsum("nke,ked->nkd", texts[rows], params["text"]))
-
-    def loss(params, key):
-        image, text = embed(params, slice(0, SEEN))
-        if not together:
-            text = text[jnp.arange(SEEN), jax.random.randint(key, (SEEN,), 0, len(NOISE))]
-        outputs = {"image": image, "text": text, "log_scale": jnp.log(10.0)}
-        return objective(outputs, {}, {}, None)[0].value
-
-    image, text = embed(train(loss, params, 40), slice(SEEN, None))
+    params = run(params, (things[:SEEN], texts[:SEEN]), 40)
+    image, text = embed(params, things[SEEN:], texts[SEEN:])
     scores = np.einsum("nd,mkd->knm", image, text)
     own = np.einsum("knn->kn", scores)[..., None]
     return 1 + (scores > own).sum(-1).T
@@ -133,7 +137,8 @@ def test_ranks_agree_more_than_with_one_language_at_a_time():
         (SymmetricSoftmax(implementation="reference"), False),
         (OneToK(implementation="reference"), True),
     ):
-        ranks = [learnt(objective, together, seed) for seed in range(3)]
+        run = learner(objective, together)
+        ranks = [learnt(run, seed) for seed in range(3)]
         found.append([(*mean_rank_variance(r), np.mean(r == 1)) for r in ranks])
     one, together = np.array(found)
     print("one", one.round(3).tolist(), "1-to-K", together.round(3).tolist())
