@@ -105,6 +105,8 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
     evaluate(
         run, state, run.start, meter
     )  # what was due at the step of the checkpoint, if the run ended before it was done
+    if run.start == run.total:
+        work(run, state, run.start, meter)
     for step in range(run.start, run.total):
         done = step + 1
         turn = run.schedule(
@@ -142,6 +144,7 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
             )
             break
         evaluate(run, state, done, meter)
+        work(run, state, done, meter)
     for record in meter.flush():
         run.writer.record(record.step, "train", record.task, record.scalars)
         guard(run, state, record)
@@ -218,6 +221,20 @@ def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
             continue
         run.note_figures(step, name, result.metrics, seconds=time.perf_counter() - began)
         run.keep_gallery(step, name, result.gallery)
+
+
+def work(run: Run, state: TrainState, step: int, meter: Meter) -> None:
+    """Runs the jobs that are due with the weights of `step`, and lets the tasks that read their
+    tables go on with the new ones. A fault in one ends the run, which is saved."""
+    if not run.jobs.due(step):
+        return
+    with meter.away("checkpoint"):
+        run.checkpoints.settle()
+    with meter.away("evaluation"):
+        run.jobs.run(step, run.encoders(state), min(run.checkpoints.steps, default=step))
+        if step < run.total:
+            for task, source in run.jobs.renewed(step).items():
+                run.feeds[task].reopen(source)
 
 
 def main(argv: Sequence[str]) -> int:
