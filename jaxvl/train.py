@@ -3,7 +3,8 @@
 
 Options:
   --config=FILE[:ARG]     the config file and its argument string; `--config.KEY=VALUE` overrides one of its values
-  --workdir=FOLDER        checkpoints, metrics and the report; a run found there is resumed
+  --workdir=FOLDER        checkpoints, metrics and the report; a run found there is resumed. Of a
+                          config with stages each has a folder in it (training/stages.py)
   --profile=FIRST:LAST    a trace of these steps into WORKDIR/profile, for xprof: --profile=10:12
   --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
 
@@ -37,6 +38,7 @@ from jaxvl.training.meter import ALL, Meter, Speed
 from jaxvl.training.profile import Profile
 from jaxvl.training.run import EvaluationError, Run
 from jaxvl.training.setup import finished_figures, setup
+from jaxvl.training.stages import stages_of, train_stages
 from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
 
@@ -46,11 +48,14 @@ def train(
     workdir: paths.Path,
     console: Console | None = None,
     profile: str | None = None,
+    stop: hosts.StopSignal | None = None,
 ) -> dict[str, float]:
     """Runs or resumes a training run; returns the last evaluation figures, `EVALUATOR/METRIC` ->
     value.
 
-    `profile`: steps to trace, `FIRST:LAST`; see `Profile`.
+    Args:
+      profile: steps to trace, `FIRST:LAST`; see `Profile`.
+      stop: has a name afterwards, where a signal has ended the run early; None: one of its own.
 
     Raises:
       ConfigError: before anything is compiled.
@@ -61,7 +66,7 @@ def train(
     """
     clock = Clock()
     paths.make_folder(workdir)
-    stop = hosts.StopSignal()
+    stop = stop or hosts.StopSignal()
     mesh = make_mesh(experiment.mesh)
     log = experiment.log
     writer = Writer(
@@ -249,13 +254,14 @@ def _run(argv: Sequence[str], console: Console) -> int:
     ):
         check(bool(given), needed, "is required; see python -m jaxvl.train --help")
     hosts.initialise(command.options)
-    experiment = command.experiment()
     workdir = to_path(command.options["workdir"], "--workdir")
-    shown = finished_figures(experiment, workdir)
+    stages = stages_of(command, workdir)
+    shown = finished_figures(stages[-1].experiment, stages[-1].workdir)
     show(shown)  # at once; what follows makes sure that the last checkpoint can be read
     status = 0
     try:
-        latest = train(experiment, workdir, console, command.options.get("profile"))
+        profile = command.options.get("profile")
+        latest = train_stages(stages, train, workdir, console, profile)
     except EvaluationError as error:
         tell(console, "evaluators failed", error)
         latest = error.latest

@@ -272,12 +272,15 @@ class Tabled(Source):
     def _add(self, name: str, table: SavedTable) -> None:
         key = f"tables.{name}"
         folder = str(table.folder.parent)
+        whole = self.source
+        while isinstance(whole, Tabled):
+            whole = whole.source
         check(
-            table.source == self.source.fingerprint,
+            table.source == whole.fingerprint,
             key,
             f"{folder!r} is of the records of another source than {self.name} (fingerprints "
-            f"{brief(table.source)} and {brief(self.source.fingerprint)}); must be a table that a "
-            f"job made of this source",
+            f"{brief(table.source)} and {brief(whole.fingerprint)}); must be a table that a job "
+            f"made of this source",
         )
         for column, shape in table.columns.items():
             own = name if len(table.columns) == 1 else f"{name}/{column}"

@@ -25,7 +25,8 @@ class Job(abc.ABC):
         the first step, after every so many, and after the last one.
       task: whose source it reads, with the tables that this task names; None: the first task's.
       source: records by name of their format, instead of a task's source.
-      tables: name -> folder of a further table whose columns it reads.
+      tables: name -> further table whose columns it reads: its folder, or the name of one that
+        another job of this run makes.
       numbers: columns of the result whose values are numbers of records of the source.
     """
 

@@ -182,6 +182,7 @@ class Experiment:
             known = list(self.tasks)
             problem = f"{job.task!r} is no task{nearest(job.task, known)} (tasks: {known})"
             check(job.task is None or job.task in known, f"after.{name}.task", problem)
+        _ = self.jobs_in_order
         made = [name for name, job in self.after.items() if job.every]
         for task, config in self.tasks.items():
             key = f"tasks.{task}.data"
@@ -195,6 +196,35 @@ class Experiment:
             changes = config.data.tables.get(label) in made
             problem = f"{config.data.keep!r} is of a table that changes while the run reads it"
             check(not changes, f"{key}.keep", problem)
+
+    @property
+    def jobs_in_order(self) -> list[str]:
+        """Names of the jobs, each after those whose tables it reads; else in order of the names.
+
+        Raises ConfigError where a job waits for itself, for one that there is not, or for one that
+        does not run whenever it does.
+        """
+        order: list[str] = []
+        left = {
+            name: [where for where in job.tables.values() if "/" not in where]
+            for name, job in sorted(self.after.items())
+        }
+        for name, needed in left.items():
+            for where in needed:
+                every = self.after[name].every
+                runs = where in self.after and self.after[where].every == every
+                problem = (
+                    f"{where!r} is neither the folder of a table, RUN/tables/NAME, nor a job in "
+                    f"after with every={every}{nearest(where, list(left))}"
+                )
+                check(runs, f"after.{name}.tables", problem)
+        while left:
+            ready = [name for name, needed in left.items() if set(needed) <= set(order)]
+            problem = f"{sorted(left)} wait for each other's tables"
+            check(bool(ready), "after", problem)
+            order.append(ready[0])
+            del left[ready[0]]
+        return order
 
     @property
     def longest_text(self) -> int:
@@ -237,8 +267,12 @@ class Command:
     words: tuple[str, ...] = ()
 
     def experiment(self) -> Experiment:
-        """Raises ConfigError for whatever is wrong with the config."""
-        return resolve(Experiment, override(load_file(self.config), self.assignments))
+        """Raises ConfigError for whatever is wrong with the config, or where it has stages."""
+        config = load_file(self.config)
+        check(
+            not config.get("stages"), "stages", "are several runs, of which this command takes one"
+        )
+        return resolve(Experiment, override(config, self.assignments))
 
 
 def parse_command(

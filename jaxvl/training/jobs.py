@@ -53,18 +53,20 @@ class RunJobs:
         }
 
     def due(self, step: int) -> dict[str, Job]:
-        """Jobs to run with the weights of `step`, in the order of the config."""
+        """Jobs to run with the weights of `step`, each after those whose tables it reads."""
         last = self._experiment.steps
-        return {name: job for name, job in self._experiment.after.items() if job.due(step, last)}
+        return {
+            name: self._experiment.after[name]
+            for name in self._experiment.jobs_in_order
+            if self._experiment.after[name].due(step, last)
+        }
 
     def check(self, encoders: Encoders, step: int) -> None:
         """Raises ConfigError under `after.NAME`, where a job cannot work on model and source."""
         for name, job in self._experiment.after.items():
             source = self._source(name, job, step)
-            try:
-                job.check(encoders, source)
-            except ConfigError as error:
-                raise error.under(f"after.{name}") from None
+            if source is not None:  # else it is checked before it runs
+                _check(name, job, encoders, source)
 
     def sources(self, step: int) -> dict[str, Source]:
         """Task -> its source with the tables that it reads at `step`. Raises ConfigError."""
@@ -115,11 +117,14 @@ class RunJobs:
         """One job, where its table is not there."""
         made_from = json.loads(json.dumps(made_from))
         folder = self._tables.folder / name
+        _check(name, job, encoders, source)
         if hosts.from_process_0(lambda: _made_from(folder, step) == made_from):
             return
         self._writer.say(f"job {name} with the weights of step {step} …")
         began = time.perf_counter()
-        whole = source.source if isinstance(source, Tabled) else source
+        whole = source
+        while isinstance(whole, Tabled):
+            whole = whole.source
         write_table(
             folder / str(step),
             job.run(encoders, source),
@@ -133,7 +138,7 @@ class RunJobs:
         seconds = time.perf_counter() - began
         self._writer.record(step, "event", f"table/{name}", {"seconds": seconds})
 
-    def _source(self, name: str, job: Job, step: int) -> Source:
+    def _source(self, name: str, job: Job, step: int) -> Source | None:
         if job.source is not None:
             return self._tables.for_job(name, self._own[name], None, step)
         task = job.task or next(iter(self._sources))
@@ -145,6 +150,13 @@ def _open(name: str, job: Job, log: Log) -> Source:
         return opened(job.source, log)
     except ConfigError as error:
         raise error.under(f"after.{name}.source") from None
+
+
+def _check(name: str, job: Job, encoders: Encoders, source: Source) -> None:
+    try:
+        job.check(encoders, source)
+    except ConfigError as error:
+        raise error.under(f"after.{name}") from None
 
 
 def _made_from(folder: Any, step: int) -> Any:

@@ -48,22 +48,26 @@ class RunTables:
         if step is None and self.reads_own(task):
             return None
         try:
-            tables = {
-                name: self._at(where, step)
-                if is_own(where)
-                else named_table(where, f"tables.{name}")
-                for name, where in named.items()
-            }
             identities = {
                 name: self._identity(where) for name, where in named.items() if is_own(where)
             }
-            return Tabled(source, tables, identities)
+            return Tabled(source, self._all(named, step), identities)
         except ConfigError as error:
             raise error.under(f"tasks.{task}.data") from None
 
+    def _made_at(self, name: str, step: int) -> int:
+        """The step whose weights made the table that holds at `step`."""
+        job = self._experiment.after[name]
+        if job.due(step, self._experiment.steps) or not job.every:
+            return step
+        return step // job.every * job.every
+
+    def _is_made(self, name: str, step: int) -> bool:
+        table = read_table(self.folder / name, step)
+        return table is not None and table.step == self._made_at(name, step)
+
     def _at(self, name: str, step: int) -> SavedTable:
-        every = self._experiment.after[name].every
-        made = step // every * every
+        made = self._made_at(name, step)
         table = read_table(self.folder / name, made)
         check(
             table is not None and table.step == made,
@@ -78,30 +82,34 @@ class RunTables:
         made_by = json.dumps(to_dict(self._experiment.after[name]), sort_keys=True)
         return hashlib.sha256(made_by.encode()).hexdigest()
 
-    def for_job(self, name: str, source: Source, task: str | None, step: int) -> Source:
-        """The source of job `name`, with its own tables and those of its task that are there.
+    def for_job(self, name: str, source: Source, task: str | None, step: int) -> Source | None:
+        """The source of job `name`, with its own tables and those of its task; None where one of
+        them is not made yet.
 
         Raises:
           ConfigError: under `after.NAME.tables` or `tasks.TASK.data.tables`, as `onto`.
         """
-        if task is not None:
-            ready = all(self._is_made(where, step) for where in self.reads_own(task))
-            source = self.onto(task, source, step) if ready else source
-        own = self._experiment.after[name].tables
-        if not own:
+        named = self._experiment.after[name].tables
+        needed = [where for where in named.values() if is_own(where)]
+        if task is not None and name not in self.reads_own(task):
+            needed += self.reads_own(task)
+        if not all(self._is_made(where, step) for where in needed):
+            return None
+        if task is not None and name not in self.reads_own(task):
+            source = self.onto(task, source, step)
+        if not named:
             return source
         try:
-            tables: Mapping[str, SavedTable] = {
-                label: named_table(where, f"tables.{label}") for label, where in own.items()
-            }
-            return Tabled(source, tables)
+            return Tabled(source, self._all(named, step))
         except ConfigError as error:
             raise error.under(f"after.{name}") from None
 
-    def _is_made(self, name: str, step: int) -> bool:
-        every = self._experiment.after[name].every
-        table = read_table(self.folder / name, step)
-        return table is not None and table.step == step // every * every
+    def _all(self, named: Mapping[str, str], step: int) -> dict[str, SavedTable]:
+        """Name -> table. Raises ConfigError under `tables`."""
+        return {
+            name: self._at(where, step) if is_own(where) else named_table(where, f"tables.{name}")
+            for name, where in named.items()
+        }
 
 
 def is_own(where: str) -> bool:
