@@ -16,7 +16,6 @@ from jaxvl.jobs import kmeans as kmeans_job
 from jaxvl.training import stages as stages_module
 from jaxvl.training.experiment import Command, Experiment
 from jaxvl.training.stages import (
-    Stage,
     build_stages,
     is_done,
     merged,
@@ -35,10 +34,11 @@ PER_CLUSTER = dict(
     sampler=dict(name="per_cluster", table="clusters"),
 )
 STAGES = dict(
-    one=dict(steps=3, after=dict(clusters=CLUSTERS)),
-    two=dict(steps=4, tasks=dict(pairs=dict(data=PER_CLUSTER))),
+    one=dict(after=dict(clusters=CLUSTERS)),
+    two=dict(tasks=dict(pairs=dict(data=PER_CLUSTER))),
 )
 SHARED = tiny.config(
+    steps=4,  # as in every run here, so that one program serves them all
     checkpoint=dict(every=2),
     evals=dict(style=dict(name="zero_shot", source=tiny.TEST, gallery=0)),
 ).to_dict()
@@ -96,7 +96,7 @@ def test_a_run_that_is_killed_everywhere_ends_as_if_it_was_not(finished, tmp_pat
                 run(tmp_path)
             print(where)
     run(tmp_path)
-    assert_same_state(finished / "one", tmp_path / "one", 3)
+    assert_same_state(finished / "one", tmp_path / "one", 4)
     assert_same_state(finished / "two", tmp_path / "two", 4)
     assert recorded_stages(tmp_path) == recorded_stages(finished)
     mine, theirs = (read_table(w / "one/tables/clusters") for w in (tmp_path, finished))
@@ -106,7 +106,7 @@ def test_a_run_that_is_killed_everywhere_ends_as_if_it_was_not(finished, tmp_pat
 
 def test_each_stage_leaves_what_a_run_leaves(finished):
     first, second = recorded_stages(finished)
-    assert (first["stage"], first["step"]) == ("one", 3)
+    assert (first["stage"], first["step"]) == ("one", 4)
     assert (second["stage"], second["step"]) == ("two", 4)
     assert 0 <= first["figures"]["style/acc@1"] <= 1
     assert first["figures"].keys() == second["figures"].keys(), "the evaluator ran in both"
@@ -117,13 +117,12 @@ def test_each_stage_leaves_what_a_run_leaves(finished):
     table = read_table(finished / "one/tables/clusters")
     labels = table.array("cluster")
     assert isinstance(labels, np.memmap) and set(labels) == {0, 1, 2}
-    assert table.made_from["step"] == 3 and table.made_from["job"]["k"] == 3
+    assert table.made_from["step"] == 4 and table.made_from["job"]["k"] == 3
 
 
 def test_a_second_stage_starts_with_the_weights_of_the_first(finished, tmp_path):
-    start = tiny.saved_state(finished / "one", 3)
-    _, two = build_stages(SHARED, {**STAGES, "two": dict(STAGES["two"], steps=2)}, finished)
-    two = Stage("two", two.experiment, tmp_path)
+    start = tiny.saved_state(finished / "one", 4)
+    _, two = build_stages(SHARED, STAGES, finished)
     begun = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_command, "loop", lambda run, *_: begun.update(run.state.params))
@@ -198,18 +197,14 @@ def with_tables(experiment, folder):
 
 EVERY = dict(
     after=dict(clusters=dict(CLUSTERS, every=2)),
-    steps=6,
-    checkpoint=dict(every=3, keep=3),
+    steps=4,
+    checkpoint=dict(every=3, keep=2),
     tasks=dict(
         pairs=tiny.task(
             tables=dict(clusters="clusters"), sampler=dict(name="per_cluster", table="clusters")
         )
     ),
 )
-
-
-def ids(batches):
-    return [np.asarray(batch["position"]).tolist() for batch in batches]
 
 
 def test_a_table_made_every_two_steps_is_read_at_once_and_a_resume_is_exact(tmp_path, monkeypatch):
@@ -219,26 +214,29 @@ def test_a_table_made_every_two_steps_is_read_at_once_and_a_resume_is_exact(tmp_
         Feed, "reopen", lambda self, source: (opened.append(self.steps), reopen(self, source))
     )
     train_command.train(tiny.experiment(**EVERY), tmp_path / "whole")
-    assert opened == [2, 4]
+    assert opened == [2]
     made = tables.versions(tmp_path / "whole/tables/clusters")
-    assert made == [2, 4, 6], "of older ones no checkpoint is left"
+    assert made == [2, 4], "no checkpoint is left that needs the one before the first step"
     contents = [read_table(tmp_path / "whole/tables/clusters", step).content for step in made]
     assert len(set(contents)) > 1
 
-    for at, (owner, name) in {
-        4: (Feed, "take"),  # between two boundaries, with a checkpoint at 3
-        3: (kmeans_job, "kmeans"),  # in the job at step 4
-    }.items():
+    kills = [
+        (Feed, "take", 2),  # between two jobs; nothing is saved yet
+        (kmeans_job, "kmeans", 2),  # in the job of step 2: the first one was done
+        (Feed, "take", 2),  # after step 3, which is saved and needs the table of step 2
+        (kmeans_job, "kmeans", 1),  # in the job after the last step
+    ]
+    for owner, name, at in kills:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, dying(getattr(owner, name), at))
             with pytest.raises(Killed):
                 train_command.train(tiny.experiment(**EVERY), tmp_path / "killed")
     train_command.train(tiny.experiment(**EVERY), tmp_path / "killed")
-    assert_same_state(tmp_path / "whole", tmp_path / "killed", 6)
+    assert_same_state(tmp_path / "whole", tmp_path / "killed", 4)
 
 
 def test_a_table_that_was_removed_is_named(tmp_path):
-    experiment = tiny.experiment(**dict(EVERY, steps=4, checkpoint=dict(every=3)))
+    experiment = tiny.experiment(**EVERY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Feed, "take", dying(Feed.take, 4))
         with pytest.raises(Killed):
@@ -305,7 +303,7 @@ def test_a_config_file_with_stages(config, tmp_path):
     assert load_file(str(config)).stages
     command = Command(str(config), {"optim.lr": "0.5", "stages.two.steps": "9"}, {})
     one, two = stages_of(command, tmp_path)
-    assert (one.name, one.workdir, one.experiment.steps) == ("one", tmp_path / "one", 3)
+    assert (one.name, one.workdir, one.experiment.steps) == ("one", tmp_path / "one", 4)
     assert (two.name, two.experiment.steps, two.experiment.optim.lr) == ("two", 9, 0.5)
     assert one_of(command, "two").steps == 9
     with pytest.raises(ConfigError, match="^stages: are several runs"):
