@@ -69,7 +69,9 @@ class RunJobs:
                 _check(name, job, encoders, source)
 
     def sources(self, step: int) -> dict[str, Source]:
-        """Task -> its source with the tables that it reads at `step`. Raises ConfigError."""
+        """Task -> its source with the tables that it reads at `step`; at the end of the run, those
+        of its last step. Raises ConfigError."""
+        step = min(step, self._experiment.steps - 1)
         return {
             task: self._tables.onto(task, source, step) for task, source in self._sources.items()
         }
@@ -103,7 +105,8 @@ class RunJobs:
             }
             self._make(name, job, step, encoders, source, made_from)
             if job.every and jax.process_index() == 0:
-                remove_older(self._tables.folder / name, oldest // job.every * job.every)
+                needed = min(oldest, self._experiment.steps - 1) // job.every * job.every
+                remove_older(self._tables.folder / name, needed)
 
     def _make(
         self,
