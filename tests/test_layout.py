@@ -21,6 +21,7 @@ LAYERS = [
     {"nn", "data"},
     {"models", "objectives", "adapters"},
     {"tasks", "evals", "interop"},
+    {"jobs"},
     {"training"},
     {"train", "evaluate", "benchmark", "caption", "convert", "plan", "bench"},
 ]
