@@ -13,10 +13,11 @@ from jaxvl.config import Count, check
 from jaxvl.kernels.contrastive import Diagonal, SameId
 from jaxvl.kernels.contrastive.generic import Reduced, Reduction, Score, streamed_scores
 from jaxvl.kernels.contrastive.scores import Tokens
+from jaxvl.objectives import Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class StreamedObjective:
+class StreamedObjective(Objective):
     """Base of objectives on (image, text) pairs whose loss the fused core has not.
 
     Reads, where `duplicates` asks for it, from the batch group_id: Int[Array, "B"].
@@ -42,9 +43,6 @@ class StreamedObjective:
     @property
     def batch_keys(self) -> tuple[str, ...]:
         return () if self.duplicates == "diagonal" else ("group_id",)
-
-    def init_aux(self) -> tuple[()]:
-        return ()
 
     def targets(self, batch: Mapping[str, jax.Array]) -> Any:
         """Which pairs of this batch are positive, and which compete."""

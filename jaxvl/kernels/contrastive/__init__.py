@@ -5,6 +5,7 @@ from jaxvl.kernels.contrastive.api import contrastive_loss as contrastive_loss
 from jaxvl.kernels.contrastive.api import plan as plan
 from jaxvl.kernels.contrastive.chunked import Chunked as Chunked
 from jaxvl.kernels.contrastive.dispatch import Plan as Plan
+from jaxvl.kernels.contrastive.drawing import draw_negatives as draw_negatives
 from jaxvl.kernels.contrastive.generic import Reduced as Reduced
 from jaxvl.kernels.contrastive.generic import streamed_scores as streamed_scores
 from jaxvl.kernels.contrastive.masks import PairMask as PairMask
