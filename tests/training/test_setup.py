@@ -23,7 +23,7 @@ from jaxvl.data.sources.mixture import MixtureSource
 from jaxvl.sharding import make_mesh
 from jaxvl.tasks import Task
 from jaxvl.training import judges
-from jaxvl.training.build import build_model
+from jaxvl.training.build import Vocabulary, build_model
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.inputs import open_sources, task_tokenizer, vocabulary_columns
 from jaxvl.training.restore import restore_weights
@@ -235,6 +235,14 @@ def test_a_model_whose_texts_begin_otherwise_is_refused():
         ConfigError, match=r"model.start_id: 5 is not what the tokenizer begins texts with \(None\)"
     ):
         build_model(experiment, found)
+
+
+def test_an_encoder_that_a_run_freezes_runs_as_in_evaluation():
+    vocabulary = Vocabulary(64, 0, 1)
+    frozen = build_model(tiny.experiment(optim=dict(freeze="^image/encoder/")), vocabulary)
+    inside = {path for path in frozen.params if path.startswith("image/encoder/")}
+    assert frozen.frozen == inside and inside
+    assert build_model(tiny.experiment(), vocabulary).frozen == frozenset()
 
 
 def test_training_pictures_follow_preprocess(tmp_path, monkeypatch):
