@@ -81,7 +81,7 @@ def fresh_state(
     tasks = {
         name: Task(name, config, experiment.preprocess) for name, config in experiment.tasks.items()
     }
-    tx, trained = optimiser(experiment.optim, model.axes)
+    tx, trained = optimiser(experiment.optim, model.axes, model.frozen)
     ema = experiment.optim.ema is not None
     fresh = functools.partial(
         init_state, model, tx, trained, tasks=tasks, seed=experiment.seed, ema=ema, judges=judges

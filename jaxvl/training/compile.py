@@ -82,7 +82,7 @@ def compile_turns(
         shared.setdefault((tuple(tasks[t].signature for t in turn.tasks), turn.weights), []).append(
             turn
         )
-    tx, trained = optimiser(experiment.optim, model.axes)
+    tx, trained = optimiser(experiment.optim, model.axes, model.frozen)
     rate = learning_rate(experiment.optim, experiment.steps)
 
     def make(parts: Sequence[Part]) -> Step:
