@@ -8,9 +8,8 @@ An encoder is an `EncoderConfig` and a module that maps its input to `Encoded`.
 from __future__ import annotations
 
 import dataclasses
-import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -177,15 +176,13 @@ class Model(nnx.Module):
         `freeze` can make run as in evaluation."""
         return {}
 
-    def freeze(self, pattern: str | None) -> None:
+    def freeze(self, is_frozen: Callable[[str], bool]) -> None:
         """Has the encoders run as in evaluation whose parameters are all frozen.
 
         Args:
-          pattern: regular expression of the frozen parameters' paths (`re.search`), or None.
+          is_frozen: whether the parameter at a path is not trained.
         """
-        if pattern is None:
-            return
-        trained = [path for path in parameter_paths(self) if not re.search(pattern, path)]
+        trained = [path for path in parameter_paths(self) if not is_frozen(path)]
         self.frozen = frozenset(
             name
             for name, prefix in self.encoder_paths().items()

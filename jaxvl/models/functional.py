@@ -127,10 +127,13 @@ def functional(
     """
     config.check_inputs(inputs)
 
+    def is_frozen(path: str) -> bool:
+        return freeze is not None and re.search(freeze, path) is not None
+
     def build(key: jax.Array) -> nnx.Module:
         module = config.build(inputs, nnx.Rngs(params=key), dtype=dtype)
         if isinstance(module, Model):
-            module.freeze(freeze)
+            module.freeze(is_frozen)
         return module
 
     module = nnx.eval_shape(build, jax.random.key(0))
@@ -140,7 +143,7 @@ def functional(
         for s in (params, rest)
     ]
     axes = {path: variable.get_metadata().get("axes") for path, variable in _flat(params).items()}
-    frozen = _frozen(module, freeze, shapes)
+    frozen = _frozen(module, is_frozen, shapes)
     methods = frozenset(
         name
         for name, _ in inspect.getmembers(type(module), inspect.isfunction)
@@ -161,15 +164,14 @@ def functional(
     )
 
 
-def _frozen(module: nnx.Module, freeze: str | None, parts: Sequence[Arrays]) -> frozenset[str]:
+def _frozen(
+    module: nnx.Module, is_frozen: Callable[[str], bool], parts: Sequence[Arrays]
+) -> frozenset[str]:
     """See `Functional.frozen`; parts: parameters, other state, by path."""
-    if freeze is None:
-        return frozenset()
     params, rest = parts
     encoders = []
     if isinstance(module, Model):
         paths = module.encoder_paths()
         encoders = [f"{paths[name]}/" for name in module.frozen]
-    return frozenset(path for path in params if re.search(freeze, path)) | frozenset(
-        path for path in rest if path.startswith(tuple(encoders))
-    )
+    state = (path for path in rest if path.startswith(tuple(encoders)))
+    return frozenset(filter(is_frozen, params)) | frozenset(state)

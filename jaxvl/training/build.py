@@ -99,7 +99,7 @@ def fresh_state(
       ConfigError: an objective reads what the model or the data does not give.
     """
     tasks = make_tasks(experiment)
-    tx, trained = optimiser(experiment.optim, model.axes)
+    tx, trained = optimiser(experiment.optim, model.axes, model.frozen)
     make = functools.partial(
         init_state,
         model,

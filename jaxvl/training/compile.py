@@ -150,7 +150,7 @@ def _model_flops(
 
 
 def make_update(experiment: Experiment, model: Functional) -> Update:
-    tx, trained = optimiser(experiment.optim, model.axes)
+    tx, trained = optimiser(experiment.optim, model.axes, model.frozen)
     rate = learning_rate(experiment.optim, experiment.steps)
     return Update(tx, trained, rate, experiment.optim, experiment.guard)
 

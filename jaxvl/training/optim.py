@@ -134,13 +134,14 @@ def learning_rate(config: OptimConfig, total: int) -> Callable[[jax.Array], jax.
 
 
 def optimiser(
-    config: OptimConfig, axes: Mapping[str, tuple[str, ...]]
+    config: OptimConfig, axes: Mapping[str, tuple[str, ...]], frozen: frozenset[str] = frozenset()
 ) -> tuple[optax.GradientTransformation, dict[str, bool]]:
     """The optax chain (unit learning rate, positive sign) and which parameters it trains.
 
     Args:
       config: see `OptimConfig`.
       axes: path -> logical axes of every parameter (muon takes its matrices from them).
+      frozen: paths that are not trained, beside those of `config.freeze` (`Functional.frozen`).
 
     Raises:
       ConfigError: `freeze` or an `lr_scale` pattern that matches no parameter.
@@ -155,7 +156,9 @@ def optimiser(
             key,
             f"{pattern!r} matches no parameter (such as {paths[:3]})",
         )
-    trained = {p: not (config.freeze and re.search(config.freeze, p)) for p in paths}
+    trained = {
+        p: p not in frozen and not (config.freeze and re.search(config.freeze, p)) for p in paths
+    }
     decayed = {p: bool(re.search(config.decay, p)) for p in paths}
     chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     chain.append(_rule(config, axes))

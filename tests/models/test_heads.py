@@ -1,8 +1,10 @@
 """Heads that a config adds: values and slopes against float64, what they are named, meshes, parts of a
 batch, clear errors."""
 
+import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from small_models import ALIGN, DUAL, INPUTS, batch_of, model_of, with_options
 from jaxvl.config import ConfigError, choose
 from jaxvl.models import HEADS, MODELS
 from jaxvl.models.base import Encoded
+from jaxvl.models.heads import Head, HeadConfig, Heads
 from jaxvl.sharding import MeshConfig, make_mesh, param_shardings
 
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -185,6 +188,47 @@ def test_prototypes_stand_still_at_first(progress, moves):
 
     slope = jax.grad(loss)(params, None if progress is None else jnp.float32(progress))
     assert np.any(slope["rows"][...]) == moves
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchConfig(HeadConfig):
+    """A head of one's own: it reads two inputs at once, and an entry of the batch."""
+
+    together: ClassVar[bool] = True
+
+    @property
+    def batch_keys(self):
+        return ("negative",)
+
+    def build(self, inputs, rngs, dtype=jnp.float32):
+        return Match()
+
+
+class Match(Head):
+    def __call__(self, encoded, batch, *, train, key, progress):
+        image, text = (encoded[name].tokens.mean(1) for name in ("image", "text"))
+        return {
+            "right": (image * text).sum(1),
+            "wrong": (image * text[batch["negative"]]).sum(1),
+        }
+
+
+def test_a_head_that_reads_all_at_once_waits_for_all():
+    heads = Heads({"match": MatchConfig(("image", "text"))}, {"image": D, "text": D})
+    heads.check()
+    modules = heads.build(nnx.Rngs(params=0), jnp.float32)
+    rng = np.random.default_rng(0)
+    tokens = {name: jnp.asarray(rng.normal(size=(B, 3, D))) for name in ("image", "text")}
+    encoded = {name: Encoded(x[:, 0], x) for name, x in tokens.items()}
+    negative = jnp.roll(jnp.arange(B), 1)
+    options = dict(train=True, key=jax.random.key(0), progress=None)
+    out = heads.run(modules, encoded, {"negative": negative}, **options)
+    image, text = (np.asarray(tokens[name]).mean(1) for name in ("image", "text"))
+    np.testing.assert_allclose(out["match/right"], (image * text).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(out["match/wrong"], (image * text[negative]).sum(1), rtol=1e-5)
+    assert heads.run(modules, encoded, {}, **options) == {}
+    image_alone = {"image": encoded["image"]}
+    assert heads.run(modules, image_alone, {"negative": negative}, **options) == {}
 
 
 # --------------------------------------------------------------------------------------------------

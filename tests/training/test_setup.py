@@ -237,6 +237,16 @@ def test_a_model_whose_texts_begin_otherwise_is_refused():
         build_model(experiment, found)
 
 
+def test_an_encoder_that_a_run_freezes_runs_as_in_evaluation():
+    vocabulary = Vocabulary(64, 0, 1)
+    frozen = build_model(
+        tiny.experiment(optim=dict(freeze="^image/encoder/", warmup=2)), vocabulary
+    )
+    inside = {path for path in frozen.params if path.startswith("image/encoder/")}
+    assert frozen.frozen == inside and inside
+    assert build_model(tiny.experiment(), vocabulary).frozen == frozenset()
+
+
 def test_training_pictures_follow_preprocess(tmp_path, monkeypatch):
     """The run's own feed, up to the first batch; nothing is compiled."""
     monkeypatch.setattr("jaxvl.training.setup.compile_turns", lambda *args: [])

@@ -165,7 +165,8 @@ class Heads:
             check(bool(config.sources), f"{key}.reads", "must name at least one input")
             names = list(config.names.values())
             problem = f"{config.reads!r} gives two outputs of one name"
-            check(len(set(names)) == len(names), f"{key}.reads", problem)
+            distinct = config.together or len(set(names)) == len(names)
+            check(distinct, f"{key}.reads", problem)
         self.all_widths()
 
     def all_widths(self) -> dict[str, int]:
