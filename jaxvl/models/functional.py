@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import resolve_call
+from jaxvl.config import ConfigError, resolve_call
+from jaxvl.nn.random import adapters_draw_from
 
 Arrays = dict[str, jax.Array]
 
 
 def _flat(state: nnx.State) -> dict[str, nnx.Variable]:
     return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+class AdapterConfig(Protocol):
+    """What `functional` asks of an adapter, see `jaxvl.adapters`."""
+
+    trains: str
+
+    def attach(self, label: str, model: nnx.Module, rngs: nnx.Rngs) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +44,8 @@ class Functional:
       axes: logical axes of each parameter, path -> names.
       params: shapes and dtypes of the parameters, path -> ShapeDtypeStruct.
       rest: the same for non-trained state.
-      locked: paths that the optimiser must not touch (LiT locking).
+      locked: paths that the optimiser must not touch: of a locked tower (LiT), or of whatever is
+        frozen beside adapters.
       call: the module's `__call__`, for its options.
       methods: names of the module's public methods, which `apply` can run.
     """
@@ -68,7 +79,8 @@ class Functional:
             *(self._state(t, a) for t, a in zip(self._templates, (params, rest))),
             copy=True,
         )
-        out = getattr(module, method)(*args, **kwargs)
+        with adapters_draw_from(kwargs.get("key") if kwargs.get("train") else None):
+            out = getattr(module, method)(*args, **kwargs)
         return out, self._arrays(nnx.split(module, nnx.Param, ...)[2])
 
     @staticmethod
@@ -85,21 +97,36 @@ class Functional:
         )
 
 
-def functional(config: Any, inputs: Any, dtype: Any = jnp.float32) -> Functional:
+def functional(
+    config: Any,
+    inputs: Any,
+    dtype: Any = jnp.float32,
+    adapters: Mapping[str, AdapterConfig] = {},
+) -> Functional:
     """Builds a model configuration into pure functions, without allocating anything.
 
     Args:
       config: a registered model configuration (`models.MODELS`).
       inputs: `models.InputSpec`.
       dtype: compute dtype; parameters are float32.
+      adapters: label -> adapter, added to the model in this order. The model's own parameters are
+        drawn as without, and locked but for those that an adapter `trains`.
 
     Raises:
-      ConfigError: sizes that do not fit together (from the configuration's `check_inputs`).
+      ConfigError: sizes that do not fit together (from the configuration's `check_inputs`); at
+        `adapters.LABEL`, an adapter that does not fit the model.
     """
     config.check_inputs(inputs)
 
     def build(key: jax.Array) -> nnx.Module:
-        return config.build(inputs, nnx.Rngs(params=key), dtype=dtype)
+        rngs = nnx.Rngs(params=key)
+        module = config.build(inputs, rngs, dtype=dtype)
+        for label, adapter in adapters.items():
+            try:
+                adapter.attach(label, module, rngs)
+            except ConfigError as error:
+                raise error.under(f"adapters.{label}") from None
+        return module
 
     module = nnx.eval_shape(build, jax.random.key(0))
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
@@ -109,7 +136,9 @@ def functional(config: Any, inputs: Any, dtype: Any = jnp.float32) -> Functional
     ]
     axes = {path: variable.get_metadata().get("axes") for path, variable in _flat(params).items()}
     is_locked = getattr(module, "locked", lambda path: False)
-    locked = frozenset(path for path in shapes[0] if is_locked(path))
+    beside = [r"(^|/)adapter/", *(adapter.trains for adapter in adapters.values())]
+    frozen = lambda path: adapters and not any(re.search(pattern, path) for pattern in beside)
+    locked = frozenset(path for path in shapes[0] if is_locked(path) or frozen(path))
     methods = frozenset(
         name
         for name, _ in inspect.getmembers(type(module), inspect.isfunction)

@@ -35,6 +35,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "norm": None,  # scales and biases: small, replicated
     "classes": None,
     "scalar": None,
+    "rank": None,  # inner width of an adapter
     "expert": "expert",  # experts E of a parameter, and of the places of their tokens
     # a router's column per expert: small, every device routes its own tokens to all experts
     "route": None,
