@@ -16,7 +16,7 @@ from jaxvl.paths import as_path
 def get_config(arg=""):
     arg = parse_arg(arg, start="runs/coca_emoji", grammar=0.5)
     c = load_file(str(as_path(__file__).with_name("coca_emoji.py")))
-    c.init_from = arg.start
+    c.start = arg.start
     c.tasks.pairs.objectives = dict(
         self_critical=dict(weight=1.0, judge="initial", grammar=arg.grammar),
         align=dict(weight=0.2, label_smoothing=0.1, duplicates="positive"),

@@ -24,7 +24,7 @@ _COCA_OPEN_CLIP = {
 
 def saved(workdir: str) -> dict[str, Any]:
     """The model of a run's workdir, or of one that `jaxvl.convert` made: what a run with
-    `init_from` has.
+    `start` has.
 
     Raises OSError where there is none.
     """

@@ -35,9 +35,11 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Fu
     only, or the model has not a task's options."""
     inputs = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     try:
-        model = functional(experiment.model, inputs, jnp.dtype(experiment.dtype))
+        model = functional(
+            experiment.model, inputs, jnp.dtype(experiment.dtype), experiment.adapters
+        )
     except ConfigError as error:
-        raise error.under("model") from None
+        raise error if error.key.startswith("adapters.") else error.under("model") from None
     start = getattr(experiment.model, "start_id", None)
     if isinstance(tokenizer, Tokenizer) and start is not None:
         check(

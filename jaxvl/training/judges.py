@@ -94,4 +94,4 @@ def _other(experiment: Experiment, workdir: paths.Path, tokenizer: Any) -> Funct
         "judge",
         f"{workdir} reads {inputs.text_length} tokens; this run writes {length}",
     )
-    return functional(other.model, inputs, jnp.dtype(experiment.dtype))
+    return functional(other.model, inputs, jnp.dtype(experiment.dtype), other.adapters)

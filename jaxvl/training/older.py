@@ -1,8 +1,8 @@
-"""Checkpoints of versions whose tasks and evaluators named a corpus and a split, where they name a
-source and fields now.
+"""Configs and checkpoints of earlier versions.
 
-Their records came in another order, so such a run cannot go on. Its weights, tokenizer and
-preprocessing are read as ever.
+Where tasks and evaluators named a corpus and a split, they name a source and fields now. Records
+came in another order then, so such a run cannot go on. Its weights, tokenizer and preprocessing are
+read as ever. `init_from` is now a rule of `start`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxvl import paths
+from jaxvl.config import check
 from jaxvl.sharding.mesh import replicated
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.state import GuardState, TrainState
@@ -23,6 +24,23 @@ from jaxvl.training.state import GuardState, TrainState
 
 class OlderRunWarning(UserWarning):
     """Parts of an older run's config are left out."""
+
+
+def with_start(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config with `init_from=WORKDIR` as one with `start`; any other as it is.
+
+    Raises ConfigError for one with both.
+    """
+    if "init_from" not in node:
+        return node
+    node = dict(node)
+    workdir = node.pop("init_from")
+    if workdir is None:
+        return node
+    check(
+        not node.get("start"), "init_from", "stands beside start, which replaces it; leave it out"
+    )
+    return {**node, "start": (dict(source=workdir),)}
 
 
 def is_older(config: Mapping[str, Any]) -> bool:
