@@ -90,7 +90,7 @@ class InitialWeights:
         fresh = {**state.params, **state.rest}
         found: Arrays = {}
         for rule in self.rules:
-            arrays = _fitted(rule, experiment, model, fresh, places)
+            arrays = _fitted(rule, experiment, fresh, places)
             twice = [path for path in arrays if path in found]
             check(not twice, rule.where, f"{named(twice)} is taken by a rule before already")
             found |= arrays
@@ -183,9 +183,7 @@ def _words(model: Functional) -> frozenset[str]:
     return frozenset(path for path, axes in model.axes.items() if axes and "vocab" in axes)
 
 
-def _fitted(
-    rule: Taken, experiment: Experiment, model: Functional, fresh: Arrays, places: Mapping
-) -> Arrays:
+def _fitted(rule: Taken, experiment: Experiment, fresh: Arrays, places: Mapping) -> Arrays:
     """The arrays of a rule as this run's model has them, by path. Raises ConfigError."""
     arrays = rule.arrays(rule.sources[0])
     # Parameters that a dense source has the layers or the MLP of.

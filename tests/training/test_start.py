@@ -1,6 +1,8 @@
 """What a run begins with, from several sources by path."""
 
 import dataclasses
+import functools
+import json
 import types
 
 import jax
@@ -40,6 +42,16 @@ def sized(**changes):
     return {**model, "image": {**model["image"], **changes}}
 
 
+@functools.cache
+def _built(text):
+    return build_model(tiny.experiment(**json.loads(text)), VOCABULARY)
+
+
+def built(**changes):
+    """The miniature's model with other options, kept."""
+    return _built(json.dumps(changes))
+
+
 def drawn(model, seed):
     rng = np.random.default_rng(seed)
     shapes = {**model.params, **model.rest}
@@ -52,10 +64,12 @@ def weights(monkeypatch):
     known = {}
 
     def add(name, seed, words="a", preprocess=None, **changes):
-        model = build_model(tiny.experiment(**changes), VOCABULARY)
+        model = built(**changes)
+        asked = tiny.experiment().tokenizer
         preprocess = preprocess or Preprocess(image_size=16)
         read = frozenset({"text/encoder/words/embedding"})
-        known[name] = start.Source(name, drawn(model, seed), read, Words(words), None, preprocess)
+        tokenizer = (Words(words), asked)
+        known[name] = start.Source(name, drawn(model, seed), read, *tokenizer, preprocess)
         return known[name].arrays
 
     monkeypatch.setattr(start, "read_source", known.__getitem__)
@@ -65,7 +79,8 @@ def weights(monkeypatch):
 def begun(**changes):
     """(this run's own fresh arrays, those that it begins with)."""
     experiment = tiny.experiment(**changes)
-    model = build_model(experiment, VOCABULARY)
+    of_model = {"model", "adapters", "preprocess"} & {*changes}
+    model = built(**{key: changes[key] for key in sorted(of_model)})
     fresh = drawn(model, 100)
     parts = [{p: fresh[p] for p in part} for part in (model.params, model.rest)]
     state = TrainState(0, None, *parts, None, {}, {}, {})
