@@ -223,8 +223,8 @@ def _fitted(rule: Taken, experiment: Experiment, fresh: Arrays, places: Mapping)
 
 def _routes(path: str, arrays: Arrays) -> bool:
     """Whether a router's layers are upcycled from these dense ones."""
-    stem = re.sub(r"(^|/)moe_blocks/", r"\1blocks/", path.partition("/moe/router/")[0])
-    return any(p.startswith(f"{stem}/mlp/") for p in arrays)
+    mlp = dense_path(path.partition("/moe/router/")[0] + "/mlp/")
+    return any(p.startswith(mlp) for p in arrays)
 
 
 def _upcycled(rule: Taken, experiment: Experiment, fresh: Arrays, places: Mapping) -> Arrays:

@@ -24,7 +24,7 @@ def base(tmp_path_factory):
     experiment = tiny.experiment()
     tokenizer = task_tokenizer(experiment, open_sources(experiment, print))
     model = build_model(experiment, tokenizer)
-    params, _ = model.init(jax.random.key(9))
+    params, _ = jax.jit(model.init)(jax.random.key(9))
     inputs = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     arrays = {path: np.asarray(value) for path, value in params.items()}
     bundle = Bundle(experiment.model, inputs, arrays, tokenizer, experiment.preprocess)
@@ -37,6 +37,7 @@ def test_a_run_trains_its_adapters_alone_and_is_exported_merged(base, tmp_path, 
     workdir, before = base
     run = tiny.experiment(
         start=str(workdir),
+        tokenizer={},
         adapters=dict(low=LOW),
         steps=STEPS,
         checkpoint=dict(every=STEPS),
