@@ -66,10 +66,13 @@ def test_against_numpy_values_and_gradients():
     x, weights = rng.normal(size=(7, 2, 3)), rng.normal(size=(7, 4, 5))
     linear.adapter = nnx.Dict(low=low)
 
+    graphdef, state = nnx.split(linear)
+
     def loss(a, b):
-        low.a.kernel[...] = a
-        low.b.kernel[...] = b
-        return (linear(jnp.asarray(x, jnp.float32)) * weights).sum()
+        changed = nnx.merge(graphdef, state, copy=True)
+        changed.adapter["low"].a.kernel[...] = a
+        changed.adapter["low"].b.kernel[...] = b
+        return (changed(jnp.asarray(x, jnp.float32)) * weights).sum()
 
     kernel = np.asarray(linear.kernel[...], np.float64)
     changed = kernel + 1.5 * np.einsum("ijr,rkl->ijkl", a, b)
