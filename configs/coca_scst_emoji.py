@@ -16,7 +16,7 @@ from jaxvl.paths import as_path
 def get_config(arg=""):
     arg = parse_arg(arg, start="runs/coca_emoji", grammar=0.5)
     c = load_file(str(as_path(__file__).with_name("coca_emoji.py")))
-    c.init_from = arg.start
+    c.start = arg.start
     c.teachers = dict(reward=dict(source="initial"))
     c.tasks.pairs.before = dict(
         captions=dict(name="sample_captions", teacher="reward", broken=arg.grammar > 0)

@@ -8,7 +8,7 @@ PLACES, for --from and --to
   open_clip:FOLDER        open_clip_config.json and its weights: CLIP, SigLIP, CoCa
   big_vision:FILE.npz     SigLIP
   jaxvl:WORKDIR           of a run, or for jaxvl.evaluate, jaxvl.caption and
-                          --config.init_from=WORKDIR
+                          --config.start=WORKDIR; lora is merged
 
 The tokenizer and the preprocessing go with the weights; one that does not fit the model is refused.
 Files of code are never run.
@@ -36,14 +36,14 @@ from rich.table import Table
 from jaxvl import paths
 from jaxvl.command import run_command, start
 from jaxvl.config import check, nearest, to_path
-from jaxvl.interop import big_vision, hf, open_clip
 from jaxvl.interop.bundle import Bundle
 from jaxvl.interop.check import LIMIT, Difference, check_arrays, check_hf, check_open_clip
+from jaxvl.interop.libraries import LIBRARIES
 from jaxvl.interop.mapping import ConversionError
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.weights import load_weights, save_weights
 
-LIBRARIES = ("hf", "open_clip", "big_vision", "jaxvl")
+PLACES = (*LIBRARIES, "jaxvl")
 OPTIONS = ("from", "to", "tokenizer", "step", "plugins", "check")
 Place = tuple[str, paths.Path]
 
@@ -73,11 +73,11 @@ def parse(argv: Sequence[str]) -> dict[str, str]:
 def place(option: str, text: str) -> Place:
     """`LIBRARY:PATH`. Raises ConfigError."""
     library, _, path = text.partition(":")
-    known = ", ".join(f"{name}:PATH" for name in LIBRARIES)
+    known = ", ".join(f"{name}:PATH" for name in PLACES)
     check(
-        library in LIBRARIES and bool(path),
+        library in PLACES and bool(path),
         option,
-        f"{text!r} must be one of {known}{nearest(library, LIBRARIES)}",
+        f"{text!r} must be one of {known}{nearest(library, PLACES)}",
     )
     local = library != "jaxvl"
     check(
@@ -99,9 +99,7 @@ def load(
     if library != "jaxvl":
         for option, given in (("--step", step), ("--plugins", plugins)):
             check(given is None, option, "is of a jaxvl workdir")
-        return {"hf": hf, "open_clip": open_clip, "big_vision": big_vision}[library].load(
-            path, tokenizer
-        )
+        return LIBRARIES[library].load(path, tokenizer)
     return load_weights(path, step, plugins)
 
 
@@ -110,9 +108,7 @@ def save(bundle: Bundle, target: Place) -> tuple[str, ...]:
     for."""
     library, path = target
     if library != "jaxvl":
-        return {"hf": hf, "open_clip": open_clip, "big_vision": big_vision}[library].save(
-            bundle, path
-        )
+        return LIBRARIES[library].save(bundle, path)
     save_weights(bundle, path)
     return ()
 

@@ -358,7 +358,7 @@ def refusal(tmp_path, capsys, config, *words):
         ("seed=-1", "seed: -1 must be >= 0 and <= 2,147,483,647"),
         ("text_length=-4", "text_length: -4 must be >= 3 and <= 1,048,576"),
         ("text_length=0", "text_length: 0 must be >= 3 and <= 1,048,576"),
-        ("init_from=", "init_from: is empty; must be a path"),
+        ("start=", "start[0].source: is empty; must be a path"),
         (
             f"tokenizer.vocab_size={2**31}",
             f"tokenizer.vocab_size: {2**31} must be >= 16 and <= 16,777,216",

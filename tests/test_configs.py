@@ -102,7 +102,7 @@ def small(name):
     config["model"] = small_model(config["model"])
     config["preprocess"]["image_size"] = 32
     config["tokenizer"] = dict(vocab_size=64)
-    config.pop("init_from", None)  # a run that is not there
+    config.pop("start", None)  # a run that is not there
     config |= dict(schedule=dict(name="round_robin"), mesh=dict(data=-1), dtype="float32")
     config["optim"] |= dict(warmup=0)
     return config

@@ -54,12 +54,11 @@ def upcycle(sources: Sequence[Arrays], fresh: Arrays, moe: MoeConfig) -> dict[st
                 f"sources: number {i} differs from the first in paths or shapes: {differing}"
             )
     for path in fresh:
-        origin = re.sub(r"(^|/)moe_blocks/", r"\1blocks/", path)
         if "/moe/router/" in path:
             out[path] = fresh[path]
             continue
-        stem, expert, tail = origin.partition("/moe/experts/")
-        origin = f"{stem}/mlp/{tail}" if expert else origin
+        expert = "/moe/experts/" in path
+        origin = dense_path(path)
         if origin not in first:
             continue
         used.add(origin)
@@ -75,6 +74,13 @@ def upcycle(sources: Sequence[Arrays], fresh: Arrays, moe: MoeConfig) -> dict[st
         )
     _complain(first, fresh, used, out)
     return out
+
+
+def dense_path(path: str) -> str:
+    """Where a dense model has the parameter at `path` of one with experts, or the MLP of an
+    expert."""
+    path = re.sub(r"(^|/)moe_blocks/", r"\1blocks/", path)
+    return path.replace("/moe/experts/", "/mlp/", 1)
 
 
 def moe_configs(model: Any) -> list[MoeConfig]:

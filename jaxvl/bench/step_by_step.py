@@ -77,7 +77,7 @@ def experiment_of(
     task = dict(data=data, objectives=dict(system.objectives), microbatches=microbatches)
     config = dict(
         model=presets.saved(str(start)),
-        init_from=str(start),
+        start=str(start),
         preprocess=dict(image_size=sizes.image_size, mean=MEAN, std=STD),
         tasks=dict(pairs=task),
         steps=sizes.steps,

@@ -41,14 +41,14 @@ def resolve(schema: type, node: Mapping | ml_collections.ConfigDict, path: str =
         raise ConfigError(
             path or "config", f"{shown(node)} must be a group of keys ({', '.join(_names(schema))})"
         )
+    if hasattr(schema, "before_resolving"):
+        node = schema.before_resolving(node)
     known = _names(schema)
     for key in node:
         if key not in known:
             raise ConfigError(
                 _join(path, key), f"unknown key{nearest(key, known)} (valid: {', '.join(known)})"
             )
-    if hasattr(schema, "before_resolving"):
-        node = schema.before_resolving(node)
     hints = _hints(schema)
     values = {}
     for field in dataclasses.fields(schema):

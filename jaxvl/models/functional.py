@@ -17,14 +17,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import resolve_call
+from jaxvl.config import ConfigError, resolve_call
 from jaxvl.models.base import InputSpec, Model
+from jaxvl.nn.random import adapters_draw_from
 
 Arrays = dict[str, jax.Array]
 
 
 def _flat(state: nnx.State) -> dict[str, nnx.Variable]:
     return {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+class AdapterConfig(Protocol):
+    """What `functional` asks of an adapter, see `jaxvl.adapters`."""
+
+    trains: str
+
+    def attach(self, label: str, model: nnx.Module, rngs: nnx.Rngs) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Functional:
       params: shapes and dtypes of the parameters, path -> ShapeDtypeStruct.
       rest: the same for non-trained state.
       frozen: paths of parameters and other state that no gradient reaches: parameters that are
-        frozen, and whatever else encoders hold that are frozen as a whole.
+        frozen or lie beside adapters, and whatever else encoders hold that are frozen as a whole.
       call: the module's `__call__`, for its options.
       inputs: batch entries that the model encodes; of a module that is no `Model`, none.
       methods: names of the module's public methods, which `apply` can run.
@@ -76,7 +85,8 @@ class Functional:
             *(self._state(t, a) for t, a in zip(self._templates, (params, rest))),
             copy=True,
         )
-        out = getattr(module, method)(*args, **kwargs)
+        with adapters_draw_from(kwargs.get("key") if kwargs.get("train") else None):
+            out = getattr(module, method)(*args, **kwargs)
         return out, self._arrays(nnx.split(module, nnx.Param, ...)[2])
 
     def _without_gradient(self, arrays: Arrays) -> Arrays:
@@ -112,6 +122,7 @@ def functional(
     inputs: InputSpec | None,
     dtype: Any = jnp.float32,
     freeze: str | None = None,
+    adapters: Mapping[str, AdapterConfig] = {},
 ) -> Functional:
     """Builds a model configuration into pure functions, without allocating anything.
 
@@ -121,17 +132,30 @@ def functional(
       dtype: compute dtype; parameters are float32.
       freeze: regular expression of the paths of parameters that are not trained (`optim.freeze`),
         or None. A model's encoders that it covers run as in evaluation in training too.
+      adapters: label -> adapter, added to the model in this order. The model's own parameters are
+        drawn as without, and frozen but for those that an adapter `trains`.
 
     Raises:
-      ConfigError: sizes that do not fit together (from the configuration's `check_inputs`).
+      ConfigError: sizes that do not fit together (from the configuration's `check_inputs`); at
+        `adapters.LABEL`, an adapter that does not fit the model.
     """
     config.check_inputs(inputs)
 
+    trained = [r"(^|/)adapter/", *(adapter.trains for adapter in adapters.values())]
+
     def is_frozen(path: str) -> bool:
+        if adapters and not any(re.search(pattern, path) for pattern in trained):
+            return True
         return freeze is not None and re.search(freeze, path) is not None
 
     def build(key: jax.Array) -> nnx.Module:
-        module = config.build(inputs, nnx.Rngs(params=key), dtype=dtype)
+        rngs = nnx.Rngs(params=key)
+        module = config.build(inputs, rngs, dtype=dtype)
+        for label, adapter in adapters.items():
+            try:
+                adapter.attach(label, module, rngs)
+            except ConfigError as error:
+                raise error.under(f"adapters.{label}") from None
         if isinstance(module, Model):
             module.freeze(is_frozen)
         return module

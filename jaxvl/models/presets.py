@@ -25,7 +25,7 @@ _COCA_OPEN_CLIP = {
 
 def saved(workdir: str) -> dict[str, Any]:
     """The model of a run's workdir, or of one that `jaxvl.convert` made: what a run with
-    `init_from` has.
+    `start` has.
 
     Options of earlier versions are in today's terms; their `lock` is left out, `optim.freeze`
     stands for it.

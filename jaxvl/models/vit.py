@@ -22,7 +22,7 @@ from jaxvl.models.base import (
 )
 from jaxvl.nn import poolers
 from jaxvl.nn.attention import Implementation
-from jaxvl.nn.embeddings import PatchEmbedding, sincos_2d
+from jaxvl.nn.embeddings import PatchEmbedding, resample, sincos_2d
 from jaxvl.nn.linear import normal
 from jaxvl.nn.mlp import Activation
 from jaxvl.nn.moe import MoeConfig
@@ -267,9 +267,4 @@ class ViT(nnx.Module):
         if self.positions is None:
             return jnp.asarray(sincos_2d(grid, self.width, of=self.grid))
         table = self.positions[...]
-        if grid == self.grid:
-            return table
-        first = table[: -(self.grid**2)]
-        table = table[-(self.grid**2) :].reshape(self.grid, self.grid, -1)
-        table = jax.image.resize(table, (grid, grid, self.width), "bilinear")
-        return jnp.concatenate([first, table.reshape(grid**2, -1)])
+        return resample(table, len(table) - self.grid**2 + grid**2)

@@ -28,9 +28,15 @@ class Attention(nnx.Module):
         computes the weights explicitly in training.
       implementation: `xla`, or `cudnn` (flash attention on NVIDIA GPUs; bfloat16 only).
 
+    Attributes:
+      adapter: label -> `nn.prompts.Prefix`, keys and values before those of the memory; None
+        without.
+
     Raises:
       ValueError: heads do not divide the width.
     """
+
+    adapter: nnx.Dict | None = None
 
     def __init__(
         self,
@@ -90,6 +96,12 @@ class Attention(nnx.Module):
         k, v = self.project_kv(x if memory is None else memory)
         q = self.project_q(x)
         mask = None if mask is None else jnp.expand_dims(mask, (1, 2) if mask.ndim == 2 else 1)
+        if self.adapter is not None:
+            if causal:
+                past = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))[None, None]
+                mask = past if mask is None else mask & past
+                causal = False
+            k, v, mask = self._with_prefix(k, v, mask)
         if train and self.dropout:
             y = _attend_with_dropout(q, k, v, mask, causal, self.dropout, key)
         else:
@@ -102,6 +114,15 @@ class Attention(nnx.Module):
         """Queries [B, T, H, K]."""
         q = self.query(x)
         return q if self.query_norm is None else self.query_norm(q)
+
+    def _with_prefix(
+        self, k: jax.Array, v: jax.Array, mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """Keys, values [B, N, H, K] and a mask [B, 1 or H, T, N] with the prefixes of adapters in
+        front, which all positions see."""
+        for prefix in self.adapter.values():
+            k, v, mask = prefix(k, v, mask)
+        return k, v, mask
 
     def project_kv(self, memory: jax.Array) -> KeyValue:
         """Keys and values [B, N, H, K] of a memory [B, N, D'], to be attended to by `decode`."""
@@ -133,7 +154,8 @@ class Attention(nnx.Module):
                 for a, new in zip(kv_cache, self.project_kv(x))
             )
             mask = (jnp.arange(kv_cache[0].shape[1]) <= position)[None, None, None, :]
-        y = jax.nn.dot_product_attention(q, *kv_cache, mask=mask)
+        seen = (*kv_cache, mask) if self.adapter is None else self._with_prefix(*kv_cache, mask)
+        y = jax.nn.dot_product_attention(q, *seen[:2], mask=seen[2])
         return self.out(y.reshape(x.shape[0], 1, *y.shape[2:])), kv_cache
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -61,6 +62,31 @@ class PatchEmbedding(nnx.Module):
         """[B, P, p² C] -> [B, P, D]."""
         x = patches @ self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
+
+
+def resample(table: jax.Array, rows: int) -> jax.Array:
+    """Learned positions of another number of patches, bilinearly by place in the image
+    (Dosovitskiy et al. 2021, section 3.2).
+
+    Args:
+      table: [(1 +) P, D]: P is a square, in reading order; a class token's row comes first.
+      rows: wanted, (1 +) a square.
+
+    Returns:
+      float [rows, D]; `table` itself where either number is not of that kind.
+    """
+    for first in (0, 1):
+        before, after = math.isqrt(len(table) - first), math.isqrt(rows - first)
+        if before**2 + first == len(table) and after**2 + first == rows:
+            break
+    else:
+        return table
+    if before == after:
+        return table
+    width = table.shape[-1]
+    grid = table[first:].reshape(before, before, width)
+    grid = jax.image.resize(grid, (after, after, width), "bilinear")
+    return jnp.concatenate([table[:first], grid.reshape(-1, width)])
 
 
 def sincos_2d(grid: int, width: int, of: int | None = None) -> np.ndarray:

@@ -37,7 +37,15 @@ class Linear(nnx.Module):
       init: called with the shape `[prod(inputs), prod(outputs)]`, so that fans are those of the
         map.
       dtype: of the computation and the result.
+
+    Attributes:
+      adapter: label -> module that is called with x and y and gives y anew; None without.
+      adaptable: False where the kernel is read without a call, so that an adapter would be passed
+        by.
     """
+
+    adapter: nnx.Dict | None = None
+    adaptable: bool = True
 
     def __init__(
         self,
@@ -73,7 +81,11 @@ class Linear(nnx.Module):
         y = x.astype(self.dtype).reshape(*lead, -1) @ kernel
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(-1)
-        return y.reshape(*lead, *self.outputs)
+        y = y.reshape(*lead, *self.outputs)
+        if self.adapter is not None:
+            for adapter in self.adapter.values():
+                y = adapter(x, y)
+        return y
 
 
 class Embedding(nnx.Module):

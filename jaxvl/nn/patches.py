@@ -158,6 +158,7 @@ class GridTokens(nnx.Module):
             rngs=rngs,
             dtype=dtype,
         )
+        self.embed.adaptable = False  # `embed_still` reads its kernel
         sizes = {axis: -(-most[axis] // p) for axis, p in patch.items()}
         self.positions = FactoredPositions(name, sizes, width, rngs=rngs, dtype=dtype)
         self.name = name

@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
+
+_ADAPTER_KEY = contextvars.ContextVar("adapter_key", default=None)
+
+
+@contextlib.contextmanager
+def adapters_draw_from(key: jax.Array | None) -> Iterator[None]:
+    """Adapters that are traced inside draw from `key`; None: they drop nothing.
+
+    The modules that they sit on are called without a key.
+    """
+    token = _ADAPTER_KEY.set(key)
+    try:
+        yield
+    finally:
+        _ADAPTER_KEY.reset(token)
+
+
+def adapter_key(number: int) -> jax.Array | None:
+    """The key of the adapter with this number; None where nothing is dropped."""
+    key = _ADAPTER_KEY.get()
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 def split(key: jax.Array | None, n: int) -> list[jax.Array | None]:

@@ -18,7 +18,8 @@ from jaxvl.nn.mlp import Activation, Mlp
 from jaxvl.nn.moe import MoeConfig, MoeOutput
 from jaxvl.nn.moe.dispatch import group_axis
 from jaxvl.nn.norms import LayerNorm
-from jaxvl.nn.random import drop_path, dropout, split
+from jaxvl.nn.prompts import Prompts, put_prompts
+from jaxvl.nn.random import adapters_draw_from, drop_path, dropout, split
 from jaxvl.nn.stack import Remat as Remat
 from jaxvl.nn.stack import run_layers, stack, unstack
 from jaxvl.sharding import constrain
@@ -248,7 +249,12 @@ class Transformer(nnx.Module):
       sizes, options: shape and behaviour.
       memory_width: of a memory that every layer attends to, or None.
       block: what a layer is, with the interface of `Block`.
+
+    Attributes:
+      adapter: label -> `nn.prompts.Prompts`, of one adapter at most; None without.
     """
+
+    adapter: nnx.Dict | None = None
 
     def __init__(
         self,
@@ -316,7 +322,17 @@ class Transformer(nnx.Module):
         Args:
           real: bool [B, T], False for padding that takes no place at an expert; None: `mask`.
           modality, skills: see `nn.moe.Moe`.
+
+        Raises:
+          ValueError: prompts where a mask is by position, or tokens have a modality.
         """
+        prompts = self._prompts
+        if prompts is not None:
+            if modality is not None:
+                raise ValueError(
+                    "prompts: a stack whose tokens have a modality has no place for them"
+                )
+            x, mask, real = prompts.make_room(x, mask, real)
         drops = bool(self.options.drop_path) and train
         # Beside experts the rows lie over the experts' devices as well: no device repeats another's
         # dense layers, and the compiler, which would spread them so from the groups backwards, has
@@ -325,12 +341,14 @@ class Transformer(nnx.Module):
         routing = dict(real=real, modality=modality, skills=skills)
 
         def layer(block, x, inputs):
-            key, rate = inputs
+            key, rate, learned = inputs
+            if prompts is not None:
+                x = put_prompts(x, *learned, prompts.after)
             seen = dict(mask=mask, memory_mask=memory_mask, causal=causal)
             options = routing if block.moe is not None else {}
-            out = block(
-                x, memory, **seen, drop_rate=rate if drops else 0.0, train=train, key=key, **options
-            )
+            how = dict(drop_rate=rate if drops else 0.0, train=train, key=key)
+            with adapters_draw_from(key):
+                out = block(x, memory, **seen, **how, **options)
             y, report = (out, None) if block.moe is None else (out.y, (out.losses, out.health))
             return constrain(y, rows, None, "embed"), report
 
@@ -344,10 +362,11 @@ class Transformer(nnx.Module):
             x,
             self._halves,
             self.kinds,
-            (keys, rates),
+            (keys, rates, None if prompts is None else prompts.by_layer(self.depth)),
             scan=self.options.scan,
             remat=self.options.remat,
         )
+        x = x if prompts is None else prompts.take_out(x)
         losses, health = reports or ({}, {})
         return MoeOutput(x, jax.tree.map(lambda a: a.sum(0), losses), health)
 
@@ -357,9 +376,21 @@ class Transformer(nnx.Module):
             kind: m for kind, m in ((False, self.blocks), (True, self.moe_blocks)) if m is not None
         }
 
+    @property
+    def _prompts(self) -> Prompts | None:
+        return None if self.adapter is None else next(iter(self.adapter.values()))
+
     def init_cache(self, batch: int, length: int) -> list[KeyValue]:
         """Keys and values [B, N, H, K] of a sequence of up to `length` positions, all of
-        them empty, of every layer."""
+        them empty, of every layer.
+
+        Raises ValueError where the stack has prompts.
+        """
+        if self._prompts is not None:
+            raise ValueError(
+                "prompts: this stack writes token by token, which has no place for them; "
+                "use prefix adapters"
+            )
         shape = batch, length, self.sizes.heads, self.sizes.width // self.sizes.heads
         empty = constrain(jnp.zeros(shape, self.dtype), "batch", None, "heads", None)
         return [(empty, empty)] * self.depth

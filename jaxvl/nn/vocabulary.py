@@ -47,6 +47,8 @@ class VocabularyHead(nnx.Module):
                 dtype=dtype,
             )
         )
+        if self.out is not None:
+            self.out.adaptable = False  # `kernel` reads it
         self.vocab_size = vocab_size
         self.chunk = chunk
         self.dtype = dtype

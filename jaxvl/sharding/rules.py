@@ -36,6 +36,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "queue": ("data", "fsdp"),  # rows that an objective keeps from earlier steps
     "prototypes": "tensor",  # rows that a head or an objective compares with
     "scalar": None,
+    "rank": None,  # inner width of an adapter
     "expert": "expert",  # experts E of a parameter, and of the places of their tokens
     # a router's column per expert: small, every device routes its own tokens to all experts
     "route": None,

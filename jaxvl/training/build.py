@@ -37,10 +37,14 @@ def build_model(experiment: Experiment, tokenizer: Tokenizer | Vocabulary) -> Fu
     inputs = experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     try:
         model = functional(
-            experiment.model, inputs, jnp.dtype(experiment.dtype), freeze=experiment.optim.freeze
+            experiment.model,
+            inputs,
+            jnp.dtype(experiment.dtype),
+            freeze=experiment.optim.freeze,
+            adapters=experiment.adapters,
         )
     except ConfigError as error:
-        raise error.under("model") from None
+        raise error if error.key.startswith("adapters.") else error.under("model") from None
     start = experiment.model.capabilities(inputs).start_id
     if isinstance(tokenizer, Tokenizer) and start is not None:
         check(

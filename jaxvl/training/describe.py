@@ -6,11 +6,13 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from typing import Any
 
 import jax
 from absl import logging
+from rich.markup import escape
 
 from jaxvl import paths
 from jaxvl.config import to_dict
@@ -19,6 +21,7 @@ from jaxvl.models.functional import Functional
 from jaxvl.training.compile import Program
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.meter import Meter
+from jaxvl.training.optim import optimiser
 from jaxvl.training.writer import Writer
 
 
@@ -54,6 +57,30 @@ def describe_program(program: Program, model: Functional, writer: Writer) -> Non
         f"{cost.flops / 1e9:,.1f} GFLOP{recomputed}; per device {cost.state / 2**20:,.0f} "
         f"MiB state and batch, "
         f"{cost.temporary / 2**20:,.0f} MiB temporary"
+    )
+
+
+def describe_adapters(experiment: Experiment, model: Functional, writer: Writer) -> None:
+    """Says and records, of a model with adapters, which modules have one and how much is trained."""
+    if not experiment.adapters:
+        return
+    _, trained = optimiser(experiment.optim, model.axes, model.locked)
+    sizes = {path: math.prod(shape.shape) for path, shape in model.params.items()}
+    trains = sum(size for path, size in sizes.items() if trained[path])
+    parameters = sum(sizes.values())
+    parts = []
+    for label, adapter in experiment.adapters.items():
+        inside = re.compile(rf"(?:^|(.+)/)adapter/{re.escape(label)}/")
+        found = [match[1] or "the model" for path in sizes if (match := inside.match(path))]
+        modules = list(dict.fromkeys(found))
+        shown = ", ".join(modules[:4]) + (f" and {len(modules) - 4} more" if modules[4:] else "")
+        parts.append(f"{adapter.registered_name} {label} on {shown}")
+    writer.record(0, "event", "adapters", {"trains": trains, "parameters": parameters})
+    writer.say(
+        escape(
+            f"adapters: {'; '.join(parts)}; trainable {trains:,} of {parameters:,} parameters, "
+            f"{100 * trains / parameters:.2g} %; all others are frozen"
+        )
     )
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from jax.sharding import Mesh
 
+from jaxvl.adapters import ADAPTERS
+from jaxvl.adapters.base import check_pattern
 from jaxvl.config import (
     ConfigError,
     PathText,
@@ -37,6 +39,7 @@ from jaxvl.tasks import TaskConfig
 from jaxvl.training.checkpoint import CheckpointConfig
 from jaxvl.training.guard import GuardConfig
 from jaxvl.training.meter import ALL
+from jaxvl.training.older import with_start
 from jaxvl.training.optim import OptimConfig
 from jaxvl.training.schedule import SCHEDULES, RoundRobin
 from jaxvl.training.sinks import WandbConfig
@@ -87,6 +90,33 @@ class ResumeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """A rule: which parameters and model state of other weights a run begins with.
+
+    Attributes:
+      source: workdir of a run or of `jaxvl.convert`, whose newest weights are read, or
+        `hf:FOLDER`, `open_clip:FOLDER`, `big_vision:FILE.npz`. Several are dense models of one
+        shape for a model with experts: expert e is the MLP of source e mod N, everything else is
+        the first's (`adapters/upcycle.py`).
+      take: regular expression of the source's paths that are taken (`re.search`).
+      cut, put: prefix that the taken paths lose, and the one that they get instead.
+    """
+
+    source: PathText | tuple[PathText, ...]
+    take: str = ""
+    cut: str = ""
+    put: str = ""
+
+    def __post_init__(self):
+        check(bool(self.source), "source", "is empty; must be a path")
+        check_pattern("take", self.take)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """A whole training run.
 
@@ -99,10 +129,12 @@ class Experiment:
       evals: name -> evaluator by name, with its options.
       after: name of a table -> the job that computes it, by name, with its options: after the last
         step, or every so many steps (`jobs/base.py`). The table is in `WORKDIR/tables/NAME`.
-      init_from: workdir of another run, or of `jaxvl.convert`: its newest weights are what this run
-        starts with, and its tokenizer is this run's. `presets.saved(workdir)` is its model. A model
-        that differs in nothing but experts where that has MLPs starts with the MLP as every expert
-        (`adapters/upcycle.py`).
+      adapters: label -> adapter by name, with its options: parameters beside the model's own, which
+        are then frozen (`jaxvl/adapters`).
+      start: rules of what the run begins with, see `StartConfig`; a text alone is the source of
+        one that takes everything. Where words are taken, their tokenizer is this run's.
+        `presets.saved(workdir)` is the model of a workdir.
+      fresh: regular expression of parameters that no rule of `start` need cover; they are drawn.
       teachers: name -> weights beside those that are trained, which hooks of tasks (`before`) read:
         `dict(momentum=dict(source="ema", decay=0.995))`, see `TeacherConfig`.
       text_length: tokens T of texts that are evaluated; None: the longest of the tasks'.
@@ -125,7 +157,9 @@ class Experiment:
     resume: ResumeConfig = ResumeConfig()
     guard: GuardConfig = GuardConfig()
     log: LogConfig = LogConfig()
-    init_from: PathText | None = None
+    adapters: dict[str, Annotated[Any, ADAPTERS]] = dataclasses.field(default_factory=dict)
+    start: tuple[StartConfig, ...] = ()
+    fresh: str = r"(^|/)(adapter|heads)/"
     teachers: dict[str, TeacherConfig] = dataclasses.field(default_factory=dict)
     text_length: Tokens | None = None
     seed: Seed = 0
@@ -134,8 +168,14 @@ class Experiment:
 
     @classmethod
     def before_resolving(cls, node: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Imports the plugins, whose components the other keys may name."""
-        return {**node, "plugins": load_plugins(node.get("plugins", ()))}
+        """Imports the plugins, whose components the other keys may name; a text in `start` is the
+        source of a rule."""
+        node = with_start({**node, "plugins": load_plugins(node.get("plugins", ()))})
+        start = node.get("start", ())
+        start = (start,) if isinstance(start, str) else start
+        if isinstance(start, (list, tuple)):
+            start = tuple(dict(source=rule) if isinstance(rule, str) else rule for rule in start)
+        return {**node, "start": start}
 
     def __post_init__(self):
         check(self.steps >= 1, "steps", f"{self.steps!r} must be >= 1")
@@ -147,6 +187,9 @@ class Experiment:
             "optim.warmup",
             f"{self.optim.warmup!r} is longer than the run of {self.steps} steps",
         )
+        check_pattern("fresh", self.fresh)
+        for label in self.adapters:
+            check("/" not in label, f"adapters.{label}", "an adapter's label may not hold '/'")
         for name in self.tasks:
             check("/" not in name, f"tasks.{name}", "a task's name may not hold '/'")
             check(

@@ -1,10 +1,11 @@
-"""Checkpoints of earlier versions.
+"""Configs and checkpoints of earlier versions.
 
 Some had tasks and evaluators that named a corpus and a split, where they name a source and fields
 now. Their records came in another order, so such a run cannot go on. Its weights, tokenizer and
 preprocessing are read as ever; so are those of runs whose objectives named a judge, where the run
 names teachers now. Some had models with an option `lock`, which `optim.freeze` stands for now, or a
-`coca` with options of what is `open_clip_coca` now; such a run goes on.
+`coca` with options of what is `open_clip_coca` now; such a run goes on. `init_from` is now a rule
+of `start`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxvl import paths
+from jaxvl.config import check
 from jaxvl.models.open_clip_coca import renamed
 from jaxvl.sharding.mesh import replicated
 from jaxvl.training.checkpoint import Checkpoints
@@ -26,6 +28,23 @@ from jaxvl.training.state import GuardState, TrainState
 
 class OlderRunWarning(UserWarning):
     """Parts of an older run's config are left out."""
+
+
+def with_start(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config with `init_from=WORKDIR` as one with `start`; any other as it is.
+
+    Raises ConfigError for one with both.
+    """
+    if "init_from" not in node:
+        return node
+    node = dict(node)
+    workdir = node.pop("init_from")
+    if workdir is None:
+        return node
+    check(
+        not node.get("start"), "init_from", "stands beside start, which replaces it; leave it out"
+    )
+    return {**node, "start": (dict(source=workdir),)}
 
 
 def is_older(config: Mapping[str, Any]) -> bool:

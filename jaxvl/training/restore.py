@@ -13,18 +13,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxvl import paths
-from jaxvl.adapters.upcycle import moe_configs, upcycle
-from jaxvl.config import ConfigError, check, override, recall_plugins, resolve, to_path
-from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig
+from jaxvl.config import check, override, recall_plugins, resolve, to_path
+from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
 from jaxvl.sharding.mesh import make_mesh
 from jaxvl.training.build import build_model, fresh_state
-from jaxvl.training.checkpoint import CheckpointError, Checkpoints, abstract_state
+from jaxvl.training.checkpoint import Checkpoints, abstract_state
 from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.older import is_older, weights_config, with_saved_tasks
-from jaxvl.training.state import TrainState, present_form, saved_form, start_average
+from jaxvl.training.state import TrainState, present_form, saved_form
 from jaxvl.training.teacher_models import make_teachers
 from jaxvl.training.teachers import Teacher
 
@@ -46,55 +45,6 @@ class SavedWeights:
     mesh: Mesh
     params: dict[str, jax.Array]
     model_state: dict[str, jax.Array]
-
-    def put_into(
-        self, state: TrainState, experiment: Experiment, model: Functional, shardings: TrainState
-    ) -> TrainState:
-        """A fresh state of another run that starts with these weights; where only that has experts,
-        each is the MLP of these weights.
-
-        Raises ConfigError where the two models are not of one shape.
-        """
-        params = self.params
-        if any("/moe/router/" in p for p in model.params) and not any("/moe/" in p for p in params):
-            params = self._upcycled(state, experiment, shardings)
-        for mine, theirs in ((model.params, params), (model.rest, self.model_state)):
-            for path in sorted({*mine, *theirs}):
-                here, there = (
-                    tuple(m[path].shape) if path in m else "not there" for m in (mine, theirs)
-                )
-                check(
-                    here == there,
-                    "init_from",
-                    f"{path} is {here} in this run's model and {there} in that of the weights; "
-                    "model = presets.saved(workdir), with its image_size and text_length, "
-                    "is the same",
-                )
-        # Copies: the run's buffers are donated to its steps.
-        placed = jax.device_put(
-            (params, self.model_state), (shardings.params, shardings.model_state)
-        )
-        params, model_state = jax.tree.map(jnp.copy, placed)
-        ema = None if state.ema is None else start_average(params, model_state)
-        return dataclasses.replace(state, params=params, model_state=model_state, ema=ema)
-
-    def _upcycled(
-        self, state: TrainState, experiment: Experiment, shardings: TrainState
-    ) -> dict[str, jax.Array]:
-        """These weights for a model with experts; its routers are fresh."""
-        found = moe_configs(experiment.model)
-        check(
-            len(found) == 1,
-            "init_from",
-            f"the model has {len(found)} kinds of experts; must be one to start from dense weights",
-        )
-        convert = jax.jit(
-            lambda dense, fresh: upcycle([dense], fresh, found[0]), out_shardings=shardings.params
-        )
-        try:
-            return convert(self.params, state.params)
-        except ValueError as error:
-            raise ConfigError("init_from", str(error)) from None
 
 
 def restore_weights(
@@ -167,34 +117,6 @@ def restore_encoders(
         (saved.params, saved.model_state),
     )
     return saved.experiment, saved.step, encoders
-
-
-def initial_weights(experiment: Experiment) -> SavedWeights:
-    """The weights of `init_from`.
-
-    Raises:
-      ConfigError: it has none; its pictures are scaled to other values than this run's; the config
-        asks for another tokenizer than that of the weights.
-    """
-    try:
-        saved = restore_weights(to_path(experiment.init_from, "init_from"))
-    except CheckpointError as error:
-        raise ConfigError("init_from", f"{experiment.init_from!r}: {error}") from None
-    asked = experiment.tokenizer
-    check(
-        asked in (TokenizerConfig(), saved.experiment.tokenizer),
-        "tokenizer",
-        f"{asked} is not that of the weights of init_from ({saved.experiment.tokenizer}), "
-        f"which this run uses; leave it out",
-    )
-    for field in ("mean", "std"):
-        theirs, mine = (getattr(e.preprocess, field) for e in (saved.experiment, experiment))
-        check(
-            theirs == mine,
-            f"preprocess.{field}",
-            f"{mine!r} is not what the weights of init_from were trained with; must be {theirs!r}",
-        )
-    return saved
 
 
 def seat_teachers(

@@ -24,7 +24,8 @@ FREE = (
     "checkpoint.*",
     "evals.*",
     "guard.stop_after",
-    "init_from",  # the run has begun
+    "fresh",  # the run has begun
+    "start",
     "log.*",
     "mesh.*",
     "plugins",
@@ -36,11 +37,11 @@ FREE = (
     "tokenizer.*",  # compared by what it does, not by how it was made
 )
 # Another model, whatever is accepted: the weights would mean something else.
-FIXED = ("model.*", "preprocess.*")
+FIXED = ("adapters.*", "model.*", "preprocess.*")
 _OLDER = (
     "holds a run of an earlier version, which drew records in another order and named a "
     "corpus where tasks name a source now, "
-    "so it cannot go on; choose another, and config.init_from=FOLDER to start from its weights"
+    "so it cannot go on; choose another, and config.start=FOLDER to start from its weights"
 )
 _OTHER = "choose another --workdir, or the old config"
 
@@ -60,7 +61,7 @@ def check_resumable(
     """
     if frame.get("weights_only"):
         problem = (
-            "holds converted weights, not a run; choose another, and config.init_from=FOLDER to "
+            "holds converted weights, not a run; choose another, and config.start=FOLDER to "
             "start from them"
         )
         raise ConfigError("--workdir", problem)
@@ -94,7 +95,7 @@ def _refusal(key: str, there: Any, here: Any, step: int) -> str:
         f"run could not go on "
         f"exactly; set it back, or resume.accept=({key!r},) to take the new value from this "
         f"step on, "
-        "or choose another --workdir (init_from=OLD starts there with these weights)"
+        "or choose another --workdir (start=OLD starts there with these weights)"
     )
 
 
@@ -124,7 +125,7 @@ def explain(error: OtherState, experiment: Experiment, frame: Mapping[str, Any])
     problem = (
         f"{there!r} in the checkpoint, {here!r} here, which changes what the state holds "
         f"({error}); it cannot be "
-        "accepted: set it back, or choose another --workdir (init_from=OLD starts there "
+        "accepted: set it back, or choose another --workdir (start=OLD starts there "
         "with these weights)"
     )
     return ConfigError(key, problem)

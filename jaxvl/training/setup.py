@@ -27,15 +27,16 @@ from jaxvl.training.checkpoint import (
     abstract_state,
 )
 from jaxvl.training.compile import compile_turns
-from jaxvl.training.describe import describe_program
+from jaxvl.training.describe import describe_adapters, describe_program
 from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.figures import Figures
 from jaxvl.training.inputs import open_sources, task_tokenizer
 from jaxvl.training.jobs import RunJobs
-from jaxvl.training.restore import SavedWeights, initial_weights, seat_teachers
+from jaxvl.training.restore import seat_teachers
 from jaxvl.training.resume import check_data, check_resumable, explain
 from jaxvl.training.run import Run
+from jaxvl.training.start import InitialWeights, initial_weights
 from jaxvl.training.state import TrainState, present_form, saved_form
 from jaxvl.training.tables import RunTables
 from jaxvl.training.teacher_models import make_teachers
@@ -59,7 +60,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
     sources = open_sources(experiment, writer.say, tables)
     jobs = RunJobs(experiment, tables, sources, writer)
     base = None
-    if experiment.init_from is not None and not checkpoints.steps:
+    if experiment.start and not checkpoints.steps:
         base = initial_weights(experiment)
     tokenizer = _tokenizer(experiment, sources, checkpoints, base)
     model = build_model(experiment, tokenizer)
@@ -67,6 +68,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
     unweighted = encoders.with_weights((model.params, model.rest))
     check_evaluators(experiment.evals, unweighted, experiment.checkpoint.best_metric)
     jobs.check(unweighted, checkpoints.steps[-1] if checkpoints.steps else 0)
+    describe_adapters(experiment, model, writer)
     teachers = make_teachers(experiment, model, tokenizer)
     fresh, shapes, shardings = fresh_state(experiment, model, mesh, teachers)
     abstract = abstract_state(shapes, shardings)
@@ -149,14 +151,14 @@ def _tokenizer(
     experiment: Experiment,
     sources: Mapping[str, Source],
     checkpoints: Checkpoints,
-    base: SavedWeights | None,
+    base: InitialWeights | None,
 ) -> Tokenizer:
-    """The run's tokenizer: that of the weights which it starts with, if there are any, else one of
+    """The run's tokenizer: that of the words which it starts with, if there are any, else one of
     its own."""
-    if experiment.init_from is None:
-        return task_tokenizer(experiment, sources)
-    if base is not None:
+    if base is not None and base.tokenizer is not None:
         return base.tokenizer
+    if base is not None or not experiment.start:
+        return task_tokenizer(experiment, sources)
     # A run that is resumed does not need the weights that it began with.
     return Tokenizer.from_json(checkpoints.frame()[1]["tokenizer"])
 

@@ -10,8 +10,8 @@
 
 A stage is the shared config with the stage's keys in it, group by group. A group that chooses
 another component by `name` takes the shared one's place, and None takes a group or an entry away.
-A stage starts with the weights of the one before; one that says what it starts with (`init_from`;
-None: fresh weights) starts with that. In any text, `{stages.NAME}` stands for the work folder of an
+A stage starts with the weights of the one before; one that says what it starts with (`start`;
+(): fresh weights) starts with that. In any text, `{stages.NAME}` stands for the work folder of an
 earlier stage. On the command line, `--config.stages.NAME.KEY=VALUE` is a key of a stage.
 
 Killed at any moment, the same command goes on where the run was, and every number comes out the
@@ -43,7 +43,7 @@ from jaxvl.training.figures import read_figures
 from jaxvl.training.resume import check_resumable
 from jaxvl.training.run import EvaluationError
 
-STARTS = ("init_from", "start")  # keys that say which weights a stage begins with
+STARTS = ("start", "init_from")  # keys that say what a stage begins with, the older one too
 OWN = ("name",)  # keys of a stage that are not of its experiment
 REFERENCE = re.compile(r"\{stages\.([^{}]*)\}")
 RECORD = "stages.json"
@@ -124,7 +124,7 @@ def build_stages(
         whole = dict(shared)
         if stages and not any(key in own for key in STARTS):
             whole = {key: value for key, value in shared.items() if key not in STARTS}
-            whole["init_from"] = str(stages[-1].workdir)
+            whole["start"] = str(stages[-1].workdir)
         elif stages:
             whole = {key: value for key, value in shared.items() if key not in STARTS}
         folders = {stage.name: str(stage.workdir) for stage in stages}

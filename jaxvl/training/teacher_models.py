@@ -90,4 +90,5 @@ def _of_workdir(
         "source",
         f"{workdir} reads {inputs.text_length} tokens; this run has {length}",
     )
-    return functional(other.model, inputs, jnp.dtype(experiment.dtype))
+    dtype = jnp.dtype(experiment.dtype)
+    return functional(other.model, inputs, dtype, adapters=other.adapters)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvl import paths
+from jaxvl.adapters.base import merge
 from jaxvl.config import loaded_plugins, to_dict
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.interop.bundle import Bundle
@@ -23,7 +24,7 @@ from jaxvl.training.restore import restore_weights
 
 
 def save_weights(bundle: Bundle, workdir: paths.Path) -> None:
-    """Writes a workdir that evaluation, captioning and `init_from` read: one checkpoint, of step 0,
+    """Writes a workdir that evaluation, captioning and `start` read: one checkpoint, of step 0,
     without an optimiser's state.
 
     Raises:
@@ -72,13 +73,15 @@ def load_weights(
       plugins: where files of the run's own lie now, see `config.plugins`.
 
     Raises:
-      ConfigError: a wrong step, or a plugin that is gone. CheckpointError: no readable checkpoint.
+      ConfigError: a wrong step, or a plugin that is gone; adapters that cannot be merged into the
+        model's own weights, as lora is. CheckpointError: no readable checkpoint.
     """
     saved = restore_weights(workdir, step, {} if plugins is None else {"plugins": plugins})
     tokenizer = saved.tokenizer
+    params = merge(saved.experiment.adapters, saved.params)
     arrays = {
         path: np.asarray(array)
-        for part in (saved.params, saved.model_state)
+        for part in (params, saved.model_state)
         for path, array in part.items()
     }
     inputs = saved.experiment.inputs(tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)

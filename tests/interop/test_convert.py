@@ -138,7 +138,7 @@ def test_a_workdir_encodes_and_a_run_starts_from_it(clip_folder, workdir, tmp_pa
         model=presets.saved(workdir),
         tasks=dict(pairs=dict(data=data, objectives=dict(clip=1.0))),
         steps=1,
-        init_from=str(workdir),
+        start=str(workdir),
         preprocess=json.loads((workdir / "config.json").read_text())["preprocess"],
         optim=dict(lr=1e-30, warmup=0, ema=0.5),
         log=dict(tensorboard=False, report=False),
@@ -155,7 +155,7 @@ def test_a_workdir_encodes_and_a_run_starts_from_it(clip_folder, workdir, tmp_pa
 
     with pytest.raises(
         ConfigError,
-        match="init_from: image/encoder/patches/kernel is .12, 12, 3, 32.* with its image_size",
+        match=r"start\[0\]: image/encoder/patches/kernel is .12, 12, 3, 32.* with its image_size",
     ):
         node["model"]["image"]["variant"] = "B/12"
         train.train(resolve(Experiment, ConfigDict(node)), tmp_path / "other")
@@ -164,7 +164,7 @@ def test_a_workdir_encodes_and_a_run_starts_from_it(clip_folder, workdir, tmp_pa
             resolve(Experiment, ConfigDict({**node, "preprocess": dict(image_size=SIDE)})),
             tmp_path / "other",
         )
-    with pytest.raises(ConfigError, match="--workdir: holds converted weights.*init_from"):
+    with pytest.raises(ConfigError, match="--workdir: holds converted weights.*config.start"):
         node["model"]["image"]["variant"] = "B/8"
         train.train(resolve(Experiment, ConfigDict(node)), workdir)
 
@@ -299,9 +299,10 @@ def test_wrong_options_and_targets(argv, status, message, workdir, tmp_path):
 
 def test_a_difference_in_check_is_exit_status_1(clip_folder, tmp_path, monkeypatch):
     from jaxvl import convert
+    from jaxvl.interop import hf
 
     monkeypatch.setattr(convert, "save", lambda bundle, target: spoil(bundle, target))
-    save = convert.hf.save
+    save = hf.save
 
     def spoil(bundle, target):
         save(bundle, target[1])

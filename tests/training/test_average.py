@@ -13,12 +13,14 @@ import tiny
 from jaxvl.sharding.mesh import make_mesh
 from jaxvl.training.build import build_model, fresh_state
 from jaxvl.training.checkpoint import Checkpoints
+from jaxvl.training.experiment import StartConfig
 from jaxvl.training.forward import Forward
 from jaxvl.training.guard import GuardConfig
 from jaxvl.training.inputs import open_sources, task_tokenizer
 from jaxvl.training.optim import OptimConfig, optimiser
 from jaxvl.training.restore import restore_weights
 from jaxvl.training.run import Run
+from jaxvl.training.start import initial_weights
 from jaxvl.training.state import GuardState, TrainState, start_average
 from jaxvl.training.step import Part, Update, make_step
 
@@ -150,6 +152,7 @@ def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
         np.testing.assert_allclose(saved.params[path], value + 1, err_msg=path)
     # A run that starts from these weights averages both from there on.
     with jax.set_mesh(mesh):
-        begun = saved.put_into(state, experiment, model, shardings)
+        ours = dataclasses.replace(experiment, start=(StartConfig(str(tmp_path)),))
+        begun = initial_weights(ours).put_into(state, ours, model, shardings)
     for path, value in {**saved.params, **saved.model_state}.items():
         np.testing.assert_array_equal(begun.ema[path], value, err_msg=path)

@@ -16,8 +16,8 @@ from jaxvl.evals.result import EvalResult
 from jaxvl.evals.zero_shot import ZeroShot
 from jaxvl.training.checkpoint import CheckpointConfig, Checkpoints
 from jaxvl.training.figures import Figures
-from jaxvl.training.restore import initial_weights
 from jaxvl.training.run import EvaluationError
+from jaxvl.training.start import initial_weights
 
 pytestmark = pytest.mark.usefixtures("programs_kept", "one_device")
 EVALS = dict(style=dict(name="zero_shot", source=tiny.TEST, every=2, gallery=0))
@@ -233,7 +233,7 @@ def test_an_accepted_change_of_what_the_state_holds_is_one_line(copy, optim):
     before = sorted(copy.rglob("*"))
     (key,) = optim
     with pytest.raises(
-        ConfigError, match=rf"^optim\.{key}: .* which changes what the state holds .*init_from"
+        ConfigError, match=rf"^optim\.{key}: .* which changes what the state holds .*start=OLD"
     ):
         train(
             copy,
@@ -427,10 +427,10 @@ def test_a_cut_line_of_metrics_costs_no_line_of_the_resume(finished, copy):
 
 
 def test_weights_with_another_tokenizer_are_refused(finished):
-    changed = dict(init_from=str(finished), tokenizer=dict(vocab_size=80))
+    changed = dict(start=str(finished), tokenizer=dict(vocab_size=80))
     with pytest.raises(
         ConfigError,
-        match=r"^tokenizer: .*vocab_size=80.* is not that of the weights of init_from .*vocab_size=64",
+        match=r"^tokenizer: .*vocab_size=80.* is not that of the weights of start .*vocab_size=64",
     ):
         initial_weights(tiny.experiment(**changed))
-    assert initial_weights(tiny.experiment(init_from=str(finished))).tokenizer.vocab_size <= 64
+    assert initial_weights(tiny.experiment(start=str(finished))).tokenizer.vocab_size <= 64

@@ -14,8 +14,9 @@ from jaxvl import train as train_command
 from jaxvl.config import ConfigError
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.older import OlderRunWarning, is_older, present_config, weights_config
-from jaxvl.training.restore import initial_weights, restore_weights
+from jaxvl.training.restore import restore_weights
 from jaxvl.training.resume import changes
+from jaxvl.training.start import initial_weights
 
 pytestmark = pytest.mark.usefixtures("programs_kept", "one_device")
 # As the version before wrote them.
@@ -83,7 +84,11 @@ def test_its_weights_are_read_with_one_sentence(trained, older):
 def test_a_run_starts_from_it(trained, older):
     with pytest.warns(OlderRunWarning, match=LEFT_OUT):
         got = initial_weights(tiny.experiment(init_from=str(older)))
-    jax.tree.map(np.testing.assert_array_equal, got.params, restore_weights(trained).params)
+    want = restore_weights(trained)
+    [rule] = got.rules
+    jax.tree.map(
+        np.testing.assert_array_equal, rule.sources[0].arrays, {**want.params, **want.rest}
+    )
 
 
 def test_it_is_converted(trained, older, tmp_path):
@@ -101,7 +106,7 @@ def test_it_cannot_go_on(older):
     accept = dict(accept=("tasks.pairs.data",))
     with pytest.raises(
         ConfigError,
-        match=r"^--workdir: holds a run of an earlier version, .*; choose another, and config\.init_from=FOLDER",
+        match=r"^--workdir: holds a run of an earlier version, .*; choose another, and config\.start=FOLDER",
     ):
         train_command.train(tiny.experiment(steps=4, resume=accept), older)
     assert sorted(older.rglob("*")) == before

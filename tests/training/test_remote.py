@@ -25,7 +25,7 @@ from jaxvl.evals.report import read_metrics
 from jaxvl.training.checkpoint import CheckpointConfig, Checkpoints
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.growing import GrowingFiles
-from jaxvl.training.restore import initial_weights
+from jaxvl.training.start import initial_weights
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 STEPS = 20
@@ -335,7 +335,8 @@ def test_weights_of_a_run_there_start_another(bucket):
     train_command.train(
         tiny.experiment(steps=2, optim=dict(lr=1e-3, warmup=0)), paths.as_path(workdir)
     )
-    taken = initial_weights(tiny.experiment(init_from=workdir)).params
+    [rule] = initial_weights(tiny.experiment(start=workdir)).rules
+    taken = rule.sources[0].arrays
     saved = tiny.saved_state(workdir, 2)["params"]
     assert sorted(taken) == sorted(saved) and taken
     for path, array in saved.items():

@@ -313,7 +313,7 @@ def test_a_run_with_experts_starts_from_dense_weights(tmp_path):
     train.train(tiny.experiment(steps=2, checkpoint=dict(every=2), **quiet), tmp_path / "dense")
     dense = restore_weights(tmp_path / "dense")
     (tmp_path / "sparse").mkdir()
-    sparse = tiny.experiment(model=with_experts(), init_from=str(tmp_path / "dense"), **quiet)
+    sparse = tiny.experiment(model=with_experts(), start=str(tmp_path / "dense"), **quiet)
     with (
         Writer(tmp_path / "sparse", 6, tensorboard=False) as writer,
         jax.set_mesh(mesh := make_mesh(sparse.mesh)),
@@ -331,20 +331,20 @@ def test_a_run_with_experts_starts_from_dense_weights(tmp_path):
             np.testing.assert_allclose(averaged, want, atol=1e-5)
         run.close()
     train.train(
-        tiny.experiment(steps=2, model=with_experts(), init_from=str(tmp_path / "dense"), **quiet),
+        tiny.experiment(steps=2, model=with_experts(), start=str(tmp_path / "dense"), **quiet),
         tmp_path / "run",
     )
     for changed, message in (
         (
             dict(bias=False),
-            r"init_from: upcycle: .*of the source without a place: \[.*mlp/down/bias",
+            r"start\[0\]: upcycle: .*of the source without a place: \[.*mlp/down/bias",
         ),
-        (dict(hidden=5), r"init_from: upcycle: .*of another shape: \[.*up/kernel"),
+        (dict(hidden=5), r"start\[0\]: upcycle: .*of another shape: \[.*up/kernel"),
     ):
         with pytest.raises(ConfigError, match=message):
             train.train(
                 tiny.experiment(
-                    model=with_experts(**changed), init_from=str(tmp_path / "dense"), **quiet
+                    model=with_experts(**changed), start=str(tmp_path / "dense"), **quiet
                 ),
                 tmp_path / "other",
             )

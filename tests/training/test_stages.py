@@ -1,5 +1,6 @@
 """Runs of several stages: their configs, kills at every place, the tables between them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -113,7 +114,7 @@ def test_each_stage_leaves_what_a_run_leaves(finished):
     for name in ("one", "two"):
         assert (finished / name / "metrics.jsonl").is_file()
     config = json.loads((finished / "two" / "config.json").read_text())
-    assert config["init_from"] == str(finished / "one")
+    assert [rule["source"] for rule in config["start"]] == [str(finished / "one")]
     table = read_table(finished / "one/tables/clusters")
     labels = table.array("cluster")
     assert isinstance(labels, np.memmap) and set(labels) == {0, 1, 2}
@@ -184,7 +185,7 @@ def test_another_clustering_is_noticed_by_the_stage_that_reads_it(finished, tmp_
 def with_tables(experiment, folder):
     node = tiny.config(
         steps=4,
-        init_from=experiment.init_from,
+        start=[dataclasses.asdict(rule) for rule in experiment.start],
         checkpoint=dict(every=2),
         tasks=dict(pairs=tiny.task(**{**PER_CLUSTER, "tables": dict(clusters=folder)})),
     )
@@ -271,13 +272,13 @@ def test_references_to_earlier_stages():
 
 
 def test_what_a_stage_starts_with(tmp_path):
-    stages = dict(one={}, two={}, three=dict(init_from=None), four=dict(init_from="{stages.one}"))
-    found = build_stages(dict(SHARED, init_from="runs/before"), stages, tmp_path)
-    assert [stage.experiment.init_from for stage in found] == [
-        "runs/before",
-        str(tmp_path / "one"),
-        None,
-        str(tmp_path / "one"),
+    stages = dict(one={}, two={}, three=dict(start=()), four=dict(start="{stages.one}"))
+    found = build_stages(dict(SHARED, start="runs/before"), stages, tmp_path)
+    assert [[rule.source for rule in stage.experiment.start] for stage in found] == [
+        ["runs/before"],
+        [str(tmp_path / "one")],
+        [],
+        [str(tmp_path / "one")],
     ]
 
 

@@ -181,7 +181,7 @@ def test_a_run_starts_from_another_is_taught_by_it_and_resumes(tmp_path):
         dict(self_critical=dict(grammar=0.5)),
         teacher=str(tmp_path / "first"),
         checkpoint=dict(every=2),
-        init_from=str(tmp_path / "first"),
+        start=str(tmp_path / "first"),
         optim=dict(lr=1e-3, warmup=0),
     )
     train_command.train(second(steps=4, **quiet), tmp_path / "whole")
@@ -194,21 +194,21 @@ def test_a_run_starts_from_another_is_taught_by_it_and_resumes(tmp_path):
     # Of another model, or without a teacher that fits.
     with pytest.raises(
         ConfigError,
-        match=r"init_from: caption_pooler/query is \(3, 16\) in this run's model and \(2, 16\)",
+        match=r"start\[0\]: caption_pooler/query is \(3, 16\) in this run's model and \(2, 16\)",
     ):
         train_command.train(
             second(steps=4, model={**MODEL, "queries": 3}, **quiet), tmp_path / "other"
         )
-    with pytest.raises(ConfigError, match=r"init_from: .*no readable checkpoint"):
+    with pytest.raises(ConfigError, match=r"start\[0\]\.source: .*no readable checkpoint"):
         train_command.train(
-            config(dict(clip=1.0), init_from=str(tmp_path / "nothing"), **quiet), tmp_path / "other"
+            config(dict(clip=1.0), start=str(tmp_path / "nothing"), **quiet), tmp_path / "other"
         )
     with pytest.raises(
         ConfigError,
         match=r"teachers\.reward\.source: the tokenizer of .*first is not that of this run",
     ):
         train_command.train(
-            second(steps=4, init_from=None, tokenizer=dict(vocab_size=40), **quiet),
+            second(steps=4, start=(), tokenizer=dict(vocab_size=40), **quiet),
             tmp_path / "other",
         )
 
