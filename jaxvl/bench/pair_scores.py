@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
     parser.add_argument("--score", type=names(SCORES), default=list(SCORES))
     parser.add_argument("--reduce", type=names(REDUCTIONS), default=["softmax"])
-    parser.add_argument("--batch", type=numbers, default=[512, 2048])
+    parser.add_argument("--batch", type=numbers, default=[256, 1024])
     parser.add_argument("--block", type=numbers, help="sizes of blocks to try")
     parser.add_argument("--width", type=int, default=256, help="D")
     parser.add_argument("--rounds", type=int, default=5)
