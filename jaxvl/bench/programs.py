@@ -7,9 +7,10 @@
 on generated data and at a batch of 64: for one device, and for eight simulated ones (parameters
 sharded over four, the batch over all).
 
-Of each program: FLOP and bytes accessed by XLA's cost analysis, bytes of temporaries, arguments and results by its memory analysis, and the number of HLO
-instructions after optimisation. All of these are decided before machine code is made, so LLVM's
-costly passes are left out; the figures repeat exactly with one version of jax.
+Of each program: FLOP and bytes accessed by XLA's cost analysis, bytes of temporaries, arguments and
+results by its memory analysis, and the number of HLO instructions after optimisation. All of these
+are decided before machine code is made, so LLVM's costly passes are left out; the figures repeat
+exactly with one version of jax.
 """
 
 from __future__ import annotations
