@@ -20,9 +20,11 @@ in `figures`:
      "command": "launch/local.sh configs/albef_shapes.py"
     }
 
-`values` and `baseline` have one value for each seed, in their order; a comparison needs three. A figure
-without a comparison, such as a gap to a reference, has no `baseline`. `arxiv` is empty for a paper that is not
-there. `--example` shows as a diff what one method of the carry test adds: NAME.py and
+`values` and `baseline` have one value for each seed, in their order; a comparison needs three. A
+figure without a comparison, such as a gap to a reference, has no `baseline`. `arxiv` is empty for a
+paper that is not there.
+
+`--example` shows as a diff what one method of the carry test adds: NAME.py and
 configs/NAME.py beside it.
 
 Raises ConfigError for an entry that is not of this form, or names a file that is not there.

@@ -1,5 +1,5 @@
-"""open_clip's side of `step_by_step.py`: a small model, its loss, its optimiser and its schedule, in
-torch."""
+"""open_clip's side of `step_by_step.py`, in torch: a small model, its loss, its optimiser and its
+schedule."""
 
 from __future__ import annotations
 
@@ -172,8 +172,8 @@ def write_peer(folder: pathlib.Path, system: System, sizes: Sizes) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How open_clip's side trains. The defaults are its own rules for ViT; others are to show that a
-    comparison sees them.
+    """How open_clip's side trains. The defaults are its own rules for ViT; others are to show that
+    a comparison sees them.
 
     Attributes:
       double: in float64.

@@ -1,14 +1,16 @@
-"""What the compiled steps of the three core systems cost, and whether a change has made them dearer.
+"""What the compiled steps of the three core systems cost, and whether a change makes them dearer.
 
     python -m jaxvl.bench.programs --json=before.json
     python -m jaxvl.bench.programs --against=before.json       # exit status 1 beyond 1 %
 
-`setup` compiles the steps of ALIGN, CoCa and IMP as their demos have them, but with fewer layers, on
-generated data and at a batch of 64: for one device, and for eight simulated ones (parameters sharded
-over four, the batch over all). Of each program: FLOP and bytes accessed by XLA's cost analysis,
-bytes of temporaries, arguments and results by its memory analysis, and the number of HLO
-instructions after optimisation. All of these are decided before machine code is made, so LLVM's
-costly passes are left out; the figures repeat exactly with one version of jax.
+`setup` compiles the steps of ALIGN, CoCa and IMP as their demos have them, but with fewer layers,
+on generated data and at a batch of 64: for one device, and for eight simulated ones (parameters
+sharded over four, the batch over all).
+
+Of each program: FLOP and bytes accessed by XLA's cost analysis, bytes of temporaries, arguments and
+results by its memory analysis, and the number of HLO instructions after optimisation. All of these
+are decided before machine code is made, so LLVM's costly passes are left out; the figures repeat
+exactly with one version of jax.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training beside open_clip, step by step: how far the losses of the two part.
 
     python -m jaxvl.bench.step_by_step                     # CLIP, SigLIP and CoCa, 300 steps each
-    python -m jaxvl.bench.step_by_step --systems clip --mutants     # what a wrong rule would look like
+    python -m jaxvl.bench.step_by_step --systems clip --mutants     # what a wrong rule looks like
 
 open_clip builds a small model with random weights: ViT 4 x 96, text 2 x 96. `interop.open_clip`
 converts them, and both libraries train from there on the same batches, which jaxvl's loader reads
