@@ -12,9 +12,10 @@ further batch entries that go through an encoder (`image_2`), and outputs of oth
 (`projector/image`). It runs inside the model's call, so tokens never leave a microbatch.
 
 Outputs are named after the label: `clean`; or, with several of them, `projector/image` and
-`projector/image_2`; those of class heads `logits/identity`, as every class head's. Objectives and evaluators read them like the model's own. Parameters lie under
-`heads/LABEL/…`, where `optim.freeze` and `optim.lr_scale` find them. Every parameter names its
-logical axes, so heads shard like the rest.
+`projector/image_2`; those of class heads `logits/identity`, as every class head's. Objectives
+and evaluators read them like the model's own. Parameters lie under `heads/LABEL/…`, where
+`optim.freeze` and `optim.lr_scale` find them. Every parameter names its logical axes, so heads
+shard like the rest.
 
 A head of your own is a registered frozen dataclass and a module:
 
