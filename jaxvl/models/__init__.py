@@ -2,9 +2,9 @@
 
 A model's configuration (`MODELS`) extends `base.ModelConfig`, its module `base.Model`: it maps
 `dict(image=[B, S, S, C], text=[B, T])` to named outputs, and encodes each input alone. An encoder's
-configuration (`IMAGE_ENCODERS`, `TEXT_ENCODERS`) extends `base.EncoderConfig`; any encoder goes with
-any two-tower model. `heads` are parameters that a config adds to a model. `models.functional` turns
-a configuration into pure functions.
+configuration (`IMAGE_ENCODERS`, `TEXT_ENCODERS`) extends `base.EncoderConfig`; any encoder goes
+with any two-tower model. `heads` are parameters that a config adds to a model. `models.functional`
+turns a configuration into pure functions.
 """
 
 from jaxvl.config import Registry

@@ -1,5 +1,5 @@
-"""Heads that a config adds: values and slopes against float64, what they are named, meshes, parts of a
-batch, clear errors."""
+"""Heads that a config adds: values and slopes against float64, what they are named, meshes, parts
+of a batch, clear errors."""
 
 import dataclasses
 import functools

@@ -1,5 +1,5 @@
-"""What every registered model promises, whoever wrote it: `encode` gives what its call is made of, and it
-can do what it declares."""
+"""What every registered model promises, whoever wrote it: `encode` gives what its call is made of,
+and it can do what it declares."""
 
 import functools
 import hashlib

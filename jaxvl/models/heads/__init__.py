@@ -11,10 +11,11 @@ A head reads encoded inputs of the model: its own inputs (`image`, `text`), its 
 further batch entries that go through an encoder (`image_2`), and outputs of other heads
 (`projector/image`). It runs inside the model's call, so tokens never leave a microbatch.
 
-Outputs are named after the label: `identity`; or, with several of them, `projector/image` and
-`projector/image_2`. Objectives and evaluators read them like the model's own. Parameters lie under
-`heads/LABEL/…`, where `optim.freeze` and `optim.lr_scale` find them. Every parameter names its
-logical axes, so heads shard like the rest.
+Outputs are named after the label: `clean`; or, with several of them, `projector/image` and
+`projector/image_2`; those of class heads `logits/identity`, as every class head's. Objectives
+and evaluators read them like the model's own. Parameters lie under `heads/LABEL/…`, where
+`optim.freeze` and `optim.lr_scale` find them. Every parameter names its logical axes, so heads
+shard like the rest.
 
 A head of your own is a registered frozen dataclass and a module:
 
@@ -43,8 +44,8 @@ is one name, else the input's name without the label of the head that it is of.
 
 Rows are independent of each other: a step may run the model on parts of the batch (microbatches)
 and gives the same result. A head whose rows are not, such as one with batch normalisation, says so
-in its docstring; it then sees the rows of one part. Arrays [B, …] pass as rows, scalars [] must be
-the same in every part; so a parameter that an objective reads is repeated for each row.
+in its docstring; it then sees the rows of one part. Arrays [B, …] pass as rows, scalars [] must
+be the same in every part; so a parameter that an objective reads is repeated for each row.
 """
 
 from jaxvl.config import Registry

@@ -1,5 +1,5 @@
-"""Class heads, with an additive angular margin where one is wanted (ArcFace, Deng et al. 2018, arXiv
-1801.07698)."""
+"""Class heads, with an additive angular margin where one is wanted (ArcFace, Deng et al. 2018,
+arXiv 1801.07698)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jaxvl.nn.norms import l2_normalize
 @HEADS.register("classifier")
 @dataclasses.dataclass(frozen=True)
 class ClassifierConfig(HeadConfig):
-    """Logits of classes: `logits/LABEL`, which the objective `classification` reads as `head=LABEL`.
+    """Logits of classes: `logits/LABEL`, which `classification` reads with `head=LABEL`.
 
     Without a margin a linear map. With `margin` m (equation 3 of ArcFace) the logits are, in
     training, s cos(t_k + m [k = y]) with t_k the angle between the pooled vector and class k's, y

@@ -23,8 +23,8 @@ from jaxvl.nn.norms import l2_normalize
 class PrototypesConfig(HeadConfig):
     """Cosines of each pooled vector with K learned prototypes; several inputs share them.
 
-    Prototypes lie as rows [K, D], sharded over both axes (`prototypes`, `embed`). They are scaled to
-    length 1 where they are read, as SwAV does with its parameters before every step.
+    Prototypes lie as rows [K, D], sharded over both axes (`prototypes`, `embed`). They are scaled
+    to length 1 where they are read, as SwAV does with its parameters before every step.
 
     Attributes:
       count: K (the paper: 3000).
