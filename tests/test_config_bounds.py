@@ -50,6 +50,12 @@ TASK = tiny.config().tasks.pairs.to_dict()
 SPLIT = dict(source=tiny.TEST)
 # What dataclasses need to have, by name of the class or of the component.
 NEEDED = {
+    "lora": dict(paths="query$"),
+    "gated_experts": dict(paths="query$"),
+    "bottleneck": dict(paths="query$"),
+    "prompts": dict(paths="query$"),
+    "prefix": dict(paths="query$"),
+    "StartConfig": dict(source="runs/a"),
     "Experiment": tiny.config().to_dict(),
     "TaskConfig": TASK,
     "DataConfig": TASK["data"],

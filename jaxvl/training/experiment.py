@@ -102,7 +102,7 @@ class StartConfig:
       cut, put: prefix that the taken paths lose, and the one that they get instead.
     """
 
-    source: PathText | tuple[PathText, ...]
+    source: str | tuple[PathText, ...]
     take: str = ""
     cut: str = ""
     put: str = ""
