@@ -1,7 +1,6 @@
 """M3CoL: the released equations in float64, its two phases, and shared attributes."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from objective_checks import (

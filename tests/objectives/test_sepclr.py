@@ -94,8 +94,8 @@ def learner(objective):
     def loss(params, key, data):
         pictures, target = data
         views = []
-        for key in jax.random.split(key):
-            noise = 0.3 * jax.random.normal(key, pictures.shape)
+        for own in jax.random.split(key):
+            noise = 0.3 * jax.random.normal(own, pictures.shape)
             views.append(embed(params, pictures + noise))
         outputs = views[0] | {f"{name}_2": x for name, x in views[1].items()}
         return objective(outputs, {"target": target}, {}, None)[0].value
