@@ -1,5 +1,6 @@
-"""Measure a checkpoint on standard benchmarks: `python -m jaxvl.benchmark --workdir=runs/clip
---root=/data/benchmarks`.
+"""Measure a checkpoint on standard benchmarks.
+
+    python -m jaxvl.benchmark --workdir=runs/clip --root=/data/benchmarks
 
 Looks through a local folder for benchmarks in the layouts that they are published in
 (`jaxvl/evals/benchmarks`), and measures the newest checkpoint of a run, or weights of

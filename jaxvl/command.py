@@ -1,5 +1,4 @@
-"""What all commands do alike: the text of `--help`, one line for what the user can mend, the exit
-status.
+"""What all commands share: `--help`, one line for errors of the user, the exit status.
 
 A command is a module whose docstring is that text, and that ends:
 

@@ -1,5 +1,6 @@
-"""Take weights from one library to another: `python -m jaxvl.convert --from=hf:PATH
---to=jaxvl:runs/clip --check`.
+"""Take weights from one library to another.
+
+    python -m jaxvl.convert --from=hf:PATH --to=jaxvl:runs/clip --check
 
 PLACES, for --from and --to
   hf:FOLDER               Hugging Face transformers: CLIPModel, SiglipModel, Siglip2Model (of one

@@ -1,5 +1,4 @@
-"""Paths of work folders, configs and data: a local folder, or an object store such as `s3://` and
-`gs://`.
+"""Paths of work folders, configs and data: local, or in an object store such as `s3://`.
 
 A text becomes a path by `as_path`: a local one is a `pathlib.Path`, a remote one an `epath.Path`
 over fsspec. What is read and written as a whole goes through the functions here. An object store

@@ -1,5 +1,6 @@
-"""Say what a run would need before anyone pays for it: `python -m jaxvl.plan
---config=configs/align.py:variant=b7 --topology=v5e:16x16`.
+"""Say what a run would need before anyone pays for it.
+
+    python -m jaxvl.plan --config=configs/align.py:variant=b7 --topology=v5e:16x16
 
 Compiles the step of every task for devices that are not here and prints, from the compiler, bytes
 per device, collectives, FLOP and the least time of a step; and which mesh axes shard which
@@ -9,6 +10,7 @@ Options:
   --config=FILE[:ARG]     as for jaxvl.train, with its `--config.KEY=VALUE`
   --topology=NAME:SIZE    v4:2x2x1, v5e:4x4, v5p:4x4x4, v6e:16x16 (pip install "jaxvl[tpu]");
                           h200:1x1x8 ("jaxvl[gpu]")
+  --stage=NAME            which, of a config with stages
   --json=FILE             the figures as JSON
 
 Exit status: 0 it fits, 1 the compiler refused it (out of memory, say), 2 wrong config.
@@ -40,6 +42,7 @@ from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import compile_turns
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment, parse_command
+from jaxvl.training.stages import one_of
 from jaxvl.training.teacher_models import make_teachers
 
 GIB = 2**30
@@ -165,14 +168,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str], console: Console) -> int:
-    command = parse_command(argv, {"topology": None, "json": None})
+    command = parse_command(argv, {"topology": None, "json": None, "stage": None})
     for needed, given in (
         ("--config", command.config),
         ("--topology", command.options.get("topology")),
     ):
         check(bool(given), needed, "is required; see python -m jaxvl.plan --help")
     try:
-        figures = plan(command.experiment(), command.options["topology"])
+        figures = plan(one_of(command, command.options.get("stage")), command.options["topology"])
     except jax.errors.JaxRuntimeError as error:
         tell(console, "does not compile", error)
         return FAILED

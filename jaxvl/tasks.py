@@ -237,8 +237,8 @@ class Task:
         """
         prepare = functools.partial(self.prepare, key=key)
         inputs = prepare(rows)
-        for hook in self.hooks.values():
-            inputs = hook.inputs(inputs, rows, prepare)
+        for label, hook in self.hooks.items():
+            inputs = hook.inputs(label, inputs, rows, prepare)
         return inputs
 
     def per_row(

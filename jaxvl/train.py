@@ -3,7 +3,8 @@
 
 Options:
   --config=FILE[:ARG]     the config file and its argument string; `--config.KEY=VALUE` overrides one of its values
-  --workdir=FOLDER        checkpoints, metrics and the report; a run found there is resumed
+  --workdir=FOLDER        checkpoints, metrics and the report; a run found there is resumed. Of a
+                          config with stages each has a folder in it (training/stages.py)
   --profile=FIRST:LAST    a trace of these steps into WORKDIR/profile, for xprof: --profile=10:12
   --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
 
@@ -37,6 +38,7 @@ from jaxvl.training.meter import ALL, Meter, Speed
 from jaxvl.training.profile import Profile
 from jaxvl.training.run import EvaluationError, Run
 from jaxvl.training.setup import finished_figures, setup
+from jaxvl.training.stages import stages_of, train_stages
 from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
 
@@ -46,11 +48,14 @@ def train(
     workdir: paths.Path,
     console: Console | None = None,
     profile: str | None = None,
+    stop: hosts.StopSignal | None = None,
 ) -> dict[str, float]:
     """Runs or resumes a training run; returns the last evaluation figures, `EVALUATOR/METRIC` ->
     value.
 
-    `profile`: steps to trace, `FIRST:LAST`; see `Profile`.
+    Args:
+      profile: steps to trace, `FIRST:LAST`; see `Profile`.
+      stop: has a name afterwards, where a signal has ended the run early; None: one of its own.
 
     Raises:
       ConfigError: before anything is compiled.
@@ -61,7 +66,7 @@ def train(
     """
     clock = Clock()
     paths.make_folder(workdir)
-    stop = hosts.StopSignal()
+    stop = stop or hosts.StopSignal()
     mesh = make_mesh(experiment.mesh)
     log = experiment.log
     writer = Writer(
@@ -105,6 +110,8 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
     evaluate(
         run, state, run.start, meter
     )  # what was due at the step of the checkpoint, if the run ended before it was done
+    if run.start == run.total:
+        work(run, state, run.start, meter)
     for step in range(run.start, run.total):
         done = step + 1
         turn = run.schedule(
@@ -142,6 +149,7 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
             )
             break
         evaluate(run, state, done, meter)
+        work(run, state, done, meter)
     for record in meter.flush():
         run.writer.record(record.step, "train", record.task, record.scalars)
         guard(run, state, record)
@@ -220,6 +228,20 @@ def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
         run.keep_gallery(step, name, result.gallery)
 
 
+def work(run: Run, state: TrainState, step: int, meter: Meter) -> None:
+    """Runs the jobs that are due with the weights of `step`, and lets the tasks that read their
+    tables go on with the new ones. A fault in one ends the run, which is saved."""
+    if not run.jobs.due(step):
+        return
+    with meter.away("checkpoint"):
+        run.checkpoints.settle()
+    with meter.away("evaluation"):
+        run.jobs.run(step, run.encoders(state), min(run.checkpoints.steps, default=step))
+        if step < run.total:
+            for task, source in run.jobs.renewed(step).items():
+                run.feeds[task].reopen(source)
+
+
 def main(argv: Sequence[str]) -> int:
     return run_command(_run, argv, (TrainingDiverged, CheckpointError, DataError, paths.PathError))
 
@@ -232,13 +254,14 @@ def _run(argv: Sequence[str], console: Console) -> int:
     ):
         check(bool(given), needed, "is required; see python -m jaxvl.train --help")
     hosts.initialise(command.options)
-    experiment = command.experiment()
     workdir = to_path(command.options["workdir"], "--workdir")
-    shown = finished_figures(experiment, workdir)
+    stages = stages_of(command, workdir)
+    shown = finished_figures(stages[-1].experiment, stages[-1].workdir)
     show(shown)  # at once; what follows makes sure that the last checkpoint can be read
     status = 0
     try:
-        latest = train(experiment, workdir, console, command.options.get("profile"))
+        profile = command.options.get("profile")
+        latest = train_stages(stages, train, workdir, console, profile)
     except EvaluationError as error:
         tell(console, "evaluators failed", error)
         latest = error.latest

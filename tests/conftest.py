@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import shutil
 import tempfile
 
 # Corpora and vocabularies that tests make go to a folder of their own, kept between runs.
@@ -35,16 +36,33 @@ os.environ.setdefault(
     "NPROC", "32"
 )  # on few cores the CPU collectives' thread pool would otherwise starve and abort
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads a model
-# Programs that several tests, processes of tests or runs of the suite compile are compiled once. A
-# damaged file is compiled again.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT / "programs"))
-os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Long compilations of several tests, processes of tests or runs of the suite are done once. A damaged
+# file is compiled again. Short ones are not kept: writing one takes as long as making it. Jax has no
+# limit of size to keep: it would look at every file before it writes one, a tenth of the suite's
+# time.
+PROGRAMS = pathlib.Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT / "programs")))
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+# No test reads from which line an operation came.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import jax
 import pytest
+from jax._src.interpreters import partial_eval
 
 jax.config.update("jax_threefry_partitionable", True)
+# A traced array is asked for its sharding at every random number that flax draws, and answers with
+# the story of its origin, which nobody reads: 5 % of the suite's time.
+if hasattr(partial_eval.DynamicJaxprTracer, "_origin_msg"):
+    partial_eval.DynamicJaxprTracer._origin_msg = lambda self: ""
+
+
+def pytest_configure(config):
+    """Programs of earlier runs are removed where they have become many."""
+    worker = "PYTEST_XDIST_WORKER" in os.environ
+    files = [] if worker or not PROGRAMS.is_dir() else list(PROGRAMS.iterdir())
+    if sum(file.stat().st_size for file in files) > 2 * 2**30:
+        shutil.rmtree(PROGRAMS)
 
 
 def pytest_collection_finish():

@@ -43,7 +43,7 @@ CAPTIONER = dict(
     optim=dict(lr=1e-3, warmup=1),
     mesh=dict(data=-1),
     checkpoint=dict(every=4),
-    log=dict(every=2, tensorboard=False),
+    log=dict(every=2, tensorboard=False, report=False),
     evals=dict(
         written=dict(name="captioning", references="name/en", **EVAL),
         found=dict(name="retrieval", text="name/en", **EVAL),
@@ -106,7 +106,7 @@ PERCEIVER = dict(
     optim=dict(lr=1e-3, warmup=1),
     mesh=dict(data=-1),
     checkpoint=dict(every=6),
-    log=dict(every=2, tensorboard=False),
+    log=dict(every=2, tensorboard=False, report=False),
     evals=dict(
         heard=dict(
             name="cross_modal_retrieval",
@@ -139,7 +139,7 @@ def get_config(arg=""):
         ),
         preprocess=dict(image_size=16), tokenizer=dict(vocab_size=64), tasks=dict(pairs=dict(data=data, objectives=dict(clip=1.0))),
         steps=arg.steps, optim=dict(lr=1e-3, warmup=1), mesh=dict(data=-1), evals=own_evals(arg.val, "", 4),
-        checkpoint=dict(every=arg.steps), log=dict(every=2, tensorboard=False),
+        checkpoint=dict(every=arg.steps), log=dict(every=2, tensorboard=False, report=False),
     ))
 """
 EXAMPLES = dict(

@@ -22,6 +22,7 @@ ARGUMENTS = {
     "align_emoji.py": ["", "long", "split=b"],
     "align.py": ["", "variant=b7"],
     "clip.py": ["", "variant=L/14", "variant=S/16"],
+    "coca_distance.py": ["", "run=text_class+pooler+queries_1", "run=coca+captions_2"],
     "coca_emoji.py": ["", "loss=caption"],
     "coca_scst_emoji.py": ["", "grammar=0.0"],
     "imp.py": ["", "variant=large,fsdp=4,expert=4"],

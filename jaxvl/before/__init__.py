@@ -90,13 +90,16 @@ class Before:
         del batch, key
         return {}
 
-    def inputs(self, inputs: Arrays, rows: Arrays, prepare: Prepare) -> dict[str, jax.Array]:
+    def inputs(
+        self, label: str, inputs: Arrays, rows: Arrays, prepare: Prepare
+    ) -> dict[str, jax.Array]:
         """Other model inputs of some rows, such as mixed or dropped ones.
 
         Args:
+          label: the hook's key in the config, before the names of what it has found.
           inputs: model inputs of these rows.
           rows: the same rows as the loader gives them; and what hooks have found.
           prepare: rows as the loader gives them -> model inputs.
         """
-        del rows, prepare
+        del label, rows, prepare
         return dict(inputs)

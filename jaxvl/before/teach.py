@@ -19,11 +19,12 @@ class Teach(Before):
     The teacher reads the same model inputs as the student: the same augmentation, the same masks.
 
     Attributes:
-      teacher: key of the config's `teachers`.
+      teacher: key of the config's `teachers`; None: the model that is trained, as it is in
+        evaluation.
       outputs: names of the teacher's outputs that have one row for each row of the batch.
     """
 
-    teacher: Annotated[str, NonEmpty("a key of teachers")]
+    teacher: Annotated[str, NonEmpty("a key of teachers")] | None
     outputs: tuple[str, ...] = ("image", "text")
 
     def __post_init__(self):
@@ -31,11 +32,12 @@ class Teach(Before):
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        return (self.teacher,)
+        return () if self.teacher is None else (self.teacher,)
 
     def rows(self, models: Models, inputs: Arrays, keys: jax.Array) -> dict[str, jax.Array]:
         del keys
-        found = models[self.teacher].outputs(inputs)
+        model = models.student if self.teacher is None else models[self.teacher]
+        found = model.outputs(inputs)
         for name in self.outputs:
             check(
                 name in found,

@@ -1,5 +1,4 @@
-"""What it costs to go from one compiled step to another: two tasks alternating, against each of
-them alone.
+"""The cost of switching compiled steps: two tasks in turn, against each of them alone.
 
     python -m jaxvl.bench.agd                                      # three small tasks of different shapes on one model
     python -m jaxvl.bench.agd --config=configs/FILE.py             # the tasks of a config, on random batches
@@ -132,7 +131,8 @@ def main() -> None:
         if name in experiment.tasks
     }
     table = Table(
-        title=f"{args.rounds} rounds of {args.steps} steps of a task, in turn; milliseconds, median",
+        title=f"{args.rounds} rounds of {args.steps} steps of a task, in turn; "
+        "milliseconds, median",
         title_justify="left",
     )
     for heading in (

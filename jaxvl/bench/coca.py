@@ -1,5 +1,4 @@
-"""One training step of CoCa with both losses, beside one with either loss alone: what the second
-loss costs.
+"""One training step of CoCa with both losses, beside one with either loss alone.
 
     python -m jaxvl.bench.coca                    # configs/coca_emoji.py as it is
 
@@ -84,7 +83,8 @@ def rows(shapes: dict[str, jax.ShapeDtypeStruct], words: int) -> dict[str, jnp.n
     text = shapes["text"]
     tokens = rng.integers(3, words, text.shape, np.int32)
     end = max(1, 3 * text.shape[1] // 4)
-    tokens[:, end], tokens[:, end + 1 :] = 1, 0
+    tokens[:, end] = 1
+    tokens[:, end + 1 :] = 0
     numbers = np.arange(text.shape[0], dtype=np.int32)
     return {
         "image": rng.integers(0, 256, shapes["image"].shape, np.uint8),

@@ -1,5 +1,4 @@
-"""The contrastive core: time of forward and backward, memory on a mesh, and what the accelerators'
-compilers say.
+"""The contrastive core: its time, its memory on a mesh, and what the compilers say.
 
     python -m jaxvl.bench.contrastive                        # time on this machine, all implementations in turn
     python -m jaxvl.bench.contrastive --memory               # temporary bytes per device on meshes of 8 to 32 devices
@@ -263,9 +262,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     args.width = args.width or (768 if args.compile else 512)
     args.dtype = jnp.dtype(args.dtype or ("bfloat16" if args.compile else "float32"))
     if args.memory:
-        with contextlib.suppress(
-            RuntimeError
-        ):  # too late where this process has used jax; then it needs as many devices
+        # Too late where this process has used jax; then it needs as many devices.
+        with contextlib.suppress(RuntimeError):
             jax.config.update("jax_platforms", "cpu")
             jax.config.update("jax_num_cpu_devices", max(args.devices))
         if max(args.devices) > jax.device_count():
@@ -273,13 +271,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
                 f"--devices: {max(args.devices)} is more than the {jax.device_count()} there are"
             )
     console = Console()
-    measure, title = (
-        (compile_rows, "compiled for")
-        if args.compile
-        else (memory_rows, "on meshes")
-        if args.memory
-        else (time_rows, "time")
-    )
+    measure = time_rows
+    title = "time"
+    if args.compile:
+        measure = compile_rows
+        title = "compiled for"
+    elif args.memory:
+        measure = memory_rows
+        title = "on meshes"
     try:
         rows = list(measure(args))
     except ConfigError as error:

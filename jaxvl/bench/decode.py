@@ -1,5 +1,6 @@
-"""How fast JPEGs become pictures of a batch, by library: what training uses, what evaluation uses,
-and whatever else is installed.
+"""How fast JPEGs become pictures of a batch, by library.
+
+What training uses, what evaluation uses, and whatever else is installed.
 
     python -m jaxvl.bench.decode                          # 1,000 made pictures of 375 x 500, crops of 224 px
     python -m jaxvl.bench.decode --folder=/data/photos    # your own JPEGs

@@ -1,5 +1,6 @@
-"""Captions by CoCa's decoder with and without kept keys and values, greedy and by beam search, in
-float32.
+"""Captions by CoCa's decoder with and without cached keys and values, in float32.
+
+Greedy and by beam search.
 
     python -m jaxvl.bench.generate                                  # the paper's base width, 2 + 2 layers, 32 tokens
     python -m jaxvl.bench.generate --size emoji                     # the decoder of configs/coca_emoji.py
@@ -71,11 +72,18 @@ def cached(model: Functional, rest: Any, batch: int, length: int) -> Callable[..
     @functools.partial(jax.jit, static_argnums=2)
     def write(params, image, generation, numbers, keys):
         apply = functools.partial(model.apply, params, rest)
-        (known, fixed), _ = apply(image, length, method="start")
-        step = lambda known, *args: apply(known, fixed, *args, method="step")[0]
+        (kv_cache, cross_kv), _ = apply(image, length, method="prefill")
+        step = lambda kv_cache, *args: apply(kv_cache, cross_kv, *args, method="decode_step")[0]
         ids = dict(eos_id=EOS, pad_id=PAD)
         return generate(
-            step, known, generation, batch=batch, length=length, keys=keys, numbers=numbers, **ids
+            step,
+            kv_cache,
+            generation,
+            batch=batch,
+            length=length,
+            keys=keys,
+            numbers=numbers,
+            **ids,
         ).tokens
 
     return write
@@ -171,7 +179,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             f"{max(s):.3f}",
             f"{args.batch * args.length / median:,.0f}",
         )
-    (middle, low, high), (cost, *_) = result["cached_over_uncached"], result["beam_cost"]
+    middle, low, high = result["cached_over_uncached"]
+    cost = result["beam_cost"][0]
     table.caption = (
         f"greedy with kept keys and values is {middle:.1f} x as fast as without (median of "
         f"the pairs; {low:.1f} … {high:.1f}); "

@@ -1,5 +1,4 @@
-"""What the benchmarks share: timing side by side in one process, and a result as a table and as
-JSON."""
+"""What the benchmarks share: timing side by side, and a result as table and JSON."""
 
 from __future__ import annotations
 

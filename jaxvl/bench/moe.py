@@ -1,5 +1,4 @@
-"""MoE layers beside a dense MLP of equal active FLOP: routers x forms of dispatch, forward and
-backward.
+"""MoE layers beside a dense MLP of equal active FLOP: routers x forms of dispatch.
 
     python -m jaxvl.bench.moe                        # time on this machine, all in turn
     python -m jaxvl.bench.moe --compile v5e,v6e      # FLOP, bytes and roofline on accelerators that

@@ -1,5 +1,4 @@
-"""One training step of CLIP's ViT-B/32 and 12-layer text transformer, forward, backward and AdamW,
-in float32.
+"""One training step of CLIP ViT-B/32 in float32: forward, backward and AdamW.
 
     python -m jaxvl.bench.step                        # jaxvl alone
     python -m jaxvl.bench.step --peer open_clip       # beside OpenCLIP, each in its own process, in

@@ -1,5 +1,4 @@
-"""A user's own files and modules, which may register anything: an objective, a model, an evaluator,
-a corpus, a schedule.
+"""A user's own files and modules, which may register anything that a config can name.
 
 `plugins=("my_objective.py", "my_package.module")` in a config: they are imported before the rest of
 it is read. A file is one that ends in `.py`, beside the config file or in the current folder; all

@@ -59,7 +59,8 @@ class Registry(Mapping):
                     f"{self.kind} {name!r} is already registered by {other}; {file} must "
                     f"choose another name"
                 )
-            self._entries[name], self._files[name] = cls, file
+            self._entries[name] = cls
+            self._files[name] = file
             cls.registered_name = name
             return cls
 

@@ -168,11 +168,8 @@ def _annotated(hint: Any, notes: Sequence[Any], value: Any, path: str) -> Any:
             return _scalar(hint, value, path, note)
     text = convert(hint, value, path)
     for note in notes:
-        check(
-            not isinstance(note, NonEmpty) or len(text) > 0,
-            path,
-            f"is empty; must be {getattr(note, 'what', '')}",
-        )
+        if isinstance(note, NonEmpty):
+            check(len(text) > 0, path, f"is empty; must be {note.what}")
     return text
 
 

@@ -1,5 +1,4 @@
-"""Augmentation on the devices: batched, inside the compiled step, drawn per row from that row's own
-key.
+"""Augmentation inside the compiled step: batched, drawn per row from the row's own key.
 
 For photos: `Augment(flip=0.5, hue=25, saturation=(0.2, 1.8), grayscale=0.2, contrast=0.4,
 brightness=0.2, blur=0.5)` with `crop=(0.08, 1.0)` of the loader is close to SimCLR's (Chen et al.

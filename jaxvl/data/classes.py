@@ -1,5 +1,4 @@
-"""Classes apart from records: their names in each language, and the texts that are made of a
-name."""
+"""Classes apart from records: their names in each language, and texts made of a name."""
 
 from __future__ import annotations
 

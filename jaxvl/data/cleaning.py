@@ -1,5 +1,4 @@
-"""What other libraries do to a text before they tokenise it; a tokenizer that came from one of them
-names its rule."""
+"""How other libraries clean a text before they tokenise it. Tokenizers name their rule."""
 
 from __future__ import annotations
 

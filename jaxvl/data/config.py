@@ -1,5 +1,4 @@
-"""Data of a task, as a config says it: which records, in which order, and what of them is in a
-batch."""
+"""Data of a task, as a config says it: which records, in which order, which fields."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 
-from jaxvl.config import Batch, ConfigError, Range, Steps, Threads, Tokens, check
+from jaxvl.config import Batch, ConfigError, PathText, Range, Steps, Threads, Tokens, check, nearest
 from jaxvl.data.fields import FIELDS
 from jaxvl.data.fields.base import RowShape
 from jaxvl.data.fields.caption import Caption
@@ -17,7 +16,7 @@ from jaxvl.data.packing import LEAST
 from jaxvl.data.samplers import SAMPLERS
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Source
-from jaxvl.data.sources.selected import select
+from jaxvl.data.sources.selected import Selected, select
 
 POSITION = "position"  # batch entry, int32 [B]: place of a row in the task's stream, modulo 2^31
 # entry of a batch that is trained with, uint8 [B]: what each row's process says with it
@@ -79,6 +78,10 @@ class DataConfig:
       source: records by name of their format, or of a recipe that builds demo data.
       batch: rows B of the global batch.
       fields: batch entry -> what it holds.
+      tables: name -> table whose columns the records have besides (`tables.py`): the folder
+        `RUN/tables/TABLE`, or the name of a table that a job of this run makes while it trains.
+      keep: an integer column, of a table or of the source; records for which it is 0 or less are
+        left out. None: all are kept.
       sampler: which records stand where in the stream; None: `mixture` where the source has parts,
         else `shuffled`.
       missing: records that lack a field: "skip" leaves them out; "mask" keeps those that have any
@@ -96,6 +99,8 @@ class DataConfig:
     batch: Batch
     fields: dict[str, Annotated[Any, FIELDS]]
     sampler: Annotated[Any, SAMPLERS] | None = None
+    tables: dict[str, PathText] = dataclasses.field(default_factory=dict)
+    keep: str | None = None
     missing: Literal["skip", "mask"] = "skip"
     interleave: Interleave | None = None
     reader: ReaderConfig = ReaderConfig()
@@ -269,4 +274,19 @@ class DataConfig:
                 raise error.under(f"fields.{name}") from None
             if name in required:
                 needs += needed
-        return select(source, needs)
+        return select(self._kept(source), needs)
+
+    def _kept(self, source: Source) -> Source:
+        """The records that `keep` keeps. Raises ConfigError at `keep`."""
+        if self.keep is None:
+            return source
+        values = source.column(self.keep) if self.keep in source.columns else None
+        known = ", ".join(source.columns)
+        problem = f"{self.keep!r} is no column of integers that {source.name} knows of all records"
+        fits = values is not None and values.ndim == 1 and values.dtype.kind in "iub"
+        check(
+            fits, "keep", f"{problem}{nearest(self.keep, list(source.columns))} (columns: {known})"
+        )
+        kept = np.flatnonzero(values > 0)
+        check(len(kept) > 0, "keep", f"{self.keep!r} keeps no record of {source.name}")
+        return source if len(kept) == len(source) else Selected(source, kept, f"keep={self.keep}")

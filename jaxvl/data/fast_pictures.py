@@ -1,5 +1,4 @@
-"""Decoding JPEGs and scaling pictures by faster libraries than Pillow, where they are installed;
-for training only.
+"""Faster libraries than Pillow to decode and scale pictures; for training only.
 
 simplejpeg decodes by libjpeg-turbo, as Pillow does, but straight into one array; its pixels are
 Pillow's own. cykooz-resizer scales by the filters of Pillow with SSE4, AVX2 or Neon instructions;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import math
 import time
@@ -19,6 +20,7 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.reading.fill import Tally
 from jaxvl.data.samplers.base import State
 from jaxvl.data.sources.base import Source
+from jaxvl.data.stages import STAGES, add
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.sharding.hosts import Signal
 from jaxvl.sharding.mesh import batch_sharding
@@ -77,22 +79,41 @@ class Feed(Iterator):
         self._tally = Tally()
         self._last: collections.deque[Tally] = collections.deque(maxlen=TAKEN_BACK)
         self._transferred = 0.0
+        self._seconds_before = dict.fromkeys(STAGES, 0.0)
         self._sharding = batch_sharding(mesh)
-        used = config.select(source)
-        self.records = len(used)
-        self.name = used.name
-        self.left_out = dict(used.left_out())
-        self._fingerprint = used.fingerprint
-        rows = own_rows(self._sharding, config.batch)
-        self._batches = Batches(
-            config, used, tokenizer, seed=seed, preprocess=preprocess, rows=rows, start=start
+        self._make_batches = functools.partial(
+            Batches,
+            config,
+            tokenizer=tokenizer,
+            seed=seed,
+            preprocess=preprocess,
+            rows=own_rows(self._sharding, config.batch),
         )
         self.shapes = config.shapes
+        self._open(source, start)
         self._signals = {
             signal: self._fill(fed_shapes(config)[SIGNAL], signal) for signal in Signal
         }
         self._nothing: dict[str, jax.Array] | None = None
+
+    def _open(self, source: Source, start: Start) -> None:
+        """Begins to read."""
+        used = self.config.select(source)
+        self.records = len(used)
+        self.name = used.name
+        self.left_out = dict(used.left_out())
+        self._fingerprint = used.fingerprint
+        self._batches = self._make_batches(used, start=start)
         self._ahead = Ahead(in_flight(self._batches, self._flying()), self._put)
+
+    def reopen(self, source: Source) -> None:
+        """Goes on at the same position of the stream with other columns of the same records, such
+        as a table that was made anew. What was read ahead is dropped."""
+        start = Start(self.position, self.steps, self.sampler_state)
+        spent = self._batches.seconds()
+        self._seconds_before = add([self._seconds_before, {**spent, "transfer": 0.0}])
+        self.close()
+        self._open(source, start)
 
     def _flying(self) -> int:
         """Batches whose records are read at a time, within `reader.prefetch_mb`."""
@@ -132,7 +153,9 @@ class Feed(Iterator):
     def stage_seconds(self) -> dict[str, float]:
         """Stage (`stages.STAGES`) -> seconds that all threads of this process together have spent
         in it."""
-        return {**self._batches.seconds(), "transfer": self._transferred}
+        return add(
+            [self._seconds_before, {**self._batches.seconds(), "transfer": self._transferred}]
+        )
 
     def _put(self, made: tuple[dict[str, np.ndarray], Tally]) -> tuple[dict[str, jax.Array], Tally]:
         batch, tally = made

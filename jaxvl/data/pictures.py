@@ -1,5 +1,7 @@
-"""Encoded pictures, opened: upright, 8 bits a channel, RGB or premultiplied RGBA, whatever kind of
-file they come as."""
+"""Encoded pictures, opened: upright, 8 bits a channel, RGB or premultiplied RGBA.
+
+Whatever kind of file they come as.
+"""
 
 from __future__ import annotations
 

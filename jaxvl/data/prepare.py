@@ -1,5 +1,6 @@
-"""Clean image-text pairs as ALIGN did: `python -m jaxvl.data.prepare --source=NAME
---source.KEY=VALUE … --out=FOLDER`.
+"""Clean image-text pairs as ALIGN did.
+
+    python -m jaxvl.data.prepare --source=NAME --source.KEY=VALUE … --out=FOLDER
 
 Reads any source of records, applies rules in order, and writes tar or ArrayRecord shards with a
 report that shows what each rule took away. It runs on this machine, or on a cluster by Apache

@@ -1,5 +1,7 @@
-"""From an encoded picture to model input. The figures travel in the checkpoint: a model is useless
-with other ones."""
+"""From an encoded picture to model input. The figures travel in the checkpoint.
+
+A model is useless with other ones.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The texts that a vocabulary is trained on: some of a source's, drawn by seed, without reading a
-picture.
+"""The texts that a vocabulary is trained on, drawn by seed, without reading a picture.
 
 A source of N records is cut into as many equal stretches as texts are asked for, and one record is
 drawn from each. So records are drawn without replacement and read in order, and nothing is kept in

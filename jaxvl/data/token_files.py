@@ -1,6 +1,6 @@
-"""Tokenizers of other libraries, from their files: tokenizer.json, SentencePiece models, CLIP's
-merges, BERT's vocab.txt.
+"""Tokenizers of other libraries, from their files.
 
+tokenizer.json, SentencePiece models, CLIP's merges and BERT's vocab.txt.
 Ids are those of the library that a tokenizer comes from. Each function raises ConfigError for a
 file that is not what it should be, or does what ours cannot.
 """

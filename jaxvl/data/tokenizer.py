@@ -1,5 +1,4 @@
-"""The tokenizer of a model: texts to token ids and back, through the `tokenizers` and
-`sentencepiece` libraries.
+"""The tokenizer of a model: texts to token ids and back.
 
 The file and its rule travel in the checkpoint. The rule, the same for all: texts are cut to T
 tokens and padded at the end with `pad_id`. Some put a token before a text ([CLS], CLIP's start);

@@ -1,5 +1,4 @@
-"""The tokenizer of a run: one of the field's by name and path, or a vocabulary that is trained on
-the run's own texts."""
+"""The tokenizer of a run: one that is named, or one trained on the run's own texts."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Evaluators: encode functions and a data set in, figures and pictures out; in the training loop
-and offline.
+"""Evaluators: encode functions and a data set in, figures and pictures out.
 
 `contract.Evaluator` says what an evaluator is: a registered frozen dataclass that names its
 figures, checks model and data before anything is compiled, and runs in every process of a

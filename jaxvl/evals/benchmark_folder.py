@@ -1,5 +1,7 @@
-"""Standard benchmarks of a local folder, in the training loop; `python -m jaxvl.benchmark` measures
-a checkpoint on them."""
+"""Standard benchmarks of a local folder, in the training loop.
+
+`python -m jaxvl.benchmark` measures a checkpoint on them.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Class vectors kept on disk: they depend on weights, tokenizer, names and templates, and on
-nothing else."""
+"""Class vectors on disk. They depend on weights, tokenizer, names and templates only."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Columns of a source as evaluators read them: texts, classes and groups, without the pictures
-beside them."""
+"""Columns of a source as evaluators read them, without the pictures beside them."""
 
 from __future__ import annotations
 
@@ -96,7 +95,8 @@ def read_all(source: Source, read: Callable[[int], Any]) -> list[Any | None]:
         except BadRecord:
             faults[i] = bad
         except Exception as met:  # noqa: BLE001 (raised below, where all processes have learnt of it)
-            faults[i], error = failed, met
+            faults[i] = failed
+            error = met
             break
     if jax.process_count() > 1:
         faults = np.max(multihost_utils.process_allgather(faults), axis=0)

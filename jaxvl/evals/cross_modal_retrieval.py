@@ -1,5 +1,4 @@
-"""Retrieval between any two modalities of a model: video and text, pictures and speech, speech and
-text."""
+"""Retrieval between any two modalities of a model, such as video and text."""
 
 from __future__ import annotations
 

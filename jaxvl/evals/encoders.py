@@ -22,6 +22,7 @@ from jaxvl.data.augment import plain
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Record
 from jaxvl.evals.capabilities import Abstract
+from jaxvl.evals.differentiable import Functions, apply, of_output
 from jaxvl.evals.ranking import put
 from jaxvl.evals.result import EvaluatorError
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
@@ -122,9 +123,10 @@ class Encoders(Abstract):
             int, Exception
         ] = {}  # record of the present call -> what this process met at it
         self._embeds = image_fn is not None and text_fn is not None
-
-        def ready(pixels: jax.Array) -> jax.Array:
-            return preprocess.normalise(plain(pixels, preprocess.background))
+        self.functions = Functions(image_fn, text_fn, outputs_fn)
+        self.applied: dict[Callable, Callable] = {}  # functions given to `apply` -> compiled
+        self._by_output: dict[tuple[str, str], Callable] = {}
+        ready = self._ready
 
         def from_pixels(
             weights: Any, pixels: jax.Array, fault: jax.Array
@@ -193,6 +195,10 @@ class Encoders(Abstract):
             jax.jit(f, out_shardings=replicated(mesh)) for f in (from_pixels, from_tokens)
         )
 
+    def _ready(self, pixels: jax.Array) -> jax.Array:
+        """Model inputs of uint8 pixels."""
+        return self.preprocess.normalise(plain(pixels, self.preprocess.background))
+
     def with_weights(self, weights: Any) -> Encoders:
         """The same compiled functions with other weights; nothing encoded before is kept."""
         other = copy.copy(self)
@@ -200,19 +206,28 @@ class Encoders(Abstract):
         other._memo = None
         return other
 
+    def apply(self, function: Callable, *rows: Any) -> Any:
+        """`function(model, *rows)` on the mesh; differentiable. See `differentiable.apply`."""
+        return apply(self, function, rows)
+
     def images(
-        self, source: Pictures | np.ndarray, column: str = "image", memo: Hashable = None
+        self,
+        source: Pictures | np.ndarray,
+        column: str = "image",
+        memo: Hashable = None,
+        output: str | None = None,
     ) -> EncodedImages:
         """Encodes the pictures of every record of a source, or pictures themselves.
 
         Records that cannot be read or decoded are left out and counted. `memo` names the source:
         rows of the last named one are kept, so that several evaluators of one source encode it
-        once.
+        once. `output` names the model's output that is wanted (a head's) instead of the embedding;
+        ConfigError at `output` where the model has none such of pictures alone.
         """
-        key = None if memo is None else (memo, column)
+        key = None if memo is None else (memo, column, output)
         if key is not None and self._memo is not None and self._memo[0] == key:
             return self._memo[1]
-        encoded = self._encoded(self._image, source, column)
+        encoded = self._encoded(self._embedding("image", output), source, column)
         if key is not None:
             self._memo = key, encoded
         return encoded
@@ -329,16 +344,39 @@ class Encoders(Abstract):
             skipped,
         )
 
-    def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Encodes texts, equal ones once: float32 [n, D]."""
+    def texts(self, texts: Sequence[str], output: str | None = None) -> np.ndarray:
+        """Encodes texts, equal ones once: float32 [n, D]. `output` as of `images`."""
         distinct = list(dict.fromkeys(texts))
-        rows = [
-            out for (out,) in self._lagging(lambda *a: (self._text(*a),), self._tokens(distinct))
-        ]
+        encode = self._embedding("text", output)
+        rows = [out for (out,) in self._lagging(lambda *a: (encode(*a),), self._tokens(distinct))]
         if not rows:
             return np.zeros((0, 1), np.float32)
         place = {text: i for i, text in enumerate(distinct)}
         return np.concatenate(rows)[[place[t] for t in texts]]
+
+    def _embedding(self, side: str, output: str | None) -> Callable:
+        """The compiled function of pictures and their faults, or of token ids, that gives the
+        embedding, or another output of the model."""
+        if output is None:
+            return self._image if side == "image" else self._text
+        if (side, output) not in self._by_output:
+            size = self.preprocess.image_size
+            shapes = {
+                "image": jax.ShapeDtypeStruct((self.batch, size, size, 3), jnp.float32),
+                "text": jax.ShapeDtypeStruct((self.batch, self.text_length), jnp.int32),
+            }
+            given = side, shapes.pop(side)
+            with jax.set_mesh(self.mesh):
+                encode = of_output(self.functions.outputs, self.weights, output, given, shapes)
+
+            def from_pixels(
+                weights: Any, pixels: jax.Array, fault: jax.Array
+            ) -> tuple[jax.Array, jax.Array]:
+                return encode(weights, self._ready(pixels)), fault
+
+            function = from_pixels if side == "image" else encode
+            self._by_output[side, output] = jax.jit(function, out_shardings=replicated(self.mesh))
+        return self._by_output[side, output]
 
     def _lagging(
         self, encode: Callable, batches: Iterator[tuple[jax.Array, ...]]

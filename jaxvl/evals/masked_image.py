@@ -1,5 +1,7 @@
-"""What a text tells a model of the hidden patches of an image, and whether it hides those that show
-the thing."""
+"""What a text tells a model of the hidden patches of an image.
+
+And whether the model hides those patches that show the thing.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What probes of frozen features share: classes of the images of two sources, and what is reported
-of predictions."""
+"""What probes of frozen features share: classes, and the report of predictions."""
 
 from __future__ import annotations
 

@@ -145,6 +145,7 @@ def top_k(
     k: int,
     mesh: Mesh,
     *,
+    without: tuple[np.ndarray, np.ndarray] | None = None,
     tile: int = TILE,
     block: int = BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -152,14 +153,22 @@ def top_k(
     ones the first.
 
     `k` is cut to the number of candidates. Arguments as in `rank`.
+
+    Args:
+      without: ids int32 [M] or [M, K] of queries and [N] or [N, L] of candidates. A candidate that
+        shares an id (>= 0) with a query is left out for it; a place that nobody is left for has the
+        score -inf.
     """
     _check(queries, candidates)
     k = min(k, len(candidates))
     rows = _Rows(mesh, len(queries), block)
     q = rows.put(queries, 0)
+    nobody = np.zeros((len(queries), 0), np.int32), np.zeros((len(candidates), 0), np.int32)
+    query_ids, candidate_ids = (ids.reshape(len(ids), -1) for ids in without or nobody)
+    ids = rows.put(query_ids.astype(np.int32), _NONE)
     best = rows.fill(-np.inf, np.float32, k), rows.fill(0, np.int32, k)
-    for part in _tiles(mesh, tile, candidates, np.zeros((len(candidates), 0), np.int32)):
-        best = _top_pass(mesh, rows.block, q, best, part)
+    for part in _tiles(mesh, tile, candidates, candidate_ids.astype(np.int32)):
+        best = _top_pass(mesh, rows.block, q, ids, best, part)
     return rows.fetch(best[0]), rows.fetch(best[1])
 
 
@@ -302,14 +311,15 @@ def _count_pass(mesh, block, q, q_ids, best, carry, tile):
     return _blockwise(mesh, block, body, (q, q_ids, best, *carry), tile)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _top_pass(mesh, block, q, carry, tile):
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def _top_pass(mesh, block, q, q_ids, carry, tile):
     def body(rows, tile):
-        q, score, position = rows
+        q, q_ids, score, position = rows
         s = _scores(q, tile.rows)
-        s = jnp.where(jnp.isnan(s) | ~tile.valid, -jnp.inf, s)
+        out = _is_right(q_ids, tile.ids) | ~tile.valid
+        s = jnp.where(jnp.isnan(s) | out, -jnp.inf, s)
         score, keep = jax.lax.top_k(jnp.concatenate([score, s], 1), score.shape[1])
         here = jnp.broadcast_to(tile.position, s.shape)
         return score, jnp.take_along_axis(jnp.concatenate([position, here], 1), keep, 1)
 
-    return _blockwise(mesh, block, body, (q, *carry), tile)
+    return _blockwise(mesh, block, body, (q, q_ids, *carry), tile)

@@ -1,6 +1,6 @@
-"""What a run recorded in its folder, read for the report: whatever else a file holds is left out,
-and said.
+"""What a run recorded in its folder, read for the report.
 
+Whatever else a file holds is left out, and reported.
 A folder may be of an older version, cut short by a full disk, or edited by hand. So every value is
 checked for its type here, and whoever shows it need not.
 """

@@ -1,5 +1,4 @@
-"""Texts as they are shown, on a page, in a picture, at the terminal: never long, and without
-characters that do something."""
+"""Texts as they are shown: never long, and without control characters."""
 
 from __future__ import annotations
 

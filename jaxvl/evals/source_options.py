@@ -1,5 +1,4 @@
-"""What evaluators of a source of records share: the options, the source itself, its encoded
-pictures."""
+"""What evaluators of a source of records share."""
 
 from __future__ import annotations
 

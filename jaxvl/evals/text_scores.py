@@ -1,5 +1,4 @@
-"""Scores of written captions against references: BLEU, ROUGE-L, METEOR, CIDEr-D, and those of
-COCO's own toolkit.
+"""Scores of captions against references: BLEU, ROUGE-L, METEOR, CIDEr-D and COCO's.
 
 Each takes one text per image and that image's references, in the same order, and gives figures by
 name. All but `coco` see the words of `words`; they run without Java and without a network. `coco`

@@ -1,5 +1,4 @@
-"""Visual question answering with a captioner: the likeliest of a list of answers, or what it writes
-after the question."""
+"""Visual question answering with a captioner, from a list of answers or written."""
 
 from __future__ import annotations
 

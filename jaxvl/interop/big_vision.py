@@ -121,11 +121,9 @@ def read_config(
             f"{root}img/pos_embedding: {positions} positions are no square; only square "
             f"pictures can be taken over"
         )
-    side, length, (vocabulary, _) = (
-        math.isqrt(positions) * patch,
-        shape("txt/pos_embedding")[1],
-        shape("txt/Embed_0/embedding"),
-    )
+    side = math.isqrt(positions) * patch
+    length = shape("txt/pos_embedding")[1]
+    vocabulary, _ = shape("txt/Embed_0/embedding")
     heads = tuple(f"{root}{tower}/head/kernel" in state for tower in ("img", "txt"))
     projections = {(True, True): "both", (False, True): "text", (False, False): "none"}.get(heads)
     if projections is None:

@@ -1,5 +1,4 @@
-"""What travels between libraries: a model's configuration, its weights, and what they cannot be
-used without."""
+"""What travels between libraries: a configuration, weights, and what these need."""
 
 from __future__ import annotations
 
@@ -138,7 +137,8 @@ class Section:
     def section(self, key: str, default: Any = _MISSING) -> Section:
         """A group of keys; none given (or null): `default`, or an empty one."""
         value = self.values.get(key)
-        value = ({} if default is _MISSING else default) if value is None else value
+        if value is None:
+            value = {} if default is _MISSING else default
         return Section(value, self.path(key))
 
     def get(self, key: str, default: Any = _MISSING) -> Any:

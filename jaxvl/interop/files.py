@@ -1,5 +1,4 @@
-"""Files of weights: safetensors and PyTorch's (without code), each whole or in shards, npz; and
-JSON.
+"""Files of weights: safetensors, PyTorch's (without code), npz; and JSON.
 
 A state dict is read lazily: a tensor is loaded when it is asked for, so that a model is never twice
 in memory.

@@ -1,5 +1,4 @@
-"""Folders of Hugging Face transformers: `CLIPModel`, `SiglipModel`, `Siglip2Model` and
-`AlignModel`, to and from.
+"""Folders of Hugging Face transformers (CLIP, SigLIP, SigLIP 2, ALIGN), to and from.
 
 The configurations and tables are in `hf_dual.py` and `hf_align.py`, the preprocessor's files in
 `hf_files.py`.

@@ -1,5 +1,4 @@
-"""Hugging Face transformers' `CLIPModel`, `SiglipModel` and `Siglip2Model` as `dual_encoder`:
-configurations and tables."""
+"""transformers' CLIP, SigLIP and SigLIP 2 as `dual_encoder`: configurations and tables."""
 
 from __future__ import annotations
 

@@ -95,30 +95,25 @@ def _read(section: Section, kind: str, image_size: int) -> tuple[Preprocess, tup
         )
     else:
         section.only("do_resize", (True,), True)
-        size = section.get(
-            "size",
-            {"shortest_edge": 224}
-            if clip
-            else dict.fromkeys(("height", "width"), 346 if efficient else 224),
-        )
+        usual = dict.fromkeys(("height", "width"), 346 if efficient else 224)
+        size = section.get("size", {"shortest_edge": 224} if clip else usual)
         resize = "centre" if isinstance(size, int) or "shortest_edge" in size else "squash"
         side = _side(section, "size", size)
         crop = section.get("do_center_crop", clip)
-        seen = (
-            _side(section, "crop_size", section.get("crop_size", 224 if clip else 289))
-            if crop
-            else side
-        )
+        visible = side
+        if crop:
+            usual_crop = 224 if clip else 289
+            visible = _side(section, "crop_size", section.get("crop_size", usual_crop))
         if not crop and resize == "centre":
             raise section.refuse(
                 "do_center_crop", "must be true where only the shortest side is scaled"
             )
-        if seen != image_size:
+        if visible != image_size:
             raise section.refuse(
                 "crop_size" if crop else "size",
-                f"gives pictures of {seen} pixels a side, but the model's are {image_size}",
+                f"gives pictures of {visible} pixels a side, but the model's are {image_size}",
             )
-        scale_to = side if side != seen else None
+        scale_to = side if side != visible else None
     mean, std = _normalisation(section, clip, efficient)
     with refusing(section.where):
         how = dict(resize=resize, scale_to=scale_to, interpolation=interpolation, flatten=True)
@@ -133,8 +128,11 @@ def _normalisation(
     scale = 255 * section.number("rescale_factor", 1 / 255)
     offset = float(section.get("rescale_offset", False))
     normal = section.get("do_normalize", True)
-    mean = section.numbers("image_mean", CLIP_MEAN if clip else HALF) if normal else (0.0,) * 3
-    std = section.numbers("image_std", CLIP_STD if clip else HALF) if normal else (1.0,) * 3
+    mean = (0.0,) * 3
+    std = (1.0,) * 3
+    if normal:
+        mean = section.numbers("image_mean", CLIP_MEAN if clip else HALF)
+        std = section.numbers("image_std", CLIP_STD if clip else HALF)
     powers = 2 if efficient and section.get("include_top", True) else 1
     # Rounded where the factor is not exactly 1 / 255, so that 0.5 is 0.5.
     return tuple(round((offset + m) / scale, 9) for m in mean), tuple(

@@ -1,5 +1,4 @@
-"""Where each of our arrays lies in another library's state dict, as data that is read in both
-directions.
+"""Where each of our arrays lies in another library's state dict, read in both directions.
 
 A table is `{our path: Source}`. `read_arrays` takes a state dict to our arrays, `write_arrays`
 takes them back; no table has code of its own for either. Nothing here imports another library:

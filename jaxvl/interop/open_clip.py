@@ -1,6 +1,6 @@
-"""Folders of open_clip (`open_clip_config.json` beside the weights): CLIP, SigLIP and CoCa, to and
-from.
+"""Folders of open_clip: CLIP, SigLIP and CoCa, to and from.
 
+They have `open_clip_config.json` beside the weights.
 The configurations and tables are in `open_clip_dual.py`, `timm_vit.py` and `open_clip_coca.py`.
 """
 
@@ -67,7 +67,7 @@ def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
     )
     text = section.section("text_cfg")
     found = find_tokenizer(tokenizer, lambda folder: _tokenizer(text, folder, path, inputs))
-    if found is not None and model.registered_name == "coca":
+    if found is not None and model.registered_name == "open_clip_coca":
         with refusing("model_cfg"):
             model, inputs = coca.config_of(
                 section.values, start_id=_start(found), eos_id=found.eos_id
@@ -102,14 +102,14 @@ def read_state(
     """Our arrays, from either of their layouts (text tower under `text.` or not); see
     `mapping.read_arrays`."""
     shapes = shapes_of(built(model, inputs))
-    if model.registered_name == "coca":
+    if model.registered_name == "open_clip_coca":
         return coca.from_open_clip(state, model, shapes)
     return read_arrays(dict(dual.table(model, model_cfg, dual.layout(state))), state, shapes, SPARE)
 
 
 def write_state(bundle: Bundle, model_cfg: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Their state dict, as the model that they build from `model_cfg` has it."""
-    if bundle.model.registered_name == "coca":
+    if bundle.model.registered_name == "open_clip_coca":
         return coca.to_open_clip(bundle.arrays, bundle.model)
     return write_arrays(
         dict(dual.table(bundle.model, model_cfg, "text." if model_cfg.get("custom_text") else "")),
@@ -154,7 +154,7 @@ def config_of(bundle: Bundle) -> dict[str, Any]:
 
 def _new_config(bundle: Bundle) -> dict[str, Any]:
     name = bundle.model.registered_name
-    if name == "coca":
+    if name == "open_clip_coca":
         return coca.model_cfg_of(bundle.model, bundle.inputs)
     if name != "dual_encoder" or (
         bundle.model.image.registered_name,
@@ -162,7 +162,7 @@ def _new_config(bundle: Bundle) -> dict[str, Any]:
     ) != ("vit", "text_transformer"):
         raise ConversionError(
             f"model: {name!r} has no counterpart in open_clip (dual_encoder of vit and "
-            f"text_transformer, and coca have)"
+            f"text_transformer, and open_clip_coca have)"
         )
     return dual.write(bundle.model, bundle.inputs)
 

@@ -1,4 +1,5 @@
-"""open_clip's `CoCa`: its configuration, and where its tensors are in `coca`; both ways.
+"""open_clip's `CoCa`: its configuration, and where its tensors are in `open_clip_coca`; both
+ways.
 
 open_clip's models have fewer choices than ours and others than the paper's; `config_of` says which
 of ours makes them, and `models.presets.coca_open_clip` has the published ones. Texts must be padded
@@ -33,7 +34,7 @@ from jaxvl.interop.mapping import (
 )
 from jaxvl.models import InputSpec
 from jaxvl.models.base import SIZES
-from jaxvl.models.coca import CoCaConfig
+from jaxvl.models.open_clip_coca import OpenClipCoCaConfig
 from jaxvl.models.vit import ViTConfig
 from jaxvl.nn.transformer import Sizes
 
@@ -44,7 +45,7 @@ END = 49407
 
 
 def from_open_clip(
-    state: StateDict, config: CoCaConfig, shapes: Mapping[str, Sequence[int]]
+    state: StateDict, config: OpenClipCoCaConfig, shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, np.ndarray]:
     """Our arrays from their state dict; see `mapping.read_arrays`.
 
@@ -53,12 +54,12 @@ def from_open_clip(
     return read_arrays(table(config, state), state, shapes, spare=BUFFERS)
 
 
-def to_open_clip(arrays: StateDict, config: CoCaConfig) -> dict[str, np.ndarray]:
+def to_open_clip(arrays: StateDict, config: OpenClipCoCaConfig) -> dict[str, np.ndarray]:
     """Their state dict, as today's open_clip names it, from our arrays."""
     return write_arrays(table(config), arrays)
 
 
-def table(config: CoCaConfig, names: Iterable[str] = ()) -> dict[str, Source]:
+def table(config: OpenClipCoCaConfig, names: Iterable[str] = ()) -> dict[str, Source]:
     """Our path -> `Source`, with their names as they are today, or as they are in a state dict's
     `names`.
 
@@ -80,7 +81,7 @@ def table(config: CoCaConfig, names: Iterable[str] = ()) -> dict[str, Source]:
 # Tensors
 
 
-def _table(config: CoCaConfig) -> Entries:
+def _table(config: OpenClipCoCaConfig) -> Entries:
     image = "encoder"
     image_sizes = config.image.sizes
     heads = config.pooler_heads or config.sizes("unimodal").heads
@@ -243,7 +244,7 @@ _UNREAD = dict(
 
 def config_of(
     model_cfg: Mapping[str, Any], *, start_id: int = START, eos_id: int = END
-) -> tuple[CoCaConfig, InputSpec]:
+) -> tuple[OpenClipCoCaConfig, InputSpec]:
     """Our configuration and inputs of a model of theirs.
 
     Args:
@@ -295,7 +296,7 @@ def config_of(
         if pooling == "none"
         else dict(queries=vision["attn_pooler_queries"], pooler_heads=vision["attn_pooler_heads"])
     )
-    config = CoCaConfig(
+    config = OpenClipCoCaConfig(
         image=_vit(vision, activation, post_norm=pooling != "shared"), width=text["width"], heads=text["heads"], hidden=4 * text["width"],
         unimodal=text["layers"], multimodal=multimodal["layers"], poolers=pooling, pooler_norm=pooling in ("shared", "none"), cross="after",
         start_id=start_id, text_pool="class" if text["embed_cls"] else "eos", late_mask=text["embed_cls"],
@@ -309,7 +310,7 @@ def config_of(
     return config, inputs
 
 
-def model_cfg_of(config: CoCaConfig, inputs: InputSpec) -> dict[str, Any]:
+def model_cfg_of(config: OpenClipCoCaConfig, inputs: InputSpec) -> dict[str, Any]:
     """Their `model_cfg`, the inverse of `config_of`; what is ours alone (dropout, scan, remat,
     `max_scale`) has no place in it.
 
@@ -404,8 +405,13 @@ def _check_type(key: str, value: Any, default: Any) -> None:
         raise ConversionError(f"{key}: {value!r} must be {valid}")
 
 
-def _check_counterpart(config: CoCaConfig) -> None:
+def _check_counterpart(config: OpenClipCoCaConfig) -> None:
     """Raises ConversionError, naming the field, for what is not one of open_clip's forms."""
+    if not isinstance(config, OpenClipCoCaConfig):
+        raise ConversionError(
+            f"model: {config.registered_name!r} has no counterpart in open_clip's CoCa; must be "
+            f"'open_clip_coca'"
+        )
     image = config.image
     width = config.sizes("unimodal").width
     embed = config.embed_dim or config.sizes("unimodal").width
@@ -430,11 +436,6 @@ def _check_counterpart(config: CoCaConfig) -> None:
             raise ConversionError(
                 f"{field}: {ours!r} has no counterpart in open_clip's CoCa; must be {needed!r}"
             )
-    if config.start_id is None:
-        raise ConversionError(
-            "start_id: None has no counterpart in open_clip's CoCa; must be the token that "
-            "texts begin with"
-        )
     if config.activation not in ("gelu", "quick_gelu"):
         raise ConversionError(
             f"activation: {config.activation!r} has no counterpart in open_clip; must be "

@@ -1,5 +1,4 @@
-"""timm's vision transformers, which open_clip's SigLIP models have as image tower
-(`visual.trunk`)."""
+"""timm's vision transformers, the image tower of open_clip's SigLIP (`visual.trunk`)."""
 
 from __future__ import annotations
 

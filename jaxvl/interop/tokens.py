@@ -1,5 +1,4 @@
-"""Tokenizers of other libraries as ours (`data/token_files.py`), for a model of theirs; and back
-into their files."""
+"""Tokenizers of other libraries as ours, for a model of theirs; and back to their files."""
 
 from __future__ import annotations
 

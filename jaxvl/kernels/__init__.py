@@ -1,2 +1,1 @@
-"""Kernels: plain arguments in, arrays out. Each sub-package is imported through its own top level
-only."""
+"""Kernels: plain arguments in, arrays out. Import sub-packages through their top level."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
@@ -13,15 +12,15 @@ from flax import nnx
 
 from jaxvl.config import Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
-from jaxvl.models.base import EncoderConfig, InputSpec, ModelConfig
+from jaxvl.models.base import EncoderConfig, InputSpec
 from jaxvl.models.bert import BertConfig
 from jaxvl.models.efficientnet import EfficientNetConfig
-from jaxvl.models.two_tower import Tower, TwoTower, check_towers
+from jaxvl.models.two_tower import Tower, TwoTower, TwoTowerConfig
 
 
 @MODELS.register("align")
 @dataclasses.dataclass(frozen=True)
-class AlignConfig(ModelConfig):
+class AlignConfig(TwoTowerConfig):
     """ALIGN. The text's pooled state is mapped linearly to the width of the pooled image, both are
     scaled to length 1.
 
@@ -32,10 +31,11 @@ class AlignConfig(ModelConfig):
       init_temperature: initial temperature; it is learned, and stored as `log_scale =
         -log(temperature)`.
       max_scale: largest 1 / temperature, or None for no limit (the paper states none).
+      views, heads: see `TwoTowerConfig`.
     """
 
-    image: Annotated[Any, IMAGE_ENCODERS] = EfficientNetConfig("b7")
-    text: Annotated[Any, TEXT_ENCODERS] = BertConfig("base")
+    image: Annotated[EncoderConfig, IMAGE_ENCODERS] = EfficientNetConfig("b7")
+    text: Annotated[EncoderConfig, TEXT_ENCODERS] = BertConfig("base")
     embed_dim: Width | None = None
     init_temperature: Scale = 1.0
     max_scale: Scale | None = 100.0
@@ -43,6 +43,7 @@ class AlignConfig(ModelConfig):
     training_fields: ClassVar[frozenset[str]] = frozenset({"max_scale"})
 
     def __post_init__(self):
+        super().__post_init__()
         check(
             self.embed_dim is None or self.embed_dim >= 1,
             "embed_dim",
@@ -57,14 +58,6 @@ class AlignConfig(ModelConfig):
             "max_scale",
             f"{most!r} is below 1 / init_temperature = {1 / self.init_temperature:g}",
         )
-
-    @property
-    def encoders(self) -> Mapping[str, EncoderConfig]:
-        return {"image": self.image, "text": self.text}
-
-    def check_inputs(self, inputs: InputSpec) -> None:
-        """Raises ConfigError where an encoder cannot take such inputs."""
-        check_towers(self.image, self.text, inputs)
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TwoTower:
         width = self.embed_dim or self.image.features
@@ -83,4 +76,13 @@ class AlignConfig(ModelConfig):
         image = tower(self.image, width != self.image.features)
         text = tower(self.text, True)
         most = None if self.max_scale is None else math.log(self.max_scale)
-        return TwoTower(image, text, log_scale=-math.log(self.init_temperature), most=most)
+        return TwoTower(
+            image,
+            text,
+            log_scale=-math.log(self.init_temperature),
+            most=most,
+            views=self.views,
+            heads=self.heads,
+            rngs=rngs,
+            dtype=dtype,
+        )

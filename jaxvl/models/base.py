@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -99,6 +100,11 @@ class EncoderConfig:
     @property
     def routed(self) -> bool:
         """Whether it has MoE layers, whose losses `Encoded.routing` reports."""
+        return False
+
+    @property
+    def drops_tokens(self) -> bool:
+        """Whether its module takes `drop` and `row_keys`, by which rows lose tokens in training."""
         return False
 
     @property
@@ -211,6 +217,24 @@ class Model(nnx.Module):
         """text int [B, T] -> unit rows float32 [B, E]."""
         raise NotImplementedError(f"{type(self).__name__} does not embed texts")
 
+    def head(self, output: str, name: str, x: jax.Array) -> jax.Array:
+        """One named output of one input alone, as in evaluation.
+
+        Args:
+          output: as `__call__` names it: a head's (`clean`, `projector/image`) or the model's own.
+          name, x: as for `encode`.
+
+        Raises:
+          KeyError: the model does not give this output of that input.
+        """
+        found = self({name: x})
+        if output not in found:
+            raise KeyError(
+                f"{output!r} is not an output of {name!r} alone{nearest(output, list(found))} "
+                f"(there are: {', '.join(sorted(found))})"
+            )
+        return found[output]
+
     def image_tokens(self, image: jax.Array) -> jax.Array:
         """image [B, S, S, C] -> the image encoder's tokens before pooling [B, P, D]."""
         return self.encode("image", image).tokens
@@ -242,6 +266,46 @@ def parameter_paths(module: nnx.Module) -> list[str]:
     return ["/".join(map(str, path)) for path, _ in flat]
 
 
+# In a batch: a PRNG key of each row [B], the same on every mesh and in every chunk. Without it rows
+# draw from the key of the call.
+ROW_KEYS = "row_keys"
+
+
+def drop_options(
+    drop: Mapping[str, float] | None, name: str, batch: Mapping[str, jax.Array]
+) -> dict[str, Any]:
+    """What the encoder of an input is called with, beside `train` and `key`, for the option `drop`
+    of a model's call: nothing where the input loses no tokens.
+
+    Each input has draws of its own, so that two views of an image lose other patches.
+    """
+    share = (drop or {}).get(name, 0.0)
+    if not share:
+        return {}
+    keys = batch.get(ROW_KEYS)
+    if keys is not None:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, zlib.crc32(name.encode()))
+    return {"drop": share, "row_keys": keys}
+
+
+def check_drop(encode: Mapping[str, Any], encoders: Mapping[str, EncoderConfig]) -> None:
+    """For models with the option `drop`.
+
+    Args:
+      encode: a task's options of the call.
+      encoders: input -> configuration of the encoder that reads it.
+
+    Raises:
+      ConfigError: an input whose encoder drops no tokens, or a share that is none.
+    """
+    able = [name for name, encoder in encoders.items() if encoder.drops_tokens]
+    for name, share in (encode.get("drop") or {}).items():
+        key = f"encode.drop.{name}"
+        others = ", ".join(able) or "none"
+        check(name in able, key, f"is no input that can lose tokens (those that can: {others})")
+        check(0 <= share < 1, key, f"{share!r} is a share of the tokens; must be in [0, 1)")
+
+
 class Generator(Protocol):
     """What a model that writes captions has beside `Model`, for `models.generate`."""
 
@@ -253,14 +317,14 @@ class Generator(Protocol):
     def caption_scores(self, memory: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
         """What a cross-entropy needs of text int [B, T] under the image of `memory`."""
 
-    def start(self, image: jax.Array, length: int) -> tuple[Any, Any]:
-        """Before the first token of captions of up to `length` tokens: what grows with them, and
-        what does not."""
+    def prefill(self, image: jax.Array, length: int) -> tuple[Any, Any]:
+        """image [B, S, S, C] -> the cache before the first token of captions of up to `length`
+        tokens, and what all tokens read (`cross_kv`)."""
 
-    def step(
-        self, known: Any, fixed: Any, token: jax.Array, position: jax.Array
+    def decode_step(
+        self, kv_cache: Any, cross_kv: Any, token: jax.Array, position: jax.Array
     ) -> tuple[jax.Array, Any]:
-        """Logits of the next token float32 [B, V], and what is known after it."""
+        """Logits of the next token float32 [B, V], and the cache after it."""
 
 
 # Widths and depths of the ViT family (Dosovitskiy et al. 2021; Zhai et al. 2022; Alabdulmohsin et

@@ -20,29 +20,27 @@ is that of `coca`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import check
 from jaxvl.models import MODELS
 from jaxvl.models.base import Capabilities, InputSpec
-from jaxvl.models.coca import CoCa, CoCaConfig, own_form
+from jaxvl.models.captioner import Captioner
+from jaxvl.models.coca import CoCaConfig
+from jaxvl.models.image_pools import LAYOUTS, make_pooler, make_two_poolers
 from jaxvl.nn.gated import GatedBlock
-from jaxvl.nn.gradients import clip_with_gradient
-from jaxvl.nn.norms import l2_normalize
-from jaxvl.nn.poolers import QueryPooler
 from jaxvl.nn.random import split
 
 
 @MODELS.register("cosmo")
 @dataclasses.dataclass(frozen=True)
 class CosmoConfig(CoCaConfig):
-    """COSMO. The options are CoCa's: `unimodal` layers read text alone (the paper's split is not
-    known to us), the `multimodal` ones above them have gated cross-attention to the `queries`
+    """COSMO. The options are CoCa's: the `unimodal` layers read text alone (the paper's split is
+    not known to us), the `multimodal` ones above them have gated cross-attention to the `queries`
     latents of an image. And
 
     Attributes:
@@ -53,15 +51,6 @@ class CosmoConfig(CoCaConfig):
 
     across: bool = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        own_form(self)
-        check(
-            self.poolers in ("cascade", "parallel"),
-            "poolers",
-            f"{self.poolers!r} is not for cosmo; must be 'cascade' or 'parallel'",
-        )
-
     def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
         return dataclasses.replace(super().capabilities(inputs), interleaved=True)
 
@@ -69,7 +58,7 @@ class CosmoConfig(CoCaConfig):
         return Cosmo(self, inputs, rngs=rngs, dtype=dtype)
 
 
-class Cosmo(CoCa):
+class Cosmo(Captioner):
     """See the top of this file.
 
     Args:
@@ -82,12 +71,22 @@ class Cosmo(CoCa):
         self, config: CosmoConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
     ):
         super().__init__(config, inputs, rngs=rngs, dtype=dtype)
-        heads = config.pooler_heads or config.sizes("unimodal").heads
-        self.text_pooler = QueryPooler(
-            1, self.width, heads, memory_width=self.width, rngs=rngs, dtype=dtype
-        )
+        self.text_pooler = make_pooler(self, config, self.width, rngs)
         self.across = config.across
-        del self.class_token, self.text_norm  # the pooler is in their place
+
+    def build_poolers(self, config: CosmoConfig, rngs: nnx.Rngs) -> int:
+        self.poolers = config.poolers
+        poolers = make_two_poolers(self, config, config.poolers, rngs)
+        self.caption_pooler, self.contrastive_pooler = poolers
+        return self.width
+
+    def pool_image(self, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return LAYOUTS[self.poolers](self, tokens)
+
+    def build_text(self, config: CosmoConfig, inputs: InputSpec, rngs: nnx.Rngs) -> None:
+        # Two rows more than are read, as in checkpoints that began as CoCa's table.
+        self.positions = self.make_positions(inputs.text_length + 2, rngs)
+        self.start_token = self.make_token(rngs)
 
     def _rows(
         self, batch: Mapping[str, jax.Array]
@@ -128,16 +127,26 @@ class Cosmo(CoCa):
         return self.unimodal(x, mask=mask, causal=True, train=train, key=key)
 
     def _pool(self, tokens: jax.Array, segment: jax.Array, count: int) -> jax.Array:
-        """[B, R, D] -> text embeddings, unit rows float32 [B, K, E] of texts 1 … K = `count`."""
+        """[B, R, D] -> what the text embeddings are projected from [B, K, D], of texts 1 … K =
+        `count`."""
         own = segment[:, None, :] == jnp.arange(1, count + 1)[:, None]
-        return l2_normalize(self.text_projection(self.text_pooler(tokens, own)))
+        return self.text_pooler(tokens, own)
 
-    def encode_text(
+    def read_text(
         self, text: jax.Array, *, train: bool = False, key: jax.Array | None = None
-    ) -> jax.Array:
-        """text int [B, T], one a row -> unit rows float32 [B, E]."""
+    ) -> tuple[jax.Array, jax.Array]:
+        """text int [B, T], one a row -> tokens [B, T, D], the learned start first; and
+        what the text embedding is projected from [B, D]."""
         segment = (text != self.pad_id).astype(jnp.int32)
-        return self._pool(self._tokens(text, segment, train=train, key=key), segment, 1)[:, 0]
+        tokens = self._tokens(text, segment, train=train, key=key)
+        return tokens, self._pool(tokens, segment, 1)[:, 0]
+
+    def text_mask(self, text: jax.Array) -> jax.Array:
+        return text != self.pad_id
+
+    def embed_last(self, token: jax.Array, position: jax.Array) -> jax.Array:
+        start = self.start_token[...].astype(self.dtype)
+        return jnp.where(position == 0, start, self.words(token))
 
     def __call__(
         self,
@@ -158,7 +167,6 @@ class Cosmo(CoCa):
           image, text: unit rows, float32 [B, K, E]; the rest as CoCa's, along the row.
         """
         keys = split(key, 3)
-        scale = self.log_scale[...]
         images, text, segment, weight = self._rows(batch)
         b, k = images.shape[:2]
         latents, image = self.memory(
@@ -171,8 +179,8 @@ class Cosmo(CoCa):
         scores = self.head.scores(self.norm(x), self.words, text)
         return {
             "image": image.reshape(b, k, -1),
-            "text": self._pool(tokens, segment, k),
-            "log_scale": scale if self.most is None else clip_with_gradient(scale, self.most),
+            "text": self.embed_text(self._pool(tokens, segment, k)),
+            "log_scale": self.scale(),
             "caption_weight": weight,
             **{f"caption_{name}": v for name, v in scores.items()},
         }
@@ -201,14 +209,20 @@ class Cosmo(CoCa):
             tokens, latents, mask=mask, memory_mask=seen, causal=True, train=train, key=key
         )
 
-    def _score(self, text, targets, memory, *, train: bool = False, keys=(None, None)):
-        """As CoCa's, of one image and one text."""
+    def score(
+        self,
+        text: jax.Array,
+        targets: jax.Array,
+        memory: jax.Array,
+        *,
+        train: bool = False,
+        keys: Sequence[jax.Array | None] = (None, None),
+    ) -> tuple[dict[str, jax.Array], jax.Array]:
+        """As every captioner's, of one image and one text."""
         segment = (text != self.pad_id).astype(jnp.int32)
-        tokens = self._tokens(text, segment, train=train, key=keys[0])
+        tokens, pooled = self.read_text(text, train=train, key=keys[0])
         x = self._read_images(tokens, memory, segment, 1, train=train, key=keys[1])
-        return self.head.scores(self.norm(x), self.words, targets), self._pool(tokens, segment, 1)[
-            :, 0
-        ]
+        return self.head.scores(self.norm(x), self.words, targets), self.embed_text(pooled)
 
     def caption_logits(
         self,

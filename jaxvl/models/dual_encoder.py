@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax.numpy as jnp
@@ -13,15 +12,15 @@ from flax import nnx
 
 from jaxvl.config import Range, Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
-from jaxvl.models.base import EncoderConfig, InputSpec, ModelConfig
+from jaxvl.models.base import EncoderConfig, InputSpec
 from jaxvl.models.text import TextTransformerConfig
-from jaxvl.models.two_tower import Tower, TwoTower, check_towers
+from jaxvl.models.two_tower import Tower, TwoTower, TwoTowerConfig
 from jaxvl.models.vit import ViTConfig
 
 
 @MODELS.register("dual_encoder")
 @dataclasses.dataclass(frozen=True)
-class DualEncoderConfig(ModelConfig):
+class DualEncoderConfig(TwoTowerConfig):
     """Dual encoder. `models.presets` has the exact shapes of CLIP and SigLIP.
 
     Attributes:
@@ -33,12 +32,13 @@ class DualEncoderConfig(ModelConfig):
       init_scale: initial factor of the cosine; it is learned, and stored as its logarithm.
       max_scale: largest factor, or None for no limit.
       init_bias: initial bias of the logits (SigLIP: -10), or None for a model without.
+      views, heads: see `TwoTowerConfig`.
 
     Locked-image tuning (LiT, Zhai et al. 2022) is `optim.freeze=r"^image/encoder/"`.
     """
 
-    image: Annotated[Any, IMAGE_ENCODERS] = ViTConfig()
-    text: Annotated[Any, TEXT_ENCODERS] = TextTransformerConfig()
+    image: Annotated[EncoderConfig, IMAGE_ENCODERS] = ViTConfig()
+    text: Annotated[EncoderConfig, TEXT_ENCODERS] = TextTransformerConfig()
     projections: Literal["both", "text", "none"] = "both"
     projection_bias: bool = False
     embed_dim: Width | None = None
@@ -49,6 +49,7 @@ class DualEncoderConfig(ModelConfig):
     training_fields: ClassVar[frozenset[str]] = frozenset({"max_scale", "init_scale"})
 
     def __post_init__(self):
+        super().__post_init__()
         check(
             self.embed_dim is None or self.embed_dim >= 1,
             "embed_dim",
@@ -64,7 +65,7 @@ class DualEncoderConfig(ModelConfig):
             ("image", self.projections == "both"),
             ("text", self.projections != "none"),
         ):
-            width = getattr(self, side).features
+            width = self.encoders[side].features
             check(
                 projected or width == self._width,
                 "projections",
@@ -75,14 +76,6 @@ class DualEncoderConfig(ModelConfig):
     @property
     def _width(self) -> int:
         return self.embed_dim or self.image.features
-
-    @property
-    def encoders(self) -> Mapping[str, EncoderConfig]:
-        return {"image": self.image, "text": self.text}
-
-    def check_inputs(self, inputs: InputSpec) -> None:
-        """Raises ConfigError where an encoder cannot take such inputs."""
-        check_towers(self.image, self.text, inputs)
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TwoTower:
         def tower(config: EncoderConfig, project: bool) -> Tower:
@@ -100,5 +93,13 @@ class DualEncoderConfig(ModelConfig):
         text = tower(self.text, self.projections != "none")
         most = None if self.max_scale is None else math.log(self.max_scale)
         return TwoTower(
-            image, text, log_scale=math.log(self.init_scale), most=most, logit_bias=self.init_bias
+            image,
+            text,
+            log_scale=math.log(self.init_scale),
+            most=most,
+            logit_bias=self.init_bias,
+            views=self.views,
+            heads=self.heads,
+            rngs=rngs,
+            dtype=dtype,
         )

@@ -146,8 +146,8 @@ class _Rules(NamedTuple):
 
 
 def generate(
-    step: Step,
-    known: Any,
+    decode_step: Step,
+    kv_cache: Any,
     config: Generation,
     *,
     batch: int,
@@ -161,9 +161,9 @@ def generate(
     """Runs inside jit.
 
     Args:
-      step: `(known, last token int [B], position) -> (float32 logits [B, V], known)`; at position 0
-        nothing is read of the token.
-      known: before the first token; the arrays' first axis is the batch.
+      decode_step: `(kv_cache, last token int [B], position) -> (float32 logits [B, V], kv_cache)`;
+        at position 0 nothing is read of the token.
+      kv_cache: before the first token; the arrays' first axis is the batch.
       length: T; a shorter `max_length` ends captions earlier.
       keys: one per row [B], needed to sample. So a row's caption does not depend on those beside
         it.
@@ -184,7 +184,7 @@ def generate(
         prompt,
     )
     if config.method == "beam":
-        return _beam(step, known, rules, batch, length)
+        return _beam(decode_step, kv_cache, rules, batch, length)
     if config.method == "sample" and keys is None:
         raise ValueError(
             "keys: None, but method='sample' is random; pass a jax.random.key for every row"
@@ -196,8 +196,8 @@ def generate(
         return (t < rules.most) & ~done.all()
 
     def extend(state):
-        t, tokens, done, log_p, known = state
-        logits, known = step(known, tokens[:, jnp.maximum(t - 1, 0)], t)
+        t, tokens, done, log_p, kv_cache = state
+        logits, kv_cache = decode_step(kv_cache, tokens[:, jnp.maximum(t - 1, 0)], t)
         logits = _adjust(logits, tokens, t, rules)
         if config.method == "sample":
             new = jax.vmap(
@@ -212,7 +212,7 @@ def generate(
             constrain(tokens, "batch", None),
             done | (new == eos_id),
             log_p + jnp.where(done, 0.0, gain),
-            known,
+            kv_cache,
         )
 
     start = (
@@ -220,7 +220,7 @@ def generate(
         jnp.full((batch, length), pad_id, jnp.int32),
         jnp.zeros(batch, bool),
         jnp.zeros(batch),
-        known,
+        kv_cache,
     )
     _, tokens, _, log_p, _ = lax.while_loop(going, extend, start)
     return Captions(tokens, log_p)
@@ -285,7 +285,7 @@ def _restrict(logits: jax.Array, rules: _Rules) -> jax.Array:
     return logits
 
 
-def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions:
+def _beam(decode_step: Step, kv_cache, rules: _Rules, batch: int, length: int) -> Captions:
     """The K likeliest partial captions are extended; the best finished one by score is kept aside.
 
     A finished caption takes no beam from those that go on, and the search of a row is over once
@@ -296,7 +296,7 @@ def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions
     pad_id = rules.pad_id
     eos_id = rules.eos_id
     most = rules.most
-    known = jax.tree.map(lambda a: jnp.repeat(a, k, axis=0), known)
+    kv_cache = jax.tree.map(lambda a: jnp.repeat(a, k, axis=0), kv_cache)
     rules = (
         rules
         if rules.prompt is None
@@ -311,8 +311,8 @@ def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions
         return (t < most) & (score(log_p.max(1), most) > best).any()
 
     def extend(state):
-        t, tokens, log_p, ended, ended_log_p, best, known = state
-        logits, known = step(known, tokens[:, :, jnp.maximum(t - 1, 0)].reshape(-1), t)
+        t, tokens, log_p, ended, ended_log_p, best, kv_cache = state
+        logits, kv_cache = decode_step(kv_cache, tokens[:, :, jnp.maximum(t - 1, 0)].reshape(-1), t)
         gain = jax.nn.log_softmax(
             _adjust(logits, tokens.reshape(batch * k, length), t, rules)
         ).reshape(batch, k, -1)
@@ -333,8 +333,16 @@ def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions
         new = (chosen % v).astype(jnp.int32)
         tokens = jnp.take_along_axis(tokens, parent[..., None], 1).at[:, :, t].set(new)
         rows = (jnp.arange(batch)[:, None] * k + parent).reshape(-1)
-        known = jax.tree.map(lambda a: a[rows], known)
-        return t + 1, constrain(tokens, "batch", None, None), log_p, ended, ended_log_p, best, known
+        kv_cache = jax.tree.map(lambda a: a[rows], kv_cache)
+        return (
+            t + 1,
+            constrain(tokens, "batch", None, None),
+            log_p,
+            ended,
+            ended_log_p,
+            best,
+            kv_cache,
+        )
 
     start = (
         jnp.int32(0),
@@ -345,7 +353,7 @@ def _beam(step: Step, known, rules: _Rules, batch: int, length: int) -> Captions
         jnp.full((batch, length), pad_id, jnp.int32),
         jnp.zeros(batch),
         jnp.full(batch, -jnp.inf),
-        known,
+        kv_cache,
     )
     _, _, _, ended, ended_log_p, _, _ = lax.while_loop(going, extend, start)
     return Captions(ended, ended_log_p)

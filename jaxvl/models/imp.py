@@ -41,7 +41,7 @@ from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.moe import MoeConfig, MoeOutput
 from jaxvl.nn.norms import LayerNorm, l2_normalize
-from jaxvl.nn.patches import FactoredPositions, GridTokens, keep_some
+from jaxvl.nn.patches import FactoredPositions, GridTokens, drop_tokens
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
 
 # Width, layers, heads, hidden of the released models; a sparse one has the same with `moe`.
@@ -424,7 +424,7 @@ class Imp(Model):
                 mask=patches.places[..., 0] * grid.patch[0] < length[:, None]
             )
         if drop:
-            patches = keep_some(patches, drop, key)
+            patches = drop_tokens(patches, drop, key)
         return (grid.embed_still if name == "image" else grid)(patches), patches.mask
 
     @property

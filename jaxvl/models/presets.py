@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxvl import paths
 from jaxvl.config import check, nearest, to_path
+from jaxvl.models.open_clip_coca import renamed
 
 # Width, layers and heads of the text tower beside each image size, and the embedding space.
 _CLIP_TEXT = {"S": ("S", 384), "B": ("M", 512), "L": ("B", 768)}
@@ -26,14 +27,15 @@ def saved(workdir: str) -> dict[str, Any]:
     """The model of a run's workdir, or of one that `jaxvl.convert` made: what a run with
     `init_from` has.
 
-    An earlier version's option `lock` is left out; `optim.freeze` stands for it.
+    Options of earlier versions are in today's terms; their `lock` is left out, `optim.freeze`
+    stands for it.
 
     Raises OSError where there is none.
     """
     folder = to_path(workdir, "presets.saved")
     model = json.loads(paths.read_text(folder / "config.json"))["model"]
     model.pop("lock", None)
-    return model
+    return renamed(model)
 
 
 def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def coca_open_clip(variant: str = "ViT-B-32") -> dict[str, Any]:
     _check_known(variant, _COCA_OPEN_CLIP)
     image, width, heads, embed_dim, form = _COCA_OPEN_CLIP[variant]
     return dict(
-        name="coca",
+        name="open_clip_coca",
         image=dict(
             name="vit",
             variant=image,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ from flax import nnx
 from jaxvl.config import Depth, check
 from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec
-from jaxvl.models.coca import CoCa, CoCaConfig, own_form
-from jaxvl.nn.gradients import clip_with_gradient
+from jaxvl.models.captioner import CaptionerConfig
+from jaxvl.models.coca import CoCa
 from jaxvl.nn.linear import Linear, normal
 from jaxvl.nn.norms import LayerNorm, l2_normalize
 from jaxvl.nn.random import split
@@ -36,8 +36,8 @@ from jaxvl.nn.transformer import Transformer
 
 @MODELS.register("sycoca")
 @dataclasses.dataclass(frozen=True)
-class SyCoCaConfig(CoCaConfig):
-    """SyCoCa: everything that CoCa has, and
+class SyCoCaConfig(CaptionerConfig):
+    """SyCoCa: the options of every captioner (`CaptionerConfig`), and
 
     Attributes:
       masking: `attentive`: patches are chosen by the cosine of their embedding with the text's;
@@ -51,26 +51,21 @@ class SyCoCaConfig(CoCaConfig):
         patch and the encoder runs once more.
       image_layers: layers of the image decoder; None: as many as the multimodal ones.
 
-    The contrastive pooler reads the encoder's tokens (`poolers="parallel"`): a patch's embedding is
-    what it makes of that patch alone, and the image's must not depend on which patches the text has
-    chosen.
+    Both poolers read the encoder's tokens, as CoCa's `parallel` ones do: a patch's embedding is
+    what the contrastive pooler makes of that patch alone, and the image's must not depend on which
+    patches the text has chosen.
     """
 
-    poolers: Literal["cascade", "parallel"] = "parallel"
     masking: Literal["attentive", "random"] = "attentive"
     masked_share: float = 0.5
     hidden_share: float = 0.5
     masked: Literal["tokens", "pixels"] = "tokens"
     image_layers: Depth | None = None
 
+    poolers: ClassVar[str] = "parallel"  # CoCa's option, which is none here
+
     def __post_init__(self):
         super().__post_init__()
-        own_form(self)
-        check(
-            self.poolers == "parallel",
-            "poolers",
-            f"{self.poolers!r} is not for sycoca; must be 'parallel'",
-        )
         check(
             0 < self.masked_share < 1,
             "masked_share",
@@ -166,8 +161,8 @@ class SyCoCa(CoCa):
         Args:
           batch: image float [B, S, S, C], normalised; text int [B, T], ended by EOS, then padding.
             Optional: patch_scores float [B, P], which choose the patches instead of the cosine.
-          train, key, progress: as for CoCa. Random masks are drawn from the key; without one they are the
-            same at every call.
+          train, key, progress: as for CoCa. Random masks are drawn from the key; without one they
+            are the same at every call.
 
         Returns:
           What CoCa returns; patch_prediction: float32 [B, P, p² C], the pixels of each patch in
@@ -175,13 +170,12 @@ class SyCoCa(CoCa):
           patch was hidden from it; patch_scores: float32 [B, P], what chose.
         """
         keys = split(key, 6)
-        trains = train and "image" not in self.frozen
         text = batch["text"]
-        scale = self.log_scale[...]
         with jax.named_scope("image"):
-            patches = self.encoder(batch["image"], train=trains, key=keys[0]).tokens
+            patches = self.encode_tokens(batch["image"], train=train, key=keys[0])
             image = l2_normalize(self.image_projection(self.contrastive_pooler(patches)[:, 0]))
-        tokens, embedding = self._read(text, train=train, key=keys[1])
+        tokens, pooled = self.read_text(text, train=train, key=keys[1])
+        embedding = self.embed_text(pooled)
         scores = batch.get("patch_scores")
         if scores is None:
             scores = (
@@ -207,7 +201,7 @@ class SyCoCa(CoCa):
         return {
             "image": image,
             "text": embedding,
-            "log_scale": scale if self.most is None else clip_with_gradient(scale, self.most),
+            "log_scale": self.scale(),
             "caption_weight": there.astype(jnp.float32),
             **{f"caption_{k}": v for k, v in captions.items()},
             "patch_prediction": prediction,
@@ -232,8 +226,7 @@ class SyCoCa(CoCa):
         """Pixels float32 [B, P, p² C] of all patches, from those that are not `masked` (bool [B,
         P]) and the text's tokens [B, T + 1, D]."""
         if self.mask_patch is not None:
-            trains = train and "image" not in self.frozen
-            patches = self.encoder(self._paint(image, masked), train=trains, key=keys[0]).tokens
+            patches = self.encode_tokens(self._paint(image, masked), train=train, key=keys[0])
         x = self.patch_projection(patches)
         if self.mask_token is not None:
             x = jnp.where(masked[..., None], self.mask_token[...].astype(self.dtype), x)

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxvl.config import ConfigError
-from jaxvl.models.base import Encoded, EncoderConfig, InputSpec, Model
+from jaxvl.config import ConfigError, check
+from jaxvl.models import HEADS
+from jaxvl.models.base import (
+    Capabilities,
+    Encoded,
+    EncoderConfig,
+    InputSpec,
+    Model,
+    ModelConfig,
+    check_drop,
+    drop_options,
+)
+from jaxvl.models.heads import HeadConfig, Heads
 from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.nn.linear import Linear, normal
 from jaxvl.nn.norms import l2_normalize
 
-
-def check_towers(image: EncoderConfig, text: EncoderConfig, inputs: InputSpec) -> None:
-    """`check_inputs` of both encoder configurations, errors under `image` and `text`."""
-    for key, config in (("image", image), ("text", text)):
-        try:
-            config.check_inputs(inputs)
-        except ConfigError as error:
-            raise error.under(key) from None
+SIDES = ("image", "text")
 
 
 class Tower(nnx.Module):
@@ -79,7 +84,7 @@ def merge_router_stats(*routings: dict[str, jax.Array] | None) -> dict[str, jax.
 
 
 class TwoTower(Model):
-    """An image tower, a text tower, a log-scale and, where given, a bias of the logits.
+    """An image tower, a text tower, a log-scale and, where given, a bias of the logits; and heads.
 
     The loss's logits are `exp(log_scale) · image · textᵀ + logit_bias`; ALIGN's temperature is
     `exp(-log_scale)`.
@@ -88,6 +93,8 @@ class TwoTower(Model):
       image, text: towers.
       log_scale: initial value. most: largest value, or None.
       logit_bias: initial value, or None for a model without.
+      views: further batch entry -> the tower that reads it.
+      heads: label -> head.
     """
 
     def __init__(
@@ -98,6 +105,10 @@ class TwoTower(Model):
         log_scale: float,
         most: float | None,
         logit_bias: float | None = None,
+        views: Mapping[str, str] | None = None,
+        heads: Mapping[str, HeadConfig] | None = None,
+        rngs: nnx.Rngs,
+        dtype: Any = jnp.float32,
     ):
         self.image = image
         self.text = text
@@ -106,19 +117,34 @@ class TwoTower(Model):
         self.logit_bias = (
             None if logit_bias is None else nnx.Param(jnp.float32(logit_bias), axes=())
         )
+        self.sides = Views(views or {})
+        widths = {name: self._tower(name).encoder.width for name in self.inputs}
+        self.plan = Heads(heads or {}, widths)
+        self.heads = self.plan.build(rngs, dtype)
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return ("image", "text")
+        return ("image", "text", *self.sides.views)
+
+    def _tower(self, name: str) -> Tower:
+        """The tower that reads the input `name`."""
+        return self.image if self.sides[name] == "image" else self.text
 
     def encoder_paths(self) -> dict[str, str]:
         return {"image": "image/encoder", "text": "text/encoder"}
 
     def encode(
-        self, name: str, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self,
+        name: str,
+        x: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        **options: Any,
     ) -> Encoded:
-        tower = {"image": self.image, "text": self.text}[name]
-        return tower.encoder(x, train=train and name not in self.frozen, key=key)
+        """As every model's; `options`: the encoder's own, see `drop_options`."""
+        trains = train and self.sides[name] not in self.frozen
+        return self._tower(name).encoder(x, train=trains, key=key, **options)
 
     def encode_image(
         self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -139,30 +165,116 @@ class TwoTower(Model):
         train: bool = False,
         key: jax.Array | None = None,
         progress: jax.Array | None = None,
+        drop: dict[str, float] | None = None,
     ) -> dict[str, jax.Array]:
-        """Embeds a batch.
+        """Embeds whatever of its inputs a batch has.
 
         Args:
-          batch: image float [B, S, S, C], normalised; text int [B, T].
+          batch: image float [B, S, S, C], normalised; text int [B, T]; views like the input whose
+            tower reads them; and what heads read of it.
           train, key, progress: as for `Model`.
+          drop: input -> share of its tokens that is left out in training (FLIP, CLIPA), of
+            encoders that can (`EncoderConfig.drops_tokens`).
 
         Returns:
-          image, text: unit rows, float32 [B, D]; log_scale: float32 []; logit_bias: float32 []
-            where the model has one; moe/…: of
-          towers with MoE layers, what the objective `routing` reads.
+          image, text and each view: unit rows, float32 [B, D]; log_scale: float32 []; logit_bias:
+          float32 [] where the model has one; moe/…: of towers with MoE layers, what the objective
+          `routing` reads; outputs of the heads whose inputs are there, by their labels.
+
+        Raises:
+          ValueError: the batch has no input.
         """
-        image_key, text_key = (None, None) if key is None else jax.random.split(key)
+        given = [name for name in self.inputs if name in batch]
+        if not given:
+            raise ValueError(f"batch: has none of the inputs {', '.join(self.inputs)}")
         scale = self.log_scale[...]
-        with jax.named_scope("image"):
-            image = self.encode("image", batch["image"], train=train, key=image_key)
-        with jax.named_scope("text"):
-            text = self.encode("text", batch["text"], train=train, key=text_key)
-        outputs = {
-            "image": self.image.embed(image.pooled),
-            "text": self.text.embed(text.pooled),
-            **merge_router_stats(image.routing, text.routing),
-            "log_scale": scale if self.most is None else clip_with_gradient(scale, self.most),
-        }
-        return (
-            outputs if self.logit_bias is None else {**outputs, "logit_bias": self.logit_bias[...]}
+        keys = self._keys(key)
+        encoded = {}
+        for name in given:
+            with jax.named_scope(name):
+                options = drop_options(drop, name, batch)
+                encoded[name] = self.encode(
+                    name, batch[name], train=train, key=keys[name], **options
+                )
+        outputs = {name: self._tower(name).embed(e.pooled) for name, e in encoded.items()}
+        outputs |= merge_router_stats(*(e.routing for e in encoded.values()))
+        outputs["log_scale"] = scale if self.most is None else clip_with_gradient(scale, self.most)
+        if self.logit_bias is not None:
+            outputs["logit_bias"] = self.logit_bias[...]
+        return outputs | self.plan.run(
+            self.heads, encoded, batch, train=train, key=key, progress=progress
         )
+
+    def _keys(self, key: jax.Array | None) -> dict[str, jax.Array | None]:
+        """Input -> its own key."""
+        if key is None:
+            return dict.fromkeys(self.inputs)
+        keys = dict(zip(("image", "text"), jax.random.split(key)))
+        for i, name in enumerate(self.sides.views, start=2):
+            keys[name] = jax.random.fold_in(key, i)
+        return keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """Which tower reads which input.
+
+    Attributes:
+      views: further batch entry -> `image` or `text`.
+    """
+
+    views: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> str:
+        """The tower of an input. Raises KeyError for what is none."""
+        return name if name in SIDES else self.views[name]
+
+    def check(self) -> None:
+        """Raises ConfigError at `views.NAME` for one that is no tower's, or is named like one."""
+        for name, side in self.views.items():
+            key = f"views.{name}"
+            check(side in SIDES, key, f"{side!r} must be one of {', '.join(SIDES)}")
+            check(name not in SIDES, key, "is an input of the model already; choose another name")
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTowerConfig(ModelConfig):
+    """Base class of the configurations of models with two towers, `image` and `text`.
+
+    Attributes:
+      views: further batch entry -> the tower that reads it, as `dict(image_2="image")`.
+      heads: label -> head by name, with its options; see `models.heads`.
+    """
+
+    views: dict[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
+    heads: dict[str, Annotated[HeadConfig, HEADS]] = dataclasses.field(
+        default_factory=dict, kw_only=True
+    )
+
+    def __post_init__(self):
+        sides = Views(self.views)
+        sides.check()
+        widths = {side: encoder.features for side, encoder in self.encoders.items()}
+        inputs = {name: widths[sides[name]] for name in (*SIDES, *self.views)}
+        Heads(self.heads, inputs).check(reserved=("log_scale", "logit_bias"))
+
+    @property
+    def encoders(self) -> Mapping[str, EncoderConfig]:
+        return {"image": self.image, "text": self.text}
+
+    def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
+        counts = {label: head.class_count for label, head in self.heads.items()}
+        return Capabilities(classes={label: n for label, n in counts.items() if n is not None})
+
+    def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
+        """Raises ConfigError where a task drops tokens of an encoder that cannot."""
+        views = {view: self.encoders[side] for view, side in self.views.items()}
+        check_drop(encode, {**self.encoders, **views})
+
+    def check_inputs(self, inputs: InputSpec) -> None:
+        """Raises ConfigError where an encoder cannot take such inputs."""
+        for side, encoder in self.encoders.items():
+            try:
+                encoder.check_inputs(inputs)
+            except ConfigError as error:
+                raise error.under(side) from None

@@ -27,7 +27,8 @@ from jaxvl.nn.linear import normal
 from jaxvl.nn.mlp import Activation
 from jaxvl.nn.moe import MoeConfig
 from jaxvl.nn.norms import LayerNorm
-from jaxvl.nn.random import dropout
+from jaxvl.nn.patches import Patches, drop_tokens
+from jaxvl.nn.random import dropout, need_key
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
 
 
@@ -42,9 +43,10 @@ class ViTConfig(EncoderConfig):
       pool: `cls` (a class token is prepended), `mean`, `map` (attention with a learned query), or
         `cls_mean`: the mean of the patches, a class token being prepended and left out of it, and
         the layer norm after it (CLIPA, Li et al. 2023).
-      positions: `learned`, or fixed `sincos`. Images of another size than the model is built for
-        get the learned ones resampled bilinearly, by place in the image (Dosovitskiy et al. 2021,
-        section 3.2).
+      positions: `learned`, or fixed `sincos`. In images of another size than the model is built for
+        a patch has the position of its place in the image: learned ones are resampled bilinearly
+        (Dosovitskiy et al. 2021, section 3.2), sincos ones are computed there (not from the paper).
+        So training may begin with small images (CLIPA, Li et al. 2023, arXiv 2305.07017).
       patch_bias: bias of the patch embedding (CLIP has none).
       pre_norm: layer norm before the first layer (CLIP).
       uneven: let the patch not divide the image; pixels right and below of the last whole patch are
@@ -110,6 +112,10 @@ class ViTConfig(EncoderConfig):
     @property
     def routed(self) -> bool:
         return self.moe is not None
+
+    @property
+    def drops_tokens(self) -> bool:
+        return True
 
     @property
     def features(self) -> int:
@@ -192,22 +198,39 @@ class ViT(nnx.Module):
         self.dtype = dtype
 
     def __call__(
-        self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
+        self,
+        image: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        drop: float = 0.0,
+        row_keys: jax.Array | None = None,
     ) -> Encoded:
-        """image [B, S, S, C] normalised. Raises ValueError in training without a key if anything
-        drops."""
-        x = self.patches(image)
-        positions = self._positions(round(x.shape[1] ** 0.5)).astype(self.dtype)
+        """Encodes images.
+
+        Args:
+          image: [B, S, S, C] normalised.
+          train, key: as for every encoder.
+          drop: share of the patches that is left out in training, before they are embedded (FLIP,
+            Li et al. 2022, arXiv 2212.00794: 0.5 or 0.75). See `nn.patches.drop_tokens`. The class
+            token stays.
+          row_keys: [B], from which the rows draw what they keep; None: from `key`.
+
+        Raises:
+          ValueError: in training without a key, if anything drops.
+        """
+        patches = self.patches.cut(image)
+        positions = self._positions(round(patches.shape[1] ** 0.5)).astype(self.dtype)
+        first = positions[: -patches.shape[1]]  # of the class token, where positions are learned
+        positions = positions[-patches.shape[1] :]
+        if drop and train:
+            patches, positions = self._dropped(patches, positions, drop, key, row_keys)
+        x = self.patches.embed(patches) + positions
         if self.class_token is not None:
             token = self.class_token[...].astype(self.dtype)
-            if self.positions is not None:
-                token = token + positions[0]
-                positions = positions[1:]
-            x = jnp.concatenate(
-                [jnp.broadcast_to(token, (x.shape[0], 1, self.width)), x + positions], axis=1
-            )
-        else:
-            x = x + positions
+            token = token + first[0] if len(first) else token
+            token = jnp.broadcast_to(token, (x.shape[0], 1, self.width))
+            x = jnp.concatenate([token, x], axis=1)
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x = dropout(x, self.dropout, embed_key, train=train)
         x = x if self.pre_norm is None else self.pre_norm(x)
@@ -221,10 +244,28 @@ class ViT(nnx.Module):
         pooled = {"cls": poolers.first, "mean": poolers.mean, "map": self.pooler}[self.pool](x)
         return Encoded(pooled, x, routing=routing)
 
+    def _dropped(
+        self,
+        patches: jax.Array,
+        positions: jax.Array,
+        drop: float,
+        key: jax.Array | None,
+        row_keys: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """patches [B, P, F], positions [P, D] -> those of the patches that stay, [B, K, F] and
+        [B, K, D]."""
+        b, p, _ = patches.shape
+        if row_keys is None:
+            key = need_key(key, "token dropping")
+            row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(b))
+        places = jnp.broadcast_to(jnp.arange(p)[:, None], (b, p, 1))
+        kept = drop_tokens(Patches(patches, places), drop, row_keys)
+        return kept.values, positions[kept.places[..., 0]]
+
     def _positions(self, grid: int) -> jax.Array:
         """Float32 [P (+ 1), D], of an image of `grid` x `grid` patches."""
         if self.positions is None:
-            return jnp.asarray(sincos_2d(grid, self.width))
+            return jnp.asarray(sincos_2d(grid, self.width, of=self.grid))
         table = self.positions[...]
         if grid == self.grid:
             return table

@@ -87,8 +87,8 @@ class Attention(nnx.Module):
         Returns:
           [B, T, D].
         """
-        k, v = self.remember(x if memory is None else memory)
-        q = self._ask(x)
+        k, v = self.project_kv(x if memory is None else memory)
+        q = self.project_q(x)
         mask = None if mask is None else jnp.expand_dims(mask, (1, 2) if mask.ndim == 2 else 1)
         if train and self.dropout:
             y = _attend_with_dropout(q, k, v, mask, causal, self.dropout, key)
@@ -98,43 +98,43 @@ class Attention(nnx.Module):
             )
         return self.out(y)
 
-    def _ask(self, x: jax.Array) -> jax.Array:
+    def project_q(self, x: jax.Array) -> jax.Array:
         """Queries [B, T, H, K]."""
         q = self.query(x)
         return q if self.query_norm is None else self.query_norm(q)
 
-    def remember(self, memory: jax.Array) -> KeyValue:
-        """Keys and values [B, N, H, K] of a memory [B, N, D'], to be attended to by `recall`."""
+    def project_kv(self, memory: jax.Array) -> KeyValue:
+        """Keys and values [B, N, H, K] of a memory [B, N, D'], to be attended to by `decode`."""
         k = self.key(memory)
         return k if self.key_norm is None else self.key_norm(k), self.value(memory)
 
-    def recall(
-        self, x: jax.Array, known: KeyValue, position: jax.Array | None = None
+    def decode(
+        self, x: jax.Array, kv_cache: KeyValue, position: jax.Array | None = None
     ) -> tuple[jax.Array, KeyValue]:
         """One position of a sequence that grows token by token.
 
         Args:
           x: [B, 1, D].
-          known: keys and values [B, N, H, K]; of a memory [A, N, H, K], where the first B / A rows
-            of x read its first row, and so on: nothing is repeated for captions of one image.
+          kv_cache: keys and values [B, N, H, K]. Of a memory [A, N, H, K], where the first B / A
+            rows of x read its first row, and so on: nothing is repeated for captions of one image.
           position: int []: of x. Its own key and value are written there, and later ones are not
-            seen. None: `known` is a memory of which all is seen.
+            seen. None: `kv_cache` is a memory of which all is seen.
 
         Returns:
-          [B, 1, D], and `known` with x in it.
+          [B, 1, D], and `kv_cache` with x in it.
         """
-        q = self._ask(x)
+        q = self.project_q(x)
         mask = None
         if position is None:
-            q = q.reshape(known[0].shape[0], -1, *q.shape[2:])
+            q = q.reshape(kv_cache[0].shape[0], -1, *q.shape[2:])
         else:
-            known = tuple(
+            kv_cache = tuple(
                 jax.lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), position, 1)
-                for a, new in zip(known, self.remember(x))
+                for a, new in zip(kv_cache, self.project_kv(x))
             )
-            mask = (jnp.arange(known[0].shape[1]) <= position)[None, None, None, :]
-        y = jax.nn.dot_product_attention(q, *known, mask=mask)
-        return self.out(y.reshape(x.shape[0], 1, *y.shape[2:])), known
+            mask = (jnp.arange(kv_cache[0].shape[1]) <= position)[None, None, None, :]
+        y = jax.nn.dot_product_attention(q, *kv_cache, mask=mask)
+        return self.out(y.reshape(x.shape[0], 1, *y.shape[2:])), kv_cache
 
 
 def _attend_with_dropout(q, k, v, mask, causal: bool, rate: float, key) -> jax.Array:

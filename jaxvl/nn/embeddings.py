@@ -45,20 +45,31 @@ class PatchEmbedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, image: jax.Array) -> jax.Array:
-        """[B, S, S, C] -> [B, P, D], patches in reading order; pixels beyond the last whole patch
+        """[B, S, S, C] -> [B, P, D], as `embed` of `cut`."""
+        return self.embed(self.cut(image))
+
+    def cut(self, image: jax.Array) -> jax.Array:
+        """[B, S, S, C] -> patches [B, P, p² C] in reading order; pixels beyond the last whole patch
         are left out."""
         p = self.patch
         image = image[:, : image.shape[1] // p * p, : image.shape[2] // p * p]
         b, height, width, c = image.shape
         x = image.astype(self.dtype).reshape(b, height // p, p, width // p, p, c)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
-        x = x @ self.kernel[...].astype(self.dtype).reshape(p * p * c, -1)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
+
+    def embed(self, patches: jax.Array) -> jax.Array:
+        """[B, P, p² C] -> [B, P, D]."""
+        x = patches @ self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 
-def sincos_2d(grid: int, width: int) -> np.ndarray:
+def sincos_2d(grid: int, width: int, of: int | None = None) -> np.ndarray:
     """Fixed two-dimensional sine-cosine positions (MoCo v3; Beyer et al. 2022), float32 [grid²,
     width].
+
+    Args:
+      of: side of the grid whose coordinates are used: a patch has the position of its centre's
+        place there; None: `grid` itself.
 
     Raises:
       ValueError: the width is not a multiple of 4.
@@ -67,7 +78,7 @@ def sincos_2d(grid: int, width: int) -> np.ndarray:
         raise ValueError(
             f"width: {width} must be a multiple of 4 for sine-cosine positions in two dimensions"
         )
-    y, x = np.mgrid[:grid, :grid]
+    y, x = (np.mgrid[:grid, :grid] + 0.5) * ((of or grid) / grid) - 0.5
     omega = 1.0 / 10_000.0 ** (np.arange(width // 4) / max(width // 4 - 1, 1))
     angles = [axis.reshape(-1, 1) * omega for axis in (x, y)]
     return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1).astype(

@@ -127,22 +127,22 @@ class GatedBlock(nnx.Module):
             x, mask=mask, causal=causal, drop_rate=drop_rate, train=train, key=keys[6], **routing
         )
 
-    def remember(self, memory: jax.Array) -> KeyValue:
-        """As `Block.remember`."""
-        return self.cross.remember(memory)
+    def project_kv(self, memory: jax.Array) -> KeyValue:
+        """As `Block.project_kv`."""
+        return self.cross.project_kv(memory)
 
-    def step(
+    def decode_step(
         self,
         x: jax.Array,
-        known: KeyValue,
+        kv_cache: KeyValue,
         position: jax.Array,
-        memory: KeyValue | None = None,
+        cross_kv: KeyValue | None = None,
         skills: tuple[str, ...] | None = None,
     ) -> tuple[jax.Array, KeyValue]:
-        """One position of a growing sequence, as `Block.step`."""
-        x = x + _open(self.cross_gate, self.cross.recall(self.cross_norm(x), memory)[0])
+        """One position of a growing sequence, as `Block.decode_step`."""
+        x = x + _open(self.cross_gate, self.cross.decode(self.cross_norm(x), cross_kv)[0])
         x = x + _open(self.mlp_gate, self.gated_mlp(self.gated_norm(x)))
-        return self.block.step(x, known, position, skills=skills)
+        return self.block.decode_step(x, kv_cache, position, skills=skills)
 
 
 def _open(gate: nnx.Param, y: jax.Array) -> jax.Array:

@@ -1,5 +1,5 @@
 """Pictures, videos, spectrograms, waveforms as tokens, with positions by original coordinates (IMP;
-Akbari et al. 2023, section 3).
+Akbari et al. 2023, section 3), and the dropping of tokens.
 
 A tokeniser gives `Patches`: what each token is made of, and where it was. Tokens may be dropped
 before they are embedded; those that stay keep their coordinates, so that one table of positions
@@ -60,12 +60,24 @@ def cut(x: jax.Array, patch: Sequence[int], name: str) -> Patches:
     return Patches(x, jnp.broadcast_to(jnp.asarray(places, jnp.int32), (b, *places.shape)))
 
 
-def keep_some(patches: Patches, rate: float, key: jax.Array) -> Patches:
-    """Drops a share `rate` of the tokens of every row, drawn at random; those that stay keep their
-    order and coordinates."""
+def drop_tokens(patches: Patches, rate: float, key: jax.Array) -> Patches:
+    """Drops a share `rate` of the tokens of every row, drawn at random (FLIP, Li et al. 2022, arXiv
+    2212.00794; PatchDropout). Those that stay keep their order and coordinates.
+
+    Each row keeps max(1, round(P (1 - rate))) of its P tokens, so that shapes do not depend on the
+    draw.
+
+    Args:
+      key: one for all rows, or [B], one for each row: then what a row keeps does not depend on the
+        rows beside it.
+    """
     b, p, _ = patches.values.shape
     kept = max(1, round(p * (1 - rate)))
-    chosen = jnp.sort(jax.lax.top_k(jax.random.uniform(key, (b, p)), kept)[1])
+    if key.ndim:
+        draw = jax.vmap(lambda row: jax.random.uniform(row, (p,)))(key)
+    else:
+        draw = jax.random.uniform(key, (b, p))
+    chosen = jnp.sort(jax.lax.top_k(draw, kept)[1])
     return jax.tree.map(
         lambda a: jnp.take_along_axis(a, chosen.reshape(b, kept, *[1] * (a.ndim - 2)), 1), patches
     )

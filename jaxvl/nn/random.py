@@ -11,7 +11,8 @@ def split(key: jax.Array | None, n: int) -> list[jax.Array | None]:
     return [None] * n if key is None else list(jax.random.split(key, n))
 
 
-def _need(key: jax.Array | None, what: str) -> jax.Array:
+def need_key(key: jax.Array | None, what: str) -> jax.Array:
+    """The key. Raises ValueError where `what` needs one and there is none."""
     if key is None:
         raise ValueError(f"key: None, but {what} is random in training; pass a jax.random.key")
     return key
@@ -26,7 +27,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, *, train: bool) ->
     """
     if not train or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(_need(key, "dropout"), 1.0 - rate, x.shape)
+    keep = jax.random.bernoulli(need_key(key, "dropout"), 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
@@ -46,6 +47,6 @@ def drop_path(
     if not train or (isinstance(rate, (int, float)) and rate == 0.0):
         return x
     keep = jax.random.bernoulli(
-        _need(key, "drop-path"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1)
+        need_key(key, "drop-path"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1)
     )
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), 0).astype(x.dtype)

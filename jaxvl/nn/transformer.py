@@ -204,25 +204,26 @@ class Block(nnx.Module):
         x = self.mlp_norm(x) if self.post else x
         return x if routed is None else dataclasses.replace(routed, y=x)
 
-    def remember(self, memory: jax.Array) -> KeyValue:
-        """Keys and values of a memory [B, N, D'], which `step` attends to."""
-        return self.cross.remember(memory if self.memory_norm is None else self.memory_norm(memory))
+    def project_kv(self, memory: jax.Array) -> KeyValue:
+        """Keys and values of a memory [B, N, D'], which `decode_step` attends to."""
+        memory = memory if self.memory_norm is None else self.memory_norm(memory)
+        return self.cross.project_kv(memory)
 
-    def step(
+    def decode_step(
         self,
         x: jax.Array,
-        known: KeyValue,
+        kv_cache: KeyValue,
         position: jax.Array,
-        memory: KeyValue | None = None,
+        cross_kv: KeyValue | None = None,
         skills: tuple[str, ...] | None = None,
     ) -> tuple[jax.Array, KeyValue]:
-        """One position of a growing sequence: x [B, 1, D]; `known`, `memory`: of this layer, see
-        `Transformer.step`."""
-        y, known = self.attention.recall(self.attention_norm(x), known, position)
+        """One position of a growing sequence: x [B, 1, D]; `kv_cache`, `cross_kv`: of this layer,
+        see `Transformer.decode_step`."""
+        y, kv_cache = self.attention.decode(self.attention_norm(x), kv_cache, position)
         x = x + y
         after = self.cross_mlp is not None
         if self.cross is not None and not after:
-            x = x + self.cross.recall(self.cross_norm(x), memory)[0]
+            x = x + self.cross.decode(self.cross_norm(x), cross_kv)[0]
         y = self.mlp_norm(x)
         # One token a row has no capacity to share: nothing is dropped here.
         x = x + (
@@ -231,9 +232,9 @@ class Block(nnx.Module):
             else self.moe(y, skills=skills, causal=True, drops=False).y
         )
         if after:
-            x = x + self.cross.recall(self.cross_norm(x), memory)[0]
+            x = x + self.cross.decode(self.cross_norm(x), cross_kv)[0]
             x = x + self.cross_mlp(self.cross_mlp_norm(x))
-        return x, known
+        return x, kv_cache
 
 
 class Transformer(nnx.Module):
@@ -356,15 +357,15 @@ class Transformer(nnx.Module):
             kind: m for kind, m in ((False, self.blocks), (True, self.moe_blocks)) if m is not None
         }
 
-    def start(self, batch: int, length: int) -> list[KeyValue]:
-        """Keys and values [B, N, H, K] of a sequence of up to `length` positions, none of them
-        known yet, of every layer."""
+    def init_cache(self, batch: int, length: int) -> list[KeyValue]:
+        """Keys and values [B, N, H, K] of a sequence of up to `length` positions, all of
+        them empty, of every layer."""
         shape = batch, length, self.sizes.heads, self.sizes.width // self.sizes.heads
         empty = constrain(jnp.zeros(shape, self.dtype), "batch", None, "heads", None)
         return [(empty, empty)] * self.depth
 
     def layers(self) -> list[nnx.State]:
-        """Each layer's weights, as `remember` and `step` want them.
+        """Each layer's weights, as `project_kv` and `decode_step` want them.
 
         Cut out of the stack once, before the loop over tokens: inside of it they would be copied
         for every token.
@@ -381,29 +382,35 @@ class Transformer(nnx.Module):
             nnx.merge(graphs[kind], layer) for kind, layer in zip(self.kinds, layers, strict=True)
         ]
 
-    def remember(self, layers: list[nnx.State], memory: jax.Array) -> list[KeyValue]:
+    def project_kv(self, layers: list[nnx.State], memory: jax.Array) -> list[KeyValue]:
         """Keys and values [B, N, H, K] of the memory [B, N, D'], of every layer."""
-        return [block.remember(memory) for block in self._each(layers)]
+        return [block.project_kv(memory) for block in self._each(layers)]
 
-    def step(
+    def decode_step(
         self,
         layers: list[nnx.State],
         x: jax.Array,
-        known: list[KeyValue],
+        kv_cache: list[KeyValue],
         position: jax.Array,
-        memory: list[KeyValue] | None = None,
+        cross_kv: list[KeyValue] | None = None,
         skills: tuple[str, ...] | None = None,
     ) -> tuple[jax.Array, list[KeyValue]]:
-        """The position after those that `known` holds, causally: x [B, 1, D] -> [B, 1, D] and what
-        is known now.
+        """The position after those that `kv_cache` holds, causally: x [B, 1, D] -> [B, 1, D] and
+        the cache with it.
 
-        Unrolled whatever `scan` says: a scan over the layers would copy their weights and all that
-        is known, for every token.
+        Unrolled whatever `scan` says: a scan over the layers would copy their weights and the whole
+        cache for every token.
+
+        Args:
+          layers: see `layers`.
+          kv_cache: by layer, as `init_cache` begins it.
+          position: int []: of x.
+          cross_kv: of the memory by layer, see `project_kv`; None: the stack reads none.
         """
         grown = []
         for i, block in enumerate(self._each(layers)):
-            x, own = block.step(
-                x, known[i], position, None if memory is None else memory[i], skills
+            x, own = block.decode_step(
+                x, kv_cache[i], position, None if cross_kv is None else cross_kv[i], skills
             )
             grown.append(own)
         return x, grown

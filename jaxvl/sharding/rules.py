@@ -1,5 +1,4 @@
-"""Logical axes: modules name the axes of each parameter and activation, the rules say which mesh
-axis shards them.
+"""Logical axes: modules name the axes of arrays, the rules say which mesh axis shards them.
 
 A parameter is created as `nnx.Param(value, axes=("embed", "mlp"))`. Every axis name must stand in
 the rules, and every parameter must name its axes: `param_shardings` refuses a tree in which one
@@ -35,7 +34,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "norm": None,  # scales and biases: small, replicated
     "classes": None,
     "queue": ("data", "fsdp"),  # rows that an objective keeps from earlier steps
-    "prototypes": ("data", "fsdp"),
+    "prototypes": "tensor",  # rows that a head or an objective compares with
     "scalar": None,
     "expert": "expert",  # experts E of a parameter, and of the places of their tokens
     # a router's column per expert: small, every device routes its own tokens to all experts
@@ -70,14 +69,17 @@ def spec(
                 f"(rules: {', '.join(rules)})"
             )
         target = rules[axis] if axis is not None else None
-        names = () if target is None else (target,) if isinstance(target, str) else tuple(target)
+        names = (target,) if isinstance(target, str) else tuple(target or ())
         if mesh is not None:
             names = tuple(n for n in names if n in mesh.shape)
         size = math.prod(mesh.shape[n] for n in names) if mesh is not None else 1
         if used & set(names) or (shape is not None and size and shape[i] % size):
             names = ()
         used |= set(names)
-        out.append(names if len(names) > 1 else names[0] if names else None)
+        if len(names) > 1:
+            out.append(names)
+        else:
+            out.append(names[0] if names else None)
     return PartitionSpec(*out)
 
 

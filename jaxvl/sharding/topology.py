@@ -1,6 +1,6 @@
-"""What accelerators can do, and meshes of those that are not here, to compile for:
-`compile_only_devices("v5e:4x4")`.
+"""What accelerators can do, and meshes of absent ones to compile for.
 
+Such as `compile_only_devices("v5e:4x4")`.
 A jitted function lowered with shapes whose shardings lie on such a mesh is compiled by the
 accelerator's own compiler, which says how much memory and how many FLOP each device would need, and
 refuses what would not fit. Nothing can be run.
@@ -119,9 +119,11 @@ H200 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 minor: 0 }
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
-  core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 4800000000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 150000000000
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 4800000000000 l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: 150000000000
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
 }
 platform_name: "CUDA"

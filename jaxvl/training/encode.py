@@ -34,14 +34,14 @@ def make_encoders(
 
     def caption(weights, pixels, generation, numbers, index, prompt):
         apply = functools.partial(model.apply, *weights)
-        (known, fixed), _ = apply(pixels, length, method="start")
-        step = lambda known, *args: apply(known, fixed, *args, method="step")[0]
+        (kv_cache, cross_kv), _ = apply(pixels, length, method="prefill")
+        step = lambda kv_cache, *args: apply(kv_cache, cross_kv, *args, method="decode_step")[0]
         prompt = prompt if prompt is None else prompt[:, begun:]
         ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, prompt=prompt)
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(numbers.seed)))(index)
         tokens = generate(
             step,
-            known,
+            kv_cache,
             generation,
             batch=len(pixels),
             length=length - begun,

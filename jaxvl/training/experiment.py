@@ -29,6 +29,7 @@ from jaxvl.config import (
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import TokenizerConfig
 from jaxvl.evals import EVALUATORS
+from jaxvl.jobs import JOBS
 from jaxvl.models import MODELS, InputSpec
 from jaxvl.models.base import ModelConfig
 from jaxvl.sharding.mesh import MeshConfig, batch_shards
@@ -96,6 +97,8 @@ class Experiment:
       optim, schedule, mesh, guard, checkpoint, resume, log: see their classes.
       tokenizer, preprocess: shared by all tasks and evaluators; they travel in the checkpoint.
       evals: name -> evaluator by name, with its options.
+      after: name of a table -> the job that computes it, by name, with its options: after the last
+        step, or every so many steps (`jobs/base.py`). The table is in `WORKDIR/tables/NAME`.
       init_from: workdir of another run, or of `jaxvl.convert`: its newest weights are what this run
         starts with, and its tokenizer is this run's. `presets.saved(workdir)` is its model. A model
         that differs in nothing but experts where that has MLPs starts with the MLP as every expert
@@ -117,6 +120,7 @@ class Experiment:
     tokenizer: TokenizerConfig = TokenizerConfig()
     preprocess: Preprocess = Preprocess()
     evals: dict[str, Annotated[Any, EVALUATORS]] = dataclasses.field(default_factory=dict)
+    after: dict[str, Annotated[Any, JOBS]] = dataclasses.field(default_factory=dict)
     checkpoint: CheckpointConfig = CheckpointConfig()
     resume: ResumeConfig = ResumeConfig()
     guard: GuardConfig = GuardConfig()
@@ -163,6 +167,7 @@ class Experiment:
                 f"more)"
             )
             check(reads_texts, f"tasks.{name}.data.fields.text.count", problem)
+        self._check_tables()
         if self.tasks:
             self.schedule.build(list(self.tasks), self.steps)
         best = self.checkpoint.best_metric
@@ -174,6 +179,57 @@ class Experiment:
                 f"{best!r}: no evaluator {evaluator!r}{nearest(evaluator, list(self.evals))} "
                 f"(evals: {', '.join(self.evals)})",
             )
+
+    def _check_tables(self) -> None:
+        """Raises ConfigError for jobs and tables that name what there is not."""
+        for name, job in self.after.items():
+            check("/" not in name, f"after.{name}", "a table's name may not hold '/'")
+            known = list(self.tasks)
+            problem = f"{job.task!r} is no task{nearest(job.task, known)} (tasks: {known})"
+            check(job.task is None or job.task in known, f"after.{name}.task", problem)
+        _ = self.jobs_in_order
+        made = [name for name, job in self.after.items() if job.every]
+        for task, config in self.tasks.items():
+            key = f"tasks.{task}.data"
+            for label, where in config.data.tables.items():
+                problem = (
+                    f"{where!r} is neither the folder of a table, RUN/tables/NAME, nor a job in "
+                    f"after with every >= 1{nearest(where, made)} (such jobs: {made})"
+                )
+                check("/" in where or where in made, f"{key}.tables.{label}", problem)
+            label = (config.data.keep or "").partition("/")[0]
+            changes = config.data.tables.get(label) in made
+            problem = f"{config.data.keep!r} is of a table that changes while the run reads it"
+            check(not changes, f"{key}.keep", problem)
+
+    @property
+    def jobs_in_order(self) -> list[str]:
+        """Names of the jobs, each after those whose tables it reads; else in order of the names.
+
+        Raises ConfigError where a job waits for itself, for one that there is not, or for one that
+        does not run whenever it does.
+        """
+        order: list[str] = []
+        left = {
+            name: [where for where in job.tables.values() if "/" not in where]
+            for name, job in sorted(self.after.items())
+        }
+        for name, needed in left.items():
+            for where in needed:
+                every = self.after[name].every
+                runs = where in self.after and self.after[where].every == every
+                problem = (
+                    f"{where!r} is neither the folder of a table, RUN/tables/NAME, nor a job in "
+                    f"after with every={every}{nearest(where, list(left))}"
+                )
+                check(runs, f"after.{name}.tables", problem)
+        while left:
+            ready = [name for name, needed in left.items() if set(needed) <= set(order)]
+            problem = f"{sorted(left)} wait for each other's tables"
+            check(bool(ready), "after", problem)
+            order.append(ready[0])
+            del left[ready[0]]
+        return order
 
     @property
     def longest_text(self) -> int:
@@ -216,8 +272,12 @@ class Command:
     words: tuple[str, ...] = ()
 
     def experiment(self) -> Experiment:
-        """Raises ConfigError for whatever is wrong with the config."""
-        return resolve(Experiment, override(load_file(self.config), self.assignments))
+        """Raises ConfigError for whatever is wrong with the config, or where it has stages."""
+        config = load_file(self.config)
+        check(
+            not config.get("stages"), "stages", "are several runs, of which this command takes one"
+        )
+        return resolve(Experiment, override(config, self.assignments))
 
 
 def parse_command(

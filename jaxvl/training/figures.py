@@ -20,7 +20,7 @@ class Figures:
 
     def __init__(self, workdir: paths.Path, until: int):
         self._by_step: dict[int, dict[str, dict[str, float]]] = {}
-        earlier = hosts.from_process_0(lambda: _read(workdir, until))
+        earlier = hosts.from_process_0(lambda: read_figures(workdir, until))
         for step, name, figures in earlier:
             self.add(step, name, figures)
 
@@ -51,7 +51,8 @@ class Figures:
         return {f"{name}/{key}": v for name, figures in last.items() for key, v in figures.items()}
 
 
-def _read(workdir: paths.Path, until: int) -> list[tuple[int, str, dict[str, float]]]:
+def read_figures(workdir: paths.Path, until: int) -> list[tuple[int, str, dict[str, float]]]:
+    """(step, evaluator, metric -> value) of a run, as this process reads them."""
     found = []
     for record in read_metrics(workdir / "metrics.jsonl"):
         if record["kind"] == "eval" and record["step"] <= until:

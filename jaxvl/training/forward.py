@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxvl.before import Before
 from jaxvl.data.config import POSITION
+from jaxvl.models.base import ROW_KEYS
 from jaxvl.models.functional import Arrays, Functional
 from jaxvl.models.generate import Generation, generate
 from jaxvl.objectives import Context, StateSpec
@@ -83,11 +84,12 @@ class Forward:
         # Prepared here, so that float pictures exist of the rows that are encoded, and of no
         # others.
         inputs = self.task.inputs(rows, keys.prepare)
+        given = {**inputs, ROW_KEYS: _row_keys(keys.rows, rows[POSITION])}
         with jax.named_scope("model"):
             outputs, model_state = self.model.apply(
                 params,
                 model_state,
-                inputs,
+                given,
                 train=True,
                 key=keys.model,
                 progress=progress,
@@ -113,15 +115,22 @@ class Forward:
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """Random keys of one task in one step."""
+    """Random keys of one task in one step.
+
+    Attributes:
+      model: of the model's call; each chunk has another.
+      rows: of what the model draws row by row, in whatever chunk the row is.
+    """
 
     prepare: jax.Array
     model: jax.Array
     objective: jax.Array
+    rows: jax.Array
 
 
 def split_keys(key: jax.Array) -> Keys:
-    return Keys(*jax.random.split(key, 3))
+    prepare, model, objective = jax.random.split(key, 3)
+    return Keys(prepare, model, objective, rows=jax.random.fold_in(model, 0))
 
 
 class BoundModels:
@@ -159,12 +168,12 @@ class Bound:
     def generate(
         self, image: jax.Array, length: int, keys: jax.Array | None = None, **how: Any
     ) -> tuple[jax.Array, jax.Array]:
-        cache, fixed = self.apply(image, length, method="start")
-        step = lambda cache, *args: self.apply(cache, fixed, *args, method="step")
+        kv_cache, cross_kv = self.apply(image, length, method="prefill")
+        step = lambda kv_cache, *args: self.apply(kv_cache, cross_kv, *args, method="decode_step")
         config = Generation(method="greedy" if keys is None else "sample", **how)
         tokens = generate(
             step,
-            cache,
+            kv_cache,
             config,
             batch=len(image),
             length=length,

@@ -19,12 +19,19 @@ from jaxvl.data.tokenizer import Tokenizer
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.tasks import TaskConfig
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.tables import RunTables
 
 VOCABULARY_SEED = 0  # the same texts in runs of other seeds, so that they share a vocabulary
 
 
-def open_sources(experiment: Experiment, log: Callable[[str], None]) -> dict[str, Source]:
-    """Task -> its source; those of the evaluators are opened as well, equal ones once.
+def open_sources(
+    experiment: Experiment, log: Callable[[str], None], tables: RunTables | None = None
+) -> dict[str, Source]:
+    """Task -> its source, without tables; those of the evaluators are opened as well, equal ones
+    once.
+
+    Args:
+      tables: that tasks read. A task whose table is not made yet is checked when it is.
 
     Raises:
       ConfigError: a source, or a field that it cannot serve.
@@ -38,11 +45,14 @@ def open_sources(experiment: Experiment, log: Callable[[str], None]) -> dict[str
         for config in evaluator.sources:
             _open(config, f"evals.{name}.{_option_of(evaluator, config)}", log)
     for name, task in experiment.tasks.items():
+        whole = sources[name] if tables is None else tables.onto(name, sources[name], None)
+        if whole is None:
+            continue
         try:
-            task.data.select(sources[name])
+            task.data.select(whole)
         except ConfigError as error:
             raise error.under(f"tasks.{name}.data") from None
-        _check_heads(experiment, name, task, sources[name])
+        _check_heads(experiment, name, task, whole)
     return sources
 
 

@@ -3,8 +3,8 @@
 Some had tasks and evaluators that named a corpus and a split, where they name a source and fields
 now. Their records came in another order, so such a run cannot go on. Its weights, tokenizer and
 preprocessing are read as ever; so are those of runs whose objectives named a judge, where the run
-names teachers now. Some had models with an option `lock`, which `optim.freeze` stands
-for now; such a run goes on.
+names teachers now. Some had models with an option `lock`, which `optim.freeze` stands for now, or a
+`coca` with options of what is `open_clip_coca` now; such a run goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxvl import paths
+from jaxvl.models.open_clip_coca import renamed
 from jaxvl.sharding.mesh import replicated
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.state import GuardState, TrainState
@@ -64,10 +65,17 @@ def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str
 
 
 def present_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A recorded config without the models' option `lock`, which `optim.freeze` stands for now."""
-    if "lock" not in config.get("model", {}):
+    """A recorded config in today's terms; itself where that changes nothing.
+
+    The models' option `lock` becomes `optim.freeze`. For `coca` see `open_clip_coca.renamed`.
+
+    Raises ConfigError for a model that is no longer there.
+    """
+    if "model" not in config:
         return config
-    model = dict(config["model"])
+    model = renamed(config["model"])
+    if "lock" not in model:
+        return config if model == config["model"] else {**config, "model": model}
     locked = model.pop("lock")
     optim = dict(config.get("optim", {}))
     if locked != "none":

@@ -20,6 +20,7 @@ from jaxvl.training.older import is_older, present_config
 
 # Options that change no number of the training, or none beyond rounding (`mesh`).
 FREE = (
+    "after.*",  # what a job makes is compared where a task reads it
     "checkpoint.*",
     "evals.*",
     "guard.stop_after",
@@ -31,6 +32,7 @@ FREE = (
     "tasks.*.data.error_budget",
     "tasks.*.data.error_minimum",
     "tasks.*.data.reader.*",
+    "tasks.*.data.tables.*",  # a table may be moved; its content is compared (`Feed.identity`)
     "tokenizer.*",  # compared by what it does, not by how it was made
 )
 # Another model, whatever is accepted: the weights would mean something else.

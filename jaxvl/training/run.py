@@ -26,6 +26,7 @@ from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.figures import Figures
+from jaxvl.training.jobs import RunJobs
 from jaxvl.training.schedule import Turn, Turns
 from jaxvl.training.state import FORM, TrainState
 from jaxvl.training.step import Metrics
@@ -55,6 +56,7 @@ class Run:
         of metrics per task.
       costs: turn -> what its step costs.
       feeds: task -> iterator of global batches.
+      jobs: what is computed over whole sources, after the last step or every so many.
       figures: what the evaluators have measured.
       failed: evaluator -> why it failed, of those that did in this process.
     """
@@ -73,6 +75,7 @@ class Run:
     feeds: dict[str, Feed]
     checkpoints: Checkpoints
     encode: Encoders
+    jobs: RunJobs
     writer: Writer
     figures: Figures
     costs: dict[Turn, Cost] = dataclasses.field(default_factory=dict)
@@ -133,7 +136,8 @@ class Run:
     def save_due(self, step: int) -> bool:
         """Whether to save after `step` steps."""
         scored = self.experiment.checkpoint.best_evaluator in self.due(step)
-        return self.checkpoints.due(step) or scored or step == self.total
+        working = bool(self.jobs.due(step))
+        return self.checkpoints.due(step) or scored or working or step == self.total
 
     def note_figures(self, step: int, name: str, metrics: dict[str, float], seconds: float) -> None:
         """Records what an evaluator measured with the weights of `step`."""

@@ -32,10 +32,12 @@ from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.figures import Figures
 from jaxvl.training.inputs import open_sources, task_tokenizer
+from jaxvl.training.jobs import RunJobs
 from jaxvl.training.restore import SavedWeights, initial_weights, seat_teachers
 from jaxvl.training.resume import check_data, check_resumable, explain
 from jaxvl.training.run import Run
 from jaxvl.training.state import TrainState, present_form, saved_form
+from jaxvl.training.tables import RunTables
 from jaxvl.training.teacher_models import make_teachers
 from jaxvl.training.writer import Writer
 
@@ -53,18 +55,18 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
     if checkpoints.steps:
         check_resumable(experiment, None, checkpoints.frame()[1])  # before anything costs time
 
-    sources = open_sources(experiment, writer.say)
+    tables = RunTables(experiment, workdir)
+    sources = open_sources(experiment, writer.say, tables)
+    jobs = RunJobs(experiment, tables, sources, writer)
     base = None
     if experiment.init_from is not None and not checkpoints.steps:
         base = initial_weights(experiment)
     tokenizer = _tokenizer(experiment, sources, checkpoints, base)
     model = build_model(experiment, tokenizer)
     encoders = make_encoders(experiment, model, tokenizer, mesh)
-    check_evaluators(
-        experiment.evals,
-        encoders.with_weights((model.params, model.rest)),
-        experiment.checkpoint.best_metric,
-    )
+    unweighted = encoders.with_weights((model.params, model.rest))
+    check_evaluators(experiment.evals, unweighted, experiment.checkpoint.best_metric)
+    jobs.check(unweighted, checkpoints.steps[-1] if checkpoints.steps else 0)
     teachers = make_teachers(experiment, model, tokenizer)
     fresh, shapes, shardings = fresh_state(experiment, model, mesh, teachers)
     abstract = abstract_state(shapes, shardings)
@@ -82,7 +84,10 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
         _announce(experiment, restored, workdir, writer)
 
     tasks = make_tasks(experiment)
-    feeds = _feeds(experiment, sources, tokenizer, mesh, restored)
+    if start < experiment.steps:  # the tables that the tasks read from this step on
+        weights = (state.eval_params, state.eval_model_state)
+        jobs.run(start, encoders.with_weights(weights), oldest=start)
+    feeds = _feeds(experiment, jobs.sources(start), tokenizer, mesh, restored)
     epochs = {name: feed.records / feed.rows for name, feed in feeds.items()}
     schedule = experiment.schedule.build(list(tasks), experiment.steps, epochs)
     steps = {}
@@ -114,6 +119,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
         feeds=feeds,
         checkpoints=checkpoints,
         encode=encoders,
+        jobs=jobs,
         writer=writer,
         figures=figures,
         costs=costs,

@@ -239,10 +239,12 @@ def test_greedy_captions_are_those_of_their_model_without_kept_keys(form):
 
     @jax.jit
     def write(params, image):
-        (known, fixed), _ = model.apply(params, {}, image, length, method="start")
-        step = lambda known, *args: model.apply(params, {}, known, fixed, *args, method="step")[0]
+        (kv_cache, cross_kv), _ = model.apply(params, {}, image, length, method="prefill")
+        step = lambda kv_cache, *args: model.apply(
+            params, {}, kv_cache, cross_kv, *args, method="decode_step"
+        )[0]
         return generate(
-            step, known, Generation(), batch=8, length=length, eos_id=END, pad_id=0
+            step, kv_cache, Generation(), batch=8, length=length, eos_id=END, pad_id=0
         ).tokens
 
     _, image, _ = theirs_of(theirs, batch)
@@ -353,7 +355,7 @@ def test_a_tokenizer_that_pads_with_another_token_is_refused(pad_id, words):
 def test_the_papers_form_is_not_open_clips():
     with pytest.raises(
         ConversionError,
-        match="image.pool: 'mean' has no counterpart in open_clip's CoCa; must be 'cls'",
+        match="model: 'coca' has no counterpart in open_clip's CoCa; must be 'open_clip_coca'",
     ):
         table(choose(MODELS, presets.coca(), "model"))
 

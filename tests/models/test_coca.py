@@ -15,6 +15,7 @@ from jaxvl.models import MODELS, InputSpec, presets
 from jaxvl.models.coca import CoCaConfig
 from jaxvl.models.functional import functional
 from jaxvl.models.generate import Captions, Generation, generate
+from jaxvl.models.open_clip_coca import OpenClipCoCaConfig
 from jaxvl.nn import vocabulary
 from jaxvl.objectives.captioning import Captioning
 
@@ -32,6 +33,7 @@ SMALL = dict(
 # open_clip's forms: one pooler for both, or none; an attention to the image with an MLP of its own;
 # texts that begin with a token, 2.
 SHARED = dict(
+    name="open_clip_coca",
     image={**SMALL["image"], "pool": "cls", "post_norm": False},
     poolers="shared",
     cross="after",
@@ -39,6 +41,7 @@ SHARED = dict(
     late_mask=True,
 )
 BARE = dict(
+    name="open_clip_coca",
     image={**SMALL["image"], "pool": "cls"},
     poolers="none",
     cross="after",
@@ -49,7 +52,7 @@ BARE = dict(
 
 
 def build(**changes):
-    model = functional(resolve(CoCaConfig, {**SMALL, **changes}), INPUTS)
+    model = functional(choose(MODELS, {"name": "coca", **SMALL, **changes}, "model"), INPUTS)
     params, rest = jax.jit(model.init)(jax.random.key(0))
     # Biases and positions start at or near zero; without this, what reads the wrong one would pass.
     keys = jax.random.split(jax.random.key(1), len(params))
@@ -184,9 +187,13 @@ def test_published_sizes(variant, tied, image_millions, text_millions):
 
 
 def decode(apply, image, config, keys=None):
-    known, fixed = apply(image, length=6, method="start")
-    step = lambda known, token, position: apply(known, fixed, token, position, method="step")
-    return generate(step, known, config, batch=len(image), length=6, eos_id=1, pad_id=0, keys=keys)
+    kv_cache, cross_kv = apply(image, length=6, method="prefill")
+    step = lambda kv_cache, token, position: apply(
+        kv_cache, cross_kv, token, position, method="decode_step"
+    )
+    return generate(
+        step, kv_cache, config, batch=len(image), length=6, eos_id=1, pad_id=0, keys=keys
+    )
 
 
 def uncached(apply, image, start_id=None, steps=6):
@@ -234,8 +241,8 @@ def toy(table):
     token 2 at the start."""
     log = jnp.log(jnp.asarray(table))
 
-    def step(known, token, position):
-        return log[jnp.where(position == 0, 2, token)], known
+    def step(kv_cache, token, position):
+        return log[jnp.where(position == 0, 2, token)], kv_cache
 
     return step
 
@@ -311,11 +318,13 @@ def test_wrong_options():
     with pytest.raises(
         ConfigError, match="poolers: 'none' needs an image encoder with a class token"
     ):
-        resolve(CoCaConfig, {**SMALL, "poolers": "none"})
+        resolve(OpenClipCoCaConfig, {**SMALL, "poolers": "none"})
     with pytest.raises(
         ConfigError, match="start_id: 1 must be a token .below 40. that is neither padding nor EOS"
     ):
-        functional(resolve(CoCaConfig, {**SMALL, "start_id": 1}), INPUTS)
+        functional(
+            resolve(OpenClipCoCaConfig, {**SMALL, "image": SHARED["image"], "start_id": 1}), INPUTS
+        )
     with pytest.raises(ValueError, match="keys: None"):
         run_toy(TABLE, Generation(method="sample"))
 
@@ -328,11 +337,11 @@ def test_captions_go_on_after_their_own_prompts(method):
     table[:, 0] = -1e9
     prompt = jnp.array([[5, 6], [4, 0], [0, 0]])
     config = Generation(method=method, beams=2, top_k=1, length_penalty=0.0, max_length=4)
-    known = jnp.zeros((3, 1))
+    kv_cache = jnp.zeros((3, 1))
     keys = jax.random.split(jax.random.key(0), 3)
-    step = lambda known, last, t: (jnp.asarray(table)[jnp.where(t == 0, 0, last)], known)
+    step = lambda kv_cache, last, t: (jnp.asarray(table)[jnp.where(t == 0, 0, last)], kv_cache)
     got = generate(
-        step, known, config, batch=3, length=5, eos_id=1, pad_id=0, keys=keys, prompt=prompt
+        step, kv_cache, config, batch=3, length=5, eos_id=1, pad_id=0, keys=keys, prompt=prompt
     )
     log_p = table - scipy.special.logsumexp(table, -1, keepdims=True)
     for row, own in enumerate(([5, 6], [4], [])):
@@ -364,3 +373,48 @@ def test_captions_go_on_after_their_own_prompts(method):
             assert dict((tuple(p), c) for c, p in paths)[tuple(path)] == pytest.approx(
                 float(got.log_p[row]), rel=1e-5, abs=1e-6
             )
+
+
+# What a version before recorded of every `coca`.
+RECORDED = dict(
+    name="coca",
+    queries=3,
+    poolers="cascade",
+    pooler_norm=True,
+    cross="between",
+    start_id=None,
+    text_pool="class",
+    late_mask=False,
+)
+
+
+@pytest.mark.parametrize(
+    "changes, name, options",
+    [
+        ({}, "coca", dict(queries=3, poolers="cascade")),
+        (dict(name="cosmo", across=False), "cosmo", dict(across=False)),
+        (dict(name="sycoca", poolers="parallel"), "sycoca", dict(queries=3)),
+        (
+            dict(poolers="none", cross="after", start_id=2, text_pool="eos"),
+            "open_clip_coca",
+            dict(poolers="none", cross="after", start_id=2, text_pool="eos"),
+        ),
+        (
+            dict(start_id=2, late_mask=True),
+            "open_clip_coca",
+            dict(poolers="cascade", cross="between", start_id=2, late_mask=True),
+        ),
+    ],
+)
+def test_what_an_earlier_version_recorded_is_the_same_model(changes, name, options):
+    image = dict(SMALL["image"], pool="cls")
+    node = renamed(dict(SMALL, **RECORDED) | dict(image=image) | changes)
+    config = choose(MODELS, node, "model")
+    assert config.registered_name == name
+    assert {key: getattr(config, key) for key in options} == options
+    assert renamed(node) == node
+
+
+def test_a_mixture_that_is_no_longer_there_is_refused():
+    with pytest.raises(ConfigError, match="a learned start and options of open_clip's form"):
+        renamed(dict(RECORDED, cross="after"))

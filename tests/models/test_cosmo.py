@@ -224,12 +224,14 @@ def test_a_fresh_model_reads_no_image_and_contrast_is_that_of_single_pairs():
 def test_decoding_equals_decoding_without_kept_keys():
     (apply, params), (batch, _) = build(), rows()
     image = jnp.asarray(batch["image"].reshape(B * K, 16, 16, 3))
-    known, fixed = apply(params, image, length=T, method="start")
-    step = lambda known, token, position: apply(
-        params, known, fixed, token, position, method="step"
+    kv_cache, cross_kv = apply(params, image, length=T, method="prefill")
+    step = lambda kv_cache, token, position: apply(
+        params, kv_cache, cross_kv, token, position, method="decode_step"
     )
     got = np.asarray(
-        generate(step, known, Generation(), batch=len(image), length=T, eos_id=1, pad_id=0).tokens
+        generate(
+            step, kv_cache, Generation(), batch=len(image), length=T, eos_id=1, pad_id=0
+        ).tokens
     )
     logits = np.array(apply(params, image, jnp.asarray(got), method="caption_logits"))[:, :T]
     logits[..., 0] = -np.inf

@@ -73,7 +73,7 @@ def test_with_a_length_penalty_all_paths_are_searched_by_score():
 @pytest.mark.parametrize("n", [1, 2])
 def test_no_sequence_of_tokens_comes_twice(n, method):
     table = jnp.log(jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(5), 5)))
-    step = lambda known, token, t: (table[jnp.where(t == 0, 2, token)], known)
+    step = lambda kv_cache, token, t: (table[jnp.where(t == 0, 2, token)], kv_cache)
     keys = jax.random.split(jax.random.key(0), 200)
     config = Generation(method=method, no_repeat=n, min_length=12)
     got = generate(step, (), config, batch=200, length=12, eos_id=1, pad_id=0, keys=keys)
@@ -88,7 +88,7 @@ def test_no_sequence_of_tokens_comes_twice(n, method):
 @pytest.mark.parametrize("method", ["greedy", "sample", "beam"])
 def test_the_last_place_is_eos_whatever_the_least_length(method):
     log = jnp.log(jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(5), 5)))
-    step = lambda known, token, t: (log[jnp.where(t == 0, 2, token)], known)
+    step = lambda kv_cache, token, t: (log[jnp.where(t == 0, 2, token)], kv_cache)
     keys = jax.random.split(jax.random.key(0), 20)
     got = generate(
         step,
@@ -107,7 +107,7 @@ def test_the_last_place_is_eos_whatever_the_least_length(method):
 
 def test_a_row_is_drawn_from_its_own_key():
     table = np.full((5, 5), 0.2)
-    step = lambda known, token, t: (jnp.log(jnp.asarray(table))[token], known)
+    step = lambda kv_cache, token, t: (jnp.log(jnp.asarray(table))[token], kv_cache)
     keys = jax.random.split(jax.random.key(0), 12)
     write = lambda keys: (
         generate(
@@ -128,7 +128,7 @@ def test_a_row_is_drawn_from_its_own_key():
 
 def test_numbers_may_be_arguments_of_the_compiled_function():
     table = np.random.default_rng(0).dirichlet(np.ones(6), 6)
-    step = lambda known, token, t: (jnp.log(jnp.asarray(table))[token], known)
+    step = lambda kv_cache, token, t: (jnp.log(jnp.asarray(table))[token], kv_cache)
     keys = jax.random.split(jax.random.key(0), 50)
     compiled = {}
     for options in (

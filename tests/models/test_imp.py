@@ -21,7 +21,7 @@ from jaxvl.models import InputSpec
 from jaxvl.models.functional import functional
 from jaxvl.models.imp import ImpConfig, _reports
 from jaxvl.nn.moe import MoeConfig, MoeOutput, Skills
-from jaxvl.nn.patches import cut, keep_some
+from jaxvl.nn.patches import cut, drop_tokens
 from jaxvl.objectives.multi_instance import ModalityPairs
 from jaxvl.sharding import MeshConfig, make_mesh, param_shardings
 from jaxvl.sharding.mesh import batch_sharding
@@ -125,7 +125,7 @@ def test_padding_does_not_count(name, shape, part):
 def test_dropped_tokens_leave_the_others_where_they_were():
     x = jnp.arange(2 * 8 * 32 * 32 * 1, dtype=jnp.float32).reshape(2, 8, 32, 32, 1)
     patches = cut(x, (4, 16, 16), "video")
-    kept = keep_some(patches, 0.5, jax.random.key(0))
+    kept = drop_tokens(patches, 0.5, jax.random.key(0))
     assert kept.values.shape[1] == 4
     for row in range(2):
         places = {
@@ -141,7 +141,9 @@ def test_dropped_tokens_leave_the_others_where_they_were():
                 values,
                 x[row, 4 * t : 4 * t + 4, 16 * h : 16 * h + 16, 16 * w : 16 * w + 16].reshape(-1),
             )
-    assert not np.array_equal(kept.places[0], keep_some(patches, 0.5, jax.random.key(1)).places[0])
+    assert not np.array_equal(
+        kept.places[0], drop_tokens(patches, 0.5, jax.random.key(1)).places[0]
+    )
 
 
 def test_a_batch_gives_the_pairs_that_it_has(model):
@@ -177,7 +179,7 @@ def test_class_heads_see_the_modality_that_they_are_given():
             params, rest, {name: batch[name]}, classes={head: "text" if name == "text" else "audio"}
         )
         np.testing.assert_allclose(out[f"logits/{head}"], alone[f"logits/{head}"], atol=1e-6)
-        pooled = built.apply(params, rest, name, batch[name], method="encode")[0].y
+        pooled = built.apply(params, rest, name, batch[name], method="encode")[0].pooled
         want = pooled @ params[f"classes/{head}/kernel"] + params[f"classes/{head}/bias"]
         np.testing.assert_allclose(alone[f"logits/{head}"], want, atol=1e-5)
     assert "has/logits/kind" not in out

@@ -22,7 +22,8 @@ def test_both_towers_report_and_microbatches_give_the_same_gradient():
     """Groups of one example each: the routers' losses and the contrastive loss of 8 rows at once
     equal those of 2 x 4."""
     text_moe = dict(MOE, router=dict(name="expert_choice"), last=None, every=2)
-    model, _ = model_of(with_options(DUAL, image__moe=MOE, text__moe=text_moe))
+    depths = dict(image__depth=1, text__depth=2)
+    model, _ = model_of(with_options(DUAL, image__moe=MOE, text__moe=text_moe, **depths))
     params, rest = model.init(jax.random.key(0))
     assert model.axes["image/encoder/transformer/moe_blocks/moe/experts/up/kernel"] == (
         "layers",

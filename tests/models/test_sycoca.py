@@ -233,7 +233,7 @@ def test_masked_image_loss(normalise):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(poolers="cascade"), "poolers: 'cascade' is not for sycoca; must be 'parallel'"),
+        (dict(poolers="cascade"), "poolers: unknown key"),
         (
             dict(masked_share=1.0),
             r"masked_share: 1.0 is a share of the patches; must be in \(0, 1\)",

@@ -6,8 +6,8 @@ from jaxvl.config import to_dict
 from jaxvl.training import setup
 
 # What a compiled step knows nothing of: of a run, and of the data of a task.
-OF_THE_RUN = ("checkpoint", "resume", "log", "evals", "init_from", "text_length")
-OF_THE_HOST = ("source", "sampler", "reader", "error_budget", "error_minimum")
+OF_THE_RUN = ("checkpoint", "resume", "log", "evals", "init_from", "text_length", "after")
+OF_THE_HOST = ("source", "sampler", "reader", "tables", "error_budget", "error_minimum")
 COLUMNS = ("column", "columns")
 
 

@@ -32,6 +32,7 @@ LOG = dict(
     peak_flops=1e12,
     wandb=dict(project="pairs", mode="offline"),
 )
+CHIPS = 2
 EVALS = dict(style=dict(name="zero_shot", source=tiny.TEST, every=3))
 
 
@@ -43,12 +44,19 @@ def experiment(remat="full", microbatches=2):
     return tiny.experiment(model=root["model"], tasks=root["tasks"], log=LOG, evals=EVALS)
 
 
+def two_chips(config):
+    """A mesh of more than one chip, whose step compiles faster than that of all eight."""
+    return make_mesh(config, jax.devices()[:CHIPS])
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A workdir, and what its run said."""
     workdir = tmp_path_factory.mktemp("logged")
     said = io.StringIO()
-    train_command.train(experiment(), workdir, Console(file=said, width=100), "4:5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxvl.train.make_mesh", two_chips)
+        train_command.train(experiment(), workdir, Console(file=said, width=100), "4:5")
     return workdir, said.getvalue()
 
 
@@ -65,8 +73,10 @@ def test_speed_is_told_per_chip_and_as_a_share_of_its_peak(finished):
     for line in records:
         step = line["seconds_per_step"]
         assert line["examples_per_second"] == pytest.approx(16 / step)
-        assert line["examples_per_second_per_chip"] == pytest.approx(16 / step / 8)
-        assert line["tflops_per_chip"] == pytest.approx(compiled["model_gflop"] / 1e3 / step / 8)
+        assert line["examples_per_second_per_chip"] == pytest.approx(16 / step / CHIPS)
+        assert line["tflops_per_chip"] == pytest.approx(
+            compiled["model_gflop"] / 1e3 / step / CHIPS
+        )
         assert line["mfu"] == pytest.approx(line["tflops_per_chip"])  # of a peak of 1 TFLOP/s
         assert line["hfu"] / line["mfu"] == pytest.approx(
             compiled["gflop"] / compiled["model_gflop"]
@@ -98,7 +108,7 @@ def test_model_flop_leave_recomputation_out(finished):
     devices' FLOP only."""
     plain = experiment(remat="none", microbatches=1)
     tokens = make_tokenizer(plain.tokenizer, ["red circle"])
-    mesh = make_mesh(plain.mesh)
+    mesh = two_chips(plain.mesh)
     with jax.set_mesh(mesh):
         model = build_model(plain, tokens)
         _, shapes, _ = fresh_state(plain, model, mesh, {})

@@ -153,3 +153,9 @@ def test_run_of_a_model_with_lock_is_read_and_goes_on(trained, tmp_path):
     assert weights.experiment.model == restore_weights(trained).experiment.model
     same = tiny.experiment(steps=2, checkpoint=dict(every=2))
     assert changes(config, same) == {}
+
+
+def test_a_coca_with_open_clips_options_is_a_model_of_its_own_now(tmp_path):
+    model = dict(name="coca", poolers="shared", start_id=5, cross="after", late_mask=True)
+    got = weights_config({"model": model, "tasks": {}, "evals": {}}, tmp_path)["model"]
+    assert got == dict(model, name="open_clip_coca", text_pool="class", pooler_norm=True)

@@ -23,7 +23,7 @@ from jaxvl.data.sources.mixture import MixtureSource
 from jaxvl.sharding import make_mesh
 from jaxvl.tasks import Task
 from jaxvl.training import teacher_models
-from jaxvl.training.build import build_model
+from jaxvl.training.build import Vocabulary, build_model
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.inputs import open_sources, task_tokenizer, vocabulary_columns
 from jaxvl.training.restore import restore_weights
@@ -216,7 +216,7 @@ def test_texts_that_a_task_reads(fields, expected):
 def test_a_model_whose_texts_begin_otherwise_is_refused():
     vit = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="cls")
     model = dict(
-        name="coca",
+        name="open_clip_coca",
         image=vit,
         width=16,
         unimodal=1,
@@ -338,3 +338,18 @@ def test_a_run_with_experts_starts_from_dense_weights(tmp_path):
                 ),
                 tmp_path / "other",
             )
+
+
+def test_a_phase_of_small_pictures_with_dropped_patches_and_short_texts():
+    """CLIPA's first phase and its last one, as two tasks of one model."""
+    small = tiny.fields(image=dict(name="picture", size=16), text=dict(length=4))
+    full = tiny.fields(image=dict(name="picture", size=32))
+    first = dict(tiny.task(fields=small), encode=dict(drop=dict(image=0.5)))
+    tasks = dict(first=first, last=tiny.task(fields=full))
+    made = dict(preprocess=dict(image_size=32), tasks=tasks)
+    model = build_model(tiny.experiment(**made), Vocabulary(64, 0, 1))
+    assert model.params["image/encoder/positions"].shape == (16, 16)
+    first["encode"] = dict(drop=dict(text=0.5))
+    words = r"tasks.first.encode.drop.text: is no input that can lose tokens .those that can: image"
+    with pytest.raises(ConfigError, match=words):
+        build_model(tiny.experiment(**made), Vocabulary(64, 0, 1))

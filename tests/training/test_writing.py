@@ -273,7 +273,7 @@ def test_captions_do_not_depend_on_mesh_or_batch_and_numbers_compile_nothing():
     # What is kept is laid out over the batch's axes, and heads over `tensor`.
     with jax.set_mesh(stage.mesh):
         image = jax.device_put(jnp.zeros((8, 16, 16, 3)), batch_sharding(stage.mesh))
-        start = jax.jit(lambda *args: stage.model.apply(*args, 6, method="start")[0])
+        start = jax.jit(lambda *args: stage.model.apply(*args, 6, method="prefill")[0])
         known, (_, memory) = start(stage.state.params, stage.state.model_state, image)
     for keys in jax.tree.leaves((known, memory)):
         assert keys.sharding.shard_shape(keys.shape) == (2, keys.shape[1], 1, keys.shape[3])

@@ -1,5 +1,4 @@
-"""What every field of a batch is: its options, its host half that reads records, its device half
-inside the compiled step."""
+"""What every field of a batch is: its options, its host half and its device half."""
 
 from __future__ import annotations
 

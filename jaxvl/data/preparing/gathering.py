@@ -1,5 +1,4 @@
-"""Small PCollections as one value, for cut-offs, numbers and files. What needs Beam imports it
-where it is used."""
+"""Small PCollections as one value. What needs Beam imports it where it is used."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What a rule takes away from rows, and how that is joined with them. What needs Beam imports it
-where it is used."""
+"""What a rule takes away from rows. What needs Beam imports it where it is used."""
 
 from __future__ import annotations
 

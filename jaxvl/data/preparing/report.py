@@ -1,5 +1,4 @@
-"""What each rule took away: `report.json`, `report.html` with a page for each rule, and its
-pictures."""
+"""What each rule took away: `report.json`, `report.html` and its pictures."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Records as the rules see them. Pictures are read once here, and once more where the records that
-are left are written."""
+"""Records as the rules see them. Pictures are read here, and again where they are written."""
 
 from __future__ import annotations
 

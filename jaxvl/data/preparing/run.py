@@ -1,5 +1,4 @@
-"""One run of the preparation: the folder that it works in, what a restart uses again, and the
-finished folder.
+"""One run of the preparation: its work folder, its restart, and the finished folder.
 
 All is made in `OUT.unfinished` and renamed to OUT when it is whole, so that OUT is never a part.
 (In an object store, which renames by copying, it is made in OUT, and `prepared.json` comes last.)

@@ -1,5 +1,7 @@
-"""DataComp's subset files: `.npy`, dtype `u8,u8`, the first and the last 16 hexadecimal digits of
-each uid, sorted."""
+"""DataComp's subset files: `.npy` of sorted uids as pairs of 64-bit numbers (`u8,u8`).
+
+The pairs are the first and the last 16 hexadecimal digits of each uid.
+"""
 
 from __future__ import annotations
 

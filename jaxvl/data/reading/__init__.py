@@ -1,2 +1,1 @@
-"""Who reads the records of batches: threads of this process, or processes that share memory with
-it."""
+"""Who reads the records of batches: threads, or processes that share memory."""

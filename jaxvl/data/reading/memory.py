@@ -1,6 +1,6 @@
-"""Memory that processes share, without a name: nothing is left of it when they end, however they
-end.
+"""Memory that processes share without a name: it is gone when they end.
 
+However they end.
 It is no part of /dev/shm, which containers often keep small.
 """
 

@@ -1,5 +1,6 @@
-"""ArrayRecord files (https://github.com/google/array_record), whose records are maps in msgpack or
-`tf.train.Example`s.
+"""ArrayRecord files, whose records are maps in msgpack or `tf.train.Example`s.
+
+Format: https://github.com/google/array_record.
 
     source = dict(name="array_record", files="/data/{00000..00099}.array_record",
     columns=dict(image="jpg", text="caption"))

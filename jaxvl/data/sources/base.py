@@ -42,11 +42,13 @@ class Column:
         array   np.ndarray
       optional: whether records may lack it.
       classes: of kind `class`: what the numbers mean, where the source knows it.
+      numbers: whether its values are numbers of records of this source, -1 standing for none.
     """
 
     kind: Kind
     optional: bool = False
     classes: ClassSet | None = None
+    numbers: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
-r"""CSV and TSV files with a header line, by open_clip's defaults: tab, `filepath`, `title` (its
-`--csv-separator`, `--csv-img-key`).
+"""CSV and TSV files with a header line, by open_clip's defaults (tab, `filepath`, `title`).
+
+open_clip names them by `--csv-separator`, `--csv-img-key` and `--csv-caption-key`.
 
     source = dict(name="csv", files="/data/cc3m.tsv", images="/data/cc3m")
 

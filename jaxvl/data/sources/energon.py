@@ -1,5 +1,6 @@
-"""Datasets prepared for NVIDIA's Megatron-Energon: tar shards with a folder `.nv-meta` (its docs,
-"Dataset Format on Disk").
+"""Datasets of NVIDIA's Megatron-Energon: tar shards with a folder `.nv-meta`.
+
+Format: its docs, "Dataset Format on Disk".
 
   .nv-meta/split.yaml     split_parts: {train: [shards/shard_{000..010}.tar], …}, exclude: [a shard,
                           or SHARD/KEY]

@@ -1,6 +1,6 @@
-"""Metadata of a folder of pictures: further columns by file name, as Hugging Face's imagefolder has
-them.
+"""Metadata of a folder of pictures, as Hugging Face's imagefolder has it.
 
+Further columns by file name.
 A row's `file_name` starts from the folder of its file. `./a.jpg` and `sub\\a.jpg` mean `a.jpg` and
 `sub/a.jpg`. Of several rows of one picture the last counts.
 """

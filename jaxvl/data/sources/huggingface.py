@@ -1,5 +1,4 @@
-"""Hugging Face datasets on disk: `save_to_disk` folders and files of the Arrow cache, memory-mapped
-by the `datasets` library.
+"""Hugging Face datasets on disk: `save_to_disk` folders, and files of the Arrow cache.
 
     source = dict(name="huggingface", path="/data/flickr30k", split="test")
 

@@ -1,5 +1,4 @@
-"""A source with further columns of another one, joined by a key: captions that were written anew,
-scores, embeddings.
+"""A source with further columns of another one, joined by a key.
 
     source = dict(name="joined", key="sha256",
         source=dict(name="webdataset", files="…", columns=dict(image="jpg", sha256="json:sha256")),

@@ -1,5 +1,4 @@
-"""Where the records of text files begin: found once by reading the files through, then kept in the
-cache folder."""
+"""Where the records of text files begin: found once, kept in the cache folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Values in the encodings of MosaicML's MDS format, as `streaming/base/format/mds/encodings.py`
-documents them.
+"""Values in the encodings of MosaicML's MDS format.
 
+Format: `streaming/base/format/mds/encodings.py` of MosaicML.
 Numbers are little-endian. A list is u32 0, u32 n, n u32 sizes and the elements; an array is its
 dtype (a byte), its shape (a byte `ndim << 2 | width`, then so many unsigned integers of `1 <<
 width` bytes) and its values, of which the encoding's name may fix dtype and shape:

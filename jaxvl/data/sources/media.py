@@ -1,5 +1,7 @@
-"""Pictures and sounds that a record names by a path. A path may not lead out of the folder that was
-given."""
+"""Pictures and sounds that a record names by a path inside the given folder.
+
+A path may not lead out of the folder that was given.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The opened sources of this process: each config is opened once, for tasks and evaluators
-alike."""
+"""The opened sources of this process: each config is opened once."""
 
 from __future__ import annotations
 

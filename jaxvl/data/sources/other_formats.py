@@ -10,7 +10,9 @@ _COMPRESSED = {
 }
 _ZIP = b"PK\x03\x04"
 _OTHERS = {
-    b"version https://git-lfs.github.com": "is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`",
+    b"version https://git-lfs.github.com": (
+        "is a pointer of Git LFS, not the file itself; fetch that with `git lfs pull`"
+    ),
     b"<": "is a web page",
     b"\xff\xfe": "is in UTF-16; write it in UTF-8",
     b"\xfe\xff": "is in UTF-16; write it in UTF-8",

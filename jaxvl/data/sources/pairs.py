@@ -1,5 +1,4 @@
-"""Keys of records as pairs of 64-bit numbers, sorted: looked up without a table of texts in
-memory."""
+"""Keys of records as sorted pairs of 64-bit numbers: no table of texts in memory."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Parquet files: pictures and texts in their columns, a row group read at a time
-(https://parquet.apache.org/docs/file-format/).
+"""Parquet files: pictures and texts in their columns, a row group read at a time.
+
+Format: https://parquet.apache.org/docs/file-format/.
 
     source = dict(name="parquet", files="s3://bucket/laion/{00000..00127}.parquet",
     columns=dict(image="jpg", text="TEXT"))

@@ -1,5 +1,4 @@
-"""Reading parts of many files: local ones stay open, at most so many at a time; remote ones are
-asked in ranges."""
+"""Reading parts of many files, local ones and remote ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What opening many files takes long to find out, kept in the cache folder: counts, offsets,
-checksums."""
+"""Counts, offsets and checksums of many files, kept in the cache folder."""
 
 from __future__ import annotations
 

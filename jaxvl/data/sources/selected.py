@@ -52,9 +52,16 @@ class Selected(Source):
         return self.source.read(int(self._index[i]), columns)
 
     def column(self, name: str) -> np.ndarray | None:
-        """See `base.Source`."""
+        """See `base.Source`. Numbers of records are those of the selected ones; -1: left out."""
         values = self.source.column(name)
-        return None if values is None else values[self._index]
+        if values is None:
+            return None
+        values = values[self._index]
+        if not self.columns[name].numbers:
+            return values
+        places = np.searchsorted(self._index, values)
+        found = self._index[np.minimum(places, len(self._index) - 1)] == values
+        return np.where(found, places, -1)
 
     def present(self, name: str) -> np.ndarray | None:
         """See `base.Source`."""

@@ -1,5 +1,6 @@
-"""TensorFlow Datasets that were prepared as ArrayRecord, read without TensorFlow
-(https://www.tensorflow.org/datasets/data_source).
+"""TensorFlow Datasets that were prepared as ArrayRecord, read without TensorFlow.
+
+Format: https://www.tensorflow.org/datasets/data_source.
 
     source = dict(name="tfds", dataset="imagenet2012", data_dir="/data/tfds", split="train[:90%]")
 

@@ -1,5 +1,4 @@
-"""Benchmarks as tables of the Hugging Face hub, as downloaded (Parquet) or as `datasets` caches
-them (Arrow).
+"""Benchmarks as tables of the Hugging Face hub: Parquet, or the Arrow cache.
 
 They are known by their columns:
 

@@ -1,5 +1,4 @@
-"""ImageNet in folders: a folder for each WordNet id (ImageNet, -A, -O, -R, -Sketch), or for each
-number (ImageNet-V2)."""
+"""ImageNet in folders: one for each WordNet id, or for each number (ImageNet-V2)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Names of ImageNet's classes in other languages, from files that CLIP_benchmark ships, where they
-lie above the pictures.
+"""Names of ImageNet's classes in other languages, from files of CLIP_benchmark.
 
 ar_classnames.json, it_classnames.json …   all 1,000 classes, under "imagenet1k"; prompts in
                                            ar_zeroshot_classification_templates.json …

@@ -1,5 +1,4 @@
-"""COCO and Flickr with five captions an image: Karpathy's JSON, and the annotations that
-CLIP_benchmark uses.
+"""COCO and Flickr with five captions an image: Karpathy's JSON and CLIP_benchmark's.
 
 dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json   Karpathy & Fei-Fei 2015; split "test"
 coco_test_karpathy.json                                            COCO's format, read as torchvision's CocoCaptions

@@ -1,5 +1,4 @@
-"""MMEB's evaluation tables: queries of text, picture or both, each with candidates of its own, the
-first of them right.
+"""MMEB's evaluation tables: a query's candidates are its own, the first one is right.
 
 A dual encoder has no embedding of a text and a picture together: where a side has both, its row is
 the sum of their unit rows, scaled to unit length again. Marks of pictures in the texts

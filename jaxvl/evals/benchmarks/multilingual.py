@@ -1,5 +1,4 @@
-"""Retrieval in many languages: Crossmodal-3600, XTD10, and the JSON files that CLIP_benchmark makes
-of such sets."""
+"""Retrieval in many languages: Crossmodal-3600, XTD10, and CLIP_benchmark's JSON."""
 
 from __future__ import annotations
 

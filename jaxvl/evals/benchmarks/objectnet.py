@@ -1,5 +1,4 @@
-"""ObjectNet: its 113 classes that are also in ImageNet, under ObjectNet's own names, as
-CLIP_benchmark takes them."""
+"""ObjectNet: its 113 classes that are also in ImageNet, as CLIP_benchmark takes them."""
 
 from __future__ import annotations
 

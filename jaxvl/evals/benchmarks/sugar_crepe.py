@@ -1,5 +1,4 @@
-"""SugarCrepe: a picture of COCO's val2017, its caption, and a wrong one that differs in a
-detail."""
+"""SugarCrepe: a picture of COCO, its caption, and one that is wrong in a detail."""
 
 from __future__ import annotations
 

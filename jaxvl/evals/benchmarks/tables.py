@@ -1,5 +1,4 @@
-"""Pictures in Parquet and Arrow tables, as Hugging Face writes them: `struct{bytes, path}`, bytes,
-or lists of these."""
+"""Pictures in Parquet and Arrow tables, as Hugging Face writes them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Pictures in tar shards: the `webdataset` source, with the labels and captions of all samples held
-in memory."""
+"""Pictures in tar shards, with the labels and captions of all samples in memory."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Folders of tars as CLIP_benchmark's webdataset builder writes them, and DataComp's, which have
-other names."""
+"""Folders of tars as CLIP_benchmark's webdataset builder and DataComp write them."""
 
 from __future__ import annotations
 

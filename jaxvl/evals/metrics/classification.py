@@ -1,5 +1,4 @@
-"""Figures of classification and of multi-label classification, by the definitions of CLIP_benchmark
-and WILDS."""
+"""Figures of classification, by the definitions of CLIP_benchmark and WILDS."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Scores of a few images and texts that belong together: SugarCrepe, Winoground, MMVP-VLM,
-WinoGAViL."""
+"""Scores of images and texts that belong together: SugarCrepe, Winoground and others."""
 
 from __future__ import annotations
 

@@ -1,11 +1,9 @@
-"""The one entry: `contrastive_loss`, on one device or a mesh, and `plan`, which says what it would
-run."""
+"""The entry: `contrastive_loss`, on one device or a mesh, and `plan`, which explains it."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from typing import Any, Literal
 
 import jax
@@ -18,7 +16,7 @@ from jaxvl.kernels.contrastive import dispatch, reference, tiles
 from jaxvl.kernels.contrastive.core import Blocks, Local, sigmoid_losses, softmax_losses
 from jaxvl.kernels.contrastive.dispatch import Plan
 from jaxvl.kernels.contrastive.masks import PairMask, Unpaired
-from jaxvl.kernels.contrastive.ring import Gather, Ring
+from jaxvl.kernels.contrastive.ring import Gather, Ring, axis_size, batch_axes
 from jaxvl.kernels.contrastive.targets import Diagonal, Form, Terms, lower
 
 KINDS = ("softmax", "sigmoid")
@@ -27,7 +25,6 @@ DIRECTIONS = {
     "sum": (1.0, 1.0),
     "rows": (1.0, 0.0),
 }  # weights of the rows' and the columns' loss
-BATCH_AXES = ("data", "fsdp")
 
 _log = logging.getLogger(__name__)
 
@@ -95,8 +92,8 @@ def contrastive_loss(
     v = v.astype(dtype)
     scale = jnp.exp(jnp.asarray(log_scale, acc))
     bias = jnp.asarray(0.0 if bias is None else bias, acc)
-    axes, inside = _axes(mesh_axes)
-    shards = _size(axes)
+    axes, inside = batch_axes(mesh_axes)
+    shards = axis_size(axes)
     m = u.shape[0]
     n = v.shape[0]
     terms = (
@@ -185,8 +182,8 @@ def contrastive_logsumexp(
             "contrastive_logsumexp: is not for the inside of shard_map; call it outside, "
             "under jax.set_mesh"
         )
-    axes, _ = _axes(None)
-    shards = _size(axes)
+    axes, _ = batch_axes(None)
+    shards = axis_size(axes)
     terms = lower(targets, u.shape[0], v.shape[0], "softmax", acc)
     chosen = dispatch.choose(
         _shape(u, v, shards, False),
@@ -224,9 +221,9 @@ def plan(
       ValueError: as `contrastive_loss`.
     """
     m, n, d = shape
-    axes, _ = _axes(mesh_axes)
+    axes, _ = batch_axes(mesh_axes)
     form = jax.eval_shape(lambda: lower(targets, m, n, kind, jnp.float32)).form
-    shards = _size(axes)
+    shards = axis_size(axes)
     local = (-(-m // shards), -(-n // shards), d)
     return dispatch.choose(local, jnp.dtype(dtype), kind, form, implementation, collective, shards)
 
@@ -265,37 +262,6 @@ def _check(u, v, log_scale, bias, kind, directions, mesh_axes, collective) -> No
         )
 
 
-def _axes(mesh_axes: tuple[str, ...] | None) -> tuple[tuple[str, ...], bool]:
-    """Mesh axes that shard the batch, and whether they are manual here (inside shard_map)."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)) if not mesh.empty else {}
-    manual = tuple(a for a, t in kinds.items() if t == AxisType.Manual)
-    if mesh_axes is None:
-        if manual:
-            raise ValueError(
-                f"mesh_axes: is required inside shard_map over {manual}; name the axes that "
-                f"shard the batch for the "
-                "loss of the whole batch, or () for the loss of the rows at hand alone"
-            )
-        return tuple(a for a in BATCH_AXES if a in kinds), False
-    for axis in mesh_axes:
-        if axis not in kinds:
-            raise ValueError(
-                f"mesh_axes: {axis!r} is not an axis of the mesh set by jax.set_mesh (axes: "
-                f"{tuple(kinds)})"
-            )
-    inside = {a in manual for a in mesh_axes}
-    if len(inside) == 2 or (manual and inside == {False}):
-        raise ValueError(
-            f"mesh_axes: {mesh_axes} are not all manual inside shard_map over {manual}"
-        )
-    return tuple(mesh_axes), True in inside
-
-
-def _size(axes: tuple[str, ...]) -> int:
-    return math.prod(jax.sharding.get_abstract_mesh().shape[a] for a in axes)
-
-
 def _shape(u, v, shards: int, inside: bool) -> tuple[int, int, int]:
     """Rows and columns per device, and the width."""
     parts = 1 if inside else shards
@@ -328,7 +294,7 @@ def _over_mesh(
 ) -> tuple[jax.Array, jax.Array]:
     """`_streamed` under shard_map; lengths that the mesh does not divide are padded with rows that
     are not valid."""
-    shards = _size(axes)
+    shards = axis_size(axes)
     m = u.shape[0]
     n = v.shape[0]
     pad_rows = -u.shape[0] % shards
@@ -377,7 +343,7 @@ def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 def _lower_inside(targets: Any, m: int, n: int, kind: str, acc, axes: tuple[str, ...]) -> Terms:
     """Global terms, of which this device's rows and columns are kept; `targets` holds this device's
     part of every vector."""
-    shards = _size(axes)
+    shards = axis_size(axes)
     index = lax.axis_index(axes)
 
     def whole(x):

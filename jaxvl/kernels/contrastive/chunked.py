@@ -140,7 +140,7 @@ class Chunked:
         finish = finish or (lambda x, row: row)
         (m, n), (bm, bn) = (
             (x.shape[0], y.shape[0]),
-            (_even(x.shape[0], self.rows), _even(y.shape[0], self.cols)),
+            (even(x.shape[0], self.rows), even(y.shape[0], self.cols)),
         )
         ni = -(-m // bm)
         nj = -(-n // bn)
@@ -184,7 +184,7 @@ def _add(a: Any, b: Any) -> Any:
     return jax.tree.map(jnp.add, a, b)
 
 
-def _even(n: int, largest: int) -> int:
+def even(n: int, largest: int) -> int:
     """A tile of at most `largest` that cuts `n` into equal parts with the least padding, in
     multiples of 8."""
     parts = -(-n // largest)

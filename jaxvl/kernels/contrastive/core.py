@@ -1,5 +1,4 @@
-"""The streamed losses with their gradients: custom_vjp around block operations and a way to bring
-all pairs together.
+"""The streamed losses with their gradients: custom_vjp around block operations.
 
     Blocks (chunked, pallas_tpu, pallas_gpu)   statistics and gradients of one block of x against
                                                one block of y

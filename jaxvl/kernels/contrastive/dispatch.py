@@ -1,5 +1,4 @@
-"""Which implementation runs: by name, or the first of a list that can, with the reasons of those
-that cannot."""
+"""Which implementation runs: a named one, or the first of a list that can."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Targets that say which pairs compete: `PairMask` around others, and `Unpaired`, where none is
-positive."""
+"""Targets that say which pairs compete: `PairMask` around others, and `Unpaired`."""
 
 from __future__ import annotations
 

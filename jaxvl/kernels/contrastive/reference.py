@@ -1,5 +1,4 @@
-"""The losses written out: logits, targets and masks as `[M, N]` matrices, gradients by autodiff.
-The oracle.
+"""The losses written out as `[M, N]` matrices, gradients by autodiff. The oracle.
 
 float64 inputs (with `jax_enable_x64`) are computed in float64 throughout.
 """

@@ -1,5 +1,6 @@
-"""All pairs of a batch that is sharded over a mesh, inside shard_map: an all-gather for small
-batches, a ring for large ones.
+"""All pairs of a sharded batch, inside shard_map: an all-gather, or a ring.
+
+An all-gather for small batches, a ring for large ones.
 
     device 0     device 1     device 2     device 3            each holds b = B / n rows of x and of
                                            y
@@ -25,17 +26,47 @@ from typing import Any, ClassVar
 
 import jax
 from jax import lax
+from jax.sharding import AxisType
 
 from jaxvl.kernels.contrastive.tiles import Side
 
+BATCH_AXES = ("data", "fsdp")
+
 
 def axis_size(axes: tuple[str, ...]) -> int:
-    """Number of devices along the manual mesh `axes`."""
+    """Number of devices along the mesh `axes`."""
     mesh = jax.sharding.get_abstract_mesh()
     size = 1
     for axis in axes:
         size *= mesh.shape[axis]
     return size
+
+
+def batch_axes(mesh_axes: tuple[str, ...] | None) -> tuple[tuple[str, ...], bool]:
+    """Mesh axes that shard the batch, and whether they are manual here (inside shard_map)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)) if not mesh.empty else {}
+    manual = tuple(a for a, t in kinds.items() if t == AxisType.Manual)
+    if mesh_axes is None:
+        if manual:
+            raise ValueError(
+                f"mesh_axes: is required inside shard_map over {manual}; name the axes that "
+                f"shard the batch for the "
+                "loss of the whole batch, or () for the loss of the rows at hand alone"
+            )
+        return tuple(a for a in BATCH_AXES if a in kinds), False
+    for axis in mesh_axes:
+        if axis not in kinds:
+            raise ValueError(
+                f"mesh_axes: {axis!r} is not an axis of the mesh set by jax.set_mesh (axes: "
+                f"{tuple(kinds)})"
+            )
+    inside = {a in manual for a in mesh_axes}
+    if len(inside) == 2 or (manual and inside == {False}):
+        raise ValueError(
+            f"mesh_axes: {mesh_axes} are not all manual inside shard_map over {manual}"
+        )
+    return tuple(mesh_axes), True in inside
 
 
 def _split_dense(rows: Side) -> tuple[Side, jax.Array | None]:

@@ -1,5 +1,4 @@
-"""Targets of a contrastive loss: which pairs are positive, by how much, and which pairs do not
-compete.
+"""Targets of a contrastive loss: which pairs are positive, and which compete.
 
 A target never holds a `[M, N]` matrix (but for `PairMask(keep=…)`). It is lowered to `Terms`: a few
 vectors per row and per column from which any tile of the target matrix can be built on the spot:
@@ -43,6 +42,7 @@ class Form:
       soft_weights: share of the soft target in the row and column direction.
       linear: `(offset, gain)` of the linear similarity.
       smoothing: label smoothing, in [0, 1).
+      weighted: rows or columns have weights (`Weighted`), which their `norm` and `total` hold.
     """
 
     second: bool = False
@@ -53,6 +53,7 @@ class Form:
     soft_weights: tuple[float, float] = (0.0, 0.0)
     linear: tuple[float, float] = (0.5, 0.5)
     smoothing: float = 0.0
+    weighted: bool = False
 
     @property
     def masked(self) -> bool:
@@ -402,6 +403,8 @@ class SoftTargets:
         base = self.targets.terms(m, n, kind)
         if base.form.soft:
             raise ValueError("targets: SoftTargets cannot hold SoftTargets")
+        if base.form.weighted:
+            raise ValueError("targets: SoftTargets cannot hold Weighted")
         row_weight, col_weight = (
             (self.weight[0], self.weight[-1])
             if isinstance(self.weight, tuple)
@@ -438,7 +441,7 @@ def lower(targets: Any, m: int, n: int, kind: Kind, dtype: jnp.dtype) -> Terms:
     if not hasattr(targets, "terms"):
         raise ValueError(
             f"targets: {targets!r} is not valid; must be Diagonal, SameId, KPerRow, Mixup, "
-            f"SoftTargets, PairMask or Unpaired"
+            f"SoftTargets, PairMask, Weighted or Unpaired"
         )
     terms = targets.terms(m, n, kind)
     if kind == "sigmoid" and not terms.form.valid:

@@ -1,5 +1,4 @@
-"""One tile of the pairwise losses: logits, targets, running statistics, gradients. Every streamed
-implementation uses it.
+"""One tile of the pairwise losses, which every streamed implementation uses.
 
 Row vectors arrive as `[m, 1]`, column vectors as `[1, n]`, so that the same lines run in plain XLA
 and in a Pallas kernel.

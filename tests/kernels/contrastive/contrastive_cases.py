@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from contrastive_oracle import Dense, from_positives, softmax
 
 from jaxvl.kernels.contrastive import Diagonal, KPerRow, Mixup, PairMask, SameId, SoftTargets
@@ -151,3 +152,13 @@ CASES = {
     "mask_keep": (_with(masked, by="keep", smoothing=0.1), 1),
     "mask_valid": (_with(masked, by="valid", smoothing=0.1), 1),
 }
+
+
+def daily(case, *others):
+    """A case as a parameter of tests that compile much. One that differs from another by its
+    smoothing alone is slow: six other cases are smoothed as well."""
+    marks = [pytest.mark.slow] if case.endswith("_smooth") else []
+    return pytest.param(case, *others, marks=marks)
+
+
+KERNEL_CASES = [daily(case) for case in CASES if case != "mask_keep"]

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contrastive_cases import CASES, diagonal, soft, unit_rows
+from contrastive_cases import CASES, KERNEL_CASES, diagonal, soft, unit_rows
 from contrastive_oracle import check, loss_and_gradients
 from jax.experimental.pallas import tpu as pltpu
 from test_contrastive_mesh import mesh_of, run
@@ -104,7 +104,7 @@ def lower(platform, implementation, shape, dtype, targets, kind):
 CALLS = {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c != "mask_keep"])
+@pytest.mark.parametrize("case", KERNEL_CASES)
 @pytest.mark.parametrize("platform", CALLS)
 def test_every_target_lowers(platform, case):
     """Block shapes, memory spaces and operations are those that the chips' compilers take."""

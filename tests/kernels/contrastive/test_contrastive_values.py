@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contrastive_cases import CASES, diagonal, quick_jit, unit_rows
+from contrastive_cases import CASES, daily, diagonal, quick_jit, unit_rows
 from contrastive_oracle import check, loss_and_gradients
 
 from jaxvl.kernels.contrastive import (
@@ -74,9 +74,15 @@ def compare(
     assert got[0].dtype == jnp.float32 and got[1].dtype == u.dtype and got[2].dtype == v.dtype
 
 
+def targets_by_implementation():
+    """All cases in all implementations."""
+    for case in CASES:
+        yield from ((case, implementation) for implementation in ("reference", "many_tiles"))
+        yield from (daily(case, name) for name in ("pallas_tpu", "pallas_gpu"))
+
+
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("implementation", ["reference", "many_tiles", "pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize("case, implementation", targets_by_implementation())
 def test_every_target(case, implementation, kind):
     build, ratio = CASES[case]
     rng = np.random.default_rng(0)
@@ -111,9 +117,18 @@ def test_every_target(case, implementation, kind):
     compare(u, v, 2.0, targets, dense, kind, "sum", bias=-1.5, implementation=TILES[implementation])
 
 
+SIZES = {1: "float32", 7: "bfloat16", 129: "bfloat16", 300: "float32"}
+
+
+def sizes_and_types():
+    """Every size in one type; in the other one it is slow."""
+    for size, quick in SIZES.items():
+        for dtype in ("float32", "bfloat16"):
+            yield pytest.param(size, dtype, marks=[] if dtype == quick else [pytest.mark.slow])
+
+
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("size", [1, 7, 129, 300])
+@pytest.mark.parametrize("size, dtype", sizes_and_types())
 def test_odd_sizes(size, dtype, kind):
     rng = np.random.default_rng(size)
     u = unit_rows(rng, size, 64, dtype)

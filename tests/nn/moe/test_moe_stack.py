@@ -127,12 +127,12 @@ def test_token_choice_in_order_is_causal():
 def test_decoding_token_by_token_equals_the_whole(where):
     stack = stack_of(depth=4, router=TokenChoice(top=2, capacity_factor=None), **where)
     x = x_of(2, 3)
-    step = oracle.quick_jit(stack.step)
-    known = stack.start(2, 3)
+    step = oracle.quick_jit(stack.decode_step)
+    kv_cache = stack.init_cache(2, 3)
     layers = stack.layers()
     steps = []
     for t in range(3):
-        y, known = step(layers, x[:, t : t + 1], known, jnp.int32(t))
+        y, kv_cache = step(layers, x[:, t : t + 1], kv_cache, jnp.int32(t))
         steps.append(y)
     np.testing.assert_allclose(
         jnp.concatenate(steps, 1), oracle.quick_jit(lambda x: stack(x, causal=True))(x), atol=1e-5

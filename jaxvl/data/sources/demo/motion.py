@@ -184,8 +184,9 @@ ATTRIBUTION = f"""# Attribution
 
 Fetched from the npm registry and converted; not part of jaxvl and not redistributed with it.
 
-Animated emoji: Microsoft's Fluent Emoji, packaged by LobeHub as {", ".join(f"{name} {v}" for name, v in CLIPS.items())}. Licence
-as the packages state it: MIT.
+Animated emoji: Microsoft's Fluent Emoji, packaged by LobeHub as
+{", ".join(f"{name} {v}" for name, v in CLIPS.items())}.
+Licence as the packages state it: MIT.
 Names and keywords: Unicode CLDR annotations {NAMES["cldr-annotations-full"]}, Unicode-3.0.
 List and groups of emoji: unicode-emoji-json {NAMES["unicode-emoji-json"]}, MIT.
 """

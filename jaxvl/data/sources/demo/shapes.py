@@ -1,5 +1,4 @@
-"""A generated corpus, for machines without a network and for tests: counted, coloured shapes in
-five drawing styles.
+"""A generated corpus for tests: counted, coloured shapes in five drawing styles.
 
 A concept is a colour, a shape and a count ("three green stars"), named in English, German and
 French. The splits mean the same as those of the emoji corpus: style `sketch` is never in training,
@@ -173,17 +172,16 @@ def build(folder: pathlib.Path, config: Shapes) -> dict[str, int]:
 
 
 def names(concept: Concept) -> dict[str, str]:
-    """Locale -> name, with articles and endings as they should be."""
+    """Language -> name, with articles and endings as they should be."""
     colour, shape, count = concept
     plural, (de_one, de_many, de_gender), (fr_one, fr_many, fr_gender) = SHAPES[shape]
     _, stem, french = COLOURS[colour]
     many = count > 1
     feminine = fr_gender == "f"
-    german = (
-        f"{COUNTS['de'][count - 1]} {stem}e {de_many}"
-        if many
-        else f"ein {stem}{'er' if de_gender == 'm' else 'es'} {de_one}"
-    )
+    ending = "er" if de_gender == "m" else "es"
+    german = f"ein {stem}{ending} {de_one}"
+    if many:
+        german = f"{COUNTS['de'][count - 1]} {stem}e {de_many}"
     number = "une" if feminine and not many else COUNTS["fr"][count - 1]
     return {
         "en": f"{COUNTS['en'][count - 1]} {colour} {plural if many else shape}",

@@ -1,5 +1,4 @@
-"""The stamps corpus: Tux Paint's 950 stamps, captioned in 78 languages, most with spoken
-descriptions in several.
+"""The stamps corpus: Tux Paint's 950 stamps, captioned and spoken in many languages.
 
 Pictures (drawings and cut-out photos), sentences ("A duck.") and clips come from the Debian package
 `tuxpaint-stamps-default`. A picture's label is its English caption: equal captions are the same
@@ -368,6 +367,7 @@ ATTRIBUTION = f"""# Attribution
 
 Fetched from Debian and converted; not part of jaxvl and not redistributed with it.
 
-Tux Paint stamps (pictures, texts, recordings): Debian package {PACKAGE} {PACKAGE_VERSION}, copyright 2002-2022 Bill Kendrick and the
-contributors that the package's own documentation names. Licence as the package states it: GPL-2.
+Tux Paint stamps (pictures, texts, recordings): Debian package {PACKAGE} {PACKAGE_VERSION},
+copyright 2002-2022 Bill Kendrick and the contributors that the package's own documentation names.
+Licence as the package states it: GPL-2.
 """

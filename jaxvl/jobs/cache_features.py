@@ -1,0 +1,108 @@
+"""What frozen towers give of every record, so that it is computed once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+
+from jaxvl.config import check
+from jaxvl.data.sources.base import Source
+from jaxvl.data.tables import PRESENT, Columns
+from jaxvl.evals.columns import PICTURES, check_column, check_texts
+from jaxvl.evals.columns import Columns as Names
+from jaxvl.evals.encoders import EncodedImages, Encoders
+from jaxvl.evals.source_options import check_tokenizer
+from jaxvl.jobs import JOBS
+from jaxvl.jobs.base import Job
+from jaxvl.jobs.embedding import BLOCK, blocks_of, spread, text_rows
+
+FEW = 1_024  # records whose tokens are in memory at a time
+Feature = Literal["image", "text", "image_tokens", "image_mean"]
+
+
+@JOBS.register("cache_features")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheFeatures(Job):
+    """A column of arrays for each feature:
+
+        image          [n, D], the picture's embedding, of length 1
+        text           [n, D], the first text's embedding, of length 1
+        image_tokens   [n, P, D'], the image encoder's tokens before pooling
+        image_mean     [n, D'], their mean
+
+    The field `array` puts them into batches. A task that reads them and nothing else of the source
+    reads no picture. They are of pictures as evaluators see them, without augmentation. A record
+    that lacks one of the features has none of them.
+
+    The rows are made and written block by block, so that tokens of many records need no memory.
+
+    Attributes:
+      features: which.
+      image: column of pictures.
+      text: column of texts, or several.
+      dtype: that they are saved in; the field `array` makes float32 of either.
+    """
+
+    features: tuple[Feature, ...] = ("image", "text")
+    image: str = "image"
+    text: Names = "text"
+    dtype: Literal["float32", "float16"] = "float32"
+
+    def __post_init__(self):
+        super().__post_init__()
+        names = self.features
+        check(bool(names), "features", "must name at least one feature")
+        check(len(set(names)) == len(names), "features", f"{names!r} must be different ones")
+
+    def check(self, encoders: Encoders, source: Source) -> None:
+        """See `Job`."""
+        if set(self.features) - {"text"}:
+            check_column(source, self.image, PICTURES, "image")
+        if {"image_tokens", "image_mean"} & set(self.features):
+            encoders.require("image_tokens")
+        if {"image", "text"} & set(self.features):
+            encoders.check_embeds()
+        if "text" in self.features:
+            check_tokenizer(encoders)
+            check_texts(source, self.text, "text")
+
+    def run(self, encoders: Encoders, source: Source) -> Columns:
+        """See `Job`."""
+        encode: dict[str, Callable[[Source], EncodedImages]] = {
+            "image": lambda some: encoders.images(some, column=self.image),
+            "image_tokens": lambda some: encoders.features(some, column=self.image),
+            "image_mean": lambda some: encoders.features(some, mean=True, column=self.image),
+        }
+        present = np.ones(len(source), bool)
+        columns: dict[str, Iterator[np.ndarray] | np.ndarray] = {}
+        for name in self.features:
+            if name == "text":
+                columns[name] = self._texts(encoders, source, present)
+            else:
+                block = FEW if name == "image_tokens" else BLOCK
+                columns[name] = self._pictures(encode[name], source, present, block)
+        return {**columns, PRESENT: present}
+
+    def _pictures(
+        self,
+        encode: Callable[[Source], EncodedImages],
+        source: Source,
+        present: np.ndarray,
+        block: int,
+    ) -> Iterator[np.ndarray]:
+        for start, some in blocks_of(source, block):
+            encoded = encode(some)
+            rows, found = spread(encoded.rows, encoded.index, len(some))
+            present[start : start + len(some)] &= found
+            yield rows.astype(self.dtype)
+
+    def _texts(
+        self, encoders: Encoders, source: Source, present: np.ndarray
+    ) -> Iterator[np.ndarray]:
+        for start, some in blocks_of(source):
+            rows, found = text_rows(encoders, some, self.text)
+            present[start : start + len(some)] &= found
+            yield rows.astype(self.dtype)

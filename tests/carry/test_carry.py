@@ -1,0 +1,67 @@
+"""Methods of every family, each one file and one config in this folder, outside the package.
+
+What is here proves that the frame carries them: `METHODS` says what each run must show. A method
+that needs an edit of the package fails here.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from jaxvl import paths
+from jaxvl import train as train_command
+from jaxvl.config import load_file, resolve
+from jaxvl.training.experiment import Experiment
+
+FOLDER = pathlib.Path(__file__).parent
+LONGEST = 60  # lines of a method with its config
+
+
+def run(name: str, workdir: pathlib.Path, **changes) -> list[dict]:
+    """The records of a run of the method's config."""
+    config = load_file(str(FOLDER / "configs" / f"{name}.py"))
+    config.update(changes)
+    train_command.train(resolve(Experiment, config), paths.as_path(workdir))
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def steps(records: list[dict], figure: str) -> list[float]:
+    return [r[figure] for r in records if r["kind"] == "train"]
+
+
+def the_queue_fills(records):
+    assert steps(records, "momentum_queue/filled") == [16, 32, 32, 32]
+
+
+def nothing_more(records):
+    pass
+
+
+METHODS = {
+    "momentum_queue": the_queue_fills,
+    "soft_targets": nothing_more,
+    "mixed_inputs": nothing_more,
+    "prototypes": nothing_more,
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_frame_carries(name, tmp_path):
+    records = run(name, tmp_path)
+    losses = steps(records, "loss")
+    assert len(losses) == 4 and np.isfinite(losses).all()
+    METHODS[name](records)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_short(name):
+    files = (FOLDER / f"{name}.py", FOLDER / "configs" / f"{name}.py")
+    assert sum(len(file.read_text().splitlines()) for file in files) <= LONGEST
+
+
+def test_every_method_here_is_run():
+    files = {file.stem for file in FOLDER.glob("*.py")}
+    assert files - {pathlib.Path(__file__).stem} == METHODS.keys()
