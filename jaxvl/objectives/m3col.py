@@ -42,7 +42,7 @@ class MixupContrast(Objective):
     and both (objective `classification`), and weighs this loss by 0.1.
 
     Reads the outputs named by `image` and `text`: Float[Array, "B D"], which are scaled to length 1
-    here. Temperatures are fixed. What is mixed is drawn from the step's key, the same on every mesh.
+    here. Temperatures are fixed. What is mixed is drawn from the step's key, alike on every mesh.
 
     Attributes:
       image, text: names of model outputs.

@@ -104,7 +104,7 @@ def learner(objective):
 
 
 def probes(run, seed):
-    """Of targets: shape and colour from the common vector, shape and colour from the salient one."""
+    """Of targets: shape and colour from the common vector, and both from the salient one."""
     rng = np.random.default_rng(seed)
     n = 400
     shape, colour = rng.integers(4, size=(2, n))
