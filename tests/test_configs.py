@@ -30,11 +30,8 @@ ARGUMENTS = {
     "cosmo_shapes.py": ["", "across=False"],
     "sycoca_shapes.py": ["", "masking=random"],
 }
-CONFIGS = [
-    f"{p.name}:{a}" if a else p.name
-    for p in sorted((ROOT / "configs").glob("*.py"))
-    for a in ARGUMENTS.get(p.name, [""])
-]
+NAMES = [str(p.relative_to(ROOT / "configs")) for p in sorted((ROOT / "configs").rglob("*.py"))]
+CONFIGS = [f"{p}:{a}" if a else p for p in NAMES for a in ARGUMENTS.get(p, [""])]
 SOURCE = dict(name="shapes", size=16, variants=1, split="train_a")
 
 

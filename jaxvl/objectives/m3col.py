@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxvl.config import Range, Scale, check
 from jaxvl.kernels.contrastive import Mixup, SoftTargets, contrastive_loss
+from jaxvl.nn.norms import l2_normalize
 from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 Share = Annotated[float, Range(0.0, 1.0)]
@@ -41,7 +42,7 @@ class MixupContrast(Objective):
     and both (objective `classification`), and weighs this loss by 0.1.
 
     Reads the outputs named by `image` and `text`: Float[Array, "B D"], which are scaled to length 1
-    here. Temperatures are fixed. What is mixed is drawn from the step's key, the same on every mesh.
+    here. Temperatures are fixed. What is mixed is drawn from the step's key, alike on every mesh.
 
     Attributes:
       image, text: names of model outputs.
@@ -83,8 +84,8 @@ class MixupContrast(Objective):
 
     def __call__(self, outputs, batch, state, context):
         del batch
-        image = _unit(outputs[self.image])
-        text = _unit(outputs[self.text])
+        image = l2_normalize(outputs[self.image])
+        text = l2_normalize(outputs[self.text])
         sides = {"image": (image, text), "text": (text, image)}
         used = sides if self.mixed == "both" else {self.mixed: sides[self.mixed]}
         keys = dict(zip(sides, jax.random.split(context.key)))
@@ -101,7 +102,7 @@ class MixupContrast(Objective):
     def _mixed(self, x: jax.Array, other: jax.Array, key: jax.Array) -> jax.Array:
         """M: x [B, D] is mixed, `other` is not."""
         lam, permutation = self.mixture(len(x), key)
-        mixed = _unit(lam[:, None] * x + (1 - lam[:, None]) * x[permutation])
+        mixed = l2_normalize(lam[:, None] * x + (1 - lam[:, None]) * x[permutation])
         return contrastive_loss(
             mixed,
             other,
@@ -128,9 +129,3 @@ class MixupContrast(Objective):
         chosen = jax.random.uniform(share, (rows,)) < self.share
         lam = jax.random.beta(amount, self.beta, self.beta, (rows,))
         return jnp.where(chosen, lam, 1.0), jax.random.permutation(order, rows)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    """Rows float32 of length 1; a zero row stays zero."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvl.config import Scale, Weight, check
+from jaxvl.nn.norms import l2_normalize
 from jaxvl.objectives import OBJECTIVES, Loss, Objective
 from jaxvl.objectives.potentials import log_mean_others, mean_log_density
 
@@ -84,7 +85,7 @@ class SeparatingContrast(Objective):
     def __call__(self, outputs, batch, state, context):
         del context
         rate = 1 / (2 * self.tau)
-        common = [_unit(outputs[name]) for name in self.common]
+        common = [l2_normalize(outputs[name]) for name in self.common]
         salient = [outputs[name].astype(jnp.float32) for name in self.salient]
         target = self._targets(batch[self.target])
         known = [jnp.where(target[:, None], s, 0.0) for s in salient]
@@ -110,12 +111,6 @@ class SeparatingContrast(Objective):
     def _targets(self, value: jax.Array) -> jax.Array:
         """Which rows are targets, bool [B]."""
         return value > 0 if self.background is None else value != self.background
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    """Rows float32 of length 1; a zero row stays zero."""
-    x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
 def _mean_square(x: jax.Array, rows: jax.Array) -> jax.Array:

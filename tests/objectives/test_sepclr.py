@@ -104,7 +104,7 @@ def learner(objective):
 
 
 def probes(run, seed):
-    """Of targets: shape and colour from the common vector, shape and colour from the salient one."""
+    """Of targets: shape and colour from the common vector, and both from the salient one."""
     rng = np.random.default_rng(seed)
     n = 400
     shape, colour = rng.integers(4, size=(2, n))
@@ -119,7 +119,7 @@ def probes(run, seed):
         ]
         for name in ("common", "salient")
     }
-    params = run(params, (pictures[:SEEN], jnp.asarray(target[:SEEN])), 250)
+    params = run(params, (pictures[:SEEN], jnp.asarray(target[:SEEN])), 600)
     rows = {name: np.asarray(x) for name, x in embed(params, pictures).items()}
     rows["common"] = unit(rows["common"])
     seen = (np.arange(n) < SEEN)[target]
@@ -138,4 +138,5 @@ def test_colour_is_salient_and_shape_is_common():
     print("shape|common colour|common shape|salient colour|salient", found.round(3).tolist())
     shape_common, colour_common, shape_salient, colour_salient = found.T
     assert (shape_common > 0.9).all() and (colour_salient > 0.9).all(), found
-    assert (colour_common < 0.65).all() and (shape_salient < 0.5).all(), found  # chance: 0.25
+    # Chance is 0.25; without the joint entropy 0.9 and more.
+    assert colour_common.mean() < 0.6 and shape_salient.mean() < 0.5, found
