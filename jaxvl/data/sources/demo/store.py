@@ -319,8 +319,8 @@ def write_corpus(
 
     Args:
       attributes: name -> its value of label 0, of label 1, ….
-      present: thing -> bool [n], whether each record has it; only things that not all records of all
-        corpora have.
+      present: thing -> bool [n], whether each record has it. Only things that some records of some
+        corpora lack.
     """
     n = write_records(folder / "records.array_record", records)
     if n != len(labels):
