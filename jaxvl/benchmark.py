@@ -208,8 +208,8 @@ def _chosen(command: Command, there: Survey) -> list[Found]:
     )
     chosen = there.chosen(only, languages)
     keys = "\n".join(found.key for found in chosen)
-    told = hosts.gather([zlib.crc32(keys.encode())])
-    if len(set(told[:, 0].tolist())) > 1:
+    gathered = hosts.gather([zlib.crc32(keys.encode())])
+    if len(set(gathered[:, 0].tolist())) > 1:
         raise DataError(f"{command.options['root']}: processes see different benchmarks in it")
     if not there.found:
         reasons = "; ".join(_reason(*one) for one in there.unknown[:MOST_TOLD])

@@ -40,7 +40,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads a model
 # file is compiled again. Short ones are not kept: writing one takes as long as making it. Jax has no
 # limit of size to keep: it would look at every file before it writes one, a tenth of the suite's
 # time.
-PROGRAMS = pathlib.Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(KEPT / "programs")))
+PROGRAMS = KEPT / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
 # No test reads from which line an operation came.
@@ -59,10 +60,12 @@ if hasattr(partial_eval.DynamicJaxprTracer, "_origin_msg"):
 
 def pytest_configure(config):
     """Programs of earlier runs are removed where they have become many."""
-    worker = "PYTEST_XDIST_WORKER" in os.environ
-    files = [] if worker or not PROGRAMS.is_dir() else list(PROGRAMS.iterdir())
-    if sum(file.stat().st_size for file in files) > 2 * 2**30:
-        shutil.rmtree(PROGRAMS)
+    if "PYTEST_XDIST_WORKER" in os.environ or not PROGRAMS.is_dir():
+        return
+    with os.scandir(PROGRAMS) as files:
+        size = sum(file.stat().st_size for file in files)
+    if size > 2 * 2**30:
+        shutil.rmtree(PROGRAMS, ignore_errors=True)
 
 
 def pytest_collection_finish():

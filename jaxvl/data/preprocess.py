@@ -139,7 +139,7 @@ class Preprocess:
         shorter = min(width, height)
         return int(side * width / shorter), int(side * height / shorter)
 
-    def seen(self, width: int, height: int) -> Box:
+    def visible(self, width: int, height: int) -> Box:
         """The part of a picture of so many pixels that `decode` keeps."""
         across, down = self.scaled(width, height)
         left = self._offset(across)

@@ -179,13 +179,13 @@ def coco(texts: Sequence[str], references: References) -> dict[str, float]:
         {i: [{"caption": _line(t)} for t in g] for i, g in enumerate(groups)}
     )
     right = tokenize(references)
-    said = tokenize([[t] for t in texts])
+    written = tokenize([[t] for t in texts])
     figures = {
         f"coco_bleu_{n}": s
-        for n, s in zip((1, 2, 3, 4), Bleu(4).compute_score(right, said, verbose=0)[0])
+        for n, s in zip((1, 2, 3, 4), Bleu(4).compute_score(right, written, verbose=0)[0])
     }
     scorers = {"coco_meteor": Meteor(), "coco_rouge_l": Rouge(), "coco_cider": Cider()}
-    figures |= {name: scorer.compute_score(right, said)[0] for name, scorer in scorers.items()}
+    figures |= {name: scorer.compute_score(right, written)[0] for name, scorer in scorers.items()}
     return {name: float(score) for name, score in figures.items()}
 
 

@@ -172,7 +172,7 @@ class Vqa(SourceOptions):
             more = _of_candidates(candidates, asked)
         else:
             exact = np.array(
-                [float(plain(text) == commonest(q.answers)) for text, q in zip(given, asked)]
+                [float(normalised(text) == commonest(q.answers)) for text, q in zip(given, asked)]
             )
             vqa = np.array([accuracy(text, q.answers) for text, q in zip(given, asked)])
             shown = [
@@ -253,8 +253,8 @@ class Vqa(SourceOptions):
             check(bool(given), "candidates", f"{source.name} has no answers to choose from")
         written: dict[str, str] = {}
         for text in given:
-            written.setdefault(plain(text), text)
-        counts = collections.Counter(map(plain, given))
+            written.setdefault(normalised(text), text)
+        counts = collections.Counter(map(normalised, given))
         return [written[a] for a, _ in counts.most_common(self.most)]
 
     def _choose(
@@ -314,7 +314,7 @@ def _of_scores(scores: np.ndarray, candidates: list[str], asked: Sequence[Questi
     shown = []
     for i, (row, q) in enumerate(zip(scores, asked)):
         best = np.flatnonzero(row >= row.max() - TIE)
-        exact[i] = np.mean([plain(candidates[c]) == commonest(q.answers) for c in best])
+        exact[i] = np.mean([normalised(candidates[c]) == commonest(q.answers) for c in best])
         vqa[i] = np.mean([accuracy(candidates[c], q.answers) for c in best])
         first = np.argsort(-row, kind="stable")[:SHOWN]
         shown.append(
@@ -329,9 +329,9 @@ def _of_scores(scores: np.ndarray, candidates: list[str], asked: Sequence[Questi
 def _of_candidates(candidates: list[str], asked: Sequence[Question]) -> dict[str, float]:
     """Figures of the candidates, whatever the model: of one at random, of the best one, and how
     many there are."""
-    known = set(map(plain, candidates))
+    known = set(map(normalised, candidates))
     worth = [
-        [accuracy(answer, q.answers) for answer in set(map(plain, q.answers)) & known]
+        [accuracy(answer, q.answers) for answer in set(map(normalised, q.answers)) & known]
         for q in asked
     ]  # all others: 0
     return {
@@ -403,7 +403,7 @@ def people_of(record: Record, column: str) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=2**16)
-def plain(answer: str) -> str:
+def normalised(answer: str) -> str:
     """What answers are compared by, after VQA's rules: no case, punctuation and articles, numbers
     as digits.
 
@@ -414,8 +414,8 @@ def plain(answer: str) -> str:
 
 
 def commonest(answers: Sequence[str]) -> str:
-    """The commonest answer as `plain`; of several the first."""
-    return collections.Counter(map(plain, answers)).most_common(1)[0][0]
+    """The commonest answer as `normalised`; of several the first."""
+    return collections.Counter(map(normalised, answers)).most_common(1)[0][0]
 
 
 def accuracy(answer: str, people: Sequence[str]) -> float:
@@ -424,7 +424,7 @@ def accuracy(answer: str, people: Sequence[str]) -> float:
 
     Fewer than three others all have to agree; with one person it is whether the answer is theirs.
     """
-    agree = [plain(answer) == plain(p) for p in people]
+    agree = [normalised(answer) == normalised(p) for p in people]
     if len(people) == 1:
         return float(agree[0])
     enough = min(3, len(people) - 1)

@@ -22,7 +22,7 @@ from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals import EVALUATORS
 from jaxvl.evals.contract import gives
 from jaxvl.evals.encoders import EncodedImages
-from jaxvl.evals.vqa import Vqa, accuracy, plain
+from jaxvl.evals.vqa import Vqa, accuracy, normalised
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
 from jaxvl.training.experiment import Experiment
 
@@ -78,10 +78,10 @@ def test_accuracy_is_the_mean_over_subsets_of_people(people):
 
 def test_answers_are_compared_after_vqas_rules():
     assert (
-        plain("The  Two dogs.") == plain("2 dogs")
-        and plain("NONE") == "0"
-        and plain("a") == "a"
-        and plain("red") != plain("read")
+        normalised("The  Two dogs.") == normalised("2 dogs")
+        and normalised("NONE") == "0"
+        and normalised("a") == "a"
+        and normalised("red") != normalised("read")
     )
 
 

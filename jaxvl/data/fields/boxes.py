@@ -164,7 +164,7 @@ class BoxesReader:
         """The part of the picture that is in the row, in shares of its sides."""
         if not self._picture.whole:
             width, height = value.size
-            box = self._preprocess.seen(width, height)
+            box = self._preprocess.visible(width, height)
         else:
             width, height = sides(value.picture)
             box = crop_box(width, height, self._config.crop, self._config.crop_ratio, draws)

@@ -64,12 +64,12 @@ def _shards(found: Survey) -> str:
 def _speed(found: Survey) -> str:
     read = found.read_ms
     decode = found.decode_ms
-    said = f"read: {read[0]:.2f} ms a record (median {read[1]:.2f}, 95 % {read[2]:.2f})"
+    line = f"read: {read[0]:.2f} ms a record (median {read[1]:.2f}, 95 % {read[2]:.2f})"
     if decode[0]:
-        said += (
+        line += (
             f"; decode: {decode[0]:.2f} ms a picture (median {decode[1]:.2f}, 95 % {decode[2]:.2f})"
         )
-    return f"{said}; on one core"
+    return f"{line}; on one core"
 
 
 def _table(title: str, *left: str) -> Table:
@@ -143,12 +143,12 @@ def _show_texts(name: str, found: TextFigures, console: Console) -> None:
         "such as None, null or NA": found.no_text,
         "with broken letters": found.broken,
     }
-    said = [f"{n:,} {what}" for what, n in faults.items() if n]
+    parts = [f"{n:,} {what}" for what, n in faults.items() if n]
     about = (
         f"{found.texts:,} {_plural('text', found.texts)}: {_shares(found.scripts)}; "
         f"{_percent(found.duplicates)} repeated"
     )
-    console.print("; ".join([about, *said]), soft_wrap=True)
+    console.print("; ".join([about, *parts]), soft_wrap=True)
     if found.common:
         common = ", ".join(
             f"{escape(printable(text))} ({times:,} x)" for text, times in found.common

@@ -161,15 +161,15 @@ class _Tally:
         seen = self.seen[name]
         values = self.values[name]
         sized = self.sizes[name] if kind not in ("class", "int", "float") else []
-        said = _said(kind, values) if values else None
+        summary = _summary(kind, values) if values else None
         naming = bool(texts) and only_name(name, texts)
         if naming:
-            said = f"{len(set(texts)):,} different, as {texts[0][:LONGEST_NAME]}"
+            summary = f"{len(set(texts)):,} different, as {texts[0][:LONGEST_NAME]}"
         return ColumnFigures(
             kind=kind,
             present=self.present[name] / max(sampled, 1),
             bytes=float(np.mean(sized)) if sized else None,
-            values=said,
+            values=summary,
             text=text_figures(texts) if texts and not naming else None,
             image=image_figures(seen) if seen else None,
         )
@@ -185,7 +185,7 @@ def _size(value: Any) -> int:
     return sum(_size(part) for part in value) if isinstance(value, (list, tuple)) else 8
 
 
-def _said(kind: str, values: Sequence[Any]) -> str:
+def _summary(kind: str, values: Sequence[Any]) -> str:
     different = len(set(values))
     if kind == "array":
         return ", ".join(

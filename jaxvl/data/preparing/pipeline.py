@@ -42,19 +42,19 @@ def build(
     """
     import apache_beam as beam
 
-    said = rows.as_json(config)
+    config_json = rows.as_json(config)
     work = f"{folder}/{shards.WORK}"
     ranges = _spread(pipeline, {"": records}, config.range_records, "ranges")
-    read = ranges | "read" >> beam.FlatMap(_read, said, work)
+    read = ranges | "read" >> beam.FlatMap(_read, config_json, work)
     left = raw = read | "rows" >> beam.Filter(isinstance, Row)
     bad = read | "bad records" >> beam.Filter(isinstance, Bad)
-    context = Context(raw, said, work, _test_looks(pipeline, config, tests, said))
+    context = Context(raw, config_json, work, _test_looks(pipeline, config, tests, config_json))
     removed = []
     for rule in rules_of(config):
         left, gone = losses.apply(rule, left, context)
         removed.append(gone)
     numbered = numbering.by_shard(left, config.shard_records)
-    written = numbered | "write shards" >> beam.FlatMap(shards.write_shard, said, folder)
+    written = numbered | "write shards" >> beam.FlatMap(shards.write_shard, config_json, folder)
     all_removed = tuple(removed) | "all removals" >> beam.Flatten(pipeline=pipeline)
     _count(raw, bad, all_removed, work)
     _examples(bad, all_removed, config, work)
@@ -89,14 +89,14 @@ def _read(group: tuple[Span, Any], config: str, work: str) -> Iterator[Row | Bad
 
 
 def _test_looks(
-    pipeline: Pipeline, config: PrepareConfig, tests: dict[str, int], said: str
+    pipeline: Pipeline, config: PrepareConfig, tests: dict[str, int], config_json: str
 ) -> PCollection | None:
     import apache_beam as beam
 
     if not tests or config.rules.test_distance is None:
         return None
     ranges = _spread(pipeline, tests, config.range_records, "test ranges")
-    return ranges | "look at tests" >> beam.FlatMap(_look_at_tests, said)
+    return ranges | "look at tests" >> beam.FlatMap(_look_at_tests, config_json)
 
 
 def _look_at_tests(group: tuple[Span, Any], config: str) -> Iterator[near.TestLook]:

@@ -61,8 +61,8 @@ class WordCount(RowRule):
         gone = tuple(place for place, count in counts.items() if not self.fits(count))
         if not gone:
             return None
-        said = ", ".join(str(counts[place]) for place in gone[:3])
-        return Loss(row.position, gone, f"{said} words")
+        word_counts = ", ".join(str(counts[place]) for place in gone[:3])
+        return Loss(row.position, gone, f"{word_counts} words")
 
     def fits(self, count: int) -> bool:
         enough = self.least is None or count >= self.least

@@ -68,10 +68,10 @@ def scored(group: RangeRows, config: str, work: str) -> list[Scored]:
     """Rows of one range with their scores, which are kept in `work`: for a second reading, and for
     a run that is started again."""
     rows = sorted(group[1], key=lambda row: row.position)
-    said = json.dumps([[row.position, [text for _, text in row.texts]] for row in rows])
+    content = json.dumps([[row.position, [text for _, text in row.texts]] for row in rows])
     file = (
         paths.as_path(work)
-        / f"scores-{group[0]:012d}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
+        / f"scores-{group[0]:012d}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"
     )
     try:
         values = json.loads(paths.read_text(file))

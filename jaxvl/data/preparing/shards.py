@@ -105,14 +105,14 @@ def write_shard(
 
 def _digest(rows: Sequence[Row], form: str) -> str:
     """Says what a shard holds, without reading a picture."""
-    said = [
+    content = [
         form,
         *(
             [row.position, row.image.hex(), [[*place, text] for place, text in row.texts]]
             for row in rows
         ),
     ]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _kept(file: paths.Path, stats: paths.Path, digest: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ which are sounds.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,7 +73,7 @@ def _columns_of(
     import pyarrow as pa
 
     of = _storage(field.type)
-    told = str(field.type)
+    type_name = str(field.type)
     if pa.types.is_struct(of) and not is_media(of):
         yield name, Found(None, "struct")
         for i in range(of.num_fields):
@@ -87,7 +87,10 @@ def _columns_of(
     if isinstance(names, list) and pa.types.is_integer(of):
         kind = "class"
         classes = ClassSet({"en": tuple(map(str, names))})
-    yield name, Found(kind, told if len(told) < 60 else told[:57] + "…", True, classes)
+    yield (
+        name,
+        Found(kind, type_name if len(type_name) < 60 else type_name[:57] + "…", True, classes),
+    )
 
 
 def _storage(of: pyarrow.DataType) -> pyarrow.DataType:

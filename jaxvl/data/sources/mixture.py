@@ -143,30 +143,32 @@ class MixtureSource(Source):
 
     def _add(self, name: str) -> None:
         """Joins the parts' columns of one name."""
-        having = [
+        owners = [
             (i, source.columns[name])
             for i, source in enumerate(self._sources)
             if name in source.columns
         ]
         kinds: dict[str, int] = {}  # kind -> the first part where the column is of it
-        for i, column in having:
+        for i, column in owners:
             kinds.setdefault(column.kind, i)
         if len(kinds) > 1:
-            said = " and ".join(
+            kinds_found = " and ".join(
                 f"{kind!r} in part {self.parts[i].name!r}" for kind, i in kinds.items()
             )
-            raise ConfigError("parts", f"column {name!r} is of kind {said}; must be of one kind")
-        optional = len(having) < len(self._sources) or any(column.optional for _, column in having)
+            raise ConfigError(
+                "parts", f"column {name!r} is of kind {kinds_found}; must be of one kind"
+            )
+        optional = len(owners) < len(self._sources) or any(column.optional for _, column in owners)
         classes = None
         if "class" in kinds:
-            classes = self._join_classes(name, having)
-        self.columns[name] = Column(having[0][1].kind, optional, classes)
+            classes = self._join_classes(name, owners)
+        self.columns[name] = Column(owners[0][1].kind, optional, classes)
 
-    def _join_classes(self, name: str, having: Sequence[tuple[int, Column]]) -> ClassSet | None:
+    def _join_classes(self, name: str, owners: Sequence[tuple[int, Column]]) -> ClassSet | None:
         """Gives each different class set of a column its first class; None where no part knows its
         classes."""
-        without = [i for i, column in having if column.classes is None]
-        if len(without) == len(having):
+        without = [i for i, column in owners if column.classes is None]
+        if len(without) == len(owners):
             return None
         if without:
             part = self.parts[without[0]].name
@@ -176,7 +178,7 @@ class MixtureSource(Source):
                 f"must be all or none",
             )
         sets: list[ClassSet] = []
-        for i, column in having:
+        for i, column in owners:
             place = next(
                 (p for p, known in enumerate(sets) if _equal(known, column.classes)), len(sets)
             )

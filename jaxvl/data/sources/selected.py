@@ -97,10 +97,10 @@ def select(source: Source, needs: Iterable[tuple[str, ...]]) -> Source:
         known = [source.present(name) for name in names if name in source.columns]
         if any(has is None for has in known) or all(has.all() for has in known):
             continue
-        having = np.logical_or.reduce(known)
-        if not having.any():
+        has_any = np.logical_or.reduce(known)
+        if not has_any.any():
             raise DataError(f"{source.name}: no record has {' or '.join(names)}")
-        wanted = having if wanted is None else wanted & having
+        wanted = has_any if wanted is None else wanted & has_any
         unmet.append("|".join(names))
     if wanted is None or wanted.all():
         return source

@@ -101,7 +101,7 @@ class TarIndex:
             for s, offset, size in zip(suffixes, offsets, sizes)
         }
 
-    def having(self, suffixes: set[str]) -> np.ndarray:
+    def with_suffixes(self, suffixes: set[str]) -> np.ndarray:
         """bool [samples]: which samples have a member of one of the suffixes."""
         wanted = np.array([name in suffixes for name in self.suffixes], bool)
         samples = np.repeat(np.arange(len(self)), np.diff(self.first.astype(np.int64)))

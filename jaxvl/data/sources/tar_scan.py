@@ -229,15 +229,15 @@ def _text(field: bytes) -> str:
 def _check_sum(header: bytes) -> None:
     """Raises _Damaged where the sum of the bytes is not what the header says. Some old programs
     summed signed bytes."""
-    told = _number(header[148:156])
+    stored = _number(header[148:156])
     # Adler-32's low half is 1 + the sum of the bytes, modulo 65521: the sum in C.
     low = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
-    if low == (told - 8 * 32 + 1) % 65521:
+    if low == (stored - 8 * 32 + 1) % 65521:
         return
     signed = (
         sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:]) + 8 * 32
     )
-    if signed != told:
+    if signed != stored:
         raise _Damaged("its checksum is wrong")
 
 

@@ -159,13 +159,13 @@ def _data_source(builder: Any, split: str) -> Any:
         source = builder.as_data_source(split=split, decoders=decoders)
         size = len(source)
     except NotImplementedError:
-        told = (
+        found_there = (
             f"{builder.info.full_name} was written as {builder.info.file_format.value}, which has "
             f"no random access"
         )
         raise ConfigError(
             "dataset",
-            f"{told}; prepare it with file_format='array_record', or convert it by `tfds "
+            f"{found_there}; prepare it with file_format='array_record', or convert it by `tfds "
             f"convert_format`",
         ) from None
     except (ValueError, KeyError, AssertionError) as error:

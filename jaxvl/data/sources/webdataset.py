@@ -242,7 +242,9 @@ class TarSource(Source):
         for s in range(len(self._shards)):
             index = self._indexes[s]
             found.append(
-                index.having({suffix for suffix in index.suffixes if about.members([suffix])})
+                index.with_suffixes(
+                    {suffix for suffix in index.suffixes if about.members([suffix])}
+                )
             )
         return np.concatenate(found)
 

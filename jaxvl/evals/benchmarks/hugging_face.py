@@ -98,14 +98,14 @@ def open_classes(files: list[pathlib.Path], name: str) -> Benchmark:
     labels = [
         label if isinstance(label, int) and label >= 0 else None for label in tables.values("label")
     ]
-    told = _class_labels(tables)
-    if not told:
+    label_names = _class_labels(tables)
+    if not label_names:
         raise DataError(
             f"{folder}: {LAYOUT}: the table does not tell what the numbers in its column "
             f"'label' mean"
         )
-    classes = ClassSet({"en": tuple(text.replace("_", " ") for text in told)})
-    if name == "imagenet1k" and len(told) == len(imagenet_classes()):
+    classes = ClassSet({"en": tuple(text.replace("_", " ") for text in label_names)})
+    if name == "imagenet1k" and len(label_names) == len(imagenet_classes()):
         classes = ImageNetClasses().load()
     check_labels(labels, len(classes), folder, "the table")
     places = [Place(row, "image") for row in range(len(tables))]

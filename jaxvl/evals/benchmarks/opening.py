@@ -27,9 +27,9 @@ def agreed_open(found: Found) -> tuple[Benchmark | None, str]:
     except Exception as error:  # noqa: BLE001 (a damaged set must not end the measurement of the others)
         opened = None
         why = f"{found.folder}: cannot be read as {found.layout} ({type(error).__name__}: {error})"
-    told = hosts.gather([int(opened is not None), print_of_data])
-    if not told[:, 0].all():
+    gathered = hosts.gather([int(opened is not None), print_of_data])
+    if not gathered[:, 0].all():
         return None, why or "another process cannot open it"
-    if len(set(told[:, 1].tolist())) > 1:
+    if len(set(gathered[:, 1].tolist())) > 1:
         return None, "processes find different data"
     return opened, ""

@@ -44,14 +44,14 @@ def identity(
     Args:
       prompts: class names and templates.
     """
-    told = hashlib.sha256(
+    prompts_hash = hashlib.sha256(
         json.dumps([list(part) for part in prompts], ensure_ascii=False).encode()
     ).hexdigest()[:16]
     return {
         "format": FORMAT,
         "weights": model.weights,
         "data": benchmark.source.fingerprint[:16],
-        "prompts": told,
+        "prompts": prompts_hash,
     }
 
 

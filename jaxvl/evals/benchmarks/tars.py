@@ -64,12 +64,14 @@ def open_shards(name: str, files: Sequence[pathlib.Path], members: Mapping[str, 
         column: _READ_AS.get(member.column.kind, member.column.kind)
         for column, member in members.items()
     }
-    told: list[str] = []
+    messages: list[str] = []
     try:
-        inner = WebDataset(tuple(map(str, files)), columns, tuple(columns), kinds).open(told.append)
+        inner = WebDataset(tuple(map(str, files)), columns, tuple(columns), kinds).open(
+            messages.append
+        )
     except ConfigError as error:
         raise DataError(f"{name}: {error}") from None
-    for text in told:
+    for text in messages:
         if any(cause in text for cause in (CUT_SHORT, DAMAGED, NO_END)):
             raise DataError(f"{name}: {text}")
     return _Shards(name, inner, members)

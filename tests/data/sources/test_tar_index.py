@@ -219,8 +219,8 @@ def test_which_samples_have_a_member():
         [("a.jpg", b""), ("b.txt", b""), ("c.webp", b""), ("c.txt", b""), ("d.jpg", b"")]
     )
     index = index_of(content)
-    np.testing.assert_array_equal(index.having({"jpg", "webp"}), [True, False, True, True])
-    np.testing.assert_array_equal(index.having({"flac"}), [False] * 4)
+    np.testing.assert_array_equal(index.with_suffixes({"jpg", "webp"}), [True, False, True, True])
+    np.testing.assert_array_equal(index.with_suffixes({"flac"}), [False] * 4)
 
 
 def test_digest_is_of_the_content_alone():

@@ -37,18 +37,18 @@ def fetch(
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = path.rsplit("/", 1)[-1]
-    said = []
+    problems = []
     if source and "://" not in source:
         file = pathlib.Path(source).expanduser()
         if not file.is_file():
             raise DataError(f"no file {source!r}, which was to be {name}")
     else:
-        file = None if source else _apt(package, version, folder, said)
+        file = None if source else _apt(package, version, folder, problems)
         url = source if source.endswith(".deb") else f"{(source or MIRROR).rstrip('/')}/{path}"
-        file = file or _download(url, folder / name, said)
+        file = file or _download(url, folder / name, problems)
     if file is None:
         raise DataError(
-            f"{name} could not be fetched ({'; '.join(said)}). This needs the network once: "
+            f"{name} could not be fetched ({'; '.join(problems)}). This needs the network once: "
             f"give the file's path or a mirror as the corpus's "
             "`package`, or copy a built corpus from another machine into $JAXVL_CACHE "
             "(default ~/.cache/jaxvl)"
@@ -60,10 +60,12 @@ def fetch(
     return file
 
 
-def _apt(package: str, version: str, folder: pathlib.Path, said: list[str]) -> pathlib.Path | None:
+def _apt(
+    package: str, version: str, folder: pathlib.Path, problems: list[str]
+) -> pathlib.Path | None:
     command = shutil.which("apt-get")
     if command is None:
-        said.append("there is no apt-get")
+        problems.append("there is no apt-get")
         return None
     try:
         done = subprocess.run(
@@ -74,22 +76,22 @@ def _apt(package: str, version: str, folder: pathlib.Path, said: list[str]) -> p
             cwd=folder,
         )
     except subprocess.TimeoutExpired:
-        said.append(f"apt-get did not finish within {TIMEOUT} s")
+        problems.append(f"apt-get did not finish within {TIMEOUT} s")
         return None
     files = sorted(folder.glob("*.deb"))
     if done.returncode or not files:
         words = [line for line in done.stderr.splitlines() if line.startswith("E:")]
-        said.append(f"apt-get: {words[0] if words else 'no message'}")
+        problems.append(f"apt-get: {words[0] if words else 'no message'}")
         return None
     return files[0]
 
 
-def _download(url: str, file: pathlib.Path, said: list[str]) -> pathlib.Path | None:
+def _download(url: str, file: pathlib.Path, problems: list[str]) -> pathlib.Path | None:
     try:
         with urllib.request.urlopen(url, timeout=60) as response, open(file, "wb") as out:
             shutil.copyfileobj(response, out)
     except (OSError, ValueError) as error:  # URLError is an OSError; ValueError: no URL at all
-        said.append(f"{url}: {error}")
+        problems.append(f"{url}: {error}")
         return None
     return file
 

@@ -290,8 +290,8 @@ def make_splits(
     order: list[tuple[str, str]], english: Mapping[str, str], groups: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
     """Split -> numbers of its records; `order` is (style, emoji) of every record."""
-    having = {style: {key for s, key in order if s == style} for style in STYLES}
-    common = set.intersection(*(having[s] for s in CODED))
+    of_style = {style: {key for s, key in order if s == style} for style in STYLES}
+    common = set.intersection(*(of_style[s] for s in CODED))
     held = {key for key, name in english.items() if groups[key] != "Flags" and held_out(name)}
     masks = {
         "train_a": [s != UNSEEN for s, _ in order],

@@ -138,8 +138,8 @@ def build(folder: pathlib.Path, *, config: Motion, log: Callable[[str], None]) -
         for key in kept
     )
     labels = np.array([label[key] for key in kept], np.int32)
-    having = {"frames": np.ones(len(kept), bool)}
-    counts = write_corpus(folder, records, labels, splits, classes, ATTRIBUTION, having=having)
+    present = {"frames": np.ones(len(kept), bool)}
+    counts = write_corpus(folder, records, labels, splits, classes, ATTRIBUTION, present=present)
     return counts | {"unreadable": len(clips) - len(kept)}
 
 

@@ -202,7 +202,7 @@ def build(folder: pathlib.Path, *, config: Stamps, log: Callable[[str], None]) -
             make_splits(keys, groups),
             class_names(stamps, keys, labels),
             ATTRIBUTION,
-            having=have,
+            present=have,
         )
     captions = sum(len(stamp.captions) for stamp in stamps.values())
     return (
@@ -337,7 +337,7 @@ def draw_first(pictures: Iterable[pathlib.Path], size: int) -> bytes:
 
     Raises DataError where there is none.
     """
-    said = []
+    problems = []
     for path in pictures:
         try:
             data = drawing.draw(
@@ -347,12 +347,12 @@ def draw_first(pictures: Iterable[pathlib.Path], size: int) -> bytes:
                 size,
             )
         except Exception as error:  # resvg and Pillow raise many types
-            said.append(f"{path.name}: {type(error).__name__}: {error}")
+            problems.append(f"{path.name}: {type(error).__name__}: {error}")
             continue
         if Image.open(io.BytesIO(data)).getchannel("A").getextrema()[1]:
             return data
-        said.append(f"{path.name}: nothing is drawn")
-    raise DataError(f"a stamp has no picture that can be drawn ({'; '.join(said)})")
+        problems.append(f"{path.name}: nothing is drawn")
+    raise DataError(f"a stamp has no picture that can be drawn ({'; '.join(problems)})")
 
 
 def encode(path: pathlib.Path) -> bytes | None:

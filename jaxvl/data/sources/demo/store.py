@@ -58,7 +58,7 @@ class Corpus:
                 k.removeprefix(kind): index[k] for k in index.files if k.startswith(kind)
             }
             self._splits = part("split/")
-            self._having = part("having/")
+            self._present = part("having/")
         self._classes: ClassSet | None = None
 
     @property
@@ -75,7 +75,7 @@ class Corpus:
     def optional(self) -> Mapping[str, np.ndarray]:
         """Thing that not all records have (`frames`, `speech/fr`) -> bool [n], which of all records
         have it."""
-        return self._having
+        return self._present
 
     def index(self, split: str | None) -> np.ndarray:
         """Numbers of the records of a split (None: of all), int [n]. Raises KeyError."""
@@ -313,20 +313,20 @@ def write_corpus(
     classes: Mapping[str, list[str | None]],
     attribution: str,
     attributes: Mapping[str, list[str]] | None = None,
-    having: Mapping[str, np.ndarray] = {},
+    present: Mapping[str, np.ndarray] = {},
 ) -> dict[str, int]:
     """Writes the files of a corpus into `folder`; returns its counts.
 
     Args:
       attributes: name -> its value of label 0, of label 1, ….
-      having: thing -> bool [n], whether each record has it; only things that not all records of all
-        corpora have.
+      present: thing -> bool [n], whether each record has it. Only things that some records of some
+        corpora lack.
     """
     n = write_records(folder / "records.array_record", records)
     if n != len(labels):
         raise ValueError(f"{n} records, {len(labels)} labels")
     index = {f"split/{k}": np.asarray(v, np.int32) for k, v in splits.items()}
-    index |= {f"having/{k}": np.asarray(v, bool) for k, v in having.items()}
+    index |= {f"having/{k}": np.asarray(v, bool) for k, v in present.items()}
     np.savez(folder / "index.npz", labels=np.asarray(labels, np.int32), **index)
     (folder / "classes.json").write_text(json.dumps(classes, ensure_ascii=False))
     values = {name: sorted(set(of_labels)) for name, of_labels in (attributes or {}).items()}

@@ -34,7 +34,7 @@ def raw(i):
 
 def build(folder):
     number = np.arange(N)
-    having = {
+    present = {
         "frames": number % 2 == 0,
         "speech": number % 3 == 0,
         "speech/fr": number % 3 == 0,
@@ -55,7 +55,7 @@ def build(folder):
         classes,
         "# Attribution\n",
         attributes,
-        having,
+        present,
     )
 
 
