@@ -269,6 +269,8 @@ def _is_right(q_ids: jax.Array, c_ids: jax.Array) -> jax.Array:
     """bool [m, n]: whether id lists [m, K] and [n, L] share an id; one pair of columns at a
     time."""
     width = c_ids.shape[1]
+    if not width:
+        return jnp.zeros((len(q_ids), len(c_ids)), bool)
 
     def add(i, mask):
         return mask | (q_ids[:, i // width, None] == c_ids[None, :, i % width])
