@@ -249,7 +249,7 @@ def _blockwise(mesh: Mesh, block: int, body: Callable, rows: Any, tile: Any) -> 
     """`body(rows of one block, tile)` over the blocks of every device's rows."""
 
     def local(rows, tile):
-        blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), rows)
+        blocks = jax.tree.map(lambda x: x.reshape(len(x) // block, block, *x.shape[1:]), rows)
         out = jax.lax.map(lambda b: body(b, tile), blocks)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
