@@ -249,7 +249,7 @@ def _blockwise(mesh: Mesh, block: int, body: Callable, rows: Any, tile: Any) -> 
     """`body(rows of one block, tile)` over the blocks of every device's rows."""
 
     def local(rows, tile):
-        blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), rows)
+        blocks = jax.tree.map(lambda x: x.reshape(len(x) // block, block, *x.shape[1:]), rows)
         out = jax.lax.map(lambda b: body(b, tile), blocks)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
@@ -269,6 +269,8 @@ def _is_right(q_ids: jax.Array, c_ids: jax.Array) -> jax.Array:
     """bool [m, n]: whether id lists [m, K] and [n, L] share an id; one pair of columns at a
     time."""
     width = c_ids.shape[1]
+    if not width:
+        return jnp.zeros((len(q_ids), len(c_ids)), bool)
 
     def add(i, mask):
         return mask | (q_ids[:, i // width, None] == c_ids[None, :, i % width])

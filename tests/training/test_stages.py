@@ -223,7 +223,7 @@ def test_a_table_made_every_two_steps_is_read_at_once_and_a_resume_is_exact(tmp_
 
     kills = [
         (Feed, "take", 2),  # between two jobs; nothing is saved yet
-        (kmeans_job, "kmeans", 2),  # in the job of step 2: the first one was done
+        (kmeans_job, "kmeans", 1),  # in the job of step 2: that of step 0 was done
         (Feed, "take", 2),  # after step 3, which is saved and needs the table of step 2
         (kmeans_job, "kmeans", 1),  # in the job after the last step
     ]
