@@ -162,7 +162,7 @@ def test_evaluators_find_their_columns(name):
         encoders = make_encoders(experiment, model, tokenizer, mesh)
         check_evaluators(
             experiment.evals,
-            encoders.with_weights((model.params, model.rest)),
+            encoders.with_weights((model.params, model.model_state)),
             experiment.checkpoint.best_metric,
         )
 

@@ -65,13 +65,15 @@ def build(size: str, length: int) -> Functional:
     )
 
 
-def cached(model: Functional, rest: Any, batch: int, length: int) -> Callable[..., jax.Array]:
+def cached(
+    model: Functional, model_state: Any, batch: int, length: int
+) -> Callable[..., jax.Array]:
     """`(params, image, generation, numbers, keys) -> tokens`, compiled per shape and
     `generation`."""
 
     @functools.partial(jax.jit, static_argnums=2)
     def write(params, image, generation, numbers, keys):
-        apply = functools.partial(model.apply, params, rest)
+        apply = functools.partial(model.apply, params, model_state)
         (kv_cache, cross_kv), _ = apply(image, length, method="prefill")
         step = lambda kv_cache, *args: apply(kv_cache, cross_kv, *args, method="decode_step")[0]
         ids = dict(eos_id=EOS, pad_id=PAD)
@@ -89,13 +91,15 @@ def cached(model: Functional, rest: Any, batch: int, length: int) -> Callable[..
     return write
 
 
-def uncached(model: Functional, rest: Any, batch: int, length: int) -> Callable[..., jax.Array]:
+def uncached(
+    model: Functional, model_state: Any, batch: int, length: int
+) -> Callable[..., jax.Array]:
     """`(params, image) -> tokens`: greedy, of the full length, nothing kept between tokens but the
     tokens."""
 
     @jax.jit
     def write(params, image):
-        apply = functools.partial(model.apply, params, rest)
+        apply = functools.partial(model.apply, params, model_state)
         memory = apply(image, method="memory")[0][0]
 
         def extend(t, text):
@@ -116,11 +120,11 @@ def measure(size: str, batch: int, length: int, beams: int, rounds: int) -> dict
     """Seconds by method, ratios to `uncached` and of beams to greedy, compiled programs, and
     whether both ways wrote the same."""
     model = build(size, length)
-    params, rest = jax.jit(model.init)(jax.random.key(0))
+    params, model_state = jax.jit(model.init)(jax.random.key(0))
     image = jax.random.normal(jax.random.key(1), (batch, SIDE, SIDE, 3))
     keys = jax.random.split(jax.random.key(2), batch)
-    write = cached(model, rest, batch, length)
-    slow = uncached(model, rest, batch, length)
+    write = cached(model, model_state, batch, length)
+    slow = uncached(model, model_state, batch, length)
     how = {
         "greedy": Generation(min_length=length),
         "sample": Generation(method="sample", min_length=length),

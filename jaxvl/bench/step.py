@@ -51,14 +51,18 @@ def jaxvl_step(batch: int, scan: bool) -> Callable[[], float]:
         choose(MODELS, node, "model"), InputSpec(SIZE, LENGTH, VOCABULARY, 0, VOCABULARY - 1)
     )
     tx = optax.adamw(1e-4, weight_decay=0.2)
-    params, rest = jax.jit(model.init)(jax.random.key(0))
+    params, model_state = jax.jit(model.init)(jax.random.key(0))
     opt = jax.jit(tx.init)(params)
     image, text = (jnp.asarray(x) for x in inputs(batch))
 
     def step(params, opt):
         def loss_of(params):
             out, _ = model.apply(
-                params, rest, {"image": image, "text": text}, train=True, key=jax.random.key(0)
+                params,
+                model_state,
+                {"image": image, "text": text},
+                train=True,
+                key=jax.random.key(0),
             )
             return contrastive_loss(out["image"], out["text"], out["log_scale"])
 

@@ -62,7 +62,11 @@ def built(model: ModelConfig, inputs: InputSpec) -> Functional:
 
 def shapes_of(model: Functional) -> dict[str, tuple[int, ...]]:
     """Path -> shape, of parameters and of batch statistics."""
-    return {path: tuple(s.shape) for part in (model.params, model.rest) for path, s in part.items()}
+    return {
+        path: tuple(s.shape)
+        for part in (model.params, model.model_state)
+        for path, s in part.items()
+    }
 
 
 def same_model(a: ModelConfig, b: ModelConfig) -> bool:

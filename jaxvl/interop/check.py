@@ -63,15 +63,16 @@ def ours(bundle: Bundle, image: np.ndarray, text: np.ndarray) -> Arrays:
     """image, text: unit rows [B, D]; scale, bias where there is one; logits [B, B]; captions [B,
     T', V] of a model that writes."""
     model = bundle.functional()
-    params, rest = (
-        {p: jnp.asarray(bundle.arrays[p]) for p in part} for part in (model.params, model.rest)
+    params, model_state = (
+        {p: jnp.asarray(bundle.arrays[p]) for p in part}
+        for part in (model.params, model.model_state)
     )
-    out, _ = jax.jit(model.apply)(params, rest, {"image": image, "text": text})
+    out, _ = jax.jit(model.apply)(params, model_state, {"image": image, "text": text})
     captions = {}
     if bundle.model.capabilities(bundle.inputs).generates:
-        captions["captions"] = model.apply(params, rest, image, text, method="caption_logits")[0][
-            :, :-1
-        ]
+        captions["captions"] = model.apply(
+            params, model_state, image, text, method="caption_logits"
+        )[0][:, :-1]
     return (
         _outputs(out["image"], out["text"], np.exp(out["log_scale"]), out.get("logit_bias"))
         | captions

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors

@@ -1,16 +1,18 @@
-"""COSMO (Wang et al. 2024, arXiv 2401.00849): a decoder that reads rows of several images and
-texts, and is contrasted halfway up.
+"""COSMO (Wang et al. 2024, arXiv 2401.00849): a decoder of several images and texts a row.
 
-images 1 … K -> encoder -> resampler (N queries each) -> latents ----------------------------------+
-                                                            |                                      | each token sees those of the
-                                     contrastive pooler -> K image embeddings                      | last image before it
-                                                                                                   v
-[start] a b  [start] c d e  … -> unimodal layers, causal ------ tokens -----> multimodal layers,
-                            causal, gated cross-attention
-                                     |                                                             |
-                      a learned query reads each text -> K text embeddings                         v
-                                                                                        a b E  c d e
-                                                                                        E  …
+It is contrasted halfway up.
+
+images 1 … K -> encoder -> resampler (N queries each) -> latents -------------+
+                                      |                                       |
+                 contrastive pooler -> K image embeddings      each token sees those of the
+                                                               last image before it
+                                                                              |
+                                                                              v
+[start] a b  [start] c d e  … -> unimodal layers, causal -- tokens --> multimodal layers, causal,
+                                      |                                gated cross-attention
+         a learned query reads each text -> K text embeddings                 |
+                                                                              v
+                                                                   a b E  c d e E  …
 
 A text's first token is predicted from [start], the others from the token before; E, the end of the
 text, is predicted and never read. Rows are those of `data.packing`; a row of one image and one text

@@ -45,7 +45,7 @@ class Functional:
       graphdef: NNX's static half.
       axes: logical axes of each parameter, path -> names.
       params: shapes and dtypes of the parameters, path -> ShapeDtypeStruct.
-      rest: the same for non-trained state.
+      model_state: the same for state that is not trained.
       frozen: paths of parameters and other state that no gradient reaches: parameters that are
         frozen or lie beside adapters, and whatever else encoders hold that are frozen as a whole.
       call: the module's `__call__`, for its options.
@@ -57,7 +57,7 @@ class Functional:
     graphdef: Any
     axes: Mapping[str, tuple[str, ...] | None]
     params: Mapping[str, jax.ShapeDtypeStruct]
-    rest: Mapping[str, jax.ShapeDtypeStruct]
+    model_state: Mapping[str, jax.ShapeDtypeStruct]
     frozen: frozenset[str]
     call: Callable[..., Any]
     inputs: tuple[str, ...]
@@ -71,18 +71,23 @@ class Functional:
         return resolve_call(self.call, node, path, given=("train", "key", "progress"))
 
     def init(self, key: jax.Array) -> tuple[Arrays, Arrays]:
-        """Fresh (params, rest); jit-able, so that they can be born sharded."""
-        _, params, rest = nnx.split(self._build(key), nnx.Param, ...)
-        return self._arrays(params), self._arrays(rest)
+        """Fresh (params, model_state); jit-able, so that they can be born sharded."""
+        _, params, model_state = nnx.split(self._build(key), nnx.Param, ...)
+        return self._arrays(params), self._arrays(model_state)
 
     def apply(
-        self, params: Arrays, rest: Arrays, *args: Any, method: str = "__call__", **kwargs: Any
+        self,
+        params: Arrays,
+        model_state: Arrays,
+        *args: Any,
+        method: str = "__call__",
+        **kwargs: Any,
     ) -> tuple[Any, Arrays]:
-        """`module.method(*args, **kwargs)` -> (its result, the new non-trained state)."""
-        params, rest = (self._without_gradient(arrays) for arrays in (params, rest))
+        """`module.method(*args, **kwargs)` -> (its result, the new state that is not trained)."""
+        params, model_state = (self._without_gradient(arrays) for arrays in (params, model_state))
         module = nnx.merge(
             self.graphdef,
-            *(self._state(t, a) for t, a in zip(self._templates, (params, rest))),
+            *(self._state(t, a) for t, a in zip(self._templates, (params, model_state))),
             copy=True,
         )
         with adapters_draw_from(kwargs.get("key") if kwargs.get("train") else None):
@@ -161,10 +166,10 @@ def functional(
         return module
 
     module = nnx.eval_shape(build, jax.random.key(0))
-    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    graphdef, params, model_state = nnx.split(module, nnx.Param, ...)
     shapes = [
         {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in _flat(s).items()}
-        for s in (params, rest)
+        for s in (params, model_state)
     ]
     axes = {path: variable.get_metadata().get("axes") for path, variable in _flat(params).items()}
     frozen = _frozen(module, is_frozen, shapes)
@@ -178,13 +183,13 @@ def functional(
         graphdef=graphdef,
         axes=axes,
         params=shapes[0],
-        rest=shapes[1],
+        model_state=shapes[1],
         frozen=frozen,
         call=type(module).__call__,
         inputs=module.inputs if isinstance(module, Model) else (),
         methods=methods,
         _build=build,
-        _templates=(params, rest),
+        _templates=(params, model_state),
     )
 
 
@@ -192,10 +197,10 @@ def _frozen(
     module: nnx.Module, is_frozen: Callable[[str], bool], parts: Sequence[Arrays]
 ) -> frozenset[str]:
     """See `Functional.frozen`; parts: parameters, other state, by path."""
-    params, rest = parts
+    params, model_state = parts
     encoders = []
     if isinstance(module, Model):
         paths = module.encoder_paths()
         encoders = [f"{paths[name]}/" for name in module.frozen]
-    state = (path for path in rest if path.startswith(tuple(encoders)))
+    state = (path for path in model_state if path.startswith(tuple(encoders)))
     return frozenset(filter(is_frozen, params)) | frozenset(state)

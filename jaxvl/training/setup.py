@@ -65,7 +65,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
     tokenizer = _tokenizer(experiment, sources, checkpoints, base)
     model = build_model(experiment, tokenizer)
     encoders = make_encoders(experiment, model, tokenizer, mesh)
-    unweighted = encoders.with_weights((model.params, model.rest))
+    unweighted = encoders.with_weights((model.params, model.model_state))
     check_evaluators(experiment.evals, unweighted, experiment.checkpoint.best_metric)
     jobs.check(unweighted, checkpoints.steps[-1] if checkpoints.steps else 0)
     describe_adapters(experiment, model, writer)

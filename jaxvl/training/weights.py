@@ -43,10 +43,8 @@ def save_weights(bundle: Bundle, workdir: paths.Path) -> None:
     )
     experiment = Experiment(model=bundle.model, preprocess=bundle.preprocess, **options)
     model = bundle.functional()
-    state = {
-        part: {p: jnp.asarray(bundle.arrays[p]) for p in getattr(model, part)}
-        for part in ("params", "rest")
-    }
+    arrays = lambda paths: {path: jnp.asarray(bundle.arrays[path]) for path in paths}
+    state = {"params": arrays(model.params), "rest": arrays(model.model_state)}
     frame = {
         "config": to_dict(experiment),
         "tokenizer": (bundle.tokenizer or without(bundle.inputs)).to_json(),

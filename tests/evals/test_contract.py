@@ -49,7 +49,7 @@ def dual_encoder():
     model = build_model(experiment, Vocabulary(64, 0, 1))
     tokenizer = encoders(ONE, TABLE, TABLE).tokenizer
     return make_encoders(
-        experiment, model, tokenizer, make_mesh(experiment.mesh), (model.params, model.rest)
+        experiment, model, tokenizer, make_mesh(experiment.mesh), (model.params, model.model_state)
     )
 
 
@@ -332,7 +332,7 @@ def test_a_corpus_is_prepared_once_for_tasks_and_evaluators(monkeypatch):
     model = build_model(experiment, Vocabulary(64, 0, 1))
     tokenizer = encoders(ONE, TABLE, TABLE).tokenizer
     made = make_encoders(
-        experiment, model, tokenizer, make_mesh(experiment.mesh), (model.params, model.rest)
+        experiment, model, tokenizer, make_mesh(experiment.mesh), (model.params, model.model_state)
     )
     check_evaluators(experiment.evals, made)
     assert len(prepared) == 1  # of which task and evaluator read a split each

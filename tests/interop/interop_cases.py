@@ -93,7 +93,9 @@ def texts(pad, eos, first=None, length=LENGTH, vocab=VOCAB, batch=3):
 def ours_of(bundle, image, tokens):
     """Our outputs."""
     model = bundle.functional()
-    params, rest = ({p: bundle.arrays[p] for p in part} for part in (model.params, model.rest))
+    params, rest = (
+        {p: bundle.arrays[p] for p in part} for part in (model.params, model.model_state)
+    )
     return jax.jit(model.apply)(params, rest, dict(image=image, text=tokens))[0]
 
 

@@ -15,7 +15,7 @@ from jaxvl.models import MODELS, InputSpec, presets
 from jaxvl.models.coca import CoCaConfig
 from jaxvl.models.functional import functional
 from jaxvl.models.generate import Captions, Generation, generate
-from jaxvl.models.open_clip_coca import OpenClipCoCaConfig
+from jaxvl.models.open_clip_coca import OpenClipCoCaConfig, renamed
 from jaxvl.nn import vocabulary
 from jaxvl.objectives.captioning import Captioning
 

@@ -19,7 +19,8 @@ from jaxvl.data.fields.waveform import Waveform
 from jaxvl.data.sources.demo.shapes import Shapes
 from jaxvl.models import InputSpec
 from jaxvl.models.functional import functional
-from jaxvl.models.imp import ImpConfig, _reports
+from jaxvl.models.imp import ImpConfig
+from jaxvl.models.imp_encoder import _reports
 from jaxvl.nn.moe import MoeConfig, MoeOutput, Skills
 from jaxvl.nn.patches import cut, drop_tokens
 from jaxvl.objectives.multi_instance import ModalityPairs

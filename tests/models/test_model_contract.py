@@ -136,7 +136,7 @@ def test_an_encoder_that_is_frozen_is_frozen_whole(name):
     assert isinstance(module, Model)
     assert set(module.encoder_paths()) == set(config.encoders)
     for path in module.encoder_paths().values():
-        inside = {p for p in (*model.params, *model.rest) if p.startswith(f"{path}/")}
+        inside = {p for p in (*model.params, *model.model_state) if p.startswith(f"{path}/")}
         assert inside and functional(config, INPUTS, freeze=rf"^{path}/").frozen == inside
 
 
@@ -154,7 +154,7 @@ PATHS = {
 @pytest.mark.parametrize("name, digest", PATHS.items())
 def test_checkpoints_find_their_parameters(name, digest):
     _, model, _, _ = built(name)
-    parts = (model.params, model.rest)
+    parts = (model.params, model.model_state)
     lines = [f"{p} {tuple(s.shape)}" for part in parts for p, s in sorted(part.items())]
     found = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     assert found == digest, "checkpoints of this model would no longer load"

@@ -68,7 +68,7 @@ def test_a_run_trains_its_adapters_alone_and_is_exported_merged(base, tmp_path, 
     texts = rng.integers(2, 20, (4, 6))
     for method, x in (("encode_image", pictures), ("encode_text", texts)):
         got, _ = bundle.functional().apply(bundle.arrays, {}, x, method=method)
-        want, _ = saved.model.apply(saved.params, saved.rest, x, method=method)
+        want, _ = saved.model.apply(saved.params, saved.model_state, x, method=method)
         np.testing.assert_allclose(got, want, atol=1e-5)
         plain, _ = bundle.functional().apply(before, {}, x, method=method)
         assert np.abs(plain - want).max() > 1e-3, method

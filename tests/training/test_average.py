@@ -125,7 +125,7 @@ def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
         model = build_model(experiment, tokenizer)
         fresh, _, shardings = fresh_state(experiment, model, mesh)
         state = jax.jit(fresh, out_shardings=shardings)()
-    assert model.rest and model.rest.keys() < state.ema.keys()
+    assert model.model_state and model.model_state.keys() < state.ema.keys()
     ema = {p: v + 1 for p, v in state.ema.items()}
     run = types.SimpleNamespace(
         experiment=experiment,

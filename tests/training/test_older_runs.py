@@ -87,7 +87,7 @@ def test_a_run_starts_from_it(trained, older):
     want = restore_weights(trained)
     [rule] = got.rules
     jax.tree.map(
-        np.testing.assert_array_equal, rule.sources[0].arrays, {**want.params, **want.rest}
+        np.testing.assert_array_equal, rule.sources[0].arrays, {**want.params, **want.model_state}
     )
 
 

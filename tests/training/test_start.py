@@ -54,7 +54,7 @@ def built(**changes):
 
 def drawn(model, seed):
     rng = np.random.default_rng(seed)
-    shapes = {**model.params, **model.rest}
+    shapes = {**model.params, **model.model_state}
     return {p: jnp.asarray(rng.normal(size=s.shape), jnp.float32) for p, s in shapes.items()}
 
 
@@ -82,15 +82,15 @@ def begun(**changes):
     of_model = {"model", "adapters", "preprocess"} & {*changes}
     model = built(**{key: changes[key] for key in sorted(of_model)})
     fresh = drawn(model, 100)
-    parts = [{p: fresh[p] for p in part} for part in (model.params, model.rest)]
+    parts = [{p: fresh[p] for p in part} for part in (model.params, model.model_state)]
     state = TrainState(0, None, *parts, None, {}, {}, {})
     shardings = types.SimpleNamespace(
         params={p: replicated(MESH) for p in model.params},
-        rest={p: replicated(MESH) for p in model.rest},
+        rest={p: replicated(MESH) for p in model.model_state},
     )
     initial = start.initial_weights(experiment)
     state = initial.put_into(state, experiment, model, shardings)
-    return fresh, {**state.params, **state.rest}, initial
+    return fresh, {**state.params, **state.model_state}, initial
 
 
 def test_two_sources_by_rule(weights):
