@@ -119,7 +119,7 @@ LEFT: dict[str, dict[str, int]] = {
         "training/tables.py": 1,
     },
     "nested_conditionals": {
-        "models/imp.py": 2,
+        "models/imp_encoder.py": 2,
         "nn/attention.py": 1,
         "nn/stack.py": 1,
         "nn/transformer.py": 1,
@@ -276,7 +276,8 @@ LEFT: dict[str, dict[str, int]] = {
         "models/heads/predictor.py": 1,
         "models/heads/projection.py": 2,
         "models/heads/prototypes.py": 2,
-        "models/imp.py": 4,
+        "models/imp.py": 2,
+        "models/imp_encoder.py": 2,
         "models/open_clip_coca.py": 2,
         "models/presets.py": 6,
         "models/probe.py": 2,
