@@ -21,6 +21,8 @@ QUEUE = dict(
         {"name": "acc@1", "unit": "%", "values": [61, 60, 62], "baseline": [58, 60.5, 59]},
         {"name": "gap", "digits": 3, "values": [0.5, 0.25, 0.75]},
     ],
+    machine="a box",
+    not_shown="a wider gap",
     command="launch/local.sh c.py",
 )
 TARGETS = dict(
@@ -33,6 +35,7 @@ TARGETS = dict(
     claim="the rank varies less",
     seeds=[0, 1, 2],
     figures=[{"name": "MRV", "values": [1, 2, 3], "baseline": [2, 3, 4], "better": "lower"}],
+    machine="a box",
     command="launch/local.sh c.py:k=4",
 )
 
@@ -54,7 +57,9 @@ def test_the_page(tmp_path):
     assert [row[0] for row in rows] == ["| row", "| ---", "| 8", "| row", "| ---", "| 67"]
     assert text.index("## Targets and losses") < text.index("## Stateful and staged")
     assert rows[2][2] == "Another, 2024"
-    assert rows[2][5] == "the rank varies less: MRV 2.0 ± 1.0 (without: 3.0 ± 1.0; 3 of 3 seeds)"
+    assert rows[2][5] == (
+        "the rank varies less. Measured: MRV 2.0 ± 1.0 (without: 3.0 ± 1.0; 3 of 3 seeds)."
+    )
     assert rows[5][1:5] == [
         "Queue\\|s",
         "[A paper, 2021](https://arxiv.org/abs/2107.07651)",
@@ -62,10 +67,10 @@ def test_the_page(tmp_path):
         "[c.py](../c.py)",
     ]
     assert rows[5][5] == (
-        "a queue helps small batches: acc@1 61.0 ± 1.0 % (without: 59.2 ± 1.2 %; 2 of 3 seeds); "
-        "gap 0.500 ± 0.250"
+        "a queue helps small batches. Measured: acc@1 61.0 ± 1.0 % (without: 59.2 ± 1.2 %; 2 of 3 "
+        "seeds); gap 0.500 ± 0.250. **Not shown**: a wider gap."
     )
-    assert rows[5][6] == "`launch/local.sh c.py` |"
+    assert rows[5][6] == "`launch/local.sh c.py` (a box) |"
 
 
 @pytest.mark.parametrize(
