@@ -5,8 +5,8 @@ picture.
     launch/local.sh configs/coca_scst_emoji.py:start=runs/coca_emoji
 
 The run starts from the weights of `start`, and these, frozen, are the teacher that rewards;
-`grammar=0` leaves out the head that knows broken captions. Contrastive and captioning losses go on beside it, so that the
-model neither forgets how to find pictures nor writes for the teacher alone.
+`grammar=0` leaves out the head that knows broken captions. Contrastive and captioning losses go on
+beside it, so that the model neither forgets how to find pictures nor writes for the teacher alone.
 """
 
 from jaxvl.config import load_file, parse_arg

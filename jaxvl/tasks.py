@@ -170,10 +170,10 @@ class Task:
 
         In it: names, shapes and dtypes of the batch; what else of `data` the compiled step reads
         (`DataConfig.on_device`); objectives and hooks in their order, with keys, weights and
-        options; microbatches; `encode`. Not in it: whatever the host alone reads (where the data comes from,
-        which frames of a clip), and the task's name, unless one of its objectives keeps state
-        between steps (a queue, a teacher), which belongs to this task: then no other task has its
-        signature.
+        options; microbatches; `encode`. Not in it: whatever the host alone reads (where the data
+        comes from, which frames of a clip), and the task's name, unless one of its objectives keeps
+        state between steps (a queue, a teacher), which belongs to this task: then no other task has
+        its signature.
         """
         config = to_dict(self.config)
         shapes = {name: (s.shape, str(s.dtype)) for name, s in self.config.data.shapes.items()}

@@ -36,10 +36,10 @@ os.environ.setdefault(
     "NPROC", "32"
 )  # on few cores the CPU collectives' thread pool would otherwise starve and abort
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test downloads a model
-# Long compilations of several tests, processes of tests or runs of the suite are done once. A damaged
-# file is compiled again. Short ones are not kept: writing one takes as long as making it. Jax has no
-# limit of size to keep: it would look at every file before it writes one, a tenth of the suite's
-# time.
+# Long compilations of several tests, processes of tests or runs of the suite are done once. A
+# damaged file is compiled again. Short ones are not kept: writing one takes as long as making it.
+# Jax has no limit of size to keep: it would look at every file before it writes one, a tenth of the
+# suite's time.
 PROGRAMS = KEPT / "programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", "-1")

@@ -23,10 +23,10 @@ Std = Annotated[float, Range(0.0, 1.0)]
 class PromptsConfig(Adapter):
     """Learned tokens in a transformer's sequence.
 
-    Visual prompt tuning (Jia et al. 2022, arXiv 2203.12119): `layers=1` is VPT-Shallow, `layers=None`
-    VPT-Deep. MaPLe (Khattak et al. 2023, arXiv 2210.03117): prompts of the text stack, and of the
-    image stack a linear map of them for each layer:
-    `dict(paths="^text/", coupled="^image/", tokens=2, layers=9, mode="add")`.
+    Visual prompt tuning (Jia et al. 2022, arXiv 2203.12119): `layers=1` is VPT-Shallow,
+    `layers=None` VPT-Deep. MaPLe (Khattak et al. 2023, arXiv 2210.03117): prompts of the text
+    stack, and of the image stack a linear map of them for each layer: `dict(paths="^text/",
+    coupled="^image/", tokens=2, layers=9, mode="add")`.
 
     They are at `STACK/adapter/LABEL/tokens` [J, n, D]. With `coupled` they are at
     `adapter/LABEL/tokens`, and the maps at `STACK/adapter/LABEL/map`.
@@ -99,8 +99,8 @@ class PromptsConfig(Adapter):
 @ADAPTERS.register("prefix")
 @dataclasses.dataclass(frozen=True)
 class PrefixConfig(Adapter):
-    """Prefix tuning (Li & Liang 2021, arXiv 2101.00190, equation 3): learned keys and values in front
-    of those that attention reads.
+    """Prefix tuning (Li & Liang 2021, arXiv 2101.00190, equation 3): learned keys and values in
+    front of those that attention reads.
 
     They are parameters themselves, as in P-Tuning v2 (Liu et al. 2022, arXiv 2110.07602), without
     the perceptron that the paper draws them from. They are at `ATTENTION/adapter/LABEL/keys` and

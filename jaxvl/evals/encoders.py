@@ -252,7 +252,8 @@ class Encoders(Abstract):
         Raises ConfigError where the model writes none.
         """
         self.require("generates")
-        (how, numbers), firsts = generation.split(), itertools.count(first, self.batch)
+        how, numbers = generation.split()
+        firsts = itertools.count(first, self.batch)
 
         def write(weights, pixels, fault, *more):
             return self._caption(

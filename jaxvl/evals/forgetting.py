@@ -1,4 +1,4 @@
-"""How much a model of several stages has forgotten, from the figures that its evaluators recorded."""
+"""How much a model of several stages has forgotten, from what its evaluators recorded."""
 
 from __future__ import annotations
 

@@ -145,7 +145,8 @@ def _assign(
         zeros = jnp.zeros_like(centres), jnp.zeros(len(centres))
         split = jax.tree.map(lambda a: a.reshape(-1, block, *a.shape[1:]), (x, real))
         (sums, counts), (labels, distances) = jax.lax.scan(step, zeros, split)
-        labels, distances = labels.reshape(-1), distances.reshape(-1)
+        labels = labels.reshape(-1)
+        distances = distances.reshape(-1)
         moved = ((labels != before) & real).sum()
         sums, counts, moved = jax.lax.psum((sums, counts, moved), mesh.axis_names)
         return labels, distances, sums, counts, moved

@@ -67,7 +67,9 @@ class KnnClean(EmbeddingJob):
         rows = rows / np.maximum(lengths, 1e-12)
         labels = np.asarray(given, np.int64)[index]
         known = labels >= 0
-        rows, index, labels = rows[known], index[known], labels[known]
+        rows = rows[known]
+        index = index[known]
+        labels = labels[known]
         k = min(self.k, len(rows) - 1)
         check(k >= 1, "label", f"{self.label!r}: fewer than two records have a label")
         itself = np.arange(len(rows))

@@ -1,15 +1,14 @@
-"""CoCa, the contrastive captioner (Yu et al. 2022, arXiv 2205.01917): both losses from one forward
-pass.
+"""CoCa, the contrastive captioner (Yu et al. 2022, arXiv 2205.01917): both losses in one pass.
 
 image -> encoder -> caption pooler (N queries) ------------------------------+
                          |  cascade (or, in parallel, the encoder's tokens)  |
                          v                                                   v
                     contrastive pooler -> image embedding       cross-attention of every layer
                                                                              |
-[start] w1 … wT [CLS] -> unimodal layers, causal ---- tokens ----> multimodal layers, causal -> w1 … wT, EOS
-                               | [CLS], which sees the whole text
-                               v
-                         text embedding
+[start] w1 … wT [CLS] -> unimodal layers, causal -- tokens --> multimodal layers, causal
+                               | [CLS], which sees                           |
+                               v the whole text                              v
+                         text embedding                               w1 … wT, EOS
 
 The models that open_clip calls CoCa are `open_clip_coca`.
 """

@@ -228,7 +228,9 @@ def generate(
 
 def _adjust(logits, tokens, t, rules: _Rules) -> jax.Array:
     """Logits [B, V] of position t, after tokens [B, T], with what must not, or must, come."""
-    config, (b, v), length = rules.config, logits.shape, tokens.shape[1]
+    config = rules.config
+    b, v = logits.shape
+    length = tokens.shape[1]
     rows = jnp.arange(b)[:, None]
     if config.repetition_penalty != 1.0:
         there = jnp.arange(length) < t

@@ -2,8 +2,8 @@
 
 One encoder for pictures, video, sound and text.
 
-image, video -> 4 x 16 x 16 patches --+
-spectrogram  -> 16 x 16 patches ------+-- drop some -> + positions -> one transformer -> norm -> mean
+image, video -> 4 x 16 x 16 patches --+ spectrogram  -> 16 x 16 patches ------+-- drop some -> +
+positions -> one transformer -> norm -> mean
 waveform     -> 256 samples ----------+                 (dense or MoE)                            |
 text         -> words ----------------+     projection of each (source, target) pair  <-----------+
                                                                          class heads  <-----------+
@@ -159,11 +159,9 @@ class Imp(Model):
                 )
             return self.words(x) + self.word_positions(places), x != self.pad_id
         grid = self.vision if name in ("image", "video") else getattr(self, name)
-        patches = (
-            grid.still(x)
-            if name == "image"
-            else grid.cut(x[..., None] if name in ("spectrogram", "waveform") else x)
-        )
+        if name in ("spectrogram", "waveform"):
+            x = x[..., None]
+        patches = grid.still(x) if name == "image" else grid.cut(x)
         if length is not None:  # in steps of the first axis; a patch counts from its first step on
             patches = patches._replace(
                 mask=patches.places[..., 0] * grid.patch[0] < length[:, None]
@@ -391,9 +389,9 @@ def _reports(routed: list[MoeOutput], rows: int) -> dict[str, jax.Array]:
     losses = {k: sum(out.losses[k] for out in routed) for k in routed[0].losses}
     each = {k: jnp.stack([out.health[k] for out in routed]) for k in routed[0].health}
     # Of `load/MODALITY` all inputs but one have zeros; an expert is dead that no input wakes.
-    health = {
-        k: v.sum(0) if "/" in k else v.min(0) if k == "dead" else v.mean(0) for k, v in each.items()
-    }
+    health = {k: v.sum(0) if "/" in k else v.mean(0) for k, v in each.items()}
+    if "dead" in each:
+        health["dead"] = each["dead"].min(0)
     named = {f"moe/loss/{k}": v for k, v in losses.items()} | {
         f"moe/health/{k}": v for k, v in health.items()
     }

@@ -1,9 +1,8 @@
-"""SyCoCa (Ma et al. 2024, arXiv 2401.02137): CoCa, and texts that help to see what is hidden of an
-image.
+"""SyCoCa (Ma et al. 2024, arXiv 2401.02137): CoCa, and texts that help to see hidden patches.
 
 image -> encoder -> patches --+-- contrastive pooler -> image embedding
                               |
-                              +-- all but those LEAST like the text -> caption pooler -> captions, as in `coca`
+                              +-- all but those LEAST like the text -> caption pooler -> captions
                               |
                               +-- all but those MOST like the text, a mask token in their place
                                     -> image decoder, cross-attention to the text's tokens -> pixels

@@ -95,7 +95,8 @@ class Attention(nnx.Module):
         """
         k, v = self.project_kv(x if memory is None else memory)
         q = self.project_q(x)
-        mask = None if mask is None else jnp.expand_dims(mask, (1, 2) if mask.ndim == 2 else 1)
+        if mask is not None:
+            mask = jnp.expand_dims(mask, (1, 2) if mask.ndim == 2 else 1)
         if self.adapter is not None:
             if causal:
                 past = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))[None, None]

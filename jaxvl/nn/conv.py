@@ -87,7 +87,9 @@ _full.defvjp(_full_forward, _full_backward)
 
 def _kernel_products(x, dy, side, padding):
     """dL/dkernel [k, k, C, C'] from x [B, S, S, C] and dL/dy [B, S', S', C']."""
-    (rows, cols), inputs, outputs = dy.shape[1:3], x.shape[-1], dy.shape[-1]
+    rows, cols = dy.shape[1:3]
+    inputs = x.shape[-1]
+    outputs = dy.shape[-1]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     dy = dy.reshape(-1, outputs)
     at = lambda i, j: x[:, i : i + rows, j : j + cols].reshape(-1, inputs).T @ dy
@@ -121,7 +123,8 @@ def _depthwise(x, kernel, stride, padding):
 
 
 def _depthwise_shifted(x, kernel, stride, padding):
-    k, (height, width) = kernel.shape[0], x.shape[1:3]
+    k = kernel.shape[0]
+    height, width = x.shape[1:3]
     rows, cols = ((side + sum(p) - k) // stride + 1 for side, p in zip((height, width), padding))
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     y = 0

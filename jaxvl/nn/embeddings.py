@@ -76,7 +76,8 @@ def resample(table: jax.Array, rows: int) -> jax.Array:
       float [rows, D]; `table` itself where either number is not of that kind.
     """
     for first in (0, 1):
-        before, after = math.isqrt(len(table) - first), math.isqrt(rows - first)
+        before = math.isqrt(len(table) - first)
+        after = math.isqrt(rows - first)
         if before**2 + first == len(table) and after**2 + first == rows:
             break
     else:

@@ -175,10 +175,6 @@ def _fold(tree: Any, n: int) -> Any:
 def _joined(reports: Sequence[Any]) -> Any:
     """The reports that are not None, one behind the other."""
     given = [r for r in reports if r is not None]
-    return (
-        given[0]
-        if len(given) == 1
-        else jax.tree.map(lambda *a: jnp.concatenate(a), *given)
-        if given
-        else None
-    )
+    if not given:
+        return None
+    return given[0] if len(given) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *given)

@@ -161,7 +161,7 @@ class Block(nnx.Module):
         alone), `modality` and `skills`.
         """
         after = self.cross_mlp is not None
-        keys = split(key, 6 if self.cross is None else 12 if after else 9)
+        keys = split(key, 6 + 3 * (self.cross is not None) + 3 * after)
 
         def branch(y, drop_key, path_key):
             return drop_path(

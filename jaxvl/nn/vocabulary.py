@@ -77,7 +77,8 @@ class VocabularyHead(nnx.Module):
             float32 [B, T]); correct: whether
           no logit is above the target's, bool [B, T].
         """
-        kernel, (b, t) = self.kernel(words), targets.shape
+        kernel = self.kernel(words)
+        b, t = targets.shape
         rounds = next(
             n
             for n in range(1, t + 1)

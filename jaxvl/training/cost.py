@@ -90,13 +90,11 @@ def count_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
         elif name == "cond":
             total += max(count_flops(branch) for branch in params["branches"])
         else:
-            rounds = (
-                params.get("length", 1)
-                if name == "scan"
-                else params["mesh"].size
-                if name == "shard_map"
-                else 1
-            )
+            rounds = 1
+            if name == "scan":
+                rounds = params.get("length", 1)
+            elif name == "shard_map":
+                rounds = params["mesh"].size
             total += rounds * sum(count_flops(inner) for inner in _inner(params))
     return total
 

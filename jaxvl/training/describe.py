@@ -61,7 +61,7 @@ def describe_program(program: Program, model: Functional, writer: Writer) -> Non
 
 
 def describe_adapters(experiment: Experiment, model: Functional, writer: Writer) -> None:
-    """Says and records, of a model with adapters, which modules have one and how much is trained."""
+    """Says and records which modules of a model have adapters, and how much is trained."""
     if not experiment.adapters:
         return
     _, trained = optimiser(experiment.optim, model.axes, model.locked)

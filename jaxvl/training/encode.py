@@ -19,7 +19,11 @@ from jaxvl.training.experiment import Experiment
 def make_encoders(
     experiment: Experiment, model: Functional, tokenizer: Tokenizer, mesh: Mesh, weights: Any = None
 ) -> Encoders:
-    """`Encoders` over the model's `encode_image` and `encode_text`; `weights` = (params, model_state)."""
+    """`Encoders` over the model's `encode_image` and `encode_text`.
+
+    Args:
+      weights: (params, model_state), or None.
+    """
 
     def image(weights, pixels):
         return model.apply(*weights, pixels, method="encode_image")[0]

@@ -1,6 +1,6 @@
 """The root of a config, and the command line that fills it.
 
-python -m jaxvl.train --config=configs/align_emoji.py:long --config.optim.lr=1e-3 --workdir=runs/long
+python -m jaxvl.train --config=configs/align_emoji.py:long --config.optim.lr=1e-3 --workdir=runs
 """
 
 from __future__ import annotations

@@ -211,7 +211,8 @@ def _fitted(rule: Taken, experiment: Experiment, fresh: Arrays, places: Mapping)
     )
     arrays = {path: _positions(path, a, fresh) for path, a in arrays.items()}
     for path, array in arrays.items():
-        here, there = tuple(fresh[path].shape), tuple(array.shape)
+        here = tuple(fresh[path].shape)
+        there = tuple(array.shape)
         check(
             here == there,
             rule.where,

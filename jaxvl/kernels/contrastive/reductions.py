@@ -277,7 +277,8 @@ def _negatives(rows: Side, cols: Side, form: Form) -> jax.Array:
 
 
 def _shifted(s: jax.Array, side: Side, keep: jax.Array | None) -> Both:
-    """`s - m` with the side's largest score m, and its exponential; 0 where pairs do not compete."""
+    """`s - m` with the side's largest score m, and its exponential; 0 where pairs do not
+    compete."""
     if keep is None:
         d = s - side["m"]
         return d, jnp.exp(d)

@@ -1,4 +1,4 @@
-"""Scores of pairs for `generic.streamed_scores`: functions of a block of rows and a block of columns.
+"""Scores of pairs for `generic.streamed_scores`: functions of a block of rows and one of columns.
 
 Axis letters: m rows, n columns, D width, T tokens, clips or queries.
 

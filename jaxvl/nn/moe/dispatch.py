@@ -128,7 +128,8 @@ def run_places(
     Returns:
       float32 [G, S, D].
     """
-    (groups, size, width), axis = x.shape, group_axis(len(x))
+    groups, size, width = x.shape
+    axis = group_axis(len(x))
     if isinstance(plan, Mixing):
         into = plan.dispatch.astype(x.dtype)
         back = plan.combine

@@ -88,7 +88,8 @@ class Experts(nnx.Module):
         self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None
     ) -> jax.Array:
         """x [G, E, C, D] -> [G, E, C, D]: row e through expert e."""
-        (groups, experts, places, width), w = x.shape, self.weights()
+        groups, experts, places, width = x.shape
+        w = self.weights()
         # Rows expert by expert in one dimension: products of [E, N, D] are one matrix product per
         # expert, and on a CPU take half the time of those of [G, E, C, D].
         x = x.astype(self.dtype).swapaxes(0, 1).reshape(experts, groups * places, width)

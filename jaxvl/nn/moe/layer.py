@@ -256,7 +256,8 @@ class Moe(nnx.Module):
             )
         if modality is not None and not config.modalities:
             raise ValueError("modality: given, but the configuration's `modalities` names none")
-        (b, t, d), keys = x.shape, split(key, 2)
+        b, t, d = x.shape
+        keys = split(key, 2)
         alone = self.alone(train)
         mixed = config.span == "batch" and not alone
         size = group_size(b * t if mixed else t, t if alone else config.group_size, config.experts)

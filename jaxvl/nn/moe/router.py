@@ -260,7 +260,8 @@ class TokenChoiceRouter(Linear32):
         Raises:
           ValueError: noise without a key.
         """
-        config, (_, size, _) = self.config, x.shape
+        config = self.config
+        size = x.shape[1]
         clean = self.logits(x)
         std = config.noise / self.experts
         noisy = clean
