@@ -56,6 +56,16 @@ def test_the_frame_carries(name, tmp_path):
     METHODS[name](records)
 
 
+@pytest.mark.parametrize("name", ["momentum_queue", "prototypes"])
+def test_state_is_the_same_on_eight_devices_and_in_microbatches(name, tmp_path):
+    """Queue and prototypes are sharded there; the teacher reads the batch chunk by chunk."""
+    one = steps(run(name, tmp_path / "one", mesh=dict(data=1)), "loss")
+    chunks = dict(pairs=dict(microbatches=2))
+    many = steps(run(name, tmp_path / "many", mesh=dict(data=4, tensor=2), tasks=chunks), "loss")
+    np.testing.assert_allclose(one, many, rtol=1e-5)
+    assert one[0] != one[3], "steps learn something"
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_short(name):
     files = (FOLDER / f"{name}.py", FOLDER / "configs" / f"{name}.py")

@@ -1,0 +1,88 @@
+"""What the step contract gives an objective: weights over the run, a context, a state by shapes."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jaxvl.config import ConfigError, to_dict
+from jaxvl.objectives import OBJECTIVES, Context, Loss, Objective, StateSpec
+from jaxvl.tasks import Task, TaskConfig
+
+
+@OBJECTIVES.register("says_where")
+@dataclasses.dataclass(frozen=True)
+class SaysWhere(Objective):
+    """Its loss is 1, and its figures are what it is told."""
+
+    def init_state(self, spec: StateSpec) -> dict[str, jax.Array]:
+        return {"seen": jnp.zeros(spec.outputs["image"].shape[0])}
+
+    def __call__(self, outputs, batch, state, context):
+        figures = {"step": context.step, "progress": context.progress}
+        return Loss(jnp.float32(1), figures), {"seen": state["seen"] + 1}
+
+
+@OBJECTIVES.register("no_objective")
+@dataclasses.dataclass(frozen=True)
+class NoObjective:
+    """It does not extend `Objective`."""
+
+
+def context(step, steps=10):
+    return Context(jax.random.key(0), jnp.int32(step), jnp.float32(step / steps))
+
+
+def task_of(**objectives):
+    config = tiny.experiment(tasks=dict(pairs=dict(data=tiny.data(), objectives=objectives)))
+    return Task("pairs", config.tasks["pairs"], config.preprocess)
+
+
+@pytest.mark.parametrize("step, weight", [(0, 0.0), (2, 0.5), (4, 1.0), (8, 3.0), (50, 3.0)])
+def test_a_weight_follows_its_points(step, weight):
+    points = ((0, 0.0), (4, 1.0), (8, 3.0))
+    task = task_of(says_where=dict(weight=points))
+    total, _ = task.loss({}, {}, {"pairs/says_where": {"seen": jnp.zeros(2)}}, context(step))
+    np.testing.assert_allclose(total, weight)
+
+
+def test_points_are_kept_by_a_config_and_are_part_of_the_program():
+    flat = task_of(says_where=dict(weight=1.0))
+    points = task_of(says_where=dict(weight=[[0, 0.0], [4, 1.0]]))
+    again = TaskConfig(points.config.data, to_dict(points.config)["objectives"])
+    assert again.objectives["says_where"].weight == ((0, 0.0), (4, 1.0))
+    assert flat.signature != points.signature
+
+
+def test_points_that_do_not_ascend_are_refused():
+    with pytest.raises(ConfigError, match=r"says_where\.weight: the steps \[4, 4\] must ascend"):
+        task_of(says_where=dict(weight=[[4, 0.0], [4, 1.0]]))
+
+
+def test_an_objective_is_told_where_it_stands_and_keeps_its_state():
+    task = task_of(says_where=dict(weight=1.0))
+    state = {"pairs/says_where": {"seen": jnp.zeros(2)}}
+    _, (metrics, state) = task.loss({}, {}, state, context(3))
+    assert metrics["says_where/step"] == 3
+    np.testing.assert_allclose(metrics["says_where/progress"], 0.3)
+    assert state["pairs/says_where"]["seen"].tolist() == [1, 1]
+    assert task.objectives["says_where"].keeps_state
+
+
+def test_what_is_no_objective_or_no_hook_is_refused():
+    with pytest.raises(ConfigError, match="NoObjective must extend jaxvl.objectives.Objective"):
+        task_of(no_objective=1.0)
+    pairs = dict(data=tiny.data(), objectives=dict(clip=1.0), before=dict(teech={}))
+    with pytest.raises(ConfigError, match="'teech' is not a known hook.*did you mean 'teach'"):
+        tiny.experiment(tasks=dict(pairs=pairs))
+
+
+def test_the_shapes_of_outputs_make_the_state():
+    spec = StateSpec({"image": jax.ShapeDtypeStruct((16, 8), jnp.float32)}, {}, 10)
+    objective = SaysWhere()
+    assert objective.init_state(spec)["seen"].shape == (16,)
+    assert Objective().init_state(types.SimpleNamespace()) == {}
