@@ -40,8 +40,8 @@ class TaskConfig:
         `dict(align=dict(weight=0.5, label_smoothing=0.2))`. One of weight 0 is computed for the log
         only. A weight may change over the run: `weight=((0, 0.0), (500, 1.0))` are points (step,
         weight), with straight lines between them.
-      before: label -> hook by name with its options (`jaxvl.before`), in the order in which they
-        run: `dict(momentum=dict(name="teach", teacher="momentum"))`.
+      before: label -> hook by name with its options (`jaxvl.before`):
+        `dict(momentum=dict(name="teach", teacher="momentum"))`.
       microbatches: chunks in which the encoders run; all negatives of the batch count all the same.
       encode: this task's own options of the model's call in training, by name; which there are is
         the model's to say.
@@ -68,7 +68,7 @@ class TaskConfig:
         resolved = {key: _objective(key, value) for key, value in self.objectives.items()}
         object.__setattr__(self, "objectives", resolved)
         hooks = {label: _hook(label, value) for label, value in self.before.items()}
-        object.__setattr__(self, "before", hooks)
+        object.__setattr__(self, "before", _in_order(hooks, self.data))
         for key, use in resolved.items():
             try:
                 use.objective.check_data(self.data)
@@ -140,6 +140,36 @@ def _hook(label: str, value: Any) -> Before:
     )
     options = dict(options.items())
     return choose(BEFORE, {"name": label, **options}, path)
+
+
+def _in_order(hooks: Mapping[str, Before], data: DataConfig) -> dict[str, Before]:
+    """The hooks, each after those whose findings it reads; else by label.
+
+    Raises ConfigError where one reads what nobody finds, or two wait for each other.
+    """
+    for label, hook in hooks.items():
+        for name in hook.reads:
+            there = name in data.shapes or name.partition("/")[0] in hooks.keys() - {label}
+            check(
+                there,
+                f"before.{label}",
+                f"reads {name!r}, which is no entry of the batch and of no hook (hooks: "
+                f"{', '.join(hooks)}; entries: {', '.join(sorted(data.shapes))})",
+            )
+    ordered: dict[str, Before] = {}
+    left = dict(sorted(hooks.items()))
+    while left:
+        waits = {label: _labels(hook, left) for label, hook in left.items()}
+        ready = [label for label, others in waits.items() if not others]
+        check(bool(ready), f"before.{next(iter(left))}", "waits for a hook that waits for it")
+        for label in ready:
+            ordered[label] = left.pop(label)
+    return ordered
+
+
+def _labels(hook: Before, hooks: Mapping[str, Before]) -> set[str]:
+    """Labels of those hooks whose findings a hook reads."""
+    return {name.partition("/")[0] for name in hook.reads} & hooks.keys()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,7 @@ def describe_adapters(experiment: Experiment, model: Functional, writer: Writer)
     """Says and records which modules of a model have adapters, and how much is trained."""
     if not experiment.adapters:
         return
-    _, trained = optimiser(experiment.optim, model.axes, model.locked)
+    _, trained = optimiser(experiment.optim, model.axes, model.frozen)
     sizes = {path: math.prod(shape.shape) for path, shape in model.params.items()}
     trains = sum(size for path, size in sizes.items() if trained[path])
     parameters = sum(sizes.values())

@@ -187,7 +187,7 @@ def test_all_else_is_frozen_and_has_no_moments():
     low = {**ALL["low"], "trains": "^log_scale$"}
     model, _ = model_with(dict(low=low))
     tx, trained = optimiser(
-        OptimConfig(weight_decay=0.1, freeze="^text/"), model.axes, model.locked
+        OptimConfig(weight_decay=0.1, freeze="^text/"), model.axes, model.frozen
     )
     chosen = {path for path in trained if trained[path]}
     assert chosen == {

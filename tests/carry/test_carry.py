@@ -36,6 +36,21 @@ def the_queue_fills(records):
     assert steps(records, "momentum_queue/filled") == [16, 32, 32, 32]
 
 
+def the_step_hurts(records):
+    (found,) = [r for r in records if r["kind"] == "eval"]
+    assert found["pushed"] < found["clean"]
+
+
+def tables_are_made_anew(records):
+    made = [r["step"] for r in records if r["name"] == "table/halves"]
+    assert made == [0, 2, 4]
+
+
+def few_parameters_are_trained(records):
+    (program,) = [r for r in records if r["name"] == "compile/pairs"]
+    assert program["trains"] == 2 * (2 * 16) + 2 * 64
+
+
 def nothing_more(records):
     pass
 
@@ -45,6 +60,12 @@ METHODS = {
     "soft_targets": nothing_more,
     "mixed_inputs": nothing_more,
     "prototypes": nothing_more,
+    "token_match": nothing_more,
+    "negative_free": nothing_more,
+    "pair_matching": nothing_more,
+    "rescaled": few_parameters_are_trained,
+    "sorted_batches": tables_are_made_anew,
+    "adversarial": the_step_hurts,
 }
 
 
@@ -57,11 +78,11 @@ def test_the_frame_carries(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["momentum_queue", "prototypes"])
-def test_state_is_the_same_on_eight_devices_and_in_microbatches(name, tmp_path):
-    """Queue and prototypes are sharded there; the teacher reads the batch chunk by chunk."""
-    one = steps(run(name, tmp_path / "one", mesh=dict(data=1)), "loss")
+def test_state_is_the_same_on_every_mesh_and_in_microbatches(name, tmp_path):
+    """Queue and prototypes are sharded; the teacher reads the batch chunk by chunk."""
+    one = steps(run(name, tmp_path / "one", mesh=dict(data=1, tensor=8)), "loss")
     chunks = dict(pairs=dict(microbatches=2))
-    many = steps(run(name, tmp_path / "many", mesh=dict(data=4, tensor=2), tasks=chunks), "loss")
+    many = steps(run(name, tmp_path / "many", mesh=dict(data=4, fsdp=2), tasks=chunks), "loss")
     np.testing.assert_allclose(one, many, rtol=1e-5)
     assert one[0] != one[3], "steps learn something"
 
