@@ -167,6 +167,8 @@ def _annotated(hint: Any, notes: Sequence[Any], value: Any, path: str) -> Any:
         if isinstance(note, Range):
             return _scalar(hint, value, path, note)
     text = convert(hint, value, path)
+    has_null = isinstance(text, str) and "\0" in text
+    check(not has_null, path, f"{shown(value)} holds a null character, which no name has")
     for note in notes:
         if isinstance(note, NonEmpty):
             check(len(text) > 0, path, f"is empty; must be {note.what}")

@@ -37,11 +37,13 @@ class EvaluationError(RuntimeError):
     """Evaluators failed in a run that is otherwise done.
 
     Attributes:
+      failed: evaluator -> why.
       latest: the figures that there are, `EVALUATOR/METRIC` -> value.
     """
 
     def __init__(self, failed: Mapping[str, str], latest: dict[str, float]):
         super().__init__("; ".join(f"{name}: {why}" for name, why in failed.items()))
+        self.failed = dict(failed)
         self.latest = latest
 
 

@@ -382,4 +382,5 @@ def test_eos_pooling_needs_an_eos():
 
 def test_bare_names_have_complete_defaults():
     for name in MODELS:
-        choose(MODELS, name, "model").check_inputs(InputSpec(224, 64, 1000, eos_id=1))
+        inputs = InputSpec(224, 64, 49_408, eos_id=1)  # of the vocabulary of open_clip's models
+        choose(MODELS, name, "model").check_inputs(inputs)

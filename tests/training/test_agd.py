@@ -101,6 +101,7 @@ def toy_batch(i):
     return {
         "x": jax.random.normal(jax.random.key(10 + i), (8, 4)),
         "y": jax.random.normal(jax.random.key(50 + i), (8, 3)),
+        "position": jnp.arange(8),
     }
 
 
@@ -284,7 +285,9 @@ def test_options_reach_the_model():
     noise = losses[0] - np.mean(
         (
             np.asarray(
-                Model.apply(toy_params(), {}, toy_batch(0), train=True, key=None)[0]["a"]
+                Model.apply(toy_params(), {}, toy_batch(0), train=True, key=None, progress=None)[0][
+                    "a"
+                ]
                 - toy_batch(0)["y"]
             )
         )

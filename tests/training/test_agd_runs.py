@@ -23,9 +23,15 @@ from jaxvl.models.vit import ViTConfig
 from jaxvl.objectives import Context
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxvl.tasks import Task
-from jaxvl.training.build import Vocabulary, build_model, fresh_state
+from jaxvl.training.build import (
+    Vocabulary,
+    build_model,
+    fresh_state,
+    make_forward,
+    make_tasks,
+)
 from jaxvl.training.checkpoint import Checkpoints, abstract_state
-from jaxvl.training.compile import compile_turns, make_part
+from jaxvl.training.compile import compile_turns, make_part, make_update
 from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.schedule import Turn
 
@@ -238,8 +244,8 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
             r"tasks\.odd\.data\.fields\.image\.size: 20 does not fit the model: image\.variant: .* patch of 8 pixels must divide the image of 20",
         ),
         (
-            dict(pairs={**PAIRS, "encode": dict(drop=0.5)}),
-            r"tasks\.pairs\.encode\.drop: is no option of TwoTower\.__call__ \(it has none\)",
+            dict(pairs={**PAIRS, "encode": dict(droop=0.5)}),
+            r"tasks\.pairs\.encode\.droop: is no option of TwoTower\.__call__.*\(valid: drop\)",
         ),
         (dict(all=PAIRS), r"tasks\.all: is the name of what is logged of all tasks"),
         (
@@ -270,16 +276,10 @@ def test_a_captioner_alone_leaves_what_only_embeddings_need():
     )
     model = build_model(experiment, Vocabulary(64, 0, 1))
     _, shapes, _ = fresh_state(experiment, model, make_mesh(MeshConfig(1), jax.devices()[:1]))
-    captions = Task("pairs", experiment.tasks["pairs"], experiment.preprocess)
-    part = make_part(
-        captions,
-        1.0,
-        model,
-        dict.fromkeys(model.params, True),
-        experiment.optim,
-        shapes,
-        captions.config.data.shapes,
-    )
+    captions = make_tasks(experiment)["pairs"]
+    forward = make_forward(experiment, captions, model)
+    update = make_update(experiment, model)
+    part = make_part(forward, 1.0, update, shapes, captions.config.data.shapes)
     others = model.params.keys() - part.learns
     assert {path.split("/")[0] for path in others} == {
         "contrastive_pooler",

@@ -54,10 +54,17 @@ def older(trained, tmp_path):
     config = dict(frame["config"], evals=dict(style=STYLE))
     config["tasks"] = dict(pairs=dict(config["tasks"]["pairs"], data=DATA))
     del frame["samplers"]
-    shutil.copytree(trained, tmp_path / "older")
-    (tmp_path / "older" / "checkpoints" / "2" / "frame" / "metadata").write_text(
-        json.dumps({**frame, "config": config})
-    )
+    del frame["form"]
+    frame["averages"] = ["params", "rest"]
+    state = tiny.saved_state(trained, 2)
+    del state["teachers"]
+    state["rest"] = state.pop("model_state")
+    state["aux"] = {slot: () for slot in state.pop("objective_state")}
+    shutil.copytree(trained, tmp_path / "older", ignore=shutil.ignore_patterns("checkpoints"))
+    written = Checkpoints(tmp_path / "older" / "checkpoints")
+    written.save(2, state, {**frame, "config": config})
+    written.finish()
+    written.close()
     assert is_older(
         Checkpoints(tmp_path / "older" / "checkpoints", read_only=True).frame()[1]["config"]
     )

@@ -83,10 +83,10 @@ def begun(**changes):
     model = built(**{key: changes[key] for key in sorted(of_model)})
     fresh = drawn(model, 100)
     parts = [{p: fresh[p] for p in part} for part in (model.params, model.model_state)]
-    state = TrainState(0, None, *parts, None, {}, {}, {})
+    state = TrainState(0, None, *parts, None, {}, {}, {}, {})
     shardings = types.SimpleNamespace(
         params={p: replicated(MESH) for p in model.params},
-        rest={p: replicated(MESH) for p in model.model_state},
+        model_state={p: replicated(MESH) for p in model.model_state},
     )
     initial = start.initial_weights(experiment)
     state = initial.put_into(state, experiment, model, shardings)
