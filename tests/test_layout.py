@@ -129,7 +129,6 @@ LEFT: dict[str, dict[str, int]] = {
         "kernels/contrastive/api.py": 3,
         "kernels/contrastive/targets.py": 1,
         "training/checkpoint.py": 2,
-        "training/inputs.py": 1,
     },
     "untyped_signatures": {
         "adapters/upcycle.py": 1,

@@ -54,6 +54,14 @@ class HardNegatives(Before):
     def reads(self) -> tuple[str, ...]:
         return self.embeddings if self.group is None else (*self.embeddings, self.group)
 
+    def check_microbatches(self, count: int) -> None:
+        check(
+            count == 1 or self.entries == "rows",
+            "entries",
+            f"{self.entries!r} gives places in the whole batch, of which {count} microbatches have "
+            f"a part each; must be 'rows'",
+        )
+
     def whole(self, batch: Arrays, key: jax.Array) -> dict[str, jax.Array]:
         image, text = (batch[name] for name in self.embeddings)
         own = jnp.arange(len(image), dtype=jnp.int32)

@@ -86,3 +86,26 @@ def test_the_shapes_of_outputs_make_the_state():
     objective = SaysWhere()
     assert objective.init_state(spec)["seen"].shape == (16,)
     assert Objective().init_state(types.SimpleNamespace()) == {}
+
+
+@OBJECTIVES.register("names_the_batch")
+@dataclasses.dataclass(frozen=True)
+class NamesTheBatch(Objective):
+    """Its figures are the batch entries that it is given."""
+
+    def __call__(self, outputs, batch, state, context):
+        return Loss(jnp.float32(1), {name: jnp.float32(1) for name in batch}), state
+
+
+def test_pictures_are_kept_from_objectives_and_embeddings_of_pictures_are_not():
+    task = task_of(names_the_batch=1.0)
+    shapes = {
+        "image": (2, 4, 4, 3),
+        "negatives/image": (2, 4, 4, 3),
+        "momentum/image": (2, 8),
+        "text": (2, 6),
+    }
+    batch = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    _, (metrics, _) = task.loss({}, batch, {"pairs/names_the_batch": {}}, context(0))
+    given = {name.removeprefix("names_the_batch/") for name in metrics if "names_the" in name}
+    assert given - {"loss/names_the_batch"} == {"momentum/image", "text"}
