@@ -285,7 +285,11 @@ class Task:
         Args:
           outputs: of the model, of any rows of the batch.
           inputs: model inputs of the same rows. Prepared pictures are seen here and nowhere later.
+
+        Raises:
+          ConfigError: an objective reads what the model or the data does not give.
         """
+        self.check_outputs(outputs, inputs)
         found = dict(outputs)
         for key, objective in self.objectives.items():
             with jax.named_scope(f"objectives/{key}"):

@@ -114,18 +114,19 @@ def fresh_state(
         ema=experiment.optim.ema is not None,
         teachers=teachers,
     )
+    stateful = {
+        name: task
+        for name, task in tasks.items()
+        if any(objective.keeps_state for objective in task.objectives.values())
+    }
     specs = {}
-    for name, task in tasks.items():
-        if not any(objective.keeps_state for objective in task.objectives.values()):
-            continue
+    if stateful:
         stateless = jax.eval_shape(functools.partial(make, specs={}))
-        forward = make_forward(experiment, task, model, teachers)
-        batch = {
-            k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in task.config.data.shapes.items()
-        }
-        spec = forward.spec(stateless, batch)
-        task.check_outputs(spec.outputs, spec.batch)
-        specs[name] = spec
+        for name, task in stateful.items():
+            shapes = task.config.data.shapes.items()
+            batch = {k: jax.ShapeDtypeStruct(s.shape, s.dtype) for k, s in shapes}
+            forward = make_forward(experiment, task, model, teachers)
+            specs[name] = forward.spec(stateless, batch)
     fresh = functools.partial(make, specs=specs)
     shapes = jax.eval_shape(fresh)
     return fresh, shapes, state_shardings(model, shapes, mesh, teachers=teachers, tasks=tasks)

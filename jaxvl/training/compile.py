@@ -26,7 +26,7 @@ from jaxvl.tasks import Task
 from jaxvl.training.build import make_forward
 from jaxvl.training.cost import Cost, cost, count_flops, recomputes_layers
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.forward import Forward, split_keys
+from jaxvl.training.forward import Forward
 from jaxvl.training.optim import learning_rate, optimiser
 from jaxvl.training.schedule import Turn
 from jaxvl.training.state import TrainState, subset
@@ -172,13 +172,8 @@ def make_part(
     trained = update.trained
 
     def loss(params, state, batch, key):
-        keys = split_keys(key)
-        context = forward.context(state.step, keys.objective)
-        batch = forward.hooked(state, batch, keys)
-        outputs, _ = forward.outputs(
-            {**state.params, **params}, state.model_state, batch, keys, context.progress
-        )
-        task.check_outputs(outputs, batch)
+        whole = {**state.params, **params}
+        outputs, batch, context = forward.undivided(state, whole, batch, key)
         return task.loss(outputs, batch, state.objective_state, context)[0]
 
     # An array could not be made on devices that are not here.

@@ -97,15 +97,23 @@ class Forward:
             )
         return self.task.per_row(outputs, inputs), model_state
 
+    def undivided(
+        self, state: TrainState, params: Arrays, batch: Arrays, key: jax.Array
+    ) -> tuple[Arrays, Arrays, Context]:
+        """Outputs of a whole batch in one part, the batch with what hooks find, and the context of
+        the objectives."""
+        keys = split_keys(key)
+        context = self.context(state.step, keys.objective)
+        batch = self.hooked(state, batch, keys)
+        outputs, _ = self.outputs(params, state.model_state, batch, keys, context.progress)
+        return outputs, batch, context
+
     def spec(self, state: TrainState, batch: Mapping[str, jax.ShapeDtypeStruct]) -> StateSpec:
         """What the states of the task's objectives may depend on; `state`, which needs none of
         theirs, and `batch` are shapes."""
 
         def both(state, batch, key):
-            keys = split_keys(key)
-            batch = self.hooked(state, batch, keys)
-            progress = self.context(state.step, keys.objective).progress
-            outputs, _ = self.outputs(state.params, state.model_state, batch, keys, progress)
+            outputs, batch, _ = self.undivided(state, state.params, batch, key)
             return outputs, batch
 
         key = jax.eval_shape(lambda: jax.random.key(0))

@@ -40,7 +40,7 @@ from jaxvl.training.forward import Forward, Keys, split_keys
 from jaxvl.training.guard import GuardConfig, judge
 from jaxvl.training.optim import OptimConfig, ema_decay
 from jaxvl.training.state import GuardState, TrainState, parameter_of, subset
-from jaxvl.training.teachers import update_teachers
+from jaxvl.training.teachers import moving_average, update_teachers
 
 Metrics = dict[str, jax.Array]
 Step = Callable[
@@ -206,7 +206,7 @@ def _updated(
         average = None
         if state.ema is not None:
             decay = ema_decay(update.optim, state.step)
-            average = _average(state.ema, {**new, **summed.model_state}, decay)
+            average = moving_average(state.ema, {**new, **summed.model_state}, decay)
         forward = parts[0].forward
         context = forward.context(state.step, jax.random.wrap_key_data(state.rng))
         student = (new, summed.model_state)
@@ -280,10 +280,6 @@ def _hold(new: Any, old: Any, paths: Collection[str]) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, a, b: b if parameter_of(path, paths) else a, new, old
     )
-
-
-def _average(ema, new, decay):
-    return {p: e + (1 - decay).astype(e.dtype) * (new[p] - e) for p, e in ema.items()}
 
 
 def _whole(encode, objectives, params, model_state, batch, key):

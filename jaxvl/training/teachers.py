@@ -88,17 +88,19 @@ def update_teachers(
     for name, teacher in teachers.items():
         if teacher.follows:
             decay = jnp.float32(context.at(teacher.decay))
-            new[name] = tuple(_average(old, now, decay) for old, now in zip(weights[name], student))
+            pairs = zip(weights[name], student)
+            new[name] = tuple(moving_average(old, now, decay) for old, now in pairs)
     return new
 
 
-def _average(old: Arrays, now: Arrays, decay: jax.Array) -> Arrays:
-    """Moving average of floating-point arrays; what is counted or drawn is taken over."""
+def moving_average(old: Arrays, now: Arrays, decay: jax.Array) -> Arrays:
+    """`decay old + (1 - decay) now` for the paths of `old`; what is counted or drawn is taken
+    over."""
     averaged = {}
-    for path, value in now.items():
+    for path, value in old.items():
         if jnp.issubdtype(value.dtype, jnp.floating):
             step = (1 - decay).astype(value.dtype)
-            averaged[path] = old[path] + step * (value - old[path])
+            averaged[path] = value + step * (now[path] - value)
         else:
-            averaged[path] = value
+            averaged[path] = now[path]
     return averaged

@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -109,3 +110,20 @@ def test_pictures_are_kept_from_objectives_and_embeddings_of_pictures_are_not():
     _, (metrics, _) = task.loss({}, batch, {"pairs/names_the_batch": {}}, context(0))
     given = {name.removeprefix("names_the_batch/") for name in metrics if "names_the" in name}
     assert given - {"loss/names_the_batch"} == {"momentum/image", "text"}
+
+
+@OBJECTIVES.register("reads_in_rows")
+@dataclasses.dataclass(frozen=True)
+class ReadsInRows(Objective):
+    """It takes something from single rows, of an output that no model has."""
+
+    reads: ClassVar[tuple[str, ...]] = ("nowhere",)
+
+    def per_row(self, outputs, inputs):
+        return {"twice": 2 * outputs["nowhere"]}
+
+
+def test_an_output_that_is_missing_is_named_before_rows_are_read():
+    task = task_of(reads_in_rows=1.0)
+    with pytest.raises(ConfigError, match="reads_in_rows: needs the model output 'nowhere'"):
+        task.per_row({"image": jnp.zeros((2, 4))}, {})
