@@ -71,6 +71,10 @@ class Before:
 
     teachers: tuple[str, ...] = ()
 
+    def check_microbatches(self, count: int) -> None:
+        """Raises ConfigError where what the hook finds is of no use to a model that runs on `count`
+        parts of the batch."""
+
     def rows(self, models: Models, inputs: Arrays, keys: jax.Array) -> dict[str, jax.Array]:
         """Arrays [b, ...] of some rows of the batch, in as many chunks as the encoders run in.
 

@@ -50,6 +50,14 @@ class HardNegatives(Before):
     def __post_init__(self):
         check(self.scale > 0, "scale", f"{self.scale!r} must be > 0")
 
+    def check_microbatches(self, count: int) -> None:
+        check(
+            count == 1 or self.entries == "rows",
+            "entries",
+            f"{self.entries!r} gives places in the whole batch, of which {count} microbatches have "
+            f"a part each; must be 'rows'",
+        )
+
     def whole(self, batch: Arrays, key: jax.Array) -> dict[str, jax.Array]:
         names = [*self.embeddings, *([] if self.group is None else [self.group])]
         for name in names:
