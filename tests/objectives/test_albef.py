@@ -96,7 +96,8 @@ def compiled(objective):
 
 def low(tree):
     return jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.float32 if np.asarray(x).dtype.kind == "f" else jnp.int32), tree
+        lambda x: jnp.asarray(x, jnp.float32 if np.asarray(x).dtype.kind == "f" else jnp.int32),
+        tree,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -37,18 +39,24 @@ def draw_negatives(
       Column drawn for each row, row drawn for each column: int32 [B]. A row that all others share
       the group of has -1.
     """
-    row_key, col_key = jax.random.split(key)
-
-    def noisy(rows, cols):
-        x, i = rows
-        y, j = cols
-        similar = jnp.float32(scale) * jnp.dot(x, y.T, preferred_element_type=jnp.float32)
-        return similar + _noise(row_key, i, j), similar + _noise(col_key, i, j)
-
     place = jnp.arange(len(u), dtype=jnp.int32)
     targets = PairMask(Unpaired(), row_group=group, col_group=group, drop="same")
+    # Arrays that a mesh shares out: typed keys are none.
+    keys = jax.random.key_data(jax.random.split(key))
+    noisy = jax.tree_util.Partial(_noisy, jnp.float32(scale), keys)
     top = streamed_scores(noisy, (u, place), (v, place), Top(targets), block)
     return jax.lax.stop_gradient((top.row_index, top.col_index))
+
+
+def _noisy(
+    scale: jax.Array, keys: jax.Array, rows: tuple[Any, Any], cols: tuple[Any, Any]
+) -> tuple[Float[Array, "m n"], Float[Array, "m n"]]:
+    """Scores of a block with the noise of rows and that of columns; keys: uint32 [2, …], of both."""
+    x, i = rows
+    y, j = cols
+    row_key, col_key = jax.random.wrap_key_data(keys)
+    similar = scale * jnp.dot(x, y.T, preferred_element_type=jnp.float32)
+    return similar + _noise(row_key, i, j), similar + _noise(col_key, i, j)
 
 
 def _noise(key: jax.Array, i: Int[Array, " m"], j: Int[Array, " n"]) -> Float[Array, "m n"]:
