@@ -17,6 +17,7 @@ from jaxvl.data.sources.opened import forget, opened
 from jaxvl.data.text_sample import sample_origin, sample_texts
 from jaxvl.data.tokenizer import Tokenizer
 from jaxvl.data.tokenizers import make_tokenizer
+from jaxvl.objectives.classification import Classification
 from jaxvl.tasks import TaskConfig
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.tables import RunTables
@@ -73,9 +74,9 @@ def _check_heads(experiment: Experiment, name: str, task: TaskConfig, source: So
     """Raises ConfigError where a class head of the model has not as many classes as the task's
     labels."""
     for key, use in task.objectives.items():
-        head = getattr(use.objective, "head", None)
-        if head is None:
+        if not isinstance(use.objective, Classification):
             continue
+        head = use.objective.head
         field = task.data.fields.get(use.objective.label)
         classes = field.classes(source) if isinstance(field, Label) else None
         if classes is None:
