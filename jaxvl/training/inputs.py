@@ -81,7 +81,7 @@ def _check_heads(experiment: Experiment, name: str, task: TaskConfig, source: So
         classes = field.classes(source) if isinstance(field, Label) else None
         if classes is None:
             continue
-        given = experiment.model.capabilities().classes.get(head)
+        given = experiment.model.capabilities().classes.get(head.partition("/")[0])
         problem = (
             f"{given!r} classes; must be {classes}, for {field.column!r} of {source.name} "
             f"(tasks.{name}.objectives.{key})"

@@ -174,6 +174,7 @@ def test_decay_changes_over_the_run_and_counts_are_taken_over():
         assert new["first"] is weights["first"]
 
 
+@pytest.mark.slow
 def test_a_step_of_albef_in_parts_and_on_eight_devices_is_that_of_the_whole():
     """Queue, teacher, negatives and masked words: negatives by place in one call on one device, as
     copied rows in two parts on eight."""
@@ -183,7 +184,7 @@ def test_a_step_of_albef_in_parts_and_on_eight_devices_is_that_of_the_whole():
     for _ in range(3):
         first, m1 = one(first, values())
         second, m8 = eight(second, values())
-    assert "queue" not in str(m1) and m1["itc/filled"] == 32
+    assert m1["itc/filled"] == 32
     for name in ("loss/itc", "loss/itm", "loss/masked_words", "itm/accuracy", "norm/gradient"):
         assert np.isfinite(m1[name])
         np.testing.assert_allclose(m1[name], m8[name], rtol=2e-5, err_msg=name)
@@ -209,15 +210,20 @@ def test_a_killed_run_goes_on_with_teacher_and_queue_as_they_were(tmp_path):
     assert queue["filled"] == QUEUE and queue["place"] == 6 * 16 % QUEUE
     assert (np.abs(np.linalg.norm(queue["image_queue"], axis=1) - 1) < 1e-5).all()
 
-    # Its weights teach another run, which leaves them alone.
-    teachers = dict(momentum=dict(source=str(tmp_path / "whole")))
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_device")
+def test_weights_of_another_run_teach_and_stay(tmp_path):
+    train_command.train(
+        tiny.experiment(**contrast(steps=2, checkpoint=dict(every=2))), tmp_path / "first"
+    )
+    teachers = dict(momentum=dict(source=str(tmp_path / "first")))
     other = tiny.experiment(**contrast(teachers=teachers, steps=2, checkpoint=dict(every=2)))
     train_command.train(other, tmp_path / "taught")
-    known = restore_weights(tmp_path / "whole").params
-    params = tiny.saved_state(tmp_path / "taught", 2)["teachers"]["momentum"][0]
+    known = restore_weights(tmp_path / "first").params
+    state = tiny.saved_state(tmp_path / "taught", 2)
+    params = state["teachers"]["momentum"][0]
     assert params.keys() == known.keys()
     for path, value in params.items():
         np.testing.assert_array_equal(value, known[path], err_msg=path)
-    assert not np.array_equal(
-        tiny.saved_state(tmp_path / "taught", 2)["params"]["log_scale"], known["log_scale"]
-    )
+    assert not np.array_equal(state["params"]["log_scale"], known["log_scale"])
