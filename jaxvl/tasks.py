@@ -40,8 +40,8 @@ class TaskConfig:
         `dict(align=dict(weight=0.5, label_smoothing=0.2))`. One of weight 0 is computed for the log
         only. A weight may change over the run: `weight=((0, 0.0), (500, 1.0))` are points (step,
         weight), with straight lines between them.
-      before: label -> hook by name with its options (`jaxvl.before`), in the order in which they
-        run: `dict(momentum=dict(name="teach", teacher="momentum"))`.
+      before: label -> hook by name with its options (`jaxvl.before`):
+        `dict(momentum=dict(name="teach", teacher="momentum"))`.
       microbatches: chunks in which the encoders run; all negatives of the batch count all the same.
       encode: this task's own options of the model's call in training, by name; which there are is
         the model's to say.
@@ -68,17 +68,17 @@ class TaskConfig:
         resolved = {key: _objective(key, value) for key, value in self.objectives.items()}
         object.__setattr__(self, "objectives", resolved)
         hooks = {label: _hook(label, value) for label, value in self.before.items()}
-        object.__setattr__(self, "before", hooks)
-        for label, hook in hooks.items():
-            try:
-                hook.check_microbatches(n)
-            except ConfigError as error:
-                raise error.under(f"before.{label}") from None
+        object.__setattr__(self, "before", _in_order(hooks, self.data))
         for key, use in resolved.items():
             try:
                 use.objective.check_data(self.data)
             except ConfigError as error:
                 raise error.under(f"objectives.{key}") from None
+        for label, hook in hooks.items():
+            try:
+                hook.check_microbatches(n)
+            except ConfigError as error:
+                raise error.under(f"before.{label}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +147,36 @@ def _hook(label: str, value: Any) -> Before:
     return choose(BEFORE, {"name": label, **options}, path)
 
 
+def _in_order(hooks: Mapping[str, Before], data: DataConfig) -> dict[str, Before]:
+    """The hooks, each after those whose findings it reads; else by label.
+
+    Raises ConfigError where one reads what nobody finds, or two wait for each other.
+    """
+    for label, hook in hooks.items():
+        for name in hook.reads:
+            there = name in data.shapes or name.partition("/")[0] in hooks.keys() - {label}
+            check(
+                there,
+                f"before.{label}",
+                f"reads {name!r}, which is no entry of the batch and of no hook (hooks: "
+                f"{', '.join(hooks)}; entries: {', '.join(sorted(data.shapes))})",
+            )
+    ordered: dict[str, Before] = {}
+    left = dict(sorted(hooks.items()))
+    while left:
+        waits = {label: _labels(hook, left) for label, hook in left.items()}
+        ready = [label for label, others in waits.items() if not others]
+        check(bool(ready), f"before.{next(iter(left))}", "waits for a hook that waits for it")
+        for label in ready:
+            ordered[label] = left.pop(label)
+    return ordered
+
+
+def _labels(hook: Before, hooks: Mapping[str, Before]) -> set[str]:
+    """Labels of those hooks whose findings a hook reads."""
+    return {name.partition("/")[0] for name in hook.reads} & hooks.keys()
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A task in use.
@@ -175,10 +205,10 @@ class Task:
 
         In it: names, shapes and dtypes of the batch; what else of `data` the compiled step reads
         (`DataConfig.on_device`); objectives and hooks in their order, with keys, weights and
-        options; microbatches; `encode`. Not in it: whatever the host alone reads (where the data comes from,
-        which frames of a clip), and the task's name, unless one of its objectives keeps state
-        between steps (a queue, a teacher), which belongs to this task: then no other task has its
-        signature.
+        options; microbatches; `encode`. Not in it: whatever the host alone reads (where the data
+        comes from, which frames of a clip), and the task's name, unless one of its objectives keeps
+        state between steps (a queue, a teacher), which belongs to this task: then no other task has
+        its signature.
         """
         config = to_dict(self.config)
         shapes = {name: (s.shape, str(s.dtype)) for name, s in self.config.data.shapes.items()}

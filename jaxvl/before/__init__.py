@@ -4,8 +4,8 @@
     c.tasks.pairs.before = dict(momentum=dict(name="teach", teacher="momentum"))
 
 A hook is a registered frozen dataclass that extends `Before`. What it finds is in the batch as
-`LABEL/NAME`, for the model and for objectives; LABEL is its key in the config. Hooks run in the
-config's order, and each sees what those before it have found.
+`LABEL/NAME`, for the model and for objectives; LABEL is its key in the config. A hook runs after
+those whose findings it reads, and sees what they have found.
 """
 
 from __future__ import annotations
@@ -67,9 +67,11 @@ class Before:
 
     Attributes:
       teachers: keys of the config's `teachers` that `rows` reads.
+      reads: batch entries that it needs, of the loader or of other hooks (`LABEL/NAME`).
     """
 
     teachers: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
     def check_microbatches(self, count: int) -> None:
         """Raises ConfigError where what the hook finds is of no use to a model that runs on `count`

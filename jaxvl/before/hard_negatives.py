@@ -50,6 +50,10 @@ class HardNegatives(Before):
     def __post_init__(self):
         check(self.scale > 0, "scale", f"{self.scale!r} must be > 0")
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.embeddings if self.group is None else (*self.embeddings, self.group)
+
     def check_microbatches(self, count: int) -> None:
         check(
             count == 1 or self.entries == "rows",
@@ -59,13 +63,6 @@ class HardNegatives(Before):
         )
 
     def whole(self, batch: Arrays, key: jax.Array) -> dict[str, jax.Array]:
-        names = [*self.embeddings, *([] if self.group is None else [self.group])]
-        for name in names:
-            check(
-                name in batch,
-                "embeddings" if name in self.embeddings else "group",
-                f"{name!r} is not in the batch (there are: {', '.join(sorted(batch))})",
-            )
         image, text = (batch[name] for name in self.embeddings)
         own = jnp.arange(len(image), dtype=jnp.int32)
         group = own if self.group is None else batch[self.group].reshape(-1)

@@ -17,6 +17,8 @@ in `figures`:
      "seeds": [0, 1, 2],
      "figures": [{"name": "unseen_style/acc@1", "unit": "%", "values": [61.2, 60.8, 62.0],
                   "baseline": [58.1, 57.7, 59.0], "baseline_is": "alpha = 0"}],
+     "not_shown": "",
+     "machine": "two cores of an AMD EPYC",
      "command": "launch/local.sh configs/albef_shapes.py"
     }
 
@@ -106,8 +108,11 @@ class Entry:
       row: its number in the list of methods.
       family: one of `FAMILIES`.
       files: what was added for it, under the repository's root.
-      config: a config that runs it.
-      claim: what the figures show, in one sentence.
+      config: a config that runs it, or empty.
+      claim: what is shown, in one sentence.
+      figures: that show it; empty where tests alone do.
+      not_shown: what the paper claims and was tried here without success, or was not tried.
+      machine: that the figures are from.
     """
 
     row: int
@@ -119,13 +124,14 @@ class Entry:
     claim: str
     figures: tuple[Figure, ...]
     command: str
+    machine: str
+    not_shown: str = ""
     arxiv: str = ""
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self):
         number = re.fullmatch(r"\d{4}\.\d{4,5}|", self.arxiv) is not None
         check(number, "arxiv", f"{self.arxiv!r} must be a number such as '2107.07651', or empty")
-        check(bool(self.figures), "figures", "must have at least one figure")
         for i, figure in enumerate(self.figures):
             count = len(figure.values)
             problem = f"has {count} numbers; must have {len(self.seeds)}, one for each seed"
@@ -138,7 +144,8 @@ class Entry:
         """Raises ConfigError where a file or the config is not there."""
         for file in self.files:
             check((root / file).is_file(), "files", f"{file!r} is not a file of the repository")
-        check((root / self.config).is_file(), "config", f"{self.config!r} is not there")
+        there = not self.config or (root / self.config).is_file()
+        check(there, "config", f"{self.config!r} is not there")
 
 
 def read_entries(folder: pathlib.Path, root: pathlib.Path = ROOT) -> list[Entry]:
@@ -185,15 +192,20 @@ def _cells(entry: Entry, up: str) -> list[str]:
     if entry.arxiv:
         paper = f"[{paper}](https://arxiv.org/abs/{entry.arxiv})"
     link = lambda path: f"[{pathlib.PurePath(path).name}]({up}{path})"  # noqa: E731
-    figures = "; ".join(figure.text() for figure in entry.figures)
+    proof = [entry.claim.rstrip(".") + "."]
+    if entry.figures:
+        measured = "; ".join(figure.text() for figure in entry.figures)
+        proof.append(f"Measured: {measured}.")
+    if entry.not_shown:
+        proof.append(f"**Not shown**: {entry.not_shown}.")
     cells = [
         str(entry.row),
         entry.method,
         paper,
         "<br>".join(map(link, entry.files)),
-        link(entry.config),
-        f"{entry.claim}: {figures}",
-        f"`{entry.command}`",
+        link(entry.config) if entry.config else "",
+        " ".join(proof),
+        f"`{entry.command}` ({entry.machine})",
     ]
     return [cell.replace("|", "\\|") for cell in cells]
 

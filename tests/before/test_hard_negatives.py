@@ -79,11 +79,13 @@ def test_a_batch_of_one_group_gets_itself():
     np.testing.assert_array_equal(one["image"], batch()["image"])
 
 
-def task(microbatches=1, entries="rows"):
+def task(microbatches=1, **options):
+    teach = dict(name="teach", teacher="momentum")
+    negatives = dict(dict(name="hard_negatives", entries="rows"), **options)
     node = dict(
         data=DATA,
         objectives=dict(clip=1.0),
-        before=dict(negatives=dict(name="hard_negatives", entries=entries)),
+        before=dict(negatives=negatives, momentum=teach),
         microbatches=microbatches,
     )
     return Task("pairs", resolve(TaskConfig, node), Preprocess(image_size=SIZE))
@@ -124,6 +126,7 @@ def test_places_do_not_go_with_parts_of_the_batch():
     task(microbatches=2)
 
 
-def test_what_is_missing_is_named():
-    with pytest.raises(ConfigError, match="'momentum/text' is not in the batch"):
-        HardNegatives().whole({"momentum/image": jnp.zeros((B, D))}, KEY)
+def test_it_runs_after_the_hook_whose_embeddings_it_reads():
+    assert list(task().hooks) == ["momentum", "negatives"]
+    with pytest.raises(ConfigError, match=r"before\.negatives.*'slow/image'"):
+        task(embeddings=("slow/image", "slow/text"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -39,19 +37,21 @@ def draw_negatives(
       Column drawn for each row, row drawn for each column: int32 [B]. A row that all others share
       the group of has -1.
     """
+    keys = jax.random.key_data(jax.random.split(key))
+    score = jax.tree_util.Partial(_noisy, jnp.float32(scale), keys)
     place = jnp.arange(len(u), dtype=jnp.int32)
     targets = PairMask(Unpaired(), row_group=group, col_group=group, drop="same")
-    # Arrays that a mesh shares out: typed keys are none.
-    keys = jax.random.key_data(jax.random.split(key))
-    noisy = jax.tree_util.Partial(_noisy, jnp.float32(scale), keys)
-    top = streamed_scores(noisy, (u, place), (v, place), Top(targets), block)
+    top = streamed_scores(score, (u, place), (v, place), Top(targets), block)
     return jax.lax.stop_gradient((top.row_index, top.col_index))
 
 
+Rows = tuple[Float[Array, "m D"], Int[Array, " m"]]  # with their places in the batch
+
+
 def _noisy(
-    scale: jax.Array, keys: jax.Array, rows: tuple[Any, Any], cols: tuple[Any, Any]
+    scale: jax.Array, keys: jax.Array, rows: Rows, cols: Rows
 ) -> tuple[Float[Array, "m n"], Float[Array, "m n"]]:
-    """Scores of a block with the noise of rows and that of columns; keys: uint32 [2, …], of both."""
+    """Scores with the noise of the rows' draws, and with that of the columns' draws."""
     x, i = rows
     y, j = cols
     row_key, col_key = jax.random.wrap_key_data(keys)
