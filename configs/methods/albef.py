@@ -1,5 +1,6 @@
 """ALBEF (Li et al. 2021) on the generated corpus: contrast with a momentum teacher and its queues,
-matching of pairs against hard negatives, masked words; a minute and a half on two cores.
+matching of pairs against hard negatives, masked words; a few minutes on two cores. So few steps
+teach the contrast and the words; matching has not begun by then.
 
 The paper's sizes: queue 65,536, decay 0.995, fusion of 6 layers, ramp 1/30 (one of 30 epochs). A run
 of 300 steps has a teacher that follows faster, and a queue of four batches.
