@@ -112,7 +112,6 @@ LEFT: dict[str, dict[str, int]] = {
         "kernels/contrastive/scores.py": 1,
         "models/coca.py": 1,
         "models/sycoca.py": 1,
-        "tasks.py": 1,
         "training/describe.py": 1,
         "training/encode.py": 1,
         "training/experiment.py": 1,
@@ -159,7 +158,6 @@ LEFT: dict[str, dict[str, int]] = {
         "kernels/contrastive/api.py": 3,
         "kernels/contrastive/targets.py": 1,
         "training/checkpoint.py": 2,
-        "training/inputs.py": 1,
     },
     "untyped_signatures": {
         "adapters/upcycle.py": 1,

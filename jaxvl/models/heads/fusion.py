@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Depth, Hidden, VocabularySize, Width, check
 from jaxvl.config import Heads as HeadCount
@@ -126,7 +127,9 @@ class FusionConfig(HeadConfig):
         )
         return {"": width} if self.matching else {}
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         return Fusion(self, *(inputs[name] for name in self.reads), rngs=rngs, dtype=dtype)
 
 
@@ -144,7 +147,7 @@ class Fusion(Head):
         memory_width: int,
         *,
         rngs: nnx.Rngs,
-        dtype: Any,
+        dtype: DTypeLike,
     ):
         sizes = Sizes(width, config.depth, config.heads, config.hidden or 4 * width)
         options = StackOptions(activation=config.activation, dropout=config.dropout)
@@ -237,7 +240,13 @@ class Words(nnx.Module):
     """
 
     def __init__(
-        self, width: int, vocab_size: int, activation: Activation, *, rngs: nnx.Rngs, dtype: Any
+        self,
+        width: int,
+        vocab_size: int,
+        activation: Activation,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
     ):
         options = dict(init=normal(0.02), rngs=rngs, dtype=dtype)
         self.dense = Linear(width, width, axes=("embed", "mlp"), **options)
@@ -262,5 +271,6 @@ def _rows(values: Sequence[Encoded]) -> Encoded:
     device."""
     joined = lambda arrays: jnp.stack(arrays, 1).reshape(-1, *arrays[0].shape[1:])
     mask = None if values[0].mask is None else joined([value.mask for value in values])
-    pooled, tokens = (joined([getattr(v, name) for v in values]) for name in ("pooled", "tokens"))
+    pooled = joined([value.pooled for value in values])
+    tokens = joined([value.tokens for value in values])
     return Encoded(pooled, tokens, mask)
