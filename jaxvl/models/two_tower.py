@@ -91,7 +91,7 @@ class TwoTower(Model):
 
     Args:
       image, text: towers.
-      log_scale: initial value. most: largest value, or None.
+      log_scale: initial value. least, most: its bounds, or None.
       logit_bias: initial value, or None for a model without.
       views: further batch entry -> the tower that reads it.
       heads: label -> head.
@@ -104,6 +104,7 @@ class TwoTower(Model):
         *,
         log_scale: float,
         most: float | None,
+        least: float | None = None,
         logit_bias: float | None = None,
         views: Mapping[str, str] | None = None,
         heads: Mapping[str, HeadConfig] | None = None,
@@ -112,6 +113,7 @@ class TwoTower(Model):
     ):
         self.image = image
         self.text = text
+        self.least = least
         self.most = most
         self.log_scale = nnx.Param(jnp.float32(log_scale), axes=())
         self.logit_bias = (
@@ -198,7 +200,9 @@ class TwoTower(Model):
                 )
         outputs = {name: self._tower(name).embed(e.pooled) for name, e in encoded.items()}
         outputs |= merge_router_stats(*(e.routing for e in encoded.values()))
-        outputs["log_scale"] = scale if self.most is None else clip_with_gradient(scale, self.most)
+        scale = scale if self.most is None else clip_with_gradient(scale, self.most)
+        scale = scale if self.least is None else -clip_with_gradient(-scale, -self.least)
+        outputs["log_scale"] = scale
         if self.logit_bias is not None:
             outputs["logit_bias"] = self.logit_bias[...]
         return outputs | self.plan.run(
@@ -272,9 +276,14 @@ class TwoTowerConfig(ModelConfig):
         check_drop(encode, {**self.encoders, **views})
 
     def check_inputs(self, inputs: InputSpec) -> None:
-        """Raises ConfigError where an encoder cannot take such inputs."""
+        """Raises ConfigError where an encoder or a head cannot take such inputs."""
         for side, encoder in self.encoders.items():
             try:
                 encoder.check_inputs(inputs)
             except ConfigError as error:
                 raise error.under(side) from None
+        for label, head in self.heads.items():
+            try:
+                head.check_inputs(inputs)
+            except ConfigError as error:
+                raise error.under(f"heads.{label}") from None
