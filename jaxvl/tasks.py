@@ -279,7 +279,7 @@ class Task:
         total = jnp.float32(0)
         metrics = {}
         states = dict(states)
-        batch = {name: value for name, value in batch.items() if not self._is_picture(name)}
+        batch = {name: x for name, x in batch.items() if not self._is_picture(name, x)}
         for i, (name, use) in enumerate(self.config.objectives.items()):
             slot = f"{self.name}/{name}"
             prefix = _own(name)
@@ -295,9 +295,10 @@ class Task:
             metrics |= {f"{name}/{k}": v for k, v in loss.metrics.items()}
         return total, (metrics, states)
 
-    def _is_picture(self, name: str) -> bool:
-        """Whether a batch entry is a picture, of a field or one that a hook has found for it."""
-        return self.config.data.inputs.get(name.rsplit("/", 1)[-1]) in VISUAL
+    def _is_picture(self, name: str, value: jax.Array) -> bool:
+        """Whether a batch entry is a picture, of a field or one that a hook has found for it; an
+        embedding of one, as `teach` finds it, is none."""
+        return value.ndim > 3 and self.config.data.inputs.get(name.rsplit("/", 1)[-1]) in VISUAL
 
 
 def _own(key: str) -> str:
