@@ -58,6 +58,7 @@ def extras():
     return c.to_dict()
 
 
+@pytest.mark.slow  # two programs of five losses, about a minute of a CPU
 def test_parts_and_devices_equal_the_whole():
     """Correlations, codes and negatives are those of the batch, however it is encoded."""
     root = extras()
