@@ -46,6 +46,8 @@ class MaskedText(Caption):
             f"{self.masked!r} and random {self.random!r} must be <= 1 together",
         )
         check(self.count == 1, "count", f"{self.count!r} must be 1 for a masked text")
+        problem = "must be left out for a masked text, whose tokens are hidden instead"
+        check(not self.augment.changes, "augment", problem)
 
     @property
     def draws(self) -> int:
