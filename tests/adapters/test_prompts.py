@@ -95,7 +95,7 @@ def test_what_prompts_have_no_place_in():
     with pytest.raises(ValueError, match="each position has its own mask"):
         stack(X, mask=jnp.ones((3, 5, 5), bool))
     with pytest.raises(ValueError, match="writes token by token"):
-        stack.start(3, 5)
+        stack.init_cache(3, 5)
     stack, _ = prompted(True, layers=1, mode="replace", after=4)
     with pytest.raises(ValueError, match=r"4 \+ 2 tokens are more than the sequence's 5"):
         stack(X)
@@ -121,7 +121,7 @@ def test_coupled_prompts_are_a_map_of_the_other_stacks():
     place = "image/encoder/transformer/adapter/m/map"
     added = ["adapter/m/tokens", f"{place}/bias", f"{place}/kernel"]
     assert [p for p in params if "adapter/" in p] == added
-    assert coupled.locked == {p for p in params if p not in added}
+    assert coupled.frozen == {p for p in params if p not in added}
     rng = np.random.default_rng(0)
     params |= {p: jnp.asarray(rng.normal(size=params[p].shape), jnp.float32) for p in added}
     tokens, bias, kernel = (params[p] for p in added)
@@ -170,8 +170,8 @@ def test_prefix_token_by_token():
     want = attention(X, causal=True)
     known = (jnp.zeros((3, 5, 2, 4)),) * 2
     for t in range(5):
-        y, known = attention.recall(X[:, t : t + 1], known, jnp.int32(t))
+        y, known = attention.decode(X[:, t : t + 1], known, jnp.int32(t))
         np.testing.assert_allclose(y[:, 0], want[:, t], atol=1e-5)
-    memory = attention.remember(X)
-    y, _ = attention.recall(X[:, 4:], memory)
+    memory = attention.project_kv(X)
+    y, _ = attention.decode(X[:, 4:], memory)
     np.testing.assert_allclose(y[:, 0], want[:, 4], atol=1e-5)

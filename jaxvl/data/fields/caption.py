@@ -41,6 +41,8 @@ class Caption(Field):
         them twice where it has fewer.
       joined: of a column that holds lists, a caption has 1 to this many different texts, joined
         with ", ".
+      template: what is made of a text `{}` before it is encoded, such as an instruction in front of
+        it; as evaluators' option of that name.
     """
 
     columns: dict[str, float] = dataclasses.field(default_factory=lambda: {"text": 1.0})
@@ -48,6 +50,7 @@ class Caption(Field):
     count: Annotated[int, Range(1, 1_024)] = 1
     different: bool = False
     joined: Annotated[int, Range(1, DRAWS - 2)] = 1
+    template: str = "{}"
 
     @classmethod
     def before_resolving(cls, node: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -72,6 +75,11 @@ class Caption(Field):
             not self.different or self.joined == 1,
             "different",
             f"True is for single texts; joined is {self.joined!r}",
+        )
+        check(
+            self.template.count("{}") == 1,
+            "template",
+            f"{self.template!r} must hold '{{}}' once, where the text goes",
         )
 
     @property
@@ -122,7 +130,7 @@ class CaptionReader:
         self._name = name
         self._config = config
         self._groups = groups
-        self.encode = TextEncoder(context.tokenizer, config.length, context.cache)
+        self._encode = TextEncoder(context.tokenizer, config.length, context.cache)
         self.columns = tuple(column for columns, _ in groups for column in columns)
         self.key = ("caption", *((tuple(columns), weight) for columns, weight in groups))
 
@@ -142,9 +150,13 @@ class CaptionReader:
         left = value
         for i in range(config.count):
             text = choose(left, config.joined, draws[DRAWS * i : DRAWS * (i + 1)])
-            target[i] = self.encode(text)
+            target[i] = self.tokens(text)
             if config.different:
                 left = without(left, text) or value
+
+    def tokens(self, text: str) -> np.ndarray:
+        """Token ids int32 [T] of a text in its template."""
+        return self._encode(self._config.template.replace("{}", text))
 
 
 class TextEncoder:

@@ -269,3 +269,10 @@ def test_different_texts_are_all_of_a_record_or_so_many_of_them():
     ) == ["a", "b"]
     with pytest.raises(ConfigError, match="different: True is for single texts; joined is 2"):
         Caption("keywords/en", joined=2, different=True)
+
+
+def test_a_template_stands_around_the_text():
+    row = row_of(Caption("name/en", length=12, template="find: {}"), RECORD, tokens=TOKENIZER)["x"]
+    np.testing.assert_array_equal(row, TOKENIZER.encode(["find: black circle 3"], 12)[0])
+    with pytest.raises(ConfigError, match="template: 'find' must hold '{}' once"):
+        Caption(template="find")
