@@ -1,9 +1,9 @@
-"""MaPLe (Khattak et al. 2023) on the generated corpus: prompts of both towers, from four pictures of
-each base class, for a style that the towers have not seen.
+"""MaPLe (Khattak et al. 2023) on the generated corpus: prompts of both towers, from four pictures
+of each base class, for a style that the towers have not seen.
 
 The first stage stands for CLIP's pretraining: all styles but `sketch`, and the base classes alone.
-The second one trains prompts and their maps on a few sketches; the evaluator looks at other sketches
-of the base classes and of the new ones.
+The second one trains prompts and their maps on a few sketches; the evaluator looks at other
+sketches of the base classes and of the new ones.
 
     launch/local.sh configs/methods/maple.py
     launch/local.sh configs/methods/maple.py:coupled=False      # prompts of the texts alone

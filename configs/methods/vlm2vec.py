@@ -1,4 +1,4 @@
-"""VLM2Vec (Jiang et al. 2024) on the generated corpus: CLIP's loss on plain names, then, with LoRA
+"""VLM2Vec (Jiang et al. 2024) on the generated corpus: CLIP's loss on captions, then, with LoRA
 alone, instructed queries under GradCache, in parts of a batch that are of one kind.
 
 The paper adapts a pretrained model, which the first stage stands for. With a model of your own,
@@ -9,7 +9,9 @@ launch/local.sh configs/methods/vlm2vec.py
 
 import ml_collections
 
-INSTRUCTION = "find the picture that shows: {}"
+CAPTION = "this small picture shows {}"  # as long as the instruction: all positions are trained
+INSTRUCTION = "find the picture with: {}"
+LENGTH = 40
 LINEAR = r"attention/(query|key|value|out)$|mlp/(up|down)$"
 
 
@@ -24,10 +26,10 @@ def get_config():
     )
     c.preprocess = dict(image_size=48)
     c.tokenizer = dict(kind="unigram", vocab_size=128)
-    c.text_length = 32
+    c.text_length = LENGTH
     shapes = lambda split: dict(name="shapes", size=48, split=split)
     augment = dict(rotate=10.0, zoom=(0.75, 1.2), shift=0.1, hue=8.0, outline=0.5, background=0.5)
-    caption = dict(name="caption", columns="name/en", length=32)
+    caption = dict(name="caption", columns="name/en", length=LENGTH, template=CAPTION)
     c.tasks = dict(
         pairs=dict(
             data=dict(

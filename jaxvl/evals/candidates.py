@@ -24,8 +24,8 @@ from jaxvl.evals.source_options import (
 @EVALUATORS.register("candidates")
 @dataclasses.dataclass(frozen=True)
 class CandidatePrecision(SourceOptions):
-    """Precision at 1 of queries with candidates of their own, as MMEB measures it (VLM2Vec, Jiang et
-    al. 2024, arXiv 2410.05160, section 3): 1,000 queries of 1,000 candidates.
+    """Precision at 1 of queries with candidates of their own, as MMEB measures it (VLM2Vec, Jiang
+    et al. 2024, arXiv 2410.05160, section 3): 1,000 queries of 1,000 candidates.
 
     A query's candidates are its own record's other side and those of records whose text is another,
     drawn without replacement, the same ones at every evaluation. Where there are fewer than asked

@@ -194,8 +194,9 @@ class TwoTower(Model):
 
         Returns:
           image, text and each view: unit rows, float32 [B, D], of several texts [B, N, D];
-          log_scale: float32 []; logit_bias: float32 [] where the model has one; moe/…: of towers with MoE layers, what the objective
-          `routing` reads; outputs of the heads whose inputs are there, by their labels.
+          log_scale: float32 []; logit_bias: float32 [] where the model has one; moe/…: of towers
+          with MoE layers, what the objective `routing` reads; outputs of the heads whose inputs
+          are there, by their labels.
 
         Raises:
           ValueError: the batch has no input.

@@ -169,11 +169,9 @@ def rows(key, n):
 
 
 def overlap(weights, shift):
-    """Mean share of the four likeliest codes that a picture has in common with the text `shift`
-    rows on."""
-    best = [np.argsort(-np.asarray(weights[f"{n}_weights"]), 1)[:, :4] for n in ("image", "text")]
-    pairs = zip(best[0], np.roll(best[1], shift, 0))
-    return np.mean([len(set(a) & set(b)) / 4 for a, b in pairs])
+    """Mean weight that a picture and the text `shift` rows on give to the same codes, in [0, 1]."""
+    image, text = (np.asarray(weights[f"{n}_weights"]) for n in ("image", "text"))
+    return np.minimum(image, np.roll(text, shift, 0)).sum(1).mean()
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -215,4 +213,4 @@ def test_matched_pairs_have_codes_in_common(shared):
     matched, random = overlap(found, 0), overlap(found, 1)
     print(f"shared={shared} loss {losses[-1]:.3f} overlap {matched:.3f} of others {random:.3f}")
     assert losses[-1] < losses[0] - 1
-    assert (matched > random + 0.2) == shared
+    assert (matched > random + 0.15) == shared

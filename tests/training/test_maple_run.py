@@ -38,8 +38,9 @@ def small(seed):
     shared["log"] = dict(every=100, tensorboard=False, report=False)
     alone = copy.deepcopy(coupled)
     del alone["adapters"]["maple"]["coupled"]
-    stages = dict(base=base, coupled=coupled, alone=dict(alone, start="{stages.base}"))
-    return shared, {name: dict(stage, name=name) for name, stage in stages.items()}
+    for stage in (base, coupled, alone):
+        del stage["name"]
+    return shared, dict(base=base, coupled=coupled, alone=dict(alone, start="{stages.base}"))
 
 
 def trained(workdir, seed):

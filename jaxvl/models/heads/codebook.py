@@ -23,31 +23,31 @@ from jaxvl.nn.sparsemax import sparsemax
 @HEADS.register("codebook")
 @dataclasses.dataclass(frozen=True)
 class CodebookConfig(HeadConfig):
-    """FDT (Chen et al. 2023, arXiv 2303.14865, equations 1 to 4): every input is a sum of the same K
-    codes C, weighted by how well its best token fits each.
+    """FDT (Chen et al. 2023, arXiv 2303.14865, equations 1 to 4): every input is a sum of the same
+    K codes C, weighted by how well its best token fits each.
 
         q = MLP(LN(token));  s = max over tokens of q . C / sqrt(d);  w = sparsemax(s / tau);
         feature = w . C
 
-    Each input has a query map of its own, as in the release: LN, linear, GELU, LN, linear. Codes are
-    drawn from the standard normal distribution and lie as rows [K, d], sharded over both axes
+    Each input has a query map of its own, as in the release: LN, linear, GELU, LN, linear. Codes
+    are drawn from the standard normal distribution and lie as rows [K, d], sharded over both axes
     (`prototypes`, `embed`).
 
-    Outputs NAME: float32 [B, d], the feature as a unit row; with `weights` NAME_weights: float32 [B,
-    K], w.
+    Outputs NAME: float32 [B, d], the feature as a unit row; with `weights` NAME_weights: float32
+    [B, K], w.
 
     The temperature falls by the same factor in every step, from `temperature` to `least` after the
-    share `until` of the run, and stays there. The release multiplies by a factor every so many steps;
-    which share of the run that takes is not from the paper. Without a progress, as in evaluation, it
-    is `least`.
+    share `until` of the run, and stays there. The release multiplies by a factor every so many
+    steps; which share of the run that takes is not from the paper. Without a progress, as in
+    evaluation, it is `least`.
 
     Attributes:
       reads: the model's inputs, of any widths.
       count, dim: K and d; 16,384 and 512 as in the paper.
       temperature, least: tau at first and at last; 1000 and 0.01 as in the release.
       until: in (0, 1].
-      padding: `zero`: padding's tokens have s = 0, as in the release; `never`: they are none of those
-        that the maximum is taken over.
+      padding: `zero`: padding's tokens have s = 0, as in the release; `never`: they are none of
+        those that the maximum is taken over (not from the paper).
       weights: whether w is an output.
     """
 
