@@ -77,6 +77,7 @@ def same(got, want, tolerance=1e-5):
         np.testing.assert_allclose(got[path], slope, rtol=0, atol=tolerance * most, err_msg=path)
 
 
+@pytest.mark.slow
 def test_gradcache_gives_the_gradient_of_the_whole_batch():
     loss, slope = gradient(CHUNKS, dropout=0.0)
     want_loss, want = gradient(1, dropout=0.0)
