@@ -271,7 +271,6 @@ LEFT: dict[str, dict[str, int]] = {
         "models/generate.py": 1,
         "models/heads/base.py": 2,
         "models/heads/classifier.py": 2,
-        "models/heads/codebook.py": 2,
         "models/heads/layers.py": 1,
         "models/heads/null_vector.py": 1,
         "models/heads/predictor.py": 1,

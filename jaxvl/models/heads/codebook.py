@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Range, Scale, Width, check
 from jaxvl.models.base import Encoded
@@ -77,14 +78,16 @@ class CodebookConfig(HeadConfig):
     def widths(self, inputs: Mapping[str, int]) -> dict[str, int]:
         return {name: self.dim for name in self.names.values()}
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         return Codebook(self, inputs, rngs=rngs, dtype=dtype)
 
 
 class Query(nnx.Module):
     """The map of an input's tokens [B, T, D] into the codes' space [B, T, d]."""
 
-    def __init__(self, width: int, dim: int, *, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, width: int, dim: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.norm = LayerNorm(width, eps=1e-5, dtype=dtype)
         self.up = Linear(width, dim, axes=("embed", "mlp"), rngs=rngs, dtype=dtype)
         self.inner_norm = LayerNorm(dim, eps=1e-5, dtype=dtype)
@@ -99,7 +102,7 @@ class Codebook(Head):
     """See `CodebookConfig`."""
 
     def __init__(
-        self, config: CodebookConfig, inputs: Mapping[str, int], *, rngs: nnx.Rngs, dtype: Any
+        self, config: CodebookConfig, inputs: Mapping[str, int], *, rngs: nnx.Rngs, dtype: DTypeLike
     ):
         rows = normal(1.0)(rngs.params(), (config.count, config.dim), jnp.float32)
         self.codes = nnx.Param(rows, axes=("prototypes", "embed"))
