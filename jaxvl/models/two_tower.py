@@ -83,6 +83,18 @@ def merge_router_stats(*routings: dict[str, jax.Array] | None) -> dict[str, jax.
     return out
 
 
+def several(encoded: Encoded, shape: tuple[int, int]) -> Encoded:
+    """What an encoder gives of B N texts, as of B rows of N texts each: pooled [B, N, D], tokens
+    [B, N, T, D], mask [B, N, T]; figures of MoE layers are means over a row's texts."""
+    split = lambda x: x.reshape(*shape, *x.shape[1:])
+    return Encoded(
+        split(encoded.pooled),
+        split(encoded.tokens),
+        None if encoded.mask is None else split(encoded.mask),
+        encoded.routing and {name: split(x).mean(1) for name, x in encoded.routing.items()},
+    )
+
+
 class TwoTower(Model):
     """An image tower, a text tower, a log-scale and, where given, a bias of the logits; and heads.
 
@@ -146,7 +158,11 @@ class TwoTower(Model):
     ) -> Encoded:
         """As every model's; `options`: the encoder's own, see `drop_options`."""
         trains = train and self.sides[name] not in self.frozen
-        return self._tower(name).encoder(x, train=trains, key=key, **options)
+        encoder = self._tower(name).encoder
+        if self.sides[name] == "text" and x.ndim == 3:
+            rows = encoder(x.reshape(-1, x.shape[-1]), train=trains, key=key, **options)
+            return several(rows, x.shape[:2])
+        return encoder(x, train=trains, key=key, **options)
 
     def encode_image(
         self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -172,16 +188,17 @@ class TwoTower(Model):
         """Embeds whatever of its inputs a batch has.
 
         Args:
-          batch: image float [B, S, S, C], normalised; text int [B, T]; views like the input whose
-            tower reads them; and what heads read of it.
+          batch: image float [B, S, S, C], normalised; text int [B, T], or [B, N, T] of rows of
+            several texts; views like the input whose tower reads them; and what heads read of it.
           train, key, progress: as for `Model`.
           drop: input -> share of its tokens that is left out in training (FLIP, CLIPA), of
             encoders that can (`EncoderConfig.drops_tokens`).
 
         Returns:
-          image, text and each view: unit rows, float32 [B, D]; log_scale: float32 []; logit_bias:
-          float32 [] where the model has one; moe/…: of towers with MoE layers, what the objective
-          `routing` reads; outputs of the heads whose inputs are there, by their labels.
+          image, text and each view: unit rows, float32 [B, D], of several texts [B, N, D];
+          log_scale: float32 []; logit_bias: float32 [] where the model has one; moe/…: of towers
+          with MoE layers, what the objective `routing` reads; outputs of the heads whose inputs
+          are there, by their labels.
 
         Raises:
           ValueError: the batch has no input.
@@ -268,7 +285,8 @@ class TwoTowerConfig(ModelConfig):
 
     def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
         counts = {label: head.class_count for label, head in self.heads.items()}
-        return Capabilities(classes={label: n for label, n in counts.items() if n is not None})
+        classes = {label: n for label, n in counts.items() if n is not None}
+        return Capabilities(multi_instance=True, classes=classes)
 
     def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
         """Raises ConfigError where a task drops tokens of an encoder that cannot."""

@@ -44,6 +44,8 @@ class Caption(Field):
       joined: of a column that holds lists, a caption has 1 to this many different texts, joined
         with ", ".
       augment: how the words of a text are changed, anew in every row.
+      template: what is made of a text `{}` before it is encoded, such as an instruction in front of
+        it; as evaluators' option of that name.
     """
 
     columns: dict[str, float] = dataclasses.field(default_factory=lambda: {"text": 1.0})
@@ -52,6 +54,7 @@ class Caption(Field):
     different: bool = False
     joined: Annotated[int, Range(1, DRAWS - 2)] = 1
     augment: TextAugment = TextAugment()
+    template: str = "{}"
 
     @classmethod
     def before_resolving(cls, node: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -76,6 +79,11 @@ class Caption(Field):
             not self.different or self.joined == 1,
             "different",
             f"True is for single texts; joined is {self.joined!r}",
+        )
+        check(
+            self.template.count("{}") == 1,
+            "template",
+            f"{self.template!r} must hold '{{}}' once, where the text goes",
         )
 
     @property
@@ -131,7 +139,7 @@ class CaptionReader:
         self._name = name
         self._config = config
         self._groups = groups
-        self.encode = TextEncoder(context.tokenizer, config.length, context.cache)
+        self._encode = TextEncoder(context.tokenizer, config.length, context.cache)
         self.columns = tuple(column for columns, _ in groups for column in columns)
         self.key = ("caption", *((tuple(columns), weight) for columns, weight in groups))
 
@@ -154,9 +162,13 @@ class CaptionReader:
             said = text
             if config.augment.changes:
                 said = config.augment(text, draws[config.augmented_at + i])
-            target[i] = self.encode(said)
+            target[i] = self.tokens(said)
             if config.different:
                 left = without(left, text) or value
+
+    def tokens(self, text: str) -> np.ndarray:
+        """Token ids int32 [T] of a text in its template."""
+        return self._encode(self._config.template.replace("{}", text))
 
 
 class TextEncoder:

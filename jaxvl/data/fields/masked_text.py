@@ -103,7 +103,7 @@ class MaskedTextReader:
     def write(self, out: Arrays, row: int, value: Texts, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         config = self._config
-        ids = self._captions.encode(choose(value, config.joined, draws[:DRAWS])).copy()
+        ids = self._captions.tokens(choose(value, config.joined, draws[:DRAWS])).copy()
         chance = np.array(draws[DRAWS : DRAWS + config.length])
         what = np.array(draws[DRAWS + config.length :])
         hidden = (chance < config.share) & ~np.isin(ids, self._kept)

@@ -26,6 +26,7 @@ class HeadConfig:
       prefix: what stands before the label in the names of the outputs, as `logits/`.
       together: whether the head needs what it reads at once (`required`). Else it runs on each
         alone, on those that a batch has.
+      any_widths: whether what it reads may be of several widths: each has parameters of its own.
     """
 
     reads: str | tuple[str, ...]
@@ -33,6 +34,7 @@ class HeadConfig:
     registered_name: ClassVar[str] = ""
     prefix: ClassVar[str] = ""
     together: ClassVar[bool] = False
+    any_widths: ClassVar[bool] = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -190,7 +192,7 @@ class Heads:
                 check(source in widths, f"heads.{label}.reads", problem)
             given = {source: widths[source] for source in config.sources}
             try:
-                if not config.together:
+                if not (config.together or config.any_widths):
                     one_width(given)
                 own = config.widths(given)
             except ConfigError as error:

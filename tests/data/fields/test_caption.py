@@ -287,3 +287,10 @@ def test_changed_words_are_drawn_for_each_row_and_again_the_same():
     np.testing.assert_array_equal(*rows)
     assert (rows[0][:, 0] != rows[0][:, 1]).any()  # each text of a row has its own number
     assert len(np.unique(rows[0].reshape(-1, 32), axis=0)) > 8
+
+
+def test_a_template_stands_around_the_text():
+    row = row_of(Caption("name/en", length=12, template="find: {}"), RECORD, tokens=TOKENIZER)["x"]
+    np.testing.assert_array_equal(row, TOKENIZER.encode(["find: black circle 3"], 12)[0])
+    with pytest.raises(ConfigError, match="template: 'find' must hold '{}' once"):
+        Caption(template="find")
