@@ -114,7 +114,6 @@ LEFT: dict[str, dict[str, int]] = {
         "models/sycoca.py": 1,
         "tasks.py": 1,
         "training/describe.py": 1,
-        "training/encode.py": 1,
         "training/experiment.py": 1,
         "training/tables.py": 1,
     },

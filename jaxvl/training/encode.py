@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxvl.config import to_path
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
@@ -19,7 +20,11 @@ from jaxvl.training.experiment import Experiment
 def make_encoders(
     experiment: Experiment, model: Functional, tokenizer: Tokenizer, mesh: Mesh, weights: Any = None
 ) -> Encoders:
-    """`Encoders` over the model's `encode_image` and `encode_text`; `weights` = (params, model_state)."""
+    """`Encoders` over the model's `encode_image` and `encode_text`.
+
+    Args:
+      weights: (params, model_state).
+    """
 
     def image(weights, pixels):
         return model.apply(*weights, pixels, method="encode_image")[0]
@@ -77,9 +82,16 @@ def make_encoders(
     def outputs(weights, batch):
         return model.apply(*weights, batch)[0]
 
-    more = dict(outputs_fn=outputs)
+    more = dict(outputs_fn=outputs, open_run=open_run)
     if "image" in model.inputs:
         more |= dict(tokens_fn=image_tokens)
     if capabilities.generates:
         more |= dict(caption_fn=caption, score_fn=score)
     return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more)
+
+
+def open_run(workdir: str) -> Encoders:
+    """The encoders of another run's newest weights. Raises ConfigError, CheckpointError."""
+    from jaxvl.training.restore import restore_encoders  # which itself makes encoders
+
+    return restore_encoders(to_path(workdir, "runs"))[2]
