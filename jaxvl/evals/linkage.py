@@ -12,8 +12,15 @@ import scipy.cluster.hierarchy
 from jaxvl.config import Range, check
 from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS, EvalResult
-from jaxvl.evals.columns import LABELS, Columns, all_texts, check_column, check_texts, groups_of
-from jaxvl.evals.columns import listed
+from jaxvl.evals.columns import (
+    LABELS,
+    Columns,
+    all_texts,
+    check_column,
+    check_texts,
+    groups_of,
+    listed,
+)
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.ranking import rank
 from jaxvl.evals.source_options import SourceOptions, check_tokenizer, skipped_figures
