@@ -88,11 +88,15 @@ class Encoders(Abstract):
         compile nothing.
       tokenizer, preprocess: those that the model was trained with.
       text_length: T.
-      open_run: workdir of another run -> its encoders; None: there are no other runs.
       mesh: the batch is sharded over its data x fsdp axes.
       batch: rows per call, rounded up to what the mesh divides.
       threads: for reading and decoding.
+
+    Attributes:
+      open_run: workdir of another run -> its encoders; None: no other run can be opened.
     """
+
+    open_run: Callable[[str], Encoders] | None = None
 
     def __init__(
         self,
@@ -108,7 +112,6 @@ class Encoders(Abstract):
         score_fn: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
         tokens_fn: Callable[[Any, jax.Array], jax.Array] | None = None,
         outputs_fn: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]] | None = None,
-        open_run: Callable[[str], Encoders] | None = None,
         batch: int = 256,
         threads: int = 4,
     ):
@@ -117,7 +120,6 @@ class Encoders(Abstract):
         self.preprocess = preprocess
         self.text_length = text_length
         self.mesh = mesh
-        self.open_run = open_run
         self.threads = threads
         self.batch = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
         self._sharding = batch_sharding(mesh)

@@ -123,7 +123,8 @@ class MineNegatives(Job):
         depth = max(self.above, self.cut + self.below if self.below else 0)
         without = groups, pool.groups
         scores, places = ranked(queries, pool.candidates, depth, mesh, without)
-        wrong, wrong_places = scores, places
+        wrong = scores
+        wrong_places = places
         rank = np.broadcast_to(np.arange(depth), scores.shape)
         if pool.documents is not None:
             depth = max(self.above, self.cut)

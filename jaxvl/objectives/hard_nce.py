@@ -22,14 +22,13 @@ class HardNce(Objective):
 
         L = - mean_i log softmax(exp(log_scale) q_i . [t_1 … t_A, w_1 … w_AW, r_1 … r_AR])_i
 
-    A batch of the sampler `with_negatives` has A anchors and N negatives of each: rows a (1 + N) are
-    anchors, whose q and t make the pairs. Of an anchor's negatives the first W give w, of the wrong
-    modality, and the others r, of the right one. All anchors share all columns. `mine_negatives`
-    with `document` makes such a table, with W = `above`.
+    A batch of the sampler `with_negatives` has A anchors and N negatives of each: rows a (1 + N)
+    are anchors, whose q and t make the pairs. Of an anchor's negatives the first W give w, of the
+    wrong modality, and the others r, of the right one. All anchors share all columns.
+    `mine_negatives` with `document` makes such a table, with W = `above`.
 
-    Reads the outputs named by `query`, `target`, `wrong`: Float[Array, "B D"], unit rows; log_scale:
-    Float[Array, ""]. Logs the mean
-    cosines of targets and of both kinds of negatives.
+    Reads the outputs named by `query`, `target`, `wrong`: Float[Array, "B D"], unit rows;
+    log_scale: Float[Array, ""]. Logs the mean cosines of targets and of both kinds of negatives.
 
     Attributes:
       query, target: outputs of the anchors.

@@ -82,12 +82,16 @@ def make_encoders(
     def outputs(weights, batch):
         return model.apply(*weights, batch)[0]
 
-    more = dict(outputs_fn=outputs, open_run=open_run)
+    more = dict(outputs_fn=outputs)
     if "image" in model.inputs:
         more |= dict(tokens_fn=image_tokens)
     if capabilities.generates:
         more |= dict(caption_fn=caption, score_fn=score)
-    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more)
+    encoders = Encoders(
+        image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more
+    )
+    encoders.open_run = open_run
+    return encoders
 
 
 def open_run(workdir: str) -> Encoders:
