@@ -86,6 +86,7 @@ NEEDED = {
     "per_cluster": dict(table="clusters"),
     "with_negatives": dict(table="negatives"),
     "Interleave": dict(records=2),
+    "ensemble": dict(runs=("runs/one",), evaluator=dict(name="zero_shot", source=tiny.TEST)),
     "replay": dict(parts=("old",), share=0.5),
     "NamedClasses": dict(names=("cat", "dog")),
     "ClassFile": dict(path="names.txt"),

@@ -241,6 +241,7 @@ LEFT: dict[str, dict[str, int]] = {
         "models/heads/base.py": 2,
         "models/heads/classifier.py": 2,
         "models/heads/layers.py": 1,
+        "models/heads/learned_scale.py": 1,
         "models/heads/null_vector.py": 1,
         "models/heads/predictor.py": 1,
         "models/heads/projection.py": 2,

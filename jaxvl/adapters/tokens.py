@@ -26,7 +26,8 @@ class PromptsConfig(Adapter):
     Visual prompt tuning (Jia et al. 2022, arXiv 2203.12119): `layers=1` is VPT-Shallow,
     `layers=None` VPT-Deep. MaPLe (Khattak et al. 2023, arXiv 2210.03117): prompts of the text
     stack, and of the image stack a linear map of them for each layer: `dict(paths="^text/",
-    coupled="^image/", tokens=2, layers=9, mode="add")`.
+    coupled="^image/", tokens=2, layers=9, mode="add")`; texts then begin with "a photo of a", and
+    the images' prompts are further tokens.
 
     They are at `STACK/adapter/LABEL/tokens` [J, n, D]. With `coupled` they are at
     `adapter/LABEL/tokens`, and the maps at `STACK/adapter/LABEL/map`.
@@ -42,6 +43,7 @@ class PromptsConfig(Adapter):
       std: of the normal distribution that they are drawn from; 0.02 as in MaPLe. VPT draws them
         uniformly within ±sqrt(6 / (3 · patch² + D)).
       coupled: regular expression of stacks whose prompts are maps of those of the one in `paths`.
+      coupled_mode: `mode` of those stacks.
     """
 
     tokens: Count = 4
@@ -50,6 +52,7 @@ class PromptsConfig(Adapter):
     mode: Mode = "insert"
     std: Std = 0.02
     coupled: str | None = None
+    coupled_mode: Mode = "insert"
 
     kind = "transformer"
 
@@ -77,7 +80,7 @@ class PromptsConfig(Adapter):
         source = self._prompts(stack, self._layers([*stacks, *followers]), rngs)
         put(stack, label, source, path, most=1)
         for path, stack in followers:
-            how = dict(after=self.after, mode=self.mode, rngs=rngs)
+            how = dict(after=self.after, mode=self.coupled_mode, rngs=rngs)
             put(stack, label, CoupledPrompts(source, stack.sizes.width, **how), path, most=1)
         # Also at the root, and so first there: the path does not depend on who follows.
         root = getattr(model, "adapter", None) or {}

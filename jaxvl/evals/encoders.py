@@ -91,7 +91,12 @@ class Encoders(Abstract):
       mesh: the batch is sharded over its data x fsdp axes.
       batch: rows per call, rounded up to what the mesh divides.
       threads: for reading and decoding.
+
+    Attributes:
+      open_run: workdir of another run -> its encoders; None: no other run can be opened.
     """
+
+    open_run: Callable[[str], Encoders] | None = None
 
     def __init__(
         self,

@@ -65,12 +65,15 @@ class Retrieval(SourceOptions):
       template: what is made of a caption `{}` before it is encoded.
       merge: whether equal captions are one candidate and one query; else each occurrence is one, as
         in the literature.
+      outputs: outputs of the model that are compared, of pictures and of texts, such as those of
+        heads; None: the embeddings.
     """
 
     text: Columns = "text"
     group: str | None = None
     template: str = "{}"
     merge: bool = False
+    outputs: tuple[str, str] | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,7 +100,8 @@ class Retrieval(SourceOptions):
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises DataError where no record has both an image and a caption."""
-        source, encoded = self.encode(encoders)
+        of_image, of_text = self.outputs or (None, None)
+        source, encoded = self.encode(encoders, of_image)
         texts_of = all_texts(source, listed(self.text))
         have = np.array([bool(texts_of[i]) for i in encoded.index])
         if not have.any():
@@ -107,7 +111,9 @@ class Retrieval(SourceOptions):
         images = encoded.rows[have]
         index = encoded.index[have]
         captions = self._captions(source, [texts_of[i] for i in index], index)
-        rows = encoders.texts([self.template.replace("{}", t) for t in captions.texts])
+        rows = encoders.texts(
+            [self.template.replace("{}", t) for t in captions.texts], output=of_text
+        )
 
         mesh = encoders.mesh
         of_images = pad_ids(captions.of_images)

@@ -130,14 +130,14 @@ class SourceOptions:
             f"{source.name}: {bad}, more than error_budget {self.error_budget:g} allows"
         )
 
-    def encode(self, encoders: Encoders) -> tuple[Source, EncodedImages]:
+    def encode(self, encoders: Encoders, output: str | None = None) -> tuple[Source, EncodedImages]:
         """The evaluated source, and its pictures' rows (encoded once for all evaluators of the
-        source).
+        source); `output`: of the model, instead of the embedding.
 
         Raises DataError where too many of its pictures cannot be encoded.
         """
         source = self.open()
-        encoded = encoders.images(source, column=self.image, memo=self.source)
+        encoded = encoders.images(source, self.image, self.source, output)
         self.within_budget(encoded.skipped, source)
         if not len(encoded.index):
             counts = f"records: {len(source)}, skipped: {encoded.skipped or 0}"

@@ -30,7 +30,8 @@ class DualEncoderConfig(TwoTowerConfig):
       projection_bias: bias of these maps.
       embed_dim: width of the embedding space; None: the image encoder's width.
       init_scale: initial factor of the cosine; it is learned, and stored as its logarithm.
-      max_scale: largest factor, or None for no limit.
+      min_scale, max_scale: smallest and largest factor, or None for no limit (ALBEF clamps the
+        temperature to [0.001, 0.5]: 2 and 1000).
       init_bias: initial bias of the logits (SigLIP: -10), or None for a model without.
       views, heads: see `TwoTowerConfig`.
 
@@ -43,10 +44,11 @@ class DualEncoderConfig(TwoTowerConfig):
     projection_bias: bool = False
     embed_dim: Width | None = None
     init_scale: Scale = 1 / 0.07
+    min_scale: Scale | None = None
     max_scale: Scale | None = 100.0
     init_bias: Annotated[float, Range(-1e6, 1e6)] | None = None
 
-    training_fields: ClassVar[frozenset[str]] = frozenset({"max_scale", "init_scale"})
+    training_fields: ClassVar[frozenset[str]] = frozenset({"min_scale", "max_scale", "init_scale"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -60,6 +62,11 @@ class DualEncoderConfig(TwoTowerConfig):
             self.max_scale is None or self.max_scale >= self.init_scale,
             "max_scale",
             f"{self.max_scale!r} is below init_scale = {self.init_scale:g}",
+        )
+        check(
+            self.min_scale is None or 0 < self.min_scale <= self.init_scale,
+            "min_scale",
+            f"{self.min_scale!r} must be > 0 and at most init_scale = {self.init_scale:g}",
         )
         for side, projected in (
             ("image", self.projections == "both"),
@@ -91,11 +98,13 @@ class DualEncoderConfig(TwoTowerConfig):
 
         image = tower(self.image, self.projections == "both")
         text = tower(self.text, self.projections != "none")
+        least = None if self.min_scale is None else math.log(self.min_scale)
         most = None if self.max_scale is None else math.log(self.max_scale)
         return TwoTower(
             image,
             text,
             log_scale=math.log(self.init_scale),
+            least=least,
             most=most,
             logit_bias=self.init_bias,
             views=self.views,

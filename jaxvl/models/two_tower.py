@@ -83,6 +83,18 @@ def merge_router_stats(*routings: dict[str, jax.Array] | None) -> dict[str, jax.
     return out
 
 
+def several(encoded: Encoded, shape: tuple[int, int]) -> Encoded:
+    """What an encoder gives of B N texts, as of B rows of N texts each: pooled [B, N, D], tokens
+    [B, N, T, D], mask [B, N, T]; figures of MoE layers are means over a row's texts."""
+    split = lambda x: x.reshape(*shape, *x.shape[1:])
+    return Encoded(
+        split(encoded.pooled),
+        split(encoded.tokens),
+        None if encoded.mask is None else split(encoded.mask),
+        encoded.routing and {name: split(x).mean(1) for name, x in encoded.routing.items()},
+    )
+
+
 class TwoTower(Model):
     """An image tower, a text tower, a log-scale and, where given, a bias of the logits; and heads.
 
@@ -91,7 +103,7 @@ class TwoTower(Model):
 
     Args:
       image, text: towers.
-      log_scale: initial value. most: largest value, or None.
+      log_scale: initial value. least, most: its bounds, or None.
       logit_bias: initial value, or None for a model without.
       views: further batch entry -> the tower that reads it.
       heads: label -> head.
@@ -104,6 +116,7 @@ class TwoTower(Model):
         *,
         log_scale: float,
         most: float | None,
+        least: float | None = None,
         logit_bias: float | None = None,
         views: Mapping[str, str] | None = None,
         heads: Mapping[str, HeadConfig] | None = None,
@@ -112,6 +125,7 @@ class TwoTower(Model):
     ):
         self.image = image
         self.text = text
+        self.least = least
         self.most = most
         self.log_scale = nnx.Param(jnp.float32(log_scale), axes=())
         self.logit_bias = (
@@ -144,7 +158,11 @@ class TwoTower(Model):
     ) -> Encoded:
         """As every model's; `options`: the encoder's own, see `drop_options`."""
         trains = train and self.sides[name] not in self.frozen
-        return self._tower(name).encoder(x, train=trains, key=key, **options)
+        encoder = self._tower(name).encoder
+        if self.sides[name] == "text" and x.ndim == 3:
+            rows = encoder(x.reshape(-1, x.shape[-1]), train=trains, key=key, **options)
+            return several(rows, x.shape[:2])
+        return encoder(x, train=trains, key=key, **options)
 
     def encode_image(
         self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -170,16 +188,17 @@ class TwoTower(Model):
         """Embeds whatever of its inputs a batch has.
 
         Args:
-          batch: image float [B, S, S, C], normalised; text int [B, T]; views like the input whose
-            tower reads them; and what heads read of it.
+          batch: image float [B, S, S, C], normalised; text int [B, T], or [B, N, T] of rows of
+            several texts; views like the input whose tower reads them; and what heads read of it.
           train, key, progress: as for `Model`.
           drop: input -> share of its tokens that is left out in training (FLIP, CLIPA), of
             encoders that can (`EncoderConfig.drops_tokens`).
 
         Returns:
-          image, text and each view: unit rows, float32 [B, D]; log_scale: float32 []; logit_bias:
-          float32 [] where the model has one; moe/…: of towers with MoE layers, what the objective
-          `routing` reads; outputs of the heads whose inputs are there, by their labels.
+          image, text and each view: unit rows, float32 [B, D], of several texts [B, N, D];
+          log_scale: float32 []; logit_bias: float32 [] where the model has one; moe/…: of towers
+          with MoE layers, what the objective `routing` reads; outputs of the heads whose inputs
+          are there, by their labels.
 
         Raises:
           ValueError: the batch has no input.
@@ -198,7 +217,9 @@ class TwoTower(Model):
                 )
         outputs = {name: self._tower(name).embed(e.pooled) for name, e in encoded.items()}
         outputs |= merge_router_stats(*(e.routing for e in encoded.values()))
-        outputs["log_scale"] = scale if self.most is None else clip_with_gradient(scale, self.most)
+        scale = scale if self.most is None else clip_with_gradient(scale, self.most)
+        scale = scale if self.least is None else -clip_with_gradient(-scale, -self.least)
+        outputs["log_scale"] = scale
         if self.logit_bias is not None:
             outputs["logit_bias"] = self.logit_bias[...]
         return outputs | self.plan.run(
@@ -264,7 +285,8 @@ class TwoTowerConfig(ModelConfig):
 
     def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
         counts = {label: head.class_count for label, head in self.heads.items()}
-        return Capabilities(classes={label: n for label, n in counts.items() if n is not None})
+        classes = {label: n for label, n in counts.items() if n is not None}
+        return Capabilities(multi_instance=True, classes=classes)
 
     def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
         """Raises ConfigError where a task drops tokens of an encoder that cannot."""
@@ -272,9 +294,14 @@ class TwoTowerConfig(ModelConfig):
         check_drop(encode, {**self.encoders, **views})
 
     def check_inputs(self, inputs: InputSpec) -> None:
-        """Raises ConfigError where an encoder cannot take such inputs."""
+        """Raises ConfigError where an encoder or a head cannot take such inputs."""
         for side, encoder in self.encoders.items():
             try:
                 encoder.check_inputs(inputs)
             except ConfigError as error:
                 raise error.under(side) from None
+        for label, head in self.heads.items():
+            try:
+                head.check_inputs(inputs)
+            except ConfigError as error:
+                raise error.under(f"heads.{label}") from None

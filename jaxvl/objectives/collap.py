@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jaxvl.config import Count, Range, check
 from jaxvl.kernels.contrastive.reductions import CrossEntropy
 from jaxvl.kernels.contrastive.scores import AttentionWeighted
+from jaxvl.nn.norms import l2_normalize
 from jaxvl.objectives import OBJECTIVES, Loss
-from jaxvl.objectives.streamed import StreamedObjective, tokens, unit
+from jaxvl.objectives.streamed import StreamedObjective, tokens
 
 
 @OBJECTIVES.register("collap")
@@ -57,6 +58,6 @@ class WeightedClips(StreamedObjective):
     def __call__(self, outputs, batch, state, context):
         del context
         scale = jnp.exp(outputs["log_scale"])
-        sides = tokens(outputs, self.clips), unit(outputs[self.text])
+        sides = tokens(outputs, self.clips), l2_normalize(outputs[self.text])
         found = self.streamed(self.score(scale), *sides, CrossEntropy(self.targets(batch)))
         return Loss(found.loss("mean"), {"scale": jax.lax.stop_gradient(scale)}), state

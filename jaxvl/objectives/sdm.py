@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxvl.config import Epsilon, Range, check
 from jaxvl.kernels.contrastive.reductions import ReverseKL
 from jaxvl.kernels.contrastive.scores import Dot
+from jaxvl.nn.norms import l2_normalize
 from jaxvl.objectives import OBJECTIVES, Loss
 from jaxvl.objectives.pairs import pair_metrics, pairs
-from jaxvl.objectives.streamed import StreamedObjective, unit
+from jaxvl.objectives.streamed import StreamedObjective
 
 
 @OBJECTIVES.register("sdm")
@@ -52,7 +53,7 @@ class DistributionMatching(StreamedObjective):
         del context
         learned = jnp.exp(outputs["log_scale"])
         scale = learned if self.temperature is None else 1 / self.temperature
-        image, text = map(unit, pairs(outputs))
+        image, text = map(l2_normalize, pairs(outputs))
         reduce = ReverseKL(self.targets(batch), self.epsilon)
         found = self.streamed(Dot(scale), image, text, reduce)
         return Loss(found.loss("sum"), pair_metrics(outputs)), state

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from jaxvl.config import Count, check
 from jaxvl.kernels.contrastive import Diagonal, SameId
 from jaxvl.kernels.contrastive.generic import Reduced, Reduction, Score, streamed_scores
 from jaxvl.kernels.contrastive.scores import Tokens
+from jaxvl.nn.norms import l2_normalize
 from jaxvl.objectives import Objective
 
 
@@ -58,13 +58,7 @@ class StreamedObjective(Objective):
 def tokens(outputs: Mapping[str, jax.Array], name: str) -> Tokens:
     """The output `name`, Float[Array, "B T D"], as unit vectors, with the output `NAME_mask`,
     Bool[Array, "B T"], where the model gives one."""
-    found = unit(outputs[name])
+    found = l2_normalize(outputs[name])
     if found.ndim != 3:
         raise ValueError(f"{name}: shape {found.shape} is not valid; must be (rows, tokens, width)")
     return Tokens(found, outputs.get(f"{name}_mask"))
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Vectors of length 1 along the last axis, float32; a zero vector stays zero."""
-    x = x.astype(jnp.promote_types(jnp.float32, x.dtype))
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxvl.config import check
 from jaxvl.kernels.contrastive import SameId, contrastive_loss
+from jaxvl.nn.norms import l2_normalize
 from jaxvl.objectives import OBJECTIVES, Loss, Objective
 
 
@@ -88,6 +89,4 @@ class Visualness(Objective):
 
 def unit_null(null: jax.Array) -> jax.Array:
     """The null vector, float32 [D] of length 1, of [D], [1, D], or [B, D] of equal rows."""
-    null = null.astype(jnp.float32)
-    null = null.reshape(-1, null.shape[-1]).mean(0)
-    return null * jax.lax.rsqrt(jnp.maximum(jnp.square(null).sum(), 1e-24))
+    return l2_normalize(null.reshape(-1, null.shape[-1]).mean(0, keepdims=True))[0]

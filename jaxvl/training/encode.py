@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxvl.config import to_path
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
@@ -86,4 +87,15 @@ def make_encoders(
         more |= dict(tokens_fn=image_tokens)
     if capabilities.generates:
         more |= dict(caption_fn=caption, score_fn=score)
-    return Encoders(image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more)
+    encoders = Encoders(
+        image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more
+    )
+    encoders.open_run = open_run
+    return encoders
+
+
+def open_run(workdir: str) -> Encoders:
+    """The encoders of another run's newest weights. Raises ConfigError, CheckpointError."""
+    from jaxvl.training.restore import restore_encoders  # which itself makes encoders
+
+    return restore_encoders(to_path(workdir, "runs"))[2]

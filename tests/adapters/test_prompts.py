@@ -143,6 +143,29 @@ def test_coupled_prompts_are_a_map_of_the_other_stacks():
         assert np.abs(gradient(tokens, x=x)).max() > 1e-4, method
 
 
+def test_images_get_further_tokens_where_texts_begin_with_words():
+    """MaPLe: `mode` is that of the texts' stack alone."""
+    node = dict(
+        name="dual_encoder",
+        image=dict(name="vit", variant="Ti/8", width=16, depth=2, heads=2, pool="cls"),
+        text=dict(name="text_transformer", variant="Ti", width=8, depth=3, heads=2, pool="mean"),
+        embed_dim=16,
+    )
+    options = dict(name="prompts", paths="^text/", coupled="^image/", layers=2, mode="add")
+    inputs = InputSpec(image_size=16, text_length=6, vocab_size=32)
+    modes = {}
+
+    def build():
+        model = choose(MODELS, node, "model").build(inputs, nnx.Rngs(params=0))
+        choose(ADAPTERS, options, "m").attach("m", model, nnx.Rngs(params=1))
+        for side, tower in (("text", model.text), ("image", model.image)):
+            modes[side] = tower.encoder.transformer.adapter["m"].mode
+        return model
+
+    nnx.eval_shape(build)
+    assert modes == {"text": "add", "image": "insert"}
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_prefix(causal):
     attention = Attention(8, 2, rngs=nnx.Rngs(params=0))

@@ -160,6 +160,25 @@ def test_values_and_slopes_are_those_of_float64(node, reference):
         np.testing.assert_allclose(found_slope, expected, rtol=2e-4, atol=2e-4, err_msg=path)
 
 
+def test_a_learned_scale_is_one_number_with_a_bound():
+    graph, params, rest = built(dict(name="learned_scale", init=4.0, most=5.0))
+    x = jnp.ones((B, D))
+
+    def scale(value):
+        head = nnx.merge(graph, jax.tree.map(lambda _: value, params), rest, copy=True)
+        options = dict(train=True, key=None, progress=None)
+        return head({"image": Encoded(x, x[:, None])}, {}, **options)[""]
+
+    assert abs(by_path(params)["log_scale"] - math.log(4.0)) < 0.5  # `built` moves it
+    assert scale(jnp.float32(1.0)) == 1.0
+    assert scale(jnp.float32(3.0)) == pytest.approx(math.log(5.0))
+    assert jax.grad(scale)(jnp.float32(1.0)) == 1.0
+    rises = jax.grad(lambda v: -scale(v))(jnp.float32(3.0))
+    assert rises == 0.0  # what would raise it further does not pass
+    with pytest.raises(ConfigError, match="most: 5.0 must be >= init 10.0"):
+        choose(HEADS, dict(name="learned_scale", reads="image", most=5.0), "head")
+
+
 def test_margin_is_for_training_alone():
     graph, params, rest = built(CASES["arcface"][0])
     x = jnp.asarray(np.random.default_rng(0).normal(size=(B, D)), jnp.float32)

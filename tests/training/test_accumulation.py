@@ -43,14 +43,16 @@ class MeansApart(Objective):
         return Loss(jnp.square(apart).sum() + 0 * batch["group_id"].sum()), state
 
 
-def compiled(rows, chunks):
+def compiled(rows, chunks, objectives=None, **changes):
     """The step of the miniature with batches of `rows`, and the bytes of a row as the loader gives
-    it."""
+    it; `changes`: of the config."""
     pairs = tiny.config().to_dict()["tasks"]["pairs"]
     pairs |= dict(
-        data={**pairs["data"], "batch": rows}, microbatches=chunks, objectives=dict(means_apart=1.0)
+        data={**pairs["data"], "batch": rows},
+        microbatches=chunks,
+        objectives=objectives or dict(means_apart=1.0),
     )
-    experiment = tiny.experiment(tasks=dict(pairs=pairs), mesh=dict(data=1))
+    experiment = tiny.experiment(tasks=dict(pairs=pairs), mesh=dict(data=1), **changes)
     mesh = make_mesh(experiment.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         model = build_model(experiment, Vocabulary(64, 0, 1))

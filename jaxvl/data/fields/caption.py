@@ -14,6 +14,7 @@ from jaxvl.data.fields import FIELDS
 from jaxvl.data.fields.base import Arrays, Context, Field, RowShape, match
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Record, Source
+from jaxvl.data.text_augment import TextAugment
 from jaxvl.data.tokenizers import Tokenizer
 
 DRAWS = 10  # uniform numbers that the choice of one text may use
@@ -28,7 +29,8 @@ class Caption(Field):
     """Fills NAME int32 [B, T], or [B, N, T].
 
     A row draws one of the columns by weight, then one of its texts. Columns that a record lacks
-    give their weight to the others: within a pattern first.
+    give their weight to the others: within a pattern first. Two fields of one column are two views
+    of a text.
 
     Attributes:
       columns: of texts: a name, several names, or name -> weight. `name/*` stands for all columns
@@ -41,6 +43,9 @@ class Caption(Field):
         them twice where it has fewer.
       joined: of a column that holds lists, a caption has 1 to this many different texts, joined
         with ", ".
+      augment: how the words of a text are changed, anew in every row.
+      template: what is made of a text `{}` before it is encoded, such as an instruction in front of
+        it; as evaluators' option of that name.
     """
 
     columns: dict[str, float] = dataclasses.field(default_factory=lambda: {"text": 1.0})
@@ -48,6 +53,8 @@ class Caption(Field):
     count: Annotated[int, Range(1, 1_024)] = 1
     different: bool = False
     joined: Annotated[int, Range(1, DRAWS - 2)] = 1
+    augment: TextAugment = TextAugment()
+    template: str = "{}"
 
     @classmethod
     def before_resolving(cls, node: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -73,10 +80,20 @@ class Caption(Field):
             "different",
             f"True is for single texts; joined is {self.joined!r}",
         )
+        check(
+            self.template.count("{}") == 1,
+            "template",
+            f"{self.template!r} must hold '{{}}' once, where the text goes",
+        )
 
     @property
     def draws(self) -> int:
         """See `Field`."""
+        return self.augmented_at + self.count * self.augment.changes
+
+    @property
+    def augmented_at(self) -> int:
+        """Draws before those of the texts' changes."""
         return DRAWS * self.count
 
     def arrays(self, name: str) -> dict[str, RowShape]:
@@ -122,7 +139,7 @@ class CaptionReader:
         self._name = name
         self._config = config
         self._groups = groups
-        self.encode = TextEncoder(context.tokenizer, config.length, context.cache)
+        self._encode = TextEncoder(context.tokenizer, config.length, context.cache)
         self.columns = tuple(column for columns, _ in groups for column in columns)
         self.key = ("caption", *((tuple(columns), weight) for columns, weight in groups))
 
@@ -142,9 +159,16 @@ class CaptionReader:
         left = value
         for i in range(config.count):
             text = choose(left, config.joined, draws[DRAWS * i : DRAWS * (i + 1)])
-            target[i] = self.encode(text)
+            said = text
+            if config.augment.changes:
+                said = config.augment(text, draws[config.augmented_at + i])
+            target[i] = self.tokens(said)
             if config.different:
                 left = without(left, text) or value
+
+    def tokens(self, text: str) -> np.ndarray:
+        """Token ids int32 [T] of a text in its template."""
+        return self._encode(self._config.template.replace("{}", text))
 
 
 class TextEncoder:

@@ -46,6 +46,8 @@ class MaskedText(Caption):
             f"{self.masked!r} and random {self.random!r} must be <= 1 together",
         )
         check(self.count == 1, "count", f"{self.count!r} must be 1 for a masked text")
+        problem = "must be left out for a masked text, whose tokens are hidden instead"
+        check(not self.augment.changes, "augment", problem)
 
     @property
     def draws(self) -> int:
@@ -101,7 +103,7 @@ class MaskedTextReader:
     def write(self, out: Arrays, row: int, value: Texts, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         config = self._config
-        ids = self._captions.encode(choose(value, config.joined, draws[:DRAWS])).copy()
+        ids = self._captions.tokens(choose(value, config.joined, draws[:DRAWS])).copy()
         chance = np.array(draws[DRAWS : DRAWS + config.length])
         what = np.array(draws[DRAWS + config.length :])
         hidden = (chance < config.share) & ~np.isin(ids, self._kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 
@@ -21,17 +22,21 @@ class PerCluster:
     """Every batch is of one cluster, and every record comes once per epoch.
 
     A cluster whose size is no multiple of the batch leaves some records over, others in every
-    epoch. These make mixed batches of neighbouring clusters. The records that do not fill the last
-    of them are left out of the epoch: fewer than one batch.
+    epoch.
 
     Attributes:
       table: cluster of every record: a `.npy` file of integers [n], or a column. Records of a
         negative cluster are left out.
       batch: rows of a batch; None: the data's.
+      leftover: what the records that are left over do. `mixed`: they make mixed batches of
+        neighbouring clusters; those that do not fill the last of them are left out of the epoch:
+        fewer than one batch. `dropped`: they are left out of the epoch, so that no batch ever
+        mixes clusters (MCL); a cluster that is smaller than a batch never comes.
     """
 
     table: str
     batch: Batch | None = None
+    leftover: Literal["mixed", "dropped"] = "mixed"
 
     def order(self, source: Source, seed: int, state: State | None = None) -> ClusterOrder:
         """See `SamplerConfig`."""
@@ -43,7 +48,15 @@ class PerCluster:
             "batch",
             f"{self.batch!r} must be at most {used:,}, the records that have a cluster",
         )
-        return ClusterOrder(clusters, seed, self.batch, state)
+        dropped = self.leftover == "dropped"
+        if dropped:
+            largest = int(np.bincount(clusters[clusters >= 0]).max())
+            check(
+                largest >= self.batch,
+                "batch",
+                f"{self.batch!r} must be at most {largest:,}, the records of the largest cluster",
+            )
+        return ClusterOrder(clusters, seed, self.batch, state, dropped)
 
 
 class ClusterOrder(Order):
@@ -53,9 +66,17 @@ class ClusterOrder(Order):
       clusters: int [n]; negative: of none.
       batch: rows of a batch, B.
       state: of a checkpoint. With another B the epochs begin anew.
+      dropped: whether what is left over is left out.
     """
 
-    def __init__(self, clusters: np.ndarray, seed: int, batch: int, state: State | None = None):
+    def __init__(
+        self,
+        clusters: np.ndarray,
+        seed: int,
+        batch: int,
+        state: State | None = None,
+        dropped: bool = False,
+    ):
         self._batch = batch
         self._since = 0
         if state:
@@ -72,7 +93,8 @@ class ClusterOrder(Order):
         self._first_batches = np.concatenate([[0], np.cumsum(self._whole // batch)])
         self._first_left = np.concatenate([[0], np.cumsum(left)])
         self._left = max(1, int(left.sum()))
-        self._batches = len(self._records) // batch
+        whole = int(self._first_batches[-1])
+        self._batches = whole if dropped else len(self._records) // batch
         self.epoch = self._batches * batch
         names = ("batches", "records", "left")
         self._keys = {name: derive(seed, "clusters", name, self._since) for name in names}

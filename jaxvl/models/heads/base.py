@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxvl.config import ConfigError, check, nearest
-from jaxvl.models.base import Encoded
+from jaxvl.models.base import Encoded, InputSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,9 @@ class HeadConfig:
         or several.
       registered_name: set by the registry.
       prefix: what stands before the label in the names of the outputs, as `logits/`.
-      together: whether the head needs all that it reads at once. Else it runs on each alone, on
-        those that a batch has.
+      together: whether the head needs what it reads at once (`required`). Else it runs on each
+        alone, on those that a batch has.
+      any_widths: whether what it reads may be of several widths: each has parameters of its own.
     """
 
     reads: str | tuple[str, ...]
@@ -33,11 +34,20 @@ class HeadConfig:
     registered_name: ClassVar[str] = ""
     prefix: ClassVar[str] = ""
     together: ClassVar[bool] = False
+    any_widths: ClassVar[bool] = False
 
     @property
     def sources(self) -> tuple[str, ...]:
         """`reads` as a tuple."""
         return (self.reads,) if isinstance(self.reads, str) else self.reads
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Those of `sources` without which a head that is `together` does not run."""
+        return self.sources
+
+    def check_inputs(self, inputs: InputSpec) -> None:
+        """Raises ConfigError where the head does not fit the model's inputs."""
 
     @property
     def names(self) -> dict[str, str]:
@@ -181,12 +191,13 @@ class Heads:
                 )
                 check(source in widths, f"heads.{label}.reads", problem)
             given = {source: widths[source] for source in config.sources}
-            if not config.together:
-                try:
+            try:
+                if not (config.together or config.any_widths):
                     one_width(given)
-                except ConfigError as error:
-                    raise error.under(f"heads.{label}") from None
-            widths |= {config.output(label, name): w for name, w in config.widths(given).items()}
+                own = config.widths(given)
+            except ConfigError as error:
+                raise error.under(f"heads.{label}") from None
+            widths |= {config.output(label, name): width for name, width in own.items()}
         return widths
 
     def build(self, rngs: nnx.Rngs, dtype: Any) -> nnx.Dict:
@@ -221,7 +232,7 @@ class Heads:
         for label in self.order:
             config = self.configs[label]
             given = {source: encoded[source] for source in config.sources if source in encoded}
-            complete = len(given) == len(config.sources) or not config.together
+            complete = not config.together or all(name in given for name in config.required)
             if not given or not complete or any(k not in batch for k in config.batch_keys):
                 continue
             own = None if key is None else jax.random.fold_in(key, zlib.crc32(label.encode()))

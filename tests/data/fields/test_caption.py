@@ -11,6 +11,7 @@ from jaxvl.data.fields.caption import DRAWS, Caption, TextEncoder, choose
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Column
+from jaxvl.data.text_augment import TextAugment
 
 N = 20_000
 RECORD = record(3)
@@ -269,3 +270,27 @@ def test_different_texts_are_all_of_a_record_or_so_many_of_them():
     ) == ["a", "b"]
     with pytest.raises(ConfigError, match="different: True is for single texts; joined is 2"):
         Caption("keywords/en", joined=2, different=True)
+
+
+def test_changed_words_are_drawn_for_each_row_and_again_the_same():
+    field = Caption("name/en", length=32, count=2, augment=TextAugment(swap=0.5, delete=0.5))
+    reader = reader_of(field)
+    texts = reader.load({"name/en": "four yellow stars shine"})
+    draws = np.random.default_rng(0).random((64, field.draws))
+    assert field.draws == 2 * DRAWS + 2 and Caption("name/en", count=2).draws == 2 * DRAWS
+    rows = []
+    for _ in range(2):
+        out = {"text": np.zeros((64, 2, 32), np.int32)}
+        for row in range(64):
+            reader.write(out, row, texts, draws[row].tolist())
+        rows.append(out["text"])
+    np.testing.assert_array_equal(*rows)
+    assert (rows[0][:, 0] != rows[0][:, 1]).any()  # each text of a row has its own number
+    assert len(np.unique(rows[0].reshape(-1, 32), axis=0)) > 8
+
+
+def test_a_template_stands_around_the_text():
+    row = row_of(Caption("name/en", length=12, template="find: {}"), RECORD, tokens=TOKENIZER)["x"]
+    np.testing.assert_array_equal(row, TOKENIZER.encode(["find: black circle 3"], 12)[0])
+    with pytest.raises(ConfigError, match="template: 'find' must hold '{}' once"):
+        Caption(template="find")

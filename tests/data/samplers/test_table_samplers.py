@@ -86,6 +86,20 @@ def test_every_batch_is_of_one_cluster(batch):
     assert_pure(order, 3 * order.epoch)
 
 
+def test_no_batch_mixes_clusters_where_leftovers_are_dropped():
+    order = PerCluster("cluster", 16, leftover="dropped").order(SOURCE, 0)
+    sizes = np.bincount(CLASSES[CLASSES >= 0])
+    assert order.epoch == (sizes // 16).sum() * 16 < 480
+    found = order(np.arange(30 * order.epoch))
+    batches = CLASSES[found].reshape(-1, 16)
+    assert (batches == batches[:, :1]).all()
+    assert len(np.unique(found[: order.epoch])) == order.epoch
+    assert np.bincount(found, minlength=500)[20:].min() >= 15, "others are left out every epoch"
+    assert_pure(order, 3 * order.epoch)
+    with pytest.raises(ConfigError, match=f"^batch: 200 must be at most {sizes.max()}, the record"):
+        PerCluster("cluster", 200, leftover="dropped").order(SOURCE, 0)
+
+
 def test_all_records_have_their_turn_where_some_are_left_out():
     order = PerCluster("cluster", 64).order(SOURCE, 0)
     found = order(np.arange(40 * order.epoch))
