@@ -95,6 +95,16 @@ NEEDED = {
     "classification": dict(head="colour"),
     "weighted": dict(weights=dict(pairs=1.0)),
     "stages": dict(shares=(("pairs", 1.0),)),
+    "ClassTexts": dict(count=10),
+    "codebook": dict(reads=("image", "text")),
+    "learned_scale": dict(reads="image"),
+    "replaced": dict(source=tiny.TEST, column="name/en", share=0.5, texts=("none",)),
+}
+# Of evaluators that need more than a source.
+EVALUATED = {
+    "linear_probe": dict(source=tiny.TEST, train=tiny.TRAIN),
+    "attentional_probe": dict(source=tiny.TEST, train=tiny.TRAIN),
+    "base_to_new": dict(source=tiny.TEST, new=tiny.TEST),
 }
 
 
@@ -171,12 +181,8 @@ def needed(name, cls, folder):
     """A node with what the class cannot be without."""
     if name == "benchmarks":
         return dict(root=str(folder))
-    if cls.__module__.startswith("jaxvl.evals."):
-        return (
-            dict(source=tiny.TEST, train=tiny.TRAIN)
-            if name.endswith("_probe")
-            else dict(source=tiny.TEST)
-        )
+    if cls.__module__.startswith("jaxvl.evals.") and name != "ensemble":
+        return EVALUATED.get(name, dict(source=tiny.TEST))
     if name == "questions":
         return dict(folder=str(folder), split="questions")
     return NEEDED.get(cls.__name__, NEEDED.get(name, {}))

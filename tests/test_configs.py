@@ -47,6 +47,12 @@ STEPS = [
 ]
 
 
+def small_source(source, **options):
+    """Generated records; columns that a source adds to another's are kept."""
+    records = dict(SOURCE, **options)
+    return dict(source, source=records) if source["name"] == "replaced" else records
+
+
 def small_field(field):
     """A field of a size that compiles at once."""
     sizes = dict(
@@ -59,6 +65,11 @@ def small_field(field):
     if field.get("languages"):
         field["languages"] = ("en", "fr")
     return field
+
+
+def small_head(head):
+    """A head of the small model: attention has two heads in it."""
+    return {**head, "heads": 2} if "heads" in head else head
 
 
 def small_model(model):
@@ -83,6 +94,8 @@ def small_model(model):
         model |= dict(width=16, heads=2, hidden=32, unimodal=1, multimodal=1, queries=2)
     if model.get("embed_dim", 1):
         model["embed_dim"] = 16
+    if "heads" in model and isinstance(model["heads"], dict):
+        model["heads"] = {label: small_head(head) for label, head in model["heads"].items()}
     return model
 
 
@@ -93,7 +106,10 @@ def small(name):
         fields = {entry: small_field(field) for entry, field in task["data"]["fields"].items()}
         clips = bool({"video", "waveform"} & set(fields))
         task["data"] |= dict(
-            source=dict(SOURCE, clips=clips), batch=8, fields=fields, reader=dict(threads=1)
+            source=small_source(task["data"]["source"], clips=clips),
+            batch=8,
+            fields=fields,
+            reader=dict(threads=1),
         )
         task["data"].pop("sampler", None)  # of a mixture
         task["microbatches"] = 1
@@ -129,7 +145,9 @@ def small_evaluator(evaluator):
         evaluator[option] = (
             dict(evaluator[option], size=16, scenes=20)
             if asks
-            else dict(SOURCE, clips=True, split="train_a" if option == "train" else "test_a")
+            else small_source(
+                evaluator[option], clips=True, split="train_a" if option == "train" else "test_a"
+            )
         )
     if evaluator.get("label") == "group":  # of emoji
         evaluator["label"] = "colour"
