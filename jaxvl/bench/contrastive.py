@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from rich.console import Console
 from rich.table import Table
 
@@ -59,7 +60,9 @@ def loss_and_gradients(kind: str, **options: Any):
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
 
 
-def operands(batch: int, width: int, dtype: Any, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
+def operands(
+    batch: int, width: int, dtype: DTypeLike, mesh: Mesh
+) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shapes of the loss' arguments, rows sharded over the mesh."""
     rows = jax.ShapeDtypeStruct(
         (batch, width), dtype, sharding=NamedSharding(mesh, PartitionSpec("data"))

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.config import ConfigError
-from jaxvl.nn.mlp import Mlp
+from jaxvl.nn.mlp import Mlp, MlpOptions
 from jaxvl.nn.moe import ExpertChoice, MoeConfig, MoeOutput, SkillMoe, Skills, Soft, TokenChoice
 from jaxvl.sharding.topology import chip, compile_only_devices
 
@@ -37,7 +37,8 @@ MIB = 2**20
 
 def layers(args: argparse.Namespace) -> dict[str, Callable[[nnx.Rngs], nnx.Module]]:
     """Name -> constructor; `dense` first."""
-    options = dict(activation="gelu_tanh", dtype=args.dtype)
+    perceptron = MlpOptions(activation="gelu_tanh", bias=False)
+    options = dict(options=perceptron, dtype=args.dtype)
     group = min(args.group, args.tokens)
     one = TokenChoice(capacity_factor=1.0)
     two = TokenChoice(top=2, capacity_factor=1.0)
@@ -56,7 +57,7 @@ def layers(args: argparse.Namespace) -> dict[str, Callable[[nnx.Rngs], nnx.Modul
         )
         return lambda rngs: config.build(args.width, args.hidden // share, rngs=rngs, **options)
 
-    dense = {"dense": lambda rngs: Mlp(args.width, args.hidden, bias=False, rngs=rngs, **options)}
+    dense = {"dense": lambda rngs: Mlp(args.width, args.hidden, rngs=rngs, **options)}
     wanted = {
         name: moe(*case)
         for name, case in cases.items()

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 # of cosine similarities; the rounding error of a float32 product of unit rows stays below it
 TIE = 1e-6
@@ -202,7 +203,7 @@ class _Rows:
         full[: self.n] = x
         return put(full, self._sharding)
 
-    def fill(self, value: Any, dtype: Any, *shape: int) -> jax.Array:
+    def fill(self, value: Any, dtype: DTypeLike, *shape: int) -> jax.Array:
         return self.put(np.full((self.n, *shape), value, dtype), value)
 
     def fetch(self, x: jax.Array) -> np.ndarray:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
@@ -59,7 +60,7 @@ class AlignConfig(TwoTowerConfig):
             f"{most!r} is below 1 / init_temperature = {1 / self.init_temperature:g}",
         )
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TwoTower:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> TwoTower:
         width = self.embed_dim or self.image.features
 
         def tower(config: EncoderConfig, project: bool) -> Tower:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.nn.moe import Skills
@@ -114,7 +115,9 @@ class EncoderConfig:
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where the encoder cannot take such inputs."""
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> nnx.Module:
+    def build(
+        self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> nnx.Module:
         """The encoder's module; parameters are float32, computing in `dtype`."""
         raise NotImplementedError(f"{type(self).__name__} must build its module")
 
@@ -151,7 +154,7 @@ class ModelConfig:
         """Raises ConfigError where the model cannot take a task's data (`DataConfig`), or has not
         the options of the call that the task names."""
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Model:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Model:
         """The model's module; parameters are float32, computing in `dtype`."""
         raise NotImplementedError(f"{type(self).__name__} must build its module")
 

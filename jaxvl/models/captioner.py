@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import ConfigError, Depth, Heads, Hidden, Range, Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS
@@ -199,7 +200,9 @@ class Captioner(Model):
 
     block: ClassVar[Any] = Block  # a multimodal layer
 
-    def __init__(self, config: Any, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: Any, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ):
         sizes = config.sizes("unimodal")
         embed = config.embed_dim or sizes.width
         options = dict(rngs=rngs, dtype=dtype)

@@ -14,11 +14,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import ConfigError, Epsilon, Range, Width, check, nearest
 from jaxvl.models import IMAGE_ENCODERS
@@ -292,11 +293,13 @@ class EfficientNetConfig(EncoderConfig):
             ),
         )
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> EfficientNet:
+    def build(
+        self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> EfficientNet:
         return EfficientNet(self, inputs.channels, rngs=rngs, dtype=dtype)
 
 
-def _norm(config: EfficientNetConfig, channels: int, dtype: Any) -> nnx.Module:
+def _norm(config: EfficientNetConfig, channels: int, dtype: DTypeLike) -> nnx.Module:
     if config.norm == "group":
         return GroupNorm(channels, eps=config.norm_eps, dtype=dtype)
     return BatchNorm(channels, momentum=config.norm_momentum, eps=config.norm_eps, dtype=dtype)
@@ -328,7 +331,13 @@ class SqueezeExcite(nnx.Module):
     """
 
     def __init__(
-        self, channels: int, squeezed: int, *, activation: Activation, rngs: nnx.Rngs, dtype: Any
+        self,
+        channels: int,
+        squeezed: int,
+        *,
+        activation: Activation,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
     ):
         init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         self.down = Linear(
@@ -416,7 +425,12 @@ class EfficientNet(nnx.Module):
     """
 
     def __init__(
-        self, config: EfficientNetConfig, channels: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+        self,
+        config: EfficientNetConfig,
+        channels: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
         stem, stages, head = config.plan()
         act = config.activation

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import ConfigError, resolve_call
 from jaxvl.models.base import InputSpec, Model
@@ -119,13 +120,13 @@ class Buildable(Protocol):
 
     def check_inputs(self, inputs: Any) -> None: ...
 
-    def build(self, inputs: Any, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> nnx.Module: ...
+    def build(self, inputs: Any, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> nnx.Module: ...
 
 
 def functional(
     config: Buildable,
     inputs: InputSpec | None,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     freeze: str | None = None,
     adapters: Mapping[str, AdapterConfig] = {},
 ) -> Functional:

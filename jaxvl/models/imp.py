@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Count, Depth, Heads, Hidden, Pixels, Range, Scale, Width, check, nearest
 from jaxvl.data.audio import Spectrogram
@@ -267,5 +268,5 @@ class ImpConfig(ModelConfig):
                     f"{skill!r} is no skill of the model ({', '.join(names)})",
                 )
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Imp:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Imp:
         return Imp(self, inputs, rngs=rngs, dtype=dtype)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import TokenId, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS
@@ -101,7 +102,9 @@ class OpenClipCoCaConfig(CaptionerConfig):
             f"nor EOS",
         )
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> OpenClipCoCa:
+    def build(
+        self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> OpenClipCoCa:
         return OpenClipCoCa(self, inputs, rngs=rngs, dtype=dtype)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import ConfigError, check
 from jaxvl.models import HEADS
@@ -48,7 +49,7 @@ class Tower(nnx.Module):
         project: bool,
         bias: bool,
         rngs: nnx.Rngs,
-        dtype: Any,
+        dtype: DTypeLike,
     ):
         self.encoder = encoder
         options = dict(
@@ -121,7 +122,7 @@ class TwoTower(Model):
         views: Mapping[str, str] | None = None,
         heads: Mapping[str, HeadConfig] | None = None,
         rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.image = image
         self.text = text

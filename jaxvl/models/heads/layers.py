@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import Linear
 from jaxvl.nn.mlp import ACTIVATIONS, Activation
@@ -40,7 +41,7 @@ class Perceptron(nnx.Module):
         last_norm: bool,
         activation: Activation,
         rngs: nnx.Rngs,
-        dtype: Any,
+        dtype: DTypeLike,
     ):
         widths = [inputs, *[hidden] * (layers - 1), outputs]
         names = ["embed", *["mlp"] * (layers - 1), "joint"]
@@ -77,7 +78,7 @@ class Perceptron(nnx.Module):
         return x
 
 
-def _norm(kind: Norm, width: int, dtype: Any) -> nnx.Module:
+def _norm(kind: Norm, width: int, dtype: DTypeLike) -> nnx.Module:
     if kind == "batch":
         return BatchNorm(width, momentum=0.9, eps=1e-5, dtype=dtype)
     return LayerNorm(width, eps=1e-5, dtype=dtype)
