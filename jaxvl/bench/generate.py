@@ -33,7 +33,7 @@ from jaxvl.config import resolve
 from jaxvl.models import InputSpec
 from jaxvl.models.coca import CoCaConfig
 from jaxvl.models.functional import Functional, functional
-from jaxvl.models.generate import Generation, generate
+from jaxvl.models.generate import Generation, Texts, generate
 
 # Decoder, and words of its vocabulary.
 SIZES = {
@@ -76,17 +76,8 @@ def cached(
         apply = functools.partial(model.apply, params, model_state)
         (kv_cache, cross_kv), _ = apply(image, length, method="prefill")
         step = lambda kv_cache, *args: apply(kv_cache, cross_kv, *args, method="decode_step")[0]
-        ids = dict(eos_id=EOS, pad_id=PAD)
-        return generate(
-            step,
-            kv_cache,
-            generation,
-            batch=batch,
-            length=length,
-            keys=keys,
-            numbers=numbers,
-            **ids,
-        ).tokens
+        texts = Texts(batch, length, EOS, PAD)
+        return generate(step, kv_cache, generation, texts, keys=keys, numbers=numbers).tokens
 
     return write
 

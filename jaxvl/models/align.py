@@ -16,7 +16,7 @@ from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
 from jaxvl.models.base import EncoderConfig, InputSpec
 from jaxvl.models.bert import BertConfig
 from jaxvl.models.efficientnet import EfficientNetConfig
-from jaxvl.models.two_tower import Tower, TwoTower, TwoTowerConfig
+from jaxvl.models.two_tower import Logits, Tower, TwoTower, TwoTowerConfig
 
 
 @MODELS.register("align")
@@ -80,8 +80,7 @@ class AlignConfig(TwoTowerConfig):
         return TwoTower(
             image,
             text,
-            log_scale=-math.log(self.init_temperature),
-            most=most,
+            logits=Logits(-math.log(self.init_temperature), most=most),
             views=self.views,
             heads=self.heads,
             rngs=rngs,

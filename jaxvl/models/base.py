@@ -10,16 +10,20 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.aliases import Node, Tree
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.nn.moe import Skills
 from jaxvl.nn.transformer import Sizes
+
+if TYPE_CHECKING:
+    from jaxvl.data.config import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +154,8 @@ class ModelConfig:
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where the model cannot take such inputs."""
 
-    def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
-        """Raises ConfigError where the model cannot take a task's data (`DataConfig`), or has not
+    def check_task(self, data: DataConfig, encode: Node) -> None:
+        """Raises ConfigError where the model cannot take a task's data, or has not
         the options of the call that the task names."""
 
     def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Model:
@@ -273,7 +277,7 @@ ROW_KEYS = "row_keys"
 
 def drop_options(
     drop: Mapping[str, float] | None, name: str, batch: Mapping[str, jax.Array]
-) -> dict[str, Any]:
+) -> dict[str, float | jax.Array | None]:
     """What the encoder of an input is called with, beside `train` and `key`, for the option `drop`
     of a model's call: nothing where the input loses no tokens.
 
@@ -288,7 +292,7 @@ def drop_options(
     return {"drop": share, "row_keys": keys}
 
 
-def check_drop(encode: Mapping[str, Any], encoders: Mapping[str, EncoderConfig]) -> None:
+def check_drop(encode: Node, encoders: Mapping[str, EncoderConfig]) -> None:
     """For models with the option `drop`.
 
     Args:
@@ -317,13 +321,13 @@ class Generator(Protocol):
     def caption_scores(self, memory: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
         """What a cross-entropy needs of text int [B, T] under the image of `memory`."""
 
-    def prefill(self, image: jax.Array, length: int) -> tuple[Any, Any]:
+    def prefill(self, image: jax.Array, length: int) -> tuple[Tree, Tree]:
         """image [B, S, S, C] -> the cache before the first token of captions of up to `length`
         tokens, and what all tokens read (`cross_kv`)."""
 
     def decode_step(
-        self, kv_cache: Any, cross_kv: Any, token: jax.Array, position: jax.Array
-    ) -> tuple[jax.Array, Any]:
+        self, kv_cache: Tree, cross_kv: Tree, token: jax.Array, position: jax.Array
+    ) -> tuple[jax.Array, Tree]:
         """Logits of the next token float32 [B, V], and the cache after it."""
 
 

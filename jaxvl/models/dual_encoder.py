@@ -15,7 +15,7 @@ from jaxvl.config import Range, Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
 from jaxvl.models.base import EncoderConfig, InputSpec
 from jaxvl.models.text import TextTransformerConfig
-from jaxvl.models.two_tower import Tower, TwoTower, TwoTowerConfig
+from jaxvl.models.two_tower import Logits, Tower, TwoTower, TwoTowerConfig
 from jaxvl.models.vit import ViTConfig
 
 
@@ -104,10 +104,7 @@ class DualEncoderConfig(TwoTowerConfig):
         return TwoTower(
             image,
             text,
-            log_scale=math.log(self.init_scale),
-            least=least,
-            most=most,
-            logit_bias=self.init_bias,
+            logits=Logits(math.log(self.init_scale), least, most, self.init_bias),
             views=self.views,
             heads=self.heads,
             rngs=rngs,

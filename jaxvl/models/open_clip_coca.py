@@ -12,7 +12,6 @@ have a second pair of attention and MLP, and one pooler may serve both losses.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import jax
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.aliases import Leaf, Node
 from jaxvl.config import TokenId, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS
 from jaxvl.models.base import Capabilities, InputSpec
@@ -220,7 +220,7 @@ _FORMERLY = dict(
 )
 
 
-def renamed(node: Mapping[str, Any]) -> dict[str, Any]:
+def renamed(node: Node) -> dict[str, Leaf]:
     """A recorded model node, in which `coca` may have these options, in today's terms.
 
     A `coca` with any of them is an `open_clip_coca`; one with the paper's values, and its variants,

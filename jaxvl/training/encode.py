@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxvl.aliases import Weights
 from jaxvl.config import to_path
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
-from jaxvl.models.generate import generate
+from jaxvl.models.generate import Texts, generate
 from jaxvl.training.experiment import Experiment
 
 
 def make_encoders(
-    experiment: Experiment, model: Functional, tokenizer: Tokenizer, mesh: Mesh, weights: Any = None
+    experiment: Experiment,
+    model: Functional,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    weights: Weights | None = None,
 ) -> Encoders:
     """`Encoders` over the model's `encode_image` and `encode_text`.
 
@@ -42,17 +46,16 @@ def make_encoders(
         (kv_cache, cross_kv), _ = apply(pixels, length, method="prefill")
         step = lambda kv_cache, *args: apply(kv_cache, cross_kv, *args, method="decode_step")[0]
         prompt = prompt if prompt is None else prompt[:, begun:]
-        ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, prompt=prompt)
+        texts = Texts(len(pixels), length - begun, tokenizer.eos_id, tokenizer.pad_id)
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(numbers.seed)))(index)
         tokens = generate(
             step,
             kv_cache,
             generation,
-            batch=len(pixels),
-            length=length - begun,
+            texts,
             keys=keys,
             numbers=numbers,
-            **ids,
+            prompt=prompt,
         ).tokens
         return jnp.pad(tokens, ((0, 0), (begun, 0)), constant_values=first or 0)
 

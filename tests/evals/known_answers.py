@@ -18,7 +18,7 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Column, Source
 from jaxvl.evals.encoders import Encoders
-from jaxvl.models.generate import generate
+from jaxvl.models.generate import Texts, generate
 
 SIZE = 8
 PREPROCESS = Preprocess(
@@ -209,10 +209,7 @@ def scorer(mesh, table, batch=16, length=5):
             step,
             label(pixels),
             generation,
-            batch=len(pixels),
-            length=length,
-            eos_id=1,
-            pad_id=0,
+            Texts(len(pixels), length, 1, 0),
             **options,
         ).tokens
 

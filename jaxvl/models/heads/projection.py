@@ -84,10 +84,7 @@ class Projection(Head):
         dtype: DTypeLike,
     ):
         self.perceptron = Perceptron(
-            inputs,
-            outputs,
-            layers=config.layers,
-            hidden=config.hidden,
+            (inputs, *[config.hidden] * (config.layers - 1), outputs),
             norm=config.norm,
             last_norm=config.last_norm,
             activation=config.activation,
