@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxvl.aliases import Leaf, Tree
 from jaxvl.before import Before
 from jaxvl.data.config import POSITION
 from jaxvl.models.base import ROW_KEYS
@@ -170,11 +171,11 @@ class Bound:
     def outputs(self, inputs: Arrays) -> Arrays:
         return self._model.apply(*self._weights, inputs)[0]
 
-    def apply(self, *args: Any, method: str, **options: Any) -> Any:
+    def apply(self, *args: Tree, method: str, **options: Tree) -> Tree:
         return self._model.apply(*self._weights, *args, method=method, **options)[0]
 
     def generate(
-        self, image: jax.Array, length: int, keys: jax.Array | None = None, **how: Any
+        self, image: jax.Array, length: int, keys: jax.Array | None = None, **how: Leaf
     ) -> tuple[jax.Array, jax.Array]:
         kv_cache, cross_kv = self.apply(image, length, method="prefill")
         step = lambda kv_cache, *args: self.apply(kv_cache, cross_kv, *args, method="decode_step")

@@ -6,12 +6,11 @@ import contextlib
 import dataclasses
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 
 from jaxvl.data import stages
-from jaxvl.data.feed import SIGNAL
+from jaxvl.data.feed import SIGNAL, Feed
 from jaxvl.sharding.hosts import Signal
 from jaxvl.training.cost import Cost
 from jaxvl.training.goodput import Account, Clock
@@ -86,7 +85,7 @@ class Meter:
     def __init__(
         self,
         every: int,
-        feeds: Mapping[str, Any],
+        feeds: Mapping[str, Feed],
         clock: Clock | None = None,
         speed: Speed = Speed(),
     ):
@@ -240,7 +239,7 @@ def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def memory(devices: Sequence[Any]) -> dict[str, float]:
+def memory(devices: Sequence[jax.Device]) -> dict[str, float]:
     """`memory_gib` and `memory_share` of the fullest device so far; empty where the backend does
     not tell, as a CPU."""
     stats = [device.memory_stats() or {} for device in devices]
