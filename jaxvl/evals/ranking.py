@@ -198,12 +198,12 @@ class _Rows:
         self._mesh = mesh
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
-    def put(self, x: np.ndarray, pad: Any) -> jax.Array:
+    def put(self, x: np.ndarray, pad: float) -> jax.Array:
         full = np.full((self.padded, *x.shape[1:]), pad, x.dtype)
         full[: self.n] = x
         return put(full, self._sharding)
 
-    def fill(self, value: Any, dtype: DTypeLike, *shape: int) -> jax.Array:
+    def fill(self, value: float, dtype: DTypeLike, *shape: int) -> jax.Array:
         return self.put(np.full((self.n, *shape), value, dtype), value)
 
     def fetch(self, x: jax.Array) -> np.ndarray:

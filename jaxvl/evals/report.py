@@ -153,7 +153,7 @@ def kind_of(metric: str) -> str:
 # What the template shows
 
 
-def context(workdir: paths.Path) -> dict[str, Any]:
+def context(workdir: paths.Path) -> dict[str, object]:
     """Everything that `report.html.j2` reads."""
     left_out: list[str] = []
     records = read_metrics(workdir / "metrics.jsonl", left_out)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxvl.aliases import Weights
 from jaxvl.config import to_path
 from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals.differentiable import Functions
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
 from jaxvl.models.generate import Texts, generate
@@ -85,14 +86,15 @@ def make_encoders(
     def outputs(weights, batch):
         return model.apply(*weights, batch)[0]
 
-    more = dict(outputs_fn=outputs)
-    if "image" in model.inputs:
-        more |= dict(tokens_fn=image_tokens)
-    if capabilities.generates:
-        more |= dict(caption_fn=caption, score_fn=score)
-    encoders = Encoders(
-        image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more
+    functions = Functions(
+        image,
+        text,
+        outputs,
+        caption=caption if capabilities.generates else None,
+        score=score if capabilities.generates else None,
+        tokens=image_tokens if "image" in model.inputs else None,
     )
+    encoders = Encoders(functions, weights, tokenizer, experiment.preprocess, length, mesh)
     encoders.open_run = open_run
     return encoders
 
