@@ -21,8 +21,7 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Leaf = Any
 # A part of a config before it is resolved: names of fields -> values.
 Node = Mapping[str, Leaf]
-# What one option of a run was saved as, and what its sort is only its reader knows: a record's
-# column, a text, a number, a picture's bytes.
+# What a column of a record holds: a text, a number, bytes, a list; the column's kind says which.
 Value = Any
 # A module or an object of a library without types of its own.
 Foreign = Any

@@ -169,9 +169,11 @@ class Model(nnx.Module):
     Attributes:
       frozen: encoders that run as in evaluation in training too, because no parameter of theirs is
         trained; keys of `encoder_paths`. Set by `freeze`.
+      adapter: label -> what an adapter has for the model as a whole; None without.
     """
 
     frozen: frozenset[str] = frozenset()
+    adapter: nnx.Dict | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
