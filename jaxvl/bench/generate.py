@@ -19,7 +19,6 @@ import functools
 import pathlib
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Arrays, Json
 from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.config import resolve
 from jaxvl.models import InputSpec
@@ -66,7 +66,7 @@ def build(size: str, length: int) -> Functional:
 
 
 def cached(
-    model: Functional, model_state: Any, batch: int, length: int
+    model: Functional, model_state: Arrays, batch: int, length: int
 ) -> Callable[..., jax.Array]:
     """`(params, image, generation, numbers, keys) -> tokens`, compiled per shape and
     `generation`."""
@@ -83,7 +83,7 @@ def cached(
 
 
 def uncached(
-    model: Functional, model_state: Any, batch: int, length: int
+    model: Functional, model_state: Arrays, batch: int, length: int
 ) -> Callable[..., jax.Array]:
     """`(params, image) -> tokens`: greedy, of the full length, nothing kept between tokens but the
     tokens."""
@@ -107,7 +107,7 @@ def uncached(
     return write
 
 
-def measure(size: str, batch: int, length: int, beams: int, rounds: int) -> dict[str, Any]:
+def measure(size: str, batch: int, length: int, beams: int, rounds: int) -> dict[str, Json]:
     """Seconds by method, ratios to `uncached` and of beams to greedy, compiled programs, and
     whether both ways wrote the same."""
     model = build(size, length)
@@ -146,7 +146,7 @@ def measure(size: str, batch: int, length: int, beams: int, rounds: int) -> dict
     }
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def main(argv: list[str] | None = None) -> dict[str, Json]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -217,14 +217,8 @@ class Captioner(Model):
         options = dict(rngs=rngs, dtype=dtype)
 
         def projection(width: int) -> Linear:
-            return Linear(
-                width,
-                embed,
-                axes=("embed", "joint"),
-                bias=False,
-                init=normal(width**-0.5),
-                **options,
-            )
+            init = normal(width**-0.5)
+            return Linear(width, embed, axes=("embed", "joint"), bias=False, init=init, **options)
 
         self.width = sizes.width
         self.dtype = dtype

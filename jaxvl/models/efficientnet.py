@@ -279,19 +279,13 @@ class EfficientNetConfig(EncoderConfig):
             f"{self.stem_patch} must divide the image of {inputs.image_size} pixels",
         )
         total = self.stem_patch * self.stem_stride * math.prod(s.stride for s in self.plan()[1])
-        check(
-            inputs.image_size >= total,
-            "stem_stride",
-            (
-                f"the network divides the side by {total}, more than the image of "
-                f"{inputs.image_size} pixels has"
-            )
-            + (
-                "; a stem_stride of 1 or stages of stride 1 keep more"
-                if self.stem_stride == 2
-                else "; use stages of stride 1"
-            ),
+        halved = self.stem_stride == 2
+        more = "a stem_stride of 1 or stages of stride 1 keep more"
+        problem = (
+            f"the network divides the side by {total}, more than the image of "
+            f"{inputs.image_size} pixels has; {more if halved else 'use stages of stride 1'}"
         )
+        check(inputs.image_size >= total, "stem_stride", problem)
 
     def build(
         self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
