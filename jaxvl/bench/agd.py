@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxvl.aliases import Foreign, Json
+from jaxvl.aliases import Json
 from jaxvl.bench.harness import in_turn, publish
 from jaxvl.config import load_file, resolve
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
@@ -102,7 +102,7 @@ def takers(experiment: Experiment, steps: int) -> dict[str, Callable[[], object]
         batches[name] = (jax.device_put(values, batch_sharding(mesh)),)
 
     def take(*names: str) -> Callable[[], object]:
-        def run() -> Foreign:
+        def run() -> object:
             for _ in range(steps):
                 for name in names:
                     held[0], (metrics,) = bound[name](held[0], batches[name])

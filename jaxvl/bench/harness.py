@@ -18,7 +18,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from jaxvl.aliases import Foreign, Json
+from jaxvl.aliases import Json
 from jaxvl.training.describe import describe_machine
 
 
@@ -61,7 +61,7 @@ def isolated(
     process.start()
     there.close()
 
-    def take() -> Foreign:
+    def take() -> object:
         here.send("take")
         try:
             ok, value = here.recv()

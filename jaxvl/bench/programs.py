@@ -34,7 +34,6 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from jaxvl.aliases import Foreign
 from jaxvl.bench.harness import publish
 from jaxvl.config import load_file, override, resolve
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
@@ -88,7 +87,9 @@ def recorded() -> Iterator[list[jax.stages.Compiled]]:
     programs = []
     compile_it = jax.stages.Lowered.compile
 
-    def compile_and_keep(lowered: jax.stages.Lowered, *args: Any, **options: Any) -> Foreign:
+    def compile_and_keep(
+        lowered: jax.stages.Lowered, *args: Any, **options: Any
+    ) -> jax.stages.Compiled:
         programs.append(compile_it(lowered, *args, **options))
         return programs[-1]
 
