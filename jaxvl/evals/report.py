@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxvl import paths
-from jaxvl.data.stages import STAGES
+from jaxvl.data.bottlenecks import STAGES
 from jaxvl.evals import recorded
 from jaxvl.evals.charts import Chart, Series, chart, write
 from jaxvl.evals.recorded import read_metrics as read_metrics

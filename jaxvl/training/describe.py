@@ -16,7 +16,7 @@ from rich.markup import escape
 from jaxvl import paths
 from jaxvl.aliases import Json
 from jaxvl.config import to_dict
-from jaxvl.data.stages import ADVICE, SLOW
+from jaxvl.data.bottlenecks import ADVICE, SLOW
 from jaxvl.models.functional import Functional
 from jaxvl.training.compile import Program
 from jaxvl.training.experiment import Experiment

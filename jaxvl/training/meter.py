@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 
-from jaxvl.data import stages
+from jaxvl.data import bottlenecks
 from jaxvl.data.feed import SIGNAL, Feed
 from jaxvl.sharding.hosts import Signal
 from jaxvl.training.cost import Cost
@@ -112,11 +112,11 @@ class Meter:
         return {**self._clock.seconds(), "data": sum(feed.waited for feed in self._feeds.values())}
 
     def _stages(self) -> dict[str, float]:
-        return stages.add(feed.stage_seconds for feed in self._feeds.values())
+        return bottlenecks.add(feed.stage_seconds for feed in self._feeds.values())
 
     def input_shares(self) -> dict[str, float]:
         """Share of each stage in the work of the input, since the start of this process."""
-        return stages.shares(self._stages())
+        return bottlenecks.shares(self._stages())
 
     def tick(
         self, step: int, turn: Turn, metrics: Sequence[dict[str, jax.Array]]
@@ -157,7 +157,7 @@ class Meter:
         now = self._seconds()
         spent = {account: now[account] - self._then[account] for account in now}
         now_stages = self._stages()
-        worked = stages.shares(
+        worked = bottlenecks.shares(
             {stage: now_stages[stage] - self._stages_then[stage] for stage in now_stages}
         )
         rates = self._rates(spent) | {f"input_{stage}": share for stage, share in worked.items()}
