@@ -22,6 +22,6 @@ Leaf = Any
 # A part of a config before it is resolved: names of fields -> values.
 Node = Mapping[str, Leaf]
 # What a column of a record holds: a text, a number, bytes, a list; the column's kind says which.
-Value = Any
+ColumnValue = Any
 # A module or an object of a library without types of its own.
 Foreign = Any

@@ -48,7 +48,7 @@ from jaxvl.training.teacher_models import make_teachers
 GIB = 2**30
 
 
-class Figures(TypedDict):
+class PlanFigures(TypedDict):
     """What `plan` finds out."""
 
     topology: str
@@ -60,7 +60,7 @@ class Figures(TypedDict):
     tasks: dict[str, dict[str, Cost | float]]
 
 
-def plan(experiment: Experiment, topology: str) -> Figures:
+def plan(experiment: Experiment, topology: str) -> PlanFigures:
     """The figures.
 
     Returns:
@@ -130,7 +130,7 @@ def _bytes(shapes: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def show(console: Console, figures: Figures) -> None:
+def show(console: Console, figures: PlanFigures) -> None:
     memory = chip(figures["topology"]).memory
     part = figures["bytes"]
     console.print(

@@ -22,7 +22,7 @@ from jaxvl.before import BEFORE, Before
 from jaxvl.config import Batch, ConfigError, Range, Weight, check, choose, convert, resolve, to_dict
 from jaxvl.data.config import POSITION, DataConfig
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.objectives import OBJECTIVES, Context, Objective, Points, State
+from jaxvl.objectives import OBJECTIVES, Context, Objective, ObjectiveState, Points
 
 # Modalities that `Task.prepare` makes larger: uint8 from the loader, float32 for the model.
 VISUAL = ("image", "video")
@@ -301,9 +301,9 @@ class Task:
         self,
         outputs: Mapping[str, jax.Array],
         batch: Mapping[str, jax.Array],
-        states: Mapping[str, State],
+        states: Mapping[str, ObjectiveState],
         context: Context,
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, State]]]:
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, ObjectiveState]]]:
         """Weighted sum of the objectives.
 
         Args:

@@ -104,7 +104,7 @@ ASKS = {
 }
 # Names that stand for any type at all, by file; each has its reason beside it.
 FREE_TYPES = {
-    "aliases.py": {"Foreign", "Leaf", "Tree", "Value"},
+    "aliases.py": {"ColumnValue", "Foreign", "Leaf", "Tree"},
     "config/schema.py": {"Annotation", "Component"},
     "data/preparing/gathering.py": {"PCollection", "Pipeline"},  # where Beam is not installed
 }

@@ -33,7 +33,7 @@ from jaxvl.config import resolve
 from jaxvl.models import InputSpec
 from jaxvl.models.coca import CoCaConfig
 from jaxvl.models.functional import Functional, functional
-from jaxvl.models.generate import Generation, Texts, generate
+from jaxvl.models.generate import Generation, TextShape, generate
 
 # Decoder, and words of its vocabulary.
 SIZES = {
@@ -76,7 +76,7 @@ def cached(
         apply = functools.partial(model.apply, params, model_state)
         (kv_cache, cross_kv), _ = apply(image, length, method="prefill")
         step = lambda kv_cache, *args: apply(kv_cache, cross_kv, *args, method="decode_step")[0]
-        texts = Texts(batch, length, EOS, PAD)
+        texts = TextShape(batch, length, EOS, PAD)
         return generate(step, kv_cache, generation, texts, keys=keys, numbers=numbers).tokens
 
     return write

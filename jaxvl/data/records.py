@@ -15,9 +15,9 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
-from jaxvl.aliases import Value
+from jaxvl.aliases import ColumnValue
 
-Record = dict[str, Value]
+Record = dict[str, ColumnValue]
 FIELDS = ("key", "image", "label", "style", "captions")
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxvl.aliases import Value
+from jaxvl.aliases import ColumnValue
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.fields.caption import texts_of
@@ -182,7 +182,7 @@ class Labels(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def values_of(source: Source, name: str) -> tuple[Value | None, ...]:
+def values_of(source: Source, name: str) -> tuple[ColumnValue | None, ...]:
     """A column of every record, read without pictures; None where a record is bad or lacks it."""
     found = source.column(name)
     there = source.present(name)

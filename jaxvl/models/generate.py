@@ -119,7 +119,7 @@ class Numbers(NamedTuple):
     seed: int | jax.Array
 
 
-class Texts(NamedTuple):
+class TextShape(NamedTuple):
     """The form of the texts that are to be written, int32 [B, T].
 
     Attributes:
@@ -164,7 +164,7 @@ def generate(
     decode_step: Step,
     kv_cache: Tree,
     config: Generation,
-    texts: Texts,
+    texts: TextShape,
     *,
     keys: jax.Array | None = None,
     numbers: Numbers | None = None,

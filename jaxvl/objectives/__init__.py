@@ -32,7 +32,7 @@ OBJECTIVES = Registry("objective", __name__)
 
 Points = tuple[tuple[float, float], ...]  # (step, value)
 # What an objective keeps from step to step: name -> array, or a tree of arrays.
-State = dict[str, Tree]
+ObjectiveState = dict[str, Tree]
 
 
 @jax.tree_util.register_dataclass
@@ -109,7 +109,7 @@ class Objective:
         other."""
         return type(self).init_state is not Objective.init_state
 
-    def init_state(self, spec: StateSpec) -> State:
+    def init_state(self, spec: StateSpec) -> ObjectiveState:
         """The state before the first step: name -> array, or a tree of arrays. It is saved in
         checkpoints."""
         del spec
@@ -132,8 +132,8 @@ class Objective:
         return {}
 
     def __call__(
-        self, outputs: Arrays, batch: Arrays, state: State, context: Context
-    ) -> tuple[Loss, State]:
+        self, outputs: Arrays, batch: Arrays, state: ObjectiveState, context: Context
+    ) -> tuple[Loss, ObjectiveState]:
         """The loss of the whole batch, and the state after it.
 
         Args:

@@ -14,7 +14,7 @@ from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.differentiable import Functions
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
-from jaxvl.models.generate import Texts, generate
+from jaxvl.models.generate import TextShape, generate
 from jaxvl.training.experiment import Experiment
 
 
@@ -47,7 +47,7 @@ def make_encoders(
         (kv_cache, cross_kv), _ = apply(pixels, length, method="prefill")
         step = lambda kv_cache, *args: apply(kv_cache, cross_kv, *args, method="decode_step")[0]
         prompt = prompt if prompt is None else prompt[:, begun:]
-        texts = Texts(len(pixels), length - begun, tokenizer.eos_id, tokenizer.pad_id)
+        texts = TextShape(len(pixels), length - begun, tokenizer.eos_id, tokenizer.pad_id)
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(numbers.seed)))(index)
         tokens = generate(
             step,

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from jaxvl.aliases import Json, Tree
+from jaxvl.aliases import Json, Tree, Weights
 from jaxvl.models.functional import Arrays, Functional
-from jaxvl.objectives import Objective, State, StateSpec
+from jaxvl.objectives import Objective, ObjectiveState, StateSpec
 from jaxvl.sharding import param_shardings
 from jaxvl.sharding.mesh import replicated
 from jaxvl.sharding.rules import spec
 from jaxvl.tasks import Task
-from jaxvl.training.teachers import Teacher, Weights
+from jaxvl.training.teachers import Teacher
 
 FORM = 2  # of a state in a checkpoint
 _OLDER_NAMES = {"model_state": "rest", "objective_state": "aux"}
@@ -72,7 +72,7 @@ class TrainState:
     opt_state: optax.OptState
     ema: Arrays | None
     teachers: dict[str, Weights | tuple[()]]
-    objective_state: dict[str, State]
+    objective_state: dict[str, ObjectiveState]
     guard: dict[str, GuardState]
 
     @property

@@ -19,7 +19,7 @@ from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Column, Source
 from jaxvl.evals.differentiable import Functions
 from jaxvl.evals.encoders import Encoders
-from jaxvl.models.generate import Texts, generate
+from jaxvl.models.generate import TextShape, generate
 
 SIZE = 8
 PREPROCESS = Preprocess(
@@ -213,7 +213,7 @@ def scorer(mesh, table, batch=16, length=5):
             step,
             label(pixels),
             generation,
-            Texts(len(pixels), length, 1, 0),
+            TextShape(len(pixels), length, 1, 0),
             **options,
         ).tokens
 

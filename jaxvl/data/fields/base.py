@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from jaxvl.aliases import Json, Value
+from jaxvl.aliases import ColumnValue, Json
 from jaxvl.config import check, nearest
 from jaxvl.data.cache import Cache
 from jaxvl.data.preprocess import Preprocess
@@ -56,11 +56,11 @@ class Reader(Protocol):
     columns: tuple[str, ...]
     key: Hashable
 
-    def load(self, record: Record) -> Value | None:
+    def load(self, record: Record) -> ColumnValue | None:
         """What the field takes from a record, once for all its rows; None: the record has none.
         Raises BadRecord."""
 
-    def write(self, out: Arrays, row: int, value: Value, draws: Sequence[float]) -> None:
+    def write(self, out: Arrays, row: int, value: ColumnValue, draws: Sequence[float]) -> None:
         """Fills row `row` of the field's arrays. `draws` are the field's uniform numbers in [0, 1)
         for this row."""
 

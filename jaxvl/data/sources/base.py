@@ -12,11 +12,11 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from jaxvl.aliases import Value
+from jaxvl.aliases import ColumnValue
 from jaxvl.data.classes import ClassSet
 
 Kind = Literal["image", "frames", "audio", "text", "texts", "class", "int", "float", "array"]
-Record = Mapping[str, Value]  # column -> value; a column that the record lacks is not in it
+Record = Mapping[str, ColumnValue]  # column -> value; a column that the record lacks is not in it
 Log = Callable[[str], None]
 ABSENT = {
     "class": -1,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxvl.aliases import Value
+from jaxvl.aliases import ColumnValue
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources.base import Column, Record, Source
 from jaxvl.evals.benchmarks.files import Values, as_objects
@@ -80,7 +80,7 @@ class Tables:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def values(self, name: str) -> list[Value]:
+    def values(self, name: str) -> list[ColumnValue]:
         """All values of a column, as Python has them."""
         if name not in self.names:
             raise DataError(
@@ -92,7 +92,7 @@ class Tables:
             for value in self._part(number, (name,)).column(name).to_pylist()
         ]
 
-    def value(self, row: int, name: str) -> Value:
+    def value(self, row: int, name: str) -> ColumnValue:
         """One value of a column whose values may be large; the last row groups that were read are
         kept."""
         number = int(np.searchsorted(self._starts, row, "right")) - 1
