@@ -151,8 +151,8 @@ class Feed(Iterator):
 
     @property
     def stage_seconds(self) -> dict[str, float]:
-        """Stage (`bottlenecks.STAGES`) -> seconds that all threads of this process together have spent
-        in it."""
+        """Stage (`bottlenecks.STAGES`) -> seconds that all threads of this process together have
+        spent in it."""
         return add(
             [self._seconds_before, {**self._batches.seconds(), "transfer": self._transferred}]
         )
