@@ -33,7 +33,6 @@ import pathlib
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 from absl import logging
@@ -42,6 +41,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.command import run_command, start
 from jaxvl.config import ConfigError, check, to_path
 from jaxvl.data.class_sets import read_templates
@@ -73,7 +73,7 @@ OPTIONS = {
 OPTIONS |= {"templates": None, "out": None, "step": None, **hosts.OPTIONS}
 
 
-def benchmark(command: Command, console: Console) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def benchmark(command: Command, console: Console) -> tuple[list[dict[str, Json]], dict[str, str]]:
     """Results of every chosen set, and why the others have none; the first process also writes
     them.
 
@@ -101,7 +101,7 @@ def benchmark(command: Command, console: Console) -> tuple[list[dict[str, Any]],
         paths.make_folder(out)
     run = _Run(encoders, model, out, templates, "again" in command.options, console)
     run.tell_unknown(there.unknown)
-    done: list[dict[str, Any]] = []
+    done: list[dict[str, Json]] = []
     failed: dict[str, str] = {}
     for found in chosen:
         node, why = run.measure(found)
@@ -150,7 +150,7 @@ class _Run:
                 f"not recognised: {len(unknown) - MOST_TOLD} more; --list has them all", "dim"
             )
 
-    def measure(self, found: Found) -> tuple[dict[str, Any] | None, str]:
+    def measure(self, found: Found) -> tuple[dict[str, Json] | None, str]:
         """The result of a set, or why there is none."""
         opened, why = agreed_open(found)
         if opened is None:
@@ -279,7 +279,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
     return 1 if failed else 0
 
 
-def _show(done: list[Mapping[str, Any]], failed: Mapping[str, str]) -> None:
+def _show(done: list[Mapping[str, Json]], failed: Mapping[str, str]) -> None:
     console = Console()
     console.print(results.table(done))
     if failed:

@@ -23,7 +23,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import numpy as np
@@ -48,7 +48,19 @@ from jaxvl.training.teacher_models import make_teachers
 GIB = 2**30
 
 
-def plan(experiment: Experiment, topology: str) -> dict[str, Any]:
+class PlanFigures(TypedDict):
+    """What `plan` finds out."""
+
+    topology: str
+    devices: int
+    mesh: dict[str, int]
+    parameters: int
+    bytes: dict[str, int]
+    sharding: dict[str, int]
+    tasks: dict[str, dict[str, Cost | float]]
+
+
+def plan(experiment: Experiment, topology: str) -> PlanFigures:
     """The figures.
 
     Returns:
@@ -118,7 +130,7 @@ def _bytes(shapes: Any, shardings: Any) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def show(console: Console, figures: dict[str, Any]) -> None:
+def show(console: Console, figures: PlanFigures) -> None:
     memory = chip(figures["topology"]).memory
     part = figures["bytes"]
     console.print(

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 import jax
@@ -22,7 +22,7 @@ from jaxvl.before import BEFORE, Before
 from jaxvl.config import Batch, ConfigError, Range, Weight, check, choose, convert, resolve, to_dict
 from jaxvl.data.config import POSITION, DataConfig
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.objectives import OBJECTIVES, Context, Objective, Points
+from jaxvl.objectives import OBJECTIVES, Context, Objective, ObjectiveState, Points
 
 # Modalities that `Task.prepare` makes larger: uint8 from the loader, float32 for the model.
 VISUAL = ("image", "video")
@@ -224,7 +224,7 @@ class Task:
         )
         return json.dumps([*parts, self.name if has_state else None], default=repr)
 
-    def check_outputs(self, outputs: dict[str, Any], batch: dict[str, Any]) -> None:
+    def check_outputs(self, outputs: Collection[str], batch: Collection[str]) -> None:
         """Raises ConfigError where an objective reads what the model or the data does not give."""
         for key, use in self.config.objectives.items():
             for kind, needed, given in (
@@ -301,9 +301,9 @@ class Task:
         self,
         outputs: Mapping[str, jax.Array],
         batch: Mapping[str, jax.Array],
-        states: Mapping[str, Any],
+        states: Mapping[str, ObjectiveState],
         context: Context,
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, Any]]]:
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict[str, ObjectiveState]]]:
         """Weighted sum of the objectives.
 
         Args:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
+from jaxvl.aliases import Arrays
 from jaxvl.config import ConfigError, check
 from jaxvl.nn.stack import stack
 
-Arrays = Mapping[str, jax.Array]
 INSIDE = re.compile(r"(^|/)adapter/")  # of an adapter's own parameters
 
 

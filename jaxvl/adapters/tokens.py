@@ -83,8 +83,7 @@ class PromptsConfig(Adapter):
             how = dict(after=self.after, mode=self.coupled_mode, rngs=rngs)
             put(stack, label, CoupledPrompts(source, stack.sizes.width, **how), path, most=1)
         # Also at the root, and so first there: the path does not depend on who follows.
-        root = getattr(model, "adapter", None) or {}
-        model.adapter = nnx.Dict({**root, label: source})
+        model.adapter = nnx.Dict({**(model.adapter or {}), label: source})
 
     def _layers(self, stacks: Sequence[tuple[str, Transformer]]) -> int:
         """J. Raises ConfigError where one of the stacks has fewer layers."""

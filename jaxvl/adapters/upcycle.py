@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from jaxvl.aliases import Arrays
 from jaxvl.nn.moe import MoeConfig
-
-Arrays = Mapping[str, jax.Array]
 
 # `optim.freeze` that trains nothing but routers, as CLIP-MoE has it.
 ALL_BUT_ROUTERS = r"^(?!.*/moe/router/)"
@@ -83,7 +81,7 @@ def dense_path(path: str) -> str:
     return path.replace("/moe/experts/", "/mlp/", 1)
 
 
-def moe_configs(model: Any) -> list[MoeConfig]:
+def moe_configs(model: object) -> list[MoeConfig]:
     """The different configurations of experts in a model's, a tree of dataclasses."""
     if isinstance(model, MoeConfig):
         return [model]

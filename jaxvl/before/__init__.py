@@ -10,16 +10,16 @@ those whose findings it reads, and sees what they have found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import jax
 
+from jaxvl.aliases import Arrays, Leaf, Tree
 from jaxvl.config import Registry
 
 BEFORE = Registry("hook", __name__)
 
-Arrays = Mapping[str, jax.Array]
 Prepare = Callable[[Arrays], dict[str, jax.Array]]
 
 
@@ -36,11 +36,11 @@ class BoundModel(Protocol):
     def outputs(self, inputs: Arrays) -> dict[str, jax.Array]:
         """The named outputs of the model's call."""
 
-    def apply(self, *args: Any, method: str, **options: Any) -> Any:
+    def apply(self, *args: Tree, method: str, **options: Tree) -> Tree:
         """The result of one of the model's methods, such as `encode_image`."""
 
     def generate(
-        self, image: jax.Array, length: int, keys: jax.Array | None = None, **how: Any
+        self, image: jax.Array, length: int, keys: jax.Array | None = None, **how: Leaf
     ) -> tuple[jax.Array, jax.Array]:
         """Captions of pictures [B, S, S, C]: int32 [B, T], and which tokens were chosen freely,
         bool [B, T].

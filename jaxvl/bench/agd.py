@@ -15,13 +15,13 @@ import itertools
 import pathlib
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.bench.harness import in_turn, publish
 from jaxvl.config import load_file, resolve
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
@@ -35,11 +35,11 @@ from jaxvl.training.schedule import Turn
 WORDS = 512
 
 
-def small() -> dict[str, Any]:
+def small() -> dict[str, Json]:
     """Config of three tasks: batches of different pictures, texts and rows; the third with another
     objective too."""
 
-    def task(batch: int, image_size: int, text_length: int, **objectives: float) -> dict[str, Any]:
+    def task(batch: int, image_size: int, text_length: int, **objectives: float) -> dict[str, Json]:
         fields = dict(
             image=dict(name="picture", size=image_size),
             text=dict(name="caption", columns="name/en", length=text_length),
@@ -65,7 +65,7 @@ def small() -> dict[str, Any]:
     )
 
 
-def takers(experiment: Experiment, steps: int) -> dict[str, Callable[[], Any]]:
+def takers(experiment: Experiment, steps: int) -> dict[str, Callable[[], object]]:
     """Functions that take `steps` steps of each task, and as many of either of each pair in turn,
     under `jax.set_mesh`."""
     mesh = make_mesh(experiment.mesh)
@@ -101,8 +101,8 @@ def takers(experiment: Experiment, steps: int) -> dict[str, Callable[[], Any]]:
         }
         batches[name] = (jax.device_put(values, batch_sharding(mesh)),)
 
-    def take(*names: str) -> Callable[[], Any]:
-        def run() -> Any:
+    def take(*names: str) -> Callable[[], object]:
+        def run() -> object:
             for _ in range(steps):
                 for name in names:
                     held[0], (metrics,) = bound[name](held[0], batches[name])

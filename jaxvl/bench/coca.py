@@ -15,7 +15,6 @@ import dataclasses
 import pathlib
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.config import load_file, override, resolve
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
@@ -36,7 +36,7 @@ from jaxvl.training.schedule import Turn
 LOSSES = ("both", "contrast", "caption")
 
 
-def taker(config: str, loss: str, changes: dict[str, str]) -> Callable[[], Any]:
+def taker(config: str, loss: str, changes: dict[str, str]) -> Callable[[], object]:
     """A function that takes one step. Objectives of weight 0 are left out."""
     experiment = resolve(Experiment, override(load_file(f"{config}:loss={loss}"), changes))
     (name, task), *_ = experiment.tasks.items()
@@ -94,7 +94,7 @@ def rows(shapes: dict[str, jax.ShapeDtypeStruct], words: int) -> dict[str, jnp.n
     }
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def main(argv: list[str] | None = None) -> dict[str, Json]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

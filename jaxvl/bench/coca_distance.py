@@ -24,11 +24,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.bench.harness import publish
 from jaxvl.config import load_file, resolve, to_dict
 from jaxvl.training.experiment import Experiment
@@ -113,9 +113,9 @@ def take(config: str, workdir: pathlib.Path, file: pathlib.Path) -> str:
     return f"took {seconds:.0f} s: {100 * result['figures'][FIGURE]:.1f} %"
 
 
-def collect(folder: pathlib.Path) -> dict[str, dict[int, dict[str, Any]]]:
+def collect(folder: pathlib.Path) -> dict[str, dict[int, dict[str, Json]]]:
     """Run -> seed -> result, of all that are there."""
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+    found: dict[str, dict[int, dict[str, Json]]] = {}
     for file in sorted(folder.glob("*/*.json")):
         found.setdefault(file.parent.name, {})[int(file.stem)] = json.loads(file.read_text())
     return found
@@ -129,7 +129,7 @@ def spread(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
-def table_of(found: dict[str, dict[int, dict[str, Any]]], title: str) -> Table:
+def table_of(found: dict[str, dict[int, dict[str, Json]]], title: str) -> Table:
     """The base first, then the runs from the worst to the best difference."""
     table = Table(title=title, title_justify="left")
     for heading in ("run", "seeds", "first guess %", f"less than {BASE}", "token F1 %", "s"):
@@ -156,7 +156,7 @@ def table_of(found: dict[str, dict[int, dict[str, Any]]], title: str) -> Table:
     return table
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def main(argv: list[str] | None = None) -> dict[str, Json]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Depth, Heads, Hidden, Range, Width
 from jaxvl.models import IMAGE_ENCODERS, TEXT_ENCODERS
@@ -42,7 +43,9 @@ class CoCaPooledConfig(EncoderConfig):
     def check_inputs(self, inputs: InputSpec) -> None:
         self.encoder.check_inputs(inputs)
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> CoCaPooled:
+    def build(
+        self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> CoCaPooled:
         return CoCaPooled(self, inputs, rngs=rngs, dtype=dtype)
 
 
@@ -55,7 +58,7 @@ class CoCaPooled(nnx.Module):
         inputs: InputSpec,
         *,
         rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.encoder = config.encoder.build(inputs, rngs, dtype)
         cascade = config.poolers == "cascade"
@@ -105,7 +108,7 @@ class CoCaTextConfig(EncoderConfig):
     def features(self) -> int:
         return self.width
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> CoCaText:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> CoCaText:
         return CoCaText(self, inputs, rngs=rngs, dtype=dtype)
 
 
@@ -118,7 +121,7 @@ class CoCaText(nnx.Module):
         inputs: InputSpec,
         *,
         rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         width = config.width
         self.words = Embedding(inputs.vocab_size, width, rngs=rngs, dtype=dtype)

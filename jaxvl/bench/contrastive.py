@@ -23,9 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.config import ConfigError
 from jaxvl.kernels.contrastive import contrastive_loss, plan
@@ -59,7 +61,9 @@ def loss_and_gradients(kind: str, **options: Any):
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
 
 
-def operands(batch: int, width: int, dtype: Any, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
+def operands(
+    batch: int, width: int, dtype: DTypeLike, mesh: Mesh
+) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shapes of the loss' arguments, rows sharded over the mesh."""
     rows = jax.ShapeDtypeStruct(
         (batch, width), dtype, sharding=NamedSharding(mesh, PartitionSpec("data"))
@@ -81,7 +85,7 @@ def compiled(kind: str, shapes, mesh: Mesh, **options: Any):
 # Time
 
 
-def time_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def time_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
     """Median seconds per batch size and implementation, and the compiler's temporary bytes."""
     default = plan(
         (max(args.batch),) * 2 + (args.width,), args.dtype, kind=args.kind
@@ -130,7 +134,7 @@ def time_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 # Memory on a mesh
 
 
-def memory_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def memory_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
     """Temporary bytes per device as the batch grows with the mesh."""
     devices = jax.devices()
     for n in args.devices:
@@ -156,7 +160,7 @@ def why(error: Exception) -> str:
     )
 
 
-def temporary(program: Any) -> int:
+def temporary(program: jax.stages.Compiled) -> int:
     return program.memory_analysis().temp_size_in_bytes
 
 
@@ -164,7 +168,7 @@ def temporary(program: Any) -> int:
 # Accelerators that are not here
 
 
-def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
     """Temporary bytes and the roofline of each implementation on one device of each topology, as
     its compiler has it."""
     for topology in args.compile:
@@ -218,7 +222,7 @@ COLUMNS = {
 }
 
 
-def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+def table(rows: Sequence[dict[str, Json]], title: str) -> Table:
     out = Table(title=title, title_justify="left")
     used = [c for c in COLUMNS if any(r.get(c) is not None for r in rows)]
     for column in used:
@@ -231,7 +235,7 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     return out
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Json]]:
     """Prints the table; returns (and, with --json, writes) its rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

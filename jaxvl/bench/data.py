@@ -17,7 +17,6 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import ml_collections
@@ -25,6 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.bench.harness import publish
 from jaxvl.config import check, choose, override
 from jaxvl.data import stages
@@ -41,7 +41,7 @@ from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import BadRecord
 from jaxvl.data.samplers.shuffled import Shuffled
 from jaxvl.data.sources import SOURCES
-from jaxvl.data.sources.base import Record, Source
+from jaxvl.data.sources.base import Record, Source, SourceConfig
 from jaxvl.data.sources.selected import Selected
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
 from jaxvl.sharding import make_mesh
@@ -95,7 +95,7 @@ class Figure:
     core_seconds: float
 
     @property
-    def row(self) -> dict[str, Any]:
+    def row(self) -> dict[str, Json]:
         return {
             "part": self.part,
             "images": self.images,
@@ -105,7 +105,7 @@ class Figure:
         }
 
 
-def measure(part: str, images: int, work: Callable[[], Any]) -> Figure:
+def measure(part: str, images: int, work: Callable[[], object]) -> Figure:
     """Runs `work` once."""
     wall = time.perf_counter()
     core = time.process_time()
@@ -133,7 +133,7 @@ def read(source: Source, wanted: Sequence[int], columns: Sequence[str]) -> list[
 
 def loaded(
     readers: Mapping[str, Reader], records: Sequence[Record]
-) -> list[tuple[Record, dict[str, Any]]]:
+) -> list[tuple[Record, dict[str, Json]]]:
     """Those records of which every field takes something, with what it takes."""
     found = []
     for record in records:
@@ -278,7 +278,7 @@ def table(figures: Sequence[Figure], title: str) -> Table:
     return out
 
 
-def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Any]:
+def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, SourceConfig]:
     """(options, the source's config). Raises ConfigError."""
     parser = argparse.ArgumentParser(
         prog="python -m jaxvl.bench.data",
@@ -346,7 +346,7 @@ def train(source: Source, caption: Caption, n: int) -> tuple[Tokenizer, Figure]:
     return trained[0], figure
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> dict[str, Json]:
     """Prints the table; returns (and, with --json, writes) the figures and the machine."""
     args, source_config = parse(argv)
     console = Console()

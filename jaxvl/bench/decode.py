@@ -23,13 +23,13 @@ import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.bench.harness import publish
 from jaxvl.data import fast_pictures
 from jaxvl.data.pictures import decode_picture, open_picture
@@ -242,7 +242,7 @@ def pictures(folder: pathlib.Path | None, n: int) -> Iterator[bytes]:
 # Time
 
 
-def lowest(works: Mapping[str, Callable[[int], Any]], n: int, rounds: int) -> dict[str, float]:
+def lowest(works: Mapping[str, Callable[[int], object]], n: int, rounds: int) -> dict[str, float]:
     """Microseconds of processor time per call `work(i)`: the mean over `n` of the lowest of the
     rounds. Ways take turns."""
     best = {name: np.full(n, np.inf) for name in works}
@@ -256,7 +256,7 @@ def lowest(works: Mapping[str, Callable[[int], Any]], n: int, rounds: int) -> di
 
 
 def by_clock(
-    works: Mapping[str, Callable[[int], Any]], n: int, rounds: int, threads: int
+    works: Mapping[str, Callable[[int], object]], n: int, rounds: int, threads: int
 ) -> dict[str, float]:
     """Calls a second of `threads` threads: the median of the rounds."""
     rates: dict[str, list[float]] = {name: [] for name in works}
@@ -280,7 +280,7 @@ def difference(
     return float(np.mean([np.abs(a - b).mean() for a, b in pairs]))
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> dict[str, Json]:
     """Prints the table; returns (and, with --json, writes) the figures and the machine."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -18,7 +18,6 @@ import pathlib
 import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +25,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.bench.harness import add_member, isolated, publish
 from jaxvl.data.config import DataConfig, ReaderConfig
 from jaxvl.data.feed import Feed
@@ -124,7 +124,7 @@ def run(folder: str, way: str, batches: int, points: int) -> Callable[[], list[S
     return take
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> dict[str, Json]:
     """Prints the samples; returns (and, with --json, writes) them and the machine."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -19,7 +19,6 @@ import functools
 import pathlib
 import statistics
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +27,13 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Arrays, Json
 from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.config import resolve
 from jaxvl.models import InputSpec
 from jaxvl.models.coca import CoCaConfig
 from jaxvl.models.functional import Functional, functional
-from jaxvl.models.generate import Generation, generate
+from jaxvl.models.generate import Generation, TextShape, generate
 
 # Decoder, and words of its vocabulary.
 SIZES = {
@@ -66,7 +66,7 @@ def build(size: str, length: int) -> Functional:
 
 
 def cached(
-    model: Functional, model_state: Any, batch: int, length: int
+    model: Functional, model_state: Arrays, batch: int, length: int
 ) -> Callable[..., jax.Array]:
     """`(params, image, generation, numbers, keys) -> tokens`, compiled per shape and
     `generation`."""
@@ -76,23 +76,14 @@ def cached(
         apply = functools.partial(model.apply, params, model_state)
         (kv_cache, cross_kv), _ = apply(image, length, method="prefill")
         step = lambda kv_cache, *args: apply(kv_cache, cross_kv, *args, method="decode_step")[0]
-        ids = dict(eos_id=EOS, pad_id=PAD)
-        return generate(
-            step,
-            kv_cache,
-            generation,
-            batch=batch,
-            length=length,
-            keys=keys,
-            numbers=numbers,
-            **ids,
-        ).tokens
+        texts = TextShape(batch, length, EOS, PAD)
+        return generate(step, kv_cache, generation, texts, keys=keys, numbers=numbers).tokens
 
     return write
 
 
 def uncached(
-    model: Functional, model_state: Any, batch: int, length: int
+    model: Functional, model_state: Arrays, batch: int, length: int
 ) -> Callable[..., jax.Array]:
     """`(params, image) -> tokens`: greedy, of the full length, nothing kept between tokens but the
     tokens."""
@@ -116,7 +107,7 @@ def uncached(
     return write
 
 
-def measure(size: str, batch: int, length: int, beams: int, rounds: int) -> dict[str, Any]:
+def measure(size: str, batch: int, length: int, beams: int, rounds: int) -> dict[str, Json]:
     """Seconds by method, ratios to `uncached` and of beams to greedy, compiled programs, and
     whether both ways wrote the same."""
     model = build(size, length)
@@ -155,7 +146,7 @@ def measure(size: str, batch: int, length: int, beams: int, rounds: int) -> dict
     }
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def main(argv: list[str] | None = None) -> dict[str, Json]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

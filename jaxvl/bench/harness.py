@@ -18,11 +18,12 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.training.describe import describe_machine
 
 
 def in_turn(
-    takers: Mapping[str, Callable[[], Any]], rounds: int, calls: int = 1, warm: int = 0
+    takers: Mapping[str, Callable[[], object]], rounds: int, calls: int = 1, warm: int = 0
 ) -> dict[str, list[float]]:
     """Seconds of `rounds` x `calls` calls per taker, the takers in turn, so that a busy moment hits
     all of them alike.
@@ -46,7 +47,9 @@ def in_turn(
 
 
 @contextlib.contextmanager
-def isolated(make: Callable[..., Callable[[], Any]], *args: Any) -> Iterator[Callable[[], Any]]:
+def isolated(
+    make: Callable[..., Callable[[], object]], *args: object
+) -> Iterator[Callable[[], object]]:
     """A taker that lives in a process of its own, where `make(*args)` builds it: one library's
     threads and allocator cannot slow another's. Results come back pickled; an error in the process
     is raised here.
@@ -58,7 +61,7 @@ def isolated(make: Callable[..., Callable[[], Any]], *args: Any) -> Iterator[Cal
     process.start()
     there.close()
 
-    def take() -> Any:
+    def take() -> object:
         here.send("take")
         try:
             ok, value = here.recv()
@@ -76,7 +79,9 @@ def isolated(make: Callable[..., Callable[[], Any]], *args: Any) -> Iterator[Cal
         process.kill()
 
 
-def _serve(connection: Any, make: Callable[..., Callable[[], Any]], args: tuple[Any, ...]) -> None:
+def _serve(
+    connection: Any, make: Callable[..., Callable[[], object]], args: tuple[Any, ...]
+) -> None:
     try:
         take = make(*args)
         while connection.recv():
@@ -115,8 +120,8 @@ def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def publish(
-    console: Console, table: Table, result: dict[str, Any], path: pathlib.Path | None
-) -> dict[str, Any]:
+    console: Console, table: Table, result: dict[str, Json], path: pathlib.Path | None
+) -> dict[str, Json]:
     """Prints the table and the machine; returns (and writes to `path`) `result` with the
     machine."""
     machine = describe_machine()

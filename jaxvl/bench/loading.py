@@ -28,13 +28,14 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.bench.decode import made
 from jaxvl.bench.harness import add_member, isolated, processor_seconds, publish, ratio
 from jaxvl.data.batches import Batches
@@ -43,7 +44,7 @@ from jaxvl.data.fields.caption import Caption
 from jaxvl.data.fields.picture import Picture
 from jaxvl.data.preprocess import Preprocess, crop_box
 from jaxvl.data.sources.webdataset import WebDataset
-from jaxvl.data.tokenizers import TokenizerConfig, make_tokenizer
+from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig, make_tokenizer
 from jaxvl.interop.peers import peer
 
 SIDE = 224
@@ -97,7 +98,7 @@ def write_shards(folder: pathlib.Path, images: int, distinct: int = 200) -> None
                     add_member(tar, f"{i:09d}.{suffix}", content)
 
 
-def clip_tokenizer() -> Any:
+def clip_tokenizer() -> Tokenizer:
     """CLIP's byte pairs, from the file that open_clip carries."""
     return make_tokenizer(TokenizerConfig(kind="clip"))
 
@@ -188,7 +189,10 @@ def _pipeline(
     return take
 
 
-def metered(seconds: dict[str, float], stage: str, samples: Iterable[Any]) -> Iterator[Any]:
+Sample = TypeVar("Sample")
+
+
+def metered(seconds: dict[str, float], stage: str, samples: Iterable[Sample]) -> Iterator[Sample]:
     """The samples; `seconds[stage]` is the processor time that they took up to here."""
     seconds[stage] = 0.0
     iterator = iter(samples)
@@ -209,11 +213,11 @@ def cropped(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return picture.crop((left, top, right, bottom)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
-def tokens(tokenizer: Any, text: str) -> np.ndarray:
+def tokens(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return tokenizer.encode([text], LENGTH)[0]
 
 
-def timed(images: int, work: Callable[[], Any], workers: Sequence[int] = ()) -> dict[str, float]:
+def timed(images: int, work: Callable[[], object], workers: Sequence[int] = ()) -> dict[str, float]:
     """Processor time, that of other processes with it, and wall time of `work`, for each of
     `images` rows, in µs."""
     wall = time.perf_counter()
@@ -239,7 +243,7 @@ def shards(folder: pathlib.Path | None, images: int) -> Iterator[pathlib.Path]:
         yield pathlib.Path(made_here)
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> dict[str, Json]:
     """Prints the table; returns (and, with --json, writes) the figures and the machine."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

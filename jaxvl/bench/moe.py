@@ -26,9 +26,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json, Tree
 from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.config import ConfigError
-from jaxvl.nn.mlp import Mlp
+from jaxvl.nn.mlp import Mlp, MlpOptions
 from jaxvl.nn.moe import ExpertChoice, MoeConfig, MoeOutput, SkillMoe, Skills, Soft, TokenChoice
 from jaxvl.sharding.topology import chip, compile_only_devices
 
@@ -37,7 +38,8 @@ MIB = 2**20
 
 def layers(args: argparse.Namespace) -> dict[str, Callable[[nnx.Rngs], nnx.Module]]:
     """Name -> constructor; `dense` first."""
-    options = dict(activation="gelu_tanh", dtype=args.dtype)
+    perceptron = MlpOptions(activation="gelu_tanh", bias=False)
+    options = dict(options=perceptron, dtype=args.dtype)
     group = min(args.group, args.tokens)
     one = TokenChoice(capacity_factor=1.0)
     two = TokenChoice(top=2, capacity_factor=1.0)
@@ -56,7 +58,7 @@ def layers(args: argparse.Namespace) -> dict[str, Callable[[nnx.Rngs], nnx.Modul
         )
         return lambda rngs: config.build(args.width, args.hidden // share, rngs=rngs, **options)
 
-    dense = {"dense": lambda rngs: Mlp(args.width, args.hidden, bias=False, rngs=rngs, **options)}
+    dense = {"dense": lambda rngs: Mlp(args.width, args.hidden, rngs=rngs, **options)}
     wanted = {
         name: moe(*case)
         for name, case in cases.items()
@@ -65,7 +67,7 @@ def layers(args: argparse.Namespace) -> dict[str, Callable[[nnx.Rngs], nnx.Modul
     return dense | wanted
 
 
-def step_of(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Callable[..., Any], nnx.State]:
+def step_of(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Callable[..., Tree], nnx.State]:
     """`(params, x) -> loss and gradients`, not jitted, and the shapes of its parameters."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))), nnx.Param)
 
@@ -81,7 +83,7 @@ def step_of(make: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Callable[..., Any],
     return jax.value_and_grad(loss, (0, 1)), params
 
 
-def time_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def time_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
     """Median seconds of each layer, and how many times the dense one's they are (median, lowest and
     highest of the rounds)."""
     x = jnp.asarray(
@@ -110,7 +112,7 @@ def time_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         }
 
 
-def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
     """FLOP, bytes and roofline of each layer on one device of each topology, as its compiler has
     it."""
     for topology in args.compile:
@@ -154,7 +156,7 @@ COLUMNS = {
 }
 
 
-def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+def table(rows: Sequence[dict[str, Json]], title: str) -> Table:
     out = Table(title=title, title_justify="left")
     used = [c for c in COLUMNS if any(r.get(c) is not None for r in rows)]
     for column in used:
@@ -164,7 +166,7 @@ def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     return out
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Json]]:
     """Prints the table; returns (and, with --json, writes) its rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -8,11 +8,11 @@ import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import tokenizers
 
+from jaxvl.aliases import Foreign, Json
 from jaxvl.config import choose
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.text_sample import sample_texts
@@ -51,7 +51,7 @@ class Sizes:
     weight_decay: float = 0.2
     microbatches: int = 4
     init_scale: float | None = None
-    source: Mapping[str, Any] = dataclasses.field(
+    source: Mapping[str, Json] = dataclasses.field(
         default_factory=lambda: dict(name="emoji", split="train_a")
     )
 
@@ -72,9 +72,9 @@ class System:
 
     objectives: Mapping[str, float]
     losses: Mapping[str, str]
-    top: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    vision: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    text: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    top: Mapping[str, Json] = dataclasses.field(default_factory=dict)
+    vision: Mapping[str, Json] = dataclasses.field(default_factory=dict)
+    text: Mapping[str, Json] = dataclasses.field(default_factory=dict)
 
     @property
     def captions(self) -> bool:
@@ -106,7 +106,7 @@ SYSTEMS = {
 }
 
 
-def model_cfg(system: System, sizes: Sizes) -> dict[str, Any]:
+def model_cfg(system: System, sizes: Sizes) -> dict[str, Json]:
     """open_clip's configuration of the model."""
     head = sizes.width // sizes.heads
     text = dict(context_length=sizes.length, vocab_size=sizes.vocabulary, heads=sizes.heads)
@@ -143,7 +143,7 @@ def make_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:
     return Tokenizer("json", content, pad_id=PAD, eos_id=END, cls_id=START)
 
 
-def build_peer(config: Mapping[str, Any]) -> Any:
+def build_peer(config: Mapping[str, Json]) -> Foreign:
     """open_clip's model with the random weights that it begins with; always the same ones."""
     torch = peer("torch")
     library = peer("open_clip")
@@ -256,14 +256,14 @@ class Peer:
         return {name: p.detach().double().numpy() for name, p in self.model.named_parameters()}
 
 
-def _loss_of(system: System) -> Any:
+def _loss_of(system: System) -> Foreign:
     losses = peer("open_clip").loss
     if system.captions:
         return losses.CoCaLoss(system.objectives["captioning"], 1.0, pad_id=PAD)
     return losses.SigLipLoss() if "siglip" in system.objectives else losses.ClipLoss()
 
 
-def is_gain_or_bias(name: str, parameter: Any) -> bool:
+def is_gain_or_bias(name: str, parameter: Foreign) -> bool:
     """Whether open_clip's training leaves a parameter out of the decay."""
     words = ("bn", "ln", "bias", "logit_scale")
     return parameter.ndim < 2 or any(word in name for word in words)

@@ -18,7 +18,6 @@ import functools
 import pathlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json, Tree
 from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.kernels.contrastive import contrastive_loss, streamed_scores
 from jaxvl.kernels.contrastive.generic import Reduction, Score, both
@@ -39,7 +39,7 @@ SCORES = {"dot": Dot, "late": LateInteraction, "clips": AttentionWeighted}
 REDUCTIONS = {"softmax": CrossEntropy(), "kl": ReverseKL(), "hinge": Hinge()}
 
 
-def operands(name: str, batch: int, width: int) -> tuple[Any, Any]:
+def operands(name: str, batch: int, width: int) -> tuple[Tree, Tree]:
     """Rows and columns that the score `name` takes."""
     rng = np.random.default_rng(0)
 
@@ -52,7 +52,7 @@ def operands(name: str, batch: int, width: int) -> tuple[Any, Any]:
     return u, v
 
 
-def dense(score: Score, u: Any, v: Any, reduction: str) -> jax.Array:
+def dense(score: Score, u: Tree, v: Tree, reduction: str) -> jax.Array:
     """Sum of both directions' means, from `[B, B]` scores."""
     total = jnp.float32(0)
     rows, cols = both(score(u, v))
@@ -73,14 +73,14 @@ def dense(score: Score, u: Any, v: Any, reduction: str) -> jax.Array:
 def ways(name: str, reduction: str, block: int) -> dict[str, Callable]:
     """Way -> jitted `(u, v, scale) -> loss and gradients`."""
 
-    def streamed(u: Any, v: Any, scale: jax.Array) -> jax.Array:
+    def streamed(u: Tree, v: Tree, scale: jax.Array) -> jax.Array:
         reduce: Reduction = REDUCTIONS[reduction]
         return streamed_scores(SCORES[name](scale), u, v, reduce, block).loss("sum")
 
-    def whole(u: Any, v: Any, scale: jax.Array) -> jax.Array:
+    def whole(u: Tree, v: Tree, scale: jax.Array) -> jax.Array:
         return dense(SCORES[name](scale), u, v, reduction)
 
-    def fused(u: Any, v: Any, scale: jax.Array) -> jax.Array:
+    def fused(u: Tree, v: Tree, scale: jax.Array) -> jax.Array:
         return contrastive_loss(u, v, jnp.log(scale), directions="sum")
 
     found = dict(streamed=streamed, dense=whole)
@@ -89,7 +89,7 @@ def ways(name: str, reduction: str, block: int) -> dict[str, Callable]:
     return {way: jax.jit(jax.value_and_grad(loss, (0, 1, 2))) for way, loss in found.items()}
 
 
-def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measured(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
     """Median seconds and temporary bytes of each way, for each score, reduction, batch, block."""
     for name in args.score:
         for batch in args.batch:
@@ -100,7 +100,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _of_ways(
     args: argparse.Namespace, name: str, batch: int, block: int, inputs: tuple
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Json]]:
     for reduction in args.reduce:
         takers = {}
         memory = {}
@@ -139,7 +139,7 @@ COLUMNS = {
 }
 
 
-def table(rows: Sequence[dict[str, Any]], width: int) -> Table:
+def table(rows: Sequence[dict[str, Json]], width: int) -> Table:
     title = f"forward and backward, D = {width}, float32; speed against dense"
     out = Table(title=title, title_justify="left")
     for column in COLUMNS:
@@ -150,7 +150,7 @@ def table(rows: Sequence[dict[str, Any]], width: int) -> Table:
     return out
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Json]]:
     """Prints the table; returns (and, with --json, writes) its rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     def numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
 
-    def names(known: dict[str, Any]) -> Callable[[str], list[str]]:
+    def names(known: dict[str, Json]) -> Callable[[str], list[str]]:
         def parse(text: str) -> list[str]:
             unknown = set(text.split(",")) - set(known)
             if unknown:

@@ -87,7 +87,9 @@ def recorded() -> Iterator[list[jax.stages.Compiled]]:
     programs = []
     compile_it = jax.stages.Lowered.compile
 
-    def compile_and_keep(lowered: jax.stages.Lowered, *args: Any, **options: Any) -> Any:
+    def compile_and_keep(
+        lowered: jax.stages.Lowered, *args: Any, **options: Any
+    ) -> jax.stages.Compiled:
         programs.append(compile_it(lowered, *args, **options))
         return programs[-1]
 

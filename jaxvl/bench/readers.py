@@ -18,13 +18,13 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.bench.decode import made
 from jaxvl.bench.harness import add_member, isolated, processor_seconds, publish
 from jaxvl.bench.loading import LENGTH, WORDS, clip_tokenizer
@@ -77,7 +77,7 @@ def write_tar(file: pathlib.Path, kind: str) -> None:
 def taker(file: str, kind: str, way: str) -> Callable[[], dict[str, float]]:
     """Reads all records of a kind once more with each call."""
     count, side = KINDS[kind]
-    fields: dict[str, Any] = {"text": Caption(length=LENGTH)}
+    fields: dict[str, Json] = {"text": Caption(length=LENGTH)}
     if side:
         fields["image"] = Picture(size=side, crop=(0.9, 1.0))
     columns = {"text": "txt", **({"image": kind} if side else {})}
@@ -105,7 +105,7 @@ def taker(file: str, kind: str, way: str) -> Callable[[], dict[str, float]]:
     return take
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def main(argv: Sequence[str] | None = None) -> dict[str, Json]:
     """Prints the table; returns (and, with --json, writes) the figures and the machine."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

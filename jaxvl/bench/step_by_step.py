@@ -33,7 +33,6 @@ import pathlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -41,6 +40,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.bench.harness import publish
 from jaxvl.bench.open_clip_side import MEAN, STD, SYSTEMS, Peer, Rules, Sizes, System, write_peer
 from jaxvl.config import resolve
@@ -238,7 +238,7 @@ def check_tokens(bundle: Bundle, folder: pathlib.Path, texts: list[str], length:
         raise RuntimeError(f"{texts[int(same.argmin())]!r} has other ids in open_clip")
 
 
-def in_their_names(bundle: Bundle, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def in_their_names(bundle: Bundle, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Our parameters by open_clip's names, float64."""
     arrays = {path: np.asarray(value) for path, value in params.items()}
     written = open_clip.write_state(
@@ -247,7 +247,7 @@ def in_their_names(bundle: Bundle, params: Mapping[str, Any]) -> dict[str, np.nd
     return {name: np.asarray(value, np.float64) for name, value in written.items()}
 
 
-def rows_of(trace: Trace, tolerance: float) -> Iterator[dict[str, Any]]:
+def rows_of(trace: Trace, tolerance: float) -> Iterator[dict[str, Json]]:
     """One row for each pair of runs: the largest difference of the loss and of its parts, its step,
     and the first step beyond `tolerance`."""
     ours = [run for run in OURS if run in trace.figures]
@@ -269,7 +269,7 @@ def rows_of(trace: Trace, tolerance: float) -> Iterator[dict[str, Any]]:
         }
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def main(argv: list[str] | None = None) -> dict[str, Json]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     console = Console(width=120)
     sizes = Sizes(steps=args.steps, init_scale=args.init_scale)
     others = (EXACT if args.exact else {}) | (MUTANTS if args.mutants else {})
-    result: dict[str, Any] = {"sizes": dataclasses.asdict(sizes)}
+    result: dict[str, Json] = {"sizes": dataclasses.asdict(sizes)}
     table = Table(title=f"{sizes.steps} steps beside open_clip", title_justify="left")
     for heading in ("system", "run", "against", "largest", "at step", "beyond at", "weights"):
         table.add_column(heading)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from jaxvl import paths
 
@@ -48,14 +47,14 @@ def to_path(text: str | os.PathLike, key: str) -> paths.Path:
         raise ConfigError(key, str(error)) from None
 
 
-def nearest(word: Any, known: Sequence[str]) -> str:
+def nearest(word: object, known: Sequence[str]) -> str:
     """`"; did you mean 'x'?"` where something known is close to `word`, else an empty string."""
     text = word if isinstance(word, str) else shown(word)
     close = difflib.get_close_matches(text[:MOST_SHOWN], [str(k) for k in known], n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """`repr(value)` on one line, cut where it is long; never raises."""
     if isinstance(value, int) and value.bit_length() > 4 * MOST_SHOWN:
         # repr refuses integers of more than 4,300 digits

@@ -13,6 +13,7 @@ from typing import Any
 import ml_collections
 
 from jaxvl import paths
+from jaxvl.aliases import Leaf
 from jaxvl.config.errors import ConfigError, check, nearest, one_line, shown, to_path
 from jaxvl.config.plugins import beside
 from jaxvl.config.running import calling, run_file
@@ -149,7 +150,7 @@ def _assign(node: ml_collections.ConfigDict, key: str, value: Any) -> None:
         node[key] = value
 
 
-def literal(text: str) -> Any:
+def literal(text: str) -> Leaf:
     """A Python literal, `true`, `false` or `none` in any case, else the text itself."""
     try:
         return ast.literal_eval(text)

@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxvl.aliases import Leaf, Node
 from jaxvl.config.errors import ConfigError, check, describe_exception, shown
 from jaxvl.config.running import run_file
 
@@ -59,7 +60,7 @@ class Plugin:
 _loaded: dict[str, Plugin] = {}  # by file
 
 
-def load_plugins(entries: Any) -> tuple[Plugin, ...]:
+def load_plugins(entries: Leaf) -> tuple[Plugin, ...]:
     """Imports what a config names.
 
     Args:
@@ -93,7 +94,7 @@ def load_plugins(entries: Any) -> tuple[Plugin, ...]:
     )
 
 
-def recall_plugins(records: Sequence[Mapping[str, Any]], given: Any = None) -> tuple[Plugin, ...]:
+def recall_plugins(records: Sequence[Node], given: Leaf = None) -> tuple[Plugin, ...]:
     """Imports what a checkpoint has recorded.
 
     Args:
@@ -127,7 +128,7 @@ def load_again(plugins: Sequence[Plugin]) -> None:
             _load_module(plugin.name)
 
 
-def plugin_changes(records: Sequence[Mapping[str, Any]], plugins: Sequence[Plugin]) -> list[str]:
+def plugin_changes(records: Sequence[Node], plugins: Sequence[Plugin]) -> list[str]:
     """A sentence for each plugin of a run that is not what its checkpoint has recorded."""
     sentences = []
     now = {plugin.name: plugin for plugin in plugins}
@@ -138,7 +139,7 @@ def plugin_changes(records: Sequence[Mapping[str, Any]], plugins: Sequence[Plugi
     return sentences
 
 
-def beside(folder: pathlib.Path, entries: Any) -> Any:
+def beside(folder: pathlib.Path, entries: Leaf) -> Leaf:
     """The plugins of a config file in `folder`, files by absolute path; modules there become
     importable.
 

@@ -9,7 +9,6 @@ import importlib.machinery
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from jaxvl.config.errors import ConfigError, check, describe_exception, nearest
 
@@ -122,7 +121,7 @@ class Registry(Mapping):
     def __len__(self) -> int:
         return len({*self._found(), *self._entries})
 
-    def lookup(self, name: Any, path: str) -> type:
+    def lookup(self, name: object, path: str) -> type:
         """Like `[]`, but raises a `ConfigError` at `path` that says what is known, or why a
         component cannot be loaded."""
         if not isinstance(name, str) or name not in self:

@@ -9,18 +9,25 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import ml_collections
 
+from jaxvl.aliases import Leaf, Node
 from jaxvl.config.bounds import FLOAT32, INT32, INT64, NonEmpty, Range
 from jaxvl.config.errors import ConfigError, check, nearest, one_line, shown
 from jaxvl.config.registry import Registry
 
+Resolved = TypeVar("Resolved")
+Annotation = Any  # what a field of a dataclass is annotated with: a class, a union, `Annotated[…]`
+Component = Any  # a registered dataclass; which base or protocol it has, its registry knows
+
 MOST_NESTED = 64  # groups in groups in lists of an option of any type
 
 
-def resolve(schema: type, node: Mapping | ml_collections.ConfigDict, path: str = "") -> Any:
+def resolve(
+    schema: type[Resolved], node: Node | ml_collections.ConfigDict, path: str = ""
+) -> Resolved:
     """The frozen dataclass `schema` filled from `node`.
 
     Args:
@@ -69,8 +76,8 @@ def resolve(schema: type, node: Mapping | ml_collections.ConfigDict, path: str =
 
 
 def resolve_call(
-    function: Callable, node: Mapping[str, Any], path: str, given: Sequence[str] = ()
-) -> dict[str, Any]:
+    function: Callable, node: Node, path: str, given: Sequence[str] = ()
+) -> dict[str, Leaf]:
     """Keyword arguments of `function` from `node`, converted as its annotations say.
 
     Args:
@@ -100,7 +107,7 @@ def _hints(annotated: Any) -> dict[str, Any]:
     return typing.get_type_hints(annotated, include_extras=True)
 
 
-def to_dict(value: Any) -> Any:
+def to_dict(value: Leaf) -> Leaf:
     """The plain nested dict (JSON-able) of a resolved config; `resolve` of it gives the same
     dataclass again."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -112,7 +119,7 @@ def to_dict(value: Any) -> Any:
     return [to_dict(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
-def choose(registry: Registry, node: Any, path: str) -> Any:
+def choose(registry: Registry, node: Leaf, path: str) -> Component:
     """The registered dataclass that `node["name"]` (or a bare name) chooses, filled from the other
     keys."""
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
@@ -129,7 +136,7 @@ def choose(registry: Registry, node: Any, path: str) -> Any:
     return resolve(cls, {k: v for k, v in node.items() if k != "name"}, path)
 
 
-def convert(hint: Any, value: Any, path: str) -> Any:  # noqa: PLR0911 (one return per kind of annotation)
+def convert(hint: Annotation, value: Leaf, path: str) -> Leaf:  # noqa: PLR0911 (one return per kind of annotation)
     """`value` as the annotation `hint` has it. Raises ConfigError at `path` for one of another type
     or out of bounds."""
     origin = typing.get_origin(hint)
@@ -236,7 +243,7 @@ def _check_finite(value: float, path: str) -> None:
     check(finite, path, f"{shown(value)} is not finite; must be a number that is")
 
 
-def plain_dict(node: ml_collections.ConfigDict, path: str) -> dict[str, Any]:
+def plain_dict(node: ml_collections.ConfigDict, path: str) -> dict[str, Leaf]:
     """Raises ConfigError where the config file has left a placeholder open."""
     try:
         return node.to_dict()
@@ -246,7 +253,7 @@ def plain_dict(node: ml_collections.ConfigDict, path: str) -> dict[str, Any]:
         ) from None
 
 
-def describe(hint: Any) -> str:
+def describe(hint: Annotation) -> str:
     """What an annotation takes, for messages."""
     origin = typing.get_origin(hint)
     if origin is Annotated:

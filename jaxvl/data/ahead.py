@@ -5,16 +5,19 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
-class Ahead:
+class Ahead(Generic[Item, Made]):
     """Runs an iterator in a thread, two items ahead; what it raises is raised by `get`."""
 
-    def __init__(self, items: Iterator[Any], then: Callable[[Any], Any]):
+    def __init__(self, items: Iterator[Item], then: Callable[[Item], Made]):
         self._items = items
         self._then = then
-        self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(2)
+        self._ready: queue.Queue[tuple[Made | None, BaseException | None]] = queue.Queue(2)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jaxvl-feed", daemon=True)
         self._thread.start()
@@ -34,7 +37,7 @@ class Ahead:
             if item[1] is not None:
                 return
 
-    def get(self) -> Any:
+    def get(self) -> Made:
         if self._closed.is_set():
             raise ValueError("the feed is closed")
         item, error = self._ready.get()

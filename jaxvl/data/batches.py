@@ -25,7 +25,7 @@ from jaxvl.data.reading.fill import Arrays, Part, Recipe, Tally
 from jaxvl.data.reading.pool import Pool, Threads
 from jaxvl.data.reading.processes import Processes
 from jaxvl.data.records import DataError, causes
-from jaxvl.data.samplers.base import State, for_batch
+from jaxvl.data.samplers.base import State
 from jaxvl.data.samplers.default import default_sampler
 from jaxvl.data.sources.base import Source
 from jaxvl.data.tokenizers import Tokenizer
@@ -104,7 +104,8 @@ class Batches:
         start = start or Start()
         self._first = start.position
         try:
-            sampler = for_batch(config.sampler or default_sampler(source), config.records_per_batch)
+            sampler = config.sampler or default_sampler(source)
+            sampler = sampler.for_batch(config.records_per_batch)
             self.order = sampler.order(source, seed, start.sampler)
         except ConfigError as error:
             raise error.under("sampler") from None

@@ -42,11 +42,11 @@ class Cache:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def get(self, key: Hashable) -> Any | None:
+    def get(self, key: Hashable) -> object | None:
         entry = self._entries.get(key)
         return None if entry is None else entry[0]
 
-    def put(self, key: Hashable, value: Any) -> None:
+    def put(self, key: Hashable, value: object) -> None:
         """Keeps `value`, or does not: see the module's text."""
         if not self.limit:
             return
@@ -73,7 +73,7 @@ class Cache:
             self._entries[last] = value, bytes_of_last, place
 
 
-def size_of(value: Any) -> int:
+def size_of(value: object) -> int:
     """Bytes of memory that a value holds, with all that is in it."""
     if isinstance(value, np.ndarray):
         whole = value  # a view keeps the whole of what it is a view of

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.config import ConfigError, PathText, Registry, check, nearest, to_path
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.text_files import decode, read_lines
@@ -224,7 +225,7 @@ class ClassFile:
         return templates
 
 
-def read_json(path: paths.Path) -> Any:
+def read_json(path: paths.Path) -> Json:
     """Content of a JSON file in UTF-8. Raises ValueError, OSError."""
     try:
         return json.loads(decode(paths.read_bytes(path)))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.config import Batch, ConfigError, PathText, Range, Steps, Threads, Tokens, check, nearest
 from jaxvl.data.fields import FIELDS
 from jaxvl.data.fields.base import RowShape
@@ -251,7 +252,7 @@ class DataConfig:
         }
 
     @property
-    def on_device(self) -> dict[str, Any]:
+    def on_device(self) -> dict[str, tuple[str, Json]]:
         """The options that the compiled step reads. The others decide what is in a batch, or the
         shapes of its arrays (`shapes`)."""
         parts = {

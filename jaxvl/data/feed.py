@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 
 from jaxvl.data.ahead import Ahead
 from jaxvl.data.batches import Batches, Pending, Rows, Start
+from jaxvl.data.bottlenecks import STAGES, add
 from jaxvl.data.config import SIGNAL, DataConfig
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.reading.fill import Tally
 from jaxvl.data.samplers.base import State
 from jaxvl.data.sources.base import Source
-from jaxvl.data.stages import STAGES, add
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.sharding.hosts import Signal
 from jaxvl.sharding.mesh import batch_sharding
@@ -151,8 +151,8 @@ class Feed(Iterator):
 
     @property
     def stage_seconds(self) -> dict[str, float]:
-        """Stage (`stages.STAGES`) -> seconds that all threads of this process together have spent
-        in it."""
+        """Stage (`bottlenecks.STAGES`) -> seconds that all threads of this process together have
+        spent in it."""
         return add(
             [self._seconds_before, {**self._batches.seconds(), "transfer": self._transferred}]
         )

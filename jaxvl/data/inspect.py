@@ -23,7 +23,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import ml_collections
@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from jaxvl import paths
+from jaxvl.aliases import Json, Leaf, Node
 from jaxvl.command import run_command, start
 from jaxvl.config import (
     ConfigError,
@@ -67,7 +68,7 @@ class InspectConfig:
     plugins: tuple[Plugin, ...] = ()
 
     @classmethod
-    def before_resolving(cls, node: Mapping[str, Any]) -> Mapping[str, Any]:
+    def before_resolving(cls, node: Node) -> Node:
         """Imports the plugins, whose sources the other keys may name."""
         return {**node, "plugins": load_plugins(node.get("plugins", ()))}
 
@@ -75,7 +76,7 @@ class InspectConfig:
 NAMES = tuple(InspectConfig.__dataclass_fields__)
 
 
-def parse(argv: Sequence[str]) -> tuple[InspectConfig, dict[str, Any]]:
+def parse(argv: Sequence[str]) -> tuple[InspectConfig, dict[str, Leaf]]:
     """(config, config of the source as it was written or recognised). Raises ConfigError."""
     assignments: dict[str, str] = {}
     words = []
@@ -111,7 +112,7 @@ def parse(argv: Sequence[str]) -> tuple[InspectConfig, dict[str, Any]]:
     return resolve(InspectConfig, filled), written
 
 
-def figures(found: Survey) -> dict[str, Any]:
+def figures(found: Survey) -> dict[str, Json]:
     """A survey as plain values, JSON-able."""
     plain = dataclasses.asdict(dataclasses.replace(found, examples=[]))
     del plain["examples"]

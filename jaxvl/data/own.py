@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxvl.aliases import Leaf, Node
 from jaxvl.config import ConfigError, choose
 from jaxvl.data.inspecting.recognise import recognise
 from jaxvl.data.sources import SOURCES
@@ -19,7 +20,7 @@ class Pairs(NamedTuple):
     text: str
 
 
-def open_source(what: str | os.PathLike[str] | Mapping[str, Any], log: Log = print) -> Source:
+def open_source(what: str | os.PathLike[str] | Node, log: Log = print) -> Source:
     """The records of a file, a folder or a pattern of files, whatever their format; or of a
     source's config, `{"name": …}`.
 
@@ -31,7 +32,7 @@ def open_source(what: str | os.PathLike[str] | Mapping[str, Any], log: Log = pri
     return choose(SOURCES, node, "source").open(log)
 
 
-def own_pairs(path: str, argument: str, demo: Mapping[str, Any]) -> Pairs:
+def own_pairs(path: str, argument: str, demo: Node) -> Pairs:
     """The source that reads a path, or the demo's where none is given.
 
     Args:
@@ -50,7 +51,7 @@ def own_pairs(path: str, argument: str, demo: Mapping[str, Any]) -> Pairs:
         raise ConfigError(f"--config=…:{argument}", error.problem) from None
 
 
-def own_evals(val: str, benchmarks: str, every: int) -> dict[str, dict[str, Any]]:
+def own_evals(val: str, benchmarks: str, every: int) -> dict[str, dict[str, Leaf]]:
     """Evaluators of a team's own data.
 
     Args:
@@ -61,7 +62,7 @@ def own_evals(val: str, benchmarks: str, every: int) -> dict[str, dict[str, Any]
     Raises:
       ConfigError: at `val`, as `own_pairs`.
     """
-    evals: dict[str, dict[str, Any]] = {}
+    evals: dict[str, dict[str, Leaf]] = {}
     if val:
         source, text = own_pairs(val, "val", {})
         evals["val"] = dict(name="retrieval", source=source, text=text, every=every)

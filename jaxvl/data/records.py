@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
-Record = dict[str, Any]
+from jaxvl.aliases import ColumnValue
+
+Record = dict[str, ColumnValue]
 FIELDS = ("key", "image", "label", "style", "captions")
 
 
@@ -32,7 +33,7 @@ class BadRecord(ValueError):
         self.cause = cause
         self._detail = detail
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str]]:
         return type(self), (
             self.cause,
             self._detail,

@@ -32,6 +32,7 @@ import jax
 import numpy as np
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.config import ConfigError, check, to_path
 from jaxvl.data.sources.base import Column, Kind, Record, Source
 
@@ -71,7 +72,7 @@ class SavedTable:
 
     folder: paths.Path
     source: str
-    made_from: Mapping[str, Any]
+    made_from: Mapping[str, Json]
     step: int
     content: str
     columns: Mapping[str, ColumnShape]
@@ -99,7 +100,7 @@ def write_table(
     *,
     records: int,
     source: str,
-    made_from: Mapping[str, Any],
+    made_from: Mapping[str, Json],
     step: int,
     numbers: Collection[str] = (),
 ) -> None:
@@ -297,11 +298,11 @@ class Tabled(Source):
     def _forget(self) -> None:
         self._arrays: dict[tuple[str, str], np.ndarray] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Without the arrays: a worker process maps them anew."""
         return {name: value for name, value in vars(self).items() if name != "_arrays"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
         self._forget()
 

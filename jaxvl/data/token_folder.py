@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import tokenizers
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.config import ConfigError
 from jaxvl.data import text_files
 
@@ -170,7 +171,7 @@ class TokenizerFolder:
         return []
 
 
-def read_object(path: paths.Path) -> dict[str, Any]:
+def read_object(path: paths.Path) -> dict[str, Json]:
     """The object of a JSON file. Raises ConfigError where it holds none."""
     try:
         values = json.loads(text_files.decode(paths.read_bytes(path)))
@@ -181,7 +182,7 @@ def read_object(path: paths.Path) -> dict[str, Any]:
     return values
 
 
-def _optional(path: paths.Path) -> dict[str, Any]:
+def _optional(path: paths.Path) -> dict[str, Json]:
     """A JSON file's object; empty where there is no file."""
     return read_object(path) if paths.is_file(path) else {}
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -100,7 +99,7 @@ class Tokenizer:
         self._id_of = model.token_to_id
         return 1 + max(model.get_vocab().values())
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[dict[str, object]]]:
         return _restore, (self._values(),)
 
     @property
@@ -149,7 +148,7 @@ class Tokenizer:
             out.append(self._text([i for i in row if i not in (self.pad_id, self.cls_id)]).strip())
         return out
 
-    def _values(self) -> dict[str, Any]:
+    def _values(self) -> dict[str, object]:
         """Everything that decides the ids."""
         values = {
             "kind": self.kind,
@@ -174,7 +173,7 @@ class Tokenizer:
         return _restore(values | {"content": base64.b64decode(values["content"])})
 
 
-def _restore(values: dict[str, Any]) -> Tokenizer:
+def _restore(values: dict[str, object]) -> Tokenizer:
     values = dict(values)
     return Tokenizer(values.pop("kind"), values.pop("content"), **values)
 

@@ -6,11 +6,11 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import sentencepiece
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.config import ConfigError, check
 from jaxvl.data.folders import cache_folder
 
@@ -80,7 +80,7 @@ def cut(text: str) -> str:
 
 
 def trained(
-    texts: Iterable[str], vocab_size: int, *, lowercase: bool, key: Mapping[str, Any] | None
+    texts: Iterable[str], vocab_size: int, *, lowercase: bool, key: Mapping[str, Json] | None
 ) -> bytes:
     """As `train_unigram`, kept in the cache folder.
 

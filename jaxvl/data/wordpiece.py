@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import tokenizers
 
+from jaxvl.aliases import Json
 from jaxvl.config import check
 from jaxvl.data.text_files import read_lines
 
@@ -47,7 +47,7 @@ class BertOptions:
     split_chinese: bool = True
 
 
-def is_bert(tokenizer_class: Any) -> bool:
+def is_bert(tokenizer_class: Json) -> bool:
     """Whether a `tokenizer_class` of transformers is BERT's.
 
     Such a class takes the words alone from a tokenizer.json, and `BertOptions` from
@@ -56,7 +56,7 @@ def is_bert(tokenizer_class: Any) -> bool:
     return isinstance(tokenizer_class, str) and tokenizer_class.removesuffix("Fast") in _CLASSES
 
 
-def read_options(settings: Mapping[str, Any]) -> BertOptions:
+def read_options(settings: Mapping[str, Json]) -> BertOptions:
     """The options of a tokenizer_config.json. Raises ConfigError for a value of another kind."""
     keys = {
         "lowercase": "do_lower_case",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from jaxvl.aliases import Arrays
 from jaxvl.config import Batch, Count, Heads, Scale, Seed, Weight, Width, check
 from jaxvl.data.sources.base import Source
 from jaxvl.evals import EVALUATORS, EvalResult
@@ -119,7 +120,9 @@ class AttentionalProbe(ProbeOptions):
             need <= self.memory_gib, "memory_gib", f"{problem}; raise it, or probe a smaller source"
         )
 
-    def fit(self, programs: Programs, train: Labelled, batch: int, mesh: Mesh) -> tuple[Any, float]:
+    def fit(
+        self, programs: Programs, train: Labelled, batch: int, mesh: Mesh
+    ) -> tuple[Arrays, float]:
         """Trained parameters, replicated, and the mean loss of the last epoch."""
         place = lambda a: put(a, batch_sharding(mesh))
         n = len(train.rows)
@@ -157,7 +160,7 @@ class Programs(NamedTuple):
     step: Callable
     apply: Callable
 
-    def predict(self, params: Any, rows: np.ndarray, batch: int, mesh: Mesh) -> np.ndarray:
+    def predict(self, params: Arrays, rows: np.ndarray, batch: int, mesh: Mesh) -> np.ndarray:
         """Logits float32 [n, C] of tokens [n, P, D]."""
         out = []
         with jax.set_mesh(mesh):

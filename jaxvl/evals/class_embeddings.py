@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxvl import paths
+from jaxvl.aliases import Json, Tree
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.prompts import class_vectors
 from jaxvl.sharding.hosts import from_process_0
@@ -21,7 +21,7 @@ from jaxvl.sharding.hosts import from_process_0
 _ODD = 2654435761  # an odd factor, so that two values that change places change the sum
 
 
-def weights_fingerprint(weights: Any) -> str:
+def weights_fingerprint(weights: Tree) -> str:
     """16 hex digits that say which weights these are, whatever mesh they lie on: a checksum of
     their bits.
 
@@ -71,7 +71,7 @@ class ClassEmbeddings:
     def __init__(self, encoders: Encoders, weights: str, folder: paths.Path | None):
         self._encoders = encoders
         self._folder = folder
-        tokenizer = hashlib.sha256(_json(_tokenizer(encoders.tokenizer)).encode()).hexdigest()
+        tokenizer = hashlib.sha256(_json(encoders.tokenizer.to_json()).encode()).hexdigest()
         self._model = {"weights": weights, "tokenizer": tokenizer, "length": encoders.text_length}
 
     def __call__(self, names: Sequence[str], templates: Sequence[str]) -> np.ndarray:
@@ -113,11 +113,5 @@ def _load(path: paths.Path | None, classes: int) -> np.ndarray | None:
     return rows if fits else None
 
 
-def _tokenizer(tokenizer: Any) -> Any:
-    """What a tokenizer is, as JSON-able data."""
-    to_json = getattr(tokenizer, "to_json", None)
-    return to_json() if to_json is not None else repr(type(tokenizer))
-
-
-def _json(node: Mapping[str, Any] | Any) -> str:
+def _json(node: Json) -> str:
     return json.dumps(node, sort_keys=True, ensure_ascii=False, default=str)

@@ -6,12 +6,13 @@ import collections
 import functools
 import itertools
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxvl.aliases import ColumnValue
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.fields.caption import texts_of
@@ -75,7 +76,10 @@ def check_column(source: Source, name: str, kinds: Collection[Kind], field: str)
     return columns[name]
 
 
-def read_all(source: Source, read: Callable[[int], Any]) -> list[Any | None]:
+Read = TypeVar("Read")
+
+
+def read_all(source: Source, read: Callable[[int], Read]) -> list[Read | None]:
     """`read(i)` of every record of a source; None for the bad ones, on which all processes agree.
 
     Every process reads all records. A record that is bad in one process is left out in all of them.
@@ -86,7 +90,7 @@ def read_all(source: Source, read: Callable[[int], Any]) -> list[Any | None]:
     good = 0
     bad = 1
     failed = 2
-    out: list[Any | None] = [None] * len(source)
+    out: list[Read | None] = [None] * len(source)
     faults = np.full(len(source), good, np.int32)
     error: Exception | None = None
     for i in range(len(source)):
@@ -178,7 +182,7 @@ class Labels(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def values_of(source: Source, name: str) -> tuple[Any | None, ...]:
+def values_of(source: Source, name: str) -> tuple[ColumnValue | None, ...]:
     """A column of every record, read without pictures; None where a record is bad or lacks it."""
     found = source.column(name)
     there = source.present(name)

@@ -17,13 +17,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import partial_eval
 
+from jaxvl.aliases import Arrays, Tree
 from jaxvl.config import ConfigError, check
 from jaxvl.evals.ranking import put
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
@@ -31,17 +32,32 @@ from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
 if TYPE_CHECKING:
     from jaxvl.evals.encoders import Encoders
 
-Function = Callable[..., Any]
-Outputs = Callable[[Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
+Function = Callable[..., Tree]
+Embed = Callable[[Tree, jax.Array], jax.Array]
+Outputs = Callable[[Tree, Arrays], Arrays]
 
 
 @dataclasses.dataclass(frozen=True)
 class Functions:
-    """Functions of `(weights, …)` that an evaluator may differentiate; see `Encoders`."""
+    """A model as functions of its weights, jit-able; None for what it cannot do.
 
-    image: Callable[[Any, jax.Array], jax.Array]
-    text: Callable[[Any, jax.Array], jax.Array]
+    Attributes:
+      image: `(weights, float32 [B, S, S, 3] normalised) -> [B, D]` unit rows.
+      text: `(weights, int32 [B, T]) -> [B, D]` unit rows.
+      outputs: `(weights, batch as the model takes it) -> named outputs`.
+      caption: `(weights, float32 [B, S, S, 3] normalised, *generation.split(), index int32 [B],
+        prompt) -> int32 [B, T]`; index: of the records; the prompt is int32 [B, T] or None.
+      score: `(weights, float32 [B, S, S, 3] normalised, int32 [B, K, T], begin int32 [B]) ->
+        float32 [B, K, 3]`; see `Encoders.scores`.
+      tokens: `(weights, float32 [B, S, S, 3] normalised) -> [B, P, D]`, the image encoder's tokens.
+    """
+
+    image: Embed | None
+    text: Embed | None
     outputs: Outputs | None = None
+    caption: Callable[..., jax.Array] | None = None
+    score: Callable[[Tree, jax.Array, jax.Array, jax.Array], jax.Array] | None = None
+    tokens: Embed | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +70,7 @@ class BoundModel:
       functions: see `Functions`.
     """
 
-    weights: Any
+    weights: Tree
     functions: Functions
 
     def image(self, pixels: jax.Array) -> jax.Array:
@@ -72,7 +88,7 @@ class BoundModel:
         return self.functions.outputs(self.weights, batch)
 
 
-def apply(encoders: Encoders, function: Function, rows: tuple[Any, ...]) -> Any:
+def apply(encoders: Encoders, function: Function, rows: tuple[np.ndarray | jax.Array, ...]) -> Tree:
     """`function(model, *rows)`, compiled once for each function and shape.
 
     Args:
@@ -111,7 +127,7 @@ def apply(encoders: Encoders, function: Function, rows: tuple[Any, ...]) -> Any:
 def _compiled(encoders: Encoders, function: Function) -> Callable:
     if function not in encoders.applied:
 
-        def run(weights: Any, *rows: jax.Array) -> Any:
+        def run(weights: Tree, *rows: jax.Array) -> Tree:
             sharding = batch_sharding(encoders.mesh)
             if len(rows[0]) % batch_shards(encoders.mesh) == 0:
                 rows = jax.lax.with_sharding_constraint(rows, (sharding,) * len(rows))
@@ -121,7 +137,7 @@ def _compiled(encoders: Encoders, function: Function) -> Callable:
     return encoders.applied[function]
 
 
-def _checked(out: Any, n: int) -> Any:
+def _checked(out: Tree, n: int) -> Tree:
     for leaf in jax.tree.leaves(out):
         if jnp.shape(leaf)[:1] != (n,):
             raise ValueError(
@@ -132,11 +148,11 @@ def _checked(out: Any, n: int) -> Any:
 
 def of_output(
     outputs: Outputs | None,
-    weights: Any,
+    weights: Tree,
     name: str,
     given: tuple[str, jax.ShapeDtypeStruct],
     others: Mapping[str, jax.ShapeDtypeStruct],
-) -> Callable[[Any, jax.Array], jax.Array]:
+) -> Embed:
     """`(weights, rows of one input) -> float32 rows of the model's output `name``.
 
     The model is called with zeros for its other inputs; what only they need is never computed.
@@ -154,7 +170,7 @@ def of_output(
         raise ConfigError("output", "needs a model that gives named outputs")
     own, shape = given
 
-    def call(weights: Any, rows: jax.Array, blanks: Mapping[str, jax.Array]) -> jax.Array:
+    def call(weights: Tree, rows: jax.Array, blanks: Mapping[str, jax.Array]) -> jax.Array:
         found = outputs(weights, {own: rows, **blanks})
         known = ", ".join(sorted(found))
         check(name in found, "output", f"{name!r} is not among the model's outputs ({known})")
@@ -169,7 +185,7 @@ def of_output(
     for other, is_used in of_others.items():
         check(not is_used, "output", f"{name!r} depends on {other}, not on {own} alone")
 
-    def encode(weights: Any, rows: jax.Array) -> jax.Array:
+    def encode(weights: Tree, rows: jax.Array) -> jax.Array:
         blanks = {k: jnp.zeros((len(rows), *s.shape[1:]), s.dtype) for k, s in others.items()}
         return call(weights, rows, blanks).astype(jnp.float32)
 

@@ -9,22 +9,26 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxvl.aliases import Tree
 from jaxvl.config import ConfigError
 from jaxvl.data import pictures
 from jaxvl.data.augment import plain
+from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Record
-from jaxvl.evals.capabilities import Abstract
+from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals.abilities import Abstract
 from jaxvl.evals.differentiable import Functions, apply, of_output
 from jaxvl.evals.ranking import put
 from jaxvl.evals.result import EvaluatorError
+from jaxvl.models.generate import Generation, Numbers
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
 
 # Why a record is skipped. Processes tell each other which by its position, 1 being the first; 0 is
@@ -72,18 +76,7 @@ class Encoders(Abstract):
     other error of a source or a decoder ends the call in every process with `EvaluatorError`.
 
     Args:
-      image_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, D]` unit rows, jit-able.
-      text_fn: `(weights, int32 [B, T]) -> [B, D]` unit rows, jit-able.
-      caption_fn: `(weights, float32 [B, S, S, 3] normalised, *generation.split(), index int32 [B],
-        prompt) -> int32 [B, T]`, jit-able; index: of the records; the prompt is int32 [B, T] or
-        None. None for a model that writes none.
-      score_fn: `(weights, float32 [B, S, S, 3] normalised, int32 [B, K, T], begin int32 [B]) ->
-        float32 [B, K, 3]`, jit-able; see `scores`. None for a model that cannot tell how likely a
-        text is.
-      tokens_fn: `(weights, float32 [B, S, S, 3] normalised) -> [B, P, D]`, jit-able: the image
-        encoder's tokens; None where there are none.
-      outputs_fn: `(weights, batch as the model takes it) -> named outputs`, jit-able; None where
-        only the above is asked for.
+      functions: of the model.
       weights: any pytree of arrays; an argument of the compiled functions, so that new weights
         compile nothing.
       tokenizer, preprocess: those that the model was trained with.
@@ -100,18 +93,13 @@ class Encoders(Abstract):
 
     def __init__(
         self,
-        image_fn: Callable[[Any, jax.Array], jax.Array],
-        text_fn: Callable[[Any, jax.Array], jax.Array],
-        weights: Any,
-        tokenizer: Any,
-        preprocess: Any,
+        functions: Functions,
+        weights: Tree,
+        tokenizer: Tokenizer,
+        preprocess: Preprocess,
         text_length: int,
         mesh: Mesh,
         *,
-        caption_fn: Callable[..., jax.Array] | None = None,
-        score_fn: Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
-        tokens_fn: Callable[[Any, jax.Array], jax.Array] | None = None,
-        outputs_fn: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]] | None = None,
         batch: int = 256,
         threads: int = 4,
     ):
@@ -127,48 +115,48 @@ class Encoders(Abstract):
         self._errors: dict[
             int, Exception
         ] = {}  # record of the present call -> what this process met at it
-        self._embeds = image_fn is not None and text_fn is not None
-        self.functions = Functions(image_fn, text_fn, outputs_fn)
+        self._embeds = functions.image is not None and functions.text is not None
+        self.functions = functions
         self.applied: dict[Callable, Callable] = {}  # functions given to `apply` -> compiled
         self._by_output: dict[tuple[str, str], Callable] = {}
         ready = self._ready
 
         def from_pixels(
-            weights: Any, pixels: jax.Array, fault: jax.Array
+            weights: Tree, pixels: jax.Array, fault: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            return image_fn(weights, ready(pixels)).astype(jnp.float32), fault
+            return functions.image(weights, ready(pixels)).astype(jnp.float32), fault
 
-        def from_tokens(weights: Any, tokens: jax.Array) -> jax.Array:
-            return text_fn(weights, tokens).astype(jnp.float32)
+        def from_tokens(weights: Tree, tokens: jax.Array) -> jax.Array:
+            return functions.text(weights, tokens).astype(jnp.float32)
 
         def written(
-            weights: Any,
+            weights: Tree,
             pixels: jax.Array,
             fault: jax.Array,
-            how: Any,
-            numbers: Any,
+            how: Generation,
+            numbers: Numbers,
             first: jax.Array,
-            prompt: Any = None,
+            prompt: jax.Array | None = None,
         ) -> tuple:
-            return caption_fn(
+            return functions.caption(
                 weights, ready(pixels), how, numbers, first + jnp.arange(len(pixels)), prompt
             ), fault
 
         def scored(
-            weights: Any, pixels: jax.Array, fault: jax.Array, tokens: jax.Array, begin: jax.Array
+            weights: Tree, pixels: jax.Array, fault: jax.Array, tokens: jax.Array, begin: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
-            return score_fn(weights, ready(pixels), tokens, begin), fault
+            return functions.score(weights, ready(pixels), tokens, begin), fault
 
         def featured(
-            weights: Any, pixels: jax.Array, fault: jax.Array, mean: bool
+            weights: Tree, pixels: jax.Array, fault: jax.Array, mean: bool
         ) -> tuple[jax.Array, jax.Array]:
-            tokens = tokens_fn(weights, ready(pixels))
+            tokens = functions.tokens(weights, ready(pixels))
             return tokens.mean(1, dtype=jnp.float32) if mean else tokens, fault
 
         def named(
-            weights: Any, batch: dict[str, jax.Array], names: tuple[str, ...]
+            weights: Tree, batch: dict[str, jax.Array], names: tuple[str, ...]
         ) -> dict[str, jax.Array]:
-            found = outputs_fn(
+            found = functions.outputs(
                 weights,
                 batch
                 | {
@@ -186,14 +174,14 @@ class Encoders(Abstract):
                 )
             return {name: found[name] for name in names}
 
-        self._outputs = outputs_fn and jax.jit(
+        self._outputs = functions.outputs and jax.jit(
             named, out_shardings=replicated(mesh), static_argnums=2
         )
-        self._caption = caption_fn and jax.jit(
+        self._caption = functions.caption and jax.jit(
             written, out_shardings=replicated(mesh), static_argnums=3
         )
-        self._score = score_fn and jax.jit(scored, out_shardings=replicated(mesh))
-        self._features = tokens_fn and jax.jit(
+        self._score = functions.score and jax.jit(scored, out_shardings=replicated(mesh))
+        self._features = functions.tokens and jax.jit(
             featured, out_shardings=replicated(mesh), static_argnums=3
         )
         self._image, self._text = (
@@ -204,14 +192,14 @@ class Encoders(Abstract):
         """Model inputs of uint8 pixels."""
         return self.preprocess.normalise(plain(pixels, self.preprocess.background))
 
-    def with_weights(self, weights: Any) -> Encoders:
+    def with_weights(self, weights: Tree) -> Encoders:
         """The same compiled functions with other weights; nothing encoded before is kept."""
         other = copy.copy(self)
         other.weights = weights
         other._memo = None
         return other
 
-    def apply(self, function: Callable, *rows: Any) -> Any:
+    def apply(self, function: Callable[..., Tree], *rows: np.ndarray | jax.Array) -> Tree:
         """`function(model, *rows)` on the mesh; differentiable. See `differentiable.apply`."""
         return apply(self, function, rows)
 
@@ -240,7 +228,7 @@ class Encoders(Abstract):
     def captions(
         self,
         source: Pictures | np.ndarray,
-        generation: Any,
+        generation: Generation,
         prompt: np.ndarray | None = None,
         first: int = 0,
         column: str = "image",
@@ -376,7 +364,7 @@ class Encoders(Abstract):
                 encode = of_output(self.functions.outputs, self.weights, output, given, shapes)
 
             def from_pixels(
-                weights: Any, pixels: jax.Array, fault: jax.Array
+                weights: Tree, pixels: jax.Array, fault: jax.Array
             ) -> tuple[jax.Array, jax.Array]:
                 return encode(weights, self._ready(pixels)), fault
 

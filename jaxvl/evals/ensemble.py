@@ -13,6 +13,7 @@ from jaxvl.config import ConfigError, PathText, check
 from jaxvl.data.sources.base import SourceConfig
 from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.contract import Evaluator
+from jaxvl.evals.differentiable import Functions
 from jaxvl.evals.encoders import Encoders
 
 
@@ -98,8 +99,10 @@ def joined(several: Sequence[Encoders]) -> Encoders:
         return jnp.concatenate(rows, -1) / jnp.sqrt(jnp.float32(len(rows)))
 
     return Encoders(
-        lambda weights, pixels: after_each_other(images, weights, pixels),
-        lambda weights, tokens: after_each_other(texts, weights, tokens),
+        Functions(
+            lambda weights, pixels: after_each_other(images, weights, pixels),
+            lambda weights, tokens: after_each_other(texts, weights, tokens),
+        ),
         tuple(encoders.weights for encoders in several),
         last.tokenizer,
         last.preprocess,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxvl.aliases import Arrays, Weights
 from jaxvl.config import Count, Range, Steps, check
 from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.columns import groups_of
@@ -168,12 +168,12 @@ class Search:
         return embed(words)
 
 
-def parameters(weights: Any) -> Mapping[str, jax.Array]:
+def parameters(weights: Arrays | Weights) -> Arrays:
     """Path -> array, of the weights of `Encoders`: parameters, or those and the model's state."""
     return weights[0] if isinstance(weights, tuple) else weights
 
 
-def with_parameter(weights: Any, path: str, value: jax.Array) -> Any:
+def with_parameter(weights: Arrays | Weights, path: str, value: jax.Array) -> Arrays | Weights:
     """The same weights with another array at a path."""
     changed = {**parameters(weights), path: value}
     return (changed, *weights[1:]) if isinstance(weights, tuple) else changed

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 # of cosine similarities; the rounding error of a float32 product of unit rows stays below it
 TIE = 1e-6
@@ -197,12 +198,12 @@ class _Rows:
         self._mesh = mesh
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
-    def put(self, x: np.ndarray, pad: Any) -> jax.Array:
+    def put(self, x: np.ndarray, pad: float) -> jax.Array:
         full = np.full((self.padded, *x.shape[1:]), pad, x.dtype)
         full[: self.n] = x
         return put(full, self._sharding)
 
-    def fill(self, value: Any, dtype: Any, *shape: int) -> jax.Array:
+    def fill(self, value: float, dtype: DTypeLike, *shape: int) -> jax.Array:
         return self.put(np.full((self.n, *shape), value, dtype), value)
 
     def fetch(self, x: jax.Array) -> np.ndarray:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.evals.shown import brief
 
 # of a figure; float32 reaches neither
@@ -34,7 +35,7 @@ LeftOut = list[str]  # sentences
 _NOTHING = object()
 
 
-def read_metrics(path: paths.Path, left_out: LeftOut | None = None) -> list[dict[str, Any]]:
+def read_metrics(path: paths.Path, left_out: LeftOut | None = None) -> list[dict[str, Json]]:
     """Records of a `metrics.jsonl`, in order of steps; values that are not finite are None.
 
     Of records of one step, kind and name the last counts: a resumed run repeats some. A line that
@@ -45,7 +46,7 @@ def read_metrics(path: paths.Path, left_out: LeftOut | None = None) -> list[dict
       left_out: gets a sentence for each kind of thing that was left out.
     """
     notes: LeftOut = [] if left_out is None else left_out
-    records: dict[tuple[int, str, str], dict[str, Any]] = {}
+    records: dict[tuple[int, str, str], dict[str, Json]] = {}
     bad_lines: list[int] = []
     bad_values = collections.Counter()
     for number, line in enumerate(_lines(path, notes), 1):
@@ -72,13 +73,13 @@ def read_metrics(path: paths.Path, left_out: LeftOut | None = None) -> list[dict
     return sorted(records.values(), key=lambda record: record["step"])
 
 
-def read_group(path: paths.Path, left_out: LeftOut) -> dict[str, Any]:
+def read_group(path: paths.Path, left_out: LeftOut) -> dict[str, Json]:
     """The keys of a JSON file, long texts and deep groups cut; {} where it is missing or holds
     something else."""
     return plain(_read_mapping(path, left_out))
 
 
-def read_galleries(path: paths.Path, left_out: LeftOut) -> dict[str, dict[str, Any]]:
+def read_galleries(path: paths.Path, left_out: LeftOut) -> dict[str, dict[str, Json]]:
     """Evaluator -> `step` and `rows` (`GalleryRow.to_json`) of a `gallery.json`."""
     galleries = {}
     for name, gallery in _read_mapping(path, left_out).items():
@@ -96,7 +97,7 @@ def read_galleries(path: paths.Path, left_out: LeftOut) -> dict[str, dict[str, A
     return galleries
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Json, depth: int = 0) -> Json:
     """A JSON value that can be shown: numbers that are not finite as text, long texts, long lists
     and deep groups cut."""
     if isinstance(value, str):
@@ -123,19 +124,19 @@ def set_aside(path: paths.Path) -> paths.Path:
     raise AssertionError
 
 
-def number(value: Any) -> float | int | None:
+def number(value: float | None) -> float | int | None:
     """A figure as it can be drawn; None where it is not finite, or beyond what any figure is."""
     if value is None or abs(value) > LARGEST or not math.isfinite(value):
         return None
     return value if value == 0 or abs(value) >= SMALLEST else 0.0
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Json) -> bool:
     """Whether a JSON value is a number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def is_step(value: Any) -> bool:
+def is_step(value: Json) -> bool:
     """Whether a JSON value can be a step."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 

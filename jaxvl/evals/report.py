@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxvl import paths
-from jaxvl.data.stages import STAGES
+from jaxvl.data.bottlenecks import STAGES
 from jaxvl.evals import recorded
 from jaxvl.evals.charts import Chart, Series, chart, write
 from jaxvl.evals.recorded import read_metrics as read_metrics
@@ -153,7 +153,7 @@ def kind_of(metric: str) -> str:
 # What the template shows
 
 
-def context(workdir: paths.Path) -> dict[str, Any]:
+def context(workdir: paths.Path) -> dict[str, object]:
     """Everything that `report.html.j2` reads."""
     left_out: list[str] = []
     records = read_metrics(workdir / "metrics.jsonl", left_out)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
+from jaxvl.aliases import Json
 from jaxvl.evals.recorded import number
 from jaxvl.evals.shown import brief
 
@@ -54,7 +54,7 @@ class GalleryRow:
     rank: float | None = None
     note: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Json]:
         """JSON-able dict with pictures in base64, texts as they are shown, and None for a number
         that is not finite."""
         items = [
@@ -76,7 +76,7 @@ class GalleryRow:
         }
 
     @classmethod
-    def from_json(cls, node: Mapping[str, Any]) -> GalleryRow:
+    def from_json(cls, node: Mapping[str, Json]) -> GalleryRow:
         """Inverse of `to_json`, but for what that cut."""
         items = tuple(Item(**{**i, "image": _decode(i["image"])}) for i in node["items"])
         return cls(**{**node, "image": _decode(node["image"]), "items": items})

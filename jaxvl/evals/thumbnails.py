@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Source
 
@@ -25,7 +25,7 @@ class Thumbnails:
       column: of the pictures.
     """
 
-    def __init__(self, source: Source, preprocess: Any, column: str = "image"):
+    def __init__(self, source: Source, preprocess: Preprocess, column: str = "image"):
         self._source = source
         self._preprocess = preprocess
         self._column = column

@@ -7,10 +7,11 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxvl.aliases import Json, Leaf, Node
 from jaxvl.config import ConfigError, choose
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer
@@ -48,7 +49,7 @@ class Bundle:
         return built(self.model, self.inputs)
 
 
-def model_of(node: Mapping[str, Any]) -> ModelConfig:
+def model_of(node: Node) -> ModelConfig:
     """The registered configuration of a node. Raises ConversionError for what ours refuses."""
     with refusing("model"):
         return choose(MODELS, node, "model")
@@ -111,6 +112,9 @@ def _is_number(value: Any) -> bool:
     )
 
 
+Found = TypeVar("Found")
+
+
 class Section:
     """A group of keys of another library's configuration; every refusal names the key, its value
     and what would be valid.
@@ -119,7 +123,7 @@ class Section:
       values: the group. where: its path, for messages.
     """
 
-    def __init__(self, values: Any, where: str = ""):
+    def __init__(self, values: Json, where: str = ""):
         if not isinstance(values, Mapping):
             raise ConversionError(f"{where or 'config'}: {values!r} must be a group of keys")
         self.values = values
@@ -138,14 +142,14 @@ class Section:
             f"{self.path(key)}: {'is missing' if key not in self.values else repr(value)}; {valid}"
         )
 
-    def section(self, key: str, default: Any = _MISSING) -> Section:
+    def section(self, key: str, default: Json = _MISSING) -> Section:
         """A group of keys; none given (or null): `default`, or an empty one."""
         value = self.values.get(key)
         if value is None:
             value = {} if default is _MISSING else default
         return Section(value, self.path(key))
 
-    def get(self, key: str, default: Any = _MISSING) -> Any:
+    def get(self, key: str, default: Json = _MISSING) -> Json:
         """The value; None counts as not there. Raises ConversionError where there is none and no
         default."""
         value = self.values.get(key)
@@ -155,7 +159,7 @@ class Section:
             return default
         return value
 
-    def size(self, key: str, default: Any = _MISSING) -> int:
+    def size(self, key: str, default: Json = _MISSING) -> int:
         """A whole number >= 1, or a list of equal ones (a square)."""
         value = self.get(key, default)
         if isinstance(value, (list, tuple)) and len(set(value)) == 1:
@@ -172,14 +176,14 @@ class Section:
             )
         return value
 
-    def token(self, key: str, default: Any = _MISSING) -> int:
+    def token(self, key: str, default: Json = _MISSING) -> int:
         """The id of a token, >= 0."""
         value = self.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise self.refuse(key, "must be the id of a token")
         return value
 
-    def tokens(self, key: str, default: Any = _MISSING) -> tuple[int, ...]:
+    def tokens(self, key: str, default: Json = _MISSING) -> tuple[int, ...]:
         """The ids of one token, or of a list of them, all >= 0."""
         value = self.get(key, default)
         ids = value if isinstance(value, (list, tuple)) else [value]
@@ -189,13 +193,13 @@ class Section:
             raise self.refuse(key, "must be the id of a token, or a list of such ids")
         return tuple(ids)
 
-    def number(self, key: str, default: Any = _MISSING) -> float:
+    def number(self, key: str, default: Json = _MISSING) -> float:
         value = self.get(key, default)
         if not _is_number(value):
             raise self.refuse(key, "must be a number")
         return float(value)
 
-    def numbers(self, key: str, default: Any = _MISSING) -> tuple[float, ...]:
+    def numbers(self, key: str, default: Json = _MISSING) -> tuple[float, ...]:
         """Three numbers, of the channels of a picture."""
         value = self.get(key, default)
         many = isinstance(value, (list, tuple)) and len(value) == 3
@@ -203,7 +207,9 @@ class Section:
             raise self.refuse(key, "must be 3 numbers")
         return tuple(map(float, value))
 
-    def only(self, key: str, valid: Mapping[Any, Any] | tuple, default: Any = _MISSING) -> Any:
+    def only(
+        self, key: str, valid: Mapping[Json, Found] | tuple[Found, ...], default: Json = _MISSING
+    ) -> Found:
         """What `valid` has for the value, or the value itself where `valid` is a tuple of those
         that can be taken over."""
         value = self.get(key, default)
@@ -242,7 +248,7 @@ def rounding_note(preprocess: Preprocess, theirs: str, library: str) -> tuple[st
     )
 
 
-def named_sizes(sizes: Sizes, table: Mapping[str, Sizes], nearest: str) -> dict[str, Any]:
+def named_sizes(sizes: Sizes, table: Mapping[str, Sizes], nearest: str) -> dict[str, Leaf]:
     """`variant` and the sizes that differ from it: a name of `table` where the sizes are exactly
     its, else `nearest` with all four given."""
     for name, known in table.items():

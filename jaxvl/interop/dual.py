@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any
 
+from jaxvl.aliases import Leaf
 from jaxvl.interop.bundle import named_sizes
 from jaxvl.interop.mapping import ConversionError
-from jaxvl.models.base import SIZES
+from jaxvl.models.base import SIZES, ModelConfig
 from jaxvl.nn.transformer import Sizes
 
 
-def vit_node(sizes: Sizes, patch: int, image_size: int) -> dict[str, Any]:
+def vit_node(sizes: Sizes, patch: int, image_size: int) -> dict[str, Leaf]:
     """Name and sizes of an image tower."""
     node = named_sizes(sizes, SIZES, "B")
     return {
@@ -23,7 +23,7 @@ def vit_node(sizes: Sizes, patch: int, image_size: int) -> dict[str, Any]:
     }
 
 
-def text_node(sizes: Sizes, positions: int) -> dict[str, Any]:
+def text_node(sizes: Sizes, positions: int) -> dict[str, Leaf]:
     """Name and sizes of a text tower."""
     return {"name": "text_transformer", "positions": positions, **named_sizes(sizes, SIZES, "B")}
 
@@ -33,7 +33,7 @@ def sizes_fields(sizes: Sizes) -> tuple[int, int, int, int]:
     return sizes.width, sizes.hidden, sizes.depth, sizes.heads
 
 
-def must_be(theirs: str, model: Any, values: Mapping[str, tuple]) -> None:
+def must_be(theirs: str, model: ModelConfig, values: Mapping[str, tuple]) -> None:
     """Raises ConversionError where a field of ours has a value that `theirs` has no counterpart of.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import types
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401 (makes bfloat16 a dtype that NumPy, and so safetensors, knows)
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.data import text_files
 from jaxvl.interop.mapping import ConversionError, StateDict
 
@@ -30,7 +32,7 @@ WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoin
 Reader = Callable[[], np.ndarray]
 
 
-def need(package: str) -> Any:
+def need(package: str) -> types.ModuleType:
     """Imports a package of the extra `interop`. Raises ConversionError where it is not
     installed."""
     try:
@@ -57,7 +59,7 @@ class LazyState(Mapping):
         return len(self._readers)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Json]:
     """Raises ConversionError where the file is not there or not a JSON object."""
     if not path.is_file():
         raise ConversionError(f"{path}: no such file")
@@ -70,7 +72,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+def write_json(path: pathlib.Path, value: Mapping[str, Json]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

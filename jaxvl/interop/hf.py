@@ -11,6 +11,9 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from jaxvl.aliases import Json
 from jaxvl.interop import hf_align, hf_dual, hf_files
 from jaxvl.interop.bundle import (
     Bundle,
@@ -25,6 +28,7 @@ from jaxvl.interop.files import read_json, read_weights, write_json, write_safet
 from jaxvl.interop.mapping import ConversionError, Entries, StateDict, read_arrays, write_arrays
 from jaxvl.interop.tokens import find_tokenizer, read_tokenizer, with_tokens, write_tokenizer
 from jaxvl.models import InputSpec
+from jaxvl.models.base import ModelConfig
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 BUFFERS = (
@@ -96,7 +100,9 @@ def _model_type(config: Section) -> str:
     return config.get("model_type")
 
 
-def read(state: StateDict, model_type: str, model: Any, inputs: InputSpec) -> dict[str, Any]:
+def read(
+    state: StateDict, model_type: str, model: ModelConfig, inputs: InputSpec
+) -> dict[str, np.ndarray]:
     """Our arrays from their state dict; see `mapping.read_arrays`."""
     family = FAMILIES[model_type]
     return read_arrays(
@@ -153,7 +159,7 @@ def save(bundle: Bundle, path: pathlib.Path) -> tuple[str, ...]:
     )
 
 
-def config_of(bundle: Bundle) -> dict[str, Any]:
+def config_of(bundle: Bundle) -> dict[str, Json]:
     """Their configuration: the one that the model came with where it still says the same, else a
     new one."""
     kind = model_type(bundle)

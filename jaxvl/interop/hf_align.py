@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.interop.bundle import Section, model_of, named_sizes
 from jaxvl.interop.dual import must_be
 from jaxvl.interop.hf_dual import ACTIVATIONS, activation_name
@@ -71,7 +71,7 @@ def read_align(config: Section) -> tuple[AlignConfig, InputSpec]:
     )
 
 
-def _read_image(vision: Section, image_size: int) -> dict[str, Any]:
+def _read_image(vision: Section, image_size: int) -> dict[str, Json]:
     defaults = dict(
         kernel_sizes=(3, 3, 5, 3, 5, 5, 3), in_channels=(32, 16, 24, 40, 80, 112, 192), out_channels=(16, 24, 40, 80, 112, 192, 320),
         strides=(1, 2, 2, 2, 1, 2, 1), num_block_repeats=(1, 2, 2, 3, 3, 4, 1), expand_ratios=(1, 6, 6, 6, 6, 6, 6),
@@ -123,14 +123,14 @@ def _read_image(vision: Section, image_size: int) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _variant(width: float, depth: float, stages: list[str]) -> dict[str, Any]:
+def _variant(width: float, depth: float, stages: list[str]) -> dict[str, Json]:
     for name, plan in VARIANTS.items():
         if (plan.width, plan.depth, plan.stem, list(plan.stages)) == (width, depth, STEM, stages):
             return {"variant": name}
     return {"variant": "b0", "width": width, "depth": depth, "stages": tuple(stages), "stem": STEM}
 
 
-def write_align(model: AlignConfig, inputs: InputSpec) -> dict[str, Any]:
+def write_align(model: AlignConfig, inputs: InputSpec) -> dict[str, Json]:
     """An `AlignConfig`'s JSON. Raises ConversionError where AlignModel has no counterpart."""
     must_be("AlignModel", model, {
         "image.norm": ("batch",), "image.stem_stride": (2,), "image.stem_patch": (1,), "image.head": (False,),
@@ -157,7 +157,7 @@ def write_align(model: AlignConfig, inputs: InputSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _written_image(config: EfficientNetConfig, inputs: InputSpec) -> dict[str, Any]:
+def _written_image(config: EfficientNetConfig, inputs: InputSpec) -> dict[str, Json]:
     plan = VARIANTS[config.variant]
     stages = [parse_stage(s) for s in config.stages or plan.stages]
     stem = config.stem or plan.stem

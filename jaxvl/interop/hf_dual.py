@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.interop.bundle import Section, model_of
 from jaxvl.interop.dual import must_be, sizes_fields, text_node, vit_node
 from jaxvl.interop.mapping import (
@@ -50,7 +51,7 @@ def _sizes(section: Section, defaults: Mapping[str, int]) -> Sizes:
     return Sizes(width, depth, heads, hidden)
 
 
-def _tower(section: Section, activation: str, eps: float) -> dict[str, Any]:
+def _tower(section: Section, activation: str, eps: float) -> dict[str, Json]:
     return dict(
         activation=section.only("hidden_act", ACTIVATIONS, activation),
         eps=section.number("layer_norm_eps", eps),
@@ -110,7 +111,7 @@ def with_one_eos(config: Section, eos_id: int | None) -> Section:
     return Section({**config.values, name: {**text.values, "eos_token_id": chosen}}, config.where)
 
 
-def write_clip(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
+def write_clip(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Json]:
     """A `CLIPConfig`'s JSON. Raises ConversionError where CLIPModel has no counterpart."""
     must_be("CLIPModel", model, {
         "image.pool": ("cls",), "image.pre_norm": (True,), "image.patch_bias": (False,), "image.positions": ("learned",),
@@ -179,7 +180,7 @@ def _side(vision: Section, patch: int) -> int:
     return math.isqrt(patches) * patch
 
 
-def write_siglip(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
+def write_siglip(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Json]:
     """A `SiglipConfig`'s JSON. Raises ConversionError where SiglipModel has no counterpart."""
     must_be("SiglipModel", model, {
         "image.pool": ("map",), "image.pre_norm": (False,), "image.patch_bias": (True,), "image.positions": ("learned",),
@@ -200,7 +201,7 @@ def write_siglip(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_siglip2(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
+def write_siglip2(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Json]:
     """A `Siglip2Config`'s JSON: as `write_siglip`, with a number of patches for the picture's
     size."""
     config = write_siglip(model, inputs)
@@ -213,7 +214,7 @@ def write_siglip2(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]
     return {**config, "architectures": ["Siglip2Model"], "model_type": "siglip2"}
 
 
-def _written(tower: Any) -> dict[str, Any]:
+def _written(tower: Any) -> dict[str, Json]:
     width, hidden, depth, heads = sizes_fields(tower.sizes)
     return {
         "hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": depth, "num_attention_heads": heads,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+from jaxvl.aliases import Json
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.interop.bundle import Section, refusing
 from jaxvl.interop.files import read_json
@@ -147,7 +148,7 @@ def _side(section: Section, key: str, value: Any) -> int:
     return sides[0]
 
 
-def preprocessor(preprocess: Preprocess, patch: int | None = None) -> dict[str, Any]:
+def preprocessor(preprocess: Preprocess, patch: int | None = None) -> dict[str, Json]:
     """A preprocessor_config.json; with `patch`, that of Siglip2Model, which takes pictures as
     patches."""
     side = preprocess.image_size

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.interop import open_clip_coca as coca
@@ -38,6 +39,7 @@ from jaxvl.interop.tokens import (
     write_tokenizer,
 )
 from jaxvl.models import InputSpec
+from jaxvl.models.base import ModelConfig
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = (
@@ -84,7 +86,7 @@ def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:
     )
 
 
-def read_config(section: Section) -> tuple[Any, InputSpec]:
+def read_config(section: Section) -> tuple[ModelConfig, InputSpec]:
     """Our model and inputs of a `model_cfg`. Raises ConversionError for what cannot be
     represented."""
     if "multimodal_cfg" not in section:
@@ -97,7 +99,7 @@ def read_config(section: Section) -> tuple[Any, InputSpec]:
 
 
 def read_state(
-    state: StateDict, model: Any, inputs: InputSpec, model_cfg: Mapping[str, Any]
+    state: StateDict, model: ModelConfig, inputs: InputSpec, model_cfg: Mapping[str, Json]
 ) -> dict[str, np.ndarray]:
     """Our arrays, from either of their layouts (text tower under `text.` or not); see
     `mapping.read_arrays`."""
@@ -107,7 +109,7 @@ def read_state(
     return read_arrays(dict(dual.table(model, model_cfg, dual.layout(state))), state, shapes, SPARE)
 
 
-def write_state(bundle: Bundle, model_cfg: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def write_state(bundle: Bundle, model_cfg: Mapping[str, Json]) -> dict[str, np.ndarray]:
     """Their state dict, as the model that they build from `model_cfg` has it."""
     if bundle.model.registered_name == "open_clip_coca":
         return coca.to_open_clip(bundle.arrays, bundle.model)
@@ -135,7 +137,7 @@ def save(bundle: Bundle, path: pathlib.Path) -> tuple[str, ...]:
     return notes
 
 
-def config_of(bundle: Bundle) -> dict[str, Any]:
+def config_of(bundle: Bundle) -> dict[str, Json]:
     """The contents of open_clip_config.json: those that the model came with where they still say
     the same, else new ones."""
     origin = copy.deepcopy(bundle.origin.get("open_clip"))
@@ -152,7 +154,7 @@ def config_of(bundle: Bundle) -> dict[str, Any]:
     return {"model_cfg": model_cfg, "preprocess_cfg": _write_preprocess(bundle.preprocess)}
 
 
-def _new_config(bundle: Bundle) -> dict[str, Any]:
+def _new_config(bundle: Bundle) -> dict[str, Json]:
     name = bundle.model.registered_name
     if name == "open_clip_coca":
         return coca.model_cfg_of(bundle.model, bundle.inputs)
@@ -205,7 +207,7 @@ def _start(tokenizer: Tokenizer) -> int:
     return tokenizer.cls_id
 
 
-def _check_padding(model: Any, inputs: InputSpec, tokenizer: Tokenizer) -> None:
+def _check_padding(model: ModelConfig, inputs: InputSpec, tokenizer: Tokenizer) -> None:
     """Their model takes a token for padding by its id in `text_cfg`, whatever the tokenizer pads
     with."""
     if model.text_pool == "class" and tokenizer.pad_id != inputs.pad_id:
@@ -265,7 +267,7 @@ def _read_preprocess(section: Section, image_size: int) -> Preprocess:
         )  # fmt: skip
 
 
-def _write_preprocess(preprocess: Preprocess) -> dict[str, Any]:
+def _write_preprocess(preprocess: Preprocess) -> dict[str, Json]:
     if preprocess.scale_to not in (None, preprocess.image_size):
         raise ConversionError(
             f"preprocess.scale_to: {preprocess.scale_to} has no counterpart in open_clip, "

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.interop.bundle import Section
 from jaxvl.interop.mapping import (
     CONVOLUTION,
@@ -243,7 +244,7 @@ _UNREAD = dict(
 
 
 def config_of(
-    model_cfg: Mapping[str, Any], *, start_id: int = START, eos_id: int = END
+    model_cfg: Mapping[str, Json], *, start_id: int = START, eos_id: int = END
 ) -> tuple[OpenClipCoCaConfig, InputSpec]:
     """Our configuration and inputs of a model of theirs.
 
@@ -310,7 +311,7 @@ def config_of(
     return config, inputs
 
 
-def model_cfg_of(config: OpenClipCoCaConfig, inputs: InputSpec) -> dict[str, Any]:
+def model_cfg_of(config: OpenClipCoCaConfig, inputs: InputSpec) -> dict[str, Json]:
     """Their `model_cfg`, the inverse of `config_of`; what is ours alone (dropout, scan, remat,
     `max_scale`) has no place in it.
 
@@ -351,7 +352,7 @@ def model_cfg_of(config: OpenClipCoCaConfig, inputs: InputSpec) -> dict[str, Any
     )  # fmt: skip
 
 
-def _vit(vision: Mapping[str, Any], activation: str, *, post_norm: bool) -> ViTConfig:
+def _vit(vision: Mapping[str, Json], activation: str, *, post_norm: bool) -> ViTConfig:
     width = vision["width"]
     sizes = Sizes(
         width, vision["layers"], width // vision["head_width"], int(width * vision["mlp_ratio"])
@@ -364,7 +365,7 @@ def _vit(vision: Mapping[str, Any], activation: str, *, post_norm: bool) -> ViTC
     )  # fmt: skip
 
 
-def _check_part(part: str, given: Mapping[str, Any]) -> None:
+def _check_part(part: str, given: Mapping[str, Json]) -> None:
     """Raises ConversionError for what is unknown, or not as it must be."""
     fixed = _FIXED[part]
     for name, value in given.items():

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jaxvl.aliases import Json
 from jaxvl.interop import timm_vit
 from jaxvl.interop.bundle import Section, model_of
 from jaxvl.interop.dual import must_be, text_node, vit_node
@@ -185,7 +186,7 @@ def _read_text(text: Section, quick: bool) -> tuple[dict[str, Any], InputSpec]:
     return node, InputSpec(224, length, vocabulary, pad, eos)
 
 
-def write(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
+def write(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Json]:
     """A `model_cfg`. Raises ConversionError where open_clip has no counterpart."""
     timm = model.image.patch_bias
     must_be("open_clip", model, {
@@ -228,7 +229,7 @@ def write(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
     return {**config, "init_logit_scale": math.log(model.init_scale)}
 
 
-def _write_vision(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
+def _write_vision(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Json]:
     image = model.image
     sizes = model.image.sizes
     return {
@@ -238,7 +239,7 @@ def _write_vision(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _write_text(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
+def _write_text(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Json]:
     text = model.text
     sizes = model.text.sizes
     pool = "first" if text.pool == "cls" else text.pool
@@ -250,7 +251,7 @@ def _write_text(model: DualEncoderConfig, inputs: InputSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tower(tower: Any) -> dict[str, Any]:
+def _tower(tower: Any) -> dict[str, Json]:
     tanh = {"act_kwargs": {"approximate": "tanh"}} if tower.activation == "gelu_tanh" else {}
     return tanh | ({"norm_kwargs": {"eps": tower.eps}} if tower.eps != 1e-5 else {})
 
@@ -271,7 +272,7 @@ def layout(names: Iterable[str]) -> str:
     return "text." if "text.token_embedding.weight" in set(names) else ""
 
 
-def table(model: DualEncoderConfig, model_cfg: Mapping[str, Any], prefix: str) -> Entries:
+def table(model: DualEncoderConfig, model_cfg: Mapping[str, Json], prefix: str) -> Entries:
     """`prefix`: see `layout`."""
     if model_cfg.get("vision_cfg", {}).get("timm_model_name"):
         yield from timm_vit.table(model.image, "image/encoder", "visual.trunk")

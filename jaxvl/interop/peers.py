@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import types
 from typing import Any
 
 from jaxvl.interop.files import need
@@ -36,7 +37,7 @@ def _torch() -> Any:
     return torch
 
 
-def peer(name: str) -> Any:
+def peer(name: str) -> types.ModuleType:
     """`torch`, `transformers`, `open_clip` or `timm`. Raises ConversionError, naming the extra,
     where it is not installed."""
     torch = _torch()

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
 from jaxvl.models.base import EncoderConfig, InputSpec
 from jaxvl.models.bert import BertConfig
 from jaxvl.models.efficientnet import EfficientNetConfig
-from jaxvl.models.two_tower import Tower, TwoTower, TwoTowerConfig
+from jaxvl.models.two_tower import Logits, Tower, TwoTower, TwoTowerConfig
 
 
 @MODELS.register("align")
@@ -59,7 +60,7 @@ class AlignConfig(TwoTowerConfig):
             f"{most!r} is below 1 / init_temperature = {1 / self.init_temperature:g}",
         )
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TwoTower:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> TwoTower:
         width = self.embed_dim or self.image.features
 
         def tower(config: EncoderConfig, project: bool) -> Tower:
@@ -79,8 +80,7 @@ class AlignConfig(TwoTowerConfig):
         return TwoTower(
             image,
             text,
-            log_scale=-math.log(self.init_temperature),
-            most=most,
+            logits=Logits(-math.log(self.init_temperature), most=most),
             views=self.views,
             heads=self.heads,
             rngs=rngs,

@@ -10,15 +10,20 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
+from jaxvl.aliases import Node, Tree
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.nn.moe import Skills
 from jaxvl.nn.transformer import Sizes
+
+if TYPE_CHECKING:
+    from jaxvl.data.config import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +119,9 @@ class EncoderConfig:
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where the encoder cannot take such inputs."""
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> nnx.Module:
+    def build(
+        self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> nnx.Module:
         """The encoder's module; parameters are float32, computing in `dtype`."""
         raise NotImplementedError(f"{type(self).__name__} must build its module")
 
@@ -147,11 +154,11 @@ class ModelConfig:
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where the model cannot take such inputs."""
 
-    def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
-        """Raises ConfigError where the model cannot take a task's data (`DataConfig`), or has not
+    def check_task(self, data: DataConfig, encode: Node) -> None:
+        """Raises ConfigError where the model cannot take a task's data, or has not
         the options of the call that the task names."""
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Model:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Model:
         """The model's module; parameters are float32, computing in `dtype`."""
         raise NotImplementedError(f"{type(self).__name__} must build its module")
 
@@ -162,9 +169,11 @@ class Model(nnx.Module):
     Attributes:
       frozen: encoders that run as in evaluation in training too, because no parameter of theirs is
         trained; keys of `encoder_paths`. Set by `freeze`.
+      adapter: label -> what an adapter has for the model as a whole; None without.
     """
 
     frozen: frozenset[str] = frozenset()
+    adapter: nnx.Dict | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -270,7 +279,7 @@ ROW_KEYS = "row_keys"
 
 def drop_options(
     drop: Mapping[str, float] | None, name: str, batch: Mapping[str, jax.Array]
-) -> dict[str, Any]:
+) -> dict[str, float | jax.Array | None]:
     """What the encoder of an input is called with, beside `train` and `key`, for the option `drop`
     of a model's call: nothing where the input loses no tokens.
 
@@ -285,7 +294,7 @@ def drop_options(
     return {"drop": share, "row_keys": keys}
 
 
-def check_drop(encode: Mapping[str, Any], encoders: Mapping[str, EncoderConfig]) -> None:
+def check_drop(encode: Node, encoders: Mapping[str, EncoderConfig]) -> None:
     """For models with the option `drop`.
 
     Args:
@@ -314,13 +323,13 @@ class Generator(Protocol):
     def caption_scores(self, memory: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
         """What a cross-entropy needs of text int [B, T] under the image of `memory`."""
 
-    def prefill(self, image: jax.Array, length: int) -> tuple[Any, Any]:
+    def prefill(self, image: jax.Array, length: int) -> tuple[Tree, Tree]:
         """image [B, S, S, C] -> the cache before the first token of captions of up to `length`
         tokens, and what all tokens read (`cross_kv`)."""
 
     def decode_step(
-        self, kv_cache: Any, cross_kv: Any, token: jax.Array, position: jax.Array
-    ) -> tuple[jax.Array, Any]:
+        self, kv_cache: Tree, cross_kv: Tree, token: jax.Array, position: jax.Array
+    ) -> tuple[jax.Array, Tree]:
         """Logits of the next token float32 [B, V], and the cache after it."""
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Count, Depth, Epsilon, Heads, Hidden, Width, check
 from jaxvl.models import TEXT_ENCODERS
@@ -100,7 +101,7 @@ class BertConfig(EncoderConfig):
             f"{self.positions} rows are fewer than the text length of {inputs.text_length}",
         )
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Bert:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Bert:
         return Bert(self, inputs, rngs=rngs, dtype=dtype)
 
 
@@ -112,7 +113,12 @@ class Bert(nnx.Module):
     """
 
     def __init__(
-        self, config: BertConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+        self,
+        config: BertConfig,
+        inputs: InputSpec,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
         sizes = config.sizes
         init = normal(_INIT_STD)

@@ -15,12 +15,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
+from jaxvl.aliases import Node
 from jaxvl.config import ConfigError, Depth, Heads, Hidden, Range, Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS
 from jaxvl.models.base import (
@@ -43,6 +45,9 @@ from jaxvl.nn.norms import LayerNorm, l2_normalize
 from jaxvl.nn.random import split
 from jaxvl.nn.transformer import Block, Remat, Sizes, StackOptions, Transformer
 from jaxvl.nn.vocabulary import VocabularyHead
+
+if TYPE_CHECKING:
+    from jaxvl.data.config import DataConfig
 
 # Width, heads, hidden, layers of either half of the decoder (Yu et al. 2022, table 1).
 VARIANTS: Mapping[str, tuple[int, int, int, int]] = {
@@ -152,7 +157,7 @@ class CaptionerConfig(ModelConfig):
     def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
         return Capabilities(generates=True)
 
-    def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
+    def check_task(self, data: DataConfig, encode: Node) -> None:
         """Raises ConfigError where a task drops tokens of an encoder that cannot."""
         check_drop(encode, self.encoders)
 
@@ -197,22 +202,23 @@ class Captioner(Model):
       config: see `CaptionerConfig`. inputs: fixes vocabulary, text length, padding and EOS.
     """
 
-    block: ClassVar[Any] = Block  # a multimodal layer
+    block: ClassVar[type[nnx.Module]] = Block  # a multimodal layer
 
-    def __init__(self, config: Any, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(
+        self,
+        config: CaptionerConfig,
+        inputs: InputSpec,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+    ):
         sizes = config.sizes("unimodal")
         embed = config.embed_dim or sizes.width
         options = dict(rngs=rngs, dtype=dtype)
 
         def projection(width: int) -> Linear:
-            return Linear(
-                width,
-                embed,
-                axes=("embed", "joint"),
-                bias=False,
-                init=normal(width**-0.5),
-                **options,
-            )
+            init = normal(width**-0.5)
+            return Linear(width, embed, axes=("embed", "joint"), bias=False, init=init, **options)
 
         self.width = sizes.width
         self.dtype = dtype
@@ -247,7 +253,7 @@ class Captioner(Model):
     # ----------------------------------------------------------------------------------------------
     # What a model defines
 
-    def build_poolers(self, config: Any, rngs: nnx.Rngs) -> int:
+    def build_poolers(self, config: CaptionerConfig, rngs: nnx.Rngs) -> int:
         """Makes what `pool_image` needs; gives the width of the memory."""
         raise NotImplementedError
 
@@ -256,7 +262,7 @@ class Captioner(Model):
         what the image embedding is projected from [B, D]."""
         raise NotImplementedError
 
-    def build_text(self, config: Any, inputs: InputSpec, rngs: nnx.Rngs) -> None:
+    def build_text(self, config: CaptionerConfig, inputs: InputSpec, rngs: nnx.Rngs) -> None:
         """Makes `positions` and what else `read_text` needs beside words and layers."""
         raise NotImplementedError
 

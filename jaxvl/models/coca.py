@@ -16,11 +16,12 @@ The models that open_clip calls CoCa are `open_clip_coca`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec
@@ -41,7 +42,7 @@ class CoCaConfig(CaptionerConfig):
 
     poolers: Literal["cascade", "parallel"] = "cascade"
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> CoCa:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> CoCa:
         return CoCa(self, inputs, rngs=rngs, dtype=dtype)
 
 

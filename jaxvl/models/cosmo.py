@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.models import MODELS
 from jaxvl.models.base import Capabilities, InputSpec
@@ -56,7 +57,7 @@ class CosmoConfig(CoCaConfig):
     def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
         return dataclasses.replace(super().capabilities(inputs), interleaved=True)
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Cosmo:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Cosmo:
         return Cosmo(self, inputs, rngs=rngs, dtype=dtype)
 
 
@@ -70,7 +71,12 @@ class Cosmo(Captioner):
     block: ClassVar[Any] = GatedBlock
 
     def __init__(
-        self, config: CosmoConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+        self,
+        config: CosmoConfig,
+        inputs: InputSpec,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
         super().__init__(config, inputs, rngs=rngs, dtype=dtype)
         self.text_pooler = make_pooler(self, config, self.width, rngs)

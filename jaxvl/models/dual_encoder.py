@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Range, Scale, Width, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
 from jaxvl.models.base import EncoderConfig, InputSpec
 from jaxvl.models.text import TextTransformerConfig
-from jaxvl.models.two_tower import Tower, TwoTower, TwoTowerConfig
+from jaxvl.models.two_tower import Logits, Tower, TwoTower, TwoTowerConfig
 from jaxvl.models.vit import ViTConfig
 
 
@@ -84,7 +85,7 @@ class DualEncoderConfig(TwoTowerConfig):
     def _width(self) -> int:
         return self.embed_dim or self.image.features
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TwoTower:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> TwoTower:
         def tower(config: EncoderConfig, project: bool) -> Tower:
             encoder = config.build(inputs, rngs, dtype)
             return Tower(
@@ -103,10 +104,7 @@ class DualEncoderConfig(TwoTowerConfig):
         return TwoTower(
             image,
             text,
-            log_scale=math.log(self.init_scale),
-            least=least,
-            most=most,
-            logit_bias=self.init_bias,
+            logits=Logits(math.log(self.init_scale), least, most, self.init_bias),
             views=self.views,
             heads=self.heads,
             rngs=rngs,

@@ -14,11 +14,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import ConfigError, Epsilon, Range, Width, check, nearest
 from jaxvl.models import IMAGE_ENCODERS
@@ -278,25 +279,21 @@ class EfficientNetConfig(EncoderConfig):
             f"{self.stem_patch} must divide the image of {inputs.image_size} pixels",
         )
         total = self.stem_patch * self.stem_stride * math.prod(s.stride for s in self.plan()[1])
-        check(
-            inputs.image_size >= total,
-            "stem_stride",
-            (
-                f"the network divides the side by {total}, more than the image of "
-                f"{inputs.image_size} pixels has"
-            )
-            + (
-                "; a stem_stride of 1 or stages of stride 1 keep more"
-                if self.stem_stride == 2
-                else "; use stages of stride 1"
-            ),
+        halved = self.stem_stride == 2
+        more = "a stem_stride of 1 or stages of stride 1 keep more"
+        problem = (
+            f"the network divides the side by {total}, more than the image of "
+            f"{inputs.image_size} pixels has; {more if halved else 'use stages of stride 1'}"
         )
+        check(inputs.image_size >= total, "stem_stride", problem)
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> EfficientNet:
+    def build(
+        self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> EfficientNet:
         return EfficientNet(self, inputs.channels, rngs=rngs, dtype=dtype)
 
 
-def _norm(config: EfficientNetConfig, channels: int, dtype: Any) -> nnx.Module:
+def _norm(config: EfficientNetConfig, channels: int, dtype: DTypeLike) -> nnx.Module:
     if config.norm == "group":
         return GroupNorm(channels, eps=config.norm_eps, dtype=dtype)
     return BatchNorm(channels, momentum=config.norm_momentum, eps=config.norm_eps, dtype=dtype)
@@ -328,7 +325,13 @@ class SqueezeExcite(nnx.Module):
     """
 
     def __init__(
-        self, channels: int, squeezed: int, *, activation: Activation, rngs: nnx.Rngs, dtype: Any
+        self,
+        channels: int,
+        squeezed: int,
+        *,
+        activation: Activation,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
     ):
         init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         self.down = Linear(
@@ -416,7 +419,12 @@ class EfficientNet(nnx.Module):
     """
 
     def __init__(
-        self, config: EfficientNetConfig, channels: int, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+        self,
+        config: EfficientNetConfig,
+        channels: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
         stem, stages, head = config.plan()
         act = config.activation

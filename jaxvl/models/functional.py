@@ -11,12 +11,14 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
+from jaxvl.aliases import Leaf, Node, Tree
 from jaxvl.config import ConfigError, resolve_call
 from jaxvl.models.base import InputSpec, Model
 from jaxvl.nn.random import adapters_draw_from
@@ -54,18 +56,18 @@ class Functional:
     """
 
     spec: InputSpec
-    graphdef: Any
+    graphdef: nnx.GraphDef
     axes: Mapping[str, tuple[str, ...] | None]
     params: Mapping[str, jax.ShapeDtypeStruct]
     model_state: Mapping[str, jax.ShapeDtypeStruct]
     frozen: frozenset[str]
-    call: Callable[..., Any]
+    call: Callable[..., Tree]
     inputs: tuple[str, ...]
     methods: frozenset[str]
     _build: Callable[[jax.Array], nnx.Module]
     _templates: tuple[nnx.State, nnx.State]
 
-    def options(self, node: Mapping[str, Any], path: str) -> dict[str, Any]:
+    def options(self, node: Node, path: str) -> dict[str, Leaf]:
         """Options of the call in training from a config's `node`. Raises ConfigError at `path` for
         one that the model has not."""
         return resolve_call(self.call, node, path, given=("train", "key", "progress"))
@@ -79,10 +81,10 @@ class Functional:
         self,
         params: Arrays,
         model_state: Arrays,
-        *args: Any,
+        *args: Tree,
         method: str = "__call__",
-        **kwargs: Any,
-    ) -> tuple[Any, Arrays]:
+        **kwargs: Tree,
+    ) -> tuple[Tree, Arrays]:
         """`module.method(*args, **kwargs)` -> (its result, the new state that is not trained)."""
         params, model_state = (self._without_gradient(arrays) for arrays in (params, model_state))
         module = nnx.merge(
@@ -117,15 +119,17 @@ class Functional:
 class Buildable(Protocol):
     """A configuration that builds a module: a `ModelConfig`, or less than that."""
 
-    def check_inputs(self, inputs: Any) -> None: ...
+    def check_inputs(self, inputs: InputSpec | None) -> None: ...
 
-    def build(self, inputs: Any, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> nnx.Module: ...
+    def build(
+        self, inputs: InputSpec | None, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> nnx.Module: ...
 
 
 def functional(
     config: Buildable,
     inputs: InputSpec | None,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     freeze: str | None = None,
     adapters: Mapping[str, AdapterConfig] = {},
 ) -> Functional:

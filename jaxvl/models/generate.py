@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxvl.aliases import Tree
 from jaxvl.config import Count, Range, Scale, Seed, check
 from jaxvl.sharding import constrain
 
@@ -118,6 +119,20 @@ class Numbers(NamedTuple):
     seed: int | jax.Array
 
 
+class TextShape(NamedTuple):
+    """The form of the texts that are to be written, int32 [B, T].
+
+    Attributes:
+      batch, length: B and T; a shorter `Generation.max_length` ends captions earlier.
+      eos_id, pad_id: tokens of the end of a text, and behind it.
+    """
+
+    batch: int
+    length: int
+    eos_id: int
+    pad_id: int
+
+
 class Captions(NamedTuple):
     """What `generate` returns: tokens int32 [B, T], padded after EOS, and their log-probability
     float32 [B].
@@ -130,7 +145,7 @@ class Captions(NamedTuple):
     log_p: jax.Array
 
 
-Step = Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
+Step = Callable[[Tree, jax.Array, jax.Array], tuple[jax.Array, Tree]]
 
 
 class _Rules(NamedTuple):
@@ -147,13 +162,10 @@ class _Rules(NamedTuple):
 
 def generate(
     decode_step: Step,
-    kv_cache: Any,
+    kv_cache: Tree,
     config: Generation,
+    texts: TextShape,
     *,
-    batch: int,
-    length: int,
-    eos_id: int,
-    pad_id: int,
     keys: jax.Array | None = None,
     numbers: Numbers | None = None,
     prompt: jax.Array | None = None,
@@ -164,7 +176,7 @@ def generate(
       decode_step: `(kv_cache, last token int [B], position) -> (float32 logits [B, V], kv_cache)`;
         at position 0 nothing is read of the token.
       kv_cache: before the first token; the arrays' first axis is the batch.
-      length: T; a shorter `max_length` ends captions earlier.
+      texts: B, T and the ids that end and pad them.
       keys: one per row [B], needed to sample. So a row's caption does not depend on those beside
         it.
       numbers: those of `config.split()`, where they are to be arguments of the compiled function;
@@ -175,6 +187,7 @@ def generate(
     Raises:
       ValueError: no keys to sample with.
     """
+    batch, length, eos_id, pad_id = texts
     rules = _Rules(
         config,
         numbers or config.split()[1],

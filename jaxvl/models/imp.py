@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
+from jaxvl.aliases import Node
 from jaxvl.config import Count, Depth, Heads, Hidden, Pixels, Range, Scale, Width, check, nearest
 from jaxvl.data.audio import Spectrogram
 from jaxvl.models import MODELS
@@ -22,6 +24,9 @@ from jaxvl.models.base import (
 from jaxvl.models.imp_encoder import INPUTS, MODALITIES, Imp
 from jaxvl.nn.moe import MoeConfig
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions
+
+if TYPE_CHECKING:
+    from jaxvl.data.config import DataConfig
 
 # Width, layers, heads, hidden of the released models; a sparse one has the same with `moe`.
 SIZES: Mapping[str, Sizes] = {
@@ -211,7 +216,7 @@ class ImpConfig(ModelConfig):
             f"{self.most_words} are fewer than the texts' {inputs.text_length} tokens",
         )
 
-    def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
+    def check_task(self, data: DataConfig, encode: Node) -> None:
         """Raises ConfigError where a task's `data` is not what the model takes, or its `encode`
         names what the data has not."""
         heard = "waveform" if self.log_mel is None else "spectrogram"
@@ -267,5 +272,5 @@ class ImpConfig(ModelConfig):
                     f"{skill!r} is no skill of the model ({', '.join(names)})",
                 )
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Imp:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Imp:
         return Imp(self, inputs, rngs=rngs, dtype=dtype)

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import nearest
 from jaxvl.models.base import Encoded, InputSpec, Model
 from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.nn.linear import Embedding, Linear, normal
-from jaxvl.nn.moe import MoeOutput
+from jaxvl.nn.moe import MoeInputs, MoeOutput
 from jaxvl.nn.norms import LayerNorm, l2_normalize
 from jaxvl.nn.patches import FactoredPositions, GridTokens, drop_tokens
 from jaxvl.nn.transformer import Transformer
@@ -52,7 +53,7 @@ class Projection(nnx.Module):
     """From the encoder to the space that one modality shares with one other: a hidden layer, and a
     linear one."""
 
-    def __init__(self, width: int, hidden: int, embed: int, *, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, width: int, hidden: int, embed: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.up = Linear(width, hidden, axes=("embed", "mlp"), rngs=rngs, dtype=dtype)
         self.down = Linear(hidden, embed, axes=("mlp", "joint"), rngs=rngs, dtype=dtype)
 
@@ -69,7 +70,12 @@ class Imp(Model):
     """
 
     def __init__(
-        self, config: ImpConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+        self,
+        config: ImpConfig,
+        inputs: InputSpec,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
         width = config.sizes.width
         options = dict(rngs=rngs, dtype=dtype)
@@ -228,13 +234,13 @@ class Imp(Model):
         drop_key, key = (None, None) if key is None else jax.random.split(key)
         tokens, mask = self._tokens(name, x, length, drop, drop_key)
         kind = INPUTS[name]
-        routing: dict[str, Any] = {}
+        told = MoeInputs()
         if self.config.moe is not None:
             named = self.config.moe.skills
-            routing = dict(
+            told = MoeInputs(
                 modality=jnp.int32(MODALITIES.index(kind)), skills=skills or (named and (kind,))
             )
-        out = self.transformer.routed(tokens, mask=mask, train=train, key=key, **routing)
+        out = self.transformer.routed(tokens, mask=mask, moe_inputs=told, train=train, key=key)
         tokens = self.norm(out.y)
         y = tokens.astype(jnp.float32)
         if mask is None:

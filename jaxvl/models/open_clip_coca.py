@@ -12,13 +12,14 @@ have a second pair of attention and MLP, and one pooler may serve both losses.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
+from jaxvl.aliases import Leaf, Node
 from jaxvl.config import TokenId, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS
 from jaxvl.models.base import Capabilities, InputSpec
@@ -101,7 +102,9 @@ class OpenClipCoCaConfig(CaptionerConfig):
             f"nor EOS",
         )
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> OpenClipCoCa:
+    def build(
+        self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> OpenClipCoCa:
         return OpenClipCoCa(self, inputs, rngs=rngs, dtype=dtype)
 
 
@@ -217,7 +220,7 @@ _FORMERLY = dict(
 )
 
 
-def renamed(node: Mapping[str, Any]) -> dict[str, Any]:
+def renamed(node: Node) -> dict[str, Leaf]:
     """A recorded model node, in which `coca` may have these options, in today's terms.
 
     A `coca` with any of them is an `open_clip_coca`; one with the paper's values, and its variants,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any
 
 from jaxvl import paths
+from jaxvl.aliases import Leaf
 from jaxvl.config import check, nearest, to_path
 from jaxvl.models.open_clip_coca import renamed
 
@@ -23,7 +23,7 @@ _COCA_OPEN_CLIP = {
 }
 
 
-def saved(workdir: str) -> dict[str, Any]:
+def saved(workdir: str) -> dict[str, Leaf]:
     """The model of a run's workdir, or of one that `jaxvl.convert` made: what a run with
     `start` has.
 
@@ -38,7 +38,7 @@ def saved(workdir: str) -> dict[str, Any]:
     return renamed(model)
 
 
-def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -> dict[str, Any]:
+def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -> dict[str, Leaf]:
     """ALIGN: EfficientNet `image` and BERT `text`."""
     return dict(
         name="align",
@@ -48,7 +48,7 @@ def align(image: str = "b7", text: str = "base", embed_dim: int | None = None) -
     )
 
 
-def clip(variant: str = "B/32", activation: str = "quick_gelu") -> dict[str, Any]:
+def clip(variant: str = "B/32", activation: str = "quick_gelu") -> dict[str, Leaf]:
     """OpenAI's CLIP: `B/32`, `B/16` or `L/14`, texts of 77 tokens; and OpenCLIP's small ones,
     `S/32` and `S/16`.
 
@@ -79,7 +79,7 @@ def clip(variant: str = "B/32", activation: str = "quick_gelu") -> dict[str, Any
     )
 
 
-def siglip(variant: str = "B/16") -> dict[str, Any]:
+def siglip(variant: str = "B/16") -> dict[str, Leaf]:
     """SigLIP: towers of one size, texts of 64 tokens, sigmoid loss with a bias."""
     return dict(
         name="dual_encoder",
@@ -99,7 +99,7 @@ def siglip(variant: str = "B/16") -> dict[str, Any]:
     )
 
 
-def coca(variant: str = "base") -> dict[str, Any]:
+def coca(variant: str = "base") -> dict[str, Leaf]:
     """CoCa as in table 1 of its paper: `base`, `large` or `2b`, images of 288 pixels.
 
     Raises:
@@ -113,7 +113,7 @@ def coca(variant: str = "base") -> dict[str, Any]:
     )
 
 
-def coca_open_clip(variant: str = "ViT-B-32") -> dict[str, Any]:
+def coca_open_clip(variant: str = "ViT-B-32") -> dict[str, Leaf]:
     """open_clip's `coca_ViT-B-32`, `coca_ViT-L-14` (images of 224 pixels) and `coca_base` (288
     pixels), texts of 76 tokens from CLIP's tokenizer; of another tokenizer, `start_id` has to be
     set.

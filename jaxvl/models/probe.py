@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import check
 from jaxvl.nn.linear import Linear, normal
@@ -38,7 +38,7 @@ class ProbeConfig:
     def check_inputs(self, inputs: None) -> None:
         """Tokens of any number fit."""
 
-    def build(self, inputs: None, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Probe:
+    def build(self, inputs: None, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Probe:
         return Probe(self, rngs=rngs, dtype=dtype)
 
 
@@ -46,7 +46,7 @@ class Probe(nnx.Module):
     """One learned query attends to the tokens; a linear layer, zero at first, makes logits of what
     it finds."""
 
-    def __init__(self, config: ProbeConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(self, config: ProbeConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.pooler = QueryPooler(
             1, config.width, config.heads, memory_width=config.memory_width, rngs=rngs, dtype=dtype
         )

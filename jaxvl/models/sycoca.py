@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Depth, check
 from jaxvl.models import MODELS
@@ -102,7 +103,7 @@ class SyCoCaConfig(CaptionerConfig):
             f"{patches} patches",
         )
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> SyCoCa:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> SyCoCa:
         return SyCoCa(self, inputs, rngs=rngs, dtype=dtype)
 
 
@@ -114,7 +115,12 @@ class SyCoCa(CoCa):
     """
 
     def __init__(
-        self, config: SyCoCaConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+        self,
+        config: SyCoCaConfig,
+        inputs: InputSpec,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
         super().__init__(config, inputs, rngs=rngs, dtype=dtype)
         self.patch = config.image.patch

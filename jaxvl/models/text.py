@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Count, Depth, Epsilon, Heads, Hidden, Width, check
 from jaxvl.models import TEXT_ENCODERS
@@ -24,7 +25,7 @@ from jaxvl.nn import poolers
 from jaxvl.nn.attention import Implementation
 from jaxvl.nn.linear import Embedding, normal
 from jaxvl.nn.mlp import Activation
-from jaxvl.nn.moe import MoeConfig
+from jaxvl.nn.moe import MoeConfig, MoeInputs
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.random import dropout
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
@@ -122,7 +123,9 @@ class TextTransformerConfig(EncoderConfig):
             "'eos' needs a tokenizer with an EOS token; use last, cls, mean or map",
         )
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> TextTransformer:
+    def build(
+        self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> TextTransformer:
         return TextTransformer(self, inputs, rngs=rngs, dtype=dtype)
 
 
@@ -139,7 +142,7 @@ class TextTransformer(nnx.Module):
         inputs: InputSpec,
         *,
         rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         sizes = config.sizes
         rows = config.positions or inputs.text_length
@@ -177,7 +180,12 @@ class TextTransformer(nnx.Module):
         # Under causal attention no token before the padding sees it anyway.
         seen = None if self.config.causal else mask
         routed = self.transformer.routed(
-            x, mask=seen, real=mask, causal=self.config.causal, train=train, key=stack_key
+            x,
+            mask=seen,
+            moe_inputs=MoeInputs(real=mask),
+            causal=self.config.causal,
+            train=train,
+            key=stack_key,
         )
         x = self.norm(routed.y)
         return Encoded(self._pool(x, tokens, mask), x, mask, routed.by_row() or None)

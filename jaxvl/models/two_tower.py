@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
+from jaxvl.aliases import Node
 from jaxvl.config import ConfigError, check
 from jaxvl.models import HEADS
 from jaxvl.models.base import (
@@ -26,6 +28,9 @@ from jaxvl.models.heads import HeadConfig, Heads
 from jaxvl.nn.gradients import clip_with_gradient
 from jaxvl.nn.linear import Linear, normal
 from jaxvl.nn.norms import l2_normalize
+
+if TYPE_CHECKING:
+    from jaxvl.data.config import DataConfig
 
 SIDES = ("image", "text")
 
@@ -48,7 +53,7 @@ class Tower(nnx.Module):
         project: bool,
         bias: bool,
         rngs: nnx.Rngs,
-        dtype: Any,
+        dtype: DTypeLike,
     ):
         self.encoder = encoder
         options = dict(
@@ -95,6 +100,21 @@ def several(encoded: Encoded, shape: tuple[int, int]) -> Encoded:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """How a model's embeddings become logits.
+
+    Attributes:
+      log_scale: initial value. least, most: its bounds, or None.
+      bias: initial value, or None for a model without.
+    """
+
+    log_scale: float
+    least: float | None = None
+    most: float | None = None
+    bias: float | None = None
+
+
 class TwoTower(Model):
     """An image tower, a text tower, a log-scale and, where given, a bias of the logits; and heads.
 
@@ -103,8 +123,7 @@ class TwoTower(Model):
 
     Args:
       image, text: towers.
-      log_scale: initial value. least, most: its bounds, or None.
-      logit_bias: initial value, or None for a model without.
+      logits: scale and bias.
       views: further batch entry -> the tower that reads it.
       heads: label -> head.
     """
@@ -114,22 +133,19 @@ class TwoTower(Model):
         image: Tower,
         text: Tower,
         *,
-        log_scale: float,
-        most: float | None,
-        least: float | None = None,
-        logit_bias: float | None = None,
+        logits: Logits,
         views: Mapping[str, str] | None = None,
         heads: Mapping[str, HeadConfig] | None = None,
         rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.image = image
         self.text = text
-        self.least = least
-        self.most = most
-        self.log_scale = nnx.Param(jnp.float32(log_scale), axes=())
+        self.least = logits.least
+        self.most = logits.most
+        self.log_scale = nnx.Param(jnp.float32(logits.log_scale), axes=())
         self.logit_bias = (
-            None if logit_bias is None else nnx.Param(jnp.float32(logit_bias), axes=())
+            None if logits.bias is None else nnx.Param(jnp.float32(logits.bias), axes=())
         )
         self.sides = Views(views or {})
         widths = {name: self._tower(name).encoder.width for name in self.inputs}
@@ -288,7 +304,7 @@ class TwoTowerConfig(ModelConfig):
         classes = {label: n for label, n in counts.items() if n is not None}
         return Capabilities(multi_instance=True, classes=classes)
 
-    def check_task(self, data: Any, encode: Mapping[str, Any]) -> None:
+    def check_task(self, data: DataConfig, encode: Node) -> None:
         """Raises ConfigError where a task drops tokens of an encoder that cannot."""
         views = {view: self.encoders[side] for view, side in self.views.items()}
         check_drop(encode, {**self.encoders, **views})

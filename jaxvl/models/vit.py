@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Depth, Epsilon, Heads, Hidden, Width, check
 from jaxvl.models import IMAGE_ENCODERS
@@ -151,7 +152,7 @@ class ViTConfig(EncoderConfig):
             f"{self.variant!r}: the patch of {patch} pixels must divide the image of {side}",
         )
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> ViT:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> ViT:
         return ViT(self, inputs, rngs=rngs, dtype=dtype)
 
 
@@ -163,7 +164,12 @@ class ViT(nnx.Module):
     """
 
     def __init__(
-        self, config: ViTConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any = jnp.float32
+        self,
+        config: ViTConfig,
+        inputs: InputSpec,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
     ):
         sizes = config.sizes
         grid = inputs.image_size // config.patch

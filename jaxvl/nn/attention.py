@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import dataclasses
+import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import Initializer, Linear, xavier
 from jaxvl.nn.norms import LayerNorm
@@ -16,17 +19,34 @@ Implementation = Literal["xla", "cudnn"]
 KeyValue = tuple[jax.Array, jax.Array]  # keys and values [B, N, H, K]
 
 
+@dataclasses.dataclass(frozen=True)
+class AttentionOptions:
+    """How an attention is built and run.
+
+    Attributes:
+      bias: of the four maps.
+      qk_norm: layer norm of queries and keys over K before the product (Dehghani et al. 2023).
+      dropout: rate on the attention weights (BERT). The fused product has none, so that a rate > 0
+        computes the weights explicitly in training.
+      eps: of the layer norms.
+      init: of the four kernels.
+      implementation: `xla`, or `cudnn` (flash attention on NVIDIA GPUs; bfloat16 only).
+    """
+
+    bias: bool = True
+    qk_norm: bool = False
+    dropout: float = 0.0
+    eps: float = 1e-6
+    init: Initializer = xavier
+    implementation: Implementation = "xla"
+
+
 class Attention(nnx.Module):
     """Multi-head attention, of a sequence to itself or to a memory.
 
     Args:
       width, heads: D and H; K = D / H.
       memory_width: of the sequence that is attended to; None: `width`.
-      bias: of the four maps.
-      qk_norm: layer norm of queries and keys over K before the product (Dehghani et al. 2023).
-      dropout: rate on the attention weights (BERT). The fused product has none, so that a rate > 0
-        computes the weights explicitly in training.
-      implementation: `xla`, or `cudnn` (flash attention on NVIDIA GPUs; bfloat16 only).
 
     Attributes:
       adapter: label -> `nn.prompts.Prefix`, keys and values before those of the memory; None
@@ -45,31 +65,25 @@ class Attention(nnx.Module):
         *,
         rngs: nnx.Rngs,
         memory_width: int | None = None,
-        bias: bool = True,
-        qk_norm: bool = False,
-        dropout: float = 0.0,
-        eps: float = 1e-6,
-        init: Initializer = xavier,
-        implementation: Implementation = "xla",
-        dtype: Any = jnp.float32,
+        options: AttentionOptions = AttentionOptions(),
+        dtype: DTypeLike = jnp.float32,
     ):
         if width % heads:
             raise ValueError(f"heads: {heads} must divide the width of {width}")
         split_axes = ("embed", "heads", "kv")
         split_heads = (heads, width // heads)
-        options = dict(bias=bias, rngs=rngs, init=init, dtype=dtype)
-        self.query = Linear(width, split_heads, axes=split_axes, **options)
-        self.key = Linear(memory_width or width, split_heads, axes=split_axes, **options)
-        self.value = Linear(memory_width or width, split_heads, axes=split_axes, **options)
-        self.out = Linear(split_heads, width, axes=("heads", "kv", "embed"), **options)
-        self.query_norm = (
-            LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
+        how = dict(bias=options.bias, rngs=rngs, init=options.init, dtype=dtype)
+        self.query = Linear(width, split_heads, axes=split_axes, **how)
+        self.key = Linear(memory_width or width, split_heads, axes=split_axes, **how)
+        self.value = Linear(memory_width or width, split_heads, axes=split_axes, **how)
+        self.out = Linear(split_heads, width, axes=("heads", "kv", "embed"), **how)
+        norm = functools.partial(
+            LayerNorm, width // heads, eps=options.eps, bias=False, dtype=dtype
         )
-        self.key_norm = (
-            LayerNorm(width // heads, eps=eps, bias=False, dtype=dtype) if qk_norm else None
-        )
-        self.dropout = dropout
-        self.implementation = implementation
+        self.query_norm = norm() if options.qk_norm else None
+        self.key_norm = norm() if options.qk_norm else None
+        self.dropout = options.dropout
+        self.implementation = options.implementation
 
     def __call__(
         self,

@@ -14,11 +14,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 PadRule = Literal["same", "bottom_right", "symmetric"]
@@ -161,7 +162,7 @@ class Conv(nnx.Module):
         stride: int = 1,
         rule: PadRule = "same",
         depthwise: bool = False,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         # Normal with variance 2 / fan_out, as EfficientNet's code has it; a depthwise filter has k²
         # outputs.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import vector_axis
 
@@ -30,7 +30,7 @@ class PatchEmbedding(nnx.Module):
         *,
         rngs: nnx.Rngs,
         bias: bool = True,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         kernel = jax.nn.initializers.lecun_normal()(
             rngs.params(), (patch * patch * channels, width), jnp.float32

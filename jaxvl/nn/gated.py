@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.nn.attention import Attention, KeyValue
-from jaxvl.nn.linear import normal, xavier
 from jaxvl.nn.mlp import Mlp
 from jaxvl.nn.moe import MoeOutput
 from jaxvl.nn.norms import LayerNorm
@@ -43,13 +43,12 @@ class GatedBlock(nnx.Module):
         rngs: nnx.Rngs,
         memory_width: int | None,
         moe: bool = False,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         if options.norm == "post" or memory_width is None:
             raise ValueError(
                 "a gated block is pre-norm and needs a memory: norm='pre' and a memory_width"
             )
-        init = xavier if options.init_std is None else normal(options.init_std)
         norm = functools.partial(
             LayerNorm, sizes.width, eps=options.eps, bias=options.bias, dtype=dtype
         )
@@ -60,23 +59,11 @@ class GatedBlock(nnx.Module):
             sizes.heads,
             memory_width=memory_width,
             rngs=rngs,
-            bias=options.bias,
-            qk_norm=options.qk_norm,
-            dropout=options.attention_dropout,
-            eps=options.eps,
-            init=init,
-            implementation=options.attention,
+            options=options.of_attention,
             dtype=dtype,
         )
         self.gated_mlp = Mlp(
-            sizes.width,
-            sizes.hidden,
-            rngs=rngs,
-            activation=options.activation,
-            dropout=options.hidden_dropout,
-            bias=options.bias,
-            init=init,
-            dtype=dtype,
+            sizes.width, sizes.hidden, rngs=rngs, options=options.of_mlp, dtype=dtype
         )
         self.cross_gate, self.mlp_gate = (
             nnx.Param(jnp.zeros((), jnp.float32), axes=()) for _ in range(2)

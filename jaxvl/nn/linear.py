@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 Initializer = Callable[..., jax.Array]
 
@@ -56,7 +56,7 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         bias: bool = True,
         init: Initializer = xavier,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         inputs, outputs = (tuple(s) if isinstance(s, Sequence) else (s,) for s in (inputs, outputs))
         if len(axes) != len(inputs) + len(outputs):
@@ -104,7 +104,7 @@ class Embedding(nnx.Module):
         rngs: nnx.Rngs,
         axes: tuple[str, str] = ("vocab", "embed"),
         init: Initializer = normal(0.02),
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.embedding = nnx.Param(init(rngs.params(), (rows, width), jnp.float32), axes=axes)
         self.dtype = dtype

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import Initializer, Linear, xavier
 from jaxvl.nn.random import dropout
@@ -30,13 +32,28 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class MlpOptions:
+    """How a perceptron, or each of several experts, is built and run.
+
+    Attributes:
+      activation: between the two maps.
+      dropout: rate after the activation.
+      bias: of both maps.
+      init: of both kernels.
+    """
+
+    activation: Activation = "gelu"
+    dropout: float = 0.0
+    bias: bool = True
+    init: Initializer = xavier
+
+
 class Mlp(nnx.Module):
     """`D -> F -> D` with an activation between.
 
     Args:
       width, hidden: D and F.
-      dropout: rate after the activation.
-      bias: of both maps.
     """
 
     def __init__(
@@ -45,20 +62,14 @@ class Mlp(nnx.Module):
         hidden: int,
         *,
         rngs: nnx.Rngs,
-        activation: Activation = "gelu",
-        dropout: float = 0.0,
-        bias: bool = True,
-        init: Initializer = xavier,
-        dtype: Any = jnp.float32,
+        options: MlpOptions = MlpOptions(),
+        dtype: DTypeLike = jnp.float32,
     ):
-        self.up = Linear(
-            width, hidden, axes=("embed", "mlp"), bias=bias, rngs=rngs, init=init, dtype=dtype
-        )
-        self.down = Linear(
-            hidden, width, axes=("mlp", "embed"), bias=bias, rngs=rngs, init=init, dtype=dtype
-        )
-        self.activation = activation
-        self.dropout = dropout
+        how = dict(bias=options.bias, rngs=rngs, init=options.init, dtype=dtype)
+        self.up = Linear(width, hidden, axes=("embed", "mlp"), **how)
+        self.down = Linear(hidden, width, axes=("mlp", "embed"), **how)
+        self.activation = options.activation
+        self.dropout = options.dropout
 
     def __call__(
         self, x: jax.Array, *, train: bool = False, key: jax.Array | None = None

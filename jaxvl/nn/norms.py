@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.sharding import constrain
 
@@ -33,7 +32,7 @@ class LayerNorm(nnx.Module):
         eps: float = 1e-6,
         bias: bool = True,
         axis: str = "norm",
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.scale = nnx.Param(jnp.ones(width, jnp.float32), axes=(axis,))
         self.bias = nnx.Param(jnp.zeros(width, jnp.float32), axes=(axis,)) if bias else None
@@ -66,7 +65,12 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(
-        self, channels: int, *, momentum: float = 0.99, eps: float = 1e-3, dtype: Any = jnp.float32
+        self,
+        channels: int,
+        *,
+        momentum: float = 0.99,
+        eps: float = 1e-3,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.scale = nnx.Param(jnp.ones(channels, jnp.float32), axes=("norm",))
         self.bias = nnx.Param(jnp.zeros(channels, jnp.float32), axes=("norm",))
@@ -106,7 +110,12 @@ class GroupNorm(nnx.Module):
     """
 
     def __init__(
-        self, channels: int, *, group_width: int = 8, eps: float = 1e-5, dtype: Any = jnp.float32
+        self,
+        channels: int,
+        *,
+        group_width: int = 8,
+        eps: float = 1e-5,
+        dtype: DTypeLike = jnp.float32,
     ):
         if channels % group_width:
             raise ValueError(f"group_width: {group_width} must divide the {channels} channels")

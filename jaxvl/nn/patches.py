@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import Linear, normal
 
@@ -97,7 +98,7 @@ class FactoredPositions(nnx.Module):
         width: int,
         *,
         rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         scale = (width * len(sizes)) ** -0.5  # of the sum: 1 / sqrt(D), as in the ViT
         self.tables = nnx.Dict(
@@ -147,7 +148,7 @@ class GridTokens(nnx.Module):
         width: int,
         *,
         rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.patch = tuple(patch.values())
         self.embed = Linear(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from jaxvl.nn.attention import Attention
+from jaxvl.nn.attention import Attention, AttentionOptions
 from jaxvl.nn.linear import normal, xavier
-from jaxvl.nn.mlp import Activation, Mlp
+from jaxvl.nn.mlp import Activation, Mlp, MlpOptions
 from jaxvl.nn.norms import LayerNorm
 
 
@@ -77,15 +76,16 @@ class QueryPooler(nnx.Module):
         rngs: nnx.Rngs,
         norm: bool = True,
         eps: float = 1e-5,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.query = nnx.Param(
             normal(1.0)(rngs.params(), (queries, width), jnp.float32), axes=("length", "embed")
         )
         self.query_norm = LayerNorm(width, eps=eps, dtype=dtype)
         self.memory_norm = LayerNorm(memory_width, eps=eps, dtype=dtype)
+        options = AttentionOptions(eps=eps)
         self.attention = Attention(
-            width, heads, memory_width=memory_width, rngs=rngs, eps=eps, dtype=dtype
+            width, heads, memory_width=memory_width, rngs=rngs, options=options, dtype=dtype
         )
         self.norm = LayerNorm(width, eps=eps, dtype=dtype) if norm else None
 
@@ -129,14 +129,15 @@ class MapPooler(nnx.Module):
         rngs: nnx.Rngs,
         activation: Activation = "gelu",
         eps: float = 1e-6,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.query = nnx.Param(
             xavier(rngs.params(), (1, width), jnp.float32), axes=("length", "embed")
         )
         self.attention = Attention(width, heads, rngs=rngs, dtype=dtype)
         self.norm = LayerNorm(width, eps=eps, dtype=dtype)
-        self.mlp = Mlp(width, hidden, rngs=rngs, activation=activation, dtype=dtype)
+        options = MlpOptions(activation=activation)
+        self.mlp = Mlp(width, hidden, rngs=rngs, options=options, dtype=dtype)
         self.dtype = dtype
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxvl.aliases import Tree
+
 Remat = Literal["none", "full", "dots"]
 Kinds = tuple[bool, ...]  # per layer: whether it is of the second kind
 
@@ -47,7 +49,7 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
     return stacked
 
 
-def unstack(tree: Any, layers: int) -> list[Any]:
+def unstack(tree: Tree, layers: int) -> list[Tree]:
     """The slices of every leaf along its leading axis.
 
     By `lax.split`, whose gradient is one concatenation; that of indexing would be a sum of L arrays
@@ -80,15 +82,15 @@ def segments(kinds: Kinds) -> list[tuple[Kinds, int]]:
 
 
 def run_layers(
-    layer: Callable[[nnx.Module, Any, Any], tuple[Any, Any]],
-    x: Any,
+    layer: Callable[[nnx.Module, Tree, Tree], tuple[Tree, Tree]],
+    x: Tree,
     modules: Mapping[bool, nnx.Module],
     kinds: Kinds,
-    inputs: Any,
+    inputs: Tree,
     *,
     scan: bool = True,
     remat: Remat = "none",
-) -> tuple[Any, Any]:
+) -> tuple[Tree, Tree]:
     """All layers in order.
 
     Args:

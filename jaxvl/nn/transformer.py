@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from jaxvl.nn.attention import Attention, Implementation, KeyValue
-from jaxvl.nn.linear import normal, xavier
-from jaxvl.nn.mlp import Activation, Mlp
-from jaxvl.nn.moe import MoeConfig, MoeOutput
+from jaxvl.nn.attention import Attention, AttentionOptions, Implementation, KeyValue
+from jaxvl.nn.linear import Initializer, normal, xavier
+from jaxvl.nn.mlp import Activation, Mlp, MlpOptions
+from jaxvl.nn.moe import MoeConfig, MoeInputs, MoeOutput
 from jaxvl.nn.moe.dispatch import group_axis
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.prompts import Prompts, put_prompts
@@ -77,6 +78,31 @@ class StackOptions:
     attention: Implementation = "xla"
     moe: MoeConfig | None = None
 
+    @property
+    def init(self) -> Initializer:
+        """Of all kernels."""
+        return xavier if self.init_std is None else normal(self.init_std)
+
+    @property
+    def of_attention(self) -> AttentionOptions:
+        return AttentionOptions(
+            bias=self.bias,
+            qk_norm=self.qk_norm,
+            dropout=self.attention_dropout,
+            eps=self.eps,
+            init=self.init,
+            implementation=self.attention,
+        )
+
+    @property
+    def of_mlp(self) -> MlpOptions:
+        return MlpOptions(
+            activation=self.activation,
+            dropout=self.hidden_dropout,
+            bias=self.bias,
+            init=self.init,
+        )
+
 
 class Block(nnx.Module):
     """Attention and MLP, each in a residual branch; with a memory, attention to that as well
@@ -99,9 +125,8 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
         memory_width: int | None = None,
         moe: bool = False,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
-        init = xavier if options.init_std is None else normal(options.init_std)
         norm = functools.partial(LayerNorm, eps=options.eps, bias=options.bias, dtype=dtype)
         self.attention_norm = norm(sizes.width)
         attention = functools.partial(
@@ -109,12 +134,7 @@ class Block(nnx.Module):
             sizes.width,
             sizes.heads,
             rngs=rngs,
-            bias=options.bias,
-            qk_norm=options.qk_norm,
-            dropout=options.attention_dropout,
-            eps=options.eps,
-            init=init,
-            implementation=options.attention,
+            options=options.of_attention,
             dtype=dtype,
         )
         self.attention = attention()
@@ -124,14 +144,8 @@ class Block(nnx.Module):
         self.cross_norm = norm(sizes.width) if reads else None
         self.cross = attention(memory_width=memory_width) if reads else None
         self.mlp_norm = norm(sizes.width)
-        perceptron = dict(
-            rngs=rngs,
-            activation=options.activation,
-            dropout=options.hidden_dropout,
-            init=init,
-            dtype=dtype,
-        )
-        mlp = functools.partial(Mlp, sizes.width, sizes.hidden, bias=options.bias, **perceptron)
+        perceptron = dict(rngs=rngs, options=options.of_mlp, dtype=dtype)
+        mlp = functools.partial(Mlp, sizes.width, sizes.hidden, **perceptron)
         self.mlp = None if moe else mlp()
         self.moe = options.moe.build(sizes.width, sizes.hidden, **perceptron) if moe else None
         after = reads and options.cross == "after"
@@ -263,8 +277,8 @@ class Transformer(nnx.Module):
         *,
         rngs: nnx.Rngs,
         memory_width: int | None = None,
-        block: Callable[..., Any] = Block,
-        dtype: Any = jnp.float32,
+        block: Callable[..., nnx.Module] = Block,
+        dtype: DTypeLike = jnp.float32,
     ):
         def make(moe: bool) -> nnx.Module | None:
             build = lambda rngs: block(
@@ -309,9 +323,7 @@ class Transformer(nnx.Module):
         *,
         mask=None,
         memory_mask=None,
-        real=None,
-        modality=None,
-        skills=None,
+        moe_inputs: MoeInputs = MoeInputs(),
         causal=False,
         train=False,
         key=None,
@@ -320,15 +332,15 @@ class Transformer(nnx.Module):
         empty without such layers.
 
         Args:
-          real: bool [B, T], False for padding that takes no place at an expert; None: `mask`.
-          modality, skills: see `nn.moe.Moe`.
+          moe_inputs: what those layers are told beside `mask`.
 
         Raises:
           ValueError: prompts where a mask is by position, or tokens have a modality.
         """
         prompts = self._prompts
+        real = moe_inputs.real
         if prompts is not None:
-            if modality is not None:
+            if moe_inputs.modality is not None:
                 raise ValueError(
                     "prompts: a stack whose tokens have a modality has no place for them"
                 )
@@ -338,7 +350,7 @@ class Transformer(nnx.Module):
         # dense layers, and the compiler, which would spread them so from the groups backwards, has
         # no two layouts to reconcile (it then gathers whole batches).
         rows = "batch" if self.options.moe is None else group_axis(len(x))
-        routing = dict(real=real, modality=modality, skills=skills)
+        routing = dict(real=real, modality=moe_inputs.modality, skills=moe_inputs.skills)
 
         def layer(block, x, inputs):
             key, rate, learned = inputs

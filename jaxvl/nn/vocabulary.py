@@ -3,11 +3,10 @@ once."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.stack import rematerialise
@@ -32,7 +31,7 @@ class VocabularyHead(nnx.Module):
         tied: bool,
         rngs: nnx.Rngs,
         chunk: int = CHUNK,
-        dtype: Any = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.out = (
             None

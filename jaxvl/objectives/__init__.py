@@ -19,18 +19,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from jaxvl.aliases import Arrays, Tree
 from jaxvl.config import Registry
 from jaxvl.data.config import DataConfig
 
 OBJECTIVES = Registry("objective", __name__)
 
-Points = tuple[tuple[float, float], ...]
-Arrays = Mapping[str, jax.Array]
+Points = tuple[tuple[float, float], ...]  # (step, value)
+# What an objective keeps from step to step: name -> array, or a tree of arrays.
+ObjectiveState = dict[str, Tree]
 
 
 @jax.tree_util.register_dataclass
@@ -107,7 +109,7 @@ class Objective:
         other."""
         return type(self).init_state is not Objective.init_state
 
-    def init_state(self, spec: StateSpec) -> dict[str, Any]:
+    def init_state(self, spec: StateSpec) -> ObjectiveState:
         """The state before the first step: name -> array, or a tree of arrays. It is saved in
         checkpoints."""
         del spec
@@ -130,8 +132,8 @@ class Objective:
         return {}
 
     def __call__(
-        self, outputs: Arrays, batch: Arrays, state: dict[str, Any], context: Context
-    ) -> tuple[Loss, dict[str, Any]]:
+        self, outputs: Arrays, batch: Arrays, state: ObjectiveState, context: Context
+    ) -> tuple[Loss, ObjectiveState]:
         """The loss of the whole batch, and the state after it.
 
         Args:

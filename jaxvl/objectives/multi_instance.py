@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvl.config import Weight, check
+from jaxvl.data.config import DataConfig
 from jaxvl.kernels.contrastive import (
     Diagonal,
     PairMask,
@@ -87,7 +88,7 @@ class ModalityPairs(Objective):
             name for a, b in sides for name in (f"{a}>{b}", f"{b}>{a}", f"log_scale/{a}-{b}")
         )
 
-    def check_data(self, data: Any) -> None:
+    def check_data(self, data: DataConfig) -> None:
         """Raises ConfigError for an option that rows of several instances cannot have, where the
         task's data has such rows."""
         if data.texts_per_row > 1:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxvl.config import check
-from jaxvl.kernels.contrastive import Diagonal, SameId
+from jaxvl.kernels.contrastive import Diagonal, SameId, Targets
 from jaxvl.objectives import Objective
 
 
@@ -52,7 +52,7 @@ class PairObjective(Objective):
     def batch_keys(self) -> tuple[str, ...]:
         return () if self.duplicates == "diagonal" else ("group_id",)
 
-    def targets(self, batch: Mapping[str, jax.Array]) -> Any:
+    def targets(self, batch: Mapping[str, jax.Array]) -> Targets:
         """Targets of `contrastive_loss` for this batch."""
         if self.duplicates == "diagonal":
             return Diagonal(label_smoothing=self.label_smoothing)

@@ -4,14 +4,14 @@ reward."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxvl.config import Hidden, Scale, Weight, check
-from jaxvl.objectives import OBJECTIVES, Arrays, Context, Loss, Objective, StateSpec
+from jaxvl.objectives import OBJECTIVES, Arrays, Context, Loss, Objective, ObjectiveState, StateSpec
 
 
 @OBJECTIVES.register("self_critical")
@@ -69,7 +69,7 @@ class SelfCritical(Objective):
     def keeps_state(self) -> bool:
         return self.grammar > 0
 
-    def init_state(self, spec: StateSpec) -> dict[str, Any]:
+    def init_state(self, spec: StateSpec) -> ObjectiveState:
         """The head and its optimiser's state, for the width of the teacher's features."""
         if not self.grammar:
             return {}
@@ -88,7 +88,7 @@ class SelfCritical(Objective):
     def _adam(self) -> optax.GradientTransformation:
         return optax.adam(self.grammar_lr)
 
-    def reward(self, image: jax.Array, text: jax.Array, state: dict[str, Any]) -> jax.Array:
+    def reward(self, image: jax.Array, text: jax.Array, state: ObjectiveState) -> jax.Array:
         """r of captions, float32 [B], from the teacher's features [B, E], unit rows."""
         fits = self.scale * jax.nn.relu(jnp.sum(image * text, -1))
         if not self.grammar:
@@ -96,8 +96,8 @@ class SelfCritical(Objective):
         return fits + self.grammar * jax.nn.sigmoid(logit(state["head"], text))
 
     def __call__(
-        self, outputs: Arrays, batch: Arrays, state: dict[str, Any], context: Context
-    ) -> tuple[Loss, dict[str, Any]]:
+        self, outputs: Arrays, batch: Arrays, state: ObjectiveState, context: Context
+    ) -> tuple[Loss, ObjectiveState]:
         del context
         found = {name.split("/")[1]: batch[name] for name in self.batch_keys}
         drawn = found["drawn"]
@@ -118,8 +118,8 @@ class SelfCritical(Objective):
         return Loss(-total / count, metrics), state
 
     def _train(
-        self, state: dict[str, Any], found: dict[str, jax.Array]
-    ) -> tuple[dict[str, Any], jax.Array]:
+        self, state: ObjectiveState, found: dict[str, jax.Array]
+    ) -> tuple[ObjectiveState, jax.Array]:
         """One step of the head; its accuracy before it."""
         weight = found["differs"].astype(jnp.float32)
         count = jnp.maximum(weight.sum(), 1.0)

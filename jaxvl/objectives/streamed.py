@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
+from jaxvl.aliases import Tree
 from jaxvl.config import Count, check
-from jaxvl.kernels.contrastive import Diagonal, SameId
+from jaxvl.kernels.contrastive import Diagonal, SameId, Targets
 from jaxvl.kernels.contrastive.generic import Reduced, Reduction, Score, streamed_scores
 from jaxvl.kernels.contrastive.scores import Tokens
 from jaxvl.nn.norms import l2_normalize
@@ -44,13 +45,13 @@ class StreamedObjective(Objective):
     def batch_keys(self) -> tuple[str, ...]:
         return () if self.duplicates == "diagonal" else ("group_id",)
 
-    def targets(self, batch: Mapping[str, jax.Array]) -> Any:
+    def targets(self, batch: Mapping[str, jax.Array]) -> Targets:
         """Which pairs of this batch are positive, and which compete."""
         if self.duplicates == "diagonal":
             return Diagonal()
         return SameId(batch["group_id"].reshape(-1), duplicates=self.duplicates)
 
-    def streamed(self, score: Score, u: Any, v: Any, reduce: Reduction) -> Reduced:
+    def streamed(self, score: Score, u: Tree, v: Tree, reduce: Reduction) -> Reduced:
         """`streamed_scores` in blocks of this objective's size."""
         return streamed_scores(score, u, v, reduce, self.block)
 

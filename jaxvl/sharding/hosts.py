@@ -25,7 +25,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -79,7 +79,10 @@ def initialise(options: Mapping[str, str]) -> None:
     jax.distributed.initialize(given["coordinator"], count, index, **patience)
 
 
-def from_process_0(make: Callable[[], Any]) -> Any:
+Made = TypeVar("Made")
+
+
+def from_process_0(make: Callable[[], Made]) -> Made:
     """What `make()` returns in process 0, in every process; it must be JSON-able.
 
     So processes agree on what a shared folder holds, whenever each of them would have looked.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -106,7 +105,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, shape=x.shape, mesh=mesh))
 
 
-def param_shardings(axes: Any, shapes: Any, mesh: Mesh, rules: Mapping = RULES) -> Any:
+def param_shardings(
+    axes: Mapping[str, tuple[str | None, ...] | None],
+    shapes: Mapping[str, tuple[int, ...]],
+    mesh: Mesh,
+    rules: Mapping = RULES,
+) -> dict[str, NamedSharding]:
     """Shardings of a parameter tree.
 
     Args:

@@ -20,15 +20,22 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    LatestN,
+    PolicyCheckpointInfo,
+    PreservationContext,
+)
 
 from jaxvl import paths
+from jaxvl.aliases import Json, Tree
 from jaxvl.config import Count, Range, Steps, check
 from jaxvl.sharding import hosts
 from jaxvl.training import object_store
 from jaxvl.training.quiet import quiet
 
-Frame = dict[str, Any]
+# What a checkpoint holds beside the state: `step`, `config`, `tokenizer`; see `Run.frame`.
+Frame = dict[str, Json]
 
 
 class CheckpointError(RuntimeError):
@@ -150,7 +157,7 @@ class Checkpoints:
     # ----------------------------------------------------------------------------------------------
     # Writing
 
-    def save(self, step: int, state: Any, frame: Frame) -> bool:
+    def save(self, step: int, state: Tree, frame: Frame) -> bool:
         """Starts writing a checkpoint; returns once the state has been copied off the devices.
 
         A failure (a full disk) is logged and counted, not raised: training goes on and the next
@@ -222,7 +229,7 @@ class Checkpoints:
 
     def restore(
         self,
-        abstract_of: Callable[[Frame], Any],
+        abstract_of: Callable[[Frame], Tree],
         step: int | None = None,
         refuse: Callable[[Frame], None] | None = None,
     ) -> Restored | None:
@@ -280,7 +287,7 @@ class Checkpoints:
                 return candidate, frame
         raise self._unreadable(problems)
 
-    def shapes(self, step: int) -> dict[str, Any]:
+    def shapes(self, step: int) -> dict[str, Tree]:
         """Shapes and dtypes of the state of a checkpoint, as it describes itself: nested dicts by
         the names of its parts."""
         return self._manager.item_metadata(step)["state"].tree
@@ -326,7 +333,7 @@ class Checkpoints:
             return None
         return found
 
-    def _check_alike(self, step: int, abstract: Any) -> None:
+    def _check_alike(self, step: int, abstract: Tree) -> None:
         """Raises OtherState where the checkpoint's own description says that its state has other
         leaves.
 
@@ -393,7 +400,9 @@ class _Best:
         self._scores = scores
         self._n = n
 
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> list[bool]:
         del context
         steps = [info.step for info in checkpoints]
         scored = [step for step in steps if step in self._scores]
@@ -401,19 +410,23 @@ class _Best:
         return [step in best for step in steps]
 
 
-def abstract_state(shapes: Any, shardings: Any) -> Any:
+def abstract_state(shapes: Tree, shardings: Tree) -> Tree:
     """Shapes with shardings, as `restore` wants them."""
     return jax.tree.map(
         lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings
     )
 
 
-def _leaves(tree: Any) -> dict[str, str]:
+# What stands for an array in a state, in its shapes, and in a checkpoint's description.
+_ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct, ocp.metadata.ArrayMetadata)
+
+
+def _leaves(tree: Tree) -> dict[str, str]:
     """Path -> shape and dtype of every array of a state, or of a checkpoint's description of one;
     "empty" of empty nodes."""
     found = {}
     for path, leaf in ocp.tree.to_flat_dict(tree, keep_empty_nodes=True, sep="/").items():
-        is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        is_array = isinstance(leaf, _ARRAYS)
         found[path] = f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" if is_array else "empty"
     return found
 

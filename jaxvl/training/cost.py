@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.stages import Compiled, Traced
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 
@@ -35,7 +36,7 @@ class Cost:
     collectives: dict[str, int]
 
 
-def cost(traced: Any, compiled: Any, model_flops: float | None = None) -> Cost:
+def cost(traced: Traced, compiled: Compiled, model_flops: float | None = None) -> Cost:
     """`traced` and `compiled` as `jax.jit(f).trace(…)` and its `.lower().compile()` return them.
 
     `model_flops`: those of the same step without recomputation; None: it has none.

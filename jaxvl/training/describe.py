@@ -8,15 +8,15 @@ import os
 import platform
 import re
 import sys
-from typing import Any
 
 import jax
 from absl import logging
 from rich.markup import escape
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.config import to_dict
-from jaxvl.data.stages import ADVICE, SLOW
+from jaxvl.data.bottlenecks import ADVICE, SLOW
 from jaxvl.models.functional import Functional
 from jaxvl.training.compile import Program
 from jaxvl.training.experiment import Experiment
@@ -125,7 +125,7 @@ def describe_input(meter: Meter, step: int, writer: Writer) -> None:
     )
 
 
-def describe_machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Json]:
     """Processor, devices, versions, command line: what the report says of where a figure comes
     from."""
     cpu = platform.processor() or platform.machine()

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxvl.aliases import Weights
 from jaxvl.config import to_path
 from jaxvl.data.tokenizers import Tokenizer
+from jaxvl.evals.differentiable import Functions
 from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
-from jaxvl.models.generate import generate
+from jaxvl.models.generate import TextShape, generate
 from jaxvl.training.experiment import Experiment
 
 
 def make_encoders(
-    experiment: Experiment, model: Functional, tokenizer: Tokenizer, mesh: Mesh, weights: Any = None
+    experiment: Experiment,
+    model: Functional,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    weights: Weights | None = None,
 ) -> Encoders:
     """`Encoders` over the model's `encode_image` and `encode_text`.
 
@@ -42,17 +47,16 @@ def make_encoders(
         (kv_cache, cross_kv), _ = apply(pixels, length, method="prefill")
         step = lambda kv_cache, *args: apply(kv_cache, cross_kv, *args, method="decode_step")[0]
         prompt = prompt if prompt is None else prompt[:, begun:]
-        ids = dict(eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, prompt=prompt)
+        texts = TextShape(len(pixels), length - begun, tokenizer.eos_id, tokenizer.pad_id)
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(numbers.seed)))(index)
         tokens = generate(
             step,
             kv_cache,
             generation,
-            batch=len(pixels),
-            length=length - begun,
+            texts,
             keys=keys,
             numbers=numbers,
-            **ids,
+            prompt=prompt,
         ).tokens
         return jnp.pad(tokens, ((0, 0), (begun, 0)), constant_values=first or 0)
 
@@ -82,14 +86,15 @@ def make_encoders(
     def outputs(weights, batch):
         return model.apply(*weights, batch)[0]
 
-    more = dict(outputs_fn=outputs)
-    if "image" in model.inputs:
-        more |= dict(tokens_fn=image_tokens)
-    if capabilities.generates:
-        more |= dict(caption_fn=caption, score_fn=score)
-    encoders = Encoders(
-        image, text, weights, tokenizer, experiment.preprocess, length, mesh, **more
+    functions = Functions(
+        image,
+        text,
+        outputs,
+        caption=caption if capabilities.generates else None,
+        score=score if capabilities.generates else None,
+        tokens=image_tokens if "image" in model.inputs else None,
     )
+    encoders = Encoders(functions, weights, tokenizer, experiment.preprocess, length, mesh)
     encoders.open_run = open_run
     return encoders
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from jax.sharding import Mesh
 
 from jaxvl.adapters import ADAPTERS
 from jaxvl.adapters.base import check_pattern
+from jaxvl.aliases import Node
 from jaxvl.config import (
     ConfigError,
     PathText,
@@ -167,7 +168,7 @@ class Experiment:
     plugins: tuple[Plugin, ...] = ()
 
     @classmethod
-    def before_resolving(cls, node: Mapping[str, Any]) -> Mapping[str, Any]:
+    def before_resolving(cls, node: Node) -> Node:
         """Imports the plugins, whose components the other keys may name; a text in `start` is the
         source of a rule."""
         node = with_start({**node, "plugins": load_plugins(node.get("plugins", ()))})

@@ -14,16 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxvl.aliases import Leaf, Tree, Weights
 from jaxvl.before import Before
 from jaxvl.data.config import POSITION
 from jaxvl.models.base import ROW_KEYS
 from jaxvl.models.functional import Arrays, Functional
-from jaxvl.models.generate import Generation, generate
+from jaxvl.models.generate import Generation, TextShape, generate
 from jaxvl.objectives import Context, StateSpec
 from jaxvl.sharding.chunks import join, take
 from jaxvl.tasks import Task
 from jaxvl.training.state import TrainState
-from jaxvl.training.teachers import Teacher, Weights
+from jaxvl.training.teachers import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,25 +171,17 @@ class Bound:
     def outputs(self, inputs: Arrays) -> Arrays:
         return self._model.apply(*self._weights, inputs)[0]
 
-    def apply(self, *args: Any, method: str, **options: Any) -> Any:
+    def apply(self, *args: Tree, method: str, **options: Tree) -> Tree:
         return self._model.apply(*self._weights, *args, method=method, **options)[0]
 
     def generate(
-        self, image: jax.Array, length: int, keys: jax.Array | None = None, **how: Any
+        self, image: jax.Array, length: int, keys: jax.Array | None = None, **how: Leaf
     ) -> tuple[jax.Array, jax.Array]:
         kv_cache, cross_kv = self.apply(image, length, method="prefill")
         step = lambda kv_cache, *args: self.apply(kv_cache, cross_kv, *args, method="decode_step")
         config = Generation(method="greedy" if keys is None else "sample", **how)
-        tokens = generate(
-            step,
-            kv_cache,
-            config,
-            batch=len(image),
-            length=length,
-            keys=keys,
-            eos_id=self.eos_id,
-            pad_id=self.pad_id,
-        ).tokens
+        texts = TextShape(len(image), length, self.eos_id, self.pad_id)
+        tokens = generate(step, kv_cache, config, texts, keys=keys).tokens
         chosen = jnp.arange(length) < length - 1  # the last place is EOS's without a choice
         return tokens, (tokens != self.pad_id) & chosen
 

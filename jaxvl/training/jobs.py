@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxvl.aliases import Tree
 from jaxvl.config import ConfigError, to_dict
 from jaxvl.data.sources.base import Log, Source
 from jaxvl.data.sources.opened import opened
@@ -168,7 +169,7 @@ def _made_from(folder: Any, step: int) -> Any:
     return table.made_from if table is not None and table.step == step else None
 
 
-def digest(weights: Any) -> str:
+def digest(weights: Tree) -> str:
     """A hash of arrays, the same on any mesh: sums of their bits, which have no rounding."""
     arrays = {
         jax.tree_util.keystr(path): leaf

@@ -6,12 +6,11 @@ import contextlib
 import dataclasses
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 
-from jaxvl.data import stages
-from jaxvl.data.feed import SIGNAL
+from jaxvl.data import bottlenecks
+from jaxvl.data.feed import SIGNAL, Feed
 from jaxvl.sharding.hosts import Signal
 from jaxvl.training.cost import Cost
 from jaxvl.training.goodput import Account, Clock
@@ -86,7 +85,7 @@ class Meter:
     def __init__(
         self,
         every: int,
-        feeds: Mapping[str, Any],
+        feeds: Mapping[str, Feed],
         clock: Clock | None = None,
         speed: Speed = Speed(),
     ):
@@ -113,11 +112,11 @@ class Meter:
         return {**self._clock.seconds(), "data": sum(feed.waited for feed in self._feeds.values())}
 
     def _stages(self) -> dict[str, float]:
-        return stages.add(feed.stage_seconds for feed in self._feeds.values())
+        return bottlenecks.add(feed.stage_seconds for feed in self._feeds.values())
 
     def input_shares(self) -> dict[str, float]:
         """Share of each stage in the work of the input, since the start of this process."""
-        return stages.shares(self._stages())
+        return bottlenecks.shares(self._stages())
 
     def tick(
         self, step: int, turn: Turn, metrics: Sequence[dict[str, jax.Array]]
@@ -158,7 +157,7 @@ class Meter:
         now = self._seconds()
         spent = {account: now[account] - self._then[account] for account in now}
         now_stages = self._stages()
-        worked = stages.shares(
+        worked = bottlenecks.shares(
             {stage: now_stages[stage] - self._stages_then[stage] for stage in now_stages}
         )
         rates = self._rates(spent) | {f"input_{stage}": share for stage, share in worked.items()}
@@ -240,7 +239,7 @@ def _shares(seconds: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def memory(devices: Sequence[Any]) -> dict[str, float]:
+def memory(devices: Sequence[jax.Device]) -> dict[str, float]:
     """`memory_gib` and `memory_share` of the fullest device so far; empty where the backend does
     not tell, as a CPU."""
     stats = [device.memory_stats() or {} for device in devices]

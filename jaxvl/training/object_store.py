@@ -16,10 +16,11 @@ from typing import Any
 from orbax.checkpoint import path as orbax_path
 
 from jaxvl import paths
+from jaxvl.aliases import Foreign, Json
 from jaxvl.config import check
 
 
-def prepare(folder: paths.Path) -> dict[str, Any]:
+def prepare(folder: paths.Path) -> dict[str, Foreign]:
     """What a CheckpointManager of `folder` needs beside: options of `CheckpointManagerOptions`.
 
     Raises:
@@ -84,11 +85,11 @@ def _beside(before: Callable[..., Any], answer: Callable[[str], Any]) -> Callabl
     return asked
 
 
-def kvstore(folder: str) -> dict[str, Any]:
+def kvstore(folder: str) -> dict[str, Json]:
     """tensorstore's spec of a folder `s3://BUCKET/…`, with endpoint, region and keys where the
     environment gives them."""
     bucket, _, key = folder.removeprefix("s3://").partition("/")
-    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key}
+    spec: dict[str, Json] = {"driver": "s3", "bucket": bucket, "path": key}
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint:

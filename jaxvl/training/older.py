@@ -13,12 +13,12 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from jaxvl import paths
+from jaxvl.aliases import Node
 from jaxvl.config import check
 from jaxvl.models.open_clip_coca import renamed
 from jaxvl.sharding.mesh import replicated
@@ -30,7 +30,7 @@ class OlderRunWarning(UserWarning):
     """Parts of an older run's config are left out."""
 
 
-def with_start(node: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_start(node: Node) -> Node:
     """A config with `init_from=WORKDIR` as one with `start`; any other as it is.
 
     Raises ConfigError for one with both.
@@ -47,7 +47,7 @@ def with_start(node: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**node, "start": (dict(source=workdir),)}
 
 
-def is_older(config: Mapping[str, Any]) -> bool:
+def is_older(config: Node) -> bool:
     """Whether a recorded config is one of these."""
     tasks = config.get("tasks", {}).values()
     parts = [*(task.get("data", {}) for task in tasks), *config.get("evals", {}).values()]
@@ -56,7 +56,7 @@ def is_older(config: Mapping[str, Any]) -> bool:
     return judged or any("corpus" in part for part in parts)
 
 
-def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str, Any]:
+def weights_config(config: Node, folder: paths.Path) -> Node:
     """What a recorded config says of the weights; of an older one without tasks and evaluators,
     with a warning.
 
@@ -83,7 +83,7 @@ def weights_config(config: Mapping[str, Any], folder: paths.Path) -> Mapping[str
     return {**config, "tasks": {}, "evals": {}, "text_length": max(lengths)}
 
 
-def present_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def present_config(config: Node) -> Node:
     """A recorded config in today's terms; itself where that changes nothing.
 
     The models' option `lock` becomes `optim.freeze`. For `coca` see `open_clip_coca.renamed`.
@@ -103,7 +103,7 @@ def present_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**config, "model": model, "optim": optim}
 
 
-def _tokens(data: Mapping[str, Any]) -> int:
+def _tokens(data: Node) -> int:
     """Tokens of a row of an older task's data."""
     return data.get("row_length") or data.get("images_per_row", 1) * data.get("text_length", 64)
 

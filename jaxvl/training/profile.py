@@ -6,10 +6,10 @@ import contextlib
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
+from jaxvl.aliases import Tree
 from jaxvl.config import check
 
 
@@ -85,7 +85,7 @@ class Profile:
             self._tracing = True
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
-    def stop(self, step: int, outputs: Any) -> None:
+    def stop(self, step: int, outputs: Tree) -> None:
         """After step number `step`: ends the trace where it was the last one, once its `outputs`
         are there."""
         if self._tracing and step >= self._steps[-1]:

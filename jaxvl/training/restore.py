@@ -19,7 +19,7 @@ from jaxvl.evals.encoders import Encoders
 from jaxvl.models.functional import Functional
 from jaxvl.sharding.mesh import make_mesh
 from jaxvl.training.build import build_model, fresh_state
-from jaxvl.training.checkpoint import Checkpoints, abstract_state
+from jaxvl.training.checkpoint import Checkpoints, Frame, abstract_state
 from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.older import is_older, weights_config, with_saved_tasks
@@ -39,7 +39,7 @@ class SavedWeights:
 
     experiment: Experiment
     step: int
-    frame: dict[str, Any]
+    frame: Frame
     tokenizer: Tokenizer
     model: Functional
     mesh: Mesh

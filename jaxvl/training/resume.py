@@ -10,11 +10,11 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Mapping
-from typing import Any
 
+from jaxvl.aliases import Json, Leaf, Node
 from jaxvl.config import ConfigError, check, resolve, to_dict
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.training.checkpoint import OtherState
+from jaxvl.training.checkpoint import Frame, OtherState
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.older import is_older, present_config
 
@@ -46,9 +46,7 @@ _OLDER = (
 _OTHER = "choose another --workdir, or the old config"
 
 
-def check_resumable(
-    experiment: Experiment, tokenizer: str | None, frame: Mapping[str, Any]
-) -> None:
+def check_resumable(experiment: Experiment, tokenizer: str | None, frame: Frame) -> None:
     """Refuses a checkpoint that this run cannot continue exactly, unless `resume.accept` says so.
 
     Args:
@@ -89,7 +87,7 @@ def check_resumable(
             raise ConfigError(key, _refusal(key, there, here, frame["step"]))
 
 
-def _refusal(key: str, there: Any, here: Any, step: int) -> str:
+def _refusal(key: str, there: Json, here: Json, step: int) -> str:
     return (
         f"{there!r} in the checkpoint of step {step} in the workdir, {here!r} here, so the "
         f"run could not go on "
@@ -99,7 +97,7 @@ def _refusal(key: str, there: Any, here: Any, step: int) -> str:
     )
 
 
-def check_data(experiment: Experiment, ours: Mapping[str, Any], frame: Mapping[str, Any]) -> None:
+def check_data(experiment: Experiment, ours: Mapping[str, Json], frame: Frame) -> None:
     """Refuses a checkpoint whose tasks read other records than this run's, under the same config.
 
     Args:
@@ -115,7 +113,7 @@ def check_data(experiment: Experiment, ours: Mapping[str, Any], frame: Mapping[s
             raise ConfigError(key, _refusal(key, there, here, frame["step"]))
 
 
-def explain(error: OtherState, experiment: Experiment, frame: Mapping[str, Any]) -> ConfigError:
+def explain(error: OtherState, experiment: Experiment, frame: Frame) -> ConfigError:
     """Which accepted option made the state another one."""
     changed = changes(frame["config"], experiment)
     kept = {k: v for k, v in changed.items() if _accepted(k, experiment)}
@@ -131,7 +129,7 @@ def explain(error: OtherState, experiment: Experiment, frame: Mapping[str, Any])
     return ConfigError(key, problem)
 
 
-def changes(saved: Mapping[str, Any], experiment: Experiment) -> dict[str, tuple[Any, Any]]:
+def changes(saved: Node, experiment: Experiment) -> dict[str, tuple[Json, Json]]:
     """Key -> (value in the saved config, value in this run's), of all that differ.
 
     Options that the saved config does not know yet have their default there.
@@ -156,11 +154,11 @@ def _accepted(key: str, experiment: Experiment) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in experiment.resume.accept)
 
 
-def _flat(config: Any, path: str = "") -> dict[str, Any]:
+def _flat(config: Leaf, path: str = "") -> dict[str, Json]:
     """Dotted key -> value, as JSON has it; lists are values."""
     if not isinstance(config, Mapping):
         return {path: json.loads(json.dumps(config))}
-    flat: dict[str, Any] = {}
+    flat: dict[str, Json] = {}
     for key, value in config.items():
         flat |= _flat(value, f"{path}.{key}" if path else str(key))
     return flat

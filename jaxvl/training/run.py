@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -18,11 +17,12 @@ from jaxvl.data.feed import Feed
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals import GalleryRow
+from jaxvl.evals.contract import Evaluator
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.report import save_gallery
 from jaxvl.models.functional import Functional
 from jaxvl.sharding import hosts
-from jaxvl.training.checkpoint import Checkpoints
+from jaxvl.training.checkpoint import Checkpoints, Frame
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.figures import Figures
@@ -102,7 +102,7 @@ class Run:
             )
         return found
 
-    def frame(self) -> dict[str, Any]:
+    def frame(self) -> Frame:
         """What is saved beside the state; `Checkpoints` adds the step. All processes call it
         together."""
         return {
@@ -123,7 +123,7 @@ class Run:
         """The model's encode functions with the evaluation weights of `state`."""
         return self.encode.with_weights((state.eval_params, state.eval_model_state))
 
-    def due(self, step: int) -> dict[str, Any]:
+    def due(self, step: int) -> dict[str, Evaluator]:
         """Evaluators to run with the weights of `step`, without those that have; all of them after
         the last step."""
         due = {}

@@ -110,7 +110,7 @@ class RoundRobinSequence(Alternating):
         return self._period[step % len(self._period)]
 
 
-Points = tuple[tuple[float, float], ...]
+Curriculum = tuple[tuple[float, float], ...]  # (share of the run, weight)
 
 
 @SCHEDULES.register("weighted")
@@ -130,7 +130,7 @@ class Weighted:
       seed: of the draws.
     """
 
-    weights: Literal["size"] | dict[str, float | Points]
+    weights: Literal["size"] | dict[str, float | Curriculum]
     between: Literal["hold", "linear"] = "hold"
     seed: Seed = 0
 
@@ -150,7 +150,7 @@ class Weighted:
                 f"{self.weights[task]!r}: the shares must ascend and lie in [0, 1]",
             )
 
-    def _points(self) -> dict[str, Points]:
+    def _points(self) -> dict[str, Curriculum]:
         given = {} if self.weights == "size" else self.weights
         return {task: w if isinstance(w, tuple) else ((0.0, w),) for task, w in given.items()}
 
@@ -178,7 +178,7 @@ class Weighted:
 
 class WeightedSequence(Alternating):
     def __init__(
-        self, tasks: Sequence[str], points: Sequence[Points], total: int, config: Weighted
+        self, tasks: Sequence[str], points: Sequence[Curriculum], total: int, config: Weighted
     ):
         super().__init__(tasks)
         self._starts = [[round(share * total) for share, _ in p] for p in points]

@@ -9,10 +9,11 @@ import pathlib
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from jaxvl.aliases import Node
 from jaxvl.config import ConfigError, check
 
 Value = float | str | None  # None: a figure that is not finite
@@ -122,9 +123,7 @@ class Wandb(Sink):
       ConfigError: W&B cannot be started, for want of a key or a network, say.
     """
 
-    def __init__(
-        self, options: WandbConfig, folder: pathlib.Path, name: str, config: Mapping[str, Any]
-    ):
+    def __init__(self, options: WandbConfig, folder: pathlib.Path, name: str, config: Node):
         import wandb
 
         self._wandb = wandb

@@ -26,13 +26,14 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from jaxvl import paths
+from jaxvl.aliases import Json, Leaf, Node
 from jaxvl.config import ConfigError, check, load_file, nearest, override, resolve, to_dict
 from jaxvl.config.schema import plain_dict
 from jaxvl.data.tables import read_table
@@ -112,9 +113,7 @@ def one_of(command: Command, name: str | None) -> Experiment:
     return stages[name].experiment
 
 
-def build_stages(
-    shared: Mapping[str, Any], named: Mapping[str, Mapping[str, Any]], workdir: paths.Path
-) -> list[Stage]:
+def build_stages(shared: Node, named: Mapping[str, Node], workdir: paths.Path) -> list[Stage]:
     """Stages from the config that they share and the keys of each.
 
     Raises ConfigError under `stages.NAME`.
@@ -136,10 +135,10 @@ def build_stages(
     return stages
 
 
-def _named(nodes: Any) -> dict[str, dict[str, Any]]:
+def _named(nodes: Leaf) -> dict[str, dict[str, Leaf]]:
     """Name -> keys of each stage, in order. Raises ConfigError."""
     check(isinstance(nodes, Sequence), "stages", "must be a list of groups, each with a 'name'")
-    named: dict[str, dict[str, Any]] = {}
+    named: dict[str, dict[str, Leaf]] = {}
     for i, node in enumerate(nodes):
         key = f"stages[{i}]"
         own = plain_dict(node, key) if isinstance(node, ConfigDict) else node
@@ -152,7 +151,7 @@ def _named(nodes: Any) -> dict[str, dict[str, Any]]:
     return named
 
 
-def merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def merged(shared: Node, own: Node) -> dict[str, Leaf]:
     """The shared config with a stage's keys in it; see the module's text."""
     out = dict(shared)
     for key, value in own.items():
@@ -167,7 +166,7 @@ def merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def with_folders(node: Any, folders: Mapping[str, str]) -> Any:
+def with_folders(node: Leaf, folders: Mapping[str, str]) -> Leaf:
     """A config whose texts have the work folders of stages in the place of `{stages.NAME}`."""
     if isinstance(node, Mapping):
         return {key: with_folders(value, folders) for key, value in node.items()}
@@ -283,7 +282,7 @@ def _record(stage: Stage, workdir: paths.Path) -> None:
     paths.write_text(workdir / RECORD, json.dumps(records, indent=1))
 
 
-def recorded_stages(workdir: paths.Path) -> list[dict[str, Any]]:
+def recorded_stages(workdir: paths.Path) -> list[dict[str, Json]]:
     """What `stages.json` holds, in the order of the stages: `stage`, `step`, and `figures`,
     `EVALUATOR/METRIC` -> value with the stage's last weights. Empty where there is none."""
     path = workdir / RECORD

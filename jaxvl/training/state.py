@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
+from jaxvl.aliases import Json, Tree, Weights
 from jaxvl.models.functional import Arrays, Functional
-from jaxvl.objectives import Objective, StateSpec
+from jaxvl.objectives import Objective, ObjectiveState, StateSpec
 from jaxvl.sharding import param_shardings
 from jaxvl.sharding.mesh import replicated
 from jaxvl.sharding.rules import spec
 from jaxvl.tasks import Task
-from jaxvl.training.teachers import Teacher, Weights
+from jaxvl.training.teachers import Teacher
 
 FORM = 2  # of a state in a checkpoint
 _OLDER_NAMES = {"model_state": "rest", "objective_state": "aux"}
@@ -68,10 +69,10 @@ class TrainState:
     rng: jax.Array
     params: Arrays
     model_state: Arrays
-    opt_state: Any
+    opt_state: optax.OptState
     ema: Arrays | None
     teachers: dict[str, Weights | tuple[()]]
-    objective_state: dict[str, Any]
+    objective_state: dict[str, ObjectiveState]
     guard: dict[str, GuardState]
 
     @property
@@ -132,12 +133,12 @@ def start_average(params: Arrays, model_state: Arrays) -> Arrays:
     return {p: jnp.copy(v) for p, v in {**params, **_averaged(model_state)}.items()}
 
 
-def _averaged(model_state: Mapping[str, Any]) -> dict[str, Any]:
+def _averaged(model_state: Arrays) -> Arrays:
     """What of the model's state has an average: not what is counted or drawn."""
     return {p: v for p, v in model_state.items() if jnp.issubdtype(v.dtype, jnp.floating)}
 
 
-def saved_form(abstract: TrainState, frame: Mapping[str, Any]) -> TrainState | dict[str, Any]:
+def saved_form(abstract: TrainState, frame: Mapping[str, Json]) -> TrainState | dict[str, Tree]:
     """Shapes of a state as the checkpoint with `frame` holds it; see `present_form`.
 
     Checkpoints before form 2 call two parts by other names and have no teachers; the oldest
@@ -156,7 +157,7 @@ def saved_form(abstract: TrainState, frame: Mapping[str, Any]) -> TrainState | d
     return parts
 
 
-def present_form(saved: TrainState | dict[str, Any]) -> TrainState:
+def present_form(saved: TrainState | dict[str, Tree]) -> TrainState:
     """A state from a checkpoint of any age: averages that an older one has not begin with what they
     are to follow."""
     if isinstance(saved, TrainState):

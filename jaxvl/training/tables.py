@@ -72,8 +72,8 @@ class RunTables:
         check(
             table is not None and table.step == made,
             f"tables.{name}",
-            f"{str(self.folder / name)!r} lacks the table of step {made}, which the run needs to go "
-            f"on from step {step}; it was removed",
+            f"{str(self.folder / name)!r} lacks the table of step {made}, which the run needs to "
+            f"go on from step {step}; it was removed",
         )
         return table
 

@@ -9,11 +9,11 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from jaxvl.aliases import Weights
 from jaxvl.config import PathText, Range, check
 from jaxvl.models.functional import Arrays, Functional
 from jaxvl.objectives import Context, Points
 
-Weights = tuple[Arrays, Arrays]  # parameters, and the model's other state
 Decay = Annotated[float, Range(0.0, 1.0)]
 _Step = Annotated[int, Range(0, 2**31 - 1)]
 

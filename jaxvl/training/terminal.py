@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from jaxvl.data.stages import SLOW, STAGES
+from jaxvl.data.bottlenecks import SLOW, STAGES
 from jaxvl.evals.shown import brief
 from jaxvl.training.meter import ALL
 from jaxvl.training.sinks import Sink, Value

@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
 from jaxvl import paths
+from jaxvl.aliases import Node
 from jaxvl.evals.shown import brief
 from jaxvl.training.growing import GrowingFiles
 from jaxvl.training.sinks import RUN_FILE, JsonLines, Sink, TensorBoard, Value, Wandb, WandbConfig
@@ -48,7 +50,7 @@ class Writer:
         tensorboard: bool,
         tasks: int = 1,
         wandb: WandbConfig | None = None,
-        config: Mapping[str, Any] | None = None,
+        config: Node | None = None,
         console: Console | None = None,
     ):
         self.workdir = workdir
@@ -112,13 +114,15 @@ class Writer:
         """Moves the progress line; cheap enough for every step."""
         self._terminal.advance(step)
 
-    def record(self, step: int, kind: str, name: str, scalars: Mapping[str, Any]) -> None:
+    def record(
+        self, step: int, kind: str, name: str, scalars: Mapping[str, Value | np.generic | jax.Array]
+    ) -> None:
         """Writes scalars to every sink. Values that are not finite become None."""
         values = {key: _plain(value) for key, value in scalars.items()}
         for sink in self._sinks:
             sink.record(step, kind, name, values)
 
-    def image(self, step: int, name: str, image: Any) -> None:
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
         """One uint8 [H, W, 3] picture for the sinks that show pictures."""
         for sink in self._sinks:
             sink.image(step, brief(name), image)
@@ -141,7 +145,7 @@ class _Listener(logging.Handler):
             self._writer.say(escape(text))
 
 
-def _plain(value: Any) -> Value:
+def _plain(value: Value | np.generic | jax.Array) -> Value:
     if value is None:
         return None
     if isinstance(value, str):

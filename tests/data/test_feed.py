@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec
 
 from jaxvl.config import ConfigError
 from jaxvl.data.batches import Batches, Start
+from jaxvl.data.bottlenecks import STAGES
 from jaxvl.data.config import DataConfig, ReaderConfig
 from jaxvl.data.feed import MOST_AHEAD, SIGNAL, Feed, fed_shapes, row_owners
 from jaxvl.data.fields.caption import Caption
@@ -33,7 +34,6 @@ from jaxvl.data.samplers.in_order import InOrder
 from jaxvl.data.samplers.mixture import Mixture
 from jaxvl.data.sources.base import Column
 from jaxvl.data.sources.mixture import MixtureSource
-from jaxvl.data.stages import STAGES
 from jaxvl.sharding import MeshConfig, make_mesh
 from jaxvl.sharding.hosts import Signal
 

@@ -17,8 +17,9 @@ from jaxvl.data.classes import ClassSet
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Column, Source
+from jaxvl.evals.differentiable import Functions
 from jaxvl.evals.encoders import Encoders
-from jaxvl.models.generate import generate
+from jaxvl.models.generate import TextShape, generate
 
 SIZE = 8
 PREPROCESS = Preprocess(
@@ -135,6 +136,9 @@ class Tokenizer:
     eos_id = None
     kind = "toy"
 
+    def to_json(self):
+        return type(self).__name__
+
     def encode(self, texts, length):
         out = np.zeros((len(texts), length), np.int32)
         out[:, 0] = [int("".join(c for c in t if c.isdigit()) or 0) for t in texts]
@@ -209,26 +213,20 @@ def scorer(mesh, table, batch=16, length=5):
             step,
             label(pixels),
             generation,
-            batch=len(pixels),
-            length=length,
-            eos_id=1,
-            pad_id=0,
+            TextShape(len(pixels), length, 1, 0),
             **options,
         ).tokens
 
     unused = lambda weights, x: jnp.zeros((len(x), 2))
     weights = jnp.asarray(table, jnp.float32)
     return Encoders(
-        unused,
-        unused,
+        Functions(unused, unused, score=score, caption=write),
         weights,
         Words(),
         PREPROCESS,
         length,
         mesh,
         batch=batch,
-        score_fn=score,
-        caption_fn=write,
     )
 
 
@@ -255,5 +253,11 @@ def encoders(mesh, image_table, text_table, batch=16):
 
     weights = {"image": jnp.asarray(image_table), "text": jnp.asarray(text_table)}
     return Encoders(
-        image, text, weights, Tokenizer(), PREPROCESS, 4, mesh, batch=batch, tokens_fn=tokens
+        Functions(image, text, tokens=tokens),
+        weights,
+        Tokenizer(),
+        PREPROCESS,
+        4,
+        mesh,
+        batch=batch,
     )

@@ -15,6 +15,7 @@ from jaxvl.data.classes import ClassSet
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.sources.base import Column, Source
 from jaxvl.evals.cross_modal_retrieval import CrossModalRetrieval
+from jaxvl.evals.differentiable import Functions
 from jaxvl.evals.encoders import Encoders
 from jaxvl.sharding import make_mesh
 from jaxvl.sharding.mesh import MeshConfig
@@ -112,7 +113,7 @@ def encoders(right=lambda label: True):
 
     mesh = make_mesh(MeshConfig())
     return Encoders(
-        None, None, {}, Tokenizer(), Preprocess(image_size=S), 4, mesh, outputs_fn=outputs, batch=16
+        Functions(None, None, outputs), {}, Tokenizer(), Preprocess(image_size=S), 4, mesh, batch=16
     )
 
 

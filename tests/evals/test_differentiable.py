@@ -9,6 +9,7 @@ import pytest
 from known_answers import PREPROCESS, SIZE, Tokenizer, picture
 
 from jaxvl.config import ConfigError
+from jaxvl.evals.differentiable import Functions
 from jaxvl.evals.encoders import Encoders
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
 
@@ -36,11 +37,10 @@ def outputs(weights, batch):
     return {"common": 2 * a, "words": 3 * b, "both": a * b, "scale": jnp.float32(1)}
 
 
-def encoders(**options):
+def encoders(outputs=outputs, batch=4):
     weights = {name: jnp.asarray(w) for name, w in WEIGHTS.items()}
-    fixed = dict(batch=4, outputs_fn=outputs)
     more = weights, Tokenizer(), PREPROCESS, 4, MESH
-    return Encoders(image, text, *more, **{**fixed, **options})
+    return Encoders(Functions(image, text, outputs), *more, batch=batch)
 
 
 def saliency(model, pixels, tokens):
@@ -137,7 +137,7 @@ def test_what_is_refused():
         (lambda: known.texts(["a"], output="both"), "'both' depends on image, not on text alone"),
         (lambda: known.texts(["a"], output="none"), r"'none' is not among .* \(both, common, sc"),
         (lambda: known.texts(["a"], output="scale"), r"'scale' has shape \(\); must be one row"),
-        (lambda: encoders(outputs_fn=None).texts(["a"], output="words"), "gives named outputs"),
+        (lambda: encoders(outputs=None).texts(["a"], output="words"), "gives named outputs"),
     ):
         with pytest.raises(ConfigError, match=f"output: .*{why}"):
             call()

@@ -51,11 +51,20 @@ def test_arrays_of_pictures():
 
 
 def test_pictures_reach_the_model_composited_and_normalised():
+    from jaxvl.evals.differentiable import Functions
     from jaxvl.evals.encoders import Encoders
 
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 4)).astype(np.uint8)
     flat = (
-        Encoders(lambda w, x: x.reshape(len(x), -1), None, (), None, PREPROCESS, 4, ONE, batch=2)
+        Encoders(
+            Functions(lambda w, x: x.reshape(len(x), -1), None),
+            (),
+            None,
+            PREPROCESS,
+            4,
+            ONE,
+            batch=2,
+        )
         .images(pixels)
         .rows
     )

@@ -10,6 +10,7 @@ from known_answers import PREPROCESS, Words, toy, unit
 
 from jaxvl.config import ConfigError
 from jaxvl.evals.contract import gives
+from jaxvl.evals.differentiable import Functions
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.inversion import Inversion, Search, mean_average_precision
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
@@ -31,7 +32,7 @@ def encoders():
         return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
     params = {"words": jnp.asarray(WORDS), "out": jnp.asarray(OUT), "pictures": PICTURES}
-    return Encoders(image, text, (params, {}), Words(), PREPROCESS, 5, MESH, batch=4)
+    return Encoders(Functions(image, text), (params, {}), Words(), PREPROCESS, 5, MESH, batch=4)
 
 
 def inverted_in_numpy(target, steps, rate=0.02, decay=0.01):

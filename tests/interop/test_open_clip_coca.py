@@ -28,7 +28,7 @@ from jaxvl.interop.open_clip_coca import (
 )
 from jaxvl.models import MODELS, presets
 from jaxvl.models.functional import functional
-from jaxvl.models.generate import Generation, generate
+from jaxvl.models.generate import Generation, TextShape, generate
 from jaxvl.objectives.captioning import Captioning
 from jaxvl.objectives.clip import SymmetricSoftmax
 from jaxvl.training.restore import restore_encoders
@@ -243,9 +243,7 @@ def test_greedy_captions_are_those_of_their_model_without_kept_keys(form):
         step = lambda kv_cache, *args: model.apply(
             params, {}, kv_cache, cross_kv, *args, method="decode_step"
         )[0]
-        return generate(
-            step, kv_cache, Generation(), batch=8, length=length, eos_id=END, pad_id=0
-        ).tokens
+        return generate(step, kv_cache, Generation(), TextShape(8, length, END, 0)).tokens
 
     _, image, _ = theirs_of(theirs, batch)
     text = torch.full((8, 1), START)

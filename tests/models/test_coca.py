@@ -14,7 +14,7 @@ from jaxvl.config import ConfigError, choose, resolve
 from jaxvl.models import MODELS, InputSpec, presets
 from jaxvl.models.coca import CoCaConfig
 from jaxvl.models.functional import functional
-from jaxvl.models.generate import Captions, Generation, generate
+from jaxvl.models.generate import Captions, Generation, TextShape, generate
 from jaxvl.models.open_clip_coca import OpenClipCoCaConfig, renamed
 from jaxvl.nn import vocabulary
 from jaxvl.objectives.captioning import Captioning
@@ -191,9 +191,7 @@ def decode(apply, image, config, keys=None):
     step = lambda kv_cache, token, position: apply(
         kv_cache, cross_kv, token, position, method="decode_step"
     )
-    return generate(
-        step, kv_cache, config, batch=len(image), length=6, eos_id=1, pad_id=0, keys=keys
-    )
+    return generate(step, kv_cache, config, TextShape(len(image), 6, 1, 0), keys=keys)
 
 
 def uncached(apply, image, start_id=None, steps=6):
@@ -253,10 +251,7 @@ def run_toy(table, config, key=None, rows=1):
         toy(table),
         jnp.zeros((rows, 1)),
         config,
-        batch=rows,
-        length=4,
-        eos_id=1,
-        pad_id=0,
+        TextShape(rows, 4, 1, 0),
         keys=keys,
     )
 
@@ -340,9 +335,7 @@ def test_captions_go_on_after_their_own_prompts(method):
     kv_cache = jnp.zeros((3, 1))
     keys = jax.random.split(jax.random.key(0), 3)
     step = lambda kv_cache, last, t: (jnp.asarray(table)[jnp.where(t == 0, 0, last)], kv_cache)
-    got = generate(
-        step, kv_cache, config, batch=3, length=5, eos_id=1, pad_id=0, keys=keys, prompt=prompt
-    )
+    got = generate(step, kv_cache, config, TextShape(3, 5, 1, 0), keys=keys, prompt=prompt)
     log_p = table - scipy.special.logsumexp(table, -1, keepdims=True)
     for row, own in enumerate(([5, 6], [4], [])):
         paths = []

@@ -17,7 +17,7 @@ from jaxvl.data.packing import pack
 from jaxvl.models import InputSpec
 from jaxvl.models.cosmo import CosmoConfig
 from jaxvl.models.functional import functional
-from jaxvl.models.generate import Generation, generate
+from jaxvl.models.generate import Generation, TextShape, generate
 from jaxvl.nn.gated import GatedBlock
 from jaxvl.nn.transformer import Sizes, StackOptions
 from jaxvl.objectives.captioning import Captioning
@@ -228,11 +228,7 @@ def test_decoding_equals_decoding_without_kept_keys():
     step = lambda kv_cache, token, position: apply(
         params, kv_cache, cross_kv, token, position, method="decode_step"
     )
-    got = np.asarray(
-        generate(
-            step, kv_cache, Generation(), batch=len(image), length=T, eos_id=1, pad_id=0
-        ).tokens
-    )
+    got = np.asarray(generate(step, kv_cache, Generation(), TextShape(len(image), T, 1, 0)).tokens)
     logits = np.array(apply(params, image, jnp.asarray(got), method="caption_logits"))[:, :T]
     logits[..., 0] = -np.inf
     best = logits.argmax(-1)

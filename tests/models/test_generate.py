@@ -12,7 +12,7 @@ from test_coca import build, data, decode, run_toy
 
 from jaxvl.bench import generate as bench
 from jaxvl.config import ConfigError
-from jaxvl.models.generate import Generation, generate
+from jaxvl.models.generate import Generation, TextShape, generate
 
 
 def score(log_p, length, penalty):
@@ -76,7 +76,7 @@ def test_no_sequence_of_tokens_comes_twice(n, method):
     step = lambda kv_cache, token, t: (table[jnp.where(t == 0, 2, token)], kv_cache)
     keys = jax.random.split(jax.random.key(0), 200)
     config = Generation(method=method, no_repeat=n, min_length=12)
-    got = generate(step, (), config, batch=200, length=12, eos_id=1, pad_id=0, keys=keys)
+    got = generate(step, (), config, TextShape(200, 12, 1, 0), keys=keys)
     for row in np.asarray(got.tokens).tolist():
         words = row[: row.index(1)]
         grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
@@ -94,10 +94,7 @@ def test_the_last_place_is_eos_whatever_the_least_length(method):
         step,
         (),
         Generation(method=method, min_length=9),
-        batch=20,
-        length=6,
-        eos_id=1,
-        pad_id=0,
+        TextShape(20, 6, 1, 0),
         keys=keys,
     )
     assert (
@@ -114,10 +111,7 @@ def test_a_row_is_drawn_from_its_own_key():
             step,
             (),
             Generation(method="sample"),
-            batch=len(keys),
-            length=6,
-            eos_id=1,
-            pad_id=0,
+            TextShape(len(keys), 6, 1, 0),
             keys=keys,
         ).tokens
     )
@@ -142,13 +136,11 @@ def test_numbers_may_be_arguments_of_the_compiled_function():
             static,
             jax.jit(
                 lambda n, s=static: (
-                    generate(
-                        step, (), s, batch=50, length=6, eos_id=1, pad_id=0, keys=keys, numbers=n
-                    ).tokens
+                    generate(step, (), s, TextShape(50, 6, 1, 0), keys=keys, numbers=n).tokens
                 )
             ),
         )
-        whole = generate(step, (), config, batch=50, length=6, eos_id=1, pad_id=0, keys=keys).tokens
+        whole = generate(step, (), config, TextShape(50, 6, 1, 0), keys=keys).tokens
         np.testing.assert_array_equal(run(numbers), whole)
     assert len(compiled) == 1 and run._cache_size() == 1
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from jaxvl.nn import poolers
-from jaxvl.nn.attention import Attention
+from jaxvl.nn.attention import Attention, AttentionOptions
 from jaxvl.nn.mlp import ACTIVATIONS
 
 
@@ -75,11 +75,12 @@ def test_dropout_path_is_the_same_attention():
     x = jnp.asarray(rng.normal(size=(2, 6, 16)), jnp.float32)
     mask = jnp.arange(6) < jnp.array([[6], [4]])
     fused, explicit = (
-        Attention(16, 4, rngs=nnx.Rngs(params=0), dropout=rate) for rate in (0.0, 1e-7)
+        Attention(16, 4, rngs=nnx.Rngs(params=0), options=AttentionOptions(dropout=rate))
+        for rate in (0.0, 1e-7)
     )
     run = lambda m, key: m(x, mask=mask, causal=True, train=True, key=key)
     np.testing.assert_allclose(run(explicit, jax.random.key(0)), run(fused, None), atol=1e-5)
-    half = Attention(16, 4, rngs=nnx.Rngs(params=0), dropout=0.5)
+    half = Attention(16, 4, rngs=nnx.Rngs(params=0), options=AttentionOptions(dropout=0.5))
     many = jax.vmap(lambda key: run(half, key))(jax.random.split(jax.random.key(1), 4000))
     assert np.abs(many.mean(0) - run(fused, None)).max() < 6 * np.asarray(
         many.std(0)
@@ -87,7 +88,7 @@ def test_dropout_path_is_the_same_attention():
 
 
 def test_qk_norm_bounds_the_logits():
-    module = Attention(16, 4, rngs=nnx.Rngs(params=0), qk_norm=True)
+    module = Attention(16, 4, rngs=nnx.Rngs(params=0), options=AttentionOptions(qk_norm=True))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 16)), jnp.float32)
     module.query.bias[...] = module.key.bias[...] = jnp.zeros((4, 4))
     np.testing.assert_allclose(module(x), _with_scaled_query(module, x, 1000.0), atol=1e-4)

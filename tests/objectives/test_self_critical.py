@@ -11,7 +11,7 @@ import pytest
 
 from jaxvl.before.sample_captions import SampleCaptions, corrupt
 from jaxvl.config import ConfigError
-from jaxvl.models.generate import Generation, generate
+from jaxvl.models.generate import Generation, TextShape, generate
 from jaxvl.objectives import StateSpec
 from jaxvl.objectives.self_critical import SelfCritical, repeated
 
@@ -116,10 +116,7 @@ class Toy:
             step,
             (),
             Generation(method="greedy" if keys is None else "sample", **how),
-            batch=len(image),
-            length=length,
-            eos_id=EOS,
-            pad_id=PAD,
+            TextShape(len(image), length, EOS, PAD),
             keys=keys,
         )
         return made.tokens, (made.tokens != PAD) & (jnp.arange(length) < length - 1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from jaxvl.data.stages import STAGES
+from jaxvl.data.bottlenecks import STAGES
 from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.cost import Cost
 from jaxvl.training.goodput import Clock

@@ -6,11 +6,12 @@ import abc
 import dataclasses
 import fnmatch
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
+from jaxvl.aliases import ColumnValue, Json
 from jaxvl.config import check, nearest
 from jaxvl.data.cache import Cache
 from jaxvl.data.preprocess import Preprocess
@@ -55,11 +56,11 @@ class Reader(Protocol):
     columns: tuple[str, ...]
     key: Hashable
 
-    def load(self, record: Record) -> Any | None:
+    def load(self, record: Record) -> ColumnValue | None:
         """What the field takes from a record, once for all its rows; None: the record has none.
         Raises BadRecord."""
 
-    def write(self, out: Arrays, row: int, value: Any, draws: Sequence[float]) -> None:
+    def write(self, out: Arrays, row: int, value: ColumnValue, draws: Sequence[float]) -> None:
         """Fills row `row` of the field's arrays. `draws` are the field's uniform numbers in [0, 1)
         for this row."""
 
@@ -101,7 +102,7 @@ class Field(abc.ABC):
         """
         return {}
 
-    def compiled(self) -> Any:
+    def compiled(self) -> Json:
         """Options that `on_device` reads; a JSON-able value. The others decide shapes, or what the
         host does."""
         return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.config import Range
 from jaxvl.data.augment import affine
 from jaxvl.data.fields import FIELDS
@@ -73,7 +74,7 @@ class PictureWithBoxes(Picture):
             f"{name}_boxes_mask": mask,
         }
 
-    def compiled(self) -> Any:
+    def compiled(self) -> Json:
         """See `Field`."""
         return [super().compiled(), self.least]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 
+from jaxvl.aliases import Node
 from jaxvl.config import Range, Tokens, check
 from jaxvl.data.cache import Cache
 from jaxvl.data.fields import FIELDS
@@ -57,7 +58,7 @@ class Caption(Field):
     template: str = "{}"
 
     @classmethod
-    def before_resolving(cls, node: Mapping[str, Any]) -> Mapping[str, Any]:
+    def before_resolving(cls, node: Node) -> Node:
         """Columns without weights weigh the same."""
         return {**node, "columns": _weighted(node["columns"])} if "columns" in node else node
 

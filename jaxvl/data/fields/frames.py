@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.config import Pixels, Range, check, to_dict
 from jaxvl.data.augment import Augment, augment
 from jaxvl.data.fields import FIELDS
@@ -80,7 +81,7 @@ class Frames(Field):
 
         return {name: jax.vmap(seen, in_axes=1, out_axes=1)(batch[name])}
 
-    def compiled(self) -> Any:
+    def compiled(self) -> Json:
         """See `Field`."""
         return to_dict(self.augment)
 

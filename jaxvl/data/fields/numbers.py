@@ -7,10 +7,11 @@ import hashlib
 import numbers
 import unicodedata
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
+from jaxvl.aliases import ColumnValue
 from jaxvl.config import Range, check
 from jaxvl.config.errors import shown
 from jaxvl.data.fields import FIELDS
@@ -27,7 +28,7 @@ class _ColumnField(Field):
     column: str
     kinds: tuple[Kind, ...]
 
-    def convert(self, value: Any) -> Any:
+    def convert(self, value: ColumnValue) -> ColumnValue:
         """What is written into the row. Raises BadRecord."""
         return value
 
@@ -50,12 +51,12 @@ class ColumnReader:
         self.columns = (config.column,)
         self.key = ("column", config)
 
-    def load(self, record: Record) -> Any | None:
+    def load(self, record: Record) -> ColumnValue | None:
         """The converted value. Raises BadRecord."""
         value = record.get(self._config.column)
         return None if value is None else self._config.convert(value)
 
-    def write(self, out: Arrays, row: int, value: Any, draws: Sequence[float]) -> None:
+    def write(self, out: Arrays, row: int, value: ColumnValue, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         out[self._name][row] = value
 
@@ -77,7 +78,7 @@ class Label(_ColumnField):
         """See `Field`."""
         return {name: RowShape((), np.int32)}
 
-    def convert(self, value: Any) -> int:
+    def convert(self, value: ColumnValue) -> int:
         """See `_ColumnField`."""
         number = whole(value)
         if number is None:
@@ -118,7 +119,7 @@ class Group(_ColumnField):
         """See `Field`."""
         return {name: RowShape((), np.int32)}
 
-    def convert(self, value: Any) -> int:
+    def convert(self, value: ColumnValue) -> int:
         """See `_ColumnField`."""
         number = whole(value)
         if number is not None:
@@ -131,7 +132,7 @@ class Group(_ColumnField):
         return hash_of(value)
 
 
-def whole(value: Any) -> int | None:
+def whole(value: ColumnValue) -> int | None:
     """The integer that a value is, of whatever type; None where it is none."""
     if isinstance(value, (float, np.floating)) and value.is_integer():
         return int(value)
@@ -172,7 +173,7 @@ class Number(_ColumnField):
         """See `Field`."""
         return {name: RowShape((), np.float32)}
 
-    def convert(self, value: Any) -> float:
+    def convert(self, value: ColumnValue) -> float:
         """See `_ColumnField`."""
         if not isinstance(value, (numbers.Real, np.bool_)):
             raise BadRecord("number is no number", f"column {self.column!r} holds {shown(value)}")
@@ -209,7 +210,7 @@ class Array(_ColumnField):
         """See `Field`."""
         return {name: RowShape(self.shape, np.float32)}
 
-    def convert(self, value: Any) -> np.ndarray:
+    def convert(self, value: ColumnValue) -> np.ndarray:
         """See `_ColumnField`."""
         try:
             array = np.asarray(value)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.config import Pixels, Range, check, to_dict
 from jaxvl.data.augment import Augment, augment
 from jaxvl.data.fields import FIELDS
@@ -85,7 +86,7 @@ class Picture(Field):
         seen = preprocess.normalise(augment(flat, keys, self.augment, preprocess.background))
         return {name: seen.reshape(*pixels.shape[:-1], 3)}
 
-    def compiled(self) -> Any:
+    def compiled(self) -> Json:
         """See `Field`."""
         return to_dict(self.augment)
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxvl.aliases import Leaf, Node
 from jaxvl.data.sources.base import Column
 from jaxvl.data.sources.table import NAMES
 
@@ -23,8 +24,8 @@ DEFAULTS = {
 
 
 def data_config(
-    source: Mapping[str, Any], records: int, columns: Mapping[str, Column], captions: Sequence[str]
-) -> dict[str, Any]:
+    source: Node, records: int, columns: Mapping[str, Column], captions: Sequence[str]
+) -> dict[str, Leaf]:
     """A task's `data`: the source, a batch, and fields of its first picture, clip and sound with a
     text, or with a class without one.
 
@@ -35,7 +36,7 @@ def data_config(
     first: dict[str, str] = {}
     for name, column in columns.items():
         first.setdefault(column.kind, name)
-    fields: dict[str, Any] = {}
+    fields: dict[str, Leaf] = {}
     if "image" in first:
         fields["image"] = _field(
             "picture", "column", "image" if "image" in columns else first["image"], size=SIZE
@@ -69,11 +70,11 @@ def main_text(captions: Sequence[str]) -> str | None:
     return captions[0] if captions else None
 
 
-def _field(name: str, option: str, column: str, **more: Any) -> dict[str, Any]:
+def _field(name: str, option: str, column: str, **more: Any) -> dict[str, Leaf]:
     return dict(name=name, **({} if column == DEFAULTS[name] else {option: column}), **more)
 
 
-def absolute(source: Mapping[str, Any]) -> dict[str, Any]:
+def absolute(source: Node) -> dict[str, Leaf]:
     """The config of a source with local paths from the root, so that it may be used in any folder;
     `name` and paths come first."""
     found = {key: source[key] for key in ("name", *LOCAL) if key in source} | dict(source)
@@ -86,7 +87,7 @@ def absolute(source: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def as_lines(data: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
+def as_lines(data: Node, columns: Mapping[str, Column]) -> str:
     """`data` as it is written in a config file, and which columns it leaves out."""
     fields = data["fields"]
     lines = [
@@ -119,7 +120,7 @@ def as_lines(data: Mapping[str, Any], columns: Mapping[str, Column]) -> str:
     return "\n".join(lines)
 
 
-def _call(options: Mapping[str, Any]) -> str:
+def _call(options: Node) -> str:
     return f"dict({', '.join(f'{key}={_literal(value)}' for key, value in options.items())})"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxvl import paths
+from jaxvl.aliases import Leaf
 from jaxvl.config import ConfigError, check, nearest, to_path
 from jaxvl.data.sources.other_formats import packed
 
@@ -116,7 +117,7 @@ FOLDERS = (
 INSIDE = ("*/*.tar", "*/*.parquet", "*/*.array_record", "*/*.arrow", "*/*.jsonl")
 
 
-def recognise(text: str) -> dict[str, Any]:
+def recognise(text: str) -> dict[str, Leaf]:
     """Config of the source that reads a path, `{"name": …, KEY: path, …}`.
 
     Args:

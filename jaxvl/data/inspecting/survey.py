@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxvl.aliases import ColumnValue
 from jaxvl.data.inspecting.images import ImageFigures, Seen, image_figures, look
 from jaxvl.data.inspecting.texts import TextFigures, only_name, text_figures
 from jaxvl.data.records import BadRecord
@@ -132,7 +133,7 @@ class _Tally:
         )
         self.bad[error.cause] = records + 1, detail
 
-    def add(self, name: str, value: Any) -> Image.Image | None:
+    def add(self, name: str, value: ColumnValue) -> Image.Image | None:
         """Adds a value; returns the picture of one that is. Raises BadRecord for a picture that
         cannot be decoded."""
         self.present[name] += 1
@@ -175,7 +176,7 @@ class _Tally:
         )
 
 
-def _size(value: Any) -> int:
+def _size(value: ColumnValue) -> int:
     if isinstance(value, str):
         return len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, bytes):

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from jaxvl.aliases import Node
 from jaxvl.config import Count, PathText, Plugin, Range, Seed, check, load_plugins
 from jaxvl.data.preparing import SCORERS
 from jaxvl.data.sources import SOURCES
@@ -54,7 +55,7 @@ class Rules:
     top_share: Annotated[float, Range(0.0, 1.0, above=True)] | None = None
 
     @classmethod
-    def before_resolving(cls, node: Mapping[str, Any]) -> Mapping[str, Any]:
+    def before_resolving(cls, node: Node) -> Node:
         score = node.get("score")
         chosen = score.get("name") if isinstance(score, Mapping) else score
         if chosen == "checkpoint":
@@ -116,7 +117,7 @@ class PrepareConfig:
     plugins: tuple[Plugin, ...] = ()
 
     @classmethod
-    def before_resolving(cls, node: Mapping[str, Any]) -> Mapping[str, Any]:
+    def before_resolving(cls, node: Node) -> Node:
         """Imports the plugins, whose components the other keys may name."""
         return {**node, "plugins": load_plugins(node.get("plugins", ()))}
 

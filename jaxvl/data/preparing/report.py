@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.data.pictures import open_picture
 from jaxvl.data.preparing.options import PrepareConfig
 from jaxvl.data.preparing.pipeline import BAD
@@ -26,7 +27,7 @@ WHITE = (1.0, 1.0, 1.0)
 BAD_RECORDS = "bad records"  # title of their page
 
 
-def summary(prepared: Prepared, config: PrepareConfig) -> dict[str, Any]:
+def summary(prepared: Prepared, config: PrepareConfig) -> dict[str, Json]:
     """Counts as plain values, JSON-able. Equal runs have equal ones: it says nothing of time."""
     return {
         "records": prepared.records,
@@ -40,8 +41,8 @@ def summary(prepared: Prepared, config: PrepareConfig) -> dict[str, Any]:
 
 def write(
     folder: paths.Path,
-    counts: dict[str, Any],
-    examples: Mapping[str, Sequence[Sequence[Any]]],
+    counts: dict[str, Json],
+    examples: Mapping[str, Sequence[Sequence[Json]]],
     source: Source,
     config: PrepareConfig,
 ) -> None:
@@ -87,7 +88,7 @@ def write(
     paths.write_text(folder / "report.html", text)
 
 
-def _shown(example: Sequence[Any], source: Source, config: PrepareConfig) -> dict[str, Any]:
+def _shown(example: Sequence[Any], source: Source, config: PrepareConfig) -> dict[str, Json]:
     _, position, texts, why = example
     return {
         "position": position,

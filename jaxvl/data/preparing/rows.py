@@ -7,7 +7,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -18,7 +18,7 @@ from jaxvl.config import ConfigError, resolve, to_dict
 from jaxvl.data.pictures import open_picture
 from jaxvl.data.preparing.options import PrepareConfig
 from jaxvl.data.records import BadRecord, DataError
-from jaxvl.data.sources.base import Source
+from jaxvl.data.sources.base import Record, Source
 
 NO_CAPTION = "no caption"
 NO_IMAGE = "no image"
@@ -134,7 +134,7 @@ def read_row(config: PrepareConfig, source: Source, position: int) -> Row | Bad:
         return Bad(position, error.cause, detail)
 
 
-def _row(config: PrepareConfig, record: Mapping[str, Any], position: int) -> Row:
+def _row(config: PrepareConfig, record: Record, position: int) -> Row:
     texts = placed_texts(record, config.texts)
     if not texts:
         raise BadRecord(NO_CAPTION, f"record {position} of {', '.join(config.texts)}")
@@ -148,9 +148,7 @@ def _row(config: PrepareConfig, record: Mapping[str, Any], position: int) -> Row
     return Row(position, hashlib.sha256(data).digest(), width, height, look, uid, texts)
 
 
-def placed_texts(
-    record: Mapping[str, Any], columns: tuple[str, ...]
-) -> tuple[tuple[Place, str], ...]:
+def placed_texts(record: Record, columns: tuple[str, ...]) -> tuple[tuple[Place, str], ...]:
     """(place, text) of every text that holds more than spaces."""
     found: list[tuple[Place, str]] = []
     for column in columns:

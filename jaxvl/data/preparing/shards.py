@@ -28,6 +28,7 @@ from array_record.python import array_record_module
 from PIL import Image
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.config import ConfigError, check
 from jaxvl.data.pictures import FORMATS
 from jaxvl.data.preparing.options import PrepareConfig
@@ -65,7 +66,7 @@ def shard_name(shard: int) -> str:
 
 def write_shard(
     group: tuple[int, Iterable[tuple[int, Row]]], config: str, folder: str
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Json]]:
     """Writes one shard and then its statistics, which say that it is whole; one that is there from
     an earlier run is kept.
 
@@ -153,7 +154,7 @@ def _statistics(shard: int, rows: Sequence[Row], made: pathlib.Path, digest: str
 
 def _records(
     config: PrepareConfig, source: Source, rows: Sequence[Row]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, Json]]:
     """Whole records, with the texts that are left."""
     for row in rows:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import ctypes
 import dataclasses
 import time
 from collections.abc import Mapping
@@ -119,7 +120,7 @@ class Layout:
             out[name][:] = pad_id
         return out
 
-    def within(self, memory: Any) -> Arrays:
+    def within(self, memory: ctypes.Array) -> Arrays:
         """Arrays in memory of `nbytes` bytes, as it stands. They keep `memory` alive."""
         return {
             name: np.frombuffer(

@@ -15,7 +15,6 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import cloudpickle
 
@@ -61,7 +60,7 @@ class Slots:
         """Slots so far."""
         return len(self._maps)
 
-    def take(self) -> tuple[int, Any]:
+    def take(self) -> tuple[int, ctypes.Array]:
         """A slot that nobody uses, and its memory as a buffer with whatever it held before."""
         try:
             slot = self._free.pop()
@@ -83,7 +82,7 @@ class Slots:
         os.close(self.file)
 
 
-def share(value: Any) -> tuple[int, list[Span]]:
+def share(value: object) -> tuple[int, list[Span]]:
     """A value for other processes: a file with its pickle and its arrays, of which all of them read
     the same memory, and where each lies.
 
@@ -104,7 +103,7 @@ def share(value: Any) -> tuple[int, list[Span]]:
     return file, spans
 
 
-def shared(file: int, spans: Sequence[Span]) -> Any:
+def shared(file: int, spans: Sequence[Span]) -> object:
     """What `share` was given, in another process. An array costs memory of its own only where it is
     written to. Closes the file."""
     content = memoryview(mmap.mmap(file, 0, access=mmap.ACCESS_COPY))

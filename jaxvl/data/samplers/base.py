@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
 
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.data.sources.base import Source
 
-State = Mapping[str, Any]  # JSON-able: numbers, texts, lists and dicts
+State = Mapping[str, Json]  # JSON-able: numbers, texts, lists and dicts
 
 
 class Order(abc.ABC):
@@ -58,8 +57,8 @@ class Order(abc.ABC):
         return {}
 
 
-class SamplerConfig(Protocol):
-    """A registered frozen dataclass."""
+class SamplerConfig:
+    """Base of samplers. One is a registered frozen dataclass."""
 
     def order(self, source: Source, seed: int, state: State | None = None) -> Order:
         """The order of a source's records.
@@ -70,11 +69,9 @@ class SamplerConfig(Protocol):
         Raises:
           ConfigError: at one of its own fields, where the source does not fit.
         """
+        raise NotImplementedError(f"{type(self).__name__} must order records")
 
-
-def for_batch(sampler: SamplerConfig, rows: int) -> SamplerConfig:
-    """The config with its option `batch`, where it has one that is None, set to the records of a
-    batch."""
-    if getattr(sampler, "batch", rows) is not None:
-        return sampler
-    return dataclasses.replace(sampler, batch=rows)
+    def for_batch(self, rows: int) -> SamplerConfig:
+        """The config for batches of `rows` records; itself where it does not depend on them."""
+        del rows
+        return self

@@ -9,7 +9,7 @@ import numpy as np
 from jaxvl.config import Count, check
 from jaxvl.data.draws import derive
 from jaxvl.data.samplers import SAMPLERS
-from jaxvl.data.samplers.base import Order, State
+from jaxvl.data.samplers.base import Order, SamplerConfig, State
 from jaxvl.data.samplers.permutation import keys
 from jaxvl.data.samplers.shuffled import ShuffledOrder
 from jaxvl.data.samplers.tables import Table
@@ -18,7 +18,7 @@ from jaxvl.data.sources.base import Source
 
 @SAMPLERS.register("few_shot")
 @dataclasses.dataclass(frozen=True)
-class FewShot:
+class FewShot(SamplerConfig):
     """The same k records of each class in every epoch, shuffled.
 
     The records of k are among those of k + 1, for one seed.

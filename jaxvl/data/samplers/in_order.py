@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 
 from jaxvl.data.samplers import SAMPLERS
-from jaxvl.data.samplers.base import Order, State
+from jaxvl.data.samplers.base import Order, SamplerConfig, State
 from jaxvl.data.sources.base import Source
 
 
 @SAMPLERS.register("in_order")
 @dataclasses.dataclass(frozen=True)
-class InOrder:
+class InOrder(SamplerConfig):
     """Records 0, 1, 2 …; every epoch is the same."""
 
     def order(self, source: Source, seed: int, state: State | None = None) -> InOrderOrder:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxvl.config import Batch, check
 from jaxvl.data.draws import derive
 from jaxvl.data.samplers import SAMPLERS
-from jaxvl.data.samplers.base import Order, State
+from jaxvl.data.samplers.base import Order, SamplerConfig, State
 from jaxvl.data.samplers.permutation import below, keys
 from jaxvl.data.samplers.shares import Shares
 from jaxvl.data.samplers.shuffled import ShuffledOrder, Window
@@ -29,7 +29,7 @@ Stream = Callable[
 
 @SAMPLERS.register("mixture")
 @dataclasses.dataclass(frozen=True)
-class Mixture:
+class Mixture(SamplerConfig):
     """Rows of each part by its weight.
 
     Attributes:
@@ -53,6 +53,9 @@ class Mixture:
     homogeneous: bool = False
     batch: Batch | None = None
     window: Window = 64
+
+    def for_batch(self, rows: int) -> SamplerConfig:
+        return self if self.batch is not None else dataclasses.replace(self, batch=rows)
 
     def order(self, source: Source, seed: int, state: State | None = None) -> MixtureOrder:
         """See `SamplerConfig`."""

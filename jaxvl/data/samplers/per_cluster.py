@@ -10,7 +10,7 @@ import numpy as np
 from jaxvl.config import Batch, check
 from jaxvl.data.draws import derive
 from jaxvl.data.samplers import SAMPLERS
-from jaxvl.data.samplers.base import Order, State
+from jaxvl.data.samplers.base import Order, SamplerConfig, State
 from jaxvl.data.samplers.permutation import below, keys, permute
 from jaxvl.data.samplers.tables import Table
 from jaxvl.data.sources.base import Source
@@ -18,7 +18,7 @@ from jaxvl.data.sources.base import Source
 
 @SAMPLERS.register("per_cluster")
 @dataclasses.dataclass(frozen=True)
-class PerCluster:
+class PerCluster(SamplerConfig):
     """Every batch is of one cluster, and every record comes once per epoch.
 
     A cluster whose size is no multiple of the batch leaves some records over, others in every
@@ -37,6 +37,9 @@ class PerCluster:
     table: str
     batch: Batch | None = None
     leftover: Literal["mixed", "dropped"] = "mixed"
+
+    def for_batch(self, rows: int) -> SamplerConfig:
+        return self if self.batch is not None else dataclasses.replace(self, batch=rows)
 
     def order(self, source: Source, seed: int, state: State | None = None) -> ClusterOrder:
         """See `SamplerConfig`."""

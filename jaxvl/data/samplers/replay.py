@@ -10,7 +10,7 @@ import numpy as np
 from jaxvl.config import Batch, Range, check, nearest
 from jaxvl.data.draws import derive
 from jaxvl.data.samplers import SAMPLERS
-from jaxvl.data.samplers.base import State
+from jaxvl.data.samplers.base import SamplerConfig, State
 from jaxvl.data.samplers.mixture import (
     MixtureOrder,
     Stream,
@@ -26,7 +26,7 @@ from jaxvl.data.sources.base import Part, Source
 
 @SAMPLERS.register("replay")
 @dataclasses.dataclass(frozen=True)
-class Replay:
+class Replay(SamplerConfig):
     """Rows of some parts of a mixture are replayed; the other parts are the new data.
 
     The new parts share their rows by weight, and so do the replayed ones.

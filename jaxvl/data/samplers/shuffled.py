@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Hashable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 
 from jaxvl.config import Range, check
 from jaxvl.data.draws import derive
 from jaxvl.data.samplers import SAMPLERS
-from jaxvl.data.samplers.base import Order, State
+from jaxvl.data.samplers.base import Order, SamplerConfig, State
 from jaxvl.data.samplers.permutation import keys, permute
 from jaxvl.data.sources.base import Source
 
@@ -30,7 +30,7 @@ Window = Annotated[int, Range(1, 1_048_576)]
 
 @SAMPLERS.register("shuffled")
 @dataclasses.dataclass(frozen=True)
-class Shuffled:
+class Shuffled(SamplerConfig):
     """Every record once per epoch, in a new random order each.
 
     Attributes:
@@ -101,14 +101,14 @@ class ShuffledOrder(Order):
         self._windows: dict[tuple[int, int], _Window] = {}
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {
             name: value
             for name, value in vars(self).items()
             if name not in ("_layouts", "_windows", "_lock")
         }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
         self._forget()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 
@@ -47,7 +46,7 @@ class Table:
             f"{table!r} has {shape[0]:,} rows; must be {len(source):,}, one for each record",
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Without the values of a file: a worker process maps it anew."""
         return {
             name: value
@@ -55,7 +54,7 @@ class Table:
             if name != "values" or self._file is None
         }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
         if self._file is not None:
             self.values = _load(self._file, "table")

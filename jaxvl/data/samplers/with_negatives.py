@@ -10,7 +10,7 @@ from jaxvl.config import Count, check
 from jaxvl.data.draws import derive
 from jaxvl.data.records import DataError
 from jaxvl.data.samplers import SAMPLERS
-from jaxvl.data.samplers.base import Order, State
+from jaxvl.data.samplers.base import Order, SamplerConfig, State
 from jaxvl.data.samplers.permutation import below, keys, permute
 from jaxvl.data.samplers.shuffled import ShuffledOrder, Window
 from jaxvl.data.samplers.tables import Table
@@ -19,7 +19,7 @@ from jaxvl.data.sources.base import Source
 
 @SAMPLERS.register("with_negatives")
 @dataclasses.dataclass(frozen=True)
-class WithNegatives:
+class WithNegatives(SamplerConfig):
     """Groups of 1 + N records: an anchor, in the order of `shuffled`, and its negatives.
 
     Attributes:

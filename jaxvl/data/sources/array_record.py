@@ -94,7 +94,7 @@ class ArrayRecord:
         return ArrayRecordSource(reader, payload, digest, chosen)
 
 
-def count_records(file: str, state: FileState) -> list[Any]:
+def count_records(file: str, state: FileState) -> list[int | str]:
     """Records of a file, and a digest of its start and end. Raises DataError."""
     reader = _open(file)
     try:

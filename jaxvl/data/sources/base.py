@@ -8,14 +8,15 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+from jaxvl.aliases import ColumnValue
 from jaxvl.data.classes import ClassSet
 
 Kind = Literal["image", "frames", "audio", "text", "texts", "class", "int", "float", "array"]
-Record = Mapping[str, Any]  # column -> value; a column that the record lacks is not in it
+Record = Mapping[str, ColumnValue]  # column -> value; a column that the record lacks is not in it
 Log = Callable[[str], None]
 ABSENT = {
     "class": -1,

@@ -67,10 +67,10 @@ class RecordFiles:
         self.places = Places(sizes)
         self.digest = digest.hexdigest()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_indexes": [_Mapped.of(index) for index in self._indexes]}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._indexes = [index.open() for index in state["_indexes"]]
 

@@ -203,14 +203,14 @@ class MdsShards:
         self._tables: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
         self._unpacking = collections.defaultdict(threading.Lock)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {
             name: value
             for name, value in self.__dict__.items()
             if name not in ("_ranges", "_lock", "_tables", "_unpacking")
         }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._set_up()
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from jaxvl.config import to_dict
 from jaxvl.data.folders import cache_folder
-from jaxvl.data.sources.base import Log, SourceConfig
+from jaxvl.data.sources.base import Log, Source, SourceConfig
 
-_OPENED: dict[str, Any] = {}  # `key_of` a config -> source
+_OPENED: dict[str, Source] = {}  # `key_of` a config -> source
 
 
 def key_of(config: SourceConfig) -> str:
@@ -22,7 +21,7 @@ def key_of(config: SourceConfig) -> str:
     )
 
 
-def opened(config: SourceConfig, log: Log = print) -> Any:
+def opened(config: SourceConfig, log: Log = print) -> Source:
     """The source of a config; the first call opens it."""
     key = key_of(config)
     if key not in _OPENED:

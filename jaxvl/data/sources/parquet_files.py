@@ -9,8 +9,9 @@ import hashlib
 import io
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from jaxvl.aliases import Json
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.other_formats import other_format
 from jaxvl.data.sources.range_files import RangeFiles
@@ -61,7 +62,7 @@ class Footer:
         )
 
 
-def pack_footers(footers: Sequence[Footer]) -> list[Any]:
+def pack_footers(footers: Sequence[Footer]) -> list[Json]:
     """The footers as lists; what most of them have in common, the columns, is there once."""
     layouts: dict[tuple, int] = {}
     rows = []
@@ -80,7 +81,7 @@ def pack_footers(footers: Sequence[Footer]) -> list[Any]:
     return [[[list(part) for part in layout] for layout in layouts], rows]
 
 
-def unpack_footers(packed: Sequence[Any]) -> list[Footer]:
+def unpack_footers(packed: Sequence[Json]) -> list[Footer]:
     """The inverse of `pack_footers`."""
     layouts = [(dict(types), nulls, sizes) for types, nulls, sizes in packed[0]]
     footers = []

@@ -24,11 +24,11 @@ import functools
 import hashlib
 import json
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import numpy as np
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.config import PathText, check, nearest, to_path
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import DataError
@@ -90,7 +90,7 @@ class QuestionSource(Source):
     def __init__(
         self,
         name: str,
-        questions: list[dict[str, Any]],
+        questions: list[dict[str, Json]],
         images: MediaFolder,
         answers: Sequence[str],
     ):
@@ -154,7 +154,7 @@ def common(answers: Sequence[str]) -> str:
     return collections.Counter(answers).most_common(1)[0][0]
 
 
-def read(path: paths.Path) -> list[dict[str, Any]]:
+def read(path: paths.Path) -> list[dict[str, Json]]:
     """Questions of a file. Raises DataError."""
     out = []
     try:

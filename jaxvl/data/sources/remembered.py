@@ -9,12 +9,12 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import msgpack
 import numpy as np
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.data.folders import local_cache_folder
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Log
@@ -60,7 +60,7 @@ def key_of(
     return digest.hexdigest()[:32]
 
 
-def remembered(what: str, key: str, find: Callable[[], Any], log: Log) -> Any:
+def remembered(what: str, key: str, find: Callable[[], Json], log: Log) -> Json:
     """What `find` returns (msgpack's types), from the cache where it was found out before."""
     file = _folder(what) / f"{key}.msgpack"
     with contextlib.suppress(OSError, ValueError, msgpack.exceptions.UnpackException):
@@ -71,8 +71,8 @@ def remembered(what: str, key: str, find: Callable[[], Any], log: Log) -> Any:
 
 
 def remembered_arrays(
-    what: str, key: str, find: Callable[[], tuple[np.ndarray, dict[str, Any]]], log: Log
-) -> tuple[np.ndarray, dict[str, Any]]:
+    what: str, key: str, find: Callable[[], tuple[np.ndarray, dict[str, Json]]], log: Log
+) -> tuple[np.ndarray, dict[str, Json]]:
     """An array, memory-mapped, with what else was found out."""
     file = _folder(what) / f"{key}.npy"
     beside = file.with_suffix(".json")

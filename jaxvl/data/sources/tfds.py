@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from jaxvl import paths
+from jaxvl.aliases import Foreign
 from jaxvl.config import ConfigError, PathText, check, nearest
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.records import BadRecord, DataError
@@ -297,7 +298,9 @@ class TfdsSource(TableSource):
       chosen: see `TableSource`.
     """
 
-    def __init__(self, config: Tfds, builder: Any, source: Any, chosen: Mapping[str, Chosen]):
+    def __init__(
+        self, config: Tfds, builder: Foreign, source: Foreign, chosen: Mapping[str, Chosen]
+    ):
         digest = hashlib.sha256(json.dumps([builder.info.full_name, config.split]).encode())
         for name in ("dataset_info.json", "features.json"):
             file = pathlib.Path(builder.data_dir, name)

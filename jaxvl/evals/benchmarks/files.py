@@ -7,10 +7,11 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.data.class_sets import read_json
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources.base import Column, Record, Source
@@ -25,7 +26,7 @@ class Values(NamedTuple):
     """A column held in memory: its type, and the value of every record (None: it has none)."""
 
     column: Column
-    values: Sequence[Any] | np.ndarray
+    values: Sequence[object] | np.ndarray
 
 
 class ImageFiles(Source):
@@ -106,7 +107,7 @@ class ImageFiles(Source):
         return as_objects(held.values)
 
 
-def as_objects(values: Sequence[Any]) -> np.ndarray:
+def as_objects(values: Sequence[object]) -> np.ndarray:
     """Values as an object array [n], lists included."""
     out = np.empty(len(values), object)
     for i, value in enumerate(values):
@@ -176,7 +177,7 @@ def file_above(folder: pathlib.Path, name: str) -> pathlib.Path | None:
     )
 
 
-def json_of(path: pathlib.Path) -> Any:
+def json_of(path: pathlib.Path) -> Json:
     """Content of a JSON file. Raises DataError."""
     try:
         return read_json(path)
@@ -202,7 +203,7 @@ def lines_of(path: pathlib.Path) -> list[str]:
         ) from None
 
 
-def texts_in(value: Any, what: str) -> list[str]:
+def texts_in(value: Json, what: str) -> list[str]:
     """A list of texts. Raises DataError that begins with `what` for anything else."""
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise DataError(f"{what} must be a list of texts, not {str(value)[:60]!r}")

@@ -7,12 +7,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.evals.benchmarks.base import TASK_NAMES, Benchmark
 from jaxvl.evals.benchmarks.scoring import Score
 from jaxvl.evals.charts import write
@@ -38,7 +38,7 @@ class Model:
 
 def identity(
     benchmark: Benchmark, model: Model, prompts: Sequence[Sequence[str]]
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """What a result depends on; equal ones need not be measured twice.
 
     Args:
@@ -56,8 +56,8 @@ def identity(
 
 
 def result(
-    benchmark: Benchmark, score: Score, model: Model, same: Mapping[str, Any]
-) -> dict[str, Any]:
+    benchmark: Benchmark, score: Score, model: Model, same: Mapping[str, Json]
+) -> dict[str, Json]:
     """CLIP_benchmark's fields, and under `jaxvl` what it does not have."""
     return {
         "dataset": benchmark.name,
@@ -80,11 +80,11 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def save(path: paths.Path, node: Any) -> None:
+def save(path: paths.Path, node: Json) -> None:
     paths.write_text(path, json.dumps(node, indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def saved(path: paths.Path, same: Mapping[str, Any]) -> dict[str, Any] | None:
+def saved(path: paths.Path, same: Mapping[str, Json]) -> dict[str, Json] | None:
     """The result in a file; None where there is none, or one of other weights, data or prompts."""
     try:
         node = json.loads(paths.read_text(path))
@@ -93,7 +93,7 @@ def saved(path: paths.Path, same: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> Table:
+def table(results: Sequence[Mapping[str, Json]]) -> Table:
     """One line for each benchmark with its own main figure."""
     out = Table(title="Benchmarks", title_justify="left", header_style="bold", pad_edge=False)
     for name in ("benchmark", "language", "figure"):

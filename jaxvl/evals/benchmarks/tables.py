@@ -6,11 +6,13 @@ import functools
 import hashlib
 import pathlib
 import threading
+import types
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxvl.aliases import ColumnValue
 from jaxvl.data.records import BadRecord, DataError
 from jaxvl.data.sources.base import Column, Record, Source
 from jaxvl.evals.benchmarks.files import Values, as_objects
@@ -18,7 +20,7 @@ from jaxvl.evals.benchmarks.files import Values, as_objects
 SUFFIXES = (".parquet", ".arrow")
 
 
-def arrow() -> Any:
+def arrow() -> types.ModuleType:
     """The module pyarrow. Raises DataError where it is not installed."""
     try:
         import pyarrow
@@ -65,12 +67,12 @@ class Tables:
         )
         self._places = [(f, g) for f, parts in enumerate(self._parts) for g in range(len(parts))]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {
             key: value for key, value in self.__dict__.items() if key not in ("_lock", "_tables")
         }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
         self._tables = {}
@@ -78,7 +80,7 @@ class Tables:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def values(self, name: str) -> list[Any]:
+    def values(self, name: str) -> list[ColumnValue]:
         """All values of a column, as Python has them."""
         if name not in self.names:
             raise DataError(
@@ -90,7 +92,7 @@ class Tables:
             for value in self._part(number, (name,)).column(name).to_pylist()
         ]
 
-    def value(self, row: int, name: str) -> Any:
+    def value(self, row: int, name: str) -> ColumnValue:
         """One value of a column whose values may be large; the last row groups that were read are
         kept."""
         number = int(np.searchsorted(self._starts, row, "right")) - 1

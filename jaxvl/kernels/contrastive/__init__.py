@@ -17,4 +17,5 @@ from jaxvl.kernels.contrastive.targets import KPerRow as KPerRow
 from jaxvl.kernels.contrastive.targets import Mixup as Mixup
 from jaxvl.kernels.contrastive.targets import SameId as SameId
 from jaxvl.kernels.contrastive.targets import SoftTargets as SoftTargets
+from jaxvl.kernels.contrastive.targets import Targets as Targets
 from jaxvl.kernels.contrastive.weighted import Weighted as Weighted

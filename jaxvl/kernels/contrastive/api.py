@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxvl.kernels.contrastive import dispatch, reference, tiles
@@ -17,7 +19,7 @@ from jaxvl.kernels.contrastive.core import Blocks, Local, sigmoid_losses, softma
 from jaxvl.kernels.contrastive.dispatch import Plan
 from jaxvl.kernels.contrastive.masks import PairMask, Unpaired
 from jaxvl.kernels.contrastive.ring import Gather, Ring, axis_size, batch_axes
-from jaxvl.kernels.contrastive.targets import Diagonal, Form, Terms, lower
+from jaxvl.kernels.contrastive.targets import Diagonal, Form, Targets, Terms, lower
 
 KINDS = ("softmax", "sigmoid")
 DIRECTIONS = {
@@ -34,7 +36,7 @@ def contrastive_loss(
     v: Float[Array, "N D"],
     log_scale: Float[Array, ""],
     *,
-    targets: Any = Diagonal(),
+    targets: Targets = Diagonal(),
     kind: Literal["softmax", "sigmoid"] = "softmax",
     directions: Literal["mean", "sum", "rows"] = "mean",
     bias: Float[Array, ""] | None = None,
@@ -138,7 +140,7 @@ def contrastive_logsumexp(
     v: Float[Array, "N D"],
     log_scale: Float[Array, ""],
     *,
-    targets: Any = Unpaired(),
+    targets: Targets = Unpaired(),
     implementation: str | Blocks | None = None,
     collective: Literal["gather", "ring"] | None = None,
 ) -> tuple[Float[Array, " M"], Float[Array, " N"]]:
@@ -206,9 +208,9 @@ def contrastive_logsumexp(
 
 def plan(
     shape: tuple[int, int, int],
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     *,
-    targets: Any = Diagonal(),
+    targets: Targets = Diagonal(),
     kind: Literal["softmax", "sigmoid"] = "softmax",
     implementation: str | Blocks | None = None,
     mesh_axes: tuple[str, ...] | None = None,
@@ -234,10 +236,10 @@ def plan(
 
 def _check(u, v, log_scale, bias, kind, directions, mesh_axes, collective) -> None:
     for name, x in (("u", u), ("v", v)):
-        if getattr(x, "ndim", None) != 2 or 0 in x.shape:
+        shape = x.shape if isinstance(x, jax.Array | np.ndarray) else None
+        if shape is None or len(shape) != 2 or 0 in shape:
             raise ValueError(
-                f"{name}: shape {getattr(x, 'shape', None)} is not valid; must be (rows, "
-                f"width), neither zero"
+                f"{name}: shape {shape} is not valid; must be (rows, width), neither zero"
             )
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"{name}: dtype {x.dtype} is not valid; must be a floating point type")
@@ -305,7 +307,8 @@ def _over_mesh(
     if pad_rows or pad_cols:
         rows = dispatch.with_ok(rows, u.shape[0])
         cols = dispatch.with_ok(cols, v.shape[0])
-        (u, rows), (v, cols) = dispatch.pad((u, rows), pad_rows), dispatch.pad((v, cols), pad_cols)
+        u, rows = dispatch.pad((u, rows), pad_rows)
+        v, cols = dispatch.pad((v, cols), pad_cols)
         if form.dense:
             rows["keep"] = jnp.pad(rows["keep"], ((0, 0), (0, pad_cols)))
         form = dataclasses.replace(form, valid=True)
@@ -327,7 +330,7 @@ def _over_mesh(
     specs = (batch, batch, PartitionSpec(), PartitionSpec(), batch, batch)
     # The interpreters of Pallas kernels cannot type values that vary between devices; compiled
     # kernels are checked.
-    typed = not getattr(chosen.blocks, "interpret", False)
+    typed = not chosen.blocks.interpreted
     out = batch if each else PartitionSpec()
     row, col = jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=typed)(
         u, v, scale, bias, rows, cols
@@ -340,7 +343,7 @@ def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     return lax.pcast(x, axes, to="varying") if axes else x
 
 
-def _lower_inside(targets: Any, m: int, n: int, kind: str, acc, axes: tuple[str, ...]) -> Terms:
+def _lower_inside(targets: Targets, m: int, n: int, kind: str, acc, axes: tuple[str, ...]) -> Terms:
     """Global terms, of which this device's rows and columns are kept; `targets` holds this device's
     part of every vector."""
     shards = axis_size(axes)

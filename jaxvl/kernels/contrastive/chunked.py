@@ -30,6 +30,7 @@ class Chunked:
     cols: int = 1024
 
     name: ClassVar[str] = "chunked"
+    interpreted: ClassVar[bool] = False
 
     def __post_init__(self):
         for field in ("rows", "cols"):
@@ -138,10 +139,10 @@ class Chunked:
         `finish(x, row result)` is applied to each row block once it is complete.
         """
         finish = finish or (lambda x, row: row)
-        (m, n), (bm, bn) = (
-            (x.shape[0], y.shape[0]),
-            (even(x.shape[0], self.rows), even(y.shape[0], self.cols)),
-        )
+        m = x.shape[0]
+        n = y.shape[0]
+        bm = even(m, self.rows)
+        bn = even(n, self.cols)
         ni = -(-m // bm)
         nj = -(-n // bn)
         if ni == nj == 1:
@@ -153,7 +154,8 @@ class Chunked:
             rows = _with_ok(rows, m)
             cols = _with_ok(cols, n)
             form = dataclasses.replace(form, valid=True)
-        (x, rows), (y, cols) = _blocks((x, rows), ni, bm), _blocks((y, cols), nj, bn)
+        x, rows = _blocks((x, rows), ni, bm)
+        y, cols = _blocks((y, cols), nj, bn)
         if dense is not None:
             dense = (
                 jnp.pad(dense, ((0, pad[0]), (0, pad[1]))).reshape(ni, bm, nj, bn).swapaxes(1, 2)

@@ -12,22 +12,30 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from jaxvl.aliases import Tree
 from jaxvl.kernels.contrastive import tiles
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side, Stats
 
 
 class Blocks(Protocol):
-    """Block operations of one implementation; `chunked.Chunked` documents shapes."""
+    """Block operations of one implementation; `chunked.Chunked` documents shapes.
+
+    Attributes:
+      name: of the implementation.
+      interpreted: whether an interpreter of kernels runs them, for tests.
+    """
 
     name: str
+    interpreted: bool
 
-    def check(self, shape: tuple[int, int, int], dtype: Any, kind: str, form: Form) -> None:
+    def check(self, shape: tuple[int, int, int], dtype: DTypeLike, kind: str, form: Form) -> None:
         """Raises ValueError with the reason if this cannot run for (M, N, D) per device."""
         ...
 
@@ -37,7 +45,7 @@ class Blocks(Protocol):
 
     def softmax_backward(
         self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype
-    ) -> tuple[Any, jax.Array]: ...
+    ) -> tuple[Tree, jax.Array]: ...
 
     def sigmoid_forward(
         self, x, y, scale, bias, rows: Side, cols: Side, form: Form
@@ -45,7 +53,7 @@ class Blocks(Protocol):
 
     def sigmoid_backward(
         self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype
-    ) -> tuple[Any, jax.Array]: ...
+    ) -> tuple[Tree, jax.Array]: ...
 
 
 class Exchange(Protocol):
@@ -62,7 +70,7 @@ class Exchange(Protocol):
 
     def pairs(
         self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
-    ) -> tuple[Any, Any]: ...
+    ) -> tuple[Tree, Tree]: ...
 
     def total(self, value: jax.Array) -> jax.Array:
         """Sum over the devices."""
@@ -83,7 +91,7 @@ class Local:
         return value
 
 
-def _add(a: Any, b: Any) -> Any:
+def _add(a: Tree, b: Tree) -> Tree:
     return jax.tree.map(jnp.add, a, b)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from jaxvl.aliases import Tree
 from jaxvl.kernels.contrastive.chunked import Chunked
 from jaxvl.kernels.contrastive.core import Blocks
 from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu
@@ -97,7 +98,7 @@ ORDER = ("pallas_tpu", "pallas_gpu", "chunked")
 
 def choose(
     shape: tuple[int, int, int],
-    dtype: Any,
+    dtype: DTypeLike,
     kind: str,
     form: Form,
     implementation: str | Blocks | None,
@@ -150,6 +151,6 @@ def with_ok(side: Side, n: int) -> dict[str, jax.Array]:
     return dict(side) if "ok" in side else dict(side, ok=jnp.ones(n, jnp.float32))
 
 
-def pad(tree: Any, rows: int) -> Any:
+def pad(tree: Tree, rows: int) -> Tree:
     """Every leaf with `rows` zero rows appended."""
     return jax.tree.map(lambda a: jnp.pad(a, ((0, rows), *((0, 0),) * (a.ndim - 1))), tree)

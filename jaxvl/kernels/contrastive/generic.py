@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,16 +31,16 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+from jaxvl.aliases import Tree
 from jaxvl.kernels.contrastive import dispatch, tiles
 from jaxvl.kernels.contrastive.chunked import even
 from jaxvl.kernels.contrastive.core import Local
 from jaxvl.kernels.contrastive.ring import Gather, axis_size, batch_axes
-from jaxvl.kernels.contrastive.targets import Form, lower
+from jaxvl.kernels.contrastive.targets import Form, Targets, lower
 from jaxvl.kernels.contrastive.tiles import Side
 
-Tree = Any  # a pytree whose leaves have one length
 Scores = jax.Array | tuple[jax.Array, jax.Array]
-Score = Callable[[Tree, Tree], Scores]
+Score = Callable[[Tree, Tree], Scores]  # of rows and columns: pytrees whose leaves have one length
 DIRECTIONS = {"mean": (0.5, 0.5), "sum": (1.0, 1.0), "rows": (1.0, 0.0), "columns": (0.0, 1.0)}
 
 
@@ -87,7 +87,7 @@ class Reduction(Protocol):
       targets: which pairs are positive, and which compete.
     """
 
-    targets: Any
+    targets: Targets
 
     def check(self, form: Form) -> None:
         """Raises ValueError for targets that this reduction cannot have."""

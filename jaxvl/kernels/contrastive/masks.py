@@ -11,6 +11,7 @@ from jaxvl.kernels.contrastive.targets import (
     Diagonal,
     Form,
     Kind,
+    Targets,
     Terms,
     count_equal,
     ones,
@@ -21,7 +22,7 @@ from jaxvl.kernels.contrastive.targets import (
 
 
 @target("targets", "row_group", "col_group", "row_valid", "col_valid", "keep")
-class PairMask:
+class PairMask(Targets):
     """Takes pairs out of the competition. Positives of `targets` always stay.
 
     Attributes:
@@ -37,7 +38,7 @@ class PairMask:
         kernels refuse it.
     """
 
-    targets: Any = dataclasses.field(default_factory=Diagonal)
+    targets: Targets = dataclasses.field(default_factory=Diagonal)
     row_group: Any = None
     col_group: Any = None
     row_valid: Any = None
@@ -114,7 +115,7 @@ def _with_valid(terms: Terms, row_valid: Any, col_valid: Any, m: int, n: int, ki
 
 
 @target("row_valid", "col_valid")
-class Unpaired:
+class Unpaired(Targets):
     """No pair is positive: what is left of a row's softmax loss is the log-sum-exp of its logits
     (`contrastive_logsumexp`).
 

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jax.typing import DTypeLike
 
 from jaxvl.kernels.contrastive import packing, tiles
 from jaxvl.kernels.contrastive.packing import struct
@@ -89,6 +90,10 @@ class PallasGpu:
     interpret: Any = False
     name: ClassVar[str] = "pallas_gpu"
 
+    @property
+    def interpreted(self) -> bool:
+        return bool(self.interpret)
+
     def __post_init__(self):
         if not (isinstance(self.segment, int) and self.segment >= 1):
             raise ValueError(
@@ -96,7 +101,7 @@ class PallasGpu:
             )
 
     @classmethod
-    def fitting(cls, dtype: Any) -> PallasGpu:
+    def fitting(cls, dtype: DTypeLike) -> PallasGpu:
         """Tiles for `dtype`: float32 products run on the plain units, in smaller chunks."""
         return cls(
             Tile() if jnp.dtype(dtype).itemsize == 2 else Tile(64, 64, 32, warps=4, stages=2)
@@ -206,7 +211,10 @@ class PallasGpu:
     def _padded(self, x, y, rows: Side, cols: Side, form: Form, wanted, bytes_per_row: float):
         """Operands padded to whole tiles and segments, the vectors that the pass reads, and the
         number of segments."""
-        m, n, (bm, bn) = x.shape[0], y.shape[0], (self.tile.rows, self.tile.cols)
+        m = x.shape[0]
+        n = y.shape[0]
+        bm = self.tile.rows
+        bn = self.tile.cols
         blocks = -(-m // bm)
         parts = min(blocks, -(-int(blocks * bm * bytes_per_row) // self.segment))
         pm = -(-blocks // parts) * parts * bm - m
@@ -237,7 +245,10 @@ class PallasGpu:
     def _call(
         self, kernel, x, y, scale, bias, rows: Side, cols: Side, form: Form, kind: str, stats
     ):
-        (m, width), n, (bm, bn) = x.shape, y.shape[0], (self.tile.rows, self.tile.cols)
+        m, width = x.shape
+        n = y.shape[0]
+        bm = self.tile.rows
+        bn = self.tile.cols
         ni = m // bm
         nj = n // bn
         by_row = pl.BlockSpec((1, bm), lambda i, j: (j, i))
@@ -321,7 +332,10 @@ def _forward_kernel(
             col_out[k][0, :] = col[k].reshape(-1)
     else:
         loss = tiles.sigmoid_loss(scale * c + bias, rows, cols, form)
-        row_out["loss"][0, :], col_out["loss"][0, :] = jnp.sum(loss, 1), jnp.sum(loss, 0)
+        of_rows = jnp.sum(loss, 1)
+        of_cols = jnp.sum(loss, 0)
+        row_out["loss"][0, :] = of_rows
+        col_out["loss"][0, :] = of_cols
 
 
 def _backward_kernel(

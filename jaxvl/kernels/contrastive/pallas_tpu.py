@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from jaxvl.kernels.contrastive import packing, tiles
 from jaxvl.kernels.contrastive.packing import Packed, lanes, pack, struct, sublanes
@@ -123,8 +124,12 @@ class PallasTpu:
     interpret: Any = False
     name: ClassVar[str] = "pallas_tpu"
 
+    @property
+    def interpreted(self) -> bool:
+        return bool(self.interpret)
+
     @classmethod
-    def fitting(cls, shape: tuple[int, int, int], dtype: Any, chip: Chip) -> PallasTpu:
+    def fitting(cls, shape: tuple[int, int, int], dtype: DTypeLike, chip: Chip) -> PallasTpu:
         """The largest tiles up to the chip's preferred ones that fit its VMEM for (M, N, D).
 
         Raises:
@@ -208,7 +213,9 @@ class PallasTpu:
     # ----------------------------------------------------------------------------------------------
 
     def _forward(self, x, y, scale, bias, rows, cols, form, kind="softmax"):
-        (m, n), tile = (x.shape[0], y.shape[0]), self.forward
+        m = x.shape[0]
+        n = y.shape[0]
+        tile = self.forward
         x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, tile, packing.TARGET)
         ni = x.shape[0] // bm
         nj = y.shape[0] // bn

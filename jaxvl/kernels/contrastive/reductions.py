@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxvl.kernels.contrastive import tiles
 from jaxvl.kernels.contrastive.generic import Pairs
 from jaxvl.kernels.contrastive.masks import PairMask, Unpaired
-from jaxvl.kernels.contrastive.targets import Diagonal, Form, SameId
+from jaxvl.kernels.contrastive.targets import Diagonal, Form, SameId, Targets
 from jaxvl.kernels.contrastive.tiles import Side
 from jaxvl.kernels.contrastive.weighted import Weighted
 
@@ -39,7 +39,7 @@ class CrossEntropy:
         refused.
     """
 
-    targets: Any = dataclasses.field(default_factory=Diagonal)
+    targets: Targets = dataclasses.field(default_factory=Diagonal)
 
     def check(self, form: Form) -> None:
         """Every target that streams."""
@@ -81,7 +81,7 @@ class ReverseKL:
       epsilon: as above; the release's 1e-8.
     """
 
-    targets: Any = dataclasses.field(default_factory=Diagonal)
+    targets: Targets = dataclasses.field(default_factory=Diagonal)
     epsilon: float = 1e-8
 
     def __post_init__(self):
@@ -137,7 +137,7 @@ class Hinge:
       negatives: `sum` or `hardest`.
     """
 
-    targets: Any = dataclasses.field(default_factory=Diagonal)
+    targets: Targets = dataclasses.field(default_factory=Diagonal)
     margin: float = 0.2
     negatives: Literal["sum", "hardest"] = "sum"
 
@@ -206,7 +206,7 @@ class LogSumExp:
       targets: `Unpaired`, or a `PairMask` of groups around it.
     """
 
-    targets: Any = dataclasses.field(default_factory=Unpaired)
+    targets: Targets = dataclasses.field(default_factory=Unpaired)
 
     def check(self, form: Form) -> None:
         """Raises ValueError for targets that say more than which pairs compete."""
@@ -240,7 +240,7 @@ class Top:
       targets: `Unpaired`, or a `PairMask` of groups around it.
     """
 
-    targets: Any = dataclasses.field(default_factory=Unpaired)
+    targets: Targets = dataclasses.field(default_factory=Unpaired)
 
     def check(self, form: Form) -> None:
         """Raises ValueError for targets that say more than which pairs compete."""

@@ -22,12 +22,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 from jax import lax
 from jax.sharding import AxisType
 
+from jaxvl.aliases import Tree
 from jaxvl.kernels.contrastive.tiles import Side
 
 BATCH_AXES = ("data", "fsdp")
@@ -88,7 +89,7 @@ class Gather:
 
     def pairs(
         self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Tree, Tree]:
         n = axis_size(self.axes)
         y_all, cols_all = lax.all_gather((y, cols), self.axes, axis=0, tiled=True)
         row, col = block(x, y_all, rows, cols_all)
@@ -126,7 +127,7 @@ class Ring:
 
     def pairs(
         self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Tree, Tree]:
         n = axis_size(self.axes)
         rows, dense = _split_dense(rows)
         index = lax.axis_index(self.axes)
@@ -160,5 +161,5 @@ class Ring:
         return lax.psum(value, self.axes)
 
 
-def _send(tree: Any, axes: tuple[str, ...], permutation: list[tuple[int, int]]) -> Any:
+def _send(tree: Tree, axes: tuple[str, ...], permutation: list[tuple[int, int]]) -> Tree:
     return jax.tree.map(lambda a: lax.ppermute(a, axes, permutation), tree)

@@ -80,7 +80,7 @@ class LateInteraction:
     )
     pool: Literal["mean", "sum"] = dataclasses.field(default="mean", metadata=dict(static=True))
 
-    def __call__(self, u: Tokens, v: Tokens) -> Any:
+    def __call__(self, u: Tokens, v: Tokens) -> jax.Array | tuple[jax.Array, jax.Array]:
         alike = _products("itd,jsd->ijts", u.tokens, v.tokens)
         u_mask = None if u.mask is None else u.mask[:, None]
         v_mask = None if v.mask is None else v.mask[None]

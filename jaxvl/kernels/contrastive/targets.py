@@ -23,6 +23,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 Kind = Literal["softmax", "sigmoid"]
 
@@ -76,9 +77,18 @@ class Terms:
 
     rows: dict[str, jax.Array]
     cols: dict[str, jax.Array]
-    row_count: Any
-    col_count: Any
+    row_count: int | jax.Array
+    col_count: int | jax.Array
     form: Form = dataclasses.field(metadata={"static": True})
+
+
+class Targets:
+    """Base of targets: which pairs are positive, and which compete. A subclass is registered by
+    `target`."""
+
+    def terms(self, m: int, n: int, kind: Kind) -> Terms:
+        """Itself as vectors, for `m` rows and `n` columns."""
+        raise NotImplementedError(f"{type(self).__name__} must give its terms")
 
 
 def target(*data: str):
@@ -99,7 +109,7 @@ def _check_smoothing(value: float) -> None:
         )
 
 
-def vector(value: Any, length: int, name: str, integer: bool = False) -> jax.Array:
+def vector(value: ArrayLike, length: int, name: str, integer: bool = False) -> jax.Array:
     value = jnp.asarray(value)
     if value.shape != (length,):
         raise ValueError(f"{name}: shape {value.shape} does not fit; must be ({length},)")
@@ -130,7 +140,7 @@ def with_group(terms: Terms, row: jax.Array, col: jax.Array, drop: str) -> Terms
 
 
 @target("offset")
-class Diagonal:
+class Diagonal(Targets):
     """Row `i` of `u` belongs to row `offset + i` of `v`; the other pairs are negatives.
 
     Columns that no row belongs to (a memory queue, hard negatives, the columns of other shards)
@@ -177,7 +187,7 @@ class Diagonal:
 
 
 @target("ids", "other")
-class SameId:
+class SameId(Targets):
     """Rows with equal ids mean the same (duplicate captions, images of one class).
 
     Attributes:
@@ -236,7 +246,7 @@ class SameId:
 
 
 @target()
-class KPerRow:
+class KPerRow(Targets):
     """K captions per image: rows `K i … K i + K - 1` of `v` belong to row `i` of `u` (1-to-K
     contrast, CCRK).
 
@@ -277,7 +287,7 @@ class KPerRow:
 
 
 @target("permutation", "lam")
-class Mixup:
+class Mixup(Targets):
     """Row `i` of `u` is a mix: `lam_i` of example `i` and `1 - lam_i` of example `permutation_i`
     (M3CoL, i-Mix).
 
@@ -334,7 +344,7 @@ class Mixup:
 
 
 @target("p", "q", "scale", "targets")
-class SoftTargets:
+class SoftTargets(Targets):
     """Soft targets from a second pair of embeddings, mixed with hard ones: `(1 - w) hard + w soft`.
 
     `similarity="softmax"`: `soft = softmax(scale p q^T)` over the pairs that compete, along rows
@@ -355,7 +365,7 @@ class SoftTargets:
     p: Any
     q: Any
     scale: Any = 1.0
-    targets: Any = dataclasses.field(default_factory=Diagonal)
+    targets: Targets = dataclasses.field(default_factory=Diagonal)
     weight: float | tuple[float, float] = 1.0
     similarity: Literal["softmax", "linear"] = "softmax"
 
@@ -432,13 +442,13 @@ class SoftTargets:
         return Terms(rows, cols, row_count, col_count, form)
 
 
-def lower(targets: Any, m: int, n: int, kind: Kind, dtype: jnp.dtype) -> Terms:
+def lower(targets: Targets, m: int, n: int, kind: Kind, dtype: jnp.dtype) -> Terms:
     """`Terms` of `targets` for `m` rows and `n` columns, in accumulation `dtype`, without
     gradients.
 
     For the sigmoid every valid row counts, whether or not it has a positive.
     """
-    if not hasattr(targets, "terms"):
+    if not isinstance(targets, Targets):
         raise ValueError(
             f"targets: {targets!r} is not valid; must be Diagonal, SameId, KPerRow, Mixup, "
             f"SoftTargets, PairMask, Weighted or Unpaired"

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from jaxvl.kernels.contrastive.targets import Diagonal, Kind, Terms, target, vector
+from jaxvl.kernels.contrastive.targets import Diagonal, Kind, Targets, Terms, target, vector
 
 
 @target("targets", "rows", "cols")
-class Weighted:
+class Weighted(Targets):
     """Weighs the loss of each row and of each column: `L_u = 1/M sum_i rows_i L_i`, for pairs that
     count more or less than others (rare classes, doubtful captions, hard ones).
 
@@ -26,7 +26,7 @@ class Weighted:
         weights, or the sum of their `weights`.
     """
 
-    targets: Any = dataclasses.field(default_factory=Diagonal)
+    targets: Targets = dataclasses.field(default_factory=Diagonal)
     rows: Any = None
     cols: Any = None
     divide: Literal["count", "weights"] = "count"

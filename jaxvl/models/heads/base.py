@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.models.base import Encoded, InputSpec
@@ -80,7 +81,9 @@ class HeadConfig:
         del inputs
         return {}
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         """The head's module; parameters are float32 and name their logical axes.
 
         Args:
@@ -200,7 +203,7 @@ class Heads:
             widths |= {config.output(label, name): width for name, width in own.items()}
         return widths
 
-    def build(self, rngs: nnx.Rngs, dtype: Any) -> nnx.Dict:
+    def build(self, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.Dict:
         """Label -> module."""
         widths = self.all_widths()
         modules = {}

@@ -6,11 +6,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Range, Scale, check
 from jaxvl.models.base import Encoded
@@ -57,7 +58,9 @@ class ClassifierConfig(HeadConfig):
     def class_count(self) -> int:
         return self.classes
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         return Classifier(self, one_width(inputs), rngs=rngs, dtype=dtype)
 
 
@@ -68,7 +71,7 @@ class Classifier(Head):
       width: D of what is classified.
     """
 
-    def __init__(self, config: ClassifierConfig, width: int, *, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, config: ClassifierConfig, width: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.linear = Linear(
             width,
             config.classes,

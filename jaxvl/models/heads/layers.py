@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import Linear
 from jaxvl.nn.mlp import ACTIVATIONS, Activation
@@ -22,8 +24,7 @@ class Perceptron(nnx.Module):
     running statistics are state of the model.
 
     Args:
-      inputs, hidden, outputs: D, F and E.
-      layers: number of linear maps, >= 1; with 1 there is no hidden width.
+      widths: D, F …, F and E: one more than there are linear maps.
       norm: after every linear map but the last.
       last_norm: whether the norm follows the last map as well, without an activation (SimSiam).
       activation: after every linear map but the last.
@@ -31,18 +32,15 @@ class Perceptron(nnx.Module):
 
     def __init__(
         self,
-        inputs: int,
-        outputs: int,
+        widths: Sequence[int],
         *,
-        layers: int,
-        hidden: int,
         norm: Norm,
         last_norm: bool,
         activation: Activation,
         rngs: nnx.Rngs,
-        dtype: Any,
+        dtype: DTypeLike,
     ):
-        widths = [inputs, *[hidden] * (layers - 1), outputs]
+        layers = len(widths) - 1
         names = ["embed", *["mlp"] * (layers - 1), "joint"]
         linears = []
         norms = []
@@ -77,7 +75,7 @@ class Perceptron(nnx.Module):
         return x
 
 
-def _norm(kind: Norm, width: int, dtype: Any) -> nnx.Module:
+def _norm(kind: Norm, width: int, dtype: DTypeLike) -> nnx.Module:
     if kind == "batch":
         return BatchNorm(width, momentum=0.9, eps=1e-5, dtype=dtype)
     return LayerNorm(width, eps=1e-5, dtype=dtype)

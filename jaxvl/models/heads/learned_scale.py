@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Scale, check
 from jaxvl.models.base import Encoded
@@ -39,7 +39,9 @@ class LearnedScaleConfig(HeadConfig):
         check(self.most is None or self.most >= self.init, "most", problem)
         check(len(self.sources) == 1, "reads", f"{self.reads!r} must be one name")
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         del inputs, rngs, dtype
         return LearnedScale(self)
 

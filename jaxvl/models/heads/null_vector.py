@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Width, check
 from jaxvl.models.base import Encoded
@@ -34,7 +34,9 @@ class NullVectorConfig(HeadConfig):
         check(self.dim is None or self.dim >= 1, "dim", f"{self.dim!r} must be >= 1, or None")
         check(len(self.sources) == 1, "reads", f"{self.reads!r} must be one name")
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         return NullVector(self, self.dim or one_width(inputs), rngs=rngs)
 
 

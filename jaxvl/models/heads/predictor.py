@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Width
 from jaxvl.models.heads import HEADS
@@ -46,6 +46,8 @@ class PredictorConfig(ProjectionConfig):
     def widths(self, inputs: Mapping[str, int]) -> dict[str, int]:
         return {name: self.dim or one_width(inputs) for name in self.names.values()}
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         width = one_width(inputs)
         return Projection(self, width, self.dim or width, rngs=rngs, dtype=dtype)

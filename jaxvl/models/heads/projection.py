@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Depth, Hidden, Width, check
 from jaxvl.models.base import Encoded
@@ -61,7 +61,9 @@ class ProjectionConfig(HeadConfig):
     def widths(self, inputs: Mapping[str, int]) -> dict[str, int]:
         return {name: self.dim for name in self.names.values()}
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         return Projection(self, one_width(inputs), self.dim, rngs=rngs, dtype=dtype)
 
 
@@ -73,13 +75,16 @@ class Projection(Head):
     """
 
     def __init__(
-        self, config: ProjectionConfig, inputs: int, outputs: int, *, rngs: nnx.Rngs, dtype: Any
+        self,
+        config: ProjectionConfig,
+        inputs: int,
+        outputs: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
     ):
         self.perceptron = Perceptron(
-            inputs,
-            outputs,
-            layers=config.layers,
-            hidden=config.hidden,
+            (inputs, *[config.hidden] * (config.layers - 1), outputs),
             norm=config.norm,
             last_norm=config.last_norm,
             activation=config.activation,

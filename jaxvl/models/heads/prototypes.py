@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Range, check
 from jaxvl.models.base import Encoded
@@ -43,7 +44,9 @@ class PrototypesConfig(HeadConfig):
             f"{self.freeze_share!r} is a share of the run; must be in [0, 1]",
         )
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         return Prototypes(self, one_width(inputs), rngs=rngs, dtype=dtype)
 
 
@@ -54,7 +57,7 @@ class Prototypes(Head):
       width: D of what is compared.
     """
 
-    def __init__(self, config: PrototypesConfig, width: int, *, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, config: PrototypesConfig, width: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         rows = normal(width**-0.5)(rngs.params(), (config.count, width), jnp.float32)
         self.rows = nnx.Param(rows, axes=("prototypes", "embed"))
         self.names = config.names

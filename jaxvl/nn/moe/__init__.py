@@ -13,6 +13,7 @@ objective's part.
 
 from jaxvl.nn.moe.layer import Moe as Moe
 from jaxvl.nn.moe.layer import MoeConfig as MoeConfig
+from jaxvl.nn.moe.layer import MoeInputs as MoeInputs
 from jaxvl.nn.moe.layer import MoeOutput as MoeOutput
 from jaxvl.nn.moe.layer import SkillMoe as SkillMoe
 from jaxvl.nn.moe.router import ROUTERS as ROUTERS

@@ -24,12 +24,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxvl.aliases import Tree
 from jaxvl.sharding import constrain
 from jaxvl.sharding.rules import RULES, auto_mesh
 
@@ -169,8 +170,8 @@ def run_places(
 def run_choices(
     x: jax.Array,
     plan: Choices,
-    run: Callable[[Any, jax.Array, jax.Array], jax.Array],
-    weights: Any,
+    run: Callable[[Tree, jax.Array, jax.Array], jax.Array],
+    weights: Tree,
     experts: int,
 ) -> jax.Array:
     """Through the experts by sorted choices.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from jaxvl.nn.linear import Initializer, xavier
-from jaxvl.nn.mlp import ACTIVATIONS, Activation
+from jaxvl.nn.linear import Initializer
+from jaxvl.nn.mlp import ACTIVATIONS, MlpOptions
 from jaxvl.nn.random import dropout
+
+ExpertWeights = dict[str, dict[str, jax.Array | None]]  # map -> kernel, bias
 
 
 class Stacked(nnx.Module):
@@ -43,7 +44,7 @@ class Stacked(nnx.Module):
             else None
         )
 
-    def arrays(self, dtype: Any) -> dict[str, jax.Array | None]:
+    def arrays(self, dtype: DTypeLike) -> dict[str, jax.Array | None]:
         """Kernel and bias in the compute dtype."""
         return {
             "kernel": self.kernel[...].astype(dtype),
@@ -56,8 +57,7 @@ class Experts(nnx.Module):
 
     Args:
       experts, width, hidden: E, D and F.
-      bias: IMP has none.
-      dropout: rate after the activation.
+      options: of each; IMP has no bias.
     """
 
     def __init__(
@@ -67,20 +67,17 @@ class Experts(nnx.Module):
         hidden: int,
         *,
         rngs: nnx.Rngs,
-        activation: Activation = "gelu_tanh",
-        bias: bool = False,
-        dropout: float = 0.0,
-        init: Initializer = xavier,
-        dtype: Any = jnp.float32,
+        options: MlpOptions,
+        dtype: DTypeLike = jnp.float32,
     ):
-        options = dict(bias=bias, init=init, rngs=rngs)
-        self.up = Stacked(experts, width, hidden, axes=("embed", "mlp"), **options)
-        self.down = Stacked(experts, hidden, width, axes=("mlp", "embed"), **options)
-        self.activation = activation
-        self.dropout = dropout
+        how = dict(bias=options.bias, init=options.init, rngs=rngs)
+        self.up = Stacked(experts, width, hidden, axes=("embed", "mlp"), **how)
+        self.down = Stacked(experts, hidden, width, axes=("mlp", "embed"), **how)
+        self.activation = options.activation
+        self.dropout = options.dropout
         self.dtype = dtype
 
-    def weights(self) -> dict[str, dict[str, jax.Array | None]]:
+    def weights(self) -> ExpertWeights:
         """All parameters in the compute dtype."""
         return {"up": self.up.arrays(self.dtype), "down": self.down.arrays(self.dtype)}
 
@@ -97,7 +94,7 @@ class Experts(nnx.Module):
         x = _each(dropout(x, self.dropout, key, train=train), w["down"])
         return x.reshape(experts, groups, places, width).swapaxes(0, 1)
 
-    def sorted_rows(self, weights: Any, x: jax.Array, counts: jax.Array) -> jax.Array:
+    def sorted_rows(self, weights: ExpertWeights, x: jax.Array, counts: jax.Array) -> jax.Array:
         """x [N, D], sorted by expert, `counts` int32 [E] rows for each -> [N, D]; `weights` as
         `weights()` gives them."""
         x = ACTIVATIONS[self.activation](_ragged(x.astype(self.dtype), weights["up"], counts))

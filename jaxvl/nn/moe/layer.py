@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Count, Depth, Hidden, Range, check
-from jaxvl.nn.linear import Initializer, xavier
-from jaxvl.nn.mlp import Activation, Mlp
+from jaxvl.nn.mlp import Mlp, MlpOptions
 from jaxvl.nn.moe.dispatch import Form, group_axis, group_size, run_choices, run_places
 from jaxvl.nn.moe.experts import Experts
 from jaxvl.nn.moe.health import health_of
@@ -53,6 +53,20 @@ class MoeOutput:
             k: constrain(jnp.broadcast_to(v, (len(self.y), *v.shape)), "batch", *[None] * v.ndim)
             for k, v in named.items()
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeInputs:
+    """What the MoE layers of a stack are told of its tokens.
+
+    Attributes:
+      real: bool [B, T], False for padding that takes no place at an expert; None: the stack's mask.
+      modality, skills: see `Moe`.
+    """
+
+    real: jax.Array | None = None
+    modality: jax.Array | None = None
+    skills: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,16 +167,18 @@ class MoeConfig:
         hidden: int,
         *,
         rngs: nnx.Rngs,
-        activation: Activation = "gelu_tanh",
-        dropout: float = 0.0,
-        init: Initializer = xavier,
-        dtype: Any = jnp.float32,
+        options: MlpOptions = MlpOptions(activation="gelu_tanh"),
+        dtype: DTypeLike = jnp.float32,
     ) -> Moe | SkillMoe:
-        """The layer of a stack of D = `width`; `hidden` is F where the configuration has none."""
-        options = dict(rngs=rngs, activation=activation, dropout=dropout, init=init, dtype=dtype)
-        return (SkillMoe if isinstance(self.router, Skills) else Moe)(
-            self, width, self.hidden or hidden, **options
-        )
+        """The layer of a stack of D = `width`.
+
+        Args:
+          hidden: F where the configuration has none.
+          options: of the stack's perceptrons; whether experts have a bias says the configuration.
+        """
+        options = dataclasses.replace(options, bias=self.bias)
+        layer = SkillMoe if isinstance(self.router, Skills) else Moe
+        return layer(self, width, self.hidden or hidden, rngs=rngs, options=options, dtype=dtype)
 
 
 class Moe(nnx.Module):
@@ -187,7 +203,7 @@ class Moe(nnx.Module):
 
     Args:
       config: see `MoeConfig`. width, hidden: D and F.
-      options: of `Experts`.
+      options: of each expert.
 
     Raises:
       ValueError: dropout in the experts with `ragged`.
@@ -200,12 +216,12 @@ class Moe(nnx.Module):
         hidden: int,
         *,
         rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
-        **options: Any,
+        options: MlpOptions,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.router = config.router.build(width, config.experts, rngs)
         self.experts = Experts(
-            config.experts, width, hidden, bias=config.bias, rngs=rngs, dtype=dtype, **options
+            config.experts, width, hidden, rngs=rngs, options=options, dtype=dtype
         )
         if config.dispatch == "ragged" and self.experts.dropout:
             raise ValueError(
@@ -306,15 +322,12 @@ class SkillMoe(nnx.Module):
         hidden: int,
         *,
         rngs: nnx.Rngs,
-        dtype: Any = jnp.float32,
-        **options: Any,
+        options: MlpOptions,
+        dtype: DTypeLike = jnp.float32,
     ):
         names = config.router.names
         self.skills = nnx.Dict(
-            {
-                name: Mlp(width, hidden, bias=config.bias, rngs=rngs, dtype=dtype, **options)
-                for name in names
-            }
+            {name: Mlp(width, hidden, rngs=rngs, options=options, dtype=dtype) for name in names}
         )
         self.config = config
 

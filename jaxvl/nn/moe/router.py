@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,9 @@ def capacity(factor: float, tokens: int, experts: int) -> int:
 class Linear32(nnx.Module):
     """The usual router's logits, `x · kernel` in float32 without bias: [G, S, D] -> [G, S, E]."""
 
-    def __init__(self, config: Any, width: int, experts: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ExpertChoice | TokenChoice, width: int, experts: int, *, rngs: nnx.Rngs
+    ):
         self.map = Linear(
             width, experts, axes=("embed", "route"), bias=False, init=normal(0.02), rngs=rngs
         )

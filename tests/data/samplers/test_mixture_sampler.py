@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from synthetic import Synthetic, mixed, read_by_hosts
 
 from jaxvl.config import ConfigError
-from jaxvl.data.samplers.base import for_batch
 from jaxvl.data.samplers.mixture import Mixture
 from jaxvl.data.samplers.replay import Replay
 from jaxvl.data.samplers.shares import Shares
@@ -127,7 +126,7 @@ def test_resampled_records_are_drawn_with_replacement():
 
 
 def test_a_homogeneous_batch_is_of_one_part():
-    sampler = for_batch(Mixture(homogeneous=True), 16)
+    sampler = Mixture(homogeneous=True).for_batch(16)
     order = sampler.order(mixed(SHARDS, [5, 4, 1]), 0)
     part, own = split_by_part(order(np.arange(16 * 200)))
     batches = part.reshape(200, 16)

@@ -8,7 +8,6 @@ from synthetic import Synthetic
 
 from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
-from jaxvl.data.samplers.base import for_batch
 from jaxvl.data.samplers.few_shot import FewShot
 from jaxvl.data.samplers.per_cluster import PerCluster
 from jaxvl.data.samplers.with_negatives import WithNegatives
@@ -71,7 +70,7 @@ def test_few_shot_says_what_is_too_few():
 
 @pytest.mark.parametrize("batch", [1, 8, 64, 480])
 def test_every_batch_is_of_one_cluster(batch):
-    order = for_batch(PerCluster("cluster"), batch).order(SOURCE, 0)
+    order = PerCluster("cluster").for_batch(batch).order(SOURCE, 0)
     sizes = np.bincount(CLASSES[CLASSES >= 0])
     assert order.epoch == 480 // batch * batch
     seen = []

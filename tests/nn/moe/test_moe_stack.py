@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxvl.config import resolve
-from jaxvl.nn.moe import ExpertChoice, MoeConfig, Skills, Soft, TokenChoice
+from jaxvl.nn.moe import ExpertChoice, MoeConfig, MoeInputs, Skills, Soft, TokenChoice
 from jaxvl.nn.stack import segments
 from jaxvl.nn.transformer import Sizes, StackOptions, Transformer
 from jaxvl.training.cost import count_flops
@@ -146,7 +146,10 @@ def test_skills_are_a_mean_and_the_others_neither_run_nor_learn():
     x = x_of()
 
     def loss(params, x, skills=("text", "general")):
-        return (nnx.merge(graphdef, params).routed(x, skills=skills, train=True).y ** 2).sum()
+        return (
+            nnx.merge(graphdef, params).routed(x, moe_inputs=MoeInputs(skills=skills), train=True).y
+            ** 2
+        ).sum()
 
     gradient = {
         "/".join(map(str, p)): v[...]
@@ -180,4 +183,4 @@ def test_skills_are_a_mean_and_the_others_neither_run_nor_learn():
     ):
         module(x, skills=("sound",))
     with pytest.raises(ValueError, match="skills: .* but the router is learned"):
-        stack_of(depth=1, last=1).routed(x, skills=("text",))
+        stack_of(depth=1, last=1).routed(x, moe_inputs=MoeInputs(skills=("text",)))

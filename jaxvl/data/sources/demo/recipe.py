@@ -146,5 +146,5 @@ class DemoSource(Source):
             return self.corpus.optional[name][self._index]
         return super().present(name)
 
-    def __reduce__(self) -> tuple[Callable[..., DemoSource], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., DemoSource], tuple[object, ...]]:
         return DemoSource, (self.corpus, self._more, self.split)

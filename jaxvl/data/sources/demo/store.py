@@ -34,6 +34,7 @@ import filelock
 import numpy as np
 
 from jaxvl import paths
+from jaxvl.aliases import Json
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.folders import cache_folder, local_cache_folder
 from jaxvl.data.records import DataError, Record, RecordSource, write_records
@@ -49,7 +50,7 @@ class Corpus:
       manifest: counts and files.
     """
 
-    def __init__(self, folder: pathlib.Path, manifest: dict[str, Any]):
+    def __init__(self, folder: pathlib.Path, manifest: dict[str, Json]):
         self.folder = folder
         self.manifest = manifest
         with np.load(folder / "index.npz") as index:
@@ -129,7 +130,7 @@ class Corpus:
 
 def build_once(
     name: str,
-    build: Callable[[pathlib.Path], Mapping[str, Any]],
+    build: Callable[[pathlib.Path], Mapping[str, Json]],
     log: Callable[[str], None],
     expect: Mapping[str, int] | None = None,
 ) -> Corpus:
@@ -158,7 +159,7 @@ def build_once(
 
 def _build_here(
     folder: pathlib.Path,
-    build: Callable[[pathlib.Path], Mapping[str, Any]],
+    build: Callable[[pathlib.Path], Mapping[str, Json]],
     log: Callable[[str], None],
     expect: Mapping[str, int] | None,
 ) -> Corpus:

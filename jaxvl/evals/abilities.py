@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxvl.aliases import Tree
 from jaxvl.config import ConfigError
+from jaxvl.data.preprocess import Preprocess
+from jaxvl.models.generate import Generation
 
 
 @dataclasses.dataclass(frozen=True)
-class Capabilities:
+class Abilities:
     """What a model can do for an evaluator.
 
     Attributes:
@@ -46,15 +49,15 @@ class Abstract:
     """What `Encoders` answer without computing anything; their weights may be shapes.
 
     Attributes:
-      capabilities: what the model can do.
+      abilities: what the model can do.
       batch, text_length, preprocess, mesh, weights: see `Encoders`.
     """
 
     batch: int
     text_length: int
-    preprocess: Any
+    preprocess: Preprocess
     mesh: Mesh
-    weights: Any
+    weights: Tree
     _embeds: bool
     _image: Callable
     _text: Callable
@@ -64,8 +67,8 @@ class Abstract:
     _outputs: Callable | None
 
     @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities(
+    def abilities(self) -> Abilities:
+        return Abilities(
             embeds=self._embeds,
             generates=self._caption is not None,
             scores=self._score is not None,
@@ -73,11 +76,11 @@ class Abstract:
             outputs=self._outputs is not None,
         )
 
-    def require(self, capability: str) -> None:
-        """Raises ConfigError at `name` where the model cannot do what this field of `Capabilities`
+    def require(self, ability: str) -> None:
+        """Raises ConfigError at `name` where the model cannot do what this field of `Abilities`
         says."""
-        if not getattr(self.capabilities, capability):
-            raise ConfigError("name", f"needs a model that {_WORDS[capability]}")
+        if not getattr(self.abilities, ability):
+            raise ConfigError("name", f"needs a model that {_WORDS[ability]}")
 
     def check_embeds(self, texts: bool = True) -> None:
         """Raises ConfigError at `name` where the model does not give rows of images, and of texts
@@ -94,7 +97,7 @@ class Abstract:
             )
             raise ConfigError("name", problem)
 
-    def check_generates(self, generation: Any) -> None:
+    def check_generates(self, generation: Generation) -> None:
         """Raises ConfigError at `name` where the model writes nothing, at `generation` where it
         cannot write in that way."""
         self.require("generates")
