@@ -8,13 +8,12 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 
-from jaxvl.config import check
 from jaxvl.data.fields.base import Field
 from jaxvl.data.fields.numbers import Group
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Source, SourceConfig
 from jaxvl.evals import EVALUATORS, EvalResult
-from jaxvl.evals.columns import LABELS, check_column, check_texts
+from jaxvl.evals.columns import LABELS, PICTURES, check_column, check_texts
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.ranking import rank
 from jaxvl.evals.rows import caption, check_rows, picture, rows_of
@@ -46,16 +45,12 @@ class EntityLinking(SourceOptions):
       head: label of the model's head `entity_matching`.
     """
 
-    entities: Annotated[Any, SOURCES] = None
+    entities: Annotated[Any, SOURCES] = dataclasses.field(kw_only=True)
     text: str = "text"
     label: str = "class_label"
     entity_image: str = "image"
     entity_text: str = "text"
     head: str = "matching"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check(self.entities is not None, "entities", "must be the source of the knowledge base")
 
     @property
     def sources(self) -> tuple[SourceConfig, ...]:
@@ -71,18 +66,20 @@ class EntityLinking(SourceOptions):
         """See `contract.Evaluator.check`."""
         check_tokenizer(encoders)
         base = open_named(self.entities, "entities")
-        self._check_columns(self.open(), "image", "text")
-        self._check_columns(base, "entity_image", "entity_text")
+        self._check_columns(self.open(), image=self.image, text=self.text)
+        self._check_columns(base, entity_image=self.entity_image, entity_text=self.entity_text)
         of_base = dataclasses.replace(self, source=self.entities)
         fields = self._fields(encoders, self.entity_image, self.entity_text)
         check_rows(of_base, encoders, "entities", fields)
         fields = self._fields(encoders, self.image, self.text)
         encoders.check_outputs(check_rows(self, encoders, "source", fields).shapes, self._names)
 
-    def _check_columns(self, source: Source, image: str, text: str) -> None:
-        columns = dataclasses.asdict(self)
-        check_column(source, columns[image], ("image",), image)
-        check_texts(source, columns[text], text)
+    def _check_columns(self, source: Source, **columns: str) -> None:
+        """Raises ConfigError where a source has not the columns, of pictures and of texts, that two
+        options name."""
+        (image, pictures), (text, texts) = columns.items()
+        check_column(source, pictures, PICTURES, image)
+        check_texts(source, texts, text)
         check_column(source, self.label, LABELS, "label")
 
     def run(self, encoders: Encoders) -> EvalResult:

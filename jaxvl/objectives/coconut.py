@@ -20,7 +20,8 @@ class StudentTeacherContrast(Objective):
     task and whose negatives are of the present one (COCONUT, Cappellazzo et al. 2023, arXiv
     2310.02699, its negative-student positive-teacher loss).
 
-        L = mean_k [ log (sum_p exp(s z_k . t_p) + sum_n exp(s z_k . z_n)) - s / |P| sum_p z_k . t_p ]
+        L = mean_k [ log (sum_p exp(s z_k . t_p) + sum_n exp(s z_k . z_n))
+                     - s / |P| sum_p z_k . t_p ]
 
     z of the student, t of the teacher, s = 1 / temperature; k over the rehearsed rows, p over those
     of k's class, k among them, n over all rows of another class. That k's own teacher is a

@@ -16,7 +16,8 @@ from jaxvl.kernels.contrastive.scores import Asking, Dot, GlobalAndLocal, Told
 from jaxvl.objectives import OBJECTIVES, Loss
 from jaxvl.objectives.streamed import StreamedObjective
 
-Arrays = Mapping[str, Any]
+Arrays = Mapping[str, jax.Array]
+Read = dict[str, Told | Asking | jax.Array]  # score -> what a record brings to it
 SIDES = ("image", "text")
 SCORES = ("image", "text", "text_to_image", "image_to_text")
 # Score across modalities -> the side that asks.
@@ -132,7 +133,7 @@ class MeanScore:
     names: tuple[str, ...] = dataclasses.field(default=SCORES, metadata=dict(static=True))
     scale: Any = 1.0
 
-    def __call__(self, u: Arrays, v: Arrays) -> jax.Array:
+    def __call__(self, u: Read, v: Read) -> jax.Array:
         parts = [self._one(name)(u[name], v[name]) for name in self.names]
         return self.scale * sum(parts) / len(parts)
 
@@ -146,23 +147,23 @@ def of_record(prefix: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{prefix}/{side}{kind}" for side in SIDES for kind in each)
 
 
-def as_mention(outputs: Arrays, prefix: str) -> dict[str, Any]:
-    """Score -> what a mention brings to it."""
-    told = {}
+def as_mention(outputs: Arrays, prefix: str) -> Read:
+    """Outputs of a record as a mention's."""
+    told: Read = {}
     for side in SIDES:
         of = lambda kind: outputs.get(f"{prefix}/{side}{kind}")  # noqa: B023
         told[side] = Told(of(""), of("_keys"), of("_values"), of("_mask"))
     return told | _across(outputs, prefix)
 
 
-def as_entity(outputs: Arrays, prefix: str) -> dict[str, Any]:
-    """Score -> what an entity brings to it."""
-    asking = {}
+def as_entity(outputs: Arrays, prefix: str) -> Read:
+    """Outputs of a record as an entity's."""
+    asking: Read = {}
     for side in SIDES:
         of = lambda kind: outputs.get(f"{prefix}/{side}{kind}")  # noqa: B023
         asking[side] = Asking(of(""), of("_wanted"), of("_queries"), of("_mask"))
     return asking | _across(outputs, prefix)
 
 
-def _across(outputs: Arrays, prefix: str) -> dict[str, Any]:
+def _across(outputs: Arrays, prefix: str) -> Read:
     return {name: outputs[f"{prefix}/{side}_context"] for name, side in ACROSS.items()}

@@ -76,8 +76,6 @@ def test_figures_by_loops():
 
 
 def test_what_is_refused():
-    with pytest.raises(ConfigError, match="entities: must be the source of the knowledge base"):
-        EntityLinking(source=toy([1, 2]))
     for options, why in (
         (dict(text="name/xx"), "text: 'name/xx' is not a column"),
         (dict(entity_image="picture"), "entity_image: 'picture' is not a column"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Width, check
 from jaxvl.models.base import Encoded
@@ -63,7 +64,9 @@ class EntityMatchingConfig(HeadConfig):
     def required(self) -> tuple[str, ...]:
         return self.reads
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         for mine, other in zip(self.reads, self.entity):
             same = inputs[mine] == inputs[other]
             check(same, "entity", f"{other!r} must be as wide as {mine!r}, of one encoder")
@@ -77,7 +80,7 @@ class Side(nnx.Module):
       width: D of the vector and tokens. dim: E.
     """
 
-    def __init__(self, width: int, dim: int, *, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, width: int, dim: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         linear = lambda: Linear(width, dim, axes=("embed", "joint"), rngs=rngs, dtype=dtype)
         self.whole = linear()
         self.wanted = linear()
@@ -100,7 +103,7 @@ class EntityMatching(Head):
         inputs: Mapping[str, int],
         *,
         rngs: nnx.Rngs,
-        dtype: Any,
+        dtype: DTypeLike,
     ):
         options = dict(rngs=rngs, dtype=dtype)
         self.image, self.text = (Side(inputs[n], config.dim, **options) for n in config.reads)
