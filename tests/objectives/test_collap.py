@@ -42,7 +42,7 @@ def oracle(outputs, temperature, counts):
     return -(np.trace(log_softmax(scores, 1)) + np.trace(log_softmax(scores, 0))) / (2 * B)
 
 
-@pytest.mark.parametrize("chunk", [None, 2], ids=["dense", "chunks"])
+@pytest.mark.parametrize("chunk", [2, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_equation_and_its_gradients(chunk):
     objective = WeightedClips(**OPTIONS, lengths="waveform_length", chunk=chunk)
     assert objective.batch_keys == ("waveform_length",)
@@ -50,11 +50,13 @@ def test_the_equation_and_its_gradients(chunk):
     compare(objective, example(), {"waveform_length": LENGTHS}, exact)
 
 
+@pytest.mark.slow
 def test_all_clips_count_where_no_lengths_are_named():
     exact = functools.partial(oracle, temperature=None, counts=np.ones((B, K), bool))
     compare(WeightedClips(**OPTIONS, temperature=None), example(), {}, exact)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one():
     objective = WeightedClips(**OPTIONS, lengths="waveform_length", chunk=2)
     same_on_a_mesh(objective, example(), {"waveform_length": LENGTHS})
