@@ -146,10 +146,10 @@ def rank(
     zero = functools.partial(rows.fill, 0, np.int32)
     best = rows.fill(-np.inf, np.float32), zero()
     for part in _tiles(mesh, tile, candidates, candidate_ids):
-        best = _best_pass(mesh, rows.block, q, ids, best, part, score=score)
+        best = _best_pass(mesh, rows.block, q, ids, best, part, compare=score)
     counts = zero(), zero(), zero()
     for part in _tiles(mesh, tile, candidates, candidate_ids):
-        counts = _count_pass(mesh, rows.block, q, ids, best[0], counts, part, score=score)
+        counts = _count_pass(mesh, rows.block, q, ids, best[0], counts, part, compare=score)
     better, tied, tied_right, right = (rows.fetch(x).astype(np.int64) for x in (*counts, best[1]))
     return Ranks(better, tied, tied_right, right, n)
 
@@ -184,7 +184,7 @@ def top_k(
     ids = rows.put(query_ids.astype(np.int32), _NONE)
     best = rows.fill(-np.inf, np.float32, k), rows.fill(0, np.int32, k)
     for part in _tiles(mesh, tile, candidates, candidate_ids.astype(np.int32)):
-        best = _top_pass(mesh, rows.block, q, ids, best, part, score=score)
+        best = _top_pass(mesh, rows.block, q, ids, best, part, compare=score)
     return rows.fetch(best[0]), rows.fetch(best[1])
 
 
@@ -303,24 +303,24 @@ def _is_right(q_ids: jax.Array, c_ids: jax.Array) -> jax.Array:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="score", donate_argnums=4)
-def _best_pass(mesh, block, q, q_ids, carry, tile, score=cosines):
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="compare", donate_argnums=4)
+def _best_pass(mesh, block, q, q_ids, carry, tile, compare=cosines):
     def body(rows, tile):
         q, q_ids, best, right = rows
         mask = _is_right(q_ids, tile.ids) & tile.valid
-        s = score(q, tile.rows)
+        s = compare(q, tile.rows)
         s = jnp.where(mask & ~jnp.isnan(s), s, -jnp.inf)
         return jnp.maximum(best, s.max(1)), right + mask.sum(1, dtype=jnp.int32)
 
     return _blockwise(mesh, block, body, (q, q_ids, *carry), tile)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="score", donate_argnums=5)
-def _count_pass(mesh, block, q, q_ids, best, carry, tile, score=cosines):
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="compare", donate_argnums=5)
+def _count_pass(mesh, block, q, q_ids, best, carry, tile, compare=cosines):
     def body(rows, tile):
         q, q_ids, best, better, tied, tied_right = rows
         mask = _is_right(q_ids, tile.ids)
-        s = score(q, tile.rows)
+        s = compare(q, tile.rows)
         s = jnp.where(jnp.isnan(s), jnp.where(mask, -jnp.inf, jnp.inf), s)
         gap = jnp.where(
             s == best[:, None], 0.0, s - best[:, None]
@@ -336,11 +336,11 @@ def _count_pass(mesh, block, q, q_ids, best, carry, tile, score=cosines):
     return _blockwise(mesh, block, body, (q, q_ids, best, *carry), tile)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="score", donate_argnums=4)
-def _top_pass(mesh, block, q, q_ids, carry, tile, score=cosines):
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="compare", donate_argnums=4)
+def _top_pass(mesh, block, q, q_ids, carry, tile, compare=cosines):
     def body(rows, tile):
         q, q_ids, score, position = rows
-        s = score(q, tile.rows)
+        s = compare(q, tile.rows)
         out = _is_right(q_ids, tile.ids) | ~tile.valid
         s = jnp.where(jnp.isnan(s) | out, -jnp.inf, s)
         score, keep = jax.lax.top_k(jnp.concatenate([score, s], 1), score.shape[1])
