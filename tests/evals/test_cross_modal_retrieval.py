@@ -225,7 +225,7 @@ def test_parts_of_a_sound_are_weighed_by_what_asks():
     )
     options = dict(pair=("waveform", "text"), seconds=216 / 16_000, parts=4)
     fit = table[(np.arange(N)[:, None] + order[:3]) % N].astype(np.float64) @ table.T
-    for temperature in (0.1, None):
+    for temperature in (0.5, None):
         weights = np.ones_like(fit) if temperature is None else np.exp(fit / temperature)
         scores = (weights * fit).sum(1) / weights.sum(1)
         made = evaluator(**options, temperature=temperature, gallery=1)
