@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 
@@ -22,10 +22,12 @@ class Teach(Before):
       teacher: key of the config's `teachers`; None: the model that is trained, as it is in
         evaluation.
       outputs: names of the teacher's outputs that have one row for each row of the batch.
+      encode: options of the teacher's call, as a task's `encode`: class heads of `imp`.
     """
 
     teacher: Annotated[str, NonEmpty("a key of teachers")] | None
     outputs: tuple[str, ...] = ("image", "text")
+    encode: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check(bool(self.outputs), "outputs", "must name at least one output of the teacher")
@@ -37,7 +39,7 @@ class Teach(Before):
     def rows(self, models: Models, inputs: Arrays, keys: jax.Array) -> dict[str, jax.Array]:
         del keys
         model = models.student if self.teacher is None else models[self.teacher]
-        found = model.outputs(inputs)
+        found = model.apply(inputs, method="__call__", **self.encode)
         for name in self.outputs:
             check(
                 name in found,

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
+import jax
 import numpy as np
 import scipy.stats
 
-from jaxvl.config import Range, check
+from jaxvl.config import Count, Range, Scale, check
 from jaxvl.data.fields.base import Field
 from jaxvl.data.fields.frames import Frames
 from jaxvl.data.fields.numbers import Group
@@ -18,10 +19,11 @@ from jaxvl.data.sources.base import Kind, Source
 from jaxvl.evals import EVALUATORS, EvalResult, GalleryRow, Item
 from jaxvl.evals.columns import LABELS, check_column, check_texts, in_language, text_ids
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.ranking import Ranks, rank, top_k
+from jaxvl.evals.ranking import TILE, Ranks, Score, Tree, cosines, length, rank, top_k
 from jaxvl.evals.rows import caption, check_rows, picture, rows_of
 from jaxvl.evals.source_options import SourceOptions, check_tokenizer, sample
 from jaxvl.evals.thumbnails import THUMBNAIL, flatten, png, shrink
+from jaxvl.kernels.contrastive.scores import AttentionWeighted, Tokens
 
 Input = Literal["image", "video", "waveform", "text"]
 MODALITY = {"image": "vision", "video": "vision", "waveform": "audio", "text": "text"}
@@ -68,6 +70,9 @@ class CrossModalRetrieval(SourceOptions):
       frames: of a clip.
       stride: every how many stored frames one is taken.
       seconds: of a sound.
+      parts: that a sound is cut into, each encoded on its own; the other side then weighs them by
+        how well they fit it (CoLLAP, see the objective `collap`). Parts without sound do not count.
+      temperature: of these weights, as in training; None: the mean of the parts.
     """
 
     pair: tuple[Input, Input] = ("video", "text")
@@ -80,9 +85,13 @@ class CrossModalRetrieval(SourceOptions):
     frames: Annotated[int, Range(1, 65_536)] = 16
     stride: Annotated[int, Range(1, 65_536)] = 1
     seconds: Annotated[float, Range(0.0, 86_400.0, above=True)] = 8.192
+    parts: Count = 1
+    temperature: Scale | None = 0.1
 
     def __post_init__(self):
         super().__post_init__()
+        heard = self.parts == 1 or "waveform" in self.pair
+        check(heard, "parts", f"{self.parts!r} are of a waveform, which is not in the pair")
         a, b = self.pair
         for name in self.pair:
             check(name in MODALITY, "pair", f"{name!r} is not one of {', '.join(MODALITY)}")
@@ -204,7 +213,9 @@ class CrossModalRetrieval(SourceOptions):
                     column, size, self.frames, self.stride, random=False, fast_decode=False
                 )
             elif name == "waveform":
-                fields[name] = Waveform(column, seconds=self.seconds, random=False)
+                fields[name] = Waveform(
+                    column, seconds=self.seconds, random=False, parts=self.parts
+                )
             else:
                 fields[name] = caption(column, encoders)
         return fields if self.group is None else fields | {GROUP: Group(self.group)}
@@ -224,8 +235,11 @@ class CrossModalRetrieval(SourceOptions):
             embedded = encoders.outputs(
                 {name: array for name, array in batch.items() if name != GROUP}, outputs
             )
-            for kept, name in zip(rows, outputs):
-                kept.append(embedded[name][:n])
+            for kept, output, name in zip(rows, outputs, self.pair):
+                found = embedded[output][:n]
+                if name == "waveform" and self.parts > 1:
+                    found = Tokens(found, batch["waveform_length"][:n] > 0)
+                kept.append(found)
             groups.extend(
                 batch[GROUP][:n] if self.group is not None else range(len(groups), len(groups) + n)
             )
@@ -233,7 +247,7 @@ class CrossModalRetrieval(SourceOptions):
                 encoders.tokenizer.decode(batch["text"][:n]) if "text" in batch else [""] * n
             )
             thumbnails.extend(_thumbnail(batch, i, encoders) if shown else None for i in range(n))
-        u, v = map(np.concatenate, rows)
+        u, v = (jax.tree.map(lambda *a: np.concatenate(a), *kept) for kept in rows)
         ids = np.unique(groups, return_inverse=True)[1]
         every = np.arange(len(ids))
         metrics: dict[str, float] = {}
@@ -246,13 +260,14 @@ class CrossModalRetrieval(SourceOptions):
             other = a if b == "text" else b
             sides = {
                 other: sides[other]._replace(ids=of_text),
-                "text": _Side(sides["text"].rows[first], of_text[first], first, False),
+                "text": _Side(_take(sides["text"].rows, first), of_text[first], first, False),
             }
             metrics["texts"] = float(len(first))
         elif shown:
             texts = self._names(language, groups)
         for name, x, y in zip(self._directions, (sides[a], sides[b]), (sides[b], sides[a])):
-            ranks = rank(x.rows, y.rows, x.ids, y.ids, encoders.mesh)
+            how = dict(score=self._score(x.rows), tile=max(TILE // self.parts, 1))
+            ranks = rank(x.rows, y.rows, x.ids, y.ids, encoders.mesh, **how)
             metrics |= _figures(name, ranks)
             if shown:
                 source, target = name.split("2")
@@ -260,7 +275,15 @@ class CrossModalRetrieval(SourceOptions):
                     self.languages
                 )
                 gallery = gallery + self._shown(encoders, heading, x, y, ranks, texts, thumbnails)
-        return metrics | {"records": float(len(u))}, gallery
+        return metrics | {"records": float(length(u))}, gallery
+
+    def _score(self, queries: Tree) -> Score:
+        """What is ranked by where these ask."""
+        if self.parts == 1:
+            return cosines
+        sharpness = 0.0 if self.temperature is None else 1 / self.temperature
+        score = AttentionWeighted(1.0, sharpness)
+        return score if isinstance(queries, Tokens) else _Turned(score)
 
     def _names(self, language: str, groups: Sequence[int]) -> list[str]:
         """What records are called; sounds can be of a language (`zxx`: of none) that nothing is
@@ -283,14 +306,16 @@ class CrossModalRetrieval(SourceOptions):
         thumbnails: list[np.ndarray | None],
     ) -> list[GalleryRow]:
         """Queries of `x` with the best of `y`."""
-        pick = sample(len(x.rows), self.gallery)
+        pick = sample(len(x.ids), self.gallery)
         out = []
         every = ranks.rank()
 
         def pictured(side: _Side, i: int) -> bytes | None:
             return png(thumbnails[side.record[i]], THUMBNAIL) if side.pictured else None
 
-        for q, scores, best in zip(pick, *top_k(x.rows[pick], y.rows, SHOWN, encoders.mesh)):
+        asked = _take(x.rows, pick)
+        how = dict(score=self._score(asked), tile=max(TILE // self.parts, 1))
+        for q, scores, best in zip(pick, *top_k(asked, y.rows, SHOWN, encoders.mesh, **how)):
             items = tuple(
                 Item(texts[y.record[c]], float(s), bool(x.ids[q] == y.ids[c]), pictured(y, c))
                 for s, c in zip(scores, best)
@@ -301,11 +326,25 @@ class CrossModalRetrieval(SourceOptions):
         return out
 
 
-class _Side(NamedTuple):
-    """One of the two things: rows [n, E], what each is (int [n]), and the record that it is of (int
-    [n])."""
+@dataclasses.dataclass(frozen=True)
+class _Turned:
+    """A score of candidates and queries, as one of queries and candidates."""
 
-    rows: np.ndarray
+    score: Score
+
+    def __call__(self, queries: Tree, candidates: Tree) -> jax.Array:
+        return self.score(candidates, queries).T
+
+
+def _take(tree: Tree, index: np.ndarray) -> Tree:
+    return jax.tree.map(lambda a: a[index], tree)
+
+
+class _Side(NamedTuple):
+    """One of the two things: rows [n, E] or parts `Tokens` [n, K, E], what each is (int [n]), and
+    the record that it is of (int [n])."""
+
+    rows: Tree
     ids: np.ndarray
     record: np.ndarray
     pictured: bool

@@ -12,6 +12,9 @@ to the best positive's are equal: float32 cannot order them, and the same row ma
 units in the last place from tile to tile.
 
 Scores that are not numbers never help: NaN is -inf for a right candidate and +inf for a wrong one.
+
+Scores are cosines of unit rows, or what a function makes of a block of queries and a tile of
+candidates. Then both may be any tree of arrays of one length, such as tokens with their mask.
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
+
+from jaxvl.aliases import Tree
+
+Score = Callable[[Tree, Tree], jax.Array]  # of m queries and n candidates -> [m, n]; hashable
 
 # of cosine similarities; the rounding error of a float32 product of unit rows stays below it
 TIE = 1e-6
@@ -92,61 +99,71 @@ def pad_ids(ids: Sequence[Sequence[int]]) -> np.ndarray:
     return out
 
 
+def cosines(q: jax.Array, c: jax.Array) -> jax.Array:
+    """Of unit rows [m, D] and [n, D]."""
+    return jnp.einsum(
+        "md,nd->mn", q, c, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+
+
 def rank(
-    queries: np.ndarray,
-    candidates: np.ndarray,
+    queries: Tree,
+    candidates: Tree,
     query_ids: np.ndarray,
     candidate_ids: np.ndarray,
     mesh: Mesh,
     *,
+    score: Score = cosines,
     tile: int = TILE,
     block: int = BLOCK,
 ) -> Ranks:
     """Ranks every query's best right candidate: one that shares an id with it.
 
     Args:
-      queries: float32 [M, D], unit rows.
-      candidates: float32 [N, D], unit rows.
+      queries: float32 [M, D], unit rows; or what `score` reads.
+      candidates: float32 [N, D], unit rows; or what `score` reads.
       query_ids: int32 [M] or [M, K] (`pad_ids`).
       candidate_ids: int32 [N] or [N, L].
       mesh: whose devices share the queries.
+      score: treats rows independently of each other. Scores closer than `TIE` are equal.
       tile: candidates at a time. block: queries at a time on one device.
 
     Raises:
       ValueError: shapes that do not fit, or no candidates.
     """
-    _check(queries, candidates)
+    m, n = _check(queries, candidates, score)
     query_ids, candidate_ids = (
         i.reshape(len(i), i.shape[1] if i.ndim == 2 else 1).astype(np.int32)
         for i in (query_ids, candidate_ids)
     )
-    if len(query_ids) != len(queries) or len(candidate_ids) != len(candidates):
-        sizes = f"{len(queries)} and {len(candidates)} rows"
+    if len(query_ids) != m or len(candidate_ids) != n:
+        sizes = f"{m} and {n} rows"
         raise ValueError(
             f"ids of {len(query_ids)} queries and {len(candidate_ids)} candidates do not fit "
             f"{sizes}"
         )
-    rows = _Rows(mesh, len(queries), block)
+    rows = _Rows(mesh, m, block)
     q = rows.put(queries, 0)
     ids = rows.put(query_ids, _NONE)
     zero = functools.partial(rows.fill, 0, np.int32)
     best = rows.fill(-np.inf, np.float32), zero()
     for part in _tiles(mesh, tile, candidates, candidate_ids):
-        best = _best_pass(mesh, rows.block, q, ids, best, part)
+        best = _best_pass(mesh, rows.block, q, ids, best, part, compare=score)
     counts = zero(), zero(), zero()
     for part in _tiles(mesh, tile, candidates, candidate_ids):
-        counts = _count_pass(mesh, rows.block, q, ids, best[0], counts, part)
+        counts = _count_pass(mesh, rows.block, q, ids, best[0], counts, part, compare=score)
     better, tied, tied_right, right = (rows.fetch(x).astype(np.int64) for x in (*counts, best[1]))
-    return Ranks(better, tied, tied_right, right, len(candidates))
+    return Ranks(better, tied, tied_right, right, n)
 
 
 def top_k(
-    queries: np.ndarray,
-    candidates: np.ndarray,
+    queries: Tree,
+    candidates: Tree,
     k: int,
     mesh: Mesh,
     *,
     without: tuple[np.ndarray, np.ndarray] | None = None,
+    score: Score = cosines,
     tile: int = TILE,
     block: int = BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -160,30 +177,42 @@ def top_k(
         shares an id (>= 0) with a query is left out for it; a place that nobody is left for has the
         score -inf.
     """
-    _check(queries, candidates)
-    k = min(k, len(candidates))
-    rows = _Rows(mesh, len(queries), block)
+    m, n = _check(queries, candidates, score)
+    k = min(k, n)
+    rows = _Rows(mesh, m, block)
     q = rows.put(queries, 0)
-    nobody = np.zeros((len(queries), 0), np.int32), np.zeros((len(candidates), 0), np.int32)
+    nobody = np.zeros((m, 0), np.int32), np.zeros((n, 0), np.int32)
     query_ids, candidate_ids = (ids.reshape(len(ids), -1) for ids in without or nobody)
     ids = rows.put(query_ids.astype(np.int32), _NONE)
     best = rows.fill(-np.inf, np.float32, k), rows.fill(0, np.int32, k)
     for part in _tiles(mesh, tile, candidates, candidate_ids.astype(np.int32)):
-        best = _top_pass(mesh, rows.block, q, ids, best, part)
+        best = _top_pass(mesh, rows.block, q, ids, best, part, compare=score)
     return rows.fetch(best[0]), rows.fetch(best[1])
 
 
-def _check(queries: np.ndarray, candidates: np.ndarray) -> None:
-    if (
-        queries.ndim != 2
-        or candidates.ndim != 2
-        or queries.shape[1] != candidates.shape[1]
-        or not len(candidates)
-    ):
+def length(tree: Tree) -> int:
+    """Rows of what is ranked. Raises ValueError where its arrays have not one length."""
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(tree)}
+    if len(lengths) != 1 or lengths == {()}:
+        raise ValueError(f"queries or candidates of lengths {sorted(lengths)} must have one")
+    return lengths.pop()[0]
+
+
+def _check(queries: Tree, candidates: Tree, score: Score) -> tuple[int, int]:
+    """How many there are of each."""
+    m = length(queries)
+    n = length(candidates)
+    if score is not cosines:
+        if not n:
+            raise ValueError("candidates: there are none")
+        return m, n
+    fits = queries.ndim == 2 == candidates.ndim and queries.shape[1] == candidates.shape[1]
+    if not fits or not n:
         raise ValueError(
             f"queries {queries.shape} and candidates {candidates.shape} must be [M, D] and "
             f"[N, D] with N >= 1"
         )
+    return m, n
 
 
 class _Rows:
@@ -198,10 +227,13 @@ class _Rows:
         self._mesh = mesh
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
-    def put(self, x: np.ndarray, pad: float) -> jax.Array:
-        full = np.full((self.padded, *x.shape[1:]), pad, x.dtype)
-        full[: self.n] = x
-        return put(full, self._sharding)
+    def put(self, tree: Tree, pad: float) -> Tree:
+        def padded(x: np.ndarray) -> jax.Array:
+            full = np.full((self.padded, *x.shape[1:]), pad, x.dtype)
+            full[: self.n] = x
+            return put(full, self._sharding)
+
+        return jax.tree.map(padded, tree)
 
     def fill(self, value: float, dtype: DTypeLike, *shape: int) -> jax.Array:
         return self.put(np.full((self.n, *shape), value, dtype), value)
@@ -221,29 +253,27 @@ def _gather(sharding: NamedSharding, x: jax.Array) -> jax.Array:
 
 
 class _Tile(NamedTuple):
-    """Candidates rows [t, D], ids [t, L], valid [t] (False: padding), positions [t] among all
-    candidates."""
+    """Candidates rows [t, D] or a tree of them, ids [t, L], valid [t] (False: padding), positions
+    [t] among all candidates."""
 
-    rows: jax.Array
+    rows: Tree
     ids: jax.Array
     valid: jax.Array
     position: jax.Array
 
 
-def _tiles(mesh: Mesh, tile: int, candidates: np.ndarray, ids: np.ndarray) -> Iterator[_Tile]:
+def _tiles(mesh: Mesh, tile: int, candidates: Tree, ids: np.ndarray) -> Iterator[_Tile]:
     """All candidates in equal tiles, each on every device; the last one is padded."""
     everywhere = NamedSharding(mesh, PartitionSpec())
-    tile = min(tile, len(candidates))
+    n = length(candidates)
+    tile = min(tile, n)
     ids = np.where(ids == _NONE, -2, ids)
-    for start in range(0, len(candidates), tile):
+    for start in range(0, n, tile):
         position = np.arange(start, start + tile, dtype=np.int32)
-        take = np.minimum(position, len(candidates) - 1)
-        yield _Tile(
-            *(
-                put(x, everywhere)
-                for x in (candidates[take], ids[take], position < len(candidates), position)
-            )
-        )
+        take = np.minimum(position, n - 1)
+        rows = jax.tree.map(lambda x: x[take], candidates)  # noqa: B023
+        part = _Tile(rows, ids[take], position < n, position)
+        yield jax.tree.map(lambda x: put(x, everywhere), part)
 
 
 def _blockwise(mesh: Mesh, block: int, body: Callable, rows: Any, tile: Any) -> Any:
@@ -258,12 +288,6 @@ def _blockwise(mesh: Mesh, block: int, body: Callable, rows: Any, tile: Any) -> 
     return jax.shard_map(
         local, mesh=mesh, in_specs=(spread, PartitionSpec()), out_specs=spread, check_vma=False
     )(rows, tile)
-
-
-def _scores(q: jax.Array, c: jax.Array) -> jax.Array:
-    return jnp.einsum(
-        "md,nd->mn", q, c, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-    )
 
 
 def _is_right(q_ids: jax.Array, c_ids: jax.Array) -> jax.Array:
@@ -281,24 +305,24 @@ def _is_right(q_ids: jax.Array, c_ids: jax.Array) -> jax.Array:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def _best_pass(mesh, block, q, q_ids, carry, tile):
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="compare", donate_argnums=4)
+def _best_pass(mesh, block, q, q_ids, carry, tile, compare=cosines):
     def body(rows, tile):
         q, q_ids, best, right = rows
         mask = _is_right(q_ids, tile.ids) & tile.valid
-        s = _scores(q, tile.rows)
+        s = compare(q, tile.rows)
         s = jnp.where(mask & ~jnp.isnan(s), s, -jnp.inf)
         return jnp.maximum(best, s.max(1)), right + mask.sum(1, dtype=jnp.int32)
 
     return _blockwise(mesh, block, body, (q, q_ids, *carry), tile)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
-def _count_pass(mesh, block, q, q_ids, best, carry, tile):
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="compare", donate_argnums=5)
+def _count_pass(mesh, block, q, q_ids, best, carry, tile, compare=cosines):
     def body(rows, tile):
         q, q_ids, best, better, tied, tied_right = rows
         mask = _is_right(q_ids, tile.ids)
-        s = _scores(q, tile.rows)
+        s = compare(q, tile.rows)
         s = jnp.where(jnp.isnan(s), jnp.where(mask, -jnp.inf, jnp.inf), s)
         gap = jnp.where(
             s == best[:, None], 0.0, s - best[:, None]
@@ -314,11 +338,11 @@ def _count_pass(mesh, block, q, q_ids, best, carry, tile):
     return _blockwise(mesh, block, body, (q, q_ids, best, *carry), tile)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
-def _top_pass(mesh, block, q, q_ids, carry, tile):
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="compare", donate_argnums=4)
+def _top_pass(mesh, block, q, q_ids, carry, tile, compare=cosines):
     def body(rows, tile):
         q, q_ids, score, position = rows
-        s = _scores(q, tile.rows)
+        s = compare(q, tile.rows)
         out = _is_right(q_ids, tile.ids) | ~tile.valid
         s = jnp.where(jnp.isnan(s) | out, -jnp.inf, s)
         score, keep = jax.lax.top_k(jnp.concatenate([score, s], 1), score.shape[1])

@@ -26,21 +26,29 @@ class WeightedClips(StreamedObjective):
         s_ij = exp(log_scale) sum_k w_ijk a_ijk
 
     The equation is the plainest that has the paper's mechanism; it and the temperature of the
-    weights are not from the paper.
+    weights are not from the paper. The evaluator `cross_modal_retrieval` ranks by the same score
+    (its option `parts`).
 
     Reads the outputs named by `clips`: Float[Array, "B K D"], and `text`: Float[Array, "B D"], made
-    unit vectors here; where it is there `CLIPS_mask`: Bool[Array, "B K"]; log_scale: Float[Array,
-    ""]. Options: `StreamedObjective`.
+    unit vectors here; where it is there `CLIPS_mask`: Bool[Array, "B K"]; `log_scale`:
+    Float[Array, ""]; from the batch, where `lengths` names it, Int[Array, "B K"]. Options:
+    `StreamedObjective`.
 
     Attributes:
       temperature: of the weights; None: the mean of the clips.
-      clips, text: names of model outputs.
+      clips, text, log_scale: names of model outputs.
+      lengths: batch entry that says how long the clips are: those of length 0 do not count. None:
+        all count.
+      chunk: clips of which products are held at a time; None: all.
     """
 
     block: Count = 128
     temperature: Annotated[float, Range(1e-6, 1e6)] | None = 0.1
     clips: str = "clips"
     text: str = "text"
+    log_scale: str = "log_scale"
+    lengths: str | None = None
+    chunk: Count | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -49,15 +57,24 @@ class WeightedClips(StreamedObjective):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return self.clips, self.text, "log_scale"
+        return self.clips, self.text, self.log_scale
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        lengths = () if self.lengths is None else (self.lengths,)
+        return (*super().batch_keys, *lengths)
 
     def score(self, scale: jax.Array | float) -> AttentionWeighted:
         """Of a recording's clips and a text."""
-        return AttentionWeighted(scale, 0.0 if self.temperature is None else 1 / self.temperature)
+        sharpness = 0.0 if self.temperature is None else 1 / self.temperature
+        return AttentionWeighted(scale, sharpness, self.chunk)
 
     def __call__(self, outputs, batch, state, context):
         del context
-        scale = jnp.exp(outputs["log_scale"])
-        sides = tokens(outputs, self.clips), l2_normalize(outputs[self.text])
-        found = self.streamed(self.score(scale), *sides, CrossEntropy(self.targets(batch)))
+        scale = jnp.exp(outputs[self.log_scale])
+        clips = tokens(outputs, self.clips)
+        if self.lengths is not None:
+            clips = clips._replace(mask=batch[self.lengths] > 0)
+        text = l2_normalize(outputs[self.text])
+        found = self.streamed(self.score(scale), clips, text, CrossEntropy(self.targets(batch)))
         return Loss(found.loss("mean"), {"scale": jax.lax.stop_gradient(scale)}), state

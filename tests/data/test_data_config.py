@@ -163,6 +163,10 @@ REFUSED = [
     (dict(fields=dict(video=dict(name="frames", stride=0))), r"^fields.video.stride: 0 must be"),
     (dict(fields=dict(waveform=dict(name="waveform", seconds=0.0))), r"^fields.waveform.seconds: "),
     (
+        dict(fields=dict(waveform=dict(name="waveform", seconds=0.01, parts=7))),
+        r"^fields.waveform.parts: 7 must divide the 160 samples of 0.01 s",
+    ),
+    (
         dict(fields=dict(waveform=dict(name="waveform", seconds=1e-6))),
         r"^fields.waveform.seconds: .*at least one sample",
     ),

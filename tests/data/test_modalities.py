@@ -90,6 +90,20 @@ def test_shapes_are_those_announced(batches):
     assert set(batch) == {*FIELDS, "waveform_length", "position"}
 
 
+def test_a_sound_in_parts_is_the_sound(batches):
+    """Two parts are heard whole, one in part, the last two are padding."""
+    long = dict(seconds=0.05, random=False)
+    whole, parts = (
+        batches(fields=dict(waveform=Waveform("speech/*", **long, parts=n)))[0] for n in (1, 5)
+    )
+    assert parts["waveform"].shape == (B, 5, 160) and parts["waveform"].dtype == np.int16
+    np.testing.assert_array_equal(parts["waveform"].reshape(B, 800), whole["waveform"])
+    np.testing.assert_array_equal(parts["waveform_length"].sum(1), whole["waveform_length"])
+    for heard, total in zip(parts["waveform_length"], whole["waveform_length"]):
+        assert list(heard) == [min(max(total - 160 * k, 0), 160) for k in range(5)]
+    assert (parts["waveform_length"] == 0).any()
+
+
 def test_pictures_and_texts_do_not_depend_on_what_else_is_asked_for(batches):
     image = dict(image=Picture(size=S, crop=(0.3, 1.0)))
     plain = batches(fields={name: (FIELDS | image)[name] for name in ("image", "text", "group_id")})

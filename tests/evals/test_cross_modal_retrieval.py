@@ -208,7 +208,43 @@ def test_records_of_one_group_are_right_for_each_other_and_equal_texts_are_one()
     )  # three sounds of class 0 tie, of which one is right
 
 
+def test_parts_of_a_sound_are_weighed_by_what_asks():
+    """Of three parts that are heard one is the sound's and two are other names; the fourth is
+    padding, and embedded as a wrong name."""
+    one = encoders()
+    table = np.asarray(one.functions.outputs({}, {"text": np.arange(N)[:, None] + 2})["text>audio"])
+    order = [0, 5, 9, 1]
+
+    def outputs(weights, batch):
+        found = one.functions.outputs(weights, {"text": batch["text"]})
+        label = jnp.rint(batch["waveform"][:, 0, 0] / 100).astype(int)
+        found["audio>text"] = jnp.asarray(table)[(label[:, None] + jnp.array(order)) % N]
+        return found
+
+    heard = Encoders(
+        None, None, {}, Tokenizer(), Preprocess(image_size=S), 4, one.mesh, outputs_fn=outputs
+    )
+    options = dict(pair=("waveform", "text"), seconds=216 / 16_000, parts=4)
+    fit = table[(np.arange(N)[:, None] + order[:3]) % N].astype(np.float64) @ table.T
+    for temperature in (0.5, None):
+        weights = np.ones_like(fit) if temperature is None else np.exp(fit / temperature)
+        scores = (weights * fit).sum(1) / weights.sum(1)
+        made = evaluator(**options, temperature=temperature, gallery=1)
+        result = made.run(heard)
+        for name, s in (("waveform2text", scores), ("text2waveform", scores.T)):
+            right = (s > s.diagonal()[:, None]).sum(1)
+            for k in (1, 5, 10):
+                want = np.mean(right < k)
+                assert 0 < want < 1 or k > 1
+                np.testing.assert_allclose(result.metrics[f"{name}_r@{k}"], want, err_msg=name)
+        assert {row.group for row in result.gallery} == {"Waveform to text", "Text to waveform"}
+        shown = result.gallery[0].items[0].score
+        assert np.isclose(scores.max(1), shown, atol=1e-6).any()
+
+
 def test_errors():
+    with pytest.raises(ConfigError, match="parts: 2 are of a waveform"):
+        evaluator(pair=("image", "text"), parts=2)
     for pair, message in (
         (("image", "video"), "two modalities"),
         (("image", "smell"), "'smell' is not one of"),

@@ -1,10 +1,12 @@
 """Ranks by streaming tiles against a brute-force float64 oracle that knows nothing of tiles."""
 
+import dataclasses
 import itertools
 
 import hypothesis
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis.extra import numpy as hnp
@@ -216,6 +218,37 @@ def test_memory_does_not_grow_with_the_square():
     assert (
         compiled.memory_analysis().temp_size_in_bytes < 16 * 64 * 4 * 16
     )  # a few blocks of [16, 64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Nearest:
+    """The best of a candidate's vectors that count, times a factor."""
+
+    factor: float
+
+    def __call__(self, q, c):
+        vectors, mask = c
+        fit = jnp.where(mask[None], jnp.einsum("md,nkd->mnk", q["x"], vectors), -1.0)
+        return self.factor * fit.max(-1)
+
+
+@pytest.mark.parametrize("mesh", [MESH, ONE], ids=["8 devices", "1 device"])
+def test_any_score_of_trees_of_rows(mesh):
+    rng = np.random.default_rng(5)
+    q = dict(x=unit(13, 4))
+    c = unit(3 * 31, 4, 1).reshape(31, 3, 4), rng.random((31, 3)) < 0.6
+    fit = np.where(c[1], np.einsum("md,nkd->mnk", q["x"], c[0]), -1.0).max(-1) / 2
+    ids = np.arange(13) % 5, np.arange(31) % 7
+    how = dict(score=Nearest(0.5), tile=8, block=2)
+    ranks = ranking.rank(q, c, *ids, mesh, **how)
+    for i, (s, right) in enumerate(zip(fit, ids[0][:, None] == ids[1])):
+        assert ranks.better[i] == (s[~right] > s[right].max() + ranking.TIE).sum()
+    scores, index = ranking.top_k(q, c, 4, mesh, **how)
+    np.testing.assert_allclose(scores, -np.sort(-fit, 1)[:, :4], atol=1e-6)
+    np.testing.assert_allclose(np.take_along_axis(fit, index, 1), scores, atol=1e-6)
+    for other in ((q, (c[0], c[1][:3])), (q, (c[0][:0], c[1][:0]))):
+        with pytest.raises(ValueError, match="candidates"):
+            ranking.rank(*other, *ids, mesh, **how)
 
 
 @pytest.mark.parametrize("bad", ["width", "no candidates", "ids"])

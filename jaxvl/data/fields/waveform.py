@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxvl.config import Range, Tokens, check
+from jaxvl.config import Count, Range, Tokens, check
 from jaxvl.data import clips
 from jaxvl.data.fields import FIELDS
 from jaxvl.data.fields.base import Arrays, Context, Field, RowShape, match
@@ -22,13 +22,15 @@ TEXT = "text"  # batch entry of a clip's own text
 @dataclasses.dataclass(frozen=True)
 class Waveform(Field):
     """Fills NAME int16 [B, W], 16 kHz mono, and NAME_length int32 [B]: samples before the padding.
-    A row draws one of its clips.
+    A row draws one of its clips. In K parts: int16 [B, K, W / K] and int32 [B, K], of which parts
+    that are padding alone have none.
 
     Attributes:
       columns: of encoded sounds: a name, or a pattern such as `speech/*`.
       languages: of a pattern, the last parts of the names that are taken (`fr`); empty: all.
       seconds: W / 16,000; longer clips are cut, shorter ones followed by zeros.
       random: cut anywhere; False: keep the beginning.
+      parts: K equal ones that a long recording is cut into; a model reads a row of several sounds.
       text: pattern of text columns, such as `name/*`: the row's `text` int32 [B, T] is then the
         text in the language of its clip, and clips without one are left out. None: no text.
       text_length: tokens T of it.
@@ -38,6 +40,7 @@ class Waveform(Field):
     languages: tuple[str, ...] = ()
     seconds: Annotated[float, Range(0.0, 86_400.0, above=True)] = 8.192
     random: bool = True
+    parts: Count = 1
     text: str | None = None
     text_length: Tokens = 64
 
@@ -45,6 +48,9 @@ class Waveform(Field):
 
     def __post_init__(self):
         check(self.samples >= 1, "seconds", f"{self.seconds!r} must be at least one sample")
+        divides = self.parts >= 1 and self.samples % self.parts == 0
+        problem = f"{self.parts!r} must divide the {self.samples} samples of {self.seconds!r} s"
+        check(divides, "parts", problem)
         patterns = self.columns.endswith("*") and (self.text is None or self.text.endswith("*"))
         problem = (
             f"{self.languages!r}: columns are {self.columns!r}, which must end in '*' (and text "
@@ -65,9 +71,10 @@ class Waveform(Field):
 
     def arrays(self, name: str) -> dict[str, RowShape]:
         """See `Field`."""
+        several = () if self.parts == 1 else (self.parts,)
         shapes = {
-            name: RowShape((self.samples,), np.int16),
-            f"{name}_length": RowShape((), np.int32),
+            name: RowShape((*several, self.samples // self.parts), np.int16),
+            f"{name}_length": RowShape(several, np.int32),
         }
         if self.text is not None:
             shapes[TEXT] = RowShape((self.text_length,), np.int32)
@@ -148,8 +155,10 @@ class WaveformReader:
         wanted = self._config.samples
         room = max(len(clip.samples) - wanted + 1, 1)
         start = int(draws[1] * room) if self._config.random else 0
-        out[self._name][row], out[f"{self._name}_length"][row] = clips.fit(
-            clip.samples, wanted, start
-        )
+        samples, count = clips.fit(clip.samples, wanted, start)
+        part = wanted // self._config.parts
+        out[self._name][row] = samples.reshape(out[self._name].shape[1:])
+        first = part * np.arange(self._config.parts).reshape(out[f"{self._name}_length"].shape[1:])
+        out[f"{self._name}_length"][row] = np.clip(count - first, 0, part)
         if clip.text is not None:
             out[TEXT][row] = self._encode(clip.text)

@@ -123,12 +123,17 @@ class AttentionWeighted:
     Attributes:
       scale: inverse temperature of the contrast.
       attention_scale: inverse temperature of the weights; 0 is the mean of the clips.
+      chunk: clips whose products [m, n, chunk] are held at a time, for long recordings: the softmax
+        then runs along with the sum. None: all.
     """
 
     scale: Any = 1.0
     attention_scale: Any = 1.0
+    chunk: int | None = dataclasses.field(default=None, metadata=dict(static=True))
 
     def __call__(self, u: Tokens, v: jax.Array) -> jax.Array:
+        if self.chunk is not None and self.chunk < u.tokens.shape[1]:
+            return self._chunked(u, v)
         fit = _products("ikd,jd->ijk", u.tokens, v)
         logits = self.attention_scale * fit
         if u.mask is None:
@@ -136,6 +141,98 @@ class AttentionWeighted:
         mask = u.mask[:, None]
         weights = jax.nn.softmax(jnp.where(mask, logits, tiles.lowest(logits.dtype)))
         return self.scale * jnp.sum(jnp.where(mask, weights * fit, 0.0), -1)
+
+    def _chunked(self, u: Tokens, v: jax.Array) -> jax.Array:
+        """The same, a chunk of clips at a time; a chunk's products are made again for the
+        gradient."""
+        m, k, d = u.tokens.shape
+        mask = jnp.ones((m, k), bool) if u.mask is None else u.mask
+        count = -(-k // self.chunk)
+        more = count * self.chunk - k
+        tokens = jnp.pad(u.tokens, ((0, 0), (0, more), (0, 0))).reshape(m, count, self.chunk, d)
+        mask = jnp.pad(mask, ((0, 0), (0, more))).reshape(m, count, self.chunk)
+
+        @jax.checkpoint
+        def add(sums, part):
+            clips, kept = part
+            top, weight, weighted = sums
+            fit = _products("ikd,jd->ijk", clips, v)
+            logits = jnp.where(kept[:, None], self.attention_scale * fit, tiles.lowest(fit.dtype))
+            new = jnp.maximum(top, lax.stop_gradient(logits.max(-1)))
+            shares = jnp.where(kept[:, None], jnp.exp(logits - new[..., None]), 0.0)
+            shrink = jnp.exp(top - new)
+            weight = shrink * weight + shares.sum(-1)
+            return (new, weight, shrink * weighted + (shares * fit).sum(-1)), None
+
+        # Varies over the same mesh axes as the products.
+        nothing = lax.stop_gradient(0.0 * _products("id,jd->ij", tokens[:, 0, 0], v))
+        start = nothing + tiles.lowest(nothing.dtype), nothing, nothing
+        by_chunk = tokens.swapaxes(0, 1), mask.swapaxes(0, 1)
+        _, weight, weighted = lax.scan(add, start, by_chunk)[0]
+        heard = weight > 0
+        return self.scale * jnp.where(heard, weighted / jnp.where(heard, weight, 1.0), 0.0)
+
+
+class Told(NamedTuple):
+    """A side that is read token by token.
+
+    Attributes:
+      vector: Float[m D], of the whole.
+      keys, values: Float[m T D], of its tokens.
+      mask: Bool[m T], or None where all count.
+    """
+
+    vector: jax.Array
+    keys: jax.Array
+    values: jax.Array
+    mask: jax.Array | None = None
+
+
+class Asking(NamedTuple):
+    """A side whose tokens read those of `Told`.
+
+    Attributes:
+      vector: Float[n D], of the whole.
+      wanted: Float[n D], what is to be found in the other side's tokens.
+      queries: Float[n S D], of its tokens.
+      mask: Bool[n S], or None where all count.
+    """
+
+    vector: jax.Array
+    wanted: jax.Array
+    queries: jax.Array
+    mask: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GlobalAndLocal:
+    """A whole with a whole, and a whole with what its tokens find in the other side (M3EL, Hu et
+    al. 2024, arXiv 2412.10440; the release).
+
+        p_ijst = softmax_t(q_js . k_it / sqrt(D))       c_ij = mean_s sum_t p_ijst v_it
+        s_ij   = scale / 2 (g_i . g_j + w_j . c_ij / |c_ij|)
+
+    Rows are `Told`, columns `Asking`. The release has a layer norm of c where this has unit length.
+    """
+
+    scale: Any = 1.0
+
+    def __call__(self, u: Told, v: Asking) -> jax.Array:
+        wholes = tiles.matmul(u.vector, v.vector, (1, 1))
+        logits = _products("itd,jsd->ijst", u.keys, v.queries) / u.keys.shape[-1] ** 0.5
+        if u.mask is not None:
+            logits = jnp.where(u.mask[:, None, None], logits, tiles.lowest(logits.dtype))
+        shares = jax.nn.softmax(logits)
+        if v.mask is None:
+            shares = shares.mean(2)
+        else:
+            count = jnp.maximum(v.mask.sum(1), 1)
+            shares = jnp.where(v.mask[None, :, :, None], shares, 0.0).sum(2) / count[:, None]
+        found = _products("ijt,itd->ijd", shares, u.values)
+        size = jnp.sqrt(jnp.maximum(jnp.square(found).sum(-1), 1e-12))
+        parts = _products("ijd,jd->ij", found, v.wanted) / size
+        return self.scale * 0.5 * (wholes + parts)
 
 
 @jax.tree_util.register_dataclass

@@ -98,14 +98,14 @@ def of_late(rng):
     return (u, v, np.float32(4.0)), make, lambda u, v, s: oracle.late(u, v, *masks, s)
 
 
-def of_attention(rng):
+def of_attention(rng, chunk=None):
     u = rows(rng, B, 5, 6)
     v = rows(rng, B, 6)
     mask = rng.random((B, 5)) < 0.7
     mask[3] = False
 
     def make(u, v, scale, tau):
-        return AttentionWeighted(scale, tau), Tokens(u, mask), v
+        return AttentionWeighted(scale, tau, chunk), Tokens(u, mask), v
 
     args = u, v, np.float32(4.0), np.float32(5.0)
     return args, make, lambda u, v, s, tau: oracle.attention(u, v, mask, s, tau)
@@ -132,6 +132,7 @@ SCORES = dict(
     multilinear=of_multilinear,
     late=of_late,
     attention=of_attention,
+    attention_in_chunks=lambda rng: of_attention(rng, chunk=2),
     queries=of_queries,
 )
 

@@ -1,0 +1,116 @@
+"""COCONUT (Cappellazzo et al. 2023) on the generated corpus: sounds of two colours after those of
+two others, in three tasks, each a stage.
+
+The teacher is the model at the end of the last stage; a quarter of the rows is rehearsed, from a
+buffer of 40 records for each two colours. How much is forgotten is in the evaluators' figures of
+all stages (`jaxvl.evals.forgetting`). The paper's decoder, which writes intents, is a class head
+here.
+
+launch/local.sh configs/methods/coconut.py
+"""
+
+import ml_collections
+
+SECONDS = 0.4
+COLOURS = 6
+
+
+def get_config():
+    c = ml_collections.ConfigDict()
+    c.model = dict(
+        name="imp",
+        variant="small",
+        width=64,
+        depth=2,
+        heads=4,
+        hidden=256,
+        spectrogram_patch=8,
+        most_steps=64,
+        most_bins=32,
+        most_words=16,
+        log_mel=dict(frame=512, step=200, bins=32, mean=-7.2, std=4.4),
+        inputs=("spectrogram", "text"),
+        pairs=("audio-text",),
+        classes=dict(colour=COLOURS),
+        embed_dim=64,
+        projection_hidden=128,
+        init_temperature=0.1,
+        scan=False,
+    )
+    c.preprocess = dict(image_size=48)
+    c.tokenizer = dict(kind="unigram", vocab_size=128)
+    shapes = lambda split: dict(name="shapes", size=48, split=split, clips=True)
+    of = lambda split, *colours: dict(
+        name="where", source=shapes(split), column="colour", among=colours
+    )
+    classes = dict(classes=dict(colour="audio"))
+    c.tasks = dict(
+        speech=dict(
+            data=dict(
+                source=of("train_a", 0, 1),
+                batch=64,
+                fields=dict(
+                    waveform=dict(name="waveform", columns="speech/en", seconds=SECONDS),
+                    text=dict(name="caption", columns="name/en", length=12),
+                    colour=dict(name="label", column="colour"),
+                    group_id=dict(name="group", column="class_label"),
+                ),
+            ),
+            encode=classes,
+            objectives=dict(
+                nce=dict(weight=1.0, pairs=("audio-text",), duplicates="positive"),
+                classification=dict(weight=1.0, head="colour", label="colour"),
+            ),
+        )
+    )
+    c.steps = 120
+    c.optim = dict(name="adamw", lr=2e-3, warmup=20, weight_decay=0.05, b2=0.98)
+    c.evals = {
+        f"task_{i}": dict(
+            name="cross_modal_retrieval",
+            source=of("test_a", 2 * i, 2 * i + 1),
+            pair=("waveform", "text"),
+            waveform="speech/en",
+            text="name/en",
+            seconds=SECONDS,
+            group="class_label",
+            gallery=0,
+        )
+        for i in range(3)
+    }
+    c.checkpoint = dict(every=120)
+
+    def after(stage: str, new: tuple[int, ...], buffer: int) -> dict:
+        """The task of the colours `new`, after a stage that has learned all before them."""
+        old = tuple(range(new[0]))
+        parts = (
+            dict(name="new", source=of("train_a", *new), weight=1.0),
+            dict(name="old", source=of("train_a", *old), weight=1.0),
+        )
+        data = dict(
+            source=dict(name="mixture", parts=parts),
+            sampler=dict(name="replay", parts=("old",), share=0.25, buffer=buffer),
+        )
+        last = dict(
+            name="teach",
+            teacher="last",
+            outputs=("audio>text", "logits/colour"),
+            encode=classes,
+        )
+        kept = dict(
+            coconut=dict(weight=1.0, old_classes=len(old), label="colour"),
+            logit_distillation=dict(
+                weight=1.0, head="colour", teacher="last/logits/colour", classes=len(old)
+            ),
+        )
+        task = dict(data=data, before=dict(last=last), objectives=kept)
+        return dict(
+            teachers=dict(last=dict(source="{stages." + stage + "}")), tasks=dict(speech=task)
+        )
+
+    c.stages = (
+        dict(name="first"),
+        dict(name="second", **after("first", (2, 3), 40)),
+        dict(name="third", **after("second", (4, 5), 80)),
+    )
+    return c
