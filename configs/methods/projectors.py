@@ -74,7 +74,7 @@ def get_config(arg=""):
     features = dict(name="cache_features", features=(), outputs=COLUMNS, text="name/en")
     apart = dict(name="apart", after=dict(features=features, balanced=balanced))
 
-    projector = dict(name="token_projector", reads=sides, dim=128)
+    projector = dict(name="token_projector", reads=sides, dim=64)
     patches = (SIDE // 8) ** 2
     sizes = dict(
         image_pooled=(96,),

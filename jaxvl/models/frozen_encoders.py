@@ -217,7 +217,7 @@ class FrozenEncoders(Model):
 
 
 def pairs_of(rows: Mapping[str, jax.Array], scale: jax.Array) -> dict[str, jax.Array]:
-    """The rows of inputs by pairs, of which one is neither picture nor text; see `FrozenEncoders`."""
+    """Rows of inputs by pairs, one of which is neither picture nor text; see `FrozenEncoders`."""
     outputs = {}
     for a, b in itertools.permutations(rows, 2):
         if {a, b} != set(SIDES):

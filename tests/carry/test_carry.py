@@ -14,16 +14,25 @@ from jaxvl import paths
 from jaxvl import train as train_command
 from jaxvl.config import load_file, resolve
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.restore import restore_weights
+from jaxvl.training.stages import build_stages, train_stages
 
 FOLDER = pathlib.Path(__file__).parent
 LONGEST = 60  # lines of a method with its config
 
 
 def run(name: str, workdir: pathlib.Path, **changes) -> list[dict]:
-    """The records of a run of the method's config."""
+    """The records of a run of the method's config; of one with stages, those of the last."""
     config = load_file(str(FOLDER / "configs" / f"{name}.py"))
     config.update(changes)
-    train_command.train(resolve(Experiment, config), paths.as_path(workdir))
+    stages = {s["name"]: {k: s[k] for k in s if k != "name"} for s in config.get("stages", ())}
+    if stages:
+        shared = {key: value for key, value in config.to_dict().items() if key != "stages"}
+        built = build_stages(shared, stages, paths.as_path(workdir))
+        train_stages(built, train_command.train, paths.as_path(workdir))
+        workdir = built[-1].workdir
+    else:
+        train_command.train(resolve(Experiment, config), paths.as_path(workdir))
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
@@ -51,6 +60,10 @@ def few_parameters_are_trained(records):
     assert program["trains"] == 2 * (2 * 16) + 2 * 64
 
 
+def colours_are_read(records):
+    assert min(steps(records, "mean_colour/spread")) > 0.01
+
+
 def nothing_more(records):
     pass
 
@@ -66,6 +79,8 @@ METHODS = {
     "rescaled": few_parameters_are_trained,
     "sorted_batches": tables_are_made_anew,
     "adversarial": the_step_hurts,
+    "old_space": nothing_more,
+    "mean_colour": colours_are_read,
 }
 
 
@@ -85,6 +100,15 @@ def test_state_is_the_same_on_every_mesh_and_in_microbatches(name, tmp_path):
     many = steps(run(name, tmp_path / "many", mesh=dict(data=4, fsdp=2), tasks=chunks), "loss")
     np.testing.assert_allclose(one, many, rtol=1e-5)
     assert one[0] != one[3], "steps learn something"
+
+
+def test_an_older_map_stays_what_it_was(tmp_path):
+    """The second stage's head is the first one's projection, by path, after all steps."""
+    run("old_space", tmp_path)
+    old, new = (restore_weights(tmp_path / stage).params for stage in ("old", "new"))
+    head = "heads/old/perceptron/linears/0/kernel"
+    np.testing.assert_array_equal(new[head], old["image/projection/kernel"])
+    assert np.any(new["image/projection/kernel"] != old["image/projection/kernel"])
 
 
 @pytest.mark.parametrize("name", METHODS)

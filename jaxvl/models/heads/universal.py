@@ -1,9 +1,10 @@
-"""One light transformer for every modality, which a token tells apart (OneEncoder, Faye et al. 2024,
-arXiv 2409.11059)."""
+"""One light transformer for every modality, which a token tells apart (OneEncoder, Faye et al.
+2024, arXiv 2409.11059)."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -169,11 +170,9 @@ class UniversalProjection(nnx.Module):
 
     def _asked(self, x: jax.Array, token: jax.Array, mask: jax.Array | None) -> jax.Array:
         """What the token finds among x: [B, 1, D]."""
-        query = self.maps["query"](token)
-        scores = jnp.einsum(
-            "d,btd->bt", query, self.maps["key"](x), preferred_element_type="float32"
-        )
-        scores = scores / jnp.sqrt(jnp.float32(x.shape[-1]))
+        query = self.maps["query"](token).astype(jnp.float32)
+        keys = self.maps["key"](x).astype(jnp.float32)
+        scores = jnp.einsum("d,btd->bt", query, keys) / math.sqrt(x.shape[-1])
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
         weight = jax.nn.softmax(scores).astype(x.dtype)
