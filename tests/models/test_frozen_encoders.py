@@ -126,7 +126,8 @@ def test_features_stand_for_what_they_are_of():
     model, _ = model_of(SMALL)
     params, rest = quick_jit(model.init)(jax.random.key(0))
     batch = batch_of(B, INPUTS)
-    run = quick_jit(lambda params, batch: model.apply(params, rest, batch)[0])
+    apply = lambda params, batch: model.apply(params, rest, batch)[0]
+    run = quick_jit(apply)
     direct = run(params, batch)
     cached = {
         path.removeprefix("bare/"): value for path, value in direct.items() if "bare/" in path
@@ -138,7 +139,7 @@ def test_features_stand_for_what_they_are_of():
     found = run(params, cached)
     for name in ("image", "text"):
         np.testing.assert_allclose(found[name], direct[name], atol=1e-6)
-    slopes = quick_jit(jax.grad(lambda p: run(p, cached)["image"][:, 0].sum()))(params)
+    slopes = quick_jit(jax.grad(lambda p: apply(p, cached)["image"][:, 0].sum()))(params)
     used = {path for path, slope in slopes.items() if np.any(slope)}
     assert used and all(path.startswith("heads/joint/") for path in used), "encoders do not run"
 

@@ -25,8 +25,9 @@ JOINED = ("heads/joint/align/waveform/", "heads/joint/token/waveform")
 
 
 def sized(node):
-    """A config's groups with small pictures."""
+    """A config's groups with small pictures, half as many."""
     if isinstance(node, dict):
+        node = dict(node, variants=2) if node.get("name") == "shapes" else node
         return {key: SIZE if key in ("size", "image_size") else sized(v) for key, v in node.items()}
     return tuple(map(sized, node)) if isinstance(node, (list, tuple)) else node
 
