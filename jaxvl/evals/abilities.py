@@ -136,6 +136,11 @@ class Abstract:
         return tokens.size * tokens.dtype.itemsize
 
     @property
+    def input_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch of pictures, and of texts, as `outputs` takes them."""
+        return {"image": self._pictures[0], "text": self._text_ids()}
+
+    @property
     def _pictures(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Shapes of a batch of pictures, and of their faults."""
         size = self.preprocess.image_size

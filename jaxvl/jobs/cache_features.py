@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -21,6 +22,7 @@ from jaxvl.jobs.embedding import BLOCK, blocks_of, spread, text_rows
 
 FEW = 1_024  # records whose tokens are in memory at a time
 Feature = Literal["image", "text", "image_tokens", "image_mean"]
+Side = Literal["image", "text"]
 
 
 @JOBS.register("cache_features")
@@ -33,6 +35,13 @@ class CacheFeatures(Job):
         image_tokens   [n, P, D'], the image encoder's tokens before pooling
         image_mean     [n, D'], their mean
 
+    and for each of `outputs`. With the head `encoded` at the label `bare`,
+
+        outputs=dict(image_pooled=("image", "bare/image_pooled"),
+                     text_tokens=("text", "bare/text_tokens"), …)
+
+    are what encoders give before any projection, which is what the model `frozen_encoders` reads.
+
     The field `array` puts them into batches. A task that reads them and nothing else of the source
     reads no picture. They are of pictures as evaluators see them, without augmentation. A record
     that lacks one of the features has none of them.
@@ -41,12 +50,14 @@ class CacheFeatures(Job):
 
     Attributes:
       features: which.
+      outputs: further column -> the input that it is of, and the model's output that it holds.
       image: column of pictures.
       text: column of texts, or several.
       dtype: that they are saved in; the field `array` makes float32 of either.
     """
 
     features: tuple[Feature, ...] = ("image", "text")
+    outputs: dict[str, tuple[Side, str]] = dataclasses.field(default_factory=dict)
     image: str = "image"
     text: Names = "text"
     dtype: Literal["float32", "float16"] = "float32"
@@ -54,18 +65,28 @@ class CacheFeatures(Job):
     def __post_init__(self):
         super().__post_init__()
         names = self.features
-        check(bool(names), "features", "must name at least one feature")
+        named = bool(names) or bool(self.outputs)
+        check(named, "features", "must name at least one feature, or outputs")
         check(len(set(names)) == len(names), "features", f"{names!r} must be different ones")
+
+        for column, (side, _) in self.outputs.items():
+            key = f"outputs.{column}"
+            check(side in ("image", "text"), key, f"{side!r} must be 'image' or 'text'")
+            check(column not in names, key, "is the name of a feature already")
 
     def check(self, encoders: Encoders, source: Source) -> None:
         """See `Job`."""
-        if set(self.features) - {"text"}:
+        sides = {side for side, _ in self.outputs.values()}
+        shapes = encoders.input_shapes
+        for side, output in self.outputs.values():
+            encoders.check_outputs({side: shapes[side]}, (output,))
+        if set(self.features) - {"text"} or "image" in sides:
             check_column(source, self.image, PICTURES, "image")
         if {"image_tokens", "image_mean"} & set(self.features):
             encoders.require("image_tokens")
         if {"image", "text"} & set(self.features):
             encoders.check_embeds()
-        if "text" in self.features:
+        if "text" in {*self.features, *sides}:
             check_tokenizer(encoders)
             check_texts(source, self.text, "text")
 
@@ -84,6 +105,12 @@ class CacheFeatures(Job):
             else:
                 block = FEW if name == "image_tokens" else BLOCK
                 columns[name] = self._pictures(encode[name], source, present, block)
+        for name, (side, output) in self.outputs.items():
+            if side == "text":
+                columns[name] = self._texts(encoders, source, present, output, FEW)
+                continue
+            of_output = functools.partial(encoders.images, column=self.image, output=output)
+            columns[name] = self._pictures(of_output, source, present, FEW)
         return {**columns, PRESENT: present}
 
     def _pictures(
@@ -100,9 +127,14 @@ class CacheFeatures(Job):
             yield rows.astype(self.dtype)
 
     def _texts(
-        self, encoders: Encoders, source: Source, present: np.ndarray
+        self,
+        encoders: Encoders,
+        source: Source,
+        present: np.ndarray,
+        output: str | None = None,
+        block: int = BLOCK,
     ) -> Iterator[np.ndarray]:
-        for start, some in blocks_of(source):
-            rows, found = text_rows(encoders, some, self.text)
+        for start, some in blocks_of(source, block):
+            rows, found = text_rows(encoders, some, self.text, output)
             present[start : start + len(some)] &= found
             yield rows.astype(self.dtype)

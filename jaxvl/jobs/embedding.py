@@ -99,12 +99,14 @@ def image_rows(encoders: Encoders, source: Source, column: str) -> tuple[np.ndar
 
 
 def text_rows(
-    encoders: Encoders, source: Source, columns: Columns
+    encoders: Encoders, source: Source, columns: Columns, output: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows float32 [n, D] of the first text of all records, and which there are, bool [n]."""
+    """Unit rows float32 [n, D] of the first text of all records, and which there are, bool [n].
+    `output`: as of `Encoders.texts`."""
     texts = all_texts(source, listed(columns))
     found = [i for i, of in enumerate(texts) if of]
-    rows = encoders.texts([texts[i][0] for i in found] or [""])[: len(found)]
+    given = [texts[i][0] for i in found] or [""]
+    rows = encoders.texts(given, output=output)[: len(found)]
     return spread(rows, np.array(found, np.int64), len(source))
 
 

@@ -24,6 +24,7 @@ from jaxvl.training.restore import restore_weights
 from jaxvl.training.state import TrainState, start_average
 
 NAMED = 4  # paths that a message names
+WORDLESS = ("big_vision",)  # libraries whose files hold no tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +138,9 @@ def read_source(name: str) -> Source:
     """The weights of a workdir, or of `LIBRARY:PATH`. Raises ConfigError."""
     library, colon, place = name.partition(":")
     if colon and library in LIBRARIES:
+        words = "none" if library in WORDLESS else None
         try:
-            bundle = LIBRARIES[library].load(to_path(place, "source"), None)
+            bundle = LIBRARIES[library].load(to_path(place, "source"), words)
         except (ConversionError, OSError) as error:
             raise ConfigError("source", f"{name!r}: {error}") from None
         model = bundle.functional()

@@ -14,16 +14,25 @@ from jaxvl import paths
 from jaxvl import train as train_command
 from jaxvl.config import load_file, resolve
 from jaxvl.training.experiment import Experiment
+from jaxvl.training.restore import restore_weights
+from jaxvl.training.stages import build_stages, train_stages
 
 FOLDER = pathlib.Path(__file__).parent
 LONGEST = 60  # lines of a method with its config
 
 
 def run(name: str, workdir: pathlib.Path, **changes) -> list[dict]:
-    """The records of a run of the method's config."""
+    """The records of a run of the method's config; of one with stages, those of the last."""
     config = load_file(str(FOLDER / "configs" / f"{name}.py"))
     config.update(changes)
-    train_command.train(resolve(Experiment, config), paths.as_path(workdir))
+    stages = {s["name"]: {k: s[k] for k in s if k != "name"} for s in config.get("stages", ())}
+    if stages:
+        shared = {key: value for key, value in config.to_dict().items() if key != "stages"}
+        built = build_stages(shared, stages, paths.as_path(workdir))
+        train_stages(built, train_command.train, paths.as_path(workdir))
+        workdir = built[-1].workdir
+    else:
+        train_command.train(resolve(Experiment, config), paths.as_path(workdir))
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
@@ -32,26 +41,38 @@ def steps(records: list[dict], figure: str) -> list[float]:
     return [r[figure] for r in records if r["kind"] == "train"]
 
 
-def the_queue_fills(records):
+def the_queue_fills(records, workdir):
     assert steps(records, "momentum_queue/filled") == [16, 32, 32, 32]
 
 
-def the_step_hurts(records):
+def the_step_hurts(records, workdir):
     (found,) = [r for r in records if r["kind"] == "eval"]
     assert found["pushed"] < found["clean"]
 
 
-def tables_are_made_anew(records):
+def tables_are_made_anew(records, workdir):
     made = [r["step"] for r in records if r["name"] == "table/halves"]
     assert made == [0, 2, 4]
 
 
-def few_parameters_are_trained(records):
+def few_parameters_are_trained(records, workdir):
     (program,) = [r for r in records if r["name"] == "compile/pairs"]
     assert program["trains"] == 2 * (2 * 16) + 2 * 64
 
 
-def nothing_more(records):
+def colours_are_read(records, workdir):
+    assert min(steps(records, "mean_colour/spread")) > 0.01
+
+
+def the_older_map_stays_what_it_was(records, workdir):
+    """The second stage's head is the first one's projection, by path, after all steps."""
+    old, new = (restore_weights(workdir / stage).params for stage in ("old", "new"))
+    head = "heads/old/perceptron/linears/0/kernel"
+    np.testing.assert_array_equal(new[head], old["image/projection/kernel"])
+    assert np.any(new["image/projection/kernel"] != old["image/projection/kernel"])
+
+
+def nothing_more(records, workdir):
     pass
 
 
@@ -66,6 +87,8 @@ METHODS = {
     "rescaled": few_parameters_are_trained,
     "sorted_batches": tables_are_made_anew,
     "adversarial": the_step_hurts,
+    "old_space": the_older_map_stays_what_it_was,
+    "mean_colour": colours_are_read,
 }
 
 
@@ -74,7 +97,7 @@ def test_the_frame_carries(name, tmp_path):
     records = run(name, tmp_path)
     losses = steps(records, "loss")
     assert len(losses) == 4 and np.isfinite(losses).all()
-    METHODS[name](records)
+    METHODS[name](records, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["momentum_queue", "prototypes"])

@@ -1,6 +1,7 @@
 """The jobs on encoders whose answers are known, against plain numpy; 8 devices as one."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from known_answers import Records, encoders, toy, unit
@@ -9,7 +10,9 @@ from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Column
 from jaxvl.data.tables import PRESENT, Tabled, read_table, write_table
+from jaxvl.evals.encoders import Encoders
 from jaxvl.jobs import cache_features, mine_negatives
+from jaxvl.jobs.balance import Balance
 from jaxvl.jobs.cache_features import CacheFeatures
 from jaxvl.jobs.kmeans import KMeans, cumulative
 from jaxvl.jobs.knn_clean import KnnClean, vote
@@ -234,3 +237,99 @@ def test_jobs_on_cached_features_read_no_picture(model, tmp_path):
 def test_features_are_named_once():
     with pytest.raises(ConfigError, match="^features: .*must be different ones"):
         CacheFeatures(features=("image", "image"))
+
+
+def with_outputs(model):
+    """The encoders with named outputs: twice the image's rows, and two tokens of each text."""
+
+    def outputs(weights, batch):
+        found = {}
+        if "image" in batch:
+            found["bare/image"] = 2 * model.functions.image(weights, batch["image"])
+        if "text" in batch:
+            row = model.functions.text(weights, batch["text"])
+            found["bare/tokens"] = jnp.stack([row, -row], 1)
+        return found
+
+    parts = (model.functions.image, model.functions.text, model.weights, model.tokenizer)
+    rest = (model.preprocess, model.text_length, model.mesh)
+    return Encoders(*parts, *rest, batch=16, outputs_fn=outputs)
+
+
+def test_any_output_of_the_model_is_cached(monkeypatch):
+    monkeypatch.setattr(cache_features, "FEW", 32)
+    model = with_outputs(encoders(ONE, IMAGE, TEXT))
+    outputs = dict(pooled=("image", "bare/image"), tokens=("text", "bare/tokens"))
+    job = CacheFeatures(features=(), outputs=outputs, **EN)
+    found = run(job, model, source(broken=(3,)))
+    present = found.pop(PRESENT)
+    np.testing.assert_array_equal(np.flatnonzero(~present), [3])
+    expected = np.delete(2 * IMAGE[LABELS], 3, axis=0)
+    np.testing.assert_array_equal(found["pooled"][present], expected)
+    text = TEXT[LABELS]
+    np.testing.assert_array_equal(found["tokens"], np.stack([text, -text], 1))
+    with pytest.raises(ConfigError, match="needs the model output 'bare/tokens', which is not the"):
+        job = CacheFeatures(features=(), outputs=dict(tokens=("image", "bare/tokens")))
+        run(job, model, source())
+    for options, problem in (
+        (dict(features=()), "^features: must name at least one feature, or outputs"),
+        (dict(outputs=dict(image=("image", "a"))), "^outputs.image: is the name of a feature"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            CacheFeatures(**options)
+
+
+# --------------------------------------------------------------------------------------------------
+# balance
+
+
+def balanced_reference(rows, of_prototypes, concepts, each):
+    """Concept by concept, float64."""
+    keep = np.zeros(len(rows), int)
+    for concept in set(concepts):
+        own = [i for i in range(len(rows)) if concepts[i] == concept]
+        mean = sum(np.float64(of_prototypes[i]) for i in own)
+        cosine = {i: np.float64(rows[i]) @ mean / np.linalg.norm(mean) for i in own}
+        for i in sorted(own, key=lambda i: -cosine[i])[:each]:
+            keep[i] = 1
+    return keep
+
+
+class Concepts(Records):
+    """Each picture of its own, in four concepts of unequal size."""
+
+    def __init__(self, **faults):
+        super().__init__([(k, {"en": [f"word {k}", []]}) for k in range(40)], **faults)
+        self.concepts = np.repeat([0, 1, 2, -1], [20, 12, 3, 5])
+
+    def column(self, name):
+        return self.concepts if name == "class_label" else None
+
+
+@pytest.mark.parametrize("prototypes", ["image", "text"])
+def test_every_concept_keeps_the_nearest_to_its_prototype(model, prototypes):
+    job = Balance(each=6, prototypes=prototypes, **EN)
+    records = Concepts(broken=(1,))
+    found = run(job, model, records)["keep"]
+    sides = dict(image=IMAGE[:40], text=TEXT[:40])
+    embedded = np.ones(40, bool)
+    embedded[1] = prototypes == "text"  # its picture cannot be read
+    usable = np.flatnonzero(embedded & (records.concepts >= 0))
+    expected = np.zeros(40, int)
+    expected[usable] = balanced_reference(
+        TEXT[:40][usable], sides[prototypes][usable], records.concepts[usable], 6
+    )
+    np.testing.assert_array_equal(found, expected)
+    counts = np.bincount(records.concepts[found > 0])
+    np.testing.assert_array_equal(counts, [6, 6, 3])
+
+
+def test_concepts_that_do_not_fit_are_named(model):
+    with pytest.raises(ConfigError, match="^prototypes: 'pair' are of another width"):
+        Balance(prototypes="pair")
+    with pytest.raises(ConfigError, match="^concept: 'parity' of toy can only be read record by"):
+        run(Balance(concept="parity", **EN), model, Concepts())
+    with pytest.raises(DataError, match="no record has 'class_label' and what is embedded"):
+        records = Concepts()
+        records.concepts[:] = -1
+        run(Balance(**EN), model, records)

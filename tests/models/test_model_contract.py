@@ -46,12 +46,18 @@ NODES = {
     "coca": DECODER,
     "cosmo": DECODER,
     "sycoca": DECODER,
+    "frozen_encoders": dict(
+        image=dict(SMALL_VIT, depth=1, pool="mean"),
+        text=dict(DUAL["text"], depth=1, width=32),
+        heads=dict(joint=dict(name="projection", reads=("image", "text"), dim=8)),
+    ),
     "open_clip_coca": dict(DECODER, image=dict(SMALL_VIT, depth=1, pool="cls"), start_id=2),
 }
 # Output of each side, and the linear map before it.
 TOWERS = dict(image=("image", "image/projection"), text=("text", "text/projection"))
 CAPTIONER = dict(image=("image", "image_projection"), text=("text", "text_projection"))
-SIDES = {"align": TOWERS, "dual_encoder": TOWERS, "imp": {}}
+JOINT = {side: (side, "heads/joint/perceptron/linears/0") for side in ("image", "text")}
+SIDES = {"align": TOWERS, "dual_encoder": TOWERS, "imp": {}, "frozen_encoders": JOINT}
 
 
 def embedded(name, params, side, pooled):

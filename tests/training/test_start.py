@@ -11,8 +11,13 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxvl.config import ConfigError
+from jaxvl.config import ConfigError, choose
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.data.tokenizers import TokenizerConfig, make_tokenizer
+from jaxvl.interop.bundle import Bundle
+from jaxvl.interop.libraries import LIBRARIES
+from jaxvl.models import MODELS, InputSpec
+from jaxvl.models.functional import functional
 from jaxvl.sharding.mesh import replicated
 from jaxvl.training import start
 from jaxvl.training.build import Vocabulary, build_model
@@ -216,3 +221,78 @@ def test_older_ways_to_say_it():
     assert tiny.experiment(init_from=None).start == ()
     with pytest.raises(ConfigError, match="init_from: stands beside start, which replaces it"):
         tiny.experiment(init_from="a", start="b")
+
+
+# --------------------------------------------------------------------------------------------------
+# Folders of other libraries, read as they are
+
+CLIP = dict(
+    name="dual_encoder",
+    image=dict(
+        name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="cls", pre_norm=True,
+        patch_bias=False, activation="gelu", eps=1e-5,
+    ),
+    text=dict(
+        name="text_transformer", variant="Ti", width=16, depth=1, heads=2, causal=True, pool="eos",
+        positions=8, activation="gelu", eps=1e-5,
+    ),
+    embed_dim=8,
+)  # fmt: skip
+SIGLIP = dict(
+    name="dual_encoder",
+    image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="map"),
+    text=dict(
+        name="text_transformer", variant="Ti", width=16, depth=1, heads=2, mask_padding=False,
+        pool="last", positions=8,
+    ),
+    projections="text", projection_bias=True, init_bias=-10.0, max_scale=None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "library, model", [("hf", CLIP), ("open_clip", CLIP), ("big_vision", SIGLIP)]
+)
+def test_weights_of_other_libraries_are_read_where_they_lie(library, model, tmp_path):
+    """Random weights in the library's own files, no network: every array comes through as it is,
+    with the tokenizer of the words; an npz file has none, so that its image tower is taken."""
+    words = [f"{a} {b}" for a in ("red", "blue", "green") for b in ("ring", "star", "square")]
+    tokenizer = make_tokenizer(TokenizerConfig(vocab_size=24), 9 * words)
+    whole = library != "big_vision"
+    inputs = InputSpec(16, 8, tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
+    config = choose(MODELS, model, "model")
+    arrays = {p: np.asarray(a) for p, a in drawn(functional(config, inputs), 3).items()}
+    resize = dict(resize="squash", interpolation="bilinear") if not whole else {}
+    pictures = Preprocess(image_size=16, **resize)
+    place = tmp_path / ("w.npz" if library == "big_vision" else "folder")
+    bundle = Bundle(config, inputs, arrays, tokenizer if whole else None, pictures)
+    LIBRARIES[library].save(bundle, place)
+
+    rule = dict(source=f"{library}:{place}", take="" if whole else "^image/")
+    fresh = "^$" if whole else "^text/|^log"
+    experiment = tiny.experiment(
+        model=model, start=(rule,), fresh=fresh, tokenizer={}, text_length=8,
+        preprocess=dict(image_size=16, **resize), tasks={},
+    )  # fmt: skip
+    initial = start.initial_weights(experiment)
+    built = build_model(experiment, initial.tokenizer or tokenizer)
+    own = drawn(built, 100)
+    parts = [{p: own[p] for p in part} for part in (built.params, built.model_state)]
+    state = TrainState(0, None, *parts, None, {}, {}, {}, {})
+    shardings = types.SimpleNamespace(
+        params={p: replicated(MESH) for p in built.params}, model_state={}
+    )
+    state = initial.put_into(state, experiment, built, shardings)
+    assert state.params.keys() == arrays.keys()
+    for path, value in state.params.items():
+        want = arrays[path] if whole or path.startswith("image/") else own[path]
+        np.testing.assert_array_equal(value, want, err_msg=path)
+    if whole:
+        texts = ["blue star", "a red ring"]
+        ids = [t.encode(texts, 8).tolist() for t in (initial.tokenizer, tokenizer)]
+        assert ids[0] == ids[1]
+    else:
+        assert initial.tokenizer is None
+        with pytest.raises(ConfigError, match="takes words of big_vision:.*which has no tokenizer"):
+            start.initial_weights(
+                dataclasses.replace(experiment, start=(StartConfig(rule["source"]),))
+            )
