@@ -60,9 +60,8 @@ class Replaced:
         kinds = ("text",) if self.texts else ("text", "class")
         known = [name for name, column in source.columns.items() if column.kind in kinds]
         problem = (
-            f"{self.column!r} is no column of {source.name} with one text"
-            f"{'' if self.texts else ' or class'} a record{nearest(self.column, known)} (such "
-            f"columns: {', '.join(known) or 'none'})"
+            f"{self.column!r} is no column of {source.name} with one {' or '.join(kinds)} a record"
+            f"{nearest(self.column, known)} (such columns: {', '.join(known) or 'none'})"
         )
         check(self.column in known, "column", problem)
         problem = f"{self.flag!r} is a column of {source.name} already; choose another name"
