@@ -213,21 +213,12 @@ class Captioner(Model):
         dtype: DTypeLike = jnp.float32,
     ):
         sizes = config.sizes("unimodal")
-        embed = config.embed_dim or sizes.width
         options = dict(rngs=rngs, dtype=dtype)
-
-        def projection(width: int) -> Linear:
-            init = normal(width**-0.5)
-            return Linear(width, embed, axes=("embed", "joint"), bias=False, init=init, **options)
-
         self.width = sizes.width
         self.dtype = dtype
         self.pad_id = inputs.pad_id
         self.eos_id = inputs.eos_id
-        self.encoder = config.image.build(inputs, rngs, dtype)
-        memory_width = self.build_poolers(config, rngs)
-        self.image_projection = projection(memory_width)
-        self.text_projection = projection(self.width)
+        memory_width = self.build_towers(config, inputs, rngs)
         self.words = Embedding(inputs.vocab_size, self.width, **options)
         self.build_text(config, inputs, rngs)
         self.unimodal = Transformer(sizes, config.options(), **options)
@@ -252,6 +243,20 @@ class Captioner(Model):
 
     # ----------------------------------------------------------------------------------------------
     # What a model defines
+
+    def build_towers(self, config: CaptionerConfig, inputs: InputSpec, rngs: nnx.Rngs) -> int:
+        """Makes what embeds images and texts; gives the width of the memory."""
+        embed = config.embed_dim or self.width
+        options = dict(axes=("embed", "joint"), bias=False, rngs=rngs, dtype=self.dtype)
+
+        def projection(width: int) -> Linear:
+            return Linear(width, embed, init=normal(width**-0.5), **options)
+
+        self.encoder = config.image.build(inputs, rngs, self.dtype)
+        memory_width = self.build_poolers(config, rngs)
+        self.image_projection = projection(memory_width)
+        self.text_projection = projection(self.width)
+        return memory_width
 
     def build_poolers(self, config: CaptionerConfig, rngs: nnx.Rngs) -> int:
         """Makes what `pool_image` needs; gives the width of the memory."""
@@ -426,11 +431,23 @@ class Captioner(Model):
         given text int [B, T]; the text's embedding."""
         tokens, pooled = self.read_text(text, train=train, key=keys[0])
         embedding = self.embed_text(pooled)
-        with jax.named_scope("captioner"):
-            x = self.multimodal(
-                tokens[:, : targets.shape[1]], memory, causal=True, train=train, key=keys[1]
-            )
-            return self.head.scores(self.norm(x), self.words, targets), embedding
+        return self.score_tokens(tokens, targets, memory, train=train, key=keys[1]), embedding
+
+    @jax.named_scope("captioner")
+    def score_tokens(
+        self,
+        tokens: jax.Array,
+        targets: jax.Array,
+        memory: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        """As `score`, of tokens [B, T, D] as `read_text` gives them."""
+        x = self.multimodal(
+            tokens[:, : targets.shape[1]], memory, causal=True, train=train, key=key
+        )
+        return self.head.scores(self.norm(x), self.words, targets)
 
     def caption_scores(self, memory: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
         """As in `__call__`, without the prefix: what a cross-entropy needs of text int [B, T] under

@@ -28,7 +28,8 @@ class Barlow(Objective):
     as in the Barlow Twins paper, so the heads need none at their end. C is D x D, on every device.
 
     Reads the outputs that `pairs` name: Float[Array, "B D"] (the head `projection` with
-    `normalize=False`; the release: 3 layers of 3000, D = 8192).
+    `normalize=False`; the release: 3 layers of 3000, D = 8192). Config:
+    configs/methods/recipe.py:method=barlow.
 
     Attributes:
       pairs: (image, text), names of model outputs; the loss is the mean over them.

@@ -26,7 +26,7 @@ class Byol(Objective):
     batch; here those of its running average.
 
     Reads predictions from the outputs: Float[Array, "B D"] (the head `predictor`), what they
-    predict from the batch (the hook `teach`).
+    predict from the batch (the hook `teach`). Config: configs/methods/recipe.py:method=byol.
 
     Attributes:
       pairs: (prediction, what it predicts): a model output and a batch entry.

@@ -27,6 +27,7 @@ class PairHinge(StreamedObjective):
 
     Reads image, text: Float[Array, "B D"], unit rows; log_scale, for the log only. Options:
     `StreamedObjective`, of which `duplicates="positive"` is refused: a row has one right pair.
+    Config: configs/methods/hinge.py.
 
     Attributes:
       margin: as above.

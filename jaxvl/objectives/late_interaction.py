@@ -29,7 +29,8 @@ class LateInteraction(StreamedObjective):
 
     Reads the outputs named by `image` and `text`: Float[Array, "B T D"], made unit vectors here;
     where they are there `NAME_mask`: Bool[Array, "B T"]; log_scale: Float[Array, ""]. Options:
-    `StreamedObjective`; a block of b rows and columns holds b * b * T * T' products.
+    `StreamedObjective`; a block of b rows and columns holds b * b * T * T' products. Config:
+    configs/methods/late_interaction.py, where the head `token_projection` makes the tokens.
 
     Attributes:
       form: `filip` or `colbert`.

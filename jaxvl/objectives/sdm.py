@@ -30,7 +30,7 @@ class DistributionMatching(StreamedObjective):
 
     Reads image, text: Float[Array, "B D"]; log_scale, for the log, or where `temperature` is None;
     from the batch group_id: Int[Array, "B"], the identity. Options: `StreamedObjective`, with
-    `duplicates="positive"` as in the paper.
+    `duplicates="positive"` as in the paper. Config: configs/methods/irra.py.
 
     Attributes:
       temperature: as above; the paper's 0.02. None: the model's learned scale (not from the paper).

@@ -26,7 +26,8 @@ class SimSiam(Objective):
     constant.
 
     Reads the outputs that `pairs` name: Float[Array, "B D"] (the heads `predictor` and
-    `projection`, the latter with `normalize=False`).
+    `projection`, the latter with `normalize=False`). Config:
+    configs/methods/recipe.py:method=simsiam.
 
     Attributes:
       pairs: (prediction, what it predicts), names of model outputs.

@@ -31,6 +31,7 @@ class Swav(Objective):
     here.
 
     Reads the outputs named by `image` and `text`: Float[Array, "B K"] (the head `prototypes`).
+    Config: configs/methods/recipe.py:method=swav.
 
     Attributes:
       image, text: names of model outputs.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_models import ALIGN, DUAL, SMALL_VIT, batch_of, with_options
+from small_models import ALIGN, DUAL, SMALL_TEXT, SMALL_VIT, batch_of, with_options
 
 from jaxvl.config import choose
 from jaxvl.models import MODELS, InputSpec, Model, ModelConfig
@@ -51,13 +51,23 @@ NODES = {
         text=dict(DUAL["text"], depth=1, width=32),
         heads=dict(joint=dict(name="projection", reads=("image", "text"), dim=8)),
     ),
+    "close": {
+        **{k: v for k, v in DECODER.items() if k != "pooler_heads"},
+        "text": dict(SMALL_TEXT, depth=1),
+    },
     "open_clip_coca": dict(DECODER, image=dict(SMALL_VIT, depth=1, pool="cls"), start_id=2),
 }
 # Output of each side, and the linear map before it.
 TOWERS = dict(image=("image", "image/projection"), text=("text", "text/projection"))
 CAPTIONER = dict(image=("image", "image_projection"), text=("text", "text_projection"))
 JOINT = {side: (side, "heads/joint/perceptron/linears/0") for side in ("image", "text")}
-SIDES = {"align": TOWERS, "dual_encoder": TOWERS, "imp": {}, "frozen_encoders": JOINT}
+SIDES = {
+    "align": TOWERS,
+    "dual_encoder": TOWERS,
+    "close": TOWERS,
+    "imp": {},
+    "frozen_encoders": JOINT,
+}
 
 
 def embedded(name, params, side, pooled):

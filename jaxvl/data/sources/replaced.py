@@ -1,11 +1,12 @@
-"""A source some of whose texts are replaced, and a column that tells which.
+"""A source some of whose texts or labels are replaced, and a column that tells which.
 
     source = dict(name="replaced", column="name/en", share=0.3,
         source=dict(name="shapes", split="train_a"))                       # wrong captions
     source = dict(name="replaced", column="text", share=0.5, flag="visual",
         texts=("we thank you for your visit", …), source=…)                # of another kind
+    source = dict(name="replaced", column="class_label", share=0.4, source=…)   # wrong labels
 
-It makes the data of experiments with noisy pairs, or with texts that no picture shows.
+It makes the data of experiments with noisy pairs or labels, or with texts that no picture shows.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ class Replaced:
 
     Attributes:
       source: of the records.
-      column: of texts, one a record.
-      share: of the records whose text is replaced.
-      texts: what takes its place, drawn for each record; empty: the text of another record, which
+      column: of texts, one a record, or of classes.
+      share: of the records whose text or class is replaced.
+      texts: what takes a text's place, drawn for each record; empty: what another record has, which
         by chance may be the same.
-      flag: further column of whole numbers: 1 where the text is the record's own, 0 where it was
+      flag: further column of whole numbers: 1 where the value is the record's own, 0 where it was
         replaced.
       seed: of what is drawn, once for every record (17 bytes of memory each).
     """
@@ -56,9 +57,10 @@ class Replaced:
             source = self.source.open(log)
         except ConfigError as error:
             raise error.under("source") from None
-        known = [name for name, column in source.columns.items() if column.kind == "text"]
+        kinds = ("text",) if self.texts else ("text", "class")
+        known = [name for name, column in source.columns.items() if column.kind in kinds]
         problem = (
-            f"{self.column!r} is no column of {source.name} with one text a record"
+            f"{self.column!r} is no column of {source.name} with one {' or '.join(kinds)} a record"
             f"{nearest(self.column, known)} (such columns: {', '.join(known) or 'none'})"
         )
         check(self.column in known, "column", problem)
@@ -101,18 +103,25 @@ class ReplacedSource(Source):
             record[config.column] = self._other(int(self._choice[i]), record[config.column])
         return record
 
-    def _other(self, choice: int, text: str) -> str:
-        """What takes the place of a text; itself where the other record has none."""
+    def _other(self, choice: int, value: str | int) -> str | int:
+        """What takes the place of a value; itself where the other record has none."""
         if self._config.texts:
             return self._config.texts[choice]
         column = self._config.column
-        return self.source.read(choice, (column,)).get(column, text)
+        return self.source.read(choice, (column,)).get(column, value)
 
     def column(self, name: str) -> np.ndarray | None:
         """See `base.Source`: texts are read one by one."""
         if name == self._config.flag:
             return self._own.astype(np.int64)
-        return None if name == self._config.column else self.source.column(name)
+        values = self.source.column(name)
+        if name != self._config.column:
+            return values
+        present = self.source.present(name)
+        whole = present is None or present.all()
+        if values is None or self.columns[name].kind == "text" or not whole:
+            return None
+        return np.where(self._own, values, values[self._choice])
 
     def present(self, name: str) -> np.ndarray | None:
         """See `base.Source`."""

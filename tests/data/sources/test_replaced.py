@@ -1,4 +1,4 @@
-"""Replaced texts: which, by what, and that all else is the source's."""
+"""Replaced texts and labels: which, by what, and that all else is the source's."""
 
 import pickle
 
@@ -7,6 +7,7 @@ import pytest
 from twelve_records import RECORDS, write_jsonl
 
 from jaxvl.config import ConfigError
+from jaxvl.data.sources.demo.shapes import Shapes
 from jaxvl.data.sources.mixture import MixtureConfig, PartConfig
 from jaxvl.data.sources.replaced import Replaced
 
@@ -43,6 +44,22 @@ def test_texts_of_other_records_and_shares(config):
     every = texts(Replaced(config, share=1.0).open(quiet))
     assert set(every) <= set(given) and sum(a == b for a, b in zip(every, given)) < 6
     assert texts(Replaced(config, share=1.0, seed=1).open(quiet)) != every
+
+
+def test_labels_of_other_records():
+    plain = Shapes(size=16, variants=1, split="test_a").open(quiet)
+    source = Replaced(Shapes(size=16, variants=1, split="test_a"), column="shape", share=0.4)
+    source = source.open(quiet)
+    truth, given, own = plain.column("shape"), source.column("shape"), source.column("own_text")
+    np.testing.assert_array_equal(given[own > 0], truth[own > 0])
+    wrong = (given != truth).mean()
+    assert 0.25 < wrong < 0.45, "40 % are replaced, and one of eight by its like"
+    rows = [source.read(i, ("shape", "name/en")) for i in range(10)]
+    assert [row["shape"] for row in rows] == given[:10].tolist()
+    assert rows[3]["name/en"] == plain.read(3, ("name/en",))["name/en"]
+    with pytest.raises(ConfigError, match="column: 'shape' is no column .* with one text a"):
+        texts = Replaced(Shapes(size=16, split="test_a"), column="shape", texts=("a",))
+        texts.open(quiet)
 
 
 def test_parts_and_fingerprints(config):

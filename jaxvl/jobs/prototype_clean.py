@@ -1,0 +1,96 @@
+"""Labels that prototypes of the classes and a class head agree with (CAPro, Qin et al. 2023, arXiv
+2310.09761, section 3.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxvl.config import Range, Scale, check
+from jaxvl.data.records import DataError
+from jaxvl.data.sources.base import Source
+from jaxvl.data.tables import Columns
+from jaxvl.evals.columns import LABELS, PICTURES, check_column
+from jaxvl.evals.encoders import Encoders
+from jaxvl.jobs import JOBS
+from jaxvl.jobs.base import Job
+from jaxvl.objectives.capro import clean
+
+Share = Annotated[float, Range(0.0, 1.0)]
+
+
+@JOBS.register("prototype_clean")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrototypeClean(Job):
+    """Keeps, corrects or drops every label of a source, by the rule of the objective `capro`.
+
+    Prototypes are the means of the seeds' projected pictures, scaled to length 1, of the weights
+    that the job has. The release takes those of its last step, which are moving averages.
+
+    Columns, each [n]:
+      label int32: the label that is kept or corrected; -1 of a dropped record.
+      keep int8: 1, or 0 of a dropped record; for `data.keep`.
+
+    A record without a picture is dropped.
+
+    Attributes:
+      head, projected: see the objective; outputs of pictures alone.
+      label: column of the given labels.
+      seed: column of the seeds, as a table of `text_seeds` has it.
+      image: column of pictures.
+      temperature, alpha, threshold: see the objective.
+    """
+
+    head: str
+    projected: str = "projected"
+    label: str = "class_label"
+    seed: str = "seed"
+    image: str = "image"
+    temperature: Scale = 0.1
+    alpha: Share = 0.5
+    threshold: Share = 0.6
+
+    def check(self, encoders: Encoders, source: Source) -> None:
+        """See `Job`."""
+        check_column(source, self.image, PICTURES, "image")
+        check_column(source, self.label, LABELS, "label")
+        check_column(source, self.seed, ("int",), "seed")
+
+    def run(self, encoders: Encoders, source: Source) -> Columns:
+        """See `Job`. Raises DataError where no record is a seed."""
+        projected = encoders.images(source, column=self.image, output=self.projected)
+        logits = encoders.images(source, column=self.image, output=f"logits/{self.head}").rows
+        index = projected.index
+        labels = numbers(source, self.label, "label")[index]
+        seeds = (numbers(source, self.seed, "seed")[index] > 0) & (labels >= 0)
+        if not seeds.any():
+            raise DataError(f"{source.name}: no record with a picture and a label is a seed")
+        scores = self._scores(projected.rows, labels, seeds, logits.shape[1])
+        rated = self.alpha * jax.nn.softmax(logits) + (1 - self.alpha) * jax.nn.softmax(scores)
+        found = clean(rated, jnp.asarray(labels), jnp.asarray(seeds), self.threshold)
+        kept = np.asarray(found.kept)
+        label = np.full(len(source), -1, np.int32)
+        label[index] = np.where(kept, found.label, -1)
+        return {"label": label, "keep": (label >= 0).astype(np.int8)}
+
+    def _scores(
+        self, rows: np.ndarray, labels: np.ndarray, seeds: np.ndarray, classes: int
+    ) -> np.ndarray:
+        """Cosines [n, C] with the prototypes, over the temperature; -inf of a class without one."""
+        sums = np.zeros((classes, rows.shape[1]))
+        np.add.at(sums, labels[seeds], rows[seeds].astype(np.float64))
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        scores = rows @ (sums / np.maximum(lengths, 1e-12)).T / self.temperature
+        return np.where(lengths[:, 0] > 0, scores, -np.inf)
+
+
+def numbers(source: Source, column: str, field: str) -> np.ndarray:
+    """A column int64 [n]. Raises ConfigError at `field`."""
+    values = source.column(column)
+    problem = f"{column!r} of {source.name} can only be read record by record"
+    check(values is not None, field, problem)
+    return np.asarray(values, np.int64)
