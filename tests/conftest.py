@@ -89,6 +89,28 @@ def tpu_compiler():
         pytest.skip("no TPU compiler; launch/test.sh installs it")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def first_states_are_made_operation_by_operation():
+    """A run's first state is drawn by operations that earlier runs have compiled, not by a program
+    of its own, which takes longer to compile than the step; `training/test_step.py` has that."""
+    from jaxvl.training import setup
+
+    fresh_state = setup.fresh_state
+
+    def known(*args):
+        fresh, shapes, shardings = fresh_state(*args)
+
+        def constants():
+            with jax.ensure_compile_time_eval():
+                return fresh()
+
+        return constants, shapes, shardings
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup, "fresh_state", known)
+        yield
+
+
 @pytest.fixture(scope="module")
 def one_device():
     """Runs have one device, where meshes are not what is tested: their steps compile in half the

@@ -109,7 +109,7 @@ def test_at_first_it_is_the_plain_model_whose_own_parameters_are_drawn_as_withou
     model, _ = model_with(dict(low=ALL["low"]))
     plain, _ = model_with({})
     key = jax.random.key(0)
-    params, own = (quick_jit(m.init)(key)[0] for m in (model, plain))
+    params, own = (m.init(key)[0] for m in (model, plain))
     for path, value in own.items():
         np.testing.assert_array_equal(params[path], value, err_msg=path)
     added = [path for path in params if path not in own]

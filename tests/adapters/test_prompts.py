@@ -117,7 +117,7 @@ def test_coupled_prompts_are_a_map_of_the_other_stacks():
         return functional(choose(MODELS, node, "model"), inputs, adapters=chosen)
 
     coupled, apart = build(m={**shared, "coupled": "^image/"}), build(t=shared, i=own)
-    params, _ = quick_jit(coupled.init)(jax.random.key(0))
+    params, _ = coupled.init(jax.random.key(0))
     place = "image/encoder/transformer/adapter/m/map"
     added = ["adapter/m/tokens", f"{place}/bias", f"{place}/kernel"]
     assert [p for p in params if "adapter/" in p] == added

@@ -4,15 +4,19 @@ What is here proves that the frame carries them: `METHODS` says what each run mu
 that needs an edit of the package fails here.
 """
 
+import functools
 import json
 import pathlib
+from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
 from jaxvl import paths
 from jaxvl import train as train_command
 from jaxvl.config import load_file, resolve
+from jaxvl.sharding.mesh import make_mesh
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.restore import restore_weights
 from jaxvl.training.stages import build_stages, train_stages
@@ -21,20 +25,36 @@ FOLDER = pathlib.Path(__file__).parent
 LONGEST = 60  # lines of a method with its config
 
 
-def run(name: str, workdir: pathlib.Path, **changes) -> list[dict]:
-    """The records of a run of the method's config; of one with stages, those of the last."""
+class Finished(NamedTuple):
+    """A run that has ended: what it has logged, of a run with stages the last one's; and where."""
+
+    records: list[dict]
+    workdir: pathlib.Path
+
+
+def run(name: str, workdir: pathlib.Path, devices: int, **changes) -> Finished:
+    """A run of the method's config."""
     config = load_file(str(FOLDER / "configs" / f"{name}.py"))
     config.update(changes)
     stages = {s["name"]: {k: s[k] for k in s if k != "name"} for s in config.get("stages", ())}
-    if stages:
-        shared = {key: value for key, value in config.to_dict().items() if key != "stages"}
-        built = build_stages(shared, stages, paths.as_path(workdir))
-        train_stages(built, train_command.train, paths.as_path(workdir))
-        workdir = built[-1].workdir
-    else:
-        train_command.train(resolve(Experiment, config), paths.as_path(workdir))
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    last = workdir
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_command, "make_mesh", lambda c: make_mesh(c, jax.devices()[:devices]))
+        if stages:
+            shared = {key: value for key, value in config.to_dict().items() if key != "stages"}
+            built = build_stages(shared, stages, paths.as_path(workdir))
+            train_stages(built, train_command.train, paths.as_path(workdir))
+            last = pathlib.Path(built[-1].workdir)
+        else:
+            train_command.train(resolve(Experiment, config), paths.as_path(workdir))
+    lines = (last / "metrics.jsonl").read_text().splitlines()
+    return Finished([json.loads(line) for line in lines], workdir)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory):
+    """Name -> the method's run on one device, which several tests look at."""
+    return functools.cache(lambda name: run(name, tmp_path_factory.mktemp(name), devices=1))
 
 
 def steps(records: list[dict], figure: str) -> list[float]:
@@ -93,19 +113,23 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_frame_carries(name, tmp_path):
-    records = run(name, tmp_path)
+def test_the_frame_carries(name, on_one_device):
+    records, workdir = on_one_device(name)
     losses = steps(records, "loss")
     assert len(losses) == 4 and np.isfinite(losses).all()
-    METHODS[name](records, tmp_path)
+    METHODS[name](records, workdir)
 
 
-@pytest.mark.parametrize("name", ["momentum_queue", "prototypes"])
-def test_state_is_the_same_on_every_mesh_and_in_microbatches(name, tmp_path):
+# The queue is state, sharded as the prototypes are, and read beside a teacher.
+@pytest.mark.parametrize(
+    "name", ["momentum_queue", pytest.param("prototypes", marks=pytest.mark.slow)]
+)
+def test_state_is_the_same_on_every_mesh_and_in_microbatches(name, on_one_device, tmp_path):
     """Queue and prototypes are sharded; the teacher reads the batch chunk by chunk."""
-    one = steps(run(name, tmp_path / "one", mesh=dict(data=1, tensor=8)), "loss")
+    one = steps(on_one_device(name).records, "loss")
     chunks = dict(pairs=dict(microbatches=2))
-    many = steps(run(name, tmp_path / "many", mesh=dict(data=4, fsdp=2), tasks=chunks), "loss")
+    mesh = dict(data=4, fsdp=2)
+    many = steps(run(name, tmp_path, devices=8, mesh=mesh, tasks=chunks).records, "loss")
     np.testing.assert_allclose(one, many, rtol=1e-5)
     assert one[0] != one[3], "steps learn something"
 

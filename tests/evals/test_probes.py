@@ -234,7 +234,7 @@ def test_attentional_probe_is_a_plain_loop_over_batches_of_any_size():
     got, loss = options.fit(programs, train, 8, MESH)
 
     probe = functional(config, None)
-    params, _ = jax.jit(probe.init)(jax.random.key(3))
+    params, _ = probe.init(jax.random.key(3))
     rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 1, 6)
     decay = {
         k: k in ("head/kernel", "pooler/query")

@@ -53,7 +53,7 @@ def dual(moe):
     model, _ = model_of(
         with_options(DUAL, image__moe=moe, image__depth=1, text__moe=moe, text__depth=1)
     )
-    params, rest = jax.jit(model.init)(jax.random.key(0))
+    params, rest = model.init(jax.random.key(0))
     # Routers that decide clearly: at the start they are nearly even.
     params = {p: 50 * v if "/router/map/" in p else v for p, v in params.items()}
 
@@ -95,7 +95,7 @@ COCA = dict(
 @pytest.mark.parametrize("node", [DUAL, ALIGN, COCA], ids=lambda node: node["name"])
 def test_dense_models(node):
     model, _ = model_of(node)
-    params, rest = jax.jit(model.init)(jax.random.key(0))
+    params, rest = model.init(jax.random.key(0))
     batch = batch_of(5)
 
     @quick_jit
@@ -130,7 +130,7 @@ IMP = ImpConfig(
 def trained_imp(moe, steps=8):
     """(model, params) after some steps on random pairs of one picture and one text."""
     model = functional(dataclasses.replace(IMP, moe=moe), INPUTS)
-    params, rest = jax.jit(model.init)(jax.random.key(0))
+    params, rest = model.init(jax.random.key(0))
     assert not rest
     objective = ModalityPairs()
 
@@ -184,6 +184,6 @@ def test_skills():
         ),
         INPUTS,
     )
-    params, _ = jax.jit(model.init)(jax.random.key(0))
+    params, _ = model.init(jax.random.key(0))
     batch = batch_of(5, INPUTS)
     check_equal(embeddings(imp_encode(model, params), batch["image"], batch["text"]))

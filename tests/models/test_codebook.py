@@ -174,7 +174,8 @@ def overlap(weights, shift):
     return np.minimum(image, np.roll(text, shift, 0)).sum(1).mean()
 
 
-@pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [True, False])
 def test_matched_pairs_have_codes_in_common(shared):
     """Without a shared codebook the numbers of the codes mean nothing, and the figure is chance."""
     config = CodebookConfig(

@@ -45,11 +45,10 @@ def build(across=True, noise=0.1):
     """(apply, params); biases, positions and gates start at or near zero: without noise, what reads
     the wrong one would pass."""
     model = functional(resolve(CosmoConfig, {**SMALL, "across": across}), INPUTS)
-    params, rest = jax.jit(model.init)(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1), len(params))
+    params, rest = model.init(jax.random.key(0))
+    rng = np.random.default_rng(1)
     params = {
-        p: v + (noise * jax.random.normal(k, v.shape))
-        for k, (p, v) in zip(keys, sorted(params.items()))
+        p: v + np.float32(noise * rng.normal(size=v.shape)) for p, v in sorted(params.items())
     }
     if noise:
         params |= {p: v + 1.0 for p, v in params.items() if p.endswith("gate")}

@@ -119,7 +119,7 @@ def test_batch_norm_on_eight_devices_equals_one():
     """Loss, gradients and running statistics; rows differ much between devices, so that local
     statistics would show."""
     model, _ = model_of(ALIGN)
-    params, rest = jax.jit(model.init)(jax.random.key(0))
+    params, rest = model.init(jax.random.key(0))
     batch = batch_of(16)
     batch["image"] = batch["image"] * jnp.linspace(0.1, 3, 16)[:, None, None, None]
     weight = jax.random.normal(jax.random.key(5), (16, 24))
@@ -139,7 +139,7 @@ def test_batch_norm_on_eight_devices_equals_one():
 
 def test_running_statistics_follow_the_batch():
     model, _ = model_of(ALIGN)
-    params, rest = jax.jit(model.init)(jax.random.key(0))
+    params, rest = model.init(jax.random.key(0))
     batch = batch_of(8)
     _, new = jax.jit(lambda p, r, b: model.apply(p, r, b, train=True))(params, rest, batch)
     path = "image/encoder/stem/norm"
@@ -160,7 +160,7 @@ def test_remat_equals_none():
     values = []
     for remat in (False, True):
         model, _ = model_of(with_options(ALIGN, image__remat=remat, image__drop_connect=0.3))
-        params, rest = jax.jit(model.init)(jax.random.key(0))
+        params, rest = model.init(jax.random.key(0))
 
         def loss(p, rest=rest, model=model):
             out, new = model.apply(p, rest, batch_of(4), train=True, key=jax.random.key(1))

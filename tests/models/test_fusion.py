@@ -185,7 +185,7 @@ def model(views=None, **options):
 def test_in_a_model_it_runs_on_what_a_batch_has():
     config = model(dict(masked_text="text"), words="masked_text", vocab_size=V)
     built = functional(config, SPEC)
-    params = quick_jit(built.init)(jax.random.key(0))
+    params = built.init(jax.random.key(0))
     image = jnp.zeros((2, 16, 16, 3))
     text = jnp.ones((2, T), jnp.int32)
     shapes = lambda batch: jax.eval_shape(lambda *a: built.apply(*a)[0], *params, batch)
@@ -219,7 +219,7 @@ def test_the_scale_has_a_least_value():
     """ALBEF: the temperature stays in [0.001, 0.5]; at the bound only a gradient back passes."""
     config = choose(MODELS, dict(MODEL, min_scale=2.0, max_scale=1000.0), "model")
     built = functional(config, SPEC)
-    params, rest = quick_jit(built.init)(jax.random.key(0))
+    params, rest = built.init(jax.random.key(0))
     text = jnp.ones((2, T), jnp.int32)
 
     def scale(log_scale, sign):

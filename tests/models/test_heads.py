@@ -300,7 +300,7 @@ def headed_batch(size):
 @functools.cache
 def headed():
     model, _ = model_of(HEADED)
-    return (model, *jax.jit(model.init)(jax.random.key(0)))
+    return (model, *model.init(jax.random.key(0)))
 
 
 def loss_of(model, rest, batch):
@@ -318,7 +318,7 @@ def test_model_with_heads():
     model, params, rest = headed()
     plain, _ = model_of(SMALL)
     assert {p: s for p, s in model.params.items() if not p.startswith("heads/")} == plain.params
-    fresh, _ = jax.jit(plain.init)(jax.random.key(0))
+    fresh, _ = plain.init(jax.random.key(0))
     for path, value in fresh.items():  # the towers begin as without heads
         np.testing.assert_array_equal(params[path], value, err_msg=path)
     assert {p.split("/")[1] for p in model.params if p.startswith("heads/")} == set(HEADED["heads"])

@@ -92,7 +92,7 @@ def embedded(name, params, side, pooled):
 def built(name):
     config = choose(MODELS, dict(NODES[name], name=name), "model")
     model = functional(config, INPUTS)
-    params, rest = jax.jit(model.init)(jax.random.key(0))
+    params, rest = model.init(jax.random.key(0))
     return config, model, params, rest
 
 

@@ -41,12 +41,9 @@ def build(masked="tokens", masking="attentive", local=False):
     model = functional(
         resolve(SyCoCaConfig, {**SMALL, "masked": masked, "masking": masking}), INPUTS
     )
-    params, rest = jax.jit(model.init)(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1), len(params))
-    params = {
-        p: v + 0.1 * jax.random.normal(k, v.shape)
-        for k, (p, v) in zip(keys, sorted(params.items()))
-    }
+    params, rest = model.init(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = {p: v + np.float32(0.1 * rng.normal(size=v.shape)) for p, v in sorted(params.items())}
     if local:
         params |= {
             p: 0 * v
@@ -101,19 +98,22 @@ def test_the_most_text_like_patches_are_masked_and_scores_are_cosines():
 
 
 def test_a_pooler_sees_the_part_it_is_shown_and_a_token_alone():
-    pooler = QueryPooler(1, 12, 3, memory_width=8, rngs=nnx.Rngs(params=0))
-    x = jax.random.normal(jax.random.key(0), (2, 5, 8))
     mask = np.array([[1, 0, 1, 1, 0], [0, 1, 0, 0, 1]], bool)
-    shown = [pooler(x[i : i + 1, mask[i]])[0] for i in range(2)]
-    np.testing.assert_allclose(pooler(x, mask), np.stack(shown), atol=1e-6)
-    both = pooler(x, np.stack([mask, ~mask], 1))
+
+    @jax.jit
+    def all_ways(x):
+        pooler = QueryPooler(1, 12, 3, memory_width=8, rngs=nnx.Rngs(params=0))
+        parts = [[pooler(x[i : i + 1, m[i]])[0] for i in range(2)] for m in (mask, ~mask)]
+        both = pooler(x, np.stack([mask, ~mask], 1))
+        each = [pooler(x[:, i : i + 1]) for i in range(5)]
+        return parts, pooler(x, mask), both, pooler.alone(x), each
+
+    x = np.float32(np.random.default_rng(0).normal(size=(2, 5, 8)))
+    (shown, others), masked, both, alone, each = all_ways(x)
+    np.testing.assert_allclose(masked, np.stack(shown), atol=1e-6)
     np.testing.assert_allclose(both[:, :1], np.stack(shown), atol=1e-6)
-    np.testing.assert_allclose(
-        both[:, 1:], np.stack([pooler(x[i : i + 1, ~mask[i]])[0] for i in range(2)]), atol=1e-6
-    )
-    np.testing.assert_allclose(
-        pooler.alone(x), np.concatenate([pooler(x[:, i : i + 1]) for i in range(5)], 1), atol=1e-6
-    )
+    np.testing.assert_allclose(both[:, 1:], np.stack(others), atol=1e-6)
+    np.testing.assert_allclose(alone, np.concatenate(each, 1), atol=1e-6)
 
 
 def test_nothing_hidden_is_read():
@@ -168,8 +168,8 @@ def test_the_choice_has_no_gradient():
 
         return jax.grad(loss)(params)
 
-    chosen = gradient(batch)
-    given = gradient(told)
+    chosen = jax.jit(gradient)(batch)
+    given = jax.jit(gradient)(told)
     for path in params:
         np.testing.assert_allclose(chosen[path], given[path], atol=1e-6, err_msg=path)
     for path in (

@@ -136,7 +136,7 @@ def test_what_a_row_keeps_depends_on_nothing_beside_it():
     """Two chunks give the gradient of the undivided batch, and rows in another order theirs."""
     node = with_options(DUAL, image__pool="cls", image__depth=1, text__depth=1)
     model, _ = model_of(node)
-    params, rest = quick_jit(model.init)(jax.random.key(0))
+    params, rest = model.init(jax.random.key(0))
     batch = {**batch_of(4), "place": jnp.arange(4)}
 
     def encode(params, rest, chunk, key):
