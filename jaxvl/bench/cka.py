@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.aliases import Json
 from jaxvl.bench.harness import publish
 from jaxvl.config import check
 from jaxvl.data.tables import PRESENT, SavedTable, named_table
@@ -30,7 +30,7 @@ BLOCK = 8_192
 
 def alignments(
     images: Sequence[str], texts: Sequence[str], block: int = BLOCK
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Json]]:
     """Rows `image`, `text`, `cka`, `unbiased`, `records` of all pairs, the most alike first.
 
     Args:
@@ -81,7 +81,7 @@ def _blocks(
         yield tuple(np.asarray(column[start : start + block])[mask] for column in columns)
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Json]]:
     """Prints the table; returns (and, with --json, writes) its rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -70,9 +70,9 @@ class Balance(EmbeddingJob):
             "table, or known of all records",
         )
         rows, index = self.rows(encoders, source)
-        of_prototypes, found = rows, index
-        if self.prototypes != self.of and self.features is None:
-            of_prototypes, found = self._of_prototypes.rows(encoders, source)
+        same = self.prototypes == self.of or self.features is not None
+        others = (rows, index) if same else self._of_prototypes.rows(encoders, source)
+        of_prototypes, found = others
         both = np.intersect1d(index, found)
         both = both[np.asarray(concepts)[both] >= 0]
         if not len(both):

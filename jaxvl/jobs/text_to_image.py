@@ -26,16 +26,16 @@ from jaxvl.jobs.embedding import image_rows, text_rows
 @JOBS.register("text_to_image")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextToImage(Job):
-    """Column `embedding` float32 [n, D]: of each record's first text, t, moved by what pairs (t', v')
-    of an auxiliary source say of texts and images:
+    """Column `embedding` float32 [n, D]: of each record's first text, t, moved by what pairs
+    (t', v') of an auxiliary source say of texts and images:
 
         shift        t + a mean(v' - t')
         linear       norm(A t + b), of least squares: A t' + b = v'
         covariance   t + mean(v' - t') + c z,  z ~ N(0, cov(v' - t'))
 
-    The model `close` adds its noise and scales to length 1. As in the release, only `linear` does so
-    before. The release draws z anew at every step, this job once for each record and `seed`. How its
-    linear map was fitted is not in the release.
+    The model `close` adds its noise and scales to length 1. As in the release, only `linear` does
+    so before. The release draws z anew at every step, this job once for each record and `seed`. How
+    its linear map was fitted is not in the release.
 
     Attributes:
       how: which.
@@ -71,9 +71,8 @@ class TextToImage(Job):
         """See `Job`. Raises DataError where no two pairs are there."""
         texts, present = text_rows(encoders, source, self.text)
         pairs = self._pairs(source)
-        theirs, with_text = (texts, present)
-        if self.pairs is not None:
-            theirs, with_text = text_rows(encoders, pairs, self.text)
+        own = self.pairs is None
+        theirs, with_text = (texts, present) if own else text_rows(encoders, pairs, self.text)
         images, with_image = image_rows(encoders, pairs, self.image)
         both = with_text & with_image
         if both.sum() < 2:

@@ -24,11 +24,13 @@ from typing import Annotated, Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import ConfigError, Depth, Range, check
 from jaxvl.models import MODELS, TEXT_ENCODERS
 from jaxvl.models.base import Encoded, EncoderConfig, InputSpec
-from jaxvl.models.captioner import Captioner, CaptionerConfig
+from jaxvl.models.captioner import Captioner
+from jaxvl.models.captioner_config import CaptionerConfig
 from jaxvl.models.text import TextTransformerConfig
 from jaxvl.models.two_tower import Tower
 from jaxvl.nn.linear import Linear
@@ -94,7 +96,7 @@ class CloseConfig(CaptionerConfig):
         except ConfigError as error:
             raise error.under("text") from None
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Close:
+    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> Close:
         return Close(self, inputs, rngs=rngs, dtype=dtype)
 
 

@@ -25,7 +25,8 @@ from jax.typing import DTypeLike
 
 from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec
-from jaxvl.models.captioner import Captioner, CaptionerConfig
+from jaxvl.models.captioner import Captioner
+from jaxvl.models.captioner_config import CaptionerConfig
 from jaxvl.models.image_pools import LAYOUTS, make_two_poolers
 from jaxvl.nn.norms import LayerNorm
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 import jax
 from flax import nnx
 
-from jaxvl.models.captioner import Captioner, CaptionerConfig
+from jaxvl.models.captioner import Captioner
+from jaxvl.models.captioner_config import CaptionerConfig
 from jaxvl.nn.poolers import QueryPooler
 
 # The encoder's tokens [B, P, D'] -> the memory [B, N, D] and what the image embedding is projected

@@ -23,7 +23,8 @@ from jaxvl.aliases import Leaf, Node
 from jaxvl.config import TokenId, check
 from jaxvl.models import IMAGE_ENCODERS, MODELS
 from jaxvl.models.base import Capabilities, InputSpec
-from jaxvl.models.captioner import Captioner, CaptionerConfig
+from jaxvl.models.captioner import Captioner
+from jaxvl.models.captioner_config import CaptionerConfig
 from jaxvl.models.image_pools import LAYOUTS, make_pooler, make_two_poolers
 from jaxvl.models.vit import ViTConfig
 from jaxvl.nn.norms import LayerNorm

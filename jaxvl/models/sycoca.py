@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 from jaxvl.config import Depth, check
 from jaxvl.models import MODELS
 from jaxvl.models.base import InputSpec
-from jaxvl.models.captioner import CaptionerConfig
+from jaxvl.models.captioner_config import CaptionerConfig
 from jaxvl.models.coca import CoCa
 from jaxvl.nn.linear import Linear, normal
 from jaxvl.nn.norms import LayerNorm, l2_normalize
