@@ -71,8 +71,7 @@ class Balance(EmbeddingJob):
         )
         rows, index = self.rows(encoders, source)
         same = self.prototypes == self.of or self.features is not None
-        others = (rows, index) if same else self._of_prototypes.rows(encoders, source)
-        of_prototypes, found = others
+        of_prototypes, found = (rows, index) if same else self._of_prototypes.rows(encoders, source)
         both = np.intersect1d(index, found)
         both = both[np.asarray(concepts)[both] >= 0]
         if not len(both):

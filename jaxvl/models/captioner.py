@@ -14,19 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxvl.models.base import (
-    Encoded,
-    InputSpec,
-    Model,
-    drop_options,
-)
+from jaxvl.models.base import Encoded, InputSpec, Model, drop_options
 from jaxvl.models.captioner_config import CaptionerConfig
 from jaxvl.nn.attention import KeyValue
 from jaxvl.nn.gradients import clip_with_gradient
@@ -35,9 +30,6 @@ from jaxvl.nn.norms import LayerNorm, l2_normalize
 from jaxvl.nn.random import split
 from jaxvl.nn.transformer import Block, Transformer
 from jaxvl.nn.vocabulary import VocabularyHead
-
-if TYPE_CHECKING:
-    pass
 
 
 class CrossKV(NamedTuple):
