@@ -27,7 +27,7 @@ from rich.table import Table
 from jaxvl.aliases import Json
 from jaxvl.bench.harness import publish
 from jaxvl.config import check, choose, override
-from jaxvl.data import stages
+from jaxvl.data import bottlenecks
 from jaxvl.data.augment import Augment, augment
 from jaxvl.data.batches import Batches
 from jaxvl.data.cache import Cache
@@ -239,7 +239,7 @@ def whole_feed(
     finally:
         feed.close()
     rest = {stage: after[stage] - before[stage] for stage in after}
-    return [cold, warm], {"cold": stages.shares(before), "warm": stages.shares(rest)}
+    return [cold, warm], {"cold": bottlenecks.shares(before), "warm": bottlenecks.shares(rest)}
 
 
 def device_parts(batch: int, size: int, repeats: int) -> list[Figure]:
