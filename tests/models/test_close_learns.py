@@ -22,7 +22,7 @@ INPUTS = InputSpec(16, LENGTH, 2 + sum(COUNTS), pad_id=0, eos_id=1)
 WIDTH = 32
 STEPS = 300
 BATCH = 32
-NOISE = 0.25  # the paper's 0.12 is of 768 dimensions
+NOISE = 0.25  # in so few dimensions; the paper has 0.12 in 768
 SEEDS = (0, 1, 2)
 
 
