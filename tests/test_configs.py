@@ -30,6 +30,9 @@ ARGUMENTS = {
     "imp_demo.py": ["", "experts=8", "mode=summed", "mode=speech"],
     "cosmo_shapes.py": ["", "across=False"],
     "sycoca_shapes.py": ["", "masking=random"],
+    "methods/close.py": ["", "adapter=linear"],
+    "methods/hinge.py": ["", "negatives=sum"],
+    "methods/late_interaction.py": ["", "form=colbert"],
 }
 NAMES = [str(p.relative_to(ROOT / "configs")) for p in sorted((ROOT / "configs").rglob("*.py"))]
 CONFIGS = [f"{p}:{a}" if a else p for p in NAMES for a in ARGUMENTS.get(p, [""])]

@@ -37,6 +37,7 @@ def get_config(arg=""):
     )
     c.preprocess = dict(image_size=48)
     c.tokenizer = dict(kind="unigram", vocab_size=128)
+    c.text_length = 12  # in stages without a text too
     shapes = lambda split, **more: dict(name="shapes", size=48, split=split, **more)
     texts = dict(name="replaced", column="name/en", share=0.3, source=shapes("train_a"), seed=seed)
     web = dict(
