@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -26,11 +25,10 @@ from jaxvl.data.tables import PRESENT, SavedTable, named_table
 from jaxvl.evals.metrics.cka import cka
 
 BLOCK = 8_192
+Row = dict[str, str | float | int]
 
 
-def alignments(
-    images: Sequence[str], texts: Sequence[str], block: int = BLOCK
-) -> list[dict[str, Any]]:
+def alignments(images: Sequence[str], texts: Sequence[str], block: int = BLOCK) -> list[Row]:
     """Rows `image`, `text`, `cka`, `unbiased`, `records` of all pairs, the most alike first.
 
     Args:
@@ -81,7 +79,7 @@ def _blocks(
         yield tuple(np.asarray(column[start : start + block])[mask] for column in columns)
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Prints the table; returns (and, with --json, writes) its rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -70,9 +70,9 @@ class Balance(EmbeddingJob):
             "table, or known of all records",
         )
         rows, index = self.rows(encoders, source)
-        of_prototypes, found = rows, index
-        if self.prototypes != self.of and self.features is None:
-            of_prototypes, found = self._of_prototypes.rows(encoders, source)
+        other = self.prototypes != self.of and self.features is None
+        prototypes = self._of_prototypes.rows(encoders, source) if other else (rows, index)
+        of_prototypes, found = prototypes
         both = np.intersect1d(index, found)
         both = both[np.asarray(concepts)[both] >= 0]
         if not len(both):

@@ -6,11 +6,12 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import ConfigError, Scale, Width, check
 from jaxvl.data.audio import Spectrogram
@@ -117,7 +118,9 @@ class FrozenEncodersConfig(ModelConfig):
             except ConfigError as error:
                 raise error.under(key) from None
 
-    def build(self, inputs: InputSpec, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> FrozenEncoders:
+    def build(
+        self, inputs: InputSpec, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> FrozenEncoders:
         return FrozenEncoders(self, inputs, rngs=rngs, dtype=dtype)
 
 
@@ -132,7 +135,7 @@ class FrozenEncoders(Model):
     """See `FrozenEncodersConfig`."""
 
     def __init__(
-        self, config: FrozenEncodersConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: Any
+        self, config: FrozenEncodersConfig, inputs: InputSpec, *, rngs: nnx.Rngs, dtype: DTypeLike
     ):
         self.image = Frozen(config.image.build(inputs, rngs, dtype))
         self.text = Frozen(config.text.build(inputs, rngs, dtype))
@@ -227,7 +230,7 @@ def pairs_of(rows: Mapping[str, jax.Array], scale: jax.Array) -> dict[str, jax.A
     return outputs
 
 
-def features_of(name: str, batch: Mapping[str, jax.Array], dtype: Any) -> Encoded | None:
+def features_of(name: str, batch: Mapping[str, jax.Array], dtype: DTypeLike) -> Encoded | None:
     """The features of an input that a batch has; None where it has none."""
     pooled, tokens, mask = (batch.get(f"{name}_{part}") for part in PARTS)
     if pooled is None and tokens is None:

@@ -89,7 +89,7 @@ def sized(node):
 
 def miniature(seed):
     """The config's shared part, and stages: three image encoders that were trained for long, for
-    little and not at all; projectors from each to the texts of the first; all trained on pictures."""
+    little and not at all; projectors from each to the texts of the first; all trained on pixels."""
     shared = load_file(f"{CONFIG}:full").to_dict()
     (apart, full), aligned = shared.pop("stages"), load_file(str(CONFIG)).to_dict()["stages"][1]
     shared |= dict(seed=seed, steps=150, checkpoint=dict(every=150))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.models.base import Encoded
 from jaxvl.models.heads import HEADS
@@ -28,7 +29,9 @@ class EncodedConfig(HeadConfig):
     def names(self) -> dict[str, str]:
         return {source: source.rpartition("/")[2] for source in self.sources}
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         del inputs, rngs, dtype
         return EncodedInputs(self.names)
 

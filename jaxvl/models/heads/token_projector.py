@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Width, check
 from jaxvl.models.base import Encoded, check_rates
@@ -64,7 +65,9 @@ class TokenProjectorConfig(HeadConfig):
     def widths(self, inputs: Mapping[str, int]) -> dict[str, int]:
         return {name: self.dim for name in self.names.values()}
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         return TokenProjector(self, inputs, rngs=rngs, dtype=dtype)
 
 
@@ -72,7 +75,12 @@ class TokenProjector(Head):
     """See `TokenProjectorConfig`."""
 
     def __init__(
-        self, config: TokenProjectorConfig, inputs: Mapping[str, int], *, rngs: nnx.Rngs, dtype: Any
+        self,
+        config: TokenProjectorConfig,
+        inputs: Mapping[str, int],
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
     ):
         def parts(kind: Kind, chained: bool) -> nnx.Dict:
             modules = {}
@@ -128,7 +136,7 @@ class Perceptron(nnx.Module):
     """
 
     def __init__(
-        self, kind: Kind, width: int, dim: int, rate: float, *, rngs: nnx.Rngs, dtype: Any
+        self, kind: Kind, width: int, dim: int, rate: float, *, rngs: nnx.Rngs, dtype: DTypeLike
     ):
         linear = lambda inputs, axes: Linear(inputs, dim, axes=axes, rngs=rngs, dtype=dtype)
         patch = kind == "patch"

@@ -6,11 +6,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxvl.config import Depth, Hidden, Width, check
 from jaxvl.config import Heads as HeadCount
@@ -67,7 +68,9 @@ class UniversalConfig(HeadConfig):
     def widths(self, inputs: Mapping[str, int]) -> dict[str, int]:
         return {name: self.dim for name in self.names.values()}
 
-    def build(self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: Any = jnp.float32) -> Head:
+    def build(
+        self, inputs: Mapping[str, int], rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ) -> Head:
         return Universal(self, inputs, rngs=rngs, dtype=dtype)
 
 
@@ -75,7 +78,12 @@ class Universal(Head):
     """See `UniversalConfig`."""
 
     def __init__(
-        self, config: UniversalConfig, inputs: Mapping[str, int], *, rngs: nnx.Rngs, dtype: Any
+        self,
+        config: UniversalConfig,
+        inputs: Mapping[str, int],
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
     ):
         # UP first, so that it is drawn alike however many modalities there are.
         self.shared = UniversalProjection(config, rngs=rngs, dtype=dtype)
@@ -117,7 +125,7 @@ class Universal(Head):
 class AlignmentLayer(nnx.Module):
     """A perceptron of every token; see `UniversalConfig`."""
 
-    def __init__(self, config: UniversalConfig, width: int, *, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, config: UniversalConfig, width: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         options = dict(rngs=rngs, dtype=dtype)
         self.up = Linear(width, config.dim, axes=("embed", "mlp"), **options)
         self.down = Linear(config.dim, config.dim, axes=("mlp", "joint"), **options)
@@ -133,7 +141,7 @@ class AlignmentLayer(nnx.Module):
 class UniversalProjection(nnx.Module):
     """UP; see `UniversalConfig`."""
 
-    def __init__(self, config: UniversalConfig, *, rngs: nnx.Rngs, dtype: Any):
+    def __init__(self, config: UniversalConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         dim = config.dim
         rate = config.dropout
         options = StackOptions(
