@@ -35,7 +35,7 @@ def sized(node):
 def miniature(seed):
     shared = load_file(str(CONFIG)).to_dict()
     named = {stage.pop("name"): stage for stage in map(dict, shared.pop("stages"))}
-    shared |= dict(seed=seed, steps=300, checkpoint=dict(every=300))
+    shared |= dict(seed=seed, steps=200, checkpoint=dict(every=200))
     shared["log"] = dict(every=100, tensorboard=False, report=False)
     return sized(shared), sized(named)
 
@@ -80,7 +80,7 @@ def test_a_modality_joins_and_leaves_the_rest_as_it_was(seed, tmp_path):
     train_stages(built, train_command.train, tmp_path)
     figures = {stage["stage"]: stage["figures"] for stage in recorded_stages(tmp_path)}
     before, after = (
-        tiny.saved_state(tmp_path / s, 300)["params"] for s in ("image_text", "sounds")
+        tiny.saved_state(tmp_path / s, 200)["params"] for s in ("image_text", "sounds")
     )
     assert {p for p in after if p not in before} == {p for p in after if p.startswith(JOINED)}
     for path, value in before.items():

