@@ -19,7 +19,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxvl.aliases import Json
 from jaxvl.bench.harness import publish
 from jaxvl.config import check
 from jaxvl.data.tables import PRESENT, SavedTable, named_table
@@ -29,13 +28,7 @@ BLOCK = 8_192
 Row = dict[str, str | float | int]
 
 
-<<<<<<< HEAD
-def alignments(
-    images: Sequence[str], texts: Sequence[str], block: int = BLOCK
-) -> list[dict[str, Json]]:
-=======
 def alignments(images: Sequence[str], texts: Sequence[str], block: int = BLOCK) -> list[Row]:
->>>>>>> w/m3
     """Rows `image`, `text`, `cka`, `unbiased`, `records` of all pairs, the most alike first.
 
     Args:
@@ -86,11 +79,7 @@ def _blocks(
         yield tuple(np.asarray(column[start : start + block])[mask] for column in columns)
 
 
-<<<<<<< HEAD
-def main(argv: Sequence[str] | None = None) -> list[dict[str, Json]]:
-=======
 def main(argv: Sequence[str] | None = None) -> list[Row]:
->>>>>>> w/m3
     """Prints the table; returns (and, with --json, writes) its rows."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

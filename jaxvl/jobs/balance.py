@@ -70,14 +70,9 @@ class Balance(EmbeddingJob):
             "table, or known of all records",
         )
         rows, index = self.rows(encoders, source)
-<<<<<<< HEAD
-        same = self.prototypes == self.of or self.features is not None
-        of_prototypes, found = (rows, index) if same else self._of_prototypes.rows(encoders, source)
-=======
         other = self.prototypes != self.of and self.features is None
         prototypes = self._of_prototypes.rows(encoders, source) if other else (rows, index)
         of_prototypes, found = prototypes
->>>>>>> w/m3
         both = np.intersect1d(index, found)
         both = both[np.asarray(concepts)[both] >= 0]
         if not len(both):
