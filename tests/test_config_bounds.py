@@ -97,6 +97,15 @@ NEEDED = {
     "stages": dict(shares=(("pairs", 1.0),)),
     "ClassTexts": dict(count=10),
     "codebook": dict(reads=("image", "text")),
+    "capro": dict(head="kind"),
+    "coconut": dict(old_classes=4),
+    "logit_distillation": dict(head="kind", teacher="last/logits/kind"),
+    "prototype_clean": dict(head="kind"),
+    "encoded": dict(reads=("image", "text")),
+    "token_projection": dict(reads=("text",)),
+    "token_projector": dict(reads=("image", "text")),
+    "universal": dict(reads=("image", "text")),
+    "frozen_encoders": dict(heads=dict(joint=dict(name="projection", reads=("image", "text")))),
     "learned_scale": dict(reads="image"),
     "replaced": dict(source=tiny.TEST, column="name/en", share=0.5, texts=("none",)),
 }
@@ -105,6 +114,7 @@ EVALUATED = {
     "linear_probe": dict(source=tiny.TEST, train=tiny.TRAIN),
     "attentional_probe": dict(source=tiny.TEST, train=tiny.TRAIN),
     "base_to_new": dict(source=tiny.TEST, new=tiny.TEST),
+    "entity_linking": dict(source=tiny.TEST, entities=tiny.TEST),
 }
 
 

@@ -222,7 +222,7 @@ def test_parts_of_a_sound_are_weighed_by_what_asks():
         return found
 
     heard = Encoders(
-        None, None, {}, Tokenizer(), Preprocess(image_size=S), 4, one.mesh, outputs_fn=outputs
+        Functions(None, None, outputs), {}, Tokenizer(), Preprocess(image_size=S), 4, one.mesh
     )
     options = dict(pair=("waveform", "text"), seconds=216 / 16_000, parts=4)
     fit = table[(np.arange(N)[:, None] + order[:3]) % N].astype(np.float64) @ table.T

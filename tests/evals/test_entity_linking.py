@@ -7,6 +7,7 @@ import pytest
 from known_answers import PREPROCESS, Tokenizer, toy, unit
 
 from jaxvl.config import ConfigError
+from jaxvl.evals.differentiable import Functions
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.entity_linking import EntityLinking
 from jaxvl.objectives.m3el import SCORES
@@ -37,7 +38,7 @@ def encoders():
         found["matching/mention/text_mask"] = jnp.ones((len(shown), 1), bool)
         return found
 
-    return Encoders(None, None, {}, Tokenizer(), PREPROCESS, 4, MESH, outputs_fn=outputs, batch=16)
+    return Encoders(Functions(None, None, outputs), {}, Tokenizer(), PREPROCESS, 4, MESH, batch=16)
 
 
 def linking(**options):

@@ -10,6 +10,7 @@ from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Column
 from jaxvl.data.tables import PRESENT, Tabled, read_table, write_table
+from jaxvl.evals.differentiable import Functions
 from jaxvl.evals.encoders import Encoders
 from jaxvl.jobs import cache_features, mine_negatives
 from jaxvl.jobs.balance import Balance
@@ -251,9 +252,9 @@ def with_outputs(model):
             found["bare/tokens"] = jnp.stack([row, -row], 1)
         return found
 
-    parts = (model.functions.image, model.functions.text, model.weights, model.tokenizer)
-    rest = (model.preprocess, model.text_length, model.mesh)
-    return Encoders(*parts, *rest, batch=16, outputs_fn=outputs)
+    functions = Functions(model.functions.image, model.functions.text, outputs)
+    rest = (model.tokenizer, model.preprocess, model.text_length, model.mesh)
+    return Encoders(functions, model.weights, *rest, batch=16)
 
 
 def test_any_output_of_the_model_is_cached(monkeypatch):
