@@ -11,6 +11,8 @@ from jaxvl import plan
 CONFIG = str(pathlib.Path(__file__).parent.parent / "configs" / "align.py")
 SMALL = {
     "model.image.stages": '("mbconv_r1_k3_s2_e2_o32_se0.25",)',
+    "model.image.width": "1.0",
+    "model.image.depth": "1.0",
     "model.text.variant": "tiny",
     "tasks.pairs.data.batch": "8192",
     "tasks.pairs.data.fields.image.size": "32",

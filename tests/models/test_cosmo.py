@@ -129,19 +129,18 @@ def test_attention_to_the_image_before_equals_a_loop_over_tokens():
         rngs=nnx.Rngs(params=0),
         memory_width=10,
     )
-    for i, (_, variable) in enumerate(nnx.to_flat_state(nnx.state(block, nnx.Param))):
-        variable[...] = variable[...] + 0.3 * jax.random.normal(jax.random.key(i), variable.shape)
+    rng = np.random.default_rng(1)
+    for _, variable in nnx.to_flat_state(nnx.state(block, nnx.Param)):
+        noise = 0.3 * rng.normal(size=variable.shape)
+        variable[...] = variable[...] + noise.astype(np.float32)
     assert abs(block.cross_gate[...]) > 0.01 and abs(block.mlp_gate[...]) > 0.01
     rng = np.random.default_rng(0)
     segment = np.array([[0, 1, 1, 2, 2, 2], [1, 1, 2, 3, 3, 0]])
     x = rng.normal(size=(2, 6, d))
     latents = rng.normal(size=(2, 3 * n, 10))
     seen = segment[..., None] == np.repeat(np.arange(1, 4), n)
-    got = block(
-        jnp.asarray(x, jnp.float32),
-        jnp.asarray(latents, jnp.float32),
-        memory_mask=jnp.asarray(seen),
-        causal=True,
+    got = jax.jit(lambda x, latents: block(x, latents, memory_mask=seen, causal=True))(
+        np.float32(x), np.float32(latents)
     )
 
     w = lambda v: np.asarray(v[...], np.float64)
@@ -171,9 +170,8 @@ def test_attention_to_the_image_before_equals_a_loop_over_tokens():
             expected[b, t] = y + np.tanh(w(block.mlp_gate)) * (
                 up @ w(block.gated_mlp.down.kernel) + w(block.gated_mlp.down.bias)
             )
-    np.testing.assert_allclose(
-        got, block.block(jnp.asarray(expected, jnp.float32), causal=True), atol=2e-5
-    )
+    after = jax.jit(lambda x: block.block(x, causal=True))
+    np.testing.assert_allclose(got, after(np.float32(expected)), atol=2e-5)
 
 
 def test_the_contrast_has_no_gradient_above_the_split():
@@ -181,7 +179,8 @@ def test_the_contrast_has_no_gradient_above_the_split():
     ids = {"group_id": jnp.arange(B * K).reshape(B, K)}
 
     def gradient(objective):
-        return jax.grad(lambda p: objective(apply(p, batch), ids, (), None)[0].value)(params)
+        loss = lambda p: objective(apply(p, batch), ids, (), None)[0].value
+        return jax.jit(jax.grad(loss))(params)
 
     contrast = gradient(SymmetricSoftmax())
     caption = gradient(Captioning())

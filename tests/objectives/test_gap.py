@@ -121,6 +121,7 @@ def figures(objective):
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_gap_stays_under_clip_and_closes_with_the_terms():
     plain = figures(SymmetricSoftmax())
     added = figures(ContrastiveGap())

@@ -157,6 +157,7 @@ PLAIN = trainer(in_batch)
 MINED = trainer(mined)
 
 
+@pytest.mark.slow
 def test_mined_negatives_of_the_wrong_modality_drive_texts_away():
     found = np.array([shares(seed) for seed in range(3)])
     print("documents in the first ten: before, without, with:", found.round(3).tolist())

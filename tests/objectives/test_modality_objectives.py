@@ -74,7 +74,8 @@ def test_several_instances_of_a_row_are_one_positive(shape, duplicates, missing)
         "log_scale/vision-text": jnp.float32(1.2),
     }
     outputs |= {"has/text": jnp.asarray(has)} if missing else {}
-    loss, _ = ModalityPairs(duplicates=duplicates)(outputs, {"group_id": jnp.asarray(ids)}, (), KEY)
+    objective = jax.jit(lambda o, ids: ModalityPairs(duplicates=duplicates)(o, ids, (), KEY)[0])
+    loss = objective(outputs, {"group_id": ids})
     want = bags(
         u, v, 1.2, has if missing else np.ones(b, bool), ids if duplicates == "mask" else None
     )
@@ -91,7 +92,7 @@ def test_rows_of_several_instances_that_have_nothing_to_be_compared_with_give_no
         outputs = {"vision>text": u, "text>vision": v, "log_scale/vision-text": jnp.float32(1)}
         return ModalityPairs(duplicates="mask")(outputs, {"group_id": ids}, (), KEY)[0].value
 
-    value, gradients = jax.value_and_grad(loss, (0, 1))(u, v)
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(u, v)
     np.testing.assert_allclose(value, 0.0, atol=1e-6)
     for gradient in gradients:
         np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
@@ -101,14 +102,12 @@ def test_one_instance_as_a_bag_is_the_plain_loss():
     rng = np.random.default_rng(3)
     u = unit(rng, 6, 5)
     v = unit(rng, 6, 5)
-    run = lambda v: (
-        ModalityPairs()(
-            {"vision>text": u, "text>vision": v, "log_scale/vision-text": jnp.float32(1)},
-            {},
-            (),
-            KEY,
-        )[0].value
-    )
+
+    @jax.jit
+    def run(v):
+        outputs = {"vision>text": u, "text>vision": v, "log_scale/vision-text": jnp.float32(1)}
+        return ModalityPairs()(outputs, {}, (), KEY)[0].value
+
     np.testing.assert_allclose(run(v[:, None]), run(v), rtol=1e-6)
 
 

@@ -75,7 +75,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(baseline):
         objective = SelfCritical(per="caption", scale=1.0)
         return objective({"sampled_log_p": scores[None]}, batch, {}, None)[0].value
 
-    each = jax.vmap(jax.grad(loss), (None, 0, 0, 0))(
+    each = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0, 0)))(
         jnp.asarray(table, jnp.float32), tokens, drawn, jnp.asarray(reward)
     )
     np.testing.assert_allclose(np.einsum("n,nij->ij", probability(table), each), -exact, atol=1e-6)
@@ -161,6 +161,7 @@ def train(objective, steps=300, rows=64):
     return {k: np.asarray(v) for k, v in metrics.items()}
 
 
+@pytest.mark.slow
 def test_the_reward_rises_and_the_grammar_head_keeps_words_from_being_repeated():
     plain = train(SelfCritical())
     grammar = train(SelfCritical(grammar=2.0))

@@ -130,6 +130,7 @@ def probes(run, seed):
     ]
 
 
+@pytest.mark.slow
 def test_colour_is_salient_and_shape_is_common():
     """With the release's weights for ODIR; without the joint entropy colour is in both."""
     weights = dict(salient_weight=1.0, null_weight=100.0)

@@ -4,6 +4,7 @@ tower follows it."""
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from objective_checks import trainer
 
@@ -75,6 +76,7 @@ def figures(params, data):
     return precision.mean(), recall
 
 
+@pytest.mark.slow
 def test_pictures_are_found_better_and_texts_come_back():
     graph, state = nnx.split(HEAD.build({"image": WIDTH}, nnx.Rngs(0)))
     stages = {

@@ -36,7 +36,8 @@ def programs_kept(known_programs):
 
     def once(experiment, tasks, turns, model, abstract, shardings, mesh, teachers):
         key = repr((_of_the_program(experiment), abstract, mesh))
-        if teachers or key not in known_programs:
+        follow = all(teacher.model is model for teacher in teachers.values())
+        if not follow or key not in known_programs:
             known_programs[key] = compile_turns(
                 experiment, tasks, turns, model, abstract, shardings, mesh, teachers
             )

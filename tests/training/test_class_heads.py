@@ -57,6 +57,7 @@ def config(column="colour"):
     )
 
 
+@pytest.mark.slow  # heads of a step are in test_fields_in_runs.py
 def test_it_learns_the_attribute(tmp_path):
     train.train(config(), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -65,11 +65,16 @@ def test_every_optimiser_descends(name):
     tx, _ = optimiser(OptimConfig(name=name, weight_decay=0.01), AXES)
     params = parameters()
     loss = lambda p: sum(jnp.sum(v**2) for v in p.values())
+
+    @jax.jit
+    def step(params, state):
+        update, state = tx.update(jax.grad(loss)(params), state, params)
+        return {p: v - 0.02 * update[p] for p, v in params.items()}, state
+
     before = loss(params)
     state = tx.init(params)
     for _ in range(20):
-        update, state = tx.update(jax.grad(loss)(params), state, params)
-        params = {p: v - 0.02 * update[p] for p, v in params.items()}
+        params, state = step(params, state)
     assert loss(params) < 0.9 * before
 
 

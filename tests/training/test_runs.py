@@ -53,7 +53,10 @@ def test_2n_steps_equal_n_restart_n_bit_for_bit(finished, tmp_path):
     assert_same_state(finished, tmp_path, 6)
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow), 4])
+SEVERAL = [pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)]  # arrays are as whole on one
+
+
+@pytest.mark.parametrize("devices", [1, *SEVERAL])
 def test_restores_on_fewer_devices_with_equal_losses(finished, tmp_path, devices, monkeypatch):
     at_step_3(finished, tmp_path)
     monkeypatch.setattr(

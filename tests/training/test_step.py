@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -38,19 +39,27 @@ def tokenizer():
     )
 
 
-def run(n_steps=2, devices=1, poison=None, values=None, **changes):
-    """(state, metrics of the last step) after `n_steps` on the first `devices` devices."""
-    experiment = tiny.experiment(**changes)
+@functools.cache
+def built(text, devices):
+    """(mesh, first state, compiled step) of the miniature with changes, kept."""
+    experiment = tiny.experiment(**json.loads(text))
     mesh = make_mesh(experiment.mesh, jax.devices()[:devices])
     with jax.set_mesh(mesh):
         model = build_model(experiment, tokenizer())
         fresh, _, shardings = fresh_state(experiment, model, mesh)
-        state = jax.jit(fresh, out_shardings=shardings)()
+        born = jax.jit(fresh, out_shardings=shardings)
+        state = born() if devices > 1 else jax.device_put(fresh(), shardings)
         update = make_update(experiment, model)
         forward = make_forward(experiment, make_tasks(experiment)["pairs"], model)
         part = Part(forward, 1.0, frozenset(p for p, yes in update.trained.items() if yes))
         step = make_step([part], update, ["pairs"])
-        step = jax.jit(step, out_shardings=(shardings, None))
+        return mesh, state, jax.jit(step, out_shardings=(shardings, None))
+
+
+def run(n_steps=2, devices=1, poison=None, values=None, **changes):
+    """(state, metrics of the last step) after `n_steps` on the first `devices` devices."""
+    mesh, state, step = built(json.dumps(changes), devices)
+    with jax.set_mesh(mesh):
         values = jax.device_put(values or batch(), batch_sharding(mesh))
         for i in range(n_steps):
             if poison == i:
@@ -70,11 +79,7 @@ def run(n_steps=2, devices=1, poison=None, values=None, **changes):
 
 def initial(**changes):
     """The state before the first step of `run`."""
-    experiment = tiny.experiment(**changes)
-    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        fresh, _, shardings = fresh_state(experiment, build_model(experiment, tokenizer()), mesh)
-        return jax.device_get(jax.jit(fresh, out_shardings=shardings)())
+    return jax.device_get(built(json.dumps(changes), 1)[1])
 
 
 def close(a, b, tolerance):
@@ -100,7 +105,7 @@ def plain():
     return run(**SGD_LIKE, mesh=dict(data=1))
 
 
-@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_microbatches_keep_all_negatives(n):
     whole, m1 = plain()
     chunked, m2 = run(**SGD_LIKE, **tasks(microbatches=n))
@@ -180,6 +185,7 @@ def test_microbatches_of_captioners_on_a_mesh(name):
     close(whole, parts, 1e-5)
 
 
+@pytest.mark.slow  # the next one has both axes, and parts besides
 @pytest.mark.parametrize("mesh", [dict(data=8), dict(data=2, fsdp=4), dict(data=1, fsdp=8)])
 def test_any_mesh_gives_the_numbers_of_one_device(mesh):
     one, m1 = plain()
@@ -190,7 +196,7 @@ def test_any_mesh_gives_the_numbers_of_one_device(mesh):
 
 def test_microbatches_on_a_mesh():
     one, m1 = plain()
-    many, m8 = run(**SGD_LIKE, devices=4, mesh=dict(data=2, fsdp=2), **tasks(microbatches=2))
+    many, m8 = run(**SGD_LIKE, devices=8, mesh=dict(data=2, fsdp=4), **tasks(microbatches=2))
     np.testing.assert_allclose(m1["loss"], m8["loss"], rtol=1e-5)
     close(one, many, 1e-5)
 

@@ -98,7 +98,7 @@ class Stepper:
             model = build_model(experiment, tokenizer)
             teachers = make_teachers(experiment, model, tokenizer)
             fresh, _, shardings = fresh_state(experiment, model, self.mesh, teachers)
-            self.first = jax.jit(fresh, out_shardings=shardings)()
+            self.first = jax.device_put(fresh(), shardings)
             update = make_update(experiment, model)
             self.forward = make_forward(
                 experiment, make_tasks(experiment)["pairs"], model, teachers
@@ -197,7 +197,7 @@ def test_a_step_of_albef_in_parts_and_on_eight_devices_is_that_of_the_whole():
         )
 
 
-@pytest.mark.usefixtures("one_device")
+@pytest.mark.usefixtures("one_device", "programs_kept")
 def test_a_killed_run_goes_on_with_teacher_and_queue_as_they_were(tmp_path):
     run = tiny.experiment(**contrast(steps=6, checkpoint=dict(every=3)))
     train_command.train(run, tmp_path / "whole")

@@ -19,7 +19,7 @@ from jaxvl.training.build import build_model, fresh_state, make_forward, make_ta
 from jaxvl.training.compile import make_update
 from jaxvl.training.step import Part, _differentiate, split_keys
 
-CHUNKS = 4
+CHUNKS = 2
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 LORA = dict(name="lora", paths="attention/|mlp/", rank=8, dropout=0.5)
 
@@ -36,17 +36,22 @@ def parts(chunks, dropout):
         fresh, *_ = fresh_state(experiment, model, mesh)
         update = make_update(experiment, model)
         forward = make_forward(experiment, make_tasks(experiment)["pairs"], model)
-        state = jax.jit(fresh)()
+        state = fresh()
     noise = lambda path, x: x + 0.1 * np.random.default_rng(len(path)).normal(size=x.shape)
     moved = {p: noise(p, x).astype(jnp.float32) for p, x in state.params.items()}
     learns = frozenset(p for p, yes in update.trained.items() if yes)
     return Part(forward, 1.0, learns), dataclasses.replace(state, params=moved)
 
 
+@functools.cache
+def differentiate(chunks, dropout):
+    part, _ = parts(chunks, dropout)
+    return quick_jit(lambda state, b, k: _differentiate(part, state, b, split_keys(k)))
+
+
 def gradient(chunks, dropout, key=0):
-    part, state = parts(chunks, dropout)
-    function = quick_jit(lambda state, b, k: _differentiate(part, state, b, split_keys(k)))
-    loss, _, slope, _ = function(state, batch(), jax.random.key(key))
+    _, state = parts(chunks, dropout)
+    loss, _, slope, _ = differentiate(chunks, dropout)(state, batch(), jax.random.key(key))
     return loss, slope
 
 

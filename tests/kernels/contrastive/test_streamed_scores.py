@@ -367,7 +367,7 @@ def test_weights_that_are_refused():
 # Meshes, memory, errors
 
 
-@pytest.mark.parametrize("n", [24, 21])
+@pytest.mark.parametrize("n", [pytest.param(24, marks=pytest.mark.slow), 21])
 def test_eight_devices_equal_one(n):
     """21: rows that the mesh does not divide. All reductions in one program each."""
     rng = np.random.default_rng(8)
