@@ -112,6 +112,7 @@ def outputs():
     return everything(params, batch)
 
 
+@pytest.mark.slow
 def test_a_text_or_its_embedding_conditions_the_caption():
     out = outputs()
     scores = {name: out[name]["caption_lse"] for name in ("text", "cached", "image", "noisy")}
@@ -121,6 +122,7 @@ def test_a_text_or_its_embedding_conditions_the_caption():
     np.testing.assert_allclose(out["alone"]["image"], out["image"]["image"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_noise_is_in_training_and_not_of_images():
     out = outputs()
     scores = {name: out[name]["caption_lse"] for name in ("text", "noisy", "plain")}
@@ -129,6 +131,7 @@ def test_noise_is_in_training_and_not_of_images():
     np.testing.assert_allclose(out["image"]["caption_lse"], out["scores"]["lse"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_what_is_not_frozen_learns_from_texts():
     out = outputs()
     for path, slope in out["slopes"].items():
@@ -136,6 +139,7 @@ def test_only_what_is_not_frozen_learns_from_texts():
         assert towers == (not np.any(slope)), path
 
 
+@pytest.mark.slow
 def test_captions_of_images_token_by_token():
     out = outputs()
     logits = np.asarray(out["logits"])[:, :STEPS]
