@@ -18,6 +18,7 @@ from jaxvl.data.audio import Spectrogram
 from jaxvl.models import HEADS, IMAGE_ENCODERS, MODELS, TEXT_ENCODERS
 from jaxvl.models.base import Capabilities, Encoded, EncoderConfig, InputSpec, Model, ModelConfig
 from jaxvl.models.heads import HeadConfig, Heads
+from jaxvl.models.heads.token_projector import TokenProjectorConfig
 from jaxvl.models.text import TextTransformerConfig
 from jaxvl.models.two_tower import SIDES
 from jaxvl.models.vit import ViTConfig
@@ -53,7 +54,7 @@ class FrozenEncodersConfig(ModelConfig):
       features: further input -> width of its features.
       log_mel: makes the features of `waveform` [B, W]; None: the model hears none.
       heads: label -> head by name, with its options; see `models.heads`. The head `joint` reads all
-        inputs by their names, and makes one row of each.
+        inputs by their names, and makes one row of each; alone it is a `token_projector`.
       init_scale: initial factor of the cosine; it is learned, and stored as its logarithm.
       max_scale: largest factor, or None for no limit.
     """
@@ -62,7 +63,9 @@ class FrozenEncodersConfig(ModelConfig):
     text: Annotated[EncoderConfig, TEXT_ENCODERS] = TextTransformerConfig()
     features: dict[str, Width] = dataclasses.field(default_factory=dict)
     log_mel: Spectrogram | None = None
-    heads: dict[str, Annotated[HeadConfig, HEADS]] = dataclasses.field(default_factory=dict)
+    heads: dict[str, Annotated[HeadConfig, HEADS]] = dataclasses.field(
+        default_factory=lambda: {"joint": TokenProjectorConfig(reads=SIDES)}
+    )
     init_scale: Scale = 1 / 0.07
     max_scale: Scale | None = 100.0
 
