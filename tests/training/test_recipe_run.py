@@ -97,7 +97,7 @@ def recall(records):
 
 
 @pytest.mark.slow
-def test_the_recipe_finds_more_than_clip_where_captions_are_wrong(tmp_path):
+def test_the_recipe_finds_more_than_clip_where_captions_are_wrong(tmp_path, one_device):
     """2,304 pairs of which 30 % have another picture's name; search among right ones of a drawing
     style that was never seen."""
     found = {
