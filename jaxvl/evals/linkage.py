@@ -22,7 +22,7 @@ from jaxvl.evals.columns import (
     listed,
 )
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.ranking import rank
+from jaxvl.evals.ranking import rank, unit_rows
 from jaxvl.evals.source_options import SourceOptions, check_tokenizer, skipped_figures
 
 MOST = 20_000  # records that are clustered: 1.6 GB of distances
@@ -109,7 +109,7 @@ class Linkage(SourceOptions):
 def pooled(images: np.ndarray, texts: np.ndarray, pool: Pool = "both") -> np.ndarray:
     """Unit vectors float32 [n, D] of records from unit rows of their pictures and texts."""
     rows = {"both": (images + texts) / 2, "image": images, "text": texts}[pool]
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit_rows(rows)
 
 
 def agglomerate(rows: np.ndarray, distance: float | None, clusters: int) -> np.ndarray:

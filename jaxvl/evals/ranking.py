@@ -99,6 +99,11 @@ def pad_ids(ids: Sequence[Sequence[int]]) -> np.ndarray:
     return out
 
 
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """[..., D] scaled to length 1 along D; a row of zeros stays."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+
+
 def cosines(q: jax.Array, c: jax.Array) -> jax.Array:
     """Of unit rows [m, D] and [n, D]."""
     return jnp.einsum(

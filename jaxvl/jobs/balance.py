@@ -13,8 +13,9 @@ from jaxvl.data.sources.base import Source
 from jaxvl.data.tables import Columns
 from jaxvl.evals.columns import check_column
 from jaxvl.evals.encoders import Encoders
+from jaxvl.evals.ranking import unit_rows
 from jaxvl.jobs import JOBS
-from jaxvl.jobs.embedding import EmbeddingJob
+from jaxvl.jobs.embedding import EmbeddingJob, known_column
 
 
 @JOBS.register("balance")
@@ -62,13 +63,7 @@ class Balance(EmbeddingJob):
 
     def run(self, encoders: Encoders, source: Source) -> Columns:
         """See `Job`. Raises DataError where no record has a concept and both vectors."""
-        concepts = source.column(self.concept)
-        check(
-            concepts is not None,
-            "concept",
-            f"{self.concept!r} of {source.name} can only be read record by record; must be of a "
-            "table, or known of all records",
-        )
+        concepts = known_column(source, self.concept, "concept")
         rows, index = self.rows(encoders, source)
         other = self.prototypes != self.of and self.features is None
         prototypes = self._of_prototypes.rows(encoders, source) if other else (rows, index)
@@ -77,8 +72,8 @@ class Balance(EmbeddingJob):
         both = both[np.asarray(concepts)[both] >= 0]
         if not len(both):
             raise DataError(f"{source.name}: no record has {self.concept!r} and what is embedded")
-        vectors = _unit(rows[np.searchsorted(index, both)])
-        means = _unit(of_prototypes[np.searchsorted(found, both)])
+        vectors = unit_rows(rows[np.searchsorted(index, both)])
+        means = unit_rows(of_prototypes[np.searchsorted(found, both)])
         keep = np.zeros(len(source), np.int32)
         keep[both] = nearest_of_each(vectors, means, np.asarray(concepts)[both], self.each)
         return {"keep": keep}
@@ -98,10 +93,6 @@ def nearest_of_each(
     kept = np.zeros(len(rows), bool)
     for concept in np.unique(concepts):
         own = np.flatnonzero(concepts == concept)
-        score = rows[own] @ _unit(of_prototypes[own].mean(0))
+        score = rows[own] @ unit_rows(of_prototypes[own].mean(0))
         kept[own[np.argsort(-score, kind="stable")[:each]]] = True
     return kept
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

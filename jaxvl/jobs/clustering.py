@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxvl.evals.ranking import put
+from jaxvl.evals.ranking import put, unit_rows
 
 BLOCK = 1024  # rows at a time on one device: 4 MiB of distances to 1,000 centres
 FULL = jax.lax.Precision.HIGHEST
@@ -62,7 +62,7 @@ def kmeans(
         raise ValueError(f"{len(rows)} rows cannot make {k} clusters")
     rows = np.asarray(rows, np.float32)
     if spherical:
-        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        rows = unit_rows(rows)
     block = max(1, min(BLOCK, -(-len(rows) // mesh.size)))
     unit = block * mesh.size
     padded = -(-len(rows) // unit) * unit

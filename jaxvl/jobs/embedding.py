@@ -79,17 +79,21 @@ def joined(
 
 
 def _features(source: Source, column: str) -> tuple[np.ndarray, np.ndarray]:
-    values = source.column(column)
-    check(
-        values is not None,
-        "features",
-        f"{column!r} of {source.name} can only be read record by record; must be of a table",
-    )
+    values = known_column(source, column, "features")
     present = source.present(column)
     found = np.arange(len(source)) if present is None else np.flatnonzero(present)
     if not len(found):
         raise DataError(f"{source.name}: no record has {column!r}")
     return np.asarray(values[found], np.float32).reshape(len(found), -1), found
+
+
+def known_column(source: Source, column: str, field: str) -> np.ndarray:
+    """The values of a column of all records. Raises ConfigError at `field` where they are not
+    known before the records are read."""
+    values = source.column(column)
+    problem = f"{column!r} of {source.name} can only be read record by record"
+    check(values is not None, field, f"{problem}; must be of a table, or known of all records")
+    return values
 
 
 def image_rows(encoders: Encoders, source: Source, column: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,9 @@ from jaxvl.data.sources.base import Source
 from jaxvl.data.tables import Columns
 from jaxvl.evals.columns import check_column
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.ranking import top_k
+from jaxvl.evals.ranking import top_k, unit_rows
 from jaxvl.jobs import JOBS
-from jaxvl.jobs.embedding import BLOCK, EmbeddingJob
+from jaxvl.jobs.embedding import BLOCK, EmbeddingJob, known_column
 
 Share = Annotated[float, Range(0.0, 1.0)]
 
@@ -57,14 +57,8 @@ class KnnClean(EmbeddingJob):
     def run(self, encoders: Encoders, source: Source) -> Columns:
         """See `Job`."""
         rows, index = self.rows(encoders, source)
-        given = source.column(self.label)
-        check(
-            given is not None,
-            "label",
-            f"{self.label!r} of {source.name} can only be read record by record",
-        )
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        rows = rows / np.maximum(lengths, 1e-12)
+        given = known_column(source, self.label, "label")
+        rows = unit_rows(rows)
         labels = np.asarray(given, np.int64)[index]
         known = labels >= 0
         rows = rows[known]

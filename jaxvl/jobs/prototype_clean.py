@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvl.config import Range, Scale, check
+from jaxvl.config import Range, Scale
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Source
 from jaxvl.data.tables import Columns
@@ -18,6 +18,7 @@ from jaxvl.evals.columns import LABELS, PICTURES, check_column
 from jaxvl.evals.encoders import Encoders
 from jaxvl.jobs import JOBS
 from jaxvl.jobs.base import Job
+from jaxvl.jobs.embedding import known_column
 from jaxvl.objectives.capro import clean
 
 Share = Annotated[float, Range(0.0, 1.0)]
@@ -65,8 +66,9 @@ class PrototypeClean(Job):
         projected = encoders.images(source, column=self.image, output=self.projected)
         logits = encoders.images(source, column=self.image, output=f"logits/{self.head}").rows
         index = projected.index
-        labels = numbers(source, self.label, "label")[index]
-        seeds = (numbers(source, self.seed, "seed")[index] > 0) & (labels >= 0)
+        labels = np.asarray(known_column(source, self.label, "label"), np.int64)[index]
+        marked = np.asarray(known_column(source, self.seed, "seed"))[index] > 0
+        seeds = marked & (labels >= 0)
         if not seeds.any():
             raise DataError(f"{source.name}: no record with a picture and a label is a seed")
         scores = self._scores(projected.rows, labels, seeds, logits.shape[1])
@@ -86,11 +88,3 @@ class PrototypeClean(Job):
         lengths = np.linalg.norm(sums, axis=1, keepdims=True)
         scores = rows @ (sums / np.maximum(lengths, 1e-12)).T / self.temperature
         return np.where(lengths[:, 0] > 0, scores, -np.inf)
-
-
-def numbers(source: Source, column: str, field: str) -> np.ndarray:
-    """A column int64 [n]. Raises ConfigError at `field`."""
-    values = source.column(column)
-    problem = f"{column!r} of {source.name} can only be read record by record"
-    check(values is not None, field, problem)
-    return np.asarray(values, np.int64)

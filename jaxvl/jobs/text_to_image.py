@@ -17,6 +17,7 @@ from jaxvl.data.tables import PRESENT, Columns
 from jaxvl.evals.columns import PICTURES, check_column, check_texts
 from jaxvl.evals.columns import Columns as Names
 from jaxvl.evals.encoders import Encoders
+from jaxvl.evals.ranking import unit_rows
 from jaxvl.evals.source_options import check_tokenizer, open_named
 from jaxvl.jobs import JOBS
 from jaxvl.jobs.base import Job
@@ -89,7 +90,7 @@ class TextToImage(Job):
         if self.how == "linear":
             one = lambda x: np.concatenate([x, np.ones((len(x), 1))], axis=1)
             rows = one(texts) @ np.linalg.lstsq(one(theirs), images)[0]
-            return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+            return unit_rows(rows)
         # Of the eigenvectors, as the covariance of fewer pairs than D has no Cholesky factor.
         values, vectors = np.linalg.eigh(np.cov(gap, rowvar=False))
         drawn = jax.random.normal(jax.random.key(self.seed), texts.shape)

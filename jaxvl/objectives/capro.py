@@ -7,9 +7,11 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxvl.config import Count, Range, Scale, Weight, check
 from jaxvl.objectives import OBJECTIVES, Loss, Objective
+from jaxvl.objectives.queues import check_room, enqueued, places
 
 Share = Annotated[float, Range(0.0, 1.0)]
 
@@ -98,8 +100,7 @@ class Capro(Objective):
         check(self.temperature > 0, "temperature", f"{self.temperature!r} must be > 0")
 
     def check_data(self, data):
-        problem = f"{self.queue!r} rows have no room for a batch of {data.batch}"
-        check(self.queue >= data.batch, "queue", problem)
+        check_room(self.queue, data)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -122,8 +123,7 @@ class Capro(Objective):
             "visited": jnp.zeros(classes, jnp.int32),
             "queue": jnp.zeros((self.queue, width), jnp.float32),
             "queue_p": jnp.zeros((self.queue, classes), jnp.float32),
-            "place": jnp.int32(0),
-            "filled": jnp.int32(0),
+            **places(),
         }
 
     def __call__(self, outputs, batch, state, context):
@@ -141,12 +141,14 @@ class Capro(Objective):
         kept = jnp.where(started, rule.kept, known)
         weight = kept / jnp.maximum(kept.sum(), 1)
 
-        new = jax.lax.stop_gradient(self._enqueued(batch, state))
-        hard = _entropy(logits, jax.nn.one_hot(label, logits.shape[1]))
-        soft = _entropy(logits, jax.lax.stop_gradient(self._bootstrapped(z, new)))
+        new = self._enqueued(batch, state)
+        hard = optax.softmax_cross_entropy(logits, jax.nn.one_hot(label, logits.shape[1]))
+        soft = optax.softmax_cross_entropy(
+            logits, jax.lax.stop_gradient(self._bootstrapped(z, new))
+        )
         beta = jnp.where(started, self.bootstrap, 0.0)
         classified = jnp.sum(weight * ((1 - beta) * hard + beta * soft))
-        near = _entropy(scores, jax.nn.one_hot(label, logits.shape[1]))
+        near = optax.softmax_cross_entropy(scores, jax.nn.one_hot(label, logits.shape[1]))
         near = jnp.where(state["visited"][label] > 0, near, 0.0)
         prototype = jnp.where(started, jnp.sum(weight * near), 0.0)
         instance = self._instance(z, batch, state)
@@ -193,15 +195,7 @@ class Capro(Objective):
         """The state with the teacher's rows in it, in place of the oldest."""
         keys = batch[self._key].astype(jnp.float32)
         p = jax.nn.softmax(batch[f"{self.teacher}/logits/{self.head}"].astype(jnp.float32))
-        b = len(keys)
-        places = (state["place"] + jnp.arange(b, dtype=jnp.int32)) % self.queue
-        return {
-            **state,
-            "queue": state["queue"].at[places].set(keys),
-            "queue_p": state["queue_p"].at[places].set(p),
-            "place": (state["place"] + b) % self.queue,
-            "filled": jnp.minimum(state["filled"] + b, self.queue),
-        }
+        return enqueued(state, {"queue": keys, "queue_p": p})
 
     def _moved(
         self,
@@ -250,11 +244,6 @@ def clean(rated: jax.Array, label: jax.Array, seeds: jax.Array, threshold: float
 _NEVER = -1e9  # a score; far below any other, and finite
 
 
-def _entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Cross-entropy [B] of logits with targets [B, C]."""
-    return -jnp.sum(target * jax.nn.log_softmax(logits), 1)
-
-
 def _unit(rows: jax.Array) -> jax.Array:
-    """Rows of length 1; a row of zeros stays."""
+    """`l2_normalize` of rows that are classes, whose sharding is not the batch's."""
     return rows * jax.lax.rsqrt(jnp.maximum(jnp.square(rows).sum(1, keepdims=True), 1e-24))

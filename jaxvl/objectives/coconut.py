@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxvl.config import Count, Scale
-from jaxvl.kernels.contrastive import PairMask, Unpaired, contrastive_logsumexp
+from jaxvl.kernels.contrastive import PairMask, Unpaired
 from jaxvl.nn.norms import l2_normalize
 from jaxvl.objectives import OBJECTIVES, Loss, Objective
+from jaxvl.objectives.competing import competing
 
 
 @OBJECTIVES.register("coconut")
@@ -69,20 +70,15 @@ class StudentTeacherContrast(Objective):
         groups = dict(row_group=label, col_group=label)
         alike = PairMask(Unpaired(rehearsed, rehearsed), **groups, drop="different")
         unlike = PairMask(Unpaired(), **groups, drop="same")
-        sides = self._competing(z, t, alike), self._competing(z, z, unlike)
+        log_scale = -jnp.log(jnp.float32(self.temperature))
+        own, _ = competing(z, t, log_scale, alike, self.implementation)
+        others, _ = competing(z, z, log_scale, unlike, self.implementation)
         near, count = class_mean(z, t, label, rehearsed)
-        terms = jnp.logaddexp(*sides) - near / self.temperature
+        terms = jnp.logaddexp(own, others) - near / self.temperature
         total = jnp.maximum(rehearsed.sum(), 1)
         loss = jnp.sum(jnp.where(rehearsed, terms, 0.0)) / total
         positives = jnp.sum(jnp.where(rehearsed, count, 0.0)) / total
         return Loss(loss, {"rehearsed": rehearsed.mean(), "positives": positives}), state
-
-    def _competing(self, u: jax.Array, v: jax.Array, targets: PairMask) -> jax.Array:
-        """Log of each row's sum; a low number where nothing competes, whose gradient is no NaN."""
-        log_scale = -jnp.log(jnp.float32(self.temperature))
-        how = dict(targets=targets, implementation=self.implementation)
-        rows, _ = contrastive_logsumexp(u, v, log_scale, **how)
-        return jnp.maximum(rows, jnp.finfo(rows.dtype).min / 2)
 
 
 def class_mean(

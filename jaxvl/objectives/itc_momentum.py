@@ -13,6 +13,7 @@ from jaxvl.kernels.contrastive import Diagonal, PairMask, SameId, SoftTargets, c
 from jaxvl.objectives import OBJECTIVES, Loss
 from jaxvl.objectives.distilled import Distilled
 from jaxvl.objectives.pairs import pair_metrics
+from jaxvl.objectives.queues import check_room, enqueued, places
 
 
 @OBJECTIVES.register("itc_momentum")
@@ -67,11 +68,7 @@ class MomentumContrast(Distilled):
         )
 
     def check_data(self, data):
-        check(
-            self.queue >= data.batch,
-            "queue",
-            f"{self.queue!r} rows have no room for a batch of {data.batch}",
-        )
+        check_room(self.queue, data)
 
     @property
     def batch_keys(self) -> tuple[str, ...]:
@@ -79,7 +76,7 @@ class MomentumContrast(Distilled):
         return (f"{self.teacher}/image", f"{self.teacher}/text", *groups)
 
     def init_state(self, spec):
-        state = {"place": jnp.int32(0), "filled": jnp.int32(0)}
+        state = places()
         for side in ("image", "text"):
             width = spec.batch[f"{self.teacher}/{side}"].shape[-1]
             state[f"{side}_queue"] = jnp.zeros((self.queue, width), jnp.float32)
@@ -99,7 +96,8 @@ class MomentumContrast(Distilled):
         total = jnp.float32(0)
         for side, other in _OTHER.items():
             total += self._one_side(outputs[side], keys[other], scale, hard, new[side], context)
-        return Loss(total / 2, self._metrics(outputs, state, context)), self._queued(state, new)
+        rows = {f"{name}_queue": x for name, x in new.items()}
+        return Loss(total / 2, self._metrics(outputs, state, context)), enqueued(state, rows)
 
     def _positives(self, new: dict[str, jax.Array], keys: dict[str, jax.Array]) -> Any:
         """Which of the keys are a row's own."""
@@ -117,20 +115,6 @@ class MomentumContrast(Distilled):
         # The share of soft targets changes from step to step, and a target's weight does not.
         soft = SoftTargets(teacher, keys, jnp.exp(log_scale), targets=hard)
         return self.mixed(loss(hard), loss(soft), context)
-
-    def _queued(self, state: dict[str, Any], new: dict[str, jax.Array]) -> dict[str, Any]:
-        """The state with the batch in it, in place of the oldest rows."""
-        b = len(new["image"])
-        places = (state["place"] + jnp.arange(b, dtype=jnp.int32)) % self.queue
-        after = {
-            f"{name}_queue": state[f"{name}_queue"].at[places].set(jax.lax.stop_gradient(rows))
-            for name, rows in new.items()
-        }
-        return {
-            **after,
-            "place": (state["place"] + b) % self.queue,
-            "filled": jnp.minimum(state["filled"] + b, self.queue),
-        }
 
     def _metrics(self, outputs, state, context) -> dict[str, jax.Array]:
         figures = pair_metrics(outputs)

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxvl.config import Count, Scale, Weight, check
-from jaxvl.kernels.contrastive import PairMask, Unpaired, contrastive_logsumexp
+from jaxvl.kernels.contrastive import PairMask, Unpaired
 from jaxvl.kernels.contrastive.reductions import CrossEntropy
 from jaxvl.kernels.contrastive.scores import Asking, Dot, GlobalAndLocal, Told
 from jaxvl.objectives import OBJECTIVES, Loss
+from jaxvl.objectives.competing import competing
 from jaxvl.objectives.streamed import StreamedObjective
 
 Arrays = Mapping[str, jax.Array]
@@ -102,22 +103,15 @@ class MultiLevelMatching(StreamedObjective):
         others = PairMask(Unpaired(), row_group=groups, col_group=groups, drop="same")
         log_scale = -jnp.log(jnp.float32(self.temperature))
         pair = jnp.sum(e * m, -1, dtype=jnp.float32) / self.temperature
-        across = self._competing(e, m, log_scale, others)
+        across = competing(e, m, log_scale, others, self.implementation)
         total = jnp.float32(0)
         for rows, of_others in zip((e, m), across):
             terms = [pair, of_others]
             if self.own_side:
                 sharper = log_scale + jnp.log(jnp.float32(self.own_side))
-                terms.append(self._competing(rows, rows, sharper, others)[0])
+                terms.append(competing(rows, rows, sharper, others, self.implementation)[0])
             total += 0.5 * jnp.mean(jax.nn.logsumexp(jnp.stack(terms), 0) - pair)
         return total
-
-    def _competing(self, u, v, log_scale, targets) -> tuple[jax.Array, jax.Array]:
-        """Log of the sums of rows over columns and of columns over rows; a low number where nothing
-        competes, whose gradient is no NaN."""
-        how = dict(targets=targets, implementation=self.implementation)
-        found = contrastive_logsumexp(u, v, log_scale, **how)
-        return tuple(jnp.maximum(x, jnp.finfo(x.dtype).min / 2) for x in found)
 
 
 @jax.tree_util.register_dataclass
@@ -149,20 +143,22 @@ def of_record(prefix: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
 
 def as_mention(outputs: Arrays, prefix: str) -> Read:
     """Outputs of a record as a mention's."""
-    told: Read = {}
-    for side in SIDES:
-        of = lambda kind: outputs.get(f"{prefix}/{side}{kind}")  # noqa: B023
-        told[side] = Told(of(""), of("_keys"), of("_values"), of("_mask"))
+    told = {side: Told(**_fields(outputs, f"{prefix}/{side}", Told)) for side in SIDES}
     return told | _across(outputs, prefix)
 
 
 def as_entity(outputs: Arrays, prefix: str) -> Read:
     """Outputs of a record as an entity's."""
-    asking: Read = {}
-    for side in SIDES:
-        of = lambda kind: outputs.get(f"{prefix}/{side}{kind}")  # noqa: B023
-        asking[side] = Asking(of(""), of("_wanted"), of("_queries"), of("_mask"))
+    asking = {side: Asking(**_fields(outputs, f"{prefix}/{side}", Asking)) for side in SIDES}
     return asking | _across(outputs, prefix)
+
+
+def _fields(
+    outputs: Arrays, name: str, kind: type[Told] | type[Asking]
+) -> dict[str, jax.Array | None]:
+    """Outputs by the fields of `kind`: `vector` is the output `name`, any other `name_FIELD`."""
+    others = {field: outputs.get(f"{name}_{field}") for field in kind._fields if field != "vector"}
+    return {"vector": outputs.get(name), **others}
 
 
 def _across(outputs: Arrays, prefix: str) -> Read:

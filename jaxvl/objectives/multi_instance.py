@@ -16,10 +16,10 @@ from jaxvl.kernels.contrastive import (
     PairMask,
     SameId,
     Unpaired,
-    contrastive_logsumexp,
     contrastive_loss,
 )
 from jaxvl.objectives import OBJECTIVES, Loss, Objective
+from jaxvl.objectives.competing import competing
 
 
 @OBJECTIVES.register("nce")
@@ -174,18 +174,15 @@ class ModalityPairs(Objective):
             targets = PairMask(
                 targets, row_group=jnp.repeat(ids, m), col_group=jnp.repeat(ids, n), drop="same"
             )
-        sides = contrastive_logsumexp(
+        sides = competing(
             u.reshape(-1, u.shape[-1]),
             v.reshape(-1, v.shape[-1]),
             log_scale,
-            targets=targets,
-            implementation=self.implementation,
+            targets,
+            self.implementation,
         )
         total = jnp.float32(0)
         for side, instances in zip(sides, (m, n)):
-            side = jnp.maximum(
-                side, jnp.finfo(side.dtype).min / 2
-            )  # -inf, where nothing competes, would make its gradient NaN
             side = jax.nn.logsumexp(side.reshape(-1, instances), axis=1)
             total += 0.5 * ((jnp.logaddexp(side, positive) if mask else side) - positive)
         return jnp.sum(jnp.where(every, total, 0.0)) / jnp.maximum(every.sum(), 1)

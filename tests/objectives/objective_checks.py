@@ -29,6 +29,14 @@ def call(objective, outputs, batch, context=None):
     return loss
 
 
+def low(tree):
+    """A tree of float64 and integers in float32 and int32."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.float32 if np.asarray(x).dtype.kind == "f" else jnp.int32),
+        tree,
+    )
+
+
 def log_softmax(logits, axis):
     """Float64 [..., N]."""
     top = logits.max(axis, keepdims=True)

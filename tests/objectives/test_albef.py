@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from objective_checks import call, compare, context, embeddings, log_softmax, nce, slopes
+from objective_checks import call, compare, context, embeddings, log_softmax, low, nce, slopes
 
 from jaxvl.config import ConfigError
 from jaxvl.objectives import StateSpec
@@ -92,13 +92,6 @@ def compiled(objective):
         return found.value, state
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
-
-
-def low(tree):
-    return jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.float32 if np.asarray(x).dtype.kind == "f" else jnp.int32),
-        tree,
-    )
 
 
 def run(objective, steps, place=lambda x: x):

@@ -24,20 +24,12 @@ SIZE = 24
 JOINED = ("heads/joint/align/waveform/", "heads/joint/token/waveform")
 
 
-def sized(node):
-    """A config's groups with small pictures, half as many."""
-    if isinstance(node, dict):
-        node = dict(node, variants=2) if node.get("name") == "shapes" else node
-        return {key: SIZE if key in ("size", "image_size") else sized(v) for key, v in node.items()}
-    return tuple(map(sized, node)) if isinstance(node, (list, tuple)) else node
-
-
 def miniature(seed):
     shared = load_file(str(CONFIG)).to_dict()
     named = {stage.pop("name"): stage for stage in map(dict, shared.pop("stages"))}
     shared |= dict(seed=seed, steps=200, checkpoint=dict(every=200))
     shared["log"] = dict(every=100, tensorboard=False, report=False)
-    return sized(shared), sized(named)
+    return tiny.sized(shared, SIZE), tiny.sized(named, SIZE)
 
 
 def heard(config, columns):

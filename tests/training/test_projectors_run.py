@@ -79,14 +79,6 @@ SIZE = 24
 ENCODERS = ("apart", "some", "nothing")  # stages
 
 
-def sized(node):
-    """A config's groups with small pictures, half as many."""
-    if isinstance(node, dict):
-        node = dict(node, variants=2) if node.get("name") == "shapes" else node
-        return {key: SIZE if key in ("size", "image_size") else sized(v) for key, v in node.items()}
-    return tuple(map(sized, node)) if isinstance(node, (list, tuple)) else node
-
-
 def miniature(seed):
     """The config's shared part, and stages: three image encoders that were trained for long, for
     little and not at all; projectors from each to the texts of the first; all trained on pixels."""
@@ -118,7 +110,7 @@ def miniature(seed):
         stages[f"on_{image}"] = stage
     for stage in stages.values():
         stage.pop("name", None)
-    return sized(shared), sized(stages)
+    return tiny.sized(shared, SIZE), tiny.sized(stages, SIZE)
 
 
 def cost(workdir):

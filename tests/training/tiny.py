@@ -110,3 +110,12 @@ def assert_same_state(one: pathlib.Path | str, other: pathlib.Path | str, step: 
     )
     for (path, a), (_, b) in pairs:
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+
+def sized(node, size: int):
+    """A shipped config's groups with pictures of `size` pixels, half as many of generated ones."""
+    if isinstance(node, dict):
+        node = dict(node, variants=2) if node.get("name") == "shapes" else node
+        sides = ("size", "image_size")
+        return {key: size if key in sides else sized(value, size) for key, value in node.items()}
+    return tuple(sized(x, size) for x in node) if isinstance(node, (list, tuple)) else node

@@ -58,6 +58,11 @@ class HeadConfig:
             return {self.reads: ""}
         return {source: source.rpartition("/")[2] for source in self.reads}
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """What is read -> name of the parameters that are for it alone."""
+        return {source: name or "only" for source, name in self.names.items()}
+
     def output(self, label: str, name: str) -> str:
         """Whole name of the output `name` of the head at `label`."""
         return f"{self.prefix}{label}/{name}" if name else f"{self.prefix}{label}"

@@ -87,7 +87,7 @@ class TokenProjector(Head):
             for source, width in inputs.items():
                 width = config.dim if chained else width
                 if kind != "none":
-                    modules[config.names[source] or "only"] = Perceptron(
+                    modules[config.parts[source]] = ResidualPerceptron(
                         kind, width, config.dim, config.dropout, rngs=rngs, dtype=dtype
                     )
             return nnx.Dict(modules)
@@ -96,6 +96,7 @@ class TokenProjector(Head):
         self.pooled = parts(config.pooled, config.order == "after")
         self.chained = config.order == "after"
         self.names = config.names
+        self.parts = config.parts
 
     def __call__(
         self,
@@ -111,8 +112,8 @@ class TokenProjector(Head):
         outputs = {}
         for number, (source, value) in enumerate(sorted(encoded.items())):
             own = None if key is None else jax.random.fold_in(key, number)
-            name = self.names[source]
-            outputs[name] = l2_normalize(self._row(name or "only", value, train, own))
+            row = self._row(self.parts[source], value, train, own)
+            outputs[self.names[source]] = l2_normalize(row)
         return outputs
 
     def _row(self, name: str, value: Encoded, train: bool, key: jax.Array | None) -> jax.Array:
@@ -128,7 +129,7 @@ class TokenProjector(Head):
         return projected if self.chained else row + projected
 
 
-class Perceptron(nnx.Module):
+class ResidualPerceptron(nnx.Module):
     """One hidden layer with a way round it; see `TokenProjectorConfig`.
 
     Args:

@@ -88,12 +88,12 @@ class Universal(Head):
         # UP first, so that it is drawn alike however many modalities there are.
         self.shared = UniversalProjection(config, rngs=rngs, dtype=dtype)
         self.names = config.names
-        labels = {source: name or "only" for source, name in self.names.items()}
+        self.parts = config.parts
         align = {}
         token = {}
-        for source, label in labels.items():
-            align[label] = AlignmentLayer(config, inputs[source], rngs=rngs, dtype=dtype)
-            token[label] = nnx.Param(normal(0.3)(rngs.params(), (config.dim,)), axes=("norm",))
+        for source, part in self.parts.items():
+            align[part] = AlignmentLayer(config, inputs[source], rngs=rngs, dtype=dtype)
+            token[part] = nnx.Param(normal(0.3)(rngs.params(), (config.dim,)), axes=("norm",))
         self.align = nnx.Dict(align)
         self.token = nnx.Dict(token)
 
@@ -115,8 +115,8 @@ class Universal(Head):
                 continue
             of_align, of_shared = split(own, 2)
             value = encoded[source]
-            tokens = self.align[name or "only"](value.tokens, train=train, key=of_align)
-            token = self.token[name or "only"][...]
+            tokens = self.align[self.parts[source]](value.tokens, train=train, key=of_align)
+            token = self.token[self.parts[source]][...]
             options = dict(train=train, key=of_shared)
             outputs[name] = self.shared(tokens, token, value.mask, **options)
         return outputs
