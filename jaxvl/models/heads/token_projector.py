@@ -82,7 +82,7 @@ class TokenProjector(Head):
         rngs: nnx.Rngs,
         dtype: DTypeLike,
     ):
-        def parts(kind: Kind, chained: bool) -> nnx.Dict:
+        def perceptrons(kind: Kind, chained: bool) -> nnx.Dict:
             modules = {}
             for source, width in inputs.items():
                 width = config.dim if chained else width
@@ -92,8 +92,8 @@ class TokenProjector(Head):
                     )
             return nnx.Dict(modules)
 
-        self.tokens = parts(config.tokens, False)
-        self.pooled = parts(config.pooled, config.order == "after")
+        self.tokens = perceptrons(config.tokens, False)
+        self.pooled = perceptrons(config.pooled, config.order == "after")
         self.chained = config.order == "after"
         self.names = config.names
         self.parts = config.parts
