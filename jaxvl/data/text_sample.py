@@ -14,6 +14,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ from jaxvl.data.unigram import LONGEST
 TEXT_KINDS = ("text", "texts")
 CHUNK = 2048  # records that are drawn and read together
 RULE = 1  # raised when other texts are drawn for the same arguments
+PLAIN = "{}"  # the template of a text as it is
+Templates = Mapping[str, Sequence[str]]
 
 
 def text_columns(source: Source, patterns: Iterable[str], key: str = "columns") -> tuple[str, ...]:
@@ -61,6 +64,7 @@ def sample_texts(
     n: int,
     seed: int,
     *,
+    templates: Templates = MappingProxyType({}),
     threads: int = 8,
     skipped: Counter[str] | None = None,
 ) -> Iterator[str]:
@@ -73,6 +77,8 @@ def sample_texts(
 
     Args:
       columns: names or patterns of text columns.
+      templates: of a column, those that its texts are read in: `{}` stands for the text, which
+        counts once in each. A column that is not named has its texts as they are.
       threads: that read records.
       skipped: counts records that cannot be read, by cause.
 
@@ -81,7 +87,7 @@ def sample_texts(
       DataError: none of the records that were drawn can be read.
     """
     check(n >= 1, "sample", f"{n!r} must be >= 1")
-    reader = _Texts(source, text_columns(source, columns))
+    reader = _Texts(source, text_columns(source, columns), templates)
     total = len(source)
     skipped = Counter() if skipped is None else skipped
     records = min(n, total)
@@ -114,20 +120,32 @@ def sample_texts(
         )
 
 
-def sample_origin(source: Source, columns: Sequence[str], n: int, seed: int) -> str:
+def sample_origin(
+    source: Source,
+    columns: Sequence[str],
+    n: int,
+    seed: int,
+    *,
+    templates: Templates = MappingProxyType({}),
+) -> str:
     """Says what `sample_texts` draws, for `make_tokenizer`; empty where the source does not know
     its content."""
     if not source.fingerprint:
         return ""
-    return json.dumps([source.fingerprint, text_columns(source, columns), n, seed, LONGEST, RULE])
+    said = [source.fingerprint, text_columns(source, columns), n, seed, LONGEST, RULE]
+    wrapped = {name: list(given) for name, given in templates.items() if list(given) != [PLAIN]}
+    if wrapped:
+        said.append(wrapped)
+    return json.dumps(said, sort_keys=True)
 
 
 class _Texts:
-    """The texts of one record at a time."""
+    """The texts of one record at a time, each in the templates of its column."""
 
-    def __init__(self, source: Source, columns: Sequence[str]):
+    def __init__(self, source: Source, columns: Sequence[str], templates: Templates):
         self._source = source
         self._columns = columns
+        self._templates = {name: tuple(templates.get(name, (PLAIN,))) for name in columns}
         self._cheap = {
             name: values for name in columns if (values := source.column(name)) is not None
         }
@@ -147,8 +165,11 @@ class _Texts:
         out: list[str] = []
         for name in self._columns:
             value = self._cheap_value(name, i) if name in self._cheap else record.get(name)
-            out.extend([value] if isinstance(value, str) else value or ())
-        return [text for text in out if isinstance(text, str) and text.strip()]
+            texts = [value] if isinstance(value, str) else value or ()
+            for text in texts:
+                if isinstance(text, str) and text.strip():
+                    out.extend(form.replace("{}", text) for form in self._templates[name])
+        return out
 
     def read_all(self, positions: Sequence[int]) -> list[list[str] | BadRecord]:
         """`read` of several records."""

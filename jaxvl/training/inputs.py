@@ -14,7 +14,7 @@ from jaxvl.data.fields.numbers import Label
 from jaxvl.data.fields.waveform import Waveform
 from jaxvl.data.sources.base import Source, SourceConfig
 from jaxvl.data.sources.opened import forget, opened
-from jaxvl.data.text_sample import sample_origin, sample_texts
+from jaxvl.data.text_sample import PLAIN, sample_origin, sample_texts
 from jaxvl.data.tokenizer import Tokenizer
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.objectives.classification import Classification
@@ -90,28 +90,36 @@ def _check_heads(experiment: Experiment, name: str, task: TaskConfig, source: So
 
 
 def task_tokenizer(experiment: Experiment, sources: Mapping[str, Source]) -> Tokenizer:
-    """The tokenizer; a vocabulary that is trained is trained on texts that the tasks read, without
-    their pictures."""
+    """The tokenizer; a vocabulary that is trained is trained on texts that the tasks read, in their
+    templates, without their pictures."""
     read: dict[str, Iterator[str]] = {}
     known = True  # whether all sources say what they hold; else nothing is kept
     size = experiment.tokenizer.sample
     for name, task in experiment.tasks.items():
         source = sources[name]
-        columns = vocabulary_columns(task.data, source)
-        if columns:
-            origin = sample_origin(source, columns, size, VOCABULARY_SEED)
+        templates = vocabulary_templates(task.data, source)
+        if templates:
+            drawn = (source, list(templates), size, VOCABULARY_SEED)
+            origin = sample_origin(*drawn, templates=templates)
             known = known and bool(origin)
-            read[origin or name] = sample_texts(source, columns, size, VOCABULARY_SEED)
+            read[origin or name] = sample_texts(*drawn, templates=templates)
     texts = itertools.chain.from_iterable(read.values())
     return make_tokenizer(experiment.tokenizer, texts, json.dumps(sorted(read)) if known else "")
 
 
-def vocabulary_columns(data: DataConfig, source: Source) -> tuple[str, ...]:
-    """Columns of a source whose texts a task reads, sorted."""
-    found: set[str] = set()
+def vocabulary_templates(data: DataConfig, source: Source) -> dict[str, tuple[str, ...]]:
+    """Columns of a source whose texts a task reads -> the templates that they are read in, both
+    sorted."""
+    found: dict[str, set[str]] = {}
     for field in data.fields.values():
         if isinstance(field, Caption):
-            found.update(column for columns, _ in field.matched(source) for column in columns)
+            columns = [column for names, _ in field.matched(source) for column in names]
+            template = field.template
         elif isinstance(field, Waveform):
-            found.update(column for column in field.sounds(source).values() if column is not None)
-    return tuple(sorted(found))
+            columns = [column for column in field.sounds(source).values() if column is not None]
+            template = PLAIN
+        else:
+            continue
+        for column in columns:
+            found.setdefault(column, set()).add(template)
+    return {column: tuple(sorted(found[column])) for column in sorted(found)}

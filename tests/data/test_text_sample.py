@@ -116,6 +116,21 @@ def test_all_texts_of_a_small_source_in_order():
     assert [i for i, _ in sorted(source.asked)] == sorted([*range(50), *range(50)])
 
 
+def test_texts_are_drawn_in_their_templates():
+    source = Texts(50)
+    templates = {"name/de": ("{}", "find {}."), "name/en": ("a {}",)}
+    found = drawn(source, 10_000, columns=["name/*"], templates=templates)
+    expected = []
+    for i in range(50):
+        values = source.values(i)
+        if "name/en" in values:
+            expected.append(f"a {values['name/en']}")
+        if "name/de" in values:
+            expected.extend([values["name/de"], f"find {values['name/de']}."])
+    assert found == expected
+    assert set(drawn(source, 20, columns=["name/*"], templates=templates)) < set(expected)
+
+
 @pytest.mark.parametrize(
     "cheap", [(), ("name/en",), ("name/de", "keywords/en"), ("name/en", "name/de", "keywords/en")]
 )
@@ -253,6 +268,10 @@ def test_origins_differ_where_texts_may():
         len(set(origins)) == len(origins)
         and sample_origin(source, ["name/en", "name/de"], 10, 0) == origins[0]
     )
+    plain = {"name/en": ("{}",), "name/de": ("{}",)}
+    assert sample_origin(source, ["name/*"], 10, 0, templates=plain) == origins[0]
+    wrapped = {"name/en": ("a {}",)}
+    assert sample_origin(source, ["name/*"], 10, 0, templates=wrapped) not in origins
     other.fingerprint = ""
     assert sample_origin(other, ["name/*"], 10, 0) == ""
 

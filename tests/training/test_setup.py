@@ -25,7 +25,7 @@ from jaxvl.tasks import Task
 from jaxvl.training import teacher_models
 from jaxvl.training.build import Vocabulary, build_model
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.inputs import open_sources, task_tokenizer, vocabulary_columns
+from jaxvl.training.inputs import open_sources, task_tokenizer, vocabulary_templates
 from jaxvl.training.restore import restore_weights
 from jaxvl.training.setup import setup
 from jaxvl.training.writer import Writer
@@ -210,7 +210,19 @@ def test_what_the_devices_see_is_another_program(changes):
 )
 def test_texts_that_a_task_reads(fields, expected):
     data = resolve(DataConfig, tiny.data(source=CLIPS, fields=fields))
-    assert vocabulary_columns(data, data.source.open(lambda text: None)) == expected
+    found = vocabulary_templates(data, data.source.open(lambda text: None))
+    assert found == {column: ("{}",) for column in expected}
+
+
+def test_templates_that_texts_are_read_in():
+    asked = dict(name="caption", columns="name/*", template="what is a {}?", length=8)
+    data = resolve(DataConfig, tiny.data(source=CLIPS, fields=tiny.fields(asked=asked)))
+    found = vocabulary_templates(data, data.source.open(lambda text: None))
+    assert found == {
+        "name/de": ("what is a {}?",),
+        "name/en": ("what is a {}?", "{}"),
+        "name/fr": ("what is a {}?",),
+    }
 
 
 def test_a_model_whose_texts_begin_otherwise_is_refused():
