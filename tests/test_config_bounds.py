@@ -114,6 +114,7 @@ EVALUATED = {
     "linear_probe": dict(source=tiny.TEST, train=tiny.TRAIN),
     "attentional_probe": dict(source=tiny.TEST, train=tiny.TRAIN),
     "base_to_new": dict(source=tiny.TEST, new=tiny.TEST),
+    "class_head": dict(source=tiny.TEST, head="kind"),
     "entity_linking": dict(source=tiny.TEST, entities=tiny.TEST),
 }
 

@@ -64,7 +64,10 @@ def get_config(arg=""):
     c.steps = 200
     c.checkpoint = dict(every=200)
     of = dict(source=shapes("train_a", seed=1), label=LABEL, gallery=0)
-    c.evals = dict(neighbours=dict(name="image_knn", output="projected/image", **of))
+    c.evals = dict(
+        kind=dict(name="class_head", head="kind", **of),
+        neighbours=dict(name="image_knn", output="projected/image", **of),
+    )
 
     seeds = dict(name="text_seeds", label=LABEL, text="name/en", count=50)
     cleaned = dict(

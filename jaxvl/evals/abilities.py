@@ -65,6 +65,7 @@ class Abstract:
     _score: Callable | None
     _features: Callable | None
     _outputs: Callable | None
+    _embedding: Callable[[str, str | None], Callable]
 
     @property
     def abilities(self) -> Abilities:
@@ -122,6 +123,13 @@ class Abstract:
         self.require("outputs")
         shapes = {name: shape for name, shape in batch.items() if name not in BOOKKEEPING}
         self._shapes(lambda weights, batch: self._outputs(weights, batch, names), shapes)
+
+    def output_shape(self, output: str) -> tuple[int, ...]:
+        """Shape of one picture's output of this name. Raises ConfigError at `output` where the
+        model has none such of pictures alone."""
+        encode = self._embedding("image", output)
+        rows, _ = self._shapes(encode, *self._pictures, field="output")
+        return rows.shape[1:]
 
     def token_shape(self) -> jax.ShapeDtypeStruct:
         """Shape [P, D] and dtype of one image's `features`. Raises ConfigError where the model has
