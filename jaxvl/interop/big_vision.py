@@ -39,6 +39,7 @@ SPARE = (
 )  # the optimiser's state and the data's position of a training checkpoint
 ROOT = "params/"
 C4_EN = 32000  # pieces of SigLIP's English vocabulary, which its configurations pad with 1, its EOS
+HOLDS_TOKENIZER = False  # whether the tokenizer lies beside the weights
 
 
 def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:

@@ -30,6 +30,7 @@ from jaxvl.interop.tokens import find_tokenizer, read_tokenizer, with_tokens, wr
 from jaxvl.models import InputSpec
 from jaxvl.models.base import ModelConfig
 
+HOLDS_TOKENIZER = True  # whether the tokenizer lies beside the weights
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 BUFFERS = (
     "*position_ids",

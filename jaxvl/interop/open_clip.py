@@ -49,6 +49,7 @@ WEIGHTS = (
 # Buffers, and the numbers that OpenAI's files have beside the weights.
 SPARE = ("*attn_mask", "input_resolution", "context_length", "vocab_size")
 RESIZE = {"shortest": "centre", "squash": "squash"}
+HOLDS_TOKENIZER = True  # whether the tokenizer lies beside the weights
 
 
 def load(path: pathlib.Path, tokenizer: str | None = None) -> Bundle:

@@ -24,7 +24,6 @@ from jaxvl.training.restore import restore_weights
 from jaxvl.training.state import TrainState, start_average
 
 NAMED = 4  # paths that a message names
-WORDLESS = ("big_vision",)  # libraries whose files hold no tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,14 +137,15 @@ def read_source(name: str) -> Source:
     """The weights of a workdir, or of `LIBRARY:PATH`. Raises ConfigError."""
     library, colon, place = name.partition(":")
     if colon and library in LIBRARIES:
-        words = "none" if library in WORDLESS else None
+        other = LIBRARIES[library]
+        tokenizer = None if other.HOLDS_TOKENIZER else "none"
         try:
-            bundle = LIBRARIES[library].load(to_path(place, "source"), words)
+            bundle = other.load(to_path(place, "source"), tokenizer)
         except (ConversionError, OSError) as error:
             raise ConfigError("source", f"{name!r}: {error}") from None
         model = bundle.functional()
-        tokenizer = (bundle.tokenizer, None)
-        return Source(name, dict(bundle.arrays), _words(model), *tokenizer, bundle.preprocess)
+        found = (bundle.tokenizer, None)
+        return Source(name, dict(bundle.arrays), _words(model), *found, bundle.preprocess)
     workdir = place if library == "jaxvl" and colon else name
     try:
         saved = restore_weights(to_path(workdir, "source"))
