@@ -26,7 +26,6 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -109,8 +108,9 @@ def write_table(
     A kill leaves no table, or the whole one: `table.json` comes last.
 
     Args:
-      columns: name -> array [n, …], or its blocks of rows in order. The blocks of one column are
-        asked for before those of the next. `PRESENT` is taken last.
+      columns: name -> array [n, …], or its blocks of rows in order. The columns are asked for one
+        block each in turn, so that columns which are made together need no more memory than a
+        block. `PRESENT` is taken last.
       records: n.
       numbers: columns whose values are numbers of records.
 
@@ -123,14 +123,28 @@ def write_table(
         (folder / ABOUT).unlink(missing_ok=True)
     shapes = {}
     content = hashlib.sha256()
-    names = [name for name in columns if name != PRESENT]
-    for name in names:
-        written = _write_column(folder, name, columns[name], records, content, first)
-        shapes[name] = dataclasses.replace(written, numbers=name in numbers)
-    present = columns.get(PRESENT)
-    partial = present is not None and not np.asarray(present).all()
-    if partial:
-        _write_column(folder, PRESENT, np.asarray(present, bool), records, content, first)
+    with tempfile.TemporaryDirectory() as temporary:
+        where = (folder, pathlib.Path(temporary)) if first else None
+        writers = [
+            _ColumnWriter(name, values, records, where)
+            for name, values in columns.items()
+            if name != PRESENT
+        ]
+        left = list(writers)
+        while left:
+            left = [writer for writer in left if writer.take()]
+        present = columns.get(PRESENT)
+        partial = present is not None and not np.asarray(present).all()
+        if partial:
+            last = _ColumnWriter(PRESENT, np.asarray(present, bool), records, where)
+            while last.take():
+                pass
+            writers.append(last)
+        for writer in writers:
+            written = writer.close()
+            content.update(writer.digest)
+            if writer.name != PRESENT:
+                shapes[writer.name] = dataclasses.replace(written, numbers=writer.name in numbers)
     about = {
         "source": source,
         "made_from": made_from,
@@ -143,44 +157,82 @@ def write_table(
         paths.write_text(folder / ABOUT, json.dumps(about, indent=1))
 
 
-def _write_column(
-    folder: paths.Path,
-    name: str,
-    values: np.ndarray | Iterable[np.ndarray],
-    records: int,
-    content: Any,
-    first: bool,
-) -> ColumnShape:
-    """Writes a column block by block, and adds it to the hash."""
-    blocks = iter([values] if isinstance(values, np.ndarray) else values)
-    block = np.asarray(next(blocks))
-    dtype = block.dtype
-    shape = (records, *block.shape[1:])
-    content.update(f"{name} {shape} {dtype.str} ".encode())
-    remote = paths.is_remote(folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        part = pathlib.Path(temporary if remote else folder) / f"{name}.npy.part"
-        out = np.lib.format.open_memmap(part, "w+", dtype, shape) if first else None
-        row = 0
-        while block is not None:
-            end = row + len(block)
-            if end > records or block.shape[1:] != shape[1:] or block.dtype != dtype:
-                given = f"{block.dtype} {block.shape}"
-                raise ValueError(f"{name}: a block {given} does not fit {dtype} {shape} at {row}")
-            content.update(np.ascontiguousarray(block).data)
-            if out is not None:
-                out[row:end] = block
-            row = end
-            block = next(blocks, None)
-        if row != records:
-            raise ValueError(f"{name}: has {row} rows; must be {records}")
-        if out is not None:
-            out.flush()
-            if remote:
-                paths.upload(part, folder / f"{name}.npy")
+class _ColumnWriter:
+    """Writes a column block by block, and hashes it.
+
+    Args:
+      where: folder of the table, and a local one for what is uploaded; None: nothing is written.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        values: np.ndarray | Iterable[np.ndarray],
+        records: int,
+        where: tuple[paths.Path, pathlib.Path] | None,
+    ):
+        self.name = name
+        self._blocks = iter([values] if isinstance(values, np.ndarray) else values)
+        self._records = records
+        self._where = where
+        self._row = 0
+        self._shape: ColumnShape | None = None  # known from the first block on
+        self._out: np.memmap | None = None
+        self._hash = hashlib.sha256()
+
+    def take(self) -> bool:
+        """Writes the next block; False where there is none. Raises ValueError where it does not
+        fit."""
+        block = next(self._blocks, None)
+        if block is None:
+            return False
+        block = np.asarray(block)
+        if self._shape is None:
+            self._begin(block)
+        shape = self._shape.shape
+        dtype = np.dtype(self._shape.dtype)
+        end = self._row + len(block)
+        if end > self._records or block.shape[1:] != shape[1:] or block.dtype != dtype:
+            given = f"{block.dtype} {block.shape}"
+            at = self._row
+            raise ValueError(f"{self.name}: a block {given} does not fit {dtype} {shape} at {at}")
+        self._hash.update(np.ascontiguousarray(block).data)
+        if self._out is not None:
+            self._out[self._row : end] = block
+        self._row = end
+        return True
+
+    def close(self) -> ColumnShape:
+        """Puts the column in its place. Raises ValueError where rows are missing."""
+        if self._row != self._records:
+            raise ValueError(f"{self.name}: has {self._row} rows; must be {self._records}")
+        if self._out is not None:
+            self._out.flush()
+            folder, _ = self._where
+            if paths.is_remote(folder):
+                paths.upload(self._part, folder / f"{self.name}.npy")
             else:
-                os.replace(part, folder / f"{name}.npy")
-    return ColumnShape(shape, dtype.str)
+                os.replace(self._part, folder / f"{self.name}.npy")
+        return self._shape
+
+    @property
+    def digest(self) -> bytes:
+        """Of name, shape, dtype and values."""
+        return self._hash.digest()
+
+    @property
+    def _part(self) -> pathlib.Path:
+        folder, temporary = self._where
+        return pathlib.Path(temporary if paths.is_remote(folder) else folder) / (
+            f"{self.name}.npy.part"
+        )
+
+    def _begin(self, block: np.ndarray) -> None:
+        shape = (self._records, *block.shape[1:])
+        self._shape = ColumnShape(shape, block.dtype.str)
+        self._hash.update(f"{self.name} {shape} {block.dtype.str} ".encode())
+        if self._where is not None:
+            self._out = np.lib.format.open_memmap(self._part, "w+", block.dtype, shape)
 
 
 def remove_older(folder: paths.Path, step: int) -> None:

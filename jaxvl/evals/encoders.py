@@ -40,6 +40,10 @@ _INCOMPLETE = 1
 _UNDECODED = 2
 _FAILED = len(CAUSES) + 1  # an error that is no bad record: it ends the evaluator, in every process
 _PADDING = -1
+# What `Encoders.together` gives beside the model's named outputs.
+EMBEDDING = "embedding"
+TOKENS = "tokens"
+MEAN_TOKENS = "mean_tokens"
 
 
 class Pictures(Protocol):
@@ -118,7 +122,7 @@ class Encoders(Abstract):
         self._embeds = functions.image is not None and functions.text is not None
         self.functions = functions
         self.applied: dict[Callable, Callable] = {}  # functions given to `apply` -> compiled
-        self._by_output: dict[tuple[str, str], Callable] = {}
+        self._by_output: dict[tuple[str, str | tuple[str, ...]], Callable] = {}
         ready = self._ready
 
         def from_pixels(
@@ -225,6 +229,42 @@ class Encoders(Abstract):
             self._memo = key, encoded
         return encoded
 
+    def together(
+        self, source: Pictures, names: Sequence[str], column: str = "image"
+    ) -> dict[str, EncodedImages]:
+        """Several things of every picture, which is read and decoded once.
+
+        Args:
+          names: `EMBEDDING` as `images` gives it; `TOKENS` and `MEAN_TOKENS` as `features` does;
+            others are outputs of the model, of pictures alone.
+
+        Raises ConfigError for what the model does not have, at `output` for one of its outputs.
+        """
+        names = tuple(dict.fromkeys(names))
+        key = ("image", names)
+        if key not in self._by_output:
+            each = {name: self._of_pictures(name) for name in names}
+
+            def all_of(
+                weights: Tree, pixels: jax.Array, fault: jax.Array
+            ) -> tuple[dict[str, jax.Array], jax.Array]:
+                found = {name: of(weights, pixels, fault)[0] for name, of in each.items()}
+                return found, fault
+
+            self._by_output[key] = jax.jit(all_of, out_shardings=replicated(self.mesh))
+        rows, index, skipped = self._collected(self._by_output[key], source, column)
+        none = dict.fromkeys(names, np.zeros((0, 1), np.float32))
+        return {name: EncodedImages((rows or none)[name], index, skipped) for name in names}
+
+    def _of_pictures(self, name: str) -> Callable:
+        """The function of pixels and faults that `together` means by a name."""
+        if name == EMBEDDING:
+            return self._image
+        if name in (TOKENS, MEAN_TOKENS):
+            self.require("image_tokens")
+            return lambda *args: self._features(*args, name == MEAN_TOKENS)
+        return self._embedding("image", name)
+
     def captions(
         self,
         source: Pictures | np.ndarray,
@@ -318,13 +358,22 @@ class Encoders(Abstract):
         self, function: Callable, source: Pictures | np.ndarray, column: str, *extra: np.ndarray
     ) -> EncodedImages:
         """Rows of `function(weights, pixels, fault, *rows of extra)`."""
+        rows, index, skipped = self._collected(function, source, column, *extra)
+        return EncodedImages(np.zeros((0, 1), np.float32) if rows is None else rows, index, skipped)
+
+    def _collected(
+        self, function: Callable, source: Pictures | np.ndarray, column: str, *extra: np.ndarray
+    ) -> tuple[Tree | None, np.ndarray, dict[str, int]]:
+        """The results of `function(weights, pixels, fault, *rows of extra)`, trees of rows, of the
+        records that could be encoded (None where the source is empty); these records; and how many
+        were left out, by cause."""
         rows = []
         faults = []
         self._errors.clear()
         for out, fault in self._lagging(function, self._batches(source, column, extra)):
             if (fault == _FAILED).any():
                 raise self._failure(self.batch * len(faults) + int(np.argmax(fault == _FAILED)))
-            rows.append(out[fault == 0])
+            rows.append(jax.tree.map(lambda a: a[fault == 0], out))  # noqa: B023 (used at once)
             faults.append(fault)
         fault = np.concatenate(faults) if faults else np.zeros(0, np.int32)
         skipped = {
@@ -332,11 +381,8 @@ class Encoders(Abstract):
             for i, cause in enumerate(CAUSES)
             if (fault == i + 1).any()
         }
-        return EncodedImages(
-            np.concatenate(rows) if rows else np.zeros((0, 1), np.float32),
-            np.flatnonzero(fault == 0),
-            skipped,
-        )
+        found = jax.tree.map(lambda *parts: np.concatenate(parts), *rows) if rows else None
+        return found, np.flatnonzero(fault == 0), skipped
 
     def texts(self, texts: Sequence[str], output: str | None = None) -> np.ndarray:
         """Encodes texts, equal ones once: float32 [n, D]. `output` as of `images`."""
@@ -374,7 +420,7 @@ class Encoders(Abstract):
 
     def _lagging(
         self, encode: Callable, batches: Iterator[tuple[jax.Array, ...]]
-    ) -> Iterator[tuple[np.ndarray, ...]]:
+    ) -> Iterator[tuple[Tree, ...]]:
         """Results of the batches in order; the devices work on one batch while the host makes the
         next."""
         pending: collections.deque = collections.deque()
@@ -382,9 +428,9 @@ class Encoders(Abstract):
             for batch in batches:
                 pending.append(encode(self.weights, *batch))
                 if len(pending) > 2:
-                    yield tuple(map(np.asarray, pending.popleft()))
+                    yield jax.tree.map(np.asarray, pending.popleft())
             while pending:
-                yield tuple(map(np.asarray, pending.popleft()))
+                yield jax.tree.map(np.asarray, pending.popleft())
 
     def _tokens(self, texts: list[str]) -> Iterator[tuple[jax.Array]]:
         for start in range(0, len(texts), self.batch):

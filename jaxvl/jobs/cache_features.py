@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+import itertools
+import operator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from jaxvl.data.sources.base import Source
 from jaxvl.data.tables import PRESENT, Columns
 from jaxvl.evals.columns import PICTURES, check_column, check_texts
 from jaxvl.evals.columns import Columns as Names
-from jaxvl.evals.encoders import EncodedImages, Encoders
+from jaxvl.evals.encoders import EMBEDDING, MEAN_TOKENS, TOKENS, Encoders
 from jaxvl.evals.source_options import check_tokenizer
 from jaxvl.jobs import JOBS
 from jaxvl.jobs.base import Job
@@ -23,6 +24,7 @@ from jaxvl.jobs.embedding import BLOCK, blocks_of, spread, text_rows
 FEW = 1_024  # records whose tokens are in memory at a time
 Feature = Literal["image", "text", "image_tokens", "image_mean"]
 Side = Literal["image", "text"]
+PICTURE_FEATURES = {"image": EMBEDDING, "image_tokens": TOKENS, "image_mean": MEAN_TOKENS}
 
 
 @JOBS.register("cache_features")
@@ -46,7 +48,8 @@ class CacheFeatures(Job):
     reads no picture. They are of pictures as evaluators see them, without augmentation. A record
     that lacks one of the features has none of them.
 
-    The rows are made and written block by block, so that tokens of many records need no memory.
+    Each picture is read and decoded once, whatever is asked of it. The rows are made and written
+    block by block, so that tokens of many records need no memory.
 
     Attributes:
       features: which.
@@ -92,49 +95,47 @@ class CacheFeatures(Job):
 
     def run(self, encoders: Encoders, source: Source) -> Columns:
         """See `Job`."""
-        encode: dict[str, Callable[[Source], EncodedImages]] = {
-            "image": lambda some: encoders.images(some, column=self.image),
-            "image_tokens": lambda some: encoders.features(some, column=self.image),
-            "image_mean": lambda some: encoders.features(some, mean=True, column=self.image),
-        }
         present = np.ones(len(source), bool)
-        columns: dict[str, Iterator[np.ndarray] | np.ndarray] = {}
-        for name in self.features:
-            if name == "text":
-                columns[name] = self._texts(encoders, source, present)
-            else:
-                block = FEW if name == "image_tokens" else BLOCK
-                columns[name] = self._pictures(encode[name], source, present, block)
+        pictures = {name: PICTURE_FEATURES[name] for name in self.features if name != "text"}
+        texts: dict[str, str | None] = {"text": None} if "text" in self.features else {}
         for name, (side, output) in self.outputs.items():
-            if side == "text":
-                columns[name] = self._texts(encoders, source, present, output, FEW)
-                continue
-            of_output = functools.partial(encoders.images, column=self.image, output=output)
-            columns[name] = self._pictures(of_output, source, present, FEW)
+            if side == "image":
+                pictures[name] = output
+            else:
+                texts[name] = output
+        columns: dict[str, Iterator[np.ndarray] | np.ndarray] = {}
+        if pictures:
+            blocks = self._pictures(encoders, source, present, pictures)
+            for name, shared in zip(pictures, itertools.tee(blocks, len(pictures))):
+                columns[name] = map(operator.itemgetter(name), shared)
+        for name, output in texts.items():
+            columns[name] = self._texts(encoders, source, present, output)
         return {**columns, PRESENT: present}
 
     def _pictures(
-        self,
-        encode: Callable[[Source], EncodedImages],
-        source: Source,
-        present: np.ndarray,
-        block: int,
-    ) -> Iterator[np.ndarray]:
+        self, encoders: Encoders, source: Source, present: np.ndarray, wanted: Mapping[str, str]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Blocks of all columns of pictures, each of which is decoded once; column -> what
+        `Encoders.together` calls it."""
+        block = BLOCK if set(wanted.values()) <= {EMBEDDING, MEAN_TOKENS} else FEW
         for start, some in blocks_of(source, block):
-            encoded = encode(some)
-            rows, found = spread(encoded.rows, encoded.index, len(some))
+            encoded = encoders.together(some, tuple(wanted.values()), self.image)
+            rows = {}
+            for column, name in wanted.items():
+                of_name = encoded[name]
+                spread_rows, found = spread(of_name.rows, of_name.index, len(some))
+                rows[column] = spread_rows.astype(self.dtype)
             present[start : start + len(some)] &= found
-            yield rows.astype(self.dtype)
+            yield rows
 
     def _texts(
         self,
         encoders: Encoders,
         source: Source,
         present: np.ndarray,
-        output: str | None = None,
-        block: int = BLOCK,
+        output: str | None,
     ) -> Iterator[np.ndarray]:
-        for start, some in blocks_of(source, block):
+        for start, some in blocks_of(source, BLOCK if output is None else FEW):
             rows, found = text_rows(encoders, some, self.text, output)
             present[start : start + len(some)] &= found
             yield rows.astype(self.dtype)

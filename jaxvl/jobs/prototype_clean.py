@@ -63,8 +63,10 @@ class PrototypeClean(Job):
 
     def run(self, encoders: Encoders, source: Source) -> Columns:
         """See `Job`. Raises DataError where no record is a seed."""
-        projected = encoders.images(source, column=self.image, output=self.projected)
-        logits = encoders.images(source, column=self.image, output=f"logits/{self.head}").rows
+        names = (self.projected, f"logits/{self.head}")
+        encoded = encoders.together(source, names, self.image)
+        projected = encoded[names[0]]
+        logits = encoded[names[1]].rows
         index = projected.index
         labels = np.asarray(known_column(source, self.label, "label"), np.int64)[index]
         marked = np.asarray(known_column(source, self.seed, "seed"))[index] > 0

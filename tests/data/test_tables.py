@@ -115,7 +115,22 @@ def test_one_that_is_cut_short_is_no_table_and_does_not_stand_in_the_way(tmp_pat
     np.testing.assert_array_equal(mapped, CLUSTERS, "who reads the old one goes on")
     after = write(tmp_path, {"cluster": CLUSTERS + 1}, step=1)
     np.testing.assert_array_equal(after.array("cluster"), CLUSTERS + 1)
-    assert [path.name for path in tmp_path.rglob("*.part")] == ["features.npy.part"] * 2
+    parts = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.part")]
+    assert sorted(parts) == ["1/features.npy.part", "2/cluster.npy.part", "2/features.npy.part"]
+
+
+def test_columns_are_asked_for_in_turn(tmp_path):
+    """So that columns which are made together need no more memory than a block."""
+    asked = []
+
+    def blocks(name):
+        for start in range(0, N, 7):
+            asked.append(name)
+            yield FEATURES[start : start + 7]
+
+    table = write(tmp_path, {"a": blocks("a"), "b": blocks("b")})
+    assert asked == ["a", "b"] * -(-N // 7)
+    np.testing.assert_array_equal(table.array("b"), FEATURES)
 
 
 def test_versions(tmp_path):

@@ -10,6 +10,7 @@ from scipy import sparse
 from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Column
+from jaxvl.evals.encoders import EncodedImages
 from jaxvl.jobs import text_seeds
 from jaxvl.jobs.prototype_clean import PrototypeClean
 from jaxvl.jobs.text_seeds import TextSeeds, smoothing
@@ -103,9 +104,10 @@ class Outputs:
         self.outputs = outputs
         self.missing = missing
 
-    def images(self, source, column, output):
+    def together(self, source, names, column):
+        del column
         index = np.delete(np.arange(len(source)), self.missing)
-        return type("Rows", (), dict(rows=self.outputs[output][index], index=index))
+        return {name: EncodedImages(self.outputs[name][index], index, {}) for name in names}
 
 
 class Web:
