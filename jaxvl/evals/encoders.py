@@ -7,9 +7,7 @@ import collections
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,40 +16,20 @@ from jax.sharding import Mesh
 
 from jaxvl.aliases import Tree
 from jaxvl.config import ConfigError
-from jaxvl.data import pictures
 from jaxvl.data.augment import plain
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.data.records import BadRecord
-from jaxvl.data.sources.base import Record
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.abilities import Abstract
 from jaxvl.evals.differentiable import Functions, apply, of_output
+from jaxvl.evals.picture_batches import CAUSES, FAILED, PictureBatches, Pictures
 from jaxvl.evals.ranking import put
-from jaxvl.evals.result import EvaluatorError
 from jaxvl.models.generate import Generation, Numbers
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
 
-# Why a record is skipped. Processes tell each other which by its position, 1 being the first; 0 is
-# a good record.
-CAUSES = ("record cannot be read", "record is incomplete", *pictures.CAUSES)
-# places in `CAUSES`
-_UNREAD = 0
-_INCOMPLETE = 1
-_UNDECODED = 2
-_FAILED = len(CAUSES) + 1  # an error that is no bad record: it ends the evaluator, in every process
-_PADDING = -1
 # What `Encoders.together` gives beside the model's named outputs.
 EMBEDDING = "embedding"
 TOKENS = "tokens"
 MEAN_TOKENS = "mean_tokens"
-
-
-class Pictures(Protocol):
-    """Records with a column of encoded pictures: a `base.Source`, or less than that."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, i: int, columns: Collection[str] | None = None) -> Record: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +94,7 @@ class Encoders(Abstract):
         self.batch = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
         self._sharding = batch_sharding(mesh)
         self._memo: tuple[Hashable, EncodedImages] | None = None
-        self._errors: dict[
-            int, Exception
-        ] = {}  # record of the present call -> what this process met at it
+        self._picture_batches = PictureBatches(preprocess, self._sharding, self.batch, threads)
         self._embeds = functions.image is not None and functions.text is not None
         self.functions = functions
         self.applied: dict[Callable, Callable] = {}  # functions given to `apply` -> compiled
@@ -369,10 +345,11 @@ class Encoders(Abstract):
         were left out, by cause."""
         rows = []
         faults = []
-        self._errors.clear()
-        for out, fault in self._lagging(function, self._batches(source, column, extra)):
-            if (fault == _FAILED).any():
-                raise self._failure(self.batch * len(faults) + int(np.argmax(fault == _FAILED)))
+        pictures = self._picture_batches
+        pictures.errors.clear()
+        for out, fault in self._lagging(function, pictures.of(source, column, extra)):
+            if (fault == FAILED).any():
+                raise pictures.failure(self.batch * len(faults) + int(np.argmax(fault == FAILED)))
             rows.append(jax.tree.map(lambda a: a[fault == 0], out))  # noqa: B023 (used at once)
             faults.append(fault)
         fault = np.concatenate(faults) if faults else np.zeros(0, np.int32)
@@ -440,87 +417,7 @@ class Encoders(Abstract):
             )
             yield (put(np.asarray(tokens, np.int32), self._sharding),)
 
-    def _batches(
-        self, source: Pictures | np.ndarray, column: str, extra: Sequence[np.ndarray]
-    ) -> Iterator[tuple[jax.Array, ...]]:
-        """(pixels uint8 [B, S, S, C], fault int32 [B], rows of `extra` …) of consecutive records,
-        each process filling in its own rows."""
-        mine = np.zeros(self.batch, bool)
-        for index in self._sharding.addressable_devices_indices_map((self.batch,)).values():
-            mine[index] = True
-        mine = np.flatnonzero(mine)
-        with ThreadPoolExecutor(self.threads) as pool:
-            ahead: collections.deque = collections.deque()
-            for start in range(0, len(source), self.batch):
-                more = [
-                    put(_padded(a[start : start + self.batch], self.batch), self._sharding)
-                    for a in extra
-                ]
-                ahead.append(
-                    ([pool.submit(self._row, source, column, start + i) for i in mine], more)
-                )
-                if len(ahead) > 1:
-                    yield self._assemble(mine, *ahead.popleft())
-            while ahead:
-                yield self._assemble(mine, *ahead.popleft())
-
-    def _assemble(
-        self, mine: np.ndarray, futures: list, more: list[jax.Array]
-    ) -> tuple[jax.Array, ...]:
-        size = self.preprocess.image_size
-        pixels = np.zeros((self.batch, size, size, 4), np.uint8)
-        fault = np.full(self.batch, _PADDING, np.int32)
-        for i, future in zip(mine, futures):
-            picture, fault[i] = future.result()
-            if picture is not None:
-                pixels[i, ..., : picture.shape[-1]] = picture
-                if picture.shape[-1] == 3:
-                    pixels[i, ..., 3] = 255
-        return put(pixels, self._sharding), put(fault, self._sharding), *more
-
-    def _row(
-        self, source: Pictures | np.ndarray, column: str, i: int
-    ) -> tuple[np.ndarray | None, int]:
-        """Pixels and fault of record `i`."""
-        if i >= len(source):
-            return None, _PADDING
-        if isinstance(source, np.ndarray):
-            return source[i], 0
-        default = _UNREAD
-        try:
-            data = source.read(int(i), (column,)).get(column)
-            if data is None:
-                return None, 1 + _INCOMPLETE
-            default = _UNDECODED
-            return self.preprocess.decode(data), 0
-        except BadRecord as error:
-            return None, 1 + (CAUSES.index(error.cause) if error.cause in CAUSES else default)
-        except Exception as error:  # noqa: BLE001 (raised by `_encoded`, where all processes have learnt of it)
-            self._errors[i] = error
-            return None, _FAILED
-
-    def _failure(self, i: int) -> EvaluatorError:
-        """What to raise of record `i`, at which some process met an error that is no bad record."""
-        error = self._errors.get(i)
-        if error is None:
-            return EvaluatorError(f"record {i}: another process met an error at it and names it")
-        failure = EvaluatorError(
-            f"record {i}: {type(error).__name__}: {error} (a source raises BadRecord for a "
-            f"record that may be skipped)"
-        )
-        failure.__cause__ = error
-        return failure
-
 
 def _pictures(ready: Callable[[jax.Array], jax.Array], pixels: jax.Array) -> jax.Array:
     """Model inputs [..., S, S, 3] of uint8 [..., S, S, 4]."""
     return ready(pixels.reshape(-1, *pixels.shape[-3:])).reshape(*pixels.shape[:-1], 3)
-
-
-def _padded(rows: np.ndarray, n: int) -> np.ndarray:
-    """`rows` with zeros after them, `n` in all."""
-    return (
-        np.concatenate([rows, np.zeros((n - len(rows), *rows.shape[1:]), rows.dtype)])
-        if len(rows) < n
-        else rows
-    )
