@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jax
+    import numpy as np
 
 # Arrays by name: a batch, a model's outputs, an objective's state.
 Arrays = Mapping[str, "jax.Array"]
+# Arrays of a host by name: rows before they are put on the devices.
+HostArrays = Mapping[str, "np.ndarray"]
 # A pytree: nested dicts, tuples and registered dataclasses, whose leaves are arrays, or shapes or
 # shardings of arrays. jax has no narrower type for it.
 Tree = Any

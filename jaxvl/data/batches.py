@@ -15,13 +15,14 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from jaxvl.aliases import HostArrays
 from jaxvl.config import ConfigError
 from jaxvl.data import budget
 from jaxvl.data.config import DataConfig
 from jaxvl.data.draws import Uniforms
 from jaxvl.data.packing import pack
 from jaxvl.data.preprocess import Preprocess
-from jaxvl.data.reading.fill import Arrays, Part, Recipe, Tally
+from jaxvl.data.reading.fill import Part, Recipe, Tally
 from jaxvl.data.reading.pool import Pool, Threads
 from jaxvl.data.reading.processes import Processes
 from jaxvl.data.records import DataError, causes
@@ -122,7 +123,7 @@ class Batches:
         self._lock = threading.Lock()
         self._tally = Tally()
 
-    def __getitem__(self, i: int) -> Arrays:
+    def __getitem__(self, i: int) -> HostArrays:
         """Rows of batch `i`, as `DataConfig.shapes` says, of this host. Interleaved rows hold K
         consecutive records of the stream each.
 
@@ -144,7 +145,7 @@ class Batches:
             ),
         )
 
-    def finish(self, out: Arrays) -> Arrays:
+    def finish(self, out: HostArrays) -> HostArrays:
         """A batch all of whose records are there: interleaved rows are packed."""
         k = self.config.records_per_row
         if k == 1:
@@ -194,13 +195,13 @@ class Pending:
       tally: what reading them has met, once `result` has returned.
     """
 
-    def __init__(self, batches: Batches, out: Arrays, jobs: Sequence[Future[Tally]]):
+    def __init__(self, batches: Batches, out: HostArrays, jobs: Sequence[Future[Tally]]):
         self.tally = Tally()
         self._batches = batches
         self._out = out
         self._jobs = jobs
 
-    def result(self) -> Arrays:
+    def result(self) -> HostArrays:
         """The batch, once all its records are there; asked for once. Raises what reading one of
         them has raised."""
         for job in self._jobs:

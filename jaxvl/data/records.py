@@ -17,7 +17,7 @@ from array_record.python import array_record_module
 
 from jaxvl.aliases import ColumnValue
 
-Record = dict[str, ColumnValue]
+StoredRecord = dict[str, ColumnValue]
 FIELDS = ("key", "image", "label", "style", "captions")
 
 
@@ -47,11 +47,11 @@ def causes(skipped: Mapping[str, int]) -> str:
     )
 
 
-def pack(record: Record) -> bytes:
+def pack(record: StoredRecord) -> bytes:
     return msgpack.packb(record, use_bin_type=True)
 
 
-def unpack(data: bytes) -> Record:
+def unpack(data: bytes) -> StoredRecord:
     """Raises BadRecord where `data` is not a whole record."""
     try:
         record = msgpack.unpackb(data, raw=False)
@@ -63,7 +63,7 @@ def unpack(data: bytes) -> Record:
     return record
 
 
-def write_records(path: pathlib.Path, records: Iterable[Record]) -> int:
+def write_records(path: pathlib.Path, records: Iterable[StoredRecord]) -> int:
     """Writes an ArrayRecord file for random access; returns the number of records."""
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,zstd:3")
     n = 0
@@ -111,7 +111,7 @@ class RecordSource(Sequence):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, i: int) -> Record:
+    def __getitem__(self, i: int) -> StoredRecord:
         """Raises BadRecord."""
         try:
             data = self._file[int(self.index[i])]

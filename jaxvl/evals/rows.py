@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from jaxvl.aliases import HostArrays
 from jaxvl.config import ConfigError, check
-from jaxvl.data.batches import Arrays, Batches
+from jaxvl.data.batches import Batches
 from jaxvl.data.config import POSITION, DataConfig, Interleave, ReaderConfig
 from jaxvl.data.fields.base import Field
 from jaxvl.data.fields.caption import Caption
@@ -71,7 +72,7 @@ def check_rows(
 
 def rows_of(
     options: SourceOptions, encoders: Encoders, fields: Fields, interleave: Interleave | None = None
-) -> Iterator[tuple[Arrays, int]]:
+) -> Iterator[tuple[HostArrays, int]]:
     """A source in batches as a model is trained with, in an order that is random but always the
     same.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxvl.aliases import HostArrays
 from jaxvl.interop.bundle import Bundle, Section
 from jaxvl.interop.files import read_json
 from jaxvl.interop.hf_dual import with_one_eos
@@ -19,7 +20,6 @@ from jaxvl.interop.peers import peer
 
 LIMIT = 1e-4
 TEXTS = ("a photo of a cat", "Two dogs, one ball &amp; a very_long shadow!", "日本の切手 1950", "")
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def inputs_of(bundle: Bundle, batch: int = 3) -> tuple[np.ndarray, np.ndarray]:
     return image, text
 
 
-def ours(bundle: Bundle, image: np.ndarray, text: np.ndarray) -> Arrays:
+def ours(bundle: Bundle, image: np.ndarray, text: np.ndarray) -> HostArrays:
     """image, text: unit rows [B, D]; scale, bias where there is one; logits [B, B]; captions [B,
     T', V] of a model that writes."""
     model = bundle.functional()
@@ -95,7 +95,7 @@ def _outputs(image, text, scale, bias) -> dict[str, np.ndarray]:
     return out
 
 
-def compare(mine: Arrays, theirs: Arrays) -> list[Difference]:
+def compare(mine: HostArrays, theirs: HostArrays) -> list[Difference]:
     """One row per output that either has."""
     rows = []
     for name in dict.fromkeys((*mine, *theirs)):

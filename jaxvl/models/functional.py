@@ -18,12 +18,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxvl.aliases import Leaf, Node, Tree
+from jaxvl.aliases import Arrays, Leaf, Node, Tree
 from jaxvl.config import ConfigError, resolve_call
 from jaxvl.models.base import InputSpec, Model
 from jaxvl.nn.random import adapters_draw_from
-
-Arrays = dict[str, jax.Array]
 
 
 def _flat(state: nnx.State) -> dict[str, nnx.Variable]:

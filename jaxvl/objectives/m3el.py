@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from jaxvl.aliases import Arrays
 from jaxvl.config import Count, Scale, Weight, check
 from jaxvl.kernels.contrastive import PairMask, Unpaired
 from jaxvl.kernels.contrastive.reductions import CrossEntropy
@@ -17,7 +17,6 @@ from jaxvl.objectives import OBJECTIVES, Loss
 from jaxvl.objectives.competing import competing
 from jaxvl.objectives.streamed import StreamedObjective
 
-Arrays = Mapping[str, jax.Array]
 Read = dict[str, Told | Asking | jax.Array]  # score -> what a record brings to it
 SIDES = ("image", "text")
 SCORES = ("image", "text", "text_to_image", "image_to_text")

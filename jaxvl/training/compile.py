@@ -17,9 +17,10 @@ import numpy as np
 from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
+from jaxvl.aliases import Arrays
 from jaxvl.config import check
 from jaxvl.data.feed import SIGNAL, fed_shapes
-from jaxvl.models.functional import Arrays, Functional
+from jaxvl.models.functional import Functional
 from jaxvl.nn.stack import keep_activations
 from jaxvl.sharding.mesh import batch_sharding, replicated
 from jaxvl.tasks import Task

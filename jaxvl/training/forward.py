@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxvl.aliases import Leaf, Tree, Weights
+from jaxvl.aliases import Arrays, Leaf, Tree, Weights
 from jaxvl.before import Before
 from jaxvl.data.config import POSITION
 from jaxvl.models.base import ROW_KEYS
-from jaxvl.models.functional import Arrays, Functional
+from jaxvl.models.functional import Functional
 from jaxvl.models.generate import Generation, TextShape, generate
 from jaxvl.objectives import Context, StateSpec
 from jaxvl.sharding.chunks import join, take

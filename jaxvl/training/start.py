@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxvl.adapters.upcycle import dense_path, moe_configs, upcycle
+from jaxvl.aliases import Arrays
 from jaxvl.config import ConfigError, check, nearest, to_path
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.tokenizers import Tokenizer, TokenizerConfig
 from jaxvl.interop.libraries import LIBRARIES
 from jaxvl.interop.mapping import ConversionError
-from jaxvl.models.functional import Arrays, Functional
+from jaxvl.models.functional import Functional
 from jaxvl.nn.embeddings import resample
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import Experiment, StartConfig

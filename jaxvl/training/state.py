@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from jaxvl.aliases import Json, Tree, Weights
-from jaxvl.models.functional import Arrays, Functional
+from jaxvl.aliases import Arrays, Json, Tree, Weights
+from jaxvl.models.functional import Functional
 from jaxvl.objectives import Objective, ObjectiveState, StateSpec
 from jaxvl.sharding import param_shardings
 from jaxvl.sharding.mesh import replicated

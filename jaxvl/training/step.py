@@ -31,8 +31,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxvl.aliases import Arrays
 from jaxvl.data.feed import SIGNAL
-from jaxvl.models.functional import Arrays
 from jaxvl.sharding.chunks import join, take
 from jaxvl.sharding.hosts import Signal
 from jaxvl.tasks import Task

@@ -9,9 +9,9 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from jaxvl.aliases import Weights
+from jaxvl.aliases import Arrays, Weights
 from jaxvl.config import PathText, Range, check
-from jaxvl.models.functional import Arrays, Functional
+from jaxvl.models.functional import Functional
 from jaxvl.objectives import Context, Points
 
 Decay = Annotated[float, Range(0.0, 1.0)]

@@ -5,20 +5,18 @@ from __future__ import annotations
 import abc
 import dataclasses
 import fnmatch
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 import jax
-import numpy as np
 
-from jaxvl.aliases import ColumnValue, Json
+from jaxvl.aliases import ColumnValue, HostArrays, Json
 from jaxvl.config import check, nearest
 from jaxvl.data.cache import Cache
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.sources.base import Kind, Record, Source
 from jaxvl.data.tokenizers import Tokenizer
 
-Arrays = Mapping[str, np.ndarray]
 Batch = dict[str, jax.Array]
 
 
@@ -60,7 +58,7 @@ class Reader(Protocol):
         """What the field takes from a record, once for all its rows; None: the record has none.
         Raises BadRecord."""
 
-    def write(self, out: Arrays, row: int, value: ColumnValue, draws: Sequence[float]) -> None:
+    def write(self, out: HostArrays, row: int, value: ColumnValue, draws: Sequence[float]) -> None:
         """Fills row `row` of the field's arrays. `draws` are the field's uniform numbers in [0, 1)
         for this row."""
 

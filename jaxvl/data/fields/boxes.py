@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvl.aliases import Json
+from jaxvl.aliases import HostArrays, Json
 from jaxvl.config import Range
 from jaxvl.data.augment import affine
 from jaxvl.data.fields import FIELDS
-from jaxvl.data.fields.base import Arrays, Batch, Context, RowShape, match
+from jaxvl.data.fields.base import Batch, Context, RowShape, match
 from jaxvl.data.fields.picture import Picture, PictureReader
 from jaxvl.data.pictures import Decoded, upright_size
 from jaxvl.data.preprocess import Box, Preprocess, crop_box, sides
@@ -146,7 +146,7 @@ class BoxesReader:
             boxes /= np.array([*size, *size], np.float32)
         return boxes
 
-    def write(self, out: Arrays, row: int, value: _Boxed, draws: Sequence[float]) -> None:
+    def write(self, out: HostArrays, row: int, value: _Boxed, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         config = self._config
         self._picture.write(out, row, value.picture, draws)

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from jaxvl.aliases import Node
+from jaxvl.aliases import HostArrays, Node
 from jaxvl.config import Range, Tokens, check
 from jaxvl.data.cache import Cache
 from jaxvl.data.fields import FIELDS
-from jaxvl.data.fields.base import Arrays, Context, Field, RowShape, match
+from jaxvl.data.fields.base import Context, Field, RowShape, match
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Record, Source
 from jaxvl.data.text_augment import TextAugment
@@ -153,7 +153,7 @@ class CaptionReader:
                 found.append((weight, texts))
         return tuple(found) or None
 
-    def write(self, out: Arrays, row: int, value: Texts, draws: Sequence[float]) -> None:
+    def write(self, out: HostArrays, row: int, value: Texts, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         config = self._config
         target = out[self._name][row].reshape(config.count, config.length)

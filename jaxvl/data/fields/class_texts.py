@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxvl.aliases import HostArrays
 from jaxvl.config import Count, Tokens, check
 from jaxvl.data.fields import FIELDS
-from jaxvl.data.fields.base import Arrays, Context, Field, RowShape, match
+from jaxvl.data.fields.base import Context, Field, RowShape, match
 from jaxvl.data.sources.base import Record, Source
 
 
@@ -94,7 +95,7 @@ class ClassTextsReader:
         """Every record has them."""
         return True
 
-    def write(self, out: Arrays, row: int, value: bool, draws: Sequence[float]) -> None:
+    def write(self, out: HostArrays, row: int, value: bool, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         out[self._name][row] = self._tokens
         out[f"{self._name}_class"][row] = self._numbers

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxvl.aliases import HostArrays
 from jaxvl.config import Tokens, check
 from jaxvl.data.fields import FIELDS
-from jaxvl.data.fields.base import Arrays, Context, Field, RowShape
+from jaxvl.data.fields.base import Context, Field, RowShape
 from jaxvl.data.sources.base import Record, Source
 
 
@@ -58,7 +59,7 @@ class ConstantReader:
         return self._value
 
     def write(
-        self, out: Arrays, row: int, value: np.ndarray | np.float32, draws: Sequence[float]
+        self, out: HostArrays, row: int, value: np.ndarray | np.float32, draws: Sequence[float]
     ) -> None:
         """See `base.Reader`."""
         out[self._name][row] = value

@@ -9,11 +9,11 @@ from typing import Annotated, ClassVar
 import jax
 import numpy as np
 
-from jaxvl.aliases import Json
+from jaxvl.aliases import HostArrays, Json
 from jaxvl.config import Pixels, Range, check, to_dict
 from jaxvl.data.augment import Augment, augment
 from jaxvl.data.fields import FIELDS
-from jaxvl.data.fields.base import Arrays, Batch, Context, Field, RowShape, match
+from jaxvl.data.fields.base import Batch, Context, Field, RowShape, match
 from jaxvl.data.preprocess import Preprocess, with_alpha
 from jaxvl.data.sources.base import Record, Source
 
@@ -108,6 +108,6 @@ class FramesReader:
             with_alpha(frame, self._preprocess.decode(data, fast=self._config.fast_decode))
         return out
 
-    def write(self, out: Arrays, row: int, value: np.ndarray, draws: Sequence[float]) -> None:
+    def write(self, out: HostArrays, row: int, value: np.ndarray, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         out[self._name][row] = value[self._config.choose(len(value), draws[0])]

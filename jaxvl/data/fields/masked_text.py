@@ -8,9 +8,10 @@ from typing import Annotated
 
 import numpy as np
 
+from jaxvl.aliases import HostArrays
 from jaxvl.config import Range, TokenId, check
 from jaxvl.data.fields import FIELDS
-from jaxvl.data.fields.base import Arrays, Context, RowShape
+from jaxvl.data.fields.base import Context, RowShape
 from jaxvl.data.fields.caption import DRAWS, Caption, CaptionReader, Texts, choose
 from jaxvl.data.sources.base import Record, Source
 
@@ -100,7 +101,7 @@ class MaskedTextReader:
         """The record's texts."""
         return self._captions.load(record)
 
-    def write(self, out: Arrays, row: int, value: Texts, draws: Sequence[float]) -> None:
+    def write(self, out: HostArrays, row: int, value: Texts, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         config = self._config
         ids = self._captions.tokens(choose(value, config.joined, draws[:DRAWS])).copy()

@@ -11,11 +11,11 @@ from typing import Annotated
 
 import numpy as np
 
-from jaxvl.aliases import ColumnValue
+from jaxvl.aliases import ColumnValue, HostArrays
 from jaxvl.config import Range, check
 from jaxvl.config.errors import shown
 from jaxvl.data.fields import FIELDS
-from jaxvl.data.fields.base import Arrays, Context, Field, RowShape, match
+from jaxvl.data.fields.base import Context, Field, RowShape, match
 from jaxvl.data.records import BadRecord
 from jaxvl.data.sources.base import Kind, Record, Source
 
@@ -56,7 +56,7 @@ class ColumnReader:
         value = record.get(self._config.column)
         return None if value is None else self._config.convert(value)
 
-    def write(self, out: Arrays, row: int, value: ColumnValue, draws: Sequence[float]) -> None:
+    def write(self, out: HostArrays, row: int, value: ColumnValue, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         out[self._name][row] = value
 

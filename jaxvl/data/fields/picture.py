@@ -9,11 +9,11 @@ from typing import Annotated, ClassVar
 import jax
 import numpy as np
 
-from jaxvl.aliases import Json
+from jaxvl.aliases import HostArrays, Json
 from jaxvl.config import Pixels, Range, check, to_dict
 from jaxvl.data.augment import Augment, augment
 from jaxvl.data.fields import FIELDS
-from jaxvl.data.fields.base import Arrays, Batch, Context, Field, RowShape, match
+from jaxvl.data.fields.base import Batch, Context, Field, RowShape, match
 from jaxvl.data.pictures import Decoded
 from jaxvl.data.preprocess import Preprocess, crop_box, fit_into, sides, smallest_part, with_alpha
 from jaxvl.data.sources.base import Record, Source
@@ -120,7 +120,7 @@ class PictureReader:
             )
         return self._preprocess.decode(data, fast=self._config.fast_decode)
 
-    def write(self, out: Arrays, row: int, value: Decoded, draws: Sequence[float]) -> None:
+    def write(self, out: HostArrays, row: int, value: Decoded, draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         config = self._config
         target = out[self._name][row]

@@ -8,10 +8,11 @@ from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 
+from jaxvl.aliases import HostArrays
 from jaxvl.config import Count, Range, Tokens, check
 from jaxvl.data import clips
 from jaxvl.data.fields import FIELDS
-from jaxvl.data.fields.base import Arrays, Context, Field, RowShape, match
+from jaxvl.data.fields.base import Context, Field, RowShape, match
 from jaxvl.data.fields.caption import TextEncoder
 from jaxvl.data.sources.base import Record, Source
 
@@ -149,7 +150,7 @@ class WaveformReader:
             found.append(Clip(clips.decode_clip(data), text))
         return found or None
 
-    def write(self, out: Arrays, row: int, value: list[Clip], draws: Sequence[float]) -> None:
+    def write(self, out: HostArrays, row: int, value: list[Clip], draws: Sequence[float]) -> None:
         """See `base.Reader`."""
         clip = value[int(draws[0] * len(value))]
         wanted = self._config.samples

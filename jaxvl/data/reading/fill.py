@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxvl.aliases import HostArrays
 from jaxvl.config import ConfigError
 from jaxvl.data.cache import Cache
 from jaxvl.data.config import POSITION, DataConfig
@@ -24,7 +25,6 @@ from jaxvl.data.tokenizers import Tokenizer
 REPLACEMENTS = 100  # bad records in a row for one row of a batch
 STAGES = ("read", "decode", "transform")  # of `stages.STAGES`, those of this file
 
-Arrays = dict[str, np.ndarray]
 Values = Mapping[Any, Any]  # a reader's key -> what it took from a record
 
 
@@ -113,15 +113,15 @@ class Layout:
                 -(-size // 64) * 64
             )  # jax on a CPU takes arrays over without copying where they begin at multiples of 64
 
-    def new(self) -> Arrays:
-        """Arrays whose rows have nothing."""
+    def new(self) -> HostArrays:
+        """HostArrays whose rows have nothing."""
         out = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self._shapes.items()}
         for name, pad_id in self._pads.items():
             out[name][:] = pad_id
         return out
 
-    def within(self, memory: ctypes.Array) -> Arrays:
-        """Arrays in memory of `nbytes` bytes, as it stands. They keep `memory` alive."""
+    def within(self, memory: ctypes.Array) -> HostArrays:
+        """HostArrays in memory of `nbytes` bytes, as it stands. They keep `memory` alive."""
         return {
             name: np.frombuffer(
                 memory, dtype, int(np.prod(shape, dtype=np.int64)), self._places[name]
@@ -129,7 +129,7 @@ class Layout:
             for name, (shape, dtype) in self._shapes.items()
         }
 
-    def clear(self, out: Arrays, rows: np.ndarray) -> None:
+    def clear(self, out: HostArrays, rows: np.ndarray) -> None:
         """Makes rows int [n] have nothing: zeros, and texts of padding."""
         for name, array in out.items():
             array[rows] = self._pads.get(name, 0)
@@ -193,7 +193,7 @@ class Filler:
             for name, field in config.fields.items()
         }
 
-    def fill(self, out: Arrays, part: Part) -> Tally:
+    def fill(self, out: HostArrays, part: Part) -> Tally:
         """Fills rows that have nothing; returns what it has met.
 
         Raises:

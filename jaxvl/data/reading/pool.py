@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from jaxvl.data.reading.fill import Arrays, Filler, Layout, Part, Recipe, Tally
+from jaxvl.aliases import HostArrays
+from jaxvl.data.reading.fill import Filler, Layout, Part, Recipe, Tally
 
 PER_THREAD = 4  # jobs of one batch for each thread, so that a slow record holds up few others
 
@@ -21,7 +22,7 @@ class Pool(abc.ABC):
         self.pids: list[int] = []
 
     @abc.abstractmethod
-    def begin(self, part: Part) -> tuple[Arrays, list[Future[Tally]]]:
+    def begin(self, part: Part) -> tuple[HostArrays, list[Future[Tally]]]:
         """The arrays of a batch, and the jobs that fill all of its rows with `part`: each does what
         `Filler.fill` does."""
 
@@ -41,7 +42,7 @@ class Threads(Pool):
         self._pieces = PER_THREAD * reader.threads
         self._threads = ThreadPoolExecutor(reader.threads, thread_name_prefix="jaxvl-read")
 
-    def begin(self, part: Part) -> tuple[Arrays, list[Future[Tally]]]:
+    def begin(self, part: Part) -> tuple[HostArrays, list[Future[Tally]]]:
         """See `Pool`."""
         out = self._layout.new()
         return out, [

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxvl.aliases import HostArrays
 from jaxvl.config import ConfigError, Plugin, loaded_plugins
-from jaxvl.data.reading.fill import Arrays, Filler, Part, Recipe, Tally
+from jaxvl.data.reading.fill import Filler, Part, Recipe, Tally
 from jaxvl.data.reading.memory import Slots, Span, share
 from jaxvl.data.reading.pool import Pool
 from jaxvl.data.records import DataError
@@ -119,7 +120,7 @@ class Processes(Pool):
         self._cached = reader.cache_mb > 0
         self._numbers = itertools.count()
         self._jobs: dict[
-            int, tuple[Future[Tally], Arrays]
+            int, tuple[Future[Tally], HostArrays]
         ] = {}  # arrays stay in use until nobody writes into them
         self._failure: Exception | None = None
         self._closed = False
@@ -167,7 +168,7 @@ class Processes(Pool):
         """Batches of which there is memory."""
         return len(self._slots)
 
-    def begin(self, part: Part) -> tuple[Arrays, list[Future[Tally]]]:
+    def begin(self, part: Part) -> tuple[HostArrays, list[Future[Tally]]]:
         """See `Pool`. Raises what ended a worker."""
         slot, memory = self._slots.take()
         out = self._layout.within(memory)
@@ -184,7 +185,7 @@ class Processes(Pool):
             return [np.flatnonzero(numbers % workers == worker) for worker in range(workers)]
         return np.array_split(np.arange(len(numbers)), workers)
 
-    def _send(self, child: Child, slot: int, part: Part, out: Arrays) -> Future[Tally]:
+    def _send(self, child: Child, slot: int, part: Part, out: HostArrays) -> Future[Tally]:
         future: Future[Tally] = Future()
         with self._lock:
             if self._closed:

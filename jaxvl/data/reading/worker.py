@@ -13,8 +13,9 @@ from multiprocessing.connection import Connection
 
 import cloudpickle
 
+from jaxvl.aliases import HostArrays
 from jaxvl.config.plugins import load_again
-from jaxvl.data.reading.fill import Arrays, Filler, Layout, Recipe
+from jaxvl.data.reading.fill import Filler, Layout, Recipe
 from jaxvl.data.reading.memory import shared
 from jaxvl.data.reading.processes import Begin, Job, Reply
 
@@ -34,10 +35,10 @@ class Memory:
         self._file = file
         self._size = size
         self._layout = layout
-        self._slots: dict[int, Arrays] = {}
+        self._slots: dict[int, HostArrays] = {}
         self._lock = threading.Lock()
 
-    def __getitem__(self, slot: int) -> Arrays:
+    def __getitem__(self, slot: int) -> HostArrays:
         with self._lock:
             if slot not in self._slots:
                 memory = mmap.mmap(self._file, self._size, offset=slot * self._size)

@@ -37,7 +37,7 @@ from jaxvl import paths
 from jaxvl.aliases import Json
 from jaxvl.data.classes import ClassSet
 from jaxvl.data.folders import cache_folder, local_cache_folder
-from jaxvl.data.records import DataError, Record, RecordSource, write_records
+from jaxvl.data.records import DataError, RecordSource, StoredRecord, write_records
 
 FORMAT = 1  # of the folder's layout; a corpus of another format is built anew
 
@@ -308,7 +308,7 @@ def _open(folder: pathlib.Path, log: Callable[[str], None]) -> Corpus | None:
 
 def write_corpus(
     folder: pathlib.Path,
-    records: Iterable[Record],
+    records: Iterable[StoredRecord],
     labels: np.ndarray,
     splits: Mapping[str, np.ndarray],
     classes: Mapping[str, list[str | None]],
