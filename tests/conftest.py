@@ -100,7 +100,8 @@ def first_states_are_made_operation_by_operation():
     def known(*args):
         fresh, shapes, shardings = fresh_state(*args)
 
-        def constants():
+        def constants(seed=None):
+            del seed  # an argument of the program, and the experiment's own
             with jax.ensure_compile_time_eval():
                 return fresh()
 

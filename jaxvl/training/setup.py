@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-import jax
 from jax.sharding import Mesh
 from rich.markup import escape
 
@@ -18,7 +17,7 @@ from jaxvl.data.feed import Feed
 from jaxvl.data.sources.base import Source
 from jaxvl.data.tokenizers import Tokenizer
 from jaxvl.evals.contract import check_evaluators
-from jaxvl.training.build import build_model, fresh_state, make_tasks
+from jaxvl.training.build import build_model, draw_state, fresh_state, make_tasks
 from jaxvl.training.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -76,7 +75,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
     restored = _restore(experiment, checkpoints, abstract, tokenizer)
     if restored is None:
         start = 0
-        state = jax.jit(fresh, out_shardings=shardings)()
+        state = draw_state(fresh, experiment.seed, shardings, mesh)
         if base is not None:
             state = base.put_into(state, experiment, model, shardings)
         state = seat_teachers(state, shardings, teachers)

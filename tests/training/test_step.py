@@ -13,7 +13,7 @@ import tiny
 from jaxvl.data.packing import pack
 from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
-from jaxvl.training.build import build_model, fresh_state, make_forward, make_tasks
+from jaxvl.training.build import build_model, draw_state, fresh_state, make_forward, make_tasks
 from jaxvl.training.compile import make_update
 from jaxvl.training.guard import GuardConfig, GuardState, TrainingDiverged, check_metrics, judge
 from jaxvl.training.step import Part, make_step
@@ -251,6 +251,22 @@ def test_ema_follows_the_parameters():
         np.testing.assert_allclose(
             state.ema[p], 0.1 * fresh.params[p] + 0.9 * state.params[p], rtol=1e-5, atol=1e-7
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 2**31 - 1])
+def test_a_first_state_is_the_same_with_little_effort_and_with_its_seed_as_an_argument(seed):
+    """Bit for bit what a program gives that is compiled as usual and has the seed as a constant."""
+    usual = dict(xla_backend_optimization_level=3, xla_llvm_disable_expensive_passes=False)
+    experiment = tiny.experiment(seed=seed)
+    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        fresh, _, shardings = fresh_state(experiment, build_model(experiment, tokenizer()), mesh)
+        drawn = draw_state(fresh, seed, shardings, mesh)
+        expected = jax.jit(fresh, out_shardings=shardings, compiler_options=usual)()
+    for path, value in expected.params.items():
+        np.testing.assert_array_equal(drawn.params[path], value, path)
+    np.testing.assert_array_equal(drawn.rng, expected.rng)
 
 
 def test_state_is_sharded_over_fsdp():
