@@ -62,17 +62,24 @@ def test_a_run_whose_result_is_there_is_not_repeated(tmp_path, monkeypatch, caps
         trained.append(workdir.parent.name)
         share = 0.4 if "align" in workdir.parts else 0.25
         record = {"step": 20, "kind": "eval", "name": "unseen_style", "acc@1": share}
-        (workdir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        recall = record | {"name": "retrieval", "mean_recall": share + 0.2}
+        del recall["acc@1"]
+        lines = [json.dumps(part) for part in (record, recall)]
+        (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         return 0
 
     monkeypatch.setattr(coca_distance, "train", train)
+    monkeypatch.setenv("COLUMNS", "200")
     argv = ["--runs=align,coca", "--seeds=0,1", "--size=tiny", f"--out={tmp_path}"]
     coca_distance.main(argv)
     assert trained == ["align", "coca", "align", "coca"]
     found = coca_distance.main([*argv, f"--json={tmp_path / 'all.json'}"])
     assert len(trained) == 4
-    assert "25.0 ± 0.0" in capsys.readouterr().out
-    assert found["runs"]["coca"][1]["figures"] == {"unseen_style/acc@1": 0.25}
+    row = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ coca")][-1]
+    cells = [cell.strip() for cell in row.split("│")]
+    assert cells[3:7] == ["25.0 ± 0.0", "15.0 ± 0.0", "45.0 ± 0.0", "15.0 ± 0.0"]
+    figures = {"unseen_style/acc@1": 0.25, "retrieval/mean_recall": 0.45}
+    assert found["runs"]["coca"][1]["figures"] == figures
     place = tmp_path / "tiny" / "coca" / "1.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"digest": "of another version"}))
     coca_distance.main(argv)

@@ -60,21 +60,40 @@ def emoji(monkeypatch):
     monkeypatch.setenv("JAXVL_CACHE", str(local_cache_folder()))
 
 
-# Largest difference of the losses over 300 steps. Measured: clip 4.8e-6, siglip 3.8e-6, coca 3.8e-6
-# over 40; the limits leave room for another machine.
-LIMITS = {"clip": 1e-5, "siglip": 1e-5, "coca": 5e-5}
+# Largest difference of the losses over 300 steps. Measured: clip 4.8e-6, siglip 3.8e-6; the limits
+# leave room for another machine.
+LIMITS = {"clip": 1e-5, "siglip": 1e-5}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", LIMITS)
 def test_three_hundred_steps(name, emoji):
     trace = step_by_step.compare(SYSTEMS[name])
     for run in step_by_step.OURS:
         for loss in (*SYSTEMS[name].losses, "loss"):
             apart = trace.apart(run, "open_clip", loss)
             assert apart.max() < LIMITS[name], (run, loss, apart.argmax())
+    check_learns(trace)
+
+
+@pytest.mark.slow
+def test_three_hundred_steps_of_coca(emoji):
+    """Its training magnifies rounding: torch in float32 parts from torch in float64 by 8e-6 after
+    110 steps and by 1e-4 after 170. Ours parts from torch's no more than that, with room for the
+    chance that is in it; while nothing is magnified yet, by no more than CLIP does."""
+    trace = step_by_step.compare(SYSTEMS["coca"], others=step_by_step.EXACT)
+    own = np.maximum.accumulate(trace.apart("open_clip", "float64"))
+    for run in step_by_step.OURS:
+        for loss in (*SYSTEMS["coca"].losses, "loss"):
+            apart = np.maximum.accumulate(trace.apart(run, "open_clip", loss))
+            assert apart[:100].max() < 2e-5, (run, loss)
+            assert (apart < 2e-5 + 4 * own).all(), (run, loss)
+    check_learns(trace)
+
+
+def check_learns(trace):
     first, *_, last = trace.figures["open_clip"]["loss"]
-    assert last < first - 1  # it learns
+    assert last < first - 1
 
 
 @pytest.mark.slow
