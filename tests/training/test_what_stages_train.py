@@ -20,7 +20,11 @@ TRAINED = {
     "clip_moe/mcl_3": MLPS,
     "clip_moe/moe": lambda path: "/moe/router/" in path,
     "close/captioner": lambda path: not path.startswith(TOWERS) and path != "log_scale",
-    "maple/prompts": lambda path: "adapter/maple/" in path,
+    # The texts' prompts, and the maps that make the images' of them.
+    "maple/prompts": lambda path: (
+        path == "adapter/maple/tokens"
+        or path.startswith("image/encoder/transformer/adapter/maple/map/")
+    ),
     "one_encoder/image_text": lambda path: not path.startswith(ENCODERS),
     "one_encoder/sounds": lambda path: (
         path == "heads/joint/token/waveform" or path.startswith("heads/joint/align/waveform/")
