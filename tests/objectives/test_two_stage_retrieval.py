@@ -26,8 +26,8 @@ LOSS = Classification(head="LABEL")
 
 
 def things(seed):
-    """Pictures [240, 24] in which what is not of their class is loud, and their classes; the text of
-    a class is its number."""
+    """Pictures [240, 24] in which what is not of their class is loud, and their classes; the text
+    of a class is its number."""
     rng = np.random.default_rng(seed)
     label = np.arange(240) % CLASSES
     codes = rng.normal(size=(CLASSES, 24))

@@ -13,7 +13,7 @@ METHODS = pathlib.Path(__file__).parents[2] / "configs/methods"
 ENCODERS = ("image/encoder/", "text/encoder/")
 TOWERS = ("image/", "text/")
 MLPS = lambda path: "/mlp/" in path
-# By config and stage: whether a path is trained. Of stages before these everything is.
+# Config and stage -> whether the parameter at a path is trained.
 TRAINED = {
     "clip_moe/mcl_1": MLPS,
     "clip_moe/mcl_2": MLPS,
