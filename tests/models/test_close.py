@@ -11,7 +11,7 @@ from small_models import SMALL_TEXT, SMALL_VIT, batch_of
 
 from jaxvl.config import ConfigError, choose
 from jaxvl.models import MODELS, InputSpec
-from jaxvl.models.close import add_noise
+from jaxvl.models.close import Close, add_noise
 from jaxvl.models.functional import functional
 
 INPUTS = InputSpec(image_size=16, text_length=6, vocab_size=20, pad_id=0, eos_id=1)
@@ -59,6 +59,43 @@ def test_noise_is_the_released_one():
     np.testing.assert_allclose(add_noise(t, 0.0, None), t, atol=1e-6)
     with pytest.raises(ValueError, match="^key: None, but noise is random"):
         add_noise(t, 0.12, None)
+
+
+def test_captions_are_read_from_noisy_texts_in_training_and_from_images_as_they_are(monkeypatch):
+    """As much noise as the release adds: the mean cosine with what was given, against draws of
+    numpy."""
+    rng = np.random.default_rng(0)
+    given = released(rng.normal(size=(2000, 8)), 0.0, 0.0)
+
+    class Read(Exception):
+        """The model reads no further."""
+
+    def read_prefix(self, embedding, **options):
+        raise Read(embedding)
+
+    monkeypatch.setattr(Close, "read_prefix", read_prefix)
+    monkeypatch.setattr(Close, "encode_image", lambda self, image, **options: image[:, 0, 0])
+    batch = dict(text=jnp.ones((2000, INPUTS.text_length), int), given=jnp.float32(given))
+    batch["image"] = batch["given"][:, None, None]
+    cosine = {}
+    for condition, modes in (("given", (False, True)), ("image", (True,))):
+        model = built(condition=condition, noise=0.3)
+        params = {path: jnp.zeros(x.shape, x.dtype) for path, x in model.params.items()}
+
+        @functools.partial(jax.jit, static_argnums=1)
+        def embedding(params, train, model=model):
+            with pytest.raises(Read) as found:
+                model.apply(params, {}, batch, train=train, key=jax.random.key(0))
+            return found.value.args[0]
+
+        for train in modes:
+            found = np.float64(embedding(params, train))
+            cosine[condition, train] = (found * given).sum(1).mean()
+    drawn = released(given, 0.3, rng.normal(size=given.shape))
+    for case, value in cosine.items():
+        want = (drawn * given).sum(1).mean() if case == ("given", True) else 1.0
+        assert value == pytest.approx(want, abs=0.01), case
+    assert (drawn * given).sum(1).mean() < 0.9
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from objective_checks import call, compare, nce, same_on_a_mesh, unit
 
-from jaxvl.config import ConfigError
+from jaxvl.config import ConfigError, load_file
 from jaxvl.objectives.views_clip import ViewsClip
 
 IMAGES = ("augmented_image/image_2", "augmented_image/image_3")
@@ -58,6 +58,27 @@ def test_orthonormal_rows_and_two_of_them():
     o |= {"log_scale": np.float32(np.log(4)), "augmented_scale": np.float32(np.log(4))}
     want = np.log1p(np.exp(-4.0)) + 0.05 * 4 / 2
     assert call(ONE, o, {}).value == pytest.approx(want, rel=1e-5)
+
+
+def test_augmented_views_have_projections_of_their_own():
+    """In the config, with the objective's defaults: the clean outputs are of views that nothing
+    changes, the augmented ones of heads that read augmented views alone."""
+    c = load_file("configs/methods/recipe.py").to_dict()
+    pairs = c["tasks"]["pairs"]
+    options = dict(pairs["objectives"]["views_clip"])
+    del options["weight"]
+    objective = ViewsClip(**options)
+    changed = {name: bool(field.get("augment")) for name, field in pairs["data"]["fields"].items()}
+    for clean, augmented in (
+        (objective.image, objective.augmented_images),
+        (objective.text, objective.augmented_texts),
+    ):
+        assert changed[clean] is False
+        for name in augmented:
+            head, _, view = name.partition("/")
+            reads = c["model"]["heads"][head]["reads"]
+            assert view in reads and all(changed[read] for read in reads)
+            assert c["model"]["views"][view] == clean, "the encoder is shared"
 
 
 def test_devices():

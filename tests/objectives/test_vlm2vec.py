@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from objective_checks import compare, embeddings, log_softmax, same_on_a_mesh
 
-from jaxvl.config import ConfigError
+from jaxvl.config import ConfigError, load_file
 from jaxvl.objectives.vlm2vec import InstructedContrast
 
 
@@ -37,3 +37,20 @@ def test_devices():
 def test_refusals():
     with pytest.raises(ConfigError, match="target: 'text' is the query too"):
         InstructedContrast(target="text")
+
+
+def test_the_config_has_the_rest_of_the_method():
+    """The instruction of training is that of evaluation; parts of a batch are of one kind, and as
+    many as GradCache's chunks."""
+    config = load_file("configs/methods/vlm2vec.py").to_dict()
+    base, stage = config["stages"]
+    pairs = stage["tasks"]["pairs"]
+    template = pairs["data"]["fields"]["text"]["template"]
+    plain = config["tasks"]["pairs"]["data"]["fields"]["text"]["template"]
+    assert template == config["evals"]["unseen_style"]["template"]
+    assert template.replace("{}", "").strip() and template != plain
+    assert config["model"]["text"]["causal"] and config["model"]["text"]["pool"] == "last"
+    sampler = pairs["data"]["sampler"]
+    assert (sampler["name"], sampler["table"]) == ("per_cluster", "shape")
+    assert pairs["microbatches"] == pairs["data"]["batch"] // sampler["batch"] > 1
+    assert stage["adapters"]["low"]["rank"] == 8 and "adapters" not in base
