@@ -33,6 +33,7 @@ def get_config(arg=""):
         unimodal=1,
         multimodal=2,
         queries=8,
+        poolers="parallel",
         embed_dim=192,
         init_scale=10.0,
         tied=True,

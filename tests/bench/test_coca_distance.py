@@ -42,9 +42,9 @@ def test_one_change_at_a_time(run, changed):
     assert all(any(k.startswith(key) for key in changed) for k in found)
 
 
-def test_coca_with_captions_is_the_demo_but_for_size_and_figures():
+def test_coca_with_captions_and_parallel_poolers_is_the_demo_but_for_size_and_figures():
     demo = resolve(Experiment, load_file("configs/coca_emoji.py"))
-    run = experiment("coca+captions_2", size="demo")
+    run = experiment("coca+captions_2+parallel", size="demo")
     found = changes(to_dict(demo), run)
     assert all(k.startswith(("evals.", "log.", "checkpoint.")) for k in found), sorted(found)
 
