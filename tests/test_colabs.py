@@ -229,9 +229,8 @@ def test_names_are_those_of_the_package(notebook):
             for name in node.names:
                 if not hasattr(module, name.name):
                     importlib.import_module(f"{node.module}.{name.name}")
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if getattr(node.func.value, "id", None) == "encoders":
-                assert callable(getattr(Encoders, node.func.attr)), node.func.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("encoders."):
+            assert callable(getattr(Encoders, node.func.attr)), node.func.attr
 
 
 @pytest.mark.parametrize(
