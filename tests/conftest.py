@@ -1,5 +1,6 @@
 """Every test sees 8 simulated CPU devices; that has to be said before jax is imported."""
 
+import contextlib
 import gc
 import importlib.metadata
 import importlib.util
@@ -62,11 +63,15 @@ if hasattr(partial_eval.DynamicJaxprTracer, "_origin_msg"):
 
 # Every program is lowered in an MLIR context of its own, which takes 7 ms to make: of small
 # programs, a fifth of the time. Here several in turn are lowered in one; what they hold of
-# constants lives as long as it.
+# constants lives as long as it. One that is lowered in the middle of another has its own, else
+# parts of it would come into the other.
 class _Contexts(threading.local):
     left = 0
 
     def take(self):
+        with contextlib.suppress(ValueError):  # there is no current one
+            if mlir.ir.Context.current is not None:
+                return mlir.make_ir_context()
         if not self.left:
             self.context = mlir.make_ir_context()
             self.left = 50
