@@ -1,12 +1,17 @@
-"""Every notebook runs from its first cell to its last, on tiny settings and generated pictures;
-none is committed with outputs."""
+"""Every notebook runs from its first cell to its last, on tiny settings and generated pictures, one
+of them daily; none is committed with outputs."""
 
+import ast
+import importlib
 import json
 import os
 import pathlib
 
+import matplotlib.pyplot as plt
 import papermill
 import pytest
+
+from jaxvl.evals.encoders import Encoders
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "colabs").glob("*.ipynb"))
@@ -165,19 +170,30 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
-def test_runs(notebook, tmp_path, monkeypatch):
-    monkeypatch.setenv(
-        "XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
-    )  # compiles in half the time
-    config, parameters, printed = SETTINGS[notebook.stem]
-    file = tmp_path / "tiny.py"
+def tiny_config(notebook, folder):
+    """The file of the notebook's tiny config."""
+    config = SETTINGS[notebook.stem][0]
     if not isinstance(config, str):
         config = (
             f"from ml_collections import ConfigDict\n\n\ndef get_config(arg=''):\n    return "
             f"ConfigDict({config!r})\n"
         )
+    file = folder / "tiny.py"
     file.write_text(config)
+    return file
+
+
+DAILY = "own_data"
+RUNS = [pytest.param(p, marks=[] if p.stem == DAILY else [pytest.mark.slow]) for p in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("notebook", RUNS, ids=lambda p: p.stem)
+def test_runs(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv(
+        "XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    )  # compiles in half the time
+    _, parameters, printed = SETTINGS[notebook.stem]
+    file = tiny_config(notebook, tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of commands that a notebook runs
     settings = dict(parameters, CONFIG=str(file), WORKDIR=str(tmp_path / "run"))
     papermill.execute_notebook(
@@ -193,6 +209,50 @@ def test_runs(notebook, tmp_path, monkeypatch):
         "image/png" in out.get("data", {}) for cell in cells for out in cell.get("outputs", [])
     )
     assert pictures >= 2 and printed in json.dumps([cell.get("outputs") for cell in cells])
+
+
+def cells_of(notebook):
+    """Texts of the notebook's cells of code."""
+    cells = json.loads(notebook.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_names_are_those_of_the_package(notebook):
+    """What all cells import is there, and the encoders have the methods that are called."""
+    for node in ast.walk(ast.parse("\n".join(cells_of(notebook)))):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                importlib.import_module(name.name)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                if not hasattr(module, name.name):
+                    importlib.import_module(f"{node.module}.{name.name}")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("encoders."):
+            assert callable(getattr(Encoders, node.func.attr)), node.func.attr
+
+
+@pytest.mark.parametrize(
+    "notebook", [p for p in NOTEBOOKS if p.stem != DAILY], ids=lambda p: p.stem
+)
+def test_runs_up_to_its_training(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(notebook.parent)
+    monkeypatch.setattr(plt, "show", plt.close)
+    _, parameters, _ = SETTINGS[notebook.stem]
+    names = {}
+    for cell in cells_of(notebook):
+        before, training, _ = cell.partition("figures = train(")
+        exec(before, names)
+        if "CONFIG" in names and "experiment" not in names:  # the cell of the parameters
+            names |= dict(
+                parameters,
+                CONFIG=str(tiny_config(notebook, tmp_path)),
+                WORKDIR=str(tmp_path / "run"),
+            )
+        if training:
+            break
+    assert training and names["experiment"].steps == SETTINGS[notebook.stem][0]["steps"]
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)

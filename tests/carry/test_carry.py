@@ -17,6 +17,7 @@ from jaxvl import paths
 from jaxvl import train as train_command
 from jaxvl.config import load_file, resolve
 from jaxvl.sharding.mesh import make_mesh
+from jaxvl.training import setup
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.restore import restore_weights
 from jaxvl.training.stages import build_stages, train_stages
@@ -112,7 +113,33 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+# Of what others hold as well (teachers, mixtures, hard negatives, pairs of tokens) the step is
+# traced daily; it is compiled and run nightly.
+TRACED = [name for name, check in METHODS.items() if check is nothing_more]
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_a_step_is_traced(name, tmp_path, monkeypatch):
+    class Traced(Exception):
+        pass
+
+    def compiled(lowered):
+        raise Traced
+
+    def compile_turns(*args):
+        monkeypatch.setattr(jax.stages.Lowered, "compile", compiled)
+        return compile_(*args)
+
+    compile_ = setup.compile_turns
+    monkeypatch.setattr(setup, "compile_turns", compile_turns)
+    with pytest.raises(Traced):
+        run(name, tmp_path, devices=1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in TRACED else []) for name in METHODS],
+)
 def test_the_frame_carries(name, on_one_device):
     records, workdir = on_one_device(name)
     losses = steps(records, "loss")

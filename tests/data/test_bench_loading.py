@@ -9,6 +9,7 @@ pytest.importorskip("webdataset")
 from jaxvl.bench import loading
 
 
+@pytest.mark.slow  # of whole loaders
 def test_figures_of_each_way(tmp_path):
     out = loading.main(
         ["--images=100", "--rounds=1", "--ways=jaxvl,webdataset", f"--json={tmp_path / 'out.json'}"]

@@ -178,7 +178,13 @@ def shapes(model):
     return {p: s.shape for p, s in model.params.items()}
 
 
-@pytest.mark.parametrize("form", FORMS)
+# The release of the base, and all that it has not: what is between them is slow.
+DAILY = ("coca_base", "parallel, no class token")
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(f, marks=[] if f in DAILY else [pytest.mark.slow]) for f in FORMS]
+)
 def test_outputs_loss_and_gradients(form):
     theirs, config, inputs, model, params = both(form)
     batch = batch_of(inputs)

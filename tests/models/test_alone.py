@@ -65,7 +65,12 @@ def dual(moe):
     return encode
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+DAILY = ("expert_choice", "token_choice", "soft")  # the others are options of these
+
+
+@pytest.mark.parametrize(
+    "router", [pytest.param(r, marks=[] if r in DAILY else [pytest.mark.slow]) for r in ROUTERS]
+)
 def test_every_router(router):
     moe = dict(experts=4, last=1, **ROUTERS[router])
     batch = batch_of(5)

@@ -115,6 +115,7 @@ def test_head_and_group_norm():
     assert pooled.shape == (2, config.features) == (2, 128)
 
 
+@pytest.mark.slow  # through all statistics: `test_mesh_equals_one_device[align]`
 def test_batch_norm_on_eight_devices_equals_one():
     """Loss, gradients and running statistics; rows differ much between devices, so that local
     statistics would show."""

@@ -152,6 +152,7 @@ def test_wrong_options():
         Generation(no_repeat=-2)
 
 
+@pytest.mark.slow  # what it compares: `test_beams_with_a_cache_are_those_of_a_search_without`
 def test_the_benchmark_writes_the_same_both_ways():
     result = bench.main(["--size", "tiny", "--batch", "2", "--length", "6", "--rounds", "1"])
     assert result["same_tokens"] == 1.0

@@ -306,8 +306,15 @@ def test_randomness_is_a_function_of_the_key(node):
         jax.eval_shape(lambda: model.apply(params, rest, batch, train=True))
 
 
-@pytest.mark.parametrize("side", ["image", "text"])
-@pytest.mark.parametrize("node", [RANDOM, RANDOM_DUAL], ids=["align", "dual_encoder"])
+@pytest.mark.parametrize(
+    "node, side",
+    [
+        pytest.param(RANDOM, "image", id="align-image"),
+        pytest.param(RANDOM, "text", id="align-text", marks=pytest.mark.slow),
+        pytest.param(RANDOM_DUAL, "image", id="dual_encoder-image", marks=pytest.mark.slow),
+        pytest.param(RANDOM_DUAL, "text", id="dual_encoder-text"),
+    ],
+)
 def test_frozen_encoder_gets_exactly_no_gradient(node, side):
     model, params, rest = setup(node, freeze=rf"^{side}/encoder/")
     _, gradient = gradients(model, params, rest, batch_of(4), train=True, key=jax.random.key(0))

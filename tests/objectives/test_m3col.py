@@ -97,7 +97,7 @@ def test_rows_of_the_targets_sum_to_one_and_columns_need_not():
     assert sorted(permutation) == list(range(64))
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.9])
+@pytest.mark.parametrize("progress", [0.0, pytest.param(0.9, marks=pytest.mark.slow)])
 def test_devices(progress):
     same_on_a_mesh(MixupContrast(), example(b=16), {}, context(progress=progress))
 

@@ -114,13 +114,14 @@ def test_chunks_are_dealt_and_joined():
 
 
 # --------------------------------------------------------------------------------------------------
-# A model whose output in training depends on what it remembers
+# A model whose output in training depends on what it remembers, and on what is dropped
 
 
 def remembering(params, rest, rows, key):
     """Counts its calls, and adds to each row what it has made of the rows before, through which
-    gradients go."""
+    gradients go; half of what it makes is dropped."""
     y = jnp.tanh(rows["x"] @ params["w"] * (1 + 0.1 * rest["calls"]) + rest["memory"])
+    y = y * jax.random.bernoulli(key, 0.5, y.shape)
     memory = 0.5 * rest["memory"] + y.mean(0) * params["scale"]
     return {"y": y, "scale": params["scale"]}, {"calls": rest["calls"] + 1, "memory": memory}
 
@@ -132,19 +133,21 @@ def contrast(outputs):
 
 
 def test_the_gradient_is_that_of_the_chunks_in_turn():
-    """Oracle: automatic differentiation straight through the loop, in float64."""
+    """Oracle: automatic differentiation straight through the loop, in float64. A chunk's second
+    pass drops what its first one did."""
     with jax.enable_x64(True):
         n = 4
         draw = np.random.default_rng(0).normal
         params = {"w": jnp.asarray(draw(size=(5, 3))), "scale": jnp.asarray(0.7)}
         rest = {"calls": jnp.int32(2), "memory": jnp.asarray(draw(size=3))}
         x = jnp.asarray(draw(size=(8, 5)))
+        keys = jax.random.split(jax.random.key(0), n)
 
         def in_turn(params):
             state = rest
             parts = []
             for i in range(n):
-                outputs, state = remembering(params, state, {"x": x[i::n]}, None)
+                outputs, state = remembering(params, state, {"x": x[i::n]}, keys[i])
                 parts.append(outputs["y"])
             y = jnp.stack(parts, axis=1).reshape(8, 3)  # rows as they were
             loss, extra = contrast({"y": y, "scale": params["scale"]})

@@ -308,6 +308,7 @@ def test_positions_of_other_image_sizes_are_resampled_by_place():
     )
 
 
+@pytest.mark.slow  # parts of the model: `test_skills_are_a_mean…`, of the step: `test_imp.py`
 def test_skills_that_a_task_does_not_name_keep_value_and_moments(tmp_path):
     """IMP with skills in the place of MLPs: a step of clips alone neither runs nor moves the skill
     of texts (SkillNet)."""

@@ -13,6 +13,7 @@ import test_step
 import tiny
 
 from jaxvl import train as train_command
+from jaxvl.data.feed import SIGNAL
 from jaxvl.objectives import Context
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
 from jaxvl.training.build import build_model, fresh_state, make_forward, make_tasks
@@ -25,6 +26,7 @@ from jaxvl.training.teachers import Teacher, update_teachers
 
 DECAY = 0.9
 QUEUE = 40  # two batches and a half
+SHORT = dict(steps=6, checkpoint=dict(every=3))
 FUSION = dict(
     name="fusion",
     depth=1,
@@ -87,6 +89,25 @@ def values():
     return {**given, "masked_text": masked, "masked_text_target": target}
 
 
+@pytest.fixture(scope="module")
+def begun(one_device, programs_kept, tmp_path_factory):
+    """A run of `contrast` before its first step, with its compiled step."""
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_command, "loop", lambda run, *_: kept.append(run))
+        train_command.train(tiny.experiment(**contrast(**SHORT)), tmp_path_factory.mktemp("begun"))
+    return kept[0]
+
+
+def step_of(run, state, batch):
+    """The state after a step, and the figures; `state` is kept."""
+    with jax.set_mesh(run.mesh):
+        batch = jax.device_put({**batch, SIGNAL: np.zeros(16, np.uint8)}, batch_sharding(run.mesh))
+        (step,) = run.steps.values()
+        state, (metrics,) = step(jax.tree.map(jnp.copy, state), (batch,))
+    return state, jax.device_get(metrics)
+
+
 class Stepper:
     """A compiled step of a config, and its first state."""
 
@@ -100,11 +121,9 @@ class Stepper:
             fresh, _, shardings = fresh_state(experiment, model, self.mesh, teachers)
             self.first = jax.device_put(fresh(), shardings)
             update = make_update(experiment, model)
-            self.forward = make_forward(
-                experiment, make_tasks(experiment)["pairs"], model, teachers
-            )
+            forward = make_forward(experiment, make_tasks(experiment)["pairs"], model, teachers)
             learned = frozenset(path for path, yes in update.trained.items() if yes)
-            step = make_step([Part(self.forward, 1.0, learned)], update, ["pairs"])
+            step = make_step([Part(forward, 1.0, learned)], update, ["pairs"])
             self._step = jax.jit(step, out_shardings=(shardings, None))
 
     def __call__(self, state, batch):
@@ -114,16 +133,11 @@ class Stepper:
         return state, jax.device_get(metrics)
 
 
-@functools.cache
-def stepper():
-    return Stepper(**contrast(), mesh=dict(data=1))
-
-
-def test_the_average_follows_the_student():
+def test_the_average_follows_the_student(begun):
     """t <- decay t + (1 - decay) w after every step, in float64; a step that is not applied leaves
     it, and the queue, as they were."""
-    step = stepper()
-    state = step.first
+    step = functools.partial(step_of, begun)
+    state = begun.state
     teacher = {p: np.float64(v) for p, v in state.teachers["momentum"][0].items()}
     jax.tree.map(np.testing.assert_array_equal, state.teachers["momentum"][0], state.params)
     for i in range(3):
@@ -134,7 +148,7 @@ def test_the_average_follows_the_student():
     moved = 0.0
     for path, value in state.teachers["momentum"][0].items():
         np.testing.assert_allclose(value, teacher[path], rtol=1e-6, atol=1e-7, err_msg=path)
-        moved = max(moved, np.abs(value - step.first.params[path]).max())
+        moved = max(moved, np.abs(value - begun.state.params[path]).max())
     assert moved > 1e-4
     broken = {**state.params, "log_scale": jnp.float32(jnp.nan)}
     after, metrics = step(dataclasses.replace(state, params=broken), test_step.batch())
@@ -143,16 +157,18 @@ def test_the_average_follows_the_student():
     jax.tree.map(np.testing.assert_array_equal, after.objective_state, state.objective_state)
 
 
-def test_no_gradient_reaches_a_teacher():
-    step = stepper()
-    state = step.first
+def test_no_gradient_reaches_a_teacher(begun):
+    state = begun.state
+    teachers = make_teachers(begun.experiment, begun.model, begun.tokenizer)
+    task = make_tasks(begun.experiment)["pairs"]
+    forward = make_forward(begun.experiment, task, begun.model, teachers)
 
     def found(weights):
         taught = dataclasses.replace(state, teachers={"momentum": (weights, {})})
-        batch = step.forward.hooked(taught, test_step.batch(), split_keys(jax.random.key(0)))
+        batch = forward.hooked(taught, test_step.batch(), split_keys(jax.random.key(0)))
         return (batch["momentum/image"] * jnp.arange(16)).sum()
 
-    with jax.set_mesh(step.mesh):
+    with jax.set_mesh(begun.mesh):
         value, slope = jax.jit(jax.value_and_grad(found))(state.params)
         other = jax.jit(found)(jax.tree.map(lambda x: 1.1 * x + 0.01, state.params))
     assert abs(value - other) > 1e-3, "what it finds must depend on the teacher"
@@ -199,7 +215,7 @@ def test_a_step_of_albef_in_parts_and_on_eight_devices_is_that_of_the_whole():
 
 @pytest.mark.usefixtures("one_device", "programs_kept")
 def test_a_killed_run_goes_on_with_teacher_and_queue_as_they_were(tmp_path):
-    run = tiny.experiment(**contrast(steps=6, checkpoint=dict(every=3)))
+    run = tiny.experiment(**contrast(**SHORT))
     train_command.train(run, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole" / "checkpoints", tmp_path / "killed" / "checkpoints")
     shutil.rmtree(tmp_path / "killed" / "checkpoints" / "6")

@@ -91,6 +91,7 @@ def test_gradcache_gives_the_gradient_of_the_whole_batch():
     assert max(float(jnp.abs(s).max()) for s in want.values()) > 1e-3
 
 
+@pytest.mark.slow  # a smaller model: `test_the_gradient_is_that_of_the_chunks_in_turn`
 def test_dropout_is_replayed():
     """The second pass of a chunk drops what the first one did."""
     loss, slope = gradient(CHUNKS, dropout=0.5)

@@ -331,7 +331,7 @@ def test_a_worker_that_dies_is_told_with_its_cause():
     assert time.monotonic() - began < 5 and not alive(first)
 
 
-@pytest.mark.parametrize("how", ["kill", "exit"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("exit", marks=pytest.mark.slow)])
 def test_workers_end_with_their_parent(how, tmp_path):
     """Killed, or ended without closing; and a child of the parent that inherits its descriptors
     changes nothing."""

@@ -117,6 +117,7 @@ def check(folder: pathlib.Path, captions: dict[str, str], n: int) -> None:
     assert len(seen) == n
 
 
+@pytest.mark.slow  # tars of its layout are made by `tar_cases.py`
 def test_300_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXVL_CACHE", str(tmp_path / "cache"))
     captions = download(tmp_path, 300, 100)

@@ -60,9 +60,10 @@ def test_a_batch_of_65536_takes_next_to_no_memory(devices, tpu):
 @pytest.mark.parametrize(
     "dtype, width",
     [
-        ("float32", 1000),
-        ("bfloat16", 64),
-        # The widest takes as long as all others; the batch of 65536 is wide as well.
+        ("float32", 64),
+        # Daily the targets have another odd width, and the batch of 65536 is wide, in bfloat16.
+        pytest.param("float32", 1000, marks=pytest.mark.slow),
+        pytest.param("bfloat16", 64, marks=pytest.mark.slow),
         pytest.param("bfloat16", 2048, marks=pytest.mark.slow),
     ],
 )
