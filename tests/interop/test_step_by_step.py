@@ -78,16 +78,15 @@ def test_three_hundred_steps(name, emoji):
 
 @pytest.mark.slow
 def test_three_hundred_steps_of_coca(emoji):
-    """Its training magnifies rounding: torch in float32 parts from torch in float64 by 8e-6 after
-    110 steps and by 1e-4 after 170. Ours parts from torch's no more than that, with room for the
-    chance that is in it; while nothing is magnified yet, by no more than CLIP does."""
+    """Against torch in float64, for this training magnifies rounding: torch's own float32 parts
+    from it by 2.4e-4 in 300 steps. Ours was measured at 2.1e-5 and 1.3e-5."""
     trace = step_by_step.compare(SYSTEMS["coca"], others=step_by_step.EXACT)
-    own = np.maximum.accumulate(trace.apart("open_clip", "float64"))
     for run in step_by_step.OURS:
         for loss in (*SYSTEMS["coca"].losses, "loss"):
-            apart = np.maximum.accumulate(trace.apart(run, "open_clip", loss))
-            assert apart[:100].max() < 2e-5, (run, loss)
-            assert (apart < 2e-5 + 4 * own).all(), (run, loss)
+            apart = trace.apart(run, "float64", loss)
+            assert apart.max() < 1e-4, (run, loss, apart.argmax())
+            early = trace.apart(run, "open_clip", loss)[:100]
+            assert early.max() < 2e-5, (run, loss, early.argmax())
     check_learns(trace)
 
 
