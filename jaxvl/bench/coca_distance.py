@@ -103,15 +103,13 @@ def take(config: str, workdir: pathlib.Path, file: pathlib.Path) -> str:
         return f"failed with {code}; see {workdir / 'output.txt'}"
     steps = resolve(Experiment, load_file(config)).steps
     seconds = time.perf_counter() - began
-    result = {
-        "digest": own,
-        "config": config,
-        "seconds": seconds,
-        "figures": Figures(workdir, until=steps).latest,
-    }
+    figures = Figures(workdir, until=steps).latest
+    if FIGURE not in figures:  # a run that is asked to end saves its state and ends well
+        return "was interrupted; call again, and it goes on"
+    result = {"digest": own, "config": config, "seconds": seconds, "figures": figures}
     file.write_text(json.dumps(result, indent=1) + "\n")
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
-    return f"took {seconds:.0f} s: {100 * result['figures'][FIGURE]:.1f} %"
+    return f"took {seconds:.0f} s: {100 * figures[FIGURE]:.1f} %"
 
 
 def collect(folder: pathlib.Path) -> dict[str, dict[int, dict[str, Json]]]:

@@ -84,3 +84,11 @@ def test_a_run_whose_result_is_there_is_not_repeated(tmp_path, monkeypatch, caps
     place.write_text(json.dumps(json.loads(place.read_text()) | {"digest": "of another version"}))
     coca_distance.main(argv)
     assert trained[4:] == ["coca"]
+
+
+def test_a_run_that_was_interrupted_is_not_taken_for_a_whole_one(tmp_path, monkeypatch, capsys):
+    """One that is asked to end saves its state and ends with status 0, without figures."""
+    monkeypatch.setattr(coca_distance, "train", lambda config, workdir: 0)
+    coca_distance.main(["--runs=align", "--seeds=0", "--size=tiny", f"--out={tmp_path}"])
+    assert "align, seed 0: was interrupted" in capsys.readouterr().out
+    assert not (tmp_path / "tiny" / "align" / "0.json").exists()
