@@ -26,10 +26,10 @@ from jaxvl.evals.ranking import put
 from jaxvl.models.generate import Generation, Numbers
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
 
-# What `Encoders.together` gives beside the model's named outputs.
-EMBEDDING = "embedding"
-TOKENS = "tokens"
-MEAN_TOKENS = "mean_tokens"
+# What `Encoders.together` gives beside the model's named outputs, none of which is called so.
+EMBEDDING = "(embedding)"
+TOKENS = "(tokens)"
+MEAN_TOKENS = "(mean of tokens)"
 
 
 @dataclasses.dataclass(frozen=True)
