@@ -26,7 +26,7 @@ from jaxvl.bench.harness import in_turn, publish
 from jaxvl.config import load_file, resolve
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
 from jaxvl.tasks import Task
-from jaxvl.training.build import Vocabulary, build_model, fresh_state
+from jaxvl.training.build import Vocabulary, build_model, draw_state, fresh_state
 from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import compile_turns
 from jaxvl.training.experiment import Experiment
@@ -86,7 +86,7 @@ def takers(experiment: Experiment, steps: int) -> dict[str, Callable[[], object]
             shardings,
             mesh,
         )
-        held = [jax.jit(fresh, out_shardings=shardings)()]
+        held = [draw_state(fresh, experiment.seed, shardings, mesh)]
     bound = {
         str(turn): program.bind(turn, list(tasks), mesh)
         for program in programs

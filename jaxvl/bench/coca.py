@@ -27,7 +27,7 @@ from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.config import load_file, override, resolve
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxvl.tasks import Task
-from jaxvl.training.build import Vocabulary, build_model, fresh_state
+from jaxvl.training.build import Vocabulary, build_model, draw_state, fresh_state
 from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import compile_turns
 from jaxvl.training.experiment import Experiment
@@ -62,7 +62,7 @@ def taker(config: str, loss: str, changes: dict[str, str]) -> Callable[[], objec
             mesh,
         )
         step = program.bind(program.turns[0], [name], mesh)
-        held = [jax.jit(fresh, out_shardings=shardings)()]
+        held = [draw_state(fresh, experiment.seed, shardings, mesh)]
         batch = (
             {
                 k: jax.device_put(v, batch_sharding(mesh))
