@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
         kind=dict(name="classifier", reads="image", classes=8),
     )
     options = dict(head="kind", label="kind", seed=None, queue=40, warmup=0.5, decay=0.9)
-    fields = tiny.fields(kind=dict(name="label", column="shape"), text=None, group_id=None)
+    fields = tiny.fields(kind=dict(name="label", column="shape"), group_id=None)
     outputs = ("projected", "logits/kind")
     hook = dict(name="teach", teacher="momentum", outputs=outputs)
     run = tiny.experiment(
