@@ -16,7 +16,7 @@ import ml_collections
 
 from jaxvl.config import parse_arg
 
-LABEL = "shape"  # a column of eight classes
+LABEL = "colour"  # a column of six classes
 
 
 def get_config(arg=""):
@@ -32,7 +32,7 @@ def get_config(arg=""):
         views=dict(image_2="image"),
         heads=dict(
             projected=dict(name="projection", reads=views, dim=32),
-            kind=dict(name="classifier", reads="image", classes=8),
+            kind=dict(name="classifier", reads="image", classes=6),
         ),
     )
     c.preprocess = dict(image_size=48)

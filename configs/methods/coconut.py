@@ -7,16 +7,21 @@ all stages (`jaxvl.evals.forgetting`). The paper's decoder, which writes intents
 here.
 
 launch/local.sh configs/methods/coconut.py
+launch/local.sh configs/methods/coconut.py:replay     # rehearsed rows alone, to compare
 """
 
 import ml_collections
+
+from jaxvl.config import parse_arg
 
 SECONDS = 0.4
 COLOURS = 6
 
 
-def get_config():
+def get_config(arg=""):
+    arg = parse_arg(arg, replay=False, seed=0)
     c = ml_collections.ConfigDict()
+    c.seed = arg.seed
     c.model = dict(
         name="imp",
         variant="small",
@@ -91,6 +96,8 @@ def get_config():
             source=dict(name="mixture", parts=parts),
             sampler=dict(name="replay", parts=("old",), share=0.25, buffer=buffer),
         )
+        if arg.replay:
+            return dict(tasks=dict(speech=dict(data=data)))
         last = dict(
             name="teach",
             teacher="last",

@@ -2,6 +2,7 @@
 
 launch/local.sh configs/methods/recipe.py
 launch/local.sh configs/methods/recipe.py:method=barlow
+launch/local.sh configs/methods/recipe.py:steps=1152      # the paper's 32 epochs
 
 `method`: clip (the plain loss on clean views), recipe, or the recipe with one of the losses across
   modalities: simsiam, byol, barlow, swav. `noise`: share of the pictures with another one's

@@ -11,7 +11,7 @@ from jaxvl.data.records import DataError
 from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.columns import LABELS, check_column, groups_of
 from jaxvl.evals.encoders import Encoders
-from jaxvl.evals.ranking import top_k
+from jaxvl.evals.ranking import top_k, unit_rows
 from jaxvl.evals.source_options import SourceOptions, skipped_figures
 
 
@@ -56,13 +56,14 @@ class ImageKnn(SourceOptions):
         encoded = encoders.images(source, column=self.image, memo=self.source, output=self.output)
         self.within_budget(encoded.skipped, source)
         groups = groups_of(source, self.label)[encoded.index]
-        if not len(groups) or np.unique(groups).size == len(groups):
+        _, place, size = np.unique(groups, return_inverse=True, return_counts=True)
+        if len(size) == len(groups):
             raise DataError(f"{source.name} has no two pictures of one class ({self.label})")
-        rows = encoded.rows / np.linalg.norm(encoded.rows, axis=1, keepdims=True)
+        rows = unit_rows(encoded.rows)
         own = np.arange(len(rows))
         scores, best = top_k(rows, rows, self.depth, encoders.mesh, without=(own, own))
         right = (groups[best] == groups[:, None]) & (scores > -np.inf)
-        others = (groups[:, None] == groups[None]).sum(1) - 1
+        others = size[place] - 1
         asks = others > 0
         precision = average_precision(right, others)[asks]
         metrics = {

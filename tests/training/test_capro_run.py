@@ -51,7 +51,7 @@ def accuracy(workdir):
     """Of the class head, on pictures that are not in training."""
     source = choose(SOURCES, dict(SHAPES, seed=1), "source").open(print)
     encoded = open_run(str(workdir)).images(source, output="logits/kind")
-    return float((encoded.rows.argmax(1) == source.column("shape")[encoded.index]).mean())
+    return float((encoded.rows.argmax(1) == source.column("colour")[encoded.index]).mean())
 
 
 def table(workdir, name, *columns):
@@ -64,8 +64,8 @@ def trained(workdir, seed):
     shared, stages = small(seed)
     train_stages(build_stages(shared, stages, workdir), train_command.train, workdir)
     web = choose(SOURCES, shared["tasks"]["pairs"]["data"]["source"], "source").open(print)
-    truth = choose(SOURCES, SHAPES, "source").open(print).column("shape")
-    given = web.column("shape")
+    truth = choose(SOURCES, SHAPES, "source").open(print).column("colour")
+    given = web.column("colour")
     (seeds,) = table(workdir / "texts", "seeds", "seed")
     label, keep = table(workdir / "clean", "cleaned", "label", "keep")
     kept = keep > 0
@@ -84,7 +84,7 @@ def trained(workdir, seed):
 def test_labels_and_accuracy_rise(tmp_path):
     by_seed = [trained(tmp_path / str(seed), seed) for seed in SEEDS]
     for found in by_seed:
-        assert 0.6 < found["given"] < 0.72, "of eight classes, 40 % are drawn anew"
+        assert 0.6 < found["given"] < 0.72, "of six classes, 40 % are drawn anew"
         assert found["seeds"] > found["given"] + 0.1, by_seed
         assert found["cleaned"] > found["given"] + 0.1, by_seed
         assert found["kept"] > 0.5, by_seed

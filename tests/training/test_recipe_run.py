@@ -98,14 +98,16 @@ def recall(records):
 
 @pytest.mark.slow
 def test_the_recipe_finds_more_than_clip_where_captions_are_wrong(tmp_path, one_device):
-    """2,304 pairs of which 30 % have another picture's name; search among right ones of a drawing
-    style that was never seen."""
-    found = {
-        method: [
-            recall(run(tmp_path / f"{method}{seed}", method=method, seed=seed, size=24))
-            for seed in SEEDS
-        ]
-        for method in ("clip", "recipe")
-    }
+    """2,304 pairs of which 30 % have another picture's name, for the paper's 32 epochs; search
+    among right ones of a drawing style that was never seen.
+
+    CLIP learns the wrong names by heart meanwhile. In a run of eight epochs it is ahead.
+    """
+    found = {method: [] for method in ("clip", "recipe")}
+    for seed in SEEDS:
+        for method, recalls in found.items():
+            options = dict(method=method, seed=seed, size=24, steps=32 * 2304 // 64)
+            recalls.append(recall(run(tmp_path / f"{method}{seed}", **options)))
     print("R@1, mean of both directions", {k: np.round(v, 4).tolist() for k, v in found.items()})
-    assert np.mean(found["recipe"]) >= np.mean(found["clip"]), found
+    better = np.array(found["recipe"]) > np.array(found["clip"])
+    assert better.all(), found
