@@ -19,7 +19,18 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxvl.before import BEFORE, Before
-from jaxvl.config import Batch, ConfigError, Range, Weight, check, choose, convert, resolve, to_dict
+from jaxvl.config import (
+    Batch,
+    ConfigError,
+    Range,
+    Weight,
+    check,
+    choose,
+    convert,
+    nearest,
+    resolve,
+    to_dict,
+)
 from jaxvl.data.config import POSITION, DataConfig
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.objectives import OBJECTIVES, Context, Objective, ObjectiveState, Points
@@ -225,19 +236,25 @@ class Task:
         return json.dumps([*parts, self.name if has_state else None], default=repr)
 
     def check_outputs(self, outputs: Collection[str], batch: Collection[str]) -> None:
-        """Raises ConfigError where an objective reads what the model or the data does not give."""
+        """Raises ConfigError where an objective reads what the model or the data does not give.
+
+        Args:
+          outputs: names of the model's outputs.
+          batch: names of what objectives see of a batch.
+        """
+        fields = f"fields of tasks.{self.name}.data and hooks give them"
         for key, use in self.config.objectives.items():
-            for kind, needed, given in (
-                ("model output", use.objective.reads, outputs),
-                ("batch key", use.objective.batch_keys, batch),
+            for kind, needed, given, source in (
+                ("model output", use.objective.reads, outputs, ""),
+                ("batch key", use.objective.batch_keys, batch, f"; {fields}"),
             ):
-                missing = [k for k in needed if k not in given]
-                if missing:
-                    raise ConfigError(
-                        f"tasks.{self.name}.objectives.{key}",
-                        f"needs the {kind} {missing[0]!r}, which is not there (there are: "
-                        f"{', '.join(sorted(given))})",
+                for name in needed:
+                    known = sorted(given)
+                    problem = (
+                        f"needs the {kind} {name!r}, which is not there{nearest(name, known)} "
+                        f"(there are: {', '.join(known)}{source})"
                     )
+                    check(name in given, f"tasks.{self.name}.objectives.{key}", problem)
 
     def prepare(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         """Model inputs of a training batch or of some of its rows, inside the compiled step.
@@ -289,7 +306,8 @@ class Task:
         Raises:
           ConfigError: an objective reads what the model or the data does not give.
         """
-        self.check_outputs(outputs, inputs)
+        seen = [name for name, value in inputs.items() if not self._is_picture(name, value)]
+        self.check_outputs(outputs, seen)
         found = dict(outputs)
         for key, objective in self.objectives.items():
             with jax.named_scope(f"objectives/{key}"):
@@ -325,9 +343,9 @@ class Task:
             own = {k.removeprefix(prefix): v for k, v in outputs.items() if k.startswith(prefix)}
             its_context = dataclasses.replace(context, key=jax.random.fold_in(context.key, i))
             with jax.named_scope(f"objectives/{name}"):
-                loss, states[slot] = use.objective(
-                    {**outputs, **own}, batch, states[slot], its_context
-                )
+                loss, state = use.objective({**outputs, **own}, batch, states[slot], its_context)
+            _check_state(f"tasks.{self.name}.objectives.{name}", states[slot], state)
+            states[slot] = state
             if use.weight:  # else nothing depends on it, not even by a factor of 0
                 total += context.at(use.weight) * loss.value
             metrics[f"loss/{name}"] = loss.value
@@ -338,6 +356,28 @@ class Task:
         """Whether a batch entry is a picture, of a field or one that a hook has found for it; an
         embedding of one, as `teach` finds it, is none."""
         return value.ndim > 3 and self.config.data.inputs.get(name.rsplit("/", 1)[-1]) in VISUAL
+
+
+def _check_state(path: str, before: ObjectiveState, after: ObjectiveState) -> None:
+    """Raises ConfigError at `path` where an objective gives back another state than it was given,
+    in its names, shapes and dtypes."""
+
+    def described(state: ObjectiveState) -> dict[str, str]:
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        found = {}
+        for place, leaf in leaves:
+            kind = jax.typeof(leaf)
+            name = jax.tree_util.keystr(place, simple=True, separator="/")
+            found[name] = f"{kind.dtype.name}[{', '.join(map(str, kind.shape))}]"
+        return found
+
+    made = described(before)
+    given = described(after)
+    for name in [*made, *(name for name in given if name not in made)]:
+        is_now = given.get(name, "missing")
+        was = made.get(name, "nothing")
+        problem = f"gives back the state {name!r} as {is_now}, where init_state has {was}"
+        check(is_now == was, path, problem)
 
 
 def _own(key: str) -> str:

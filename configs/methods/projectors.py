@@ -17,6 +17,8 @@ launch/local.sh configs/methods/projectors.py
 
 import ml_collections
 
+from jaxvl.config import parse_arg
+
 COLUMNS = dict(
     image_pooled=("image", "bare/image_pooled"),
     image_tokens=("image", "bare/image_tokens"),
@@ -88,7 +90,7 @@ def get_config(arg=""):
         for name, shape in sizes.items()
     }
     tables = {name: f"{{stages.apart}}/tables/{name}" for name in ("features", "balanced")}
-    full = arg == "full"
+    full = parse_arg(arg, full=False).full
     aligned = dict(
         name="aligned",
         model=dict(name="frozen_encoders", image=image, text=text, heads=dict(joint=projector)),

@@ -53,6 +53,11 @@ class Registry(Mapping):
                 )
             file = getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
             other = self._other_owner(name, cls)
+            if other is not None and other == file:
+                raise ValueError(
+                    f"{self.kind} {name!r}: {file} is loaded twice, as a plugin and by an import; "
+                    f"name it in `plugins` alone, or keep what others import in a package"
+                )
             if other is not None:
                 raise ValueError(
                     f"{self.kind} {name!r} is already registered by {other}; {file} must "

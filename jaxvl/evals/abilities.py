@@ -124,6 +124,14 @@ class Abstract:
         shapes = {name: shape for name, shape in batch.items() if name not in BOOKKEEPING}
         self._shapes(lambda weights, batch: self._outputs(weights, batch, names), shapes)
 
+    def gives(self, batch: Mapping[str, jax.ShapeDtypeStruct], name: str) -> bool:
+        """Whether the model has the output `name` for a batch of such shapes."""
+        try:
+            self.check_outputs(batch, (name,))
+        except ConfigError:
+            return False
+        return True
+
     def output_shape(self, output: str) -> tuple[int, ...]:
         """Shape of one picture's output of this name. Raises ConfigError at `output` where the
         model has none such of pictures alone."""

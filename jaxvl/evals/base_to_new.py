@@ -25,6 +25,8 @@ class BaseToNew(ZeroShot):
 
     Attributes:
       new: records of the new classes.
+      classes: of each part, see `zero_shot`.
+      gallery: is not used.
       Others: as of `zero_shot`.
     """
 

@@ -256,11 +256,13 @@ def groups_of(source: Source, name: str, field: str = "group") -> np.ndarray:
     Raises ConfigError at `field` as `labels_of`.
     """
     check_column(source, name, LABELS, field)
+    classes = source.columns[name].kind == "class"
     ids: dict[Any, int] = collections.defaultdict(lambda: len(ids))
-    return np.array(
-        [ids[(i,) if value is None else value] for i, value in enumerate(values_of(source, name))],
-        np.int32,
-    )
+    groups = np.empty(len(source), np.int32)
+    for i, value in enumerate(values_of(source, name)):
+        none = value is None or (classes and value < 0)
+        groups[i] = ids[(i,) if none else value]
+    return groups
 
 
 def in_language(pattern: str, language: str, field: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import jax
 import numpy as np
 
+from jaxvl.aliases import Arrays
 from jaxvl.data.fields.base import Field
 from jaxvl.data.fields.numbers import Group
 from jaxvl.data.sources import SOURCES
@@ -18,7 +20,7 @@ from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.ranking import rank
 from jaxvl.evals.rows import caption, check_rows, picture, rows_of
 from jaxvl.evals.source_options import SourceOptions, check_tokenizer, open_named
-from jaxvl.objectives.m3el import SCORES, MeanScore, as_entity, as_mention, of_record
+from jaxvl.objectives.m3el import SCORES, SIDES, MeanScore, Read, as_entity, as_mention, of_record
 
 KS = (1, 3, 5, 10)
 GROUP = "group_id"
@@ -84,12 +86,10 @@ class EntityLinking(SourceOptions):
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises DataError where a source has no record with a picture, a text and a label."""
-        asking, wanted = self._read(self, encoders, self.image, self.text)
+        mentions, wanted = self._read(self, encoders, self.image, self.text, as_mention)
         of_base = dataclasses.replace(self, source=self.entities)
-        known, ids = self._read(of_base, encoders, self.entity_image, self.entity_text)
-        prefix = f"{self.head}/mention"  # every record is read as the model's first one
-        mentions = as_mention(asking, prefix)
-        entities = as_entity(known, prefix)
+        columns = self.entity_image, self.entity_text
+        entities, ids = self._read(of_base, encoders, *columns, as_entity)
         how = dict(tile=TILE, block=BLOCK)
         together = rank(
             mentions, entities, wanted, ids, encoders.mesh, score=MeanScore(SCORES), **how
@@ -110,19 +110,30 @@ class EntityLinking(SourceOptions):
 
     @property
     def _names(self) -> tuple[str, ...]:
-        """Outputs of the model, which hold what a record needs in either place."""
-        kinds = ("keys", "values", "wanted", "queries")
-        return (*of_record(f"{self.head}/mention", kinds), f"{self.head}/mention/text_mask")
+        """Outputs of the model, which hold what a record needs in either place. Every record is
+        read as the model's first one."""
+        return of_record(f"{self.head}/mention", ("keys", "values", "wanted", "queries"))
 
     def _read(
-        self, options: SourceOptions, encoders: Encoders, image: str, text: str
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The model's outputs of a source, and what each record is, int32 [n]."""
+        self,
+        options: SourceOptions,
+        encoders: Encoders,
+        image: str,
+        text: str,
+        place: Callable[[Arrays, str], Read],
+    ) -> tuple[Read, np.ndarray]:
+        """What the records of a source bring to the scores in their place, and what each record
+        is, int32 [n]."""
+        fields = self._fields(encoders, image, text)
+        shapes = check_rows(options, encoders, "source", fields).shapes
+        masks = [f"{self.head}/mention/{side}_mask" for side in SIDES]
+        names = (*self._names, *(mask for mask in masks if encoders.gives(shapes, mask)))
         parts = []
         labels = []
-        for batch, n in rows_of(options, encoders, self._fields(encoders, image, text)):
+        for batch, n in rows_of(options, encoders, fields):
             inputs = {name: array for name, array in batch.items() if name != GROUP}
-            found = encoders.outputs(inputs, self._names)
-            parts.append({name: array[:n] for name, array in found.items()})
+            found = encoders.outputs(inputs, names)
+            rows = {name: array[:n] for name, array in found.items()}
+            parts.append(place(rows, f"{self.head}/mention"))
             labels.append(batch[GROUP][:n])
         return jax.tree.map(lambda *a: np.concatenate(a), *parts), np.concatenate(labels)

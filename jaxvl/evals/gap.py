@@ -12,7 +12,7 @@ from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.columns import Columns, all_texts, check_texts, listed
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.linear_probe import fit, shard
-from jaxvl.evals.source_options import SourceOptions, check_tokenizer, skipped_figures
+from jaxvl.evals.source_options import SourceOptions, check_tokenizer, sample, skipped_figures
 
 SHOWN = (1, 5, 10)  # of the spectrum
 ROWS = 4096  # pairs whose distances to each other are looked at, at most
@@ -75,10 +75,11 @@ class Gap(SourceOptions):
         images = encoded.rows[have].astype(np.float64)
         captions = [texts_of[i][0] for i in encoded.index[have]]
         texts = encoders.texts(captions).astype(np.float64)
+        some = sample(len(images), ROWS)
         found = {
             "centroid_distance": centroid_distance(images, texts),
             "separability": self._separability(images, texts, encoders),
-            **distances(images[:ROWS], texts[:ROWS]),
+            **distances(images[some], texts[some]),
             **spectrum(np.concatenate([images, texts])),
             "pairs": float(len(images)),
         }

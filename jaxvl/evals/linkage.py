@@ -126,13 +126,12 @@ def adjusted_rand(one: Sequence[int] | np.ndarray, other: Sequence[int] | np.nda
     equal, 0 on average where they are drawn."""
     rows = np.unique(one, return_inverse=True)[1]
     columns = np.unique(other, return_inverse=True)[1]
-    table = np.zeros((rows.max() + 1, columns.max() + 1))
-    np.add.at(table, (rows, columns), 1)
+    both = np.unique(np.stack([rows, columns]), axis=1, return_counts=True)[1]  # no table
     pairs = lambda counts: (counts * (counts - 1) / 2).sum()
-    of_rows = pairs(table.sum(1))
-    of_columns = pairs(table.sum(0))
+    of_rows = pairs(np.bincount(rows))
+    of_columns = pairs(np.bincount(columns))
     expected = of_rows * of_columns / max(pairs(np.array([len(rows)])), 1)
     most = (of_rows + of_columns) / 2
     if most == expected:  # both put all in one, or each on its own
         return 1.0
-    return float((pairs(table) - expected) / (most - expected))
+    return float((pairs(both) - expected) / (most - expected))

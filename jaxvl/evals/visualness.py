@@ -45,10 +45,10 @@ class Visualness(SourceOptions):
         check_tokenizer(encoders)
         check_texts(source, self.text, "text")
         check_column(source, self.visual, ("int", "class", "float"), "visual")
+        encoders.check_outputs({"text": encoders.input_shapes["text"]}, (self.null,))
 
     def run(self, encoders: Encoders) -> EvalResult:
-        """Raises DataError where all texts are of one kind; ConfigError at `output` where the model
-        has no such null vector."""
+        """Raises DataError where all texts are of one kind."""
         source = self.open()
         flags = values_of(source, self.visual)
         rows = [

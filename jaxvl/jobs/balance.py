@@ -15,7 +15,7 @@ from jaxvl.evals.columns import check_column
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.ranking import unit_rows
 from jaxvl.jobs import JOBS
-from jaxvl.jobs.embedding import EmbeddingJob, known_column
+from jaxvl.jobs.embedding import EmbeddingJob, known_classes
 
 
 @JOBS.register("balance")
@@ -63,19 +63,19 @@ class Balance(EmbeddingJob):
 
     def run(self, encoders: Encoders, source: Source) -> Columns:
         """See `Job`. Raises DataError where no record has a concept and both vectors."""
-        concepts = known_column(source, self.concept, "concept")
+        concepts = known_classes(source, self.concept, "concept")
         rows, index = self.rows(encoders, source)
         other = self.prototypes != self.of and self.features is None
         prototypes = self._of_prototypes.rows(encoders, source) if other else (rows, index)
         of_prototypes, found = prototypes
         both = np.intersect1d(index, found)
-        both = both[np.asarray(concepts)[both] >= 0]
+        both = both[concepts[both] >= 0]
         if not len(both):
             raise DataError(f"{source.name}: no record has {self.concept!r} and what is embedded")
         vectors = unit_rows(rows[np.searchsorted(index, both)])
         means = unit_rows(of_prototypes[np.searchsorted(found, both)])
         keep = np.zeros(len(source), np.int32)
-        keep[both] = nearest_of_each(vectors, means, np.asarray(concepts)[both], self.each)
+        keep[both] = nearest_of_each(vectors, means, concepts[both], self.each)
         return {"keep": keep}
 
 

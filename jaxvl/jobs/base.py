@@ -6,6 +6,7 @@ import abc
 import dataclasses
 from typing import Annotated, Any, ClassVar
 
+from jaxvl.aliases import Json
 from jaxvl.config import PathText, Range, check
 from jaxvl.data.sources import SOURCES
 from jaxvl.data.sources.base import Source
@@ -51,6 +52,11 @@ class Job(abc.ABC):
     def check(self, encoders: Encoders, source: Source) -> None:  # noqa: B027 (some need nothing)
         """Raises ConfigError, at one of its own fields, where model and source are not what `run`
         needs. It computes nothing; the weights of `encoders` may be shapes."""
+
+    def others(self) -> Json:
+        """What tells the further records that it reads from others, beside its own source; None
+        where there are none. A table that was made from others is made anew."""
+        return None
 
     @abc.abstractmethod
     def run(self, encoders: Encoders, source: Source) -> Columns:

@@ -96,6 +96,14 @@ def known_column(source: Source, column: str, field: str) -> np.ndarray:
     return values
 
 
+def known_classes(source: Source, column: str, field: str) -> np.ndarray:
+    """Class of every record, int64 [n], -1 where it has none. Raises ConfigError as
+    `known_column`."""
+    values = np.asarray(known_column(source, column, field), np.int64)
+    present = source.present(column)
+    return values if present is None else np.where(present, values, -1)
+
+
 def image_rows(encoders: Encoders, source: Source, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Unit rows float32 [n, D] of the pictures of all records, and which there are, bool [n]."""
     encoded = encoders.images(source, column=column)

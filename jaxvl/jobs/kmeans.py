@@ -13,7 +13,7 @@ from jaxvl.evals.columns import check_column
 from jaxvl.evals.encoders import Encoders
 from jaxvl.jobs import JOBS
 from jaxvl.jobs.clustering import kmeans
-from jaxvl.jobs.embedding import EmbeddingJob
+from jaxvl.jobs.embedding import EmbeddingJob, known_classes
 
 
 @JOBS.register("kmeans")
@@ -65,7 +65,10 @@ class KMeans(EmbeddingJob):
         )
         labels = np.full(len(source), -1, np.int32)
         labels[index] = found.labels
-        return {"cluster": cumulative([source.column(name) for name in self.within], labels)}
+        earlier = []
+        for i, name in enumerate(self.within):
+            earlier.append(known_classes(source, name, f"within[{i}]"))
+        return {"cluster": cumulative(earlier, labels)}
 
 
 def cumulative(earlier: list[np.ndarray], labels: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from jaxvl.evals.columns import check_column
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.ranking import top_k, unit_rows
 from jaxvl.jobs import JOBS
-from jaxvl.jobs.embedding import BLOCK, EmbeddingJob, known_column
+from jaxvl.jobs.embedding import BLOCK, EmbeddingJob, known_classes
 
 Share = Annotated[float, Range(0.0, 1.0)]
 
@@ -57,9 +57,8 @@ class KnnClean(EmbeddingJob):
     def run(self, encoders: Encoders, source: Source) -> Columns:
         """See `Job`."""
         rows, index = self.rows(encoders, source)
-        given = known_column(source, self.label, "label")
+        labels = known_classes(source, self.label, "label")[index]
         rows = unit_rows(rows)
-        labels = np.asarray(given, np.int64)[index]
         known = labels >= 0
         rows = rows[known]
         index = index[known]

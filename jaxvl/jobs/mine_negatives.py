@@ -129,7 +129,8 @@ class MineNegatives(Job):
         if pool.documents is not None:
             depth = max(self.above, self.cut)
             wrong, wrong_places = ranked(queries, pool.documents, depth, mesh)
-            rank = rank + (wrong[:, None, :] > scores[:, :, None]).sum(2)
+            for j in range(wrong.shape[1]):  # all at once would be [m, depth, cut]
+                rank = rank + (wrong[:, j : j + 1] > scores)
         higher = wrong[:, : self.above] > own[:, None] + TIE
         above = np.where(higher, wrong_places[:, : self.above], NONE)
         # Ranks rise, so the first ones past the cut come first in a stable order.

@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxvl.config import Range, Scale
+from jaxvl.config import Range, Scale, check
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Source
 from jaxvl.data.tables import Columns
-from jaxvl.evals.columns import LABELS, PICTURES, check_column
+from jaxvl.evals.columns import PICTURES, check_column
 from jaxvl.evals.encoders import Encoders
+from jaxvl.evals.ranking import unit_rows
 from jaxvl.jobs import JOBS
 from jaxvl.jobs.base import Job
-from jaxvl.jobs.embedding import known_column
+from jaxvl.jobs.embedding import BLOCK, known_classes, known_column
 from jaxvl.objectives.capro import clean
 
 Share = Annotated[float, Range(0.0, 1.0)]
@@ -57,8 +58,10 @@ class PrototypeClean(Job):
 
     def check(self, encoders: Encoders, source: Source) -> None:
         """See `Job`."""
+        image = {"image": encoders.input_shapes["image"]}
+        encoders.check_outputs(image, (self.projected, f"logits/{self.head}"))
         check_column(source, self.image, PICTURES, "image")
-        check_column(source, self.label, LABELS, "label")
+        check_column(source, self.label, ("class", "int"), "label")
         check_column(source, self.seed, ("int",), "seed")
 
     def run(self, encoders: Encoders, source: Source) -> Columns:
@@ -68,25 +71,28 @@ class PrototypeClean(Job):
         projected = encoded[names[0]]
         logits = encoded[names[1]].rows
         index = projected.index
-        labels = np.asarray(known_column(source, self.label, "label"), np.int64)[index]
+        labels = known_classes(source, self.label, "label")[index]
         marked = np.asarray(known_column(source, self.seed, "seed"))[index] > 0
         seeds = marked & (labels >= 0)
         if not seeds.any():
             raise DataError(f"{source.name}: no record with a picture and a label is a seed")
-        scores = self._scores(projected.rows, labels, seeds, logits.shape[1])
-        rated = self.alpha * jax.nn.softmax(logits) + (1 - self.alpha) * jax.nn.softmax(scores)
-        found = clean(rated, jnp.asarray(labels), jnp.asarray(seeds), self.threshold)
-        kept = np.asarray(found.kept)
+        classes = logits.shape[1]
+        problem = (
+            f"{self.label!r} has the number {labels.max()}; must be below the head's {classes}"
+        )
+        check(labels.max() < classes, "label", problem)
+        sums = np.zeros((classes, projected.rows.shape[1]))
+        np.add.at(sums, labels[seeds], projected.rows[seeds].astype(np.float64))
+        there = sums.any(1)
+        prototypes = unit_rows(sums).astype(np.float32)
         label = np.full(len(source), -1, np.int32)
-        label[index] = np.where(kept, found.label, -1)
+        for start in range(0, len(index), BLOCK):
+            some = slice(start, start + BLOCK)
+            scores = projected.rows[some] @ prototypes.T / self.temperature
+            scores = np.where(there, scores, -np.inf)
+            near = jax.nn.softmax(scores)
+            rated = self.alpha * jax.nn.softmax(logits[some]) + (1 - self.alpha) * near
+            given = jnp.asarray(labels[some])
+            found = clean(rated, given, jnp.asarray(seeds[some]), self.threshold)
+            label[index[some]] = np.where(found.kept, found.label, -1)
         return {"label": label, "keep": (label >= 0).astype(np.int8)}
-
-    def _scores(
-        self, rows: np.ndarray, labels: np.ndarray, seeds: np.ndarray, classes: int
-    ) -> np.ndarray:
-        """Cosines [n, C] with the prototypes, over the temperature; -inf of a class without one."""
-        sums = np.zeros((classes, rows.shape[1]))
-        np.add.at(sums, labels[seeds], rows[seeds].astype(np.float64))
-        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
-        scores = rows @ (sums / np.maximum(lengths, 1e-12)).T / self.temperature
-        return np.where(lengths[:, 0] > 0, scores, -np.inf)

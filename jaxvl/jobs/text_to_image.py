@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 
+from jaxvl.aliases import Json
 from jaxvl.config import Range, Seed
 from jaxvl.data.records import DataError
 from jaxvl.data.sources import SOURCES
@@ -67,6 +68,10 @@ class TextToImage(Job):
 
     def _pairs(self, source: Source) -> Source:
         return source if self.pairs is None else open_named(self.pairs, "pairs")
+
+    def others(self) -> Json:
+        """See `Job`."""
+        return None if self.pairs is None else open_named(self.pairs, "pairs").fingerprint
 
     def run(self, encoders: Encoders, source: Source) -> Columns:
         """See `Job`. Raises DataError where no two pairs are there."""

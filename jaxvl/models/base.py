@@ -73,6 +73,7 @@ class Capabilities:
       start_id: the token that begins every text, or None where texts have none of their own.
       interleaved: it reads rows of several images and texts (`data.packing`).
       multi_instance: it reads rows of several texts, int [B, N, T].
+      reports_missing: its outputs `has/…` say which rows lack an input (`data.missing="mask"`).
       classes: name of a class head -> its number of classes.
     """
 
@@ -80,6 +81,7 @@ class Capabilities:
     start_id: int | None = None
     interleaved: bool = False
     multi_instance: bool = False
+    reports_missing: bool = False
     classes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 

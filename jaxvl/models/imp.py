@@ -196,7 +196,7 @@ class ImpConfig(ModelConfig):
         )
 
     def capabilities(self, inputs: InputSpec | None = None) -> Capabilities:
-        return Capabilities(multi_instance=True, classes=self.classes)
+        return Capabilities(multi_instance=True, reports_missing=True, classes=self.classes)
 
     def check_inputs(self, inputs: InputSpec) -> None:
         """Raises ConfigError where patches do not tile the image, or the model has not the

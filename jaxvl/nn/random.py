@@ -28,7 +28,8 @@ def adapters_draw_from(key: jax.Array | None) -> Iterator[None]:
 def adapter_key(number: int) -> jax.Array | None:
     """The key of the adapter with this number; None where nothing is dropped."""
     key = _ADAPTER_KEY.get()
-    return None if key is None else jax.random.fold_in(key, number)
+    # fold_in(key, i) is split(key, n)[i], and the layer splits this key for itself.
+    return None if key is None else jax.random.fold_in(key, 2**31 + number)
 
 
 def split(key: jax.Array | None, n: int) -> list[jax.Array | None]:

@@ -11,15 +11,23 @@ An objective is a registered frozen dataclass that extends `Objective`:
         def __call__(self, outputs, batch, state, context):
             return Loss(...), state
 
+    c.plugins = ("my_loss.py",)                                    # beside the config
+    c.tasks.pairs.objectives = dict(my_loss=dict(weight=0.5, margin=0.1))
+
 An objective knows nothing of models, optimisers or meshes. The outputs are those of the whole
 batch, wherever they lie. What it needs of another model's weights comes from hooks (`before`).
+A loss of all pairs of a batch is `jaxvl.kernels.contrastive.contrastive_loss`, which holds no
+matrix of them. A queue of earlier rows is `jaxvl.objectives.queues`; `tests/carry/momentum_queue.py`
+is a whole example with a queue and a teacher.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import ClassVar
+import functools
+import operator
+from collections.abc import Iterable, Mapping
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +39,7 @@ from jaxvl.data.config import DataConfig
 OBJECTIVES = Registry("objective", __name__)
 
 Points = tuple[tuple[float, float], ...]  # (step, value)
+Masks = Literal["no", "by batch", "by output"]
 # What an objective keeps from step to step: name -> array, or a tree of arrays.
 ObjectiveState = dict[str, Tree]
 
@@ -89,18 +98,40 @@ class StateSpec:
     steps: int
 
 
+def whole_rows(outputs: Arrays, batch: Arrays, names: Iterable[str]) -> jax.Array | None:
+    """Rows that lack none of some inputs, bool [B]; None where all rows have all.
+
+    Args:
+      names: batch entries, which `has_NAME` of the batch tells of, or modalities, which `has/NAME`
+        of the outputs does.
+    """
+    told = []
+    for name in names:
+        told += [batch[key] for key in (f"has_{name}",) if key in batch]
+        told += [outputs[key] for key in (f"has/{name}",) if key in outputs]
+    return functools.reduce(operator.and_, told) if told else None
+
+
 class Objective:
     """Base of objectives.
 
     Attributes:
-      reads: names of the model outputs that it needs.
-      batch_keys: names of the batch entries that it needs.
+      reads: names of the model outputs that it needs. Of two towers these are `image`, `text` and
+        each of `model.views`, unit rows, `log_scale`, and what heads add: `LABEL`, or `LABEL/INPUT`
+        of one that reads several.
+      batch_keys: names of the batch entries that it needs: what `data.fields` fills, and hooks. A
+        picture is seen by `per_row` alone.
+      masks_missing: whether it leaves out rows that lack an input (`data.missing="mask"`): no; as
+        the batch says; or as outputs say, of models that tell (`Capabilities.reports_missing`).
       state_axes: logical axes of the arrays in its state that are sharded, by name:
-        `{"queue": ("queue", None)}`. All others are on every device.
+        `{"queue": ("queue", None)}`. All others are on every device. Names of axes are those of
+        `jaxvl.sharding.rules.RULES`: rows of a `queue` lie over the batch's mesh axes, `prototypes`
+        over those of tensors. None, or one that the mesh does not divide, lies whole everywhere.
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
     batch_keys: ClassVar[tuple[str, ...]] = ()
+    masks_missing: ClassVar[Masks] = "no"
     state_axes: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
 
     @property
@@ -134,7 +165,9 @@ class Objective:
     def __call__(
         self, outputs: Arrays, batch: Arrays, state: ObjectiveState, context: Context
     ) -> tuple[Loss, ObjectiveState]:
-        """The loss of the whole batch, and the state after it.
+        """The loss of the whole batch, and the state after it, whose arrays have the names, shapes
+        and dtypes that `init_state` gave them. No gradient flows from one step to the next, and a
+        step that the guard skips leaves the state as it was.
 
         Args:
           outputs: of the model, by name.

@@ -40,7 +40,8 @@ class Capro(Objective):
     another view of it; after L_inst they take the place of the queue's oldest. After the loss each
     row that is not dropped moves its class's prototype, one after the other, c = m c + (1 - m) z;
     then all are scaled to length 1. In the warm-up rows that are no seeds move nothing, and the
-    prototypes are scaled where they are read only, so that they are means of the seeds. L_inst is
+    prototypes are scaled where they are read and at its end, so that they are means of the
+    seeds. L_inst is
     in the warm-up too.
 
     Of the release are left out: its second classifier of z, the loss that maps z back, weights of
@@ -210,7 +211,9 @@ class Capro(Objective):
         count = own.sum(0)
         later = jnp.sum(own * (count - jnp.cumsum(own, 0)), 1)  # rows of its class after a row
         share = (1 - self.decay) * self.decay**later
-        begun = state["prototypes"] * self.decay ** count[:, None]
+        held = state["prototypes"]
+        held = jnp.where(started, _unit(held), held)
+        begun = held * self.decay ** count[:, None]
         moved = begun + (own * share[:, None]).T @ z
         return {
             "prototypes": jnp.where(started, _unit(moved), moved),

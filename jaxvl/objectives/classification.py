@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxvl.config import check
-from jaxvl.objectives import OBJECTIVES, Loss, Objective
+from jaxvl.objectives import OBJECTIVES, Loss, Masks, Objective
 
 
 @OBJECTIVES.register("classification")
@@ -33,6 +34,8 @@ class Classification(Objective):
     head: str
     label: str = "class_label"
     label_smoothing: float = 0.0
+
+    masks_missing: ClassVar[Masks] = "by output"
 
     def __post_init__(self):
         check(

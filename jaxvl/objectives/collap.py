@@ -74,7 +74,8 @@ class WeightedClips(StreamedObjective):
         scale = jnp.exp(outputs[self.log_scale])
         clips = tokens(outputs, self.clips)
         if self.lengths is not None:
-            clips = clips._replace(mask=batch[self.lengths] > 0)
+            given = batch[self.lengths] > 0
+            clips = clips._replace(mask=given if clips.mask is None else given & clips.mask)
         text = l2_normalize(outputs[self.text])
         found = self.streamed(self.score(scale), clips, text, CrossEntropy(self.targets(batch)))
         return Loss(found.loss("mean"), {"scale": jax.lax.stop_gradient(scale)}), state

@@ -33,7 +33,8 @@ class MixupContrast(Objective):
 
     and after it nothing is mixed, and targets are soft:
 
-        S(u, v) = 1/2B sum_ij softmax_j(v_i . v_j / t_s) (the same logarithms, with t_s)
+        S(u, v) = 1/2B sum_ij (- softmax_j(v_i . v_j / t_s)_j log softmax_j(u_i . v_j / t_s)_j
+                               - softmax_i(v_i . v_j / t_s)_i log softmax_i(u_i . v_j / t_s)_i)
         L = S(u, v) + S(v, u)
 
     Rows of P sum to one; its columns need not, and are taken as they are, as in the release. Two

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxvl.kernels.contrastive import (
     Unpaired,
     contrastive_loss,
 )
-from jaxvl.objectives import OBJECTIVES, Loss, Objective
+from jaxvl.objectives import OBJECTIVES, Loss, Masks, Objective, whole_rows
 from jaxvl.objectives.competing import competing
 
 
@@ -43,7 +43,7 @@ class ModalityPairs(Objective):
 
     Reads, for each pair: `A>B`, `B>A`: Float[Array, "B D"] or Float[Array, "B M D"] (`N` of the
     other), unit rows; `log_scale/A-B`: Float[Array, ""]; and where it is there `has/A`: Bool[Array,
-    "B"]. From the batch id: Int[Array, "B"].
+    "B"], or `has_A` of the batch. From the batch id: Int[Array, "B"].
 
     Attributes:
       pairs: as in `vision-text`.
@@ -60,6 +60,8 @@ class ModalityPairs(Objective):
     weights: dict[str, Weight] = dataclasses.field(default_factory=dict)
     duplicates: Literal["diagonal", "positive", "mask"] = "diagonal"
     implementation: str | None = None
+
+    masks_missing: ClassVar[Masks] = "by batch"
 
     def __post_init__(self):
         check(bool(self.pairs), "pairs", "must name at least one, as in 'vision-text'")
@@ -124,8 +126,7 @@ class ModalityPairs(Objective):
     def _loss(
         self, outputs, batch, a: str, b: str, u: jax.Array, v: jax.Array, log_scale: jax.Array
     ) -> jax.Array:
-        has = [outputs[f"has/{side}"] for side in (a, b) if f"has/{side}" in outputs]
-        both = has[0] & has[-1] if has else None
+        both = whole_rows(outputs, batch, (a, b))
         if u.ndim == 3 or v.ndim == 3:
             return self._bags(
                 u if u.ndim == 3 else u[:, None],

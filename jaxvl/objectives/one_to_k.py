@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jaxvl.config import check
 from jaxvl.kernels.contrastive import KPerRow, PairMask, contrastive_loss
-from jaxvl.objectives import OBJECTIVES, Loss, Objective
+from jaxvl.objectives import OBJECTIVES, Loss, Masks, Objective, whole_rows
 
 
 @OBJECTIVES.register("one_to_k")
@@ -31,7 +31,8 @@ class OneToK(Objective):
     Reads the outputs named by `image`: Float[Array, "B D"]; by `texts`: Float[Array, "B D"] each,
     or one Float[Array, "B K D"]; by `scale`: Float[Array, ""]. Where the batch has `has_NAME`:
     Bool[Array, "B"] of one of `texts`, rows without this text have one language less: its place
-    neither anchors nor competes, and the others share the picture's target.
+    neither anchors nor competes, and the others share the picture's target. Rows without a
+    picture, by `has_image`, have none.
 
     Attributes:
       image, texts, scale: names of model outputs; `("text_en", "text_de")` are two fields, and
@@ -47,6 +48,8 @@ class OneToK(Objective):
     reduction: Literal["release", "balanced"] = "release"
     label_smoothing: float = 0.0
     implementation: str | None = None
+
+    masks_missing: ClassVar[Masks] = "by batch"
 
     def __post_init__(self):
         check(bool(self.texts), "texts", "must name at least one model output")
@@ -102,8 +105,9 @@ class OneToK(Objective):
         return jnp.concatenate([x if x.ndim == 3 else x[:, None] for x in found], 1)
 
     def _there(self, outputs, batch: Mapping[str, jax.Array]) -> jax.Array | None:
-        """Which texts a row has, bool [B, K]; None where all rows have all."""
-        masks = [batch.get(f"has_{name}") for name in self.texts]
+        """Which texts a row has, and a picture for them, bool [B, K]; None where all rows have
+        all."""
+        masks = [whole_rows(outputs, batch, (self.image, name)) for name in self.texts]
         if all(mask is None for mask in masks):
             return None
         found = []

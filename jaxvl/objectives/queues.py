@@ -20,14 +20,15 @@ def check_room(queue: int, data: DataConfig) -> None:
 
 def places() -> ObjectiveState:
     """What `enqueued` needs beside the queues: `place`, of the oldest row, and `filled`, how many
-    places batches have reached; int32 []."""
+    places batches have reached; int32 []. The rows `arange(Q) < filled` are there."""
     return {"place": jnp.int32(0), "filled": jnp.int32(0)}
 
 
 def enqueued(state: ObjectiveState, rows: Mapping[str, jax.Array]) -> ObjectiveState:
     """The state with `rows` [B, …] in the queues [Q, …] of these names, in place of the oldest.
 
-    All queues have one length, which is at least B. No gradient flows.
+    All queues have one length Q, which is at least B and need be no multiple of it. No gradient
+    flows.
     """
     first = next(iter(rows))
     b = len(rows[first])

@@ -24,7 +24,7 @@ class RecordLinkage(Objective):
         L   = mean_i [ log sum_{a != i} exp(s z_i . z_a)  -  1 / |P_i|  sum_{p in P_i} s z_i . z_p ]
 
     P_i are the other rows of i's class. The mean is over the rows that have some; where there is
-    none the loss is 0. The evaluator `linkage` reads the same vectors.
+    none the loss is 0. A row with a label < 0 has no class, and is one of the others only. The evaluator `linkage` reads the same vectors.
 
     Reads the outputs named by `image`, `text`: Float[Array, "B D"], unit rows; log_scale:
     Float[Array, ""], where `temperature` is None; from the batch `label`: Int[Array, "B"].
@@ -63,10 +63,10 @@ class RecordLinkage(Objective):
             z, z, log_scale, targets=others, implementation=self.implementation
         )
         alike, count = same_class(z, batch[self.label])
-        has = count > 0
+        has = (count > 0) & (batch[self.label] >= 0)
         terms = top - jnp.exp(log_scale) * alike / jnp.maximum(count, 1)
         loss = jnp.sum(jnp.where(has, terms, 0.0)) / jnp.maximum(has.sum(), 1)
-        return Loss(loss, {"anchors": has.mean(), "positives": count.mean()}), state
+        return Loss(loss, {"anchors": has.mean(), "positives": (count * has).mean()}), state
 
 
 def same_class(z: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -87,13 +87,13 @@ class SeparatingContrast(Objective):
         rate = 1 / (2 * self.tau)
         common = [l2_normalize(outputs[name]) for name in self.common]
         salient = [outputs[name].astype(jnp.float32) for name in self.salient]
-        target = self._targets(batch[self.target])
+        target, others = self._parts(batch[self.target])
         known = [jnp.where(target[:, None], s, 0.0) for s in salient]
         spread = lambda views: sum(log_mean_others(x, x, rate, self.implementation) for x in views)
         everywhere = jnp.ones(len(target), bool)
         shared = rate * _mean_square(common[0] - common[1], everywhere) + spread(common)
         own = rate * _mean_square(salient[0] - salient[1], target) + spread(known)
-        null = rate * sum(_mean_square(s, ~target) for s in salient) / 2
+        null = rate * sum(_mean_square(s, others) for s in salient) / 2
         joint = [
             mean_log_density(jnp.concatenate(both, 1), rate, self.implementation)
             for both in zip(common, known)
@@ -108,9 +108,12 @@ class SeparatingContrast(Objective):
         parts = {"common": shared, "salient": own, "null": null, "joint": entropy}
         return Loss(total, parts | {"targets": target.mean(dtype=jnp.float32)}), state
 
-    def _targets(self, value: jax.Array) -> jax.Array:
-        """Which rows are targets, bool [B]."""
-        return value > 0 if self.background is None else value != self.background
+    def _parts(self, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Which rows are targets, and which the background's, bool [B]; of classes, one < 0 is
+        neither."""
+        if self.background is None:
+            return value > 0, ~(value > 0)
+        return (value != self.background) & (value >= 0), value == self.background
 
 
 def _mean_square(x: jax.Array, rows: jax.Array) -> jax.Array:

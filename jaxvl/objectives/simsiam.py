@@ -27,7 +27,8 @@ class SimSiam(Objective):
 
     Reads the outputs that `pairs` name: Float[Array, "B D"] (the heads `predictor` and
     `projection`, the latter with `normalize=False`). Config:
-    configs/methods/recipe.py:method=simsiam.
+    configs/methods/recipe.py:method=simsiam. SimSiam of two views of a picture has
+    `pairs=(("predicted/image", "projected/image_2"), ("predicted/image_2", "projected/image"))`.
 
     Attributes:
       pairs: (prediction, what it predicts), names of model outputs.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxvl.config import check
 from jaxvl.kernels.contrastive import Diagonal, PairMask, contrastive_loss
-from jaxvl.objectives import OBJECTIVES, Loss, Objective
+from jaxvl.objectives import OBJECTIVES, Loss, Masks, Objective, whole_rows
 
 
 @OBJECTIVES.register("symile")
@@ -45,6 +45,8 @@ class Symile(Objective):
     scale: str = "log_scale"
     implementation: str | None = None
 
+    masks_missing: ClassVar[Masks] = "by batch"
+
     batch_keys: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
@@ -61,11 +63,7 @@ class Symile(Objective):
 
     def __call__(self, outputs, batch, state, context):
         rows = [outputs[name].astype(jnp.float32) for name in self.modalities]
-        told = [(batch, f"has_{name}") for name in self.modalities] + [
-            (outputs, f"has/{name.split('>')[0]}") for name in self.modalities
-        ]
-        has = [source[key] for source, key in told if key in source]
-        whole = functools.reduce(operator.and_, has) if has else None
+        whole = whole_rows(outputs, batch, [name.split(">")[0] for name in self.modalities])
         metrics = {}
         losses = []
         for i, name in enumerate(self.modalities):

@@ -186,7 +186,8 @@ class Experiment:
         check(
             self.optim.warmup <= self.steps,
             "optim.warmup",
-            f"{self.optim.warmup!r} is longer than the run of {self.steps} steps",
+            f"{self.optim.warmup!r} is longer than the run of {self.steps} steps; must be at most "
+            f"`steps`",
         )
         check_pattern("fresh", self.fresh)
         for label in self.adapters:
@@ -211,6 +212,7 @@ class Experiment:
                 f"more)"
             )
             check(reads_texts, f"tasks.{name}.data.fields.text.count", problem)
+            self._check_masked(name)
         self._check_tables()
         if self.tasks:
             self.schedule.build(list(self.tasks), self.steps)
@@ -223,6 +225,20 @@ class Experiment:
                 f"{best!r}: no evaluator {evaluator!r}{nearest(evaluator, list(self.evals))} "
                 f"(evals: {', '.join(self.evals)})",
             )
+
+    def _check_masked(self, task: str) -> None:
+        """Raises ConfigError for objectives that would train on what a row lacks."""
+        if self.tasks[task].data.missing != "mask":
+            return
+        known = ["by batch"] + ["by output"] * self.model.capabilities().reports_missing
+        for key, use in self.tasks[task].objectives.items():
+            problem = (
+                f"'mask': {use.name} would train on the padding of rows that lack an input; must "
+                f"be 'skip', or tasks.{task}.objectives.{key} one that leaves such rows out (nce, "
+                f"symile, one_to_k; of imp, classification)"
+            )
+            fits = use.objective.masks_missing in known
+            check(fits, f"tasks.{task}.data.missing", problem)
 
     def _check_tables(self) -> None:
         """Raises ConfigError for jobs and tables that name what there is not."""

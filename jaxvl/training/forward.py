@@ -139,7 +139,8 @@ class Keys:
 
 def split_keys(key: jax.Array) -> Keys:
     prepare, model, objective = jax.random.split(key, 3)
-    return Keys(prepare, model, objective, rows=jax.random.fold_in(model, 0))
+    # Far from the keys of chunks, which are fold_in(model, chunk).
+    return Keys(prepare, model, objective, rows=jax.random.fold_in(model, 2**31))
 
 
 class BoundModels:

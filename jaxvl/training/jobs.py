@@ -104,6 +104,9 @@ class RunJobs:
                 "weights": weights,
                 "step": step,
             }
+            others = job.others()
+            if others is not None:
+                made_from["others"] = others
             self._make(name, job, step, encoders, source, made_from)
             if job.every and jax.process_index() == 0:
                 needed = min(oldest, self._experiment.steps - 1) // job.every * job.every

@@ -9,7 +9,8 @@
     )
 
 A stage is the shared config with the stage's keys in it, group by group. A group that chooses
-another component by `name` takes the shared one's place, and None takes a group or an entry away.
+another component by `name` takes the shared one's place. None takes a group away, or an entry of
+`objectives` or `before`.
 A stage starts with the weights of the one before; one that says what it starts with (`start`;
 (): fresh weights) starts with that. In any text, `{stages.NAME}` stands for the work folder of an
 earlier stage. On the command line, `--config.stages.NAME.KEY=VALUE` is a key of a stage.
@@ -151,16 +152,18 @@ def _named(nodes: Leaf) -> dict[str, dict[str, Leaf]]:
     return named
 
 
-def merged(shared: Node, own: Node) -> dict[str, Leaf]:
-    """The shared config with a stage's keys in it; see the module's text."""
+def merged(shared: Node, own: Node, entries: bool = False) -> dict[str, Leaf]:
+    """The shared config with a stage's keys in it; see the module's text. `entries`: of what None
+    takes away, whether it is a group or not."""
     out = dict(shared)
     for key, value in own.items():
         there = out.get(key)
-        if value is None and isinstance(there, Mapping):
-            del out[key]
+        if value is None and (isinstance(there, Mapping) or entries):
+            out.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(there, Mapping):
             other = "name" in value and value["name"] != there.get("name")
-            out[key] = dict(value) if other else merged(there, value)
+            own_entries = key in ("objectives", "before")
+            out[key] = dict(value) if other else merged(there, value, own_entries)
         else:
             out[key] = value
     return out

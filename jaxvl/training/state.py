@@ -13,11 +13,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxvl.aliases import Arrays, Json, Tree, Weights
+from jaxvl.config import check, nearest
 from jaxvl.models.functional import Functional
 from jaxvl.objectives import Objective, ObjectiveState, StateSpec
 from jaxvl.sharding import param_shardings
 from jaxvl.sharding.mesh import replicated
-from jaxvl.sharding.rules import spec
+from jaxvl.sharding.rules import RULES, spec
 from jaxvl.tasks import Task
 from jaxvl.training.teachers import Teacher
 
@@ -186,6 +187,22 @@ def parameter_of(path: tuple, names: Collection[str]) -> str | None:
     return keys[-1] if keys else None
 
 
+def _check_axes(objective: Objective, tree: ObjectiveState, key: str) -> None:
+    """Raises ConfigError at `key` for `state_axes` of no array of the state, or without a rule."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = [[k.key for k in path if isinstance(k, jax.tree_util.DictKey)] for path, _ in leaves]
+    arrays = sorted({names[-1] for names in named})
+    for name, axes in objective.state_axes.items():
+        problem = f"state_axes: {name!r} is no array of its state (there are: {', '.join(arrays)})"
+        check(not arrays or name in arrays, key, problem)
+        for axis in axes:
+            problem = (
+                f"state_axes: {axis!r} of {name!r} has no sharding rule"
+                f"{nearest(axis or '', list(RULES))} (rules: {', '.join(RULES)}, or None)"
+            )
+            check(axis is None or axis in RULES, key, problem)
+
+
 def state_shardings(
     model: Functional,
     abstract: TrainState,
@@ -201,6 +218,7 @@ def state_shardings(
 
     Raises:
       ValueError: a parameter without logical axes.
+      ConfigError: axes of an objective's state that are of no array, or have no rule.
     """
     whole = replicated(mesh)
 
@@ -214,7 +232,9 @@ def state_shardings(
 
         return jax.tree_util.tree_map_with_path(place, tree)
 
-    def of_objective(objective: Objective, tree: Any) -> Any:
+    def of_objective(objective: Objective, tree: Any, key: str) -> Any:
+        _check_axes(objective, tree, key)
+
         def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
             names = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
             axes = objective.state_axes.get(names[-1]) if names else None
@@ -229,7 +249,11 @@ def state_shardings(
         for name, weights in abstract.teachers.items()
     }
     of_objectives = {
-        f"{name}/{key}": of_objective(objective, abstract.objective_state[f"{name}/{key}"])
+        f"{name}/{key}": of_objective(
+            objective,
+            abstract.objective_state[f"{name}/{key}"],
+            f"tasks.{name}.objectives.{key}",
+        )
         for name, task in tasks.items()
         for key, objective in task.objectives.items()
     }

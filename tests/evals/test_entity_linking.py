@@ -23,7 +23,7 @@ def table(name):
     return unit(64, WIDTH, seed=sum(map(ord, name)))
 
 
-def encoders():
+def encoders(masks=("text_mask",)):
     """Of one token each, so that attention has no choice; both places of a record look alike."""
 
     def outputs(weights, batch):
@@ -35,7 +35,8 @@ def encoders():
                 found[f"matching/mention/{side}{kind}"] = rows[:, None] if "v" in kind else rows
             for kind in ("keys", "queries"):
                 found[f"matching/mention/{side}_{kind}"] = jnp.ones((len(label), 1, WIDTH))
-        found["matching/mention/text_mask"] = jnp.ones((len(shown), 1), bool)
+        for mask in masks:
+            found[f"matching/mention/{mask}"] = jnp.ones((len(shown), 1), bool)
         return found
 
     return Encoders(Functions(None, None, outputs), {}, Tokenizer(), PREPROCESS, 4, MESH, batch=16)
@@ -74,6 +75,14 @@ def test_figures_by_loops():
     assert 0 < (ranks["text"] == 1).mean() < 1
     assert (found["mentions"], found["entities"]) == (len(ASKING), CLASSES)
     np.testing.assert_allclose(found["hits@1_chance"], 1 / CLASSES)
+
+
+@pytest.mark.parametrize("masks", [(), ("text_mask", "image_mask")])
+def test_a_model_gives_the_masks_that_it_has(masks):
+    """A text tower without a mask of padding has none; patches of several sizes have one."""
+    made = linking()
+    made.check(encoders(masks))
+    assert made.run(encoders(masks)).metrics == made.run(encoders()).metrics
 
 
 def test_what_is_refused():

@@ -9,11 +9,11 @@ import pytest
 from known_answers import encoders, toy, unit
 from scipy import sparse
 
-from jaxvl.config import ConfigError
+from jaxvl.config import ConfigError, check
 from jaxvl.data.records import DataError
 from jaxvl.data.sources.base import Column
 from jaxvl.evals.encoders import EncodedImages
-from jaxvl.jobs import text_seeds
+from jaxvl.jobs import prototype_clean, text_seeds
 from jaxvl.jobs.prototype_clean import PrototypeClean
 from jaxvl.jobs.text_seeds import TextSeeds, smoothing
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
@@ -132,6 +132,12 @@ class Outputs:
         self.outputs = outputs
         self.missing = missing
 
+    input_shapes = {"image": None}
+
+    def check_outputs(self, batch, names):
+        for name in names:
+            check(name in self.outputs, "name", f"no output {name!r}")
+
     def together(self, source, names, column):
         del column
         index = np.delete(np.arange(len(source)), self.missing)
@@ -139,11 +145,13 @@ class Outputs:
 
 
 class Web:
-    """Labels and seeds of records."""
+    """Labels and seeds of records; those at `absent` have no label, where a column holds 0."""
 
     name = "web"
 
-    def __init__(self, labels, seeds):
+    def __init__(self, labels, seeds, absent=()):
+        self.labelled = ~np.isin(np.arange(len(labels)), absent)
+        labels = np.where(self.labelled, labels, 0)
         self.values = {"class_label": labels, "seed": seeds, "image": None}
         self.columns = {
             "class_label": Column("int"),
@@ -157,13 +165,17 @@ class Web:
     def column(self, name):
         return self.values[name]
 
+    def present(self, name):
+        return self.labelled if name == "class_label" else None
+
 
 def softmax(x):
     x = np.exp(x - x.max(-1, keepdims=True))
     return x / x.sum(-1, keepdims=True)
 
 
-def test_labels_are_kept_corrected_or_dropped():
+def test_labels_are_kept_corrected_or_dropped(monkeypatch):
+    monkeypatch.setattr(prototype_clean, "BLOCK", 16)
     rng = np.random.default_rng(0)
     n, classes = 60, 5
     truth = rng.integers(0, classes, n)
@@ -174,13 +186,17 @@ def test_labels_are_kept_corrected_or_dropped():
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     logits = rng.normal(size=(n, classes)) + 2 * np.eye(classes)[truth]
     model = Outputs({"projected": np.float32(z), "logits/head": np.float32(logits)}, missing=11)
-    found = run(PrototypeClean(head="head"), model, Web(labels, seeds))
+    absent = np.flatnonzero(labels > 0)[:8]
+    seeds[absent] = 0
+    found = run(PrototypeClean(head="head"), model, Web(labels, seeds, absent))
+    labels[absent] = -1
     here = np.delete(np.arange(n), 11)
     means = [z[here][(labels[here] == c) & (seeds[here] > 0)].mean(0) for c in range(classes)]
     c = np.array(means) / np.linalg.norm(means, axis=1, keepdims=True)
     rated = 0.5 * softmax(logits) + 0.5 * softmax(z @ c.T / 0.1)
     for i in here:
-        if seeds[i] or (rated[i].max() < 0.6 and rated[i, labels[i]] >= 1 / classes):
+        stays = labels[i] >= 0 and rated[i, labels[i]] >= 1 / classes
+        if seeds[i] or (rated[i].max() < 0.6 and stays):
             want = labels[i]
         else:
             want = rated[i].argmax() if rated[i].max() >= 0.6 else -1
@@ -191,3 +207,7 @@ def test_labels_are_kept_corrected_or_dropped():
     assert (found["label"] == truth)[kept].mean() > (labels == truth).mean() + 0.2
     with pytest.raises(DataError, match="web: no record with a picture and a label is a seed"):
         run(PrototypeClean(head="head"), model, Web(labels, 0 * seeds))
+    with pytest.raises(ConfigError, match="label: 'class_label' has the number 5; must be below"):
+        run(PrototypeClean(head="head"), model, Web(labels + 1 + (labels < 0), seeds))
+    with pytest.raises(ConfigError, match="no output 'logits/other'"):
+        run(PrototypeClean(head="other"), model, Web(labels, seeds))

@@ -65,6 +65,13 @@ def test_noise_has_the_covariance_of_the_gap(model):
     assert np.linalg.matrix_rank(np.cov(few.T), tol=1e-6) == 2, "of three pairs"
 
 
+def test_other_pairs_make_another_table():
+    """A table of the same records is made anew where the pairs are others."""
+    pairs = (None, toy([1], name="first"), toy([1], name="first"), toy([1], name="other"))
+    none, first, again, other = (TextToImage(pairs=which).others() for which in pairs)
+    assert none is None and first == again != other
+
+
 def test_pairs_are_needed(model):
     with pytest.raises(DataError, match="no two records have both a picture and a text"):
         run(TextToImage(text="name/en"), model, toy([1, 2], broken=(0,)).records)

@@ -137,6 +137,22 @@ def test_the_head_is_the_release(padding):
     np.testing.assert_allclose(gradient["codes"][...], slope, atol=1e-4 * np.abs(slope).max())
 
 
+def test_a_row_of_padding_alone_is_finite():
+    graph, params = head_of()
+    given = example()
+    given["text"] = given["text"]._replace(mask=np.arange(3)[:, None] > np.zeros(4))
+
+    def total(params, text):
+        head = nnx.merge(graph, params)
+        encoded = {"image": given["image"], "text": given["text"]._replace(tokens=text)}
+        found = head(encoded, {}, train=True, key=None, progress=jnp.float32(0.5))
+        return found["text"].sum(), found
+
+    run = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)
+    (_, found), slopes = run(params, jnp.asarray(given["text"].tokens, jnp.float32))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found, slopes)))
+
+
 def test_the_temperature_falls_by_one_factor_and_stays():
     graph, params = head_of(temperature=1000.0, least=0.01, until=0.5)
     head = nnx.merge(graph, params)

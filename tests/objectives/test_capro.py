@@ -114,15 +114,20 @@ class Release:
         label, counts = decided
         started = progress >= self.o.warmup
         movers = counts if started else counts & (batch["seed"] > 0)
+        if started:
+            self._scale()
         for i in np.flatnonzero(movers):
             m = self.o.decay
             self.prototypes[label[i]] = self.prototypes[label[i]] * m + (1 - m) * outputs["z"][i]
             self.visited[label[i]] += 1
         if started:
-            lengths = np.linalg.norm(self.prototypes, axis=1, keepdims=True)
-            self.prototypes /= np.maximum(lengths, 1e-12)
+            self._scale()
         self.queue = self.later
         self.at = (self.at + B) % Q
+
+    def _scale(self):
+        lengths = np.linalg.norm(self.prototypes, axis=1, keepdims=True)
+        self.prototypes /= np.maximum(lengths, 1e-12)
 
 
 @functools.cache

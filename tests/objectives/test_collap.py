@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from objective_checks import compare, embeddings, log_softmax, same_on_a_mesh, unit
+from objective_checks import call, compare, embeddings, log_softmax, same_on_a_mesh, unit
 
 from jaxvl.nn.norms import l2_normalize
 from jaxvl.objectives.collap import WeightedClips
@@ -48,6 +48,19 @@ def test_the_equation_and_its_gradients(chunk):
     assert objective.batch_keys == ("waveform_length",)
     exact = functools.partial(oracle, temperature=0.1, counts=LENGTHS > 0)
     compare(objective, example(), {"waveform_length": LENGTHS}, exact)
+
+
+def test_a_mask_of_the_model_counts_beside_the_lengths():
+    objective = WeightedClips(**OPTIONS, lengths="waveform_length")
+    own = np.ones((B, K), bool)
+    own[2:4, :1] = False
+    outputs = {name: jnp.asarray(x, jnp.float32) for name, x in example().items()}
+    outputs["audio>text_mask"] = jnp.asarray(own)
+    lengths = LENGTHS.copy()
+    lengths[2, 1] = 160
+    found = call(objective, outputs, {"waveform_length": jnp.asarray(lengths)})
+    want = oracle(example(), 0.1, (lengths > 0) & own)
+    np.testing.assert_allclose(found.value, want, rtol=1e-5)
 
 
 @pytest.mark.slow

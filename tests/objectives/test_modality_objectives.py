@@ -42,6 +42,10 @@ def test_each_pair_has_its_temperature_and_leaves_out_rows_with_one_half():
     audio = nce(outputs["vision>audio"], outputs["audio>vision"], 0.4, has)
     np.testing.assert_allclose(loss.value, (text + 0.5 * audio) / 2, rtol=1e-5)
     np.testing.assert_allclose(loss.metrics["vision-audio/loss"], audio, rtol=1e-5)
+    # A model that does not tell: what the batch says of the input of that name counts.
+    batch = {"group_id": jnp.arange(b), "has_audio": jnp.asarray(has)}
+    told, _ = objective(outputs, batch, (), KEY)
+    assert told.value == loss.value
 
 
 def bags(u, v, scale, valid, ids=None):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from objective_checks import compare, same_on_a_mesh, trainer, unit
+from objective_checks import call, compare, same_on_a_mesh, trainer, unit
 
 from jaxvl.config import ConfigError
 from jaxvl.objectives.sepclr import SeparatingContrast
@@ -54,6 +54,17 @@ def test_a_class_as_background():
     batch = {"target": jnp.where(TARGET, jnp.arange(8) % 5, 5)}
     want = lambda o: released(o, TARGET, null_weight=1.0, salient_weight=1.0)
     compare(objective, example(), batch, want)
+
+
+def test_a_row_of_no_class_is_neither_target_nor_background():
+    rows = np.arange(8) < 7
+    objective = SeparatingContrast(background=5)
+    outputs = {name: jnp.asarray(x, jnp.float32) for name, x in example().items()}
+    batch = {"target": jnp.where(rows, jnp.where(TARGET, jnp.arange(8) % 5, 5), -1)}
+    moved = {n: x.at[7].add(3.0) if n.startswith("salient") else x for n, x in outputs.items()}
+    first = call(objective, outputs, batch)
+    assert call(objective, moved, batch).value == first.value
+    assert first.metrics["targets"] == TARGET[:7].sum() / 8
 
 
 def test_devices():

@@ -168,7 +168,6 @@ def tasks(**data):
             "'in_order'",
             dict(tasks=tasks(sampler=dict(name="in_order"))),
         ),
-        ("tasks.pairs.data.missing", "'skip'", "'mask'", dict(tasks=tasks(missing="mask"))),
         (
             "optim.clip_norm",
             "1.0",

@@ -121,21 +121,28 @@ def cost(workdir):
     return np.array([seconds, program["gflop"]])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", SEEDS)
-def test_projectors_reach_what_full_training_does(seed, tmp_path):
-    """R@1 is at least 90 % of that of training everything for as many steps, and CKA chooses the
-    image encoder that is best by R@1."""
-    train_stages(build_stages(*miniature(seed), tmp_path), train_command.train, tmp_path)
-    figures = {stage["stage"]: stage["figures"] for stage in recorded_stages(tmp_path)}
+def trained(seed, workdir):
+    """R@1 of each stage, CKA of each encoder with the texts, and the projectors' share of a step's
+    seconds and GFLOP."""
+    train_stages(build_stages(*miniature(seed), workdir), train_command.train, workdir)
+    figures = {stage["stage"]: stage["figures"] for stage in recorded_stages(workdir)}
     recall = {name: f["pairs/i2t_r@1"] for name, f in figures.items()}
-    images = [f"{tmp_path / name}/tables/features:image_pooled" for name in ENCODERS]
-    rows = alignments(images, [f"{tmp_path / 'apart'}/tables/features:text_pooled"])
-    cka = {pathlib.Path(row["image"]).parts[-3]: row for row in rows}
-    by_cka = [pathlib.Path(row["image"]).parts[-3] for row in rows]
-    share = cost(tmp_path / "on_apart") / cost(tmp_path / "full")
-    short = {name: (round(row["cka"], 3), round(row["unbiased"], 3)) for name, row in cka.items()}
-    print(seed, {k: round(v, 3) for k, v in recall.items()}, short, share.round(3), flush=True)
-    assert recall["on_apart"] >= 0.9 * recall["full"] > 0.1
-    assert share[1] < 0.1, "of the operations; seconds are printed"
-    assert by_cka[0] == max(ENCODERS, key=lambda name: recall[f"on_{name}"])
+    images = [f"{workdir / name}/tables/features:image_pooled" for name in ENCODERS]
+    rows = alignments(images, [f"{workdir / 'apart'}/tables/features:text_pooled"])
+    cka = {pathlib.Path(row["image"]).parts[-3]: row["cka"] for row in rows}
+    share = cost(workdir / "on_apart") / cost(workdir / "full")
+    print(seed, {k: round(v, 3) for k, v in recall.items()}, cka, share.round(3), flush=True)
+    return recall, cka, share
+
+
+@pytest.mark.slow
+def test_projectors_reach_what_full_training_does(tmp_path):
+    """R@1 is at least 90 % of that of training everything for as many steps, in each seed; over the
+    seeds, CKA chooses the image encoder that is best by R@1."""
+    by_seed = [trained(seed, tmp_path / str(seed)) for seed in SEEDS]
+    for recall, _, share in by_seed:
+        assert recall["on_apart"] >= 0.9 * recall["full"] > 0.1, by_seed
+        assert share[1] < 0.1, "of the operations; seconds are printed"
+    mean_recall = {e: np.mean([recall[f"on_{e}"] for recall, _, _ in by_seed]) for e in ENCODERS}
+    mean_cka = {e: np.mean([cka[e] for _, cka, _ in by_seed]) for e in ENCODERS}
+    assert max(mean_cka, key=mean_cka.get) == max(mean_recall, key=mean_recall.get), by_seed

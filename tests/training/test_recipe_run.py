@@ -97,17 +97,16 @@ def recall(records):
 
 
 @pytest.mark.slow
-def test_the_recipe_finds_more_than_clip_where_captions_are_wrong(tmp_path, one_device):
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_recipe_finds_more_than_clip_where_captions_are_wrong(seed, tmp_path, one_device):
     """2,304 pairs of which 30 % have another picture's name, for the paper's 32 epochs; search
     among right ones of a drawing style that was never seen.
 
     CLIP learns the wrong names by heart meanwhile. In a run of eight epochs it is ahead.
     """
-    found = {method: [] for method in ("clip", "recipe")}
-    for seed in SEEDS:
-        for method, recalls in found.items():
-            options = dict(method=method, seed=seed, size=24, steps=32 * 2304 // 64)
-            recalls.append(recall(run(tmp_path / f"{method}{seed}", **options)))
-    print("R@1, mean of both directions", {k: np.round(v, 4).tolist() for k, v in found.items()})
-    better = np.array(found["recipe"]) > np.array(found["clip"])
-    assert better.all(), found
+    found = {}
+    for method in ("clip", "recipe"):
+        options = dict(method=method, seed=seed, size=24, steps=32 * 2304 // 64)
+        found[method] = recall(run(tmp_path / method, **options))
+    print(seed, "R@1, mean of both directions", found)
+    assert found["recipe"] > found["clip"]

@@ -247,7 +247,11 @@ def test_impossible_values_are_refused_before_anything_compiles(tmp_path, change
         ),
         (
             dict(fields=tiny.fields(group_id=None), objectives=dict(align=dict(duplicates="mask"))),
-            r"^tasks\.pairs\.objectives\.align: needs the batch key 'group_id', which is not there",
+            r"^tasks\.pairs\.objectives\.align: needs the batch key 'group_id', which is not there \(there are: position, text; fields of tasks\.pairs\.data and hooks give them\)",
+        ),
+        (
+            dict(missing="mask"),
+            r"^tasks\.pairs\.data\.missing: 'mask': align would train on the padding of rows that lack",
         ),
     ],
 )

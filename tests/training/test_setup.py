@@ -156,7 +156,7 @@ def task(**changes):
         for name in [*FIELDS, "view"]
         if name in FIELDS or name in changes
     }
-    tasks = dict(one=tiny.task(fields=fields, **changes))
+    tasks = dict(one={**tiny.task(fields=fields, **changes), "objectives": dict(one_to_k=1.0)})
     return Task(
         "one", resolve(Experiment, tiny.config(tasks=tasks)).tasks["one"], Preprocess(image_size=16)
     )

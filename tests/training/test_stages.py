@@ -259,6 +259,10 @@ def test_a_stage_is_the_shared_config_with_its_keys():
         a=1, group=dict(b=2, c=6), model=dict(name="y"), tasks=dict(u=dict(d=7))
     )
     assert shared["tasks"] == dict(t=dict(d=5)), "nothing is changed in place"
+    shared = dict(tasks=dict(t=dict(objectives=dict(clip=1.0, other=2.0), data=dict(keep="x"))))
+    own = dict(tasks=dict(t=dict(objectives=dict(clip=None, third=1.0), data=dict(keep=None))))
+    task = dict(objectives=dict(other=2.0, third=1.0), data=dict(keep=None))
+    assert merged(shared, own) == dict(tasks=dict(t=task)), "a number goes where it is an objective"
 
 
 def test_references_to_earlier_stages():

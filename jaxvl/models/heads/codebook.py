@@ -152,6 +152,7 @@ class Codebook(Head):
         found = jnp.einsum("BTD,KD->BTK", queries, codes, preferred_element_type=jnp.float32)
         found = found / math.sqrt(self.config.dim)
         if mask is not None:
+            mask = mask | ~mask.any(1, keepdims=True)  # a row of padding alone: all of it
             hidden = -jnp.inf if self.config.padding == "never" else 0.0
             found = jnp.where(mask[..., None], found, hidden)
         return found.max(1)

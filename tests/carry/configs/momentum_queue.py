@@ -7,5 +7,5 @@ def get_config():
     c.plugins = ("../momentum_queue.py",)
     c.teachers = dict(momentum=dict(source="ema", decay=0.9))
     c.tasks.pairs.before = dict(momentum=dict(name="teach", teacher="momentum"))
-    c.tasks.pairs.objectives = dict(momentum_queue=dict(weight=1.0, length=32))
+    c.tasks.pairs.objectives = dict(momentum_queue=dict(weight=1.0, queue=32))
     return c
