@@ -267,6 +267,14 @@ def test_names_that_clash_say_which_two_files(tmp_path):
         load_plugins(str(tmp_path / "c.py"))
 
 
+def test_a_plugin_that_another_one_imports_is_said_to_be_loaded_twice(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "twice_a.py").write_text(named(PLUGIN, "twice_a"))
+    (tmp_path / "twice_b.py").write_text("import twice_a\n")
+    with pytest.raises(ConfigError, match=r"'twice_a': .*/twice_a.py is loaded twice, as a plugin"):
+        load_plugins((str(tmp_path / "twice_a.py"), str(tmp_path / "twice_b.py")))
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -53,7 +53,7 @@ class Registry(Mapping):
                 )
             file = getattr(sys.modules.get(cls.__module__), "__file__", None) or cls.__module__
             other = self._other_owner(name, cls)
-            if other is not None and other == file:
+            if other == file and self._entries[name].__module__ != cls.__module__:
                 raise ValueError(
                     f"{self.kind} {name!r}: {file} is loaded twice, as a plugin and by an import; "
                     f"name it in `plugins` alone, or keep what others import in a package"

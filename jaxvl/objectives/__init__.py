@@ -17,8 +17,8 @@ An objective is a registered frozen dataclass that extends `Objective`:
 An objective knows nothing of models, optimisers or meshes. The outputs are those of the whole
 batch, wherever they lie. What it needs of another model's weights comes from hooks (`before`).
 A loss of all pairs of a batch is `jaxvl.kernels.contrastive.contrastive_loss`, which holds no
-matrix of them. A queue of earlier rows is `jaxvl.objectives.queues`; `tests/carry/momentum_queue.py`
-is a whole example with a queue and a teacher.
+matrix of them. A queue of earlier rows is `jaxvl.objectives.queues`. A whole example with a queue
+and a teacher is `tests/carry/momentum_queue.py`.
 """
 
 from __future__ import annotations

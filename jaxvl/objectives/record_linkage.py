@@ -24,7 +24,8 @@ class RecordLinkage(Objective):
         L   = mean_i [ log sum_{a != i} exp(s z_i . z_a)  -  1 / |P_i|  sum_{p in P_i} s z_i . z_p ]
 
     P_i are the other rows of i's class. The mean is over the rows that have some; where there is
-    none the loss is 0. A row with a label < 0 has no class, and is one of the others only. The evaluator `linkage` reads the same vectors.
+    none the loss is 0. A row with a label < 0 has no class, and is one of the others only. The
+    evaluator `linkage` reads the same vectors.
 
     Reads the outputs named by `image`, `text`: Float[Array, "B D"], unit rows; log_scale:
     Float[Array, ""], where `temperature` is None; from the batch `label`: Int[Array, "B"].

@@ -16,7 +16,7 @@ from jaxvl.models import MODELS, InputSpec
 from jaxvl.models.functional import functional
 from jaxvl.nn import adapters as modules
 from jaxvl.nn.linear import Linear
-from jaxvl.nn.random import adapters_draw_from
+from jaxvl.nn.random import adapter_key, adapters_draw_from, split
 from jaxvl.sharding import MeshConfig, make_mesh, param_shardings
 from jaxvl.training.optim import OptimConfig, optimiser
 from jaxvl.training.state import subset
@@ -181,6 +181,14 @@ def test_dropout_scales_what_stays():
     counts = np.asarray(y[:, 0]) * 0.75
     np.testing.assert_allclose(counts, counts.round(), atol=1e-4)
     assert abs(counts.mean() / 64 - 0.75) < 0.02
+
+
+def test_an_adapter_draws_apart_from_the_layer_it_sits_on():
+    key = jax.random.key(5)
+    with adapters_draw_from(key):
+        own = [adapter_key(number) for number in range(6)]
+    drawn = [jax.random.key_data(k).tobytes() for k in (*own, *split(key, 6))]
+    assert len(set(drawn)) == 12
 
 
 def test_all_else_is_frozen_and_has_no_moments():

@@ -22,6 +22,7 @@ from jaxvl.training.build import (
 )
 from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import make_part, make_update
+from jaxvl.training.forward import split_keys
 from jaxvl.training.step import _chunked, make_step
 
 CHUNK = 32
@@ -164,3 +165,10 @@ def test_the_gradient_is_that_of_the_chunks_in_turn():
             np.testing.assert_allclose(got[name], gradient[name], rtol=1e-11, err_msg=name)
         assert after["calls"] == 6
         np.testing.assert_allclose(after["memory"], last["memory"], rtol=1e-12)
+
+
+def test_what_rows_draw_is_apart_from_what_chunks_draw():
+    keys = split_keys(jax.random.key(3))
+    chunks = [jax.random.fold_in(keys.model, chunk) for chunk in range(8)]
+    drawn = [jax.random.key_data(k).tobytes() for k in (keys.rows, keys.model, *chunks)]
+    assert len(set(drawn)) == 10

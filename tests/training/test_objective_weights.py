@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxvl import train as train_command
 from jaxvl.config import ConfigError, to_dict
 from jaxvl.objectives import OBJECTIVES, Context, Loss, Objective, StateSpec
 from jaxvl.tasks import Task, TaskConfig
@@ -72,6 +73,59 @@ def test_an_objective_is_told_where_it_stands_and_keeps_its_state():
     np.testing.assert_allclose(metrics["says_where/progress"], 0.3)
     assert state["pairs/says_where"]["seen"].tolist() == [1, 1]
     assert task.objectives["says_where"].keeps_state
+
+
+@OBJECTIVES.register("forgets")
+@dataclasses.dataclass(frozen=True)
+class Forgets(Objective):
+    """Its state comes back as `MADE` says."""
+
+    made: str = "same"
+
+    state_axes: ClassVar[dict] = {"queue": ("queues", None)}
+
+    def init_state(self, spec):
+        return {"queue": jnp.zeros((4, 2)), "filled": jnp.int32(0)}
+
+    def __call__(self, outputs, batch, state, context):
+        return Loss(jnp.float32(1)), MADE[self.made](state)
+
+
+MADE = {
+    "same": lambda state: dict(state),
+    "shape": lambda state: dict(state, queue=state["queue"][:1]),
+    "dtype": lambda state: dict(state, filled=state["filled"] * 1.0),
+    "less": lambda state: {"queue": state["queue"]},
+    "more": lambda state: dict(state, place=jnp.int32(0)),
+}
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        ("shape", r"'queue' as float32\[1, 2\], where init_state has float32\[4, 2\]"),
+        ("dtype", r"'filled' as float32\[\], where init_state has int32\[\]"),
+        ("less", r"'filled' as missing, where init_state has int32\[\]"),
+        ("more", r"'place' as int32\[\], where init_state has nothing"),
+    ],
+)
+def test_another_state_than_the_first_is_refused_by_name(made, said):
+    """A row of queue would else be spread over all of it, silently."""
+    state = {"pairs/mine": Forgets().init_state(None)}
+    task_of(mine=dict(name="forgets")).loss({}, {}, state, context(0))
+    with pytest.raises(ConfigError, match=rf"^tasks\.pairs\.objectives\.mine: gives .* {said}"):
+        task_of(mine=dict(name="forgets", made=made)).loss({}, {}, state, context(0))
+
+
+def test_axes_of_a_state_are_those_that_there_are(monkeypatch, tmp_path):
+    run = tiny.experiment(tasks=dict(pairs=dict(data=tiny.data(), objectives=dict(forgets=1.0))))
+    said = r"forgets: state_axes: 'queues' of 'queue' has no sharding rule; did you mean 'queue'"
+    with pytest.raises(ConfigError, match=said):
+        train_command.train(run, tmp_path)
+    monkeypatch.setattr(Forgets, "state_axes", {"rows": ("queue", None)})
+    said = r"'rows' is no array of its state \(there are: filled, queue"
+    with pytest.raises(ConfigError, match=said):
+        train_command.train(run, tmp_path)
 
 
 def test_what_is_no_objective_or_no_hook_is_refused():
