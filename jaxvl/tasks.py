@@ -235,15 +235,17 @@ class Task:
         )
         return json.dumps([*parts, self.name if has_state else None], default=repr)
 
-    def check_outputs(self, outputs: Collection[str], batch: Collection[str]) -> None:
+    def check_outputs(self, outputs: Collection[str], inputs: Mapping[str, jax.Array]) -> None:
         """Raises ConfigError where an objective reads what the model or the data does not give.
 
         Args:
           outputs: names of the model's outputs.
-          batch: names of what objectives see of a batch.
+          inputs: model inputs, whose pictures are seen by an objective's `per_row` alone.
         """
         fields = f"fields of tasks.{self.name}.data and hooks give them"
+        seen = [name for name, value in inputs.items() if not self._is_picture(name, value)]
         for key, use in self.config.objectives.items():
+            batch = inputs if use.objective.reads_rows else seen
             for kind, needed, given, source in (
                 ("model output", use.objective.reads, outputs, ""),
                 ("batch key", use.objective.batch_keys, batch, f"; {fields}"),
@@ -306,8 +308,7 @@ class Task:
         Raises:
           ConfigError: an objective reads what the model or the data does not give.
         """
-        seen = [name for name, value in inputs.items() if not self._is_picture(name, value)]
-        self.check_outputs(outputs, seen)
+        self.check_outputs(outputs, inputs)
         found = dict(outputs)
         for key, objective in self.objectives.items():
             with jax.named_scope(f"objectives/{key}"):

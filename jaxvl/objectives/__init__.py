@@ -140,6 +140,11 @@ class Objective:
         other."""
         return type(self).init_state is not Objective.init_state
 
+    @property
+    def reads_rows(self) -> bool:
+        """Whether it takes something from single rows, whose pictures it then sees."""
+        return type(self).per_row is not Objective.per_row
+
     def init_state(self, spec: StateSpec) -> ObjectiveState:
         """The state before the first step: name -> array, or a tree of arrays. It is saved in
         checkpoints."""
