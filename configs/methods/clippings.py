@@ -52,12 +52,12 @@ def get_config(arg=""):
             objectives=dict(clip=dict(weight=1.0)),
         )
     )
-    c.steps = 150
+    c.steps = 600
     c.seed = arg.seed
     c.optim = dict(name="adamw", lr=2e-3, warmup=30, weight_decay=0.05, b2=0.98)
     linked = dict(name="linkage", source=unnamed("test_a"), text="name/en", gallery=0)
     c.evals = {pool: dict(linked, pool=pool) for pool in ("both", "image", "text")}
-    c.checkpoint = dict(every=150)
+    c.checkpoint = dict(every=600)
     supervised = dict(clip=None, record_linkage=dict(weight=1.0))
     c.stages = (
         dict(name="aligned"),
