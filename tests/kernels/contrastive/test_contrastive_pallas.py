@@ -1,6 +1,8 @@
 """The Pallas kernels beyond their values: the TPU simulator, meshes, lowering for chips that are
 not here, sizes that fit."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,8 +99,13 @@ def lower(platform, implementation, shape, dtype, targets, kind):
         scalar,
         scalar,
     )
-    traced = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))).trace(*operands, targets)
-    return traced.lower(lowering_platforms=(platform,)).as_text()
+    # From jax 0.11 on Triton's lowering asks which GPU it is for.
+    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=gpu)
+    there = jax.sharding.use_abstract_mesh(mesh) if platform == "cuda" else contextlib.nullcontext()
+    with there:
+        traced = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3))).trace(*operands, targets)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 CALLS = {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}
