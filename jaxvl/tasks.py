@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
@@ -246,17 +246,9 @@ class Task:
         seen = [name for name, value in inputs.items() if not self._is_picture(name, value)]
         for key, use in self.config.objectives.items():
             batch = inputs if use.objective.reads_rows else seen
-            for kind, needed, given, source in (
-                ("model output", use.objective.reads, outputs, ""),
-                ("batch key", use.objective.batch_keys, batch, f"; {fields}"),
-            ):
-                for name in needed:
-                    known = sorted(given)
-                    problem = (
-                        f"needs the {kind} {name!r}, which is not there{nearest(name, known)} "
-                        f"(there are: {', '.join(known)}{source})"
-                    )
-                    check(name in given, f"tasks.{self.name}.objectives.{key}", problem)
+            path = f"tasks.{self.name}.objectives.{key}"
+            _check_given(path, "model output", use.objective.reads, outputs)
+            _check_given(path, "batch key", use.objective.batch_keys, batch, f"; {fields}")
 
     def prepare(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         """Model inputs of a training batch or of some of its rows, inside the compiled step.
@@ -357,6 +349,21 @@ class Task:
         """Whether a batch entry is a picture, of a field or one that a hook has found for it; an
         embedding of one, as `teach` finds it, is none."""
         return value.ndim > 3 and self.config.data.inputs.get(name.rsplit("/", 1)[-1]) in VISUAL
+
+
+def _check_given(
+    path: str, kind: str, needed: Sequence[str], given: Collection[str], source: str = ""
+) -> None:
+    """Raises ConfigError at `path` for the first name that is needed and not given. `source`: where
+    such names come from, for the message."""
+    for name in needed:
+        if name not in given:
+            known = sorted(given)
+            raise ConfigError(
+                path,
+                f"needs the {kind} {name!r}, which is not there{nearest(name, known)} (there are: "
+                f"{', '.join(known)}{source})",
+            )
 
 
 def _check_state(path: str, before: ObjectiveState, after: ObjectiveState) -> None:

@@ -65,12 +65,13 @@ class Encoders(Abstract):
       text_length: T.
       mesh: the batch is sharded over its data x fsdp axes.
       batch: rows per call, rounded up to what the mesh divides.
-      threads: for reading and decoding.
 
     Attributes:
+      threads: for reading and decoding.
       open_run: workdir of another run -> its encoders; None: no other run can be opened.
     """
 
+    threads = 4
     open_run: Callable[[str], Encoders] | None = None
 
     def __init__(
@@ -83,18 +84,16 @@ class Encoders(Abstract):
         mesh: Mesh,
         *,
         batch: int = 256,
-        threads: int = 4,
     ):
         self.weights = weights
         self.tokenizer = tokenizer
         self.preprocess = preprocess
         self.text_length = text_length
         self.mesh = mesh
-        self.threads = threads
         self.batch = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
         self._sharding = batch_sharding(mesh)
         self._memo: tuple[Hashable, EncodedImages] | None = None
-        self._picture_batches = PictureBatches(preprocess, self._sharding, self.batch, threads)
+        self._picture_batches = PictureBatches(preprocess, self._sharding, self.batch, self.threads)
         self._embeds = functions.image is not None and functions.text is not None
         self.functions = functions
         self.applied: dict[Callable, Callable] = {}  # functions given to `apply` -> compiled

@@ -109,7 +109,6 @@ def joined(several: Sequence[Encoders]) -> Encoders:
         last.text_length,
         last.mesh,
         batch=last.batch,
-        threads=last.threads,
     )
 
 

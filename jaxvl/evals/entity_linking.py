@@ -18,7 +18,7 @@ from jaxvl.evals import EVALUATORS, EvalResult
 from jaxvl.evals.columns import LABELS, PICTURES, check_column, check_texts
 from jaxvl.evals.encoders import Encoders
 from jaxvl.evals.ranking import rank
-from jaxvl.evals.rows import caption, check_rows, picture, rows_of
+from jaxvl.evals.rows import caption, check_rows, picture, rows_config, rows_of
 from jaxvl.evals.source_options import SourceOptions, check_tokenizer, open_named
 from jaxvl.objectives.m3el import SCORES, SIDES, MeanScore, Read, as_entity, as_mention, of_record
 
@@ -86,10 +86,11 @@ class EntityLinking(SourceOptions):
 
     def run(self, encoders: Encoders) -> EvalResult:
         """Raises DataError where a source has no record with a picture, a text and a label."""
-        mentions, wanted = self._read(self, encoders, self.image, self.text, as_mention)
         of_base = dataclasses.replace(self, source=self.entities)
-        columns = self.entity_image, self.entity_text
-        entities, ids = self._read(of_base, encoders, *columns, as_entity)
+        mention_fields = self._fields(encoders, self.image, self.text)
+        entity_fields = self._fields(encoders, self.entity_image, self.entity_text)
+        mentions, wanted = self._read(self, encoders, mention_fields, as_mention)
+        entities, ids = self._read(of_base, encoders, entity_fields, as_entity)
         how = dict(tile=TILE, block=BLOCK)
         together = rank(
             mentions, entities, wanted, ids, encoders.mesh, score=MeanScore(SCORES), **how
@@ -118,14 +119,12 @@ class EntityLinking(SourceOptions):
         self,
         options: SourceOptions,
         encoders: Encoders,
-        image: str,
-        text: str,
+        fields: dict[str, Field],
         place: Callable[[Arrays, str], Read],
     ) -> tuple[Read, np.ndarray]:
         """What the records of a source bring to the scores in their place, and what each record
         is, int32 [n]."""
-        fields = self._fields(encoders, image, text)
-        shapes = check_rows(options, encoders, "source", fields).shapes
+        shapes = rows_config(options, encoders, fields).shapes
         masks = [f"{self.head}/mention/{side}_mask" for side in SIDES]
         names = (*self._names, *(mask for mask in masks if encoders.gives(shapes, mask)))
         parts = []

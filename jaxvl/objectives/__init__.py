@@ -107,8 +107,9 @@ def whole_rows(outputs: Arrays, batch: Arrays, names: Iterable[str]) -> jax.Arra
     """
     told = []
     for name in names:
-        told += [batch[key] for key in (f"has_{name}",) if key in batch]
-        told += [outputs[key] for key in (f"has/{name}",) if key in outputs]
+        for given, key in ((batch, f"has_{name}"), (outputs, f"has/{name}")):
+            if key in given:
+                told.append(given[key])
     return functools.reduce(operator.and_, told) if told else None
 
 

@@ -47,6 +47,11 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
+def no_rule(axis: str, rules: Mapping = RULES) -> str:
+    """What is wrong with a logical axis that has no rule, in words."""
+    return f"has no sharding rule{nearest(axis, list(rules))} (rules: {', '.join(rules)})"
+
+
 def spec(
     axes: Sequence[str | None],
     rules: Mapping = RULES,
@@ -64,10 +69,7 @@ def spec(
     out = []
     for i, axis in enumerate(axes):
         if axis is not None and axis not in rules:
-            raise KeyError(
-                f"logical axis {axis!r} has no sharding rule{nearest(axis, list(rules))} "
-                f"(rules: {', '.join(rules)})"
-            )
+            raise KeyError(f"logical axis {axis!r} {no_rule(axis, rules)}")
         target = rules[axis] if axis is not None else None
         names = (target,) if isinstance(target, str) else tuple(target or ())
         if mesh is not None:

@@ -230,14 +230,15 @@ class Experiment:
         """Raises ConfigError for objectives that would train on what a row lacks."""
         if self.tasks[task].data.missing != "mask":
             return
-        known = ["by batch"] + ["by output"] * self.model.capabilities().reports_missing
+        reported = self.model.capabilities().reports_missing
+        enough = ("by batch", "by output") if reported else ("by batch",)
         for key, use in self.tasks[task].objectives.items():
             problem = (
                 f"'mask': {use.name} would train on the padding of rows that lack an input; must "
                 f"be 'skip', or tasks.{task}.objectives.{key} one that leaves such rows out (nce, "
                 f"symile, one_to_k; of imp, classification)"
             )
-            fits = use.objective.masks_missing in known
+            fits = use.objective.masks_missing in enough
             check(fits, f"tasks.{task}.data.missing", problem)
 
     def _check_tables(self) -> None:

@@ -13,12 +13,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxvl.aliases import Arrays, Json, Tree, Weights
-from jaxvl.config import check, nearest
+from jaxvl.config import ConfigError, check
 from jaxvl.models.functional import Functional
 from jaxvl.objectives import Objective, ObjectiveState, StateSpec
 from jaxvl.sharding import param_shardings
 from jaxvl.sharding.mesh import replicated
-from jaxvl.sharding.rules import RULES, spec
+from jaxvl.sharding.rules import RULES, no_rule, spec
 from jaxvl.tasks import Task
 from jaxvl.training.teachers import Teacher
 
@@ -191,16 +191,13 @@ def _check_axes(objective: Objective, tree: ObjectiveState, key: str) -> None:
     """Raises ConfigError at `key` for `state_axes` of no array of the state, or without a rule."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = [[k.key for k in path if isinstance(k, jax.tree_util.DictKey)] for path, _ in leaves]
-    arrays = sorted({names[-1] for names in named})
+    arrays = sorted({names[-1] for names in named if names})
     for name, axes in objective.state_axes.items():
         problem = f"state_axes: {name!r} is no array of its state (there are: {', '.join(arrays)})"
         check(not arrays or name in arrays, key, problem)
         for axis in axes:
-            problem = (
-                f"state_axes: {axis!r} of {name!r} has no sharding rule"
-                f"{nearest(axis or '', list(RULES))} (rules: {', '.join(RULES)}, or None)"
-            )
-            check(axis is None or axis in RULES, key, problem)
+            if axis is not None and axis not in RULES:
+                raise ConfigError(key, f"state_axes: {axis!r} of {name!r} {no_rule(axis)}")
 
 
 def state_shardings(
