@@ -26,6 +26,8 @@ from jaxvl.evals.ranking import put
 from jaxvl.models.generate import Generation, Numbers
 from jaxvl.sharding.mesh import batch_sharding, batch_shards, replicated
 
+THREADS = 4  # for reading and decoding
+
 # What `Encoders.together` gives beside the model's named outputs, none of which is called so.
 EMBEDDING = "(embedding)"
 TOKENS = "(tokens)"
@@ -67,11 +69,10 @@ class Encoders(Abstract):
       batch: rows per call, rounded up to what the mesh divides.
 
     Attributes:
-      threads: for reading and decoding.
+      threads: for reading and decoding, THREADS.
       open_run: workdir of another run -> its encoders; None: no other run can be opened.
     """
 
-    threads = 4
     open_run: Callable[[str], Encoders] | None = None
 
     def __init__(
@@ -90,6 +91,7 @@ class Encoders(Abstract):
         self.preprocess = preprocess
         self.text_length = text_length
         self.mesh = mesh
+        self.threads = THREADS
         self.batch = -(-batch // batch_shards(mesh)) * batch_shards(mesh)
         self._sharding = batch_sharding(mesh)
         self._memo: tuple[Hashable, EncodedImages] | None = None
