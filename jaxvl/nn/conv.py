@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.nn.linear import project
+
 Pads = tuple[tuple[int, int], tuple[int, int]]
 PadRule = Literal["same", "bottom_right", "symmetric"]
 
@@ -51,13 +53,13 @@ def convolve(
     if depthwise:
         return _depthwise(x, kernel, stride, padding)
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == ((0, 0), (0, 0)):
-        return x @ kernel[0, 0]
+        return project(x, kernel[0, 0])
     if (
         kernel.shape[:2] == (stride, stride)
         and padding == ((0, 0), (0, 0))
         and x.shape[1] % stride == x.shape[2] % stride == 0
     ):
-        return space_to_depth(x, stride) @ kernel.reshape(-1, kernel.shape[-1])
+        return project(space_to_depth(x, stride), kernel.reshape(-1, kernel.shape[-1]))
     if stride == 1:
         return _full(x, kernel, padding)
     return _xla(x, kernel, stride, padding, 1)

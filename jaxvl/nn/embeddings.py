@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxvl.nn.linear import vector_axis
+from jaxvl.nn.linear import project, vector_axis
 
 
 class PatchEmbedding(nnx.Module):
@@ -60,7 +60,8 @@ class PatchEmbedding(nnx.Module):
 
     def embed(self, patches: jax.Array) -> jax.Array:
         """[B, P, p² C] -> [B, P, D]."""
-        x = patches @ self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1)
+        kernel = self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1)
+        x = project(patches, kernel)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 

@@ -19,7 +19,7 @@ from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxvl.nn.linear import Linear, normal
+from jaxvl.nn.linear import Linear, normal, project
 
 
 class Patches(NamedTuple):
@@ -187,4 +187,5 @@ class GridTokens(nnx.Module):
         first = self.patch[0]
         rest = patches.values.shape[-1]
         kernel = self.embed.kernel[...].reshape(first, rest, -1).sum(0).astype(self.dtype)
-        return patches.values.astype(self.dtype) @ kernel + self.positions(patches.places)
+        x = project(patches.values.astype(self.dtype), kernel)
+        return x + self.positions(patches.places)
