@@ -4,8 +4,8 @@
     python -m jaxvl.bench.step --peer open_clip       # beside OpenCLIP, each in its own process, in
                                                       turn
 
-On a CPU, `export GLIBC_TUNABLES=glibc.malloc.hugetlb=1` first (as launch/local.sh does): large
-arrays then lie in huge pages.
+On a CPU each library runs with the C library's allocator as it is (`glibc`), and with freed memory kept
+(`kept`, as jaxvl's commands do; `jaxvl.allocator`).
 
 The peer needs (for a CPU build of torch):
 
@@ -21,8 +21,9 @@ import importlib.util
 import os
 import pathlib
 import re
+import resource
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+from jaxvl.allocator import keep_freed_memory
 from jaxvl.bench.harness import in_turn, isolated, publish, ratio
 from jaxvl.config import choose
 from jaxvl.kernels.contrastive import contrastive_loss
@@ -42,8 +44,13 @@ LENGTH = 77
 SIZE = 224
 
 
-def jaxvl_step(batch: int, scan: bool) -> Callable[[], float]:
-    """A function that takes one step and returns the loss."""
+ALLOCATORS = ("kept", "glibc")
+
+
+def jaxvl_step(batch: int, scan: bool, allocator: str) -> Callable[[], int]:
+    """A function that takes one step and returns the peak of the process's memory, bytes."""
+    if allocator == "kept":
+        keep_freed_memory()
     node = presets.clip("B/32", activation="gelu")
     for side in ("image", "text"):
         node[side] |= dict(scan=scan)
@@ -73,15 +80,18 @@ def jaxvl_step(batch: int, scan: bool) -> Callable[[], float]:
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, opt).compile()
     held = [params, opt]
 
-    def take() -> float:
+    def take() -> int:
         held[0], held[1], loss = compiled(*held)
-        return float(loss)
+        jax.block_until_ready(loss)
+        return peak_memory()
 
     return take
 
 
-def open_clip_step(batch: int, threads: int) -> Callable[[], float]:
+def open_clip_step(batch: int, threads: int, allocator: str) -> Callable[[], int]:
     """The same in OpenCLIP."""
+    if allocator == "kept":
+        keep_freed_memory()
     import torch
 
     _register_torchvision(torch)
@@ -96,14 +106,20 @@ def open_clip_step(batch: int, threads: int) -> Callable[[], float]:
     image = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous()
     text = torch.from_numpy(text).long()
 
-    def take() -> float:
+    def take() -> int:
         optimiser.zero_grad()
         loss = loss_of(*model(image, text))
         loss.backward()
         optimiser.step()
-        return loss.item()
+        loss.item()
+        return peak_memory()
 
     return take
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _register_torchvision(torch) -> None:
@@ -142,33 +158,57 @@ def main() -> None:
     parser.add_argument("--scan", action="store_true", help="layers in a scan instead of unrolled")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args()
+    peaks: dict[str, int] = {}
+
+    def noting(name: str, take: Callable[[], object]) -> Callable[[], object]:
+        def noted() -> None:
+            peaks[name] = take()
+
+        return noted
+
     with contextlib.ExitStack() as processes:
-        takers = {"jaxvl": processes.enter_context(isolated(jaxvl_step, args.batch, args.scan))}
-        if args.peer:
-            takers[args.peer] = processes.enter_context(
-                isolated(open_clip_step, args.batch, os.cpu_count())
-            )
+        takers = {}
+        for allocator in ALLOCATORS:
+            steps = {"jaxvl": (jaxvl_step, args.batch, args.scan, allocator)}
+            if args.peer:
+                steps[args.peer] = (open_clip_step, args.batch, os.cpu_count(), allocator)
+            for library, (make, *options) in steps.items():
+                name = f"{library}, {allocator}"
+                take = processes.enter_context(isolated(make, *options))
+                takers[name] = noting(name, take)
         seconds = in_turn(takers, args.rounds, calls=2, warm=1)
     table = Table(
         title=f"ViT-B/32 + text, batch {args.batch}, float32, {args.rounds} rounds in turn",
         title_justify="left",
     )
-    for heading in ("", "median s", "min s", "max s", "examples/s"):
+    for heading in ("", "median s", "min s", "max s", "examples/s", "peak GiB"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, s in seconds.items():
         median = statistics.median(s)
-        table.add_row(
-            name, f"{median:.2f}", f"{min(s):.2f}", f"{max(s):.2f}", f"{args.batch / median:.2f}"
-        )
-    console = Console()
-    result = {"batch": args.batch, "seconds": seconds}
+        figures = (median, min(s), max(s), args.batch / median, peaks[name] / 2**30)
+        table.add_row(name, *(f"{figure:.2f}" for figure in figures))
+    result = {"batch": args.batch, "seconds": seconds, "peak_bytes": peaks}
     if args.peer:
-        middle, low, high = result["speed_relative_to_peer"] = ratio(seconds, "jaxvl", args.peer)
-        table.caption = (
-            f"jaxvl is {middle:.2f} x as fast as {args.peer} (median of the pairs; {low:.2f} … "
-            f"{high:.2f})"
+        result["speed_relative_to_peer"] = relative(seconds, args.peer)
+        table.caption = "\n".join(
+            f"{pair}: {middle:.2f} x (median of the pairs; {low:.2f} … {high:.2f})"
+            for pair, (middle, low, high) in result["speed_relative_to_peer"].items()
         )
-    publish(console, table, result, args.json)
+        table.caption_justify = "left"
+    publish(Console(), table, result, args.json)
+
+
+def relative(
+    seconds: Mapping[str, list[float]], peer: str
+) -> dict[str, tuple[float, float, float]]:
+    """How many times as fast as the peer jaxvl is, each with the same allocator and as it comes:
+    pair -> median, lowest and highest of the rounds."""
+    pairs = {f"both {allocator}": (allocator, allocator) for allocator in ALLOCATORS}
+    pairs["each at its own default"] = ("kept", "glibc")
+    return {
+        pair: ratio(seconds, f"jaxvl, {ours}", f"{peer}, {theirs}")
+        for pair, (ours, theirs) in pairs.items()
+    }
 
 
 if __name__ == "__main__":
