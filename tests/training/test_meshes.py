@@ -1,0 +1,111 @@
+"""Every way to spread eight devices over the axes of the mesh trains as one device does."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import test_step
+import test_teachers
+import tiny
+from test_teachers import Stepper
+
+from jaxvl.sharding.mesh import AXES
+
+STEPS = 20
+NET = dict(name="efficientnet", stem=8, stages=("mbconv_r1_k3_s2_e2_o8_se0.25",), drop_connect=0.0)
+BERT = dict(
+    name="bert",
+    variant="tiny",
+    width=16,
+    depth=1,
+    heads=2,
+    positions=8,
+    dropout=0.0,
+    attention_dropout=0.0,
+)
+VIT = dict(name="vit", variant="Ti/8", width=16, depth=2, heads=4, pool="mean")
+TEXT = dict(name="text_transformer", variant="Ti", width=16, depth=2, heads=4, pool="mean")
+MODELS = dict(
+    align=dict(name="align", image=NET, text=BERT, init_temperature=0.1),
+    dual_encoder=dict(name="dual_encoder", image=VIT, text=TEXT, embed_dim=16),
+    coca=dict(
+        name="coca",
+        image=VIT,
+        width=16,
+        heads=4,
+        hidden=32,
+        unimodal=1,
+        multimodal=1,
+        queries=2,
+        embed_dim=8,
+    ),
+    imp_moe=dict(
+        name="imp",
+        variant="small",
+        width=16,
+        depth=2,
+        heads=4,
+        hidden=32,
+        patch=8,
+        most_pixels=16,
+        most_words=8,
+        embed_dim=8,
+        projection_hidden=8,
+        inputs=("image", "text"),
+        pairs=("vision-text",),
+        moe=dict(last=1, experts=8, router=dict(name="expert_choice")),
+    ),
+)
+OBJECTIVES = dict(
+    align=dict(align=1.0),
+    dual_encoder=dict(siglip=1.0),
+    coca=dict(clip=1.0, captioning=2.0),
+    imp_moe=dict(nce=dict(pairs=("vision-text",))),
+)
+# All shapes of a mesh of eight devices: 20.
+SHAPES = [
+    shape for shape in itertools.product((1, 2, 4, 8), repeat=len(AXES)) if math.prod(shape) == 8
+]
+QUICK = {("imp_moe", (1, 2, 2, 2)), ("align", (2, 2, 2, 1))}
+ONE: dict[str, list[float]] = {}  # system -> losses on one device
+
+
+def system(name):
+    """Changes of the miniature, and the batch that it trains on."""
+    if name == "stateful":  # a teacher that follows, a queue, hard negatives
+        changes = test_teachers.albef("index")
+        return {**changes, "optim": dict(lr=1e-3, warmup=2)}, test_teachers.values()
+    tasks = dict(pairs=dict(tiny.task(), objectives=OBJECTIVES[name]))
+    return dict(model=MODELS[name], tasks=tasks), test_step.batch()
+
+
+def losses(name, shape):
+    changes, batch = system(name)
+    mesh = dict(zip(AXES, shape))
+    step = Stepper(math.prod(shape), **changes, mesh=mesh)
+    state = step.first
+    found = []
+    for _ in range(STEPS):
+        state, metrics = step(state, batch)
+        assert metrics["skipped"] == 0
+        found.append(float(metrics["loss"]))
+    return found
+
+
+def cases():
+    for name in (*MODELS, "stateful"):
+        for shape in SHAPES:
+            slow = () if (name, shape) in QUICK else (pytest.mark.slow,)
+            label = "x".join(str(n) for n in shape)
+            yield pytest.param(name, shape, marks=slow, id=f"{name}-{label}")
+
+
+@pytest.mark.parametrize("name, shape", cases())
+def test_twenty_steps_are_those_of_one_device(name, shape):
+    """The loss of every step, to 1e-5 of it; and it has changed, so that there was training."""
+    if name not in ONE:
+        ONE[name] = losses(name, (1, 1, 1, 1))
+    wanted = ONE[name]
+    assert abs(wanted[-1] - wanted[0]) > 1e-2
+    np.testing.assert_allclose(losses(name, shape), wanted, rtol=1e-5)
