@@ -23,6 +23,8 @@ FREE = (
     "after.*",  # what a job makes is compared where a task reads it
     "checkpoint.*",
     "evals.*",
+    "guard.reports",
+    "guard.rollback",
     "guard.stop_after",
     "fresh",  # the run has begun
     "start",

@@ -115,9 +115,10 @@ def make_step(parts: Sequence[Part], update: Update, names: Sequence[str]) -> St
 
     Metrics, for each part (float32 []): `loss`, each objective's `loss/NAME` and own figures; and,
     of the step: `summed_loss` where there are several parts, `lr`,
-    `norm/{gradient,update,parameters}`, `skipped` (of this task so far), `skipped_in_a_row`. Where
-    the batches have a `SIGNAL`, the largest of it. A step with rows that are `BROKEN` leaves the
-    whole state as it was, its own number and the guard's counters too.
+    `norm/{gradient,update,parameters}`, `norm/typical` (moving average of the gradient's),
+    `skipped` (of this task so far), `skipped_in_a_row`. Where the batches have a `SIGNAL`, the
+    largest of it. A step with rows that are `BROKEN` leaves the whole state as it was, its own
+    number and the guard's counters too.
     """
     learned = frozenset().union(*(part.learns for part in parts))
 
@@ -141,6 +142,7 @@ def make_step(parts: Sequence[Part], update: Update, names: Sequence[str]) -> St
         shared = {
             "lr": update.rate(state.step),
             "norm/gradient": norm,
+            "norm/typical": guard_before.typical_norm,
             "norm/update": optax.global_norm(change),
             "norm/parameters": optax.global_norm(subset(state.params, update.trained)),
             "skipped": guard_after.skipped,

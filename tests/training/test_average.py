@@ -15,7 +15,7 @@ from jaxvl.training.build import build_model, fresh_state
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.experiment import StartConfig
 from jaxvl.training.forward import Forward
-from jaxvl.training.guard import GuardConfig
+from jaxvl.training.guard import GuardConfig, Watch
 from jaxvl.training.inputs import open_sources, task_tokenizer
 from jaxvl.training.optim import OptimConfig, optimiser
 from jaxvl.training.restore import restore_weights
@@ -143,6 +143,7 @@ def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
         feeds={},
         figures=types.SimpleNamespace(latest={}),
         skipped_records=dict,
+        watch=Watch(),
     )
     frame = Run.frame(run)
     if older:

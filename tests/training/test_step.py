@@ -15,7 +15,7 @@ from jaxvl.data.tokenizers import make_tokenizer
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxvl.training.build import build_model, draw_state, fresh_state, make_forward, make_tasks
 from jaxvl.training.compile import make_update
-from jaxvl.training.guard import GuardConfig, GuardState, TrainingDiverged, check_metrics, judge
+from jaxvl.training.guard import GuardConfig, GuardState, judge
 from jaxvl.training.step import Part, make_step
 
 
@@ -229,13 +229,6 @@ def test_a_gradient_spike_is_skipped_only_once_the_norm_is_known():
         accepted.append(bool(ok))
     assert accepted == [True, True, True, True, False, True]
     assert (int(state.skipped), int(state.in_a_row)) == (1, 0)
-
-
-def test_many_skipped_steps_end_the_run_naming_task_and_step():
-    metrics = {"skipped_in_a_row": 3.0, "loss": float("nan"), "norm/gradient": 1.0}
-    check_metrics(GuardConfig(stop_after=4), 17, "pairs", metrics)
-    with pytest.raises(TrainingDiverged, match="task 'pairs', step 17: 3 steps in a row"):
-        check_metrics(GuardConfig(stop_after=3), 17, "pairs", metrics)
 
 
 def test_frozen_parameters_and_their_moments_stay():
