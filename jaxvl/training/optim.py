@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxvl.aliases import Arrays
 from jaxvl.config import Epsilon, Range, Scale, Weight, check
+from jaxvl.models.functional import Bounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,11 @@ class OptimConfig:
       lr_scale: (regular expression, factor) pairs; the first that matches a path scales its
         updates.
       clip_norm: largest global norm of the gradient, or None.
+      clamp: how the model's bounds of its log-scales (`max_scale`, `min_scale`, log 100 by default;
+        None there: no bound) are kept. `loss`: the loss reads the bounded value and passes no
+        gradient that leads farther beyond; the parameter itself may lie a little beyond, by its
+        momentum. `update`: the parameter is set within its bounds after every update, as CLIP and
+        open_clip do. The two are the same until a bound is met.
       ema: decay of the moving average of parameters that evaluation uses, or None. Its first steps
         use `(1 + t) / (10 + t)` where that is smaller.
       moment_dtype: dtype of the first moment.
@@ -70,6 +77,7 @@ class OptimConfig:
     freeze: str | None = None
     lr_scale: tuple[tuple[str, Weight], ...] = ()
     clip_norm: float | None = 1.0
+    clamp: Literal["loss", "update"] = "loss"
     ema: float | None = None
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -225,3 +233,8 @@ def ema_decay(config: OptimConfig, step: jax.Array) -> jax.Array:
     """Decay of the parameter average at `step`: `min(ema, (1 + t) / (10 + t))`."""
     step = jnp.asarray(step, jnp.float32)
     return jnp.minimum(config.ema, (1 + step) / (10 + step))
+
+
+def clamp(params: Arrays, bounds: Mapping[str, Bounds]) -> Arrays:
+    """Parameters with those that have bounds within them."""
+    return {p: jnp.clip(v, *bounds[p]) if p in bounds else v for p, v in params.items()}
