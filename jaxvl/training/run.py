@@ -137,7 +137,7 @@ class Run:
 
     def encoders(self, state: TrainState) -> Encoders:
         """The model's encode functions with the evaluation weights of `state`."""
-        return self.encode.with_weights((state.eval_params, state.eval_model_state))
+        return self.encode.with_weights(state.weights(self.experiment.optim.evaluated))
 
     def due(self, step: int) -> dict[str, Evaluator]:
         """Evaluators to run with the weights of `step`, without those that have; all of them after

@@ -87,7 +87,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
 
     tasks = make_tasks(experiment)
     if start < experiment.steps:  # the tables that the tasks read from this step on
-        weights = (state.eval_params, state.eval_model_state)
+        weights = state.weights(experiment.optim.evaluated)
         jobs.run(start, encoders.with_weights(weights), oldest=start)
     feeds = _feeds(experiment, jobs.sources(start), tokenizer, mesh, restored)
     epochs = {name: feed.records / feed.rows for name, feed in feeds.items()}

@@ -40,7 +40,7 @@ from jaxvl.tasks import Task
 from jaxvl.training.forward import Forward, Keys, split_keys
 from jaxvl.training.guard import GuardConfig, judge
 from jaxvl.training.optim import OptimConfig, clamp, ema_decay
-from jaxvl.training.state import GuardState, TrainState, parameter_of, subset
+from jaxvl.training.state import GuardState, TrainState, joined_averages, parameter_of, subset
 from jaxvl.training.teachers import moving_average, update_teachers
 
 Metrics = dict[str, jax.Array]
@@ -118,11 +118,11 @@ def make_step(parts: Sequence[Part], update: Update, names: Sequence[str]) -> St
 
     Metrics, for each part (float32 []): `loss`, each objective's `loss/NAME` and own figures; and,
     of the step: `summed_loss` where there are several parts, `lr`,
-    `norm/{gradient,update,parameters}`, `norm/gradient/PART` of each of the model's own parts that
-    learn (`image`, `text`, `log_scale`: the beginning of their parameters' paths; their squares add
-    up to that of the whole), `norm/typical` (moving average of the gradient's), `skipped` (of this task so far), `skipped_in_a_row`. Where the batches have a `SIGNAL`, the
-    largest of it. A step with rows that are `BROKEN` leaves the whole state as it was, its own
-    number and the guard's counters too.
+    `norm/{gradient,update,parameters}`, `norm/gradient/PART` of each part of the model that learns
+    (`image`, `text`, `log_scale`: how their parameters' paths begin; their squares add up to that
+    of the whole), `norm/typical` (moving average of the gradient's), `skipped` (of this task so
+    far), `skipped_in_a_row`. Where the batches have a `SIGNAL`, the largest of it. A step with rows
+    that are `BROKEN` leaves the whole state as it was, its own number and the guard's counters too.
     """
     learned = frozenset().union(*(part.learns for part in parts))
 
@@ -220,10 +220,11 @@ def _updated(
         new = {**state.params, **moved}
         opt_state = _hold(opt_state, state.opt_state, params.keys() - learned)
     with jax.named_scope("average"):
-        average = None
-        if state.ema is not None:
-            decay = ema_decay(update.optim, state.step)
-            average = moving_average(state.ema, {**new, **summed.model_state}, decay)
+        averages = {}
+        for name, decay in update.optim.averages.items():
+            before = state.ema[name] if name else state.ema
+            followed = {**new, **summed.model_state}
+            averages[name] = moving_average(before, followed, ema_decay(decay, state.step))
         forward = parts[0].forward
         context = forward.context(state.step, jax.random.wrap_key_data(state.rng))
         student = (new, summed.model_state)
@@ -232,7 +233,7 @@ def _updated(
         "params": new,
         "model_state": summed.model_state,
         "opt_state": opt_state,
-        "ema": average,
+        "ema": joined_averages(averages),
         "teachers": teachers,
         "objective_state": summed.objective_state,
     }
