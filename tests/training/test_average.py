@@ -157,7 +157,9 @@ def test_which_average_is_used():
 
 
 def test_averages_lie_as_the_parameters():
-    experiment = tiny.experiment(optim=dict(ema=dict(fast=0.9, slow=0.99)), mesh=dict(data=1, fsdp=-1))
+    experiment = tiny.experiment(
+        optim=dict(warmup=0, ema=dict(fast=0.9, slow=0.99)), mesh=dict(data=1, fsdp=-1)
+    )
     mesh = make_mesh(experiment.mesh)
     tokenizer = task_tokenizer(experiment, open_sources(experiment, lambda text: None))
     with jax.set_mesh(mesh):
