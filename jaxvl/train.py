@@ -31,6 +31,7 @@ from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.agreement import Agreement
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.describe import describe_goodput, describe_input, write_workdir
+from jaxvl.training.deterministic import make_deterministic
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.goodput import Clock
 from jaxvl.training.guard import TrainingDiverged, diverged
@@ -67,6 +68,8 @@ def train(
       EvaluationError: the run is done and saved, but an evaluator failed.
     """
     clock = Clock()
+    if experiment.deterministic:
+        make_deterministic()
     paths.make_folder(workdir)
     stop = stop or hosts.StopSignal()
     mesh = make_mesh(experiment.mesh)
@@ -275,6 +278,8 @@ def _run(argv: Sequence[str], console: Console) -> int:
     hosts.initialise(command.options)
     workdir = to_path(command.options["workdir"], "--workdir")
     stages = stages_of(command, workdir)
+    if any(stage.experiment.deterministic for stage in stages):
+        make_deterministic()  # before anything asks for a device
     shown = finished_figures(stages[-1].experiment, stages[-1].workdir)
     show(shown)  # at once; what follows makes sure that the last checkpoint can be read
     status = 0
