@@ -2,16 +2,19 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 import tiny
 
 from jaxvl import train as train_command
+from jaxvl.config import to_dict
 from jaxvl.data.gaps import Gaps
 from jaxvl.objectives import OBJECTIVES, Loss, Objective
 from jaxvl.training.checkpoint import Checkpoints
@@ -123,8 +126,13 @@ def test_a_resume_gives_the_same_numbers(gone_back, tmp_path, monkeypatch, stop)
 
 
 def test_a_checkpoint_within_the_row_is_not_gone_back_to(tmp_path):
-    """Steps 7 to 9 are bad, of which 8 is saved, and only the newest is kept."""
-    train_command.train(config(96, 144, guard=dict(stop_after=3, rollback=1)), tmp_path)
+    """Steps 7 to 9 are bad, of which 8 is saved and evaluated, and only the newest is kept. What
+    comes after step 4 is evaluated again."""
+    evals = dict(style=dict(name="zero_shot", source=tiny.TEST, every=4, gallery=0))
+    guard = dict(stop_after=3, rollback=1)
+    train_command.train(config(96, 144, guard=guard, evals=evals), tmp_path)
+    evaluated = [line["step"] for line in records(tmp_path) if line["kind"] == "eval"]
+    assert evaluated == [4, 8, 8, 12]
     (told,) = [line for line in records(tmp_path) if line["name"] == "rollback"]
     assert (told["from"], told["to"], told["bad_steps"]) == (10, 4, "7, 8, 9")
     assert learnt(tmp_path)[7] == tuple(range(144, 144 + B))
@@ -169,8 +177,6 @@ def test_the_last_rollback_is_the_last(tmp_path):
 
 def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, monkeypatch):
     """Step 0's is gone back to where that of step 4 was lost since it was written."""
-    from jaxvl.training import rollback
-
     go_back = train_command.go_back
 
     def damaged(run, state):
@@ -178,7 +184,6 @@ def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, monkeypatch):
         return go_back(run, state)
 
     monkeypatch.setattr(train_command, "go_back", damaged)
-    del rollback
     train_command.train(config(96, 128, checkpoint=dict(every=4, keep=9)), tmp_path)
     (told,) = [line for line in records(tmp_path) if line["name"] == "rollback"]
     assert told["to"] == 0
@@ -230,6 +235,27 @@ def test_the_records_of_a_report_are_those_of_the_batch(gone_back):
     groups = np.asarray(batch["group_id"]).tolist()
     assert len(set(labels)) > 3
     assert len(set(zip(labels, groups))) == len(set(labels)) == len(set(groups))
+
+
+@pytest.mark.slow
+def test_two_processes_go_back_together(gone_back, tmp_path):
+    """With the objective as a plugin; they learn from what one process does."""
+    plugin = tmp_path / "poisoned.py"
+    here = pathlib.Path(__file__).read_text()
+    first, end = here.index("@OBJECTIVES.register"), here.index("def config(")
+    imports = (
+        "import dataclasses\nfrom typing import ClassVar\n\nimport jax.numpy as jnp\n\n"
+        "from jaxvl.objectives import OBJECTIVES, Loss, Objective\n\n\n"
+    )
+    plugin.write_text(imports + here[first:end])
+    node = to_dict(config(96, 128))
+    own = {key: node[key] for key in ("tasks", "steps", "checkpoint", "guard")}
+    path = tiny.config_file(tmp_path / "config.py", **own, plugins=(str(plugin),))
+    running = processes.start(processes.train(path, tmp_path / "run"), 2, devices=2)
+    processes.finish(running)
+    assert learnt(tmp_path / "run") == learnt(gone_back)
+    together, alone = tiny.losses(tmp_path / "run"), tiny.losses(gone_back)
+    np.testing.assert_allclose([together[s] for s in alone], list(alone.values()), rtol=1e-4)
 
 
 @pytest.mark.parametrize("spans", [(), ((3, 5),), ((0, 2), (2, 4), (9, 10)), ((5, 8), (6, 7))])
