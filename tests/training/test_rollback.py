@@ -126,17 +126,18 @@ def test_a_resume_gives_the_same_numbers(gone_back, tmp_path, monkeypatch, stop)
 
 
 def test_a_checkpoint_within_the_row_is_not_gone_back_to(tmp_path):
-    """Steps 7 to 9 are bad, of which 8 is saved and evaluated, and only the newest is kept. What
-    comes after step 4 is evaluated again."""
+    """Steps 7 to 13 are bad, of which 8 and 12 are saved and evaluated, and only the newest is
+    kept. What comes after step 4 is evaluated again."""
     evals = dict(style=dict(name="zero_shot", source=tiny.TEST, every=4, gallery=0))
-    guard = dict(stop_after=3, rollback=1)
-    train_command.train(config(96, 144, guard=guard, evals=evals), tmp_path)
+    guard = dict(stop_after=7, rollback=1)
+    train_command.train(config(96, 208, guard=guard, evals=evals, steps=16), tmp_path)
     evaluated = [line["step"] for line in records(tmp_path) if line["kind"] == "eval"]
-    assert evaluated == [4, 8, 8, 12]
+    assert evaluated == [4, 8, 12, 8, 12, 16]
     (told,) = [line for line in records(tmp_path) if line["name"] == "rollback"]
-    assert (told["from"], told["to"], told["bad_steps"]) == (10, 4, "7, 8, 9")
-    assert learnt(tmp_path)[7] == tuple(range(144, 144 + B))
-    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps == [12]
+    bad = "7, 8, 9, 10, 11, 12, 13"
+    assert (told["from"], told["to"], told["bad_steps"]) == (14, 4, bad)
+    assert learnt(tmp_path)[7] == tuple(range(208, 208 + B))
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps == [16]
 
 
 def test_bad_steps_before_the_first_checkpoint_and_at_the_end(tmp_path):
@@ -176,7 +177,8 @@ def test_the_last_rollback_is_the_last(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, monkeypatch):
-    """Step 0's is gone back to where that of step 4 was lost since it was written."""
+    """Step 0's is gone back to where that of step 4 was lost since it was written. Step 8's, which
+    was saved within the row, makes room for that of the run that never had these data."""
     go_back = train_command.go_back
 
     def damaged(run, state):
@@ -184,10 +186,15 @@ def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, monkeypatch):
         return go_back(run, state)
 
     monkeypatch.setattr(train_command, "go_back", damaged)
-    train_command.train(config(96, 128, checkpoint=dict(every=4, keep=9)), tmp_path)
+    options = dict(checkpoint=dict(every=4, keep=9), guard=dict(stop_after=3, rollback=1))
+    train_command.train(config(96, 144, **options), tmp_path)
     (told,) = [line for line in records(tmp_path) if line["name"] == "rollback"]
     assert told["to"] == 0
-    assert learnt(tmp_path)[7] == tuple(range(128, 128 + B))
+    assert learnt(tmp_path)[7] == tuple(range(144, 144 + B))
+    kept = Checkpoints(tmp_path / "checkpoints", read_only=True)
+    assert kept.steps == [0, 4, 8, 12]
+    for step in (4, 8, 12):
+        assert kept.frame(step)[1]["gaps"] == {"pairs": [[96, 144]]}, step
 
 
 def test_bad_steps_are_described(gone_back):
