@@ -15,7 +15,7 @@ Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training di
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import jax
@@ -35,7 +35,7 @@ from jaxvl.training.deterministic import make_deterministic
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.goodput import Clock
 from jaxvl.training.guard import TrainingDiverged, diverged
-from jaxvl.training.meter import Meter, Speed
+from jaxvl.training.meter import Meter, Record, Speed
 from jaxvl.training.profile import Profile
 from jaxvl.training.rollback import go_back, may_go_back
 from jaxvl.training.run import EvaluationError, Run
@@ -136,16 +136,14 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
             )  # one compiled step per signature, state donated
         profile.stop(done, metrics)
         run.watch.started(done, turn, metrics, run.feeds)
-        for record in meter.tick(
-            done, turn, metrics
-        ):  # figures of earlier steps, by now on the host
-            run.writer.record(record.step, "train", record.task, record.scalars)
+        record(run, meter.tick(done, turn, metrics))  # figures of earlier steps, by now on the host
         run.writer.advance(done)
         saving = run.save_due(done)
         verdict = agreement.after(metrics, wait=saving or bool(run.due(done)))
         if verdict.error is not None:
             end(run, state, done, verdict.error)
         if guard(run, state, wait=saving or verdict.stop):
+            record(run, meter.flush())
             with meter.away("checkpoint"):
                 state, step = go_back(run, state)
             if verdict.stop:
@@ -166,8 +164,7 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
             break
         evaluate(run, state, done, meter)
         work(run, state, done, meter)
-    for record in meter.flush():
-        run.writer.record(record.step, "train", record.task, record.scalars)
+    record(run, meter.flush())
     for task, skipped in run.skipped_records().items():
         if skipped:
             run.writer.record(
@@ -177,6 +174,12 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
         run.checkpoints.finish()
     describe_input(meter, int(state.step), run.writer)
     describe_goodput(meter, int(state.step), run.writer)
+
+
+def record(run: Run, records: Iterable[Record]) -> None:
+    """Writes the figures of steps."""
+    for one in records:
+        run.writer.record(one.step, "train", one.task, one.scalars)
 
 
 def speed(run: Run) -> Speed:

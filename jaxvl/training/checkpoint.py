@@ -191,7 +191,9 @@ class Checkpoints:
         return self._manager.save(step, args=items, force=True)
 
     def hold_regular(self, until: int) -> None:
-        """Holds the newest checkpoint of a multiple of `every`, at most of step `until`."""
+        """Holds the newest checkpoint of a multiple of `every`, at most of step `until`. Waits for
+        the write in the background, so that it is the same one in every run."""
+        self.settle()
         every = self.config.every
         regular = (step for step in self.steps if step % every == 0 and step <= until)
         self.held = max(regular, default=None)

@@ -3,7 +3,8 @@
 The checkpoint is that of the last multiple of `checkpoint.every` before the first step of the row
 (of step 0 where there is none), whatever else was saved since. So where a run goes back to depends
 on nothing but its numbers, and a run that is stopped or killed and resumed goes the same way: what
-is lost of a rollback that no checkpoint holds yet is found again.
+is lost of a rollback that no checkpoint holds yet is found again. A checkpoint that could not be
+written or read is passed over for the one before it, with other numbers.
 
 All processes come here at the same step. The data that shall not be met again become gaps of the
 tasks' streams, which every later checkpoint keeps. Checkpoints after the one that the run goes back

@@ -197,6 +197,20 @@ def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, monkeypatch):
         assert kept.frame(step)[1]["gaps"] == {"pairs": [[96, 144]]}, step
 
 
+def test_the_log_has_no_figures_of_the_past_after_the_rollback(tmp_path):
+    """Written every fifth step, it is written once more before the run goes back."""
+    train_command.train(
+        config(96, 128, log=dict(every=5, tensorboard=False, report=False)), tmp_path
+    )
+    lines = records(tmp_path)
+    names = [
+        line["name"] for line in lines if line["kind"] == "train" or line["name"] == "rollback"
+    ]
+    steps = [line["step"] for line in lines if line["kind"] == "train"]
+    assert names == ["pairs", "pairs", "rollback", "pairs", "pairs", "pairs"]
+    assert steps == [5, 8, 5, 10, 12]
+
+
 def test_bad_steps_are_described(gone_back):
     content = json.loads((gone_back / "spikes" / "7-pairs.json").read_text())
     assert content["figures"]["loss"] is None and content["figures"]["norm/typical"] > 0
