@@ -36,7 +36,7 @@ from chaos_systems import EVERY, STEPS, SYSTEMS, TESTS, B, tiny, write_config
 DEVICES = 2
 PATIENCE = 900  # seconds that a process may take to get anywhere
 DISK = 64  # MiB that a run's disk has
-TOLERANCE = 2e-4  # of parameters on other devices, relative or absolute
+TOLERANCE = 1e-5  # of parameters on other devices, relative or absolute
 QUICK = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
 UNPLAYED = "not played"
 

@@ -17,6 +17,7 @@ from jaxvl import train as train_command
 from jaxvl.config import to_dict
 from jaxvl.data.gaps import Gaps
 from jaxvl.objectives import OBJECTIVES, Loss, Objective
+from jaxvl.training.agreement import Agreement, Verdict
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.guard import TrainingDiverged
 
@@ -102,12 +103,8 @@ def test_it_ends_as_a_run_that_never_had_these_data(gone_back, tmp_path, monkeyp
     tiny.assert_same_state(gone_back, tmp_path, 12)
 
 
-@pytest.mark.parametrize("stop", [6, 7, 8, 9, 10])
-def test_a_resume_gives_the_same_numbers(gone_back, tmp_path, monkeypatch, stop):
-    """Stopped within the row, while it goes back, and after: each with a checkpoint that the
-    undisturbed run has not."""
-    from jaxvl.training.agreement import Agreement, Verdict
-
+def stopped(experiment, workdir, monkeypatch, stop):
+    """The run until so many of its steps were taken."""
     taken = []
 
     def after(self, metrics, wait=False):
@@ -116,7 +113,14 @@ def test_a_resume_gives_the_same_numbers(gone_back, tmp_path, monkeypatch, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(Agreement, "after", after)
-        train_command.train(config(96, 128), tmp_path)
+        train_command.train(experiment, workdir)
+
+
+@pytest.mark.parametrize("stop", [6, 7, 8, 9, 10])
+def test_a_resume_gives_the_same_numbers(gone_back, tmp_path, monkeypatch, stop):
+    """Stopped within the row, while it goes back, and after: each with a checkpoint that the
+    undisturbed run has not."""
+    stopped(config(96, 128), tmp_path, monkeypatch, stop)
     assert Checkpoints(tmp_path / "checkpoints", read_only=True).steps[-1] < 12
     train_command.train(config(96, 128), tmp_path)
     tiny.assert_same_state(gone_back, tmp_path, 12)
@@ -150,14 +154,20 @@ def test_bad_steps_before_the_first_checkpoint_and_at_the_end(tmp_path):
     assert positions[12] == tuple(range(208, 208 + B))
 
 
-def test_all_data_since_the_checkpoint_can_be_left_out(tmp_path):
+def test_all_data_since_the_checkpoint_can_be_left_out(tmp_path, monkeypatch):
+    """One that was stopped and saved between goes back no less far."""
     guard = dict(stop_after=2, rollback=1, skip="since")
-    train_command.train(config(96, 128, guard=guard), tmp_path)
-    positions = learnt(tmp_path)
-    assert positions[4] == tuple(range(48, 64))
-    assert positions[5] == tuple(range(128, 128 + B))
-    _, frame = Checkpoints(tmp_path / "checkpoints", read_only=True).frame()
-    assert frame["gaps"] == {"pairs": [[64, 128]]}
+    for name in ("whole", "stopped"):
+        if name == "stopped":
+            stopped(config(96, 128, guard=guard), tmp_path / name, monkeypatch, 6)
+            assert Checkpoints(tmp_path / name / "checkpoints", read_only=True).steps[-1] == 6
+        train_command.train(config(96, 128, guard=guard), tmp_path / name)
+        positions = learnt(tmp_path / name)
+        assert positions[4] == tuple(range(48, 64))
+        assert positions[5] == tuple(range(128, 128 + B))
+        _, frame = Checkpoints(tmp_path / name / "checkpoints", read_only=True).frame()
+        assert frame["gaps"] == {"pairs": [[64, 128]]}
+    tiny.assert_same_state(tmp_path / "whole", tmp_path / "stopped", 12)
 
 
 def test_the_last_rollback_is_the_last(tmp_path):
