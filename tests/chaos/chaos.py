@@ -1,6 +1,6 @@
 """Faults at random, again and again, in runs of every system:
 
-    python tests/chaos/chaos.py                                # one seed: about eight minutes
+    python tests/chaos/chaos.py                                # one seed: a dozen lives of each system
     python tests/chaos/chaos.py --seeds 0 1 2 --systems coca staged
 
 Each system is trained once without a disturbance, and once through the faults of `FAULTS`, in an
