@@ -16,6 +16,8 @@ Files of code are never run.
 Options:
   --tokenizer=FOLDER      its files, where they do not lie beside the weights; `none`: go on without
   --step=N                another checkpoint of a jaxvl workdir
+  --weights=NAME          of a run other weights than those that its evaluation uses: `parameters`,
+                          or one of its averages (`optim.ema`) by name
   --plugins=PLACE         of a run's own files that lie elsewhere now, or `recorded`, see
                           jaxvl/config/plugins.py
   --check                 build the peers' models from what was read and written, run them and ours
@@ -44,7 +46,7 @@ from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.weights import load_weights, save_weights
 
 PLACES = (*LIBRARIES, "jaxvl")
-OPTIONS = ("from", "to", "tokenizer", "step", "plugins", "check")
+OPTIONS = ("from", "to", "tokenizer", "step", "weights", "plugins", "check")
 Place = tuple[str, paths.Path]
 
 
@@ -89,7 +91,11 @@ def place(option: str, text: str) -> Place:
 
 
 def load(
-    source: Place, tokenizer: str | None, step: str | None, plugins: str | None = None
+    source: Place,
+    tokenizer: str | None,
+    step: str | None,
+    plugins: str | None = None,
+    weights: str | None = None,
 ) -> Bundle:
     """Raises ConversionError for what cannot be taken over, CheckpointError where a workdir has
     nothing to read."""
@@ -97,10 +103,11 @@ def load(
     if not paths.exists(path):
         raise ConversionError(f"{path}: no such file or folder")
     if library != "jaxvl":
-        for option, given in (("--step", step), ("--plugins", plugins)):
+        of_runs = {"--step": step, "--plugins": plugins, "--weights": weights}
+        for option, given in of_runs.items():
             check(given is None, option, "is of a jaxvl workdir")
         return LIBRARIES[library].load(path, tokenizer)
-    return load_weights(path, step, plugins)
+    return load_weights(path, step, plugins, weights)
 
 
 def save(bundle: Bundle, target: Place) -> tuple[str, ...]:
@@ -157,7 +164,8 @@ def convert(argv: Sequence[str], console: Console) -> int:
             "[yellow]without the tokenizer[/]: what is written takes token ids, not texts",
             soft_wrap=True,
         )
-    bundle = load(source, options.get("tokenizer"), options.get("step"), options.get("plugins"))
+    of_run = {name: options.get(name) for name in ("step", "plugins", "weights")}
+    bundle = load(source, options.get("tokenizer"), **of_run)
     if options.get("tokenizer") is not None and source[0] == "jaxvl":
         check(
             options["tokenizer"] == "none", "--tokenizer", "a workdir has its own; can be none only"

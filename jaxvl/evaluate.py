@@ -13,6 +13,8 @@ Options:
                                   --config.evals.german.language=de
                           --config.evals.german.source=emoji
                           --config.evals.german.source.split=test_a`
+  --config.optim.evaluate=NAME    other weights than those that the run's own evaluation uses:
+                          `parameters`, or one of its averages (`optim.ema`) by name
   --config.mesh.AXIS=N    other devices per axis than in training: `--config.mesh.data=-1
                           --config.mesh.fsdp=4`
   --only=NAME,NAME        only these evaluators

@@ -15,7 +15,7 @@ Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training di
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 import jax
@@ -31,13 +31,16 @@ from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.agreement import Agreement
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.describe import describe_goodput, describe_input, write_workdir
+from jaxvl.training.deterministic import make_deterministic
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.goodput import Clock
-from jaxvl.training.guard import TrainingDiverged, check_metrics
-from jaxvl.training.meter import ALL, Meter, Speed
+from jaxvl.training.guard import TrainingDiverged, diverged
+from jaxvl.training.meter import Meter, Record, Speed
 from jaxvl.training.profile import Profile
+from jaxvl.training.rollback import go_back, may_go_back
 from jaxvl.training.run import EvaluationError, Run
 from jaxvl.training.setup import finished_figures, setup
+from jaxvl.training.spikes import report_spike
 from jaxvl.training.stages import stages_of, train_stages
 from jaxvl.training.state import TrainState
 from jaxvl.training.writer import Writer
@@ -65,6 +68,8 @@ def train(
       EvaluationError: the run is done and saved, but an evaluator failed.
     """
     clock = Clock()
+    if experiment.deterministic:
+        make_deterministic()
     paths.make_folder(workdir)
     stop = stop or hosts.StopSignal()
     mesh = make_mesh(experiment.mesh)
@@ -112,7 +117,12 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
     )  # what was due at the step of the checkpoint, if the run ended before it was done
     if run.start == run.total:
         work(run, state, run.start, meter)
-    for step in range(run.start, run.total):
+    step = run.start
+    if step < run.total and may_go_back(run):  # it was stopped before it could
+        state, step = go_back(run, state)
+    elif step == 0 and run.experiment.guard.rollback:
+        run.save(0, state)
+    while step < run.total:
         done = step + 1
         turn = run.schedule(
             step
@@ -125,24 +135,28 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
                 state, batches
             )  # one compiled step per signature, state donated
         profile.stop(done, metrics)
-        for record in meter.tick(
-            done, turn, metrics
-        ):  # figures of earlier steps, by now on the host
-            run.writer.record(record.step, "train", record.task, record.scalars)
-            guard(run, state, record)
+        run.watch.started(done, turn, metrics, run.feeds)
+        record(run, meter.tick(done, turn, metrics))  # figures of earlier steps, by now on the host
         run.writer.advance(done)
         saving = run.save_due(done)
         verdict = agreement.after(metrics, wait=saving or bool(run.due(done)))
         if verdict.error is not None:
             end(run, state, done, verdict.error)
+        if guard(run, state, wait=saving or verdict.stop):
+            record(run, meter.flush())
+            with meter.away("checkpoint"):
+                state, step = go_back(run, state)
+            if verdict.stop:
+                run.writer.say(f"stopped by {stop.name} at step {step}, to which the run went back")
+                break
+            continue
+        step = done
         if verdict.stop or saving:
             with meter.away("checkpoint"):
                 run.writer.flush(
                     wait=False
                 )  # a resume from this step finds the records of those before it
-                run.checkpoints.save(
-                    done, state, run.frame()
-                )  # before the evaluators: what fails there loses nothing
+                run.save(done, state)  # before the evaluators: what fails there loses nothing
         if verdict.stop:
             run.writer.say(
                 f"stopped by {stop.name} after step {done}; saved, and resumed by the same command"
@@ -150,9 +164,7 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
             break
         evaluate(run, state, done, meter)
         work(run, state, done, meter)
-    for record in meter.flush():
-        run.writer.record(record.step, "train", record.task, record.scalars)
-        guard(run, state, record)
+    record(run, meter.flush())
     for task, skipped in run.skipped_records().items():
         if skipped:
             run.writer.record(
@@ -162,6 +174,12 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
         run.checkpoints.finish()
     describe_input(meter, int(state.step), run.writer)
     describe_goodput(meter, int(state.step), run.writer)
+
+
+def record(run: Run, records: Iterable[Record]) -> None:
+    """Writes the figures of steps."""
+    for one in records:
+        run.writer.record(one.step, "train", one.task, one.scalars)
 
 
 def speed(run: Run) -> Speed:
@@ -175,13 +193,14 @@ def end(run: Run, state: TrainState, done: int, error: Exception) -> NoReturn:
     """Ends a run whose data has failed, in all processes at the same step: saves the state after
     the last step that was whole, and raises."""
     whole = int(state.step)
+    run.watch.read(run.experiment.guard.stop_after, wait=True)
     for step in range(
         whole, done
     ):  # steps whose rows some process did not have; they have changed nothing
         for task in run.schedule(step).tasks:
             run.feeds[task].take_back()
     if whole > run.start:
-        run.checkpoints.save(whole, state, run.frame())
+        run.save(whole, state)
         run.writer.say(f"ended after step {whole}, which is saved: {error}")
     try:
         run.checkpoints.finish()
@@ -190,16 +209,22 @@ def end(run: Run, state: TrainState, done: int, error: Exception) -> NoReturn:
     raise error
 
 
-def guard(run: Run, state: TrainState, record) -> None:
-    """Ends a run that has diverged, its last good state saved first."""
-    if record.task == ALL:
-        return
-    try:
-        check_metrics(run.experiment.guard, record.step, record.task, record.scalars)
-    except TrainingDiverged:
-        run.checkpoints.save(int(state.step), state, run.frame())
-        run.checkpoints.finish()
-        raise
+def guard(run: Run, state: TrainState, wait: bool) -> bool:
+    """Tells of the steps that were not applied, of those before the last one (with `wait`, of that
+    too). Returns whether the run has to go back; one that has diverged and may not ends, its last
+    good state saved first."""
+    found = run.watch.read(run.experiment.guard.stop_after, wait)
+    for judged in found:
+        report_spike(run, judged)
+    row = run.watch.full_row(run.experiment.guard.stop_after)
+    if not found or not row:
+        return False
+    if may_go_back(run):
+        return True
+    run.watch.read(run.experiment.guard.stop_after, wait=True)  # what is saved is later by a step
+    run.save(int(state.step), state)
+    run.checkpoints.finish()
+    raise diverged(row, found[-1].figures)
 
 
 def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
@@ -256,6 +281,8 @@ def _run(argv: Sequence[str], console: Console) -> int:
     hosts.initialise(command.options)
     workdir = to_path(command.options["workdir"], "--workdir")
     stages = stages_of(command, workdir)
+    if any(stage.experiment.deterministic for stage in stages):
+        make_deterministic()  # before anything asks for a device
     shown = finished_figures(stages[-1].experiment, stages[-1].workdir)
     show(shown)  # at once; what follows makes sure that the last checkpoint can be read
     status = 0

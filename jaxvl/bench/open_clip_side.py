@@ -34,6 +34,7 @@ class Sizes:
 
     Attributes:
       init_scale: of CLIP's and CoCa's cosine; None: 1 / 0.07, as both libraries have it.
+      clamp: how jaxvl keeps the limit of the scale (`optim.clamp`).
       microbatches: of the second run of jaxvl; 1: there is none.
     """
 
@@ -51,6 +52,7 @@ class Sizes:
     weight_decay: float = 0.2
     microbatches: int = 4
     init_scale: float | None = None
+    clamp: str = "update"
     source: Mapping[str, Json] = dataclasses.field(
         default_factory=lambda: dict(name="emoji", split="train_a")
     )

@@ -13,11 +13,12 @@ What is left of a difference is the order of float32 sums. To show that, `--exac
 copy of open_clip's side in float64: jaxvl is not farther from it than torch's own float32 is, but
 for a small factor.
 
-The limit of the scale is kept in two ways. open_clip clamps the parameter after each step; jaxvl
-reads min(parameter, limit) and lets no gradient push the parameter farther (`max_scale`). So the
-two agree until the limit is met. There Adam's momentum carries our parameter up to 12 learning
-rates beyond, unseen by the loss; open_clip's stays, but keeps the momentum. When the gradient turns
-after a long time, the scale leaves 100 after 9 steps here and after 6 there. See --init-scale=100.
+The limit of the scale can be kept in two ways. open_clip clamps the parameter after each step, and
+so does jaxvl here (`optim.clamp="update"`). By default jaxvl reads min(parameter, limit) and lets
+no gradient push the parameter farther. With that the two agree until the limit is met. There Adam's
+momentum carries our parameter up to 12 learning rates beyond, unseen by the loss; open_clip's
+stays, but keeps the momentum. When the gradient turns after a long time, the scale leaves 100 after
+9 steps here and after 6 there. See --clamp=loss --init-scale=100.
 
 The peer needs torch and open_clip, `pip install 'jaxvl[interop]'`.
 """
@@ -69,6 +70,7 @@ def experiment_of(
     system: System, sizes: Sizes, start: pathlib.Path, microbatches: int
 ) -> Experiment:
     """The run of jaxvl that does what `Peer` does; `start`: workdir with the converted weights."""
+    model = presets.saved(str(start))
     fields = dict(
         image=dict(name="picture", size=sizes.image_size),
         text=dict(name="caption", columns="name/en", length=sizes.length),
@@ -76,7 +78,7 @@ def experiment_of(
     data = dict(source=dict(sizes.source), batch=sizes.batch, fields=fields)
     task = dict(data=data, objectives=dict(system.objectives), microbatches=microbatches)
     config = dict(
-        model=presets.saved(str(start)),
+        model=model,
         start=str(start),
         preprocess=dict(image_size=sizes.image_size, mean=MEAN, std=STD),
         tasks=dict(pairs=task),
@@ -91,6 +93,7 @@ def experiment_of(
             eps=1e-6,
             weight_decay=sizes.weight_decay,
             clip_norm=None,
+            clamp=sizes.clamp if model["max_scale"] else "loss",
         ),
         log=dict(tensorboard=False, report=False),
     )
@@ -276,6 +279,7 @@ def main(argv: list[str] | None = None) -> dict[str, Json]:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--steps", type=int, default=Sizes.steps)
     parser.add_argument("--init-scale", type=float, help="of CLIP's and CoCa's cosine")
+    parser.add_argument("--clamp", choices=("update", "loss"), default=Sizes.clamp)
     parser.add_argument("--exact", action="store_true", help="open_clip's side in float64 as well")
     parser.add_argument("--mutants", action="store_true", help="and with wrong rules")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="for the step of parting")
@@ -284,7 +288,7 @@ def main(argv: list[str] | None = None) -> dict[str, Json]:
     args = parser.parse_args(argv)
     peer("torch").set_num_threads(args.threads)
     console = Console(width=120)
-    sizes = Sizes(steps=args.steps, init_scale=args.init_scale)
+    sizes = Sizes(steps=args.steps, init_scale=args.init_scale, clamp=args.clamp)
     others = (EXACT if args.exact else {}) | (MUTANTS if args.mutants else {})
     result: dict[str, Json] = {"sizes": dataclasses.asdict(sizes)}
     table = Table(title=f"{sizes.steps} steps beside open_clip", title_justify="left")

@@ -20,6 +20,7 @@ from jaxvl.config import ConfigError
 from jaxvl.data import budget
 from jaxvl.data.config import DataConfig
 from jaxvl.data.draws import Uniforms
+from jaxvl.data.gaps import Gaps, Span
 from jaxvl.data.packing import pack
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.reading.fill import Part, Recipe, Tally
@@ -48,6 +49,7 @@ class Start:
     steps: int | None = None
     sampler: State | None = None
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    gaps: tuple[Span, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,8 @@ class Rows:
 
 class Batches:
     """Random access to the batches of a source, as this host's rows: numpy, nothing of jax. Batch
-    `i` has the records `[P + i B K, P + (i + 1) B K)` of the stream, which begins at P.
+    `i` has the records `[P + i B K, P + (i + 1) B K)` of the stream, which begins at P. Where the
+    stream has gaps, records are counted without these.
 
     Args:
       config: of the task.
@@ -103,7 +106,8 @@ class Batches:
         self.rows = rows or Rows.every(config.batch)
         self.source = source
         start = start or Start()
-        self._first = start.position
+        self._gaps = Gaps(start.gaps)
+        self._first = self._gaps.count(start.position)
         try:
             sampler = config.sampler or default_sampler(source)
             sampler = sampler.for_batch(config.records_per_batch)
@@ -136,7 +140,7 @@ class Batches:
         config = self.config
         k = config.records_per_row
         places = (self.rows.index[:, None] * k + np.arange(k)).reshape(-1)
-        positions = self._first + i * config.records_per_batch + places
+        positions = self._gaps.place(self._first + i * config.records_per_batch + places)
         draws = {name: uniforms(positions) for name, uniforms in self._draws.items()}
         return Pending(
             self,

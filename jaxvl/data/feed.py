@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from jaxvl.data.ahead import Ahead
 from jaxvl.data.batches import Batches, Pending, Rows, Start
 from jaxvl.data.bottlenecks import STAGES, add
 from jaxvl.data.config import SIGNAL, DataConfig
+from jaxvl.data.gaps import Gaps, Span
 from jaxvl.data.preprocess import Preprocess
 from jaxvl.data.reading.fill import Tally
 from jaxvl.data.samplers.base import State
@@ -42,12 +43,15 @@ class Feed(Iterator):
     Attributes:
       position: records of the stream consumed so far; the data position of a checkpoint.
       steps: batches given so far.
+      latest: positions of the last batch in the stream.
+      gaps: parts of the stream that no batch has.
       waited: seconds that `next` has waited for a batch.
       failure: what a batch could not be made for, once `take` has met it.
       skipped_before: bad records by cause that all processes had counted by `start`.
       rows: B.
       records: of one epoch.
       shapes: name -> ShapeDtypeStruct of the global batch.
+      source: whose records are read.
       name: where the records come from, for a message.
       left_out: cause -> files or members that are in no record; the same on every host.
 
@@ -70,14 +74,7 @@ class Feed(Iterator):
         self.config = config
         self.rows = config.batch
         self.waited = 0.0
-        self.position = start.position
-        self.steps = (
-            start.position // config.records_per_batch if start.steps is None else start.steps
-        )
         self.failure: Exception | None = None
-        self.skipped_before = dict(start.skipped)
-        self._tally = Tally()
-        self._last: collections.deque[Tally] = collections.deque(maxlen=TAKEN_BACK)
         self._transferred = 0.0
         self._seconds_before = dict.fromkeys(STAGES, 0.0)
         self._sharding = batch_sharding(mesh)
@@ -90,15 +87,29 @@ class Feed(Iterator):
             rows=own_rows(self._sharding, config.batch),
         )
         self.shapes = config.shapes
+        self._begin(start)
         self._open(source, start)
         self._signals = {
             signal: self._fill(fed_shapes(config)[SIGNAL], signal) for signal in Signal
         }
         self._nothing: dict[str, jax.Array] | None = None
 
+    def _begin(self, start: Start) -> None:
+        """Puts the counts of what was given to where the stream begins."""
+        self.position = start.position
+        self.steps = (
+            start.position // self.config.records_per_batch if start.steps is None else start.steps
+        )
+        self.latest: tuple[Span, ...] = ()
+        self.gaps = Gaps(start.gaps)
+        self.skipped_before = dict(start.skipped)
+        self._tally = Tally()
+        self._last: collections.deque[Tally] = collections.deque(maxlen=TAKEN_BACK)
+
     def _open(self, source: Source, start: Start) -> None:
         """Begins to read."""
         used = self.config.select(source)
+        self.source = used
         self.records = len(used)
         self.name = used.name
         self.left_out = dict(used.left_out())
@@ -109,11 +120,26 @@ class Feed(Iterator):
     def reopen(self, source: Source) -> None:
         """Goes on at the same position of the stream with other columns of the same records, such
         as a table that was made anew. What was read ahead is dropped."""
-        start = Start(self.position, self.steps, self.sampler_state)
+        gaps = self.gaps.spans
+        start = Start(self.position, self.steps, self.sampler_state, gaps=gaps)
+        self._read_anew(source, start)
+
+    def rewind(self, source: Source, start: Start) -> None:
+        """Goes back, or on, to another place of the stream. What was read ahead is dropped."""
+        self._read_anew(source, start)
+        self._begin(start)
+
+    def _read_anew(self, source: Source, start: Start) -> None:
         spent = self._batches.seconds()
         self._seconds_before = add([self._seconds_before, {**spent, "transfer": 0.0}])
         self.close()
         self._open(source, start)
+
+    def numbers(self, spans: Sequence[Span]) -> np.ndarray:
+        """int64 [n]: numbers of the records of `source` that stand at some positions. Bad ones
+        among them were replaced by the next good ones."""
+        positions = [np.arange(start, end) for start, end in spans]
+        return self._batches.order(np.concatenate(positions))
 
     def _flying(self) -> int:
         """Batches whose records are read at a time, within `reader.prefetch_mb`."""
@@ -180,7 +206,9 @@ class Feed(Iterator):
         return batch
 
     def _advance(self, tally: Tally) -> None:
-        self.position += self.config.records_per_batch
+        records = self.config.records_per_batch
+        self.latest = self.gaps.covered(self.position, records)
+        self.position = self.gaps.forward(self.position, records)
         self.steps += 1
         self._tally.add(tally)
         self._last.append(tally)
@@ -211,7 +239,7 @@ class Feed(Iterator):
     def take_back(self) -> None:
         """Leaves the last batch out of `position`, `steps` and the counts: a step did not learn
         from it. Not for reading it again."""
-        self.position -= self.config.records_per_batch
+        self.position = self.gaps.forward(self.position, -self.config.records_per_batch)
         self.steps -= 1
         self._tally.take_away(self._last.pop())
 

@@ -81,8 +81,9 @@ class Captioner(Model):
         )
         self.norm = LayerNorm(self.width, eps=1e-5, dtype=dtype)
         self.head = VocabularyHead(self.width, inputs.vocab_size, tied=config.tied, **options)
-        self.log_scale = nnx.Param(jnp.float32(math.log(config.init_scale)), axes=())
         self.most = None if config.max_scale is None else math.log(config.max_scale)
+        start = jnp.float32(math.log(config.init_scale))
+        self.log_scale = nnx.Param(start, axes=(), bounds=(None, self.most))
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -145,7 +145,8 @@ class FrozenEncoders(Model):
         self.names = tuple(config.input_widths)
         self.log_mel = config.log_mel
         self.most = None if config.max_scale is None else math.log(config.max_scale)
-        self.log_scale = nnx.Param(jnp.float32(math.log(config.init_scale)), axes=())
+        start = jnp.float32(math.log(config.init_scale))
+        self.log_scale = nnx.Param(start, axes=(), bounds=(None, self.most))
         self.plan = Heads(config.heads, config.input_widths)
         self.heads = self.plan.build(rngs, dtype)
         self.dtype = dtype

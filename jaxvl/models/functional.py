@@ -36,6 +36,9 @@ class AdapterConfig(Protocol):
     def attach(self, label: str, model: nnx.Module, rngs: nnx.Rngs) -> None: ...
 
 
+Bounds = tuple[float | None, float | None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Functional:
     """A built model as functions.
@@ -44,6 +47,8 @@ class Functional:
       spec: sizes of the inputs that it was built for.
       graphdef: NNX's static half.
       axes: logical axes of each parameter, path -> names.
+      bounds: smallest and largest value of each parameter that has one, path -> (float or None,
+        float or None).
       params: shapes and dtypes of the parameters, path -> ShapeDtypeStruct.
       model_state: the same for state that is not trained.
       frozen: paths of parameters and other state that no gradient reaches: parameters that are
@@ -56,6 +61,7 @@ class Functional:
     spec: InputSpec
     graphdef: nnx.GraphDef
     axes: Mapping[str, tuple[str, ...] | None]
+    bounds: Mapping[str, Bounds]
     params: Mapping[str, jax.ShapeDtypeStruct]
     model_state: Mapping[str, jax.ShapeDtypeStruct]
     frozen: frozenset[str]
@@ -173,7 +179,13 @@ def functional(
         {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in _flat(s).items()}
         for s in (params, model_state)
     ]
-    axes = {path: variable.get_metadata().get("axes") for path, variable in _flat(params).items()}
+    told = {path: variable.get_metadata() for path, variable in _flat(params).items()}
+    axes = {path: metadata.get("axes") for path, metadata in told.items()}
+    bounds = {
+        path: metadata["bounds"]
+        for path, metadata in told.items()
+        if metadata.get("bounds", (None, None)) != (None, None)
+    }
     frozen = _frozen(module, is_frozen, shapes)
     methods = frozenset(
         name
@@ -184,6 +196,7 @@ def functional(
         spec=inputs,
         graphdef=graphdef,
         axes=axes,
+        bounds=bounds,
         params=shapes[0],
         model_state=shapes[1],
         frozen=frozen,

@@ -129,8 +129,10 @@ class Imp(Model):
             }
         )
         start = -math.log(c.temperature)
+        self.most = None if c.max_scale is None else math.log(c.max_scale)
+        of_scale = dict(axes=(), bounds=(None, self.most))
         self.log_scale = nnx.Dict(
-            {pair: nnx.Param(jnp.float32(start), axes=()) for pair in c.pairs}
+            {pair: nnx.Param(jnp.float32(start), **of_scale) for pair in c.pairs}
         )
         self.classes = nnx.Dict(
             {
@@ -138,7 +140,6 @@ class Imp(Model):
                 for name, n in c.classes.items()
             }
         )
-        self.most = None if c.max_scale is None else math.log(c.max_scale)
         self.config = config
         self.pad_id = inputs.pad_id
         self.dtype = dtype

@@ -143,7 +143,8 @@ class TwoTower(Model):
         self.text = text
         self.least = logits.least
         self.most = logits.most
-        self.log_scale = nnx.Param(jnp.float32(logits.log_scale), axes=())
+        bounds = (self.least, self.most)
+        self.log_scale = nnx.Param(jnp.float32(logits.log_scale), axes=(), bounds=bounds)
         self.logit_bias = (
             None if logits.bias is None else nnx.Param(jnp.float32(logits.bias), axes=())
         )

@@ -90,7 +90,8 @@ def make_forward(
     """A task's way through the model. Raises ConfigError for options that the model's call has
     not."""
     options = model.options(task.config.encode, f"tasks.{task.name}.encode")
-    return Forward(task, model, options, teachers, experiment.steps)
+    average = experiment.optim.main_average
+    return Forward(task, model, options, teachers, experiment.steps, average)
 
 
 def make_tasks(experiment: Experiment) -> dict[str, Task]:
@@ -117,7 +118,7 @@ def fresh_state(
         trained,
         tasks=tasks,
         seed=experiment.seed,
-        ema=experiment.optim.ema is not None,
+        averages=list(experiment.optim.averages),
         teachers=teachers,
     )
     stateful = {

@@ -102,6 +102,9 @@ class Checkpoints:
       folder: made if it is missing.
       config: when to save and what to keep.
       read_only: nothing is made, moved or deleted.
+
+    Attributes:
+      held: step of a checkpoint that is kept besides, as long as it is named here.
     """
 
     def __init__(
@@ -117,7 +120,8 @@ class Checkpoints:
         self._read_only = read_only
         self._lost = False  # whether the last save could not even be started
         self._scores: dict[int, float] = {}
-        policies = [LatestN(config.keep)]
+        self.held: int | None = None
+        policies = [LatestN(config.keep), _Held(self)]
         if config.best_metric and config.keep_best:
             policies.append(_Best(self._scores, config.keep_best))
         options = ocp.CheckpointManagerOptions(
@@ -185,6 +189,19 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), frame=ocp.args.JsonSave(frame)
         )
         return self._manager.save(step, args=items, force=True)
+
+    def hold_regular(self, until: int) -> None:
+        """Holds the newest checkpoint of a multiple of `every`, at most of step `until`. Waits for
+        the write in the background, so that it is the same one in every run."""
+        self.settle()
+        every = self.config.every
+        regular = (step for step in self.steps if step % every == 0 and step <= until)
+        self.held = max(regular, default=None)
+
+    def drop(self, step: int) -> None:
+        """Deletes a checkpoint. All processes call it."""
+        self._manager.delete(step)
+        self._scores.pop(step, None)
 
     def settle(self) -> None:
         """Waits for the write in the background; a failure of it is logged and counted."""
@@ -391,6 +408,19 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
         self._manager.reload()
         return to
+
+
+class _Held:
+    """Keeps the checkpoint that is held."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> list[bool]:
+        del context
+        return [info.step == self._checkpoints.held for info in checkpoints]
 
 
 class _Best:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxvl.aliases import Arrays
 from jaxvl.config import check
 from jaxvl.data.feed import SIGNAL, fed_shapes
-from jaxvl.models.functional import Functional
+from jaxvl.models.functional import Bounds, Functional
 from jaxvl.nn.stack import keep_activations
 from jaxvl.sharding.mesh import batch_sharding, replicated
 from jaxvl.tasks import Task
@@ -153,7 +153,12 @@ def _model_flops(
 def make_update(experiment: Experiment, model: Functional) -> Update:
     tx, trained = optimiser(experiment.optim, model.axes, model.frozen)
     rate = learning_rate(experiment.optim, experiment.steps)
-    return Update(tx, trained, rate, experiment.optim, experiment.guard)
+    bounds: Mapping[str, Bounds] = {}
+    if experiment.optim.clamp == "update":
+        bounds = model.bounds
+        problem = "'update': no parameter of the model has a bound (max_scale); must be 'loss'"
+        check(bool(bounds), "optim.clamp", problem)
+    return Update(tx, trained, rate, experiment.optim, experiment.guard, bounds)
 
 
 def make_part(

@@ -141,6 +141,8 @@ class Experiment:
       text_length: tokens T of texts that are evaluated; None: the longest of the tasks'.
       seed: of initialisation, data order and all randomness in the steps.
       dtype: of computation; parameters are float32.
+      deterministic: whether the same run on the same devices gives the same bits on GPUs too, at
+        some cost of speed; elsewhere it always does (`training/deterministic.py`).
       plugins: files and modules of your own, which register components; see `config.plugins`.
     """
 
@@ -165,6 +167,7 @@ class Experiment:
     text_length: Tokens | None = None
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    deterministic: bool = False
     plugins: tuple[Plugin, ...] = ()
 
     @classmethod

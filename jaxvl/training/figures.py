@@ -28,6 +28,10 @@ class Figures:
         """Notes the figures (metric -> value) of evaluator `name` with the weights of `step`."""
         self._by_step.setdefault(step, {})[name] = figures
 
+    def forget(self, after: int) -> None:
+        """Drops the figures of later steps than `after`, which will be measured again."""
+        self._by_step = {step: found for step, found in self._by_step.items() if step <= after}
+
     def has(self, step: int, name: str) -> bool:
         """Whether evaluator `name` has run with the weights of `step`."""
         return name in self._by_step.get(step, {})

@@ -37,6 +37,7 @@ class Forward:
       options: of the model's call.
       teachers: of the run, by their keys.
       steps: of the run.
+      average: name of the run's average that is a teacher.
     """
 
     task: Task
@@ -44,6 +45,7 @@ class Forward:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     teachers: Mapping[str, Teacher] = dataclasses.field(default_factory=dict)
     steps: int = 1
+    average: str | None = None
 
     def context(self, step: jax.Array, key: jax.Array) -> Context:
         return Context(key, step, step.astype(jnp.float32) / self.steps)
@@ -154,7 +156,7 @@ class BoundModels:
     def __getitem__(self, name: str) -> Bound:
         teacher = self._forward.teachers[name]
         if teacher.is_run_average:
-            weights = (self._state.eval_params, self._state.eval_model_state)
+            weights = self._state.weights(self._forward.average)
         else:
             weights = self._state.teachers[name]
         return Bound(teacher.model, weights)

@@ -16,7 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxvl.aliases import Arrays
 from jaxvl.config import Epsilon, Range, Scale, Weight, check
+from jaxvl.models.functional import Bounds
+
+PARAMETERS = "parameters"  # of `OptimConfig.evaluate`: no average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +54,17 @@ class OptimConfig:
       lr_scale: (regular expression, factor) pairs; the first that matches a path scales its
         updates.
       clip_norm: largest global norm of the gradient, or None.
-      ema: decay of the moving average of parameters that evaluation uses, or None. Its first steps
-        use `(1 + t) / (10 + t)` where that is smaller.
+      clamp: how the model's bounds of its log-scales (`max_scale`, `min_scale`, log 100 by default;
+        None there: no bound) are kept. `loss`: the loss reads the bounded value and passes no
+        gradient that leads farther beyond; the parameter itself may lie a little beyond, by its
+        momentum. `update`: the parameter is set within its bounds after every update, as CLIP and
+        open_clip do. The two are the same until a bound is met.
+      ema: decay of a moving average of the parameters, or of several by name (`dict(fast=0.999,
+        slow=0.9999)`), or None. First steps use `(1 + t) / (10 + t)` where that is smaller.
+      evaluate: weights that evaluation and export use: `parameters`, or an average by its name.
+        None: the average, of several the one with the largest decay; without any the parameters.
+        Of a finished run, `--config.optim.evaluate=NAME` of `jaxvl.evaluate` and `jaxvl.caption`
+        and `--weights=NAME` of `jaxvl.convert` take another.
       moment_dtype: dtype of the first moment.
     """
 
@@ -70,7 +83,9 @@ class OptimConfig:
     freeze: str | None = None
     lr_scale: tuple[tuple[str, Weight], ...] = ()
     clip_norm: float | None = 1.0
-    ema: float | None = None
+    clamp: Literal["loss", "update"] = "loss"
+    ema: float | dict[str, float] | None = None
+    evaluate: str | None = None
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -90,9 +105,7 @@ class OptimConfig:
             "clip_norm",
             f"{self.clip_norm!r} must be > 0, or None",
         )
-        check(
-            self.ema is None or 0 < self.ema < 1, "ema", f"{self.ema!r} must be in (0, 1), or None"
-        )
+        self._check_averages()
         for key, pattern in (
             ("decay", self.decay),
             ("freeze", self.freeze),
@@ -102,6 +115,42 @@ class OptimConfig:
                 re.compile(pattern or "")
             except re.error as error:
                 check(False, key, f"{pattern!r} is not a regular expression: {error}")
+
+    def _check_averages(self) -> None:
+        for name, decay in self.averages.items():
+            key = f"ema.{name}" if name else "ema"
+            check(0 < decay < 1, key, f"{decay!r} must be in (0, 1), or None")
+            fits = "/" not in name and name != PARAMETERS
+            check(fits, key, f"{name!r} may not be the name of an average")
+        check(self.ema != {}, "ema", "has no average; must be None, or name one")
+        known = [PARAMETERS, *filter(None, self.averages)]
+        check(
+            self.evaluate in (None, *known),
+            "evaluate",
+            f"{self.evaluate!r} must be None or one of {', '.join(known)}",
+        )
+
+    @property
+    def averages(self) -> dict[str, float]:
+        """Name -> decay of the averages that are kept; the name of the only one is empty, where it
+        has none."""
+        if self.ema is None:
+            return {}
+        return dict(self.ema) if isinstance(self.ema, Mapping) else {"": self.ema}
+
+    @property
+    def main_average(self) -> str | None:
+        """The average that evaluation uses, or would use were it not for `evaluate="parameters"`;
+        None: there is none."""
+        if self.evaluate not in (None, PARAMETERS):
+            return self.evaluate
+        averages = self.averages
+        return max(averages, key=lambda name: (averages[name], name), default=None)
+
+    @property
+    def evaluated(self) -> str | None:
+        """The average that evaluation uses; None: the parameters themselves."""
+        return None if self.evaluate == PARAMETERS else self.main_average
 
 
 def learning_rate(config: OptimConfig, total: int) -> Callable[[jax.Array], jax.Array]:
@@ -221,7 +270,12 @@ def _matrix(path: str, axes: tuple[str, ...]) -> optax.contrib.MuonDimensionNumb
     )
 
 
-def ema_decay(config: OptimConfig, step: jax.Array) -> jax.Array:
-    """Decay of the parameter average at `step`: `min(ema, (1 + t) / (10 + t))`."""
+def ema_decay(decay: float, step: jax.Array) -> jax.Array:
+    """Decay of a parameter average at `step`: `min(decay, (1 + t) / (10 + t))`."""
     step = jnp.asarray(step, jnp.float32)
-    return jnp.minimum(config.ema, (1 + step) / (10 + step))
+    return jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+def clamp(params: Arrays, bounds: Mapping[str, Bounds]) -> Arrays:
+    """Parameters with those that have bounds within them."""
+    return {p: jnp.clip(v, *bounds[p]) if p in bounds else v for p, v in params.items()}

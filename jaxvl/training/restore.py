@@ -82,8 +82,7 @@ def restore_weights(
                 abstract = with_saved_tasks(abstract, checkpoints, found, mesh)
             restored = checkpoints.restore(functools.partial(saved_form, abstract), found)
             state = present_form(restored.state)
-            params = state.eval_params
-            model_state = state.eval_model_state
+            params, model_state = state.weights(experiment.optim.evaluated)
     return SavedWeights(
         experiment, frame["step"], frame, tokenizer, model, mesh, params, model_state
     )

@@ -18,11 +18,14 @@ from jaxvl.training.checkpoint import Frame, OtherState
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.older import is_older, present_config
 
-# Options that change no number of the training, or none beyond rounding (`mesh`).
+# Options that change no number of the training, or none beyond rounding (`mesh`, `deterministic`).
 FREE = (
     "after.*",  # what a job makes is compared where a task reads it
     "checkpoint.*",
+    "deterministic",
     "evals.*",
+    "guard.reports",
+    "guard.rollback",
     "guard.stop_after",
     "fresh",  # the run has begun
     "start",

@@ -26,6 +26,7 @@ from jaxvl.training.checkpoint import Checkpoints, Frame
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.figures import Figures
+from jaxvl.training.guard import Watch
 from jaxvl.training.jobs import RunJobs
 from jaxvl.training.schedule import Turn, Turns
 from jaxvl.training.state import FORM, TrainState
@@ -60,6 +61,8 @@ class Run:
       feeds: task -> iterator of global batches.
       jobs: what is computed over whole sources, after the last step or every so many.
       figures: what the evaluators have measured.
+      abstract: shapes and shardings of the state.
+      watch: which steps were not applied.
       failed: evaluator -> why it failed, of those that did in this process.
     """
 
@@ -80,6 +83,8 @@ class Run:
     jobs: RunJobs
     writer: Writer
     figures: Figures
+    abstract: TrainState
+    watch: Watch = dataclasses.field(default_factory=Watch)
     costs: dict[Turn, Cost] = dataclasses.field(default_factory=dict)
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -115,13 +120,24 @@ class Run:
             "samplers": {t: f.sampler_state for t, f in self.feeds.items()},
             "data": {t: f.identity for t, f in self.feeds.items()},
             "skipped_records": self.skipped_records(),
+            "gaps": {t: [list(span) for span in f.gaps.spans] for t, f in self.feeds.items()},
+            "guard": self.watch.frame(),
             "metrics": self.figures.latest,
             "form": FORM,  # of the state, see `state.saved_form`
         }
 
+    def save(self, step: int, state: TrainState) -> None:
+        """Begins to save the state after `step` steps. All processes call it together."""
+        first_bad = self.watch.first_bad
+        if step == self.total:
+            self.checkpoints.held = None
+        elif self.experiment.guard.rollback:
+            self.checkpoints.hold_regular(step if first_bad is None else first_bad - 1)
+        self.checkpoints.save(step, state, self.frame())
+
     def encoders(self, state: TrainState) -> Encoders:
         """The model's encode functions with the evaluation weights of `state`."""
-        return self.encode.with_weights((state.eval_params, state.eval_model_state))
+        return self.encode.with_weights(state.weights(self.experiment.optim.evaluated))
 
     def due(self, step: int) -> dict[str, Evaluator]:
         """Evaluators to run with the weights of `step`, without those that have; all of them after

@@ -11,7 +11,6 @@ from rich.markup import escape
 
 from jaxvl import paths
 from jaxvl.config import ConfigError, check, plugin_changes
-from jaxvl.data.batches import Start
 from jaxvl.data.draws import derive
 from jaxvl.data.feed import Feed
 from jaxvl.data.sources.base import Source
@@ -30,10 +29,12 @@ from jaxvl.training.describe import describe_adapters, describe_program
 from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.figures import Figures
+from jaxvl.training.guard import Watch
 from jaxvl.training.inputs import open_sources, task_tokenizer
 from jaxvl.training.jobs import RunJobs
 from jaxvl.training.restore import seat_teachers
 from jaxvl.training.resume import check_data, check_resumable, explain
+from jaxvl.training.rollback import start_of
 from jaxvl.training.run import Run
 from jaxvl.training.start import InitialWeights, initial_weights
 from jaxvl.training.state import TrainState, present_form, saved_form
@@ -86,7 +87,7 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
 
     tasks = make_tasks(experiment)
     if start < experiment.steps:  # the tables that the tasks read from this step on
-        weights = (state.eval_params, state.eval_model_state)
+        weights = state.weights(experiment.optim.evaluated)
         jobs.run(start, encoders.with_weights(weights), oldest=start)
     feeds = _feeds(experiment, jobs.sources(start), tokenizer, mesh, restored)
     epochs = {name: feed.records / feed.rows for name, feed in feeds.items()}
@@ -123,6 +124,11 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
         jobs=jobs,
         writer=writer,
         figures=figures,
+        abstract=abstract,
+        watch=Watch(
+            None if restored is None else restored.frame.get("guard"),
+            {name: feed.position for name, feed in feeds.items()},
+        ),
         costs=costs,
     )
 
@@ -199,15 +205,7 @@ def _feeds(
 
     Raises ConfigError where the checkpoint's run read other records.
     """
-    positions = {}
-    task_steps = {}
-    samplers = {}
-    skipped = {}
-    if restored is not None:
-        positions = restored.frame["positions"]
-        task_steps = restored.frame.get("task_steps", {})
-        samplers = restored.frame.get("samplers", {})
-        skipped = restored.frame.get("skipped_records", {})
+    frame = None if restored is None else restored.frame
     feeds = {}
     for name, task in experiment.tasks.items():
         try:
@@ -219,12 +217,7 @@ def _feeds(
                     experiment.seed, "data", name
                 ),  # tasks on one source draw different records
                 mesh=mesh,
-                start=Start(
-                    positions.get(name, 0),
-                    task_steps.get(name),
-                    samplers.get(name),
-                    skipped.get(name, {}),
-                ),
+                start=start_of(frame, name),
                 preprocess=experiment.preprocess,
             )
         except ConfigError as error:

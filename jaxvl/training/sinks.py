@@ -6,15 +6,20 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import threading
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+from absl import logging
 
 from jaxvl.aliases import Node
 from jaxvl.config import ConfigError, check
+
+if TYPE_CHECKING:
+    import tensorboardX
 
 Value = float | str | None  # None: a figure that is not finite
 RUN_FILE = "wandb.json"  # in the workdir: which run of W&B it is
@@ -71,41 +76,89 @@ class Sink(Protocol):
 
 
 class JsonLines(Sink):
-    """`metrics.jsonl`: one JSON object a line. A last line that a crash cut short is ended
-    first."""
+    """`metrics.jsonl`: one JSON object a line. A last line that a crash cut short is ended first.
+
+    What cannot be written, as on a full disk, is kept and written once it can be: a run that cannot
+    save either goes on.
+    """
 
     def __init__(self, path: pathlib.Path):
         with open(path, "a+b") as file:
             file.seek(max(file.tell() - 1, 0))
             if file.read() not in (b"", b"\n"):
                 file.write(b"\n")
-        self._file = open(path, "a", buffering=1, encoding="utf-8")
+        self._file = open(path, "ab", buffering=0)
+        self._left = b""
+        self._failing = False
+        self._lock = threading.Lock()
 
     def record(self, step: int, kind: str, name: str, values: Mapping[str, Value]) -> None:
         line = {"step": step, "time": time.time(), "kind": kind, "name": name, **values}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        with self._lock:
+            self._left += json.dumps(line, allow_nan=False).encode() + b"\n"
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._left:
+                self._left = self._left[self._file.write(self._left) :]
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                logging.error("%s: cannot be written at present: %s", self._file.name, error)
+            self._failing = True
 
     def close(self, failed: bool) -> None:
-        self._file.close()
+        with self._lock:
+            self._write()
+            if self._left:
+                lost = self._left.count(b"\n")
+                logging.error("%s: lacks its last %d lines", self._file.name, lost)
+            self._file.close()
 
 
 class TensorBoard(Sink):
-    """Event files in `folder`."""
+    """Event files in `folder`. The thread that writes one ends where it cannot write, as on a full
+    disk; then later figures go into a new file, once there can be one."""
 
     def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._board = self._open()
+
+    def _open(self) -> tensorboardX.SummaryWriter:
         import tensorboardX
 
-        self._board = tensorboardX.SummaryWriter(str(folder), flush_secs=10)
+        # Of a queue with an end, a step would wait for a thread that is gone.
+        return tensorboardX.SummaryWriter(str(self._folder), max_queue=0, flush_secs=10)
+
+    def _usable(self) -> bool:
+        """Whether what is given to the board is written; makes a new one where it is not."""
+        events = self._board.file_writer.event_writer
+        if events._worker is not None and events._worker.is_alive():
+            return True
+        if not events._closed:
+            logging.error("%s: cannot be written at present", self._folder)
+        events._closed = True  # neither now nor at the end of the process
+        try:
+            self._board = self._open()
+        except OSError:
+            return False
+        return True
 
     def record(self, step: int, kind: str, name: str, values: Mapping[str, Value]) -> None:
-        for key, value in numbers(values).items():
-            self._board.add_scalar(f"{kind}/{name}/{key}", value, step)
+        if self._usable():
+            for key, value in numbers(values).items():
+                self._board.add_scalar(f"{kind}/{name}/{key}", value, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        self._board.add_image(name, image, step, dataformats="HWC")
+        if self._usable():
+            self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self, failed: bool) -> None:
-        self._board.close()
+        try:
+            self._board.close()
+        except OSError as error:
+            logging.error("%s: lacks its last figures: %s", self._folder, error)
 
 
 class Wandb(Sink):

@@ -22,7 +22,7 @@ from jaxvl.nn.embeddings import resample
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import Experiment, StartConfig
 from jaxvl.training.restore import restore_weights
-from jaxvl.training.state import TrainState, start_average
+from jaxvl.training.state import TrainState, start_averages
 
 NAMED = 4  # paths that a message names
 
@@ -108,7 +108,7 @@ class InitialWeights:
         values = {**fresh, **jax.tree.map(jnp.copy, placed)}
         params = {path: values[path] for path in state.params}
         model_state = {path: values[path] for path in state.model_state}
-        ema = None if state.ema is None else start_average(params, model_state)
+        ema = start_averages(list(experiment.optim.averages), params, model_state)
         return dataclasses.replace(state, params=params, model_state=model_state, ema=ema)
 
 

@@ -60,7 +60,7 @@ class TrainState:
       model_state: the model's arrays that are not trained (batch-norm statistics), path -> array.
       opt_state: of the trained parameters.
       ema: moving average of `params` and of the floating-point arrays of `model_state`, path ->
-        array; or None.
+        array; of several averages one such dict by name; or None.
       teachers: name -> (parameters, model state) of a teacher; () where it is the `ema`.
       objective_state: `task/objective` -> what the objective carries on (a queue, prototypes).
       guard: one `GuardState` by task.
@@ -71,23 +71,23 @@ class TrainState:
     params: Arrays
     model_state: Arrays
     opt_state: optax.OptState
-    ema: Arrays | None
+    ema: Arrays | dict[str, Arrays] | None
     teachers: dict[str, Weights | tuple[()]]
     objective_state: dict[str, ObjectiveState]
     guard: dict[str, GuardState]
 
-    @property
-    def eval_params(self) -> Arrays:
-        """The weights that evaluation and export use: the average where one is kept."""
-        return self.params if self.ema is None else {p: self.ema[p] for p in self.params}
+    def weights(self, average: str | None) -> Weights:
+        """The parameters and the model's other state. Of an average, batch statistics are averaged
+        too: they are those of certain weights.
 
-    @property
-    def eval_model_state(self) -> Arrays:
-        """The model's other state beside `eval_params`: averaged with them, for batch statistics
-        are those of certain weights."""
-        if self.ema is None:
-            return self.model_state
-        return {p: self.ema.get(p, v) for p, v in self.model_state.items()}
+        Args:
+          average: name of one (empty: of the only one); None: no average.
+        """
+        if average is None:
+            return self.params, self.model_state
+        ema = self.ema[average] if average else self.ema
+        params = {p: ema[p] for p in self.params}
+        return params, {p: ema.get(p, v) for p, v in self.model_state.items()}
 
 
 def init_state(
@@ -98,13 +98,14 @@ def init_state(
     tasks: Mapping[str, Task],
     specs: Mapping[str, StateSpec],
     seed: int,
-    ema: bool,
+    averages: Collection[str],
     teachers: Mapping[str, Teacher] = {},
 ) -> TrainState:
     """A fresh state; meant to be jitted with `out_shardings=state_shardings(...)`, so that it is
     born sharded.
 
     Args:
+      averages: names of the moving averages.
       specs: task -> what the states of its objectives may depend on; of a task that is not named
         the objectives keep none.
     """
@@ -121,17 +122,28 @@ def init_state(
         params=params,
         model_state=model_state,
         opt_state=tx.init(subset(params, trained)),
-        ema=start_average(params, model_state) if ema else None,
+        ema=start_averages(averages, params, model_state),
         teachers={n: teacher.fresh(params, model_state) for n, teacher in teachers.items()},
         objective_state=objective_state,
         guard={t: GuardState.fresh() for t in tasks},
     )
 
 
-def start_average(params: Arrays, model_state: Arrays) -> Arrays:
-    """`TrainState.ema` before the first step: copies, because a step is given the buffers of the
-    whole state for good."""
-    return {p: jnp.copy(v) for p, v in {**params, **_averaged(model_state)}.items()}
+def start_averages(
+    names: Collection[str], params: Arrays, model_state: Arrays
+) -> Arrays | dict[str, Arrays] | None:
+    """`TrainState.ema` before the first step, of averages with these names (one without a name: an
+    empty text): copies, because a step is given the buffers of the whole state for good."""
+    followed = {**params, **_averaged(model_state)}
+    copies = {name: jax.tree.map(jnp.copy, followed) for name in names}
+    return joined_averages(copies)
+
+
+def joined_averages(averages: Mapping[str, Arrays]) -> Arrays | dict[str, Arrays] | None:
+    """Averages by name as `TrainState.ema` holds them."""
+    if not averages:
+        return None
+    return averages[""] if "" in averages else dict(averages)
 
 
 def _averaged(model_state: Arrays) -> Arrays:

@@ -33,13 +33,14 @@ import optax
 
 from jaxvl.aliases import Arrays
 from jaxvl.data.feed import SIGNAL
+from jaxvl.models.functional import Bounds
 from jaxvl.sharding.chunks import join, take
 from jaxvl.sharding.hosts import Signal
 from jaxvl.tasks import Task
 from jaxvl.training.forward import Forward, Keys, split_keys
 from jaxvl.training.guard import GuardConfig, judge
-from jaxvl.training.optim import OptimConfig, ema_decay
-from jaxvl.training.state import GuardState, TrainState, parameter_of, subset
+from jaxvl.training.optim import OptimConfig, clamp, ema_decay
+from jaxvl.training.state import GuardState, TrainState, joined_averages, parameter_of, subset
 from jaxvl.training.teachers import moving_average, update_teachers
 
 Metrics = dict[str, jax.Array]
@@ -78,6 +79,7 @@ class Update:
       rate: step -> learning rate.
       optim: for the decay of the average.
       guard: when a step is not applied.
+      bounds: of parameters that are set within them after every update.
     """
 
     tx: optax.GradientTransformation
@@ -85,6 +87,7 @@ class Update:
     rate: Callable[[jax.Array], jax.Array]
     optim: OptimConfig
     guard: GuardConfig
+    bounds: Mapping[str, Bounds] = dataclasses.field(default_factory=dict)
 
 
 class _Summed(NamedTuple):
@@ -115,9 +118,11 @@ def make_step(parts: Sequence[Part], update: Update, names: Sequence[str]) -> St
 
     Metrics, for each part (float32 []): `loss`, each objective's `loss/NAME` and own figures; and,
     of the step: `summed_loss` where there are several parts, `lr`,
-    `norm/{gradient,update,parameters}`, `skipped` (of this task so far), `skipped_in_a_row`. Where
-    the batches have a `SIGNAL`, the largest of it. A step with rows that are `BROKEN` leaves the
-    whole state as it was, its own number and the guard's counters too.
+    `norm/{gradient,update,parameters}`, `norm/gradient/PART` of each part of the model that learns
+    (`image`, `text`, `log_scale`: how their parameters' paths begin; their squares add up to that
+    of the whole), `norm/typical` (moving average of the gradient's), `skipped` (of this task so
+    far), `skipped_in_a_row`. Where the batches have a `SIGNAL`, the largest of it. A step with rows
+    that are `BROKEN` leaves the whole state as it was, its own number and the guard's counters too.
     """
     learned = frozenset().union(*(part.learns for part in parts))
 
@@ -127,7 +132,7 @@ def make_step(parts: Sequence[Part], update: Update, names: Sequence[str]) -> St
         signal, batches = take_signal(batches)
         valid = jnp.bool_(True) if signal is None else signal < Signal.BROKEN
         summed = _sum_parts(parts, state, batches, numbers)
-        norm = optax.global_norm(summed.gradient)
+        norm, norms = _norms(summed.gradient)
         guard_before = _of_number(state.guard, names, numbers[0])
         ok, guard_after = judge(update.guard, guard_before, summed.loss, norm)
         ok &= valid
@@ -141,6 +146,8 @@ def make_step(parts: Sequence[Part], update: Update, names: Sequence[str]) -> St
         shared = {
             "lr": update.rate(state.step),
             "norm/gradient": norm,
+            **{f"norm/gradient/{part}": value for part, value in norms.items()},
+            "norm/typical": guard_before.typical_norm,
             "norm/update": optax.global_norm(change),
             "norm/parameters": optax.global_norm(subset(state.params, update.trained)),
             "skipped": guard_after.skipped,
@@ -158,6 +165,16 @@ def make_step(parts: Sequence[Part], update: Update, names: Sequence[str]) -> St
         return state, metrics
 
     return step
+
+
+def _norms(gradient: Arrays) -> tuple[jax.Array, Arrays]:
+    """Norm of the gradient, and of each part of the model, by the beginning of its paths."""
+    squares = {p: jnp.sum(jnp.square(g)) for p, g in sorted(gradient.items())}
+    parts: dict[str, list[jax.Array]] = {}
+    for path, square in squares.items():
+        parts.setdefault(path.partition("/")[0], []).append(square)
+    of_parts = {part: jnp.sqrt(sum(some)) for part, some in parts.items()}
+    return jnp.sqrt(sum(squares.values())), of_parts
 
 
 def _sum_parts(
@@ -199,14 +216,15 @@ def _updated(
         change, opt_state = update.tx.update(gradient, state.opt_state, params)
         rate = update.rate(state.step)
         change = {p: -rate * u for p, u in change.items() if p in learned}
-        moved = optax.apply_updates({p: params[p] for p in change}, change)
+        moved = clamp(optax.apply_updates({p: params[p] for p in change}, change), update.bounds)
         new = {**state.params, **moved}
         opt_state = _hold(opt_state, state.opt_state, params.keys() - learned)
     with jax.named_scope("average"):
-        average = None
-        if state.ema is not None:
-            decay = ema_decay(update.optim, state.step)
-            average = moving_average(state.ema, {**new, **summed.model_state}, decay)
+        averages = {}
+        for name, decay in update.optim.averages.items():
+            before = state.ema[name] if name else state.ema
+            followed = {**new, **summed.model_state}
+            averages[name] = moving_average(before, followed, ema_decay(decay, state.step))
         forward = parts[0].forward
         context = forward.context(state.step, jax.random.wrap_key_data(state.rng))
         student = (new, summed.model_state)
@@ -215,7 +233,7 @@ def _updated(
         "params": new,
         "model_state": summed.model_state,
         "opt_state": opt_state,
-        "ema": average,
+        "ema": joined_averages(averages),
         "teachers": teachers,
         "objective_state": summed.objective_state,
     }

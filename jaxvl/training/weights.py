@@ -63,18 +63,24 @@ def save_weights(bundle: Bundle, workdir: paths.Path) -> None:
 
 
 def load_weights(
-    workdir: paths.Path, step: str | None = None, plugins: str | None = None
+    workdir: paths.Path,
+    step: str | None = None,
+    plugins: str | None = None,
+    weights: str | None = None,
 ) -> Bundle:
     """The evaluation weights of a checkpoint of a run, or of `save_weights`.
 
     Args:
+      weights: others than those of evaluation, see `OptimConfig.evaluate`.
       plugins: where files of the run's own lie now, see `config.plugins`.
 
     Raises:
       ConfigError: a wrong step, or a plugin that is gone; adapters that cannot be merged into the
         model's own weights, as lora is. CheckpointError: no readable checkpoint.
     """
-    saved = restore_weights(workdir, step, {} if plugins is None else {"plugins": plugins})
+    given = {"plugins": plugins, "optim.evaluate": weights}
+    assignments = {key: value for key, value in given.items() if value is not None}
+    saved = restore_weights(workdir, step, assignments)
     tokenizer = saved.tokenizer
     params = merge(saved.experiment.adapters, saved.params)
     arrays = {

@@ -150,7 +150,7 @@ def test_a_workdir_encodes_and_a_run_starts_from_it(clip_folder, workdir, tmp_pa
     before = restore_weights(workdir)
     (run,) = begun
     assert run.start == 0 and run.tokenizer.to_json() == before.tokenizer.to_json()
-    for weights in (run.state.params, run.state.eval_params):
+    for weights in (run.state.params, run.state.weights("")[0]):
         jax.tree.map(np.testing.assert_array_equal, before.params, dict(weights))
 
     with pytest.raises(

@@ -2,8 +2,11 @@
 download, but for the emoji corpus of the slow ones)."""
 
 import dataclasses
+import math
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from interop_cases import library
@@ -23,7 +26,13 @@ from jaxvl.data.folders import local_cache_folder  # noqa: E402
 from jaxvl.data.preprocess import Preprocess  # noqa: E402
 from jaxvl.interop import open_clip  # noqa: E402
 from jaxvl.interop.bundle import Bundle, Section  # noqa: E402
-from jaxvl.training.optim import OptimConfig  # noqa: E402
+from jaxvl.interop.peers import peer  # noqa: E402
+from jaxvl.nn.gradients import clip_with_gradient  # noqa: E402
+from jaxvl.training.forward import Forward  # noqa: E402
+from jaxvl.training.guard import GuardConfig  # noqa: E402
+from jaxvl.training.optim import OptimConfig, optimiser  # noqa: E402
+from jaxvl.training.state import GuardState, TrainState  # noqa: E402
+from jaxvl.training.step import Part, Update, make_step  # noqa: E402
 
 TINY = Sizes(
     width=16,
@@ -121,11 +130,85 @@ def test_the_parameters_that_decay_are_theirs(name):
 
 
 @pytest.mark.slow
-def test_the_limit_of_the_scale():
-    """Both keep the scale at 100 or below it. They agree until it is met; from there ours may come
-    back later, for its parameter stands a little beyond the limit."""
-    sizes = dataclasses.replace(TINY, init_scale=99.5, steps=60, lr=1e-3)
+@pytest.mark.parametrize("clamp", ["update", "loss"])
+def test_near_the_limit_of_the_scale(clamp):
+    """Both keep the scale at 100 or below it, and agree."""
+    sizes = dataclasses.replace(TINY, init_scale=99.5, steps=60, lr=1e-3, clamp=clamp)
     trace = step_by_step.compare(SYSTEMS["clip"], sizes)
     scale = np.exp(trace.weights["open_clip"]["logit_scale"])
     assert scale <= 100.001
     assert trace.apart("whole", "open_clip")[:2].max() < 2e-5
+
+
+# Of a log-scale: beyond the limit for twenty steps, back, and out at the lower end.
+GRADIENTS = np.concatenate([np.full(20, -1.0), np.full(15, 0.3), np.full(60, 4.0)])
+
+
+def scales_of_open_clip():
+    """The parameter of an open_clip model after each of torch's steps, with open_clip's clamp."""
+    torch = peer("torch")
+    parameter = build_peer(model_cfg(SYSTEMS["clip"], TINY)).logit_scale
+    parameter.data.fill_(math.log(90))
+    optimiser = torch.optim.AdamW([parameter], lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0)
+    found = []
+    for gradient in GRADIENTS:
+        parameter.grad = torch.full_like(parameter, gradient)
+        optimiser.step()
+        with torch.no_grad():  # as its `train_one_epoch` does
+            parameter.clamp_(0, math.log(100))
+        found.append(parameter.item())
+    return np.array(found)
+
+
+@pytest.mark.parametrize("clamp", ["update", "loss"])
+def test_the_scale_is_clamped_after_the_update_as_theirs(clamp):
+    """A step of ours whose loss has the same gradients. With the clamp in the loss the parameter
+    goes beyond, and comes back later."""
+    from types import SimpleNamespace
+
+    config = OptimConfig(b2=0.98, eps=1e-6, clip_norm=None, warmup=0, clamp=clamp)
+    tx, trained = optimiser(config, {"log_scale": ()})
+    bounds = {"log_scale": (0.0, math.log(100))} if clamp == "update" else {}
+    update = Update(tx, trained, lambda step: 0.1, config, GuardConfig(spike=None), bounds)
+
+    def apply(params, model_state, batch, **how):
+        return {"log_scale": params["log_scale"]}, model_state
+
+    def loss(outputs, batch, states, context):
+        scale = clip_with_gradient(outputs["log_scale"], math.log(100))
+        return scale * batch["slope"][0], ({}, states)
+
+    task = SimpleNamespace(
+        name="one",
+        config=SimpleNamespace(microbatches=1),
+        objectives={},
+        loss=loss,
+        hooks={},
+        inputs=lambda batch, key: batch,
+        per_row=lambda outputs, inputs: outputs,
+    )
+    forward = Forward(task, SimpleNamespace(apply=apply))
+    step = jax.jit(make_step([Part(forward, 1.0, frozenset(trained))], update, ["one"]))
+    params = {"log_scale": jnp.float32(math.log(90))}
+    state = TrainState(
+        step=jnp.int32(0),
+        rng=jax.random.key_data(jax.random.key(0)),
+        params=params,
+        model_state={},
+        opt_state=tx.init(params),
+        ema=None,
+        teachers={},
+        objective_state={},
+        guard={"one": GuardState.fresh()},
+    )
+    ours = []
+    for gradient in GRADIENTS:
+        batch = {"slope": jnp.full(1, gradient, jnp.float32), "position": jnp.zeros(1, jnp.int32)}
+        state, _ = step(state, (batch,), np.zeros(1, np.int32))
+        ours.append(float(state.params["log_scale"]))
+    theirs = scales_of_open_clip()
+    assert (theirs[5:20] == np.float32(math.log(100))).all() and theirs[-1] == 0
+    if clamp == "update":
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    else:
+        assert max(ours) > math.log(100) + 0.1 and ours[-1] < -0.1

@@ -192,7 +192,7 @@ def test_unused_parameters(name, unused):
             )
             update, states[p] = update_of({"kernel": gradient[p]}, known, {"kernel": params[p]})
             params[p] = params[p] - np.asarray(0.1 / (1 + i) * update["kernel"])
-        decay = float(ema_decay(config, i))
+        decay = float(ema_decay(config.ema, i))
         average = {p: decay * e + (1 - decay) * params[p] for p, e in average.items()}
         state, _ = steps[task](state, (toy_batch(i),), jnp.array([list(LEARNS).index(task)]))
         for p in AXES:

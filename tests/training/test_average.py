@@ -2,6 +2,7 @@
 them."""
 
 import dataclasses
+import shutil
 import types
 
 import jax
@@ -10,19 +11,22 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxvl import train as run
+from jaxvl.config import ConfigError
 from jaxvl.sharding.mesh import make_mesh
 from jaxvl.training.build import build_model, fresh_state
 from jaxvl.training.checkpoint import Checkpoints
 from jaxvl.training.experiment import StartConfig
 from jaxvl.training.forward import Forward
-from jaxvl.training.guard import GuardConfig
+from jaxvl.training.guard import GuardConfig, Watch
 from jaxvl.training.inputs import open_sources, task_tokenizer
 from jaxvl.training.optim import OptimConfig, optimiser
 from jaxvl.training.restore import restore_weights
 from jaxvl.training.run import Run
 from jaxvl.training.start import initial_weights
-from jaxvl.training.state import GuardState, TrainState, start_average
+from jaxvl.training.state import GuardState, TrainState, start_averages
 from jaxvl.training.step import Part, Update, make_step
+from jaxvl.training.weights import load_weights
 
 AXES = {"kernel": ("embed", "mlp")}
 
@@ -64,7 +68,7 @@ def toy_step(config):
         params=params,
         model_state=rest,
         opt_state=tx.init(params),
-        ema=start_average(params, rest),
+        ema=start_averages(list(config.averages), params, rest),
         teachers={},
         objective_state={},
         guard={"one": GuardState.fresh()},
@@ -72,13 +76,22 @@ def toy_step(config):
     return jax.jit(step), state
 
 
-def test_statistics_are_averaged_like_the_weights():
+EVERY_SEVERAL = dict(fast=0.3, slow=0.6, slower=0.9)
+
+
+@pytest.mark.parametrize("ema", [0.6, EVERY_SEVERAL], ids=["one", "several"])
+def test_statistics_are_averaged_like_the_weights(ema):
     """By NumPy, from what the steps logged; one of them is skipped, after which nothing has
     moved."""
-    step, state = toy_step(OptimConfig(ema=0.6, warmup=0, clip_norm=None))
-    average = {
-        "kernel": np.asarray(state.params["kernel"], np.float64),
-        "mean": np.asarray(state.model_state["mean"], np.float64),
+    config = OptimConfig(ema=ema, warmup=0, clip_norm=None)
+    step, state = toy_step(config)
+    decays = EVERY_SEVERAL if ema is EVERY_SEVERAL else {"": 0.6}
+    averages = {
+        name: {
+            "kernel": np.asarray(state.params["kernel"], np.float64),
+            "mean": np.asarray(state.model_state["mean"], np.float64),
+        }
+        for name in decays
     }
     for i in range(8):
         x, y = (jax.random.normal(jax.random.key(i + k), (8, n)) for k, n in ((0, 4), (100, 3)))
@@ -86,27 +99,100 @@ def test_statistics_are_averaged_like_the_weights():
         y = jnp.full_like(y, jnp.nan) if bad else y
         batch = {"x": x, "y": y, "position": jnp.arange(8)}
         state, _ = step(state, (batch,), jnp.array([0]))
-        decay = min(0.6, (1 + i) / (10 + i))
         logged = {**state.params, **state.model_state}
-        for path in average:
-            average[path] = (
-                average[path]
-                if bad
-                else decay * average[path] + (1 - decay) * np.asarray(logged[path], np.float64)
-            )
-            np.testing.assert_allclose(
-                state.ema[path], average[path], rtol=1e-5, err_msg=f"{path}, step {i}"
-            )
-    assert state.ema.keys() == average.keys(), "what is counted has no average"
-    assert np.abs(state.ema["mean"] - state.model_state["mean"]).max() > 1e-3
-    np.testing.assert_array_equal(state.eval_params["kernel"], state.ema["kernel"])
-    np.testing.assert_array_equal(state.eval_model_state["mean"], state.ema["mean"])
-    assert state.eval_model_state["calls"] == state.model_state["calls"] == 7
+        for name, average in averages.items():
+            decay = min(decays[name], (1 + i) / (10 + i))
+            kept = state.ema[name] if name else state.ema
+            for path in average:
+                if not bad:
+                    now = np.asarray(logged[path], np.float64)
+                    average[path] = decay * average[path] + (1 - decay) * now
+                np.testing.assert_allclose(
+                    kept[path], average[path], rtol=1e-5, err_msg=f"{name} {path}, step {i}"
+                )
+            assert kept.keys() == average.keys(), "what is counted has no average"
+    used = "slower" if len(decays) > 1 else ""
+    assert config.evaluated == used
+    params, rest = state.weights(used)
+    assert np.abs(rest["mean"] - state.model_state["mean"]).max() > 1e-3
+    np.testing.assert_allclose(params["kernel"], averages[used]["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(rest["mean"], averages[used]["mean"], rtol=1e-5)
+    assert rest["calls"] == state.model_state["calls"] == 7
     encode = types.SimpleNamespace(with_weights=lambda weights: weights)
-    used = Run.encoders(types.SimpleNamespace(encode=encode), state)
-    np.testing.assert_array_equal(used[1]["mean"], state.ema["mean"])
-    plain = dataclasses.replace(state, ema=None)
-    assert plain.eval_model_state is plain.model_state and plain.eval_params is plain.params
+    chosen = types.SimpleNamespace(encode=encode, experiment=types.SimpleNamespace(optim=config))
+    shown = Run.encoders(chosen, state)
+    np.testing.assert_array_equal(shown[1]["mean"], rest["mean"])
+    plain = Run.encoders(
+        types.SimpleNamespace(
+            encode=encode,
+            experiment=types.SimpleNamespace(
+                optim=dataclasses.replace(config, evaluate="parameters")
+            ),
+        ),
+        state,
+    )
+    assert plain[0] is state.params and plain[1] is state.model_state
+
+
+def test_which_average_is_used():
+    assert OptimConfig().evaluated is None and OptimConfig().main_average is None
+    assert OptimConfig(ema=0.9).evaluated == ""
+    several = dict(a=0.99, b=0.999, c=0.9)
+    assert OptimConfig(ema=several).evaluated == "b"
+    assert OptimConfig(ema=several, evaluate="c").evaluated == "c"
+    live = OptimConfig(ema=several, evaluate="parameters")
+    assert live.evaluated is None and live.main_average == "b", "a teacher's is an average still"
+    for wrong, said in (
+        (
+            dict(ema=several, evaluate="d"),
+            "evaluate: 'd' must be None or one of parameters, a, b, c",
+        ),
+        (dict(evaluate="a"), "evaluate: 'a' must be None or one of parameters"),
+        (dict(ema=dict(a=1.0)), r"ema\.a: 1\.0 must be in \(0, 1\)"),
+        (dict(ema=dict(parameters=0.9)), "may not be the name of an average"),
+        (dict(ema={}), "ema: has no average"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            OptimConfig(**wrong)
+
+
+def test_averages_lie_as_the_parameters():
+    experiment = tiny.experiment(
+        optim=dict(warmup=0, ema=dict(fast=0.9, slow=0.99)), mesh=dict(data=1, fsdp=-1)
+    )
+    mesh = make_mesh(experiment.mesh)
+    tokenizer = task_tokenizer(experiment, open_sources(experiment, lambda text: None))
+    with jax.set_mesh(mesh):
+        model = build_model(experiment, tokenizer)
+        _, shapes, shardings = fresh_state(experiment, model, mesh)
+    assert shapes.ema.keys() == {"fast", "slow"}
+    for name in shapes.ema:
+        assert shapes.ema[name].keys() == shapes.params.keys()
+        for path in shapes.params:
+            assert shardings.ema[name][path] == shardings.params[path], path
+    assert any(not place.is_fully_replicated for place in shardings.params.values())
+
+
+@pytest.mark.usefixtures("one_device", "programs_kept")
+def test_a_finished_run_gives_any_of_its_averages(tmp_path):
+    """A run that goes on halfway has the same, and each command takes the one that it is told."""
+    options = dict(optim=dict(lr=1e-2, warmup=2, ema=dict(fast=0.2, slow=0.9)))
+    run.train(tiny.experiment(**options), tmp_path / "whole")
+    state = tiny.saved_state(tmp_path / "whole", 6)
+    (tmp_path / "again").mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "3", tmp_path / "again/checkpoints/3")
+    run.train(tiny.experiment(**options), tmp_path / "again")
+    tiny.assert_same_state(tmp_path / "whole", tmp_path / "again", 6)
+    path = "log_scale"
+    values = {name: float(state["ema"][name][path]) for name in ("fast", "slow")}
+    values["parameters"] = float(state["params"][path])
+    assert len(set(values.values())) == 3
+    assert float(restore_weights(tmp_path / "whole").params[path]) == values["slow"]
+    for name, value in values.items():
+        saved = restore_weights(tmp_path / "whole", None, {"optim.evaluate": name})
+        assert float(saved.params[path]) == value
+        bundle = load_weights(tmp_path / "whole", weights=name)
+        assert float(bundle.arrays[path]) == value
 
 
 NET = dict(name="efficientnet", stem=8, stages=("fused_r1_k3_s2_e1_o8",), drop_connect=0.0)
@@ -143,6 +229,7 @@ def test_a_checkpoint_gives_the_averaged_statistics(tmp_path, older):
         feeds={},
         figures=types.SimpleNamespace(latest={}),
         skipped_records=dict,
+        watch=Watch(),
     )
     frame = Run.frame(run)
     if older:

@@ -338,7 +338,7 @@ def test_a_run_with_experts_starts_from_dense_weights(tmp_path):
             got, _ = run.model.apply(run.state.params, run.state.model_state, x, method=method)
             np.testing.assert_allclose(got, want, atol=1e-5)
             averaged, _ = run.model.apply(
-                run.state.eval_params, run.state.model_state, x, method=method
+                run.state.weights("")[0], run.state.model_state, x, method=method
             )
             np.testing.assert_allclose(averaged, want, atol=1e-5)
         run.close()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,26 @@ import numpy as np
 import pytest
 import tiny
 
+from jaxvl.config import ConfigError
 from jaxvl.data.packing import pack
 from jaxvl.data.tokenizers import make_tokenizer
+from jaxvl.objectives import OBJECTIVES, Loss, Objective
 from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxvl.training.build import build_model, draw_state, fresh_state, make_forward, make_tasks
 from jaxvl.training.compile import make_update
-from jaxvl.training.guard import GuardConfig, GuardState, TrainingDiverged, check_metrics, judge
+from jaxvl.training.guard import GuardConfig, GuardState, judge
 from jaxvl.training.step import Part, make_step
+
+
+@OBJECTIVES.register("scale_up")
+@dataclasses.dataclass(frozen=True)
+class ScaleUp(Objective):
+    """Lower where the log-scale is larger."""
+
+    reads: ClassVar[tuple[str, ...]] = ("log_scale",)
+
+    def __call__(self, outputs, batch, state, context):
+        return Loss(-outputs["log_scale"]), state
 
 
 def batch(rows=16):
@@ -231,11 +245,49 @@ def test_a_gradient_spike_is_skipped_only_once_the_norm_is_known():
     assert (int(state.skipped), int(state.in_a_row)) == (1, 0)
 
 
-def test_many_skipped_steps_end_the_run_naming_task_and_step():
-    metrics = {"skipped_in_a_row": 3.0, "loss": float("nan"), "norm/gradient": 1.0}
-    check_metrics(GuardConfig(stop_after=4), 17, "pairs", metrics)
-    with pytest.raises(TrainingDiverged, match="task 'pairs', step 17: 3 steps in a row"):
-        check_metrics(GuardConfig(stop_after=3), 17, "pairs", metrics)
+@pytest.mark.parametrize("freeze", [None, "^text/"])
+def test_norms_of_the_towers(freeze):
+    """By float64 from the gradient itself: Adam's first moment after one step is a tenth of it. One
+    that is frozen has none."""
+    state, metrics = run(1, optim=dict(lr=1e-3, warmup=0, clip_norm=None, freeze=freeze))
+    moments = {}
+    for path, leaf in jax.tree.leaves_with_path(state.opt_state):
+        keys = [str(getattr(key, "name", getattr(key, "key", ""))) for key in path]
+        if "mu" in keys:
+            part = keys[-1].partition("/")[0]
+            moments.setdefault(part, []).append(np.square(10 * np.float64(leaf)).sum())
+    told = {
+        name.removeprefix("norm/gradient/"): value
+        for name, value in metrics.items()
+        if name.startswith("norm/gradient/")
+    }
+    assert (
+        told.keys()
+        == moments.keys()
+        == {"image", "text", "log_scale"} - ({"text"} if freeze else set())
+    )
+    for part, squares in moments.items():
+        np.testing.assert_allclose(told[part], np.sqrt(sum(squares)), rtol=1e-5, err_msg=part)
+    whole = np.sqrt(sum(np.square(np.float64(value)) for value in told.values()))
+    np.testing.assert_allclose(metrics["norm/gradient"], whole, rtol=1e-6)
+
+
+def test_a_clamped_scale_stays_within_its_bound_and_one_in_the_loss_goes_beyond():
+    model = {**tiny.config().to_dict()["model"], "init_scale": 5.0, "max_scale": 5.0}
+    found = {}
+    for clamp in ("update", "loss"):
+        optim = dict(lr=0.5, warmup=0, clamp=clamp, freeze="^(image|text)/", unused="decay")
+        state, metrics = run(
+            1, model=model, optim=optim, **tasks(objectives=dict(rise=dict(name="scale_up")))
+        )
+        found[clamp] = float(state.params["log_scale"])
+    assert found["update"] == np.float32(np.log(5.0)) < found["loss"] - 0.4
+
+
+def test_a_clamp_without_a_bound_is_refused():
+    model = {**tiny.config().to_dict()["model"], "max_scale": None}
+    with pytest.raises(ConfigError, match="optim.clamp: 'update': no parameter of the model has"):
+        run(1, model=model, optim=dict(warmup=0, clamp="update"))
 
 
 def test_frozen_parameters_and_their_moments_stay():

@@ -50,8 +50,9 @@ class LearnedScale(Head):
     """See `LearnedScaleConfig`."""
 
     def __init__(self, config: LearnedScaleConfig):
-        self.log_scale = nnx.Param(jnp.float32(math.log(config.init)), axes=())
         self.most = None if config.most is None else math.log(config.most)
+        start = jnp.float32(math.log(config.init))
+        self.log_scale = nnx.Param(start, axes=(), bounds=(None, self.most))
         self.names = config.names
 
     def __call__(
