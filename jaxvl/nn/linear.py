@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.sharding import constrain
+
 Initializer = Callable[..., jax.Array]
 
 xavier = jax.nn.initializers.xavier_uniform()
@@ -143,7 +145,11 @@ class Embedding(nnx.Module):
         dtype: DTypeLike = jnp.float32,
     ):
         self.embedding = nnx.Param(init(rngs.params(), (rows, width), jnp.float32), axes=axes)
+        self.rows = axes[0]
         self.dtype = dtype
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+        # Whole rows: of a width that is split over the axes that split the batch, the compiler would
+        # gather the looked-up rows of all devices.
+        table = constrain(self.embedding[...], self.rows, None)
+        return jnp.take(table, ids, axis=0).astype(self.dtype)

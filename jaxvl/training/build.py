@@ -136,7 +136,9 @@ def fresh_state(
             specs[name] = forward.spec(stateless, batch)
     fresh = functools.partial(make, specs=specs)
     shapes = jax.eval_shape(fresh)
-    return fresh, shapes, state_shardings(model, shapes, mesh, teachers=teachers, tasks=tasks)
+    zero1 = experiment.optim.zero1
+    how = dict(teachers=teachers, tasks=tasks, zero1=zero1)
+    return fresh, shapes, state_shardings(model, shapes, mesh, **how)
 
 
 def draw_state(

@@ -158,7 +158,8 @@ def make_update(experiment: Experiment, model: Functional) -> Update:
         bounds = model.bounds
         problem = "'update': no parameter of the model has a bound (max_scale); must be 'loss'"
         check(bool(bounds), "optim.clamp", problem)
-    return Update(tx, trained, rate, experiment.optim, experiment.guard, bounds)
+    spread = model.axes if experiment.optim.zero1 else {}
+    return Update(tx, trained, rate, experiment.optim, experiment.guard, bounds, spread)
 
 
 def make_part(

@@ -66,6 +66,10 @@ class OptimConfig:
         Of a finished run, `--config.optim.evaluate=NAME` of `jaxvl.evaluate` and `jaxvl.caption`
         and `--weights=NAME` of `jaxvl.convert` take another.
       moment_dtype: dtype of the first moment.
+      zero1: whether the moments are split over the mesh axis `data` too, beside the axes of their
+        parameters: gradients are reduce-scattered, every device updates its part, and the new
+        parameters are gathered (ZeRO stage 1, `sharding/spread.py`). Layout only: the numbers are
+        the same to rounding. Averages (`ema`) lie as the parameters do.
     """
 
     name: Literal["adamw", "lamb", "adafactor", "lion", "muon"] = "adamw"
@@ -87,6 +91,7 @@ class OptimConfig:
     ema: float | dict[str, float] | None = None
     evaluate: str | None = None
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    zero1: bool = False
 
     def __post_init__(self):
         check(self.lr > 0, "lr", f"{self.lr!r} must be > 0")

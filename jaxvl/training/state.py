@@ -19,6 +19,7 @@ from jaxvl.objectives import Objective, ObjectiveState, StateSpec
 from jaxvl.sharding import param_shardings
 from jaxvl.sharding.mesh import replicated
 from jaxvl.sharding.rules import RULES, no_rule, spec
+from jaxvl.sharding.spread import spread_sharding
 from jaxvl.tasks import Task
 from jaxvl.training.teachers import Teacher
 
@@ -219,11 +220,13 @@ def state_shardings(
     *,
     teachers: Mapping[str, Teacher] = {},
     tasks: Mapping[str, Task] = {},
+    zero1: bool = False,
 ) -> TrainState:
     """A `NamedSharding` for every leaf.
 
-    Whatever is named and shaped like a parameter (moments, averages, teachers) lies as it does.
-    Objectives say where the arrays of their state lie.
+    Whatever is named and shaped like a parameter (moments, averages, teachers) lies as it does;
+    with `zero1` moments are split over `data` besides. Objectives say where the arrays of their
+    state lie.
 
     Raises:
       ValueError: a parameter without logical axes.
@@ -273,8 +276,16 @@ def state_shardings(
         if slot not in of_objectives
     }
     plain = dataclasses.replace(abstract, teachers={}, objective_state={})
+    placed = like_parameters(plain, model)
+    if zero1:
+        of_moments = jax.tree.map(
+            lambda where, leaf: spread_sharding(where, leaf.shape),
+            placed.opt_state,
+            plain.opt_state,
+        )
+        placed = dataclasses.replace(placed, opt_state=of_moments)
     return dataclasses.replace(
-        like_parameters(plain, model),
+        placed,
         teachers=of_teachers,
         objective_state={**of_objectives, **others},
     )

@@ -36,6 +36,7 @@ from jaxvl.data.feed import SIGNAL
 from jaxvl.models.functional import Bounds
 from jaxvl.sharding.chunks import join, take
 from jaxvl.sharding.hosts import Signal
+from jaxvl.sharding.spread import constrain_spread
 from jaxvl.tasks import Task
 from jaxvl.training.forward import Forward, Keys, split_keys
 from jaxvl.training.guard import GuardConfig, judge
@@ -80,6 +81,8 @@ class Update:
       optim: for the decay of the average.
       guard: when a step is not applied.
       bounds: of parameters that are set within them after every update.
+      spread: path -> logical axes of the parameters whose moments are split over `data` (ZeRO
+        stage 1); empty: none.
     """
 
     tx: optax.GradientTransformation
@@ -88,6 +91,7 @@ class Update:
     optim: OptimConfig
     guard: GuardConfig
     bounds: Mapping[str, Bounds] = dataclasses.field(default_factory=dict)
+    spread: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
 
 
 class _Summed(NamedTuple):
@@ -213,6 +217,9 @@ def _updated(
     params = subset(state.params, update.trained)
     with jax.named_scope("optimiser"):
         gradient = {p: summed.gradient.get(p, jnp.zeros_like(v)) for p, v in params.items()}
+        if update.spread:
+            gradient = {p: constrain_spread(g, update.spread[p]) for p, g in gradient.items()}
+            params = {p: constrain_spread(v, update.spread[p]) for p, v in params.items()}
         change, opt_state = update.tx.update(gradient, state.opt_state, params)
         rate = update.rate(state.step)
         change = {p: -rate * u for p, u in change.items() if p in learned}

@@ -59,7 +59,7 @@ MODELS = dict(
 )
 OBJECTIVES = dict(
     align=dict(align=1.0),
-    dual_encoder=dict(siglip=1.0),
+    dual_encoder=dict(clip=1.0),
     coca=dict(clip=1.0, captioning=2.0),
     imp_moe=dict(nce=dict(pairs=("vision-text",))),
 )
@@ -109,3 +109,35 @@ def test_twenty_steps_are_those_of_one_device(name, shape):
     wanted = ONE[name]
     assert abs(wanted[-1] - wanted[0]) > 1e-2
     np.testing.assert_allclose(losses(name, shape), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((8, 1, 1, 1), marks=pytest.mark.slow),
+        (2, 2, 2, 1),
+        pytest.param((4, 2, 1, 1), marks=pytest.mark.slow),
+    ],
+)
+def test_moments_split_over_data_change_no_number_and_take_their_part(shape):
+    """ZeRO stage 1: the losses of one device; every matrix's moments split by `data` as well."""
+    changes, batch = system("dual_encoder")
+    changes = {**changes, "optim": dict(lr=1e-3, warmup=2, zero1=True)}
+    step = Stepper(8, **changes, mesh=dict(zip(AXES, shape)))
+    state = step.first
+    found = []
+    for _ in range(STEPS):
+        state, metrics = step(state, batch)
+        found.append(float(metrics["loss"]))
+    if "dual_encoder" not in ONE:
+        ONE["dual_encoder"] = losses("dual_encoder", (1, 1, 1, 1))
+    np.testing.assert_allclose(found, ONE["dual_encoder"], rtol=1e-5)
+    (adam,) = [s for s in state.opt_state if hasattr(s, "mu")]
+    for path, moment in adam.mu.items():
+        parameter = state.params[path]
+        parts = [math.prod(a.sharding.shard_shape(a.shape)) for a in (parameter, moment)]
+        if parameter.ndim > 1:
+            assert parts[0] == shape[0] * parts[1], path
+        assert moment.sharding.shard_shape(moment.shape) == adam.nu[path].sharding.shard_shape(
+            moment.shape
+        )
