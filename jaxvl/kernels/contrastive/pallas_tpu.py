@@ -192,23 +192,25 @@ class PallasTpu:
         row = functools.reduce(lambda a, b: tiles.merge_stats(a, b, scale), [p[0] for p in parts])
         return row, jax.tree.map(lambda *a: jnp.concatenate(a), *[p[1] for p in parts])
 
-    def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype):
-        """As `Chunked.softmax_backward`."""
-        (dx, sums), (dy, _) = self._backward(
-            x, y, scale, jnp.zeros_like(scale), rows, cols, form, out, "softmax"
+    def softmax_gradient(
+        self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype, swapped: bool
+    ):
+        """See `core.TwoPasses`."""
+        dx, sums = self._gradient(
+            x, y, scale, jnp.zeros_like(scale), rows, cols, form, out, "softmax", swapped
         )
-        return (dx, sums[0]), dy
+        return dx, sums[0]
 
     def sigmoid_forward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> jax.Array:
         """As `Chunked.sigmoid_forward`."""
         return self._forward(x, y, scale, bias, rows, cols, form, "sigmoid")[0]["loss"]
 
-    def sigmoid_backward(
-        self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype
+    def sigmoid_gradient(
+        self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype, swapped: bool
     ):
-        """As `Chunked.sigmoid_backward`."""
-        (dx, sums), (dy, _) = self._backward(x, y, scale, bias, rows, cols, form, out, "sigmoid")
-        return (dx, sums[0], sums[1]), dy
+        """See `core.TwoPasses`."""
+        dx, sums = self._gradient(x, y, scale, bias, rows, cols, form, out, "sigmoid", swapped)
+        return dx, sums[0], sums[1]
 
     # ----------------------------------------------------------------------------------------------
 
@@ -216,7 +218,7 @@ class PallasTpu:
         m = x.shape[0]
         n = y.shape[0]
         tile = self.forward
-        x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, tile, packing.TARGET)
+        x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, tile)
         ni = x.shape[0] // bm
         nj = y.shape[0] // bn
         width = x.shape[1]
@@ -260,58 +262,51 @@ class PallasTpu:
             k: col[i, :n] for i, k in enumerate(names)
         }
 
-    def _backward(self, x, y, scale, bias, rows, cols, form, out, kind):
-        """`(dx, sums), (dy, sums)`; the first sums `[8, M]` hold each row's parts of d scale and d
-        bias."""
-        wanted = packing.SOFTMAX_GRADIENT if kind == "softmax" else packing.SIGMOID_GRADIENT
-        m = x.shape[0]
-        n = y.shape[0]
-        width = x.shape[1]
-        x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, self.backward, wanted)
-        scalars = _scalars(scale, bias)
-
-        def side(x, y, rows, cols, bm, bn, swapped):
-            ni = x.shape[0] // bm
-            nj = y.shape[0] // bn
-            wide = x.shape[1]
-            kernel = functools.partial(
-                _backward_kernel,
-                kind=kind,
-                form=form,
-                swapped=swapped,
-                row_names=rows.names,
-                col_names=cols.names,
-            )
-            return pl.pallas_call(
-                kernel,
-                grid=(ni, nj),
-                in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *_specs(bm, bn, wide, rows, cols)],
-                out_specs=[
-                    pl.BlockSpec((bm, wide), lambda i, j: (i, 0)),
-                    pl.BlockSpec((packing.SUBLANES, bm), lambda i, j: (0, i)),
-                ],
-                out_shape=[
-                    struct(x.shape, out, x),
-                    struct((packing.SUBLANES, x.shape[0]), jnp.float32, x),
-                ],
-                scratch_shapes=[
-                    *_transposed(bm, rows),
-                    pltpu.VMEM((bm, packing.SUBLANES), jnp.float32),
-                    pltpu.VMEM((bm, wide), jnp.float32),
-                ],
-                compiler_params=pltpu.CompilerParams(
-                    dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=self.vmem
-                ),
-                cost_estimate=_cost(
-                    x, y, products=2, row_blocks=ni, out=x.size * jnp.dtype(out).itemsize
-                ),
-                interpret=self.interpret,
-                name=f"contrastive_{kind}_{'dy' if swapped else 'dx'}",
-            )(scalars, *_operands(x, y, rows, cols))
-
-        dx, sums = side(x, y, rows, cols, bm, bn, False)
-        dy, _ = side(y, x, cols, rows, bn, bm, True)
-        return (dx[:m, :width], sums[:, :m]), (dy[:n, :width], None)
+    def _gradient(self, x, y, scale, bias, rows, cols, form, out, kind, swapped):
+        """dx and sums `[8, M]`, which hold each row's parts of d scale and d bias."""
+        m, width = x.shape
+        tile = self.backward
+        if swapped:
+            tile = Tile(tile.cols, tile.rows)
+        x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, tile)
+        ni = x.shape[0] // bm
+        nj = y.shape[0] // bn
+        wide = x.shape[1]
+        kernel = functools.partial(
+            _backward_kernel,
+            kind=kind,
+            form=form,
+            swapped=swapped,
+            row_names=rows.names,
+            col_names=cols.names,
+        )
+        dx, sums = pl.pallas_call(
+            kernel,
+            grid=(ni, nj),
+            in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *_specs(bm, bn, wide, rows, cols)],
+            out_specs=[
+                pl.BlockSpec((bm, wide), lambda i, j: (i, 0)),
+                pl.BlockSpec((packing.SUBLANES, bm), lambda i, j: (0, i)),
+            ],
+            out_shape=[
+                struct(x.shape, out, x),
+                struct((packing.SUBLANES, x.shape[0]), jnp.float32, x),
+            ],
+            scratch_shapes=[
+                *_transposed(bm, rows),
+                pltpu.VMEM((bm, packing.SUBLANES), jnp.float32),
+                pltpu.VMEM((bm, wide), jnp.float32),
+            ],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=self.vmem
+            ),
+            cost_estimate=_cost(
+                x, y, products=2, row_blocks=ni, out=x.size * jnp.dtype(out).itemsize
+            ),
+            interpret=self.interpret,
+            name=f"contrastive_{kind}_{'dy' if swapped else 'dx'}",
+        )(_scalars(scale, bias), *_operands(x, y, rows, cols))
+        return dx[:m, :width], sums[:, :m]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -442,7 +437,7 @@ def _fit(n: int, largest: int) -> int:
     return _lanes(-(-n // parts))
 
 
-def _padded(x, y, rows: Side, cols: Side, form: Form, tile: Tile, wanted):
+def _padded(x, y, rows: Side, cols: Side, form: Form, tile: Tile):
     """Operands padded to whole blocks and lanes; rows and columns that were added are not `ok`."""
     m = x.shape[0]
     n = y.shape[0]
@@ -459,7 +454,7 @@ def _padded(x, y, rows: Side, cols: Side, form: Form, tile: Tile, wanted):
         x = jnp.pad(x, ((0, pm), (0, -width % LANES)))
     if pn or width % LANES:
         y = jnp.pad(y, ((0, pn), (0, -width % LANES)))
-    return x, y, pack(rows, wanted, m + pm), pack(cols, wanted, n + pn), form, (bm, bn)
+    return x, y, pack(rows, m + pm), pack(cols, n + pn), form, (bm, bn)
 
 
 def _scalars(scale, bias) -> jax.Array:
