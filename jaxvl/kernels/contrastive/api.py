@@ -279,7 +279,9 @@ def _streamed(
 ) -> tuple[jax.Array, jax.Array]:
     """Sums of the two directions' losses over the batch, from this device's rows and columns;
     `each`: these rows' and columns' own."""
-    exchange = Local() if not axes else {"ring": Ring, "gather": Gather}[chosen.collective](axes)
+    exchange = Local()
+    if axes:
+        exchange = Ring.over(axes) if chosen.collective == "ring" else Gather(axes)
     if kind == "softmax":
         row, col = softmax_losses(chosen.blocks, exchange, form, u, v, scale, rows, cols)
         if each:

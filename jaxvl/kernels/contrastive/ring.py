@@ -14,8 +14,9 @@ known about them so far: both directions of the links are used, and all have met
 behind the arithmetic. Of an even number of devices the block of the opposite one comes last, from
 one side.
 
-Over several mesh axes, the slowest (between hosts or slices) first: the ring of the later axes
-turns once for every block that the first one brings, which brings the next meanwhile.
+Where links are slow (between slices, or hosts), the ring is one of rings: the fast one turns once
+for every block that the slow one brings, which brings the next meanwhile. `routes` says who is whose
+neighbour.
 
 All give the numbers of one device. The ring keeps O(b D) bytes per device whatever n is; the
 all-gather keeps O(B D), which for small B costs less than the rounds' latency.
@@ -30,10 +31,12 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType
 
 from jaxvl.aliases import Tree
+from jaxvl.kernels.contrastive import routes
 from jaxvl.kernels.contrastive.bundle import bundle
 from jaxvl.kernels.contrastive.tiles import Side
 
@@ -126,96 +129,115 @@ class Ring:
     """x stays, blocks of y go round both ways (see the top of this file).
 
     Attributes:
-      axes: manual mesh axes over which rows and columns are sharded, in row-major order, the
-        slowest first; each is a ring.
+      axes: manual mesh axes over which rows and columns are sharded, taken as one in row-major
+        order.
+      sizes: devices in each ring, the slowest first.
+      order: indices into the axes, as an array of these sizes in row-major order (`routes.places`).
     """
 
     axes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
     partial: ClassVar[bool] = True
+
+    @classmethod
+    def over(cls, axes: tuple[str, ...]) -> Ring:
+        """The ring over mesh axes, as their devices are wired."""
+        places = routes.places(axes)
+        return cls(axes, places.shape, tuple(places.flat))
 
     def pairs(
         self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
     ) -> tuple[Tree, Tree]:
-        for axis in reversed(self.axes):
-            if axis_size((axis,)) > 1:
-                block = _Turn(axis, axis_size((axis,)), block, join).pairs
+        rows, dense = _split_dense(rows)
+        if dense is not None:
+            cols = dict(cols, home=jnp.full(len(y), lax.axis_index(self.axes)))
+            block = functools.partial(_cut_dense, block, dense)
+        places = np.array(self.order).reshape(self.sizes)
+        for dimension in reversed(range(places.ndim)):
+            block = _Turn(self.axes, places, dimension, block, join).pairs
         return block(x, y, rows, cols)
 
     def total(self, value: jax.Array) -> jax.Array:
         return lax.psum(value, self.axes)
 
 
-@dataclasses.dataclass(frozen=True)
+def _cut_dense(
+    block: Callable, dense: jax.Array, x, y, rows: Side, cols: Side
+) -> tuple[Tree, Tree]:
+    """`block` with the columns of the dense mask that belong to the device y comes from."""
+    start = cols["home"][0] * len(y)
+    keep = lax.dynamic_slice_in_dim(dense, start, len(y), 1)
+    cols = {k: v for k, v in cols.items() if k != "home"}
+    return block(x, y, dict(rows, keep=keep), cols)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Turn:
-    """One turn of the ring along one mesh axis.
+    """One turn of a ring.
 
     Attributes:
-      axis: name of the axis.
-      n: devices along it.
-      block: `(x, y, rows, cols) -> (row results, column results)`, which may be a turn along a
-        faster axis.
+      axes, places: see `Ring`.
+      dimension: of `places`, along which this ring turns.
+      block: `(x, y, rows, cols) -> (row results, column results)`, which may be a turn of a faster
+        ring.
       join: joins results.
     """
 
-    axis: str
-    n: int
+    axes: tuple[str, ...]
+    places: np.ndarray
+    dimension: int
     block: Callable
     join: Callable
 
     def pairs(self, x, y, rows: Side, cols: Side) -> tuple[Tree, Tree]:
-        rounds = (self.n - 1) // 2
+        n = self.places.shape[self.dimension]
+        rounds = (n - 1) // 2
         visitor, unbundle = bundle((y, cols))
 
-        def meet(distance, visitor):
-            return self._meet(distance, x, rows, *unbundle(visitor))
+        def meet(row, visitor):
+            """`row` joined with the results of a block, and those of its columns."""
+            # One block after the other: a compiler that began several would hold all their results.
+            row, visitor = lax.optimization_barrier((row, visitor))
+            y, cols = unbundle(visitor)
+            found, col = self.block(x, y, rows, cols)
+            return self.join(row, found), col
 
         def one_round(i, state, is_last):
             row, known, (left, right) = state
-            is_first = i == 1
+            is_first = i == 0
             # What is known about the columns follows them. At first that is nothing: what stands
             # there has only its shape.
-            known = (
-                known if is_first is True else (self._send(known[0], 1), self._send(known[1], -1))
-            )
+            if is_first is not True:
+                known = self._send(known[0], 1), self._send(known[1], -1)
             # An even ring's opposite block comes last, from the left.
-            ahead_left = left if is_last and self.n % 2 else self._send(left, 1)
+            ahead_left = left if is_last and n % 2 else self._send(left, 1)
             ahead_right = right if is_last else self._send(right, -1)
-            row_left, col_left = meet(i, left)
-            row_right, col_right = meet(-i, right)
+            row, col_left = meet(row, left)
+            row, col_right = meet(row, right)
             known = (
                 self._known(is_first, known[0], col_left),
                 self._known(is_first, known[1], col_right),
             )
-            row = self.join(self.join(row, row_left), row_right)
             return row, known, (ahead_left, ahead_right)
 
         left = self._send(visitor, 1)
         right = self._send(visitor, -1) if rounds else visitor
-        row, col = meet(0, visitor)
+        row, col = self.block(x, y, rows, cols)
         state = row, (col, col), (left, right)
         if rounds <= UNROLLED:
-            for i in range(1, rounds + 1):
-                state = one_round(i, state, is_last=i == rounds)
+            for i in range(rounds):
+                state = one_round(i, state, is_last=i == rounds - 1)
         else:
-            state = lax.fori_loop(1, rounds + 1, functools.partial(one_round, is_last=False), state)
+            state = lax.fori_loop(0, rounds, functools.partial(one_round, is_last=False), state)
         row, known, (left, _) = state
         if rounds:
             for distance, results in zip((-rounds, rounds), known):
                 col = self.join(col, self._send(results, distance))
-        if self.n % 2 == 0:
-            row_last, col_last = meet(self.n // 2, left)
-            row = self.join(row, row_last)
-            col = self.join(col, self._send(col_last, -(self.n // 2)))
+        if n % 2 == 0:
+            row, col_last = meet(row, left)
+            col = self.join(col, self._send(col_last, -(n // 2)))
         return row, col
-
-    def _meet(self, distance, x, rows: Side, y, cols: Side) -> tuple[Tree, Tree]:
-        """The rows of this device with the block of the device that lies `distance` before it."""
-        rows, dense = _split_dense(rows)
-        if dense is not None:
-            width = dense.shape[1] // self.n
-            start = (lax.axis_index(self.axis) - distance) % self.n * width
-            rows = dict(rows, keep=lax.dynamic_slice_in_dim(dense, start, width, 1))
-        return self.block(x, y, rows, cols)
 
     def _known(self, is_first: bool | jax.Array, before: Tree, new: Tree) -> Tree:
         if is_first is True:
@@ -224,7 +246,8 @@ class _Turn:
         return jax.tree.map(lambda a, b: jnp.where(is_first, a, b), new, joined)
 
     def _send(self, tree: Tree, distance: int) -> Tree:
-        """`tree` of the device that lies `distance` before this one."""
-        to = [(i, (i + distance) % self.n) for i in range(self.n)]
+        """`tree` of the device that stands `distance` before this one."""
+        target = np.roll(self.places, -distance, self.dimension)
+        pairs = list(zip(self.places.flat, target.flat))
         arrays, unbundle = bundle(tree)
-        return unbundle([lax.ppermute(a, self.axis, to) for a in arrays])
+        return unbundle([lax.ppermute(a, self.axes, pairs) for a in arrays])

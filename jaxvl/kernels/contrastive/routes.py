@@ -1,0 +1,107 @@
+"""In which order the devices of a mesh stand in a ring, so that neighbours have a link.
+
+A mesh's axes say who shares what, not who is wired to whom. On TPUs the devices of a slice are a
+grid: their ring goes through it row by row and back along the first column, every hop one link
+long. A v5e with more than 16 chips has no other way: its compiler runs a permutation beside the
+arithmetic only where every message stays in one row or column and does not cross the edge of the
+grid (found by compiling for it; libtpu 0.0.42).
+
+     0   1   2   3        4 x 4 chips: the numbers are positions in the ring
+    15   6   5   4
+    14   7   8   9
+    13  12  11  10
+
+Between slices (TPU) or hosts (GPU) the links are slow: they are a ring of their own, in which the
+fast ones turn (`ring.Ring`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax._src import mesh as jax_mesh  # the mesh with its devices, which a trace may not ask for
+
+Coordinates = tuple[int, ...]
+
+
+def places(axes: Sequence[str]) -> np.ndarray:
+    """Indices into the mesh `axes` taken as one, row-major: along the last dimension neighbours in
+    the fastest ring, along the first in the slowest.
+
+    Where devices do not tell where they are, as on a CPU, every axis is a ring, the first the
+    slowest.
+    """
+    mesh = jax_mesh.get_concrete_mesh() if hasattr(jax_mesh, "get_concrete_mesh") else None
+    shape = jax.sharding.get_abstract_mesh().shape
+    sizes = [shape[axis] for axis in axes]
+    if mesh is None or mesh.empty:
+        return by_axis(sizes)
+    # Of the other axes any index will do: their groups lie alike.
+    first = tuple(slice(None) if a in axes else 0 for a in mesh.axis_names)
+    devices = mesh.devices[first]
+    order = [a for a in mesh.axis_names if a in axes]
+    return of_devices(devices.transpose([order.index(a) for a in axes]))
+
+
+def by_axis(sizes: Sequence[int]) -> np.ndarray:
+    """Every axis a ring."""
+    return np.arange(np.prod(sizes, dtype=int)).reshape([n for n in sizes if n > 1])
+
+
+def of_devices(devices: np.ndarray) -> np.ndarray:
+    """As `places`, for an array of devices with one dimension for each axis."""
+    flat = list(devices.flat)
+    if flat[0].platform == "cpu":
+        return by_axis(devices.shape)
+    if flat[0].platform == "tpu":
+        near = [getattr(d, "slice_index", None) or 0 for d in flat]
+    else:
+        near = [d.process_index for d in flat]
+    members = [[i for i, n in enumerate(near) if n == name] for name in dict.fromkeys(near)]
+    if len({len(group) for group in members}) != 1:
+        return by_axis(devices.shape)
+    rings = []
+    for group in members:
+        where = [tuple(getattr(flat[i], "coords", None) or ()) for i in group]
+        ring = _ring(where, wraps="lite" not in flat[0].device_kind)
+        rings.append([group[i] for i in ring])
+    out = np.array(rings)
+    return out.reshape([n for n in out.shape if n > 1])
+
+
+def _ring(where: Sequence[Coordinates], wraps: bool) -> Sequence[int]:
+    """The order in which devices at these coordinates stand in a ring; as given where they fill no
+    grid. `wraps`: whether the ends of a row have a link."""
+    kept = [axis for axis in zip(*where) if len(set(axis)) > 1]
+    values = [sorted(set(axis)) for axis in kept]
+    sizes = [len(v) for v in values]
+    cells = [tuple(v.index(x) for v, x in zip(values, place)) for place in zip(*kept)]
+    at = {cell: i for i, cell in enumerate(cells)}
+    if not kept or len(at) != len(where) or int(np.prod(sizes)) != len(where):
+        return range(len(where))
+    if len(sizes) == 1:
+        line = range(sizes[0])
+        # Without a link between its ends: every other device, and the others on the way back.
+        return [at[x,] for x in (line if wraps else [*line[::2], *line[1::2][::-1]])]
+    even = [i for i, n in enumerate(sizes) if n % 2 == 0]
+    rows = even[0] if even else 0
+    path = list(_snake([n for i, n in enumerate(sizes) if i != rows]))
+    cycle = [(y, x) for y in range(sizes[rows]) for x in _turning(range(1, len(path)), y)]
+    cycle = [(0, 0), *cycle, *((y, 0) for y in reversed(range(1, sizes[rows])))]
+    return [at[(*path[x][:rows], y, *path[x][rows:])] for y, x in cycle]
+
+
+def _turning(line: range, times: int) -> range:
+    return line[::-1] if times % 2 else line
+
+
+def _snake(sizes: Sequence[int]) -> list[Coordinates]:
+    """The cells of a grid, each a neighbour of the one before."""
+    if not sizes:
+        return [()]
+    rest = _snake(sizes[1:])
+    rows = ((i, rest[::-1] if i % 2 else rest) for i in range(sizes[0]))
+    return list(itertools.chain.from_iterable([(i, *cell) for cell in row] for i, row in rows))
