@@ -193,49 +193,53 @@ class _Turn:
     def pairs(self, x, y, rows: Side, cols: Side) -> tuple[Tree, Tree]:
         n = self.places.shape[self.dimension]
         rounds = (n - 1) // 2
-        visitor, unbundle = bundle((y, cols))
 
-        def meet(row, visitor):
-            """`row` joined with the results of a block, and those of its columns."""
+        def meet(row, visitor, arriving=()):
+            """`row` joined with the results of a block, those of its columns, and what arrives
+            while they are computed."""
             # One block after the other: a compiler that began several would hold all their results.
-            row, visitor = lax.optimization_barrier((row, visitor))
-            y, cols = unbundle(visitor)
-            found, col = self.block(x, y, rows, cols)
-            return self.join(row, found), col
+            row, (y, cols) = lax.optimization_barrier((row, visitor))
+            found = self.block(x, y, rows, cols)
+            # Arrived before the results are joined: the copies are to hide behind the block itself.
+            (found, col), arriving = lax.optimization_barrier((found, arriving))
+            return self.join(row, found), col, arriving
+
+        def onward(i, side, distance, is_last):
+            """What is known about the columns of the present block, which follows it, and the next
+            block, in one message."""
+            known, visitor = side
+            if isinstance(i, int) and i == 0:
+                # Nothing is known yet; what stands there has only its shape.
+                return known, visitor if is_last else self._send(visitor, distance)
+            if is_last:
+                return self._send(known, distance), visitor
+            return self._send(side, distance)
 
         def one_round(i, state, is_last):
-            row, known, (left, right) = state
-            is_first = i == 0
-            # What is known about the columns follows them. At first that is nothing: what stands
-            # there has only its shape.
-            if is_first is not True:
-                known = self._send(known[0], 1), self._send(known[1], -1)
+            row, left, right = state
             # An even ring's opposite block comes last, from the left.
-            ahead_left = left if is_last and n % 2 else self._send(left, 1)
-            ahead_right = right if is_last else self._send(right, -1)
-            row, col_left = meet(row, left)
-            row, col_right = meet(row, right)
-            known = (
-                self._known(is_first, known[0], col_left),
-                self._known(is_first, known[1], col_right),
-            )
-            return row, known, (ahead_left, ahead_right)
+            arriving = onward(i, left, 1, is_last and n % 2 == 1), onward(i, right, -1, is_last)
+            row, col_left, _ = meet(row, left[1])
+            row, col_right, (left, right) = meet(row, right[1], arriving)
+            left = self._known(i == 0, left[0], col_left), left[1]
+            right = self._known(i == 0, right[0], col_right), right[1]
+            return row, left, right
 
-        left = self._send(visitor, 1)
-        right = self._send(visitor, -1) if rounds else visitor
+        left = self._send((y, cols), 1)
+        right = self._send((y, cols), -1) if rounds else (y, cols)
         row, col = self.block(x, y, rows, cols)
-        state = row, (col, col), (left, right)
+        state = row, (col, left), (col, right)
         if rounds <= UNROLLED:
             for i in range(rounds):
                 state = one_round(i, state, is_last=i == rounds - 1)
         else:
             state = lax.fori_loop(0, rounds, functools.partial(one_round, is_last=False), state)
-        row, known, (left, _) = state
+        row, (known_left, left), (known_right, _) = state
         if rounds:
-            for distance, results in zip((-rounds, rounds), known):
-                col = self.join(col, self._send(results, distance))
+            col = self.join(col, self._send(known_left, -rounds))
+            col = self.join(col, self._send(known_right, rounds))
         if n % 2 == 0:
-            row, col_last = meet(row, left)
+            row, col_last, _ = meet(row, left)
             col = self.join(col, self._send(col_last, -(n // 2)))
         return row, col
 
