@@ -193,12 +193,14 @@ class _Turn:
     def pairs(self, x, y, rows: Side, cols: Side) -> tuple[Tree, Tree]:
         n = self.places.shape[self.dimension]
         rounds = (n - 1) // 2
+        visitor, unbundle = bundle((y, cols))
 
         def meet(row, visitor, arriving=()):
             """`row` joined with the results of a block, those of its columns, and what arrives
             while they are computed."""
             # One block after the other: a compiler that began several would hold all their results.
-            row, (y, cols) = lax.optimization_barrier((row, visitor))
+            row, visitor = lax.optimization_barrier((row, visitor))
+            y, cols = unbundle(visitor)
             found = self.block(x, y, rows, cols)
             # Arrived before the results are joined: the copies are to hide behind the block itself.
             (found, col), arriving = lax.optimization_barrier((found, arriving))
@@ -206,14 +208,12 @@ class _Turn:
 
         def onward(i, side, distance, is_last):
             """What is known about the columns of the present block, which follows it, and the next
-            block, in one message."""
+            block."""
             known, visitor = side
-            if isinstance(i, int) and i == 0:
-                # Nothing is known yet; what stands there has only its shape.
-                return known, visitor if is_last else self._send(visitor, distance)
-            if is_last:
-                return self._send(known, distance), visitor
-            return self._send(side, distance)
+            # At first nothing is known; what stands there has only its shape.
+            if not (isinstance(i, int) and i == 0):
+                known = self._send(known, distance)
+            return known, visitor if is_last else self._send(visitor, distance)
 
         def one_round(i, state, is_last):
             row, left, right = state
@@ -225,8 +225,8 @@ class _Turn:
             right = self._known(i == 0, right[0], col_right), right[1]
             return row, left, right
 
-        left = self._send((y, cols), 1)
-        right = self._send((y, cols), -1) if rounds else (y, cols)
+        left = self._send(visitor, 1)
+        right = self._send(visitor, -1) if rounds else visitor
         row, col = self.block(x, y, rows, cols)
         state = row, (col, left), (col, right)
         if rounds <= UNROLLED:
