@@ -12,7 +12,8 @@ import math
 import re
 from collections.abc import Iterator
 
-KINDS = ("collective-permute", "all-gather", "all-reduce", "reduce-scatter", "all-to-all")
+# A `send` goes to another slice; where, the program does not say.
+KINDS = ("collective-permute", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "send")
 KERNELS = re.compile(
     r'custom_call_target="(tpu_custom_call|mosaic_gpu\w*|__gpu\$xla\.gpu\.triton)"'
 )
@@ -96,7 +97,8 @@ def _of(name: str, times: int, bodies: dict[str, list[Instruction]]) -> Iterator
     for i, line in enumerate(lines):
         kind = line.opcode.removesuffix("-start")
         if kind in KINDS:
-            done = _done(lines, i) if line.opcode.endswith("-start") else None
+            is_async = line.opcode.endswith("-start") or kind == "send"
+            done = _done(lines, i) if is_async else None
             behind = None
             if done is not None:
                 behind = tuple(k for other in lines[i + 1 : done] for k in _kernels(other, bodies))
