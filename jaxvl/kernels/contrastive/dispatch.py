@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxvl.aliases import Tree
+from jaxvl.kernels.contrastive import verified
 from jaxvl.kernels.contrastive.chunked import Chunked
 from jaxvl.kernels.contrastive.core import Blocks
 from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu
@@ -128,15 +129,14 @@ def choose(
     skipped = {}
     for name in ORDER if implementation is None else (implementation,):
         try:
-            if blocks is None:
-                return Plan(
-                    name,
-                    how,
-                    IMPLEMENTATIONS[name](shape, dtype, kind, form, implementation is not None),
-                    skipped,
-                )
-            blocks.check(shape, dtype, kind, form)
-            return Plan(name, how, blocks, skipped)
+            if blocks is not None:
+                blocks.check(shape, dtype, kind, form)
+                return Plan(name, how, blocks, skipped)
+            named = implementation is not None
+            found = IMPLEMENTATIONS[name](shape, dtype, kind, form, named)
+            if not named and name in verified.VERIFIED_ON:
+                verified.confirm(found, device()[1], shape[2], dtype, kind)
+            return Plan(name, how, found, skipped)
         except ValueError as reason:
             if implementation is not None:
                 raise ValueError(

@@ -27,6 +27,18 @@ from jax._src import mesh as jax_mesh  # the mesh with its devices, which a trac
 Coordinates = tuple[int, ...]
 
 
+def concrete_mesh() -> jax.sharding.Mesh | None:
+    """The mesh that is set, with its devices; None where there is none."""
+    mesh = jax_mesh.get_concrete_mesh()
+    return None if mesh is None or mesh.empty else mesh
+
+
+def mesh_devices() -> list[jax.Device]:
+    """The devices of the mesh that is set."""
+    mesh = concrete_mesh()
+    return [] if mesh is None else list(mesh.devices.flat)
+
+
 def places(axes: Sequence[str]) -> np.ndarray:
     """Indices into the mesh `axes` taken as one, row-major: along the last dimension neighbours in
     the fastest ring, along the first in the slowest.
@@ -34,10 +46,10 @@ def places(axes: Sequence[str]) -> np.ndarray:
     Where devices do not tell where they are, as on a CPU, every axis is a ring, the first the
     slowest.
     """
-    mesh = jax_mesh.get_concrete_mesh() if hasattr(jax_mesh, "get_concrete_mesh") else None
+    mesh = concrete_mesh()
     shape = jax.sharding.get_abstract_mesh().shape
     sizes = [shape[axis] for axis in axes]
-    if mesh is None or mesh.empty:
+    if mesh is None:
         return by_axis(sizes)
     # Of the other axes any index will do: their groups lie alike.
     first = tuple(slice(None) if a in axes else 0 for a in mesh.axis_names)
