@@ -25,12 +25,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 
-from jaxvl.kernels.contrastive import tiles
+from jaxvl.kernels.contrastive import sizes, tiles
+from jaxvl.kernels.contrastive.chips import MIB, UNKNOWN_GPU, Chip
 from jaxvl.kernels.contrastive.packing import struct
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side, Stats, matmul
-
-MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ class PallasGpu:
     """
 
     tile: Tile = Tile()
-    shared: int = 99 * 1024
+    shared: int = UNKNOWN_GPU.vmem
     segment: int = 64 * MIB
     interpret: Any = False
     name: ClassVar[str] = "pallas_gpu"
@@ -101,11 +100,20 @@ class PallasGpu:
             )
 
     @classmethod
-    def fitting(cls, dtype: DTypeLike) -> PallasGpu:
-        """Tiles for `dtype`: float32 products run on the plain units, in smaller chunks."""
-        return cls(
-            Tile() if jnp.dtype(dtype).itemsize == 2 else Tile(64, 64, 32, warps=4, stages=2)
-        )
+    def fitting(
+        cls, dtype: DTypeLike, chip: Chip = UNKNOWN_GPU, width: int = 0, device_kind: str = ""
+    ) -> PallasGpu:
+        """Measured tiles of `device_kind`, else ones for `dtype`: float32 products run on the plain
+        units, in smaller chunks; bfloat16 ones in a pipeline as deep as shared memory allows.
+
+        One tile serves both passes: a measured one of the backward pass.
+        """
+        if found := sizes.measured(device_kind, cls.name, "backward", dtype, width):
+            return cls(Tile(**found), shared=chip.vmem)
+        if jnp.dtype(dtype).itemsize != 2:
+            return cls(Tile(64, 64, 32, warps=4, stages=2), shared=chip.vmem)
+        fits = [Tile(stages=n) for n in (2, 3, 4) if shared_bytes(Tile(stages=n), 2) <= chip.vmem]
+        return cls(fits[-1] if fits else Tile(stages=1), shared=chip.vmem)
 
     def check(self, shape, dtype, kind, form: Form) -> None:
         """Raises ValueError if these kernels cannot run."""

@@ -20,13 +20,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
-from jaxvl.kernels.contrastive import packing, tiles
+from jaxvl.kernels.contrastive import packing, sizes, tiles
+from jaxvl.kernels.contrastive.chips import MIB, UNKNOWN_TPU, Chip
 from jaxvl.kernels.contrastive.packing import Packed, lanes, pack, struct, sublanes
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side, Stats, matmul
 
 LANES = 128
-MIB = 2**20
 MAX_WIDTH = 2048
 # Column statistics stay resident in VMEM for this many columns; more are taken in segments.
 MAX_COLUMNS = 65536
@@ -75,39 +75,6 @@ def backward_vmem(tile: Tile, width: int, itemsize: int, out_itemsize: int) -> i
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
-    """What a TPU generation affords.
-
-    Attributes:
-      vmem: bytes of VMEM a kernel may use; passed to the compiler as its limit.
-      tile: preferred rows and columns of a tile. With bfloat16 operands a tile of n rows does n
-        FLOP per byte it reads, so n has to exceed FLOP/s / bytes/s of the chip (v4 230, v5e 240,
-        v5p 170, v6e 560).
-    """
-
-    vmem: int
-    tile: int
-
-
-# By substring of `device_kind`, first match. VMEM below the physical size, which the compiler also
-# needs.
-CHIPS = {
-    "v6": Chip(64 * MIB, 1024),
-    "v5 lite": Chip(64 * MIB, 512),
-    "v5e": Chip(64 * MIB, 512),
-    "v5": Chip(48 * MIB, 512),
-    "v4": Chip(14 * MIB, 512),
-    "7": Chip(32 * MIB, 512),
-}
-UNKNOWN = Chip(14 * MIB, 512)
-
-
-def chip_of(device_kind: str) -> Chip:
-    """The `Chip` of a jax `device_kind`, or the most careful one."""
-    return next((chip for name, chip in CHIPS.items() if name in device_kind.lower()), UNKNOWN)
-
-
-@dataclasses.dataclass(frozen=True)
 class PallasTpu:
     """Block operations of the TPU kernels.
 
@@ -120,7 +87,7 @@ class PallasTpu:
 
     forward: Tile = Tile()
     backward: Tile = Tile()
-    vmem: int = UNKNOWN.vmem
+    vmem: int = UNKNOWN_TPU.vmem
     interpret: Any = False
     name: ClassVar[str] = "pallas_tpu"
 
@@ -129,8 +96,11 @@ class PallasTpu:
         return bool(self.interpret)
 
     @classmethod
-    def fitting(cls, shape: tuple[int, int, int], dtype: DTypeLike, chip: Chip) -> PallasTpu:
-        """The largest tiles up to the chip's preferred ones that fit its VMEM for (M, N, D).
+    def fitting(
+        cls, shape: tuple[int, int, int], dtype: DTypeLike, chip: Chip, device_kind: str = ""
+    ) -> PallasTpu:
+        """The fastest tiles that fit the chip's VMEM for (M, N, D): measured ones of `device_kind`,
+        else those of the cost model (`sizes`).
 
         Raises:
           ValueError: none fits.
@@ -138,20 +108,26 @@ class PallasTpu:
         item = jnp.dtype(dtype).itemsize
         width = _lanes(shape[2])
         columns = min(_lanes(shape[1]), MAX_COLUMNS)
-        # float32 products are three to six bfloat16 ones, unrolled: past 256 they gain nothing but
-        # a minute of compilation.
-        sizes = [s for s in (1024, 512, 256, 128) if s <= (chip.tile if item == 2 else 256)]
-        candidates = [Tile(s, s) for s in sizes]
-        fits = [
-            [t for t in candidates if forward_vmem(t, width, item, columns) <= chip.vmem],
-            [t for t in candidates if backward_vmem(t, width, item, 4) <= chip.vmem],
-        ]
-        if not all(fits):
-            raise ValueError(
-                f"width {shape[2]} in {jnp.dtype(dtype)} does not fit {chip.vmem / MIB:.0f} "
-                f"MiB of VMEM in any tile"
-            )
-        return cls(fits[0][0], fits[1][0], chip.vmem)
+
+        def forward(rows, cols):
+            return forward_vmem(Tile(rows, cols), width, item, columns)
+
+        def backward(rows, cols):
+            return backward_vmem(Tile(rows, cols), width, item, 4)
+
+        tiles = {}
+        for which, needs, products in (("forward", forward, 1), ("backward", backward, 2)):
+            if found := sizes.measured(device_kind, cls.name, which, dtype, shape[2]):
+                tiles[which] = Tile(**found)
+                continue
+            best = sizes.fastest(chip, shape, item, products, needs)
+            if best is None:
+                raise ValueError(
+                    f"width {shape[2]} in {jnp.dtype(dtype)} does not fit {chip.vmem / MIB:.0f} "
+                    f"MiB of VMEM in any tile"
+                )
+            tiles[which] = Tile(*best)
+        return cls(**tiles, vmem=chip.vmem)
 
     def check(self, shape, dtype, kind, form: Form) -> None:
         """Raises ValueError if these kernels cannot run."""
