@@ -12,8 +12,8 @@ import math
 import re
 from collections.abc import Iterator
 
-# A `send` goes to another slice; where, the program does not say.
-KINDS = ("collective-permute", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "send")
+# A `recv` is of another slice; of which, the program does not say.
+KINDS = ("collective-permute", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "recv")
 KERNELS = re.compile(
     r'custom_call_target="(tpu_custom_call|mosaic_gpu\w*|__gpu\$xla\.gpu\.triton)"'
 )
@@ -97,7 +97,7 @@ def _of(name: str, times: int, bodies: dict[str, list[Instruction]]) -> Iterator
     for i, line in enumerate(lines):
         kind = line.opcode.removesuffix("-start")
         if kind in KINDS:
-            is_async = line.opcode.endswith("-start") or kind == "send"
+            is_async = line.opcode.endswith("-start") or kind == "recv"
             done = _done(lines, i) if is_async else None
             behind = None
             if done is not None:

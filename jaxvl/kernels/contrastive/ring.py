@@ -15,8 +15,9 @@ behind the arithmetic. Of an even number of devices the block of the opposite on
 one side.
 
 Where links are slow (between slices, or hosts), the ring is one of rings: the fast one turns once
-for every block that the slow one brings, which brings the next meanwhile. `routes` says who is whose
-neighbour.
+for every block that the slow one brings, which brings the next meanwhile. Behind a switch blocks go
+one way, in n - 1 rounds, which already sends and receives all the time. `routes` says who is whose
+neighbour, and where there is a switch.
 
 All give the numbers of one device. The ring keeps O(b D) bytes per device whatever n is; the
 all-gather keeps O(B D), which for small B costs less than the rounds' latency.
@@ -119,9 +120,9 @@ class Gather:
         return lax.psum(value, self.axes)
 
 
-# Up to this many rounds are written out one after the other, without a loop: a loop's last round
-# sends blocks on that nobody needs.
-UNROLLED = 2
+# Up to so many blocks are written out one after the other, without a loop: a loop's last round sends
+# blocks on that nobody needs.
+UNROLLED = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,19 +133,21 @@ class Ring:
       axes: manual mesh axes over which rows and columns are sharded, taken as one in row-major
         order.
       sizes: devices in each ring, the slowest first.
-      order: indices into the axes, as an array of these sizes in row-major order (`routes.places`).
+      order: indices into the axes, as an array of these sizes in row-major order.
+      ways: of each ring, 2 where blocks go both ways (see `routes.Rings`).
     """
 
     axes: tuple[str, ...]
     sizes: tuple[int, ...]
     order: tuple[int, ...]
+    ways: tuple[int, ...]
     partial: ClassVar[bool] = True
 
     @classmethod
     def over(cls, axes: tuple[str, ...]) -> Ring:
         """The ring over mesh axes, as their devices are wired."""
-        places = routes.places(axes)
-        return cls(axes, places.shape, tuple(places.flat))
+        rings = routes.rings(axes)
+        return cls(axes, rings.places.shape, tuple(rings.places.flat), rings.ways)
 
     def pairs(
         self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
@@ -155,7 +158,7 @@ class Ring:
             block = functools.partial(_cut_dense, block, dense)
         places = np.array(self.order).reshape(self.sizes)
         for dimension in reversed(range(places.ndim)):
-            block = _Turn(self.axes, places, dimension, block, join).pairs
+            block = _Turn(self.axes, places, dimension, self.ways[dimension], block, join).pairs
         return block(x, y, rows, cols)
 
     def total(self, value: jax.Array) -> jax.Array:
@@ -179,6 +182,7 @@ class _Turn:
     Attributes:
       axes, places: see `Ring`.
       dimension: of `places`, along which this ring turns.
+      ways: 1 or 2.
       block: `(x, y, rows, cols) -> (row results, column results)`, which may be a turn of a faster
         ring.
       join: joins results.
@@ -187,12 +191,16 @@ class _Turn:
     axes: tuple[str, ...]
     places: np.ndarray
     dimension: int
+    ways: int
     block: Callable
     join: Callable
 
     def pairs(self, x, y, rows: Side, cols: Side) -> tuple[Tree, Tree]:
         n = self.places.shape[self.dimension]
-        rounds = (n - 1) // 2
+        directions = (1, -1)[: self.ways]
+        rounds = (n - 1) // self.ways
+        # Both ways round an even ring, the opposite block comes last, from the left.
+        has_opposite = rounds * self.ways < n - 1
         visitor, unbundle = bundle((y, cols))
 
         def meet(row, visitor, arriving=()):
@@ -206,41 +214,44 @@ class _Turn:
             (found, col), arriving = lax.optimization_barrier((found, arriving))
             return self.join(row, found), col, arriving
 
-        def onward(i, side, distance, is_last):
+        def onward(i, side, direction, is_last):
             """What is known about the columns of the present block, which follows it, and the next
             block."""
             known, visitor = side
             # At first nothing is known; what stands there has only its shape.
             if not (isinstance(i, int) and i == 0):
-                known = self._send(known, distance)
-            return known, visitor if is_last else self._send(visitor, distance)
+                known = self._send(known, direction)
+            needed = not is_last or (has_opposite and direction == 1)
+            return known, self._send(visitor, direction) if needed else visitor
 
         def one_round(i, state, is_last):
-            row, left, right = state
-            # An even ring's opposite block comes last, from the left.
-            arriving = onward(i, left, 1, is_last and n % 2 == 1), onward(i, right, -1, is_last)
-            row, col_left, _ = meet(row, left[1])
-            row, col_right, (left, right) = meet(row, right[1], arriving)
-            left = self._known(i == 0, left[0], col_left), left[1]
-            right = self._known(i == 0, right[0], col_right), right[1]
-            return row, left, right
+            row, sides = state
+            arriving = tuple(onward(i, s, d, is_last) for s, d in zip(sides, directions))
+            cols = []
+            for _, visitor in sides[:-1]:
+                row, col, _ = meet(row, visitor)
+                cols.append(col)
+            row, col, arriving = meet(row, sides[-1][1], arriving)
+            cols.append(col)
+            known = [self._known(i == 0, side[0], col) for side, col in zip(arriving, cols)]
+            return row, tuple((k, side[1]) for k, side in zip(known, arriving))
 
-        left = self._send(visitor, 1)
-        right = self._send(visitor, -1) if rounds else visitor
-        row, col = self.block(x, y, rows, cols)
-        state = row, (col, left), (col, right)
-        if rounds <= UNROLLED:
+        first = [self._send(visitor, d) if rounds or d == 1 else visitor for d in directions]
+        found = self.block(x, y, rows, cols)
+        (row, col), first = lax.optimization_barrier((found, first))
+        state = row, tuple((col, visitor) for visitor in first)
+        if rounds * self.ways <= UNROLLED:
             for i in range(rounds):
                 state = one_round(i, state, is_last=i == rounds - 1)
         else:
             state = lax.fori_loop(0, rounds, functools.partial(one_round, is_last=False), state)
-        row, (known_left, left), (known_right, _) = state
+        row, sides = state
         if rounds:
-            col = self.join(col, self._send(known_left, -rounds))
-            col = self.join(col, self._send(known_right, rounds))
-        if n % 2 == 0:
-            row, col_last, _ = meet(row, left)
-            col = self.join(col, self._send(col_last, -(n // 2)))
+            for (known, _), direction in zip(sides, directions):
+                col = self.join(col, self._send(known, -direction * rounds))
+        if has_opposite:
+            row, col_last, _ = meet(row, sides[0][1])
+            col = self.join(col, self._send(col_last, -(rounds + 1)))
         return row, col
 
     def _known(self, is_first: bool | jax.Array, before: Tree, new: Tree) -> Tree:

@@ -12,11 +12,14 @@ grid (found by compiling for it; libtpu 0.0.42).
     13  12  11  10
 
 Between slices (TPU) or hosts (GPU) the links are slow: they are a ring of their own, in which the
-fast ones turn (`ring.Ring`).
+fast ones turn (`ring.Ring`). There, and between the GPUs of a host, is a switch, through which a
+ring in one direction sends and receives as fast as it can; a link between TPUs carries as much
+again in the other.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -25,6 +28,21 @@ import numpy as np
 from jax._src import mesh as jax_mesh  # the mesh with its devices, which a trace may not ask for
 
 Coordinates = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rings:
+    """How the devices of some mesh axes, taken as one in row-major order, stand in rings.
+
+    Attributes:
+      places: Int[…], indices into the axes: along the last dimension neighbours in the fastest
+        ring, along the first in the slowest.
+      ways: of each dimension, 2 where links carry as much the one way as the other at once, 1 where
+        there is a switch.
+    """
+
+    places: np.ndarray
+    ways: tuple[int, ...]
 
 
 def concrete_mesh() -> jax.sharding.Mesh | None:
@@ -39,18 +57,16 @@ def mesh_devices() -> list[jax.Device]:
     return [] if mesh is None else list(mesh.devices.flat)
 
 
-def places(axes: Sequence[str]) -> np.ndarray:
-    """Indices into the mesh `axes` taken as one, row-major: along the last dimension neighbours in
-    the fastest ring, along the first in the slowest.
+def rings(axes: Sequence[str]) -> Rings:
+    """The rings over mesh axes.
 
     Where devices do not tell where they are, as on a CPU, every axis is a ring, the first the
     slowest.
     """
     mesh = concrete_mesh()
     shape = jax.sharding.get_abstract_mesh().shape
-    sizes = [shape[axis] for axis in axes]
     if mesh is None:
-        return by_axis(sizes)
+        return by_axis([shape[axis] for axis in axes])
     # Of the other axes any index will do: their groups lie alike.
     first = tuple(slice(None) if a in axes else 0 for a in mesh.axis_names)
     devices = mesh.devices[first]
@@ -58,30 +74,34 @@ def places(axes: Sequence[str]) -> np.ndarray:
     return of_devices(devices.transpose([order.index(a) for a in axes]))
 
 
-def by_axis(sizes: Sequence[int]) -> np.ndarray:
-    """Every axis a ring."""
-    return np.arange(np.prod(sizes, dtype=int)).reshape([n for n in sizes if n > 1])
+def by_axis(sizes: Sequence[int]) -> Rings:
+    """Every axis a ring, both ways."""
+    sizes = [n for n in sizes if n > 1]
+    return Rings(np.arange(np.prod(sizes, dtype=int)).reshape(sizes), (2,) * len(sizes))
 
 
-def of_devices(devices: np.ndarray) -> np.ndarray:
-    """As `places`, for an array of devices with one dimension for each axis."""
+def of_devices(devices: np.ndarray) -> Rings:
+    """As `rings`, for an array of devices with one dimension for each axis."""
     flat = list(devices.flat)
-    if flat[0].platform == "cpu":
+    platform = flat[0].platform
+    if platform == "cpu":
         return by_axis(devices.shape)
-    if flat[0].platform == "tpu":
+    if platform == "tpu":
         near = [getattr(d, "slice_index", None) or 0 for d in flat]
     else:
         near = [d.process_index for d in flat]
     members = [[i for i, n in enumerate(near) if n == name] for name in dict.fromkeys(near)]
     if len({len(group) for group in members}) != 1:
         return by_axis(devices.shape)
-    rings = []
+    found = []
     for group in members:
         where = [tuple(getattr(flat[i], "coords", None) or ()) for i in group]
         ring = _ring(where, wraps="lite" not in flat[0].device_kind)
-        rings.append([group[i] for i in ring])
-    out = np.array(rings)
-    return out.reshape([n for n in out.shape if n > 1])
+        found.append([group[i] for i in ring])
+    places = np.array(found)
+    ways = (1, 2 if platform == "tpu" else 1)
+    kept = [i for i, n in enumerate(places.shape) if n > 1]
+    return Rings(places.reshape([places.shape[i] for i in kept]), tuple(ways[i] for i in kept))
 
 
 def _ring(where: Sequence[Coordinates], wraps: bool) -> Sequence[int]:

@@ -36,7 +36,7 @@ def blocks(text, rows):
     size = rows * WIDTH * 2
     messages = collectives(text)
     assert max(m.nbytes for m in messages) == size
-    assert {m.kind for m in messages} <= {"collective-permute", "all-reduce", "send"}
+    assert {m.kind for m in messages} <= {"collective-permute", "all-reduce", "recv"}
     return [m for m in messages if m.nbytes == size]
 
 
@@ -76,9 +76,9 @@ def test_blocks_cross_between_slices_while_the_ring_in_them_turns(tpu_compiler, 
     ).devices
     rows = 1024
     found = blocks(program(devices, (slices, 16), rows), rows)
-    between = [m for m in found if m.kind == "send"]
+    between = [m for m in found if m.kind == "recv"]
     within = [m for m in found if m.kind == "collective-permute"]
-    assert all(len(m.behind) > 4 for m in between), between
+    assert all(len(m.behind) >= 4 for m in between), between
     assert all(m.behind for m in within)
     # Every one of the three passes, but for blocks that the backward pass still has of the forward.
     assert 2 * (slices - 1) <= sum(m.times for m in between) <= 3 * (slices - 1)

@@ -37,7 +37,9 @@ def array(devices, shape):
 def test_every_hop_of_a_slice_is_one_link(shape):
     devices = chips(shape)
     shuffled = np.random.default_rng(0).permutation(len(devices))
-    ring = routes.of_devices(array([devices[i] for i in shuffled], (-1,)))
+    found = routes.of_devices(array([devices[i] for i in shuffled], (-1,)))
+    assert found.ways == (2,)
+    ring = found.places
     assert sorted(ring) == list(range(len(devices)))
     where = np.array([devices[shuffled[i]].coords for i in ring])
     hops = np.abs(where - np.roll(where, 1, 0)).sum(1)
@@ -45,7 +47,7 @@ def test_every_hop_of_a_slice_is_one_link(shape):
 
 
 def test_a_line_without_a_link_between_its_ends_is_folded():
-    where = lambda kind: routes.of_devices(array(chips((8, 1, 1), kind=kind), (-1,)))
+    where = lambda kind: routes.of_devices(array(chips((8, 1, 1), kind=kind), (-1,))).places
     assert list(where("TPU v5 lite")) == [0, 2, 4, 6, 7, 5, 3, 1]
     assert list(where("TPU v4")) == list(range(8))
 
@@ -54,9 +56,9 @@ def test_a_line_without_a_link_between_its_ends_is_folded():
 def test_slices_are_a_ring_of_rings(shape):
     """Whatever axes of the mesh hold them: 2 slices of 2 x 4 chips as data=2 and fsdp=8, …"""
     devices = array(chips((2, 4, 1), slices=2), shape)
-    places = routes.of_devices(devices)
-    assert places.shape == (2, 8)
-    found = np.vectorize(lambda i: devices.flat[i].slice_index)(places)
+    rings = routes.of_devices(devices)
+    assert rings.places.shape == (2, 8) and rings.ways == (1, 2)
+    found = np.vectorize(lambda i: devices.flat[i].slice_index)(rings.places)
     assert (found == [[0] * 8, [1] * 8]).all()
 
 
@@ -65,15 +67,16 @@ def test_hosts_of_gpus_are_a_ring_of_rings():
         types.SimpleNamespace(platform="gpu", device_kind="H100", process_index=i // 8)
         for i in range(16)
     ]
-    np.testing.assert_array_equal(
-        routes.of_devices(array(gpus, (4, 4))), np.arange(16).reshape(2, 8)
-    )
+    rings = routes.of_devices(array(gpus, (4, 4)))
+    np.testing.assert_array_equal(rings.places, np.arange(16).reshape(2, 8))
+    assert rings.ways == (1, 1)
 
 
 def test_without_wires_every_axis_is_a_ring():
     with jax.set_mesh(mesh_of((2, 1, 4), ("data", "tensor", "fsdp"))):
-        places = routes.places(("data", "fsdp"))
-    np.testing.assert_array_equal(places, np.arange(8).reshape(2, 4))
+        rings = routes.rings(("data", "fsdp"))
+    np.testing.assert_array_equal(rings.places, np.arange(8).reshape(2, 4))
+    assert rings.ways == (2, 2)
 
 
 def test_a_bundle_is_few_arrays_with_every_bit():
@@ -109,16 +112,22 @@ def test_every_target_where_four_slow_rings_hold_two(case):
     check(got[:4], loss_and_gradients(u, v, np.float32(1.5), dense)[:4], 1.5)
 
 
+@pytest.mark.parametrize("ways", [1, 2])
 @pytest.mark.parametrize("sizes", [(3,), (5,), (6,), (7,), (2, 3), (3, 2), (2, 2, 2)])
-def test_rings_of_any_number(sizes):
-    """Odd ones have no opposite device; from seven on there is a loop."""
-    rng = np.random.default_rng(6)
-    targets, dense = CASES["diagonal_smooth"][0](42, 42, rng)
-    u = unit_rows(rng, 42, 6)
-    v = unit_rows(rng, 42, 6)
+def test_rings_of_any_number(sizes, ways, monkeypatch):
+    """Odd ones have no opposite device; from seven on there is a loop. In an order that is not the
+    mesh's."""
     names = ("data", "fsdp", "x")[: len(sizes)]
-    got = run(mesh_of(sizes, names), u, v, 1.5, targets, collective="ring", mesh_axes=names)
-    check(got[:4], loss_and_gradients(u, v, np.float32(1.5), dense)[:4], 1.5)
+    order = np.random.default_rng(8).permutation(np.prod(sizes)).reshape(sizes)
+    rings = routes.Rings(order, (ways,) * len(sizes))
+    monkeypatch.setattr(routes, "rings", lambda axes: rings)
+    for case in ("diagonal_smooth", "mask_keep"):
+        rng = np.random.default_rng(6)
+        targets, dense = CASES[case][0](42, 42, rng)
+        u = unit_rows(rng, 42, 6)
+        v = unit_rows(rng, 42, 6)
+        got = run(mesh_of(sizes, names), u, v, 1.5, targets, collective="ring", mesh_axes=names)
+        check(got[:4], loss_and_gradients(u, v, np.float32(1.5), dense)[:4], 1.5)
 
 
 def test_the_same_to_the_last_bit_every_time():
