@@ -79,7 +79,8 @@ class PallasTpu:
     """Block operations of the TPU kernels.
 
     Attributes:
-      forward, backward: tiles; both sizes are upper bounds for blocks with fewer rows.
+      forward, backward: tiles, the latter of both passes: rows of what the gradient is of. Both
+        sizes are upper bounds for blocks with fewer rows.
       vmem: limit in bytes handed to the compiler.
       interpret: False: compile for the TPU; True or `pltpu.InterpretParams()`: run on any backend,
         slowly, for tests.
@@ -241,10 +242,7 @@ class PallasTpu:
     def _gradient(self, x, y, scale, bias, rows, cols, form, out, kind, swapped):
         """dx and sums `[8, M]`, which hold each row's parts of d scale and d bias."""
         m, width = x.shape
-        tile = self.backward
-        if swapped:
-            tile = Tile(tile.cols, tile.rows)
-        x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, tile)
+        x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, self.backward)
         ni = x.shape[0] // bm
         nj = y.shape[0] // bn
         wide = x.shape[1]
