@@ -27,7 +27,6 @@ from jaxvl.kernels.contrastive.chips import Chip
 
 VARIABLE = "JAXVL_BLOCKS"
 PASSES = ("forward", "backward")
-LARGEST = {4: 256, 2: 1024}  # rows and columns of a tile, by bytes of an element
 
 
 def measured(
@@ -82,10 +81,19 @@ def seconds(
     return blocks * (max(compute, read) + chip.step) + m * d * itemsize / chip.bandwidth
 
 
-def candidates(itemsize: int) -> Iterator[tuple[int, int]]:
-    """Rows and columns to try, multiples of 128. float32 products are three to six bfloat16 ones,
-    unrolled: past 256 they gain nothing but a minute of compilation."""
-    some = [n for n in (128, 256, 512, 1024) if n <= LARGEST[itemsize]]
+def candidates(chip: Chip, itemsize: int) -> Iterator[tuple[int, int]]:
+    """Rows and columns to try, multiples of 128, no larger than needed: compilation takes several
+    times as long for a tile of 1024 x 1024 as for one of 512 x 512, and a ring holds a dozen
+    kernels.
+
+    In bfloat16 a tile of n rows does n FLOP for a byte it reads, so n has to exceed the chip's FLOP
+    per byte (v4 224, v5e 241, v5p 166, v6e 560). float32 products are six bfloat16 ones, unrolled:
+    past 256 they gain nothing.
+    """
+    largest = 256
+    if itemsize == 2:
+        largest = 512 if chip.flops / chip.bandwidth <= 512 else 1024
+    some = [n for n in (128, 256, 512, 1024) if n <= largest]
     return itertools.product(some, some)
 
 
@@ -100,7 +108,7 @@ def fastest(
     `needs(rows, cols)`, the chip has; of equal ones the smallest. None: none fits."""
     fits = [
         (seconds(chip, shape, itemsize, products, rows, cols), needs(rows, cols), rows, cols)
-        for rows, cols in candidates(itemsize)
+        for rows, cols in candidates(chip, itemsize)
         if needs(rows, cols) <= chip.vmem
     ]
     return min(fits)[2:] if fits else None

@@ -51,7 +51,7 @@ def test_tiles_fit_and_none_that_fits_is_faster(kind, dtype, width):
     for which, tile, products in (("forward", blocks.forward, 1), ("backward", blocks.backward, 2)):
         assert fits(tile.rows, tile.cols, which)
         best = sizes.seconds(chip, shape, item, products, tile.rows, tile.cols)
-        for rows, cols in sizes.candidates(item):
+        for rows, cols in sizes.candidates(chip, item):
             if fits(rows, cols, which):
                 assert sizes.seconds(chip, shape, item, products, rows, cols) >= best
 
