@@ -7,7 +7,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxvl.bench.contrastive import loss_and_gradients
+from jaxvl.bench.contrastive import loss_and_gradients, main
 from jaxvl.bench.schedule import collectives, payload
 from jaxvl.sharding.topology import compile_only_devices
 
@@ -83,6 +83,19 @@ def test_blocks_cross_between_slices_while_the_ring_in_them_turns(tpu_compiler, 
     # Every one of the three passes, but for blocks that the backward pass still has of the forward.
     assert 2 * (slices - 1) <= sum(m.times for m in between) <= 3 * (slices - 1)
     assert sum(m.times for m in within) >= 3 * slices * 15
+
+
+@pytest.mark.slow
+def test_what_devices_receive_as_they_become_more(tpu_compiler):
+    rows = main(["--scaling", "v5e:2x2,v5e:2x4", "--width", "128"])
+    ring, gather = ([r for r in rows if r["implementation"] == k] for k in ("ring", "all-gather"))
+    block = 128 * 128 * 2 / 2**20
+    for r in ring:
+        # Forward, and two passes backward, less a block or two that are kept of the first.
+        n = r["devices"]
+        assert 3 * (n - 1) * block * 0.7 < r["received_mib"] < 3 * n * block * 1.2
+        assert r["hidden"] > 0.9
+    assert all(r["hidden"] < 0.1 for r in gather)
 
 
 def test_a_program_that_waits_is_told_from_one_that_does_not():
