@@ -75,9 +75,9 @@ def rings(axes: Sequence[str]) -> Rings:
 
 
 def by_axis(sizes: Sequence[int]) -> Rings:
-    """Every axis a ring, both ways."""
+    """Every axis a ring, one way, which holds fewer blocks at a time."""
     sizes = [n for n in sizes if n > 1]
-    return Rings(np.arange(np.prod(sizes, dtype=int)).reshape(sizes), (2,) * len(sizes))
+    return Rings(np.arange(np.prod(sizes, dtype=int)).reshape(sizes), (1,) * len(sizes))
 
 
 def of_devices(devices: np.ndarray) -> Rings:

@@ -22,6 +22,7 @@ from jaxvl.kernels.contrastive import (
     contrastive_loss,
     pallas_gpu,
     pallas_tpu,
+    routes,
 )
 from jaxvl.kernels.contrastive.chips import UNKNOWN_TPU
 
@@ -64,7 +65,12 @@ def test_more_columns_than_stay_resident_are_taken_in_segments(monkeypatch):
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("collective", ["ring", "gather"])
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
-def test_on_a_mesh(implementation, collective, kind):
+def test_on_a_mesh(implementation, collective, kind, monkeypatch):
+    # Of 8 TPUs as 2 x 4, both ways; of 2 hosts with 4 GPUs each, one way.
+    tpus = routes.Rings(np.array([0, 1, 2, 3, 7, 6, 5, 4]), (2,))
+    gpus = routes.Rings(np.arange(8).reshape(2, 4), (1, 1))
+    rings = tpus if implementation == "pallas_tpu" else gpus
+    monkeypatch.setattr(routes, "rings", lambda axes: rings)
     rng = np.random.default_rng(2)
     # 4 rows on a device, the last ones padding
     u = unit_rows(rng, 30, 8)
