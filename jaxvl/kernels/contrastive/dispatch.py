@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from jaxvl.aliases import Tree
 from jaxvl.kernels.contrastive import chips, verified
-from jaxvl.kernels.contrastive.chips import UNKNOWN_GPU, chip_of
+from jaxvl.kernels.contrastive.chips import UNKNOWN_GPU, UNKNOWN_TPU, chip_of
 from jaxvl.kernels.contrastive.chunked import Chunked
 from jaxvl.kernels.contrastive.core import Blocks
 from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu
@@ -68,7 +68,8 @@ def _pallas_tpu(shape, dtype, kind, form, named) -> Blocks:
     platform, device_kind = device()
     if platform != "tpu" and not named:
         raise ValueError(f"this is a {platform}")
-    blocks = PallasTpu.fitting(shape, dtype, chip_of(device_kind), device_kind)
+    chip = chip_of(device_kind) if platform == "tpu" else UNKNOWN_TPU
+    blocks = PallasTpu.fitting(shape, dtype, chip, device_kind)
     blocks.check(shape, dtype, kind, form)
     return blocks
 
