@@ -47,7 +47,7 @@ class Collective:
 
     Attributes:
       kind: one of `KINDS`.
-      nbytes: bytes of its largest array, as one device receives it.
+      nbytes: bytes of the arrays that it brings to one device.
       times: how often it runs.
       pairs: who sends to whom, of a permutation.
       behind: names of the Pallas kernels that run between its start and its done, also
@@ -70,12 +70,36 @@ def collectives(text: str) -> list[Collective]:
 
 
 def payload(shape: str) -> int:
-    """Bytes of the largest array in the text of a shape."""
-    sizes = [0]
+    """Bytes of the arrays in the text of a shape."""
+    total = 0
     for kind, dims in _SHAPE.findall(shape):
         bits = 8 if kind == "pred" else int(BITS.search(kind)[1])
-        sizes.append(math.prod(int(n) for n in dims.split(",") if n) * bits // 8)
-    return max(sizes)
+        total += math.prod(int(n) for n in dims.split(",") if n) * bits // 8
+    return total
+
+
+def _received(line: Instruction) -> str:
+    """The part of a collective's shape that it brings. Most of those that only begin also name
+    their operands, and a counter."""
+    parts = _parts(line.shape)
+    if line.opcode == "recv":
+        return parts[0]
+    if line.opcode.endswith("-start") and line.opcode != "all-reduce-start":
+        return parts[1]
+    return line.shape
+
+
+def _parts(shape: str) -> list[str]:
+    """The elements of a tuple's shape, which may be tuples and hold layouts with brackets."""
+    parts = [""]
+    depth = 0
+    for letter in shape.removeprefix("(").removesuffix(")"):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _computations(text: str) -> Iterator[tuple[str, tuple[bool, list[Instruction]]]]:
@@ -106,7 +130,7 @@ def _of(name: str, times: int, bodies: dict[str, list[Instruction]]) -> Iterator
             numbers = re.findall(r"\{(\d+),(\d+)\}", pairs[1]) if pairs else []
             yield Collective(
                 kind,
-                payload(line.shape),
+                payload(_received(line)),
                 times,
                 tuple((int(a), int(b)) for a, b in numbers),
                 behind,

@@ -123,7 +123,7 @@ def test_a_program_that_waits_is_told_from_one_that_does_not():
 ENTRY %main (a: f32[8]) -> f32[8] {{
   %a = f32[8] parameter(0)
   %w = (s32[], f32[8]) while(%a), condition=%cond, body=%body
-  %g = f32[16]{{0}} all-gather(%a), dimensions={{0}}
+  %g = (f32[16]{{0}}, bf16[4,8]{{1,0:T(8,128)(2,1)S(1)}}) all-gather(%a, %b), dimensions={{0}}
   ROOT %r = f32[8] get-tuple-element(%w), index=1
 }}
 """
@@ -136,8 +136,8 @@ ENTRY %main (a: f32[8]) -> f32[8] {{
         assert permute.behind == behind
         assert (gather.kind, gather.nbytes, gather.times, gather.behind) == (
             "all-gather",
-            64,
+            128,
             1,
             None,
         )
-    assert payload("(bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, s4[32], pred[3], u32[]{:S(2)})") == 64
+    assert payload("(bf16[4,8]{1,0:T(8,128)(2,1)S(1)}, s4[32], pred[3], u32[]{:S(2)})") == 87
