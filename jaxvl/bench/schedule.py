@@ -25,7 +25,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A line of a computation: its name, the text of its shape, its opcode, operands and the rest."""
+    """A line of a computation; `rest`: its operands and attributes."""
 
     name: str
     shape: str

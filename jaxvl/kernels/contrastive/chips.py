@@ -1,4 +1,4 @@
-"""What kinds of chips afford, as far as sizes of blocks and the choice of a collective depend on it.
+"""What kinds of chips afford, as far as sizes of tiles and the choice of a collective ask.
 
 None of these figures is a measurement of ours. What `python -m jaxvl.bench.accelerator` measures
 takes their place: sizes by `sizes.measured`.
@@ -38,7 +38,7 @@ class Chip:
     step: float = 0.35e-6
 
 
-# By words of `device_kind`, first match. FLOP/s, bandwidth and memory: cloud.google.com/tpu/docs and
+# By words of `device_kind`, first match. FLOP/s, bandwidth, memory: cloud.google.com/tpu/docs and
 # NVIDIA's data sheets (an NVLink's figure is one direction). Links and their latency: "How To Scale
 # Your Model", jax-ml.github.io/scaling-book/tpus. A grid step: jax's guide to Pallas on TPU,
 # "Pipelining". Shared memory: CUDA's programming guide, "Compute Capabilities", less 1 KiB.

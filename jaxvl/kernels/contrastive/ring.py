@@ -120,8 +120,8 @@ class Gather:
         return lax.psum(value, self.axes)
 
 
-# Up to so many blocks are written out one after the other, without a loop: a loop's last round sends
-# blocks on that nobody needs.
+# Up to so many blocks are written out one after the other, without a loop, whose last round would
+# send blocks on that nobody needs.
 UNROLLED = 4
 
 

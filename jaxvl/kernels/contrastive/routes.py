@@ -87,7 +87,7 @@ def of_devices(devices: np.ndarray) -> Rings:
     if platform == "cpu":
         return by_axis(devices.shape)
     if platform == "tpu":
-        near = [getattr(d, "slice_index", None) or 0 for d in flat]
+        near = [_slice(d) for d in flat]
     else:
         near = [d.process_index for d in flat]
     members = [[i for i, n in enumerate(near) if n == name] for name in dict.fromkeys(near)]
@@ -95,13 +95,29 @@ def of_devices(devices: np.ndarray) -> Rings:
         return by_axis(devices.shape)
     found = []
     for group in members:
-        where = [tuple(getattr(flat[i], "coords", None) or ()) for i in group]
+        where = [_coordinates(flat[i]) for i in group]
         ring = _ring(where, wraps="lite" not in flat[0].device_kind)
         found.append([group[i] for i in ring])
     places = np.array(found)
     ways = (1, 2 if platform == "tpu" else 1)
     kept = [i for i, n in enumerate(places.shape) if n > 1]
     return Rings(places.reshape([places.shape[i] for i in kept]), tuple(ways[i] for i in kept))
+
+
+def _slice(device: jax.Device) -> int:
+    """Of a TPU; where there is one alone, devices do not name it."""
+    try:
+        return device.slice_index or 0
+    except AttributeError:
+        return 0
+
+
+def _coordinates(device: jax.Device) -> Coordinates:
+    """None of a GPU."""
+    try:
+        return tuple(device.coords or ())
+    except AttributeError:
+        return ()
 
 
 def _ring(where: Sequence[Coordinates], wraps: bool) -> Sequence[int]:

@@ -138,8 +138,8 @@ def _compare(blocks: Blocks, width: int, dtype: DTypeLike, kind: Kind) -> Verdic
         return Verdict({}, f"{type(error).__name__}: {str(error).splitlines()[0]}")
     errors = {}
     for name, a, b in zip(("loss", "du", "dv", "dscale", "dbias"), got, want):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        errors[name] = float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
+        size = max(np.abs(np.asarray(b, np.float64)).max(), 1e-30)
+        errors[name] = float(np.abs(np.asarray(a, np.float64) - b).max() / size)
     allowed = TOLERANCE[jnp.dtype(dtype).itemsize]
     # A NaN is below nothing.
     off = [f"{name} is off by {e:.1e}" for name, e in errors.items() if not e <= allowed]
