@@ -86,10 +86,7 @@ def of_devices(devices: np.ndarray) -> Rings:
     platform = flat[0].platform
     if platform == "cpu":
         return by_axis(devices.shape)
-    if platform == "tpu":
-        near = [_slice(d) for d in flat]
-    else:
-        near = [d.process_index for d in flat]
+    near = [_slice(d) if platform == "tpu" else d.process_index for d in flat]
     members = [[i for i, n in enumerate(near) if n == name] for name in dict.fromkeys(near)]
     if len({len(group) for group in members}) != 1:
         return by_axis(devices.shape)
