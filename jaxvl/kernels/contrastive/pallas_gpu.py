@@ -103,8 +103,8 @@ class PallasGpu:
     def fitting(
         cls, dtype: DTypeLike, chip: Chip = UNKNOWN_GPU, width: int = 0, device_kind: str = ""
     ) -> PallasGpu:
-        """Measured tiles of `device_kind`, else ones for `dtype`: float32 products run on the plain
-        units, in smaller chunks; bfloat16 ones in a pipeline as deep as shared memory allows.
+        """Measured tiles of `device_kind`, else ones for `dtype` that every GPU since sm_80 can
+        have: float32 products run on the plain units, in smaller chunks.
 
         One tile serves both passes: a measured one of the backward pass.
         """
@@ -112,8 +112,7 @@ class PallasGpu:
             return cls(Tile(**found), shared=chip.vmem)
         if jnp.dtype(dtype).itemsize != 2:
             return cls(Tile(64, 64, 32, warps=4, stages=2), shared=chip.vmem)
-        fits = [Tile(stages=n) for n in (2, 3, 4) if shared_bytes(Tile(stages=n), 2) <= chip.vmem]
-        return cls(fits[-1] if fits else Tile(stages=1), shared=chip.vmem)
+        return cls(Tile(), shared=chip.vmem)
 
     def check(self, shape, dtype, kind, form: Form) -> None:
         """Raises ValueError if these kernels cannot run."""

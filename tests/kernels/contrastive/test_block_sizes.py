@@ -77,7 +77,6 @@ def test_gpu_tiles_fit_shared_memory(kind):
     for dtype in (jnp.float32, jnp.bfloat16):
         blocks = PallasGpu.fitting(dtype, chip)
         assert pallas_gpu.shared_bytes(blocks.tile, jnp.dtype(dtype).itemsize) <= chip.vmem
-    assert PallasGpu.fitting(jnp.bfloat16, chip).tile.stages == (3 if kind is None else 4)
 
 
 # --------------------------------------------------------------------------------------------------
