@@ -3,6 +3,7 @@
     python -m jaxvl.bench.contrastive                        # time on this machine, all implementations in turn
     python -m jaxvl.bench.contrastive --memory               # temporary bytes per device on meshes of 8 to 32 devices
     python -m jaxvl.bench.contrastive --compile v4,v5e,v6e   # memory, FLOP and roofline on TPUs that are not here
+    python -m jaxvl.bench.contrastive --scaling v5e:2x4,v5e:8x8,v5e:16x16   # what devices receive as they become more
 
 "materialised" is the loss as one writes it without this package: the logits, their log-softmax,
 autodiff by XLA.
@@ -29,6 +30,7 @@ from rich.table import Table
 
 from jaxvl.aliases import Json
 from jaxvl.bench.harness import in_turn, publish, ratio
+from jaxvl.bench.schedule import collectives
 from jaxvl.config import ConfigError
 from jaxvl.kernels.contrastive import contrastive_loss, plan
 from jaxvl.sharding.topology import chip, compile_only_devices
@@ -203,6 +205,30 @@ def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
             yield row
 
 
+def scaling_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
+    """Bytes that each device receives, and what part of them while a kernel runs, as the batch
+    grows with the topology."""
+    for topology in args.scaling:
+        mesh = data_mesh(compile_only_devices(topology))
+        batch = args.per_device * mesh.size
+        shapes = operands(batch, args.width, args.dtype, mesh)
+        for name, collective in (("ring", "ring"), ("all-gather", "gather")):
+            how = dict(implementation="pallas_tpu", collective=collective)
+            program = compiled(args.kind, shapes, mesh, **how)
+            found = collectives(program.as_text())
+            received = sum(c.nbytes * c.times for c in found)
+            yield {
+                "topology": topology,
+                "devices": mesh.size,
+                "batch": batch,
+                "implementation": name,
+                "messages": sum(c.times for c in found),
+                "received_mib": received / MIB,
+                "hidden": sum(c.nbytes * c.times for c in found if c.behind) / received,
+                "temporary_mib": temporary(program) / MIB,
+            }
+
+
 # --------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +241,9 @@ COLUMNS = {
     "speed": "{:.2f} x",
     "tflop_per_second": "{:.2f}",
     "temporary_mib": "{:,.1f}",
+    "messages": "{:,}",
+    "received_mib": "{:,.1f}",
+    "hidden": "{:.1%}",
     "gflop": "{:,.0f}",
     "gbyte": "{:,.2f}",
     "roofline_ms": "{:.2f}",
@@ -248,6 +277,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Json]]:
         help="topologies, as v5e or v5e:4x4 (see jaxvl.sharding.topology)",
     )
     parser.add_argument(
+        "--scaling",
+        type=lambda text: text.split(","),
+        help="topologies of TPUs of several devices",
+    )
+    parser.add_argument(
         "--batch", type=numbers, help="batch sizes (default 8192,16384; with --compile 65536)"
     )
     parser.add_argument("--width", type=int, help="D (default 512; with --compile 768)")
@@ -259,12 +293,18 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Json]]:
     parser.add_argument(
         "--devices", type=numbers, default=[8, 16, 32], help="mesh sizes of --memory"
     )
-    parser.add_argument("--per-device", type=int, default=4096, help="rows per device of --memory")
+    parser.add_argument(
+        "--per-device",
+        type=int,
+        help="rows per device of --memory (default 4096) and --scaling (default 128)",
+    )
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args(argv)
     args.batch = args.batch or ([65536] if args.compile else [8192, 16384])
-    args.width = args.width or (768 if args.compile else 512)
-    args.dtype = jnp.dtype(args.dtype or ("bfloat16" if args.compile else "float32"))
+    elsewhere = args.compile or args.scaling
+    args.width = args.width or (768 if elsewhere else 512)
+    args.dtype = jnp.dtype(args.dtype or ("bfloat16" if elsewhere else "float32"))
+    args.per_device = args.per_device or (128 if args.scaling else 4096)
     if args.memory:
         # Too late where this process has used jax; then it needs as many devices.
         with contextlib.suppress(RuntimeError):
@@ -280,6 +320,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Json]]:
     if args.compile:
         measure = compile_rows
         title = "compiled for"
+    elif args.scaling:
+        measure = scaling_rows
+        title = "compiled for more and more devices"
     elif args.memory:
         measure = memory_rows
         title = "on meshes"

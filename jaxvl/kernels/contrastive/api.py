@@ -71,14 +71,16 @@ def contrastive_loss(
       bias: added to every logit. The softmax does not change under it (its gradient is zero); the
         sigmoid learns it.
       implementation: None tries `pallas_tpu`, `pallas_gpu`, then `chunked`, for what runs here; the
-        choice, and why any was skipped, is logged. A name ("reference", "chunked", "pallas_tpu",
-        "pallas_gpu"), or blocks with sizes of your own (`Chunked(512, 2048)`), is obeyed or
-        refused, never replaced.
+        choice, and why any was skipped, is logged, and a kernel that has not run on this kind of
+        chip yet is first compared with `chunked` (`verified`). A name ("reference", "chunked",
+        "pallas_tpu", "pallas_gpu"), or blocks with sizes of your own (`Chunked(512, 2048)`), is
+        obeyed or refused, never replaced.
       mesh_axes: mesh axes that shard the rows. None: `data` and `fsdp` of the mesh set by
         `jax.set_mesh`, if they are there. Inside `shard_map` it must be given: the names of manual
         axes, where `u`, `v` and the targets' arrays are this device's rows of the batch and the
         result is the loss of the whole batch; or `()` for the rows at hand alone.
-      collective: how the blocks of a mesh meet: "gather" or "ring". None: by size.
+      collective: how the blocks of a mesh meet: "gather" or "ring". None: by latency, bytes and
+        memory of the chip (`chips.collective`).
 
     Returns:
       Float32[""] (float64 for float64 inputs).
@@ -279,7 +281,9 @@ def _streamed(
 ) -> tuple[jax.Array, jax.Array]:
     """Sums of the two directions' losses over the batch, from this device's rows and columns;
     `each`: these rows' and columns' own."""
-    exchange = Local() if not axes else {"ring": Ring, "gather": Gather}[chosen.collective](axes)
+    exchange = Local()
+    if axes:
+        exchange = Ring.over(axes) if chosen.collective == "ring" else Gather(axes)
     if kind == "softmax":
         row, col = softmax_losses(chosen.blocks, exchange, form, u, v, scale, rows, cols)
         if each:

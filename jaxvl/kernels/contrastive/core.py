@@ -12,14 +12,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxvl.aliases import Tree
-from jaxvl.kernels.contrastive import tiles
+from jaxvl.kernels.contrastive import packing, tiles
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side, Stats
 
@@ -43,17 +43,40 @@ class Blocks(Protocol):
         self, x, y, scale, rows: Side, cols: Side, form: Form
     ) -> tuple[Stats, Stats]: ...
 
-    def softmax_backward(
-        self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype
-    ) -> tuple[Tree, jax.Array]: ...
-
     def sigmoid_forward(
         self, x, y, scale, bias, rows: Side, cols: Side, form: Form
     ) -> jax.Array: ...
 
+
+class OnePass(Blocks, Protocol):
+    """Blocks that compute the logits of a block once for both gradients."""
+
+    def softmax_backward(
+        self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype
+    ) -> tuple[Tree, jax.Array]: ...
+
     def sigmoid_backward(
         self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype
     ) -> tuple[Tree, jax.Array]: ...
+
+
+@runtime_checkable
+class TwoPasses(Blocks, Protocol):
+    """Blocks whose gradients of x and of y are passes of their own, each with its logits.
+
+    On a mesh x then travels for dy, in its own dtype, where otherwise dy would in float32, away
+    from home and back.
+    """
+
+    def softmax_gradient(
+        self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype, swapped: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """dx and each row's part of that of the scale; with `swapped`, x are the columns."""
+        ...
+
+    def sigmoid_gradient(
+        self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype, swapped: bool
+    ) -> tuple[jax.Array, jax.Array, jax.Array]: ...
 
 
 class Exchange(Protocol):
@@ -95,6 +118,31 @@ def _add(a: Tree, b: Tree) -> Tree:
     return jax.tree.map(jnp.add, a, b)
 
 
+def _gradients(
+    exchange: Exchange, gradient: Callable, x, y, rows: Side, cols: Side
+) -> tuple[Tree, jax.Array]:
+    """`(dx, sums of each row), dy` of blocks with two passes; `gradient(x, y, rows, cols,
+    swapped)`."""
+
+    def of_rows(x, y, rows, cols):
+        return gradient(x, y, rows, cols, False), ()
+
+    def of_cols(y, x, cols, rows):
+        return gradient(y, x, cols, rows, True)[0], ()
+
+    row, _ = exchange.pairs(of_rows, _add, x, y, rows, cols)
+    dy, _ = exchange.pairs(of_cols, _add, y, x, cols, rows)
+    return row, dy
+
+
+def _read(names: tuple[str, ...], *sides: Side) -> list[Side]:
+    """What a pass reads of the sides; the rest does not have to travel."""
+    out = []
+    for side in sides:
+        out.append({k: v for k, v in side.items() if k in names or packing.always_read(k)})
+    return out
+
+
 # --------------------------------------------------------------------------------------------------
 # Softmax
 
@@ -123,7 +171,7 @@ def _softmax_fwd(blocks, exchange, form, x, y, scale, rows, cols):
     def join(a, b):
         return tiles.merge_stats(a, b, scale)
 
-    row, col = exchange.pairs(block, join, x, y, rows, cols)
+    row, col = exchange.pairs(block, join, x, y, *_read(packing.TARGET, rows, cols))
     if form.smoothing and not form.masked:
         row |= _uniform(exchange, x, y, cols)
         col |= _uniform(exchange, y, x, rows)
@@ -189,12 +237,19 @@ def _softmax_bwd(blocks, exchange, form, saved, g):
     x, y, scale, rows, cols, row, col = saved
     out = tiles.accumulator(x.dtype) if exchange.partial else x.dtype
 
+    def gradient(x, y, rows, cols, swapped):
+        return blocks.softmax_gradient(x, y, scale, rows, cols, form, out, swapped)
+
     def block(x, y, rows, cols):
         return blocks.softmax_backward(x, y, scale, rows, cols, form, out)
 
     rows = _cotangents(row, rows, g[0], form, form.soft_weights[0])
     cols = _cotangents(col, cols, g[1], form, form.soft_weights[1])
-    (dx, dscale), dy = exchange.pairs(block, _add, x, y, rows, cols)
+    rows, cols = _read(packing.SOFTMAX_GRADIENT, rows, cols)
+    if isinstance(blocks, TwoPasses):
+        (dx, dscale), dy = _gradients(exchange, gradient, x, y, rows, cols)
+    else:
+        (dx, dscale), dy = exchange.pairs(block, _add, x, y, rows, cols)
     return dx.astype(x.dtype), dy.astype(y.dtype), jnp.sum(dscale).astype(scale.dtype), None, None
 
 
@@ -218,7 +273,7 @@ def _sigmoid_fwd(blocks, exchange, form, x, y, scale, bias, rows, cols):
     def block(x, y, rows, cols):
         return blocks.sigmoid_forward(x, y, scale, bias, rows, cols, form), ()
 
-    loss, _ = exchange.pairs(block, _add, x, y, rows, cols)
+    loss, _ = exchange.pairs(block, _add, x, y, *_read(packing.TARGET, rows, cols))
     return loss, (x, y, scale, bias, rows, cols)
 
 
@@ -226,10 +281,17 @@ def _sigmoid_bwd(blocks, exchange, form, saved, g):
     x, y, scale, bias, rows, cols = saved
     out = tiles.accumulator(x.dtype) if exchange.partial else x.dtype
 
+    def gradient(x, y, rows, cols, swapped):
+        return blocks.sigmoid_gradient(x, y, scale, bias, rows, cols, form, out, swapped)
+
     def block(x, y, rows, cols):
         return blocks.sigmoid_backward(x, y, scale, bias, rows, cols, form, out)
 
-    (dx, dscale, dbias), dy = exchange.pairs(block, _add, x, y, dict(rows, g=g), cols)
+    rows, cols = _read(packing.SIGMOID_GRADIENT, dict(rows, g=g), cols)
+    if isinstance(blocks, TwoPasses):
+        (dx, dscale, dbias), dy = _gradients(exchange, gradient, x, y, rows, cols)
+    else:
+        (dx, dscale, dbias), dy = exchange.pairs(block, _add, x, y, rows, cols)
     sums = jnp.sum(dscale).astype(scale.dtype), jnp.sum(dbias).astype(bias.dtype)
     return dx.astype(x.dtype), dy.astype(y.dtype), *sums, None, None
 

@@ -10,16 +10,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxvl.aliases import Tree
+from jaxvl.kernels.contrastive import chips, verified
+from jaxvl.kernels.contrastive.chips import UNKNOWN_GPU, UNKNOWN_TPU, chip_of
 from jaxvl.kernels.contrastive.chunked import Chunked
 from jaxvl.kernels.contrastive.core import Blocks
 from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu
-from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu, chip_of
+from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side
-
-# Up to this many bytes of gathered v per device the all-gather's few collectives beat the ring's n
-# rounds.
-GATHER_BYTES = 8 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +68,18 @@ def _pallas_tpu(shape, dtype, kind, form, named) -> Blocks:
     platform, device_kind = device()
     if platform != "tpu" and not named:
         raise ValueError(f"this is a {platform}")
-    blocks = PallasTpu.fitting(shape, dtype, chip_of(device_kind))
+    chip = chip_of(device_kind) if platform == "tpu" else UNKNOWN_TPU
+    blocks = PallasTpu.fitting(shape, dtype, chip, device_kind)
     blocks.check(shape, dtype, kind, form)
     return blocks
 
 
 def _pallas_gpu(shape, dtype, kind, form, named) -> Blocks:
-    platform, _ = device()
+    platform, device_kind = device()
     if platform != "gpu" and not named:
         raise ValueError(f"this is a {platform}")
-    blocks = PallasGpu.fitting(dtype)
+    chip = chip_of(device_kind, "gpu") if platform == "gpu" else UNKNOWN_GPU
+    blocks = PallasGpu.fitting(dtype, chip, shape[2], device_kind)
     blocks.check(shape, dtype, kind, form)
     return blocks
 
@@ -123,20 +123,22 @@ def choose(
     if shards == 1 or implementation == "reference":
         how = None
     else:
-        small = shards * shape[1] * shape[2] * jnp.dtype(dtype).itemsize <= GATHER_BYTES
-        how = collective or ("gather" if small else "ring")
+        platform, device_kind = device()
+        itemsize = jnp.dtype(dtype).itemsize
+        how = collective or chips.collective(
+            chip_of(device_kind, platform), shards, shape[1], shape[2], itemsize
+        )
     skipped = {}
     for name in ORDER if implementation is None else (implementation,):
         try:
-            if blocks is None:
-                return Plan(
-                    name,
-                    how,
-                    IMPLEMENTATIONS[name](shape, dtype, kind, form, implementation is not None),
-                    skipped,
-                )
-            blocks.check(shape, dtype, kind, form)
-            return Plan(name, how, blocks, skipped)
+            if blocks is not None:
+                blocks.check(shape, dtype, kind, form)
+                return Plan(name, how, blocks, skipped)
+            named = implementation is not None
+            found = IMPLEMENTATIONS[name](shape, dtype, kind, form, named)
+            if not named and name in verified.VERIFIED_ON:
+                verified.confirm(found, device()[1], shape[2], dtype, kind)
+            return Plan(name, how, found, skipped)
         except ValueError as reason:
             if implementation is not None:
                 raise ValueError(

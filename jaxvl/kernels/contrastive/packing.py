@@ -23,6 +23,11 @@ SOFTMAX_GRADIENT = (*TARGET, "m", "l", "gz", "gw", "gu", "tm", "gt")
 SIGMOID_GRADIENT = (*TARGET, "g")
 
 
+def always_read(name: str) -> bool:
+    """Whether every pass reads what has this name."""
+    return name.startswith("group") or name in ("teacher", "keep")
+
+
 @dataclasses.dataclass(frozen=True)
 class Packed:
     """Vectors of one side.
@@ -39,9 +44,9 @@ class Packed:
     teacher: jax.Array | None
 
 
-def pack(side: Side, wanted: tuple[str, ...], length: int) -> Packed:
-    """The `wanted` vectors and the groups of `side`, padded with zeros to `length`."""
-    names = [k for k in side if k in wanted or k.startswith("group")]
+def pack(side: Side, length: int) -> Packed:
+    """The vectors of `side`, padded with zeros to `length`."""
+    names = [k for k in side if k != "teacher"]
     floats = tuple(k for k in names if jnp.issubdtype(side[k].dtype, jnp.floating))
     integers = tuple(k for k in names if k not in floats)
 

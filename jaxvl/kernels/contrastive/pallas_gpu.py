@@ -25,12 +25,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 
-from jaxvl.kernels.contrastive import packing, tiles
+from jaxvl.kernels.contrastive import sizes, tiles
+from jaxvl.kernels.contrastive.chips import MIB, UNKNOWN_GPU, Chip
 from jaxvl.kernels.contrastive.packing import struct
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side, Stats, matmul
-
-MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ class PallasGpu:
     """
 
     tile: Tile = Tile()
-    shared: int = 99 * 1024
+    shared: int = UNKNOWN_GPU.vmem
     segment: int = 64 * MIB
     interpret: Any = False
     name: ClassVar[str] = "pallas_gpu"
@@ -101,11 +100,19 @@ class PallasGpu:
             )
 
     @classmethod
-    def fitting(cls, dtype: DTypeLike) -> PallasGpu:
-        """Tiles for `dtype`: float32 products run on the plain units, in smaller chunks."""
-        return cls(
-            Tile() if jnp.dtype(dtype).itemsize == 2 else Tile(64, 64, 32, warps=4, stages=2)
-        )
+    def fitting(
+        cls, dtype: DTypeLike, chip: Chip = UNKNOWN_GPU, width: int = 0, device_kind: str = ""
+    ) -> PallasGpu:
+        """Measured tiles of `device_kind`, else ones for `dtype` that every GPU since sm_80 can
+        have: float32 products run on the plain units, in smaller chunks.
+
+        One tile serves both passes: a measured one of the backward pass.
+        """
+        if found := sizes.measured(device_kind, cls.name, "backward", dtype, width):
+            return cls(Tile(**found), shared=chip.vmem)
+        if jnp.dtype(dtype).itemsize != 2:
+            return cls(Tile(64, 64, 32, warps=4, stages=2), shared=chip.vmem)
+        return cls(Tile(), shared=chip.vmem)
 
     def check(self, shape, dtype, kind, form: Form) -> None:
         """Raises ValueError if these kernels cannot run."""
@@ -160,9 +167,7 @@ class PallasGpu:
         )
         # Column statistics of every row block of a segment lie side by side until they are joined.
         per_row = 4 * len(stats) * n / self.tile.rows
-        x, y, rows, cols, form, parts = self._padded(
-            x, y, rows, cols, form, packing.TARGET, per_row
-        )
+        x, y, rows, cols, form, parts = self._padded(x, y, rows, cols, form, per_row)
 
         def segment(col_state, part):
             x_i, rows_i = part
@@ -186,10 +191,7 @@ class PallasGpu:
         m = x.shape[0]
         n = y.shape[0]
         width = x.shape[1]
-        wanted = packing.SOFTMAX_GRADIENT if kind == "softmax" else packing.SIGMOID_GRADIENT
-        x, y, rows, cols, form, parts = self._padded(
-            x, y, rows, cols, form, wanted, n * x.dtype.itemsize
-        )
+        x, y, rows, cols, form, parts = self._padded(x, y, rows, cols, form, n * x.dtype.itemsize)
 
         def segment(dy, part):
             x_i, rows_i = part
@@ -208,9 +210,9 @@ class PallasGpu:
             out
         )
 
-    def _padded(self, x, y, rows: Side, cols: Side, form: Form, wanted, bytes_per_row: float):
-        """Operands padded to whole tiles and segments, the vectors that the pass reads, and the
-        number of segments."""
+    def _padded(self, x, y, rows: Side, cols: Side, form: Form, bytes_per_row: float):
+        """Operands padded to whole tiles and segments, their vectors, and the number of
+        segments."""
         m = x.shape[0]
         n = y.shape[0]
         bm = self.tile.rows
@@ -226,11 +228,6 @@ class PallasGpu:
             form = dataclasses.replace(form, valid=True)
 
         def vectors(side, extra):
-            side = {
-                k: v
-                for k, v in side.items()
-                if k in wanted or k.startswith("group") or k == "teacher"
-            }
             side = {k: jnp.pad(v, ((0, extra), *((0, 0),) * (v.ndim - 1))) for k, v in side.items()}
             if "teacher" in side:
                 side["teacher"] = jnp.pad(

@@ -20,13 +20,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
-from jaxvl.kernels.contrastive import packing, tiles
+from jaxvl.kernels.contrastive import packing, sizes, tiles
+from jaxvl.kernels.contrastive.chips import MIB, UNKNOWN_TPU, Chip
 from jaxvl.kernels.contrastive.packing import Packed, lanes, pack, struct, sublanes
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side, Stats, matmul
 
 LANES = 128
-MIB = 2**20
 MAX_WIDTH = 2048
 # Column statistics stay resident in VMEM for this many columns; more are taken in segments.
 MAX_COLUMNS = 65536
@@ -75,44 +75,12 @@ def backward_vmem(tile: Tile, width: int, itemsize: int, out_itemsize: int) -> i
 
 
 @dataclasses.dataclass(frozen=True)
-class Chip:
-    """What a TPU generation affords.
-
-    Attributes:
-      vmem: bytes of VMEM a kernel may use; passed to the compiler as its limit.
-      tile: preferred rows and columns of a tile. With bfloat16 operands a tile of n rows does n
-        FLOP per byte it reads, so n has to exceed FLOP/s / bytes/s of the chip (v4 230, v5e 240,
-        v5p 170, v6e 560).
-    """
-
-    vmem: int
-    tile: int
-
-
-# By substring of `device_kind`, first match. VMEM below the physical size, which the compiler also
-# needs.
-CHIPS = {
-    "v6": Chip(64 * MIB, 1024),
-    "v5 lite": Chip(64 * MIB, 512),
-    "v5e": Chip(64 * MIB, 512),
-    "v5": Chip(48 * MIB, 512),
-    "v4": Chip(14 * MIB, 512),
-    "7": Chip(32 * MIB, 512),
-}
-UNKNOWN = Chip(14 * MIB, 512)
-
-
-def chip_of(device_kind: str) -> Chip:
-    """The `Chip` of a jax `device_kind`, or the most careful one."""
-    return next((chip for name, chip in CHIPS.items() if name in device_kind.lower()), UNKNOWN)
-
-
-@dataclasses.dataclass(frozen=True)
 class PallasTpu:
     """Block operations of the TPU kernels.
 
     Attributes:
-      forward, backward: tiles; both sizes are upper bounds for blocks with fewer rows.
+      forward, backward: tiles, the latter of both passes: rows of what the gradient is of. Both
+        sizes are upper bounds for blocks with fewer rows.
       vmem: limit in bytes handed to the compiler.
       interpret: False: compile for the TPU; True or `pltpu.InterpretParams()`: run on any backend,
         slowly, for tests.
@@ -120,7 +88,7 @@ class PallasTpu:
 
     forward: Tile = Tile()
     backward: Tile = Tile()
-    vmem: int = UNKNOWN.vmem
+    vmem: int = UNKNOWN_TPU.vmem
     interpret: Any = False
     name: ClassVar[str] = "pallas_tpu"
 
@@ -129,8 +97,11 @@ class PallasTpu:
         return bool(self.interpret)
 
     @classmethod
-    def fitting(cls, shape: tuple[int, int, int], dtype: DTypeLike, chip: Chip) -> PallasTpu:
-        """The largest tiles up to the chip's preferred ones that fit its VMEM for (M, N, D).
+    def fitting(
+        cls, shape: tuple[int, int, int], dtype: DTypeLike, chip: Chip, device_kind: str = ""
+    ) -> PallasTpu:
+        """The fastest tiles that fit the chip's VMEM for (M, N, D): measured ones of `device_kind`,
+        else those of the cost model (`sizes`).
 
         Raises:
           ValueError: none fits.
@@ -138,20 +109,26 @@ class PallasTpu:
         item = jnp.dtype(dtype).itemsize
         width = _lanes(shape[2])
         columns = min(_lanes(shape[1]), MAX_COLUMNS)
-        # float32 products are three to six bfloat16 ones, unrolled: past 256 they gain nothing but
-        # a minute of compilation.
-        sizes = [s for s in (1024, 512, 256, 128) if s <= (chip.tile if item == 2 else 256)]
-        candidates = [Tile(s, s) for s in sizes]
-        fits = [
-            [t for t in candidates if forward_vmem(t, width, item, columns) <= chip.vmem],
-            [t for t in candidates if backward_vmem(t, width, item, 4) <= chip.vmem],
-        ]
-        if not all(fits):
-            raise ValueError(
-                f"width {shape[2]} in {jnp.dtype(dtype)} does not fit {chip.vmem / MIB:.0f} "
-                f"MiB of VMEM in any tile"
-            )
-        return cls(fits[0][0], fits[1][0], chip.vmem)
+
+        def forward(rows, cols):
+            return forward_vmem(Tile(rows, cols), width, item, columns)
+
+        def backward(rows, cols):
+            return backward_vmem(Tile(rows, cols), width, item, 4)
+
+        tiles = {}
+        for which, needs, products in (("forward", forward, 1), ("backward", backward, 2)):
+            if found := sizes.measured(device_kind, cls.name, which, dtype, shape[2]):
+                tiles[which] = Tile(**found)
+                continue
+            best = sizes.fastest(chip, shape, item, products, needs)
+            if best is None:
+                raise ValueError(
+                    f"width {shape[2]} in {jnp.dtype(dtype)} does not fit {chip.vmem / MIB:.0f} "
+                    f"MiB of VMEM in any tile"
+                )
+            tiles[which] = Tile(*best)
+        return cls(**tiles, vmem=chip.vmem)
 
     def check(self, shape, dtype, kind, form: Form) -> None:
         """Raises ValueError if these kernels cannot run."""
@@ -192,23 +169,25 @@ class PallasTpu:
         row = functools.reduce(lambda a, b: tiles.merge_stats(a, b, scale), [p[0] for p in parts])
         return row, jax.tree.map(lambda *a: jnp.concatenate(a), *[p[1] for p in parts])
 
-    def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype):
-        """As `Chunked.softmax_backward`."""
-        (dx, sums), (dy, _) = self._backward(
-            x, y, scale, jnp.zeros_like(scale), rows, cols, form, out, "softmax"
+    def softmax_gradient(
+        self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype, swapped: bool
+    ):
+        """See `core.TwoPasses`."""
+        dx, sums = self._gradient(
+            x, y, scale, jnp.zeros_like(scale), rows, cols, form, out, "softmax", swapped
         )
-        return (dx, sums[0]), dy
+        return dx, sums[0]
 
     def sigmoid_forward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> jax.Array:
         """As `Chunked.sigmoid_forward`."""
         return self._forward(x, y, scale, bias, rows, cols, form, "sigmoid")[0]["loss"]
 
-    def sigmoid_backward(
-        self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype
+    def sigmoid_gradient(
+        self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype, swapped: bool
     ):
-        """As `Chunked.sigmoid_backward`."""
-        (dx, sums), (dy, _) = self._backward(x, y, scale, bias, rows, cols, form, out, "sigmoid")
-        return (dx, sums[0], sums[1]), dy
+        """See `core.TwoPasses`."""
+        dx, sums = self._gradient(x, y, scale, bias, rows, cols, form, out, "sigmoid", swapped)
+        return dx, sums[0], sums[1]
 
     # ----------------------------------------------------------------------------------------------
 
@@ -216,7 +195,7 @@ class PallasTpu:
         m = x.shape[0]
         n = y.shape[0]
         tile = self.forward
-        x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, tile, packing.TARGET)
+        x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, tile)
         ni = x.shape[0] // bm
         nj = y.shape[0] // bn
         width = x.shape[1]
@@ -260,58 +239,48 @@ class PallasTpu:
             k: col[i, :n] for i, k in enumerate(names)
         }
 
-    def _backward(self, x, y, scale, bias, rows, cols, form, out, kind):
-        """`(dx, sums), (dy, sums)`; the first sums `[8, M]` hold each row's parts of d scale and d
-        bias."""
-        wanted = packing.SOFTMAX_GRADIENT if kind == "softmax" else packing.SIGMOID_GRADIENT
-        m = x.shape[0]
-        n = y.shape[0]
-        width = x.shape[1]
-        x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, self.backward, wanted)
-        scalars = _scalars(scale, bias)
-
-        def side(x, y, rows, cols, bm, bn, swapped):
-            ni = x.shape[0] // bm
-            nj = y.shape[0] // bn
-            wide = x.shape[1]
-            kernel = functools.partial(
-                _backward_kernel,
-                kind=kind,
-                form=form,
-                swapped=swapped,
-                row_names=rows.names,
-                col_names=cols.names,
-            )
-            return pl.pallas_call(
-                kernel,
-                grid=(ni, nj),
-                in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *_specs(bm, bn, wide, rows, cols)],
-                out_specs=[
-                    pl.BlockSpec((bm, wide), lambda i, j: (i, 0)),
-                    pl.BlockSpec((packing.SUBLANES, bm), lambda i, j: (0, i)),
-                ],
-                out_shape=[
-                    struct(x.shape, out, x),
-                    struct((packing.SUBLANES, x.shape[0]), jnp.float32, x),
-                ],
-                scratch_shapes=[
-                    *_transposed(bm, rows),
-                    pltpu.VMEM((bm, packing.SUBLANES), jnp.float32),
-                    pltpu.VMEM((bm, wide), jnp.float32),
-                ],
-                compiler_params=pltpu.CompilerParams(
-                    dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=self.vmem
-                ),
-                cost_estimate=_cost(
-                    x, y, products=2, row_blocks=ni, out=x.size * jnp.dtype(out).itemsize
-                ),
-                interpret=self.interpret,
-                name=f"contrastive_{kind}_{'dy' if swapped else 'dx'}",
-            )(scalars, *_operands(x, y, rows, cols))
-
-        dx, sums = side(x, y, rows, cols, bm, bn, False)
-        dy, _ = side(y, x, cols, rows, bn, bm, True)
-        return (dx[:m, :width], sums[:, :m]), (dy[:n, :width], None)
+    def _gradient(self, x, y, scale, bias, rows, cols, form, out, kind, swapped):
+        """dx and sums `[8, M]`, which hold each row's parts of d scale and d bias."""
+        m, width = x.shape
+        x, y, rows, cols, form, (bm, bn) = _padded(x, y, rows, cols, form, self.backward)
+        ni = x.shape[0] // bm
+        nj = y.shape[0] // bn
+        wide = x.shape[1]
+        kernel = functools.partial(
+            _backward_kernel,
+            kind=kind,
+            form=form,
+            swapped=swapped,
+            row_names=rows.names,
+            col_names=cols.names,
+        )
+        dx, sums = pl.pallas_call(
+            kernel,
+            grid=(ni, nj),
+            in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), *_specs(bm, bn, wide, rows, cols)],
+            out_specs=[
+                pl.BlockSpec((bm, wide), lambda i, j: (i, 0)),
+                pl.BlockSpec((packing.SUBLANES, bm), lambda i, j: (0, i)),
+            ],
+            out_shape=[
+                struct(x.shape, out, x),
+                struct((packing.SUBLANES, x.shape[0]), jnp.float32, x),
+            ],
+            scratch_shapes=[
+                *_transposed(bm, rows),
+                pltpu.VMEM((bm, packing.SUBLANES), jnp.float32),
+                pltpu.VMEM((bm, wide), jnp.float32),
+            ],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=self.vmem
+            ),
+            cost_estimate=_cost(
+                x, y, products=2, row_blocks=ni, out=x.size * jnp.dtype(out).itemsize
+            ),
+            interpret=self.interpret,
+            name=f"contrastive_{kind}_{'dy' if swapped else 'dx'}",
+        )(_scalars(scale, bias), *_operands(x, y, rows, cols))
+        return dx[:m, :width], sums[:, :m]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -442,7 +411,7 @@ def _fit(n: int, largest: int) -> int:
     return _lanes(-(-n // parts))
 
 
-def _padded(x, y, rows: Side, cols: Side, form: Form, tile: Tile, wanted):
+def _padded(x, y, rows: Side, cols: Side, form: Form, tile: Tile):
     """Operands padded to whole blocks and lanes; rows and columns that were added are not `ok`."""
     m = x.shape[0]
     n = y.shape[0]
@@ -459,7 +428,7 @@ def _padded(x, y, rows: Side, cols: Side, form: Form, tile: Tile, wanted):
         x = jnp.pad(x, ((0, pm), (0, -width % LANES)))
     if pn or width % LANES:
         y = jnp.pad(y, ((0, pn), (0, -width % LANES)))
-    return x, y, pack(rows, wanted, m + pm), pack(cols, wanted, n + pn), form, (bm, bn)
+    return x, y, pack(rows, m + pm), pack(cols, n + pn), form, (bm, bn)
 
 
 def _scalars(scale, bias) -> jax.Array:

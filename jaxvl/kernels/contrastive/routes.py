@@ -1,0 +1,152 @@
+"""In which order the devices of a mesh stand in a ring, so that neighbours have a link.
+
+A mesh's axes say who shares what, not who is wired to whom. On TPUs the devices of a slice are a
+grid: their ring goes through it row by row and back along the first column, every hop one link
+long. A v5e with more than 16 chips has no other way: its compiler runs a permutation beside the
+arithmetic only where every message stays in one row or column and does not cross the edge of the
+grid (found by compiling for it; libtpu 0.0.42).
+
+     0   1   2   3        4 x 4 chips: the numbers are positions in the ring
+    15   6   5   4
+    14   7   8   9
+    13  12  11  10
+
+Between slices (TPU) or hosts (GPU) the links are slow: they are a ring of their own, in which the
+fast ones turn (`ring.Ring`). There, and between the GPUs of a host, is a switch, through which a
+ring in one direction sends and receives as fast as it can; a link between TPUs carries as much
+again in the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax._src import mesh as jax_mesh  # the mesh with its devices, which a trace may not ask for
+
+Coordinates = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rings:
+    """How the devices of some mesh axes, taken as one in row-major order, stand in rings.
+
+    Attributes:
+      places: Int[…], indices into the axes: along the last dimension neighbours in the fastest
+        ring, along the first in the slowest.
+      ways: of each dimension, 2 where links carry as much the one way as the other at once, 1 where
+        there is a switch.
+    """
+
+    places: np.ndarray
+    ways: tuple[int, ...]
+
+
+def concrete_mesh() -> jax.sharding.Mesh | None:
+    """The mesh that is set, with its devices; None where there is none."""
+    mesh = jax_mesh.get_concrete_mesh()
+    return None if mesh is None or mesh.empty else mesh
+
+
+def mesh_devices() -> list[jax.Device]:
+    """The devices of the mesh that is set."""
+    mesh = concrete_mesh()
+    return [] if mesh is None else list(mesh.devices.flat)
+
+
+def rings(axes: Sequence[str]) -> Rings:
+    """The rings over mesh axes.
+
+    Where devices do not tell where they are, as on a CPU, every axis is a ring, the first the
+    slowest.
+    """
+    mesh = concrete_mesh()
+    shape = jax.sharding.get_abstract_mesh().shape
+    if mesh is None:
+        return by_axis([shape[axis] for axis in axes])
+    # Of the other axes any index will do: their groups lie alike.
+    first = tuple(slice(None) if a in axes else 0 for a in mesh.axis_names)
+    devices = mesh.devices[first]
+    order = [a for a in mesh.axis_names if a in axes]
+    return of_devices(devices.transpose([order.index(a) for a in axes]))
+
+
+def by_axis(sizes: Sequence[int]) -> Rings:
+    """Every axis a ring, one way, which holds fewer blocks at a time."""
+    sizes = [n for n in sizes if n > 1]
+    return Rings(np.arange(np.prod(sizes, dtype=int)).reshape(sizes), (1,) * len(sizes))
+
+
+def of_devices(devices: np.ndarray) -> Rings:
+    """As `rings`, for an array of devices with one dimension for each axis."""
+    flat = list(devices.flat)
+    platform = flat[0].platform
+    if platform == "cpu":
+        return by_axis(devices.shape)
+    near = [_slice(d) if platform == "tpu" else d.process_index for d in flat]
+    members = [[i for i, n in enumerate(near) if n == name] for name in dict.fromkeys(near)]
+    if len({len(group) for group in members}) != 1:
+        return by_axis(devices.shape)
+    found = []
+    for group in members:
+        where = [_coordinates(flat[i]) for i in group]
+        ring = _ring(where, wraps="lite" not in flat[0].device_kind)
+        found.append([group[i] for i in ring])
+    places = np.array(found)
+    ways = (1, 2 if platform == "tpu" else 1)
+    kept = [i for i, n in enumerate(places.shape) if n > 1]
+    return Rings(places.reshape([places.shape[i] for i in kept]), tuple(ways[i] for i in kept))
+
+
+def _slice(device: jax.Device) -> int:
+    """Of a TPU; where there is one alone, devices do not name it."""
+    try:
+        return device.slice_index or 0
+    except AttributeError:
+        return 0
+
+
+def _coordinates(device: jax.Device) -> Coordinates:
+    """None of a GPU."""
+    try:
+        return tuple(device.coords or ())
+    except AttributeError:
+        return ()
+
+
+def _ring(where: Sequence[Coordinates], wraps: bool) -> Sequence[int]:
+    """The order in which devices at these coordinates stand in a ring; as given where they fill no
+    grid. `wraps`: whether the ends of a row have a link."""
+    kept = [axis for axis in zip(*where) if len(set(axis)) > 1]
+    values = [sorted(set(axis)) for axis in kept]
+    sizes = [len(v) for v in values]
+    cells = [tuple(v.index(x) for v, x in zip(values, place)) for place in zip(*kept)]
+    at = {cell: i for i, cell in enumerate(cells)}
+    if not kept or len(at) != len(where) or int(np.prod(sizes)) != len(where):
+        return range(len(where))
+    if len(sizes) == 1:
+        line = range(sizes[0])
+        # Without a link between its ends: every other device, and the others on the way back.
+        return [at[x,] for x in (line if wraps else [*line[::2], *line[1::2][::-1]])]
+    even = [i for i, n in enumerate(sizes) if n % 2 == 0]
+    rows = even[0] if even else 0
+    path = list(_snake([n for i, n in enumerate(sizes) if i != rows]))
+    cycle = [(y, x) for y in range(sizes[rows]) for x in _turning(range(1, len(path)), y)]
+    cycle = [(0, 0), *cycle, *((y, 0) for y in reversed(range(1, sizes[rows])))]
+    return [at[(*path[x][:rows], y, *path[x][rows:])] for y, x in cycle]
+
+
+def _turning(line: range, times: int) -> range:
+    return line[::-1] if times % 2 else line
+
+
+def _snake(sizes: Sequence[int]) -> list[Coordinates]:
+    """The cells of a grid, each a neighbour of the one before."""
+    if not sizes:
+        return [()]
+    rest = _snake(sizes[1:])
+    rows = ((i, rest[::-1] if i % 2 else rest) for i in range(sizes[0]))
+    return list(itertools.chain.from_iterable([(i, *cell) for cell in row] for i, row in rows))

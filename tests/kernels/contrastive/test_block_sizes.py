@@ -1,0 +1,190 @@
+"""Tiles and collectives by what is known of the chips, and by what was measured on them."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from test_contrastive_mesh import mesh_of
+
+from jaxvl.kernels.contrastive import (
+    PallasGpu,
+    PallasTpu,
+    chips,
+    pallas_gpu,
+    pallas_tpu,
+    plan,
+    sizes,
+)
+
+TPUS = {k: c for k, c in chips.CHIPS.items() if k[0] in "vt"}
+GPUS = {k: c for k, c in chips.CHIPS.items() if k[0] in "abh"}
+
+
+def test_chips_are_known_by_their_kind():
+    known = chips.CHIPS
+    assert chips.chip_of("TPU v5 lite") is known["v5 lite"]
+    assert chips.chip_of("TPU v5p") is chips.chip_of("TPU v5") is known["v5"]
+    assert chips.chip_of("TPU v6 lite") is known["v6"]
+    assert chips.chip_of("TPU7x") is known["tpu7"]
+    assert chips.chip_of("NVIDIA H200", "gpu") is known["h200"]
+    assert chips.chip_of("Abacus") is chips.UNKNOWN_TPU
+    assert chips.chip_of("NVIDIA L4", "gpu") is chips.UNKNOWN_GPU
+
+
+@pytest.mark.parametrize("kind", TPUS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("width", [64, 768, 2048])
+def test_tiles_fit_and_none_that_fits_is_faster(kind, dtype, width):
+    chip = TPUS[kind]
+    item = jnp.dtype(dtype).itemsize
+    shape = (65536, 65536, width)
+    blocks = PallasTpu.fitting(shape, dtype, chip)
+
+    def fits(rows, cols, which):
+        tile = pallas_tpu.Tile(rows, cols)
+        if which == "forward":
+            return pallas_tpu.forward_vmem(tile, width, item, 65536) <= chip.vmem
+        return pallas_tpu.backward_vmem(tile, width, item, 4) <= chip.vmem
+
+    for which, tile, products in (("forward", blocks.forward, 1), ("backward", blocks.backward, 2)):
+        assert fits(tile.rows, tile.cols, which)
+        best = sizes.seconds(chip, shape, item, products, tile.rows, tile.cols)
+        for rows, cols in sizes.candidates(chip, item):
+            if fits(rows, cols, which):
+                assert sizes.seconds(chip, shape, item, products, rows, cols) >= best
+
+
+def test_seconds_by_hand():
+    """4 x 8 tiles of 256 x 128, 512 wide: v5e reads 128 KiB in 0.16 us and computes 33.6 MFLOP in
+    0.17 us; six times as long in float32."""
+    chip = chips.CHIPS["v5e"]
+    flop = 2 * 256 * 128 * 512
+    read = 1024 * 512 * 2 / 819e9
+    got = sizes.seconds(chip, (1024, 1024, 512), 2, 1, 256, 128)
+    assert got == pytest.approx(32 * (flop / 197e12 + 0.35e-6) + read)
+    got = sizes.seconds(chip, (1024, 1024, 512), 4, 1, 256, 128)
+    assert got == pytest.approx(32 * (6 * flop / 197e12 + 0.35e-6) + 2 * read)
+    # Too few rows for the operands of the columns: reading counts.
+    got = sizes.seconds(chip, (1024, 1024, 512), 2, 1, 128, 128)
+    assert got == pytest.approx(64 * (128 * 512 * 2 / 819e9 + 0.35e-6) + read)
+
+
+@pytest.mark.parametrize("kind", [*GPUS, None])
+def test_gpu_tiles_fit_shared_memory(kind):
+    chip = GPUS.get(kind, chips.UNKNOWN_GPU)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        blocks = PallasGpu.fitting(dtype, chip)
+        assert pallas_gpu.shared_bytes(blocks.tile, jnp.dtype(dtype).itemsize) <= chip.vmem
+
+
+# --------------------------------------------------------------------------------------------------
+# Measured sizes
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """Writes a table and names it in the environment."""
+
+    def write(content):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        monkeypatch.setenv(sizes.VARIABLE, str(path))
+
+    return write
+
+
+def entry(which, width, **tile):
+    return {"pass": which, "dtype": "bfloat16", "width": width, "tile": tile}
+
+
+def test_measured_tiles_take_the_place_of_the_model(table):
+    table(
+        {
+            "TPU v5 lite": {
+                "pallas_tpu": [
+                    entry("forward", 1024, rows=256, cols=128),
+                    entry("forward", 512, rows=128, cols=128),
+                ]
+            },
+            "NVIDIA H200": {
+                "pallas_gpu": [entry("backward", 768, rows=64, cols=256, chunk=32, warps=4)]
+            },
+        }
+    )
+    chip = chips.CHIPS["v5e"]
+    modelled = PallasTpu.fitting((8192, 8192, 768), jnp.bfloat16, chip)
+    for width, rows in ((512, 128), (513, 256), (1024, 256)):
+        blocks = PallasTpu.fitting((8192, 8192, width), jnp.bfloat16, chip, "TPU v5 lite")
+        assert blocks.forward == pallas_tpu.Tile(rows, 128)
+        assert blocks.backward.rows > 128, "that pass was not measured"
+    for width, kind, dtype in (
+        (1025, "TPU v5 lite", jnp.bfloat16),
+        (768, "TPU v4", jnp.bfloat16),
+        (768, "TPU v5 lite", jnp.float32),
+    ):
+        blocks = PallasTpu.fitting((8192, 8192, width), dtype, chip, kind)
+        assert blocks.forward.cols > 128
+    assert modelled == PallasTpu.fitting((8192, 8192, 768), jnp.bfloat16, chip, "another")
+    gpu = PallasGpu.fitting(jnp.bfloat16, chips.CHIPS["h200"], 768, "NVIDIA H200")
+    assert gpu.tile == pallas_gpu.Tile(64, 256, 32, warps=4)
+
+
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        ("{", "Expecting"),
+        ('["TPU v4"]', "'list' object has no attribute"),
+        ({"TPU v4": {"pallas_tpu": [{"pass": "forward"}]}}, "'width'"),
+        ({"TPU v4": {"pallas_tpu": [entry("sideways", 8, rows=128)]}}, "no pass, dtype and width"),
+        ({"TPU v4": {"pallas_tpu": [entry("forward", 8, rows="x")]}}, "no tile of whole numbers"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(table, content, why):
+    table(content)
+    with pytest.raises(RuntimeError, match=f"JAXVL_BLOCKS: .* is no table of tiles: .*{why}"):
+        PallasTpu.fitting((8, 8, 8), jnp.bfloat16, chips.UNKNOWN_TPU, "TPU v4")
+
+
+# --------------------------------------------------------------------------------------------------
+# Collectives
+
+
+def test_seconds_of_collectives_by_hand():
+    chip = dataclasses.replace(
+        chips.CHIPS["v5e"], flops=1e12, link=1e9, links=2, hop=1e-6, memory=1e12
+    )
+    # 9 devices of 1,000 rows, 100 wide, 2 bytes: a block travels 200 us, 5 products of 0.2 GFLOP
+    # in three passes take 333 us each.
+    compute = 5 / 3 * 2e8 / 1e12
+    ring = chips.ring_seconds(chip, 9, 1000, 100, 2)
+    assert ring == pytest.approx(3 * (4 * 2 * compute + compute)), "all of it hides"
+    gather = chips.gather_seconds(chip, 9, 1000, 100, 2)
+    assert gather == pytest.approx(3 * (3e-6 + 8 * 2e5 / 2e9 + 9 * compute))
+    assert chips.collective(chip, 9, 1000, 100, 2) == "ring"
+    slow = dataclasses.replace(chip, hop=1.0)
+    assert chips.ring_seconds(slow, 9, 1000, 100, 2) == pytest.approx(3 * 4 * 2, rel=1e-3)
+    assert chips.collective(slow, 9, 1000, 100, 2) == "gather", "12 hops of latency against 8"
+
+
+def test_what_does_not_fit_goes_round():
+    chip = dataclasses.replace(chips.CHIPS["v5e"], hop=1.0)
+    most = int(chip.memory / 256 / (16 * 768 * 2))
+    assert chips.collective(chip, 16, most, 768, 2) == "gather"
+    assert chips.collective(chip, 16, most + 1, 768, 2) == "ring"
+
+
+@pytest.mark.parametrize("kind", chips.CHIPS)
+def test_small_batches_are_gathered_and_large_ones_are_not(kind):
+    chip = chips.CHIPS[kind]
+    assert chips.collective(chip, 8, 32, 512, 2) == "gather"
+    assert chips.collective(chip, 64, 16384, 768, 2) == "ring"
+    assert chips.collective(chip, 256, 4096, 768, 2) == "ring"
+
+
+def test_the_collective_follows_the_chip_of_the_mesh():
+    with jax.set_mesh(mesh_of((8, 1))):
+        assert plan((256, 256, 512)).collective == "gather"
+        assert plan((8 * 4096, 8 * 4096, 512)).collective == "ring"
+        assert plan((8 * 4096, 8 * 4096, 512), collective="gather").collective == "gather"
