@@ -17,7 +17,7 @@ from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import compile_turns
 from jaxvl.training.cost import Cost
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.schedule import Turn
+from jaxvl.training.schedule import RoundRobin, Turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,8 @@ def one_step(experiment: Experiment, task: str | None = None) -> OneStep:
     config = experiment.tasks[task]
     objectives = {key: use for key, use in config.objectives.items() if use.weight}
     config = dataclasses.replace(config, objectives=objectives)
-    experiment = dataclasses.replace(experiment, tasks={task: config}, mesh=MeshConfig())
+    alone = dict(tasks={task: config}, mesh=MeshConfig(), schedule=RoundRobin())
+    experiment = dataclasses.replace(experiment, **alone)
     tasks = {task: Task(task, config, experiment.preprocess)}
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     words = experiment.tokenizer.vocab_size

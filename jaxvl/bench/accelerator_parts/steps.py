@@ -18,7 +18,7 @@ SYSTEMS = {
     "CLIP ViT-L/14": ("configs/clip.py:variant=L/14", None),
     "CoCa base": ("configs/coca.py:variant=base", None),
     "ALIGN B0": ("configs/align.py:variant=b0", None),
-    "IMP-MoE base": ("configs/imp.py:variant=base", None),
+    "IMP-MoE base": ("configs/imp.py:variant=base", "image_text"),
 }
 # Pixels of the side of a picture where sizes are tiny: two patches.
 TINY_SIDE = {"CLIP ViT-B/16": 32, "CLIP ViT-L/14": 28, "CoCa base": 36, "ALIGN B0": 32}
