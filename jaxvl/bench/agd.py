@@ -17,12 +17,12 @@ import statistics
 from collections.abc import Callable
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from jaxvl.aliases import Json
 from jaxvl.bench.harness import in_turn, publish
+from jaxvl.bench.one_step import random_rows
 from jaxvl.config import load_file, resolve
 from jaxvl.sharding.mesh import batch_sharding, make_mesh
 from jaxvl.tasks import Task
@@ -92,14 +92,10 @@ def takers(experiment: Experiment, steps: int) -> dict[str, Callable[[], object]
         for program in programs
         for turn in program.turns
     }
-    rng = np.random.default_rng(0)
-    batches = {}
-    for name, task in tasks.items():
-        values = {
-            k: rng.integers(0, 255 if s.dtype == np.uint8 else words, s.shape).astype(s.dtype)
-            for k, s in task.config.data.shapes.items()
-        }
-        batches[name] = (jax.device_put(values, batch_sharding(mesh)),)
+    batches = {
+        name: (jax.device_put(random_rows(task.config.data, words), batch_sharding(mesh)),)
+        for name, task in tasks.items()
+    }
 
     def take(*names: str) -> Callable[[], object]:
         def run() -> object:

@@ -11,87 +11,26 @@ arguments: a loss of weight 0 is not computed.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import pathlib
 import statistics
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from jaxvl.aliases import Json
 from jaxvl.bench.harness import in_turn, publish, ratio
+from jaxvl.bench.one_step import one_step
 from jaxvl.config import load_file, override, resolve
-from jaxvl.sharding.mesh import MeshConfig, batch_sharding, make_mesh
-from jaxvl.tasks import Task
-from jaxvl.training.build import Vocabulary, build_model, draw_state, fresh_state
-from jaxvl.training.checkpoint import abstract_state
-from jaxvl.training.compile import compile_turns
 from jaxvl.training.experiment import Experiment
-from jaxvl.training.schedule import Turn
 
 LOSSES = ("both", "contrast", "caption")
 
 
 def taker(config: str, loss: str, changes: dict[str, str]) -> Callable[[], object]:
     """A function that takes one step. Objectives of weight 0 are left out."""
-    experiment = resolve(Experiment, override(load_file(f"{config}:loss={loss}"), changes))
-    (name, task), *_ = experiment.tasks.items()
-    objectives = {key: use for key, use in task.objectives.items() if use.weight}
-    experiment = dataclasses.replace(
-        experiment,
-        tasks={name: dataclasses.replace(task, objectives=objectives)},
-        mesh=MeshConfig(),
-    )
-    tasks = {name: Task(name, experiment.tasks[name], experiment.preprocess)}
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    words = experiment.tokenizer.vocab_size
-    with jax.set_mesh(mesh):
-        model = build_model(experiment, Vocabulary(words, 0, 1))
-        fresh, shapes, shardings = fresh_state(experiment, model, mesh)
-        (program,) = compile_turns(
-            experiment,
-            tasks,
-            [Turn((name,))],
-            model,
-            abstract_state(shapes, shardings),
-            shardings,
-            mesh,
-        )
-        step = program.bind(program.turns[0], [name], mesh)
-        held = [draw_state(fresh, experiment.seed, shardings, mesh)]
-        batch = (
-            {
-                k: jax.device_put(v, batch_sharding(mesh))
-                for k, v in rows(task.data.shapes, words).items()
-            },
-        )
-
-    def take() -> jax.Array:
-        held[0], (metrics,) = step(held[0], batch)
-        return metrics["loss"]
-
-    return take
-
-
-def rows(shapes: dict[str, jax.ShapeDtypeStruct], words: int) -> dict[str, jnp.ndarray]:
-    """Random pictures, and captions of random words that fill three quarters of their length."""
-    rng = np.random.default_rng(0)
-    text = shapes["text"]
-    tokens = rng.integers(3, words, text.shape, np.int32)
-    end = max(1, 3 * text.shape[1] // 4)
-    tokens[:, end] = 1
-    tokens[:, end + 1 :] = 0
-    numbers = np.arange(text.shape[0], dtype=np.int32)
-    return {
-        "image": rng.integers(0, 256, shapes["image"].shape, np.uint8),
-        "text": tokens,
-        "group_id": numbers,
-        "position": numbers,
-    }
+    node = override(load_file(f"{config}:loss={loss}"), changes)
+    return one_step(resolve(Experiment, node)).take
 
 
 def main(argv: list[str] | None = None) -> dict[str, Json]:

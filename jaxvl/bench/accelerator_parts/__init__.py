@@ -1,0 +1,1 @@
+"""The parts of `jaxvl.bench.accelerator`, one a file."""

@@ -1,0 +1,129 @@
+"""The benchmark of an accelerator, in its tiny form on a CPU; and whether it notices what is wrong."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxvl.bench import accelerator
+from jaxvl.bench.accelerator_parts import attention, numbers, steps, tiles
+from jaxvl.bench.accelerator_parts.part import TINY, Deadline
+from jaxvl.kernels.contrastive import sizes
+
+
+def test_all_parts_but_the_steps_run_and_the_kernels_agree(tmp_path):
+    path = tmp_path / "found.json"
+    blocks = tmp_path / "blocks.json"
+    parts = "numbers,core,tiles,open_clip,attention"
+    argv = ["--tiny", f"--parts={parts}", f"--json={path}", f"--blocks={blocks}"]
+    assert accelerator.main(argv) == 0
+    found = json.loads(path.read_text())["parts"]
+    assert list(found) == parts.split(",")
+    assert not any("failed" in part or part["cut"] for part in found.values())
+    rows = found["numbers"]["rows"]
+    assert {row["kernel"] for row in rows} == {"pallas_tpu", "pallas_gpu", "chunked"}
+    assert len(rows) == 12 and all(row["passed"] for row in rows)
+    losses = [row["loss"] for row in found["core"]["rows"] if "loss" in row]
+    np.testing.assert_allclose(losses, losses[0], rtol=2e-2)
+    assert len(losses) == 4
+    table = json.loads(blocks.read_text())
+    assert sizes._read(str(blocks)) == table  # it is what the kernels read
+    (entries,) = [chip["pallas_tpu"] for chip in table.values()]
+    assert {entry["pass"] for entry in entries} == {"forward", "backward"}
+
+
+@pytest.mark.slow
+def test_steps_of_five_systems():
+    rows = list(steps.run(TINY, Deadline(1e9)))
+    assert [row["system"] for row in rows] == list(steps.SYSTEMS)
+    for row in rows:
+        assert "failed" not in row, row
+        assert np.isfinite(row["loss"]) and row["examples_per_second"] > 0
+
+
+def test_a_step_of_clip():
+    step = steps._measured("CLIP ViT-B/16", 8, TINY, 1e12)
+    assert np.isfinite(step["loss"])
+    np.testing.assert_allclose(step["mfu"], step["tflop"] / step["seconds"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", numbers.KINDS)
+def test_closed_forms_are_those_of_autodiff_in_float64(kind):
+    u, v = numbers.unit_rows(12, 5, "float32")
+
+    def loss(u, v, log_scale, bias):
+        logits = jnp.exp(log_scale) * u @ v.T
+        if kind == "softmax":
+            diagonal = jnp.diag(logits)
+            both = jax.nn.logsumexp(logits, 0) + jax.nn.logsumexp(logits, 1)
+            return (both / 2 - diagonal).mean()
+        logits = logits + bias
+        return (jax.nn.softplus(logits).sum() - jnp.trace(logits)) / len(u)
+
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(np.float64(x)) for x in (u, v, numbers.LOG_SCALE, numbers.BIAS)]
+        value, gradients = jax.value_and_grad(loss, (0, 1, 2, 3))(*arguments)
+    want = numbers.exact(u, v, kind)
+    for name, got in zip(numbers.NAMES, (value, *gradients)):
+        np.testing.assert_allclose(want[name], got, atol=1e-12, err_msg=name)
+
+
+def test_gradients_of_attention_are_those_of_autodiff():
+    rng = np.random.default_rng(0)
+    q, k, v, slope = (rng.standard_normal((2, 5, 3, 4)) for _ in range(4))
+    out, pull = jax.vjp(jax.nn.dot_product_attention, *(jnp.float32(x) for x in (q, k, v)))
+    for got, want in zip((out, *pull(jnp.float32(slope))), attention.exact(q, k, v, slope)):
+        np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_a_wrong_kernel_is_told(monkeypatch):
+    right = numbers.contrastive_loss
+    monkeypatch.setattr(
+        numbers, "contrastive_loss", lambda *args, **options: 1.001 * right(*args, **options)
+    )
+    monkeypatch.setattr(numbers, "kernels", lambda sizes, dtype: {"chunked": "chunked"})
+    console = Console(quiet=True)
+    result = accelerator.measure(["numbers"], TINY, 1e9, None, console)
+    assert "chunked (softmax, float32, 128)" in accelerator.wrong(result)
+
+
+def test_a_part_that_fails_leaves_the_others_theirs(monkeypatch, tmp_path):
+    def broken(sizes, deadline):
+        yield {"seconds": 1.0}
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setitem(accelerator.PARTS, "core", (broken, 0.5))
+    path = tmp_path / "found.json"
+    parts = ["core", "open_clip"]
+    result = accelerator.measure(parts, TINY, 1e9, path, Console(quiet=True))
+    assert accelerator.wrong(result) == ["core"]
+    found = json.loads(path.read_text())["parts"]
+    assert found["core"]["rows"] == [{"seconds": 1.0}] and "ZeroDivision" in found["core"]["failed"]
+    assert found["open_clip"]["rows"]
+
+
+def test_time_that_is_up_ends_a_part_and_is_told():
+    result = accelerator.measure(["numbers"], TINY, -1.0, None, Console(quiet=True))
+    assert result["parts"]["numbers"]["rows"] == []
+    assert accelerator.wrong(result) == ["numbers were cut short"]
+
+
+def test_the_fastest_tile_counts():
+    row = {"kernel": "k", "pass": "forward", "dtype": "bfloat16", "width": 512}
+    rows = [
+        {**row, "tile": {"rows": 1}, "seconds": 3.0},
+        {**row, "tile": {"rows": 2}, "seconds": 1.0},
+        {**row, "tile": {"rows": 3}, "seconds": 2.0},
+        {**row, "tile": {"rows": 4}, "failed": "out of memory"},
+    ]
+    (entry,) = tiles.table(rows, "chip")["chip"]["k"]
+    assert entry["tile"] == {"rows": 2}
+
+
+def test_an_unknown_part_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        accelerator.main(["--parts=speed"])
+    assert "'speed' is not known; must be some of numbers, core" in capsys.readouterr().err
