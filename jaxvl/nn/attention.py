@@ -9,11 +9,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import Initializer, Linear, xavier
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.random import dropout
+from jaxvl.nn.stack import ATTENTION_OUTPUT
 
 Implementation = Literal["xla", "cudnn"]
 KeyValue = tuple[jax.Array, jax.Array]  # keys and values [B, N, H, K]
@@ -123,7 +125,7 @@ class Attention(nnx.Module):
             y = jax.nn.dot_product_attention(
                 q, k, v, mask=mask, is_causal=causal, implementation=self.implementation
             )
-        return self.out(y)
+        return self.out(checkpoint_name(y, ATTENTION_OUTPUT))
 
     def project_q(self, x: jax.Array) -> jax.Array:
         """Queries [B, T, H, K]."""

@@ -13,10 +13,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxvl.aliases import Tree
 
-Remat = Literal["none", "full", "dots"]
+Remat = Literal["none", "full", "dots", "attention", "offload"]
+# Results that policies name: what goes into a layer, and what its attention gives.
+LAYER_INPUT = "layer_input"
+ATTENTION_OUTPUT = "attention_output"
 Kinds = tuple[bool, ...]  # per layer: whether it is of the second kind
 
 _KEEP = contextvars.ContextVar("keep_activations", default=False)
@@ -61,11 +65,32 @@ def unstack(tree: Tree, layers: int) -> list[Tree]:
 
 
 def rematerialise(f: Callable, remat: Remat, *, scanned: bool) -> Callable:
-    """`f` with its backward pass recomputing as `remat` says."""
+    """`f(x, …)` with its backward pass recomputing as `remat` says.
+
+    `full` keeps x alone; `dots` also the products with parameters; `attention` also what is named
+    `ATTENTION_OUTPUT`; `offload` keeps x in the host's memory, from where it is fetched layer by
+    layer.
+    """
     if not recomputes(remat != "none"):
         return f
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(f, policy=policy, prevent_cse=not scanned)
+
+    def named(x: Any, *rest: Any) -> Any:
+        return f(jax.tree.map(lambda a: checkpoint_name(a, LAYER_INPUT), x), *rest)
+
+    policies = jax.checkpoint_policies
+    policy = {
+        "full": None,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "attention": policies.save_only_these_names(ATTENTION_OUTPUT),
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }[remat]
+    layer = named if remat == "offload" else f
+    return jax.checkpoint(layer, policy=policy, prevent_cse=not scanned)
 
 
 def segments(kinds: Kinds) -> list[tuple[Kinds, int]]:

@@ -54,7 +54,9 @@ class StackOptions:
       init_std: standard deviation of all kernels; None: Xavier.
       scan: one compiled layer in a loop (small program, quick compilation) or all layers unrolled
         (the compiler sees across layers). The parameters are the same.
-      remat: what the backward pass recomputes: nothing, whole layers, or all but matrix products.
+      remat: what the backward pass recomputes: nothing (`none`), whole layers (`full`), all but
+        products with parameters (`dots`) or but the attention's result (`attention`), or whole
+        layers whose inputs wait in the host's memory (`offload`).
       cross: attention to a memory, `between` self-attention and MLP, or `after` the MLP: a second
         pair of attention and MLP, which normalises the memory first (open_clip's CoCa).
       attention: see `nn.attention.Attention.implementation`.
