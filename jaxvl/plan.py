@@ -132,4 +132,6 @@ def _have_cpus(topology: str) -> None:
 
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
+    # A program for absent devices can be written to the cache, but not read from it.
+    jax.config.update("jax_enable_compilation_cache", False)
     start(main, __doc__)

@@ -48,9 +48,7 @@ def _moved(program: Program, operation: Operation) -> int:
         return _fused(program, operation)
     operands = [program.operations[o] for o in dict.fromkeys(operation.operands)]
     if opcode in ("dynamic-slice", "slice", "gather"):
-        return (operation.in_memory and operands[0].in_memory and operation.in_memory) + max(
-            operation.in_memory, _slice_read(operation, operands[0])
-        )
+        return operation.in_memory + _slice_read(operation, operands[0])
     if opcode == "dynamic-update-slice":
         return 2 * operands[1].in_memory
     if opcode == "scatter":

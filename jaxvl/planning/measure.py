@@ -144,7 +144,7 @@ def measure(
                     experiment, tasks, same, model, abstract, shardings, mesh, teachers
                 )
             except jax.errors.JaxRuntimeError as error:
-                refused.append(_refusal(name, str(error), per_device(shapes, shardings)))
+                refused.append(refusal(name, str(error), per_device(shapes, shardings)))
                 continue
             rows = sum(experiment.tasks[task].data.batch for task in same[0].tasks)
             state = per_device(shapes, shardings)
@@ -166,7 +166,8 @@ def measure(
     )
 
 
-def _refusal(name: str, message: str, state: int) -> Refusal:
+def refusal(name: str, message: str, state: int) -> Refusal:
+    """What the compiler's message says; one about temporaries alone leaves out the `state`."""
     used = _USED.search(message)
     temporaries = _TEMPORARIES.search(message)
     found = used or temporaries
