@@ -1,7 +1,7 @@
 """Say what a run would need, take and cost before anyone pays for it.
 
     python -m jaxvl.plan --config=configs/align.py:variant=b7 --topology=v5e:16x16
-    python -m jaxvl.plan --config=configs/coca.py:variant=2b --topology=v5e:16x16 --search --budget=3600
+    python -m jaxvl.plan --config=configs/coca.py:variant=2b --topology=v5e:16x16 --search
 
 Compiles the step of every task for devices that are not here and prints, from the compiled
 program: bytes per device by kind, collectives (kind, bytes, mesh axes, whether something is

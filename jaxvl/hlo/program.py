@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from jax.stages import Compiled
 
+from jaxvl.aliases import Json
 from jaxvl.hlo.proto import module_class
 
 # `xla.PrimitiveType` -> bits of an element; what is not named (tokens, opaque) has none.
@@ -100,7 +101,7 @@ class Operation:
         return sum(buffer.in_memory for buffer in self.buffers)
 
     @functools.cached_property
-    def backend(self) -> Mapping[str, Any]:
+    def backend(self) -> Mapping[str, Json]:
         """What the compiler's back end has noted; empty where it is no JSON."""
         try:
             noted = json.loads(self.raw.backend_config or b"{}")

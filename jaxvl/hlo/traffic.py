@@ -67,8 +67,7 @@ def _started(program: Program, operation: Operation) -> int:
     """An asynchronous copy, slice or collective: what it reads and what it makes, once."""
     operands = [program.operations[o] for o in dict.fromkeys(operation.operands)]
     if operation.opcode == "copy-start":
-        made, given = operation.buffers[0], operands[0].in_memory
-        return made.in_memory + given
+        return operation.buffers[0].in_memory + operands[0].in_memory
     if operation.opcode in ("async-start", "slice-start"):
         root = program.computations[operation.called[0]].root if operation.called else None
         if root is not None and root.opcode in ("slice", "dynamic-slice"):

@@ -14,7 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from jaxvl.aliases import Tree
-from jaxvl.config import check
+from jaxvl.config import ConfigError, check
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
 from jaxvl.hlo import Collective, Program, collectives, read, traffic
 from jaxvl.planning import prices
@@ -49,8 +49,21 @@ def mesh_on(config: MeshConfig, topology: Topology, devices: Sequence[jax.Device
     one.
 
     Raises:
-      ConfigError: the devices do not fit the config, or the slices do not divide `data`.
+      ConfigError: the devices do not fit the config, the slices do not divide `data`, or the axes
+        do not lie on the sides of the topology.
     """
+    try:
+        return _placed(config, topology, devices)
+    except NotImplementedError as error:
+        named = {axis: n for axis, n in zip(AXES, config.shape(len(devices))) if n > 1}
+        raise ConfigError(
+            "mesh",
+            f"{named} does not lie on the sides of {topology.size}, each of which JAX gives to one "
+            f"axis as a whole ({str(error).partition('. ')[0]})",
+        ) from None
+
+
+def _placed(config: MeshConfig, topology: Topology, devices: Sequence[jax.Device]) -> Mesh:
     if topology.slices == 1:
         return make_mesh(config, devices)
     shape = config.shape(len(devices))

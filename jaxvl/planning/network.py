@@ -1,8 +1,8 @@
 """How long collectives take on the links between devices.
 
-A slice of TPUs is a torus (or, where a side is not closed, a grid) of chips; each chip has two links
-for each side of it. GPUs of a host hang on one switch. Between slices or hosts there is the data
-centre's network, with a share of it for each chip.
+A slice of TPUs is a torus (or, where a side is not closed, a grid) of chips; each chip has two
+links for each side of it. GPUs of a host hang on one switch. Between slices or hosts there is the
+data centre's network, with a share of it for each chip.
 
     collective          bytes through a chip's links, of a part of S bytes and a group of N
     all-gather          S (N - 1) / N

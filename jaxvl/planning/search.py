@@ -15,7 +15,7 @@ from jaxvl.planning.estimate import Model, estimate, widest
 from jaxvl.planning.figures import Plan
 from jaxvl.planning.measure import Setting, measure, mesh_on, per_device, vocabulary_of
 from jaxvl.planning.roofline import Roofline
-from jaxvl.sharding.mesh import AXES
+from jaxvl.sharding.mesh import AXES, MeshConfig
 from jaxvl.training.build import build_model, fresh_state, make_tasks
 from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import trace_turns
@@ -180,9 +180,10 @@ def guesses(experiment: Experiment, setting: Setting) -> list[Guess]:
     shapes = {path: shape.shape for path, shape in model.params.items()}
     own = own_choice(experiment, experiment.mesh.shape(len(setting.devices)))
     known = _trace(experiment, setting, model)
-    every = candidates(experiment, meshes(len(setting.devices), model.axes, shapes))
-    slices = setting.topology.slices
-    every = [candidate for candidate in every if candidate.mesh[0] % slices == 0]
+    possible = [
+        mesh for mesh in meshes(len(setting.devices), model.axes, shapes) if _lies_on(mesh, setting)
+    ]
+    every = candidates(experiment, possible)
     held: dict[tuple[tuple[int, ...], str], tuple[int, int]] = {}
     found = []
     for candidate in dict.fromkeys([own, *every]):
@@ -194,6 +195,15 @@ def guesses(experiment: Experiment, setting: Setting) -> list[Guess]:
         found.append(Guess(candidate, state, roofline, own=candidate == own))
     others = sorted(found[1:], key=lambda g: (g.roofline.high, g.candidate.moments != "float32"))
     return found[:1] + others
+
+
+def _lies_on(mesh: tuple[int, ...], setting: Setting) -> bool:
+    """Whether a mesh can be made of the topology's devices."""
+    try:
+        mesh_on(MeshConfig(**dict(zip(AXES, mesh))), setting.topology, setting.devices)
+    except ConfigError:
+        return False
+    return True
 
 
 def _trace(experiment: Experiment, setting: Setting, model: Functional) -> Model:

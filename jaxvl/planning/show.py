@@ -138,8 +138,8 @@ def _show_times(console: Console, plan: Plan, price: Price | None) -> None:
         console.print("price: not known; give one with --prices=FILE (--show-prices prints a file)")
     else:
         console.print(
-            f"price: {price.price} $ an hour and chip, {escape(price.kind)} ({escape(price.source)}, "
-            f"{escape(price.date)}); --prices=FILE for your own"
+            f"price: {price.price} $ an hour and chip, {escape(price.kind)} "
+            f"({escape(price.source)}, {escape(price.date)}); --prices=FILE for your own"
         )
 
 
