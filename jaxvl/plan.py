@@ -20,6 +20,8 @@ Options:
   --search                compiles other meshes, remat policies, microbatches and dtypes of moments
                           too, and says which is best and why the others lost
   --budget=SECONDS        of the search, 1800 by default
+  --quick                 the compiler optimises little: in less time, of a slower and larger program
+                          than a run's
 
 Exit status: 0 it fits, 1 the compiler refused it or it has no room, 2 wrong config.
 """
@@ -47,7 +49,7 @@ from jaxvl.sharding.topology import parse_topology
 from jaxvl.training.experiment import Command, parse_command
 from jaxvl.training.stages import one_of
 
-FLAGS = ("search", "show-prices")
+FLAGS = ("search", "show-prices", "quick")
 OPTIONS = {
     "topology": None,
     "json": None,
@@ -76,7 +78,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
     topology = command.options["topology"]
     _have_cpus(topology)
     experiment = one_of(command, command.options.get("stage"))
-    setting = Setting.of(topology, costs)
+    setting = Setting.of(topology, costs, quick="quick" in command.options)
     if "search" in command.options:
         return _search(command, setting, console)
     with console.status("") as status:

@@ -139,6 +139,7 @@ class Plan:
     Attributes:
       topology: as asked for.
       devices, slices: how many.
+      quick: whether the compiler optimised little.
       mesh: axis -> devices, those of more than one.
       parameters: their number.
       memory: bytes of a device; None: of a chip without figures.
@@ -152,6 +153,7 @@ class Plan:
     topology: str
     devices: int
     slices: int
+    quick: bool
     mesh: dict[str, int]
     parameters: int
     memory: float | None

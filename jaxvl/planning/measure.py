@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -106,18 +107,20 @@ def state_bytes(shapes: TrainState, shardings: TrainState) -> StateBytes:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Where a run is planned: `costs` are US dollars for a chip and hour."""
+    """Where a run is planned: `costs` are US dollars for a chip and hour; `quick`: the compiler
+    optimises little."""
 
     topology: Topology
     name: str
     devices: Sequence[jax.Device]
     costs: Mapping[str, prices.Price]
+    quick: bool = False
 
     @classmethod
-    def of(cls, name: str, costs: Mapping[str, prices.Price]) -> Setting:
+    def of(cls, name: str, costs: Mapping[str, prices.Price], quick: bool = False) -> Setting:
         """Raises ConfigError for a topology that cannot be compiled for."""
         topology = parse_topology(name)
-        return cls(topology, name, compile_only_devices(name), costs)
+        return cls(topology, name, compile_only_devices(name), costs, quick)
 
     @property
     def price(self) -> float | None:
@@ -153,9 +156,10 @@ def measure(
             name = ", ".join(map(str, same))
             progress(f"compiling {name}")
             try:
-                [program] = compile_turns(
-                    experiment, tasks, same, model, abstract, shardings, mesh, teachers
-                )
+                with _effort(setting.quick):
+                    [program] = compile_turns(
+                        experiment, tasks, same, model, abstract, shardings, mesh, teachers
+                    )
             except jax.errors.JaxRuntimeError as error:
                 refused.append(refusal(name, str(error), per_device(shapes, shardings)))
                 continue
@@ -168,6 +172,7 @@ def measure(
         topology=setting.name,
         devices=mesh.size,
         slices=setting.topology.slices,
+        quick=setting.quick,
         mesh={axis: n for axis, n in mesh.shape.items() if n > 1},
         parameters=sum(math.prod(s.shape) for s in model.params.values()),
         memory=None if chip is None else chip.memory,
@@ -177,6 +182,16 @@ def measure(
         steps=tuple(steps),
         refused=tuple(refused),
     )
+
+
+@contextlib.contextmanager
+def _effort(quick: bool) -> Iterator[None]:
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
 
 
 def refusal(name: str, message: str, state: int) -> Refusal:

@@ -12,6 +12,7 @@ from jaxvl.planning.figures import Plan, StepFigures
 from jaxvl.planning.parameters import Sharded
 from jaxvl.planning.prices import Price
 from jaxvl.planning.roofline import MODEL
+from jaxvl.sharding.topology import GPUS, parse_topology
 
 GIB = 2**30
 MOST = 12  # parameters that are shown
@@ -47,6 +48,8 @@ def show(console: Console, plan: Plan, price: Price | None) -> None:
         for step in plan.steps:
             _show_collectives(console, step)
         _show_times(console, plan, price)
+    for line in _caveats(plan):
+        console.print(line)
     for refusal in plan.refused:
         first = refusal.message.splitlines()[0]
         console.print(f"{escape(refusal.name)} does not compile: {escape(first)}", soft_wrap=True)
@@ -56,6 +59,17 @@ def show(console: Console, plan: Plan, price: Price | None) -> None:
                 f"{gib(refusal.needed - refusal.available)} too much; --search looks for what fits"
             )
     _show_sharding(console, plan)
+
+
+def _caveats(plan: Plan) -> Iterable[str]:
+    """What the figures leave out on this topology."""
+    if plan.quick:
+        yield "--quick: the compiler optimised little; a run's program is smaller and faster"
+    if parse_topology(plan.topology).name in GPUS:
+        yield (
+            "GPU: compiled without one, so kernels are not tuned, and their choice and temporaries "
+            "differ from a run's; the compiler does not refuse what has no room"
+        )
 
 
 def _show_bytes(console: Console, plan: Plan) -> None:
