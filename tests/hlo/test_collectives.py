@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from google.protobuf import json_format
 from jax import lax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxvl.hlo import Program, axes_of, collectives, counted, read, traffic
+from jaxvl.hlo.groups import groups_of
+from jaxvl.hlo.proto import module_class
 from jaxvl.sharding.topology import compile_only_devices
 
 N = 1000  # floats of a device's part
@@ -117,6 +120,73 @@ def test_axes_that_are_only_partly_spanned_are_named_with_their_number():
     assert axes_of(groups, SHAPE) == "fsdp (2 of 4)"
     assert axes_of(np.array([[0, 3], [1, 2]]), {"data": 2, "fsdp": 2}) == "data x fsdp (2 of 4)"
     assert axes_of(np.arange(8)[None], SHAPE) == "data x fsdp"
+
+
+def instruction(**fields):
+    """XLA's form of an instruction with these fields."""
+    field = module_class()().computations.add().instructions.add()
+    for name, value in fields.items():
+        json_format.ParseDict({name: value}, field, ignore_unknown_fields=False)
+    return field
+
+
+AXES = [dict(name="a", size=4), dict(name="b", size=1), dict(name="c", size=2)]
+LISTED = [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    "fields, groups",
+    [
+        ({}, [list(range(8))]),
+        (dict(replica_groups=[dict(ids=g) for g in LISTED]), LISTED),
+        (dict(device_list=dict(groups=[dict(ids=g) for g in LISTED])), LISTED),
+        # [2,4]<=[8], and [4,2]<=[2,4]T(1,0)
+        (dict(iota_groups=dict(groups=2, size=4, reshape=[8], transpose=[0])), LISTED),
+        (
+            dict(device_list=dict(iota=dict(groups=4, size=2, reshape=[2, 4], transpose=[1, 0]))),
+            [[0, 4], [1, 5], [2, 6], [3, 7]],
+        ),
+        # mesh['a'=4,'b'=1,'c'=2] {'a'}, and of the same devices in another order
+        (
+            dict(mesh_groups=dict(mesh=dict(axes=AXES), axes=[dict(index=0)])),
+            [[0, 2, 4, 6], [1, 3, 5, 7]],
+        ),
+        (
+            dict(
+                mesh_groups=dict(
+                    mesh=dict(axes=AXES, iota=dict(reshape=[2, 4], transpose=[1, 0])),
+                    axes=[dict(index=0)],
+                )
+            ),
+            LISTED,
+        ),
+        # {'a':(1)2}, the outer half of an axis
+        (
+            dict(
+                mesh_groups=dict(
+                    mesh=dict(axes=AXES), axes=[dict(index=0, part=dict(before=1, size=2))]
+                )
+            ),
+            [[0, 4], [1, 5], [2, 6], [3, 7]],
+        ),
+    ],
+)
+def test_every_form_of_groups(fields, groups):
+    found = groups_of(instruction(**fields), 8)
+    assert found.tolist() == groups
+
+
+@pytest.mark.parametrize("rows, columns", [("data", "fsdp"), ("fsdp", "data")])
+def test_groups_that_the_compiler_chose(rows, columns):
+    """A product over a dimension that is split: its parts are summed over that axis."""
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    left = jax.ShapeDtypeStruct((64, 64), "float32", sharding=NamedSharding(mesh, P(rows, columns)))
+    right = jax.ShapeDtypeStruct((64, 32), "float32", sharding=NamedSharding(mesh, P(columns)))
+    out = NamedSharding(mesh, P(rows))
+    found = only(read(jax.jit(lambda a, b: a @ b, out_shardings=out).lower(left, right).compile()))
+    assert (found.kind, found.axes(SHAPE)) == ("all-reduce", columns)
+    assert found.size == 4 * 64 // SHAPE[rows] * 32
+    assert found.groups.shape == (SHAPE[rows], SHAPE[columns])
 
 
 # --------------------------------------------------------------------------------------------------
