@@ -12,11 +12,19 @@ from jaxvl import plan
 from jaxvl.config import ConfigError
 from jaxvl.planning import prices
 from jaxvl.planning.candidates import Candidate, candidates, meshes, own_choice
-from jaxvl.planning.measure import refusal
+from jaxvl.planning.measure import mesh_on, refusal
 from jaxvl.planning.parameters import by_axes, sharded_parameters
 from jaxvl.planning.roofline import EFFICIENCY, Roofline
 from jaxvl.planning.search import FITS, NO_ROOM, SLOWER, Guess, Trial, judge, next_guess
-from jaxvl.sharding.topology import CHIPS, GPUS, chip, parse_topology, target_config
+from jaxvl.sharding.mesh import MeshConfig
+from jaxvl.sharding.topology import (
+    CHIPS,
+    GPUS,
+    chip,
+    compile_only_devices,
+    parse_topology,
+    target_config,
+)
 
 GIB = 2**30
 
@@ -190,3 +198,30 @@ def test_what_is_likely_to_have_room_comes_first():
     # 60 / 4 + 1 has just room.
     assert next_guess(chunks, [failed], rows, memory).candidate.microbatches == 4
     assert next_guess(chunks[:1], [failed], rows, memory) is chunks[0]
+
+
+# --------------------------------------------------------------------------------------------------
+# Meshes on topologies that are not here
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+def test_data_goes_over_the_slices():
+    name = "2*v5e:2x2"
+    devices = compile_only_devices(name)
+    assert len(devices) == 8
+    mesh = mesh_on(MeshConfig(data=-1, fsdp=2), parse_topology(name), devices)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1, "expert": 1}
+    slices = [[device.slice_index for device in row.flat] for row in mesh.devices]
+    assert slices == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    with pytest.raises(ConfigError, match="do not divide over 2 slices"):
+        mesh_on(MeshConfig(data=1, fsdp=8), parse_topology(name), devices)
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+def test_a_mesh_that_does_not_lie_on_the_sides_is_told():
+    name = "v5p:8x8x4"
+    devices = compile_only_devices(name)
+    assert mesh_on(MeshConfig(fsdp=8), parse_topology(name), devices).shape["data"] == 32
+    with pytest.raises(ConfigError, match="does not lie on the sides of 8x8x4") as error:
+        mesh_on(MeshConfig(fsdp=16), parse_topology(name), devices)
+    assert "\n" not in str(error.value)
