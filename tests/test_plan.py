@@ -169,7 +169,7 @@ def test_a_search_finds_what_fits(tmp_path, capsys, little_effort):
     changes = {**SMALL, "tasks.pairs.data.batch": "262144"}
     assignments = [f"--config.{key}={value}" for key, value in changes.items()]
     written = tmp_path / "search.json"
-    options = ["--topology=v5e:2x2", "--search", "--budget=300", f"--json={written}"]
+    options = ["--topology=v5e:2x2", "--search", "--budget=1200", f"--json={written}"]
     assert plan.main([f"--config={CONFIG}", *options, *assignments]) == 0
     found = json.loads(written.read_text())
     first = found["trials"][0]

@@ -129,12 +129,17 @@ class Setting:
 
 
 def measure(
-    experiment: Experiment, setting: Setting, progress: Callable[[str], None] = lambda _: None
+    experiment: Experiment,
+    setting: Setting,
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    stop_at_refusal: bool = False,
 ) -> Plan:
     """The figures.
 
     Args:
       progress: is told what is being done.
+      stop_at_refusal: no further step is compiled once the compiler has refused one.
 
     Raises:
       ConfigError: the config, or it does not fit the topology.
@@ -162,6 +167,8 @@ def measure(
                     )
             except jax.errors.JaxRuntimeError as error:
                 refused.append(refusal(name, str(error), per_device(shapes, shardings)))
+                if stop_at_refusal:
+                    break
                 continue
             rows = sum(experiment.tasks[task].data.batch for task in same[0].tasks)
             state = per_device(shapes, shardings)

@@ -284,7 +284,8 @@ def _try(command: Command, setting: Setting, guess: Guess, made: dict[str, str])
     changed = dataclasses.replace(command, assignments={**command.assignments, **made})
     trial = Trial(guess.candidate, made, guess.state, guess.roofline.high, NOT_TRIED)
     try:
-        plan = measure(one_of(changed, command.options.get("stage")), setting)
+        experiment = one_of(changed, command.options.get("stage"))
+        plan = measure(experiment, setting, stop_at_refusal=True)
     except ConfigError as error:
         return dataclasses.replace(trial, reason=f"the config refuses it: {error}")
     trial = dataclasses.replace(trial, compile_seconds=time.perf_counter() - began)

@@ -1,6 +1,7 @@
 """Prices, the range, which rule sharded what, and what a search tries and leaves out."""
 
 import dataclasses
+import json
 
 import jax
 import pytest
@@ -12,6 +13,7 @@ from jaxvl import plan
 from jaxvl.config import ConfigError
 from jaxvl.planning import prices
 from jaxvl.planning.candidates import Candidate, candidates, meshes, own_choice
+from jaxvl.planning.figures import Plan, StateBytes, StepBytes, StepFigures
 from jaxvl.planning.measure import mesh_on, refusal
 from jaxvl.planning.parameters import by_axes, sharded_parameters
 from jaxvl.planning.roofline import EFFICIENCY, Roofline
@@ -198,6 +200,81 @@ def test_what_is_likely_to_have_room_comes_first():
     # 60 / 4 + 1 has just room.
     assert next_guess(chunks, [failed], rows, memory).candidate.microbatches == 4
     assert next_guess(chunks[:1], [failed], rows, memory) is chunks[0]
+
+
+@pytest.fixture
+def known_needs(monkeypatch):
+    """Compiling is replaced by a law: a batch of 16 needs 64 GiB of activations, half of that with
+    dots, a quarter with full; a microbatch its share. A step takes 1 s, a third more with full, and
+    half a second more for each microbatch."""
+    asked = []
+
+    def measured(experiment, setting, stop_at_refusal):
+        assert stop_at_refusal
+        mesh = experiment.mesh.shape(len(setting.devices))
+        remat = experiment.model.image.remat
+        n = experiment.tasks["pairs"].microbatches
+        needed = 64 * {"none": 1, "dots": 0.5, "full": 0.25}[remat] / n / mesh[0] / mesh[1] * 4
+        asked.append((mesh, remat, n, experiment.optim.moment_dtype))
+        size = StepBytes(0, 0, int(needed * GIB), 0, 0, None)
+        seconds = {"none": 1.0, "dots": 1.1, "full": 4 / 3}[remat] + (n - 1) / 2
+        roofline = Roofline(seconds, 0.0, 0.0, 0.0, 0.0, None)
+        step = StepFigures("pairs", 16, 1.0, 1.0, size, 1.0, (), roofline, None, None, 0, 1.0)
+        state = StateBytes(1, 1, 0, 0, 0, 0)
+        return Plan(
+            topology=setting.name,
+            devices=4,
+            slices=1,
+            quick=False,
+            mesh={},
+            parameters=1,
+            memory=16.0 * GIB,
+            state=state,
+            sharding={},
+            sharded=(),
+            steps=(step,),
+            refused=(),
+        )
+
+    monkeypatch.setattr("jaxvl.planning.search.measure", measured)
+    return asked
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+def test_a_search_finds_the_fastest_that_fits(known_needs, tmp_path, capsys):
+    config = tiny.config_file(tmp_path / "config.py")
+    written = tmp_path / "search.json"
+    options = ["--topology=v5e:2x2", "--search", f"--json={written}"]
+    assert plan.main([f"--config={config}", *options]) == 0
+    found = json.loads(written.read_text())
+    # As it is: 64 GiB. With dots 32, full 16: just room; dots in two chunks takes longer.
+    assert known_needs[0][:3] == ((4, 1, 1, 1), "none", 1)
+    best = found["trials"][0]
+    assert best["outcome"] == "fits" and best["assignments"]["model.image.remat"] == "full"
+    assert best["assignments"]["tasks.pairs.microbatches"] == "1"
+    assert best["seconds"] == pytest.approx([4 / 3, 8 / 3])
+    seconds = [t["seconds"][1] for t in found["trials"] if t["outcome"] == "fits"]
+    assert seconds == sorted(seconds)
+    as_it_is = next(t for t in found["trials"] if not t["assignments"])
+    assert as_it_is["outcome"] == "no room" and "48.00 too many" in as_it_is["reason"]
+    # What needs as much as one that had no room is never compiled.
+    assert len(known_needs) < len(found["trials"])
+    assert [k[:3] for k in known_needs].count(((4, 1, 1, 1), "none", 1)) == 1
+    printed = capsys.readouterr()
+    assert "--config.model.image.remat=full" in printed.out and "lost" in printed.out
+    assert "compiling data 4; remat none" in printed.err
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+def test_a_search_ends_with_its_budget(known_needs, tmp_path):
+    config = tiny.config_file(tmp_path / "config.py")
+    written = tmp_path / "search.json"
+    options = ["--topology=v5e:2x2", "--search", "--budget=0.001", f"--json={written}"]
+    assert plan.main([f"--config={config}", *options]) == 1
+    found = json.loads(written.read_text())
+    assert not known_needs
+    assert {t["outcome"] for t in found["trials"]} == {"not compiled"}
+    assert all("budget" in t["reason"] for t in found["trials"])
 
 
 # --------------------------------------------------------------------------------------------------
