@@ -72,7 +72,10 @@ def _started(program: Program, operation: Operation) -> int:
         root = program.computations[operation.called[0]].root if operation.called else None
         if root is not None and root.opcode in ("slice", "dynamic-slice"):
             return root.in_memory + _slice_read(root, operands[0])
-    return sum(o.in_memory for o in operands) + operation.in_memory // 2
+    # What most of them make is named together with what they are given.
+    given = sum(o.in_memory for o in operands)
+    together = len(operation.buffers) > len(operands)
+    return operation.in_memory if together else operation.in_memory + given
 
 
 def _fused(program: Program, fusion: Operation) -> int:

@@ -23,7 +23,7 @@ class Roofline:
     """Seconds of a step on each device, by what it waits for.
 
     Attributes:
-      compute: products and convolutions at the chip's full speed.
+      compute: products and convolutions at the chip's full speed, divided evenly over the devices.
       memory: traffic of the main memory.
       ici: collectives inside a slice, or inside a host of GPUs.
       dcn: between slices, or between hosts.

@@ -303,7 +303,7 @@ def _outcome(trial: Trial, plan: Plan) -> Trial:
         return dataclasses.replace(trial, outcome=NO_ROOM, reason=reason, needed=needed)
     needed = max(step.bytes.total for step in plan.steps)
     trial = dataclasses.replace(trial, needed=needed)
-    if needed > plan.memory:
+    if not plan.fits:
         over = (needed - plan.memory) / GIB
         reason = f"{needed / GIB:.2f} GiB, {over:.2f} too many"
         return dataclasses.replace(trial, outcome=NO_ROOM, reason=reason)

@@ -50,6 +50,13 @@ def show(console: Console, plan: Plan, price: Price | None) -> None:
         _show_times(console, plan, price)
     for line in _caveats(plan):
         console.print(line)
+    for step in plan.steps:
+        if not plan.has_room(step):
+            over = step.bytes.total - plan.memory
+            console.print(
+                f"{escape(step.name)} has no room: {gib(over)} GiB too much; --search looks for "
+                "what fits"
+            )
     for refusal in plan.refused:
         first = refusal.message.splitlines()[0]
         console.print(f"{escape(refusal.name)} does not compile: {escape(first)}", soft_wrap=True)

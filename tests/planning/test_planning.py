@@ -13,7 +13,7 @@ from jaxvl import plan
 from jaxvl.config import ConfigError
 from jaxvl.planning import prices
 from jaxvl.planning.candidates import Candidate, candidates, meshes, own_choice
-from jaxvl.planning.figures import Plan, StateBytes, StepBytes, StepFigures
+from jaxvl.planning.figures import Plan, Refusal, StateBytes, StepBytes, StepFigures
 from jaxvl.planning.measure import mesh_on, refusal
 from jaxvl.planning.parameters import by_axes, sharded_parameters
 from jaxvl.planning.roofline import EFFICIENCY, Roofline
@@ -221,6 +221,9 @@ def known_needs(monkeypatch):
         roofline = Roofline(seconds, 0.0, 0.0, 0.0, 0.0, None)
         step = StepFigures("pairs", 16, 1.0, 1.0, size, 1.0, (), roofline, None, None, 0, 1.0)
         state = StateBytes(1, 1, 0, 0, 0, 0)
+        refused = ()
+        if needed > 16:
+            refused = (Refusal("pairs", "no room", needed * GIB, 16.0 * GIB),)
         return Plan(
             topology=setting.name,
             devices=4,
@@ -232,8 +235,8 @@ def known_needs(monkeypatch):
             state=state,
             sharding={},
             sharded=(),
-            steps=(step,),
-            refused=(),
+            steps=() if refused else (step,),
+            refused=refused,
         )
 
     monkeypatch.setattr("jaxvl.planning.search.measure", measured)
