@@ -227,6 +227,8 @@ def _step(
     price = None
     if network is not None:
         roofline = _roofline(cost.flops / mesh.size, moved, found, program, network)
+        if setting.quick:  # a run's program is scheduled otherwise
+            roofline = dataclasses.replace(roofline, scheduled=None)
         speed = (rows / roofline.high, rows / roofline.low)
         if setting.price is not None:
             slow, fast = (prices.of_examples(setting.price, mesh.size, s) for s in speed)

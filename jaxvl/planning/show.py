@@ -71,7 +71,10 @@ def show(console: Console, plan: Plan, price: Price | None) -> None:
 def _caveats(plan: Plan) -> Iterable[str]:
     """What the figures leave out on this topology."""
     if plan.quick:
-        yield "--quick: the compiler optimised little; a run's program is smaller and faster"
+        yield (
+            "--quick: the compiler optimised little; a run's program is smaller and faster, and "
+            "hides more of its collectives"
+        )
     if parse_topology(plan.topology).name in GPUS:
         yield (
             "GPU: compiled without one, so kernels are not tuned, and their choice and temporaries "

@@ -13,6 +13,7 @@ from jaxvl import plan
 from jaxvl.config import ConfigError
 from jaxvl.planning import prices
 from jaxvl.planning.candidates import Candidate, candidates, meshes, own_choice
+from jaxvl.planning.estimate import Model, estimate
 from jaxvl.planning.figures import Plan, Refusal, StateBytes, StepBytes, StepFigures
 from jaxvl.planning.measure import mesh_on, refusal
 from jaxvl.planning.parameters import by_axes, sharded_parameters
@@ -200,6 +201,26 @@ def test_what_is_likely_to_have_room_comes_first():
     # 60 / 4 + 1 has just room.
     assert next_guess(chunks, [failed], rows, memory).candidate.microbatches == 4
     assert next_guess(chunks[:1], [failed], rows, memory) is chunks[0]
+
+
+def test_an_estimate_before_compiling():
+    chip = CHIPS["v5e"]
+    known = Model(flops=6e15, width=1024, parameters=10**9)
+    copies = Candidate((16, 1, 1, 1), "none", 1, "float32")
+    found = estimate(copies, known, state=12 * 10**9, parameters=4 * 10**9, chip=chip)
+    assert found.compute == pytest.approx(6e15 / 16 / chip.flops)
+    assert found.memory == pytest.approx(24e9 / chip.bandwidth)
+    # The gradient's ring all-reduce.
+    assert found.ici == pytest.approx(2 * 15 / 16 * 4e9 / (2 * chip.link))
+    # Split over 16: gathered twice in bfloat16, its gradient scattered in float32.
+    split = dataclasses.replace(copies, mesh=(1, 16, 1, 1))
+    found = estimate(split, known, state=12 * 10**9 // 16, parameters=4 * 10**9 // 16, chip=chip)
+    assert found.ici == pytest.approx(15 / 16 * 1e9 * (2 + 2 + 4) / (2 * chip.link))
+    # Recomputation gathers once more and computes a third more.
+    again = dataclasses.replace(split, remat="full")
+    slower = estimate(again, known, state=12 * 10**9 // 16, parameters=4 * 10**9 // 16, chip=chip)
+    assert slower.ici / found.ici == pytest.approx(10 / 8)
+    assert slower.compute / found.compute == pytest.approx(4 / 3)
 
 
 @pytest.fixture
