@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -47,6 +46,23 @@ _WORK = {
     "reduce",
     "sort",
     "scatter",
+}
+# What only moves data, inside of a fusion.
+_MOVES = {
+    "parameter",
+    "constant",
+    "bitcast",
+    "copy",
+    "reshape",
+    "transpose",
+    "slice",
+    "dynamic-slice",
+    "dynamic-update-slice",
+    "tuple",
+    "get-tuple-element",
+    "broadcast",
+    "iota",
+    "fusion",
 }
 _KERNELS = ("tpu_custom_call", "__cublas", "__cudnn", "__gpu", "mosaic", "triton")
 
@@ -171,7 +187,7 @@ def _kind(operation: Operation, fused: Computation | None) -> str | None:
 
 
 def _size(program: Program, operation: Operation, kind: str, devices: int) -> int:
-    if kind == "collective-permute" or operation.opcode == "send":
+    if kind == "collective-permute":
         return program.operations[operation.operands[0]].size
     given = sum(program.operations[o].size for o in dict.fromkeys(operation.operands))
     return given * devices if kind == "all-gather" else given
@@ -231,26 +247,3 @@ def computes(program: Program, operation: Operation) -> bool:
         inner = program.computations[operation.called[0]].operations
         return any(o.opcode not in _MOVES for o in inner)
     return operation.opcode in _WORK
-
-
-_MOVES = {
-    "parameter",
-    "constant",
-    "bitcast",
-    "copy",
-    "reshape",
-    "transpose",
-    "slice",
-    "dynamic-slice",
-    "dynamic-update-slice",
-    "tuple",
-    "get-tuple-element",
-    "broadcast",
-    "iota",
-    "fusion",
-}
-
-
-def total_sent(found: list[Collective]) -> float:
-    """Bytes that a device sends in a run of the program."""
-    return math.fsum(c.sent * c.times for c in found)
