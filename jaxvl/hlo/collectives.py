@@ -35,6 +35,7 @@ KINDS = (
     "ragged-all-to-all",
     "collective-broadcast",
 )
+_BETWEEN_SLICES = {"ONE_TO_ONE": "collective-permute"}  # others by their own names
 # What counts as computation beside a collective; loops and calls contain some.
 _WORK = {
     "fusion",
@@ -127,7 +128,10 @@ def collectives(program: Program, devices: int) -> list[Collective]:
                 continue
             beside, cycles = _beside(program, execution, operation)
             between = operation.opcode == "send"
-            groups = slices_of(operation) if between else groups_of(operation.raw, devices)
+            if between:
+                groups = slices_of(operation.attributes["_xla_megascale_target"])
+            else:
+                groups = groups_of(operation.raw, devices)
             found.append(
                 Collective(
                     kind=kind,
@@ -172,7 +176,7 @@ def _kind(operation: Operation, fused: Computation | None) -> str | None:
     """Kind of a collective; None: it is none, or continues one that has begun."""
     if operation.opcode == "send":
         kind = operation.attributes.get("_xla_megascale_transfer_type", "")
-        return kind.lower().replace("_", "-") or None
+        return _BETWEEN_SLICES.get(kind, kind.lower().replace("_", "-")) or None
     kind = operation.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None

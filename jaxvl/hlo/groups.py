@@ -6,12 +6,15 @@ A device here is its number in the program: that of its place in `mesh.devices`,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxvl.hlo.program import Instruction, Operation
+from jaxvl.hlo.program import Instruction
+
+_SLICE = 100_000  # devices that a slice's number stands before
 
 
 def groups_of(raw: Instruction, devices: int) -> np.ndarray:
@@ -38,11 +41,16 @@ def groups_of(raw: Instruction, devices: int) -> np.ndarray:
     return np.array([list(group.ids) for group in listed], np.int64)
 
 
-def slices_of(send: Operation) -> np.ndarray:
-    """Slices between which a send goes, int64 [1, N], of a target such as `{1,2}x{0:15}`."""
-    listed = send.attributes["_xla_megascale_target"].partition("}")[0].lstrip("{")
+def slices_of(target: str) -> np.ndarray:
+    """Slices between which a send goes, int64 [G, N], of the target that it names: `{1,2}x{0:15}`
+    are all devices of slices 1 and 2; `{{100001->200000},…}` are pairs, device 1 of slice 1 to
+    device 0 of slice 2."""
+    pairs = re.findall(r"(\d+)->(\d+)", target)
+    if pairs:
+        numbers = {tuple(int(device) // _SLICE for device in pair) for pair in pairs}
+        return np.array(sorted(numbers), np.int64)
     found: list[int] = []
-    for part in listed.split(","):
+    for part in target.partition("}")[0].lstrip("{").split(","):
         first, _, last = part.partition(":")
         found += range(int(first), int(last or first) + 1)
     return np.array([found], np.int64)

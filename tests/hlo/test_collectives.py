@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxvl.hlo import Program, axes_of, collectives, counted, read, traffic
-from jaxvl.hlo.groups import groups_of
+from jaxvl.hlo.groups import groups_of, slices_of
 from jaxvl.hlo.proto import module_class
 from jaxvl.sharding.topology import compile_only_devices
 
@@ -274,6 +274,37 @@ def test_two_slices_meet_over_the_data_centres_network():
     # Each device has its quarter of the gradient to sum over the two slices.
     assert between[0].size == 512 * 512 * 4 // 4
     assert between[0].sent == between[0].size
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+@pytest.mark.parametrize(
+    "before, after, sent",
+    [
+        # A device gets its twin's part in the other slice.
+        (("fsdp", "data"), "fsdp", {"all-gather": 8}),
+        ("data", None, {"all-gather": 2}),
+        # The same parts in another order: they change places first.
+        (("data", "fsdp"), "fsdp", {"all-gather": 8, "collective-permute": 8}),
+    ],
+)
+def test_what_slices_send_each_other(before, after, sent):
+    devices = tpus("2*v5e:2x2")
+    placed = mesh_utils.create_hybrid_device_mesh((1, 4), (2, 1), devices)
+    mesh = Mesh(placed, ("data", "fsdp"))
+    x = jax.ShapeDtypeStruct((1024, 512), "float32", sharding=NamedSharding(mesh, P(before)))
+    out = NamedSharding(mesh, P(after))
+    program = read(jax.jit(lambda x: x * 2, out_shardings=out).lower(x).compile())
+    between = [c for c in collectives(program, 8) if c.between_slices]
+    assert {c.axes(dict(mesh.shape)) for c in between} == {"slices"}
+    whole = 1024 * 512 * 4
+    assert {c.kind: c.sent for c in between} == {k: whole / n for k, n in sent.items()}
+
+
+def test_targets_between_slices():
+    assert slices_of("{1,2}x{0:15}").tolist() == [[1, 2]]
+    assert slices_of("{1:4}x{0:3}").tolist() == [[1, 2, 3, 4]]
+    pairs = "{{100001->200000},{100002->200001},{200000->100003}}"
+    assert slices_of(pairs).tolist() == [[1, 2], [2, 1]]
 
 
 # --------------------------------------------------------------------------------------------------
