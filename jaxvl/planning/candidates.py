@@ -1,5 +1,9 @@
 """What a search tries: meshes, remat policies, microbatches and dtypes of moments that a config
-could have, and what each would need and take before anything is compiled."""
+could have.
+
+Not varied: how the contrastive core's blocks meet (ring or gather), which it chooses by size
+(`kernels/contrastive/dispatch.py`) and no key of a config sets.
+"""
 
 from __future__ import annotations
 
