@@ -136,7 +136,8 @@ def collectives(program: Program, devices: int) -> list[Collective]:
                 Collective(
                     kind=kind,
                     name=operation.name,
-                    source=operation.raw.metadata.op_name,
+                    source=operation.raw.metadata.op_name
+                    or execution.operation.raw.metadata.op_name,
                     size=_size(program, operation, kind, groups.shape[1]),
                     times=execution.times,
                     groups=groups,
