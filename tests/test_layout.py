@@ -16,13 +16,14 @@ FILES = sorted((ROOT / "jaxvl").rglob("*.py"))
 LAYERS = [
     {"aliases", "allocator", "paths"},
     {"config", "kernels"},
-    {"sharding"},
+    {"sharding", "hlo"},
     {"command"},
     {"nn", "data"},
     {"models", "objectives", "adapters", "before"},
     {"tasks", "evals", "interop"},
     {"jobs"},
     {"training"},
+    {"planning"},
     {"train", "evaluate", "benchmark", "caption", "convert", "plan", "bench"},
 ]
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in layer}

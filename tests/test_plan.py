@@ -7,6 +7,8 @@ import jax
 import pytest
 
 from jaxvl import plan
+from jaxvl.planning.prices import read_prices
+from jaxvl.sharding.topology import chip
 
 CONFIG = str(pathlib.Path(__file__).parent.parent / "configs" / "align.py")
 SMALL = {
@@ -52,16 +54,39 @@ def test_the_align_step_compiles(topology, tmp_path, capsys, little_effort):
     printed = capsys.readouterr().out
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert f"4 x {topology}" in printed and f"{figures['parameters']:,} parameters" in printed
-    assert figures["mesh"] == {"data": 2, "fsdp": 2}
-    cost = figures["tasks"]["pairs"]
-    assert cost["collectives"] and 0 < cost["temporary"] < 3 * 2**30
+    assert figures["mesh"] == {"data": 2, "fsdp": 2} and figures["fits"]
+    [step] = figures["steps"]
+    assert step["name"] == "pairs" and step["rows"] == 8192
+    assert step["collectives"] and 0 < step["bytes"]["temporaries"] < 3 * 2**30
+    assert {c["axes"] for c in step["collectives"]} <= {"data", "fsdp", "data x fsdp"}
+    check_roofline(figures, step)
     # Parameters and both moments are halved by fsdp wherever an axis has a rule for it.
     assert (
         sum(figures["sharding"].values()) == figures["parameters"]
         and figures["sharding"]["fsdp"] > 0.99 * figures["parameters"]
     )
-    assert figures["bytes"]["parameters"] < 0.51 * 4 * figures["parameters"]
-    assert 1.9 < figures["bytes"]["optimiser"] / figures["bytes"]["parameters"] < 2.1
+    assert figures["state"]["parameters"] < 0.51 * 4 * figures["parameters"]
+    assert 1.9 < figures["state"]["optimiser"] / figures["state"]["parameters"] < 2.1
+    assert step["bytes"]["state"] == figures["state"]["total"]
+
+
+def check_roofline(figures, step):
+    """A step's times follow from its figures and the chip's."""
+    roofline = step["roofline"]
+    known = chip(figures["topology"])
+    devices = figures["devices"]
+    assert roofline["compute"] == pytest.approx(step["flops"] / devices / known.flops)
+    assert roofline["memory"] == pytest.approx(step["traffic"] / known.bandwidth)
+    assert roofline["ici"] == pytest.approx(sum(c["seconds"] for c in step["collectives"]))
+    assert 0 < roofline["exposed"] <= roofline["ici"] and roofline["dcn"] == 0
+    slow, fast = step["examples_per_second"]
+    assert slow == pytest.approx(step["rows"] / roofline["high"])
+    assert fast == pytest.approx(step["rows"] / roofline["low"]) and fast > slow
+    hourly = read_prices(None)[figures["topology"].partition(":")[0]].price
+    assert step["price"][1] == pytest.approx(hourly * devices / 3600 * 1e9 / slow)
+    # A step reads its parameters and moments at least once.
+    assert step["traffic"] > figures["state"]["total"]
+    assert (roofline["scheduled"] is None) == (known.clock is None)
 
 
 @pytest.mark.slow
@@ -71,7 +96,9 @@ def test_what_does_not_fit_is_told(capsys):
         for key, value in {**SMALL, "tasks.pairs.data.batch": "1048576"}.items()
     ]
     assert plan.main([f"--config={CONFIG}", "--topology=v5e:2x2", *assignments]) == 1
-    assert "does not compile" in capsys.readouterr().err
+    printed = capsys.readouterr().out
+    assert "does not compile" in printed and "too much" in printed
+    assert "largest on a device" in printed  # what can be told is
 
 
 CONFIGS = pathlib.Path(CONFIG).parent
@@ -110,14 +137,13 @@ def test_the_sparse_imp_steps_compile_with_experts_on_an_axis(tmp_path):
         == 0
     )
     figures = json.loads((tmp_path / "plan.json").read_text())
-    assert figures["mesh"] == {"data": 2, "expert": 2} and set(figures["tasks"]) == set(pictures)
-    for name, cost in figures["tasks"].items():
-        assert any("all-to-all" in collective for collective in cost["collectives"]), (
-            name,
-            cost["collectives"],
-        )
+    assert figures["mesh"] == {"data": 2, "expert": 2}
+    assert {step["name"] for step in figures["steps"]} == set(pictures)
+    for step in figures["steps"]:
+        exchanges = [c for c in step["collectives"] if c["kind"] == "all-to-all"]
+        assert any("expert" in c["axes"] for c in exchanges), step["name"]
     # Half of the experts' weights on a device; all of the others'.
-    assert 0.5 < figures["bytes"]["parameters"] / (4 * figures["parameters"]) < 1
+    assert 0.5 < figures["state"]["parameters"] / (4 * figures["parameters"]) < 1
 
 
 @pytest.mark.slow
@@ -133,5 +159,22 @@ def test_the_step_of_imp_moe_large_compiles_for_a_pod(topology, tmp_path, capsys
     assert f"64 x {topology}" in capsys.readouterr().out
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert figures["mesh"] == {"data": 4, "fsdp": 4, "expert": 4}
-    for name, cost in figures["tasks"].items():
-        assert any("all-to-all" in collective for collective in cost["collectives"]), name
+    for step in figures["steps"]:
+        assert any(c["kind"] == "all-to-all" for c in step["collectives"]), step["name"]
+
+
+@pytest.mark.slow
+def test_a_search_finds_what_fits(tmp_path, capsys, little_effort):
+    """As it is, the config has no room on four v5e; in microbatches it has."""
+    changes = {**SMALL, "tasks.pairs.data.batch": "262144"}
+    assignments = [f"--config.{key}={value}" for key, value in changes.items()]
+    written = tmp_path / "search.json"
+    options = ["--topology=v5e:2x2", "--search", "--budget=1200", f"--json={written}"]
+    assert plan.main([f"--config={CONFIG}", *options, *assignments]) == 0
+    found = json.loads(written.read_text())
+    first = found["trials"][0]
+    assert first["outcome"] == "fits" and first["needed"] < found["memory"]
+    assert first["assignments"] and int(first["assignments"]["tasks.pairs.microbatches"]) > 1
+    assert any(t["outcome"] == "no room" and "too many" in t["reason"] for t in found["trials"])
+    printed = capsys.readouterr()
+    assert "--config.tasks.pairs.microbatches=" in printed.out and "compiling" in printed.err

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -52,6 +53,48 @@ def no_rule(axis: str, rules: Mapping = RULES) -> str:
     return f"has no sharding rule{nearest(axis, list(rules))} (rules: {', '.join(rules)})"
 
 
+class Decision(NamedTuple):
+    """What a rule came to for one dimension of an array.
+
+    Attributes:
+      names: mesh axes that shard it.
+      wanted: those that its rule names.
+      reason: why it is not sharded by them; empty where it is, or where no rule wants it.
+    """
+
+    names: tuple[str, ...]
+    wanted: tuple[str, ...]
+    reason: str = ""
+
+
+def decide(
+    axes: Sequence[str | None],
+    rules: Mapping = RULES,
+    shape: Sequence[int] | None = None,
+    mesh: Mesh | None = None,
+) -> list[Decision]:
+    """For each dimension, which mesh axes shard it; see `spec`."""
+    used: set[str] = set()
+    decisions = []
+    for i, axis in enumerate(axes):
+        if axis is not None and axis not in rules:
+            raise KeyError(f"logical axis {axis!r} {no_rule(axis, rules)}")
+        target = rules[axis] if axis is not None else None
+        names = (target,) if isinstance(target, str) else tuple(target or ())
+        if mesh is not None:
+            names = tuple(n for n in names if n in mesh.shape)
+        size = math.prod(mesh.shape[n] for n in names) if mesh is not None else 1
+        reason = ""
+        if used & set(names):
+            reason = f"{' x '.join(names)} shards another dimension"
+        elif shape is not None and size and shape[i] % size:
+            reason = f"{shape[i]} is not divisible by {' x '.join(names)} = {size}"
+        decision = Decision(() if reason else names, names, reason)
+        used |= set(decision.names)
+        decisions.append(decision)
+    return decisions
+
+
 def spec(
     axes: Sequence[str | None],
     rules: Mapping = RULES,
@@ -65,19 +108,9 @@ def spec(
 
     Raises KeyError for a name without a rule.
     """
-    used: set[str] = set()
     out = []
-    for i, axis in enumerate(axes):
-        if axis is not None and axis not in rules:
-            raise KeyError(f"logical axis {axis!r} {no_rule(axis, rules)}")
-        target = rules[axis] if axis is not None else None
-        names = (target,) if isinstance(target, str) else tuple(target or ())
-        if mesh is not None:
-            names = tuple(n for n in names if n in mesh.shape)
-        size = math.prod(mesh.shape[n] for n in names) if mesh is not None else 1
-        if used & set(names) or (shape is not None and size and shape[i] % size):
-            names = ()
-        used |= set(names)
+    for decision in decide(axes, rules, shape, mesh):
+        names = decision.names
         if len(names) > 1:
             out.append(names)
         else:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.interpreters import partial_eval
 from jax.sharding import Mesh
+from jax.stages import Traced
 
 from jaxvl.aliases import Arrays
 from jaxvl.config import check
@@ -79,17 +80,51 @@ def compile_turns(
     Raises:
       ConfigError: an objective reads what the model or the data does not give.
     """
-    shared: dict[tuple, list[Turn]] = {}
-    for turn in turns:
-        shared.setdefault((tuple(tasks[t].signature for t in turn.tasks), turn.weights), []).append(
-            turn
-        )
+    programs = []
+    for found in trace_turns(experiment, tasks, turns, model, abstract, shardings, mesh, teachers):
+        began = time.perf_counter()
+        compiled = found.traced.lower().compile()
+        costs = cost(found.traced, compiled, found.model_flops)
+        seconds = found.seconds + time.perf_counter() - began
+        programs.append(Program(found.turns, compiled, found.learns, costs, seconds))
+    return programs
+
+
+@dataclasses.dataclass(frozen=True)
+class TracedStep:
+    """A step that is not compiled yet: `turns` and `learns` as of `Program`, `model_flops` without
+    recomputation (None: it has none), `seconds` of tracing."""
+
+    turns: tuple[Turn, ...]
+    traced: Traced
+    learns: frozenset[str]
+    model_flops: float | None
+    seconds: float
+
+    @property
+    def needed_flops(self) -> float:
+        """FLOP of the step without recomputation."""
+        return count_flops(self.traced.jaxpr) if self.model_flops is None else self.model_flops
+
+
+def trace_turns(
+    experiment: Experiment,
+    tasks: Mapping[str, Task],
+    turns: Sequence[Turn],
+    model: Functional,
+    abstract: TrainState,
+    shardings: TrainState,
+    mesh: Mesh,
+    teachers: Mapping[str, Teacher] = {},
+) -> Iterator[TracedStep]:
+    """The first half of `compile_turns`."""
     update = make_update(experiment, model)
 
     def make(parts: Sequence[Part]) -> Step:
         return make_step(parts, update, list(tasks))
 
-    def trace(turn: Turn) -> tuple[Any, Any, frozenset[str], float | None, float]:
+    for same in by_signature(tasks, turns):
+        turn = same[0]
         began = time.perf_counter()
         parts = []
         batches = []
@@ -110,22 +145,16 @@ def compile_turns(
         )
         model_flops = _model_flops(traced, parts, make, (abstract, tuple(batches), numbers))
         learns = frozenset().union(*(part.learns for part in parts))
-        return traced, traced.lower(), learns, model_flops, time.perf_counter() - began
+        yield TracedStep(tuple(same), traced, learns, model_flops, time.perf_counter() - began)
 
-    def compile(
-        same: Sequence[Turn],
-        traced: Any,
-        lowered: Any,
-        learns: frozenset[str],
-        model_flops: float | None,
-        seconds: float,
-    ) -> Program:
-        began = time.perf_counter()
-        compiled = lowered.compile()
-        costs = cost(traced, compiled, model_flops)
-        return Program(tuple(same), compiled, learns, costs, seconds + time.perf_counter() - began)
 
-    return [compile(same, *trace(same[0])) for same in shared.values()]
+def by_signature(tasks: Mapping[str, Task], turns: Sequence[Turn]) -> list[list[Turn]]:
+    """The turns in groups that share a program."""
+    shared: dict[tuple, list[Turn]] = {}
+    for turn in turns:
+        signature = tuple(tasks[task].signature for task in turn.tasks)
+        shared.setdefault((signature, turn.weights), []).append(turn)
+    return list(shared.values())
 
 
 def _model_flops(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.stages import Compiled, Traced
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
+from jaxvl.hlo import counted, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +41,13 @@ def cost(traced: Traced, compiled: Compiled, model_flops: float | None = None) -
     `model_flops`: those of the same step without recomputation; None: it has none.
     """
     memory = compiled.memory_analysis()
-    text = compiled.as_text()
-    counts = {name: len(re.findall(rf"= .*\s{name}(?:-start)?\(", text)) for name in COLLECTIVES}
     flops = count_flops(traced.jaxpr)
     return Cost(
         flops=flops,
         model_flops=flops if model_flops is None else model_flops,
         state=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
-        collectives={name: n for name, n in counts.items() if n},
+        collectives=counted(read(compiled)),
     )
 
 

@@ -1,0 +1,1 @@
+"""What a run would need and take, from its compiled programs."""

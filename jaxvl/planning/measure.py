@@ -1,0 +1,309 @@
+"""From an experiment and a topology to its figures: the steps are compiled, nothing is run."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from jaxvl.aliases import Tree
+from jaxvl.config import ConfigError, check
+from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
+from jaxvl.hlo import Collective, Program, collectives, read, traffic
+from jaxvl.planning import prices
+from jaxvl.planning.figures import (
+    CollectiveFigures,
+    Plan,
+    Refusal,
+    StateBytes,
+    StepBytes,
+    StepFigures,
+)
+from jaxvl.planning.network import Network
+from jaxvl.planning.parameters import by_axes, sharded_parameters
+from jaxvl.planning.roofline import Roofline, scheduled_seconds
+from jaxvl.sharding.mesh import AXES, MeshConfig, make_mesh
+from jaxvl.sharding.topology import Topology, compile_only_devices, parse_topology
+from jaxvl.training.build import Vocabulary, build_model, fresh_state, make_tasks
+from jaxvl.training.checkpoint import abstract_state
+from jaxvl.training.compile import Program as CompiledStep
+from jaxvl.training.compile import by_signature, compile_turns
+from jaxvl.training.experiment import Experiment
+from jaxvl.training.state import TrainState
+from jaxvl.training.teacher_models import make_teachers
+
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])")
+_TEMPORARIES = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
+
+
+def mesh_on(config: MeshConfig, topology: Topology, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh of a run. Of several slices, `data` goes over the slices, all other axes stay inside
+    one.
+
+    Raises:
+      ConfigError: the devices do not fit the config, the slices do not divide `data`, or the axes
+        do not lie on the sides of the topology.
+    """
+    try:
+        return _placed(config, topology, devices)
+    except NotImplementedError as error:
+        named = {axis: n for axis, n in zip(AXES, config.shape(len(devices))) if n > 1}
+        raise ConfigError(
+            "mesh",
+            f"{named} does not lie on the sides of {topology.size}, each of which JAX gives to one "
+            f"axis as a whole ({str(error).partition('. ')[0]})",
+        ) from None
+
+
+def _placed(config: MeshConfig, topology: Topology, devices: Sequence[jax.Device]) -> Mesh:
+    if topology.slices == 1:
+        return make_mesh(config, devices)
+    shape = config.shape(len(devices))
+    problem = f"{shape[0]} copies do not divide over {topology.slices} slices"
+    check(shape[0] % topology.slices == 0, "mesh.data", problem)
+    inside = (shape[0] // topology.slices, *shape[1:])
+    across = (topology.slices, *(1 for _ in shape[1:]))
+    placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def vocabulary_of(experiment: Experiment) -> Vocabulary | Tokenizer:
+    """What a model has to know of the tokenizer; one that a run would make is not made."""
+    tokenizer = experiment.tokenizer
+    if tokenizer.kind == "unigram":
+        return Vocabulary(tokenizer.vocab_size, 0, 1)
+    return make_tokenizer(tokenizer, ())
+
+
+def per_device(shapes: Tree, shardings: Tree) -> int:
+    """Bytes of a device's part of the arrays."""
+    sizes = jax.tree.map(
+        lambda s, where: math.prod(where.shard_shape(s.shape)) * np.dtype(s.dtype).itemsize,
+        shapes,
+        shardings,
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+def state_bytes(shapes: TrainState, shardings: TrainState) -> StateBytes:
+    parts = {
+        "parameters": per_device(shapes.params, shardings.params),
+        "optimiser": per_device(shapes.opt_state, shardings.opt_state),
+        "average": per_device(shapes.ema, shardings.ema),
+        "teachers": per_device(shapes.teachers, shardings.teachers),
+        "objectives": per_device(shapes.objective_state, shardings.objective_state),
+    }
+    return StateBytes(**parts, rest=per_device(shapes, shardings) - sum(parts.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where a run is planned: `costs` are US dollars for a chip and hour; `quick`: the compiler
+    optimises little."""
+
+    topology: Topology
+    name: str
+    devices: Sequence[jax.Device]
+    costs: Mapping[str, prices.Price]
+    quick: bool = False
+
+    @classmethod
+    def of(cls, name: str, costs: Mapping[str, prices.Price], quick: bool = False) -> Setting:
+        """Raises ConfigError for a topology that cannot be compiled for."""
+        topology = parse_topology(name)
+        return cls(topology, name, compile_only_devices(name), costs, quick)
+
+    @property
+    def price(self) -> float | None:
+        known = self.costs.get(self.topology.name)
+        return None if known is None else known.price
+
+
+def measure(
+    experiment: Experiment,
+    setting: Setting,
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    stop_at_refusal: bool = False,
+) -> Plan:
+    """The figures.
+
+    Args:
+      progress: is told what is being done.
+      stop_at_refusal: no further step is compiled once the compiler has refused one.
+
+    Raises:
+      ConfigError: the config, or it does not fit the topology.
+    """
+    mesh = mesh_on(experiment.mesh, setting.topology, setting.devices)
+    experiment.check_mesh(mesh)
+    progress("tracing the model")
+    vocabulary = vocabulary_of(experiment)
+    model = build_model(experiment, vocabulary)
+    tasks = make_tasks(experiment)
+    teachers = make_teachers(experiment, model, vocabulary)
+    steps = []
+    refused = []
+    with jax.set_mesh(mesh):
+        _, shapes, shardings = fresh_state(experiment, model, mesh, teachers)
+        abstract = abstract_state(shapes, shardings)
+        turns = experiment.schedule.build(list(tasks), experiment.steps).turns
+        for same in by_signature(tasks, turns):
+            name = ", ".join(map(str, same))
+            progress(f"compiling {name}")
+            try:
+                with _effort(setting.quick):
+                    [program] = compile_turns(
+                        experiment, tasks, same, model, abstract, shardings, mesh, teachers
+                    )
+            except jax.errors.JaxRuntimeError as error:
+                refused.append(refusal(name, str(error), per_device(shapes, shardings)))
+                if stop_at_refusal:
+                    break
+                continue
+            rows = sum(experiment.tasks[task].data.batch for task in same[0].tasks)
+            state = per_device(shapes, shardings)
+            steps.append(_step(name, rows, state, program, mesh, setting))
+    sharded = sharded_parameters(model.axes, model.params, mesh)
+    chip = setting.topology.chip
+    return Plan(
+        topology=setting.name,
+        devices=mesh.size,
+        slices=setting.topology.slices,
+        quick=setting.quick,
+        mesh={axis: n for axis, n in mesh.shape.items() if n > 1},
+        parameters=sum(math.prod(s.shape) for s in model.params.values()),
+        memory=None if chip is None else chip.memory,
+        state=state_bytes(shapes, shardings),
+        sharding=by_axes(sharded),
+        sharded=tuple(sharded),
+        steps=tuple(steps),
+        refused=tuple(refused),
+    )
+
+
+@contextlib.contextmanager
+def _effort(quick: bool) -> Iterator[None]:
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+def refusal(name: str, message: str, state: int) -> Refusal:
+    """What the compiler's message says; one about temporaries alone leaves out the `state`."""
+    used = _USED.search(message)
+    temporaries = _TEMPORARIES.search(message)
+    found = used or temporaries
+    if found is None:
+        return Refusal(name, message, None, None)
+    needed, unit, available, of = found.groups()
+    extra = 0 if used else state
+    return Refusal(name, message, float(needed) * UNITS[unit] + extra, float(available) * UNITS[of])
+
+
+def _step(
+    name: str, rows: int, state: int, compiled: CompiledStep, mesh: Mesh, setting: Setting
+) -> StepFigures:
+    program = read(compiled.step)
+    found = collectives(program, mesh.size)
+    moved = traffic(program)
+    cost = compiled.cost
+    chip = setting.topology.chip
+    network = None if chip is None else Network(setting.topology, list(mesh.devices.flat))
+    roofline = None
+    speed = None
+    price = None
+    if network is not None:
+        roofline = _roofline(cost.flops / mesh.size, moved, found, program, network)
+        if setting.quick:  # a run's program is scheduled otherwise
+            roofline = dataclasses.replace(roofline, scheduled=None)
+        speed = (rows / roofline.high, rows / roofline.low)
+        if setting.price is not None:
+            slow, fast = (prices.of_examples(setting.price, mesh.size, s) for s in speed)
+            price = (fast, slow)
+    return StepFigures(
+        name=name,
+        rows=rows,
+        flops=cost.flops,
+        model_flops=cost.model_flops,
+        bytes=_step_bytes(compiled, state),
+        traffic=moved,
+        collectives=tuple(_gathered(found, mesh, network)),
+        roofline=roofline,
+        examples_per_second=speed,
+        price=price,
+        loops=program.loops_without_count,
+        compile_seconds=compiled.seconds,
+    )
+
+
+def _step_bytes(compiled: CompiledStep, state: int) -> StepBytes:
+    told = compiled.step.memory_analysis()
+    return StepBytes(
+        state=min(state, told.argument_size_in_bytes),
+        batch=max(0, told.argument_size_in_bytes - state),
+        temporaries=told.temp_size_in_bytes,
+        output=told.output_size_in_bytes - told.alias_size_in_bytes,
+        code=told.generated_code_size_in_bytes,
+        peak=told.peak_memory_in_bytes or None,
+    )
+
+
+def _roofline(
+    flops: float, moved: float, found: list[Collective], program: Program, network: Network
+) -> Roofline:
+    chip = network.chip
+    times = [(c, network.seconds(c)) for c in found]
+    exposed = sum(c.times * (t.inside + t.between) for c, t in times if not c.overlaps)
+    cycles = sum(e.times * e.operation.cycles for e in program.executions)
+    return Roofline(
+        compute=flops / chip.flops,
+        memory=moved / chip.bandwidth,
+        ici=sum(c.times * t.inside for c, t in times),
+        dcn=sum(c.times * t.between for c, t in times),
+        exposed=exposed,
+        scheduled=scheduled_seconds(chip, cycles, exposed),
+    )
+
+
+def _gathered(
+    found: list[Collective], mesh: Mesh, network: Network | None
+) -> list[CollectiveFigures]:
+    """Those of one kind, axes and overlap together; the longest first."""
+    alike: dict[tuple[str, str, bool], list[Collective]] = collections.defaultdict(list)
+    for collective in found:
+        key = (collective.kind, collective.axes(mesh.shape), collective.overlaps)
+        alike[key].append(collective)
+    rows = []
+    for (kind, axes, overlaps), group in alike.items():
+        seconds = None
+        if network is not None:
+            times = [(c.times, network.seconds(c)) for c in group]
+            seconds = sum(n * (t.inside + t.between) for n, t in times)
+        largest = max(group, key=lambda c: c.size * c.times)
+        rows.append(
+            CollectiveFigures(
+                kind=kind,
+                axes=axes,
+                overlaps=overlaps,
+                number=len(group),
+                times=sum(c.times for c in group),
+                bytes=sum(c.size * c.times for c in group),
+                sent=sum(c.sent * c.times for c in group),
+                seconds=seconds,
+                largest=largest.source,
+            )
+        )
+    return sorted(rows, key=lambda row: -row.sent)
