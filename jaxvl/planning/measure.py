@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from jaxvl.aliases import Tree
-from jaxvl.config import ConfigError, check
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
 from jaxvl.hlo import Collective, Program, collectives, read, traffic
 from jaxvl.planning import prices
@@ -30,7 +28,7 @@ from jaxvl.planning.figures import (
 from jaxvl.planning.network import Network
 from jaxvl.planning.parameters import by_axes, sharded_parameters
 from jaxvl.planning.roofline import Roofline, scheduled_seconds
-from jaxvl.sharding.mesh import AXES, MeshConfig, make_mesh
+from jaxvl.sharding.mesh import make_mesh
 from jaxvl.sharding.topology import Topology, compile_only_devices, parse_topology
 from jaxvl.training.build import Vocabulary, build_model, fresh_state, make_tasks
 from jaxvl.training.checkpoint import abstract_state
@@ -43,37 +41,6 @@ from jaxvl.training.teacher_models import make_teachers
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _USED = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])")
 _TEMPORARIES = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
-
-
-def mesh_on(config: MeshConfig, topology: Topology, devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh of a run. Of several slices, `data` goes over the slices, all other axes stay inside
-    one.
-
-    Raises:
-      ConfigError: the devices do not fit the config, the slices do not divide `data`, or the axes
-        do not lie on the sides of the topology.
-    """
-    try:
-        return _placed(config, topology, devices)
-    except NotImplementedError as error:
-        named = {axis: n for axis, n in zip(AXES, config.shape(len(devices))) if n > 1}
-        raise ConfigError(
-            "mesh",
-            f"{named} does not lie on the sides of {topology.size}, each of which JAX gives to one "
-            f"axis as a whole ({str(error).partition('. ')[0]})",
-        ) from None
-
-
-def _placed(config: MeshConfig, topology: Topology, devices: Sequence[jax.Device]) -> Mesh:
-    if topology.slices == 1:
-        return make_mesh(config, devices)
-    shape = config.shape(len(devices))
-    problem = f"{shape[0]} copies do not divide over {topology.slices} slices"
-    check(shape[0] % topology.slices == 0, "mesh.data", problem)
-    inside = (shape[0] // topology.slices, *shape[1:])
-    across = (topology.slices, *(1 for _ in shape[1:]))
-    placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def vocabulary_of(experiment: Experiment) -> Vocabulary | Tokenizer:
@@ -144,7 +111,7 @@ def measure(
     Raises:
       ConfigError: the config, or it does not fit the topology.
     """
-    mesh = mesh_on(experiment.mesh, setting.topology, setting.devices)
+    mesh = make_mesh(experiment.mesh, setting.devices)
     experiment.check_mesh(mesh)
     progress("tracing the model")
     vocabulary = vocabulary_of(experiment)

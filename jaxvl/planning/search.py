@@ -13,9 +13,9 @@ from jaxvl.models.functional import Functional
 from jaxvl.planning.candidates import Candidate, candidates, meshes, own_choice
 from jaxvl.planning.estimate import Model, estimate, widest
 from jaxvl.planning.figures import Plan
-from jaxvl.planning.measure import Setting, measure, mesh_on, per_device, vocabulary_of
+from jaxvl.planning.measure import Setting, measure, per_device, vocabulary_of
 from jaxvl.planning.roofline import Roofline
-from jaxvl.sharding.mesh import AXES, MeshConfig
+from jaxvl.sharding.mesh import AXES, make_mesh
 from jaxvl.training.build import build_model, fresh_state, make_tasks
 from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import trace_turns
@@ -180,10 +180,7 @@ def guesses(experiment: Experiment, setting: Setting) -> list[Guess]:
     shapes = {path: shape.shape for path, shape in model.params.items()}
     own = own_choice(experiment, experiment.mesh.shape(len(setting.devices)))
     known = _trace(experiment, setting, model)
-    possible = [
-        mesh for mesh in meshes(len(setting.devices), model.axes, shapes) if _lies_on(mesh, setting)
-    ]
-    every = candidates(experiment, possible)
+    every = candidates(experiment, meshes(len(setting.devices), model.axes, shapes))
     held: dict[tuple[tuple[int, ...], str], tuple[int, int]] = {}
     found = []
     for candidate in dict.fromkeys([own, *every]):
@@ -197,17 +194,8 @@ def guesses(experiment: Experiment, setting: Setting) -> list[Guess]:
     return found[:1] + others
 
 
-def _lies_on(mesh: tuple[int, ...], setting: Setting) -> bool:
-    """Whether a mesh can be made of the topology's devices."""
-    try:
-        mesh_on(MeshConfig(**dict(zip(AXES, mesh))), setting.topology, setting.devices)
-    except ConfigError:
-        return False
-    return True
-
-
 def _trace(experiment: Experiment, setting: Setting, model: Functional) -> Model:
-    mesh = mesh_on(experiment.mesh, setting.topology, setting.devices)
+    mesh = make_mesh(experiment.mesh, setting.devices)
     experiment.check_mesh(mesh)
     tasks = make_tasks(experiment)
     teachers = make_teachers(experiment, model, vocabulary_of(experiment))
@@ -227,7 +215,7 @@ def _held(
     """Bytes of a device: of the state, and of the parameters alone."""
     optim = dataclasses.replace(experiment.optim, moment_dtype=candidate.moments)
     experiment = dataclasses.replace(experiment, optim=optim)
-    mesh = mesh_on(candidate.mesh_config, setting.topology, setting.devices)
+    mesh = make_mesh(candidate.mesh_config, setting.devices)
     teachers = make_teachers(experiment, model, vocabulary_of(experiment))
     with jax.set_mesh(mesh):
         _, shapes, shardings = fresh_state(experiment, model, mesh, teachers)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxvl.config import ConfigError, Range, check
@@ -72,8 +74,31 @@ def make_mesh(
     """The mesh of all (or the given) devices, with Auto axes. Use it with `jax.set_mesh`, never
     `with mesh:`."""
     devices = jax.devices() if devices is None else devices
-    shape = config.shape(len(devices))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    arranged = arrange(config.shape(len(devices)), devices)
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices in an array of `shape` (axes as `AXES`), neighbours on the wires near each other.
+
+    Of several slices, or hosts of GPUs, the first axes lie across them as far as they divide: `data`,
+    whose collectives are fewest, then `fsdp`. Within a slice an axis may be a part of a side of its
+    grid.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    across = []
+    left = slices
+    for size in shape:
+        across.append(math.gcd(size, left))
+        left //= across[-1]
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if left > 1:
+        return np.asarray(devices).reshape(shape)
+    within = [size // n for size, n in zip(shape, across)]
+    return mesh_utils.create_hybrid_device_mesh(
+        within, across, devices, allow_split_physical_axes=True
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

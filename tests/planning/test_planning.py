@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import numpy as np
 import pytest
 import yaml
 from jax.sharding import AxisType
@@ -15,11 +16,11 @@ from jaxvl.planning import prices
 from jaxvl.planning.candidates import Candidate, candidates, meshes, own_choice
 from jaxvl.planning.estimate import Model, estimate
 from jaxvl.planning.figures import Plan, Refusal, StateBytes, StepBytes, StepFigures
-from jaxvl.planning.measure import mesh_on, refusal
+from jaxvl.planning.measure import refusal
 from jaxvl.planning.parameters import by_axes, sharded_parameters
 from jaxvl.planning.roofline import EFFICIENCY, Roofline
 from jaxvl.planning.search import FITS, NO_ROOM, SLOWER, Guess, Trial, judge, next_guess
-from jaxvl.sharding.mesh import MeshConfig
+from jaxvl.sharding.mesh import MeshConfig, make_mesh
 from jaxvl.sharding.topology import (
     CHIPS,
     GPUS,
@@ -307,22 +308,24 @@ def test_a_search_ends_with_its_budget(known_needs, tmp_path):
 
 @pytest.mark.usefixtures("tpu_compiler")
 def test_data_goes_over_the_slices():
-    name = "2*v5e:2x2"
-    devices = compile_only_devices(name)
+    devices = compile_only_devices("2*v5e:2x2")
     assert len(devices) == 8
-    mesh = mesh_on(MeshConfig(data=-1, fsdp=2), parse_topology(name), devices)
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=2), devices)
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1, "expert": 1}
     slices = [[device.slice_index for device in row.flat] for row in mesh.devices]
     assert slices == [[0, 0], [0, 0], [1, 1], [1, 1]]
-    with pytest.raises(ConfigError, match="do not divide over 2 slices"):
-        mesh_on(MeshConfig(data=1, fsdp=8), parse_topology(name), devices)
 
 
 @pytest.mark.usefixtures("tpu_compiler")
-def test_a_mesh_that_does_not_lie_on_the_sides_is_told():
-    name = "v5p:8x8x4"
-    devices = compile_only_devices(name)
-    assert mesh_on(MeshConfig(fsdp=8), parse_topology(name), devices).shape["data"] == 32
-    with pytest.raises(ConfigError, match="does not lie on the sides of 8x8x4") as error:
-        mesh_on(MeshConfig(fsdp=16), parse_topology(name), devices)
-    assert "\n" not in str(error.value)
+def test_an_axis_that_is_longer_than_a_slice_goes_over_several():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8), compile_only_devices("2*v5e:2x2"))
+    assert [d.slice_index for d in mesh.devices.flat] == [0] * 4 + [1] * 4
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+def test_an_axis_may_be_a_part_of_a_side():
+    mesh = make_mesh(MeshConfig(fsdp=16), compile_only_devices("v5p:8x8x4"))
+    assert mesh.shape["data"] == 16
+    for group in mesh.devices.reshape(16, 16):
+        box = np.ptp([device.coords for device in group], axis=0) + 1
+        assert np.prod(box) == 16, "the devices of a shard are a block of the grid"
