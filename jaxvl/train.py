@@ -7,13 +7,16 @@ Options:
                           config with stages each has a folder in it (training/stages.py)
   --profile=FIRST:LAST    a trace of these steps into WORKDIR/profile, for xprof: --profile=10:12
   --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
+  --coordinator=auto      multi-host runs whose hosts JAX finds by itself (a TPU pod, say)
 
-Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training diverged or was lost,
-2 wrong config, 3 trained and saved, but an evaluator failed (the same command tries it again).
+Exit status: 0 done, 1 training diverged or was lost, 2 wrong config, 3 trained and saved, but an
+evaluator failed (the same command tries it again), 75 stopped by SIGTERM or Ctrl-C with everything
+saved (the same command goes on). launch/submit.py starts a run and restarts it by these.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,7 +25,7 @@ import jax
 from rich.console import Console
 
 from jaxvl import paths
-from jaxvl.command import run_command, start, tell
+from jaxvl.command import STOPPED, run_command, start, tell
 from jaxvl.config import check, to_dict, to_path
 from jaxvl.data.records import DataError
 from jaxvl.evals.report import summary_table, write_report
@@ -80,7 +83,8 @@ def train(
     )
     tracer = Profile(profile, writer.folder, experiment.steps, writer.say)
     with writer, stop, jax.set_mesh(mesh):
-        run = setup(experiment, mesh, workdir, writer)
+        with stop.at_once("before the first step"):
+            run = setup(experiment, mesh, workdir, writer)
         write_workdir(experiment, workdir)
         try:
             loop(run, stop, clock, tracer)
@@ -108,10 +112,10 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
                 run.start, "event", f"left_out/{task}", feed.left_out
             )  # cause -> files or members, of all hosts once
     evaluate(
-        run, state, run.start, meter
+        run, state, run.start, meter, stop
     )  # what was due at the step of the checkpoint, if the run ended before it was done
     if run.start == run.total:
-        work(run, state, run.start, meter)
+        work(run, state, run.start, meter, stop)
     for step in range(run.start, run.total):
         done = step + 1
         turn = run.schedule(
@@ -147,9 +151,10 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
             run.writer.say(
                 f"stopped by {stop.name} after step {done}; saved, and resumed by the same command"
             )
+            stop.obeyed = True
             break
-        evaluate(run, state, done, meter)
-        work(run, state, done, meter)
+        evaluate(run, state, done, meter, stop)
+        work(run, state, done, meter, stop)
     for record in meter.flush():
         run.writer.record(record.step, "train", record.task, record.scalars)
         guard(run, state, record)
@@ -202,9 +207,9 @@ def guard(run: Run, state: TrainState, record) -> None:
         raise
 
 
-def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
+def evaluate(run: Run, state: TrainState, step: int, meter: Meter, stop: hosts.StopSignal) -> None:
     """Runs the evaluators that are due with the weights of `step`; a fault in one is recorded and
-    shown, and the run goes on."""
+    shown, and the run goes on. SIGTERM ends it at once where the weights are saved."""
     due = run.due(step)
     if not due:
         return
@@ -214,7 +219,7 @@ def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
     for name, evaluator in due.items():
         began = time.perf_counter()
         try:
-            with meter.away("evaluation"):
+            with meter.away("evaluation"), interruptible(run, step, stop):
                 result = evaluator.run(encoders)
         except (
             Exception
@@ -228,14 +233,24 @@ def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
         run.keep_gallery(step, name, result.gallery)
 
 
-def work(run: Run, state: TrainState, step: int, meter: Meter) -> None:
+def interruptible(
+    run: Run, step: int, stop: hosts.StopSignal
+) -> contextlib.AbstractContextManager[None]:
+    """In which SIGTERM ends this process at once, if the state of `step` is saved: what is done
+    with its weights is done again by the run that goes on."""
+    if step not in run.checkpoints.steps:
+        return contextlib.nullcontext()
+    return stop.at_once(f"while the weights of step {step} were evaluated")
+
+
+def work(run: Run, state: TrainState, step: int, meter: Meter, stop: hosts.StopSignal) -> None:
     """Runs the jobs that are due with the weights of `step`, and lets the tasks that read their
     tables go on with the new ones. A fault in one ends the run, which is saved."""
     if not run.jobs.due(step):
         return
     with meter.away("checkpoint"):
         run.checkpoints.settle()
-    with meter.away("evaluation"):
+    with meter.away("evaluation"), interruptible(run, step, stop):
         run.jobs.run(step, run.encoders(state), min(run.checkpoints.steps, default=step))
         if step < run.total:
             for task, source in run.jobs.renewed(step).items():
@@ -259,16 +274,17 @@ def _run(argv: Sequence[str], console: Console) -> int:
     shown = finished_figures(stages[-1].experiment, stages[-1].workdir)
     show(shown)  # at once; what follows makes sure that the last checkpoint can be read
     status = 0
+    stop = hosts.StopSignal()
     try:
         profile = command.options.get("profile")
-        latest = train_stages(stages, train, workdir, console, profile)
+        latest = train_stages(stages, train, workdir, console, profile, stop)
     except EvaluationError as error:
         tell(console, "evaluators failed", error)
         latest = error.latest
         status = 3
     if latest != shown:
         show(latest)
-    return status
+    return STOPPED if stop.obeyed else status
 
 
 def show(figures: dict[str, float]) -> None:

@@ -10,6 +10,7 @@ import tiny
 from processes import GOOD
 from tiny import losses
 
+from jaxvl.command import STOPPED
 from jaxvl.training.checkpoint import Checkpoints
 
 MINUTE = 60
@@ -81,7 +82,7 @@ def test_all_processes_save_the_same_step_and_end(whole, tmp_path, fault):
         )
         assert "DataError the disk is gone" in said[1]
     else:
-        assert codes == [0, 0] and GOOD < step < 8
+        assert codes == [STOPPED, STOPPED] and GOOD < step < 8
         assert f"stopped by a signal to process 1 after step {step}" in said[0]
     assert run(workdir)[0] == [0, 0]
     assert losses(workdir).keys() == whole.keys()
