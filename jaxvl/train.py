@@ -33,7 +33,12 @@ from jaxvl.sharding import hosts, make_mesh
 from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.agreement import Agreement
 from jaxvl.training.checkpoint import CheckpointError
-from jaxvl.training.describe import describe_goodput, describe_input, write_workdir
+from jaxvl.training.describe import (
+    describe_goodput,
+    describe_input,
+    describe_stragglers,
+    write_workdir,
+)
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.goodput import Clock
 from jaxvl.training.guard import TrainingDiverged, check_metrics
@@ -137,6 +142,7 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
         run.writer.advance(done)
         saving = run.save_due(done)
         verdict = agreement.after(metrics, wait=saving or bool(run.due(done)))
+        describe_stragglers(verdict.slow, done, run.writer)
         if verdict.error is not None:
             end(run, state, done, verdict.error)
         if verdict.stop or saving:

@@ -20,7 +20,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 
-from targets.base import WRONG, Options, Parser, Run, UsageError, add_shared
+from targets._base import WRONG, Options, Parser, Run, UsageError, add_shared
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 
@@ -29,7 +29,7 @@ def targets() -> dict[str, str]:
     """Name -> the first line of what each target's module says of itself."""
     found = {}
     for module in pkgutil.iter_modules([str(FOLDER / "targets")]):
-        if module.name != "base":
+        if not module.name.startswith("_"):
             text = importlib.import_module(f"targets.{module.name}").__doc__ or ""
             found[module.name] = text.splitlines()[0]
     return found
@@ -60,7 +60,7 @@ def _submit(name: str, own: Sequence[str], after: Sequence[str]) -> int:
     parser = Parser(f"submit.py {name}", target.__doc__)
     add_shared(parser)
     target.add_options(parser)
-    options: Options = parser.parse_args(own)
+    options: Options = parser.parse_args(own, Options(target=name))
     run = Run.of(options, after, FOLDER.parent)
     if not options.dry_run:
         return target.submit(options, run)

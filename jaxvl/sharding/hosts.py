@@ -60,13 +60,14 @@ OPTIONS = {"coordinator": None, "processes": None, "process": None}
 def initialise(options: Mapping[str, str]) -> None:
     """Joins the other processes, if there are any: as `options` say, or as the cluster's
     environment says where it announces several by itself or `--coordinator=auto` asks for it.
+    Where whoever started this process has joined them already (Ray does), nothing is done.
 
     Raises:
       ConfigError: only some of the options, or values that are not numbers.
       NotAllHere: some processes have not come.
     """
     given = {k: options[k] for k in OPTIONS if k in options}
-    if not given and not _announced():
+    if not given and (jax.distributed.is_initialized() or not _announced()):
         return
     if not given or given == {"coordinator": AUTO}:
         _join(*_detect())

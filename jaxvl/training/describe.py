@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 
 import jax
 from absl import logging
@@ -22,6 +24,7 @@ from jaxvl.training.compile import Program
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.meter import Meter
 from jaxvl.training.optim import optimiser
+from jaxvl.training.stragglers import Straggler
 from jaxvl.training.writer import Writer
 
 
@@ -123,6 +126,13 @@ def describe_input(meter: Meter, step: int, writer: Writer) -> None:
         f"[yellow]slow input[/] steps waited {100 * waited:.0f} % of their time; its work: "
         f"{parts}; try {ADVICE[stage]}"
     )
+
+
+def describe_stragglers(slow: Sequence[Straggler], step: int, writer: Writer) -> None:
+    """Says and records which processes have made the others wait, and with what."""
+    for one in slow:
+        writer.record(step, "event", f"straggler/{one.process}", dataclasses.asdict(one))
+        writer.say(f"[yellow]slow[/] {escape(str(one))}")
 
 
 def describe_machine() -> dict[str, Json]:

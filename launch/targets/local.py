@@ -26,10 +26,11 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from targets.base import (
+from targets._base import (
     DONE,
     FINAL,
     STOPPED,
+    TOGETHER,
     WRONG,
     Options,
     Parser,
@@ -105,6 +106,8 @@ def processes(options: Options, run: Run, address: str) -> list[Process]:
             f"local: argument --cpu-devices: {options.cpu_devices} must be a multiple of "
             f"--processes={number}"
         )
+    if TOGETHER in run.words and number > 1:
+        raise UsageError(f"local: argument --processes: must be 1 with {TOGETHER} after --")
     made = []
     for i in range(number):
         environment = {"PYTHONPATH": run.root, "PYTHONUNBUFFERED": "1", **dict(options.env)}

@@ -16,7 +16,7 @@ import argparse
 import re
 import shlex
 
-from targets.base import (
+from targets._base import (
     STOPPED,
     Options,
     Parser,

@@ -13,7 +13,7 @@ import processes
 import tiny
 
 SUBMIT = processes.ROOT / "launch" / "submit.py"
-STEPS = 120
+STEPS = 200
 EVERY = 10
 
 

@@ -83,6 +83,17 @@ class Cluster:
             time.sleep(0.5)
         raise AssertionError(f"job {number} is {job} after {seconds} s")
 
+    def end_jobs(self) -> None:
+        """Kills what a test has left running: the processes outlive the cluster otherwise."""
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            numbers = self.run("squeue", "--noheader", "--format=%i", timeout=20).split()
+            for number in numbers:
+                self.run("scancel", "--full", "--signal=KILL", number, timeout=20)
+                self.run("scancel", number, timeout=20)
+            end = time.monotonic() + 60
+            while time.monotonic() < end and self.run("squeue", "--noheader", timeout=20):
+                time.sleep(0.5)
+
 
 @contextlib.contextmanager
 def cluster(folder: pathlib.Path) -> Iterator[Cluster]:
@@ -117,6 +128,7 @@ def cluster(folder: pathlib.Path) -> Iterator[Cluster]:
         _wait_until_idle(made, host)
         yield made
     finally:
+        made.end_jobs()
         for process in reversed(started):
             process.terminate()
             try:

@@ -23,6 +23,10 @@ STOPPED = 75  # by a signal, with everything saved; the same command goes on
 FINAL = (DONE, WRONG, EVALUATORS)
 
 PORT = 8476  # of process 0, where the cluster does not choose one
+TOGETHER = "--coordinator=auto"  # JAX finds the other processes by itself
+
+# Targets whose machines have an interpreter of their own.
+ELSEWHERE = ("gke", "skypilot", "tpu_vm", "xpk")
 
 Options = argparse.Namespace
 
@@ -76,9 +80,11 @@ class Run:
             if options.module == "jaxvl.train" and not given:
                 raise UsageError(f"needs {needed}=… after --")
         for word in words:
-            if re.match(r"--(coordinator|processes|process)\b", word):
+            own = re.match(r"--(coordinator|processes|process)\b", word)
+            if own and word != TOGETHER:
                 raise UsageError(f"{word.split('=')[0]} after -- is given by the launcher")
-        python = "python" if vars(options).get("image") else sys.executable
+        there = options.target in ELSEWHERE or vars(options).get("image")
+        python = "python" if there else sys.executable
         return cls(
             options.module,
             tuple(words),
