@@ -165,6 +165,6 @@ def _container(options: Options, run: Run) -> dict[str, Any]:
         # `exec`: SIGTERM comes to Python itself
         "command": ["bash", "-c", f"exec {run.shell(*together)}"],
         "env": [{"name": name, "value": value} for name, value in environment.items()],
-        "ports": [{"containerPort": port} for port in ports],
+        "ports": [{"containerPort": port, "protocol": "TCP"} for port in ports],
         "resources": {"limits": resources},
     }
