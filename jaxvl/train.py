@@ -34,11 +34,13 @@ from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.agreement import Agreement
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.describe import (
+    describe_fitted,
     describe_goodput,
     describe_input,
     describe_stragglers,
     write_workdir,
 )
+from jaxvl.training.elastic import fitted
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.goodput import Clock
 from jaxvl.training.guard import TrainingDiverged, check_metrics
@@ -75,6 +77,8 @@ def train(
     clock = Clock()
     paths.make_folder(workdir)
     stop = stop or hosts.StopSignal()
+    planned = experiment
+    experiment = fitted(planned, jax.device_count())
     mesh = make_mesh(experiment.mesh)
     log = experiment.log
     writer = Writer(
@@ -88,6 +92,8 @@ def train(
     )
     tracer = Profile(profile, writer.folder, experiment.steps, writer.say)
     with writer, stop, jax.set_mesh(mesh):
+        if experiment is not planned:
+            writer.say(describe_fitted(experiment, mesh.size))
         with stop.at_once("before the first step"):
             run = setup(experiment, mesh, workdir, writer)
         write_workdir(experiment, workdir)

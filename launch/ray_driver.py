@@ -54,9 +54,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--scaling", type=json.loads, required=True, help="of ScalingConfig")
     parser.add_argument("--env", type=json.loads, required=True)
     options = parser.parse_args(words[:split])
-    scaling = dict(options.scaling)
-    if isinstance(scaling["num_workers"], list):
-        scaling["num_workers"] = tuple(scaling["num_workers"])
+    scaling = options.scaling
     config = {
         "module": options.module,
         "words": words[split + 1 :],

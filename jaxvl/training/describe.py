@@ -63,6 +63,15 @@ def describe_program(program: Program, model: Functional, writer: Writer) -> Non
     )
 
 
+def describe_fitted(experiment: Experiment, devices: int) -> str:
+    """A sentence of a run that goes on with fewer devices than its config is written for."""
+    chunks = ", ".join(f"{name} {task.microbatches}" for name, task in experiment.tasks.items())
+    return (
+        f"[yellow]{devices} of {experiment.resume.devices} devices[/]: the same global batch, in "
+        f"more microbatches ({escape(chunks)})"
+    )
+
+
 def describe_adapters(experiment: Experiment, model: Functional, writer: Writer) -> None:
     """Says and records which modules of a model have adapters, and how much is trained."""
     if not experiment.adapters:

@@ -9,6 +9,10 @@ started again where that would change nothing: done (status 0), a wrong config (
 evaluator (3). Where one process dies the others have `--patience` seconds to end by themselves,
 saying whom they miss; then they are killed. SIGTERM and Ctrl-C are handed on to the processes, which
 save and end with status 75; a second one kills them.
+
+With `--elastic=LEAST` a run that fails is started again with fewer processes, the next number that
+divides `--processes`, down to LEAST: for a device that is gone for good. The global batch stays what
+it is (`resume.devices` in the config's `resume`).
 """
 
 from __future__ import annotations
@@ -59,6 +63,9 @@ def add_options(parser: Parser) -> None:
         "--restarts", type=number, default=10, help="of a run that fails (default: 10)"
     )
     parser.add_argument(
+        "--elastic", type=count, metavar="LEAST", help="processes to go on with (default: all)"
+    )
+    parser.add_argument(
         "--patience",
         type=number,
         default=60,
@@ -69,7 +76,7 @@ def add_options(parser: Parser) -> None:
 
 def render(options: Options, run: Run) -> str:
     lines = []
-    for one in processes(options, run, "127.0.0.1:PORT"):
+    for one in processes(options, run, "127.0.0.1:PORT", options.processes):
         settings = [f"{name}={shlex.quote(value)}" for name, value in one.environment.items()]
         lines.append(" ".join([*settings, shlex.join(one.command)]))
     return "\n".join(lines) + "\n"
@@ -94,33 +101,51 @@ class Process:
     environment: dict[str, str]
 
 
-def processes(options: Options, run: Run, address: str) -> list[Process]:
+def processes(options: Options, run: Run, address: str, number: int) -> list[Process]:
     """The processes of a run.
 
     Args:
       address: of process 0.
+      number: of them; fewer than `--processes` where some are gone for good.
     """
-    number = options.processes
-    if options.cpu_devices is not None and options.cpu_devices % number:
-        raise UsageError(
-            f"local: argument --cpu-devices: {options.cpu_devices} must be a multiple of "
-            f"--processes={number}"
-        )
+    command_of_all = [*run.command, *_elastic(options)]
     if TOGETHER in run.words and number > 1:
         raise UsageError(f"local: argument --processes: must be 1 with {TOGETHER} after --")
     made = []
     for i in range(number):
         environment = {"PYTHONPATH": run.root, "PYTHONUNBUFFERED": "1", **dict(options.env)}
         if options.cpu_devices is not None:
-            environment |= _cpu(options.cpu_devices // number)
+            environment |= _cpu(options.cpu_devices // options.processes)
         if options.gpus_per_process is not None:
             own = range(i * options.gpus_per_process, (i + 1) * options.gpus_per_process)
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own))
-        command = list(run.command)
+        command = list(command_of_all)
         if number > 1:
             command += [f"--coordinator={address}", f"--processes={number}", f"--process={i}"]
         made.append(Process(command, environment))
     return made
+
+
+def _elastic(options: Options) -> list[str]:
+    """What tells the run how many devices its config is for."""
+    if options.cpu_devices is not None and options.cpu_devices % options.processes:
+        raise UsageError(
+            f"local: argument --cpu-devices: {options.cpu_devices} must be a multiple of "
+            f"--processes={options.processes}"
+        )
+    if options.elastic is None:
+        return []
+    if options.cpu_devices is None and options.gpus_per_process is None:
+        raise UsageError("local: argument --elastic: needs --gpus-per-process or --cpu-devices")
+    devices = options.cpu_devices or options.gpus_per_process * options.processes
+    return [f"--config.resume.devices={devices}"]
+
+
+def fewer(number: int, of: int, least: int) -> int:
+    """The next smaller number of processes that divides `of`; `number` itself where there is none
+    from `least`."""
+    smaller = [n for n in range(least, number) if of % n == 0]
+    return max(smaller, default=number)
 
 
 def _cpu(devices: int) -> dict[str, str]:
@@ -137,6 +162,7 @@ class Supervisor:
         self._run = run
         self._running: list[subprocess.Popen] = []
         self._asked = 0  # signals to this process
+        self._number = options.processes  # of those that are left
 
     def hand_on(self, number: int, frame: object = None) -> None:
         """Hands a signal on to the processes: asks them to save and end, then kills them."""
@@ -157,10 +183,19 @@ class Supervisor:
                 if failures > self._options.restarts:
                     _say(f"gives up after {self._options.restarts} restarts")
                     return status
+                if self._options.elastic is not None:
+                    self._shrink(self._options.elastic)
                 self._pause(min(2.0 ** (failures - 1), LONGEST_PAUSE))
             if self._asked:
                 return status
             _say(f"starts it again (restart {failures} of {self._options.restarts})")
+
+    def _shrink(self, least: int) -> None:
+        """What goes on when a process is gone for good."""
+        left = fewer(self._number, self._options.processes, least)
+        if left < self._number:
+            _say(f"goes on with {left} of {self._options.processes} processes")
+        self._number = left
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -171,7 +206,8 @@ class Supervisor:
         """Runs all processes to their end; exit statuses, negative: the signal that ended one."""
         piped = self._options.processes > 1
         listening = []
-        for i, one in enumerate(processes(self._options, self._run, _free_address())):
+        address = _free_address()
+        for i, one in enumerate(processes(self._options, self._run, address, self._number)):
             process = _start(one, piped)
             self._running.append(process)
             if self._asked:

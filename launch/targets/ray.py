@@ -2,8 +2,7 @@
 
 Ray starts one worker for each host of a TPU slice, or for each `--gpus-per-worker`. When one is lost
 it starts all of them again, `--restarts` times at most, and they go on from the newest checkpoint, so
-`--workdir` must be on storage that all nodes see. With `--min-workers` it goes on with fewer where
-no more are to be had.
+`--workdir` must be on storage that all nodes see.
 
 `--dry-run` prints the command, which uploads the project's folder. `--address` is that of the
 cluster's dashboard (http://HOST:8265); without it a Ray is started on this machine. Needs `ray[train]`
@@ -36,7 +35,6 @@ DRIVER = "launch/ray_driver.py"
 def add_options(parser: Parser) -> None:
     parser.add_argument("--address", help="of the dashboard, as http://head:8265")
     parser.add_argument("--workers", type=count, help="(default: 1; on TPU that of the slices)")
-    parser.add_argument("--min-workers", type=count, help="to go on with (default: all)")
     devices = parser.add_mutually_exclusive_group()
     devices.add_argument("--tpu", type=tpu_slice, metavar="KIND:TOPOLOGY", help="as v6e:4x4")
     devices.add_argument("--gpus-per-worker", type=count)
@@ -77,10 +75,7 @@ def scaling(options: Options) -> dict[str, Any]:
         made |= {"use_gpu": True, "resources_per_worker": {"GPU": options.gpus_per_worker}}
     elif options.cpus_per_worker:
         made["resources_per_worker"] = {"CPU": options.cpus_per_worker}
-    least = options.min_workers or workers
-    if least > workers:
-        raise UsageError(f"ray: argument --min-workers: {least} must be at most {workers}")
-    return {"num_workers": workers if least == workers else [least, workers], **made}
+    return {"num_workers": workers, **made}
 
 
 def _command(options: Options, run: Run) -> list[str]:

@@ -6,6 +6,10 @@ the job puts itself back into the queue. So does one that fails, `--restarts` ti
 one whose config is wrong (status 2) or that is done. The job's number and its output file stay the
 same throughout.
 
+With `--min-nodes` the job starts with whatever number of nodes there is from that on, as after a node
+is lost; the global batch stays what it is (`resume.devices` in the config's `resume`). Of the nodes
+the largest number is used that divides `--nodes`.
+
 `--dry-run` prints the script; `sbatch FILE` submits it. The project's folder must be on storage that
 all nodes see, or in the image.
 """
@@ -44,6 +48,9 @@ def duration(text: str) -> str:
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("--nodes", type=count, default=1, help="(default: 1)")
+    parser.add_argument(
+        "--min-nodes", type=count, help="to go on with when nodes are lost (default: all)"
+    )
     parser.add_argument("--gpus-per-node", type=number, default=0, help="(default: 0)")
     parser.add_argument(
         "--tasks-per-node", type=count, help="processes (default: one per GPU, or one)"
@@ -116,10 +123,22 @@ def _tasks(options: Options) -> int:
     return tasks
 
 
+def _least(options: Options) -> int:
+    """`--min-nodes`."""
+    if options.min_nodes > options.nodes:
+        raise UsageError(
+            f"slurm: argument --min-nodes: {options.min_nodes} must be at most --nodes="
+            f"{options.nodes}"
+        )
+    if not options.gpus_per_node:
+        raise UsageError("slurm: argument --min-nodes: needs --gpus-per-node")
+    return options.min_nodes
+
+
 def _directives(options: Options, run: Run) -> list[str]:
     wanted = {
         "job-name": run.name,
-        "nodes": options.nodes,
+        "nodes": f"{_least(options)}-{options.nodes}" if options.min_nodes else options.nodes,
         "ntasks-per-node": _tasks(options),
         "gpus-per-node": options.gpus_per_node or None,
         "cpus-per-task": options.cpus_per_task,
@@ -149,6 +168,17 @@ def _environment(options: Options, run: Run) -> list[str]:
 def _step(options: Options, run: Run) -> list[str]:
     """`srun`. When a task is lost it lets the others end by themselves, which name it."""
     words = ["srun", "--kill-on-bad-exit=0", f"--wait={LAST_WORDS}"]
+    before = []
+    own = []
+    shared = ""
+    if options.min_nodes:
+        parts = " ".join(str(n) for n in range(1, options.nodes + 1) if options.nodes % n == 0)
+        before = [
+            f'for n in {parts}; do [ "$n" -le "$SLURM_JOB_NUM_NODES" ] && nodes=$n; done',
+            f'echo "launch: $nodes of {options.nodes} nodes"',
+        ]
+        shared = f' --nodes="$nodes" --ntasks="$((nodes * {_tasks(options)}))"'
+        own = [f"--config.resume.devices={options.nodes * options.gpus_per_node}"]
     if options.cpus_per_task:  # since SLURM 22.05 a step does not have it from the job
         words.append(f"--cpus-per-task={options.cpus_per_task}")
     mounts = [f"{run.root}:{run.root}", *options.mount]
@@ -163,7 +193,8 @@ def _step(options: Options, run: Run) -> list[str]:
         words += [f"--bind={','.join(mounts)}", f"--pwd={run.root}", options.image]
     else:
         words.append(f"--chdir={run.root}")
-    return [f"{shlex.join(words)} \\", f"  {run.shell()}"]
+    srun, *rest = words
+    return [*before, f"{srun}{shared} {shlex.join(rest)} \\", f"  {run.shell(*own)}"]
 
 
 def _after(options: Options) -> list[str]:

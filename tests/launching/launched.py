@@ -13,7 +13,7 @@ import processes
 import tiny
 
 SUBMIT = processes.ROOT / "launch" / "submit.py"
-STEPS = 200
+STEPS = 150
 EVERY = 10
 
 

@@ -20,6 +20,7 @@ started = workdir / f"started{i}"
 starts = len(started.read_text()) if started.exists() else 0
 started.write_text("x" * (starts + 1))
 (workdir / f"environment{i}").write_text(os.environ.get("XLA_FLAGS", ""))
+(workdir / f"words{i}").write_text(" ".join(sys.argv))
 plan = os.environ["PLAN"].split("/")
 word = plan[min(starts, len(plan) - 1)].split(",")[i]
 print("out", i, word, flush=True)
@@ -109,6 +110,18 @@ def test_the_others_are_ended_when_one_dies(fake, tmp_path):
     assert done.returncode == 0 and 2 < time.monotonic() - began < 20
     assert "launch: process 1 of 2 was ended by SIGKILL" in done.stderr
     assert starts(tmp_path, 0) == starts(tmp_path, 1) == 2
+
+
+def test_a_run_goes_on_with_fewer_processes(fake, tmp_path):
+    plan = "0,0,0,kill,0,0/1,0,0/0,0"
+    done = run(fake(plan, "--processes=6", "--cpu-devices=12", "--elastic=2"))
+    assert done.returncode == 0, done.stderr
+    assert [starts(tmp_path, i) for i in range(6)] == [3, 3, 2, 1, 1, 1]
+    assert "launch: goes on with 3 of 6 processes" in done.stderr
+    assert "launch: goes on with 2 of 6 processes" in done.stderr
+    flag = (tmp_path / "environment1").read_text().split()[-1]
+    assert flag == "--xla_force_host_platform_device_count=2"
+    assert "--config.resume.devices=12" in (tmp_path / "words1").read_text()
 
 
 def begin(words, tmp_path):

@@ -179,6 +179,18 @@ def test_what_slurm_is_told():
     assert "export JAX_LOCAL_DEVICE_IDS=0,1,2,3" in one
 
 
+@pytest.mark.parametrize("left, used", [(8, 8), (7, 4), (4, 4), (3, 2), (2, 2)])
+def test_a_slurm_job_goes_on_with_a_part_of_its_nodes(tools, tmp_path, left, used):
+    (tmp_path / "status").write_text("0")
+    asked = '#!/bin/bash\necho "$@" >"$HOME/srun"\n'
+    script = dry("slurm", "--nodes=8", "--min-nodes=2", "--gpus-per-node=4")
+    assert "#SBATCH --nodes=2-8" in script and "--config.resume.devices=32" in script
+    told = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "run", "SLURM_JOB_NUM_NODES": str(left)}
+    subprocess.run(["bash", "-c", script], env={**tools(srun=asked), **told}, check=True)
+    given = (tmp_path / "srun").read_text().split()
+    assert given[:2] == [f"--nodes={used}", f"--ntasks={used * 4}"]
+
+
 @pytest.mark.parametrize(
     "runtime, expected",
     [
@@ -226,10 +238,10 @@ def test_xpk_and_ray_have_the_words_as_they_were_given(tools):
     command = words[-1].removeprefix("--command=")
     (inner,) = bash(command, tools())
     assert inner == ["-m", "jaxvl.train", *WORDS, "--coordinator=auto"]
-    told = dry("ray", "--address=http://head:8265", "--workers=4", "--min-workers=2")
+    told = dry("ray", "--address=http://head:8265", "--workers=4")
     (words,) = bash(told, tools(ray=PRINTER.format(python=sys.executable)))
     assert words[:2] == ["job", "submit"] and words[-len(WORDS) :] == list(WORDS)
-    assert '--scaling={"num_workers": [2, 4]}' in words
+    assert '--scaling={"num_workers": 4}' in words
 
 
 # --------------------------------------------------------------------------------------------------
@@ -282,6 +294,14 @@ def test_names_of_jobs(words, name):
         (
             ["local", "--processes=3", "--cpu-devices=4", "--", *WORDS],
             "submit.py local: argument --cpu-devices: 4 must be a multiple of --processes=3",
+        ),
+        (
+            ["local", "--elastic=1", "--processes=2", "--", *WORDS],
+            "submit.py local: argument --elastic: needs --gpus-per-process or --cpu-devices",
+        ),
+        (
+            ["slurm", "--nodes=2", "--min-nodes=3", "--", *WORDS],
+            "submit.py slurm: argument --min-nodes: 3 must be at most --nodes=2",
         ),
         (
             ["slurm", "--time=1h", "--", *WORDS],
