@@ -347,9 +347,9 @@ def _gather_bytes(mine: bytes) -> list[bytes]:
 def run_together(main: Callable[[list[str]], int], argv: list[str]) -> int:
     """Runs a command that may be several processes; returns its exit status.
 
-    The processes of a command that went well, or was stopped, wait for each other, however long one of them writes
-    its report. One that is ended by an exception does not wait for the others, which would wait for
-    it: it ends at once, and they hear of it.
+    The processes of a command that went well, or was stopped, wait for each other, however long one
+    of them writes its report. One that is ended by an exception does not wait for the others, which
+    would wait for it: it ends at once, and they hear of it.
     """
     try:
         status = main(argv)

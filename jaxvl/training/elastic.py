@@ -4,8 +4,8 @@
 
 On 128 of them every task runs in twice as many microbatches and `mesh.data` is half as large. So a
 device holds what it held before, and the global batch, the order of the records and the schedule
-stay what they are. Losses are those of all devices to rounding, where a row's result does not depend
-on its chunk: statistics of `norm="batch"` are a chunk's, and dropout draws other numbers.
+stay what they are. Losses are those of all devices to rounding, where a row's result does not
+depend on its chunk: statistics of `norm="batch"` are a chunk's, and dropout draws other numbers.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import tiny
 
 SUBMIT = processes.ROOT / "launch" / "submit.py"
 STEPS = 150
+# Of a process with two devices, otherwise as this one has them: other flags, other roundings.
+FLAGS = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
 EVERY = 10
 
 

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "XLA_FLAGS": launched.FLAGS,
     "PYTHONPATH": os.pathsep.join([str(processes.ROOT), *filter(None, sys.path)]),
 }
 

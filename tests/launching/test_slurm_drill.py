@@ -11,7 +11,7 @@ import tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-CPU = ("--env=JAX_PLATFORMS=cpu", "--env=XLA_FLAGS=--xla_force_host_platform_device_count=2")
+CPU = ("--env=JAX_PLATFORMS=cpu", f"--env=XLA_FLAGS={launched.FLAGS}")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,12 @@ def test_a_job_is_requeued_until_it_is_done(cluster, tmp_path):
     # One that is more urgent takes the node.
     goes_on(0)
     urgent = cluster.run(
-        "sbatch", "--parsable", "--partition=high", "--exclusive", text="#!/bin/bash\nsleep 1\n"
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--exclusive",
+        "--output=/dev/null",
+        text="#!/bin/bash\nsleep 1\n",
     ).strip()
     cluster.wait(urgent, ["COMPLETED"], 180)
     requeued(cluster, job, 1)
@@ -91,6 +96,8 @@ def test_a_job_is_requeued_until_it_is_done(cluster, tmp_path):
     goes_on(2)
     minutes = 2 + int(cluster.job(job)["RunTime"].split(":")[1])
     cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+    launched.until(lambda: cluster.job(job)["Restarts"] == "3", "the time limit", log=output)
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     requeued(cluster, job, 3)
     said = output.read_text()
     assert "launch: stopped with everything saved; back into the queue" in said, said
