@@ -218,6 +218,7 @@ class StopSignal:
         self.obeyed = False
         self._old: dict[int, Any] = {}
         self._now: str | None = None
+        self._heard = False  # of SIGTERM
         self._wakeup: _Wakeup | None = None
 
     def __enter__(self) -> StopSignal:
@@ -240,12 +241,14 @@ class StopSignal:
     @contextlib.contextmanager
     def at_once(self, when: str) -> Iterator[None]:
         """Within, nothing is lost where the process ends: SIGTERM ends it at once, with status
-        `STOPPED`, even while it compiles.
+        `STOPPED`, even while it compiles; so does one that has come before and was not obeyed yet.
 
         Args:
           when: for the message: "before the first step".
         """
         self._now = when
+        if self._heard:
+            self._leave(when)
         try:
             yield
         finally:
@@ -259,10 +262,16 @@ class StopSignal:
 
     def _hear(self, number: int) -> None:
         """In a thread of its own, as soon as the signal has come."""
+        if number != signal.SIGTERM:
+            return
+        self._heard = True
         when = self._now
-        if number == signal.SIGTERM and when is not None:
-            print(f"stopped by SIGTERM {when}; nothing is lost", file=sys.stderr, flush=True)
-            os._exit(STOPPED)
+        if when is not None:
+            self._leave(when)
+
+    def _leave(self, when: str) -> NoReturn:
+        print(f"stopped by SIGTERM {when}; nothing is lost", file=sys.stderr, flush=True)
+        os._exit(STOPPED)
 
 
 class _Wakeup:

@@ -8,7 +8,9 @@ import sys
 import time
 
 import launched
+import numpy as np
 import pytest
+import tiny
 
 # What each process does at each start, by `PLAN`: a text for each start, a word for each process.
 FAKE = """
@@ -192,27 +194,47 @@ def start(workdir, number, **changes):
     return launched.submit("local", *options(number), after=launched.words(workdir, **changes))
 
 
+def run_and_kill(workdir, number, *more):
+    """A run whose process 1 is killed after the first checkpoint: what was said, and the seconds
+    until it was started again."""
+    words = [sys.executable, str(launched.SUBMIT), "local", *options(number), *more, "--"]
+    words += launched.words(workdir)
+    log = workdir.with_suffix(".log")
+    with log.open("w") as said:
+        launcher = subprocess.Popen(words, stdout=said, stderr=said)
+    try:
+        launched.until(lambda: launched.saved(workdir) > 0, "a checkpoint", log=log)
+        began = time.monotonic()
+        os.kill(launched.train_processes(workdir)[1], signal.SIGKILL)
+        launched.until(lambda: "starts it again" in log.read_text(), "the restart", log=log)
+        seconds = time.monotonic() - began
+        assert launcher.wait(timeout=900) == 0, log.read_text()
+    finally:
+        launcher.kill()
+    return log.read_text(), seconds
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", [2, 4])
 def test_a_run_that_loses_a_process_is_started_again_and_ends_the_same(reference, tmp_path, number):
     workdir = tmp_path / "killed" / "run"
-    words = [sys.executable, str(launched.SUBMIT), "local", *options(number), "--"]
-    log = workdir.with_suffix(".log")
-    words += launched.words(workdir)
-    with log.open("w") as said:
-        launcher = subprocess.Popen(words, stdout=said, stderr=said)
-    try:
-        launched.until(lambda: launched.saved(workdir) > 0, "a checkpoint")
-        began = time.monotonic()
-        os.kill(launched.train_processes(workdir)[1], signal.SIGKILL)
-        launched.until(lambda: "starts it again" in log.read_text(), "the restart")
-        seconds = time.monotonic() - began
-        assert launcher.wait(timeout=900) == 0, log.read_text()
-    finally:
-        launcher.kill()
-    text = log.read_text()
+    text, seconds = run_and_kill(workdir, number)
     assert seconds < 60, text
     assert f"launch: process 1 of {number} was ended by SIGKILL" in text
-    assert "task:1" in text or "heartbeats): 1 " in text, text
-    launched.tiny.assert_same_state(workdir, reference(number), launched.STEPS)
+    assert "heartbeats): 1 " in " ".join(text.split()) or "task:1" in text, text
+    tiny.assert_same_state(workdir, reference(number), launched.STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_that_loses_a_process_for_good_goes_on_with_half(reference, tmp_path):
+    """With half of the devices and twice as many microbatches, every loss is what it was."""
+    workdir = tmp_path / "elastic" / "run"
+    text, _ = run_and_kill(workdir, 4, "--elastic=1")
+    assert "launch: goes on with 2 of 4 processes" in text
+    assert "4 of 8 devices: the same global batch, in more microbatches (pairs 2)" in text, text
+    found = tiny.losses(workdir)
+    expected = tiny.losses(reference(4))
+    assert sorted(found) == sorted(expected) == list(range(1, launched.STEPS + 1))
+    np.testing.assert_allclose(list(found.values()), [expected[step] for step in found], rtol=1e-3)

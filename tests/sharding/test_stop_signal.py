@@ -14,7 +14,10 @@ from jaxvl.sharding.hosts import StopSignal
 # A call that lets no handler of Python run until it is over, as a compilation does.
 SCRIPT = """
 import hashlib
+import os
+import signal
 import sys
+import time
 from jaxvl.sharding.hosts import StopSignal
 
 def long():
@@ -24,6 +27,12 @@ def long():
 with StopSignal() as stop:
     if sys.argv[1] == "at_once":
         with stop.at_once("before the first step"):
+            long()
+    elif sys.argv[1] == "before":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        print("BUSY", flush=True)
+        with stop.at_once("while the weights of step 3 were evaluated"):
             long()
     else:
         with stop.at_once("before the first step"):
@@ -55,6 +64,14 @@ def test_sigterm_ends_a_process_that_loses_nothing_while_it_is_busy():
     assert time.monotonic() - began < 5
     assert process.returncode == STOPPED
     assert said == "stopped by SIGTERM before the first step; nothing is lost\n"
+
+
+def test_sigterm_that_came_before_is_obeyed_as_soon_as_nothing_is_lost():
+    """One that comes while a state is saved, say, before it is evaluated for long."""
+    out, said = start("before", MINUTES).communicate(timeout=60)
+    assert out == "" and said == (
+        "stopped by SIGTERM while the weights of step 3 were evaluated; nothing is lost\n"
+    )
 
 
 def test_sigterm_is_noted_where_something_would_be_lost():
