@@ -10,9 +10,9 @@ evaluator (3). Where one process dies the others have `--patience` seconds to en
 saying whom they miss; then they are killed. SIGTERM and Ctrl-C are handed on to the processes, which
 save and end with status 75; a second one kills them.
 
-With `--elastic=LEAST` a run that fails is started again with fewer processes, the next number that
-divides `--processes`, down to LEAST: for a device that is gone for good. The global batch stays what
-it is (`resume.devices` in the config's `resume`).
+With `--elastic=LEAST` a run that fails is started again without the devices of the process that
+died first, in the next smaller number of processes that divides `--processes`, down to LEAST: for a
+device that is gone for good. The global batch stays what it is (`resume.devices` of the config).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def add_options(parser: Parser) -> None:
 
 def render(options: Options, run: Run) -> str:
     lines = []
-    for one in processes(options, run, "127.0.0.1:PORT", options.processes):
+    for one in processes(options, run, "127.0.0.1:PORT", range(options.processes)):
         settings = [f"{name}={shlex.quote(value)}" for name, value in one.environment.items()]
         lines.append(" ".join([*settings, shlex.join(one.command)]))
     return "\n".join(lines) + "\n"
@@ -101,23 +101,25 @@ class Process:
     environment: dict[str, str]
 
 
-def processes(options: Options, run: Run, address: str, number: int) -> list[Process]:
+def processes(options: Options, run: Run, address: str, places: Sequence[int]) -> list[Process]:
     """The processes of a run.
 
     Args:
       address: of process 0.
-      number: of them; fewer than `--processes` where some are gone for good.
+      places: of each, which say whose devices it has; fewer than `--processes` where some are gone.
     """
+    number = len(places)
     command_of_all = [*run.command, *_elastic(options)]
     if TOGETHER in run.words and number > 1:
         raise UsageError(f"local: argument --processes: must be 1 with {TOGETHER} after --")
     made = []
-    for i in range(number):
+    for i, place in enumerate(places):
         environment = {"PYTHONPATH": run.root, "PYTHONUNBUFFERED": "1", **dict(options.env)}
         if options.cpu_devices is not None:
             environment |= _cpu(options.cpu_devices // options.processes)
         if options.gpus_per_process is not None:
-            own = range(i * options.gpus_per_process, (i + 1) * options.gpus_per_process)
+            first = place * options.gpus_per_process
+            own = range(first, first + options.gpus_per_process)
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own))
         command = list(command_of_all)
         if number > 1:
@@ -141,11 +143,12 @@ def _elastic(options: Options) -> list[str]:
     return [f"--config.resume.devices={devices}"]
 
 
-def fewer(number: int, of: int, least: int) -> int:
-    """The next smaller number of processes that divides `of`; `number` itself where there is none
-    from `least`."""
-    smaller = [n for n in range(least, number) if of % n == 0]
-    return max(smaller, default=number)
+def left_over(places: Sequence[int], lost: Sequence[int], of: int, least: int) -> list[int]:
+    """The places that a run goes on with when some are lost: as many as divide `of`; all, where
+    fewer than `least` would be left."""
+    alive = [place for place in places if place not in lost]
+    number = max((n for n in range(least, len(alive) + 1) if of % n == 0), default=None)
+    return list(places) if number is None else alive[:number]
 
 
 def _cpu(devices: int) -> dict[str, str]:
@@ -162,7 +165,8 @@ class Supervisor:
         self._run = run
         self._running: list[subprocess.Popen] = []
         self._asked = 0  # signals to this process
-        self._number = options.processes  # of those that are left
+        self._places = list(range(options.processes))  # that are left
+        self._lost: list[int] = []  # places whose processes failed first
 
     def hand_on(self, number: int, frame: object = None) -> None:
         """Hands a signal on to the processes: asks them to save and end, then kills them."""
@@ -192,10 +196,11 @@ class Supervisor:
 
     def _shrink(self, least: int) -> None:
         """What goes on when a process is gone for good."""
-        left = fewer(self._number, self._options.processes, least)
-        if left < self._number:
-            _say(f"goes on with {left} of {self._options.processes} processes")
-        self._number = left
+        whole = self._options.processes
+        left = left_over(self._places, self._lost, whole, least)
+        if left != self._places:
+            _say(f"goes on with {len(left)} of {whole} processes")
+        self._places = left
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -207,7 +212,8 @@ class Supervisor:
         piped = self._options.processes > 1
         listening = []
         address = _free_address()
-        for i, one in enumerate(processes(self._options, self._run, address, self._number)):
+        self._lost = []
+        for i, one in enumerate(processes(self._options, self._run, address, self._places)):
             process = _start(one, piped)
             self._running.append(process)
             if self._asked:
@@ -237,6 +243,7 @@ class Supervisor:
             failed = [i for i, status in enumerate(statuses) if status not in (None, DONE)]
             if failed and end is None:
                 end = time.monotonic() + self._options.patience
+                self._lost = [self._places[i] for i in failed]
                 for i in failed:
                     _say(f"process {i} of {len(statuses)} {describe(statuses[i])}")
             if None not in statuses or (end is not None and time.monotonic() > end):

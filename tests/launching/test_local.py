@@ -22,6 +22,7 @@ started = workdir / f"started{i}"
 starts = len(started.read_text()) if started.exists() else 0
 started.write_text("x" * (starts + 1))
 (workdir / f"environment{i}").write_text(os.environ.get("XLA_FLAGS", ""))
+(workdir / f"gpus{i}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 (workdir / f"words{i}").write_text(" ".join(sys.argv))
 plan = os.environ["PLAN"].split("/")
 word = plan[min(starts, len(plan) - 1)].split(",")[i]
@@ -115,8 +116,8 @@ def test_the_others_are_ended_when_one_dies(fake, tmp_path):
 
 
 def test_a_run_goes_on_with_fewer_processes(fake, tmp_path):
-    plan = "0,0,0,kill,0,0/1,0,0/0,0"
-    done = run(fake(plan, "--processes=6", "--cpu-devices=12", "--elastic=2"))
+    plan = "hang,hang,hang,kill,hang,hang/1,hang,hang/0,0"
+    done = run(fake(plan, "--processes=6", "--cpu-devices=12", "--elastic=2", "--patience=1"))
     assert done.returncode == 0, done.stderr
     assert [starts(tmp_path, i) for i in range(6)] == [3, 3, 2, 1, 1, 1]
     assert "launch: goes on with 3 of 6 processes" in done.stderr
@@ -124,6 +125,28 @@ def test_a_run_goes_on_with_fewer_processes(fake, tmp_path):
     flag = (tmp_path / "environment1").read_text().split()[-1]
     assert flag == "--xla_force_host_platform_device_count=2"
     assert "--config.resume.devices=12" in (tmp_path / "words1").read_text()
+
+
+def test_a_device_that_is_gone_is_not_used_again(fake, tmp_path):
+    done = run(
+        fake(
+            "hang,kill,hang,hang/0,0",
+            "--processes=4",
+            "--gpus-per-process=2",
+            "--elastic=1",
+            "--patience=1",
+        )
+    )
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / f"gpus{i}").read_text() for i in range(2)] == ["0,1", "4,5"]
+    assert "--config.resume.devices=8" in (tmp_path / "words0").read_text()
+
+
+def test_fewer_than_the_least_are_not_gone_on_with(fake, tmp_path):
+    done = run(
+        fake("1,hang/0,0", "--processes=2", "--cpu-devices=2", "--elastic=2", "--patience=1")
+    )
+    assert done.returncode == 0 and starts(tmp_path, 1) == 2, done.stderr
 
 
 def begin(words, tmp_path):
