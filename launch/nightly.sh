@@ -28,7 +28,8 @@ fi
 # munge): where they are not there, the drill with them says so and is skipped.
 (
   venv="$venv-clusters"
-  install demo,dev "ray[train]>=2.60" kubernetes-validate kubeflow-trainer-api skypilot
+  install demo "ray[train]>=2.60" kubernetes-validate kubeflow-trainer-api pytest pytest-timeout
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check skypilot
   cd "$root"
   "$venv/bin/python" -m pytest -p no:xdist -m "slow or not slow" tests/launching
 )
