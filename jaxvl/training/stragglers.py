@@ -75,18 +75,22 @@ class Stragglers:
 
     def __init__(self, feeds: Mapping[str, Feed]):
         self._feeds = feeds
+        self._start = self._spent()
         self._then = time.monotonic()
         self._before: np.ndarray | None = None
 
     def numbers(self) -> list[int]:
-        """Milliseconds so far of this process: waits for data, writes, and each stage's work; none
-        where there are no others."""
+        """Milliseconds of this process since it was made: waits for data, writes, and each stage's
+        work; none where there are no others."""
         if jax.process_count() == 1:
             return []
+        return [round(1000 * (now - then)) for now, then in zip(self._spent(), self._start)]
+
+    def _spent(self) -> list[float]:
+        """Seconds so far."""
         stages = bottlenecks.add(feed.stage_seconds for feed in self._feeds.values())
         waited = sum(feed.waited for feed in self._feeds.values())
-        spent = [waited, _written[0], *(stages[stage] for stage in bottlenecks.STAGES)]
-        return [round(1000 * seconds) for seconds in spent]
+        return [waited, _written[0], *(stages[stage] for stage in bottlenecks.STAGES)]
 
     def look(self, everyone: np.ndarray) -> Sequence[Straggler]:
         """Who has made the others wait since the last look; nobody within `WINDOW`.
