@@ -22,6 +22,7 @@ Options:
   --config.mesh.AXIS=N    other devices per axis than in training
   --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not
                                                        announce by itself
+  --coordinator=auto      multi-host runs whose hosts JAX finds by itself (a TPU pod, say)
 
 Exit status: 0 done, 1 no readable checkpoint, no benchmark, or one that could not be measured, 2
 wrong option.

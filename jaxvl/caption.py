@@ -17,6 +17,7 @@ Options:
                           repetition_penalty, no_repeat (see jaxvl/models/generate.py)
   --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not
                                                        announce by itself
+  --coordinator=auto      multi-host runs whose hosts JAX finds by itself (a TPU pod, say)
 
 Exit status: 0 done, 1 no readable checkpoint, or no picture that can be read, 2 wrong option.
 """

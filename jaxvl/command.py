@@ -25,6 +25,7 @@ from jaxvl.sharding import hosts
 
 FAILED = 1
 WRONG = 2  # a config or an option
+STOPPED = hosts.STOPPED  # by a signal, with everything saved; the same command goes on
 
 
 def run_command(
@@ -50,6 +51,9 @@ def run_command(
     except ConfigError as error:
         tell(console, "config error", error)
         return WRONG
+    except hosts.NotAllHere as error:
+        tell(console, "start failed", error)
+        return FAILED
     except errors as error:
         tell(console, type(error).__name__, error)
         return FAILED

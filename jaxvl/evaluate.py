@@ -20,6 +20,7 @@ Options:
   --only=NAME,NAME        only these evaluators
   --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not
                                                        announce by itself
+  --coordinator=auto      multi-host runs whose hosts JAX finds by itself (a TPU pod, say)
 
 Exit status: 0 done, 1 no readable checkpoint or unreadable data, 2 wrong config.
 """

@@ -7,13 +7,16 @@ Options:
                           config with stages each has a folder in it (training/stages.py)
   --profile=FIRST:LAST    a trace of these steps into WORKDIR/profile, for xprof: --profile=10:12
   --coordinator=HOST:PORT --processes=N --process=I    multi-host runs that the cluster does not announce by itself
+  --coordinator=auto      multi-host runs whose hosts JAX finds by itself (a TPU pod, say)
 
-Exit status: 0 done (or stopped by SIGTERM with everything saved), 1 training diverged or was lost,
-2 wrong config, 3 trained and saved, but an evaluator failed (the same command tries it again).
+Exit status: 0 done, 1 training diverged or was lost, 2 wrong config, 3 trained and saved, but an
+evaluator failed (the same command tries it again), 75 stopped by SIGTERM or Ctrl-C with everything
+saved (the same command goes on). launch/submit.py starts a run and restarts it by these.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -22,7 +25,7 @@ import jax
 from rich.console import Console
 
 from jaxvl import paths
-from jaxvl.command import run_command, start, tell
+from jaxvl.command import STOPPED, run_command, start, tell
 from jaxvl.config import check, to_dict, to_path
 from jaxvl.data.records import DataError
 from jaxvl.evals.report import summary_table, write_report
@@ -30,8 +33,15 @@ from jaxvl.sharding import hosts, make_mesh
 from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.agreement import Agreement
 from jaxvl.training.checkpoint import CheckpointError
-from jaxvl.training.describe import describe_goodput, describe_input, write_workdir
+from jaxvl.training.describe import (
+    describe_fitted,
+    describe_goodput,
+    describe_input,
+    describe_stragglers,
+    write_workdir,
+)
 from jaxvl.training.deterministic import make_deterministic
+from jaxvl.training.elastic import fitted
 from jaxvl.training.experiment import Experiment, parse_command
 from jaxvl.training.goodput import Clock
 from jaxvl.training.guard import TrainingDiverged, diverged
@@ -72,6 +82,8 @@ def train(
         make_deterministic()
     paths.make_folder(workdir)
     stop = stop or hosts.StopSignal()
+    planned = experiment
+    experiment = fitted(planned, jax.device_count())
     mesh = make_mesh(experiment.mesh)
     log = experiment.log
     writer = Writer(
@@ -85,7 +97,10 @@ def train(
     )
     tracer = Profile(profile, writer.folder, experiment.steps, writer.say)
     with writer, stop, jax.set_mesh(mesh):
-        run = setup(experiment, mesh, workdir, writer)
+        if experiment is not planned:
+            writer.say(describe_fitted(experiment, mesh.size))
+        with stop.at_once("before the first step"):
+            run = setup(experiment, mesh, workdir, writer)
         write_workdir(experiment, workdir)
         try:
             loop(run, stop, clock, tracer)
@@ -113,10 +128,10 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
                 run.start, "event", f"left_out/{task}", feed.left_out
             )  # cause -> files or members, of all hosts once
     evaluate(
-        run, state, run.start, meter
+        run, state, run.start, meter, stop
     )  # what was due at the step of the checkpoint, if the run ended before it was done
     if run.start == run.total:
-        work(run, state, run.start, meter)
+        work(run, state, run.start, meter, stop)
     step = run.start
     if step < run.total and may_go_back(run):  # it was stopped before it could
         state, step = go_back(run, state)
@@ -140,6 +155,7 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
         run.writer.advance(done)
         saving = run.save_due(done)
         verdict = agreement.after(metrics, wait=saving or bool(run.due(done)))
+        describe_stragglers(verdict.slow, done, run.writer)
         if verdict.error is not None:
             end(run, state, done, verdict.error)
         if guard(run, state, wait=saving or verdict.stop):
@@ -148,6 +164,7 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
                 state, step = go_back(run, state)
             if verdict.stop:
                 run.writer.say(f"stopped by {stop.name} at step {step}, to which the run went back")
+                stop.obeyed = True
                 break
             continue
         step = done
@@ -161,9 +178,10 @@ def loop(run: Run, stop: hosts.StopSignal, clock: Clock, profile: Profile) -> No
             run.writer.say(
                 f"stopped by {stop.name} after step {done}; saved, and resumed by the same command"
             )
+            stop.obeyed = True
             break
-        evaluate(run, state, done, meter)
-        work(run, state, done, meter)
+        evaluate(run, state, done, meter, stop)
+        work(run, state, done, meter, stop)
     record(run, meter.flush())
     for task, skipped in run.skipped_records().items():
         if skipped:
@@ -227,9 +245,9 @@ def guard(run: Run, state: TrainState, wait: bool) -> bool:
     raise diverged(row, found[-1].figures)
 
 
-def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
+def evaluate(run: Run, state: TrainState, step: int, meter: Meter, stop: hosts.StopSignal) -> None:
     """Runs the evaluators that are due with the weights of `step`; a fault in one is recorded and
-    shown, and the run goes on."""
+    shown, and the run goes on. SIGTERM ends it at once where the weights are saved."""
     due = run.due(step)
     if not due:
         return
@@ -239,7 +257,7 @@ def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
     for name, evaluator in due.items():
         began = time.perf_counter()
         try:
-            with meter.away("evaluation"):
+            with meter.away("evaluation"), interruptible(run, step, stop):
                 result = evaluator.run(encoders)
         except (
             Exception
@@ -253,14 +271,24 @@ def evaluate(run: Run, state: TrainState, step: int, meter: Meter) -> None:
         run.keep_gallery(step, name, result.gallery)
 
 
-def work(run: Run, state: TrainState, step: int, meter: Meter) -> None:
+def interruptible(
+    run: Run, step: int, stop: hosts.StopSignal
+) -> contextlib.AbstractContextManager[None]:
+    """In which SIGTERM ends this process at once, if the state of `step` is saved: what is done
+    with its weights is done again by the run that goes on."""
+    if step not in run.checkpoints.steps:
+        return contextlib.nullcontext()
+    return stop.at_once(f"while the weights of step {step} were evaluated")
+
+
+def work(run: Run, state: TrainState, step: int, meter: Meter, stop: hosts.StopSignal) -> None:
     """Runs the jobs that are due with the weights of `step`, and lets the tasks that read their
     tables go on with the new ones. A fault in one ends the run, which is saved."""
     if not run.jobs.due(step):
         return
     with meter.away("checkpoint"):
         run.checkpoints.settle()
-    with meter.away("evaluation"):
+    with meter.away("evaluation"), interruptible(run, step, stop):
         run.jobs.run(step, run.encoders(state), min(run.checkpoints.steps, default=step))
         if step < run.total:
             for task, source in run.jobs.renewed(step).items():
@@ -286,16 +314,17 @@ def _run(argv: Sequence[str], console: Console) -> int:
     shown = finished_figures(stages[-1].experiment, stages[-1].workdir)
     show(shown)  # at once; what follows makes sure that the last checkpoint can be read
     status = 0
+    stop = hosts.StopSignal()
     try:
         profile = command.options.get("profile")
-        latest = train_stages(stages, train, workdir, console, profile)
+        latest = train_stages(stages, train, workdir, console, profile, stop)
     except EvaluationError as error:
         tell(console, "evaluators failed", error)
         latest = error.latest
         status = 3
     if latest != shown:
         show(latest)
-    return status
+    return STOPPED if stop.obeyed else status
 
 
 def show(figures: dict[str, float]) -> None:

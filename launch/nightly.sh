@@ -24,5 +24,15 @@ fi
   "$venv/bin/python" -m pytest -p no:xdist -m "slow or not slow" tests/data/preparing
 )
 
+# Ray, SkyPilot and the schemas of Kubernetes, for the launchers. SLURM's daemons are the system's (apt-get install slurm-wlm
+# munge): where they are not there, the drill with them says so and is skipped.
+(
+  venv="$venv-clusters"
+  install demo "ray[train]>=2.60" kubernetes-validate kubeflow-trainer-api pytest pytest-timeout
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check skypilot
+  cd "$root"
+  "$venv/bin/python" -m pytest -p no:xdist -m "slow or not slow" tests/launching
+)
+
 export PYTHONPATH="$cuda${PYTHONPATH:+:$PYTHONPATH}"
 exec bash "$root/launch/test.sh" -m slow "$@"

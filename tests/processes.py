@@ -3,7 +3,9 @@ one of them.
 
 As a script, `processes.py FAULT ARGUMENTS…`: `jaxvl.train` with these arguments, whose last process
 a fault befalls. `data`: its feed raises. `exception`: its loop raises. `kill`: it kills itself.
-`preempted`: it gets SIGTERM. `evaluator`: an evaluator raises.
+`preempted`: it gets SIGTERM. `evaluator`: an evaluator raises. `slow reads`: each of its records
+takes a while to read. `slow disk`: its part of a checkpoint takes seconds to write. `late`: it never
+comes. `compiling`: it gets SIGTERM while it compiles its step.
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEVICES = 8
 GOOD = 4  # steps before the fault
+SLOW_READ = 0.6  # seconds of a record
+SLOW_WRITE = 5.0  # seconds of a checkpoint
 
 
 def start(
@@ -68,6 +74,11 @@ def _free_address() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
+def _count(arguments: Sequence[str]) -> int:
+    """Processes, as the arguments say."""
+    return int(next(w for w in arguments if w.startswith("--processes=")).partition("=")[2])
+
+
 def _befall(fault: str) -> None:
     """Has `fault` come over this process."""
     from jaxvl.data import feed
@@ -107,18 +118,78 @@ def _befall(fault: str) -> None:
         say()
         raise ZeroDivisionError("a bug in an evaluator")
 
+    if fault == "slow reads":
+        _slow_reads()
+    if fault == "slow disk":
+        _slow_disk()
+    if fault == "compiling":
+        _preempted_while_it_compiles(say)
     Batches.begin = begun
     feed.Feed.take = after
     if fault == "evaluator":
         ZeroShot.run = evaluate
 
 
+def _slow_reads() -> None:
+    from jaxvl.data.reading.fill import Filler
+
+    load = Filler._load
+
+    def slow(self, number, spent):
+        time.sleep(SLOW_READ)
+        spent["read"] += SLOW_READ
+        return load(self, number, spent)
+
+    Filler._load = slow
+
+
+def _slow_disk() -> None:
+    """What this process writes is on the disk seconds later."""
+    import orbax.checkpoint as ocp
+
+    save = ocp.StandardCheckpointHandler.async_save
+
+    class Slow:
+        """A write, as Orbax waits for it."""
+
+        def __init__(self):
+            self._until = time.monotonic() + SLOW_WRITE
+
+        def result(self, timeout=None):
+            del timeout
+            time.sleep(max(self._until - time.monotonic(), 0.0))
+
+    async def slow(self, *args, **options):
+        return [*(await save(self, *args, **options)), Slow()]
+
+    ocp.StandardCheckpointHandler.async_save = slow
+
+
+def _preempted_while_it_compiles(say: Callable[[], None]) -> None:
+    """Meanwhile no handler of Python runs."""
+    import jax
+
+    compiled = jax.stages.Lowered.compile
+
+    def compiling(self, *args, **options):
+        say()
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return compiled(self, *args, **options)
+
+    jax.stages.Lowered.compile = compiling
+
+
 def _main(argv: Sequence[str]) -> int:
     from jaxvl import train
     from jaxvl.sharding import hosts
+    from jaxvl.training import stragglers
 
     fault, *arguments = argv
-    if "--process=1" in arguments:
+    stragglers.WINDOW = 5.0
+    last = f"--process={_count(arguments) - 1}" in arguments
+    if last and fault == "late":
+        time.sleep(600)
+    if last or fault == "compiling":
         _befall(fault)
     return hosts.run_together(train.main, arguments)
 

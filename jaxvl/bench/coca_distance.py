@@ -30,6 +30,7 @@ from rich.table import Table
 
 from jaxvl.aliases import Json
 from jaxvl.bench.harness import publish
+from jaxvl.command import STOPPED
 from jaxvl.config import load_file, resolve, to_dict
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.figures import Figures
@@ -99,13 +100,13 @@ def take(config: str, workdir: pathlib.Path, file: pathlib.Path) -> str:
     began = time.perf_counter()
     workdir.mkdir(parents=True, exist_ok=True)
     code = train(config, workdir)
+    if code == STOPPED:
+        return "was interrupted; call again, and it goes on"
     if code:
         return f"failed with {code}; see {workdir / 'output.txt'}"
     steps = resolve(Experiment, load_file(config)).steps
     seconds = time.perf_counter() - began
     figures = Figures(workdir, until=steps).latest
-    if FIGURE not in figures:  # a run that is asked to end saves its state and ends well
-        return "was interrupted; call again, and it goes on"
     result = {"digest": own, "config": config, "seconds": seconds, "figures": figures}
     file.write_text(json.dumps(result, indent=1) + "\n")
     shutil.rmtree(workdir / "checkpoints", ignore_errors=True)

@@ -15,6 +15,10 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
+# Not Grain's class around it: its import puts another `__import__` into the place of Python's for a
+# while (etils' `lazy_imports`), and a thread that traces a step then gets modules for functions.
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
 from jaxvl.aliases import ColumnValue
 
 StoredRecord = dict[str, ColumnValue]
@@ -91,10 +95,6 @@ class RecordSource(Sequence):
         self.path = pathlib.Path(path)
         self.index = np.asarray(index)
         try:
-            from grain.sources import (
-                ArrayRecordDataSource,
-            )  # here, since it imports Orbax, which workers do not need
-
             self._file = ArrayRecordDataSource(str(path))
             size = len(self._file)
         except Exception as error:

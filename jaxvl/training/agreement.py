@@ -4,8 +4,9 @@ something has failed.
 Each process says with the rows that it gives to a step whether something is the matter
 (`hosts.Signal`). The compiled step gives the largest of it back, so all processes know the same one
 step later, however long a step takes, and confer only then: each tells whether it was asked to
-stop, whether a feed of its own has failed, and how many records it has read and found bad. One of
-them calls them every `INTERVAL` seconds for the counts' sake. A run of one process needs none of
+stop, whether a feed of its own has failed, how many records it has read and found bad, and how
+long it has waited for data and written. One of them calls them every `INTERVAL` seconds for the
+counts' sake. A run of one process needs none of
 this and looks after every step.
 """
 
@@ -22,6 +23,7 @@ from jaxvl.data.batches import check_budget
 from jaxvl.data.feed import SIGNAL, Feed
 from jaxvl.data.records import DataError, causes
 from jaxvl.sharding import hosts
+from jaxvl.training.stragglers import Straggler, Stragglers
 
 INTERVAL = 5.0  # seconds between two sums of the bad records
 
@@ -34,10 +36,12 @@ class Verdict:
       stop: whether a process was asked to stop.
       error: why the run cannot go on; the same for all processes, but that the one whose feed
         failed has what it raised.
+      slow: who has made the others wait.
     """
 
     stop: bool = False
     error: Exception | None = None
+    slow: Sequence[Straggler] = ()
 
 
 class Agreement:
@@ -46,6 +50,7 @@ class Agreement:
     def __init__(self, stop: hosts.StopSignal, feeds: Mapping[str, Feed]):
         self._stop = stop
         self._feeds = feeds
+        self._stragglers = Stragglers(feeds)
         self._signal: jax.Array | None = None
         self._conferred = time.monotonic()
 
@@ -83,10 +88,13 @@ class Agreement:
         for feed in self._feeds.values():
             seen, skipped = feed.counts()
             numbers += [seen, sum(skipped.values())]
-        everyone = hosts.gather(numbers)
+        pace = self._stragglers.numbers()
+        everyone, paces = np.split(hosts.gather([*numbers, *pace]), [len(numbers)], axis=1)
         self._conferred = time.monotonic()
         return Verdict(
-            self._stopping(everyone[:, 0]), self._error(everyone[:, 1:], "; ".join(failures))
+            self._stopping(everyone[:, 0]),
+            self._error(everyone[:, 1:], "; ".join(failures)),
+            self._stragglers.look(paces),
         )
 
     def _stopping(self, asked: np.ndarray) -> bool:

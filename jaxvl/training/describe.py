@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 
 import jax
 from absl import logging
@@ -22,6 +24,7 @@ from jaxvl.training.compile import Program
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.meter import Meter
 from jaxvl.training.optim import optimiser
+from jaxvl.training.stragglers import Straggler
 from jaxvl.training.writer import Writer
 
 
@@ -57,6 +60,15 @@ def describe_program(program: Program, model: Functional, writer: Writer) -> Non
         f"{cost.flops / 1e9:,.1f} GFLOP{recomputed}; per device {cost.state / 2**20:,.0f} "
         f"MiB state and batch, "
         f"{cost.temporary / 2**20:,.0f} MiB temporary"
+    )
+
+
+def describe_fitted(experiment: Experiment, devices: int) -> str:
+    """A sentence of a run that goes on with fewer devices than its config is written for."""
+    chunks = ", ".join(f"{name} {task.microbatches}" for name, task in experiment.tasks.items())
+    return (
+        f"[yellow]{devices} of {experiment.resume.devices} devices[/]: the same global batch, in "
+        f"more microbatches ({escape(chunks)})"
     )
 
 
@@ -123,6 +135,13 @@ def describe_input(meter: Meter, step: int, writer: Writer) -> None:
         f"[yellow]slow input[/] steps waited {100 * waited:.0f} % of their time; its work: "
         f"{parts}; try {ADVICE[stage]}"
     )
+
+
+def describe_stragglers(slow: Sequence[Straggler], step: int, writer: Writer) -> None:
+    """Says and records which processes have made the others wait, and with what."""
+    for one in slow:
+        writer.record(step, "event", f"straggler/{one.process}", dataclasses.asdict(one))
+        writer.say(f"[yellow]slow[/] {escape(str(one))}")
 
 
 def describe_machine() -> dict[str, Json]:

@@ -17,6 +17,7 @@ from jaxvl.adapters.base import check_pattern
 from jaxvl.aliases import Node
 from jaxvl.config import (
     ConfigError,
+    Count,
     PathText,
     Plugin,
     Seed,
@@ -85,9 +86,13 @@ class ResumeConfig:
       accept: options, such as `optim.lr`, or groups of them, such as `tasks.pairs.data`, whose new
         value holds from the checkpoint's step on. Without it, a change that would make the run
         another one is refused.
+      devices: that the config is written for; on a part of them the run goes on with the same
+        global batch in more microbatches (`training/elastic.py`). None: as the config says,
+        whatever devices there are.
     """
 
     accept: tuple[str, ...] = ()
+    devices: Count | None = None
 
 
 @dataclasses.dataclass(frozen=True)

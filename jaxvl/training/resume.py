@@ -39,6 +39,8 @@ FREE = (
     "tasks.*.data.tables.*",  # a table may be moved; its content is compared (`Feed.identity`)
     "tokenizer.*",  # compared by what it does, not by how it was made
 )
+# Follow from the devices that there are, where `resume.devices` is given there and here.
+ELASTIC = ("tasks.*.microbatches",)
 # Another model, whatever is accepted: the weights would mean something else.
 FIXED = ("adapters.*", "model.*", "preprocess.*")
 _OLDER = (
@@ -85,8 +87,11 @@ def check_resumable(experiment: Experiment, tokenizer: str | None, frame: Frame)
     check(
         same_pictures, "preprocess", f"differs from that of the checkpoint in the workdir; {_OTHER}"
     )
+    free = FREE
+    if experiment.resume.devices and frame["config"].get("resume", {}).get("devices"):
+        free += ELASTIC
     for key, (there, here) in changed.items():
-        if not (_matches(key, FREE) or _accepted(key, experiment)):
+        if not (_matches(key, free) or _accepted(key, experiment)):
             raise ConfigError(key, _refusal(key, there, here, frame["step"]))
 
 

@@ -201,6 +201,7 @@ def train_stages(
     workdir: paths.Path,
     console: Console | None = None,
     profile: str | None = None,
+    stop: hosts.StopSignal | None = None,
 ) -> dict[str, float]:
     """Trains the stages that are not done; returns the last figures of the last one that ran.
 
@@ -208,11 +209,12 @@ def train_stages(
       train: trains one stage.
       workdir: of the whole run.
       profile: steps to trace, of each stage that trains.
+      stop: is `obeyed` afterwards where stages are left; None: one of its own.
 
     Raises:
       EvaluationError: all stages are done and saved, but evaluators failed in some.
     """
-    stop = hosts.StopSignal()
+    stop = stop or hosts.StopSignal()
     failed: dict[str, str] = {}
     latest: dict[str, float] = {}
     for stage in stages:
@@ -226,6 +228,7 @@ def train_stages(
                 failed |= {f"{stage.name}/{name}": why for name, why in error.failed.items()}
                 latest = error.latest
             if hosts.gather([stop.name is not None]).any():
+                stop.obeyed = stop.obeyed or not last
                 break
         if stage.name and jax.process_index() == 0:
             _record(stage, workdir)

@@ -7,6 +7,7 @@ import runpy
 import pytest
 
 from jaxvl.bench import coca_distance
+from jaxvl.command import STOPPED
 from jaxvl.config import load_file, resolve, to_dict
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.resume import changes
@@ -87,8 +88,8 @@ def test_a_run_whose_result_is_there_is_not_repeated(tmp_path, monkeypatch, caps
 
 
 def test_a_run_that_was_interrupted_is_not_taken_for_a_whole_one(tmp_path, monkeypatch, capsys):
-    """One that is asked to end saves its state and ends with status 0, without figures."""
-    monkeypatch.setattr(coca_distance, "train", lambda config, workdir: 0)
+    """One that is asked to end saves its state and says so by its status."""
+    monkeypatch.setattr(coca_distance, "train", lambda config, workdir: STOPPED)
     coca_distance.main(["--runs=align", "--seeds=0", "--size=tiny", f"--out={tmp_path}"])
     assert "align, seed 0: was interrupted" in capsys.readouterr().out
     assert not (tmp_path / "tiny" / "align" / "0.json").exists()

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import msgpack
 import numpy as np
 import pytest
@@ -80,3 +83,20 @@ def test_an_index_beyond_the_file(written):
     path, _ = written
     with pytest.raises(DataError, match=f"holds {N} records, but record {N} is asked for"):
         RecordSource(path, np.arange(N + 1))
+
+
+def test_reading_imports_nothing_that_changes_how_other_threads_import(written):
+    """A record is read first while the step is traced, and Grain's modules are imported with
+    another `__import__` in the place of Python's."""
+    path, records = written
+    code = (
+        "import pathlib, sys, numpy\n"
+        "from jaxvl.data.records import RecordSource\n"
+        "before = set(sys.modules)\n"
+        f"source = RecordSource(pathlib.Path({str(path)!r}), numpy.array([0]))\n"
+        f"assert source[0]['key'] == {records[0]['key']!r}\n"
+        "print(sorted(set(sys.modules) - before))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not [name for name in eval(done.stdout) if name.startswith(("grain", "etils", "orbax"))]

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxvl.data.bottlenecks import STAGES
 from jaxvl.data.config import DataConfig
 from jaxvl.data.feed import SIGNAL
 from jaxvl.data.fields.picture import Picture
@@ -11,7 +12,7 @@ from jaxvl.data.records import DataError
 from jaxvl.data.sources.demo.shapes import Shapes
 from jaxvl.sharding import hosts
 from jaxvl.sharding.hosts import Signal
-from jaxvl.training import agreement
+from jaxvl.training import agreement, stragglers
 from jaxvl.training.agreement import Agreement
 
 PROCESSES = 3
@@ -24,6 +25,8 @@ class Feed:
         Shapes(), batch=8, fields=dict(image=Picture()), error_budget=0.01, error_minimum=10
     )
     name = "/data/x"
+    waited = 0.0
+    stage_seconds = dict.fromkeys(STAGES, 0.0)
 
     def __init__(self):
         self.failure = None
@@ -38,10 +41,11 @@ class Feed:
 
 
 class Others:
-    """Processes 0 and 2; this one is 1. They say `numbers` and `texts`."""
+    """Processes 0 and 2; this one is 1. They say `numbers` and `texts`; of the numbers the last are
+    `Stragglers.numbers`."""
 
     def __init__(self):
-        self.numbers = np.array([[0, 0, 1000, 0]] * 2)
+        self.numbers = np.array([[0, 0, 1000, 0] + [0] * (2 + len(STAGES))] * 2)
         self.texts = ["", ""]
         self.asked = 0
 
@@ -135,10 +139,20 @@ def test_the_process_that_failed_has_its_own_error(ours, feed, others):
     assert ours.after(told(Signal.BROKEN), wait=True).error is feed.failure
 
 
+def test_a_process_that_makes_the_others_wait_is_told_of(ours, others, monkeypatch):
+    assert ours.after(told(Signal.CALL), wait=True).slow == ()
+    now = stragglers.time.monotonic()
+    monkeypatch.setattr(stragglers.time, "monotonic", lambda: now + stragglers.WINDOW + 0.1)
+    others.numbers[1, 4] = 20_000  # milliseconds of waits of process 2
+    others.numbers[1, 7] = 90_000  # of decoding
+    (slow,) = ours.after(told(Signal.CALL), wait=True).slow
+    assert (slow.process, slow.part, slow.seconds, slow.others) == (2, "decode", 20.0, 0.0)
+
+
 def test_bad_records_are_summed_over_the_processes(ours, feed, others):
     feed.numbers = (1000, {"record cannot be read": 20})
     assert ours.after(told(Signal.CALL), wait=True).error is None, "20 of 3,000"
-    others.numbers[:, 3] = 40
+    others.numbers[:, 3] = 40  # bad records
     error = ours.after(told(Signal.CALL), wait=True).error
     assert str(error) == (
         "task 'pairs': /data/x: 100 of 3000 records are bad in all 3 processes (here: "

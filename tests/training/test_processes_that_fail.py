@@ -1,5 +1,7 @@
 """What befalls one of two processes ends both, within a minute, with what can be saved."""
 
+import json
+import socket
 import threading
 import time
 
@@ -10,14 +12,15 @@ import tiny
 from processes import GOOD
 from tiny import losses
 
+from jaxvl.command import STOPPED
 from jaxvl.training.checkpoint import Checkpoints
 
 MINUTE = 60
 
 
-def run(workdir, fault=None, evaluated=False):
-    """Exit statuses and what each of two processes has said; seconds from the fault to the end of
-    the last one."""
+def run(workdir, fault=None, evaluated=False, number=2, **changes):
+    """Exit statuses and what each of `number` processes has said; seconds from the fault to the end
+    of the last one."""
     workdir.parent.mkdir(exist_ok=True)
     evals = dict(style=dict(name="zero_shot", source=tiny.TEST, every=GOOD, gallery=0))
     every = (
@@ -26,11 +29,11 @@ def run(workdir, fault=None, evaluated=False):
         else dict(checkpoint=dict(every=100))
     )
     command = processes.train(
-        tiny.config_file(workdir.with_suffix(".py"), steps=8, **every), workdir
+        tiny.config_file(workdir.with_suffix(".py"), **{"steps": 8, **every, **changes}), workdir
     )
     if fault is not None:
         command = [processes.__file__, fault, *command[2:]]
-    running = processes.start(command, 2)
+    running = processes.start(command, number, devices=2 * number if number > 2 else 8)
     said = [[] for _ in running]
     befell = []
 
@@ -81,7 +84,7 @@ def test_all_processes_save_the_same_step_and_end(whole, tmp_path, fault):
         )
         assert "DataError the disk is gone" in said[1]
     else:
-        assert codes == [0, 0] and GOOD < step < 8
+        assert codes == [STOPPED, STOPPED] and GOOD < step < 8
         assert f"stopped by a signal to process 1 after step {step}" in said[0]
     assert run(workdir)[0] == [0, 0]
     assert losses(workdir).keys() == whole.keys()
@@ -98,7 +101,7 @@ def test_a_process_that_is_lost_takes_the_others_with_it(tmp_path, fault, code):
     if fault == "exception":
         assert (
             "ZeroDivisionError: a bug in the loop" in said[1]
-            and "process 1 of 2 ends with an error" in said[1]
+            and "ends with an error; the others follow" in said[1]
         )
 
 
@@ -114,3 +117,63 @@ def test_an_evaluator_that_fails_in_one_process_only_ends_both_and_loses_no_step
     assert saved(workdir) == (GOOD, {"pairs": 16 * GOOD})
     assert run(workdir, evaluated=True)[0] == [0, 0]
     assert sorted(losses(workdir)) == list(range(1, 9))
+
+
+@pytest.mark.slow
+def test_a_process_that_never_comes_is_named_by_all_the_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXVL_START_SECONDS", "60")
+    config = tiny.config_file(tmp_path / "config.py")
+    command = [processes.__file__, "late", *processes.train(config, tmp_path / "run")[2:]]
+    running = processes.start(command, 4)
+    try:
+        said = [process.communicate(timeout=300)[1] for process in running[:3]]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running[:3]] == [1, 1, 1], said
+    for text in said:
+        line = " ".join(text.split())
+        assert "start failed 1 of 4 processes have not come within 60 s: 3; here are 0" in line
+        assert "Traceback" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault, changes, expected",
+    [
+        (
+            "slow reads",
+            dict(steps=16, tasks=dict(pairs=tiny.task(reader=dict(threads=2, cache_mb=0)))),
+            "straggler: process 1 of 2 (HOST) has waited for its data for",
+        ),
+        (
+            "slow disk",
+            dict(steps=24, checkpoint=dict(every=4)),
+            "slow disk: process 1 of 2 (HOST) has written its part of the checkpoints for",
+        ),
+    ],
+    ids=["reads", "disk"],
+)
+def test_a_process_that_makes_the_others_wait_is_named(tmp_path, fault, changes, expected):
+    workdir = tmp_path / "slow" / "run"
+    codes, said, _ = run(workdir, fault, **changes)
+    assert codes == [0, 0], said
+    assert expected.replace("HOST", socket.gethostname()) in said[0], said[0]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    told = [line for line in lines if line["name"].startswith("straggler/")]
+    assert told and {line["process"] for line in told} == {1}
+    assert {line["part"] for line in told} == {"read" if fault == "slow reads" else "checkpoint"}
+
+
+@pytest.mark.slow
+def test_sigterm_while_the_step_compiles_ends_the_process_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    model = tiny.config().to_dict()["model"]
+    for tower in ("image", "text"):
+        model[tower]["depth"] = 12
+    codes, said, seconds = run(tmp_path / "compiling" / "run", "compiling", model=model)
+    assert codes == [STOPPED, STOPPED], said
+    assert seconds < 10, seconds
+    for text in said:
+        assert "stopped by SIGTERM before the first step; nothing is lost" in text
+        assert "compiled in" not in text

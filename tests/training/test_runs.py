@@ -17,6 +17,7 @@ from tiny import assert_same_state, losses, saved_state
 
 from jaxvl import evaluate as evaluate_command
 from jaxvl import train as train_command
+from jaxvl.command import STOPPED
 from jaxvl.config import ConfigError
 from jaxvl.sharding.mesh import make_mesh
 from jaxvl.training.checkpoint import CheckpointError, Checkpoints
@@ -173,7 +174,7 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path):
     wait_for_checkpoint(process, tmp_path)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    assert process.returncode == STOPPED, said
     assert "stopped by SIGTERM after step" in said.replace("\n", " ")
     step, frame = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).frame()
     assert frame["positions"] == {"pairs": 16 * step}, "the data position is that of the state"

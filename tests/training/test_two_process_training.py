@@ -1,5 +1,5 @@
-"""Two processes of four devices train as one of eight does, save one checkpoint together, and
-resume from it."""
+"""Two processes of four devices, and four of two, train as one of eight does, embed as it does, save
+one checkpoint together, and resume from it."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ import pytest
 import tiny
 
 from jaxvl import paths
+from jaxvl.data.tables import read_table
 
 PAIRS = tiny.config().to_dict()["tasks"]["pairs"]
 CHANGES = dict(
@@ -19,6 +20,7 @@ CHANGES = dict(
     evals=dict(pairs=dict(name="retrieval", source=tiny.TEST, text="name/en")),
     tasks=dict(pairs=PAIRS, more=tiny.task(source=dict(tiny.SHAPES, split="train_b"))),
     schedule=dict(name="weighted", weights=dict(pairs=2.0, more=1.0)),
+    after=dict(embedded=dict(name="cache_features", source=tiny.TEST, text="name/en")),
 )
 
 
@@ -41,10 +43,24 @@ def train(number, workdir):
     return losses, evaluated[-1]
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The workdir, losses and figures of one process."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    return workdir, *train(1, workdir)
+
+
+def embeddings(workdir):
+    """Column -> [n, D] of what the run has embedded at its end."""
+    table = read_table(workdir / "tables" / "embedded")
+    return {column: np.asarray(table.array(column)) for column in ("image", "text")}
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_and_resume(tmp_path):
-    alone, figures = train(1, tmp_path / "one")
-    together, figures_together = train(2, tmp_path / "two")
+@pytest.mark.parametrize("number", [2, 4])
+def test_processes_train_and_embed_as_one_and_resume(one, tmp_path, number):
+    whole, alone, figures = one
+    together, figures_together = train(number, tmp_path / "several")
     assert sorted(together) == sorted(alone) and [step for step, _ in sorted(alone)] == [
         1,
         2,
@@ -56,13 +72,15 @@ def test_two_processes_train_as_one_and_resume(tmp_path):
     assert {task for _, task in alone} == {"pairs", "more"}
     np.testing.assert_allclose([together[s] for s in alone], list(alone.values()), rtol=1e-5)
     assert figures_together == figures
-    # Killed after its first checkpoint, the two resume; so does one process with what two have
-    # saved.
-    for number in (2, 1):
-        again = tmp_path / f"again{number}"
-        shutil.copytree(tmp_path / "two" / "checkpoints", again / "checkpoints")
+    expected = embeddings(whole)
+    for column, found in embeddings(tmp_path / "several").items():
+        np.testing.assert_allclose(found, expected[column], atol=1e-5)
+    # Killed after its first checkpoint, they resume; so do fewer with what they have saved.
+    for fewer in (number, number // 2):
+        again = tmp_path / f"again{fewer}"
+        shutil.copytree(tmp_path / "several" / "checkpoints", again / "checkpoints")
         shutil.rmtree(again / "checkpoints" / "6")
-        resumed, _ = train(number, again)
+        resumed, _ = train(fewer, again)
         later = [key for key in sorted(together) if key[0] > 3]
         assert sorted(resumed) == later
         np.testing.assert_allclose(

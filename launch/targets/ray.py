@@ -1,0 +1,101 @@
+"""A job on a Ray cluster (KubeRay's too), through Ray Train's JaxTrainer.
+
+Ray starts one worker for each host of a TPU slice, or for each `--gpus-per-worker`. When one is lost
+it starts all of them again, `--restarts` times at most, and they go on from the newest checkpoint, so
+`--workdir` must be on storage that all nodes see.
+
+`--dry-run` prints the command, which uploads the project's folder. `--address` is that of the
+cluster's dashboard (http://HOST:8265); without it a Ray is started on this machine. Needs `ray[train]`
+2.60 or newer here and on the nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import Any
+
+from targets._base import (
+    TOGETHER,
+    Options,
+    Parser,
+    Run,
+    UsageError,
+    add_environment,
+    count,
+    hand_over,
+    number,
+)
+from targets._tpu import tpu_slice
+
+DRIVER = "launch/ray_driver.py"
+
+
+def add_options(parser: Parser) -> None:
+    parser.add_argument("--address", help="of the dashboard, as http://head:8265")
+    parser.add_argument("--workers", type=count, help="(default: 1; on TPU that of the slices)")
+    devices = parser.add_mutually_exclusive_group()
+    devices.add_argument("--tpu", type=tpu_slice, metavar="KIND:TOPOLOGY", help="as v6e:4x4")
+    devices.add_argument("--gpus-per-worker", type=count)
+    devices.add_argument("--cpus-per-worker", type=count)
+    parser.add_argument("--slices", type=count, default=1, help="TPU slices (default: 1)")
+    parser.add_argument(
+        "--restarts", type=number, default=10, help="of a run that fails (default: 10)"
+    )
+    add_environment(parser)
+
+
+def render(options: Options, run: Run) -> str:
+    return f"{shlex.join(_command(options, run))}\n"
+
+
+def submit(options: Options, run: Run) -> int:
+    return hand_over(_command(options, run), "")
+
+
+def scaling(options: Options) -> dict[str, Any]:
+    """Arguments of Ray Train's `ScalingConfig`."""
+    workers = options.workers or 1
+    made: dict[str, Any] = {}
+    if options.tpu:
+        workers = options.tpu.hosts * options.slices
+        if options.workers not in (None, workers):
+            raise UsageError(
+                f"ray: argument --workers: {options.workers} must be {workers}, one for each host "
+                f"of the slices"
+            )
+        made |= {
+            "use_tpu": True,
+            "topology": options.tpu.topology,
+            "accelerator_type": options.tpu.kind.ray,
+            "resources_per_worker": {"TPU": options.tpu.chips_per_host},
+        }
+    elif options.gpus_per_worker:
+        made |= {"use_gpu": True, "resources_per_worker": {"GPU": options.gpus_per_worker}}
+    elif options.cpus_per_worker:
+        made["resources_per_worker"] = {"CPU": options.cpus_per_worker}
+    return {"num_workers": workers, **made}
+
+
+def _command(options: Options, run: Run) -> list[str]:
+    environment = {"PYTHONUNBUFFERED": "1", "RAY_TRAIN_V2_ENABLED": "1", **dict(options.env)}
+    words = [
+        f"--module={run.module}",
+        f"--name={run.name}",
+        f"--restarts={options.restarts}",
+        f"--scaling={json.dumps(scaling(options))}",
+        f"--env={json.dumps(environment)}",
+        "--",
+        *(word for word in run.words if word != TOGETHER),
+    ]
+    if options.address is None:
+        return [sys.executable, f"{run.root}/{DRIVER}", *words]
+    submitting = [
+        "ray",
+        "job",
+        "submit",
+        f"--address={options.address}",
+        f"--submission-id={run.name}",
+    ]
+    return [*submitting, f"--working-dir={run.root}", "--", "python", DRIVER, *words]

@@ -1,0 +1,380 @@
+"""What each target would submit: by the engine's own schemas, and run with stand-ins for its tools."""
+
+import json
+import os
+import subprocess
+import sys
+
+import launched
+import pytest
+import yaml
+from targets._base import job_name
+from targets._tpu import tpu_slice
+
+from jaxvl.command import STOPPED, WRONG
+
+ODD = '--config.tasks.a.data.name=it\'s a "test" $HOME'  # no shell may change a word
+WORDS = ("--config=configs/siglip.py", "--workdir=gs://bucket/run", ODD)
+# Prints its arguments; stands for Python.
+PRINTER = (
+    "#!/bin/bash\nexec {python} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"\n"
+)
+
+
+def dry(target, *options, after=WORDS):
+    done = launched.submit(target, "--dry-run", *options, after=after)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """Puts programs that stand for others on the PATH; the environment with it."""
+
+    def make(**texts):
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        for name, text in {"printer": PRINTER.format(python=sys.executable), **texts}.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+    return make
+
+
+def bash(text, environment):
+    """What each line of a script's output says, as JSON."""
+    done = subprocess.run(
+        ["bash", "-c", text], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+
+
+# --------------------------------------------------------------------------------------------------
+
+TPU = ("--tpu=v5e:4x8", "--slices=2", "--image=gcr.io/p/jaxvl", "--queue=q", "--spot")
+GPU = ("--gpu=nvidia-h100-80gb", "--nodes=4", "--image=gcr.io/p/jaxvl", "--env=A=b c")
+
+
+@pytest.mark.parametrize("options", [TPU, GPU], ids=["tpu", "gpu"])
+def test_a_jobset_is_one_by_its_own_schema(options):
+    models = pytest.importorskip("kubeflow_trainer_api.models")
+    manifest = yaml.safe_load(dry("gke", *options))
+    known = models.JobsetV1alpha2JobSet.from_dict(manifest).to_dict()
+    assert known == manifest, "keys that are not in the schema are left out of it"
+
+
+@pytest.mark.parametrize("options", [TPU, GPU], ids=["tpu", "gpu"])
+def test_its_jobs_are_jobs_by_kubernetes_own_schema(options):
+    validate = pytest.importorskip("kubernetes_validate")
+    manifest = yaml.safe_load(dry("gke", *options))
+    (group,) = manifest["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, **group["template"]}
+    validate.validate(job, "1.31", strict=True)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    container["imagee"] = container.pop("image")
+    with pytest.raises(validate.ValidationError):
+        validate.validate(job, "1.31", strict=True)
+
+
+def test_slices_are_jobs_and_hosts_are_pods():
+    manifest = yaml.safe_load(dry("gke", *TPU))
+    (group,) = manifest["spec"]["replicatedJobs"]
+    job = group["template"]["spec"]
+    assert (group["replicas"], job["parallelism"], job["completions"]) == (2, 8, 8)
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
+    assert job["template"]["spec"]["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x8",
+        "cloud.google.com/gke-spot": "true",
+    }
+    rules = job["podFailurePolicy"]["rules"]
+    acts = {value: rule["action"] for rule in rules for value in rule["onExitCodes"]["values"]}
+    assert acts == {WRONG: "FailJob", 3: "FailJob", STOPPED: "Ignore"}
+
+
+def test_a_pod_runs_the_words_as_they_were_given(tools):
+    manifest = yaml.safe_load(dry("gke", *GPU, "--python=printer"))
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert {"name": "A", "value": "b c"} in container["env"]
+    assert container["command"][:2] == ["bash", "-c"]
+    (words,) = bash(container["command"][2], {**tools(), "JOB_COMPLETION_INDEX": "3"})
+    together = ["--coordinator=run-workers-0-0.run:8476", "--processes=4", "--process=3"]
+    assert words == ["-m", "jaxvl.train", *WORDS, *together]
+
+
+SKY = ("--accelerators=H100:8", "--nodes=2", "--spot", "--infra=gcp", "--mount=/data=gs://bucket")
+
+
+def test_a_task_is_one_by_skypilots_own_schema():
+    sky = pytest.importorskip("sky")
+    node = yaml.safe_load(dry("skypilot", *SKY))
+    node.pop("file_mounts")  # it would ask the cloud for the bucket
+    task = sky.Task.from_yaml_config(node)
+    (resources,) = task.resources
+    assert task.num_nodes == 2 and resources.use_spot
+    assert resources.accelerators == {"H100": 8}
+    assert resources.job_recovery["recover_on_exit_codes"] == [STOPPED]
+
+
+def test_a_node_runs_the_words_as_they_were_given(tools):
+    task = yaml.safe_load(dry("skypilot", *SKY, "--python=printer"))
+    told = {
+        "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+        "SKYPILOT_NODE_RANK": "1",
+        "SKYPILOT_NUM_NODES": "2",
+    }
+    (words,) = bash(task["run"], {**tools(), **told})
+    together = ["--coordinator=10.0.0.1:8476", "--processes=2", "--process=1"]
+    assert words == ["-m", "jaxvl.train", *WORDS, *together]
+
+
+# Runs what it is given as a task of a step.
+SRUN = '#!/bin/bash\nwhile [[ "$1" == --* ]]; do shift; done\n"$@"\nexit $(cat "$HOME/status")\n'
+SCONTROL = '#!/bin/bash\necho "$@" >>"$HOME/scontrol"\nexit 1\n'
+
+
+@pytest.mark.parametrize(
+    "status, again", [(0, False), (2, False), (3, False), (STOPPED, True), (1, True), (137, True)]
+)
+def test_a_slurm_script_goes_back_into_the_queue_where_that_helps(tools, tmp_path, status, again):
+    environment = tools(srun=SRUN, scontrol=SCONTROL)
+    (tmp_path / "status").write_text(str(status))
+    told = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "run", "SLURM_SUBMIT_DIR": str(tmp_path)}
+    script = dry("slurm", "--python=printer", "--restarts=1", "--env=A=b c")
+    done = [
+        subprocess.run(
+            ["bash", "-c", script], env={**environment, **told}, capture_output=True, text=True
+        )
+        for _ in range(2)
+    ]
+    assert json.loads(done[0].stdout.splitlines()[0]) == ["-m", "jaxvl.train", *WORDS]
+    asked = tmp_path / "scontrol"
+    times = asked.read_text().splitlines().count("requeue 7") if asked.exists() else 0
+    if not again:
+        assert times == 0 and [one.returncode for one in done] == [status, status]
+    elif status == STOPPED:
+        assert times == 2, "counts no restart"
+    else:
+        assert times == 1 and done[1].returncode == status
+        assert "launch: gives up after 1 restarts" in done[1].stdout
+
+
+def test_what_slurm_is_told():
+    script = dry("slurm", "--nodes=2", "--gpus-per-node=8", "--time=24:00:00", "--grace=90")
+    told = [line.split(" ", 1)[1] for line in script.splitlines() if line.startswith("#SBATCH")]
+    for option in (
+        "--nodes=2",
+        "--ntasks-per-node=8",
+        "--gpus-per-node=8",
+        "--signal=TERM@90",
+        "--requeue",
+        "--open-mode=append",
+    ):
+        assert option in told
+    one = dry("slurm", "--gpus-per-node=4", "--tasks-per-node=1")
+    assert "export JAX_LOCAL_DEVICE_IDS=0,1,2,3" in one
+
+
+@pytest.mark.parametrize("left, used", [(8, 8), (7, 4), (4, 4), (3, 2), (2, 2)])
+def test_a_slurm_job_goes_on_with_a_part_of_its_nodes(tools, tmp_path, left, used):
+    (tmp_path / "status").write_text("0")
+    asked = '#!/bin/bash\necho "$@" >"$HOME/srun"\n'
+    script = dry("slurm", "--nodes=8", "--min-nodes=2", "--gpus-per-node=4")
+    assert "#SBATCH --nodes=2-8" in script and "--config.resume.devices=32" in script
+    told = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "run", "SLURM_JOB_NUM_NODES": str(left)}
+    subprocess.run(["bash", "-c", script], env={**tools(srun=asked), **told}, check=True)
+    given = (tmp_path / "srun").read_text().split()
+    assert given[:2] == [f"--nodes={used}", f"--ntasks={used * 4}"]
+
+
+@pytest.mark.parametrize(
+    "runtime, expected",
+    [
+        ("pyxis", ["--container-image=a.sqsh", "--container-mounts=/p:/p,/d:/d"]),
+        ("apptainer", ["apptainer exec --nv", "--bind=/p:/p,/d:/d"]),
+    ],
+)
+def test_a_container_on_slurm(runtime, expected):
+    options = ("--image=a.sqsh", "--root=/p", "--mount=/d:/d", "--gpus-per-node=1")
+    script = dry("slurm", f"--runtime={runtime}", *options)
+    for words in expected:
+        assert words in script
+    assert "\n  python -m jaxvl.train " in script
+
+
+# Runs what it is told to run on a host, in a shell of its own as a host does.
+GCLOUD = """#!/bin/bash
+for word in "$@"; do
+  case "$word" in --command=*) bash -c "${word#--command=}" ;; esac
+done
+case "$*" in *describe*) echo ACTIVE ;; esac
+"""
+TMUX = '#!/bin/bash\nbash -c "${@: -1}"\n'
+GIT = '#!/bin/bash\n[ "$1" = clone ] && mkdir -p "$HOME/jaxvl/.venv/bin"\ncp "$PRINTER" "$HOME/jaxvl/.venv/bin/python"\ncp /bin/true "$HOME/jaxvl/.venv/bin/pip"\n'
+
+
+def test_a_tpu_vm_is_asked_for_set_up_and_started(tools, tmp_path):
+    options = ("--tpu=v5p:2x2x4", "--slices=2", "--zone=z", "--repository=https://host/x.git")
+    environment = tools(gcloud=GCLOUD, tmux=TMUX, git=GIT)
+    environment["PRINTER"] = str(tmp_path / "bin" / "printer")
+    script = dry("tpu_vm", *options)
+    assert "--accelerator-type=v5p-32 --runtime-version=v2-alpha-tpuv5" in script
+    assert "--node-count=2 --node-prefix=run" in script
+    words = bash(script, environment)
+    one = ["launch/submit.py", "local", "--restarts=10", "--module=jaxvl.train", "--", *WORDS]
+    assert words == [[*one, "--coordinator=auto"]] * 2
+
+
+def test_xpk_and_ray_have_the_words_as_they_were_given(tools):
+    words = bash(
+        dry("xpk", "--cluster=c", "--tpu=v6e:4x4", "--image=i", "--python=printer"),
+        tools(xpk=PRINTER.format(python=sys.executable)),
+    )[0]
+    assert words[:2] == ["workload", "create"] and "--tpu-type=v6e-16" in words
+    command = words[-1].removeprefix("--command=")
+    (inner,) = bash(command, tools())
+    assert inner == ["-m", "jaxvl.train", *WORDS, "--coordinator=auto"]
+    told = dry("ray", "--address=http://head:8265", "--workers=4")
+    (words,) = bash(told, tools(ray=PRINTER.format(python=sys.executable)))
+    assert words[:2] == ["job", "submit"] and words[-len(WORDS) :] == list(WORDS)
+    assert '--scaling={"num_workers": 4}' in words
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, hosts, per_host, type",
+    [
+        ("v5e:2x4", 1, 8, "v5litepod-8"),
+        ("v5e:16x16", 64, 4, "v5litepod-256"),
+        ("v4:8x8x4", 64, 4, "v4-512"),
+        ("v5p:2x2x1", 1, 4, "v5p-8"),
+        ("v6e:4x4", 4, 4, "v6e-16"),
+    ],
+)
+def test_slices(name, hosts, per_host, type):
+    """As Google's tables of machine types and topologies have them."""
+    made = tpu_slice(name)
+    assert (made.hosts, made.chips_per_host, made.type) == (hosts, per_host, type)
+
+
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        (("--workdir=gs://b/My_Run.7/",), "my-run-7"),
+        (("--config=configs/align_emoji.py:x", "--workdir=/"), "align-emoji"),
+        (("--workdir=runs/7",), "run-7"),
+        ((), "jaxvl"),
+    ],
+)
+def test_names_of_jobs(words, name):
+    assert job_name(words) == name
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["lcal", "--", *WORDS], "submit.py TARGET: 'lcal' is none; must be one of gke, local, "),
+        (
+            ["local", "--processes=0", "--", *WORDS],
+            "submit.py local: argument --processes: '0' must",
+        ),
+        (["local", "--process=2", "--", *WORDS], "submit.py local: unrecognized arguments: --proc"),
+        (["local"], "submit.py needs the words of the run after --"),
+        (["local", "--", "--config=x"], "submit.py needs --workdir=… after --"),
+        (
+            ["local", "--", *WORDS, "--process=0"],
+            "submit.py --process after -- is given by the lau",
+        ),
+        (
+            ["local", "--processes=3", "--cpu-devices=4", "--", *WORDS],
+            "submit.py local: argument --cpu-devices: 4 must be a multiple of --processes=3",
+        ),
+        (
+            ["local", "--elastic=1", "--processes=2", "--", *WORDS],
+            "submit.py local: argument --elastic: needs --gpus-per-process or --cpu-devices",
+        ),
+        (
+            ["slurm", "--nodes=2", "--min-nodes=3", "--", *WORDS],
+            "submit.py slurm: argument --min-nodes: 3 must be at most --nodes=2",
+        ),
+        (
+            ["slurm", "--time=1h", "--", *WORDS],
+            "submit.py slurm: argument --time: '1h' must be MIN",
+        ),
+        (
+            ["slurm", "--gpus-per-node=8", "--tasks-per-node=3", "--", *WORDS],
+            "submit.py slurm: argument --tasks-per-node: 3 must be 1 or --gpus-per-node=8",
+        ),
+        (
+            ["gke", "--image=i", "--tpu=v5:4x4", "--", *WORDS],
+            "submit.py gke: argument --tpu: 'v5:4x4' must be KIND:TOPOLOGY with a KIND of v4, v5e",
+        ),
+        (
+            ["gke", "--image=i", "--tpu=v4:4x4", "--", *WORDS],
+            "submit.py gke: argument --tpu: 'v4:4x4' must be v4:NxNxN",
+        ),
+        (
+            ["gke", "--image=i", "--", *WORDS],
+            "submit.py gke: one of the arguments --tpu --gpu is r",
+        ),
+        (
+            ["skypilot", "--accelerators=A:1", "--mount=x", "--", *WORDS],
+            "submit.py skypilot: argument --mount: 'x' must be /FOLDER=ADDRESS",
+        ),
+        (
+            [
+                "tpu_vm",
+                "--tpu=v4:2x2x2",
+                "--zone=z",
+                "--repository=r",
+                "--",
+                *WORDS[:1],
+                "--workdir=x",
+            ],
+            "submit.py tpu_vm: --workdir=… must be on storage that all hosts see: gs://…",
+        ),
+    ],
+)
+def test_errors_are_a_line_each(words, said):
+    done = subprocess.run(
+        [sys.executable, str(launched.SUBMIT), *words], capture_output=True, text=True
+    )
+    assert done.returncode == WRONG
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_command_that_is_not_there_is_named(tmp_path):
+    done = launched.submit("slurm", after=WORDS, env={**os.environ, "PATH": str(tmp_path)})
+    assert done.returncode == WRONG
+    assert done.stderr.startswith("submit.py needs the command 'sbatch', which is not on this mach")
+
+
+def test_statuses_are_those_of_the_commands():
+    from targets import _base
+
+    from jaxvl import command
+
+    assert (_base.WRONG, _base.STOPPED) == (command.WRONG, command.STOPPED)
+    assert _base.FINAL == (0, 2, 3)
+
+
+def test_help_names_every_target_and_needs_no_jax():
+    code = "import sys, runpy; sys.argv = ['submit.py', '--help']; "
+    code += f"\ntry: runpy.run_path({str(launched.SUBMIT)!r}, run_name='__main__')"
+    code += "\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
+    folder = launched.SUBMIT.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("gke", "local", "ray", "skypilot", "slurm", "tpu_vm", "xpk"):
+        assert f"\n  {name} " in done.stdout
