@@ -10,8 +10,9 @@ from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.stack import rematerialise
+from jaxvl.sharding.rules import constrain, parts_of
 
-CHUNK = 2**26  # logits at a time, over all devices: 256 MiB in float32
+CHUNK = 2**26  # logits at a time on each device: 256 MiB in float32
 
 
 class VocabularyHead(nnx.Module):
@@ -20,7 +21,7 @@ class VocabularyHead(nnx.Module):
     Args:
       width, vocab_size: D and V.
       tied: the embedding whose rows are the w_v, or None for weights of its own.
-      chunk: logits that exist at a time in `scores`.
+      chunk: logits that exist at a time on a device in `scores`.
     """
 
     def __init__(
@@ -69,19 +70,21 @@ class VocabularyHead(nnx.Module):
         int [B, T].
 
         Position by position of T, as many at a time as `chunk` allows; the backward pass computes
-        their logits again, so that no [B, T, V] array is ever held.
+        their logits again, so that no [B, T, V] array is ever held. A kernel that is sharded over
+        the axes of the batch is gathered once, before.
 
         Returns:
           lse: log sum_v exp(logits_v); target: logits of the target; mean: mean_v logits_v (each
             float32 [B, T]); correct: whether
           no logit is above the target's, bool [B, T].
         """
-        kernel = self.kernel(words)
+        kernel = constrain(self.kernel(words), None, "vocab")
         b, t = targets.shape
+        chunk = self.chunk * parts_of("batch")
         rounds = next(
             n
             for n in range(1, t + 1)
-            if t % n == 0 and (b * (t // n) * self.vocab_size <= self.chunk or n == t)
+            if t % n == 0 and (b * (t // n) * self.vocab_size <= chunk or n == t)
         )
 
         def part(x, targets):
