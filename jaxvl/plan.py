@@ -31,6 +31,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -49,6 +51,7 @@ from jaxvl.sharding.topology import parse_topology
 from jaxvl.training.experiment import Command, parse_command
 from jaxvl.training.stages import one_of
 
+WIDTH = 160  # columns
 FLAGS = ("search", "show-prices", "quick")
 OPTIONS = {
     "topology": None,
@@ -58,6 +61,12 @@ OPTIONS = {
     "budget": "1800",
     **dict.fromkeys(FLAGS),
 }
+
+
+def _console() -> Console:
+    """The terminal; of a file or a pipe, wide enough for the tables."""
+    told = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if told else WIDTH)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,7 +92,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
         return _search(command, setting, console)
     with console.status("") as status:
         plan = measure(experiment, setting, status.update)
-    show(Console(), plan, costs.get(setting.topology.name))
+    show(_console(), plan, costs.get(setting.topology.name))
     _write(command, as_json(plan))
     return 0 if plan.fits else FAILED
 
@@ -100,7 +109,7 @@ def _search(command: Command, setting: Setting, console: Console) -> int:
         console.print(line, soft_wrap=True, markup=False)
 
     found = search(command, setting, budget, tell)
-    show_search(Console(), found)
+    show_search(_console(), found)
     _write(command, dataclasses.asdict(found))
     return 0 if found.best else FAILED
 
