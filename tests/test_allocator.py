@@ -19,7 +19,7 @@ if sys.argv[1] == "keep":
 step = jax.jit(lambda x: jnp.sort(jnp.sin(x)[::-1] * x)[:8])
 x = jnp.arange(25_000_000, dtype=jnp.float32)
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(2):
+for _ in range(10):  # a block that is cut for a small one is replaced once
     step(x).block_until_ready()
 before = faults()
 for _ in range(5):
@@ -40,8 +40,9 @@ def page_faults(how, **environment):
 @glibc
 def test_pages_of_a_step_are_made_once():
     env = {"GLIBC_TUNABLES": ""}
-    assert page_faults("leave", **env) > 40_000  # 4 KiB each
-    assert page_faults("keep", **env) < 2_000
+    left = page_faults("leave", **env)
+    assert left > 40_000  # 4 KiB each
+    assert page_faults("keep", **env) < left / 4
 
 
 @pytest.mark.parametrize(

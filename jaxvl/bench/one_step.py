@@ -68,8 +68,8 @@ def one_step(experiment: Experiment, task: str | None = None) -> OneStep:
 
 
 def random_rows(data: DataConfig, words: int) -> dict[str, np.ndarray]:
-    """What a feed gives, of random numbers. Texts are random words that fill three quarters of their
-    length, then token 1, then token 0."""
+    """What a feed gives, of random numbers. Texts are random words that fill three quarters of
+    their length, then token 1, then token 0."""
     rng = np.random.default_rng(0)
     batch = {SIGNAL: np.zeros(data.batch, np.uint8)}
     for name, shape in data.shapes.items():

@@ -149,7 +149,7 @@ class Embedding(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        # Whole rows: of a width that is split over the axes that split the batch, the compiler would
-        # gather the looked-up rows of all devices.
+        # Whole rows: of a width that is split over the axes that split the batch, the compiler
+        # would gather the looked-up rows of all devices.
         table = constrain(self.embedding[...], self.rows, None)
         return jnp.take(table, ids, axis=0).astype(self.dtype)

@@ -78,14 +78,22 @@ def make_mesh(
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def slice_of(device: jax.Device) -> int:
+    """Number of the slice, or host of GPUs, that a device belongs to; 0 where there is but one."""
+    try:
+        return device.slice_index
+    except AttributeError:  # a CPU
+        return 0
+
+
 def arrange(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices in an array of `shape` (axes as `AXES`), neighbours on the wires near each other.
 
-    Of several slices, or hosts of GPUs, the first axes lie across them as far as they divide: `data`,
-    whose collectives are fewest, then `fsdp`. Within a slice an axis may be a part of a side of its
-    grid.
+    Of several slices, or hosts of GPUs, the first axes lie across them as far as they divide:
+    `data`, whose collectives are fewest, then `fsdp`. Within a slice an axis may be a part of a
+    side of its grid.
     """
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = len({slice_of(device) for device in devices})
     across = []
     left = slices
     for size in shape:

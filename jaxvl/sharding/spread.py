@@ -41,8 +41,8 @@ def spread_sharding(where: NamedSharding, shape: Sequence[int]) -> NamedSharding
 
 
 def constrain_spread(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-    """`x`, of the logical `axes`, laid out so; no-op without a mesh. A sum over the devices of `data`
-    then ends as a part on each (reduce-scatter)."""
+    """`x`, of the logical `axes`, laid out so; no-op without a mesh. A sum over the devices of
+    `data` then ends as a part on each (reduce-scatter)."""
     mesh = auto_mesh()
     if mesh is None:
         return x

@@ -1,5 +1,5 @@
-"""Attention by each implementation that `nn.attention` has: time forward and backward at the shapes of
-ViT-B/16 and L/14, and numbers against float64 on a few rows."""
+"""Attention by each implementation that `nn.attention` has: time forward and backward at the shapes
+of ViT-B/16 and L/14, and numbers against float64 on a few rows."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Time and memory of the contrastive core, forward and backward, against XLA's materialised form and
-Inf-CL's Triton kernel (`pip install inf-cl`, with torch for CUDA)."""
+"""Time and memory of the contrastive core, forward and backward, against XLA's materialised form
+and Inf-CL's Triton kernel (`pip install inf-cl`, with torch for CUDA)."""
 
 from __future__ import annotations
 
