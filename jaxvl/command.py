@@ -19,7 +19,6 @@ from absl import logging
 from rich.console import Console
 from rich.markup import escape
 
-from jaxvl.allocator import keep_freed_memory
 from jaxvl.config import ConfigError
 from jaxvl.sharding import hosts
 
@@ -71,5 +70,4 @@ def start(main: Callable[[list[str]], int], text: str) -> NoReturn:
     if "--help" in argv or "-h" in argv:
         print(text)
         sys.exit(0)
-    keep_freed_memory()
     sys.exit(hosts.run_together(main, argv))

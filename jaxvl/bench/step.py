@@ -4,8 +4,8 @@
     python -m jaxvl.bench.step --peer open_clip       # beside OpenCLIP, each in its own process, in
                                                       turn
 
-On a CPU each library runs with the C library's allocator as it is (`glibc`), and with freed memory
-kept (`kept`, as jaxvl's commands do; `jaxvl.allocator`).
+On a CPU, `export GLIBC_TUNABLES=glibc.malloc.hugetlb=1` first (as launch/local.sh does): large
+arrays then lie in huge pages.
 
 The peer needs (for a CPU build of torch):
 
@@ -23,7 +23,7 @@ import pathlib
 import re
 import resource
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,6 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-from jaxvl.allocator import keep_freed_memory
 from jaxvl.bench.harness import in_turn, isolated, publish, ratio
 from jaxvl.config import choose
 from jaxvl.kernels.contrastive import contrastive_loss
@@ -44,18 +43,8 @@ LENGTH = 77
 SIZE = 224
 
 
-ALLOCATORS = ("kept", "glibc")
-# Which run in turn. A process that keeps its memory has it while the others run: 19 GB in all.
-GROUPS = (
-    ("jaxvl, kept", "open_clip, kept", "open_clip, glibc"),
-    ("jaxvl, glibc", "open_clip, glibc"),
-)
-
-
-def jaxvl_step(batch: int, scan: bool, allocator: str) -> Callable[[], int]:
-    """A function that takes one step and returns the peak of the process's memory, bytes."""
-    if allocator == "kept":
-        keep_freed_memory()
+def jaxvl_step(batch: int, scan: bool) -> Callable[[], int]:
+    """A function that takes one step and returns the peak of its process's memory, bytes."""
     node = presets.clip("B/32", activation="gelu")
     for side in ("image", "text"):
         node[side] |= dict(scan=scan)
@@ -93,10 +82,8 @@ def jaxvl_step(batch: int, scan: bool, allocator: str) -> Callable[[], int]:
     return take
 
 
-def open_clip_step(batch: int, threads: int, allocator: str) -> Callable[[], int]:
+def open_clip_step(batch: int, threads: int) -> Callable[[], int]:
     """The same in OpenCLIP."""
-    if allocator == "kept":
-        keep_freed_memory()
     import torch
 
     _register_torchvision(torch)
@@ -163,29 +150,14 @@ def main() -> None:
     parser.add_argument("--scan", action="store_true", help="layers in a scan instead of unrolled")
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args()
-    peaks: dict[str, int] = {}
-    pairs: dict[str, tuple[float, float, float]] = {}
-
-    def noting(name: str, take: Callable[[], object]) -> Callable[[], object]:
-        def noted() -> None:
-            peaks[name] = take()
-
-        return noted
-
-    seconds: dict[str, list[float]] = {}
-    for group in GROUPS if args.peer else [[f"jaxvl, {a}"] for a in ALLOCATORS]:
-        with contextlib.ExitStack() as processes:
-            takers = {}
-            for name in group:
-                library, allocator = name.split(", ")
-                make, options = jaxvl_step, (args.batch, args.scan, allocator)
-                if library == "open_clip":
-                    make, options = open_clip_step, (args.batch, os.cpu_count(), allocator)
-                takers[name] = noting(name, processes.enter_context(isolated(make, *options)))
-            found = in_turn(takers, args.rounds, calls=2, warm=1)
-        pairs |= relative(found)
-        for name in found.keys() - seconds.keys():
-            seconds[name] = found[name]
+    with contextlib.ExitStack() as processes:
+        takers = {"jaxvl": processes.enter_context(isolated(jaxvl_step, args.batch, args.scan))}
+        if args.peer:
+            takers[args.peer] = processes.enter_context(
+                isolated(open_clip_step, args.batch, os.cpu_count())
+            )
+        seconds = in_turn(takers, args.rounds, calls=2, warm=1)
+        peaks = {name: take() for name, take in takers.items()}
     table = Table(
         title=f"ViT-B/32 + text, batch {args.batch}, float32, {args.rounds} rounds in turn",
         title_justify="left",
@@ -196,26 +168,15 @@ def main() -> None:
         median = statistics.median(s)
         figures = (median, min(s), max(s), args.batch / median, peaks[name] / 2**30)
         table.add_row(name, *(f"{figure:.2f}" for figure in figures))
+    console = Console()
     result = {"batch": args.batch, "seconds": seconds, "peak_bytes": peaks}
-    if pairs:
-        result["speed_relative_to_peer"] = pairs
-        table.caption = "\n".join(
-            f"{pair}: {middle:.2f} x (median of the pairs; {low:.2f} … {high:.2f})"
-            for pair, (middle, low, high) in pairs.items()
+    if args.peer:
+        middle, low, high = result["speed_relative_to_peer"] = ratio(seconds, "jaxvl", args.peer)
+        table.caption = (
+            f"jaxvl is {middle:.2f} x as fast as {args.peer} (median of the pairs; {low:.2f} … "
+            f"{high:.2f})"
         )
-        table.caption_justify = "left"
-    publish(Console(), table, result, args.json)
-
-
-def relative(seconds: Mapping[str, list[float]]) -> dict[str, tuple[float, float, float]]:
-    """How many times as fast as open_clip jaxvl is, of those that ran in turn: pair -> median, lowest
-    and highest of the rounds."""
-    return {
-        f"{ours} / {theirs}": ratio(seconds, ours, theirs)
-        for ours in seconds
-        for theirs in seconds
-        if ours.startswith("jaxvl") and theirs.startswith("open_clip")
-    }
+    publish(console, table, result, args.json)
 
 
 if __name__ == "__main__":
