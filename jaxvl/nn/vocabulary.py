@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.stack import rematerialise
-from jaxvl.sharding.rules import constrain, parts_of
+from jaxvl.sharding.mesh import batch_shards
+from jaxvl.sharding.rules import auto_mesh, constrain
 
 CHUNK = 2**26  # logits at a time on each device: 256 MiB in float32
 
@@ -80,7 +81,8 @@ class VocabularyHead(nnx.Module):
         """
         kernel = constrain(self.kernel(words), None, "vocab")
         b, t = targets.shape
-        chunk = self.chunk * parts_of("batch")
+        mesh = auto_mesh()
+        chunk = self.chunk * (1 if mesh is None else batch_shards(mesh))
         rounds = next(
             n
             for n in range(1, t + 1)

@@ -129,14 +129,6 @@ def auto_mesh() -> AbstractMesh | None:
     )
 
 
-def parts_of(axis: str, rules: Mapping = RULES) -> int:
-    """How many parts the mesh in use splits the logical `axis` into; 1 without a mesh."""
-    mesh = auto_mesh()
-    target = rules[axis]
-    names = (target,) if isinstance(target, str) else tuple(target or ())
-    return 1 if mesh is None else math.prod(mesh.shape.get(name, 1) for name in names)
-
-
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """`x` laid out by the rules for `axes` (one logical name or None per dimension); no-op without
     a mesh."""

@@ -15,38 +15,10 @@ SIZE = 16  # pixels
 
 NET = dict(name="efficientnet", stem=8, stages=("fused_r1_k3_s2_e1_o8",), drop_connect=0.2)
 BERT = dict(name="bert", variant="tiny", width=16, depth=1, heads=2, positions=16)
-VIT = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean")
 MODELS = dict(
     align=dict(name="align", image=NET, text=BERT, init_temperature=0.1),
-    coca=dict(
-        name="coca",
-        image=VIT,
-        width=16,
-        heads=2,
-        hidden=32,
-        unimodal=1,
-        multimodal=1,
-        queries=2,
-        embed_dim=8,
-    ),
-    imp_moe=dict(
-        name="imp",
-        variant="small",
-        width=16,
-        depth=2,
-        heads=2,
-        hidden=16,
-        patch=8,
-        patch_frames=2,
-        most_frames=2,
-        most_pixels=16,
-        most_words=8,
-        embed_dim=8,
-        projection_hidden=8,
-        scan=False,
-        inputs=("image", "video", "text"),
-        moe=dict(last=1, experts=2),
-    ),
+    coca=tiny.COCA,
+    imp_moe=dict(tiny.IMP, depth=2, moe=dict(last=1, experts=2)),
 )
 IDS = dict(ids=dict(name="row_ids", weight=0.0))
 FIELDS = tiny.fields(group_id=dict(name="group", column="key"))

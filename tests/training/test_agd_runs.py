@@ -260,19 +260,9 @@ def test_impossible_tasks(tmp_path, tasks, message):
 
 
 def test_a_captioner_alone_leaves_what_only_embeddings_need():
-    model = dict(
-        name="coca",
-        image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
-        width=16,
-        heads=2,
-        hidden=32,
-        unimodal=1,
-        multimodal=1,
-        queries=2,
-        embed_dim=8,
-    )
     experiment = tiny.experiment(
-        model=model, tasks=dict(pairs={**PAIRS, "objectives": dict(align=0.0, captioning=1.0)})
+        model=tiny.COCA,
+        tasks=dict(pairs={**PAIRS, "objectives": dict(align=0.0, captioning=1.0)}),
     )
     model = build_model(experiment, Vocabulary(64, 0, 1))
     _, shapes, _ = fresh_state(experiment, model, make_mesh(MeshConfig(1), jax.devices()[:1]))
@@ -313,21 +303,7 @@ def test_skills_that_a_task_does_not_name_keep_value_and_moments(tmp_path):
     """IMP with skills in the place of MLPs: a step of clips alone neither runs nor moves the skill
     of texts (SkillNet)."""
     model = dict(
-        name="imp",
-        variant="small",
-        width=16,
-        depth=1,
-        heads=2,
-        hidden=16,
-        patch=8,
-        patch_frames=2,
-        most_frames=2,
-        most_pixels=16,
-        most_words=8,
-        embed_dim=8,
-        projection_hidden=8,
-        scan=False,
-        inputs=("image", "video", "text"),
+        tiny.IMP,
         classes=dict(colour=6),
         moe=dict(last=1, experts=2, router=dict(name="skills", names=("vision", "text"))),
     )

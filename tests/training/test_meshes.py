@@ -24,22 +24,12 @@ BERT = dict(
     dropout=0.0,
     attention_dropout=0.0,
 )
-VIT = dict(name="vit", variant="Ti/8", width=16, depth=2, heads=4, pool="mean")
+VIT = dict(tiny.VIT, depth=2, heads=4)
 TEXT = dict(name="text_transformer", variant="Ti", width=16, depth=2, heads=4, pool="mean")
 MODELS = dict(
     align=dict(name="align", image=NET, text=BERT, init_temperature=0.1),
     dual_encoder=dict(name="dual_encoder", image=VIT, text=TEXT, embed_dim=16),
-    coca=dict(
-        name="coca",
-        image=VIT,
-        width=16,
-        heads=4,
-        hidden=32,
-        unimodal=1,
-        multimodal=1,
-        queries=2,
-        embed_dim=8,
-    ),
+    coca=dict(tiny.COCA, image=VIT, heads=4),
     imp_moe=dict(
         name="imp",
         variant="small",

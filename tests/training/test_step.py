@@ -133,20 +133,9 @@ def test_microbatches_keep_all_negatives(n):
 def test_microbatches_of_a_captioner():
     """Some of its outputs are booleans; its loss is a mean over tokens, of which chunks hold
     different numbers."""
-    model = dict(
-        name="coca",
-        image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
-        width=16,
-        heads=2,
-        hidden=32,
-        unimodal=1,
-        multimodal=1,
-        queries=2,
-        embed_dim=8,
-    )
     objectives = dict(clip=1.0, captioning=2.0)
-    whole, m1 = run(**SGD_LIKE, model=model, **tasks(objectives=objectives))
-    chunked, m2 = run(**SGD_LIKE, model=model, **tasks(objectives=objectives, microbatches=4))
+    whole, m1 = run(**SGD_LIKE, model=tiny.COCA, **tasks(objectives=objectives))
+    chunked, m2 = run(**SGD_LIKE, model=tiny.COCA, **tasks(objectives=objectives, microbatches=4))
     for name in ("loss/clip", "loss/captioning", "captioning/token_accuracy", "norm/gradient"):
         np.testing.assert_allclose(m1[name], m2[name], rtol=1e-4)
     close(whole, chunked, 1e-6)
@@ -167,17 +156,7 @@ def interleaved(rows=16, k=2):
 def test_microbatches_of_captioners_on_a_mesh(name):
     """Their loss is a mean over tokens, of which chunks hold different numbers; some outputs are
     booleans, some not of the batch's shape."""
-    model = dict(
-        name=name,
-        image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
-        width=16,
-        heads=2,
-        hidden=32,
-        unimodal=1,
-        multimodal=1,
-        queries=2,
-        embed_dim=8,
-    )
+    model = dict(tiny.COCA, name=name)
     objectives = dict(clip=dict(duplicates="positive"), captioning=2.0) | (
         dict(masked_image=1.0) if name == "sycoca" else {}
     )

@@ -29,17 +29,7 @@ from jaxvl.training.restore import seat_teachers
 from jaxvl.training.step import Part, make_step
 from jaxvl.training.teacher_models import make_teachers
 
-MODEL = dict(
-    name="coca",
-    image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
-    width=16,
-    heads=2,
-    hidden=32,
-    unimodal=1,
-    multimodal=1,
-    queries=2,
-    embed_dim=16,
-)
+MODEL = dict(tiny.COCA, embed_dim=16)
 
 
 def config(objectives, microbatches=1, teacher=None, **changes):

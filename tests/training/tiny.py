@@ -22,6 +22,36 @@ FIELDS = dict(
     text=dict(name="caption", columns="name/en", length=6),
     group_id=dict(name="group", column="class_label"),
 )
+# Models in miniature.
+VIT = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean")
+COCA = dict(
+    name="coca",
+    image=VIT,
+    width=16,
+    heads=2,
+    hidden=32,
+    unimodal=1,
+    multimodal=1,
+    queries=2,
+    embed_dim=8,
+)
+IMP = dict(
+    name="imp",
+    variant="small",
+    width=16,
+    depth=1,
+    heads=2,
+    hidden=16,
+    patch=8,
+    patch_frames=2,
+    most_frames=2,
+    most_pixels=16,
+    most_words=8,
+    embed_dim=8,
+    projection_hidden=8,
+    scan=False,
+    inputs=("image", "video", "text"),
+)
 
 
 def fields(**changes) -> dict:
@@ -51,7 +81,7 @@ def config(**changes) -> ml_collections.ConfigDict:
     root = dict(
         model=dict(
             name="dual_encoder",
-            image=dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean"),
+            image=VIT,
             text=dict(
                 name="text_transformer", variant="Ti", width=16, depth=1, heads=2, pool="mean"
             ),
