@@ -22,6 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import project
+from jaxvl.sharding import constrain
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 PadRule = Literal["same", "bottom_right", "symmetric"]
@@ -178,12 +179,15 @@ class Conv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...].astype(self.dtype)
+        # Whole on every device: of a sharded kernel the compiler makes a convolution that gathers
+        # the rows of all devices.
+        kernel = constrain(self.kernel[...].astype(self.dtype), None, None, None, None)
         padding = pads(x.shape[1:3], kernel.shape[0], self.stride, self.rule)
-        return convolve(
+        y = convolve(
             x.astype(self.dtype),
             kernel,
             stride=self.stride,
             padding=padding,
             depthwise=self.depthwise,
         )
+        return constrain(y, "batch", None, None, None)

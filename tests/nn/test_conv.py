@@ -4,8 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
 
-from jaxvl.nn.conv import convolve, pads, space_to_depth
+from jaxvl.hlo import collectives, read
+from jaxvl.nn.conv import Conv, convolve, pads, space_to_depth
+from jaxvl.sharding.mesh import MeshConfig, make_mesh
+from jaxvl.sharding.rules import spec
+from jaxvl.sharding.topology import compile_only_devices
 
 
 def plain(x, kernel, stride, padding, depthwise):
@@ -76,3 +82,33 @@ def test_space_to_depth_keeps_blocks_together():
     y = space_to_depth(x, 2)
     assert y.shape == (2, 2, 2, 12)
     np.testing.assert_array_equal(y[1, 0, 1], x[1, 0:2, 2:4].reshape(-1))
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+@pytest.mark.parametrize("target", ["cpu", "tpu"])
+def test_a_sharded_kernel_gathers_no_rows(request, target, depthwise):
+    """With kernels sharded over `fsdp` a device receives kernels, never the pictures of others."""
+    if target == "tpu":
+        request.getfixturevalue("tpu_compiler")
+    devices = jax.devices()[:8] if target == "cpu" else compile_only_devices("v5e:2x4")
+    mesh = make_mesh(MeshConfig(fsdp=4), devices)
+    channels, rows = 128, 64
+    conv = Conv(channels, channels, 3, rngs=nnx.Rngs(0), depthwise=depthwise)
+    graph, state = nnx.split(conv)
+
+    def loss(state, x):
+        return jnp.square(nnx.merge(graph, state)(x)).sum()
+
+    def abstract(shape, *axes):
+        return jax.ShapeDtypeStruct(
+            shape, jnp.float32, sharding=NamedSharding(mesh, spec(axes, shape=shape, mesh=mesh))
+        )
+
+    with jax.set_mesh(mesh):
+        step = jax.jit(jax.grad(loss, argnums=(0, 1)))
+        axes = ("kernel", "kernel", "conv_in", "conv_out")
+        kernels = jax.tree.map(lambda leaf: abstract(leaf.shape, *axes), state)
+        lowered = step.lower(kernels, abstract((rows, 16, 16, channels), "batch", None, None, None))
+        program = read(lowered.compile())
+    sizes = [c.size for c in collectives(program, 8)]
+    assert sizes and max(sizes) <= conv.kernel[...].nbytes
