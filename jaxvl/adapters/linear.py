@@ -13,9 +13,9 @@ from flax import nnx
 from jaxvl.adapters import ADAPTERS
 from jaxvl.adapters.base import Adapter
 from jaxvl.config import Count, Range, Scale, Width, check
+from jaxvl.nn.activations import Activation
 from jaxvl.nn.adapters import Bottleneck, Gate, GatedExperts, LowRank
 from jaxvl.nn.linear import Linear
-from jaxvl.nn.mlp import Activation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,9 @@ from jaxvl.config import Count, Depth, Epsilon, Heads, Hidden, Width, check
 from jaxvl.models import TEXT_ENCODERS
 from jaxvl.models.base import Encoded, EncoderConfig, InputSpec, check_rates, sizes_of
 from jaxvl.nn import poolers
+from jaxvl.nn.activations import Activation
 from jaxvl.nn.attention import Implementation
 from jaxvl.nn.linear import Embedding, Linear, normal
-from jaxvl.nn.mlp import Activation
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.random import dropout
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer

@@ -18,7 +18,7 @@ from jaxvl.models.base import (
     check_rates,
 )
 from jaxvl.models.vit import ViTConfig
-from jaxvl.nn.mlp import Activation
+from jaxvl.nn.activations import Activation
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions
 
 if TYPE_CHECKING:

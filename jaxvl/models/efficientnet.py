@@ -24,9 +24,9 @@ from jax.typing import DTypeLike
 from jaxvl.config import ConfigError, Epsilon, Range, Width, check, nearest
 from jaxvl.models import IMAGE_ENCODERS
 from jaxvl.models.base import Encoded, EncoderConfig, InputSpec, check_rates
+from jaxvl.nn.activations import ACTIVATIONS, Activation
 from jaxvl.nn.conv import Conv, PadRule, space_to_depth
 from jaxvl.nn.linear import Linear
-from jaxvl.nn.mlp import ACTIVATIONS, Activation
 from jaxvl.nn.norms import BatchNorm, GroupNorm
 from jaxvl.nn.random import drop_path
 from jaxvl.nn.stack import recomputes
@@ -303,7 +303,7 @@ class ConvNorm(nnx.Module):
     """Convolution without bias, norm, and activation where one is given.
 
     Args:
-      activation: a name of `nn.mlp.ACTIVATIONS`, or None.
+      activation: a name of `nn.activations.ACTIVATIONS`, or None.
       options: of `nn.conv.Conv`.
     """
 

@@ -22,9 +22,9 @@ from jaxvl.models.base import (
     sizes_of,
 )
 from jaxvl.nn import poolers
+from jaxvl.nn.activations import Activation
 from jaxvl.nn.attention import Implementation
 from jaxvl.nn.linear import Embedding, normal
-from jaxvl.nn.mlp import Activation
 from jaxvl.nn.moe import MoeConfig, MoeInputs
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.random import dropout

@@ -22,10 +22,10 @@ from jaxvl.models.base import (
     sizes_of,
 )
 from jaxvl.nn import poolers
+from jaxvl.nn.activations import Activation
 from jaxvl.nn.attention import Implementation
 from jaxvl.nn.embeddings import PatchEmbedding, resample, sincos_2d
 from jaxvl.nn.linear import normal
-from jaxvl.nn.mlp import Activation
 from jaxvl.nn.moe import MoeConfig
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.patches import Patches, drop_tokens

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxvl.nn.activations import ACTIVATIONS, Activation
 from jaxvl.nn.linear import Linear, normal, zeros
-from jaxvl.nn.mlp import ACTIVATIONS, Activation
 from jaxvl.nn.random import adapter_key, dropout
 
 Gate = Literal["softmax", "sigmoid"]

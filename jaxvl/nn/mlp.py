@@ -1,35 +1,17 @@
-"""Activations and the two-layer perceptron of transformers."""
+"""The two-layer perceptron of transformers."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.nn.activations import ACTIVATIONS, Activation
 from jaxvl.nn.linear import Initializer, Linear, xavier
 from jaxvl.nn.random import dropout
-
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "swish", "relu"]
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """`x · sigmoid(1.702 x)`, the approximation that OpenAI's CLIP was trained with."""
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "quick_gelu": quick_gelu,
-    "swish": jax.nn.swish,
-    "relu": jax.nn.relu,
-}
 
 
 @dataclasses.dataclass(frozen=True)

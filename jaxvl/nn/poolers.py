@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.nn.activations import Activation
 from jaxvl.nn.attention import Attention, AttentionOptions
 from jaxvl.nn.linear import normal, xavier
-from jaxvl.nn.mlp import Activation, Mlp, MlpOptions
+from jaxvl.nn.mlp import Mlp, MlpOptions
 from jaxvl.nn.norms import LayerNorm
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.nn.activations import Activation
 from jaxvl.nn.attention import Attention, AttentionOptions, Implementation, KeyValue
 from jaxvl.nn.linear import Initializer, normal, xavier
-from jaxvl.nn.mlp import Activation, Mlp, MlpOptions
+from jaxvl.nn.mlp import Mlp, MlpOptions
 from jaxvl.nn.moe import MoeConfig, MoeInputs, MoeOutput
 from jaxvl.nn.moe.dispatch import group_axis
 from jaxvl.nn.norms import LayerNorm

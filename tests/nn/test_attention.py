@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from jaxvl.nn import poolers
+from jaxvl.nn.activations import ACTIVATIONS
 from jaxvl.nn.attention import Attention, AttentionOptions
-from jaxvl.nn.mlp import ACTIVATIONS
 
 
 def by_hand(module, x, memory, mask, heads):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxvl.nn.norms import BatchNorm, GroupNorm, LayerNorm
+from jaxvl.nn.norms import BatchNorm, GroupNorm, LayerNorm, standardize
 
 
 def sample(shape, offset=5.0):
@@ -77,3 +77,40 @@ def test_statistics_are_not_parameters():
     state = nnx.state(BatchNorm(4), nnx.Param)
     assert {path[0] for path, _ in nnx.to_flat_state(state)} == {"scale", "bias"}
     assert jax.tree.leaves(nnx.state(BatchNorm(4), nnx.BatchStat))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_norm_and_its_gradients_in_float64(bias):
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 3, 5, 64))
+    x = 3 * x + 7
+    scale, shift = rng.standard_normal((2, 64))
+    norm = LayerNorm(64, bias=bias)
+    norm.scale[...] = jnp.float32(scale)
+    if bias:
+        norm.bias[...] = jnp.float32(shift)
+    graph, state = nnx.split(norm)
+    y, pull = jax.vjp(lambda state, x: nnx.merge(graph, state)(x), state, jnp.float32(x))
+    dstate, dx = pull(jnp.float32(dy))
+
+    centred = x - x.mean(-1, keepdims=True)
+    rate = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    wanted = centred * rate
+    np.testing.assert_allclose(y, wanted * scale + bias * shift, atol=1e-5)
+    np.testing.assert_allclose(dstate["scale"][...], (dy * wanted).sum((0, 1)), atol=2e-5)
+    if bias:
+        np.testing.assert_allclose(dstate["bias"][...], dy.sum((0, 1)), atol=1e-5)
+    g = dy * scale
+    # The Jacobian of one row: rate (I - 1/D - y y^T / D).
+    jacobian = np.eye(64) - 1 / 64 - wanted[..., :, None] * wanted[..., None, :] / 64
+    wanted_dx = rate * np.einsum("abij,abj->abi", jacobian, g)
+    np.testing.assert_allclose(dx, wanted_dx, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layer_norm_keeps_one_array(dtype):
+    x = jnp.ones((8, 16, 256), dtype)
+    scale = jnp.ones(256)
+    _, pull = jax.vjp(lambda x: standardize(x, scale, 1e-6), x)
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pull))
+    assert kept == x.nbytes + 8 * 16 * 4 + scale.nbytes

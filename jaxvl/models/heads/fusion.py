@@ -18,9 +18,9 @@ from jaxvl.config import Heads as HeadCount
 from jaxvl.models.base import Encoded, InputSpec, check_rates
 from jaxvl.models.heads import HEADS
 from jaxvl.models.heads.base import Head, HeadConfig
+from jaxvl.nn.activations import ACTIVATIONS, Activation
 from jaxvl.nn.attention import Attention
 from jaxvl.nn.linear import Linear, normal
-from jaxvl.nn.mlp import ACTIVATIONS, Activation
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.transformer import Sizes, StackOptions, Transformer
 

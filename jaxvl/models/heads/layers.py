@@ -9,8 +9,8 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.nn.activations import ACTIVATIONS, Activation
 from jaxvl.nn.linear import Linear
-from jaxvl.nn.mlp import ACTIVATIONS, Activation
 from jaxvl.nn.norms import BatchNorm, LayerNorm
 
 Norm = Literal["none", "batch", "layer"]

@@ -16,7 +16,7 @@ from jaxvl.models.base import Encoded
 from jaxvl.models.heads import HEADS
 from jaxvl.models.heads.base import Head, HeadConfig, one_width
 from jaxvl.models.heads.layers import Norm, Perceptron
-from jaxvl.nn.mlp import Activation
+from jaxvl.nn.activations import Activation
 from jaxvl.nn.norms import l2_normalize
 
 

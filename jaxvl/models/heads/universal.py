@@ -19,8 +19,8 @@ from jaxvl.models.base import Encoded, check_rates
 from jaxvl.models.heads import HEADS
 from jaxvl.models.heads.base import Head, HeadConfig
 from jaxvl.nn import poolers
+from jaxvl.nn.activations import ACTIVATIONS
 from jaxvl.nn.linear import Linear, normal
-from jaxvl.nn.mlp import ACTIVATIONS
 from jaxvl.nn.norms import LayerNorm, l2_normalize
 from jaxvl.nn.random import dropout, split
 from jaxvl.nn.transformer import Sizes, StackOptions, Transformer

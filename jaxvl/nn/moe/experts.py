@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.nn.activations import ACTIVATIONS
 from jaxvl.nn.linear import Initializer
-from jaxvl.nn.mlp import ACTIVATIONS, MlpOptions
+from jaxvl.nn.mlp import MlpOptions
 from jaxvl.nn.random import dropout
 
 ExpertWeights = dict[str, dict[str, jax.Array | None]]  # map -> kernel, bias
