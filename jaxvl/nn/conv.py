@@ -22,8 +22,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import project
-from jaxvl.sharding import constrain
+from jaxvl.sharding import constrain, gathered
 
+_AXES = ("kernel", "kernel", "conv_in", "conv_out")
 Pads = tuple[tuple[int, int], tuple[int, int]]
 PadRule = Literal["same", "bottom_right", "symmetric"]
 
@@ -172,16 +173,15 @@ class Conv(nnx.Module):
         fan_out = kernel * kernel * (1 if depthwise else outputs)
         shape = (kernel, kernel, 1 if depthwise else inputs, outputs)
         value = jax.random.normal(rngs.params(), shape, jnp.float32) * math.sqrt(2.0 / fan_out)
-        self.kernel = nnx.Param(value, axes=("kernel", "kernel", "conv_in", "conv_out"))
+        self.kernel = nnx.Param(value, axes=_AXES)
         self.stride = stride
         self.rule = rule
         self.depthwise = depthwise
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # Whole on every device: of a sharded kernel the compiler makes a convolution that gathers
-        # the rows of all devices.
-        kernel = constrain(self.kernel[...].astype(self.dtype), None, None, None, None)
+        # Of a sharded kernel the compiler makes a convolution that gathers the rows of all devices.
+        kernel = gathered(self.kernel[...].astype(self.dtype), _AXES)
         padding = pads(x.shape[1:3], kernel.shape[0], self.stride, self.rule)
         y = convolve(
             x.astype(self.dtype),

@@ -12,6 +12,8 @@ from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import project, vector_axis
 
+_AXES = ("kernel", "kernel", "conv_in", "embed")
+
 
 class PatchEmbedding(nnx.Module):
     """Cuts an image into patches and maps each to the width.
@@ -35,10 +37,7 @@ class PatchEmbedding(nnx.Module):
         kernel = jax.nn.initializers.lecun_normal()(
             rngs.params(), (patch * patch * channels, width), jnp.float32
         )
-        self.kernel = nnx.Param(
-            kernel.reshape(patch, patch, channels, width),
-            axes=("kernel", "kernel", "conv_in", "embed"),
-        )
+        self.kernel = nnx.Param(kernel.reshape(patch, patch, channels, width), axes=_AXES)
         self.bias = (
             nnx.Param(jnp.zeros(width, jnp.float32), axes=(vector_axis("embed"),)) if bias else None
         )
@@ -60,8 +59,7 @@ class PatchEmbedding(nnx.Module):
 
     def embed(self, patches: jax.Array) -> jax.Array:
         """[B, P, p² C] -> [B, P, D]."""
-        kernel = self.kernel[...].astype(self.dtype).reshape(patches.shape[-1], -1)
-        x = project(patches, kernel)
+        x = project(patches, self.kernel[...].astype(self.dtype), _AXES)
         return x if self.bias is None else x + self.bias[...].astype(self.dtype)
 
 

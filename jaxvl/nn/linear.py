@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxvl.sharding import constrain
+from jaxvl.sharding import constrain, gathered
 
 Initializer = Callable[..., jax.Array]
 
@@ -24,25 +25,38 @@ normal = jax.nn.initializers.normal
 _VECTOR_AXES = {"embed": "norm", "conv_out": "norm", "conv_in": "norm"}
 
 
-@jax.custom_vjp
-def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`y[..., out] = x[..., in] · kernel[in, out]`, both of one dtype.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(x: jax.Array, kernel: jax.Array, axes: Sequence[str] | None = None) -> jax.Array:
+    """x [..., in], kernel [in, out] (either of several dimensions) -> [..., out], all of one dtype.
+
+    A kernel with logical `axes` that is sharded over the batch's mesh axes is gathered here and,
+    once more, in the backward pass, which keeps its part alone; its gradient is split as it is.
 
     On a CPU the gradient of the kernel is one product `x^T dy` of all rows. JAX's own rule writes
     `(dy^T x)^T`: XLA's CPU compiler copies a transposed x for it, and computes anew what x is a sum
     of. Reverse mode only, as every `jax.custom_vjp`.
     """
-    return x @ kernel
+    return x @ _matrix(kernel, axes, x.shape[-1])
 
 
-def _project_forward(x, kernel):
-    return x @ kernel, (x, kernel)
+def _matrix(kernel: jax.Array, axes: Sequence[str] | None, inputs: int) -> jax.Array:
+    kernel = kernel if axes is None else gathered(kernel, axes)
+    return kernel.reshape(inputs, -1)
 
 
-def _project_backward(saved, dy):
+def _project_forward(x, kernel, axes):
+    return x @ _matrix(kernel, axes, x.shape[-1]), (x, kernel)
+
+
+def _project_backward(axes, saved, dy):
     x, kernel = saved
-    dx = jax.lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
+    matrix = _matrix(kernel, axes, x.shape[-1])
+    dx = jax.lax.dot_general(dy, matrix, (((dy.ndim - 1,), (1,)), ((), ())))
     dkernel = jax.lax.platform_dependent(x, dy, cpu=_of_flat_rows, default=_of_rows)
+    dkernel = dkernel.reshape(kernel.shape)
+    if axes is not None:
+        # Summed as a whole first: see `gathered`.
+        dkernel = constrain(gathered(dkernel, axes), *axes)
     return dx, dkernel
 
 
@@ -103,6 +117,7 @@ class Linear(nnx.Module):
             )
         self.inputs = inputs
         self.outputs = outputs
+        self.axes = tuple(axes)
         self.dtype = dtype
         kernel = init(rngs.params(), (math.prod(inputs), math.prod(outputs)), jnp.float32)
         self.kernel = nnx.Param(kernel.reshape(*inputs, *outputs), axes=tuple(axes))
@@ -111,12 +126,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         lead = x.shape[: x.ndim - len(self.inputs)]
-        kernel = (
-            self.kernel[...]
-            .astype(self.dtype)
-            .reshape(math.prod(self.inputs), math.prod(self.outputs))
-        )
-        y = project(x.astype(self.dtype).reshape(*lead, -1), kernel)
+        x_rows = x.astype(self.dtype).reshape(*lead, -1)
+        y = project(x_rows, self.kernel[...].astype(self.dtype), self.axes)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(-1)
         y = y.reshape(*lead, *self.outputs)

@@ -140,6 +140,23 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, shape=x.shape, mesh=mesh))
 
 
+def gathered(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+    """A parameter as a layer computes with it: laid out by the rules for `axes`, but whole over the
+    mesh axes that shard the batch. No-op without a mesh.
+
+    Without it the compiler may split the product instead (TPUs: a loop of parts that travel, each
+    added to the sum in memory) or gather the rows of the batch.
+    """
+    mesh = auto_mesh()
+    if mesh is None:
+        return x
+    kept = []
+    for decision in decide(axes, shape=x.shape, mesh=mesh):
+        names = tuple(n for n in decision.names if n not in RULES["batch"])
+        kept.append(names or None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+
+
 def param_shardings(
     axes: Mapping[str, tuple[str | None, ...] | None],
     shapes: Mapping[str, tuple[int, ...]],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +13,7 @@ from jaxvl.nn.activations import ACTIVATIONS
 from jaxvl.nn.linear import Initializer
 from jaxvl.nn.mlp import MlpOptions
 from jaxvl.nn.random import dropout
+from jaxvl.sharding import constrain, gathered
 
 ExpertWeights = dict[str, dict[str, jax.Array | None]]  # map -> kernel, bias
 
@@ -35,9 +38,9 @@ class Stacked(nnx.Module):
         rngs: nnx.Rngs,
     ):
         keys = jax.random.split(rngs.params(), experts)
+        self.axes = ("expert", *axes)
         self.kernel = nnx.Param(
-            jax.vmap(lambda key: init(key, (inputs, outputs), jnp.float32))(keys),
-            axes=("expert", *axes),
+            jax.vmap(lambda key: init(key, (inputs, outputs), jnp.float32))(keys), axes=self.axes
         )
         self.bias = (
             nnx.Param(jnp.zeros((experts, outputs), jnp.float32), axes=("expert", axes[1]))
@@ -91,8 +94,8 @@ class Experts(nnx.Module):
         # Rows expert by expert in one dimension: products of [E, N, D] are one matrix product per
         # expert, and on a CPU take half the time of those of [G, E, C, D].
         x = x.astype(self.dtype).swapaxes(0, 1).reshape(experts, groups * places, width)
-        x = ACTIVATIONS[self.activation](_each(x, w["up"]))
-        x = _each(dropout(x, self.dropout, key, train=train), w["down"])
+        x = ACTIVATIONS[self.activation](_each(x, w["up"], self.up.axes))
+        x = _each(dropout(x, self.dropout, key, train=train), w["down"], self.down.axes)
         return x.reshape(experts, groups, places, width).swapaxes(0, 1)
 
     def sorted_rows(self, weights: ExpertWeights, x: jax.Array, counts: jax.Array) -> jax.Array:
@@ -102,10 +105,30 @@ class Experts(nnx.Module):
         return _ragged(x, weights["down"], counts)
 
 
-def _each(x: jax.Array, w: dict[str, jax.Array | None]) -> jax.Array:
-    """x [E, N, in] -> [E, N, out]."""
-    y = jnp.einsum("eni,eio->eno", x, w["kernel"])
+def _each(x: jax.Array, w: dict[str, jax.Array | None], axes: tuple[str, ...]) -> jax.Array:
+    """x [E, N, in] -> [E, N, out]; `axes` of the kernel."""
+    y = _product(x, w["kernel"], axes)
     return y if w["bias"] is None else y + w["bias"][:, None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, kernel: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """x [E, N, in], kernel [E, in, out] -> [E, N, out]; gathers as `nn.linear.project` does."""
+    return jnp.einsum("eni,eio->eno", x, gathered(kernel, axes))
+
+
+def _product_forward(x, kernel, axes):
+    return jnp.einsum("eni,eio->eno", x, gathered(kernel, axes)), (x, kernel)
+
+
+def _product_backward(axes, saved, dy):
+    x, kernel = saved
+    dx = jnp.einsum("eno,eio->eni", dy, gathered(kernel, axes))
+    dkernel = jnp.einsum("eni,eno->eio", x, dy)
+    return dx, constrain(gathered(dkernel, axes), *axes)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _ragged(x: jax.Array, w: dict[str, jax.Array | None], counts: jax.Array) -> jax.Array:
