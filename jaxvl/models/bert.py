@@ -15,7 +15,7 @@ from jaxvl.config import Count, Depth, Epsilon, Heads, Hidden, Width, check
 from jaxvl.models import TEXT_ENCODERS
 from jaxvl.models.base import Encoded, EncoderConfig, InputSpec, check_rates, sizes_of
 from jaxvl.nn import poolers
-from jaxvl.nn.attention import Implementation
+from jaxvl.nn.attend import Implementation
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.mlp import Activation
 from jaxvl.nn.norms import LayerNorm
@@ -64,7 +64,7 @@ class BertConfig(EncoderConfig):
     attention_dropout: float = 0.1
     scan: bool = True
     remat: Remat = "none"
-    attention: Implementation = "xla"
+    attention: Implementation = "auto"
 
     def __post_init__(self):
         check_rates(self, "dropout", "attention_dropout")

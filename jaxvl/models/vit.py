@@ -22,7 +22,7 @@ from jaxvl.models.base import (
     sizes_of,
 )
 from jaxvl.nn import poolers
-from jaxvl.nn.attention import Implementation
+from jaxvl.nn.attend import Implementation
 from jaxvl.nn.embeddings import PatchEmbedding, resample, sincos_2d
 from jaxvl.nn.linear import normal
 from jaxvl.nn.mlp import Activation
@@ -79,7 +79,7 @@ class ViTConfig(EncoderConfig):
     drop_path: float = 0.0
     scan: bool = True
     remat: Remat = "none"
-    attention: Implementation = "xla"
+    attention: Implementation = "auto"
     moe: MoeConfig | None = None
 
     def __post_init__(self):

@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxvl.nn.attention import Attention, AttentionOptions, Implementation, KeyValue
+from jaxvl.nn.attend import Implementation
+from jaxvl.nn.attention import Attention, AttentionOptions, KeyValue
 from jaxvl.nn.linear import Initializer, normal, xavier
 from jaxvl.nn.mlp import Activation, Mlp, MlpOptions
 from jaxvl.nn.moe import MoeConfig, MoeInputs, MoeOutput
@@ -59,7 +60,7 @@ class StackOptions:
         layers whose inputs wait in the host's memory (`offload`).
       cross: attention to a memory, `between` self-attention and MLP, or `after` the MLP: a second
         pair of attention and MLP, which normalises the memory first (open_clip's CoCa).
-      attention: see `nn.attention.Attention.implementation`.
+      attention: `auto`, `xla`, `flash` or `cudnn`, see `nn.attend`.
       moe: mixtures of experts in place of the MLP of some layers, or None. Call such a stack by
         `Transformer.routed`.
     """
@@ -77,7 +78,7 @@ class StackOptions:
     scan: bool = True
     remat: Remat = "none"
     cross: Cross = "between"
-    attention: Implementation = "xla"
+    attention: Implementation = "auto"
     moe: MoeConfig | None = None
 
     @property
@@ -94,6 +95,7 @@ class StackOptions:
             eps=self.eps,
             init=self.init,
             implementation=self.attention,
+            grouped=self.moe is not None,
         )
 
     @property
