@@ -19,6 +19,7 @@ from jaxvl.nn.attend import Implementation
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.mlp import Activation
 from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.quantized import Quantize, check_quantize
 from jaxvl.nn.random import dropout
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
 
@@ -45,7 +46,7 @@ class BertConfig(EncoderConfig):
         layer and tanh), or `mean` over the tokens that are not padding.
       positions: rows of the position table.
       types: rows of the token-type table; a single text is all type 0.
-      activation, eps, scan, remat, attention: see `nn.transformer.StackOptions`.
+      activation, eps, scan, remat, attention, quantize: see `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
       attention_dropout: on the attention weights; a rate > 0 computes them explicitly in training.
     """
@@ -65,8 +66,10 @@ class BertConfig(EncoderConfig):
     scan: bool = True
     remat: Remat = "none"
     attention: Implementation = "auto"
+    quantize: Quantize | None = None
 
     def __post_init__(self):
+        check_quantize(self.quantize)
         check_rates(self, "dropout", "attention_dropout")
         check(self.types >= 1, "types", f"{self.types!r} must be >= 1")
         _ = self.sizes
@@ -91,6 +94,7 @@ class BertConfig(EncoderConfig):
             scan=self.scan,
             remat=self.remat,
             attention=self.attention,
+            quantize=self.quantize,
         )
 
     def check_inputs(self, inputs: InputSpec) -> None:

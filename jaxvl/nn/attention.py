@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxvl.nn.attend import Implementation, attend
 from jaxvl.nn.linear import Initializer, Linear, xavier
 from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.quantized import Quantize
 from jaxvl.nn.random import dropout
 from jaxvl.nn.stack import ATTENTION_OUTPUT
 
@@ -32,6 +33,7 @@ class AttentionOptions:
       eps: of the layer norms.
       init: of the four kernels.
       implementation: see `nn.attend`: `auto` takes a kernel of the platform for long sequences.
+      quantize: of the four products, see `nn.quantized`.
       grouped: rows lie on the mesh as the rows of a stack that has experts.
     """
 
@@ -41,6 +43,7 @@ class AttentionOptions:
     eps: float = 1e-6
     init: Initializer = xavier
     implementation: Implementation = "auto"
+    quantize: Quantize | None = None
     grouped: bool = False
 
 
@@ -76,6 +79,7 @@ class Attention(nnx.Module):
         split_axes = ("embed", "heads", "kv")
         split_heads = (heads, width // heads)
         how = dict(bias=options.bias, rngs=rngs, init=options.init, dtype=dtype)
+        how["quantize"] = options.quantize
         self.query = Linear(width, split_heads, axes=split_axes, **how)
         self.key = Linear(memory_width or width, split_heads, axes=split_axes, **how)
         self.value = Linear(memory_width or width, split_heads, axes=split_axes, **how)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.nn.quantized import Quantize, project_quantized
 from jaxvl.sharding import constrain
 
 Initializer = Callable[..., jax.Array]
@@ -75,6 +76,7 @@ class Linear(nnx.Module):
       init: called with the shape `[prod(inputs), prod(outputs)]`, so that fans are those of the
         map.
       dtype: of the computation and the result.
+      quantize: `int8` or `fp8` products, see `nn.quantized`; None: of `dtype`.
 
     Attributes:
       adapter: label -> module that is called with x and y and gives y anew; None without.
@@ -95,6 +97,7 @@ class Linear(nnx.Module):
         bias: bool = True,
         init: Initializer = xavier,
         dtype: DTypeLike = jnp.float32,
+        quantize: Quantize | None = None,
     ):
         inputs, outputs = (tuple(s) if isinstance(s, Sequence) else (s,) for s in (inputs, outputs))
         if len(axes) != len(inputs) + len(outputs):
@@ -104,6 +107,7 @@ class Linear(nnx.Module):
         self.inputs = inputs
         self.outputs = outputs
         self.dtype = dtype
+        self.quantize = quantize
         kernel = init(rngs.params(), (math.prod(inputs), math.prod(outputs)), jnp.float32)
         self.kernel = nnx.Param(kernel.reshape(*inputs, *outputs), axes=tuple(axes))
         vector = tuple(vector_axis(a) for a in axes[len(inputs) :])
@@ -116,7 +120,11 @@ class Linear(nnx.Module):
             .astype(self.dtype)
             .reshape(math.prod(self.inputs), math.prod(self.outputs))
         )
-        y = project(x.astype(self.dtype).reshape(*lead, -1), kernel)
+        x_rows = x.astype(self.dtype).reshape(*lead, -1)
+        if self.quantize is None:
+            y = project(x_rows, kernel)
+        else:
+            y = project_quantized(x_rows, kernel, self.quantize)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(-1)
         y = y.reshape(*lead, *self.outputs)

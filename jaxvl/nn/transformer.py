@@ -21,6 +21,7 @@ from jaxvl.nn.moe import MoeConfig, MoeInputs, MoeOutput
 from jaxvl.nn.moe.dispatch import group_axis
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.prompts import Prompts, put_prompts
+from jaxvl.nn.quantized import Quantize
 from jaxvl.nn.random import adapters_draw_from, drop_path, dropout, split
 from jaxvl.nn.stack import Remat as Remat
 from jaxvl.nn.stack import run_layers, stack, unstack
@@ -61,6 +62,7 @@ class StackOptions:
       cross: attention to a memory, `between` self-attention and MLP, or `after` the MLP: a second
         pair of attention and MLP, which normalises the memory first (open_clip's CoCa).
       attention: `auto`, `xla`, `flash` or `cudnn`, see `nn.attend`.
+      quantize: `int8` or `fp8` products of the layers' linear maps in training, see `nn.quantized`.
       moe: mixtures of experts in place of the MLP of some layers, or None. Call such a stack by
         `Transformer.routed`.
     """
@@ -79,6 +81,7 @@ class StackOptions:
     remat: Remat = "none"
     cross: Cross = "between"
     attention: Implementation = "auto"
+    quantize: Quantize | None = None
     moe: MoeConfig | None = None
 
     @property
@@ -95,6 +98,7 @@ class StackOptions:
             eps=self.eps,
             init=self.init,
             implementation=self.attention,
+            quantize=self.quantize,
             grouped=self.moe is not None,
         )
 
@@ -105,6 +109,7 @@ class StackOptions:
             dropout=self.hidden_dropout,
             bias=self.bias,
             init=self.init,
+            quantize=self.quantize,
         )
 
 
