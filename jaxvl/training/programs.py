@@ -102,4 +102,4 @@ def describe_programs() -> str:
         if now["found"]
         else "none found"
     )
-    return f"programs: {found}; {now['kept']} new ones kept in {folder}"
+    return f"programs: {found}; {now['kept']} new in {folder}"

@@ -40,7 +40,7 @@ def test_a_program_is_found_again(no_folder):
     assert compiled() == (1, 0)
     jax.clear_caches()
     assert compiled() == (0, 1)
-    assert f"new ones kept in {no_folder}" in programs.describe_programs()
+    assert f"new in {no_folder}" in programs.describe_programs()
 
 
 @pytest.mark.slow
