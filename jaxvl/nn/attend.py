@@ -14,8 +14,8 @@ bfloat16, xla -> flash:
     v5e, GiB             0.32 -> 0.16    0.99 -> 0.48    6.50 -> 2.71    9.87 -> 3.53
     v6e, GiB             0.47 -> 0.28    1.15 -> 0.59    6.65 -> 2.88    10.0 -> 3.66
 
-Below it the kernel also moves less, but computes more: sequences are filled up to whole blocks, 196
-to 256, and the logits are computed twice.
+Below it the kernel also moves less, but does more: sequences are filled up to whole blocks, 196 to
+256, the logits are computed twice, and its grid has a step for every row and head.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax._src.cudnn import fused_attention_stablehlo  # nothing public says whether cuDNN is here
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from jaxvl.config import check
 from jaxvl.kernels.device import device
 from jaxvl.nn.moe.dispatch import group_axis
 from jaxvl.nn.splash import splash
 from jaxvl.nn.stack import ATTENTION_OUTPUT
+from jaxvl.sharding.mesh import batch_shards
 from jaxvl.sharding.rules import auto_mesh, spec
 
 Implementation = Literal["auto", "xla", "flash", "cudnn"]
@@ -66,7 +68,7 @@ def attend(
     """
     chosen = implementation
     if implementation == "auto":
-        chosen = _best(q, k, mask)
+        chosen = _best(q, k, mask, grouped)
     elif implementation in _REASONS:
         problem = _REASONS[implementation](q, k, mask)
         check(not problem, "attention", f"{implementation!r} {problem}; 'auto' takes what can run")
@@ -76,12 +78,21 @@ def attend(
     return checkpoint_name(y, ATTENTION_OUTPUT)
 
 
-def _best(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:
+def _best(q: jax.Array, k: jax.Array, mask: jax.Array | None, grouped: bool) -> str:
     platform, _ = device()
     kernel = _KERNELS.get(platform)
-    if kernel is None or min(q.shape[1], k.shape[1]) < LONG:
+    if kernel is None or min(q.shape[1], k.shape[1]) < LONG or _REASONS[kernel](q, k, mask):
         return "xla"
-    return "xla" if _REASONS[kernel](q, k, mask) else kernel
+    mesh = auto_mesh()
+    if mesh is not None and batch_shards(mesh) > 1 and _layout(q, mesh, grouped)[0] is None:
+        return "xla"  # rows that the devices do not divide: each would compute all of them
+    return kernel
+
+
+def _layout(q: jax.Array, mesh: AbstractMesh, grouped: bool) -> PartitionSpec:
+    """Of q, k and v."""
+    rows = group_axis(len(q)) if grouped else "batch"
+    return spec((rows, None, "heads", "kv"), shape=q.shape, mesh=mesh)
 
 
 def _no_flash(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:
@@ -112,6 +123,14 @@ def _no_cudnn(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:
         return f"takes heads of a multiple of 8 up to 128 wide, not {width}"
     if mask is not None and (length % 2 or memory % 2):
         return f"takes a mask with even lengths only, not {length} and {memory}"
+    return _no_library()
+
+
+def _no_library() -> str:
+    try:
+        fused_attention_stablehlo.check_cudnn_version()
+    except RuntimeError:
+        return "needs cuDNN, which is not installed"
     return ""
 
 
@@ -129,8 +148,7 @@ def _flash(q, k, v, mask, causal: bool, grouped: bool) -> jax.Array:
     mesh = auto_mesh()
     if mesh is None:
         return own(q, k, v, *seen)
-    rows = group_axis(len(q)) if grouped else "batch"
-    parts = spec((rows, None, "heads", "kv"), shape=q.shape, mesh=mesh)
+    parts = _layout(q, mesh, grouped)
     keys = PartitionSpec(parts[0], None)
     return jax.shard_map(
         own,

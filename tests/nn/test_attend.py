@@ -17,6 +17,7 @@ from jaxvl.config import ConfigError
 from jaxvl.hlo import read, traffic
 from jaxvl.hlo.collectives import collectives
 from jaxvl.nn import attend as attending
+from jaxvl.nn import splash as splashing
 from jaxvl.nn.attend import LONG, attend
 from jaxvl.nn.splash import blocks, splash
 from jaxvl.nn.transformer import Sizes, StackOptions, Transformer
@@ -66,6 +67,18 @@ def test_flash_equals_float64(queries, keys, width, causal, masked):
     )
     allowed = allowed & np.tri(queries, dtype=bool) if causal else allowed
     for mine, want in zip(got, exact(*inputs, allowed)):
+        np.testing.assert_allclose(mine, want, atol=2e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_several_blocks_are_one_attention(monkeypatch, causal):
+    """2 x 3 blocks; gradients of queries are summed over those of keys."""
+    monkeypatch.setattr(splashing, "QUERIES", 128)
+    monkeypatch.setattr(splashing, "KEYS", 128)
+    inputs = drawn(1, 200, 300, 1, 64)
+    flash = functools.partial(splash, causal=causal, interpret=True)
+    allowed = np.tri(200, 300, dtype=bool)[None] if causal else np.ones((1, 200, 300), bool)
+    for mine, want in zip(with_gradients(flash, *inputs), exact(*inputs, allowed)):
         np.testing.assert_allclose(mine, want, atol=2e-5)
 
 
@@ -145,6 +158,15 @@ def test_auto_takes_a_kernel_for_long_sequences_only(a_tpu_interpreted):
     keys = jnp.ones((1, 1, 1, LONG), bool)
     assert kernels(LONG, LONG, keys) == 1
     assert kernels(LONG, LONG, jnp.ones((1, 1, LONG, LONG), bool)) == 0
+    with jax.set_mesh(make_mesh(MeshConfig(data=2), jax.devices()[:2])):
+        assert kernels(LONG, LONG) == 0  # one row is not divided
+
+
+def test_auto_needs_cudnn():
+    x = jax.ShapeDtypeStruct((1, LONG, 1, 64), jnp.bfloat16)
+    with on("gpu", "NVIDIA H200"):
+        text = str(jax.make_jaxpr(attend)(x, x, x))
+    assert "dot_product_attention" not in text and "dot_general" in text
 
 
 def test_cudnn_is_lowered_for_cuda(monkeypatch):
