@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
+import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxvl.config import ConfigError, to_dict
 from jaxvl.sharding.topology import compile_only_devices
 from jaxvl.training.compiler import GPU, TPU, compiler_options, describe_options
+from jaxvl.training.resume import check_resumable
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +104,19 @@ def test_a_tpu_compiler_takes_them(tpu_compiler, topology):
     lowered.compile(compiler_options=options)
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_not_a_flag"):
         lowered.compile(compiler_options=options | {"xla_tpu_not_a_flag": True})
+
+
+def test_a_run_may_go_on_with_other_flags_attention_and_recomputation():
+    """They change no number beyond rounding; another model is still refused."""
+    model = tiny.config().to_dict()["model"]
+
+    def resumed(changes=(), **root):
+        tower = {**model["image"], **dict(changes)}
+        return tiny.experiment(model={**model, "image": tower}, **root)
+
+    there = tiny.experiment()
+    frame = dict(config=to_dict(there), step=6, preprocess=there.preprocess.to_json())
+    others = dict(attention="xla", remat="full", scan=False)
+    check_resumable(resumed(others, compiler="recommended"), None, frame)
+    with pytest.raises(ConfigError, match=r"model\.image\.qk_norm: differs"):
+        check_resumable(resumed(dict(qk_norm=True)), None, frame)
