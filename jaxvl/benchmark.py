@@ -60,6 +60,7 @@ from jaxvl.evals.shown import brief
 from jaxvl.sharding import hosts
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import Command, parse_command
+from jaxvl.training.programs import keep_programs
 from jaxvl.training.restore import restore_encoders
 
 MOST_TOLD = 20  # folders that are no benchmarks
@@ -274,6 +275,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
         "is required; see python -m jaxvl.benchmark --help",
     )
     hosts.initialise(command.options)
+    keep_programs()
     done, failed = benchmark(command, console)
     if jax.process_index() == 0:
         _show(done, failed)

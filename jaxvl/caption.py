@@ -45,6 +45,7 @@ from jaxvl.models.generate import Generation
 from jaxvl.sharding import hosts
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import parse_command
+from jaxvl.training.programs import keep_programs
 from jaxvl.training.restore import restore_encoders
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
@@ -121,6 +122,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
     options, how, images = parse(argv)
     files = list(pictures(images))
     hosts.initialise(options)
+    keep_programs()
     first_process = jax.process_index() == 0
     encoders = restore(options)
     lines = options.get("json", "false") == "true"

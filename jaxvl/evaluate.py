@@ -43,6 +43,7 @@ from jaxvl.evals.report import save_gallery, summary_table
 from jaxvl.sharding import hosts
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.experiment import Command, parse_command
+from jaxvl.training.programs import keep_programs
 from jaxvl.training.restore import restore_encoders
 
 
@@ -103,6 +104,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
         "is required; see python -m jaxvl.evaluate --help",
     )
     hosts.initialise(command.options)
+    keep_programs()
     figures = evaluate(command, console)
     if jax.process_index() == 0:
         Console().print(summary_table(figures))

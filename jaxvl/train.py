@@ -47,6 +47,7 @@ from jaxvl.training.goodput import Clock
 from jaxvl.training.guard import TrainingDiverged, diverged
 from jaxvl.training.meter import Meter, Record, Speed
 from jaxvl.training.profile import Profile
+from jaxvl.training.programs import keep_programs
 from jaxvl.training.rollback import go_back, may_go_back
 from jaxvl.training.run import EvaluationError, Run
 from jaxvl.training.setup import finished_figures, setup
@@ -307,6 +308,7 @@ def _run(argv: Sequence[str], console: Console) -> int:
     ):
         check(bool(given), needed, "is required; see python -m jaxvl.train --help")
     hosts.initialise(command.options)
+    keep_programs()
     workdir = to_path(command.options["workdir"], "--workdir")
     stages = stages_of(command, workdir)
     if any(stage.experiment.deterministic for stage in stages):

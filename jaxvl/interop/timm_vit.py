@@ -170,7 +170,14 @@ def _plain(config: ViTConfig) -> ViTConfig:
     given = {k: v for k, v in node.items() if k not in ("name", "uneven")}
     sizes = {"width": None, "depth": None, "heads": None, "hidden": None} | given
     return dataclasses.replace(
-        config, **sizes, dropout=0.0, drop_path=0.0, scan=True, remat="none", attention="xla"
+        config,
+        **sizes,
+        dropout=0.0,
+        drop_path=0.0,
+        scan=True,
+        remat="none",
+        attention="auto",
+        quantize=None,
     )
 
 

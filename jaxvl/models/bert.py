@@ -16,9 +16,10 @@ from jaxvl.models import TEXT_ENCODERS
 from jaxvl.models.base import Encoded, EncoderConfig, InputSpec, check_rates, sizes_of
 from jaxvl.nn import poolers
 from jaxvl.nn.activations import Activation
-from jaxvl.nn.attention import Implementation
+from jaxvl.nn.attend import Implementation
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.quantized import Quantize, check_quantize
 from jaxvl.nn.random import dropout
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
 
@@ -45,7 +46,7 @@ class BertConfig(EncoderConfig):
         layer and tanh), or `mean` over the tokens that are not padding.
       positions: rows of the position table.
       types: rows of the token-type table; a single text is all type 0.
-      activation, eps, scan, remat, attention: see `nn.transformer.StackOptions`.
+      activation, eps, scan, remat, attention, quantize: see `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
       attention_dropout: on the attention weights; a rate > 0 computes them explicitly in training.
     """
@@ -64,9 +65,11 @@ class BertConfig(EncoderConfig):
     attention_dropout: float = 0.1
     scan: bool = True
     remat: Remat = "none"
-    attention: Implementation = "xla"
+    attention: Implementation = "auto"
+    quantize: Quantize | None = None
 
     def __post_init__(self):
+        check_quantize(self.quantize)
         check_rates(self, "dropout", "attention_dropout")
         check(self.types >= 1, "types", f"{self.types!r} must be >= 1")
         _ = self.sizes
@@ -91,6 +94,7 @@ class BertConfig(EncoderConfig):
             scan=self.scan,
             remat=self.remat,
             attention=self.attention,
+            quantize=self.quantize,
         )
 
     def check_inputs(self, inputs: InputSpec) -> None:

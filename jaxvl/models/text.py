@@ -23,10 +23,11 @@ from jaxvl.models.base import (
 )
 from jaxvl.nn import poolers
 from jaxvl.nn.activations import Activation
-from jaxvl.nn.attention import Implementation
+from jaxvl.nn.attend import Implementation
 from jaxvl.nn.linear import Embedding, normal
 from jaxvl.nn.moe import MoeConfig, MoeInputs
 from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.quantized import Quantize, check_quantize
 from jaxvl.nn.random import dropout
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
 
@@ -45,7 +46,7 @@ class TextTransformerConfig(EncoderConfig):
       pool: `eos` (first EOS token), `argmax` (first of the largest token id, which is EOS in CLIP's
         vocabulary), `last`, `cls` (first token), `mean`, or `map` (attention with a learned query).
       positions: rows of the position table; None: the text length that the model is built for.
-      activation, eps, qk_norm, drop_path, scan, remat, attention: see
+      activation, eps, qk_norm, drop_path, scan, remat, attention, quantize: see
         `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
       moe: mixtures of experts in place of some MLPs, see `nn.moe.MoeConfig`; their losses are for
@@ -68,10 +69,12 @@ class TextTransformerConfig(EncoderConfig):
     drop_path: float = 0.0
     scan: bool = True
     remat: Remat = "none"
-    attention: Implementation = "xla"
+    attention: Implementation = "auto"
+    quantize: Quantize | None = None
     moe: MoeConfig | None = None
 
     def __post_init__(self):
+        check_quantize(self.quantize)
         check_rates(self, "dropout", "drop_path")
         check(
             not (self.causal and self.pool == "cls"),
@@ -104,6 +107,7 @@ class TextTransformerConfig(EncoderConfig):
             scan=self.scan,
             remat=self.remat,
             attention=self.attention,
+            quantize=self.quantize,
             moe=self.moe,
         )
 

@@ -23,12 +23,13 @@ from jaxvl.models.base import (
 )
 from jaxvl.nn import poolers
 from jaxvl.nn.activations import Activation
-from jaxvl.nn.attention import Implementation
+from jaxvl.nn.attend import Implementation
 from jaxvl.nn.embeddings import PatchEmbedding, resample, sincos_2d
 from jaxvl.nn.linear import normal
 from jaxvl.nn.moe import MoeConfig
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.patches import Patches, drop_tokens
+from jaxvl.nn.quantized import Quantize, check_quantize
 from jaxvl.nn.random import dropout, need_key
 from jaxvl.nn.transformer import Remat, Sizes, StackOptions, Transformer
 
@@ -54,7 +55,7 @@ class ViTConfig(EncoderConfig):
         not seen (SigLIP So400m/14 at 384).
       post_norm: layer norm after the last one; without it, whoever reads the tokens normalises them
         (open_clip's CoCa).
-      activation, eps, qk_norm, drop_path, scan, remat, attention: see
+      activation, eps, qk_norm, drop_path, scan, remat, attention, quantize: see
         `nn.transformer.StackOptions`.
       dropout: on the embeddings and the output of each branch.
       moe: mixtures of experts in place of some MLPs, see `nn.moe.MoeConfig`; their losses are for
@@ -79,10 +80,12 @@ class ViTConfig(EncoderConfig):
     drop_path: float = 0.0
     scan: bool = True
     remat: Remat = "none"
-    attention: Implementation = "xla"
+    attention: Implementation = "auto"
+    quantize: Quantize | None = None
     moe: MoeConfig | None = None
 
     def __post_init__(self):
+        check_quantize(self.quantize)
         check_rates(self, "dropout", "drop_path")
         check(
             self.patch >= 1,
@@ -134,6 +137,7 @@ class ViTConfig(EncoderConfig):
             scan=self.scan,
             remat=self.remat,
             attention=self.attention,
+            quantize=self.quantize,
             moe=self.moe,
         )
 

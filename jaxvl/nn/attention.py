@@ -1,10 +1,9 @@
-"""Multi-head attention through `jax.nn.dot_product_attention`."""
+"""Multi-head attention."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +11,13 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from jaxvl.nn.attend import Implementation, attend
 from jaxvl.nn.linear import Initializer, Linear, xavier
 from jaxvl.nn.norms import LayerNorm
+from jaxvl.nn.quantized import Quantize
 from jaxvl.nn.random import dropout
 from jaxvl.nn.stack import ATTENTION_OUTPUT
 
-Implementation = Literal["xla", "cudnn"]
 KeyValue = tuple[jax.Array, jax.Array]  # keys and values [B, N, H, K]
 
 
@@ -32,7 +32,9 @@ class AttentionOptions:
         computes the weights explicitly in training.
       eps: of the layer norms.
       init: of the four kernels.
-      implementation: `xla`, or `cudnn` (flash attention on NVIDIA GPUs; bfloat16 only).
+      implementation: see `nn.attend`: `auto` takes a kernel of the platform for long sequences.
+      quantize: of the four products, see `nn.quantized`.
+      grouped: rows lie on the mesh as the rows of a stack that has experts.
     """
 
     bias: bool = True
@@ -40,7 +42,9 @@ class AttentionOptions:
     dropout: float = 0.0
     eps: float = 1e-6
     init: Initializer = xavier
-    implementation: Implementation = "xla"
+    implementation: Implementation = "auto"
+    quantize: Quantize | None = None
+    grouped: bool = False
 
 
 class Attention(nnx.Module):
@@ -75,6 +79,7 @@ class Attention(nnx.Module):
         split_axes = ("embed", "heads", "kv")
         split_heads = (heads, width // heads)
         how = dict(bias=options.bias, rngs=rngs, init=options.init, dtype=dtype)
+        how["quantize"] = options.quantize
         self.query = Linear(width, split_heads, axes=split_axes, **how)
         self.key = Linear(memory_width or width, split_heads, axes=split_axes, **how)
         self.value = Linear(memory_width or width, split_heads, axes=split_axes, **how)
@@ -86,6 +91,7 @@ class Attention(nnx.Module):
         self.key_norm = norm() if options.qk_norm else None
         self.dropout = options.dropout
         self.implementation = options.implementation
+        self.grouped = options.grouped
 
     def __call__(
         self,
@@ -122,10 +128,9 @@ class Attention(nnx.Module):
         if train and self.dropout:
             y = _attend_with_dropout(q, k, v, mask, causal, self.dropout, key)
         else:
-            y = jax.nn.dot_product_attention(
-                q, k, v, mask=mask, is_causal=causal, implementation=self.implementation
-            )
-        return self.out(checkpoint_name(y, ATTENTION_OUTPUT))
+            how = dict(implementation=self.implementation, grouped=self.grouped)
+            y = attend(q, k, v, mask, causal=causal, **how)
+        return self.out(y)
 
     def project_q(self, x: jax.Array) -> jax.Array:
         """Queries [B, T, H, K]."""
@@ -188,4 +193,5 @@ def _attend_with_dropout(q, k, v, mask, causal: bool, rate: float, key) -> jax.A
     weights = jax.nn.softmax(jnp.where(seen, logits, jnp.finfo(jnp.float32).min), axis=-1).astype(
         q.dtype
     )
-    return jnp.einsum("BHTN,BNHK->BTHK", dropout(weights, rate, key, train=True), v)
+    y = jnp.einsum("BHTN,BNHK->BTHK", dropout(weights, rate, key, train=True), v)
+    return checkpoint_name(y, ATTENTION_OUTPUT)

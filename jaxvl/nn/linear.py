@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.nn.quantized import Quantize, project_quantized
 from jaxvl.sharding import constrain, gathered
 
 Initializer = Callable[..., jax.Array]
@@ -89,6 +90,7 @@ class Linear(nnx.Module):
       init: called with the shape `[prod(inputs), prod(outputs)]`, so that fans are those of the
         map.
       dtype: of the computation and the result.
+      quantize: `int8` or `fp8` products, see `nn.quantized`; None: of `dtype`.
 
     Attributes:
       adapter: label -> module that is called with x and y and gives y anew; None without.
@@ -109,6 +111,7 @@ class Linear(nnx.Module):
         bias: bool = True,
         init: Initializer = xavier,
         dtype: DTypeLike = jnp.float32,
+        quantize: Quantize | None = None,
     ):
         inputs, outputs = (tuple(s) if isinstance(s, Sequence) else (s,) for s in (inputs, outputs))
         if len(axes) != len(inputs) + len(outputs):
@@ -119,6 +122,7 @@ class Linear(nnx.Module):
         self.outputs = outputs
         self.axes = tuple(axes)
         self.dtype = dtype
+        self.quantize = quantize
         kernel = init(rngs.params(), (math.prod(inputs), math.prod(outputs)), jnp.float32)
         self.kernel = nnx.Param(kernel.reshape(*inputs, *outputs), axes=tuple(axes))
         vector = tuple(vector_axis(a) for a in axes[len(inputs) :])
@@ -127,7 +131,12 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         lead = x.shape[: x.ndim - len(self.inputs)]
         x_rows = x.astype(self.dtype).reshape(*lead, -1)
-        y = project(x_rows, self.kernel[...].astype(self.dtype), self.axes)
+        kernel = self.kernel[...].astype(self.dtype)
+        if self.quantize is None:
+            y = project(x_rows, kernel, self.axes)
+        else:
+            matrix = gathered(kernel, self.axes).reshape(x_rows.shape[-1], -1)
+            y = project_quantized(x_rows, matrix, self.quantize)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(-1)
         y = y.reshape(*lead, *self.outputs)

@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from jaxvl.nn.activations import ACTIVATIONS, Activation
 from jaxvl.nn.linear import Initializer, Linear, xavier
+from jaxvl.nn.quantized import Quantize
 from jaxvl.nn.random import dropout
 
 
@@ -23,12 +24,14 @@ class MlpOptions:
       dropout: rate after the activation.
       bias: of both maps.
       init: of both kernels.
+      quantize: of both products of a perceptron, see `nn.quantized`; experts have none of it.
     """
 
     activation: Activation = "gelu"
     dropout: float = 0.0
     bias: bool = True
     init: Initializer = xavier
+    quantize: Quantize | None = None
 
 
 class Mlp(nnx.Module):
@@ -48,6 +51,7 @@ class Mlp(nnx.Module):
         dtype: DTypeLike = jnp.float32,
     ):
         how = dict(bias=options.bias, rngs=rngs, init=options.init, dtype=dtype)
+        how["quantize"] = options.quantize
         self.up = Linear(width, hidden, axes=("embed", "mlp"), **how)
         self.down = Linear(hidden, width, axes=("mlp", "embed"), **how)
         self.activation = options.activation

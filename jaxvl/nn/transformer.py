@@ -14,13 +14,15 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxvl.nn.activations import Activation
-from jaxvl.nn.attention import Attention, AttentionOptions, Implementation, KeyValue
+from jaxvl.nn.attend import Implementation
+from jaxvl.nn.attention import Attention, AttentionOptions, KeyValue
 from jaxvl.nn.linear import Initializer, normal, xavier
 from jaxvl.nn.mlp import Mlp, MlpOptions
 from jaxvl.nn.moe import MoeConfig, MoeInputs, MoeOutput
 from jaxvl.nn.moe.dispatch import group_axis
 from jaxvl.nn.norms import LayerNorm
 from jaxvl.nn.prompts import Prompts, put_prompts
+from jaxvl.nn.quantized import Quantize
 from jaxvl.nn.random import adapters_draw_from, drop_path, dropout, split
 from jaxvl.nn.stack import Remat as Remat
 from jaxvl.nn.stack import run_layers, stack, unstack
@@ -60,7 +62,8 @@ class StackOptions:
         layers whose inputs wait in the host's memory (`offload`).
       cross: attention to a memory, `between` self-attention and MLP, or `after` the MLP: a second
         pair of attention and MLP, which normalises the memory first (open_clip's CoCa).
-      attention: see `nn.attention.Attention.implementation`.
+      attention: `auto`, `xla`, `flash` or `cudnn`, see `nn.attend`.
+      quantize: `int8` or `fp8` products of the layers' linear maps in training, see `nn.quantized`.
       moe: mixtures of experts in place of the MLP of some layers, or None. Call such a stack by
         `Transformer.routed`.
     """
@@ -78,7 +81,8 @@ class StackOptions:
     scan: bool = True
     remat: Remat = "none"
     cross: Cross = "between"
-    attention: Implementation = "xla"
+    attention: Implementation = "auto"
+    quantize: Quantize | None = None
     moe: MoeConfig | None = None
 
     @property
@@ -95,6 +99,8 @@ class StackOptions:
             eps=self.eps,
             init=self.init,
             implementation=self.attention,
+            quantize=self.quantize,
+            grouped=self.moe is not None,
         )
 
     @property
@@ -104,6 +110,7 @@ class StackOptions:
             dropout=self.hidden_dropout,
             bias=self.bias,
             init=self.init,
+            quantize=self.quantize,
         )
 
 

@@ -26,6 +26,7 @@ from jaxvl.nn.stack import keep_activations
 from jaxvl.sharding.mesh import batch_sharding, replicated
 from jaxvl.tasks import Task
 from jaxvl.training.build import make_forward
+from jaxvl.training.compiler import compiler_options
 from jaxvl.training.cost import Cost, cost, count_flops, recomputes_layers
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.forward import Forward
@@ -81,9 +82,10 @@ def compile_turns(
       ConfigError: an objective reads what the model or the data does not give.
     """
     programs = []
+    options = compiler_options(experiment.compiler, mesh)
     for found in trace_turns(experiment, tasks, turns, model, abstract, shardings, mesh, teachers):
         began = time.perf_counter()
-        compiled = found.traced.lower().compile()
+        compiled = found.traced.lower().compile(compiler_options=options or None)
         costs = cost(found.traced, compiled, found.model_flops)
         seconds = found.seconds + time.perf_counter() - began
         programs.append(Program(found.turns, compiled, found.learns, costs, seconds))

@@ -65,7 +65,8 @@ def count_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
 
     The compiler's own count takes the body of a loop once; here a scan counts all its rounds (a
     `while`, whose number of rounds is not known, one). A conditional counts its most expensive
-    branch, a shard_map what all devices do.
+    branch, a shard_map what all devices do. A Pallas kernel counts what it says, or else its body
+    for every place of its grid, filled-up blocks and those that it would skip included.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total = 0.0
@@ -84,7 +85,7 @@ def count_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
             total += 2 * math.prod(eqn.outvars[0].aval.shape) * per_output
         elif name == "pallas_call":
             estimate = params.get("cost_estimate")
-            total += estimate.flops if estimate is not None else 0
+            total += _of_kernel(params) if estimate is None else estimate.flops
         elif name == "cond":
             total += max(count_flops(branch) for branch in params["branches"])
         else:
@@ -95,6 +96,10 @@ def count_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
                 rounds = params["mesh"].size
             total += rounds * sum(count_flops(inner) for inner in _inner(params))
     return total
+
+
+def _of_kernel(params: dict[str, Any]) -> float:
+    return math.prod(params["grid_mapping"].grid) * count_flops(params["jaxpr"])
 
 
 def _inner(params: dict[str, Any]):

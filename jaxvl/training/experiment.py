@@ -39,6 +39,7 @@ from jaxvl.models.base import ModelConfig
 from jaxvl.sharding.mesh import MeshConfig, batch_shards
 from jaxvl.tasks import TaskConfig
 from jaxvl.training.checkpoint import CheckpointConfig
+from jaxvl.training.compiler import Choice
 from jaxvl.training.guard import GuardConfig
 from jaxvl.training.meter import ALL
 from jaxvl.training.older import with_start
@@ -148,6 +149,7 @@ class Experiment:
       dtype: of computation; parameters are float32.
       deterministic: whether the same run on the same devices gives the same bits on GPUs too, at
         some cost of speed; elsewhere it always does (`training/deterministic.py`).
+      compiler: `default`, or `recommended`: flags of XLA by platform (`training/compiler.py`).
       plugins: files and modules of your own, which register components; see `config.plugins`.
     """
 
@@ -173,6 +175,7 @@ class Experiment:
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     deterministic: bool = False
+    compiler: Choice = "default"
     plugins: tuple[Plugin, ...] = ()
 
     @classmethod

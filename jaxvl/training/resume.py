@@ -18,10 +18,12 @@ from jaxvl.training.checkpoint import Frame, OtherState
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.older import is_older, present_config
 
-# Options that change no number of the training, or none beyond rounding (`mesh`, `deterministic`).
+# Options that change no number of the training, or none beyond rounding (`mesh`, `deterministic`,
+# what a model's layers are run by).
 FREE = (
     "after.*",  # what a job makes is compared where a task reads it
     "checkpoint.*",
+    "compiler",
     "deterministic",
     "evals.*",
     "guard.reports",
@@ -31,6 +33,9 @@ FREE = (
     "start",
     "log.*",
     "mesh.*",
+    "model.*.attention",
+    "model.*.remat",
+    "model.*.scan",
     "plugins",
     "resume.*",
     "tasks.*.data.error_budget",
@@ -72,7 +77,7 @@ def check_resumable(experiment: Experiment, tokenizer: str | None, frame: Frame)
     changed = changes(frame["config"], experiment)
     for key, (there, here) in changed.items():
         check(
-            not _matches(key, FIXED),
+            not _matches(key, FIXED) or _matches(key, FREE),
             key,
             f"differs from the checkpoint in the workdir ({there!r} there, {here!r} here); "
             f"{_OTHER}",

@@ -25,6 +25,7 @@ from jaxvl.training.checkpoint import (
     abstract_state,
 )
 from jaxvl.training.compile import compile_turns
+from jaxvl.training.compiler import compiler_options, describe_options, own_flags
 from jaxvl.training.describe import describe_adapters, describe_program
 from jaxvl.training.encode import make_encoders
 from jaxvl.training.experiment import Experiment
@@ -32,6 +33,8 @@ from jaxvl.training.figures import Figures
 from jaxvl.training.guard import Watch
 from jaxvl.training.inputs import open_sources, task_tokenizer
 from jaxvl.training.jobs import RunJobs
+from jaxvl.training.programs import describe_programs
+from jaxvl.training.programs import figures as programs_kept
 from jaxvl.training.restore import seat_teachers
 from jaxvl.training.resume import check_data, check_resumable, explain
 from jaxvl.training.rollback import start_of
@@ -98,10 +101,15 @@ def setup(experiment: Experiment, mesh: Mesh, workdir: paths.Path, writer: Write
         programs = compile_turns(
             experiment, tasks, schedule.turns, model, abstract, shardings, mesh, teachers
         )
+        options = compiler_options(experiment.compiler, mesh)
+        if options or own_flags():
+            writer.say(escape(describe_options(experiment.compiler, options)))
         for program in programs:
             describe_program(program, model, writer)
             steps |= {turn: program.bind(turn, list(tasks), mesh) for turn in program.turns}
             costs |= dict.fromkeys(program.turns, program.cost)
+        writer.record(start, "event", "programs", programs_kept())
+        writer.say(escape(describe_programs()))
 
     figures = Figures(workdir, until=start)
     for step in figures.steps:

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvl.bench.accelerator_parts.part import Deadline, Row, Sizes, platform, reason, seconds_of
-from jaxvl.nn.attention import Implementation
+from jaxvl.nn.attend import Implementation, attend
+
+_NEEDS = {"flash": "tpu", "cudnn": "gpu"}
 
 
 def run(sizes: Sizes, deadline: Deadline) -> Iterator[Row]:
@@ -22,8 +24,8 @@ def run(sizes: Sizes, deadline: Deadline) -> Iterator[Row]:
             if deadline.left < 0:
                 return
             row: Row = {"shape": list(shape), "implementation": implementation}
-            if implementation == "cudnn" and platform() != "gpu":
-                yield row | {"skipped": "needs an NVIDIA GPU"}
+            if _NEEDS.get(implementation, platform()) != platform():
+                yield row | {"skipped": f"needs a {_NEEDS[implementation].upper()}"}
                 continue
             try:
                 row |= _measured(shape, implementation, sizes)
@@ -37,11 +39,11 @@ def _measured(
 ) -> Row:
     rng = np.random.default_rng(0)
     q, k, v, slope = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for _ in range(4))
-    attend = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
+    how = functools.partial(attend, implementation=implementation)
 
     @jax.jit
     def both(q, k, v, slope):
-        out, pull = jax.vjp(attend, q, k, v)
+        out, pull = jax.vjp(how, q, k, v)
         return out, *pull(slope)
 
     got = [np.asarray(x[:2], np.float64) for x in jax.device_get(both(q, k, v, slope))]
@@ -57,11 +59,19 @@ def _measured(
     return {"seconds": seconds, "tflop_per_second": flops / seconds / 1e12, **errors}
 
 
-def exact(q: np.ndarray, k: np.ndarray, v: np.ndarray, slope: np.ndarray) -> tuple[np.ndarray, ...]:
+def exact(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    slope: np.ndarray,
+    allowed: np.ndarray | None = None,
+) -> tuple[np.ndarray, ...]:
     """softmax(q k^T / sqrt(K)) v of [B, T, H, K] and the gradients of q, k, v under the cotangent
-    `slope`, float64, by their closed forms."""
+    `slope`, float64, by their closed forms; `allowed`: bool [B, T, N], the keys that are seen."""
     scale = q.shape[-1] ** -0.5
     logits = scale * np.einsum("bthk,bnhk->bhtn", q, k)
+    if allowed is not None:
+        logits = np.where(allowed[:, None], logits, -np.inf)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     out = np.einsum("bhtn,bnhk->bthk", weights, v)

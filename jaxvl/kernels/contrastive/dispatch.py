@@ -18,6 +18,7 @@ from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu
 from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side
+from jaxvl.kernels.device import device as device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +41,6 @@ class Plan:
         how = self.implementation if self.blocks is None else repr(self.blocks)
         how += f" over a {self.collective}" if self.collective else ""
         return how + "".join(f"; skipped {name}: {why}" for name, why in self.skipped.items())
-
-
-def device() -> tuple[str, str]:
-    """Platform ("cpu", "gpu", "tpu") and device kind of the mesh set by `jax.set_mesh`, else of the
-    default devices.
-
-    The mesh may be of a topology that is only compiled for, with no such device here.
-    """
-    of_mesh = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None) or jax.devices()[0]
-    platform = getattr(of_mesh, "platform", None) or (
-        "tpu" if "TPU" in of_mesh.device_kind else "cpu"
-    )
-    return {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), of_mesh.device_kind
 
 
 def _chunked(shape, dtype, kind, form, named) -> Blocks:
