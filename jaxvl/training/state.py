@@ -225,8 +225,8 @@ def state_shardings(
     """A `NamedSharding` for every leaf.
 
     Whatever is named and shaped like a parameter (moments, averages, teachers) lies as it does;
-    with `zero1` moments and averages are split over `data` besides. Objectives say where the arrays of their
-    state lie.
+    with `zero1` moments and averages are split over `data` besides. Objectives say where the arrays
+    of their state lie.
 
     Raises:
       ValueError: a parameter without logical axes.
