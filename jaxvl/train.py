@@ -25,12 +25,12 @@ import jax
 from rich.console import Console
 
 from jaxvl import paths
+from jaxvl.chips import peak_flops
 from jaxvl.command import STOPPED, run_command, start, tell
 from jaxvl.config import check, to_dict, to_path
 from jaxvl.data.records import DataError
 from jaxvl.evals.report import summary_table, write_report
 from jaxvl.sharding import hosts, make_mesh
-from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.agreement import Agreement
 from jaxvl.training.checkpoint import CheckpointError
 from jaxvl.training.describe import (

@@ -30,8 +30,8 @@ from rich.table import Table
 
 from jaxvl.aliases import Json
 from jaxvl.bench.harness import in_turn, publish, ratio
-from jaxvl.bench.schedule import collectives
 from jaxvl.config import ConfigError
+from jaxvl.hlo import collectives, read
 from jaxvl.kernels.contrastive import contrastive_loss, plan
 from jaxvl.sharding.topology import chip, compile_only_devices
 
@@ -215,8 +215,8 @@ def scaling_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
         for name, collective in (("ring", "ring"), ("all-gather", "gather")):
             how = dict(implementation="pallas_tpu", collective=collective)
             program = compiled(args.kind, shapes, mesh, **how)
-            found = collectives(program.as_text())
-            received = sum(c.nbytes * c.times for c in found)
+            found = collectives(read(program), mesh.size)
+            received = sum(c.size * c.times for c in found)
             yield {
                 "topology": topology,
                 "devices": mesh.size,
@@ -224,7 +224,7 @@ def scaling_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
                 "implementation": name,
                 "messages": sum(c.times for c in found),
                 "received_mib": received / MIB,
-                "hidden": sum(c.nbytes * c.times for c in found if c.behind) / received,
+                "hidden": sum(c.size * c.times for c in found if c.kernels) / received,
                 "temporary_mib": temporary(program) / MIB,
             }
 

@@ -65,7 +65,8 @@ _MOVES = {
     "iota",
     "fusion",
 }
-_KERNELS = ("tpu_custom_call", "__cublas", "__cudnn", "__gpu", "mosaic", "triton")
+_PALLAS = ("tpu_custom_call", "mosaic_gpu", "__gpu$xla.gpu.triton")
+_KERNELS = (*_PALLAS, "__cublas", "__cudnn", "__gpu", "triton")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Collective:
       groups: devices that take part together, int [G, N]; of a permute, pairs [G, 2].
       beside: number of operations that compute while it is under way; None: it is synchronous.
       cycles: of those operations, as the TPU compiler expects them.
+      kernels: names of the Pallas kernels among them, or in loops among them.
       between_slices: it goes over the data centre's network; `groups` are numbers of slices.
     """
 
@@ -93,6 +95,7 @@ class Collective:
     groups: np.ndarray
     beside: int | None = None
     cycles: int = 0
+    kernels: tuple[str, ...] = ()
     between_slices: bool = False
 
     @property
@@ -126,7 +129,8 @@ def collectives(program: Program, devices: int) -> list[Collective]:
             kind = _kind(operation, computation)
             if kind is None:
                 continue
-            beside, cycles = _beside(program, execution, operation)
+            meanwhile = _meanwhile(program, execution, operation)
+            work = [other for other in meanwhile or () if computes(program, other)]
             between = operation.opcode == "send"
             if between:
                 groups = slices_of(operation.attributes["_xla_megascale_target"])
@@ -141,8 +145,9 @@ def collectives(program: Program, devices: int) -> list[Collective]:
                     size=_size(program, operation, kind, groups.shape[1]),
                     times=execution.times,
                     groups=groups,
-                    beside=beside,
-                    cycles=cycles,
+                    beside=None if meanwhile is None else len(work),
+                    cycles=sum(other.cycles for other in work),
+                    kernels=tuple(name for other in work for name in _kernels(program, other)),
                     between_slices=between,
                 )
             )
@@ -198,26 +203,24 @@ def _size(program: Program, operation: Operation, kind: str, devices: int) -> in
     return given * devices if kind == "all-gather" else given
 
 
-def _beside(program: Program, execution: Execution, operation: Operation) -> tuple[int | None, int]:
-    """Operations that compute while a collective is under way, and their cycles."""
+def _meanwhile(
+    program: Program, execution: Execution, operation: Operation
+) -> list[Operation] | None:
+    """Operations that stand between a collective's start and its end; None: it has but one place
+    in the schedule."""
     outer = execution.operation
     fused = outer.opcode == "fusion"
     if fused and "async_collective_fusion_config" not in operation.backend:
-        return None, 0
+        return None
     if not fused and not outer.opcode.endswith("-start") and outer.opcode != "send":
-        return None, 0
-    after = execution.where.operations[execution.place + 1 :]
-    number = 0
-    cycles = 0
-    for other in after:
-        if fused and _ends(program, other, operation):
+        return None
+    between = []
+    for other in execution.where.operations[execution.place + 1 :]:
+        ended = _ends(program, other, operation) if fused else _received(program, other, outer)
+        if ended:
             break
-        if not fused and _received(program, other, outer):
-            break
-        if computes(program, other):
-            number += 1
-            cycles += other.cycles
-    return number, cycles
+        between.append(other)
+    return between
 
 
 def _received(program: Program, done: Operation, begun: Operation) -> bool:
@@ -252,3 +255,14 @@ def computes(program: Program, operation: Operation) -> bool:
         inner = program.computations[operation.called[0]].operations
         return any(o.opcode not in _MOVES for o in inner)
     return operation.opcode in _WORK
+
+
+def _kernels(program: Program, operation: Operation) -> Iterator[str]:
+    """Names of the Pallas kernels that an operation is, or runs."""
+    if operation.opcode == "custom-call":
+        if operation.raw.custom_call_target.startswith(_PALLAS):
+            yield operation.name
+        return
+    for called in operation.called:
+        for inner in program.computations[called].operations:
+            yield from _kernels(program, inner)

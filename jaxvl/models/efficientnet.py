@@ -334,8 +334,9 @@ class SqueezeExcite(nnx.Module):
         dtype: DTypeLike,
     ):
         init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        # Of both maps the dimension of x is split; few meshes divide the width between.
         self.down = Linear(
-            channels, squeezed, axes=("conv_in", "conv_out"), rngs=rngs, init=init, dtype=dtype
+            channels, squeezed, axes=("conv_out", "conv_in"), rngs=rngs, init=init, dtype=dtype
         )
         self.up = Linear(
             squeezed, channels, axes=("conv_in", "conv_out"), rngs=rngs, init=init, dtype=dtype

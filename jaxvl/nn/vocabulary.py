@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import Embedding, Linear, normal
 from jaxvl.nn.stack import rematerialise
+from jaxvl.sharding.copies import copies
 from jaxvl.sharding.mesh import batch_shards
 from jaxvl.sharding.rules import auto_mesh, constrain
 
@@ -71,26 +72,29 @@ class VocabularyHead(nnx.Module):
         int [B, T].
 
         Position by position of T, as many at a time as `chunk` allows; the backward pass computes
-        their logits again, so that no [B, T, V] array is ever held. A kernel that is sharded over
-        the axes of the batch is gathered once, before.
+        their logits again, so that no [B, T, V] array is ever held. The kernel is gathered, and
+        its gradient summed, once (`copies`), not for every chunk.
 
         Returns:
           lse: log sum_v exp(logits_v); target: logits of the target; mean: mean_v logits_v (each
             float32 [B, T]); correct: whether
           no logit is above the target's, bool [B, T].
         """
-        kernel = constrain(self.kernel(words), None, "vocab")
         b, t = targets.shape
         mesh = auto_mesh()
-        chunk = self.chunk * (1 if mesh is None else batch_shards(mesh))
+        shards = 1 if mesh is None else batch_shards(mesh)
         rounds = next(
             n
             for n in range(1, t + 1)
-            if t % n == 0 and (b * (t // n) * self.vocab_size <= chunk or n == t)
+            if t % n == 0 and (b * (t // n) * self.vocab_size <= self.chunk * shards or n == t)
         )
+        kernels = copies(self.kernel(words), ("embed", "vocab"), b)
+        n = len(kernels)
 
         def part(x, targets):
-            logits = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+            logits = jnp.einsum(
+                "sbtd,sdv->sbtv", x.astype(self.dtype), kernels, preferred_element_type=jnp.float32
+            )
             target = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
             lse = jax.nn.logsumexp(logits, -1)
             return dict(
@@ -101,8 +105,15 @@ class VocabularyHead(nnx.Module):
             )
 
         part = rematerialise(part, "full", scanned=False)
+
+        def cut(a):
+            """[B, T, ...] -> [rounds, n, B / n, T / rounds, ...]."""
+            a = a.reshape(n, b // n, rounds, t // rounds, *a.shape[2:])
+            a = constrain(a, "batch", *[None] * (a.ndim - 1))
+            return jnp.moveaxis(a, 2, 0)
+
         if rounds == 1:
-            return part(x, targets)
-        cut = lambda a: a.reshape(b, rounds, t // rounds, *a.shape[2:]).swapaxes(0, 1)
-        parts = jax.lax.map(lambda args: part(*args), (cut(x), cut(targets)))
-        return {k: a.swapaxes(0, 1).reshape(b, t) for k, a in parts.items()}
+            parts = {k: a[None] for k, a in part(cut(x)[0], cut(targets)[0]).items()}
+        else:
+            parts = jax.lax.map(lambda args: part(*args), (cut(x), cut(targets)))
+        return {k: jnp.moveaxis(a, 0, 2).reshape(b, t) for k, a in parts.items()}

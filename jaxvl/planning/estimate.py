@@ -15,9 +15,9 @@ from collections.abc import Mapping
 
 import jax
 
+from jaxvl.chips import Chip
 from jaxvl.planning.candidates import AGAIN, Candidate
 from jaxvl.planning.roofline import Roofline
-from jaxvl.sharding.topology import Chip
 
 GATHERED = 2  # bytes of a parameter as it is gathered, bfloat16
 WHOLE = 4  # bytes of a parameter and of its gradient

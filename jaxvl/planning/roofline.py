@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxvl.sharding.topology import Chip
+from jaxvl.chips import Chip
 
 # Share of a chip's FLOP/s that the slow end of the range assumes. Well-tuned language models reach
 # 64 to 71 % on v5p (MaxText's documentation, "Runtime performance results"); what is smaller, or

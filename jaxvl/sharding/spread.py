@@ -1,5 +1,5 @@
-"""Layouts that are split further than the rules say: the optimiser's states over `data` (ZeRO stage
-1, Rajbhandari et al. 2020, section 5.1)."""
+"""Layouts that are split further than the rules say: the optimiser's states and the averages of
+parameters over `data` (ZeRO stage 1, Rajbhandari et al. 2020, section 5.1)."""
 
 from __future__ import annotations
 

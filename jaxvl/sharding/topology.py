@@ -1,6 +1,5 @@
-"""What accelerators can do, and meshes of absent ones to compile for.
+"""Meshes of absent accelerators to compile for, such as `compile_only_devices("v5e:4x4")`.
 
-Such as `compile_only_devices("v5e:4x4")`.
 A jitted function lowered with shapes whose shardings lie on such a mesh is compiled by the
 accelerator's own compiler, which says how much memory and how many FLOP each device would need, and
 refuses what would not fit. Nothing can be run.
@@ -14,121 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Sequence
 
 import jax
 from jax.experimental import topologies
 
+from jaxvl.chips import CHIPS, Chip
 from jaxvl.config import ConfigError, check, nearest
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Published figures of one device.
-
-    Attributes:
-      flops: bfloat16 multiply-adds, FLOP/s.
-      bandwidth: of its memory, bytes/s.
-      memory: bytes.
-      smallest: topology of the fewest devices.
-      link: of a TPU one link between chips in one direction, of a GPU all its NVLinks to the
-        switch, bytes/s.
-      nic: between slices of TPUs, or between hosts of GPUs, bytes/s for each chip.
-      ring: a side of a TPU's topology that is a multiple of it is closed to a ring; 0: there is a
-        switch.
-      clock: Hz, in which the TPU compiler's cycles are counted; None: not published.
-    """
-
-    flops: float
-    bandwidth: float
-    memory: float
-    smallest: str
-    link: float
-    nic: float
-    ring: int
-    clock: float | None = None
-
-    def roofline(self, flops: float, nbytes: float) -> float:
-        """Seconds that so many FLOP and bytes of memory traffic take at least, if they overlap
-        perfectly."""
-        return max(flops / self.flops, nbytes / self.bandwidth)
-
-
-# TPU: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e); a v4 or v5p device is a whole chip. Links,
-# rings and networks of TPUs: "How To Scale Your Model" (jax-ml.github.io/scaling-book/tpus, tables
-# of TPU specs). Clocks: v4 Jouppi et al. 2023 (table 4), v5e and v5p the same book. GPUs: NVIDIA's
-# data sheets of H100 SXM, H200 SXM and DGX B200, dense; one 400 Gb/s adapter for each.
-CHIPS = {
-    "v4": Chip(275e12, 1228e9, 32 * 2**30, "2x2x1", 45e9, 6.25e9, 4, 1.05e9),
-    "v5e": Chip(197e12, 819e9, 16 * 2**30, "2x2", 45e9, 3.125e9, 16, 1.5e9),
-    "v5p": Chip(459e12, 2765e9, 95 * 2**30, "2x2x1", 90e9, 6.25e9, 4, 1.75e9),
-    "v6e": Chip(918e12, 1640e9, 32 * 2**30, "2x2", 90e9, 12.5e9, 16),
-    "h100": Chip(989e12, 3350e9, 80e9, "1x1x1", 450e9, 50e9, 0),
-    "h200": Chip(989e12, 4800e9, 141e9, "1x1x1", 450e9, 50e9, 0),
-    "b200": Chip(2250e12, 8000e9, 180e9, "1x1x1", 900e9, 50e9, 0),
-}
 GPUS = ("h100", "h200", "b200")
-
-# FLOP/s of one device by words of its `jax.Device.device_kind`: dense bfloat16 products accumulated
-# in float32. Where several entries fit, the longest counts. Data sheets that give figures with 2:4
-# sparsity are halved.
-PEAK_FLOPS = {
-    # cloud.google.com/tpu/docs; up to v3 a device is one of the two cores of a chip.
-    "TPU v2": 45e12 / 2,
-    "TPU v3": 123e12 / 2,
-    "TPU v4": CHIPS["v4"].flops,
-    "TPU v5 lite": CHIPS["v5e"].flops,
-    "TPU v5e": CHIPS["v5e"].flops,
-    "TPU v5": CHIPS["v5p"].flops,
-    "TPU v5p": CHIPS["v5p"].flops,
-    "TPU v6 lite": CHIPS["v6e"].flops,
-    "TPU v6e": CHIPS["v6e"].flops,
-    # NVIDIA's data sheets of the A100, A30, A10, A40, L4, L40, L40S, H100, H200, H20, GH200, B200
-    # and GB200.
-    "A100": 312e12,
-    "A30": 165e12,
-    "A10": 125e12,
-    "A40": 149.7e12,
-    "L4": 121e12,
-    "L40": 181e12,
-    "L40S": 362e12,
-    "H100": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200": CHIPS["h200"].flops,
-    "H200 NVL": 835e12,
-    "H20": 148e12,
-    "GH200": 990e12,
-    "B200": 2250e12,
-    "GB200": 2500e12,
-    # NVIDIA's architecture papers: GA102 (appendix A), Ada (appendix A), RTX Blackwell (appendix
-    # A).
-    "RTX A6000": 154.8e12,
-    "RTX 3090": 71e12,
-    "RTX 6000 Ada": 364e12,
-    "RTX 4080": 97.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 5090": 209.5e12,
-    # AMD's data sheets; one device of an MI250X is half of it.
-    "MI250X": 191.5e12,
-    "MI300X": 1307.4e12,
-}
-# Parts and slower siblings of the above, of which no figure is known.
-_OTHER_CHIPS = re.compile(r"\b(laptop|mobile|max-q|mig|RTX \d+ (D|SUPER|Ti))\b", re.IGNORECASE)
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 FLOP/s of one device of this kind; None where it is not known, as of a CPU."""
-    if _OTHER_CHIPS.search(device_kind):
-        return None
-    fits = [
-        name
-        for name in PEAK_FLOPS
-        if re.search(rf"\b{re.escape(name)}\b", device_kind, re.IGNORECASE)
-    ]
-    return PEAK_FLOPS[max(fits, key=len)] if fits else None
-
+# Chips that a compiler here makes programs for.
+COMPILED = {name: chip for name, chip in CHIPS.items() if chip.smallest}
 
 # What the CUDA compiler has to know of the device (`xla::TargetConfig`), and in what the others
 # differ from an H200.
@@ -192,7 +87,7 @@ class Topology:
 
     Attributes:
       slices: of equal size, between which there is only the data centre's network.
-      name: of `CHIPS`, or "cpu".
+      name: of `COMPILED`, or "cpu".
       size: as `16x16`; empty: the smallest.
     """
 
@@ -203,14 +98,14 @@ class Topology:
     @property
     def chip(self) -> Chip | None:
         """None of a CPU."""
-        return CHIPS.get(self.name)
+        return COMPILED.get(self.name)
 
 
 def parse_topology(topology: str) -> Topology:
     """Raises ConfigError for a chip that is not known, or a number of slices that is none."""
     slices, _, rest = topology.rpartition("*")
     name, _, size = rest.partition(":")
-    known = [*CHIPS, "cpu"]
+    known = [*COMPILED, "cpu"]
     if name not in known:
         raise ConfigError(
             "topology",
@@ -219,7 +114,7 @@ def parse_topology(topology: str) -> Topology:
         )
     several = slices == "" or (slices.isdigit() and int(slices) >= 1)
     check(several, "topology", f"{topology!r}: {slices!r} is no number of slices, as in 2*v5e:4x4")
-    alone = slices in ("", "1") or (name in CHIPS and name not in GPUS)
+    alone = slices in ("", "1") or (name in COMPILED and name not in GPUS)
     check(
         alone, "topology", f"{topology!r}: only TPUs come in slices (GPUs: h200:1x4x8 is 4 hosts)"
     )

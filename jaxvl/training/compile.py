@@ -189,8 +189,7 @@ def make_update(experiment: Experiment, model: Functional) -> Update:
         bounds = model.bounds
         problem = "'update': no parameter of the model has a bound (max_scale); must be 'loss'"
         check(bool(bounds), "optim.clamp", problem)
-    spread = model.axes if experiment.optim.zero1 else {}
-    return Update(tx, trained, rate, experiment.optim, experiment.guard, bounds, spread)
+    return Update(tx, trained, rate, experiment.optim, experiment.guard, bounds, model.axes)
 
 
 def make_part(

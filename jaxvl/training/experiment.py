@@ -59,7 +59,7 @@ class LogConfig:
       wandb: also send them to Weights & Biases: `dict(project="pairs", mode="offline")`, see
         `WandbConfig`.
       peak_flops: FLOP/s that one device can do, for MFU; None: as published for its kind
-        (`sharding/topology.py`).
+        (`chips.py`).
       report: write `workdir/report.html` at the end.
     """
 

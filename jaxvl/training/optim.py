@@ -66,10 +66,11 @@ class OptimConfig:
         Of a finished run, `--config.optim.evaluate=NAME` of `jaxvl.evaluate` and `jaxvl.caption`
         and `--weights=NAME` of `jaxvl.convert` take another.
       moment_dtype: dtype of the first moment.
-      zero1: whether the moments are split over the mesh axis `data` too, beside the axes of their
-        parameters: gradients are reduce-scattered, every device updates its part, and the new
-        parameters are gathered (ZeRO stage 1, `sharding/spread.py`). Layout only: the numbers are
-        the same to rounding. Averages (`ema`) lie as the parameters do.
+      zero1: whether the moments and averages (`ema`) are split over the mesh axis `data` too,
+        beside the axes of their parameters: gradients are reduce-scattered, every device updates
+        its part, and the new parameters are gathered (ZeRO stage 1, `sharding/spread.py`). Layout
+        only: the numbers are the same to rounding. A teacher that is an average is gathered in
+        every step.
     """
 
     name: Literal["adamw", "lamb", "adafactor", "lion", "muon"] = "adamw"

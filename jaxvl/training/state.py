@@ -225,8 +225,8 @@ def state_shardings(
     """A `NamedSharding` for every leaf.
 
     Whatever is named and shaped like a parameter (moments, averages, teachers) lies as it does;
-    with `zero1` moments are split over `data` besides. Objectives say where the arrays of their
-    state lie.
+    with `zero1` moments and averages are split over `data` besides. Objectives say where the arrays
+    of their state lie.
 
     Raises:
       ValueError: a parameter without logical axes.
@@ -278,12 +278,17 @@ def state_shardings(
     plain = dataclasses.replace(abstract, teachers={}, objective_state={})
     placed = like_parameters(plain, model)
     if zero1:
-        of_moments = jax.tree.map(
-            lambda where, leaf: spread_sharding(where, leaf.shape),
-            placed.opt_state,
-            plain.opt_state,
+
+        def split(places: Any, leaves: Any) -> Any:
+            return jax.tree.map(
+                lambda where, leaf: spread_sharding(where, leaf.shape), places, leaves
+            )
+
+        placed = dataclasses.replace(
+            placed,
+            opt_state=split(placed.opt_state, plain.opt_state),
+            ema=split(placed.ema, plain.ema),
         )
-        placed = dataclasses.replace(placed, opt_state=of_moments)
     return dataclasses.replace(
         placed,
         teachers=of_teachers,

@@ -36,6 +36,7 @@ from jaxvl.data.feed import SIGNAL
 from jaxvl.models.functional import Bounds
 from jaxvl.sharding.chunks import join, take
 from jaxvl.sharding.hosts import Signal
+from jaxvl.sharding.rules import constrain
 from jaxvl.sharding.spread import constrain_spread
 from jaxvl.tasks import Task
 from jaxvl.training.forward import Forward, Keys, split_keys
@@ -81,8 +82,8 @@ class Update:
       optim: for the decay of the average.
       guard: when a step is not applied.
       bounds: of parameters that are set within them after every update.
-      spread: path -> logical axes of the parameters whose moments are split over `data` (ZeRO
-        stage 1); empty: none.
+      axes: path -> logical axes of the parameters; of those that are not named, the compiler
+        decides where gradients lie.
     """
 
     tx: optax.GradientTransformation
@@ -91,7 +92,20 @@ class Update:
     optim: OptimConfig
     guard: GuardConfig
     bounds: Mapping[str, Bounds] = dataclasses.field(default_factory=dict)
-    spread: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
+    axes: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
+
+    def laid_out(self, arrays: Arrays) -> Arrays:
+        """Gradients, or parameters, where the optimiser works on them: as the parameters lie, with
+        `zero1` split over `data` besides. A gradient so ends as a part on each device
+        (reduce-scatter), before its norm is taken."""
+        laid_out = dict(arrays)
+        for path, array in arrays.items():
+            axes = self.axes.get(path)
+            if axes is None:
+                continue
+            split = self.optim.zero1
+            laid_out[path] = constrain_spread(array, axes) if split else constrain(array, *axes)
+        return laid_out
 
 
 class _Summed(NamedTuple):
@@ -136,6 +150,7 @@ def make_step(parts: Sequence[Part], update: Update, names: Sequence[str]) -> St
         signal, batches = take_signal(batches)
         valid = jnp.bool_(True) if signal is None else signal < Signal.BROKEN
         summed = _sum_parts(parts, state, batches, numbers)
+        summed = summed._replace(gradient=update.laid_out(summed.gradient))
         norm, norms = _norms(summed.gradient)
         guard_before = _of_number(state.guard, names, numbers[0])
         ok, guard_after = judge(update.guard, guard_before, summed.loss, norm)
@@ -217,9 +232,9 @@ def _updated(
     params = subset(state.params, update.trained)
     with jax.named_scope("optimiser"):
         gradient = {p: summed.gradient.get(p, jnp.zeros_like(v)) for p, v in params.items()}
-        if update.spread:
-            gradient = {p: constrain_spread(g, update.spread[p]) for p, g in gradient.items()}
-            params = {p: constrain_spread(v, update.spread[p]) for p, v in params.items()}
+        if update.optim.zero1:
+            gradient = update.laid_out(gradient)
+            params = update.laid_out(params)
         change, opt_state = update.tx.update(gradient, state.opt_state, params)
         rate = update.rate(state.step)
         change = {p: -rate * u for p, u in change.items() if p in learned}
@@ -231,6 +246,8 @@ def _updated(
         for name, decay in update.optim.averages.items():
             before = state.ema[name] if name else state.ema
             followed = {**new, **summed.model_state}
+            if update.optim.zero1:
+                followed = update.laid_out(followed)
             averages[name] = moving_average(before, followed, ema_decay(decay, state.step))
         forward = parts[0].forward
         context = forward.context(state.step, jax.random.wrap_key_data(state.rng))

@@ -80,7 +80,7 @@ def test_a_scatter_and_an_exchange_count_what_they_are_given():
 
 
 @pytest.mark.parametrize("rounds", [3, 7])
-def test_a_permute_in_a_loop_counts_every_round(rounds):
+def test_a_permute_called_counts_every_round(rounds):
     def ring(x):
         return lax.scan(lambda c, _: (turn(c, "fsdp", 4) * 2, None), x, None, length=rounds)[0]
 
@@ -187,6 +187,102 @@ def test_groups_that_the_compiler_chose(rows, columns):
     assert (found.kind, found.axes(SHAPE)) == ("all-reduce", columns)
     assert found.size == 4 * 64 // SHAPE[rows] * 32
     assert found.groups.shape == (SHAPE[rows], SHAPE[columns])
+
+
+# --------------------------------------------------------------------------------------------------
+# A program written by hand
+
+F32, S32 = 11, 4
+EIGHT = dict(element_type=F32, dimensions=[8])
+NUMBER = dict(element_type=S32)
+STATE = dict(tuple_shapes=[NUMBER, EIGHT])
+
+
+def by_hand(*computations):
+    """A scheduled program of computations of lines `(name, opcode, operands, shape, other
+    fields)`, the last of which is the root; the last computation is the entry."""
+    ids = {}
+    made = []
+    for number, lines in enumerate(computations, 1):
+        for name, *_ in lines:
+            ids[name] = len(ids) + 1
+        instructions = [
+            dict(
+                name=name,
+                opcode=opcode,
+                id=ids[name],
+                operand_ids=[ids[o] for o in operands.split()],
+                shape=shape,
+                **fields,
+            )
+            for name, opcode, operands, shape, fields in lines
+        ]
+        root = instructions[-1]["id"]
+        made.append(dict(name=str(number), id=number, root_id=root, instructions=instructions))
+    orders = [
+        dict(key=c["id"], value=dict(instruction_ids=[i["id"] for i in c["instructions"]]))
+        for c in made
+    ]
+    module = dict(
+        computations=made, entry_computation_id=len(made), schedule=dict(sequences=orders)
+    )
+    return Program(json_format.ParseDict(module, module_class()()).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "opcode, target, beside, kernels",
+    [
+        ("custom-call", "tpu_custom_call", 1, ("between",)),
+        ("custom-call", "mosaic_gpu_v2", 1, ("between",)),
+        ("custom-call", "__cublas$gemm", 1, ()),
+        ("add", "", 0, ()),
+    ],
+)
+@pytest.mark.parametrize("called", [False, True])
+def test_a_kernel_beside_a_collective_is_told_from_others(opcode, target, beside, kernels, called):
+    constant = lambda n: dict(literal=dict(s32s=[n]))
+    kernel = [
+        ("r", "parameter", "", EIGHT, {}),
+        ("between", opcode, "r", EIGHT, dict(custom_call_target=target)),
+    ]
+    between = ("between", opcode, "x", EIGHT, dict(custom_call_target=target))
+    if called:
+        between = ("called", "call", "x", EIGHT, dict(called_computation_ids=[1]))
+        beside = 1  # what is called counts as one
+    pairs = [dict(source=0, target=1), dict(source=1, target=0)]
+    body = [
+        ("p", "parameter", "", STATE, {}),
+        ("i", "get-tuple-element", "p", NUMBER, {}),
+        ("one", "constant", "", NUMBER, constant(1)),
+        ("next", "add", "i one", NUMBER, {}),
+        ("x", "get-tuple-element", "p", EIGHT, dict(tuple_index=1)),
+        ("begun", "collective-permute-start", "x", EIGHT, dict(source_target_pairs=pairs)),
+        between,
+        ("done", "collective-permute-done", "begun", EIGHT, {}),
+        ("t", "tuple", "next done", STATE, {}),
+    ]
+    condition = [
+        ("q", "parameter", "", STATE, {}),
+        ("bound", "constant", "", NUMBER, constant(7)),
+        ("j", "get-tuple-element", "q", NUMBER, {}),
+        ("less", "compare", "j bound", dict(element_type=1), dict(comparison_direction="LT")),
+    ]
+    entry = [
+        ("a", "parameter", "", EIGHT, {}),
+        ("zero", "constant", "", NUMBER, constant(0)),
+        ("first", "tuple", "zero a", STATE, {}),
+        ("w", "while", "first", STATE, dict(called_computation_ids=[2, 3])),
+        ("g", "all-gather", "a", EIGHT, dict(replica_groups=[dict(ids=[0, 1])])),
+        ("last", "get-tuple-element", "w", EIGHT, dict(tuple_index=1)),
+    ]
+    if not called:
+        kernel = [("r", "parameter", "", EIGHT, {})]
+    permute, gather = collectives(by_hand(kernel, body, condition, entry), 2)
+    assert (permute.kind, permute.times, permute.size) == ("collective-permute", 7, 32)
+    assert permute.groups.tolist() == [[0, 1], [1, 0]]
+    assert (permute.beside, permute.kernels) == (beside, kernels)
+    assert (gather.kind, gather.times, gather.size) == ("all-gather", 1, 64)
+    assert (gather.beside, gather.kernels) == (None, ())
 
 
 # --------------------------------------------------------------------------------------------------

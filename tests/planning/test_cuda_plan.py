@@ -6,8 +6,9 @@ import pytest
 from training import tiny
 
 from jaxvl import plan
+from jaxvl.chips import CHIPS
 from jaxvl.config import ConfigError
-from jaxvl.sharding.topology import CHIPS, compile_only_devices
+from jaxvl.sharding.topology import compile_only_devices
 
 
 @pytest.mark.slow

@@ -6,9 +6,10 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxvl.chips import CHIPS
 from jaxvl.hlo import Collective
 from jaxvl.planning.network import Network
-from jaxvl.sharding.topology import CHIPS, parse_topology
+from jaxvl.sharding.topology import parse_topology
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from jaxvl.planning.roofline import EFFICIENCY, Roofline
 from jaxvl.planning.search import FITS, NO_ROOM, SLOWER, Guess, Trial, judge, next_guess
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
 from jaxvl.sharding.topology import (
-    CHIPS,
+    COMPILED,
     GPUS,
     chip,
     compile_only_devices,
@@ -35,7 +35,7 @@ GIB = 2**30
 
 def test_every_chip_has_a_price_or_says_that_none_was_found():
     table = prices.read_prices(None)
-    assert set(table) == set(CHIPS)
+    assert set(table) == set(COMPILED)
     for price in table.values():
         assert price.price is None or (price.source != "none" and price.kind and price.date)
 
@@ -205,7 +205,7 @@ def test_what_is_likely_to_have_room_comes_first():
 
 
 def test_an_estimate_before_compiling():
-    chip = CHIPS["v5e"]
+    chip = COMPILED["v5e"]
     known = Model(flops=6e15, width=1024, parameters=10**9)
     copies = Candidate((16, 1, 1, 1), "none", 1, "float32")
     found = estimate(copies, known, state=12 * 10**9, parameters=4 * 10**9, chip=chip)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
+from jaxvl.chips import peak_flops
 from jaxvl.data.bottlenecks import STAGES
-from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.cost import Cost
 from jaxvl.training.goodput import Clock
 from jaxvl.training.meter import ALL, Meter, Speed, memory

@@ -8,8 +8,8 @@ import jax
 
 from jaxvl.bench.accelerator_parts.part import Deadline, Row, Sizes, reason, seconds_of
 from jaxvl.bench.one_step import one_step
+from jaxvl.chips import peak_flops
 from jaxvl.config import load_file, override, resolve
-from jaxvl.sharding.topology import peak_flops
 from jaxvl.training.experiment import Experiment
 
 # System -> its config and task (None: the first).

@@ -80,7 +80,7 @@ def contrastive_loss(
         axes, where `u`, `v` and the targets' arrays are this device's rows of the batch and the
         result is the loss of the whole batch; or `()` for the rows at hand alone.
       collective: how the blocks of a mesh meet: "gather" or "ring". None: by latency, bytes and
-        memory of the chip (`chips.collective`).
+        memory of the chip (`ring_or_gather.py`).
 
     Returns:
       Float32[""] (float64 for float64 inputs).

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from jaxvl.aliases import Tree
-from jaxvl.kernels.contrastive import chips, verified
-from jaxvl.kernels.contrastive.chips import UNKNOWN_GPU, UNKNOWN_TPU, chip_of
+from jaxvl.chips import UNKNOWN_GPU, UNKNOWN_TPU, chip_of
+from jaxvl.kernels.contrastive import ring_or_gather, verified
 from jaxvl.kernels.contrastive.chunked import Chunked
 from jaxvl.kernels.contrastive.core import Blocks
 from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu
@@ -113,7 +113,7 @@ def choose(
     else:
         platform, device_kind = device()
         itemsize = jnp.dtype(dtype).itemsize
-        how = collective or chips.collective(
+        how = collective or ring_or_gather.collective(
             chip_of(device_kind, platform), shards, shape[1], shape[2], itemsize
         )
     skipped = {}

@@ -25,8 +25,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.typing import DTypeLike
 
+from jaxvl.chips import MIB, UNKNOWN_GPU, Chip
 from jaxvl.kernels.contrastive import sizes, tiles
-from jaxvl.kernels.contrastive.chips import MIB, UNKNOWN_GPU, Chip
 from jaxvl.kernels.contrastive.packing import struct
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side, Stats, matmul

@@ -20,8 +20,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
+from jaxvl.chips import MIB, UNKNOWN_TPU, Chip
 from jaxvl.kernels.contrastive import packing, sizes, tiles
-from jaxvl.kernels.contrastive.chips import MIB, UNKNOWN_TPU, Chip
 from jaxvl.kernels.contrastive.packing import Packed, lanes, pack, struct, sublanes
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side, Stats, matmul

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxvl.kernels.contrastive.chips import Chip
+from jaxvl.chips import Chip
 
 VARIABLE = "JAXVL_BLOCKS"
 PASSES = ("forward", "backward")

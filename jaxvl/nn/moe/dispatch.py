@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -33,6 +34,8 @@ from jax.sharding import PartitionSpec
 from jaxvl.aliases import Tree
 from jaxvl.sharding import constrain
 from jaxvl.sharding.rules import RULES, auto_mesh
+
+_LOG = logging.getLogger(__name__)
 
 Form = Literal["gather", "einsum", "ragged"]
 
@@ -97,6 +100,24 @@ def group_axis(groups: int) -> str:
     """Logical axis of `groups` groups: also over the experts' devices where that divides them, else
     as the batch."""
     return "group" if groups % math.prod(n for _, n in _mesh_axes("group")) == 0 else "batch"
+
+
+def tell_undivided(groups: int) -> None:
+    """Says in the log, once, that groups of tokens do not divide over the shards of the batch:
+    every device then gathers the tokens of all and runs all groups."""
+    shards = math.prod(n for _, n in _mesh_axes("batch"))
+    if groups % shards:
+        _tell(groups, shards)
+
+
+@functools.cache
+def _tell(groups: int, shards: int) -> None:
+    _LOG.warning(
+        "moe: %d groups of tokens do not divide over %d shards of the batch, and every device runs "
+        "all of them; with a group_size that divides the tokens of a shard there are more groups",
+        groups,
+        shards,
+    )
 
 
 def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:

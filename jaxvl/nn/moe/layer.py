@@ -12,7 +12,14 @@ from jax.typing import DTypeLike
 
 from jaxvl.config import Count, Depth, Hidden, Range, check
 from jaxvl.nn.mlp import Mlp, MlpOptions
-from jaxvl.nn.moe.dispatch import Form, group_axis, group_size, run_choices, run_places
+from jaxvl.nn.moe.dispatch import (
+    Form,
+    group_axis,
+    group_size,
+    run_choices,
+    run_places,
+    tell_undivided,
+)
 from jaxvl.nn.moe.experts import Experts
 from jaxvl.nn.moe.health import health_of
 from jaxvl.nn.moe.router import ROUTERS, ExpertChoice, Skills, TokenChoice, Tokens
@@ -285,6 +292,8 @@ class Moe(nnx.Module):
         kinds = None if modality is None else grouped(jnp.broadcast_to(modality, (b, t)))
         tokens = Tokens(grouped(real), kinds, config.modalities)
         x = grouped(x)
+        if train:
+            tell_undivided(len(x))
         x = constrain(x, group_axis(len(x)), None, None)
         ragged = config.dispatch == "ragged"
         routing = self.router(

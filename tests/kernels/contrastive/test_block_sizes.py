@@ -8,27 +8,30 @@ import jax.numpy as jnp
 import pytest
 from test_contrastive_mesh import mesh_of
 
+from jaxvl import chips
 from jaxvl.kernels.contrastive import (
     PallasGpu,
     PallasTpu,
-    chips,
     pallas_gpu,
     pallas_tpu,
     plan,
+    ring_or_gather,
     sizes,
 )
 
 TPUS = {k: c for k, c in chips.CHIPS.items() if k[0] in "vt"}
 GPUS = {k: c for k, c in chips.CHIPS.items() if k[0] in "abh"}
+KINDS = {**chips.CHIPS, "cpu": chips.CPU}
 
 
 def test_chips_are_known_by_their_kind():
     known = chips.CHIPS
-    assert chips.chip_of("TPU v5 lite") is known["v5 lite"]
-    assert chips.chip_of("TPU v5p") is chips.chip_of("TPU v5") is known["v5"]
-    assert chips.chip_of("TPU v6 lite") is known["v6"]
-    assert chips.chip_of("TPU7x") is known["tpu7"]
+    assert chips.chip_of("TPU v5 lite") is known["v5e"]
+    assert chips.chip_of("TPU v5p") is chips.chip_of("TPU v5") is known["v5p"]
+    assert chips.chip_of("TPU v6 lite") is known["v6e"]
+    assert chips.chip_of("TPU7x") is known["tpu7x"]
     assert chips.chip_of("NVIDIA H200", "gpu") is known["h200"]
+    assert chips.chip_of("cpu", "cpu") is chips.CPU
     assert chips.chip_of("Abacus") is chips.UNKNOWN_TPU
     assert chips.chip_of("NVIDIA L4", "gpu") is chips.UNKNOWN_GPU
 
@@ -158,29 +161,31 @@ def test_seconds_of_collectives_by_hand():
     # 9 devices of 1,000 rows, 100 wide, 2 bytes: a block travels 200 us, 5 products of 0.2 GFLOP
     # in three passes take 333 us each.
     compute = 5 / 3 * 2e8 / 1e12
-    ring = chips.ring_seconds(chip, 9, 1000, 100, 2)
+    ring = ring_or_gather.ring_seconds(chip, 9, 1000, 100, 2)
     assert ring == pytest.approx(3 * (4 * 2 * compute + compute)), "all of it hides"
-    gather = chips.gather_seconds(chip, 9, 1000, 100, 2)
+    gather = ring_or_gather.gather_seconds(chip, 9, 1000, 100, 2)
     assert gather == pytest.approx(3 * (3e-6 + 8 * 2e5 / 2e9 + 9 * compute))
-    assert chips.collective(chip, 9, 1000, 100, 2) == "ring"
+    assert ring_or_gather.collective(chip, 9, 1000, 100, 2) == "ring"
     slow = dataclasses.replace(chip, hop=1.0)
-    assert chips.ring_seconds(slow, 9, 1000, 100, 2) == pytest.approx(3 * 4 * 2, rel=1e-3)
-    assert chips.collective(slow, 9, 1000, 100, 2) == "gather", "12 hops of latency against 8"
+    assert ring_or_gather.ring_seconds(slow, 9, 1000, 100, 2) == pytest.approx(3 * 4 * 2, rel=1e-3)
+    assert ring_or_gather.collective(slow, 9, 1000, 100, 2) == "gather", (
+        "12 hops of latency against 8"
+    )
 
 
 def test_what_does_not_fit_goes_round():
     chip = dataclasses.replace(chips.CHIPS["v5e"], hop=1.0)
     most = int(chip.memory / 256 / (16 * 768 * 2))
-    assert chips.collective(chip, 16, most, 768, 2) == "gather"
-    assert chips.collective(chip, 16, most + 1, 768, 2) == "ring"
+    assert ring_or_gather.collective(chip, 16, most, 768, 2) == "gather"
+    assert ring_or_gather.collective(chip, 16, most + 1, 768, 2) == "ring"
 
 
-@pytest.mark.parametrize("kind", chips.CHIPS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_small_batches_are_gathered_and_large_ones_are_not(kind):
-    chip = chips.CHIPS[kind]
-    assert chips.collective(chip, 8, 32, 512, 2) == "gather"
-    assert chips.collective(chip, 64, 16384, 768, 2) == "ring"
-    assert chips.collective(chip, 256, 4096, 768, 2) == "ring"
+    chip = KINDS[kind]
+    assert ring_or_gather.collective(chip, 8, 32, 512, 2) == "gather"
+    assert ring_or_gather.collective(chip, 64, 16384, 768, 2) == "ring"
+    assert ring_or_gather.collective(chip, 256, 4096, 768, 2) == "ring"
 
 
 def test_the_collective_follows_the_chip_of_the_mesh():

@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from test_contrastive_mesh import mesh_of, run
 from test_contrastive_values import SMALL_TPU, TILES, compare
 
+from jaxvl.chips import UNKNOWN_TPU
 from jaxvl.kernels.contrastive import (
     Diagonal,
     PallasGpu,
@@ -24,7 +25,6 @@ from jaxvl.kernels.contrastive import (
     pallas_tpu,
     routes,
 )
-from jaxvl.kernels.contrastive.chips import UNKNOWN_TPU
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])

@@ -8,12 +8,13 @@ import pytest
 from contrastive_cases import CASES, daily
 
 from jaxvl.bench.contrastive import compiled, data_mesh, main, operands, temporary
+from jaxvl.chips import CHIPS
 from jaxvl.config import ConfigError
 from jaxvl.kernels.contrastive import contrastive_loss, pallas_tpu
-from jaxvl.sharding.topology import CHIPS, compile_only_devices
+from jaxvl.sharding.topology import COMPILED, compile_only_devices
 
 MIB = 2**20
-TPUS = [name for name in CHIPS if name.startswith("v")]
+TPUS = [name for name in COMPILED if name.startswith("v")]
 ONE_DAILY = [
     pytest.param(name, marks=[] if name == "v5e" else [pytest.mark.slow]) for name in TPUS
 ]  # the others nightly

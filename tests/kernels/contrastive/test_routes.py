@@ -11,7 +11,7 @@ from contrastive_cases import CASES, daily, unit_rows
 from contrastive_oracle import check, loss_and_gradients
 from test_contrastive_mesh import mesh_of, run
 
-from jaxvl.bench.schedule import collectives
+from jaxvl.hlo import collectives, read
 from jaxvl.kernels.contrastive import Chunked, contrastive_loss, routes
 from jaxvl.kernels.contrastive.bundle import bundle
 
@@ -166,13 +166,13 @@ def test_the_slow_axis_is_crossed_by_each_block_once(shape):
     fast = 8 // slow
     for program, expected in zip((loss, jax.grad(loss, (0, 1))), CROSSING[slow]):
         with jax.set_mesh(mesh):
-            text = jax.jit(program).lower(u, u).compile().as_text()
+            compiled = jax.jit(program).lower(u, u).compile()
         crossing = 0
         within = 0
-        for c in collectives(text):
-            if c.kind != "collective-permute" or c.nbytes < rows * width * 4:
+        for c in collectives(read(compiled), 8):
+            if c.kind != "collective-permute" or c.size < rows * width * 4:
                 continue
-            steps = {(b // fast - a // fast) % slow for a, b in c.pairs}
+            steps = {(b // fast - a // fast) % slow for a, b in c.groups.tolist()}
             assert len(steps) == 1, "a message crosses the slow axis for some and not for others"
             if steps == {0}:
                 within += c.times

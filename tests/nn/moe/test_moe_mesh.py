@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxvl.nn.moe import ExpertChoice, MoeConfig, Soft, TokenChoice
+from jaxvl.nn.moe import ExpertChoice, MoeConfig, Soft, TokenChoice, dispatch
 from jaxvl.nn.transformer import Sizes, StackOptions, Transformer
 from jaxvl.sharding import MeshConfig, make_mesh, param_shardings
 
@@ -170,3 +170,16 @@ def test_examples_on_their_own_in_evaluation(router):
     for line in re.findall(r"= (f32\[[\d,]*\]).*\sall-gather(?:-start)?\(", program.as_text()):
         size = np.prod([int(n) for n in re.findall(r"\d+", line[3:])])
         assert size <= x.size // 4, line
+
+
+@pytest.mark.parametrize("rows, told", [(8, False), (6, True)])
+def test_groups_that_do_not_divide_over_the_mesh_are_told(rows, told, caplog):
+    """Groups of 8 tokens, a row each, on 4 shards of the batch."""
+    dispatch._tell.cache_clear()
+    graphdef, params = oracle.layer_of(ExpertChoice(), **SIZES)
+    x, _ = tokens()
+    mesh = mesh_of(data=4)
+    with jax.set_mesh(mesh):
+        forward = lambda params, x: nnx.merge(graphdef, params)(x, train=True).y
+        jax.eval_shape(forward, params, x[:rows])
+    assert ("6 groups of tokens do not divide over 4 shards" in caplog.text) is told
