@@ -178,7 +178,7 @@ def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
         mesh = data_mesh(devices if ":" in topology else devices[:1])
         shapes = operands(args.batch[-1], args.width, args.dtype, mesh)
         for name in (
-            "pallas_gpu" if topology.startswith("h") else "pallas_tpu",
+            "pallas_triton" if topology.startswith("h") else "pallas_tpu",
             "chunked",
             "materialised",
         ):

@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 from jaxvl.bench.accelerator_parts.part import Deadline, Row, Sizes, platform, reason
 from jaxvl.kernels.contrastive import contrastive_loss
 from jaxvl.kernels.contrastive.core import Blocks
-from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu
 from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu
+from jaxvl.kernels.contrastive.pallas_triton import PallasTriton
 from jaxvl.kernels.contrastive.verified import TOLERANCE
 
 LOG_SCALE = float(np.log(1 / 0.07))
@@ -43,10 +43,10 @@ def kernels(sizes: Sizes, dtype: DTypeLike) -> dict[str, str | Blocks]:
     if sizes.tiny:
         return {
             "pallas_tpu": PallasTpu(interpret=True),
-            "pallas_gpu": dataclasses.replace(PallasGpu.fitting(dtype), interpret=True),
+            "pallas_triton": dataclasses.replace(PallasTriton.fitting(dtype), interpret=True),
             "chunked": "chunked",
         }
-    kernel = {"gpu": "pallas_gpu", "tpu": "pallas_tpu"}.get(platform())
+    kernel = {"gpu": "pallas_triton", "tpu": "pallas_tpu"}.get(platform())
     return {name: name for name in (kernel, "chunked") if name is not None}
 
 

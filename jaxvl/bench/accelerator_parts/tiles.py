@@ -19,7 +19,7 @@ from jaxvl.bench.accelerator_parts.part import (
     reason,
     seconds_of,
 )
-from jaxvl.kernels.contrastive import contrastive_loss, pallas_gpu, pallas_tpu
+from jaxvl.kernels.contrastive import contrastive_loss, pallas_tpu, pallas_triton
 from jaxvl.kernels.contrastive.core import Blocks
 
 DTYPE = "bfloat16"
@@ -60,10 +60,10 @@ def candidates(sizes: Sizes, which: str) -> Iterator[tuple[str, dict[str, int], 
             blocks = pallas_tpu.PallasTpu(**{which: tile}, interpret=sizes.tiny)
             yield "pallas_tpu", {"rows": rows, "cols": cols}, blocks
     elif platform() == "gpu" and which == "backward":  # one tile serves both passes
-        chip = pallas_gpu.PallasGpu.fitting(DTYPE)
+        chip = pallas_triton.PallasTriton.fitting(DTYPE)
         for fields in GPU_TILES:
-            blocks = pallas_gpu.PallasGpu(pallas_gpu.Tile(**fields), shared=chip.shared)
-            yield "pallas_gpu", fields, blocks
+            blocks = pallas_triton.PallasTriton(pallas_triton.Tile(**fields), shared=chip.shared)
+            yield "pallas_triton", fields, blocks
 
 
 def _step(which: str, blocks: Blocks):
