@@ -134,7 +134,7 @@ class PallasHopper(Segmented):
       forward, backward: tiles of the two passes.
       segment: bytes that the partial statistics or the pair gradients of one segment of rows may
         take. Larger ones than Triton's: for each, dy is read and written once.
-      interpret: parameters of the interpreter of Mosaic GPU kernels, for tests; False: none.
+      interpret: run on any backend, slowly, for tests; may also be the interpreter's parameters.
     """
 
     forward: Tile = Tile()
@@ -238,9 +238,16 @@ class PallasHopper(Segmented):
                 reduction_scratch_bytes=SCRATCH,
             ),
             kernel_name=task.name,
-            interpret=self.interpret or None,
+            interpret=_interpreter() if self.interpret is True else self.interpret or None,
         )
         return call(scalars, x, y, *arrays)
+
+
+def _interpreter() -> Any:
+    """Parameters of the interpreter of Mosaic GPU's kernels, for which jax has no public name."""
+    from jax._src.pallas.mosaic_gpu.interpret import params
+
+    return params.InterpretGPUParams()
 
 
 class _Vectors:
@@ -311,13 +318,11 @@ def _product(x, y, i, j, tile: Tile) -> jax.Array:
     """Cosines Float32[rows cols] of tile (i, j) of `x` `[M, D]` and `y` `[D, N]`."""
     layout = plgpu.TilingTransform((8, SWIZZLED)), plgpu.SwizzleTransform(2 * SWIZZLED)
 
-    def step(_, x_chunk, y_chunk):
-        plgpu.wgmma(accumulator, x_chunk, y_chunk)
-        plgpu.wgmma_wait(1)  # the one before has read its chunks
+    def accumulate(accumulator):
+        def step(_, x_chunk, y_chunk):
+            plgpu.wgmma(accumulator, x_chunk, y_chunk)
+            plgpu.wgmma_wait(1)  # the one before has read its chunks
 
-    def accumulate(ref):
-        nonlocal accumulator
-        accumulator = ref
         specs = [
             plgpu.BlockSpec(
                 (tile.rows, tile.chunk), lambda k: (i, k), transforms=layout, delay_release=1
@@ -326,15 +331,15 @@ def _product(x, y, i, j, tile: Tile) -> jax.Array:
                 (tile.chunk, tile.cols), lambda k: (k, j), transforms=layout, delay_release=1
             ),
         ]
-        plgpu.emit_pipeline(
-            step,
-            grid=(x.shape[1] // tile.chunk,),
-            in_specs=specs,
-            max_concurrent_steps=tile.stages,
-        )(x, y)
-        return ref[...]
+        steps = (x.shape[1] // tile.chunk,)
+        stages = tile.stages
+        plgpu.emit_pipeline(step, grid=steps, in_specs=specs, max_concurrent_steps=stages)(x, y)
+        cosines = accumulator[...]
+        # A warp may be done while another one's wgmma still reads the chunks, whose place is used
+        # again.
+        plgpu.commit_smem()
+        return cosines
 
-    accumulator = None
     return pl.run_scoped(accumulate, plgpu.ACC((tile.rows, tile.cols), jnp.float32))
 
 
