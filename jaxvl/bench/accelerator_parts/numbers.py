@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxvl.bench.accelerator_parts.part import Deadline, Row, Sizes, platform, reason
 from jaxvl.kernels.contrastive import contrastive_loss
 from jaxvl.kernels.contrastive.core import Blocks
+from jaxvl.kernels.contrastive.pallas_hopper import PallasHopper, is_hopper
 from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu
 from jaxvl.kernels.contrastive.pallas_triton import PallasTriton
 from jaxvl.kernels.contrastive.verified import TOLERANCE
@@ -40,14 +41,20 @@ def run(sizes: Sizes, deadline: Deadline) -> Iterator[Row]:
 
 def kernels(sizes: Sizes, dtype: DTypeLike) -> dict[str, str | Blocks]:
     """Those of this platform; in an interpreter where `sizes` are tiny."""
+    bfloat16 = jnp.dtype(dtype) == jnp.dtype(jnp.bfloat16)
     if sizes.tiny:
-        return {
+        interpreted: dict[str, str | Blocks] = {
             "pallas_tpu": PallasTpu(interpret=True),
             "pallas_triton": dataclasses.replace(PallasTriton.fitting(dtype), interpret=True),
             "chunked": "chunked",
         }
-    kernel = {"gpu": "pallas_triton", "tpu": "pallas_tpu"}.get(platform())
-    return {name: name for name in (kernel, "chunked") if name is not None}
+        if bfloat16:
+            interpreted["pallas_hopper"] = PallasHopper(interpret=True)
+        return interpreted
+    names = {"gpu": ["pallas_triton"], "tpu": ["pallas_tpu"]}.get(platform(), [])
+    if platform() == "gpu" and bfloat16 and is_hopper(jax.devices()[0].device_kind):
+        names = ["pallas_hopper", *names]
+    return {name: name for name in [*names, "chunked"]}
 
 
 def unit_rows(rows: int, width: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,7 @@ from jaxvl.kernels.contrastive import pallas_triton
 from jaxvl.sharding.topology import compile_only_devices
 
 MIB = 2**20
+TRITON = 'custom_call_target="__gpu$xla.gpu.triton"'  # a kernel of ours, not one of XLA's
 pytestmark = pytest.mark.slow
 
 
@@ -31,7 +32,7 @@ def test_a_batch_of_32768(kind):
     program = compiled(
         kind, operands(32768, 768, jnp.bfloat16, mesh), mesh, implementation="pallas_triton"
     )
-    assert "triton" in program.as_text() and temporary(program) <= 256 * MIB
+    assert TRITON in program.as_text() and temporary(program) <= 256 * MIB
 
 
 @pytest.mark.parametrize("dtype, width", [("float32", 1000), ("bfloat16", 96), ("bfloat16", 2048)])
