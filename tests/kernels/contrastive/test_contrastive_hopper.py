@@ -48,10 +48,11 @@ def test_every_target(case, kind):
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_segments_and_unequal_tiles_without_races(kind):
-    """Copies and arithmetic meet in shared memory by barriers alone."""
+    """Of all copies and reads: with one thread for copies, the barrier of a later one would cover
+    those before it."""
     interpret_pallas_call.reset_gpu_interpret_mode_state()
     tiles = Tile(64, 128, stages=3, part=64), Tile(128, 64, chunk=128, stages=2)
-    watched = InterpretGPUParams(detect_races=True)
+    watched = InterpretGPUParams(detect_races=True, num_tma_threads_per_device=16)
     blocks = PallasHopper(*tiles, segment=2 * 128 * 192, interpret=watched)
     rng = np.random.default_rng(1)
     targets, dense = mixup(150, 150, rng, smoothing=0.1)
