@@ -33,13 +33,13 @@ GPU_TILES = [
 ]
 # The first is the model's choice. A compilation takes seconds: these few in the time there is.
 HOPPER_TILES = [
-    dict(rows=rows, cols=cols, chunk=64, stages=stages, part=part)
-    for rows, cols, stages, part in (
-        (128, 128, 3, 32),
-        (128, 128, 3, 64),
-        (128, 128, 4, 32),
-        (64, 256, 4, 32),
-        (128, 64, 4, 32),
+    dict(rows=rows, cols=cols, chunk=64, stages=stages, part=part, cluster=cluster)
+    for rows, cols, stages, part, cluster in (
+        (128, 128, 3, 32, 1),
+        (128, 128, 3, 32, 2),
+        (128, 128, 3, 64, 1),
+        (64, 256, 4, 32, 1),
+        (128, 64, 4, 32, 2),
     )
 ]
 

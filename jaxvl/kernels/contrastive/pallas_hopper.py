@@ -61,6 +61,8 @@ class Tile:
       chunk: part of the width per step, a multiple of 64.
       stages: chunks in shared memory, at least 2: one is read, the others are on their way.
       part: columns whose statistics or gradients are computed at once, 32 or 64.
+      cluster: programs, one below the other, that receive the chunks of their columns together (by
+        TMA's multicast), 1 or 2.
     """
 
     rows: int = 128
@@ -68,6 +70,12 @@ class Tile:
     chunk: int = 64
     stages: int = 3
     part: int = 32
+    cluster: int = 1
+
+    @property
+    def unit(self) -> int:
+        """Rows of programs that run together."""
+        return self.rows * self.cluster
 
     def __post_init__(self):
         for field in ("rows", "cols", "chunk"):
@@ -83,6 +91,8 @@ class Tile:
             raise ValueError(f"stages: {self.stages!r} is not valid; must be in [2, 8]")
         if self.part not in (32, 64):
             raise ValueError(f"part: {self.part!r} is not valid; must be 32 or 64")
+        if self.cluster not in (1, 2):
+            raise ValueError(f"cluster: {self.cluster!r} is not valid; must be 1 or 2")
 
 
 def shared_bytes(tile: Tile, groups: int = 1) -> int:
@@ -210,15 +220,16 @@ class PallasHopper(Segmented):
         arrays = *sides[0].arrays, *sides[1].arrays
         blocks = x.shape[0] // tile.rows, y.shape[1] // tile.cols
         count = len(arrays)
+        # The interpreter has no multicast: there each program fetches for itself.
+        multicast = tile.cluster > 1 and not self.interpret
 
         def kernel(scalars, x, y, *refs):
             *refs, row_vectors, col_vectors, arrived = refs
             vectors, outputs = refs[:count], refs[count:]
-            along_rows = min(ROWS_TOGETHER, blocks[0])
-            i, j = plgpu.planar_snake(lax.axis_index("tile"), blocks, 0, along_rows)
+            i, j = _place(blocks, tile.cluster)
             sides[0].fetch(vectors[: len(sides[0].arrays)], row_vectors, i, arrived)
             sides[1].fetch(vectors[len(sides[0].arrays) :], col_vectors, j, arrived)
-            cosines = _product(x, y, i, j, tile)
+            cosines = _product(x, y, i, j, tile, multicast)
             plgpu.barrier_wait(arrived)
             parts = _parts(cosines, sides, (row_vectors, col_vectors), tile)
             finish(parts, scalars[0], scalars[1], outputs, i, j, tile, task)
@@ -226,8 +237,10 @@ class PallasHopper(Segmented):
         call = plgpu.kernel(
             kernel,
             out_type=out,
-            grid=(blocks[0] * blocks[1],),
+            grid=(blocks[0] // tile.cluster * blocks[1],),
             grid_names=("tile",),
+            cluster=(tile.cluster,) if tile.cluster > 1 else (),
+            cluster_names=("below",) if tile.cluster > 1 else (),
             scratch_types=[
                 sides[0].scratch(),
                 sides[1].scratch(),
@@ -314,33 +327,67 @@ class _Flat(tiles.Units):
 FLAT = _Flat()
 
 
-def _product(x, y, i, j, tile: Tile) -> jax.Array:
+def _place(blocks: tuple[int, int], cluster: int) -> tuple[jax.Array, jax.Array]:
+    """Row and column of this program's tile."""
+    groups = blocks[0] // cluster
+    along_rows = min(ROWS_TOGETHER // cluster, groups)
+    i, j = plgpu.planar_snake(lax.axis_index("tile"), (groups, blocks[1]), 0, along_rows)
+    return (i, j) if cluster == 1 else (i * cluster + lax.axis_index("below"), j)
+
+
+def _product(x, y, i, j, tile: Tile, multicast: bool) -> jax.Array:
     """Cosines Float32[rows cols] of tile (i, j) of `x` `[M, D]` and `y` `[D, N]`."""
     layout = plgpu.TilingTransform((8, SWIZZLED)), plgpu.SwizzleTransform(2 * SWIZZLED)
+    steps = x.shape[1] // tile.chunk
+    stages = min(tile.stages, steps)
+    of_rows = pl.ds(i * tile.rows, tile.rows)
+    of_cols = pl.ds(j * tile.cols, tile.cols)
+    together = dict(collective_axes="below") if multicast else {}
 
-    def accumulate(accumulator):
-        def step(_, x_chunk, y_chunk):
-            plgpu.wgmma(accumulator, x_chunk, y_chunk)
-            plgpu.wgmma_wait(1)  # the one before has read its chunks
+    def staged(x_chunks, y_chunks, arrived, read):
+        def fetch(k, stage):
+            chunk = pl.ds(k * tile.chunk, tile.chunk)
+            at = arrived.at[stage]
+            plgpu.copy_gmem_to_smem(x.at[of_rows, chunk], x_chunks.at[stage], at)
+            plgpu.copy_gmem_to_smem(y.at[chunk, of_cols], y_chunks.at[stage], at, **together)
 
-        specs = [
-            plgpu.BlockSpec(
-                (tile.rows, tile.chunk), lambda k: (i, k), transforms=layout, delay_release=1
-            ),
-            plgpu.BlockSpec(
-                (tile.chunk, tile.cols), lambda k: (k, j), transforms=layout, delay_release=1
-            ),
-        ]
-        steps = (x.shape[1] // tile.chunk,)
-        stages = tile.stages
-        plgpu.emit_pipeline(step, grid=steps, in_specs=specs, max_concurrent_steps=stages)(x, y)
-        cosines = accumulator[...]
-        # A warp may be done while another one's wgmma still reads the chunks, whose place is used
-        # again.
-        plgpu.commit_smem()
-        return cosines
+        def accumulate(accumulator):
+            @pl.loop(0, steps)
+            def _step(k):
+                stage = lax.rem(k, stages)
+                plgpu.barrier_wait(arrived.at[stage])
+                plgpu.wgmma(accumulator, x_chunks.at[stage], y_chunks.at[stage])
+                plgpu.wgmma_wait(1)  # the one before has read its chunks
+                later = k - 1 + stages
 
-    return pl.run_scoped(accumulate, plgpu.ACC((tile.rows, tile.cols), jnp.float32))
+                @pl.when((k >= 1) & (later < steps))
+                def _fetch_later():
+                    free = lax.rem(later, stages)
+                    if tile.cluster > 1:  # and so has that of the other program
+                        plgpu.barrier_arrive(read.at[free])
+                        plgpu.barrier_wait(read.at[free])
+                    fetch(later, free)
+
+            return accumulator[...]
+
+        for k in range(stages):
+            fetch(k, k)
+        size = tile.rows, tile.cols
+        return pl.run_scoped(accumulate, plgpu.ACC(size, jnp.float32))
+
+    read = plgpu.Barrier(num_barriers=stages)
+    if multicast:
+        read = plgpu.ClusterBarrier(collective_axes=("below",), num_barriers=stages)
+    cosines = pl.run_scoped(
+        staged,
+        plgpu.SMEM((stages, tile.rows, tile.chunk), x.dtype, transforms=layout),
+        plgpu.SMEM((stages, tile.chunk, tile.cols), y.dtype, transforms=layout),
+        plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        read,
+    )
+    # A warp may be done while another one's wgmma still reads the chunks, whose place is used again.
+    plgpu.commit_smem()
+    return cosines
 
 
 def _parts(

@@ -40,6 +40,11 @@ class Tile:
     warps: int = 8
     stages: int = 3
 
+    @property
+    def unit(self) -> int:
+        """Rows of programs that run together."""
+        return self.rows
+
     def __post_init__(self):
         for field in ("rows", "cols", "chunk"):
             size = getattr(self, field)

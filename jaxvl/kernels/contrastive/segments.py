@@ -31,6 +31,7 @@ class Tile(Protocol):
     Attributes:
       rows, cols: of the tile.
       chunk: part of the width per step.
+      unit: rows of programs that run together.
     """
 
     @property
@@ -41,6 +42,9 @@ class Tile(Protocol):
 
     @property
     def chunk(self) -> int: ...
+
+    @property
+    def unit(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,9 +193,9 @@ def padded(
     form = task.form
     m = x.shape[0]
     n = y.shape[0]
-    blocks = -(-m // tile.rows)
-    parts = min(blocks, -(-int(blocks * tile.rows * bytes_per_row) // segment))
-    pm = -(-blocks // parts) * parts * tile.rows - m
+    blocks = -(-m // tile.unit)
+    parts = min(blocks, -(-int(blocks * tile.unit * bytes_per_row) // segment))
+    pm = -(-blocks // parts) * parts * tile.unit - m
     pn = -n % tile.cols
     pd = -x.shape[1] % tile.chunk
     if pm or pn:

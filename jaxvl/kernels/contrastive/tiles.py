@@ -82,8 +82,9 @@ def competing(rows: Side, cols: Side, form: Form, positive: jax.Array) -> jax.Ar
     """Bool `[m, n]`, the pairs that stand in the denominators; None: all."""
     keep = None
     for i, drop in enumerate(form.groups):
-        same = rows[f"group{i}"] == cols[f"group{i}"]
-        stays = positive | (~same if drop == "same" else same)
+        row = rows[f"group{i}"]
+        col = cols[f"group{i}"]
+        stays = positive | (row != col if drop == "same" else row == col)
         keep = stays if keep is None else keep & stays
     if form.dense:
         stays = positive | rows["keep"]

@@ -51,7 +51,7 @@ def test_segments_and_unequal_tiles_without_races(kind):
     """Of all copies and reads: with one thread for copies, the barrier of a later one would cover
     those before it."""
     interpret_pallas_call.reset_gpu_interpret_mode_state()
-    tiles = Tile(64, 128, stages=3, part=64), Tile(128, 64, chunk=128, stages=2)
+    tiles = Tile(64, 128, stages=3, part=64, cluster=2), Tile(128, 64, chunk=128, stages=2)
     watched = InterpretGPUParams(detect_races=True, num_tma_threads_per_device=16)
     blocks = PallasHopper(*tiles, segment=2 * 128 * 192, interpret=watched)
     rng = np.random.default_rng(1)
@@ -123,8 +123,9 @@ def test_sizes_that_do_not_fit_are_refused():
             Tile(**{field: size})
     with pytest.raises(ValueError, match="rows x cols must be <= 16384"):
         Tile(128, 256)
-    with pytest.raises(ValueError, match="stages: 1 is not valid"):
-        Tile(stages=1)
+    for field, size in (("stages", 1), ("part", 48), ("cluster", 4)):
+        with pytest.raises(ValueError, match=f"{field}: {size} is not valid"):
+            Tile(**{field: size})
     u = jnp.ones((8, 4), jnp.bfloat16)
     with pytest.raises(ValueError, match="'pallas_hopper' cannot run: .* bytes of shared memory"):
         contrastive_loss(u, u, 0.0, implementation=PallasHopper(Tile(stages=8)))
