@@ -33,7 +33,7 @@ from jaxvl.bench.harness import in_turn, publish, ratio
 from jaxvl.config import ConfigError
 from jaxvl.hlo import collectives, read
 from jaxvl.kernels.contrastive import contrastive_loss, plan
-from jaxvl.sharding.topology import chip, compile_only_devices
+from jaxvl.sharding.topology import GPUS, chip, compile_only_devices, parse_topology
 
 MIB = 2**20
 
@@ -177,11 +177,7 @@ def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
         devices = compile_only_devices(topology)
         mesh = data_mesh(devices if ":" in topology else devices[:1])
         shapes = operands(args.batch[-1], args.width, args.dtype, mesh)
-        for name in (
-            "pallas_gpu" if topology.startswith("h") else "pallas_tpu",
-            "chunked",
-            "materialised",
-        ):
+        for name in (*_kernels(topology), "chunked", "materialised"):
             row = {
                 "topology": topology,
                 "devices": mesh.size,
@@ -203,6 +199,14 @@ def compile_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
                     cost["flops"], cost["bytes accessed"]
                 )
             yield row
+
+
+def _kernels(topology: str) -> tuple[str, ...]:
+    """Names of those that its chips can have."""
+    gpu = parse_topology(topology).name
+    if gpu not in GPUS:
+        return ("pallas_tpu",)
+    return ("pallas_triton",) if gpu == "b200" else ("pallas_hopper", "pallas_triton")
 
 
 def scaling_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:

@@ -24,11 +24,12 @@ def test_all_parts_but_the_steps_run_and_the_kernels_agree(tmp_path):
     assert list(found) == parts.split(",")
     assert not any("failed" in part or part["cut"] for part in found.values())
     rows = found["numbers"]["rows"]
-    assert {row["kernel"] for row in rows} == {"pallas_tpu", "pallas_gpu", "chunked"}
-    assert len(rows) == 12 and all(row["passed"] for row in rows)
+    kernels = {"pallas_tpu", "pallas_hopper", "pallas_triton", "chunked"}
+    assert {row["kernel"] for row in rows} == kernels
+    assert len(rows) == 14 and all(row["passed"] for row in rows)
     losses = [row["loss"] for row in found["core"]["rows"] if "loss" in row]
     np.testing.assert_allclose(losses, losses[0], rtol=2e-2)
-    assert len(losses) == 4
+    assert len(losses) == 5
     table = json.loads(blocks.read_text())
     assert sizes._read(str(blocks)) == table  # it is what the kernels read
     (entries,) = [chip["pallas_tpu"] for chip in table.values()]

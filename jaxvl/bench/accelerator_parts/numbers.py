@@ -13,8 +13,9 @@ from jax.typing import DTypeLike
 from jaxvl.bench.accelerator_parts.part import Deadline, Row, Sizes, platform, reason
 from jaxvl.kernels.contrastive import contrastive_loss
 from jaxvl.kernels.contrastive.core import Blocks
-from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu
+from jaxvl.kernels.contrastive.pallas_hopper import PallasHopper, Tile, is_hopper
 from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu
+from jaxvl.kernels.contrastive.pallas_triton import PallasTriton
 from jaxvl.kernels.contrastive.verified import TOLERANCE
 
 LOG_SCALE = float(np.log(1 / 0.07))
@@ -40,14 +41,24 @@ def run(sizes: Sizes, deadline: Deadline) -> Iterator[Row]:
 
 def kernels(sizes: Sizes, dtype: DTypeLike) -> dict[str, str | Blocks]:
     """Those of this platform; in an interpreter where `sizes` are tiny."""
+    bfloat16 = jnp.dtype(dtype) == jnp.dtype(jnp.bfloat16)
     if sizes.tiny:
-        return {
+        interpreted: dict[str, str | Blocks] = {
             "pallas_tpu": PallasTpu(interpret=True),
-            "pallas_gpu": dataclasses.replace(PallasGpu.fitting(dtype), interpret=True),
+            "pallas_triton": dataclasses.replace(PallasTriton.fitting(dtype), interpret=True),
             "chunked": "chunked",
         }
-    kernel = {"gpu": "pallas_gpu", "tpu": "pallas_tpu"}.get(platform())
-    return {name: name for name in (kernel, "chunked") if name is not None}
+        if bfloat16:
+            interpreted["pallas_hopper"] = PallasHopper(interpret=True)
+        return interpreted
+    names = {"gpu": ["pallas_triton"], "tpu": ["pallas_tpu"]}.get(platform(), [])
+    found: dict[str, str | Blocks] = {name: name for name in [*names, "chunked"]}
+    if platform() == "gpu" and bfloat16 and is_hopper(jax.devices()[0].device_kind):
+        # By itself a tile of clusters is only taken where it was measured to be the fastest.
+        clusters = Tile(cluster=2)
+        found["pallas_hopper"] = "pallas_hopper"
+        found["pallas_hopper, clusters"] = PallasHopper(clusters, clusters)
+    return found
 
 
 def unit_rows(rows: int, width: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:

@@ -19,8 +19,9 @@ from jaxvl.bench.accelerator_parts.part import (
     reason,
     seconds_of,
 )
-from jaxvl.kernels.contrastive import contrastive_loss, pallas_gpu, pallas_tpu
+from jaxvl.kernels.contrastive import contrastive_loss, pallas_hopper, pallas_tpu, pallas_triton
 from jaxvl.kernels.contrastive.core import Blocks
+from jaxvl.kernels.contrastive.pallas_hopper import is_hopper
 
 DTYPE = "bfloat16"
 TPU_TILES = [(r, c) for r in (256, 512, 1024) for c in (256, 512, 1024)]
@@ -29,6 +30,17 @@ GPU_TILES = [
     for rows, cols in ((64, 64), (64, 128), (128, 64), (128, 128))
     for warps in (4, 8)
     for stages in (2, 3, 4)
+]
+# The first is the model's choice. A compilation takes seconds: these few in the time there is.
+HOPPER_TILES = [
+    dict(rows=rows, cols=cols, chunk=64, stages=stages, part=part, cluster=cluster)
+    for rows, cols, stages, part, cluster in (
+        (128, 128, 3, 32, 1),
+        (128, 128, 3, 32, 2),
+        (128, 128, 3, 64, 1),
+        (64, 256, 4, 32, 1),
+        (128, 64, 4, 32, 2),
+    )
 ]
 
 
@@ -59,11 +71,15 @@ def candidates(sizes: Sizes, which: str) -> Iterator[tuple[str, dict[str, int], 
             tile = pallas_tpu.Tile(rows, cols)
             blocks = pallas_tpu.PallasTpu(**{which: tile}, interpret=sizes.tiny)
             yield "pallas_tpu", {"rows": rows, "cols": cols}, blocks
-    elif platform() == "gpu" and which == "backward":  # one tile serves both passes
-        chip = pallas_gpu.PallasGpu.fitting(DTYPE)
+    if platform() == "gpu" and is_hopper(jax.devices()[0].device_kind):
+        for fields in HOPPER_TILES:
+            tile = pallas_hopper.Tile(**fields)
+            yield "pallas_hopper", fields, pallas_hopper.PallasHopper(**{which: tile})
+    if platform() == "gpu" and which == "backward":  # one tile serves both passes
+        chip = pallas_triton.PallasTriton.fitting(DTYPE)
         for fields in GPU_TILES:
-            blocks = pallas_gpu.PallasGpu(pallas_gpu.Tile(**fields), shared=chip.shared)
-            yield "pallas_gpu", fields, blocks
+            blocks = pallas_triton.PallasTriton(pallas_triton.Tile(**fields), shared=chip.shared)
+            yield "pallas_triton", fields, blocks
 
 
 def _step(which: str, blocks: Blocks):

@@ -10,8 +10,9 @@ from jaxvl.kernels.contrastive.generic import Reduced as Reduced
 from jaxvl.kernels.contrastive.generic import streamed_scores as streamed_scores
 from jaxvl.kernels.contrastive.masks import PairMask as PairMask
 from jaxvl.kernels.contrastive.masks import Unpaired as Unpaired
-from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu as PallasGpu
+from jaxvl.kernels.contrastive.pallas_hopper import PallasHopper as PallasHopper
 from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu as PallasTpu
+from jaxvl.kernels.contrastive.pallas_triton import PallasTriton as PallasTriton
 from jaxvl.kernels.contrastive.targets import Diagonal as Diagonal
 from jaxvl.kernels.contrastive.targets import KPerRow as KPerRow
 from jaxvl.kernels.contrastive.targets import Mixup as Mixup

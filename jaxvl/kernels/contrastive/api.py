@@ -70,11 +70,11 @@ def contrastive_loss(
         (Symile).
       bias: added to every logit. The softmax does not change under it (its gradient is zero); the
         sigmoid learns it.
-      implementation: None tries `pallas_tpu`, `pallas_gpu`, then `chunked`, for what runs here; the
-        choice, and why any was skipped, is logged, and a kernel that has not run on this kind of
-        chip yet is first compared with `chunked` (`verified`). A name ("reference", "chunked",
-        "pallas_tpu", "pallas_gpu"), or blocks with sizes of your own (`Chunked(512, 2048)`), is
-        obeyed or refused, never replaced.
+      implementation: None tries `pallas_tpu`, `pallas_hopper`, `pallas_triton`, then `chunked`, for
+        what runs here; the choice, and why any was skipped, is logged, and a kernel that has not
+        run on this kind of chip yet is first compared with `chunked` (`verified`). A name
+        ("reference", "chunked", "pallas_tpu", "pallas_hopper", "pallas_triton"), or blocks with
+        sizes of your own (`Chunked(512, 2048)`), is obeyed or refused, never replaced.
       mesh_axes: mesh axes that shard the rows. None: `data` and `fsdp` of the mesh set by
         `jax.set_mesh`, if they are there. Inside `shard_map` it must be given: the names of manual
         axes, where `u`, `v` and the targets' arrays are this device's rows of the batch and the

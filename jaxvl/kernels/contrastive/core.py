@@ -1,8 +1,7 @@
 """The streamed losses with their gradients: custom_vjp around block operations.
 
-    Blocks (chunked, pallas_tpu, pallas_gpu)   statistics and gradients of one block of x against
-                                               one block of y
-    Exchange (Local, Gather, Ring)             which blocks meet, on one device or over a mesh
+    Blocks (chunked, pallas_…)     statistics and gradients of one block of x against one block of y
+    Exchange (Local, Gather, Ring) which blocks meet, on one device or over a mesh
 
 What is saved for the backward pass are the inputs and a few vectors; all logits are computed again.
 """

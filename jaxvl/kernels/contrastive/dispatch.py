@@ -14,8 +14,9 @@ from jaxvl.chips import UNKNOWN_GPU, UNKNOWN_TPU, chip_of
 from jaxvl.kernels.contrastive import ring_or_gather, verified
 from jaxvl.kernels.contrastive.chunked import Chunked
 from jaxvl.kernels.contrastive.core import Blocks
-from jaxvl.kernels.contrastive.pallas_gpu import PallasGpu
+from jaxvl.kernels.contrastive.pallas_hopper import PallasHopper, is_hopper
 from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu
+from jaxvl.kernels.contrastive.pallas_triton import PallasTriton
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side
 from jaxvl.kernels.device import device as device
@@ -62,12 +63,24 @@ def _pallas_tpu(shape, dtype, kind, form, named) -> Blocks:
     return blocks
 
 
-def _pallas_gpu(shape, dtype, kind, form, named) -> Blocks:
+def _pallas_hopper(shape, dtype, kind, form, named) -> Blocks:
+    platform, device_kind = device()
+    if platform != "gpu" and not named:
+        raise ValueError(f"this is a {platform}")
+    if platform == "gpu" and not is_hopper(device_kind):
+        raise ValueError(f"{device_kind} has no wgmma (GPUs of compute capability 9.0 have)")
+    chip = chip_of(device_kind if platform == "gpu" else "h100", "gpu")
+    blocks = PallasHopper.fitting(shape, chip, device_kind)
+    blocks.check(shape, dtype, kind, form)
+    return blocks
+
+
+def _pallas_triton(shape, dtype, kind, form, named) -> Blocks:
     platform, device_kind = device()
     if platform != "gpu" and not named:
         raise ValueError(f"this is a {platform}")
     chip = chip_of(device_kind, "gpu") if platform == "gpu" else UNKNOWN_GPU
-    blocks = PallasGpu.fitting(dtype, chip, shape[2], device_kind)
+    blocks = PallasTriton.fitting(dtype, chip, shape[2], device_kind)
     blocks.check(shape, dtype, kind, form)
     return blocks
 
@@ -77,11 +90,12 @@ def _pallas_gpu(shape, dtype, kind, form, named) -> Blocks:
 # compiled for another, or run by an interpreter.
 IMPLEMENTATIONS = {
     "pallas_tpu": _pallas_tpu,
-    "pallas_gpu": _pallas_gpu,
+    "pallas_hopper": _pallas_hopper,
+    "pallas_triton": _pallas_triton,
     "chunked": _chunked,
     "reference": _reference,
 }
-ORDER = ("pallas_tpu", "pallas_gpu", "chunked")
+ORDER = ("pallas_tpu", "pallas_hopper", "pallas_triton", "chunked")
 
 
 def choose(

@@ -112,3 +112,39 @@ def fastest(
         if needs(rows, cols) <= chip.vmem
     ]
     return min(fits)[2:] if fits else None
+
+
+# --------------------------------------------------------------------------------------------------
+# GPUs: a program for each tile
+
+# Of an H100 SXM and an H200 (NVIDIA's Hopper architecture paper): multiprocessors, instructions
+# that their lanes start in a second. The cache's bytes per second to all of them follow from plain
+# products in tiles of 128 x 256, of which some 640 TFLOP/s are known.
+MULTIPROCESSORS = 132
+INSTRUCTIONS = MULTIPROCESSORS * 128 * 1.755e9
+CACHE = 640e12 / (128 * 256 / (128 + 256))
+START = 1e-6  # seconds until a program has its first operands
+
+
+def program_seconds(
+    chip: Chip, shape: tuple[int, int, int], rows: int, cols: int, resident: int, work: int
+) -> float:
+    """Of a pass over (M, N, D) in bfloat16 by programs of one tile of rows x cols.
+
+    `resident` of them share a multiprocessor, whose units the others use while one waits; `work`:
+    instructions for each pair after the product.
+
+        ceil(programs / (multiprocessors resident)) resident t
+        t = max(product, operands from the cache, work) + start / resident
+        t = max(product, operands from the cache) + work + start                (a single one)
+    """
+    m, n, d = shape
+    programs = -(-m // rows) * -(-n // cols)
+    product = 2 * rows * cols * d * MULTIPROCESSORS / chip.flops
+    operands = 2 * (rows + cols) * d * MULTIPROCESSORS / CACHE
+    rest = work * rows * cols * MULTIPROCESSORS / INSTRUCTIONS
+    each = max(product, operands) + rest
+    if resident > 1:
+        each = max(product, operands, rest)
+    waves = -(-programs // (MULTIPROCESSORS * resident))
+    return waves * resident * (each + START / resident)

@@ -82,8 +82,9 @@ def competing(rows: Side, cols: Side, form: Form, positive: jax.Array) -> jax.Ar
     """Bool `[m, n]`, the pairs that stand in the denominators; None: all."""
     keep = None
     for i, drop in enumerate(form.groups):
-        same = rows[f"group{i}"] == cols[f"group{i}"]
-        stays = positive | (~same if drop == "same" else same)
+        row = rows[f"group{i}"]
+        col = cols[f"group{i}"]
+        stays = positive | (row != col if drop == "same" else row == col)
         keep = stays if keep is None else keep & stays
     if form.dense:
         stays = positive | rows["keep"]
@@ -104,16 +105,35 @@ def soft_logits(rows: Side, cols: Side, form: Form, keep: jax.Array | None) -> j
     return z if keep is None else jnp.where(keep, z, lowest(z.dtype))
 
 
-def _sum(x: jax.Array, axis: int) -> jax.Array:
-    return jnp.sum(x, axis, keepdims=True)
+class Units:
+    """Operations that not every compiler of kernels has in the same form; this is the plain one.
+
+    A side's vectors are `[m, 1]` and `[1, n]`.
+    """
+
+    def sum(self, x: jax.Array, axis: int) -> jax.Array:
+        """Over `axis` of a tile `[m, n]`."""
+        return jnp.sum(x, axis, keepdims=True)
+
+    def max(self, x: jax.Array, axis: int) -> jax.Array:
+        """Over `axis` of a tile `[m, n]`."""
+        return jnp.max(x, axis, keepdims=True)
+
+    def spread(self, vector: jax.Array, axis: int, shape: tuple[int, int]) -> jax.Array:
+        """What was reduced over `axis`, in a form that goes with a tile of `shape`."""
+        del axis, shape
+        return vector
+
+    def log1p(self, x: jax.Array) -> jax.Array:
+        """log(1 + x) for x in [0, 1]."""
+        return jnp.log1p(x)
 
 
-def _max(x: jax.Array, axis: int) -> jax.Array:
-    return jnp.max(x, axis, keepdims=True)
+PLAIN = Units()
 
 
 def softmax_stats(
-    c: jax.Array, scale: jax.Array, rows: Side, cols: Side, form: Form
+    c: jax.Array, scale: jax.Array, rows: Side, cols: Side, form: Form, units: Units = PLAIN
 ) -> tuple[Stats, Stats]:
     """Statistics of the rows (`[m, 1]`) and columns (`[1, n]`) over one tile of cosines `c` `[m,
     n]`."""
@@ -125,15 +145,16 @@ def softmax_stats(
     z = soft_logits(rows, cols, form, keep) if form.soft else None
     out = []
     for axis in (1, 0):
-        m = _max(c, axis)
-        side = dict(m=m, s=_sum(jnp.exp(scale * (c - m)), axis), pos=_sum(w * c0, axis))
+        m = units.max(c, axis)
+        near = jnp.exp(scale * (c - units.spread(m, axis, c.shape)))
+        side = dict(m=m, s=units.sum(near, axis), pos=units.sum(w * c0, axis))
         if form.smoothing and form.masked:
             keep_f = keep.astype(c0.dtype)
-            side |= dict(uni=_sum(keep_f * c0, axis), cnt=_sum(keep_f, axis))
+            side |= dict(uni=units.sum(keep_f * c0, axis), cnt=units.sum(keep_f, axis))
         if z is not None:
-            tm = _max(z, axis) if form.soft == "softmax" else jnp.zeros_like(m)
-            soft = jnp.exp(z - tm) if form.soft == "softmax" else z
-            side |= dict(tm=tm, ts=_sum(soft, axis), tp=_sum(soft * c0, axis))
+            tm = units.max(z, axis) if form.soft == "softmax" else jnp.zeros_like(m)
+            soft = jnp.exp(z - units.spread(tm, axis, z.shape)) if form.soft == "softmax" else z
+            side |= dict(tm=tm, ts=units.sum(soft, axis), tp=units.sum(soft * c0, axis))
         out.append(side)
     return out[0], out[1]
 
@@ -229,12 +250,14 @@ def softplus(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-def sigmoid_loss(logits: jax.Array, rows: Side, cols: Side, form: Form) -> jax.Array:
+def sigmoid_loss(
+    logits: jax.Array, rows: Side, cols: Side, form: Form, units: Units = PLAIN
+) -> jax.Array:
     """Binary cross-entropy of each pair `[m, n]`: softplus(x) - y x, zero where pairs do not
     count."""
     y, keep = sigmoid_targets(rows, cols, form)
     # (1 - y) softplus(x) + y softplus(-x): no cancellation at large x.
-    tail = jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    tail = units.log1p(jnp.exp(-jnp.abs(logits)))
     loss = tail + (1.0 - y) * jnp.maximum(logits, 0.0) + y * jnp.maximum(-logits, 0.0)
     return loss if keep is None else jnp.where(keep, loss, 0.0)
 

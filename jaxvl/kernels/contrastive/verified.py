@@ -29,7 +29,11 @@ from jaxvl.kernels.contrastive.targets import Diagonal, Kind, lower
 
 # Kernel -> kinds of devices (`jax.Device.device_kind`) on which `python -m
 # jaxvl.bench.accelerator` has passed.
-VERIFIED_ON: dict[str, tuple[str, ...]] = {"pallas_tpu": (), "pallas_gpu": ()}
+VERIFIED_ON: dict[str, tuple[str, ...]] = {
+    "pallas_tpu": (),
+    "pallas_hopper": (),
+    "pallas_triton": (),
+}
 
 # Largest difference from `chunked` on the same chip, relative to the largest entry, by bytes of an
 # element. Rounding of float32 sums is below 1e-5; two bfloat16 roundings are 2^-8.

@@ -10,10 +10,10 @@ from test_contrastive_mesh import mesh_of
 
 from jaxvl import chips
 from jaxvl.kernels.contrastive import (
-    PallasGpu,
     PallasTpu,
-    pallas_gpu,
+    PallasTriton,
     pallas_tpu,
+    pallas_triton,
     plan,
     ring_or_gather,
     sizes,
@@ -78,8 +78,8 @@ def test_seconds_by_hand():
 def test_gpu_tiles_fit_shared_memory(kind):
     chip = GPUS.get(kind, chips.UNKNOWN_GPU)
     for dtype in (jnp.float32, jnp.bfloat16):
-        blocks = PallasGpu.fitting(dtype, chip)
-        assert pallas_gpu.shared_bytes(blocks.tile, jnp.dtype(dtype).itemsize) <= chip.vmem
+        blocks = PallasTriton.fitting(dtype, chip)
+        assert pallas_triton.shared_bytes(blocks.tile, jnp.dtype(dtype).itemsize) <= chip.vmem
 
 
 # --------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_measured_tiles_take_the_place_of_the_model(table):
                 ]
             },
             "NVIDIA H200": {
-                "pallas_gpu": [entry("backward", 768, rows=64, cols=256, chunk=32, warps=4)]
+                "pallas_triton": [entry("backward", 768, rows=64, cols=256, chunk=32, warps=4)]
             },
         }
     )
@@ -130,8 +130,8 @@ def test_measured_tiles_take_the_place_of_the_model(table):
         blocks = PallasTpu.fitting((8192, 8192, width), dtype, chip, kind)
         assert blocks.forward.cols > 128
     assert modelled == PallasTpu.fitting((8192, 8192, 768), jnp.bfloat16, chip, "another")
-    gpu = PallasGpu.fitting(jnp.bfloat16, chips.CHIPS["h200"], 768, "NVIDIA H200")
-    assert gpu.tile == pallas_gpu.Tile(64, 256, 32, warps=4)
+    gpu = PallasTriton.fitting(jnp.bfloat16, chips.CHIPS["h200"], 768, "NVIDIA H200")
+    assert gpu.tile == pallas_triton.Tile(64, 256, 32, warps=4)
 
 
 @pytest.mark.parametrize(

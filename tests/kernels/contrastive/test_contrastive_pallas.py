@@ -17,12 +17,12 @@ from test_contrastive_values import SMALL_TPU, TILES, compare
 from jaxvl.chips import UNKNOWN_TPU
 from jaxvl.kernels.contrastive import (
     Diagonal,
-    PallasGpu,
     PallasTpu,
+    PallasTriton,
     SoftTargets,
     contrastive_loss,
-    pallas_gpu,
     pallas_tpu,
+    pallas_triton,
     routes,
 )
 
@@ -64,7 +64,7 @@ def test_more_columns_than_stay_resident_are_taken_in_segments(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("collective", ["ring", "gather"])
-@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_triton"])
 def test_on_a_mesh(implementation, collective, kind, monkeypatch):
     # Of 8 TPUs as 2 x 4, both ways; of 2 hosts with 4 GPUs each, one way.
     tpus = routes.Rings(np.array([0, 1, 2, 3, 7, 6, 5, 4]), (2,))
@@ -125,7 +125,7 @@ def test_every_target_lowers(platform, case):
     """Block shapes, memory spaces and operations are those that the chips' compilers take."""
     build, ratio = CASES[case]
     targets, _ = build(200, 200 * ratio, np.random.default_rng(0))
-    name = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}[platform]
+    name = {"tpu": "pallas_tpu", "cuda": "pallas_triton"}[platform]
     for kind in ("softmax", "sigmoid"):
         if kind == "sigmoid" and case in ("soft_albef", "soft_masked", "soft_cwcl"):
             continue
@@ -138,7 +138,7 @@ def test_every_target_lowers(platform, case):
 @pytest.mark.parametrize("width", [96, 768, 1000, 2048])
 @pytest.mark.parametrize("platform", CALLS)
 def test_every_width_lowers(platform, width, dtype):
-    name = {"tpu": "pallas_tpu", "cuda": "pallas_gpu"}[platform]
+    name = {"tpu": "pallas_tpu", "cuda": "pallas_triton"}[platform]
     assert CALLS[platform] in lower(
         platform, name, (1000, 4096, width), dtype, Diagonal(), "softmax"
     )
@@ -150,12 +150,12 @@ def test_sizes_that_do_not_fit_are_refused_before_a_compiler_sees_them():
     ):
         pallas_tpu.Tile(100, 128)
     with pytest.raises(ValueError, match="cols: 96 is not valid; must be a power of two"):
-        pallas_gpu.Tile(64, 96)
+        pallas_triton.Tile(64, 96)
     u = jnp.ones((8, 4))
     with pytest.raises(
-        ValueError, match="'pallas_gpu' cannot run: .* bytes of shared memory; there are 101376"
+        ValueError, match="'pallas_triton' cannot run: .* bytes of shared memory; there are 101376"
     ):
-        contrastive_loss(u, u, 0.0, implementation=PallasGpu(pallas_gpu.Tile(256, 256, 512)))
+        contrastive_loss(u, u, 0.0, implementation=PallasTriton(pallas_triton.Tile(256, 256, 512)))
     with pytest.raises(
         ValueError, match="'pallas_tpu' cannot run: width 4000; it takes up to 2048"
     ):
@@ -173,7 +173,7 @@ def test_teacher_takes_no_part_in_padding():
     rng = np.random.default_rng(3)
     targets, dense = soft(5, 5, rng)
     assert isinstance(targets, SoftTargets)
-    for name in ("pallas_tpu", "pallas_gpu"):
+    for name in ("pallas_tpu", "pallas_triton"):
         compare(
             unit_rows(rng, 5, 8),
             unit_rows(rng, 5, 8),

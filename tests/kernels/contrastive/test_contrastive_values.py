@@ -12,11 +12,11 @@ from contrastive_oracle import check, loss_and_gradients
 from jaxvl.kernels.contrastive import (
     Chunked,
     Diagonal,
-    PallasGpu,
     PallasTpu,
+    PallasTriton,
     contrastive_loss,
-    pallas_gpu,
     pallas_tpu,
+    pallas_triton,
 )
 
 SMALL_TPU = pallas_tpu.Tile(128, 128)
@@ -26,7 +26,7 @@ TILES = {
     "one_tile": "chunked",
     "many_tiles": Chunked(16, 24),
     "pallas_tpu": PallasTpu(SMALL_TPU, SMALL_TPU, interpret=True),
-    "pallas_gpu": PallasGpu(pallas_gpu.Tile(16, 32, 16), segment=4096, interpret=True),
+    "pallas_triton": PallasTriton(pallas_triton.Tile(16, 32, 16), segment=4096, interpret=True),
 }
 
 
@@ -78,7 +78,7 @@ def targets_by_implementation():
     """All cases in all implementations."""
     for case in CASES:
         yield from ((case, implementation) for implementation in ("reference", "many_tiles"))
-        yield from (daily(case, name) for name in ("pallas_tpu", "pallas_gpu"))
+        yield from (daily(case, name) for name in ("pallas_tpu", "pallas_triton"))
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
@@ -141,7 +141,7 @@ def test_odd_sizes(size, dtype, kind):
         "chunked",
         Chunked(128, 256),
         TILES["pallas_tpu"],
-        PallasGpu(pallas_gpu.Tile(64, 128, 32, stages=2), interpret=True),
+        PallasTriton(pallas_triton.Tile(64, 128, 32, stages=2), interpret=True),
     ):
         compare(
             u,
@@ -163,7 +163,12 @@ def test_extreme_scales(log_scale, kind):
     u = unit_rows(rng, 65, 24)
     v = unit_rows(rng, 65, 24)
     targets, dense = diagonal(65, 65, rng)
-    for implementation in ("reference", Chunked(32, 16), TILES["pallas_tpu"], TILES["pallas_gpu"]):
+    for implementation in (
+        "reference",
+        Chunked(32, 16),
+        TILES["pallas_tpu"],
+        TILES["pallas_triton"],
+    ):
         compare(u, v, log_scale, targets, dense, kind, implementation=implementation)
 
 

@@ -1,15 +1,6 @@
-"""Pallas kernels for the GPU (Triton lowering), for rows of any width.
+"""Pallas kernels for GPUs (Triton lowering), for rows of any width: a program for each tile.
 
-    forward    one program per tile: logits over chunks of the width, then the tile's row and column
-               statistics, which are joined outside; rows are taken in segments, so that these
-               partial results stay small
-    backward   per segment of rows, one program per tile writes the gradient of the logits,
-               positives folded in, in the operands' dtype; the two products with it are left to
-               XLA, that is to cuBLAS
-
-Four products of 2 M N D FLOP in all (forward 1, backward 3): the accumulators of dx and dy, which
-do not fit the registers of a program, never have to. In HBM a pair costs 2 bytes written and 4 read
-for bfloat16, a segment at a time.
+What is done with the tiles is in `segments`. Hopper has kernels of its own: `pallas_hopper`.
 """
 
 from __future__ import annotations
@@ -28,6 +19,7 @@ from jax.typing import DTypeLike
 from jaxvl.chips import MIB, UNKNOWN_GPU, Chip
 from jaxvl.kernels.contrastive import sizes, tiles
 from jaxvl.kernels.contrastive.packing import struct
+from jaxvl.kernels.contrastive.segments import Segmented, Task
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side, Stats, matmul
 
@@ -47,6 +39,11 @@ class Tile:
     chunk: int = 64
     warps: int = 8
     stages: int = 3
+
+    @property
+    def unit(self) -> int:
+        """Rows of programs that run together."""
+        return self.rows
 
     def __post_init__(self):
         for field in ("rows", "cols", "chunk"):
@@ -71,8 +68,8 @@ def shared_bytes(tile: Tile, itemsize: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class PallasGpu:
-    """Block operations of the GPU kernels.
+class PallasTriton(Segmented):
+    """Block operations of the Triton kernels.
 
     Attributes:
       tile: of both passes.
@@ -87,22 +84,19 @@ class PallasGpu:
     shared: int = UNKNOWN_GPU.vmem
     segment: int = 64 * MIB
     interpret: Any = False
-    name: ClassVar[str] = "pallas_gpu"
+    name: ClassVar[str] = "pallas_triton"
 
     @property
     def interpreted(self) -> bool:
         return bool(self.interpret)
 
     def __post_init__(self):
-        if not (isinstance(self.segment, int) and self.segment >= 1):
-            raise ValueError(
-                f"segment: {self.segment!r} is not valid; must be a number of bytes >= 1"
-            )
+        self.check_segment()
 
     @classmethod
     def fitting(
         cls, dtype: DTypeLike, chip: Chip = UNKNOWN_GPU, width: int = 0, device_kind: str = ""
-    ) -> PallasGpu:
+    ) -> PallasTriton:
         """Measured tiles of `device_kind`, else ones for `dtype` that every GPU since sm_80 can
         have: float32 products run on the plain units, in smaller chunks.
 
@@ -130,118 +124,22 @@ class PallasGpu:
                 f"{self.tile} needs {need} bytes of shared memory; there are {self.shared}"
             )
 
-    # ----------------------------------------------------------------------------------------------
+    def tile_of(self, which: str) -> Tile:
+        """One for both passes."""
+        del which
+        return self.tile
 
-    def softmax_forward(
-        self, x, y, scale, rows: Side, cols: Side, form: Form
-    ) -> tuple[Stats, Stats]:
-        """As `Chunked.softmax_forward`."""
-        return self._forward(x, y, scale, jnp.zeros_like(scale), rows, cols, form, "softmax")
+    def statistics(self, x, y, scalars, rows: Side, cols: Side, task: Task) -> tuple[Stats, Stats]:
+        """As `Segmented.statistics`."""
+        return self._call(_forward_kernel, x, y, scalars, rows, cols, task)
 
-    def sigmoid_forward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> jax.Array:
-        """As `Chunked.sigmoid_forward`."""
-        return self._forward(x, y, scale, bias, rows, cols, form, "sigmoid")[0]["loss"]
+    def gradients(
+        self, x, y, scalars, rows: Side, cols: Side, task: Task
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `Segmented.gradients`."""
+        return self._call(_gradient_kernel, x, y, scalars, rows, cols, task)
 
-    def softmax_backward(self, x, y, scale, rows: Side, cols: Side, form: Form, out: jnp.dtype):
-        """As `Chunked.softmax_backward`."""
-        (dx, dscale, _), dy = self._backward(
-            x, y, scale, jnp.zeros_like(scale), rows, cols, form, out, "softmax"
-        )
-        return (dx, dscale), dy
-
-    def sigmoid_backward(
-        self, x, y, scale, bias, rows: Side, cols: Side, form: Form, out: jnp.dtype
-    ):
-        """As `Chunked.sigmoid_backward`."""
-        return self._backward(x, y, scale, bias, rows, cols, form, out, "sigmoid")
-
-    # ----------------------------------------------------------------------------------------------
-
-    def _forward(self, x, y, scale, bias, rows, cols, form, kind):
-        m = x.shape[0]
-        n = y.shape[0]
-        stats = (
-            tuple(tiles.empty_stats(1, form, jnp.zeros(1, jnp.float32)))
-            if kind == "softmax"
-            else ("loss",)
-        )
-        # Column statistics of every row block of a segment lie side by side until they are joined.
-        per_row = 4 * len(stats) * n / self.tile.rows
-        x, y, rows, cols, form, parts = self._padded(x, y, rows, cols, form, per_row)
-
-        def segment(col_state, part):
-            x_i, rows_i = part
-            row, col = self._call(
-                _forward_kernel, x_i, y, scale, bias, rows_i, cols, form, kind, stats
-            )
-            col = _join(col, scale, kind)
-            return _join({k: jnp.stack([col_state[k], col[k]]) for k in stats}, scale, kind), _join(
-                row, scale, kind
-            )
-
-        start = (
-            tiles.empty_stats(y.shape[0], form, x)
-            if kind == "softmax"
-            else {"loss": tiles.full(y.shape[0], 0.0, x)}
-        )
-        col, row = lax.scan(segment, start, (_cut(x, parts), _cut(rows, parts)))
-        return {k: row[k].reshape(-1)[:m] for k in stats}, {k: col[k][:n] for k in stats}
-
-    def _backward(self, x, y, scale, bias, rows, cols, form, out, kind):
-        m = x.shape[0]
-        n = y.shape[0]
-        width = x.shape[1]
-        x, y, rows, cols, form, parts = self._padded(x, y, rows, cols, form, n * x.dtype.itemsize)
-
-        def segment(dy, part):
-            x_i, rows_i = part
-            grad, sums = self._call(
-                _backward_kernel, x_i, y, scale, bias, rows_i, cols, form, kind, ()
-            )
-            ax = matmul(grad, y, (1, 0))
-            dscale = jnp.sum(x_i.astype(jnp.float32) * ax, 1)
-            return dy + matmul(grad, x_i, (0, 0)), ((scale * ax).astype(out), dscale, sums.sum(0))
-
-        dy, (dx, dscale, dbias) = lax.scan(
-            segment, tiles.full(y.shape, 0.0, x), (_cut(x, parts), _cut(rows, parts))
-        )
-        dx = dx.reshape(-1, dx.shape[-1])[:m, :width]
-        return (dx, dscale.reshape(-1)[:m], dbias.reshape(-1)[:m]), (scale * dy)[:n, :width].astype(
-            out
-        )
-
-    def _padded(self, x, y, rows: Side, cols: Side, form: Form, bytes_per_row: float):
-        """Operands padded to whole tiles and segments, their vectors, and the number of
-        segments."""
-        m = x.shape[0]
-        n = y.shape[0]
-        bm = self.tile.rows
-        bn = self.tile.cols
-        blocks = -(-m // bm)
-        parts = min(blocks, -(-int(blocks * bm * bytes_per_row) // self.segment))
-        pm = -(-blocks // parts) * parts * bm - m
-        pn = -n % bn
-        pd = -x.shape[1] % self.tile.chunk
-        if pm or pn:
-            rows = rows if "ok" in rows else dict(rows, ok=jnp.ones(m, jnp.float32))
-            cols = cols if "ok" in cols else dict(cols, ok=jnp.ones(n, jnp.float32))
-            form = dataclasses.replace(form, valid=True)
-
-        def vectors(side, extra):
-            side = {k: jnp.pad(v, ((0, extra), *((0, 0),) * (v.ndim - 1))) for k, v in side.items()}
-            if "teacher" in side:
-                side["teacher"] = jnp.pad(
-                    side["teacher"], ((0, 0), (0, -side["teacher"].shape[1] % self.tile.chunk))
-                )
-            return side
-
-        x = jnp.pad(x, ((0, pm), (0, pd)))
-        y = jnp.pad(y, ((0, pn), (0, pd)))
-        return x, y, vectors(rows, pm), vectors(cols, pn), form, parts
-
-    def _call(
-        self, kernel, x, y, scale, bias, rows: Side, cols: Side, form: Form, kind: str, stats
-    ):
+    def _call(self, kernel, x, y, scalars, rows: Side, cols: Side, task: Task):
         m, width = x.shape
         n = y.shape[0]
         bm = self.tile.rows
@@ -250,7 +148,8 @@ class PallasGpu:
         nj = n // bn
         by_row = pl.BlockSpec((1, bm), lambda i, j: (j, i))
         by_col = pl.BlockSpec((1, bn), lambda i, j: (i, j))
-        if kernel is _forward_kernel:
+        stats = task.stats
+        if stats:
             # Partial results of a tile: [column block, M] for its rows, [row block, N] for its
             # columns.
             shapes = (
@@ -277,7 +176,7 @@ class PallasGpu:
             },
         )
         return pl.pallas_call(
-            functools.partial(kernel, form=form, kind=kind, chunk=self.tile.chunk),
+            functools.partial(kernel, form=task.form, kind=task.kind, chunk=self.tile.chunk),
             grid=(ni, nj),
             in_specs=specs,
             out_specs=out_specs,
@@ -291,8 +190,8 @@ class PallasGpu:
                 bytes_accessed=(nj * x.size + ni * y.size) * x.dtype.itemsize + nbytes,
             ),
             interpret=self.interpret,
-            name=f"contrastive_{kind}_{'forward' if kernel is _forward_kernel else 'gradient'}",
-        )(jnp.stack([scale, bias]).astype(jnp.float32).reshape(1, 2), x, y, rows, cols)
+            name=task.name,
+        )(scalars.reshape(1, 2), x, y, rows, cols)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -335,7 +234,7 @@ def _forward_kernel(
         col_out["loss"][0, :] = of_cols
 
 
-def _backward_kernel(
+def _gradient_kernel(
     scalars, x, y, rows, cols, grad_out, sums_out, *, form: Form, kind: str, chunk: int
 ):
     scale, bias, c, rows, cols = _tile(scalars, x, y, rows, cols, form, chunk)
@@ -345,21 +244,3 @@ def _backward_kernel(
         grad = tiles.sigmoid_gradient(scale * c + bias, rows, cols, form)
     grad_out[...] = grad.astype(grad_out.dtype)
     sums_out[0, :] = jnp.sum(grad, 1)
-
-
-def _join(parts: Stats, scale: jax.Array, kind: str) -> Stats:
-    """Statistics `[blocks, n]` of disjoint blocks as those of their union `[n]`."""
-    if kind == "sigmoid":
-        return {"loss": parts["loss"].sum(0)}
-    top = parts["m"].max(0)
-    out = {k: v.sum(0) for k, v in parts.items()}
-    out |= dict(m=top, s=jnp.sum(parts["s"] * jnp.exp(scale * (parts["m"] - top)), 0))
-    if "tm" in parts:
-        top = parts["tm"].max(0)
-        share = jnp.exp(parts["tm"] - top)
-        out |= dict(tm=top, ts=jnp.sum(parts["ts"] * share, 0), tp=jnp.sum(parts["tp"] * share, 0))
-    return out
-
-
-def _cut(tree: Any, parts: int) -> Any:
-    return jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), tree)
