@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from jaxvl.nn.quantized import Quantize, project_quantized
 from jaxvl.sharding import constrain, gathered
+from jaxvl.sharding.copies import scattered
 
 Initializer = Callable[..., jax.Array]
 
@@ -53,16 +54,17 @@ def _project_backward(axes, saved, dy):
     x, kernel = saved
     matrix = _matrix(kernel, axes, x.shape[-1])
     dx = jax.lax.dot_general(dy, matrix, (((dy.ndim - 1,), (1,)), ((), ())))
-    dkernel = jax.lax.platform_dependent(x, dy, cpu=_of_flat_rows, default=_of_rows)
-    dkernel = dkernel.reshape(kernel.shape)
-    if axes is not None:
-        # Summed as a whole first: see `gathered`.
-        dkernel = constrain(gathered(dkernel, axes), *axes)
-    return dx, dkernel
+    if axes is None:
+        return dx, _rows_product(x, dy).reshape(kernel.shape)
+    return dx, scattered(_rows_product, x, dy, axes, kernel.shape)
+
+
+def _rows_product(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """x [..., in], dy [..., out] -> the sum over all rows, [in, out]."""
+    return jax.lax.platform_dependent(x, dy, cpu=_of_flat_rows, default=_of_rows)
 
 
 def _of_rows(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """x [..., in], dy [..., out] -> the sum over all rows, [in, out]."""
     rows = tuple(range(x.ndim - 1))
     return jax.lax.dot_general(x, dy, ((rows, rows), ((), ())))
 

@@ -1,14 +1,15 @@
-"""Parameters that every device reads as a whole, beside a batch that is sharded."""
+"""Parameters that every device reads as a whole, beside a batch that is sharded, and their
+gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import PartitionSpec
 
 from jaxvl.sharding.mesh import BATCH_AXES, batch_shards
-from jaxvl.sharding.rules import auto_mesh, spec
+from jaxvl.sharding.rules import auto_mesh, constrain, spec
 
 
 def copies(x: jax.Array, axes: Sequence[str | None], rows: int) -> jax.Array:
@@ -41,6 +42,55 @@ def copies(x: jax.Array, axes: Sequence[str | None], rows: int) -> jax.Array:
         check_vma=False,
     )
     return shared(x)
+
+
+def scattered(
+    product: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    dy: jax.Array,
+    axes: Sequence[str | None],
+    shape: tuple[int, ...],
+    rows: int = 0,
+) -> jax.Array:
+    """The gradient of a kernel, laid out by the rules for its `axes`: `product(x, dy)`, a sum over
+    rows, reshaped to `shape`.
+
+    Each device sums its own rows; one reduce-scatter over the mesh axes that split the kernel, one
+    sum over the batch's others. Left to itself, the compiler sums all of it on all devices, or
+    makes a loop of parts that travel.
+
+    Args:
+      rows: dimension of x and dy that holds the rows, or their first one.
+    """
+    mesh = auto_mesh()
+    if mesh is None:
+        return product(x, dy).reshape(shape)
+    split = [_manual(names) for names in spec(axes, shape=shape, mesh=mesh)]
+    used = {name for names in split for name in names}
+    # Beside experts rows may lie over `expert` too, of which nothing is known here.
+    divides = x.shape[rows] % batch_shards(mesh) == 0 and mesh.shape.get("expert", 1) == 1
+    if not used:
+        return product(x, dy).reshape(shape)
+    if not divides:
+        return constrain(product(x, dy).reshape(shape), *axes)
+    others = tuple(name for name in BATCH_AXES if name not in used)
+
+    def own(x: jax.Array, dy: jax.Array) -> jax.Array:
+        part = product(x, dy).reshape(shape)
+        for dimension, names in enumerate(split):
+            if names:
+                part = jax.lax.psum_scatter(part, names, scatter_dimension=dimension, tiled=True)
+        return jax.lax.psum(part, others) if others else part
+
+    of_rows = PartitionSpec(*[None] * rows, BATCH_AXES)
+    shared = jax.shard_map(
+        own,
+        in_specs=(of_rows, of_rows),
+        out_specs=PartitionSpec(*[names or None for names in split]),
+        axis_names=set(BATCH_AXES),
+        check_vma=False,
+    )
+    return constrain(shared(x, dy), *axes)
 
 
 def _manual(names: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -147,7 +147,7 @@ def listed(name, on, parameters):
                 "weights in bfloat16: forward, backward, recomputation; the words' in float32",
             ),
             Listed("reduce-scatter", "fsdp", "transpose", rest, "gradients, as parts"),
-            Listed("all-reduce", "fsdp", "", rest / 4, "gradients of narrow kernels; norms"),
+            Listed("all-reduce", "fsdp", "", 0.4 * rest, "gradients of narrow kernels; norms"),
             Listed("all-reduce", "data", "", rest / on["fsdp"] + SMALL, "gradients' parts"),
         ]
     if on["tensor"] > 1:

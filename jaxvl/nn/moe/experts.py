@@ -13,7 +13,8 @@ from jaxvl.nn.activations import ACTIVATIONS
 from jaxvl.nn.linear import Initializer
 from jaxvl.nn.mlp import MlpOptions
 from jaxvl.nn.random import dropout
-from jaxvl.sharding import constrain, gathered
+from jaxvl.sharding import gathered
+from jaxvl.sharding.copies import scattered
 
 ExpertWeights = dict[str, dict[str, jax.Array | None]]  # map -> kernel, bias
 
@@ -124,8 +125,8 @@ def _product_forward(x, kernel, axes):
 def _product_backward(axes, saved, dy):
     x, kernel = saved
     dx = jnp.einsum("eno,eio->eni", dy, gathered(kernel, axes))
-    dkernel = jnp.einsum("eni,eno->eio", x, dy)
-    return dx, constrain(gathered(dkernel, axes), *axes)
+    product = lambda x, dy: jnp.einsum("eni,eno->eio", x, dy)
+    return dx, scattered(product, x, dy, axes, kernel.shape, rows=1)
 
 
 _product.defvjp(_product_forward, _product_backward)
