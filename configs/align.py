@@ -43,7 +43,7 @@ def get_config(arg=""):
     c = ml_collections.ConfigDict()
     c.model = dict(
         name="align",
-        image=dict(name="efficientnet", variant=arg.variant),
+        image=dict(name="efficientnet", variant=arg.variant, scan=True),
         text=dict(name="bert", variant=arg.text or TEXT.get(arg.variant, "base")),
         embed_dim=None,
         init_temperature=1.0,

@@ -24,7 +24,8 @@ from jaxvl.interop.mapping import (
 from jaxvl.models import InputSpec
 from jaxvl.models.align import AlignConfig
 from jaxvl.models.bert import BERT_SIZES, BertConfig
-from jaxvl.models.efficientnet import VARIANTS, EfficientNetConfig, parse_stage
+from jaxvl.models.efficientnet import EfficientNetConfig
+from jaxvl.models.efficientnet_variants import VARIANTS, parse_stage
 from jaxvl.nn.transformer import Sizes
 
 # Theirs is the temperature, ours the logarithm of its inverse.

@@ -2,18 +2,13 @@
 and small variants.
 
 A network is a stem, stages of blocks, optionally a 1 x 1 head convolution, and a global pool.
-Stages are written in the notation of the papers' code: `mbconv_r2_k3_s2_e6_o24_se0.25` is two
-inverted residual blocks of kernel 3, the first with stride 2, expansion 6, 24 output channels and
-squeeze-excite of a quarter of the block's input width; `fused_…` expands with one full convolution
-instead of a 1 x 1 and a depthwise one.
+Stages are written in the notation of `efficientnet_variants`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import jax
@@ -21,133 +16,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from jaxvl.config import ConfigError, Epsilon, Range, Width, check, nearest
+from jaxvl.config import Epsilon, Range, Width, check, nearest
 from jaxvl.models import IMAGE_ENCODERS
 from jaxvl.models.base import Encoded, EncoderConfig, InputSpec, check_rates
+from jaxvl.models.efficientnet_variants import VARIANTS, Stage, parse_stage, round_channels
 from jaxvl.nn.activations import ACTIVATIONS, Activation
 from jaxvl.nn.conv import Conv, PadRule, space_to_depth
 from jaxvl.nn.linear import Linear
 from jaxvl.nn.norms import BatchNorm, GroupNorm
 from jaxvl.nn.random import drop_path
+from jaxvl.nn.repeats import run_repeats
 from jaxvl.nn.stack import recomputes
 from jaxvl.sharding import constrain
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A variant before its options.
-
-    Attributes:
-      width, depth: multipliers of channels and repeats.
-      stem, head: channels of the stem and of the head convolution, before `width`.
-      stages: see the module's docstring, before `width` and `depth`.
-    """
-
-    width: float
-    depth: float
-    stem: int
-    head: int
-    stages: tuple[str, ...]
-
-
-_V1 = (
-    "mbconv_r1_k3_s1_e1_o16_se0.25",
-    "mbconv_r2_k3_s2_e6_o24_se0.25",
-    "mbconv_r2_k5_s2_e6_o40_se0.25",
-    "mbconv_r3_k3_s2_e6_o80_se0.25",
-    "mbconv_r3_k5_s1_e6_o112_se0.25",
-    "mbconv_r4_k5_s2_e6_o192_se0.25",
-    "mbconv_r1_k3_s1_e6_o320_se0.25",
-)
-
-
-def _v1(width: float, depth: float) -> Plan:
-    return Plan(width, depth, 32, 1280, _V1)
-
-
-VARIANTS: Mapping[str, Plan] = {
-    "b0": _v1(1.0, 1.0),
-    "b1": _v1(1.0, 1.1),
-    "b2": _v1(1.1, 1.2),
-    "b3": _v1(1.2, 1.4),
-    "b4": _v1(1.4, 1.8),
-    "b5": _v1(1.6, 2.2),
-    "b6": _v1(1.8, 2.6),
-    "b7": _v1(2.0, 3.1),
-    "l2": _v1(4.3, 5.3),
-    "v2_s": Plan(
-        1.0, 1.0, 24, 1280,
-        ("fused_r2_k3_s1_e1_o24", "fused_r4_k3_s2_e4_o48", "fused_r4_k3_s2_e4_o64", "mbconv_r6_k3_s2_e4_o128_se0.25",
-         "mbconv_r9_k3_s1_e6_o160_se0.25", "mbconv_r15_k3_s2_e6_o256_se0.25"),
-    ),
-    "v2_m": Plan(
-        1.0, 1.0, 24, 1280,
-        ("fused_r3_k3_s1_e1_o24", "fused_r5_k3_s2_e4_o48", "fused_r5_k3_s2_e4_o80", "mbconv_r7_k3_s2_e4_o160_se0.25",
-         "mbconv_r14_k3_s1_e6_o176_se0.25", "mbconv_r18_k3_s2_e6_o304_se0.25", "mbconv_r5_k3_s1_e6_o512_se0.25"),
-    ),
-    "v2_l": Plan(
-        1.0, 1.0, 32, 1280,
-        ("fused_r4_k3_s1_e1_o32", "fused_r7_k3_s2_e4_o64", "fused_r7_k3_s2_e4_o96", "mbconv_r10_k3_s2_e4_o192_se0.25",
-         "mbconv_r19_k3_s1_e6_o224_se0.25", "mbconv_r25_k3_s2_e6_o384_se0.25", "mbconv_r7_k3_s1_e6_o640_se0.25"),
-    ),
-    # Ours, for pictures of 48 pixels on a CPU with stem_patch=4: full convolutions only, where they
-    # run fastest.
-    "pico": Plan(1.0, 1.0, 48, 384, (
-        "fused_r1_k3_s1_e1_o48_se0.25", "fused_r1_k2_s2_e1_o96", "fused_r2_k3_s1_e1_o96_se0.25",
-        "fused_r1_k2_s2_e1_o192", "fused_r3_k3_s1_e1_o192_se0.25",
-    )),
-}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stage, as read from its notation.
-
-    Attributes:
-      kind: `mbconv` or `fused`.
-      repeats, kernel, stride, expand: as the letters r, k, s, e.
-      channels: o. squeeze: se, 0 where there is none.
-    """
-
-    kind: Literal["mbconv", "fused"]
-    repeats: int
-    kernel: int
-    stride: int
-    expand: int
-    channels: int
-    squeeze: float = 0.0
-
-
-_STAGE = re.compile(
-    r"(mbconv|fused)_r(\d{1,5})_k(\d{1,5})_s(\d{1,5})_e(\d{1,5})_o(\d{1,5})(?:_se(0?\.\d+|1))?"
-)
-
-
-def parse_stage(text: str) -> Stage:
-    """Reads the notation. Raises ConfigError where it does not fit."""
-    match = _STAGE.fullmatch(text)
-    if match is None:
-        raise ConfigError(
-            "stages",
-            f"{text!r} must be written like 'mbconv_r2_k3_s2_e6_o24_se0.25' or "
-            f"'fused_r2_k3_s1_e4_o32'",
-        )
-    kind, *numbers, squeeze = match.groups()
-    stage = Stage(kind, *map(int, numbers), float(squeeze or 0))
-    check(
-        min(stage.repeats, stage.kernel, stage.stride, stage.expand, stage.channels) >= 1,
-        "stages",
-        f"{text!r}: numbers must be >= 1",
-    )
-    return stage
-
-
-def round_channels(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, never more than a tenth below `channels` (EfficientNet's
-    rounding)."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
-
 
 MOST_BLOCKS = 1_024
 MOST_CHANNELS = 65_536
@@ -181,6 +61,8 @@ class EfficientNetConfig(EncoderConfig):
       symmetric_blocks: numbers of the blocks padded on all sides under `bottom_right`.
       pool: global `mean` or `max`.
       remat: recompute blocks in the backward pass.
+      scan: the blocks of a stage behind its first one are one compiled block in a loop: a quarter
+        to a tenth of the time to compile. Their parameters are stacked in every step.
     """
 
     variant: str = "b0"
@@ -200,6 +82,7 @@ class EfficientNetConfig(EncoderConfig):
     symmetric_blocks: tuple[int, ...] = ()
     pool: Literal["mean", "max"] = "mean"
     remat: bool = False
+    scan: bool = False
 
     def __post_init__(self):
         known = list(VARIANTS)
@@ -353,8 +236,7 @@ class MBConv(nnx.Module):
     allow.
 
     Args:
-      stage: kind and sizes; stride: of this block. drop_rate: drop-connect of this block.
-      rule: padding.
+      stage: kind and sizes; stride: of this block. rule: padding.
     """
 
     def __init__(
@@ -363,7 +245,6 @@ class MBConv(nnx.Module):
         stage: Stage,
         inputs: int,
         stride: int,
-        drop_rate: float,
         rule: PadRule,
         *,
         rngs,
@@ -372,7 +253,6 @@ class MBConv(nnx.Module):
         hidden = inputs * stage.expand
         act = config.activation
         self.stride = stride
-        self.drop_rate = drop_rate
         self.residual = stride == 1 and inputs == stage.channels
         filters = dict(stride=stride, rule=rule, rngs=rngs, dtype=dtype)
         expands = stage.expand != 1
@@ -404,12 +284,22 @@ class MBConv(nnx.Module):
             else None
         )
 
-    def __call__(self, x: jax.Array, key: jax.Array | None, *, train: bool) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        key: jax.Array | None = None,
+        drop_rate: float | jax.Array | None = None,
+        *,
+        train: bool,
+    ) -> jax.Array:
+        """x [B, S, S, C] -> [B, S', S', C']; `drop_rate`: drop-connect, None: none."""
         y = x if self.expand is None else self.expand(x, train=train)
         y = self.filter(y, train=train)
         y = y if self.gate is None else self.gate(y)
         y = y if self.project is None else self.project(y, train=train)
-        return x + drop_path(y, self.drop_rate, key, train=train) if self.residual else y
+        if not self.residual:
+            return y
+        return x + (y if drop_rate is None else drop_path(y, drop_rate, key, train=train))
 
 
 class EfficientNet(nnx.Module):
@@ -442,7 +332,6 @@ class EfficientNet(nnx.Module):
             rngs=rngs,
             dtype=dtype,
         )
-        total = sum(s.repeats for s in stages)
         inputs = stem
         blocks = []
         for stage in stages:
@@ -453,14 +342,12 @@ class EfficientNet(nnx.Module):
                     if number in config.symmetric_blocks and rule == "bottom_right"
                     else rule
                 )
-                rate = config.drop_connect * number / total
                 blocks.append(
                     MBConv(
                         config,
                         stage,
                         inputs,
                         stage.stride if i == 0 else 1,
-                        rate,
                         block_rule,
                         rngs=rngs,
                         dtype=dtype,
@@ -475,7 +362,9 @@ class EfficientNet(nnx.Module):
         )
         self.width = config.features
         self.pool = config.pool
+        self.drop_connect = config.drop_connect
         self.remat = config.remat
+        self.scan = config.scan
 
     def __call__(
         self, image: jax.Array, *, train: bool = False, key: jax.Array | None = None
@@ -483,15 +372,24 @@ class EfficientNet(nnx.Module):
         """image [B, S, S, C] normalised. Raises ValueError in training without a key if
         drop_connect > 0."""
 
-        def run(block, x, key):
-            return constrain(block(x, key, train=train), "batch", None, None, None)
+        def run(block, x, inputs):
+            y = block(x, *inputs, train=train)
+            return constrain(y, "batch", None, None, None)
 
         run = nnx.remat(run) if recomputes(self.remat) else run
-        x = constrain(
-            self.stem(space_to_depth(image, self.patch), train=train), "batch", None, None, None
-        )
-        for number, block in enumerate(self.blocks):
-            x = run(block, x, None if key is None else jax.random.fold_in(key, number))
+        x = self.stem(space_to_depth(image, self.patch), train=train)
+        x = constrain(x, "batch", None, None, None)
+        drops = train and self.drop_connect > 0
+        inputs = []
+        for number in range(len(self.blocks)):
+            own = None if key is None else jax.random.fold_in(key, number)
+            rate = self.drop_connect * number / len(self.blocks) if drops else None
+            inputs.append((own, rate))
+        if self.scan:
+            x = run_repeats(run, self.blocks, x, inputs)
+        else:
+            for block, own in zip(self.blocks, inputs):
+                x = run(block, x, own)
         x = x if self.head is None else self.head(x, train=train)
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         return Encoded(tokens.max(1) if self.pool == "max" else tokens.mean(1), tokens)

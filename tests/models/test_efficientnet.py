@@ -11,13 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from small_models import ALIGN, batch_of, model_of, torch_and_transformers, with_options
 
 from jaxvl.models import InputSpec
-from jaxvl.models.efficientnet import (
-    VARIANTS,
-    EfficientNetConfig,
-    Stage,
-    parse_stage,
-    round_channels,
-)
+from jaxvl.models.efficientnet import EfficientNetConfig
+from jaxvl.models.efficientnet_variants import VARIANTS, Stage, parse_stage, round_channels
 from jaxvl.sharding import MeshConfig, make_mesh
 
 
@@ -157,15 +152,38 @@ def test_running_statistics_follow_the_batch():
     jax.tree.map(np.testing.assert_array_equal, kept, rest)
 
 
-def test_remat_equals_none():
-    values = []
-    for remat in (False, True):
-        model, _ = model_of(with_options(ALIGN, image__remat=remat, image__drop_connect=0.3))
-        params, rest = model.init(jax.random.key(0))
+REPEATS = dict(
+    image__stages=("mbconv_r1_k3_s2_e1_o8_se0.25", "mbconv_r4_k3_s2_e2_o16_se0.25"),
+    image__drop_connect=0.3,
+)
 
-        def loss(p, rest=rest, model=model):
-            out, new = model.apply(p, rest, batch_of(4), train=True, key=jax.random.key(1))
-            return (out["image"] ** 3).sum(), new
 
-        values.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), *values)
+def loss_and_gradients(**options):
+    """Of a tower whose second stage has three blocks of one shape; (loss, statistics), gradients,
+    and the lowered program."""
+    model, _ = model_of(with_options(ALIGN, **REPEATS, **options))
+    params, rest = model.init(jax.random.key(0))
+
+    def loss(p):
+        out, new = model.apply(p, rest, batch_of(4), train=True, key=jax.random.key(1))
+        return (out["image"] ** 3).sum(), new
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return step(params), step.lower(params).as_text()
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return loss_and_gradients()
+
+
+@pytest.mark.parametrize(
+    "options", [dict(remat=True), dict(scan=True), dict(scan=True, remat=True)], ids=str
+)
+def test_other_ways_to_run_the_blocks(plain, options):
+    found, text = loss_and_gradients(**{f"image__{k}": v for k, v in options.items()})
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), found, plain[0]
+    )
+    if options == dict(scan=True):
+        assert text.count("stablehlo.convolution") < plain[1].count("stablehlo.convolution")
