@@ -46,12 +46,12 @@ WORK = {"forward": 51, "backward": 36}  # instructions for a pair after the prod
 def shared_bytes(tile: Tile, groups: int = 1) -> int:
     """Bytes of shared memory of one program at most; `groups`: of the form."""
     side = tile.rows + tile.cols
-    product = tile.stages * side * tile.chunk * 2
+    chunks = tile.stages * side * tile.chunk * 2
     gradient = tile.rows * tile.cols * 2  # after the product: the same bytes
     vectors = 0
     for length in (tile.rows, tile.cols):
         vectors += _aligned(4 * FLOATS * length) + _aligned(4 * (2 + groups) * length)
-    return max(product, gradient) + vectors + _aligned(SCRATCH) + BARRIERS
+    return max(chunks, gradient) + vectors + _aligned(SCRATCH) + BARRIERS
 
 
 def _aligned(nbytes: int) -> int:

@@ -8,7 +8,8 @@
 
 Four products of 2 M N D FLOP in all (forward 1, backward 3): the accumulators of dx and dy, which
 do not fit the registers of a program, never have to. In HBM a pair costs 2 bytes written and 4 read
-for bfloat16, a segment at a time. Nothing is added up by atomics: results are the same every time.
+for bfloat16, a segment at a time. The kernels add nothing up by atomics: they give the same bits
+every time.
 """
 
 from __future__ import annotations
