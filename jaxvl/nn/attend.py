@@ -15,7 +15,7 @@ bfloat16, xla -> flash:
     v6e, GiB             0.47 -> 0.28    1.15 -> 0.59    6.65 -> 2.88    10.0 -> 3.66
 
 A step of SigLIP So400m/14 at 384 pixels, 128 rows a v6e, full recomputation (`jaxvl.plan --quick`):
-2,296 -> 1,231 GiB through a device's memory, temporaries 25.3 -> 19.8 GiB, 1,370 -> 1,404 TFLOP.
+2,296 -> 1,183 GiB through a device's memory, temporaries 25.3 -> 19.8 GiB, 1,370 -> 1,404 TFLOP.
 
 Below it the kernel also moves less, but does more: sequences are filled up to whole blocks, 196 to
 256, the logits are computed twice, and its grid has a step for every row and head.
