@@ -8,6 +8,7 @@ second are not kept (`JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pathlib
 import platform
@@ -69,8 +70,10 @@ def trim(folder: pathlib.Path, limit: int) -> None:
     """Removes the oldest files of a folder that holds more than `limit` bytes, down to half."""
     found = []
     for path in folder.iterdir():
-        status = path.stat()
-        found.append((status.st_mtime, status.st_size, path))
+        with contextlib.suppress(FileNotFoundError):  # another process trims it too
+            status = path.stat()
+            if path.is_file():  # XLA's own caches are folders
+                found.append((status.st_mtime, status.st_size, path))
     left = sum(size for _, size, _ in found)
     if left <= limit:
         return

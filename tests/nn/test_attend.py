@@ -128,6 +128,18 @@ def test_a_tower_is_the_same_by_flash(a_tpu_interpreted, remat):
     )
 
 
+@pytest.mark.parametrize("shape", [dict(data=2), dict(fsdp=2, tensor=2), dict(expert=2)])
+def test_devices_add_up_no_gradients_of_rows_that_are_their_own(a_tpu_interpreted, shape):
+    """Sums in the program that the compiler is given; its own are those of weights."""
+    devices = np.prod(list(shape.values()))
+    mesh = make_mesh(MeshConfig(**{"data": 1, **shape}), jax.devices()[:devices])
+    q = jnp.zeros((2, LONG, 2, 8))
+    loss = lambda q: jnp.sum(attend(q, q, q, grouped="expert" in shape) ** 2)
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(jax.grad(loss)).lower(q)
+    assert "all_reduce" not in lowered.as_text() and kernels_in(jax.grad(loss), q) == 2
+
+
 def kernels_in(f, *args):
     """How many kernels the program needs, loops counted once."""
     jaxpr = jax.make_jaxpr(f)(*args).jaxpr

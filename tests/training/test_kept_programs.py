@@ -78,7 +78,8 @@ def test_the_oldest_programs_make_room(tmp_path):
     for i in range(6):
         (tmp_path / str(i)).write_bytes(bytes(100))
         os.utime(tmp_path / str(i), (i, i))
+    (tmp_path / "of_xla").mkdir()
     programs.trim(tmp_path, 600)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 7
     programs.trim(tmp_path, 599)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["4", "5", "of_xla"]
