@@ -22,6 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxvl.nn.linear import project
+from jaxvl.sharding import constrain
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 PadRule = Literal["same", "bottom_right", "symmetric"]
@@ -179,6 +180,10 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.kernel[...].astype(self.dtype)
+        if self.depthwise:
+            # Of filters that are split over the axes that split the batch, the compiler would
+            # gather x from all devices.
+            kernel = constrain(kernel, None, None, None, None)
         padding = pads(x.shape[1:3], kernel.shape[0], self.stride, self.rule)
         return convolve(
             x.astype(self.dtype),

@@ -123,6 +123,10 @@ def listed(name, mesh, parameters):
     shards = on["data"] * on["fsdp"]
     table = 4 * WORDS * WIDTH  # the words', whose gradient is float32
     rest = 2 * (parameters - WORDS * WIDTH)  # bfloat16, as the products that make their gradients
+    weights = rest
+    if name == "imp":  # one tower, run for pictures and for texts; gradients of experts in float32
+        weights = 2 * rest
+        rest = 2 * rest
     embeddings = 4 * ROWS * WIDTH
     # On all devices: of fsdp's parameters the words' only, whose parts no fusion scatters.
     summed = 0 if mesh == "zero1" else table + (rest if on["fsdp"] == 1 else 0)
@@ -162,7 +166,7 @@ def listed(name, mesh, parameters):
                 "all-gather collective-permute",
                 "fsdp",
                 "model",
-                3 * rest + table,
+                3 * weights + table,
                 "weights in bfloat16: forward, backward, recomputation; the words' in float32",
             ),
             Listed("reduce-scatter", "fsdp", "transpose", rest, "gradients, as parts"),
@@ -177,7 +181,7 @@ def listed(name, mesh, parameters):
                 "all-reduce",
                 "tensor",
                 "",
-                _tensor(name, shards),
+                _tensor(name, shards) + SMALL,
                 "products over split widths: two a layer and pass, one of recomputation; words",
             )
         )
@@ -194,9 +198,9 @@ def _tensor(name, shards):
     return dict(
         clip=passes * (image + text) + looked_up,
         siglip=passes * (image + text) + looked_up,
-        align=passes * text + looked_up,
-        coca=passes * (image + 3 * text) + 8 * image + looked_up,
-        imp=passes * (image + text) + looked_up,
+        align=1.25 * passes * text + looked_up,  # and the pooler
+        coca=passes * (image + 3 * text) + 8 * image + looked_up,  # crossing: a third one
+        imp=1.2 * passes * (image + text) + looked_up,  # MoE layers recompute all
     )[name]
 
 
@@ -279,7 +283,7 @@ def unlisted(found, rows, on):
         entry = next((row for row in rows if _fits(row, collective, axes)), None)
         if entry is not None:
             taken[entry] += size
-        elif size > 1024:  # single numbers
+        elif size > 4096:  # single numbers, biases
             wrong.append(f"{collective.kind} {axes} {size} bytes: {collective.source}")
     for row, size in taken.items():
         if size > row.most:
