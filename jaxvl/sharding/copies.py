@@ -3,9 +3,11 @@ gradients."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxvl.sharding.mesh import BATCH_AXES, batch_shards
@@ -24,21 +26,29 @@ def copies(x: jax.Array, axes: Sequence[str | None], rows: int) -> jax.Array:
       x: laid out by the rules for its logical `axes`.
     """
     mesh = auto_mesh()
-    if mesh is None or batch_shards(mesh) == 1 or rows % batch_shards(mesh):
+    shards = 1 if mesh is None else batch_shards(mesh)
+    if shards == 1 or rows % shards:
         return x[None]
-    split = [_manual(names) for names in spec(axes, shape=x.shape, mesh=mesh)]
+    where = spec(axes, shape=x.shape, mesh=mesh)
+    several = [_several(names) for names in where]
+    gathered = [tuple(name for name in names if name in BATCH_AXES) for names in several]
+    left = [tuple(name for name in names if name not in BATCH_AXES) for names in several]
+    if all(mesh.shape[name] == 1 for names in gathered for name in names):
+        # libtpu 0.0.42 at little effort ends the process on what is below, if nothing is gathered.
+        whole = PartitionSpec(BATCH_AXES, *left)
+        return jax.lax.with_sharding_constraint(jnp.broadcast_to(x, (shards, *x.shape)), whole)
 
     def own(part: jax.Array) -> jax.Array:
-        for dimension, names in enumerate(split):
+        for dimension, names in enumerate(gathered):
             if names:
                 part = jax.lax.all_gather(part, names, axis=dimension, tiled=True)
         return part[None]
 
     shared = jax.shard_map(
         own,
-        in_specs=PartitionSpec(*split),
-        out_specs=PartitionSpec(BATCH_AXES),
-        axis_names=set(BATCH_AXES),
+        in_specs=where,
+        out_specs=PartitionSpec(BATCH_AXES, *left),
+        axis_names={*BATCH_AXES, *itertools.chain(*left)},
         check_vma=False,
     )
     return shared(x)
@@ -65,7 +75,8 @@ def scattered(
     mesh = auto_mesh()
     if mesh is None:
         return product(x, dy).reshape(shape)
-    split = [_manual(names) for names in spec(axes, shape=shape, mesh=mesh)]
+    several = [_several(names) for names in spec(axes, shape=shape, mesh=mesh)]
+    split = [tuple(n for n in names if n in BATCH_AXES and mesh.shape[n] > 1) for names in several]
     used = {name for names in split for name in names}
     # Beside experts rows may lie over `expert` too, of which nothing is known here.
     divides = x.shape[rows] % batch_shards(mesh) == 0 and mesh.shape.get("expert", 1) == 1
@@ -73,7 +84,7 @@ def scattered(
         return product(x, dy).reshape(shape)
     if not divides:
         return constrain(product(x, dy).reshape(shape), *axes)
-    others = tuple(name for name in BATCH_AXES if name not in used)
+    others = tuple(n for n in BATCH_AXES if n not in used and mesh.shape[n] > 1)
 
     def own(x: jax.Array, dy: jax.Array) -> jax.Array:
         part = product(x, dy).reshape(shape)
@@ -93,7 +104,6 @@ def scattered(
     return constrain(shared(x, dy), *axes)
 
 
-def _manual(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Of the mesh axes of a dimension those that split the batch."""
-    several = (names,) if isinstance(names, str) else tuple(names or ())
-    return tuple(name for name in several if name in BATCH_AXES)
+def _several(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Mesh axes of a dimension."""
+    return (names,) if isinstance(names, str) else tuple(names or ())

@@ -46,5 +46,11 @@ def constrain_spread(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     mesh = auto_mesh()
     if mesh is None:
         return x
-    where = spread(spec(axes, shape=x.shape, mesh=mesh), x.shape, mesh)
-    return jax.lax.with_sharding_constraint(x, where)
+    own = spec(axes, shape=x.shape, mesh=mesh)
+    names = [
+        name for names in own for name in ((names,) if isinstance(names, str) else names or ())
+    ]
+    if any(mesh.shape[name] > 1 for name in names):
+        # One axis after the other: at once, the compiler sums all of it on all devices.
+        x = jax.lax.with_sharding_constraint(x, own)
+    return jax.lax.with_sharding_constraint(x, spread(own, x.shape, mesh))
