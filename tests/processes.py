@@ -147,7 +147,7 @@ def _slow_disk() -> None:
     """What this process writes is on the disk seconds later."""
     import orbax.checkpoint as ocp
 
-    save = ocp.StandardCheckpointHandler.async_save
+    save = ocp.PyTreeCheckpointHandler.async_save
 
     class Slow:
         """A write, as Orbax waits for it."""
@@ -162,7 +162,7 @@ def _slow_disk() -> None:
     async def slow(self, *args, **options):
         return [*(await save(self, *args, **options)), Slow()]
 
-    ocp.StandardCheckpointHandler.async_save = slow
+    ocp.PyTreeCheckpointHandler.async_save = slow
 
 
 def _preempted_while_it_compiles(say: Callable[[], None]) -> None:

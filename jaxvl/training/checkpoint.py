@@ -31,7 +31,7 @@ from jaxvl import paths
 from jaxvl.aliases import Json, Tree
 from jaxvl.config import Count, Range, Steps, check
 from jaxvl.sharding import hosts
-from jaxvl.training import object_store
+from jaxvl.training import checksums, object_store
 from jaxvl.training.quiet import quiet
 
 # What a checkpoint holds beside the state: `step`, `config`, `tokenizer`; see `Run.frame`.
@@ -132,10 +132,10 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             **object_store.prepare(self.folder),
         )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "frame": ocp.JsonCheckpointHandler()}
+        handlers = {"state": checksums.state_handler(), "frame": ocp.JsonCheckpointHandler()}
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        registry.add("state", ocp.args.StandardSave, handlers["state"])
-        registry.add("state", ocp.args.StandardRestore, handlers["state"])
+        registry.add("state", ocp.args.PyTreeSave, handlers["state"])
+        registry.add("state", ocp.args.PyTreeRestore, handlers["state"])
         registry.add("frame", ocp.args.JsonSave, handlers["frame"])
         registry.add("frame", ocp.args.JsonRestore, handlers["frame"])
         with quiet(read_only):  # that the folder is read only is what was asked for
@@ -186,7 +186,8 @@ class Checkpoints:
 
     def _write(self, step: int, state: Any, frame: Frame) -> bool:
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), frame=ocp.args.JsonSave(frame)
+            state=ocp.args.PyTreeSave(state),
+            frame=ocp.args.JsonSave(checksums.signed(frame)),
         )
         return self._manager.save(step, args=items, force=True)
 
@@ -277,7 +278,7 @@ class Checkpoints:
             if refuse is not None:
                 refuse(frame)
             abstract = abstract_of(frame)
-            state = self._read(candidate, "state", ocp.args.StandardRestore(abstract), problems)
+            state = self._read(candidate, "state", whole(abstract), problems)
             if state is None:
                 self._check_alike(candidate, abstract)
                 continue
@@ -335,15 +336,15 @@ class Checkpoints:
         read it."""
         found = None
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+            read = self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+            found = checksums.verified(read) if item == "frame" else read
         except (
             Exception
         ) as error:  # a damaged checkpoint is passed over, loudly, for the one before it
             paths.exists(
                 self.folder
             )  # raises where the store cannot be reached, which is no damage
-            first_line = str(error).splitlines()[0] if str(error) else ""
-            problems[step] = f"{type(error).__name__}: {first_line}"
+            problems[step] = f"{item}: {_first_cause(error)}"
         if not hosts.gather([found is not None]).all():
             problems.setdefault(step, "another process cannot read it")
             logging.error("checkpoint %d cannot be read: %s", step, problems[step])
@@ -447,6 +448,13 @@ def abstract_state(shapes: Tree, shardings: Tree) -> Tree:
     )
 
 
+def whole(abstract: Tree) -> ocp.args.PyTreeRestore:
+    """How a state is read: every array, as `abstract` has it."""
+    return ocp.args.PyTreeRestore(
+        abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
+    )
+
+
 # What stands for an array in a state, in its shapes, and in a checkpoint's description.
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct, ocp.metadata.ArrayMetadata)
 
@@ -459,6 +467,15 @@ def _leaves(tree: Tree) -> dict[str, str]:
         is_array = isinstance(leaf, _ARRAYS)
         found[path] = f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" if is_array else "empty"
     return found
+
+
+def _first_cause(error: BaseException) -> str:
+    """What an error began with, in one line; Orbax's own last one names no file."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).splitlines() or [""]
+    said = lines[0].partition(" [tensorstore_spec")[0]  # a page
+    return f"{type(error).__name__}: {said}"
 
 
 def _free_name(path: paths.Path) -> paths.Path:
