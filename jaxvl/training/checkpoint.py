@@ -31,7 +31,7 @@ from jaxvl import paths
 from jaxvl.aliases import Json, Tree
 from jaxvl.config import Count, Range, Steps, check
 from jaxvl.sharding import hosts
-from jaxvl.training import checksums, object_store
+from jaxvl.training import checksums, handlers, object_store
 from jaxvl.training.quiet import quiet
 
 # What a checkpoint holds beside the state: `step`, `config`, `tokenizer`; see `Run.frame`.
@@ -132,15 +132,9 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             **object_store.prepare(self.folder),
         )
-        handlers = {"state": checksums.state_handler(), "frame": ocp.JsonCheckpointHandler()}
-        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        registry.add("state", ocp.args.PyTreeSave, handlers["state"])
-        registry.add("state", ocp.args.PyTreeRestore, handlers["state"])
-        registry.add("frame", ocp.args.JsonSave, handlers["frame"])
-        registry.add("frame", ocp.args.JsonRestore, handlers["frame"])
         with quiet(read_only):  # that the folder is read only is what was asked for
             self._manager = ocp.CheckpointManager(
-                self.folder, options=options, handler_registry=registry
+                self.folder, options=options, handler_registry=handlers.registry()
             )
 
     @property
@@ -337,7 +331,9 @@ class Checkpoints:
         found = None
         try:
             read = self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
-            found = checksums.verified(read) if item == "frame" else read
+            if isinstance(read, handlers.Unread):
+                raise read.error
+            found = read
         except (
             Exception
         ) as error:  # a damaged checkpoint is passed over, loudly, for the one before it
@@ -402,11 +398,11 @@ class Checkpoints:
             return None
         if to is None:
             to = _free_name(self.folder.with_name(self.folder.name + ".damaged") / str(step))
+        multihost_utils.sync_global_devices(f"checkpoint {step} is about to be moved")
         if jax.process_index() == 0:
             paths.make_folder(to.parent)
             paths.move(self.folder / str(step), to)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
+        multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
         self._manager.reload()
         return to
 

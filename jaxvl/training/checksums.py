@@ -31,25 +31,16 @@ _CODECS = (
     {"name": "crc32c"},
 )
 _DIGEST = "digest"  # key of a frame
-_AT_ONCE = 96  # GB, Orbax's default for a state
 
 
 class Damaged(ValueError):
     """What was read does not agree with its digest."""
 
 
-def state_handler() -> ocp.PyTreeCheckpointHandler:
-    """How arrays are written, with checksums, and read."""
-    _teach_orbax()
-    return ocp.PyTreeCheckpointHandler(
-        use_zarr3=True, save_concurrent_gb=_AT_ONCE, restore_concurrent_gb=_AT_ONCE
-    )
-
-
 @functools.cache
-def _teach_orbax() -> None:
-    """Lets Orbax write a checksum after every chunk, once a process; warns where this version of
-    Orbax has another function."""
+def teach_orbax() -> None:
+    """Lets Orbax write a checksum after every chunk of an array in Zarr 3, once a process; warns
+    where this version of Orbax has other functions."""
     name = "build_array_write_spec"
     before = getattr(tensorstore_utils, name, None)
     if before is None:

@@ -1,20 +1,20 @@
 """Damage that leaves a checkpoint readable: single flipped bits, and how they are noticed."""
 
 import json
+import pathlib
 import random
-import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
+import processes
 import pytest
 import tensorstore
 import tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxvl import train as train_command
 from jaxvl.training import checksums
 from jaxvl.training.checkpoint import CheckpointError, Checkpoints
 
@@ -54,16 +54,6 @@ def save(folder, state):
     assert checkpoints.save(12, state, FRAME)
     checkpoints.finish()
     checkpoints.close()
-
-
-def save_as_before(folder, step, state, frame):
-    """As versions without checksums wrote checkpoints."""
-    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    registry.add("state", ocp.args.StandardSave, ocp.StandardCheckpointHandler())
-    registry.add("frame", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
-    with ocp.CheckpointManager(folder, handler_registry=registry) as manager:
-        items = dict(state=ocp.args.StandardSave(state), frame=ocp.args.JsonSave(frame))
-        manager.save(step, args=ocp.args.Composite(**items), force=True)
 
 
 def restore(folder, state):
@@ -149,7 +139,7 @@ def test_the_sum_is_zarrs_own(tmp_path):
 @pytest.mark.parametrize("devices", [1, 4, 8])
 def test_a_checkpoint_of_before_is_read_on_any_devices(tmp_path, devices):
     state = make_state(4)
-    save_as_before(tmp_path, 12, state, {**FRAME, "step": 12})
+    tiny.save_as_before(tmp_path, 12, state, {**FRAME, "step": 12})
     assert is_same(restore(tmp_path, make_state(devices)), state)
 
 
@@ -170,28 +160,15 @@ def test_another_frame_is_noticed():
             checksums.verified({**signed, key: other})
 
 
-@pytest.mark.usefixtures("programs_kept", "one_device")
-def test_a_run_goes_on_from_a_checkpoint_of_before(tmp_path):
-    train_command.train(tiny.experiment(), tmp_path / "one")
-    shutil.copytree(tmp_path / "one", tmp_path / "other")
-    shutil.rmtree(tmp_path / "other" / "checkpoints")
-    _, frame = Checkpoints(tmp_path / "one" / "checkpoints", read_only=True).frame(3)
-    save_as_before(
-        tmp_path / "other" / "checkpoints", 3, tiny.saved_state(tmp_path / "one", 3), frame
+def test_damage_that_one_process_meets_is_passed_over_by_both(tmp_path):
+    """The other one has read its half, and would wait for it."""
+    script = pathlib.Path(__file__).with_name("damaged_half.py")
+    said = processes.finish(
+        processes.start([str(script), str(tmp_path / "ck")], 2, devices=2, stdout=subprocess.PIPE)
     )
-    train_command.train(tiny.experiment(), tmp_path / "other")
-    tiny.assert_same_state(tmp_path / "one", tmp_path / "other", 6)
-
-
-@pytest.mark.usefixtures("programs_kept", "one_device")
-def test_a_run_passes_over_a_checkpoint_with_a_flipped_bit(tmp_path, caplog):
-    train_command.train(tiny.experiment(), tmp_path / "one")
-    shutil.copytree(tmp_path / "one", tmp_path / "other")
-    newest = tmp_path / "other" / "checkpoints" / "6"
-    arrays = max(files_of(newest / "state"), key=lambda file: file.stat().st_size)
-    flip(arrays, 4 * arrays.stat().st_size)
-    train_command.train(tiny.experiment(), tmp_path / "other")
-    tiny.assert_same_state(tmp_path / "one", tmp_path / "other", 6)
-    assert (tmp_path / "other" / "checkpoints.damaged" / "6").is_dir()
-    (said,) = [record.getMessage() for record in caplog.records if "is damaged" in record.message]
-    assert "checkpoint 6 is damaged (state: ValueError: DATA_LOSS" in said and str(newest) in said
+    assert [out.splitlines()[-1] for out, _ in said] == [
+        "restored 1, exactly; there are [1, 3]"
+    ] * 2
+    assert "checkpoint 2 is damaged (another process cannot read it)" in said[0][1]
+    assert "checkpoint 2 is damaged (state: ValueError" in said[1][1]
+    assert [path.name for path in (tmp_path / "ck.damaged").iterdir()] == ["2"]

@@ -129,6 +129,16 @@ def saved_state(workdir: pathlib.Path | str, step: int) -> dict:
     return manager.restore(step, args=ocp.args.Composite(state=whole(arrays)))["state"]
 
 
+def save_as_before(folder: pathlib.Path, step: int, state: dict, frame: dict) -> None:
+    """A checkpoint as versions without checksums wrote it."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add("state", ocp.args.StandardSave, ocp.StandardCheckpointHandler())
+    registry.add("frame", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    items = dict(state=ocp.args.StandardSave(state), frame=ocp.args.JsonSave(frame))
+    with ocp.CheckpointManager(folder, handler_registry=registry) as manager:
+        manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+
 def assert_same_state(one: pathlib.Path | str, other: pathlib.Path | str, step: int) -> None:
     """Both have the same checkpoint of `step`, to the last bit."""
     pairs = zip(
