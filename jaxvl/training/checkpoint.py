@@ -342,7 +342,9 @@ class Checkpoints:
             )  # raises where the store cannot be reached, which is no damage
             problems[step] = f"{item}: {_first_cause(error)}"
         if not hosts.gather([found is not None]).all():
-            problems.setdefault(step, "another process cannot read it")
+            told = enumerate(hosts.gather_texts(problems.get(step, "")))
+            first = next(f"{hosts.name_of(i)}: {why}" for i, why in told if why)
+            problems.setdefault(step, first)
             logging.error("checkpoint %d cannot be read: %s", step, problems[step])
             return None
         return found
