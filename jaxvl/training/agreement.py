@@ -5,9 +5,8 @@ Each process says with the rows that it gives to a step whether something is the
 (`hosts.Signal`). The compiled step gives the largest of it back, so all processes know the same one
 step later, however long a step takes, and confer only then: each tells whether it was asked to
 stop, whether a feed of its own has failed, how many records it has read and found bad, how long it
-has waited for data and written, and how fast it computes. One of them calls them every `INTERVAL` seconds for the
-counts' sake. A run of one process needs none of
-this and looks after every step.
+has waited for data and written, and how fast it computes. One of them calls them every `INTERVAL`
+seconds for the counts' sake. A run of one process needs none of this and looks after every step.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How Orbax writes and reads the parts of a checkpoint: its own handlers, except that what cannot
 be read is told by all of several processes at the same place.
 
-After a restore Orbax waits for all processes. One whose part is damaged would raise before that, and
-the others would wait for it, or take what it says next for something else. So these give an error
-back instead of raising it.
+After a restore Orbax waits for all processes. One whose part is damaged would raise before that,
+and the others would wait for it, or take what it says next for something else. So these give an
+error back instead of raising it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from jaxvl.aliases import Tree
+from jaxvl.aliases import Json, Tree
 from jaxvl.training import checksums
 
 _AT_ONCE = 96  # GB, Orbax's default for a state
@@ -53,7 +53,7 @@ class FrameHandler(ocp.JsonCheckpointHandler):
     def typestr(cls) -> str:
         return ocp.JsonCheckpointHandler.typestr()
 
-    def restore(self, *args: Any, **options: Any) -> dict[str, Any] | Unread:
+    def restore(self, *args: Any, **options: Any) -> dict[str, Json] | Unread:
         try:
             return checksums.verified(super().restore(*args, **options))
         except Exception as error:

@@ -1,10 +1,10 @@
 """Which of several processes makes the others wait, and with what.
 
 The processes of a run compute in step, so one that waits for its data, or writes its part of a
-checkpoint slowly, or computes slowly, slows all of them, and the figures of the first process show a
-slow step and nothing else. When the processes confer (`agreement.py`), each says how long it has
-waited and written so far, and how long its devices take for the same small program (`probe.py`); one
-that did so for much longer than the others is named.
+checkpoint slowly, or computes slowly, slows all of them, and the figures of the first process show
+a slow step and nothing else. When the processes confer (`agreement.py`), each says how long it has
+waited and written so far, and how long its devices take for the same small program (`probe.py`);
+one that did so for much longer than the others is named.
 """
 
 from __future__ import annotations
