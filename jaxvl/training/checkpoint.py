@@ -5,8 +5,8 @@ counters) and its `frame`: its step, the data position of every task, the resolv
 the weights cannot be used without: the tokenizer's file and rule and the preprocessing. Orbax
 writes into a temporary folder and renames it, so one that was cut short is never seen.
 
-All of it has checksums (`checksums.py`). A checkpoint that cannot be read is moved to `FOLDER.damaged/STEP` when a run is resumed. It is kept
-there, and its place is free for a good one.
+All of it has checksums (`checksums.py`). A checkpoint that cannot be read is moved to
+`FOLDER.damaged/STEP` when a run is resumed. It is kept there, and its place is free for a good one.
 """
 
 from __future__ import annotations
