@@ -5,7 +5,7 @@ As a script, `processes.py FAULT ARGUMENTS…`: `jaxvl.train` with these argumen
 a fault befalls. `data`: its feed raises. `exception`: its loop raises. `kill`: it kills itself.
 `preempted`: it gets SIGTERM. `evaluator`: an evaluator raises. `slow reads`: each of its records
 takes a while to read. `slow disk`: its part of a checkpoint takes seconds to write. `late`: it never
-comes. `slow device`: it gets a fifth of its processor's time.
+comes. `slow device`: it gets a tenth of its processor's time.
 
 Others befall all of them, as a preemption does. `compiling`, `evaluating`, `saving`: they get SIGTERM
 while they compile their step, evaluate, or write a checkpoint.
@@ -30,13 +30,13 @@ GOOD = 4  # steps before the fault
 SLOW_READ = 0.6  # seconds of a record
 SLOW_WRITE = 5.0  # seconds of a checkpoint
 PREEMPTED = ("compiling", "evaluating", "saving")
-# Stops a process for four fifths of the time, as cpulimit does.
+# Stops a process for nine tenths of the time, as cpulimit does.
 THROTTLE = """
 import os, signal, sys, time
 end = time.monotonic() + 600
 try:
     while time.monotonic() < end:
-        for number, seconds in ((signal.SIGSTOP, 0.016), (signal.SIGCONT, 0.004)):
+        for number, seconds in ((signal.SIGSTOP, 0.027), (signal.SIGCONT, 0.003)):
             os.kill(int(sys.argv[1]), number)
             time.sleep(seconds)
 except ProcessLookupError:

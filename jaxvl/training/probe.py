@@ -36,11 +36,13 @@ class Probe:
 
     Attributes:
       devices: in the order of their times.
+      alone: whether the times are those of the devices alone. A CPU computes for others too.
     """
 
     def __init__(self, devices: Sequence[jax.Device]):
         self.devices = list(devices)
         peak = peak_flops(devices[0].device_kind)
+        self.alone = self.devices[0].platform != "cpu"
         size = _SMALL if peak is None else _SIZE
         rounds = math.ceil(SECONDS * (peak or _PEAK) / (2 * size**3))
         self._mesh = Mesh(np.array(self.devices), ("own",), axis_types=(AxisType.Auto,))

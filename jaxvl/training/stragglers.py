@@ -25,7 +25,9 @@ WINDOW = 30.0  # seconds, at least, between two looks
 WAITED = 0.1  # share of a window for which a slow process waits for data
 WRITTEN = 2.0  # seconds in a window for which a slow process writes
 TIMES = 3.0  # as long as the median of the others
-COMPUTED = 1.3  # as long as the median of the others, for a program
+COMPUTED = (
+    1.3  # as long as the median of the others, for a program; `TIMES` where others compute too
+)
 PROBES = 3  # times, at least, of which the median counts
 
 # Orbax: from the copy off the devices until what this process writes is on the disk, before it
@@ -144,10 +146,11 @@ class Stragglers:
         if self._probe is None or self._probe.count < PROBES:
             return []
         self._probe.forget()
+        most = COMPUTED if self._probe.alone else TIMES
         found = []
         for process, (micros, device) in enumerate(everyone.tolist()):
             others = float(np.median(np.delete(everyone[:, 0], process)))
-            if micros > COMPUTED * others:
+            if micros > most * others:
                 found.append(
                     Straggler(process, "device", micros / 1e6, others / 1e6, window, device)
                 )

@@ -153,7 +153,7 @@ def test_a_process_that_never_comes_is_named_by_all_the_others(tmp_path, monkeyp
         ),
         (
             "slow device",
-            dict(steps=100),
+            dict(steps=60),
             "slow device: process 1 of 2 (HOST) takes",
         ),
     ],

@@ -16,6 +16,8 @@ QUIET = [0, 0, 0, 0, 0, 0, 4000, 0]
 class Timed:
     """A `Probe` that has been run so often, and was told its times."""
 
+    alone = True
+
     def __init__(self, devices=()):
         self.count = 0
 
@@ -107,6 +109,12 @@ def test_nobody_where_all_compute_alike(looks):
     assert looks(device(9_000), device(9_900), device(9_500)) == []
     assert looks(device(4_000), device(5_000), device(4_000)) == [], "not 1.3 times as long"
     assert looks(device(4_000), device(3_200), device(4_000)) == [], "a fast one is no straggler"
+
+
+def test_cpus_compute_for_others_too(looks, monkeypatch):
+    monkeypatch.setattr(Timed, "alone", False)
+    assert looks(device(4_000), device(4_000), device(11_000)) == []
+    assert len(looks(device(4_000), device(4_000), device(13_000))) == 1
 
 
 def test_few_times_say_nothing_yet(looks):
