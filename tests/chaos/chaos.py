@@ -223,7 +223,9 @@ def shard_lost(run: Run, draw: random.Random) -> str:
 def bit_flipped(run: Run, draw: random.Random) -> str:
     """One bit of the newest checkpoint is another one."""
     newest = newest_of_two(run)
-    files = files_of(newest)
+    merged, own = newest / "state" / "d", newest / "state" / "ocdbt.process_0" / "d"
+    folder = draw.choice([merged, own])
+    files = [file for file in files_of(newest) if file.parent == folder]
     file = draw.choices(files, [file.stat().st_size for file in files])[0]
     content = bytearray(file.read_bytes())
     place = draw.randrange(8 * len(content))
