@@ -143,7 +143,7 @@ def test_a_process_that_never_comes_is_named_by_all_the_others(tmp_path, monkeyp
     [
         (
             "slow reads",
-            dict(steps=16, tasks=dict(pairs=tiny.task(reader=dict(threads=2, cache_mb=0)))),
+            dict(steps=32, tasks=dict(pairs=tiny.task(reader=dict(threads=2, cache_mb=0)))),
             "straggler: process 1 of 2 (HOST) has waited for its data for",
         ),
         (
