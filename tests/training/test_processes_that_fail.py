@@ -212,10 +212,10 @@ def test_sigterm_at_another_bad_moment_loses_nothing(undisturbed, tmp_path, faul
     assert codes == [STOPPED] * number, said
     step, _ = saved(workdir)
     if fault == "evaluating":
-        assert seconds < 10 and step == GOOD, (seconds, step)
+        assert seconds < 20 and step == GOOD, (seconds, step)
         assert f"stopped by SIGTERM while the weights of step {GOOD} were evaluated" in said[0]
     else:
-        assert seconds < 10 + 2 * processes.SLOW_WRITE and GOOD < step < 8, (seconds, step)
+        assert seconds < MINUTE and GOOD < step < 8, (seconds, step)
         assert f"after step {step}; saved, and resumed by the same command" in said[0], said[0]
     codes, said, _ = run(workdir, **options)
     assert codes == [0] * number, said
