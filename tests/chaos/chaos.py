@@ -145,7 +145,7 @@ Fault = Callable[[Run, random.Random], str]
 
 def soon(run: Run, draw: random.Random) -> int:
     """A step that is reached before long."""
-    return run.step() + draw.randrange(1, STEPS // 8)
+    return run.step() + draw.randrange(1, 6)
 
 
 def killed(run: Run, draw: random.Random) -> str:
