@@ -5,7 +5,10 @@ As a script, `processes.py FAULT ARGUMENTS…`: `jaxvl.train` with these argumen
 a fault befalls. `data`: its feed raises. `exception`: its loop raises. `kill`: it kills itself.
 `preempted`: it gets SIGTERM. `evaluator`: an evaluator raises. `slow reads`: each of its records
 takes a while to read. `slow disk`: its part of a checkpoint takes seconds to write. `late`: it never
-comes. `compiling`: it gets SIGTERM while it compiles its step.
+comes. `slow device`: it gets a tenth of its processor's time.
+
+Others befall all of them, as a preemption does. `compiling`, `evaluating`, `saving`: they get SIGTERM
+while they compile their step, evaluate, or write a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,6 +29,19 @@ DEVICES = 8
 GOOD = 4  # steps before the fault
 SLOW_READ = 0.6  # seconds of a record
 SLOW_WRITE = 5.0  # seconds of a checkpoint
+PREEMPTED = ("compiling", "evaluating", "saving")
+# Stops a process for nine tenths of the time, as cpulimit does.
+THROTTLE = """
+import os, signal, sys, time
+end = time.monotonic() + 600
+try:
+    while time.monotonic() < end:
+        for number, seconds in ((signal.SIGSTOP, 0.027), (signal.SIGCONT, 0.003)):
+            os.kill(int(sys.argv[1]), number)
+            time.sleep(seconds)
+except ProcessLookupError:
+    pass
+"""
 
 
 def start(
@@ -76,7 +92,8 @@ def _free_address() -> str:
 
 def _count(arguments: Sequence[str]) -> int:
     """Processes, as the arguments say."""
-    return int(next(w for w in arguments if w.startswith("--processes=")).partition("=")[2])
+    given = [w.partition("=")[2] for w in arguments if w.startswith("--processes=")]
+    return int(given[0]) if given else 1
 
 
 def _befall(fault: str) -> None:
@@ -109,6 +126,8 @@ def _befall(fault: str) -> None:
                 raise ZeroDivisionError("a bug in the loop")
             if fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "slow device":
+                subprocess.Popen([sys.executable, "-c", THROTTLE, str(os.getpid())])
             if fault == "preempted":
                 os.kill(os.getpid(), signal.SIGTERM)
         taken.append(1)
@@ -124,6 +143,10 @@ def _befall(fault: str) -> None:
         _slow_disk()
     if fault == "compiling":
         _preempted_while_it_compiles(say)
+    if fault == "evaluating":
+        _preempted_while_it_evaluates(say)
+    if fault == "saving":
+        _slow_disk(_once(lambda: _preempt(say, 0.0)))
     Batches.begin = begun
     feed.Feed.take = after
     if fault == "evaluator":
@@ -143,11 +166,11 @@ def _slow_reads() -> None:
     Filler._load = slow
 
 
-def _slow_disk() -> None:
-    """What this process writes is on the disk seconds later."""
+def _slow_disk(begun: Callable[[], None] = lambda: None) -> None:
+    """What this process writes is on the disk seconds later. `begun`: called when it begins to."""
     import orbax.checkpoint as ocp
 
-    save = ocp.StandardCheckpointHandler.async_save
+    save = ocp.PyTreeCheckpointHandler.async_save
 
     class Slow:
         """A write, as Orbax waits for it."""
@@ -160,9 +183,10 @@ def _slow_disk() -> None:
             time.sleep(max(self._until - time.monotonic(), 0.0))
 
     async def slow(self, *args, **options):
+        begun()
         return [*(await save(self, *args, **options)), Slow()]
 
-    ocp.StandardCheckpointHandler.async_save = slow
+    ocp.PyTreeCheckpointHandler.async_save = slow
 
 
 def _preempted_while_it_compiles(say: Callable[[], None]) -> None:
@@ -172,24 +196,53 @@ def _preempted_while_it_compiles(say: Callable[[], None]) -> None:
     compiled = jax.stages.Lowered.compile
 
     def compiling(self, *args, **options):
-        say()
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        _preempt(say)
         return compiled(self, *args, **options)
 
     jax.stages.Lowered.compile = compiling
 
 
+def _preempted_while_it_evaluates(say: Callable[[], None]) -> None:
+    from jaxvl.evals.zero_shot import ZeroShot
+
+    def evaluate(self, encoders):
+        _preempt(say)
+        time.sleep(600)
+
+    ZeroShot.run = evaluate
+
+
+def _preempt(say: Callable[[], None], seconds: float = 0.3) -> None:
+    """SIGTERM, in a moment."""
+    say()
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+
+def _once(act: Callable[[], None]) -> Callable[[], None]:
+    """`act`, but the first time only."""
+    done = []
+
+    def acting() -> None:
+        if not done:
+            done.append(1)
+            act()
+
+    return acting
+
+
 def _main(argv: Sequence[str]) -> int:
     from jaxvl import train
     from jaxvl.sharding import hosts
-    from jaxvl.training import stragglers
+    from jaxvl.training import agreement, stragglers
 
     fault, *arguments = argv
     stragglers.WINDOW = 5.0
-    last = f"--process={_count(arguments) - 1}" in arguments
+    agreement.INTERVAL = 1.0
+    count = _count(arguments)
+    last = count == 1 or f"--process={count - 1}" in arguments
     if last and fault == "late":
         time.sleep(600)
-    if last or fault == "compiling":
+    if last or fault in PREEMPTED:
         _befall(fault)
     return hosts.run_together(train.main, arguments)
 

@@ -4,10 +4,9 @@ something has failed.
 Each process says with the rows that it gives to a step whether something is the matter
 (`hosts.Signal`). The compiled step gives the largest of it back, so all processes know the same one
 step later, however long a step takes, and confer only then: each tells whether it was asked to
-stop, whether a feed of its own has failed, how many records it has read and found bad, and how
-long it has waited for data and written. One of them calls them every `INTERVAL` seconds for the
-counts' sake. A run of one process needs none of
-this and looks after every step.
+stop, whether a feed of its own has failed, how many records it has read and found bad, how long it
+has waited for data and written, and how fast it computes. One of them calls them every `INTERVAL`
+seconds for the counts' sake. A run of one process needs none of this and looks after every step.
 """
 
 from __future__ import annotations
@@ -75,8 +74,11 @@ class Agreement:
             known.append(self._signal)
         if all(int(signal) == hosts.Signal.FINE for signal in known):
             return Verdict()
+        jax.block_until_ready(self._signal)
         self._signal = None  # whatever it says was known to who said it, and is told now
-        return self._confer()
+        verdict = self._confer()
+        self._stragglers.probe()  # nobody computes anything else
+        return verdict
 
     def _confer(self) -> Verdict:
         failures = [

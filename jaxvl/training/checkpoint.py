@@ -5,8 +5,8 @@ counters) and its `frame`: its step, the data position of every task, the resolv
 the weights cannot be used without: the tokenizer's file and rule and the preprocessing. Orbax
 writes into a temporary folder and renames it, so one that was cut short is never seen.
 
-A checkpoint that cannot be read is moved to `FOLDER.damaged/STEP` when a run is resumed. It is kept
-there, and its place is free for a good one.
+All of it has checksums (`checksums.py`). A checkpoint that cannot be read is moved to
+`FOLDER.damaged/STEP` when a run is resumed. It is kept there, and its place is free for a good one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jaxvl import paths
 from jaxvl.aliases import Json, Tree
 from jaxvl.config import Count, Range, Steps, check
 from jaxvl.sharding import hosts
-from jaxvl.training import object_store
+from jaxvl.training import checksums, handlers, object_store
 from jaxvl.training.quiet import quiet
 
 # What a checkpoint holds beside the state: `step`, `config`, `tokenizer`; see `Run.frame`.
@@ -132,15 +132,9 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             **object_store.prepare(self.folder),
         )
-        handlers = {"state": ocp.StandardCheckpointHandler(), "frame": ocp.JsonCheckpointHandler()}
-        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        registry.add("state", ocp.args.StandardSave, handlers["state"])
-        registry.add("state", ocp.args.StandardRestore, handlers["state"])
-        registry.add("frame", ocp.args.JsonSave, handlers["frame"])
-        registry.add("frame", ocp.args.JsonRestore, handlers["frame"])
         with quiet(read_only):  # that the folder is read only is what was asked for
             self._manager = ocp.CheckpointManager(
-                self.folder, options=options, handler_registry=registry
+                self.folder, options=options, handler_registry=handlers.registry()
             )
 
     @property
@@ -186,7 +180,8 @@ class Checkpoints:
 
     def _write(self, step: int, state: Any, frame: Frame) -> bool:
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), frame=ocp.args.JsonSave(frame)
+            state=ocp.args.PyTreeSave(state),
+            frame=ocp.args.JsonSave(checksums.signed(frame)),
         )
         return self._manager.save(step, args=items, force=True)
 
@@ -277,7 +272,7 @@ class Checkpoints:
             if refuse is not None:
                 refuse(frame)
             abstract = abstract_of(frame)
-            state = self._read(candidate, "state", ocp.args.StandardRestore(abstract), problems)
+            state = self._read(candidate, "state", whole(abstract), problems)
             if state is None:
                 self._check_alike(candidate, abstract)
                 continue
@@ -335,17 +330,21 @@ class Checkpoints:
         read it."""
         found = None
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+            read = self._manager.restore(step, args=ocp.args.Composite(**{item: how}))[item]
+            if isinstance(read, handlers.Unread):
+                raise read.error
+            found = read
         except (
             Exception
         ) as error:  # a damaged checkpoint is passed over, loudly, for the one before it
             paths.exists(
                 self.folder
             )  # raises where the store cannot be reached, which is no damage
-            first_line = str(error).splitlines()[0] if str(error) else ""
-            problems[step] = f"{type(error).__name__}: {first_line}"
+            problems[step] = f"{item}: {_first_cause(error)}"
         if not hosts.gather([found is not None]).all():
-            problems.setdefault(step, "another process cannot read it")
+            told = enumerate(hosts.gather_texts(problems.get(step, "")))
+            first = next(f"{hosts.name_of(i)}: {why}" for i, why in told if why)
+            problems.setdefault(step, first)
             logging.error("checkpoint %d cannot be read: %s", step, problems[step])
             return None
         return found
@@ -401,11 +400,11 @@ class Checkpoints:
             return None
         if to is None:
             to = _free_name(self.folder.with_name(self.folder.name + ".damaged") / str(step))
+        multihost_utils.sync_global_devices(f"checkpoint {step} is about to be moved")
         if jax.process_index() == 0:
             paths.make_folder(to.parent)
             paths.move(self.folder / str(step), to)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
+        multihost_utils.sync_global_devices(f"checkpoint {step} is moved")
         self._manager.reload()
         return to
 
@@ -447,6 +446,13 @@ def abstract_state(shapes: Tree, shardings: Tree) -> Tree:
     )
 
 
+def whole(abstract: Tree) -> ocp.args.PyTreeRestore:
+    """How a state is read: every array, as `abstract` has it."""
+    return ocp.args.PyTreeRestore(
+        abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
+    )
+
+
 # What stands for an array in a state, in its shapes, and in a checkpoint's description.
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct, ocp.metadata.ArrayMetadata)
 
@@ -459,6 +465,15 @@ def _leaves(tree: Tree) -> dict[str, str]:
         is_array = isinstance(leaf, _ARRAYS)
         found[path] = f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" if is_array else "empty"
     return found
+
+
+def _first_cause(error: BaseException) -> str:
+    """What an error began with, in one line; Orbax's own last one names no file."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).splitlines() or [""]
+    said = lines[0].partition(" [tensorstore_spec")[0]  # a page
+    return f"{type(error).__name__}: {said}"
 
 
 def _free_name(path: paths.Path) -> paths.Path:

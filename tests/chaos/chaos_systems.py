@@ -8,7 +8,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "training"), str(TESTS / "models")]
 
 import tiny  # noqa: E402
 
-STEPS = 48  # of every stage
+STEPS = 64  # of every stage: room for all faults
 EVERY = 4  # steps between two checkpoints
 B = 32  # rows: 576 records are 18 steps
 SIZE = 16  # pixels

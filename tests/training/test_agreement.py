@@ -45,7 +45,7 @@ class Others:
     `Stragglers.numbers`."""
 
     def __init__(self):
-        self.numbers = np.array([[0, 0, 1000, 0] + [0] * (2 + len(STAGES))] * 2)
+        self.numbers = np.array([[0, 0, 1000, 0] + [0] * (2 + len(STAGES) + 2)] * 2)
         self.texts = ["", ""]
         self.asked = 0
 
@@ -86,13 +86,13 @@ def told(signal):
     return ({SIGNAL: np.float32(signal)},)
 
 
-def test_nobody_confers_while_nothing_is_the_matter(ours, others):
+def test_nobody_confers_while_nothing_is_the_matter(others, ours):
     for _ in range(100):
         assert ours.after(told(Signal.FINE)) == agreement.Verdict()
     assert others.asked == 0
 
 
-def test_all_confer_one_step_after_a_call(ours, others):
+def test_all_confer_one_step_after_a_call(others, ours):
     ours.after(told(Signal.CALL))
     assert others.asked == 0, "the step has not been computed yet"
     ours.after(told(Signal.CALL))
@@ -102,12 +102,12 @@ def test_all_confer_one_step_after_a_call(ours, others):
     assert others.asked == 1, "what was said before they conferred is done with"
 
 
-def test_before_a_save_the_step_itself_is_looked_at(ours, others):
+def test_before_a_save_the_step_itself_is_looked_at(others, ours):
     ours.after(told(Signal.BROKEN), wait=True)
     assert others.asked == 1
 
 
-def test_a_process_calls_on_a_signal_and_every_few_seconds(ours, stop, others, monkeypatch):
+def test_a_process_calls_on_a_signal_and_every_few_seconds(others, ours, stop, monkeypatch):
     assert not ours.calling
     stop.name = "SIGTERM"
     assert ours.calling
@@ -119,13 +119,13 @@ def test_a_process_calls_on_a_signal_and_every_few_seconds(ours, stop, others, m
     assert not ours.calling and agreement.INTERVAL <= 5
 
 
-def test_a_signal_to_one_process_stops_all(ours, stop, others):
+def test_a_signal_to_one_process_stops_all(others, ours, stop):
     others.numbers[1, 0] = 1
     verdict = ours.after(told(Signal.CALL), wait=True)
     assert verdict.stop and verdict.error is None and stop.name == "a signal to process 2"
 
 
-def test_the_failure_of_another_process_is_told_with_its_number(ours, others):
+def test_the_failure_of_another_process_is_told_with_its_number(others, ours):
     others.numbers[1, 1], others.texts[1] = 1, "task 'pairs': OSError: gone"
     error = ours.after(told(Signal.BROKEN), wait=True).error
     assert (
@@ -134,12 +134,12 @@ def test_the_failure_of_another_process_is_told_with_its_number(ours, others):
     )
 
 
-def test_the_process_that_failed_has_its_own_error(ours, feed, others):
+def test_the_process_that_failed_has_its_own_error(others, ours, feed):
     feed.failure = OSError("gone\nand more")
     assert ours.after(told(Signal.BROKEN), wait=True).error is feed.failure
 
 
-def test_a_process_that_makes_the_others_wait_is_told_of(ours, others, monkeypatch):
+def test_a_process_that_makes_the_others_wait_is_told_of(others, ours, monkeypatch):
     assert ours.after(told(Signal.CALL), wait=True).slow == ()
     now = stragglers.time.monotonic()
     monkeypatch.setattr(stragglers.time, "monotonic", lambda: now + stragglers.WINDOW + 0.1)
@@ -149,7 +149,7 @@ def test_a_process_that_makes_the_others_wait_is_told_of(ours, others, monkeypat
     assert (slow.process, slow.part, slow.seconds, slow.others) == (2, "decode", 20.0, 0.0)
 
 
-def test_bad_records_are_summed_over_the_processes(ours, feed, others):
+def test_bad_records_are_summed_over_the_processes(others, ours, feed):
     feed.numbers = (1000, {"record cannot be read": 20})
     assert ours.after(told(Signal.CALL), wait=True).error is None, "20 of 3,000"
     others.numbers[:, 3] = 40  # bad records

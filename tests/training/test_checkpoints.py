@@ -70,6 +70,28 @@ def test_the_newest_ones_are_kept_whatever_damaged_ones_are_numbered(copy):
     assert saved_state(copy, 5)
 
 
+def test_a_flipped_bit_is_damage_too(finished, copy, caplog):
+    newest = copy / "checkpoints" / "6"
+    files = [file for file in (newest / "state").rglob("*") if file.is_file()]
+    arrays = max(files, key=lambda file: file.stat().st_size)
+    content = bytearray(arrays.read_bytes())
+    content[len(content) // 2] ^= 1
+    arrays.write_bytes(content)
+    train(copy)
+    assert_same_state(finished, copy, 6)
+    (said,) = [record.message for record in caplog.records if "is damaged" in record.message]
+    assert "checkpoint 6 is damaged (state: ValueError: DATA_LOSS" in said and str(newest) in said
+
+
+def test_a_run_goes_on_from_a_checkpoint_without_checksums(finished, copy):
+    _, frame = Checkpoints(copy / "checkpoints", read_only=True).frame(3)
+    state = saved_state(copy, 3)
+    shutil.rmtree(copy / "checkpoints")
+    tiny.save_as_before(copy / "checkpoints", 3, state, frame)
+    train(copy)
+    assert_same_state(finished, copy, 6)
+
+
 def test_two_damaged_ones_of_one_step_are_both_kept(finished, copy):
     for _ in range(2):
         damage(copy / "checkpoints" / "6")

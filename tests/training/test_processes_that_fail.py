@@ -143,7 +143,7 @@ def test_a_process_that_never_comes_is_named_by_all_the_others(tmp_path, monkeyp
     [
         (
             "slow reads",
-            dict(steps=16, tasks=dict(pairs=tiny.task(reader=dict(threads=2, cache_mb=0)))),
+            dict(steps=32, tasks=dict(pairs=tiny.task(reader=dict(threads=2, cache_mb=0)))),
             "straggler: process 1 of 2 (HOST) has waited for its data for",
         ),
         (
@@ -151,8 +151,13 @@ def test_a_process_that_never_comes_is_named_by_all_the_others(tmp_path, monkeyp
             dict(steps=24, checkpoint=dict(every=4)),
             "slow disk: process 1 of 2 (HOST) has written its part of the checkpoints for",
         ),
+        (
+            "slow device",
+            dict(steps=60),
+            "slow device: process 1 of 2 (HOST) takes",
+        ),
     ],
-    ids=["reads", "disk"],
+    ids=["reads", "disk", "device"],
 )
 def test_a_process_that_makes_the_others_wait_is_named(tmp_path, fault, changes, expected):
     workdir = tmp_path / "slow" / "run"
@@ -162,7 +167,8 @@ def test_a_process_that_makes_the_others_wait_is_named(tmp_path, fault, changes,
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     told = [line for line in lines if line["name"].startswith("straggler/")]
     assert told and {line["process"] for line in told} == {1}
-    assert {line["part"] for line in told} == {"read" if fault == "slow reads" else "checkpoint"}
+    part = {"slow reads": "read", "slow disk": "checkpoint", "slow device": "device"}[fault]
+    assert {line["part"] for line in told} == {part}
 
 
 @pytest.mark.slow
@@ -177,3 +183,42 @@ def test_sigterm_while_the_step_compiles_ends_the_process_at_once(tmp_path, monk
     for text in said:
         assert "stopped by SIGTERM before the first step; nothing is lost" in text
         assert "compiled in" not in text
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Runs that nothing befalls, by their number of processes."""
+    made = {}
+
+    def make(number, **options):
+        if number not in made:
+            made[number] = tmp_path_factory.mktemp(f"undisturbed{number}") / "run"
+            codes, said, _ = run(made[number], number=number, **options)
+            assert codes == [0] * number, said
+        return made[number]
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("fault", ["evaluating", "saving"])
+def test_sigterm_at_another_bad_moment_loses_nothing(undisturbed, tmp_path, fault, number):
+    """An evaluation, which would take minutes, is left. A write of 5 s is waited for, and so is that
+    of the step after which the run stops."""
+    workdir = tmp_path / fault / "run"
+    options = dict(checkpoint=dict(every=GOOD), evaluated=fault == "evaluating", number=number)
+    codes, said, seconds = run(workdir, fault, **options)
+    assert codes == [STOPPED] * number, said
+    step, _ = saved(workdir)
+    if fault == "evaluating":
+        assert seconds < 20 and step == GOOD, (seconds, step)
+        assert f"stopped by SIGTERM while the weights of step {GOOD} were evaluated" in said[0]
+    else:
+        assert seconds < MINUTE and GOOD < step < 8, (seconds, step)
+        assert f"after step {step}; saved, and resumed by the same command" in said[0], said[0]
+    codes, said, _ = run(workdir, **options)
+    assert codes == [0] * number, said
+    reference = undisturbed(number, checkpoint=dict(every=GOOD))
+    tiny.assert_same_state(workdir, reference, 8)
+    assert losses(workdir) == losses(reference)

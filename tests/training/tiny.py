@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 
 from jaxvl import paths
 from jaxvl.config import resolve
-from jaxvl.training.checkpoint import Checkpoints
+from jaxvl.training.checkpoint import Checkpoints, whole
 from jaxvl.training.experiment import Experiment
 
 SHAPES = dict(name="shapes", size=16, variants=1)
@@ -126,9 +126,17 @@ def saved_state(workdir: pathlib.Path | str, step: int) -> dict:
     arrays = jax.tree.map(
         lambda leaf: np.empty(leaf.shape, leaf.dtype), manager.item_metadata(step)["state"].tree
     )
-    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(arrays)))[
-        "state"
-    ]
+    return manager.restore(step, args=ocp.args.Composite(state=whole(arrays)))["state"]
+
+
+def save_as_before(folder: pathlib.Path, step: int, state: dict, frame: dict) -> None:
+    """A checkpoint as versions without checksums wrote it."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add("state", ocp.args.StandardSave, ocp.StandardCheckpointHandler())
+    registry.add("frame", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    items = dict(state=ocp.args.StandardSave(state), frame=ocp.args.JsonSave(frame))
+    with ocp.CheckpointManager(folder, handler_registry=registry) as manager:
+        manager.save(step, args=ocp.args.Composite(**items), force=True)
 
 
 def assert_same_state(one: pathlib.Path | str, other: pathlib.Path | str, step: int) -> None:
