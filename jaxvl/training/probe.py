@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxvl.sharding.topology import peak_flops
+from jaxvl.chips import peak_flops
 
 SECONDS = 0.004  # of the program, at the peak of the device
 _POLL = 5e-5  # seconds between two looks
