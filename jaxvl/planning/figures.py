@@ -172,4 +172,12 @@ class Plan:
 
     def has_room(self, step: StepFigures) -> bool:
         told = self.memory is None or parse_topology(self.topology).name not in GPUS
-        return told or step.bytes.total <= self.memory
+        return told or self.needed(step) <= self.memory
+
+    def needed(self, step: StepFigures) -> int:
+        """Bytes that a device must have: of a TPU the most at any moment, by which its compiler
+        refuses (temporaries may lie where donated arguments were); else all kinds together."""
+        peak = step.bytes.peak
+        topology = parse_topology(self.topology)
+        on_tpu = topology.chip is not None and topology.name not in GPUS
+        return peak if on_tpu and peak is not None else step.bytes.total

@@ -289,7 +289,7 @@ def _outcome(trial: Trial, plan: Plan) -> Trial:
         over = needed - refusal.available
         reason = f"{needed / GIB:.2f} GiB, {over / GIB:.2f} too many"
         return dataclasses.replace(trial, outcome=NO_ROOM, reason=reason, needed=needed)
-    needed = max(step.bytes.total for step in plan.steps)
+    needed = max(plan.needed(step) for step in plan.steps)
     trial = dataclasses.replace(trial, needed=needed)
     if not plan.fits:
         over = (needed - plan.memory) / GIB

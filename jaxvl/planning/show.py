@@ -52,7 +52,7 @@ def show(console: Console, plan: Plan, price: Price | None) -> None:
         console.print(line)
     for step in plan.steps:
         if not plan.has_room(step):
-            over = step.bytes.total - plan.memory
+            over = plan.needed(step) - plan.memory
             console.print(
                 f"{escape(step.name)} has no room: {gib(over)} GiB too much; --search looks for "
                 "what fits"
@@ -86,12 +86,12 @@ def _show_bytes(console: Console, plan: Plan) -> None:
     rows = []
     for step in plan.steps:
         size = step.bytes
-        share = "" if plan.memory is None else f"{size.total / plan.memory:.0%}"
+        share = "" if plan.memory is None else f"{plan.needed(step) / plan.memory:.0%}"
         parts = (size.state, size.batch, size.temporaries, size.output, size.code)
         peak = "not told" if size.peak is None else gib(size.peak)
-        rows.append((step.name, *map(gib, parts), gib(size.total), share, peak))
-    headings = ("GiB per device", "state", "batch", "temporary", "output", "code", "all")
-    console.print(table((*headings, "of memory", "peak"), rows))
+        rows.append((step.name, *map(gib, parts), gib(size.total), peak, share))
+    headings = ("GiB per device", "state", "batch", "temporary", "output", "code", "all", "peak")
+    console.print(table((*headings, "of memory"), rows))
 
 
 def _show_collectives(console: Console, step: StepFigures) -> None:

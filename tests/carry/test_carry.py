@@ -123,7 +123,7 @@ def test_a_step_is_traced(name, tmp_path, monkeypatch):
     class Traced(Exception):
         pass
 
-    def compiled(lowered):
+    def compiled(lowered, **options):
         raise Traced
 
     def compile_turns(*args):

@@ -96,6 +96,11 @@ def test_handlers_and_the_wakeup_are_put_back():
 
 
 def test_a_second_signal_ends_the_process_as_ever():
-    with pytest.raises(KeyboardInterrupt), StopSignal():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+    # A shell starts processes in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), StopSignal():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -158,7 +158,9 @@ def test_one_task_is_the_plain_loop_bit_for_bit(monkeypatch):
     )
     compiled = jax.stages.Lowered.compile
     monkeypatch.setattr(
-        jax.stages.Lowered, "compile", lambda lowered: compiled(lowered, compiler_options=own)
+        jax.stages.Lowered,
+        "compile",
+        lambda lowered, compiler_options=None: compiled(lowered, compiler_options=own),
     )
 
     pairs = task(fields=tiny.fields(image=dict(augment=dict(hue=10.0))))
