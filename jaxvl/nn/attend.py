@@ -23,7 +23,6 @@ Below it the kernel also moves less, but does more: sequences are filled up to w
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal
 
 import jax
@@ -37,7 +36,7 @@ from jaxvl.kernels.device import device
 from jaxvl.nn.moe.dispatch import group_axis
 from jaxvl.nn.splash import splash
 from jaxvl.nn.stack import ATTENTION_OUTPUT
-from jaxvl.sharding.rules import auto_mesh, spec
+from jaxvl.sharding.rules import auto_mesh, names_of, spec
 
 Implementation = Literal["auto", "xla", "flash", "cudnn"]
 LONG = 512
@@ -101,14 +100,13 @@ def _layout(q: jax.Array, mesh: AbstractMesh, grouped: bool) -> PartitionSpec:
     rows = group_axis(len(q)) if grouped else "batch"
     parts = spec((rows, None, "heads", "kv"), shape=q.shape, mesh=mesh)
     alone = {a for a, n in mesh.shape.items() if n == 1} - _axes(parts).keys()
-    first = (*_axes(PartitionSpec(parts[0])), *sorted(alone))
+    first = (*names_of(parts[0]), *sorted(alone))
     return PartitionSpec(first or None, *parts[1:])
 
 
 def _axes(parts: PartitionSpec) -> dict[str, None]:
     """The mesh axes that are named, in order."""
-    named = ((part,) if isinstance(part, str) else part or () for part in parts)
-    return dict.fromkeys(itertools.chain.from_iterable(named))
+    return dict.fromkeys(name for part in parts for name in names_of(part))
 
 
 def _no_flash(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> str:

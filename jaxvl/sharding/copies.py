@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxvl.sharding.mesh import BATCH_AXES, batch_shards
-from jaxvl.sharding.rules import auto_mesh, constrain, spec
+from jaxvl.sharding.rules import auto_mesh, constrain, names_of, spec
 
 
 def copies(x: jax.Array, axes: Sequence[str | None], rows: int) -> jax.Array:
@@ -30,7 +30,7 @@ def copies(x: jax.Array, axes: Sequence[str | None], rows: int) -> jax.Array:
     if shards == 1 or rows % shards:
         return x[None]
     where = spec(axes, shape=x.shape, mesh=mesh)
-    several = [_several(names) for names in where]
+    several = [names_of(part) for part in where]
     gathered = [tuple(name for name in names if name in BATCH_AXES) for names in several]
     left = [tuple(name for name in names if name not in BATCH_AXES) for names in several]
     if all(mesh.shape[name] == 1 for names in gathered for name in names):
@@ -75,7 +75,7 @@ def scattered(
     mesh = auto_mesh()
     if mesh is None:
         return product(x, dy).reshape(shape)
-    several = [_several(names) for names in spec(axes, shape=shape, mesh=mesh)]
+    several = [names_of(part) for part in spec(axes, shape=shape, mesh=mesh)]
     split = [tuple(n for n in names if n in BATCH_AXES and mesh.shape[n] > 1) for names in several]
     used = {name for names in split for name in names}
     # Beside experts rows may lie over `expert` too, of which nothing is known here.
@@ -102,8 +102,3 @@ def scattered(
         check_vma=False,
     )
     return constrain(shared(x, dy), *axes)
-
-
-def _several(names: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Mesh axes of a dimension."""
-    return (names,) if isinstance(names, str) else tuple(names or ())

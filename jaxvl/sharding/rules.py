@@ -48,6 +48,11 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
+def names_of(part: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The mesh axes that a rule, or a dimension of a `PartitionSpec`, names."""
+    return (part,) if isinstance(part, str) else tuple(part or ())
+
+
 def no_rule(axis: str, rules: Mapping = RULES) -> str:
     """What is wrong with a logical axis that has no rule, in words."""
     return f"has no sharding rule{nearest(axis, list(rules))} (rules: {', '.join(rules)})"
@@ -80,7 +85,7 @@ def decide(
         if axis is not None and axis not in rules:
             raise KeyError(f"logical axis {axis!r} {no_rule(axis, rules)}")
         target = rules[axis] if axis is not None else None
-        names = (target,) if isinstance(target, str) else tuple(target or ())
+        names = names_of(target)
         if mesh is not None:
             names = tuple(n for n in names if n in mesh.shape)
         size = math.prod(mesh.shape[n] for n in names) if mesh is not None else 1

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jaxvl.sharding.rules import auto_mesh, spec
+from jaxvl.sharding.rules import auto_mesh, names_of, spec
 
 AXIS = "data"
 
@@ -24,7 +24,7 @@ def spread(where: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh
     if parts == 1:
         return where
     names = [*where, *[None] * (len(shape) - len(where))]
-    taken = [(name,) if isinstance(name, str) else tuple(name or ()) for name in names]
+    taken = [names_of(part) for part in names]
     lengths = [n // math.prod(mesh.shape[a] for a in axes) for n, axes in zip(shape, taken)]
     fits = [i for i, n in enumerate(lengths) if n % parts == 0]
     fits = [i for i in fits if not taken[i]] or fits
@@ -47,10 +47,7 @@ def constrain_spread(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     if mesh is None:
         return x
     own = spec(axes, shape=x.shape, mesh=mesh)
-    names = [
-        name for names in own for name in ((names,) if isinstance(names, str) else names or ())
-    ]
-    if any(mesh.shape[name] > 1 for name in names):
+    if any(mesh.shape[name] > 1 for part in own for name in names_of(part)):
         # One axis after the other: at once, the compiler sums all of it on all devices.
         x = jax.lax.with_sharding_constraint(x, own)
     return jax.lax.with_sharding_constraint(x, spread(own, x.shape, mesh))

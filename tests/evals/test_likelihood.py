@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 from known_answers import Words, bigram_logits, scorer, toy
+from training import tiny
 
 from jaxvl.config import ConfigError
 from jaxvl.data.records import DataError
@@ -132,21 +133,9 @@ def test_coca_scores_several_texts_under_one_image():
         image=dict(name="picture", size=16), text=dict(name="caption", columns="name/en", length=8)
     )
     data = dict(source=shapes, batch=8, fields=fields)
-    image = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean")
-    model = dict(
-        name="coca",
-        image=image,
-        width=16,
-        heads=2,
-        hidden=32,
-        unimodal=1,
-        multimodal=1,
-        queries=2,
-        embed_dim=8,
-    )
     objectives = dict(clip=1.0, captioning=1.0)
     config = dict(
-        model=model,
+        model=tiny.COCA,
         preprocess=dict(image_size=16),
         tasks=dict(pairs=dict(data=data, objectives=objectives)),
         steps=1,

@@ -11,6 +11,7 @@ import scipy.special
 import tokenizers
 from known_answers import Records, Toy, Words, bigram_logits, picture, scorer
 from known_answers import encoded as png
+from training import tiny
 
 from jaxvl import evaluate as command
 from jaxvl import train
@@ -311,25 +312,13 @@ def test_every_evaluator_of_a_captioner_in_the_loop_and_offline(tmp_path):
         image=dict(name="picture", size=16), text=dict(name="caption", columns="name/en", length=32)
     )
     data = dict(source=train_scenes, batch=8, fields=fields, reader=dict(threads=2))
-    image = dict(name="vit", variant="Ti/8", width=16, depth=1, heads=2, pool="mean")
-    model = dict(
-        name="coca",
-        image=image,
-        width=16,
-        heads=2,
-        hidden=32,
-        unimodal=1,
-        multimodal=1,
-        queries=2,
-        embed_dim=8,
-    )
     both = dict(
         source=dict(shapes, split="test_b_new"),
         train=dict(shapes, split="test_b_train_styles"),
         gallery=1,
     )
     config = dict(
-        model=model,
+        model=tiny.COCA,
         preprocess=dict(image_size=16),
         tokenizer=dict(vocab_size=80),
         steps=1,

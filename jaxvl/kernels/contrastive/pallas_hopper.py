@@ -101,13 +101,6 @@ class PallasHopper(Segmented):
     interpret: Any = False
     name: ClassVar[str] = "pallas_hopper"
 
-    @property
-    def interpreted(self) -> bool:
-        return bool(self.interpret)
-
-    def __post_init__(self):
-        self.check_segment()
-
     @classmethod
     def fitting(
         cls, shape: tuple[int, int, int], chip: Chip, device_kind: str = ""
@@ -124,8 +117,7 @@ class PallasHopper(Segmented):
         del kind, shape
         if jnp.dtype(dtype) != jnp.dtype(jnp.bfloat16):
             raise ValueError(f"dtype {jnp.dtype(dtype)}; it takes bfloat16")
-        if form.dense:
-            raise ValueError("PairMask(keep=…) is a dense mask; 'reference' and 'chunked' take it")
+        self.check_form(form)
         if form.soft:
             raise ValueError("SoftTargets need a second product, in float32")
         for tile in (self.forward, self.backward):

@@ -86,13 +86,6 @@ class PallasTriton(Segmented):
     interpret: Any = False
     name: ClassVar[str] = "pallas_triton"
 
-    @property
-    def interpreted(self) -> bool:
-        return bool(self.interpret)
-
-    def __post_init__(self):
-        self.check_segment()
-
     @classmethod
     def fitting(
         cls, dtype: DTypeLike, chip: Chip = UNKNOWN_GPU, width: int = 0, device_kind: str = ""
@@ -117,8 +110,7 @@ class PallasTriton(Segmented):
                 f"dtype {dtype}; it takes float32 and bfloat16 ('reference' and 'chunked' "
                 f"take float64)"
             )
-        if form.dense:
-            raise ValueError("PairMask(keep=…) is a dense mask; 'reference' and 'chunked' take it")
+        self.check_form(form)
         if (need := shared_bytes(self.tile, dtype.itemsize)) > self.shared:
             raise ValueError(
                 f"{self.tile} needs {need} bytes of shared memory; there are {self.shared}"

@@ -71,10 +71,26 @@ class Task:
 class Segmented:
     """Block operations by kernels of tiles.
 
-    A subclass has a tile for each pass and the two kernels.
+    A subclass is a dataclass. It has a tile for each pass and the two kernels.
+
+    Attributes:
+      segment: bytes that the partial statistics or the pair gradients of one segment of rows may
+        take.
+      interpret: whether, or how, an interpreter runs the kernels.
     """
 
     segment: int
+    interpret: Any
+
+    def __post_init__(self):
+        if not (isinstance(self.segment, int) and self.segment >= 1):
+            raise ValueError(
+                f"segment: {self.segment!r} is not valid; must be a number of bytes >= 1"
+            )
+
+    @property
+    def interpreted(self) -> bool:
+        return bool(self.interpret)
 
     def tile_of(self, which: str) -> Tile:
         """The tile of the "forward" or "backward" pass."""
@@ -96,12 +112,10 @@ class Segmented:
         each tile `[N / tile.cols, M]`."""
         raise NotImplementedError(f"{type(self).__name__} must give its kernel of the gradients")
 
-    def check_segment(self) -> None:
-        """Raises ValueError if `segment` is no number of bytes."""
-        if not (isinstance(self.segment, int) and self.segment >= 1):
-            raise ValueError(
-                f"segment: {self.segment!r} is not valid; must be a number of bytes >= 1"
-            )
+    def check_form(self, form: Form) -> None:
+        """Raises ValueError for targets that no kernel of tiles takes."""
+        if form.dense:
+            raise ValueError("PairMask(keep=…) is a dense mask; 'reference' and 'chunked' take it")
 
     # ----------------------------------------------------------------------------------------------
 
@@ -139,8 +153,7 @@ class Segmented:
         tile = self.tile_of("forward")
         # Column statistics of every row block of a segment lie side by side until they are joined.
         per_row = 4 * len(task.stats) * n / tile.rows
-        x, y, rows, cols, form, parts = padded(tile, self.segment, x, y, rows, cols, task, per_row)
-        task = dataclasses.replace(task, form=form)
+        x, y, rows, cols, task, parts = padded(tile, self.segment, x, y, rows, cols, task, per_row)
         scalars = _scalars(scale, bias)
         columns = self.columns(y)
 
@@ -152,7 +165,7 @@ class Segmented:
             return _join(both, scale, task.kind), _join(row, scale, task.kind)
 
         if task.kind == "softmax":
-            start = tiles.empty_stats(y.shape[0], form, x)
+            start = tiles.empty_stats(y.shape[0], task.form, x)
         else:
             start = {"loss": tiles.full(y.shape[0], 0.0, x)}
         col, row = lax.scan(segment, start, (_cut(x, parts), _cut(rows, parts)))
@@ -165,8 +178,7 @@ class Segmented:
         width = x.shape[1]
         tile = self.tile_of("backward")
         per_row = n * x.dtype.itemsize
-        x, y, rows, cols, form, parts = padded(tile, self.segment, x, y, rows, cols, task, per_row)
-        task = dataclasses.replace(task, form=form)
+        x, y, rows, cols, task, parts = padded(tile, self.segment, x, y, rows, cols, task, per_row)
         scalars = _scalars(scale, bias)
         columns = self.columns(y)
 
@@ -189,9 +201,8 @@ class Segmented:
 def padded(
     tile: Tile, segment: int, x, y, rows: Side, cols: Side, task: Task, bytes_per_row: float
 ):
-    """Operands padded to whole tiles and segments, their vectors, the form of these, and the
-    number of segments."""
-    form = task.form
+    """Operands padded to whole tiles and segments, their vectors, the task with the form of these,
+    and the number of segments."""
     m = x.shape[0]
     n = y.shape[0]
     blocks = -(-m // tile.unit)
@@ -202,7 +213,7 @@ def padded(
     if pm or pn:
         rows = rows if "ok" in rows else dict(rows, ok=jnp.ones(m, jnp.float32))
         cols = cols if "ok" in cols else dict(cols, ok=jnp.ones(n, jnp.float32))
-        form = dataclasses.replace(form, valid=True)
+        task = dataclasses.replace(task, form=dataclasses.replace(task.form, valid=True))
 
     def vectors(side, extra):
         side = {k: jnp.pad(v, ((0, extra), *((0, 0),) * (v.ndim - 1))) for k, v in side.items()}
@@ -214,7 +225,7 @@ def padded(
 
     x = jnp.pad(x, ((0, pm), (0, pd)))
     y = jnp.pad(y, ((0, pn), (0, pd)))
-    return x, y, vectors(rows, pm), vectors(cols, pn), form, parts
+    return x, y, vectors(rows, pm), vectors(cols, pn), task, parts
 
 
 def _scalars(scale: jax.Array, bias: jax.Array) -> jax.Array:
