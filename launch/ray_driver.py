@@ -1,7 +1,8 @@
 """The driver of a Ray job that trains: `python launch/ray_driver.py OPTIONS -- WORDS`.
 
 Ray Train starts a worker on each node or device, starts all of them again when one is lost, and on
-TPU and GPU connects them by `jax.distributed`. Each worker runs the command of jaxvl.
+TPUs connects them by `jax.distributed`; elsewhere they connect themselves. Each worker runs the
+command of jaxvl.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import ray
 import ray.train
 import ray.train.collective
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.jax import JaxTrainer
+from ray.train.v2.jax import JaxConfig, JaxTrainer
 
 DONE = (0, 2, 3)  # exit statuses that another try would not change
 FAILED = 1
@@ -26,15 +27,24 @@ FAILED = 1
 def work(config: dict) -> dict:
     """What each worker does; returns the command's exit status."""
     words = list(config["words"])
-    size = ray.train.get_context().get_world_size()
-    if size > 1 and not config["accelerator"]:
-        address = ray.train.collective.broadcast_from_rank_zero(_free_address())
-        rank = ray.train.get_context().get_world_rank()
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    size = training(context.get_world_size(), config["workers"])
+    address = ray.train.collective.broadcast_from_rank_zero(_free_address())
+    if rank >= size:
+        print(f"launch: worker {rank} waits: {size} of {config['workers']} train", file=sys.stderr)
+        return {"status": 0}
+    if size > 1 and not config["connected"]:
         words += [f"--coordinator={address}", f"--processes={size}", f"--process={rank}"]
     status = importlib.import_module(config["module"]).main(words)
     if status not in DONE:
         raise RuntimeError(f"{config['module']} has ended with status {status}")
     return {"status": status}
+
+
+def training(there: int, planned: int) -> int:
+    """Workers that train: the largest number of those that are there which divides the planned."""
+    return max(n for n in range(1, there + 1) if planned % n == 0)
 
 
 def _free_address() -> str:
@@ -55,15 +65,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--env", type=json.loads, required=True)
     options = parser.parse_args(words[:split])
     scaling = options.scaling
+    if isinstance(scaling["num_workers"], list):  # the least and all of them
+        scaling["num_workers"] = tuple(scaling["num_workers"])
+    made = ScalingConfig(**scaling)
     config = {
         "module": options.module,
         "words": words[split + 1 :],
-        "accelerator": scaling.get("use_tpu", False) or scaling.get("use_gpu", False),
+        "workers": made.max_workers,
+        "connected": made.use_tpu,
     }
     trainer = JaxTrainer(
         work,
         train_loop_config=config,
-        scaling_config=ScalingConfig(**scaling),
+        # On GPUs Ray gives every worker of a node the same ones, hence nothing of its own there.
+        jax_config=JaxConfig(use_tpu=made.use_tpu),
+        scaling_config=made,
         run_config=RunConfig(
             name=options.name,
             failure_config=FailureConfig(max_failures=options.restarts),

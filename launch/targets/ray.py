@@ -4,6 +4,11 @@ Ray starts one worker for each host of a TPU slice, or for each `--gpus-per-work
 it starts all of them again, `--restarts` times at most, and they go on from the newest checkpoint, so
 `--workdir` must be on storage that all nodes see.
 
+With `--min-workers` the run goes on with whatever workers are left, from that number on, and with all
+of them again once they are there; the global batch stays what it is (`resume.devices` in the config's
+`resume`). Of the workers the largest number trains that divides `--workers`; the others wait. On TPUs
+Ray joins all slices that are whole, so each number of slices that may be left must divide `--slices`.
+
 `--dry-run` prints the command, which uploads the project's folder. `--address` is that of the
 cluster's dashboard (http://HOST:8265); without it a Ray is started on this machine. Needs `ray[train]`
 2.60 or newer here and on the nodes.
@@ -30,11 +35,15 @@ from targets._base import (
 from targets._tpu import tpu_slice
 
 DRIVER = "launch/ray_driver.py"
+DEVICES = "--config.resume.devices="
 
 
 def add_options(parser: Parser) -> None:
     parser.add_argument("--address", help="of the dashboard, as http://head:8265")
     parser.add_argument("--workers", type=count, help="(default: 1; on TPU that of the slices)")
+    parser.add_argument(
+        "--min-workers", type=count, help="to go on with when some are lost (default: all)"
+    )
     devices = parser.add_mutually_exclusive_group()
     devices.add_argument("--tpu", type=tpu_slice, metavar="KIND:TOPOLOGY", help="as v6e:4x4")
     devices.add_argument("--gpus-per-worker", type=count)
@@ -75,7 +84,45 @@ def scaling(options: Options) -> dict[str, Any]:
         made |= {"use_gpu": True, "resources_per_worker": {"GPU": options.gpus_per_worker}}
     elif options.cpus_per_worker:
         made["resources_per_worker"] = {"CPU": options.cpus_per_worker}
-    return {"num_workers": workers, **made}
+    if options.min_workers is None:
+        return {"num_workers": workers, **made}
+    _check_least(options, workers)
+    return {"num_workers": [options.min_workers, workers], **made}
+
+
+def _check_least(options: Options, workers: int) -> None:
+    """Whether `--min-workers` can be kept."""
+    least = options.min_workers
+    if least > workers:
+        raise UsageError(
+            f"ray: argument --min-workers: {least} must be at most the {workers} workers"
+        )
+    if options.tpu is None:
+        return
+    hosts = options.tpu.hosts
+    if least % hosts:
+        raise UsageError(
+            f"ray: argument --min-workers: {least} must be a multiple of the {hosts} hosts of a slice"
+        )
+    for slices in range(least // hosts, options.slices):
+        if options.slices % slices:
+            raise UsageError(
+                f"ray: argument --min-workers: {least} would let {slices} slices go on, which do not "
+                f"divide --slices={options.slices}"
+            )
+
+
+def _elastic(options: Options, run: Run) -> list[str]:
+    """What tells the run how many devices its config is for."""
+    if options.min_workers is None or any(word.startswith(DEVICES) for word in run.words):
+        return []
+    if options.tpu:
+        return [f"{DEVICES}{options.tpu.chips * options.slices}"]
+    if options.gpus_per_worker:
+        return [f"{DEVICES}{options.gpus_per_worker * (options.workers or 1)}"]
+    raise UsageError(
+        f"ray: argument --min-workers: needs --tpu, --gpus-per-worker or {DEVICES}NUMBER after --"
+    )
 
 
 def _command(options: Options, run: Run) -> list[str]:
@@ -88,6 +135,7 @@ def _command(options: Options, run: Run) -> list[str]:
         f"--env={json.dumps(environment)}",
         "--",
         *(word for word in run.words if word != TOGETHER),
+        *_elastic(options, run),
     ]
     if options.address is None:
         return [sys.executable, f"{run.root}/{DRIVER}", *words]

@@ -244,6 +244,35 @@ def test_xpk_and_ray_have_the_words_as_they_were_given(tools):
     assert '--scaling={"num_workers": 4}' in words
 
 
+@pytest.mark.parametrize(
+    "options, workers, devices",
+    [
+        (("--workers=4", "--gpus-per-worker=8", "--min-workers=2"), [2, 4], 32),
+        (("--tpu=v6e:4x4", "--slices=2", "--min-workers=4"), [4, 8], 32),
+    ],
+)
+def test_ray_goes_on_with_fewer(tools, options, workers, devices):
+    told = dry("ray", "--address=http://head:8265", *options)
+    (words,) = bash(told, tools(ray=PRINTER.format(python=sys.executable)))
+    (scaling,) = (word for word in words if word.startswith("--scaling="))
+    assert json.loads(scaling.partition("=")[2])["num_workers"] == workers
+    assert words[-1] == f"--config.resume.devices={devices}"
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (("--workers=4", "--min-workers=2"), "needs --tpu, --gpus-per-worker or --config.resume"),
+        (("--workers=4", "--min-workers=5"), "5 must be at most the 4 workers"),
+        (("--tpu=v6e:4x4", "--slices=2", "--min-workers=2"), "a multiple of the 4 hosts"),
+        (("--tpu=v6e:4x4", "--slices=4", "--min-workers=4"), "3 slices go on"),
+    ],
+)
+def test_what_ray_cannot_go_on_with(options, reason):
+    done = launched.submit("ray", "--dry-run", *options, after=WORDS)
+    assert done.returncode == 2 and reason in done.stderr, done
+
+
 # --------------------------------------------------------------------------------------------------
 
 
