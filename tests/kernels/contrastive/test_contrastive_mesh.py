@@ -42,7 +42,7 @@ def run(mesh, u, v, log_scale, targets, kind="softmax", bias=0.0, **options):
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("collective", ["ring", "gather"])
+@pytest.mark.parametrize("collective", ["ring", "gather", "grid"])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_equals_one_device(mesh, collective, kind):
     rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def test_equals_one_device(mesh, collective, kind):
         assert np.abs(a - b).max() <= 1e-6 * max(np.abs(a).max(), 1e-3)
 
 
-@pytest.mark.parametrize("collective", ["ring", "gather"])
+@pytest.mark.parametrize("collective", ["ring", "gather", "grid"])
 @pytest.mark.parametrize("case", [daily(case) for case in CASES])
 def test_every_target_on_a_mesh(case, collective):
     build, ratio = CASES[case]
@@ -108,7 +108,7 @@ def test_explicit_axes_and_axes_that_do_not_shard_the_batch():
     )
 
 
-@pytest.mark.parametrize("collective", ["ring", "gather"])
+@pytest.mark.parametrize("collective", ["ring", "gather", "grid"])
 def test_inside_shard_map(collective):
     """Local rows and ids in, loss of the whole batch out, gradients to every shard."""
     rng = np.random.default_rng(4)
