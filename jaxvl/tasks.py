@@ -12,7 +12,7 @@ import functools
 import json
 import zlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ class TaskConfig:
     objectives: dict[str, Any]
     before: dict[str, Any] = dataclasses.field(default_factory=dict)
     microbatches: Batch = 1
-    collective: Literal["auto", "gather", "ring", "grid"] = "auto"
+    collective: collectives.Choice = "auto"
     encode: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -80,12 +80,6 @@ class TaskConfig:
             n >= 1 and self.data.batch % n == 0,
             "microbatches",
             f"{n!r} must divide the batch of {self.data.batch}",
-        )
-        known = ("auto", *collectives.NAMES)
-        check(
-            self.collective in known,
-            "collective",
-            f"{self.collective!r} is not valid; must be one of {', '.join(known)}",
         )
         resolved = {key: _objective(key, value) for key, value in self.objectives.items()}
         object.__setattr__(self, "objectives", resolved)

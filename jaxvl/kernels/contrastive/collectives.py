@@ -32,6 +32,7 @@ from typing import Literal
 from jaxvl.chips import Chip
 
 Collective = Literal["gather", "ring", "grid"]
+Choice = Literal["auto", "gather", "ring", "grid"]
 NAMES: tuple[Collective, ...] = ("gather", "ring", "grid")
 
 # Parts of a device's memory that they may take.
@@ -122,7 +123,7 @@ _chosen: contextvars.ContextVar[Collective | None] = contextvars.ContextVar("cho
 
 
 @contextlib.contextmanager
-def using(name: Literal["auto", "gather", "ring", "grid"]) -> Iterator[None]:
+def using(name: Choice) -> Iterator[None]:
     """Contrastive losses that are traced in this context, and name no collective, take this one;
     "auto": the model's choice.
 

@@ -23,8 +23,8 @@ pass. That grows with sqrt(n) where the ring's 3 (n - 1) b D grows with n; so do
 Between slices (or hosts) a grid's row lies within one of them, and its column goes through all: y
 is gathered over slices first, from the devices that stand alike, so that every block crosses once.
 
-A number of devices without two factors, such as 7, is a grid of 1 x n: every device then gathers
-all rows.
+A prime number of devices is a grid of one column, or one row: every device then gathers all of a
+side, which costs what `ring.Gather` does.
 """
 
 from __future__ import annotations
