@@ -4,11 +4,11 @@ Of a ring, or where all columns are gathered, every device sees n - 1 blocks of 
 devices stand in a grid of R x C, as square as they permit, and a device sees R - 1 of one side and
 C - 1 of the other (the two-dimensional products of van de Geijn and Watts 1997, SUMMA).
 
-              x0 x1 | x2 x3             8 devices in a grid of R = 4 by C = 2: device (r, c) gathers
-                                        the rows x of its row of the grid, and the columns y of its
-    y0 y2 …   device 0   device 1       column of the grid. A pair is met where the row of its x
-    y1 y3 …   device 2   device 3       crosses the column of its y: once.
-              …
+                 y0 y2 y4 y6   y1 y3 y5 y7      8 devices of b rows in a grid of R = 4 by C = 2: each
+    x0 x1        device 0      device 1         gathers the rows x of its row of the grid, and the
+    x2 x3        device 2      device 3         columns y of its column of the grid. A pair is met
+    x4 x5        device 4      device 5         where the row of its x crosses the column of its y,
+    x6 x7        device 6      device 7         once.
 
     gather      x over a row of the grid, C b rows of width D, and y over a column, R b rows
     compute     one block of C b x R b pairs, by the tiles of `Blocks`
