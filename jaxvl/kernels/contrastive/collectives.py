@@ -4,10 +4,10 @@ afford, or as the run says.
 Seconds of forward and backward pass over n devices with b rows of v each, in slices of n / S, by
 latency, bytes and FLOP; `block` = b D bytes, `compute` of one block in one of `passes`:
 
-    gather    passes ((sqrt(n) hop + (n - 1) block / (links link)) + n compute)
+    gather    passes (sqrt(n) hop + (n - 1) block / (links link) + n compute)
     ring      passes ((n - 1) / 2 max(messages hop + block / link, 2 compute) + compute)
-    grid      4 (sqrt(R) + sqrt(C)) messages hop + (R + C - 2) block (1 + 4 / itemsize) / (links link / 2)
-              + passes n compute
+    grid      4 (sqrt(R) + sqrt(C)) messages hop + passes n compute
+              + (R + C - 2) block (1 + 4 / itemsize) / (links link / 2)
 
 An all-gather uses all links at once, and nothing hides it. sqrt(n) hops are the way along the two
 sides of a torus, one half of each. Over the ring two blocks travel while two are computed. The

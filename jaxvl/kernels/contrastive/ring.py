@@ -1,6 +1,6 @@
 """All pairs of a sharded batch, inside shard_map: an all-gather, or a ring.
 
-An all-gather for small batches, a ring for large ones; `grid` has another way for what lies between.
+An all-gather for small batches, a ring for large ones; `grid` is for what lies between.
 
     device 0       device 1       device 2       device 3       device 4     each holds b = B / n
                                                                              rows of x and of y

@@ -1,5 +1,5 @@
-"""In which order the devices of a mesh stand in a ring, so that neighbours have a link, and how they
-stand in a grid whose rows and columns have links of their own.
+"""How the devices of a mesh stand in a ring, so that neighbours have a link, and in a grid, so that
+its rows are boxes of neighbours.
 
 A mesh's axes say who shares what, not who is wired to whom. On TPUs the devices of a slice are a
 grid: their ring goes through it row by row and back along the first column, every hop one link
@@ -17,9 +17,12 @@ fast ones turn (`ring.Ring`). There, and between the GPUs of a host, is a switch
 ring in one direction sends and receives as fast as it can; a link between TPUs carries as much
 again in the other.
 
-The grid of R x C devices (`grid.Grid`) is the squarest that the sides of a slice permit, each cut in
-two: its rows are boxes of neighbours, its columns the devices that stand alike in these boxes. Of
-16 x 16 chips these are the rows and columns of the slice; of 8 x 8 x 16 boxes of 8 x 4, or 4 x 8.
+The grid of R x C devices (`grid.Grid`) is the squarest that the sides of a slice permit, each cut
+in two: its rows are boxes of neighbours, its columns the devices that stand alike in these boxes.
+Of 16 x 16 chips these are the rows and columns of the slice; of 8 x 8 x 16 the rows are boxes of 32.
+Of equally square ones it is the one whose rows and columns are gathered fastest: whole sides of a
+torus have their links in both directions, and devices that stand k apart share theirs with k - 1
+other columns ("How To Scale Your Model", part 3, jax-ml.github.io/scaling-book/sharding).
 """
 
 from __future__ import annotations
