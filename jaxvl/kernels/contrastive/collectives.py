@@ -11,7 +11,7 @@ latency, bytes and FLOP; `block` = b D bytes, `compute` of one block in one of `
 
 An all-gather uses all links at once, and nothing hides it. sqrt(n) hops are the way along the two
 sides of a torus, one half of each. Over the ring two blocks travel while two are computed. The
-grid of R x C gathers and returns, forward and backward, both sides, each over half of the links; the
+grid of R x C gathers and returns both sides, forward and backward, each over half of the links;
 sums of gradients return in float32.
 
 Between slices there are S - 1 blocks more, by the adapter: in each pass of gather and ring, where

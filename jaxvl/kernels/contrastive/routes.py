@@ -19,7 +19,7 @@ again in the other.
 
 The grid of R x C devices (`grid.Grid`) is the squarest that the sides of a slice permit, each cut
 in two: its rows are boxes of neighbours, its columns the devices that stand alike in these boxes.
-Of 16 x 16 chips these are the rows and columns of the slice; of 8 x 8 x 16 the rows are boxes of 32.
+Of 16 x 16 chips these are the rows and columns of the slice; of 8 x 8 x 16 rows are boxes of 32.
 Of equally square ones it is the one whose rows and columns are gathered fastest: whole sides of a
 torus have their links in both directions, and devices that stand k apart share theirs with k - 1
 other columns ("How To Scale Your Model", part 3, jax-ml.github.io/scaling-book/sharding).
@@ -103,27 +103,28 @@ def grid_of_devices(devices: np.ndarray) -> np.ndarray:
     return np.array([np.array(group)[places] for group, places in zip(members, cut)])
 
 
+Cut = tuple[tuple[int, int], ...]  # of each side: parts, and devices of a part
+
+
 def _squarest(cells: np.ndarray, slices: int, wraps: bool) -> np.ndarray:
-    """The devices of a box as [grid rows, devices of a row]: the fewest blocks to gather, `slices`
-    times the rows and once the devices of one; of equal ones the fastest to gather."""
-    sizes = cells.shape
-    best = (math.inf, math.inf)
-    for inner in itertools.product(*map(_divisors, sizes)):
-        outer = [size // n for size, n in zip(sizes, inner)]
-        row = math.prod(inner)
-        column = math.prod(outer)
-        # Links in both directions where a side is a ring; `n` grid rows share those of a column.
-        lanes = sum(2 if wraps and n == size else 1 for n, size in zip(inner, sizes) if n > 1)
-        shared = sum((1 + wraps) / n for n, m in zip(inner, outer) if m > 1)
-        seconds = (row - 1) / max(lanes, 1) + (column - 1) / (shared or 1)
-        if (row + slices * column, seconds) < best:
-            best = (row + slices * column, seconds)
-            chosen = list(zip(outer, inner))
-    places = cells.reshape(list(itertools.chain.from_iterable(chosen)))
-    dimensions = range(2 * len(sizes))
-    return places.transpose(*dimensions[::2], *dimensions[1::2]).reshape(
-        math.prod(o for o, _ in chosen), -1
-    )
+    """The devices of a box as [grid rows, devices of a row], the rows boxes."""
+    cuts = itertools.product(*([(n // d, d) for d in _divisors(n)] for n in cells.shape))
+    best = min(cuts, key=lambda cut: _cost(cut, slices, wraps))
+    places = cells.reshape(list(itertools.chain.from_iterable(best)))
+    sides = range(places.ndim)
+    places = places.transpose(*sides[::2], *sides[1::2])
+    return places.reshape(math.prod(parts for parts, _ in best), -1)
+
+
+def _cost(cut: Cut, slices: int, wraps: bool) -> tuple[int, float]:
+    """Blocks that a device holds, and seconds in which it gathers them within a slice, in units of
+    a block on a link; `wraps`: whether the ends of a side have a link."""
+    column = math.prod(parts for parts, _ in cut)
+    row = math.prod(size for _, size in cut)
+    of_row = sum(2 if wraps and parts == 1 else 1 for parts, size in cut if size > 1)
+    of_column = sum((1 + wraps) / size for parts, size in cut if parts > 1)
+    seconds = (row - 1) / (of_row or 1) + (column - 1) / (of_column or 1)
+    return slices * column + row, seconds
 
 
 def _divisors(n: int) -> list[int]:
