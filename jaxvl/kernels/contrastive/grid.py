@@ -58,19 +58,22 @@ class Grid:
         order.
       sizes: (slices, grid rows of a slice, devices of a grid row).
       order: indices into the axes, as an array of these sizes in row-major order.
+      joined: whether vectors travel as one, by their bits. Automatic differentiation does not go
+        through that.
     """
 
     axes: tuple[str, ...]
     sizes: tuple[int, int, int]
     order: tuple[int, ...]
+    joined: bool = True
     partial: ClassVar[bool] = True
     at_once: ClassVar[bool] = True
 
     @classmethod
-    def over(cls, axes: tuple[str, ...]) -> Grid:
+    def over(cls, axes: tuple[str, ...], joined: bool = True) -> Grid:
         """The grid over mesh axes, as their devices are wired."""
         places = routes.grid(axes)
-        return cls(axes, places.shape, tuple(places.flat))
+        return cls(axes, places.shape, tuple(places.flat), joined)
 
     def pairs(
         self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
@@ -109,7 +112,7 @@ class Grid:
                 a = lax.all_gather(a, self.axes, axis=axis, axis_index_groups=groups, tiled=True)
             return a
 
-        return bundled(gather, tree)
+        return self._moved(gather, tree)
 
     def _return(self, tree: Tree, join: Callable, dimensions: Sequence[int]) -> Tree:
         """Results of rows that were gathered along these dimensions, [k b, …], joined with those of
@@ -138,7 +141,11 @@ class Grid:
                 parts, self.axes, axis, axis, axis_index_groups=groups, tiled=True
             )
 
-        return bundled(exchange, tree)
+        return self._moved(exchange, tree)
+
+    def _moved(self, move: Callable[[jax.Array, int], jax.Array], tree: Tree) -> Tree:
+        """What `move(array, axis of its rows)` makes of a tree's arrays."""
+        return bundled(move, tree) if self.joined else jax.tree.map(lambda a: move(a, 0), tree)
 
     def _of_block(self, dense: jax.Array) -> jax.Array:
         """Of a dense mask [b, N] of this device's rows, the [C b, R b'] of its block."""
