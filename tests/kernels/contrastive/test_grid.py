@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from contrastive_cases import CASES, daily, unit_rows
 from contrastive_oracle import check, loss_and_gradients
+from jax.sharding import NamedSharding, PartitionSpec
 from test_contrastive_mesh import mesh_of, run
 from test_routes import array, chips
 
-from jaxvl.bench.contrastive import compiled, data_mesh, main, operands
+from jaxvl.bench.contrastive import compiled, data_mesh, main, operands, temporary
 from jaxvl.hlo import collectives, read
-from jaxvl.kernels.contrastive import Chunked, routes
+from jaxvl.kernels.contrastive import Chunked, routes, streamed_scores
 from jaxvl.kernels.contrastive.bundle import fold
+from jaxvl.kernels.contrastive.reductions import CrossEntropy
+from jaxvl.kernels.contrastive.scores import LateInteraction, Tokens
 from jaxvl.sharding.topology import compile_only_devices
 
 
@@ -190,6 +193,32 @@ def test_a_block_crosses_between_slices_once(tpu_compiler, slices):
     block = ROWS * WIDTH * 2
     crossing = [(c.kind, c.size / block) for c in found if c.between_slices and c.size >= block]
     assert sorted(crossing) == [("all-gather", slices), ("reduce-scatter", 2 * slices)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology, side", [("v5e:8x8", 8), ("v5e:16x16", 16)])
+def test_tokens_are_gathered_once_and_their_gradients_scattered(tpu_compiler, topology, side):
+    """Of scores of tokens (FILIP), by automatic differentiation; temporaries do not grow."""
+    mesh = data_mesh(compile_only_devices(topology))
+    rows = 32
+    batch = NamedSharding(mesh, PartitionSpec("data"))
+
+    def tokens(count):
+        shape = (rows * mesh.size, count, 256)
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=batch)
+
+    def loss(u, v):
+        score = LateInteraction(10.0)
+        return streamed_scores(score, Tokens(u), Tokens(v), CrossEntropy(), 16).loss()
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(tokens(50), tokens(32)).compile()
+    found = collectives(read(program), mesh.size)
+    blocks = sorted((c.kind, c.size, c.times) for c in found if c.size > 2**18)
+    sizes = [side * rows * count * 256 * 2 for count in (32, 50)]
+    kinds = ("all-gather", "reduce-scatter")
+    assert blocks == [(kind, size, 1) for kind in kinds for size in sizes]
+    assert temporary(program) < 4 * 2**20
 
 
 @pytest.mark.slow
