@@ -140,7 +140,7 @@ def search(
             spent = time.perf_counter() - began
             if outcome == FITS and spent > until:
                 outcome = NOT_TRIED
-                reason = f"the budget of {budget:.0f} s was over"
+                reason = f"its budget of {until:.0f} s was over"
             if outcome != FITS:
                 seconds = guess.roofline.high
                 trials.append(Trial(guess.candidate, made, guess.state, seconds, outcome, reason))
