@@ -18,7 +18,8 @@ Options:
   --prices=FILE           US dollars for a chip and hour, instead of jaxvl/planning/prices.yaml
   --show-prices           prints that file, to copy and edit
   --search                compiles other meshes, remat policies, microbatches and dtypes of moments
-                          too, and says which is best and why the others lost
+                          too, with the best of them other collectives of contrastive losses, and
+                          says which is best and why the others lost
   --budget=SECONDS        of the search, 1800 by default
   --quick                 the compiler optimises little: in less time, of a slower and larger program
                           than a run's

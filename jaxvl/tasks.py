@@ -33,6 +33,7 @@ from jaxvl.config import (
 )
 from jaxvl.data.config import POSITION, DataConfig
 from jaxvl.data.preprocess import Preprocess
+from jaxvl.kernels.contrastive import collectives
 from jaxvl.objectives import OBJECTIVES, Context, Objective, ObjectiveState, Points
 
 # Modalities that `Task.prepare` makes larger: uint8 from the loader, float32 for the model.
@@ -54,6 +55,9 @@ class TaskConfig:
       before: label -> hook by name with its options (`jaxvl.before`):
         `dict(momentum=dict(name="teach", teacher="momentum"))`.
       microbatches: chunks in which the encoders run; all negatives of the batch count all the same.
+      collective: how the rows of a contrastive loss meet on the mesh: `gather`, `ring` or `grid`
+        (`kernels/contrastive/collectives.py`); `auto`: by what the chips afford. No number depends
+        on it.
       encode: this task's own options of the model's call in training, by name; which there are is
         the model's to say.
     """
@@ -62,6 +66,7 @@ class TaskConfig:
     objectives: dict[str, Any]
     before: dict[str, Any] = dataclasses.field(default_factory=dict)
     microbatches: Batch = 1
+    collective: collectives.Choice = "auto"
     encode: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -216,10 +221,10 @@ class Task:
 
         In it: names, shapes and dtypes of the batch; what else of `data` the compiled step reads
         (`DataConfig.on_device`); objectives and hooks in their order, with keys, weights and
-        options; microbatches; `encode`. Not in it: whatever the host alone reads (where the data
-        comes from, which frames of a clip), and the task's name, unless one of its objectives keeps
-        state between steps (a queue, a teacher), which belongs to this task: then no other task has
-        its signature.
+        options; microbatches; collective; `encode`. Not in it: whatever the host alone reads (where
+        the data comes from, which frames of a clip), and the task's name, unless one of its
+        objectives keeps state between steps (a queue, a teacher), which belongs to this task: then
+        no other task has its signature.
         """
         config = to_dict(self.config)
         shapes = {name: (s.shape, str(s.dtype)) for name, s in self.config.data.shapes.items()}
@@ -231,6 +236,7 @@ class Task:
             [*config["objectives"].items()],
             [*config["before"].items()],
             self.config.microbatches,
+            self.config.collective,
             sorted(self.config.encode.items()),
         )
         return json.dumps([*parts, self.name if has_state else None], default=repr)
@@ -335,7 +341,8 @@ class Task:
             prefix = _own(name)
             own = {k.removeprefix(prefix): v for k, v in outputs.items() if k.startswith(prefix)}
             its_context = dataclasses.replace(context, key=jax.random.fold_in(context.key, i))
-            with jax.named_scope(f"objectives/{name}"):
+            meeting = collectives.using(self.config.collective)
+            with jax.named_scope(f"objectives/{name}"), meeting:
                 loss, state = use.objective({**outputs, **own}, batch, states[slot], its_context)
             _check_state(f"tasks.{self.name}.objectives.{name}", states[slot], state)
             states[slot] = state

@@ -36,6 +36,7 @@ from jaxvl.kernels.contrastive import contrastive_loss, plan
 from jaxvl.sharding.topology import GPUS, chip, compile_only_devices, parse_topology
 
 MIB = 2**20
+COLLECTIVES = {"ring": "ring", "gather": "all-gather", "grid": "grid"}
 
 
 def materialised(u, v, log_scale, bias, kind: str):
@@ -142,9 +143,12 @@ def memory_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
     for n in args.devices:
         mesh = data_mesh(devices[:n])
         shapes = operands(args.per_device * n, args.width, args.dtype, mesh)
+        takers = {
+            name: dict(implementation="chunked", collective=collective)
+            for collective, name in COLLECTIVES.items()
+        }
         for name, options in {
-            "ring": dict(implementation="chunked", collective="ring"),
-            "all-gather": dict(implementation="chunked", collective="gather"),
+            **takers,
             "materialised": dict(implementation="materialised"),
         }.items():
             program = compiled(args.kind, shapes, mesh, **options)
@@ -216,7 +220,9 @@ def scaling_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
         mesh = data_mesh(compile_only_devices(topology))
         batch = args.per_device * mesh.size
         shapes = operands(batch, args.width, args.dtype, mesh)
-        for name, collective in (("ring", "ring"), ("all-gather", "gather")):
+        with jax.set_mesh(mesh):
+            best = plan((batch, batch, args.width), args.dtype, kind=args.kind).collective
+        for collective in args.collective:
             how = dict(implementation="pallas_tpu", collective=collective)
             program = compiled(args.kind, shapes, mesh, **how)
             found = collectives(read(program), mesh.size)
@@ -225,7 +231,8 @@ def scaling_rows(args: argparse.Namespace) -> Iterator[dict[str, Json]]:
                 "topology": topology,
                 "devices": mesh.size,
                 "batch": batch,
-                "implementation": name,
+                "implementation": COLLECTIVES[collective],
+                "chosen": "*" if collective == best else None,
                 "messages": sum(c.times for c in found),
                 "received_mib": received / MIB,
                 "hidden": sum(c.size * c.times for c in found if c.kernels) / received,
@@ -241,6 +248,7 @@ COLUMNS = {
     "devices": "{}",
     "batch": "{:,}",
     "implementation": "{}",
+    "chosen": "{}",
     "seconds": "{:.4f}",
     "speed": "{:.2f} x",
     "tflop_per_second": "{:.2f}",
@@ -302,8 +310,19 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Json]]:
         type=int,
         help="rows per device of --memory (default 4096) and --scaling (default 128)",
     )
+    parser.add_argument(
+        "--collective",
+        type=lambda text: text.split(","),
+        default=list(COLLECTIVES),
+        help="of --scaling: ring, gather, grid (default: all; * marks what the cost model chooses)",
+    )
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     args = parser.parse_args(argv)
+    for name in args.collective:
+        if name not in COLLECTIVES:
+            parser.error(
+                f"--collective: {name!r} is not valid; must be of {', '.join(COLLECTIVES)}"
+            )
     args.batch = args.batch or ([65536] if args.compile else [8192, 16384])
     elsewhere = args.compile or args.scaling
     args.width = args.width or (768 if elsewhere else 512)

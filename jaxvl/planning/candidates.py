@@ -1,8 +1,5 @@
 """What a search tries: meshes, remat policies, microbatches and dtypes of moments that a config
-could have.
-
-Not varied: how the contrastive core's blocks meet (ring or gather), which it chooses by size
-(`kernels/contrastive/dispatch.py`) and no key of a config sets.
+could have; and of the best of these, how the rows of its contrastive losses meet.
 """
 
 from __future__ import annotations
@@ -12,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 
+from jaxvl.kernels.contrastive.collectives import NAMES
 from jaxvl.sharding.mesh import AXES, MeshConfig
 from jaxvl.training.experiment import Experiment
 
@@ -33,12 +31,14 @@ class Candidate:
       remat: policy of every stack of layers; None: the model has none to choose.
       microbatches: of every task.
       moments: dtype of the first moment.
+      collective: of every task (`TaskConfig.collective`).
     """
 
     mesh: tuple[int, ...]
     remat: str | None
     microbatches: int
     moments: str
+    collective: str = "auto"
 
     @property
     def mesh_config(self) -> MeshConfig:
@@ -62,6 +62,7 @@ class Candidate:
                 made[key] = str(self.remat != "none") if kind is bool else self.remat
         for task in experiment.tasks:
             made[f"tasks.{task}.microbatches"] = str(self.microbatches)
+            made[f"tasks.{task}.collective"] = self.collective
         made["optim.moment_dtype"] = self.moments
         return made
 
@@ -85,7 +86,18 @@ def own_choice(experiment: Experiment, mesh: tuple[int, ...]) -> Candidate:
     policies = {_policy(experiment, key) for key in remat_keys(experiment)}
     leanest = max(policies, key=REMAT.index) if policies else None
     microbatches = max(task.microbatches for task in experiment.tasks.values())
-    return Candidate(mesh, leanest, microbatches, experiment.optim.moment_dtype)
+    moments = experiment.optim.moment_dtype
+    chosen = {task.collective for task in experiment.tasks.values()}
+    collective = chosen.pop() if len(chosen) == 1 else "auto"
+    return Candidate(mesh, leanest, microbatches, moments, collective)
+
+
+def other_collectives(candidate: Candidate) -> list[Candidate]:
+    """The same, but for how the rows of contrastive losses meet."""
+    if candidate.batch_shards == 1:
+        return []
+    every = [dataclasses.replace(candidate, collective=name) for name in ("auto", *NAMES)]
+    return [other for other in every if other != candidate]
 
 
 def _policy(experiment: Experiment, key: str) -> str:

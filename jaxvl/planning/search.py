@@ -10,7 +10,13 @@ import jax
 
 from jaxvl.config import ConfigError, check
 from jaxvl.models.functional import Functional
-from jaxvl.planning.candidates import Candidate, candidates, meshes, own_choice
+from jaxvl.planning.candidates import (
+    Candidate,
+    candidates,
+    meshes,
+    other_collectives,
+    own_choice,
+)
 from jaxvl.planning.estimate import Model, estimate, widest
 from jaxvl.planning.figures import Plan
 from jaxvl.planning.measure import Setting, measure, per_device, vocabulary_of
@@ -28,6 +34,8 @@ FITS = "fits"
 NO_ROOM = "no room"
 SLOWER = "slower"
 NOT_TRIED = "not compiled"
+# Part of the budget that is left for the collectives of the best.
+COLLECTIVES_SHARE = 1 / 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +112,8 @@ def search(
     command: Command, setting: Setting, budget: float, tell: Callable[[str], None]
 ) -> Search:
     """Tries the config as it is first, then candidates in the order of their estimate, until
-    `budget` seconds are over; the one that is being compiled then is finished.
+    `budget` seconds are over; the one that is being compiled then is finished. In the last fifth of
+    the budget, the best with each other collective of its contrastive losses.
 
     Never compiled are those whose state alone has no room, those that need more than one that had
     none, and those whose least time is longer than the best one's slow end.
@@ -121,22 +130,32 @@ def search(
     left = guesses(experiment, setting)
     tell(f"{len(left)} candidates; the config as it is comes first")
     trials: list[Trial] = []
-    while left:
-        guess = next_guess(left, trials, rows, chip.memory)
-        left.remove(guess)
-        made = {} if guess.own else guess.candidate.assignments(experiment)
-        outcome, reason = judge(guess, trials, rows, chip.memory)
-        spent = time.perf_counter() - began
-        if outcome == FITS and spent > budget:
-            outcome = NOT_TRIED
-            reason = f"the budget of {budget:.0f} s was over"
-        if outcome != FITS:
-            seconds = guess.roofline.high
-            trials.append(Trial(guess.candidate, made, guess.state, seconds, outcome, reason))
-            continue
-        tell(f"[{spent:.0f} s] compiling {describe(guess.candidate)}")
-        trials.append(_try(command, setting, guess, made))
-        tell(f"    {told(trials[-1])}")
+
+    def try_all(left: list[Guess], until: float) -> None:
+        while left:
+            guess = next_guess(left, trials, rows, chip.memory)
+            left.remove(guess)
+            made = {} if guess.own else guess.candidate.assignments(experiment)
+            outcome, reason = judge(guess, trials, rows, chip.memory)
+            spent = time.perf_counter() - began
+            if outcome == FITS and spent > until:
+                outcome = NOT_TRIED
+                reason = f"its budget of {until:.0f} s was over"
+            if outcome != FITS:
+                seconds = guess.roofline.high
+                trials.append(Trial(guess.candidate, made, guess.state, seconds, outcome, reason))
+                continue
+            tell(f"[{spent:.0f} s] compiling {describe(guess.candidate)}")
+            trials.append(_try(command, setting, guess, made))
+            tell(f"    {told(trials[-1])}")
+
+    known = {guess.candidate: guess for guess in left}
+    try_all(left, (1 - COLLECTIVES_SHARE) * budget)
+    fitting = [trial for trial in trials if trial.outcome == FITS]
+    if fitting:
+        best = known[min(fitting, key=lambda t: t.seconds[1]).candidate]
+        others = other_collectives(best.candidate)
+        try_all([dataclasses.replace(best, candidate=c, own=False) for c in others], budget)
     fitting = [trial for trial in trials if trial.outcome == FITS]
     others = [trial for trial in trials if trial.outcome != FITS]
     ranked = sorted(fitting, key=lambda t: t.seconds[1]) + sorted(others, key=lambda t: t.estimate)
@@ -160,6 +179,8 @@ def describe(candidate: Candidate) -> str:
     if candidate.microbatches > 1:
         parts.append(f"{candidate.microbatches} microbatches")
     parts.append(f"{candidate.moments} moments")
+    if candidate.collective != "auto":
+        parts.append(f"losses over a {candidate.collective}")
     return "; ".join(parts)
 
 

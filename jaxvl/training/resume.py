@@ -38,6 +38,7 @@ FREE = (
     "model.*.scan",
     "plugins",
     "resume.*",
+    "tasks.*.collective",
     "tasks.*.data.error_budget",
     "tasks.*.data.error_minimum",
     "tasks.*.data.reader.*",

@@ -13,7 +13,13 @@ from training import tiny
 from jaxvl import plan
 from jaxvl.config import ConfigError
 from jaxvl.planning import prices
-from jaxvl.planning.candidates import Candidate, candidates, meshes, own_choice
+from jaxvl.planning.candidates import (
+    Candidate,
+    candidates,
+    meshes,
+    other_collectives,
+    own_choice,
+)
 from jaxvl.planning.estimate import Model, estimate
 from jaxvl.planning.figures import Plan, Refusal, StateBytes, StepBytes, StepFigures
 from jaxvl.planning.measure import refusal
@@ -162,6 +168,11 @@ def test_candidates_keep_the_batch_divisible():
     options = found[-1].assignments(experiment)
     assert options["model.image.remat"] == options["model.text.remat"] == "full"
     assert options["tasks.pairs.microbatches"] == "8"
+    assert options["tasks.pairs.collective"] == "auto"
+    assert [c.collective for c in other_collectives(own)] == ["gather", "ring", "grid"]
+    ring = dataclasses.replace(own, collective="ring")
+    assert other_collectives(ring)[0] == own
+    assert not other_collectives(Candidate((1, 1, 8, 1), "none", 1, "float32"))
 
 
 def guess(mesh=(8, 1, 1, 1), remat="none", microbatches=1, state=1, compute=1.0):
@@ -228,7 +239,7 @@ def test_an_estimate_before_compiling():
 def known_needs(monkeypatch):
     """Compiling is replaced by a law: a batch of 16 needs 64 GiB of activations, half of that with
     dots, a quarter with full; a microbatch its share. A step takes 1 s, a third more with full, and
-    half a second more for each microbatch."""
+    half a second more for each microbatch, 1 % less in a grid."""
     asked = []
 
     def measured(experiment, setting, stop_at_refusal):
@@ -237,9 +248,11 @@ def known_needs(monkeypatch):
         remat = experiment.model.image.remat
         n = experiment.tasks["pairs"].microbatches
         needed = 64 * {"none": 1, "dots": 0.5, "full": 0.25}[remat] / n / mesh[0] / mesh[1] * 4
-        asked.append((mesh, remat, n, experiment.optim.moment_dtype))
+        collective = experiment.tasks["pairs"].collective
+        asked.append((mesh, remat, n, experiment.optim.moment_dtype, collective))
         size = StepBytes(0, 0, int(needed * GIB), 0, 0, None)
         seconds = {"none": 1.0, "dots": 1.1, "full": 4 / 3}[remat] + (n - 1) / 2
+        seconds *= 0.99 if collective == "grid" else 1
         roofline = Roofline(seconds, 0.0, 0.0, 0.0, 0.0, None)
         step = StepFigures("pairs", 16, 1.0, 1.0, size, 1.0, (), roofline, None, None, 0, 1.0)
         state = StateBytes(1, 1, 0, 0, 0, 0)
@@ -277,11 +290,17 @@ def test_a_search_finds_the_fastest_that_fits(known_needs, tmp_path, capsys):
     best = found["trials"][0]
     assert best["outcome"] == "fits" and best["assignments"]["model.image.remat"] == "full"
     assert best["assignments"]["tasks.pairs.microbatches"] == "1"
-    assert best["seconds"] == pytest.approx([4 / 3, 8 / 3])
+    assert best["assignments"]["tasks.pairs.collective"] == "grid"
+    assert best["seconds"] == pytest.approx([0.99 * 4 / 3, 0.99 * 8 / 3])
     seconds = [t["seconds"][1] for t in found["trials"] if t["outcome"] == "fits"]
     assert seconds == sorted(seconds)
     as_it_is = next(t for t in found["trials"] if not t["assignments"])
     assert as_it_is["outcome"] == "no room" and "48.00 too many" in as_it_is["reason"]
+    # Collectives are tried for the best alone.
+    tried = known_needs[-3:]
+    assert [k[4] for k in tried] == ["gather", "ring", "grid"]
+    assert {k[:4] for k in tried} <= {k[:4] for k in known_needs[:-3]}
+    assert {k[4] for k in known_needs[:-3]} == {"auto"}
     # What needs as much as one that had no room is never compiled.
     assert len(known_needs) < len(found["trials"])
     assert [k[:3] for k in known_needs].count(((4, 1, 1, 1), "none", 1)) == 1

@@ -181,3 +181,31 @@ def test_an_output_that_is_missing_is_named_before_rows_are_read():
     task = task_of(reads_in_rows=1.0)
     with pytest.raises(ConfigError, match="reads_in_rows: needs the model output 'nowhere'"):
         task.per_row({"image": jnp.zeros((2, 4))}, {})
+
+
+def meeting(**options):
+    parts = dict(data=tiny.data(), objectives=dict(clip=1.0), **options)
+    config = tiny.experiment(tasks=dict(pairs=parts))
+    return Task("pairs", config.tasks["pairs"], config.preprocess)
+
+
+def test_a_task_says_how_its_rows_meet_on_a_mesh():
+    rows = jnp.eye(16)
+    outputs = {"image": rows, "text": rows, "log_scale": jnp.float32(1)}
+    programs = {}
+    signatures = set()
+    types = (jax.sharding.AxisType.Auto,)
+    for name in ("auto", "gather", "ring", "grid"):
+        task = meeting(collective=name)
+        signatures.add(task.signature)
+        loss = lambda outputs, task=task: task.loss(outputs, {}, {"pairs/clip": {}}, context(0))[0]
+        with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=types)):
+            programs[name] = str(jax.make_jaxpr(loss)(outputs))
+    assert "ppermute" in programs["ring"]
+    assert "axis_index_groups=None" in programs["gather"] and "ppermute" not in programs["gather"]
+    assert "axis_index_groups=((0, 1)" in programs["grid"]
+    assert programs["auto"] == programs["gather"], "which is best for so little"
+    assert len(signatures) == 4 and meeting().signature in signatures
+    problem = r"tasks\.pairs\.collective: 'tree' is not valid; one of 'auto'"
+    with pytest.raises(ConfigError, match=problem):
+        meeting(collective="tree")

@@ -15,8 +15,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxvl.kernels.contrastive import dispatch, reference, tiles
+from jaxvl.kernels.contrastive.collectives import NAMES, Collective
 from jaxvl.kernels.contrastive.core import Blocks, Local, sigmoid_losses, softmax_losses
 from jaxvl.kernels.contrastive.dispatch import Plan
+from jaxvl.kernels.contrastive.grid import Grid
 from jaxvl.kernels.contrastive.masks import PairMask, Unpaired
 from jaxvl.kernels.contrastive.ring import Gather, Ring, axis_size, batch_axes
 from jaxvl.kernels.contrastive.targets import Diagonal, Form, Targets, Terms, lower
@@ -27,6 +29,7 @@ DIRECTIONS = {
     "sum": (1.0, 1.0),
     "rows": (1.0, 0.0),
 }  # weights of the rows' and the columns' loss
+EXCHANGES = {"gather": Gather, "ring": Ring.over, "grid": Grid.over}
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +45,7 @@ def contrastive_loss(
     bias: Float[Array, ""] | None = None,
     implementation: str | Blocks | None = None,
     mesh_axes: tuple[str, ...] | None = None,
-    collective: Literal["gather", "ring"] | None = None,
+    collective: Collective | None = None,
 ) -> Float[Array, ""]:
     """Contrastive loss over all pairs of rows of `u` and `v`; no implementation but `reference`
     builds the `[M, N]` matrix.
@@ -79,8 +82,8 @@ def contrastive_loss(
         `jax.set_mesh`, if they are there. Inside `shard_map` it must be given: the names of manual
         axes, where `u`, `v` and the targets' arrays are this device's rows of the batch and the
         result is the loss of the whole batch; or `()` for the rows at hand alone.
-      collective: how the blocks of a mesh meet: "gather" or "ring". None: by latency, bytes and
-        memory of the chip (`ring_or_gather.py`).
+      collective: how the blocks of a mesh meet: "gather", "ring" or "grid". None: as the run says
+        (`collectives.using`), or by latency, bytes and memory of the chip (`collectives`).
 
     Returns:
       Float32[""] (float64 for float64 inputs).
@@ -104,7 +107,7 @@ def contrastive_loss(
         _lower_inside(targets, m, n, kind, acc, axes) if inside else lower(targets, m, n, kind, acc)
     )
     chosen = dispatch.choose(
-        _shape(u, v, shards, inside), dtype, kind, terms.form, implementation, collective, shards
+        _shape(u, v, shards, inside), dtype, kind, terms.form, implementation, collective, axes
     )
     _log.info("contrastive loss: %s", chosen)  # whenever it is traced
     if chosen.implementation == "reference":
@@ -144,7 +147,7 @@ def contrastive_logsumexp(
     *,
     targets: Targets = Unpaired(),
     implementation: str | Blocks | None = None,
-    collective: Literal["gather", "ring"] | None = None,
+    collective: Collective | None = None,
 ) -> tuple[Float[Array, " M"], Float[Array, " N"]]:
     """Log-sum-exp of the logits `s_ij = exp(log_scale) u_i . v_j` over all columns, of each row,
     and over all rows, of each column.
@@ -196,7 +199,7 @@ def contrastive_logsumexp(
         terms.form,
         implementation,
         collective,
-        shards,
+        axes,
     )
     if chosen.implementation == "reference":
         raise ValueError("implementation: 'reference' has no log-sum-exp; 'chunked' does")
@@ -216,7 +219,7 @@ def plan(
     kind: Literal["softmax", "sigmoid"] = "softmax",
     implementation: str | Blocks | None = None,
     mesh_axes: tuple[str, ...] | None = None,
-    collective: Literal["gather", "ring"] | None = None,
+    collective: Collective | None = None,
 ) -> Plan:
     """What `contrastive_loss` would run for global `shape` (M, N, D): implementation, collective,
     blocks, what was skipped.
@@ -229,7 +232,7 @@ def plan(
     form = jax.eval_shape(lambda: lower(targets, m, n, kind, jnp.float32)).form
     shards = axis_size(axes)
     local = (-(-m // shards), -(-n // shards), d)
-    return dispatch.choose(local, jnp.dtype(dtype), kind, form, implementation, collective, shards)
+    return dispatch.choose(local, jnp.dtype(dtype), kind, form, implementation, collective, axes)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -256,10 +259,8 @@ def _check(u, v, log_scale, bias, kind, directions, mesh_axes, collective) -> No
         raise ValueError(
             f"directions: {directions!r} is not valid; must be one of {tuple(DIRECTIONS)}"
         )
-    if collective not in (None, "gather", "ring"):
-        raise ValueError(
-            f"collective: {collective!r} is not valid; must be 'gather', 'ring' or None"
-        )
+    if collective not in (None, *NAMES):
+        raise ValueError(f"collective: {collective!r} is not valid; must be one of {NAMES} or None")
     if isinstance(mesh_axes, str):
         raise ValueError(
             f"mesh_axes: {mesh_axes!r} is a text; must be a tuple of names, as ({mesh_axes!r},)"
@@ -281,9 +282,7 @@ def _streamed(
 ) -> tuple[jax.Array, jax.Array]:
     """Sums of the two directions' losses over the batch, from this device's rows and columns;
     `each`: these rows' and columns' own."""
-    exchange = Local()
-    if axes:
-        exchange = Ring.over(axes) if chosen.collective == "ring" else Gather(axes)
+    exchange = EXCHANGES[chosen.collective or "gather"](axes) if axes else Local()
     if kind == "softmax":
         row, col = softmax_losses(chosen.blocks, exchange, form, u, v, scale, rows, cols)
         if each:

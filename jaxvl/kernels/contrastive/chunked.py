@@ -82,7 +82,7 @@ class Chunked:
         def finish(x, ax):
             return (scale * ax).astype(out), jnp.sum(x.astype(ax.dtype) * ax, 1)
 
-        row, ay = self._grid(tile, _add, zeros, zeros, x, y, rows, cols, form, finish)
+        row, ay = self._grid(tile, tiles.add, zeros, zeros, x, y, rows, cols, form, finish)
         return row, (scale * ay).astype(out)
 
     def sigmoid_forward(self, x, y, scale, bias, rows: Side, cols: Side, form: Form) -> jax.Array:
@@ -95,7 +95,7 @@ class Chunked:
             ), ()
 
         return self._grid(
-            tile, _add, lambda m: tiles.full(m, 0.0, x), lambda n: (), x, y, rows, cols, form
+            tile, tiles.add, lambda m: tiles.full(m, 0.0, x), lambda n: (), x, y, rows, cols, form
         )[0]
 
     def sigmoid_backward(
@@ -118,7 +118,7 @@ class Chunked:
 
         row, ay = self._grid(
             tile,
-            _add,
+            tiles.add,
             lambda m: (zeros(m), tiles.full(m, 0.0, x)),
             zeros,
             x,
@@ -180,10 +180,6 @@ class Chunked:
             return lambda a: a.reshape(-1, *a.shape[2:])[:n]
 
         return jax.tree.map(flat(m), row_state), jax.tree.map(flat(n), col_state)
-
-
-def _add(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.add, a, b)
 
 
 def even(n: int, largest: int) -> int:

@@ -1,7 +1,7 @@
 """The streamed losses with their gradients: custom_vjp around block operations.
 
-    Blocks (chunked, pallas_…)     statistics and gradients of one block of x against one block of y
-    Exchange (Local, Gather, Ring) which blocks meet, on one device or over a mesh
+    Blocks (chunked, pallas_…)            statistics and gradients of one block of x against one of y
+    Exchange (Local, Gather, Ring, Grid)  which blocks meet, on one device or over a mesh
 
 What is saved for the backward pass are the inputs and a few vectors; all logits are computed again.
 """
@@ -63,7 +63,7 @@ class OnePass(Blocks, Protocol):
 class TwoPasses(Blocks, Protocol):
     """Blocks whose gradients of x and of y are passes of their own, each with its logits.
 
-    On a mesh x then travels for dy, in its own dtype, where otherwise dy would in float32, away
+    On a ring x then travels for dy, in its own dtype, where otherwise dy would in float32, away
     from home and back.
     """
 
@@ -86,9 +86,12 @@ class Exchange(Protocol):
 
     Attributes:
       partial: whether results are joined, and so must come in the accumulation dtype.
+      at_once: whether `TwoPasses` blocks give both gradients of a block when it is met. Else their
+        passes meet one after the other, with results of rows alone.
     """
 
     partial: bool
+    at_once: bool
 
     def pairs(
         self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
@@ -104,6 +107,7 @@ class Local:
     """All rows and columns are here."""
 
     partial: ClassVar[bool] = False
+    at_once: ClassVar[bool] = True
 
     def pairs(self, block, join, x, y, rows, cols):
         del join
@@ -111,10 +115,6 @@ class Local:
 
     def total(self, value):
         return value
-
-
-def _add(a: Tree, b: Tree) -> Tree:
-    return jax.tree.map(jnp.add, a, b)
 
 
 def _gradients(
@@ -129,8 +129,13 @@ def _gradients(
     def of_cols(y, x, cols, rows):
         return gradient(y, x, cols, rows, True)[0], ()
 
-    row, _ = exchange.pairs(of_rows, _add, x, y, rows, cols)
-    dy, _ = exchange.pairs(of_cols, _add, y, x, cols, rows)
+    def of_both(x, y, rows, cols):
+        return gradient(x, y, rows, cols, False), gradient(y, x, cols, rows, True)[0]
+
+    if exchange.at_once:
+        return exchange.pairs(of_both, tiles.add, x, y, rows, cols)
+    row, _ = exchange.pairs(of_rows, tiles.add, x, y, rows, cols)
+    dy, _ = exchange.pairs(of_cols, tiles.add, y, x, cols, rows)
     return row, dy
 
 
@@ -248,7 +253,7 @@ def _softmax_bwd(blocks, exchange, form, saved, g):
     if isinstance(blocks, TwoPasses):
         (dx, dscale), dy = _gradients(exchange, gradient, x, y, rows, cols)
     else:
-        (dx, dscale), dy = exchange.pairs(block, _add, x, y, rows, cols)
+        (dx, dscale), dy = exchange.pairs(block, tiles.add, x, y, rows, cols)
     return dx.astype(x.dtype), dy.astype(y.dtype), jnp.sum(dscale).astype(scale.dtype), None, None
 
 
@@ -272,7 +277,7 @@ def _sigmoid_fwd(blocks, exchange, form, x, y, scale, bias, rows, cols):
     def block(x, y, rows, cols):
         return blocks.sigmoid_forward(x, y, scale, bias, rows, cols, form), ()
 
-    loss, _ = exchange.pairs(block, _add, x, y, *_read(packing.TARGET, rows, cols))
+    loss, _ = exchange.pairs(block, tiles.add, x, y, *_read(packing.TARGET, rows, cols))
     return loss, (x, y, scale, bias, rows, cols)
 
 
@@ -290,7 +295,7 @@ def _sigmoid_bwd(blocks, exchange, form, saved, g):
     if isinstance(blocks, TwoPasses):
         (dx, dscale, dbias), dy = _gradients(exchange, gradient, x, y, rows, cols)
     else:
-        (dx, dscale, dbias), dy = exchange.pairs(block, _add, x, y, rows, cols)
+        (dx, dscale, dbias), dy = exchange.pairs(block, tiles.add, x, y, rows, cols)
     sums = jnp.sum(dscale).astype(scale.dtype), jnp.sum(dbias).astype(bias.dtype)
     return dx.astype(x.dtype), dy.astype(y.dtype), *sums, None, None
 

@@ -11,12 +11,13 @@ from jax.typing import DTypeLike
 
 from jaxvl.aliases import Tree
 from jaxvl.chips import UNKNOWN_GPU, UNKNOWN_TPU, chip_of
-from jaxvl.kernels.contrastive import ring_or_gather, verified
+from jaxvl.kernels.contrastive import collectives, routes, verified
 from jaxvl.kernels.contrastive.chunked import Chunked
 from jaxvl.kernels.contrastive.core import Blocks
 from jaxvl.kernels.contrastive.pallas_hopper import PallasHopper, is_hopper
 from jaxvl.kernels.contrastive.pallas_tpu import PallasTpu
 from jaxvl.kernels.contrastive.pallas_triton import PallasTriton
+from jaxvl.kernels.contrastive.ring import axis_size
 from jaxvl.kernels.contrastive.targets import Form
 from jaxvl.kernels.contrastive.tiles import Side
 from jaxvl.kernels.device import device as device
@@ -28,7 +29,7 @@ class Plan:
 
     Attributes:
       implementation: name.
-      collective: "gather", "ring", or None on one device.
+      collective: "gather", "ring", "grid", or None on one device.
       blocks: block operations with their sizes; None for `reference`.
       skipped: implementations that were tried first -> why they cannot run.
     """
@@ -105,10 +106,14 @@ def choose(
     form: Form,
     implementation: str | Blocks | None,
     collective: str | None,
-    shards: int,
+    axes: tuple[str, ...],
 ) -> Plan:
-    """The `Plan` for `shape` rows, columns and width per device; `implementation` is a name or
-    configured blocks.
+    """The `Plan` for `shape` rows, columns and width per device.
+
+    Args:
+      implementation: a name or configured blocks.
+      collective: a name; None: as the run says (`collectives.using`), else by the cost model.
+      axes: of the mesh, that shard the rows.
 
     Raises:
       ValueError: `implementation` is unknown or cannot run, or none can.
@@ -122,14 +127,10 @@ def choose(
             f"implementation: {implementation!r} is not known; must be one of "
             f"{tuple(IMPLEMENTATIONS)} or None"
         )
-    if shards == 1 or implementation == "reference":
-        how = None
-    else:
-        platform, device_kind = device()
-        itemsize = jnp.dtype(dtype).itemsize
-        how = collective or ring_or_gather.collective(
-            chip_of(device_kind, platform), shards, shape[1], shape[2], itemsize
-        )
+    how = None
+    if axis_size(axes) > 1 and implementation != "reference":
+        how = collective or collectives.chosen() or _fastest(shape, dtype, axes)
+    shape = _block(shape, how, axes)
     skipped = {}
     for name in ORDER if implementation is None else (implementation,):
         try:
@@ -148,6 +149,31 @@ def choose(
                 ) from None
             skipped[name] = str(reason)
     raise ValueError(f"implementation: none can run: {skipped}")
+
+
+def _fastest(shape: tuple[int, int, int], dtype: DTypeLike, axes: tuple[str, ...]) -> str:
+    platform, device_kind = device()
+    work = collectives.Work(
+        shards=axis_size(axes),
+        grid=routes.grid(axes).shape,
+        rows=shape[1],
+        width=shape[2],
+        itemsize=jnp.dtype(dtype).itemsize,
+    )
+    return collectives.collective(chip_of(device_kind, platform), work)
+
+
+def _block(
+    shape: tuple[int, int, int], collective: str | None, axes: tuple[str, ...]
+) -> tuple[int, int, int]:
+    """Rows, columns and width of what is computed at once, of those of a device."""
+    m, n, d = shape
+    if collective == "gather":
+        return m, axis_size(axes) * n, d
+    if collective == "grid":
+        slices, column, row = routes.grid(axes).shape
+        return row * m, slices * column * n, d
+    return shape
 
 
 def with_ok(side: Side, n: int) -> dict[str, jax.Array]:

@@ -15,8 +15,9 @@ A softmax first finds the largest score of each row, without a gradient, and the
 scores are computed twice in the forward and once in the backward pass. `contrastive_loss` computes
 them once and once, so it is the faster one for dot products.
 
-On a mesh every device scores its own rows against all columns, which it gathers (`ring.Gather`):
-O(N) bytes of `v` on each device.
+On a mesh of n devices each scores a block of a grid (`grid.Grid`), for which it gathers sqrt(n)
+devices' rows of `u` and of `v`; or, where that is less, its own rows of `u` and all of `v`
+(`ring.Gather`).
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxvl.aliases import Tree
-from jaxvl.kernels.contrastive import dispatch, tiles
+from jaxvl.kernels.contrastive import collectives, dispatch, routes, tiles
 from jaxvl.kernels.contrastive.chunked import even
-from jaxvl.kernels.contrastive.core import Local
+from jaxvl.kernels.contrastive.core import Exchange, Local
+from jaxvl.kernels.contrastive.grid import Grid
 from jaxvl.kernels.contrastive.ring import Gather, axis_size, batch_axes
 from jaxvl.kernels.contrastive.targets import Form, Targets, lower
 from jaxvl.kernels.contrastive.tiles import Side
@@ -249,10 +251,7 @@ class Pairs:
         [1, n] of its columns. `rows` and `cols` come to it as [m, 1] and [1, n].
         """
 
-        def join(a: Side, b: Side) -> Side:
-            return jax.tree.map(jnp.add, a, b)
-
-        return self._all(tile, join, 0.0, rows, cols, form)
+        return self._all(tile, tiles.add, 0.0, rows, cols, form)
 
     def largest(self, tile: Tile, rows: Side, cols: Side, form: Form) -> tuple[Side, Side]:
         """Maxima over all pairs, as `sums`, without gradients."""
@@ -274,7 +273,9 @@ class Pairs:
             return _top(of_rows, 1, cols["index"]), _top(of_cols, 0, rows["index"])
 
         def join(a: Side, b: Side) -> Side:
-            better = b["top"] > a["top"]
+            # Blocks meet in any order.
+            before = (b["index"] < a["index"]) & (b["index"] >= 0) | (a["index"] < 0)
+            better = (b["top"] > a["top"]) | (b["top"] == a["top"]) & before
             return {name: jnp.where(better, b[name], a[name]) for name in a}
 
         row, col = self._fixed()._all(chosen, join, None, rows, cols, form)
@@ -322,8 +323,21 @@ class Pairs:
         def block(u, v, rows, cols):
             return self._grid(tile, join, fill, (u, rows), (v, cols), form)
 
-        exchange = Gather(self.axes) if self.axes else Local()
-        return exchange.pairs(block, join, self.u, self.v, rows, cols)
+        return self._exchange().pairs(block, join, self.u, self.v, rows, cols)
+
+    def _exchange(self) -> Exchange:
+        """What the run says, or moves fewer bytes; there is no ring of what is differentiated by
+        itself."""
+        if not self.axes:
+            return Local()
+        slices, column, row = routes.grid(self.axes).shape
+        u, v = (sum(a.nbytes for a in jax.tree.leaves(tree)) for tree in (self.u, self.v))
+        gathered = (axis_size(self.axes) - 1) * v
+        in_a_grid = (row - 1) * u + (slices * column - 1) * v
+        said = collectives.chosen()
+        if said == "grid" or (said != "gather" and in_a_grid < gathered):
+            return Grid.over(self.axes, joined=False)
+        return Gather(self.axes)
 
     def _grid(self, tile, join, fill, by_row, by_col, form: Form) -> tuple[Side, Side]:
         """`tile` over the blocks of rows and columns: a scan over rows, inside it one over columns;
@@ -369,11 +383,12 @@ class Pairs:
 
 
 def _top(scores: jax.Array, axis: int, index: jax.Array) -> Side:
-    """The largest score along `axis`, and the index of where it stands."""
+    """The largest score along `axis`, and the index of where it stands: the lowest of equal ones,
+    -1 where there is none."""
     top = jnp.max(scores, axis, keepdims=True)
-    place = jnp.argmax(scores, axis, keepdims=True)
-    some = top > tiles.lowest(scores.dtype)
-    return dict(top=top, index=jnp.where(some, index.reshape(-1)[place], -1))
+    last = jnp.iinfo(index.dtype).max
+    first = jnp.min(jnp.where(scores == top, index, last), axis, keepdims=True)
+    return dict(top=top, index=jnp.where(top > tiles.lowest(scores.dtype), first, -1))
 
 
 def _take(tree: Tree, index: jax.Array) -> Tree:

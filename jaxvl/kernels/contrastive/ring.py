@@ -1,6 +1,6 @@
 """All pairs of a sharded batch, inside shard_map: an all-gather, or a ring.
 
-An all-gather for small batches, a ring for large ones.
+An all-gather for small batches, a ring for large ones; `grid` is for what lies between.
 
     device 0       device 1       device 2       device 3       device 4     each holds b = B / n
                                                                              rows of x and of y
@@ -38,7 +38,7 @@ from jax.sharding import AxisType
 
 from jaxvl.aliases import Tree
 from jaxvl.kernels.contrastive import routes
-from jaxvl.kernels.contrastive.bundle import bundle
+from jaxvl.kernels.contrastive.bundle import bundle, bundled, fold
 from jaxvl.kernels.contrastive.tiles import Side
 
 BATCH_AXES = ("data", "fsdp")
@@ -80,7 +80,7 @@ def batch_axes(mesh_axes: tuple[str, ...] | None) -> tuple[tuple[str, ...], bool
     return tuple(mesh_axes), True in inside
 
 
-def _split_dense(rows: Side) -> tuple[Side, jax.Array | None]:
+def split_dense(rows: Side) -> tuple[Side, jax.Array | None]:
     """Row vectors without, and, the dense mask `[M, N_global]`, which is cut by columns."""
     return {k: v for k, v in rows.items() if k != "keep"}, rows.get("keep")
 
@@ -96,6 +96,7 @@ class Gather:
 
     axes: tuple[str, ...]
     partial: ClassVar[bool] = True
+    at_once: ClassVar[bool] = False
 
     def pairs(
         self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
@@ -109,12 +110,7 @@ class Gather:
             # its own columns.
             return lax.all_to_all(a.reshape(n, -1, *a.shape[1:]), self.axes, 0, 0, tiled=True)
 
-        parts = jax.tree.map(home, col)
-        if not jax.tree.leaves(parts):
-            return row, col
-        first = jax.tree.map(lambda a: a[0], parts)
-        rest = jax.tree.map(lambda a: a[1:], parts)
-        return row, lax.scan(lambda state, part: (join(state, part), None), first, rest)[0]
+        return row, fold(join, jax.tree.map(home, col))
 
     def total(self, value: jax.Array) -> jax.Array:
         return lax.psum(value, self.axes)
@@ -142,6 +138,7 @@ class Ring:
     order: tuple[int, ...]
     ways: tuple[int, ...]
     partial: ClassVar[bool] = True
+    at_once: ClassVar[bool] = False
 
     @classmethod
     def over(cls, axes: tuple[str, ...]) -> Ring:
@@ -152,7 +149,7 @@ class Ring:
     def pairs(
         self, block: Callable, join: Callable, x, y, rows: Side, cols: Side
     ) -> tuple[Tree, Tree]:
-        rows, dense = _split_dense(rows)
+        rows, dense = split_dense(rows)
         if dense is not None:
             cols = dict(cols, home=jnp.full(len(y), lax.axis_index(self.axes)))
             block = functools.partial(_cut_dense, block, dense)
@@ -264,5 +261,4 @@ class _Turn:
         """`tree` of the device that stands `distance` before this one."""
         target = np.roll(self.places, -distance, self.dimension)
         pairs = list(zip(self.places.flat, target.flat))
-        arrays, unbundle = bundle(tree)
-        return unbundle([lax.ppermute(a, self.axes, pairs) for a in arrays])
+        return bundled(lambda a, _: lax.ppermute(a, self.axes, pairs), tree)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxvl.aliases import Tree
 from jaxvl.kernels.contrastive.targets import Form
 
 Stats = dict[str, jax.Array]
@@ -51,6 +52,11 @@ def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     return lax.dot_general(
         a, b, dims, precision=precision, preferred_element_type=accumulator(a.dtype)
     )
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """Joins sums over disjoint sets of columns (rows)."""
+    return jax.tree.map(jnp.add, a, b)
 
 
 def as_rows(side: Side) -> Side:

@@ -12,10 +12,10 @@ from jaxvl import chips
 from jaxvl.kernels.contrastive import (
     PallasTpu,
     PallasTriton,
+    collectives,
     pallas_tpu,
     pallas_triton,
     plan,
-    ring_or_gather,
     sizes,
 )
 
@@ -154,38 +154,79 @@ def test_a_table_that_is_none_is_refused(table, content, why):
 # Collectives
 
 
+def work(devices, rows, width=768, itemsize=2, grid=None):
+    side = max(n for n in range(1, devices + 1) if devices % n == 0 and n * n <= devices)
+    grid = grid or (1, devices // side, side)
+    return collectives.Work(devices, grid, rows, width, itemsize)
+
+
 def test_seconds_of_collectives_by_hand():
     chip = dataclasses.replace(
-        chips.CHIPS["v5e"], flops=1e12, link=1e9, links=2, hop=1e-6, memory=1e12
+        chips.CHIPS["v5e"], flops=1e12, link=1e9, links=2, hop=1e-6, memory=1e12, nic=1e8
     )
     # 9 devices of 1,000 rows, 100 wide, 2 bytes: a block travels 200 us, 5 products of 0.2 GFLOP
     # in three passes take 333 us each.
     compute = 5 / 3 * 2e8 / 1e12
-    ring = ring_or_gather.ring_seconds(chip, 9, 1000, 100, 2)
+    small = work(9, 1000, 100)
+    ring = collectives.ring_seconds(chip, small)
     assert ring == pytest.approx(3 * (4 * 2 * compute + compute)), "all of it hides"
-    gather = ring_or_gather.gather_seconds(chip, 9, 1000, 100, 2)
+    gather = collectives.gather_seconds(chip, small)
     assert gather == pytest.approx(3 * (3e-6 + 8 * 2e5 / 2e9 + 9 * compute))
-    assert ring_or_gather.collective(chip, 9, 1000, 100, 2) == "ring"
+    # Two blocks of each side there in bfloat16, and back in float32, over one of the links.
+    grid = collectives.grid_seconds(chip, small)
+    hops = 4 * 2 * 2 * 3**0.5 * 1e-6
+    assert grid == pytest.approx(hops + 4 * (2e5 + 4e5) / 1e9 + 27 * compute)
+    assert collectives.collective(chip, small) == "ring"
     slow = dataclasses.replace(chip, hop=1.0)
-    assert ring_or_gather.ring_seconds(slow, 9, 1000, 100, 2) == pytest.approx(3 * 4 * 2, rel=1e-3)
-    assert ring_or_gather.collective(slow, 9, 1000, 100, 2) == "gather", (
-        "12 hops of latency against 8"
-    )
+    assert collectives.ring_seconds(slow, small) == pytest.approx(3 * 4 * 2, rel=1e-3)
+    # 12 hops of latency against 9 and 28.
+    assert collectives.collective(slow, small) == "gather"
+    # In three slices two blocks cross, 2 ms each: once for every pass, or in both dtypes. The ring
+    # hides what its arithmetic is longer than.
+    sliced = work(9, 1000, 100, grid=(3, 1, 3))
+    assert collectives.gather_seconds(chip, sliced) - gather == pytest.approx(3 * 4e-3)
+    assert collectives.grid_seconds(chip, sliced) - grid == pytest.approx(3 * 4e-3)
+    ring = collectives.ring_seconds(chip, sliced)
+    assert ring == pytest.approx(3 * (max(4e-3, 8 * compute) + compute))
 
 
 def test_what_does_not_fit_goes_round():
     chip = dataclasses.replace(chips.CHIPS["v5e"], hop=1.0)
     most = int(chip.memory / 256 / (16 * 768 * 2))
-    assert ring_or_gather.collective(chip, 16, most, 768, 2) == "gather"
-    assert ring_or_gather.collective(chip, 16, most + 1, 768, 2) == "ring"
+    assert collectives.collective(chip, work(16, most)) == "gather"
+    assert collectives.collective(chip, work(16, most + 1)) != "gather"
+    # 8 blocks of bfloat16, and of float32.
+    most = int(chip.memory / 64 / (8 * 768 * (2 + 4)))
+    assert collectives.collective(chip, work(16, most)) == "grid"
+    assert collectives.collective(chip, work(16, most + 1)) == "ring"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_small_batches_are_gathered_and_large_ones_are_not(kind):
     chip = KINDS[kind]
-    assert ring_or_gather.collective(chip, 8, 32, 512, 2) == "gather"
-    assert ring_or_gather.collective(chip, 64, 16384, 768, 2) == "ring"
-    assert ring_or_gather.collective(chip, 256, 4096, 768, 2) == "ring"
+    assert collectives.collective(chip, work(8, 32, 512)) == "gather"
+    assert collectives.collective(chip, work(64, 16384)) == "ring"
+    assert collectives.collective(chip, work(256, 4096)) == "ring"
+
+
+@pytest.mark.parametrize("kind", TPUS)
+def test_many_devices_of_few_rows_are_a_grid(kind):
+    for devices, rows in ((64, 128), (256, 128), (1024, 32), (1024, 128), (1024, 512)):
+        assert collectives.collective(TPUS[kind], work(devices, rows, 512)) == "grid"
+
+
+def test_the_tiles_are_those_of_the_block_that_a_device_has():
+    """128 rows a device: over a ring no tile is larger; a grid's rows are several devices'."""
+    sides = {}
+    with jax.set_mesh(mesh_of((8, 1))):
+        for how in ("ring", "gather", "grid"):
+            made = plan(
+                (1024, 1024, 256), jnp.bfloat16, implementation="pallas_tpu", collective=how
+            )
+            sides[how] = (made.blocks.forward.rows, made.blocks.forward.cols)
+    assert sides["ring"] == (128, 128)
+    assert sides["gather"][0] == 128 and sides["gather"][1] > 128
+    assert min(sides["grid"]) > 128
 
 
 def test_the_collective_follows_the_chip_of_the_mesh():
@@ -193,3 +234,17 @@ def test_the_collective_follows_the_chip_of_the_mesh():
         assert plan((256, 256, 512)).collective == "gather"
         assert plan((8 * 4096, 8 * 4096, 512)).collective == "ring"
         assert plan((8 * 4096, 8 * 4096, 512), collective="gather").collective == "gather"
+
+
+def test_a_run_may_say_which_collective():
+    with jax.set_mesh(mesh_of((8, 1))):
+        for name in ("ring", "grid"):
+            with collectives.using(name):
+                assert plan((256, 256, 512)).collective == name
+                assert plan((256, 256, 512), collective="gather").collective == "gather"
+        with collectives.using("ring"), collectives.using("auto"):
+            assert plan((256, 256, 512)).collective == "gather"
+        assert plan((256, 256, 512)).collective == "gather"
+    wrong = pytest.raises(ValueError, match="collective: 'tree' is not valid; must be one of")
+    with wrong, collectives.using("tree"):
+        pass

@@ -92,7 +92,7 @@ def test_equals_float64(case, implementation):
 
 
 @pytest.mark.parametrize("case", ["all", "groups"])
-@pytest.mark.parametrize("collective", ["ring", "gather"])
+@pytest.mark.parametrize("collective", ["ring", "gather", "grid"])
 def test_on_a_mesh_that_does_not_divide_the_rows(case, collective):
     u, v, targets, keep = example(case)
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)

@@ -42,7 +42,7 @@ def run(mesh, u, v, log_scale, targets, kind="softmax", bias=0.0, **options):
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("collective", ["ring", "gather"])
+@pytest.mark.parametrize("collective", ["ring", "gather", "grid"])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_equals_one_device(mesh, collective, kind):
     rng = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def test_equals_one_device(mesh, collective, kind):
         assert np.abs(a - b).max() <= 1e-6 * max(np.abs(a).max(), 1e-3)
 
 
-@pytest.mark.parametrize("collective", ["ring", "gather"])
+@pytest.mark.parametrize("collective", ["ring", "gather", "grid"])
 @pytest.mark.parametrize("case", [daily(case) for case in CASES])
 def test_every_target_on_a_mesh(case, collective):
     build, ratio = CASES[case]
@@ -80,13 +80,14 @@ def test_every_target_on_a_mesh(case, collective):
     check(got[:4], loss_and_gradients(u, v, np.float32(1.5), dense)[:4], 1.5)
 
 
+@pytest.mark.parametrize("collective", ["ring", "grid"])
 @pytest.mark.parametrize("case", ["same_id", "soft_linear", "mask_valid"])
-def test_sigmoid_targets_on_a_ring(case):
+def test_sigmoid_targets(case, collective):
     rng = np.random.default_rng(2)
     targets, dense = CASES[case][0](20, 20, rng)
     u = unit_rows(rng, 20, 6)
     v = unit_rows(rng, 20, 6)
-    got = run(mesh_of((2, 4)), u, v, 1.5, targets, "sigmoid", bias=-2.0, collective="ring")
+    got = run(mesh_of((2, 4)), u, v, 1.5, targets, "sigmoid", bias=-2.0, collective=collective)
     check(got, loss_and_gradients(u, v, np.float32(1.5), dense, "sigmoid", bias=-2.0), 1.5)
 
 
@@ -108,7 +109,7 @@ def test_explicit_axes_and_axes_that_do_not_shard_the_batch():
     )
 
 
-@pytest.mark.parametrize("collective", ["ring", "gather"])
+@pytest.mark.parametrize("collective", ["ring", "gather", "grid"])
 def test_inside_shard_map(collective):
     """Local rows and ids in, loss of the whole batch out, gradients to every shard."""
     rng = np.random.default_rng(4)
@@ -160,7 +161,7 @@ def test_collective_is_chosen_by_size():
     assert plan((32768, 32768, 512)).collective is None
 
 
-def test_the_ring_moves_blocks_and_holds_no_whole_side():
+def test_only_a_gather_holds_a_whole_side():
     u = jax.ShapeDtypeStruct((64, 16), jnp.float32)
     with jax.set_mesh(mesh_of((8, 1))):
         text = {
@@ -170,7 +171,10 @@ def test_the_ring_moves_blocks_and_holds_no_whole_side():
             .lower(u, u)
             .compile()
             .as_text()  # noqa: B023
-            for how in ("ring", "gather")
+            for how in ("ring", "gather", "grid")
         }
     assert "collective-permute" in text["ring"] and "f32[64,16]" not in text["ring"]
     assert "collective-permute" not in text["gather"] and "f32[64,16]" in text["gather"]
+    assert "reduce-scatter" in text["grid"] and "f32[64,16]" not in text["grid"]
+    # 2 x 4 devices of 8 rows.
+    assert "f32[16,16]" in text["grid"] and "f32[32,16]" in text["grid"]

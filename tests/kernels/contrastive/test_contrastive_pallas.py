@@ -63,7 +63,7 @@ def test_more_columns_than_stay_resident_are_taken_in_segments(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("collective", ["ring", "gather"])
+@pytest.mark.parametrize("collective", ["ring", "gather", "grid"])
 @pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_triton"])
 def test_on_a_mesh(implementation, collective, kind, monkeypatch):
     # Of 8 TPUs as 2 x 4, both ways; of 2 hosts with 4 GPUs each, one way.

@@ -10,6 +10,7 @@ from contrastive_cases import CASES, quick_jit, same, unit_rows
 from contrastive_oracle import check, loss_and_gradients
 from jax.sharding import AxisType
 
+from jaxvl import hlo
 from jaxvl.kernels.contrastive import (
     Diagonal,
     KPerRow,
@@ -19,8 +20,10 @@ from jaxvl.kernels.contrastive import (
     SoftTargets,
     Unpaired,
     Weighted,
+    collectives,
     contrastive_logsumexp,
     contrastive_loss,
+    routes,
     streamed_scores,
 )
 from jaxvl.kernels.contrastive.reductions import (
@@ -367,8 +370,11 @@ def test_weights_that_are_refused():
 # Meshes, memory, errors
 
 
-@pytest.mark.parametrize("n", [pytest.param(24, marks=pytest.mark.slow), 21])
-def test_eight_devices_equal_one(n):
+@pytest.mark.parametrize(
+    "n, collective",
+    [pytest.param(24, "grid", marks=pytest.mark.slow), (21, "grid"), (21, "gather")],
+)
+def test_eight_devices_equal_one(n, collective):
     """21: rows that the mesh does not divide. All reductions in one program each."""
     rng = np.random.default_rng(8)
     u = rows(rng, n, 5, 6)
@@ -397,13 +403,56 @@ def test_eight_devices_equal_one(n):
     step = quick_jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
     one = step(u, v, jnp.float32(4.0))
     mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), collectives.using(collective):
         many = step(u, v, jnp.float32(4.0))
         closed = quick_jit(lambda u, s: streamed_scores(lambda a, b: s * a @ b.T, u, u, Top()).rows)
         with pytest.raises(ValueError, match="score: closes over traced arrays, which a mesh"):
             closed(u[:, 0], 2.0)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("places", [(1, 4, 2), (2, 2, 2), (1, 8, 1)])
+def test_of_equal_scores_the_first_wins_wherever_its_device_stands(places, monkeypatch):
+    order = np.random.default_rng(0).permutation(8).reshape(places)
+    monkeypatch.setattr(routes, "grid", lambda axes: order)
+    u = jnp.asarray(np.random.default_rng(1).integers(0, 3, (24, 1)), jnp.float32)
+    found = jax.jit(lambda u: streamed_scores(Dot(), u, u[::-1], Top(), (2, 3)))
+    one = found(u)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh), collectives.using("grid"):
+        many = found(u)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+        np.testing.assert_array_equal(a, b)
+    scores = np.asarray(u) @ np.asarray(u)[::-1].T
+    np.testing.assert_array_equal(one.row_index, scores.argmax(1))
+    np.testing.assert_array_equal(one.col_index, scores.argmax(0))
+
+
+def test_gradients_go_through_vectors_and_fewer_bytes_travel_in_a_grid():
+    """A row's own weight is a vector, which the fused core sends by its bits."""
+    rng = np.random.default_rng(2)
+    u = rows(rng, 32, 6)
+    weight = jnp.asarray(rng.uniform(1, 2, 32), jnp.float32)
+    weighted = jax.tree_util.Partial(lambda a, b: a[1][:, None] * b[1][None] * (a[0] @ b[0].T))
+
+    def loss(u, v):
+        return streamed_scores(weighted, u, v, CrossEntropy(), 4).loss()
+
+    step = jax.grad(loss, (0, 1))
+    one = quick_jit(step)((u, weight), (u, weight))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    received = {}
+    for name in ("gather", "grid", "auto"):
+        with jax.set_mesh(mesh), collectives.using(name):
+            compiled = quick_jit(lambda *sides: step(*sides)).lower((u, weight), (u, weight))
+            compiled = compiled.compile()
+        received[name] = sum(c.size * c.times for c in hlo.collectives(hlo.read(compiled), 8))
+        many = compiled((u, weight), (u, weight))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    # 2 + 4 blocks of eight devices.
+    assert received["auto"] == received["grid"] < 0.85 * received["gather"]
 
 
 def test_memory_does_not_grow_with_the_square_of_the_batch():
