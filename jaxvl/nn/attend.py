@@ -1,6 +1,7 @@
 """softmax(q k^T / sqrt(K)) v by the implementation that the platform, shapes and mask call for.
 
-    xla      `jax.nn.dot_product_attention`: the logits [B, H, T, N] pass through main memory
+    xla      the logits [B, H, T, N] pass through main memory: `jax.nn.dot_product_attention`, on a
+             TPU the same with less kept for the backward pass
     flash    on a TPU: splash attention (`nn.splash`)
     cudnn    on an NVIDIA GPU: cuDNN's flash attention; bfloat16 or float16
     auto     the kernel of the platform where it can run and there are `LONG` queries and keys or

@@ -69,10 +69,10 @@ def unstack(tree: Tree, layers: int) -> list[Tree]:
 def rematerialise(f: Callable, remat: Remat, *, scanned: bool) -> Callable:
     """`f(x, …)` with its backward pass recomputing as `remat` says.
 
-    `full` keeps x alone; `chunks` too, and has a part of the rows at a time (`nn.recompute`: f is
-    then called with parameters, inputs and rows, and reports nothing); `dots` also the products with parameters; `attention` also what is named
-    `ATTENTION_OUTPUT`; `offload` keeps x in the host's memory, from where it is fetched layer by
-    layer.
+    `full` keeps x alone; `chunks` too, and has a part of the rows at a time (`nn.recompute`; f is
+    then called with x, parameters, inputs and rows, and reports nothing); `dots` also the products
+    with parameters; `attention` also what is named `ATTENTION_OUTPUT`; `offload` keeps x in the
+    host's memory, from where it is fetched layer by layer.
     """
     if not recomputes(remat != "none"):
         return f

@@ -56,7 +56,16 @@ def test_what_a_scan_keeps_counts_once(tmp_path):
     assert found.bytes <= found.allocated <= told <= found.bytes + 4096
 
 
-def test_lines_of_this_package_are_told(tmp_path):
+@pytest.fixture
+def lines_kept():
+    """The tests' other programs have none."""
+    before = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 10)
+    yield
+    jax.config.update("jax_traceback_in_locations_limit", before)
+
+
+def test_lines_of_this_package_are_told(tmp_path, lines_kept):
     graph, state = nnx.split(Mlp(N, 4 * N, rngs=nnx.Rngs(0)))
 
     def f(state, x):
