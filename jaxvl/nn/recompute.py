@@ -54,21 +54,26 @@ def in_chunks(layer: Layer, chunks: int = CHUNKS) -> Layer:
     return run
 
 
-@jax.custom_vjp
 def whole_floats(tree: Tree) -> Tree:
     """The same arrays. Those of float32 are read as such here: or a compiler that finds slices of a
-    stack cast in a loop casts the stack before it, and keeps the copy."""
-    return jax.tree.map(_read_here, tree)
+    stack cast in a loop casts the stack before it, and keeps the copy. Under `fsdp` the copy is
+    small, and what is gathered must be cast before; the arrays are left as they are."""
+    mesh = auto_mesh()
+    return tree if mesh is not None and mesh.shape["fsdp"] > 1 else _read_here(tree)
 
 
-def _read_here(x: jax.Array) -> jax.Array:
-    if x.dtype != jnp.float32:
-        return x
-    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
-    return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), jnp.float32)
+@jax.custom_vjp
+def _read_here(tree: Tree) -> Tree:
+    def read(x: jax.Array) -> jax.Array:
+        if x.dtype != jnp.float32:
+            return x
+        bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+        return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(bits), jnp.float32)
+
+    return jax.tree.map(read, tree)
 
 
-whole_floats.defvjp(lambda tree: (whole_floats(tree), None), lambda _, dtree: (dtree,))
+_read_here.defvjp(lambda tree: (_read_here(tree), None), lambda _, dtree: (dtree,))
 
 
 def _pulled(layer: Layer, chunks: int, params: Tree, rows: Tree, dy: Tree) -> tuple[Tree, Tree]:
@@ -157,17 +162,23 @@ def _summed(
 
 
 def _gathered(part: jax.Array, where: PartitionSpec) -> jax.Array:
-    for dimension, names in enumerate(map(names_of, where)):
+    for dimension, names in enumerate(map(_several, where)):
         if names:
             part = jax.lax.all_gather(part, names, axis=dimension, tiled=True)
     return part
 
 
 def _scattered(total: jax.Array, where: PartitionSpec) -> jax.Array:
-    split = [names_of(names) for names in where]
+    split = [_several(names) for names in where]
     for dimension, names in enumerate(split):
         if names:
             total = jax.lax.psum_scatter(total, names, scatter_dimension=dimension, tiled=True)
     used = {name for names in split for name in names}
-    others = tuple(name for name in BATCH_AXES if name not in used)
+    others = tuple(name for name in _several(BATCH_AXES) if name not in used)
     return jax.lax.psum(total, others) if others else total
+
+
+def _several(part: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The mesh axes of a dimension that have more than one device. Collectives over one end the
+    process of libtpu 0.0.42."""
+    return tuple(name for name in names_of(part) if jax.lax.axis_size(name) > 1)
