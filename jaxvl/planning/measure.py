@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from jaxvl.aliases import Tree
@@ -177,12 +178,20 @@ def _effort(quick: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _texts(wanted: bool) -> Iterator[pathlib.Path | None]:
-    """A folder into which the compiler writes where values lie."""
+    """A folder into which the compiler writes where values lie. Programs that are kept on disk are
+    passed by: with them it would write nothing."""
     if not wanted:
         yield None
         return
-    with tempfile.TemporaryDirectory() as folder, writing_texts(folder):
-        yield pathlib.Path(folder)
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # which has looked at the setting once and for all
+    try:
+        with tempfile.TemporaryDirectory() as folder, writing_texts(folder):
+            yield pathlib.Path(folder)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def refusal(name: str, message: str, state: int) -> Refusal:

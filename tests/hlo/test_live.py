@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from jax.sharding import SingleDeviceSharding
 
 from jaxvl.hlo import peak, read
 from jaxvl.hlo.live import shortened
 from jaxvl.nn.mlp import Mlp
+from jaxvl.sharding.topology import compile_only_devices
 
 N = 256
 LAYERS = 6
@@ -77,6 +79,31 @@ def test_lines_of_this_package_are_told(tmp_path, lines_kept):
     found = peak(read(compiled), tmp_path)
     hidden = [row for row in found.live if row.shape == f"f32[{N},{4 * N}]"]
     assert hidden and all(row.source.startswith("nn/") for row in hidden), found
+
+
+@pytest.mark.usefixtures("tpu_compiler")
+@pytest.mark.parametrize("donated", [(), (0, 1)])
+def test_on_a_tpu_it_is_what_the_compiler_says(tmp_path, donated):
+    """Its own figure is the most at any moment, arguments included; products live until their sum
+    is there."""
+    of_one = SingleDeviceSharding(compile_only_devices("v5e:2x2")[0])
+    size = 8192  # 256 MiB each: none lies on the chip
+    x = jax.ShapeDtypeStruct((size, size), jnp.float32, sharding=of_one)
+
+    def f(*arrays):
+        products = [a @ a for a in arrays]
+        total = sum(p.sum() for p in products)
+        return [a * total + p for a, p in zip(arrays, products)] if donated else total
+
+    lowered = jax.jit(f, donate_argnums=donated).lower(x, x)
+    compiled = lowered.compile(compiler_options={"xla_dump_to": str(tmp_path)})
+    found = peak(read(compiled), tmp_path)
+    told = compiled.memory_analysis()
+    if donated:
+        assert {row.shape: row.number for row in found.live[:1]} == {f"f32[{size},{size}]": 2}
+    difference = told.peak_memory_in_bytes - told.argument_size_in_bytes - found.bytes
+    assert 0 <= difference < 2**20
+    assert found.bytes <= found.allocated
 
 
 def test_a_program_without_texts_has_no_peak(tmp_path):
