@@ -18,7 +18,7 @@ from jaxvl.sharding.mesh import BATCH_AXES, batch_shards
 from jaxvl.sharding.rules import auto_mesh, names_of, spec
 
 CHUNKS = 4  # of a device's rows
-# How a program names what it computes again.
+# How a program names what is computed here.
 RECOMPUTED = "recomputed_in_chunks"
 
 Arrays = list[jax.Array]
@@ -93,10 +93,9 @@ def _pulled(layer: Layer, chunks: int, params: Tree, rows: Tree, dy: Tree) -> tu
             return layer(of_params.unflatten(leaves), of_rows.unflatten(every))
 
         moved = [a for a, m in zip(arrays, moving) if m]
-        return jax.vjp(of_moving, leaves, moved)[1](dy)
+        with jax.named_scope(RECOMPUTED):
+            return jax.vjp(of_moving, leaves, moved)[1](dy)
 
-    slopes.__name__ = RECOMPUTED  # of the call in the program
-    slopes = jax.jit(slopes)
     if mesh is None or n == 1:
         dleaves, dmoved = _summed(slopes, n, [], leaves, arrays, dy)
     else:

@@ -58,7 +58,7 @@ def recomputes_layers(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
     `nn.recompute`)."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     marked = any(
-        eqn.params.get("differentiated") is True or eqn.params.get("name") == RECOMPUTED
+        eqn.params.get("differentiated") is True or RECOMPUTED in str(eqn.source_info.name_stack)
         for eqn in jaxpr.eqns
     )
     return marked or any(

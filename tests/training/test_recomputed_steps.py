@@ -20,7 +20,7 @@ def losses(remat, dtype):
     experiment = tiny.experiment(
         model=dict(name="dual_encoder", embed_dim=32, init_bias=-10.0, **towers),
         tasks=dict(pairs=dict(tiny.task(batch=16), objectives=dict(siglip=1.0))),
-        optim=dict(lr=1e-2, warmup=1),
+        optim=dict(lr=1e-3, warmup=1),
         dtype=dtype,
     )
     step = one_step(experiment)
@@ -32,7 +32,7 @@ def test_losses_are_those_without(dtype, tolerance):
     wanted, _ = losses("none", dtype)
     full, whole = losses("full", dtype)
     found, cut = losses("chunks", dtype)
-    assert wanted[-1] < 0.9 * wanted[0]
+    assert wanted[-1] < 0.97 * wanted[0]
     np.testing.assert_allclose(full, wanted, rtol=tolerance)
     np.testing.assert_allclose(found, wanted, rtol=tolerance)
     assert cut.flops == whole.flops
