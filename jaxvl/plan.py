@@ -21,6 +21,8 @@ Options:
                           too, with the best of them other collectives of contrastive losses, and
                           says which is best and why the others lost
   --budget=SECONDS        of the search, 1800 by default
+  --peak                  tells what lives when temporaries are at their most: bytes, shapes, and what
+                          made them
   --quick                 the compiler optimises little: in less time, of a slower and larger program
                           than a run's
 
@@ -53,7 +55,7 @@ from jaxvl.training.experiment import Command, parse_command
 from jaxvl.training.stages import one_of
 
 WIDTH = 160  # columns
-FLAGS = ("search", "show-prices", "quick")
+FLAGS = ("search", "show-prices", "quick", "peak")
 OPTIONS = {
     "topology": None,
     "json": None,
@@ -88,7 +90,8 @@ def _run(argv: Sequence[str], console: Console) -> int:
     topology = command.options["topology"]
     _have_cpus(topology)
     experiment = one_of(command, command.options.get("stage"))
-    setting = Setting.of(topology, costs, quick="quick" in command.options)
+    how = {flag: flag in command.options for flag in ("quick", "peak")}
+    setting = Setting.of(topology, costs, **how)
     if "search" in command.options:
         return _search(command, setting, console)
     with console.status("") as status:

@@ -172,6 +172,7 @@ class Program:
             entry.key: list(entry.value.instruction_ids) for entry in module.schedule.sequences
         }
         self.scheduled = bool(orders)
+        self._frames = module.frames
         self.computations: dict[int, Computation] = {}
         self.operations: dict[int, Operation] = {}
         for part in module.computations:
@@ -200,6 +201,20 @@ class Program:
             elif operation.opcode in ("conditional", "call"):
                 for called in operation.called:
                     yield from self._walk(self.computations[called], times)
+
+    def source(self, operation: Operation) -> str:
+        """The line of this package, the innermost, that asked for an operation, as
+        `nn/mlp.py:63`; empty where none did or the program does not tell."""
+        frames = self._frames
+        number = operation.raw.metadata.frame  # from 1 on; 0 is none
+        while number:
+            frame = frames.frames[number - 1]
+            location = frames.locations[frame.location - 1]
+            _, package, path = frames.files[location.file - 1].rpartition("/jaxvl/")
+            if package:
+                return f"{path}:{location.line}"
+            number = frame.parent
+        return ""
 
     @functools.cached_property
     def loops_without_count(self) -> int:

@@ -29,7 +29,10 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "tuple_shapes": (4, "SHAPE*"),
         "layout": (5, "LAYOUT"),
     },
-    "METADATA": {"op_type": (1, "string"), "op_name": (2, "string")},
+    "METADATA": {"op_type": (1, "string"), "op_name": (2, "string"), "frame": (15, "int32")},
+    "LOCATION": {"file": (1, "int32"), "line": (3, "int32")},
+    "FRAME": {"location": (1, "int32"), "parent": (2, "int32")},
+    "FRAMES": {"files": (1, "string*"), "locations": (3, "LOCATION*"), "frames": (4, "FRAME*")},
     "LITERAL": {
         "s32s": (4, "int32*"),
         "s64s": (5, "int64*"),
@@ -93,6 +96,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "computations": (3, "COMPUTATION*"),
         "entry_computation_id": (6, "int64"),
         "schedule": (7, "SCHEDULE"),
+        "frames": (17, "FRAMES"),
     },
 }
 

@@ -143,6 +143,13 @@ class MapPooler(nnx.Module):
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """x [B, T, D], mask bool [B, T] or None -> [B, D]."""
+        # Its parameters' gradients before that of x goes back: the compiler would leave them for
+        # the end, and keep x and its keys and values for them.
+        graph, state = nnx.split(self)
+        state, x = jax.lax.optimization_barrier((state, x))
+        return nnx.merge(graph, state)._pooled(x, mask)
+
+    def _pooled(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         query = jnp.broadcast_to(
             self.query[...].astype(self.dtype), (x.shape[0], *self.query.shape)
         )

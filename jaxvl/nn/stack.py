@@ -16,8 +16,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxvl.aliases import Tree
+from jaxvl.kernels.device import device
+from jaxvl.nn.recompute import in_chunks, whole_floats
 
-Remat = Literal["none", "full", "dots", "attention", "offload"]
+Remat = Literal["none", "full", "chunks", "dots", "attention", "offload"]
 # Results that policies name: what goes into a layer, and what its attention gives.
 LAYER_INPUT = "layer_input"
 ATTENTION_OUTPUT = "attention_output"
@@ -67,12 +69,17 @@ def unstack(tree: Tree, layers: int) -> list[Tree]:
 def rematerialise(f: Callable, remat: Remat, *, scanned: bool) -> Callable:
     """`f(x, …)` with its backward pass recomputing as `remat` says.
 
-    `full` keeps x alone; `dots` also the products with parameters; `attention` also what is named
-    `ATTENTION_OUTPUT`; `offload` keeps x in the host's memory, from where it is fetched layer by
-    layer.
+    `full` keeps x alone; `chunks` too, and has a part of the rows at a time (`nn.recompute`; f is
+    then called with x, parameters, inputs and rows, and reports nothing); `dots` also the products
+    with parameters; `attention` also what is named `ATTENTION_OUTPUT`; `offload` keeps x in the
+    host's memory, from where it is fetched layer by layer.
     """
     if not recomputes(remat != "none"):
         return f
+
+    if remat == "chunks":
+        layer = in_chunks(lambda own, rows: f(rows[0], *own, rows[1])[0])
+        return lambda x, *own_and_rows: (layer(own_and_rows[:2], (x, own_and_rows[2])), None)
 
     def named(x: Any, *rest: Any) -> Any:
         return f(jax.tree.map(lambda a: checkpoint_name(a, LAYER_INPUT), x), *rest)
@@ -107,11 +114,12 @@ def segments(kinds: Kinds) -> list[tuple[Kinds, int]]:
 
 
 def run_layers(
-    layer: Callable[[nnx.Module, Tree, Tree], tuple[Tree, Tree]],
+    layer: Callable[[nnx.Module, Tree, Tree, Tree], tuple[Tree, Tree]],
     x: Tree,
     modules: Mapping[bool, nnx.Module],
     kinds: Kinds,
     inputs: Tree,
+    rows: Tree = None,
     *,
     scan: bool = True,
     remat: Remat = "none",
@@ -119,10 +127,11 @@ def run_layers(
     """All layers in order.
 
     Args:
-      layer: (module of one layer, x, its inputs) -> (x, report); a report is a pytree of arrays, or
-        None.
+      layer: (module of one layer, x, its inputs, rows) -> (x, report); a report is a pytree of
+        arrays, or None.
       modules: by kind, the layers of that kind as `stack` made them.
       inputs: pytree of arrays with a leading axis L, one entry for each layer.
+      rows: pytree of arrays [B, ...] that every layer reads beside x.
 
     Returns:
       x, and the reports that are not None with a leading axis of their layers, in order; None where
@@ -130,12 +139,16 @@ def run_layers(
     """
     halves = {kind: nnx.split(module) for kind, module in modules.items()}
 
-    def call(kind: bool, x: Any, params: Any, inputs: Any) -> tuple[Any, Any]:
-        return layer(nnx.merge(halves[kind][0], params), x, inputs)
+    apart = scan and recomputes(remat != "none") and device()[0] == "tpu"
+
+    def call(kind: bool, x: Any, params: Any, inputs: Any, rows: Any) -> tuple[Any, Any]:
+        params = whole_floats(params) if apart else params
+        return layer(nnx.merge(halves[kind][0], params), x, inputs, rows)
 
     calls = {
         kind: rematerialise(functools.partial(call, kind), remat, scanned=scan) for kind in halves
     }
+    calls = {kind: functools.partial(_with_rows, run, rows) for kind, run in calls.items()}
     if not scan:
         own = {
             kind: iter(unstack(params, kinds.count(kind))) for kind, (_, params) in halves.items()
@@ -156,6 +169,10 @@ def run_layers(
         x, report = _scan_unit(calls, unit, x, params, _fold(theirs, len(unit)))
         reports.append(report)
     return x, _joined(reports)
+
+
+def _with_rows(run: Callable, rows: Tree, x: Tree, params: Tree, inputs: Tree) -> Any:
+    return run(x, params, inputs, rows)
 
 
 def _scan_unit(

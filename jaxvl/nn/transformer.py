@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxvl.config import check
 from jaxvl.nn.activations import Activation
 from jaxvl.nn.attend import Implementation
 from jaxvl.nn.attention import Attention, AttentionOptions, KeyValue
@@ -57,8 +58,9 @@ class StackOptions:
       init_std: standard deviation of all kernels; None: Xavier.
       scan: one compiled layer in a loop (small program, quick compilation) or all layers unrolled
         (the compiler sees across layers). The parameters are the same.
-      remat: what the backward pass recomputes: nothing (`none`), whole layers (`full`), all but
-        products with parameters (`dots`) or but the attention's result (`attention`), or whole
+      remat: what the backward pass recomputes: nothing (`none`), whole layers (`full`), the same a
+        part of the rows at a time (`chunks`, of layers that draw nothing and have no experts), all
+        but products with parameters (`dots`) or but the attention's result (`attention`), or whole
         layers whose inputs wait in the host's memory (`offload`).
       cross: attention to a memory, `between` self-attention and MLP, or `after` the MLP: a second
         pair of attention and MLP, which normalises the memory first (open_clip's CoCa).
@@ -290,6 +292,14 @@ class Transformer(nnx.Module):
         block: Callable[..., nnx.Module] = Block,
         dtype: DTypeLike = jnp.float32,
     ):
+        drops = (options.dropout, options.hidden_dropout, options.attention_dropout)
+        check(
+            options.remat != "chunks" or not (any(drops) or options.drop_path or options.moe),
+            "remat",
+            "'chunks' has a part of the rows at a time: layers must have no dropout, drop_path or "
+            "experts; 'full' has them all",
+        )
+
         def make(moe: bool) -> nnx.Module | None:
             build = lambda rngs: block(
                 sizes, options, rngs=rngs, memory_width=memory_width, moe=moe, dtype=dtype
@@ -359,11 +369,12 @@ class Transformer(nnx.Module):
         # Beside experts the rows lie over the experts' devices as well: no device repeats another's
         # dense layers, and the compiler, which would spread them so from the groups backwards, has
         # no two layouts to reconcile (it then gathers whole batches).
-        rows = "batch" if self.options.moe is None else group_axis(len(x))
+        over = "batch" if self.options.moe is None else group_axis(len(x))
         routing = dict(real=real, modality=moe_inputs.modality, skills=moe_inputs.skills)
 
-        def layer(block, x, inputs):
+        def layer(block, x, inputs, rows):
             key, rate, learned = inputs
+            memory, mask, memory_mask = rows
             if prompts is not None:
                 x = put_prompts(x, *learned, prompts.after)
             seen = dict(mask=mask, memory_mask=memory_mask, causal=causal)
@@ -372,10 +383,11 @@ class Transformer(nnx.Module):
             with adapters_draw_from(key):
                 out = block(x, memory, **seen, **how, **options)
             y, report = (out, None) if block.moe is None else (out.y, (out.losses, out.health))
-            return constrain(y, rows, None, "embed"), report
+            return constrain(y, over, None, "embed"), report
 
-        x = constrain(x, rows, None, "embed")
-        keys = None if key is None or not train else jax.random.split(key, self.depth)
+        x = constrain(x, over, None, "embed")
+        draws = key is not None and train and self.options.remat != "chunks"
+        keys = jax.random.split(key, self.depth) if draws else None
         rates = (
             np.linspace(0, self.options.drop_path, self.depth, dtype=np.float32) if drops else None
         )
@@ -385,6 +397,7 @@ class Transformer(nnx.Module):
             self._halves,
             self.kinds,
             (keys, rates, None if prompts is None else prompts.by_layer(self.depth)),
+            (memory, mask, memory_mask),
             scan=self.options.scan,
             remat=self.options.remat,
         )

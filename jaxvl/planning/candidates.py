@@ -15,11 +15,11 @@ from jaxvl.training.experiment import Experiment
 
 # From what needs most memory to what needs least. An encoder that can only recompute or not
 # (`remat: bool`) recomputes for all but "none".
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "full", "chunks")
 MICROBATCHES = (1, 2, 4, 8)
 MOST_TENSOR = 8  # shards of a width; more leave products too thin
 # Products and convolutions that a policy computes again, as a share of what the model needs.
-AGAIN = {"none": 0.0, "dots": 0.05, "full": 1 / 3}
+AGAIN = {"none": 0.0, "dots": 0.05, "full": 1 / 3, "chunks": 1 / 3}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from jaxvl.hlo import Peak
 from jaxvl.planning.parameters import Sharded
 from jaxvl.planning.roofline import Roofline
 from jaxvl.sharding.topology import GPUS, parse_topology
@@ -102,6 +103,7 @@ class StepFigures:
       loops: whose number of rounds the program does not tell; they count once in `traffic` and in
         `collectives`.
       compile_seconds: that it took to trace and compile.
+      peak: what lives when temporaries are at their most; None: not asked for, or not told.
     """
 
     name: str
@@ -116,6 +118,7 @@ class StepFigures:
     price: tuple[float, float] | None
     loops: int
     compile_seconds: float
+    peak: Peak | None = None
 
 
 @dataclasses.dataclass(frozen=True)

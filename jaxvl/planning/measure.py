@@ -6,16 +6,19 @@ import collections
 import contextlib
 import dataclasses
 import math
+import pathlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from jaxvl.aliases import Tree
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
-from jaxvl.hlo import Collective, Program, collectives, read, traffic
+from jaxvl.hlo import Collective, Program, collectives, peak, read, traffic
 from jaxvl.planning import prices
 from jaxvl.planning.figures import (
     CollectiveFigures,
@@ -34,6 +37,7 @@ from jaxvl.training.build import Vocabulary, build_model, fresh_state, make_task
 from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import Program as CompiledStep
 from jaxvl.training.compile import by_signature, compile_turns
+from jaxvl.training.compiler import writing_texts
 from jaxvl.training.experiment import Experiment
 from jaxvl.training.state import TrainState
 from jaxvl.training.teacher_models import make_teachers
@@ -75,19 +79,21 @@ def state_bytes(shapes: TrainState, shardings: TrainState) -> StateBytes:
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """Where a run is planned: `costs` are US dollars for a chip and hour; `quick`: the compiler
-    optimises little."""
+    optimises little; `peak`: it is asked what lives at the peak."""
 
     topology: Topology
     name: str
     devices: Sequence[jax.Device]
     costs: Mapping[str, prices.Price]
     quick: bool = False
+    peak: bool = False
 
     @classmethod
-    def of(cls, name: str, costs: Mapping[str, prices.Price], quick: bool = False) -> Setting:
-        """Raises ConfigError for a topology that cannot be compiled for."""
+    def of(cls, name: str, costs: Mapping[str, prices.Price], **how: bool) -> Setting:
+        """Raises ConfigError for a topology that cannot be compiled for. `how`: `quick`,
+        `peak`."""
         topology = parse_topology(name)
-        return cls(topology, name, compile_only_devices(name), costs, quick)
+        return cls(topology, name, compile_only_devices(name), costs, **how)
 
     @property
     def price(self) -> float | None:
@@ -128,10 +134,11 @@ def measure(
             name = ", ".join(map(str, same))
             progress(f"compiling {name}")
             try:
-                with _effort(setting.quick):
+                with _effort(setting.quick), _texts(setting.peak) as texts:
                     [program] = compile_turns(
                         experiment, tasks, same, model, abstract, shardings, mesh, teachers
                     )
+                    most = None if texts is None else peak(read(program.step), texts)
             except jax.errors.JaxRuntimeError as error:
                 refused.append(refusal(name, str(error), per_device(shapes, shardings)))
                 if stop_at_refusal:
@@ -139,7 +146,8 @@ def measure(
                 continue
             rows = sum(experiment.tasks[task].data.batch for task in same[0].tasks)
             state = per_device(shapes, shardings)
-            steps.append(_step(name, rows, state, program, mesh, setting))
+            step = _step(name, rows, state, program, mesh, setting)
+            steps.append(dataclasses.replace(step, peak=most))
     sharded = sharded_parameters(model.axes, model.params, mesh)
     chip = setting.topology.chip
     return Plan(
@@ -166,6 +174,24 @@ def _effort(quick: bool) -> Iterator[None]:
         yield
     finally:
         jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+@contextlib.contextmanager
+def _texts(wanted: bool) -> Iterator[pathlib.Path | None]:
+    """A folder into which the compiler writes where values lie. Programs that are kept on disk are
+    passed by: with them it would write nothing."""
+    if not wanted:
+        yield None
+        return
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # which has looked at the setting once and for all
+    try:
+        with tempfile.TemporaryDirectory() as folder, writing_texts(folder):
+            yield pathlib.Path(folder)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def refusal(name: str, message: str, state: int) -> Refusal:

@@ -16,6 +16,7 @@ from jaxvl.sharding.topology import GPUS, parse_topology
 
 GIB = 2**30
 MOST = 12  # parameters that are shown
+MOST_LIVE = 24  # kinds of values that are shown
 
 
 def gib(size: float) -> str:
@@ -46,6 +47,7 @@ def show(console: Console, plan: Plan, price: Price | None) -> None:
     if plan.steps:
         _show_bytes(console, plan)
         for step in plan.steps:
+            _show_peak(console, step)
             _show_collectives(console, step)
         _show_times(console, plan, price)
     for line in _caveats(plan):
@@ -92,6 +94,27 @@ def _show_bytes(console: Console, plan: Plan) -> None:
         rows.append((step.name, *map(gib, parts), gib(size.total), peak, share))
     headings = ("GiB per device", "state", "batch", "temporary", "output", "code", "all", "peak")
     console.print(table((*headings, "of memory"), rows))
+
+
+def _show_peak(console: Console, step: StepFigures) -> None:
+    most = step.peak
+    if most is None:
+        return
+    rows = [
+        (gib(row.bytes), f"{row.number:,}", row.shape, row.operation, row.source)
+        for row in most.live[:MOST_LIVE]
+    ]
+    rest = most.live[MOST_LIVE:]
+    if rest:
+        number = sum(row.number for row in rest)
+        rows.append((gib(sum(row.bytes for row in rest)), f"{number:,}", "others", "", ""))
+    headings = (f"GiB at the peak of {step.name}", "values", "shape", "made by", "line")
+    console.print(table(headings, rows, left=5))
+    console.print(
+        f"together {gib(most.bytes)} GiB, at {escape(most.operation or 'a copy')}; the compiler "
+        f"sets aside {gib(most.allocated)} for them, gaps included, and tells "
+        f"{gib(step.bytes.temporaries)} as temporary"
+    )
 
 
 def _show_collectives(console: Console, step: StepFigures) -> None:

@@ -21,9 +21,12 @@ page).
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 from jax.sharding import Mesh
@@ -137,6 +140,18 @@ GPU = (
     ),
 )
 _FLAGS = {"tpu": TPU, "gpu": GPU, "cuda": GPU}
+_TEXTS: contextvars.ContextVar[str | None] = contextvars.ContextVar("texts", default=None)
+
+
+@contextlib.contextmanager
+def writing_texts(folder: str) -> Iterator[None]:
+    """Steps compiled inside are written to the folder as XLA's texts, with where every value lies
+    in memory and for how long."""
+    token = _TEXTS.set(folder)
+    try:
+        yield
+    finally:
+        _TEXTS.reset(token)
 
 
 def own_flags() -> dict[str, str]:
@@ -149,18 +164,21 @@ def own_flags() -> dict[str, str]:
 def compiler_options(choice: Choice, mesh: Mesh) -> Options:
     """The options of `jax.stages.Lowered.compile` for the devices of a mesh, which may be absent,
     without those that the user has set."""
+    folder = _TEXTS.get()
+    texts: Options = {} if folder is None else {"xla_dump_to": folder}
     if choice == "default":
-        return {}
+        return texts
     own = own_flags()
     device = mesh.devices.flat[0]
     slices = len({slice_of(device) for device in mesh.devices.flat})
-    return {
+    flags: Options = {
         flag.name: flag.value
         for flag in _FLAGS.get(device.platform, ())
         if re.match(flag.kind, device.device_kind)
         and flag.name not in own
         and (slices > 1 or not flag.several)
     }
+    return flags | texts
 
 
 def describe_options(choice: Choice, options: Options) -> str:

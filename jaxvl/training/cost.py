@@ -7,9 +7,11 @@ import math
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.interpreters import partial_eval
 from jax.stages import Compiled, Traced
 
 from jaxvl.hlo import counted, read
+from jaxvl.nn.recompute import RECOMPUTED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +54,13 @@ def cost(traced: Traced, compiled: Compiled, model_flops: float | None = None) -
 
 
 def recomputes_layers(jaxpr: ClosedJaxpr | Jaxpr) -> bool:
-    """Whether the program computes something again in its backward pass (`jax.checkpoint`)."""
+    """Whether the program computes something again in its backward pass (`jax.checkpoint`,
+    `nn.recompute`)."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    marked = any(eqn.params.get("differentiated") is True for eqn in jaxpr.eqns)
+    marked = any(
+        eqn.params.get("differentiated") is True or RECOMPUTED in str(eqn.source_info.name_stack)
+        for eqn in jaxpr.eqns
+    )
     return marked or any(
         recomputes_layers(inner) for eqn in jaxpr.eqns for inner in _inner(eqn.params)
     )
@@ -66,8 +72,14 @@ def count_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
     The compiler's own count takes the body of a loop once; here a scan counts all its rounds (a
     `while`, whose number of rounds is not known, one). A conditional counts its most expensive
     branch, a shard_map what all devices do. A Pallas kernel counts what it says, or else its body
-    for every place of its grid, filled-up blocks and those that it would skip included.
+    for every place of its grid, filled-up blocks and those that it would skip included. What
+    nothing reads does not count.
     """
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def _count(jaxpr: ClosedJaxpr | Jaxpr) -> float:
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
     total = 0.0
     for eqn in jaxpr.eqns:
@@ -87,19 +99,19 @@ def count_flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
             estimate = params.get("cost_estimate")
             total += _of_kernel(params) if estimate is None else estimate.flops
         elif name == "cond":
-            total += max(count_flops(branch) for branch in params["branches"])
+            total += max(_count(branch) for branch in params["branches"])
         else:
             rounds = 1
             if name == "scan":
                 rounds = params.get("length", 1)
             elif name == "shard_map":
                 rounds = params["mesh"].size
-            total += rounds * sum(count_flops(inner) for inner in _inner(params))
+            total += rounds * sum(_count(inner) for inner in _inner(params))
     return total
 
 
 def _of_kernel(params: dict[str, Any]) -> float:
-    return math.prod(params["grid_mapping"].grid) * count_flops(params["jaxpr"])
+    return math.prod(params["grid_mapping"].grid) * _count(params["jaxpr"])
 
 
 def _inner(params: dict[str, Any]):

@@ -94,6 +94,46 @@ def test_flash_in_bfloat16_is_as_near_to_float64_as_xla():
     assert max(flash) < 2 * max(xla) < 0.04
 
 
+@pytest.fixture
+def a_tpu_by_xla(monkeypatch):
+    monkeypatch.setattr(attending, "device", lambda: ("tpu", "TPU v6e"))
+    return functools.partial(attend, implementation="xla")
+
+
+@pytest.mark.parametrize("causal, masked", [(False, False), (True, True)])
+def test_xla_on_a_tpu_equals_float64(a_tpu_by_xla, causal, masked):
+    inputs = drawn(2, 20, 20, 3, 16)
+    seen = np.arange(20) < np.array([[15], [20]]) if masked else None
+    mask = None if seen is None else seen[:, None, None]
+    attention = functools.partial(a_tpu_by_xla, causal=causal)
+    got = with_gradients(lambda q, k, v: attention(q, k, v, mask), *inputs)
+    allowed = np.ones((2, 20, 20), bool) if seen is None else seen[:, None].repeat(20, 1)
+    allowed = allowed & np.tri(20, dtype=bool) if causal else allowed
+    for mine, want in zip(got, exact(*inputs, allowed)):
+        np.testing.assert_allclose(mine, want, atol=2e-5)
+
+
+def test_xla_on_a_tpu_in_bfloat16_keeps_no_float32_weights(a_tpu_by_xla):
+    """And is as near to float64 as JAX's own, which does."""
+    inputs = [np.asarray(jnp.bfloat16(x), np.float64) for x in drawn(1, 140, 130, 2, 72)]
+    want = exact(*inputs)
+    error = lambda f: [
+        np.abs(np.asarray(a, np.float64) - b).max() / np.abs(b).max()
+        for a, b in zip(with_gradients(f, *inputs, jnp.bfloat16), want)
+    ]
+    assert max(error(a_tpu_by_xla)) < 1.2 * max(error(jax.nn.dot_product_attention)) < 0.02
+
+    def kept(f):
+        q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in inputs[:3])
+        pull = jax.vjp(f, q, k, v)[1]
+        return sum(a.nbytes for a in jax.tree.leaves(pull) if a.size >= 140 * 130)
+
+    weights = 2 * 140 * 130
+    small = sum(2 * x.size for x in inputs[:3])
+    assert kept(a_tpu_by_xla) <= 2 * weights + small + 2 * inputs[0].size
+    assert kept(jax.nn.dot_product_attention) >= 4 * weights + small
+
+
 def test_blocks_cover_the_sequence():
     assert blocks(729, 1024) == (1, 768)
     assert blocks(577, 512) == (2, 384)

@@ -27,9 +27,9 @@ def gradient_of(stack):
     return jax.value_and_grad(loss), params
 
 
-@pytest.mark.parametrize("remat", ["full", "dots", "attention", "offload"])
+@pytest.mark.parametrize("remat", ["full", "chunks", "dots", "attention", "offload"])
 def test_values_and_gradients_are_those_without(remat):
-    x = jax.random.normal(jax.random.key(1), (2, 5, 16))
+    x = jax.random.normal(jax.random.key(1), (8, 5, 16))
     plain, params = gradient_of(stack_of("none"))
     kept, _ = gradient_of(stack_of(remat))
     (loss, gradient), (wanted, wanted_gradient) = jax.jit(kept)(params, x), plain(params, x)

@@ -164,9 +164,9 @@ def test_candidates_keep_the_batch_divisible():
     found = candidates(experiment, [(8, 1, 1, 1), (4, 2, 1, 1), (1, 1, 8, 1)])
     assert {c.microbatches for c in found if c.mesh == (8, 1, 1, 1)} == {1, 2}
     assert {c.microbatches for c in found if c.mesh == (1, 1, 8, 1)} == {1, 2, 4, 8}
-    assert {c.remat for c in found} == {"none", "dots", "full"}
+    assert {c.remat for c in found} == {"none", "dots", "full", "chunks"}
     options = found[-1].assignments(experiment)
-    assert options["model.image.remat"] == options["model.text.remat"] == "full"
+    assert options["model.image.remat"] == options["model.text.remat"] == "chunks"
     assert options["tasks.pairs.microbatches"] == "8"
     assert options["tasks.pairs.collective"] == "auto"
     assert [c.collective for c in other_collectives(own)] == ["gather", "ring", "grid"]
@@ -238,8 +238,9 @@ def test_an_estimate_before_compiling():
 @pytest.fixture
 def known_needs(monkeypatch):
     """Compiling is replaced by a law: a batch of 16 needs 64 GiB of activations, half of that with
-    dots, a quarter with full; a microbatch its share. A step takes 1 s, a third more with full, and
-    half a second more for each microbatch, 1 % less in a grid."""
+    dots, a quarter with full, a fifth with chunks; a microbatch its share. A step takes 1 s, a
+    third more with full, some more with chunks, half a second more for each microbatch, and 1 %
+    less in a grid."""
     asked = []
 
     def measured(experiment, setting, stop_at_refusal):
@@ -247,11 +248,12 @@ def known_needs(monkeypatch):
         mesh = experiment.mesh.shape(len(setting.devices))
         remat = experiment.model.image.remat
         n = experiment.tasks["pairs"].microbatches
-        needed = 64 * {"none": 1, "dots": 0.5, "full": 0.25}[remat] / n / mesh[0] / mesh[1] * 4
+        share = {"none": 1, "dots": 0.5, "full": 0.25, "chunks": 0.2}[remat]
+        needed = 64 * share / n / mesh[0] / mesh[1] * 4
         collective = experiment.tasks["pairs"].collective
         asked.append((mesh, remat, n, experiment.optim.moment_dtype, collective))
         size = StepBytes(0, 0, int(needed * GIB), 0, 0, None)
-        seconds = {"none": 1.0, "dots": 1.1, "full": 4 / 3}[remat] + (n - 1) / 2
+        seconds = {"none": 1.0, "dots": 1.1, "full": 4 / 3, "chunks": 1.4}[remat] + (n - 1) / 2
         seconds *= 0.99 if collective == "grid" else 1
         roofline = Roofline(seconds, 0.0, 0.0, 0.0, 0.0, None)
         step = StepFigures("pairs", 16, 1.0, 1.0, size, 1.0, (), roofline, None, None, 0, 1.0)

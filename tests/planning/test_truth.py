@@ -163,3 +163,19 @@ def test_temporaries_are_what_a_process_grows_by():
     planned = figures["temporaries"] + figures["output"]
     assert planned > 200 * 2**20, "too small to be told from what else a process holds"
     assert planned == pytest.approx(figures["grown"], rel=0.1), figures
+
+
+def test_the_peak_is_what_the_compiler_sets_aside(tmp_path, capsys):
+    config = tiny.config_file(tmp_path / "config.py")
+    options = [f"--config={config}", "--topology=cpu:2", "--peak"]
+    assert plan.main([*options, f"--json={tmp_path / 'plan.json'}"]) == 0
+    [step] = json.loads((tmp_path / "plan.json").read_text())["steps"]
+    most = step["peak"]
+    assert most["bytes"] == sum(row["bytes"] for row in most["live"])
+    assert 0.9 * most["allocated"] < most["bytes"] <= most["allocated"]
+    assert most["allocated"] == pytest.approx(step["bytes"]["temporaries"], rel=0.01)
+    printed = capsys.readouterr().out
+    assert "GiB at the peak of pairs" in printed
+    largest = most["live"][0]
+    assert largest["shape"] in printed
+    assert all(row["operation"] for row in most["live"] if row["bytes"] > 0.05 * most["bytes"])

@@ -232,11 +232,12 @@ def _experts(on, parameters):
     ]
 
 
-def compiled(name, shape, zero1=False):
+def compiled(name, shape, zero1=False, remat="full"):
     """The collectives of a system's step, and the number of its parameters."""
+    towers = {k: dict(v, remat=remat) for k, v in TOWERS.items()} if remat != "full" else {}
     tasks = dict(pairs=dict(tiny.task(batch=ROWS), objectives=OBJECTIVES[name]))
     experiment = tiny.experiment(
-        model=MODELS[name],
+        model=MODELS[name] | towers,
         tasks=tasks,
         tokenizer=dict(vocab_size=WORDS),
         optim=dict(lr=1e-3, warmup=2, zero1=zero1),
@@ -301,6 +302,16 @@ def _fits(row, collective, axes):
 def test_only_listed_collectives(name, mesh):
     found, parameters = compiled(name, MESHES[mesh], zero1=mesh.startswith("zero1"))
     wrong = unlisted(found, listed(name, mesh, parameters), dict(zip(AXES, MESHES[mesh])))
+    if wrong:
+        pytest.fail("\n".join(wrong), pytrace=False)
+
+
+@pytest.mark.usefixtures("tpu_compiler", "little_effort")
+@pytest.mark.parametrize("mesh", ["data", "fsdp"])
+def test_recomputation_by_parts_adds_no_collectives(mesh):
+    """However many parts the rows of a layer have, its gradient is summed over devices once."""
+    found, parameters = compiled("clip", MESHES[mesh], remat="chunks")
+    wrong = unlisted(found, listed("clip", mesh, parameters), dict(zip(AXES, MESHES[mesh])))
     if wrong:
         pytest.fail("\n".join(wrong), pytrace=False)
 

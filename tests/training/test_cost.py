@@ -1,13 +1,18 @@
 """FLOP counted from a jaxpr, against closed forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import pytest
+from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxvl.kernels.contrastive import contrastive_loss
 from jaxvl.nn.conv import convolve
-from jaxvl.training.cost import count_flops
+from jaxvl.nn.transformer import Sizes, StackOptions, Transformer
+from jaxvl.training.cost import count_flops, recomputes_layers
 
 f32 = jnp.float32
 
@@ -35,11 +40,34 @@ def test_a_scan_counts_every_round():
         == 6 * 2 * 3 * 5 * 5
     )
     remat = jax.checkpoint(lambda h, w: jnp.tanh(h @ w))
-    once = flops(jax.grad(lambda h, w: jnp.sum(jnp.tanh(h @ w)), (0, 1)), (3, 5), (5, 5))
-    assert (
-        flops(jax.grad(lambda h, w: jnp.sum(remat(h, w)), (0, 1)), (3, 5), (5, 5))
-        == once + 2 * 3 * 5 * 5
-    )
+    both = functools.partial(jax.value_and_grad, argnums=(0, 1))
+    once = flops(both(lambda h, w: jnp.sum(jnp.tanh(h @ w))), (3, 5), (5, 5))
+    again = flops(both(lambda h, w: jnp.sum(remat(h, w))), (3, 5), (5, 5))
+    assert again == once + 2 * 3 * 5 * 5
+
+
+def test_what_nothing_reads_does_not_count():
+    assert flops(lambda x, w: (x @ w, x @ x)[0], (5, 5), (5, 7)) == 2 * 5 * 5 * 7
+    inside = lambda x, ws: lax.scan(lambda h, w: (h @ w, h @ h)[:1] + (None,), x, ws)[0]
+    assert flops(inside, (5, 5), (6, 5, 5)) == 6 * 2 * 5**3
+
+
+@pytest.mark.parametrize("remat", ["full", "chunks"])
+def test_layers_computed_again_count_as_often(remat):
+    """All but the last product of a layer, 16 to 32 to 16: q, k, v, out; up; two of the
+    attention's."""
+    counts = {}
+    for policy in ("none", "full", remat):
+        options = StackOptions(remat=policy)
+        stack = Transformer(Sizes(16, 3, 2, 32), options, rngs=nnx.Rngs(params=0))
+        graph, params = nnx.split(stack)
+        loss = lambda p, x, graph=graph: jnp.square(nnx.merge(graph, p)(x)).sum()
+        traced = jax.jit(jax.grad(loss)).trace(params, jnp.zeros((8, 5, 16)))
+        counts[policy] = count_flops(traced.jaxpr)
+        assert recomputes_layers(traced.jaxpr) == (policy != "none")
+    rows = 8 * 5
+    layer = 2 * rows * (4 * 16 * 16 + 16 * 32 + 2 * 5 * 16)
+    assert counts[remat] == counts["full"] == counts["none"] + 3 * layer
 
 
 def test_convolutions():
