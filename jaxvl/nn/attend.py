@@ -1,6 +1,6 @@
 """softmax(q k^T / sqrt(K)) v by the implementation that the platform, shapes and mask call for.
 
-    xla      `jax.nn.dot_product_attention`: the logits [B, H, T, N] pass through main memory
+    xla      `nn.dense_attention`: the weights [B, H, T, N] pass through main memory
     flash    on a TPU: splash attention (`nn.splash`)
     cudnn    on an NVIDIA GPU: cuDNN's flash attention; bfloat16 or float16
     auto     the kernel of the platform where it can run and there are `LONG` queries and keys or
@@ -33,6 +33,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from jaxvl.config import check
 from jaxvl.kernels.device import device
+from jaxvl.nn.dense_attention import dense_attention
 from jaxvl.nn.moe.dispatch import group_axis
 from jaxvl.nn.splash import splash
 from jaxvl.nn.stack import ATTENTION_OUTPUT
@@ -76,7 +77,12 @@ def attend(
         check(not problem, "attention", f"{implementation!r} {problem}; 'auto' takes what can run")
     if chosen == "flash":
         return _flash(q, k, v, mask, causal, grouped)
-    y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=chosen)
+    if chosen == "cudnn":
+        y = jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=causal, implementation=chosen
+        )
+    else:
+        y = dense_attention(q, k, v, mask, causal)
     return checkpoint_name(y, ATTENTION_OUTPUT)
 
 
