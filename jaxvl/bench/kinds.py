@@ -27,11 +27,10 @@ _KINDS = {
     "gathers and scatters": frozenset(("gather", "scatter")),
 }
 _SLICES = frozenset(("slice", "dynamic-slice", "dynamic-update-slice", "pad"))
-# What moves numbers and computes none; indices are added up and compared beside slices.
+# What moves numbers and computes none.
 _MOVES = frozenset(
     ("bitcast", "broadcast", "constant", "copy", "iota", "parameter", "reshape", "transpose")
 )
-_OF_INDICES = frozenset(("add", "and", "clamp", "compare", "convert", "select", "tuple"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Kind:
 def kind_of(operation: Operation, program: Program) -> str:
     """The kind by what an operation, or the computation that it fuses, is made of.
 
-    A product whose numbers of rows stay apart (a batch dimension: attention's) is another kind than
-    one of two matrices. Elementwise is what is none of the others.
+    A product with a batch dimension, as attention's, is another kind than one of two matrices.
+    Elementwise is what is none of the others.
     """
     parts = list(_inside(operation, program))
     opcodes = {part.opcode for part in parts}
@@ -66,11 +65,11 @@ def kind_of(operation: Operation, program: Program) -> str:
     for name, of_kind in _KINDS.items():
         if opcodes & of_kind:
             return name
-    if opcodes & _SLICES and opcodes <= _SLICES | _MOVES | _OF_INDICES:
-        return "slices and updates of stacks"
-    if opcodes <= _MOVES:
-        return "copies and transposes"
-    return REST
+    # Scalars are indices.
+    of_arrays = {part.opcode for part in parts if part.raw.shape.dimensions}
+    if not of_arrays <= _SLICES | _MOVES:
+        return REST
+    return "slices and updates of stacks" if opcodes & _SLICES else "copies and transposes"
 
 
 def _inside(operation: Operation, program: Program) -> Iterator[Operation]:

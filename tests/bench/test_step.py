@@ -38,9 +38,9 @@ def test_time_by_kind_counts_each_run_of_a_loop():
     [
         (lambda x: x.sum(0), "reductions"),
         (lambda x: x.T.copy(), "copies and transposes"),
-        (lambda x: jax.lax.dynamic_slice(x, (x[0, 0].astype(int), 0), (3, 8)), "slices"),
+        (lambda x: x[2:5], "slices"),
+        (lambda x: x[2:5] + 1, "elementwise"),
         (lambda x: jnp.tanh(x), "elementwise"),
-        (lambda x: jnp.tanh(x[2:5]), "elementwise"),
         (lambda x: x @ x, "products of matrices"),
     ],
 )
