@@ -44,7 +44,7 @@ def _forward(q, k, v, mask, causal):
 def _backward(causal, saved, dy):
     q, k, v, weights = saved
     dv = jnp.einsum("BHTN,BTHK->BNHK", weights, dy)
-    dweights = jnp.einsum("BTHK,BNHK->BHTN", dy, v, preferred_element_type=jnp.float32)
+    dweights = jnp.einsum("BTHK,BNHK->BHTN", dy, v).astype(jnp.float32)
     # Of softmax. Where nothing may be seen the weight is 0, and so is the gradient.
     along = (dweights * weights).sum(-1, keepdims=True)
     dlogits = (weights * (dweights - along) * _scale(q)).astype(q.dtype)
