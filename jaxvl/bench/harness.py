@@ -48,17 +48,23 @@ def in_turn(
 
 @contextlib.contextmanager
 def isolated(
-    make: Callable[..., Callable[[], object]], *args: object
+    make: Callable[..., Callable[[], object]],
+    *args: object,
+    environment: Mapping[str, str | None] = {},
 ) -> Iterator[Callable[[], object]]:
     """A taker that lives in a process of its own, where `make(*args)` builds it: one library's
     threads and allocator cannot slow another's. Results come back pickled; an error in the process
     is raised here.
+
+    Args:
+      environment: variables that the process begins with beside this one's; None: without it.
     """
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(
         target=_serve, args=(there, make, args), daemon=True
     )
-    process.start()
+    with _changed(environment):
+        process.start()
     there.close()
 
     def take() -> object:
@@ -77,6 +83,25 @@ def isolated(
         here.close()
         process.join(timeout=10)
         process.kill()
+
+
+@contextlib.contextmanager
+def _changed(environment: Mapping[str, str | None]) -> Iterator[None]:
+    """This process's own environment inside, which one that starts there inherits."""
+    before = {name: os.environ.get(name) for name in environment}
+    _set(environment)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(environment: Mapping[str, str | None]) -> None:
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _serve(

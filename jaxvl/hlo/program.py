@@ -34,6 +34,7 @@ class Instruction(Protocol):
     backend_config: bytes
     comparison_direction: str
     custom_call_target: str
+    dot_numbers: Any
     channel_id: int
     tuple_index: int
     parameter_number: int

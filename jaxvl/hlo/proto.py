@@ -39,6 +39,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "u32s": (6, "uint32*"),
         "u64s": (7, "uint64*"),
     },
+    "DOT": {"lhs_batch": (3, "int64*")},
     "GROUP": {"ids": (1, "int64*")},
     "IOTA": {
         "groups": (1, "int64"),
@@ -70,6 +71,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "tuple_index": (13, "int64"),
         "channel_id": (26, "int64"),
         "custom_call_target": (28, "string"),
+        "dot_numbers": (30, "DOT"),
         "id": (35, "int64"),
         "operand_ids": (36, "int64*"),
         "called_computation_ids": (38, "int64*"),

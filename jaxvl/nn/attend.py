@@ -1,7 +1,6 @@
 """softmax(q k^T / sqrt(K)) v by the implementation that the platform, shapes and mask call for.
 
-    xla      the logits [B, H, T, N] pass through main memory: `jax.nn.dot_product_attention`, on a
-             TPU the same with less kept for the backward pass
+    xla      `nn.dense_attention`: the weights [B, H, T, N] pass through main memory
     flash    on a TPU: splash attention (`nn.splash`)
     cudnn    on an NVIDIA GPU: cuDNN's flash attention; bfloat16 or float16
     auto     the kernel of the platform where it can run and there are `LONG` queries and keys or
@@ -24,7 +23,6 @@ Below it the kernel also moves less, but does more: sequences are filled up to w
 
 from __future__ import annotations
 
-import functools
 from typing import Literal
 
 import jax
@@ -35,6 +33,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from jaxvl.config import check
 from jaxvl.kernels.device import device
+from jaxvl.nn.dense_attention import dense_attention
 from jaxvl.nn.moe.dispatch import group_axis
 from jaxvl.nn.splash import splash
 from jaxvl.nn.stack import ATTENTION_OUTPUT
@@ -78,46 +77,13 @@ def attend(
         check(not problem, "attention", f"{implementation!r} {problem}; 'auto' takes what can run")
     if chosen == "flash":
         return _flash(q, k, v, mask, causal, grouped)
-    if chosen == "xla" and device()[0] == "tpu":
-        y = _weighted(q, k, v, mask, causal)
+    if chosen == "cudnn":
+        y = jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=causal, implementation=chosen
+        )
     else:
-        how = dict(mask=mask, is_causal=causal, implementation=chosen)
-        y = jax.nn.dot_product_attention(q, k, v, **how)
+        y = dense_attention(q, k, v, mask, causal)
     return checkpoint_name(y, ATTENTION_OUTPUT)
-
-
-def _weighted(q, k, v, mask: jax.Array | None, causal: bool) -> jax.Array:
-    """`jax.nn.dot_product_attention`, whose backward pass keeps the weights as v is multiplied by
-    them, in the dtype of v, and no float32 array of their size."""
-    logits = jnp.einsum("BTHK,BNHK->BHTN", q, k, preferred_element_type=jnp.float32)
-    logits = logits * q.shape[-1] ** -0.5
-    seen = mask
-    if causal:
-        past = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-        seen = past if mask is None else past & mask
-    if seen is not None:
-        logits = jnp.where(seen, logits, 0.7 * jnp.finfo(jnp.float32).min)
-    return jnp.einsum("BHTN,BNHK->BTHK", _softmax(logits, v.dtype), v)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _softmax(logits: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Along the last dimension, computed in float32 and rounded to `dtype`."""
-    return jax.nn.softmax(logits, axis=-1).astype(dtype)
-
-
-def _softmax_forward(logits, dtype):
-    weights = _softmax(logits, dtype)
-    return weights, weights
-
-
-def _softmax_backward(dtype, weights, dweights):
-    wide = weights.astype(jnp.float32)
-    product = wide * dweights.astype(jnp.float32)
-    return (product - wide * product.sum(-1, keepdims=True),)
-
-
-_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _best(q: jax.Array, k: jax.Array, mask: jax.Array | None, grouped: bool) -> str:

@@ -29,34 +29,39 @@ _VECTOR_AXES = {"embed": "norm", "conv_out": "norm", "conv_in": "norm"}
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(x: jax.Array, kernel: jax.Array, axes: Sequence[str] | None = None) -> jax.Array:
-    """x [..., in], kernel [in, out] (either of several dimensions) -> [..., out], all of one dtype.
+    """x [..., in], kernel [in, out] (either of several dimensions) -> [..., out], of x's dtype.
 
-    A kernel with logical `axes` that is sharded over the batch's mesh axes is gathered here and,
-    once more, in the backward pass, which keeps its part alone; its gradient is split as it is.
+    A kernel with logical `axes` that is sharded over the batch's mesh axes is gathered here in the
+    dtype of x and, once more, in the backward pass, which keeps its part alone; its gradient is
+    split as it is. The backward pass keeps the kernel as it is given: of a scan's layers it is
+    there already, and its copy in another dtype would be one of all layers.
 
     On a CPU the gradient of the kernel is one product `x^T dy` of all rows. JAX's own rule writes
     `(dy^T x)^T`: XLA's CPU compiler copies a transposed x for it, and computes anew what x is a sum
     of. Reverse mode only, as every `jax.custom_vjp`.
     """
-    return x @ _matrix(kernel, axes, x.shape[-1])
+    return x @ _matrix(x, kernel, axes)
 
 
-def _matrix(kernel: jax.Array, axes: Sequence[str] | None, inputs: int) -> jax.Array:
+def _matrix(x: jax.Array, kernel: jax.Array, axes: Sequence[str] | None) -> jax.Array:
+    kernel = kernel.astype(x.dtype)
     kernel = kernel if axes is None else gathered(kernel, axes)
-    return kernel.reshape(inputs, -1)
+    return kernel.reshape(x.shape[-1], -1)
 
 
 def _project_forward(x, kernel, axes):
-    return x @ _matrix(kernel, axes, x.shape[-1]), (x, kernel)
+    return x @ _matrix(x, kernel, axes), (x, kernel)
 
 
 def _project_backward(axes, saved, dy):
     x, kernel = saved
-    matrix = _matrix(kernel, axes, x.shape[-1])
+    matrix = _matrix(x, kernel, axes)
     dx = jax.lax.dot_general(dy, matrix, (((dy.ndim - 1,), (1,)), ((), ())))
     if axes is None:
-        return dx, _rows_product(x, dy).reshape(kernel.shape)
-    return dx, scattered(_rows_product, x, dy, axes, kernel.shape)
+        dkernel = _rows_product(x, dy).reshape(kernel.shape)
+    else:
+        dkernel = scattered(_rows_product, x, dy, axes, kernel.shape)
+    return dx, dkernel.astype(kernel.dtype)
 
 
 def _rows_product(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -133,11 +138,11 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         lead = x.shape[: x.ndim - len(self.inputs)]
         x_rows = x.astype(self.dtype).reshape(*lead, -1)
-        kernel = self.kernel[...].astype(self.dtype)
+        kernel = self.kernel[...]
         if self.quantize is None:
             y = project(x_rows, kernel, self.axes)
         else:
-            matrix = gathered(kernel, self.axes).reshape(x_rows.shape[-1], -1)
+            matrix = gathered(kernel.astype(self.dtype), self.axes).reshape(x_rows.shape[-1], -1)
             y = project_quantized(x_rows, matrix, self.quantize)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(-1)

@@ -77,3 +77,23 @@ def test_the_cpu_compiler_copies_no_activation_for_the_gradient_of_a_kernel():
     x = jnp.zeros((4, rows, width))
     text = jax.jit(jax.grad(loss)).lower(kernels, x).compile().as_text()
     assert f"f32[{width},4,{rows}]" not in text and f"f32[{width},{4 * rows}]" not in text
+
+
+def test_a_scan_keeps_no_copy_of_its_kernels():
+    """In bfloat16: the backward pass reads the stack that is given."""
+
+    def loss(kernels, x):
+        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(project(x, w)), None), x, kernels)
+        return jnp.float32(x).sum()
+
+    kernels = jnp.zeros((3, 16, 16))
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(kernels, jnp.zeros((2, 5, 16), jnp.bfloat16))
+    assert "bf16[3,2,5,16]" in str(jaxpr) and "bf16[3,16,16]" not in str(jaxpr)
+
+
+def test_a_kernel_in_float32_has_its_gradient_in_float32():
+    x, kernel, dy = arrays((2, 3, 5))
+    half = jnp.asarray(x, jnp.bfloat16)
+    y, pull = jax.vjp(project, half, jnp.float32(kernel))
+    dx, dkernel = pull(jnp.asarray(dy, jnp.bfloat16))
+    assert (y.dtype, dx.dtype, dkernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)

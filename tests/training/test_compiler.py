@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxvl.config import ConfigError, to_dict
 from jaxvl.sharding.topology import compile_only_devices
-from jaxvl.training.compiler import GPU, TPU, compiler_options, describe_options
+from jaxvl.training.compiler import CPU, GPU, TPU, compiler_options, describe_options
 from jaxvl.training.resume import check_resumable
 
 
@@ -43,8 +43,9 @@ def test_flags_are_chosen_by_platform_chip_and_slices():
     assert names(TPU) - chosen("tpu", "TPU v5 lite", 2) == {"xla_tpu_scoped_vmem_limit_kib"}
     between = {flag.name for flag in TPU if flag.several}
     assert names(TPU) - chosen("tpu", "TPU v6 lite") == between and len(between) == 2
-    assert not chosen("cpu", "cpu")
+    assert chosen("cpu", "cpu") == names(CPU)
     assert not compiler_options("default", mesh_of("tpu", "TPU v6 lite"))
+    assert set(compiler_options("default", mesh_of("cpu", "cpu"))) == names(CPU)
 
 
 def test_flags_of_the_user_win_and_are_shown(monkeypatch):
@@ -61,12 +62,12 @@ def test_flags_of_the_user_win_and_are_shown(monkeypatch):
 
 
 def test_each_says_why_and_who():
-    for flag in (*TPU, *GPU):
+    for flag in (*TPU, *GPU, *CPU):
         assert flag.reason and flag.source.count(".") >= 1, flag
 
 
-@pytest.mark.parametrize("flag", GPU, ids=lambda flag: flag.name)
-def test_gpu_flags_are_known(flag):
+@pytest.mark.parametrize("flag", (*GPU, *CPU), ids=lambda flag: flag.name)
+def test_flags_of_gpus_and_cpus_are_known(flag):
     """XLA's options are one list for CPUs and GPUs. What it does not know, it refuses."""
     lowered = jax.jit(lambda x: x + 1).lower(jnp.ones(3))
     lowered.compile(compiler_options={flag.name: flag.value})
