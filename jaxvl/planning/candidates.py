@@ -10,7 +10,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Mapping
+
+import jax.numpy as jnp
 
 from jaxvl.sharding.mesh import AXES, MeshConfig
 from jaxvl.training.experiment import Experiment
@@ -53,6 +56,16 @@ class Candidate:
         once)."""
         place = REMAT.index(self.remat or "none")
         return -place, rows / self.batch_shards / self.microbatches
+
+    def only_saves(self, other: Candidate) -> bool:
+        """Whether it does all of the other's work, and more, to need less memory: the same mesh
+        with more recomputed, more microbatches or smaller moments, and less of none."""
+        choices = [
+            (REMAT.index(c.remat or "none"), c.microbatches, -jnp.dtype(c.moments).itemsize)
+            for c in (self, other)
+        ]
+        own, others = choices
+        return self.mesh == other.mesh and own != others and all(map(operator.ge, own, others))
 
     def assignments(self, experiment: Experiment) -> dict[str, str]:
         """As `--config.KEY=VALUE`."""

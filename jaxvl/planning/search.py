@@ -107,7 +107,8 @@ def search(
     `budget` seconds are over; the one that is being compiled then is finished.
 
     Never compiled are those whose state alone has no room, those that need more than one that had
-    none, and those whose least time is longer than the best one's slow end.
+    none, those that do more than one that fits only to need less, and those whose least time is
+    longer than the best one's slow end.
 
     Raises:
       ConfigError: the config, or a topology of CPUs.
@@ -255,6 +256,8 @@ def judge(guess: Guess, trials: list[Trial], rows: int, memory: float) -> tuple[
             over = (trial.needed - memory) / GIB
             what = describe(trial.candidate)
             return NO_ROOM, f"needs more than {what}, which needs {over:.2f} GiB too many"
+        if trial.outcome == FITS and guess.candidate.only_saves(trial.candidate):
+            return SLOWER, f"does more than {describe(trial.candidate)}, which fits, to save memory"
     slow = min((t.seconds[1] for t in trials if t.seconds), default=None)
     if slow is not None and guess.roofline.low > slow:
         least = guess.roofline.low

@@ -195,6 +195,25 @@ def test_what_a_search_never_compiles():
     assert judge(guess(compute=1.5), [good], rows, memory)[0] == FITS
 
 
+def test_what_fits_needs_no_leaner_form():
+    """Of what only saves memory beside one that fits, nothing is compiled."""
+    rows, memory = 64, 16 * GIB
+    good = trial(guess(remat="dots", microbatches=2), FITS, needed=10, seconds=(1.0, 2.0))
+    spares = lambda of: judge(of, [good], rows, memory)
+    outcome, reason = spares(guess(remat="full", microbatches=2))
+    assert outcome == SLOWER and "remat dots; 2 microbatches; float32 moments, which fits" in reason
+    assert spares(guess(remat="dots", microbatches=8))[0] == SLOWER
+    smaller = dataclasses.replace(good.candidate, moments="bfloat16")
+    assert spares(dataclasses.replace(guess(), candidate=smaller))[0] == SLOWER
+    for other in (
+        guess(remat="full"),
+        guess(remat="none", microbatches=4),
+        guess(remat="full", microbatches=2, mesh=(4, 2, 1, 1)),
+        guess(remat="dots", microbatches=2),
+    ):
+        assert spares(other)[0] == FITS, other
+
+
 def test_what_is_likely_to_have_room_comes_first():
     rows, memory = 64, 16 * GIB
     failed = trial(guess(), NO_ROOM, needed=61)  # 60 of activations
