@@ -4,6 +4,7 @@ import json
 import pathlib
 
 import jax
+import processes
 import pytest
 
 from jaxvl import plan
@@ -87,6 +88,17 @@ def check_roofline(figures, step):
     # A step reads its parameters and moments at least once.
     assert step["traffic"] > figures["state"]["total"]
     assert (roofline["scheduled"] is None) == (known.clock is None)
+
+
+@pytest.mark.slow
+def test_a_v4_takes_bert_large():
+    """Its products, fused into each other, overflow stacks that the compiler has by itself."""
+    changes = {**SMALL, "model.text.variant": "large", "model.text.remat": "full"}
+    changes |= {"tasks.pairs.data.batch": "256", "tasks.pairs.data.fields.text.length": "64"}
+    assignments = [f"--config.{key}={value}" for key, value in (changes | {"mesh.fsdp": 4}).items()]
+    options = [f"--config={CONFIG}", "--topology=v4:2x2x1", "--quick"]
+    running = processes.start(["-m", "jaxvl.plan", *options, *assignments])
+    processes.finish(running)  # a fault of the compiler would end this process too
 
 
 @pytest.mark.slow

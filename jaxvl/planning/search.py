@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 
@@ -40,7 +41,7 @@ class Trial:
       state: bytes of a device, exact.
       estimate: seconds before compiling, slow end of the range; of several tasks, of a step of each
         together, as all seconds here.
-      outcome: "fits", "no room", "slower" (not compiled, since its least time is too long) or "not
+      outcome: "fits", "no room", "slower" (not compiled, since it would take too long) or "not
         compiled".
       reason: of the outcome.
       needed: bytes of a device, where it was compiled and the compiler tells.
@@ -107,8 +108,9 @@ def search(
     `budget` seconds are over; the one that is being compiled then is finished.
 
     Never compiled are those whose state alone has no room, those that need more than one that had
-    none, those that do more than one that fits only to need less, and those whose least time is
-    longer than the best one's slow end.
+    none, and, once one fits, those that do more than it only to need less and those that are
+    expected to be slower than the best, or to have no room: by their estimate and by how those of
+    others were wrong.
 
     Raises:
       ConfigError: the config, or a topology of CPUs.
@@ -191,8 +193,21 @@ def guesses(experiment: Experiment, setting: Setting) -> list[Guess]:
         state, parameters = held[key]
         roofline = estimate(candidate, known, state, parameters, setting.topology.chip)
         found.append(Guess(candidate, state, roofline, own=candidate == own))
-    others = sorted(found[1:], key=lambda g: (g.roofline.high, g.candidate.moments != "float32"))
-    return found[:1] + others
+    return found[:1] + sorted(found[1:], key=_urgency(found))
+
+
+def _urgency(found: list[Guess]) -> Callable[[Guess], tuple[float, bool]]:
+    """What guesses are sorted by: the estimate, and moments in float32 before the same with smaller
+    ones, which are for what has no room."""
+
+    def but_moments(guess: Guess) -> Candidate:
+        return dataclasses.replace(guess.candidate, moments="float32")
+
+    highest: dict[Candidate, float] = {}
+    for guess in found:
+        alike = but_moments(guess)
+        highest[alike] = max(guess.roofline.high, highest.get(alike, 0.0))
+    return lambda guess: (highest[but_moments(guess)], guess.candidate.moments != "float32")
 
 
 def _trace(experiment: Experiment, setting: Setting, model: Functional) -> Model:
@@ -233,14 +248,21 @@ def next_guess(left: list[Guess], trials: list[Trial], rows: int, memory: float)
 
 def _scaled(guess: Guess, trials: list[Trial], rows: int) -> float:
     """Bytes that a candidate needs if its activations are those of a trial with the same remat
-    policy, in proportion to the rows that a device encodes at once; 0 where there is none."""
+    policy, in proportion to the rows that a device encodes at once and split over `tensor` and
+    `expert` as evenly as they could be; 0 where there is none."""
     remat, each = guess.candidate.hunger(rows)
     needed = 0.0
     for trial in trials:
         other, other_each = trial.candidate.hunger(rows)
         if trial.needed is not None and other == remat:
-            needed = guess.state + (trial.needed - trial.state) * each / other_each
+            ratio = each / other_each * _thickness(guess) / _thickness(trial)
+            needed = guess.state + (trial.needed - trial.state) * ratio
     return needed
+
+
+def _thickness(of: Guess | Trial) -> float:
+    """Share of the widths that a device has."""
+    return 1 / math.prod(of.candidate.mesh[2:])
 
 
 def judge(guess: Guess, trials: list[Trial], rows: int, memory: float) -> tuple[str, str]:
@@ -258,10 +280,20 @@ def judge(guess: Guess, trials: list[Trial], rows: int, memory: float) -> tuple[
             return NO_ROOM, f"needs more than {what}, which needs {over:.2f} GiB too many"
         if trial.outcome == FITS and guess.candidate.only_saves(trial.candidate):
             return SLOWER, f"does more than {describe(trial.candidate)}, which fits, to save memory"
-    slow = min((t.seconds[1] for t in trials if t.seconds), default=None)
-    if slow is not None and guess.roofline.low > slow:
+    fitting = [trial for trial in trials if trial.seconds]
+    if not fitting:
+        return FITS, ""
+    slow = min(trial.seconds[1] for trial in fitting)
+    if guess.roofline.low > slow:
         least = guess.roofline.low
         return SLOWER, f"{guess.roofline.limit} alone takes {least:.3f} s, the best {slow:.3f} s"
+    # What the estimates know nothing of: traffic of activations, the loss's collectives.
+    lacked = min(trial.seconds[1] - trial.estimate for trial in fitting)
+    if guess.roofline.high + lacked > slow:
+        return SLOWER, f"expected {guess.roofline.high + lacked:.3f} s, the best {slow:.3f} s"
+    needed = _scaled(guess, trials, rows)
+    if needed > memory:
+        return NOT_TRIED, f"expected {needed / GIB:.2f} GiB, as others need with so many rows"
     return FITS, ""
 
 

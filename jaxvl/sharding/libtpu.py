@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-# The threads of the compiler have stacks of 64 KiB. Where convolutions are fused into each other it
-# estimates the cost of one within another's, and uses more: libtpu 0.0.42 ends the process with a
-# SIGSEGV (STACK OVERFLOW) when it compiles EfficientNet-L2's step for a v4.
+# The threads of the compiler have stacks of 64 KiB. Where products are fused into each other it
+# estimates the cost of one within another's, and needs more: libtpu 0.0.42 ends with a SIGSEGV
+# (STACK OVERFLOW, in `FusedSpatialMajorConvolution`) when it compiles BERT-large's step for a v4.
 STACK = "fibers_default_thread_stack_size"
 STACK_BYTES = 2**20
 
