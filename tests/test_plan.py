@@ -179,7 +179,7 @@ def test_the_step_of_imp_moe_large_compiles_for_a_pod(topology, tmp_path, capsys
 def test_a_search_finds_what_fits(tmp_path, capsys, little_effort):
     """As it is, the config has no room on four v5e; recomputed or in microbatches it has, and
     little is compiled to find that out."""
-    changes = {**SMALL, "tasks.pairs.data.batch": "24576"}
+    changes = {**SMALL, "tasks.pairs.data.batch": "32768"}
     changes |= {"preprocess.image_size": "128", "tasks.pairs.data.fields.image.size": "128"}
     assignments = [f"--config.{key}={value}" for key, value in changes.items()]
     written = tmp_path / "search.json"

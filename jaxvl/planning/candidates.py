@@ -58,14 +58,14 @@ class Candidate:
         return -place, rows / self.batch_shards / self.microbatches
 
     def only_saves(self, other: Candidate) -> bool:
-        """Whether it does all of the other's work, and more, to need less memory: the same mesh
-        with more recomputed, more microbatches or smaller moments, and less of none."""
-        choices = [
-            (REMAT.index(c.remat or "none"), c.microbatches, -jnp.dtype(c.moments).itemsize)
-            for c in (self, other)
-        ]
+        """Whether it does all of the other's work, and more, to need less memory: the same mesh and
+        remat policy with more microbatches or smaller moments, and less of neither.
+
+        Another policy may be faster though it computes more, as what is not kept is not written."""
+        choices = [(c.microbatches, -jnp.dtype(c.moments).itemsize) for c in (self, other)]
         own, others = choices
-        return self.mesh == other.mesh and own != others and all(map(operator.ge, own, others))
+        alike = (self.mesh, self.remat) == (other.mesh, other.remat)
+        return alike and own != others and all(map(operator.ge, own, others))
 
     def assignments(self, experiment: Experiment) -> dict[str, str]:
         """As `--config.KEY=VALUE`."""

@@ -29,6 +29,7 @@ FITS = "fits"
 NO_ROOM = "no room"
 SLOWER = "slower"
 NOT_TRIED = "not compiled"
+DOUBT = 1.02  # an estimate that is so much longer may still be of something faster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def search(
     Never compiled are those whose state alone has no room, those that need more than one that had
     none, and, once one fits, those that do more than it only to need less and those that are
     expected to be slower than the best, or to have no room: by their estimate and by how those of
-    others were wrong.
+    others with the same remat policy were wrong.
 
     Raises:
       ConfigError: the config, or a topology of CPUs.
@@ -287,9 +288,10 @@ def judge(guess: Guess, trials: list[Trial], rows: int, memory: float) -> tuple[
     if guess.roofline.low > slow:
         least = guess.roofline.low
         return SLOWER, f"{guess.roofline.limit} alone takes {least:.3f} s, the best {slow:.3f} s"
-    # What the estimates know nothing of: traffic of activations, the loss's collectives.
-    lacked = min(trial.seconds[1] - trial.estimate for trial in fitting)
-    if guess.roofline.high + lacked > slow:
+    # What the estimates know nothing of: traffic of activations, which goes with the policy.
+    alike = [trial for trial in fitting if trial.candidate.remat == guess.candidate.remat]
+    lacked = min((trial.seconds[1] - trial.estimate for trial in alike), default=-math.inf)
+    if guess.roofline.high + lacked > slow * DOUBT:
         return SLOWER, f"expected {guess.roofline.high + lacked:.3f} s, the best {slow:.3f} s"
     needed = _scaled(guess, trials, rows)
     if needed > memory:
