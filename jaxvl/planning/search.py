@@ -288,14 +288,14 @@ def judge(guess: Guess, trials: list[Trial], rows: int, memory: float) -> tuple[
     if guess.roofline.low > slow:
         least = guess.roofline.low
         return SLOWER, f"{guess.roofline.limit} alone takes {least:.3f} s, the best {slow:.3f} s"
+    needed = _scaled(guess, trials, rows)
+    if needed > memory:
+        return NOT_TRIED, f"expected {needed / GIB:.2f} GiB, as others need with so many rows"
     # What the estimates know nothing of: traffic of activations, which goes with the policy.
     alike = [trial for trial in fitting if trial.candidate.remat == guess.candidate.remat]
     lacked = min((trial.seconds[1] - trial.estimate for trial in alike), default=-math.inf)
     if guess.roofline.high + lacked > slow * DOUBT:
         return SLOWER, f"expected {guess.roofline.high + lacked:.3f} s, the best {slow:.3f} s"
-    needed = _scaled(guess, trials, rows)
-    if needed > memory:
-        return NOT_TRIED, f"expected {needed / GIB:.2f} GiB, as others need with so many rows"
     return FITS, ""
 
 
