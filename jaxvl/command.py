@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from jaxvl.config import ConfigError
 from jaxvl.sharding import hosts
+from jaxvl.sharding.libtpu import deepen_stacks
 
 FAILED = 1
 WRONG = 2  # a config or an option
@@ -70,4 +71,5 @@ def start(main: Callable[[list[str]], int], text: str) -> NoReturn:
     if "--help" in argv or "-h" in argv:
         print(text)
         sys.exit(0)
+    deepen_stacks()
     sys.exit(hosts.run_together(main, argv))

@@ -111,6 +111,22 @@ def test_overrides_reach_keys_that_the_file_does_not_write():
         resolve(Root, cfg.override(config, {"leaf.wdith": "8"}))
 
 
+def test_a_choice_may_be_called_none():
+    """`--config.KEY=none` is None where there may be none, the choice where that is its name."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Choices:
+        remat: Literal["none", "full"] = "full"
+        rate: float | None = 1.0
+
+    config = ml_collections.ConfigDict()
+    assert resolve(Choices, cfg.override(config, {"remat": "none", "rate": "none"})) == Choices(
+        "none", None
+    )
+    with pytest.raises(ConfigError, match=r"leaf\.kind: None is not valid; one of 'a', 'bee'"):
+        resolve(Root, cfg.override(config, {"leaf.width": "8", "leaf.kind": "none"}))
+
+
 def test_argument_string():
     arg = cfg.parse_arg("variant=b7,long", variant="b0", long=False, lr=1e-3)
     assert (arg.variant, arg.long, arg.lr) == ("b7", True, 1e-3)

@@ -150,6 +150,8 @@ def convert(hint: Annotation, value: Leaf, path: str) -> Leaf:  # noqa: PLR0911 
     if origin in (Union, types.UnionType):
         return _one_of(args, value, path)
     if origin is Literal:
+        if value is None and None not in args and "none" in args:
+            return "none"  # as `--config.model.image.remat=none` is read
         if any(type(value) is type(a) and value == a for a in args):
             return value
         raise ConfigError(

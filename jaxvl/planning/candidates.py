@@ -7,19 +7,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Mapping
+
+import jax.numpy as jnp
 
 from jaxvl.kernels.contrastive.collectives import NAMES
 from jaxvl.sharding.mesh import AXES, MeshConfig
 from jaxvl.training.experiment import Experiment
 
-# From what needs most memory to what needs least. An encoder that can only recompute or not
-# (`remat: bool`) recomputes for all but "none".
+# Policies that are tried. An encoder that can only recompute or not (`remat: bool`) recomputes for
+# all but "none".
 REMAT = ("none", "dots", "full", "chunks")
+# All that a config may have, from what needs most memory to what needs least.
+LEANER = ("none", "dots", "attention", "full", "chunks", "offload")
 MICROBATCHES = (1, 2, 4, 8)
 MOST_TENSOR = 8  # shards of a width; more leave products too thin
 # Products and convolutions that a policy computes again, as a share of what the model needs.
-AGAIN = {"none": 0.0, "dots": 0.05, "full": 1 / 3, "chunks": 1 / 3}
+AGAIN = {"none": 0.0, "dots": 0.05, "attention": 1 / 3} | dict.fromkeys(LEANER[3:], 1 / 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +56,18 @@ class Candidate:
     def hunger(self, rows: int) -> tuple[int, float]:
         """What its activations grow with: (place of its remat, rows that a device encodes at
         once)."""
-        place = REMAT.index(self.remat or "none")
+        place = LEANER.index(self.remat or "none")
         return -place, rows / self.batch_shards / self.microbatches
+
+    def only_saves(self, other: Candidate) -> bool:
+        """Whether it does all of the other's work, and more, to need less memory: the same mesh and
+        remat policy with more microbatches or smaller moments, and less of neither.
+
+        Another policy may be faster though it computes more, as what is not kept is not written."""
+        choices = [(c.microbatches, -jnp.dtype(c.moments).itemsize) for c in (self, other)]
+        own, others = choices
+        alike = (self.mesh, self.remat) == (other.mesh, other.remat)
+        return alike and own != others and all(map(operator.ge, own, others))
 
     def assignments(self, experiment: Experiment) -> dict[str, str]:
         """As `--config.KEY=VALUE`."""
@@ -84,7 +99,7 @@ def remat_keys(experiment: Experiment) -> dict[str, type]:
 def own_choice(experiment: Experiment, mesh: tuple[int, ...]) -> Candidate:
     """The config as it is."""
     policies = {_policy(experiment, key) for key in remat_keys(experiment)}
-    leanest = max(policies, key=REMAT.index) if policies else None
+    leanest = max(policies, key=LEANER.index) if policies else None
     microbatches = max(task.microbatches for task in experiment.tasks.values())
     moments = experiment.optim.moment_dtype
     chosen = {task.collective for task in experiment.tasks.values()}

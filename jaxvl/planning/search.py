@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 
@@ -36,6 +37,7 @@ SLOWER = "slower"
 NOT_TRIED = "not compiled"
 # Part of the budget that is left for the collectives of the best.
 COLLECTIVES_SHARE = 1 / 5
+DOUBT = 1.02  # an estimate that is so much longer may still be of something faster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Trial:
       state: bytes of a device, exact.
       estimate: seconds before compiling, slow end of the range; of several tasks, of a step of each
         together, as all seconds here.
-      outcome: "fits", "no room", "slower" (not compiled, since its least time is too long) or "not
+      outcome: "fits", "no room", "slower" (not compiled, since it would take too long) or "not
         compiled".
       reason: of the outcome.
       needed: bytes of a device, where it was compiled and the compiler tells.
@@ -116,7 +118,9 @@ def search(
     the budget, the best with each other collective of its contrastive losses.
 
     Never compiled are those whose state alone has no room, those that need more than one that had
-    none, and those whose least time is longer than the best one's slow end.
+    none, and, once one fits, those that do more than it only to need less and those that are
+    expected to be slower than the best, or to have no room: by their estimate and by how those of
+    others with the same remat policy were wrong.
 
     Raises:
       ConfigError: the config, or a topology of CPUs.
@@ -211,8 +215,21 @@ def guesses(experiment: Experiment, setting: Setting) -> list[Guess]:
         state, parameters = held[key]
         roofline = estimate(candidate, known, state, parameters, setting.topology.chip)
         found.append(Guess(candidate, state, roofline, own=candidate == own))
-    others = sorted(found[1:], key=lambda g: (g.roofline.high, g.candidate.moments != "float32"))
-    return found[:1] + others
+    return found[:1] + sorted(found[1:], key=_urgency(found))
+
+
+def _urgency(found: list[Guess]) -> Callable[[Guess], tuple[float, bool]]:
+    """What guesses are sorted by: the estimate, and moments in float32 before the same with smaller
+    ones, which are for what has no room."""
+
+    def but_moments(guess: Guess) -> Candidate:
+        return dataclasses.replace(guess.candidate, moments="float32")
+
+    highest: dict[Candidate, float] = {}
+    for guess in found:
+        alike = but_moments(guess)
+        highest[alike] = max(guess.roofline.high, highest.get(alike, 0.0))
+    return lambda guess: (highest[but_moments(guess)], guess.candidate.moments != "float32")
 
 
 def _trace(experiment: Experiment, setting: Setting, model: Functional) -> Model:
@@ -253,14 +270,21 @@ def next_guess(left: list[Guess], trials: list[Trial], rows: int, memory: float)
 
 def _scaled(guess: Guess, trials: list[Trial], rows: int) -> float:
     """Bytes that a candidate needs if its activations are those of a trial with the same remat
-    policy, in proportion to the rows that a device encodes at once; 0 where there is none."""
+    policy, in proportion to the rows that a device encodes at once and split over `tensor` and
+    `expert` as evenly as they could be; 0 where there is none."""
     remat, each = guess.candidate.hunger(rows)
     needed = 0.0
     for trial in trials:
         other, other_each = trial.candidate.hunger(rows)
         if trial.needed is not None and other == remat:
-            needed = guess.state + (trial.needed - trial.state) * each / other_each
+            ratio = each / other_each * _thickness(guess) / _thickness(trial)
+            needed = guess.state + (trial.needed - trial.state) * ratio
     return needed
+
+
+def _thickness(of: Guess | Trial) -> float:
+    """Share of the widths that a device has."""
+    return 1 / math.prod(of.candidate.mesh[2:])
 
 
 def judge(guess: Guess, trials: list[Trial], rows: int, memory: float) -> tuple[str, str]:
@@ -276,10 +300,23 @@ def judge(guess: Guess, trials: list[Trial], rows: int, memory: float) -> tuple[
             over = (trial.needed - memory) / GIB
             what = describe(trial.candidate)
             return NO_ROOM, f"needs more than {what}, which needs {over:.2f} GiB too many"
-    slow = min((t.seconds[1] for t in trials if t.seconds), default=None)
-    if slow is not None and guess.roofline.low > slow:
+        if trial.outcome == FITS and guess.candidate.only_saves(trial.candidate):
+            return SLOWER, f"does more than {describe(trial.candidate)}, which fits, to save memory"
+    fitting = [trial for trial in trials if trial.seconds]
+    if not fitting:
+        return FITS, ""
+    slow = min(trial.seconds[1] for trial in fitting)
+    if guess.roofline.low > slow:
         least = guess.roofline.low
         return SLOWER, f"{guess.roofline.limit} alone takes {least:.3f} s, the best {slow:.3f} s"
+    needed = _scaled(guess, trials, rows)
+    if needed > memory:
+        return NOT_TRIED, f"expected {needed / GIB:.2f} GiB, as others need with so many rows"
+    # What the estimates know nothing of: traffic of activations, which goes with the policy.
+    alike = [trial for trial in fitting if trial.candidate.remat == guess.candidate.remat]
+    lacked = min((trial.seconds[1] - trial.estimate for trial in alike), default=-math.inf)
+    if guess.roofline.high + lacked > slow * DOUBT:
+        return SLOWER, f"expected {guess.roofline.high + lacked:.3f} s, the best {slow:.3f} s"
     return FITS, ""
 
 

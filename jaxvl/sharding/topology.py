@@ -20,6 +20,7 @@ from jax.experimental import topologies
 
 from jaxvl.chips import CHIPS, Chip
 from jaxvl.config import ConfigError, check, nearest
+from jaxvl.sharding.libtpu import deepen_stacks
 
 GPUS = ("h100", "h200", "b200")
 # Chips that a compiler here makes programs for.
@@ -154,6 +155,7 @@ def compile_only_devices(topology: str) -> Sequence[jax.Device]:
             ).devices
         for variable, value in COMPILE_ONLY.items():
             os.environ.setdefault(variable, value)
+        deepen_stacks()
         # Two cores of a v4 are one device of a real run ("megacore"), as they are by themselves on
         # the others.
         options: dict[str, str | int] = {"chip_config_name": "megacore"} if name == "v4" else {}

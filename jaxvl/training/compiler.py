@@ -32,6 +32,7 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
+from jaxvl.sharding.libtpu import STACK
 from jaxvl.sharding.mesh import slice_of
 
 Choice = Literal["default", "recommended"]
@@ -168,10 +169,11 @@ def writing_texts(folder: str) -> Iterator[None]:
 
 
 def own_flags() -> dict[str, str]:
-    """Name -> value of what the user has set in the environment."""
+    """Name -> value of what the user has set in the environment; without the size of stacks, which
+    is set for libtpu's own sake (`sharding/libtpu.py`)."""
     words = f"{os.environ.get('XLA_FLAGS', '')} {os.environ.get('LIBTPU_INIT_ARGS', '')}".split()
     pairs = (word.lstrip("-").partition("=") for word in words if word.startswith("--"))
-    return {name: value for name, _, value in pairs}
+    return {name: value for name, _, value in pairs if name != STACK}
 
 
 def compiler_options(choice: Choice, mesh: Mesh) -> Options:

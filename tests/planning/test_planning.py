@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import typing
 
 import jax
 import numpy as np
@@ -12,8 +13,11 @@ from training import tiny
 
 from jaxvl import plan
 from jaxvl.config import ConfigError
+from jaxvl.nn.stack import Remat
 from jaxvl.planning import prices
 from jaxvl.planning.candidates import (
+    AGAIN,
+    LEANER,
     Candidate,
     candidates,
     meshes,
@@ -25,7 +29,7 @@ from jaxvl.planning.figures import Plan, Refusal, StateBytes, StepBytes, StepFig
 from jaxvl.planning.measure import refusal
 from jaxvl.planning.parameters import by_axes, sharded_parameters
 from jaxvl.planning.roofline import EFFICIENCY, Roofline
-from jaxvl.planning.search import FITS, NO_ROOM, SLOWER, Guess, Trial, judge, next_guess
+from jaxvl.planning.search import FITS, NO_ROOM, NOT_TRIED, SLOWER, Guess, Trial, judge, next_guess
 from jaxvl.sharding.mesh import MeshConfig, make_mesh
 from jaxvl.sharding.topology import (
     COMPILED,
@@ -157,6 +161,18 @@ def test_meshes_that_the_parameters_permit():
     assert all(e == 1 for *_, e in dense)
 
 
+def test_every_remat_policy_can_be_a_config_s_own():
+    for policy in typing.get_args(Remat):
+        experiment = tiny.experiment()
+        image = dataclasses.replace(experiment.model.image, remat=policy)
+        model = dataclasses.replace(experiment.model, image=image)
+        experiment = dataclasses.replace(experiment, model=model)
+        own = own_choice(experiment, (8, 1, 1, 1))
+        assert own.remat == policy
+        assert own.hunger(16)[0] == -LEANER.index(policy)
+        assert policy in AGAIN
+
+
 def test_candidates_keep_the_batch_divisible():
     experiment = tiny.experiment()  # a batch of 16
     own = own_choice(experiment, (8, 1, 1, 1))
@@ -182,7 +198,8 @@ def guess(mesh=(8, 1, 1, 1), remat="none", microbatches=1, state=1, compute=1.0)
 
 def trial(of, outcome, needed=None, seconds=None):
     size = None if needed is None else needed * GIB
-    return Trial(of.candidate, {}, of.state, 1.0, outcome, needed=size, seconds=seconds)
+    known = of.roofline.high
+    return Trial(of.candidate, {}, of.state, known, outcome, needed=size, seconds=seconds)
 
 
 def test_what_a_search_never_compiles():
@@ -202,8 +219,40 @@ def test_what_a_search_never_compiles():
     ):
         assert judge(leaner, [full], rows, memory)[0] == FITS, leaner
     good = trial(guess(), FITS, needed=10, seconds=(1.0, 2.0))
-    assert judge(guess(compute=2.5), [good], rows, memory)[0] == SLOWER
-    assert judge(guess(compute=1.5), [good], rows, memory)[0] == FITS
+    outcome, reason = judge(guess(compute=2.5), [good], rows, memory)
+    assert outcome == SLOWER and "compute alone takes 2.500 s, the best 2.000 s" in reason
+    # The estimate of 2 s was right, then half a second too short: so may that of 1.6 s be.
+    assert judge(guess(compute=0.8), [good], rows, memory)[0] == FITS
+    late = dataclasses.replace(good, seconds=(1.0, 2.5))
+    assert judge(guess(compute=0.9), [late], rows, memory)[0] == FITS
+    assert judge(guess(compute=1.01), [late], rows, memory)[0] == FITS  # who knows
+    assert judge(guess(compute=1.1, remat="full"), [late], rows, memory)[0] == FITS
+    outcome, reason = judge(guess(compute=1.1), [late], rows, memory)
+    assert outcome == SLOWER and "expected 2.700 s, the best 2.500 s" in reason
+    # 9 GiB of activations, of twice the rows 18, unless each device has half of the widths.
+    several = trial(guess(microbatches=2), FITS, needed=10, seconds=(1.0, 2.0))
+    outcome, reason = judge(guess(compute=0.9), [several], rows, memory)
+    assert outcome == NOT_TRIED and "expected 19.00 GiB" in reason
+    assert judge(guess(mesh=(4, 1, 2, 1), compute=0.9), [good], rows, memory)[0] == FITS
+
+
+def test_what_fits_needs_no_leaner_form():
+    """Of what only saves memory beside one that fits, nothing is compiled."""
+    rows, memory = 64, 16 * GIB
+    good = trial(guess(remat="dots", microbatches=2), FITS, needed=10, seconds=(1.0, 2.0))
+    spares = lambda of: judge(of, [good], rows, memory)
+    outcome, reason = spares(guess(remat="dots", microbatches=8))
+    assert outcome == SLOWER and "remat dots; 2 microbatches; float32 moments, which fits" in reason
+    smaller = dataclasses.replace(good.candidate, moments="bfloat16")
+    outcome, reason = spares(dataclasses.replace(guess(), candidate=smaller))
+    assert outcome == SLOWER and "to save memory" in reason
+    for other in (
+        guess(remat="full", microbatches=2),  # writes less
+        guess(remat="none", microbatches=4),
+        guess(remat="dots", microbatches=2, mesh=(4, 2, 1, 1)),
+        guess(remat="dots", microbatches=2),
+    ):
+        assert "to save memory" not in spares(other)[1], other
 
 
 def test_what_is_likely_to_have_room_comes_first():
