@@ -47,9 +47,10 @@ def _backward(causal, saved, dy):
     dweights = jnp.einsum("BTHK,BNHK->BHTN", dy, v).astype(jnp.float32)
     # Of softmax. Where nothing may be seen the weight is 0, and so is the gradient.
     along = (dweights * weights).sum(-1, keepdims=True)
-    dlogits = (weights * (dweights - along) * _scale(q)).astype(q.dtype)
-    dq = jnp.einsum("BHTN,BNHK->BTHK", dlogits, k)
-    dk = jnp.einsum("BHTN,BTHK->BNHK", dlogits, q)
+    # Not rounded: a TPU's products do that as they read it, without an array of float32.
+    dlogits = weights * (dweights - along) * _scale(q)
+    dq = jnp.einsum("BHTN,BNHK->BTHK", dlogits, k).astype(q.dtype)
+    dk = jnp.einsum("BHTN,BTHK->BNHK", dlogits, q).astype(k.dtype)
     return dq, dk, dv, None
 
 

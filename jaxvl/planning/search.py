@@ -269,15 +269,19 @@ def next_guess(left: list[Guess], trials: list[Trial], rows: int, memory: float)
 
 
 def _scaled(guess: Guess, trials: list[Trial], rows: int) -> float:
-    """Bytes that a candidate needs if its activations are those of a trial with the same remat
-    policy, in proportion to the rows that a device encodes at once and split over `tensor` and
-    `expert` as evenly as they could be; 0 where there is none."""
+    """Bytes that a candidate needs if its activations are those of the nearest trial with the same
+    remat policy, in proportion to the rows that a device encodes at once and split over `tensor`
+    and `expert` as evenly as they could be; 0 where there is none."""
     remat, each = guess.candidate.hunger(rows)
     needed = 0.0
+    nearest = math.inf
     for trial in trials:
         other, other_each = trial.candidate.hunger(rows)
-        if trial.needed is not None and other == remat:
-            ratio = each / other_each * _thickness(guess) / _thickness(trial)
+        if trial.needed is None or other != remat:
+            continue
+        ratio = each / other_each * _thickness(guess) / _thickness(trial)
+        if abs(math.log(ratio)) <= nearest:
+            nearest = abs(math.log(ratio))
             needed = guess.state + (trial.needed - trial.state) * ratio
     return needed
 

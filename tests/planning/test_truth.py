@@ -165,7 +165,8 @@ def test_temporaries_are_what_a_process_grows_by():
     assert planned == pytest.approx(figures["grown"], rel=0.1), figures
 
 
-def test_the_peak_is_what_the_compiler_sets_aside(tmp_path, capsys):
+def test_the_peak_is_what_the_compiler_sets_aside(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # or headings are broken into lines
     config = tiny.config_file(tmp_path / "config.py")
     options = [f"--config={config}", "--topology=cpu:2", "--peak"]
     assert plan.main([*options, f"--json={tmp_path / 'plan.json'}"]) == 0
