@@ -51,10 +51,11 @@ def test_the_benchmark_measures_every_part(tmp_path, monkeypatch, capsys):
         assert any(p.startswith(part) for p in parts), part
     for f in out["figures"]:
         assert f["images_per_second_per_core"] * f["core_us_per_image"] == pytest.approx(1e6)
-    for shares in out["stages"].values():
-        assert set(shares) == {"read", "decode", "transform", "transfer"} and sum(
-            shares.values()
-        ) == pytest.approx(1)
+    stages = out["stages"]
+    # All that the later epochs take may have been read ahead during the first.
+    for shares in [stages["cold"], *([stages["warm"]] if stages["warm"] else [])]:
+        assert set(shares) == {"read", "decode", "transform", "transfer"}
+        assert sum(shares.values()) == pytest.approx(1)
     assert out["stages"]["cold"]["decode"] > 0
     said = capsys.readouterr().out
     assert "images/s per core" in said and "work of the feed, cold: read" in said
