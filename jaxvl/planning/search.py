@@ -271,17 +271,19 @@ def next_guess(left: list[Guess], trials: list[Trial], rows: int, memory: float)
 def _scaled(guess: Guess, trials: list[Trial], rows: int) -> float:
     """Bytes that a candidate needs if its activations are those of the nearest trial with the same
     remat policy, in proportion to the rows that a device encodes at once and split over `tensor`
-    and `expert` as evenly as they could be; 0 where there is none."""
+    and `expert` as evenly as they could be; 0 where there is none. Of trials as near, one with the
+    same mesh, whose state is the same too."""
     remat, each = guess.candidate.hunger(rows)
     needed = 0.0
-    nearest = math.inf
+    nearest = math.inf, True
     for trial in trials:
         other, other_each = trial.candidate.hunger(rows)
         if trial.needed is None or other != remat:
             continue
         ratio = each / other_each * _thickness(guess) / _thickness(trial)
-        if abs(math.log(ratio)) <= nearest:
-            nearest = abs(math.log(ratio))
+        distance = abs(math.log(ratio)), trial.candidate.mesh != guess.candidate.mesh
+        if distance <= nearest:
+            nearest = distance
             needed = guess.state + (trial.needed - trial.state) * ratio
     return needed
 

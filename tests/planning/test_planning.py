@@ -202,6 +202,15 @@ def trial(of, outcome, needed=None, seconds=None):
     return Trial(of.candidate, {}, of.state, known, outcome, needed=size, seconds=seconds)
 
 
+def test_a_search_goes_by_the_trial_with_the_same_mesh():
+    of = guess(mesh=(4, 2, 1, 1), state=2)
+    other = guess(mesh=(1, 8, 1, 1), state=1)
+    trials = [trial(g, FITS, needed=16, seconds=(1.0, 2.0)) for g in (of, other)]
+    ring = dataclasses.replace(of, candidate=dataclasses.replace(of.candidate, collective="ring"))
+    assert judge(ring, trials, 64, 16 * GIB)[0] == FITS
+    assert judge(ring, trials[1:], 64, 16 * GIB)[0] == NOT_TRIED  # 2 + (16 - 1) GiB
+
+
 def test_what_a_search_never_compiles():
     rows, memory = 64, 16 * GIB
     outcome, reason = judge(guess(state=20), [], rows, memory)
