@@ -30,12 +30,13 @@ def work(config: dict) -> dict:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     size = training(context.get_world_size(), config["workers"])
-    address = ray.train.collective.broadcast_from_rank_zero(_free_address())
+    if size > 1 and not config["connected"]:
+        # To all workers, as each has to take part.
+        address = ray.train.collective.broadcast_from_rank_zero(_free_address())
+        words += [f"--coordinator={address}", f"--processes={size}", f"--process={rank}"]
     if rank >= size:
         print(f"launch: worker {rank} waits: {size} of {config['workers']} train", file=sys.stderr)
         return {"status": 0}
-    if size > 1 and not config["connected"]:
-        words += [f"--coordinator={address}", f"--processes={size}", f"--process={rank}"]
     status = importlib.import_module(config["module"]).main(words)
     if status not in DONE:
         raise RuntimeError(f"{config['module']} has ended with status {status}")

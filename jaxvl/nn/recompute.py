@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxvl.aliases import Tree
+from jaxvl.sharding.copies import all_gathered, reduce_scattered
 from jaxvl.sharding.mesh import BATCH_AXES, batch_shards
 from jaxvl.sharding.rules import auto_mesh, names_of, spec
 
@@ -161,20 +162,14 @@ def _summed(
 
 
 def _gathered(part: jax.Array, where: PartitionSpec) -> jax.Array:
-    for dimension, names in enumerate(map(_several, where)):
-        if names:
-            part = jax.lax.all_gather(part, names, axis=dimension, tiled=True)
-    return part
+    return all_gathered(part, [_several(names) for names in where])
 
 
 def _scattered(total: jax.Array, where: PartitionSpec) -> jax.Array:
     split = [_several(names) for names in where]
-    for dimension, names in enumerate(split):
-        if names:
-            total = jax.lax.psum_scatter(total, names, scatter_dimension=dimension, tiled=True)
     used = {name for names in split for name in names}
     others = tuple(name for name in _several(BATCH_AXES) if name not in used)
-    return jax.lax.psum(total, others) if others else total
+    return reduce_scattered(total, split, others)
 
 
 def _several(part: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -38,14 +38,8 @@ def copies(x: jax.Array, axes: Sequence[str | None], rows: int) -> jax.Array:
         whole = PartitionSpec(BATCH_AXES, *left)
         return jax.lax.with_sharding_constraint(jnp.broadcast_to(x, (shards, *x.shape)), whole)
 
-    def own(part: jax.Array) -> jax.Array:
-        for dimension, names in enumerate(gathered):
-            if names:
-                part = jax.lax.all_gather(part, names, axis=dimension, tiled=True)
-        return part[None]
-
     shared = jax.shard_map(
-        own,
+        lambda part: all_gathered(part, gathered)[None],
         in_specs=where,
         out_specs=PartitionSpec(BATCH_AXES, *left),
         axis_names={*BATCH_AXES, *itertools.chain(*left)},
@@ -87,11 +81,7 @@ def scattered(
     others = tuple(n for n in BATCH_AXES if n not in used and mesh.shape[n] > 1)
 
     def own(x: jax.Array, dy: jax.Array) -> jax.Array:
-        part = product(x, dy).reshape(shape)
-        for dimension, names in enumerate(split):
-            if names:
-                part = jax.lax.psum_scatter(part, names, scatter_dimension=dimension, tiled=True)
-        return jax.lax.psum(part, others) if others else part
+        return reduce_scattered(product(x, dy).reshape(shape), split, others)
 
     of_rows = PartitionSpec(*[None] * rows, BATCH_AXES)
     shared = jax.shard_map(
@@ -102,3 +92,23 @@ def scattered(
         check_vma=False,
     )
     return constrain(shared(x, dy), *axes)
+
+
+def all_gathered(part: jax.Array, split: Sequence[tuple[str, ...]]) -> jax.Array:
+    """Inside shard_map: the whole array of a device's part; `split`: of each dimension the mesh
+    axes that divide it."""
+    for dimension, names in enumerate(split):
+        if names:
+            part = jax.lax.all_gather(part, names, axis=dimension, tiled=True)
+    return part
+
+
+def reduce_scattered(
+    total: jax.Array, split: Sequence[tuple[str, ...]], others: tuple[str, ...]
+) -> jax.Array:
+    """Inside shard_map: a device's part of the sum of all devices' arrays, which `split` divides as
+    in `all_gathered`, over those axes and `others`."""
+    for dimension, names in enumerate(split):
+        if names:
+            total = jax.lax.psum_scatter(total, names, scatter_dimension=dimension, tiled=True)
+    return jax.lax.psum(total, others) if others else total

@@ -10,7 +10,7 @@ import pytest
 from contrastive_cases import CASES, daily, unit_rows
 from contrastive_oracle import check, loss_and_gradients
 from jax.sharding import NamedSharding, PartitionSpec
-from test_contrastive_mesh import mesh_of, run
+from test_contrastive_mesh import check_case, mesh_of, run
 from test_routes import array, chips
 
 from jaxvl.bench.contrastive import compiled, data_mesh, main, operands, temporary
@@ -104,15 +104,7 @@ def test_every_target_over_slices(case, monkeypatch):
     slice of 4 x 2."""
     places = np.random.default_rng(9).permutation(8).reshape(2, 2, 2)
     monkeypatch.setattr(routes, "grid", lambda axes: places)
-    build, ratio = CASES[case]
-    rng = np.random.default_rng(5)
-    m = 21
-    n = 21 * ratio
-    targets, dense = build(m, n, rng)
-    u = unit_rows(rng, m, 6)
-    v = unit_rows(rng, n, 6)
-    got = run(mesh_of((4, 2)), u, v, 1.5, targets, collective="grid")
-    check(got[:4], loss_and_gradients(u, v, np.float32(1.5), dense)[:4], 1.5)
+    check_case(case, (4, 2), "grid", seed=5)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])

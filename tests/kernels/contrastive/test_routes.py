@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from contrastive_cases import CASES, daily, unit_rows
 from contrastive_oracle import check, loss_and_gradients
-from test_contrastive_mesh import mesh_of, run
+from test_contrastive_mesh import check_case, mesh_of, run
 
 from jaxvl.hlo import collectives, read
 from jaxvl.kernels.contrastive import Chunked, contrastive_loss, routes
@@ -103,15 +103,7 @@ def test_every_target_where_four_slow_rings_hold_two(case, monkeypatch):
     """Both ways, as on TPUs; `test_every_target_on_a_mesh` has 2 x 4, one way."""
     rings = routes.Rings(np.arange(8).reshape(4, 2), (2, 2))
     monkeypatch.setattr(routes, "rings", lambda axes: rings)
-    build, ratio = CASES[case]
-    rng = np.random.default_rng(5)
-    m = 21
-    n = 21 * ratio
-    targets, dense = build(m, n, rng)
-    u = unit_rows(rng, m, 6)
-    v = unit_rows(rng, n, 6)
-    got = run(mesh_of((4, 2)), u, v, 1.5, targets, collective="ring")
-    check(got[:4], loss_and_gradients(u, v, np.float32(1.5), dense)[:4], 1.5)
+    check_case(case, (4, 2), "ring", seed=5)
 
 
 @pytest.mark.parametrize("ways", [1, 2])
