@@ -139,7 +139,8 @@ def run_layers(
     """
     halves = {kind: nnx.split(module) for kind, module in modules.items()}
 
-    apart = scan and recomputes(remat != "none") and device()[0] == "tpu"
+    # `chunks` reads its parameters so by itself, outside the loop over its rows.
+    apart = scan and recomputes(remat not in ("none", "chunks")) and device()[0] == "tpu"
 
     def call(kind: bool, x: Any, params: Any, inputs: Any, rows: Any) -> tuple[Any, Any]:
         params = whole_floats(params) if apart else params
