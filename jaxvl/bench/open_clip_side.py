@@ -30,7 +30,7 @@ SCALE_LIMIT = math.log(100)  # open_clip holds the log-scale in [0, log 100] aft
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of model, data and run; the defaults are those of the figures in README.
+    """Of model, data and run; the defaults are those of the figures in docs/measured.md.
 
     Attributes:
       init_scale: of CLIP's and CoCa's cosine; None: 1 / 0.07, as both libraries have it.
