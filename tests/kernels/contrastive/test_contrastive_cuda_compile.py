@@ -1,4 +1,4 @@
-"""Compiled for an H200 by XLA, Triton and ptxas, on a machine without one (launch/nightly.sh
+"""Compiled for an H200 by XLA, Triton and ptxas, on a machine without one (`launch/nightly.sh slow`
 installs them)."""
 
 import jax

@@ -1,5 +1,5 @@
 """The Hopper kernels compiled for H100 and H200 by Mosaic GPU and ptxas, on a machine without one
-(launch/nightly.sh installs them)."""
+(`launch/nightly.sh slow` installs them)."""
 
 import re
 
