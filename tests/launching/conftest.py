@@ -1,9 +1,28 @@
 """Launchers are run as a user runs them."""
 
+import os
 import pathlib
 import sys
+
+import pytest
 
 FOLDER = pathlib.Path(__file__).parent
 for folder in (FOLDER.parent / "training", FOLDER.parent.parent / "launch"):
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """Puts programs that stand for others on the PATH; the environment with it."""
+    from launched import PRINTER
+
+    def make(**texts):
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        for name, text in {"printer": PRINTER.format(python=sys.executable), **texts}.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+    return make
