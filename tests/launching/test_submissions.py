@@ -399,8 +399,11 @@ def test_names_of_jobs(words, name):
     ],
 )
 def test_errors_are_a_line_each(words, said):
+    target, *options = words
     done = subprocess.run(
-        [sys.executable, str(launched.SUBMIT), *words], capture_output=True, text=True
+        [sys.executable, str(launched.SUBMIT), target, "--dry-run", *options],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == WRONG
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
