@@ -1,6 +1,6 @@
 """Slices of TPUs that Google Cloud has.
 
-Imports nothing, so that the launcher can read it without JAX. Shapes: cloud.google.com/tpu/docs,
+Needs no JAX, so that the launcher can read it. Shapes: cloud.google.com/tpu/docs,
 pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e" (configurations) and "TPU types and topologies"
 (a shape of three sides has A <= B <= C, each a multiple of 4 where one is more than 4); a v5p's of
 one and two chips: "Plan TPUs" of Google Kubernetes Engine.
