@@ -20,9 +20,10 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 
-from targets._base import WRONG, Options, Parser, Run, UsageError, add_shared
+from targets._base import WRONG, Parser, Run, UsageError, add_shared
 
 FOLDER = pathlib.Path(__file__).resolve().parent
+sys.path.insert(1, str(FOLDER.parent))  # this project's `jaxvl`, before any that is installed
 
 
 def targets() -> dict[str, str]:
@@ -60,7 +61,7 @@ def _submit(name: str, own: Sequence[str], after: Sequence[str]) -> int:
     parser = Parser(f"submit.py {name}", target.__doc__)
     add_shared(parser)
     target.add_options(parser)
-    options: Options = parser.parse_args(own, Options(target=name))
+    options = parser.read(own, name)
     run = Run.of(options, after, FOLDER.parent)
     if not options.dry_run:
         return target.submit(options, run)

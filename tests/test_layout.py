@@ -14,7 +14,7 @@ FILES = sorted((ROOT / "jaxvl").rglob("*.py"))
 # Each layer may import the ones before it; packages of one layer do not import each other, except
 # where listed.
 LAYERS = [
-    {"aliases", "paths", "chips"},
+    {"aliases", "paths", "chips", "slices"},
     {"config", "kernels"},
     {"sharding", "hlo"},
     {"command"},

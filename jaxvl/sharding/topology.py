@@ -12,7 +12,9 @@ refuses what would not fit. Nothing can be run.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import re
 from collections.abc import Sequence
 
 import jax
@@ -21,6 +23,7 @@ from jax.experimental import topologies
 from jaxvl.chips import CHIPS, Chip
 from jaxvl.config import ConfigError, check, nearest
 from jaxvl.sharding.libtpu import deepen_stacks
+from jaxvl.slices import SLICES, sides
 
 GPUS = ("h100", "h200", "b200")
 # Chips that a compiler here makes programs for.
@@ -82,6 +85,10 @@ COMPILE_ONLY = {
 }
 
 
+CHIPS_OF_HOST = 4  # libtpu takes a host for 2 x 2 chips, unless it is told
+REFUSED = "INVALID_ARGUMENT"  # by a compiler that could be loaded
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """A parsed name such as `2*v5e:16x16`.
@@ -103,7 +110,8 @@ class Topology:
 
 
 def parse_topology(topology: str) -> Topology:
-    """Raises ConfigError for a chip that is not known, or a number of slices that is none."""
+    """Raises ConfigError for a chip that is not known, a number of slices that is none, or a size
+    that there is not."""
     slices, _, rest = topology.rpartition("*")
     name, _, size = rest.partition(":")
     known = [*COMPILED, "cpu"]
@@ -119,7 +127,22 @@ def parse_topology(topology: str) -> Topology:
     check(
         alone, "topology", f"{topology!r}: only TPUs come in slices (GPUs: h200:1x4x8 is 4 hosts)"
     )
+    if size:
+        _check_size(topology, name, size)
     return Topology(int(slices or 1), name, size)
+
+
+def _check_size(topology: str, name: str, size: str) -> None:
+    """What a compiler would refuse in its own words, or take although there is no such slice."""
+    if name in SLICES:
+        try:
+            sides(name, size)
+        except ValueError as error:
+            raise ConfigError("topology", f"{topology!r} {error}") from None
+    if name in GPUS:
+        fits = re.fullmatch(r"1x[1-9][0-9]*x[1-9][0-9]*", size) is not None
+        problem = f"{topology!r} must be {name}:1xHOSTSxGPUS, as {name}:1x2x8 for 2 hosts of 8"
+        check(fits, "topology", problem)
 
 
 def chip(topology: str) -> Chip:
@@ -137,8 +160,7 @@ def compile_only_devices(topology: str) -> Sequence[jax.Device]:
     Without a size: the smallest there is.
 
     Raises:
-      ConfigError: the name or size is not one that the compiler knows, or the compiler is not
-        installed.
+      ConfigError: there is no such name or size, or the compiler refuses it or is not installed.
     """
     parsed = parse_topology(topology)
     if parsed.chip is None:
@@ -146,31 +168,39 @@ def compile_only_devices(topology: str) -> Sequence[jax.Device]:
     name = parsed.name
     size = parsed.size or parsed.chip.smallest
     try:
-        if name in GPUS:
-            return topologies.get_topology_desc(
-                platform="cuda",
-                topology_name=name,
-                target_config=target_config(name),
-                topology=size,
-            ).devices
-        for variable, value in COMPILE_ONLY.items():
-            os.environ.setdefault(variable, value)
-        deepen_stacks()
-        # Two cores of a v4 are one device of a real run ("megacore"), as they are by themselves on
-        # the others.
-        options: dict[str, str | int] = {"chip_config_name": "megacore"} if name == "v4" else {}
-        if parsed.slices > 1:
-            options["num_slices"] = parsed.slices
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{name}:{size}", **options
-        ).devices
+        return _gpus(name, size) if name in GPUS else _tpus(name, size, parsed.slices)
     except Exception as error:  # PJRT plugins raise bare RuntimeErrors
-        extra = "gpu" if name in GPUS else "tpu"
-        raise ConfigError(
-            "topology",
-            f"{topology!r} cannot be compiled for: {str(error).splitlines()[0]} (the "
-            f"compiler: pip install 'jaxvl[{extra}]')",
-        ) from None
+        said = str(error).splitlines()[0]
+        problem = f"{topology!r} cannot be compiled for: {said}"
+        if not said.startswith(REFUSED):
+            extra = "gpu" if name in GPUS else "tpu"
+            problem += f" (the compiler: pip install 'jaxvl[{extra}]')"
+        raise ConfigError("topology", problem) from None
+
+
+def _gpus(name: str, size: str) -> Sequence[jax.Device]:
+    return topologies.get_topology_desc(
+        platform="cuda", topology_name=name, target_config=target_config(name), topology=size
+    ).devices
+
+
+def _tpus(name: str, size: str, slices: int) -> Sequence[jax.Device]:
+    for variable, value in COMPILE_ONLY.items():
+        os.environ.setdefault(variable, value)
+    deepen_stacks()
+    options: dict[str, str | int | tuple[int, ...]] = {}
+    # Two cores of a v4 are one device of a real run ("megacore"), as they are by themselves on the
+    # others.
+    if name == "v4":
+        options["chip_config_name"] = "megacore"
+    if slices > 1:
+        options["num_slices"] = slices
+    of_host = sides(name, size)
+    if math.prod(of_host) < CHIPS_OF_HOST:
+        options["chips_per_host_bounds"] = (*of_host, 1)[:3]
+    return topologies.get_topology_desc(
+        platform="tpu", topology_name=f"{name}:{size}", **options
+    ).devices
 
 
 def _own_devices(topology: str, size: str) -> Sequence[jax.Device]:

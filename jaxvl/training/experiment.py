@@ -365,12 +365,12 @@ def parse_command(
     Args:
       argv: without the program's name.
       options: the command's own options with their defaults; None: not given.
-      flags: of these, those that may stand without a value, which then is "true".
+      flags: of these, those that stand without a value, which then is "true".
       words: what words that are no options are; None: there may be none.
       config: whether the command has `--config`.
 
     Raises:
-      ConfigError: an unknown option, or a value that is missing.
+      ConfigError: an unknown option, a value that is missing, or one of a flag.
     """
     file = ""
     assignments = {}
@@ -387,16 +387,20 @@ def parse_command(
             others.append(word)
             continue
         name = name[2:]
-        if not has_value and name in flags:
+        of_config = config and (name == "config" or name.startswith("config."))
+        problem = f"unknown option{nearest(name, names)} ({known})"
+        check(of_config or name in options, f"--{name}", problem)
+        if name in flags:
+            problem = f"takes no value, but has {value!r}; without the option it is off"
+            check(not has_value, f"--{name}", problem)
             value = "true"
         elif not has_value:
             check(bool(left) and not left[0].startswith("--"), f"--{name}", "needs a value")
             value = left.pop(0)
-        if name == "config" and config:
-            file = value
-        elif name.startswith("config.") and config:
-            assignments[name[len("config.") :]] = value
-        else:
-            check(name in options, f"--{name}", f"unknown option{nearest(name, names)} ({known})")
+        if not of_config:
             values[name] = value
+        elif name == "config":
+            file = value
+        else:
+            assignments[name[len("config.") :]] = value
     return Command(file, assignments, values, tuple(others))

@@ -110,7 +110,9 @@ def one_of(command: Command, name: str | None) -> Experiment:
     names = list(stages)
     if name is None and names == [""]:
         return stages[""].experiment
-    check(name in stages, "--stage", _no_stage(name or "", [n for n in names if n]))
+    problem = f"is required, as the config has stages: {', '.join(names)}"
+    check(name is not None, "--stage", problem)
+    check(name in stages, "--stage", _no_stage(name, [n for n in names if n]))
     return stages[name].experiment
 
 

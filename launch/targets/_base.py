@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import pathlib
 import re
 import shlex
@@ -24,6 +25,7 @@ FINAL = (DONE, WRONG, EVALUATORS)
 
 PORT = 8476  # of process 0, where the cluster does not choose one
 TOGETHER = "--coordinator=auto"  # JAX finds the other processes by itself
+DEVICES = "--config.resume.devices"  # how many a config is for, of a run that goes on with fewer
 
 # Targets whose machines have an interpreter of their own.
 ELSEWHERE = ("gke", "skypilot", "tpu_vm", "xpk")
@@ -48,6 +50,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog.removeprefix('submit.py ')}: {message}")
+
+    def read(self, words: Sequence[str], target: str) -> Options:
+        """The options of a target. Raises UsageError."""
+        options, unknown = self.parse_known_args(words, Options(target=target))
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown[0])}")
+        return options
+
+    def _hint(self, word: str) -> str:
+        """What may have been meant by a word that is none of the options."""
+        name = word.partition("=")[0]
+        of_run = not name.startswith("-") or re.fullmatch(r"--(workdir|config)(\..*)?", name)
+        close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        if close and not of_run:
+            return f"; did you mean {close[0]}?"
+        return "; words of the run come after --: -- --config=FILE --workdir=FOLDER"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +94,7 @@ class Run:
                 "needs the words of the run after --: -- --config=FILE --workdir=FOLDER"
             )
         for needed in ("--config", "--workdir"):
-            given = any(word.startswith(f"{needed}=") for word in words)
-            if options.module == "jaxvl.train" and not given:
+            if options.module == "jaxvl.train" and not value_of(words, needed):
                 raise UsageError(f"needs {needed}=… after --")
         for word in words:
             own = re.match(r"--(coordinator|processes|process)\b", word)
@@ -98,21 +115,44 @@ class Run:
         """The words that run it."""
         return [self.python, "-m", self.module, *self.words]
 
+    def value(self, option: str) -> str | None:
+        """Of an option of the run."""
+        return value_of(self.words, option)
+
     def shell(self, *more: str) -> str:
         """The command for a shell. `more`: words whose variables the shell replaces."""
         return " ".join([shlex.join(self.command), *(f'"{word}"' for word in more)])
 
 
+def value_of(words: Sequence[str], option: str) -> str | None:
+    """Value of an option among the words of a run, `--OPTION=VALUE` or `--OPTION VALUE`, the last
+    one; None where it is not given."""
+    value = None
+    for word, following in zip(words, [*words[1:], "--"]):
+        if word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+        if word == option and not following.startswith("--"):
+            value = following
+    return value
+
+
 def job_name(words: Sequence[str]) -> str:
     """A name for a job that Kubernetes, too, accepts: of the work folder, or else of the config."""
-    for option in ("--workdir=", "--config="):
-        for word in words:
-            if word.startswith(option):
-                stem = word.removeprefix(option).rstrip("/").rpartition("/")[2].partition(".py")[0]
-                name = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:28].rstrip("-")
-                if name:
-                    return name if name[0].isalpha() else f"run-{name}"[:28]
+    for option in ("--workdir", "--config"):
+        path = value_of(words, option) or ""
+        stem = path.rstrip("/").rpartition("/")[2].partition(".py")[0]
+        name = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:28].rstrip("-")
+        if name:
+            return name if name[0].isalpha() else f"run-{name}"[:28]
     return "jaxvl"
+
+
+def refuse(options: Options, names: Sequence[str], why: str) -> None:
+    """Raises UsageError where one of the options was given, which would have no effect."""
+    for name in names:
+        if vars(options)[name] not in (None, False, []):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{options.target}: argument {option}: {why}")
 
 
 def add_shared(parser: Parser) -> None:
@@ -127,7 +167,9 @@ def add_shared(parser: Parser) -> None:
     parser.add_argument(
         "--python", help="interpreter where it runs (default: this one; python in an image)"
     )
-    parser.add_argument("--root", help="the project's folder where it runs (default: this one)")
+    parser.add_argument(
+        "--root", help="the project's folder where it runs (default: this one; that of an image)"
+    )
 
 
 # --------------------------------------------------------------------------------------------------

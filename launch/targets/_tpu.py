@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import re
+from collections.abc import Sequence
+
+from jaxvl.slices import sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +15,6 @@ class Kind:
     """A generation of TPU.
 
     Attributes:
-      dimensions: of its topologies.
       label: of Google Kubernetes Engine.
       prefix: of the names that `gcloud` and `xpk` have for a slice.
       cores: of a chip, which that name counts.
@@ -22,7 +23,6 @@ class Kind:
       ray: its name for Ray.
     """
 
-    dimensions: int
     label: str
     prefix: str
     cores: int
@@ -32,12 +32,10 @@ class Kind:
 
 
 KINDS = {
-    "v4": Kind(3, "tpu-v4-podslice", "v4", 2, 4, "tpu-ubuntu2204-base", "TPU-V4"),
-    "v5e": Kind(
-        2, "tpu-v5-lite-podslice", "v5litepod", 1, 8, "v2-alpha-tpuv5-lite", "TPU-V5LITEPOD"
-    ),
-    "v5p": Kind(3, "tpu-v5p-slice", "v5p", 2, 4, "v2-alpha-tpuv5", "TPU-V5P"),
-    "v6e": Kind(2, "tpu-v6e-slice", "v6e", 1, 8, "v2-alpha-tpuv6e", "TPU-V6E"),
+    "v4": Kind("tpu-v4-podslice", "v4", 2, 4, "tpu-ubuntu2204-base", "TPU-V4"),
+    "v5e": Kind("tpu-v5-lite-podslice", "v5litepod", 1, 8, "v2-alpha-tpuv5-lite", "TPU-V5LITEPOD"),
+    "v5p": Kind("tpu-v5p-slice", "v5p", 2, 4, "v2-alpha-tpuv5", "TPU-V5P"),
+    "v6e": Kind("tpu-v6e-slice", "v6e", 1, 8, "v2-alpha-tpuv6e", "TPU-V6E"),
 }
 CHIPS = 4  # of a host of a slice of several
 
@@ -47,7 +45,7 @@ class Slice:
     """A TPU slice.
 
     Attributes:
-      topology: as `4x4x8`.
+      topology: as `4x4x8`, the longest side last.
     """
 
     kind: Kind
@@ -77,15 +75,14 @@ def tpu_slice(text: str) -> Slice:
     known = ", ".join(KINDS)
     if name not in KINDS:
         raise argparse.ArgumentTypeError(f"{text!r} must be KIND:TOPOLOGY with a KIND of {known}")
-    kind = KINDS[name]
-    sides = "x".join("N" * kind.dimensions)
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology) or (
-        topology.count("x") + 1 != kind.dimensions
-    ):
-        raise argparse.ArgumentTypeError(f"{text!r} must be {name}:{sides}")
-    made = Slice(kind, topology)
-    if made.chips > kind.alone and made.chips % CHIPS:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} has {made.chips} chips; more than {kind.alone} must be a multiple of {CHIPS}"
-        )
-    return made
+    try:
+        found = sides(name, topology)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+    return Slice(KINDS[name], google_name(found))
+
+
+def google_name(found: Sequence[int]) -> str:
+    """A topology as Google writes it: `4x8x8` of 8 x 8 x 4, but `2x2x1`."""
+    ordered = found if 1 in found else sorted(found)
+    return "x".join(map(str, ordered))

@@ -28,6 +28,7 @@ from targets._base import (
     count,
     hand_over,
     number,
+    refuse,
 )
 from targets._tpu import tpu_slice
 
@@ -38,9 +39,9 @@ def add_options(parser: Parser) -> None:
     devices = parser.add_mutually_exclusive_group(required=True)
     devices.add_argument("--tpu", type=tpu_slice, metavar="KIND:TOPOLOGY", help="as v5e:16x16")
     devices.add_argument("--gpu", metavar="NAME", help="as nvidia-h100-80gb")
-    parser.add_argument("--slices", type=count, default=1, help="TPU slices (default: 1)")
-    parser.add_argument("--nodes", type=count, default=1, help="with GPUs (default: 1)")
-    parser.add_argument("--gpus-per-node", type=count, default=8, help="(default: 8)")
+    parser.add_argument("--slices", type=count, help="of --tpu (default: 1)")
+    parser.add_argument("--nodes", type=count, help="with --gpu (default: 1)")
+    parser.add_argument("--gpus-per-node", type=count, help="with --gpu (default: 8)")
     parser.add_argument(
         "--grace", type=count, default=120, help="seconds to save after SIGTERM (default: 120)"
     )
@@ -64,7 +65,11 @@ def submit(options: Options, run: Run) -> int:
 
 
 def manifest(options: Options, run: Run) -> dict[str, Any]:
-    """The JobSet."""
+    """The JobSet. Raises UsageError for options of GPUs with TPUs, and the other way round."""
+    if options.tpu:
+        refuse(options, ("nodes", "gpus_per_node"), "needs --gpu")
+    else:
+        refuse(options, ("slices",), "needs --tpu")
     metadata: dict[str, Any] = {"name": run.name, "namespace": options.namespace}
     if options.queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": options.queue}
@@ -72,7 +77,7 @@ def manifest(options: Options, run: Run) -> dict[str, Any]:
         metadata["annotations"] = {
             "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
         }
-    pods = options.tpu.hosts if options.tpu else options.nodes
+    pods = options.tpu.hosts if options.tpu else _nodes(options)
     job = {
         "parallelism": pods,
         "completions": pods,
@@ -81,7 +86,6 @@ def manifest(options: Options, run: Run) -> dict[str, Any]:
         "podFailurePolicy": {"rules": _pod_failures()},
         "template": {"spec": _pod(options, run)},
     }
-    replicas = options.slices if options.tpu else 1
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -99,10 +103,14 @@ def manifest(options: Options, run: Run) -> dict[str, Any]:
                 ],
             },
             "replicatedJobs": [
-                {"name": WORKERS, "replicas": replicas, "template": {"spec": job}},
+                {"name": WORKERS, "replicas": options.slices or 1, "template": {"spec": job}},
             ],
         },
     }
+
+
+def _nodes(options: Options) -> int:
+    return options.nodes or 1
 
 
 def _pod_failures() -> list[dict[str, Any]]:
@@ -151,17 +159,19 @@ def _container(options: Options, run: Run) -> dict[str, Any]:
         together = [TOGETHER]
         ports = [8471, 8080, 8482]  # libtpu within a slice, between slices, JAX
     else:
-        resources = {"nvidia.com/gpu": options.gpus_per_node}
+        resources = {"nvidia.com/gpu": options.gpus_per_node or 8}
         together = [
             f"--coordinator={run.name}-{WORKERS}-0-0.{run.name}:{PORT}",
-            f"--processes={options.nodes}",
+            f"--processes={_nodes(options)}",
             "--process=$JOB_COMPLETION_INDEX",
         ]
         ports = [PORT]
     environment = {"PYTHONUNBUFFERED": "1", **dict(options.env)}
+    folder = {"workingDir": options.root} if options.root else {}
     return {
         "name": WORKERS,
         "image": options.image,
+        **folder,
         # `exec`: SIGTERM comes to Python itself
         "command": ["bash", "-c", f"exec {run.shell(*together)}"],
         "env": [{"name": name, "value": value} for name, value in environment.items()],

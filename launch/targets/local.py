@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from targets._base import (
+    DEVICES,
     DONE,
     FINAL,
     STOPPED,
@@ -109,7 +110,7 @@ def processes(options: Options, run: Run, address: str, places: Sequence[int]) -
       places: of each, which say whose devices it has; fewer than `--processes` where some are gone.
     """
     number = len(places)
-    command_of_all = [*run.command, *_elastic(options)]
+    command_of_all = [*run.command, *_elastic(options, run)]
     if TOGETHER in run.words and number > 1:
         raise UsageError(f"local: argument --processes: must be 1 with {TOGETHER} after --")
     made = []
@@ -128,7 +129,7 @@ def processes(options: Options, run: Run, address: str, places: Sequence[int]) -
     return made
 
 
-def _elastic(options: Options) -> list[str]:
+def _elastic(options: Options, run: Run) -> list[str]:
     """What tells the run how many devices its config is for."""
     if options.cpu_devices is not None and options.cpu_devices % options.processes:
         raise UsageError(
@@ -137,10 +138,23 @@ def _elastic(options: Options) -> list[str]:
         )
     if options.elastic is None:
         return []
+    fewer = [n for n in range(1, options.processes) if options.processes % n == 0]
+    if not fewer:
+        raise UsageError("local: argument --elastic: needs --processes of 2 at least")
+    if options.elastic > fewer[-1]:
+        raise UsageError(
+            f"local: argument --elastic: {options.elastic} must be at most {fewer[-1]}, the next "
+            f"smaller number of processes that divides --processes={options.processes}"
+        )
+    if run.value(DEVICES) is not None:
+        return []
     if options.cpu_devices is None and options.gpus_per_process is None:
-        raise UsageError("local: argument --elastic: needs --gpus-per-process or --cpu-devices")
+        raise UsageError(
+            f"local: argument --elastic: needs --gpus-per-process, --cpu-devices or {DEVICES}=NUMBER "
+            "after --"
+        )
     devices = options.cpu_devices or options.gpus_per_process * options.processes
-    return [f"--config.resume.devices={devices}"]
+    return [f"{DEVICES}={devices}"]
 
 
 def left_over(places: Sequence[int], lost: Sequence[int], of: int, least: int) -> list[int]:

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from typing import Any
 
 from targets._base import (
+    DEVICES,
     TOGETHER,
     Options,
     Parser,
@@ -31,11 +31,11 @@ from targets._base import (
     count,
     hand_over,
     number,
+    refuse,
 )
 from targets._tpu import tpu_slice
 
 DRIVER = "launch/ray_driver.py"
-DEVICES = "--config.resume.devices="
 
 
 def add_options(parser: Parser) -> None:
@@ -48,7 +48,7 @@ def add_options(parser: Parser) -> None:
     devices.add_argument("--tpu", type=tpu_slice, metavar="KIND:TOPOLOGY", help="as v6e:4x4")
     devices.add_argument("--gpus-per-worker", type=count)
     devices.add_argument("--cpus-per-worker", type=count)
-    parser.add_argument("--slices", type=count, default=1, help="TPU slices (default: 1)")
+    parser.add_argument("--slices", type=count, help="of --tpu (default: 1)")
     parser.add_argument(
         "--restarts", type=number, default=10, help="of a run that fails (default: 10)"
     )
@@ -67,8 +67,10 @@ def scaling(options: Options) -> dict[str, Any]:
     """Arguments of Ray Train's `ScalingConfig`."""
     workers = options.workers or 1
     made: dict[str, Any] = {}
-    if options.tpu:
-        workers = options.tpu.hosts * options.slices
+    if options.tpu is None:
+        refuse(options, ("slices",), "needs --tpu")
+    else:
+        workers = options.tpu.hosts * _slices(options)
         if options.workers not in (None, workers):
             raise UsageError(
                 f"ray: argument --workers: {options.workers} must be {workers}, one for each host "
@@ -80,14 +82,18 @@ def scaling(options: Options) -> dict[str, Any]:
             "accelerator_type": options.tpu.kind.ray,
             "resources_per_worker": {"TPU": options.tpu.chips_per_host},
         }
-    elif options.gpus_per_worker:
+    if options.gpus_per_worker:
         made |= {"use_gpu": True, "resources_per_worker": {"GPU": options.gpus_per_worker}}
-    elif options.cpus_per_worker:
+    if options.cpus_per_worker:
         made["resources_per_worker"] = {"CPU": options.cpus_per_worker}
     if options.min_workers is None:
         return {"num_workers": workers, **made}
     _check_least(options, workers)
     return {"num_workers": [options.min_workers, workers], **made}
+
+
+def _slices(options: Options) -> int:
+    return options.slices or 1
 
 
 def _check_least(options: Options, workers: int) -> None:
@@ -104,24 +110,25 @@ def _check_least(options: Options, workers: int) -> None:
         raise UsageError(
             f"ray: argument --min-workers: {least} must be a multiple of the {hosts} hosts of a slice"
         )
-    for slices in range(least // hosts, options.slices):
-        if options.slices % slices:
+    whole = _slices(options)
+    for slices in range(least // hosts, whole):
+        if whole % slices:
             raise UsageError(
                 f"ray: argument --min-workers: {least} would let {slices} slices go on, which do not "
-                f"divide --slices={options.slices}"
+                f"divide --slices={whole}"
             )
 
 
 def _elastic(options: Options, run: Run) -> list[str]:
     """What tells the run how many devices its config is for."""
-    if options.min_workers is None or any(word.startswith(DEVICES) for word in run.words):
+    if options.min_workers is None or run.value(DEVICES) is not None:
         return []
     if options.tpu:
-        return [f"{DEVICES}{options.tpu.chips * options.slices}"]
+        return [f"{DEVICES}={options.tpu.chips * _slices(options)}"]
     if options.gpus_per_worker:
-        return [f"{DEVICES}{options.gpus_per_worker * (options.workers or 1)}"]
+        return [f"{DEVICES}={options.gpus_per_worker * (options.workers or 1)}"]
     raise UsageError(
-        f"ray: argument --min-workers: needs --tpu, --gpus-per-worker or {DEVICES}NUMBER after --"
+        f"ray: argument --min-workers: needs --tpu, --gpus-per-worker or {DEVICES}=NUMBER after --"
     )
 
 
@@ -138,7 +145,7 @@ def _command(options: Options, run: Run) -> list[str]:
         *_elastic(options, run),
     ]
     if options.address is None:
-        return [sys.executable, f"{run.root}/{DRIVER}", *words]
+        return [run.python, f"{run.root}/{DRIVER}", *words]
     submitting = [
         "ray",
         "job",
@@ -146,4 +153,5 @@ def _command(options: Options, run: Run) -> list[str]:
         f"--address={options.address}",
         f"--submission-id={run.name}",
     ]
-    return [*submitting, f"--working-dir={run.root}", "--", "python", DRIVER, *words]
+    python = options.python or "python"
+    return [*submitting, f"--working-dir={run.root}", "--", python, DRIVER, *words]

@@ -21,6 +21,7 @@ import re
 import shlex
 
 from targets._base import (
+    DEVICES,
     STOPPED,
     Options,
     Parser,
@@ -31,6 +32,7 @@ from targets._base import (
     count,
     hand_over,
     number,
+    refuse,
 )
 
 RUNTIMES = ("pyxis", "apptainer")
@@ -80,19 +82,19 @@ def add_options(parser: Parser) -> None:
     )
     add_environment(parser)
     add_image(parser)
-    parser.add_argument(
-        "--runtime", choices=RUNTIMES, default="pyxis", help="for --image (default: pyxis)"
-    )
+    parser.add_argument("--runtime", choices=RUNTIMES, help="for --image (default: pyxis)")
     parser.add_argument(
         "--mount",
         action="append",
         default=[],
         metavar="HOST:CONTAINER",
-        help="besides the project's folder; may be repeated",
+        help="of --image, besides the project's folder; may be repeated",
     )
 
 
 def render(options: Options, run: Run) -> str:
+    if options.image is None:
+        refuse(options, ("runtime", "mount"), "needs --image")
     return "\n".join(
         [
             "#!/bin/bash",
@@ -123,22 +125,24 @@ def _tasks(options: Options) -> int:
     return tasks
 
 
-def _least(options: Options) -> int:
+def _least(options: Options, run: Run) -> int:
     """`--min-nodes`."""
     if options.min_nodes > options.nodes:
         raise UsageError(
             f"slurm: argument --min-nodes: {options.min_nodes} must be at most --nodes="
             f"{options.nodes}"
         )
-    if not options.gpus_per_node:
-        raise UsageError("slurm: argument --min-nodes: needs --gpus-per-node")
+    if not options.gpus_per_node and run.value(DEVICES) is None:
+        raise UsageError(
+            f"slurm: argument --min-nodes: needs --gpus-per-node or {DEVICES}=NUMBER after --"
+        )
     return options.min_nodes
 
 
 def _directives(options: Options, run: Run) -> list[str]:
     wanted = {
         "job-name": run.name,
-        "nodes": f"{_least(options)}-{options.nodes}" if options.min_nodes else options.nodes,
+        "nodes": f"{_least(options, run)}-{options.nodes}" if options.min_nodes else options.nodes,
         "ntasks-per-node": _tasks(options),
         "gpus-per-node": options.gpus_per_node or None,
         "cpus-per-task": options.cpus_per_task,
@@ -178,11 +182,12 @@ def _step(options: Options, run: Run) -> list[str]:
             f'echo "launch: $nodes of {options.nodes} nodes"',
         ]
         shared = f' --nodes="$nodes" --ntasks="$((nodes * {_tasks(options)}))"'
-        own = [f"--config.resume.devices={options.nodes * options.gpus_per_node}"]
+        if run.value(DEVICES) is None:
+            own = [f"{DEVICES}={options.nodes * options.gpus_per_node}"]
     if options.cpus_per_task:  # since SLURM 22.05 a step does not have it from the job
         words.append(f"--cpus-per-task={options.cpus_per_task}")
     mounts = [f"{run.root}:{run.root}", *options.mount]
-    if options.image and options.runtime == "pyxis":
+    if options.image and options.runtime in (None, "pyxis"):
         words += [
             f"--container-image={options.image}",
             f"--container-mounts={','.join(mounts)}",

@@ -1,10 +1,12 @@
 """Cloud TPU VMs through gcloud: a queued resource is asked for, set up, and runs the same command on
 all of its hosts.
 
-`--dry-run` prints the script, a step a line. The run goes on in `tmux` on every host when the
-connection is gone. A slice that was taken away is asked for again by the same command; the run goes
-on from its newest checkpoint, so `--workdir` must be on storage that all hosts see (gs://…). On each
-host `launch/submit.py local` starts the command again where it fails.
+`--dry-run` prints the script. The run goes on in `tmux` on every host when the connection is gone.
+The same command can be given again: it takes the request that is there, on its slice leaves a run
+alone that goes on, and starts one that has ended. A request that has failed, or whose slice was taken
+away, is deleted and made anew; the run goes on from its newest checkpoint, so `--workdir` must be on
+storage that all hosts see (gs://…). On each host `launch/submit.py local` starts the command again
+where it fails.
 """
 
 from __future__ import annotations
@@ -21,11 +23,45 @@ from targets._base import (
     count,
     hand_over,
     number,
+    refuse,
 )
 from targets._tpu import tpu_slice
 
 SESSION = "jaxvl"
 FOLDER = "~/jaxvl"  # of the project on a host
+RUNNING = f"tmux has-session -t ={SESSION} 2>/dev/null"
+
+# A suspended request is never given a slice again, and a failed one stays until it is deleted
+# (cloud.google.com/tpu/docs/queued-resources). One that fails after it was made here is left, to be
+# looked at.
+REQUEST = """\
+errors="$(mktemp)"
+trap 'rm -f "$errors"' EXIT
+
+state() { # of the request; empty where there is none
+  @describe 2>"$errors" || grep -q NOT_FOUND "$errors" || { cat "$errors" >&2; return 1; }
+}
+
+made=
+while true; do
+  state="$(state)"
+  case "$made$state" in
+    ACTIVE | "made ACTIVE") break ;;
+    "")
+      @create
+      made="made "
+      continue
+      ;;
+    FAILED | SUSPENDED)
+      echo "@name is $state: deletes it and asks again"
+      @delete
+      continue
+      ;;
+    "made FAILED" | "made SUSPENDED" | "made ") echo "@name is ${state:-gone}" >&2; exit 1 ;;
+  esac
+  echo "@name is $state"
+  sleep 30
+done"""
 
 
 def add_options(parser: Parser) -> None:
@@ -47,18 +83,22 @@ def add_options(parser: Parser) -> None:
 
 
 def render(options: Options, run: Run) -> str:
-    if not any(word.startswith("--workdir=gs://") for word in run.words):
+    if not (run.value("--workdir") or "").startswith("gs://"):
         raise UsageError("tpu_vm: --workdir=… must be on storage that all hosts see: gs://…")
+    refuse(options, ("python", "root"), f"is {FOLDER} and the interpreter in it on a host")
+    if options.existing:
+        refuse(options, ("runtime", "spot"), "is of a slice that is made, not of --existing")
     lines = ["#!/bin/bash", "set -euo pipefail"]
     if not options.existing:
-        lines += [_create(options, run), *_wait(options, run)]
+        lines += ["", _request(options, run), ""]
     for name in _nodes(options, run):
         lines += [_ssh(options, name, _setup(options)), _ssh(options, name, _start(options, run))]
     return "\n".join(lines) + "\n"
 
 
 def submit(options: Options, run: Run) -> int:
-    return hand_over(["bash", "-s"], render(options, run))
+    # Not through its standard input, which `gcloud … ssh` would read to the end.
+    return hand_over(["bash", "-c", render(options, run)], "")
 
 
 def _nodes(options: Options, run: Run) -> list[str]:
@@ -72,33 +112,36 @@ def _place(options: Options) -> list[str]:
     return [f"--zone={options.zone}", *project]
 
 
+def _request(options: Options, run: Run) -> str:
+    """What ends once the slice is there."""
+    parts = {
+        "@describe": _queued(options, run, "describe", "--format=value(state.state)"),
+        "@create": _create(options, run),
+        "@delete": _queued(options, run, "delete", "--quiet", "--force"),
+        "@name": run.name,
+    }
+    text = REQUEST
+    for place, part in parts.items():
+        text = text.replace(place, part)
+    return text
+
+
+def _queued(options: Options, run: Run, verb: str, *more: str) -> str:
+    words = ["gcloud", "compute", "tpus", "queued-resources", verb, run.name]
+    return shlex.join([*words, *_place(options), *more])
+
+
 def _create(options: Options, run: Run) -> str:
-    words = ["gcloud", "compute", "tpus", "queued-resources", "create", run.name]
-    words += _place(options)
-    words.append(f"--accelerator-type={options.tpu.type}")
-    words.append(f"--runtime-version={options.runtime or options.tpu.kind.runtime}")
+    words = [
+        f"--accelerator-type={options.tpu.type}",
+        f"--runtime-version={options.runtime or options.tpu.kind.runtime}",
+    ]
     if options.slices == 1:
         words.append(f"--node-id={run.name}")
     else:
         words += [f"--node-count={options.slices}", f"--node-prefix={run.name}"]
     words += ["--spot"] if options.spot else []
-    return shlex.join(words)
-
-
-def _wait(options: Options, run: Run) -> list[str]:
-    words = ["gcloud", "compute", "tpus", "queued-resources", "describe", run.name]
-    shown = shlex.join([*words, *_place(options), "--format=value(state.state)"])
-    return [
-        "while true; do",
-        f'  state="$({shown})"',
-        '  case "$state" in',
-        "    ACTIVE) break ;;",
-        f'    FAILED | SUSPENDED) echo "{run.name} is $state" >&2; exit 1 ;;',
-        "  esac",
-        f'  echo "{run.name} is $state"',
-        "  sleep 30",
-        "done",
-    ]
+    return _queued(options, run, "create", *words)
 
 
 def _ssh(options: Options, name: str, command: str) -> str:
@@ -107,9 +150,9 @@ def _ssh(options: Options, name: str, command: str) -> str:
 
 
 def _setup(options: Options) -> str:
-    """The project and its packages on a host, which may have them already."""
+    """The project and its packages on a host, which may have them already; not beneath a run."""
     clone = f"git clone {shlex.quote(options.repository)} {FOLDER}"
-    return " && ".join(
+    steps = " && ".join(
         [
             f"([ -d {FOLDER} ] || {clone})",
             f"cd {FOLDER}",
@@ -119,6 +162,7 @@ def _setup(options: Options) -> str:
             ".venv/bin/pip install --quiet --editable '.[tpu,remote]'",
         ]
     )
+    return f"{RUNNING} || {{ {steps}; }}"
 
 
 def _start(options: Options, run: Run) -> str:
@@ -127,4 +171,4 @@ def _start(options: Options, run: Run) -> str:
     words += [f"--env={name}={value}" for name, value in options.env]
     words += [f"--module={run.module}", "--", *run.words, TOGETHER]
     command = f"cd {FOLDER} && {shlex.join(words)} 2>&1 | tee -a {SESSION}.log"
-    return f"tmux new-session -d -s {SESSION} {shlex.quote(command)}"
+    return f"{RUNNING} || tmux new-session -d -s {SESSION} {shlex.quote(command)}"

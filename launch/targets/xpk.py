@@ -18,6 +18,7 @@ from targets._base import (
     count,
     hand_over,
     number,
+    refuse,
 )
 from targets._tpu import tpu_slice
 
@@ -54,6 +55,7 @@ def submit(options: Options, run: Run) -> int:
 
 
 def _command(options: Options, run: Run) -> list[str]:
+    refuse(options, ("root",), "is the folder of the image, which xpk cannot change")
     words = [
         "xpk",
         "workload",

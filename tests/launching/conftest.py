@@ -21,3 +21,19 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"{report.longrepr[-1]}: JAXVL_ENGINES=required"
     return report
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """Puts programs that stand for others on the PATH; the environment with it."""
+    from launched import PRINTER
+
+    def make(**texts):
+        folder = tmp_path / "bin"
+        folder.mkdir(exist_ok=True)
+        for name, text in {"printer": PRINTER.format(python=sys.executable), **texts}.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+    return make

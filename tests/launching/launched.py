@@ -13,6 +13,12 @@ from collections.abc import Callable
 import processes
 import tiny
 
+ODD = '--config.tasks.a.data.name=it\'s a "test" $HOME'  # no shell may change a word
+WORDS = ("--config=configs/siglip.py", "--workdir=gs://bucket/run", ODD)
+# Prints its arguments; stands for Python.
+PRINTER = (
+    "#!/bin/bash\nexec {python} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"\n"
+)
 SUBMIT = processes.ROOT / "launch" / "submit.py"
 STEPS = 150
 # Of a process with two devices, otherwise as this one has them: other flags, other roundings.
@@ -24,6 +30,22 @@ def submit(target: str, *options: str, after: tuple[str, ...] = (), **kwargs):
     """`launch/submit.py TARGET OPTIONS -- AFTER`, done."""
     words = [sys.executable, str(SUBMIT), target, *options, "--", *after]
     return subprocess.run(words, capture_output=True, text=True, **kwargs)
+
+
+def dry(target: str, *options: str, after: tuple[str, ...] = WORDS) -> str:
+    """What would be submitted."""
+    done = submit(target, "--dry-run", *options, after=after)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def bash(text: str, environment: dict[str, str]) -> list[list[str]]:
+    """What each line of a script's output says, as JSON."""
+    done = subprocess.run(
+        ["bash", "-c", text], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 
 
 def words(workdir: pathlib.Path, **changes) -> tuple[str, ...]:

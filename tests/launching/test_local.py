@@ -146,10 +146,10 @@ def test_a_device_that_is_gone_is_not_used_again(fake, tmp_path):
 
 
 def test_fewer_than_the_least_are_not_gone_on_with(fake, tmp_path):
-    done = run(
-        fake("1,hang/0,0", "--processes=2", "--cpu-devices=2", "--elastic=2", "--patience=1")
-    )
-    assert done.returncode == 0 and starts(tmp_path, 1) == 2, done.stderr
+    plan = "1,hang,hang,hang/1,hang/0,0"
+    done = run(fake(plan, "--processes=4", "--cpu-devices=4", "--elastic=2", "--patience=1"))
+    assert done.returncode == 0, done.stderr
+    assert [starts(tmp_path, i) for i in range(4)] == [3, 3, 1, 1]
 
 
 def begin(words, tmp_path):

@@ -8,48 +8,11 @@ import sys
 import launched
 import pytest
 import yaml
+from launched import PRINTER, WORDS, bash, dry
 from targets._base import job_name
 from targets._tpu import tpu_slice
 
 from jaxvl.command import STOPPED, WRONG
-
-ODD = '--config.tasks.a.data.name=it\'s a "test" $HOME'  # no shell may change a word
-WORDS = ("--config=configs/siglip.py", "--workdir=gs://bucket/run", ODD)
-# Prints its arguments; stands for Python.
-PRINTER = (
-    "#!/bin/bash\nexec {python} -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"\n"
-)
-
-
-def dry(target, *options, after=WORDS):
-    done = launched.submit(target, "--dry-run", *options, after=after)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture
-def tools(tmp_path):
-    """Puts programs that stand for others on the PATH; the environment with it."""
-
-    def make(**texts):
-        folder = tmp_path / "bin"
-        folder.mkdir(exist_ok=True)
-        for name, text in {"printer": PRINTER.format(python=sys.executable), **texts}.items():
-            (folder / name).write_text(text)
-            (folder / name).chmod(0o755)
-        return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(tmp_path)}
-
-    return make
-
-
-def bash(text, environment):
-    """What each line of a script's output says, as JSON."""
-    done = subprocess.run(
-        ["bash", "-c", text], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-
 
 # --------------------------------------------------------------------------------------------------
 
@@ -206,29 +169,6 @@ def test_a_container_on_slurm(runtime, expected):
     assert "\n  python -m jaxvl.train " in script
 
 
-# Runs what it is told to run on a host, in a shell of its own as a host does.
-GCLOUD = """#!/bin/bash
-for word in "$@"; do
-  case "$word" in --command=*) bash -c "${word#--command=}" ;; esac
-done
-case "$*" in *describe*) echo ACTIVE ;; esac
-"""
-TMUX = '#!/bin/bash\nbash -c "${@: -1}"\n'
-GIT = '#!/bin/bash\n[ "$1" = clone ] && mkdir -p "$HOME/jaxvl/.venv/bin"\ncp "$PRINTER" "$HOME/jaxvl/.venv/bin/python"\ncp /bin/true "$HOME/jaxvl/.venv/bin/pip"\n'
-
-
-def test_a_tpu_vm_is_asked_for_set_up_and_started(tools, tmp_path):
-    options = ("--tpu=v5p:2x2x4", "--slices=2", "--zone=z", "--repository=https://host/x.git")
-    environment = tools(gcloud=GCLOUD, tmux=TMUX, git=GIT)
-    environment["PRINTER"] = str(tmp_path / "bin" / "printer")
-    script = dry("tpu_vm", *options)
-    assert "--accelerator-type=v5p-32 --runtime-version=v2-alpha-tpuv5" in script
-    assert "--node-count=2 --node-prefix=run" in script
-    words = bash(script, environment)
-    one = ["launch/submit.py", "local", "--restarts=10", "--module=jaxvl.train", "--", *WORDS]
-    assert words == [[*one, "--coordinator=auto"]] * 2
-
-
 def test_xpk_and_ray_have_the_words_as_they_were_given(tools):
     words = bash(
         dry("xpk", "--cluster=c", "--tpu=v6e:4x4", "--image=i", "--python=printer"),
@@ -284,6 +224,8 @@ def test_what_ray_cannot_go_on_with(options, reason):
         ("v4:8x8x4", 64, 4, "v4-512"),
         ("v5p:2x2x1", 1, 4, "v5p-8"),
         ("v6e:4x4", 4, 4, "v6e-16"),
+        ("v5e:1x1", 1, 1, "v5litepod-1"),
+        ("v5p:16x16x24", 1536, 4, "v5p-12288"),
     ],
 )
 def test_slices(name, hosts, per_host, type):
@@ -293,11 +235,21 @@ def test_slices(name, hosts, per_host, type):
 
 
 @pytest.mark.parametrize(
+    "name, topology",
+    [("v4:8x8x4", "4x8x8"), ("v4:2x2x1", "2x2x1"), ("v5p:12x8x8", "8x8x12"), ("v5e:4x8", "4x8")],
+)
+def test_topologies_are_written_as_google_writes_them(name, topology):
+    """The label of Kubernetes is compared as a text."""
+    assert tpu_slice(name).topology == topology
+
+
+@pytest.mark.parametrize(
     "words, name",
     [
         (("--workdir=gs://b/My_Run.7/",), "my-run-7"),
         (("--config=configs/align_emoji.py:x", "--workdir=/"), "align-emoji"),
         (("--workdir=runs/7",), "run-7"),
+        (("--config=a.py", "--workdir", "runs/b"), "b"),
         ((), "jaxvl"),
     ],
 )
@@ -314,7 +266,30 @@ def test_names_of_jobs(words, name):
             "submit.py local: argument --processes: '0' must",
         ),
         (["local", "--process=2", "--", *WORDS], "submit.py local: unrecognized arguments: --proc"),
+        (
+            ["local", "--proceses=3", "--", *WORDS],
+            "submit.py local: unrecognized arguments: --proceses=3; did you mean --processes?\n",
+        ),
+        (
+            ["gke", "--image=i", "--tpu=v5e:4x4", "--slice", "2", "--", *WORDS],
+            "submit.py gke: unrecognized arguments: --slice 2; did you mean --slices?\n",
+        ),
+        (
+            ["local", "configs/x.py", "--workdir=x"],
+            "submit.py local: unrecognized arguments: configs/x.py --workdir=x; words of the run "
+            "come after --: -- --config=FILE --workdir=FOLDER\n",
+        ),
+        (
+            ["local", "--processes=2", "--config=configs/x.py", "--workdir=x"],
+            "submit.py local: unrecognized arguments: --config=configs/x.py --workdir=x; words of "
+            "the run come after --",
+        ),
+        (
+            ["xpk", "--cluster=c", "--tpu=v5e:4x4", "--image=i", "--config.optim.lr=1"],
+            "submit.py xpk: unrecognized arguments: --config.optim.lr=1; words of the run come",
+        ),
         (["local"], "submit.py needs the words of the run after --"),
+        (["local", "--", "--config", "--workdir=x"], "submit.py needs --config=… after --"),
         (["local", "--", "--config=x"], "submit.py needs --workdir=… after --"),
         (
             ["local", "--", *WORDS, "--process=0"],
@@ -326,7 +301,24 @@ def test_names_of_jobs(words, name):
         ),
         (
             ["local", "--elastic=1", "--processes=2", "--", *WORDS],
-            "submit.py local: argument --elastic: needs --gpus-per-process or --cpu-devices",
+            "submit.py local: argument --elastic: needs --gpus-per-process, --cpu-devices or --c",
+        ),
+        (
+            ["local", "--elastic=4", "--processes=2", "--cpu-devices=8", "--", *WORDS],
+            "submit.py local: argument --elastic: 4 must be at most 1, the next smaller number of",
+        ),
+        (
+            ["local", "--elastic=2", "--processes=2", "--cpu-devices=8", "--", *WORDS],
+            "submit.py local: argument --elastic: 2 must be at most 1, ",
+        ),
+        (
+            ["local", "--elastic=3", "--processes=4", "--cpu-devices=8", "--", *WORDS],
+            "submit.py local: argument --elastic: 3 must be at most 2, the next smaller number of"
+            " processes that divides --processes=4",
+        ),
+        (
+            ["local", "--elastic=1", "--cpu-devices=8", "--", *WORDS],
+            "submit.py local: argument --elastic: needs --processes of 2 at least",
         ),
         (
             ["slurm", "--nodes=2", "--min-nodes=3", "--", *WORDS],
@@ -347,6 +339,42 @@ def test_names_of_jobs(words, name):
         (
             ["gke", "--image=i", "--tpu=v4:4x4", "--", *WORDS],
             "submit.py gke: argument --tpu: 'v4:4x4' must be v4:NxNxN",
+        ),
+        (
+            ["gke", "--image=i", "--tpu=v5e:3x4", "--", *WORDS],
+            "submit.py gke: argument --tpu: 'v5e:3x4' must be v5e:NxN, as v5e:4x4: 1x1, 2x2, 2x4,",
+        ),
+        (
+            ["gke", "--image=i", "--tpu=v5e:100x100", "--", *WORDS],
+            "submit.py gke: argument --tpu: 'v5e:100x100' must be v5e:NxN, as v5e:4x4: 1x1, 2x2, ",
+        ),
+        (
+            ["gke", "--image=i", "--gpu=x", "--slices=4", "--", *WORDS],
+            "submit.py gke: argument --slices: needs --tpu",
+        ),
+        (
+            ["gke", "--image=i", "--tpu=v5e:4x4", "--nodes=16", "--", *WORDS],
+            "submit.py gke: argument --nodes: needs --gpu",
+        ),
+        (
+            ["gke", "--image=i", "--tpu=v5e:4x4", "--gpus-per-node=2", "--", *WORDS],
+            "submit.py gke: argument --gpus-per-node: needs --gpu",
+        ),
+        (
+            ["ray", "--slices=2", "--", *WORDS],
+            "submit.py ray: argument --slices: needs --tpu",
+        ),
+        (
+            ["slurm", "--mount=/d:/d", "--", *WORDS],
+            "submit.py slurm: argument --mount: needs --image",
+        ),
+        (
+            ["slurm", "--runtime=pyxis", "--", *WORDS],
+            "submit.py slurm: argument --runtime: needs --image",
+        ),
+        (
+            ["xpk", "--cluster=c", "--image=i", "--tpu=v5e:4x4", "--root=/x", "--", *WORDS],
+            "submit.py xpk: argument --root: is the folder of the image",
         ),
         (
             ["gke", "--image=i", "--", *WORDS],
@@ -371,8 +399,11 @@ def test_names_of_jobs(words, name):
     ],
 )
 def test_errors_are_a_line_each(words, said):
+    target, *options = words
     done = subprocess.run(
-        [sys.executable, str(launched.SUBMIT), *words], capture_output=True, text=True
+        [sys.executable, str(launched.SUBMIT), target, "--dry-run", *options],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == WRONG
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
@@ -384,6 +415,41 @@ def test_a_command_that_is_not_there_is_named(tmp_path):
     assert done.stderr.startswith("submit.py needs the command 'sbatch', which is not on this mach")
 
 
+DEVICES = "--config.resume.devices"
+ELASTIC = {
+    "local": ("--processes=4", "--cpu-devices=8", "--elastic=2"),
+    "slurm": ("--nodes=4", "--gpus-per-node=2", "--min-nodes=2"),
+    "ray": ("--workers=4", "--gpus-per-worker=2", "--min-workers=2"),
+}
+
+
+@pytest.mark.parametrize("target", ELASTIC)
+@pytest.mark.parametrize("own", [(f"{DEVICES}=32",), (DEVICES, "32")], ids=["sign", "word"])
+def test_the_number_of_devices_may_be_given(target, own):
+    assert f"{DEVICES}=8" in dry(target, *ELASTIC[target])
+    text = dry(target, *ELASTIC[target], after=(*WORDS, *own))
+    places = text.count(" ".join(own))
+    assert places == (4 if target == "local" else 1)
+    assert text.count(DEVICES) == places, "another one comes behind it"
+
+
+def test_values_may_be_words_of_their_own():
+    after = ("--config", "configs/siglip.py", "--workdir", "gs://bucket/My_Run")
+    manifest = yaml.safe_load(dry("gke", *TPU, after=after))
+    assert manifest["metadata"]["name"] == "my-run"
+    assert dry("local", after=after).count(" ".join(after)) == 1
+
+
+def test_options_that_a_target_has_are_used():
+    manifest = yaml.safe_load(dry("gke", *GPU, "--root=/project"))
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert container["workingDir"] == "/project"
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
+    assert dry("ray", "--python=/v/python").startswith("/v/python ")
+    assert " /v/python launch/ray_driver.py " in dry("ray", "--python=/v/python", "--address=a")
+
+
 def test_statuses_are_those_of_the_commands():
     from targets import _base
 
@@ -393,17 +459,35 @@ def test_statuses_are_those_of_the_commands():
     assert _base.FINAL == (0, 2, 3)
 
 
-def test_help_names_every_target_and_needs_no_jax():
-    code = "import sys, runpy; sys.argv = ['submit.py', '--help']; "
-    code += f"\ntry: runpy.run_path({str(launched.SUBMIT)!r}, run_name='__main__')"
-    code += "\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
-    folder = launched.SUBMIT.parent
+def modules(folder, *words):
+    """What a launcher says, and the packages that it has imported, by their files."""
+    code = f"""import json, runpy, sys
+sys.argv = ["submit.py", *{list(words)!r}]
+try:
+    runpy.run_path({str(launched.SUBMIT)!r}, run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0
+files = {{name: getattr(module, "__file__", None) for name, module in sys.modules.items()}}
+print(json.dumps(files), file=sys.stderr)"""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(folder)},
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(launched.SUBMIT.parent)},
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(done.stderr)
+
+
+def test_the_launcher_needs_no_jax(tmp_path):
+    _, files = modules(tmp_path, "gke", "--dry-run", *TPU, "--", *WORDS)
+    assert files["jaxvl"] == str(launched.SUBMIT.parent.parent / "jaxvl" / "__init__.py")
+    assert not {"jax", "numpy", "etils", "ml_collections"} & files.keys()
+
+
+def test_help_names_every_target_and_needs_no_jax(tmp_path):
+    text, files = modules(tmp_path, "--help")
+    assert "jax" not in files
     for name in ("gke", "local", "ray", "skypilot", "slurm", "tpu_vm", "xpk"):
-        assert f"\n  {name} " in done.stdout
+        assert f"\n  {name} " in text

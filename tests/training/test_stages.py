@@ -315,6 +315,8 @@ def test_a_config_file_with_stages(config, tmp_path):
         command.experiment()
     with pytest.raises(ConfigError, match=r"^--stage: 'tow' is no stage; did you mean 'two'\?"):
         one_of(command, "tow")
+    with pytest.raises(ConfigError, match="^--stage: is required, .* has stages: one, two$"):
+        one_of(command, None)
     wrong = Command(str(config), {"stages.tow.steps": "9"}, {})
     with pytest.raises(ConfigError, match=r"^--config\.stages\.tow\.steps: 'tow' is no stage"):
         stages_of(wrong, tmp_path)

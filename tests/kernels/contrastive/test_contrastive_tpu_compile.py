@@ -139,5 +139,5 @@ def test_the_report_of_the_compilers(devices, tmp_path):
 def test_a_topology_that_does_not_exist_is_refused(devices):
     with pytest.raises(ConfigError, match="topology: 'v5ee' is not known; did you mean 'v5e'"):
         compile_only_devices("v5ee")
-    with pytest.raises(ConfigError, match="topology: 'v5e:3x5' cannot be compiled for"):
+    with pytest.raises(ConfigError, match="topology: 'v5e:3x5' must be v5e:NxN, as v5e:4x4"):
         compile_only_devices("v5e:3x5")
