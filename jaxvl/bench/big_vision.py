@@ -21,7 +21,7 @@ arguments" is what lives beside the arguments when most does. FLOP are those of 
 convolutions, recomputation included, counted before the compiler.
 
 Each side is compiled in a process of its own, for minutes; big_vision's needs the packages that its
-files import (the command names those that are missing; TensorFlow is one, for names of files only).
+files import, TensorFlow among them (the command names the first that is missing).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SIDES = (PEER, *REMAT)
 MOST_SHARDS = 16  # over which docs/measured.md shards
 GIB = 2**30
 MIB = 2**20
-# Of the processes: no chip is looked for, and a program for absent ones cannot be read from a cache.
+# Of the processes: no chip is looked for, and a cache cannot give back programs for absent ones.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
 Row = dict[str, Json]
 

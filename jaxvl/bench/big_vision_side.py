@@ -44,7 +44,7 @@ FILES = (
     "pp/registry.py",
     "utils.py",
 )
-# Where a package is not called as its module is; big_vision needs of TensorFlow its file names only.
+# Where a package is not called as its module is. Of TensorFlow a step needs the import alone.
 PACKAGES = {
     "absl": "absl-py",
     "ml_collections": "ml-collections",

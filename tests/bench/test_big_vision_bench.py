@@ -3,6 +3,7 @@
 JAXVL_BIG_VISION=/path/of/a/clone python -m pytest tests/bench/test_big_vision_bench.py
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -217,3 +219,27 @@ def test_it_is_compiled_with_the_state_donated(library, sizes):
     assert row["collectives"]["all-reduce"]["sent_mib"] >= 2 * 7 / 8 * gradients / 2**20
     assert row["arguments_gib"] >= 3 * gradients / 2**30
     assert row["temporaries_gib"] > 0 and row["traffic_gib"] > 3 * gradients / 2**30
+
+
+def test_its_loss_is_the_mean_over_pictures_of_all_pairs(library, sizes):
+    """Against float64 from its own embeddings; the first step of the warm-up moves nothing."""
+    sizes = dataclasses.replace(sizes, batch=8, image_size=32, length=4, vocabulary=50)
+    rng = np.random.default_rng(0)
+    image = rng.standard_normal((8, 32, 32, 3), np.float32)
+    labels = rng.integers(0, 50, (8, 4)).astype(np.int32)
+    model = side.make_model(library, sizes)
+    params = model.init(jax.random.key(0), image, labels)["params"]
+    squares = [np.sum(np.asarray(p, np.float64) ** 2) for p in jax.tree.leaves(params)]
+    u, v, _ = model.apply({"params": params}, image, labels)
+    logits = 10 * np.asarray(u, np.float64) @ np.asarray(v, np.float64).T - 10
+    signs = 2 * np.eye(8) - 1
+    expected = np.sum(np.logaddexp(0, -signs * logits)) / 8
+
+    optimiser = side.make_optimiser(library, sizes, params)
+    step = side.trace(library, sizes, "cpu:8", "replicated")
+    state = jax.device_put({"params": params, "opt": optimiser.init(params)}, step.shardings)
+    batch = {"image": image, "labels": labels}
+    _, metrics = step.traced.lower().compile()(state, jax.random.key(0), batch)
+    np.testing.assert_allclose(metrics["training_loss"], expected, rtol=1e-3)
+    np.testing.assert_allclose(metrics["l2_params"], np.sqrt(sum(squares)), rtol=1e-3)
+    assert metrics["l2_updates"] == 0 and metrics["l2_grads"] > 0
