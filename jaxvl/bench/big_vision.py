@@ -92,9 +92,10 @@ def refused(refusal: Refusal) -> Row:
 
 def compiled_peer(checkout: pathlib.Path, sizes: Sizes, topology: str, strategy: str) -> Row:
     """big_vision's figures."""
-    step = trace(load(checkout), sizes, topology, strategy)
-    state = per_device(step.state, step.shardings)
+    library = load(checkout)
     began = time.perf_counter()
+    step = trace(library, sizes, topology, strategy)
+    state = per_device(step.state, step.shardings)
     try:
         compiled = step.traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
