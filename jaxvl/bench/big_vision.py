@@ -53,6 +53,7 @@ PEER = "big_vision"
 REMAT = {"full": "full", "chunks": "chunks", "chunks+fsdp": "chunks"}  # of our sides
 SIDES = (PEER, *REMAT)
 MOST_SHARDS = 16  # over which docs/measured.md shards
+WIDTH = 130  # columns of the table
 GIB = 2**30
 MIB = 2**20
 # Of the processes: no chip is looked for, and a cache cannot give back programs for absent ones.
@@ -183,7 +184,7 @@ def rows_of(args: argparse.Namespace, log: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-COLUMNS = {
+FIGURES = {
     "temporaries_gib": "temporaries GiB",
     "above_arguments_gib": "peak less arguments GiB",
     "traffic_gib": "through memory GiB",
@@ -192,27 +193,35 @@ COLUMNS = {
 
 
 def table(rows: Sequence[Row], title: str) -> Table:
-    """One line for each side; shares are of the first that compiled."""
-    out = Table(title=title, title_justify="left")
+    """One column for each side; shares are of the first that compiled."""
+    caption = "collectives: number in the program, times a step, MiB that a device sends in a step"
+    out = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     out.add_column("per device")
-    for heading in COLUMNS.values():
-        out.add_column(heading, justify="right")
-    out.add_column("collectives: in the program, times a step, MiB sent")
-    base = next((row for row in rows if "failed" not in row), None)
     for row in rows:
-        if "failed" in row:
-            out.add_row(row["side"], *[""] * len(COLUMNS), row["failed"])
-            continue
-        cells = []
-        for key in COLUMNS:
-            share = "" if row is base else f" ({row[key] / base[key]:.2f} x)"
-            cells.append(f"{row[key]:,.2f}{share}")
-        kinds = [
-            f"{kind}: {n['number']}, {n['times']:,}, {n['sent_mib']:,.0f}"
-            for kind, n in row["collectives"].items()
-        ]
-        out.add_row(row["side"], *cells, "\n".join(kinds) or "none")
+        out.add_column(row["side"], justify="right")
+    base = next((row for row in rows if "failed" not in row), None)
+    for key, heading in FIGURES.items():
+        out.add_row(heading, *(_figure(row, key, base) for row in rows))
+    kinds = dict.fromkeys(kind for row in rows for kind in row.get("collectives", {}))
+    for kind in kinds:
+        out.add_row(kind, *(_sent(row, kind) for row in rows))
+    if any("failed" in row for row in rows):
+        out.add_row("", *(row.get("failed", "") for row in rows))
     return out
+
+
+def _figure(row: Row, key: str, base: Row | None) -> str:
+    if "failed" in row:
+        return ""
+    share = "" if row is base else f" ({row[key] / base[key]:.2f} x)"
+    return f"{row[key]:,.2f}{share}"
+
+
+def _sent(row: Row, kind: str) -> str:
+    found = row.get("collectives", {}).get(kind)
+    if found is None:
+        return ""
+    return f"{found['number']}, {found['times']:,}, {found['sent_mib']:,.0f}"
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
@@ -245,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
             parser.error(f"--sides: {side!r} is not valid; must be of {', '.join(SIDES)}")
     if PEER in args.sides and args.checkout is None:
         parser.error(f"--checkout: is required for the side {PEER}")
-    console = Console()
+    console = Console(width=WIDTH)
     try:
         rows = rows_of(args, console.print)
     except ConfigError as error:
