@@ -2,14 +2,19 @@
 
     python tests/planning/real_step.py DEVICES CHANGES    # of the miniature, as JSON
 
-Devices are simulated, and share the process' memory: all figures are of all of them together.
+Devices are simulated, and share the process' memory: all figures are of all of them together. What
+is allocated is asked of glibc, which maps every larger block by itself and knows how many bytes of
+such blocks there were at most; what of it lies in memory is the system's choice.
 """
 
 import ctypes
 import gc
 import json
+import os
 import pathlib
+import re
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -24,7 +29,9 @@ from jaxvl.training.compile import compile_turns
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from training import tiny  # noqa: E402
 
-STEPS = 3  # the first of which also loads code and starts threads
+MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
+BLOCK = 2**17  # bytes: smaller ones do not count
+QUEUED = 3  # steps that are asked for without waiting for the one before, as in training
 
 
 def held(devices):
@@ -46,22 +53,38 @@ def planned(experiment, devices):
     return {kind: devices * getattr(step.bytes, kind) for kind in kinds}
 
 
-def grown(take, *args):
-    """What `take` gives, and the bytes by which the process grows at most meanwhile."""
-    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = status("VmRSS")
-    given = jax.block_until_ready(take(*args))
-    return given, status("VmHWM") - before
+class _MallInfo2(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
 
 
-def status(key):
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = _MallInfo2
+
+
+def allocated():
+    """Bytes of larger blocks that are there now."""
+    return libc.mallinfo2().hblkhd
+
+
+def most_allocated():
+    """Bytes of larger blocks that were there at most, ever; glibc tells it on stderr only."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        libc.malloc_stats()
+        os.dup2(kept, 2)
+        os.close(kept)
+        file.seek(0)
+        return int(re.search(rb"max mmap bytes *= *(\d+)", file.read())[1])
 
 
 def run(experiment, devices):
-    """Bytes of the arrays between steps, and by which the process grows in each step."""
+    """Bytes of the arrays between steps, and how many more were allocated at most in a step, and in
+    several that were queued."""
     mesh = make_mesh(experiment.mesh, jax.devices()[:devices])
     shapes = fed_shapes(experiment.tasks["pairs"].data)
     rows = {name: np.ones(s.shape, s.dtype) for name, s in shapes.items()}
@@ -74,16 +97,22 @@ def run(experiment, devices):
         [program] = compile_turns(experiment, tasks, turns, model, abstract, places, mesh)
         step = program.bind(program.turns[0], ["pairs"], mesh)
         state = draw_state(fresh, 0, places, mesh)
-        batch = jax.block_until_ready(jax.device_put(rows, batch_sharding(mesh)))
+        batch = jax.device_put(rows, batch_sharding(mesh))
+        jax.block_until_ready((state, batch))
+        figures = {"held": sum(held(mesh.devices.flat))}
+        before, most_before = allocated(), most_allocated()
+        state, _ = jax.block_until_ready(step(state, (batch,)))
+        assert most_allocated() > most_before, "compiling took more than the step"
+        figures["step"] = most_allocated() - before
+        for _ in range(QUEUED):
+            state, _ = step(state, (batch,))
         jax.block_until_ready(state)
-        figures = {"held": sum(held(mesh.devices.flat)), "grown": []}
-        for _ in range(STEPS):
-            (state, _), growth = grown(step, state, (batch,))
-            figures["grown"].append(growth)
+        figures["queued"] = most_allocated() - before
     return figures
 
 
 if __name__ == "__main__":
+    libc.mallopt(MMAP_THRESHOLD, BLOCK)
     number = int(sys.argv[1])
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", number)

@@ -144,8 +144,10 @@ def listed(name, mesh, parameters, learned):
     if name == "imp":  # one tower, run for pictures and for texts; gradients of experts in float32
         weights = 2 * rest
         rest = 2 * rest
-    # On all devices: of fsdp's parameters the words' only, whose parts no fusion scatters.
-    summed = 0 if mesh == "zero1" else table + (rest if on["fsdp"] == 1 else 0)
+    # On all devices: of fsdp's parameters the words' and adapters' only, whose parts no fusion
+    # scatters.
+    unscattered = on["fsdp"] == 1 or name == "lora"
+    summed = 0 if mesh == "zero1" else table + (rest if unscattered else 0)
     rows = [
         *(_queues(batch) if name == "momentum" else _pairs(batch)),
         Listed(
@@ -178,7 +180,7 @@ def listed(name, mesh, parameters, learned):
                 3 * weights + words,
                 "weights in bfloat16: forward, backward, recomputation; the words' in float32",
             ),
-            *(_teachers(weights + words) if name == "momentum" else ()),
+            *(_teachers(1.1 * weights + words) if name == "momentum" else ()),
             Listed("reduce-scatter", "fsdp", "transpose", rest, "gradients, as parts"),
             Listed("all-reduce", "fsdp", "", 0.4 * rest, "gradients of narrow kernels; norms"),
             Listed("all-reduce", "data", "", rest / on["fsdp"] + SMALL, "gradients' parts"),
@@ -221,14 +223,14 @@ def _queues(batch):
         Listed(
             "all-gather",
             batch,
-            "itc_momentum/scatter",
+            r"itc_momentum\)/scatter",
             2.1 * EMBEDDINGS,
             "the teacher's rows and their groups, of which each device has a part of the places",
         ),
         Listed(
             "all-to-all collective-permute",
             batch,
-            "itc_momentum/concatenate",
+            r"itc_momentum\)/concatenate",
             2 * keys * EMBEDDINGS / 3,
             "batch and queue, each split over devices, as one",
         ),
@@ -250,7 +252,7 @@ def _queues(batch):
 
 
 def _teachers(weights):
-    why = "the teacher's weights: forward only"
+    why = "the teacher's weights: forward only; those of patches in float32"
     return [Listed("all-gather collective-permute", "fsdp", "before/momentum", weights, why)]
 
 
@@ -334,7 +336,7 @@ def little_effort():
 
 def cases():
     daily = {("clip", "data"), ("clip", "fsdp"), ("imp", "expert")}
-    daily |= {("momentum", "fsdp"), ("lora", "data")}
+    daily |= {("momentum", "fsdp")}
     only = {"expert": {"imp"}, "zero1": {"clip"}, "zero1 fsdp": {"clip"}}
     only |= {"tensor": {*MODELS} - {*FURTHER}}
     for name in MODELS:
