@@ -31,7 +31,6 @@ from training import tiny  # noqa: E402
 
 MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 BLOCK = 2**17  # bytes: smaller ones do not count
-QUEUED = 3  # steps that are asked for without waiting for the one before, as in training
 
 
 def held(devices):
@@ -61,11 +60,12 @@ class _MallInfo2(ctypes.Structure):
 
 
 libc = ctypes.CDLL(None)
-libc.mallinfo2.restype = _MallInfo2
+has_counts = hasattr(libc, "mallinfo2")  # glibc from 2.33 on
 
 
 def allocated():
     """Bytes of larger blocks that are there now."""
+    libc.mallinfo2.restype = _MallInfo2
     return libc.mallinfo2().hblkhd
 
 
@@ -83,8 +83,7 @@ def most_allocated():
 
 
 def run(experiment, devices):
-    """Bytes of the arrays between steps, and how many more were allocated at most in a step, and in
-    several that were queued."""
+    """Bytes of the arrays between steps, and how many more were allocated at most in a step."""
     mesh = make_mesh(experiment.mesh, jax.devices()[:devices])
     shapes = fed_shapes(experiment.tasks["pairs"].data)
     rows = {name: np.ones(s.shape, s.dtype) for name, s in shapes.items()}
@@ -101,13 +100,9 @@ def run(experiment, devices):
         jax.block_until_ready((state, batch))
         figures = {"held": sum(held(mesh.devices.flat))}
         before, most_before = allocated(), most_allocated()
-        state, _ = jax.block_until_ready(step(state, (batch,)))
+        jax.block_until_ready(step(state, (batch,)))
         assert most_allocated() > most_before, "compiling took more than the step"
         figures["step"] = most_allocated() - before
-        for _ in range(QUEUED):
-            state, _ = step(state, (batch,))
-        jax.block_until_ready(state)
-        figures["queued"] = most_allocated() - before
     return figures
 
 

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from real_step import held, libc
+from real_step import has_counts, held
 from training import tiny
 
 from jaxvl import plan
@@ -75,7 +75,7 @@ def test_more_cpus_than_there_are(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(libc, "mallinfo2"), reason="glibc from 2.33 on only")
+@pytest.mark.skipif(not has_counts, reason="glibc from 2.33 on only")
 @pytest.mark.parametrize(
     "devices, mesh",
     [
@@ -87,9 +87,9 @@ def test_more_cpus_than_there_are(tmp_path, capsys):
     ids=["one", "data", "fsdp", "data x fsdp x tensor"],
 )
 def test_a_plans_bytes_are_what_a_run_takes(devices, mesh):
-    """Of a ViT of width 256 on a batch of 256, whose temporaries are more than a GiB: what a
+    """Of a ViT of width 256 on a batch of 128, whose temporaries are 3/4 of a GiB: what a
     process holds for arrays, and allocates in a step, is what `measure` says, to 10 %."""
-    side, rows = 64, 256
+    side, rows = 64, 128
     picture = dict(name="picture", size=side)
     tower = dict(width=256, depth=4, heads=4, pool="mean")
     changes = dict(
@@ -116,9 +116,9 @@ def test_a_plans_bytes_are_what_a_run_takes(devices, mesh):
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads(done.stdout.splitlines()[-1])
     planned = figures["planned"]
-    assert planned["temporaries"] > 2**30, "too small to be told from what else a process holds"
-    held = planned["state"] + planned["batch"]
-    assert held == pytest.approx(figures["held"], rel=0.1), figures
+    assert planned["temporaries"] > 2**29, "too small to be told from what else a process holds"
+    kept = planned["state"] + planned["batch"]
+    assert kept == pytest.approx(figures["held"], rel=0.1), figures
     taken = planned["temporaries"] + planned["output"]
     assert taken == pytest.approx(figures["step"], rel=0.1), figures
     real = figures["held"] + figures["step"]

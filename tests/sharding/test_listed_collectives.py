@@ -129,9 +129,9 @@ class Listed:
     why: str
 
 
-def listed(name, mesh, parameters, learned):
-    """What a system's step may hold; `parameters`: their number, `learned`: of those that are not
-    frozen."""
+def listed(name, mesh, parameters, adapters):
+    """What a system's step may hold; `parameters`: their number, `adapters`: of those, the
+    adapters', beside which all others are frozen."""
     on = dict(zip(AXES, MESHES[mesh]))
     zero1 = mesh.startswith("zero1")
     batch = " x ".join(axis for axis in ("data", "fsdp") if on[axis] > 1)
@@ -139,14 +139,14 @@ def listed(name, mesh, parameters, learned):
     words = 4 * WORDS * WIDTH
     weights = 2 * (parameters - WORDS * WIDTH)  # bfloat16
     # Gradients: the words' is float32, the rest's bfloat16, as the products that make them.
-    table = 0 if name == "lora" else words
-    rest = 2 * learned if name == "lora" else weights
+    table = 0 if adapters else words
+    rest = 2 * adapters if adapters else weights
     if name == "imp":  # one tower, run for pictures and for texts; gradients of experts in float32
         weights = 2 * rest
         rest = 2 * rest
     # On all devices: of fsdp's parameters the words' and adapters' only, whose parts no fusion
     # scatters.
-    unscattered = on["fsdp"] == 1 or name == "lora"
+    unscattered = on["fsdp"] == 1 or adapters
     summed = 0 if mesh == "zero1" else table + (rest if unscattered else 0)
     rows = [
         *(_queues(batch) if name == "momentum" else _pairs(batch)),
@@ -299,7 +299,7 @@ def _experts(on, parameters):
 
 
 def compiled(name, shape, zero1=False, remat="full"):
-    """The collectives of a system's step, the number of its parameters, and of those it learns."""
+    """The collectives of a system's step, the number of its parameters, and of its adapters'."""
     towers = {k: dict(v, remat=remat) for k, v in TOWERS.items()} if remat != "full" else {}
     pairs = dict(tiny.task(batch=ROWS), objectives=OBJECTIVES[name], before=BEFORE.get(name, {}))
     experiment = tiny.experiment(
@@ -322,8 +322,8 @@ def compiled(name, shape, zero1=False, remat="full"):
         abstract = abstract_state(shapes, places)
         [program] = compile_turns(experiment, tasks, turns, model, abstract, places, mesh, teachers)
     sizes = {path: math.prod(s.shape) for path, s in shapes.params.items()}
-    learned = sum(sizes[path] for path in program.learns)
-    return collectives(read(program.step), mesh.size), sum(sizes.values()), learned
+    adapters = sum(size for path, size in sizes.items() if "/adapter/" in path)
+    return collectives(read(program.step), mesh.size), sum(sizes.values()), adapters
 
 
 @pytest.fixture
@@ -390,7 +390,7 @@ def test_recomputation_by_parts_adds_no_collectives(mesh):
 
 def test_what_is_not_listed_is_told():
     on = dict(zip(AXES, MESHES["data"]))
-    rows = listed("clip", "data", 600_000, 600_000)
+    rows = listed("clip", "data", 600_000, 0)
     everyone = np.arange(8)[None]
     gather = Collective("all-gather", "g", "jvp(model)/image/add", 2**20, 3, everyone)
     assert unlisted([gather], rows, on) == ["all-gather data 3145728 bytes: jvp(model)/image/add"]
