@@ -14,8 +14,9 @@ Parts, in this order; after each row FILE is written anew, so that what was meas
     open_clip   the same CLIP models in open_clip, torch.compile and bfloat16
     attention   implementations of attention
 
-A part that fails or runs out of its time leaves the others theirs. Exit status: 0, or 1 where a
-kernel is wrong or a part has failed.
+A part that fails or runs out of its time leaves the others theirs; what this chip does not run is
+skipped, and named. Exit status: 0, or 1 where a kernel is wrong, a part has failed, or a system, a
+kernel or an implementation of one failed at every size.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from jaxvl.bench.accelerator_parts import (
     tiles,
 )
 from jaxvl.bench.accelerator_parts.part import TINY, Deadline, Part, Row, Sizes
+from jaxvl.bench.accelerator_parts.verdict import judge
 from jaxvl.training.describe import describe_machine
 
 # Part -> what it runs, and its share of the time.
@@ -111,17 +113,19 @@ def _cell(value: Json) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def wrong(result: dict[str, Json]) -> list[str]:
-    """What went wrong: parts that failed, kernels that are not within their tolerance or that there
-    was no time for."""
-    problems = [name for name, found in result["parts"].items() if "failed" in found]
-    numbers_found = result["parts"].get("numbers", {"rows": [], "cut": False})
-    if numbers_found["cut"]:
-        problems.append("numbers were cut short")
-    for row in numbers_found["rows"]:
-        if not row["passed"]:
-            problems.append(f"{row['kernel']} ({row['kind']}, {row['dtype']}, {row['width']})")
-    return problems
+def tell(parts: dict[str, Json], console: Console) -> bool:
+    """Prints what was skipped, what failed and what is wrong; returns whether nothing is wrong."""
+    verdict = judge(parts)
+    lines = [
+        *(f"skipped: {line}" for line in verdict.skipped),
+        *(f"failed at some sizes: {line}" for line in verdict.failed),
+        *(f"WRONG: {line}" for line in verdict.wrong),
+    ]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    if "numbers" in parts and not judge({"numbers": parts["numbers"]}).wrong:
+        console.print("all kernels agree with float64")
+    return not verdict.wrong
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,9 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = tiles.table(result["parts"]["tiles"]["rows"], kind)
         args.blocks.write_text(json.dumps(found, indent=1) + "\n")
         console.print(f"tiles: {args.blocks}; use them by JAXVL_BLOCKS={args.blocks}")
-    problems = wrong(result)
-    console.print(f"WRONG: {'; '.join(problems)}" if problems else "all kernels agree with float64")
-    return 1 if problems else 0
+    return 0 if tell(result["parts"], console) else 1
 
 
 if __name__ == "__main__":

@@ -9,12 +9,20 @@ import pytest
 from rich.console import Console
 
 from jaxvl.bench import accelerator
-from jaxvl.bench.accelerator_parts import attention, numbers, steps, tiles
+from jaxvl.bench.accelerator_parts import (
+    attention,
+    beside_open_clip,
+    core,
+    numbers,
+    steps,
+    tiles,
+)
 from jaxvl.bench.accelerator_parts.part import TINY, Deadline
+from jaxvl.bench.accelerator_parts.verdict import judge
 from jaxvl.kernels.contrastive import sizes
 
 
-def test_all_parts_but_the_steps_run_and_the_kernels_agree(tmp_path):
+def test_all_parts_but_the_steps_run_and_the_kernels_agree(tmp_path, capsys):
     path = tmp_path / "found.json"
     blocks = tmp_path / "blocks.json"
     parts = "numbers,core,tiles,open_clip,attention"
@@ -23,6 +31,18 @@ def test_all_parts_but_the_steps_run_and_the_kernels_agree(tmp_path):
     found = json.loads(path.read_text())["parts"]
     assert list(found) == parts.split(",")
     assert not any("failed" in part or part["cut"] for part in found.values())
+    assert not any("failed" in row for part in found.values() for row in part["rows"])
+    skipped = {
+        "core: inf_cl: needs a CUDA GPU, torch and inf-cl",
+        "open_clip: CLIP ViT-B/16: needs a CUDA GPU, torch and open_clip",
+        "open_clip: CLIP ViT-L/14: needs a CUDA GPU, torch and open_clip",
+        "attention: flash: needs a TPU",
+        "attention: cudnn: needs a GPU",
+    }
+    assert set(judge(found).skipped) == skipped
+    printed = capsys.readouterr().out.splitlines()
+    assert {line.removeprefix("skipped: ") for line in printed if "skipped: " in line} == skipped
+    assert "all kernels agree with float64" in printed
     rows = found["numbers"]["rows"]
     kernels = {"pallas_tpu", "pallas_hopper", "pallas_triton", "chunked"}
     assert {row["kernel"] for row in rows} == kernels
@@ -88,28 +108,92 @@ def test_a_wrong_kernel_is_told(monkeypatch):
     monkeypatch.setattr(numbers, "kernels", lambda sizes, dtype: {"chunked": "chunked"})
     console = Console(quiet=True)
     result = accelerator.measure(["numbers"], TINY, 1e9, None, console)
-    assert "chunked (softmax, float32, 128)" in accelerator.wrong(result)
+    wrong = judge(result["parts"]).wrong
+    assert "numbers: chunked (softmax, float32, 128): off by more than is allowed" in wrong
 
 
 def test_a_part_that_fails_leaves_the_others_theirs(monkeypatch, tmp_path):
     def broken(sizes, deadline):
-        yield {"seconds": 1.0}
+        yield {"implementation": "chunked", "seconds": 1.0}
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setitem(accelerator.PARTS, "core", (broken, 0.5))
     path = tmp_path / "found.json"
     parts = ["core", "open_clip"]
     result = accelerator.measure(parts, TINY, 1e9, path, Console(quiet=True))
-    assert accelerator.wrong(result) == ["core"]
+    assert judge(result["parts"]).wrong == ("core: ZeroDivisionError: a bug",)
     found = json.loads(path.read_text())["parts"]
-    assert found["core"]["rows"] == [{"seconds": 1.0}] and "ZeroDivision" in found["core"]["failed"]
+    assert found["core"]["rows"] == [{"implementation": "chunked", "seconds": 1.0}]
+    assert "ZeroDivision" in found["core"]["failed"]
     assert found["open_clip"]["rows"]
 
 
 def test_time_that_is_up_ends_a_part_and_is_told():
     result = accelerator.measure(["numbers"], TINY, -1.0, None, Console(quiet=True))
     assert result["parts"]["numbers"]["rows"] == []
-    assert accelerator.wrong(result) == ["numbers were cut short"]
+    assert judge(result["parts"]).wrong == ("numbers: nothing was measured",)
+
+
+def broken(*args, **options):
+    raise RuntimeError("no such instruction")
+
+
+@pytest.mark.parametrize(
+    "part, module, function, subjects",
+    [
+        ("numbers", numbers, "contrastive_loss", 14),
+        ("core", core, "_ours", 5),
+        ("tiles", tiles, "_step", 2),
+        ("steps", steps, "_measured", 5),
+        ("attention", attention, "_measured", 2),
+    ],
+)
+def test_what_fails_at_every_size_is_told(monkeypatch, capsys, part, module, function, subjects):
+    """Exceptions of single rows, of which the part itself knows nothing."""
+    monkeypatch.setattr(module, function, broken)
+    assert accelerator.main(["--tiny", f"--parts={part}"]) == 1
+    printed = capsys.readouterr().out
+    told = [line for line in printed.splitlines() if line.startswith("WRONG: ")]
+    assert len(told) == subjects
+    for line in told:
+        assert line.startswith(f"WRONG: {part}: ")
+        assert line.endswith(": RuntimeError: no such instruction")
+    assert "agree with float64" not in printed
+
+
+def test_open_clip_that_crashes_is_told(monkeypatch, capsys):
+    """On a GPU with torch and open_clip, as far as the part can tell."""
+    monkeypatch.setattr(beside_open_clip, "platform", lambda: "gpu")
+    monkeypatch.setattr(beside_open_clip, "NEEDED", ())
+    monkeypatch.setattr(beside_open_clip, "isolated", broken)
+    assert accelerator.main(["--tiny", "--parts=open_clip"]) == 1
+    told = capsys.readouterr().out
+    for system in beside_open_clip.MODELS:
+        assert f"WRONG: open_clip: {system}: RuntimeError: no such instruction" in told
+
+
+def test_a_batch_that_has_no_room_is_told_and_is_no_fault(monkeypatch, capsys):
+    def measured(system, batch, sizes, peak):
+        if batch > 128:
+            raise RuntimeError("RESOURCE_EXHAUSTED: 1 TiB")
+        return {"seconds": 1.0}
+
+    monkeypatch.setattr(steps, "_measured", measured)
+    assert accelerator.main(["--parts=steps"]) == 0
+    told = capsys.readouterr().out
+    assert "failed at some sizes: steps: CLIP ViT-B/16: out of memory" in told
+    assert "WRONG" not in told and "agree with float64" not in told
+
+
+def test_tiles_are_for_accelerators(capsys):
+    assert accelerator.main(["--parts=tiles"]) == 0
+    assert "skipped: tiles: all: needs a GPU or TPU" in capsys.readouterr().out
+
+
+def test_one_implementation_that_fails_among_others_is_told():
+    rows = [{"implementation": "xla", "seconds": 1.0}, {"implementation": "cudnn", "failed": "no"}]
+    verdict = judge({"attention": {"rows": rows, "cut": False}})
+    assert verdict.wrong == ("attention: cudnn: no",) and not verdict.failed
 
 
 def test_the_fastest_tile_counts():

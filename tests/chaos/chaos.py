@@ -8,8 +8,12 @@ order that the seed draws. Then both must have the same last checkpoint to the l
 learnt the same records, each once in an epoch, and a log without a hole. A third run goes on with
 other numbers of devices, whose sums have another order: it must agree to `TOLERANCE`.
 
-A full disk is a tmpfs of the run's own, for which one has to be root; a clock that jumps needs a C
-compiler. Processes that a fault has not ended are ended by the harness.
+`disk_full` needs root, who mounts a tmpfs of the run's own; `clock_jump` needs a C compiler (`cc`).
+What was not played is named at the end, with the reason. Processes that a fault has not ended are
+ended by the harness.
+
+Exit status: 0, or 1 where a run did not end as it must (with the assertion), or where a fault was
+asked for by --faults and was not played.
 """
 
 from __future__ import annotations
@@ -38,7 +42,8 @@ PATIENCE = 900  # seconds that a process may take to get anywhere
 DISK = 64  # MiB that a run's disk has
 TOLERANCE = 1e-5  # of parameters on other devices, relative or absolute
 QUICK = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
-UNPLAYED = "not played"
+UNPLAYED = "not played"  # how what a fault returns begins where it could do nothing
+TOO_LATE = f"{UNPLAYED}: the run had ended"
 STOPPED = 75  # exit status of a run that SIGTERM has ended, with everything saved
 
 
@@ -138,7 +143,7 @@ def read_log(folder: pathlib.Path) -> list[dict]:
 
 
 # --------------------------------------------------------------------------------------------------
-# Faults: each befalls one life of a run. They return what they did, UNPLAYED where they could not.
+# Faults: each befalls one life of a run. They return what they did, or UNPLAYED and why.
 
 Fault = Callable[[Run, random.Random], str]
 
@@ -151,7 +156,7 @@ def soon(run: Run, draw: random.Random) -> int:
 def killed(run: Run, draw: random.Random) -> str:
     process = run.start()
     if not run.reach(process, soon(run, draw)):
-        return UNPLAYED
+        return TOO_LATE
     run.end(process, signal.SIGKILL)
     return "SIGKILL"
 
@@ -159,7 +164,7 @@ def killed(run: Run, draw: random.Random) -> str:
 def killed_in_a_save(run: Run, draw: random.Random) -> str:
     process = run.start()
     if not run.reach(process, soon(run, draw), saving=True):
-        return UNPLAYED
+        return TOO_LATE
     run.end(process, signal.SIGKILL)
     return "SIGKILL"
 
@@ -167,7 +172,7 @@ def killed_in_a_save(run: Run, draw: random.Random) -> str:
 def preempted(run: Run, draw: random.Random) -> str:
     process = run.start()
     if not run.reach(process, soon(run, draw)):
-        return UNPLAYED
+        return TOO_LATE
     run.end(process, signal.SIGTERM)
     assert process.returncode in (0, STOPPED), f"see {run.workdir}.log"
     return "SIGTERM"
@@ -176,10 +181,10 @@ def preempted(run: Run, draw: random.Random) -> str:
 def disk_full(run: Run, draw: random.Random) -> str:
     """No byte is left on the disk, for two checkpoints or until the run ends by that."""
     if not os.path.ismount(run.workdir):
-        return UNPLAYED
+        return f"{UNPLAYED}: no tmpfs could be mounted, which needs root"
     process = run.start()
     if not run.reach(process, soon(run, draw)):
-        return UNPLAYED
+        return TOO_LATE
     filler = run.workdir / "filler"
     with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
         while True:
@@ -258,17 +263,17 @@ def clock_jump(run: Run, draw: random.Random) -> str:
     """The clock is set back or forward while the run goes on, and is right again in its next life."""
     library = jumping_clock(run.programs.parent)
     if library is None:
-        return UNPLAYED
+        return f"{UNPLAYED}: there is no C compiler (cc)"
     days = draw.choice([-400, -1, 1, 400])
     told = run.workdir.with_suffix(".clock")
     told.unlink(missing_ok=True)
     env = {"JAXVL_CHAOS_CLOCK": str(told), "JAXVL_CHAOS_SECONDS": str(days * 86_400)}
     process = run.start(LD_PRELOAD=str(library), **env)
     if not run.reach(process, run.step() + 1):
-        return UNPLAYED
+        return TOO_LATE
     told.touch()
     if not run.reach(process, run.step() + 2 * EVERY):
-        return UNPLAYED
+        return TOO_LATE
     run.end(process, signal.SIGKILL)
     times = [line["time"] for line in read_log(run.folder)]
     jumps = [abs(b - a) for a, b in itertools.pairwise(times)]
@@ -290,7 +295,7 @@ def other_devices(run: Run, draw: random.Random) -> str:
     devices = draw.choice([1, 4])
     process = run.start(devices)
     if not run.reach(process, run.step() + draw.randrange(EVERY, 2 * EVERY)):
-        return UNPLAYED
+        return TOO_LATE
     run.end(process, draw.choice([signal.SIGKILL, signal.SIGTERM]))
     return f"{devices} for {DEVICES}"
 
@@ -457,18 +462,31 @@ def show(results: list[Result]) -> None:
     Console(width=max(100, 30 * (len(results) + 1))).print(table)
 
 
-def main(argv: list[str] | None = None) -> list[Result]:
+def unplayed(results: list[Result]) -> list[tuple[str, str]]:
+    """(fault, a line that says where and why) of all that were not played."""
+    return [
+        (fault, f"{r.system}, seed {r.seed}: {fault}: {what}")
+        for r in results
+        for fault, what in r.done.items()
+        if UNPLAYED in what
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
-    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument(
+        "--faults", nargs="+", choices=FAULTS, help="default: all that can be played"
+    )
     parser.add_argument("--workdir", type=pathlib.Path, help="kept; default: a temporary one")
     parser.add_argument("--at-once", type=int, default=2, help="systems that run at a time")
     args = parser.parse_args(argv)
     root = args.workdir or pathlib.Path(tempfile.mkdtemp(prefix="jaxvl-chaos-"))
-    faults = {name: FAULTS[name] for name in args.faults}
+    faults = {name: FAULTS[name] for name in args.faults or FAULTS}
     results = []
     for seed in args.seeds:
         with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
@@ -480,8 +498,14 @@ def main(argv: list[str] | None = None) -> list[Result]:
     show(results)
     if args.workdir is None:
         shutil.rmtree(root)
-    return results
+    missed = unplayed(results)
+    for _, line in missed:
+        print(line)
+    asked_for = {fault for fault, _ in missed} & {*(args.faults or ())}
+    if asked_for:
+        print(f"asked for by --faults, and not played: {', '.join(sorted(asked_for))}")
+    return 1 if asked_for else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

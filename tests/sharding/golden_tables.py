@@ -33,6 +33,8 @@ DENSE = ((16, 1, 1, 1), (4, 16, 1, 1), (4, 8, 4, 1))
 EXPERTS = ((16, 1, 1, 1), (4, 16, 1, 1), (4, 8, 4, 1), (2, 8, 1, 4), (2, 4, 2, 4))
 DEMO = ((8, 1, 1, 1), (2, 2, 2, 1))
 DEMO_EXPERTS = (*DEMO, (1, 2, 2, 2))
+MIXED = ((2, 2, 2, 1),)
+MIXED_EXPERTS = ((1, 2, 2, 2),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,35 @@ CASES = {
     "one_encoder": Case("methods/one_encoder.py", DEMO, "sounds"),
     "projectors": Case("methods/projectors.py", DEMO, "aligned"),
     "recipe": Case("methods/recipe.py", DEMO),
+    # All other files, on one mesh. Of several stages, one whose arrays are the most or the oddest.
+    "align_emoji": Case("align_emoji.py", MIXED),
+    "align_shapes": Case("align_shapes.py", MIXED),
+    "coca_distance": Case("coca_distance.py", MIXED),
+    "coca_emoji": Case("coca_emoji.py", MIXED),
+    "coca_scst_emoji": Case("coca_scst_emoji.py", MIXED),
+    "coca_shapes_vqa": Case("coca_shapes_vqa.py", MIXED),
+    "cosmo_shapes": Case("cosmo_shapes.py", MIXED),
+    "imp_demo": Case("imp_demo.py", MIXED),
+    "imp_demo-experts": Case("imp_demo.py:experts=8", MIXED_EXPERTS),
+    "sycoca_shapes": Case("sycoca_shapes.py", MIXED),
+    "clippings": Case("methods/clippings.py", MIXED, "linked"),
+    "close": Case("methods/close.py", MIXED, "captioner"),
+    "collap": Case("methods/collap.py", MIXED),
+    "gap": Case("methods/gap.py", MIXED),
+    "late_interaction": Case("methods/late_interaction.py", MIXED),
+    "mcl": Case("methods/mcl.py", MIXED, "one"),
+    "mm_embed": Case("methods/mm_embed.py", MIXED, "one"),
+    "one_to_k": Case("methods/one_to_k.py", MIXED),
+    "sepclr": Case("methods/sepclr.py", MIXED),
+    "two_stage_retrieval": Case("methods/two_stage_retrieval.py", MIXED, "texts"),
+    "visualness": Case("methods/visualness.py", MIXED),
+    "vlm2vec": Case("methods/vlm2vec.py", MIXED, "instructed"),
+}
+# Files whose arrays are those of another, so that they need no table of their own.
+ALIKE = {
+    "cwcl": (Case("methods/cwcl.py", MIXED), "gap"),
+    "hinge": (Case("methods/hinge.py", MIXED), "gap"),
+    "m3col": (Case("methods/m3col.py", MIXED), "gap"),
 }
 
 

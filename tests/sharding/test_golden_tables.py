@@ -9,7 +9,7 @@ import re
 import golden_tables
 import jax
 import pytest
-from golden_tables import CASES, COMMAND, FOLDER, abstract, grouped, system, table
+from golden_tables import ALIKE, CASES, COMMAND, FOLDER, ROOT, abstract, grouped, system, table
 from training import tiny
 
 from jaxvl.planning.measure import Setting, measure
@@ -20,6 +20,7 @@ from jaxvl.sharding.mesh import AXES
 DAILY = {
     *("clip-B16", "siglip-B16", "coca-base", "imp-base"),
     *("albef", "clip_moe", "fdt", "maple", "projectors"),
+    *("align_emoji", "close", "imp_demo-experts", "visualness", "vlm2vec"),
 }
 NAMES = [pytest.param(n, marks=() if n in DAILY else (pytest.mark.slow,)) for n in CASES]
 LARGE = 2**18  # elements
@@ -52,6 +53,21 @@ def _unpadded(text):
 
 def test_every_file_has_its_case():
     assert {file.stem for file in FOLDER.glob("*.txt")} == set(CASES)
+
+
+def test_every_config_has_its_case():
+    configs = ROOT / "configs"
+    shipped = {str(file.relative_to(configs)) for file in configs.rglob("*.py")}
+    cases = [*CASES.values(), *(case for case, _ in ALIKE.values())]
+    assert {case.config.partition(":")[0] for case in cases} == shipped
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_arrays_lie_as_those_of_another_config(name):
+    case, other = ALIKE[name]
+    _, *written = _unpadded((FOLDER / f"{other}.txt").read_text())
+    _, *now = _unpadded(table(case, system(case)))
+    assert now == written
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,5 +1,6 @@
 """The compiled steps of the shipped systems, in small, hold the collectives that are listed here, no
-others and not of more bytes: on data, data x fsdp, data x tensor, and with experts.
+others and not of more bytes: on data, data x fsdp, data x tensor, and with experts; and those of a
+system with a teacher and queues, and of one with LoRA adapters.
 
 By the TPUs' compiler. Towers are stacks of layers, the loss is over the whole batch, a captioner
 has a vocabulary, IMP its experts: what is gathered and summed is of the same kind as at full size.
@@ -22,6 +23,7 @@ from jaxvl.sharding.topology import compile_only_devices
 from jaxvl.training.build import build_model, fresh_state, make_tasks
 from jaxvl.training.checkpoint import abstract_state
 from jaxvl.training.compile import compile_turns
+from jaxvl.training.teacher_models import make_teachers
 
 WIDTH = 64  # of towers and embeddings
 LAYERS = 3
@@ -31,6 +33,10 @@ TEXT = 6
 WORDS = 4096
 GROUP = 1536  # tokens that are routed together: 16 groups of texts
 EXPERTS = 8
+RANK = 8  # of adapters
+QUEUE = 2 * ROWS
+
+EMBEDDINGS = 4 * ROWS * WIDTH  # bytes: of one side, of all devices together
 
 SMALL = 64 * 1024  # bytes: vectors and scalars
 STACK = dict(width=WIDTH, depth=LAYERS, heads=4, pool="mean", remat="full")
@@ -78,13 +84,21 @@ MODELS = dict(
         moe=dict(last=1, experts=EXPERTS, group_size=GROUP),
     ),
 )
+MODELS["momentum"] = MODELS["lora"] = MODELS["clip"]
 OBJECTIVES = dict(
     clip=dict(clip=1.0),
     siglip=dict(siglip=1.0),
     align=dict(align=1.0),
     coca=dict(clip=1.0, captioning=2.0),
     imp=dict(nce=dict(pairs=("vision-text",))),
+    momentum=dict(itc_momentum=dict(queue=QUEUE, duplicates="positive")),
+    lora=dict(clip=1.0),
 )
+# A teacher that follows the model, whose embeddings fill the queues; adapters beside frozen weights.
+MOMENTUM = dict(teachers=dict(momentum=dict(source="ema", decay=0.995)))
+BEFORE = dict(momentum=dict(momentum=dict(name="teach", teacher="momentum")))
+LORA = dict(adapters=dict(low=dict(name="lora", paths="(query|key|value|out|up|down)$", rank=RANK)))
+FURTHER = dict(momentum=MOMENTUM, lora=LORA)
 MESHES = {
     "data": (8, 1, 1, 1),
     "fsdp": (2, 4, 1, 1),
@@ -115,30 +129,27 @@ class Listed:
     why: str
 
 
-def listed(name, mesh, parameters):
-    """What a system's step may hold; `parameters`: their number."""
+def listed(name, mesh, parameters, adapters):
+    """What a system's step may hold; `parameters`: their number, `adapters`: of those, the
+    adapters', beside which all others are frozen."""
     on = dict(zip(AXES, MESHES[mesh]))
     zero1 = mesh.startswith("zero1")
     batch = " x ".join(axis for axis in ("data", "fsdp") if on[axis] > 1)
     shards = on["data"] * on["fsdp"]
-    table = 4 * WORDS * WIDTH  # the words', whose gradient is float32
-    rest = 2 * (parameters - WORDS * WIDTH)  # bfloat16, as the products that make their gradients
-    weights = rest
+    words = 4 * WORDS * WIDTH
+    weights = 2 * (parameters - WORDS * WIDTH)  # bfloat16
+    # Gradients: the words' is float32, the rest's bfloat16, as the products that make them.
+    table = 0 if adapters else words
+    rest = 2 * adapters if adapters else weights
     if name == "imp":  # one tower, run for pictures and for texts; gradients of experts in float32
         weights = 2 * rest
         rest = 2 * rest
-    embeddings = 4 * ROWS * WIDTH
-    # On all devices: of fsdp's parameters the words' only, whose parts no fusion scatters.
-    summed = 0 if mesh == "zero1" else table + (rest if on["fsdp"] == 1 else 0)
+    # On all devices: of fsdp's parameters the words' and adapters' only, whose parts no fusion
+    # scatters.
+    unscattered = on["fsdp"] == 1 or adapters
+    summed = 0 if mesh == "zero1" else table + (rest if unscattered else 0)
     rows = [
-        Listed(
-            "all-gather collective-permute",
-            batch,
-            "objectives/",
-            3.2 * embeddings,
-            "the loss' blocks meet: v forward, u and v backward, and vectors of their rows",
-        ),
-        Listed("all-to-all", batch, "objectives/", 16 * ROWS, "sums of columns go home"),
+        *(_queues(batch) if name == "momentum" else _pairs(batch)),
         Listed(
             "all-reduce",
             batch,
@@ -166,9 +177,10 @@ def listed(name, mesh, parameters):
                 "all-gather collective-permute",
                 "fsdp",
                 "model",
-                3 * weights + table,
+                3 * weights + words,
                 "weights in bfloat16: forward, backward, recomputation; the words' in float32",
             ),
+            *(_teachers(1.1 * weights + words) if name == "momentum" else ()),
             Listed("reduce-scatter", "fsdp", "transpose", rest, "gradients, as parts"),
             Listed("all-reduce", "fsdp", "", 0.4 * rest, "gradients of narrow kernels; norms"),
             Listed("all-reduce", "data", "", rest / on["fsdp"] + SMALL, "gradients' parts"),
@@ -188,6 +200,60 @@ def listed(name, mesh, parameters):
     if on["expert"] > 1:
         rows += _experts(on, parameters)
     return rows
+
+
+def _pairs(batch):
+    """Of a loss whose rows are compared with those of the batch."""
+    return [
+        Listed(
+            "all-gather collective-permute",
+            batch,
+            "objectives/",
+            3.2 * EMBEDDINGS,
+            "the loss' blocks meet: v forward, u and v backward, and vectors of their rows",
+        ),
+        Listed("all-to-all", batch, "objectives/", 16 * ROWS, "sums of columns go home"),
+    ]
+
+
+def _queues(batch):
+    """Of a loss whose rows are compared with a teacher's, of the batch and of two queues."""
+    keys = 1 + QUEUE / ROWS  # a row of the batch, of one side
+    return [
+        Listed(
+            "all-gather",
+            batch,
+            r"itc_momentum\)/scatter",
+            2.1 * EMBEDDINGS,
+            "the teacher's rows and their groups, of which each device has a part of the places",
+        ),
+        Listed(
+            "all-to-all collective-permute",
+            batch,
+            r"itc_momentum\)/concatenate",
+            2 * keys * EMBEDDINGS / 3,
+            "batch and queue, each split over devices, as one",
+        ),
+        Listed(
+            "all-gather collective-permute",
+            batch,
+            "objectives/",
+            2 * keys * EMBEDDINGS * 1.2,
+            "the loss' blocks meet: both sides' keys forward, none backward; vectors of their rows",
+        ),
+        Listed(
+            "all-to-all",
+            batch,
+            "objectives/",
+            2 * 2 * keys * 16 * ROWS,
+            "sums of columns go home: of two sides, against hard and soft targets",
+        ),
+    ]
+
+
+def _teachers(weights):
+    why = "the teacher's weights: forward only; those of patches in float32"
+    return [Listed("all-gather collective-permute", "fsdp", "before/momentum", weights, why)]
 
 
 def _tensor(name, shards):
@@ -233,27 +299,31 @@ def _experts(on, parameters):
 
 
 def compiled(name, shape, zero1=False, remat="full"):
-    """The collectives of a system's step, and the number of its parameters."""
+    """The collectives of a system's step, the number of its parameters, and of its adapters'."""
     towers = {k: dict(v, remat=remat) for k, v in TOWERS.items()} if remat != "full" else {}
-    tasks = dict(pairs=dict(tiny.task(batch=ROWS), objectives=OBJECTIVES[name]))
+    pairs = dict(tiny.task(batch=ROWS), objectives=OBJECTIVES[name], before=BEFORE.get(name, {}))
     experiment = tiny.experiment(
         model=MODELS[name] | towers,
-        tasks=tasks,
+        tasks=dict(pairs=pairs),
         tokenizer=dict(vocab_size=WORDS),
         optim=dict(lr=1e-3, warmup=2, zero1=zero1),
         mesh=dict(zip(AXES, shape)),
         dtype="bfloat16",
+        **FURTHER.get(name, {}),
     )
     mesh = make_mesh(experiment.mesh, compile_only_devices("v5e:2x4"))
-    model = build_model(experiment, vocabulary_of(experiment))
+    vocabulary = vocabulary_of(experiment)
+    model = build_model(experiment, vocabulary)
+    teachers = make_teachers(experiment, model, vocabulary)
     with jax.set_mesh(mesh):
-        _, shapes, places = fresh_state(experiment, model, mesh)
+        _, shapes, places = fresh_state(experiment, model, mesh, teachers)
         tasks = make_tasks(experiment)
         turns = experiment.schedule.build(["pairs"], experiment.steps).turns
         abstract = abstract_state(shapes, places)
-        [program] = compile_turns(experiment, tasks, turns, model, abstract, places, mesh)
-    parameters = sum(math.prod(s.shape) for s in shapes.params.values())
-    return collectives(read(program.step), mesh.size), parameters
+        [program] = compile_turns(experiment, tasks, turns, model, abstract, places, mesh, teachers)
+    sizes = {path: math.prod(s.shape) for path, s in shapes.params.items()}
+    adapters = sum(size for path, size in sizes.items() if "/adapter/" in path)
+    return collectives(read(program.step), mesh.size), sum(sizes.values()), adapters
 
 
 @pytest.fixture
@@ -266,10 +336,12 @@ def little_effort():
 
 def cases():
     daily = {("clip", "data"), ("clip", "fsdp"), ("imp", "expert")}
+    daily |= {("momentum", "fsdp")}
+    only = {"expert": {"imp"}, "zero1": {"clip"}, "zero1 fsdp": {"clip"}}
+    only |= {"tensor": {*MODELS} - {*FURTHER}}
     for name in MODELS:
         for on in MESHES:
-            of_one = {"expert": "imp", "zero1": "clip", "zero1 fsdp": "clip"}
-            if of_one.get(on, name) == name:
+            if name in only.get(on, MODELS):
                 slow = () if (name, on) in daily else (pytest.mark.slow,)
                 yield pytest.param(name, on, marks=slow)
 
@@ -300,8 +372,8 @@ def _fits(row, collective, axes):
 @pytest.mark.usefixtures("tpu_compiler", "little_effort")
 @pytest.mark.parametrize("name, mesh", cases())
 def test_only_listed_collectives(name, mesh):
-    found, parameters = compiled(name, MESHES[mesh], zero1=mesh.startswith("zero1"))
-    wrong = unlisted(found, listed(name, mesh, parameters), dict(zip(AXES, MESHES[mesh])))
+    found, *sizes = compiled(name, MESHES[mesh], zero1=mesh.startswith("zero1"))
+    wrong = unlisted(found, listed(name, mesh, *sizes), dict(zip(AXES, MESHES[mesh])))
     if wrong:
         pytest.fail("\n".join(wrong), pytrace=False)
 
@@ -310,15 +382,15 @@ def test_only_listed_collectives(name, mesh):
 @pytest.mark.parametrize("mesh", ["data", "fsdp"])
 def test_recomputation_by_parts_adds_no_collectives(mesh):
     """However many parts the rows of a layer have, its gradient is summed over devices once."""
-    found, parameters = compiled("clip", MESHES[mesh], remat="chunks")
-    wrong = unlisted(found, listed("clip", mesh, parameters), dict(zip(AXES, MESHES[mesh])))
+    found, *sizes = compiled("clip", MESHES[mesh], remat="chunks")
+    wrong = unlisted(found, listed("clip", mesh, *sizes), dict(zip(AXES, MESHES[mesh])))
     if wrong:
         pytest.fail("\n".join(wrong), pytrace=False)
 
 
 def test_what_is_not_listed_is_told():
     on = dict(zip(AXES, MESHES["data"]))
-    rows = listed("clip", "data", 600_000)
+    rows = listed("clip", "data", 600_000, 0)
     everyone = np.arange(8)[None]
     gather = Collective("all-gather", "g", "jvp(model)/image/add", 2**20, 3, everyone)
     assert unlisted([gather], rows, on) == ["all-gather data 3145728 bytes: jvp(model)/image/add"]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,14 +13,15 @@ from jaxvl.bench.step import VOCABULARY, inputs
 from jaxvl.interop.peers import peer
 
 MODELS = {"CLIP ViT-B/16": "ViT-B-16", "CLIP ViT-L/14": "ViT-L-14"}
+NEEDED = ("torch", "open_clip")
 BATCHES = (512, 256, 128, 64)
 
 
 def run(sizes: Sizes, deadline: Deadline) -> Iterator[Row]:
     """One row per model."""
     for system, model in MODELS.items():
-        if platform() != "gpu":
-            yield {"system": system, "skipped": "needs a CUDA GPU and torch"}
+        if platform() != "gpu" or not all(map(importlib.util.find_spec, NEEDED)):
+            yield {"system": system, "skipped": "needs a CUDA GPU, torch and open_clip"}
             continue
         for batch in BATCHES:
             if deadline.left < 0:

@@ -64,7 +64,7 @@ def _ours(rows: int, width: int, implementation: object, sizes: Sizes) -> Row:
 
 
 def _inf_cl(rows: int, width: int, sizes: Sizes) -> Row:
-    if platform() != "gpu" or importlib.util.find_spec("inf_cl") is None:
+    if platform() != "gpu" or not all(map(importlib.util.find_spec, ("torch", "inf_cl"))):
         return {"skipped": "needs a CUDA GPU, torch and inf-cl"}
     with isolated(inf_cl_step, rows, width, sizes.repeats) as take:
         return take()
