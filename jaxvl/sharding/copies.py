@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from jaxvl.kernels.device import device
 from jaxvl.sharding.mesh import BATCH_AXES, batch_shards
 from jaxvl.sharding.rules import auto_mesh, constrain, names_of, spec
 
@@ -45,7 +46,7 @@ def copies(x: jax.Array, axes: Sequence[str | None], rows: int) -> jax.Array:
         axis_names={*BATCH_AXES, *itertools.chain(*left)},
         check_vma=False,
     )
-    return shared(x)
+    return shared(_summable(x)).astype(x.dtype)
 
 
 def scattered(
@@ -108,7 +109,16 @@ def reduce_scattered(
 ) -> jax.Array:
     """Inside shard_map: a device's part of the sum of all devices' arrays, which `split` divides as
     in `all_gathered`, over those axes and `others`."""
+    part = _summable(total)
     for dimension, names in enumerate(split):
         if names:
-            total = jax.lax.psum_scatter(total, names, scatter_dimension=dimension, tiled=True)
-    return jax.lax.psum(total, others) if others else total
+            part = jax.lax.psum_scatter(part, names, scatter_dimension=dimension, tiled=True)
+    part = jax.lax.psum(part, others) if others else part
+    return part.astype(total.dtype)
+
+
+def _summable(x: jax.Array) -> jax.Array:
+    """`x` in a dtype in which devices' arrays are summed: XLA for CPUs ends the process (jax 0.10,
+    "Invalid binary instruction opcode copy") on sums of 16 bits inside shard_map."""
+    narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+    return x.astype(jnp.float32) if narrow and device()[0] == "cpu" else x

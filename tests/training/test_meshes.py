@@ -141,3 +141,31 @@ def test_moments_and_averages_split_over_data_change_no_number_and_take_their_pa
         of_parameters, of_averages = (kind[path] for kind in early)
         np.testing.assert_allclose(of_averages, average[path], atol=2e-6, err_msg=path)
         assert np.abs(of_averages - of_parameters).max() > 1e-4 or parameter.ndim < 2, path
+
+
+@pytest.mark.parametrize(
+    "name, shape, remat",
+    [
+        ("dual_encoder", (2, 4, 1, 1), "full"),
+        ("dual_encoder", (2, 4, 1, 1), "chunks"),
+        pytest.param("align", (1, 8, 1, 1), None, marks=pytest.mark.slow),
+        pytest.param("coca", (2, 2, 2, 1), None, marks=pytest.mark.slow),
+        pytest.param("imp_moe", (1, 2, 2, 2), None, marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_in_bfloat16_runs_on_simulated_devices(name, shape, remat):
+    """Sums of 16 bits over devices end XLA's process on CPUs; losses are one device's to 8 bits."""
+    changes, batch = system(name)
+    changes = {**changes, "dtype": "bfloat16"}
+    if remat:
+        image, text = (dict(part, remat=remat) for part in (VIT, TEXT))
+        changes["model"] = dict(MODELS[name], image=image, text=text)
+    found = []
+    for over in ((1, 1, 1, 1), shape):
+        step = Stepper(math.prod(over), **changes, mesh=dict(zip(AXES, over)))
+        state = step.first
+        for _ in range(2):
+            state, metrics = step(state, batch)
+        found.append(float(metrics["loss"]))
+    one, several = found
+    np.testing.assert_allclose(several, one, rtol=2**-8)
