@@ -41,7 +41,7 @@ class StepBytes:
       temporaries: what lives during the step only.
       output: what the step returns that does not take the place of its arguments.
       code: the program itself.
-      peak: the most at any moment, as the compiler says; None: it does not.
+      peak: the most at any moment, as the compiler says; None: it does not, as for CPUs.
     """
 
     state: int
