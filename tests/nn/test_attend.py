@@ -308,9 +308,9 @@ def test_flash_is_compiled_for_tpus(tpu_compiler, chip, length, heads, width, ma
     program = read(compiled)
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2
     mine = 8 * length * heads // 2 * width * 2
-    gathered = [
-        c for c in collectives(program, mesh.size) if c.kind in ("all-gather", "all-to-all")
-    ]
+    found = [c for c in collectives(program, mesh.size) if c.kind in ("all-gather", "all-to-all")]
+    # Gradients of parameters are scattered in parts that the compiler chooses.
+    gathered = [c for c in found if not c.source.endswith("shard_map/reduce_scatter")]
     assert all(c.size < mine for c in gathered), [(c.kind, c.size, c.source) for c in gathered]
 
 
