@@ -73,6 +73,22 @@ def test_the_ring_on_eight():
     assert "collective-permute" in program.as_text() and temporary(program) <= 512 * MIB
 
 
+def test_the_grid_on_64():
+    """Eight hosts of eight; 128 rows of each."""
+    mesh = data_mesh(devices("h200:1x8x8"))
+    program = compiled(
+        "softmax",
+        operands(64 * 128, 768, jnp.bfloat16, mesh),
+        mesh,
+        implementation="pallas_triton",
+        collective="grid",
+    )
+    text = program.as_text()
+    assert TRITON in text and "collective-permute" not in text
+    assert "all-gather" in text and "reduce-scatter" in text
+    assert temporary(program) <= 32 * MIB
+
+
 def test_what_does_not_fit_is_refused():
     mesh = data_mesh(devices("h200"))
     too_large = pallas_triton.PallasTriton(pallas_triton.Tile(256, 256, 512), shared=2**30)
