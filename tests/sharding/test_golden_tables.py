@@ -70,6 +70,13 @@ def test_arrays_lie_as_those_of_another_config(name):
     assert now == written
 
 
+def indivisible(array, shards):
+    """Whether it is a kernel whose output channels cannot be split evenly: 344 and 824 of
+    EfficientNet-L2's blocks by 16."""
+    sizes = dict(zip(array.axes, array.shape))
+    return sizes.get("conv_out", 0) % shards != 0
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_large_parameters_are_split_over_fsdp(name):
     for shape in CASES[name].meshes:
@@ -78,6 +85,7 @@ def test_large_parameters_are_split_over_fsdp(name):
             if on["fsdp"] == 1 or math.prod(array.shape) < LARGE:
                 continue
             excepted = any(re.search(pattern, array.path) for pattern in WHOLE)
+            excepted |= name == "align-l2" and indivisible(array, on["fsdp"])
             assert ("fsdp" in array.spec) != excepted, (on, array)
 
 
