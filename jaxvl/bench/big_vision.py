@@ -42,9 +42,9 @@ from jaxvl.bench.harness import isolated, publish
 from jaxvl.config import ConfigError, check, load_file, override, resolve
 from jaxvl.config.errors import one_line
 from jaxvl.hlo import collectives, read, traffic
-from jaxvl.planning.figures import Refusal
-from jaxvl.planning.measure import Setting, measure, per_device, refusal
-from jaxvl.sharding.topology import compile_only_devices
+from jaxvl.planning.figures import Refusal, StepBytes
+from jaxvl.planning.measure import Setting, measure, per_device, refusal, step_bytes
+from jaxvl.sharding.topology import compile_only_devices, parse_topology
 from jaxvl.training.cost import count_flops
 from jaxvl.training.experiment import Experiment
 
@@ -91,6 +91,17 @@ def refused(refusal: Refusal) -> Row:
     return {"failed": failed, "needed_gib": needed, "available_gib": available}
 
 
+def memory_of(size: StepBytes) -> Row:
+    """GiB; None for what the compiler does not tell."""
+    arguments = size.state + size.batch
+    above = None if size.peak is None else (size.peak - arguments) / GIB
+    return {
+        "temporaries_gib": size.temporaries / GIB,
+        "above_arguments_gib": above,
+        "arguments_gib": arguments / GIB,
+    }
+
+
 def compiled_peer(checkout: pathlib.Path, sizes: Sizes, topology: str, strategy: str) -> Row:
     """big_vision's figures."""
     library = load(checkout)
@@ -102,15 +113,12 @@ def compiled_peer(checkout: pathlib.Path, sizes: Sizes, topology: str, strategy:
     except jax.errors.JaxRuntimeError as error:
         return refused(refusal(PEER, str(error), state))
     seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
     program = read(compiled)
     found = collectives(program, step.devices)
-    arguments = memory.argument_size_in_bytes
+    on_cpu = parse_topology(topology).chip is None
     return {
         "parameters": sum(p.size for p in jax.tree.leaves(step.state["params"])),
-        "temporaries_gib": memory.temp_size_in_bytes / GIB,
-        "above_arguments_gib": (memory.peak_memory_in_bytes - arguments) / GIB,
-        "arguments_gib": arguments / GIB,
+        **memory_of(step_bytes(compiled, state, on_cpu=on_cpu)),
         "traffic_gib": traffic(program) / GIB,
         "tflop": count_flops(step.traced.jaxpr) / step.devices / 1e12,
         "collectives": by_kind((c.kind, 1, c.times, c.sent * c.times) for c in found),
@@ -124,12 +132,9 @@ def compiled_ours(side: str, variant: str, batch: int, topology: str, fsdp: int)
     if plan.refused:
         return refused(plan.refused[0])
     [step] = plan.steps
-    arguments = step.bytes.state + step.bytes.batch
     return {
         "parameters": plan.parameters,
-        "temporaries_gib": step.bytes.temporaries / GIB,
-        "above_arguments_gib": (step.bytes.peak - arguments) / GIB,
-        "arguments_gib": arguments / GIB,
+        **memory_of(step.bytes),
         "traffic_gib": step.traffic / GIB,
         "tflop": step.flops / plan.devices / 1e12,
         "collectives": by_kind((c.kind, c.number, c.times, c.sent) for c in step.collectives),
@@ -213,6 +218,8 @@ def table(rows: Sequence[Row], title: str) -> Table:
 def _figure(row: Row, key: str, base: Row | None) -> str:
     if "failed" in row:
         return ""
+    if row[key] is None:
+        return "not told"
     share = "" if row is base else f" ({row[key] / base[key]:.2f} x)"
     return f"{row[key]:,.2f}{share}"
 

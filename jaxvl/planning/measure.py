@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
+from jax.stages import Compiled
 
 from jaxvl.aliases import Tree
 from jaxvl.data.tokenizers import Tokenizer, make_tokenizer
@@ -232,7 +233,7 @@ def _step(
         rows=rows,
         flops=cost.flops,
         model_flops=cost.model_flops,
-        bytes=_step_bytes(compiled, state),
+        bytes=step_bytes(compiled.step, state, on_cpu=device()[0] == "cpu"),
         traffic=moved,
         collectives=tuple(_gathered(found, mesh, network)),
         roofline=roofline,
@@ -243,10 +244,11 @@ def _step(
     )
 
 
-def _step_bytes(compiled: CompiledStep, state: int) -> StepBytes:
-    told = compiled.step.memory_analysis()
+def step_bytes(compiled: Compiled, state: int, *, on_cpu: bool) -> StepBytes:
+    """What a compiled step needs of a device, of which `state` are its arguments' own."""
+    told = compiled.memory_analysis()
     # The CPU's compiler leaves temporaries out of its peak.
-    most = None if device()[0] == "cpu" else told.peak_memory_in_bytes or None
+    most = None if on_cpu else told.peak_memory_in_bytes or None
     return StepBytes(
         state=min(state, told.argument_size_in_bytes),
         batch=max(0, told.argument_size_in_bytes - state),

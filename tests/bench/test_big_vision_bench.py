@@ -4,6 +4,7 @@ JAXVL_BIG_VISION=/path/of/a/clone python -m pytest tests/bench/test_big_vision_b
 """
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -14,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxvl.bench import big_vision as bench
 from jaxvl.bench import big_vision_side as side
 from jaxvl.config import ConfigError
+from jaxvl.planning.figures import StepBytes
 from jaxvl.training.cost import count_flops
 
 CHECKOUT = os.environ.get("JAXVL_BIG_VISION")
@@ -243,3 +246,15 @@ def test_its_loss_is_the_mean_over_pictures_of_all_pairs(library, sizes):
     np.testing.assert_allclose(metrics["training_loss"], expected, rtol=1e-3)
     np.testing.assert_allclose(metrics["l2_params"], np.sqrt(sum(squares)), rtol=1e-3)
     assert metrics["l2_updates"] == 0 and metrics["l2_grads"] > 0
+
+
+def test_a_peak_that_no_compiler_tells_is_not_made_up():
+    """As on CPUs; the other figures stay."""
+    size = StepBytes(state=2**30, batch=0, temporaries=2**31, output=0, code=0, peak=None)
+    row = bench.memory_of(size)
+    assert row == dict(temporaries_gib=2.0, above_arguments_gib=None, arguments_gib=1.0)
+    rows = [dict(row, side=name, traffic_gib=1.0, tflop=1.0) for name in ("one", "other")]
+    console = Console(width=bench.WIDTH, record=True, file=io.StringIO())
+    console.print(bench.table(rows, "title"))
+    [line] = [line for line in console.export_text().splitlines() if "peak" in line]
+    assert line.count("not told") == 2
